@@ -1,0 +1,55 @@
+# Thin: every target calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… SOURCE=… COMPANION=NAME=PATH
+# PREBUILT=NAME|all CACHE=DIR are passed on.
+PYTHON ?= python3
+DCA := .venv/bin/dca
+export CUDA ARCH RECIPE PROFILE WITH SOURCE COMPANION PREBUILT CACHE
+
+flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
+FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
+        $(call flag,WITH,with) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
+        $(call flag,PREBUILT,prebuilt) $(call flag,CACHE,cache-dir)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv dev plan fetch wheel inspect locks test prove bench check format clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+venv: ## the project's own environment, .venv
+	@$(PYTHON) scripts/bootstrap.py
+
+dev:
+	@$(PYTHON) scripts/bootstrap.py --dev
+
+plan: venv ## what would be built and why; nothing is fetched
+	@$(DCA) plan $(FLAGS)
+
+fetch: venv ## the sources, pinned and patched
+	@$(DCA) fetch $(FLAGS)
+
+wheel: venv ## a wheel in dist/
+	@$(DCA) wheel $(FLAGS)
+
+inspect: venv ## what is in the wheels of dist/
+	@for wheel in dist/*.whl; do $(DCA) inspect "$$wheel" || exit; done
+
+locks: venv ## solve the locks of every recipe again, as of its date
+	@$(PYTHON) scripts/locks.py
+
+test: dev ## every test; needs the wheel of `make wheel`, and makes it if it is missing
+	@.venv/bin/python -m pytest
+
+prove: dev ## the counted fault tests at their full count
+	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m proof
+
+bench: dev ## the figures of docs/benchmarks.md
+	@.venv/bin/python scripts/bench.py
+
+check: dev ## ruff and mypy
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+format: dev
+	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+clean: ## removes .venv and dist; the cache stays
+	rm -rf .venv dist

@@ -1,0 +1,5 @@
+"""`python -m dca`."""
+
+from dca.cli import main
+
+main()

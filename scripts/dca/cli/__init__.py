@@ -1,0 +1,129 @@
+"""The command line: the only place that prints."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from dca import __version__
+
+# Each command's module is imported only when it is called, so that `dca --help` stays quick.
+COMMANDS = {
+    "plan": ("dca.cli.plan", "What would be built and why; nothing is fetched."),
+    "fetch": ("dca.cli.fetch", "The sources only: pinned, checked and patched."),
+    "wheel": ("dca.cli.wheel", "A wheel: plan, fetch, patch, compile, package, inspect."),
+    "inspect": ("dca.cli.inspect", "What is in a wheel: modules, GPU archs, ops, torch, sizes."),
+}
+
+
+class Commands(click.Group):
+    """Commands that are loaded when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Names, in the order of the way through the house."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of that name; for the list of commands only its first line."""
+        if name not in COMMANDS:
+            return None
+        module, help_text = COMMANDS[name]
+        if ctx.resilient_parsing or ctx.meta.get("dca.listing"):
+            return click.Command(name, short_help=help_text)
+        command: click.Command = importlib.import_module(module).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest one."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean `dca {near[0]}`?" if near else f" Commands: {', '.join(COMMANDS)}."
+            raise click.UsageError(f"there is no command `{args[0]}`.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dca")
+def root() -> None:
+    """Builds and proves vLLM wheels with dual chunk attention.
+
+    Exit codes: 0 fine; 1 a check failed; 2 wrong usage; 3 no plan possible; 4 source could not be had or is not what
+    was pinned; 5 a patch does not apply; 6 compile failed; 7 the wheel is not what was planned; 130 interrupted.
+    """
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal module's signature
+    from dca.errors import Interrupted
+
+    raise Interrupted
+
+
+def main() -> None:
+    """Run the command line and end with its exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminated)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; every error becomes one message and an exit code."""
+    from dca.errors import DcaError, Interrupted, from_os_error
+
+    as_json = "--json" in arguments
+    try:
+        root.main(args=arguments, prog_name="dca", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.UsageError as error:
+        return _say(DcaError("DCA-201", error.format_message(), remedy=_usage(error)), as_json=as_json)
+    except (KeyboardInterrupt, click.Abort, Interrupted):
+        click.echo(
+            "Interrupted. Nothing half-made was left; the same command goes on where this one stopped.",
+            err=True,
+        )
+        return 130
+    except DcaError as error:
+        return _say(error, as_json=as_json)
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody left to tell.
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        return _say(from_os_error(error), as_json=as_json)
+    return 0
+
+
+def _usage(error: click.UsageError) -> str:
+    path = error.ctx.command_path if error.ctx else "dca"
+    return f"see `{path} --help`."
+
+
+def _say(error: Exception, *, as_json: bool) -> int:
+    from dca.errors import DcaError
+
+    assert isinstance(error, DcaError)  # noqa: S101 - told by the callers
+    if as_json:
+        told = {
+            "schema": "dca.error/1",
+            "code": error.code,
+            "exit": error.exit_code,
+            "what": error.what,
+            "why": error.why,
+            "next": error.remedy,
+        }
+        click.echo(json.dumps(told, indent=2, sort_keys=True))
+    click.echo(str(error), err=True)
+    return error.exit_code

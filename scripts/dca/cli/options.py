@@ -1,0 +1,161 @@
+"""Options that several commands share, and the request they make."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dca.cli.terminal import Terminal
+from dca.errors import DcaError
+from dca.plan import Request
+from dca.store import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output(function: F) -> F:
+    """--json and --quiet."""
+    function = click.option("--quiet", is_flag=True, help="Only errors and the result.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="The result as one JSON document.")(function)
+
+
+def cache(function: F) -> F:
+    """--cache-dir."""
+    return click.option(
+        "--cache-dir", envvar="DCA_CACHE_DIR", type=click.Path(path_type=Path, file_okay=False),
+        help="Where downloads, environments and builds are kept [DCA_CACHE_DIR; the user's cache folder].",
+    )(function)  # fmt: skip
+
+
+def request(function: F) -> F:
+    """What to build."""
+    options = [
+        click.option("--recipe", help="The source line to build; the first that can be built when not given."),
+        click.option("--cuda", help="The CUDA line to run on, such as 12.1."),
+        click.option(
+            "--arch", "archs", multiple=True, help="GPU archs, such as 8.0,9.0 [the GPUs here, else 8.0,9.0]."
+        ),
+        click.option("--profile", default="lean", show_default=True, help="What is compiled."),
+        click.option("--with", "groups", multiple=True, metavar="GROUP", help="A group in addition to the profile's."),
+        click.option("--source", type=click.Path(path_type=Path), help="A local clone or the sdist."),
+        click.option("--dirty", is_flag=True, help="Take a local folder as it is; publish refuses such a wheel."),
+        click.option(
+            "--companion", "companions", multiple=True, metavar="NAME=PATH", help="A companion's local clone."
+        ),
+        click.option("--prebuilt", multiple=True, metavar="NAME|all", help="Copy from the official wheel."),
+        click.option("--toolkit", type=click.Path(path_type=Path), help="A CUDA toolkit's folder."),
+        click.option("--strict-cuda", is_flag=True, help="Refuse another CUDA version than the one asked for."),
+        click.option("--python", help="The Python version to build with, such as 3.12 [the tool's own]."),
+        click.option("--update", is_flag=True, help="Probe again what can be reached."),
+    ]
+
+    @functools.wraps(function)
+    def wrapper(**given: Any) -> Any:
+        names = (
+            "recipe",
+            "cuda",
+            "archs",
+            "profile",
+            "groups",
+            "source",
+            "dirty",
+            "companions",
+            "prebuilt",
+            "toolkit",
+            "strict_cuda",
+            "python",
+        )
+        return function(request=make_request({name: given.pop(name) for name in names}), **given)
+
+    wrapped: Any = wrapper
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def make_request(given: dict[str, Any]) -> Request:
+    """The request for some options; numbers and paths are checked here.
+
+    Raises:
+        DcaError: DCA-201 for a value of the wrong form, DCA-204 for a path that is not there.
+    """
+    if given["cuda"] is not None and not re.fullmatch(r"\d{1,2}\.\d", given["cuda"]):
+        raise DcaError("DCA-201", f"--cuda {given['cuda']} is not a CUDA version.", remedy="write it as 12.1.")
+    if given["python"] is not None and not re.fullmatch(r"3\.\d{1,2}", given["python"]):
+        raise DcaError("DCA-201", f"--python {given['python']} is not a Python version.", remedy="write it as 3.12.")
+    return Request(
+        recipe=given["recipe"],
+        cuda=given["cuda"],
+        archs=tuple(dict.fromkeys(arch(word) for words in given["archs"] for word in _words(words))),
+        profile=given["profile"],
+        groups=tuple(dict.fromkeys(word for words in given["groups"] for word in _words(words))),
+        source=_path("--source", given["source"]),
+        dirty=given["dirty"],
+        companions=companions(given["companions"]),
+        prebuilt=tuple(dict.fromkeys(word for words in given["prebuilt"] for word in _words(words))),
+        toolkit=_path("--toolkit", given["toolkit"]),
+        strict_cuda=given["strict_cuda"],
+        python=given["python"],
+    )
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[,;\s]+", text) if word]
+
+
+def arch(text: str) -> str:
+    """A GPU arch as compute capability: 9.0, 90 and sm_90 are the same; +PTX may follow.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    match = re.fullmatch(r"(?:sm_?|compute_?)?(\d{1,2})\.?(\d)(a?)(\+PTX)?", text, re.IGNORECASE)
+    if match is None:
+        raise DcaError(
+            "DCA-201",
+            f"--arch {text} is not a GPU architecture.",
+            remedy="write compute capabilities, such as 8.0,9.0.",
+        )
+    return f"{match[1]}.{match[2]}{match[3].lower()}{(match[4] or '').upper()}"
+
+
+def companions(given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=PATH pairs."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, separator, path = text.partition("=")
+        if not separator or not name or not path:
+            raise DcaError(
+                "DCA-201",
+                f"--companion {text} is not NAME=PATH.",
+                remedy="write it as --companion flash-attention=/path/to/clone.",
+            )
+        found[name] = str(_path("--companion", Path(path)))
+    return found
+
+
+def _path(flag: str, path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if not path.exists():
+        raise DcaError("DCA-204", f"{flag}: {path} does not exist.", remedy="check the path.")
+    return str(path.resolve())
+
+
+def open_cache(folder: Path | None) -> Store:
+    """The cache named, or the user's own."""
+    if folder is None:
+        from platformdirs import user_cache_path
+
+        folder = user_cache_path("dca")
+    return Store(folder.resolve())
+
+
+def terminal(*, as_json: bool, quiet: bool) -> Terminal:
+    """Who shows progress: on standard error, so that standard output holds the result alone."""
+    return Terminal(quiet=quiet or as_json)

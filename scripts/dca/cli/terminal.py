@@ -1,0 +1,97 @@
+"""Shows a running build: a bar on a terminal, a line every 30 seconds without one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LINE_SECONDS = 30.0
+
+
+class Terminal:
+    """A reporter that writes to standard error.
+
+    Args:
+        quiet: say nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
+        self._last = 0.0
+        self._started = time.monotonic()
+        self._stage_started = self._started
+        self._bar: object | None = None
+        self._stage = ""
+
+    def __enter__(self) -> Terminal:
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.fields[stage]:>12}", style="bold green"), BarColumn(bar_width=30),
+                TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TimeRemainingColumn(),
+                TextColumn("{task.description}"), console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from rich.progress import Progress
+
+        if isinstance(self._bar, Progress):
+            self._bar.stop()
+
+    def stage(self, name: str, detail: str = "") -> None:
+        """A stage begins: one line that stays."""
+        self._stage, self._stage_started, self._last = name, time.monotonic(), time.monotonic()
+        self._print(f"{name:>12}  {detail}")
+        self._clear()
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self._print(f"{'':>12}  {text}")
+
+    def progress(self, done: float, total: float, text: str) -> None:
+        """Move the bar, or write a line when 30 seconds have passed since the last."""
+        if self._quiet:
+            return
+        from rich.progress import Progress
+
+        if isinstance(self._bar, Progress):
+            if not self._bar.task_ids:
+                self._bar.add_task(text, total=total, stage=self._stage)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, description=text[:60])
+            return
+        now = time.monotonic()
+        if now - self._last >= LINE_SECONDS:
+            self._last = now
+            share = f"{100 * done / total:3.0f} %" if total else ""
+            spent = now - self._stage_started
+            left = f", about {_minutes(spent * (total - done) / done)} left" if done and total else ""
+            self._print(f"{self._stage:>12}  {share} after {_minutes(spent)}{left}: {text}")
+
+    def _clear(self) -> None:
+        from rich.progress import Progress
+
+        if isinstance(self._bar, Progress):
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
+
+    def _print(self, line: str) -> None:
+        if self._quiet:
+            return
+        from rich.progress import Progress
+
+        if isinstance(self._bar, Progress):
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,111 @@
+"""`dca wheel`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+from dca import documents, gather, inspection, wheel
+from dca.cli import options
+from dca.inspection import Inspection
+from dca.plan import Plan, Request
+from dca.wheel import Made
+
+
+@click.command("wheel")
+@options.request
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("dist"),
+    show_default=True,
+    help="Where the wheel goes.",
+)
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as JSON.")
+@options.cache
+@options.output
+def command(
+    request: Request,
+    out: Path,
+    report: Path | None,
+    cache_dir: Path | None,
+    update: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make a wheel: plan, fetch, patch, compile, package, inspect.
+
+    What an earlier run finished is kept: the same command goes on where it stopped, and ends at once when nothing
+    changed.
+    """
+    cache = options.open_cache(cache_dir)
+    plan, world = gather.make_plan(request, cache, update=update)
+    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+        reporter.stage("plan", f"{plan.recipe}: {plan.version}")
+        for choice in plan.choices:
+            if choice.subject in ("CUDA", "copied modules"):
+                reporter.note(f"{choice.value}: {choice.reason}")
+        for warning in plan.warnings:
+            reporter.note(f"Warning: {warning}")
+        made = wheel.make(plan, world, cache, out.resolve(), reporter)
+    if report is not None:
+        documents.write(made, report)
+    if as_json:
+        click.echo(documents.dumps(made).decode(), nl=False)
+    elif quiet:
+        click.echo(made.wheel)
+    else:
+        click.echo(summary(plan, made))
+
+
+def summary(plan: Plan, made: Made) -> str:
+    """What was made, what of it was compiled, and how to install it."""
+    found = documents.read(inspection.Inspection, Path(made.run) / "inspection.json")
+    again = " (unchanged since an earlier run)" if made.unchanged else ""
+    lines = ["", f"{_relative(made.wheel)}{again}", f"  sha256 {made.sha256}"]
+    spent = f"{made.seconds:.0f} s" if made.seconds >= 10 else f"{made.seconds:.1f} s"
+    size = f"{made.bytes / 1e6:.1f} MB"
+    if made.unchanged:
+        lines.append(f"  {size}, checked in {spent}")
+    else:
+        lines.append(
+            f"  {size} in {spent}; {made.objects_compiled_now} of {made.objects} objects compiled now, "
+            f"{made.compile_seconds:.0f} compiler-seconds in all"
+        )
+    lines.append("  DCA kernel modules")
+    for module in plan.modules:
+        how = (
+            f"compiled from source with nvcc {plan.cuda}"
+            if module.origin == "compiled"
+            else ("copied from the official wheel")
+        )
+        lines.append(f"    {module.path:<46} {how}; {_archs(found, module.path)}")
+    if plan.substituted:
+        lines.append(
+            f"  CUDA {plan.cuda} in place of {plan.cuda_asked}: its kernels run on every CUDA "
+            f"{plan.cuda.split('.')[0]}.x driver."
+        )
+    lines += [
+        "  Install it with its lock:",
+        f"    uv pip install -r {shlex.quote(_relative(made.lock))}",
+        f"    uv pip install --no-deps {shlex.quote(_relative(made.wheel))}",
+        f"  Evidence: {made.run}",
+    ]
+    return "\n".join(lines)
+
+
+def _archs(found: Inspection, path: str) -> str:
+    for module in found.modules:
+        if module.path == path:
+            sass = ", ".join(f"sm_{arch.replace('.', '')}" for arch in module.sass)
+            ptx = ", ".join(module.ptx)
+            return (sass or "no device code") + (f", PTX {ptx}" if ptx else "")
+    return "not in the wheel"
+
+
+def _relative(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

@@ -1,0 +1,42 @@
+"""Where the data lies: `build/` and `patches/` of a checkout, or the copies inside an installed package."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+@cache
+def data_root() -> Path:
+    """The folder that holds `build/` and `patches/`."""
+    checkout = HERE.parent.parent
+    if (checkout / "build" / "recipes").is_dir() and (checkout / "scripts" / "dca") == HERE:
+        return checkout
+    return HERE / "_data"
+
+
+def recipes_folder() -> Path:
+    """One TOML file per recipe."""
+    return data_root() / "build" / "recipes"
+
+
+def toolkits_folder() -> Path:
+    """One TOML file per place a CUDA toolkit can be had from."""
+    return data_root() / "build" / "toolkits"
+
+
+def locks_folder(recipe: str) -> Path:
+    """The locks of one recipe: `run.txt` and `build.txt`."""
+    return data_root() / "build" / "locks" / recipe
+
+
+def lean_folder() -> Path:
+    """The CMake project of the lean profile."""
+    return data_root() / "build" / "lean"
+
+
+def patches_folder(recipe: str) -> Path:
+    """The patch series of one recipe."""
+    return data_root() / "patches" / recipe

@@ -1,0 +1,133 @@
+"""Makes the build and run environments with uv, from locks with hashes; never the tool's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dca import data, runner, store
+from dca.documents import Value
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.machine import find_uv
+from dca.plan import Plan
+
+INSTALL_SECONDS = 1800.0
+WORKERS = data.HERE / "workers"
+
+
+class TorchFacts(Value):
+    """What the build environment's torch says of itself."""
+
+    version: str
+    cuda: str
+    cxx11_abi: bool
+    includes: tuple[str, ...]
+    """Headers: torch's own, then those of the CUDA math libraries it was installed with."""
+    libraries: str
+    python_include: str
+
+
+def uv_environment(cache: store.Store) -> dict[str, str]:
+    """The environment uv runs in: one cache for all environments, and none of the user's uv settings."""
+    return runner.environment(
+        {
+            "UV_CACHE_DIR": str(cache.uv),
+            "UV_NO_CONFIG": "1",
+            "UV_NO_PROGRESS": "1",
+            "UV_PYTHON_DOWNLOADS": "never",
+        },
+        network=True,
+    )
+
+
+def build_environment(plan: Plan, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+    """The Python of the recipe's build environment: its torch, cmake, ninja and setuptools.
+
+    Raises:
+        DcaError: DCA-407.
+    """
+    lock = data.locks_folder(plan.recipe) / "build.txt"
+    return make(lock, plan.python_path, plan.python, cache, reporter, log)
+
+
+def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+    """An environment of exactly what a lock names; made once, then kept.
+
+    Args:
+        lock: requirements with hashes.
+        python_path: the interpreter to make it from.
+        python: its version.
+
+    Raises:
+        DcaError: DCA-407.
+    """
+    if not lock.is_file():
+        raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
+    key = store.sha256_bytes(f"{python} {python_path} {store.sha256_file(lock)}".encode())[:16]
+    folder = cache.folder("env", f"{lock.parent.name}-{lock.stem}-{key}")
+    interpreter = folder / "bin/python"
+    # Written last: an environment without it is not whole. It cannot be made elsewhere and moved, because scripts
+    # and pyvenv.cfg name its folder.
+    stamp = folder / ".whole"
+    with cache.lock("env", folder.name, lambda: reporter.note("another run is making the same environment; waiting.")):
+        if stamp.is_file() and interpreter.exists():
+            return interpreter
+        reporter.stage("environment", f"{lock.parent.name} {lock.stem}: {_count(lock)} packages")
+        uv, env = find_uv(), uv_environment(cache)
+        made = runner.run(
+            [uv, "venv", "--clear", "--no-project", "--python", python_path, folder],
+            env=env,
+            log=log,
+            timeout=300.0,
+        )
+        if made.ok:
+            made = runner.run(
+                [uv, "pip", "sync", "--python", interpreter, "--require-hashes", lock],
+                env=env,
+                log=log,
+                timeout=INSTALL_SECONDS,
+            )
+        if not made.ok:
+            store.remove(folder) if folder.exists() else None
+            why = "it took too long." if made.timed_out else "\n".join(made.tail[-6:])
+            raise DcaError(
+                "DCA-407",
+                f"the environment of {lock.parent.name} could not be made.",
+                why=why,
+                remedy=f"see {log}; when it is the network, run the command again.",
+            )
+        stamp.touch()
+    return interpreter
+
+
+def _count(lock: Path) -> int:
+    return sum("==" in line and not line.startswith((" ", "#")) for line in lock.read_text().splitlines())
+
+
+def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:
+    """What the build environment's torch is; refused when it is not the recipe's.
+
+    Raises:
+        DcaError: DCA-407.
+    """
+    kept = python.parent.parent / ".torch.json"
+    if not kept.is_file():
+        told = runner.run([python, "-I", WORKERS / "torch_facts.py"], log=log, timeout=300.0)
+        if not told.ok:
+            raise DcaError(
+                "DCA-407",
+                "torch of the build environment does not load.",
+                why="\n".join(told.tail[-4:]),
+                remedy=f"delete {python.parent.parent} and run the command again.",
+            )
+        store.write_bytes(kept, told.tail[-1].encode())
+    facts = TorchFacts.model_validate(json.loads(kept.read_text()))
+    if (facts.version.split("+")[0], facts.cuda, facts.cxx11_abi) != (plan.torch, plan.torch_cuda, abi):
+        raise DcaError(
+            "DCA-407",
+            f"the build environment has torch {facts.version} for CUDA {facts.cuda}.",
+            why=f"the recipe wants {plan.torch} for CUDA {plan.torch_cuda}, C++11 ABI {abi}.",
+            remedy="correct the recipe's lock with `make locks`.",
+        )
+    return facts

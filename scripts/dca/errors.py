@@ -1,0 +1,120 @@
+"""The one kind of error that users see: a stable code, what happened, why, and what to do next.
+
+The first digit of a code is the exit code of the command, so `DCA-304` always ends with exit 3.
+"""
+
+from __future__ import annotations
+
+import errno
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means; the same for every command (DESIGN section 3)."""
+
+    OK = 0
+    CHECK_FAILED = 1
+    USAGE = 2
+    NO_PLAN = 3
+    SOURCE = 4
+    PATCH = 5
+    COMPILE = 6
+    WHEEL = 7
+    SMOKE = 8
+    PUBLISH = 9
+    INTERRUPTED = 130
+
+
+# Every code the tool can print, with what it stands for. A test finds any code that is used and not listed here.
+CODES: dict[str, str] = {
+    "DCA-101": "the disk is full",
+    "DCA-102": "the operating system refused to read or write a file",
+    "DCA-103": "a program that is needed is not installed",
+    "DCA-104": "a document on disk is not what this version of the tool writes",
+    "DCA-201": "a command-line value is wrong",
+    "DCA-202": "a data file (recipe, toolkit) has a wrong key or value",
+    "DCA-203": "there is no recipe, toolkit or group of that name",
+    "DCA-204": "a file or folder named on the command line does not exist or is of the wrong kind",
+    "DCA-300": "no plan is possible: no recipe can be built as asked",
+    "DCA-301": "the recipe's source cannot be reached",
+    "DCA-302": "no toolkit for the CUDA version asked for",
+    "DCA-303": "the recipe does not support the CUDA version asked for",
+    "DCA-304": "the toolkit's nvcc does not know the GPU architecture",
+    "DCA-305": "the profile does not offer the GPU architecture",
+    "DCA-306": "Python is outside the recipe's range",
+    "DCA-307": "the lock's transformers is outside the range that works",
+    "DCA-308": "no host compiler that the toolkit accepts",
+    "DCA-309": "the recipe does not have the profile or group",
+    "DCA-310": "the machine is not one that wheels can be built on",
+    "DCA-311": "the recipe can be planned but not built yet",
+    "DCA-401": "a download did not have the pinned hash",
+    "DCA-402": "a URL or index could not be reached",
+    "DCA-403": "the index does not have the pinned file",
+    "DCA-404": "an archive holds a path that leaves its folder",
+    "DCA-405": "a git repository could not be read, or does not have the pinned commit",
+    "DCA-406": "a wheel on the index lacks a member that is pinned",
+    "DCA-407": "an environment could not be made",
+    "DCA-408": "a toolkit could not be unpacked",
+    "DCA-501": "a patch does not apply",
+    "DCA-502": "a patch is not one that this tool applies (its path, mode or form)",
+    "DCA-601": "the toolkit could not compile and link a small kernel",
+    "DCA-602": "CMake could not configure the build",
+    "DCA-603": "a compiler failed",
+    "DCA-604": "upstream's bindings lack an op that the recipe names",
+    "DCA-605": "a module was linked but does not load, or lacks an op",
+    "DCA-701": "the wheel is not a valid wheel",
+    "DCA-702": "the wheel is not what was planned",
+    "DCA-703": "upstream's setup.py could not make the Python part of the wheel",
+}
+
+
+class DcaError(Exception):
+    """An error with a code.
+
+    Args:
+        code: one of `CODES`.
+        what: what happened, one sentence.
+        why: the reason, or the program's own words.
+        remedy: what to do next.
+    """
+
+    def __init__(self, code: str, what: str, *, why: str = "", remedy: str = "") -> None:
+        if code not in CODES:
+            raise ValueError(f"unknown error code {code}")
+        super().__init__(what)
+        self.code = code
+        self.what = what
+        self.why = why
+        self.remedy = remedy
+
+    @property
+    def exit_code(self) -> int:
+        """The exit status of the command that ends with this error."""
+        return int(self.code[4])
+
+    def __str__(self) -> str:
+        lines = [f"{self.code}: {self.what}"]
+        if self.why:
+            lines.append("  Why:  " + self.why.replace("\n", "\n        "))
+        if self.remedy:
+            lines.append("  Next: " + self.remedy.replace("\n", "\n        "))
+        return "\n".join(lines)
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGHUP arrived. Like KeyboardInterrupt it passes `except Exception`."""
+
+
+def from_os_error(error: OSError) -> DcaError:
+    """The user's view of an operating-system error."""
+    name = error.filename if isinstance(error.filename, str) else ""
+    where = f" at {name}" if name else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DcaError(
+            "DCA-101",
+            f"the disk is full{where}.",
+            why=error.strerror or "",
+            remedy="free some space, or put the cache elsewhere with --cache-dir (DCA_CACHE_DIR); "
+            "then run the same command again: what was finished is kept.",
+        )
+    return DcaError("DCA-102", f"{error.strerror or error}{where}.", remedy="check the path and its permissions.")

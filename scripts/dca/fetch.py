@@ -1,0 +1,188 @@
+"""Brings the sources of a plan onto the disk, each checked against its pin: plan in, pristine tree out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+from dca import documents, gather, git, index, store
+from dca.documents import Document, Value
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.plan import Plan, PlannedSource
+from dca.recipes import Companion, OfficialWheel, Recipe, SdistSource
+
+
+class FetchedSource(Value):
+    """A source tree on the disk.
+
+    Args:
+        name: as in the plan.
+        pin: what it was checked against.
+        place: where it really came from.
+        tree: hash of its files.
+    """
+
+    name: str
+    pin: str
+    place: str
+    tree: str
+
+
+class Tree(Document):
+    """The sources of one build on the disk.
+
+    Args:
+        folder: holds one folder per source, and `official/` for copied members.
+        sources: the source trees.
+        members: files of the official wheel, path to sha256.
+        source_folder: the recipe's own tree where it lies apart, which is after patching.
+        patched: hash of the source tree after patching; empty before.
+        patches: one line per patch of the series, after patching.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.source/1"
+
+    folder: str
+    sources: tuple[FetchedSource, ...]
+    members: dict[str, str]
+    source_folder: str = ""
+    patched: str = ""
+    patches: tuple[str, ...] = ()
+
+    def path(self, name: str) -> Path:
+        """The folder of one source tree."""
+        if name == "source" and self.source_folder:
+            return Path(self.source_folder)
+        return Path(self.folder) / name
+
+    @property
+    def official(self) -> Path:
+        """The folder of the copied members, laid out as in the wheel."""
+        return Path(self.folder) / "official"
+
+
+def fetch(plan: Plan, recipe: Recipe, cache: store.Store, reporter: Reporter, log: Path) -> Tree:
+    """The plan's sources, from the cache or fetched.
+
+    Raises:
+        DcaError: DCA-4nn when a source cannot be had or is not what is pinned.
+    """
+    members = wanted_members(plan, recipe)
+    identity = {
+        "sources": [source.model_dump(mode="json", exclude={"places"}) for source in plan.sources],
+        "members": members,
+    }
+    key = documents.digest(identity)[:16]
+    folder = cache.folder("tree", key)
+    with cache.lock("tree", key, lambda: reporter.note("another run is fetching the same sources; waiting for it.")):
+        kept = folder / "source.json"
+        if kept.is_file():
+            return documents.read(Tree, kept)
+        store.sweep(folder)
+        with store.incoming_folder(folder) as part:
+            fetched = [
+                _bring(plan, source, recipe, part, cache, reporter, log)
+                for source in plan.sources
+                if source.name != "official wheel"
+            ]
+            if members:
+                assert recipe.official_wheel is not None  # noqa: S101 - the plan copies from it
+                _bring_members(recipe.official_wheel, members, part / "official", cache, reporter)
+            tree = Tree(folder=str(folder), sources=tuple(fetched), members=members)
+            documents.write(tree, part / "source.json")
+    return tree
+
+
+def wanted_members(plan: Plan, recipe: Recipe) -> dict[str, str]:
+    """The members of the official wheel that a plan copies: modules, and the Python that belongs to them."""
+    if recipe.official_wheel is None or not plan.copied:
+        return {}
+    paths = {module.path for module in plan.copied}
+    for companion in recipe.companions.values():
+        # Module and Python folder always come from one source.
+        if paths & set(companion.stand_in):
+            paths |= set(companion.stand_in)
+    return {path: recipe.official_wheel.members[path].sha256 for path in sorted(paths)}
+
+
+def _bring(
+    plan: Plan,
+    source: PlannedSource,
+    recipe: Recipe,
+    part: Path,
+    cache: store.Store,
+    reporter: Reporter,
+    log: Path,
+) -> FetchedSource:
+    reporter.stage("fetch", f"{source.name}: {source.places[0]}")
+    name, _, inner = source.name.partition("/")
+    target = part / name / inner if inner else part / name
+    place = source.places[0]
+    if source.pin.startswith("tree:"):
+        _copy_folder(Path(place), target, source)
+    elif source.pin.startswith("sha256:"):
+        assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
+        archive = (
+            Path(place)
+            if source.origin == "local"
+            else index.download(recipe.source, cache, lambda done, total: reporter.progress(done, total, place))
+        )
+        index.unpack_sdist(archive, target)
+    else:
+        commit = source.pin.removeprefix("commit:")
+        repository = Path(place) if source.origin == "local" else git.fetch(source.places, commit, cache, log)
+        if inner:
+            _check_submodule(plan, recipe.companions[name], inner, commit, cache)
+        only = (
+            next((below.only for below in recipe.companions[name].submodules if below.path == inner), ())
+            if inner
+            else ()
+        )
+        git.export(repository, commit, target, only)
+    return FetchedSource(name=source.name, pin=source.pin, place=index.redact(place), tree=store.tree_hash(target))
+
+
+def _check_submodule(plan: Plan, companion: Companion, inner: str, commit: str, cache: store.Store) -> None:
+    """The parent's own record of its submodule must be the commit that the recipe pins."""
+    parent = next((one for one in plan.sources if one.pin == companion.source.pin), None)
+    if parent is None:
+        return
+    path = (
+        Path(parent.places[0])
+        if parent.origin == "local"
+        else cache.folder("git", store.sha256_bytes(parent.places[0].encode())[:16])
+    )
+    recorded = git.submodule_commit(path, companion.source.commit, inner)
+    if recorded != commit:
+        raise DcaError(
+            "DCA-405",
+            f"the recipe pins the submodule {inner} to {commit}.",
+            why=f"its parent at {companion.source.commit} records {recorded or 'no such submodule'}.",
+            remedy="correct the recipe.",
+        )
+
+
+def _copy_folder(source: Path, target: Path, planned: PlannedSource) -> None:
+    def ignored(_: str, names: list[str]) -> list[str]:
+        return [name for name in names if gather.not_source(name)]
+
+    shutil.copytree(source, target, symlinks=True, ignore=ignored)
+    found = store.tree_hash(target, skip=gather.not_source)
+    if f"tree:{found}" != planned.pin:
+        raise DcaError("DCA-405", f"{source} changed while it was being copied.", remedy="run the command again.")
+
+
+def _bring_members(
+    wheel: OfficialWheel, members: dict[str, str], folder: Path, cache: store.Store, reporter: Reporter
+) -> None:
+    reporter.stage("fetch", f"{len(members)} members of {wheel.file}, by range")
+    places = index.members(
+        wheel, members, cache, lambda done, total: reporter.progress(done, total, f"members of {wheel.file}")
+    )
+    for path, place in places.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place, target)
+        target.chmod(0o644)

@@ -1,0 +1,172 @@
+"""Git sources: probing and fetching with the git program, reading the pinned commit with GitPython."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dca import runner, store
+from dca.errors import DcaError
+from dca.index import redact
+
+if TYPE_CHECKING:
+    import git
+
+PROBE_SECONDS = 5.0
+FETCH_SECONDS = 900.0
+
+
+def _environment() -> dict[str, str]:
+    # No prompt for a password, and no transport that can run a program (ext::, ssh options).
+    return runner.environment({"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "https"}, network=True)
+
+
+def probe(url: str) -> str:
+    """Why a repository cannot be reached, or nothing when it can."""
+    done = runner.run(
+        [runner.which("git"), "ls-remote", "--exit-code", "--quiet", "--end-of-options", url, "HEAD"],
+        env=_environment(), timeout=PROBE_SECONDS,
+    )  # fmt: skip
+    if done.timed_out:
+        return f"no answer within {PROBE_SECONDS:g} s"
+    if done.ok:
+        return ""
+    lines = [line for line in done.tail if line.startswith(("fatal:", "error:"))] or list(done.tail)
+    return redact(lines[0].removeprefix("fatal: ")) if lines else f"git ended with status {done.returncode}"
+
+
+def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> Path:
+    """A bare repository in the cache that has the commit, fetched from the first URL that gives it.
+
+    Raises:
+        DcaError: DCA-405 when none has it.
+    """
+    repository = cache.folder("git", store.sha256_bytes(urls[0].encode())[:16])
+    git = runner.which("git")
+    env = _environment()
+    if not (repository / "HEAD").is_file():
+        runner.run([git, "init", "--quiet", "--bare", "--", str(repository)], env=env, log=log, timeout=60.0)
+    if has_commit(repository, commit):
+        return repository
+    told = []
+    for url in urls:
+        done = runner.run(
+            [git, "-C", str(repository), "fetch", "--quiet", "--depth", "1", "--no-tags", "--end-of-options",
+             url, commit],
+            env=env, log=log, timeout=FETCH_SECONDS,
+        )  # fmt: skip
+        if done.ok and has_commit(repository, commit):
+            return repository
+        told.append(f"{url}: {done.tail[-1] if done.tail else 'no answer'}")
+    raise DcaError(
+        "DCA-405",
+        f"commit {commit} could not be fetched.",
+        why=redact("\n".join(told)),
+        remedy="check the network, or name a local clone with --source or --companion.",
+    )
+
+
+def is_repository(path: Path) -> bool:
+    """Whether a folder is a git repository itself, with a work tree or bare."""
+    return (path / ".git").exists() or ((path / "HEAD").is_file() and (path / "objects").is_dir())
+
+
+def has_commit(path: Path, commit: str) -> bool:
+    """Whether a repository has a commit.
+
+    Raises:
+        DcaError: DCA-405 when the folder cannot be read as a repository.
+    """
+    import git
+
+    try:
+        with _open(path) as repo:
+            repo.commit(commit)
+    except (git.exc.InvalidGitRepositoryError, git.exc.NoSuchPathError) as error:
+        raise DcaError(
+            "DCA-405",
+            f"{path} is not a git repository.",
+            why=str(error),
+            remedy="name the folder of a clone.",
+        ) from None
+    except (git.exc.BadName, git.exc.GitCommandError, ValueError):
+        return False
+    return True
+
+
+def _open(path: Path) -> git.Repo:
+    """A repository to read objects from, without starting git in it.
+
+    A clone that somebody else owns (a mounted volume, a container's root) is read all the same: objects are found by
+    their hash, and no hook or setting of that clone is run.
+    """
+    import git
+
+    return git.Repo(path, odbt=git.GitDB)
+
+
+def submodule_commit(path: Path, commit: str, submodule: str) -> str:
+    """The commit that a parent records for a submodule; nothing when there is none."""
+    with _open(path) as repo:
+        try:
+            entry = repo.commit(commit).tree / submodule
+        except KeyError:
+            return ""
+        return entry.hexsha if entry.type == "submodule" else ""
+
+
+def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> None:
+    """Write a commit's files below a folder; the repository's work tree and its filters have no say.
+
+    Args:
+        path: the repository.
+        commit: the pinned commit.
+        folder: where to write; made when missing.
+        only: folders of the tree to write; all when empty.
+
+    Raises:
+        DcaError: DCA-404 for a link that leaves the tree, DCA-405 when an object is missing.
+    """
+    import git
+
+    try:
+        with _open(path) as repo:
+            root = repo.commit(commit).tree
+            trees = [root / name for name in only] if only else [root]
+            for tree in trees:
+                for item in tree.traverse():
+                    if isinstance(item, git.Blob):
+                        _write(item, folder)
+    except (git.exc.GitError, KeyError, ValueError) as error:
+        raise DcaError(
+            "DCA-405",
+            f"commit {commit} of {path} cannot be read.",
+            why=str(error),
+            remedy="the clone may be shallow or damaged: fetch it again.",
+        ) from None
+
+
+def _write(blob: object, folder: Path) -> None:
+    import git
+
+    assert isinstance(blob, git.Blob)  # noqa: S101 - told by the caller
+    name = str(blob.path)
+    if name.startswith("/") or ".." in name.split("/") or ".git" in name.lower().split("/"):
+        raise DcaError("DCA-404", f"the tree holds a path that leaves its folder: {name}.", remedy="do not use it.")
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = blob.data_stream.read()
+    if blob.mode == git.Blob.link_mode:
+        text = os.fsdecode(content)
+        resolved = posixpath.normpath(posixpath.join(posixpath.dirname(name), text))
+        if text.startswith("/") or resolved.startswith(".."):
+            raise DcaError(
+                "DCA-404", f"the tree holds a link that leaves it: {name} -> {text}.", remedy="do not use it."
+            )
+        target.symlink_to(text)
+        return
+    target.write_bytes(content)
+    target.chmod(0o755 if blob.mode == git.Blob.executable_mode else 0o644)

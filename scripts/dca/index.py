@@ -1,0 +1,319 @@
+"""The package index: finding pinned files, downloading them, and reading single members of a wheel by range."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from dca import store
+from dca.errors import DcaError
+from dca.recipes import IndexFile
+
+if TYPE_CHECKING:
+    import requests
+
+TIMEOUT = (10.0, 30.0)  # connect, and between two blocks of data
+PROBE_SECONDS = 5.0
+BLOCK = 1 << 18
+Progress = Callable[[int, int], None]
+
+
+def endpoint() -> str:
+    """The simple index in use: what uv or pip are told by their environment, else the one pypi-simple knows."""
+    from pypi_simple import PYPI_SIMPLE_ENDPOINT
+
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
+        if value := os.environ.get(name):
+            return value
+    return PYPI_SIMPLE_ENDPOINT
+
+
+def redact(text: str) -> str:
+    """A text with the credentials of any URL in it taken out."""
+    return re.sub(r"(\w+://)[^/@\s]+@", r"\1", text)
+
+
+def session() -> requests.Session:
+    """An HTTP session that refuses to be sent from https to anything else."""
+    import requests
+
+    class Strict(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            target = super().get_redirect_target(resp)
+            # A relative target stays on the same scheme.
+            if (
+                target
+                and "://" in target
+                and urlsplit(resp.url).scheme == "https"
+                and not target.startswith("https://")
+            ):
+                raise requests.exceptions.InvalidSchema(f"redirected from https to {redact(target)}")
+            return target
+
+    return Strict()
+
+
+def probe() -> str:
+    """Why the index cannot be reached, or nothing when it can."""
+    import requests
+
+    url = endpoint()
+    try:
+        with session() as http, http.get(url, timeout=PROBE_SECONDS, stream=True) as answer:
+            # Some mirrors do not serve the list of all projects; any answer shows that they are there.
+            return "" if answer.status_code < 500 else f"it answers with status {answer.status_code}"
+    except requests.RequestException as error:
+        return _reason(error)
+
+
+def find(wanted: IndexFile) -> str:
+    """The URL of a pinned file.
+
+    Raises:
+        DcaError: DCA-402, DCA-403, or DCA-401 when the index itself names another hash.
+    """
+    import requests
+    from pypi_simple import (
+        NoSuchProjectError,
+        PyPISimple,
+        UnsupportedContentTypeError,
+        UnsupportedRepoVersionError,
+    )
+
+    try:
+        with PyPISimple(endpoint(), session=session()) as client:
+            page = client.get_project_page(wanted.package, timeout=TIMEOUT)
+    except NoSuchProjectError:
+        raise _missing(wanted) from None
+    except (requests.RequestException, UnsupportedContentTypeError, UnsupportedRepoVersionError) as error:
+        raise unreachable(f"the package index ({redact(endpoint())})", error) from None
+    for package in page.packages:
+        if package.filename == wanted.file:
+            named = package.digests.get("sha256")
+            if named and named != wanted.sha256:
+                raise wrong_hash(wanted.file, wanted.sha256, named)
+            return package.url
+    raise _missing(wanted)
+
+
+def _missing(wanted: IndexFile) -> DcaError:
+    return DcaError(
+        "DCA-403",
+        f"the package index has no {wanted.file}.",
+        why=f"index: {redact(endpoint())}",
+        remedy="use an index that carries it (UV_DEFAULT_INDEX).",
+    )
+
+
+def unreachable(what: str, error: Exception) -> DcaError:
+    """The error for a place that does not answer."""
+    return DcaError(
+        "DCA-402",
+        f"{what} could not be reached.",
+        why=_reason(error),
+        remedy="check the network and the proxy settings, then run the command again.",
+    )
+
+
+def wrong_hash(name: str, wanted: str, found: str) -> DcaError:
+    """The error for a download that is not what was pinned."""
+    return DcaError(
+        "DCA-401", f"{name} is not the file that is pinned; it was not opened, and was deleted.",
+        why=f"sha256 wanted {wanted},\nfound {found}.",
+        remedy="run the command again; if it happens again, the index or a proxy serves another file.",
+    )  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    inner: BaseException = error
+    while inner.args and isinstance(inner.args[0], BaseException):
+        inner = inner.args[0]
+    reason = getattr(inner, "reason", None)
+    text = str(reason if reason else inner)
+    return redact(re.sub(r"^<[^>]*>: ", "", text) or type(error).__name__)
+
+
+def download(wanted: IndexFile, cache: store.Store, progress: Progress | None = None) -> Path:
+    """A pinned file of the index, from the cache or downloaded and checked.
+
+    Raises:
+        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole.
+    """
+    kept = cache.download(wanted.sha256, wanted.file)
+    if kept.is_file():
+        return kept
+    return fetch_url(find(wanted), wanted.sha256, kept, progress)
+
+
+def fetch_url(url: str, sha256: str, path: Path, progress: Progress | None = None) -> Path:
+    """A URL's content at `path`, if it has the hash; otherwise nothing is left."""
+    import hashlib
+
+    import requests
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seen = hashlib.sha256()
+    with store.incoming(path) as part:
+        try:
+            with session() as http, http.get(url, timeout=TIMEOUT, stream=True) as answer:
+                answer.raise_for_status()
+                total = int(answer.headers.get("Content-Length") or 0)
+                done = 0
+                with part.open("wb") as stream:
+                    for block in answer.iter_content(BLOCK):
+                        stream.write(block)
+                        seen.update(block)
+                        done += len(block)
+                        if progress:
+                            progress(done, total)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+        except requests.RequestException as error:
+            raise unreachable(redact(_without_query(url)), error) from None
+        if seen.hexdigest() != sha256:
+            raise wrong_hash(path.name, sha256, seen.hexdigest())
+        part.chmod(0o644)
+        part.replace(path)
+    return path
+
+
+def _without_query(url: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(query="", fragment=""))
+
+
+def members(
+    wheel: IndexFile, wanted: dict[str, str], cache: store.Store, progress: Progress | None = None
+) -> dict[str, Path]:
+    """Single members of a wheel on the index, read by range requests, each checked against its hash.
+
+    Args:
+        wheel: the wheel; only its name is used, since it is never downloaded whole.
+        wanted: sha256 by member path.
+        cache: where members are kept.
+        progress: called with bytes done and in all.
+    """
+    import requests
+    from remotezip import RemoteIOError, RemoteZip
+
+    places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in wanted.items()}
+    missing = [path for path, place in places.items() if not place.is_file()]
+    if not missing:
+        return places
+    url = find(wheel)
+    try:
+        with session() as http, RemoteZip(url, session=http, timeout=TIMEOUT) as remote:
+            names = set(remote.namelist())
+            lacking = [path for path in missing if path not in names]
+            if lacking:
+                raise DcaError(
+                    "DCA-406",
+                    f"{wheel.file} has no member {lacking[0]}.",
+                    remedy="the recipe names another wheel than the index carries.",
+                )
+            total = sum(remote.getinfo(path).file_size for path in missing)
+            done = 0
+            for path in missing:
+                done = _member(remote, path, wanted[path], places[path], done, total, progress)
+    except (requests.RequestException, RemoteIOError, zipfile.BadZipFile) as error:
+        raise unreachable(f"{wheel.file} on the package index", error) from None
+    return places
+
+
+def _member(
+    remote: zipfile.ZipFile,
+    name: str,
+    sha256: str,
+    place: Path,
+    done: int,
+    total: int,
+    progress: Progress | None,
+) -> int:
+    import hashlib
+
+    seen = hashlib.sha256()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with store.incoming(place) as part:
+        with remote.open(name) as source, part.open("wb") as stream:
+            while block := source.read(BLOCK):
+                stream.write(block)
+                seen.update(block)
+                done += len(block)
+                if progress:
+                    progress(done, total)
+        if seen.hexdigest() != sha256:
+            raise wrong_hash(name, sha256, seen.hexdigest())
+        part.chmod(0o644)
+        part.replace(place)
+    return done
+
+
+def unpack_sdist(archive: Path, folder: Path) -> None:
+    """The single top folder of an sdist, as `folder`.
+
+    Raises:
+        DcaError: DCA-404 for members that would leave the folder, DCA-401 when it is no such archive.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise DcaError(
+            "DCA-404",
+            "this Python cannot unpack archives safely.",
+            remedy="use Python 3.10.12, 3.11.4, 3.12 or later.",
+        )
+    try:
+        with tarfile.open(archive) as tar:
+            tops = {member.name.split("/")[0] for member in tar.getmembers()}
+            if len(tops) != 1:
+                raise DcaError("DCA-404", f"{archive.name} does not have one top folder.", remedy="use a real sdist.")
+            top = tops.pop()
+            with store.incoming_folder(folder.parent / f"{folder.name}.unpacked") as part:
+                tar.extractall(part, filter="data")
+                (part / top).rename(folder)
+    except tarfile.FilterError as error:
+        raise DcaError(
+            "DCA-404",
+            f"{archive.name} holds a member that leaves its folder.",
+            why=str(error),
+            remedy="do not use this archive.",
+        ) from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise DcaError("DCA-404", f"{archive.name} is damaged.", why=str(error), remedy="fetch it again.") from None
+    finally:
+        left = folder.parent / f"{folder.name}.unpacked"
+        if left.exists():
+            store.remove(left)
+
+
+def unpack_wheel(archive: Path, folder: Path) -> None:
+    """A wheel's files below `folder`.
+
+    Raises:
+        DcaError: DCA-404 for names that would leave the folder, and for links.
+    """
+    with zipfile.ZipFile(archive) as wheel:
+        for info in wheel.infolist():
+            parts = info.filename.split("/")
+            if info.filename.startswith("/") or ".." in parts or "\\" in info.filename:
+                raise DcaError(
+                    "DCA-404",
+                    f"{archive.name} holds a path that leaves its folder: {info.filename}.",
+                    remedy="do not use this wheel.",
+                )
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise DcaError(
+                    "DCA-404",
+                    f"{archive.name} holds a link: {info.filename}.",
+                    remedy="do not use this wheel.",
+                )
+        wheel.extractall(folder)  # noqa: S202 - every name was checked above
+        for info in wheel.infolist():
+            if (info.external_attr >> 16) & 0o100 and not info.is_dir():
+                (folder / info.filename).chmod(0o755)

@@ -1,0 +1,254 @@
+"""Looks into a wheel, ours or anybody's: modules, GPU archs, sizes, libraries, requirements, RECORD."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import ClassVar
+
+from packaging.requirements import Requirement
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from dca import fatbin, ops, store
+from dca.documents import Document, Value
+from dca.errors import DcaError
+from dca.plan import Plan
+
+
+class InspectedModule(Value):
+    """An extension module of a wheel.
+
+    Args:
+        bytes: unpacked.
+        sass: number of cubins per GPU arch.
+        ptx: number of PTX texts per GPU arch.
+        needed: shared libraries that it names.
+        ops: what it registers; None when it was not loaded.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    sass: dict[str, int]
+    ptx: dict[str, int]
+    needed: tuple[str, ...]
+    ops: tuple[str, ...] | None = None
+
+
+class Inspection(Document):
+    """What is in a wheel."""
+
+    SCHEMA: ClassVar[str] = "dca.inspection/1"
+
+    file: str
+    bytes: int
+    sha256: str
+    name: str
+    version: str
+    tags: tuple[str, ...]
+    requires_python: str
+    torch: str
+    transformers: str
+    modules: tuple[InspectedModule, ...]
+    dca_backend: bool
+    sparse_functions: bool
+    index_ops: bool | None
+    """Whether the index conversion is registered; None when no module was loaded."""
+    files: int
+    problems: tuple[str, ...]
+
+
+def inspect(wheel: Path, python: Path | None = None, compiler: str = "g++") -> Inspection:
+    """What is in a wheel.
+
+    Args:
+        wheel: the file.
+        python: an environment with the torch that the wheel needs; with it modules are loaded and their ops listed.
+        compiler: a host C++ compiler, for the stand-in of the driver.
+
+    Raises:
+        DcaError: DCA-701 when it is no wheel, DCA-204 when there is no such file.
+    """
+    if not wheel.is_file():
+        raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name a .whl file.")
+    try:
+        name, version, _, tags = parse_wheel_filename(wheel.name)
+        archive = zipfile.ZipFile(wheel)
+    except (InvalidWheelFilename, zipfile.BadZipFile) as error:
+        raise DcaError("DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="build it again.") from None
+    problems: list[str] = []
+    with archive, tempfile.TemporaryDirectory(prefix="dca-") as scratch:
+        names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        info_folder = next((one.split("/")[0] for one in names if one.endswith(".dist-info/METADATA")), "")
+        if not info_folder:
+            raise DcaError("DCA-701", f"{wheel.name} has no METADATA.", remedy="build it again.")
+        fields = _metadata(archive.read(f"{info_folder}/METADATA").decode("utf-8", "replace"))
+        if fields.get("Version", [""])[0] != str(version):
+            problems.append(f"METADATA says version {fields.get('Version', ['nothing'])[0]}, the file name {version}.")
+        problems += _check_tags(archive.read(f"{info_folder}/WHEEL").decode(), wheel.name)
+        problems += check_record(archive, info_folder)
+        modules = tuple(
+            _module(archive, one, Path(scratch), python, compiler, problems)
+            for one in sorted(names)
+            if one.endswith(".so")
+        )
+        interface = "vllm/vllm_flash_attn/flash_attn_interface.py"
+        sparse = interface in names and b"def sparse_attn_func" in archive.read(interface)
+    requirements = {
+        canonicalize_name(Requirement(one).name): one
+        for one in fields.get("Requires-Dist", [])
+        if "extra ==" not in one
+    }
+    caps = [
+        one for one in fields.get("Requires-Dist", []) if canonicalize_name(Requirement(one).name) == "transformers"
+    ]
+    loaded = [module.ops for module in modules if module.ops is not None]
+    return Inspection(
+        file=wheel.name,
+        bytes=wheel.stat().st_size,
+        sha256=store.sha256_file(wheel),
+        name=str(name),
+        version=str(version),
+        tags=tuple(sorted(str(tag) for tag in tags)),
+        requires_python=fields.get("Requires-Python", [""])[0],
+        torch=requirements.get(canonicalize_name("torch"), ""),
+        transformers=", ".join(caps),
+        modules=modules,
+        dca_backend="vllm/attention/backends/dual_chunk_flash_attn.py" in names,
+        sparse_functions=sparse,
+        index_ops=any(one.startswith("_C::convert_vertical_slash_indexes") for ops in loaded for one in ops)
+        if loaded else None,
+        files=len(names),
+        problems=tuple(problems),
+    )  # fmt: skip
+
+
+def _module(
+    archive: zipfile.ZipFile,
+    name: str,
+    scratch: Path,
+    python: Path | None,
+    compiler: str,
+    problems: list[str],
+) -> InspectedModule:
+    file = scratch / name.rsplit("/", 1)[-1]
+    with archive.open(name) as source, file.open("wb") as target:
+        while block := source.read(1 << 20):
+            target.write(block)
+    try:
+        code = fatbin.read(file)
+        needed = _needed(file)
+    except fatbin.FatbinError as error:
+        problems.append(f"{name}: {error}.")
+        code, needed = fatbin.DeviceCode({}, {}, {}, 0), ()
+    listed: tuple[str, ...] | None = None
+    if python is not None:
+        try:
+            listed = tuple(sorted({ops.op_name(schema) for schema in ops.schemas(file, python, compiler)}))
+        except DcaError as error:
+            problems.append(f"{error.what} {error.why}")
+    module = InspectedModule(
+        path=name, bytes=file.stat().st_size, sha256=store.sha256_file(file), sass=code.sass, ptx=code.ptx,
+        needed=needed, ops=listed,
+    )  # fmt: skip
+    file.unlink()
+    return module
+
+
+def _needed(file: Path) -> tuple[str, ...]:
+    from elftools.elf.dynamic import DynamicSection
+    from elftools.elf.elffile import ELFFile
+
+    with file.open("rb") as stream:
+        section = ELFFile(stream).get_section_by_name(".dynamic")
+        if not isinstance(section, DynamicSection):
+            return ()
+        return tuple(
+            sorted(str(getattr(tag, "needed", "")) for tag in section.iter_tags() if tag.entry.d_tag == "DT_NEEDED")
+        )
+
+
+def _metadata(text: str) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {}
+    for line in text.partition("\n\n")[0].splitlines():
+        key, separator, value = line.partition(": ")
+        if separator and not line.startswith(" "):
+            fields.setdefault(key, []).append(value)
+    return fields
+
+
+def _check_tags(text: str, name: str) -> list[str]:
+    tags = {line.removeprefix("Tag: ") for line in text.splitlines() if line.startswith("Tag: ")}
+    in_name = {str(tag) for tag in parse_wheel_filename(name)[3]}
+    return (
+        []
+        if tags == in_name
+        else [f"WHEEL says {', '.join(sorted(tags))}, the file name {', '.join(sorted(in_name))}."]
+    )
+
+
+def check_record(archive: zipfile.ZipFile, info: str) -> list[str]:
+    """What RECORD says and the archive does not, and the other way round."""
+    problems: list[str] = []
+    record = f"{info}/RECORD"
+    try:
+        rows = list(csv.reader(io.StringIO(archive.read(record).decode())))
+    except KeyError:
+        return ["there is no RECORD."]
+    listed = {row[0]: row for row in rows if len(row) == 3}
+    names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    problems += [f"RECORD lists {name}, which is not there." for name in sorted(set(listed) - set(names))]
+    problems += [f"{name} is twice in the archive." for name in sorted({one for one in names if names.count(one) > 1})]
+    for name in sorted(set(names)):
+        if name == record:
+            continue
+        row = listed.get(name)
+        if row is None:
+            problems.append(f"RECORD does not list {name}.")
+            continue
+        algorithm, _, wanted = row[1].partition("=")
+        seen, size = hashlib.new(algorithm or "sha256"), 0
+        try:
+            with archive.open(name) as stream:
+                while block := stream.read(1 << 20):
+                    seen.update(block)
+                    size += len(block)
+        except zipfile.BadZipFile as error:
+            problems.append(f"{name} is damaged: {error}.")
+            continue
+        found = base64.urlsafe_b64encode(seen.digest()).rstrip(b"=").decode()
+        if found != wanted or (row[2] and size != int(row[2])):
+            problems.append(f"RECORD has another hash or size for {name}.")
+    return problems
+
+
+def compare(inspection: Inspection, plan: Plan) -> list[str]:
+    """How a wheel differs from its plan; empty when it is what was planned."""
+    found = {module.path: module for module in inspection.modules}
+    told = list(inspection.problems)
+    if inspection.version != plan.version:
+        told.append(f"the version is {inspection.version}, planned was {plan.version}.")
+    if inspection.torch.replace(" ", "") != f"torch=={plan.torch}":
+        told.append(f"METADATA requires `{inspection.torch or 'no torch'}`, planned was torch=={plan.torch}.")
+    for planned in plan.modules:
+        module = found.pop(planned.path, None)
+        if module is None:
+            told.append(f"{planned.path} is missing.")
+            continue
+        if planned.origin == "compiled" and set(module.sass) != set(planned.sass):
+            told.append(
+                f"{planned.path} holds cubins for {', '.join(module.sass) or 'no arch'}; "
+                f"planned were {', '.join(planned.sass)}."
+            )
+        if planned.origin == "compiled" and set(module.ptx) != set(planned.ptx):
+            told.append(
+                f"{planned.path} holds PTX for {', '.join(module.ptx) or 'no arch'}; "
+                f"planned was {', '.join(planned.ptx) or 'none'}."
+            )
+    told += [f"{path} was not planned." for path in sorted(found)]
+    return told

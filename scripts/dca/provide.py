@@ -1,0 +1,150 @@
+"""Brings a toolkit into the cache, and admits a toolkit only after it compiled and linked a small kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from dca import apt, documents, index, runner, store
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.plan import Plan
+from dca.toolkits import ToolkitSource, nvcc_version
+
+# An empty `ar` archive is this magic and nothing else.
+EMPTY_ARCHIVE = b"!<arch>\n"
+
+_KERNEL = """\
+#include <cuda_runtime.h>
+__global__ void scale(float* values, float factor) { values[threadIdx.x] = sqrtf(values[threadIdx.x]) * factor; }
+extern "C" int dca_admit(float* values) { scale<<<1, 32>>>(values, 2.0f); return (int)cudaGetLastError(); }
+"""
+
+
+def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], cache: store.Store, reporter: Reporter, log: Path) -> Path:
+    """The folder of the plan's toolkit, brought if need be and admitted.
+
+    Raises:
+        DcaError: DCA-4nn when it cannot be brought, DCA-601 when it does not work.
+    """
+    assert plan.toolkit is not None  # noqa: S101 - only plans that compile come here
+    if plan.toolkit.path:
+        folder = Path(plan.toolkit.path)
+    else:
+        source = next(one for one in sources if one.name == plan.toolkit.name)
+        folder = bring(source, cache, reporter, log)
+    admit(folder, plan, cache, reporter, log)
+    return folder
+
+
+def bring(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+    """A toolkit's parts, downloaded, checked, and laid out as one folder."""
+    key = documents.digest(source.model_dump(mode="json", by_alias=True))[:12]
+    folder = cache.folder("toolkit", f"{source.name}-{key}")
+    with cache.lock(
+        "toolkit", folder.name, lambda: reporter.note("another run is bringing the same toolkit; waiting.")
+    ):
+        if folder.is_dir():
+            return folder
+        store.sweep(folder)
+        reporter.stage("toolkit", f"CUDA {source.version} from {source.title} ({source.download_mb} MB)")
+        packages = apt.download(source.apt, cache, log)
+        wheels = [index.download(wheel, cache) for wheel in source.wheels]
+        with store.incoming_folder(folder) as part:
+            parts = part / "parts"
+            parts.mkdir()
+            for package in packages:
+                done = runner.run(["dpkg-deb", "-x", package, parts / "deb"], log=log, timeout=300.0)
+                if not done.ok:
+                    raise DcaError(
+                        "DCA-408",
+                        f"{package.name} could not be unpacked.",
+                        why=done.text[-400:],
+                        remedy="check the disk, then run the command again.",
+                    )
+            for wheel in wheels:
+                index.unpack_wheel(wheel, parts / "wheel")
+            lay_out(source, parts, part)
+            store.remove(parts)
+            found = nvcc_version(part / "bin/nvcc")
+            if found != source.version:
+                raise DcaError(
+                    "DCA-408",
+                    f"the toolkit from {source.title} is {found or 'not one that runs'}.",
+                    why=f"wanted {source.version}.",
+                    remedy=f"correct build/toolkits/{source.name}.toml.",
+                )
+    return folder
+
+
+def lay_out(source: ToolkitSource, parts: Path, folder: Path) -> None:
+    """Put the parts where the layout says."""
+    for origin, target in source.layout.copies:
+        here, there = parts / origin, folder / target
+        if not here.exists():
+            raise DcaError(
+                "DCA-408",
+                f"the packages of {source.title} hold no {origin}.",
+                remedy=f"correct build/toolkits/{source.name}.toml.",
+            )
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if here.is_dir():
+            shutil.copytree(here, there, dirs_exist_ok=True)
+        else:
+            shutil.copy2(here, there)
+    for link, target in source.layout.links:
+        (folder / link).symlink_to(target)
+    for name in source.layout.empty_archives:
+        (folder / name).write_bytes(EMPTY_ARCHIVE)
+    for name, text in source.layout.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text.lstrip("\n"))
+
+
+def admit(folder: Path, plan: Plan, cache: store.Store, reporter: Reporter, log: Path) -> None:
+    """Compile and link a small kernel for the plan's archs, once per toolkit and host compiler.
+
+    Raises:
+        DcaError: DCA-601 with the compiler's own words.
+    """
+    nvcc = folder / "bin/nvcc"
+    identity = f"{folder} {nvcc.stat().st_mtime_ns} {plan.host_compiler} {plan.host_compiler_version} {plan.archs}"
+    kept = cache.folder("admitted", store.sha256_bytes(identity.encode())[:16])
+    if kept.is_file():
+        return
+    reporter.stage("admit", f"nvcc {plan.cuda} with g++ {plan.host_compiler_version}: one small kernel")
+    with store.incoming_folder(cache.folder("admitting", kept.name)) as work:
+        (work / "kernel.cu").write_text(_KERNEL)
+        done = runner.run(
+            [nvcc, "-shared", "-cudart", "shared", "-Xcompiler", "-fPIC", "-ccbin", plan.host_compiler,
+             *gencode(plan.archs, ()), "-o", work / "kernel.so", work / "kernel.cu"],
+            env=compiler_environment(folder), log=log, timeout=300.0,
+        )  # fmt: skip
+    store.remove(cache.folder("admitting", kept.name))
+    if not done.ok:
+        raise DcaError(
+            "DCA-601",
+            f"the toolkit {folder} could not compile a small kernel.",
+            why="\n".join(done.tail[-6:]),
+            remedy="name another one with --toolkit DIR.",
+        )
+    store.write_bytes(kept, identity.encode())
+
+
+def compiler_environment(folder: Path) -> dict[str, str]:
+    """What nvcc and CMake see: this toolkit first, whatever else is on the machine."""
+    env = runner.environment({"CUDA_HOME": str(folder), "CUDA_PATH": str(folder), "CUDACXX": str(folder / "bin/nvcc")})
+    return env | {"PATH": f"{folder / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"}
+
+
+def gencode(archs: tuple[str, ...], ptx: tuple[str, ...]) -> list[str]:
+    """Nvcc's flags for cubins of some archs and PTX of others."""
+    flags = []
+    for arch in archs:
+        number = arch.replace(".", "")
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+    for arch in ptx:
+        number = arch.replace(".", "")
+        flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return flags

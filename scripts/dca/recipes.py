@@ -1,0 +1,352 @@
+"""Recipes: the schema of build/recipes/*.toml, and reading them with the patches and locks that belong to them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
+
+from dca import data, datafile, store
+from dca.documents import Value
+from dca.errors import DcaError
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+Arch = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?$")]
+CudaLine = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+
+
+def _inside(path: str) -> str:
+    parts = path.split("/")
+    if not path or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or "" in parts[:-1]:
+        raise ValueError("must be a path inside its folder, with `/` and without `..`")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+
+
+def _https(url: str) -> str:
+    if not re.match(r"^https://[A-Za-z0-9.-]+(:[0-9]+)?/[^\s]+$", url):
+        raise ValueError("must be an https:// URL")
+    return url
+
+
+HttpsUrl = Annotated[str, AfterValidator(_https)]
+
+
+class IndexFile(Value):
+    """A file of the package index, pinned by its hash."""
+
+    package: Name
+    version: str
+    file: Name
+    sha256: Sha256
+
+
+class SdistSource(IndexFile):
+    """A source distribution on the package index."""
+
+    kind: Literal["sdist"]
+
+    @property
+    def pin(self) -> str:
+        """What the source is pinned to."""
+        return f"sha256:{self.sha256}"
+
+
+class GitSource(Value):
+    """A git repository: URLs in the order they are tried, and the commit that decides."""
+
+    kind: Literal["git"]
+    urls: tuple[HttpsUrl, ...] = Field(min_length=1)
+    branch: str = ""
+    commit: Commit
+
+    @property
+    def pin(self) -> str:
+        """What the source is pinned to."""
+        return f"commit:{self.commit}"
+
+
+class Submodule(Value):
+    """A git submodule that the build needs, at the commit its parent records."""
+
+    path: RelativePath
+    urls: tuple[HttpsUrl, ...] = Field(min_length=1)
+    commit: Commit
+    only: tuple[RelativePath, ...] = ()
+    """The folders that are needed; all when empty."""
+
+
+class CopiedFolder(Value):
+    """Python that goes from a companion into the package."""
+
+    from_: RelativePath = Field(alias="from")
+    to: RelativePath
+
+
+class Companion(Value):
+    """Another source tree that the recipe needs."""
+
+    source: GitSource
+    submodules: tuple[Submodule, ...] = ()
+    python: CopiedFolder
+    stand_in: tuple[RelativePath, ...] = ()
+    """Members of the official wheel, module and Python together, for when git cannot be reached."""
+
+
+class Member(Value):
+    """A file of the official wheel."""
+
+    sha256: Sha256
+    sass: tuple[Arch, ...] = ()
+    ptx: tuple[Arch, ...] = ()
+
+
+class OfficialWheel(IndexFile):
+    """The project's own wheel of the same version: what can stand in, and what makes a build unnecessary."""
+
+    cuda: CudaLine
+    machines: tuple[str, ...] = ("x86_64",)
+    members: dict[RelativePath, Member]
+
+
+class Torch(Value):
+    """The torch that is built against and that the wheel requires."""
+
+    version: str
+    cuda: CudaLine
+    cxx11_abi: bool
+
+
+class Cuda(Value):
+    """CUDA toolkits: the one the project itself uses, and those known to compile the recipe."""
+
+    official: tuple[CudaLine, ...]
+    supported: tuple[CudaLine, ...]
+
+
+class Module(Value):
+    """An extension module of the wheel, and how its sources are compiled."""
+
+    path: RelativePath
+    tree: str = "source"
+    bindings: RelativePath | None = None
+    """Upstream's own registration of all ops; the lean one is generated from it."""
+    sources: tuple[RelativePath, ...] = ()
+    """Sources that every group of this module needs."""
+    includes: tuple[RelativePath, ...] = ()
+    defines: tuple[str, ...] = ()
+    undefined: tuple[str, ...] = ()
+    """Macros that are never defined in this build; conditionals on them are resolved in the bindings."""
+    cuda_flags: tuple[str, ...] = ()
+    archs: tuple[Arch, ...] = ()
+    """GPU archs its kernels are written for; a planned arch is compiled natively when it is one of them."""
+
+
+class Stubs(Value):
+    """Template instantiations that are left out; each is defined to raise a clear error."""
+
+    headers: tuple[str, ...]
+    namespace: str
+    functions: tuple[str, ...]
+    parameters: str
+    dtypes: tuple[str, ...]
+    head_dims: tuple[int, ...]
+
+
+class Group(Value):
+    """A set of ops with the sources that define them."""
+
+    module: str
+    why: str
+    sources: tuple[RelativePath, ...] = ()
+    ops: tuple[str, ...] = ()
+    """As `namespace::name`."""
+    answers: dict[str, bool] = {}
+    """Capability questions that are answered without a kernel."""
+    defines: tuple[str, ...] = ()
+    driver: bool = False
+    """Whether its sources call the driver API, so that the module needs libcuda.so.1."""
+    alone: bool = False
+    """Whether it replaces the profile's groups rather than adding to them."""
+    stubs: Stubs | None = None
+
+
+class Lean(Value):
+    """The lean profile: its groups, and the GPU archs it is offered for."""
+
+    groups: tuple[str, ...]
+    archs: tuple[Arch, ...]
+    default_archs: tuple[Arch, ...]
+    job_memory_gib: float
+
+
+class Patches(Value):
+    """What the wheel needs to load the added files of patches/RECIPE/added."""
+
+    entry_points: dict[str, dict[str, str]] = {}
+
+
+class Recipe(Value):
+    """A source line of vLLM with dual chunk attention."""
+
+    schema_: Literal["dca.recipe/1"] = Field(alias="schema")
+    name: Name
+    title: str
+    priority: int
+    """Smaller is tried first."""
+    not_built_yet: str = ""
+    """Why the recipe can be planned but not built; empty when it can be built."""
+    package: Name
+    base_version: str
+    lock_date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    python: str
+    source: Annotated[SdistSource | GitSource, Field(discriminator="kind")]
+    torch: Torch
+    cuda: Cuda
+    requirements: RelativePath
+    """Upstream's own list of CUDA requirements."""
+    build_requirements: tuple[str, ...]
+    """What the build environment holds besides torch."""
+    caps: tuple[str, ...] = ()
+    """Upper bounds that upstream did not know it needed."""
+    official_wheel: OfficialWheel | None = None
+    companions: dict[str, Companion] = {}
+    modules: dict[str, Module]
+    groups: dict[str, Group]
+    lean: Lean
+    patches: Patches = Patches()
+
+    @field_validator("python")
+    @classmethod
+    def _specifier(cls, value: str) -> str:
+        try:
+            SpecifierSet(value)
+        except InvalidSpecifier as error:
+            raise ValueError(f"must be a version specifier such as >=3.9,<3.13: {error}") from None
+        return value
+
+    @field_validator("base_version")
+    @classmethod
+    def _version(cls, value: str) -> str:
+        try:
+            version = Version(value)
+        except InvalidVersion as error:
+            raise ValueError(str(error)) from None
+        if version.local:
+            raise ValueError("must not have a local part")
+        return value
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        for name, module in self.modules.items():
+            if module.tree != "source" and module.tree not in self.companions:
+                raise ValueError(f"module `{name}` names the tree `{module.tree}`, which is no companion")
+        for name, group in self.groups.items():
+            if group.module not in self.modules:
+                raise ValueError(f"group `{name}` names the module `{group.module}`, which is not described")
+        for name in self.lean.groups:
+            if name not in self.groups:
+                raise ValueError(f"lean names the group `{name}`, which is not described")
+        members = self.official_wheel.members if self.official_wheel else {}
+        for name, companion in self.companions.items():
+            for member in companion.stand_in:
+                if member not in members:
+                    raise ValueError(f"companion `{name}` stands in `{member}`, which the official wheel lacks")
+        return self
+
+
+class Loaded(Value):
+    """A recipe with what belongs to it: the series it is patched with and the versions its lock pins."""
+
+    recipe: Recipe
+    digest: str
+    series_revision: int
+    series_digest: str
+    lock_digest: str
+    build_lock_digest: str
+    locked: dict[str, tuple[str, ...]]
+    """Versions per package of the run lock; several where they differ by Python version."""
+
+
+def load(path: Path) -> Loaded:
+    """Read one recipe and the identity of its patches and locks.
+
+    Raises:
+        DcaError: DCA-202 for a wrong key or value.
+    """
+    recipe = datafile.load(Recipe, path)
+    if recipe.name != path.stem:
+        raise DcaError(
+            "DCA-202",
+            f"{path}: the name is `{recipe.name}`, the file's is `{path.stem}`.",
+            remedy="give both the same name.",
+        )
+    patches = data.patches_folder(recipe.name)
+    locks = data.locks_folder(recipe.name)
+    return Loaded(
+        recipe=recipe,
+        digest=store.sha256_file(path),
+        series_revision=series_revision(patches),
+        series_digest=store.tree_hash(patches) if patches.is_dir() else "",
+        lock_digest=_file_digest(locks / "run.txt"),
+        build_lock_digest=_file_digest(locks / "build.txt"),
+        locked=locked_versions(locks / "run.txt"),
+    )
+
+
+def load_all(folder: Path | None = None) -> tuple[Loaded, ...]:
+    """Every recipe, by priority."""
+    found = [load(path) for path in sorted((folder or data.recipes_folder()).glob("*.toml"))]
+    return tuple(sorted(found, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)))
+
+
+def find(name: str, recipes: tuple[Loaded, ...]) -> Loaded:
+    """The recipe of that name.
+
+    Raises:
+        DcaError: DCA-203 with the nearest name.
+    """
+    for loaded in recipes:
+        if loaded.recipe.name == name:
+            return loaded
+    names = [loaded.recipe.name for loaded in recipes]
+    near = difflib.get_close_matches(name, names, n=1)
+    raise DcaError(
+        "DCA-203",
+        f"there is no recipe `{name}`.",
+        why=f"the recipes are: {', '.join(names)}.",
+        remedy=f"did you mean --recipe {near[0]}?" if near else "choose one of them with --recipe.",
+    )
+
+
+def series_revision(folder: Path) -> int:
+    """The `# revision: N` of a patch series; 0 where there is no series."""
+    series = folder / "series"
+    if not series.is_file():
+        return 0
+    found = re.search(r"^# revision: (\d+)$", series.read_text(), re.MULTILINE)
+    if found is None:
+        raise DcaError("DCA-202", f"{series} has no line `# revision: N`.", remedy="add it.")
+    return int(found[1])
+
+
+def locked_versions(lock: Path) -> dict[str, tuple[str, ...]]:
+    """Versions that a lock pins, per package name."""
+    found: dict[str, list[str]] = {}
+    if lock.is_file():
+        for match in re.finditer(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock.read_text(), re.MULTILINE):
+            found.setdefault(match[1].lower(), []).append(match[2])
+    return {name: tuple(sorted(set(versions), key=Version)) for name, versions in sorted(found.items())}
+
+
+def _file_digest(path: Path) -> str:
+    return store.sha256_file(path) if path.is_file() else ""

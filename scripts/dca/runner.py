@@ -1,0 +1,247 @@
+"""The one place that starts programs: argument list, scrubbed environment, log, deadline, process group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dca.errors import DcaError
+
+# What a program sees of the caller's environment. Everything else is left out, so that a CXX, PYTHONPATH or
+# NVCC_PREPEND_FLAGS that somebody once exported does not change a wheel.
+KEPT = ("HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "TERM")
+# Only programs that go to the network see how to get there.
+KEPT_NETWORK = (
+    "ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "all_proxy", "https_proxy", "http_proxy", "no_proxy",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO",
+    "UV_INDEX", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_HTTP_TIMEOUT", "UV_NATIVE_TLS",
+    "UV_SYSTEM_CERTS", "UV_KEYRING_PROVIDER", "UV_PYTHON_INSTALL_DIR", "NETRC",
+)  # fmt: skip
+GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A program that has ended.
+
+    Args:
+        argv: what was run.
+        returncode: its exit status; negative for a signal, as in subprocess.
+        tail: its last lines of output, standard output and error together.
+        seconds: how long it ran.
+        timed_out: whether it was ended because of its deadline.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int
+    tail: tuple[str, ...]
+    seconds: float
+    timed_out: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended with status 0."""
+        return self.returncode == 0
+
+    @property
+    def text(self) -> str:
+        """The last lines of output as one text."""
+        return "\n".join(self.tail)
+
+
+def environment(extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
+    """The environment programs get: a few kept variables, a fixed locale and time zone, and `extra`."""
+    kept = KEPT + (KEPT_NETWORK if network else ())
+    env = {name: os.environ[name] for name in kept if name in os.environ}
+    env |= {
+        "LC_ALL": "C.UTF-8",
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return env | dict(extra or {})
+
+
+def which(program: str) -> Path:
+    """A program's path.
+
+    Raises:
+        DcaError: DCA-103 when it is not on PATH.
+    """
+    found = shutil.which(program)
+    if found is None:
+        raise DcaError(
+            "DCA-103",
+            f"`{program}` is not on PATH.",
+            remedy=f"install {program} with your system's package manager and run the command again.",
+        )
+    return Path(found)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    timeout: float | None = None,
+    on_line: Callable[[str], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
+    keep_lines: int = 400,
+) -> Completed:
+    """Run a program to its end.
+
+    Whatever ends the wait (its deadline, Ctrl-C, an error in `on_line`) also ends every process that it started:
+    it runs in a session of its own, and nothing of that session survives.
+
+    Args:
+        argv: the program and its arguments; never a shell string.
+        cwd: its working folder.
+        env: its whole environment; `environment()` when not given.
+        log: a file that its output is appended to.
+        timeout: its deadline in seconds.
+        on_line: called with each line of output.
+        on_tick: called about once a second while it runs.
+        keep_lines: how many of its last lines are returned.
+    """
+    words = tuple(str(word) for word in argv)
+    started = time.monotonic()
+    tail: deque[str] = deque(maxlen=keep_lines)
+    with contextlib.ExitStack() as stack:
+        stream = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(log.open("ab"))
+            stream.write(f"+ {' '.join(words)}\n".encode())
+            stream.flush()
+        try:
+            process = subprocess.Popen(
+                words,
+                cwd=cwd,
+                env=dict(env) if env is not None else environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except FileNotFoundError:
+            raise DcaError(
+                "DCA-103",
+                f"`{words[0]}` could not be started: no such program.",
+                remedy="install it, or correct the path.",
+            ) from None
+        timed_out = False
+        try:
+            for line in _LineReader(process, started, timeout, on_tick):
+                if line is None:
+                    timed_out = True
+                    break
+                if stream is not None:
+                    stream.write(line.encode("utf-8", "replace") + b"\n")
+                    stream.flush()
+                tail.append(line)
+                if on_line is not None:
+                    on_line(line)
+            if not timed_out:
+                process.wait()
+        finally:
+            end_session(process)
+    return Completed(words, process.returncode, tuple(tail), time.monotonic() - started, timed_out)
+
+
+class _LineReader:
+    """Yields a process's lines as they come, and None once when the deadline has passed."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        started: float,
+        timeout: float | None,
+        on_tick: Callable[[], None] | None,
+    ) -> None:
+        self._process = process
+        self._end = None if timeout is None else started + timeout
+        self._tick = on_tick
+        self._pending: deque[str] = deque()
+        self._rest = b""
+        self._open = True
+        assert process.stdout is not None  # noqa: S101 - stdout is a pipe above
+        self._descriptor = process.stdout.fileno()
+        os.set_blocking(self._descriptor, False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._descriptor, selectors.EVENT_READ)
+
+    def __iter__(self) -> _LineReader:
+        return self
+
+    def __next__(self) -> str | None:
+        while not self._pending:
+            if not self._open:
+                self._selector.close()
+                raise StopIteration
+            if self._end is not None and time.monotonic() > self._end:
+                self._open = False
+                return None
+            self._read()
+        return self._pending.popleft()
+
+    def _read(self) -> None:
+        if self._selector.select(timeout=1.0):
+            block = os.read(self._descriptor, 1 << 16)
+            *lines, self._rest = (self._rest + block).split(b"\n")
+            if not block:
+                self._open = False
+                if self._rest:
+                    lines, self._rest = [*lines, self._rest], b""
+            # A very long line without an end must not fill the memory.
+            if len(self._rest) > 1 << 20:
+                lines, self._rest = [*lines, self._rest], b""
+            self._pending.extend(line.decode("utf-8", "replace").rstrip("\r") for line in lines)
+        elif self._process.poll() is not None:
+            # The program is gone but something it left behind holds the pipe: do not wait for that.
+            self._open = False
+        if self._tick is not None:
+            self._tick()
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """End a program and everything in its session: asked first, forced after a few seconds.
+
+    ninja puts each compiler into a process group of its own but not into another session, so the session is what
+    finds them all.
+    """
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+    for left in _session(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(left, signal.SIGKILL)
+    if process.stdout is not None:
+        process.stdout.close()
+    process.wait()
+
+
+def _session(session: int) -> list[int]:
+    """Ids of the processes in a session, read from /proc."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            # The program's name is in parentheses and may hold spaces; session is the fourth field after it.
+            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found

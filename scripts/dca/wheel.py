@@ -1,0 +1,154 @@
+"""The whole way from a plan to an inspected wheel, with the run's documents beside its log."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from dca import (
+    __version__,
+    compiling,
+    data,
+    documents,
+    environments,
+    fetch,
+    inspection,
+    package,
+    patching,
+    provide,
+    store,
+)
+from dca.documents import Document
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.plan import Plan
+from dca.recipes import Recipe
+from dca.resolve import World
+
+
+class Made(Document):
+    """A wheel that was made, and where its evidence lies.
+
+    Args:
+        wheel: the file.
+        run: folder with plan.json, source.json, build.json, inspection.json and build.log.
+        seconds: how long this run took.
+        unchanged: whether an earlier run had already made exactly this wheel.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.wheel/1"
+
+    wheel: str
+    sha256: str
+    bytes: int
+    modified_ns: int
+    run: str
+    lock: str
+    compiled: tuple[str, ...]
+    copied: tuple[str, ...]
+    objects: int
+    objects_compiled_now: int
+    compile_seconds: float
+    seconds: float
+    unchanged: bool = False
+
+
+def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Reporter) -> Made:
+    """The wheel of a plan in `out`, made now or found unchanged from an earlier run.
+
+    Raises:
+        DcaError: of the stage that failed; what earlier stages made is kept for the next run.
+    """
+    started = time.monotonic()
+    if plan.not_built_yet:
+        raise DcaError(
+            "DCA-311",
+            f"{plan.recipe} can be planned but not built yet.",
+            why=f"{plan.not_built_yet}.",
+            remedy="choose another recipe.",
+        )
+    key = documents.digest([plan.key, _tool(), str(out)])[:16]
+    run = cache.open().folder("run", f"{plan.recipe}-{key}")
+    record = run / "wheel.json"
+    with cache.lock("run", run.name, lambda: reporter.note("another run makes the same wheel; waiting for it.")):
+        if (kept := _unchanged(record)) is not None:
+            return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
+        made = _stages(plan, world, cache, out, run, reporter)
+        made = made.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+        documents.write(made, record)
+    return made
+
+
+def _tool() -> str:
+    """Identity of this tool and of the lean project: a wheel made by another state of them is made again."""
+    files = store.tree_hash(data.HERE, skip=lambda name: "__pycache__" in name or name == "_data")
+    return f"{__version__} {files} {store.tree_hash(data.lean_folder())}"
+
+
+def _unchanged(record: Path) -> Made | None:
+    """The earlier result, if its wheel still is what it was."""
+    if not record.is_file():
+        return None
+    try:
+        made = documents.read(Made, record)
+        stat = Path(made.wheel).stat()
+    except (DcaError, OSError):
+        return None
+    if stat.st_size != made.bytes:
+        return None
+    if stat.st_mtime_ns != made.modified_ns and store.sha256_file(Path(made.wheel)) != made.sha256:
+        return None
+    return made
+
+
+def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, reporter: Reporter) -> Made:
+    log = run / "build.log"
+    log.unlink(missing_ok=True)
+    recipe = _recipe(plan, world)
+    documents.write(plan, run / "plan.json")
+    tree = fetch.fetch(plan, recipe, cache, reporter, log)
+    tree = patching.patch(plan, tree, cache, log)
+    documents.write(tree, run / "source.json")
+    python = environments.build_environment(plan, cache, reporter, log)
+    torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, log)
+    toolkit = provide.toolkit(plan, world.toolkits, cache, reporter, log) if plan.toolkit else None
+    build = compiling.compile_modules(plan, recipe, tree, toolkit, python, torch, cache, reporter, log)
+    documents.write(build, run / "build.json")
+    wheel = package.package(plan, recipe, tree, build, python, cache, out, reporter, log)
+    reporter.stage("inspect", wheel.name)
+    found = inspection.inspect(wheel)
+    documents.write(found, run / "inspection.json")
+    if different := inspection.compare(found, plan):
+        wheel.unlink()
+        raise DcaError(
+            "DCA-702",
+            f"{wheel.name} is not what was planned, and was deleted.",
+            why="\n".join(different),
+            remedy=f"see {log} and {run / 'inspection.json'}.",
+        )
+    return Made(
+        wheel=str(wheel),
+        sha256=found.sha256,
+        bytes=found.bytes,
+        modified_ns=wheel.stat().st_mtime_ns,
+        run=str(run),
+        lock=str(data.locks_folder(plan.recipe) / "run.txt"),
+        compiled=tuple(module.path for module in plan.compiled),
+        copied=tuple(module.path for module in plan.copied),
+        objects=sum(len(module.objects) for module in build.modules),
+        objects_compiled_now=build.objects_compiled_now,
+        compile_seconds=build.compile_seconds,
+        seconds=0.0,
+    )
+
+
+def _recipe(plan: Plan, world: World) -> Recipe:
+    return next(loaded.recipe for loaded in world.recipes if loaded.recipe.name == plan.recipe)
+
+
+def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> fetch.Tree:
+    """The plan's sources, pinned and patched, without building anything."""
+    log = cache.open().folder("run", f"{plan.recipe}-sources-{plan.key}") / "build.log"
+    tree = fetch.fetch(plan, _recipe(plan, world), cache, reporter, log)
+    return patching.patch(plan, tree, cache, log)

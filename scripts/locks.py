@@ -1,0 +1,104 @@
+"""Solves the locks again: the tool's own, and for every recipe what it is built with and what its wheel runs with.
+
+Run by `make locks`. Each recipe is solved as of its own date, with hashes, for every Python of its range that this
+tool supports. A recipe whose source is not on the package index needs a local clone: `--source NAME=PATH`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from dca import data, environments, index, machine, recipes, runner, store
+from dca.recipes import Recipe
+
+OLDEST_PYTHON = "3.10"
+
+
+def solve(inputs: list[Path], target: Path, cache: store.Store, *, before: str, python: str = OLDEST_PYTHON) -> None:
+    """One lock with hashes, universal over Python versions."""
+    with store.incoming(target) as part:
+        done = runner.run(
+            [machine.find_uv(), "pip", "compile", "--quiet", "--universal", "--python-version", python,
+             "--generate-hashes", "--no-header", "--no-annotate", *(["--exclude-newer", before] if before else []),
+             "-o", part, *inputs],
+            env=environments.uv_environment(cache), timeout=900.0,
+        )  # fmt: skip
+        if not done.ok:
+            sys.exit(f"{target}: {done.text[-2000:]}")
+        header = f"# Made by `make locks`{f', packages as of {before}' if before else ''}. Do not edit.\n"
+        store.write_bytes(target, header.encode() + part.read_bytes())
+    print(f"{target.relative_to(data.data_root())}")
+
+
+def requirements(tree: Path, name: str) -> list[str]:
+    """Lines of a requirements file and of those it includes."""
+    lines: list[str] = []
+    for raw in (tree / name).read_text().splitlines():
+        line = raw.split(" #")[0].strip()
+        if line.startswith("-r "):
+            lines += requirements(tree, str(Path(name).parent / line.removeprefix("-r ").strip()))
+        elif line and not line.startswith(("#", "-")):
+            lines.append(line)
+    return lines
+
+
+def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch: Path) -> None:
+    """build.txt and run.txt of one recipe."""
+    folder = data.locks_folder(recipe.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    build = scratch / "build.in"
+    build.write_text("\n".join([f"torch=={recipe.torch.version}", *recipe.build_requirements]) + "\n")
+    solve([build], folder / "build.txt", cache, before=recipe.lock_date)
+    tree = scratch / recipe.name
+    if source is not None:
+        from dca import git
+
+        git.export(Path(source), recipe.source.pin.removeprefix("commit:"), tree)
+    else:
+        assert isinstance(recipe.source, recipes.SdistSource)  # noqa: S101 - the caller asked for --source otherwise
+        index.unpack_sdist(index.download(recipe.source, cache), tree)
+    run = scratch / "run.in"
+    run.write_text("\n".join([*requirements(tree, recipe.requirements), *recipe.caps]) + "\n")
+    solve([run], folder / "run.txt", cache, before=recipe.lock_date)
+
+
+def main() -> None:
+    """Solve all locks, or those of the recipes named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", action="append", help="only this recipe; may be repeated")
+    parser.add_argument("--source", action="append", default=[], metavar="NAME=PATH", help="a recipe's local clone")
+    parser.add_argument("--tool", action="store_true", help="also the tool's own locks, to the newest versions")
+    given = parser.parse_args()
+    sources = dict(text.split("=", 1) for text in given.source)
+    with tempfile.TemporaryDirectory(prefix="dca-") as folder:
+        cache = store.Store(Path(folder) / "cache").open()
+        if given.tool:
+            root = data.data_root()
+            locks = root / "build/locks"
+            solve(
+                [Path("--group"), Path("bootstrap"), root / "pyproject.toml"],
+                locks / "tool.txt",
+                cache,
+                before="",
+            )
+            solve(
+                [Path("--group"), Path("dev"), Path("-c"), locks / "tool.txt"],
+                locks / "dev.txt",
+                cache,
+                before="",
+            )
+        for path in sorted(data.recipes_folder().glob("*.toml")):
+            recipe = recipes.load(path).recipe
+            if given.recipe and recipe.name not in given.recipe:
+                continue
+            if recipe.source.kind == "git" and recipe.name not in sources:
+                print(f"{recipe.name}: skipped; name a clone with --source {recipe.name}=PATH")
+                continue
+            recipe_locks(recipe, sources.get(recipe.name), cache, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
