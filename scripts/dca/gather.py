@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dca import apt, documents, git, index, machine, recipes, store, toolkits
 from dca.errors import DcaError
-from dca.plan import LocalTree, Plan, Reach, Reachability, Request
+from dca.plan import LocalTree, PassedOver, Plan, Reach, Reachability, Request
 from dca.recipes import GitSource, Loaded, SdistSource
 from dca.resolve import World, resolve
 
@@ -57,19 +57,17 @@ def make_plan(request: Request, cache: store.Store, *, update: bool = False) -> 
     return outcome, seen
 
 
-def _no_plan(request: Request, passed: tuple[object, ...]) -> DcaError:
-    from dca.plan import PassedOver
-
-    over = [one for one in passed if isinstance(one, PassedOver)]
-    codes = {reason.code for one in over for reason in one.reasons}
-    code = codes.pop() if len(codes) == 1 else over[0].reasons[0].code if len(over) == 1 else "DCA-300"
-    lines = [f"{one.name}: {reason.text}" for one in over for reason in one.reasons]
-    # The last recipe comes closest to being possible; its way out is the useful one.
-    remedies = list(dict.fromkeys(reason.remedy for reason in over[-1].reasons if reason.remedy))
-    what = (
-        f"recipe {request.recipe} cannot be built as asked." if request.recipe else "no recipe can be built as asked."
+def _no_plan(request: Request, passed: tuple[PassedOver, ...]) -> DcaError:
+    # The last recipe is the one that comes closest to being possible; its way out is the useful one.
+    closest = passed[-1].reasons
+    codes = {reason.code for reason in closest}
+    named = request.recipe is not None
+    return DcaError(
+        closest[0].code if named or len(codes) == 1 else "DCA-300",
+        f"recipe {request.recipe} cannot be built as asked." if named else "no recipe can be built as asked.",
+        why="\n".join(f"{one.name}: {reason.text}" for one in passed for reason in one.reasons),
+        remedy="\n".join(dict.fromkeys(reason.remedy for reason in closest if reason.remedy)),
     )
-    return DcaError(code, what, why="\n".join(lines), remedy="\n".join(remedies))
 
 
 def _lock_path(

@@ -649,8 +649,8 @@ def _explain_substitution(
         if module.origin == "copied" and jitted and facts is not None:
             draft.warnings.append(
                 f"{module.name} is copied and reaches {', '.join(jitted)} only by compiling its PTX at load, which "
-                f"needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not one of CUDA {asked}. To compile "
-                "it from source instead, give its tree with --companion."
+                f"needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not one of CUDA {asked}. To "
+                "compile it from source instead, give its tree with --companion."
             )
 
 

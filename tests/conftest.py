@@ -1,0 +1,123 @@
+"""What all tests share: the command line, the one wheel, and environments made from the project's own locks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dca import documents, environments, machine, recipes, runner, store
+from dca.cli.options import open_cache
+from dca.plan import Plan
+from dca.wheel import Made
+from support import ROOT, RunDca
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a machine that this one is not; the marks can still be asked for with -m."""
+    if config.getoption("-m"):
+        return
+    unwanted = {mark for mark in ("gpu", "git") if not os.environ.get(f"DCA_TEST_{mark.upper()}")}
+    left_out = [item for item in items if unwanted & {mark.name for mark in item.iter_markers()}]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def cache() -> store.Store:
+    """The cache that `make wheel` used."""
+    folder = os.environ.get("DCA_CACHE_DIR")
+    return open_cache(Path(folder) if folder else None)
+
+
+@pytest.fixture(scope="session")
+def dca(cache: store.Store) -> RunDca:
+    """Runs the command line as a user does, with the cache of the session unless told otherwise."""
+
+    def call(
+        *arguments: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None, timeout: float = 600.0
+    ) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "dca", *map(str, arguments)]
+        if "--cache-dir" not in words:
+            words += ["--cache-dir", str(cache.root)]
+        given = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), **(env or {})}
+        return subprocess.run(words, cwd=cwd, env=given, text=True, capture_output=True, timeout=timeout, check=False)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def made(dca: RunDca) -> Made:
+    """The wheel of `make wheel` with its documents; made now where it is missing."""
+    done = dca("wheel", "--json", timeout=3000.0)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return Made.model_validate(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="session")
+def wheel(made: Made) -> Path:
+    """The one wheel that all tests share; DCA_WHEEL names another."""
+    return Path(os.environ.get("DCA_WHEEL") or made.wheel)
+
+
+@pytest.fixture(scope="session")
+def plan(made: Made) -> Plan:
+    """The plan of the wheel."""
+    return documents.read(Plan, Path(made.run) / "plan.json")
+
+
+@pytest.fixture(scope="session")
+def build_python(plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of the build environment, which has the wheel's torch."""
+    from dca.events import Silent
+
+    return environments.build_environment(plan, cache, Silent(), tmp_path_factory.mktemp("env") / "log")
+
+
+@pytest.fixture(scope="session")
+def run_python(wheel: Path, made: Made, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A fresh environment with the wheel, installed by the two lines that `dca wheel` prints."""
+    folder = tmp_path_factory.mktemp("run") / "venv"
+    uv, env = machine.find_uv(), environments.uv_environment(cache)
+    python = folder / "bin/python"
+    for argv in (
+        [uv, "venv", "--python", sys.executable, folder],
+        [uv, "pip", "install", "--python", python, "-r", made.lock],
+        [uv, "pip", "install", "--python", python, "--no-deps", wheel],
+    ):
+        done = runner.run(argv, env=env, timeout=1800.0)
+        assert done.ok, done.text[-3000:]
+    yield python
+    store.remove(folder)
+
+
+@pytest.fixture(scope="session")
+def all_recipes() -> tuple[recipes.Loaded, ...]:
+    """Every recipe of the project."""
+    return recipes.load_all()
+
+
+@pytest.fixture(scope="session")
+def commit() -> str:
+    """The commit under test, which seeds the fault tests; "none" outside of git."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, capture_output=True, check=False)
+    return done.stdout.strip() or "none"
+
+
+@pytest.fixture
+def chance(commit: str, request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers that differ from commit to commit and repeat within one."""
+    return random.Random(f"{commit} {request.node.nodeid}")
+
+
+@pytest.fixture
+def scale() -> Callable[[int], int]:
+    """How many repetitions of a counted fault test to run: about 1/50 of them, or all with DCA_PROOF_SCALE=1."""
+    share = float(os.environ.get("DCA_PROOF_SCALE", "0.02"))
+    return lambda count: max(1, round(count * share))

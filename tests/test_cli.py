@@ -1,0 +1,159 @@
+"""The command line as a user meets it: help, one message per mistake, exit codes, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from dca import machine, store
+from support import ROOT, RunDca
+
+
+def test_help_names_every_command_and_loads_none(dca: RunDca) -> None:
+    probe = "import sys\nfrom dca.cli import run\nassert run(['--help']) == 0\n" \
+            "print(sorted({'pydantic', 'rich', 'requests', 'git', 'torch'} & set(sys.modules)))"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", probe], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+                          text=True, capture_output=True, check=True)  # fmt: skip
+    assert done.stdout.endswith("[]\n")
+    for name in ("plan", "fetch", "wheel", "inspect"):
+        assert f"  {name} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "code", "words"),
+    [
+        (["whel"], 2, "DCA-201", "Did you mean `dca wheel`?"),
+        (["plan", "--nonsense"], 2, "DCA-201", "--nonsense"),
+        (["plan", "--recipe", "vllm-0.10.1"], 2, "DCA-203", "did you mean --recipe vllm-0.10.2?"),
+        (["plan", "--cuda", "twelve"], 2, "DCA-201", "write it as 12.1"),
+        (["plan", "--arch", "hopper"], 2, "DCA-201", "8.0,9.0"),
+        (["plan", "--python", "4"], 2, "DCA-201", "3.12"),
+        (["plan", "--source", "/no/such/folder"], 2, "DCA-204", "does not exist"),
+        (["plan", "--companion", "flash-attention"], 2, "DCA-201", "NAME=PATH"),
+        (["plan", "--cuda", "11.8"], 3, "DCA-303", "CUDA 12.x"),
+        (["plan", "--recipe", "vllm-0.10.2", "--arch", "10.0"], 3, "DCA-304", "choose from 8.0"),
+        (["plan", "--recipe", "vllm-0.10.2", "--arch", "7.5"], 3, "DCA-305", "--prebuilt all"),
+        (["plan", "--recipe", "vllm-0.10.2", "--python", "3.99"], 3, "DCA-306", "not installed"),
+        (["plan", "--recipe", "vllm-0.10.2", "--profile", "full"], 3, "DCA-309", "lean"),
+        (["inspect", "/no/such.whl"], 2, "DCA-204", "is not a file"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_one_message_with_its_code(
+    dca: RunDca, tmp_path: Path, arguments: list[str], exit_code: int, code: str, words: str
+) -> None:
+    more = [] if arguments[0] in ("inspect", "whel") else ["--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "dca", *arguments, *more], cwd=tmp_path, text=True, capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+    )  # fmt: skip
+    assert done.returncode == exit_code, done.stderr
+    assert done.stderr.startswith(f"{code}: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_as_json_is_one_document(dca: RunDca, tmp_path: Path) -> None:
+    done = dca("plan", "--cuda", "11.8", "--json", "--cache-dir", tmp_path)
+    told = json.loads(done.stdout)
+    assert (told["schema"], told["code"], told["exit"], done.returncode) == ("dca.error/1", "DCA-303", 3, 3)
+
+
+def test_a_plan_is_the_same_bytes_in_a_shuffled_environment(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
+    noise = {f"DCA_NOISE_{number}": str(number) for number in range(50)}
+    noise |= {"LC_ALL": "C", "LANG": "de_DE.UTF-8", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7", "MAX_JOBS": "99"}
+    noise |= {"CXX": "clang++", "TORCH_CUDA_ARCH_LIST": "5.0", "NVCC_APPEND_FLAGS": "-O0", "CMAKE_GENERATOR": "Xcode"}
+    told = set()
+    for seed in range(3):
+        order = list({**os.environ, **noise}.items())
+        random.Random(seed).shuffle(order)
+        done = subprocess.run(
+            [sys.executable, "-m", "dca", "plan", "--json", "--cache-dir", str(tmp_path)], cwd=tmp_path, text=True,
+            capture_output=True, check=True, env={**dict(order), "PYTHONPATH": str(ROOT / "scripts")},
+        )  # fmt: skip
+        told.add(done.stdout)
+    assert len(told) == 1
+    plain = dca("plan", "--json", "--cache-dir", tmp_path)
+    assert plain.stdout in told
+
+
+def test_an_index_that_cannot_be_reached_is_no_plan_and_leaves_nothing(dca: RunDca, tmp_path: Path) -> None:
+    done = dca("wheel", "--recipe", "vllm-0.10.2", "--cache-dir", tmp_path / "cache", "--out", tmp_path / "dist",
+               env={"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple/"})  # fmt: skip
+    assert done.returncode == 3
+    assert "the package index cannot be reached" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_credentials_of_the_index_are_not_shown(dca: RunDca, tmp_path: Path) -> None:
+    done = dca("plan", "--recipe", "vllm-0.10.2", "--cache-dir", tmp_path / "cache",
+               env={"UV_DEFAULT_INDEX": "http://user:s3cret@127.0.0.1:9/simple/"})  # fmt: skip
+    assert done.returncode == 3
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_sdist_with_another_hash_is_refused(dca: RunDca, tmp_path: Path) -> None:
+    (tmp_path / "vllm-0.10.2.tar.gz").write_bytes(b"something else")
+    done = dca("wheel", "--recipe", "vllm-0.10.2", "--source", tmp_path / "vllm-0.10.2.tar.gz", "--cache-dir",
+               tmp_path / "cache")  # fmt: skip
+    assert done.returncode == 4
+    assert "DCA-401" in done.stderr
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_made(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
+    """A file-size limit stands in for a full disk: writing fails in the middle of a file, as it does there."""
+    out = tmp_path / "dist"
+    script = (
+        "import resource, signal, sys, errno\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+        "from dca import store\n"
+        "from pathlib import Path\n"
+        "try:\n"
+        "    store.write_bytes(Path(sys.argv[1]), b'x' * 100_000)\n"
+        "except OSError as error:\n"
+        "    error.errno = errno.ENOSPC\n"
+        "    from dca.errors import from_os_error\n"
+        "    print(from_os_error(error)); sys.exit(0)\n"
+    )
+    out.mkdir()
+    (out / "a").write_text("old")
+    done = subprocess.run([sys.executable, "-c", script, str(out / "a")], text=True, capture_output=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("DCA-101")
+    assert [path.name for path in out.iterdir()] == ["a"]
+    assert (out / "a").read_text() == "old"
+
+
+def test_the_package_is_installed_with_its_data_outside_of_the_checkout(tmp_path: Path) -> None:
+    """`pip install .` as a user runs it, then the data from an empty folder."""
+    python, copy = tmp_path / "venv/bin/python", tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "dist", ".*_cache", "tests"))
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    # The build backend and the libraries are those of this environment; nothing is downloaded.
+    env = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
+    subprocess.run(
+        [machine.find_uv(), "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-build-isolation", copy],
+        check=True, env=env,
+    )  # fmt: skip
+    shutil.rmtree(copy)
+    script = (
+        "from dca import data, recipes\n"
+        "print(data.data_root())\n"
+        "print([one.recipe.name for one in recipes.load_all()], (data.lean_folder() / 'CMakeLists.txt').is_file())"
+    )
+    done = subprocess.run([python, "-c", script], cwd=tmp_path, env=env, text=True, capture_output=True, check=True)
+    root, names = done.stdout.splitlines()
+    assert root.startswith(str(tmp_path / "venv"))
+    assert names == "['qwen-fork', 'vllm-0.10.2'] True"
+    assert (tmp_path / "venv/bin/dca").is_file()

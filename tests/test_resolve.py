@@ -1,0 +1,388 @@
+"""The resolver: every choice and every refusal, without a file, a clock or a network."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dca import documents, toolkits
+from dca.machine import Compiler, Gpu, Machine, Python
+from dca.plan import Cannot, LocalTree, Plan, Reach, Reachability, Request
+from dca.recipes import GitSource, Loaded, load_all
+from dca.resolve import World, how_reached, resolve
+from dca.toolkits import FoundToolkit
+
+RECIPES = load_all()
+NAMES = [loaded.recipe.name for loaded in RECIPES]
+FORK, UPSTREAM = "qwen-fork", "vllm-0.10.2"
+GCC12 = Compiler(path="/usr/bin/g++", major=12, version="12.2.0")
+PYTHON = Python(version="3.11.7", path="/usr/bin/python3.11", headers=True)
+CUDA13 = FoundToolkit(path="/usr/local/cuda-13.0", version="13.0.88", origin="nvcc on PATH")
+URLS = sorted(
+    {
+        url
+        for loaded in RECIPES
+        for source in [loaded.recipe.source, *(companion.source for companion in loaded.recipe.companions.values())]
+        if isinstance(source, GitSource)
+        for url in source.urls
+    }
+    | {
+        url
+        for loaded in RECIPES
+        for companion in loaded.recipe.companions.values()
+        for submodule in companion.submodules
+        for url in submodule.urls
+    }
+)
+
+
+def machine(**changes: object) -> Machine:
+    plain = Machine(
+        system="Linux", processor="x86_64", cores=2, memory_gib=23.5, compilers=(GCC12,), python=PYTHON, gpus=(),
+        toolkits=(CUDA13,),
+    )  # fmt: skip
+    return plain.model_copy(update=changes)
+
+
+def reach(
+    *, index: bool = True, git: bool = False, apt: bool = True, local: dict[str, LocalTree] | None = None
+) -> Reach:
+    places = {"index": Reachability(ok=index, why="" if index else "no answer")}
+    places |= {url: Reachability(ok=git, why="" if git else "no such host") for url in URLS}
+    places |= {
+        f"apt:{one.name}": Reachability(ok=apt, why="" if apt else "no mirror") for one in toolkits.load_sources()
+    }
+    return Reach(places=places, local=local or {})
+
+
+def world(seen: Machine | None = None, reached: Reach | None = None, recipes: tuple[Loaded, ...] = RECIPES) -> World:
+    return World(
+        recipes=recipes, toolkits=toolkits.load_sources(), cuda=toolkits.load_versions(), machine=seen or machine(),
+        reach=reached or reach(),
+    )  # fmt: skip
+
+
+def planned(request: Request, seen: World | None = None) -> Plan:
+    outcome = resolve(request, seen or world())
+    assert isinstance(outcome, Plan), outcome
+    return outcome
+
+
+def refused(request: Request, seen: World | None = None) -> dict[str, list[str]]:
+    outcome = resolve(request, seen or world())
+    assert isinstance(outcome, Cannot), outcome.version
+    return {over.name: [reason.code for reason in over.reasons] for over in outcome.passed_over}
+
+
+def test_a_bare_machine_gets_upstream_with_a_toolkit_brought() -> None:
+    plan = planned(Request())
+    assert plan.recipe == UPSTREAM
+    assert plan.toolkit is not None
+    assert (plan.toolkit.name, plan.cuda, plan.archs) == ("debian-12.4", "12.4", ("8.0", "9.0"))
+    assert plan.version == f"0.10.2+dca{plan.series_revision}.cu124.lean.sm80.sm90"
+    assert {module.name: module.origin for module in plan.modules} == {"_C": "compiled", "_vllm_fa2_C": "copied"}
+
+
+def test_every_recipe_passed_over_has_its_reason() -> None:
+    plan = planned(Request())
+    over = {one.name: " ".join(reason.text for reason in one.reasons) for one in plan.passed_over}
+    assert "no such host" in over[FORK]
+    assert set(NAMES) <= {*over, plan.recipe}
+
+
+def test_a_toolkit_of_another_major_version_is_passed_over_with_the_reason() -> None:
+    over = {one.name: one.reasons[0].text for one in planned(Request()).passed_over}
+    (text,) = [text for name, text in over.items() if "13.0.88" in name]
+    assert "CUDA 12.8" in text
+
+
+def test_every_choice_has_a_reason() -> None:
+    plan = planned(Request(cuda="12.1", archs=("9.0",)))
+    assert all(choice.reason.endswith(".") for choice in plan.choices)
+    subjects = {choice.subject for choice in plan.choices}
+    assert subjects >= {"recipe", "source", "toolkit", "host compiler", "archs", "python", "groups", "version", "CUDA"}
+
+
+def test_the_three_checks_of_versions_stand_in_the_plan() -> None:
+    assert {check.subject for check in planned(Request()).checks} == {"CUDA", "Python", "transformers"}
+
+
+def test_another_cuda_of_the_major_version_is_substituted_and_said() -> None:
+    plan = planned(Request(cuda="12.1"))
+    assert plan.substituted
+    assert plan.cuda == "12.4"
+    (choice,) = [choice for choice in plan.choices if choice.subject == "CUDA"]
+    assert choice.value == "12.4 in place of 12.1"
+    assert "525" in choice.reason
+
+
+def test_substitution_embeds_no_ptx_and_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
+    plan = planned(Request(cuda="12.1", archs=("9.0+PTX",)))
+    assert plan.ptx == ()
+    assert any("570" in warning and "9.0" in warning for warning in plan.warnings)
+
+
+def test_the_exact_cuda_is_not_called_substituted() -> None:
+    plan = planned(Request(cuda="12.4", archs=("8.0", "9.0+PTX")))
+    assert not plan.substituted
+    assert plan.ptx == ("9.0",)
+    assert plan.warnings == ()
+
+
+def test_strict_cuda_refuses_a_substitute() -> None:
+    assert refused(Request(recipe=UPSTREAM, cuda="12.1", strict_cuda=True)) == {UPSTREAM: ["DCA-302"]}
+    assert planned(Request(recipe=UPSTREAM, cuda="12.4", strict_cuda=True)).cuda == "12.4"
+
+
+@pytest.mark.parametrize("cuda", ["11.8", "13.0", "12.7"])
+def test_a_cuda_that_no_recipe_supports_is_refused_by_each(cuda: str) -> None:
+    codes = refused(Request(cuda=cuda))
+    assert set(codes) == set(NAMES)
+    assert all("DCA-303" in one for one in codes.values())
+
+
+def test_a_found_toolkit_that_fits_is_taken_before_one_is_brought() -> None:
+    found = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
+    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(CUDA13, found))))
+    assert plan.toolkit is not None
+    assert plan.toolkit.path == "/opt/cuda"
+
+
+def test_the_nearest_toolkit_wins() -> None:
+    found = FoundToolkit(path="/opt/cuda", version="12.8.1", origin="CUDA_HOME")
+    seen = world(machine(toolkits=(found,)))
+    assert planned(Request(), seen).cuda == "12.8"
+    assert planned(Request(cuda="12.1"), seen).cuda == "12.4"
+
+
+def test_an_incomplete_toolkit_is_passed_over_by_what_it_lacks() -> None:
+    found = FoundToolkit(path="/opt/cuda", version="12.8.1", origin="CUDA_HOME", missing=("cicc",))
+    plan = planned(Request(), world(machine(toolkits=(found,))))
+    assert plan.cuda == "12.4"
+    assert any("no cicc" in one.reasons[0].text for one in plan.passed_over)
+
+
+def test_a_named_toolkit_is_the_only_candidate() -> None:
+    named = CUDA13.model_copy(update={"origin": "--toolkit"})
+    seen = world(machine(toolkits=(named,)))
+    assert refused(Request(recipe=UPSTREAM, toolkit=named.path), seen) == {UPSTREAM: ["DCA-302"]}
+
+
+def test_a_compiler_that_is_too_new_is_refused_with_the_bound() -> None:
+    seen = world(machine(compilers=(Compiler(path="/usr/bin/g++", major=14, version="14.1.0"),)))
+    outcome = resolve(Request(recipe=UPSTREAM), seen)
+    assert isinstance(outcome, Cannot)
+    assert "gcc 13 or older; g++ found: 14.1.0" in outcome.passed_over[0].reasons[0].text
+
+
+def test_the_newest_compiler_within_the_bound_is_taken() -> None:
+    several = tuple(Compiler(path=f"/usr/bin/g++-{n}", major=n, version=f"{n}.1.0") for n in (15, 14, 13, 12))
+    assert planned(Request(), world(machine(compilers=several))).host_compiler == "/usr/bin/g++-13"
+
+
+def test_archs_are_those_of_the_gpus_found() -> None:
+    seen = world(machine(gpus=(Gpu(name="A100", arch="8.0"), Gpu(name="A100", arch="8.0"))))
+    assert planned(Request(), seen).archs == ("8.0",)
+
+
+def test_an_arch_that_nvcc_does_not_know_is_refused() -> None:
+    assert refused(Request(recipe=UPSTREAM, archs=("10.0",))) == {UPSTREAM: ["DCA-304"]}
+
+
+def test_an_arch_below_the_profile_is_refused_with_the_way_that_works() -> None:
+    outcome = resolve(Request(recipe=UPSTREAM, archs=("7.5",)), world())
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-305"
+    assert "--prebuilt all" in reason.remedy
+
+
+@pytest.mark.parametrize("version", ["3.8.18", "3.14.0"])
+def test_python_outside_the_range_is_refused(version: str) -> None:
+    seen = world(machine(python=PYTHON.model_copy(update={"version": version})))
+    assert refused(Request(recipe=UPSTREAM), seen) == {UPSTREAM: ["DCA-306"]}
+
+
+def test_python_that_is_not_there_or_has_no_headers_is_refused() -> None:
+    assert refused(Request(recipe=UPSTREAM, python="3.12"), world(machine(python=None))) == {UPSTREAM: ["DCA-306"]}
+    bare = machine(python=PYTHON.model_copy(update={"headers": False}))
+    assert refused(Request(recipe=UPSTREAM), world(bare)) == {UPSTREAM: ["DCA-306"]}
+
+
+@pytest.mark.parametrize(("versions", "fine"), [(("4.36.2",), False), (("5.0.0",), False), ((), False),
+                                                (("4.37.0",), True), (("4.56.2", "4.57.0"), True)])  # fmt: skip
+def test_transformers_of_the_lock_is_checked(versions: tuple[str, ...], fine: bool) -> None:
+    changed = tuple(
+        one.model_copy(update={"locked": {**one.locked, "transformers": versions}})
+        for one in RECIPES
+        if one.recipe.name == UPSTREAM
+    )
+    outcome = resolve(Request(), world(recipes=changed))
+    assert isinstance(outcome, Plan) == fine
+    if isinstance(outcome, Cannot):
+        assert [reason.code for reason in outcome.passed_over[0].reasons] == ["DCA-307"]
+
+
+def test_companions_are_compiled_when_git_can_be_reached() -> None:
+    plan = planned(Request(recipe=UPSTREAM), world(reached=reach(git=True)))
+    assert {module.origin for module in plan.modules} == {"compiled"}
+    assert {source.name for source in plan.sources} == {"source", "flash-attention", "flash-attention/csrc/cutlass"}
+    assert all(how == "native" for module in plan.modules for how in module.reached.values())
+
+
+def test_companions_are_compiled_from_local_clones() -> None:
+    local = {
+        name: LocalTree(path=f"/src/{name}", kind="git") for name in ("flash-attention", "flash-attention/csrc/cutlass")
+    }
+    plan = planned(
+        Request(recipe=UPSTREAM, companions={"flash-attention": "/src/fa"}), world(reached=reach(local=local))
+    )
+    assert [module.name for module in plan.compiled] == ["_C", "_vllm_fa2_C"]
+
+
+def test_a_companion_without_its_submodule_is_copied_whole() -> None:
+    local = {"flash-attention": LocalTree(path="/src/fa", kind="git")}
+    plan = planned(
+        Request(recipe=UPSTREAM, companions={"flash-attention": "/src/fa"}), world(reached=reach(local=local))
+    )
+    assert [module.name for module in plan.copied] == ["_vllm_fa2_C"]
+    assert "flash-attention" not in {source.name for source in plan.sources}
+
+
+def test_prebuilt_all_compiles_nothing() -> None:
+    plan = planned(Request(recipe=UPSTREAM, prebuilt=("all",)))
+    assert plan.toolkit is None
+    assert not plan.compiled
+    assert len(plan.copied) == 6
+    assert plan.version.endswith("+dca1.cu128.prebuilt")
+
+
+def test_prebuilt_of_one_module_copies_that_one() -> None:
+    plan = planned(Request(recipe=UPSTREAM, prebuilt=("flash-attention",)), world(reached=reach(git=True)))
+    assert [module.name for module in plan.copied] == ["_vllm_fa2_C"]
+
+
+def test_the_plan_says_when_no_build_is_needed_and_what_building_adds() -> None:
+    advice = " ".join(planned(Request()).advice)
+    assert "--prebuilt all" in advice
+    assert "What building adds" in advice
+
+
+def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() -> None:
+    plan = planned(Request(recipe=UPSTREAM, groups=("index-only",), archs=("8.0",)))
+    assert plan.groups == ("index-only",)
+    assert [module.name for module in plan.modules] == ["_C"]
+    assert ".lean.indexonly.sm80" in plan.version
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [Request(recipe=UPSTREAM, groups=("nope",)), Request(recipe=UPSTREAM, profile="full"),
+     Request(recipe=UPSTREAM, prebuilt=("nope",)), Request(recipe=UPSTREAM, companions={"nope": "/x"})],
+)  # fmt: skip
+def test_what_the_recipe_does_not_have_is_refused(request_: Request) -> None:
+    assert refused(request_) == {UPSTREAM: ["DCA-309"]}
+
+
+def test_without_the_index_nothing_can_be_built_and_each_reason_is_given() -> None:
+    codes = refused(Request(recipe=UPSTREAM), world(reached=reach(index=False)))
+    assert codes == {UPSTREAM: ["DCA-301", "DCA-302"]}
+
+
+def test_a_folder_taken_as_it_is_marks_the_version() -> None:
+    local = {"source": LocalTree(path="/src/vllm", kind="folder", tree="0" * 64)}
+    plan = planned(Request(recipe=UPSTREAM, source="/src/vllm"), world(reached=reach(local=local)))
+    assert plan.dirty
+    assert plan.version.endswith(".dirty")
+
+
+def test_a_recipe_that_cannot_be_built_yet_is_planned_only_when_named() -> None:
+    local = {
+        name: LocalTree(path="/src", kind="git")
+        for name in ("source", "flash-attention", "flash-attention/csrc/cutlass")
+    }
+    seen = world(reached=reach(local=local))
+    plan = planned(Request(recipe=FORK, cuda="12.1"), seen)
+    assert plan.not_built_yet
+    assert plan.version.startswith("0.6.6.post2.dev0+dca")
+    assert planned(Request(), seen).recipe == UPSTREAM
+
+
+def test_another_operating_system_is_refused() -> None:
+    assert "DCA-310" in refused(Request(recipe=UPSTREAM), world(machine(system="Darwin", processor="arm64")))[UPSTREAM]
+
+
+def test_jobs_follow_cores_and_memory() -> None:
+    assert planned(Request(), world(machine(cores=64, memory_gib=33.0))).jobs == 8
+    assert planned(Request(), world(machine(cores=2, memory_gib=64.0))).jobs == 2
+    assert planned(Request(), world(machine(cores=8, memory_gib=1.0))).jobs == 1
+
+
+def test_jobs_and_explanations_do_not_change_what_is_built() -> None:
+    assert planned(Request(), world(machine(cores=2))).key == planned(Request(), world(machine(cores=1))).key
+    assert planned(Request(archs=("8.0",))).key != planned(Request()).key
+
+
+@pytest.mark.parametrize(
+    ("arch", "sass", "ptx", "how"),
+    [("8.0", ("8.0",), (), "native"), ("8.6", ("8.0",), (), "same major (8.0)"), ("8.0", ("8.6",), (), "not"),
+     ("9.0", ("8.0",), ("8.0",), "JIT from PTX 8.0"), ("9.0", ("8.0",), (), "not"),
+     ("8.9", ("8.0", "8.6"), ("8.0",), "same major (8.6)")],
+)  # fmt: skip
+def test_how_an_arch_is_reached(arch: str, sass: tuple[str, ...], ptx: tuple[str, ...], how: str) -> None:
+    assert how_reached(arch, sass, ptx) == how
+
+
+requests = st.builds(
+    Request,
+    recipe=st.sampled_from([None, *NAMES]),
+    cuda=st.sampled_from([None, "11.8", "12.1", "12.4", "12.8", "12.9", "13.0"]),
+    archs=st.lists(st.sampled_from(["7.5", "8.0", "8.6", "9.0", "9.0+PTX", "10.0", "12.0"]), max_size=3).map(tuple),
+    profile=st.sampled_from(["lean", "full"]),
+    groups=st.lists(st.sampled_from(["index-only", "core", "nope"]), max_size=2).map(tuple),
+    prebuilt=st.lists(st.sampled_from(["all", "_C", "flash-attention", "nope"]), max_size=2).map(tuple),
+    strict_cuda=st.booleans(),
+)
+worlds = st.builds(
+    lambda cores, memory, gcc, gpus, python, index, git, apt: world(
+        machine(
+            cores=cores, memory_gib=memory,
+            compilers=tuple(Compiler(path=f"/g++-{n}", major=n, version=f"{n}.1.0") for n in gcc),
+            gpus=tuple(Gpu(name=f"GPU {arch}", arch=arch) for arch in gpus),
+            python=python and PYTHON.model_copy(update={"version": python}),
+        ),
+        reach(index=index, git=git, apt=apt),
+    ),
+    st.integers(1, 128), st.floats(0.5, 512), st.lists(st.sampled_from([11, 12, 13, 14, 15]), max_size=3, unique=True),
+    st.lists(st.sampled_from(["7.0", "8.0", "9.0", "12.0"]), max_size=2),
+    st.sampled_from([None, "3.8.18", "3.10.13", "3.12.1", "3.14.0"]), st.booleans(), st.booleans(), st.booleans(),
+)  # fmt: skip
+
+
+@given(requests, worlds)
+@settings(max_examples=400, deadline=None)
+def test_every_outcome_explains_itself_and_repeats_to_the_byte(request: Request, seen: World) -> None:
+    outcome = resolve(request, seen)
+    assert documents.dumps(outcome) == documents.dumps(resolve(request, seen))
+    if isinstance(outcome, Cannot):
+        assert outcome.passed_over
+        assert all(over.reasons for over in outcome.passed_over)
+        return
+    assert request.recipe in (None, outcome.recipe)
+    assert all(choice.value and choice.reason for choice in outcome.choices)
+    assert all("not" not in module.reached.values() for module in outcome.compiled)
+    assert "cpu" not in outcome.version
+    assert outcome.cuda.split(".")[0] == outcome.torch_cuda.split(".")[0]
+    assert Plan.model_validate(json.loads(documents.dumps(outcome))) == outcome
+
+
+def test_the_order_of_recipes_and_probes_does_not_count() -> None:
+    places = reach().places
+    expected = documents.dumps(planned(Request()))
+    for order in itertools.islice(itertools.permutations(places), 20):
+        shuffled = Reach(places={name: places[name] for name in order})
+        assert documents.dumps(planned(Request(), world(reached=shuffled, recipes=RECIPES[::-1]))) == expected
