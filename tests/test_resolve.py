@@ -244,13 +244,19 @@ def test_companions_are_compiled_from_local_clones() -> None:
     assert [module.name for module in plan.compiled] == ["_C", "_vllm_fa2_C"]
 
 
-def test_a_companion_without_its_submodule_is_copied_whole() -> None:
+def test_a_named_companion_without_its_submodule_is_refused_with_the_flag_that_helps() -> None:
     local = {"flash-attention": LocalTree(path="/src/fa", kind="git")}
-    plan = planned(
-        Request(recipe=UPSTREAM, companions={"flash-attention": "/src/fa"}), world(reached=reach(local=local))
-    )
-    assert [module.name for module in plan.copied] == ["_vllm_fa2_C"]
-    assert "flash-attention" not in {source.name for source in plan.sources}
+    request = Request(recipe=UPSTREAM, companions={"flash-attention": "/src/fa"})
+    outcome = resolve(request, world(reached=reach(local=local)))
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-301"
+    assert "--companion flash-attention/csrc/cutlass=DIR" in reason.remedy
+
+
+def test_a_companion_that_no_group_needs_is_not_fetched() -> None:
+    plan = planned(Request(recipe=UPSTREAM, groups=("index-only",)), world(reached=reach(git=True)))
+    assert [source.name for source in plan.sources] == ["source"]
 
 
 def test_prebuilt_all_compiles_nothing() -> None:

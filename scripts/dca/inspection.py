@@ -27,6 +27,7 @@ class InspectedModule(Value):
         bytes: unpacked.
         sass: number of cubins per GPU arch.
         ptx: number of PTX texts per GPU arch.
+        sass_bytes: bytes of cubins per GPU arch, as stored.
         needed: shared libraries that it names.
         ops: what it registers; None when it was not loaded.
     """
@@ -36,6 +37,7 @@ class InspectedModule(Value):
     sha256: str
     sass: dict[str, int]
     ptx: dict[str, int]
+    sass_bytes: dict[str, int]
     needed: tuple[str, ...]
     ops: tuple[str, ...] | None = None
 
@@ -80,7 +82,12 @@ def inspect(wheel: Path, python: Path | None = None, compiler: str = "g++") -> I
         name, version, _, tags = parse_wheel_filename(wheel.name)
         archive = zipfile.ZipFile(wheel)
     except (InvalidWheelFilename, zipfile.BadZipFile) as error:
-        raise DcaError("DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="build it again.") from None
+        raise DcaError(
+            "DCA-701",
+            f"{wheel.name} is not a wheel.",
+            why=str(error),
+            remedy="name a wheel by its full file name, or build it again.",
+        ) from None
     problems: list[str] = []
     with archive, tempfile.TemporaryDirectory(prefix="dca-") as scratch:
         names = [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -154,6 +161,7 @@ def _module(
             problems.append(f"{error.what} {error.why}")
     module = InspectedModule(
         path=name, bytes=file.stat().st_size, sha256=store.sha256_file(file), sass=code.sass, ptx=code.ptx,
+        sass_bytes=code.sass_bytes,
         needed=needed, ops=listed,
     )  # fmt: skip
     file.unlink()

@@ -105,7 +105,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     _check_python(request, recipe, world.machine, draft)
     _check_transformers(loaded, draft)
     supported = _check_cuda(request, recipe, world, draft)
-    sources = _sources(request, recipe, world.reach, draft)
+    sources, missing = _sources(request, recipe, groups, world.reach, draft)
     toolkit, compiler, cuda_line, line_facts = None, None, "", None
     if everything:
         if recipe.official_wheel is None:
@@ -127,7 +127,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     archs, ptx = _archs(request, recipe, world, line_facts, draft, substituted=substituted, everything=everything)
     modules: list[PlannedModule] = []
     if not draft.reasons:
-        modules = _modules(request, recipe, groups, archs, ptx, sources, world.reach, draft)
+        modules = _modules(request, recipe, groups, archs, ptx, sources, missing, world.reach, draft)
     if not draft.reasons and request.cuda and substituted:
         _explain_substitution(request.cuda, cuda_line, recipe, modules, world, draft)
     if draft.reasons:
@@ -200,9 +200,14 @@ def _check_profile(request: Request, recipe: Recipe, draft: _Draft) -> None:
                 f"--prebuilt {name}: {recipe.name} has no such module or companion.",
                 f"choose from {', '.join(sorted(names))}.",
             )
+    trees = [
+        tree
+        for name, companion in recipe.companions.items()
+        for tree in (name, *(f"{name}/{below.path}" for below in companion.submodules))
+    ]
     for name in request.companions:
-        if name not in recipe.companions:
-            known = ", ".join(recipe.companions) or "none"
+        if name not in trees:
+            known = ", ".join(trees) or "none"
             draft.refuse(
                 "DCA-309",
                 f"--companion {name}: {recipe.name} has no such companion.",
@@ -303,9 +308,12 @@ def _check_cuda(request: Request, recipe: Recipe, world: World, draft: _Draft) -
     return True
 
 
-def _sources(request: Request, recipe: Recipe, reach: Reach, draft: _Draft) -> dict[str, PlannedSource]:
-    """Where the recipe's own source and its companions come from."""
+def _sources(
+    request: Request, recipe: Recipe, groups: tuple[str, ...], reach: Reach, draft: _Draft
+) -> tuple[dict[str, PlannedSource], dict[str, str]]:
+    """Where the recipe's own source and the companions of its groups come from, and why one cannot be had."""
     found: dict[str, PlannedSource] = {}
+    missing: dict[str, str] = {}
     own = _source("source", recipe.source, reach)
     if isinstance(own, PlannedSource):
         found["source"] = own
@@ -316,26 +324,25 @@ def _sources(request: Request, recipe: Recipe, reach: Reach, draft: _Draft) -> d
         )
     else:
         draft.reasons.append(own)
+    needed = {recipe.modules[recipe.groups[name].module].tree for name in groups}
     for name, companion in recipe.companions.items():
-        if name in request.prebuilt or "all" in request.prebuilt:
+        if name not in needed or name in request.prebuilt or "all" in request.prebuilt:
             continue
-        tree = _source(name, companion.source, reach)
-        if isinstance(tree, Reason):
-            if not companion.stand_in:
-                draft.reasons.append(tree)
-            continue
-        found[name] = tree
-        for submodule in companion.submodules:
-            inner = f"{name}/{submodule.path}"
-            below = _source(inner, GitSource(kind="git", urls=submodule.urls, commit=submodule.commit), reach)
-            if isinstance(below, PlannedSource):
-                found[inner] = below
-            elif companion.stand_in:
-                found.pop(name)
-                break
-            else:
-                draft.reasons.append(below)
-    return found
+        below = {
+            f"{name}/{one.path}": GitSource(kind="git", urls=one.urls, commit=one.commit)
+            for one in companion.submodules
+        }
+        trees = {key: _source(key, pin, reach) for key, pin in {name: companion.source, **below}.items()}
+        against = [tree for tree in trees.values() if isinstance(tree, Reason)]
+        # Somebody who names a clone wants it compiled; only what was not asked for is copied instead.
+        named = any(key in request.companions for key in trees)
+        if against and (named or not companion.stand_in):
+            draft.reasons += against
+        elif against:
+            missing[name] = " ".join(reason.text for reason in against[:1])
+        else:
+            found |= {key: tree for key, tree in trees.items() if isinstance(tree, PlannedSource)}
+    return found, missing
 
 
 def _source(name: str, source: SdistSource | GitSource, reach: Reach) -> PlannedSource | Reason:
@@ -357,10 +364,10 @@ def _source(name: str, source: SdistSource | GitSource, reach: Reach) -> Planned
         later = [url for url in source.urls if url not in ok]
         return PlannedSource(name=name, origin="git", places=(*ok, *later), pin=source.pin)
     told = "; ".join(f"{url}: {reach.of(url).why}" for url in source.urls)
-    flag = "--source DIR" if name == "source" else f"--companion {name.split('/')[0]}=DIR"
+    flag = "--source DIR" if name == "source" else f"--companion {name}=DIR"
     return Reason(
         code="DCA-301",
-        text=f"its git source cannot be reached ({told}).",
+        text=f"{'its git source' if name == 'source' else name} cannot be reached ({told}).",
         remedy=f"check the network, or name a local clone with {flag}.",
     )
 
@@ -526,6 +533,7 @@ def _modules(
     archs: tuple[str, ...],
     ptx: tuple[str, ...],
     sources: dict[str, PlannedSource],
+    missing: dict[str, str],
     reach: Reach,
     draft: _Draft,
 ) -> list[PlannedModule]:
@@ -540,8 +548,7 @@ def _modules(
         if name in request.prebuilt or module.tree in request.prebuilt:
             reason = "--prebuilt."
         elif module.tree not in sources:
-            told = "; ".join(f"{url}: {reach.of(url).why}" for url in recipe.companions[module.tree].source.urls)
-            reason = f"{module.tree} cannot be reached ({told})."
+            reason = missing[module.tree]
         else:
             found.append(_compiled(name, module, recipe, groups, archs, ptx))
             continue

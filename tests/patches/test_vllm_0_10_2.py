@@ -717,16 +717,17 @@ def test_prefill_works_without_a_length_factor(run_python: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_prefill_failed_before_the_patch(run_python: Path, tmp_path: Path) -> None:
-    copy = tmp_path / BACKEND_FILE
+    before = tmp_path / "before"
+    copy = before / BACKEND_FILE
     copy.parent.mkdir(parents=True)
     copy.write_bytes((installed_root(run_python, tmp_path) / BACKEND_FILE).read_bytes())
     subprocess.run(
         ["git", "apply", "-R", "-p1", str(PATCHES / "0001-prefill-without-length-factor.patch")],
-        cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)},
+        cwd=before,
+        env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(tmp_path)},
         check=True,
     )
-    answers = backend_answers(run_python, tmp_path, tmp_path)
+    answers = backend_answers(run_python, tmp_path, before)
     assert answers["none"] == ["'NoneType' object is not subscriptable"] * 2
     assert answers["given"] == GIVEN_FACTORS
 

@@ -44,7 +44,7 @@ def command(wheel: Path, python: Path | None, planned: Path | None, as_json: boo
             "DCA-702" if planned else "DCA-701",
             f"{wheel.name} is not right.",
             why="\n".join(different),
-            remedy="build it again with `dca wheel`.",
+            remedy="do not install or publish it; `dca wheel` builds one that is right.",
         )
 
 
@@ -61,7 +61,10 @@ def render(found: Inspection) -> str:
         f"  sparse attn   {'present' if found.sparse_functions else 'absent'}",
     ]
     for module in found.modules:
-        sass = ", ".join(f"sm_{arch.replace('.', '')} ({count})" for arch, count in module.sass.items())
+        sass = ", ".join(
+            f"sm_{arch.replace('.', '')} ({count}, {module.sass_bytes[arch] / 1e6:.1f} MB)"
+            for arch, count in module.sass.items()
+        )
         ptx = ", ".join(f"{arch} ({count})" for arch, count in module.ptx.items())
         lines.append(f"  {module.path}  {module.bytes / 1e6:.1f} MB")
         lines.append(f"      cubins  {sass or 'none'}")

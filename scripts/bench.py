@@ -1,0 +1,47 @@
+"""Measures the figures of docs/benchmarks.md that take seconds, as medians, and prints them as a table.
+
+Run by `make bench`, after `make wheel`. Nothing here asserts on a time; figures that take a whole build are measured by
+the commands that docs/benchmarks.md names.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DCA = ROOT / ".venv/bin/dca"
+CASES = (
+    ("dca --help", ["--help"], 20),
+    ("dca plan", ["plan", "--quiet"], 10),
+    ("dca wheel, nothing changed", ["wheel", "--quiet"], 10),
+)
+
+
+def median(arguments: list[str], count: int) -> float:
+    """Median wall-clock seconds of a command."""
+    times = []
+    for _ in range(count):
+        started = time.perf_counter()
+        subprocess.run([DCA, *arguments], cwd=ROOT, check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Print one row per case."""
+    wheels = sorted((ROOT / "dist").glob("*.whl"))
+    cases = (
+        [*CASES, *((f"dca inspect {wheels[0].name}", ["inspect", str(wheels[0]), "--quiet"], 3),)] if wheels else CASES
+    )
+    print("| command | runs | median |\n|---|---|---|")
+    for name, arguments, count in cases:
+        print(f"| `{name}` | {count} | {median(list(arguments), count):.2f} s |")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

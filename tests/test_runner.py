@@ -1,0 +1,307 @@
+"""Programs are started in one way: no shell, a scrubbed environment, a log, a deadline, and nothing left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dca import data, runner
+from dca.errors import DcaError
+
+PYTHON = sys.executable
+PLANTED = (
+    "CXX", "CC", "CUDAHOSTCXX", "CXXFLAGS", "CFLAGS", "LDFLAGS", "CPATH", "LIBRARY_PATH", "LD_LIBRARY_PATH", "LD_PRELOAD",
+    "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "CUDA_HOME", "CUDAARCHS", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP",
+    "CMAKE_BUILD_TYPE", "CMAKE_GENERATOR", "CMAKE_ARGS", "MAX_JOBS", "NVCC_THREADS", "TORCH_CUDA_ARCH_LIST",
+    "VLLM_TARGET_DEVICE", "SETUPTOOLS_SCM_PRETEND_VERSION", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_SSH_COMMAND",
+    "UV_CONFIG_FILE", "PIP_INDEX_URL", "SOURCE_DATE_EPOCH", "LANGUAGE", "BASH_ENV", "ENV", "VIRTUAL_ENV",
+)  # fmt: skip
+PROXIES = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "UV_DEFAULT_INDEX")
+
+
+def python(program: str) -> list[str]:
+    return [PYTHON, "-c", program]
+
+
+def seen_by_child(**options: object) -> dict[str, str]:
+    env = runner.environment(**options)  # type: ignore[arg-type]
+    done = runner.run(python("import json, os; print(json.dumps(dict(os.environ)))"), env=env)
+    told: dict[str, str] = json.loads(done.tail[-1])
+    return told
+
+
+def alive(process: int) -> bool:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] != "Z"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def left_alive(processes: list[int]) -> list[int]:
+    """Those that still run a moment later; a killed process takes a moment to go."""
+    wait_for(lambda: not any(map(alive, processes)), seconds=5.0)
+    return [process for process in processes if alive(process)]
+
+
+def pids(path: Path) -> list[int]:
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+# A program with a child in its process group and a child in a group of its own, as ninja starts compilers.
+FAMILY = """
+import os, subprocess, sys, time
+sleep = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"]
+children = [subprocess.Popen(sleep), subprocess.Popen(sleep, preexec_fn=lambda: os.setpgid(0, 0))]
+with open(sys.argv[1] + ".part", "w") as out:
+    print(os.getpid(), *[child.pid for child in children], file=out)
+os.rename(sys.argv[1] + ".part", sys.argv[1])
+print("ready", flush=True)
+time.sleep(300)
+"""
+
+
+# --- what is started -----------------------------------------------------------------------------------------
+
+
+def test_arguments_reach_the_program_as_they_are(tmp_path: Path) -> None:
+    words = ["a b", "$HOME", "`touch canary`", "; touch canary", "*", "'\"", "", "ü\n"]
+    done = runner.run([PYTHON, "-c", "import sys, json; print(json.dumps(sys.argv[1:]))", *words], cwd=tmp_path)
+    assert json.loads(done.text) == words
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_runs_in_the_folder_given(tmp_path: Path) -> None:
+    assert runner.run(python("import os; print(os.getcwd())"), cwd=tmp_path).tail == (str(tmp_path.resolve()),)
+
+
+def test_the_program_has_nothing_to_read() -> None:
+    assert runner.run(python("import sys; print(repr(sys.stdin.read()))")).tail == ("''",)
+
+
+def test_the_exit_status_is_returned() -> None:
+    done = runner.run(python("raise SystemExit(7)"))
+    assert (done.returncode, done.ok, done.timed_out) == (7, False, False)
+
+
+def test_the_signal_that_ended_it_is_returned() -> None:
+    assert runner.run(python("import os; os.kill(os.getpid(), 9)")).returncode == -signal.SIGKILL
+
+
+def test_a_missing_program_is_named() -> None:
+    with pytest.raises(DcaError) as refused:
+        runner.run(["/nonexistent/program", "x"])
+    assert refused.value.code == "DCA-103"
+    assert "/nonexistent/program" in refused.value.what
+
+
+def test_a_missing_folder_is_not_mistaken_for_a_missing_program(tmp_path: Path) -> None:
+    with pytest.raises((DcaError, OSError)) as refused:
+        runner.run([PYTHON, "-c", ""], cwd=tmp_path / "gone")
+    assert "gone" in str(refused.value)
+    assert "no such program" not in str(refused.value)
+
+
+def test_a_program_that_is_not_on_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DcaError) as refused:
+        runner.which("git")
+    assert refused.value.code == "DCA-103"
+    assert "`git`" in refused.value.what
+
+
+# --- environment ---------------------------------------------------------------------------------------------
+
+
+def test_what_somebody_once_exported_does_not_reach_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PLANTED, *PROXIES):
+        monkeypatch.setenv(name, "/planted")
+    seen = seen_by_child()
+    assert [name for name, value in seen.items() if name in PLANTED or "/planted" in value] == []
+    assert seen["PATH"] == os.environ["PATH"]
+
+
+def test_only_programs_that_go_to_the_network_see_the_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PLANTED, *PROXIES):
+        monkeypatch.setenv(name, "/planted")
+    seen = seen_by_child(network=True)
+    assert {name for name, value in seen.items() if value == "/planted"} == set(PROXIES)
+
+
+def test_locale_time_zone_and_hash_seed_are_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LC_ALL", "LANG", "TZ", "PYTHONHASHSEED"):
+        monkeypatch.setenv(name, "planted")
+    seen = seen_by_child()
+    assert [seen[name] for name in ("LC_ALL", "TZ", "PYTHONHASHSEED")] == ["C.UTF-8", "UTC", "0"]
+
+
+def test_what_is_added_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_JOBS", "64")
+    seen = seen_by_child(extra={"MAX_JOBS": "2", "TZ": "Asia/Tokyo"})
+    assert (seen["MAX_JOBS"], seen["TZ"]) == ("2", "Asia/Tokyo")
+
+
+# --- output --------------------------------------------------------------------------------------------------
+
+
+def test_both_streams_are_read_line_by_line_in_order() -> None:
+    lines: list[str] = []
+    program = "import sys\nfor n in range(3): print(n, flush=True); print(-n, file=sys.stderr, flush=True)"
+    done = runner.run(python(program), on_line=lines.append)
+    assert lines == ["0", "0", "1", "-1", "2", "-2"]
+    assert done.tail == tuple(lines)
+
+
+def test_only_the_last_lines_are_kept_and_every_line_is_told() -> None:
+    count = 0
+
+    def tell(_: str) -> None:
+        nonlocal count
+        count += 1
+
+    done = runner.run(python("for n in range(50000): print(n)"), keep_lines=3, on_line=tell)
+    assert done.tail == ("49997", "49998", "49999")
+    assert count == 50000
+
+
+def test_a_last_line_without_an_end_is_not_lost() -> None:
+    assert runner.run(python("print('a'); print('b', end='')")).tail == ("a", "b")
+
+
+def test_carriage_returns_at_the_end_of_a_line_are_dropped() -> None:
+    assert runner.run(python("print('a', end='\\r\\n')")).tail == ("a",)
+
+
+def test_a_very_long_line_arrives_in_pieces_of_bounded_size() -> None:
+    done = runner.run(python("import sys; sys.stdout.write('x' * 3_500_000)"))
+    assert "".join(done.tail) == "x" * 3_500_000
+    assert max(len(line) for line in done.tail) < 1_200_000
+
+
+def test_binary_output_does_not_stop_the_run(tmp_path: Path) -> None:
+    program = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 20); print(); print('end')"
+    done = runner.run(python(program), log=tmp_path / "log")
+    assert done.ok
+    assert done.tail[-1] == "end"
+    assert (tmp_path / "log").read_text(encoding="utf-8").endswith("end\n")
+
+
+def test_the_log_names_the_program_and_holds_its_output(tmp_path: Path) -> None:
+    log = tmp_path / "deep" / "log"
+    runner.run(["/bin/sh", "-c", "echo one; echo two >&2"], log=log)
+    runner.run(["/bin/sh", "-c", "echo three"], log=log)
+    assert log.read_text().splitlines() == [
+        "+ /bin/sh -c echo one; echo two >&2", "one", "two", "+ /bin/sh -c echo three", "three",
+    ]  # fmt: skip
+
+
+def test_a_path_that_is_not_utf8_can_be_logged(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    done = runner.run([PYTHON, "-c", "print('ran')", name], log=tmp_path / "log")
+    assert done.tail == ("ran",)
+
+
+# --- its end -------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_ends_the_program_and_all_its_children(tmp_path: Path) -> None:
+    done = runner.run([*python(FAMILY), str(tmp_path / "pids")], timeout=3.0)
+    assert done.timed_out
+    assert not done.ok
+    family = pids(tmp_path / "pids")
+    assert len(family) == 3
+    assert left_alive(family) == []
+
+
+def test_a_deadline_also_holds_for_a_program_that_never_stops_writing() -> None:
+    done = runner.run(["/bin/sh", "-c", "while :; do echo x; done"], timeout=0.5)
+    assert done.timed_out
+
+
+def test_a_deadline_also_holds_for_a_program_that_closed_its_output() -> None:
+    program = "import os, time; os.close(1); os.close(2); time.sleep(8)"
+    done = runner.run(python(program), timeout=0.5)
+    assert done.timed_out
+
+
+def test_a_program_that_ends_in_time_is_not_said_to_be_late() -> None:
+    done = runner.run(python("print(1)"), timeout=60.0)
+    assert (done.ok, done.timed_out) == (True, False)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
+def test_an_interruption_leaves_no_process(kind: type[BaseException], tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        assert line == "ready"
+        raise kind
+
+    with pytest.raises(kind):
+        runner.run([*python(FAMILY), str(tmp_path / "pids")], on_line=stop)
+    family = pids(tmp_path / "pids")
+    assert len(family) == 3
+    assert left_alive(family) == []
+
+
+def test_a_second_interruption_leaves_no_process_either(tmp_path: Path) -> None:
+    stubborn = FAMILY.replace("import os,", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport os,")
+    program = f"import sys; from dca import runner; runner.run([sys.executable, '-c', {stubborn!r}, sys.argv[1]])"
+    caller = subprocess.Popen(
+        [PYTHON, "-c", program, str(tmp_path / "pids")],
+        env={**os.environ, "PYTHONPATH": str(data.HERE.parent)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert wait_for((tmp_path / "pids").exists)
+    family = pids(tmp_path / "pids")
+    for _ in range(2):
+        caller.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+    caller.wait(timeout=30)
+    left = left_alive(family)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert left == []
+
+
+def test_what_a_program_leaves_running_is_ended_with_it(tmp_path: Path) -> None:
+    program = f"sleep 300 & echo $! > '{tmp_path / 'pids'}'; sleep 300 >/dev/null 2>&1 & echo $! >> '{tmp_path / 'pids'}'"
+    done = runner.run(["/bin/sh", "-c", program])
+    assert done.ok
+    left = pids(tmp_path / "pids")
+    assert len(left) == 2
+    assert left_alive(left) == []
+
+
+def test_the_last_words_are_kept_when_something_left_behind_holds_the_pipe() -> None:
+    assert runner.run(["/bin/sh", "-c", "sleep 300 & echo one; printf two"]).tail == ("one", "two")
+
+
+def test_it_is_told_that_time_passes_while_a_program_is_silent() -> None:
+    ticks: list[float] = []
+    runner.run(python("import time; time.sleep(2.5)"), on_tick=lambda: ticks.append(time.monotonic()))
+    assert len(ticks) >= 2
+
+
+def test_an_error_in_a_tick_ends_the_program(tmp_path: Path) -> None:
+    def tick() -> None:
+        if (tmp_path / "pids").exists():
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        runner.run([*python(FAMILY), str(tmp_path / "pids")], on_tick=tick)
+    assert left_alive(pids(tmp_path / "pids")) == []
