@@ -330,6 +330,7 @@ def test_jobs_follow_cores_and_memory() -> None:
 
 def test_jobs_and_explanations_do_not_change_what_is_built() -> None:
     assert planned(Request(), world(machine(cores=2))).key == planned(Request(), world(machine(cores=1))).key
+    assert planned(Request(cuda="12.1")).key == planned(Request()).key
     assert planned(Request(archs=("8.0",))).key != planned(Request()).key
 
 

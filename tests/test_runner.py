@@ -279,7 +279,9 @@ def test_a_second_interruption_leaves_no_process_either(tmp_path: Path) -> None:
 
 
 def test_what_a_program_leaves_running_is_ended_with_it(tmp_path: Path) -> None:
-    program = f"sleep 300 & echo $! > '{tmp_path / 'pids'}'; sleep 300 >/dev/null 2>&1 & echo $! >> '{tmp_path / 'pids'}'"
+    program = (
+        f"sleep 300 & echo $! > '{tmp_path / 'pids'}'; sleep 300 >/dev/null 2>&1 & echo $! >> '{tmp_path / 'pids'}'"
+    )
     done = runner.run(["/bin/sh", "-c", program])
     assert done.ok
     left = pids(tmp_path / "pids")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from dca.documents import Document, Value, digest
 
@@ -197,10 +197,15 @@ class Plan(Document):
     def key(self) -> str:
         """Identity of what is built: two plans with the same key give the same wheel.
 
-        Explanations, and how many jobs run at once, do not count.
+        Explanations, paths of this machine, the CUDA line that was only asked for, and how many jobs run at once do
+        not count.
         """
-        telling = {"choices", "checks", "warnings", "advice", "passed_over", "jobs"}
-        return digest(self.model_dump(mode="json", exclude=telling))[:16]
+        telling = {"choices", "checks", "warnings", "advice", "passed_over", "jobs", "cuda_asked", "substituted"}
+        here = {"python_path": True, "host_compiler": True, "toolkit": {"path"}, "sources": {"__all__": {"places"}}}
+        exclude: dict[str, Any] = {**dict.fromkeys(telling, True), **here}
+        if self.toolkit is None:
+            exclude.pop("toolkit")
+        return digest(self.model_dump(mode="json", exclude=exclude))[:16]
 
     def source(self, name: str) -> PlannedSource | None:
         """The source tree of that name."""

@@ -68,7 +68,7 @@ def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Repo
             why=f"{plan.not_built_yet}.",
             remedy="choose another recipe.",
         )
-    key = documents.digest([plan.key, _tool(), str(out)])[:16]
+    key = documents.digest([plan.key, plan.python_path, plan.host_compiler, _tool(), str(out)])[:16]
     run = cache.open().folder("run", f"{plan.recipe}-{key}")
     record = run / "wheel.json"
     with cache.lock("run", run.name, lambda: reporter.note("another run makes the same wheel; waiting for it.")):
