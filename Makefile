@@ -12,7 +12,7 @@ FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe)
 .DEFAULT_GOAL := help
 .PHONY: help venv dev plan fetch wheel inspect locks test prove bench check format clean
 
-help: ## this list
+help: venv ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 venv: ## the project's own environment, .venv
@@ -51,5 +51,5 @@ check: dev ## ruff and mypy
 format: dev
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
-clean: ## removes .venv and dist; the cache stays
-	rm -rf .venv dist
+clean: venv ## removes dist and what checkers left; .venv and the cache stay
+	rm -rf dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -131,3 +131,13 @@ def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:
             remedy="correct the recipe's lock with `make locks`.",
         )
     return facts
+
+
+def with_torch(requirement: str, cache: store.Store) -> Path | None:
+    """The Python of a whole environment in the cache whose torch meets a wheel's requirement, if there is one."""
+    wanted = requirement.replace(" ", "").removeprefix("torch==")
+    for kept in sorted(cache.root.glob("env/*/.torch.json")):
+        facts = TorchFacts.model_validate(json.loads(kept.read_text()))
+        if facts.version.split("+")[0] == wanted:
+            return kept.parent / "bin/python"
+    return None

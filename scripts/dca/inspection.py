@@ -6,18 +6,25 @@ import base64
 import csv
 import hashlib
 import io
+import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from dca import fatbin, ops, store
+from dca.compiling import Build
 from dca.documents import Document, Value
 from dca.errors import DcaError
 from dca.plan import Plan
+
+# How the ops of a module are found: its file, its sha256 and the wheel's requirement of torch in, names out; None when
+# that cannot be said.
+OpLister = Callable[[Path, str, str], tuple[str, ...] | None]
 
 
 class InspectedModule(Value):
@@ -65,13 +72,37 @@ class Inspection(Document):
     problems: tuple[str, ...]
 
 
-def inspect(wheel: Path, python: Path | None = None, compiler: str = "g++") -> Inspection:
+def load_ops(find_python: Callable[[str], Path | None], compiler: str = "g++") -> OpLister:
+    """Lists ops by loading each module in an environment that has the wheel's torch.
+
+    Args:
+        find_python: the Python of such an environment, for a requirement like "torch==2.8.0"; None if there is none.
+        compiler: a host C++ compiler, for the stand-in of the driver.
+    """
+
+    def load(file: Path, _: str, torch: str) -> tuple[str, ...] | None:
+        python = find_python(torch)
+        return None if python is None else _names(ops.schemas(file, python, compiler))
+
+    return load
+
+
+def known_ops(build: Build) -> OpLister:
+    """Lists ops from a build, which has loaded the very same modules."""
+    known = {module.sha256: _names(module.schemas) for module in build.modules}
+    return lambda _file, sha256, _torch: known.get(sha256)
+
+
+def _names(schemas: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted({ops.op_name(schema) for schema in schemas}))
+
+
+def inspect(wheel: Path, list_ops: OpLister = lambda _file, _sha256, _torch: None) -> Inspection:
     """What is in a wheel.
 
     Args:
         wheel: the file.
-        python: an environment with the torch that the wheel needs; with it modules are loaded and their ops listed.
-        compiler: a host C++ compiler, for the stand-in of the driver.
+        list_ops: how the ops of a module are found; by default they are not.
 
     Raises:
         DcaError: DCA-701 when it is no wheel, DCA-204 when there is no such file.
@@ -80,41 +111,30 @@ def inspect(wheel: Path, python: Path | None = None, compiler: str = "g++") -> I
         raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name a .whl file.")
     try:
         name, version, _, tags = parse_wheel_filename(wheel.name)
-        archive = zipfile.ZipFile(wheel)
-    except (InvalidWheelFilename, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            info_folder = next(one.split("/")[0] for one in names if one.endswith(".dist-info/METADATA"))
+            fields = _metadata(archive.read(f"{info_folder}/METADATA").decode("utf-8", "replace"))
+            requirements = [Requirement(one) for one in fields.get("Requires-Dist", [])]
+            problems = _check_tags(archive.read(f"{info_folder}/WHEEL").decode(), wheel.name)
+            problems += check_record(archive, info_folder)
+            unconditional = [one for one in requirements if not (one.marker and "extra" in str(one.marker))]
+            torch = ", ".join(str(one) for one in unconditional if canonicalize_name(one.name) == "torch")
+            paths = sorted(one for one in names if one.endswith(".so"))
+            modules = _modules(archive, paths, torch, list_ops, problems)
+            interface = "vllm/vllm_flash_attn/flash_attn_interface.py"
+            sparse = interface in names and b"def sparse_attn_func" in archive.read(interface)
+    except (InvalidWheelFilename, zipfile.BadZipFile, StopIteration, KeyError, InvalidRequirement) as error:
         raise DcaError(
             "DCA-701",
             f"{wheel.name} is not a wheel.",
-            why=str(error),
+            why=str(error) or "it has no METADATA.",
             remedy="name a wheel by its full file name, or build it again.",
         ) from None
-    problems: list[str] = []
-    with archive, tempfile.TemporaryDirectory(prefix="dca-") as scratch:
-        names = [info.filename for info in archive.infolist() if not info.is_dir()]
-        info_folder = next((one.split("/")[0] for one in names if one.endswith(".dist-info/METADATA")), "")
-        if not info_folder:
-            raise DcaError("DCA-701", f"{wheel.name} has no METADATA.", remedy="build it again.")
-        fields = _metadata(archive.read(f"{info_folder}/METADATA").decode("utf-8", "replace"))
-        if fields.get("Version", [""])[0] != str(version):
-            problems.append(f"METADATA says version {fields.get('Version', ['nothing'])[0]}, the file name {version}.")
-        problems += _check_tags(archive.read(f"{info_folder}/WHEEL").decode(), wheel.name)
-        problems += check_record(archive, info_folder)
-        modules = tuple(
-            _module(archive, one, Path(scratch), python, compiler, problems)
-            for one in sorted(names)
-            if one.endswith(".so")
-        )
-        interface = "vllm/vllm_flash_attn/flash_attn_interface.py"
-        sparse = interface in names and b"def sparse_attn_func" in archive.read(interface)
-    requirements = {
-        canonicalize_name(Requirement(one).name): one
-        for one in fields.get("Requires-Dist", [])
-        if "extra ==" not in one
-    }
-    caps = [
-        one for one in fields.get("Requires-Dist", []) if canonicalize_name(Requirement(one).name) == "transformers"
-    ]
-    loaded = [module.ops for module in modules if module.ops is not None]
+    if fields.get("Version", [""])[0] != str(version):
+        problems.append(f"METADATA says version {fields.get('Version', ['nothing'])[0]}, the file name {version}.")
+    listed = [module.ops for module in modules if module.ops is not None]
+    index = any(one.endswith("::convert_vertical_slash_indexes") for names in listed for one in names)
     return Inspection(
         file=wheel.name,
         bytes=wheel.stat().st_size,
@@ -123,49 +143,53 @@ def inspect(wheel: Path, python: Path | None = None, compiler: str = "g++") -> I
         version=str(version),
         tags=tuple(sorted(str(tag) for tag in tags)),
         requires_python=fields.get("Requires-Python", [""])[0],
-        torch=requirements.get(canonicalize_name("torch"), ""),
-        transformers=", ".join(caps),
+        torch=torch,
+        transformers=", ".join(str(one) for one in unconditional if canonicalize_name(one.name) == "transformers"),
         modules=modules,
         dca_backend="vllm/attention/backends/dual_chunk_flash_attn.py" in names,
         sparse_functions=sparse,
-        index_ops=any(one.startswith("_C::convert_vertical_slash_indexes") for ops in loaded for one in ops)
-        if loaded else None,
+        index_ops=index if listed else None,
         files=len(names),
         problems=tuple(problems),
-    )  # fmt: skip
+    )
 
 
-def _module(
-    archive: zipfile.ZipFile,
-    name: str,
-    scratch: Path,
-    python: Path | None,
-    compiler: str,
-    problems: list[str],
-) -> InspectedModule:
-    file = scratch / name.rsplit("/", 1)[-1]
-    with archive.open(name) as source, file.open("wb") as target:
-        while block := source.read(1 << 20):
-            target.write(block)
+def _modules(
+    archive: zipfile.ZipFile, names: list[str], torch: str, list_ops: OpLister, problems: list[str]
+) -> tuple[InspectedModule, ...]:
+    found = []
+    with tempfile.TemporaryDirectory(prefix="dca-") as scratch:
+        for name in names:
+            file = Path(scratch) / name.rsplit("/", 1)[-1]
+            with archive.open(name) as source, file.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            found.append(_module(name, file, torch, list_ops, problems))
+            file.unlink()
+    return tuple(found)
+
+
+def _module(name: str, file: Path, torch: str, list_ops: OpLister, problems: list[str]) -> InspectedModule:
+    sha256 = store.sha256_file(file)
+    code = fatbin.DeviceCode({}, {}, {}, 0)
+    needed: tuple[str, ...] = ()
+    listed: tuple[str, ...] | None = None
     try:
-        code = fatbin.read(file)
-        needed = _needed(file)
+        code, needed = fatbin.read(file), _needed(file)
+        listed = list_ops(file, sha256, torch)
     except fatbin.FatbinError as error:
         problems.append(f"{name}: {error}.")
-        code, needed = fatbin.DeviceCode({}, {}, {}, 0), ()
-    listed: tuple[str, ...] | None = None
-    if python is not None:
-        try:
-            listed = tuple(sorted({ops.op_name(schema) for schema in ops.schemas(file, python, compiler)}))
-        except DcaError as error:
-            problems.append(f"{error.what} {error.why}")
-    module = InspectedModule(
-        path=name, bytes=file.stat().st_size, sha256=store.sha256_file(file), sass=code.sass, ptx=code.ptx,
+    except DcaError as error:
+        problems.append(f"{error.what} {error.why}")
+    return InspectedModule(
+        path=name,
+        bytes=file.stat().st_size,
+        sha256=sha256,
+        sass=code.sass,
+        ptx=code.ptx,
         sass_bytes=code.sass_bytes,
-        needed=needed, ops=listed,
-    )  # fmt: skip
-    file.unlink()
-    return module
+        needed=needed,
+        ops=listed,
+    )
 
 
 def _needed(file: Path) -> tuple[str, ...]:

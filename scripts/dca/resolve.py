@@ -690,11 +690,17 @@ def _version(
     else:
         local.append(request.profile)
         # A wheel that is more or less than the profile must not carry the profile's name.
-        local += [name.replace("-", "").lower() for name in groups if name not in recipe.lean.groups]
+        local += [_plain(name) for name in groups if name not in recipe.lean.groups]
+        local += ["pre" + _plain(name) for name in request.prebuilt]
         local += ["sm" + arch.replace(".", "") for arch in archs]
     if dirty:
         local.append("dirty")
     return f"{recipe.base_version}+{'.'.join(local)}"
+
+
+def _plain(name: str) -> str:
+    """A name in the letters that a local version may have."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _advice(recipe: Recipe, world: World, archs: tuple[str, ...], *, everything: bool) -> tuple[str, ...]:
