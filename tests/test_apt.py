@@ -50,7 +50,6 @@ Signed-By: /usr/share/keyrings/archive.gpg
         pytest.param(DEB822 + "Enabled: yes\n", id="enabled"),
         pytest.param(DEB822.replace("URIs: ", "URIs: file:/srv/debian "), id="second of two places"),
         pytest.param("Types: deb\nURIs: https://other.example/x\nSuites: sid\n \n" + DEB822, id="second stanza"),
-        pytest.param(DEB822.replace("https", "http").replace("http:", "https:"), id="same"),
     ],
 )  # fmt: skip
 def test_a_mirror_is_found_in_the_newer_format(text: str, tmp_path: Path) -> None:

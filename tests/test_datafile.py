@@ -141,6 +141,12 @@ def test_a_wrong_key_is_answered_with_the_nearest_right_one(tmp_path: Path) -> N
     assert error.remedy == "did you mean `power`?"
 
 
+def test_a_misspelt_key_is_named_even_where_the_right_one_must_be_there(tmp_path: Path) -> None:
+    error = refuse(tmp_path, HEAD + '\n[engine]\nmakre = "m"\n')
+    assert place(error) == "engine.makre:5"
+    assert error.remedy == "did you mean `maker`?"
+
+
 def test_the_nearest_name_is_one_that_is_right_in_that_table(tmp_path: Path) -> None:
     # `spoke` is nearest to `spokes`, which only an axle has; the top has `axles` and `engines`.
     assert refuse(tmp_path, "spoke = 1\n" + HEAD + ENGINE).remedy != "did you mean `spokes`?"

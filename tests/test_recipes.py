@@ -293,7 +293,6 @@ def test_the_smallest_recipe_is_read(tmp_path: Path) -> None:
         pytest.param('base_version = "1.0"', 'base_version = "1.0+local"', id="a local version"),
         pytest.param('base_version = "1.0"', 'base_version = "one"', id="no version"),
         pytest.param('lock_date = "2025-01-01"', 'lock_date = "January"', id="no date"),
-        pytest.param('kind = "git"', 'kind = "svn"', id="an unknown kind of source"),
         pytest.param("priority = 1", 'priority = "first"', id="a text for a number"),
         pytest.param('title = "a small one"', 'titel = "a small one"', id="a wrong key"),
         pytest.param('why = "all of it"\n', "", id="a missing key of a table"),

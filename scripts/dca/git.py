@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +83,7 @@ def has_commit(path: Path, commit: str) -> bool:
 
     try:
         with _open(path) as repo:
-            repo.commit(commit)
+            return bool(repo.odb.info(bytes.fromhex(commit)).type == b"commit")
     except (git.exc.InvalidGitRepositoryError, git.exc.NoSuchPathError) as error:
         raise DcaError(
             "DCA-405",
@@ -92,20 +91,25 @@ def has_commit(path: Path, commit: str) -> bool:
             why=str(error),
             remedy="name the folder of a clone.",
         ) from None
-    except (git.exc.BadName, git.exc.GitCommandError, ValueError):
+    except (git.exc.ODBError, git.exc.GitCommandError, ValueError):
         return False
-    return True
 
 
 def _open(path: Path) -> git.Repo:
-    """A repository to read objects from, without starting git in it.
+    """A repository to read objects from.
 
-    A clone that somebody else owns (a mounted volume, a container's root) is read all the same: objects are found by
-    their hash, and no hook or setting of that clone is run.
+    The user named it or this tool made it, so it is read also when somebody else owns it (a mounted volume, a
+    container's root). What such a clone could make git do while reading, fetching missing objects from a remote of
+    its own choice, is switched off.
     """
     import git
 
-    return git.Repo(path, odbt=git.GitDB)
+    repo = git.Repo(path)
+    repo.git.update_environment(
+        GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*", GIT_NO_LAZY_FETCH="1",
+        GIT_ALLOW_PROTOCOL="", GIT_DIR=str(repo.git_dir),
+    )  # fmt: skip
+    return repo
 
 
 def submodule_commit(path: Path, commit: str, submodule: str) -> str:
@@ -136,10 +140,15 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
         with _open(path) as repo:
             root = repo.commit(commit).tree
             trees = [root / name for name in only] if only else [root]
-            for tree in trees:
-                for item in tree.traverse():
-                    if isinstance(item, git.Blob):
-                        _write(item, folder)
+            blobs = [item for tree in trees for item in tree.traverse() if isinstance(item, git.Blob)]
+            # Links last: no file is then ever written through one.
+            links = [blob for blob in blobs if blob.mode == git.Blob.link_mode]
+            for blob in blobs:
+                if blob.mode != git.Blob.link_mode:
+                    _write(blob, folder)
+            for blob in links:
+                _link(blob, folder)
+            _check_links([folder / str(blob.path) for blob in links], folder)
     except (git.exc.GitError, KeyError, ValueError) as error:
         raise DcaError(
             "DCA-405",
@@ -149,24 +158,35 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
         ) from None
 
 
-def _write(blob: object, folder: Path) -> None:
-    import git
-
-    assert isinstance(blob, git.Blob)  # noqa: S101 - told by the caller
+def _target(blob: git.Blob, folder: Path) -> Path:
     name = str(blob.path)
     if name.startswith("/") or ".." in name.split("/") or ".git" in name.lower().split("/"):
-        raise DcaError("DCA-404", f"the tree holds a path that leaves its folder: {name}.", remedy="do not use it.")
+        raise _leaves(name)
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    content = blob.data_stream.read()
-    if blob.mode == git.Blob.link_mode:
-        text = os.fsdecode(content)
-        resolved = posixpath.normpath(posixpath.join(posixpath.dirname(name), text))
-        if text.startswith("/") or resolved.startswith(".."):
-            raise DcaError(
-                "DCA-404", f"the tree holds a link that leaves it: {name} -> {text}.", remedy="do not use it."
-            )
-        target.symlink_to(text)
-        return
-    target.write_bytes(content)
-    target.chmod(0o755 if blob.mode == git.Blob.executable_mode else 0o644)
+    return target
+
+
+def _write(blob: git.Blob, folder: Path) -> None:
+    target = _target(blob, folder)
+    target.write_bytes(blob.data_stream.read())
+    target.chmod(0o755 if blob.mode == blob.executable_mode else 0o644)
+
+
+def _link(blob: git.Blob, folder: Path) -> None:
+    text = os.fsdecode(blob.data_stream.read())
+    if text.startswith("/"):
+        raise _leaves(f"{blob.path} -> {text}")
+    _target(blob, folder).symlink_to(text)
+
+
+def _check_links(links: list[Path], folder: Path) -> None:
+    """Refuse links that lead out of the tree, also by way of other links."""
+    root = folder.resolve()
+    for link in links:
+        if not link.resolve().is_relative_to(root):
+            raise _leaves(f"{link.relative_to(folder)} -> {link.readlink()}")
+
+
+def _leaves(what: str) -> DcaError:
+    return DcaError("DCA-404", f"the tree holds a path that leaves its folder: {what}.", remedy="do not use it.")

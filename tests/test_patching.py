@@ -1,0 +1,311 @@
+"""Series of patches on small trees: applied whole, reported whole, and never outside of the tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dca import patching, runner, store
+from dca.errors import DcaError
+
+GIT = {
+    "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+}  # fmt: skip
+TEXT = "".join(f"line {number}\n" for number in range(1, 21))
+
+
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *words], env=GIT, capture_output=True, check=True, text=True
+    ).stdout
+
+
+class Workshop:
+    """A source tree and the folder of its series."""
+
+    def __init__(self, root: Path) -> None:
+        self.source = root / "source"
+        self.folder = root / "patches"
+        self.log = root / "log"
+        self.write("pkg/a.py", TEXT)
+        self.write("pkg/b.py", "b = 1\n")
+        (self.source / "link").symlink_to("pkg/a.py")
+        self.folder.mkdir()
+
+    def write(self, name: str, text: str) -> None:
+        path = self.source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def series(self, **patches: str) -> None:
+        for name, text in patches.items():
+            (self.folder / f"{name}.patch").write_text(text)
+        (self.folder / "series").write_text("# revision: 1\n" + "".join(f"{name}.patch\n" for name in patches))
+
+    def apply(self) -> list[tuple[str, str]]:
+        return [(one.name, one.status) for one in patching.apply(self.folder, self.source, self.log)]
+
+    def refuse(self) -> DcaError:
+        """The error of applying, which must leave the tree as it was."""
+        before = store.tree_hash(self.source)
+        with pytest.raises(DcaError) as refused:
+            self.apply()
+        assert store.tree_hash(self.source) == before
+        return refused.value
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path)
+
+
+def change(old: str, new: str, name: str = "pkg/a.py", text: str = TEXT) -> str:
+    """A unified diff that replaces one line of a file."""
+    lines = text.splitlines()
+    at = lines.index(old)
+    first, last = max(0, at - 3), min(len(lines), at + 4)
+    body = (
+        [f" {line}" for line in lines[first:at]]
+        + [f"-{old}", f"+{new}"]
+        + [f" {line}" for line in lines[at + 1 : last]]
+    )
+    size = last - first
+    head = f"--- a/{name}\n+++ b/{name}\n@@ -{first + 1},{size} +{first + 1},{size} @@\n"
+    return head + "\n".join(body) + "\n"
+
+
+# --- what becomes of a series --------------------------------------------------------------------------------
+
+
+def test_a_patch_that_fits_is_applied(shop: Workshop) -> None:
+    shop.series(one=change("line 5", "LINE 5"))
+    assert shop.apply() == [("one.patch", "clean")]
+    assert (shop.source / "pkg/a.py").read_text() == TEXT.replace("line 5\n", "LINE 5\n")
+
+
+def test_a_patch_that_fits_at_another_line_is_applied(shop: Workshop) -> None:
+    shop.write("pkg/a.py", "above\n" * 7 + TEXT)
+    shop.series(one=change("line 9", "LINE 9"))
+    assert shop.apply() == [("one.patch", "clean")]
+    assert "LINE 9" in (shop.source / "pkg/a.py").read_text()
+
+
+def test_a_patch_that_is_already_in_the_source_is_reported_and_skipped(shop: Workshop) -> None:
+    shop.series(one=change("line 5", "LINE 5"), two=change("line 15", "LINE 15"))
+    shop.write("pkg/a.py", TEXT.replace("line 5\n", "LINE 5\n"))
+    assert shop.apply() == [("one.patch", "already there"), ("two.patch", "clean")]
+    assert shop.apply() == [("one.patch", "already there"), ("two.patch", "already there")]
+
+
+def test_a_patch_that_does_not_fit_is_named_with_its_file(shop: Workshop) -> None:
+    shop.series(one=change("line 5", "LINE 5"))
+    shop.write("pkg/a.py", TEXT.replace("line 5\n", "something else\n"))
+    error = shop.refuse()
+    assert error.code == "DCA-501"
+    assert "1 of 1" in error.what
+    assert "one.patch" in error.why
+    assert "pkg/a.py" in error.why
+
+
+def test_a_patch_of_a_missing_file_is_named_with_its_file(shop: Workshop) -> None:
+    shop.series(one=change("line 5", "LINE 5", name="pkg/gone.py"))
+    error = shop.refuse()
+    assert error.code == "DCA-501"
+    assert "pkg/gone.py" in error.why
+
+
+def test_every_patch_that_does_not_fit_is_named(shop: Workshop) -> None:
+    shop.series(one=change("line 2", "LINE 2"), two=change("line 10", "LINE 10"), three=change("line 18", "LINE 18"))
+    shop.write("pkg/a.py", TEXT.replace("line 2\n", "x\n").replace("line 18\n", "y\n"))
+    with pytest.raises(DcaError) as refused:
+        shop.apply()
+    assert "2 of 3" in refused.value.what
+    assert [line.split(":")[0] for line in refused.value.why.splitlines()] == ["one.patch", "three.patch"]
+
+
+def test_a_patch_of_which_only_a_part_is_there_does_not_apply(shop: Workshop) -> None:
+    shop.series(one=change("line 2", "LINE 2") + change("line 18", "LINE 18").split("\n", 2)[2])
+    shop.write("pkg/a.py", TEXT.replace("line 2\n", "LINE 2\n"))
+    assert shop.refuse().code == "DCA-501"
+
+
+def test_patches_come_in_the_order_of_the_series_and_build_on_each_other(shop: Workshop) -> None:
+    shop.series(
+        b_first=change("line 5", "LINE 5"),
+        a_second=change("LINE 5", "Line five", text=TEXT.replace("line 5\n", "LINE 5\n")),
+    )
+    assert shop.apply() == [("b_first.patch", "clean"), ("a_second.patch", "clean")]
+    assert "Line five\n" in (shop.source / "pkg/a.py").read_text()
+
+
+def test_comments_and_empty_lines_of_a_series_are_no_patches(shop: Workshop) -> None:
+    shop.series(one=change("line 5", "LINE 5"))
+    (shop.folder / "series").write_text("# revision: 3\n\n  # two.patch\n  one.patch  \n\n")
+    assert [path.name for path in patching.series(shop.folder)] == ["one.patch"]
+    assert shop.apply() == [("one.patch", "clean")]
+
+
+def test_a_folder_without_a_series_changes_nothing(shop: Workshop) -> None:
+    before = store.tree_hash(shop.source)
+    assert shop.apply() == []
+    assert patching.series(shop.folder / "missing") == []
+    assert store.tree_hash(shop.source) == before
+
+
+def test_a_patch_that_the_series_names_must_exist(shop: Workshop) -> None:
+    (shop.folder / "series").write_text("missing.patch\n")
+    error = shop.refuse()
+    assert error.code == "DCA-502"
+    assert "missing.patch" in error.what
+
+
+def test_new_and_deleted_files_are_part_of_a_patch(shop: Workshop) -> None:
+    new = "diff --git a/pkg/new.py b/pkg/new.py\nnew file mode 100755\n--- /dev/null\n+++ b/pkg/new.py\n@@ -0,0 +1 @@\n+new\n"
+    gone = "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100644\n--- a/pkg/b.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-b = 1\n"
+    shop.series(new=new, gone=gone)
+    assert shop.apply() == [("new.patch", "clean"), ("gone.patch", "clean")]
+    assert (shop.source / "pkg/new.py").read_text() == "new\n"
+    assert (shop.source / "pkg/new.py").stat().st_mode & 0o100
+    assert not (shop.source / "pkg/b.py").exists()
+
+
+def test_a_mail_with_a_message_before_the_patch_is_a_patch(shop: Workshop) -> None:
+    message = (
+        "From 0123456789012345678901234567890123456789 Mon Sep 17 00:00:00 2001\nFrom: A <a@example.org>\n"
+        "Subject: [PATCH] Make it right\n\ncopy the table before it is changed, and\n"
+        "rename nothing; the\nnew mode is the default.\n---\n pkg/a.py | 2 +-\n\n"
+    )
+    shop.series(one=message + "diff --git a/pkg/a.py b/pkg/a.py\n" + change("line 5", "LINE 5") + "-- \n2.39.5\n")
+    assert shop.apply() == [("one.patch", "clean")]
+
+
+def test_a_tree_that_lies_inside_of_another_repository_is_patched(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / ".gitignore").write_text("cache/\n")
+    shop = Workshop(tmp_path / "cache" / "deep")
+    shop.series(one=change("line 5", "LINE 5"))
+    assert shop.apply() == [("one.patch", "clean")]
+    assert "LINE 5" in (shop.source / "pkg/a.py").read_text()
+
+
+def test_a_tree_that_is_a_repository_itself_is_patched(shop: Workshop) -> None:
+    git(shop.source, "init", "--quiet")
+    shop.series(one=change("line 5", "LINE 5"))
+    assert shop.apply() == [("one.patch", "clean")]
+    assert "LINE 5" in (shop.source / "pkg/a.py").read_text()
+
+
+def test_the_users_own_git_settings_have_no_say(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".gitconfig").write_text("[apply]\n\tignoreWhitespace = change\n\twhitespace = fix\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shop.write("pkg/a.py", TEXT.replace("line", "line  "))
+    shop.series(one=change("line 5", "LINE 5"))
+    assert shop.refuse().code == "DCA-501"
+
+
+def test_a_git_that_fails_while_it_applies_is_not_taken_for_success(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runner.which("git")
+    fake = tmp_path / "bin" / "git"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\ncase "$*" in *--check*) exec "{real}" "$@";; esac\necho "error: disk full"\nexit 1\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    shop.series(one=change("line 5", "LINE 5"))
+    with pytest.raises(DcaError):
+        shop.apply()
+
+
+# --- added files ---------------------------------------------------------------------------------------------
+
+
+def test_added_files_are_copied_and_reported(shop: Workshop) -> None:
+    shop.series(one=change("line 5", "LINE 5"))
+    (shop.folder / "added/pkg/sub/__pycache__").mkdir(parents=True)
+    (shop.folder / "added/pkg/sub/guard.py").write_text("guard = 1\n")
+    (shop.folder / "added/pkg/sub/__pycache__/guard.pyc").touch()
+    assert shop.apply() == [("one.patch", "clean"), ("pkg/sub/guard.py", "added")]
+    assert (shop.source / "pkg/sub/guard.py").read_text() == "guard = 1\n"
+    assert not (shop.source / "pkg/sub/__pycache__").exists()
+
+
+def test_an_added_file_does_not_overwrite_one_of_the_source(shop: Workshop) -> None:
+    (shop.folder / "added/pkg").mkdir(parents=True)
+    (shop.folder / "added/pkg/b.py").write_text("b = 2\n")
+    error = shop.refuse()
+    assert error.code == "DCA-502"
+    assert "pkg/b.py" in error.what
+
+
+def test_an_added_file_is_not_written_through_a_link(shop: Workshop, tmp_path: Path) -> None:
+    (shop.source / "pkg/dangling.py").symlink_to(tmp_path / "outside.py")
+    (shop.folder / "added/pkg").mkdir(parents=True)
+    (shop.folder / "added/pkg/dangling.py").write_text("x\n")
+    assert shop.refuse().code == "DCA-502"
+    assert not (tmp_path / "outside.py").exists()
+
+
+# --- what is never applied -----------------------------------------------------------------------------------
+
+
+def new_file(name: str, mode: str = "100644", content: str = "x") -> str:
+    return (
+        f"diff --git a/{name} b/{name}\nnew file mode {mode}\n--- /dev/null\n+++ b/{name}\n@@ -0,0 +1 @@\n+{content}\n"
+    )
+
+
+RELINK = "--- a/link\n+++ b/link\n@@ -1 +1 @@\n-pkg/a.py\n\\ No newline at end of file\n+/etc/passwd\n\\ No newline at end of file\n"
+NEVER = {
+    "a path outside": new_file("../outside"),
+    "a path that leaves later": new_file("pkg/../../outside"),
+    "a path outside without git's header": "--- /dev/null\n+++ b/../outside\n@@ -0,0 +1 @@\n+x\n",
+    "an absolute path": "--- /dev/null\n+++ /outside\n@@ -0,0 +1 @@\n+x\n",
+    "a quoted path outside": '--- /dev/null\n+++ "b/\\056\\056/outside"\n@@ -0,0 +1 @@\n+x\n',
+    "the repository's own folder": new_file(".git/hooks/post-checkout"),
+    "the same in capitals": new_file("pkg/.GIT/config"),
+    "the same quoted": '--- /dev/null\n+++ "b/.g\\151t/config"\n@@ -0,0 +1 @@\n+x\n',
+    "a new link": new_file("pkg/new", "120000", "/etc/passwd"),
+    "a new submodule": new_file("pkg/new", "160000", "Subproject commit " + "1" * 40),
+    "a link that is changed": f"diff --git a/link b/link\nindex 1111111..2222222 120000\n{RELINK}",
+    "a link that is changed without its mode": RELINK,
+    "a changed mode": "diff --git a/pkg/b.py b/pkg/b.py\nold mode 100644\nnew mode 100755\n",
+    "a changed mode with a change": "diff --git a/pkg/a.py b/pkg/a.py\nold mode 100644\nnew mode 100755\n"
+    + change("line 5", "LINE 5"),
+    "a renamed file": "diff --git a/pkg/b.py b/pkg/c.py\nsimilarity index 100%\nrename from pkg/b.py\nrename to pkg/c.py\n",
+    "a copied file": "diff --git a/pkg/b.py b/pkg/c.py\nsimilarity index 100%\ncopy from pkg/b.py\ncopy to pkg/c.py\n",
+    "a binary file": "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..eaf36c1\nGIT binary patch\nliteral 4\n"
+    "LcmZQzWMT#Y01f~L\n\nliteral 0\nHcmV?d00001\n\n",
+    "a binary file without its content": "diff --git a/x.bin b/x.bin\nindex 1111111..2222222 100644\n"
+    "Binary files a/x.bin and b/x.bin differ\n",
+    "no patch": "This is no patch.\n",
+    "nothing": "",
+    "a patch that is cut short": change("line 5", "LINE 5")[:-20],
+}
+
+
+@pytest.mark.parametrize("kind", NEVER)
+def test_what_is_never_applied_is_refused(kind: str, shop: Workshop, tmp_path: Path) -> None:
+    shop.write("x.bin", "x")
+    shop.series(one=NEVER[kind])
+    error = shop.refuse()
+    assert error.code == "DCA-502"
+    assert "one.patch" in error.what
+    assert list(tmp_path.rglob("outside")) == []
+
+
+def test_a_patch_that_is_not_text_is_refused(shop: Workshop) -> None:
+    shop.series(one="")
+    (shop.folder / "one.patch").write_bytes(change("line 5", "LINE 5").encode() + b"\xff\xfe")
+    assert shop.refuse().code == "DCA-502"
+
+
+def test_nothing_of_a_series_is_applied_when_one_patch_is_never_applied(shop: Workshop) -> None:
+    shop.series(good=change("line 5", "LINE 5"), bad=NEVER["a path outside"])
+    assert shop.refuse().code == "DCA-502"
