@@ -35,10 +35,10 @@ def _no_endless_loop() -> Iterator[None]:
     """End a test that reads in circles."""
 
     def late(_number: int, _frame: FrameType | None) -> None:
-        raise AssertionError("still reading after ten seconds")
+        raise AssertionError("still reading after five seconds")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(10)
+    signal.alarm(5)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -127,7 +127,7 @@ def test_a_section_of_something_else_is_refused() -> None:
         pytest.param(struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 1 << 62) + bytes(64), id="a container of impossible size"),
         pytest.param(struct.pack("<IHHQ", 0xBA55ED50, 1, 0, 0) + bytes(64), id="a header of no size"),
         pytest.param(struct.pack("<IHHQ", 0xBA55ED50, 1, 4, 4) + bytes(64), id="a header that is too short"),
-        pytest.param(container(entry(SASS, 80, header=64).replace(b"\x40\0\0\0", b"\0\0\0\0", 1)), id="an entry of no size"),
+        pytest.param(container(entry(SASS, 80).replace(b"\x40\0\0\0", bytes(4), 1)), id="an entry of no size"),
         pytest.param(container(entry(SASS, 80)[:-1]), id="an entry larger than its container"),
         pytest.param(container(entry(SASS, 80), bytes(10)), id="an entry that is cut off"),
     ],

@@ -164,9 +164,8 @@ def test_a_patch_that_the_series_names_must_exist(shop: Workshop) -> None:
 
 
 def test_new_and_deleted_files_are_part_of_a_patch(shop: Workshop) -> None:
-    new = "diff --git a/pkg/new.py b/pkg/new.py\nnew file mode 100755\n--- /dev/null\n+++ b/pkg/new.py\n@@ -0,0 +1 @@\n+new\n"
-    gone = "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100644\n--- a/pkg/b.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-b = 1\n"
-    shop.series(new=new, gone=gone)
+    gone = "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100644\n--- a/pkg/b.py\n+++ /dev/null\n@@ -1 +0,0 @@\n"
+    shop.series(new=new_file("pkg/new.py", "100755", "new"), gone=gone + "-b = 1\n")
     assert shop.apply() == [("new.patch", "clean"), ("gone.patch", "clean")]
     assert (shop.source / "pkg/new.py").read_text() == "new\n"
     assert (shop.source / "pkg/new.py").stat().st_mode & 0o100
@@ -261,7 +260,9 @@ def new_file(name: str, mode: str = "100644", content: str = "x") -> str:
     )
 
 
-RELINK = "--- a/link\n+++ b/link\n@@ -1 +1 @@\n-pkg/a.py\n\\ No newline at end of file\n+/etc/passwd\n\\ No newline at end of file\n"
+NO_END = "\\ No newline at end of file\n"
+RELINK = f"--- a/link\n+++ b/link\n@@ -1 +1 @@\n-pkg/a.py\n{NO_END}+/etc/passwd\n{NO_END}"
+TO_C = "diff --git a/pkg/b.py b/pkg/c.py\nsimilarity index 100%\n"
 NEVER = {
     "a path outside": new_file("../outside"),
     "a path that leaves later": new_file("pkg/../../outside"),
@@ -278,10 +279,10 @@ NEVER = {
     "a changed mode": "diff --git a/pkg/b.py b/pkg/b.py\nold mode 100644\nnew mode 100755\n",
     "a changed mode with a change": "diff --git a/pkg/a.py b/pkg/a.py\nold mode 100644\nnew mode 100755\n"
     + change("line 5", "LINE 5"),
-    "a renamed file": "diff --git a/pkg/b.py b/pkg/c.py\nsimilarity index 100%\nrename from pkg/b.py\nrename to pkg/c.py\n",
-    "a copied file": "diff --git a/pkg/b.py b/pkg/c.py\nsimilarity index 100%\ncopy from pkg/b.py\ncopy to pkg/c.py\n",
-    "a binary file": "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..eaf36c1\nGIT binary patch\nliteral 4\n"
-    "LcmZQzWMT#Y01f~L\n\nliteral 0\nHcmV?d00001\n\n",
+    "a renamed file": TO_C + "rename from pkg/b.py\nrename to pkg/c.py\n",
+    "a copied file": TO_C + "copy from pkg/b.py\ncopy to pkg/c.py\n",
+    "a binary file": "diff --git a/x.bin b/x.bin\nnew file mode 100644\nindex 0000000..eaf36c1\n"
+    "GIT binary patch\nliteral 4\nLcmZQzWMT#Y01f~L\n\nliteral 0\nHcmV?d00001\n\n",
     "a binary file without its content": "diff --git a/x.bin b/x.bin\nindex 1111111..2222222 100644\n"
     "Binary files a/x.bin and b/x.bin differ\n",
     "no patch": "This is no patch.\n",

@@ -102,10 +102,15 @@ def test_a_file_whose_content_differs_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 def test_a_file_under_way_is_removed_on_an_error(kind: type[BaseException], tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(kind), store.incoming(tmp_path / "file") as part:
-        part.write_bytes(b"half")
-        assert part.parent == tmp_path
-        raise kind
+
+    def write() -> None:
+        with store.incoming(tmp_path / "file") as part:
+            part.write_bytes(b"half")
+            assert part.parent == tmp_path
+            raise kind
+
+    with pytest.raises(kind):
+        write()
     assert (tmp_path / "file").read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 
@@ -142,9 +147,14 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
 def test_a_folder_under_way_disappears_on_an_error(kind: type[BaseException], tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "old").touch()
-    with pytest.raises(kind), store.incoming_folder(tmp_path / "target") as part:
-        (part / "half").touch()
-        raise kind
+
+    def make() -> None:
+        with store.incoming_folder(tmp_path / "target") as part:
+            (part / "half").touch()
+            raise kind
+
+    with pytest.raises(kind):
+        make()
     assert names(tmp_path / "target") == ["old"]
     assert names(tmp_path) == ["target"]
 
@@ -209,6 +219,11 @@ def test_a_copy_made_later_elsewhere_under_another_umask_has_the_same_hash(tmp_p
     assert store.tree_hash(tmp_path / "third") == store.tree_hash(tree)
 
 
+def relink(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "content": lambda root: (root / "a/b/file").write_bytes(b"Content"),
     "name": lambda root: (root / "a/b/file").rename(root / "a/b/File"),
@@ -216,9 +231,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "executable bit": lambda root: (root / "a/tool").chmod(0o644),
     "one more file": lambda root: (root / "a/empty").touch(),
     "one file less": lambda root: (root / "a/tool").unlink(),
-    "link target": lambda root: ((root / "link").unlink(), (root / "link").symlink_to("a/tool")),
-    "target of a link to nothing": lambda root: ((root / "nowhere").unlink(), (root / "nowhere").symlink_to("gone")),
-    "file instead of link": lambda root: ((root / "link").unlink(), (root / "link").write_bytes(b"content")),
+    "link target": lambda root: relink(root / "link", "a/tool"),
+    "target of a link to nothing": lambda root: relink(root / "nowhere", "gone"),
+    "link instead of file": lambda root: relink(root / "a/tool", "b/file"),
 }
 
 

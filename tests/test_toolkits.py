@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -184,7 +185,7 @@ def test_known_cuda_versions_ask_for_no_older_compilers_and_drivers_than_those_b
     versions = toolkits.load_versions().versions
     lines = [tuple(map(int, version.line.split("."))) for version in versions]
     assert lines == sorted(set(lines))
-    for older, newer in zip(versions, versions[1:], strict=False):
+    for older, newer in pairwise(versions):
         assert older.gcc_max <= newer.gcc_max
         assert older.driver_min < newer.driver_min
     assert toolkits.load_versions().of("1.0") is None

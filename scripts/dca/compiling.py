@@ -213,13 +213,6 @@ class Watcher:
 def _failure(done: runner.Completed, log: Path) -> DcaError:
     """The error for a failed compile: the first failed edge and the compiler's own words."""
     lines = list(done.tail)
-    if any("No space left on device" in line for line in lines):
-        return DcaError(
-            "DCA-101",
-            "the disk is full.",
-            why="a compiler could not write its output.",
-            remedy="free some space and run the same command again: what was compiled is kept.",
-        )
     failed = next((number for number, line in enumerate(lines) if line.startswith("FAILED: ")), None)
     if failed is None:
         return DcaError("DCA-603", "ninja failed.", why="\n".join(lines[-6:]), remedy=f"see {log}.")

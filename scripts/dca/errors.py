@@ -110,11 +110,16 @@ def from_os_error(error: OSError) -> DcaError:
     name = error.filename if isinstance(error.filename, str) else ""
     where = f" at {name}" if name else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DcaError(
-            "DCA-101",
-            f"the disk is full{where}.",
-            why=error.strerror or "",
-            remedy="free some space, or put the cache elsewhere with --cache-dir (DCA_CACHE_DIR); "
-            "then run the same command again: what was finished is kept.",
-        )
+        return disk_full(where.strip(), error.strerror or "")
     return DcaError("DCA-102", f"{error.strerror or error}{where}.", remedy="check the path and its permissions.")
+
+
+def disk_full(where: str, why: str = "") -> DcaError:
+    """The error for a disk without room, whoever noticed it."""
+    return DcaError(
+        "DCA-101",
+        f"the disk is full{' ' + where if where else ''}.",
+        why=why,
+        remedy="free some space, or put the cache elsewhere with --cache-dir (DCA_CACHE_DIR); "
+        "then run the same command again: what was finished is kept.",
+    )

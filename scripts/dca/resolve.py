@@ -378,27 +378,30 @@ def _toolkit(
     """The toolkit nearest to what is asked for, with the reason against each other one."""
     wanted = request.cuda or recipe.cuda.official[0]
     fit: list[tuple[tuple[int, int, int], FoundToolkit | ToolkitSource, Compiler, CudaVersion]] = []
-    against: list[str] = []
+    against: list[Reason] = []
     candidates: list[FoundToolkit | ToolkitSource] = [*world.machine.toolkits, *world.toolkits]
     if request.toolkit is not None:
         candidates = [one for one in world.machine.toolkits if one.origin == "--toolkit"]
     for order, candidate in enumerate(candidates):
         verdict = _fits(candidate, recipe, world)
         label = _label(candidate)
-        if isinstance(verdict, str):
-            draft.passed.append(PassedOver(name=f"toolkit {label}", reasons=(Reason(code="DCA-302", text=verdict),)))
-            against.append(f"{label}: {verdict}")
+        if isinstance(verdict, Reason):
+            draft.passed.append(PassedOver(name=f"toolkit {label}", reasons=(verdict,)))
+            against.append(verdict.model_copy(update={"text": f"{label}: {verdict.text}"}))
         else:
             compiler, facts = verdict
             distance = abs(_minor(candidate.line) - _minor(wanted))
             brought = int(isinstance(candidate, ToolkitSource))
             fit.append(((distance, brought, order), candidate, compiler, facts))
     if not fit:
+        wanting_compiler = any(reason.code == "DCA-308" for reason in against)
         draft.refuse(
-            "DCA-302",
+            "DCA-308" if wanting_compiler else "DCA-302",
             f"no CUDA toolkit for {recipe.name} (wants one of {', '.join(recipe.cuda.supported)}). "
-            + " ".join(against),
-            "install one of these toolkits and name it with --toolkit DIR.",
+            + " ".join(reason.text for reason in against),
+            "install a g++ that the toolkit accepts (it may stand beside the newer one)."
+            if wanting_compiler
+            else "install one of these toolkits and name it with --toolkit DIR.",
         )
         return None
     fit.sort(key=lambda one: one[0])
@@ -433,32 +436,42 @@ def _toolkit(
     return toolkit, compiler, facts
 
 
-def _fits(candidate: FoundToolkit | ToolkitSource, recipe: Recipe, world: World) -> tuple[Compiler, CudaVersion] | str:
+def _fits(
+    candidate: FoundToolkit | ToolkitSource, recipe: Recipe, world: World
+) -> tuple[Compiler, CudaVersion] | Reason:
     line, torch = candidate.line, recipe.torch
+    facts = world.cuda.of(line)
+    against = ""
     if line.split(".")[0] != torch.cuda.split(".")[0]:
-        return (
+        against = (
             f"torch {torch.version} is built for CUDA {torch.cuda}, and what nvcc {line} makes needs another "
             "major version of the CUDA runtime."
         )
-    if line not in recipe.cuda.supported:
-        return f"{recipe.name} is known to compile with {', '.join(recipe.cuda.supported)} only."
-    facts = world.cuda.of(line)
-    if facts is None:
-        return f"nothing is known of CUDA {line} (build/toolkits)."
-    if isinstance(candidate, FoundToolkit) and candidate.missing:
-        return f"it is incomplete: no {', no '.join(candidate.missing)}."
-    if isinstance(candidate, ToolkitSource):
-        if candidate.machine != world.machine.processor:
-            return f"it is for {candidate.machine}."
-        for place in (f"apt:{candidate.name}", "index"):
-            reached = world.reach.of(place)
-            if not reached.ok:
-                return f"it cannot be had: {reached.why}."
+    elif line not in recipe.cuda.supported:
+        against = f"{recipe.name} is known to compile with {', '.join(recipe.cuda.supported)} only."
+    elif isinstance(candidate, FoundToolkit) and candidate.missing:
+        against = f"it is incomplete: no {', no '.join(candidate.missing)}."
+    elif isinstance(candidate, ToolkitSource):
+        against = _cannot_be_brought(candidate, world)
+    if facts is None and not against:
+        against = f"nothing is known of CUDA {line} (build/toolkits)."
+    if against or facts is None:
+        return Reason(code="DCA-302", text=against)
     compiler = next((one for one in world.machine.compilers if one.major <= facts.gcc_max), None)
     if compiler is None:
         there = ", ".join(one.version for one in world.machine.compilers) or "none"
-        return f"it wants gcc {facts.gcc_max} or older; g++ found: {there}."
+        return Reason(code="DCA-308", text=f"it wants gcc {facts.gcc_max} or older; g++ found: {there}.")
     return compiler, facts
+
+
+def _cannot_be_brought(source: ToolkitSource, world: World) -> str:
+    if source.machine != world.machine.processor:
+        return f"it is for {source.machine}."
+    for place in (f"apt:{source.name}", "index"):
+        reached = world.reach.of(place)
+        if not reached.ok:
+            return f"it cannot be had: {reached.why}."
+    return ""
 
 
 def _label(toolkit: FoundToolkit | ToolkitSource) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dca.errors import DcaError
+from dca.errors import DcaError, disk_full
 
 # What a program sees of the caller's environment. Everything else is left out, so that a CXX, PYTHONPATH or
 # NVCC_PREPEND_FLAGS that somebody once exported does not change a wheel.
@@ -27,6 +27,8 @@ KEPT_NETWORK = (
     "UV_SYSTEM_CERTS", "UV_KEYRING_PROVIDER", "UV_PYTHON_INSTALL_DIR", "NETRC",
 )  # fmt: skip
 GRACE_SECONDS = 5.0
+# How programs say ENOSPC and EDQUOT; whichever stage they belong to, that is the cause and not the stage.
+DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ def run(
         on_line: called with each line of output.
         on_tick: called about once a second while it runs.
         keep_lines: how many of its last lines are returned.
+
+    Raises:
+        DcaError: DCA-103 when there is no such program, DCA-101 when it failed because the disk is full.
     """
     words = tuple(str(word) for word in argv)
     started = time.monotonic()
@@ -122,7 +127,7 @@ def run(
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             stream = stack.enter_context(log.open("ab"))
-            stream.write(f"+ {' '.join(words)}\n".encode())
+            stream.write(f"+ {' '.join(words)}\n".encode("utf-8", "surrogateescape"))
             stream.flush()
         try:
             process = subprocess.Popen(
@@ -135,6 +140,8 @@ def run(
                 start_new_session=True,
             )
         except FileNotFoundError:
+            if cwd is not None and not cwd.is_dir():
+                raise DcaError("DCA-204", f"the folder {cwd} does not exist.", remedy="check the path.") from None
             raise DcaError(
                 "DCA-103",
                 f"`{words[0]}` could not be started: no such program.",
@@ -153,10 +160,24 @@ def run(
                 if on_line is not None:
                     on_line(line)
             if not timed_out:
-                process.wait()
+                timed_out = not _ended(process, None if timeout is None else started + timeout, on_tick)
         finally:
             end_session(process)
+    if process.returncode != 0 and any(sign in line for line in tail for sign in DISK_FULL):
+        raise disk_full(f"while {Path(words[0]).name} was running")
     return Completed(words, process.returncode, tuple(tail), time.monotonic() - started, timed_out)
+
+
+def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callable[[], None] | None) -> bool:
+    """Wait for a program that has closed its output; whether it ended before the deadline."""
+    while process.poll() is None:
+        if end is not None and time.monotonic() > end:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        if on_tick is not None:
+            on_tick()
+    return True
 
 
 class _LineReader:
@@ -210,6 +231,8 @@ class _LineReader:
         elif self._process.poll() is not None:
             # The program is gone but something it left behind holds the pipe: do not wait for that.
             self._open = False
+            if self._rest:
+                self._pending.append(self._rest.decode("utf-8", "replace"))
         if self._tick is not None:
             self._tick()
 
@@ -220,17 +243,20 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
     ninja puts each compiler into a process group of its own but not into another session, so the session is what
     finds them all.
     """
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
-    for left in _session(process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(left, signal.SIGKILL)
-    if process.stdout is not None:
-        process.stdout.close()
-    process.wait()
+    try:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+    finally:
+        # Also when the user presses Ctrl-C a second time: then the grace is over.
+        for left in _session(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
+        if process.stdout is not None:
+            process.stdout.close()
+        process.wait()
 
 
 def _session(session: int) -> list[int]:
