@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -53,17 +53,20 @@ def backwards(value: Any) -> Any:
     return value
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_canonical_bytes_do_not_depend_on_the_order_of_keys(value: Any) -> None:
     assert documents.canonical(value) == documents.canonical(backwards(value))
     assert documents.digest(value) == documents.digest(backwards(value))
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_canonical_bytes_are_json_of_the_same_value(value: Any) -> None:
     assert json.loads(documents.canonical(value)) == value
 
 
+@settings(deadline=None)
 @given(json_values, json_values)
 def test_different_values_have_different_digests(left: Any, right: Any) -> None:
     same = documents.canonical(left) == documents.canonical(right)

@@ -227,6 +227,65 @@ def test_a_clone_that_lacks_an_object_is_refused(repository: Repository, tmp_pat
     assert refused.value.code == "DCA-405"
 
 
+def test_a_clone_that_lacks_an_object_starts_nothing_to_get_it(repository: Repository, tmp_path: Path) -> None:
+    helper = tmp_path / "helper.sh"
+    helper.write_text(f"#!/bin/sh\ntouch '{tmp_path}/canary'\n")
+    helper.chmod(0o755)
+    commit = repository.commit()
+    repository("clone", "--quiet", "--bare", ".", str(tmp_path / "remote"))
+    for name, value in (
+        ("core.repositoryFormatVersion", "1"), ("extensions.partialClone", "origin"),
+        ("remote.origin.promisor", "true"), ("remote.origin.uploadPack", str(helper)),
+        ("remote.origin.url", f"file://{tmp_path}/remote"), ("remote.origin.fetch", "+refs/heads/*:refs/x/*"),
+    ):  # fmt: skip
+        repository("config", name, value)
+    blob = repository("rev-parse", f"{commit}:README")
+    (repository.path / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(DcaError) as refused:
+        git.export(repository.path, commit, tmp_path / "out")
+    assert refused.value.code == "DCA-405"
+    assert not (tmp_path / "canary").exists()
+    # git itself, with nothing switched off, would have started it.
+    subprocess.run(
+        ["git", "-C", str(repository.path), "cat-file", "blob", blob], env=ENV, capture_output=True, check=False
+    )
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("what", ["README", "csrc", ""])
+def test_an_object_that_the_clone_replaces_by_another_is_not_taken(
+    what: str, repository: Repository, tmp_path: Path
+) -> None:
+    first = repository.commit()
+    repository.write("README", b"replaced\n")
+    repository.write("csrc/kernel.cu", b"// replaced\n")
+    second = repository.commit()
+    old, new = (repository("rev-parse", f"{commit}:{what}" if what else commit) for commit in (first, second))
+    repository("replace", old, new)
+    git.export(repository.path, first, tmp_path / "out")
+    assert (tmp_path / "out/README").read_bytes() == b"read me\n"
+    assert (tmp_path / "out/csrc/kernel.cu").read_bytes() == b"// kernel\n"
+
+
+@pytest.mark.parametrize("what", ["README", "csrc", ""])
+def test_an_object_whose_content_is_not_what_its_name_says_is_refused(
+    what: str, repository: Repository, tmp_path: Path
+) -> None:
+    first = repository.commit()
+    repository.write("README", b"tampered\n")
+    repository.write("csrc/kernel.cu", b"// tampered\n")
+    second = repository.commit()
+    old, new = (
+        repository.path / ".git/objects" / name[:2] / name[2:]
+        for name in (repository("rev-parse", f"{commit}:{what}" if what else commit) for commit in (first, second))
+    )
+    old.chmod(0o644)
+    old.write_bytes(new.read_bytes())
+    with pytest.raises(DcaError) as refused:
+        git.export(repository.path, first, tmp_path / "out")
+    assert refused.value.code == "DCA-405"
+
+
 @pytest.mark.parametrize(
     "links",
     [

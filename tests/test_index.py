@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -462,6 +463,7 @@ def test_a_member_that_is_cut_short_is_refused_and_not_kept(place: Place, cache:
     assert kept(cache) == []
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_server_that_sends_no_parts_is_said_to_be_the_reason(place: Place, cache: store.Store, wheel: bytes) -> None:
     def whole(to: BaseHTTPRequestHandler) -> None:
         del to.headers["Range"]
@@ -474,6 +476,9 @@ def test_a_server_that_sends_no_parts_is_said_to_be_the_reason(place: Place, cac
     assert refused.value.code == "DCA-402"
     assert "range" in str(refused.value).lower()
     assert kept(cache) == []
+    # remotezip leaves the answer open that it did not expect; let it go here and not in another test.
+    del refused
+    gc.collect()
 
 
 def test_what_is_no_wheel_is_refused(place: Place, cache: store.Store) -> None:

@@ -128,6 +128,18 @@ def test_a_program_that_is_not_on_path_is_named(tmp_path: Path, monkeypatch: pyt
     assert "`git`" in refused.value.what
 
 
+@pytest.mark.parametrize("reason", ["No space left on device", "Disk quota exceeded"])
+def test_a_program_that_failed_because_the_disk_is_full_says_so(reason: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        runner.run(["/bin/sh", "-c", f"echo 'ld: final link failed: {reason}'; echo more; exit 1"])
+    assert refused.value.code == "DCA-101"
+    assert "sh" in refused.value.what
+
+
+def test_a_program_that_only_speaks_of_a_full_disk_is_fine() -> None:
+    assert runner.run(["/bin/sh", "-c", "echo 'No space left on device'"]).ok
+
+
 # --- environment ---------------------------------------------------------------------------------------------
 
 
@@ -223,7 +235,7 @@ def test_a_path_that_is_not_utf8_can_be_logged(tmp_path: Path) -> None:
 
 
 def test_a_deadline_ends_the_program_and_all_its_children(tmp_path: Path) -> None:
-    done = runner.run([*python(FAMILY), str(tmp_path / "pids")], timeout=3.0)
+    done = runner.run([*python(FAMILY), str(tmp_path / "pids")], timeout=4.0)
     assert done.timed_out
     assert not done.ok
     family = pids(tmp_path / "pids")

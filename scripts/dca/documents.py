@@ -74,11 +74,16 @@ def read(kind: type[D], path: Path) -> D:
         DcaError: DCA-104 when the file is not such a document.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValidationError as error:
+        content = path.read_bytes()
+        # In memory a value knows its own type; on disk only the schema's name says it.
+        if isinstance(given := json.loads(content), dict) and "schema" not in given:
+            raise ValueError("it names no schema")
+        return kind.model_validate_json(content)
+    except ValueError as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DcaError(
             "DCA-104",
             f"{path} is not a {kind.SCHEMA} document.",
-            why=f"{error.errors()[0]['msg']}",
+            why=why,
             remedy="delete it and run the command again.",
         ) from None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import stat
 import tarfile
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from dca import store
 from dca.errors import DcaError
@@ -36,8 +39,8 @@ def endpoint() -> str:
 
 
 def redact(text: str) -> str:
-    """A text with the credentials of any URL in it taken out."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1", text)
+    """A text with the credentials and the query of any URL in it taken out."""
+    return re.sub(r"(\w+://)(?:[^/\s]*@)?([^\s?#]*)(?:[?#]\S*)?", r"\1\2", text)
 
 
 def session() -> requests.Session:
@@ -48,12 +51,7 @@ def session() -> requests.Session:
         def get_redirect_target(self, resp: requests.Response) -> str | None:
             target = super().get_redirect_target(resp)
             # A relative target stays on the same scheme.
-            if (
-                target
-                and "://" in target
-                and urlsplit(resp.url).scheme == "https"
-                and not target.startswith("https://")
-            ):
+            if target and urlsplit(resp.url).scheme == "https" and urlsplit(target).scheme not in ("", "https"):
                 raise requests.exceptions.InvalidSchema(f"redirected from https to {redact(target)}")
             return target
 
@@ -92,7 +90,12 @@ def find(wanted: IndexFile) -> str:
             page = client.get_project_page(wanted.package, timeout=TIMEOUT)
     except NoSuchProjectError:
         raise _missing(wanted) from None
-    except (requests.RequestException, UnsupportedContentTypeError, UnsupportedRepoVersionError) as error:
+    except (
+        requests.RequestException,
+        UnsupportedContentTypeError,
+        UnsupportedRepoVersionError,
+        ValueError,
+    ) as error:
         raise unreachable(f"the package index ({redact(endpoint())})", error) from None
     for package in page.packages:
         if package.filename == wanted.file:
@@ -176,16 +179,12 @@ def fetch_url(url: str, sha256: str, path: Path, progress: Progress | None = Non
                     stream.flush()
                     os.fsync(stream.fileno())
         except requests.RequestException as error:
-            raise unreachable(redact(_without_query(url)), error) from None
+            raise unreachable(redact(url), error) from None
         if seen.hexdigest() != sha256:
             raise wrong_hash(path.name, sha256, seen.hexdigest())
         part.chmod(0o644)
         part.replace(path)
     return path
-
-
-def _without_query(url: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(query="", fragment=""))
 
 
 def members(
@@ -200,7 +199,7 @@ def members(
         progress: called with bytes done and in all.
     """
     import requests
-    from remotezip import RemoteIOError, RemoteZip
+    from remotezip import RemoteZip, RemoteZipError
 
     places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in wanted.items()}
     missing = [path for path, place in places.items() if not place.is_file()]
@@ -221,7 +220,7 @@ def members(
             done = 0
             for path in missing:
                 done = _member(remote, path, wanted[path], places[path], done, total, progress)
-    except (requests.RequestException, RemoteIOError, zipfile.BadZipFile) as error:
+    except (requests.RequestException, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise unreachable(f"{wheel.file} on the package index", error) from None
     return places
 
@@ -258,7 +257,7 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
     """The single top folder of an sdist, as `folder`.
 
     Raises:
-        DcaError: DCA-404 for members that would leave the folder, DCA-401 when it is no such archive.
+        DcaError: DCA-404 for anything that would leave the folder, and for an archive that is damaged or no sdist.
     """
     if not hasattr(tarfile, "data_filter"):
         raise DcaError(
@@ -266,54 +265,64 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
             "this Python cannot unpack archives safely.",
             remedy="use Python 3.10.12, 3.11.4, 3.12 or later.",
         )
-    try:
-        with tarfile.open(archive) as tar:
-            tops = {member.name.split("/")[0] for member in tar.getmembers()}
-            if len(tops) != 1:
-                raise DcaError("DCA-404", f"{archive.name} does not have one top folder.", remedy="use a real sdist.")
-            top = tops.pop()
-            with store.incoming_folder(folder.parent / f"{folder.name}.unpacked") as part:
-                tar.extractall(part, filter="data")
-                (part / top).rename(folder)
-    except tarfile.FilterError as error:
-        raise DcaError(
-            "DCA-404",
-            f"{archive.name} holds a member that leaves its folder.",
-            why=str(error),
-            remedy="do not use this archive.",
-        ) from None
-    except (tarfile.TarError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise DcaError("DCA-404", f"{archive.name} is damaged.", why=str(error), remedy="fetch it again.") from None
-    finally:
-        left = folder.parent / f"{folder.name}.unpacked"
-        if left.exists():
-            store.remove(left)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as scratch:
+        try:
+            with tarfile.open(archive) as tar:
+                names = [member.name for member in tar.getmembers()]
+                for name in names:
+                    _check_name(name, archive)
+                tar.extractall(scratch, filter="data")
+        except tarfile.FilterError as error:
+            raise _leaves(archive, str(error)) from None
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise _damaged(archive, error) from None
+        except OSError as error:
+            # gzip and bz2 say so in this way; an error of the disk has a number.
+            if error.errno:
+                raise
+            raise _damaged(archive, error) from None
+        tops = sorted({name.split("/")[0] for name in names})
+        if len(tops) != 1 or not (Path(scratch) / tops[0]).is_dir():
+            raise DcaError(
+                "DCA-404", f"{archive.name} does not have one top folder.", remedy="use a real source distribution."
+            )
+        top = Path(scratch) / tops[0]
+        for _, path in store.walk(top):
+            if path.is_symlink() and not path.resolve().is_relative_to(top.resolve()):
+                raise _leaves(archive, f"{path.relative_to(top)} -> {path.readlink()}")
+        top.rename(folder)
 
 
 def unpack_wheel(archive: Path, folder: Path) -> None:
     """A wheel's files below `folder`.
 
     Raises:
-        DcaError: DCA-404 for names that would leave the folder, and for links.
+        DcaError: DCA-404 for names that would leave the folder, for links, and for a damaged archive.
     """
-    with zipfile.ZipFile(archive) as wheel:
-        for info in wheel.infolist():
-            parts = info.filename.split("/")
-            if info.filename.startswith("/") or ".." in parts or "\\" in info.filename:
-                raise DcaError(
-                    "DCA-404",
-                    f"{archive.name} holds a path that leaves its folder: {info.filename}.",
-                    remedy="do not use this wheel.",
-                )
-            if stat.S_ISLNK(info.external_attr >> 16):
-                raise DcaError(
-                    "DCA-404",
-                    f"{archive.name} holds a link: {info.filename}.",
-                    remedy="do not use this wheel.",
-                )
-        wheel.extractall(folder)  # noqa: S202 - every name was checked above
-        for info in wheel.infolist():
-            if (info.external_attr >> 16) & 0o100 and not info.is_dir():
-                (folder / info.filename).chmod(0o755)
+    try:
+        with zipfile.ZipFile(archive) as wheel:
+            for info in wheel.infolist():
+                _check_name(info.filename, archive)
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    raise _leaves(archive, f"{info.filename} is a link")
+            wheel.extractall(folder)  # noqa: S202 - every name was checked above
+            for info in wheel.infolist():
+                if (info.external_attr >> 16) & 0o100 and not info.is_dir():
+                    (folder / info.filename).chmod(0o755)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise _damaged(archive, error) from None
+
+
+def _check_name(name: str, archive: Path) -> None:
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+        raise _leaves(archive, name)
+
+
+def _leaves(archive: Path, what: str) -> DcaError:
+    return DcaError(
+        "DCA-404", f"{archive.name} holds a path that leaves its folder: {what}.", remedy="do not use this archive."
+    )
+
+
+def _damaged(archive: Path, error: Exception) -> DcaError:
+    return DcaError("DCA-404", f"{archive.name} is damaged.", why=str(error), remedy="fetch it again.")

@@ -14,8 +14,6 @@ from dca import runner
 from dca.documents import Value
 from dca.toolkits import FoundToolkit, discover
 
-PROBE_SECONDS = 10.0
-
 
 class Compiler(Value):
     """A host C++ compiler."""
@@ -118,7 +116,7 @@ def host_compilers() -> tuple[Compiler, ...]:
         path = shutil.which(name)
         if path is None:
             continue
-        done = runner.run([path, "-dumpfullversion"], timeout=PROBE_SECONDS)
+        done = runner.probe([path, "-dumpfullversion"])
         match = re.match(r"(\d+)\.\d+", done.tail[0]) if done.ok and done.tail else None
         if match and done.tail[0] not in found:
             found[done.tail[0]] = Compiler(path=path, major=int(match[1]), version=done.tail[0])
@@ -137,10 +135,7 @@ def other_python(version: str) -> Python | None:
     if version == ".".join(platform.python_version_tuple()[:2]):
         return own_python()
     uv = find_uv()
-    done = runner.run(
-        [uv, "python", "find", "--no-python-downloads", "--no-project", "--system", version],
-        timeout=PROBE_SECONDS,
-    )
+    done = runner.probe([uv, "python", "find", "--no-python-downloads", "--no-project", "--system", version])
     if not done.ok or not done.tail:
         return None
     path = done.tail[-1]
@@ -148,7 +143,7 @@ def other_python(version: str) -> Python | None:
         "import os,platform,sysconfig;print(platform.python_version());"
         "print(os.path.isfile(os.path.join(sysconfig.get_path('include'),'Python.h')))"
     )
-    told = runner.run([path, "-I", "-c", probe], timeout=PROBE_SECONDS)
+    told = runner.probe([path, "-I", "-c", probe])
     if not told.ok or len(told.tail) != 2:
         return None
     return Python(version=told.tail[0], path=path, headers=told.tail[1] == "True")
@@ -166,7 +161,7 @@ def gpus() -> tuple[Gpu, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    done = runner.run([program, "--query-gpu=name,compute_cap", "--format=csv,noheader"], timeout=PROBE_SECONDS)
+    done = runner.probe([program, "--query-gpu=name,compute_cap", "--format=csv,noheader"])
     if not done.ok:
         return ()
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -63,79 +64,179 @@ def patch(plan: Plan, tree: Tree, cache: store.Store, log: Path) -> Tree:
 
 
 def apply(folder: Path, source: Path, log: Path) -> list[Applied]:
-    """Apply every patch of a series and copy its added files, in place.
+    """Apply every patch of a series and copy its added files, in place; on any error the tree is as it was.
 
     Raises:
         DcaError: DCA-501, with what git says of each patch that does not apply; DCA-502.
     """
-    applied: list[Applied] = []
-    failed: list[str] = []
-    for path in series(folder):
-        _check(path)
-        # Outside of any repository git apply would skip files without a word if it found one above.
-        env = runner.environment({"GIT_CEILING_DIRECTORIES": str(source.parent), "GIT_DIR": "/nonexistent"})
-        git: list[str | Path] = [runner.which("git"), "apply", "-p1", "--whitespace=nowarn"]
-        if runner.run([*git, "--check", str(path)], cwd=source, env=env, log=log).ok:
-            runner.run([*git, str(path)], cwd=source, env=env, log=log)
-            applied.append(Applied(name=path.name, status="clean"))
-            continue
-        if runner.run([*git, "--check", "--reverse", str(path)], cwd=source, env=env, log=log).ok:
-            applied.append(Applied(name=path.name, status="already there"))
-            continue
-        told = runner.run([*git, "--check", str(path)], cwd=source, env=env, log=log)
-        failed.append(f"{path.name}: " + "; ".join(line.removeprefix("error: ") for line in told.tail[:2]))
-    if failed:
-        raise DcaError(
-            "DCA-501",
-            f"{len(failed)} of {len(series(folder))} patches do not apply.",
-            why="\n".join(failed),
-            remedy=f"the source moved: adapt the patches in {folder}.",
-        )
-    added = folder / "added"
-    if added.is_dir():
-        for relative, path in store.walk(added, skip=lambda name: "__pycache__" in name):
-            target = source / relative
-            if target.exists():
-                raise DcaError(
-                    "DCA-502",
-                    f"the added file {relative} exists in the source.",
-                    remedy="give it another name in the series.",
-                )
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-            applied.append(Applied(name=relative, status="added"))
+    paths = series(folder)
+    touched = [name for path in paths for name in check(path, source)]
+    added = _added(folder, source)
+    before = {name: _content(source / name) for name in touched}
+    try:
+        applied, failed = [], []
+        for path in paths:
+            outcome = _apply_one(path, source, log)
+            if isinstance(outcome, Applied):
+                applied.append(outcome)
+            else:
+                failed.append(f"{path.name}: {outcome}")
+        if failed:
+            raise DcaError(
+                "DCA-501",
+                f"{len(failed)} of {len(paths)} patches do not apply.",
+                why="\n".join(failed),
+                remedy=f"the source moved: adapt the patches in {folder}.",
+            )
+    except BaseException:
+        for name, content in before.items():
+            _restore(source / name, content)
+        raise
+    for relative, path in added:
+        target = source / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        applied.append(Applied(name=relative, status="added"))
     return applied
 
 
-def _check(path: Path) -> None:
-    """Refuse a patch with a path outside of the tree, a link, a mode change or anything below .git."""
-    import unidiff
+def _apply_one(path: Path, source: Path, log: Path) -> Applied | str:
+    """One patch, by git; what git says of it when it does not apply."""
+    # Neither a repository above the tree nor anybody's settings have a say: inside a repository git apply would
+    # skip files without a word, and some settings make it accept other white space.
+    env = runner.environment(
+        {
+            "GIT_DIR": "/nonexistent",
+            "GIT_CEILING_DIRECTORIES": str(source.parent),
+            "GIT_CONFIG_GLOBAL": "/dev/null",
+            "GIT_CONFIG_NOSYSTEM": "1",
+        }
+    )
+    git: list[str | Path] = [runner.which("git"), "apply", "-p1", "--whitespace=nowarn"]
+    checked = runner.run([*git, "--check", path], cwd=source, env=env, log=log)
+    if checked.ok:
+        checked = runner.run([*git, path], cwd=source, env=env, log=log)
+        if checked.ok:
+            return Applied(name=path.name, status="clean")
+    elif runner.run([*git, "--check", "--reverse", path], cwd=source, env=env, log=log).ok:
+        return Applied(name=path.name, status="already there")
+    return "; ".join(line.removeprefix("error: ") for line in checked.tail[:2]) or "git apply failed"
 
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _restore(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _added(folder: Path, source: Path) -> list[tuple[str, Path]]:
+    """The files that a series adds; refused where the source already has something of that name."""
+    added = folder / "added"
+    if not added.is_dir():
+        return []
+    files = list(store.walk(added, skip=lambda name: "__pycache__" in name))
+    for relative, _ in files:
+        if (source / relative).exists() or _through_link(relative, source):
+            raise DcaError(
+                "DCA-502",
+                f"the added file {relative} exists in the source.",
+                remedy="give it another name in the series.",
+            )
+    return files
+
+
+def _through_link(name: str, source: Path) -> bool:
+    """Whether a path of the tree is a link or lies below one."""
+    parts = PurePosixPath(name).parts
+    return any(source.joinpath(*parts[:size]).is_symlink() for size in range(1, len(parts) + 1))
+
+
+_HUNK = re.compile(r"^@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
+# Whatever is more than a change of text files: modes, renames, binary content.
+_NEVER = (
+    "old mode",
+    "new mode",
+    "rename ",
+    "copy ",
+    "similarity ",
+    "dissimilarity ",
+    "GIT binary patch",
+    "Binary files ",
+)
+
+
+def check(path: Path, source: Path) -> list[str]:
+    """The files that a patch writes, if it is one that this tool applies.
+
+    Refused are paths outside of the tree, links and what lies below them, mode changes, renames, binary content and
+    anything below .git; also quoted paths, whose real name only git would know.
+
+    Raises:
+        DcaError: DCA-502.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        parsed = unidiff.PatchSet(text)
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise DcaError(
             "DCA-502",
             f"the series names {path.name}, which does not exist.",
             remedy=f"correct {path.parent / 'series'}.",
         ) from None
-    except (UnicodeDecodeError, unidiff.UnidiffParseError) as error:
-        raise DcaError("DCA-502", f"{path.name} is not a patch.", why=str(error), remedy="make it again.") from None
-    if not parsed:
-        raise DcaError("DCA-502", f"{path.name} changes no file.", remedy="make it again with git diff.")
-    names = [name for file in parsed for name in (file.source_file, file.target_file) if name and name != "/dev/null"]
-    for name in names:
-        parts = PurePosixPath(name).parts
-        if name.startswith("/") or ".." in parts or ".git" in [part.lower() for part in parts[1:]]:
-            raise DcaError("DCA-502", f"{path.name} writes to {name}, outside of the tree.", remedy="do not use it.")
-    for line in text.splitlines():
-        words = line.split()
-        if line.startswith(("new mode", "old mode", "rename ", "copy ", "GIT binary patch")) or (
-            line.startswith(("new file mode", "deleted file mode")) and words[-1] not in _MODES
-        ):
-            raise DcaError(
-                "DCA-502",
-                f"{path.name} holds `{line}`, which is never applied.",
-                remedy="write it as plain changes of text files.",
-            )
+    except UnicodeDecodeError as error:
+        raise _refused(path, "is not text", str(error)) from None
+    names: list[str] = []
+    old = new = hunks = 0
+    begun = False
+    for line in lines:
+        if old > 0 or new > 0:
+            # Inside of a hunk; an empty line is a context line whose space an editor has taken away.
+            old -= line[:1] in (" ", "-", "")
+            new -= line[:1] in (" ", "+", "")
+            if line[:1] not in (" ", "+", "-", "\\", ""):
+                raise _refused(path, "is cut short or damaged", line)
+            continue
+        begun = begun or line.startswith(("diff --git ", "--- "))
+        if not begun:
+            continue
+        if match := _HUNK.match(line):
+            old, new = int(match[1] or 1), int(match[2] or 1)
+            hunks += 1
+        elif line.startswith(("--- ", "+++ ")) and line != "-- ":
+            names.append(_name(line[4:].split("\t")[0], path, source))
+        elif line.startswith("diff --git "):
+            for word in line.split()[2:]:
+                _name(word, path, source)
+        elif line.startswith(_NEVER):
+            raise _refused(path, f"holds `{line}`, which is never applied", "")
+        elif line.startswith(("new file mode", "deleted file mode", "index ")):
+            mode = line.split()[-1]
+            if re.fullmatch(r"\d{6}", mode) and mode not in _MODES:
+                raise _refused(path, f"holds `{line}`, which is never applied", "")
+    if old > 0 or new > 0 or not hunks:
+        raise _refused(path, "is cut short or changes no file", "")
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _name(text: str, path: Path, source: Path) -> str:
+    """A patch's path without its prefix; empty for /dev/null."""
+    if text == "/dev/null":
+        return ""
+    prefix, _, name = text.partition("/")
+    parts = name.split("/")
+    if prefix not in ("a", "b") or not name or ".." in parts or ".git" in [part.lower() for part in parts]:
+        raise _refused(path, f"writes to {text}, outside of the tree", "")
+    if _through_link(name, source):
+        raise _refused(path, f"writes to {name}, which is a link or lies below one", "")
+    return name
+
+
+def _refused(path: Path, what: str, why: str) -> DcaError:
+    return DcaError(
+        "DCA-502", f"{path.name} {what}.", why=why, remedy="write it as plain changes of text files, with git diff."
+    )

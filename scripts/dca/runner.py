@@ -139,12 +139,13 @@ def run(
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        except FileNotFoundError:
+        except OSError as error:
             if cwd is not None and not cwd.is_dir():
                 raise DcaError("DCA-204", f"the folder {cwd} does not exist.", remedy="check the path.") from None
             raise DcaError(
                 "DCA-103",
-                f"`{words[0]}` could not be started: no such program.",
+                f"`{words[0]}` could not be started.",
+                why=error.strerror or str(error),
                 remedy="install it, or correct the path.",
             ) from None
         timed_out = False
@@ -178,6 +179,14 @@ def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callabl
         if on_tick is not None:
             on_tick()
     return True
+
+
+def probe(argv: Sequence[str | Path], timeout: float = 10.0) -> Completed:
+    """Ask a program that may be missing or broken; one that cannot be started counts as failed (127)."""
+    try:
+        return run(argv, timeout=timeout)
+    except DcaError as error:
+        return Completed(tuple(str(word) for word in argv), 127, (error.what,), 0.0)
 
 
 class _LineReader:

@@ -40,11 +40,11 @@ def tree_hash(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> s
     seen = hashlib.sha256()
     for relative, path in walk(root, skip=skip):
         if path.is_symlink():
-            entry = f"link {relative} {path.readlink()}"
+            fields = ("link", relative, str(path.readlink()))
         else:
-            mode = "exec" if path.stat().st_mode & 0o100 else "file"
-            entry = f"{mode} {relative} {sha256_file(path)}"
-        seen.update(entry.encode("utf-8", "surrogateescape") + b"\n")
+            fields = ("exec" if path.stat().st_mode & 0o100 else "file", relative, sha256_file(path))
+        # NUL is the one character that no name can have, so no two trees are spelt the same.
+        seen.update("\0".join((*fields, "")).encode("utf-8", "surrogateescape"))
     return seen.hexdigest()
 
 

@@ -176,7 +176,7 @@ def _of_program(program: str | None) -> Path | None:
     real = Path(program).resolve()
     if (real.parent.parent / "nvvm").is_dir():
         return real.parent.parent
-    told = runner.run([program, "--dryrun", "-c", "-x", "cu", "/dev/null"], timeout=10.0)
+    told = runner.probe([program, "--dryrun", "-c", "-x", "cu", "/dev/null"])
     for line in told.tail:
         if line.startswith("#$ TOP="):
             return Path(line.removeprefix("#$ TOP=")).resolve()
@@ -185,6 +185,6 @@ def _of_program(program: str | None) -> Path | None:
 
 def nvcc_version(nvcc: Path) -> str:
     """The exact version of an nvcc ("12.4.131"), or nothing when it does not run."""
-    done = runner.run([nvcc, "--version"], timeout=10.0)
+    done = runner.probe([nvcc, "--version"])
     match = re.search(r"release [\d.]+, V([\d.]+)", done.text)
     return match[1] if done.ok and match else ""
