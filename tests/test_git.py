@@ -308,6 +308,13 @@ def test_a_link_that_leaves_the_tree_is_refused(
     assert "link" in refused.value.what
 
 
+def test_links_in_a_circle_are_refused(repository: Repository, tmp_path: Path) -> None:
+    commit = repository.commit_tree([("120000", b"two", "one"), ("120000", b"one", "two")])
+    with pytest.raises(DcaError) as refused:
+        git.export(repository.path, commit, tmp_path / "out")
+    assert refused.value.code == "DCA-404"
+
+
 def test_a_link_to_a_name_that_begins_with_dots_is_kept(repository: Repository, tmp_path: Path) -> None:
     commit = repository.commit_tree([("100644", b"x", "..dots"), ("120000", b"..dots", "link")])
     git.export(repository.path, commit, tmp_path / "out")

@@ -5,7 +5,6 @@ apt itself checks the archive's signature with the machine's own keyring; the mi
 
 from __future__ import annotations
 
-import getpass
 import platform
 import re
 import shutil
@@ -32,6 +31,10 @@ class Mirror:
 
     uri: str
     signed_by: str
+
+
+# apt's own words for a switch that is off.
+_OFF = {"no", "false", "without", "off", "disable", "0"}
 
 
 def mirror(distribution: str, etc: Path = Path("/etc")) -> Mirror | None:
@@ -69,7 +72,7 @@ def _sources(folder: Path) -> Iterator[tuple[str, list[str], str]]:
                 key.strip().lower(): value.strip()
                 for key, _, value in (line.partition(":") for line in text.splitlines())
             }
-            if "deb" in fields.get("types", "").split() and fields.get("enabled", "yes") != "no":
+            if "deb" in fields.get("types", "").split() and fields.get("enabled", "yes").lower() not in _OFF:
                 signed_by = fields.get("signed-by", "")
                 for uri in fields.get("uris", "").split():
                     yield (
@@ -174,7 +177,7 @@ def _configure(wanted: Apt, found: Mirror, state: Path) -> Path:
         f'Dir::State::status "{state}/status";', f'Dir::Cache "{state}/cache";', f'Dir::Etc "{state}/etc";',
         'Dir::Etc::parts "/dev/null";', 'Dir::Etc::main "/dev/null";', 'Dir::Etc::sourcelist "/dev/null";',
         'Dir::Etc::trustedparts "/etc/apt/trusted.gpg.d";', 'Acquire::Languages "none";',
-        f'APT::Architecture "{wanted.architecture}";', f'APT::Sandbox::User "{getpass.getuser()}";',
+        f'APT::Architecture "{wanted.architecture}";', 'APT::Sandbox::User "root";',
         'Acquire::AllowInsecureRepositories "false";', 'APT::Get::AllowUnauthenticated "false";',
         *_proxies(),
     ]  # fmt: skip

@@ -185,22 +185,28 @@ def _without_comments(text: str) -> str:
 def _resolve_conditionals(text: str, undefined: Collection[str]) -> str:
     """The text with `#ifdef X`, `#ifndef X` and their `#else` resolved for macros known to be undefined."""
     lines: list[str] = []
-    # One entry per open conditional: None for one that is kept, else whether its current branch is taken.
-    stack: list[bool | None] = []
+    # One entry per open conditional: None for one that is kept; else "on", "off", or "done" when an earlier branch
+    # was the one that is compiled.
+    stack: list[str | None] = []
     for line in text.splitlines():
         words = line.split()
         directive = words[0] if words and words[0].startswith("#") else ""
         if directive in ("#ifdef", "#ifndef", "#if"):
             known = directive != "#if" and words[1] in undefined
-            stack.append(directive == "#ifndef" if known else None)
+            stack.append(("on" if directive == "#ifndef" else "off") if known else None)
             if known:
                 continue
-        elif directive == "#else" and stack and stack[-1] is not None:
-            stack[-1] = not stack[-1]
-            continue
+        elif directive in ("#elif", "#else") and stack and stack[-1] is not None:
+            if stack[-1] == "off" and directive == "#elif":
+                # What is left of the conditional begins here.
+                stack[-1] = None
+                line = line.replace("#elif", "#if", 1)
+            else:
+                stack[-1] = "on" if stack[-1] == "off" else "done"
+                continue
         elif directive == "#endif" and stack and stack.pop() is not None:
             continue
-        if all(taken is not False for taken in stack):
+        if all(state in (None, "on") for state in stack):
             lines.append(line)
     return "\n".join(lines)
 

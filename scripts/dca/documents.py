@@ -76,9 +76,9 @@ def read(kind: type[D], path: Path) -> D:
     try:
         content = path.read_bytes()
         # In memory a value knows its own type; on disk only the schema's name says it.
-        if isinstance(given := json.loads(content), dict) and "schema" not in given:
-            raise ValueError("it names no schema")
-        return kind.model_validate_json(content)
+        given = json.loads(content)
+        named = given.get("schema", "") if isinstance(given, dict) else ""
+        return kind.model_validate({**given, "schema": named} if isinstance(given, dict) else given)
     except ValueError as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DcaError(

@@ -7,6 +7,7 @@ names kind (1 is PTX, 2 is a cubin), architecture and the size of its payload.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -53,10 +54,13 @@ def parse(section: bytes) -> DeviceCode:
     counts: dict[str, Counter[str]] = {"sass": Counter(), "ptx": Counter()}
     size: Counter[str] = Counter()
     position = 0
-    while (position := section.find(MAGIC, position)) != -1:
+    # Containers follow each other with nothing but zeros in between.
+    while (position := _next(section, position)) < len(section):
         if position + _HEADER.size > len(section):
             raise FatbinError(f"the header at offset {position} is cut off")
         _, _, header_size, payload = _HEADER.unpack_from(section, position)
+        if not section.startswith(MAGIC, position) or header_size < _HEADER.size:
+            raise FatbinError(f"what stands at offset {position} is no fat binary")
         here = position + header_size
         end = here + payload
         if end > len(section):
@@ -74,6 +78,15 @@ def parse(section: bytes) -> DeviceCode:
             here += entry_header + stored
         position = end
     return DeviceCode(_sorted(counts["sass"]), _sorted(counts["ptx"]), _sorted(size), len(section))
+
+
+_NOT_ZERO = re.compile(rb"[^\0]")
+
+
+def _next(section: bytes, position: int) -> int:
+    """Where the next byte that is not zero stands, or the section's end."""
+    found = _NOT_ZERO.search(section, position)
+    return found.start() if found else len(section)
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dca import runner, store
 from dca.errors import DcaError
@@ -104,10 +105,11 @@ def _open(path: Path) -> git.Repo:
     """
     import git
 
-    repo = git.Repo(path)
+    repo = git.Repo(path, expand_vars=False)
     repo.git.update_environment(
         GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*", GIT_NO_LAZY_FETCH="1",
-        GIT_ALLOW_PROTOCOL="", GIT_DIR=str(repo.git_dir),
+        GIT_ALLOW_PROTOCOL="", GIT_NO_REPLACE_OBJECTS="1", GIT_ALTERNATE_OBJECT_DIRECTORIES="",
+        GIT_OBJECT_DIRECTORY=str(Path(repo.common_dir) / "objects"), GIT_DIR=str(repo.git_dir),
     )  # fmt: skip
     return repo
 
@@ -138,9 +140,13 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
 
     try:
         with _open(path) as repo:
-            root = repo.commit(commit).tree
+            root = _verified(repo, repo.commit(commit)).tree
             trees = [root / name for name in only] if only else [root]
-            blobs = [item for tree in trees for item in tree.traverse() if isinstance(item, git.Blob)]
+            above = [root / name for path_ in only for name in _parents(path_)]
+            for tree in (root, *above, *trees):
+                _verified(repo, tree)
+            items = [_verified(repo, item) for tree in trees for item in tree.traverse() if item.type != "submodule"]
+            blobs = [item for item in items if isinstance(item, git.Blob)]
             # Links last: no file is then ever written through one.
             links = [blob for blob in blobs if blob.mode == git.Blob.link_mode]
             for blob in blobs:
@@ -156,6 +162,20 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
             why=str(error),
             remedy="the clone may be shallow or damaged: fetch it again.",
         ) from None
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:size]) for size in range(1, len(parts))]
+
+
+def _verified(repo: git.Repo, item: Any) -> Any:
+    """An object whose content has the hash that names it; git itself does not look when it reads."""
+    content = repo.odb.stream(item.binsha).read()
+    found = hashlib.sha1(f"{item.type} {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    if found != item.hexsha:
+        raise ValueError(f"the object {item.hexsha} has the content of {found}")
+    return item
 
 
 def _target(blob: git.Blob, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import os
 import re
@@ -267,6 +268,7 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
         )
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as scratch:
         try:
+            _check_stream(archive)
             with tarfile.open(archive) as tar:
                 names = [member.name for member in tar.getmembers()]
                 for name in names:
@@ -293,6 +295,16 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
         top.rename(folder)
 
 
+def _check_stream(archive: Path) -> None:
+    """Read a gzip stream to its end: tarfile takes damage in the middle of it for the end of the archive."""
+    with archive.open("rb") as stream:
+        if stream.read(2) != b"\x1f\x8b":
+            return
+    with gzip.open(archive) as content:
+        while content.read(1 << 20):
+            pass
+
+
 def unpack_wheel(archive: Path, folder: Path) -> None:
     """A wheel's files below `folder`.
 
@@ -305,6 +317,8 @@ def unpack_wheel(archive: Path, folder: Path) -> None:
                 _check_name(info.filename, archive)
                 if stat.S_ISLNK(info.external_attr >> 16):
                     raise _leaves(archive, f"{info.filename} is a link")
+            if (damaged := wheel.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not have the content it had")  # noqa: TRY301
             wheel.extractall(folder)  # noqa: S202 - every name was checked above
             for info in wheel.infolist():
                 if (info.external_attr >> 16) & 0o100 and not info.is_dir():

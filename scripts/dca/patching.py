@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -74,20 +75,7 @@ def apply(folder: Path, source: Path, log: Path) -> list[Applied]:
     added = _added(folder, source)
     before = {name: _content(source / name) for name in touched}
     try:
-        applied, failed = [], []
-        for path in paths:
-            outcome = _apply_one(path, source, log)
-            if isinstance(outcome, Applied):
-                applied.append(outcome)
-            else:
-                failed.append(f"{path.name}: {outcome}")
-        if failed:
-            raise DcaError(
-                "DCA-501",
-                f"{len(failed)} of {len(paths)} patches do not apply.",
-                why="\n".join(failed),
-                remedy=f"the source moved: adapt the patches in {folder}.",
-            )
+        applied = _apply_all(paths, source, log)
     except BaseException:
         for name, content in before.items():
             _restore(source / name, content)
@@ -98,6 +86,19 @@ def apply(folder: Path, source: Path, log: Path) -> list[Applied]:
         shutil.copyfile(path, target)
         applied.append(Applied(name=relative, status="added"))
     return applied
+
+
+def _apply_all(paths: list[Path], source: Path, log: Path) -> list[Applied]:
+    outcomes = {path.name: _apply_one(path, source, log) for path in paths}
+    failed = [f"{name}: {outcome}" for name, outcome in outcomes.items() if isinstance(outcome, str)]
+    if failed:
+        raise DcaError(
+            "DCA-501",
+            f"{len(failed)} of {len(paths)} patches do not apply.",
+            why="\n".join(failed),
+            remedy="the source moved: adapt the patches of the series.",
+        )
+    return [outcome for outcome in outcomes.values() if isinstance(outcome, Applied)]
 
 
 def _apply_one(path: Path, source: Path, log: Path) -> Applied | str:
@@ -191,23 +192,8 @@ def check(path: Path, source: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise _refused(path, "is not text", str(error)) from None
     names: list[str] = []
-    old = new = hunks = 0
-    begun = False
-    for line in lines:
-        if old > 0 or new > 0:
-            # Inside of a hunk; an empty line is a context line whose space an editor has taken away.
-            old -= line[:1] in (" ", "-", "")
-            new -= line[:1] in (" ", "+", "")
-            if line[:1] not in (" ", "+", "-", "\\", ""):
-                raise _refused(path, "is cut short or damaged", line)
-            continue
-        begun = begun or line.startswith(("diff --git ", "--- "))
-        if not begun:
-            continue
-        if match := _HUNK.match(line):
-            old, new = int(match[1] or 1), int(match[2] or 1)
-            hunks += 1
-        elif line.startswith(("--- ", "+++ ")) and line != "-- ":
+    for line in _headers(path, lines):
+        if line.startswith(("--- ", "+++ ")):
             names.append(_name(line[4:].split("\t")[0], path, source))
         elif line.startswith("diff --git "):
             for word in line.split()[2:]:
@@ -218,9 +204,29 @@ def check(path: Path, source: Path) -> list[str]:
             mode = line.split()[-1]
             if re.fullmatch(r"\d{6}", mode) and mode not in _MODES:
                 raise _refused(path, f"holds `{line}`, which is never applied", "")
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _headers(path: Path, lines: list[str]) -> Iterator[str]:
+    """A patch's lines outside of its hunks, from the first that belongs to a file on."""
+    old = new = hunks = 0
+    begun = False
+    for line in lines:
+        if old > 0 or new > 0:
+            # An empty line is a context line whose space an editor has taken away.
+            if line[:1] not in (" ", "+", "-", "\\", ""):
+                raise _refused(path, "is cut short or damaged", line)
+            old -= line[:1] in (" ", "-", "")
+            new -= line[:1] in (" ", "+", "")
+        elif match := _HUNK.match(line):
+            old, new = int(match[1] or 1), int(match[2] or 1)
+            hunks += 1
+        else:
+            begun = begun or line.startswith(("diff --git ", "--- "))
+            if begun and line != "-- ":
+                yield line
     if old > 0 or new > 0 or not hunks:
         raise _refused(path, "is cut short or changes no file", "")
-    return [name for name in dict.fromkeys(names) if name]
 
 
 def _name(text: str, path: Path, source: Path) -> str:

@@ -33,7 +33,7 @@ RelativePath = Annotated[str, AfterValidator(_inside)]
 
 
 def _https(url: str) -> str:
-    if not re.match(r"^https://[A-Za-z0-9.-]+(:[0-9]+)?/[^\s]+$", url):
+    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]+)?/[^\s]+", url):
         raise ValueError("must be an https:// URL")
     return url
 

@@ -133,7 +133,7 @@ def companions(given: tuple[str, ...]) -> dict[str, str]:
             raise DcaError(
                 "DCA-201",
                 f"--companion {text} is not NAME=PATH.",
-                remedy="write it as --companion flash-attention=/path/to/clone.",
+                remedy="write it as --companion NAME=/path/to/clone.",
             )
         found[name] = str(_path("--companion", Path(path)))
     return found
