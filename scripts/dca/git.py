@@ -202,9 +202,8 @@ def _link(blob: git.Blob, folder: Path) -> None:
 
 def _check_links(links: list[Path], folder: Path) -> None:
     """Refuse links that lead out of the tree, also by way of other links."""
-    root = folder.resolve()
     for link in links:
-        if not link.resolve().is_relative_to(root):
+        if store.leads_out(link, folder):
             raise _leaves(f"{link.relative_to(folder)} -> {link.readlink()}")
 
 

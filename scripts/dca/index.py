@@ -290,7 +290,7 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
             )
         top = Path(scratch) / tops[0]
         for _, path in store.walk(top):
-            if path.is_symlink() and not path.resolve().is_relative_to(top.resolve()):
+            if path.is_symlink() and store.leads_out(path, top):
                 raise _leaves(archive, f"{path.relative_to(top)} -> {path.readlink()}")
         top.rename(folder)
 

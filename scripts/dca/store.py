@@ -66,6 +66,14 @@ def walk(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> Iterat
     yield from sorted(found)
 
 
+def leads_out(link: Path, root: Path) -> bool:
+    """Whether a link leads out of a folder, also by way of other links, or in a circle."""
+    try:
+        return not link.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        return True
+
+
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file beside its final name and move it there: afterwards the old or the new file stands, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
