@@ -29,7 +29,7 @@ def own_cache(cache: store.Store, made: Made, tmp_path_factory: pytest.TempPathF
     Its path has a space and letters outside of ASCII, which compilers and CMake must bear.
     """
     folder = tmp_path_factory.mktemp("Zwischenspeicher für Bauten")
-    for name in ("downloads", "env", "toolkit", "admitted", "uv", "tree"):
+    for name in ("downloads", "env", "toolkit", "uv"):
         if (cache.root / name).exists():
             (folder / name).symlink_to(cache.root / name)
     return folder

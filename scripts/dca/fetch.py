@@ -79,7 +79,8 @@ def fetch(plan: Plan, recipe: Recipe, cache: store.Store, reporter: Reporter, lo
     with cache.lock("tree", key, lambda: reporter.note("another run is fetching the same sources; waiting for it.")):
         kept = folder / "source.json"
         if kept.is_file():
-            return documents.read(Tree, kept)
+            # The cache may have been moved since.
+            return documents.read(Tree, kept).model_copy(update={"folder": str(folder)})
         store.sweep(folder)
         with store.incoming_folder(folder) as part:
             fetched = [

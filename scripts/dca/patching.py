@@ -45,12 +45,13 @@ def patch(plan: Plan, tree: Tree, cache: store.Store, log: Path) -> Tree:
     """
     folder = data.patches_folder(plan.recipe)
     source = next(one for one in tree.sources if one.name == "source")
-    key = documents.digest({"tree": source.tree, "series": plan.series_digest, "others": tree.folder})[:16]
+    key = documents.digest({"tree": source.tree, "series": plan.series_digest})[:16]
     target = cache.folder("patched", key)
     with cache.lock("patched", key):
         kept = target / "source.json"
         if kept.is_file():
-            return documents.read(Tree, kept)
+            where = {"folder": tree.folder, "source_folder": str(target / "source")}
+            return documents.read(Tree, kept).model_copy(update=where)
         store.sweep(target)
         with store.incoming_folder(target) as part:
             shutil.copytree(tree.path("source"), part / "source", symlinks=True)

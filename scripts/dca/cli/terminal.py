@@ -64,7 +64,7 @@ class Terminal:
 
         if isinstance(self._bar, Progress):
             if not self._bar.task_ids:
-                self._bar.add_task(text, total=total, stage=self._stage)
+                self._bar.add_task(text, total=total or None, stage=self._stage)
             self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, description=text[:60])
             return
         now = time.monotonic()
