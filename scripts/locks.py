@@ -17,7 +17,9 @@ from dca.recipes import Recipe
 OLDEST_PYTHON = "3.10"
 
 
-def solve(inputs: list[Path], target: Path, cache: store.Store, *, before: str, python: str = OLDEST_PYTHON) -> None:
+def solve(
+    inputs: list[str | Path], target: Path, cache: store.Store, *, before: str, python: str = OLDEST_PYTHON
+) -> None:
     """One lock with hashes, universal over Python versions."""
     with store.incoming(target) as part:
         done = runner.run(

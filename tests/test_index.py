@@ -8,7 +8,9 @@ import io
 import json
 import os
 import re
+import socket
 import stat
+import struct
 import tarfile
 import threading
 import zipfile
@@ -442,9 +444,16 @@ def test_a_damaged_member_is_refused_and_not_kept(where: str, place: Place, cach
     assert kept(cache) == []
 
 
-def test_a_member_that_is_cut_short_is_refused_and_not_kept(place: Place, cache: store.Store, wheel: bytes) -> None:
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("what", ["a member", "the list of members"])
+@pytest.mark.parametrize("how", ["closed", "reset"])
+def test_a_wheel_whose_server_goes_away_is_refused_and_nothing_kept(
+    how: str, what: str, place: Place, cache: store.Store, wheel: bytes
+) -> None:
     def cut(to: BaseHTTPRequestHandler) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", to.headers["Range"])
+        if not wanted and what == "the list of members":
+            wanted = re.fullmatch(r"(\d+)-(\d+)", f"{len(wheel) - 65536}-{len(wheel) - 1}")
         if not wanted:
             place.send(to, "application/octet-stream", wheel)
             return
@@ -454,6 +463,11 @@ def test_a_member_that_is_cut_short_is_refused_and_not_kept(place: Place, cache:
         to.send_header("Content-Length", str(last + 1 - first))
         to.end_headers()
         to.wfile.write(wheel[first : first + (last - first) // 2])
+        if how == "reset":
+            to.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            to.rfile.close()
+            to.connection.close()
+            to.rfile, to.wfile = io.BytesIO(), io.BytesIO()
 
     place.offer(WHEEL, wheel)
     place.odd[f"/files/{WHEEL}"] = cut
@@ -461,6 +475,8 @@ def test_a_member_that_is_cut_short_is_refused_and_not_kept(place: Place, cache:
         index.members(pinned(wheel, WHEEL), WANTED, cache)
     assert refused.value.code == "DCA-402"
     assert kept(cache) == []
+    del refused
+    gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
