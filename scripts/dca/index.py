@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TIMEOUT = (10.0, 30.0)  # connect, and between two blocks of data
 PROBE_SECONDS = 5.0
 BLOCK = 1 << 18
+# An archive is hashed as it lies on the server; a server that compresses on the way would give other bytes.
+_AS_IT_IS = {"Accept-Encoding": "identity"}
 Progress = Callable[[int, int], None]
 
 
@@ -166,7 +168,7 @@ def fetch_url(url: str, sha256: str, path: Path, progress: Progress | None = Non
     seen = hashlib.sha256()
     with store.incoming(path) as part:
         try:
-            with session() as http, http.get(url, timeout=TIMEOUT, stream=True) as answer:
+            with session() as http, http.get(url, headers=_AS_IT_IS, timeout=TIMEOUT, stream=True) as answer:
                 answer.raise_for_status()
                 total = int(answer.headers.get("Content-Length") or 0)
                 done = 0
@@ -201,6 +203,7 @@ def members(
     """
     import requests
     from remotezip import RemoteZip, RemoteZipError
+    from urllib3.exceptions import HTTPError
 
     places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in wanted.items()}
     missing = [path for path, place in places.items() if not place.is_file()]
@@ -221,7 +224,7 @@ def members(
             done = 0
             for path in missing:
                 done = _member(remote, path, wanted[path], places[path], done, total, progress)
-    except (requests.RequestException, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (requests.RequestException, HTTPError, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise unreachable(f"{wheel.file} on the package index", error) from None
     return places
 

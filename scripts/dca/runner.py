@@ -260,9 +260,13 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
                 process.wait(GRACE_SECONDS)
     finally:
         # Also when the user presses Ctrl-C a second time: then the grace is over.
-        for left in _session(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(left, signal.SIGKILL)
+        # Looked at again until nothing is left: a process may fork while the others are being ended.
+        end = time.monotonic() + GRACE_SECONDS
+        while (left := _session(process.pid)) and time.monotonic() < end:
+            for one in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            time.sleep(0.01)
         if process.stdout is not None:
             process.stdout.close()
         process.wait()
