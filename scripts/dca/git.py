@@ -109,7 +109,8 @@ def _open(path: Path) -> git.Repo:
     repo.git.update_environment(
         GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*", GIT_NO_LAZY_FETCH="1",
         GIT_ALLOW_PROTOCOL="", GIT_NO_REPLACE_OBJECTS="1", GIT_ALTERNATE_OBJECT_DIRECTORIES="",
-        GIT_OBJECT_DIRECTORY=str(Path(repo.common_dir) / "objects"), GIT_DIR=str(repo.git_dir), GIT_COMMON_DIR=str(repo.common_dir),
+        GIT_OBJECT_DIRECTORY=str(Path(repo.common_dir) / "objects"), GIT_DIR=str(repo.git_dir),
+        GIT_COMMON_DIR=str(repo.common_dir),
     )  # fmt: skip
     return repo
 
