@@ -1,0 +1,305 @@
+"""Chooses: from a request, the recipes, and what is known of machine and network, a plan or the reasons against it.
+
+Pure: no file, clock, environment or network is read here, so the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from packaging.version import Version
+
+from dca.machine import Machine
+from dca.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
+from dca.recipes import Loaded, Recipe
+from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
+from dca.resolve.draft import Draft, World
+from dca.resolve.modules import choose_modules, how_reached
+from dca.resolve.sources import choose_sources
+from dca.resolve.toolkit import choose_toolkit
+from dca.toolkits import CudaVersion
+
+__all__ = ["World", "how_reached", "resolve"]
+
+# SASS of any CUDA 12 runs on any CUDA 12 driver (minor-version compatibility); this is the first of them.
+FIRST_DRIVER = {12: 525, 11: 450}
+
+
+def resolve(request: Request, world: World) -> Plan | Cannot:
+    """The plan for a request.
+
+    Without a recipe in the request, the first by priority that can be built is taken, and the others are listed
+    with the reason; with one, there is no falling back.
+
+    Returns:
+        A plan, or every recipe with the reasons against it.
+    """
+    passed: list[PassedOver] = []
+    chosen: Plan | None = None
+    for loaded in sorted(world.recipes, key=lambda one: (one.recipe.priority, one.recipe.name)):
+        name = loaded.recipe.name
+        if request.recipe is not None and name != request.recipe:
+            continue
+        if chosen is not None:
+            text = f"{chosen.recipe} comes first and can be built."
+            passed.append(PassedOver(name=name, reasons=(Reason(code="DCA-300", text=text),)))
+            continue
+        drafted = _plan(request, loaded, world)
+        if isinstance(drafted, Plan):
+            chosen = drafted
+        else:
+            passed.append(PassedOver(name=name, reasons=tuple(drafted)))
+    if chosen is None:
+        return Cannot(passed_over=tuple(passed))
+    why = "asked for with --recipe." if request.recipe else "the first by priority that can be built here."
+    recipe = Choice(subject="recipe", value=f"{chosen.recipe}: {chosen.title}", reason=why)
+    return chosen.model_copy(
+        update={"choices": (recipe, *chosen.choices), "passed_over": (*chosen.passed_over, *passed)}
+    )
+
+
+def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]:
+    """One recipe's plan, or everything that speaks against it at once."""
+    recipe = loaded.recipe
+    draft = Draft()
+    everything = "all" in request.prebuilt
+    check_machine(request, recipe, world.machine, draft)
+    check_profile(request, recipe, draft)
+    groups = _groups(request, recipe, draft)
+    check_python(request, recipe, world.machine, draft)
+    check_transformers(loaded, draft)
+    supported = check_cuda(request, recipe, world, draft)
+    sources, missing = choose_sources(request, recipe, groups, world.reach, draft)
+    toolkit, compiler, cuda_line, line_facts = None, None, "", None
+    if everything:
+        if recipe.official_wheel is None:
+            draft.refuse(
+                "DCA-309",
+                f"{recipe.name} has no official wheel to copy modules from.",
+                "leave --prebuilt all out.",
+            )
+        else:
+            cuda_line = recipe.official_wheel.cuda
+            line_facts = world.cuda.of(cuda_line)
+            draft.choose("toolkit", "none", "--prebuilt all: nothing is compiled.")
+    elif supported:
+        found = choose_toolkit(request, recipe, world, draft)
+        if found is not None:
+            toolkit, compiler, line_facts = found
+            cuda_line = line_facts.line
+    substituted = bool(request.cuda and cuda_line and request.cuda != cuda_line)
+    archs, ptx = _archs(request, recipe, world, line_facts, draft, substituted=substituted, everything=everything)
+    modules: list[PlannedModule] = []
+    if not draft.reasons:
+        modules = choose_modules(request, recipe, groups, archs, ptx, sources, missing, world.reach, draft)
+    if not draft.reasons and request.cuda and substituted:
+        _explain_substitution(request.cuda, cuda_line, recipe, modules, world, draft)
+    if draft.reasons:
+        return draft.reasons
+    python = world.machine.python
+    assert python is not None  # noqa: S101 - check_python refused otherwise
+    dirty = any(tree.kind == "folder" for tree in world.reach.local.values())
+    jobs = _jobs(recipe, world.machine, draft, compiled=any(module.origin == "compiled" for module in modules))
+    version = _version(loaded, request, groups, archs, cuda_line, dirty=dirty)
+    draft.choose("version", version, "base version, patch revision, CUDA that compiled, profile and archs.")
+    return Plan(
+        recipe=recipe.name,
+        title=recipe.title,
+        recipe_digest=loaded.digest,
+        version=version,
+        profile=request.profile,
+        groups=groups,
+        archs=archs,
+        ptx=ptx,
+        cuda_asked=request.cuda,
+        cuda=cuda_line,
+        substituted=substituted,
+        toolkit=toolkit,
+        host_compiler=compiler.path if compiler else "",
+        host_compiler_version=compiler.version if compiler else "",
+        torch=recipe.torch.version,
+        torch_cuda=recipe.torch.cuda,
+        python=python.version,
+        python_path=python.path,
+        jobs=jobs,
+        sources=tuple(sources.values()),
+        modules=tuple(modules),
+        series_revision=loaded.series_revision,
+        series_digest=loaded.series_digest,
+        lock_digest=loaded.lock_digest,
+        build_lock_digest=loaded.build_lock_digest,
+        dirty=dirty,
+        not_built_yet=recipe.not_built_yet,
+        choices=tuple(draft.choices),
+        checks=tuple(draft.checks),
+        warnings=tuple(draft.warnings),
+        advice=_advice(recipe, world, archs, everything=everything),
+        passed_over=tuple(draft.passed),
+    )
+
+
+def _groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, ...]:
+    for name in request.groups:
+        if name not in recipe.groups:
+            draft.refuse(
+                "DCA-309",
+                f"{recipe.name} has no group `{name}` in the lean profile.",
+                f"its groups: {', '.join(sorted(recipe.groups))}.",
+            )
+    known = [name for name in request.groups if name in recipe.groups]
+    alone = [name for name in known if recipe.groups[name].alone]
+    if alone:
+        draft.choose("groups", alone[0], f"--with {alone[0]}: {recipe.groups[alone[0]].why}.")
+        return (alone[0],)
+    groups = tuple(dict.fromkeys([*recipe.lean.groups, *known]))
+    draft.choose("groups", ", ".join(groups), "the lean profile: what the model calls, no more.")
+    return groups
+
+
+def _archs(
+    request: Request,
+    recipe: Recipe,
+    world: World,
+    facts: CudaVersion | None,
+    draft: Draft,
+    *,
+    substituted: bool,
+    everything: bool,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The GPU archs to build for, and those that PTX is embedded for."""
+    if request.archs:
+        asked, reason = request.archs, "asked for with --arch."
+    elif world.machine.gpus:
+        asked = tuple(gpu.arch for gpu in world.machine.gpus)
+        reason = "the GPUs of this machine: " + ", ".join(sorted({gpu.name for gpu in world.machine.gpus})) + "."
+    else:
+        asked, reason = (
+            recipe.lean.default_archs,
+            "no GPU here: the archs that dual chunk attention is served on.",
+        )
+    archs = tuple(sorted({arch.removesuffix("+PTX") for arch in asked}, key=Version))
+    ptx = tuple(sorted({arch.removesuffix("+PTX") for arch in asked if arch.endswith("+PTX")}, key=Version))
+    offered = recipe.lean.archs
+    for arch in archs:
+        if facts is not None and not everything and arch not in facts.archs:
+            draft.refuse(
+                "DCA-304",
+                f"nvcc {facts.line} does not know the GPU architecture {arch}.",
+                f"choose from {', '.join(a for a in facts.archs if a in offered)}.",
+            )
+        elif arch not in offered:
+            draft.refuse(
+                "DCA-305",
+                f"the lean profile is not offered for {arch}: the sparse-attention kernels of "
+                f"{recipe.name} run on {', '.join(offered)}.",
+                _other_way(recipe, arch),
+            )
+    if ptx and substituted:
+        draft.choose("PTX", "none", "the toolkit is not the CUDA asked for, and its PTX would need a newer driver.")
+        ptx = ()
+    draft.choose("archs", ", ".join(archs), reason)
+    return archs, ptx
+
+
+def _other_way(recipe: Recipe, arch: str) -> str:
+    official = recipe.official_wheel
+    has = official and any(arch in member.sass for member in official.members.values())
+    if has:
+        return (
+            f"without dual chunk attention, --prebuilt all --arch {recipe.lean.default_archs[0]} copies every "
+            f"module of the official wheel, which has {arch} for the rest."
+        )
+    return f"build for {', '.join(recipe.lean.default_archs)}."
+
+
+def _explain_substitution(
+    asked: str, used: str, recipe: Recipe, modules: list[PlannedModule], world: World, draft: Draft
+) -> None:
+    first = FIRST_DRIVER.get(int(used.split(".")[0]), 0)
+    draft.choose(
+        "CUDA",
+        f"{used} in place of {asked}",
+        f"no CUDA {asked} toolkit can be had that compiles {recipe.name}. Compiled kernels (SASS) of any CUDA "
+        f"{used.split('.')[0]}.x run on every {used.split('.')[0]}.x driver from {first} on; no PTX is embedded.",
+    )
+    official = recipe.official_wheel
+    facts = world.cuda.of(official.cuda) if official else None
+    for module in modules:
+        jitted = [arch for arch, how in module.reached.items() if how.startswith("JIT")]
+        if module.origin == "copied" and jitted and facts is not None:
+            draft.warnings.append(
+                f"{module.name} is copied and reaches {', '.join(jitted)} only by compiling its PTX at load, which "
+                f"needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not one of CUDA {asked}. To "
+                "compile it from source instead, give its tree with --companion."
+            )
+
+
+def _jobs(recipe: Recipe, machine: Machine, draft: Draft, *, compiled: bool) -> int:
+    by_memory = int((machine.memory_gib - 1) / recipe.lean.job_memory_gib)
+    jobs = max(1, min(machine.cores, by_memory))
+    if compiled:
+        draft.choose(
+            "jobs",
+            str(jobs),
+            f"{machine.cores} cores; {machine.memory_gib:g} GiB of memory for jobs of "
+            f"{recipe.lean.job_memory_gib:g} GiB.",
+        )
+    return jobs
+
+
+def _version(
+    loaded: Loaded,
+    request: Request,
+    groups: tuple[str, ...],
+    archs: tuple[str, ...],
+    cuda: str,
+    *,
+    dirty: bool,
+) -> str:
+    recipe = loaded.recipe
+    local = [f"dca{loaded.series_revision}", "cu" + cuda.replace(".", "")]
+    if "all" in request.prebuilt:
+        local.append("prebuilt")
+    else:
+        local.append(request.profile)
+        # A wheel that is more or less than the profile must not carry the profile's name.
+        local += [_plain(name) for name in groups if name not in recipe.lean.groups]
+        local += ["pre" + _plain(name) for name in request.prebuilt]
+        local += ["sm" + arch.replace(".", "") for arch in archs]
+    if dirty:
+        local.append("dirty")
+    return f"{recipe.base_version}+{'.'.join(local)}"
+
+
+def _plain(name: str) -> str:
+    """A name in the letters that a local version may have."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _advice(recipe: Recipe, world: World, archs: tuple[str, ...], *, everything: bool) -> tuple[str, ...]:
+    """Honesty about not building: whether the project's own wheel would do."""
+    official, python = recipe.official_wheel, world.machine.python
+    if official is None or python is None or everything:
+        return ()
+    serving = [arch for arch in archs if _serves(recipe, arch)]
+    if not serving or world.machine.processor not in official.machines:
+        return ()
+    what = "this machine's GPUs" if world.machine.gpus else f"GPUs of {', '.join(serving)}"
+    facts = world.cuda.of(official.cuda)
+    driver = f" with a driver of CUDA {official.cuda}, {facts.driver_min} or newer" if facts else ""
+    return (
+        f"You may not need to build: the official {official.package} {official.version} wheel (CUDA {official.cuda}, "
+        f"Python {recipe.python}) serves {what}{driver}. `dca wheel --prebuilt all` copies all of its modules and "
+        "compiles nothing.",
+        "What building adds: DCA index and engine kernels from source for exactly these archs, this recipe's patches "
+        "and guards (backend chosen by itself, unsafe settings refused), torch pinned and transformers kept below 5, "
+        "and a record of what is in the wheel.",
+    )
+
+
+def _serves(recipe: Recipe, arch: str) -> bool:
+    official = recipe.official_wheel
+    members = official.members if official else {}
+    paths = [module.path for module in recipe.modules.values()]
+    return all(
+        how_reached(arch, members[path].sass, members[path].ptx) != "not" if path in members else False
+        for path in paths
+    )

@@ -1,0 +1,133 @@
+"""Checks of machine, profile, Python, transformers and CUDA, before anything is chosen."""
+
+from __future__ import annotations
+
+from packaging.specifiers import SpecifierSet
+
+from dca.machine import Machine
+from dca.plan import Check, Request
+from dca.recipes import Loaded, Recipe
+from dca.resolve.draft import Draft, World
+
+# transformers before 4.37 does not know qwen2; 5 removed what the tokenizer code of every DCA release reads.
+TRANSFORMERS = SpecifierSet(">=4.37,<5")
+
+
+def check_machine(request: Request, recipe: Recipe, machine: Machine, draft: Draft) -> None:
+    """Wheels are built on Linux x86_64, and only from recipes that can be built."""
+    if machine.system != "Linux" or machine.processor != "x86_64":
+        draft.refuse(
+            "DCA-310",
+            f"wheels are built on Linux x86_64; this is {machine.system} {machine.processor}.",
+            "build on a Linux x86_64 machine or in a container there.",
+        )
+    if recipe.not_built_yet and request.recipe is None:
+        draft.refuse("DCA-311", f"it can be planned but not built yet: {recipe.not_built_yet}.")
+
+
+def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
+    """The profile, the modules to copy and the companions named must be ones that the recipe has."""
+    if request.profile != "lean":
+        draft.refuse(
+            "DCA-309",
+            f"{recipe.name} does not offer the profile `{request.profile}` yet; it offers lean.",
+            "use --profile lean, or --prebuilt all for every module of the official wheel.",
+        )
+    names = set(recipe.modules) | set(recipe.companions) | {"all"}
+    for name in request.prebuilt:
+        if name not in names:
+            draft.refuse(
+                "DCA-309",
+                f"--prebuilt {name}: {recipe.name} has no such module or companion.",
+                f"choose from {', '.join(sorted(names))}.",
+            )
+    trees = [
+        tree
+        for name, companion in recipe.companions.items()
+        for tree in (name, *(f"{name}/{below.path}" for below in companion.submodules))
+    ]
+    for name in request.companions:
+        if name not in trees:
+            known = ", ".join(trees) or "none"
+            draft.refuse(
+                "DCA-309",
+                f"--companion {name}: {recipe.name} has no such companion.",
+                f"its companions: {known}.",
+            )
+
+
+def check_python(request: Request, recipe: Recipe, machine: Machine, draft: Draft) -> None:
+    """Python must be there, within the recipe's range, and have its headers."""
+    python = machine.python
+    if python is None:
+        draft.refuse(
+            "DCA-306",
+            f"Python {request.python} is not installed.",
+            "install it, or leave --python out to use the tool's own.",
+        )
+        return
+    if not SpecifierSet(recipe.python).contains(python.version, prereleases=True):
+        draft.refuse(
+            "DCA-306",
+            f"Python {python.version} is outside of {recipe.python}, which {recipe.name} needs.",
+            "name another one with --python, or make PYTHON=python3.11 …",
+        )
+        return
+    if not python.headers:
+        draft.refuse(
+            "DCA-306",
+            f"Python {python.version} at {python.path} has no headers (Python.h).",
+            "install its development package, such as python3-dev.",
+        )
+        return
+    draft.checks.append(
+        Check(subject="Python", found=python.version, wanted=recipe.python, reason="the recipe's range.")
+    )
+    draft.choose(
+        "python",
+        f"{python.version} at {python.path}",
+        "asked for with --python." if request.python else "the one this tool runs on.",
+    )
+
+
+def check_transformers(loaded: Loaded, draft: Draft) -> None:
+    """The lock must pin a transformers that works, whichever Python it is solved for."""
+    versions = loaded.locked.get("transformers", ())
+    wrong = [version for version in versions if version not in TRANSFORMERS]
+    if not versions:
+        draft.refuse(
+            "DCA-307",
+            f"the lock of {loaded.recipe.name} pins no transformers.",
+            "solve it again with `make locks`.",
+        )
+    elif wrong:
+        draft.refuse(
+            "DCA-307",
+            f"the lock of {loaded.recipe.name} pins transformers {', '.join(wrong)}; {TRANSFORMERS} works.",
+            "correct the recipe's lock_date and run `make locks`.",
+        )
+    else:
+        draft.checks.append(Check(
+            subject="transformers", found=", ".join(versions), wanted=str(TRANSFORMERS),
+            reason="older ones do not know qwen2, 5 removed what the tokenizer code reads.",
+        ))  # fmt: skip
+
+
+def check_cuda(request: Request, recipe: Recipe, world: World, draft: Draft) -> bool:
+    """Whether a toolkit can be looked for: the CUDA line asked for is one that torch's build can run on."""
+    asked, torch = request.cuda, recipe.torch
+    if asked is None:
+        return True
+    if asked.split(".")[0] != torch.cuda.split(".")[0]:
+        draft.refuse(
+            "DCA-303",
+            f"CUDA {asked}: torch {torch.version} is built for CUDA {torch.cuda}, and another "
+            "major version cannot be linked with it.",
+            f"ask for CUDA {torch.cuda.split('.')[0]}.x: any of them runs what is built here.",
+        )
+        return False
+    if world.cuda.of(asked) is None and asked not in recipe.cuda.supported:
+        known = ", ".join(version.line for version in world.cuda.versions)
+        draft.refuse("DCA-303", f"CUDA {asked} is not a version that is known here.", f"known: {known}.")
+        return False
+    return True

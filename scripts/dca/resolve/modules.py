@@ -1,0 +1,122 @@
+"""Chooses which modules are compiled and which are copied, and says how each GPU arch will run them."""
+
+from __future__ import annotations
+
+from packaging.version import Version
+
+from dca.plan import PlannedModule, PlannedSource, Reach, Request
+from dca.recipes import Module, Recipe
+from dca.resolve.draft import Draft
+
+
+def choose_modules(
+    request: Request,
+    recipe: Recipe,
+    groups: tuple[str, ...],
+    archs: tuple[str, ...],
+    ptx: tuple[str, ...],
+    sources: dict[str, PlannedSource],
+    missing: dict[str, str],
+    reach: Reach,
+    draft: Draft,
+) -> list[PlannedModule]:
+    """Each module of the wheel: compiled from source, or copied from the official wheel."""
+    wanted = tuple(dict.fromkeys(recipe.groups[name].module for name in groups))
+    if "all" in request.prebuilt:
+        wanted = ()
+    found: list[PlannedModule] = []
+    copied: list[str] = []
+    for name in wanted:
+        module = recipe.modules[name]
+        if name in request.prebuilt or module.tree in request.prebuilt:
+            reason = "--prebuilt."
+        elif module.tree not in sources:
+            reason = missing[module.tree]
+        else:
+            found.append(_compiled(name, module, recipe, groups, archs, ptx))
+            continue
+        copied.append(name)
+        found.append(_copied(name, module.path, recipe, groups, archs, reason))
+    if "all" in request.prebuilt and recipe.official_wheel:
+        known = {module.path: name for name, module in recipe.modules.items()}
+        for path in recipe.official_wheel.members:
+            if path.endswith(".so"):
+                name = known.get(path, path.rsplit("/", 1)[-1].split(".")[0])
+                copied.append(name)
+                found.append(_copied(name, path, recipe, groups, archs, "--prebuilt all."))
+    if copied:
+        official = recipe.official_wheel
+        if official is None:
+            draft.refuse(
+                "DCA-309",
+                f"{', '.join(copied)}: {recipe.name} has no official wheel to copy from.",
+                "leave --prebuilt out.",
+            )
+            return found
+        if not reach.of("index").ok:
+            draft.refuse(
+                "DCA-301",
+                f"{official.file}: the package index cannot be reached ({reach.of('index').why}).",
+                "check the network.",
+            )
+        sources["official wheel"] = PlannedSource(
+            name="official wheel", origin="index", places=(official.file,), pin=f"sha256:{official.sha256}"
+        )
+        _explain_copies([one for one in found if one.origin == "copied"], official.cuda, draft)
+    return found
+
+
+def _compiled(
+    name: str,
+    module: Module,
+    recipe: Recipe,
+    groups: tuple[str, ...],
+    archs: tuple[str, ...],
+    ptx: tuple[str, ...],
+) -> PlannedModule:
+    native = tuple(arch for arch in archs if arch in module.archs)
+    return PlannedModule(
+        name=name, path=module.path, origin="compiled",
+        groups=tuple(group for group in groups if recipe.groups[group].module == name),
+        sass=native, ptx=ptx, reached={arch: how_reached(arch, native, ptx) for arch in archs},
+        reason="from source.",
+    )  # fmt: skip
+
+
+def _copied(
+    name: str, path: str, recipe: Recipe, groups: tuple[str, ...], archs: tuple[str, ...], reason: str
+) -> PlannedModule:
+    member = recipe.official_wheel.members.get(path) if recipe.official_wheel else None
+    sass, ptx = (member.sass, member.ptx) if member else ((), ())
+    return PlannedModule(
+        name=name, path=path, origin="copied",
+        groups=tuple(group for group in groups if recipe.groups[group].module == name),
+        sass=sass, ptx=ptx,
+        reached={arch: how_reached(arch, sass, ptx) for arch in archs} if sass or ptx else {}, reason=reason,
+    )  # fmt: skip
+
+
+def how_reached(arch: str, sass: tuple[str, ...], ptx: tuple[str, ...]) -> str:
+    """How a GPU of one arch runs code: "native", "same major (8.0)", "JIT from PTX 8.0", or "not"."""
+    version = Version(arch.rstrip("a"))
+    if arch in sass:
+        return "native"
+    same = [
+        one for one in sass if Version(one.rstrip("a")).major == version.major and Version(one.rstrip("a")) < version
+    ]
+    if same:
+        return f"same major ({max(same, key=Version)})"
+    older = [one for one in ptx if Version(one.rstrip("a")) <= version]
+    if older:
+        return f"JIT from PTX {max(older, key=Version)}"
+    return "not"
+
+
+def _explain_copies(copied: list[PlannedModule], cuda: str, draft: Draft) -> None:
+    names = ", ".join(module.name for module in copied)
+    draft.choose(
+        "copied modules",
+        names,
+        f"from the official wheel (CUDA {cuda}), each member's hash pinned: "
+        + " ".join(sorted({module.reason for module in copied})),
+    )

@@ -1,0 +1,72 @@
+"""Chooses where each source tree comes from."""
+
+from __future__ import annotations
+
+from dca.plan import PlannedSource, Reach, Reason, Request
+from dca.recipes import GitSource, Recipe, SdistSource
+from dca.resolve.draft import Draft
+
+
+def choose_sources(
+    request: Request, recipe: Recipe, groups: tuple[str, ...], reach: Reach, draft: Draft
+) -> tuple[dict[str, PlannedSource], dict[str, str]]:
+    """Where the recipe's own source and the companions of its groups come from, and why one cannot be had."""
+    found: dict[str, PlannedSource] = {}
+    missing: dict[str, str] = {}
+    own = find_source("source", recipe.source, reach)
+    if isinstance(own, PlannedSource):
+        found["source"] = own
+        draft.choose(
+            "source",
+            f"{own.pin} from {own.places[0]}",
+            "named by the user." if own.origin == "local" else "the recipe's first source that can be reached.",
+        )
+    else:
+        draft.reasons.append(own)
+    needed = {recipe.modules[recipe.groups[name].module].tree for name in groups}
+    for name, companion in recipe.companions.items():
+        if name not in needed or name in request.prebuilt or "all" in request.prebuilt:
+            continue
+        below = {
+            f"{name}/{one.path}": GitSource(kind="git", urls=one.urls, commit=one.commit)
+            for one in companion.submodules
+        }
+        trees = {key: find_source(key, pin, reach) for key, pin in {name: companion.source, **below}.items()}
+        against = [tree for tree in trees.values() if isinstance(tree, Reason)]
+        # Somebody who names a clone wants it compiled; only what was not asked for is copied instead.
+        named = any(key in request.companions for key in trees)
+        if against and (named or not companion.stand_in):
+            draft.reasons += against
+        elif against:
+            missing[name] = " ".join(reason.text for reason in against[:1])
+        else:
+            found |= {key: tree for key, tree in trees.items() if isinstance(tree, PlannedSource)}
+    return found, missing
+
+
+def find_source(name: str, source: SdistSource | GitSource, reach: Reach) -> PlannedSource | Reason:
+    """Where one tree comes from: the user\'s own, the index, or the git URLs that can be reached first."""
+    local = reach.local.get(name)
+    if local is not None:
+        pin = f"tree:{local.tree}" if local.kind == "folder" else source.pin
+        return PlannedSource(name=name, origin="local", places=(local.path,), pin=pin)
+    if isinstance(source, SdistSource):
+        index = reach.of("index")
+        if index.ok:
+            return PlannedSource(name=name, origin="index", places=(source.file,), pin=source.pin)
+        return Reason(
+            code="DCA-301",
+            text=f"{source.file}: the package index cannot be reached ({index.why}).",
+            remedy="check the network, or name a local copy with --source.",
+        )
+    ok = [url for url in source.urls if reach.of(url).ok]
+    if ok:
+        later = [url for url in source.urls if url not in ok]
+        return PlannedSource(name=name, origin="git", places=(*ok, *later), pin=source.pin)
+    told = "; ".join(f"{url}: {reach.of(url).why}" for url in source.urls)
+    flag = "--source DIR" if name == "source" else f"--companion {name}=DIR"
+    return Reason(
+        code="DCA-301",
+        text=f"{'its git source' if name == 'source' else name} cannot be reached ({told}).",
+        remedy=f"check the network, or name a local clone with {flag}.",
+    )

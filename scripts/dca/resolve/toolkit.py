@@ -1,0 +1,120 @@
+"""Chooses the CUDA toolkit and the host compiler."""
+
+from __future__ import annotations
+
+from dca.machine import Compiler
+from dca.plan import Check, PassedOver, PlannedToolkit, Reason, Request
+from dca.recipes import Recipe
+from dca.resolve.draft import Draft, World
+from dca.toolkits import CudaVersion, FoundToolkit, ToolkitSource
+
+
+def choose_toolkit(
+    request: Request, recipe: Recipe, world: World, draft: Draft
+) -> tuple[PlannedToolkit, Compiler, CudaVersion] | None:
+    """The toolkit nearest to what is asked for, with the reason against each other one."""
+    wanted = request.cuda or recipe.cuda.official[0]
+    fit: list[tuple[tuple[int, int, int], FoundToolkit | ToolkitSource, Compiler, CudaVersion]] = []
+    against: list[Reason] = []
+    candidates: list[FoundToolkit | ToolkitSource] = [*world.machine.toolkits, *world.toolkits]
+    if request.toolkit is not None:
+        candidates = [one for one in world.machine.toolkits if one.origin == "--toolkit"]
+    for order, candidate in enumerate(candidates):
+        verdict = _fits(candidate, recipe, world)
+        label = _label(candidate)
+        if isinstance(verdict, Reason):
+            draft.passed.append(PassedOver(name=f"toolkit {label}", reasons=(verdict,)))
+            against.append(verdict.model_copy(update={"text": f"{label}: {verdict.text}"}))
+        else:
+            compiler, facts = verdict
+            distance = abs(_minor(candidate.line) - _minor(wanted))
+            brought = int(isinstance(candidate, ToolkitSource))
+            fit.append(((distance, brought, order), candidate, compiler, facts))
+    if not fit:
+        wanting_compiler = any(reason.code == "DCA-308" for reason in against)
+        draft.refuse(
+            "DCA-308" if wanting_compiler else "DCA-302",
+            f"no CUDA toolkit for {recipe.name} (wants one of {', '.join(recipe.cuda.supported)}). "
+            + " ".join(reason.text for reason in against),
+            "install a g++ that the toolkit accepts (it may stand beside the newer one)."
+            if wanting_compiler
+            else "install one of these toolkits and name it with --toolkit DIR.",
+        )
+        return None
+    fit.sort(key=lambda one: one[0])
+    _, taken, compiler, facts = fit[0]
+    for _, other, _, _ in fit[1:]:
+        text = f"CUDA {taken.line} is nearer to {wanted}." if other.line != taken.line else "another one comes first."
+        draft.passed.append(PassedOver(name=f"toolkit {_label(other)}", reasons=(Reason(code="DCA-302", text=text),)))
+    if request.strict_cuda and request.cuda and taken.line != request.cuda:
+        draft.refuse(
+            "DCA-302",
+            f"--strict-cuda: no CUDA {request.cuda} toolkit; the nearest is {_label(taken)}.",
+            f"install CUDA {request.cuda} and name it with --toolkit DIR, or leave --strict-cuda out.",
+        )
+        return None
+    if isinstance(taken, ToolkitSource):
+        toolkit = PlannedToolkit(name=taken.name, version=taken.version)
+        reason = f"brought into the cache ({taken.download_mb} MB), unpacked and not installed"
+    else:
+        toolkit = PlannedToolkit(name="found", version=taken.version, path=taken.path)
+        reason = f"found by {taken.origin}"
+    exact = "the version asked for" if taken.line == request.cuda else f"the nearest to CUDA {wanted}"
+    draft.choose("toolkit", _label(taken), f"{exact} that compiles {recipe.name}; {reason}.")
+    draft.choose(
+        "host compiler",
+        f"g++ {compiler.version} at {compiler.path}",
+        f"the newest that CUDA {taken.line} accepts (up to gcc {facts.gcc_max}).",
+    )
+    draft.checks.append(Check(
+        subject="CUDA", found=taken.version, wanted=", ".join(recipe.cuda.supported),
+        reason=f"torch {recipe.torch.version} is built for CUDA {recipe.torch.cuda}, the same major version.",
+    ))  # fmt: skip
+    return toolkit, compiler, facts
+
+
+def _fits(
+    candidate: FoundToolkit | ToolkitSource, recipe: Recipe, world: World
+) -> tuple[Compiler, CudaVersion] | Reason:
+    line, torch = candidate.line, recipe.torch
+    facts = world.cuda.of(line)
+    against = ""
+    if line.split(".")[0] != torch.cuda.split(".")[0]:
+        against = (
+            f"torch {torch.version} is built for CUDA {torch.cuda}, and what nvcc {line} makes needs another "
+            "major version of the CUDA runtime."
+        )
+    elif line not in recipe.cuda.supported:
+        against = f"{recipe.name} is known to compile with {', '.join(recipe.cuda.supported)} only."
+    elif isinstance(candidate, FoundToolkit) and candidate.missing:
+        against = f"it is incomplete: no {', no '.join(candidate.missing)}."
+    elif isinstance(candidate, ToolkitSource):
+        against = _cannot_be_brought(candidate, world)
+    if facts is None and not against:
+        against = f"nothing is known of CUDA {line} (build/toolkits)."
+    if against or facts is None:
+        return Reason(code="DCA-302", text=against)
+    compiler = next((one for one in world.machine.compilers if one.major <= facts.gcc_max), None)
+    if compiler is None:
+        there = ", ".join(one.version for one in world.machine.compilers) or "none"
+        return Reason(code="DCA-308", text=f"it wants gcc {facts.gcc_max} or older; g++ found: {there}.")
+    return compiler, facts
+
+
+def _cannot_be_brought(source: ToolkitSource, world: World) -> str:
+    if source.machine != world.machine.processor:
+        return f"it is for {source.machine}."
+    for place in (f"apt:{source.name}", "index"):
+        reached = world.reach.of(place)
+        if not reached.ok:
+            return f"it cannot be had: {reached.why}."
+    return ""
+
+
+def _label(toolkit: FoundToolkit | ToolkitSource) -> str:
+    where = toolkit.path if isinstance(toolkit, FoundToolkit) else toolkit.title
+    return f"CUDA {toolkit.version} ({where})"
+
+
+def _minor(line: str) -> int:
+    return int(line.split(".")[1])
