@@ -45,7 +45,7 @@ def choose_sources(
 
 
 def find_source(name: str, source: SdistSource | GitSource, reach: Reach) -> PlannedSource | Reason:
-    """Where one tree comes from: the user\'s own, the index, or the git URLs that can be reached first."""
+    """Where one tree comes from: the user's own, the index, or the git URLs that can be reached first."""
     local = reach.local.get(name)
     if local is not None:
         pin = f"tree:{local.tree}" if local.kind == "folder" else source.pin
