@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,11 @@ from dca.cli.options import open_cache
 from dca.plan import Plan
 from dca.wheel import Made
 from support import ROOT, RunDca
+
+
+# Whoever starts the tests in the background hands down an ignored Ctrl-C; programs that are sent one must see it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

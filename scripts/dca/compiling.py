@@ -180,7 +180,7 @@ def _ninja(
     )  # fmt: skip
     if not done.ok:
         raise _failure(done, log)
-    return _compiled_since(folder, started)
+    return _compiled_since(plan, folder, started)
 
 
 def _watch(plan: Plan, reporter: Reporter) -> Watcher:
@@ -369,9 +369,11 @@ def _ninja_log(folder: Path) -> list[tuple[str, list[str]]]:
     return sorted(found.items())
 
 
-def _compiled_since(folder: Path, started: int) -> int:
-    outputs = [folder / "ninja" / output for output, _ in _ninja_log(folder) if output.endswith(".o")]
-    return sum(path.is_file() and path.stat().st_mtime_ns >= started for path in outputs)
+def _compiled_since(plan: Plan, folder: Path, started: int) -> int:
+    """How many of the plan's objects are newer than a moment, in nanoseconds."""
+    prefixes = tuple(f"CMakeFiles/{module.name}.dir/" for module in plan.compiled)
+    objects = [folder / "ninja" / output for output, _ in _ninja_log(folder) if output.startswith(prefixes)]
+    return sum(path.is_file() and path.stat().st_mtime_ns >= started for path in objects)
 
 
 def _objects(module: PlannedModule, folder: Path) -> tuple[CompiledObject, ...]:
