@@ -20,7 +20,8 @@ MINIMUM = (3, 10)
 
 def fail(what: str, remedy: str) -> None:
     """End with one message and exit code 2."""
-    sys.exit(f"bootstrap: {what}\n  Next: {remedy}")
+    print(f"bootstrap: {what}\n  Next: {remedy}", file=sys.stderr)
+    sys.exit(2)
 
 
 def run(argv: list[str]) -> None:
@@ -40,6 +41,15 @@ def digest(files: list[Path]) -> str:
     return seen.hexdigest()
 
 
+def made_with(python: Path) -> str:
+    """The version of the Python in `.venv`; nothing when it does not run."""
+    try:
+        argv = [str(python), "-c", "import sys; print(sys.version.split()[0])"]
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def main() -> None:
     """Make or complete `.venv` for the groups asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -56,6 +66,9 @@ def main() -> None:
     python = VENV / "bin/python"
     if stamp.is_file() and stamp.read_text() == wanted and python.exists():
         return
+    if made_with(python) != sys.version.split()[0] and VENV.exists():
+        # Another Python was asked for, or an interrupted run left nothing that works.
+        shutil.rmtree(VENV)
     requirements = [argument for lock in locks for argument in ("-r", str(lock))]
     uv = shutil.which("uv")
     if uv:

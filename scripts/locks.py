@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+
 from dca import data, environments, index, machine, recipes, runner, store
 from dca.recipes import Recipe
 
@@ -47,13 +49,19 @@ def requirements(tree: Path, name: str) -> list[str]:
     return lines
 
 
+def oldest(recipe: Recipe) -> str:
+    """The oldest Python of a recipe's range."""
+    return next(f"3.{minor}" for minor in range(6, 30) if f"3.{minor}.99" in SpecifierSet(recipe.python))
+
+
 def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch: Path) -> None:
     """build.txt and run.txt of one recipe."""
     folder = data.locks_folder(recipe.name)
     folder.mkdir(parents=True, exist_ok=True)
     build = scratch / "build.in"
     build.write_text("\n".join([f"torch=={recipe.torch.version}", *recipe.build_requirements]) + "\n")
-    solve([build], folder / "build.txt", cache, before=recipe.lock_date)
+    python = oldest(recipe)
+    solve([build], folder / "build.txt", cache, before=recipe.lock_date, python=python)
     tree = scratch / recipe.name
     if source is not None:
         from dca import git
@@ -64,7 +72,7 @@ def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch
         index.unpack_sdist(index.download(recipe.source, cache), tree)
     run = scratch / "run.in"
     run.write_text("\n".join([*requirements(tree, recipe.requirements), *recipe.caps]) + "\n")
-    solve([run], folder / "run.txt", cache, before=recipe.lock_date)
+    solve([run], folder / "run.txt", cache, before=recipe.lock_date, python=python)
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from dca.plan import Plan
 from dca.wheel import Made
 from support import ROOT, RunDca
 
-
 # Whoever starts the tests in the background hands down an ignored Ctrl-C; programs that are sent one must see it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -105,7 +105,7 @@ def test_a_plan_that_the_wheel_does_not_keep_is_found(wheel: Path, plan: Plan) -
 
 
 def test_ops_are_listed_by_loading_the_modules(wheel: Path, build_python: Path) -> None:
-    found = inspection.inspect(wheel, inspection.load_ops(lambda _: build_python))
+    found = inspection.inspect(wheel, inspection.load_ops(build_python))
     assert found.problems == ()
     assert found.index_ops
     by_path = {module.path: module.ops or () for module in found.modules}

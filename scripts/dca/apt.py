@@ -117,7 +117,7 @@ def download(wanted: Apt, cache: store.Store, log: Path) -> list[Path]:
         DcaError: DCA-402 when they cannot be had, DCA-401 when one is not what is pinned.
     """
     kept = {package: cache.download(package.sha256, f"{package.name}.deb") for package in wanted.packages}
-    missing = [package for package, path in kept.items() if not path.is_file()]
+    missing = [package for package, path in kept.items() if not store.has_hash(path, package.sha256)]
     if not missing:
         return list(kept.values())
     found = mirror(wanted.distribution)

@@ -79,7 +79,7 @@ def read(kind: type[D], path: Path) -> D:
         given = json.loads(content)
         named = given.get("schema", "") if isinstance(given, dict) else ""
         return kind.model_validate({**given, "schema": named} if isinstance(given, dict) else given)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DcaError(
             "DCA-104",
@@ -87,3 +87,13 @@ def read(kind: type[D], path: Path) -> D:
             why=why,
             remedy="delete it and run the command again.",
         ) from None
+
+
+def read_if_whole(kind: type[D], path: Path) -> D | None:
+    """Read a document that can be made again; None when it is not there or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return read(kind, path)
+    except DcaError:
+        return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
-from dca import data, runner, store
+from dca import data, index, runner, store
 from dca.documents import Value
 from dca.errors import DcaError
 from dca.events import Reporter
@@ -30,15 +31,10 @@ class TorchFacts(Value):
 
 def uv_environment(cache: store.Store) -> dict[str, str]:
     """The environment uv runs in: one cache for all environments, and none of the user's uv settings."""
-    return runner.environment(
-        {
-            "UV_CACHE_DIR": str(cache.uv),
-            "UV_NO_CONFIG": "1",
-            "UV_NO_PROGRESS": "1",
-            "UV_PYTHON_DOWNLOADS": "never",
-        },
-        network=True,
-    )
+    # uv knows its own variables; what only pip is told is handed on.
+    told = {"UV_DEFAULT_INDEX": index.endpoint()} if "PIP_INDEX_URL" in os.environ else {}
+    fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_CONFIG": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    return runner.environment(told | fixed, network=True)
 
 
 def build_environment(plan: Plan, cache: store.Store, reporter: Reporter, log: Path) -> Path:
@@ -87,6 +83,7 @@ def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter
                 env=env,
                 log=log,
                 timeout=INSTALL_SECONDS,
+                on_tick=lambda: reporter.progress(0, 0, "downloading and unpacking packages"),
             )
         if not made.ok:
             store.remove(folder) if folder.exists() else None
@@ -131,13 +128,3 @@ def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:
             remedy="correct the recipe's lock with `make locks`.",
         )
     return facts
-
-
-def with_torch(requirement: str, cache: store.Store) -> Path | None:
-    """The Python of a whole environment in the cache whose torch meets a wheel's requirement, if there is one."""
-    wanted = requirement.replace(" ", "").removeprefix("torch==")
-    for kept in sorted(cache.root.glob("env/*/.torch.json")):
-        facts = TorchFacts.model_validate(json.loads(kept.read_text()))
-        if facts.version.split("+")[0] == wanted:
-            return kept.parent / "bin/python"
-    return None

@@ -77,10 +77,9 @@ def fetch(plan: Plan, recipe: Recipe, cache: store.Store, reporter: Reporter, lo
     key = documents.digest(identity)[:16]
     folder = cache.folder("tree", key)
     with cache.lock("tree", key, lambda: reporter.note("another run is fetching the same sources; waiting for it.")):
-        kept = folder / "source.json"
-        if kept.is_file():
+        if (kept := documents.read_if_whole(Tree, folder / "source.json")) is not None:
             # The cache may have been moved since.
-            return documents.read(Tree, kept).model_copy(update={"folder": str(folder)})
+            return kept.model_copy(update={"folder": str(folder)})
         store.sweep(folder)
         with store.incoming_folder(folder) as part:
             fetched = [

@@ -25,11 +25,17 @@ def world(request: Request, cache: store.Store, *, update: bool = False) -> Worl
     known = recipes.load_all()
     if request.recipe is not None:
         recipes.find(request.recipe, known)
+    if request.toolkit is not None and not (Path(request.toolkit) / "bin/nvcc").is_file():
+        raise DcaError(
+            "DCA-204",
+            f"--toolkit: {request.toolkit} has no bin/nvcc.",
+            remedy="name the folder of a CUDA toolkit, such as /usr/local/cuda-12.4.",
+        )
     sources = toolkits.load_sources()
     lock = _lock_path(request, known, sources, cache)
     local = _local_trees(request, known)
-    known_before = lock.is_file() and not update
-    reach = documents.read(Reach, lock) if known_before else probe(request, known, sources)
+    kept = None if update else documents.read_if_whole(Reach, lock)
+    reach = kept or probe(request, known, sources)
     return World(
         recipes=known,
         toolkits=sources,
@@ -51,22 +57,25 @@ def make_plan(request: Request, cache: store.Store, *, update: bool = False) -> 
         raise _no_plan(request, outcome.passed_over)
     # A failure may pass by itself, so only what led to a plan is kept.
     lock = _lock_path(request, seen.recipes, seen.toolkits, cache)
-    if update or not lock.is_file():
+    if update or documents.read_if_whole(Reach, lock) is None:
         cache.open()
         documents.write(seen.reach.model_copy(update={"local": {}}), lock)
     return outcome, seen
 
 
 def _no_plan(request: Request, passed: tuple[PassedOver, ...]) -> DcaError:
-    # The last recipe is the one that comes closest to being possible; its way out is the useful one.
-    closest = passed[-1].reasons
-    codes = {reason.code for reason in closest}
+    # The last recipe is the one that comes closest to being possible: its reasons come first and whole, and its way
+    # out is the useful one.
+    *others, closest = passed
+    codes = {reason.code for reason in closest.reasons}
     named = request.recipe is not None
+    why = [reason.text if named else f"{closest.name}: {reason.text}" for reason in closest.reasons]
+    why += [f"{one.name}: {one.reasons[0].text}" for one in reversed(others)]
     return DcaError(
-        closest[0].code if named or len(codes) == 1 else "DCA-300",
+        closest.reasons[0].code if named or len(codes) == 1 else "DCA-300",
         f"recipe {request.recipe} cannot be built as asked." if named else "no recipe can be built as asked.",
-        why="\n".join(f"{one.name}: {reason.text}" for one in passed for reason in one.reasons),
-        remedy="\n".join(dict.fromkeys(reason.remedy for reason in closest if reason.remedy)),
+        why="\n".join(why),
+        remedy="\n".join(dict.fromkeys(reason.remedy for reason in closest.reasons if reason.remedy)),
     )
 
 
@@ -111,25 +120,34 @@ def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[toolkits.T
 def _local_trees(request: Request, known: tuple[Loaded, ...]) -> dict[str, LocalTree]:
     """What the user's own trees are; a git repository without the pinned commit is refused here."""
     found: dict[str, LocalTree] = {}
-    asked = [loaded for loaded in known if request.recipe in (None, loaded.recipe.name)]
+    asked = [loaded.recipe for loaded in known if request.recipe in (None, loaded.recipe.name)]
     if request.source is not None:
-        pins = [loaded.recipe.source for loaded in asked]
+        pins = [recipe.source for recipe in asked]
         found["source"] = local_tree(Path(request.source), pins, dirty=request.dirty, flag="--source")
+        if found["source"].kind == "folder":
+            files = sorted({recipe.requirements for recipe in asked})
+            if not any((Path(request.source) / file).is_file() for file in files):
+                raise DcaError(
+                    "DCA-204",
+                    f"--source: {request.source} is not a source of {' or '.join(recipe.name for recipe in asked)}.",
+                    why=f"it has no {' or '.join(files)}.",
+                    remedy="name the folder that holds the source itself.",
+                )
     for name, path in request.companions.items():
-        sources: list[SdistSource | GitSource] = []
-        parent, _, inner = name.partition("/")
-        for loaded in asked:
-            companion = loaded.recipe.companions.get(parent)
-            if companion is None:
-                continue
-            if not inner:
-                sources.append(companion.source)
-            sources += [
-                GitSource(kind="git", urls=below.urls, commit=below.commit)
-                for below in companion.submodules
-                if below.path == inner
-            ]
-        found[name] = local_tree(Path(path), sources, dirty=request.dirty, flag=f"--companion {name}")
+        sources = [
+            source
+            for recipe in asked
+            for own, companion in recipe.companions.items()
+            for key, source in {
+                own: companion.source,
+                **{f"{own}/{one.path}": GitSource(kind="git", urls=one.urls, commit=one.commit)
+                   for one in companion.submodules},
+            }.items()
+            if key == name
+        ]  # fmt: skip
+        # A name that no recipe has is refused by the resolver; its folder is not looked at.
+        if sources:
+            found[name] = local_tree(Path(path), list(sources), dirty=request.dirty, flag=f"--companion {name}")
     return found
 
 

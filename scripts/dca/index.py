@@ -153,7 +153,7 @@ def download(wanted: IndexFile, cache: store.Store, progress: Progress | None = 
         DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole.
     """
     kept = cache.download(wanted.sha256, wanted.file)
-    if kept.is_file():
+    if store.has_hash(kept, wanted.sha256):
         return kept
     return fetch_url(find(wanted), wanted.sha256, kept, progress)
 
@@ -206,7 +206,7 @@ def members(
     from urllib3.exceptions import HTTPError
 
     places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in wanted.items()}
-    missing = [path for path, place in places.items() if not place.is_file()]
+    missing = [path for path, place in places.items() if not store.has_hash(place, wanted[path])]
     if not missing:
         return places
     url = find(wheel)

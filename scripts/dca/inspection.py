@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import io
+import json
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -22,9 +25,23 @@ from dca.documents import Document, Value
 from dca.errors import DcaError
 from dca.plan import Plan
 
-# How the ops of a module are found: its file, its sha256 and the wheel's requirement of torch in, names out; None when
-# that cannot be said.
-OpLister = Callable[[Path, str, str], tuple[str, ...] | None]
+# How the ops of a module are found: its file and its sha256 in, names out; None when that cannot be said.
+OpLister = Callable[[Path, str], tuple[str, ...] | None]
+
+
+# What zipfile, zlib and the readers of text say of a wheel that is damaged, encrypted or none at all.
+DAMAGED = (
+    InvalidWheelFilename,
+    InvalidRequirement,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    StopIteration,
+    ValueError,
+)
 
 
 class InspectedModule(Value):
@@ -72,32 +89,38 @@ class Inspection(Document):
     problems: tuple[str, ...]
 
 
-def load_ops(find_python: Callable[[str], Path | None], compiler: str = "g++") -> OpLister:
-    """Lists ops by loading each module in an environment that has the wheel's torch.
+def load_ops(python: Path, compiler: str = "g++") -> OpLister:
+    """Lists ops by loading each module, which runs code of the wheel.
 
     Args:
-        find_python: the Python of such an environment, for a requirement like "torch==2.8.0"; None if there is none.
+        python: of an environment that has the wheel's torch.
         compiler: a host C++ compiler, for the stand-in of the driver.
     """
+    return lambda file, _: _names(ops.schemas(file, python, compiler))
 
-    def load(file: Path, _: str, torch: str) -> tuple[str, ...] | None:
-        python = find_python(torch)
-        return None if python is None else _names(ops.schemas(file, python, compiler))
 
-    return load
+def recorded_ops(wheel: Path) -> OpLister:
+    """Lists ops from the record that this tool leaves in its wheels; nothing of the wheel is run."""
+    known: dict[str, tuple[str, ...]] = {}
+    damaged = (OSError, zipfile.BadZipFile, StopIteration, ValueError, KeyError, TypeError)
+    with contextlib.suppress(*damaged), zipfile.ZipFile(wheel) as archive:
+        name = next(one for one in archive.namelist() if one.endswith(".dist-info/dca.json"))
+        record = json.loads(archive.read(name))
+        known = {module["sha256"]: tuple(map(str, module["ops"])) for module in record["modules"]}
+    return lambda _file, sha256: known.get(sha256)
 
 
 def known_ops(build: Build) -> OpLister:
     """Lists ops from a build, which has loaded the very same modules."""
     known = {module.sha256: _names(module.schemas) for module in build.modules}
-    return lambda _file, sha256, _torch: known.get(sha256)
+    return lambda _file, sha256: known.get(sha256)
 
 
 def _names(schemas: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted({ops.op_name(schema) for schema in schemas}))
 
 
-def inspect(wheel: Path, list_ops: OpLister = lambda _file, _sha256, _torch: None) -> Inspection:
+def inspect(wheel: Path, list_ops: OpLister = lambda _file, _sha256: None) -> Inspection:
     """What is in a wheel.
 
     Args:
@@ -121,10 +144,10 @@ def inspect(wheel: Path, list_ops: OpLister = lambda _file, _sha256, _torch: Non
             unconditional = [one for one in requirements if not (one.marker and "extra" in str(one.marker))]
             torch = ", ".join(str(one) for one in unconditional if canonicalize_name(one.name) == "torch")
             paths = sorted(one for one in names if one.endswith(".so"))
-            modules = _modules(archive, paths, torch, list_ops, problems)
+            modules = _modules(archive, paths, list_ops, problems)
             interface = "vllm/vllm_flash_attn/flash_attn_interface.py"
             sparse = interface in names and b"def sparse_attn_func" in archive.read(interface)
-    except (InvalidWheelFilename, zipfile.BadZipFile, StopIteration, KeyError, InvalidRequirement) as error:
+    except DAMAGED as error:
         raise DcaError(
             "DCA-701",
             f"{wheel.name} is not a wheel.",
@@ -155,27 +178,31 @@ def inspect(wheel: Path, list_ops: OpLister = lambda _file, _sha256, _torch: Non
 
 
 def _modules(
-    archive: zipfile.ZipFile, names: list[str], torch: str, list_ops: OpLister, problems: list[str]
+    archive: zipfile.ZipFile, names: list[str], list_ops: OpLister, problems: list[str]
 ) -> tuple[InspectedModule, ...]:
     found = []
     with tempfile.TemporaryDirectory(prefix="dca-") as scratch:
         for name in names:
             file = Path(scratch) / name.rsplit("/", 1)[-1]
-            with archive.open(name) as source, file.open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-            found.append(_module(name, file, torch, list_ops, problems))
+            try:
+                with archive.open(name) as source, file.open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                problems.append(f"{name} is damaged: {error}.")
+                continue
+            found.append(_module(name, file, list_ops, problems))
             file.unlink()
     return tuple(found)
 
 
-def _module(name: str, file: Path, torch: str, list_ops: OpLister, problems: list[str]) -> InspectedModule:
+def _module(name: str, file: Path, list_ops: OpLister, problems: list[str]) -> InspectedModule:
     sha256 = store.sha256_file(file)
     code = fatbin.DeviceCode({}, {}, {}, 0)
     needed: tuple[str, ...] = ()
     listed: tuple[str, ...] | None = None
     try:
         code, needed = fatbin.read(file), _needed(file)
-        listed = list_ops(file, sha256, torch)
+        listed = list_ops(file, sha256)
     except fatbin.FatbinError as error:
         problems.append(f"{name}: {error}.")
     except DcaError as error:
@@ -250,7 +277,7 @@ def check_record(archive: zipfile.ZipFile, info: str) -> list[str]:
                 while block := stream.read(1 << 20):
                     seen.update(block)
                     size += len(block)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             problems.append(f"{name} is damaged: {error}.")
             continue
         found = base64.urlsafe_b64encode(seen.digest()).rstrip(b"=").decode()
@@ -272,6 +299,8 @@ def compare(inspection: Inspection, plan: Plan) -> list[str]:
         if module is None:
             told.append(f"{planned.path} is missing.")
             continue
+        if planned.origin == "copied" and module.sha256 != planned.sha256:
+            told.append(f"{planned.path} is not the official wheel's: sha256 {module.sha256}.")
         if planned.origin == "compiled" and set(module.sass) != set(planned.sass):
             told.append(
                 f"{planned.path} holds cubins for {', '.join(module.sass) or 'no arch'}; "

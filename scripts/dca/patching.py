@@ -48,10 +48,8 @@ def patch(plan: Plan, tree: Tree, cache: store.Store, log: Path) -> Tree:
     key = documents.digest({"tree": source.tree, "series": plan.series_digest})[:16]
     target = cache.folder("patched", key)
     with cache.lock("patched", key):
-        kept = target / "source.json"
-        if kept.is_file():
-            where = {"folder": tree.folder, "source_folder": str(target / "source")}
-            return documents.read(Tree, kept).model_copy(update=where)
+        if (kept := documents.read_if_whole(Tree, target / "source.json")) is not None:
+            return kept.model_copy(update={"folder": tree.folder, "source_folder": str(target / "source")})
         store.sweep(target)
         with store.incoming_folder(target) as part:
             shutil.copytree(tree.path("source"), part / "source", symlinks=True)

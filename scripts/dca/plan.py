@@ -128,6 +128,7 @@ class PlannedModule(Value):
     Args:
         sass: archs it is to hold cubins for; exact when compiled.
         reached: how each planned arch will run it.
+        sha256: of a copied module; a compiled one has none before it is compiled.
     """
 
     name: str
@@ -138,6 +139,7 @@ class PlannedModule(Value):
     ptx: tuple[str, ...]
     reached: dict[str, str]
     reason: str
+    sha256: str = ""
 
 
 class PlannedToolkit(Value):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
@@ -39,6 +41,23 @@ def _https(url: str) -> str:
 
 
 HttpsUrl = Annotated[str, AfterValidator(_https)]
+
+
+def _requirement(text: str) -> str:
+    try:
+        Requirement(text)
+    except InvalidRequirement as error:
+        raise ValueError(f"must be a requirement such as numpy<2: {error}") from None
+    return text
+
+
+def _day(text: str) -> str:
+    date.fromisoformat(text)
+    return text
+
+
+RequirementText = Annotated[str, AfterValidator(_requirement)]
+ReleaseText = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$")]
 
 
 class IndexFile(Value):
@@ -121,7 +140,7 @@ class OfficialWheel(IndexFile):
 class Torch(Value):
     """The torch that is built against and that the wheel requires."""
 
-    version: str
+    version: ReleaseText
     cuda: CudaLine
     cxx11_abi: bool
 
@@ -129,8 +148,8 @@ class Torch(Value):
 class Cuda(Value):
     """CUDA toolkits: the one the project itself uses, and those known to compile the recipe."""
 
-    official: tuple[CudaLine, ...]
-    supported: tuple[CudaLine, ...]
+    official: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
+    supported: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
 
 
 class Module(Value):
@@ -185,8 +204,8 @@ class Lean(Value):
 
     groups: tuple[str, ...]
     archs: tuple[Arch, ...]
-    default_archs: tuple[Arch, ...]
-    job_memory_gib: float
+    default_archs: Annotated[tuple[Arch, ...], Field(min_length=1)]
+    job_memory_gib: Annotated[float, Field(gt=0)]
 
 
 class Patches(Value):
@@ -207,16 +226,16 @@ class Recipe(Value):
     """Why the recipe can be planned but not built; empty when it can be built."""
     package: Name
     base_version: str
-    lock_date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    lock_date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_day)]
     python: str
     source: Annotated[SdistSource | GitSource, Field(discriminator="kind")]
     torch: Torch
     cuda: Cuda
     requirements: RelativePath
     """Upstream's own list of CUDA requirements."""
-    build_requirements: tuple[str, ...]
+    build_requirements: tuple[RequirementText, ...]
     """What the build environment holds besides torch."""
-    caps: tuple[str, ...] = ()
+    caps: tuple[RequirementText, ...] = ()
     """Upper bounds that upstream did not know it needed."""
     official_wheel: OfficialWheel | None = None
     companions: dict[str, Companion] = {}
@@ -333,7 +352,7 @@ def series_revision(folder: Path) -> int:
     series = folder / "series"
     if not series.is_file():
         return 0
-    found = re.search(r"^# revision: (\d+)$", series.read_text(), re.MULTILINE)
+    found = re.search(r"^# revision: (\d+)$", _text(series), re.MULTILINE)
     if found is None:
         raise DcaError("DCA-202", f"{series} has no line `# revision: N`.", remedy="add it.")
     return int(found[1])
@@ -343,9 +362,16 @@ def locked_versions(lock: Path) -> dict[str, tuple[str, ...]]:
     """Versions that a lock pins, per package name."""
     found: dict[str, list[str]] = {}
     if lock.is_file():
-        for match in re.finditer(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock.read_text(), re.MULTILINE):
+        for match in re.finditer(r"^([A-Za-z0-9._-]+)==([0-9][^\s;\\]*)", _text(lock), re.MULTILINE):
             found.setdefault(match[1].lower(), []).append(match[2])
     return {name: tuple(sorted(set(versions), key=Version)) for name, versions in sorted(found.items())}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DcaError("DCA-202", f"{path} is not UTF-8 text.", remedy="make it again.") from None
 
 
 def _file_digest(path: Path) -> str:

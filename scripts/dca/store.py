@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -28,6 +29,16 @@ def sha256_file(path: Path) -> str:
     return seen.hexdigest()
 
 
+def has_hash(path: Path, sha256: str) -> bool:
+    """Whether a kept file is still what it was; one that is not is removed, so that it is fetched again."""
+    if not path.is_file():
+        return False
+    if sha256_file(path) == sha256:
+        return True
+    path.unlink()
+    return False
+
+
 def tree_hash(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> str:
     """sha256 over the sorted paths, executable bits, link targets and contents below a folder.
 
@@ -41,8 +52,10 @@ def tree_hash(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> s
     for relative, path in walk(root, skip=skip):
         if path.is_symlink():
             fields = ("link", relative, str(path.readlink()))
-        else:
+        elif path.is_file():
             fields = ("exec" if path.stat().st_mode & 0o100 else "file", relative, sha256_file(path))
+        else:
+            raise OSError(errno.EINVAL, "neither a file, a folder nor a link", str(path))
         # NUL is the one character that no name can have, so no two trees are spelt the same.
         seen.update("\0".join((*fields, "")).encode("utf-8", "surrogateescape"))
     return seen.hexdigest()
@@ -126,8 +139,13 @@ def remove(path: Path) -> None:
     """Remove a folder with all that is in it, also where folders were made read-only."""
 
     def unlock(function: Callable[..., object], name: str, _: object) -> None:
-        Path(name).parent.chmod(0o755)
-        function(name)
+        for folder in (Path(name).parent, Path(name)):
+            if folder.is_dir() and not folder.is_symlink():
+                folder.chmod(0o755)
+        if function in (os.unlink, os.rmdir):
+            function(name)
+        else:
+            shutil.rmtree(name)
 
     shutil.rmtree(path, onerror=unlock)
 

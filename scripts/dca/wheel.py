@@ -17,6 +17,7 @@ from dca import (
     package,
     patching,
     provide,
+    recipes,
     store,
 )
 from dca.documents import Document
@@ -54,6 +55,24 @@ class Made(Document):
     unchanged: bool = False
 
 
+def refuse_unbuilt(name: str | None) -> None:
+    """Say at once that a recipe named by the user can only be planned.
+
+    Raises:
+        DcaError: DCA-311.
+    """
+    if name is None:
+        return
+    recipe = recipes.find(name, recipes.load_all()).recipe
+    if recipe.not_built_yet:
+        raise DcaError(
+            "DCA-311",
+            f"{name} can be planned but not built yet.",
+            why=f"{recipe.not_built_yet}.",
+            remedy="choose another recipe; `dca plan` shows which can be built.",
+        )
+
+
 def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Reporter) -> Made:
     """The wheel of a plan in `out`, made now or found unchanged from an earlier run.
 
@@ -61,13 +80,6 @@ def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Repo
         DcaError: of the stage that failed; what earlier stages made is kept for the next run.
     """
     started = time.monotonic()
-    if plan.not_built_yet:
-        raise DcaError(
-            "DCA-311",
-            f"{plan.recipe} can be planned but not built yet.",
-            why=f"{plan.not_built_yet}.",
-            remedy="choose another recipe.",
-        )
     key = documents.digest([plan.key, plan.python_path, plan.host_compiler, _tool(), str(out)])[:16]
     run = cache.open().folder("run", f"{plan.recipe}-{key}")
     record = run / "wheel.json"
@@ -92,6 +104,7 @@ def _unchanged(record: Path) -> Made | None:
         return None
     try:
         made = documents.read(Made, record)
+        documents.read(inspection.Inspection, record.parent / "inspection.json")
         stat = Path(made.wheel).stat()
     except (DcaError, OSError):
         return None

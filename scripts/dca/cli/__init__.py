@@ -8,10 +8,14 @@ import json
 import signal
 import sys
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from dca import __version__
+
+if TYPE_CHECKING:
+    from dca.errors import DcaError
 
 # Each command's module is imported only when it is called, so that `dca --help` stays quick.
 COMMANDS = {
@@ -82,6 +86,7 @@ def run(arguments: list[str]) -> int:
     """Run one command; every error becomes one message and an exit code."""
     from dca.errors import DcaError, Interrupted, from_os_error
 
+    arguments = arguments or ["--help"]
     as_json = "--json" in arguments
     try:
         root.main(args=arguments, prog_name="dca", standalone_mode=False)
@@ -102,7 +107,8 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        return _say(from_os_error(error), as_json=as_json)
+        # The error may be of standard output itself.
+        return _say(from_os_error(error), as_json=False)
     return 0
 
 
@@ -111,10 +117,7 @@ def _usage(error: click.UsageError) -> str:
     return f"see `{path} --help`."
 
 
-def _say(error: Exception, *, as_json: bool) -> int:
-    from dca.errors import DcaError
-
-    assert isinstance(error, DcaError)  # noqa: S101 - told by the callers
+def _say(error: DcaError, *, as_json: bool) -> int:
     if as_json:
         told = {
             "schema": "dca.error/1",

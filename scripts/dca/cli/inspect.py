@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dca import documents, environments, inspection
+from dca import documents, inspection
 from dca.cli import options
 from dca.errors import DcaError
 from dca.inspection import Inspection
@@ -20,7 +20,7 @@ from dca.plan import Plan
     "--python",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A Python with the wheel's torch, to load the modules and list their ops [one of the cache's environments].",
+    help="A Python with the wheel's torch: modules are loaded, which runs their code, to list their ops.",
 )
 @click.option(
     "--plan",
@@ -28,19 +28,16 @@ from dca.plan import Plan
     type=click.Path(path_type=Path),
     help="A plan.json to compare with; a difference is exit 7.",
 )
-@options.cache
 @options.output
-def command(
-    wheel: Path, python: Path | None, planned: Path | None, cache_dir: Path | None, as_json: bool, quiet: bool
-) -> None:
+def command(wheel: Path, python: Path | None, planned: Path | None, as_json: bool, quiet: bool) -> None:
     """Show what is in a wheel: modules, GPU archs, ops, torch, sizes.
 
     Works on any vLLM wheel, without a GPU and without CUDA.
     """
-    cache = options.open_cache(cache_dir)
-    found = inspection.inspect(
-        wheel, inspection.load_ops(lambda torch: python or environments.with_torch(torch, cache))
-    )
+    for flag, file in (("--python", python), ("--plan", planned)):
+        if file is not None and not file.is_file():
+            raise DcaError("DCA-204", f"{flag}: {file} is not a file.", remedy="check the path.")
+    found = inspection.inspect(wheel, inspection.load_ops(python) if python else inspection.recorded_ops(wheel))
     if as_json:
         click.echo(documents.dumps(found).decode(), nl=False)
     elif not quiet:
@@ -78,7 +75,9 @@ def render(found: Inspection) -> str:
         if ptx:
             lines.append(f"      PTX     {ptx}")
         lines.append(f"      needs   {', '.join(module.needed) or 'nothing'}")
-        if module.ops:
+        if module.ops is None:
+            lines.append("      ops     not listed; --python FILE loads the module to find them")
+        elif module.ops:
             listed = f"{len(module.ops)}: {', '.join(module.ops)}"
             lines += textwrap.wrap(
                 listed, 100, initial_indent="      ops     ", subsequent_indent=" " * 14, break_on_hyphens=False

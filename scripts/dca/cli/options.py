@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -84,10 +85,19 @@ def make_request(given: dict[str, Any]) -> Request:
     Raises:
         DcaError: DCA-201 for a value of the wrong form, DCA-204 for a path that is not there.
     """
-    if given["cuda"] is not None and not re.fullmatch(r"\d{1,2}\.\d", given["cuda"]):
+    if given["cuda"] is not None and not re.fullmatch(r"[0-9]{1,2}\.[0-9]", given["cuda"]):
         raise DcaError("DCA-201", f"--cuda {given['cuda']} is not a CUDA version.", remedy="write it as 12.1.")
-    if given["python"] is not None and not re.fullmatch(r"3\.\d{1,2}", given["python"]):
+    if given["python"] is not None and not re.fullmatch(r"3\.[0-9]{1,2}", given["python"]):
         raise DcaError("DCA-201", f"--python {given['python']} is not a Python version.", remedy="write it as 3.12.")
+    if given["dirty"] and not (given["source"] or given["companions"]):
+        raise DcaError(
+            "DCA-201",
+            "--dirty says how a local folder is taken, and none is named.",
+            remedy="name one with --source or --companion.",
+        )
+    for flag, name in (("--arch", "archs"), ("--with", "groups"), ("--prebuilt", "prebuilt")):
+        if given[name] and not any(_words(words) for words in given[name]):
+            raise DcaError("DCA-201", f"{flag} is empty.", remedy="give it a value, or leave it out.")
     return Request(
         recipe=given["recipe"],
         cuda=given["cuda"],
@@ -114,7 +124,7 @@ def arch(text: str) -> str:
     Raises:
         DcaError: DCA-201.
     """
-    match = re.fullmatch(r"(?:sm_?|compute_?)?(\d{1,2})\.?(\d)(a?)(\+PTX)?", text, re.IGNORECASE)
+    match = re.fullmatch(r"(?:sm_?|compute_?)?([0-9]{1,2})\.?([0-9])(a?)(\+PTX)?", text, re.IGNORECASE)
     if match is None:
         raise DcaError(
             "DCA-201",
@@ -135,6 +145,8 @@ def companions(given: tuple[str, ...]) -> dict[str, str]:
                 f"--companion {text} is not NAME=PATH.",
                 remedy="write it as --companion NAME=/path/to/clone.",
             )
+        if name in found:
+            raise DcaError("DCA-201", f"--companion {name} is given twice.", remedy="give it once.")
         found[name] = str(_path("--companion", Path(path)))
     return found
 
@@ -144,7 +156,31 @@ def _path(flag: str, path: Path | None) -> str | None:
         return None
     if not path.exists():
         raise DcaError("DCA-204", f"{flag}: {path} does not exist.", remedy="check the path.")
-    return str(path.resolve())
+    return str(resolve(path))
+
+
+def resolve(path: Path) -> Path:
+    """An absolute path.
+
+    Raises:
+        DcaError: DCA-204 for links in a circle, DCA-201 for an empty one.
+    """
+    if not str(path).strip() or path == Path():
+        raise DcaError("DCA-201", "a folder's name is empty.", remedy="name it, or `./` for this one.")
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise DcaError("DCA-204", f"{path} leads in a circle.", why=str(error), remedy="check the links.") from None
+
+
+def can_be_written(path: Path) -> bool:
+    """Whether a file or folder of that name can be made; asked before hours are spent."""
+    above = path
+    while not above.exists():
+        above = above.absolute().parent
+    if above != path and not above.is_dir():
+        return False
+    return os.access(above, os.W_OK | (os.X_OK if above.is_dir() else 0))
 
 
 def open_cache(folder: Path | None) -> Store:
@@ -153,7 +189,7 @@ def open_cache(folder: Path | None) -> Store:
         from platformdirs import user_cache_path
 
         folder = user_cache_path("dca")
-    return Store(folder.resolve())
+    return Store(resolve(folder))
 
 
 def terminal(*, as_json: bool, quiet: bool) -> Terminal:

@@ -10,6 +10,7 @@ import click
 
 from dca import documents, gather, inspection, wheel
 from dca.cli import options
+from dca.errors import DcaError
 from dca.inspection import Inspection
 from dca.plan import Plan, Request
 from dca.wheel import Made
@@ -41,7 +42,11 @@ def command(
     What an earlier run finished is kept: the same command goes on where it stopped, and ends at once when nothing
     changed.
     """
-    cache = options.open_cache(cache_dir)
+    cache, target = options.open_cache(cache_dir), options.resolve(out)
+    for flag, path in (("--out", target), ("--report", report)):
+        if path is not None and not options.can_be_written(path):
+            raise DcaError("DCA-204", f"{flag}: {path} cannot be written.", remedy="name another place.")
+    wheel.refuse_unbuilt(request.recipe)
     plan, world = gather.make_plan(request, cache, update=update)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         reporter.stage("plan", f"{plan.recipe}: {plan.version}")
@@ -50,7 +55,7 @@ def command(
                 reporter.note(f"{choice.value}: {choice.reason}")
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
-        made = wheel.make(plan, world, cache, out.resolve(), reporter)
+        made = wheel.make(plan, world, cache, target, reporter)
     if report is not None:
         documents.write(made, report)
     if as_json:
@@ -84,10 +89,8 @@ def summary(plan: Plan, made: Made) -> str:
         )
         lines.append(f"    {module.path:<46} {how}; {_archs(found, module.path)}")
     if plan.substituted:
-        lines.append(
-            f"  CUDA {plan.cuda} in place of {plan.cuda_asked}: its kernels run on every CUDA "
-            f"{plan.cuda.split('.')[0]}.x driver."
-        )
+        lines.append(f"  CUDA {plan.cuda} in place of {plan.cuda_asked}; `dca plan` says what that means.")
+        lines += [f"  Warning: {warning}" for warning in plan.warnings]
     lines += [
         "  Install it with its lock:",
         f"    uv pip install -r {shlex.quote(_relative(made.lock))}",

@@ -78,6 +78,12 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
             )
         else:
             cuda_line = recipe.official_wheel.cuda
+            if request.strict_cuda and request.cuda not in (None, cuda_line):
+                draft.refuse(
+                    "DCA-302",
+                    f"--strict-cuda: the official wheel is of CUDA {cuda_line}, not {request.cuda}.",
+                    "leave --strict-cuda out.",
+                )
             line_facts = world.cuda.of(cuda_line)
             draft.choose("toolkit", "none", "--prebuilt all: nothing is compiled.")
     elif supported:
@@ -98,7 +104,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     assert python is not None  # noqa: S101 - check_python refused otherwise
     dirty = any(tree.kind == "folder" for tree in world.reach.local.values())
     jobs = _jobs(recipe, world.machine, draft, compiled=any(module.origin == "compiled" for module in modules))
-    version = _version(loaded, request, groups, archs, cuda_line, dirty=dirty)
+    version = _version(loaded, request, groups, archs, ptx, cuda_line, dirty=dirty)
     draft.choose("version", version, "base version, patch revision, CUDA that compiled, profile and archs.")
     return Plan(
         recipe=recipe.name,
@@ -146,6 +152,10 @@ def _groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, ...]:
             )
     known = [name for name in request.groups if name in recipe.groups]
     alone = [name for name in known if recipe.groups[name].alone]
+    if alone and len(known) > 1:
+        draft.refuse(
+            "DCA-309", f"--with {alone[0]} stands alone and goes with no other group.", f"give --with {alone[0]} only."
+        )
     if alone:
         draft.choose("groups", alone[0], f"--with {alone[0]}: {recipe.groups[alone[0]].why}.")
         return (alone[0],)
@@ -178,6 +188,7 @@ def _archs(
     archs = tuple(sorted({arch.removesuffix("+PTX") for arch in asked}, key=Version))
     ptx = tuple(sorted({arch.removesuffix("+PTX") for arch in asked if arch.endswith("+PTX")}, key=Version))
     offered = recipe.lean.archs
+    found_here = "" if request.archs or not world.machine.gpus else " (a GPU of this machine)"
     for arch in archs:
         if facts is not None and not everything and arch not in facts.archs:
             draft.refuse(
@@ -188,7 +199,7 @@ def _archs(
         elif arch not in offered:
             draft.refuse(
                 "DCA-305",
-                f"the lean profile is not offered for {arch}: the sparse-attention kernels of "
+                f"the lean profile is not offered for {arch}{found_here}: the sparse-attention kernels of "
                 f"{recipe.name} run on {', '.join(offered)}.",
                 _other_way(recipe, arch),
             )
@@ -213,13 +224,14 @@ def _other_way(recipe: Recipe, arch: str) -> str:
 def _explain_substitution(
     asked: str, used: str, recipe: Recipe, modules: list[PlannedModule], world: World, draft: Draft
 ) -> None:
-    first = FIRST_DRIVER.get(int(used.split(".")[0]), 0)
-    draft.choose(
-        "CUDA",
-        f"{used} in place of {asked}",
-        f"no CUDA {asked} toolkit can be had that compiles {recipe.name}. Compiled kernels (SASS) of any CUDA "
-        f"{used.split('.')[0]}.x run on every {used.split('.')[0]}.x driver from {first} on; no PTX is embedded.",
-    )
+    major = used.split(".")[0]
+    first = FIRST_DRIVER.get(int(major), 0)
+    runs = f"Compiled kernels (SASS) of any CUDA {major}.x run on every {major}.x driver from {first} on"
+    if any(module.origin == "compiled" for module in modules):
+        reason = f"no CUDA {asked} toolkit can be had that compiles {recipe.name}. {runs}; no PTX is embedded."
+    else:
+        reason = f"nothing is compiled, and the official wheel is of CUDA {used}. {runs}; its PTX needs a newer one."
+    draft.choose("CUDA", f"{used} in place of {asked}", reason)
     official = recipe.official_wheel
     facts = world.cuda.of(official.cuda) if official else None
     for module in modules:
@@ -250,6 +262,7 @@ def _version(
     request: Request,
     groups: tuple[str, ...],
     archs: tuple[str, ...],
+    ptx: tuple[str, ...],
     cuda: str,
     *,
     dirty: bool,
@@ -264,6 +277,7 @@ def _version(
         local += [_plain(name) for name in groups if name not in recipe.lean.groups]
         local += ["pre" + _plain(name) for name in request.prebuilt]
         local += ["sm" + arch.replace(".", "") for arch in archs]
+        local += ["ptx" + arch.replace(".", "") for arch in ptx]
     if dirty:
         local.append("dirty")
     return f"{recipe.base_version}+{'.'.join(local)}"

@@ -59,6 +59,13 @@ def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
 def check_python(request: Request, recipe: Recipe, machine: Machine, draft: Draft) -> None:
     """Python must be there, within the recipe's range, and have its headers."""
     python = machine.python
+    if request.python and not SpecifierSet(recipe.python).contains(f"{request.python}.0"):
+        draft.refuse(
+            "DCA-306",
+            f"Python {request.python} is outside of {recipe.python}, which {recipe.name} needs.",
+            "name another one with --python.",
+        )
+        return
     if python is None:
         draft.refuse(
             "DCA-306",

@@ -93,6 +93,7 @@ def _copied(
         groups=tuple(group for group in groups if recipe.groups[group].module == name),
         sass=sass, ptx=ptx,
         reached={arch: how_reached(arch, sass, ptx) for arch in archs} if sass or ptx else {}, reason=reason,
+        sha256=member.sha256 if member else "",
     )  # fmt: skip
 
 

@@ -47,10 +47,14 @@ def choose_toolkit(
         text = f"CUDA {taken.line} is nearer to {wanted}." if other.line != taken.line else "another one comes first."
         draft.passed.append(PassedOver(name=f"toolkit {_label(other)}", reasons=(Reason(code="DCA-302", text=text),)))
     if request.strict_cuda and request.cuda and taken.line != request.cuda:
+        supported = request.cuda in recipe.cuda.supported
         draft.refuse(
             "DCA-302",
-            f"--strict-cuda: no CUDA {request.cuda} toolkit; the nearest is {_label(taken)}.",
-            f"install CUDA {request.cuda} and name it with --toolkit DIR, or leave --strict-cuda out.",
+            f"--strict-cuda: no CUDA {request.cuda} toolkit that compiles {recipe.name}; the nearest is "
+            f"{_label(taken)}.",
+            f"install CUDA {request.cuda} and name it with --toolkit DIR, or leave --strict-cuda out."
+            if supported
+            else f"leave --strict-cuda out; {recipe.name} compiles with {', '.join(recipe.cuda.supported)}.",
         )
         return None
     if isinstance(taken, ToolkitSource):
