@@ -128,8 +128,13 @@ def incoming_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         if path.exists():
-            remove(path)
-        part.rename(path)
+            # Moved aside before it is removed: half a folder never stands under the final name.
+            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part"))
+            path.rename(aside / "old")
+            part.rename(path)
+            remove(aside)
+        else:
+            part.rename(path)
     finally:
         if part.exists():
             remove(part)
