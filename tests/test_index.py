@@ -676,3 +676,10 @@ def test_a_damaged_wheel_is_refused_and_leaves_nothing(how: str, tmp_path: Path)
     assert refused.value.code == "DCA-404"
     assert archive.name in refused.value.what
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]
+
+
+def test_a_kept_file_that_is_not_what_it_was_is_fetched_again(place: Place, cache: store.Store) -> None:
+    place.offer("thing-1.0.tar.gz", CONTENT)
+    kept_file = index.download(pinned(), cache)
+    kept_file.write_bytes(b"tampered")
+    assert index.download(pinned(), cache).read_bytes() == CONTENT

@@ -118,3 +118,11 @@ def test_vllm_is_imported_without_any_simulation(run_python: Path, tmp_path: Pat
                           capture_output=True, check=False, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "+dca" in done.stdout
+
+
+def test_a_run_whose_inspection_was_lost_is_made_again(dca: RunDca, made: Made) -> None:
+    (Path(made.run) / "inspection.json").unlink()
+    again = Made.model_validate(json.loads(dca("wheel", "--json").stdout))
+    assert not again.unchanged
+    assert again.sha256 == made.sha256
+    assert again.objects_compiled_now == 0
