@@ -117,8 +117,8 @@ def test_a_sdist_with_another_hash_is_refused(dca: RunDca, tmp_path: Path) -> No
     assert "DCA-401" in done.stderr
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_half_made(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
-    """A file-size limit stands in for a full disk: writing fails in the middle of a file, as it does there."""
+def test_a_file_size_limit_that_stands_in_for_a_full_disk_leaves_nothing_half_made(tmp_path: Path) -> None:
+    """Writing fails in the middle of a file, as on a full disk; only the error's number is another and is set."""
     out = tmp_path / "dist"
     script = (
         "import resource, signal, sys, errno\n"
@@ -141,6 +141,16 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_made(dca: RunDca, cache: s
     assert done.stdout.startswith("DCA-101")
     assert [path.name for path in out.iterdir()] == ["a"]
     assert (out / "a").read_text() == "old"
+
+
+def test_a_full_device_is_named_as_such(cache: store.Store) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dca", "plan", "--json", "--cache-dir", str(cache.root)], stdout=full, text=True,
+            stderr=subprocess.PIPE, check=False, env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("DCA-101: the disk is full")
 
 
 def test_the_package_is_installed_with_its_data_outside_of_the_checkout(tmp_path: Path) -> None:

@@ -320,3 +320,9 @@ def test_an_error_in_a_tick_ends_the_program(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stop"):
         runner.run([*python(FAMILY), str(tmp_path / "pids")], on_tick=tick)
     assert left_alive(pids(tmp_path / "pids")) == []
+
+
+def test_a_program_that_fails_for_want_of_disk_is_named_by_that_cause() -> None:
+    with pytest.raises(DcaError) as refused:
+        runner.run(["/bin/sh", "-c", "exec cat /proc/version > /dev/full"])
+    assert refused.value.code == "DCA-101"

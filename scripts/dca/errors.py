@@ -88,9 +88,9 @@ class DcaError(Exception):
         self.remedy = remedy
 
     @property
-    def exit_code(self) -> int:
+    def exit_code(self) -> ExitCode:
         """The exit status of the command that ends with this error."""
-        return int(self.code[4])
+        return ExitCode(int(self.code[4]))
 
     def __str__(self) -> str:
         lines = [f"{self.code}: {self.what}"]

@@ -84,7 +84,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; every error becomes one message and an exit code."""
-    from dca.errors import DcaError, Interrupted, from_os_error
+    from dca.errors import DcaError, ExitCode, Interrupted, from_os_error
 
     arguments = arguments or ["--help"]
     as_json = "--json" in arguments
@@ -99,13 +99,9 @@ def run(arguments: list[str]) -> int:
             "Interrupted. Nothing half-made was left; the same command goes on where this one stopped.",
             err=True,
         )
-        return 130
+        return ExitCode.INTERRUPTED
     except DcaError as error:
         return _say(error, as_json=as_json)
-    except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody left to tell.
-        sys.stderr.close()
-        return 0
     except OSError as error:
         # The error may be of standard output itself.
         return _say(from_os_error(error), as_json=False)
