@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dca import patching, runner, store
 from dca.errors import DcaError
+from dca.fetch import FetchedSource, Tree
 
 GIT = {
     "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1",
@@ -310,3 +312,20 @@ def test_a_patch_that_is_not_text_is_refused(shop: Workshop) -> None:
 def test_nothing_of_a_series_is_applied_when_one_patch_is_never_applied(shop: Workshop) -> None:
     shop.series(good=change("line 5", "LINE 5"), bad=NEVER["a path outside"])
     assert shop.refuse().code == "DCA-502"
+
+
+def test_a_patched_source_is_shared_but_not_what_another_plan_had_beside_it(tmp_path: Path) -> None:
+    cache = store.Store(tmp_path / "cache").open()
+    plan = SimpleNamespace(recipe="a recipe without a series", series_digest="")
+    source = FetchedSource(name="source", pin="p", place="x", tree="0" * 64)
+    trees = []
+    for number, members in enumerate(({"vllm/a.so": "1" * 64}, {})):
+        folder = tmp_path / f"tree{number}"
+        (folder / "source").mkdir(parents=True)
+        (folder / "source/a.py").write_text("a = 1\n")
+        tree = Tree(folder=str(folder), sources=(source,), members=members)
+        trees.append(patching.patch(plan, tree, cache, tmp_path / "log"))
+    first, second = trees
+    assert first.source_folder == second.source_folder
+    assert (first.members, second.members) == ({"vllm/a.so": "1" * 64}, {})
+    assert (second.folder, second.patched) == (str(tmp_path / "tree1"), first.patched)

@@ -49,7 +49,14 @@ def patch(plan: Plan, tree: Tree, cache: store.Store, log: Path) -> Tree:
     target = cache.folder("patched", key)
     with cache.lock("patched", key):
         if (kept := documents.read_if_whole(Tree, target / "source.json")) is not None:
-            return kept.model_copy(update={"folder": tree.folder, "source_folder": str(target / "source")})
+            # Only what patching made is taken from there: companions and members are those of this plan.
+            return tree.model_copy(
+                update={
+                    "source_folder": str(target / "source"),
+                    "patched": kept.patched,
+                    "patches": kept.patches,
+                }
+            )
         store.sweep(target)
         with store.incoming_folder(target) as part:
             shutil.copytree(tree.path("source"), part / "source", symlinks=True)
