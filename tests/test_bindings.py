@@ -6,7 +6,7 @@ import pytest
 
 from dca import bindings
 from dca.errors import DcaError
-from dca.recipes import Group, Module, Stubs
+from dca.recipes import Group, Stubs
 
 UPSTREAM = """\
 #include "cache.h"
@@ -286,7 +286,7 @@ def test_a_module_of_another_name_has_its_own_namespaces() -> None:
 
 # --- stubs ---------------------------------------------------------------------------------------------------
 
-MODULE = Module(path="pkg/flash/_fa_C.abi3.so")
+MODULE = "pkg/flash/_fa_C.abi3.so"
 SPEC = Stubs(
     headers=("flash.h", "types.h"), namespace="FLASH", functions=("run_", "run_split"),
     parameters="Params &, cudaStream_t", dtypes=("half", "bfloat16"), head_dims=(32, 64, 256),
@@ -294,7 +294,7 @@ SPEC = Stubs(
 
 
 def test_every_instantiation_that_is_left_out_has_one_stub() -> None:
-    lines = [line for line in bindings.stubs(MODULE, SPEC).splitlines() if line.startswith("template <>")]
+    lines = [line for line in bindings.stubs(MODULE, SPEC, ()).splitlines() if line.startswith("template <>")]
     assert len(lines) == len(set(lines)) == 2 * 2 * 3 * 2
     wanted = {
         f"{function}<{dtype}, {dimension}, {causal}>"
@@ -306,15 +306,21 @@ def test_every_instantiation_that_is_left_out_has_one_stub() -> None:
     assert {line.split("void ")[1].split("(")[0] for line in lines} == wanted
 
 
+def test_a_head_dimension_that_is_compiled_has_no_stub() -> None:
+    text = bindings.stubs(MODULE, SPEC, {64})
+    assert ", 64," not in text
+    assert text.count("template <>") == 2 * 2 * 2 * 2
+
+
 def test_a_stub_says_which_head_dimension_of_which_module_is_missing() -> None:
-    line = next(line for line in bindings.stubs(MODULE, SPEC).splitlines() if "run_<half, 64, true>" in line)
+    line = next(line for line in bindings.stubs(MODULE, SPEC, ()).splitlines() if "run_<half, 64, true>" in line)
     assert "TORCH_CHECK(false" in line
     assert "head dimension 64" in line
     assert "_fa_C.abi3.so" in line
 
 
 def test_stubs_stand_in_the_namespace_behind_their_headers() -> None:
-    lines = bindings.stubs(MODULE, SPEC).splitlines()
+    lines = bindings.stubs(MODULE, SPEC, ()).splitlines()
     assert [line for line in lines if line.startswith("#include")][1:] == ['#include "flash.h"', '#include "types.h"']
     assert lines.index("namespace FLASH {") < min(at for at, line in enumerate(lines) if "template" in line)
     assert "\n".join(lines).count("{") == "\n".join(lines).count("}")

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from dca.errors import DcaError
-from dca.recipes import Group, Module, Stubs
+from dca.recipes import Group, Stubs
 
 
 @dataclass(frozen=True)
@@ -211,9 +211,15 @@ def _resolve_conditionals(text: str, undefined: Collection[str]) -> str:
     return "\n".join(lines)
 
 
-def stubs(module: Module, spec: Stubs) -> str:
-    """Definitions of the left-out template instantiations, each raising an error that names the head dimension."""
-    file = module.path.rsplit("/", 1)[-1]
+def stubs(module: str, spec: Stubs, compiled: Collection[int]) -> str:
+    """Definitions of the left-out template instantiations, each raising an error that names the head dimension.
+
+    Args:
+        module: the module's path, for the error.
+        spec: every instantiation that the sources refer to.
+        compiled: head dimensions whose instantiations are compiled.
+    """
+    file = module.rsplit("/", 1)[-1]
     definitions = [
         f"template <> void {name}<{dtype}, {dimension}, {causal}>({spec.parameters}) {{ "
         f'TORCH_CHECK(false, "head dimension {dimension} is not in this lean build of {file}; '
@@ -221,6 +227,7 @@ def stubs(module: Module, spec: Stubs) -> str:
         for name in spec.functions
         for dtype in spec.dtypes
         for dimension in spec.head_dims
+        if dimension not in compiled
         for causal in ("false", "true")
     ]
     includes = [f'#include "{header}"' for header in ("c10/util/Exception.h", *spec.headers)]

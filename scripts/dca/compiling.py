@@ -274,6 +274,8 @@ def _generate(
         own = {name: groups[name] for name in module.groups}
         sources = [src / described.tree / path for path in described.sources]
         sources += [src / described.tree / path for group in own.values() for path in group.sources]
+        # Groups may share a source.
+        sources = list(dict.fromkeys(sources))
         missing = [path for path in sources if not path.is_file()]
         if missing:
             raise DcaError(
@@ -287,11 +289,11 @@ def _generate(
             path = generated / f"{module.name}_bindings.cpp"
             store.write_if_changed(path, text.encode())
             sources.append(path)
-        for name, group in own.items():
-            if group.stubs:
-                path = generated / f"{module.name}_{name.replace('-', '_')}_stubs.cpp"
-                store.write_if_changed(path, bindings.stubs(described, group.stubs).encode())
-                sources.append(path)
+        if described.stubs:
+            compiled = {dimension for group in own.values() for dimension in group.head_dims}
+            path = generated / f"{module.name}_stubs.cpp"
+            store.write_if_changed(path, bindings.stubs(described.path, described.stubs, compiled).encode())
+            sources.append(path)
         defines = [*described.defines, *(one for group in own.values() for one in group.defines)]
         lines += [
             _set(f"DCA_{module.name}_SOURCES", sources),

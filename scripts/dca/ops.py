@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -44,6 +45,11 @@ def schemas(module: Path, python: Path, compiler: str, log: Path | None = None) 
 def op_name(schema: str) -> str:
     """`namespace::name` of a schema, without its overload."""
     return schema.split("(")[0].split(".")[0]
+
+
+def digest(schema: str) -> str:
+    """A short identity of a schema, as the torch of one recipe prints it; recipes hold these of the official wheel."""
+    return hashlib.sha256(schema.encode()).hexdigest()[:16]
 
 
 def undefined_symbols(module: Path) -> tuple[str, ...]:

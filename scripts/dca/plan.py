@@ -129,6 +129,8 @@ class PlannedModule(Value):
         sass: archs it is to hold cubins for; exact when compiled.
         reached: how each planned arch will run it.
         sha256: of a copied module; a compiled one has none before it is compiled.
+        ops: what it is to register, with the digest of each schema where the official wheel's is known.
+        official: sha256 of the official wheel's module of this path, which a compiled one must not be.
     """
 
     name: str
@@ -140,6 +142,8 @@ class PlannedModule(Value):
     reached: dict[str, str]
     reason: str
     sha256: str = ""
+    ops: dict[str, str] = {}
+    official: str = ""
 
 
 class PlannedToolkit(Value):

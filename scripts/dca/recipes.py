@@ -22,6 +22,7 @@ Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Arch = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?$")]
 CudaLine = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+SchemaDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
 def _inside(path: str) -> str:
@@ -135,6 +136,8 @@ class OfficialWheel(IndexFile):
     cuda: CudaLine
     machines: tuple[str, ...] = ("x86_64",)
     members: dict[RelativePath, Member]
+    schemas: dict[str, SchemaDigest] = {}
+    """What its ops look like: digests (dca.ops.digest) by op, for every op of the groups."""
 
 
 class Torch(Value):
@@ -150,6 +153,18 @@ class Cuda(Value):
 
     official: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
     supported: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
+
+
+class Stubs(Value):
+    """Template instantiations that are left out; each is defined to raise a clear error."""
+
+    headers: tuple[str, ...]
+    namespace: str
+    functions: tuple[str, ...]
+    parameters: str
+    dtypes: tuple[str, ...]
+    head_dims: tuple[int, ...]
+    """All that the sources refer to; those that no planned group has become stubs."""
 
 
 class Module(Value):
@@ -168,17 +183,17 @@ class Module(Value):
     cuda_flags: tuple[str, ...] = ()
     archs: tuple[Arch, ...] = ()
     """GPU archs its kernels are written for; a planned arch is compiled natively when it is one of them."""
+    stubs: Stubs | None = None
 
 
-class Stubs(Value):
-    """Template instantiations that are left out; each is defined to raise a clear error."""
+class Serves(Value):
+    """What a group is for: a model with any of these needs it."""
 
-    headers: tuple[str, ...]
-    namespace: str
-    functions: tuple[str, ...]
-    parameters: str
-    dtypes: tuple[str, ...]
-    head_dims: tuple[int, ...]
+    experts: bool = False
+    """Mixture-of-experts layers."""
+    head_dims: tuple[int, ...] = ()
+    quantizations: tuple[str, ...] = ()
+    """As `quant_method` in a model's config.json."""
 
 
 class Group(Value):
@@ -196,7 +211,11 @@ class Group(Value):
     """Whether its sources call the driver API, so that the module needs libcuda.so.1."""
     alone: bool = False
     """Whether it replaces the profile's groups rather than adding to them."""
-    stubs: Stubs | None = None
+    archs: tuple[Arch, ...] = ()
+    """GPU archs that it can serve; all of the profile's when empty."""
+    head_dims: tuple[int, ...] = ()
+    """Head dimensions that its attention kernels are compiled for."""
+    serves: Serves = Serves()
 
 
 class Lean(Value):
@@ -206,6 +225,8 @@ class Lean(Value):
     archs: tuple[Arch, ...]
     default_archs: Annotated[tuple[Arch, ...], Field(min_length=1)]
     job_memory_gib: Annotated[float, Field(gt=0)]
+    architectures: tuple[str, ...] = ()
+    """Model architectures, as in a model's config.json, whose ops the groups were derived for."""
 
 
 class Patches(Value):

@@ -75,11 +75,12 @@ def _compiled(
     ptx: tuple[str, ...],
 ) -> PlannedModule:
     native = tuple(arch for arch in archs if arch in module.archs)
+    official = recipe.official_wheel.members.get(module.path) if recipe.official_wheel else None
     return PlannedModule(
         name=name, path=module.path, origin="compiled",
         groups=tuple(group for group in groups if recipe.groups[group].module == name),
         sass=native, ptx=ptx, reached={arch: how_reached(arch, native, ptx) for arch in archs},
-        reason="from source.",
+        reason="from source.", ops=_ops(name, recipe, groups), official=official.sha256 if official else "",
     )  # fmt: skip
 
 
@@ -93,8 +94,14 @@ def _copied(
         groups=tuple(group for group in groups if recipe.groups[group].module == name),
         sass=sass, ptx=ptx,
         reached={arch: how_reached(arch, sass, ptx) for arch in archs} if sass or ptx else {}, reason=reason,
-        sha256=member.sha256 if member else "",
+        sha256=member.sha256 if member else "", ops=_ops(name, recipe, groups),
     )  # fmt: skip
+
+
+def _ops(module: str, recipe: Recipe, groups: tuple[str, ...]) -> dict[str, str]:
+    known = recipe.official_wheel.schemas if recipe.official_wheel else {}
+    own = [recipe.groups[name] for name in groups if recipe.groups[name].module == module]
+    return {op: known.get(op, "") for op in sorted({op for group in own for op in (*group.ops, *group.answers)})}
 
 
 def how_reached(arch: str, sass: tuple[str, ...], ptx: tuple[str, ...]) -> str:
