@@ -46,10 +46,14 @@ def dca(cache: store.Store) -> RunDca:
     """Runs the command line as a user does, with the cache of the session unless told otherwise."""
 
     def call(
-        *arguments: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None, timeout: float = 600.0
+        *arguments: str | Path,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+        timeout: float = 600.0,
     ) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-m", "dca", *map(str, arguments)]
-        if "--cache-dir" not in words:
+        # `inspect` alone looks at one file and has no cache.
+        if "--cache-dir" not in words and words[3] != "inspect":
             words += ["--cache-dir", str(cache.root)]
         given = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), **(env or {})}
         return subprocess.run(words, cwd=cwd, env=given, text=True, capture_output=True, timeout=timeout, check=False)

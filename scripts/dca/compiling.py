@@ -350,6 +350,8 @@ def _configure(
         return
     reporter.stage("configure", f"CMake with nvcc {plan.cuda}")
     stamp.unlink(missing_ok=True)
+    # CMake refuses a folder that another checkout of this tool configured; what ninja made there is as good as ever.
+    (folder / "ninja/CMakeCache.txt").unlink(missing_ok=True)
     done = runner.run([cmake, *arguments], env=env, log=log, timeout=CONFIGURE_SECONDS)
     if not done.ok:
         errors = [line for line in done.tail if "Error" in line or "error" in line] or list(done.tail[-8:])
