@@ -19,7 +19,7 @@ from typing import ClassVar
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from dca import fatbin, ops, store
+from dca import elf, fatbin, ops, store
 from dca.compiling import Build
 from dca.documents import Document, Value
 from dca.errors import DcaError
@@ -197,16 +197,17 @@ def _modules(
 
 def _module(name: str, file: Path, list_ops: OpLister, problems: list[str]) -> InspectedModule:
     sha256 = store.sha256_file(file)
-    code = fatbin.DeviceCode({}, {}, {}, 0)
+    code = fatbin.DeviceCode()
     needed: tuple[str, ...] = ()
     listed: tuple[str, ...] | None = None
     try:
-        code, needed = fatbin.read(file), _needed(file)
+        code, needed = fatbin.read(file), tuple(sorted(elf.read(file).needed))
         listed = list_ops(file, sha256)
-    except fatbin.FatbinError as error:
+    except (fatbin.FatbinError, elf.ElfError) as error:
         problems.append(f"{name}: {error}.")
     except DcaError as error:
         problems.append(f"{error.what} {error.why}")
+    problems += [f"{name}: {one}." for one in code.problems]
     return InspectedModule(
         path=name,
         bytes=file.stat().st_size,
@@ -217,19 +218,6 @@ def _module(name: str, file: Path, list_ops: OpLister, problems: list[str]) -> I
         needed=needed,
         ops=listed,
     )
-
-
-def _needed(file: Path) -> tuple[str, ...]:
-    from elftools.elf.dynamic import DynamicSection
-    from elftools.elf.elffile import ELFFile
-
-    with file.open("rb") as stream:
-        section = ELFFile(stream).get_section_by_name(".dynamic")
-        if not isinstance(section, DynamicSection):
-            return ()
-        return tuple(
-            sorted(str(getattr(tag, "needed", "")) for tag in section.iter_tags() if tag.entry.d_tag == "DT_NEEDED")
-        )
 
 
 def _metadata(text: str) -> dict[str, list[str]]:
