@@ -39,8 +39,8 @@ locks: venv ## solve the locks of every recipe again, as of its date
 test: dev ## every test; needs the wheel of `make wheel`, and makes it if it is missing
 	@.venv/bin/python -m pytest
 
-prove: dev ## the counted fault tests at their full count
-	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m proof
+prove: dev ## the counted fault tests at their full count, and a small wheel of every recipe
+	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m "proof or whole"
 
 bench: dev ## the figures of docs/benchmarks.md
 	@.venv/bin/python scripts/bench.py

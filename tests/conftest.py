@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what needs a machine that this one is not; the marks can still be asked for with -m."""
     if config.getoption("-m"):
         return
-    unwanted = {mark for mark in ("gpu", "git") if not os.environ.get(f"DCA_TEST_{mark.upper()}")}
+    unwanted = {mark for mark in ("gpu", "git", "whole") if not os.environ.get(f"DCA_TEST_{mark.upper()}")}
     left_out = [item for item in items if unwanted & {mark.name for mark in item.iter_markers()}]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
