@@ -1,0 +1,292 @@
+"""Runs in an environment with vLLM: records which ops its Python looks up and calls, without a GPU.
+
+Whole engines run on small random models. Tensors lie on the CPU and say that they are on the GPU; every op of the
+extension modules is answered by a kernel that records the call and computes nothing, so what the Python does is what
+it does on a GPU. Ops that are not listed are hidden, as if they were not registered.
+
+Argument: a JSON file with
+    driver      a stand-in for libcuda.so.1
+    capability  [major, minor] of the simulated GPU
+    modules     extension modules to load from other files, by name ("vllm._C")
+    listed      ops that are there; null hides none
+    scenarios   names of functions below, run one after the other
+    folder      where models are written
+
+Prints one line "TOLD " and JSON: `called` and `imported` (looked up directly while importing) by op, with where.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import importlib.abc
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import simulated_gpu
+
+GIVEN = json.loads(Path(sys.argv[1]).read_text())
+FOLDER = Path(GIVEN["folder"])
+LISTED = None if GIVEN["listed"] is None else set(GIVEN["listed"])
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "HF_HUB_OFFLINE": "1",
+    "HOME": str(FOLDER),
+}
+simulated_gpu.load_driver(GIVEN["driver"])
+
+import torch
+
+NAMESPACES = ("_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_moe_C", "_vllm_fa2_C")
+called: dict[str, str] = {}
+imported: dict[str, str] = {}
+importing = True
+
+
+def caller() -> FrameType | None:
+    """The nearest frame of vLLM itself."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame and ("/vllm/" not in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
+        frame = frame.f_back
+    return frame
+
+
+def place(frame: FrameType | None) -> str:
+    return f"vllm/{frame.f_code.co_filename.rsplit('/vllm/', 1)[-1]}:{frame.f_lineno}" if frame else "elsewhere"
+
+
+class Names:
+    """A namespace of torch.ops that notes what is looked up in it, and hides what is not listed."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._real = name, getattr(torch.ops, name)
+
+    def __getattr__(self, op: str) -> Any:
+        full = f"{self._name}::{op}"
+        frame = sys._getframe(1)
+        # `hasattr` asks whether an op is there; a plain attribute insists on it.
+        insists = dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("LOAD_ATTR", "LOAD_METHOD"))
+        if importing and insists and "/vllm/" in frame.f_code.co_filename:
+            imported.setdefault(full, place(frame))
+        if LISTED is not None and full not in LISTED and not op.startswith("__"):
+            raise AttributeError(f"'_OpNamespace' '{self._name}' object has no attribute '{op}'")
+        return getattr(self._real, op)
+
+
+class Elsewhere(importlib.abc.MetaPathFinder):
+    """Finds extension modules in other files than the installed ones."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        file = GIVEN["modules"].get(name)
+        return importlib.util.spec_from_file_location(name, file) if file else None
+
+
+def answer(schema: Any, arguments: tuple[Any, ...]) -> Any:
+    """What an op returns: zeros of the right shape, and no for questions."""
+    name = schema.name.split("::")[1]
+    if name in ("varlen_fwd", "varlen_fwd_sparse"):
+        query = arguments[0]
+        return [torch.zeros_like(query), torch.zeros(query.shape[1], query.shape[0])]
+    if name in ("fwd_kvcache", "fwd_sparse"):
+        query = arguments[0]
+        return [torch.zeros_like(query), torch.zeros(query.shape[0], query.shape[2], query.shape[1])]
+    kinds = {"Tensor": lambda: torch.zeros_like(arguments[0]), "bool": lambda: False, "int": lambda: 1 << 10}
+    found = [kinds[str(one.type)]() for one in schema.returns]
+    return found[0] if len(found) == 1 else tuple(found) or None
+
+
+def answer_ops() -> list[torch.library.Library]:
+    """Give every op of the modules a kernel for the CPU that records the call."""
+    libraries = []
+    for schema in torch._C._jit_get_all_schemas():
+        namespace, name = schema.name.split("::")
+        if namespace not in NAMESPACES:
+            continue
+        tensors = any("Tensor" in str(one.type) for one in schema.arguments)
+
+        def kernel(*arguments: Any, schema: Any = schema) -> Any:
+            called.setdefault(schema.name, place(caller()))
+            return answer(schema, arguments)
+
+        library = torch.library.Library(namespace, "IMPL")
+        library.impl(name, kernel, "CPU" if tensors else "CompositeExplicitAutograd", allow_override=True)
+        libraries.append(library)
+    return libraries
+
+
+# --- models ---
+
+
+def model(name: str, **changes: Any) -> str:
+    """A folder with the config.json of a two-layer model."""
+    config = {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 256, "intermediate_size": 512,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2, "vocab_size": 512,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "use_sliding_window": False, **changes,
+    }  # fmt: skip
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128, "attention_bias": False}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256, "decoder_sparse_step": 1,
+           "norm_topk_prob": True, "mlp_only_layers": []}  # fmt: skip
+QWEN2_MOE = {"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", **EXPERTS,
+             "shared_expert_intermediate_size": 256}  # fmt: skip
+QWEN3_MOE = {**QWEN3, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **EXPERTS}
+FP8 = {"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3",
+                               "weight_block_size": [128, 128]}}  # fmt: skip
+PROMPTS = ([5 + i % 400 for i in range(1100)], [5] * 40)
+
+
+def serve(folder: str, prompts: Any = PROMPTS, sampling: dict[str, Any] | None = None, **options: Any) -> None:
+    """Run an engine over some prompts with Qwen's own sampling, which has a repetition penalty."""
+    from vllm import LLM, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    given = {"max_model_len": 2048, "num_gpu_blocks_override": 512, "max_num_seqs": 16, "max_num_batched_tokens": 512,
+             "enable_chunked_prefill": True, "swap_space": 0.01, **options}  # fmt: skip
+    engine = LLM(model=folder, skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, **given)
+    chosen = {"max_tokens": 4, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05,
+              "detokenize": False, "ignore_eos": True, **(sampling or {})}  # fmt: skip
+    told = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], SamplingParams(**chosen), use_tqdm=False)
+    lengths = [len(one.token_ids) for output in told for one in output.outputs]
+    if lengths != [chosen["max_tokens"]] * len(prompts) * chosen.get("n", 1):
+        raise RuntimeError(f"the engine answered with {lengths} tokens")
+    del engine
+    cleanup_dist_env_and_memory()
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Any:
+    os.environ |= variables
+    yield
+    for name in variables:
+        del os.environ[name]
+
+
+# --- scenarios ---
+
+
+def dual_chunk() -> None:
+    """V0 with dual chunk attention, dense and sparse: prefill in pieces over several chunks, decode."""
+    chunks = {"chunk_size": 256, "local_size": 64, "original_max_position_embeddings": 1024}
+    heads = {str(head): ["vertical_and_slash", 100, 200, 1.0] for head in range(2)}
+    sparse = {"sparse_attention_config": [heads, heads], "sparse_attention_threshold": 256,
+              "sparse_attention_enabled": True}  # fmt: skip
+    with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="DUAL_CHUNK_FLASH_ATTN"):
+        serve(model("dense", dual_chunk_attention_config=chunks))
+        serve(model("sparse", dual_chunk_attention_config={**chunks, **sparse}))
+        if GIVEN["qwen3_dual_chunk"]:
+            serve(model("sparse3", **QWEN3, dual_chunk_attention_config={**chunks, **sparse}))
+
+
+def first_engine() -> None:
+    """V0 without it: several answers to each prompt, in so little room that blocks are copied and swapped."""
+    prompts = [[5 + number] * 300 for number in range(4)]
+    with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="FLASH_ATTN"):
+        serve(model("plain"), prompts, {"n": 2, "max_tokens": 80}, max_model_len=512, num_gpu_blocks_override=90,
+              preemption_mode="swap", max_num_seqs=8)  # fmt: skip
+        serve(model("plain3", **QWEN3))
+
+
+def second_engine() -> None:
+    """V1: a prefix that many requests share (cascade attention), and weights kept in the CPU's memory."""
+    prefix = [7 + i % 300 for i in range(512)]
+    prompts = [[*prefix, 8 + number] for number in range(160)]
+    with environment(VLLM_USE_V1="1"):
+        serve(model("plain"), prompts, enable_prefix_caching=True, max_num_seqs=160, max_num_batched_tokens=2048)
+        with simulated_gpu.devices_told():
+            serve(model("plain3", **QWEN3), cpu_offload_gb=1)
+
+
+def small_heads() -> None:
+    """Head dimension 64."""
+    with environment(VLLM_USE_V1="1"):
+        serve(model("small", num_attention_heads=4, num_key_value_heads=2))
+
+
+def tensors() -> None:
+    """What CUDA graphs and kernel configurations ask for."""
+    from vllm import utils
+
+    utils.weak_ref_tensors([torch.zeros(2)])
+    utils.get_max_shared_memory_bytes()
+
+
+def fp8_weights() -> None:
+    """FP8 weights, quantized while loading and stored in blocks."""
+    with environment(VLLM_USE_V1="1"):
+        serve(model("plain"), quantization="fp8")
+        serve(model("blocks3", **QWEN3, **FP8))
+
+
+def experts() -> None:
+    """Mixture of experts."""
+    with environment(VLLM_USE_V1="1"):
+        serve(model("experts2", **QWEN2_MOE))
+        serve(model("experts3", **QWEN3_MOE))
+
+
+def fp8_experts() -> None:
+    """Mixture of experts with FP8 weights."""
+    with environment(VLLM_USE_V1="1"):
+        serve(model("experts3", **QWEN3_MOE), quantization="fp8")
+        serve(model("expertblocks3", **QWEN3_MOE, **FP8))
+
+
+SCENARIOS: dict[str, Callable[[], None]] = {
+    one.__name__: one
+    for one in (dual_chunk, first_engine, second_engine, small_heads, tensors, fp8_weights, experts, fp8_experts)
+}
+
+
+def main() -> None:
+    global importing
+    sys.meta_path.insert(0, Elsewhere())
+    for namespace in NAMESPACES:
+        setattr(torch.ops, namespace, Names(namespace))
+    import vllm  # noqa: F401 - its platform is replaced before anything asks it
+
+    simulated_gpu.simulate_platform(*GIVEN["capability"])
+    simulated_gpu.register_on_cpu()
+    # The extension modules must be there before their ops are answered.
+    import vllm._C
+    import vllm._moe_C
+    import vllm.vllm_flash_attn._vllm_fa2_C  # noqa: F401
+
+    kept = answer_ops()
+    simulated_gpu.simulate_tensors(*GIVEN["capability"])
+    simulated_gpu.simulate_triton()
+    import serving_modules
+
+    failed = serving_modules.import_all()
+    from vllm.distributed.device_communicators import custom_all_reduce
+    from vllm.model_executor.models import registry
+
+    # vLLM looks at a model's class in a process of its own, which would not know of the simulated GPU.
+    registry._run_in_subprocess = lambda function: function()
+    importing = False
+    for name in GIVEN["scenarios"]:
+        SCENARIOS[name]()
+    told = {"failed": failed, "custom_all_reduce": custom_all_reduce.custom_ar, "called": called, "imported": imported}
+    print("TOLD " + json.dumps(told), flush=True)
+    # Whatever vLLM started must not keep the process.
+    os._exit(0 if kept else 1)
+
+
+main()
