@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -28,6 +29,21 @@ MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
 
 class ElfError(ValueError):
     """A file that is not a whole ELF file."""
+
+
+def _not_whole(why: object) -> ElfError:
+    return ElfError(f"not a whole ELF file: {why}")
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    """What pyelftools trips over in a damaged file: it has an error of its own, but is far from always raising it."""
+    try:
+        yield
+    except ElfError:
+        raise
+    except Exception as error:
+        raise _not_whole(error) from None
 
 
 class Section(NamedTuple):
@@ -91,37 +107,34 @@ class Image:
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
-        from elftools.common.exceptions import ELFError
         from elftools.elf.elffile import ELFFile
 
         self.stream = stream
-        try:
+        with _parsing():
             self.file = ELFFile(stream)
             self.size: int = self.file.stream_len
             if self.file.elfclass != 64 or not self.file.little_endian:
-                raise ElfError("it is no 64-bit little-endian ELF file")
+                raise _not_whole("it is not of 64 bits, little-endian")
             self.header = self.file.header
             count = self.file.num_sections() if self.header["e_shoff"] else 0
             names = self.file.get_shstrndx() if count else 0
-        except (ELFError, struct.error, UnicodeDecodeError) as error:
-            raise ElfError(f"it is no whole ELF file: {error}") from None
         self.sections = self._sections(count, names)
 
     def _sections(self, count: int, names: int) -> tuple[Section, ...]:
         table, entry = self.header["e_shoff"], self.header["e_shentsize"]
         if not count or entry != _SECTION.size:
-            raise ElfError("it has no section headers")
+            raise _not_whole("it has no section headers")
         if table + count * entry > self.size:
-            raise ElfError(f"its section headers end {table + count * entry - self.size} bytes behind it")
+            raise _not_whole(f"its section headers end {table + count * entry - self.size} bytes behind it")
         segments = self.header["e_phoff"] + self.header["e_phnum"] * self.header["e_phentsize"]
         if self.header["e_phnum"] and segments > self.size:
-            raise ElfError(f"its program headers end {segments - self.size} bytes behind it")
+            raise _not_whole(f"its program headers end {segments - self.size} bytes behind it")
         raw = list(_SECTION.iter_unpack(self._bytes(table, count * entry)))
         for _, kind, _, _, offset, size, *_ in raw:
             if kind not in _TAKE_NO_ROOM and offset + size > self.size:
-                raise ElfError(f"a section ends {offset + size - self.size} bytes behind it")
+                raise _not_whole(f"a section ends {offset + size - self.size} bytes behind it")
         if names >= count:
-            raise ElfError("it does not name its sections")
+            raise _not_whole("it does not name its sections")
         texts = self._bytes(raw[names][4], raw[names][5])
         return tuple(
             Section(_text(texts, name), kind, flags, offset, size, link)
@@ -136,6 +149,11 @@ class Image:
         """The section of a name."""
         return next((section for section in self.sections if section.name == name), None)
 
+    def parsed(self, name: str) -> object:
+        """The section of a name as pyelftools has it; None where there is none."""
+        index = next((index for index, section in enumerate(self.sections) if section.name == name), None)
+        return None if index is None else self.file.get_section(index)
+
     def content(self, section: Section | None) -> bytes:
         """The bytes of a section; none for None and for one that takes no room in the file."""
         return b"" if section is None or section.type in _TAKE_NO_ROOM else self._bytes(section.offset, section.size)
@@ -149,7 +167,7 @@ class Image:
         if table is None:
             return
         if table.link >= len(self.sections) or table.size % _SYMBOL.size:
-            raise ElfError(f"its symbol table {table.name} is damaged")
+            raise _not_whole(f"its symbol table {table.name} is damaged")
         names = self.content(self.sections[table.link])
         for name, info, other, section, _, _ in _SYMBOL.iter_unpack(self.content(table)):
             yield _text(names, name), info, other, section
@@ -158,7 +176,7 @@ class Image:
 def _text(table: bytes, start: int) -> str:
     end = table.find(b"\0", start)
     if end < 0 or start > len(table):
-        raise ElfError("a name stands outside of its table")
+        raise _not_whole("a name stands outside of its table")
     return table[start:end].decode("utf-8", "replace")
 
 
@@ -278,10 +296,13 @@ def _wanted_versions(image: Image) -> dict[int, str]:
     """Names of the symbol versions that others must have, by the number that the symbols use."""
     from elftools.elf.gnuversions import GNUVerNeedSection
 
-    section = image.file.get_section_by_name(".gnu.version_r")
-    if not isinstance(section, GNUVerNeedSection):
-        return {}
-    return {one["vna_other"]: one.name for _, versions in section.iter_versions() for one in versions}
+    with _parsing():
+        section = image.parsed(".gnu.version_r")
+        if not isinstance(section, GNUVerNeedSection):
+            return {}
+        if section.num_versions() > section["sh_size"]:
+            raise _not_whole("its table of versions is damaged")
+        return {one["vna_other"]: one.name for _, versions in section.iter_versions() for one in versions}
 
 
 def _highest(family: str, versions: Iterable[str]) -> str:
@@ -293,10 +314,11 @@ def _dynamic(image: Image) -> tuple[tuple[str, ...], str]:
     """DT_NEEDED and DT_SONAME."""
     from elftools.elf.dynamic import DynamicSection
 
-    section = image.file.get_section_by_name(".dynamic")
-    tags = list(section.iter_tags()) if isinstance(section, DynamicSection) else []
-    needed = tuple(str(getattr(tag, "needed", "")) for tag in tags if tag.entry.d_tag == "DT_NEEDED")
-    return needed, next((str(getattr(tag, "soname", "")) for tag in tags if tag.entry.d_tag == "DT_SONAME"), "")
+    with _parsing():
+        section = image.parsed(".dynamic")
+        tags = list(section.iter_tags()) if isinstance(section, DynamicSection) else []
+        needed = tuple(str(getattr(tag, "needed", "")) for tag in tags if tag.entry.d_tag == "DT_NEEDED")
+        return needed, next((str(getattr(tag, "soname", "")) for tag in tags if tag.entry.d_tag == "DT_SONAME"), "")
 
 
 def _sizes(image: Image) -> dict[str, int]:

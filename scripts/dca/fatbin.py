@@ -332,12 +332,16 @@ def _families(kernels: dict[str, Counter[str]]) -> tuple[Family, ...]:
 
 # Kernels of these libraries run whatever they are given; its name says more than theirs.
 _LAUNCHERS = re.compile(r"(?:.*::)?(?:cutlass|cub|thrust)::|at::native::")
+# In relocatable code nvcc sets the length and the name of the file before a kernel with internal linkage.
+_STATIC = re.compile(r"__nv_static_(\d+)_")
 # CUTLASS kernels are given wrapped in a guard that compiles them for some architectures only.
 _GUARD = re.compile(r"(?:^|::)enable_(?:if_)?sm\w*$")
 
 
 def family_name(symbol: str) -> str:
     """What a kernel is an instance of: "vllm::rms_norm_kernel", "cutlass::device_kernel<flash::FlashAttnFwd>"."""
+    if static := _STATIC.match(symbol):
+        symbol = symbol[static.end() + int(static[1]) + 1 :]
     if not symbol.startswith("_Z"):
         return symbol
     try:

@@ -56,7 +56,7 @@ def read(symbol: str) -> Name:
     Raises:
         MangledError: when it cannot be read.
     """
-    return _open(symbol).entity()
+    return _open(symbol, _Reader.entity)[1]
 
 
 def uses_old_string(symbol: str) -> bool:
@@ -65,15 +65,17 @@ def uses_old_string(symbol: str) -> bool:
     Raises:
         MangledError: when it cannot be read.
     """
-    reader = _open(symbol)
-    reader.encoding()
-    return reader.old_string
+    return _open(symbol, _Reader.encoding)[0].old_string
 
 
-def _open(symbol: str) -> _Reader:
+def _open(symbol: str, read: Callable[[_Reader], Name]) -> tuple[_Reader, Name]:
     if not symbol.startswith("_Z"):
         raise MangledError(f"{symbol} is no mangled name")
-    return _Reader(symbol)
+    reader = _Reader(symbol)
+    try:
+        return reader, read(reader)
+    except RecursionError:
+        raise reader.fail() from None
 
 
 class _Reader:
@@ -121,8 +123,7 @@ class _Reader:
         if self.peek(2) in {"Th", "Tv", "Tc"}:
             self.match(r"Thn?\d+_|Tvn?\d+_n?\d+_|Tc(?:hn?\d+_|vn?\d+_n?\d+_){2}")
             return self.entity()
-        if not self.accept("GV"):
-            self.accept("GR")
+        self.match("(?:GV|GR|TH|TW)?")
         return self.name()
 
     def encoding(self) -> Name:
@@ -163,6 +164,7 @@ class _Reader:
                 whole = Name(whole.text, self.arguments())
             else:
                 whole = Name(_join(whole.text, self.component(whole.text)))
+                self.accept("M")  # a lambda in a member's initial value is to come
             if not again and self.peek() != "E":
                 self.keep(whole)
         return whole
@@ -411,11 +413,17 @@ class _Reader:
             self.arguments()
 
     def resolved_in(self) -> None:
-        if self.accept("N"):
-            self.type()
+        """A name in a scope that depends on a template's arguments."""
+        start, seen = self.at, len(self.seen)
+        if self.peek().isdigit():
+            # nvcc and the ABI end a list of scopes with E; g++ has a type there, which looks the same until then.
             self.until_end(self.unresolved)
-        else:
-            self.type()
+            if self.peek().isdigit() or self.peek(2) == "on":
+                self.unresolved()
+                return
+            self.at = start
+            del self.seen[seen:]
+        self.type()
         self.unresolved()
 
 
