@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dca import machine, store
+from dca import machine, recipes, store
 from support import ROOT, RunDca
 
 
@@ -32,7 +32,7 @@ def test_help_names_every_command_and_loads_none(dca: RunDca) -> None:
     [
         (["whel"], 2, "DCA-201", "Did you mean `dca wheel`?"),
         (["plan", "--nonsense"], 2, "DCA-201", "--nonsense"),
-        (["plan", "--recipe", "vllm-0.10.1"], 2, "DCA-203", "did you mean --recipe vllm-0.10.2?"),
+        (["plan", "--recipe", "vllm-0.10.3"], 2, "DCA-203", "did you mean --recipe vllm-0.10.2?"),
         (["plan", "--cuda", "twelve"], 2, "DCA-201", "write it as 12.1"),
         (["plan", "--arch", "hopper"], 2, "DCA-201", "8.0,9.0"),
         (["plan", "--python", "4"], 2, "DCA-201", "3.12"),
@@ -173,5 +173,5 @@ def test_the_package_is_installed_with_its_data_outside_of_the_checkout(tmp_path
     done = subprocess.run([python, "-c", script], cwd=tmp_path, env=env, text=True, capture_output=True, check=True)
     root, names = done.stdout.splitlines()
     assert root.startswith(str(tmp_path / "venv"))
-    assert names == "['qwen-fork', 'vllm-0.10.2'] True"
+    assert names == f"{[one.recipe.name for one in recipes.load_all()]} True"
     assert (tmp_path / "venv/bin/dca").is_file()
