@@ -103,7 +103,8 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     python = world.machine.python
     assert python is not None  # noqa: S101 - check_python refused otherwise
     dirty = any(tree.kind == "folder" for tree in world.reach.local.values())
-    jobs = _jobs(recipe, world.machine, draft, compiled=any(module.origin == "compiled" for module in modules))
+    memory = recipe.offer(request.profile).job_memory_gib
+    jobs = _jobs(memory, world.machine, draft, compiled=any(module.origin == "compiled" for module in modules))
     version = _version(loaded, request, groups, archs, ptx, cuda_line, dirty=dirty)
     draft.choose("version", version, "base version, patch revision, CUDA that compiled, profile and archs.")
     return Plan(
@@ -143,6 +144,9 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
 
 
 def _groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, ...]:
+    if request.profile == "full":
+        draft.choose("profile", "full", "upstream's own CMake: every module and every op.")
+        return ()
     for name in request.groups:
         if name not in recipe.groups:
             draft.refuse(
@@ -182,12 +186,12 @@ def _archs(
         reason = "the GPUs of this machine: " + ", ".join(sorted({gpu.name for gpu in world.machine.gpus})) + "."
     else:
         asked, reason = (
-            recipe.lean.default_archs,
+            recipe.offer(request.profile).default_archs,
             "no GPU here: the archs that dual chunk attention is served on.",
         )
     archs = tuple(sorted({arch.removesuffix("+PTX") for arch in asked}, key=Version))
     ptx = tuple(sorted({arch.removesuffix("+PTX") for arch in asked if arch.endswith("+PTX")}, key=Version))
-    offered = recipe.lean.archs
+    offered = recipe.offer(request.profile).archs
     found_here = "" if request.archs or not world.machine.gpus else " (a GPU of this machine)"
     for arch in archs:
         if facts is not None and not everything and arch not in facts.archs:
@@ -199,9 +203,15 @@ def _archs(
         elif arch not in offered:
             draft.refuse(
                 "DCA-305",
-                f"the lean profile is not offered for {arch}{found_here}: the sparse-attention kernels of "
-                f"{recipe.name} run on {', '.join(offered)}.",
-                _other_way(recipe, arch),
+                f"the {request.profile} profile is not offered for {arch}{found_here}: the "
+                f"{'sparse-attention ' * (request.profile == 'lean')}kernels of {recipe.name} run on "
+                f"{', '.join(offered)}.",
+                _other_way(recipe, arch, request.profile),
+            )
+        elif arch not in recipe.lean.archs:
+            draft.warnings.append(
+                f"the sparse-attention kernels of {recipe.name} run on {', '.join(recipe.lean.archs)}, not on {arch}: "
+                "there the wheel serves without dual chunk attention."
             )
     if ptx and substituted:
         draft.choose("PTX", "none", "the toolkit is not the CUDA asked for, and its PTX would need a newer driver.")
@@ -210,7 +220,9 @@ def _archs(
     return archs, ptx
 
 
-def _other_way(recipe: Recipe, arch: str) -> str:
+def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
+    if profile == "lean" and recipe.full and arch in recipe.full.archs:
+        return "without dual chunk attention, --profile full compiles every module for it, which takes hours."
     official = recipe.official_wheel
     has = official and any(arch in member.sass for member in official.members.values())
     if has:
@@ -227,32 +239,35 @@ def _explain_substitution(
     major = used.split(".")[0]
     first = FIRST_DRIVER.get(int(major), 0)
     runs = f"Compiled kernels (SASS) of any CUDA {major}.x run on every {major}.x driver from {first} on"
-    if any(module.origin == "compiled" for module in modules):
-        reason = f"no CUDA {asked} toolkit can be had that compiles {recipe.name}. {runs}; no PTX is embedded."
+    compiled = [module for module in modules if module.origin == "compiled"]
+    if compiled:
+        none = not any(module.ptx for module in compiled)
+        ptx = "no PTX is embedded" if none else "the PTX that upstream's CMake embeds needs a newer one"
+        reason = f"no CUDA {asked} toolkit can be had that compiles {recipe.name}. {runs}; {ptx}."
     else:
         reason = f"nothing is compiled, and the official wheel is of CUDA {used}. {runs}; its PTX needs a newer one."
     draft.choose("CUDA", f"{used} in place of {asked}", reason)
     official = recipe.official_wheel
-    facts = world.cuda.of(official.cuda) if official else None
     for module in modules:
         jitted = [arch for arch, how in module.reached.items() if how.startswith("JIT")]
-        if module.origin == "copied" and jitted and facts is not None:
+        copied = module.origin == "copied"
+        facts = world.cuda.of(official.cuda if copied and official else used)
+        if jitted and facts is not None:
             draft.warnings.append(
-                f"{module.name} is copied and reaches {', '.join(jitted)} only by compiling its PTX at load, which "
-                f"needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not one of CUDA {asked}. To "
-                "compile it from source instead, give its tree with --companion."
+                f"{module.name} is {module.origin} and reaches {', '.join(jitted)} only by compiling its PTX at load, "
+                f"which needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not one of CUDA {asked}."
+                + (" To compile it from source instead, give its tree with --companion." if copied else "")
             )
 
 
-def _jobs(recipe: Recipe, machine: Machine, draft: Draft, *, compiled: bool) -> int:
-    by_memory = int((machine.memory_gib - 1) / recipe.lean.job_memory_gib)
+def _jobs(job_memory_gib: float, machine: Machine, draft: Draft, *, compiled: bool) -> int:
+    by_memory = int((machine.memory_gib - 1) / job_memory_gib)
     jobs = max(1, min(machine.cores, by_memory))
     if compiled:
         draft.choose(
             "jobs",
             str(jobs),
-            f"{machine.cores} cores; {machine.memory_gib:g} GiB of memory for jobs of "
-            f"{recipe.lean.job_memory_gib:g} GiB.",
+            f"{machine.cores} cores; {machine.memory_gib:g} GiB of memory for jobs of {job_memory_gib:g} GiB.",
         )
     return jobs
 

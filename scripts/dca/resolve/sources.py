@@ -23,7 +23,8 @@ def choose_sources(
         )
     else:
         draft.reasons.append(own)
-    needed = {recipe.modules[recipe.groups[name].module].tree for name in groups}
+    full = recipe.full if request.profile == "full" else None
+    needed = set(full.companions) if full else {recipe.modules[recipe.groups[name].module].tree for name in groups}
     for name, companion in recipe.companions.items():
         if name not in needed or name in request.prebuilt or "all" in request.prebuilt:
             continue
