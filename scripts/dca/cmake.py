@@ -84,7 +84,7 @@ def configure(
     wanted = documents.digest([[str(word) for word in words], identity]).encode()
     if (folder / "ninja/build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == wanted:
         return
-    reporter.stage("configure", f"CMake, {python.parent.parent.name}")
+    reporter.stage("configure", "CMake")
     stamp.unlink(missing_ok=True)
     done = runner.run([python.parent / "cmake", *words], env=env, log=log, timeout=CONFIGURE_SECONDS, keep_lines=4000)
     if not done.ok:

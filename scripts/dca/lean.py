@@ -24,15 +24,18 @@ def prepare(
         DcaError: DCA-602, DCA-604.
     """
     groups = {name: recipe.groups[name] for name in plan.groups}
-    cmake.place(_sources(plan, recipe, tree), folder)
+    # The project itself is placed too: a build folder belongs to the cache and not to one checkout.
+    project = {f"lean/{name}": path for name, path in store.walk(data.lean_folder())}
+    cmake.place({**_sources(plan, recipe, tree), **project}, folder)
     _generate(plan, recipe, groups, folder, toolkit, torch)
     env = provide.compiler_environment(toolkit)
     arguments: list[str | Path] = [
-        "-S", data.lean_folder(), f"-DDCA_MODULES={folder / 'generated/modules.cmake'}",
+        "-S", folder / "src/lean", f"-DDCA_MODULES={folder / 'generated/modules.cmake'}",
         *provide.cmake_arguments(toolkit, plan.host_compiler), "-DCMAKE_CUDA_ARCHITECTURES=OFF",
         "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DNDEBUG", "-DCMAKE_CUDA_FLAGS_RELEASE=-O2 -DNDEBUG",
     ]  # fmt: skip
-    cmake.configure(arguments, store.tree_hash(data.lean_folder()), folder, python, env, reporter, log)
+    # CMake itself watches all that it reads.
+    cmake.configure(arguments, "", folder, python, env, reporter, log)
     return env
 
 
