@@ -86,6 +86,9 @@ def configure(
         return
     reporter.stage("configure", "CMake")
     stamp.unlink(missing_ok=True)
+    if not _is_of(folder / "ninja", arguments):
+        # CMake refuses a cache of another source, as an older version of this tool may have left it.
+        (folder / "ninja/CMakeCache.txt").unlink(missing_ok=True)
     done = runner.run([python.parent / "cmake", *words], env=env, log=log, timeout=CONFIGURE_SECONDS, keep_lines=4000)
     if not done.ok:
         errors = [line for line in done.tail if "Error" in line or "error" in line] or list(done.tail[-8:])
@@ -93,6 +96,13 @@ def configure(
             "DCA-602", "CMake could not configure the build.", why="\n".join(errors[:6]), remedy=f"see {log}."
         )
     store.write_bytes(stamp, wanted)
+
+
+def _is_of(folder: Path, arguments: Sequence[str | Path]) -> bool:
+    """Whether CMake's cache was made for the source that `arguments` name."""
+    cache = folder / "CMakeCache.txt"
+    source = arguments[list(arguments).index("-S") + 1]
+    return cache.is_file() and f"\nCMAKE_HOME_DIRECTORY:INTERNAL={source}\n" in cache.read_text(errors="replace")
 
 
 def build(
@@ -198,10 +208,11 @@ def _failure(done: runner.Completed, log: Path) -> DcaError:
     errors = [
         line for line in lines[failed:] if re.search(r"\b(error|fatal|cannot find|undefined|Killed|signal)\b", line)
     ][:4]
-    what = lines[failed].split("/")[-1].strip()
+    # Newer ninja puts the exit status before the name.
+    what = re.sub(r"^FAILED: (\[code=\d+\] )?", "", lines[failed]).strip().split("/")[-1]
     return DcaError(
         "DCA-603",
-        f"compiling {what} failed.",
+        f"{'compiling' if what.endswith('.o') else 'linking'} {what} failed.",
         why="\n".join(errors or lines[failed + 2 : failed + 8]),
         remedy=f"the whole output is in {log}; the next run goes on with what is missing.",
     )

@@ -138,6 +138,12 @@ def compiler_environment(folder: Path) -> dict[str, str]:
     return env | {"PATH": f"{folder / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"}
 
 
+def folders(toolkit: Path, kind: str) -> list[Path]:
+    """The folders that a toolkit has its headers ("include") or its libraries ("lib") in."""
+    names = {"include": ("include",), "lib": ("lib64", "lib")}[kind]
+    return [path for name in (*names, f"targets/x86_64-linux/{kind}") if (path := toolkit / name).is_dir()]
+
+
 def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
     """How CMake is told of a toolkit and a host compiler, whatever else is on the machine."""
     return [

@@ -23,6 +23,7 @@ Arch = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?$")]
 ArchOrPtx = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?(\+PTX)?$")]
 CudaLine = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+CMakeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 SchemaDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -246,7 +247,7 @@ class FullModule(Value):
 class FullCompanion(Value):
     """How upstream's CMake is given a companion's source tree."""
 
-    variable: str
+    variable: CMakeName
     """The CMake variable that names the folder; without it CMake would download."""
     file: RelativePath | None = None
     """Upstream's CMake file that only adds this companion's modules: left empty when none of them is compiled.
@@ -261,12 +262,12 @@ class Full(Value):
     job_memory_gib: Annotated[float, Field(gt=0)]
     inputs: Annotated[tuple[RelativePath, ...], Field(min_length=1)]
     """Files and folders of the source that CMake reads."""
-    python: str
+    python: CMakeName
     """The CMake variable that names the Python to build with."""
-    variables: dict[str, str] = {}
+    variables: dict[CMakeName, str] = {}
     """Further CMake variables."""
     companions: dict[str, FullCompanion] = {}
-    modules: Annotated[dict[str, FullModule], Field(min_length=1)]
+    modules: Annotated[dict[Name, FullModule], Field(min_length=1)]
 
 
 class Patches(Value):

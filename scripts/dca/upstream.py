@@ -37,6 +37,8 @@ def prepare(
     # Upstream's own tools look for cmake and ninja on PATH.
     env["PATH"] = f"{python.parent}:{env['PATH']}"
     source = folder / "src"
+    # CMake names the runtime without saying where it is.
+    libraries = " ".join(f'"-L{path}"' for path in provide.folders(toolkit, "lib"))
     arguments: list[str | Path] = [
         "-S", source / "source", *provide.cmake_arguments(toolkit, plan.host_compiler),
         # torch's CMake package uses the old FindCUDA, which would take any nvcc on PATH or in /usr/local.
@@ -47,7 +49,7 @@ def prepare(
         f"-DCMAKE_CUDA_STANDARD_INCLUDE_DIRECTORIES={';'.join(torch.includes)}",
         # As our own project: no path of this machine in a module, and only libraries that it uses.
         "-DCMAKE_SKIP_RPATH=ON",
-        "-DCMAKE_MODULE_LINKER_FLAGS=-Wl,--as-needed -Wl,--strip-all -Wl,--build-id=none",
+        f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--as-needed -Wl,--strip-all -Wl,--build-id=none",
         "-DFETCHCONTENT_FULLY_DISCONNECTED=ON",
         f"-D{full.python}={python}",
         *(f"-D{name}={value}" for name, value in full.variables.items()),
@@ -115,9 +117,8 @@ def _driver(toolkit: Path, compiler: str, folder: Path, log: Path) -> Path:
     Raises:
         DcaError: DCA-601.
     """
-    header = next(
-        path for path in (toolkit / "include/cuda.h", toolkit / "targets/x86_64-linux/include/cuda.h") if path.is_file()
-    )
+    headers = [folder / "cuda.h" for folder in provide.folders(toolkit, "include")]
+    header = next(path for path in headers if path.is_file())
     names = sorted(set(re.findall(r"\bcu[A-Z]\w*", header.read_text(errors="replace"))))
     source, library = folder / "driver.cpp", folder / "libcuda.so"
     text = 'extern "C" {\n' + "".join(f"void {name}() {{}}\n" for name in names) + "}\n"

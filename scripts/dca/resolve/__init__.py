@@ -221,15 +221,17 @@ def _archs(
 
 
 def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
-    if profile == "lean" and recipe.full and arch in recipe.full.archs:
-        return "without dual chunk attention, --profile full compiles every module for it, which takes hours."
+    ways = []
     official = recipe.official_wheel
-    has = official and any(arch in member.sass for member in official.members.values())
-    if has:
-        return (
-            f"without dual chunk attention, --prebuilt all --arch {recipe.lean.default_archs[0]} copies every "
-            f"module of the official wheel, which has {arch} for the rest."
+    if official and any(arch in member.sass for member in official.members.values()):
+        ways.append(
+            f"--prebuilt all --arch {recipe.lean.default_archs[0]} copies every module of the official wheel, which "
+            f"has {arch} for the rest"
         )
+    if profile == "lean" and recipe.full and arch in recipe.full.archs:
+        ways.append(f"--profile full --arch {arch} compiles every module, which takes hours")
+    if ways:
+        return f"without dual chunk attention, {'; '.join(ways)}."
     return f"build for {', '.join(recipe.lean.default_archs)}."
 
 
