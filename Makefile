@@ -1,12 +1,12 @@
-# Thin: every target calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… SOURCE=… COMPANION=NAME=PATH
-# PREBUILT=NAME|all CACHE=DIR are passed on.
+# Thin: every target calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
+# COMPANION=NAME=PATH PREBUILT=NAME|all CACHE=DIR are passed on.
 PYTHON ?= python3
 DCA := .venv/bin/dca
-export CUDA ARCH RECIPE PROFILE WITH SOURCE COMPANION PREBUILT CACHE
+export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT CACHE
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
-        $(call flag,WITH,with) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
+        $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
         $(call flag,PREBUILT,prebuilt) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
@@ -39,8 +39,8 @@ locks: venv ## solve the locks of every recipe again, as of its date
 test: dev ## every test; needs the wheel of `make wheel`, and makes it if it is missing
 	@.venv/bin/python -m pytest
 
-prove: dev ## the counted fault tests at their full count
-	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m proof
+prove: dev ## the counted fault tests at their full count, and a small wheel of every recipe
+	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m "proof or whole"
 
 bench: dev ## the figures of docs/benchmarks.md
 	@.venv/bin/python scripts/bench.py

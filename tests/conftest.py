@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what needs a machine that this one is not; the marks can still be asked for with -m."""
     if config.getoption("-m"):
         return
-    unwanted = {mark for mark in ("gpu", "git") if not os.environ.get(f"DCA_TEST_{mark.upper()}")}
+    unwanted = {mark for mark in ("gpu", "git", "whole") if not os.environ.get(f"DCA_TEST_{mark.upper()}")}
     left_out = [item for item in items if unwanted & {mark.name for mark in item.iter_markers()}]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -46,10 +46,14 @@ def dca(cache: store.Store) -> RunDca:
     """Runs the command line as a user does, with the cache of the session unless told otherwise."""
 
     def call(
-        *arguments: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None, timeout: float = 600.0
+        *arguments: str | Path,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+        timeout: float = 600.0,
     ) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-m", "dca", *map(str, arguments)]
-        if "--cache-dir" not in words:
+        # `inspect` alone looks at one file and has no cache.
+        if "--cache-dir" not in words and words[3] != "inspect":
             words += ["--cache-dir", str(cache.root)]
         given = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), **(env or {})}
         return subprocess.run(words, cwd=cwd, env=given, text=True, capture_output=True, timeout=timeout, check=False)

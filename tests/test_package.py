@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dca import inspection, package
+from dca import package
 from dca.errors import DcaError
 from dca.events import Silent
+from dca.inspection.archive import check_record
 from dca.recipes import Loaded, Recipe
 
 METADATA = """Metadata-Version: 2.4
@@ -102,7 +103,7 @@ def test_record_is_right_and_metadata_comes_last(recipe: Recipe, tmp_path: Path)
         "vllm-1.0.dist-info/METADATA": b"Name: vllm\n\n", "vllm/z,\"strange\".py": b"x = 1\n", "a.py": b"",
     }  # fmt: skip
     with zipfile.ZipFile(archive(tmp_path, recipe, files)) as wheel:
-        assert inspection.check_record(wheel, "vllm-1.0.dist-info") == []
+        assert check_record(wheel, "vllm-1.0.dist-info") == []
         names = wheel.namelist()
         assert names == ["a.py", 'vllm/z,"strange".py', "vllm-1.0.dist-info/METADATA", "vllm-1.0.dist-info/RECORD"]
         assert {info.date_time for info in wheel.infolist()} == {(2025, 9, 20, 0, 0, 0)}

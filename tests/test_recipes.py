@@ -13,9 +13,13 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from dca import data, recipes, toolkits
+from dca import data, documents, ops, recipes, toolkits
+from dca.compiling import Build
 from dca.errors import DcaError
+from dca.plan import Plan
 from dca.recipes import GitSource, Loaded
+from dca.wheel import Made
+from support import RunDca
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -147,25 +151,46 @@ def test_both_source_lines_are_there_in_the_order_they_are_tried() -> None:
 
 
 def names_of_data() -> set[str]:
-    names = {loaded.recipe.name for loaded in ALL}
-    names |= {name for loaded in ALL for name in loaded.recipe.companions}
+    names = {loaded.recipe.name for loaded in ALL} | {loaded.recipe.base_version for loaded in ALL}
+    # One companion's name is also the C++ namespace of its kernels, which stands in every module, whoever compiled it.
+    names |= {name for loaded in ALL for name in loaded.recipe.companions} - {"cutlass"}
     names |= {source.name for source in toolkits.load_sources()}
     models = BUILD / "models"
     return names | ({path.stem for path in models.iterdir()} if models.is_dir() else set())
 
 
-def test_no_name_of_a_data_file_occurs_in_the_program() -> None:
-    names = names_of_data()
-    assert len(names) >= 4
-    words = re.compile("|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in sorted(names)), re.IGNORECASE)
-    found = [
-        f"{path.relative_to(data.HERE)}:{number}: {line.strip()}"
-        for path in sorted(data.HERE.rglob("*"))
-        if path.is_file() and path.suffix != ".pyc" and "_data" not in path.parts
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+def families_of_models() -> set[str]:
+    """The first word of every architecture that a recipe serves, and of some that none does."""
+    words = [re.match("[A-Z][a-z]+", name) for loaded in ALL for name in loaded.recipe.lean.architectures]
+    return {word[0] for word in words if word} | {"Llama", "Mistral", "DeepSeek"}
+
+
+def named_in_program(texts: dict[str, str]) -> list[str]:
+    """Lines of some files that name a recipe, a version of one, a companion, a toolkit or a model."""
+    whole = "|".join(map(re.escape, sorted(names_of_data())))
+    begun = "|".join(map(re.escape, sorted(families_of_models())))
+    words = re.compile(rf"(?<![\w-])({whole})(?![\w-])|({begun})", re.IGNORECASE)
+    return [
+        f"{name}:{number}: {line.strip()}"
+        for name, text in texts.items()
+        for number, line in enumerate(text.splitlines(), 1)
         if words.search(line)
     ]
-    assert found == []
+
+
+def test_no_name_of_a_recipe_toolkit_or_model_occurs_in_the_program() -> None:
+    program = {
+        path.relative_to(data.HERE).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(data.HERE.rglob("*"))
+        if path.is_file() and path.suffix != ".pyc" and "_data" not in path.parts
+    }
+    assert {"recipes.py", "workers/list_ops.py", "cli/plan.py"} <= set(program)
+    assert named_in_program(program) == []
+
+
+@pytest.mark.parametrize("name", sorted({loaded.recipe.name for loaded in ALL} | {"Qwen3MoeForCausalLM"}))
+def test_a_name_in_the_program_would_be_found(name: str) -> None:
+    assert len(named_in_program({"a.py": f'if recipe.name == "{name}":', "b.py": f"# for {name.lower()} only"})) == 2
 
 
 def test_every_archive_and_wheel_is_pinned_by_its_hash_and_every_repository_by_its_commit() -> None:
@@ -376,3 +401,38 @@ def test_all_versions_of_a_package_that_a_lock_pins_are_read(tmp_path: Path) -> 
     assert recipes.locked_versions(tmp_path / "run.txt") == {
         "numpy": ("2.9.1", "2.10.0"), "nvidia-x": ("1.0",), "y": ("1+cu124",),
     }  # fmt: skip
+
+
+# --- every recipe can be planned, and built ------------------------------------------------------------------
+
+ON_THE_INDEX = [loaded for loaded in ALL if loaded.recipe.source.kind == "sdist"]
+QUICK = "index-only"
+"""The group that every recipe has for a build of a few minutes."""
+
+
+@pytest.mark.parametrize("loaded", ON_THE_INDEX, ids=lambda loaded: loaded.recipe.name)
+@pytest.mark.parametrize("groups", [(), (QUICK,)], ids=["whole", QUICK])
+def test_it_can_be_planned(loaded: Loaded, groups: tuple[str, ...], dca: RunDca) -> None:
+    recipe = loaded.recipe
+    done = dca("plan", "--recipe", recipe.name, "--json", *(word for name in groups for word in ("--with", name)))
+    assert done.returncode == 0, done.stderr[-4000:]
+    plan = Plan.model_validate_json(done.stdout)
+    assert (plan.recipe, plan.groups) == (recipe.name, groups or recipe.lean.groups)
+    assert plan.version.startswith(f"{recipe.base_version}+dca{loaded.series_revision}.")
+    assert {module.name for module in plan.modules} == {recipe.groups[name].module for name in plan.groups}
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+@pytest.mark.parametrize("loaded", ON_THE_INDEX, ids=lambda loaded: loaded.recipe.name)
+def test_it_can_be_built(loaded: Loaded, dca: RunDca, tmp_path: Path) -> None:
+    recipe = loaded.recipe
+    done = dca("wheel", "--recipe", recipe.name, "--with", QUICK, "--out", tmp_path, "--json", timeout=3000.0)
+    assert done.returncode == 0, done.stderr[-4000:]
+    made = Made.model_validate_json(done.stdout)
+    (module,) = documents.read(Build, Path(made.run) / "build.json").modules
+    assert Path(made.wheel).parent == tmp_path
+    assert {ops.op_name(schema) for schema in module.schemas} == set(recipe.groups[QUICK].ops)
+    if recipe.official_wheel is not None:
+        digests = {ops.op_name(schema): ops.digest(schema) for schema in module.schemas}
+        assert digests.items() <= recipe.official_wheel.schemas.items()

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from dca import documents, toolkits
 from dca.machine import Compiler, Gpu, Machine, Python
+from dca.model import Model
 from dca.plan import Cannot, LocalTree, Plan, Reach, Reachability, Request
 from dca.recipes import GitSource, Loaded, load_all
-from dca.resolve import World, how_reached, resolve
+from dca.resolve import World, resolve
 from dca.resolve.full import nearest
 from dca.toolkits import FoundToolkit
 
@@ -336,16 +337,6 @@ def test_jobs_and_explanations_do_not_change_what_is_built() -> None:
     assert planned(Request(archs=("8.0",))).key != planned(Request()).key
 
 
-@pytest.mark.parametrize(
-    ("arch", "sass", "ptx", "how"),
-    [("8.0", ("8.0",), (), "native"), ("8.6", ("8.0",), (), "same major (8.0)"), ("8.0", ("8.6",), (), "not"),
-     ("9.0", ("8.0",), ("8.0",), "JIT from PTX 8.0"), ("9.0", ("8.0",), (), "not"),
-     ("8.9", ("8.0", "8.6"), ("8.0",), "same major (8.6)")],
-)  # fmt: skip
-def test_how_an_arch_is_reached(arch: str, sass: tuple[str, ...], ptx: tuple[str, ...], how: str) -> None:
-    assert how_reached(arch, sass, ptx) == how
-
-
 requests = st.builds(
     Request,
     recipe=st.sampled_from([None, *NAMES]),
@@ -400,6 +391,88 @@ def test_the_order_of_recipes_and_probes_does_not_count() -> None:
         assert documents.dumps(planned(Request(), world(reached=shuffled, recipes=RECIPES[::-1]))) == expected
 
 
+# --- models --------------------------------------------------------------------------------------------------
+
+DENSE = Model(name="dense", architectures=("Qwen2ForCausalLM",), head_dim=128)
+
+
+@pytest.mark.parametrize(
+    ("changed", "groups"),
+    [
+        ({}, set()),
+        ({"dual_chunk": True}, set()),
+        ({"head_dim": 64}, {"hdim64"}),
+        ({"experts": 128, "architectures": ("Qwen3MoeForCausalLM",)}, {"moe"}),
+        ({"quantization": "fp8"}, {"fp8"}),
+        ({"quantization": "fp8", "experts": 60, "architectures": ("Qwen2MoeForCausalLM",)}, {"fp8", "moe"}),
+    ],
+)
+def test_a_model_chooses_its_groups(changed: dict[str, object], groups: set[str]) -> None:
+    plan = planned(Request(model=DENSE.model_copy(update=changed)))
+    default = planned(Request())
+    assert set(plan.groups) - set(default.groups) == groups
+    reason = next(choice.reason for choice in plan.choices if choice.subject == "groups")
+    assert all(f"{name}" in reason for name in groups)
+    assert all(f".{name}" in plan.version for name in groups)
+
+
+def test_a_group_narrows_the_default_archs_and_says_so() -> None:
+    plan = planned(Request(groups=("fp8",)))
+    assert plan.archs == ("9.0",)
+    assert "Without 8.0" in next(choice.reason for choice in plan.choices if choice.subject == "archs")
+
+
+def test_an_arch_that_a_group_has_no_kernels_for_is_refused_with_the_way() -> None:
+    outcome = resolve(Request(recipe=UPSTREAM, groups=("fp8",), archs=("8.0", "9.0")), world())
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-305"
+    assert "`fp8`" in reason.text
+    assert "--prebuilt all" in reason.remedy
+    assert planned(Request(recipe=UPSTREAM, groups=("fp8",), archs=("8.0", "9.0"), prebuilt=("_C",))).archs == (
+        "8.0",
+        "9.0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"quantization": "awq"}, "awq weights"),
+        ({"quantization": "gptq"}, "gptq weights"),
+        ({"architectures": ("LlamaForCausalLM",)}, "architecture LlamaForCausalLM"),
+    ],
+)
+def test_what_lean_does_not_offer_a_model_is_refused_with_the_way(changed: dict[str, object], told: str) -> None:
+    asked = DENSE.model_copy(update=changed)
+    outcome = resolve(Request(recipe=UPSTREAM, model=asked), world())
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-312"
+    assert told in reason.text
+    assert "--prebuilt all" in reason.remedy
+    assert planned(Request(recipe=UPSTREAM, model=asked, prebuilt=("all",))).serves.everything
+
+
+def test_a_head_dimension_that_no_group_has_needs_the_copied_module() -> None:
+    # Copied, flash-attention has every head dimension; compiled, only those of the groups.
+    odd = DENSE.model_copy(update={"head_dim": 96})
+    assert 96 in planned(Request(recipe=UPSTREAM, model=odd)).serves.head_dims
+    assert refused(Request(recipe=UPSTREAM, model=odd), world(reached=reach(git=True))) == {UPSTREAM: ["DCA-312"]}
+
+
+def test_index_only_serves_no_model() -> None:
+    assert refused(Request(recipe=UPSTREAM, model=DENSE, groups=("index-only",))) == {UPSTREAM: ["DCA-309"]}
+
+
+def test_the_plan_says_which_ops_each_module_is_to_register() -> None:
+    plan = planned(Request(groups=("moe",)))
+    by_name = {module.name: module for module in plan.modules}
+    assert "_C::apply_repetition_penalties_" in by_name["_C"].ops
+    assert "_moe_C::topk_softmax" in by_name["_moe_C"].ops
+    assert all(op.split("::")[0].startswith(module.name) for module in plan.modules for op in module.ops)
+
+
 # --- the full profile ----------------------------------------------------------------------------------------
 
 FULL = Request(recipe=UPSTREAM, profile="full")
@@ -442,6 +515,12 @@ def test_full_copies_the_modules_whose_companion_cannot_be_had_and_says_why() ->
     assert {module.name for module in plan.compiled} == {"_C", "_moe_C", "cumem_allocator"}
     assert {module.name for module in plan.copied} == {"_vllm_fa2_C", "_vllm_fa3_C", "_flashmla_C"}
     assert all("cannot be reached" in module.reason and module.sha256 for module in plan.copied)
+    assert {source.name for source in plan.sources} == {"source", "cutlass", "official wheel"}
+
+
+def test_full_does_not_fetch_a_companion_whose_modules_are_copied() -> None:
+    request = FULL.model_copy(update={"prebuilt": ("_vllm_fa2_C", "_vllm_fa3_C", "flashmla")})
+    plan = planned(request, world(reached=reach(git=True)))
     assert {source.name for source in plan.sources} == {"source", "cutlass", "official wheel"}
 
 

@@ -47,6 +47,12 @@ class Document(Value):
         return data
 
 
+def json_schema(kind: type[Document]) -> dict[str, Any]:
+    """The JSON Schema of a document on disk."""
+    told = kind.model_json_schema(mode="serialization")
+    return told | {"properties": {"schema": {"const": kind.SCHEMA}, **told["properties"]}}
+
+
 def canonical(data: Any) -> bytes:
     """Bytes of a JSON value that depend on the value alone: sorted keys, two spaces, one newline at the end."""
     return (json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from dca import data, index, runner, store
+from dca import data, documents, index, runner, store
 from dca.documents import Value
 from dca.errors import DcaError
 from dca.events import Reporter
@@ -102,6 +102,24 @@ def _count(lock: Path) -> int:
     return sum("==" in line and not line.startswith((" ", "#")) for line in lock.read_text().splitlines())
 
 
+def look_at_torch(python: Path, log: Path | None = None) -> TorchFacts:
+    """The torch of an environment, read by a worker there.
+
+    Raises:
+        DcaError: DCA-407 when it has none, or it does not load.
+    """
+    told = runner.run([python, "-I", WORKERS / "torch_facts.py"], log=log, timeout=300.0)
+    if not told.ok:
+        raise DcaError(
+            "DCA-407",
+            f"torch does not load with {python}.",
+            why="\n".join(told.tail[-4:]),
+            remedy="name the Python of an environment that has the wheel's torch; if dca made it, delete its folder "
+            "and run the command again.",
+        )
+    return TorchFacts.model_validate(json.loads(told.tail[-1]))
+
+
 def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:
     """What the build environment's torch is; refused when it is not the recipe's.
 
@@ -110,15 +128,7 @@ def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:
     """
     kept = python.parent.parent / ".torch.json"
     if not kept.is_file():
-        told = runner.run([python, "-I", WORKERS / "torch_facts.py"], log=log, timeout=300.0)
-        if not told.ok:
-            raise DcaError(
-                "DCA-407",
-                "torch of the build environment does not load.",
-                why="\n".join(told.tail[-4:]),
-                remedy=f"delete {python.parent.parent} and run the command again.",
-            )
-        store.write_bytes(kept, told.tail[-1].encode())
+        store.write_bytes(kept, documents.dumps(look_at_torch(python, log)))
     facts = TorchFacts.model_validate(json.loads(kept.read_text()))
     if (facts.version.split("+")[0], facts.cuda, facts.cxx11_abi) != (plan.torch, plan.torch_cuda, abi):
         raise DcaError(

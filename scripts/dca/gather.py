@@ -86,7 +86,7 @@ def _lock_path(
     cache: store.Store,
 ) -> Path:
     identity = {
-        "request": request.model_dump(mode="json"),
+        "request": request.model_dump(mode="json", exclude={"model"}),
         "recipes": [loaded.digest for loaded in known],
         "toolkits": [source.model_dump(mode="json", by_alias=True) for source in sources],
         "index": store.sha256_bytes(index.endpoint().encode()),

@@ -8,7 +8,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from dca import runner
+from dca import elf, runner
 from dca.environments import WORKERS
 from dca.errors import DcaError
 
@@ -52,23 +52,9 @@ def digest(schema: str) -> str:
     return hashlib.sha256(schema.encode()).hexdigest()[:16]
 
 
-def undefined_symbols(module: Path) -> tuple[str, ...]:
-    """Names of the dynamic symbols that a module expects from other libraries."""
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.sections import SymbolTableSection
-
-    with module.open("rb") as stream:
-        table = ELFFile(stream).get_section_by_name(".dynsym")
-        if not isinstance(table, SymbolTableSection):
-            return ()
-        return tuple(
-            symbol.name for symbol in table.iter_symbols() if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name
-        )
-
-
 def driver_stand_in(module: Path, folder: Path, compiler: str) -> Path:
     """A library named libcuda.so.1 that defines the driver symbols a module wants, each returning "no device"."""
-    names = [name for name in undefined_symbols(module) if re.fullmatch(r"cu[A-Z]\w*", name)]
+    names = [one.name for one in elf.read(module).undefined if re.fullmatch(r"cu[A-Z]\w*", one.name)]
     source = folder / "driver.cpp"
     source.write_text('extern "C" {\n' + "".join(f"int {name}() {{ return 100; }}\n" for name in names) + "}\n")
     library = folder / "libcuda.so.1"

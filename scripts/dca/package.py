@@ -144,7 +144,7 @@ def _files(pure: Path, plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> 
 def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object]:
     """What stands in `.dist-info/dca.json`: what the wheel was made of, without a path of the build machine."""
     return {
-        "schema": "dca.contents/1",
+        "schema": "dca.contents/2",
         "tool": __version__,
         "plan": plan.key,
         "recipe": plan.recipe,
@@ -152,6 +152,7 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
         "profile": plan.profile,
         "groups": list(plan.groups),
         "archs": list(plan.archs),
+        "serves": plan.serves.model_dump(mode="json"),
         "cuda": plan.cuda,
         "toolkit": build.toolkit,
         "host_compiler": build.host_compiler,
@@ -161,7 +162,7 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
         "patches": list(tree.patches),
         "modules": [
             {"path": module.path, "origin": module.origin, "sha256": module.sha256,
-             "ops": sorted({schema.split("(")[0] for schema in module.schemas}),
+             "schemas": sorted(module.schemas),
              "sources": {one.source: one.sha256 for one in module.objects}}
             for module in build.modules
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from dca.documents import Document, Value, digest
+from dca.model import Coverage, Model
 
 Origin = Literal["compiled", "copied"]
 
@@ -20,6 +21,7 @@ class Request(Value):
         companions: local companion trees by name, absolute.
         prebuilt: module or companion names to copy from the official wheel, or "all".
         toolkit: a toolkit's folder, absolute.
+        model: that the wheel is to serve; its groups are added.
     """
 
     recipe: str | None = None
@@ -34,6 +36,7 @@ class Request(Value):
     strict_cuda: bool = False
     python: str | None = None
     toolkit: str | None = None
+    model: Model | None = None
 
 
 class Reachability(Value):
@@ -189,6 +192,7 @@ class Plan(Document):
     jobs: int
     sources: tuple[PlannedSource, ...]
     modules: tuple[PlannedModule, ...]
+    serves: Coverage
     series_revision: int
     series_digest: str
     lock_digest: str

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator, 
 from dca import data, datafile, store
 from dca.documents import Value
 from dca.errors import DcaError
+from dca.model import Serves
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
@@ -188,16 +189,6 @@ class Module(Value):
     archs: tuple[Arch, ...] = ()
     """GPU archs its kernels are written for; a planned arch is compiled natively when it is one of them."""
     stubs: Stubs | None = None
-
-
-class Serves(Value):
-    """What a group is for: a model with any of these needs it."""
-
-    experts: bool = False
-    """Mixture-of-experts layers."""
-    head_dims: tuple[int, ...] = ()
-    quantizations: tuple[str, ...] = ()
-    """As `quant_method` in a model's config.json."""
 
 
 class Group(Value):

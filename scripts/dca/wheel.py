@@ -173,7 +173,7 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
     documents.write(build, run / "build.json")
     wheel = package.package(plan, recipe, tree, build, python, cache, out, reporter, log)
     reporter.stage("inspect", wheel.name)
-    found = inspection.inspect(wheel, inspection.known_ops(build))
+    found = inspection.inspect(wheel, inspection.schemas.built(build), torch=ready.torch, asked=plan.archs)
     documents.write(found, run / "inspection.json")
     if different := inspection.compare(found, plan):
         wheel.unlink()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dca import model
 from dca.cli.terminal import Terminal
 from dca.errors import DcaError
 from dca.plan import Request
@@ -43,6 +44,12 @@ def request(function: F) -> F:
         ),
         click.option("--profile", default="lean", show_default=True, help="What is compiled."),
         click.option("--with", "groups", multiple=True, metavar="GROUP", help="A group in addition to the profile's."),
+        click.option(
+            "--model",
+            type=click.Path(path_type=Path),
+            metavar="CONFIG",
+            help="A model's config.json, or its folder: the groups it needs are added.",
+        ),
         click.option("--source", type=click.Path(path_type=Path), help="A local clone or the sdist."),
         click.option("--dirty", is_flag=True, help="Take a local folder as it is; publish refuses such a wheel."),
         click.option(
@@ -70,6 +77,7 @@ def request(function: F) -> F:
             "toolkit",
             "strict_cuda",
             "python",
+            "model",
         )
         return function(request=make_request({name: given.pop(name) for name in names}), **given)
 
@@ -101,7 +109,7 @@ def make_request(given: dict[str, Any]) -> Request:
     return Request(
         recipe=given["recipe"],
         cuda=given["cuda"],
-        archs=tuple(dict.fromkeys(arch(word) for words in given["archs"] for word in _words(words))),
+        archs=arch_list(given["archs"]),
         profile=given["profile"],
         groups=tuple(dict.fromkeys(word for words in given["groups"] for word in _words(words))),
         source=_path("--source", given["source"]),
@@ -111,11 +119,17 @@ def make_request(given: dict[str, Any]) -> Request:
         toolkit=_path("--toolkit", given["toolkit"]),
         strict_cuda=given["strict_cuda"],
         python=given["python"],
+        model=model.read(given["model"]) if given["model"] else None,
     )
 
 
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[,;\s]+", text) if word]
+
+
+def arch_list(given: tuple[str, ...]) -> tuple[str, ...]:
+    """The archs of --arch, which may be given more than once and hold several."""
+    return tuple(dict.fromkeys(arch(word) for words in given for word in _words(words)))
 
 
 def arch(text: str) -> str:

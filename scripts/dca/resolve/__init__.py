@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from packaging.version import Version
 
+from dca.archs import how_reached
 from dca.machine import Machine
 from dca.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.recipes import Loaded, Recipe
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.draft import Draft, World
-from dca.resolve.modules import choose_modules, how_reached
+from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_served
+from dca.resolve.modules import choose_modules
 from dca.resolve.sources import choose_sources
 from dca.resolve.toolkit import choose_toolkit
 from dca.toolkits import CudaVersion
 
-__all__ = ["World", "how_reached", "resolve"]
+__all__ = ["World", "resolve"]
 
 # SASS of any CUDA 12 runs on any CUDA 12 driver (minor-version compatibility); this is the first of them.
 FIRST_DRIVER = {12: 525, 11: 450}
@@ -63,7 +65,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     everything = "all" in request.prebuilt
     check_machine(request, recipe, world.machine, draft)
     check_profile(request, recipe, draft)
-    groups = _groups(request, recipe, draft)
+    groups = choose_groups(request, recipe, draft)
     check_python(request, recipe, world.machine, draft)
     check_transformers(loaded, draft)
     supported = check_cuda(request, recipe, world, draft)
@@ -92,10 +94,16 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
             toolkit, compiler, line_facts = found
             cuda_line = line_facts.line
     substituted = bool(request.cuda and cuda_line and request.cuda != cuda_line)
-    archs, ptx = _archs(request, recipe, world, line_facts, draft, substituted=substituted, everything=everything)
+    archs, ptx = _archs(
+        request, recipe, world, groups, line_facts, draft, substituted=substituted, everything=everything
+    )
+    check_group_archs(request, recipe, groups, archs, draft)
     modules: list[PlannedModule] = []
     if not draft.reasons:
         modules = choose_modules(request, recipe, groups, archs, ptx, sources, missing, world.reach, draft)
+    serves = what_is_served(request, recipe, groups, modules)
+    if not draft.reasons and request.model:
+        check_model(request.model, recipe, serves, draft)
     if not draft.reasons and request.cuda and substituted:
         _explain_substitution(request.cuda, cuda_line, recipe, modules, world, draft)
     if draft.reasons:
@@ -129,6 +137,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         jobs=jobs,
         sources=tuple(sources.values()),
         modules=tuple(modules),
+        serves=serves,
         series_revision=loaded.series_revision,
         series_digest=loaded.series_digest,
         lock_digest=loaded.lock_digest,
@@ -143,35 +152,11 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     )
 
 
-def _groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, ...]:
-    if request.profile == "full":
-        draft.choose("profile", "full", "upstream's own CMake: every module and every op.")
-        return ()
-    for name in request.groups:
-        if name not in recipe.groups:
-            draft.refuse(
-                "DCA-309",
-                f"{recipe.name} has no group `{name}` in the lean profile.",
-                f"its groups: {', '.join(sorted(recipe.groups))}.",
-            )
-    known = [name for name in request.groups if name in recipe.groups]
-    alone = [name for name in known if recipe.groups[name].alone]
-    if alone and len(known) > 1:
-        draft.refuse(
-            "DCA-309", f"--with {alone[0]} stands alone and goes with no other group.", f"give --with {alone[0]} only."
-        )
-    if alone:
-        draft.choose("groups", alone[0], f"--with {alone[0]}: {recipe.groups[alone[0]].why}.")
-        return (alone[0],)
-    groups = tuple(dict.fromkeys([*recipe.lean.groups, *known]))
-    draft.choose("groups", ", ".join(groups), "the lean profile: what the model calls, no more.")
-    return groups
-
-
 def _archs(
     request: Request,
     recipe: Recipe,
     world: World,
+    groups: tuple[str, ...],
     facts: CudaVersion | None,
     draft: Draft,
     *,
@@ -185,10 +170,12 @@ def _archs(
         asked = tuple(gpu.arch for gpu in world.machine.gpus)
         reason = "the GPUs of this machine: " + ", ".join(sorted({gpu.name for gpu in world.machine.gpus})) + "."
     else:
-        asked, reason = (
-            recipe.offer(request.profile).default_archs,
-            "no GPU here: the archs that dual chunk attention is served on.",
-        )
+        narrow = [recipe.groups[name].archs for name in groups if recipe.groups[name].archs]
+        default = recipe.offer(request.profile).default_archs
+        asked = tuple(arch for arch in default if all(arch in archs for archs in narrow))
+        reason = "no GPU here: the archs that dual chunk attention is served on."
+        if left_out := [arch for arch in default if arch not in asked]:
+            reason += f" Without {', '.join(left_out)}, which a group has no kernels for."
     archs = tuple(sorted({arch.removesuffix("+PTX") for arch in asked}, key=Version))
     ptx = tuple(sorted({arch.removesuffix("+PTX") for arch in asked if arch.endswith("+PTX")}, key=Version))
     offered = recipe.offer(request.profile).archs

@@ -9,7 +9,7 @@ from dca.plan import Check, Request
 from dca.recipes import Loaded, Recipe
 from dca.resolve.draft import Draft, World
 
-# transformers before 4.37 does not know qwen2; 5 removed what the tokenizer code of every DCA release reads.
+# transformers before 4.37 does not know the models; 5 removed what the tokenizer code of every DCA release reads.
 TRANSFORMERS = SpecifierSet(">=4.37,<5")
 
 
@@ -132,7 +132,7 @@ def check_transformers(loaded: Loaded, draft: Draft) -> None:
     else:
         draft.checks.append(Check(
             subject="transformers", found=", ".join(versions), wanted=str(TRANSFORMERS),
-            reason="older ones do not know qwen2, 5 removed what the tokenizer code reads.",
+            reason="older ones do not know the models, 5 removed what the tokenizer code reads.",
         ))  # fmt: skip
 
 

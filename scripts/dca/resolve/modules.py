@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from packaging.version import Version
-
+from dca.archs import how_reached
 from dca.plan import PlannedModule, PlannedSource, Reach, Request
 from dca.recipes import Recipe
 from dca.resolve.draft import Draft
@@ -111,22 +110,6 @@ def _ops(module: str, recipe: Recipe, groups: tuple[str, ...]) -> dict[str, str]
     known = recipe.official_wheel.schemas if recipe.official_wheel else {}
     own = [recipe.groups[name] for name in groups if recipe.groups[name].module == module]
     return {op: known.get(op, "") for op in sorted({op for group in own for op in (*group.ops, *group.answers)})}
-
-
-def how_reached(arch: str, sass: tuple[str, ...], ptx: tuple[str, ...]) -> str:
-    """How a GPU of one arch runs code: "native", "same major (8.0)", "JIT from PTX 8.0", or "not"."""
-    version = Version(arch.rstrip("a"))
-    if arch in sass:
-        return "native"
-    same = [
-        one for one in sass if Version(one.rstrip("a")).major == version.major and Version(one.rstrip("a")) < version
-    ]
-    if same:
-        return f"same major ({max(same, key=Version)})"
-    older = [one for one in ptx if Version(one.rstrip("a")) <= version]
-    if older:
-        return f"JIT from PTX {max(older, key=Version)}"
-    return "not"
 
 
 def _explain_copies(copied: list[PlannedModule], cuda: str, draft: Draft) -> None:

@@ -64,7 +64,7 @@ def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
         ({"vllm/a.py": b"x"}, [row("vllm/a.py", b"y")], "RECORD has another hash or size for vllm/a.py."),
         ({"vllm-1.0.dist-info/METADATA": METADATA.replace(b"1.0", b"2.0")}, None, "METADATA says version 2.0"),
         ({"vllm-1.0.dist-info/WHEEL": WHEEL.replace(b"abi3", b"none")}, None, "WHEEL says cp38-none-linux_x86_64"),
-        ({"vllm/_C.abi3.so": b"\x7fELF cut off"}, None, "vllm/_C.abi3.so: not a whole ELF file"),
+        ({"vllm/_C.abi3.so": b"\x7fELF cut off"}, None, "vllm/_C.abi3.so: it is no whole ELF file"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(
@@ -96,7 +96,7 @@ def test_a_plan_that_the_wheel_does_not_keep_is_found(wheel: Path, plan: Plan) -
     for changed, told in (
         ({"version": "9.9"}, "the version is"),
         ({"torch": "2.7.0"}, "planned was torch==2.7.0"),
-        ({"modules": (module, *plan.modules[1:])}, "planned were 8.6"),
+        ({"modules": (module, *plan.modules[1:])}, "lacks cubins for 8.6"),
         ({"modules": plan.modules[1:]}, "was not planned"),
         ({"modules": (*plan.modules, module.model_copy(update={"path": "vllm/_x.so"}))}, "vllm/_x.so is missing"),
     ):
@@ -104,8 +104,31 @@ def test_a_plan_that_the_wheel_does_not_keep_is_found(wheel: Path, plan: Plan) -
         assert any(told in line for line in different), (told, different)
 
 
+def test_a_module_that_may_hold_more_archs_than_planned_must_hold_the_planned_ones(wheel: Path, plan: Plan) -> None:
+    found = inspection.inspect(wheel)
+    for sass, wanted in (
+        ((), lambda exact: "which was not planned" in exact),
+        (("8.6",), lambda exact: "lacks cubins for 8.6" in exact),
+    ):
+        module = plan.modules[0].model_copy(update={"sass": sass, "origin": "compiled", "sha256": "", "official": ""})
+        told = {
+            at_least: "".join(
+                inspection.compare(
+                    found,
+                    plan.model_copy(
+                        update={"modules": (module.model_copy(update={"at_least": at_least}), *plan.modules[1:])}
+                    ),
+                )
+            )
+            for at_least in (False, True)
+        }
+        assert wanted(told[False])
+        assert ("lacks cubins" in told[True]) == bool(sass)
+        assert "which was not planned" not in told[True]
+
+
 def test_ops_are_listed_by_loading_the_modules(wheel: Path, build_python: Path) -> None:
-    found = inspection.inspect(wheel, inspection.load_ops(build_python))
+    found = inspection.inspect(wheel, inspection.schemas.loaded(build_python))
     assert found.problems == ()
     assert found.index_ops
     by_path = {module.path: module.ops or () for module in found.modules}

@@ -1,0 +1,39 @@
+"""Says how a GPU of one architecture runs the code that a module holds.
+
+Source: CUDA C++ programming guide, binary and PTX compatibility. SASS runs on the same major version from its own minor
+version on; PTX is compiled at load by any newer driver. Code for an architecture with the suffix "a" runs on that one
+only, with "f" on its family: the same major version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+NOT = "not"
+
+
+def version(arch: str) -> tuple[int, int]:
+    """Major and minor of an arch such as "9.0" or "9.0a"."""
+    major, _, minor = arch.rstrip("af").partition(".")
+    return int(major), int(minor)
+
+
+def how_reached(arch: str, sass: Collection[str], ptx: Collection[str]) -> str:
+    """How a GPU of one arch runs code: "native", "same major (8.0)", "JIT from PTX 8.0", or "not"."""
+    own = version(arch)
+    if any(version(one) == own for one in sass):
+        return "native"
+    same = [one for one in sass if not one.endswith("a") and version(one)[0] == own[0] and version(one) < own]
+    if same:
+        return f"same major ({max(same, key=version)})"
+    older = [one for one in ptx if _compiles(one, own)]
+    if older:
+        return f"JIT from PTX {max(older, key=version)}"
+    return NOT
+
+
+def _compiles(ptx: str, own: tuple[int, int]) -> bool:
+    """Whether a driver compiles PTX for a GPU."""
+    if ptx.endswith("a"):
+        return version(ptx) == own
+    return version(ptx) <= own and (not ptx.endswith("f") or version(ptx)[0] == own[0])

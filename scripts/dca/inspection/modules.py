@@ -1,0 +1,82 @@
+"""Looks into one extension module: device code, symbols, ops, and whether the torch at hand has what it wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dca import elf, fatbin
+from dca.archs import how_reached
+from dca.environments import TorchFacts
+from dca.errors import DcaError
+from dca.inspection.schemas import SchemaSource
+from dca.inspection.values import InspectedModule, KernelFamily
+
+
+@dataclass(frozen=True)
+class Looker:
+    """How modules are looked into.
+
+    Args:
+        schemas: where their ops are found.
+        torch: an environment's torch, whose libraries are asked for symbols.
+        asked: archs whose way to run each module is told.
+    """
+
+    schemas: SchemaSource
+    torch: TorchFacts | None = None
+    asked: tuple[str, ...] = ()
+
+    def look(self, path: str, file: Path, sha256: str, stored: int) -> tuple[InspectedModule, list[str]]:
+        """A module, and what is wrong with it.
+
+        Args:
+            path: in the wheel.
+            file: where it was unpacked.
+            sha256: of the file.
+            stored: bytes that it takes in the wheel.
+        """
+        problems: list[str] = []
+        code, library = fatbin.DeviceCode(), elf.NOTHING
+        try:
+            library = elf.read(file)
+            code = fatbin.read(file)
+        except (elf.ElfError, fatbin.FatbinError) as error:
+            problems.append(f"{path}: {error}.")
+        problems += [f"{path}: {problem}." for problem in code.problems]
+        wanted = elf.torch_symbols(library.undefined)
+        missing = self._missing(file, path, problems) if wanted else ()
+        if self.torch and library.cxx11_abi not in (None, self.torch.cxx11_abi):
+            own = "new" if library.cxx11_abi else "old"
+            problems.append(f"{path} uses the {own} C++ ABI, torch {self.torch.version} the other.")
+        told = None
+        if not problems:
+            try:
+                told = self.schemas(file, sha256) if wanted else None
+            except DcaError as error:
+                problems.append(f"{error.what} {error.why}")
+        archs = self.asked if code.sass or code.ptx else ()
+        module = InspectedModule(
+            path=path, bytes=file.stat().st_size, stored=stored, sha256=sha256, sections=library.sizes,
+            sass=code.sass, ptx=code.ptx, exact=tuple(dict.fromkeys([*code.exact, *code.exact_ptx])),
+            sass_bytes=code.sass_bytes, ptx_bytes=code.ptx_bytes,
+            code_bytes=code.code_bytes,
+            families=tuple(
+                KernelFamily(name=one.name, kernels=one.kernels, bytes=one.bytes, archs=one.archs)
+                for one in code.families
+            ),
+            tools=code.tools, reached={arch: how_reached(arch, code.exact, code.exact_ptx) for arch in archs},
+            needed=library.needed, machine=library.machine, glibc=library.glibc, glibcxx=library.glibcxx,
+            cxx11_abi=library.cxx11_abi, torch_symbols=len(wanted), missing_symbols=missing,
+            schemas_from=told[0] if told else None, schemas=told[1] if told else None,
+        )  # fmt: skip
+        return module, problems
+
+    def _missing(self, file: Path, path: str, problems: list[str]) -> tuple[str, ...] | None:
+        if self.torch is None:
+            return None
+        missing = elf.missing_symbols(file, Path(self.torch.libraries))
+        if missing:
+            some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            problems.append(f"{path} wants symbols that torch {self.torch.version} does not have: {some}.")
+        return missing

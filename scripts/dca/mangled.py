@@ -1,0 +1,423 @@
+"""Reads names out of mangled C++ symbols (the Itanium C++ ABI), as g++ and nvcc write them.
+
+Only what names an entity is kept: its qualified name and, for an instance of a template, its arguments' names. The
+packages that could do this either stop at the expressions in real kernel names or are no longer kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class MangledError(ValueError):
+    """A symbol that is no mangled name, or uses what this reader does not know."""
+
+
+class Name(NamedTuple):
+    """What a function, class or variable is called.
+
+    Args:
+        text: the qualified name without template arguments; empty for a built-in type, a pointer or a value.
+        arguments: of the last component, where that is an instance of a template.
+    """
+
+    text: str
+    arguments: tuple[Name, ...] = ()
+
+
+_NAMELESS = Name("")
+_BUILT_IN = frozenset("vwbcahstijlmxynofdegz")
+_STANDARD = {
+    "a": "std::allocator", "b": "std::basic_string", "s": "std::string",
+    "i": "std::istream", "o": "std::ostream", "d": "std::iostream",
+}  # fmt: skip
+_OPERATORS = {
+    "nw": " new", "na": " new[]", "dl": " delete", "da": " delete[]", "ps": "+", "ng": "-", "ad": "&", "de": "*",
+    "co": "~", "pl": "+", "mi": "-", "ml": "*", "dv": "/", "rm": "%", "an": "&", "or": "|", "eo": "^", "aS": "=",
+    "pL": "+=", "mI": "-=", "mL": "*=", "dV": "/=", "rM": "%=", "aN": "&=", "oR": "|=", "eO": "^=", "ls": "<<",
+    "rs": ">>", "lS": "<<=", "rS": ">>=", "eq": "==", "ne": "!=", "lt": "<", "gt": ">", "le": "<=", "ge": ">=",
+    "ss": "<=>", "nt": "!", "aa": "&&", "oo": "||", "pp": "++", "mm": "--", "cm": ",", "pm": "->*", "pt": "->",
+    "cl": "()", "ix": "[]", "qu": "?", "aw": " co_await",
+}  # fmt: skip
+_UNARY = frozenset(("ps", "ng", "ad", "de", "co", "nt", "pp", "mm", "sz", "az", "nx", "te", "sp", "sZ", "tw"))
+_OF_TYPE = frozenset(("st", "at", "ti"))
+_CASTS = frozenset(("sc", "dc", "cc", "rc"))
+# Not part of what somebody called an entity: nvcc wraps what has internal linkage in a namespace named after the
+# file, and CUB and Thrust have an inline namespace named after the archs they were compiled for.
+_WRAPPER = re.compile(r"_INTERNAL_.*|(?:CUB|THRUST)_\w+_NS")
+_ANONYMOUS = re.compile(r"_GLOBAL_[._$]N")
+
+
+def read(symbol: str) -> Name:
+    """The name of a symbol's entity; of a virtual table or type information, its class's.
+
+    Raises:
+        MangledError: when it cannot be read.
+    """
+    return _open(symbol).entity()
+
+
+def uses_old_string(symbol: str) -> bool:
+    """Whether a symbol's signature has the std::string that was the only one before C++11.
+
+    Raises:
+        MangledError: when it cannot be read.
+    """
+    reader = _open(symbol)
+    reader.encoding()
+    return reader.old_string
+
+
+def _open(symbol: str) -> _Reader:
+    if not symbol.startswith("_Z"):
+        raise MangledError(f"{symbol} is no mangled name")
+    return _Reader(symbol)
+
+
+class _Reader:
+    """One pass over a symbol; a method reads what the ABI calls the same and leaves `at` behind it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 2
+        self.seen: list[Name] = []  # what S_, S0_, ... stand for
+        self.old_string = False
+
+    def fail(self) -> MangledError:
+        return MangledError(f"{self.text} cannot be read from character {self.at} on")
+
+    def peek(self, size: int = 1) -> str:
+        return self.text[self.at : self.at + size]
+
+    def accept(self, token: str) -> bool:
+        if self.text.startswith(token, self.at):
+            self.at += len(token)
+            return True
+        return False
+
+    def expect(self, token: str) -> None:
+        if not self.accept(token):
+            raise self.fail()
+
+    def match(self, pattern: str) -> re.Match[str]:
+        found = re.compile(pattern).match(self.text, self.at)
+        if found is None:
+            raise self.fail()
+        self.at = found.end()
+        return found
+
+    def keep(self, name: Name) -> Name:
+        self.seen.append(name)
+        return name
+
+    # --- entities ---
+
+    def entity(self) -> Name:
+        if self.peek(2) in {"TV", "TT", "TI", "TS"}:
+            self.at += 2
+            return self.type()
+        if self.peek(2) in {"Th", "Tv", "Tc"}:
+            self.match(r"Thn?\d+_|Tvn?\d+_n?\d+_|Tc(?:hn?\d+_|vn?\d+_n?\d+_){2}")
+            return self.entity()
+        if not self.accept("GV"):
+            self.accept("GR")
+        return self.name()
+
+    def encoding(self) -> Name:
+        """A function with its signature, or a variable."""
+        name = self.entity()
+        while self.peek() not in {"", "E", "."}:
+            self.type()
+        return name
+
+    def name(self) -> Name:
+        if self.accept("N"):
+            return self.nested()
+        if self.accept("Z"):
+            return self.local()
+        if self.peek() == "S" and self.peek(2) != "St":
+            found = self.substitution()
+        else:
+            scope = "std" if self.accept("St") else ""
+            found = Name(_join(scope, self.component("")))
+            if self.peek() == "I":
+                self.keep(found)
+        return Name(found.text, self.arguments()) if self.peek() == "I" else found
+
+    def nested(self) -> Name:
+        self.match("[rVK]*[RO]?")
+        whole = _NAMELESS
+        while not self.accept("E"):
+            again = False
+            if self.accept("St"):
+                whole, again = Name("std"), True
+            elif self.peek() == "S":
+                whole, again = self.substitution(), True
+            elif self.peek() == "T":
+                whole = self.template_parameter()
+            elif self.peek(2) in {"Dt", "DT"}:
+                whole = self.decltype()
+            elif self.peek() == "I":
+                whole = Name(whole.text, self.arguments())
+            else:
+                whole = Name(_join(whole.text, self.component(whole.text)))
+            if not again and self.peek() != "E":
+                self.keep(whole)
+        return whole
+
+    def local(self) -> Name:
+        function = self.encoding()
+        self.expect("E")
+        if self.accept("s"):
+            self.match(r"(?:_\d|__\d+_)?")
+            return function
+        if self.accept("d"):
+            self.match(r"n?\d*_")
+        inner = self.name()
+        self.match(r"(?:_\d|__\d+_)?")
+        return Name(_join(function.text, inner.text), inner.arguments)
+
+    def component(self, scope: str) -> str:
+        """One part of a qualified name."""
+        self.accept("L")
+        head = self.peek()
+        if head.isdigit():
+            name = self.source_name()
+        elif head == "C":
+            inherits = self.match("C(I?)[1-5]").group(1)
+            if inherits:
+                self.type()
+            name = scope.rsplit("::", 1)[-1]
+        elif head == "D" and self.peek(2)[1:].isdigit():
+            self.at += 2
+            name = "~" + scope.rsplit("::", 1)[-1]
+        elif self.accept("Ul"):
+            self.until_end(self.type)
+            self.match(r"\d*_")
+            name = "{lambda}"
+        elif head == "U":
+            self.match(r"Ut\d*_")
+            name = "{unnamed}"
+        else:
+            name = self.operator_name()
+        while self.accept("B"):
+            self.source_name()
+        return name
+
+    def source_name(self) -> str:
+        size = int(self.match(r"\d+").group())
+        name = self.peek(size)
+        if len(name) < size:
+            raise self.fail()
+        self.at += size
+        if _ANONYMOUS.match(name):
+            return "(anonymous namespace)"
+        return "" if _WRAPPER.fullmatch(name) else name
+
+    def operator_name(self) -> str:
+        if self.accept("cv"):
+            return f"operator {self.type().text}"
+        if self.accept("li"):
+            return f'operator"" {self.source_name()}'
+        code = self.peek(2)
+        if code not in _OPERATORS:
+            raise self.fail()
+        self.at += 2
+        return f"operator{_OPERATORS[code]}"
+
+    def substitution(self) -> Name:
+        found = self.match("S(?:([0-9A-Z]*)_|([absiod]))")
+        if found[2]:
+            self.old_string = self.old_string or found[2] in "bs"
+            return Name(_STANDARD[found[2]])
+        index = int(found[1], 36) + 1 if found[1] else 0
+        if index >= len(self.seen):
+            raise self.fail()
+        return self.seen[index]
+
+    def template_parameter(self) -> Name:
+        self.match(r"T(?:L\d*_)?\d*_")
+        return _NAMELESS
+
+    def arguments(self) -> tuple[Name, ...]:
+        self.match("[IJ]")
+        found: list[Name] = []
+        while not self.accept("E"):
+            if self.peek() == "J":
+                found += self.arguments()
+            elif self.accept("X"):
+                self.expression()
+                self.expect("E")
+                found.append(_NAMELESS)
+            else:
+                found.append(self.literal() if self.peek() == "L" else self.type())
+        return tuple(found)
+
+    # --- types ---
+
+    def type(self) -> Name:  # noqa: C901 - one branch for each kind that the ABI lists
+        head = self.peek()
+        if head in _BUILT_IN:
+            self.at += 1
+            return _NAMELESS
+        if head in {"r", "V", "K"}:
+            self.match("[rVK]+")
+            return self.keep(self.type())
+        if head and head in "PROCG":
+            self.at += 1
+            self.type()
+        elif head in {"u", "U"}:
+            self.at += 1
+            self.source_name()
+            if self.peek() == "I":
+                self.arguments()
+            if head == "U":
+                self.type()
+        elif head == "A":
+            self.array()
+        elif head == "M":
+            self.at += 1
+            self.type()
+            self.type()
+        elif head == "F":
+            self.function()
+        elif head == "D":
+            return self.d_type()
+        elif head == "T" and self.peek(2) not in {"Ts", "Tu", "Te"}:
+            return self.maybe_instance(self.keep(self.template_parameter()))
+        elif head == "S" and self.peek(2) != "St":
+            return self.maybe_instance(self.substitution())
+        else:
+            self.match("(?:T[sue])?(?=[NZSLU0-9])")
+            return self.keep(self.name())
+        return self.keep(_NAMELESS)
+
+    def maybe_instance(self, name: Name) -> Name:
+        return self.keep(Name(name.text, self.arguments())) if self.peek() == "I" else name
+
+    def array(self) -> None:
+        self.expect("A")
+        if self.peek() != "_" and not self.match(r"\d*").group():
+            self.expression()
+        self.expect("_")
+        self.type()
+
+    def function(self) -> None:
+        self.match("FY?")
+        while not re.compile("[RO]?E").match(self.text, self.at):
+            self.type()
+        self.match("[RO]?E")
+
+    def d_type(self) -> Name:
+        """What begins with D: packs, decltype, vectors, exceptions of functions, and more built-in types."""
+        code = self.peek(2)
+        if code in {"Dt", "DT"}:
+            return self.keep(self.decltype())
+        if code == "Dp":
+            self.at += 2
+            self.type()
+        elif code == "Dv":
+            self.match(r"Dv\d+_")
+            self.type()
+        elif code in {"Do", "Dx"}:
+            self.at += 2
+            return self.type()
+        elif code == "DO":
+            self.at += 2
+            self.expression()
+            self.expect("E")
+            return self.type()
+        else:
+            self.match(r"D(?:[defhisuacn]|F\d+[_bx])")
+            return _NAMELESS
+        return self.keep(_NAMELESS)
+
+    def decltype(self) -> Name:
+        self.match("D[tT]")
+        self.expression()
+        self.expect("E")
+        return _NAMELESS
+
+    # --- values ---
+
+    def literal(self) -> Name:
+        self.expect("L")
+        if self.accept("_Z"):
+            self.encoding()
+            self.expect("E")
+        else:
+            self.type()
+            self.match("[^E]*E")
+        return _NAMELESS
+
+    def until_end(self, read: Callable[[], object]) -> None:
+        while not self.accept("E"):
+            read()
+
+    def expression(self) -> None:  # noqa: C901 - one branch for each kind that the ABI lists
+        self.accept("gs")
+        code = self.peek(2)
+        if code[:1] == "L":
+            self.literal()
+        elif code[:1] == "T":
+            self.template_parameter()
+        elif code in {"fp", "fL"}:
+            self.match(r"fp[rVK]*\d*_|fL\d+p[rVK]*\d*_|fpT")
+        elif code[:1].isdigit() or code == "on":
+            self.unresolved()
+        elif code == "sr":
+            self.at += 2
+            self.resolved_in()
+        else:
+            self.at += 2
+            if code in _UNARY:
+                self.accept("_")
+                self.expression()
+            elif code in _OF_TYPE:
+                self.type()
+            elif code in _CASTS:
+                self.type()
+                self.expression()
+            elif code in {"cl", "il", "sP"}:
+                self.until_end(self.expression)
+            elif code in {"cv", "tl"}:
+                self.type()
+                if code == "tl" or self.accept("_"):
+                    self.until_end(self.expression)
+                else:
+                    self.expression()
+            elif code in {"dt", "pt"}:
+                self.expression()
+                self.unresolved()
+            elif code == "qu":
+                self.expression()
+                self.expression()
+                self.expression()
+            elif code in _OPERATORS:
+                self.expression()
+                self.expression()
+            else:
+                raise self.fail()
+
+    def unresolved(self) -> None:
+        if self.accept("sr"):
+            self.resolved_in()
+            return
+        self.accept("on")
+        self.component("")
+        if self.peek() == "I":
+            self.arguments()
+
+    def resolved_in(self) -> None:
+        if self.accept("N"):
+            self.type()
+            self.until_end(self.unresolved)
+        else:
+            self.type()
+        self.unresolved()
+
+
+def _join(scope: str, name: str) -> str:
+    return f"{scope}::{name}" if scope and name else scope or name

@@ -1,0 +1,102 @@
+"""Chooses the groups of ops: the profile's, those asked for, and those that a model needs."""
+
+from __future__ import annotations
+
+from dca.model import Coverage, Model, lacks
+from dca.plan import PlannedModule, Request
+from dca.recipes import Recipe
+from dca.resolve.draft import Draft
+
+
+def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, ...]:
+    """The groups of the wheel, in the order in which they were asked for; none where everything is compiled."""
+    if request.profile == "full":
+        draft.choose("profile", "full", "upstream's own CMake: every module and every op.")
+        return ()
+    for name in request.groups:
+        if name not in recipe.groups:
+            draft.refuse(
+                "DCA-309",
+                f"{recipe.name} has no group `{name}` in the lean profile.",
+                f"its groups: {', '.join(sorted(recipe.groups))}.",
+            )
+    known = [name for name in request.groups if name in recipe.groups]
+    alone = [name for name in known if recipe.groups[name].alone]
+    if alone and (len(known) > 1 or request.model):
+        other = "no other group" if len(known) > 1 else "no --model"
+        draft.refuse(
+            "DCA-309", f"--with {alone[0]} stands alone and goes with {other}.", f"give --with {alone[0]} only."
+        )
+    if alone:
+        draft.choose("groups", alone[0], f"--with {alone[0]}: {recipe.groups[alone[0]].why}.")
+        return (alone[0],)
+    groups = tuple(dict.fromkeys([*recipe.lean.groups, *known]))
+    reason = "the lean profile: what the model calls, no more."
+    if request.model and "all" not in request.prebuilt:
+        needed = _for_model(request.model, recipe, groups)
+        reason += f" {', '.join(needed)}: {request.model.name} needs it." if needed else ""
+        groups = (*groups, *needed)
+    draft.choose("groups", ", ".join(groups), reason)
+    return groups
+
+
+def _for_model(model: Model, recipe: Recipe, chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """The groups that a model needs besides the chosen ones; what no group has is refused by `check_model`."""
+    return tuple(
+        name
+        for name, group in recipe.groups.items()
+        if group.serves.helps(model) and name not in chosen and not group.alone
+    )
+
+
+def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], modules: list[PlannedModule]) -> Coverage:
+    """What models the wheel can serve."""
+    if "all" in request.prebuilt or request.profile == "full":
+        return Coverage(everything=True)
+    serving = [recipe.groups[name].serves for name in groups]
+    head_dims = {dimension for one in serving for dimension in one.head_dims}
+    for module in modules:
+        stubs = recipe.modules[module.name].stubs
+        # The official module has every instantiation that its sources refer to.
+        head_dims.update(stubs.head_dims if module.origin == "copied" and stubs else ())
+    return Coverage(
+        architectures=() if any(recipe.groups[name].alone for name in groups) else recipe.lean.architectures,
+        head_dims=tuple(sorted(head_dims)),
+        experts=any(one.experts for one in serving),
+        quantizations=tuple(sorted({method for one in serving for method in one.quantizations})),
+    )
+
+
+def check_model(model: Model, recipe: Recipe, serves: Coverage, draft: Draft) -> None:
+    """Refuse a model that the planned wheel would not serve, naming what it lacks."""
+    for missing in lacks(model, serves):
+        draft.refuse("DCA-312", f"{model.name}: the lean profile of {recipe.name} lacks {missing}.", everything(recipe))
+
+
+def check_group_archs(
+    request: Request, recipe: Recipe, groups: tuple[str, ...], archs: tuple[str, ...], draft: Draft
+) -> None:
+    """Refuse archs that a group has no kernels for."""
+    for name in groups:
+        group = recipe.groups[name]
+        if {"all", group.module, recipe.modules[group.module].tree} & set(request.prebuilt):
+            continue
+        for arch in archs:
+            if group.archs and arch not in group.archs:
+                draft.refuse(
+                    "DCA-305",
+                    f"the group `{name}` ({group.why}) serves {', '.join(group.archs)}, not {arch}.",
+                    f"build for {', '.join(group.archs)}, or {everything(recipe)}",
+                )
+
+
+def everything(recipe: Recipe) -> str:
+    """The ways to a wheel that leaves nothing out."""
+    official, ways = recipe.official_wheel, []
+    if official:
+        ways.append(f"--prebuilt all copies the modules of the official {official.package} {official.version} wheel")
+    if recipe.full:
+        ways.append("--profile full compiles every module, which takes hours")
+    if not ways:
+        return "choose a recipe with an official wheel and --prebuilt all."
+    return f"{'; '.join(ways)}. Nothing is left out then."

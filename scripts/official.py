@@ -1,0 +1,140 @@
+"""Prints what a recipe says of the project's own wheel: the `[official_wheel]` tables, read from the wheel itself.
+
+A step of adding a recipe, and again whenever its groups name other ops. The recipe must already name the wheel:
+package, version, file, sha256 and cuda. The modules are loaded in the recipe's build environment, which runs code of
+the wheel. Nothing is written: the tables go to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from dca import data, environments, fatbin, index, machine, ops, recipes, runner, store
+from dca.cli.options import open_cache, terminal
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.recipes import Member, OfficialWheel, Recipe
+
+# What nvcc compiles for when nobody tells it: a kernel of another kind in a wheel for newer GPUs serves none of them.
+NVCC_DEFAULT = "5.2"
+
+
+def members(recipe: Recipe, wheel: zipfile.ZipFile) -> list[str]:
+    """The members that a build may copy: every extension module, and the Python that companions bring."""
+    folders = tuple(f"{companion.python.to}/" for companion in recipe.companions.values())
+    return sorted(
+        name
+        for name in wheel.namelist()
+        if name.endswith(".so") or (name.endswith(".py") and folders and name.startswith(folders))
+    )
+
+
+def describe(file: Path) -> Member:
+    """A member's hash, and the archs of a module's device code."""
+    if file.suffix != ".so":
+        return Member(sha256=store.sha256_file(file))
+    code = fatbin.read(file)
+    sass, ptx = (tuple(arch for arch in found if arch != NVCC_DEFAULT) for found in (code.sass, code.ptx))
+    return Member(sha256=store.sha256_file(file), sass=sass, ptx=ptx)
+
+
+def digests(recipe: Recipe, registered: tuple[str, ...]) -> dict[str, str]:
+    """The digest of every op that the recipe's groups name.
+
+    Args:
+        recipe: whose groups.
+        registered: schemas, as the modules registered them.
+    """
+    wanted = {op for group in recipe.groups.values() for op in (*group.ops, *group.answers)}
+    found: dict[str, str] = {}
+    for schema in registered:
+        name = ops.op_name(schema)
+        if name in wanted and found.setdefault(name, ops.digest(schema)) != ops.digest(schema):
+            sys.exit(f"{name} is registered with two schemas; a recipe can hold only one.")
+    if missing := sorted(wanted - set(found)):
+        sys.exit(f"the official wheel does not register {', '.join(missing)}.")
+    return dict(sorted(found.items()))
+
+
+def tables(official: OfficialWheel) -> str:
+    """The TOML of a recipe's `[official_wheel]`."""
+    keys = [key for key in OfficialWheel.model_fields if key not in ("members", "schemas")]
+    # What the recipe leaves to its default stays there.
+    plain = [key for key in keys if key in official.model_fields_set]
+    lines = ["[official_wheel]", *(f"{key} = {_toml(getattr(official, key))}" for key in plain)]
+    lines += ["", "[official_wheel.schemas]"]
+    lines += [f"{_toml(op)} = {_toml(digest)}" for op, digest in official.schemas.items()]
+    for path, member in official.members.items():
+        lines += ["", f"[official_wheel.members.{_toml(path)}]", f"sha256 = {_toml(member.sha256)}"]
+        lines += [f"{key} = {_toml(archs)}" for key in ("sass", "ptx") if (archs := getattr(member, key))]
+    return "\n".join([*lines, ""])
+
+
+def _toml(value: str | tuple[str, ...]) -> str:
+    # What JSON and TOML write alike: a string, and a list of strings.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read(recipe: Recipe, given: Path | None, cache: store.Store, reporter: Reporter) -> OfficialWheel:
+    """What is in the official wheel of a recipe.
+
+    Args:
+        recipe: names the wheel.
+        given: the file; fetched from the package index when None. Its hash must be the recipe's.
+        cache: for the download and the build environment.
+        reporter: told of both.
+    """
+    official = recipe.official_wheel
+    if official is None:
+        sys.exit(f"{recipe.name} names no official wheel: write [official_wheel] with members = {{}} first.")
+    if given is None:
+        given = index.download(official, cache, lambda done, total: reporter.progress(done, total, official.file))
+    elif store.sha256_file(given) != official.sha256:
+        sys.exit(f"{given} is not {official.file} with sha256 {official.sha256}.")
+    own = machine.look().python
+    assert own is not None  # noqa: S101 - it is the one that runs this
+    with tempfile.TemporaryDirectory(prefix="dca-") as scratch, zipfile.ZipFile(given) as wheel:
+        names = members(recipe, wheel)
+        for name in names:
+            wheel.extract(name, scratch)
+        lock = data.locks_folder(recipe.name) / "build.txt"
+        python = environments.make(lock, own.path, own.version, cache, reporter, Path(scratch) / "log")
+        paths = {module.path for module in recipe.modules.values()}
+        registered = [
+            schema
+            for name in names
+            if name in paths
+            for schema in ops.schemas(Path(scratch) / name, python, str(runner.which("g++")))
+        ]
+        return official.model_copy(
+            update={
+                "members": {name: describe(Path(scratch) / name) for name in names},
+                "schemas": digests(recipe, tuple(registered)),
+            }
+        )
+
+
+def main() -> None:
+    """Print the tables of one recipe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--wheel", type=Path, help="the official wheel, where it is at hand already")
+    parser.add_argument("--cache-dir", type=Path, default=os.environ.get("DCA_CACHE_DIR"), help="as for dca")
+    given = parser.parse_args()
+    try:
+        with terminal(as_json=False, quiet=False) as reporter:
+            recipe = recipes.find(given.recipe, recipes.load_all()).recipe
+            found = read(recipe, given.wheel, open_cache(given.cache_dir).open(), reporter)
+    except DcaError as error:
+        sys.exit(str(error))
+    print(tables(found), end="")
+
+
+if __name__ == "__main__":
+    main()
