@@ -50,7 +50,7 @@ def test_help_names_every_command_and_loads_none(dca: RunDca) -> None:
         (["plan", "--recipe", "vllm-0.10.2", "--source", "/usr/share/keyrings"], 2, "DCA-204", "requirements/cuda.txt"),
         (["wheel", "--recipe", "qwen-fork"], 3, "DCA-311", "D1"),
         (["wheel", "--out", "/etc/hostname/dist"], 2, "DCA-204", "cannot be written"),
-        (["plan", "--recipe", "vllm-0.10.2", "--profile", "full"], 3, "DCA-309", "lean"),
+        (["plan", "--recipe", "vllm-0.10.2", "--profile", "fat"], 3, "DCA-309", "it offers lean and full"),
         (["inspect", "/no/such.whl"], 2, "DCA-204", "is not a file"),
     ],
 )  # fmt: skip

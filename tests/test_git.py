@@ -210,6 +210,12 @@ def test_only_the_folders_asked_for_are_written(repository: Repository, tmp_path
     assert listed(tmp_path / "out") == ["csrc/inner/data.bin", "tools/run.sh", "tools/up"]
 
 
+def test_a_single_file_can_be_asked_for(repository: Repository, tmp_path: Path) -> None:
+    commit = repository.commit()
+    git.export(repository.path, commit, tmp_path / "out", ["tools/run.sh", "csrc/inner"])
+    assert listed(tmp_path / "out") == ["csrc/inner/data.bin", "tools/run.sh"]
+
+
 def test_a_folder_that_the_commit_lacks_is_refused(repository: Repository, tmp_path: Path) -> None:
     commit = repository.commit()
     with pytest.raises(DcaError) as refused:

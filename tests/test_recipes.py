@@ -63,6 +63,21 @@ archs = ["8.0"]
 default_archs = ["8.0"]
 job_memory_gib = 4.0
 
+[full]
+archs = ["8.0"]
+default_archs = ["8.0"]
+job_memory_gib = 4.0
+inputs = ["CMakeLists.txt"]
+python = "THING_PYTHON"
+
+[full.companions.other]
+variable = "OTHER_DIR"
+
+[full.modules._E]
+path = "thing/_E.abi3.so"
+tree = "other"
+archs = ["8.0+PTX"]
+
 [modules._C]
 path = "thing/_C.abi3.so"
 
@@ -137,7 +152,8 @@ def test_both_source_lines_are_there_in_the_order_they_are_tried() -> None:
 
 def names_of_data() -> set[str]:
     names = {loaded.recipe.name for loaded in ALL} | {loaded.recipe.base_version for loaded in ALL}
-    names |= {name for loaded in ALL for name in loaded.recipe.companions}
+    # One companion's name is also the C++ namespace of its kernels, which stands in every module, whoever compiled it.
+    names |= {name for loaded in ALL for name in loaded.recipe.companions} - {"cutlass"}
     names |= {source.name for source in toolkits.load_sources()}
     models = BUILD / "models"
     return names | ({path.stem for path in models.iterdir()} if models.is_dir() else set())
@@ -317,6 +333,8 @@ def test_the_smallest_recipe_is_read(tmp_path: Path) -> None:
         pytest.param('base_version = "1.0"', 'base_version = "1.0+local"', id="a local version"),
         pytest.param('base_version = "1.0"', 'base_version = "one"', id="no version"),
         pytest.param('lock_date = "2025-01-01"', 'lock_date = "January"', id="no date"),
+        pytest.param('archs = ["8.0+PTX"]', 'archs = ["8.0+ptx"]', id="PTX in another spelling"),
+        pytest.param('"OTHER_DIR"', '"OTHER DIR"', id="no name of a CMake variable"),
         pytest.param("priority = 1", 'priority = "first"', id="a text for a number"),
         pytest.param('title = "a small one"', 'titel = "a small one"', id="a wrong key"),
         pytest.param('why = "all of it"\n', "", id="a missing key of a table"),
@@ -336,6 +354,8 @@ def test_a_bad_value_is_refused_with_its_line(old: str, new: str, tmp_path: Path
         ('[groups.core]\nmodule = "_C"', '[groups.core]\nmodule = "_D"', "_D"),
         ('groups = ["core"]', 'groups = ["core", "moe"]', "moe"),
         ('path = "thing/_C.abi3.so"', 'path = "thing/_C.abi3.so"\ntree = "elsewhere"', "elsewhere"),
+        ("[full.companions.other]", "[full.companions.another]", "another"),
+        ('tree = "other"', 'tree = "another"', "another"),
         ('stand_in = ["thing/_C.abi3.so"]', 'stand_in = ["thing/missing.so"]', "thing/missing.so"),
     ],
 )

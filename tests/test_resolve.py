@@ -15,6 +15,7 @@ from dca.model import Model
 from dca.plan import Cannot, LocalTree, Plan, Reach, Reachability, Request
 from dca.recipes import GitSource, Loaded, load_all
 from dca.resolve import World, resolve
+from dca.resolve.full import nearest
 from dca.toolkits import FoundToolkit
 
 RECIPES = load_all()
@@ -200,6 +201,7 @@ def test_an_arch_below_the_profile_is_refused_with_the_way_that_works() -> None:
     (reason,) = outcome.passed_over[0].reasons
     assert reason.code == "DCA-305"
     assert "--prebuilt all" in reason.remedy
+    assert "--profile full --arch 7.5" in reason.remedy
 
 
 @pytest.mark.parametrize("version", ["3.8.18", "3.14.0"])
@@ -288,7 +290,7 @@ def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() 
 
 @pytest.mark.parametrize(
     "request_",
-    [Request(recipe=UPSTREAM, groups=("nope",)), Request(recipe=UPSTREAM, profile="full"),
+    [Request(recipe=UPSTREAM, groups=("nope",)), Request(recipe=UPSTREAM, profile="fat"),
      Request(recipe=UPSTREAM, prebuilt=("nope",)), Request(recipe=UPSTREAM, companions={"nope": "/x"})],
 )  # fmt: skip
 def test_what_the_recipe_does_not_have_is_refused(request_: Request) -> None:
@@ -372,7 +374,10 @@ def test_every_outcome_explains_itself_and_repeats_to_the_byte(request: Request,
         return
     assert request.recipe in (None, outcome.recipe)
     assert all(choice.value and choice.reason for choice in outcome.choices)
-    assert all("not" not in module.reached.values() for module in outcome.compiled)
+    if outcome.profile == "lean":
+        assert all("not" not in module.reached.values() for module in outcome.compiled)
+    # Whatever the profile, each module that is compiled serves at least one of the archs.
+    assert all(set(module.reached.values()) != {"not"} for module in outcome.compiled)
     assert "cpu" not in outcome.version
     assert outcome.cuda.split(".")[0] == outcome.torch_cuda.split(".")[0]
     assert Plan.model_validate(json.loads(documents.dumps(outcome))) == outcome
@@ -466,3 +471,101 @@ def test_the_plan_says_which_ops_each_module_is_to_register() -> None:
     assert "_C::apply_repetition_penalties_" in by_name["_C"].ops
     assert "_moe_C::topk_softmax" in by_name["_moe_C"].ops
     assert all(op.split("::")[0].startswith(module.name) for module in plan.modules for op in module.ops)
+
+
+# --- the full profile ----------------------------------------------------------------------------------------
+
+FULL = Request(recipe=UPSTREAM, profile="full")
+
+
+def test_full_compiles_every_module_of_upstreams_cmake() -> None:
+    plan = planned(FULL, world(reached=reach(git=True)))
+    recipe = next(loaded.recipe for loaded in RECIPES if loaded.recipe.name == UPSTREAM)
+    assert recipe.full is not None
+    assert recipe.official_wheel is not None
+    modules = {path for path in recipe.official_wheel.members if path.endswith(".so")}
+    assert {module.path for module in plan.compiled} == modules
+    assert {source.name.partition("/")[0] for source in plan.sources} == {"source", *recipe.full.companions}
+    assert plan.version.endswith(".full.sm80.sm90")
+    assert (plan.groups, plan.ptx) == ((), ())
+    by_name = {module.name: module for module in plan.modules}
+    assert set(by_name["_C"].ops) == {
+        op for group in recipe.groups.values() if group.module == "_C" for op in (*group.ops, *group.answers)
+    }
+    # Upstream intersects per source: what is planned is the least that a module holds.
+    assert by_name["_C"].at_least
+    assert (by_name["_vllm_fa2_C"].sass, by_name["_vllm_fa2_C"].ptx) == (("8.0",), ("8.0",))
+    assert by_name["_vllm_fa2_C"].reached == {"8.0": "native", "9.0": "JIT from PTX 8.0"}
+    assert by_name["_flashmla_C"].sass == ("9.0",)
+    assert by_name["cumem_allocator"].reached == {}
+
+
+def test_full_cannot_be_configured_without_the_companion_that_every_module_needs() -> None:
+    outcome = resolve(FULL, world())
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-301"
+    assert "--companion cutlass=DIR" in reason.remedy
+
+
+def test_full_copies_the_modules_whose_companion_cannot_be_had_and_says_why() -> None:
+    request = FULL.model_copy(update={"companions": {"cutlass": "/src/cutlass"}})
+    local = {"cutlass": LocalTree(path="/src/cutlass", kind="git")}
+    plan = planned(request, world(reached=reach(local=local)))
+    assert {module.name for module in plan.compiled} == {"_C", "_moe_C", "cumem_allocator"}
+    assert {module.name for module in plan.copied} == {"_vllm_fa2_C", "_vllm_fa3_C", "_flashmla_C"}
+    assert all("cannot be reached" in module.reason and module.sha256 for module in plan.copied)
+    assert {source.name for source in plan.sources} == {"source", "cutlass", "official wheel"}
+
+
+def test_full_does_not_fetch_a_companion_whose_modules_are_copied() -> None:
+    request = FULL.model_copy(update={"prebuilt": ("_vllm_fa2_C", "_vllm_fa3_C", "flashmla")})
+    plan = planned(request, world(reached=reach(git=True)))
+    assert {source.name for source in plan.sources} == {"source", "cutlass", "official wheel"}
+
+
+def test_full_leaves_out_what_has_no_kernels_for_the_archs_and_warns_below_the_sparse_kernels() -> None:
+    with_git = world(reached=reach(git=True))
+    plan = planned(FULL.model_copy(update={"archs": ("8.6",)}), with_git)
+    assert "_flashmla_C" not in {module.name for module in plan.modules}
+    assert any(choice.subject == "left out" and "_flashmla_C" in choice.value for choice in plan.choices)
+    assert not plan.warnings
+    old = planned(FULL.model_copy(update={"archs": ("7.5",)}), with_git)
+    assert {module.name for module in old.modules} == {"_C", "_moe_C", "cumem_allocator"}
+    assert any("without dual chunk attention" in warning for warning in old.warnings)
+
+
+def test_full_of_another_cuda_line_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
+    plan = planned(FULL.model_copy(update={"cuda": "12.1", "archs": ("9.0",)}), world(reached=reach(git=True)))
+    assert plan.substituted
+    (warning,) = plan.warnings
+    assert warning.startswith("_vllm_fa2_C is compiled and reaches 9.0 only by compiling its PTX")
+    (choice,) = (choice for choice in plan.choices if choice.subject == "CUDA")
+    assert "no PTX is embedded" not in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes"),
+    [({"groups": ("core",)}, ["DCA-309"]), ({"archs": ("9.0+PTX",)}, ["DCA-309"]), ({"archs": ("10.0",)}, ["DCA-304"]),
+     ({"archs": ("6.0",)}, ["DCA-305"]), ({"prebuilt": ("cutlass",)}, ["DCA-309"])],
+)  # fmt: skip
+def test_what_full_does_not_have_is_refused(changes: dict[str, object], codes: list[str]) -> None:
+    assert refused(FULL.model_copy(update=changes), world(reached=reach(git=True))) == {UPSTREAM: codes}
+
+
+def test_jobs_follow_the_memory_that_the_profiles_jobs_take() -> None:
+    seen = machine(cores=64, memory_gib=25.0)
+    lean, full = planned(Request(), world(seen)), planned(FULL, world(seen, reach(git=True)))
+    assert (lean.jobs, full.jobs) == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "sass", "ptx"),
+    [(("8.0+PTX",), ("9.0",), ("8.0",), ("8.0",)), (("8.0",), ("9.0",), (), ()), (("9.0a",), ("9.0",), ("9.0",), ()),
+     (("9.0a",), ("10.0",), (), ()), (("8.0", "8.6"), ("8.9", "8.0"), ("8.0", "8.6"), ()),
+     (("7.5", "8.0", "8.6", "9.0", "9.0a"), ("8.0", "8.9", "9.0"), ("8.0", "8.6", "9.0"), ())],
+)  # fmt: skip
+def test_upstream_takes_the_nearest_arch_that_it_knows(
+    known: tuple[str, ...], asked: tuple[str, ...], sass: tuple[str, ...], ptx: tuple[str, ...]
+) -> None:
+    assert nearest(known, asked) == (sass, ptx)

@@ -73,6 +73,7 @@ def fetch(plan: Plan, recipe: Recipe, cache: store.Store, reporter: Reporter, lo
     identity = {
         "sources": [source.model_dump(mode="json", exclude={"places"}) for source in plan.sources],
         "members": members,
+        "only": {source.name: _only(recipe, *source.name.partition("/")[::2]) for source in plan.sources},
     }
     key = documents.digest(identity)[:16]
     folder = cache.folder("tree", key)
@@ -135,13 +136,18 @@ def _bring(
         repository = Path(place) if source.origin == "local" else git.fetch(source.places, commit, cache, log)
         if inner:
             _check_submodule(plan, recipe.companions[name], inner, commit, cache)
-        only = (
-            next((below.only for below in recipe.companions[name].submodules if below.path == inner), ())
-            if inner
-            else ()
-        )
-        git.export(repository, commit, target, only)
+        git.export(repository, commit, target, _only(recipe, name, inner))
     return FetchedSource(name=source.name, pin=source.pin, place=index.redact(place), tree=store.tree_hash(target))
+
+
+def _only(recipe: Recipe, name: str, inner: str) -> tuple[str, ...]:
+    """What is needed of a git source; everything when empty."""
+    if name not in recipe.companions:
+        return ()
+    companion = recipe.companions[name]
+    if not inner:
+        return companion.only
+    return next((below.only for below in companion.submodules if below.path == inner), ())
 
 
 def _check_submodule(plan: Plan, companion: Companion, inner: str, commit: str, cache: store.Store) -> None:

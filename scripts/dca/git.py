@@ -132,7 +132,7 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
         path: the repository.
         commit: the pinned commit.
         folder: where to write; made when missing.
-        only: folders of the tree to write; all when empty.
+        only: files and folders of the tree to write; all when empty.
 
     Raises:
         DcaError: DCA-404 for a link that leaves the tree, DCA-405 when an object is missing.
@@ -142,12 +142,13 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
     try:
         with _open(path) as repo:
             root = _verified(repo, repo.commit(commit)).tree
-            trees = [root / name for name in only] if only else [root]
+            wanted = [root / name for name in only] if only else [root]
             above = [root / name for path_ in only for name in _parents(path_)]
-            for tree in (root, *above, *trees):
-                _verified(repo, tree)
+            for item in (root, *above, *wanted):
+                _verified(repo, item)
+            trees = [item for item in wanted if item.type == "tree"]
             items = [_verified(repo, item) for tree in trees for item in tree.traverse() if item.type != "submodule"]
-            blobs = [item for item in items if isinstance(item, git.Blob)]
+            blobs = [item for item in (*wanted, *items) if isinstance(item, git.Blob)]
             # Links last: no file is then ever written through one.
             links = [blob for blob in blobs if blob.mode == git.Blob.link_mode]
             for blob in blobs:

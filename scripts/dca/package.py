@@ -88,6 +88,8 @@ def _pure_wheel(
 def _place_companions(plan: Plan, recipe: Recipe, tree: Tree, source: Path) -> None:
     """Put each companion's Python where its module goes; both come from the same place."""
     for name, companion in recipe.companions.items():
+        if companion.python is None:
+            continue
         copied = [path for path in companion.stand_in if path in tree.members]
         target = source / companion.python.to
         if copied:

@@ -129,11 +129,12 @@ class PlannedModule(Value):
     """An extension module of the wheel.
 
     Args:
-        sass: archs it is to hold cubins for; exact when compiled.
+        sass: archs it is to hold cubins for; exact when compiled, unless `at_least`.
         reached: how each planned arch will run it.
         sha256: of a copied module; a compiled one has none before it is compiled.
         ops: what it is to register, with the digest of each schema where the official wheel's is known.
         official: sha256 of the official wheel's module of this path, which a compiled one must not be.
+        at_least: whether it may hold code for more archs: upstream's CMake chooses them for each source by itself.
     """
 
     name: str
@@ -147,6 +148,7 @@ class PlannedModule(Value):
     sha256: str = ""
     ops: dict[str, str] = {}
     official: str = ""
+    at_least: bool = False
 
 
 class PlannedToolkit(Value):

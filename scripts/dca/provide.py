@@ -138,6 +138,22 @@ def compiler_environment(folder: Path) -> dict[str, str]:
     return env | {"PATH": f"{folder / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"}
 
 
+def folders(toolkit: Path, kind: str) -> list[Path]:
+    """The folders that a toolkit has its headers ("include") or its libraries ("lib") in."""
+    names = {"include": ("include",), "lib": ("lib64", "lib")}[kind]
+    return [path for name in (*names, f"targets/x86_64-linux/{kind}") if (path := toolkit / name).is_dir()]
+
+
+def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
+    """How CMake is told of a toolkit and a host compiler, whatever else is on the machine."""
+    return [
+        f"-DCMAKE_CXX_COMPILER={host_compiler}", f"-DCMAKE_CUDA_HOST_COMPILER={host_compiler}",
+        f"-DCMAKE_CUDA_COMPILER={folder / 'bin/nvcc'}", f"-DCUDAToolkit_ROOT={folder}",
+        # CMake looks at the compiler before it knows of the shared runtime, and there is no static one.
+        "-DCMAKE_CUDA_FLAGS=--cudart=shared", "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared", "-DCMAKE_BUILD_TYPE=Release",
+    ]  # fmt: skip
+
+
 def gencode(archs: tuple[str, ...], ptx: tuple[str, ...]) -> list[str]:
     """Nvcc's flags for cubins of some archs and PTX of others."""
     flags = []

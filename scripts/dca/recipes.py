@@ -21,8 +21,10 @@ from dca.model import Serves
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Arch = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?$")]
+ArchOrPtx = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?(\+PTX)?$")]
 CudaLine = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+CMakeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 SchemaDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -103,7 +105,7 @@ class Submodule(Value):
     urls: tuple[HttpsUrl, ...] = Field(min_length=1)
     commit: Commit
     only: tuple[RelativePath, ...] = ()
-    """The folders that are needed; all when empty."""
+    """The files and folders that are needed; all when empty."""
 
 
 class CopiedFolder(Value):
@@ -117,8 +119,10 @@ class Companion(Value):
     """Another source tree that the recipe needs."""
 
     source: GitSource
+    only: tuple[RelativePath, ...] = ()
+    """The files and folders that are needed; all when empty."""
     submodules: tuple[Submodule, ...] = ()
-    python: CopiedFolder
+    python: CopiedFolder | None = None
     stand_in: tuple[RelativePath, ...] = ()
     """Members of the official wheel, module and Python together, for when git cannot be reached."""
 
@@ -220,6 +224,43 @@ class Lean(Value):
     """Model architectures, as in a model's config.json, whose ops the groups were derived for."""
 
 
+class FullModule(Value):
+    """An extension module of upstream's own CMake; its name is the target's and the install component's."""
+
+    path: RelativePath
+    """Where upstream installs it, and where it is in the wheel."""
+    tree: str = "source"
+    archs: tuple[ArchOrPtx, ...] = ()
+    """What upstream's CMake compiles most of it for, with +PTX where it embeds PTX too: for each arch asked for it
+    takes the nearest of these. Empty for a module without device code."""
+
+
+class FullCompanion(Value):
+    """How upstream's CMake is given a companion's source tree."""
+
+    variable: CMakeName
+    """The CMake variable that names the folder; without it CMake would download."""
+    file: RelativePath | None = None
+    """Upstream's CMake file that only adds this companion's modules: left empty when none of them is compiled.
+    Without one, CMake cannot be configured without the companion."""
+
+
+class Full(Value):
+    """The full profile: what upstream's own CMake is told, and what it makes."""
+
+    archs: tuple[Arch, ...]
+    default_archs: Annotated[tuple[Arch, ...], Field(min_length=1)]
+    job_memory_gib: Annotated[float, Field(gt=0)]
+    inputs: Annotated[tuple[RelativePath, ...], Field(min_length=1)]
+    """Files and folders of the source that CMake reads."""
+    python: CMakeName
+    """The CMake variable that names the Python to build with."""
+    variables: dict[CMakeName, str] = {}
+    """Further CMake variables."""
+    companions: dict[str, FullCompanion] = {}
+    modules: Annotated[dict[Name, FullModule], Field(min_length=1)]
+
+
 class Patches(Value):
     """What the wheel needs to load the added files of patches/RECIPE/added."""
 
@@ -254,7 +295,12 @@ class Recipe(Value):
     modules: dict[str, Module]
     groups: dict[str, Group]
     lean: Lean
+    full: Full | None = None
     patches: Patches = Patches()
+
+    def offer(self, profile: str) -> Lean | Full:
+        """What a profile is offered for; the lean one's for a profile that the recipe does not have."""
+        return self.full if profile == "full" and self.full else self.lean
 
     @field_validator("python")
     @classmethod
@@ -287,12 +333,23 @@ class Recipe(Value):
         for name in self.lean.groups:
             if name not in self.groups:
                 raise ValueError(f"lean names the group `{name}`, which is not described")
+        if self.full:
+            _full_names_exist(self.full, self.companions)
         members = self.official_wheel.members if self.official_wheel else {}
         for name, companion in self.companions.items():
             for member in companion.stand_in:
                 if member not in members:
                     raise ValueError(f"companion `{name}` stands in `{member}`, which the official wheel lacks")
         return self
+
+
+def _full_names_exist(full: Full, companions: dict[str, Companion]) -> None:
+    for name in full.companions:
+        if name not in companions:
+            raise ValueError(f"full names the companion `{name}`, which is not described")
+    for name, module in full.modules.items():
+        if module.tree != "source" and module.tree not in full.companions:
+            raise ValueError(f"full's module `{name}` names the tree `{module.tree}`, which is no companion of full")
 
 
 class Loaded(Value):

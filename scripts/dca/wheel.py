@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -115,22 +116,64 @@ def _unchanged(record: Path) -> Made | None:
     return made
 
 
-def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, reporter: Reporter) -> Made:
-    log = run / "build.log"
-    log.unlink(missing_ok=True)
+@dataclass(frozen=True)
+class _Ready:
+    """Everything that compiling takes besides the plan."""
+
+    recipe: Recipe
+    tree: fetch.Tree
+    toolkit: Path | None
+    python: Path
+    torch: environments.TorchFacts
+
+
+def _ready(plan: Plan, world: World, cache: store.Store, reporter: Reporter, log: Path) -> _Ready:
+    """The stages before compiling: sources pinned and patched, build environment and toolkit at hand."""
     recipe = _recipe(plan, world)
-    documents.write(plan, run / "plan.json")
     tree = fetch.fetch(plan, recipe, cache, reporter, log)
     tree = patching.patch(plan, tree, cache, log)
-    documents.write(tree, run / "source.json")
     python = environments.build_environment(plan, cache, reporter, log)
     torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, log)
     toolkit = provide.toolkit(plan, world.toolkits, cache, reporter, log) if plan.toolkit else None
-    build = compiling.compile_modules(plan, recipe, tree, toolkit, python, torch, cache, reporter, log)
+    return _Ready(recipe=recipe, tree=tree, toolkit=toolkit, python=python, torch=torch)
+
+
+def list_commands(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> compiling.Listing:
+    """What compiling the plan would run: everything is prepared and configured, and nothing compiled.
+
+    Raises:
+        DcaError: DCA-201 for a plan that compiles nothing, and those of the stages.
+    """
+    if not plan.compiled:
+        raise DcaError(
+            "DCA-201",
+            "--list: nothing is compiled, every module is copied from the official wheel.",
+            remedy="leave --prebuilt out.",
+        )
+    run = cache.open().folder("run", f"{plan.recipe}-list-{plan.key}")
+    log = run / "build.log"
+    log.unlink(missing_ok=True)
+    ready = _ready(plan, world, cache, reporter, log)
+    assert ready.toolkit is not None  # noqa: S101 - a plan that compiles has one
+    listing = compiling.list_commands(
+        plan, ready.recipe, ready.tree, ready.toolkit, ready.python, ready.torch, cache, reporter, log
+    )
+    documents.write(listing, run / "commands.json")
+    return listing
+
+
+def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, reporter: Reporter) -> Made:
+    log = run / "build.log"
+    log.unlink(missing_ok=True)
+    documents.write(plan, run / "plan.json")
+    ready = _ready(plan, world, cache, reporter, log)
+    recipe, tree, python = ready.recipe, ready.tree, ready.python
+    documents.write(tree, run / "source.json")
+    build = compiling.compile_modules(plan, recipe, tree, ready.toolkit, python, ready.torch, cache, reporter, log)
     documents.write(build, run / "build.json")
     wheel = package.package(plan, recipe, tree, build, python, cache, out, reporter, log)
     reporter.stage("inspect", wheel.name)
-    found = inspection.inspect(wheel, inspection.schemas.built(build), torch=torch, asked=plan.archs)
+    found = inspection.inspect(wheel, inspection.schemas.built(build), torch=ready.torch, asked=plan.archs)
     documents.write(found, run / "inspection.json")
     if different := inspection.compare(found, plan):
         wheel.unlink()

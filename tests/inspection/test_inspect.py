@@ -104,6 +104,19 @@ def test_a_plan_that_the_wheel_does_not_keep_is_found(wheel: Path, plan: Plan) -
         assert any(told in line for line in different), (told, different)
 
 
+def test_a_module_that_may_hold_more_archs_than_planned_must_hold_the_planned_ones(wheel: Path, plan: Plan) -> None:
+    found = inspection.inspect(wheel)
+
+    def told(**changes: object) -> str:
+        compiled = {"origin": "compiled", "sha256": "", "official": "", "ptx": (), **changes}
+        modules = (plan.modules[0].model_copy(update=compiled), *plan.modules[1:])
+        return " ".join(inspection.compare(found, plan.model_copy(update={"modules": modules})))
+
+    assert "which was not planned" in told(sass=())
+    assert "which was not planned" not in told(sass=(), at_least=True)
+    assert "lacks cubins for 8.6" in told(sass=("8.6",), at_least=True)
+
+
 def test_ops_are_listed_by_loading_the_modules(wheel: Path, build_python: Path) -> None:
     found = inspection.inspect(wheel, inspection.schemas.loaded(build_python))
     assert found.problems == ()

@@ -10,6 +10,7 @@ import click
 
 from dca import documents, gather, inspection, wheel
 from dca.cli import options
+from dca.compiling import Listing
 from dca.errors import DcaError
 from dca.inspection import Inspection
 from dca.plan import Plan, Request
@@ -26,12 +27,19 @@ from dca.wheel import Made
     help="Where the wheel goes.",
 )
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as JSON.")
+@click.option(
+    "--list",
+    "listing",
+    is_flag=True,
+    help="Fetch and configure, print the commands that would compile and link, and stop.",
+)
 @options.cache
 @options.output
 def command(
     request: Request,
     out: Path,
     report: Path | None,
+    listing: bool,
     cache_dir: Path | None,
     update: bool,
     as_json: bool,
@@ -55,15 +63,29 @@ def command(
                 reporter.note(f"{choice.value}: {choice.reason}")
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
-        made = wheel.make(plan, world, cache, target, reporter)
+        result = (
+            wheel.list_commands(plan, world, cache, reporter)
+            if listing
+            else wheel.make(plan, world, cache, target, reporter)
+        )
     if report is not None:
-        documents.write(made, report)
+        documents.write(result, report)
     if as_json:
-        click.echo(documents.dumps(made).decode(), nl=False)
+        click.echo(documents.dumps(result).decode(), nl=False)
+    elif isinstance(result, Listing):
+        click.echo("\n".join(result.commands))
+        click.echo(counts(result), err=True)
     elif quiet:
-        click.echo(made.wheel)
+        click.echo(result.wheel)
     else:
-        click.echo(summary(plan, made))
+        click.echo(summary(plan, result))
+
+
+def counts(listing: Listing) -> str:
+    """How many objects each module of a listing is linked from; on standard error, beside the commands."""
+    lines = [f"{listing.version}: {len(listing.commands)} commands, to be run in {listing.folder}"]
+    lines += [f"  {module.name:<16} {len(module.sources):>4} objects" for module in listing.modules]
+    return "\n".join(lines)
 
 
 def summary(plan: Plan, made: Made) -> str:

@@ -56,7 +56,8 @@ def _archs(module: InspectedModule, planned: PlannedModule) -> list[str]:
     for what, has, wanted in (("cubins", module.sass, planned.sass), ("PTX", module.ptx, planned.ptx)):
         if lacking := [arch for arch in wanted if arch not in has]:
             told.append(f"{planned.path} lacks {what} for {', '.join(lacking)} (it has {', '.join(has) or 'none'}).")
-        if more := [arch for arch in has if arch not in wanted]:
+        more = [] if planned.at_least else [arch for arch in has if arch not in wanted]
+        if more:
             told.append(f"{planned.path} holds {what} for {', '.join(more)}, which was not planned.")
     return told
 

@@ -111,7 +111,8 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     python = world.machine.python
     assert python is not None  # noqa: S101 - check_python refused otherwise
     dirty = any(tree.kind == "folder" for tree in world.reach.local.values())
-    jobs = _jobs(recipe, world.machine, draft, compiled=any(module.origin == "compiled" for module in modules))
+    memory = recipe.offer(request.profile).job_memory_gib
+    jobs = _jobs(memory, world.machine, draft, compiled=any(module.origin == "compiled" for module in modules))
     version = _version(loaded, request, groups, archs, ptx, cuda_line, dirty=dirty)
     draft.choose("version", version, "base version, patch revision, CUDA that compiled, profile and archs.")
     return Plan(
@@ -170,13 +171,14 @@ def _archs(
         reason = "the GPUs of this machine: " + ", ".join(sorted({gpu.name for gpu in world.machine.gpus})) + "."
     else:
         narrow = [recipe.groups[name].archs for name in groups if recipe.groups[name].archs]
-        asked = tuple(arch for arch in recipe.lean.default_archs if all(arch in archs for archs in narrow))
+        default = recipe.offer(request.profile).default_archs
+        asked = tuple(arch for arch in default if all(arch in archs for archs in narrow))
         reason = "no GPU here: the archs that dual chunk attention is served on."
-        if left_out := [arch for arch in recipe.lean.default_archs if arch not in asked]:
+        if left_out := [arch for arch in default if arch not in asked]:
             reason += f" Without {', '.join(left_out)}, which a group has no kernels for."
     archs = tuple(sorted({arch.removesuffix("+PTX") for arch in asked}, key=Version))
     ptx = tuple(sorted({arch.removesuffix("+PTX") for arch in asked if arch.endswith("+PTX")}, key=Version))
-    offered = recipe.lean.archs
+    offered = recipe.offer(request.profile).archs
     found_here = "" if request.archs or not world.machine.gpus else " (a GPU of this machine)"
     for arch in archs:
         if facts is not None and not everything and arch not in facts.archs:
@@ -188,9 +190,15 @@ def _archs(
         elif arch not in offered:
             draft.refuse(
                 "DCA-305",
-                f"the lean profile is not offered for {arch}{found_here}: the sparse-attention kernels of "
-                f"{recipe.name} run on {', '.join(offered)}.",
-                _other_way(recipe, arch),
+                f"the {request.profile} profile is not offered for {arch}{found_here}: the "
+                f"{'sparse-attention ' * (request.profile == 'lean')}kernels of {recipe.name} run on "
+                f"{', '.join(offered)}.",
+                _other_way(recipe, arch, request.profile),
+            )
+        elif arch not in recipe.lean.archs:
+            draft.warnings.append(
+                f"the sparse-attention kernels of {recipe.name} run on {', '.join(recipe.lean.archs)}, not on {arch}: "
+                "there the wheel serves without dual chunk attention."
             )
     if ptx and substituted:
         draft.choose("PTX", "none", "the toolkit is not the CUDA asked for, and its PTX would need a newer driver.")
@@ -199,14 +207,18 @@ def _archs(
     return archs, ptx
 
 
-def _other_way(recipe: Recipe, arch: str) -> str:
+def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
+    ways = []
     official = recipe.official_wheel
-    has = official and any(arch in member.sass for member in official.members.values())
-    if has:
-        return (
-            f"without dual chunk attention, --prebuilt all --arch {recipe.lean.default_archs[0]} copies every "
-            f"module of the official wheel, which has {arch} for the rest."
+    if official and any(arch in member.sass for member in official.members.values()):
+        ways.append(
+            f"--prebuilt all --arch {recipe.lean.default_archs[0]} copies every module of the official wheel, which "
+            f"has {arch} for the rest"
         )
+    if profile == "lean" and recipe.full and arch in recipe.full.archs:
+        ways.append(f"--profile full --arch {arch} compiles every module, which takes hours")
+    if ways:
+        return f"without dual chunk attention, {'; '.join(ways)}."
     return f"build for {', '.join(recipe.lean.default_archs)}."
 
 
@@ -216,32 +228,35 @@ def _explain_substitution(
     major = used.split(".")[0]
     first = FIRST_DRIVER.get(int(major), 0)
     runs = f"Compiled kernels (SASS) of any CUDA {major}.x run on every {major}.x driver from {first} on"
-    if any(module.origin == "compiled" for module in modules):
-        reason = f"no CUDA {asked} toolkit can be had that compiles {recipe.name}. {runs}; no PTX is embedded."
+    compiled = [module for module in modules if module.origin == "compiled"]
+    if compiled:
+        none = not any(module.ptx for module in compiled)
+        ptx = "no PTX is embedded" if none else "the PTX that upstream's CMake embeds needs a newer one"
+        reason = f"no CUDA {asked} toolkit can be had that compiles {recipe.name}. {runs}; {ptx}."
     else:
         reason = f"nothing is compiled, and the official wheel is of CUDA {used}. {runs}; its PTX needs a newer one."
     draft.choose("CUDA", f"{used} in place of {asked}", reason)
     official = recipe.official_wheel
-    facts = world.cuda.of(official.cuda) if official else None
     for module in modules:
         jitted = [arch for arch, how in module.reached.items() if how.startswith("JIT")]
-        if module.origin == "copied" and jitted and facts is not None:
+        copied = module.origin == "copied"
+        facts = world.cuda.of(official.cuda if copied and official else used)
+        if jitted and facts is not None:
             draft.warnings.append(
-                f"{module.name} is copied and reaches {', '.join(jitted)} only by compiling its PTX at load, which "
-                f"needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not one of CUDA {asked}. To "
-                "compile it from source instead, give its tree with --companion."
+                f"{module.name} is {module.origin} and reaches {', '.join(jitted)} only by compiling its PTX at load, "
+                f"which needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not one of CUDA {asked}."
+                + (" To compile it from source instead, give its tree with --companion." if copied else "")
             )
 
 
-def _jobs(recipe: Recipe, machine: Machine, draft: Draft, *, compiled: bool) -> int:
-    by_memory = int((machine.memory_gib - 1) / recipe.lean.job_memory_gib)
+def _jobs(job_memory_gib: float, machine: Machine, draft: Draft, *, compiled: bool) -> int:
+    by_memory = int((machine.memory_gib - 1) / job_memory_gib)
     jobs = max(1, min(machine.cores, by_memory))
     if compiled:
         draft.choose(
             "jobs",
             str(jobs),
-            f"{machine.cores} cores; {machine.memory_gib:g} GiB of memory for jobs of "
-            f"{recipe.lean.job_memory_gib:g} GiB.",
+            f"{machine.cores} cores; {machine.memory_gib:g} GiB of memory for jobs of {job_memory_gib:g} GiB.",
         )
     return jobs
 

@@ -27,13 +27,29 @@ def check_machine(request: Request, recipe: Recipe, machine: Machine, draft: Dra
 
 def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
     """The profile, the modules to copy and the companions named must be ones that the recipe has."""
-    if request.profile != "lean":
+    offered = ["lean", *(["full"] if recipe.full else [])]
+    if request.profile not in offered:
         draft.refuse(
             "DCA-309",
-            f"{recipe.name} does not offer the profile `{request.profile}` yet; it offers lean.",
+            f"{recipe.name} does not offer the profile `{request.profile}`; it offers {' and '.join(offered)}.",
             "use --profile lean, or --prebuilt all for every module of the official wheel.",
         )
-    names = set(recipe.modules) | set(recipe.companions) | {"all"}
+    full = recipe.full if request.profile == "full" else None
+    if full and request.groups:
+        draft.refuse(
+            "DCA-309",
+            f"--with {request.groups[0]}: the full profile holds every op already.",
+            "leave --with out, or --profile full.",
+        )
+    if full and any(arch.endswith("+PTX") for arch in request.archs):
+        draft.refuse(
+            "DCA-309",
+            "+PTX: the full profile embeds the PTX that upstream's CMake chooses for each source.",
+            "give --arch without +PTX.",
+        )
+    # Only what the official wheel has in its place can be copied.
+    copied = {name for name, companion in recipe.companions.items() if companion.stand_in}
+    names = set(full.modules if full else recipe.modules) | copied | {"all"}
     for name in request.prebuilt:
         if name not in names:
             draft.refuse(

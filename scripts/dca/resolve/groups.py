@@ -9,7 +9,10 @@ from dca.resolve.draft import Draft
 
 
 def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, ...]:
-    """The groups of the wheel, in the order in which they were asked for."""
+    """The groups of the wheel, in the order in which they were asked for; none where everything is compiled."""
+    if request.profile == "full":
+        draft.choose("profile", "full", "upstream's own CMake: every module and every op.")
+        return ()
     for name in request.groups:
         if name not in recipe.groups:
             draft.refuse(
@@ -48,7 +51,7 @@ def _for_model(model: Model, recipe: Recipe, chosen: tuple[str, ...]) -> tuple[s
 
 def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], modules: list[PlannedModule]) -> Coverage:
     """What models the wheel can serve."""
-    if "all" in request.prebuilt:
+    if "all" in request.prebuilt or request.profile == "full":
         return Coverage(everything=True)
     serving = [recipe.groups[name].serves for name in groups]
     head_dims = {dimension for one in serving for dimension in one.head_dims}
@@ -88,11 +91,12 @@ def check_group_archs(
 
 
 def everything(recipe: Recipe) -> str:
-    """The way to a wheel that leaves nothing out."""
-    official = recipe.official_wheel
-    if official is None:
+    """The ways to a wheel that leaves nothing out."""
+    official, ways = recipe.official_wheel, []
+    if official:
+        ways.append(f"--prebuilt all copies the modules of the official {official.package} {official.version} wheel")
+    if recipe.full:
+        ways.append("--profile full compiles every module, which takes hours")
+    if not ways:
         return "choose a recipe with an official wheel and --prebuilt all."
-    return (
-        f"--prebuilt all copies the modules of the official {official.package} {official.version} wheel, which leave "
-        "nothing out."
-    )
+    return f"{'; '.join(ways)}. Nothing is left out then."

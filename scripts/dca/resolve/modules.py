@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dca.archs import how_reached
 from dca.plan import PlannedModule, PlannedSource, Reach, Request
-from dca.recipes import Module, Recipe
+from dca.recipes import Recipe
 from dca.resolve.draft import Draft
+from dca.resolve.full import full_modules
 
 
 def choose_modules(
@@ -20,29 +21,33 @@ def choose_modules(
     draft: Draft,
 ) -> list[PlannedModule]:
     """Each module of the wheel: compiled from source, or copied from the official wheel."""
-    wanted = tuple(dict.fromkeys(recipe.groups[name].module for name in groups))
-    if "all" in request.prebuilt:
-        wanted = ()
+    wanted: list[tuple[PlannedModule, str]] = []
+    if "all" not in request.prebuilt:
+        full = recipe.full if request.profile == "full" else None
+        wanted = full_modules(recipe, full, archs, draft) if full else _lean_modules(recipe, groups, archs, ptx)
     found: list[PlannedModule] = []
     copied: list[str] = []
-    for name in wanted:
-        module = recipe.modules[name]
-        if name in request.prebuilt or module.tree in request.prebuilt:
+    for module, tree in wanted:
+        ops = _ops(module.name, recipe, module.groups or tuple(recipe.groups))
+        if module.name in request.prebuilt or tree in request.prebuilt:
             reason = "--prebuilt."
-        elif module.tree not in sources:
-            reason = missing[module.tree]
+        elif tree not in sources:
+            reason = missing[tree]
         else:
-            found.append(_compiled(name, module, recipe, groups, archs, ptx))
+            reached = {arch: how_reached(arch, module.sass, module.ptx) for arch in archs} if module.sass else {}
+            found.append(module.model_copy(update={"reached": reached, "ops": ops}))
             continue
-        copied.append(name)
-        found.append(_copied(name, module.path, recipe, groups, archs, reason))
+        copied.append(module.name)
+        found.append(_copied(module.name, module.path, recipe, module.groups, ops, archs, reason))
     if "all" in request.prebuilt and recipe.official_wheel:
         known = {module.path: name for name, module in recipe.modules.items()}
         for path in recipe.official_wheel.members:
             if path.endswith(".so"):
                 name = known.get(path, path.rsplit("/", 1)[-1].split(".")[0])
                 copied.append(name)
-                found.append(_copied(name, path, recipe, groups, archs, "--prebuilt all."))
+                own = tuple(group for group in groups if recipe.groups[group].module == name)
+                ops = _ops(name, recipe, own)
+                found.append(_copied(name, path, recipe, own, ops, archs, "--prebuilt all."))
     if copied:
         official = recipe.official_wheel
         if official is None:
@@ -65,35 +70,39 @@ def choose_modules(
     return found
 
 
-def _compiled(
-    name: str,
-    module: Module,
-    recipe: Recipe,
-    groups: tuple[str, ...],
-    archs: tuple[str, ...],
-    ptx: tuple[str, ...],
-) -> PlannedModule:
-    native = tuple(arch for arch in archs if arch in module.archs)
-    official = recipe.official_wheel.members.get(module.path) if recipe.official_wheel else None
-    return PlannedModule(
-        name=name, path=module.path, origin="compiled",
-        groups=tuple(group for group in groups if recipe.groups[group].module == name),
-        sass=native, ptx=ptx, reached={arch: how_reached(arch, native, ptx) for arch in archs},
-        reason="from source.", ops=_ops(name, recipe, groups), official=official.sha256 if official else "",
-    )  # fmt: skip
+def _lean_modules(
+    recipe: Recipe, groups: tuple[str, ...], archs: tuple[str, ...], ptx: tuple[str, ...]
+) -> list[tuple[PlannedModule, str]]:
+    """The modules of some groups, each with the source tree that it is compiled from."""
+    found = []
+    for name in dict.fromkeys(recipe.groups[group].module for group in groups):
+        module = recipe.modules[name]
+        official = recipe.official_wheel.members.get(module.path) if recipe.official_wheel else None
+        planned = PlannedModule(
+            name=name, path=module.path, origin="compiled",
+            groups=tuple(group for group in groups if recipe.groups[group].module == name),
+            sass=tuple(arch for arch in archs if arch in module.archs), ptx=ptx, reached={}, reason="from source.",
+            official=official.sha256 if official else "",
+        )  # fmt: skip
+        found.append((planned, module.tree))
+    return found
 
 
 def _copied(
-    name: str, path: str, recipe: Recipe, groups: tuple[str, ...], archs: tuple[str, ...], reason: str
+    name: str,
+    path: str,
+    recipe: Recipe,
+    groups: tuple[str, ...],
+    ops: dict[str, str],
+    archs: tuple[str, ...],
+    reason: str,
 ) -> PlannedModule:
     member = recipe.official_wheel.members.get(path) if recipe.official_wheel else None
     sass, ptx = (member.sass, member.ptx) if member else ((), ())
     return PlannedModule(
-        name=name, path=path, origin="copied",
-        groups=tuple(group for group in groups if recipe.groups[group].module == name),
-        sass=sass, ptx=ptx,
+        name=name, path=path, origin="copied", groups=groups, sass=sass, ptx=ptx,
         reached={arch: how_reached(arch, sass, ptx) for arch in archs} if sass or ptx else {}, reason=reason,
-        sha256=member.sha256 if member else "", ops=_ops(name, recipe, groups),
+        sha256=member.sha256 if member else "", ops=ops,
     )  # fmt: skip
 
 

@@ -23,7 +23,11 @@ def choose_sources(
         )
     else:
         draft.reasons.append(own)
-    needed = {recipe.modules[recipe.groups[name].module].tree for name in groups}
+    if recipe.full and request.profile == "full":
+        needed = {name for name, companion in recipe.full.companions.items() if companion.file is None}
+        needed |= {module.tree for name, module in recipe.full.modules.items() if name not in request.prebuilt}
+    else:
+        needed = {recipe.modules[recipe.groups[name].module].tree for name in groups}
     for name, companion in recipe.companions.items():
         if name not in needed or name in request.prebuilt or "all" in request.prebuilt:
             continue

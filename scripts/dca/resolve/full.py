@@ -1,0 +1,67 @@
+"""Plans the modules of the full profile: what upstream's own CMake will make for the archs asked for."""
+
+from __future__ import annotations
+
+from packaging.version import Version
+
+from dca.plan import PlannedModule
+from dca.recipes import Full, Recipe
+from dca.resolve.draft import Draft
+
+
+def full_modules(recipe: Recipe, full: Full, archs: tuple[str, ...], draft: Draft) -> list[tuple[PlannedModule, str]]:
+    """Every module that upstream's CMake makes for some archs, each with the source tree that it is compiled from.
+
+    A module that has no kernels for any of them is left out, as upstream leaves it out.
+    """
+    found: list[tuple[PlannedModule, str]] = []
+    left_out: list[str] = []
+    members = recipe.official_wheel.members if recipe.official_wheel else {}
+    for name, module in full.modules.items():
+        sass, ptx = nearest(module.archs, archs)
+        if module.archs and not sass:
+            left_out.append(name)
+            continue
+        official = members.get(module.path)
+        planned = PlannedModule(
+            name=name, path=module.path, origin="compiled", groups=(), sass=sass, ptx=ptx, reached={},
+            reason="from source, by upstream's CMake.", official=official.sha256 if official else "",
+            at_least=bool(module.archs),
+        )  # fmt: skip
+        found.append((planned, module.tree))
+    if left_out:
+        draft.choose("left out", ", ".join(left_out), f"no kernels for {', '.join(archs)}.")
+    return found
+
+
+def nearest(known: tuple[str, ...], asked: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The archs that upstream's CMake takes for those asked for: its cubins, and those it embeds PTX of as well.
+
+    The rule is upstream's `cuda_archs_loose_intersection`: for each arch asked for the newest known one that is not
+    newer and of the same major version, or of any if it comes with PTX; an arch with the suffix "a" only for exactly
+    that arch.
+
+    >>> nearest(("8.0+PTX",), ("8.0", "9.0"))
+    (('8.0',), ('8.0',))
+    >>> nearest(("8.0", "9.0a"), ("8.6", "9.0"))
+    (('8.0', '9.0'), ())
+    """
+    with_ptx = {arch.removesuffix("+PTX") for arch in known if arch.endswith("+PTX")}
+    plain = sorted({arch.removesuffix("+PTX") for arch in known}, key=lambda arch: Version(arch.rstrip("a")))
+    taken: set[str] = set()
+    for arch in asked:
+        if f"{arch}a" in plain:
+            taken.add(f"{arch}a")
+            continue
+        version = Version(arch)
+        fit = [
+            one
+            for one in plain
+            if not one.endswith("a")
+            and Version(one) <= version
+            and (one in with_ptx or Version(one).major == version.major)
+        ]
+        taken |= set(fit[-1:])
+    # Cubins and PTX are told without the suffix: the arch is the same.
+    sass = sorted({arch.rstrip("a") for arch in taken}, key=Version)
+    return tuple(sass), tuple(sorted({arch.rstrip("a") for arch in taken & with_ptx}, key=Version))
