@@ -31,7 +31,7 @@ project(thing LANGUAGES CXX)
 find_program(PYTHON_THERE NAMES ${THING_PYTHON} REQUIRED)
 file(WRITE ${CMAKE_SOURCE_DIR}/csrc/generated.cpp "int archs() { return sizeof(\\"$ENV{TORCH_CUDA_ARCH_LIST}\\"); }\\n")
 file(GLOB GENERATED csrc/generated*.cpp)
-add_library(_A MODULE csrc/a.cpp ${GENERATED})
+add_library(_A MODULE csrc/a.cpp csrc/b.cpp ${GENERATED})
 set_target_properties(_A PROPERTIES PREFIX "" SUFFIX ".abi3.so")
 target_link_libraries(_A PRIVATE ${CUDA_cuda_driver_LIBRARY})
 install(TARGETS _A LIBRARY DESTINATION thing COMPONENT _A)
@@ -109,6 +109,7 @@ def small(planned: Plan, recipe: Recipe, python: Path, tmp_path: Path) -> Small:
         "source/CMakeLists.txt": CMAKELISTS,
         "source/cmake/other.cmake": OTHER,
         "source/csrc/a.cpp": 'extern "C" { int cuMemCreate(); int a() { return cuMemCreate(); } }\n',
+        "source/csrc/b.cpp": 'extern "C" const char* where() { return __FILE__; }\n',
         "source/thing/__init__.py": "",
         "other/b.cpp": "int b() { return 2; }\n",
         "toolkit/include/cuda.h": "#define cuMemFree cuMemFree_v2\nint cuMemCreate(int);\n",
@@ -121,7 +122,9 @@ def small(planned: Plan, recipe: Recipe, python: Path, tmp_path: Path) -> Small:
         )
         for name, module in FULL.modules.items()
     )
-    facts = TorchFacts(version="", cuda="", cxx11_abi=True, includes=(), libraries="", python_include="")
+    facts = TorchFacts(
+        version="", cuda="", cxx11_abi=True, includes=(), libraries="/no/site/torch/lib", python_include=""
+    )
     return Small(
         plan=planned.model_copy(update={"profile": "full", "modules": modules, "archs": ("8.0", "9.0")}),
         recipe=recipe.model_copy(update={"full": FULL}),
@@ -136,7 +139,7 @@ def needed(module: Path) -> list[str]:
 
 
 def test_upstreams_cmake_compiles_with_the_given_companion_and_installs_where_the_recipe_says(small: Small) -> None:
-    assert small.build() == 3
+    assert small.build() == 4
     names = [module.name for module in small.plan.compiled]
     env = small.prepare()
     files = [upstream.install(module, small.folder, small.python, env, small.log) for module in small.plan.compiled]
@@ -145,16 +148,26 @@ def test_upstreams_cmake_compiles_with_the_given_companion_and_installs_where_th
     assert any("libcuda.so.1" in line for line in needed(files[0]))
     assert not any("PATH" in line or "libcuda" in line for line in needed(files[1]))
     sources = [cmake.sources(small.folder / "ninja", name) for name in names]
-    assert sources == [("source/csrc/a.cpp", "source/csrc/generated.cpp"), ("other/b.cpp",)]
+    assert sources == [("source/csrc/a.cpp", "source/csrc/b.cpp", "source/csrc/generated.cpp"), ("other/b.cpp",)]
     assert [one.source for one in cmake.objects(small.folder / "ninja", "_A")] == list(sources[0])
     listed = cmake.commands(small.folder / "ninja", names, small.python, env)
-    assert len(listed) == 3 + 2
+    assert len(listed) == 4 + 2
     # The archs that were asked for reached CMake, and not those that somebody once exported.
     assert '"8.0;9.0"' in (small.folder / "src/source/csrc/generated.cpp").read_text()
 
 
+def test_the_same_plan_gives_the_same_bytes_in_another_folder(small: Small, tmp_path: Path) -> None:
+    made = []
+    for name in ("one", "another"):
+        there = replace(small, folder=tmp_path / name)
+        there.build()
+        made.append((there.folder / "ninja/_A.abi3.so").read_bytes())
+    assert made[0] == made[1]
+    assert b"src/source/csrc/b.cpp" in made[0]
+
+
 def test_a_changed_source_compiles_itself_alone_and_nothing_changed_configures_nothing(small: Small) -> None:
-    assert small.build() == 3
+    assert small.build() == 4
     configured = (small.folder / "configured").stat().st_mtime_ns
     assert small.build() == 0
     assert (small.folder / "configured").stat().st_mtime_ns == configured
@@ -168,7 +181,7 @@ def test_a_companion_that_cannot_be_had_is_left_out_of_the_configuration(small: 
     (module,) = (one for one in small.plan.modules if one.name == "_A")
     (small.tree.path("other") / "b.cpp").unlink()
     alone = replace(small, plan=small.plan.model_copy(update={"modules": (module,)}))
-    assert alone.build() == 2
+    assert alone.build() == 3
     assert (small.folder / "src/source/cmake/other.cmake").read_bytes() == b""
 
 

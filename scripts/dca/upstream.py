@@ -37,17 +37,18 @@ def prepare(
     # Upstream's own tools look for cmake and ninja on PATH.
     env["PATH"] = f"{python.parent}:{env['PATH']}"
     source = folder / "src"
+    names = {source: "src", Path(torch.libraries).parent.parent: "site-packages", toolkit: "cuda"}
     # CMake names the runtime without saying where it is.
     libraries = " ".join(f'"-L{path}"' for path in provide.folders(toolkit, "lib"))
     arguments: list[str | Path] = [
-        "-S", source / "source", *provide.cmake_arguments(toolkit, plan.host_compiler),
+        "-S", source / "source", *provide.cmake_arguments(toolkit, plan.host_compiler, names),
         # torch's CMake package uses the old FindCUDA, which would take any nvcc on PATH or in /usr/local.
         f"-DCUDA_TOOLKIT_ROOT_DIR={toolkit}",
         f"-DCUDA_cuda_driver_LIBRARY={driver}", "-DCUDA_NVRTC_LIB=",
         # The math libraries' headers, which torch's headers include, need not be in the toolkit.
         f"-DCMAKE_CXX_STANDARD_INCLUDE_DIRECTORIES={';'.join(torch.includes)}",
         f"-DCMAKE_CUDA_STANDARD_INCLUDE_DIRECTORIES={';'.join(torch.includes)}",
-        # As our own project: no path of this machine in a module, and only libraries that it uses.
+        # As our own project: no search path of this machine in a module, and only libraries that it uses.
         "-DCMAKE_SKIP_RPATH=ON",
         f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--as-needed -Wl,--strip-all -Wl,--build-id=none",
         "-DFETCHCONTENT_FULLY_DISCONNECTED=ON",
