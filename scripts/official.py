@@ -27,7 +27,7 @@ NVCC_DEFAULT = "5.2"
 
 def members(recipe: Recipe, wheel: zipfile.ZipFile) -> list[str]:
     """The members that a build may copy: every extension module, and the Python that companions bring."""
-    folders = tuple(f"{companion.python.to}/" for companion in recipe.companions.values())
+    folders = tuple(f"{companion.python.to}/" for companion in recipe.companions.values() if companion.python)
     return sorted(
         name
         for name in wheel.namelist()
