@@ -44,7 +44,7 @@ def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> No
 
 def test_the_record_in_the_wheel_says_what_it_was_made_of(wheel: Path, plan: Plan) -> None:
     record = json.loads(info(wheel, "dca.json"))
-    assert record["schema"] == "dca.contents/1"
+    assert record["schema"] == "dca.contents/2"
     assert (record["recipe"], record["archs"], record["groups"]) == (plan.recipe, list(plan.archs), list(plan.groups))
     found = {module.path: module.sha256 for module in inspection.inspect(wheel).modules}
     assert {module["path"]: module["sha256"] for module in record["modules"]} == found

@@ -49,7 +49,8 @@ class Document(Value):
 
 def json_schema(kind: type[Document]) -> dict[str, Any]:
     """The JSON Schema of a document on disk."""
-    told = kind.model_json_schema(mode="serialization")
+    # What is written is what is read back, and the serializer's own schema says only that it is an object.
+    told = kind.model_json_schema(mode="validation")
     return told | {"properties": {"schema": {"const": kind.SCHEMA}, **told["properties"]}}
 
 

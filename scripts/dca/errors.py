@@ -79,9 +79,10 @@ class DcaError(Exception):
         what: what happened, one sentence.
         why: the reason, or the program's own words.
         remedy: what to do next.
+        answered: whether the command has already printed its result as JSON, with what is wrong in it.
     """
 
-    def __init__(self, code: str, what: str, *, why: str = "", remedy: str = "") -> None:
+    def __init__(self, code: str, what: str, *, why: str = "", remedy: str = "", answered: bool = False) -> None:
         if code not in CODES:
             raise ValueError(f"unknown error code {code}")
         super().__init__(what)
@@ -89,6 +90,7 @@ class DcaError(Exception):
         self.what = what
         self.why = why
         self.remedy = remedy
+        self.answered = answered
 
     @property
     def exit_code(self) -> ExitCode:

@@ -75,12 +75,14 @@ class Names:
     def __getattr__(self, op: str) -> Any:
         full = f"{self._name}::{op}"
         frame = sys._getframe(1)
-        # `hasattr` asks whether an op is there; a plain attribute insists on it.
-        insists = dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("LOAD_ATTR", "LOAD_METHOD"))
-        if importing and insists and "/vllm/" in frame.f_code.co_filename:
-            imported.setdefault(full, place(frame))
-        if LISTED is not None and full not in LISTED and not op.startswith("__"):
-            raise AttributeError(f"'_OpNamespace' '{self._name}' object has no attribute '{op}'")
+        # torch itself walks over everything that is registered; that is no need of vLLM's.
+        if "/vllm/" in frame.f_code.co_filename:
+            # `hasattr` asks whether an op is there; a plain attribute insists on it.
+            insists = dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("LOAD_ATTR", "LOAD_METHOD"))
+            if importing and insists:
+                imported.setdefault(full, place(frame))
+            if LISTED is not None and full not in LISTED:
+                raise AttributeError(f"'_OpNamespace' '{self._name}' object has no attribute '{op}'")
         return getattr(self._real, op)
 
 
@@ -163,7 +165,9 @@ def serve(folder: str, prompts: Any = PROMPTS, sampling: dict[str, Any] | None =
     engine = LLM(model=folder, skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, **given)
     chosen = {"max_tokens": 4, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05,
               "detokenize": False, "ignore_eos": True, **(sampling or {})}  # fmt: skip
-    told = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], SamplingParams(**chosen), use_tqdm=False)
+    told = engine.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts], SamplingParams(**chosen), use_tqdm=False
+    )
     lengths = [len(one.token_ids) for output in told for one in output.outputs]
     if lengths != [chosen["max_tokens"]] * len(prompts) * chosen.get("n", 1):
         raise RuntimeError(f"the engine answered with {lengths} tokens")
@@ -260,7 +264,7 @@ def main() -> None:
     sys.meta_path.insert(0, Elsewhere())
     for namespace in NAMESPACES:
         setattr(torch.ops, namespace, Names(namespace))
-    import vllm  # noqa: F401 - its platform is replaced before anything asks it
+    import vllm
 
     simulated_gpu.simulate_platform(*GIVEN["capability"])
     simulated_gpu.register_on_cpu()

@@ -106,7 +106,7 @@ class _Properties:
 class _Generator(torch.Generator):
     """Random numbers on the CPU, whatever device was asked for."""
 
-    def __new__(cls, device: Any = None) -> _Generator:  # noqa: ARG004 - torch's signature
+    def __new__(cls, device: Any = None) -> _Generator:
         return super().__new__(cls, torch.device("cpu"))
 
 
@@ -128,7 +128,14 @@ def simulate_tensors(major: int, minor: int) -> None:
     cuda.memory_stats = lambda device=None: {"allocated_bytes.all.peak": 0, "allocated_bytes.all.current": 0}
     cuda.memory_reserved = cuda.memory_allocated = cuda.max_memory_allocated = lambda device=None: 0
     cuda.is_current_stream_capturing = lambda: False
-    for name in ("set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "manual_seed_all", "set_stream"):
+    for name in (
+        "set_device",
+        "synchronize",
+        "empty_cache",
+        "reset_peak_memory_stats",
+        "manual_seed_all",
+        "set_stream",
+    ):
         setattr(cuda, name, lambda *_args, **_kwargs: None)
     for name in ("Stream", "Event", "CUDAGraph"):
         setattr(cuda, name, _Nothing)

@@ -101,7 +101,7 @@ def run(arguments: list[str]) -> int:
         )
         return ExitCode.INTERRUPTED
     except DcaError as error:
-        return _say(error, as_json=as_json)
+        return _say(error, as_json=as_json and not error.answered)
     except OSError as error:
         # The error may be of standard output itself.
         return _say(from_os_error(error), as_json=False)

@@ -69,14 +69,15 @@ def command(
     torch = environments.look_at_torch(python) if python else None
     source = inspection.schemas.loaded(python) if python else None
     found = inspection.inspect(wheel, source, torch=torch, asked=asked)
-    if as_json:
-        click.echo(documents.dumps(found).decode(), nl=False)
-    elif not quiet:
-        click.echo(render(found, verbose=verbose))
     different = inspection.compare(found, plan) if plan else list(found.problems)
     unfit = inspection.unreached(found) if archs else []
     if wanted:
         unfit += needs.lacking(found, wanted, recipes.load_all())
+    if as_json:
+        compared = {"planned": plan.key, "differences": tuple(different)} if plan else {}
+        click.echo(documents.dumps(found.model_copy(update={**compared, "unfit": tuple(unfit)})).decode(), nl=False)
+    elif not quiet:
+        click.echo(render(found, verbose=verbose))
     if different:
         raise DcaError(
             "DCA-702" if plan else "DCA-701",
@@ -85,18 +86,17 @@ def command(
             remedy="do not install or publish it; `dca wheel` builds one that is right."
             if found.recorded
             else "what it says of itself cannot be relied on; `dca wheel` builds one that is right.",
+            answered=as_json,
         )
     if unfit:
-        words = [
-            "dca wheel",
-            *(["--arch", ",".join(asked)] if archs else []),
-            *(["--model", str(model)] if model else []),
-        ]
+        given = [("--arch", ",".join(asked)) if archs else (), ("--model", str(model)) if model else ()]
+        words = " ".join(["dca wheel", *(word for pair in given for word in pair)])
         raise DcaError(
             "DCA-110",
             f"{wheel.name} does not fit.",
             why=_some(unfit),
-            remedy=f"build one that does: `{' '.join(words)}`.",
+            remedy=f"build one that does: `{words}`.",
+            answered=as_json,
         )
 
 

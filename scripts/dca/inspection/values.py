@@ -127,6 +127,9 @@ class Inspection(Document):
         sparse_ops: the same of the sparse-attention kernels.
         recorded: what the wheel says of itself; None when this tool did not make it.
         problems: what is wrong with it whatever was planned.
+        planned: key of the plan that it was compared with, or empty.
+        differences: how it differs from that plan, its problems among them.
+        unfit: why it does not serve the model or run on the archs that were asked for.
     """
 
     SCHEMA: ClassVar[str] = "dca.inspection/2"
@@ -153,6 +156,9 @@ class Inspection(Document):
     recorded: Recorded | None
     files: int
     problems: tuple[str, ...]
+    planned: str = ""
+    differences: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()
 
     def module(self, path: str) -> InspectedModule | None:
         """The module at a path."""

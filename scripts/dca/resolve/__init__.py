@@ -147,7 +147,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         choices=tuple(draft.choices),
         checks=tuple(draft.checks),
         warnings=tuple(draft.warnings),
-        advice=_advice(recipe, world, archs, everything=everything),
+        advice=_advice(loaded, world, archs, everything=everything),
         passed_over=tuple(draft.passed),
     )
 
@@ -292,8 +292,9 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _advice(recipe: Recipe, world: World, archs: tuple[str, ...], *, everything: bool) -> tuple[str, ...]:
+def _advice(loaded: Loaded, world: World, archs: tuple[str, ...], *, everything: bool) -> tuple[str, ...]:
     """Honesty about not building: whether the project's own wheel would do."""
+    recipe = loaded.recipe
     official, python = recipe.official_wheel, world.machine.python
     if official is None or python is None or everything:
         return ()
@@ -303,13 +304,17 @@ def _advice(recipe: Recipe, world: World, archs: tuple[str, ...], *, everything:
     what = "this machine's GPUs" if world.machine.gpus else f"GPUs of {', '.join(serving)}"
     facts = world.cuda.of(official.cuda)
     driver = f" with a driver of CUDA {official.cuda}, {facts.driver_min} or newer" if facts else ""
+    patched = (
+        "this recipe's patches and guards (backend chosen by itself, unsafe settings refused)"
+        if loaded.series_revision
+        else "nothing of patches or guards, because this recipe has none"
+    )
     return (
         f"You may not need to build: the official {official.package} {official.version} wheel (CUDA {official.cuda}, "
-        f"Python {recipe.python}) serves {what}{driver}. `dca wheel --prebuilt all` copies all of its modules and "
-        "compiles nothing.",
-        "What building adds: DCA index and engine kernels from source for exactly these archs, this recipe's patches "
-        "and guards (backend chosen by itself, unsafe settings refused), torch pinned and transformers kept below 5, "
-        "and a record of what is in the wheel.",
+        f"Python {recipe.python}) serves {what}{driver}. `dca wheel --recipe {recipe.name} --prebuilt all` copies all "
+        "of its modules and compiles nothing.",
+        "What building adds: DCA index and engine kernels from source for exactly these archs, torch pinned and what "
+        f"drifts kept back ({', '.join(recipe.caps)}), a record of what is in the wheel, and {patched}.",
     )
 
 

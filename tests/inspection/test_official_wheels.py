@@ -1,0 +1,137 @@
+"""Wheels made elsewhere: what the official ones hold, read without running anything of them."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dca import index, inspection, store
+from dca.inspection import Inspection
+from dca.recipes import IndexFile
+from support import ROOT, RunDca
+
+OLD = {"7.0", "7.5", "8.0", "8.9", "9.0", "10.0"}
+NEW = OLD | {"8.7", "12.0"}
+FLASH = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
+
+
+@dataclass(frozen=True)
+class Official:
+    """An official wheel, and what is known of it.
+
+    Args:
+        core: archs of `_C`, besides a stray kernel for 5.2 that every one of them has.
+        flash: archs of the cubins and of the PTX of flash-attention 2.
+    """
+
+    version: str
+    sha256: str
+    torch: str
+    core: frozenset[str]
+    flash: tuple[set[str], set[str]] = ({"8.0"}, {"8.0"})
+    backend: bool = True
+
+    @property
+    def file(self) -> IndexFile:
+        name = f"vllm-{self.version}-cp38-abi3-manylinux1_x86_64.whl"
+        return IndexFile(package="vllm", version=self.version, file=name, sha256=self.sha256)
+
+
+LAST = Official("0.10.2", "e0cba6110483d9bf25c4402d8655cf78d366dd13e4155210980cc3480ed98b7b", "2.8.0", frozenset(NEW))
+OTHERS = (
+    Official("0.9.0", "a130715cc915377f78e84088fc35c426266e278a0793be0b2ad78deda2e2f55e", "2.7.0", frozenset(OLD),
+             ({"8.0", "9.0", "10.0"}, set())),
+    Official("0.10.0", "8ca37559d82b43b5e8c8248d2e4a1ecb51d6d4e5d517491d656df6491ed93dab", "2.7.1", frozenset(NEW)),
+    # The first without dual chunk attention; its kernels stayed.
+    Official("0.11.0", "3861c75ff2b12e24f6d179ff5c084d791b42ded8675d76c8706697c79f68cd62", "2.8.0", frozenset(NEW),
+             backend=False),
+)  # fmt: skip
+
+
+def brought(official: Official, cache: store.Store, folder: Path) -> Path:
+    """The wheel under its own name, which says its version and tags."""
+    wheel = folder / official.file.file
+    wheel.symlink_to(index.download(official.file, cache))
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def last(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return brought(LAST, cache, tmp_path_factory.mktemp("official"))
+
+
+def check(official: Official, found: Inspection) -> None:
+    core, flash = found.module("vllm/_C.abi3.so"), found.module(FLASH)
+    assert core is not None
+    assert flash is not None
+    assert set(core.sass) == official.core | {"5.2"}
+    assert core.sass["5.2"] == 1
+    assert (set(flash.sass), set(flash.ptx)) == official.flash
+    assert (found.version, found.torch) == (official.version, f"torch=={official.torch}")
+    assert (found.dca_backend, found.index_ops, found.sparse_ops) == (official.backend, True, True)
+    assert "libcudart.so.12" in found.cuda_libraries
+    assert core.cxx11_abi is True
+    # The tag in WHEEL is not the one of the file name, and the file name's promises an older glibc than is needed.
+    assert len(found.problems) == 2
+    assert found.problems[0].startswith("WHEEL says cp38-abi3-linux_x86_64, the file name")
+    assert "promises to run with glibc 2.5" in found.problems[1]
+    for module in found.modules:
+        assert sum(module.sections.values()) == module.bytes
+        if module.sass:
+            assert sum(family.bytes for family in module.families) <= sum(module.sass_bytes.values())
+            assert module.families
+
+
+def test_the_last_release_with_dual_chunk_attention(last: Path) -> None:
+    found = inspection.inspect(last, asked=("8.0", "8.6", "9.0", "12.0"))
+    check(LAST, found)
+    flash = found.module(FLASH)
+    assert flash is not None
+    assert flash.reached == {
+        "8.0": "native", "8.6": "same major (8.0)", "9.0": "JIT from PTX 8.0", "12.0": "JIT from PTX 8.0",
+    }  # fmt: skip
+    assert any(family.name == "flash::flash_fwd_sparse_kernel" for family in flash.families)
+    # Code for exactly one arch is told from code that later ones can run.
+    assert "9.0a" in (found.module("vllm/_flashmla_C.abi3.so") or flash).exact
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("official", OTHERS, ids=lambda one: one.version)
+def test_other_releases(official: Official, cache: store.Store, tmp_path: Path) -> None:
+    check(official, inspection.inspect(brought(official, cache, tmp_path)))
+
+
+def test_it_takes_less_memory_than_its_largest_module(last: Path) -> None:
+    """The wheel holds modules of 364 and 623 MB; under 1 GiB is asked for."""
+    code = "import sys; from dca.cli import run; sys.exit(run(['inspect', sys.argv[1], '--quiet']))"
+    # The largest of all children counts, so an earlier and larger one would hide this one.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(last)], cwd=ROOT, env={"PYTHONPATH": str(ROOT / "scripts")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert peak == before or peak < 1 << 20, f"{peak} KiB"
+
+
+def test_json_holds_what_is_wrong_and_nothing_follows_it(last: Path, dca: RunDca) -> None:
+    done = dca("inspect", last, "--json")
+    assert done.returncode == 7
+    told = json.loads(done.stdout)
+    assert told["schema"] == Inspection.SCHEMA
+    assert len(told["problems"]) == 2
+    assert "DCA-701" in done.stderr
+
+
+def test_the_schema_of_the_json_is_told_and_fits(last: Path, dca: RunDca) -> None:
+    schema = json.loads(dca("inspect", "--schema").stdout)
+    told = json.loads(dca("inspect", last, "--json").stdout)
+    assert set(schema["properties"]) == set(told)
+    assert schema["properties"]["schema"] == {"const": Inspection.SCHEMA}
