@@ -11,6 +11,8 @@ Argument: a JSON file with
     listed      ops that are there; null hides none
     scenarios   names of functions below, run one after the other
     folder      where models are written
+    qwen3_dual_chunk, dense_dual_chunk
+                whether this vLLM has dual chunk attention for Qwen3, and for prompts below the sparse threshold
 
 Prints one line "TOLD " and JSON: `called` and `imported` (looked up directly while importing) by op, with where.
 """
@@ -24,8 +26,9 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
+from inspect import signature
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -85,6 +88,9 @@ class Names:
                 raise AttributeError(f"'_OpNamespace' '{self._name}' object has no attribute '{op}'")
         return getattr(self._real, op)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._real)
+
 
 class Elsewhere(importlib.abc.MetaPathFinder):
     """Finds extension modules in other files than the installed ones."""
@@ -111,6 +117,8 @@ def answer(schema: Any, arguments: tuple[Any, ...]) -> Any:
 def answer_ops() -> list[torch.library.Library]:
     """Give every op of the modules a kernel for the CPU that records the call."""
     libraries = []
+    # torch before 2.8 lets kernels be replaced without being told to.
+    allow = {"allow_override": True} if "allow_override" in signature(torch.library.Library.impl).parameters else {}
     for schema in torch._C._jit_get_all_schemas():
         namespace, name = schema.name.split("::")
         if namespace not in NAMESPACES:
@@ -122,7 +130,7 @@ def answer_ops() -> list[torch.library.Library]:
             return answer(schema, arguments)
 
         library = torch.library.Library(namespace, "IMPL")
-        library.impl(name, kernel, "CPU" if tensors else "CompositeExplicitAutograd", allow_override=True)
+        library.impl(name, kernel, "CPU" if tensors else "CompositeExplicitAutograd", **allow)
         libraries.append(library)
     return libraries
 
@@ -193,8 +201,10 @@ def dual_chunk() -> None:
     sparse = {"sparse_attention_config": [heads, heads], "sparse_attention_threshold": 256,
               "sparse_attention_enabled": True}  # fmt: skip
     with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="DUAL_CHUNK_FLASH_ATTN"):
-        serve(model("dense", dual_chunk_attention_config=chunks))
-        serve(model("sparse", dual_chunk_attention_config={**chunks, **sparse}))
+        prompts = PROMPTS if GIVEN["dense_dual_chunk"] else PROMPTS[:1]
+        if GIVEN["dense_dual_chunk"]:
+            serve(model("dense", dual_chunk_attention_config=chunks))
+        serve(model("sparse", dual_chunk_attention_config={**chunks, **sparse}), prompts)
         if GIVEN["qwen3_dual_chunk"]:
             serve(model("sparse3", **QWEN3, dual_chunk_attention_config={**chunks, **sparse}))
 
