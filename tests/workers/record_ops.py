@@ -8,7 +8,8 @@ Argument: a JSON file with
     driver      a stand-in for libcuda.so.1
     capability  [major, minor] of the simulated GPU
     modules     extension modules to load from other files, by name ("vllm._C")
-    listed      ops that are there; null hides none
+    listed      ops that are there; null gives every op that is insisted on, and to every question whether an op is
+                there the answer no, so that what only follows from such a question is not taken for needed
     scenarios   names of functions below, run one after the other
     folder      where models are written
     qwen3_dual_chunk, dense_dual_chunk
@@ -30,8 +31,9 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from inspect import signature
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 import simulated_gpu
@@ -50,7 +52,10 @@ os.environ |= {
 simulated_gpu.load_driver(GIVEN["driver"])
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+PACKAGE = f"{Path(importlib.util.find_spec('vllm').origin).parent}/"
 NAMESPACES = ("_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_moe_C", "_vllm_fa2_C")
 called: dict[str, str] = {}
 imported: dict[str, str] = {}
@@ -60,13 +65,13 @@ importing = True
 def caller() -> FrameType | None:
     """The nearest frame of vLLM itself."""
     frame: FrameType | None = sys._getframe(1)
-    while frame and ("/vllm/" not in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
+    while frame and not frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
     return frame
 
 
 def place(frame: FrameType | None) -> str:
-    return f"vllm/{frame.f_code.co_filename.rsplit('/vllm/', 1)[-1]}:{frame.f_lineno}" if frame else "elsewhere"
+    return f"vllm/{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}" if frame else "elsewhere"
 
 
 class Names:
@@ -79,12 +84,12 @@ class Names:
         full = f"{self._name}::{op}"
         frame = sys._getframe(1)
         # torch itself walks over everything that is registered; that is no need of vLLM's.
-        if "/vllm/" in frame.f_code.co_filename:
+        if frame.f_code.co_filename.startswith(PACKAGE):
             # `hasattr` asks whether an op is there; a plain attribute insists on it.
             insists = dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("LOAD_ATTR", "LOAD_METHOD"))
             if importing and insists:
                 imported.setdefault(full, place(frame))
-            if LISTED is not None and full not in LISTED:
+            if not insists if LISTED is None else full not in LISTED:
                 raise AttributeError(f"'_OpNamespace' '{self._name}' object has no attribute '{op}'")
         return getattr(self._real, op)
 
@@ -109,7 +114,11 @@ def answer(schema: Any, arguments: tuple[Any, ...]) -> Any:
     if name in ("fwd_kvcache", "fwd_sparse"):
         query = arguments[0]
         return [torch.zeros_like(query), torch.zeros(query.shape[0], query.shape[2], query.shape[1])]
-    kinds = {"Tensor": lambda: torch.zeros_like(arguments[0]), "bool": lambda: False, "int": lambda: 1 << 10}
+    like = next((one for one in arguments if isinstance(one, torch.Tensor)), torch.zeros(1))
+    kinds: dict[str, Callable[[], Any]] = {
+        "Tensor": lambda: torch.zeros_like(like), "bool": lambda: False, "int": lambda: 1 << 10,
+        "List[int]": lambda: [0],
+    }  # fmt: skip
     found = [kinds[str(one.type)]() for one in schema.returns]
     return found[0] if len(found) == 1 else tuple(found) or None
 
@@ -149,6 +158,10 @@ def model(name: str, **changes: Any) -> str:
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
+    # Some engines want a tokenizer even when told to do without.
+    words = Tokenizer(WordLevel({str(number): number for number in range(512)}, unk_token="0"))
+    words.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return str(folder)
 
 
@@ -242,10 +255,59 @@ def tensors() -> None:
     utils.get_max_shared_memory_bytes()
 
 
+def all_reduce() -> None:
+    """The all-reduce of two GPUs, called at once and inside of a graph; the other GPU says what this one says."""
+    from vllm.distributed.device_communicators import custom_all_reduce as module
+
+    others = SimpleNamespace(
+        Backend=SimpleNamespace(NCCL="nccl"),
+        get_backend=lambda group: "gloo",
+        get_rank=lambda group: 0,
+        get_world_size=lambda group: 2,
+        get_process_group_ranks=lambda group: [0, 1],
+        all_gather=lambda found, mine, group: None,
+        all_gather_object=lambda found, mine, group: found.__setitem__(slice(None), [mine, mine]),
+        broadcast_object_list=lambda found, src, group, device: found.__setitem__(slice(None), [[0], [0]]),
+    )
+    with contextlib.ExitStack() as changed:
+        changed.enter_context(environment(CUDA_VISIBLE_DEVICES="0,1"))
+        changed.enter_context(mock.patch.object(module, "dist", others))
+        changed.enter_context(mock.patch.object(module, "in_the_same_node_as", return_value=[True, True]))
+        changed.enter_context(mock.patch.object(module, "_can_p2p", return_value=True))
+        reducer = module.CustomAllreduce(None, "cuda:0")
+        results = [reducer.custom_all_reduce(torch.zeros(8))]
+        changed.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True))
+        with reducer.capture():
+            results.append(reducer.custom_all_reduce(torch.zeros(8)))
+        reducer.close()
+    if any(one is None for one in results):
+        raise RuntimeError("the custom all-reduce is switched off")
+
+
+def passes() -> None:
+    """The compilation passes over a graph; they compare each of its ops with all that they know."""
+    from torch._higher_order_ops.auto_functionalize import auto_functionalized
+    from vllm.compilation.inductor_pass import pass_context
+    from vllm.compilation.pass_manager import PostGradPassManager
+    from vllm.config import CompilationConfig, PassConfig, VllmConfig, set_current_vllm_config
+
+    every = PassConfig(enable_fusion=True, enable_noop=True)
+    config = VllmConfig(compilation_config=CompilationConfig(level=3, pass_config=every))
+    graph = torch.fx.Graph()
+    tensor = graph.placeholder("tensor")
+    graph.call_function(auto_functionalized, (torch.ops.aten.add_.Tensor,), {"self": tensor, "other": tensor})
+    graph.output(tensor)
+    manager = PostGradPassManager()
+    with set_current_vllm_config(config), pass_context(None):
+        manager.configure(config)
+        manager(torch.fx.GraphModule({}, graph).graph)
+
+
 def fp8_weights() -> None:
-    """FP8 weights, quantized while loading and stored in blocks."""
+    """FP8 weights, quantized while loading, stored with a scale for each tensor, and stored in blocks."""
     with environment(VLLM_USE_V1="1"):
         serve(model("plain"), quantization="fp8")
+        serve(model("stored", quantization_config={"quant_method": "fp8", "activation_scheme": "static"}))
         serve(model("blocks3", **QWEN3, **FP8))
 
 
@@ -265,7 +327,18 @@ def fp8_experts() -> None:
 
 SCENARIOS: dict[str, Callable[[], None]] = {
     one.__name__: one
-    for one in (dual_chunk, first_engine, second_engine, small_heads, tensors, fp8_weights, experts, fp8_experts)
+    for one in (
+        dual_chunk,
+        first_engine,
+        second_engine,
+        small_heads,
+        tensors,
+        all_reduce,
+        passes,
+        fp8_weights,
+        experts,
+        fp8_experts,
+    )
 }
 
 

@@ -46,6 +46,10 @@ def simulate_platform(major: int, minor: int) -> None:
             return MEMORY
 
         @classmethod
+        def is_fully_connected(cls, device_ids: list[int]) -> bool:
+            return True
+
+        @classmethod
         def get_current_memory_usage(cls, device: Any = None) -> float:
             return 0.0
 
