@@ -64,7 +64,7 @@ def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
         ({"vllm/a.py": b"x"}, [row("vllm/a.py", b"y")], "RECORD has another hash or size for vllm/a.py."),
         ({"vllm-1.0.dist-info/METADATA": METADATA.replace(b"1.0", b"2.0")}, None, "METADATA says version 2.0"),
         ({"vllm-1.0.dist-info/WHEEL": WHEEL.replace(b"abi3", b"none")}, None, "WHEEL says cp38-none-linux_x86_64"),
-        ({"vllm/_C.abi3.so": b"\x7fELF cut off"}, None, "vllm/_C.abi3.so: it is no whole ELF file"),
+        ({"vllm/_C.abi3.so": b"\x7fELF cut off"}, None, "vllm/_C.abi3.so: not a whole ELF file"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(
