@@ -12,6 +12,8 @@ Argument: a JSON file with
                 there the answer no, so that what only follows from such a question is not taken for needed
     scenarios   names of functions below, run one after the other
     folder      where models are written
+    qwen3_dual_chunk, dense_dual_chunk
+                whether this vLLM has dual chunk attention for Qwen3, and for prompts below the sparse threshold
 
 Prints one line "TOLD " and JSON: `called` and `insisted` (looked up where a missing op is an error) by op, with where.
 """
@@ -25,8 +27,9 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
+from inspect import signature
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -49,6 +52,8 @@ os.environ |= {
 simulated_gpu.load_driver(GIVEN["driver"])
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 PACKAGE = f"{Path(importlib.util.find_spec('vllm').origin).parent}/"
 NAMESPACES = ("_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_moe_C", "_vllm_fa2_C")
@@ -87,6 +92,9 @@ class Names:
                 raise AttributeError(f"'_OpNamespace' '{self._name}' object has no attribute '{op}'")
         return getattr(self._real, op)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._real)
+
 
 class Elsewhere(importlib.abc.MetaPathFinder):
     """Finds extension modules in other files than the installed ones."""
@@ -117,6 +125,8 @@ def answer(schema: Any, arguments: tuple[Any, ...]) -> Any:
 def answer_ops() -> list[torch.library.Library]:
     """Give every op of the modules a kernel for the CPU that records the call."""
     libraries = []
+    # torch before 2.8 lets kernels be replaced without being told to.
+    allow = {"allow_override": True} if "allow_override" in signature(torch.library.Library.impl).parameters else {}
     for schema in torch._C._jit_get_all_schemas():
         namespace, name = schema.name.split("::")
         if namespace not in NAMESPACES:
@@ -128,7 +138,7 @@ def answer_ops() -> list[torch.library.Library]:
             return answer(schema, arguments)
 
         library = torch.library.Library(namespace, "IMPL")
-        library.impl(name, kernel, "CPU" if tensors else "CompositeExplicitAutograd", allow_override=True)
+        library.impl(name, kernel, "CPU" if tensors else "CompositeExplicitAutograd", **allow)
         libraries.append(library)
     return libraries
 
@@ -147,6 +157,10 @@ def model(name: str, **changes: Any) -> str:
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
+    # Some engines want a tokenizer even when told to do without.
+    words = Tokenizer(WordLevel({str(number): number for number in range(512)}, unk_token="0"))
+    words.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return str(folder)
 
 
@@ -199,8 +213,10 @@ def dual_chunk() -> None:
     sparse = {"sparse_attention_config": [heads, heads], "sparse_attention_threshold": 256,
               "sparse_attention_enabled": True}  # fmt: skip
     with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="DUAL_CHUNK_FLASH_ATTN"):
-        serve(model("dense", dual_chunk_attention_config=chunks))
-        serve(model("sparse", dual_chunk_attention_config={**chunks, **sparse}))
+        prompts = PROMPTS if GIVEN["dense_dual_chunk"] else PROMPTS[:1]
+        if GIVEN["dense_dual_chunk"]:
+            serve(model("dense", dual_chunk_attention_config=chunks))
+        serve(model("sparse", dual_chunk_attention_config={**chunks, **sparse}), prompts)
         if GIVEN["qwen3_dual_chunk"]:
             serve(model("sparse3", **QWEN3, dual_chunk_attention_config={**chunks, **sparse}))
 

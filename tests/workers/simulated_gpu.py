@@ -114,12 +114,24 @@ class _Generator(torch.Generator):
         return super().__new__(cls, torch.device("cpu"))
 
 
+def _over_gloo(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with gloo in place of NCCL."""
+
+    def call(*given: Any, **named: Any) -> Any:
+        named = {key: "gloo" if value == "nccl" else value for key, value in named.items()}
+        return function(*("gloo" if value == "nccl" else value for value in given), **named)
+
+    return call
+
+
 def simulate_tensors(major: int, minor: int) -> None:
     """Let tensors lie on the CPU and say that they are on the GPU, and let torch.cuda answer without one."""
     _OnCpu().__enter__()
     torch.Tensor.is_cuda = property(lambda _self: True)
     torch.Tensor.is_pinned = lambda _self, *_args, **_kwargs: True
     torch.Generator = _Generator
+    for name in ("init_process_group", "new_group"):
+        setattr(torch.distributed, name, _over_gloo(getattr(torch.distributed, name)))
     cuda = torch.cuda
     cuda.is_available = lambda: True
     cuda.device_count = lambda: 1
@@ -169,6 +181,8 @@ def register_on_cpu() -> None:
 
 def simulate_triton() -> None:
     """Let Triton's kernels be launched without running: what they would write stays as it was."""
+    from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
+    driver.set_active(_Nothing())
     JITFunction.run = lambda *_args, **_kwargs: None
