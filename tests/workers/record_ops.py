@@ -15,7 +15,7 @@ Argument: a JSON file with
     qwen3_dual_chunk, dense_dual_chunk
                 whether this vLLM has dual chunk attention for Qwen3, and for prompts below the sparse threshold
 
-Prints one line "TOLD " and JSON: `called` and `imported` (looked up directly while importing) by op, with where.
+Prints one line "TOLD " and JSON: `called` and `insisted` (looked up where a missing op is an error) by op, with where.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ from tokenizers.models import WordLevel
 PACKAGE = f"{Path(importlib.util.find_spec('vllm').origin).parent}/"
 NAMESPACES = ("_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_moe_C", "_vllm_fa2_C")
 called: dict[str, str] = {}
-imported: dict[str, str] = {}
-importing = True
+insisted: dict[str, str] = {}
 
 
 def caller() -> FrameType | None:
@@ -87,8 +86,8 @@ class Names:
         if frame.f_code.co_filename.startswith(PACKAGE):
             # `hasattr` asks whether an op is there; a plain attribute insists on it.
             insists = dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("LOAD_ATTR", "LOAD_METHOD"))
-            if importing and insists:
-                imported.setdefault(full, place(frame))
+            if insists:
+                insisted.setdefault(full, place(frame))
             if not insists if LISTED is None else full not in LISTED:
                 raise AttributeError(f"'_OpNamespace' '{self._name}' object has no attribute '{op}'")
         return getattr(self._real, op)
@@ -285,7 +284,7 @@ def all_reduce() -> None:
 
 
 def passes() -> None:
-    """The compilation passes over a graph; they compare each of its ops with all that they know."""
+    """The compilation passes over a graph with an op that they do not know: they compare it with all that they do."""
     from torch._higher_order_ops.auto_functionalize import auto_functionalized
     from vllm.compilation.inductor_pass import pass_context
     from vllm.compilation.pass_manager import PostGradPassManager
@@ -295,8 +294,8 @@ def passes() -> None:
     config = VllmConfig(compilation_config=CompilationConfig(level=3, pass_config=every))
     graph = torch.fx.Graph()
     tensor = graph.placeholder("tensor")
-    graph.call_function(auto_functionalized, (torch.ops.aten.add_.Tensor,), {"self": tensor, "other": tensor})
-    graph.output(tensor)
+    unknown = torch.ops.aten.add_.Tensor
+    graph.output(graph.call_function(auto_functionalized, (unknown,), {"self": tensor, "other": tensor}))
     manager = PostGradPassManager()
     with set_current_vllm_config(config), pass_context(None):
         manager.configure(config)
@@ -343,7 +342,6 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 
 
 def main() -> None:
-    global importing
     sys.meta_path.insert(0, Elsewhere())
     for namespace in NAMESPACES:
         setattr(torch.ops, namespace, Names(namespace))
@@ -367,10 +365,9 @@ def main() -> None:
 
     # vLLM looks at a model's class in a process of its own, which would not know of the simulated GPU.
     registry._run_in_subprocess = lambda function: function()
-    importing = False
     for name in GIVEN["scenarios"]:
         SCENARIOS[name]()
-    told = {"failed": failed, "custom_all_reduce": custom_all_reduce.custom_ar, "called": called, "imported": imported}
+    told = {"failed": failed, "custom_all_reduce": custom_all_reduce.custom_ar, "called": called, "insisted": insisted}
     print("TOLD " + json.dumps(told), flush=True)
     # Whatever vLLM started must not keep the process.
     os._exit(0 if kept else 1)
