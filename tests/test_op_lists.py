@@ -176,7 +176,7 @@ def bench(
     """The recipe of the one wheel, in the environment that it is installed in."""
     name = json.loads((Path(made.run) / "plan.json").read_text())["recipe"]
     recipe = next(one.recipe for one in all_recipes if one.recipe.name == name)
-    source = Path(json.loads((Path(made.run) / "source.json").read_text())["source_folder"])
+    source = Path(json.loads((Path(made.run) / "source.json").read_text())["folders"]["source"])
     found = set_up(recipe, run_python, source, cache, tmp_path_factory.mktemp("ops"))
     found.record()
     return found
@@ -264,7 +264,7 @@ def test_the_lists_of_earlier_releases_are_those_derived(
     fetched = dca("fetch", "--recipe", name, "--json")
     assert fetched.returncode == 0, fetched.stderr
     python = installed(recipe, all_recipes, cache, tmp_path / "venv")
-    bench = set_up(recipe, python, Path(json.loads(fetched.stdout)["source_folder"]), cache, tmp_path)
+    bench = set_up(recipe, python, Path(json.loads(fetched.stdout)["folders"]["source"]), cache, tmp_path)
     bench.record()
     check(bench)
     for group in {"fp8", "moe"} & set(recipe.groups):

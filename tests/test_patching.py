@@ -12,6 +12,7 @@ import pytest
 from dca import patching, runner, store
 from dca.errors import DcaError
 from dca.fetch import FetchedSource, Tree
+from dca.recipes import Patches
 
 GIT = {
     "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1",
@@ -49,7 +50,7 @@ class Workshop:
         (self.folder / "series").write_text("# revision: 1\n" + "".join(f"{name}.patch\n" for name in patches))
 
     def apply(self) -> list[tuple[str, str]]:
-        return [(one.name, one.status) for one in patching.apply(self.folder, self.source, self.log)]
+        return [(one.name, one.status) for one in patching.apply(self.folder, {"source": self.source}, self.log)]
 
     def refuse(self) -> DcaError:
         """The error of applying, which must leave the tree as it was."""
@@ -317,6 +318,7 @@ def test_nothing_of_a_series_is_applied_when_one_patch_is_never_applied(shop: Wo
 def test_a_patched_source_is_shared_but_not_what_another_plan_had_beside_it(tmp_path: Path) -> None:
     cache = store.Store(tmp_path / "cache").open()
     plan = SimpleNamespace(recipe="a recipe without a series", series_digest="")
+    recipe = SimpleNamespace(patches=Patches())
     source = FetchedSource(name="source", pin="p", place="x", tree="0" * 64)
     trees = []
     for number, members in enumerate(({"vllm/a.so": "1" * 64}, {})):
@@ -324,8 +326,55 @@ def test_a_patched_source_is_shared_but_not_what_another_plan_had_beside_it(tmp_
         (folder / "source").mkdir(parents=True)
         (folder / "source/a.py").write_text("a = 1\n")
         tree = Tree(folder=str(folder), sources=(source,), members=members)
-        trees.append(patching.patch(plan, tree, cache, tmp_path / "log"))
+        trees.append(patching.patch(plan, recipe, tree, cache, tmp_path / "log"))
     first, second = trees
-    assert first.source_folder == second.source_folder
+    assert first.folders == second.folders
     assert (first.members, second.members) == ({"vllm/a.so": "1" * 64}, {})
     assert (second.folder, second.patched) == (str(tmp_path / "tree1"), first.patched)
+
+
+def test_a_patch_in_a_companions_folder_is_applied_to_the_companion(shop: Workshop, tmp_path: Path) -> None:
+    companion = tmp_path / "kernels"
+    (companion / "pkg").mkdir(parents=True)
+    (companion / "pkg/a.py").write_text(TEXT)
+    shop.series(one=change("line 5", "FIVE"))
+    (shop.folder / "kernels").mkdir()
+    (shop.folder / "kernels/two.patch").write_text(change("line 7", "SEVEN"))
+    (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
+    trees = {"source": shop.source, "kernels": companion}
+    applied = [(one.name, one.status) for one in patching.apply(shop.folder, trees, shop.log)]
+    assert applied == [("one.patch", "clean"), ("kernels/two.patch", "clean")]
+    assert "SEVEN" in (companion / "pkg/a.py").read_text()
+    assert "SEVEN" not in (shop.source / "pkg/a.py").read_text()
+
+
+def test_a_patch_of_a_companion_that_is_not_there_is_not_needed(shop: Workshop) -> None:
+    shop.series(one=change("line 5", "FIVE"))
+    (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
+    assert shop.apply() == [("one.patch", "clean"), ("kernels/two.patch", "not needed")]
+
+
+def test_a_patch_that_fails_leaves_every_tree_as_it_was(shop: Workshop, tmp_path: Path) -> None:
+    companion = tmp_path / "kernels"
+    (companion / "pkg").mkdir(parents=True)
+    (companion / "pkg/a.py").write_text("another file\n")
+    shop.series(one=change("line 5", "FIVE"))
+    (shop.folder / "kernels").mkdir()
+    (shop.folder / "kernels/two.patch").write_text(change("line 7", "SEVEN"))
+    (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
+    before = store.tree_hash(shop.source), store.tree_hash(companion)
+    with pytest.raises(DcaError) as refused:
+        patching.apply(shop.folder, {"source": shop.source, "kernels": companion}, shop.log)
+    assert refused.value.code == "DCA-501"
+    assert "kernels/two.patch" in str(refused.value.why)
+    assert (store.tree_hash(shop.source), store.tree_hash(companion)) == before
+
+
+def test_files_that_recipes_share_are_added_too(shop: Workshop, tmp_path: Path) -> None:
+    shop.series(one=change("line 5", "FIVE"))
+    shared = tmp_path / "shared"
+    (shared / "pkg").mkdir(parents=True)
+    (shared / "pkg/guards.py").write_text("guarded = True\n")
+    applied = patching.apply(shop.folder, {"source": shop.source}, shop.log, [shared])
+    assert [(one.name, one.status) for one in applied] == [("one.patch", "clean"), ("pkg/guards.py", "added")]
+    assert (shop.source / "pkg/guards.py").is_file()

@@ -38,13 +38,13 @@ def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> No
     assert all(one.seconds > 0 for one in own.objects)
     for name, one in sources.items():
         if name.startswith("source/"):
-            file = Path(tree["source_folder"]) / name.removeprefix("source/")
+            file = Path(tree["folders"]["source"]) / name.removeprefix("source/")
             assert documents.store.sha256_file(file) == one.sha256
 
 
 def test_the_record_in_the_wheel_says_what_it_was_made_of(wheel: Path, plan: Plan) -> None:
     record = json.loads(info(wheel, "dca.json"))
-    assert record["schema"] == "dca.contents/2"
+    assert record["schema"] == "dca.contents/3"
     assert (record["recipe"], record["archs"], record["groups"]) == (plan.recipe, list(plan.archs), list(plan.groups))
     found = {module.path: module.sha256 for module in inspection.inspect(wheel).modules}
     assert {module["path"]: module["sha256"] for module in record["modules"]} == found

@@ -37,25 +37,23 @@ class Tree(Document):
         folder: holds one folder per source, and `official/` for copied members.
         sources: the source trees.
         members: files of the official wheel, path to sha256.
-        source_folder: the recipe's own tree where it lies apart, which is after patching.
-        patched: hash of the source tree after patching; empty before.
+        folders: trees that lie apart, which is after patching, by name.
+        patched: hashes of these.
         patches: one line per patch of the series, after patching.
     """
 
-    SCHEMA: ClassVar[str] = "dca.source/1"
+    SCHEMA: ClassVar[str] = "dca.source/2"
 
     folder: str
     sources: tuple[FetchedSource, ...]
     members: dict[str, str]
-    source_folder: str = ""
-    patched: str = ""
+    folders: dict[str, str] = {}
+    patched: dict[str, str] = {}
     patches: tuple[str, ...] = ()
 
     def path(self, name: str) -> Path:
         """The folder of one source tree."""
-        if name == "source" and self.source_folder:
-            return Path(self.source_folder)
-        return Path(self.folder) / name
+        return Path(self.folders.get(name, f"{self.folder}/{name}"))
 
     @property
     def official(self) -> Path:

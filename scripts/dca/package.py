@@ -144,7 +144,7 @@ def _files(pure: Path, plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> 
 def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object]:
     """What stands in `.dist-info/dca.json`: what the wheel was made of, without a path of the build machine."""
     return {
-        "schema": "dca.contents/2",
+        "schema": "dca.contents/3",
         "tool": __version__,
         "plan": plan.key,
         "recipe": plan.recipe,
@@ -158,7 +158,7 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
         "host_compiler": build.host_compiler,
         "torch": {"version": plan.torch, "cuda": plan.torch_cuda},
         "sources": [{"name": one.name, "pin": one.pin, "tree": one.tree} for one in tree.sources],
-        "source_after_patches": tree.patched,
+        "patched": tree.patched,
         "patches": list(tree.patches),
         "modules": [
             {"path": module.path, "origin": module.origin, "sha256": module.sha256,

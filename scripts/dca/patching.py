@@ -1,113 +1,147 @@
-"""Applies a recipe's series to its source: pristine tree in, patched tree out, the whole series reported."""
+"""Applies a recipe's series to its source and its companions: pristine trees in, patched ones out, all reported.
+
+A patch of the series lies beside it, and one of a companion in a folder of the companion's name.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dca import data, documents, runner, store
 from dca.documents import Value
 from dca.errors import DcaError
 from dca.fetch import Tree
 from dca.plan import Plan
+from dca.recipes import Recipe
 
-Status = Literal["clean", "already there", "added"]
+Status = Literal["clean", "already there", "added", "not needed"]
+SOURCE = "source"
 # The modes a patch may give a file: plain and executable. Links and submodules are never written.
 _MODES = {"100644", "100755"}
 
 
 class Applied(Value):
-    """One patch of a series and what became of it."""
+    """One patch or added file of a series and what became of it; "not needed" when its tree is no part of the plan."""
 
     name: str
     status: Status
 
 
-def series(folder: Path) -> list[Path]:
+class Patch(NamedTuple):
+    """A patch of a series.
+
+    Args:
+        name: as the series spells it.
+        tree: what it is for: the source, or a companion.
+        path: where it lies.
+    """
+
+    name: str
+    tree: str
+    path: Path
+
+
+def series(folder: Path) -> list[Patch]:
     """The patches of a series, in order; lines that begin with # are comments."""
     path = folder / "series"
     if not path.is_file():
         return []
     names = [line.strip() for line in path.read_text().splitlines()]
-    return [folder / name for name in names if name and not name.startswith("#")]
+    return [
+        Patch(name, name.rpartition("/")[0] or SOURCE, folder / name)
+        for name in names
+        if name and not name.startswith("#")
+    ]
 
 
-def patch(plan: Plan, tree: Tree, cache: store.Store, log: Path) -> Tree:
-    """The source tree with the recipe's patches and added files.
+def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path) -> Tree:
+    """The trees of a plan with the recipe's patches and added files.
 
-    The pristine tree stays as it is; the patched one is a copy that appears whole or not at all.
+    Pristine trees stay as they are; the patched ones are copies that appear whole or not at all.
 
     Raises:
         DcaError: DCA-501 when a patch does not apply, DCA-502 for one that is never applied.
     """
     folder = data.patches_folder(plan.recipe)
-    source = next(one for one in tree.sources if one.name == "source")
-    key = documents.digest({"tree": source.tree, "series": plan.series_digest})[:16]
+    there = [one.name for one in tree.sources if "/" not in one.name]
+    patched = [name for name in there if name in {SOURCE, *(one.tree for one in series(folder))}]
+    # A companion's submodules lie inside of it.
+    trees = {one.name: one.tree for one in tree.sources if one.name.split("/")[0] in patched}
+    key = documents.digest({"trees": trees, "series": plan.series_digest})[:16]
     target = cache.folder("patched", key)
     with cache.lock("patched", key):
-        if (kept := documents.read_if_whole(Tree, target / "source.json")) is not None:
-            # Only what patching made is taken from there: companions and members are those of this plan.
-            return tree.model_copy(
-                update={
-                    "source_folder": str(target / "source"),
-                    "patched": kept.patched,
-                    "patches": kept.patches,
-                }
-            )
-        store.sweep(target)
-        with store.incoming_folder(target) as part:
-            shutil.copytree(tree.path("source"), part / "source", symlinks=True)
-            applied = apply(folder, part / "source", log)
-            patched = tree.model_copy(update={
-                "source_folder": str(target / "source"),
-                "patched": store.tree_hash(part / "source"),
-                "patches": tuple(f"{one.name}: {one.status}" for one in applied),
-            })  # fmt: skip
-            documents.write(patched, part / "source.json")
-    return patched
+        if (kept := documents.read_if_whole(Tree, target / "source.json")) is None:
+            store.sweep(target)
+            with store.incoming_folder(target) as part:
+                for name in patched:
+                    shutil.copytree(tree.path(name), part / name, symlinks=True)
+                added = [data.patches_folder(name) for name in recipe.patches.added]
+                applied = apply(folder, {name: part / name for name in patched}, log, added)
+                kept = tree.model_copy(update={
+                    "patched": {name: store.tree_hash(part / name) for name in patched},
+                    "patches": tuple(f"{one.name}: {one.status}" for one in applied),
+                })  # fmt: skip
+                documents.write(kept, part / "source.json")
+    # Only what patching made is taken from there: the rest is this plan's, and the cache may have been moved since.
+    folders = {name: str(target / name) for name in patched}
+    return tree.model_copy(update={"folders": folders, "patched": kept.patched, "patches": kept.patches})
 
 
-def apply(folder: Path, source: Path, log: Path) -> list[Applied]:
-    """Apply every patch of a series and copy its added files, in place; on any error the tree is as it was.
+def apply(folder: Path, trees: Mapping[str, Path], log: Path, added: Sequence[Path] = ()) -> list[Applied]:
+    """Apply every patch of a series and copy its added files, in place; on any error the trees are as they were.
+
+    Args:
+        folder: of the series.
+        trees: the source and the companions that are there; a patch of another companion is not needed.
+        log: what git says goes there.
+        added: folders whose files are added to the source, besides the series' own folder `added`.
 
     Raises:
         DcaError: DCA-501, with what git says of each patch that does not apply; DCA-502.
     """
-    paths = series(folder)
-    touched = [name for path in paths for name in check(path, source)]
-    added = _added(folder, source)
-    before = {name: _content(source / name) for name in touched}
+    patches = series(folder)
+    touched = {
+        trees[one.tree] / file for one in patches if one.tree in trees for file in check(one.path, trees[one.tree])
+    }
+    copies = [pair for one in (folder / "added", *added) for pair in _added(one, trees[SOURCE])]
+    before = {path: _content(path) for path in touched}
     try:
-        applied = _apply_all(paths, source, log)
+        applied = _apply_all(patches, trees, log)
     except BaseException:
-        for name, content in before.items():
-            _restore(source / name, content)
+        for path, content in before.items():
+            _restore(path, content)
         raise
-    for relative, path in added:
-        target = source / relative
+    for relative, path in copies:
+        target = trees[SOURCE] / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         applied.append(Applied(name=relative, status="added"))
     return applied
 
 
-def _apply_all(paths: list[Path], source: Path, log: Path) -> list[Applied]:
-    outcomes = {path.name: _apply_one(path, source, log) for path in paths}
+def _apply_all(patches: list[Patch], trees: Mapping[str, Path], log: Path) -> list[Applied]:
+    outcomes = {
+        one.name: _apply_one(one, trees[one.tree], log)
+        if one.tree in trees
+        else Applied(name=one.name, status="not needed")
+        for one in patches
+    }
     failed = [f"{name}: {outcome}" for name, outcome in outcomes.items() if isinstance(outcome, str)]
     if failed:
         raise DcaError(
             "DCA-501",
-            f"{len(failed)} of {len(paths)} patches do not apply.",
+            f"{len(failed)} of {len(patches)} patches do not apply.",
             why="\n".join(failed),
             remedy="the source moved: adapt the patches of the series.",
         )
     return [outcome for outcome in outcomes.values() if isinstance(outcome, Applied)]
 
 
-def _apply_one(path: Path, source: Path, log: Path) -> Applied | str:
+def _apply_one(patch: Patch, source: Path, log: Path) -> Applied | str:
     """One patch, by git; what git says of it when it does not apply."""
     # Neither a repository above the tree nor anybody's settings have a say: inside a repository git apply would
     # skip files without a word, and some settings make it accept other white space.
@@ -120,13 +154,13 @@ def _apply_one(path: Path, source: Path, log: Path) -> Applied | str:
         }
     )
     git: list[str | Path] = [runner.which("git"), "apply", "-p1", "--whitespace=nowarn"]
-    checked = runner.run([*git, "--check", path], cwd=source, env=env, log=log)
+    checked = runner.run([*git, "--check", patch.path], cwd=source, env=env, log=log)
     if checked.ok:
-        checked = runner.run([*git, path], cwd=source, env=env, log=log)
+        checked = runner.run([*git, patch.path], cwd=source, env=env, log=log)
         if checked.ok:
-            return Applied(name=path.name, status="clean")
-    elif runner.run([*git, "--check", "--reverse", path], cwd=source, env=env, log=log).ok:
-        return Applied(name=path.name, status="already there")
+            return Applied(name=patch.name, status="clean")
+    elif runner.run([*git, "--check", "--reverse", patch.path], cwd=source, env=env, log=log).ok:
+        return Applied(name=patch.name, status="already there")
     return "; ".join(line.removeprefix("error: ") for line in checked.tail[:2]) or "git apply failed"
 
 
@@ -143,11 +177,10 @@ def _restore(path: Path, content: bytes | None) -> None:
 
 
 def _added(folder: Path, source: Path) -> list[tuple[str, Path]]:
-    """The files that a series adds; refused where the source already has something of that name."""
-    added = folder / "added"
-    if not added.is_dir():
+    """The files that a folder adds; refused where the source already has something of that name."""
+    if not folder.is_dir():
         return []
-    files = list(store.walk(added, skip=lambda name: "__pycache__" in name))
+    files = list(store.walk(folder, skip=lambda name: "__pycache__" in name))
     for relative, _ in files:
         if (source / relative).exists() or _through_link(relative, source):
             raise DcaError(

@@ -13,7 +13,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
-from dca import data, datafile, store
+from dca import data, datafile, documents, store
 from dca.documents import Value
 from dca.errors import DcaError
 from dca.model import Serves
@@ -262,9 +262,12 @@ class Full(Value):
 
 
 class Patches(Value):
-    """What the wheel needs to load the added files of patches/RECIPE/added."""
+    """What belongs to the series in patches/RECIPE besides itself."""
 
+    added: tuple[Name, ...] = ()
+    """Folders of patches/ whose files are added to the source; recipes may share them."""
     entry_points: dict[str, dict[str, str]] = {}
+    """What the wheel needs to load the added files."""
 
 
 class Recipe(Value):
@@ -379,16 +382,21 @@ def load(path: Path) -> Loaded:
             remedy="give both the same name.",
         )
     patches = data.patches_folder(recipe.name)
+    added = (patches, *map(data.patches_folder, recipe.patches.added))
     locks = data.locks_folder(recipe.name)
     return Loaded(
         recipe=recipe,
         digest=store.sha256_file(path),
         series_revision=series_revision(patches),
-        series_digest=store.tree_hash(patches) if patches.is_dir() else "",
+        series_digest=documents.digest([store.tree_hash(one, skip=_is_cache) for one in added if one.is_dir()]),
         lock_digest=_file_digest(locks / "run.txt"),
         build_lock_digest=_file_digest(locks / "build.txt"),
         locked=locked_versions(locks / "run.txt"),
     )
+
+
+def _is_cache(name: str) -> bool:
+    return "__pycache__" in name
 
 
 def load_all(folder: Path | None = None) -> tuple[Loaded, ...]:

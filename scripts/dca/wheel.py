@@ -131,7 +131,7 @@ def _ready(plan: Plan, world: World, cache: store.Store, reporter: Reporter, log
     """The stages before compiling: sources pinned and patched, build environment and toolkit at hand."""
     recipe = _recipe(plan, world)
     tree = fetch.fetch(plan, recipe, cache, reporter, log)
-    tree = patching.patch(plan, tree, cache, log)
+    tree = patching.patch(plan, recipe, tree, cache, log)
     python = environments.build_environment(plan, cache, reporter, log)
     torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, log)
     toolkit = provide.toolkit(plan, world.toolkits, cache, reporter, log) if plan.toolkit else None
@@ -206,5 +206,6 @@ def _recipe(plan: Plan, world: World) -> Recipe:
 def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> fetch.Tree:
     """The plan's sources, pinned and patched, without building anything."""
     log = cache.open().folder("run", f"{plan.recipe}-sources-{plan.key}") / "build.log"
-    tree = fetch.fetch(plan, _recipe(plan, world), cache, reporter, log)
-    return patching.patch(plan, tree, cache, log)
+    recipe = _recipe(plan, world)
+    tree = fetch.fetch(plan, recipe, cache, reporter, log)
+    return patching.patch(plan, recipe, tree, cache, log)
