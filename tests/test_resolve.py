@@ -309,16 +309,14 @@ def test_a_folder_taken_as_it_is_marks_the_version() -> None:
     assert plan.version.endswith(".dirty")
 
 
-def test_a_recipe_that_cannot_be_built_yet_is_planned_only_when_named() -> None:
+def test_the_fork_comes_first_where_its_sources_are() -> None:
     local = {
         name: LocalTree(path="/src", kind="git")
         for name in ("source", "flash-attention", "flash-attention/csrc/cutlass")
     }
-    seen = world(reached=reach(local=local))
-    plan = planned(Request(recipe=FORK, cuda="12.1"), seen)
-    assert plan.not_built_yet
+    plan = planned(Request(cuda="12.1"), world(reached=reach(local=local)))
+    assert plan.recipe == FORK
     assert plan.version.startswith("0.6.6.post2.dev0+dca")
-    assert planned(Request(), seen).recipe == UPSTREAM
 
 
 def test_another_operating_system_is_refused() -> None:

@@ -198,7 +198,6 @@ class Plan(Document):
     lock_digest: str
     build_lock_digest: str
     dirty: bool
-    not_built_yet: str
     choices: tuple[Choice, ...]
     checks: tuple[Check, ...]
     warnings: tuple[str, ...]

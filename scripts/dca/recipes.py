@@ -164,7 +164,7 @@ class Stubs(Value):
     """Template instantiations that are left out; each is defined to raise a clear error."""
 
     headers: tuple[str, ...]
-    namespace: str
+    namespace: str = ""
     functions: tuple[str, ...]
     parameters: str
     dtypes: tuple[str, ...]
@@ -278,8 +278,6 @@ class Recipe(Value):
     title: str
     priority: int
     """Smaller is tried first."""
-    not_built_yet: str = ""
-    """Why the recipe can be planned but not built; empty when it can be built."""
     package: Name
     base_version: str
     lock_date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_day)]

@@ -18,7 +18,6 @@ from dca import (
     package,
     patching,
     provide,
-    recipes,
     store,
 )
 from dca.documents import Document
@@ -54,24 +53,6 @@ class Made(Document):
     compile_seconds: float
     seconds: float
     unchanged: bool = False
-
-
-def refuse_unbuilt(name: str | None) -> None:
-    """Say at once that a recipe named by the user can only be planned.
-
-    Raises:
-        DcaError: DCA-311.
-    """
-    if name is None:
-        return
-    recipe = recipes.find(name, recipes.load_all()).recipe
-    if recipe.not_built_yet:
-        raise DcaError(
-            "DCA-311",
-            f"{name} can be planned but not built yet.",
-            why=f"{recipe.not_built_yet}.",
-            remedy="choose another recipe; `dca plan` shows which can be built.",
-        )
 
 
 def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Reporter) -> Made:

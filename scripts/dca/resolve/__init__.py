@@ -63,7 +63,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     recipe = loaded.recipe
     draft = Draft()
     everything = "all" in request.prebuilt
-    check_machine(request, recipe, world.machine, draft)
+    check_machine(world.machine, draft)
     check_profile(request, recipe, draft)
     groups = choose_groups(request, recipe, draft)
     check_python(request, recipe, world.machine, draft)
@@ -143,7 +143,6 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         lock_digest=loaded.lock_digest,
         build_lock_digest=loaded.build_lock_digest,
         dirty=dirty,
-        not_built_yet=recipe.not_built_yet,
         choices=tuple(draft.choices),
         checks=tuple(draft.checks),
         warnings=tuple(draft.warnings),
