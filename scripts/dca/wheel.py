@@ -170,7 +170,7 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
         bytes=found.bytes,
         modified_ns=wheel.stat().st_mtime_ns,
         run=str(run),
-        lock=str(data.locks_folder(plan.recipe) / "run.txt"),
+        lock=str(data.run_lock(plan.recipe, plan.profile)),
         compiled=tuple(module.path for module in plan.compiled),
         copied=tuple(module.path for module in plan.copied),
         objects=sum(len(module.objects) for module in build.modules),
@@ -181,7 +181,8 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
 
 
 def _recipe(plan: Plan, world: World) -> Recipe:
-    return next(loaded.recipe for loaded in world.recipes if loaded.recipe.name == plan.recipe)
+    found = next(loaded.recipe for loaded in world.recipes if loaded.recipe.name == plan.recipe)
+    return found.of_profile(plan.profile)
 
 
 def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> fetch.Tree:

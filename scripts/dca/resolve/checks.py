@@ -25,12 +25,11 @@ def check_machine(machine: Machine, draft: Draft) -> None:
 
 def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
     """The profile, the modules to copy and the companions named must be ones that the recipe has."""
-    offered = ["lean", *(["full"] if recipe.full else [])]
-    if request.profile not in offered:
+    if request.profile not in recipe.profiles:
         draft.refuse(
             "DCA-309",
-            f"{recipe.name} does not offer the profile `{request.profile}`; it offers {' and '.join(offered)}.",
-            "use --profile lean, or --prebuilt all for every module of the official wheel.",
+            f"{recipe.name} does not offer the profile `{request.profile}`; it offers {' and '.join(recipe.profiles)}.",
+            "choose one of them.",
         )
     full = recipe.full if request.profile == "full" else None
     if full and request.groups:
