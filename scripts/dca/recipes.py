@@ -307,7 +307,7 @@ class Recipe(Value):
     build_requirements: tuple[RequirementText, ...]
     """What the build environment holds besides torch."""
     caps: tuple[RequirementText, ...] = ()
-    """Upper bounds that upstream did not know it needed."""
+    """Requirements and upper bounds that upstream did not know it needed."""
     official_wheel: OfficialWheel | None = None
     companions: dict[str, Companion] = {}
     modules: dict[str, Module]
