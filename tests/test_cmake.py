@@ -58,7 +58,9 @@ def test_what_an_interrupted_run_has_placed_is_known_to_the_next(tree: Path, tmp
 def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, told: str, tmp_path: Path) -> None:
     """A stand-in for ninja in a build environment of its own."""
     ninja = tmp_path / "bin/ninja"
-    store.write_bytes(ninja, f"#!/bin/sh\necho '{line}'\necho 'x.cu(3): error: no'\nexit 1\n".encode(), mode=0o755)
+    store.write_bytes(
+        ninja, f"#!/bin/sh\necho '{line}'\necho 'nvcc x.cu'\necho 'x.cu(3): error: no'\nexit 1\n".encode(), mode=0o755
+    )
     with pytest.raises(DcaError) as failed:
         cmake.build(tmp_path, ["_C"], 1, tmp_path / "bin/python", {}, Silent(), tmp_path / "log")
     assert (failed.value.code, failed.value.what, failed.value.why) == ("DCA-603", told, "x.cu(3): error: no")

@@ -133,10 +133,11 @@ def _end_all(child: int, status: int | None) -> int:
 def _below() -> set[int]:
     """Living processes of this session, and those that descend from this process."""
     own, parents, sessions = os.getpid(), {}, {}
-    for name in os.listdir("/proc"):
+    # Without pathlib, which takes as long to load as all the rest.
+    for name in os.listdir("/proc"):  # noqa: PTH208
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError, ValueError):
-                with open(f"/proc/{name}/stat", "rb") as stream:
+                with open(f"/proc/{name}/stat", "rb") as stream:  # noqa: PTH123
                     # The program's name is in parentheses and may hold spaces and parentheses.
                     fields = stream.read().rpartition(b")")[2].split()
                 if fields[0] not in (b"Z", b"X"):

@@ -138,9 +138,7 @@ def run(
             stream = stack.enter_context(log.open("ab"))
             stream.write(f"+ {' '.join(words)}\n".encode("utf-8", "surrogateescape"))
             stream.flush()
-        program = _start(
-            words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing
-        )
+        program = _start(words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing)
         process = program.process
         timed_out = False
         try:
@@ -211,44 +209,46 @@ class _Program:
         return int(self.process.returncode)
 
 
-def _start(
-    words: tuple[str, ...], cwd: Path | None, env: dict[str, str], *, guarded: bool, sharing: bool
-) -> _Program:
+def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], *, guarded: bool, sharing: bool) -> _Program:
     """Start a program.
 
     Raises:
         DcaError: DCA-103, DCA-204.
     """
-    ours: list[int] = []
-    theirs: list[int] = []
-    argv = words
-    if guarded:
-        locks = store.held()
-        (below, lifeline), (report, above) = os.pipe(), os.pipe()
-        ours, theirs = [lifeline, report], [below, above]
-        kept = "" if sharing else ",".join(map(str, locks))
-        argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(GRACE_SECONDS), kept, *words)
+    if not guarded:
+        return _Program(words[0], _open(words[0], words, cwd, env, ()))
+    locks = store.held()
+    (below, lifeline), (report, above) = os.pipe(), os.pipe()
+    kept = "" if sharing else ",".join(map(str, locks))
+    argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(GRACE_SECONDS), kept, *words)
     try:
-        process = subprocess.Popen(
+        process = _open(words[0], argv, cwd, env, (below, above, *locks))
+    except DcaError:
+        os.close(lifeline)
+        os.close(report)
+        raise
+    finally:
+        os.close(below)
+        os.close(above)
+    return _Program(words[0], process, lifeline, report)
+
+
+def _open(
+    name: str, argv: tuple[str, ...], cwd: Path | None, env: dict[str, str], descriptors: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
             argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, pass_fds=(*theirs, *(locks if guarded else ())),
+            start_new_session=True, pass_fds=descriptors,
         )  # fmt: skip
     except OSError as error:
-        for descriptor in ours:
-            os.close(descriptor)
         if cwd is not None and not cwd.is_dir():
             raise DcaError("DCA-204", f"the folder {cwd} does not exist.", remedy="check the path.") from None
-        raise _not_started(words[0], error.strerror or str(error)) from None
-    finally:
-        for descriptor in theirs:
-            os.close(descriptor)
-    return _Program(words[0], process, *ours)
+        raise _not_started(name, error.strerror or str(error)) from None
 
 
 def _not_started(program: str, why: str) -> DcaError:
-    return DcaError(
-        "DCA-103", f"`{program}` could not be started.", why=why, remedy="install it, or correct the path."
-    )
+    return DcaError("DCA-103", f"`{program}` could not be started.", why=why, remedy="install it, or correct the path.")
 
 
 def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callable[[], None] | None) -> bool:
