@@ -239,7 +239,8 @@ def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
 
 def _entries(folder: Path, target: str) -> list[tuple[str, Path]]:
     """(object, source) of a target; a project inside of the project has its objects in a folder of its own."""
-    below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}\.dir/")
+    # Heavy sources have a target of their own (build/lean).
+    below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}(?:\.heavy)?\.dir/")
     entries = json.loads((folder / "compile_commands.json").read_text())
     return [(entry["output"], Path(entry["file"])) for entry in entries if below.match(entry["output"])]
 

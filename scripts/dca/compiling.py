@@ -20,7 +20,7 @@ from dca.events import Reporter
 from dca.fetch import Tree
 from dca.plan import Plan, PlannedModule
 from dca.recipes import Recipe
-from dca.resolve.jobs import choose_jobs
+from dca.resolve.jobs import choose_jobs, heaviest
 
 
 class BuiltModule(Value):
@@ -136,11 +136,13 @@ def compile_modules(
 def _as_memory_allows(plan: Plan, recipe: Recipe, reporter: Reporter) -> Plan:
     """The plan with fewer jobs where other programs use the memory that it counts on."""
     free = memory.available_bytes() / 2**30
-    jobs = choose_jobs(plan.jobs, free, recipe.offer(plan.profile).job_memory_gib)
-    if plan.jobs_asked or jobs.count >= plan.jobs:
+    heavy_gib = heaviest(recipe, plan.profile, plan.modules)
+    jobs = choose_jobs(plan.jobs, free, recipe.offer(plan.profile).job_memory_gib, heavy_gib)
+    if plan.jobs_asked or (jobs.count, jobs.heavy) >= (plan.jobs, plan.heavy_jobs):
         return plan
-    reporter.note(f"{free:.1f} GiB of memory are free now: {jobs.count} at a time in place of {plan.jobs}.")
-    return plan.model_copy(update={"jobs": jobs.count})
+    if jobs.count < plan.jobs:
+        reporter.note(f"{free:.1f} GiB of memory are free now: {jobs.count} at a time in place of {plan.jobs}.")
+    return plan.model_copy(update={"jobs": jobs.count, "heavy_jobs": min(jobs.heavy, plan.heavy_jobs)})
 
 
 def list_commands(

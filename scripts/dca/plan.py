@@ -192,6 +192,8 @@ class Plan(Document):
     python: str
     python_path: str
     jobs: int
+    heavy_jobs: int = 1
+    """How many of them may compile a heavy source."""
     jobs_asked: bool = False
     sources: tuple[PlannedSource, ...]
     modules: tuple[PlannedModule, ...]
@@ -215,7 +217,7 @@ class Plan(Document):
         not count.
         """
         telling = {"choices", "checks", "warnings", "advice", "passed_over", "cuda_asked", "substituted", "jobs",
-                   "jobs_asked"}  # fmt: skip
+                   "heavy_jobs", "jobs_asked"}  # fmt: skip
         here = {"python_path": True, "host_compiler": True, "toolkit": {"path"}, "sources": {"__all__": {"places"}}}
         exclude: dict[str, Any] = {**dict.fromkeys(telling, True), **here}
         if self.toolkit is None:

@@ -346,7 +346,8 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
         # Looked at again until nothing is left: a process may fork while the others are being ended.
         end = time.monotonic() + GRACE_SECONDS
         while (left := _session(process.pid)) and time.monotonic() < end:
-            for one in left:
+            # The guardian last: it goes on with this if it is interrupted here.
+            for one in sorted(left, key=process.pid.__eq__):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(one, signal.SIGKILL)
             time.sleep(0.01)

@@ -13,7 +13,7 @@ from dca.recipes import KERNELS, Loaded, Recipe
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.draft import Draft, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_served
-from dca.resolve.jobs import choose_jobs
+from dca.resolve.jobs import choose_jobs, heaviest
 from dca.resolve.modules import choose_modules
 from dca.resolve.sources import choose_sources
 from dca.resolve.toolkit import choose_toolkit
@@ -114,7 +114,8 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     assert python is not None  # noqa: S101 - check_python refused otherwise
     dirty = any(tree.kind == "folder" for tree in world.reach.local.values())
     machine, job_gib = world.machine, recipe.offer(request.profile).job_memory_gib
-    jobs = choose_jobs(machine.cores, machine.memory_gib, job_gib, request.jobs)
+    heavy_gib = heaviest(recipe, request.profile, modules)
+    jobs = choose_jobs(machine.cores, machine.memory_gib, job_gib, heavy_gib, request.jobs)
     if any(module.origin == "compiled" for module in modules):
         draft.choose("jobs", str(jobs.count), jobs.reason)
     version = _version(loaded, request, groups, archs, ptx, cuda_line, dirty=dirty)
@@ -139,6 +140,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         python=python.version,
         python_path=python.path,
         jobs=jobs.count,
+        heavy_jobs=jobs.heavy,
         jobs_asked=request.jobs is not None,
         sources=tuple(sources.values()),
         modules=tuple(modules),
