@@ -1,14 +1,13 @@
 """The fork, compiled from source: its wheel, its ops, and whole engines with and without our patches.
 
-Its sources lie in git only, so these tests want GitHub, or local clones: DCA_TEST_FORK holds the options that name
-them, such as `--source DIR --companion flash-attention=DIR --companion flash-attention/csrc/cutlass=DIR`.
+Its sources lie in git only, so these tests want GitHub, or local clones that DCA_TEST_SOURCE_QWEN_FORK,
+DCA_TEST_COMPANION_FLASH_ATTENTION and DCA_TEST_COMPANION_CUTLASS name.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +35,13 @@ def recipe(all_recipes: tuple[Loaded, ...]) -> Recipe:
 @pytest.fixture(scope="module")
 def made(dca: RunDca, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The lean wheel, compiled now unless it is there already."""
-    words = shlex.split(os.environ.get("DCA_TEST_FORK", ""))
+    clones = {
+        "DCA_TEST_SOURCE_QWEN_FORK": ("--source", ""),
+        "DCA_TEST_COMPANION_FLASH_ATTENTION": ("--companion", "flash-attention="),
+        "DCA_TEST_COMPANION_CUTLASS": ("--companion", "flash-attention/csrc/cutlass="),
+    }
+    named = [(*words, os.environ[name]) for name, words in clones.items() if name in os.environ]
+    words = [word for flag, prefix, path in named for word in (flag, prefix + path)]
     out = tmp_path_factory.getbasetemp().parent / "dca-fork"
     done = dca(
         "wheel", "--recipe", NAME, "--cuda", "12.4", "--arch", "8.0", "--out", out, "--json", *words, timeout=7200.0
