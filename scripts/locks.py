@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 
 from dca import data, environments, index, machine, recipes, runner, store
-from dca.recipes import Recipe
+from dca.recipes import Kernels, Recipe
 
 OLDEST_PYTHON = "3.10"
 
@@ -49,19 +49,24 @@ def requirements(tree: Path, name: str) -> list[str]:
     return lines
 
 
-def oldest(recipe: Recipe) -> str:
-    """The oldest Python of a recipe's range."""
+def oldest(recipe: Recipe | Kernels) -> str:
+    """The oldest Python of a range."""
     return next(f"3.{minor}" for minor in range(6, 30) if f"3.{minor}.99" in SpecifierSet(recipe.python))
 
 
 def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch: Path) -> None:
-    """build.txt and run.txt of one recipe."""
+    """build.txt, run.txt and, for bare kernels, kernels.txt of one recipe."""
     folder = data.locks_folder(recipe.name)
     folder.mkdir(parents=True, exist_ok=True)
     build = scratch / "build.in"
     build.write_text("\n".join([f"torch=={recipe.torch.version}", *recipe.build_requirements]) + "\n")
     python = oldest(recipe)
     solve([build], folder / "build.txt", cache, before=recipe.lock_date, python=python)
+    if recipe.kernels:
+        kernels = scratch / "kernels.in"
+        own = recipe.kernels
+        kernels.write_text("\n".join([f"torch=={own.torch.version}", *own.build_requirements]) + "\n")
+        solve([kernels], data.build_lock(recipe.name, "kernels"), cache, before=own.lock_date, python=oldest(own))
     tree = scratch / recipe.name
     if source is not None:
         from dca import git

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from dca import documents, environments, machine, recipes, runner, store
+from dca import documents, environments, recipes, store
 from dca.cli.options import open_cache
 from dca.plan import Plan
 from dca.wheel import Made
-from support import ROOT, RunDca
+from support import ROOT, RunDca, install
 
 # Whoever starts the tests in the background hands down an ignored Ctrl-C; programs that are sent one must see it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -93,16 +93,7 @@ def build_python(plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPa
 def run_python(wheel: Path, made: Made, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A fresh environment with the wheel, installed by the two lines that `dca wheel` prints."""
     folder = tmp_path_factory.mktemp("run") / "venv"
-    uv, env = machine.find_uv(), environments.uv_environment(cache)
-    python = folder / "bin/python"
-    for argv in (
-        [uv, "venv", "--python", sys.executable, folder],
-        [uv, "pip", "install", "--python", python, "-r", made.lock],
-        [uv, "pip", "install", "--python", python, "--no-deps", wheel],
-    ):
-        done = runner.run(argv, env=env, timeout=1800.0)
-        assert done.ok, done.text[-3000:]
-    yield python
+    yield install(wheel, Path(made.lock), folder, cache)
     store.remove(folder)
 
 

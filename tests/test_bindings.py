@@ -324,3 +324,9 @@ def test_stubs_stand_in_the_namespace_behind_their_headers() -> None:
     assert [line for line in lines if line.startswith("#include")][1:] == ['#include "flash.h"', '#include "types.h"']
     assert lines.index("namespace FLASH {") < min(at for at, line in enumerate(lines) if "template" in line)
     assert "\n".join(lines).count("{") == "\n".join(lines).count("}")
+
+
+def test_stubs_of_a_source_without_a_namespace_stand_at_the_top() -> None:
+    text = bindings.stubs(MODULE, SPEC.model_copy(update={"namespace": ""}), ())
+    assert "namespace" not in text
+    assert text.count("template <>") == 2 * 2 * 3 * 2

@@ -48,7 +48,6 @@ def test_help_names_every_command_and_loads_none(dca: RunDca) -> None:
         (["plan", "--recipe", "vllm-0.10.2", "--with", "index-only,core"], 3, "DCA-309", "stands alone"),
         (["plan", "--recipe", "vllm-0.10.2", "--strict-cuda", "--cuda", "12.1"], 3, "DCA-302", "leave --strict"),
         (["plan", "--recipe", "vllm-0.10.2", "--source", "/usr/share/keyrings"], 2, "DCA-204", "requirements/cuda.txt"),
-        (["wheel", "--recipe", "qwen-fork"], 3, "DCA-311", "D1"),
         (["wheel", "--out", "/etc/hostname/dist"], 2, "DCA-204", "cannot be written"),
         (["plan", "--recipe", "vllm-0.10.2", "--profile", "fat"], 3, "DCA-309", "it offers lean and full"),
         (["inspect", "/no/such.whl"], 2, "DCA-204", "is not a file"),

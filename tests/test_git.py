@@ -221,7 +221,7 @@ def test_a_folder_that_the_commit_lacks_is_refused(repository: Repository, tmp_p
     with pytest.raises(DcaError) as refused:
         git.export(repository.path, commit, tmp_path / "out", ["include"])
     assert refused.value.code == "DCA-405"
-    assert commit in refused.value.what
+    assert refused.value.what == f"commit {commit} has no include."
 
 
 def test_a_clone_that_lacks_an_object_is_refused(repository: Repository, tmp_path: Path) -> None:

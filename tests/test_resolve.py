@@ -51,12 +51,17 @@ def machine(**changes: object) -> Machine:
 
 
 def reach(
-    *, index: bool = True, git: bool = False, apt: bool = True, local: dict[str, LocalTree] | None = None
-) -> Reach:
+    *, index: bool = True, git: bool = False, apt: bool = True, redist: bool = False,
+    local: dict[str, LocalTree] | None = None,
+) -> Reach:  # fmt: skip
     places = {"index": Reachability(ok=index, why="" if index else "no answer")}
     places |= {url: Reachability(ok=git, why="" if git else "no such host") for url in URLS}
     places |= {
         f"apt:{one.name}": Reachability(ok=apt, why="" if apt else "no mirror") for one in toolkits.load_sources()
+    }
+    places |= {
+        f"redist:{one.name}": Reachability(ok=redist, why="" if redist else "no such host")
+        for one in toolkits.load_sources()
     }
     return Reach(places=places, local=local or {})
 
@@ -98,7 +103,7 @@ def test_every_recipe_passed_over_has_its_reason() -> None:
 
 def test_a_toolkit_of_another_major_version_is_passed_over_with_the_reason() -> None:
     over = {one.name: one.reasons[0].text for one in planned(Request()).passed_over}
-    (text,) = [text for name, text in over.items() if "13.0.88" in name]
+    (text,) = [text for name, text in over.items() if CUDA13.path in name]
     assert "CUDA 12.8" in text
 
 
@@ -159,6 +164,53 @@ def test_the_nearest_toolkit_wins() -> None:
     seen = world(machine(toolkits=(found,)))
     assert planned(Request(), seen).cuda == "12.8"
     assert planned(Request(cuda="12.1"), seen).cuda == "12.4"
+
+
+def passed(plan: Plan) -> dict[str, str]:
+    """Why each toolkit was passed over, by how the plan calls it."""
+    return {one.name: one.reasons[0].text for one in plan.passed_over if one.name.startswith("toolkit ")}
+
+
+def test_where_the_archives_of_a_release_can_be_had_they_come_before_other_packages() -> None:
+    plan = planned(Request(cuda="12.4"), world(reached=reach(redist=True)))
+    assert plan.toolkit is not None
+    assert (plan.toolkit.name, plan.toolkit.path) == ("nvidia-12.4", "")
+    (text,) = [text for name, text in passed(plan).items() if "Debian" in name]
+    assert text == "it comes after NVIDIA's redistributable archives."
+    (choice,) = [choice for choice in plan.choices if choice.subject == "toolkit"]
+    assert "54 MB" in choice.reason
+
+
+def test_the_release_that_is_asked_for_is_brought_where_it_can_be_had() -> None:
+    seen = world(reached=reach(redist=True))
+    assert planned(Request(), seen).cuda == "12.8"
+    strict = planned(Request(recipe=UPSTREAM, cuda="12.8", strict_cuda=True), seen)
+    assert strict.toolkit is not None
+    assert (strict.toolkit.name, strict.substituted) == ("nvidia-12.8", False)
+
+
+def test_of_two_that_are_as_near_the_smaller_download_is_taken() -> None:
+    plan = planned(Request(cuda="12.6"), world(reached=reach(redist=True, apt=False)))
+    assert plan.toolkit is not None
+    assert plan.toolkit.name == "nvidia-12.4"
+    assert "CUDA 12.4 is the smaller download." in passed(plan).values()
+
+
+def test_a_toolkit_on_the_machine_comes_before_one_that_is_brought() -> None:
+    found = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
+    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(found,)), reach(redist=True)))
+    assert plan.toolkit is not None
+    assert plan.toolkit.path == "/opt/cuda"
+    assert list(passed(plan).values()).count("/opt/cuda is on this machine already.") == 2
+
+
+def test_only_the_places_that_a_toolkit_takes_parts_from_must_be_in_reach() -> None:
+    plan = planned(Request(cuda="12.4"), world(reached=reach(redist=True, apt=False)))
+    assert plan.toolkit is not None
+    assert plan.toolkit.name == "nvidia-12.4"
+    over = passed(planned(Request(cuda="12.4")))
+    (text,) = [text for name, text in over.items() if "12.4.131 (NVIDIA" in name]
+    assert text == "it cannot be had: no such host."
 
 
 def test_an_incomplete_toolkit_is_passed_over_by_what_it_lacks() -> None:
@@ -309,16 +361,14 @@ def test_a_folder_taken_as_it_is_marks_the_version() -> None:
     assert plan.version.endswith(".dirty")
 
 
-def test_a_recipe_that_cannot_be_built_yet_is_planned_only_when_named() -> None:
+def test_the_fork_comes_first_where_its_sources_are() -> None:
     local = {
         name: LocalTree(path="/src", kind="git")
         for name in ("source", "flash-attention", "flash-attention/csrc/cutlass")
     }
-    seen = world(reached=reach(local=local))
-    plan = planned(Request(recipe=FORK, cuda="12.1"), seen)
-    assert plan.not_built_yet
+    plan = planned(Request(cuda="12.1"), world(reached=reach(local=local)))
+    assert plan.recipe == FORK
     assert plan.version.startswith("0.6.6.post2.dev0+dca")
-    assert planned(Request(), seen).recipe == UPSTREAM
 
 
 def test_another_operating_system_is_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from dca import toolkits
-from dca.toolkits import AptPackage, FoundToolkit, Layout
+from dca.toolkits import AptPackage, FoundToolkit, Layout, ToolkitSource
 
 PARTS = ("bin/ptxas", "nvvm/bin/cicc", "include/cuda_runtime.h", "lib64/libcudart.so")
 
@@ -194,10 +194,21 @@ def test_known_cuda_versions_ask_for_no_older_compilers_and_drivers_than_those_b
 def test_every_toolkit_that_can_be_brought_is_of_a_known_cuda_version_and_complete() -> None:
     for source in toolkits.load_sources():
         assert toolkits.load_versions().of(source.line) is not None
-        targets = [target for _, target in source.layout.copies] + [link for link, _ in source.layout.links]
+        targets = {target for _, target in source.layout.copies} | {link for link, _ in source.layout.links}
         for part in ("bin/nvcc", "bin/ptxas", "nvvm/bin/cicc", "lib64/libcudart.so", "include"):
-            assert part in targets
-        assert len({target for _, target in source.layout.copies if target != "include"}) > 10
+            # It is there by its own name, or in a folder that is taken whole.
+            assert targets & {part, *map(str, Path(part).parents)}, (source.name, part)
+
+
+def test_a_toolkit_is_taken_from_the_places_of_its_parts_and_from_one_at_least() -> None:
+    places = {source.name: source.places for source in toolkits.load_sources()}
+    assert places["nvidia-12.4"] == ("redist:nvidia-12.4",)
+    assert places["debian-12.4"] == ("apt:debian-12.4", "index")
+    assert places["index-13.0"] == ("index",)
+    source = toolkits.load_sources()[0]
+    nothing = {"redist": None, "apt": None, "wheels": ()}
+    with pytest.raises(ValidationError, match=r"made of parts"):
+        ToolkitSource.model_validate(source.model_dump(by_alias=True) | nothing)
 
 
 @pytest.mark.parametrize("pair", [("/etc/passwd", "x"), ("../x", "x"), ("x", "bin/../../x"), ("x", "/x")])

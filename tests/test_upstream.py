@@ -59,7 +59,7 @@ FULL = Full(
 @pytest.fixture(scope="module")
 def recipe(all_recipes: tuple[Loaded, ...]) -> Recipe:
     """A real recipe that offers the profile."""
-    return next(one.recipe for one in all_recipes if one.recipe.full and not one.recipe.not_built_yet)
+    return next(one.recipe for one in all_recipes if one.recipe.full and one.recipe.official_wheel)
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,18 @@ def toolkits_folder() -> Path:
 
 
 def locks_folder(recipe: str) -> Path:
-    """The locks of one recipe: `run.txt` and `build.txt`."""
+    """The locks of one recipe: `run.txt`, `build.txt`, and `kernels.txt` where it offers bare kernels."""
     return data_root() / "build" / "locks" / recipe
+
+
+def build_lock(recipe: str, profile: str) -> Path:
+    """The packages that a recipe is built with."""
+    return locks_folder(recipe) / ("kernels.txt" if profile == "kernels" else "build.txt")
+
+
+def run_lock(recipe: str, profile: str) -> Path:
+    """The packages that its wheel runs with."""
+    return locks_folder(recipe) / ("kernels.txt" if profile == "kernels" else "run.txt")
 
 
 def lean_folder() -> Path:

@@ -43,7 +43,7 @@ def build_environment(plan: Plan, cache: store.Store, reporter: Reporter, log: P
     Raises:
         DcaError: DCA-407.
     """
-    lock = data.locks_folder(plan.recipe) / "build.txt"
+    lock = data.build_lock(plan.recipe, plan.profile)
     return make(lock, plan.python_path, plan.python, cache, reporter, log)
 
 

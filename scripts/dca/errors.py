@@ -48,7 +48,6 @@ CODES: dict[str, str] = {
     "DCA-308": "no host compiler that the toolkit accepts",
     "DCA-309": "the recipe does not have the profile or group",
     "DCA-310": "the machine is not one that wheels can be built on",
-    "DCA-311": "the recipe can be planned but not built yet",
     "DCA-312": "the profile does not serve the model",
     "DCA-401": "a download did not have the pinned hash",
     "DCA-402": "a URL or index could not be reached",

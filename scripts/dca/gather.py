@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from dca import apt, documents, git, index, machine, recipes, store, toolkits
+from dca import apt, documents, git, index, machine, recipes, redist, store, toolkits
 from dca.errors import DcaError
 from dca.plan import LocalTree, PassedOver, Plan, Reach, Reachability, Request
 from dca.recipes import GitSource, Loaded, SdistSource
@@ -89,7 +91,9 @@ def _lock_path(
         "request": request.model_dump(mode="json", exclude={"model"}),
         "recipes": [loaded.digest for loaded in known],
         "toolkits": [source.model_dump(mode="json", by_alias=True) for source in sources],
+        # Hashed, because an address may hold a password.
         "index": store.sha256_bytes(index.endpoint().encode()),
+        "redist": [store.sha256_bytes(redist.endpoint(one.redist).encode()) for one in sources if one.redist],
     }
     return cache.folder("lock", documents.digest(identity)[:16]).with_suffix(".json")
 
@@ -109,10 +113,12 @@ def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[toolkits.T
             for submodule in companion.submodules:
                 if f"{name}/{submodule.path}" not in request.companions:
                     urls.update(submodule.urls)
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        asked = {"index": pool.submit(index.probe)}
-        asked |= {url: pool.submit(git.probe, url) for url in sorted(urls)}
-        asked |= {f"apt:{source.name}": pool.submit(apt.probe, source.apt) for source in sources}
+    probes: dict[str, Callable[[], str]] = {"index": index.probe}
+    probes |= {url: partial(git.probe, url) for url in urls}
+    probes |= {f"apt:{one.name}": partial(apt.probe, one.apt) for one in sources if one.apt}
+    probes |= {f"redist:{one.name}": partial(redist.probe, one.redist) for one in sources if one.redist}
+    with ThreadPoolExecutor(max_workers=len(probes)) as pool:
+        asked = {name: pool.submit(ask) for name, ask in probes.items()}
         told = {name: future.result() for name, future in asked.items()}
     return Reach(places={name: Reachability(ok=not why, why=why) for name, why in sorted(told.items())})
 

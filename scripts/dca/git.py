@@ -142,7 +142,7 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
     try:
         with _open(path) as repo:
             root = _verified(repo, repo.commit(commit)).tree
-            wanted = [root / name for name in only] if only else [root]
+            wanted = [_entry(root, name, commit) for name in only] if only else [root]
             above = [root / name for path_ in only for name in _parents(path_)]
             for item in (root, *above, *wanted):
                 _verified(repo, item)
@@ -163,6 +163,17 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
             f"commit {commit} of {path} cannot be read.",
             why=str(error),
             remedy="the clone may be shallow or damaged: fetch it again.",
+        ) from None
+
+
+def _entry(root: git.Tree, name: str, commit: str) -> Any:
+    try:
+        return root / name
+    except KeyError:
+        raise DcaError(
+            "DCA-405",
+            f"commit {commit} has no {name}.",
+            remedy="correct what the recipe needs of this source (`only`), or its commit.",
         ) from None
 
 

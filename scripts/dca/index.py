@@ -133,7 +133,7 @@ def wrong_hash(name: str, wanted: str, found: str) -> DcaError:
     return DcaError(
         "DCA-401", f"{name} is not the file that is pinned; it was not opened, and was deleted.",
         why=f"sha256 wanted {wanted},\nfound {found}.",
-        remedy="run the command again; if it happens again, the index or a proxy serves another file.",
+        remedy="run the command again; if it happens again, the server or a proxy serves another file.",
     )  # fmt: skip
 
 
@@ -158,8 +158,19 @@ def download(wanted: IndexFile, cache: store.Store, progress: Progress | None = 
     return fetch_url(find(wanted), wanted.sha256, kept, progress)
 
 
-def fetch_url(url: str, sha256: str, path: Path, progress: Progress | None = None) -> Path:
-    """A URL's content at `path`, if it has the hash; otherwise nothing is left."""
+def fetch_url(url: str, sha256: str, path: Path, progress: Progress | None = None, size: int = 0) -> Path:
+    """A URL's content at `path`, if it has the hash; otherwise nothing is left.
+
+    Args:
+        url: read from its beginning; what an earlier run had of it was not kept.
+        sha256: that its content must have.
+        path: where it goes.
+        progress: called with bytes done and in all.
+        size: bytes that it has, where that is known: no more than one block beyond is read of anything longer.
+
+    Raises:
+        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole.
+    """
     import hashlib
 
     import requests
@@ -178,7 +189,9 @@ def fetch_url(url: str, sha256: str, path: Path, progress: Progress | None = Non
                         seen.update(block)
                         done += len(block)
                         if progress:
-                            progress(done, total)
+                            progress(done, total or size)
+                        if 0 < size < done:
+                            break
                     stream.flush()
                     os.fsync(stream.fileno())
         except requests.RequestException as error:
@@ -258,10 +271,11 @@ def _member(
 
 
 def unpack_sdist(archive: Path, folder: Path) -> None:
-    """The single top folder of an sdist, as `folder`.
+    """The single top folder of an sdist, or of any other tar archive that has one, as `folder`.
 
     Raises:
-        DcaError: DCA-404 for anything that would leave the folder, and for an archive that is damaged or no sdist.
+        DcaError: DCA-404 for anything that would leave the folder, and for an archive that is damaged or has no such
+            folder.
     """
     if not hasattr(tarfile, "data_filter"):
         raise DcaError(
@@ -289,7 +303,9 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
         tops = sorted({name.split("/")[0] for name in names})
         if len(tops) != 1 or not (Path(scratch) / tops[0]).is_dir():
             raise DcaError(
-                "DCA-404", f"{archive.name} does not have one top folder.", remedy="use a real source distribution."
+                "DCA-404",
+                f"{archive.name} does not have one top folder.",
+                remedy="use the one that was published.",
             )
         top = Path(scratch) / tops[0]
         for _, path in store.walk(top):

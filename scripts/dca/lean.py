@@ -108,6 +108,7 @@ def _generate(
         _set("DCA_NAMES", [module.name for module in plan.compiled]),
         _set("DCA_DRIVER_SOURCE", [generated / "driver.cpp"]),
         _set("DCA_DEFINES", [f"_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}"]),
+        _set("DCA_OPTIONS", ["-include", src / "lean" / recipe.lean.include] if recipe.lean.include else []),
         _set("DCA_CUDA_FLAGS", ["--expt-relaxed-constexpr", "--expt-extended-lambda"]),
         _set("DCA_SYSTEM_INCLUDES", [*torch.includes, torch.python_include]),
         _set("DCA_TOOLKIT_INCLUDES", provide.folders(toolkit, "include")),

@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from dca import __version__, documents, runner, store
+from dca import __version__, data, documents, runner, store
 from dca.compiling import Build
 from dca.environments import uv_environment
 from dca.errors import DcaError
@@ -24,7 +24,7 @@ from dca.events import Reporter
 from dca.fetch import Tree
 from dca.machine import find_uv
 from dca.plan import Plan
-from dca.recipes import Recipe
+from dca.recipes import KERNELS, Recipe
 
 # Built against the limited API of Python 3.8, as upstream's own wheels are.
 TAG = "cp38-abi3-linux_x86_64"
@@ -43,8 +43,11 @@ def package(
     """
     reporter.stage("package", f"{recipe.package} {plan.version}")
     with tempfile.TemporaryDirectory(prefix="dca-", dir=cache.open().root) as scratch:
-        pure = _pure_wheel(plan, recipe, tree, python, cache, Path(scratch), log)
-        files = _files(pure, plan, recipe, tree, build)
+        if plan.profile == KERNELS:
+            files = _bare_files(plan, recipe)
+        else:
+            files = _files(_pure_wheel(plan, recipe, tree, python, cache, Path(scratch), log), plan, recipe, tree)
+        files |= _own_files(plan, recipe, tree, build)
         name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{TAG}.whl"
         out.mkdir(parents=True, exist_ok=True)
         target = out / name
@@ -110,9 +113,14 @@ def _place_companions(plan: Plan, recipe: Recipe, tree: Tree, source: Path) -> N
             )
 
 
-def _files(pure: Path, plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> dict[str, bytes | Path]:
-    """Every file of the wheel but RECORD, by its path."""
-    info = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}.dist-info"
+def _info(plan: Plan, recipe: Recipe) -> str:
+    """The folder of the wheel's own metadata."""
+    return f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}.dist-info"
+
+
+def _files(pure: Path, plan: Plan, recipe: Recipe, tree: Tree) -> dict[str, bytes | Path]:
+    """Upstream's part of the wheel, by its path: Python and metadata."""
+    info = _info(plan, recipe)
     files: dict[str, bytes | Path] = {}
     with zipfile.ZipFile(pure) as wheel:
         for name in wheel.namelist():
@@ -129,11 +137,33 @@ def _files(pure: Path, plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> 
                     files[f"{info}/entry_points.txt"] = wheel.read(name)
             else:
                 files[name] = wheel.read(name)
-    for module in build.modules:
-        files[module.path] = Path(module.file)
     points = files.get(f"{info}/entry_points.txt", b"")
     assert isinstance(points, bytes)  # noqa: S101 - read above
     files[f"{info}/entry_points.txt"] = entry_points(points.decode(), recipe.patches.entry_points)
+    return files
+
+
+def _bare_files(plan: Plan, recipe: Recipe) -> dict[str, bytes | Path]:
+    """What a wheel of bare kernels has in the place of upstream's Python: our loader, and metadata."""
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {canonicalize_name(recipe.package)}",
+        f"Version: {plan.version}",
+        f"Summary: The dual chunk attention kernels of {plan.title}, without the engine",
+        f"Requires-Python: {recipe.python}",
+        # Extension modules of torch load with the release that they were compiled against, and no other.
+        f"Requires-Dist: torch=={plan.torch}",
+    ]
+    return {
+        f"{recipe.package}/__init__.py": (data.HERE / "loader.py").read_bytes(),
+        f"{_info(plan, recipe)}/METADATA": ("\n".join(lines) + "\n").encode(),
+    }
+
+
+def _own_files(plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> dict[str, bytes | Path]:
+    """What this tool puts into every wheel: the modules, and what they are."""
+    info = _info(plan, recipe)
+    files: dict[str, bytes | Path] = {module.path: Path(module.file) for module in build.modules}
     files[f"{info}/WHEEL"] = (
         f"Wheel-Version: 1.0\nGenerator: dca {__version__}\nRoot-Is-Purelib: false\nTag: {TAG}\n\n".encode()
     )

@@ -63,7 +63,7 @@ class Reach(Document):
     """What can be reached from here; probed once, then kept in the lock.
 
     Args:
-        places: by name: "index", a git URL, or "apt:" with a toolkit's name.
+        places: by name: "index", a git URL, or "redist:" or "apt:" with a toolkit's name.
         local: the trees the user named, by "source" or the companion's name.
     """
 
@@ -198,7 +198,6 @@ class Plan(Document):
     lock_digest: str
     build_lock_digest: str
     dirty: bool
-    not_built_yet: str
     choices: tuple[Choice, ...]
     checks: tuple[Check, ...]
     warnings: tuple[str, ...]

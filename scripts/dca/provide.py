@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from dca import apt, documents, index, runner, store
+from dca import apt, documents, index, redist, runner, store
 from dca.errors import DcaError
 from dca.events import Reporter
 from dca.plan import Plan
@@ -41,7 +41,12 @@ def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], cache: store.Store, 
 
 
 def bring(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Path) -> Path:
-    """A toolkit's parts, downloaded, checked, and laid out as one folder."""
+    """A toolkit's parts, downloaded, checked, and laid out as one folder.
+
+    Raises:
+        DcaError: DCA-401 when a part is not what is pinned, DCA-402 or DCA-403 when it cannot be had, DCA-404 when it
+            cannot be unpacked safely, DCA-408 when the parts do not become the toolkit.
+    """
     key = documents.digest(source.model_dump(mode="json", by_alias=True))[:12]
     folder = cache.folder("toolkit", f"{source.name}-{key}")
     with cache.lock(
@@ -51,24 +56,20 @@ def bring(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Pa
             return folder
         store.sweep(folder)
         reporter.stage("toolkit", f"CUDA {source.version} from {source.title} ({source.download_mb} MB)")
-        packages = apt.download(source.apt, cache, log)
-        wheels = [index.download(wheel, cache) for wheel in source.wheels]
         with store.incoming_folder(folder) as part:
             parts = part / "parts"
             parts.mkdir()
-            for package in packages:
-                done = runner.run(["dpkg-deb", "-x", package, parts / "deb"], log=log, timeout=300.0)
-                if not done.ok:
-                    raise DcaError(
-                        "DCA-408",
-                        f"{package.name} could not be unpacked.",
-                        why=done.text[-400:],
-                        remedy="check the disk, then run the command again.",
-                    )
-            for wheel in wheels:
-                index.unpack_wheel(wheel, parts / "wheel")
+            _unpack(source, parts, cache, reporter, log)
             lay_out(source, parts, part)
             store.remove(parts)
+            # Each archive's links stayed inside of it; its parts may lie elsewhere now.
+            if out := [name for name, path in store.walk(part) if path.is_symlink() and store.leads_out(path, part)]:
+                raise DcaError(
+                    "DCA-408",
+                    f"the toolkit from {source.title} would have links that lead out of it.",
+                    why=f"{', '.join(out[:4])}.",
+                    remedy=f"correct build/toolkits/{source.name}.toml.",
+                )
             found = nvcc_version(part / "bin/nvcc")
             if found != source.version:
                 raise DcaError(
@@ -80,24 +81,60 @@ def bring(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Pa
     return folder
 
 
+def _unpack(source: ToolkitSource, parts: Path, cache: store.Store, reporter: Reporter, log: Path) -> None:
+    """Download all parts, then unpack them side by side: deb/, wheel/ and redist/COMPONENT/."""
+
+    def telling(name: str) -> index.Progress:
+        return lambda done, total: reporter.progress(done, total, name)
+
+    archives: dict[str, Path] = {}
+    if source.redist:
+        for one in source.redist.components:
+            archives[one.name] = redist.download(one, source.redist, cache, telling(one.file))
+    packages = apt.download(source.apt, cache, log) if source.apt else []
+    wheels = [index.download(wheel, cache, telling(wheel.file)) for wheel in source.wheels]
+    reporter.progress(0, 0, "unpacking")
+    for package in packages:
+        done = runner.run(["dpkg-deb", "-x", package, parts / "deb"], log=log, timeout=300.0)
+        if not done.ok:
+            raise DcaError(
+                "DCA-408",
+                f"{package.name} could not be unpacked.",
+                why=done.text[-400:],
+                remedy="check the disk, then run the command again.",
+            )
+    for wheel in wheels:
+        index.unpack_wheel(wheel, parts / "wheel")
+    (parts / "redist").mkdir()
+    for name, archive in archives.items():
+        index.unpack_sdist(archive, parts / "redist" / name)
+
+
 def lay_out(source: ToolkitSource, parts: Path, folder: Path) -> None:
-    """Put the parts where the layout says."""
+    """Put the parts where the layout says.
+
+    Raises:
+        DcaError: DCA-408 when a part is missing.
+    """
     for origin, target in source.layout.copies:
         here, there = parts / origin, folder / target
         if not here.exists():
             raise DcaError(
                 "DCA-408",
-                f"the packages of {source.title} hold no {origin}.",
+                f"the parts of {source.title} hold no {origin}.",
                 remedy=f"correct build/toolkits/{source.name}.toml.",
             )
         there.parent.mkdir(parents=True, exist_ok=True)
         if here.is_dir():
-            shutil.copytree(here, there, dirs_exist_ok=True)
+            # Links stay links: a library goes by three names, and is one file.
+            shutil.copytree(here, there, symlinks=True, dirs_exist_ok=True)
         else:
             shutil.copy2(here, there)
     for link, target in source.layout.links:
+        (folder / link).parent.mkdir(parents=True, exist_ok=True)
         (folder / link).symlink_to(target)
     for name in source.layout.empty_archives:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(EMPTY_ARCHIVE)
     for name, text in source.layout.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,10 @@ from dca.documents import Value
 from dca.errors import DcaError
 from dca.model import Serves
 
+KERNELS = "kernels"
+KERNELS_PACKAGE = "dca_kernels"
+"""Distribution and import name of a wheel of bare kernels."""
+
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Arch = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?$")]
@@ -60,6 +64,7 @@ def _day(text: str) -> str:
     return text
 
 
+Day = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_day)]
 RequirementText = Annotated[str, AfterValidator(_requirement)]
 ReleaseText = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$")]
 
@@ -164,7 +169,7 @@ class Stubs(Value):
     """Template instantiations that are left out; each is defined to raise a clear error."""
 
     headers: tuple[str, ...]
-    namespace: str
+    namespace: str = ""
     functions: tuple[str, ...]
     parameters: str
     dtypes: tuple[str, ...]
@@ -222,6 +227,18 @@ class Lean(Value):
     job_memory_gib: Annotated[float, Field(gt=0)]
     architectures: tuple[str, ...] = ()
     """Model architectures, as in a model's config.json, whose ops the groups were derived for."""
+    include: RelativePath | None = None
+    """A header of the lean project that every source is compiled behind, where the source needs other names."""
+
+
+class Kernels(Lean):
+    """The kernels profile: the lean project's modules without the engine, for a torch that the engine does not know."""
+
+    python: str
+    torch: Torch
+    cuda: Cuda
+    lock_date: Day
+    build_requirements: tuple[RequirementText, ...]
 
 
 class FullModule(Value):
@@ -278,11 +295,9 @@ class Recipe(Value):
     title: str
     priority: int
     """Smaller is tried first."""
-    not_built_yet: str = ""
-    """Why the recipe can be planned but not built; empty when it can be built."""
     package: Name
     base_version: str
-    lock_date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_day)]
+    lock_date: Day
     python: str
     source: Annotated[SdistSource | GitSource, Field(discriminator="kind")]
     torch: Torch
@@ -292,14 +307,39 @@ class Recipe(Value):
     build_requirements: tuple[RequirementText, ...]
     """What the build environment holds besides torch."""
     caps: tuple[RequirementText, ...] = ()
-    """Upper bounds that upstream did not know it needed."""
+    """Requirements and upper bounds that upstream did not know it needed."""
     official_wheel: OfficialWheel | None = None
     companions: dict[str, Companion] = {}
     modules: dict[str, Module]
     groups: dict[str, Group]
     lean: Lean
     full: Full | None = None
+    kernels: Kernels | None = None
     patches: Patches = Patches()
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """The profiles that it offers."""
+        return ("lean", *(["full"] if self.full else []), *([KERNELS] if self.kernels else []))
+
+    def of_profile(self, profile: str) -> Recipe:
+        """The recipe as a profile sees it: for bare kernels another torch, another place for the modules, no engine."""
+        if profile != KERNELS or self.kernels is None:
+            return self
+        own = self.kernels
+        modules = {
+            name: module.model_copy(update={"path": f"{KERNELS_PACKAGE}/{module.path.rsplit('/', 1)[-1]}"})
+            for name, module in self.modules.items()
+        }
+        companions = {
+            name: companion.model_copy(update={"stand_in": (), "python": None})
+            for name, companion in self.companions.items()
+        }
+        return self.model_copy(update={
+            "package": KERNELS_PACKAGE, "python": own.python, "torch": own.torch, "cuda": own.cuda, "caps": (),
+            "lock_date": own.lock_date, "build_requirements": own.build_requirements, "lean": own, "full": None,
+            "official_wheel": None, "modules": modules, "companions": companions,
+        })  # fmt: skip
 
     def offer(self, profile: str) -> Lean | Full:
         """What a profile is offered for; the lean one's for a profile that the recipe does not have."""
@@ -333,9 +373,12 @@ class Recipe(Value):
         for name, group in self.groups.items():
             if group.module not in self.modules:
                 raise ValueError(f"group `{name}` names the module `{group.module}`, which is not described")
-        for name in self.lean.groups:
-            if name not in self.groups:
-                raise ValueError(f"lean names the group `{name}`, which is not described")
+        for profile in (self.lean, *([self.kernels] if self.kernels else [])):
+            if lacking := [name for name in profile.groups if name not in self.groups]:
+                raise ValueError(
+                    f"{'kernels' if profile is self.kernels else 'lean'} names the group `{lacking[0]}`, "
+                    "which is not described"
+                )
         if self.full:
             _full_names_exist(self.full, self.companions)
         members = self.official_wheel.members if self.official_wheel else {}
@@ -364,8 +407,18 @@ class Loaded(Value):
     series_digest: str
     lock_digest: str
     build_lock_digest: str
+    kernels_lock_digest: str
     locked: dict[str, tuple[str, ...]]
     """Versions per package of the run lock; several where they differ by Python version."""
+
+    def of_profile(self, profile: str) -> Loaded:
+        """As `Recipe.of_profile`, with the lock that belongs to it: bare kernels are built and run with one."""
+        if profile != KERNELS or self.recipe.kernels is None:
+            return self
+        digest = self.kernels_lock_digest
+        return self.model_copy(update={
+            "recipe": self.recipe.of_profile(profile), "lock_digest": digest, "build_lock_digest": digest,
+        })  # fmt: skip
 
 
 def load(path: Path) -> Loaded:
@@ -391,6 +444,7 @@ def load(path: Path) -> Loaded:
         series_digest=documents.digest([store.tree_hash(one, skip=_is_cache) for one in added if one.is_dir()]),
         lock_digest=_file_digest(locks / "run.txt"),
         build_lock_digest=_file_digest(locks / "build.txt"),
+        kernels_lock_digest=_file_digest(locks / f"{KERNELS}.txt"),
         locked=locked_versions(locks / "run.txt"),
     )
 

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from dca import data, datafile, runner
 from dca.documents import Value
-from dca.recipes import Arch, CudaLine, IndexFile, Name, RelativePath, Sha256
+from dca.recipes import Arch, CudaLine, HttpsUrl, IndexFile, Name, RelativePath, Sha256
 
 
 class CudaVersion(Value):
@@ -54,6 +54,45 @@ class Apt(Value):
     packages: tuple[AptPackage, ...]
 
 
+class Component(Value):
+    """One archive of NVIDIA's redistributables, as their manifest has it.
+
+    Args:
+        name: as in the manifest ("cuda_nvcc").
+        version: its own, which need not be that of the release.
+        relative_path: below the base URL.
+        size: bytes.
+    """
+
+    name: Name
+    version: str
+    relative_path: RelativePath
+    sha256: Sha256
+    size: Annotated[int, Field(gt=0)]
+
+    @property
+    def file(self) -> str:
+        """The archive's own name."""
+        return self.relative_path.rsplit("/", 1)[-1]
+
+
+class Redist(Value):
+    """Archives of NVIDIA's redistributables, written down from the manifest of one release.
+
+    Args:
+        url: the folder that the manifests lie in; DCA_REDIST_URL names another.
+        label: the release ("12.4.1").
+        manifest: its manifest's name.
+        sha256: of the manifest that the components were read from.
+    """
+
+    url: HttpsUrl
+    label: str
+    manifest: RelativePath
+    sha256: Sha256
+    components: tuple[Component, ...] = Field(min_length=1)
+
+
 def _pair(value: tuple[str, str]) -> tuple[str, str]:
     for path in value:
         if path.startswith("/") or ".." in path.split("/"):
@@ -65,7 +104,10 @@ Pair = Annotated[tuple[str, str], AfterValidator(_pair)]
 
 
 class Layout(Value):
-    """How the parts become one folder with bin, include, lib64 and nvvm."""
+    """How the parts become one folder with bin, include, lib64 and nvvm.
+
+    A part is named deb/PATH (all Debian packages together), wheel/PATH (all wheels together) or redist/COMPONENT/PATH.
+    """
 
     copies: tuple[Pair, ...]
     links: tuple[Pair, ...] = ()
@@ -74,17 +116,43 @@ class Layout(Value):
 
 
 class ToolkitSource(Value):
-    """A place that a toolkit of one exact version can be had from."""
+    """Where a toolkit of one exact version can be had from: parts of one or more kinds, and how they are laid out."""
 
     schema_: Literal["dca.toolkit/1"] = Field(alias="schema")
     name: Name
     title: str
     version: str
+    """That its nvcc says of itself."""
     machine: str
     download_mb: int
-    apt: Apt
+    redist: Redist | None = None
+    apt: Apt | None = None
     wheels: tuple[IndexFile, ...] = ()
     layout: Layout
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> ToolkitSource:
+        if not (self.redist or self.apt or self.wheels):
+            raise ValueError("a toolkit is made of parts: [redist], [apt] or [[wheels]]")
+        return self
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Every place that it takes parts from, as `dca.plan.Reach` names them; all of them must be in reach."""
+        return (
+            *((f"redist:{self.name}",) if self.redist else ()),
+            *((f"apt:{self.name}",) if self.apt else ()),
+            *(("index",) if self.wheels else ()),
+        )
+
+    @property
+    def rank(self) -> int:
+        """Which of several of the same CUDA line is taken, the smallest first.
+
+        NVIDIA's archives are one release as it was published; what is put together out of a distribution's packages, or
+        of wheels that were made for running, lacks what only some programs need.
+        """
+        return 0 if self.redist else 1 if self.apt else 2
 
     @property
     def line(self) -> str:

@@ -18,7 +18,6 @@ from dca import (
     package,
     patching,
     provide,
-    recipes,
     store,
 )
 from dca.documents import Document
@@ -54,24 +53,6 @@ class Made(Document):
     compile_seconds: float
     seconds: float
     unchanged: bool = False
-
-
-def refuse_unbuilt(name: str | None) -> None:
-    """Say at once that a recipe named by the user can only be planned.
-
-    Raises:
-        DcaError: DCA-311.
-    """
-    if name is None:
-        return
-    recipe = recipes.find(name, recipes.load_all()).recipe
-    if recipe.not_built_yet:
-        raise DcaError(
-            "DCA-311",
-            f"{name} can be planned but not built yet.",
-            why=f"{recipe.not_built_yet}.",
-            remedy="choose another recipe; `dca plan` shows which can be built.",
-        )
 
 
 def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Reporter) -> Made:
@@ -189,7 +170,7 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
         bytes=found.bytes,
         modified_ns=wheel.stat().st_mtime_ns,
         run=str(run),
-        lock=str(data.locks_folder(plan.recipe) / "run.txt"),
+        lock=str(data.run_lock(plan.recipe, plan.profile)),
         compiled=tuple(module.path for module in plan.compiled),
         copied=tuple(module.path for module in plan.copied),
         objects=sum(len(module.objects) for module in build.modules),
@@ -200,7 +181,8 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
 
 
 def _recipe(plan: Plan, world: World) -> Recipe:
-    return next(loaded.recipe for loaded in world.recipes if loaded.recipe.name == plan.recipe)
+    found = next(loaded.recipe for loaded in world.recipes if loaded.recipe.name == plan.recipe)
+    return found.of_profile(plan.profile)
 
 
 def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> fetch.Tree:

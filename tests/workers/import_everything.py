@@ -1,6 +1,7 @@
 """Runs in the wheel's environment: imports what serving imports, on a simulated CUDA platform.
 
-Arguments: a stand-in for libcuda.so.1, the simulated compute capability, then "imports" or arguments for `vllm`.
+Arguments: a stand-in for libcuda.so.1, the simulated compute capability, then "imports" ("imports-v0" without
+the V1 engine) or arguments for `vllm`.
 """
 
 import json
@@ -18,16 +19,19 @@ import vllm
 
 simulated_gpu.simulate_platform(*(int(part) for part in capability.split(".")))
 
-if words != ["imports"]:
+if words[0] not in ("imports", "imports-v0"):
     sys.argv = ["vllm", *words]
-    from vllm.entrypoints.cli.main import main
+    try:
+        from vllm.entrypoints.cli.main import main
+    except ImportError:
+        from vllm.scripts import main
 
     main()
     sys.exit()
 
 import serving_modules
 
-failed = serving_modules.import_all()
+failed = serving_modules.import_all(second_engine=words == ["imports"])
 from vllm.distributed.device_communicators import custom_all_reduce
 from vllm.plugins import load_plugins_by_group
 from vllm.vllm_flash_attn import flash_attn_interface
@@ -36,9 +40,10 @@ told = {
     "version": vllm.__version__,
     "failed": failed,
     "custom_all_reduce": custom_all_reduce.custom_ar,
-    "flash_attention": flash_attn_interface.FA2_AVAILABLE,
+    # A release without the question cannot be imported without the module.
+    "flash_attention": getattr(flash_attn_interface, "FA2_AVAILABLE", True),
     "repetition_penalties": hasattr(torch.ops._C, "apply_repetition_penalties_"),
-    "sparse": hasattr(torch.ops._vllm_fa2_C, "fwd_sparse"),
+    "sparse": any(hasattr(getattr(torch.ops, name), "fwd_sparse") for name in ("_vllm_fa2_C", "vllm_flash_attn_c")),
     "plugins": sorted(load_plugins_by_group("vllm.general_plugins")),
 }
 print("TOLD " + json.dumps(told))

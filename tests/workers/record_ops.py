@@ -12,8 +12,8 @@ Argument: a JSON file with
                 there the answer no, so that what only follows from such a question is not taken for needed
     scenarios   names of functions below, run one after the other
     folder      where models are written
-    qwen3_dual_chunk, dense_dual_chunk
-                whether this vLLM has dual chunk attention for Qwen3, and for prompts below the sparse threshold
+    lacks       what this vLLM does not have: "qwen3", dual chunk attention for it ("qwen3_dual_chunk") and for prompts
+                below the sparse threshold ("dense_dual_chunk"), "second_engine"
 
 Prints one line "TOLD " and JSON: `called` and `insisted` (looked up where a missing op is an error) by op, with where.
 """
@@ -40,6 +40,7 @@ import simulated_gpu
 
 GIVEN = json.loads(Path(sys.argv[1]).read_text())
 FOLDER = Path(GIVEN["folder"])
+LACKS = set(GIVEN["lacks"])
 LISTED = None if GIVEN["listed"] is None else set(GIVEN["listed"])
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -56,7 +57,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 PACKAGE = f"{Path(importlib.util.find_spec('vllm').origin).parent}/"
-NAMESPACES = ("_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_moe_C", "_vllm_fa2_C")
+NAMESPACES = ("_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_moe_C", "_vllm_fa2_C", "vllm_flash_attn_c")
 called: dict[str, str] = {}
 insisted: dict[str, str] = {}
 
@@ -213,11 +214,11 @@ def dual_chunk() -> None:
     sparse = {"sparse_attention_config": [heads, heads], "sparse_attention_threshold": 256,
               "sparse_attention_enabled": True}  # fmt: skip
     with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="DUAL_CHUNK_FLASH_ATTN"):
-        prompts = PROMPTS if GIVEN["dense_dual_chunk"] else PROMPTS[:1]
-        if GIVEN["dense_dual_chunk"]:
+        prompts = PROMPTS[:1] if "dense_dual_chunk" in LACKS else PROMPTS
+        if "dense_dual_chunk" not in LACKS:
             serve(model("dense", dual_chunk_attention_config=chunks))
         serve(model("sparse", dual_chunk_attention_config={**chunks, **sparse}), prompts)
-        if GIVEN["qwen3_dual_chunk"]:
+        if not LACKS & {"qwen3", "qwen3_dual_chunk"}:
             serve(model("sparse3", **QWEN3, dual_chunk_attention_config={**chunks, **sparse}))
 
 
@@ -227,7 +228,8 @@ def first_engine() -> None:
     with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="FLASH_ATTN"):
         serve(model("plain"), prompts, {"n": 2, "max_tokens": 80}, max_model_len=512, num_gpu_blocks_override=90,
               preemption_mode="swap", max_num_seqs=8)  # fmt: skip
-        serve(model("plain3", **QWEN3))
+        if "qwen3" not in LACKS:
+            serve(model("plain3", **QWEN3))
 
 
 def second_engine() -> None:
@@ -254,6 +256,9 @@ def tensors() -> None:
     utils.get_max_shared_memory_bytes()
 
 
+MEMORY_CALLS = ("cudaMalloc", "cudaIpcOpenMemHandle")
+
+
 def all_reduce() -> None:
     """The all-reduce of two GPUs, called at once and inside of a graph; the other GPU says what this one says."""
     from vllm.distributed.device_communicators import custom_all_reduce as module
@@ -273,6 +278,10 @@ def all_reduce() -> None:
         changed.enter_context(mock.patch.object(module, "dist", others))
         changed.enter_context(mock.patch.object(module, "in_the_same_node_as", return_value=[True, True]))
         changed.enter_context(mock.patch.object(module, "_can_p2p", return_value=True))
+        if hasattr(module, "CudaRTLibrary"):
+            # Older releases allocate what is shared with the CUDA runtime, and not with an op.
+            runtime = mock.Mock(**{f"return_value.{name}.return_value.value": 1 << 12 for name in MEMORY_CALLS})
+            changed.enter_context(mock.patch.object(module, "CudaRTLibrary", runtime))
         reducer = module.CustomAllreduce(None, "cuda:0")
         results = [reducer.custom_all_reduce(torch.zeros(8))]
         changed.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True))
@@ -351,15 +360,17 @@ def main() -> None:
     simulated_gpu.register_on_cpu()
     # The extension modules must be there before their ops are answered.
     import vllm._C
-    import vllm._moe_C
-    import vllm.vllm_flash_attn._vllm_fa2_C  # noqa: F401
+    import vllm.vllm_flash_attn
+
+    with contextlib.suppress(ImportError):
+        import vllm._moe_C  # noqa: F401
 
     kept = answer_ops()
     simulated_gpu.simulate_tensors(*GIVEN["capability"])
     simulated_gpu.simulate_triton()
     import serving_modules
 
-    failed = serving_modules.import_all()
+    failed = serving_modules.import_all(second_engine="second_engine" not in LACKS)
     from vllm.distributed.device_communicators import custom_all_reduce
     from vllm.model_executor.models import registry
 

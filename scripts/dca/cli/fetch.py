@@ -18,7 +18,6 @@ from dca.plan import Request
 def command(request: Request, cache_dir: Path | None, update: bool, as_json: bool, quiet: bool) -> None:
     """Bring the sources only: pinned, checked and patched."""
     cache = options.open_cache(cache_dir)
-    wheel.refuse_unbuilt(request.recipe)
     plan, world = gather.make_plan(request, cache, update=update)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         tree = wheel.sources_only(plan, world, cache, reporter)

@@ -149,9 +149,9 @@ def arch(text: str) -> str:
 
 
 def companions(given: tuple[str, ...]) -> dict[str, str]:
-    """NAME=PATH pairs."""
+    """NAME=PATH pairs; one value may hold several, with spaces or commas between, as make hands them on."""
     found: dict[str, str] = {}
-    for text in given:
+    for text in (one for several in given for one in re.split(r"[\s,]+(?=[\w.+/-]+=)", several.strip())):
         name, separator, path = text.partition("=")
         if not separator or not name or not path:
             raise DcaError(

@@ -51,13 +51,13 @@ def render(plan: Plan) -> str:
         if texts:
             lines += ["", title]
             lines += [line for text in texts for line in _wrapped(text, 2)]
-    if plan.not_built_yet:
-        lines += ["", *_wrapped(f"This recipe can be planned but not built yet: {plan.not_built_yet}.", 0)]
     return "\n".join(lines)
 
 
 def _entry(subject: str, value: str, reason: str) -> list[str]:
-    return [f"  {subject:<15} {value}", *_wrapped(reason, 18)]
+    # A long name has a line of its own, so that the columns stay where they are.
+    head = [f"  {subject:<15} {value}"] if len(subject) <= 15 else [f"  {subject}", f"{'':<18}{value}"]
+    return [*head, *_wrapped(reason, 18)]
 
 
 def _wrapped(text: str, indent: int) -> list[str]:

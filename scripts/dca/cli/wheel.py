@@ -54,7 +54,6 @@ def command(
     for flag, path in (("--out", target), ("--report", report)):
         if path is not None and not options.can_be_written(path):
             raise DcaError("DCA-204", f"{flag}: {path} cannot be written.", remedy="name another place.")
-    wheel.refuse_unbuilt(request.recipe)
     plan, world = gather.make_plan(request, cache, update=update)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         reporter.stage("plan", f"{plan.recipe}: {plan.version}")
@@ -84,7 +83,8 @@ def command(
 def counts(listing: Listing) -> str:
     """How many objects each module of a listing is linked from; on standard error, beside the commands."""
     lines = [f"{listing.version}: {len(listing.commands)} commands, to be run in {listing.folder}"]
-    lines += [f"  {module.name:<16} {len(module.sources):>4} objects" for module in listing.modules]
+    width = max(len(module.name) for module in listing.modules)
+    lines += [f"  {module.name:<{width}} {len(module.sources):>4} objects" for module in listing.modules]
     return "\n".join(lines)
 
 

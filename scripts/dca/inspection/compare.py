@@ -5,6 +5,7 @@ from __future__ import annotations
 from dca import ops
 from dca.inspection.values import InspectedModule, Inspection
 from dca.plan import Plan, PlannedModule
+from dca.recipes import KERNELS
 
 
 def compare(found: Inspection, plan: Plan) -> list[str]:
@@ -14,7 +15,7 @@ def compare(found: Inspection, plan: Plan) -> list[str]:
         told.append(f"the version is {found.version}, planned was {plan.version}.")
     if found.torch.replace(" ", "") != f"torch=={plan.torch}":
         told.append(f"METADATA requires `{found.torch or 'no torch'}`, planned was torch=={plan.torch}.")
-    if not found.dca_backend:
+    if not found.dca_backend and plan.profile != KERNELS:
         told.append("the attention backend for dual chunks is not in it.")
     told += _recorded(found, plan)
     for planned in plan.modules:

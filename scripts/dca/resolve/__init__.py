@@ -10,7 +10,7 @@ from packaging.version import Version
 from dca.archs import how_reached
 from dca.machine import Machine
 from dca.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
-from dca.recipes import Loaded, Recipe
+from dca.recipes import KERNELS, Loaded, Recipe
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.draft import Draft, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_served
@@ -60,14 +60,16 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
 
 def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]:
     """One recipe's plan, or everything that speaks against it at once."""
-    recipe = loaded.recipe
     draft = Draft()
     everything = "all" in request.prebuilt
-    check_machine(request, recipe, world.machine, draft)
-    check_profile(request, recipe, draft)
+    check_machine(world.machine, draft)
+    check_profile(request, loaded.recipe, draft)
+    loaded = loaded.of_profile(request.profile)
+    recipe = loaded.recipe
     groups = choose_groups(request, recipe, draft)
     check_python(request, recipe, world.machine, draft)
-    check_transformers(loaded, draft)
+    if request.profile != KERNELS:
+        check_transformers(loaded, draft)
     supported = check_cuda(request, recipe, world, draft)
     sources, missing = choose_sources(request, recipe, groups, world.reach, draft)
     toolkit, compiler, cuda_line, line_facts = None, None, "", None
@@ -143,7 +145,6 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         lock_digest=loaded.lock_digest,
         build_lock_digest=loaded.build_lock_digest,
         dirty=dirty,
-        not_built_yet=recipe.not_built_yet,
         choices=tuple(draft.choices),
         checks=tuple(draft.checks),
         warnings=tuple(draft.warnings),

@@ -13,26 +13,23 @@ from dca.resolve.draft import Draft, World
 TRANSFORMERS = SpecifierSet(">=4.37,<5")
 
 
-def check_machine(request: Request, recipe: Recipe, machine: Machine, draft: Draft) -> None:
-    """Wheels are built on Linux x86_64, and only from recipes that can be built."""
+def check_machine(machine: Machine, draft: Draft) -> None:
+    """Wheels are built on Linux x86_64."""
     if machine.system != "Linux" or machine.processor != "x86_64":
         draft.refuse(
             "DCA-310",
             f"wheels are built on Linux x86_64; this is {machine.system} {machine.processor}.",
             "build on a Linux x86_64 machine or in a container there.",
         )
-    if recipe.not_built_yet and request.recipe is None:
-        draft.refuse("DCA-311", f"it can be planned but not built yet: {recipe.not_built_yet}.")
 
 
 def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
     """The profile, the modules to copy and the companions named must be ones that the recipe has."""
-    offered = ["lean", *(["full"] if recipe.full else [])]
-    if request.profile not in offered:
+    if request.profile not in recipe.profiles:
         draft.refuse(
             "DCA-309",
-            f"{recipe.name} does not offer the profile `{request.profile}`; it offers {' and '.join(offered)}.",
-            "use --profile lean, or --prebuilt all for every module of the official wheel.",
+            f"{recipe.name} does not offer the profile `{request.profile}`; it offers {' and '.join(recipe.profiles)}.",
+            "choose one of them.",
         )
     full = recipe.full if request.profile == "full" else None
     if full and request.groups:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dca.model import Coverage, Model, lacks
 from dca.plan import PlannedModule, Request
-from dca.recipes import Recipe
+from dca.recipes import KERNELS, Recipe
 from dca.resolve.draft import Draft
 
 
@@ -17,7 +17,7 @@ def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, 
         if name not in recipe.groups:
             draft.refuse(
                 "DCA-309",
-                f"{recipe.name} has no group `{name}` in the lean profile.",
+                f"{recipe.name} has no group `{name}` .",
                 f"its groups: {', '.join(sorted(recipe.groups))}.",
             )
     known = [name for name in request.groups if name in recipe.groups]
@@ -31,7 +31,11 @@ def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, 
         draft.choose("groups", alone[0], f"--with {alone[0]}: {recipe.groups[alone[0]].why}.")
         return (alone[0],)
     groups = tuple(dict.fromkeys([*recipe.lean.groups, *known]))
-    reason = "the lean profile: what the model calls, no more."
+    reason = (
+        "the kernels profile: the DCA kernels alone, without the engine."
+        if request.profile == KERNELS
+        else "the lean profile: what the model calls, no more."
+    )
     if request.model and "all" not in request.prebuilt:
         needed = _for_model(request.model, recipe, groups)
         reason += f" {', '.join(needed)}: {request.model.name} needs it." if needed else ""

@@ -14,7 +14,7 @@ def choose_toolkit(
 ) -> tuple[PlannedToolkit, Compiler, CudaVersion] | None:
     """The toolkit nearest to what is asked for, with the reason against each other one."""
     wanted = request.cuda or recipe.cuda.official[0]
-    fit: list[tuple[tuple[int, int, int], FoundToolkit | ToolkitSource, Compiler, CudaVersion]] = []
+    fit: list[tuple[tuple[int, int, int, int, int], FoundToolkit | ToolkitSource, Compiler, CudaVersion]] = []
     against: list[Reason] = []
     candidates: list[FoundToolkit | ToolkitSource] = [*world.machine.toolkits, *world.toolkits]
     if request.toolkit is not None:
@@ -28,8 +28,9 @@ def choose_toolkit(
         else:
             compiler, facts = verdict
             distance = abs(_minor(candidate.line) - _minor(wanted))
-            brought = int(isinstance(candidate, ToolkitSource))
-            fit.append(((distance, brought, order), candidate, compiler, facts))
+            # What is here already costs nothing; of what is brought, the kind decides, then the size of the download.
+            cost = (1, candidate.rank, candidate.download_mb) if isinstance(candidate, ToolkitSource) else (0, 0, 0)
+            fit.append(((distance, *cost, order), candidate, compiler, facts))
     if not fit:
         wanting_compiler = any(reason.code == "DCA-308" for reason in against)
         draft.refuse(
@@ -44,7 +45,7 @@ def choose_toolkit(
     fit.sort(key=lambda one: one[0])
     _, taken, compiler, facts = fit[0]
     for _, other, _, _ in fit[1:]:
-        text = f"CUDA {taken.line} is nearer to {wanted}." if other.line != taken.line else "another one comes first."
+        text = _behind(other, taken, wanted)
         draft.passed.append(PassedOver(name=f"toolkit {_label(other)}", reasons=(Reason(code="DCA-302", text=text),)))
     if request.strict_cuda and request.cuda and taken.line != request.cuda:
         supported = request.cuda in recipe.cuda.supported
@@ -75,6 +76,19 @@ def choose_toolkit(
         reason=f"torch {recipe.torch.version} is built for CUDA {recipe.torch.cuda}, the same major version.",
     ))  # fmt: skip
     return toolkit, compiler, facts
+
+
+def _behind(other: FoundToolkit | ToolkitSource, taken: FoundToolkit | ToolkitSource, wanted: str) -> str:
+    """Why another toolkit that would do comes after the one that is taken."""
+    if abs(_minor(taken.line) - _minor(wanted)) < abs(_minor(other.line) - _minor(wanted)):
+        return f"CUDA {taken.line} is nearer to {wanted}."
+    if isinstance(taken, FoundToolkit):
+        if isinstance(other, FoundToolkit):
+            return f"{taken.path} is found before it ({taken.origin})."
+        return f"{taken.path} is on this machine already."
+    if isinstance(other, ToolkitSource) and taken.rank == other.rank and taken.download_mb < other.download_mb:
+        return f"CUDA {taken.line} is the smaller download."
+    return f"it comes after {taken.title}."
 
 
 def _fits(
@@ -108,7 +122,7 @@ def _fits(
 def _cannot_be_brought(source: ToolkitSource, world: World) -> str:
     if source.machine != world.machine.processor:
         return f"it is for {source.machine}."
-    for place in (f"apt:{source.name}", "index"):
+    for place in source.places:
         reached = world.reach.of(place)
         if not reached.ok:
             return f"it cannot be had: {reached.why}."

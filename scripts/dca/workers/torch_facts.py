@@ -10,8 +10,11 @@ site = pathlib.Path(torch.__file__).parent.parent
 # Headers of the CUDA math libraries that torch's headers include. Never its runtime's: those are of torch's own CUDA
 # version, and must not get under another version's nvcc.
 MATH = ("cublas", "cusparse", "cusolver", "cufft", "curand", "cuda_nvrtc", "nvtx")
+# From CUDA 13 on all of them lie in one folder, the runtime's too. There is only one line of them so far, and a recipe
+# names it as the only one that it compiles with.
+TOGETHER = ("cu13",)
 includes = [site / "torch/include", site / "torch/include/torch/csrc/api/include"]
-includes += [site / "nvidia" / name / "include" for name in MATH]
+includes += [site / "nvidia" / name / "include" for name in (*MATH, *TOGETHER)]
 print(
     json.dumps(
         {

@@ -1,0 +1,144 @@
+"""Prints what a toolkit file says of NVIDIA's archives, read from one of their manifests: nobody types a hash.
+
+To add a CUDA version, copy the file of a near one, change its name, and run this with `--label RELEASE --write`: it
+sets the version, the size of the download and the table `[redist]`, with the components that the file names already.
+Without `--write` nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+from dca import data, datafile, index, redist, store
+from dca.errors import DcaError
+from dca.toolkits import Component, Redist, ToolkitSource
+
+# The component whose version is the toolkit's.
+COMPILER = "cuda_nvcc"
+
+
+def read(place: str) -> bytes:
+    """A manifest's content, from a file or a URL.
+
+    Raises:
+        DcaError: DCA-201, DCA-204 or DCA-402.
+    """
+    import requests
+
+    if "://" not in place:
+        if not (path := Path(place)).is_file():
+            raise DcaError("DCA-204", f"{place} does not exist.", remedy="check the path.")
+        return path.read_bytes()
+    try:
+        with index.session() as http:
+            answer = http.get(redist.checked(place).rstrip("/"), timeout=index.TIMEOUT)
+            answer.raise_for_status()
+    except requests.RequestException as error:
+        raise index.unreachable(index.redact(place), error) from None
+    return answer.content
+
+
+def pins(content: bytes, label: str, names: list[str], platform: str, url: str) -> Redist:
+    """What a toolkit file says of one release.
+
+    Args:
+        content: of the manifest.
+        label: the release that it must be of.
+        names: the components to take.
+        platform: as the manifest calls it ("linux-x86_64").
+        url: the folder that the manifest lies in.
+    """
+    manifest = json.loads(content)
+    # Manifests of before 12.2 do not say what release they are of.
+    if (told := manifest.get("release_label", label)) != label:
+        sys.exit(f"the manifest is that of CUDA {told}, not {label}.")
+    if missing := [name for name in names if platform not in manifest.get(name, {})]:
+        sys.exit(f"the manifest of CUDA {label} has no {', '.join(missing)} for {platform}.")
+    found = [
+        Component(
+            name=name,
+            version=manifest[name]["version"],
+            relative_path=manifest[name][platform]["relative_path"],
+            sha256=manifest[name][platform]["sha256"],
+            size=int(manifest[name][platform]["size"]),
+        )
+        for name in names
+    ]
+    return Redist(
+        url=url,
+        label=label,
+        manifest=f"redistrib_{label}.json",
+        sha256=store.sha256_bytes(content),
+        components=tuple(found),
+    )
+
+
+def table(pinned: Redist) -> str:
+    """The TOML of a toolkit file's `[redist]`."""
+    lines = ["[redist]", *(f"{key} = {json.dumps(getattr(pinned, key))}" for key in ("url", "label", "manifest"))]
+    lines.append(f'sha256 = "{pinned.sha256}"')
+    for one in pinned.components:
+        lines += ["", "[[redist.components]]", *(f"{key} = {json.dumps(value)}" for key, value in one)]
+    return "\n".join([*lines, ""])
+
+
+def version(pinned: Redist) -> str:
+    """What the nvcc of a release says of itself."""
+    return next(one.version for one in pinned.components if one.name == COMPILER)
+
+
+def megabytes(pinned: Redist) -> int:
+    """Size of the whole download, in MB, rounded up."""
+    return math.ceil(sum(one.size for one in pinned.components) / 1e6)
+
+
+def renewed(text: str, pinned: Redist) -> str:
+    """A toolkit file's text with another release's pins; everything else stays as it is."""
+    text = re.sub(r"(?m)^version = .*$", f'version = "{version(pinned)}"', text, count=1)
+    text = re.sub(r"(?m)^download_mb = .*$", f"download_mb = {megabytes(pinned)}", text, count=1)
+    # From its header to the last key of its last component: a comment after that belongs to what follows.
+    whole = r"(?ms)^\[redist\]\n.*^\[\[redist\.components\]\]\n(?:\w+ = [^\n]*\n)+"
+    return re.sub(whole, lambda _: table(pinned), text, count=1)
+
+
+def main() -> None:
+    """Print, or write, the pins of one toolkit file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("toolkit", help="name of a file in build/toolkits that has a [redist]")
+    parser.add_argument("--label", help='the release ("12.6.3"); that of the file if left out')
+    parser.add_argument("--manifest", metavar="FILE|URL", help="that release's manifest, where it is at hand")
+    parser.add_argument("--component", action="append", help="take these in place of the file's; may be repeated")
+    parser.add_argument("--write", action="store_true", help="write it into the file")
+    given = parser.parse_args()
+    path = data.toolkits_folder() / f"{given.toolkit}.toml"
+    try:
+        source = datafile.load(ToolkitSource, path)
+        if source.redist is None:
+            sys.exit(f"{given.toolkit} names no archives of NVIDIA's: give it a [redist] first.")
+        label = given.label or source.redist.label
+        place = given.manifest or f"{redist.endpoint(source.redist)}redistrib_{label}.json"
+        names = given.component or [one.name for one in source.redist.components]
+        found = pins(read(place), label, names, f"linux-{source.machine}", source.redist.url)
+        if label == source.redist.label and found.sha256 != source.redist.sha256:
+            sys.exit(
+                f"the manifest of CUDA {label} is not the one that is pinned: sha256 {found.sha256},\n"
+                f"pinned {source.redist.sha256}. A release's manifest does not change; ask another copy of it."
+            )
+        if given.write:
+            store.write_bytes(path, renewed(path.read_text(encoding="utf-8"), found).encode())
+            datafile.load(ToolkitSource, path)
+    except DcaError as error:
+        sys.exit(str(error))
+    if given.write:
+        print(f"{path}: CUDA {version(found)}, {megabytes(found)} MB; sha256 of the manifest {found.sha256}")
+    else:
+        print(f'version = "{version(found)}"\ndownload_mb = {megabytes(found)}\n\n{table(found)}', end="")
+
+
+if __name__ == "__main__":
+    main()
