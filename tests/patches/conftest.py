@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dca import environments, machine, patching, recipes, runner, store
+from dca import data, patching, recipes, store
 from dca.recipes import GitSource, Loaded
 from guards_support import PATCHES, Fork
+from support import install
 
 FORK = "qwen-fork"
 GIT_ENV = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
@@ -111,22 +111,14 @@ def fork_python(
 
     `DCA_TEST_WHEEL_QWEN_FORK` names the wheel.
     """
-    wheel = os.environ.get(variable("WHEEL", FORK))
-    tree = None if wheel else installed_tree(request.getfixturevalue("fork"), fork_recipe)
     folder = tmp_path_factory.mktemp("run") / "venv"
-    uv, env = machine.find_uv(), environments.uv_environment(cache)
-    python = folder / "bin/python"
-    lock = PATCHES.parent / "build" / "locks" / FORK / "run.txt"
-    commands: list[list[str | Path]] = [
-        [uv, "venv", "--python", sys.executable, folder],
-        [uv, "pip", "install", "--python", python, "-r", lock],
-    ]
-    if wheel:
-        commands.append([uv, "pip", "install", "--python", python, "--no-deps", wheel])
-    for argv in commands:
-        done = runner.run(argv, env=env, timeout=1800.0)
-        assert done.ok, done.text[-3000:]
-    if tree:
+    lock = data.locks_folder(FORK) / "run.txt"
+    named = os.environ.get(variable("WHEEL", FORK))
+    if named:
+        python = install(Path(named), lock, folder, cache)
+    else:
+        tree = installed_tree(request.getfixturevalue("fork"), fork_recipe)
+        python = install(None, lock, folder, cache)
         [packages] = folder.glob("lib/python3*/site-packages")
         (packages / "fork.pth").write_text(f"{tree}\n")
     yield python

@@ -97,9 +97,8 @@ class Case:
 PLAIN = "@plain"
 
 
-# Runs in the wheel's environment. vLLM is imported once, on a simulated GPU; every case is then a process of its
-# own, because configuring an engine sets variables and fills caches.
-CONFIG_WORKER = """
+# Runs in the wheel's environment: imports vLLM on a simulated GPU.
+SIMULATED = """
 import json, logging, os, sys, types
 from pathlib import Path
 
@@ -138,8 +137,6 @@ class SimulatedGPU(NonNvmlCudaPlatform):
 
 
 vllm.platforms._current_platform = SimulatedGPU()
-from vllm.engine.arg_utils import EngineArgs
-
 ROOT = Path(sys.argv[1])
 BASE = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128,
@@ -147,6 +144,14 @@ BASE = {
     "max_position_embeddings": 1010000, "rope_theta": 10000000.0, "torch_dtype": "bfloat16",
 }
 VARIABLES = ("VLLM_ATTENTION_BACKEND", "VLLM_USE_V1")
+"""
+
+# vLLM is imported once; every case is then a process of its own, because configuring an engine sets variables and
+# fills caches.
+CONFIG_WORKER = (
+    SIMULATED
+    + """
+from vllm.engine.arg_utils import EngineArgs
 
 
 def configure(number, case):
@@ -206,6 +211,7 @@ for number, (name, case) in enumerate(json.load(sys.stdin).items()):
     results[name] = json.loads(answer.read_text())
 (ROOT / "results.json").write_text(json.dumps(results))
 """
+)
 
 
 def run_worker(python: Path, source: str, home: Path, *args: str, given: str = "") -> None:

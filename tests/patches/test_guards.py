@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from guards_support import GUARDS_FILE, QWEN_1M, assert_is_a_whole_message, guards, table_for, with_entry
+from support import ROOT
 
 CHUNKS = guards.read_chunks(QWEN_1M)
 
@@ -136,6 +138,11 @@ def test_every_code_is_used_by_a_message() -> None:
     assert set(guards.CODES) == refused | {"DCA-815"}
     assert_is_a_whole_message(guards.length_notice(1048576, 1010000), "DCA-815")
     assert list(guards.CODES) == [f"DCA-{number}" for number in range(811, 823)]
+
+
+def test_the_documentation_has_a_row_for_each_code() -> None:
+    rows = re.findall(r"^\| (DCA-\d+) \|", (ROOT / "docs" / "guards.md").read_text(), re.MULTILINE)
+    assert rows == list(guards.CODES)
 
 
 def test_a_refusal_is_a_value_error_that_survives_pickling() -> None:

@@ -18,6 +18,7 @@ from guards_support import (
     PATCHES,
     PLAIN,
     QWEN_1M,
+    SIMULATED,
     Case,
     Fork,
     assert_is_a_whole_message,
@@ -324,9 +325,8 @@ def test_the_patched_kernel_reads_every_list_of_its_sequence(fork: Fork) -> None
     assert_columns_follow_the_batch(text)
     # Whatever else the kernel reads or writes counts sequences too: four lists, queries, keys, values, output, LSE.
     of_lists = re.findall(r"params\.(?:block|column)_\w+(?:\[| \+ \()\(bidb \* params\.h \+ bidh\)", text)
-    assert (
-        len(of_lists) == len(re.findall(r"params\.(?:block_count|block_offset|column_count|column_index)\b", text)) == 4
-    )
+    lists = re.findall(r"params\.(?:block_count|block_offset|column_count|column_index)\b", text)
+    assert len(of_lists) == len(lists) == 4
     for pointer in ("q", "k", "v", "o"):
         uses = re.findall(rf"params\.{pointer}_ptr\)\s*\+\s*([^;]*?),", text)
         assert uses
@@ -341,11 +341,11 @@ from vllm.vllm_flash_attn import sparse_attn_func
 
 torch.manual_seed(0)
 q, k, v = (torch.randn(2, 128, 2, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3))
-whole = dict(dtype=torch.int32, device="cuda")
-count = torch.ones(2, 2, 2, **whole)
-offset = torch.full((2, 2, 2, 1), 64, **whole)
-columns = torch.tensor([3, 17, 40], **whole).expand(2, 2, 2, 3).contiguous()
-columns_count = torch.full((2, 2, 2), 3, **whole)
+ints = dict(dtype=torch.int32, device="cuda")
+count = torch.ones(2, 2, 2, **ints)
+offset = torch.full((2, 2, 2, 1), 64, **ints)
+columns = torch.tensor([3, 17, 40], **ints).expand(2, 2, 2, 3).contiguous()
+columns_count = torch.full((2, 2, 2), 3, **ints)
 
 
 def attend(rows):
@@ -584,3 +584,52 @@ def test_a_model_without_dca_is_configured_as_the_fork_does(fork_python: Path) -
     assert (other["config"]["prefix_caching"], other["config"]["cache_dtype"]) == (True, "fp8")
     for name in WITHOUT_DCA:
         assert messages(outcomes(fork_python)[name]) == {}
+
+
+# What `vllm serve` does: the arguments are made in the server's process and pickled for the engine's, which makes the
+# config anew. An unpickled dataclass has not been through __post_init__, which loads the plugins.
+SERVER_WORKER = (
+    SIMULATED
+    + """
+import pickle
+from vllm.engine.arg_utils import AsyncEngineArgs
+
+(ROOT / "config.json").write_text(json.dumps({**BASE, "dual_chunk_attention_config": json.load(sys.stdin)}))
+for name, eager in (("eager", True), ("graphs", False)):
+    args = AsyncEngineArgs(model=str(ROOT), skip_tokenizer_init=True, enforce_eager=eager)
+    (ROOT / f"{name}.pickle").write_bytes(pickle.dumps(args))
+"""
+)
+ENGINE_WORKER = (
+    SIMULATED
+    + """
+import pickle
+import vllm.plugins
+from vllm.engine.multiprocessing.engine import MQLLMEngine
+
+told = {}
+for name in ("graphs", "eager"):
+    args = pickle.loads((ROOT / f"{name}.pickle").read_bytes())
+    told["loaded before " + name] = vllm.plugins.plugins_loaded
+    MQLLMEngine.__init__ = lambda self, **given: told.update(length=given["vllm_config"].model_config.max_model_len)
+    MQLLMEngine.cleanup = lambda self: None
+    try:
+        MQLLMEngine.from_engine_args(args, None, "")
+    except ValueError as error:
+        told[name] = str(error)
+told["environ"] = {variable: os.environ.get(variable) for variable in VARIABLES}
+(ROOT / "told.json").write_text(json.dumps(told))
+"""
+)
+
+
+@pytest.mark.slow
+def test_the_engines_process_meets_the_guards_too(fork_python: Path, tmp_path: Path) -> None:
+    run_worker(fork_python, SERVER_WORKER, tmp_path, str(tmp_path), given=json.dumps(QWEN_1M))
+    run_worker(fork_python, ENGINE_WORKER, tmp_path, str(tmp_path))
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["loaded before graphs"] is False
+    assert_is_a_whole_message(told["graphs"], "DCA-812")
+    assert "eager" not in told
+    assert told["length"] == LONGEST
+    assert told["environ"] == {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}
