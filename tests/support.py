@@ -14,7 +14,7 @@ RunDca = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def install(wheel: Path | None, lock: Path, folder: Path, cache: store.Store) -> Path:
-    """A new environment with a wheel, by the two lines that `dca wheel` prints; its Python."""
+    """A new environment with a lock and its wheel, by the two lines that `dca wheel` prints; its Python."""
     uv, env = machine.find_uv(), environments.uv_environment(cache)
     python = folder / "bin/python"
     for argv in (

@@ -97,6 +97,86 @@ class Case:
 PLAIN = "@plain"
 
 
+EAGER = {"enforce_eager": True}
+FITTING = table_for(2, 4)
+
+# Each is expected to be refused by every version, with this code and these words.
+REFUSED: dict[str, tuple[Case, str, list[str]]] = {
+    "another backend": (
+        Case(EAGER, env={"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}),
+        "DCA-811",
+        ["VLLM_ATTENTION_BACKEND=FLASH_ATTN"],
+    ),
+    "the V1 engine": (Case(EAGER, env={"VLLM_USE_V1": "1"}), "DCA-811", ["VLLM_USE_V1=1"]),
+    "CUDA graphs": (Case(), "DCA-812", ["--enforce-eager"]),
+    "an FP8 KV cache": (Case({**EAGER, "kv_cache_dtype": "fp8"}), "DCA-813", ["fp8"]),
+    "prefix caching past the original length": (
+        Case({**EAGER, "enable_prefix_caching": True, "max_model_len": 262145}),
+        "DCA-814",
+        ["262145", "262144"],
+    ),
+    "no table": (
+        Case(EAGER, {**QWEN_1M, "sparse_attention_enabled": True}),
+        "DCA-816",
+        ["sparse_attention_config.json"],
+    ),
+    "too few layers": (Case(EAGER, table=table_for(1, 4)), "DCA-817", ["1 layers", "2 layers of 4 query heads"]),
+    "too few heads": (Case(EAGER, table=table_for(2, 2)), "DCA-817", ["2 of these heads", "4 query heads"]),
+    "an entry of another type": (
+        Case(EAGER, table=with_entry(["stream_llm", 100, 800, 0.5])),
+        "DCA-818",
+        ["stream_llm", "layer 1, head 3"],
+    ),
+    "a chunk that is not a multiple of the block": (
+        Case(EAGER, {**QWEN_1M, "local_size": 8200}),
+        "DCA-819",
+        ["253944", "block size, 16"],
+    ),
+    "no chunk size": (Case(EAGER, {"local_size": 8192}), "DCA-819", ["chunk_size=None"]),
+    "prefill in one piece": (
+        Case({**EAGER, "enable_chunked_prefill": False}, table=FITTING),
+        "DCA-820",
+        ["max_model_len=1010000", "--enable-chunked-prefill"],
+    ),
+    "more tokens per step than the kernel can count": (
+        Case({**EAGER, "max_num_batched_tokens": 253952}, table=table_for(2, 4, 150000)),
+        "DCA-822",
+        ["max_num_batched_tokens=253952", "150000 entries"],
+    ),
+    "an FP8 E5M2 KV cache": (Case({**EAGER, "kv_cache_dtype": "fp8_e5m2"}), "DCA-813", ["fp8_e5m2"]),
+    "too few heads in a table inside config.json": (
+        Case(EAGER, {**QWEN_1M, "sparse_attention_config": table_for(2, 3)}),
+        "DCA-817",
+        ["3 of these heads"],
+    ),
+    "a block size that does not divide the chunk": (
+        Case({**EAGER, "block_size": 32}, {**QWEN_1M, "local_size": 8208}),
+        "DCA-819",
+        ["253936", "block size, 32"],
+    ),
+}
+
+ACCEPTED: dict[str, Case] = {
+    "nothing set": Case(EAGER, table=FITTING),
+    "all set": Case(EAGER, table=FITTING, env={"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}),
+    "FP8 weights": Case({**EAGER, "quantization": "fp8"}, table=FITTING),
+    "prefix caching": Case({**EAGER, "enable_prefix_caching": True, "max_model_len": 262144}, table=FITTING),
+    "too long": Case({**EAGER, "max_model_len": 1048576}, table=FITTING),
+    "too long, overridden": Case(
+        {**EAGER, "max_model_len": 1048576}, table=FITTING, env={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    ),
+    "too long by rope_scaling": Case(
+        EAGER,
+        config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144}},
+        table=FITTING,
+    ),
+    "dense": Case(EAGER),
+    "dense on purpose": Case(EAGER, {**QWEN_1M, "sparse_attention_enabled": False}),
+    "prefill in one piece, within one chunk": Case(
+        {**EAGER, "enable_chunked_prefill": False, "max_model_len": 253952}, table=FITTING
+    ),
+}
+
 # Runs in the wheel's environment: imports vLLM on a simulated GPU.
 SIMULATED = """
 import json, logging, os, sys, types

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from guards_support import (
+    ACCEPTED,
     BACKEND_FILE,
     PATCHES,
-    QWEN_1M,
+    REFUSED,
     Case,
     assert_is_a_whole_message,
     backend_answers,
@@ -22,8 +23,6 @@ from guards_support import (
     installed_root,
     load_hooks,
     messages,
-    table_for,
-    with_entry,
 )
 
 RECIPE = "vllm-0.10.2"
@@ -49,85 +48,6 @@ def test_a_model_without_dca_passes_every_hook_unchanged(
 
 # --- inside an installed wheel: the engine's configuration ---------------------------------------------------
 
-EAGER = {"enforce_eager": True}
-FITTING = table_for(2, 4)
-
-# Each is expected to be refused, with this code and these words.
-REFUSED: dict[str, tuple[Case, str, list[str]]] = {
-    "another backend": (
-        Case(EAGER, env={"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}),
-        "DCA-811",
-        ["VLLM_ATTENTION_BACKEND=FLASH_ATTN"],
-    ),
-    "the V1 engine": (Case(EAGER, env={"VLLM_USE_V1": "1"}), "DCA-811", ["VLLM_USE_V1=1"]),
-    "CUDA graphs": (Case(), "DCA-812", ["--enforce-eager"]),
-    "an FP8 KV cache": (Case({**EAGER, "kv_cache_dtype": "fp8"}), "DCA-813", ["fp8"]),
-    "an FP8 E5M2 KV cache": (Case({**EAGER, "kv_cache_dtype": "fp8_e5m2"}), "DCA-813", ["fp8_e5m2"]),
-    "prefix caching past the original length": (
-        Case({**EAGER, "enable_prefix_caching": True, "max_model_len": 262145}),
-        "DCA-814",
-        ["262145", "262144"],
-    ),
-    "no table": (
-        Case(EAGER, {**QWEN_1M, "sparse_attention_enabled": True}),
-        "DCA-816",
-        ["sparse_attention_config.json"],
-    ),
-    "too few layers": (Case(EAGER, table=table_for(1, 4)), "DCA-817", ["1 layers", "2 layers of 4 query heads"]),
-    "too few heads": (Case(EAGER, table=table_for(2, 2)), "DCA-817", ["2 of these heads", "4 query heads"]),
-    "too few heads in a table inside config.json": (
-        Case(EAGER, {**QWEN_1M, "sparse_attention_config": table_for(2, 3)}),
-        "DCA-817",
-        ["3 of these heads"],
-    ),
-    "an entry of another type": (
-        Case(EAGER, table=with_entry(["stream_llm", 100, 800, 0.5])),
-        "DCA-818",
-        ["stream_llm", "layer 1, head 3"],
-    ),
-    "a chunk that is not a multiple of the block": (
-        Case(EAGER, {**QWEN_1M, "local_size": 8200}),
-        "DCA-819",
-        ["253944", "block size, 16"],
-    ),
-    "a block size that does not divide the chunk": (
-        Case({**EAGER, "block_size": 32}, {**QWEN_1M, "local_size": 8208}),
-        "DCA-819",
-        ["253936", "block size, 32"],
-    ),
-    "no chunk size": (Case(EAGER, {"local_size": 8192}), "DCA-819", ["chunk_size=None"]),
-    "prefill in one piece": (
-        Case({**EAGER, "enable_chunked_prefill": False}, table=FITTING),
-        "DCA-820",
-        ["max_model_len=1010000", "--enable-chunked-prefill"],
-    ),
-    "more tokens per step than the kernel can count": (
-        Case({**EAGER, "max_num_batched_tokens": 253952}, table=table_for(2, 4, 150000)),
-        "DCA-822",
-        ["max_num_batched_tokens=253952", "150000 entries"],
-    ),
-}
-
-ACCEPTED: dict[str, Case] = {
-    "nothing set": Case(EAGER, table=FITTING),
-    "all set": Case(EAGER, table=FITTING, env={"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}),
-    "FP8 weights": Case({**EAGER, "quantization": "fp8"}, table=FITTING),
-    "prefix caching": Case({**EAGER, "enable_prefix_caching": True, "max_model_len": 262144}, table=FITTING),
-    "too long": Case({**EAGER, "max_model_len": 1048576}, table=FITTING),
-    "too long, overridden": Case(
-        {**EAGER, "max_model_len": 1048576}, table=FITTING, env={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
-    ),
-    "too long by rope_scaling": Case(
-        EAGER,
-        config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144}},
-        table=FITTING,
-    ),
-    "prefill in one piece, within one chunk": Case(
-        {**EAGER, "enable_chunked_prefill": False, "max_model_len": 253952}, table=FITTING
-    ),
-    "dense": Case(EAGER),
-    "dense on purpose": Case(EAGER, {**QWEN_1M, "sparse_attention_enabled": False}),
-}
 
 WITHOUT_DCA: dict[str, Case] = {
     "plain": Case(dca=None),
@@ -163,6 +83,12 @@ def test_an_engine_is_not_configured_with(name: str, run_python: Path) -> None:
     assert_is_a_whole_message(outcome["error"], code)
     for word in words:
         assert word in outcome["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_an_engine_is_configured_with(name: str, run_python: Path) -> None:
+    accepted(run_python, name)
 
 
 @pytest.mark.slow
