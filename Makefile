@@ -1,13 +1,13 @@
 # Thin: every target calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
-# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all CACHE=DIR are passed on.
+# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N CACHE=DIR are passed on.
 PYTHON ?= python3
 DCA := .venv/bin/dca
-export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT CACHE
+export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
         $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
-        $(call flag,PREBUILT,prebuilt) $(call flag,CACHE,cache-dir)
+        $(call flag,PREBUILT,prebuilt) $(call flag,JOBS,jobs) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv dev plan fetch wheel inspect locks test prove bench check format clean

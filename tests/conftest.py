@@ -15,6 +15,7 @@ import pytest
 
 from dca import documents, environments, recipes, store
 from dca.cli.options import open_cache
+from dca.events import Silent
 from dca.plan import Plan
 from dca.wheel import Made
 from support import ROOT, RunDca, install
@@ -84,9 +85,14 @@ def plan(made: Made) -> Plan:
 @pytest.fixture(scope="session")
 def build_python(plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of the build environment, which has the wheel's torch."""
-    from dca.events import Silent
-
     return environments.build_environment(plan, cache, Silent(), tmp_path_factory.mktemp("env") / "log")
+
+
+@pytest.fixture(scope="session")
+def cmake_python(dca: RunDca, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a build environment, which CMake and ninja belong to; without waiting for a wheel."""
+    planned = Plan.model_validate_json(dca("plan", "--recipe", "vllm-0.10.2", "--json").stdout)
+    return environments.build_environment(planned, cache, Silent(), tmp_path_factory.mktemp("env") / "log")
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,3 +28,38 @@ def install(wheel: Path | None, lock: Path, folder: Path, cache: store.Store) ->
         done = runner.run(argv, env=env, timeout=1800.0)
         assert done.ok, done.text[-3000:]
     return python
+
+
+def alive(process: int) -> bool:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] != "Z"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def left_alive(processes: list[int]) -> list[int]:
+    """Those that still run a moment later; a killed process takes a moment to go."""
+    wait_for(lambda: not any(map(alive, processes)), seconds=5.0)
+    return [process for process in processes if alive(process)]
+
+
+def programs(text: str) -> list[str]:
+    """Command lines of other processes that hold a text, such as a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
+                if text in line:
+                    found.append(line)
+    return found

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dca import cmake, environments, runner, store
+from dca import cmake, runner, store
 from dca.errors import DcaError
 from dca.events import Silent
-from dca.plan import Plan
-from support import RunDca
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -58,21 +56,23 @@ def test_what_an_interrupted_run_has_placed_is_known_to_the_next(tree: Path, tmp
 def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, told: str, tmp_path: Path) -> None:
     """A stand-in for ninja in a build environment of its own."""
     ninja = tmp_path / "bin/ninja"
-    store.write_bytes(ninja, f"#!/bin/sh\necho '{line}'\necho 'x.cu(3): error: no'\nexit 1\n".encode(), mode=0o755)
+    store.write_bytes(
+        ninja, f"#!/bin/sh\necho '{line}'\necho 'nvcc x.cu'\necho 'x.cu(3): error: no'\nexit 1\n".encode(), mode=0o755
+    )
     with pytest.raises(DcaError) as failed:
         cmake.build(tmp_path, ["_C"], 1, tmp_path / "bin/python", {}, Silent(), tmp_path / "log")
     assert (failed.value.code, failed.value.what, failed.value.why) == ("DCA-603", told, "x.cu(3): error: no")
 
 
-def test_a_cache_of_another_source_is_made_anew(cache: store.Store, dca: RunDca, tmp_path: Path) -> None:
+def test_a_cache_of_another_source_is_made_anew(cmake_python: Path, tmp_path: Path) -> None:
     """As an older version of this tool, or another checkout, may have left it."""
-    planned = Plan.model_validate_json(dca("plan", "--recipe", "vllm-0.10.2", "--json").stdout)
-    python = environments.build_environment(planned, cache, Silent(), tmp_path / "log")
     for name in ("one", "two"):
         store.write_bytes(
             tmp_path / name / "CMakeLists.txt", b"cmake_minimum_required(VERSION 3.26)\nproject(p NONE)\n"
         )
         arguments = ["-S", tmp_path / name, "-DCMAKE_BUILD_TYPE=Release"]
-        cmake.configure(arguments, "", tmp_path / "build", python, runner.environment(), Silent(), tmp_path / "log")
+        cmake.configure(
+            arguments, "", tmp_path / "build", cmake_python, runner.environment(), Silent(), tmp_path / "log"
+        )
         kept = (tmp_path / "build/ninja/CMakeCache.txt").read_text()
         assert f"CMAKE_HOME_DIRECTORY:INTERNAL={tmp_path / name}\n" in kept

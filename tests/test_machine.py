@@ -13,8 +13,6 @@ import pytest
 from dca import machine
 from dca.machine import Compiler, Gpu
 
-MIB = 1 << 20
-
 
 def program(path: Path, body: str, *, interpreter: str = "/bin/sh") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,91 +28,6 @@ def only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     return folder
-
-
-class Groups:
-    """A made-up /proc and /sys/fs/cgroup."""
-
-    def __init__(self, root: Path) -> None:
-        self.proc = root / "proc"
-        self.cgroup = root / "cgroup"
-        self.proc.mkdir()
-        self.cgroup.mkdir()
-
-    def member(self, lines: str) -> None:
-        (self.proc / "self").mkdir()
-        (self.proc / "self" / "cgroup").write_text(lines)
-
-    def limit(self, path: str, text: object) -> None:
-        file = self.cgroup / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{text}\n")
-
-    @property
-    def bytes(self) -> int:
-        return machine.memory_bytes(self.proc, self.cgroup)
-
-
-@pytest.fixture
-def groups(tmp_path: Path) -> Groups:
-    return Groups(tmp_path)
-
-
-# --- memory --------------------------------------------------------------------------------------------------
-
-
-def test_without_groups_the_memory_is_the_hosts(groups: Groups) -> None:
-    assert groups.bytes == psutil.virtual_memory().total
-    groups.member("0::/\n")
-    assert groups.bytes == psutil.virtual_memory().total
-
-
-def test_the_own_groups_limit_counts(groups: Groups) -> None:
-    groups.member("0::/user/build\n")
-    groups.limit("user/build/memory.max", 100 * MIB)
-    assert groups.bytes == 100 * MIB
-
-
-def test_the_limit_of_a_group_further_up_counts(groups: Groups) -> None:
-    groups.member("0::/a/b/c\n")
-    groups.limit("a/b/c/memory.max", 300 * MIB)
-    groups.limit("a/b/memory.max", "max")
-    groups.limit("a/memory.max", 200 * MIB)
-    assert groups.bytes == 200 * MIB
-
-
-def test_a_container_that_sees_its_own_group_as_the_root_is_limited(groups: Groups) -> None:
-    groups.member("0::/\n")
-    groups.limit("memory.max", 64 * MIB)
-    assert groups.bytes == 64 * MIB
-
-
-def test_a_group_without_a_limit_limits_nothing(groups: Groups) -> None:
-    groups.member("0::/a\n")
-    groups.limit("a/memory.max", "max")
-    assert groups.bytes == psutil.virtual_memory().total
-
-
-def test_groups_of_the_first_version_count_too(groups: Groups) -> None:
-    groups.member("12:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n1:name=systemd:/docker/x\n")
-    groups.limit("memory/docker/x/memory.limit_in_bytes", 9223372036854771712)
-    groups.limit("memory/docker/memory.limit_in_bytes", 128 * MIB)
-    groups.limit("cpu,cpuacct/docker/x/memory.limit_in_bytes", 1)
-    assert groups.bytes == 128 * MIB
-
-
-def test_in_a_mixed_system_the_least_counts(groups: Groups) -> None:
-    groups.member("3:hugetlb,memory:/job\n0::/job\n")
-    groups.limit("memory/job/memory.limit_in_bytes", 96 * MIB)
-    groups.limit("job/memory.max", 112 * MIB)
-    assert groups.bytes == 96 * MIB
-
-
-def test_a_group_outside_of_what_is_seen_does_not_lead_out_of_the_folder(groups: Groups) -> None:
-    groups.member("0::/../../job\n")
-    groups.limit("../memory.max", 1)
-    groups.limit("job/memory.max", 80 * MIB)
-    assert groups.bytes == 80 * MIB
 
 
 # --- compilers -----------------------------------------------------------------------------------------------

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dca import data, runner
+from dca import data, runner, store
 from dca.errors import DcaError
+from support import alive, left_alive, wait_for
 
 PYTHON = sys.executable
 PLANTED = (
@@ -37,29 +38,6 @@ def seen_by_child(**options: object) -> dict[str, str]:
     done = runner.run(python("import json, os; print(json.dumps(dict(os.environ)))"), env=env)
     told: dict[str, str] = json.loads(done.tail[-1])
     return told
-
-
-def alive(process: int) -> bool:
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return fields[0] != "Z"
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def left_alive(processes: list[int]) -> list[int]:
-    """Those that still run a moment later; a killed process takes a moment to go."""
-    wait_for(lambda: not any(map(alive, processes)), seconds=5.0)
-    return [process for process in processes if alive(process)]
 
 
 def pids(path: Path) -> list[int]:
@@ -326,3 +304,127 @@ def test_a_program_that_fails_for_want_of_disk_is_named_by_that_cause() -> None:
     with pytest.raises(DcaError) as refused:
         runner.run(["/bin/sh", "-c", "exec cat /proc/version > /dev/full"])
     assert refused.value.code == "DCA-101"
+
+
+# --- when this process is killed -----------------------------------------------------------------------------
+
+CALLER = """
+import sys
+from pathlib import Path
+from dca import runner, store
+root, family = sys.argv[1:]
+with store.Store(Path(root)).lock("build", "one"):
+    runner.run([sys.executable, "-c", family, root + "/pids"], sharing=SHARING)
+"""
+# As servers do it: in a session of its own, and nobody's child.
+ESCAPED = FAMILY.replace(
+    "with open(", "children.append(subprocess.Popen(sleep, start_new_session=True))\nwith open(", 1
+)  # fmt: skip
+
+
+def caller(root: Path, *, family: str = FAMILY, sharing: bool = False) -> subprocess.Popen[bytes]:
+    """A process that runs a family of programs while it holds a lock, once all of them are there."""
+    started = subprocess.Popen(
+        [PYTHON, "-c", CALLER.replace("SHARING", str(sharing)), str(root), family],
+        env={**os.environ, "PYTHONPATH": str(data.HERE.parent)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert wait_for((root / "pids").exists)
+    return started
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def is_locked(root: Path) -> bool:
+    waited: list[bool] = []
+
+    def waiting() -> None:
+        raise InterruptedError
+
+    with contextlib.suppress(InterruptedError), store.Store(root).lock("build", "one", waiting):
+        waited.append(False)
+    return not waited
+
+
+@pytest.mark.parametrize("family", [FAMILY, ESCAPED])
+def test_kill_9_leaves_no_process(family: str, tmp_path: Path) -> None:
+    process = caller(tmp_path, family=family)
+    processes = pids(tmp_path / "pids")
+    guardian = parent(processes[0])
+    assert parent(guardian) == process.pid
+    process.kill()
+    process.wait()
+    assert left_alive([guardian, *processes]) == []
+
+
+def test_a_killed_runs_lock_is_free_once_its_programs_are_gone(tmp_path: Path) -> None:
+    process = caller(tmp_path)
+    processes = pids(tmp_path / "pids")
+    # Stopped, its programs cannot be ended by it.
+    guardian = parent(processes[0])
+    os.kill(guardian, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    assert all(map(alive, processes))
+    assert is_locked(tmp_path)
+    assert store.Store(tmp_path).holder("build", "one") == "another run, or what a killed one has left,"
+    os.kill(guardian, signal.SIGCONT)
+    assert wait_for(lambda: not is_locked(tmp_path))
+    assert not any(map(alive, processes))
+
+
+def test_kill_9_of_the_guardian_ends_the_program_and_is_told(tmp_path: Path) -> None:
+    def kill(line: str) -> None:
+        os.kill(parent(pids(tmp_path / "pids")[0]), signal.SIGKILL)
+
+    done = runner.run([*python(FAMILY), str(tmp_path / "pids")], on_line=kill)
+    assert done.returncode == -signal.SIGKILL
+    assert left_alive(pids(tmp_path / "pids")) == []
+
+
+def test_kill_9_of_the_program_alone_ends_what_it_started(tmp_path: Path) -> None:
+    def kill(line: str) -> None:
+        os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)
+
+    done = runner.run([*python(ESCAPED), str(tmp_path / "pids")], on_line=kill)
+    assert done.returncode == -signal.SIGKILL
+    assert len(pids(tmp_path / "pids")) == 4
+    assert left_alive(pids(tmp_path / "pids")) == []
+
+
+def test_kill_9_of_everybody_above_keeps_the_lock_until_the_last_compiler_ends(tmp_path: Path) -> None:
+    # ninja and compilers hand on what they have inherited.
+    process = caller(tmp_path, family=FAMILY.replace("Popen(sleep", "Popen(sleep, close_fds=False"), sharing=True)
+    program, *children = pids(tmp_path / "pids")
+    guardian = parent(program)
+    os.kill(guardian, signal.SIGSTOP)
+    process.kill()
+    os.kill(guardian, signal.SIGKILL)
+    process.wait()
+    # The program goes with the guardian; the kernel does that.
+    assert left_alive([program, guardian]) == []
+    assert all(map(alive, children))
+    assert is_locked(tmp_path)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    assert wait_for(lambda: not is_locked(tmp_path))
+
+
+def test_only_a_program_that_shares_in_them_gets_the_locks(tmp_path: Path) -> None:
+    folder = "/proc/self/fd"
+    names = (
+        f"import os; print(*[os.readlink(p) for fd in os.listdir('{folder}') if os.path.exists(p := '{folder}/' + fd)])"
+    )
+    with store.Store(tmp_path).lock("build", "one"):
+        lock = str(tmp_path / "locks/build-one.lock")
+        assert lock not in runner.run(python(names)).text
+        assert lock in runner.run(python(names), sharing=True).text
+        assert lock not in runner.run(python(names), guarded=False).text
+
+
+def test_signals_are_as_usual_in_the_program() -> None:
+    """Python ignores SIGPIPE, and the guardian what it outlives; a program that inherits that does not end."""
+    program = "import re; print(*re.findall('Sig(?:Ign|Blk):\\t(\\w+)', open('/proc/self/status').read()))"
+    own = "import signal; signal.signal(signal.SIGPIPE, signal.SIG_DFL); signal.signal(signal.SIGXFSZ, signal.SIG_DFL)"
+    assert runner.run(python(f"{own}; {program}")).tail == ("0" * 16 + " " + "0" * 16,)

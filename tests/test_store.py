@@ -185,6 +185,36 @@ def test_what_a_killed_run_left_under_way_is_swept_and_nothing_else(tmp_path: Pa
     assert (tmp_path / "mine").is_dir()
 
 
+def test_what_a_living_run_makes_is_not_swept(tmp_path: Path) -> None:
+    with store.incoming_folder(tmp_path / "folder") as folder, store.incoming(tmp_path / "file") as file:
+        (folder / "half").touch()
+        for name in ("folder", "file"):
+            store.sweep(tmp_path / name)
+        assert (folder / "half").exists()
+        # A second writer of the same name neither.
+        store.write_bytes(tmp_path / "file", b"second")
+        assert file.exists()
+        file.write_bytes(b"first")
+        file.replace(tmp_path / "file")
+    assert names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("write", ["incoming", "incoming_folder", "scratch"])
+def test_the_next_writer_removes_what_a_killed_one_left(write: str, tmp_path: Path) -> None:
+    target = tmp_path if write == "scratch" else tmp_path / "target"
+    left = (
+        "import os, sys; from pathlib import Path; from dca import store\n"
+        f"with store.{write}(Path(sys.argv[1])): os._exit(0)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(data.HERE.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", left, str(target)], env=env, check=True)
+    (before,) = names(tmp_path)
+    with getattr(store, write)(target):
+        (under_way,) = names(tmp_path)
+        assert under_way != before
+
+
 # --- hashes --------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +326,13 @@ def test_a_lock_waits_for_its_holder_and_says_so_once(tmp_path: Path) -> None:
     thread.join(timeout=20)
     assert order == ["first", "second"]
     assert not told.acquire(blocking=False)
+
+
+def test_the_holder_of_a_lock_is_named_while_it_lives(tmp_path: Path) -> None:
+    cache = store.Store(tmp_path)
+    with cache.lock("tree", "key"):
+        assert cache.holder("tree", "key") == f"another run (process {os.getpid()})"
+    assert cache.holder("tree", "key") == "another run, or what a killed one has left,"
 
 
 def test_another_key_is_not_waited_for(tmp_path: Path) -> None:

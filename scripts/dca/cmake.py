@@ -1,20 +1,24 @@
 """A kept build folder: places its sources, configures it with CMake, builds it with ninja, reads what ninja did.
 
 In it, `src/` holds copies of what is compiled, at a place that never changes, `ninja/` is CMake's binary folder,
-`configured` the identity of the last configuration, and `placed` the names of the copies.
+`configured` the identity of the last configuration, and `placed` the names of the copies. `ninja/.building` is there
+while ninja runs, and after a run that did not end well.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from dca import documents, runner, store
+from dca import documents, memory, runner, store
 from dca.documents import Value
-from dca.errors import DcaError
+from dca.errors import DcaError, Interrupted
 from dca.events import Reporter
 
 CONFIGURE_SECONDS = 600.0
@@ -105,28 +109,100 @@ def _is_of(folder: Path, arguments: Sequence[str | Path]) -> bool:
     return cache.is_file() and f"\nCMAKE_HOME_DIRECTORY:INTERNAL={source}\n" in cache.read_text(errors="replace")
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a build came to.
+
+    Args:
+        compiled: how many of the targets' objects were compiled in this run.
+        jobs: how many compilers ran at once in the end.
+    """
+
+    compiled: int
+    jobs: int
+
+
 def build(
     folder: Path, targets: Sequence[str], jobs: int, python: Path, env: dict[str, str], reporter: Reporter, log: Path
-) -> int:
-    """Bring targets up to date; the number of their objects that were compiled in this run.
+) -> Outcome:
+    """Bring targets up to date.
+
+    When compilers are killed for memory, what is missing is built with half as many at once, down to one.
 
     Args:
         folder: the configured build folder.
+        jobs: how many compilers run at once.
         python: of the build environment, which ninja belongs to.
 
     Raises:
-        DcaError: DCA-603 with the first failed source and the compiler's own words.
+        DcaError: DCA-603 with the first failed source and the compiler's own words, DCA-606 when the memory is not
+            enough for one compiler.
     """
     started = time.time_ns()
     watch = Watcher(reporter)
-    done = runner.run(
-        [python.parent / "ninja", "-C", folder, "-j", str(jobs), *targets],
-        env={**env, "NINJA_STATUS": "[%f/%t %r] "}, log=log, on_line=watch, on_tick=watch.tick, keep_lines=4000,
-    )  # fmt: skip
-    if not done.ok:
-        raise _failure(done, log)
+    marker = folder / ".building"
+    while True:
+        _drop_unfinished(folder, marker)
+        store.write_bytes(marker, b"\n".join(_lines(folder)))
+        kills = memory.kills()
+        done = runner.run(
+            [python.parent / "ninja", "-C", folder, "-j", str(jobs), *targets],
+            env={**env, "NINJA_STATUS": "[%f/%t %r] "}, log=log, on_line=watch, on_tick=watch.tick, keep_lines=4000,
+            sharing=True,
+        )  # fmt: skip
+        if done.ok:
+            break
+        if "ninja: build stopped: interrupted by user." in done.tail:
+            # Somebody's signal reached ninja alone.
+            raise Interrupted
+        short = _out_of_memory(done, memory.killed_since(kills, memory.kills()), jobs, log)
+        if short is None:
+            raise _failure(done, log)
+        if jobs == 1:
+            raise short
+        reporter.note(f"{short.what} {_first(short.why)} Going on with {jobs // 2} at a time.")
+        jobs //= 2
+    marker.unlink()
     made = [folder / output for target in targets for output, _ in _entries(folder, target)]
-    return sum(path.is_file() and path.stat().st_mtime_ns >= started for path in made)
+    return Outcome(sum(path.is_file() and path.stat().st_mtime_ns >= started for path in made), jobs)
+
+
+def _drop_unfinished(folder: Path, marker: Path) -> None:
+    """Remove what a run that did not end well has written but not finished, where ninja would take it for finished.
+
+    ninja makes again what its log does not have, and what is older in its log than a source. That leaves an output that
+    was deleted, or linked again, and is in the log from an earlier run.
+    """
+    log = folder / ".ninja_log"
+    if log.is_file() and not (content := log.read_bytes()).endswith(b"\n"):
+        # A line that was cut would take the next one with it.
+        store.write_bytes(log, content[: content.rfind(b"\n") + 1])
+    if not marker.is_file():
+        return
+    before, since = set(marker.read_bytes().split(b"\n")), marker.stat().st_mtime_ns
+    for line in _lines(folder):
+        fields = line.split(b"\t")
+        if line in before and len(fields) == _LOG_FIELDS:
+            output = folder / os.fsdecode(fields[3])
+            if _MADE.search(output.name) and output.is_file() and output.stat().st_mtime_ns > since:
+                output.unlink()
+
+
+# Of ninja's log: start and end in milliseconds, time of the output, output, hash of the command.
+_LOG_FIELDS = 5
+# What compilers and linkers make; CMake's own outputs may be newer because it ran outside of ninja.
+_MADE = re.compile(r"\.(o|a|so(\.\d+)*)$")
+
+
+def _lines(folder: Path) -> list[bytes]:
+    """Ninja's log, the last line of each output."""
+    path = folder / ".ninja_log"
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    last = {}
+    for line in lines:
+        fields = line.split(b"\t")
+        last[fields[3] if len(fields) == _LOG_FIELDS else line] = line
+    return list(last.values())
 
 
 def commands(folder: Path, targets: Sequence[str], python: Path, env: dict[str, str]) -> tuple[str, ...]:
@@ -163,7 +239,8 @@ def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
 
 def _entries(folder: Path, target: str) -> list[tuple[str, Path]]:
     """(object, source) of a target; a project inside of the project has its objects in a folder of its own."""
-    below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}\.dir/")
+    # Heavy sources have a target of their own (build/lean).
+    below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}(?:\.heavy)?\.dir/")
     entries = json.loads((folder / "compile_commands.json").read_text())
     return [(entry["output"], Path(entry["file"])) for entry in entries if below.match(entry["output"])]
 
@@ -174,15 +251,14 @@ def _name(source: Path, folder: Path) -> str:
 
 def _logged(folder: Path) -> dict[str, list[str]]:
     """Fields of ninja's log by output; the last line of each output counts."""
-    path = folder / ".ninja_log"
-    lines = path.read_text(errors="surrogateescape").splitlines() if path.is_file() else []
-    return {fields[3]: fields for line in lines if len(fields := line.split("\t")) == 5}
+    lines = [line.decode(errors="surrogateescape").split("\t") for line in _lines(folder)]
+    return {fields[3]: fields for fields in lines if len(fields) == _LOG_FIELDS}
 
 
 class Watcher:
     """Turns ninja's status lines into progress."""
 
-    _STATUS = re.compile(r"^\[(\d+)/(\d+) \d+\] (.*)")
+    STATUS = re.compile(r"^\[(\d+)/(\d+) \d+\] (.*)")
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -190,7 +266,7 @@ class Watcher:
 
     def __call__(self, line: str) -> None:
         """Read one line of ninja's output."""
-        if match := self._STATUS.match(line):
+        if match := self.STATUS.match(line):
             self._last = (int(match[1]), int(match[2]), match[3].rsplit("/", 1)[-1])
             self.tick()
 
@@ -199,20 +275,101 @@ class Watcher:
         self._reporter.progress(*self._last)
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """An edge that failed, as ninja tells it.
+
+    Args:
+        what: "compiling a.cu.o" or "linking _C.abi3.so".
+        status: its exit status; None where ninja is too old to tell.
+        lines: the compiler's own words, after the command.
+    """
+
+    what: str
+    status: int | None
+    lines: tuple[str, ...]
+
+    def words(self) -> str:
+        """The lines that tell most."""
+        told = re.compile(r"\b(error|fatal|cannot find|undefined|Killed|signal|memory|bad_alloc)\b")
+        return "\n".join([line for line in self.lines if told.search(line)][:4] or self.lines[:6])
+
+
+def _failed(lines: Sequence[str]) -> list[_Failed]:
+    """Every edge that failed, in ninja's order."""
+    found: list[tuple[str, int | None, list[str]]] = []
+    open_ = False
+    for line in lines:
+        # Newer ninja puts the exit status before the name.
+        if match := re.match(r"FAILED: (?:\[code=(\d+)\] )?(.*)", line):
+            name = match[2].strip().split("/")[-1]
+            what = f"{'compiling' if name.endswith('.o') else 'linking'} {name}"
+            found.append((what, int(match[1]) if match[1] else None, []))
+            open_ = True
+        elif Watcher.STATUS.match(line) or line.startswith("ninja: "):
+            open_ = False
+        elif open_:
+            found[-1][2].append(line)
+    # The first line is the command.
+    return [_Failed(what, status, tuple(words[1:])) for what, status, words in found]
+
+
+# A compiler that says where in a source it stumbled has not run out of memory.
+_DIAGNOSTIC = re.compile(r"(\(\d+\)|:\d+(:\d+)?): (fatal )?error\b|undefined reference")
+_KILLED = re.compile(r"died due to signal 9\b|Killed signal terminated|terminated with signal 9\b|^Killed$|: Killed\b")
+_EXHAUSTED = re.compile(
+    r"virtual memory exhausted|out of memory|std::bad_alloc|[Cc]annot allocate memory|[Mm]emory allocation fail"
+)
+_STATUS_KILLED = 128 + signal.SIGKILL
+
+
+def _out_of_memory(done: runner.Completed, moved: str, jobs: int, log: Path) -> DcaError | None:
+    """The error for compilers that had too little memory; None when something else has failed.
+
+    Args:
+        done: ninja's run.
+        moved: which of the kernel's counters says that it killed for memory meanwhile.
+        jobs: how many compilers ran at once.
+    """
+    failed = _failed(done.tail)
+    killed = [one for one in failed if one.status == _STATUS_KILLED or any(map(_KILLED.search, one.lines))]
+    short = [*killed, *(one for one in failed if one not in killed and any(map(_EXHAUSTED.search, one.lines)))]
+    if len(short) < len(failed) or any(map(_DIAGNOSTIC.search, (line for one in failed for line in one.lines))):
+        return None
+    if not failed and not (done.returncode == -signal.SIGKILL and moved):
+        return None
+    # ninja itself may be what the kernel has chosen.
+    what = failed[0].what if failed else "ninja"
+    if moved:
+        told = f"{what} was killed for memory."
+    elif killed:
+        told = f"{what} was ended by signal 9, probably for memory."
+    else:
+        told = f"{what} ran out of memory."
+    free, limit = memory.available_bytes() / 2**30, memory.limit_bytes() / 2**30
+    why = f"{jobs} {'ran at once' if jobs > 1 else 'ran alone'}, in {limit:.1f} GiB of which {free:.1f} are free now."
+    return DcaError(
+        "DCA-606",
+        told,
+        why="\n".join([why, *([f"{moved}."] if moved else []), *([failed[0].words()] if failed else [])]),
+        remedy="give the machine or the container more memory, or end other programs; then run the same command again: "
+        f"what was finished is kept. The whole output is in {log}.",
+    )
+
+
+def _first(text: str) -> str:
+    return text.split("\n", 1)[0]
+
+
 def _failure(done: runner.Completed, log: Path) -> DcaError:
     """The error for a failed compile: the first failed edge and the compiler's own words."""
-    lines = list(done.tail)
-    failed = next((number for number, line in enumerate(lines) if line.startswith("FAILED: ")), None)
-    if failed is None:
-        return DcaError("DCA-603", "ninja failed.", why="\n".join(lines[-6:]), remedy=f"see {log}.")
-    errors = [
-        line for line in lines[failed:] if re.search(r"\b(error|fatal|cannot find|undefined|Killed|signal)\b", line)
-    ][:4]
-    # Newer ninja puts the exit status before the name.
-    what = re.sub(r"^FAILED: (\[code=\d+\] )?", "", lines[failed]).strip().split("/")[-1]
+    failed = _failed(done.tail)
+    if not failed:
+        why = "\n".join(done.tail[-6:]) or f"it ended with status {done.returncode}."
+        return DcaError("DCA-603", "ninja failed.", why=why, remedy=f"see {log}.")
     return DcaError(
         "DCA-603",
-        f"{'compiling' if what.endswith('.o') else 'linking'} {what} failed.",
-        why="\n".join(errors or lines[failed + 2 : failed + 8]),
+        f"{failed[0].what} failed.",
+        why=failed[0].words(),
         remedy=f"the whole output is in {log}; the next run goes on with what is missing.",
     )

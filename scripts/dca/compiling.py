@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from dca import cmake, documents, lean, ops, runner, store, upstream
+from dca import cmake, documents, lean, memory, ops, runner, store, upstream
 from dca.cmake import CompiledObject
 from dca.documents import Document, Value
 from dca.environments import TorchFacts
@@ -20,6 +20,7 @@ from dca.events import Reporter
 from dca.fetch import Tree
 from dca.plan import Plan, PlannedModule
 from dca.recipes import Recipe
+from dca.resolve.jobs import choose_jobs, heaviest
 
 
 class BuiltModule(Value):
@@ -53,6 +54,8 @@ class Build(Document):
     compile_seconds: float
     """Sum over the objects of this build; not the time this run took."""
     objects_compiled_now: int
+    jobs: int = 0
+    """How many compilers ran at once in the end; 0 when nothing is compiled."""
 
 
 class ListedModule(Value):
@@ -99,13 +102,14 @@ def compile_modules(
         DcaError: DCA-60n.
     """
     built: list[BuiltModule] = []
-    now = 0
+    outcome = cmake.Outcome(compiled=0, jobs=0)
     if plan.compiled:
+        plan = _as_memory_allows(plan, recipe, reporter)
         with _prepared(plan, recipe, tree, toolkit, python, torch, cache, reporter, log) as (folder, env):
             names = [module.name for module in plan.compiled]
             what = f"{', '.join(names)} for {', '.join(plan.archs)}, {plan.jobs} at a time"
             reporter.stage("compile", what)
-            now = cmake.build(folder / "ninja", names, plan.jobs, python, env, reporter, log)
+            outcome = cmake.build(folder / "ninja", names, plan.jobs, python, env, reporter, log)
             for module in plan.compiled:
                 file = (
                     upstream.install(module, folder, python, env, log)
@@ -124,8 +128,21 @@ def compile_modules(
         torch=torch.version,
         modules=tuple(built),
         compile_seconds=round(sum(one.seconds for module in built for one in module.objects), 1),
-        objects_compiled_now=now,
+        objects_compiled_now=outcome.compiled,
+        jobs=outcome.jobs,
     )
+
+
+def _as_memory_allows(plan: Plan, recipe: Recipe, reporter: Reporter) -> Plan:
+    """The plan with fewer jobs where other programs use the memory that it counts on."""
+    free = memory.available_bytes() / 2**30
+    heavy_gib = heaviest(recipe, plan.profile, plan.modules)
+    jobs = choose_jobs(plan.jobs, free, recipe.offer(plan.profile).job_memory_gib, heavy_gib)
+    if plan.jobs_asked or (jobs.count, jobs.heavy) >= (plan.jobs, plan.heavy_jobs):
+        return plan
+    if jobs.count < plan.jobs:
+        reporter.note(f"{free:.1f} GiB of memory are free now: {jobs.count} at a time in place of {plan.jobs}.")
+    return plan.model_copy(update={"jobs": jobs.count, "heavy_jobs": min(jobs.heavy, plan.heavy_jobs)})
 
 
 def list_commands(
@@ -158,7 +175,11 @@ def _prepared(
     assert toolkit is not None  # noqa: S101 - a plan that compiles has one
     folder = cache.folder("build", build_key(plan, toolkit, torch))
     prepare = upstream.prepare if plan.profile == "full" else lean.prepare
-    with cache.lock("build", folder.name, lambda: reporter.note("another run compiles in the same folder; waiting.")):
+
+    def waiting() -> None:
+        reporter.note(f"{cache.holder('build', folder.name)} compiles in the same folder; waiting for it.")
+
+    with cache.lock("build", folder.name, waiting):
         yield folder, prepare(plan, recipe, tree, toolkit, python, torch, folder, reporter, log)
 
 

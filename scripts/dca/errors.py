@@ -64,6 +64,7 @@ CODES: dict[str, str] = {
     "DCA-603": "a compiler failed",
     "DCA-604": "upstream's bindings lack an op that the recipe names",
     "DCA-605": "a module was linked but does not load, or lacks an op",
+    "DCA-606": "a compiler had too little memory",
     "DCA-701": "the wheel is not a valid wheel",
     "DCA-702": "the wheel is not what was planned",
     "DCA-703": "upstream's setup.py could not make the Python part of the wheel",

@@ -12,6 +12,7 @@ from dca.events import Reporter
 from dca.fetch import Tree
 from dca.plan import Plan, PlannedModule
 from dca.recipes import Group, Recipe
+from dca.resolve import jobs
 
 
 def prepare(
@@ -73,11 +74,10 @@ def _generate(
     for module in plan.compiled:
         described = recipe.modules[module.name]
         own = {name: groups[name] for name in module.groups}
-        sources = [src / described.tree / path for path in described.sources]
-        sources += [src / described.tree / path for group in own.values() for path in group.sources]
-        # Groups may share a source.
-        sources = list(dict.fromkeys(sources))
-        missing = [path for path in sources if not path.is_file()]
+        names = jobs.sources(recipe, module)
+        heavy = [src / described.tree / name for name in names if recipe.lean.weight(name) > recipe.lean.job_memory_gib]
+        sources = [path for name in names if (path := src / described.tree / name) not in heavy]
+        missing = [path for path in (*sources, *heavy) if not path.is_file()]
         if missing:
             raise DcaError(
                 "DCA-604",
@@ -98,6 +98,7 @@ def _generate(
         defines = [*described.defines, *(one for group in own.values() for one in group.defines)]
         lines += [
             _set(f"DCA_{module.name}_SOURCES", sources),
+            _set(f"DCA_{module.name}_HEAVY", heavy),
             _set(f"DCA_{module.name}_INCLUDES", [src / described.tree / path for path in described.includes]),
             _set(f"DCA_{module.name}_DEFINES", defines),
             _set(f"DCA_{module.name}_CUDA_FLAGS", [*_gencode(module), *described.cuda_flags]),
@@ -106,6 +107,7 @@ def _generate(
     store.write_if_changed(generated / "driver.cpp", b"// Nothing: only the library's name counts.\n")
     lines += [
         _set("DCA_NAMES", [module.name for module in plan.compiled]),
+        _set("DCA_HEAVY_JOBS", [plan.heavy_jobs]),
         _set("DCA_DRIVER_SOURCE", [generated / "driver.cpp"]),
         _set("DCA_DEFINES", [f"_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}"]),
         _set("DCA_OPTIONS", ["-include", src / "lean" / recipe.lean.include] if recipe.lean.include else []),

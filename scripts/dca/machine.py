@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from dca import runner
+from dca import memory, runner
 from dca.documents import Value
 from dca.toolkits import FoundToolkit, discover
 
@@ -70,43 +70,12 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
         system=platform.system(),
         processor=platform.machine(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_gib=round(memory_bytes() / 2**30, 1),
+        memory_gib=round(memory.limit_bytes() / 2**30, 1),
         compilers=host_compilers(),
         python=own_python() if python is None else other_python(python),
         gpus=gpus(),
         toolkits=discover(toolkit),
     )
-
-
-def memory_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that a build may use: the host's, or the least that any cgroup above this process allows.
-
-    psutil reads the host's memory only; in a container the compilers are killed by the cgroup's limit.
-    """
-    import psutil
-
-    limits = [int(psutil.virtual_memory().total)]
-    try:
-        lines = (proc / "self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            folder, name = cgroup, "memory.max"
-        elif "memory" in controllers.split(","):
-            folder, name = cgroup / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for size in range(len(parts) + 1):
-            try:
-                text = folder.joinpath(*parts[:size], name).read_text().strip()
-            except OSError:
-                continue
-            if text.isdigit():
-                limits.append(int(text))
-    return min(limits)
 
 
 def host_compilers() -> tuple[Compiler, ...]:

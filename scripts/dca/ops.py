@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from pathlib import Path
 
-from dca import elf, runner
+from dca import elf, runner, store
 from dca.environments import WORKERS
 from dca.errors import DcaError
 
@@ -29,8 +28,8 @@ def schemas(module: Path, python: Path, compiler: str, log: Path | None = None) 
     Raises:
         DcaError: DCA-605 when the module does not load.
     """
-    with tempfile.TemporaryDirectory(prefix="dca-") as folder:
-        stand_in = driver_stand_in(module, Path(folder), compiler)
+    with store.scratch() as folder:
+        stand_in = driver_stand_in(module, folder, compiler)
         told = runner.run([python, "-I", WORKERS / "list_ops.py", module, stand_in], log=log, timeout=LOAD_SECONDS)
     if not told.ok:
         raise DcaError(

@@ -8,7 +8,6 @@ import hashlib
 import io
 import re
 import shutil
-import tempfile
 import zipfile
 from datetime import datetime, timezone
 from pathlib import Path
@@ -42,11 +41,11 @@ def package(
         DcaError: DCA-703 when upstream's setup.py fails.
     """
     reporter.stage("package", f"{recipe.package} {plan.version}")
-    with tempfile.TemporaryDirectory(prefix="dca-", dir=cache.open().root) as scratch:
+    with store.scratch(cache.open().root) as scratch:
         if plan.profile == KERNELS:
             files = _bare_files(plan, recipe)
         else:
-            files = _files(_pure_wheel(plan, recipe, tree, python, cache, Path(scratch), log), plan, recipe, tree)
+            files = _files(_pure_wheel(plan, recipe, tree, python, cache, scratch, log), plan, recipe, tree)
         files |= _own_files(plan, recipe, tree, build)
         name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{TAG}.whl"
         out.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ class Request(Value):
         prebuilt: module or companion names to copy from the official wheel, or "all".
         toolkit: a toolkit's folder, absolute.
         model: that the wheel is to serve; its groups are added.
+        jobs: how many compilers run at once; None for as many as cores and memory allow.
     """
 
     recipe: str | None = None
@@ -37,6 +38,7 @@ class Request(Value):
     python: str | None = None
     toolkit: str | None = None
     model: Model | None = None
+    jobs: int | None = None
 
 
 class Reachability(Value):
@@ -190,6 +192,9 @@ class Plan(Document):
     python: str
     python_path: str
     jobs: int
+    heavy_jobs: int = 1
+    """How many of them may compile a heavy source."""
+    jobs_asked: bool = False
     sources: tuple[PlannedSource, ...]
     modules: tuple[PlannedModule, ...]
     serves: Coverage
@@ -211,7 +216,8 @@ class Plan(Document):
         Explanations, paths of this machine, the CUDA line that was only asked for, and how many jobs run at once do
         not count.
         """
-        telling = {"choices", "checks", "warnings", "advice", "passed_over", "jobs", "cuda_asked", "substituted"}
+        telling = {"choices", "checks", "warnings", "advice", "passed_over", "cuda_asked", "substituted", "jobs",
+                   "heavy_jobs", "jobs_asked"}  # fmt: skip
         here = {"python_path": True, "host_compiler": True, "toolkit": {"path"}, "sources": {"__all__": {"places"}}}
         exclude: dict[str, Any] = {**dict.fromkeys(telling, True), **here}
         if self.toolkit is None:

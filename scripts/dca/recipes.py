@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from datetime import date
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -227,8 +228,15 @@ class Lean(Value):
     job_memory_gib: Annotated[float, Field(gt=0)]
     architectures: tuple[str, ...] = ()
     """Model architectures, as in a model's config.json, whose ops the groups were derived for."""
+    heavy: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """GiB that compiling one source takes, by patterns of its path in its tree, where it is more than
+    `job_memory_gib`; measured."""
     include: RelativePath | None = None
     """A header of the lean project that every source is compiled behind, where the source needs other names."""
+
+    def weight(self, source: str) -> float:
+        """GiB that compiling a source takes."""
+        return max([self.job_memory_gib, *(gib for pattern, gib in self.heavy.items() if fnmatchcase(source, pattern))])
 
 
 class Kernels(Lean):
@@ -379,6 +387,7 @@ class Recipe(Value):
                     f"{'kernels' if profile is self.kernels else 'lean'} names the group `{lacking[0]}`, "
                     "which is not described"
                 )
+            _heavy_sources_exist(profile, self)
         if self.full:
             _full_names_exist(self.full, self.companions)
         members = self.official_wheel.members if self.official_wheel else {}
@@ -387,6 +396,14 @@ class Recipe(Value):
                 if member not in members:
                     raise ValueError(f"companion `{name}` stands in `{member}`, which the official wheel lacks")
         return self
+
+
+def _heavy_sources_exist(profile: Lean, recipe: Recipe) -> None:
+    sources = [source for group in recipe.groups.values() for source in group.sources]
+    sources += [source for module in recipe.modules.values() for source in module.sources]
+    for pattern in profile.heavy:
+        if not any(fnmatchcase(source, pattern) for source in sources):
+            raise ValueError(f"no source is called `{pattern}`, which is said to be heavy")
 
 
 def _full_names_exist(full: Full, companions: dict[str, Companion]) -> None:

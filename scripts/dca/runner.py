@@ -8,12 +8,14 @@ import selectors
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dca import store
 from dca.errors import DcaError, disk_full
 
 # What a program sees of the caller's environment. Everything else is left out, so that a CXX, PYTHONPATH or
@@ -27,6 +29,7 @@ KEPT_NETWORK = (
     "UV_SYSTEM_CERTS", "UV_KEYRING_PROVIDER", "UV_PYTHON_INSTALL_DIR", "NETRC",
 )  # fmt: skip
 GRACE_SECONDS = 5.0
+GUARDIAN = Path(__file__).with_name("guardian.py")
 # How programs say ENOSPC and EDQUOT; whichever stage they belong to, that is the cause and not the stage.
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -100,11 +103,14 @@ def run(
     on_line: Callable[[str], None] | None = None,
     on_tick: Callable[[], None] | None = None,
     keep_lines: int = 400,
+    guarded: bool = True,
+    sharing: bool = False,
 ) -> Completed:
     """Run a program to its end.
 
-    Whatever ends the wait (its deadline, Ctrl-C, an error in `on_line`) also ends every process that it started:
-    it runs in a session of its own, and nothing of that session survives.
+    Whatever ends the wait (its deadline, Ctrl-C, an error in `on_line`, kill -9 of this process) also ends every
+    process that it started: it runs in a session of its own below `dca.guardian`, and nothing of that survives. The
+    locks that this process holds stay held until then.
 
     Args:
         argv: the program and its arguments; never a shell string.
@@ -115,6 +121,9 @@ def run(
         on_line: called with each line of output.
         on_tick: called about once a second while it runs.
         keep_lines: how many of its last lines are returned.
+        guarded: whether it is ended when this process is killed; without, it starts ten milliseconds sooner.
+        sharing: whether the program and all that it starts hold the locks as well, so that they stay held even when
+            this process and the guardian are killed at once. Not for a program that leaves a server behind.
 
     Raises:
         DcaError: DCA-103 when there is no such program, DCA-101 when it failed because the disk is full.
@@ -129,25 +138,8 @@ def run(
             stream = stack.enter_context(log.open("ab"))
             stream.write(f"+ {' '.join(words)}\n".encode("utf-8", "surrogateescape"))
             stream.flush()
-        try:
-            process = subprocess.Popen(
-                words,
-                cwd=cwd,
-                env=dict(env) if env is not None else environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            if cwd is not None and not cwd.is_dir():
-                raise DcaError("DCA-204", f"the folder {cwd} does not exist.", remedy="check the path.") from None
-            raise DcaError(
-                "DCA-103",
-                f"`{words[0]}` could not be started.",
-                why=error.strerror or str(error),
-                remedy="install it, or correct the path.",
-            ) from None
+        program = _start(words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing)
+        process = program.process
         timed_out = False
         try:
             for line in _LineReader(process, started, timeout, on_tick):
@@ -163,10 +155,100 @@ def run(
             if not timed_out:
                 timed_out = not _ended(process, None if timeout is None else started + timeout, on_tick)
         finally:
-            end_session(process)
-    if process.returncode != 0 and any(sign in line for line in tail for sign in DISK_FULL):
+            program.end()
+    returncode = program.returncode()
+    if returncode != 0 and any(sign in line for line in tail for sign in DISK_FULL):
         raise disk_full(f"while {Path(words[0]).name} was running")
-    return Completed(words, process.returncode, tuple(tail), time.monotonic() - started, timed_out)
+    return Completed(words, returncode, tuple(tail), time.monotonic() - started, timed_out)
+
+
+@dataclass
+class _Program:
+    """A program under way.
+
+    Args:
+        name: as it was called.
+        process: the program, or the guardian above it.
+        lifeline: held open as long as it is to run; None without a guardian.
+        report: where the guardian says how the program ended.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    lifeline: int | None = None
+    report: int | None = None
+    told: tuple[str, ...] = ()
+
+    def end(self) -> None:
+        """End it and everything that it started: asked first, forced after a few seconds."""
+        try:
+            if self.lifeline is not None:
+                os.close(self.lifeline)
+                self.lifeline = None
+                # The guardian does it, with a grace of its own.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(2 * GRACE_SECONDS)
+        finally:
+            # Also when the user presses Ctrl-C a second time: then the grace is over.
+            end_session(self.process)
+            if self.report is not None:
+                self.told = tuple(os.read(self.report, 1024).decode().split())
+                os.close(self.report)
+                self.report = None
+
+    def returncode(self) -> int:
+        """The exit status of a program that has ended, negative for a signal.
+
+        Raises:
+            DcaError: DCA-103 when it could not be started.
+        """
+        if self.told[:1] == ("errno",):
+            raise _not_started(self.name, os.strerror(int(self.told[1])))
+        if self.told:
+            return os.waitstatus_to_exitcode(int(self.told[1]))
+        return int(self.process.returncode)
+
+
+def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], *, guarded: bool, sharing: bool) -> _Program:
+    """Start a program.
+
+    Raises:
+        DcaError: DCA-103, DCA-204.
+    """
+    if not guarded:
+        return _Program(words[0], _open(words[0], words, cwd, env, ()))
+    locks = store.held()
+    (below, lifeline), (report, above) = os.pipe(), os.pipe()
+    kept = "" if sharing else ",".join(map(str, locks))
+    argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(GRACE_SECONDS), kept, *words)
+    try:
+        process = _open(words[0], argv, cwd, env, (below, above, *locks))
+    except DcaError:
+        os.close(lifeline)
+        os.close(report)
+        raise
+    finally:
+        os.close(below)
+        os.close(above)
+    return _Program(words[0], process, lifeline, report)
+
+
+def _open(
+    name: str, argv: tuple[str, ...], cwd: Path | None, env: dict[str, str], descriptors: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True, pass_fds=descriptors,
+        )  # fmt: skip
+    except OSError as error:
+        if cwd is not None and not cwd.is_dir():
+            raise DcaError("DCA-204", f"the folder {cwd} does not exist.", remedy="check the path.") from None
+        raise _not_started(name, error.strerror or str(error)) from None
+
+
+def _not_started(program: str, why: str) -> DcaError:
+    return DcaError("DCA-103", f"`{program}` could not be started.", why=why, remedy="install it, or correct the path.")
 
 
 def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callable[[], None] | None) -> bool:
@@ -184,7 +266,8 @@ def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callabl
 def probe(argv: Sequence[str | Path], timeout: float = 10.0) -> Completed:
     """Ask a program that may be missing or broken; one that cannot be started counts as failed (127)."""
     try:
-        return run(argv, timeout=timeout)
+        # It ends by itself within seconds.
+        return run(argv, timeout=timeout, guarded=False)
     except DcaError as error:
         return Completed(tuple(str(word) for word in argv), 127, (error.what,), 0.0)
 
@@ -263,7 +346,8 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
         # Looked at again until nothing is left: a process may fork while the others are being ended.
         end = time.monotonic() + GRACE_SECONDS
         while (left := _session(process.pid)) and time.monotonic() < end:
-            for one in left:
+            # The guardian last: it goes on with this if it is interrupted here.
+            for one in sorted(left, key=process.pid.__eq__):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(one, signal.SIGKILL)
             time.sleep(0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -109,27 +110,32 @@ def write_if_changed(path: Path, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def incoming(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file under way; whatever is left there on an error is removed."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part")
-    os.close(descriptor)
-    part = Path(name)
+    """A name beside `path` for a file under way; whatever is left there on an error is removed.
+
+    What a killed run left under way for the same `path` is removed first.
+    """
+    part, descriptor = _claim(path, folder=False)
     try:
         yield part
     finally:
         part.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def incoming_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path` when the block ends well, and disappears when it does not."""
+    """A folder that becomes `path` when the block ends well, and disappears when it does not.
+
+    What a killed run left under way for the same `path` is removed first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part"))
+    part, descriptor = _claim(path, folder=True)
     part.chmod(0o755)
     try:
         yield part
         if path.exists():
             # Moved aside before it is removed: half a folder never stands under the final name.
-            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part"))
+            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
             path.rename(aside / "old")
             part.rename(path)
             remove(aside)
@@ -138,6 +144,47 @@ def incoming_folder(path: Path) -> Iterator[Path]:
     finally:
         if part.exists():
             remove(part)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """A folder for the time of the block; those that killed runs left are removed first.
+
+    Args:
+        parent: where it is made; the system's place for temporary files when not given.
+    """
+    part, descriptor = _claim((parent or Path(tempfile.gettempdir())) / "dca-scratch", folder=True)
+    try:
+        yield part
+    finally:
+        remove(part)
+        os.close(descriptor)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:60]}."
+
+
+def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
+    """A new file or folder beside `path`, and the descriptor whose lock tells others that its maker lives."""
+    sweep(path)
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
+            try:
+                descriptor = os.open(name, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+        else:
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
+        # Where locks are not known, nobody gets one, and nothing is swept.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Somebody may have swept it before it was locked.
+        if Path(name).exists():
+            return Path(name), descriptor
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -188,27 +235,67 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the lock of one folder; `waiting` is called once when somebody else holds it."""
-        import filelock
+        """Hold the lock of one folder; `waiting` is called once when somebody else holds it.
 
-        path = self.root / "locks" / f"{kind}-{key}.lock"
+        The programs that are run meanwhile share in it (`held`): when this process is killed, the lock is free once
+        they are gone too. That takes the descriptor itself, which filelock does not give.
+        """
+        path = self._lock(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            waiting()
-            lock.acquire()
-        try:
-            yield
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            _HELD.append(descriptor)
+            try:
+                yield
+            finally:
+                _HELD.remove(descriptor)
+                os.ftruncate(descriptor, 0)
+                # Closing alone would not free it for a program that has inherited the descriptor.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
-            lock.release()
+            os.close(descriptor)
+
+    def holder(self, kind: str, key: str) -> str:
+        """Who holds a lock, in words for a message."""
+        with contextlib.suppress(OSError, ValueError):
+            process = int(self._lock(kind, key).read_text())
+            if Path(f"/proc/{process}").exists():
+                return f"another run (process {process})"
+        return "another run, or what a killed one has left,"
+
+    def _lock(self, kind: str, key: str) -> Path:
+        return self.root / "locks" / f"{kind}-{key}.lock"
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed run left under way in a folder; called while its lock is held."""
-    for part in folder.parent.glob(f".{folder.name[:60]}.*.part"):
-        if part.is_dir():
-            remove(part)
-        else:
-            part.unlink(missing_ok=True)
+# Descriptors of the locks that this process holds.
+_HELD: list[int] = []
+
+
+def held() -> tuple[int, ...]:
+    """Descriptors of the locks that this process holds, for the programs that it runs to share in."""
+    return tuple(_HELD)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed runs left under way for a file or folder; what a living run makes is left alone."""
+    try:
+        names = [entry.name for entry in os.scandir(path.parent)]
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name.startswith(_prefix(path)) and name.endswith(".part"):
+            part = path.parent / name
+            with contextlib.suppress(OSError):
+                descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove(part) if part.is_dir() else part.unlink()
+                finally:
+                    os.close(descriptor)

@@ -65,7 +65,11 @@ def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Repo
     key = documents.digest([plan.key, plan.python_path, plan.host_compiler, _tool(), str(out)])[:16]
     run = cache.open().folder("run", f"{plan.recipe}-{key}")
     record = run / "wheel.json"
-    with cache.lock("run", run.name, lambda: reporter.note("another run makes the same wheel; waiting for it.")):
+
+    def waiting() -> None:
+        reporter.note(f"{cache.holder('run', run.name)} makes the same wheel; waiting for it.")
+
+    with cache.lock("run", run.name, waiting):
         if (kept := _unchanged(record)) is not None:
             return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
         made = _stages(plan, world, cache, out, run, reporter)

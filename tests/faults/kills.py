@@ -37,9 +37,35 @@ def killed_runs(
         yield number
 
 
+def whole_run(script: str, arguments: list[str]) -> str:
+    """Run a script to its end; what it said after "ready"."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=_environment(), text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.removeprefix("ready\n").strip()
+
+
+def killed_command(words: list[str], after: float) -> bool:
+    """Run a command and kill it after some seconds; whether it was still running then."""
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        process.wait(after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+
+
 def _run(script: str, arguments: list[str], after: float | None) -> float:
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
-    process = subprocess.Popen([sys.executable, "-c", script, *arguments], env=env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], env=_environment(), stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     started = time.monotonic()

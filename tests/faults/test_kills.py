@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import random
 import shutil
@@ -15,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from dca import store
-from faults.kills import killed_runs, leftovers
-from support import ROOT
+from faults.kills import killed_runs, leftovers, whole_run
+from support import ROOT, programs, wait_for
 from web import Place, sha
 
 pytestmark = pytest.mark.proof
@@ -122,3 +123,86 @@ def test_a_toolkit_is_whole_or_absent_whenever_bringing_it_is_killed(
     assert leftovers(cache / "toolkit") == []
     place.server.shutdown()
     place.server.server_close()
+
+
+COMPILE = """
+import sys
+from pathlib import Path
+from dca import cmake, runner
+from dca.events import Silent
+folder, python = Path(sys.argv[1]), Path(sys.argv[2])
+print("ready", flush=True)
+env = runner.environment()
+cmake.place({path.name: path for path in (folder / "tree").iterdir()}, folder)
+cmake.configure(["-S", folder / "src"], "", folder, python, env, Silent(), folder / "log")
+print(cmake.build(folder / "ninja", ["one"], 2, python, env, Silent(), folder / "log").compiled)
+"""
+PROJECT = """\
+cmake_minimum_required(VERSION 3.26)
+project(one LANGUAGES CXX)
+add_library(one MODULE a.cpp b.cpp c.cpp d.cpp)
+"""
+# About a second of a real compiler each, and an object of a megabyte, so that writing it takes a moment too.
+SOURCE = """\
+#include <map>
+#include <regex>
+#include <string>
+#include "shared.h"
+static const char filler[1 << 20] = {1};
+bool NAME_(const std::string &text, std::map<std::string, int> &seen) {
+  return std::regex_match(text, std::regex("NAME*")) && seen[text]++ == filler[seen.size()] + SHARED;
+}
+"""
+
+
+def logged(ninja: Path) -> set[str]:
+    """Lines of ninja's log about objects: each is one that was finished."""
+    log = ninja / ".ninja_log"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return {line for line in lines if line.count("\t") == 4 and ".o\t" in line}
+
+
+def written(ninja: Path, lines: set[str]) -> dict[str, int]:
+    """When the objects of some lines of the log were written."""
+    return {name: (ninja / name).stat().st_mtime_ns for name in (line.split("\t")[3] for line in lines)}
+
+
+def hashes(ninja: Path) -> dict[str, str]:
+    """What was compiled and linked."""
+    return {path.name: store.sha256_file(path) for path in ninja.rglob("*") if path.suffix in (".o", ".so")}
+
+
+def test_a_compile_goes_on_whenever_it_is_killed(
+    tmp_path: Path, cmake_python: Path, chance: random.Random, scale: Callable[[int], int]
+) -> None:
+    """Small sources with the real CMake, ninja and g++: from nothing, and after a change of all."""
+    folder = tmp_path / "build"
+    tree = {"CMakeLists.txt": PROJECT, "shared.h": "#define SHARED 0\n"}
+    tree |= {f"{name}.cpp": SOURCE.replace("NAME", name) for name in "abcd"}
+    for name, text in tree.items():
+        store.write_bytes(folder / "tree" / name, text.encode())
+    arguments = [str(folder), str(cmake_python)]
+    assert whole_run(COMPILE, arguments) == "4"
+    ninja = folder / "ninja"
+    whole = hashes(ninja)
+    earlier: set[str] = set()
+
+    def scene() -> None:
+        # By turns with whole objects that are all to be made again, and from nothing.
+        if next(turns) % 2:
+            store.remove(ninja)
+        header = folder / "tree/shared.h"
+        header.write_bytes(header.read_bytes() + b"// one more line\n")
+        earlier.clear()
+        earlier.update(logged(ninja))
+
+    turns = itertools.count()
+    for _ in killed_runs(COMPILE, arguments, scale(100), chance, scene):
+        assert wait_for(lambda: not programs(str(folder))), programs(str(folder))
+        finished = written(ninja, logged(ninja) - earlier)
+        made = int(whole_run(COMPILE, arguments))
+        assert made == 4 - len(finished), "a finished object was compiled again, or an unfinished one was not"
+        assert written(ninja, logged(ninja)).items() >= finished.items()
+        assert hashes(ninja) == whole, "a half-written object was taken for a finished one"
+        assert leftovers(folder) == []
+        assert not (ninja / ".building").exists()

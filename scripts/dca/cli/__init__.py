@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import os
 import signal
 import sys
 from types import FrameType
@@ -17,6 +18,8 @@ from dca import __version__
 if TYPE_CHECKING:
     from dca.errors import DcaError
 
+# dca.errors.ExitCode.INTERRUPTED, which is not loaded yet.
+INTERRUPTED = 130
 # Each command's module is imported only when it is called, so that `dca --help` stays quick.
 COMMANDS = {
     "plan": ("dca.cli.plan", "What would be built and why; nothing is fetched."),
@@ -78,13 +81,20 @@ def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -
 def main() -> None:
     """Run the command line and end with its exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminated)
-    sys.exit(run(sys.argv[1:]))
+        # nohup has it ignored, and means that.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminated)
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED:
+        # Not waiting for threads that still ask the network.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; every error becomes one message and an exit code."""
-    from dca.errors import DcaError, ExitCode, Interrupted, from_os_error
+    from dca.errors import DcaError, Interrupted, from_os_error
 
     arguments = arguments or ["--help"]
     as_json = "--json" in arguments
@@ -95,11 +105,14 @@ def run(arguments: list[str]) -> int:
     except click.UsageError as error:
         return _say(DcaError("DCA-201", error.format_message(), remedy=_usage(error)), as_json=as_json)
     except (KeyboardInterrupt, click.Abort, Interrupted):
+        # Everything has been cleaned up; one more Ctrl-C has nothing left to hurry.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         click.echo(
-            "Interrupted. Nothing half-made was left; the same command goes on where this one stopped.",
+            "Interrupted. Nothing half-made was left, and what is finished is kept: the same command goes on there.",
             err=True,
         )
-        return ExitCode.INTERRUPTED
+        return INTERRUPTED
     except DcaError as error:
         return _say(error, as_json=as_json and not error.answered)
     except OSError as error:

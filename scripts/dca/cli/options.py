@@ -59,6 +59,12 @@ def request(function: F) -> F:
         click.option("--toolkit", type=click.Path(path_type=Path), help="A CUDA toolkit's folder."),
         click.option("--strict-cuda", is_flag=True, help="Refuse another CUDA version than the one asked for."),
         click.option("--python", help="The Python version to build with, such as 3.12 [the tool's own]."),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1),
+            metavar="N",
+            help="How many compilers run at once [as many as cores and memory allow].",
+        ),
         click.option("--update", is_flag=True, help="Probe again what can be reached."),
     ]
 
@@ -78,6 +84,7 @@ def request(function: F) -> F:
             "strict_cuda",
             "python",
             "model",
+            "jobs",
         )
         return function(request=make_request({name: given.pop(name) for name in names}), **given)
 
@@ -120,6 +127,7 @@ def make_request(given: dict[str, Any]) -> Request:
         strict_cuda=given["strict_cuda"],
         python=given["python"],
         model=model.read(given["model"]) if given["model"] else None,
+        jobs=given["jobs"],
     )
 
 

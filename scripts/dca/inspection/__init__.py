@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -125,8 +124,8 @@ def _unpacked(
     archive: zipfile.ZipFile, path: str, looker: Looker, digests: dict[str, tuple[str, int]]
 ) -> tuple[InspectedModule | None, list[str]]:
     """Look into one module, unpacked for as long as that takes."""
-    with tempfile.TemporaryDirectory(prefix="dca-") as scratch:
-        file = Path(scratch) / path.rsplit("/", 1)[-1]
+    with store.scratch() as scratch:
+        file = scratch / path.rsplit("/", 1)[-1]
         seen = hashlib.sha256()
         try:
             with archive.open(path) as stream, file.open("wb") as target:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from packaging.version import Version
 
 from dca.archs import how_reached
-from dca.machine import Machine
 from dca.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.recipes import KERNELS, Loaded, Recipe
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.draft import Draft, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_served
+from dca.resolve.jobs import choose_jobs, heaviest
 from dca.resolve.modules import choose_modules
 from dca.resolve.sources import choose_sources
 from dca.resolve.toolkit import choose_toolkit
@@ -113,8 +113,11 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     python = world.machine.python
     assert python is not None  # noqa: S101 - check_python refused otherwise
     dirty = any(tree.kind == "folder" for tree in world.reach.local.values())
-    memory = recipe.offer(request.profile).job_memory_gib
-    jobs = _jobs(memory, world.machine, draft, compiled=any(module.origin == "compiled" for module in modules))
+    machine, job_gib = world.machine, recipe.offer(request.profile).job_memory_gib
+    heavy_gib = heaviest(recipe, request.profile, modules)
+    jobs = choose_jobs(machine.cores, machine.memory_gib, job_gib, heavy_gib, request.jobs)
+    if any(module.origin == "compiled" for module in modules):
+        draft.choose("jobs", str(jobs.count), jobs.reason)
     version = _version(loaded, request, groups, archs, ptx, cuda_line, dirty=dirty)
     draft.choose("version", version, "base version, patch revision, CUDA that compiled, profile and archs.")
     return Plan(
@@ -136,7 +139,9 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         torch_cuda=recipe.torch.cuda,
         python=python.version,
         python_path=python.path,
-        jobs=jobs,
+        jobs=jobs.count,
+        heavy_jobs=jobs.heavy,
+        jobs_asked=request.jobs is not None,
         sources=tuple(sources.values()),
         modules=tuple(modules),
         serves=serves,
@@ -248,18 +253,6 @@ def _explain_substitution(
                 f"which needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not one of CUDA {asked}."
                 + (" To compile it from source instead, give its tree with --companion." if copied else "")
             )
-
-
-def _jobs(job_memory_gib: float, machine: Machine, draft: Draft, *, compiled: bool) -> int:
-    by_memory = int((machine.memory_gib - 1) / job_memory_gib)
-    jobs = max(1, min(machine.cores, by_memory))
-    if compiled:
-        draft.choose(
-            "jobs",
-            str(jobs),
-            f"{machine.cores} cores; {machine.memory_gib:g} GiB of memory for jobs of {job_memory_gib:g} GiB.",
-        )
-    return jobs
 
 
 def _version(

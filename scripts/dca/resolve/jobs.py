@@ -1,0 +1,65 @@
+"""How many compilers run at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dca.documents import Value
+from dca.plan import PlannedModule
+from dca.recipes import Lean, Recipe
+
+# What everything but the compilers takes: ninja, this tool, a desktop.
+RESERVE_GIB = 1.0
+
+
+class Jobs(Value):
+    """How many compilers run at once, and why.
+
+    Args:
+        heavy: how many of them may be compiling a heavy source.
+    """
+
+    count: int
+    heavy: int
+    reason: str
+
+
+def choose_jobs(
+    cores: int, memory_gib: float, job_gib: float, heavy_gib: float = 0.0, asked: int | None = None
+) -> Jobs:
+    """As many compilers as there are cores, and memory for; of the heavy sources as many as fit beside the others.
+
+    Args:
+        cores: the most that is of use.
+        memory_gib: that a build may use.
+        job_gib: what one compiler takes.
+        heavy_gib: what it takes for the heaviest of the sources, where that is more.
+        asked: the user's own number, which is taken as it is.
+    """
+    if asked is not None:
+        return Jobs(count=asked, heavy=asked, reason="asked for with --jobs.")
+    spare = memory_gib - RESERVE_GIB
+    count = max(1, min(cores, int(spare / job_gib)))
+    reason = f"{cores} cores; {memory_gib:g} GiB of memory for jobs of {job_gib:g} GiB"
+    if heavy_gib <= job_gib:
+        return Jobs(count=count, heavy=count, reason=f"{reason}.")
+    heavy = min(count, int((spare - count * job_gib) / (heavy_gib - job_gib)))
+    if heavy < 1:
+        # One must run some time: the others make room for it.
+        heavy, count = 1, max(1, min(count, 1 + int((spare - heavy_gib) / job_gib)))
+    return Jobs(count=count, heavy=heavy, reason=f"{reason}, and {heavy} of {heavy_gib:g} GiB at a time.")
+
+
+def heaviest(recipe: Recipe, profile: str, modules: Iterable[PlannedModule]) -> float:
+    """GiB that the heaviest source of the compiled modules takes; 0 where the profile does not know its sources."""
+    offer = recipe.offer(profile)
+    if not isinstance(offer, Lean):
+        return 0.0
+    compiled = [module for module in modules if module.origin == "compiled"]
+    return max((offer.weight(source) for module in compiled for source in sources(recipe, module)), default=0.0)
+
+
+def sources(recipe: Recipe, module: PlannedModule) -> tuple[str, ...]:
+    """What a module of the lean project is compiled from, by path in its tree; groups may share a source."""
+    groups = [source for name in module.groups for source in recipe.groups[name].sources]
+    return tuple(dict.fromkeys([*recipe.modules[module.name].sources, *groups]))
