@@ -18,7 +18,7 @@ from dca.cli.options import open_cache
 from dca.events import Silent
 from dca.plan import Plan
 from dca.wheel import Made
-from support import ROOT, RunDca, install
+from support import ROOT, RunDca, install, make_small
 
 # Whoever starts the tests in the background hands down an ignored Ctrl-C; programs that are sent one must see it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -101,6 +101,20 @@ def run_python(wheel: Path, made: Made, cache: store.Store, tmp_path_factory: py
     folder = tmp_path_factory.mktemp("run") / "venv"
     yield install(wheel, Path(made.lock), folder, cache)
     store.remove(folder)
+
+
+@pytest.fixture(scope="session")
+def small_cache(dca: RunDca, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the session's downloads, toolkit and environments, and a build of its own: two objects.
+
+    Its path has a space and letters outside of ASCII, which compilers and CMake must bear.
+    """
+    folder = tmp_path_factory.mktemp("Zwischenspeicher für Bauten")
+    for name in ("downloads", "env", "toolkit", "uv"):
+        (cache.root / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(cache.root / name)
+    make_small(dca, folder, tmp_path_factory.mktemp("dist"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,80 +10,88 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from dca import documents, store
+from dca import documents
 from dca.compiling import Build
-from dca.wheel import Made
-from support import ROOT, RunDca
-
-INDEX_ONLY = ("--recipe", "vllm-0.10.2", "--with", "index-only", "--arch", "8.0")
+from faults.kills import leftovers
+from support import INDEX_ONLY, ROOT, RunDca, make_small, objects, programs, wait_for
 
 
-@pytest.fixture(scope="module")
-def own_cache(cache: store.Store, made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the session's downloads, toolkit and environments, but no builds.
+class Running:
+    """A run of the command line under way, in the middle of compiling."""
 
-    Its path has a space and letters outside of ASCII, which compilers and CMake must bear.
-    """
-    folder = tmp_path_factory.mktemp("Zwischenspeicher für Bauten")
-    for name in ("downloads", "env", "toolkit", "uv"):
-        if (cache.root / name).exists():
-            (folder / name).symlink_to(cache.root / name)
-    return folder
+    def __init__(self, cache: Path, out: Path, env: dict[str, str] | None = None) -> None:
+        words = [sys.executable, "-m", "dca", "wheel", *INDEX_ONLY, "--cache-dir", str(cache), "--out", str(out)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), **(env or {})}
+        self.process = subprocess.Popen(
+            words, cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.cache = cache
 
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to be there while it runs."""
+        assert wait_for(lambda: condition() or self.process.poll() is not None, 300.0)
+        assert self.process.poll() is None, self.process.communicate()
 
-def objects(cache: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in cache.glob("build/*/ninja/CMakeFiles/_C.dir/**/*.o")}
+    def until_it_compiles(self) -> None:
+        self.until(lambda: any("cicc" in line for line in programs(str(self.cache))))
 
-
-def make(dca: RunDca, cache: Path, out: Path, *more: str) -> Made:
-    done = dca("wheel", *INDEX_ONLY, "--cache-dir", cache, "--out", out, "--json", *more, timeout=900.0)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return Made.model_validate(json.loads(done.stdout))
-
-
-def compilers(cache: Path) -> list[str]:
-    """Processes that have a file below this cache on their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(cache).encode() in line:
-                found.append(line.decode("utf-8", "replace"))
-    return found
+    def end(self) -> tuple[int, str]:
+        """Exit status and standard error."""
+        stderr = self.process.communicate(timeout=900)[1]
+        return self.process.returncode, stderr
 
 
-def test_interrupted_resumed_and_repeated(dca: RunDca, own_cache: Path, tmp_path: Path) -> None:
+def without_kernel(cache: Path) -> dict[str, int]:
+    """Remove the compiled kernel, so that it is what is missing; the objects that are left."""
+    for path in cache.glob("build/*/ninja/CMakeFiles/_C.dir/**/vertical_slash_index.cu.o"):
+        path.unlink()
+    return objects(cache)
+
+
+def test_interrupted_resumed_and_repeated(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:
     """One compile serves several questions, because a kernel takes a minute."""
     out = tmp_path / "Räder und mehr"
-    words = [sys.executable, "-m", "dca", "wheel", *INDEX_ONLY, "--cache-dir", str(own_cache), "--out", str(out)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "CXX": "/bin/false", "NVCC_PREPEND_FLAGS": "--nonsense",
-           "CMAKE_BUILD_TYPE": "Debug", "TORCH_CUDA_ARCH_LIST": "5.0"}  # fmt: skip
-    process = subprocess.Popen(words, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    # Wait for the first object (the registrations) to be there while the kernel still compiles.
-    while not objects(own_cache) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Interrupted" in stderr
-    assert compilers(own_cache) == []
-    assert not list(out.glob("*")) if out.exists() else True
-    finished = objects(own_cache)
+    planted = {"CXX": "/bin/false", "NVCC_PREPEND_FLAGS": "--nonsense", "CMAKE_BUILD_TYPE": "Debug",
+               "TORCH_CUDA_ARCH_LIST": "5.0"}  # fmt: skip
+    finished = without_kernel(small_cache)
+    for number, times in ((signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGINT, 3)):
+        run = Running(small_cache, out, env=planted)
+        run.until_it_compiles()
+        for _ in range(times):
+            run.process.send_signal(number)
+            time.sleep(0.05)
+        status, stderr = run.end()
+        assert (status, stderr.count("Interrupted."), "Traceback" in stderr) == (130, 1, False), stderr
+        assert programs(str(small_cache)) == []
+        assert leftovers(small_cache) == []
+        assert not list(out.glob("*")) if out.exists() else True
+        assert objects(small_cache) == finished
 
-    first = make(dca, own_cache, out)
-    after = objects(own_cache)
+    # Two runs of the same plan, and one of another.
+    one = Running(small_cache, out)
+    one.until_it_compiles()
+    two = Running(small_cache, out)
+    other = dca("wheel", *INDEX_ONLY[:-1], "9.0", "--list", "--cache-dir", small_cache)
+    assert other.returncode == 0, other.stderr
+    assert "another run" not in other.stderr
+    assert one.process.poll() is None, "the other plan has waited"
+    status, stderr = one.end()
+    assert status == 0, stderr
+    assert "another run" not in stderr
+    status, stderr = two.end()
+    assert status == 0, stderr
+    assert f"another run (process {one.process.pid}) makes the same wheel; waiting for it." in stderr
+    assert "compile  " not in stderr
+    after = objects(small_cache)
     assert {name: after[name] for name in finished} == finished
-    assert first.objects == 2
-    assert first.objects_compiled_now == 2 - len(finished)
+    assert len(after) == 2
+
+    first = make_small(dca, small_cache, out)
+    assert first.unchanged
+    assert (first.objects, first.objects_compiled_now) == (2, 1)
     build = documents.read(Build, Path(first.run) / "build.json")
     (module,) = build.modules
     assert [one.source for one in module.objects] == [
@@ -96,43 +104,42 @@ def test_interrupted_resumed_and_repeated(dca: RunDca, own_cache: Path, tmp_path
     with zipfile.ZipFile(first.wheel) as archive:
         assert [name for name in archive.namelist() if name.endswith(".so")] == ["vllm/_C.abi3.so"]
 
-    again = make(dca, own_cache, out)
-    assert again.unchanged
-    assert again.sha256 == first.sha256
-
     Path(first.wheel).unlink()
-    back = make(dca, own_cache, out)
+    back = make_small(dca, small_cache, out)
     assert not back.unchanged
     assert back.objects_compiled_now == 0
     assert back.sha256 == first.sha256, "the same plan gave other bytes"
 
 
-def test_a_changed_line_of_python_compiles_no_kernel(dca: RunDca, own_cache: Path, made: Made, tmp_path: Path) -> None:
+def test_a_changed_line_of_python_compiles_no_kernel(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:
     source = tmp_path / "vllm"
-    tree = json.loads((Path(made.run) / "source.json").read_text())
+    run = make_small(dca, small_cache, tmp_path).run
+    tree = json.loads((Path(run) / "source.json").read_text())
     shutil.copytree(Path(tree["folder"]) / "source", source)
-    before = objects(own_cache)
-    assert len(before) == 2, "run after the test above, which compiles"
+    make_small(dca, small_cache, tmp_path)
+    before = objects(small_cache)
+    assert len(before) == 2
     with (source / "vllm/version.py").open("a") as stream:
         stream.write("# one more line\n")
-    changed = make(dca, own_cache, tmp_path, "--source", str(source), "--dirty")
+    changed = make_small(dca, small_cache, tmp_path, "--source", str(source), "--dirty")
     assert changed.objects_compiled_now == 0
-    assert objects(own_cache) == before
+    assert objects(small_cache) == before
     assert ".dirty" in changed.wheel
     with zipfile.ZipFile(changed.wheel) as archive:
         assert b"# one more line" in archive.read("vllm/version.py")
 
 
 def test_a_source_that_does_not_compile_is_named_with_the_compilers_words(
-    dca: RunDca, own_cache: Path, made: Made, tmp_path: Path
+    dca: RunDca, small_cache: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "vllm"
-    tree = json.loads((Path(made.run) / "source.json").read_text())
+    run = make_small(dca, small_cache, tmp_path).run
+    tree = json.loads((Path(run) / "source.json").read_text())
     shutil.copytree(Path(tree["folder"]) / "source", source)
     with (source / "csrc/attention/vertical_slash_index.cu").open("a") as stream:
         stream.write("int broken( {\n")
     done = dca(
-        "wheel", *INDEX_ONLY, "--cache-dir", own_cache, "--out", tmp_path / "dist", "--source", source, "--dirty"
+        "wheel", *INDEX_ONLY, "--cache-dir", small_cache, "--out", tmp_path / "dist", "--source", source, "--dirty"
     )
     assert done.returncode == 6, done.stderr
     assert "DCA-603: compiling vertical_slash_index.cu.o failed." in done.stderr

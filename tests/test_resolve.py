@@ -16,6 +16,7 @@ from dca.plan import Cannot, LocalTree, Plan, Reach, Reachability, Request
 from dca.recipes import GitSource, Loaded, load_all
 from dca.resolve import World, resolve
 from dca.resolve.full import nearest
+from dca.resolve.jobs import RESERVE_GIB, choose_jobs
 from dca.toolkits import FoundToolkit
 
 RECIPES = load_all()
@@ -376,9 +377,47 @@ def test_another_operating_system_is_refused() -> None:
 
 
 def test_jobs_follow_cores_and_memory() -> None:
-    assert planned(Request(), world(machine(cores=64, memory_gib=33.0))).jobs == 8
-    assert planned(Request(), world(machine(cores=2, memory_gib=64.0))).jobs == 2
-    assert planned(Request(), world(machine(cores=8, memory_gib=1.0))).jobs == 1
+    def jobs(**seen: float) -> int:
+        return planned(Request(recipe=UPSTREAM), world(machine(**seen))).jobs
+
+    assert jobs(cores=64, memory_gib=33.0) == 11
+    assert jobs(cores=2, memory_gib=64.0) == 2
+    assert jobs(cores=8, memory_gib=1.0) == 1
+
+
+def test_the_users_own_number_of_jobs_is_taken() -> None:
+    plan = planned(Request(jobs=7), world(machine(cores=2, memory_gib=4.0)))
+    assert (plan.jobs, plan.heavy_jobs, plan.jobs_asked) == (7, 7, True)
+    assert "--jobs" in next(choice.reason for choice in plan.choices if choice.subject == "jobs")
+    assert plan.key == planned(Request()).key
+
+
+def test_heavy_sources_count_where_they_are_compiled() -> None:
+    seen = machine(cores=64, memory_gib=33.0)
+    copied = planned(Request(recipe=UPSTREAM), world(seen))
+    compiled = planned(Request(recipe=UPSTREAM), world(seen, reach(git=True)))
+    assert copied.heavy_jobs == copied.jobs == 11
+    assert compiled.heavy_jobs == 1
+    assert "1 of 4.3 GiB at a time" in next(one.reason for one in compiled.choices if one.subject == "jobs")
+
+
+sizes = st.floats(min_value=0.1, max_value=600.0)
+
+
+@given(cores=st.integers(1, 512), memory=sizes, job=sizes, heavy=sizes)
+def test_as_many_jobs_as_fit_and_one_at_least(cores: int, memory: float, job: float, heavy: float) -> None:
+    jobs = choose_jobs(cores, memory, job, heavy)
+    assert 1 <= jobs.heavy <= jobs.count <= cores
+    heavy = max(job, heavy)
+
+    def need(count: int, of_these: int) -> float:
+        return RESERVE_GIB + of_these * heavy + (count - of_these) * job
+
+    assert need(jobs.count, jobs.heavy) <= memory + 1e-6 or jobs.count == 1
+    if jobs.heavy < jobs.count:
+        assert need(jobs.count, jobs.heavy + 1) > memory - 1e-6, "one more heavy one would have fitted"
+    if jobs.count < cores:
+        assert need(jobs.count + 1, jobs.heavy if jobs.heavy < jobs.count else 1) > memory - 1e-6, "one more would have"
 
 
 def test_jobs_and_explanations_do_not_change_what_is_built() -> None:
@@ -605,8 +644,9 @@ def test_what_full_does_not_have_is_refused(changes: dict[str, object], codes: l
 
 def test_jobs_follow_the_memory_that_the_profiles_jobs_take() -> None:
     seen = machine(cores=64, memory_gib=25.0)
-    lean, full = planned(Request(), world(seen)), planned(FULL, world(seen, reach(git=True)))
-    assert (lean.jobs, full.jobs) == (6, 4)
+    lean_gib = next(one.recipe.lean.job_memory_gib for one in RECIPES if one.recipe.name == UPSTREAM)
+    lean, full = planned(Request(recipe=UPSTREAM), world(seen)), planned(FULL, world(seen, reach(git=True)))
+    assert (lean.jobs, full.jobs) == (int(24 / lean_gib), 4)
 
 
 @pytest.mark.parametrize(

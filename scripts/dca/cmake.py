@@ -7,12 +7,13 @@ while ninja runs, and after a run that did not end well.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,16 +141,17 @@ def build(
     """
     started = time.time_ns()
     watch = Watcher(reporter)
-    marker = folder / ".building"
+    marker, temporary = folder / ".building", folder / "tmp"
     while True:
         _drop_unfinished(folder, marker)
         store.write_bytes(marker, b"\n".join(_lines(folder)))
         kills = memory.kills()
-        done = runner.run(
-            [python.parent / "ninja", "-C", folder, "-j", str(jobs), *targets],
-            env={**env, "NINJA_STATUS": "[%f/%t %r] "}, log=log, on_line=watch, on_tick=watch.tick, keep_lines=4000,
-            sharing=True,
-        )  # fmt: skip
+        with _emptied(temporary):
+            done = runner.run(
+                [python.parent / "ninja", "-C", folder, "-j", str(jobs), *targets],
+                env={**env, "NINJA_STATUS": "[%f/%t %r] ", "TMPDIR": str(temporary)}, log=log, on_line=watch,
+                on_tick=watch.tick, keep_lines=4000, sharing=True,
+            )  # fmt: skip
         if done.ok:
             break
         if "ninja: build stopped: interrupted by user." in done.tail:
@@ -165,6 +167,18 @@ def build(
     marker.unlink()
     made = [folder / output for target in targets for output, _ in _entries(folder, target)]
     return Outcome(sum(path.is_file() and path.stat().st_mtime_ns >= started for path in made), jobs)
+
+
+@contextlib.contextmanager
+def _emptied(folder: Path) -> Iterator[None]:
+    """A folder for what compilers keep while they run: one that is killed leaves it, and nvcc's takes megabytes."""
+    if folder.exists():
+        store.remove(folder)
+    folder.mkdir()
+    try:
+        yield
+    finally:
+        store.remove(folder)
 
 
 def _drop_unfinished(folder: Path, marker: Path) -> None:

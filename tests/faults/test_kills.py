@@ -10,14 +10,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dca import store
-from faults.kills import killed_runs, leftovers, whole_run
-from support import ROOT, programs, wait_for
+from faults.kills import killed_command, killed_runs, leftovers, whole_run
+from support import INDEX_ONLY, ROOT, RunDca, make_small, programs, wait_for
 from web import Place, sha
 
 pytestmark = pytest.mark.proof
@@ -168,8 +170,9 @@ def written(ninja: Path, lines: set[str]) -> dict[str, int]:
 
 
 def hashes(ninja: Path) -> dict[str, str]:
-    """What was compiled and linked."""
-    return {path.name: store.sha256_file(path) for path in ninja.rglob("*") if path.suffix in (".o", ".so")}
+    """What was compiled and linked; nvcc puts its process id into objects, from where it does not get into modules."""
+    made = [path for path in ninja.rglob("*") if path.suffix in (".o", ".so") and not path.name.endswith(".cu.o")]
+    return {path.name: store.sha256_file(path) for path in made}
 
 
 def test_a_compile_goes_on_whenever_it_is_killed(
@@ -206,3 +209,46 @@ def test_a_compile_goes_on_whenever_it_is_killed(
         assert hashes(ninja) == whole, "a half-written object was taken for a finished one"
         assert leftovers(folder) == []
         assert not (ninja / ".building").exists()
+
+
+def test_a_lean_compile_goes_on_whenever_it_is_killed(
+    dca: RunDca, small_cache: Path, tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
+) -> None:
+    """The real thing, killed by kill -9 of `dca wheel` and run again to its end."""
+    words = [sys.executable, "-m", "dca", "wheel", *INDEX_ONLY, "--cache-dir", str(small_cache)]
+    words += ["--out", str(tmp_path / "dist")]
+    first = make_small(dca, small_cache, tmp_path / "dist")
+    (ninja,) = [path.parent for path in small_cache.glob("build/*/ninja/modules")]
+    whole, earlier = hashes(ninja), logged(ninja)
+    kept = tmp_path / "kept"
+    shutil.copytree(ninja, kept)
+
+    def scene(number: int) -> set[str]:
+        """Back to the finished build, less some of it; the lines of ninja's log that hold no more.
+
+        Mostly the registrations and the link: the kernel alone takes a minute.
+        """
+        store.remove(ninja)
+        shutil.copytree(kept, ninja)
+        Path(first.wheel).unlink(missing_ok=True)
+        less = "*.o" if number % 10 == 9 else ("*.cpp.o", "*.so")[number % 2]
+        for path in ninja.rglob(less):
+            path.unlink()
+        return {line for line in earlier if not (ninja / line.split("\t")[3]).exists()}
+
+    seconds, killed, count = 20.0, 0, scale(30)
+    for number in range(count):
+        gone = scene(number)
+        killed += killed_command(words, seconds * (number + chance.random()) / count)
+        assert wait_for(lambda: not programs(str(small_cache))), programs(str(small_cache))
+        assert all(zipfile.is_zipfile(path) for path in (tmp_path / "dist").glob("*.whl"))
+        finished = written(ninja, logged(ninja) - gone)
+        started = time.monotonic()
+        made = make_small(dca, small_cache, tmp_path / "dist")
+        seconds = max(seconds, time.monotonic() - started)
+        assert made.sha256 == first.sha256
+        assert written(ninja, logged(ninja)).items() >= finished.items(), "a finished object was compiled again"
+        assert hashes(ninja) == whole, "a half-written module was taken for a finished one"
+        assert [*leftovers(small_cache), *leftovers(tmp_path / "dist")] == []
+    assert killed
+    print(f"{killed} of {count} runs were killed before their end")
