@@ -82,7 +82,7 @@ def test_every_kernel_is_compiled_from_source_and_every_op_is_there(made: Made, 
     assert len([name for name in compiled if "flash_fwd_sparse_hdim128" in name]) == 4
     found = documents.read(inspection.Inspection, Path(made.run) / "inspection.json")
     assert found.dca_backend
-    assert {module.sass for module in found.modules} == {("8.0",)}
+    assert {tuple(module.sass) for module in found.modules} == {("8.0",)}
 
 
 def test_the_wheel_is_patched(made: Made) -> None:
@@ -117,10 +117,11 @@ def test_the_list_of_the_profile_is_the_one_derived(bench: Bench) -> None:
     check(bench)
 
 
-# What an engine says without a patch, with prompts of more than two chunks.
+# What an engine says without a patch, with prompts of more than two chunks, and what it is to do without: in a batch with
+# a short prompt, which the dense scenario has, the first defect costs quality and says nothing.
 WITHOUT = {
-    "0001-decode-past-one-chunk.patch": "negative dimension",
-    "0002-prefill-of-several-sequences.patch": "a Tensor with 2 elements cannot be converted to Scalar",
+    "0001-decode-past-one-chunk.patch": ("negative dimension", ("dense_dual_chunk",)),
+    "0002-prefill-of-several-sequences.patch": ("a Tensor with 2 elements cannot be converted to Scalar", ()),
 }
 
 
@@ -130,11 +131,12 @@ def test_without_a_patch_an_engine_fails(name: str, bench: Bench, python: Path, 
     git: list[str | Path] = ["git", "apply", "-p1", ROOT / "patches" / NAME / name]
     assert runner.run([*git, "--reverse"], cwd=site, env={**os.environ, "GIT_DIR": "/nonexistent"}).ok
     try:
-        done = bench.run(Run(("dual_chunk",), "9.0"), name=f"without-{name}-")
+        message, lacks = WITHOUT[name]
+        done = bench.run(Run(("dual_chunk",), "9.0"), name=f"without-{name}-", lacks=lacks)
     finally:
         assert runner.run(git, cwd=site, env={**os.environ, "GIT_DIR": "/nonexistent"}).ok
     assert not done.ok
-    assert WITHOUT[name] in done.text
+    assert message in done.text
 
 
 def test_a_head_dimension_that_is_left_out_says_so_when_it_is_called(build: Build, python: Path) -> None:
