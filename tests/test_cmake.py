@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,98 @@ def test_a_cache_of_another_source_is_made_anew(cmake_python: Path, tmp_path: Pa
         )
         kept = (tmp_path / "build/ninja/CMakeCache.txt").read_text()
         assert f"CMAKE_HOME_DIRECTORY:INTERNAL={tmp_path / name}\n" in kept
+
+
+# --- what a killed run leaves --------------------------------------------------------------------------------
+
+
+class Project:
+    """A build folder with three small sources and a module, built by the real CMake, ninja and g++."""
+
+    def __init__(self, folder: Path, python: Path) -> None:
+        self.ninja, self.python = folder / "ninja", python
+        head = b"cmake_minimum_required(VERSION 3.26)\nproject(p LANGUAGES CXX)\n"
+        text = head + b"add_library(one MODULE a.cpp b.cpp c.cpp)\n"
+        store.write_bytes(folder / "src/CMakeLists.txt", text)
+        for name in ("a", "b", "c"):
+            store.write_bytes(folder / f"src/{name}.cpp", f"#include <string>\nint {name}() {{ return 1; }}\n".encode())
+        arguments = ["-S", folder / "src"]
+        cmake.configure(arguments, "", folder, python, runner.environment(), Silent(), folder / "log")
+
+    def build(self) -> int:
+        env = runner.environment()
+        return cmake.build(self.ninja, ["one"], 2, self.python, env, Silent(), self.ninja.parent / "log").compiled
+
+    @property
+    def module(self) -> Path:
+        return self.ninja / "libone.so"
+
+    def object(self, name: str) -> Path:
+        return self.ninja / f"CMakeFiles/one.dir/{name}.cpp.o"
+
+    def was_killed(self) -> None:
+        """As it is while ninja runs: what it started from is on record."""
+        store.write_bytes(self.ninja / ".building", (self.ninja / ".ninja_log").read_bytes())
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def project(tmp_path: Path, cmake_python: Path) -> Project:
+    made = Project(tmp_path / "build", cmake_python)
+    assert made.build() == 3
+    return made
+
+
+def test_a_whole_build_is_left_alone(project: Project) -> None:
+    before = {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.*o")}
+    assert project.build() == 0
+    assert {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.*o")} == before
+    assert not (project.ninja / ".building").exists()
+    assert not (project.ninja / "tmp").exists()
+
+
+@pytest.mark.parametrize("which", ["module", "object"])
+def test_what_was_half_written_over_a_deleted_output_is_made_again(which: str, project: Project) -> None:
+    """ninja alone takes such a module for whole: it is in its log, and newer than what it is made of."""
+    output = project.module if which == "module" else project.object("b")
+    whole = output.read_bytes()
+    output.unlink()
+    project.was_killed()
+    output.write_bytes(whole[: len(whole) // 2])
+    assert project.build() == (which == "object")
+    assert output.read_bytes() == whole
+
+
+def test_what_was_finished_before_the_kill_is_kept(project: Project) -> None:
+    project.was_killed()
+    (project.ninja.parent / "src/a.cpp").write_text("int a() { return 2; }\n")
+    # ninja alone, as it was before the kill; the object is finished and the module is not.
+    env = runner.environment()
+    ninja = project.python.parent / "ninja"
+    assert runner.run([ninja, "-C", project.ninja, "CMakeFiles/one.dir/a.cpp.o"], env=env).ok
+    made = project.object("a").stat().st_mtime_ns
+    assert project.build() == 0
+    assert project.object("a").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("name", [".ninja_log", ".ninja_deps"])
+def test_a_log_that_was_cut_costs_at_most_what_it_no_longer_has(
+    name: str, project: Project, chance: random.Random
+) -> None:
+    whole = project.module.read_bytes()
+    content = (project.ninja / name).read_bytes()
+    for size in sorted(chance.sample(range(len(content)), 8)):
+        (project.ninja / name).write_bytes(content[:size])
+        project.was_killed()
+        lines = [line.split(b"\t") for line in content[:size].split(b"\n")[:-1]]
+        logged = {line[3] for line in lines if len(line) == 5 and line[3].endswith(b".o")}
+        made = project.build()
+        assert made == 3 - len(logged) if name == ".ninja_log" else made <= 3
+        assert project.build() == 0
+        assert project.module.read_bytes() == whole
+
+
+def test_what_compilers_left_in_their_temporary_folder_goes(project: Project) -> None:
+    store.write_bytes(project.ninja / "tmp/tmpxft_1_a.cudafe1.cpp", b"left")
+    project.build()
+    assert not (project.ninja / "tmp").exists()
