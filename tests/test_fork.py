@@ -117,8 +117,8 @@ def test_the_list_of_the_profile_is_the_one_derived(bench: Bench) -> None:
     check(bench)
 
 
-# What an engine says without a patch, with prompts of more than two chunks, and what it is to do without: in a batch with
-# a short prompt, which the dense scenario has, the first defect costs quality and says nothing.
+# What an engine says without a patch, with prompts of more than two chunks, and what it is to do without: in a batch
+# with a short prompt, which the dense scenario has, the first defect costs quality and says nothing.
 WITHOUT = {
     "0001-decode-past-one-chunk.patch": ("negative dimension", ("dense_dual_chunk",)),
     "0002-prefill-of-several-sequences.patch": ("a Tensor with 2 elements cannot be converted to Scalar", ()),
