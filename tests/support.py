@@ -32,14 +32,14 @@ def objects(cache: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in cache.glob("build/*/ninja/CMakeFiles/_C.dir/**/*.o")}
 
 
-def install(wheel: Path, lock: Path, folder: Path, cache: store.Store) -> Path:
-    """A new environment with a wheel, by the two lines that `dca wheel` prints; its Python."""
+def install(wheel: Path | None, lock: Path, folder: Path, cache: store.Store) -> Path:
+    """A new environment with a lock and its wheel, by the two lines that `dca wheel` prints; its Python."""
     uv, env = machine.find_uv(), environments.uv_environment(cache)
     python = folder / "bin/python"
     for argv in (
         [uv, "venv", "--python", sys.executable, folder],
         [uv, "pip", "install", "--python", python, "-r", lock],
-        [uv, "pip", "install", "--python", python, "--no-deps", wheel],
+        *([[uv, "pip", "install", "--python", python, "--no-deps", wheel]] if wheel else []),
     ):
         done = runner.run(argv, env=env, timeout=1800.0)
         assert done.ok, done.text[-3000:]

@@ -98,6 +98,26 @@ def test_the_pinned_commit_is_fetched_and_exported_not_the_head(server: tuple[st
     assert (tmp_path / "tree/a.txt").read_text() == "pinned\n"
 
 
+def test_the_head_of_a_branch_is_told_from_the_server_and_from_clones(server: tuple[str, str], tmp_path: Path) -> None:
+    url, pinned = server
+    head = git.branch_head(url, "main", local=False)
+    assert len(head) == 40
+    assert head != pinned
+    assert git.branch_head(str(tmp_path / "work"), "main", local=True) == head
+    run("git", "clone", "--quiet", "--no-checkout", tmp_path / "work", tmp_path / "clone")
+    run("git", "checkout", "--quiet", "--detach", pinned, cwd=tmp_path / "clone")
+    run("git", "branch", "--quiet", "-D", "main", cwd=tmp_path / "clone")
+    assert git.branch_head(str(tmp_path / "clone"), "main", local=True) == head
+
+
+def test_a_branch_that_cannot_be_told_is_no_error(server: tuple[str, str], tmp_path: Path) -> None:
+    url, _ = server
+    assert git.branch_head(url, "gone", local=False) == ""
+    assert git.branch_head(url.replace("repository", "nothing"), "main", local=False) == ""
+    assert git.branch_head(str(tmp_path / "work"), "gone", local=True) == ""
+    assert git.branch_head(str(tmp_path), "main", local=True) == ""
+
+
 def test_the_next_url_is_tried_when_one_does_not_have_it(server: tuple[str, str], tmp_path: Path) -> None:
     url, pinned = server
     cache = store.Store(tmp_path / "cache").open()

@@ -90,8 +90,10 @@ class Bench:
         chosen = [self.recipe.groups[name] for name in (*self.recipe.lean.groups, *groups)]
         return {op for group in chosen for op in (*group.ops, *group.answers)}
 
-    def run(self, run: Run, hidden: tuple[str, ...] = (), name: str = "") -> runner.Completed:
-        """One process of the worker."""
+    def run(
+        self, run: Run, hidden: tuple[str, ...] = (), name: str = "", lacks: tuple[str, ...] = ()
+    ) -> runner.Completed:
+        """One process of the worker; `lacks` are further things to do without."""
         folder = self.folder / f"{name}{'-'.join(run.scenarios)}-{run.capability}"
         folder.mkdir()
         listed = sorted(self.listed(run.groups) - set(hidden)) if run.hides else None
@@ -99,7 +101,7 @@ class Bench:
             "driver": str(self.driver), "capability": [int(part) for part in run.capability.split(".")],
             "modules": {name: str(path) for name, path in self.modules.items()},
             "listed": listed, "scenarios": run.scenarios, "folder": str(folder),
-            "lacks": LACKS.get(self.recipe.name, ()),
+            "lacks": [*LACKS.get(self.recipe.name, ()), *lacks],
         }  # fmt: skip
         (folder / "given.json").write_text(json.dumps(given))
         return runner.run(

@@ -320,7 +320,7 @@ def test_prebuilt_all_compiles_nothing() -> None:
     assert plan.toolkit is None
     assert not plan.compiled
     assert len(plan.copied) == 6
-    assert plan.version.endswith("+dca2.cu128.prebuilt")
+    assert plan.version.endswith(f"+dca{plan.series_revision}.cu128.prebuilt")
 
 
 def test_prebuilt_of_one_module_copies_that_one() -> None:

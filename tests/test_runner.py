@@ -269,6 +269,27 @@ def test_a_second_interruption_leaves_no_process_either(tmp_path: Path) -> None:
     assert left == []
 
 
+def test_a_second_interruption_waits_for_no_grace(tmp_path: Path) -> None:
+    """Told by the order of events and not by a clock: the stubborn program outlives the grace of the first."""
+    stubborn = FAMILY.replace("import os,", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport os,")
+    program = (
+        "import sys; from dca import runner; runner.GRACE_SECONDS = 300.0;"
+        f"runner.run([sys.executable, '-c', {stubborn!r}, sys.argv[1]])"
+    )
+    caller = subprocess.Popen(
+        [PYTHON, "-c", program, str(tmp_path / "pids")],
+        env={**os.environ, "PYTHONPATH": str(data.HERE.parent)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert wait_for((tmp_path / "pids").exists)
+    family = pids(tmp_path / "pids")
+    caller.send_signal(signal.SIGINT)
+    time.sleep(1.0)
+    assert alive(family[0])
+    caller.send_signal(signal.SIGINT)
+    caller.wait(timeout=60)
+    assert left_alive(family) == []
+
+
 def test_what_a_program_leaves_running_is_ended_with_it(tmp_path: Path) -> None:
     program = (
         f"sleep 300 & echo $! > '{tmp_path / 'pids'}'; sleep 300 >/dev/null 2>&1 & echo $! >> '{tmp_path / 'pids'}'"

@@ -11,7 +11,7 @@ from dca.documents import Document, Value
 from dca.errors import DcaError
 from dca.events import Reporter
 from dca.plan import Plan, PlannedSource
-from dca.recipes import Companion, OfficialWheel, Recipe, SdistSource
+from dca.recipes import Companion, GitSource, OfficialWheel, Recipe, SdistSource
 
 
 class FetchedSource(Value):
@@ -22,12 +22,15 @@ class FetchedSource(Value):
         pin: what it was checked against.
         place: where it really came from.
         tree: hash of its files.
+        head: the commit that the source's branch was at when it was fetched; empty when it has none or it cannot be
+            told.
     """
 
     name: str
     pin: str
     place: str
     tree: str
+    head: str = ""
 
 
 class Tree(Document):
@@ -118,7 +121,7 @@ def _bring(
     reporter.stage("fetch", f"{source.name}: {source.places[0]}")
     name, _, inner = source.name.partition("/")
     target = part / name / inner if inner else part / name
-    place = source.places[0]
+    place, head = source.places[0], ""
     if source.pin.startswith("tree:"):
         _copy_folder(Path(place), target, source)
     elif source.pin.startswith("sha256:"):
@@ -135,7 +138,23 @@ def _bring(
         if inner:
             _check_submodule(plan, recipe.companions[name], inner, commit, cache)
         git.export(repository, commit, target, _only(recipe, name, inner))
-    return FetchedSource(name=source.name, pin=source.pin, place=index.redact(place), tree=store.tree_hash(target))
+        head = _head(source, recipe, commit, reporter)
+    return FetchedSource(
+        name=source.name, pin=source.pin, place=index.redact(place), tree=store.tree_hash(target), head=head
+    )
+
+
+def _head(source: PlannedSource, recipe: Recipe, commit: str, reporter: Reporter) -> str:
+    """Where the branch is that the pinned commit was found on; told when it is elsewhere by now."""
+    pinned = recipe.source if source.name == "source" else None
+    if source.name in recipe.companions:
+        pinned = recipe.companions[source.name].source
+    if not isinstance(pinned, GitSource) or not pinned.branch:
+        return ""
+    head = git.branch_head(source.places[0], pinned.branch, local=source.origin == "local")
+    if head and head != commit:
+        reporter.note(f"the branch {pinned.branch} is at {head[:12]}; built is the pinned commit {commit[:12]}.")
+    return head
 
 
 def _only(recipe: Recipe, name: str, inner: str) -> tuple[str, ...]:

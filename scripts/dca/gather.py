@@ -88,7 +88,7 @@ def _lock_path(
     cache: store.Store,
 ) -> Path:
     identity = {
-        "request": request.model_dump(mode="json", exclude={"model"}),
+        "request": request.model_dump(mode="json", exclude={"model", "jobs"}),
         "recipes": [loaded.digest for loaded in known],
         "toolkits": [source.model_dump(mode="json", by_alias=True) for source in sources],
         # Hashed, because an address may hold a password.

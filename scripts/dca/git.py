@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,32 @@ def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> Pa
         why=redact("\n".join(told)),
         remedy="check the network, or name a local clone with --source or --companion.",
     )
+
+
+def branch_head(place: str, branch: str, *, local: bool) -> str:
+    """The commit that a branch is at; nothing when it cannot be told, which is no error: the pin decides.
+
+    Args:
+        place: a URL, or the path of a clone, whose own branch comes before those of its remotes.
+        branch: its name.
+        local: whether `place` is a path.
+    """
+    import git
+
+    if not local:
+        done = runner.run(
+            [runner.which("git"), "ls-remote", "--quiet", "--end-of-options", place, f"refs/heads/{branch}"],
+            env=_environment(), timeout=PROBE_SECONDS,
+        )  # fmt: skip
+        found = re.match(r"([0-9a-f]{40})\t", done.tail[-1]) if done.ok and done.tail else None
+        return found[1] if found else ""
+    try:
+        with _open(Path(place)) as repo:
+            refs = {ref.path: str(ref.commit.hexsha) for ref in repo.refs if ref.path.endswith(f"/{branch}")}
+    except (git.exc.GitError, ValueError):
+        return ""
+    own = refs.get(f"refs/heads/{branch}")
+    return own or next((refs[path] for path in sorted(refs) if path.startswith("refs/remotes/")), "")
 
 
 def is_repository(path: Path) -> bool:

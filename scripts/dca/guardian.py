@@ -70,8 +70,9 @@ def _start(argv: list[str], report: int) -> int:
     if child:
         return child
     try:
-        # It is not to outlive this process either, which may be killed together with the tool.
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # It is not to outlive this process either, which may be killed together with the tool. Asked and not forced:
+        # ninja then ends its compilers, which it alone knows by now.
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != guardian:
             os._exit(1)
         for number in (*OUTLIVED, signal.SIGCHLD, *IGNORED_BY_PYTHON):

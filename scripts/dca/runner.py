@@ -189,8 +189,8 @@ class _Program:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(2 * GRACE_SECONDS)
         finally:
-            # Also when the user presses Ctrl-C a second time: then the grace is over.
-            end_session(self.process)
+            # The guardian has given its grace; and when the user pressed Ctrl-C a second time, it is over.
+            end_session(self.process, GRACE_SECONDS if self.report is None else 0.0)
             if self.report is not None:
                 self.told = tuple(os.read(self.report, 1024).decode().split())
                 os.close(self.report)
@@ -329,8 +329,8 @@ class _LineReader:
             self._tick()
 
 
-def end_session(process: subprocess.Popen[bytes]) -> None:
-    """End a program and everything in its session: asked first, forced after a few seconds.
+def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
+    """End a program and everything in its session: asked first, forced after `grace` seconds.
 
     ninja puts each compiler into a process group of its own but not into another session, so the session is what
     finds them all.
@@ -340,7 +340,7 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)
+                process.wait(grace)
     finally:
         # Also when the user presses Ctrl-C a second time: then the grace is over.
         # Looked at again until nothing is left: a process may fork while the others are being ended.

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Safe defaults and clear refusals for models with dual chunk attention (DCA).
 
-vLLM 0.10.2 can serve these models, but leaves several choices to the user that it does not check: a wrong one
-ends in a bare assert, in an error at the first long prompt, or in wrong answers. This module makes the
-choices that have only one right answer and refuses the others while the engine is being configured, before
-any weight is loaded. A model whose config has no `dual_chunk_attention_config` is left alone.
+vLLM leaves several choices to the user that it does not check: a wrong one ends in a bare assert, in an error at
+the first long prompt, or in wrong answers. The checks here make the choices that have only one right answer and
+refuse the others. A model whose config has no `dual_chunk_attention_config` is left alone.
 
-vLLM calls `register` through its entry point group `vllm.general_plugins`, in every process. Only a process
-that builds an engine config meets the hooks; engine and worker processes inherit the environment and the
-checked config from it. Setting `VLLM_PLUGINS` to a list without `dca_guards` leaves the guards out.
-
-All functions above `register` take plain values and need neither vLLM nor torch; the hooks below it read
-those values from vLLM's objects.
+The module belongs to no version of vLLM and imports neither it nor torch: a check takes plain values, and what is
+read from vLLM's objects at the end has the same names in all versions with DCA. `dca_hooks`, which each version has
+of its own, calls them while the engine is being configured, before any weight is loaded.
 """
 
 from __future__ import annotations
@@ -27,6 +23,14 @@ ENGINE_VAR = "VLLM_USE_V1"
 BACKEND = "DUAL_CHUNK_FLASH_ATTN"
 TABLE_FILE = "sparse_attention_config.json"
 PATTERN = "vertical_and_slash"
+# What flash-attention asks of the blocks of a paged KV cache.
+KERNEL_BLOCK = 16
+# The rows of queries that share one list of blocks and columns.
+ROWS = 64
+STEP_OP = "advance_step_flashattn"
+NGRAM = "[ngram]"
+# Speculators that have no attention of their own.
+NO_ATTENTION = ("medusa", "mlp_speculator")
 
 CODES: dict[str, str] = {
     "DCA-811": "the attention backend or the engine is not the one that dual chunk attention needs",
@@ -38,6 +42,9 @@ CODES: dict[str, str] = {
     "DCA-817": "the sparse attention table does not cover the model's layers and heads",
     "DCA-818": "an entry of the sparse attention table is not one that vLLM can use",
     "DCA-819": "dual_chunk_attention_config cannot be used, by itself or with the KV cache's block size",
+    "DCA-820": "without chunked prefill, prompts past one chunk get wrong answers",
+    "DCA-821": "the model or the wheel cannot decode several tokens per step",
+    "DCA-822": "so many tokens per step overflow the sparse kernel's offsets",
 }
 
 # A child of vLLM's own logger, so that its handlers and its level apply.
@@ -202,7 +209,18 @@ def length_notice(asked: int, rows: int) -> str:
 
 
 def check_block_size(chunks: Chunks, block_size: int) -> None:
-    """Refuse a block size that a chunk's border would cut: the backend takes whole blocks of the KV cache."""
+    """Refuse a block size that a chunk's border would cut, or that the kernels do not read.
+
+    The backend takes whole blocks of the KV cache. vLLM offers blocks of 8 tokens too, and turns to another
+    backend for them where the choice is its own.
+    """
+    if block_size % KERNEL_BLOCK:
+        raise _refusal(
+            "DCA-819",
+            f"The KV cache's block size is {block_size}, and the model uses dual chunk attention",
+            f"Its kernels read blocks of a multiple of {KERNEL_BLOCK} tokens, and the first token would be refused",
+            "Leave --block-size at its default",
+        )
     if chunks.chunk_len % block_size:
         raise _refusal(
             "DCA-819",
@@ -298,24 +316,110 @@ def _check_entry(entry: object, layer: int, head: int) -> None:
     )
 
 
-def register() -> None:
-    """Put the guards around vLLM's own methods; calling it again changes nothing."""
-    from vllm.config import ModelConfig
-    from vllm.engine.arg_utils import EngineArgs
+def check_chunked_prefill(enabled: bool, max_model_len: int, chunk_len: int) -> None:
+    """Refuse prefill in one piece for prompts past one chunk, which then all get wrong answers.
 
-    # Where the length is decided: before upstream's own check, whose advice to override it is wrong here.
-    _wrap(ModelConfig, "get_and_verify_max_len", _verify_length)
-    # The first place that knows the model's config; the choice between V0 and V1 comes right after it.
-    _wrap(EngineArgs, "create_model_config", _create_model_config)
-    # Every default is filled in and upstream has loaded the sparse table. A refusal inside the configs' own
-    # validation would come out wrapped in pydantic's text.
-    _wrap(EngineArgs, "create_engine_config", _create_engine_config)
+    The backend takes "no blocks of earlier keys" for the run that measures memory, where it computes ordinary
+    attention, and vLLM passes those blocks for a prompt only if prefill is chunked.
+    """
+    if enabled or max_model_len <= chunk_len:
+        return
+    raise _refusal(
+        "DCA-820",
+        f"Chunked prefill is off with max_model_len={max_model_len}, past one chunk of {chunk_len} tokens",
+        "Without it the attention backend computes every prompt as one chunk, and the answers to longer ones are "
+        "wrong without an error; vLLM leaves it off by itself for LoRA, prompt adapters and speculative decoding",
+        f"Pass --enable-chunked-prefill, or --max-model-len {chunk_len} or less",
+    )
+
+
+def check_steps(steps: int, uses_dca: bool, has_op: bool) -> None:
+    """Refuse several decoding steps per scheduling step, where the backend or the wheel has none."""
+    what = f"--num-scheduler-steps {steps} was asked for"
+    todo = "Remove --num-scheduler-steps"
+    if steps > 1 and uses_dca:
+        raise _refusal(
+            "DCA-821",
+            f"{what}, and the model uses dual chunk attention",
+            "The lengths of its chunks are computed once per scheduling step, and the second token would not see the "
+            "first",
+            todo,
+        )
+    if steps > 1 and not has_op:
+        raise _refusal(
+            "DCA-821",
+            f"{what}, and this wheel was built without the op {STEP_OP}",
+            "The second step of the first answer would stop the engine",
+            f"{todo}, or install a wheel that was built with --profile full",
+        )
+
+
+def check_draft(model: str, model_type: str, target_uses_dca: bool, draft_uses_dca: bool, has_op: bool) -> None:
+    """Refuse a draft model for speculative decoding, where its attention or the wheel cannot serve it."""
+    if model == NGRAM or model_type in NO_ATTENTION:
+        return
+    what = f"Speculative decoding with the draft model {model} was asked for"
+    todo = f"Remove --speculative-model, or use --speculative-model {NGRAM}, which has no draft model"
+    if target_uses_dca and not draft_uses_dca:
+        raise _refusal(
+            "DCA-821",
+            f"{what}, and only the model that it drafts for uses dual chunk attention",
+            f"Both share one attention backend, and {BACKEND} serves no other models",
+            todo,
+        )
+    # The backend of DCA models computes drafts step by step and calls no op for it.
+    if not target_uses_dca and not has_op:
+        raise _refusal(
+            "DCA-821",
+            f"{what}, and this wheel was built without the op {STEP_OP}",
+            "The second drafted token would stop the engine",
+            f"{todo}, or install a wheel that was built with --profile full",
+        )
+
+
+def check_sparse_lists(
+    config: Mapping[str, Any], layers: int, heads: int, gpus: int, tokens: int, chunk_len: int
+) -> None:
+    """Refuse more tokens per step than the sparse kernel can find its lists for.
+
+    It has a list of blocks and one of columns for each head and each 64 queries, all as wide as the widest of the
+    layer, and counts the offset of a list in 32 bits. Past them it reads from elsewhere.
+
+    Args:
+        config: `dual_chunk_attention_config`, its table checked.
+        layers: of the model.
+        heads: query heads of the model.
+        gpus: how many share them.
+        tokens: the most that are computed in one step.
+        chunk_len: what one call of the kernel stays within.
+    """
+    table = config.get("sparse_attention_config")
+    if not table or not config.get("sparse_attention_enabled", True):
+        return
+    # The backend looks for 100 vertical lines more where the table says 30.
+    entries = (entry for row in _table_rows(table, layers, heads) for entry in row.values())
+    widest = int(max(max(vertical + 100 * (vertical == 30), slash) for _, vertical, slash, _ in entries))
+    rows, on_one = -(-min(tokens, chunk_len) // ROWS), heads // gpus
+    if on_one * rows * widest < 2**31:
+        return
+    fitting = (2**31 - 1) // (on_one * widest) * ROWS
+    raise _refusal(
+        "DCA-822",
+        f"max_num_batched_tokens={tokens} is too many for sparse attention with {on_one} heads on a GPU and lists of "
+        f"up to {widest} entries",
+        "The sparse kernel counts its lists in 32 bits, and past them it reads memory that is not its own",
+        f"Pass --max-num-batched-tokens {fitting} or less, or a larger --tensor-parallel-size",
+    )
+
+
+# What every version's hooks share. The names that are read here are the same in all of them.
 
 
 _MARK = "_dca_guard"
 
 
-def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Put a hook around a function of a class or a module; doing it again changes nothing."""
     original = getattr(owner, name)
     if getattr(original, _MARK, False):
         return
@@ -328,56 +432,60 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     setattr(owner, name, guarded)
 
 
-def _dca_config(model_config: Any) -> Any:
+def dca_config(hf_config: Any) -> Any:
     """Return the model's `dual_chunk_attention_config`, or None if it does not ask for DCA."""
-    return getattr(model_config.hf_config, "dual_chunk_attention_config", None)
+    return getattr(hf_config, "dual_chunk_attention_config", None)
 
 
-def _verify_length(original: Callable[..., int], model_config: Any, max_model_len: int | None) -> int:
-    if _dca_config(model_config) is None:
-        return original(model_config, max_model_len)
-    rows: int = model_config.hf_text_config.max_position_embeddings
-    derived = original(model_config, None if max_model_len is None else min(max_model_len, rows))
-    wished = derived if max_model_len is None else max_model_len
+def capped_length(derive: Callable[[int | None], int], asked: int | None, rows: int) -> int:
+    """Return the length that upstream derives from the one that was asked for, never past the rotary table.
+
+    Asked for no more than there are rows, upstream does not come to its own advice to override the limit.
+    """
+    derived = derive(None if asked is None else min(asked, rows))
+    wished = derived if asked is None else asked
     if wished > rows:
         _logger.warning("%s", length_notice(wished, rows))
     # With nothing asked, upstream multiplies the length by rope_scaling's factor.
     return min(derived, rows)
 
 
-def _create_model_config(original: Callable[..., Any], engine_args: Any) -> Any:
-    model_config = original(engine_args)
-    config = _dca_config(model_config)
+def check_model(model_config: Any, engine_args: Any) -> dict[str, str]:
+    """Check what is known as soon as the model's config is read, and choose the backend.
+
+    Returns:
+        The environment variables that were set.
+    """
+    config = dca_config(model_config.hf_config)
     if config is None:
-        return model_config
+        return {}
     chunks = read_chunks(config)
     chosen = choose_backend(os.environ)
-    check_eager(engine_args.enforce_eager)
-    # Here "not set" can still be told from "on".
+    check_eager(bool(engine_args.enforce_eager))
+    # Here "not set" can still be told from "on", in the versions that know the difference.
     engine_args.enable_prefix_caching = check_prefix_caching(
         engine_args.enable_prefix_caching, model_config.max_model_len, chunks.original_max
     )
-    if ENGINE_VAR in chosen:
-        # While the variable was unset, upstream took V1's default seed.
-        model_config.seed = engine_args.seed
     if chosen:
         os.environ.update(chosen)
         _logger.info("%s", backend_notice(chosen))
-    return model_config
+    return chosen
 
 
-def _create_engine_config(original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any) -> Any:
-    vllm_config = original(engine_args, *args, **kwargs)
-    model_config, cache_config = vllm_config.model_config, vllm_config.cache_config
-    config = _dca_config(model_config)
+def check_engine(vllm_config: Any) -> None:
+    """Check the whole config: every default is filled in and vLLM has loaded the sparse attention table."""
+    model_config = vllm_config.model_config
+    config = dca_config(model_config.hf_config)
     if config is None:
-        return vllm_config
-    check_kv_cache_dtype(cache_config.cache_dtype)
-    check_block_size(read_chunks(config), cache_config.block_size)
+        return
+    cache_config, scheduler_config = vllm_config.cache_config, vllm_config.scheduler_config
     text_config = model_config.hf_text_config
-    notice = check_sparse_table(
-        config, text_config.num_hidden_layers, text_config.num_attention_heads, model_config.model
-    )
+    chunks, heads = read_chunks(config), text_config.num_attention_heads
+    check_kv_cache_dtype(cache_config.cache_dtype)
+    check_block_size(chunks, cache_config.block_size)
+    check_chunked_prefill(scheduler_config.chunked_prefill_enabled, model_config.max_model_len, chunks.chunk_len)
+    notice = check_sparse_table(config, text_config.num_hidden_layers, heads, model_config.model)
+    gpus, tokens = vllm_config.parallel_config.tensor_parallel_size, scheduler_config.max_num_batched_tokens
+    check_sparse_lists(config, text_config.num_hidden_layers, heads, gpus, tokens, chunks.chunk_len)
     if notice is not None:
         _logger.warning("%s", notice)
-    return vllm_config

@@ -1,0 +1,340 @@
+"""The checks that all recipes' guards share, by themselves."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from guards_support import GUARDS_FILE, QWEN_1M, assert_is_a_whole_message, guards, table_for, with_entry
+from support import ROOT
+
+CHUNKS = guards.read_chunks(QWEN_1M)
+
+
+def sparse(config: dict[str, Any]) -> str | None:
+    notice: str | None = guards.check_sparse_table(config, 2, 4, "/models/m")
+    return notice
+
+
+def lists(heads: int, gpus: int, tokens: int, widest: tuple[int, int] = (22032, 24528)) -> None:
+    """The check of a table whose widest entry is, as in the table of Qwen2.5-7B-Instruct-1M, this wide."""
+    table = table_for(2, heads)
+    table[1]["0"] = ["vertical_and_slash", *widest, 0.5]
+    guards.check_sparse_lists({"sparse_attention_config": table}, 2, heads, gpus, tokens, CHUNKS.chunk_len)
+
+
+# One row per refusal: its code, words that its message must have, and the call.
+REFUSALS: list[tuple[str, list[str], Callable[[], object]]] = [
+    (
+        "DCA-811",
+        ["VLLM_ATTENTION_BACKEND=FLASHINFER", "DUAL_CHUNK_FLASH_ATTN"],
+        lambda: guards.choose_backend({"VLLM_ATTENTION_BACKEND": "FLASHINFER"}),
+    ),
+    ("DCA-811", ["VLLM_USE_V1=1", "V0"], lambda: guards.choose_backend({"VLLM_USE_V1": "1"})),
+    ("DCA-812", ["CUDA graphs", "--enforce-eager"], lambda: guards.check_eager(False)),
+    ("DCA-813", ["fp8_e5m2", "--kv-cache-dtype"], lambda: guards.check_kv_cache_dtype("fp8_e5m2")),
+    ("DCA-813", ["fp8", "--quantization fp8"], lambda: guards.check_kv_cache_dtype("fp8")),
+    (
+        "DCA-814",
+        ["1010000", "262144", "--enable-prefix-caching"],
+        lambda: guards.check_prefix_caching(True, 1010000, 262144),
+    ),
+    (
+        "DCA-816",
+        ["sparse_attention_config.json", "/models/m"],
+        lambda: sparse({"sparse_attention_enabled": True}),
+    ),
+    ("DCA-816", ["sparse_attention_config.json"], lambda: sparse({"sparse_attention_config": []})),
+    (
+        "DCA-817",
+        ["has 1 layers", "2 layers of 4 query heads"],
+        lambda: sparse({"sparse_attention_config": table_for(1, 4)}),
+    ),
+    (
+        "DCA-817",
+        ["3 of these heads in layer 0", "2 layers of 4 query heads"],
+        lambda: sparse({"sparse_attention_config": table_for(2, 3)}),
+    ),
+    # Switched off, but vLLM indexes a table that is there all the same.
+    (
+        "DCA-817",
+        ["has 1 layers"],
+        lambda: sparse({"sparse_attention_config": table_for(1, 4), "sparse_attention_enabled": False}),
+    ),
+    ("DCA-817", ["not a list"], lambda: sparse({"sparse_attention_config": {"0": {}}})),
+    ("DCA-817", ["layer 1"], lambda: sparse({"sparse_attention_config": [*table_for(1, 4), "x"]})),
+    ("DCA-817", ["not a number"], lambda: sparse({"sparse_attention_config": [{"a": []}, {}]})),
+    (
+        "DCA-818",
+        ["layer 1, head 3", "block_sparse", "vertical_and_slash"],
+        lambda: sparse({"sparse_attention_config": with_entry(["block_sparse", 1, 1, 0.0])}),
+    ),
+    (
+        "DCA-818",
+        ["layer 1, head 3"],
+        lambda: sparse({"sparse_attention_config": with_entry(["vertical_and_slash", 30])}),
+    ),
+    (
+        "DCA-818",
+        ["layer 1, head 3"],
+        lambda: sparse({"sparse_attention_config": with_entry(["vertical_and_slash", 30, 0, 1.0])}),
+    ),
+    ("DCA-819", ["253952", "block size, 48"], lambda: guards.check_block_size(CHUNKS, 48)),
+    ("DCA-819", ["chunk_size=None", "local_size=None"], lambda: guards.read_chunks({})),
+    ("DCA-819", ["chunk_size=8", "local_size=8"], lambda: guards.read_chunks({"chunk_size": 8, "local_size": 8})),
+    (
+        "DCA-819",
+        ["original_max_position_embeddings=None"],
+        lambda: guards.read_chunks({**QWEN_1M, "original_max_position_embeddings": None}),
+    ),
+    ("DCA-819", ["not an object"], lambda: guards.read_chunks([8, 4])),
+    # Divides the chunk, and is refused by the kernel.
+    ("DCA-819", ["block size is 8", "multiple of 16"], lambda: guards.check_block_size(CHUNKS, 8)),
+    (
+        "DCA-820",
+        ["max_model_len=253953", "253952", "--enable-chunked-prefill"],
+        lambda: guards.check_chunked_prefill(False, 253953, 253952),
+    ),
+    ("DCA-821", ["--num-scheduler-steps 8", "dual chunk"], lambda: guards.check_steps(8, True, True)),
+    ("DCA-821", ["--num-scheduler-steps 2", "advance_step_flashattn"], lambda: guards.check_steps(2, False, False)),
+    (
+        "DCA-821",
+        ["/models/draft", "attention backend", "[ngram]"],
+        lambda: guards.check_draft("/models/draft", "qwen2", True, False, True),
+    ),
+    (
+        "DCA-821",
+        ["/models/draft", "advance_step_flashattn", "--profile full"],
+        lambda: guards.check_draft("/models/draft", "qwen2", False, False, False),
+    ),
+    (
+        "DCA-822",
+        ["max_num_batched_tokens=253952", "28 heads", "24528 entries", "--max-num-batched-tokens 200064"],
+        lambda: lists(28, 1, 253952),
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "words", "call"), REFUSALS)
+def test_a_wrong_choice_is_refused_with_its_code(code: str, words: list[str], call: Callable[[], object]) -> None:
+    with pytest.raises(guards.GuardError) as refused:
+        call()
+    assert refused.value.code == code
+    assert_is_a_whole_message(str(refused.value), code)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_every_code_is_used_by_a_message() -> None:
+    refused = {code for code, _, _ in REFUSALS}
+    assert set(guards.CODES) == refused | {"DCA-815"}
+    assert_is_a_whole_message(guards.length_notice(1048576, 1010000), "DCA-815")
+    assert list(guards.CODES) == [f"DCA-{number}" for number in range(811, 823)]
+
+
+def test_the_documentation_has_a_row_for_each_code() -> None:
+    rows = re.findall(r"^\| (DCA-\d+) \|", (ROOT / "docs" / "guards.md").read_text(), re.MULTILINE)
+    assert rows == list(guards.CODES)
+
+
+def test_a_refusal_is_a_value_error_that_survives_pickling() -> None:
+    error = guards.GuardError("it broke. (DCA-812)", "DCA-812")
+    copy = pickle.loads(pickle.dumps(error))
+    assert issubclass(guards.GuardError, ValueError)
+    assert (str(copy), copy.code) == (str(error), "DCA-812")
+
+
+@pytest.mark.parametrize(
+    ("environ", "chosen"),
+    [
+        ({}, {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}),
+        ({"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN"}, {"VLLM_USE_V1": "0"}),
+        ({"VLLM_USE_V1": "0"}, {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN"}),
+        ({"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}, {}),
+        (
+            {"VLLM_ATTENTION_BACKEND": ""},
+            {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"},
+        ),
+    ],
+)
+def test_only_what_the_user_left_open_is_chosen(environ: dict[str, str], chosen: dict[str, str]) -> None:
+    assert guards.choose_backend(environ) == chosen
+
+
+def test_the_notice_names_what_was_chosen() -> None:
+    notice = guards.backend_notice(guards.choose_backend({}))
+    assert_is_a_whole_message(notice, "DCA-811")
+    assert "VLLM_ATTENTION_BACKEND=DUAL_CHUNK_FLASH_ATTN VLLM_USE_V1=0" in notice
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_a_kv_cache_of_16_bits_is_accepted(dtype: str) -> None:
+    guards.check_kv_cache_dtype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "length", "original", "setting"),
+    [
+        (True, 262144, 262144, True),  # keys are not scaled up to the original length
+        (None, 262144, 262144, None),
+        (None, 262145, 262144, False),
+        (False, 1010000, 262144, False),
+        (True, 1010000, 0, True),  # no original length, no scaling
+    ],
+)
+def test_prefix_caching_is_left_alone_where_keys_are_not_scaled(
+    enabled: bool | None, length: int, original: int, setting: bool | None
+) -> None:
+    assert guards.check_prefix_caching(enabled, length, original) is setting
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+def test_every_block_size_of_the_kernels_divides_the_chunks_of_qwen(block_size: int) -> None:
+    guards.check_block_size(CHUNKS, block_size)
+
+
+def test_absent_original_length_means_no_scaling() -> None:
+    assert guards.read_chunks({"chunk_size": 64, "local_size": 0}) == (64, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"sparse_attention_config": table_for(2, 4)},
+        {"sparse_attention_config": table_for(3, 8)},  # more than the model needs
+        {"sparse_attention_config": table_for(2, 4), "sparse_attention_enabled": True},
+        # The type of an entry is read only when sparse attention is on.
+        {"sparse_attention_config": with_entry(["other", 1, 1, 0.0]), "sparse_attention_enabled": False},
+        {"sparse_attention_enabled": False},
+    ],
+)
+def test_a_table_that_fits_is_accepted_in_silence(config: dict[str, Any]) -> None:
+    assert sparse(config) is None
+
+
+@pytest.mark.parametrize(("enabled", "length"), [(True, 1010000), (True, 100), (False, 253952), (False, 100)])
+def test_chunked_prefill_may_be_off_within_one_chunk(enabled: bool, length: int) -> None:
+    guards.check_chunked_prefill(enabled, length, CHUNKS.chunk_len)
+
+
+@pytest.mark.parametrize(("dca", "has_op"), [(True, False), (True, True), (False, True), (False, False)])
+def test_one_step_is_always_accepted(dca: bool, has_op: bool) -> None:
+    guards.check_steps(1, dca, has_op)
+    guards.check_draft("[ngram]", "qwen2", dca, dca, has_op)
+    guards.check_draft("/models/heads", "medusa", dca, False, has_op)
+
+
+def test_steps_and_drafts_are_accepted_with_the_op() -> None:
+    guards.check_steps(8, False, True)
+    guards.check_draft("/models/draft", "qwen2", False, False, True)
+    # Drafts of DCA models are computed without it.
+    guards.check_draft("/models/draft", "qwen2", True, True, False)
+
+
+def test_every_offset_of_an_accepted_list_fits_into_32_bits() -> None:
+    # As the kernel counts: the last list of the last head.
+    def last(heads: int, tokens: int, widest: int) -> int:
+        return (heads * -(-tokens // 64) - 1) * widest + widest - 1
+
+    lists(28, 1, 200064)
+    assert last(28, 200064, 24528) < 2**31 <= last(28, 200064 + 64, 24528)
+    with pytest.raises(guards.GuardError):
+        lists(28, 1, 200064 + 64)
+    # What the model's card recommends, the same spread over GPUs, and no table at all.
+    lists(28, 1, 131072)
+    lists(40, 1, 131072, (15744, 18340))
+    lists(28, 4, 1010000)
+    guards.check_sparse_lists({}, 2, 64, 1, 1010000, CHUNKS.chunk_len)
+
+
+def test_a_vertical_size_of_30_counts_as_130() -> None:
+    table = [{str(head): ["vertical_and_slash", 30, 100, 0.5] for head in range(4200)}]
+    with pytest.raises(guards.GuardError, match="up to 130 entries"):
+        guards.check_sparse_lists({"sparse_attention_config": table}, 1, 4200, 1, 253952, CHUNKS.chunk_len)
+
+
+def test_dense_by_accident_is_a_warning() -> None:
+    notice = sparse({})
+    assert notice is not None
+    assert_is_a_whole_message(notice, "DCA-816")
+    assert "slow" in notice
+
+
+# --- what hooks share, around stand-ins for vLLM's objects ---------------------------------------------------
+
+
+def test_a_hook_is_put_on_once() -> None:
+    class Owner:
+        def method(self) -> int:
+            return 1
+
+    def plus_one(original: Callable[[Any], int], owner: Any) -> int:
+        return original(owner) + 1
+
+    guards.wrap(Owner, "method", plus_one)
+    guards.wrap(Owner, "method", plus_one)
+    assert Owner().method() == 2
+    assert Owner.method.__name__ == "method"
+
+
+class Derived:
+    """Stands in for upstream's own rule, which ends at `longest`."""
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self.asked: list[int | None] = []
+
+    def __call__(self, length: int | None) -> int:
+        self.asked.append(length)
+        return self.longest if length is None else length
+
+
+@pytest.mark.parametrize(
+    ("asked", "longest", "length", "noticed"),
+    [
+        (None, 1010000, 1010000, None),
+        (None, 1048576, 1010000, "1048576"),  # multiplied by rope_scaling's factor
+        (262144, 1010000, 262144, None),
+        (1010000, 1010000, 1010000, None),
+        (1048576, 1010000, 1010000, "1048576"),
+    ],
+)
+def test_a_length_never_passes_the_rotary_table(
+    asked: int | None, longest: int, length: int, noticed: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    derive = Derived(longest)
+    assert guards.capped_length(derive, asked, 1010000) == length
+    assert derive.asked == [asked if asked is None else min(asked, 1010000)]
+    assert [record.getMessage() for record in caplog.records] == (
+        [] if noticed is None else [guards.length_notice(int(noticed), 1010000)]
+    )
+
+
+@pytest.mark.parametrize("hf_config", [SimpleNamespace(), SimpleNamespace(dual_chunk_attention_config=None)])
+def test_a_model_without_dca_is_left_alone(hf_config: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    model_config = SimpleNamespace(hf_config=hf_config)
+    # Any access to another attribute would be an AttributeError.
+    assert guards.check_model(model_config, SimpleNamespace()) == {}
+    guards.check_engine(SimpleNamespace(model_config=model_config, cache_config=None))
+    assert os.environ == {}
+
+
+def test_the_guards_need_only_the_standard_library_of_python_3_9() -> None:
+    tree = ast.parse(GUARDS_FILE.read_text(), feature_version=(3, 9))
+    imported: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).split(".")[0])
+    assert "vllm" not in imported
+    assert imported <= sys.stdlib_module_names
