@@ -171,7 +171,7 @@ def written(ninja: Path, lines: set[str]) -> dict[str, int]:
 
 def hashes(ninja: Path) -> dict[str, str]:
     """What was compiled and linked; nvcc puts its process id into objects, from where it does not get into modules."""
-    made = [path for path in ninja.rglob("*") if path.suffix in (".o", ".so") and not path.name.endswith(".cu.o")]
+    made = [path for path in (*ninja.rglob("*.cpp.o"), *ninja.rglob("*.so")) if path.is_file()]
     return {path.name: store.sha256_file(path) for path in made}
 
 
@@ -232,7 +232,7 @@ def test_a_lean_compile_goes_on_whenever_it_is_killed(
         shutil.copytree(kept, ninja)
         Path(first.wheel).unlink(missing_ok=True)
         less = "*.o" if number % 10 == 9 else ("*.cpp.o", "*.so")[number % 2]
-        for path in ninja.rglob(less):
+        for path in (*ninja.glob(f"modules/{less}"), *ninja.glob(f"CMakeFiles/_C.dir/**/{less}")):
             path.unlink()
         return {line for line in earlier if not (ninja / line.split("\t")[3]).exists()}
 
