@@ -174,3 +174,16 @@ def test_the_package_is_installed_with_its_data_outside_of_the_checkout(tmp_path
     assert root.startswith(str(tmp_path / "venv"))
     assert names == f"{[one.recipe.name for one in recipes.load_all()]} True"
     assert (tmp_path / "venv/bin/dca").is_file()
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_under_nohup_the_end_of_the_terminal_is_no_interruption(ignored: bool) -> None:
+    program = (
+        "import signal, sys; from dca import cli\n"
+        f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
+        "cli.run = lambda _: signal.raise_signal(signal.SIGHUP)\n"
+        "cli.main()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert ("Interrupted" in done.stderr, done.returncode) == ((False, 0) if ignored else (True, 1))

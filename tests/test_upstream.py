@@ -95,7 +95,7 @@ class Small:
 
     def build(self) -> int:
         names = [module.name for module in self.plan.compiled]
-        return cmake.build(self.folder / "ninja", names, 1, self.python, self.prepare(), Silent(), self.log)
+        return cmake.build(self.folder / "ninja", names, 1, self.python, self.prepare(), Silent(), self.log).compiled
 
     @property
     def log(self) -> Path:

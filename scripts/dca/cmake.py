@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,10 +188,11 @@ def _drop_unfinished(folder: Path, marker: Path) -> None:
     ninja makes again what its log does not have, and what is older in its log than a source. That leaves an output that
     was deleted, or linked again, and is in the log from an earlier run.
     """
-    log = folder / ".ninja_log"
-    if log.is_file() and not (content := log.read_bytes()).endswith(b"\n"):
-        # A line that was cut would take the next one with it.
-        store.write_bytes(log, content[: content.rfind(b"\n") + 1])
+    log, deps = folder / ".ninja_log", folder / ".ninja_deps"
+    for path, whole in ((log, _whole_lines), (deps, _whole_records)):
+        # What was cut would take with it what is written next.
+        if path.is_file() and (size := whole(content := path.read_bytes())) < len(content):
+            store.write_bytes(path, content[:size])
     if not marker.is_file():
         return
     before, since = set(marker.read_bytes().split(b"\n")), marker.stat().st_mtime_ns
@@ -200,6 +202,25 @@ def _drop_unfinished(folder: Path, marker: Path) -> None:
             output = folder / os.fsdecode(fields[3])
             if _MADE.search(output.name) and output.is_file() and output.stat().st_mtime_ns > since:
                 output.unlink()
+
+
+def _whole_lines(content: bytes) -> int:
+    return content.rfind(b"\n") + 1
+
+
+def _whole_records(content: bytes) -> int:
+    """Bytes of ninja's record of dependencies up to the last that is whole: each begins with its size.
+
+    ninja sees itself that one was cut, but not where the cut is within the size.
+    """
+    end = len(b"# ninjadeps\n") + 4
+    while end + 4 <= len(content):
+        # The highest bit tells one kind of record from the other.
+        after = end + 4 + (int.from_bytes(content[end : end + 4], sys.byteorder) & 0x7FFFFFFF)
+        if after > len(content):
+            break
+        end = after
+    return end
 
 
 # Of ninja's log: start and end in milliseconds, time of the output, output, hash of the command.
