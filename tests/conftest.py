@@ -20,9 +20,12 @@ from dca.plan import Plan
 from dca.wheel import Made
 from support import ROOT, RunDca, install, make_small
 
-# Whoever starts the tests in the background hands down an ignored Ctrl-C; programs that are sent one must see it.
+# Whoever starts the tests in the background hands down an ignored Ctrl-C, and nohup an ignored end of the terminal;
+# programs that are sent one must see it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

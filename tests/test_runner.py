@@ -448,4 +448,6 @@ def test_signals_are_as_usual_in_the_program() -> None:
     """Python ignores SIGPIPE, and the guardian what it outlives; a program that inherits that does not end."""
     program = "import re; print(*re.findall('Sig(?:Ign|Blk):\\t(\\w+)', open('/proc/self/status').read()))"
     own = "import signal; signal.signal(signal.SIGPIPE, signal.SIG_DFL); signal.signal(signal.SIGXFSZ, signal.SIG_DFL)"
-    assert runner.run(python(f"{own}; {program}")).tail == ("0" * 16 + " " + "0" * 16,)
+    masks = [int(word, 16) for word in runner.run(python(f"{own}; {program}")).text.split()]
+    # 32 and 33 are the C library's own; whoever starts a program by posix_spawn may hand them down ignored.
+    assert [mask & ~(0b11 << 31) for mask in masks] == [0, 0]
