@@ -1,0 +1,378 @@
+"""The wheel's own dual chunk attention, its Python run on the CPU, against the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from functools import partial
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import oracle
+from .case import Case, Wrong, compare
+from .conversion import Kernel
+from .stand_ins import on_cpu
+
+PAGE, DIM, BASE = 16, 32, 10_000.0
+CHUNKING = oracle.Chunking(size=640, local=192)
+# Above this, prompts are longer than the model was trained on, and logits grow.
+ORIGINAL = 700
+HEADS, KV_HEADS, SCALE = 4, 2, DIM**-0.5
+# Vertical and slash sizes of each head; 30 is the size that the backend raises.
+SIZES = [(48, 106), (30, 101), (100, 112), (64, 108)]
+# Lengths of prompts by the number of chunks that they reach into.
+LENGTHS = {"one chunk": 330, "two chunks": 800, "three chunks": 1200, "five chunks": 2101}
+# What one rounding to the dtype of the queries may change; both sides compute in float32 at least.
+TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Modules:
+    """The two modules of the wheel that compute dual chunk attention."""
+
+    backend: Any
+    rotary: Any
+
+
+def cases(modules: Modules, kernel: Kernel) -> list[Case]:
+    """Prefill and decode, dense and sparse, over one, two, three and five chunks."""
+    found = []
+    for (title, length), sparse in itertools.product(LENGTHS.items(), (False, True)):
+        kind = "sparse" if sparse else "dense"
+        short = title.replace(" ", "-")
+        bench = partial(Bench, modules, kernel, sparse)
+        found += [
+            Case(f"prefill/{kind}/{short}", f"{kind} prefill over {title}", partial(_prefill, bench, length, 1)),
+            Case(
+                f"prefill/{kind}/{short}/in-pieces", f"{kind} chunked prefill over {title}",
+                partial(_prefill, bench, length, 3),
+            ),
+            Case(
+                f"decode/{kind}/{short}", f"decode behind a {kind} prefill over {title}",
+                partial(_decode, bench, length),
+            ),
+        ]  # fmt: skip
+    all_dense, all_sparse = partial(Bench, modules, kernel, False), partial(Bench, modules, kernel, True)
+    return [
+        *found,
+        Case("prefill/dense/batch", "dense prefill of several prompts at once", partial(_batch, all_dense)),
+        Case("prefill/sparse/batch", "sparse prefill of several prompts at once", partial(_batch, all_sparse)),
+        Case("decode/batch", "decode of sequences in different chunks at once", partial(_decode_batch, all_dense)),
+        Case("mixed/batch", "prefill and decode in one batch", partial(_mixed, all_sparse)),
+        Case("prefill/sparse/short", "a prompt below the threshold is dense", partial(_short, modules, kernel)),
+        Case("prefill/sparse/rank", "the second GPU takes its own heads' lines", partial(_rank, modules, kernel)),
+        Case("prefill/unscaled", "no length factor without an original length", partial(_unscaled, modules, kernel)),
+        Case("positions/1m", "rotary positions of the 1M models", partial(_positions, modules, kernel)),
+    ]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Conversation:
+    """A prompt and what follows it: all of its tokens, and how many of them lie in the cache."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pages: Tensor
+    prompt: int
+    done: int = 0
+    factors: list[float] = dataclasses.field(default_factory=list)
+
+
+class Bench:
+    """The wheel's layer and rotary embedding with a paged cache, and the oracle beside them."""
+
+    def __init__(
+        self, modules: Modules, kernel: Kernel, sparse: bool, seed: int, *, original: int = ORIGINAL,
+        threshold: int = 100, rank: int = 0, sizes: Sequence[tuple[int, int]] = SIZES,
+    ) -> None:  # fmt: skip
+        self.modules, self.kernel, self.sparse, self.original, self.rank = modules, kernel, sparse, original, rank
+        self.threshold, self.sizes = threshold, list(sizes)
+        self.random = torch.Generator().manual_seed(seed)
+        self.cache = torch.full((2, 400, PAGE, KV_HEADS, DIM), torch.nan)
+        self.free = torch.randperm(400, generator=self.random)
+        config: dict[str, Any] = {"chunk_size": CHUNKING.size, "local_size": CHUNKING.local}
+        if original:
+            config["original_max_position_embeddings"] = original
+        if sparse:
+            table = {str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(sizes)}
+            config |= {
+                "sparse_attention_config": [table],
+                "sparse_attention_enabled": True,
+                "sparse_attention_threshold": threshold,
+            }
+        with on_cpu(modules.backend, modules.rotary, kernel, rank):
+            self.layer = call(
+                modules.backend.DualChunkFlashAttentionImpl, num_heads=HEADS, head_size=DIM, scale=SCALE,
+                num_kv_heads=KV_HEADS, alibi_slopes=None, sliding_window=None, kv_cache_dtype="auto",
+                dual_chunk_attention_config=config, layer_idx=0, prefix="model.layers.0.self_attn.attn",
+            )  # fmt: skip
+            self.rotary = modules.rotary.DualChunkRotaryEmbedding(
+                DIM, DIM, 4096, BASE, True, torch.float32, CHUNKING.size, CHUNKING.local
+            )
+        self.worst: dict[str, float] = {}
+
+    def sequence(self, prompt: int, new: int = 0) -> Conversation:
+        """A random sequence of a prompt and some tokens behind it."""
+        tokens = prompt + new
+        q, k, v = (torch.randn(tokens, heads, DIM, generator=self.random) for heads in (HEADS, KV_HEADS, KV_HEADS))
+        count = -(-tokens // PAGE)
+        pages, self.free = self.free[:count], self.free[count:]
+        return Conversation(q, k, v, pages, prompt)
+
+    def step(self, *work: tuple[Conversation, int]) -> None:
+        """Run the layer over the next tokens of some sequences and compare its answer with the oracle's.
+
+        Prompts come first in a batch, as in the engine.
+
+        Raises:
+            Wrong: they differ.
+        """
+        prefills = [(one, count) for one, count in work if one.done < one.prompt]
+        decodes = [(one, count) for one, count in work if one.done >= one.prompt]
+        ordered = prefills + decodes
+        q, k, v, positions, slots = [], [], [], [], []
+        for one, count in ordered:
+            at = torch.arange(one.done, one.done + count)
+            q.append(one.q[at].flatten(1))
+            k.append(one.k[at].flatten(1))
+            v.append(one.v[at].flatten(1))
+            positions.append(at)
+            slots.append(one.pages[at // PAGE] * PAGE + at % PAGE)
+        with on_cpu(self.modules.backend, self.modules.rotary, self.kernel, self.rank) as functions:
+            turned = run_rotary(self.rotary, torch.cat(positions), torch.cat(q), torch.cat(k))
+            got = run_layer(
+                self.layer, turned, torch.cat(v), self.cache, self._metadata(ordered, len(prefills), torch.cat(slots))
+            )
+        tolerance = max(TOLERANCE[dtype] for dtype in functions.seen)
+        got = got.view(-1, HEADS, DIM)
+        first = 0
+        for one, count in ordered:
+            what = f"{'decode' if one.done >= one.prompt else 'prefill'} of tokens {one.done} to {one.done + count - 1}"
+            want = self._want(one, count)
+            worst = compare(what, got[first : first + count], want, tolerance)
+            if worst / tolerance >= self.worst.get("largest difference", 0.0) / self.worst.get("allowed", 1.0):
+                self.worst |= {"largest difference": worst, "allowed": tolerance}
+            first += count
+            one.done += count
+
+    def _metadata(self, work: list[tuple[Conversation, int]], prefills: int, slots: Tensor) -> Any:
+        lengths = [one.done + count for one, count in work]
+        tokens = [count for _, count in work]
+        # The engine tells the whole prompt's length, also while it is prefilled in pieces.
+        whole = [max(one.prompt, length) for (one, _), length in zip(work, lengths)]
+        widest = max(len(one.pages) for one, _ in work)
+        table = torch.zeros(len(work), widest, dtype=torch.int32)
+        for row, (one, _) in zip(table, work):
+            row[: len(one.pages)] = one.pages
+        starts = [0, *itertools.accumulate(tokens)]
+        prompt_lengths = lengths[:prefills]
+        return call(
+            self.modules.backend.DualChunkFlashAttentionMetadata,
+            num_prefills=prefills, num_prefill_tokens=starts[prefills], num_decode_tokens=starts[-1] - starts[prefills],
+            slot_mapping=slots, multi_modal_placeholder_index_maps=None, enable_kv_scales_calculation=False,
+            seq_lens=lengths, seq_lens_tensor=torch.tensor(lengths, dtype=torch.int32),
+            orig_seq_lens=whole, orig_seq_lens_tensor=torch.tensor(whole, dtype=torch.int32),
+            max_prefill_seq_len=max(prompt_lengths, default=0), max_decode_seq_len=max(lengths[prefills:], default=0),
+            context_lens_tensor=torch.tensor([one.done for one, _ in work], dtype=torch.int32),
+            block_tables=table, use_cuda_graph=False, max_query_len=max(tokens), max_decode_query_len=1,
+            query_start_loc=torch.tensor(starts, dtype=torch.int32),
+            seq_start_loc=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
+            block_size=PAGE, original_max_position_embeddings=self.original, chunk_size=CHUNKING.size,
+            local_size=CHUNKING.local,
+        )  # fmt: skip
+
+    def _want(self, one: Conversation, count: int) -> Tensor:
+        """What the oracle says of the next tokens of a sequence: `[count, heads, dim]`, float64."""
+        end = one.done + count
+        factor = oracle.length_factor(max(one.prompt, end), self.original)
+        # Keys keep the factor of the step that wrote them.
+        one.factors += [factor] * (end - len(one.factors))
+        k = one.k[:end].double() * torch.tensor(one.factors, dtype=torch.float64)[:, None, None]
+        q, v, scale = one.q[one.done : end].double(), one.v[:end].double(), SCALE * factor
+        if self.sparse and one.prompt > self.threshold and one.done < one.prompt:
+            sizes = self.sizes[self.rank * HEADS : self.rank * HEADS + HEADS]
+            found, chosen = oracle.sparse_prefill(q, k, v, CHUNKING, BASE, scale, sizes)
+            self._clear(chosen)
+            dense = oracle.prefill(q, k, v, CHUNKING, BASE, scale)
+            away = float((found.out - dense.out).abs().max())
+            self.worst["away from dense"] = max(away, self.worst.get("away from dense", 0.0))
+            return found.out
+        return oracle.prefill(q, k, v, CHUNKING, BASE, scale).out
+
+    def _clear(self, chosen: list[list[oracle.Selection]]) -> None:
+        """Refuse random numbers whose choice of lines hangs on the last digits of a score."""
+        for selection in itertools.chain.from_iterable(chosen):
+            for scores, lines in (
+                (selection.vertical_scores, selection.vertical),
+                (selection.slash_scores, selection.slash),
+            ):
+                left = torch.ones_like(scores, dtype=torch.bool)
+                left[lines] = False
+                if bool(left.any()) and float(scores[lines].min()) < float(scores[left].max()) * (1 + 1e-5):
+                    raise Unclear
+
+
+class Unclear(Exception):  # noqa: N818 - it is no error: other random numbers are taken
+    """The random numbers at hand do not tell two choices of lines apart."""
+
+
+def clearly(run: Callable[[int], dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Run with a seed, or the next one whose random numbers are clear."""
+    for more in itertools.count():
+        try:
+            return run(seed + 1_000_003 * more)
+        except Unclear:  # noqa: PERF203 - it is rare
+            if more == 20:
+                raise Wrong("no random numbers tell the choices of lines apart") from None
+    raise AssertionError
+
+
+def call(function: Callable[..., Any], **given: Any) -> Any:
+    """Call with those of the arguments that it knows; releases differ in what they take."""
+    known = inspect.signature(function).parameters
+    return function(**{name: value for name, value in given.items() if name in known})
+
+
+def run_rotary(rotary: Any, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    """Each `[tokens, heads * dim]`: query, key, succ, inter, succ critical, inter critical."""
+    own = vars(type(rotary))
+    found = (rotary.forward_native if "forward_native" in own else rotary.forward)(positions, q, k)
+    if len(found) == 6:
+        return tuple(found)
+    query, key = found
+    five = query.chunk(5, dim=-1)
+    return (five[0], key, *five[1:])
+
+
+def run_layer(layer: Any, turned: tuple[Tensor, ...], value: Tensor, cache: Tensor, metadata: Any) -> Tensor:
+    """The layer's answer, `[tokens, heads * dim]`; releases differ in how they take the queries."""
+    query, key, *others = turned
+    if "query_succ" in inspect.signature(layer.forward).parameters:
+        found = layer.forward(query, key.clone(), value, cache, metadata, 1.0, 1.0, *others)
+    else:
+        owner = type("Layer", (), {"_k_scale": torch.tensor(1.0), "_v_scale": torch.tensor(1.0)})()
+        found = layer.forward(owner, torch.cat((query, *others), dim=-1), key.clone(), value, cache, metadata)
+    return found
+
+
+def _prefill(bench: Callable[[int], Bench], length: int, pieces: int, seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        one = at.sequence(length)
+        sizes = [length // pieces] * (pieces - 1)
+        for size in [*sizes, length - sum(sizes)]:
+            at.step((one, size))
+        return {"tokens": length, "pieces": pieces, **at.worst}
+
+    return clearly(run, seed)
+
+
+def _decode(bench: Callable[[int], Bench], length: int, seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        # Ends short of a chunk's border, so that decoding crosses it.
+        prompt = -(-length // CHUNKING.stride) * CHUNKING.stride - 3
+        one = at.sequence(prompt, 6)
+        at.step((one, prompt))
+        for _ in range(6):
+            at.step((one, 1))
+        return {"prompt": prompt, "tokens": 6, **at.worst}
+
+    return clearly(run, seed)
+
+
+def _batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        several = [at.sequence(length) for length in (1200, 90, 800)]
+        at.step(*((one, one.prompt) for one in several))
+        return {"prompts": len(several), **at.worst}
+
+    return clearly(run, seed)
+
+
+def _decode_batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        several = [at.sequence(length, 3) for length in (95, 446, 896, 1500, 2239)]
+        for one in several:
+            at.step((one, one.prompt))
+        for _ in range(3):
+            at.step(*((one, 1) for one in several))
+        return {"sequences": len(several), **at.worst}
+
+    return clearly(run, seed)
+
+
+def _mixed(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        old, new = at.sequence(960, 2), at.sequence(1050)
+        at.step((old, 960))
+        at.step((new, 525), (old, 1))
+        at.step((new, 525), (old, 1))
+        return {"sequences": 2, **at.worst}
+
+    return clearly(run, seed)
+
+
+def _short(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    at = Bench(modules, kernel, True, seed, threshold=900)
+    one = at.sequence(900)
+    at.step((one, 900))
+    return at.worst
+
+
+def _rank(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = Bench(modules, kernel, True, seed, rank=1, sizes=[(200, 180), (190, 170), (180, 160), (170, 150), *SIZES])
+        one = at.sequence(1200)
+        at.step((one, 1200))
+        return at.worst
+
+    return clearly(run, seed)
+
+
+def _unscaled(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    at = Bench(modules, kernel, False, seed, original=0)
+    one = at.sequence(1500, 2)
+    at.step((one, 1500))
+    at.step((one, 1))
+    at.step((one, 1))
+    return at.worst
+
+
+def _positions(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    """The tables themselves, at the 1M models' own lengths: at every border, and at random."""
+    chunking, base, dim = oracle.Chunking(262_144, 8_192), 1e7, 8
+    stride = chunking.stride
+    borders = [
+        n * stride + d for n in range(4) for d in (-1, 0, 1, chunking.local - 1, chunking.local, chunking.local + 1)
+    ]
+    random = torch.randint(0, 1_010_000, (200,), generator=torch.Generator().manual_seed(seed)).tolist()
+    positions = torch.tensor(sorted({p for p in [*borders, *random, 1_009_999] if 0 <= p < 1_010_000}))
+    x = torch.zeros(len(positions), 1, dim, dtype=torch.float32)
+    x[..., : dim // 2] = 1
+    with on_cpu(modules.backend, modules.rotary, kernel):
+        rotary = modules.rotary.DualChunkRotaryEmbedding(
+            dim, dim, 1_010_000, base, True, torch.float32, chunking.size, chunking.local
+        )
+        query, key, *others = run_rotary(rotary, positions, x.flatten(1), x.flatten(1))
+    places = oracle.query_positions(positions, chunking)
+    worst = 0.0
+    for name, got, want in (
+        ("keys", key, oracle.key_positions(positions, chunking)),
+        ("queries", query, places.intra),
+        ("queries towards the previous chunk", others[0], places.successive),
+        ("queries towards older chunks", others[1], places.inter),
+        ("queries that choose in the previous chunk", others[2], places.successive_critical),
+        ("queries that choose in older chunks", others[3], places.inter_critical),
+    ):
+        turned = oracle.rotate(x.double(), want, base)
+        # Tables in float32: an angle of half a million turns has four digits left behind the point.
+        worst = max(worst, compare(f"rotated {name}", got.view(turned.shape), turned, 0.08))
+    return {"positions": len(positions), "largest difference": worst}

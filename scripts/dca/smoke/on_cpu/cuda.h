@@ -1,0 +1,1 @@
+// The driver has no part in a run on the CPU.

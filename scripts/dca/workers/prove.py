@@ -1,0 +1,134 @@
+"""Worker in a wheel's environment: runs the cases of a smoke test and prints each result as one line of JSON.
+
+Argument: a file with the request, see `dca.smoke.request`. Lines begin with `PROOF `, because vLLM prints as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import json
+import pathlib
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
+REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
+
+
+def tell(**told: object) -> None:
+    """One line of the answer."""
+    print("PROOF " + json.dumps(told), flush=True)
+
+
+def load_packages(oracle: str) -> None:
+    """Give `dca.oracle` and `dca.proof` a home, without the rest of the tool or anything beside it on the path."""
+    home = types.ModuleType("dca")
+    home.__path__ = [str(HERE)]
+    sys.modules["dca"] = home
+    load("dca.oracle", pathlib.Path(oracle, "__init__.py"))
+
+
+def load(name: str, file: pathlib.Path) -> types.ModuleType:
+    """A module of that name from that file, run anew."""
+    folder = [str(file.parent)] if file.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folder)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no module")
+    module = importlib.util.module_from_spec(spec)
+    if folder:
+        sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def unload(prefix: str) -> None:
+    """Forget modules, so that other files can take their place."""
+    for name in [name for name in sys.modules if name == prefix or name.startswith(f"{prefix}.")]:
+        del sys.modules[name]
+
+
+def wheel_module(name: str, overlay: str | None) -> types.ModuleType:
+    """A module of the wheel, or of the overlay where that has it."""
+    path = pathlib.Path(overlay or "", *name.split(".")).with_suffix(".py")
+    return load(name, path) if overlay and path.is_file() else importlib.import_module(name)
+
+
+def conversion_kernel(library: str) -> Callable[[Any, Any], None]:
+    """The index conversion of a library that was compiled for the CPU."""
+    import torch
+
+    convert = ctypes.CDLL(library).convert
+
+    def pointer(tensor: Any) -> ctypes.c_void_p:
+        return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+    def numbers(values: Any) -> Any:
+        return None if values is None else torch.tensor(values, dtype=torch.int32)
+
+    def kernel(batch: Any, into: Any) -> None:
+        vertical, slash = batch.vertical.contiguous(), batch.slash.contiguous()
+        tensors = [*into, numbers(batch.query_lengths), numbers(batch.key_lengths), vertical, slash]
+        tensors += [numbers(batch.vertical_count), numbers(batch.slash_count)]
+        size, heads, verticals = vertical.shape
+        sizes = (size, heads, verticals, slash.shape[-1], batch.longest)
+        convert(*map(pointer, tensors), *map(ctypes.c_int64, sizes), ctypes.c_int(batch.causal))
+
+    return kernel
+
+
+def run(cases: list[Any], seed: int, variant: str, wanted: list[str]) -> None:
+    """Run cases one by one, whatever happens to each."""
+    from dca.proof.case import Wrong
+
+    for case in cases:
+        if wanted and case.name not in wanted:
+            continue
+        started = time.monotonic()
+        told: dict[str, object] = {"variant": variant, "case": case.name, "proves": case.proves, "seed": seed}
+        try:
+            told |= {"passed": True, "figures": case.run(seed)}
+        except Wrong as wrong:
+            told |= {"passed": False, "detail": str(wrong)}
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{pathlib.Path(last.filename).name}:{last.lineno}"
+            told |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place})"}
+        tell(**told, seconds=round(time.monotonic() - started, 3))
+
+
+def main() -> None:
+    """Run every case on every variant."""
+    if REQUEST["wheel"]:
+        sys.path.insert(0, REQUEST["wheel"])
+    if REQUEST["driver"]:
+        try:
+            ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            ctypes.CDLL(REQUEST["driver"], mode=ctypes.RTLD_GLOBAL)
+    import torch
+
+    torch.set_num_threads(REQUEST["threads"])
+    for variant in REQUEST["variants"]:
+        unload("dca")
+        load_packages(variant["oracle"] or str(HERE / "oracle"))
+        from dca.proof import composition, conversion
+
+        try:
+            kernel = conversion_kernel(variant["kernel"])
+            modules = composition.Modules(
+                *(wheel_module(REQUEST["modules"][part], variant["overlay"]) for part in ("backend", "rotary"))
+            )
+        except Exception as error:
+            tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
+            continue
+        cases = conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
+        run(cases + composition.cases(modules, kernel), REQUEST["seed"], variant["name"], REQUEST["cases"])
+
+
+main()
