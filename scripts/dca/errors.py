@@ -68,6 +68,10 @@ CODES: dict[str, str] = {
     "DCA-701": "the wheel is not a valid wheel",
     "DCA-702": "the wheel is not what was planned",
     "DCA-703": "upstream's setup.py could not make the Python part of the wheel",
+    "DCA-801": "the wheel does not compute what it should",
+    "DCA-802": "the wheel, or this machine, is not one that can be proven as asked",
+    "DCA-803": "the index conversion could not be compiled for the CPU",
+    "DCA-804": "the cases could not be run to their end",
 }
 
 

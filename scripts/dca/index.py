@@ -324,8 +324,13 @@ def _check_stream(archive: Path) -> None:
             pass
 
 
-def unpack_wheel(archive: Path, folder: Path) -> None:
+def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
     """A wheel's files below `folder`.
+
+    Args:
+        archive: the wheel.
+        folder: where they go.
+        wanted: which of them, by name.
 
     Raises:
         DcaError: DCA-404 for names that would leave the folder, for links, and for a damaged archive.
@@ -336,10 +341,10 @@ def unpack_wheel(archive: Path, folder: Path) -> None:
                 _check_name(info.filename, archive)
                 if stat.S_ISLNK(info.external_attr >> 16):
                     raise _leaves(archive, f"{info.filename} is a link")
-            if (damaged := wheel.testzip()) is not None:
-                raise zipfile.BadZipFile(f"{damaged} does not have the content it had")  # noqa: TRY301
-            wheel.extractall(folder)  # noqa: S202 - every name was checked above
-            for info in wheel.infolist():
+            members = [info for info in wheel.infolist() if wanted(info.filename)]
+            # Reading a member to its end checks it.
+            wheel.extractall(folder, members)  # noqa: S202 - every name was checked above
+            for info in members:
                 if (info.external_attr >> 16) & 0o100 and not info.is_dir():
                     (folder / info.filename).chmod(0o755)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:

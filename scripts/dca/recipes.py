@@ -295,6 +295,17 @@ class Patches(Value):
     """What the wheel needs to load the added files."""
 
 
+class SmokeFiles(Value):
+    """Where the parts of dual chunk attention are that `dca smoke` runs."""
+
+    backend: str
+    """The module of the wheel with the attention layer."""
+    rotary: str
+    """The module with its rotary embedding."""
+    kernel: RelativePath
+    """The source of the index conversion, in the source tree."""
+
+
 class Recipe(Value):
     """A source line of vLLM with dual chunk attention."""
 
@@ -323,6 +334,7 @@ class Recipe(Value):
     lean: Lean
     full: Full | None = None
     kernels: Kernels | None = None
+    smoke: SmokeFiles | None = None
     patches: Patches = Patches()
 
     @property

@@ -26,6 +26,7 @@ COMMANDS = {
     "fetch": ("dca.cli.fetch", "The sources only: pinned, checked and patched."),
     "wheel": ("dca.cli.wheel", "A wheel: plan, fetch, patch, compile, package, inspect."),
     "inspect": ("dca.cli.inspect", "What is in a wheel: modules, GPU archs, ops, torch, sizes."),
+    "smoke": ("dca.cli.smoke", "Proof that a wheel's dual chunk attention computes what it should."),
 }
 
 
@@ -68,7 +69,8 @@ def root() -> None:
     """Builds and proves vLLM wheels with dual chunk attention.
 
     Exit codes: 0 fine; 1 a check failed; 2 wrong usage; 3 no plan possible; 4 source could not be had or is not what
-    was pinned; 5 a patch does not apply; 6 compile failed; 7 the wheel is not what was planned; 130 interrupted.
+    was pinned; 5 a patch does not apply; 6 compile failed; 7 the wheel is not what was planned;
+    8 smoke failed; 130 interrupted.
     """
 
 

@@ -40,7 +40,7 @@ def inspect(
     source: SchemaSource | None = None,
     *,
     torch: TorchFacts | None = None,
-    asked: tuple[str, ...] = (),
+    asked: tuple[str, ...] | None = (),
 ) -> Inspection:
     """What is in a wheel.
 
@@ -49,7 +49,7 @@ def inspect(
         source: how the ops of a module are found; by default from the wheel's own record, else from texts in the
             module. Nothing of the wheel is run then.
         torch: an environment's torch, to check C++ ABI and symbols against.
-        asked: GPU archs whose way to run each module is told.
+        asked: GPU archs whose way to run each module is told; None for those that it says it was built for.
 
     Raises:
         DcaError: DCA-701 when it is no wheel, DCA-204 when there is no such file.
@@ -69,7 +69,11 @@ def inspect(
 
 
 def _inspect(
-    wheel: Path, archive: zipfile.ZipFile, source: SchemaSource | None, torch: TorchFacts | None, asked: tuple[str, ...]
+    wheel: Path,
+    archive: zipfile.ZipFile,
+    source: SchemaSource | None,
+    torch: TorchFacts | None,
+    asked: tuple[str, ...] | None,
 ) -> Inspection:
     name, version, _, tags = parse_wheel_filename(wheel.name)
     members = [info for info in archive.infolist() if not info.is_dir()]
@@ -77,6 +81,8 @@ def _inspect(
     info = next(one.split("/")[0] for one in names if one.endswith(".dist-info/METADATA"))
     metadata = wheels.read_metadata(archive.read(f"{info}/METADATA").decode("utf-8", "replace"))
     record, known = _record(archive, f"{info}/dca.json")
+    if asked is None:
+        asked = record.archs if record else ()
     given = [source] if source else []
     looker = Looker(schemas.first_of(*given, schemas.recorded(known), schemas.strings), torch, asked)
     problems = wheels.check_names(metadata, info, wheel.name)
@@ -149,6 +155,7 @@ def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[
             serves=Coverage.model_validate(told["serves"]),
             origins={module["path"]: module["origin"] for module in modules},
             hashes={module["path"]: module["sha256"] for module in modules},
+            sources={name: sha256 for module in modules for name, sha256 in module["sources"].items()},
         )  # fmt: skip
         return record, {module["sha256"]: tuple(map(str, module["schemas"])) for module in modules}
     return None, {}

@@ -95,6 +95,7 @@ class Recorded(Value):
     Args:
         plan: key of its plan.
         origins: "compiled" or "copied", by path of module.
+        sources: sha256 of what its modules were compiled from, by name of tree and path.
         hashes: sha256 by path of module.
     """
 
@@ -108,6 +109,7 @@ class Recorded(Value):
     serves: Coverage
     origins: dict[str, str]
     hashes: dict[str, str]
+    sources: dict[str, str] = {}
 
 
 class Inspection(Document):
@@ -132,7 +134,7 @@ class Inspection(Document):
         unfit: why it does not serve the model or run on the archs that were asked for.
     """
 
-    SCHEMA: ClassVar[str] = "dca.inspection/2"
+    SCHEMA: ClassVar[str] = "dca.inspection/3"
 
     file: str
     bytes: int

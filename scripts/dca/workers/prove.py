@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import pathlib
+import platform
 import sys
 import time
 import traceback
@@ -96,10 +97,16 @@ def run(cases: list[Any], seed: int, variant: str, wanted: list[str]) -> None:
         except Wrong as wrong:
             told |= {"passed": False, "detail": str(wrong)}
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{pathlib.Path(last.filename).name}:{last.lineno}"
-            told |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place})"}
+            told |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
         tell(**told, seconds=round(time.monotonic() - started, 3))
+
+
+def place(error: Exception) -> str:
+    """Where the wheel's own code failed, else where ours did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    of_wheel = [frame for frame in frames if "/vllm/" in frame.filename]
+    last = (of_wheel or frames)[-1]
+    return f"{pathlib.Path(last.filename).name}:{last.lineno}"
 
 
 def main() -> None:
@@ -114,6 +121,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(REQUEST["threads"])
+    tell(python=platform.python_version(), torch=torch.__version__)
     for variant in REQUEST["variants"]:
         unload("dca")
         load_packages(variant["oracle"] or str(HERE / "oracle"))
@@ -121,14 +129,17 @@ def main() -> None:
 
         try:
             kernel = conversion_kernel(variant["kernel"])
-            modules = composition.Modules(
-                *(wheel_module(REQUEST["modules"][part], variant["overlay"]) for part in ("backend", "rotary"))
-            )
+            modules = None
+            if REQUEST["modules"]:
+                modules = composition.Modules(
+                    *(wheel_module(REQUEST["modules"][part], variant["overlay"]) for part in ("backend", "rotary"))
+                )
         except Exception as error:
             tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
             continue
         cases = conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
-        run(cases + composition.cases(modules, kernel), REQUEST["seed"], variant["name"], REQUEST["cases"])
+        cases += composition.cases(modules, kernel) if modules else []
+        run(cases, REQUEST["seed"], variant["name"], REQUEST["cases"])
 
 
 main()

@@ -1,0 +1,140 @@
+"""`dca smoke`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from dca import documents, machine, recipes
+from dca.cli import options
+from dca.errors import DcaError
+from dca.smoke import CaseResult, Level, Request, Smoke, smoke
+
+LEVELS: tuple[Level, ...] = ("static", "cpu", "gpu")
+DIST = Path("dist")
+
+
+@click.command("smoke")
+@click.argument("wheel", type=click.Path(path_type=Path), required=False)
+@click.option("--level", type=click.Choice(LEVELS), help="How far [gpu where there is one, else cpu].")
+@click.option(
+    "--python", type=click.Path(path_type=Path), metavar="FILE",
+    help="A Python with the wheel's requirements, or with the wheel [an environment is made from its lock].",
+)  # fmt: skip
+@click.option("--source", type=click.Path(path_type=Path), help="A local clone or the sdist that it was built from.")
+@click.option(
+    "--overlay", type=click.Path(path_type=Path, file_okay=False),
+    help="A folder whose files stand in for those of wheel and source: tries a change without a build.",
+)  # fmt: skip
+@click.option("--arch", "archs", multiple=True, help="GPU archs that must be able to run it [those it was built for].")
+@click.option("--case", "cases", multiple=True, metavar="NAME", help="Only this case; may be given more than once.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the random numbers.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions: what to run before serving.")
+@click.option("-v", "--verbose", is_flag=True, help="What was counted and measured, too.")
+@options.cache
+@options.output
+def command(
+    wheel: Path | None, level: Level | None, python: Path | None, source: Path | None, overlay: Path | None,
+    archs: tuple[str, ...], cases: tuple[str, ...], seed: int, quick: bool, verbose: bool, cache_dir: Path | None,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Prove that a wheel's dual chunk attention computes what it should.
+
+    Works on our wheels and on others of the same versions. Without WHEEL, the newest one in dist/ is taken.
+    """
+    for flag, path in (("--python", python), ("--source", source), ("--overlay", overlay)):
+        if path is not None and not path.exists():
+            raise DcaError("DCA-204", f"{flag}: {path} does not exist.", remedy="check the path.")
+    chosen = wheel or _newest()
+    asked = Request(
+        wheel=chosen,
+        level=level or ("gpu" if machine.gpus() else "cpu"),
+        archs=options.arch_list(archs),
+        python=_program(python) if python else None,
+        source=options.resolve(source) if source else None,
+        overlay=options.resolve(overlay) if overlay else None,
+        quick=quick,
+        seed=seed,
+        cases=cases,
+        words=tuple(_words(chosen, python, source, overlay, quick=quick)),
+    )
+    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+        found = smoke(asked, recipes.load_all(), options.open_cache(cache_dir), reporter)
+    if as_json:
+        click.echo(documents.dumps(found).decode(), nl=False)
+    elif not quiet:
+        click.echo(render(found, verbose=verbose))
+    failed = [case for case in found.cases if not case.passed]
+    if failed:
+        raise DcaError(
+            "DCA-801",
+            f"{found.wheel} does not compute what it should: {len(failed)} of {len(found.cases)} cases failed.",
+            why="\n".join(f"{case.name}: {case.detail}" for case in failed[:5])
+            + (f"\nand {len(failed) - 5} more." if len(failed) > 5 else ""),
+            remedy=f"do not serve it. Repeat one case: {failed[0].repeat}",
+            answered=as_json,
+        )
+
+
+def _newest() -> Path:
+    """The wheel that `dca wheel` made last."""
+    found = sorted(DIST.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise DcaError("DCA-204", "there is no wheel in dist/.", remedy="make one with `dca wheel`, or name a file.")
+    return found[-1]
+
+
+def _program(python: Path) -> Path:
+    """A Python by its path, which is not resolved: a virtual environment's is a link."""
+    path = shutil.which(str(python))
+    if path is None:
+        raise DcaError("DCA-204", f"--python: {python} is not a program.", remedy="check the path.")
+    return Path(path).absolute()
+
+
+def _words(wheel: Path, *given: Path | None, quick: bool) -> list[str]:
+    """The arguments that a repeated case needs as well."""
+    flags = ("--python", "--source", "--overlay")
+    pairs = [word for flag, path in zip(flags, given, strict=True) if path for word in (flag, str(path))]
+    return [str(wheel), *pairs, *(["--quick"] if quick else [])]
+
+
+def render(found: Smoke, *, verbose: bool = False) -> str:
+    """A smoke test as text."""
+    ran_with = f"torch {found.torch}, Python {found.python}" if found.torch else ""
+    lines = ["", f"{found.wheel}", f"  held against {found.recipe}" + (f", with {ran_with}" if ran_with else "")]
+    width = max(len(case.name) for case in found.cases)
+    for level in LEVELS:
+        cases = [case for case in found.cases if case.level == level]
+        if cases:
+            lines += ["", f"  {level}"]
+        for case in cases:
+            lines.append(
+                f"    {'ok  ' if case.passed else 'FAIL'}  {case.name:<{width}}  {_told(case, verbose=verbose)}"
+            )
+    lines.append("")
+    for source in found.sources:
+        lines.append(f"  ran         {source.path}  sha256 {source.sha256[:16]}…, {source.origin}")
+    passed = sum(case.passed for case in found.cases)
+    lines.append(f"  proven      {passed} of {len(found.cases)} cases in {found.seconds:.1f} s")
+    lines += [f"  not proven  {text}" for text in found.not_proven]
+    if found.partial:
+        lines.append("  not proven  all the cases that were not asked for.")
+    return "\n".join(lines)
+
+
+def _told(case: CaseResult, *, verbose: bool) -> str:
+    if not case.passed:
+        return case.detail
+    if not verbose:
+        return case.proves
+    figures = ", ".join(
+        f"{name} {_figure(value)}" for name, value in case.figures.items() if not isinstance(value, list)
+    )
+    return case.proves + (f" ({figures})" if figures else "")
+
+
+def _figure(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

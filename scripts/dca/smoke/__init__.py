@@ -1,0 +1,242 @@
+"""Proves of a wheel that its dual chunk attention computes what it should: on a GPU, and as far as a CPU allows.
+
+Three levels. `static` reads the wheel's files. `cpu` runs the source of the index conversion and the wheel's own Python
+on the CPU, against the oracle. `gpu` runs the kernels. Each includes the ones before it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dca import documents, inspection, recipes, runner, store
+from dca.environments import WORKERS
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.recipes import KERNELS
+from dca.smoke import static, subject
+from dca.smoke.subject import Subject
+from dca.smoke.values import CaseResult, Level, ProvenSource, Smoke
+
+__all__ = ["CaseResult", "Level", "Request", "Smoke", "smoke"]
+
+# Random rows of 64 queries of the index conversion, and rows of a head at a model's length; the whole and --quick.
+ROWS, SAMPLED = (100_000, 4_000), (200, 20)
+CPU_SECONDS = 1800.0
+MARK = "PROOF "
+NOT_BY_STATIC = ("whether any kernel computes what it should: --level cpu proves part of it, --level gpu all.",)
+NOT_BY_CPU = (
+    "the CUDA kernels of sparse and dense attention: only --level gpu runs them.",
+    "the index conversion as compiled for a GPU: proven is its source.",
+    "speed.",
+)
+NOT_OF_KERNELS = "dual chunk attention as a whole: these are bare kernels, without the engine's Python."
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be proven.
+
+    Args:
+        wheel: the file.
+        level: up to which level.
+        archs: GPU archs that must be able to run it; those it was built for when empty.
+        python: of an environment with the wheel's requirements; one is made when not given.
+        source: a clone or sdist with the source of the index conversion.
+        overlay: a folder whose files stand in the place of the wheel's and the source's, at the same paths.
+        quick: fewer repetitions.
+        seed: of all random numbers.
+        cases: names; all when empty.
+        words: how the user named all this, to repeat a case.
+    """
+
+    wheel: Path
+    level: Level
+    archs: tuple[str, ...] = ()
+    python: Path | None = None
+    source: Path | None = None
+    overlay: Path | None = None
+    quick: bool = False
+    seed: int = 0
+    cases: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+@dataclass
+class _Findings:
+    """What has been found so far."""
+
+    cases: list[CaseResult] = field(default_factory=list)
+    sources: list[ProvenSource] = field(default_factory=list)
+    told: dict[str, str] = field(default_factory=dict)
+
+
+def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Store, reporter: Reporter) -> Smoke:
+    """Prove a wheel.
+
+    Returns:
+        What was found, failures among it; smoke.json in the run's folder holds the same.
+
+    Raises:
+        DcaError: DCA-802 when the wheel or the machine cannot be proven as asked, DCA-803 and 804 when the cases
+            cannot be run, and what making an environment and fetching a source raise.
+    """
+    started = time.monotonic()
+    reporter.stage("inspect", request.wheel.name)
+    found = inspection.inspect(request.wheel, asked=request.archs or None)
+    about = subject.identify(request.wheel, found, known)
+    run = cache.open().folder("run", f"smoke-{found.sha256[:16]}")
+    findings = _Findings(cases=[case for case in static.check(found, about.recipe) if _asked(case.name, request)])
+    if request.level != "static":
+        _run(request, about, cache, findings, reporter, run / "smoke.log")
+    if not findings.cases:
+        raise DcaError(
+            "DCA-201",
+            f"there is no case {', '.join(request.cases)} at level {request.level}.",
+            remedy="run without --case once: every case is listed by name.",
+        )
+    bare = bool(found.recorded and found.recorded.profile == KERNELS)
+    told = Smoke(
+        wheel=found.file,
+        sha256=found.sha256,
+        version=found.version,
+        recipe=about.recipe.name,
+        level=request.level,
+        python=findings.told.get("python", ""),
+        torch=findings.told.get("torch", ""),
+        device=findings.told.get("device", ""),
+        seed=request.seed,
+        sources=tuple(findings.sources),
+        cases=tuple(_repeatable(case, request) for case in findings.cases),
+        partial=bool(request.cases),
+        not_proven=_not_proven(request.level, bare=bare),
+        seconds=round(time.monotonic() - started, 2),
+    )
+    documents.write(told, run / "smoke.json")
+    return told
+
+
+def _asked(name: str, request: Request) -> bool:
+    return not request.cases or name in request.cases
+
+
+def _not_proven(level: Level, *, bare: bool) -> tuple[str, ...]:
+    by_level = {"static": NOT_BY_STATIC, "cpu": NOT_BY_CPU, "gpu": ()}[level]
+    return (*by_level, *([NOT_OF_KERNELS] if bare and level != "static" else []))
+
+
+def _repeatable(case: CaseResult, request: Request) -> CaseResult:
+    words = ["dca", "smoke", *request.words, "--level", case.level, "--case", case.name]
+    words += [] if case.seed is None else ["--seed", str(case.seed)]
+    return case.model_copy(update={"repeat": shlex.join(words)})
+
+
+def _run(
+    request: Request, about: Subject, cache: store.Store, findings: _Findings, reporter: Reporter, log: Path
+) -> None:
+    """Run the cases of the `cpu` level in the wheel's environment."""
+    if request.cases and all(name.startswith("static/") for name in request.cases):
+        return
+    log.unlink(missing_ok=True)
+    python = request.python or subject.environment(about, cache, reporter, log)
+    bare = bool(about.found.recorded and about.found.recorded.profile == KERNELS)
+    with store.scratch(cache.root) as folder:
+        reporter.stage("unpack", about.wheel.name)
+        subject.unpack(about, folder / "wheel")
+        source, proven = subject.kernel_source(about, request.source, request.overlay, folder, cache, reporter, log)
+        findings.sources.append(proven)
+        if not bare:
+            findings.sources += _python_files(about, request.overlay, folder / "wheel")
+        subject.kernel_for_cpu(source, folder / "conversion.so", log)
+        rows, sampled = (numbers[request.quick] for numbers in (ROWS, SAMPLED))
+        overlay = str(request.overlay) if request.overlay else None
+        asked = {
+            "level": "cpu",
+            "wheel": str(folder / "wheel"),
+            "driver": None,
+            "threads": 1,
+            "rows": rows,
+            "sampled": sampled,
+            "seed": request.seed,
+            "cases": list(request.cases),
+            "modules": None if bare else {"backend": about.files.backend, "rotary": about.files.rotary},
+            "variants": [
+                {"name": "wheel", "oracle": None, "overlay": overlay, "kernel": str(folder / "conversion.so")}
+            ],
+        }
+        reporter.stage("prove", "on the CPU")
+        _listen(prove(python, asked, folder, reporter, log), findings)
+
+
+def _python_files(about: Subject, overlay: Path | None, wheel: Path) -> list[ProvenSource]:
+    found = []
+    for module in (about.files.backend, about.files.rotary):
+        name = module.replace(".", "/") + ".py"
+        replaced = overlay is not None and (overlay / name).is_file()
+        path = overlay / name if overlay and replaced else wheel / name
+        if path.is_file():
+            found.append(
+                ProvenSource(
+                    path=name, sha256=store.sha256_file(path), origin="the overlay" if replaced else "the wheel"
+                )
+            )
+    return found
+
+
+def prove(python: Path, request: dict[str, Any], folder: Path, reporter: Reporter, log: Path) -> list[dict[str, Any]]:
+    """Run the worker in a wheel's environment; the lines that it tells.
+
+    Args:
+        python: of the environment.
+        request: for `workers/prove.py`.
+        folder: a scratch folder, its home as well.
+        reporter: told of every case.
+        log: of everything that it prints.
+
+    Raises:
+        DcaError: DCA-804 when it does not come to its end.
+    """
+    told: list[dict[str, Any]] = []
+
+    def line(text: str) -> None:
+        if text.startswith(MARK):
+            told.append(json.loads(text.removeprefix(MARK)))
+            reporter.progress(len(told), 0, str(told[-1].get("case", "")))
+
+    file = folder / "request.json"
+    file.write_bytes(documents.canonical(request))
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    # Nothing is to be sent anywhere, and no log of vLLM's own is to be kept.
+    env = {"HOME": str(home), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CONFIGURE_LOGGING": "1"}
+    done = runner.run(
+        [python, "-I", WORKERS / "prove.py", file], cwd=home, env=runner.environment(env), log=log,
+        timeout=CPU_SECONDS, on_line=line,
+    )  # fmt: skip
+    if not done.ok:
+        raise DcaError(
+            "DCA-804",
+            "the cases were not run to their end" + (": it took too long." if done.timed_out else "."),
+            why="\n".join(one for one in done.tail[-4:] if not one.startswith(MARK)),
+            remedy=f"see {log}; --python FILE names an environment of your own with the wheel's requirements.",
+        )
+    return told
+
+
+def _listen(told: list[dict[str, Any]], findings: _Findings) -> None:
+    """Sort what the worker tells: cases, a wheel that cannot be imported, what it runs with."""
+    for one in told:
+        if "broken" in one:
+            proves = "the wheel's dual chunk attention can be imported"
+            findings.cases.append(
+                CaseResult(level="cpu", name="import", proves=proves, passed=False, detail=one["broken"])
+            )
+        elif "case" in one:
+            known = {key: value for key, value in one.items() if key not in ("variant", "case")}
+            findings.cases.append(CaseResult(level="cpu", name=one["case"], **known))
+        else:
+            findings.told.update({key: str(value) for key, value in one.items()})

@@ -1,0 +1,169 @@
+"""What a smoke test is about: a wheel, the recipe that it is held against, and what it runs with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from dca import data, documents, environments, fetch, git, index, machine, recipes, runner, store
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.inspection import SPARSE_OP, Inspection
+from dca.recipes import Recipe, SdistSource, SmokeFiles
+from dca.smoke.values import ProvenSource
+
+ON_CPU = Path(__file__).with_name("on_cpu")
+COMPILE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A wheel and its recipe.
+
+    Args:
+        found: what the inspection says of the wheel.
+        files: where the recipe says that the parts of dual chunk attention are.
+    """
+
+    wheel: Path
+    found: Inspection
+    recipe: Recipe
+    files: SmokeFiles
+
+
+def identify(wheel: Path, found: Inspection, known: tuple[recipes.Loaded, ...]) -> Subject:
+    """The recipe of a wheel: as it says itself, else the one of its version.
+
+    Raises:
+        DcaError: DCA-802 when no recipe is of that version, or it does not say what to prove.
+    """
+    version = Version(found.version)
+    for loaded in known:
+        recipe = loaded.recipe
+        named = found.recorded.recipe == recipe.name if found.recorded else version.public == recipe.base_version
+        if named and recipe.smoke:
+            return Subject(wheel, found, recipe, recipe.smoke)
+    versions = ", ".join(sorted({loaded.recipe.base_version for loaded in known if loaded.recipe.smoke}))
+    raise DcaError(
+        "DCA-802",
+        f"{wheel.name} cannot be proven: no recipe is of version {version.public}.",
+        why=f"recipes that can be proven are of: {versions}.",
+        remedy="name a wheel of one of these versions.",
+    )
+
+
+def environment(subject: Subject, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+    """The Python of an environment with everything that the wheel needs, and without the wheel.
+
+    Raises:
+        DcaError: DCA-407 when it cannot be made, DCA-306 when this Python is none of the recipe's.
+    """
+    own = machine.own_python()
+    if not SpecifierSet(subject.recipe.python).contains(own.version):
+        raise DcaError(
+            "DCA-306",
+            f"Python {own.version} is outside {subject.recipe.name}'s range {subject.recipe.python}.",
+            remedy="name the Python of an environment with the wheel's requirements: --python FILE.",
+        )
+    profile = subject.found.recorded.profile if subject.found.recorded else "lean"
+    return environments.make(data.run_lock(subject.recipe.name, profile), own.path, own.version, cache, reporter, log)
+
+
+def unpack(subject: Subject, folder: Path) -> None:
+    """Unpack the wheel's Python, and of its modules those that this Python cannot be imported without.
+
+    Raises:
+        DcaError: DCA-404 for a wheel that is damaged or leaves the folder.
+    """
+    modules = {module.path for module in subject.found.modules if module.registers(SPARSE_OP)}
+    index.unpack_wheel(subject.wheel, folder, lambda name: not name.endswith(".so") or name in modules)
+
+
+def kernel_source(
+    subject: Subject, given: Path | None, overlay: Path | None, folder: Path, cache: store.Store, reporter: Reporter,
+    log: Path,
+) -> tuple[Path, ProvenSource]:  # fmt: skip
+    """The source of the index conversion, as the wheel's module was compiled from it.
+
+    Args:
+        subject: the wheel.
+        given: a local clone, or an sdist.
+        overlay: a folder whose files stand in the place of the wheel's and the source's.
+        folder: where it is put.
+        cache: where sources are kept.
+        reporter: told when something is fetched.
+        log: of the programs that fetch.
+
+    Raises:
+        DcaError: DCA-4nn when it cannot be had.
+    """
+    name = subject.files.kernel
+    if overlay and (overlay / name).is_file():
+        return overlay / name, _proven(name, overlay / name, "the overlay")
+    recorded = subject.found.recorded.sources.get(f"source/{name}", "") if subject.found.recorded else ""
+    source, target = subject.recipe.source, folder / "source"
+    kept = _kept(subject.recipe, name, cache)
+    if given is None and kept is not None:
+        path = kept
+    elif isinstance(source, SdistSource):
+        reporter.stage("fetch", f"source: {source.file}")
+        archive = given if given and given.is_file() else index.download(source, cache)
+        if not store.has_hash(archive, source.sha256):
+            raise index.wrong_hash(str(archive), source.sha256, store.sha256_file(archive))
+        index.unpack_sdist(archive, target)
+        path = target / name
+    else:
+        reporter.stage("fetch", f"source: {given or source.urls[0]}")
+        repository = given or git.fetch(source.urls, source.commit, cache, log)
+        git.export(repository, source.commit, target, (name,))
+        path = target / name
+    if recorded:
+        if store.sha256_file(path) != recorded:
+            raise DcaError(
+                "DCA-405",
+                f"{name} is not the file that the wheel's module was compiled from.",
+                why=f"its sha256 is {store.sha256_file(path)}, recorded is {recorded}.",
+                remedy="name the source that the wheel was built from with --source.",
+            )
+        return path, _proven(name, path, "the file that the wheel's module was compiled from, by its own record")
+    return path, _proven(name, path, f"{source.pin}; nothing says that the wheel was made from it")
+
+
+def _kept(recipe: Recipe, name: str, cache: store.Store) -> Path | None:
+    """The file in a tree that an earlier run has fetched and checked."""
+    for document in sorted(cache.root.glob("tree/*/source.json")):
+        tree = documents.read_if_whole(fetch.Tree, document)
+        if tree and any(one.name == "source" and one.pin == recipe.source.pin for one in tree.sources):
+            path = document.parent / "source" / name
+            if path.is_file():
+                return path
+    return None
+
+
+def _proven(name: str, path: Path, origin: str) -> ProvenSource:
+    return ProvenSource(path=name, sha256=store.sha256_file(path), origin=origin)
+
+
+def kernel_for_cpu(source: Path, library: Path, log: Path) -> None:
+    """Compile the index conversion for the CPU, its source as it is.
+
+    Raises:
+        DcaError: DCA-803 when the compiler does not take it.
+    """
+    compiler = next(iter(machine.host_compilers()), None)
+    path = compiler.path if compiler else runner.which("g++")
+    made = runner.run(
+        [path, "-std=c++17", "-O2", "-shared", "-fPIC", "-I", ON_CPU, "-include", ON_CPU / "on_cpu.h", "-x", "c++",
+         source, ON_CPU / "calls.cpp", "-o", library],
+        log=log, timeout=COMPILE_SECONDS,
+    )  # fmt: skip
+    if not made.ok:
+        raise DcaError(
+            "DCA-803",
+            f"{source.name} could not be compiled for the CPU.",
+            why="\n".join(line for line in made.tail if "error" in line)[:600],
+            remedy=f"see {log}; `--level static` needs no compiler, `--level gpu` no such source.",
+        )

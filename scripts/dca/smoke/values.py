@@ -1,0 +1,86 @@
+"""What a smoke test finds: the document and its parts."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from dca.documents import Document, Value
+
+Level = Literal["static", "cpu", "gpu"]
+
+
+class CaseResult(Value):
+    """One case.
+
+    Args:
+        level: that it belongs to.
+        name: as `--case` takes it.
+        proves: what follows when it passes.
+        detail: what is wrong, in a sentence; empty when it passed.
+        figures: what was counted and measured, by name.
+        seed: of its random numbers; None when it has none.
+        seconds: how long it ran.
+        repeat: the command that runs just this case again.
+    """
+
+    level: Level
+    name: str
+    proves: str
+    passed: bool
+    detail: str = ""
+    figures: dict[str, Any] = {}
+    seed: int | None = None
+    seconds: float = 0.0
+    repeat: str = ""
+
+
+class ProvenSource(Value):
+    """A source file that was run.
+
+    Args:
+        path: in the source tree or in the wheel.
+        sha256: of the file that was run.
+        origin: where it came from, and what says that it belongs to the wheel.
+    """
+
+    path: str
+    sha256: str
+    origin: str
+
+
+class Smoke(Document):
+    """What was proven of a wheel, and what was not.
+
+    Args:
+        wheel: name of the file.
+        version: of the wheel.
+        recipe: the source line that it is held against.
+        level: the highest that was run.
+        python: version of Python that the cases ran with, and of torch; empty for `static`.
+        device: the GPU they ran on; empty without one.
+        sources: the files that were run, with their hashes.
+        partial: whether only some of the cases were asked for.
+        not_proven: what remains, in words.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.smoke/1"
+
+    wheel: str
+    sha256: str
+    version: str
+    recipe: str
+    level: Level
+    python: str = ""
+    torch: str = ""
+    device: str = ""
+    seed: int
+    sources: tuple[ProvenSource, ...] = ()
+    cases: tuple[CaseResult, ...]
+    partial: bool = False
+    not_proven: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case passed."""
+        return all(case.passed for case in self.cases)
