@@ -2,7 +2,7 @@
 # COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N CACHE=DIR are passed on.
 PYTHON ?= python3
 DCA := .venv/bin/dca
-export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE
+export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
@@ -10,7 +10,7 @@ FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe)
         $(call flag,PREBUILT,prebuilt) $(call flag,JOBS,jobs) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev plan fetch wheel inspect locks test prove bench check format clean
+.PHONY: help venv dev plan fetch wheel inspect smoke locks test prove bench check format clean
 
 help: venv ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,10 @@ wheel: venv ## a wheel in dist/
 
 inspect: venv ## what is in the wheels of dist/
 	@for wheel in dist/*.whl; do $(DCA) inspect "$$wheel" || exit; done
+
+smoke: venv ## proof that the newest wheel of dist/ computes what it should; LEVEL=static|cpu|gpu WHEEL=FILE
+	@$(DCA) smoke $(if $(strip $(WHEEL)),"$$WHEEL") --quick $(call flag,LEVEL,level) $(call flag,SOURCE,source) \
+		$(call flag,ARCH,arch) $(call flag,CACHE,cache-dir)
 
 locks: venv ## solve the locks of every recipe again, as of its date
 	@$(PYTHON) scripts/locks.py

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from dca import documents, machine, recipes
+from dca import documents, machine, recipes, store
 from dca.cli import options
 from dca.errors import DcaError
 from dca.smoke import CaseResult, Level, Request, Smoke, smoke
+from dca.smoke.report import render as render_page
 
 LEVELS: tuple[Level, ...] = ("static", "cpu", "gpu")
 DIST = Path("dist")
@@ -32,13 +33,16 @@ DIST = Path("dist")
 @click.option("--case", "cases", multiple=True, metavar="NAME", help="Only this case; may be given more than once.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the random numbers.")
 @click.option("--quick", is_flag=True, help="Fewer repetitions: what to run before serving.")
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as a page of HTML."
+)
 @click.option("-v", "--verbose", is_flag=True, help="What was counted and measured, too.")
 @options.cache
 @options.output
 def command(
     wheel: Path | None, level: Level | None, python: Path | None, source: Path | None, overlay: Path | None,
-    archs: tuple[str, ...], cases: tuple[str, ...], seed: int, quick: bool, verbose: bool, cache_dir: Path | None,
-    as_json: bool, quiet: bool,
+    archs: tuple[str, ...], cases: tuple[str, ...], seed: int, quick: bool, report: Path | None, verbose: bool,
+    cache_dir: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Prove that a wheel's dual chunk attention computes what it should.
 
@@ -47,6 +51,8 @@ def command(
     for flag, path in (("--python", python), ("--source", source), ("--overlay", overlay)):
         if path is not None and not path.exists():
             raise DcaError("DCA-204", f"{flag}: {path} does not exist.", remedy="check the path.")
+    if report is not None and not options.can_be_written(report):
+        raise DcaError("DCA-204", f"--report: {report} cannot be written.", remedy="name another place.")
     chosen = wheel or _newest()
     asked = Request(
         wheel=chosen,
@@ -62,6 +68,8 @@ def command(
     )
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         found = smoke(asked, recipes.load_all(), options.open_cache(cache_dir), reporter)
+    if report is not None:
+        store.write_bytes(report, render_page(found).encode())
     if as_json:
         click.echo(documents.dumps(found).decode(), nl=False)
     elif not quiet:

@@ -49,7 +49,7 @@ class Functions:
 
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, block_table: Tensor, cache_seqlens: Tensor,
-        softmax_scale: float, causal: bool = False, return_softmax_lse: bool = False, **_more: Any,
+        softmax_scale: float, return_softmax_lse: bool = False, **_more: Any,
     ) -> Any:  # fmt: skip
         """One query per sequence against its pages: out `[batch, 1, heads, dim]`, lse `[batch, heads, 1]`.
 
