@@ -82,7 +82,7 @@ def _lines(points: list[Point]) -> list[tuple[float, str]]:
         return []
     top = max(1.0, *(point.times for point in points))
     step = next(width for width in (1, 2, 5, 10, 20, 50, 100) if top / width <= 6)
-    return [(_y(value, top), f"{value} times") for value in range(0, math.floor(top) + 1, step)]
+    return [(_y(value, top), str(value)) for value in range(0, math.floor(top) + 1, step)]
 
 
 def _figures(case: CaseResult) -> str:
