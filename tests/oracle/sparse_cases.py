@@ -182,6 +182,46 @@ def test_sparse_prefill_is_plain_attention_over_the_keys_it_attends() -> None:
     close(sparse, oracle.plain_attention(q, k, v, chunking, BASE, 0.3, allowed))
 
 
+@pytest.mark.parametrize("tokens", [150, 390, 1000])
+def test_rows_alone_are_those_of_the_whole(tokens: int) -> None:
+    """Some rows of the last span, dense and sparse, from queries and keys that are rotated already."""
+    chunking, sizes = oracle.Chunking(256, 56), [(40, 110), (90, 130), (30, 101), (200, 300)]
+    q, k, v = tensors(tokens)
+    first = spans(0, tokens, chunking.stride)[-1][0]
+    dense = oracle.prefill(q[first:], k, v, chunking, BASE, 0.3)
+    sparse, chosen = oracle.sparse_prefill(q[first:], k, v, chunking, BASE, 0.3, sizes)
+    keys = oracle.rotate(k, oracle.key_positions(torch.arange(tokens), chunking), BASE)
+    both = torch.cat((v, v.abs()), dim=-1)
+    for row in range(0, tokens - first, BLOCK):
+        rows = torch.tensor([row, *([row + 7, row + 63] if row + 63 < tokens - first else [])])
+        places = oracle.query_positions(rows + first, chunking)
+        turned = [oracle.rotate(q[first + rows], at, BASE) for at in (places.intra, places.successive, places.inter)]
+        part = oracle.attend_stages(*turned, keys, both, rows + first, chunking.stride, 0.3)
+        close(oracle.Partial(part.out[..., :16], part.lse), oracle.Partial(dense.out[rows], dense.lse[rows]))
+        for head in range(4):
+            lines = (chosen[0][head].intra, chosen[0][head].successive, chosen[0][head].inter)
+            part = oracle.attend_lines(
+                *(one[:, head] for one in turned), keys[:, head // 2], both[:, head // 2], rows + first,
+                (first, tokens), chunking.stride, lines, 0.3,
+            )  # fmt: skip
+            want = oracle.Partial(sparse.out[rows, head], sparse.lse[rows, head])
+            close(oracle.Partial(part.out[:, :16], part.lse), want)
+    with pytest.raises(ValueError, match="behind the span"):
+        oracle.attend_lines(
+            *[q[:1, 0]] * 3, k[:, 0], v[:, 0], torch.tensor([tokens + 64]), (first, tokens), 200, lines, 1.0
+        )
+
+
+def test_a_choice_from_its_voters_alone() -> None:
+    q, k, _ = tensors(590)
+    whole = oracle.select_vertical_slash(q[420:], q[420:], q[420:], k, 200, [(60, 140)] * 4, 0.3)
+    voters = oracle.select_vertical_slash(q[-64:], q[-64:], q[-64:], k, 200, [(60, 140)] * 4, 0.3, span=170)
+    for one, other in zip(whole, voters):
+        for stage in ("intra", "successive", "inter"):
+            assert torch.equal(getattr(one, stage).slash, getattr(other, stage).slash)
+            assert torch.equal(getattr(one, stage).vertical, getattr(other, stage).vertical)
+
+
 def test_selection_follows_its_definition() -> None:
     """One span of three chunks, scored pair by pair."""
     chunking, tokens, begin = oracle.Chunking(256, 56), 590, 420

@@ -12,26 +12,33 @@ partial results merged by their log-sum-exp, a block of queries at a time. Each 
 from __future__ import annotations
 
 from .attention import Partial, attend, merge
-from .blockwise import decode, prefill, sparse_prefill
-from .conversion import Converted, convert, convert_row_block
+from .blockwise import attend_lines, attend_stages, decode, prefill, spans, sparse_prefill
+from .conversion import Converted, RowBlock, convert, convert_row_block
 from .plain import plain_attention
 from .positions import Chunking, QueryPositions, key_positions, length_factor, query_positions, relative_distances
 from .rotary import rotate
-from .selection import Selection, Stage, select_vertical_slash
-from .sparse import attended_keys, sparse_attention
+from .selection import RAISED, VOTERS, Selection, Stage, few_lines, select_vertical_slash, split_lines
+from .sparse import attend_chosen, attended_keys, row_block_keys, sparse_attention
 
 __all__ = [
+    "RAISED",
+    "VOTERS",
     "Chunking",
     "Converted",
     "Partial",
     "QueryPositions",
+    "RowBlock",
     "Selection",
     "Stage",
     "attend",
+    "attend_chosen",
+    "attend_lines",
+    "attend_stages",
     "attended_keys",
     "convert",
     "convert_row_block",
     "decode",
+    "few_lines",
     "key_positions",
     "length_factor",
     "merge",
@@ -40,7 +47,10 @@ __all__ = [
     "query_positions",
     "relative_distances",
     "rotate",
+    "row_block_keys",
     "select_vertical_slash",
+    "spans",
     "sparse_attention",
     "sparse_prefill",
+    "split_lines",
 ]

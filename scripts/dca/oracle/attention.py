@@ -31,21 +31,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor | None = 
     Args:
         q: `[queries, heads, dim]`, float32 or float64.
         k: `[keys, kv_heads, dim]`; heads must be a multiple of kv_heads. Head h reads kv head h // (heads // kv_heads).
-        v: as `k`.
+        v: as `k`; its dim may be another.
         scale: what logits are multiplied with.
         last: int64 `[queries]`, the last key that each query may attend; -1 for none. All of them if not given.
     """
     k, v = shared(k, q), shared(v, q)
     parts = []
     for rows in torch.arange(q.shape[0], device=q.device).split(QUERIES):
-        part = Partial(torch.zeros_like(q[rows]), q.new_full(q[rows].shape[:2], -torch.inf))
+        part = _nothing(q[rows], v)
         for columns in torch.arange(k.shape[0], device=q.device).split(KEYS):
             logits = torch.einsum("ihd,jhd->ihj", q[rows], k[columns]) * scale
             if last is not None:
                 logits = logits.masked_fill((columns[None, :] > last[rows][:, None])[:, None, :], -torch.inf)
             part = merge([part, from_logits(logits, v[columns])])
         parts.append(part)
-    return _joined(parts, q)
+    return _joined(parts) if parts else _nothing(q, v)
 
 
 def from_logits(logits: Tensor, v: Tensor) -> Partial:
@@ -71,7 +71,9 @@ def shared(kv: Tensor, q: Tensor) -> Tensor:
     return kv.to(q.dtype).repeat_interleave(heads // kv_heads, dim=1)
 
 
-def _joined(parts: Sequence[Partial], q: Tensor) -> Partial:
-    if not parts:
-        return Partial(torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf))
+def _joined(parts: Sequence[Partial]) -> Partial:
     return Partial(torch.cat([part.out for part in parts]), torch.cat([part.lse for part in parts]))
+
+
+def _nothing(q: Tensor, v: Tensor) -> Partial:
+    return Partial(q.new_zeros((*q.shape[:2], v.shape[-1])), q.new_full(q.shape[:2], -torch.inf))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import torch
 from torch import Tensor
 
 from .attention import Partial, attend, merge
-from .conversion import Converted, convert
+from .conversion import BLOCK, Converted, convert, convert_row_block
 from .positions import Chunking, key_positions, query_positions
 from .rotary import rotate
 from .selection import Selection, Stage, select_vertical_slash
-from .sparse import sparse_attention
+from .sparse import attend_chosen, row_block_keys, sparse_attention
 
 
 def prefill(q: Tensor, k: Tensor, v: Tensor, chunking: Chunking, base: float, scale: float) -> Partial:
@@ -22,19 +24,82 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, chunking: Chunking, base: float, sc
     rotated = _rotated_keys(k, chunking, base)
     parts = []
     for first, after in spans(begin, end, chunking.stride):
-        own = first // chunking.stride * chunking.stride
-        previous = own - chunking.stride
         positions = torch.arange(first, after, device=q.device)
         places = query_positions(positions, chunking)
         part = q[first - begin : after - begin]
-        stages = [attend(rotate(part, places.intra, base), rotated[own:after], v[own:after], scale, positions - own)]
-        if previous >= 0:
-            towards = rotate(part, places.successive, base)
-            stages.append(attend(towards, rotated[previous:own], v[previous:own], scale))
-        if previous > 0:
-            stages.append(attend(rotate(part, places.inter, base), rotated[:previous], v[:previous], scale))
-        parts.append(merge(stages))
+        intra, successive, inter = (
+            rotate(part, place, base) for place in (places.intra, places.successive, places.inter)
+        )
+        parts.append(attend_stages(intra, successive, inter, rotated, v, positions, chunking.stride, scale))
     return Partial(torch.cat([part.out for part in parts]), torch.cat([part.lse for part in parts]))
+
+
+def attend_stages(
+    intra: Tensor, successive: Tensor, inter: Tensor, k: Tensor, v: Tensor, positions: Tensor, stride: int, scale: float
+) -> Partial:
+    """Dense attention of some queries of one chunk to all keys before them, everything rotated already.
+
+    Args:
+        intra: `[queries, heads, dim]`, rotated towards their own chunk.
+        successive: the same queries, rotated towards the previous chunk.
+        inter: the same queries, rotated towards all older chunks.
+        k: `[keys, kv_heads, dim]`, rotated.
+        v: as `k`; its dim may be another.
+        positions: int64 `[queries]`, absolute, all within one chunk.
+        stride: tokens of one chunk.
+        scale: what logits are multiplied with.
+    """
+    own = int(positions[0]) // stride * stride
+    previous, after = own - stride, int(positions.max()) + 1
+    stages = [attend(intra, k[own:after], v[own:after], scale, positions - own)]
+    if previous >= 0:
+        stages.append(attend(successive, k[previous:own], v[previous:own], scale))
+    if previous > 0:
+        stages.append(attend(inter, k[:previous], v[:previous], scale))
+    return merge(stages)
+
+
+def attend_lines(
+    intra: Tensor, successive: Tensor, inter: Tensor, k: Tensor, v: Tensor, positions: Tensor, span: tuple[int, int],
+    stride: int, lines: Sequence[Stage | None], scale: float,
+) -> Partial:  # fmt: skip
+    """As `attend_stages`, for one head and for queries of one row of 64, which attend only the lines of their span.
+
+    Args:
+        intra: `[queries, dim]`.
+        successive: as `intra`.
+        inter: as `intra`.
+        k: `[keys, dim]`.
+        v: as `k`; its dim may be another.
+        positions: int64 `[queries]`, absolute, all within one row of 64 that is counted from the span's begin.
+        span: the first token of the span, and the one behind its last.
+        stride: tokens of one chunk.
+        lines: those of the own chunk, of the previous one and of all older ones, as `split_lines` gives them.
+        scale: what logits are multiplied with.
+
+    Returns:
+        out `[queries, dim]` and lse `[queries]`.
+    """
+    first, after = span
+    own = first // stride * stride
+    row = (int(positions[0]) - first) // BLOCK * BLOCK
+    parts = []
+    for q, (begin, end), stage in zip(
+        (intra, successive, inter), ((own, after), (own - stride, own), (0, own - stride)), lines
+    ):
+        if stage is None:
+            continue
+        causal = begin == own
+        found = convert_row_block(
+            stage.vertical.tolist(), stage.slash.tolist(), row, after - first, end - begin, causal
+        )
+        if found is None:
+            raise ValueError(f"positions {positions.tolist()} lie behind the span {span}")
+        # A single query sees everything, also where the kernel is called with causality; here it is the last one.
+        last = positions - begin if causal else torch.full_like(positions, end - begin)
+        parts.append(attend_chosen(q, k[begin:end], v[begin:end], row_block_keys(found, end - begin), scale, last))
+    whole = merge([Partial(part.out[:, None], part.lse[:, None]) for part in parts])
+    return Partial(whole.out[:, 0], whole.lse[:, 0])
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, chunking: Chunking, base: float, scale: float) -> Partial:

@@ -51,8 +51,9 @@ class Selection:
 
 
 def select_vertical_slash(
-    intra: Tensor, successive: Tensor, inter: Tensor, k: Tensor, stride: int, sizes: list[tuple[int, int]], scale: float
-) -> list[Selection]:
+    intra: Tensor, successive: Tensor, inter: Tensor, k: Tensor, stride: int, sizes: list[tuple[int, int]],
+    scale: float, span: int | None = None,
+) -> list[Selection]:  # fmt: skip
     """Choose the lines of every head from what the span's last queries attend.
 
     The queries given are rotated for the choice: without the clamp that the attention itself uses ("critical").
@@ -65,15 +66,17 @@ def select_vertical_slash(
         stride: tokens of one chunk.
         sizes: per head, how many vertical and how many slash lines it gets.
         scale: what logits are multiplied with.
+        span: how many queries the span has, where fewer are given: its last ones, at least those that vote.
     """
-    span, heads, _ = intra.shape
+    given, heads, _ = intra.shape
+    span = given if span is None else span
     end, voters = k.shape[0], min(span, VOTERS)
     own = (end - 1) // stride * stride
     previous = max(own - stride, 0)
     k = shared(k, intra)
     logits = torch.cat(
         [
-            torch.einsum("ihd,jhd->hij", q[span - voters :], keys)
+            torch.einsum("ihd,jhd->hij", q[given - voters :], keys)
             for q, keys in ((inter, k[:previous]), (successive, k[previous:own]), (intra, k[own:]))
         ],
         dim=-1,
@@ -81,10 +84,10 @@ def select_vertical_slash(
     i, j = torch.arange(end - voters, end, device=k.device), torch.arange(end, device=k.device)
     logits = (logits * scale).masked_fill(j[None, :] > i[:, None], -torch.inf)
     weights = torch.softmax(logits, dim=-1)
-    return [_of_head(weights[h], own, stride, span, *sizes[h]) for h in range(heads)]
+    return [_of_head(weights[h], stride, span, *sizes[h]) for h in range(heads)]
 
 
-def _of_head(weights: Tensor, own: int, stride: int, span: int, verticals: int, slashes: int) -> Selection:
+def _of_head(weights: Tensor, stride: int, span: int, verticals: int, slashes: int) -> Selection:
     voters, end = weights.shape
     vertical_scores = weights.sum(dim=0)
     vertical_scores[:FIRST] = torch.inf
@@ -95,15 +98,28 @@ def _of_head(weights: Tensor, own: int, stride: int, span: int, verticals: int, 
     slash_scores[-NEAREST:] = torch.inf
     vertical = _top(vertical_scores, RAISED.get(verticals, verticals))
     slash = _top(slash_scores, slashes)
+    lines = split_lines(vertical, slash, end, span, stride)
+    return Selection(vertical_scores, slash_scores, vertical, slash, *lines)
+
+
+def split_lines(
+    vertical: Tensor, slash: Tensor, end: int, span: int, stride: int
+) -> tuple[Stage, Stage | None, Stage | None]:
+    """The lines of one head as they fall to the stages: own chunk, previous chunk, all older chunks.
+
+    Args:
+        vertical: the chosen keys, absolute, int64.
+        slash: the keys on which the span's last query meets the chosen diagonals, absolute, int64.
+        end: where the span ends.
+        span: its number of queries.
+        stride: tokens of one chunk.
+    """
+    own = (end - 1) // stride * stride
     previous = own - stride
-    return Selection(
-        vertical_scores=vertical_scores,
-        slash_scores=slash_scores,
-        vertical=vertical,
-        slash=slash,
-        intra=_stage(vertical, slash, own, end, end - 1),
-        successive=_stage(vertical, slash, previous, own, own + span - 1, span) if own >= stride else None,
-        inter=_stage(vertical, slash, 0, previous, previous + span - 1, span) if own >= 2 * stride else None,
+    return (
+        _stage(vertical, slash, own, end, end - 1),
+        _stage(vertical, slash, previous, own, own + span - 1, span) if own >= stride else None,
+        _stage(vertical, slash, 0, previous, previous + span - 1, span) if own >= 2 * stride else None,
     )
 
 
@@ -115,13 +131,13 @@ def _stage(vertical: Tensor, slash: Tensor, first: int, after: int, last: int, s
     """
     v = vertical[(vertical >= first) & (vertical < after)] - first
     s = last - slash[(slash >= first) & (slash < after + span)]
-    few = _few(after - first, vertical)
+    few = few_lines(after - first).to(vertical.device)
     return Stage(v if len(v) else few, (s if len(s) else few).sort(descending=True).values)
 
 
-def _few(keys: int, like: Tensor) -> Tensor:
-    """Five keys or distances, evenly spread: what a stage gets that nothing was chosen for."""
-    return torch.arange(min(keys, 5), device=like.device) * max(1, keys // 5)
+def few_lines(keys: int) -> Tensor:
+    """Five keys or distances, evenly spread, ascending: what a stage gets that nothing was chosen for."""
+    return torch.arange(min(keys, 5)) * max(1, keys // 5)
 
 
 def _top(scores: Tensor, count: int) -> Tensor:

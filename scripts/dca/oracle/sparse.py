@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .attention import Partial, from_logits, shared
-from .conversion import BLOCK, Converted
+from .conversion import BLOCK, Converted, RowBlock
 
 
 def attended_keys(converted: Converted, batch: int, head: int, row: int, keys: int) -> Tensor:
@@ -17,10 +17,40 @@ def attended_keys(converted: Converted, batch: int, head: int, row: int, keys: i
     """
     at = (batch, head, row)
     offsets = converted.block_offset[at][: int(converted.block_count[at])].long()
-    blocks = (offsets[:, None] + torch.arange(BLOCK, device=offsets.device)).flatten()
     columns = converted.column_index[at][: int(converted.column_count[at])].long()
+    return _spread(offsets, columns, keys)
+
+
+def row_block_keys(row: RowBlock, keys: int) -> Tensor:
+    """The keys of one row of 64 queries, as `attended_keys` has them."""
+    return _spread(torch.tensor(row.offsets).long(), torch.tensor(row.columns).long(), keys)
+
+
+def _spread(offsets: Tensor, columns: Tensor, keys: int) -> Tensor:
+    blocks = (offsets[:, None] + torch.arange(BLOCK, device=offsets.device)).flatten()
     found = torch.cat((blocks, columns))
     return found[found < keys]
+
+
+def attend_chosen(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, scale: float, last: Tensor) -> Partial:
+    """Queries of one head against some keys; a key that is chosen twice is summed twice.
+
+    Args:
+        q: `[queries, dim]`, float32 or float64.
+        k: `[keys, dim]`.
+        v: as `k`; its dim may be another.
+        chosen: int64, places in `k`.
+        scale: what logits are multiplied with.
+        last: int64 `[queries]`, the last key that each query may attend.
+
+    Returns:
+        out `[queries, dim]` and lse `[queries]`; -inf for nothing, as `attend`.
+    """
+    chosen = chosen.to(k.device)
+    logits = torch.einsum("id,jd->ij", q, k[chosen].to(q.dtype)) * scale
+    logits = logits.masked_fill(chosen[None, :] > last[:, None], -torch.inf)
+    part = from_logits(logits[:, None], v[chosen].to(q.dtype)[:, None])
+    return Partial(part.out[:, 0], part.lse[:, 0])
 
 
 def sparse_attention(
@@ -31,7 +61,7 @@ def sparse_attention(
     Args:
         q: `[queries, heads, dim]`, float32 or float64.
         k: `[keys, kv_heads, dim]`.
-        v: as `k`.
+        v: as `k`; its dim may be another.
         converted: which keys each row of 64 queries attends.
         scale: what logits are multiplied with.
         causal: the queries are the last ones of the keys' sequence, and see no key after themselves.
@@ -44,16 +74,14 @@ def sparse_attention(
     queries, heads, _ = q.shape
     keys = k.shape[0]
     k, v = shared(k, q), shared(v, q)
-    out, lse = torch.zeros_like(q), q.new_full((queries, heads), torch.inf)
+    out, lse = q.new_zeros((queries, heads, v.shape[-1])), q.new_full((queries, heads), torch.inf)
     # A single query is the newest one and sees everything; the kernel drops causality then.
-    limits = torch.arange(queries, device=q.device) + (keys - queries if causal and queries > 1 else keys)
+    last = torch.arange(queries, device=q.device) + (keys - queries if causal and queries > 1 else keys)
     for head in range(heads):
         for row in range(-(-queries // BLOCK)):
             rows = slice(row * BLOCK, min(row * BLOCK + BLOCK, queries))
             chosen = attended_keys(converted, batch, head, row, keys)
-            logits = torch.einsum("id,jd->ij", q[rows, head], k[chosen, head]) * scale
-            logits = logits.masked_fill(chosen[None, :] > limits[rows][:, None], -torch.inf)
-            part = from_logits(logits[:, None], v[chosen, head][:, None])
-            out[rows, head] = part.out[:, 0]
-            lse[rows, head] = part.lse[:, 0].masked_fill(part.lse[:, 0] == -torch.inf, torch.inf)
+            part = attend_chosen(q[rows, head], k[:, head], v[:, head], chosen, scale, last[rows])
+            out[rows, head] = part.out
+            lse[rows, head] = part.lse.masked_fill(part.lse == -torch.inf, torch.inf)
     return Partial(out, lse)

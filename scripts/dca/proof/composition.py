@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 from functools import partial
 from typing import Any, Callable, Sequence
@@ -14,9 +13,11 @@ from torch import Tensor
 from .. import oracle
 from .case import Case, Wrong, compare
 from .conversion import Kernel
+from .layer import Conversation, Layer, Shape, run_rotary
+from .layer import Modules as Modules
 from .stand_ins import on_cpu
 
-PAGE, DIM, BASE = 16, 32, 10_000.0
+PAGE, PAGES, DIM, BASE = 16, 400, 32, 10_000.0
 CHUNKING = oracle.Chunking(size=640, local=192)
 # Above this, prompts are longer than the model was trained on, and logits grow.
 ORIGINAL = 700
@@ -27,14 +28,6 @@ SIZES = [(48, 106), (30, 101), (100, 112), (64, 108)]
 LENGTHS = {"one chunk": 330, "two chunks": 800, "three chunks": 1200, "five chunks": 2101}
 # What one rounding to the dtype of the queries may change; both sides compute in float32 at least.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-
-
-@dataclasses.dataclass(frozen=True)
-class Modules:
-    """The two modules of the wheel that compute dual chunk attention."""
-
-    backend: Any
-    rotary: Any
 
 
 def cases(modules: Modules, kernel: Kernel) -> list[Case]:
@@ -70,15 +63,19 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
 
 
 @dataclasses.dataclass
-class Conversation:
-    """A prompt and what follows it: all of its tokens, and how many of them lie in the cache."""
+class Random(Conversation):
+    """A conversation of random tokens.
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    pages: Tensor
-    prompt: int
-    done: int = 0
+    Attributes:
+        q: `[tokens, heads, dim]`.
+        k: `[tokens, kv_heads, dim]`.
+        v: as `k`.
+        factors: what each key was multiplied with when it went into the cache.
+    """
+
+    q: Tensor = dataclasses.field(default_factory=torch.Tensor)
+    k: Tensor = dataclasses.field(default_factory=torch.Tensor)
+    v: Tensor = dataclasses.field(default_factory=torch.Tensor)
     factors: list[float] = dataclasses.field(default_factory=list)
 
 
@@ -92,38 +89,21 @@ class Bench:
         self.modules, self.kernel, self.sparse, self.original, self.rank = modules, kernel, sparse, original, rank
         self.threshold, self.sizes = threshold, list(sizes)
         self.random = torch.Generator().manual_seed(seed)
-        self.cache = torch.full((2, 400, PAGE, KV_HEADS, DIM), torch.nan)
-        self.free = torch.randperm(400, generator=self.random)
-        config: dict[str, Any] = {"chunk_size": CHUNKING.size, "local_size": CHUNKING.local}
-        if original:
-            config["original_max_position_embeddings"] = original
-        if sparse:
-            table = {str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(sizes)}
-            config |= {
-                "sparse_attention_config": [table],
-                "sparse_attention_enabled": True,
-                "sparse_attention_threshold": threshold,
-            }
+        self.free = torch.randperm(PAGES, generator=self.random)
+        shape = Shape(HEADS, KV_HEADS, DIM, BASE, CHUNKING, original, 4096, PAGE)
         with on_cpu(modules.backend, modules.rotary, kernel, rank):
-            self.layer = call(
-                modules.backend.DualChunkFlashAttentionImpl, num_heads=HEADS, head_size=DIM, scale=SCALE,
-                num_kv_heads=KV_HEADS, alibi_slopes=None, sliding_window=None, kv_cache_dtype="auto",
-                dual_chunk_attention_config=config, layer_idx=0, prefix="model.layers.0.self_attn.attn",
-            )  # fmt: skip
-            self.rotary = modules.rotary.DualChunkRotaryEmbedding(
-                DIM, DIM, 4096, BASE, True, torch.float32, CHUNKING.size, CHUNKING.local
-            )
+            self.layer = Layer(modules, shape, PAGES, sizes if sparse else None, threshold)
         self.worst: dict[str, float] = {}
 
-    def sequence(self, prompt: int, new: int = 0) -> Conversation:
+    def sequence(self, prompt: int, new: int = 0) -> Random:
         """A random sequence of a prompt and some tokens behind it."""
         tokens = prompt + new
         q, k, v = (torch.randn(tokens, heads, DIM, generator=self.random) for heads in (HEADS, KV_HEADS, KV_HEADS))
         count = -(-tokens // PAGE)
         pages, self.free = self.free[:count], self.free[count:]
-        return Conversation(q, k, v, pages, prompt)
+        return Random(pages, prompt, q=q, k=k, v=v)
 
-    def step(self, *work: tuple[Conversation, int]) -> None:
+    def step(self, *work: tuple[Random, int]) -> None:
         """Run the layer over the next tokens of some sequences and compare its answer with the oracle's.
 
         Prompts come first in a batch, as in the engine.
@@ -134,21 +114,14 @@ class Bench:
         prefills = [(one, count) for one, count in work if one.done < one.prompt]
         decodes = [(one, count) for one, count in work if one.done >= one.prompt]
         ordered = prefills + decodes
-        q, k, v, positions, slots = [], [], [], [], []
-        for one, count in ordered:
-            at = torch.arange(one.done, one.done + count)
-            q.append(one.q[at].flatten(1))
-            k.append(one.k[at].flatten(1))
-            v.append(one.v[at].flatten(1))
-            positions.append(at)
-            slots.append(one.pages[at // PAGE] * PAGE + at % PAGE)
+        rows = [torch.arange(one.done, one.done + count) for one, count in ordered]
+        q, k, v = (
+            torch.cat([getattr(one, name)[at] for (one, _), at in zip(ordered, rows)]) for name in ("q", "k", "v")
+        )
         with on_cpu(self.modules.backend, self.modules.rotary, self.kernel, self.rank) as functions:
-            turned = run_rotary(self.rotary, torch.cat(positions), torch.cat(q), torch.cat(k))
-            got = run_layer(
-                self.layer, turned, torch.cat(v), self.cache, self._metadata(ordered, len(prefills), torch.cat(slots))
-            )
+            turned = self.layer.turn(torch.cat(rows), q, k)
+            got = self.layer.run(turned, v, self.layer.metadata(ordered))
         tolerance = max(TOLERANCE[dtype] for dtype in functions.seen)
-        got = got.view(-1, HEADS, DIM)
         first = 0
         for one, count in ordered:
             what = f"{'decode' if one.done >= one.prompt else 'prefill'} of tokens {one.done} to {one.done + count - 1}"
@@ -159,33 +132,7 @@ class Bench:
             first += count
             one.done += count
 
-    def _metadata(self, work: list[tuple[Conversation, int]], prefills: int, slots: Tensor) -> Any:
-        lengths = [one.done + count for one, count in work]
-        tokens = [count for _, count in work]
-        # The engine tells the whole prompt's length, also while it is prefilled in pieces.
-        whole = [max(one.prompt, length) for (one, _), length in zip(work, lengths)]
-        widest = max(len(one.pages) for one, _ in work)
-        table = torch.zeros(len(work), widest, dtype=torch.int32)
-        for row, (one, _) in zip(table, work):
-            row[: len(one.pages)] = one.pages
-        starts = [0, *itertools.accumulate(tokens)]
-        prompt_lengths = lengths[:prefills]
-        return call(
-            self.modules.backend.DualChunkFlashAttentionMetadata,
-            num_prefills=prefills, num_prefill_tokens=starts[prefills], num_decode_tokens=starts[-1] - starts[prefills],
-            slot_mapping=slots, multi_modal_placeholder_index_maps=None, enable_kv_scales_calculation=False,
-            seq_lens=lengths, seq_lens_tensor=torch.tensor(lengths, dtype=torch.int32),
-            orig_seq_lens=whole, orig_seq_lens_tensor=torch.tensor(whole, dtype=torch.int32),
-            max_prefill_seq_len=max(prompt_lengths, default=0), max_decode_seq_len=max(lengths[prefills:], default=0),
-            context_lens_tensor=torch.tensor([one.done for one, _ in work], dtype=torch.int32),
-            block_tables=table, use_cuda_graph=False, max_query_len=max(tokens), max_decode_query_len=1,
-            query_start_loc=torch.tensor(starts, dtype=torch.int32),
-            seq_start_loc=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
-            block_size=PAGE, original_max_position_embeddings=self.original, chunk_size=CHUNKING.size,
-            local_size=CHUNKING.local,
-        )  # fmt: skip
-
-    def _want(self, one: Conversation, count: int) -> Tensor:
+    def _want(self, one: Random, count: int) -> Tensor:
         """What the oracle says of the next tokens of a sequence: `[count, heads, dim]`, float64."""
         end = one.done + count
         factor = oracle.length_factor(max(one.prompt, end), self.original)
@@ -229,34 +176,6 @@ def clearly(run: Callable[[int], dict[str, Any]], seed: int) -> dict[str, Any]:
             if more == 20:
                 raise Wrong("no random numbers tell the choices of lines apart") from None
     raise AssertionError
-
-
-def call(function: Callable[..., Any], **given: Any) -> Any:
-    """Call with those of the arguments that it knows; releases differ in what they take."""
-    known = inspect.signature(function).parameters
-    return function(**{name: value for name, value in given.items() if name in known})
-
-
-def run_rotary(rotary: Any, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-    """Each `[tokens, heads * dim]`: query, key, succ, inter, succ critical, inter critical."""
-    own = vars(type(rotary))
-    found = (rotary.forward_native if "forward_native" in own else rotary.forward)(positions, q, k)
-    if len(found) == 6:
-        return tuple(found)
-    query, key = found
-    five = query.chunk(5, dim=-1)
-    return (five[0], key, *five[1:])
-
-
-def run_layer(layer: Any, turned: tuple[Tensor, ...], value: Tensor, cache: Tensor, metadata: Any) -> Tensor:
-    """The layer's answer, `[tokens, heads * dim]`; releases differ in how they take the queries."""
-    query, key, *others = turned
-    if "query_succ" in inspect.signature(layer.forward).parameters:
-        found = layer.forward(query, key.clone(), value, cache, metadata, 1.0, 1.0, *others)
-    else:
-        owner = type("Layer", (), {"_k_scale": torch.tensor(1.0), "_v_scale": torch.tensor(1.0)})()
-        found = layer.forward(owner, torch.cat((query, *others), dim=-1), key.clone(), value, cache, metadata)
-    return found
 
 
 def _prefill(bench: Callable[[int], Bench], length: int, pieces: int, seed: int) -> dict[str, Any]:

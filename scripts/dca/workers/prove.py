@@ -1,6 +1,9 @@
 """Worker in a wheel's environment: runs the cases of a smoke test and prints each result as one line of JSON.
 
 Argument: a file with the request, see `dca.smoke.request`. Lines begin with `PROOF `, because vLLM prints as well.
+
+At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs on stand-ins for the
+rest. At the level "gpu", the wheel's own kernels run on the first GPU; without `modules` they are bare kernels.
 """
 
 from __future__ import annotations
@@ -109,6 +112,63 @@ def place(error: Exception) -> str:
     return f"{pathlib.Path(last.filename).name}:{last.lineno}"
 
 
+def driver_version() -> str | None:
+    """Of the GPU's driver, as its own tools print it."""
+    try:
+        management = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    told = ctypes.create_string_buffer(80)
+    if management.nvmlInit_v2() or management.nvmlSystemGetDriverVersion(told, ctypes.c_uint(len(told))):
+        return None
+    return told.value.decode()
+
+
+def tell_device() -> bool:
+    """Tell what this runs on; whether there is a GPU at all."""
+    import torch
+
+    if not torch.cuda.is_available():
+        tell(broken=f"torch {torch.__version__} finds no GPU, or its driver is too old for CUDA {torch.version.cuda}")
+        return False
+    tell(
+        device=torch.cuda.get_device_name(0), capability=list(torch.cuda.get_device_capability(0)),
+        memory=torch.cuda.get_device_properties(0).total_memory, torch=torch.__version__, cuda=torch.version.cuda,
+        driver=driver_version(),
+    )  # fmt: skip
+    return True
+
+
+def layer_modules(overlay: str | None) -> Any:
+    """The wheel's Python of the layer; none of bare kernels."""
+    from dca.proof.layer import Modules
+
+    if REQUEST["modules"] is None:
+        return None
+    return Modules(*(wheel_module(REQUEST["modules"][part], overlay) for part in ("backend", "rotary")))
+
+
+def cpu_cases(variant: dict[str, Any]) -> list[Any]:
+    """What a CPU can prove of a variant."""
+    from dca.proof import composition, conversion
+
+    kernel = conversion_kernel(variant["kernel"])
+    modules = layer_modules(variant["overlay"])
+    found = conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
+    return found + (composition.cases(modules, kernel) if modules else [])
+
+
+def gpu_cases(variant: dict[str, Any]) -> list[Any]:
+    """What a GPU can prove of a variant; tells what is left out."""
+    from dca.proof import kernels
+
+    modules = layer_modules(variant["overlay"])
+    found = kernels.load_kernels(bare=modules is None)
+    quick = bool(REQUEST.get("quick"))
+    tell(variant=variant["name"], kernels=found.source, left_out=kernels.left_out(found, modules, quick=quick))
+    return kernels.cases(found, modules, quick=quick)
+
+
 def main() -> None:
     """Run every case on every variant."""
     if REQUEST["wheel"]:
@@ -122,23 +182,17 @@ def main() -> None:
 
     torch.set_num_threads(REQUEST["threads"])
     tell(python=platform.python_version(), torch=torch.__version__)
+    on_gpu = REQUEST.get("level", "cpu") == "gpu"
+    if on_gpu and not tell_device():
+        return
     for variant in REQUEST["variants"]:
         unload("dca")
         load_packages(variant["oracle"] or str(HERE / "oracle"))
-        from dca.proof import composition, conversion
-
         try:
-            kernel = conversion_kernel(variant["kernel"])
-            modules = None
-            if REQUEST["modules"]:
-                modules = composition.Modules(
-                    *(wheel_module(REQUEST["modules"][part], variant["overlay"]) for part in ("backend", "rotary"))
-                )
+            cases = gpu_cases(variant) if on_gpu else cpu_cases(variant)
         except Exception as error:
             tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
             continue
-        cases = conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
-        cases += composition.cases(modules, kernel) if modules else []
         run(cases, REQUEST["seed"], variant["name"], REQUEST["cases"])
 
 
