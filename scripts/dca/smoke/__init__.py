@@ -26,7 +26,7 @@ __all__ = ["CaseResult", "Level", "Request", "Smoke", "smoke"]
 
 # Random rows of 64 queries of the index conversion, and rows of a head at a model's length; the whole and --quick.
 ROWS, SAMPLED = (100_000, 4_000), (200, 20)
-CPU_SECONDS = 1800.0
+PROVE_SECONDS = 7200.0
 MARK = "PROOF "
 NOT_BY_STATIC = ("whether any kernel computes what it should: --level cpu proves part of it, --level gpu all.",)
 NOT_BY_CPU = (
@@ -73,6 +73,7 @@ class _Findings:
     cases: list[CaseResult] = field(default_factory=list)
     sources: list[ProvenSource] = field(default_factory=list)
     told: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
 
 def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Store, reporter: Reporter) -> Smoke:
@@ -99,7 +100,6 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
             f"there is no case {', '.join(request.cases)} at level {request.level}.",
             remedy="run without --case once: every case is listed by name.",
         )
-    bare = bool(found.recorded and found.recorded.profile == KERNELS)
     told = Smoke(
         wheel=found.file,
         sha256=found.sha256,
@@ -113,7 +113,7 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         sources=tuple(findings.sources),
         cases=tuple(_repeatable(case, request) for case in findings.cases),
         partial=bool(request.cases),
-        not_proven=_not_proven(request.level, bare=bare),
+        not_proven=_not_proven(request.level, findings, bare=_bare(found)),
         seconds=round(time.monotonic() - started, 2),
     )
     documents.write(told, run / "smoke.json")
@@ -124,9 +124,13 @@ def _asked(name: str, request: Request) -> bool:
     return not request.cases or name in request.cases
 
 
-def _not_proven(level: Level, *, bare: bool) -> tuple[str, ...]:
-    by_level = {"static": NOT_BY_STATIC, "cpu": NOT_BY_CPU, "gpu": ()}[level]
-    return (*by_level, *([NOT_OF_KERNELS] if bare and level != "static" else []))
+def _bare(found: inspection.Inspection) -> bool:
+    return bool(found.recorded and found.recorded.profile == KERNELS)
+
+
+def _not_proven(level: Level, findings: _Findings, *, bare: bool) -> tuple[str, ...]:
+    by_level = {"static": NOT_BY_STATIC, "cpu": NOT_BY_CPU, "gpu": tuple(findings.left_out)}[level]
+    return (*by_level, *([NOT_OF_KERNELS] if bare and level == "cpu" else []))
 
 
 def _repeatable(case: CaseResult, request: Request) -> CaseResult:
@@ -138,38 +142,51 @@ def _repeatable(case: CaseResult, request: Request) -> CaseResult:
 def _run(
     request: Request, about: Subject, cache: store.Store, findings: _Findings, reporter: Reporter, log: Path
 ) -> None:
-    """Run the cases of the `cpu` level in the wheel's environment."""
+    """Run the cases of the levels above `static` in the wheel's environment.
+
+    Raises:
+        DcaError: DCA-802 when there is no GPU for the cases that want one, and others, see `smoke`.
+    """
     if request.cases and all(name.startswith("static/") for name in request.cases):
         return
     log.unlink(missing_ok=True)
     python = request.python or subject.environment(about, cache, reporter, log)
-    bare = bool(about.found.recorded and about.found.recorded.profile == KERNELS)
     with store.scratch(cache.root) as folder:
         reporter.stage("unpack", about.wheel.name)
         subject.unpack(about, folder / "wheel")
+        if not _bare(about.found):
+            findings.sources += _python_files(about, request.overlay, folder / "wheel")
+        asked = _worker_request(request, about, folder)
         source, proven = subject.kernel_source(about, request.source, request.overlay, folder, cache, reporter, log)
         findings.sources.append(proven)
-        if not bare:
-            findings.sources += _python_files(about, request.overlay, folder / "wheel")
         subject.kernel_for_cpu(source, folder / "conversion.so", log)
-        rows, sampled = (numbers[request.quick] for numbers in (ROWS, SAMPLED))
-        overlay = str(request.overlay) if request.overlay else None
-        asked = {
-            "level": "cpu",
-            "wheel": str(folder / "wheel"),
-            "driver": None,
-            "threads": 1,
-            "rows": rows,
-            "sampled": sampled,
-            "seed": request.seed,
-            "cases": list(request.cases),
-            "modules": None if bare else {"backend": about.files.backend, "rotary": about.files.rotary},
-            "variants": [
-                {"name": "wheel", "oracle": None, "overlay": overlay, "kernel": str(folder / "conversion.so")}
-            ],
-        }
         reporter.stage("prove", "on the CPU")
-        _listen(prove(python, asked, folder, reporter, log), findings)
+        _listen(prove(python, {**asked, "level": "cpu"}, folder, reporter, log), findings, "cpu")
+        if request.level == "gpu":
+            reporter.stage("prove", "on the GPU")
+            told = prove(python, {**asked, "level": "gpu"}, folder, reporter, log)
+            missing = next((one["broken"] for one in told if "broken" in one and "variant" not in one), "")
+            if missing:
+                raise DcaError(
+                    "DCA-802", "there is no GPU to run the kernels on.", why=missing,
+                    remedy="run it where one is; `--level cpu` proves what can be proven without.",
+                )  # fmt: skip
+            _listen(told, findings, "gpu")
+
+
+def _worker_request(request: Request, about: Subject, folder: Path) -> dict[str, Any]:
+    """What `workers/prove.py` is asked for, except the level."""
+    rows, sampled = (numbers[request.quick] for numbers in (ROWS, SAMPLED))
+    modules = {"backend": about.files.backend, "rotary": about.files.rotary}
+    variant = {
+        "name": "wheel", "oracle": None, "overlay": str(request.overlay) if request.overlay else None,
+        "kernel": str(folder / "conversion.so"),
+    }  # fmt: skip
+    return {
+        "wheel": str(folder / "wheel"), "driver": None, "threads": 1, "rows": rows, "sampled": sampled,
+        "quick": request.quick, "seed": request.seed, "cases": list(request.cases),
+        "modules": None if _bare(about.found) else modules, "variants": [variant],
+    }  # fmt: skip
 
 
 def _python_files(about: Subject, overlay: Path | None, wheel: Path) -> list[ProvenSource]:
@@ -215,7 +232,7 @@ def prove(python: Path, request: dict[str, Any], folder: Path, reporter: Reporte
     env = {"HOME": str(home), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CONFIGURE_LOGGING": "1"}
     done = runner.run(
         [python, "-I", WORKERS / "prove.py", file], cwd=home, env=runner.environment(env), log=log,
-        timeout=CPU_SECONDS, on_line=line,
+        timeout=PROVE_SECONDS, on_line=line,
     )  # fmt: skip
     if not done.ok:
         raise DcaError(
@@ -227,16 +244,21 @@ def prove(python: Path, request: dict[str, Any], folder: Path, reporter: Reporte
     return told
 
 
-def _listen(told: list[dict[str, Any]], findings: _Findings) -> None:
-    """Sort what the worker tells: cases, a wheel that cannot be imported, what it runs with."""
+def _listen(told: list[dict[str, Any]], findings: _Findings, level: Level) -> None:
+    """Sort what the worker tells: cases, a wheel that cannot be imported, what it runs with and what it left out."""
     for one in told:
         if "broken" in one:
             proves = "the wheel's dual chunk attention can be imported"
             findings.cases.append(
-                CaseResult(level="cpu", name="import", proves=proves, passed=False, detail=one["broken"])
+                CaseResult(level=level, name="import", proves=proves, passed=False, detail=one["broken"])
             )
         elif "case" in one:
             known = {key: value for key, value in one.items() if key not in ("variant", "case")}
-            findings.cases.append(CaseResult(level="cpu", name=one["case"], **known))
+            findings.cases.append(CaseResult(level=level, name=one["case"], **known))
+        elif "left_out" in one:
+            findings.left_out += one["left_out"]
+        elif "device" in one:
+            capability = ".".join(map(str, one["capability"]))
+            findings.told["device"] = f"{one['device']} ({capability}), driver {one['driver']}, CUDA {one['cuda']}"
         else:
             findings.told.update({key: str(value) for key, value in one.items()})

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from dca import inspection, ops
 from dca.inspection import INDEX_OP, SPARSE_OP, Inspection
-from dca.recipes import Recipe
+from dca.recipes import KERNELS, Recipe
 from dca.smoke.values import CaseResult
 
 # What the backend calls; a wheel that has one and lacks the other dies at its first long prompt.
@@ -25,12 +25,13 @@ def _cases(found: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
     else:
         # Others' wheels that work have wrong tags; what that means is for the reader to judge.
         yield _case("files", f"its modules can be read; noticed: {_some(list(found.problems))}", [])
-    lacking = []
-    if not found.dca_backend:
-        lacking.append("the attention backend is not in it")
-    if not found.sparse_functions:
-        lacking.append("the Python around the sparse kernels is not in it")
-    yield _case("backend", "the dual chunk attention backend is there", lacking)
+    if not found.recorded or found.recorded.profile != KERNELS:
+        parts = {
+            "the attention backend is not in it": found.dca_backend,
+            "the Python around the sparse kernels is not in it": found.sparse_functions,
+        }
+        lacking = [text for text, there in parts.items() if not there]
+        yield _case("backend", "the dual chunk attention backend is there", lacking)
     lacking = [f"no module registers {op}" for op in (*INDEX_OPS, SPARSE_OP) if not _holders(found, op)]
     told = {op: next(iter(_holders(found, op)), "") for op in (*INDEX_OPS, SPARSE_OP)}
     yield _case("ops", "the index conversion and the sparse attention are registered", lacking, told)

@@ -11,7 +11,7 @@ from packaging.version import Version
 from dca import data, documents, environments, fetch, git, index, machine, recipes, runner, store
 from dca.errors import DcaError
 from dca.events import Reporter
-from dca.inspection import SPARSE_OP, Inspection
+from dca.inspection import INDEX_OP, SPARSE_OP, Inspection
 from dca.recipes import Recipe, SdistSource, SmokeFiles
 from dca.smoke.values import ProvenSource
 
@@ -73,12 +73,13 @@ def environment(subject: Subject, cache: store.Store, reporter: Reporter, log: P
 
 
 def unpack(subject: Subject, folder: Path) -> None:
-    """Unpack the wheel's Python, and of its modules those that this Python cannot be imported without.
+    """Unpack the wheel's Python, and of its modules those with the kernels: others may be large, and are not run.
 
     Raises:
         DcaError: DCA-404 for a wheel that is damaged or leaves the folder.
     """
-    modules = {module.path for module in subject.found.modules if module.registers(SPARSE_OP)}
+    holds = (INDEX_OP, SPARSE_OP)
+    modules = {one.path for one in subject.found.modules if any(one.registers(op) for op in holds)}
     index.unpack_wheel(subject.wheel, folder, lambda name: not name.endswith(".so") or name in modules)
 
 
