@@ -126,7 +126,7 @@ def main() -> None:
     for variant in REQUEST["variants"]:
         unload("dca")
         load_packages(variant["oracle"] or str(HERE / "oracle"))
-        from dca.proof import composition, conversion
+        from dca.proof import composition, conversion, itself
 
         try:
             kernel = conversion_kernel(variant["kernel"])
@@ -136,7 +136,7 @@ def main() -> None:
         except Exception as error:
             tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
             continue
-        cases = conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
+        cases = itself.cases() + conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
         cases += composition.cases(modules, kernel)
         run(cases, REQUEST["seed"], variant["name"], REQUEST["cases"], REQUEST.get("first", False))
 
