@@ -26,6 +26,16 @@ ON_CPU = PACKAGE / "smoke/on_cpu"
 ROTARY_FILES = tuple(
     f"vllm/model_executor/layers/{name}.py" for name in ("rotary_embedding/dual_chunk_rope", "rotary_embedding")
 )
+# A fault is looked for where it can show, on cases that are short; everything else takes as long and finds no more.
+COMPOSITION = [
+    "prefill/dense/three-chunks", "prefill/sparse/three-chunks/in-pieces", "decode/dense/three-chunks",
+    "prefill/dense/batch", "prefill/sparse/batch", "decode/batch", "prefill/sparse/short", "prefill/sparse/rank",
+    "prefill/sparse/few", "prefill/sparse/many", "prefill/unscaled", "positions/1m", "positions/wide",
+]  # fmt: skip
+CONVERSION = ["conversion/random", "conversion/borders", "conversion/long"]
+ORACLE = ["oracle/known", "oracle/dense", "oracle/sparse"]
+CASES = {"kernel": CONVERSION, "wheel": COMPOSITION, "oracle": [*ORACLE, *CONVERSION[:2], *COMPOSITION]}
+Variant = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,7 @@ def compile_kernel(source: Path, library: Path) -> Path:
     return library
 
 
-def run_variants(
-    subject: Subject, variants: Sequence[dict[str, str | None]], folder: Path, first: bool
-) -> list[dict[str, Any]]:
+def run_variants(subject: Subject, variants: Sequence[Variant], folder: Path, first: bool) -> list[dict[str, Any]]:
     """What the worker tells of variants, one after the other in one process; with `first` up to what fails first."""
     modules = {"backend": BACKEND, "rotary": subject.rotary}
     request = {
@@ -88,7 +96,7 @@ def run_variants(
     return [json.loads(line) for line in lines]
 
 
-def unmutated(subject: Subject, folder: Path, library: Path) -> dict[str, str | None]:
+def unmutated(subject: Subject, folder: Path, library: Path) -> Variant:
     """The oracle and the wheel's modules as copies of themselves: what a mutant is when its fault is taken away."""
     for file in (BACKEND, subject.rotary):
         store.write_bytes(folder / "none/wheel" / file, (subject.wheel / file).read_bytes())
@@ -100,10 +108,11 @@ def unmutated(subject: Subject, folder: Path, library: Path) -> dict[str, str | 
     }  # fmt: skip
 
 
-def mutated(mutant: Mutant, subject: Subject, folder: Path, library: Path) -> dict[str, str | None]:
+def mutated(mutant: Mutant, subject: Subject, folder: Path, library: Path) -> Variant:
     """A variant with one fault."""
     own = folder / mutant.name
-    variant: dict[str, str | None] = {"name": mutant.name, "oracle": None, "overlay": None, "kernel": str(library)}
+    variant: Variant = {"name": mutant.name, "oracle": None, "overlay": None, "kernel": str(library),
+                        "cases": CASES[mutant.kind]}  # fmt: skip
     if mutant.file == KERNEL:
         store.write_bytes(own / "kernel.cu", mutant.apply(subject.kernel.read_text()).encode())
         variant["kernel"] = str(compile_kernel(own / "kernel.cu", own / "kernel.so"))

@@ -64,8 +64,17 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
         Case("mixed/batch", "prefill and decode in one batch", partial(_mixed, all_sparse)),
         Case("prefill/sparse/short", "a prompt below the threshold is dense", partial(_short, modules, kernel)),
         Case("prefill/sparse/rank", "the second GPU takes its own heads' lines", partial(_rank, modules, kernel)),
+        Case("prefill/sparse/few", "stages that no line was chosen for", partial(_few, modules, kernel)),
+        Case("prefill/sparse/many", "more lines than the first span has keys", partial(_many, modules, kernel)),
         Case("prefill/unscaled", "no length factor without an original length", partial(_unscaled, modules, kernel)),
-        Case("positions/1m", "rotary positions of the 1M models", partial(_positions, modules, kernel)),
+        Case(
+            "positions/1m", "rotary positions of the 1M models",
+            partial(_positions, modules, kernel, oracle.Chunking(262_144, 8_192), 1_010_000),
+        ),
+        Case(
+            "positions/wide", "rotary positions where most of a chunk is local",
+            partial(_positions, modules, kernel, oracle.Chunking(640, 384), 4096),
+        ),
     ]  # fmt: skip
 
 
@@ -337,6 +346,30 @@ def _rank(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
     return clearly(run, seed)
 
 
+def _few(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    """One line of each kind besides those that are always attended: most stages get none of them."""
+
+    def run(seed: int) -> dict[str, Any]:
+        at = Bench(modules, kernel, True, seed, sizes=[(31, 101)] * HEADS)
+        one = at.sequence(2101)
+        at.step((one, 2101))
+        return at.worst
+
+    return clearly(run, seed)
+
+
+def _many(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    """The first span clips the sizes to its keys, and they stay so for the spans behind it."""
+
+    def run(seed: int) -> dict[str, Any]:
+        at = Bench(modules, kernel, True, seed, sizes=[(500, 600), (460, 450), (30, 900), (600, 101)])
+        one = at.sequence(1200)
+        at.step((one, 1200))
+        return at.worst
+
+    return clearly(run, seed)
+
+
 def _unscaled(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
     at = Bench(modules, kernel, False, seed, original=0)
     one = at.sequence(1500, 2)
@@ -346,20 +379,21 @@ def _unscaled(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
     return at.worst
 
 
-def _positions(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
-    """The tables themselves, at the 1M models' own lengths: at every border, and at random."""
-    chunking, base, dim = oracle.Chunking(262_144, 8_192), 1e7, 8
-    stride = chunking.stride
+def _positions(
+    modules: Modules, kernel: Kernel, chunking: oracle.Chunking, length: int, seed: int
+) -> dict[str, Any]:  # fmt: skip
+    """The tables themselves, up to a model's own length: at every border, and at random."""
+    base, dim, stride = 1e7, 8, chunking.stride
     borders = [
         n * stride + d for n in range(4) for d in (-1, 0, 1, chunking.local - 1, chunking.local, chunking.local + 1)
     ]
-    random = torch.randint(0, 1_010_000, (200,), generator=torch.Generator().manual_seed(seed)).tolist()
-    positions = torch.tensor(sorted({p for p in [*borders, *random, 1_009_999] if 0 <= p < 1_010_000}))
+    random = torch.randint(0, length, (200,), generator=torch.Generator().manual_seed(seed)).tolist()
+    positions = torch.tensor(sorted({p for p in [*borders, *random, length - 1] if 0 <= p < length}))
     x = torch.zeros(len(positions), 1, dim, dtype=torch.float32)
     x[..., : dim // 2] = 1
     with on_cpu(modules.backend, modules.rotary, kernel):
         rotary = modules.rotary.DualChunkRotaryEmbedding(
-            dim, dim, 1_010_000, base, True, torch.float32, chunking.size, chunking.local
+            dim, dim, length, base, True, torch.float32, chunking.size, chunking.local
         )
         query, key, *others = run_rotary(rotary, positions, x.flatten(1), x.flatten(1))
     places = oracle.query_positions(positions, chunking)

@@ -138,7 +138,8 @@ def main() -> None:
             continue
         cases = itself.cases() + conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
         cases += composition.cases(modules, kernel)
-        run(cases, REQUEST["seed"], variant["name"], REQUEST["cases"], REQUEST.get("first", False))
+        wanted = variant.get("cases") or REQUEST["cases"]
+        run(cases, REQUEST["seed"], variant["name"], wanted, REQUEST.get("first", False))
 
 
 main()
