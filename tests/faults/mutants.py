@@ -1,7 +1,8 @@
 """Single faults, one at a time put into a copy of the oracle, of a wheel's Python and of its index kernel.
 
 Each is a short piece of text and what stands in its place. Upstream's own lines are quoted no further than it takes to
-find the place.
+find the place. They are written for the wheel that all tests share; nearly all fit the fork's as well.
+No fault may write outside of its tensors or run for ever, because all of them run in one process.
 """
 
 from __future__ import annotations
@@ -208,6 +209,22 @@ MUTANTS = [
             "(chunk_num_curr[i] - 1)", "(chunk_num_curr[i] - 2)"),
     backend("decode-query", "decode rotates queries towards the previous chunk as towards older ones",
             "query_succ,\n                    key_cache", "query_inter,\n                    key_cache"),
+
+    backend("layer", "every layer takes the first one's lines",
+            "self.layer_idx].items()", "0].items()"),
+    backend("threshold-default", "prompts are sparse from another length on where the config names none",
+            '"sparse_attention_threshold", 32768', '"sparse_attention_threshold", 8192'),
+    backend("enabled-default", "a table of lines does not turn sparse attention on",
+            '"sparse_attention_enabled", self.sparse_attention_config\n            is not None',
+            '"sparse_attention_enabled", False'),
+    backend("voters-default", "one query too few votes",
+            '"sparse_attention_last_q", 64', '"sparse_attention_last_q", 63'),
+    backend("metadata-page", "pages are taken to have 16 tokens, whatever they have",
+            "block_size = self.runner.block_size", "block_size = 16"),
+    backend("metadata-length", "a prompt in pieces takes the length factor of what is there of it",
+            "max(prompt_len, seq_len)", "seq_len"),
+    backend("metadata-original", "the original length does not reach the length factor",
+            'get("original_max_position_embeddings", 0)\n        attn', 'get("original", 0)\n        attn'),
 
     rotary("clamp", "distances towards the previous chunk are clamped one too early",
            "clamp(max=self.chunk_size)", "clamp(max=self.chunk_size - 1)"),

@@ -30,7 +30,8 @@ ROTARY_FILES = tuple(
 COMPOSITION = [
     "prefill/dense/three-chunks", "prefill/sparse/three-chunks/in-pieces", "decode/dense/three-chunks",
     "prefill/dense/batch", "prefill/sparse/batch", "decode/batch", "prefill/sparse/short", "prefill/sparse/rank",
-    "prefill/sparse/few", "prefill/sparse/many", "prefill/unscaled", "positions/1m", "positions/wide",
+    "prefill/sparse/few", "prefill/sparse/many", "prefill/unscaled", "config/defaults",
+    "config/metadata", "positions/1m", "positions/wide",
 ]  # fmt: skip
 CONVERSION = ["conversion/random", "conversion/borders", "conversion/long"]
 ORACLE = ["oracle/known", "oracle/dense", "oracle/sparse"]

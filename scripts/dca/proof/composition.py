@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Callable, Sequence
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -67,6 +70,8 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
         Case("prefill/sparse/few", "stages that no line was chosen for", partial(_few, modules, kernel)),
         Case("prefill/sparse/many", "more lines than the first span has keys", partial(_many, modules, kernel)),
         Case("prefill/unscaled", "no length factor without an original length", partial(_unscaled, modules, kernel)),
+        Case("config/defaults", "what a config leaves out is as models expect", partial(_defaults, modules, kernel)),
+        Case("config/metadata", "each step is told the config and its prompts' lengths", partial(_metadata, modules)),
         Case(
             "positions/1m", "rotary positions of the 1M models",
             partial(_positions, modules, kernel, oracle.Chunking(262_144, 8_192), 1_010_000),
@@ -108,8 +113,9 @@ class Bench:
             config["original_max_position_embeddings"] = original
         if sparse:
             table = {str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(sizes)}
+            others = {str(head): ["vertical_and_slash", 33, 103, 1.0] for head in range(len(sizes))}
             config |= {
-                "sparse_attention_config": [table],
+                "sparse_attention_config": [others, table, others],
                 "sparse_attention_enabled": True,
                 "sparse_attention_threshold": threshold,
             }
@@ -117,7 +123,7 @@ class Bench:
             self.layer = call(
                 modules.backend.DualChunkFlashAttentionImpl, num_heads=HEADS, head_size=DIM, scale=SCALE,
                 num_kv_heads=KV_HEADS, alibi_slopes=None, sliding_window=None, kv_cache_dtype="auto",
-                dual_chunk_attention_config=config, layer_idx=0, prefix="model.layers.0.self_attn.attn",
+                dual_chunk_attention_config=config, layer_idx=1, prefix="model.layers.1.self_attn.attn",
             )  # fmt: skip
             self.rotary = modules.rotary.DualChunkRotaryEmbedding(
                 DIM, DIM, 4096, BASE, True, torch.float32, CHUNKING.size, CHUNKING.local
@@ -377,6 +383,61 @@ def _unscaled(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
     at.step((one, 1))
     at.step((one, 1))
     return at.worst
+
+
+def _defaults(modules: Modules, kernel: Kernel, _seed: int) -> dict[str, Any]:
+    table = [{str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(SIZES)}]
+    for given, enabled in (({}, False), ({"sparse_attention_config": table}, True)):
+        with on_cpu(modules.backend, modules.rotary, kernel):
+            layer = call(
+                modules.backend.DualChunkFlashAttentionImpl, num_heads=HEADS, head_size=DIM, scale=SCALE,
+                num_kv_heads=KV_HEADS, alibi_slopes=None, sliding_window=None, kv_cache_dtype="auto",
+                dual_chunk_attention_config=given, layer_idx=0, prefix="model.layers.0.self_attn.attn",
+            )  # fmt: skip
+        _equal(
+            layer, sparse_attention_enabled=enabled, sparse_attention_threshold=32_768, sparse_attention_last_q=64,
+            original_max_position_embeddings=0,
+        )  # fmt: skip
+    return {}
+
+
+def _metadata(modules: Modules, _seed: int) -> dict[str, Any]:
+    """What the backend's builder adds to that of ordinary attention, which is left out."""
+    backend = modules.backend
+    config = {"chunk_size": 640, "local_size": 192, "original_max_position_embeddings": ORIGINAL}
+    builder = object.__new__(backend.DualChunkFlashAttentionMetadataBuilder)
+    builder.runner = SimpleNamespace(
+        device=torch.device("cpu"), pin_memory=False, block_size=2 * PAGE,
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(dual_chunk_attention_config=config)),
+    )  # fmt: skip
+    ordinary = call(
+        backend.FlashAttentionMetadata, num_prefills=1, num_prefill_tokens=300, num_decode_tokens=1,
+        slot_mapping=torch.arange(301), multi_modal_placeholder_index_maps=None, enable_kv_scales_calculation=False,
+        seq_lens=[300, 95], seq_lens_tensor=torch.tensor([300, 95]), max_prefill_seq_len=300, max_decode_seq_len=95,
+        context_lens_tensor=None, block_tables=None, use_cuda_graph=False, max_query_len=300, max_decode_query_len=1,
+        query_start_loc=None, seq_start_loc=None,
+        # Releases differ in who tells whole lengths: this builder, or the ordinary one.
+        orig_seq_lens=[900, 95], orig_seq_lens_tensor=torch.tensor([900, 95]),
+    )  # fmt: skip
+    with contextlib.ExitStack() as replaced:
+        for name, answer in (("prepare", None), ("_add_seq_group", None), ("build", ordinary)):
+            replaced.enter_context(
+                mock.patch.object(backend.FlashAttentionMetadataBuilder, name, create=True, return_value=answer)
+            )
+        builder.prepare()
+        # A prompt of 900 tokens of which 300 are there, and one of 70 behind which 25 were written.
+        builder._add_seq_group(SimpleNamespace(prompt_lens=[900, 70], seq_lens=[300, 95]), True, False)
+        built = builder.build([300, 95], [300, 1], 0, 2)
+    _equal(built, block_size=2 * PAGE, orig_seq_lens=[900, 95], **config)
+    if built.orig_seq_lens_tensor.tolist() != [900, 95]:
+        raise Wrong(f"whole lengths are {built.orig_seq_lens_tensor.tolist()} in place of [900, 95]")
+    return {}
+
+
+def _equal(found: Any, **wanted: Any) -> None:
+    for name, want in wanted.items():
+        if (got := getattr(found, name)) != want:
+            raise Wrong(f"{name} is {got!r} in place of {want!r}")
 
 
 def _positions(
