@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Callable, Sequence
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from torch import Tensor
 from .. import oracle
 from .case import Case, Wrong, compare
 from .conversion import Kernel
-from .layer import Conversation, Layer, Shape, run_rotary
+from .layer import Conversation, Layer, Shape, call, implementation, run_rotary
 from .layer import Modules as Modules
 from .stand_ins import on_cpu
 
@@ -57,9 +60,24 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
         Case("mixed/batch", "prefill and decode in one batch", partial(_mixed, all_sparse)),
         Case("prefill/sparse/short", "a prompt below the threshold is dense", partial(_short, modules, kernel)),
         Case("prefill/sparse/rank", "the second GPU takes its own heads' lines", partial(_rank, modules, kernel)),
+        Case("prefill/sparse/few", "stages that no line was chosen for", partial(_few, modules, kernel)),
+        Case("prefill/sparse/many", "more lines than the first span has keys", partial(_many, modules, kernel)),
         Case("prefill/unscaled", "no length factor without an original length", partial(_unscaled, modules, kernel)),
-        Case("positions/1m", "rotary positions of the 1M models", partial(_positions, modules, kernel)),
+        Case("config/defaults", "what a config leaves out is as models expect", partial(_defaults, modules, kernel)),
+        Case("config/metadata", "each step is told the config and its prompts' lengths", partial(_metadata, modules)),
+        Case(
+            "positions/1m", "rotary positions of the 1M models",
+            partial(_positions, modules, kernel, oracle.Chunking(262_144, 8_192), 1_010_000),
+        ),
+        Case(
+            "positions/wide", "rotary positions where most of a chunk is local",
+            partial(_positions, modules, kernel, oracle.Chunking(640, 384), 4096),
+        ),
     ]  # fmt: skip
+
+
+def _shape(original: int) -> Shape:
+    return Shape(HEADS, KV_HEADS, DIM, BASE, CHUNKING, original, 4096, PAGE)
 
 
 @dataclasses.dataclass
@@ -90,9 +108,8 @@ class Bench:
         self.threshold, self.sizes = threshold, list(sizes)
         self.random = torch.Generator().manual_seed(seed)
         self.free = torch.randperm(PAGES, generator=self.random)
-        shape = Shape(HEADS, KV_HEADS, DIM, BASE, CHUNKING, original, 4096, PAGE)
         with on_cpu(modules.backend, modules.rotary, kernel, rank):
-            self.layer = Layer(modules, shape, PAGES, sizes if sparse else None, threshold)
+            self.layer = Layer(modules, _shape(original), PAGES, sizes if sparse else None, threshold)
         self.worst: dict[str, float] = {}
 
     def sequence(self, prompt: int, new: int = 0) -> Random:
@@ -256,6 +273,30 @@ def _rank(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
     return clearly(run, seed)
 
 
+def _few(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    """One line of each kind besides those that are always attended: most stages get none of them."""
+
+    def run(seed: int) -> dict[str, Any]:
+        at = Bench(modules, kernel, True, seed, sizes=[(31, 101)] * HEADS)
+        one = at.sequence(2101)
+        at.step((one, 2101))
+        return at.worst
+
+    return clearly(run, seed)
+
+
+def _many(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    """The first span clips the sizes to its keys, and they stay so for the spans behind it."""
+
+    def run(seed: int) -> dict[str, Any]:
+        at = Bench(modules, kernel, True, seed, sizes=[(500, 600), (460, 450), (30, 900), (600, 101)])
+        one = at.sequence(1200)
+        at.step((one, 1200))
+        return at.worst
+
+    return clearly(run, seed)
+
+
 def _unscaled(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
     at = Bench(modules, kernel, False, seed, original=0)
     one = at.sequence(1500, 2)
@@ -265,20 +306,72 @@ def _unscaled(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
     return at.worst
 
 
-def _positions(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
-    """The tables themselves, at the 1M models' own lengths: at every border, and at random."""
-    chunking, base, dim = oracle.Chunking(262_144, 8_192), 1e7, 8
-    stride = chunking.stride
+def _defaults(modules: Modules, kernel: Kernel, _seed: int) -> dict[str, Any]:
+    table = [{str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(SIZES)}]
+    for given, enabled in (({}, False), ({"sparse_attention_config": table}, True)):
+        with on_cpu(modules.backend, modules.rotary, kernel):
+            layer = implementation(modules, _shape(0), given, 0)
+        _equal(
+            layer, sparse_attention_enabled=enabled, sparse_attention_threshold=32_768, sparse_attention_last_q=64,
+            original_max_position_embeddings=0,
+        )  # fmt: skip
+    return {}
+
+
+def _metadata(modules: Modules, _seed: int) -> dict[str, Any]:
+    """What the backend's builder adds to that of ordinary attention, which is left out."""
+    backend = modules.backend
+    config = {"chunk_size": 640, "local_size": 192, "original_max_position_embeddings": ORIGINAL}
+    builder = object.__new__(backend.DualChunkFlashAttentionMetadataBuilder)
+    builder.runner = SimpleNamespace(
+        device=torch.device("cpu"), pin_memory=False, block_size=2 * PAGE,
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(dual_chunk_attention_config=config)),
+    )  # fmt: skip
+    ordinary = call(
+        backend.FlashAttentionMetadata, num_prefills=1, num_prefill_tokens=300, num_decode_tokens=1,
+        slot_mapping=torch.arange(301), multi_modal_placeholder_index_maps=None, enable_kv_scales_calculation=False,
+        seq_lens=[300, 95], seq_lens_tensor=torch.tensor([300, 95]), max_prefill_seq_len=300, max_decode_seq_len=95,
+        context_lens_tensor=None, block_tables=None, use_cuda_graph=False, max_query_len=300, max_decode_query_len=1,
+        query_start_loc=None, seq_start_loc=None,
+        # Releases differ in who tells whole lengths: this builder, or the ordinary one.
+        orig_seq_lens=[900, 95], orig_seq_lens_tensor=torch.tensor([900, 95]),
+    )  # fmt: skip
+    with contextlib.ExitStack() as replaced:
+        for name, answer in (("prepare", None), ("_add_seq_group", None), ("build", ordinary)):
+            replaced.enter_context(
+                mock.patch.object(backend.FlashAttentionMetadataBuilder, name, create=True, return_value=answer)
+            )
+        builder.prepare()
+        # A prompt of 900 tokens of which 300 are there, and one of 70 behind which 25 were written.
+        builder._add_seq_group(SimpleNamespace(prompt_lens=[900, 70], seq_lens=[300, 95]), True, False)
+        built = builder.build([300, 95], [300, 1], 0, 2)
+    _equal(built, block_size=2 * PAGE, orig_seq_lens=[900, 95], **config)
+    if built.orig_seq_lens_tensor.tolist() != [900, 95]:
+        raise Wrong(f"whole lengths are {built.orig_seq_lens_tensor.tolist()} in place of [900, 95]")
+    return {}
+
+
+def _equal(found: Any, **wanted: Any) -> None:
+    for name, want in wanted.items():
+        if (got := getattr(found, name)) != want:
+            raise Wrong(f"{name} is {got!r} in place of {want!r}")
+
+
+def _positions(
+    modules: Modules, kernel: Kernel, chunking: oracle.Chunking, length: int, seed: int
+) -> dict[str, Any]:  # fmt: skip
+    """The tables themselves, up to a model's own length: at every border, and at random."""
+    base, dim, stride = 1e7, 8, chunking.stride
     borders = [
         n * stride + d for n in range(4) for d in (-1, 0, 1, chunking.local - 1, chunking.local, chunking.local + 1)
     ]
-    random = torch.randint(0, 1_010_000, (200,), generator=torch.Generator().manual_seed(seed)).tolist()
-    positions = torch.tensor(sorted({p for p in [*borders, *random, 1_009_999] if 0 <= p < 1_010_000}))
+    random = torch.randint(0, length, (200,), generator=torch.Generator().manual_seed(seed)).tolist()
+    positions = torch.tensor(sorted({p for p in [*borders, *random, length - 1] if 0 <= p < length}))
     x = torch.zeros(len(positions), 1, dim, dtype=torch.float32)
     x[..., : dim // 2] = 1
     with on_cpu(modules.backend, modules.rotary, kernel):
         rotary = modules.rotary.DualChunkRotaryEmbedding(
-            dim, dim, 1_010_000, base, True, torch.float32, chunking.size, chunking.local
+            dim, dim, length, base, True, torch.float32, chunking.size, chunking.local
         )
         query, key, *others = run_rotary(rotary, positions, x.flatten(1), x.flatten(1))
     places = oracle.query_positions(positions, chunking)

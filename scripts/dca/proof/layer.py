@@ -99,17 +99,14 @@ class Layer:
             config["original_max_position_embeddings"] = shape.original
         if sizes is not None:
             table = {str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(sizes)}
+            others = {head: ["vertical_and_slash", 33, 103, 1.0] for head in table}
             config |= {
-                "sparse_attention_config": [table],
+                # It is the second of three layers: the others' lines must not be taken for its own.
+                "sparse_attention_config": [others, table, others],
                 "sparse_attention_enabled": True,
                 "sparse_attention_threshold": threshold,
             }
-        self._layer = call(
-            modules.backend.DualChunkFlashAttentionImpl, num_heads=shape.heads, head_size=shape.dim,
-            scale=shape.scale, num_kv_heads=shape.kv_heads, alibi_slopes=None, sliding_window=None,
-            kv_cache_dtype="auto", dual_chunk_attention_config=config, layer_idx=0,
-            prefix="model.layers.0.self_attn.attn",
-        )  # fmt: skip
+        self._layer = implementation(modules, shape, config, 1)
         self._rotary = modules.rotary.DualChunkRotaryEmbedding(
             shape.dim, shape.dim, shape.positions, shape.base, True, shape.dtype, shape.chunking.size,
             shape.chunking.local,
@@ -164,6 +161,15 @@ class Layer:
             original_max_position_embeddings=shape.original, chunk_size=shape.chunking.size,
             local_size=shape.chunking.local,
         )  # fmt: skip
+
+
+def implementation(modules: Modules, shape: Shape, config: dict[str, Any], index: int) -> Any:
+    """The attention of layer `index`, as the backend makes it for a `dual_chunk_attention_config`."""
+    return call(
+        modules.backend.DualChunkFlashAttentionImpl, num_heads=shape.heads, head_size=shape.dim, scale=shape.scale,
+        num_kv_heads=shape.kv_heads, alibi_slopes=None, sliding_window=None, kv_cache_dtype="auto",
+        dual_chunk_attention_config=config, layer_idx=index, prefix=f"model.layers.{index}.self_attn.attn",
+    )  # fmt: skip
 
 
 def call(function: Callable[..., Any], **given: Any) -> Any:

@@ -20,6 +20,7 @@ import traceback
 import types
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
@@ -59,8 +60,14 @@ def unload(prefix: str) -> None:
 
 def wheel_module(name: str, overlay: str | None) -> types.ModuleType:
     """A module of the wheel, or of the overlay where that has it."""
+    module = importlib.import_module(name)
     path = pathlib.Path(overlay or "", *name.split(".")).with_suffix(".py")
-    return load(name, path) if overlay and path.is_file() else importlib.import_module(name)
+    if not overlay or not path.is_file():
+        return module
+    registry = importlib.import_module("vllm.model_executor.custom_op").CustomOp.op_registry
+    # vLLM refuses a class whose name is registered, and the wheel's own already is.
+    with mock.patch.dict(registry, clear=True):
+        return load(name, path)
 
 
 def conversion_kernel(library: str) -> Callable[[Any, Any], None]:
@@ -86,8 +93,8 @@ def conversion_kernel(library: str) -> Callable[[Any, Any], None]:
     return kernel
 
 
-def run(cases: list[Any], seed: int, variant: str, wanted: list[str]) -> None:
-    """Run cases one by one, whatever happens to each."""
+def run(cases: list[Any], seed: int, variant: str, wanted: list[str], first: bool) -> None:
+    """Run cases one by one, whatever happens to each; with `first` up to the first that fails."""
     from dca.proof.case import Wrong
 
     for case in cases:
@@ -102,6 +109,8 @@ def run(cases: list[Any], seed: int, variant: str, wanted: list[str]) -> None:
         except Exception as error:
             told |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
         tell(**told, seconds=round(time.monotonic() - started, 3))
+        if first and not told["passed"]:
+            return
 
 
 def place(error: Exception) -> str:
@@ -150,11 +159,11 @@ def layer_modules(overlay: str | None) -> Any:
 
 def cpu_cases(variant: dict[str, Any]) -> list[Any]:
     """What a CPU can prove of a variant."""
-    from dca.proof import composition, conversion
+    from dca.proof import composition, conversion, itself
 
     kernel = conversion_kernel(variant["kernel"])
     modules = layer_modules(variant["overlay"])
-    found = conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
+    found = itself.cases() + conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
     return found + (composition.cases(modules, kernel) if modules else [])
 
 
@@ -193,7 +202,8 @@ def main() -> None:
         except Exception as error:
             tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
             continue
-        run(cases, REQUEST["seed"], variant["name"], REQUEST["cases"])
+        wanted = variant.get("cases") or REQUEST["cases"]
+        run(cases, REQUEST["seed"], variant["name"], wanted, REQUEST.get("first", False))
 
 
 main()
