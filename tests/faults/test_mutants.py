@@ -94,7 +94,8 @@ def run_variants(subject: Subject, variants: Sequence[Variant], folder: Path, fi
         )  # fmt: skip
     lines = [line.removeprefix("PROOF ") for line in told.read_text().splitlines() if line.startswith("PROOF ")]
     assert done.returncode == 0, f"{done.returncode} after {lines[-1:]}\n{done.stderr[-4000:]}"
-    return [json.loads(line) for line in lines]
+    # Other lines tell what it runs with.
+    return [one for one in map(json.loads, lines) if "variant" in one]
 
 
 def unmutated(subject: Subject, folder: Path, library: Path) -> Variant:
