@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from dca import documents, fetch, store
-from dca.smoke import Smoke
+from dca.smoke import CaseResult, Smoke
+from dca.smoke.report import render
 from dca.wheel import Made
 from support import RunDca
 
@@ -247,3 +249,40 @@ def test_the_forks_wheel_with_patch_d1_reverted_turns_red(
     assert {"decode/dense/two-chunks", "decode/sparse/three-chunks", "decode/batch"} <= failed
     assert not {name for name in failed if name.startswith(("static/", "conversion/", "prefill/dense/one"))}
     shutil.rmtree(tmp_path)
+
+
+def report_of(*cases: CaseResult) -> str:
+    return render(
+        Smoke(wheel="some.whl", sha256="0" * 64, version="1", recipe="none", level="gpu", seed=0, cases=cases,
+              not_proven=("this & that",))
+    )  # fmt: skip
+
+
+def test_the_page_tells_what_failed_and_how_to_repeat_it() -> None:
+    page = report_of(
+        CaseResult(level="cpu", name="good", proves="all is well", passed=True),
+        CaseResult(level="cpu", name="bad", proves="all is well", passed=False, detail="1 < 2", repeat="dca smoke x"),
+    )
+    assert "1 of 2 cases failed" in page
+    assert "1 &lt; 2" in page
+    assert "dca smoke x" in page
+    assert "this &amp; that" in page
+    assert not re.search(r"(src|href)=|https?:|@import|<script", page), "it must need nothing else"
+
+
+def test_the_page_draws_the_speed_curve() -> None:
+    curve = [{"tokens": 1 << n, "dense ms": 4.0**n, "sparse ms": 4.0**n / (n - 14)} for n in (15, 17, 20)]
+    page = report_of(CaseResult(level="gpu", name="speed", proves="times", passed=True, figures={"curve": curve}))
+    assert page.count("<circle") == 3
+    for words in ("32K", "128K", "1024K", "6.00", "1,048,576"):
+        assert words in page
+    one = report_of(CaseResult(level="gpu", name="s", proves="t", passed=True, figures={"curve": curve[:1]}))
+    assert one.count("<circle") == 1
+
+
+def test_the_page_is_written_for_a_wheel_that_fails_too(dca: RunDca, wheel: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = dca("smoke", wheel, "--level", "static", "--arch", "12.0", "--report", page, "--quiet")
+    assert done.returncode == 8
+    assert "static/archs" in page.read_text()
+    assert "DCA-204" in dca("smoke", wheel, "--level", "static", "--report", "/proc/none/page.html").stderr

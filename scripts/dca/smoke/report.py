@@ -10,12 +10,12 @@ from dca.smoke.values import CaseResult, Smoke
 
 TEMPLATE = Path(__file__).with_name("report.html")
 WIDTH, HEIGHT, MARGIN = 640, 260, 46
-# The figures that cases of speed tell.
-LENGTH, DENSE, SPARSE = "tokens", "dense ms", "sparse ms"
+# The figures that a case of speed tells: a list of lengths, and what each of them has.
+CURVE, LENGTH, DENSE, SPARSE = "curve", "tokens", "dense ms", "sparse ms"
 
 
 class Point(Value):
-    """One length of the speed curve.
+    """One length of a speed curve.
 
     Args:
         tokens: length of the prompt.
@@ -36,6 +36,20 @@ class Point(Value):
         return self.dense / self.sparse
 
 
+class Curve(Value):
+    """How much faster sparse attention is, by the length of the prompt.
+
+    Args:
+        title: what was timed.
+        points: by length.
+        lines: horizontal lines of the picture, and what they stand for.
+    """
+
+    title: str
+    points: tuple[Point, ...]
+    lines: tuple[tuple[float, str], ...]
+
+
 def render(found: Smoke) -> str:
     """The page."""
     import jinja2
@@ -44,45 +58,35 @@ def render(found: Smoke) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     levels = [level for level in ("static", "cpu", "gpu") if any(case.level == level for case in found.cases)]
-    points = curve(found.cases)
+    curves = [curve(case) for case in found.cases if case.figures.get(CURVE)]
     return template.render(
-        found=found, levels=levels, points=points, lines=_lines(points), width=WIDTH, height=HEIGHT, margin=MARGIN,
-        figures=_figures,
-    )  # fmt: skip
-
-
-def curve(cases: tuple[CaseResult, ...]) -> list[Point]:
-    """The speed curve, by length: a logarithmic axis of lengths, a linear one of how much faster sparse is."""
-    rows = sorted(
-        (int(case.figures[LENGTH]), float(case.figures[DENSE]), float(case.figures[SPARSE]))
-        for case in cases
-        if {LENGTH, DENSE, SPARSE} <= case.figures.keys()
+        found=found, levels=levels, curves=curves, width=WIDTH, height=HEIGHT, margin=MARGIN, figures=_figures
     )
-    if not rows:
-        return []
+
+
+def curve(case: CaseResult) -> Curve:
+    """The curve of a case of speed: a logarithmic axis of lengths, a linear one of how much faster sparse is."""
+    rows = sorted((int(row[LENGTH]), float(row[DENSE]), float(row[SPARSE])) for row in case.figures[CURVE])
     first, last = math.log(rows[0][0]), math.log(rows[-1][0])
     top = max(1.0, *(dense / sparse for _, dense, sparse in rows))
-    return [
-        Point(
-            tokens=tokens, dense=dense, sparse=sparse,
-            x=MARGIN + (WIDTH - 2 * MARGIN) * ((math.log(tokens) - first) / (last - first) if last > first else 0.5),
-            y=_y(dense / sparse, top),
-        )
-        for tokens, dense, sparse in rows
-    ]  # fmt: skip
+    step = next(width for width in (1, 2, 5, 10, 20, 50, 100, top) if top / width <= 6)
+    count = math.floor(top / step)
+    return Curve(
+        title=case.proves,
+        points=tuple(
+            Point(tokens=tokens, dense=dense, sparse=sparse, x=_x(tokens, first, last), y=_y(dense / sparse, top))
+            for tokens, dense, sparse in rows
+        ),
+        lines=tuple((_y(n * step, top), f"{n * step:g}") for n in range(count + 1)),
+    )
+
+
+def _x(tokens: int, first: float, last: float) -> float:
+    return MARGIN + (WIDTH - 2 * MARGIN) * ((math.log(tokens) - first) / (last - first) if last > first else 0.5)
 
 
 def _y(times: float, top: float) -> float:
     return HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * times / top
-
-
-def _lines(points: list[Point]) -> list[tuple[float, str]]:
-    """Horizontal lines of the picture, and what they stand for."""
-    if not points:
-        return []
-    top = max(1.0, *(point.times for point in points))
-    step = next(width for width in (1, 2, 5, 10, 20, 50, 100) if top / width <= 6)
-    return [(_y(value, top), str(value)) for value in range(0, math.floor(top) + 1, step)]
 
 
 def _figures(case: CaseResult) -> str:
