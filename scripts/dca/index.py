@@ -342,13 +342,21 @@ def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = la
                 if stat.S_ISLNK(info.external_attr >> 16):
                     raise _leaves(archive, f"{info.filename} is a link")
             members = [info for info in wheel.infolist() if wanted(info.filename)]
-            # Reading a member to its end checks it.
+            for info in members:
+                _read_to_its_end(wheel, info)
             wheel.extractall(folder, members)  # noqa: S202 - every name was checked above
             for info in members:
                 if (info.external_attr >> 16) & 0o100 and not info.is_dir():
                     (folder / info.filename).chmod(0o755)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise _damaged(archive, error) from None
+
+
+def _read_to_its_end(wheel: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Check a member's content before anything is written."""
+    with wheel.open(info) as stream:
+        while stream.read(1 << 20):
+            pass
 
 
 def _check_name(name: str, archive: Path) -> None:

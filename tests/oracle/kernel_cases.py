@@ -506,8 +506,10 @@ class FakeLayer:
     fault = ""
     backend: Any = None
 
-    def __init__(self, num_heads: int, head_size: int, num_kv_heads: int, dual_chunk_attention_config: Any) -> None:
-        self.heads, self.dim, self.kv_heads = num_heads, head_size, num_kv_heads
+    def __init__(
+        self, num_heads: int, head_size: int, num_kv_heads: int, dual_chunk_attention_config: Any, layer_idx: int
+    ) -> None:  # fmt: skip
+        self.heads, self.dim, self.kv_heads, self.index = num_heads, head_size, num_kv_heads, layer_idx
         self.config = dual_chunk_attention_config
         self.chunking = oracle.Chunking(self.config["chunk_size"], self.config["local_size"])
 
@@ -573,7 +575,7 @@ class FakeLayer:
         return oracle.merge(parts).out
 
     def _choose(self, queries: Any, k: Any, first: int, scale: float, stages: int) -> list[Any]:
-        table = self.config["sparse_attention_config"][0]
+        table = self.config["sparse_attention_config"][self.index]
         sizes = [tuple(table[str(head)][1:3]) for head in range(self.heads)]
         if self.fault == "fewer lines":
             sizes = [(vertical, slash - 1) for vertical, slash in sizes]

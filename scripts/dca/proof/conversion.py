@@ -186,7 +186,7 @@ def _borders(kernel: Kernel, _seed: int) -> dict[str, Any]:
 
 
 def _long(kernel: Kernel, sampled: int, seed: int) -> dict[str, Any]:
-    """Chunks, verticals and slashes as Qwen2.5-7B-Instruct-1M has them, in each of the three stages."""
+    """Chunks, verticals and slashes as the smaller 1M model has them, in each of the three stages."""
     rng = random.Random(seed)
     stride = 253_952
     checked = 0

@@ -154,7 +154,7 @@ class Extent:
     timed: speed.Plan | None
 
 
-# Qwen2.5-7B-Instruct-1M has 28 heads and 4 key heads, the 14B 40 and 8; each by the ranks that it can be cut into.
+# The 1M models have 28 heads over 4 key heads, and 40 over 8; each by the ranks that it can be cut into.
 FULL = Extent(
     dim=128,
     ranks=((28, 4), (14, 2), (7, 1), (40, 8), (20, 4), (10, 2), (5, 1)),

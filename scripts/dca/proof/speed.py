@@ -49,7 +49,7 @@ class Plan:
     dtype: torch.dtype = torch.bfloat16
 
 
-# One of four GPUs that serve Qwen2.5-7B-Instruct-1M, with the sizes that most of its heads have.
+# One of four GPUs that serve the smaller 1M model, with the sizes that most of its heads have.
 FULL = Plan(
     heads=7, kv_heads=1, dim=128, base=1e7, chunking=oracle.Chunking(262_144, 8_192),
     lengths=(32_768, 131_072, 262_144, 524_288, 1_048_576), piece=131_072, sizes=(1000, 6096),

@@ -1,6 +1,6 @@
 """What stands in for the GPU when the wheel's own Python runs on a CPU.
 
-The flash-attention functions are the oracle's, and so is the writing of the KV cache. The index conversion is the
+The functions of flash attention are the oracle's, and so is the writing of the KV cache. The index conversion is the
 wheel's own source, compiled for the CPU, where it is at hand. Inputs that the real kernels would read wrongly are
 refused here: offsets that do not ascend, keys in a block and a column, lengths of zero.
 """
@@ -21,7 +21,7 @@ from .conversion import Batch, Kernel
 
 
 class Functions:
-    """The flash-attention functions of vLLM, answered by the oracle in float64.
+    """The functions of flash attention that vLLM calls, answered by the oracle in float64.
 
     Attributes:
         seen: dtypes of the queries that they were given.

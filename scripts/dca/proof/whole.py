@@ -72,7 +72,7 @@ class Plan:
     dtype: torch.dtype = torch.bfloat16
 
 
-# One of four GPUs that serve Qwen2.5-7B-Instruct-1M; sizes from its table, the largest among them.
+# One of four GPUs that serve the smaller 1M model; sizes from its table, the largest among them.
 FULL = Plan(
     heads=7, kv_heads=1, dim=128, base=1e7, chunking=oracle.Chunking(262_144, 8_192), original=262_144,
     lengths={"1-chunk": 262_144, "2-chunks": 524_288, "4-chunks": 1_048_576}, piece=131_072,
