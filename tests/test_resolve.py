@@ -6,7 +6,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dca import documents, toolkits
@@ -405,6 +405,7 @@ sizes = st.floats(min_value=0.1, max_value=600.0)
 
 
 @given(cores=st.integers(1, 512), memory=sizes, job=sizes, heavy=sizes)
+@example(cores=7, memory=211.0, job=30.0, heavy=31.0)  # Seven don't fit beside a heavy one; six heavy ones do.
 def test_as_many_jobs_as_fit_and_one_at_least(cores: int, memory: float, job: float, heavy: float) -> None:
     jobs = choose_jobs(cores, memory, job, heavy)
     assert 1 <= jobs.heavy <= jobs.count <= cores
