@@ -110,6 +110,27 @@ def test_a_fault_is_found_and_its_case_can_be_repeated(dca: RunDca, wheel: Path,
 
 
 @pytest.mark.slow
+def test_several_overlays_are_tried_each_by_itself(dca: RunDca, wheel: Path, overlay: Path, tmp_path: Path) -> None:
+    same = tmp_path / "same"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(BACKEND, same)
+    cases = ("--case", "decode/dense/two-chunks", "--case", "decode/dense/three-chunks")
+    words = ("smoke", wheel, "--level", "cpu", "--overlay", same, "--overlay", overlay, "-x", *cases)
+    done = dca(*words, "--json")
+    assert done.returncode == 8, done.stderr
+    found = told(done.stdout)
+    assert [(case.overlay, case.name, case.passed) for case in found.cases] == [
+        (str(same), "decode/dense/two-chunks", True), (str(same), "decode/dense/three-chunks", True),
+        (str(overlay), "decode/dense/two-chunks", False),
+    ]  # fmt: skip
+    assert found.partial
+    assert f"--overlay {overlay}" in found.cases[-1].repeat
+    assert str(same) not in found.cases[-1].repeat
+    assert sum(one.path == BACKEND for one in found.sources) == 2
+    assert f"decode/dense/two-chunks with {overlay}: " in dca(*words).stderr
+
+
+@pytest.mark.slow
 def test_a_conversion_that_is_another_is_found(dca: RunDca, wheel: Path, made: Made, tmp_path: Path) -> None:
     tree = documents.read(fetch.Tree, Path(made.run) / "source.json")
     text = (tree.path("source") / KERNEL).read_text()
@@ -149,7 +170,7 @@ def test_a_backend_that_does_not_load_fails_as_a_case(dca: RunDca, wheel: Path, 
     [
         (("nowhere.whl",), "DCA-204", "not a file"),
         (("{wheel}", "--case", "static/nothing", "--level", "static"), "DCA-201", "no case static/nothing"),
-        (("{wheel}", "--overlay", "nowhere"), "DCA-204", "--overlay: nowhere does not exist"),
+        (("{wheel}", "--overlay", "nowhere"), "DCA-204", "--overlay: nowhere is not a folder"),
         (("{wheel}", "--source", "nowhere"), "DCA-204", "--source: nowhere does not exist"),
         (("{wheel}", "--python", "/etc/passwd"), "DCA-204", "is not a program"),
         (("{wheel}", "--level", "moon"), "DCA-201", "moon"),

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dca import data, documents, environments, fetch, store
 from dca.events import Silent
 from dca.plan import Plan
+from dca.smoke import CaseResult, Smoke, prove
+from dca.smoke.subject import kernel_for_cpu
 from dca.wheel import Made
 from faults.mutants import BACKEND, GPU_ONLY, KERNEL, MUTANTS, ROTARY, Mutant, faulty_oracle
-from support import ROOT
+from support import ROOT, RunDca
 
 PACKAGE = ROOT / "scripts/dca"
-ON_CPU = PACKAGE / "smoke/on_cpu"
 # Releases differ in where they keep it; the first one that the wheel has.
 ROTARY_FILES = tuple(
     f"vllm/model_executor/layers/{name}.py" for name in ("rotary_embedding/dual_chunk_rope", "rotary_embedding")
@@ -35,8 +34,6 @@ COMPOSITION = [
 ]  # fmt: skip
 CONVERSION = ["conversion/random", "conversion/borders", "conversion/long"]
 ORACLE = ["oracle/known", "oracle/dense", "oracle/sparse"]
-CASES = {"kernel": CONVERSION, "wheel": COMPOSITION, "oracle": [*ORACLE, *CONVERSION[:2], *COMPOSITION]}
-Variant = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,65 +64,58 @@ def subject(
     return Subject(folder / "wheel", python, tree.path("source") / KERNEL)
 
 
-def compile_kernel(source: Path, library: Path) -> Path:
-    """The index kernel, compiled for the CPU."""
-    argv = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-I", ON_CPU, "-include", ON_CPU / "on_cpu.h", "-x", "c++",
-            source, ON_CPU / "calls.cpp", "-o", library]  # fmt: skip
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return library
+def of_wheel(mutant: Mutant, subject: Subject, folder: Path) -> Path:
+    """An overlay with one fault, or with none when its file is a copy."""
+    overlay = folder / mutant.name
+    file = subject.rotary if mutant.file == ROTARY else mutant.file
+    text = (subject.kernel if mutant.file == KERNEL else subject.wheel / file).read_text()
+    store.write_bytes(overlay / file, mutant.apply(text).encode())
+    return overlay
 
 
-def run_variants(subject: Subject, variants: Sequence[Variant], folder: Path, first: bool) -> list[dict[str, Any]]:
-    """What the worker tells of variants, one after the other in one process; with `first` up to what fails first."""
+def copies(subject: Subject, folder: Path) -> Path:
+    """An overlay of the same files without a fault."""
+    overlay = folder / "unmutated"
+    for file in (BACKEND, subject.rotary):
+        store.write_bytes(overlay / file, (subject.wheel / file).read_bytes())
+    store.write_bytes(overlay / KERNEL, subject.kernel.read_bytes())
+    return overlay
+
+
+def smoke(dca: RunDca, wheel: Path, overlays: Sequence[Path], cases: Sequence[str]) -> dict[str, CaseResult]:
+    """By overlay the first case that `dca smoke` finds to fail."""
+    words = [word for overlay in overlays for word in ("--overlay", str(overlay))]
+    words += [word for case in cases for word in ("--case", case)]
+    done = dca("smoke", wheel, "--level", "cpu", "--quick", "-x", "--seed", "1", "--json", *words, timeout=3000.0)
+    assert done.returncode == 8, done.stderr[-4000:]
+    told = Smoke.model_validate_json(done.stdout)
+    assert {case.overlay for case in told.cases} == set(map(str, overlays))
+    return {Path(case.overlay).name: case for case in told.cases if not case.passed}
+
+
+def of_oracle(mutants: Sequence[Mutant], subject: Subject, folder: Path) -> dict[str, CaseResult]:
+    """By fault of the oracle, which is the tool's own and in no overlay, the first case that fails."""
+    library = folder / "kernel.so"
+    kernel_for_cpu(subject.kernel, library, folder / "log")
+    shutil.copytree(PACKAGE / "oracle", folder / "none", ignore=shutil.ignore_patterns("__pycache__"))
+    for mutant in mutants:
+        faulty_oracle(mutant, PACKAGE / "oracle", folder / mutant.name)
+    variants = [
+        {"name": name, "oracle": str(folder / name), "overlay": None, "kernel": str(library)}
+        for name in ("none", *(mutant.name for mutant in mutants))
+    ]
     modules = {"backend": BACKEND, "rotary": subject.rotary}
     request = {
-        "wheel": str(subject.wheel), "driver": None, "threads": 1, "rows": 2000, "sampled": 20, "seed": 1, "cases": [],
+        "wheel": str(subject.wheel), "driver": None, "threads": 1, "rows": 2000, "sampled": 20, "seed": 1,
         "modules": {part: file.removesuffix(".py").replace("/", ".") for part, file in modules.items()},
-        "variants": variants, "first": first,
+        "variants": variants, "cases": [*ORACLE, *CONVERSION[:2], *COMPOSITION], "first": True,
     }  # fmt: skip
-    store.write_bytes(folder / "request.json", json.dumps(request).encode())
-    told = folder / "told"
-    with told.open("w") as out:
-        done = subprocess.run(
-            [subject.python, "-I", PACKAGE / "workers/prove.py", folder / "request.json"], cwd=folder, stdout=out,
-            stderr=subprocess.PIPE, text=True, check=False, timeout=120 + 30 * len(variants),
-            env={"HOME": str(folder), "PATH": "/usr/bin:/bin", "VLLM_NO_USAGE_STATS": "1"},
-        )  # fmt: skip
-    lines = [line.removeprefix("PROOF ") for line in told.read_text().splitlines() if line.startswith("PROOF ")]
-    assert done.returncode == 0, f"{done.returncode} after {lines[-1:]}\n{done.stderr[-4000:]}"
-    # Other lines tell what it runs with.
-    return [one for one in map(json.loads, lines) if "variant" in one]
-
-
-def unmutated(subject: Subject, folder: Path, library: Path) -> Variant:
-    """The oracle and the wheel's modules as copies of themselves: what a mutant is when its fault is taken away."""
-    for file in (BACKEND, subject.rotary):
-        store.write_bytes(folder / "none/wheel" / file, (subject.wheel / file).read_bytes())
-    for source in (PACKAGE / "oracle").glob("*.py"):
-        store.write_bytes(folder / "none/oracle" / source.name, source.read_bytes())
+    told = prove(subject.python, request, folder, Silent(), folder / "log")
     return {
-        "name": "unmutated", "oracle": str(folder / "none/oracle"), "overlay": str(folder / "none/wheel"),
-        "kernel": str(library),
-    }  # fmt: skip
-
-
-def mutated(mutant: Mutant, subject: Subject, folder: Path, library: Path) -> Variant:
-    """A variant with one fault."""
-    own = folder / mutant.name
-    variant: Variant = {"name": mutant.name, "oracle": None, "overlay": None, "kernel": str(library),
-                        "cases": CASES[mutant.kind]}  # fmt: skip
-    if mutant.file == KERNEL:
-        store.write_bytes(own / "kernel.cu", mutant.apply(subject.kernel.read_text()).encode())
-        variant["kernel"] = str(compile_kernel(own / "kernel.cu", own / "kernel.so"))
-    elif mutant.kind == "wheel":
-        file = subject.rotary if mutant.file == ROTARY else mutant.file
-        store.write_bytes(own / file, mutant.apply((subject.wheel / file).read_text()).encode())
-        variant["overlay"] = str(own)
-    else:
-        faulty_oracle(mutant, PACKAGE / "oracle", own)
-        variant["oracle"] = str(own)
-    return variant
+        one["variant"]: CaseResult(level="cpu", name=one.get("case", "import"), proves="", passed=False)
+        for one in told
+        if "variant" in one and not one.get("passed")
+    }
 
 
 def chosen(count: int, chance: random.Random) -> list[Mutant]:
@@ -139,18 +129,18 @@ def chosen(count: int, chance: random.Random) -> list[Mutant]:
 @pytest.mark.proof
 @pytest.mark.slow
 def test_every_fault_is_found(
-    subject: Subject, tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
+    dca: RunDca, wheel: Path, subject: Subject, tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
-    library = compile_kernel(subject.kernel, tmp_path / "kernel.so")
     mutants = chosen(scale(len(MUTANTS)), chance)
-    variants = [mutated(mutant, subject, tmp_path, library) for mutant in mutants]
-    told = run_variants(subject, [unmutated(subject, tmp_path, library), *variants], tmp_path, first=True)
-    assert [one for one in told if one["variant"] == "unmutated" and not one.get("passed")] == []
-    found = {one["variant"]: one for one in told if not one.get("passed")}
+    unmutated = copies(subject, tmp_path)
+    by_kind = {kind: [mutant for mutant in mutants if mutant.kind == kind] for kind in ("kernel", "wheel", "oracle")}
+    found = of_oracle(by_kind["oracle"], subject, tmp_path)
+    for kind, cases in (("kernel", CONVERSION), ("wheel", COMPOSITION)):
+        overlays = [of_wheel(mutant, subject, tmp_path) for mutant in by_kind[kind]]
+        found |= smoke(dca, wheel, [unmutated, *overlays], cases)
     for mutant in mutants:
-        by = found.get(mutant.name, {})
-        print(f"{mutant.name} ({mutant.fault}): {by.get('case', by.get('broken', 'NOT FOUND'))}")
-    assert [mutant.name for mutant in mutants if mutant.name not in found] == []
+        print(f"{mutant.name} ({mutant.fault}): {found[mutant.name].name if mutant.name in found else 'NOT FOUND'}")
+    assert set(found) == {mutant.name for mutant in mutants}
 
 
 def test_faults_are_as_many_as_promised_and_each_is_named_once() -> None:

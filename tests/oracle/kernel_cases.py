@@ -21,12 +21,12 @@ from dca.proof.case import Wrong
 
 BF16, FP16 = torch.bfloat16, torch.float16
 LAYER = whole.Plan(
-    heads=4, kv_heads=2, dim=32, base=1e4, chunking=oracle.Chunking(640, 192), original=700,
+    layer.Model(heads=4, kv_heads=2, dim=32, base=1e4, chunking=oracle.Chunking(640, 192), original=700, dtype=BF16),
     lengths={"small": 1_700}, piece=470, sizes=((48, 106), (30, 101), (100, 112), (64, 108)), threshold=100, blocks=3,
 )  # fmt: skip
 TIMED = speed.Plan(
-    heads=2, kv_heads=1, dim=16, base=1e4, chunking=oracle.Chunking(256, 64), lengths=(150, 500), piece=300,
-    sizes=(40, 110), repeats=2,
+    layer.Model(heads=2, kv_heads=1, dim=16, base=1e4, chunking=oracle.Chunking(256, 64), original=0, dtype=BF16),
+    lengths=(150, 500), piece=300, sizes=(40, 110), repeats=2,
 )  # fmt: skip
 EXTENT = kernels.Extent(
     dim=16, ranks=((4, 2), (3, 1)), lengths=((1, 70), (65, 65), (130, 201)), batches=(2,), dtypes=(BF16, FP16),
@@ -422,7 +422,8 @@ def test_a_curve_has_a_point_for_each_length() -> None:
 
 def test_what_is_the_same_everywhere_makes_bands() -> None:
     """Diagonals that stand beside each other fall into the same blocks, so fewer keys are attended."""
-    plan = dataclasses.replace(TIMED, chunking=oracle.Chunking(2048, 64), lengths=(1200,), piece=1200, repeats=1)
+    model = dataclasses.replace(TIMED.model, chunking=oracle.Chunking(2048, 64))
+    plan = dataclasses.replace(TIMED, model=model, lengths=(1200,), piece=1200, repeats=1)
     plan = dataclasses.replace(plan, sizes=(31, 130))
     banded, scattered = (
         speed._curve(stand_in(), plan, "cpu", same, 1)["curve"][0]["keys per query"] for same in (3.0, 0.0)
@@ -433,18 +434,19 @@ def test_what_is_the_same_everywhere_makes_bands() -> None:
 def test_sparse_and_dense_times_are_of_the_same_attention() -> None:
     """With lines for everything both sides compute the same."""
     torch.manual_seed(0)
-    plan = dataclasses.replace(TIMED, sizes=(1000, 1000), dtype=torch.float32)
+    model = dataclasses.replace(TIMED.model, dtype=torch.float32)
+    plan = dataclasses.replace(TIMED, model=model, sizes=(1000, 1000))
     k, v, q = torch.randn(500, 1, 16), torch.randn(500, 1, 16), torch.randn(116, 2, 16)
     span = speed.Span(stand_in(), plan, k, v, q, 384)
     assert len(span.stages) == 3
     span._select()
     span._convert()
     torch.testing.assert_close(span._attend(), span.dense(), rtol=0, atol=1e-5)
-    places = oracle.key_positions(torch.arange(500), plan.chunking)
+    places = oracle.key_positions(torch.arange(500), plan.model.chunking)
     assert places[384] == 0
     # Keys are given rotated, queries are not.
-    turned = oracle.rotate(k, -places, plan.base)
-    want = oracle.prefill(q, turned, v, plan.chunking, plan.base, 0.25).out
+    turned = oracle.rotate(k, -places, plan.model.base)
+    want = oracle.prefill(q, turned, v, plan.model.chunking, plan.model.base, 0.25).out
     torch.testing.assert_close(span.dense(), want, rtol=0, atol=1e-4)
 
 

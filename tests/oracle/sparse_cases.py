@@ -154,34 +154,6 @@ def test_sizes_stay_clipped_to_the_first_span_of_a_call() -> None:
     assert [(len(head.vertical), len(head.slash)) for span in chosen for head in span] == [(200, 200)] * 8
 
 
-def test_sparse_prefill_is_plain_attention_over_the_keys_it_attends() -> None:
-    """The composition, held against one softmax over the pairs that the selected lines reach."""
-    tokens, chunking = 1000, oracle.Chunking(256, 56)
-    c = chunking.stride
-    q, k, v = tensors(tokens)
-    sparse, chosen = oracle.sparse_prefill(q, k, v, chunking, BASE, 0.3, [(40, 110), (90, 130), (30, 101), (200, 300)])
-    allowed = torch.zeros(4, tokens, tokens, dtype=torch.bool)
-    for span, selections in enumerate(chosen):
-        begin, end = span * c, min(span * c + c, tokens)
-        for head, selection in enumerate(selections):
-            for stage, first, after in (
-                (selection.intra, begin, end),
-                (selection.successive, begin - c, begin),
-                (selection.inter, 0, begin - c),
-            ):
-                if stage is None:
-                    continue
-                for row in range(0, end - begin, BLOCK):
-                    found = oracle.convert_row_block(
-                        stage.vertical.tolist(), stage.slash.tolist(), row, end - begin, after - first, after == end
-                    )
-                    assert found is not None
-                    keys = [o + n for o in found.offsets for n in range(BLOCK)] + found.columns
-                    reached = first + torch.tensor([key for key in keys if key < after - first], dtype=torch.long)
-                    allowed[head, begin + row : min(begin + row + BLOCK, end), reached] = True
-    close(sparse, oracle.plain_attention(q, k, v, chunking, BASE, 0.3, allowed))
-
-
 @pytest.mark.parametrize("tokens", [150, 390, 1000])
 def test_rows_alone_are_those_of_the_whole(tokens: int) -> None:
     """Some rows of the last span, dense and sparse, from queries and keys that are rotated already."""

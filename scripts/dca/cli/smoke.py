@@ -26,13 +26,15 @@ DIST = Path("dist")
 )  # fmt: skip
 @click.option("--source", type=click.Path(path_type=Path), help="A local clone or the sdist that it was built from.")
 @click.option(
-    "--overlay", type=click.Path(path_type=Path, file_okay=False),
-    help="A folder whose files stand in for those of wheel and source: tries a change without a build.",
+    "--overlay", "overlays", type=click.Path(path_type=Path), multiple=True, metavar="DIR",
+    help="A folder whose files stand in for those of wheel and source: tries a change without a build. Each of several "
+    "is tried by itself.",
 )  # fmt: skip
 @click.option("--arch", "archs", multiple=True, help="GPU archs that must be able to run it [those it was built for].")
 @click.option("--case", "cases", multiple=True, metavar="NAME", help="Only this case; may be given more than once.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the random numbers.")
 @click.option("--quick", is_flag=True, help="Fewer repetitions: what to run before serving.")
+@click.option("-x", "--exitfirst", is_flag=True, help="End with the first case that fails (of each overlay).")
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as a page of HTML."
 )
@@ -40,17 +42,20 @@ DIST = Path("dist")
 @options.cache
 @options.output
 def command(
-    wheel: Path | None, level: Level | None, python: Path | None, source: Path | None, overlay: Path | None,
-    archs: tuple[str, ...], cases: tuple[str, ...], seed: int, quick: bool, report: Path | None, verbose: bool,
-    cache_dir: Path | None, as_json: bool, quiet: bool,
+    wheel: Path | None, level: Level | None, python: Path | None, source: Path | None,
+    overlays: tuple[Path, ...], archs: tuple[str, ...], cases: tuple[str, ...], seed: int, quick: bool,
+    exitfirst: bool, report: Path | None, verbose: bool, cache_dir: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Prove that a wheel's dual chunk attention computes what it should.
 
     Works on our wheels and on others of the same versions. Without WHEEL, the newest one in dist/ is taken.
     """
-    for flag, path in (("--python", python), ("--source", source), ("--overlay", overlay)):
+    for flag, path in (("--python", python), ("--source", source)):
         if path is not None and not path.exists():
             raise DcaError("DCA-204", f"{flag}: {path} does not exist.", remedy="check the path.")
+    for path in overlays:
+        if not path.is_dir():
+            raise DcaError("DCA-204", f"--overlay: {path} is not a folder.", remedy="check the path.")
     if report is not None and not options.can_be_written(report):
         raise DcaError("DCA-204", f"--report: {report} cannot be written.", remedy="name another place.")
     chosen = wheel or _newest()
@@ -60,11 +65,12 @@ def command(
         archs=options.arch_list(archs),
         python=_program(python) if python else None,
         source=options.resolve(source) if source else None,
-        overlay=options.resolve(overlay) if overlay else None,
+        overlays=tuple(dict.fromkeys(map(options.resolve, overlays))),
         quick=quick,
+        first=exitfirst,
         seed=seed,
         cases=cases,
-        words=tuple(_words(chosen, python, source, overlay, quick=quick)),
+        words=tuple(_words(chosen, python, source, quick=quick)),
     )
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         found = smoke(asked, recipes.load_all(), options.open_cache(cache_dir), reporter)
@@ -79,7 +85,7 @@ def command(
         raise DcaError(
             "DCA-801",
             f"{found.wheel} does not compute what it should: {len(failed)} of {len(found.cases)} cases failed.",
-            why="\n".join(f"{case.name}: {case.detail}" for case in failed[:5])
+            why="\n".join(f"{_place(case)}: {case.detail}" for case in failed[:5])
             + (f"\nand {len(failed) - 5} more." if len(failed) > 5 else ""),
             remedy=f"do not serve it. Repeat one case: {failed[0].repeat}",
             answered=as_json,
@@ -104,7 +110,7 @@ def _program(python: Path) -> Path:
 
 def _words(wheel: Path, *given: Path | None, quick: bool) -> list[str]:
     """The arguments that a repeated case needs as well."""
-    flags = ("--python", "--source", "--overlay")
+    flags = ("--python", "--source")
     pairs = [word for flag, path in zip(flags, given, strict=True) if path for word in (flag, str(path))]
     return [str(wheel), *pairs, *(["--quick"] if quick else [])]
 
@@ -114,10 +120,8 @@ def render(found: Smoke, *, verbose: bool = False) -> str:
     ran_with = f"torch {found.torch}, Python {found.python}" if found.torch else ""
     lines = ["", f"{found.wheel}", f"  held against {found.recipe}" + (f", with {ran_with}" if ran_with else "")]
     width = max(len(case.name) for case in found.cases)
-    for level in LEVELS:
-        cases = [case for case in found.cases if case.level == level]
-        if cases:
-            lines += ["", f"  {level}"]
+    for level, overlay, cases in found.tables:
+        lines += ["", f"  {level}" + (f", with {overlay}" if overlay else "")]
         for case in cases:
             lines.append(
                 f"    {'ok  ' if case.passed else 'FAIL'}  {case.name:<{width}}  {_told(case, verbose=verbose)}"
@@ -129,8 +133,12 @@ def render(found: Smoke, *, verbose: bool = False) -> str:
     lines.append(f"  proven      {passed} of {len(found.cases)} cases in {found.seconds:.1f} s")
     lines += [f"  not proven  {text}" for text in found.not_proven]
     if found.partial:
-        lines.append("  not proven  all the cases that were not asked for.")
+        lines.append("  not proven  all the cases that were not run.")
     return "\n".join(lines)
+
+
+def _place(case: CaseResult) -> str:
+    return f"{case.name} with {case.overlay}" if case.overlay else case.name
 
 
 def _told(case: CaseResult, *, verbose: bool) -> str:

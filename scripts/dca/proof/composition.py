@@ -77,7 +77,7 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
 
 
 def _shape(original: int) -> Shape:
-    return Shape(HEADS, KV_HEADS, DIM, BASE, CHUNKING, original, 4096, PAGE)
+    return Shape(HEADS, KV_HEADS, DIM, BASE, CHUNKING, original, torch.float32, 4096, PAGE)
 
 
 @dataclasses.dataclass

@@ -22,8 +22,8 @@ class Modules:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """What of a model, and of the engine around it, decides what its layers compute.
+class Model:
+    """What of a model decides what its layers compute.
 
     Attributes:
         heads: query heads of this GPU.
@@ -32,10 +32,7 @@ class Shape:
         base: `rope_theta`.
         chunking: the lengths of the chunks.
         original: `original_max_position_embeddings`; 0 turns the length factor off.
-        positions: rows of the table of rotated keys.
-        page: tokens of one page of the KV cache.
-        dtype: of the model.
-        device: where it runs.
+        dtype: of weights, activations and the KV cache.
     """
 
     heads: int
@@ -44,15 +41,34 @@ class Shape:
     base: float
     chunking: oracle.Chunking
     original: int
-    positions: int
-    page: int = 16
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
+    dtype: torch.dtype
 
     @property
     def scale(self) -> float:
         """What logits are multiplied with, without the length factor."""
         return float(self.dim**-0.5)
+
+
+# One of four GPUs that serve the smaller 1M model.
+ONE_OF_FOUR = Model(
+    heads=7, kv_heads=1, dim=128, base=1e7, chunking=oracle.Chunking(262_144, 8_192), original=262_144,
+    dtype=torch.bfloat16,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape(Model):
+    """A model with what of the engine around it decides the same.
+
+    Attributes:
+        positions: rows of the table of rotated keys.
+        page: tokens of one page of the KV cache.
+        device: where it runs.
+    """
+
+    positions: int
+    page: int = 16
+    device: str = "cpu"
 
 
 @dataclasses.dataclass

@@ -15,6 +15,7 @@ from .. import oracle
 from ..oracle import Converted, Stage
 from .case import Case
 from .conversion import BLOCK
+from .layer import ONE_OF_FOUR, Model
 
 if TYPE_CHECKING:
     from .kernels import Kernels
@@ -25,34 +26,23 @@ class Plan:
     """What is timed.
 
     Attributes:
-        heads: query heads of one GPU.
-        kv_heads: key heads of one GPU.
-        dim: of one head.
-        base: `rope_theta`.
-        chunking: the lengths of the chunks.
+        model: as one GPU sees it.
         lengths: of the prompts, in tokens.
         piece: tokens that the engine prefills at once.
         sizes: numbers of vertical and slash lines of a head.
         repeats: how often each piece is timed; the median counts.
-        dtype: of the tensors.
     """
 
-    heads: int
-    kv_heads: int
-    dim: int
-    base: float
-    chunking: oracle.Chunking
+    model: Model
     lengths: tuple[int, ...]
     piece: int
     sizes: tuple[int, int]
     repeats: int = 3
-    dtype: torch.dtype = torch.bfloat16
 
 
-# One of four GPUs that serve the smaller 1M model, with the sizes that most of its heads have.
+# The sizes are those of most heads in the model's table.
 FULL = Plan(
-    heads=7, kv_heads=1, dim=128, base=1e7, chunking=oracle.Chunking(262_144, 8_192),
-    lengths=(32_768, 131_072, 262_144, 524_288, 1_048_576), piece=131_072, sizes=(1000, 6096),
+    ONE_OF_FOUR, lengths=(32_768, 131_072, 262_144, 524_288, 1_048_576), piece=131_072, sizes=(1000, 6096),
 )  # fmt: skip
 
 # How much of a query and of a key is the same everywhere. What is the same depends, once rotated, on the distance
@@ -78,30 +68,32 @@ def _curve(kernels: Kernels, plan: Plan, device: str, same: float, seed: int) ->
         if device != "cpu":
             torch.cuda.empty_cache()
     return {
-        "curve": curve, "heads": plan.heads, "key heads": plan.kv_heads, "vertical": plan.sizes[0],
-        "slash": plan.sizes[1], "tokens at once": plan.piece, "dtype": str(plan.dtype).rpartition(".")[2],
+        "curve": curve, "heads": plan.model.heads, "key heads": plan.model.kv_heads, "vertical": plan.sizes[0],
+        "slash": plan.sizes[1], "tokens at once": plan.piece, "dtype": str(plan.model.dtype).rpartition(".")[2],
     }  # fmt: skip
 
 
 def _prompt(kernels: Kernels, plan: Plan, device: str, same: float, tokens: int, seed: int) -> dict[str, Any]:
     """One point of the curve: all pieces of a prompt, each cut where a chunk ends."""
     random = torch.Generator(device).manual_seed(seed)
-    fixed = torch.randn(1, 1, plan.dim, generator=random, device=device) * same
+    fixed = torch.randn(1, 1, plan.model.dim, generator=random, device=device) * same
 
     def draw(count: int, heads: int) -> Tensor:
-        noise = torch.randn(count, heads, plan.dim, generator=random, device=device)
-        return (noise + fixed).to(plan.dtype)
+        noise = torch.randn(count, heads, plan.model.dim, generator=random, device=device)
+        return (noise + fixed).to(plan.model.dtype)
 
-    places = oracle.key_positions(torch.arange(tokens, device=device), plan.chunking)
-    k, v = draw(tokens, plan.kv_heads), draw(tokens, plan.kv_heads)
+    places = oracle.key_positions(torch.arange(tokens, device=device), plan.model.chunking)
+    k, v = draw(tokens, plan.model.kv_heads), draw(tokens, plan.model.kv_heads)
     # In parts, because the whole prompt in float64 is not needed at once.
-    k = torch.cat([oracle.rotate(part, at, plan.base) for part, at in zip(k.split(1 << 16), places.split(1 << 16))])
+    k = torch.cat(
+        [oracle.rotate(part, at, plan.model.base) for part, at in zip(k.split(1 << 16), places.split(1 << 16))]
+    )
     total = {"dense ms": 0.0, "sparse ms": 0.0, "selection ms": 0.0, "conversion ms": 0.0, "attention ms": 0.0}
     attended = 0.0
     for begin in range(0, tokens, plan.piece):
         end = min(begin + plan.piece, tokens)
-        for first, after in oracle.spans(begin, end, plan.chunking.stride):
-            span = Span(kernels, plan, k[:after], v[:after], draw(after - first, plan.heads), first)
+        for first, after in oracle.spans(begin, end, plan.model.chunking.stride):
+            span = Span(kernels, plan, k[:after], v[:after], draw(after - first, plan.model.heads), first)
             clock = Clock(device)
             total["dense ms"] += _median([clock.time(span.dense) for _ in range(1 + plan.repeats)])
             runs = [span.sparse(clock) for _ in range(1 + plan.repeats)]
@@ -143,12 +135,12 @@ class Span:
 
     def __init__(self, kernels: Kernels, plan: Plan, k: Tensor, v: Tensor, q: Tensor, first: int) -> None:
         self.kernels, self.plan, self.k, self.v = kernels, plan, k, v
-        self.end, self.stride = k.shape[0], plan.chunking.stride
-        places = oracle.query_positions(torch.arange(first, self.end, device=q.device), plan.chunking)
+        self.end, self.stride = k.shape[0], plan.model.chunking.stride
+        places = oracle.query_positions(torch.arange(first, self.end, device=q.device), plan.model.chunking)
 
         def turn(at: Tensor, rows: slice = slice(None)) -> Tensor:
             return torch.cat(
-                [oracle.rotate(*part, plan.base) for part in zip(q[rows].split(1 << 15), at[rows].split(1 << 15))]
+                [oracle.rotate(*part, plan.model.base) for part in zip(q[rows].split(1 << 15), at[rows].split(1 << 15))]
             )
 
         voters = slice(-min(len(q), 64), None)
@@ -169,7 +161,7 @@ class Span:
     @property
     def scale(self) -> float:
         """What logits are multiplied with."""
-        return float(self.plan.dim**-0.5)
+        return self.plan.model.scale
 
     def dense(self) -> Tensor:
         """Flash attention in each stage, and their merge."""
@@ -193,7 +185,7 @@ class Span:
         }
 
     def _select(self) -> None:
-        sizes = [self.plan.sizes] * self.plan.heads
+        sizes = [self.plan.sizes] * self.plan.model.heads
         intra, successive, inter = self.voting
         chosen = oracle.select_vertical_slash(
             intra, successive, inter, self.k, self.stride, sizes, self.scale, self.queries

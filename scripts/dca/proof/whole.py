@@ -29,7 +29,7 @@ from ..oracle import Stage
 from .bounds import SLACK, UNIT, Largest, Reference, Worst, bounded, with_absolutes
 from .case import Case, Wrong
 from .conversion import BLOCK, Kernel
-from .layer import Conversation, Layer, Modules, Shape
+from .layer import ONE_OF_FOUR, Conversation, Layer, Model, Modules, Shape
 from .speed import Clock
 from .stand_ins import on_cpu
 
@@ -44,44 +44,32 @@ class Plan:
     """What the layer is run on.
 
     Attributes:
-        heads: query heads of one GPU.
-        kv_heads: key heads of one GPU.
-        dim: of one head.
-        base: `rope_theta`.
-        chunking: the lengths of the chunks.
-        original: `original_max_position_embeddings`.
+        model: as one GPU sees it.
         lengths: of the prompts, by what they are called.
         piece: tokens that the engine prefills at once.
         sizes: numbers of vertical and slash lines of every head.
         threshold: prompts above it are sparse.
         blocks: rows of 64 queries of each piece and chunk that are looked at.
-        dtype: of the model.
     """
 
-    heads: int
-    kv_heads: int
-    dim: int
-    base: float
-    chunking: oracle.Chunking
-    original: int
+    model: Model
     lengths: dict[str, int]
     piece: int
     sizes: tuple[tuple[int, int], ...]
     threshold: int
     blocks: int
-    dtype: torch.dtype = torch.bfloat16
 
 
-# One of four GPUs that serve the smaller 1M model; sizes from its table, the largest among them.
+# Sizes from the model's table, the largest among them.
 FULL = Plan(
-    heads=7, kv_heads=1, dim=128, base=1e7, chunking=oracle.Chunking(262_144, 8_192), original=262_144,
-    lengths={"1-chunk": 262_144, "2-chunks": 524_288, "4-chunks": 1_048_576}, piece=131_072,
+    ONE_OF_FOUR, lengths={"1-chunk": 262_144, "2-chunks": 524_288, "4-chunks": 1_048_576}, piece=131_072,
     sizes=(*[(1000, 6096)] * 3, (30, 800), (3048, 8144), (22_032, 18_532), (19_532, 24_528)), threshold=32_768,
     blocks=8,
 )  # fmt: skip
 # The same in small: four chunks, pieces that are no multiple of anything.
 QUICK = Plan(
-    heads=4, kv_heads=2, dim=128, base=1e6, chunking=oracle.Chunking(2560, 512), original=2560,
+    Model(heads=4, kv_heads=2, dim=128, base=1e6, chunking=oracle.Chunking(2560, 512), original=2560,
+          dtype=torch.bfloat16),
     lengths={"small": 6_900}, piece=1_990, sizes=((100, 200), (30, 150), (300, 250), (64, 101)), threshold=1000,
     blocks=4,
 )  # fmt: skip
@@ -139,10 +127,7 @@ class Run:
     ) -> None:  # fmt: skip
         self.modules, self.host, self.plan, self.sparse = modules, host, plan, sparse
         self.random = torch.Generator(device).manual_seed(seed)
-        self.shape = Shape(
-            plan.heads, plan.kv_heads, plan.dim, plan.base, plan.chunking, plan.original, tokens + 1,
-            dtype=plan.dtype, device=device,
-        )  # fmt: skip
+        self.shape = Shape(**vars(plan.model), positions=tokens + 1, device=device)
         pages = -(-(tokens + 1) // self.shape.page)
         # As the engine builds a model; some tables are large.
         with host(), torch.device(device):
@@ -153,16 +138,16 @@ class Run:
         self.figures: dict[str, Any] = {}
 
     def _draw(self, count: int, heads: int, spread: float = 1.0) -> Tensor:
-        shape = (count, heads, self.plan.dim)
-        return (torch.randn(shape, generator=self.random, device=self.shape.device) * spread).to(self.plan.dtype)
+        shape = (count, heads, self.plan.model.dim)
+        return (torch.randn(shape, generator=self.random, device=self.shape.device) * spread).to(self.plan.model.dtype)
 
     def _step(self, count: int) -> tuple[dict[str, Tensor], Tensor, list[Call]]:
         """The next tokens through the layer: rotated queries, its answer, and the conversions that it asked for."""
         plan, first = self.plan, self.one.done
         q, k, v = (
-            self._draw(count, plan.heads, SHARP),
-            self._draw(count, plan.kv_heads),
-            self._draw(count, plan.kv_heads),
+            self._draw(count, plan.model.heads, SHARP),
+            self._draw(count, plan.model.kv_heads),
+            self._draw(count, plan.model.kv_heads),
         )
         positions = torch.arange(first, first + count, device=self.shape.device)
         found: list[Tensor] = []
@@ -172,7 +157,7 @@ class Run:
             self.spent += Clock(self.shape.device).time(lambda: found.append(self.layer.run(turned, v, metadata)))
         self.one.done += count
         names = ("intra", "key", "successive", "inter", "successive critical", "inter critical")
-        views = {name: one.view(count, -1, plan.dim) for name, one in zip(names, turned)}
+        views = {name: one.view(count, -1, plan.model.dim) for name, one in zip(names, turned)}
         self._rotation(positions, q, k, views)
         self._cache(first, views["key"], v)
         return views, found[0], calls
@@ -181,16 +166,16 @@ class Run:
         """Up to a token of the prompt."""
         begin = self.one.done
         turned, got, calls = self._step(end - begin)
-        scale = self.shape.scale * oracle.length_factor(self.one.prompt, self.plan.original)
+        scale = self.shape.scale * oracle.length_factor(self.one.prompt, self.plan.model.original)
         sizes = [(oracle.RAISED.get(vertical, vertical), slash) for vertical, slash in self.plan.sizes]
-        for first, after in oracle.spans(begin, end, self.plan.chunking.stride):
+        for first, after in oracle.spans(begin, end, self.plan.model.chunking.stride):
             here = {name: one[first - begin : after - begin] for name, one in turned.items()}
             at = self._cached(after)
             what = f"tokens {first} to {after - 1} of {self.one.prompt}"
             sizes = [(min(vertical, after), min(slash, after)) for vertical, slash in sizes]
             lines: list[list[Stage | None]] = []
             if self.sparse:
-                stages = 1 + min(first // self.plan.chunking.stride, 2)
+                stages = 1 + min(first // self.plan.model.chunking.stride, 2)
                 asked, calls = calls[:stages], calls[stages:]
                 lines = self._lines(asked, here, at.k, first, after, sizes, scale, what)
             self._rows(here, got[first - begin : after - begin], at, first, after, lines, scale, what)
@@ -205,12 +190,14 @@ class Run:
         end = self.one.done
         at = self._cached(end)
         # The layer sharpens a decoded query itself, and rounds it.
-        factor = torch.tensor(oracle.length_factor(end, self.plan.original), dtype=torch.float32, device=at.k.device)
+        factor = torch.tensor(
+            oracle.length_factor(end, self.plan.model.original), dtype=torch.float32, device=at.k.device
+        )
         given = [turned[name].float() for name in ("intra", "successive", "inter")]
-        variants = [(q * factor).to(self.plan.dtype) for q in given]
+        variants = [(q * factor).to(self.plan.model.dtype) for q in given]
         # That factor may differ in its last digits, and then a number here and there is rounded to the other side.
         low, high = (
-            torch.stack([(q * (factor * (1 + by))).to(self.plan.dtype).double() for q in given])
+            torch.stack([(q * (factor * (1 + by))).to(self.plan.model.dtype).double() for q in given])
             for by in (-(2.0**-22), 2.0**-22)
         )
         flips = self.shape.scale * float(torch.linalg.vector_norm(high - low, dim=-1).max() * at.largest.key.max())
@@ -228,9 +215,9 @@ class Run:
     def _cache(self, first: int, key: Tensor, value: Tensor) -> None:
         at = self._cached(self.one.done)
         what = f"cache of tokens {first} to {self.one.done - 1}"
-        want = key.double() * oracle.length_factor(max(self.one.prompt, self.one.done), self.plan.original)
+        want = key.double() * oracle.length_factor(max(self.one.prompt, self.one.done), self.plan.model.original)
         # The factor is rounded to the dtype, and so is the product.
-        self.worst.within("cached key", what, at.k[first:], want, SLACK * 2 * UNIT[self.plan.dtype] * want.abs())
+        self.worst.within("cached key", what, at.k[first:], want, SLACK * 2 * UNIT[self.plan.model.dtype] * want.abs())
         if not torch.equal(at.v[first:], value):
             raise Wrong(f"{what}: the values are not those that were given")
 
@@ -238,19 +225,19 @@ class Run:
         """Rotated queries and keys, at rows here and there."""
         plan = self.plan
         some = self._some(len(positions), 64)
-        places = oracle.query_positions(positions[some], plan.chunking)
+        places = oracle.query_positions(positions[some], plan.model.chunking)
         at = {
-            "key": oracle.key_positions(positions[some], plan.chunking), "intra": places.intra,
+            "key": oracle.key_positions(positions[some], plan.model.chunking), "intra": places.intra,
             "successive": places.successive, "inter": places.inter,
             "successive critical": places.successive_critical, "inter critical": places.inter_critical,
         }  # fmt: skip
         for name, place in at.items():
             x = (k if name == "key" else q)[some].double()
-            half = plan.dim // 2
-            frequency = plan.base ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
-            off = ANGLE * place[:, None].double() * frequency + 3 * UNIT[plan.dtype]
+            half = plan.model.dim // 2
+            frequency = plan.model.base ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
+            off = ANGLE * place[:, None].double() * frequency + 3 * UNIT[plan.model.dtype]
             bound = (x[..., :half].abs() + x[..., half:].abs()) * off[:, None]
-            want = oracle.rotate(x, place, plan.base)
+            want = oracle.rotate(x, place, plan.model.base)
             what = f"{name} of tokens {int(positions[0])} to {int(positions[-1])}"
             self.worst.within("rotated", what, turned[name][some], want, SLACK * torch.cat((bound, bound), dim=-1))
 
@@ -281,15 +268,15 @@ class Run:
     def _dense(
         self, variants: Sequence[Tensor], at: Cached, positions: Tensor, scale: float, logit: float
     ) -> Reference:
-        group = self.plan.heads // self.plan.kv_heads
+        group = self.plan.model.heads // self.plan.model.kv_heads
         parts = []
-        for one in range(self.plan.kv_heads):
+        for one in range(self.plan.model.kv_heads):
             # The heads that share keys stand below each other, so that keys are not repeated for each.
             intra, successive, inter = (
                 q[:, one * group : (one + 1) * group].double().flatten(0, 1)[:, None] for q in variants
             )
             k, v = at.k[:, one : one + 1].double(), at.both[:, one : one + 1]
-            rows, stride = positions.repeat_interleave(group), self.plan.chunking.stride
+            rows, stride = positions.repeat_interleave(group), self.plan.model.chunking.stride
             part = oracle.attend_stages(intra, successive, inter, k, v, rows, stride, scale)
             size = (len(positions), group)
             parts.append(oracle.Partial(part.out.view(*size, -1), part.lse.view(size)))
@@ -299,10 +286,10 @@ class Run:
         self, variants: Sequence[Tensor], at: Cached, positions: Tensor, span: tuple[int, int],
         lines: list[list[Stage | None]], scale: float,
     ) -> Reference:  # fmt: skip
-        group, parts = self.plan.heads // self.plan.kv_heads, []
-        for head in range(self.plan.heads):
+        group, parts = self.plan.model.heads // self.plan.model.kv_heads, []
+        for head in range(self.plan.model.heads):
             intra, successive, inter = (q[:, head].double() for q in variants)
-            k, v, stride = at.k[:, head // group], at.both[:, head // group], self.plan.chunking.stride
+            k, v, stride = at.k[:, head // group], at.both[:, head // group], self.plan.model.chunking.stride
             part = oracle.attend_lines(intra, successive, inter, k, v, positions, span, stride, lines[head], scale)
             parts.append(oracle.Partial(part.out[:, None], part.lse[:, None]))
         return self._bounded(parts, variants, at, scale, 0.0)
@@ -313,7 +300,7 @@ class Run:
         """The heads beside each other, with their bounds."""
         whole = oracle.Partial(torch.cat([part.out for part in parts], 1), torch.cat([part.lse for part in parts], 1))
         longest = torch.stack([q.double().abs() for q in variants]).amax(0)
-        dtype = self.plan.dtype
+        dtype = self.plan.model.dtype
         return bounded(whole, longest, at.largest, len(at.k), scale, dtype, merged=True, logit=logit)
 
     def _lines(
@@ -321,7 +308,7 @@ class Run:
         sizes: list[tuple[int, int]], scale: float, what: str,
     ) -> list[list[Stage | None]]:  # fmt: skip
         """The lines of every head, by stage, after they were proven to be the right ones."""
-        stride, queries = self.plan.chunking.stride, after - first
+        stride, queries = self.plan.model.chunking.stride, after - first
         own = first // stride * stride
         lengths = [(queries, after - own), (queries, stride), (queries, own - stride)]
         for n, call in enumerate(asked):
@@ -330,9 +317,9 @@ class Run:
         if len(asked) != 1 + min(first // stride, 2):
             raise Wrong(f"{what}: {len(asked)} conversions of indices")
         voters = slice(-min(queries, oracle.VOTERS), None)
-        group, found = self.plan.heads // self.plan.kv_heads, []
+        group, found = self.plan.model.heads // self.plan.model.kv_heads, []
         same = 0.0
-        for head in range(self.plan.heads):
+        for head in range(self.plan.model.heads):
             stages = [call.lines(head) for call in asked]
             vertical, slash = _chosen(stages, sizes[head], queries, after, stride, f"{what}, head {head}")
             voting = [
@@ -347,7 +334,7 @@ class Run:
             # A logit is a query times `scale`, rounded, times a key, rounded; a score is a sum of their exponentials
             # over that of all, and the higher of two scores may have lost as much as the lower one has won.
             products = max(float((q[:, 0].abs() @ keys[:, 0].abs().t()).max()) for q in voting)
-            factor = math.exp(4 * 2 * UNIT[self.plan.dtype] * products * scale)
+            factor = math.exp(4 * 2 * UNIT[self.plan.model.dtype] * products * scale)
             for name, lines, scores, best in (
                 ("vertical", vertical, want.vertical_scores, want.vertical),
                 ("slash", slash, want.slash_scores, want.slash),
@@ -355,7 +342,7 @@ class Run:
                 _best(f"{what}, head {head}", name, lines.to(scores.device), scores, factor)
                 same += float(torch.isin(lines, best.cpu()).double().mean())
             found.append([*stages, *[None] * (3 - len(stages))])
-        share = same / (2 * self.plan.heads)
+        share = same / (2 * self.plan.model.heads)
         self.figures["lines chosen as the oracle does"] = min(
             share, self.figures.get("lines chosen as the oracle does", 1.0)
         )

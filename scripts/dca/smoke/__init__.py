@@ -47,11 +47,13 @@ class Request:
         archs: GPU archs that must be able to run it; those it was built for when empty.
         python: of an environment with the wheel's requirements; one is made when not given.
         source: a clone or sdist with the source of the index conversion.
-        overlay: a folder whose files stand in the place of the wheel's and the source's, at the same paths.
+        overlays: folders whose files stand in the place of the wheel's and the source's, at the same paths; every one
+            is tried by itself, and none is one variant: the wheel as it is.
         quick: fewer repetitions.
+        first: whether a variant ends with its first case that fails.
         seed: of all random numbers.
         cases: names; all when empty.
-        words: how the user named all this, to repeat a case.
+        words: how the user named all this but the overlays, to repeat a case.
     """
 
     wheel: Path
@@ -59,11 +61,24 @@ class Request:
     archs: tuple[str, ...] = ()
     python: Path | None = None
     source: Path | None = None
-    overlay: Path | None = None
+    overlays: tuple[Path, ...] = ()
     quick: bool = False
+    first: bool = False
     seed: int = 0
     cases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """The wheel, or what an overlay makes of it, with the index conversion compiled for the CPU."""
+
+    overlay: Path | None
+    kernel: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.overlay or "")
 
 
 @dataclass
@@ -112,7 +127,7 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         seed=request.seed,
         sources=tuple(findings.sources),
         cases=tuple(_repeatable(case, request) for case in findings.cases),
-        partial=bool(request.cases),
+        partial=bool(request.cases) or (request.first and not all(case.passed for case in findings.cases)),
         not_proven=_not_proven(request.level, findings, bare=_bare(found)),
         seconds=round(time.monotonic() - started, 2),
     )
@@ -134,7 +149,8 @@ def _not_proven(level: Level, findings: _Findings, *, bare: bool) -> tuple[str, 
 
 
 def _repeatable(case: CaseResult, request: Request) -> CaseResult:
-    words = ["dca", "smoke", *request.words, "--level", case.level, "--case", case.name]
+    overlay = ["--overlay", case.overlay] if case.overlay else []
+    words = ["dca", "smoke", *request.words, *overlay, "--level", case.level, "--case", case.name]
     words += [] if case.seed is None else ["--seed", str(case.seed)]
     return case.model_copy(update={"repeat": shlex.join(words)})
 
@@ -154,12 +170,18 @@ def _run(
     with store.scratch(cache.root) as folder:
         reporter.stage("unpack", about.wheel.name)
         subject.unpack(about, folder / "wheel")
-        if not _bare(about.found):
-            findings.sources += _python_files(about, request.overlay, folder / "wheel")
-        asked = _worker_request(request, about, folder)
-        source, proven = subject.kernel_source(about, request.source, request.overlay, folder, cache, reporter, log)
-        findings.sources.append(proven)
-        subject.kernel_for_cpu(source, folder / "conversion.so", log)
+        variants = []
+        for overlay in request.overlays or (None,):
+            if not _bare(about.found):
+                findings.sources += _python_files(about, overlay, folder / "wheel")
+            source, proven = subject.kernel_source(about, request.source, overlay, folder, cache, reporter, log)
+            findings.sources.append(proven)
+            kernel = folder / f"conversion-{proven.sha256}.so"
+            if not kernel.is_file():
+                subject.kernel_for_cpu(source, kernel, log)
+            variants.append(_Variant(overlay, kernel))
+        findings.sources = list(dict.fromkeys(findings.sources))
+        asked = _worker_request(request, about, folder / "wheel", variants)
         reporter.stage("prove", "on the CPU")
         _listen(prove(python, {**asked, "level": "cpu"}, folder, reporter, log), findings, "cpu")
         if request.level == "gpu":
@@ -174,18 +196,18 @@ def _run(
             _listen(told, findings, "gpu")
 
 
-def _worker_request(request: Request, about: Subject, folder: Path) -> dict[str, Any]:
+def _worker_request(request: Request, about: Subject, wheel: Path, variants: list[_Variant]) -> dict[str, Any]:
     """What `workers/prove.py` is asked for, except the level."""
     rows, sampled = (numbers[request.quick] for numbers in (ROWS, SAMPLED))
     modules = {"backend": about.files.backend, "rotary": about.files.rotary}
-    variant = {
-        "name": "wheel", "oracle": None, "overlay": str(request.overlay) if request.overlay else None,
-        "kernel": str(folder / "conversion.so"),
-    }  # fmt: skip
+    told = [
+        {"name": one.name, "oracle": None, "overlay": one.name or None, "kernel": str(one.kernel)} for one in variants
+    ]
     return {
-        "wheel": str(folder / "wheel"), "driver": None, "threads": 1, "rows": rows, "sampled": sampled,
+        "wheel": str(wheel), "driver": None, "threads": 1, "rows": rows, "sampled": sampled,
         "quick": request.quick, "seed": request.seed, "cases": list(request.cases),
-        "modules": None if _bare(about.found) else modules, "variants": [variant],
+        "modules": None if _bare(about.found) else modules, "variants": told,
+        "first": request.first,
     }  # fmt: skip
 
 
@@ -250,11 +272,18 @@ def _listen(told: list[dict[str, Any]], findings: _Findings, level: Level) -> No
         if "broken" in one:
             proves = "the wheel's dual chunk attention can be imported"
             findings.cases.append(
-                CaseResult(level=level, name="import", proves=proves, passed=False, detail=one["broken"])
+                CaseResult(
+                    level=level,
+                    name="import",
+                    overlay=one["variant"],
+                    proves=proves,
+                    passed=False,
+                    detail=one["broken"],
+                )
             )
         elif "case" in one:
             known = {key: value for key, value in one.items() if key not in ("variant", "case")}
-            findings.cases.append(CaseResult(level=level, name=one["case"], **known))
+            findings.cases.append(CaseResult(level=level, name=one["case"], overlay=one["variant"], **known))
         elif "left_out" in one:
             findings.left_out += one["left_out"]
         elif "device" in one:

@@ -57,11 +57,8 @@ def render(found: Smoke) -> str:
     template = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    levels = [level for level in ("static", "cpu", "gpu") if any(case.level == level for case in found.cases)]
     curves = [curve(case) for case in found.cases if case.figures.get(CURVE)]
-    return template.render(
-        found=found, levels=levels, curves=curves, width=WIDTH, height=HEIGHT, margin=MARGIN, figures=_figures
-    )
+    return template.render(found=found, curves=curves, width=WIDTH, height=HEIGHT, margin=MARGIN, figures=_figures)
 
 
 def curve(case: CaseResult) -> Curve:

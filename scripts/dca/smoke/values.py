@@ -15,6 +15,7 @@ class CaseResult(Value):
     Args:
         level: that it belongs to.
         name: as `--case` takes it.
+        overlay: the folder that it was tried with, where there was one.
         proves: what follows when it passes.
         detail: what is wrong, in a sentence; empty when it passed.
         figures: what was counted and measured, by name.
@@ -25,6 +26,7 @@ class CaseResult(Value):
 
     level: Level
     name: str
+    overlay: str = ""
     proves: str
     passed: bool
     detail: str = ""
@@ -59,7 +61,7 @@ class Smoke(Document):
         python: version of Python that the cases ran with, and of torch; empty for `static`.
         device: the GPU they ran on; empty without one.
         sources: the files that were run, with their hashes.
-        partial: whether only some of the cases were asked for.
+        partial: whether only some of the cases were run.
         not_proven: what remains, in words.
     """
 
@@ -79,6 +81,15 @@ class Smoke(Document):
     partial: bool = False
     not_proven: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def tables(self) -> tuple[tuple[Level, str, tuple[CaseResult, ...]], ...]:
+        """The cases by level and overlay, in the order in which they ran."""
+        order = dict.fromkeys((case.level, case.overlay) for case in self.cases)
+        return tuple(
+            (level, overlay, tuple(case for case in self.cases if (case.level, case.overlay) == (level, overlay)))
+            for level, overlay in order
+        )
 
     @property
     def passed(self) -> bool:
