@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,19 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _commit() -> str:
+    """The commit under test, which seeds all random tests; "none" outside of git."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, capture_output=True, check=False)
+    return done.stdout.strip() or "none"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let generated examples differ from commit to commit and repeat within one, unless --hypothesis-seed is given."""
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = zlib.crc32(_commit().encode())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -128,9 +142,8 @@ def all_recipes() -> tuple[recipes.Loaded, ...]:
 
 @pytest.fixture(scope="session")
 def commit() -> str:
-    """The commit under test, which seeds the fault tests; "none" outside of git."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, capture_output=True, check=False)
-    return done.stdout.strip() or "none"
+    """The commit under test."""
+    return _commit()
 
 
 @pytest.fixture
