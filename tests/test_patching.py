@@ -350,6 +350,8 @@ def test_a_patch_in_a_companions_folder_is_applied_to_the_companion(shop: Worksh
 
 def test_a_patch_of_a_companion_that_is_not_there_is_not_needed(shop: Workshop) -> None:
     shop.series(one=change("line 5", "FIVE"))
+    (shop.folder / "kernels").mkdir()
+    (shop.folder / "kernels/two.patch").write_text(change("line 7", "SEVEN"))
     (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
     assert shop.apply() == [("one.patch", "clean"), ("kernels/two.patch", "not needed")]
 

@@ -44,7 +44,7 @@ def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> No
 
 def test_the_record_in_the_wheel_says_what_it_was_made_of(wheel: Path, plan: Plan) -> None:
     record = json.loads(info(wheel, "dca.json"))
-    assert record["schema"] == "dca.contents/3"
+    assert record["schema"] == "dca.contents/4"
     assert (record["recipe"], record["archs"], record["groups"]) == (plan.recipe, list(plan.archs), list(plan.groups))
     found = {module.path: module.sha256 for module in inspection.inspect(wheel).modules}
     assert {module["path"]: module["sha256"] for module in record["modules"]} == found
@@ -63,7 +63,7 @@ def test_metadata_pins_torch_and_keeps_upstreams_requirements(wheel: Path, plan:
     assert "<5" in by_name["transformers"]
     assert {"ray", "xformers", "torchvision", "fastapi", "tokenizers"} <= set(by_name)
     assert f"\nVersion: {plan.version}\n" in text
-    assert b"Tag: cp38-abi3-linux_x86_64" in info(wheel, "WHEEL")
+    assert f"Tag: {wheel.stem.split('-', 2)[2]}\n".encode() in info(wheel, "WHEEL")
 
 
 def test_every_op_of_the_groups_is_registered(made: Made, plan: Plan, all_recipes: tuple[Any, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from dca import documents, gather, git, index, store
 from dca.documents import Document, Value
@@ -33,6 +33,20 @@ class FetchedSource(Value):
     head: str = ""
 
 
+class Applied(Value):
+    """One patch or added file of a series and what became of it.
+
+    Args:
+        name: as the series spells it, and of an added file where it was put.
+        status: "not needed" when its tree is no part of the plan.
+        sha256: of the patch or the added file.
+    """
+
+    name: str
+    status: Literal["clean", "already there", "added", "not needed"]
+    sha256: str
+
+
 class Tree(Document):
     """The sources of one build on the disk.
 
@@ -42,17 +56,17 @@ class Tree(Document):
         members: files of the official wheel, path to sha256.
         folders: trees that lie apart, which is after patching, by name.
         patched: hashes of these.
-        patches: one line per patch of the series, after patching.
+        patches: the whole series, after patching.
     """
 
-    SCHEMA: ClassVar[str] = "dca.source/2"
+    SCHEMA: ClassVar[str] = "dca.source/3"
 
     folder: str
     sources: tuple[FetchedSource, ...]
     members: dict[str, str]
     folders: dict[str, str] = {}
     patched: dict[str, str] = {}
-    patches: tuple[str, ...] = ()
+    patches: tuple[Applied, ...] = ()
 
     def path(self, name: str) -> Path:
         """The folder of one source tree."""

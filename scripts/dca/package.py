@@ -9,13 +9,12 @@ import io
 import re
 import shutil
 import zipfile
-from datetime import datetime, timezone
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from dca import __version__, data, documents, runner, store
+from dca import __version__, data, documents, runner, sbom, store
 from dca.compiling import Build
 from dca.environments import uv_environment
 from dca.errors import DcaError
@@ -23,10 +22,11 @@ from dca.events import Reporter
 from dca.fetch import Tree
 from dca.machine import find_uv
 from dca.plan import Plan
+from dca.platform_tag import platform_tag
 from dca.recipes import KERNELS, Recipe
 
 # Built against the limited API of Python 3.8, as upstream's own wheels are.
-TAG = "cp38-abi3-linux_x86_64"
+PYTHON_TAG = "cp38-abi3"
 SETUP_SECONDS = 900.0
 _COMPRESSION = 6
 
@@ -46,8 +46,9 @@ def package(
             files = _bare_files(plan, recipe)
         else:
             files = _files(_pure_wheel(plan, recipe, tree, python, cache, scratch, log), plan, recipe, tree)
-        files |= _own_files(plan, recipe, tree, build)
-        name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{TAG}.whl"
+        tag = f"{PYTHON_TAG}-{platform_tag(Path(module.file) for module in build.modules)}"
+        files |= _own_files(plan, recipe, tree, build, tag)
+        name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{tag}.whl"
         out.mkdir(parents=True, exist_ok=True)
         target = out / name
         with store.incoming(target) as part:
@@ -68,7 +69,7 @@ def _pure_wheel(
     env = uv_environment(cache) | {
         "VLLM_TARGET_DEVICE": "empty",
         "SETUPTOOLS_SCM_PRETEND_VERSION": plan.version,
-        "SOURCE_DATE_EPOCH": str(int(_time(recipe).timestamp())),
+        "SOURCE_DATE_EPOCH": str(int(recipe.time.timestamp())),
         "PATH": f"{python.parent}:{runner.environment().get('PATH', '')}",
     }
     done = runner.run(
@@ -159,21 +160,22 @@ def _bare_files(plan: Plan, recipe: Recipe) -> dict[str, bytes | Path]:
     }
 
 
-def _own_files(plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> dict[str, bytes | Path]:
+def _own_files(plan: Plan, recipe: Recipe, tree: Tree, build: Build, tag: str) -> dict[str, bytes | Path]:
     """What this tool puts into every wheel: the modules, and what they are."""
     info = _info(plan, recipe)
     files: dict[str, bytes | Path] = {module.path: Path(module.file) for module in build.modules}
     files[f"{info}/WHEEL"] = (
-        f"Wheel-Version: 1.0\nGenerator: dca {__version__}\nRoot-Is-Purelib: false\nTag: {TAG}\n\n".encode()
+        f"Wheel-Version: 1.0\nGenerator: dca {__version__}\nRoot-Is-Purelib: false\nTag: {tag}\n\n".encode()
     )
     files[f"{info}/dca.json"] = documents.canonical(record_of_contents(plan, tree, build))
+    files[f"{info}/{sbom.FILE}"] = sbom.sbom(plan, recipe, tree, build)
     return files
 
 
 def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object]:
     """What stands in `.dist-info/dca.json`: what the wheel was made of, without a path of the build machine."""
     return {
-        "schema": "dca.contents/3",
+        "schema": "dca.contents/4",
         "tool": __version__,
         "plan": plan.key,
         "recipe": plan.recipe,
@@ -188,7 +190,7 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
         "torch": {"version": plan.torch, "cuda": plan.torch_cuda},
         "sources": [{"name": one.name, "pin": one.pin, "tree": one.tree} for one in tree.sources],
         "patched": tree.patched,
-        "patches": list(tree.patches),
+        "patches": [one.model_dump(mode="json") for one in tree.patches],
         "modules": [
             {"path": module.path, "origin": module.origin, "sha256": module.sha256,
              "schemas": sorted(module.schemas),
@@ -256,13 +258,9 @@ def entry_points(text: str, added: dict[str, dict[str, str]]) -> bytes:
     return "\n".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in sorted(sections.items())).encode()
 
 
-def _time(recipe: Recipe) -> datetime:
-    return datetime.fromisoformat(recipe.lock_date).replace(tzinfo=timezone.utc)
-
-
 def _write(part: Path, files: dict[str, bytes | Path], recipe: Recipe, reporter: Reporter) -> None:
     """A zip with sorted entries, one time and one mode, RECORD last."""
-    stamp = _time(recipe).timetuple()[:6]
+    stamp = recipe.time.timetuple()[:6]
     info = next(name.split("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
     rows: list[tuple[str, str, str]] = []
     total = sum(value.stat().st_size if isinstance(value, Path) else len(value) for value in files.values())

@@ -12,23 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from dca import data, documents, runner, store
-from dca.documents import Value
 from dca.errors import DcaError
-from dca.fetch import Tree
+from dca.fetch import Applied, Tree
 from dca.plan import Plan
 from dca.recipes import Recipe
 
-Status = Literal["clean", "already there", "added", "not needed"]
 SOURCE = "source"
 # The modes a patch may give a file: plain and executable. Links and submodules are never written.
 _MODES = {"100644", "100755"}
-
-
-class Applied(Value):
-    """One patch or added file of a series and what became of it; "not needed" when its tree is no part of the plan."""
-
-    name: str
-    status: Status
 
 
 class Patch(NamedTuple):
@@ -83,7 +74,7 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
                 applied = apply(folder, {name: part / name for name in patched}, log, added)
                 kept = tree.model_copy(update={
                     "patched": {name: store.tree_hash(part / name) for name in patched},
-                    "patches": tuple(f"{one.name}: {one.status}" for one in applied),
+                    "patches": tuple(applied),
                 })  # fmt: skip
                 documents.write(kept, part / "source.json")
     # Only what patching made is taken from there: the rest is this plan's, and the cache may have been moved since.
@@ -119,15 +110,13 @@ def apply(folder: Path, trees: Mapping[str, Path], log: Path, added: Sequence[Pa
         target = trees[SOURCE] / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-        applied.append(Applied(name=relative, status="added"))
+        applied.append(Applied(name=relative, status="added", sha256=store.sha256_file(path)))
     return applied
 
 
 def _apply_all(patches: list[Patch], trees: Mapping[str, Path], log: Path) -> list[Applied]:
     outcomes = {
-        one.name: _apply_one(one, trees[one.tree], log)
-        if one.tree in trees
-        else Applied(name=one.name, status="not needed")
+        one.name: _apply_one(one, trees[one.tree], log) if one.tree in trees else _applied(one, "not needed")
         for one in patches
     }
     failed = [f"{name}: {outcome}" for name, outcome in outcomes.items() if isinstance(outcome, str)]
@@ -139,6 +128,10 @@ def _apply_all(patches: list[Patch], trees: Mapping[str, Path], log: Path) -> li
             remedy="the source moved: adapt the patches of the series.",
         )
     return [outcome for outcome in outcomes.values() if isinstance(outcome, Applied)]
+
+
+def _applied(patch: Patch, status: Literal["clean", "already there", "not needed"]) -> Applied:
+    return Applied(name=patch.name, status=status, sha256=store.sha256_file(patch.path))
 
 
 def _apply_one(patch: Patch, source: Path, log: Path) -> Applied | str:
@@ -158,9 +151,9 @@ def _apply_one(patch: Patch, source: Path, log: Path) -> Applied | str:
     if checked.ok:
         checked = runner.run([*git, patch.path], cwd=source, env=env, log=log)
         if checked.ok:
-            return Applied(name=patch.name, status="clean")
+            return _applied(patch, "clean")
     elif runner.run([*git, "--check", "--reverse", patch.path], cwd=source, env=env, log=log).ok:
-        return Applied(name=patch.name, status="already there")
+        return _applied(patch, "already there")
     return "; ".join(line.removeprefix("error: ") for line in checked.tail[:2]) or "git apply failed"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from datetime import date
+from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
@@ -336,6 +336,25 @@ class Recipe(Value):
     kernels: Kernels | None = None
     smoke: SmokeFiles | None = None
     patches: Patches = Patches()
+
+    @property
+    def time(self) -> datetime:
+        """What every file of its wheels is dated, so that the same plan gives the same bytes."""
+        return datetime.fromisoformat(self.lock_date).replace(tzinfo=timezone.utc)
+
+    def origin(self, source: str) -> SdistSource | GitSource | Submodule:
+        """Where a source tree of a plan can be had in public; it is `source`, a companion, or a submodule of one.
+
+        Raises:
+            KeyError: no source of the recipe has that name.
+        """
+        name, _, inner = source.partition("/")
+        if name == "source":
+            return self.source
+        companion = self.companions[name]
+        if not inner:
+            return companion.source
+        return {one.path: one for one in companion.submodules}[inner]
 
     @property
     def profiles(self) -> tuple[str, ...]:

@@ -146,6 +146,15 @@ class ToolkitSource(Value):
         )
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of every part that it is put together from, by file or package."""
+        return {
+            **{one.file: one.sha256 for one in (self.redist.components if self.redist else ())},
+            **{f"{one.name} {one.version}": one.sha256 for one in (self.apt.packages if self.apt else ())},
+            **{one.file: one.sha256 for one in self.wheels},
+        }
+
+    @property
     def rank(self) -> int:
         """Which of several of the same CUDA line is taken, the smallest first.
 

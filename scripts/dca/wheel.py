@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from dca import (
     inspection,
     package,
     patching,
+    provenance,
     provide,
     store,
 )
@@ -33,7 +35,7 @@ class Made(Document):
 
     Args:
         wheel: the file.
-        run: folder with plan.json, source.json, build.json, inspection.json and build.log.
+        run: folder with plan.json, source.json, build.json, inspection.json, provenance.json and build.log.
         seconds: how long this run took.
         unchanged: whether an earlier run had already made exactly this wheel.
     """
@@ -148,7 +150,7 @@ def list_commands(plan: Plan, world: World, cache: store.Store, reporter: Report
 
 
 def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, reporter: Reporter) -> Made:
-    log = run / "build.log"
+    log, started = run / "build.log", datetime.now(timezone.utc)
     log.unlink(missing_ok=True)
     documents.write(plan, run / "plan.json")
     ready = _ready(plan, world, cache, reporter, log)
@@ -159,8 +161,10 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
     wheel = package.package(plan, recipe, tree, build, python, cache, out, reporter, log)
     reporter.stage("inspect", wheel.name)
     found = inspection.inspect(wheel, inspection.schemas.built(build), torch=ready.torch, asked=plan.archs)
+    different = inspection.compare(found, plan)
+    found = found.model_copy(update={"planned": plan.key, "differences": tuple(different)})
     documents.write(found, run / "inspection.json")
-    if different := inspection.compare(found, plan):
+    if different:
         wheel.unlink()
         raise DcaError(
             "DCA-702",
@@ -168,6 +172,10 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
             why="\n".join(different),
             remedy=f"see {log} and {run / 'inspection.json'}.",
         )
+    told = provenance.statement(
+        wheel.name, found.sha256, plan, recipe, tree, build, world.toolkits, _tool(), started, run.name
+    )
+    store.write_bytes(run / "provenance.json", documents.canonical(told))
     return Made(
         wheel=str(wheel),
         sha256=found.sha256,

@@ -26,5 +26,5 @@ def command(request: Request, cache_dir: Path | None, update: bool, as_json: boo
         return
     for source in tree.sources:
         click.echo(f"{source.name:<28} {source.pin[:60]}  {tree.path(source.name)}")
-    for line in tree.patches:
-        click.echo(f"{'patch':<28} {line}")
+    for patch in tree.patches:
+        click.echo(f"{'patch':<28} {patch.name}: {patch.status}")

@@ -95,7 +95,8 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     """Prove a wheel.
 
     Returns:
-        What was found, failures among it; smoke.json in the run's folder holds the same.
+        What was found, failures among it. `smoke.json` in the run's folder holds the same, and `smoke-LEVEL.json` the
+        last of that level that was about the whole wheel as it is, which is what can be published with it.
 
     Raises:
         DcaError: DCA-802 when the wheel or the machine cannot be proven as asked, DCA-803 and 804 when the cases
@@ -132,6 +133,8 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         seconds=round(time.monotonic() - started, 2),
     )
     documents.write(told, run / "smoke.json")
+    if not told.partial and not request.overlays:
+        documents.write(told, run / f"smoke-{request.level}.json")
     return told
 
 

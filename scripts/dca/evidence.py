@@ -1,0 +1,90 @@
+"""The evidence of a wheel: which documents belong to it, where they are found, and what is signed of them."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dca import documents, provenance, sbom, signing, store
+from dca.errors import DcaError
+from dca.wheel import Made
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+# The documents, by the names they have beside a wheel.
+SBOM, PROVENANCE, INSPECTION, SMOKE = "sbom.cdx.json", "provenance.json", "inspection.json", "smoke.json"
+DOCUMENTS = (SBOM, PROVENANCE, INSPECTION, SMOKE)
+# The envelopes: provenance by itself, as other programs expect it, and the hashes of all documents.
+SIGNED_PROVENANCE, SIGNED_HASHES = "provenance.dsse.json", "evidence.dsse.json"
+FILES = (*DOCUMENTS, SIGNED_PROVENANCE, SIGNED_HASHES)
+PREDICATE = "urn:dca-build:evidence:1"
+# More than any of them has; what is larger is not read.
+MOST_BYTES = 1 << 26
+
+
+def collect(wheel: Path, sha256: str, cache: store.Store) -> dict[str, bytes]:
+    """What is at hand for a wheel: the bill of materials inside of it, and what runs on this machine left.
+
+    Args:
+        sha256: of the wheel.
+
+    Raises:
+        DcaError: DCA-701 when it is no wheel.
+    """
+    found = {SBOM: carried} if (carried := carried_sbom(wheel)) else {}
+    for record in sorted(cache.root.glob("run/*/wheel.json")):
+        made = documents.read_if_whole(Made, record)
+        if made and made.sha256 == sha256:
+            found |= read(record.parent, (PROVENANCE, INSPECTION))
+    for level in ("gpu", "cpu", "static"):
+        run = read(cache.root / "run" / f"smoke-{sha256[:16]}", (f"smoke-{level}.json",))
+        if run:
+            return found | {SMOKE: next(iter(run.values()))}
+    return found
+
+
+def carried_sbom(wheel: Path) -> bytes:
+    """The bill of materials inside of a wheel; empty when it has none.
+
+    Raises:
+        DcaError: DCA-701 when it is no wheel.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for info in archive.infolist():
+                if info.filename.endswith(f".dist-info/{sbom.FILE}") and info.file_size <= MOST_BYTES:
+                    return archive.read(info)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise DcaError("DCA-701", f"{wheel.name} is not a wheel.", why=str(error)) from None
+    return b""
+
+
+def read(folder: Path, names: tuple[str, ...] = FILES) -> dict[str, bytes]:
+    """The documents and envelopes that lie in a folder."""
+    return {
+        name: path.read_bytes()
+        for name in names
+        if (path := folder / name).is_file() and path.stat().st_size <= MOST_BYTES
+    }
+
+
+def hashes(wheel: str, sha256: str, files: dict[str, bytes]) -> dict[str, Any]:
+    """The in-toto statement that ties documents to a wheel."""
+    return {
+        "_type": provenance.STATEMENT,
+        "subject": [{"name": wheel, "digest": {"sha256": sha256}}],
+        "predicateType": PREDICATE,
+        "predicate": {"files": {name: hashlib.sha256(files[name]).hexdigest() for name in DOCUMENTS if name in files}},
+    }
+
+
+def sign(wheel: str, sha256: str, files: dict[str, bytes], key: Ed25519PrivateKey) -> dict[str, bytes]:
+    """The documents with their envelopes; what was signed before is signed anew."""
+    signed = {name: files[name] for name in DOCUMENTS if name in files}
+    if PROVENANCE in signed:
+        signed[SIGNED_PROVENANCE] = signing.sign(signed[PROVENANCE], key)
+    signed[SIGNED_HASHES] = signing.sign(documents.canonical(hashes(wheel, sha256, signed)), key)
+    return signed
