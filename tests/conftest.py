@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from dca import documents, environments, recipes, store
+from dca import documents, environments, provide, recipes, store, toolkits
 from dca.cli.options import open_cache
 from dca.events import Silent
 from dca.plan import Plan
 from dca.wheel import Made
-from support import ROOT, RunDca, install, make_small
+from support import ROOT, RunDca, install, link_cache, make_small
 
 # Whoever starts the tests in the background hands down an ignored Ctrl-C, and nohup an ignored end of the terminal;
 # programs that are sent one must see it.
@@ -106,10 +106,21 @@ def build_python(plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def cmake_python(dca: RunDca, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a build environment, which CMake and ninja belong to; without waiting for a wheel."""
-    planned = Plan.model_validate_json(dca("plan", "--recipe", "vllm-0.10.2", "--json").stdout)
+def planned(dca: RunDca) -> Plan:
+    """A plan, without waiting for its wheel."""
+    return Plan.model_validate_json(dca("plan", "--recipe", "vllm-0.10.2", "--json").stdout)
+
+
+@pytest.fixture(scope="session")
+def cmake_python(planned: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a build environment, which CMake and ninja belong to."""
     return environments.build_environment(planned, cache, Silent(), tmp_path_factory.mktemp("env") / "log")
+
+
+@pytest.fixture(scope="session")
+def toolkit(planned: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the plan's toolkit, brought where it is missing."""
+    return provide.toolkit(planned, toolkits.load_sources(), cache, Silent(), tmp_path_factory.mktemp("kit") / "log")
 
 
 @pytest.fixture(scope="session")
@@ -126,10 +137,7 @@ def small_cache(dca: RunDca, cache: store.Store, tmp_path_factory: pytest.TempPa
 
     Its path has a space and letters outside of ASCII, which compilers and CMake must bear.
     """
-    folder = tmp_path_factory.mktemp("Zwischenspeicher für Bauten")
-    for name in ("downloads", "env", "toolkit", "uv"):
-        (cache.root / name).mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(cache.root / name)
+    folder = link_cache(tmp_path_factory.mktemp("Zwischenspeicher für Bauten"), cache)
     make_small(dca, folder, tmp_path_factory.mktemp("dist"))
     return folder
 

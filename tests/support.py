@@ -27,6 +27,14 @@ def make_small(dca: RunDca, cache: Path, out: Path, *more: str) -> Made:
     return Made.model_validate(json.loads(done.stdout))
 
 
+def link_cache(folder: Path, cache: store.Store) -> Path:
+    """A cache with the downloads, toolkit and environments of another, and builds of its own."""
+    for name in ("downloads", "env", "toolkit", "uv"):
+        (cache.root / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(cache.root / name)
+    return folder
+
+
 def objects(cache: Path) -> dict[str, int]:
     """When the objects of that build were written."""
     return {path.name: path.stat().st_mtime_ns for path in cache.glob("build/*/ninja/CMakeFiles/_C.dir/**/*.o")}

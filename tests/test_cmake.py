@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dca import cmake, runner, store
+from dca import cmake, provide, runner, store
 from dca.errors import DcaError
 from dca.events import Silent
+from dca.plan import Plan
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -74,10 +75,48 @@ def test_a_cache_of_another_source_is_made_anew(cmake_python: Path, tmp_path: Pa
         )
         arguments = ["-S", tmp_path / name, "-DCMAKE_BUILD_TYPE=Release"]
         cmake.configure(
-            arguments, "", tmp_path / "build", cmake_python, runner.environment(), Silent(), tmp_path / "log"
+            arguments, "", tmp_path / "build", {}, cmake_python, runner.environment(), Silent(), tmp_path / "log"
         )
         kept = (tmp_path / "build/ninja/CMakeCache.txt").read_text()
         assert f"CMAKE_HOME_DIRECTORY:INTERNAL={tmp_path / name}\n" in kept
+
+
+NAMED = """#include "h.h"
+namespace { __global__ void hidden(int *p) { p[0] = 3; } }
+const char *file(int *p) { hidden<<<1, 1>>>(p); return __FILE__; }
+"""
+
+
+def test_nothing_of_where_the_folder_is_gets_into_a_module(
+    cmake_python: Path, planned: Plan, toolkit: Path, tmp_path: Path
+) -> None:
+    """Real nvcc, in two folders of which one needs quoting; the second source lies below a project()."""
+    libraries, made = " ".join(f"-L{path}" for path in provide.folders(toolkit, "lib")), []
+    for place in ("here", "elsew'here with Räumen"):
+        folder = tmp_path / place
+        top = "cmake_minimum_required(VERSION 3.26)\nproject(p LANGUAGES CXX CUDA)\n"
+        top += "add_library(one MODULE a.cu b.cpp)\nadd_subdirectory(sub)\n"
+        top += "set_target_properties(one two PROPERTIES LINKER_LANGUAGE CXX)\n"
+        files = {
+            "CMakeLists.txt": top, "a.cu": NAMED, "b.cpp": "const char *b() { return __FILE__; }\n",
+            "h.h": "inline const char *where() { return __FILE__; }\n",
+            "sub/CMakeLists.txt": "project(q)\nadd_library(two MODULE two.cu)\n",
+            "sub/two.cu": NAMED.replace("h.h", "../h.h"),
+        }  # fmt: skip
+        for name, text in files.items():
+            store.write_bytes(folder / "src" / name, text.encode())
+        arguments = [
+            "-S", folder / "src", *provide.cmake_arguments(toolkit, planned.host_compiler),
+            "-DCMAKE_CUDA_ARCHITECTURES=80", f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--build-id=none -Wl,-s",
+        ]  # fmt: skip
+        env, log = provide.compiler_environment(toolkit), folder / "log"
+        cmake.configure(arguments, "", folder, {}, cmake_python, env, Silent(), log)
+        cmake.build(folder / "ninja", ["one", "two"], 2, cmake_python, env, Silent(), log)
+        made.append([(folder / "ninja" / name).read_bytes() for name in ("libone.so", "sub/libtwo.so")])
+    assert made[0] == made[1]
+    for module in made[0]:
+        assert str(tmp_path).encode() not in module
+        assert b"src/" in module
 
 
 # --- what a killed run leaves --------------------------------------------------------------------------------
@@ -94,7 +133,7 @@ class Project:
         for name in ("a", "b", "c"):
             store.write_bytes(folder / f"src/{name}.cpp", f"#include <string>\nint {name}() {{ return 1; }}\n".encode())
         arguments = ["-S", folder / "src"]
-        cmake.configure(arguments, "", folder, python, runner.environment(), Silent(), folder / "log")
+        cmake.configure(arguments, "", folder, {}, python, runner.environment(), Silent(), folder / "log")
 
     def build(self) -> int:
         env = runner.environment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,20 +11,28 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dca import documents
+from dca import documents, store
 from dca.compiling import Build
 from faults.kills import leftovers
-from support import INDEX_ONLY, ROOT, RunDca, make_small, objects, programs, wait_for
+from support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small, objects, programs, wait_for
 
 
 class Running:
     """A run of the command line under way, in the middle of compiling."""
 
-    def __init__(self, cache: Path, out: Path, env: dict[str, str] | None = None) -> None:
-        words = [sys.executable, "-m", "dca", "wheel", *INDEX_ONLY, "--cache-dir", str(cache), "--out", str(out)]
+    def __init__(
+        self,
+        cache: Path,
+        out: Path,
+        env: dict[str, str] | None = None,
+        before: Sequence[str] = (),
+        more: Sequence[str] = (),
+    ) -> None:
+        words = [*before, sys.executable, "-m", "dca", "wheel", *INDEX_ONLY, *more]
+        words += ["--cache-dir", str(cache), "--out", str(out)]
         env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), **(env or {})}
         self.process = subprocess.Popen(
             words, cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
@@ -44,37 +53,52 @@ class Running:
         return self.process.returncode, stderr
 
 
-def without_kernel(cache: Path) -> dict[str, int]:
-    """Remove the compiled kernel, so that it is what is missing; the objects that are left."""
-    for path in cache.glob("build/*/ninja/CMakeFiles/_C.dir/**/vertical_slash_index.cu.o"):
-        path.unlink()
-    return objects(cache)
+def as_somebody_else() -> list[str]:
+    """What a command is started with to run with another umask, and as another user as far as this machine lets us."""
+    words = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
+    with contextlib.suppress(OSError):
+        if subprocess.run(["unshare", "--user", "true"], capture_output=True, check=False).returncode == 0:
+            words += ["unshare", "--user"]
+    return words
 
 
-def test_interrupted_resumed_and_repeated(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:
-    """One compile serves several questions, because a kernel takes a minute."""
-    out = tmp_path / "Räder und mehr"
+def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
+    dca: RunDca, cache: store.Store, small_cache: Path, tmp_path: Path
+) -> None:
+    """One compile serves several questions, because a kernel takes a minute.
+
+    It runs in another folder, with another umask, time zone, locale, home, user and number of jobs than the one in
+    `small_cache`, at another time, and must give the same bytes.
+    """
+    out, here = tmp_path / "Räder und mehr", tmp_path / "cache"
+    here.mkdir()
+    link_cache(here, cache)
     planted = {"CXX": "/bin/false", "NVCC_PREPEND_FLAGS": "--nonsense", "CMAKE_BUILD_TYPE": "Debug",
-               "TORCH_CUDA_ARCH_LIST": "5.0"}  # fmt: skip
-    finished = without_kernel(small_cache)
-    for number, times in ((signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGINT, 3)):
-        run = Running(small_cache, out, env=planted)
+               "TORCH_CUDA_ARCH_LIST": "5.0", "TZ": "Asia/Kathmandu", "LC_ALL": "tr_TR.UTF-8",
+               "HOME": str(tmp_path)}  # fmt: skip
+    elsewhere = Running(here, out, planted, as_somebody_else(), ("--jobs", "3"))
+    elsewhere.until(lambda: "_C_bindings" in "".join(log.read_text() for log in here.glob("build/*/ninja/.ninja_log")))
+    elsewhere.until_it_compiles()
+    (finished,) = objects(here).items()
+    run = elsewhere
+    for number, times in ((signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGINT, 3)):
         run.until_it_compiles()
         for _ in range(times):
             run.process.send_signal(number)
             time.sleep(0.05)
         status, stderr = run.end()
         assert (status, stderr.count("Interrupted."), "Traceback" in stderr) == (130, 1, False), stderr
-        assert programs(str(small_cache)) == []
-        assert leftovers(small_cache) == []
+        assert programs(str(here)) == []
+        assert leftovers(here) == []
         assert not list(out.glob("*")) if out.exists() else True
-        assert objects(small_cache) == finished
+        assert dict([finished]) == objects(here)
+        run = Running(here, out, planted, as_somebody_else(), ("--jobs", "3"))
 
     # Two runs of the same plan, and one of another.
-    one = Running(small_cache, out)
+    one = run
     one.until_it_compiles()
-    two = Running(small_cache, out)
-    other = dca("wheel", *INDEX_ONLY[:-1], "9.0", "--list", "--cache-dir", small_cache)
+    two = Running(here, out)
+    other = dca("wheel", *INDEX_ONLY[:-1], "9.0", "--list", "--cache-dir", here)
     assert other.returncode == 0, other.stderr
     assert "another run" not in other.stderr
     assert one.process.poll() is None, "the other plan has waited"
@@ -85,11 +109,11 @@ def test_interrupted_resumed_and_repeated(dca: RunDca, small_cache: Path, tmp_pa
     assert status == 0, stderr
     assert f"another run (process {one.process.pid}) makes the same wheel; waiting for it." in stderr
     assert "compile  " not in stderr
-    after = objects(small_cache)
-    assert {name: after[name] for name in finished} == finished
+    after = objects(here)
+    assert after[finished[0]] == finished[1]
     assert len(after) == 2
 
-    first = make_small(dca, small_cache, out)
+    first = make_small(dca, here, out)
     assert first.unchanged
     assert (first.objects, first.objects_compiled_now) == (2, 1)
     build = documents.read(Build, Path(first.run) / "build.json")
@@ -105,10 +129,12 @@ def test_interrupted_resumed_and_repeated(dca: RunDca, small_cache: Path, tmp_pa
         assert [name for name in archive.namelist() if name.endswith(".so")] == ["vllm/_C.abi3.so"]
 
     Path(first.wheel).unlink()
-    back = make_small(dca, small_cache, out)
+    back = make_small(dca, here, out)
     assert not back.unchanged
     assert back.objects_compiled_now == 0
     assert back.sha256 == first.sha256, "the same plan gave other bytes"
+    there = make_small(dca, small_cache, tmp_path / "there")
+    assert there.sha256 == first.sha256, "the same plan gave other bytes elsewhere"
 
 
 def test_a_changed_line_of_python_compiles_no_kernel(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ import lz4.block
 import pytest
 import zstandard
 
-from dca import fatbin, provide, store, toolkits
-from dca.events import Silent
+from dca import fatbin, provide, toolkits
 from dca.fatbin import FatbinError
 from dca.plan import Plan
 
@@ -523,11 +522,9 @@ def compiler(nvcc: Path, folder: Path, host: str) -> Compiler:
 
 
 @pytest.fixture(scope="module")
-def planned(plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Compiler:
+def own(planned: Plan, toolkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiler:
     """Compiles KERNELS with the plan's toolkit."""
-    folder = tmp_path_factory.mktemp("nvcc")
-    toolkit = provide.toolkit(plan, toolkits.load_sources(), cache, Silent(), folder / "log")
-    return compiler(toolkit / "bin/nvcc", folder, plan.host_compiler)
+    return compiler(toolkit / "bin/nvcc", tmp_path_factory.mktemp("nvcc"), planned.host_compiler)
 
 
 @pytest.fixture(scope="module")
@@ -540,18 +537,18 @@ def newest(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Compiler:
 
 
 @pytest.fixture(scope="module")
-def plain(planned: Compiler) -> Path:
-    return planned("plain.so", "-shared")
+def plain(own: Compiler) -> Path:
+    return own("plain.so", "-shared")
 
 
 @pytest.fixture(scope="module")
-def packed(planned: Compiler) -> Path:
-    return planned("packed.so", "-shared", "-Xfatbin", "-compress-all")
+def packed(own: Compiler) -> Path:
+    return own("packed.so", "-shared", "-Xfatbin", "-compress-all")
 
 
 @pytest.fixture(scope="module")
-def objects(planned: Compiler) -> Path:
-    return planned("relocatable.o", "-c", "-rdc=true")
+def objects(own: Compiler) -> Path:
+    return own("relocatable.o", "-c", "-rdc=true")
 
 
 @pytest.fixture(scope="module", params=["none", "speed", "size"])

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dca import documents, memory, runner, store
+from dca import data, documents, memory, runner, store
 from dca.documents import Value
 from dca.errors import DcaError, Interrupted
 from dca.events import Reporter
@@ -68,8 +68,8 @@ def place(wanted: Mapping[str, Path | bytes], folder: Path) -> str:
 
 
 def configure(
-    arguments: Sequence[str | Path], identity: object, folder: Path, python: Path, env: dict[str, str],
-    reporter: Reporter, log: Path,
+    arguments: Sequence[str | Path], identity: object, folder: Path, names: Mapping[Path, str], python: Path,
+    env: dict[str, str], reporter: Reporter, log: Path,
 ) -> None:  # fmt: skip
     """Configure ninja/ with CMake, unless it is configured with the same arguments already.
 
@@ -77,17 +77,25 @@ def configure(
         arguments: what CMake is told besides the folder and the generator.
         identity: what else decides the outcome and CMake does not watch, such as the digest of `place`.
         folder: the build folder.
+        names: what folders are called inside of modules, so that no path of this machine stands there; `src/` is
+            called so already.
         python: of the build environment, which CMake and ninja belong to.
 
     Raises:
         DcaError: DCA-602 with CMake's own words.
     """
     stamp = folder / "configured"
+    named = (data.lean_folder() / "names.cmake").read_bytes()
+    prefixes = _prefixes({folder / "src": "src", folder / "generated": "generated", **names})
+    store.write_if_changed(folder / "generated/prefixes.rsp", prefixes)
+    store.write_if_changed(folder / "generated/names.cmake", named)
     words = [
-        *arguments, "-B", folder / "ninja", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={python.parent / 'ninja'}",
+        *arguments, f"-DCMAKE_PROJECT_INCLUDE={folder / 'generated/names.cmake'}", f"-DDCA_ROOT={folder}",
+        "-B", folder / "ninja", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={python.parent / 'ninja'}",
         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
     ]  # fmt: skip
-    wanted = documents.digest([[str(word) for word in words], identity]).encode()
+    told = [[str(word) for word in words], identity, prefixes.decode(), named.decode()]
+    wanted = documents.digest(told).encode()
     if (folder / "ninja/build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == wanted:
         return
     reporter.stage("configure", "CMake")
@@ -102,6 +110,12 @@ def configure(
             "DCA-602", "CMake could not configure the build.", why="\n".join(errors[:6]), remedy=f"see {log}."
         )
     store.write_bytes(stamp, wanted)
+
+
+def _prefixes(names: Mapping[Path, str]) -> bytes:
+    """Options for the host compiler, as a response file, in which any path can be written."""
+    options = [f"-ffile-prefix-map={folder}={name}" for folder, name in names.items()]
+    return "".join(re.sub(r"([\\\s'\"])", r"\\\1", one) + "\n" for one in options).encode()
 
 
 def _is_of(folder: Path, arguments: Sequence[str | Path]) -> bool:

@@ -6,6 +6,8 @@ apart by struct.iter_unpack: with an object for each entry, as pyelftools makes 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -213,6 +215,19 @@ def read(path: Path) -> Library:
         sizes=sizes,
         machine=machine,
     )
+
+
+def section_hashes(content: bytes) -> dict[str, str]:
+    """The sha256 of each section of a file in memory, by name.
+
+    Raises:
+        ElfError: when it is not a whole one.
+    """
+    image = Image(io.BytesIO(content))
+    return {
+        one.name: hashlib.sha256(b"" if one.type in _TAKE_NO_ROOM else image._bytes(one.offset, one.size)).hexdigest()
+        for one in image.sections
+    }
 
 
 def section(path: Path, name: str) -> bytes:

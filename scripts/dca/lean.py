@@ -36,7 +36,7 @@ def prepare(
         "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DNDEBUG", "-DCMAKE_CUDA_FLAGS_RELEASE=-O2 -DNDEBUG",
     ]  # fmt: skip
     # CMake itself watches all that it reads.
-    cmake.configure(arguments, "", folder, python, env, reporter, log)
+    cmake.configure(arguments, "", folder, provide.names(toolkit, torch), python, env, reporter, log)
     return env
 
 

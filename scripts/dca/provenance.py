@@ -14,7 +14,7 @@ from dca import __version__
 from dca.compiling import Build
 from dca.fetch import Tree
 from dca.plan import Plan
-from dca.recipes import GitSource, Recipe, SdistSource, Submodule
+from dca.recipes import GitSource, Lean, Recipe, SdistSource, Submodule
 from dca.toolkits import ToolkitSource
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -47,9 +47,9 @@ def statement(
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {
-                    "recipe": plan.recipe, "profile": plan.profile, "groups": list(plan.groups),
-                    "archs": list(plan.archs), "cuda": plan.cuda_asked or plan.cuda,
-                    "prebuilt": [module.path for module in plan.copied],
+                    "recipe": plan.recipe, "profile": plan.profile, "groups": _asked_groups(plan, recipe),
+                    "archs": [f"{arch}+PTX" if arch in plan.ptx else arch for arch in plan.archs],
+                    "cuda": plan.cuda_asked or plan.cuda, "prebuilt": [module.name for module in plan.copied],
                 },
                 "internalParameters": {
                     "plan": plan.key, "choices": _choices(plan), "environment": _environment(plan, build),
@@ -69,6 +69,12 @@ def statement(
 
 def _moment(time: datetime) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _asked_groups(plan: Plan, recipe: Recipe) -> list[str]:
+    """The groups that the profile does not have by itself."""
+    offer = recipe.offer(plan.profile)
+    return [name for name in plan.groups if not isinstance(offer, Lean) or name not in offer.groups]
 
 
 def _choices(plan: Plan) -> Json:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dca import apt, documents, index, redist, runner, store
 from dca.errors import DcaError
 from dca.events import Reporter
 from dca.plan import Plan
 from dca.toolkits import ToolkitSource, nvcc_version
+
+if TYPE_CHECKING:
+    from dca.environments import TorchFacts
 
 # An empty `ar` archive is this magic and nothing else.
 EMPTY_ARCHIVE = b"!<arch>\n"
@@ -183,25 +185,24 @@ def folders(toolkit: Path, kind: str) -> list[Path]:
     return [path for name in (*names, f"targets/x86_64-linux/{kind}") if (path := toolkit / name).is_dir()]
 
 
-def cmake_arguments(folder: Path, host_compiler: str, names: Mapping[Path, str] | None = None) -> list[str]:
+def names(toolkit: Path, torch: TorchFacts) -> dict[Path, str]:
+    """What the folders besides the sources are called inside of modules, in the place of where they are."""
+    site = Path(torch.libraries).parent.parent
+    return {site: "site-packages", toolkit: "cuda", Path(torch.python_include): "python"}
+
+
+def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
     """How CMake is told of a toolkit and a host compiler, whatever else is on the machine.
 
     Args:
         folder: the toolkit's.
         host_compiler: path of a C++ compiler.
-        names: what folders are called inside of modules, so that no path of this machine stands there.
     """
-    # The flags pass through CMake, a shell and nvcc, each of which quotes in its own way: a path that would need it is
-    # left as it is.
-    plain = {path: name for path, name in (names or {}).items() if re.fullmatch(r"[A-Za-z0-9_./+-]+", str(path))}
-    maps = [f"-ffile-prefix-map={path}={name}" for path, name in plain.items()]
-    cuda = ["--cudart=shared", *(f"-Xcompiler={one}" for one in maps)]
     return [
         f"-DCMAKE_CXX_COMPILER={host_compiler}", f"-DCMAKE_CUDA_HOST_COMPILER={host_compiler}",
         f"-DCMAKE_CUDA_COMPILER={folder / 'bin/nvcc'}", f"-DCUDAToolkit_ROOT={folder}",
-        *([f"-DCMAKE_CXX_FLAGS={' '.join(maps)}"] if maps else []),
         # CMake looks at the compiler before it knows of the shared runtime, and there is no static one.
-        f"-DCMAKE_CUDA_FLAGS={' '.join(cuda)}", "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared", "-DCMAKE_BUILD_TYPE=Release",
+        "-DCMAKE_CUDA_FLAGS=--cudart=shared", "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared", "-DCMAKE_BUILD_TYPE=Release",
     ]  # fmt: skip
 
 

@@ -37,11 +37,10 @@ def prepare(
     # Upstream's own tools look for cmake and ninja on PATH.
     env["PATH"] = f"{python.parent}:{env['PATH']}"
     source = folder / "src"
-    names = {source: "src", Path(torch.libraries).parent.parent: "site-packages", toolkit: "cuda"}
     # CMake names the runtime without saying where it is.
     libraries = " ".join(f'"-L{path}"' for path in provide.folders(toolkit, "lib"))
     arguments: list[str | Path] = [
-        "-S", source / "source", *provide.cmake_arguments(toolkit, plan.host_compiler, names),
+        "-S", source / "source", *provide.cmake_arguments(toolkit, plan.host_compiler),
         # torch's CMake package uses the old FindCUDA, which would take any nvcc on PATH or in /usr/local.
         f"-DCUDA_TOOLKIT_ROOT_DIR={toolkit}",
         f"-DCUDA_cuda_driver_LIBRARY={driver}", "-DCUDA_NVRTC_LIB=",
@@ -60,7 +59,8 @@ def prepare(
             if _needed(name, full, plan)
         ),
     ]  # fmt: skip
-    cmake.configure(arguments, [placed, env["TORCH_CUDA_ARCH_LIST"]], folder, python, env, reporter, log)
+    identity = [placed, env["TORCH_CUDA_ARCH_LIST"]]
+    cmake.configure(arguments, identity, folder, provide.names(toolkit, torch), python, env, reporter, log)
     return env
 
 

@@ -136,7 +136,7 @@ folder, python = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 env = runner.environment()
 cmake.place({path.name: path for path in (folder / "tree").iterdir()}, folder)
-cmake.configure(["-S", folder / "src"], "", folder, python, env, Silent(), folder / "log")
+cmake.configure(["-S", folder / "src"], "", folder, {}, python, env, Silent(), folder / "log")
 print(cmake.build(folder / "ninja", ["one"], 2, python, env, Silent(), folder / "log").compiled)
 """
 PROJECT = """\

@@ -32,7 +32,7 @@ folder, python, group, jobs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3],
 if group:
     Path(group, "cgroup.procs").write_text(str(__import__("os").getpid()))
 env = runner.environment()
-cmake.configure(["-S", folder / "src"], "", folder, python, env, Told(), folder / "log")
+cmake.configure(["-S", folder / "src"], "", folder, {}, python, env, Told(), folder / "log")
 try:
     print(cmake.build(folder / "ninja", ["one"], jobs, python, env, Told(), folder / "log"))
 except DcaError as error:

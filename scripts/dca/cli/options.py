@@ -119,11 +119,11 @@ def make_request(given: dict[str, Any]) -> Request:
         archs=arch_list(given["archs"]),
         profile=given["profile"],
         groups=tuple(dict.fromkeys(word for words in given["groups"] for word in _words(words))),
-        source=_path("--source", given["source"]),
+        source=local("--source", given["source"]),
         dirty=given["dirty"],
         companions=companions(given["companions"]),
         prebuilt=tuple(dict.fromkeys(word for words in given["prebuilt"] for word in _words(words))),
-        toolkit=_path("--toolkit", given["toolkit"]),
+        toolkit=local("--toolkit", given["toolkit"]),
         strict_cuda=given["strict_cuda"],
         python=given["python"],
         model=model.read(given["model"]) if given["model"] else None,
@@ -169,11 +169,16 @@ def companions(given: tuple[str, ...]) -> dict[str, str]:
             )
         if name in found:
             raise DcaError("DCA-201", f"--companion {name} is given twice.", remedy="give it once.")
-        found[name] = str(_path("--companion", Path(path)))
+        found[name] = str(local("--companion", Path(path)))
     return found
 
 
-def _path(flag: str, path: Path | None) -> str | None:
+def local(flag: str, path: Path | None) -> str | None:
+    """The absolute path of something that the user named.
+
+    Raises:
+        DcaError: DCA-204 when it is not there.
+    """
     if path is None:
         return None
     if not path.exists():

@@ -9,6 +9,7 @@ import click
 from dca import documents, evidence, signing, store
 from dca.cli import options
 from dca.errors import DcaError
+from dca.rebuild import rebuild
 from dca.verify import Verification, verify
 
 SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
@@ -24,11 +25,21 @@ SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
     "--evidence", "folder", type=click.Path(path_type=Path), metavar="DIR",
     help="Where its documents lie [what runs on this machine left of it].",
 )  # fmt: skip
+@click.option(
+    "--rebuild", "again", is_flag=True,
+    help="Also build it again from its provenance, from nothing, and compare; takes as long as building it.",
+)  # fmt: skip
+@click.option("--source", type=click.Path(path_type=Path), help="With --rebuild: a local clone or the sdist.")
+@click.option(
+    "--companion", "companions", multiple=True, metavar="NAME=PATH",
+    help="With --rebuild: a companion's local clone.",
+)  # fmt: skip
 @options.cache
 @options.output
 def command(
-    wheel: Path, keys: tuple[Path, ...], folder: Path | None, cache_dir: Path | None, as_json: bool, quiet: bool
-) -> None:
+    wheel: Path, keys: tuple[Path, ...], folder: Path | None, again: bool, source: Path | None,
+    companions: tuple[str, ...], cache_dir: Path | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
     """Check a wheel against its evidence, and say in words what is proven and what is not.
 
     Nothing of the wheel is run.
@@ -38,10 +49,14 @@ def command(
     if folder is not None and not folder.is_dir():
         raise DcaError("DCA-204", f"--evidence: {folder} is not a folder.", remedy="check the path.")
     public = tuple(map(signing.public_key, keys))
-    files = evidence.read(folder) if folder else evidence.collect(
-        wheel, store.sha256_file(wheel), options.open_cache(cache_dir)
-    )  # fmt: skip
+    sha256, cache = store.sha256_file(wheel), options.open_cache(cache_dir)
+    files = evidence.read(folder) if folder else evidence.collect(wheel, sha256, cache)
     found = verify(wheel, files, public)
+    if again:
+        local = {"source": options.local("--source", source), "companions": options.companions(companions)}
+        with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+            told = rebuild(wheel, sha256, files, cache, reporter, **local)
+        found = found.model_copy(update={"findings": (*found.findings, told)})
     if as_json:
         click.echo(documents.dumps(found).decode(), nl=False)
     elif not quiet:
