@@ -45,7 +45,10 @@ class Running:
         assert self.process.poll() is None, self.process.communicate()
 
     def until_it_compiles(self) -> None:
-        self.until(lambda: any("cicc" in line for line in programs(str(self.cache))))
+        """Until one of nvcc's parts runs that takes a while; the folder stands in its command line."""
+        self.until(
+            lambda: any(f"{part} --" in line for line in programs(str(self.cache)) for part in ("cudafe++", "cicc"))
+        )
 
     def end(self) -> tuple[int, str]:
         """Exit status and standard error."""

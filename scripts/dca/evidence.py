@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SBOM, PROVENANCE, INSPECTION, SMOKE = "sbom.cdx.json", "provenance.json", "inspection.json", "smoke.json"
 DOCUMENTS = (SBOM, PROVENANCE, INSPECTION, SMOKE)
 # The envelopes: provenance by itself, as other programs expect it, and the hashes of all documents.
-SIGNED_PROVENANCE, SIGNED_HASHES = "provenance.dsse.json", "evidence.dsse.json"
+SIGNED_PROVENANCE, SIGNED_HASHES = "provenance-dsse.json", "evidence-dsse.json"
 FILES = (*DOCUMENTS, SIGNED_PROVENANCE, SIGNED_HASHES)
 PREDICATE = "urn:dca-build:evidence:1"
 # More than any of them has; what is larger is not read.

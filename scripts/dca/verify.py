@@ -89,14 +89,20 @@ def verify(wheel: Path, files: Mapping[str, bytes], keys: tuple[Ed25519PublicKey
 
 
 def _finding(name: str, check: Callable[[], str]) -> Finding:
+    title = _title(name)
     try:
-        return Finding(check=name.split(".")[0], status="proven", says=check())
+        return Finding(check=title, status="proven", says=check())
     except (_WrongError, signing.BadSignatureError) as wrong:
-        return Finding(check=name.split(".")[0], status="wrong", says=f"{name}: {wrong}.")
+        return Finding(check=title, status="wrong", says=f"{name}: {wrong}.")
     except ValidationError as error:
-        return Finding(check=name.split(".")[0], status="wrong", says=f"{name}: {error.errors()[0]['msg']}.")
+        return Finding(check=title, status="wrong", says=f"{name}: {error.errors()[0]['msg']}.")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        return Finding(check=name.split(".")[0], status="wrong", says=f"{name} is damaged: {error!r}.")
+        return Finding(check=title, status="wrong", says=f"{name} is damaged: {error!r}.")
+
+
+def _title(name: str) -> str:
+    """What a check is called, by the document that it looks at."""
+    return name.split(".")[0].split("-")[0]
 
 
 ABSENT = {
@@ -108,7 +114,7 @@ ABSENT = {
 
 
 def _absent(name: str) -> Finding:
-    return Finding(check=name.split(".")[0], status="not proven", says=ABSENT[name])
+    return Finding(check=_title(name), status="not proven", says=ABSENT[name])
 
 
 def _record(wheel: Path) -> Json:
