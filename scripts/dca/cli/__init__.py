@@ -27,6 +27,7 @@ COMMANDS = {
     "wheel": ("dca.cli.wheel", "A wheel: plan, fetch, patch, compile, package, inspect."),
     "inspect": ("dca.cli.inspect", "What is in a wheel: modules, GPU archs, ops, torch, sizes."),
     "smoke": ("dca.cli.smoke", "Proof that a wheel's dual chunk attention computes what it should."),
+    "config": ("dca.cli.config", "YaRN and dual-chunk settings in a model's config.json."),
 }
 
 
