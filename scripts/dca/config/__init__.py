@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dca import store
-from dca.config import check as rules
-from dca.config import compare, edit, folder, models, readers, text
-from dca.config.check import PAGE, Finding
+from dca.config import compare, edit, folder, models, readers, rules, text
 from dca.config.compare import Row
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
 from dca.config.folder import Change
 from dca.config.models import KnownModel
 from dca.config.readers import Installed, Reader, Reading
+from dca.config.rules import PAGE, Finding
 from dca.config.text import Json
 from dca.documents import Document
 from dca.errors import DcaError

@@ -213,11 +213,6 @@ def set_dca(source: Json, wanted: DualChunkSetting) -> Json:
     numbers = {"chunk_size": wanted.chunk_size, "local_size": wanted.local_size, ORIGINAL: wanted.original}
     rows = {TABLE: [OneLine(row) for row in wanted.table], "sparse_attention_enabled": True} if wanted.table else {}
     values: dict[str, Any] = {**numbers, **rows}
-    if old is None:
-        source = text.put(source, (DCA,), values)
-    else:
-        for name, value in values.items():
-            source = text.put(source, (DCA, name), value)
     if config.get(SCALING) is not None:
         source = text.remove(source, (SCALING,))
     inside = config.get(PARAMETERS)
@@ -225,7 +220,14 @@ def set_dca(source: Json, wanted: DualChunkSetting) -> Json:
         source = text.put(source, (PARAMETERS,), {THETA: _base(source, config), "rope_type": "default"})
     if isinstance(inside, dict) and THETA not in config:
         source = text.put(source, (THETA,), _base(source, config))
-    return text.put(source, (LENGTH,), wanted.length) if wanted.length else source
+    if wanted.length:
+        source = text.put(source, (LENGTH,), wanted.length)
+    # The table last: every edit reads the text again.
+    if old is None:
+        return text.put(source, (DCA,), values)
+    for name, value in values.items():
+        source = text.put(source, (DCA, name), value)
+    return source
 
 
 def drop_dca(source: Json, cap: int = WITHOUT_DCA) -> Json:

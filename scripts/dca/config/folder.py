@@ -107,12 +107,15 @@ def content(path: Path) -> bytes:
         raise DcaError(
             "DCA-207", f"{path} cannot be read.", why=error.strerror or str(error), remedy="check what it is.",
         ) from None  # fmt: skip
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise DcaError(
                 "DCA-207", f"{path} is no regular file.", remedy="put the model's own config.json in its place."
             )
-        return stream.read(text.MOST_BYTES + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            return stream.read(text.MOST_BYTES + 1)
+    finally:
+        os.close(descriptor)
 
 
 def is_link(folder: Path, name: str = CONFIG) -> bool:

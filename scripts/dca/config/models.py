@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,7 +76,12 @@ def load_all(folder: Path | None = None) -> tuple[KnownModel, ...]:
     Raises:
         DcaError: DCA-202 for a wrong key or value.
     """
-    return tuple(_load(path) for path in sorted((folder or data.models_folder()).glob("*.toml")))
+    return _all(folder or data.models_folder())
+
+
+@cache
+def _all(folder: Path) -> tuple[KnownModel, ...]:
+    return tuple(_load(path) for path in sorted(folder.glob("*.toml")))
 
 
 def _load(path: Path) -> KnownModel:

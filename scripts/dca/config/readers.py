@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,7 +147,12 @@ def load_all(folder: Path | None = None) -> tuple[Reader, ...]:
     Raises:
         DcaError: DCA-202 for a wrong key or value.
     """
-    found = [datafile.load(Reader, path) for path in sorted((folder or data.readers_folder()).glob("*.toml"))]
+    return _all(folder or data.readers_folder())
+
+
+@cache
+def _all(folder: Path) -> tuple[Reader, ...]:
+    found = [datafile.load(Reader, path) for path in sorted(folder.glob("*.toml"))]
     # The engines first: they serve.
     return tuple(sorted(found, key=lambda one: (one.kind != "vllm", one.recipe is None, one.name)))
 

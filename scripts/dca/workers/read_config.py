@@ -164,9 +164,12 @@ def few_rows(seen: dict[str, Any]) -> Iterator[None]:
         stack.enter_context(mock.patch("torch.arange", arange))
         # Which kernel would run it is asked of the platform, and here there is none.
         op = importlib.import_module("vllm.model_executor.custom_op").CustomOp
-        stack.enter_context(mock.patch.object(op, "dispatch_forward", lambda self, *_: self.forward_native))
+        stack.enter_context(mock.patch.object(op, "dispatch_forward", lambda self, *_, **__: self.forward_native))
+        stack.enter_context(mock.patch.object(op, "enabled", classmethod(lambda *_: False)))
         # The embedding of chunks asks for a GPU while it is made, and makes its table on it.
         stack.enter_context(mock.patch("torch.cuda.current_device", return_value=0))
+        if hasattr(torch, "accelerator"):
+            stack.enter_context(mock.patch("torch.accelerator.current_device_index", return_value=0))
         device = torch.device
         cpu = types.SimpleNamespace(**{name: getattr(torch, name) for name in dir(torch)})
         cpu.device = lambda *_: device("cpu")
@@ -277,7 +280,9 @@ def has_backend() -> bool:
     """Whether this version has an attention backend for dual chunk attention."""
     return any(
         importlib.util.find_spec(f"vllm.{place}.dual_chunk_flash_attn") is not None
-        for place in ("attention.backends",) if importlib.util.find_spec(f"vllm.{place}") is not None
+        for place in ("attention.backends", "v1.attention.backends")
+        if importlib.util.find_spec(f"vllm.{place.partition('.')[0]}") is not None
+        and importlib.util.find_spec(f"vllm.{place}") is not None
     )  # fmt: skip
 
 
@@ -309,6 +314,9 @@ def max_length(config: Any) -> int:
     """The length that vLLM derives when none is asked for."""
     derive = find("vllm.config", "_get_and_verify_max_len")
     known = {"hf_config": config, "max_model_len": None, "disable_sliding_window": False}
+    describe = getattr(find("vllm.config", "ModelConfig"), "get_model_arch_config", None)
+    if describe is not None:
+        known["model_arch_config"] = describe(types.SimpleNamespace(hf_config=config, hf_text_config=config))
     for name, parameter in inspect.signature(derive).parameters.items():
         if parameter.default is inspect.Parameter.empty:
             known.setdefault(name, None)
