@@ -217,7 +217,7 @@ def draw(folder: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(documents.dumps(drawn).decode(), nl=False)
     elif not quiet:
-        click.echo(f"{target}")
+        click.echo(config.readable(target))
 
 
 # --- what is told --------------------------------------------------------------------------------------------------

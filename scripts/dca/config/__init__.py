@@ -27,7 +27,8 @@ from dca.events import Reporter, Silent
 
 __all__ = [
     "PAGE", "Change", "Config", "DualChunkSetting", "Finding", "Form", "Installed", "KnownModel", "Reader", "Reading",
-    "Row", "YarnSetting", "check", "drop_dca", "reader_list", "set_dca", "set_yarn", "show", "undo", "use_1m",
+    "Row", "YarnSetting", "check", "drop_dca", "readable", "reader_list", "set_dca", "set_yarn", "show",
+    "undo", "use_1m",
 ]  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def show(
             found += readers.ask(place, [path], scratch)
     config = source.plain()
     return Config(
-        command="show", folder=_told(path), model=_name(_model(path, config)), readings=tuple(found),
+        command="show", folder=readable(path), model=_name(_model(path, config)), readings=tuple(found),
         rows=compare.table(found, config),
     )  # fmt: skip
 
@@ -126,7 +127,7 @@ def check(
     known = _known(model)
     source = folder.read(path)
     subject = _subject(path, source, names, known, page, ranks)
-    return Config(command="check", folder=_told(path), model=_name(subject.model), findings=rules.check(subject))
+    return Config(command="check", folder=readable(path), model=_name(subject.model), findings=rules.check(subject))
 
 
 def set_yarn(
@@ -229,7 +230,7 @@ def undo(path: Path, *, dry_run: bool = False, force: bool = False) -> Config:
         DcaError: DCA-209 when there is nothing to undo, or it was changed since; those of `dca.config.folder.undo`.
     """
     change, undone = folder.undo(path, dry_run=dry_run, force=force)
-    return Config(command="undo", folder=_told(path), change=_safe(change), undone=undone)
+    return Config(command="undo", folder=readable(path), change=_safe(change), undone=undone)
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def _changed(
     done = folder.change(path, command, edited, dry_run=dry_run, out=out)
     subject = _subject(path, after[-1], names)
     return Config(
-        command=command, folder=_told(path), model=_name(subject.model), findings=rules.check(subject),
+        command=command, folder=readable(path), model=_name(subject.model), findings=rules.check(subject),
         change=_safe(done),
     )  # fmt: skip
 
@@ -263,13 +264,13 @@ def _subject(
     )  # fmt: skip
 
 
-def _told(path: Path) -> str:
+def readable(path: Path) -> str:
     """A path as text that can be written; its bytes need not be UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _safe(change: Change) -> Change:
-    return change.model_copy(update={"file": _told(Path(change.file))})
+    return change.model_copy(update={"file": readable(Path(change.file))})
 
 
 def _known(name: str | None) -> KnownModel | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -59,7 +60,7 @@ def draw(path: Path) -> Drawn:
         told["after"] = (tuple(rotary.plain(dim, base)), 1.0)
         words = "dual chunk attention, plain frequencies"
     return Drawn(
-        folder=str(path).encode("utf-8", "backslashreplace").decode(), base=base, before=told["before"][0],
+        folder=os.fsencode(path).decode("utf-8", "backslashreplace"), base=base, before=told["before"][0],
         after=told["after"][0], attention_before=told["before"][1], attention_after=told["after"][1], settings=words,
     )  # fmt: skip
 

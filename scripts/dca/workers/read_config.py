@@ -198,6 +198,10 @@ def layer_module(architectures: Any) -> Any:
 def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Make the model's first attention layer as vLLM does; what its rotary embedding was given, and is."""
     module = layer_module(config.architectures)
+    # Embeddings of earlier folders are kept by their numbers, and one that is kept is not made again.
+    kept = vars(importlib.import_module("vllm.model_executor.layers.rotary_embedding")).get("_ROPE_DICT")
+    if kept is not None:
+        kept.clear()
     given: dict[str, Any] = {}
     seen: dict[str, Any] = {}
 
