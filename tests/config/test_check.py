@@ -50,6 +50,7 @@ ERRORS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DCA-121", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {}),
     ("DCA-122", {"rope_scaling": {**YARN, "original_max_position_embeddings": 32768.0}}, {}),
     ("DCA-122", {"max_position_embeddings": "32768"}, {}),
+    ("DCA-122", {"rope_scaling": {**YARN, "beta_slow": -1.0}}, {}),
     ("DCA-123", {"rope_scaling": {**YARN, "factor": 0.5}}, {}),
     ("DCA-123", SCALED, {"readers": (READERS["transformers-4.51"],)}),
     ("DCA-123", {**SCALED, "max_position_embeddings": 131072}, {"readers": (READERS["transformers-4.45"],)}),

@@ -133,6 +133,15 @@ def test_the_plot_is_a_picture_of_both_curves(tmp_path: Path) -> None:
     assert "YaRN, 4 x 32,768 tokens" in (tmp_path / "a.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "odd", [{"beta_slow": -1.0}, {"beta_fast": 1e300}, {"factor": 1e300}, {"factor": 0.0}, {"beta_fast": "x"}]
+)
+def test_yarn_without_frequencies_is_drawn_without_it(tmp_path: Path, odd: dict[str, object]) -> None:
+    made = write(tmp_path / "m", config(rope_scaling={**DOCUMENTED, **odd}))
+    code, out, _ = run("plot", made, "--out", tmp_path / "a.svg", "--json")
+    assert (code, json.loads(out)["settings"]) == (0, "no scaling")
+
+
 def test_a_png_is_refused_where_nothing_can_make_one(tmp_path: Path) -> None:
     pytest.importorskip("click")
     made = write(tmp_path / "m", config())

@@ -12,6 +12,8 @@ from dca.config.rules import count, kind, number
 from dca.documents import Value
 
 CLOSE = 1e-6
+MOST = 1e12
+BETAS = {"beta_fast": rotary.BETA_FAST, "beta_slow": rotary.BETA_SLOW}
 
 
 class Row(Value):
@@ -46,11 +48,13 @@ def yarn_of(config: dict[str, Any]) -> rotary.Yarn | None:
         found = config.get(key)
         if isinstance(found, dict) and kind(found) == "yarn":
             factor, original = number(found.get("factor")), count(found.get(ORIGINAL))
-            if factor is not None and factor >= 1 and original is not None:
+            fast, slow = (found.get(name) or usual for name, usual in BETAS.items())
+            usable = all(0 < (number(one) or 0) < MOST for one in (fast, slow))
+            if factor is not None and 1 <= factor < MOST and original is not None and usable:
                 return rotary.Yarn(
                     factor=factor, original=original,
-                    beta_fast=number(found.get("beta_fast")) or rotary.BETA_FAST,
-                    beta_slow=number(found.get("beta_slow")) or rotary.BETA_SLOW,
+                    beta_fast=float(fast),
+                    beta_slow=float(slow),
                     truncate=found.get("truncate") is not False,
                 )  # fmt: skip
     return None
@@ -61,7 +65,7 @@ def base_of(config: dict[str, Any]) -> float | None:
     inside = config.get(PARAMETERS)
     for value in (config.get(THETA), inside.get(THETA) if isinstance(inside, dict) else None):
         found = number(value)
-        if found is not None and found > 1:
+        if found is not None and 1 < found < MOST:
             return found
     return None
 
@@ -76,7 +80,7 @@ def head_dim_of(config: dict[str, Any]) -> int | None:
 def frequencies(reading: Reading, config: dict[str, Any]) -> str | None:
     """Whether a reader's inverse frequencies are those of the formula, to 1e-6."""
     base, found = reading.base, reading.inverse_frequencies
-    if not found or not base or base <= 1:
+    if not found or not base or not 1 < base < MOST:
         return None
     dim, yarn = 2 * len(found), yarn_of(config)
     if _close(found, rotary.plain(dim, base)):

@@ -192,6 +192,8 @@ def spelling(subject: Subject) -> Iterator[Finding]:
         for name in FLOATS:
             if name in yarn and not isinstance(yarn[name], float):
                 yield _misspelt(subject, yarn[name], "a float", key, name)
+            elif name in yarn and yarn[name] <= 0:
+                yield _misspelt(subject, yarn[name], "a positive float", key, name)
         for name in INTS:
             if name in yarn and count(yarn[name]) is None:
                 yield _misspelt(subject, yarn[name], "a positive integer", key, name)
@@ -213,7 +215,8 @@ def lengths(subject: Subject) -> Iterator[Finding]:
     """DCA-123: factor x original is not the length, as each reader wants it."""
     for key, yarn in subject.yarns():
         factor, original, length = number(yarn.get("factor")), count(yarn.get(ORIGINAL)), _length(subject)
-        if factor is None or original is None or length is None:
+        # Beside dual chunk attention it is not read (DCA-128).
+        if factor is None or original is None or length is None or subject.dca:
             continue
         product = int(original * factor) if factor < 1 << 40 else 0
         if factor < 1:
@@ -221,9 +224,9 @@ def lengths(subject: Subject) -> Iterator[Finding]:
         elif length not in (original, product):
             yield subject.warning(
                 "DCA-123",
-                f"{LENGTH} is {length:,}; {factor:g} x {original:,} = {product:,}: some readers allow the one, some "
-                "the other.",
-                f"write {product} or {original}, whichever your reader wants: `dca config set-yarn --for READER`.",
+                f"{LENGTH} is {length:,}, and {factor:g} x {original:,} = {product:,}: vLLM allows so many tokens, "
+                "others go by the key.",
+                f"write {product} or {original}: `dca config set-yarn --for READER` does.",
                 LENGTH,
             )  # fmt: skip
         yield from _scaled_wrongly(subject, original, product)
@@ -250,8 +253,8 @@ def _scaled_wrongly(subject: Subject, original: int, product: int) -> Iterator[F
         others = [one.title for one in subject.others if one.wants.length == name]
         if others and not subject.readers:
             yield subject.warning(
-                "DCA-123", f"{', '.join(others)} scale wrongly, without an error, unless {LENGTH} is {wanted:,}.",
-                "for one of them: `dca config set-yarn --for READER --out DIR`.", LENGTH,
+                "DCA-123", f"{', '.join(others)} would scale wrongly, without an error, unless {LENGTH} is {wanted:,}.",
+                "for such a version: `dca config set-yarn --for READER --out DIR`.", LENGTH,
             )  # fmt: skip
 
 

@@ -316,11 +316,18 @@ def dca_told(config: Any) -> dict[str, Any]:
 
 def max_length(config: Any) -> int:
     """The length that vLLM derives when none is asked for."""
+    owner = find("vllm.config", "ModelConfig")
+    if hasattr(owner, "get_and_verify_max_len"):
+        # The method, where there is one: plugins hook into it.
+        model = types.SimpleNamespace(
+            hf_config=config, hf_text_config=config, runner_type="generate", disable_sliding_window=False,
+            get_sliding_window=lambda: None, spec_target_max_model_len=None, encoder_config=None,
+        )  # fmt: skip
+        if hasattr(owner, "get_model_arch_config"):
+            model.model_arch_config = owner.get_model_arch_config(model)
+        return int(owner.get_and_verify_max_len(model, None))
     derive = find("vllm.config", "_get_and_verify_max_len")
-    known = {"hf_config": config, "max_model_len": None, "disable_sliding_window": False}
-    describe = getattr(find("vllm.config", "ModelConfig"), "get_model_arch_config", None)
-    if describe is not None:
-        known["model_arch_config"] = describe(types.SimpleNamespace(hf_config=config, hf_text_config=config))
+    known: dict[str, Any] = {"hf_config": config, "max_model_len": None, "disable_sliding_window": False}
     for name, parameter in inspect.signature(derive).parameters.items():
         if parameter.default is inspect.Parameter.empty:
             known.setdefault(name, None)
