@@ -265,7 +265,20 @@ def test_a_sparse_table_from_a_file(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["[]", "{}", "[1]", '{"dual_chunk_attention_config": 1}', "x", "", "[NaN]", "[" * 9999, "[[1]", "[1]}"]
+    "given",
+    [
+        "[]",
+        "{}",
+        "[1]",
+        '{"dual_chunk_attention_config": 1}',
+        "x",
+        "",
+        "[NaN]",
+        "[" * 9999,
+        "[[1]",
+        "[1]}",
+        '[{}], "a": 1',
+    ],
 )
 def test_a_file_without_a_sparse_table_is_refused(tmp_path: Path, given: str) -> None:
     made = write(tmp_path / "m", config(MILLION))

@@ -112,7 +112,7 @@ def located(name: str, cache: store.Store, wheel: Path | None, log: Path) -> Ins
     return readers.install(KNOWN[name], cache, [*wheels, *([wheel] if wheel else [])], Silent(), log)
 
 
-QUICK = ("transformers-4", "transformers-5", "vllm-0.10.2")
+QUICK = ("transformers-5", "vllm-0.10.2")
 
 
 @pytest.mark.parametrize(

@@ -171,23 +171,16 @@ def set_dca(
             `dca.config.edit.set_dca` and `dca.config.folder.change` raise.
     """
     known = _known(model)
-    rows = edit.table_in(text.parse(*_file(table)).plain(), str(table)) if table and not _is_list(table) else None
-    rows = _list(table) if table and rows is None else rows
+    rows = _table_in(table) if table else None
+    if sizes and min(sizes) < 1:
+        raise DcaError("DCA-201", "the sizes of a sparse table are 1 or more.", remedy="such as 1000,6096.")
 
     def edited(source: Json) -> Json:
         config = source.plain()
-        own = known or _model(path, config)
-        if wanted is None and own is None:
-            raise DcaError(
-                "DCA-214", f"{path} is no model of build/models with dual chunk attention.",
-                remedy="name it with --model, or give --chunk, --local and --original.",
-            )  # fmt: skip
-        setting = wanted or edit.setting_of(_not_none(own))
+        setting = wanted or _own_setting(path, known or _model(path, config))
         made = edit.table_of_sizes(*_shape(source, config), *sizes) if sizes else rows
         return edit.set_dca(source, setting.model_copy(update={"table": made}) if made else setting)
 
-    if sizes and min(sizes) < 1:
-        raise DcaError("DCA-201", "the sizes of a sparse table are 1 or more.", remedy="such as 1000,6096.")
     return _changed(path, "set-dca", edited, dry_run, out)
 
 
@@ -288,9 +281,13 @@ def _name(model: KnownModel | None) -> str:
     return model.name if model else ""
 
 
-def _not_none(model: KnownModel | None) -> KnownModel:
-    assert model is not None  # noqa: S101 - the caller has looked
-    return model
+def _own_setting(path: Path, model: KnownModel | None) -> DualChunkSetting:
+    if model is None:
+        raise DcaError(
+            "DCA-214", f"{path} is no model of build/models that can be told by its shape.",
+            remedy="name it with --model, or give --chunk, --local and --original.",
+        )  # fmt: skip
+    return edit.setting_of(model)
 
 
 def _shape(source: Json, config: dict[str, Any]) -> tuple[int, int]:
@@ -308,21 +305,16 @@ def _table_file(path: Path) -> Any:
     if not (path / folder.TABLE).exists():
         return None
     try:
-        return _list(path / folder.TABLE)
+        return _table_in(path / folder.TABLE)
     except DcaError:
         return "not readable"
 
 
-def _file(path: Path) -> tuple[bytes, str]:
-    return folder.content(path), str(path)
-
-
-def _is_list(path: Path) -> bool:
-    return folder.content(path).removeprefix(text.BOM).lstrip()[:1] == b"["
-
-
-def _list(path: Path) -> list[Any]:
-    """A JSON list: the parser takes objects, so it is put into one."""
-    data, name = _file(path)
-    found: list[Any] = text.parse(b'{"list":' + data.removeprefix(text.BOM) + b"}", name).plain()["list"]
-    return edit.table_in(found, name)
+def _table_in(path: Path) -> list[Any]:
+    """The sparse table of a file, which is a list, or a config with one inside."""
+    data = folder.content(path).removeprefix(text.BOM)
+    if data.lstrip()[:1] == b"[":
+        # The parser takes objects, so the list is put into one.
+        found = text.parse(b'{"list":' + data + b"}", str(path)).plain()
+        return edit.table_in(found["list"] if len(found) == 1 else None, str(path))
+    return edit.table_in(text.parse(data, str(path)).plain(), str(path))

@@ -36,8 +36,6 @@ class Wants(Value):
     """Keys where it reads YaRN, the one that it likes best first."""
     length: Length
     """What max_position_embeddings must be beside YaRN."""
-    attention: Literal["attn_factor", "attention_factor"]
-    """The key that changes the attention factor: the first multiplies the formula's, the second takes its place."""
     dual_chunk: Literal["reads", "ignores", "stops"]
 
 

@@ -173,16 +173,21 @@ def keys(subject: Subject) -> Iterator[Finding]:
         one_sided = {"attention_factor": "attn_factor", "attn_factor": "attention_factor"}
         for name, other in one_sided.items():
             if name in yarn and other not in yarn:
-                who = "vLLM up to 0.11" if name == "attention_factor" else "transformers"
+                who = "vLLM" if name == "attention_factor" else "transformers"
                 yield subject.warning(
-                    "DCA-121", f"{who} ignores `{name}`, and takes the formula's.",
+                    "DCA-121", f"{who} ignores `{name}` and takes the formula's.",
                     "`dca config set-yarn --attention-factor` writes it for both.", key, name,
                 )  # fmt: skip
-        ignored = [name for name in ("mscale", "mscale_all_dim", "truncate") if name in yarn]
+        ignored = [name for name in ("mscale", "mscale_all_dim") if name in yarn]
         if ignored:
             yield subject.warning(
-                "DCA-121", f"vLLM up to 0.11 ignores {', '.join(ignored)} for YaRN.",
+                "DCA-121", f"vLLM ignores {', '.join(ignored)} for YaRN.",
                 "leave them out where the model's own file has none.", key, ignored[0],
+            )  # fmt: skip
+        if yarn.get("truncate") is False:
+            yield subject.warning(
+                "DCA-121", "vLLM with dual chunk attention, and transformers up to 4.51, ignore `truncate`.",
+                "leave it out where the model's own file has none.", key, "truncate",
             )  # fmt: skip
 
 

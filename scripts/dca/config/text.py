@@ -16,7 +16,7 @@ from dca.errors import DcaError
 
 BOM = b"\xef\xbb\xbf"
 # Far above any model's config.json, the ones with a sparse table inside included (about 400 KB for 94 layers).
-MOST_BYTES, MOST_VALUES, MOST_DEPTH, MOST_DIGITS = 16 << 20, 500_000, 200, 400
+MOST_BYTES, MOST_VALUES, MOST_DEPTH, MOST_DIGITS = 16 << 20, 200_000, 200, 400
 WHITE = re.compile(r"[ \t\r\n]*")
 STRING = re.compile(r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"')
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
