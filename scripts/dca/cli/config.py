@@ -47,7 +47,7 @@ def command() -> None:
     """YaRN and dual-chunk settings in a model's config.json: right for every reader, and always reversible."""
 
 
-@command.command("show")
+@command.command("show", short_help="What each reader makes of a folder.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option(
     "--reader", "named", multiple=True, metavar="NAME[=PYTHON]",
@@ -72,7 +72,7 @@ def show(
     _tell(found, render_show(found), as_json=as_json)
 
 
-@command.command("readers")
+@command.command("readers", short_help="Which readers there are; installs them.")
 @click.option("--install", "wanted", multiple=True, metavar="NAME|all", help="Make the environment of this one.")
 @_readers
 @_output
@@ -101,7 +101,7 @@ def reader_list(
         click.echo(f"  {one.name:<{width}}  {state}")
 
 
-@command.command("check")
+@command.command("check", short_help="What is wrong, with a code and a remedy.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option("--for", "names", multiple=True, metavar="READER", help="A reader that the folder is meant for.")
 @click.option("--model", help="Which model of build/models it is [by its shape and name].")
@@ -122,7 +122,7 @@ def check(
         )  # fmt: skip
 
 
-@command.command("set-yarn")
+@command.command("set-yarn", short_help="Scale the rotary embedding with YaRN.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option("--factor", type=float, required=True, help="How many times the original length.")
 @click.option("--original", type=int, required=True, help="The length before, in tokens.")
@@ -139,7 +139,7 @@ def set_yarn(
     _tell_change(config.set_yarn(folder, wanted, names=names, dry_run=dry_run, out=out), as_json, quiet)
 
 
-@command.command("set-dca")
+@command.command("set-dca", short_help="Turn dual chunk attention on.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option("--model", help="Which model of build/models it is [by its shape and name].")
 @click.option("--chunk", type=int, help="chunk_size in tokens, in place of the model's own; likewise the next two.")
@@ -174,7 +174,7 @@ def set_dca(
     _tell_change(found, as_json, quiet)
 
 
-@command.command("use-1m")
+@command.command("use-1m", short_help="Make config_1m.json the config.json.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @_changes
 @_output
@@ -183,7 +183,7 @@ def use_1m(folder: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: 
     _tell_change(config.use_1m(folder, dry_run=dry_run, out=out), as_json, quiet)
 
 
-@command.command("drop-dca")
+@command.command("drop-dca", short_help="Remove dual chunk attention, cap the length.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option("--length", "cap", type=int, help="The longest context that stays, in tokens [at most 262144].")
 @_changes
@@ -193,7 +193,7 @@ def drop_dca(folder: Path, cap: int | None, out: Path | None, dry_run: bool, as_
     _tell_change(config.drop_dca(folder, cap=cap, dry_run=dry_run, out=out), as_json, quiet)
 
 
-@command.command("undo")
+@command.command("undo", short_help="Take the last change back, to the byte.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--force", is_flag=True, help="Also when the file was changed by somebody else since.")
@@ -203,7 +203,7 @@ def undo(folder: Path, dry_run: bool, force: bool, as_json: bool, quiet: bool) -
     _tell_change(config.undo(folder, dry_run=dry_run, force=force), as_json, quiet)
 
 
-@command.command("plot")
+@command.command("plot", short_help="Draw frequencies before and after.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="An .svg or .png file [rotary.svg].")
 @_output
