@@ -75,7 +75,9 @@ def cases(place: Path) -> dict[str, Case]:
     for name in KNOWN:
         folder = setting(f"for-{name}")
         api.set_yarn(folder, yarn, names=[name])
-        made[f"for {name}"] = Case(folder, readers=(name,), **scaled)
+        # Those that take either length take this one too, where it is written where all look.
+        others = most if KNOWN[name].wants.places[0] == "rope_scaling" else ()
+        made[f"for {name}"] = Case(folder, readers=(name, *others), **scaled)
     newer = {**config(), "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
     del newer["rope_theta"]
     folder = setting("newer", newer)
@@ -131,6 +133,22 @@ def test_a_reader_takes_what_the_paper_says(
     for (key, case), reading in zip(wanted.items(), found, strict=True):
         assert reading.read, (key, reading.why)
         check(key, case, reading)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("name", "length"), [("transformers-4.45", 131072), ("transformers-4.51", 32768)])
+def test_a_length_that_is_not_the_readers_is_no_yarn_or_another(
+    name: str, length: int, cache: store.Store, tmp_path: Path
+) -> None:
+    """Why DCA-123 is an error for these readers."""
+    folder = write(tmp_path / "m", config(rope_scaling=DOCUMENTED, max_position_embeddings=length))
+    assert "DCA-123" in [one.code for one in api.check(folder, names=[name]).errors]
+    (reading,) = readers.ask(located(name, cache, None, tmp_path / "log"), [folder], tmp_path)
+    row = next(
+        one for one in compare.table([reading], config(rope_scaling=DOCUMENTED)) if one.name.startswith("inverse")
+    )
+    assert row.cells[name] == ("plain" if length == 32768 else "neither plain nor YaRN's formula")
+    assert reading.attention_factor == pytest.approx(1.0 if length == 32768 else LONG)
 
 
 def check(key: str, case: Case, reading: Reading) -> None:
