@@ -14,6 +14,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 
 from dca import data, environments, index, machine, recipes, runner, store
+from dca.config import readers
 from dca.recipes import Kernels, Recipe
 
 OLDEST_PYTHON = "3.10"
@@ -80,11 +81,21 @@ def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch
     solve([run], folder / "run.txt", cache, before=recipe.lock_date, python=python)
 
 
+def reader_locks(cache: store.Store, scratch: Path) -> None:
+    """What is put in front of an environment to read configs with another version; torch is the environment's."""
+    for reader in readers.load_all():
+        if reader.package:
+            wanted = scratch / f"{reader.name}.in"
+            wanted.write_text(f"{reader.package}\n")
+            solve([wanted], data.reader_lock(reader.name), cache, before=reader.lock_date)
+
+
 def main() -> None:
     """Solve all locks, or those of the recipes named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", action="append", help="only this recipe; may be repeated")
     parser.add_argument("--source", action="append", default=[], metavar="NAME=PATH", help="a recipe's local clone")
+    parser.add_argument("--readers", action="store_true", help="also those of the readers of configs")
     parser.add_argument("--tool", action="store_true", help="also the tool's own locks, to the newest versions")
     given = parser.parse_args()
     sources = dict(text.split("=", 1) for text in given.source)
@@ -105,6 +116,8 @@ def main() -> None:
                 cache,
                 before="",
             )
+        if given.readers:
+            reader_locks(cache, Path(folder))
         for path in sorted(data.recipes_folder().glob("*.toml")):
             recipe = recipes.load(path).recipe
             if given.recipe and recipe.name not in given.recipe:

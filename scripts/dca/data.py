@@ -27,6 +27,21 @@ def toolkits_folder() -> Path:
     return data_root() / "build" / "toolkits"
 
 
+def models_folder() -> Path:
+    """One TOML file per model."""
+    return data_root() / "build" / "models"
+
+
+def readers_folder() -> Path:
+    """One TOML file per reader of a model's config.json."""
+    return data_root() / "build" / "readers"
+
+
+def reader_lock(reader: str) -> Path:
+    """The packages that are put in front of the environment a reader runs in."""
+    return data_root() / "build" / "locks" / "readers" / f"{reader}.txt"
+
+
 def locks_folder(recipe: str) -> Path:
     """The locks of one recipe: `run.txt`, `build.txt`, and `kernels.txt` where it offers bare kernels."""
     return data_root() / "build" / "locks" / recipe

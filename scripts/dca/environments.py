@@ -60,8 +60,7 @@ def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter
     """
     if not lock.is_file():
         raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
-    key = store.sha256_bytes(f"{python} {python_path} {store.sha256_file(lock)}".encode())[:16]
-    folder = cache.folder("env", f"{lock.parent.name}-{lock.stem}-{key}")
+    folder = _folder(lock, python_path, python, cache)
     interpreter = folder / "bin/python"
     # Written last: an environment without it is not whole. It cannot be made elsewhere and moved, because scripts
     # and pyvenv.cfg name its folder.
@@ -96,6 +95,20 @@ def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter
             )
         stamp.touch()
     return interpreter
+
+
+def find(lock: Path, python_path: str, python: str, cache: store.Store) -> Path | None:
+    """The Python of an environment that `make` has made before; None where it is not there or not whole."""
+    if not lock.is_file():
+        return None
+    folder = _folder(lock, python_path, python, cache)
+    interpreter = folder / "bin/python"
+    return interpreter if (folder / ".whole").is_file() and interpreter.exists() else None
+
+
+def _folder(lock: Path, python_path: str, python: str, cache: store.Store) -> Path:
+    key = store.sha256_bytes(f"{python} {python_path} {store.sha256_file(lock)}".encode())[:16]
+    return cache.folder("env", f"{lock.parent.name}-{lock.stem}-{key}")
 
 
 def _count(lock: Path) -> int:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,46 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             os.fsync(stream.fileno())
         part.chmod(mode)
         part.replace(path)
+
+
+def write_link(path: Path, target: str) -> None:
+    """Make a link beside its final name and move it there; what stands there before is replaced, not followed."""
+    with incoming(path) as part:
+        part.unlink()
+        part.symlink_to(target)
+        part.replace(path)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, seconds: float) -> Iterator[bool]:
+    """Hold a folder against other runs of the tool, without a file in it.
+
+    Args:
+        folder: that is there.
+        seconds: how long to wait for whoever holds it.
+
+    Yields:
+        Whether it is held; on a file system without locks, too.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield _flock(descriptor, time.monotonic() + seconds)
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, end: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # noqa: PERF203 - it is what is waited for
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        except OSError:
+            return True
+        else:
+            return True
 
 
 def write_if_changed(path: Path, data: bytes) -> bool:

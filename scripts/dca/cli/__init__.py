@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": ("dca.cli.inspect", "What is in a wheel: modules, GPU archs, ops, torch, sizes."),
     "smoke": ("dca.cli.smoke", "Proof that a wheel's dual chunk attention computes what it should."),
     "verify": ("dca.cli.verify", "A wheel against its evidence: what is proven of it, and what is not."),
+    "config": ("dca.cli.config", "YaRN and dual-chunk settings in a model's config.json."),
 }
 
 

@@ -1,0 +1,351 @@
+"""The settings themselves: text in, text out; nothing is read or written here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dca.config import rotary, text
+from dca.config.models import KnownModel
+from dca.config.readers import Length, Place, Reader
+from dca.config.text import Json, OneLine
+from dca.documents import Value
+from dca.errors import DcaError
+
+DCA, SCALING, PARAMETERS, THETA = "dual_chunk_attention_config", "rope_scaling", "rope_parameters", "rope_theta"
+LENGTH, ORIGINAL, TABLE = "max_position_embeddings", "original_max_position_embeddings", "sparse_attention_config"
+PATTERN = "vertical_and_slash"
+# What vLLM without dual chunk attention may be given of the models that have it.
+WITHOUT_DCA = 262_144
+MOST = 1 << 40
+
+
+class YarnSetting(Value):
+    """YaRN as the user wants it.
+
+    Args:
+        factor: how many times the original length.
+        original: the length before, in tokens.
+        attention_factor: in place of the formula's.
+    """
+
+    factor: float
+    original: int
+    attention_factor: float | None = None
+
+    @property
+    def length(self) -> int:
+        """The length with it, in tokens."""
+        return int(self.original * self.factor)
+
+
+class Form(Value):
+    """How YaRN is written: where, and which max_position_embeddings stands beside it."""
+
+    place: Place = "rope_scaling"
+    length: Length = "either"
+
+
+class DualChunkSetting(Value):
+    """Dual chunk attention as the user wants it; lengths in tokens.
+
+    Args:
+        length: max_position_embeddings with it; None leaves what is there.
+        table: the sparse table; None leaves what is there.
+    """
+
+    chunk_size: int
+    local_size: int
+    original: int
+    length: int | None = None
+    table: list[dict[str, Any]] | None = None
+
+
+def form_for(readers: Sequence[Reader]) -> Form:
+    """The one way to write YaRN that several readers take.
+
+    Raises:
+        DcaError: DCA-212 when there is none.
+    """
+    places = [place for place in readers[0].wants.places if all(place in one.wants.places for one in readers)]
+    lengths = {one.wants.length for one in readers} - {"either"}
+    if not places or len(lengths) > 1:
+        words = "; ".join(f"{one.name}: {_wants(one)}" for one in readers)
+        raise DcaError(
+            "DCA-212",
+            f"no one config.json is right for {', '.join(one.name for one in readers)}.",
+            why=words + ".",
+            remedy="make a folder for each: --for READER --out DIR.",
+        )
+    return Form(place=places[0], length=lengths.pop() if lengths else "either")
+
+
+def _wants(reader: Reader) -> str:
+    length = {
+        "original": f"{LENGTH} is the original length",
+        "extended": f"{LENGTH} is factor x original",
+        "either": f"{LENGTH} may be either",
+    }[reader.wants.length]
+    return f"reads {' or '.join(reader.wants.places)}, {length}"
+
+
+def set_yarn(source: Json, wanted: YarnSetting, form: Form | None = None) -> Json:
+    """Scale the rotary embedding with YaRN.
+
+    Other settings of a YaRN that is there already (betas) stay; those of another kind of scaling go.
+
+    Args:
+        source: config.json.
+        wanted: the numbers.
+        form: how to write it.
+
+    Raises:
+        DcaError: DCA-201 for numbers that are none, DCA-208 when the config does not allow it.
+    """
+    form = form or Form()
+    _check_yarn(wanted)
+    config = source.plain()
+    if config.get(DCA):
+        raise DcaError(
+            "DCA-208", f"{source.name} has {DCA}, and YaRN beside it is not read.",
+            why=f"vLLM ignores {SCALING} with dual chunk attention, and multiplies the length by its factor even so.",
+            remedy="remove dual chunk attention first: `dca config drop-dca DIR`.",
+        )  # fmt: skip
+    for name in (SCALING, PARAMETERS):
+        _check_scaling(source, config.get(name), name)
+    base = _base(source, config)
+    inside = isinstance(config.get(PARAMETERS), dict)
+    if form.place == "rope_parameters":
+        source = _write_yarn(source, PARAMETERS, wanted)
+        source = text.put(source, (PARAMETERS, THETA), base)
+        # Where both are, the other one wins.
+        source = text.remove(source, (SCALING,)) if SCALING in config else source
+    else:
+        source = _write_yarn(source, SCALING, wanted)
+        if inside:
+            source = _write_yarn(source, PARAMETERS, wanted)
+        if THETA not in config:
+            source = text.put(source, (THETA,), base)
+    if form.length != "either":
+        source = text.put(source, (LENGTH,), wanted.original if form.length == "original" else wanted.length)
+    return source
+
+
+def _check_yarn(wanted: YarnSetting) -> None:
+    if not 1 <= wanted.factor < MOST:
+        raise DcaError("DCA-201", f"a factor of {wanted.factor:g} is none.", remedy="give 1 or more, such as 4.")
+    if not 0 < wanted.original < MOST or wanted.length >= MOST:
+        raise DcaError("DCA-201", f"{wanted.original} is no original length.", remedy="give tokens, such as 32768.")
+    attention = wanted.attention_factor
+    if attention is not None and not 0 < attention < math.inf:
+        raise DcaError("DCA-201", f"{attention:g} is no attention factor.", remedy="give a number above 0.")
+
+
+def _check_scaling(source: Json, value: Any, name: str) -> None:
+    """Refuse a scaling that is no object, or one per kind of layer."""
+    if value is None:
+        return
+    if not isinstance(value, dict) or any(isinstance(one, dict) for one in value.values()):
+        what = "has one object per kind of layer" if isinstance(value, dict) else "is no object"
+        raise DcaError(
+            "DCA-208", f"{source.name}, line {source.line(name)}: `{name}` {what}.",
+            remedy="correct or remove it by hand.",
+        )  # fmt: skip
+
+
+def _base(source: Json, config: dict[str, Any]) -> float:
+    """The model's rope_theta, wherever it stands; as the number that it is."""
+    inside = config.get(PARAMETERS) or {}
+    for value in (config.get(THETA), inside.get(THETA)):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 1:
+            return value
+    raise DcaError(
+        "DCA-208", f"{source.name} has no rope_theta, and readers take different ones then.",
+        remedy=f"write the model's own {THETA} into it first; the model's page has it.",
+    )  # fmt: skip
+
+
+def _write_yarn(source: Json, key: str, wanted: YarnSetting) -> Json:
+    old = source.plain().get(key) or {}
+    names = [name for name in ("rope_type", "type") if name in old] or ["rope_type"]
+    if not any(old.get(name) == "yarn" for name in names):
+        kept = {THETA: old[THETA]} if key == PARAMETERS and THETA in old else {}
+        for name in old:
+            if name not in {*kept, "factor", ORIGINAL, *names}:
+                source = text.remove(source, (key, name))
+    values: dict[str, Any] = dict.fromkeys(names, "yarn")
+    values |= {"factor": float(wanted.factor), ORIGINAL: wanted.original}
+    attention = wanted.attention_factor
+    if attention is not None:
+        # One reader multiplies the formula's factor, the others replace it: the same number for both.
+        values["attention_factor"] = float(attention)
+        values["attn_factor"] = float(attention) / rotary.attention_factor(wanted.factor)
+    if not old:
+        return text.put(source, (key,), {name: values[name] for name in sorted(values)})
+    for name, value in values.items():
+        source = text.put(source, (key, name), value)
+    return source
+
+
+def set_dca(source: Json, wanted: DualChunkSetting) -> Json:
+    """Turn dual chunk attention on; YaRN, which is not read beside it, goes.
+
+    Raises:
+        DcaError: DCA-201 for numbers that are none, DCA-208 and DCA-213 when config or table do not allow it.
+    """
+    if not 0 < wanted.local_size < wanted.chunk_size < MOST:
+        raise DcaError(
+            "DCA-201", f"a chunk of {wanted.chunk_size} tokens with {wanted.local_size} local ones is none.",
+            remedy="give a chunk size, and a smaller local size.",
+        )  # fmt: skip
+    if not 0 <= wanted.original < MOST or not 0 < (wanted.length or 1) < MOST:
+        raise DcaError("DCA-201", "a length is negative, or none.", remedy="give tokens, such as 262144.")
+    config = source.plain()
+    old = config.get(DCA)
+    if old is not None and not isinstance(old, dict):
+        raise DcaError(
+            "DCA-208", f"{source.name}, line {source.line(DCA)}: `{DCA}` is no object.",
+            remedy="remove it by hand.",
+        )  # fmt: skip
+    if wanted.table is not None:
+        check_table(wanted.table, config, "the sparse table")
+    numbers = {"chunk_size": wanted.chunk_size, "local_size": wanted.local_size, ORIGINAL: wanted.original}
+    rows = {TABLE: [OneLine(row) for row in wanted.table], "sparse_attention_enabled": True} if wanted.table else {}
+    values: dict[str, Any] = {**numbers, **rows}
+    if config.get(SCALING) is not None:
+        source = text.remove(source, (SCALING,))
+    inside = config.get(PARAMETERS)
+    if isinstance(inside, dict) and inside.get("rope_type", "default") != "default":
+        source = text.put(source, (PARAMETERS,), {THETA: _base(source, config), "rope_type": "default"})
+    if isinstance(inside, dict) and THETA not in config:
+        source = text.put(source, (THETA,), _base(source, config))
+    if wanted.length:
+        source = text.put(source, (LENGTH,), wanted.length)
+    # The table last: every edit reads the text again.
+    if old is None:
+        return text.put(source, (DCA,), values)
+    for name, value in values.items():
+        source = text.put(source, (DCA, name), value)
+    return source
+
+
+def drop_dca(source: Json, cap: int = WITHOUT_DCA) -> Json:
+    """Remove dual chunk attention, and what is longer than a model does without it.
+
+    Args:
+        source: config.json.
+        cap: the longest context that stays, in tokens.
+
+    Raises:
+        DcaError: DCA-208 when the length is no number.
+    """
+    length = source.plain().get(LENGTH)
+    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):
+        raise DcaError(
+            "DCA-208", f"{source.name}, line {source.line(LENGTH)}: `{LENGTH}` is no number.",
+            remedy="correct it by hand.",
+        )  # fmt: skip
+    if DCA not in source.root.members:
+        return source
+    source = text.remove(source, (DCA,))
+    return text.put(source, (LENGTH,), cap) if length is not None and length > cap else source
+
+
+def use_1m(source: Json, one_million: Json) -> Json:
+    """Take the model's own file for a million tokens as its config.
+
+    Raises:
+        DcaError: DCA-208 when that file has no dual chunk attention, or is another model's.
+    """
+    wanted, config = one_million.plain(), source.plain()
+    if not isinstance(wanted.get(DCA), dict):
+        raise DcaError("DCA-208", f"{one_million.name} has no {DCA}.", remedy="download the model's own file again.")
+    for name in ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
+        if wanted.get(name) != config.get(name):
+            raise DcaError(
+                "DCA-208", f"{one_million.name} is another model's: its `{name}` is {wanted.get(name)!r:.40}.",
+                why=f"in {source.name} it is {config.get(name)!r:.40}.", remedy="download the model's own file.",
+            )  # fmt: skip
+    return Json(one_million.text, one_million.bom, one_million.root, source.name)
+
+
+# --- sparse tables -------------------------------------------------------------------------------------------------
+
+
+def table_of_sizes(layers: int, heads: int, vertical: int, slash: int) -> list[dict[str, Any]]:
+    """A sparse table with the same sizes for every head: columns and diagonals that each looks at."""
+    return [{str(head): [PATTERN, vertical, slash, 1.0] for head in range(heads)} for _ in range(layers)]
+
+
+def table_in(value: Any, name: str) -> list[dict[str, Any]]:
+    """The sparse table of a file: the list itself, or a config with one inside.
+
+    Raises:
+        DcaError: DCA-213 when there is none.
+    """
+    if isinstance(value, dict):
+        inside = value.get(DCA)
+        value = inside.get(TABLE) if isinstance(inside, dict) else value.get(TABLE)
+    if not isinstance(value, list) or not value:
+        raise DcaError("DCA-213", f"{name} holds no sparse table.", remedy=f"name the model's own {TABLE}.json.")
+    return value
+
+
+def check_table(table: Any, config: dict[str, Any], name: str) -> None:
+    """Refuse a table that is not the model's.
+
+    Raises:
+        DcaError: DCA-213.
+    """
+    wrong = table_faults(table, config.get("num_hidden_layers"), config.get("num_attention_heads"))
+    if wrong:
+        raise DcaError(
+            "DCA-213", f"{name} does not fit the model: {wrong[0]}.",
+            remedy=f"use the {TABLE}.json that was published with this model.",
+        )  # fmt: skip
+
+
+def table_faults(table: Any, layers: Any, heads: Any) -> list[str]:
+    """What is wrong with a sparse table, as clauses; one for each kind."""
+    if not isinstance(table, list):
+        return ["it is no list with one object per layer"]
+    faults = []
+    if isinstance(layers, int) and len(table) != layers:
+        faults.append(f"it has {len(table)} layers, the model {layers}")
+    for number, row in enumerate(table):
+        if not isinstance(row, dict):
+            return [*faults, f"layer {number} is no object"]
+        wanted = {str(head) for head in range(heads)} if isinstance(heads, int) and heads < MOST >> 20 else set(row)
+        if set(row) != wanted:
+            return [*faults, f"layer {number} has {len(row)} heads, the model {heads}"]
+        for head, entry in row.items():
+            if not _is_entry(entry):
+                return [*faults, f"layer {number}, head {head} is {str(entry)[:60]}"]
+    return faults
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, list) and len(entry) == 4 and entry[0] == PATTERN
+        and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in entry[1:3])
+        and isinstance(entry[3], (int, float))
+    )  # fmt: skip
+
+
+def setting_of(model: KnownModel, table: list[dict[str, Any]] | None = None) -> DualChunkSetting:
+    """A known model's own dual chunk attention.
+
+    Raises:
+        DcaError: DCA-214 when its numbers are not known.
+    """
+    own = model.dual_chunk
+    if own is None:
+        raise DcaError(
+            "DCA-214", f"the dual chunk attention of {model.name} is not in build/models.",
+            remedy="give --chunk, --local and --original, or use its own file: `dca config use-1m DIR`.",
+        )  # fmt: skip
+    return DualChunkSetting(
+        chunk_size=own.chunk_size, local_size=own.local_size, original=own.original_max_position_embeddings,
+        length=own.max_position_embeddings, table=table,
+    )  # fmt: skip

@@ -1,0 +1,339 @@
+"""A model's folder: reads its config.json, replaces it in one step, and keeps what `undo` needs.
+
+Beside config.json lies `.dca-undo.json`, a stack of what was there before each change. It is written before the change
+and shortened after an undo; a step that was noted but not made is known by its hashes, and dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from dca import documents, store
+from dca.config import text
+from dca.config.text import Json
+from dca.documents import Document, Value
+from dca.errors import DcaError
+
+CONFIG, ONE_MILLION, TABLE, UNDO = "config.json", "config_1m.json", "sparse_attention_config.json", ".dca-undo.json"
+WAIT_SECONDS = 20.0
+
+
+class Was(Value):
+    """What config.json was.
+
+    Args:
+        sha256: of the content, through a link too.
+        text: the content of a plain file, its byte-order mark included; empty for a link.
+        mode: its permissions.
+        link: where it led, when it was a link.
+    """
+
+    sha256: str
+    text: str = ""
+    mode: int = 0o644
+    link: str | None = None
+
+
+class Step(Value):
+    """One change.
+
+    Args:
+        command: that made it.
+        before: what was there.
+        after: sha256 of what it wrote.
+    """
+
+    command: str
+    before: Was
+    after: str
+
+
+class Steps(Document):
+    """All changes that can be undone, the last one at the end."""
+
+    SCHEMA: ClassVar[str] = "dca.config-undo/1"
+
+    steps: tuple[Step, ...] = ()
+
+
+class Change(Value):
+    """What a command did to a folder, or would do.
+
+    Args:
+        file: the config.json that it concerns.
+        changed: whether anything differs.
+        written: whether it was written; not with a dry run.
+        diff: unified, of the lines.
+        can_undo: how many changes of that folder can be undone now.
+    """
+
+    file: str
+    changed: bool
+    written: bool
+    diff: str = ""
+    can_undo: int = 0
+
+
+def read(folder: Path, name: str = CONFIG) -> Json:
+    """A file of a model's folder.
+
+    Raises:
+        DcaError: DCA-204 when it is not there, DCA-207 when it is no regular file, DCA-206 when it cannot be parsed.
+    """
+    return text.parse(content(_folder(folder) / name), str(folder / name))
+
+
+def _folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        what = f"{folder} is no folder." if folder.exists() else f"{folder} does not exist."
+        raise DcaError("DCA-204", what, remedy="name the folder of a model, the one with config.json.")
+    return folder
+
+
+def content(path: Path) -> bytes:
+    """A file's content, without waiting for whoever writes a FIFO and without reading a device."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        what = f"{path} is a link to nothing." if path.is_symlink() else f"{path} does not exist."
+        raise DcaError("DCA-204", what, remedy="name the folder of a model, with its files.") from None
+    except OSError as error:
+        raise DcaError(
+            "DCA-207", f"{path} cannot be read.", why=error.strerror or str(error), remedy="check what it is.",
+        ) from None  # fmt: skip
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DcaError(
+                "DCA-207", f"{path} is no regular file.", remedy="put the model's own config.json in its place."
+            )
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            return stream.read(text.MOST_BYTES + 1)
+    finally:
+        os.close(descriptor)
+
+
+def is_link(folder: Path, name: str = CONFIG) -> bool:
+    """Whether a file is a link, as in hub caches."""
+    return (folder / name).is_symlink()
+
+
+# --- changes -------------------------------------------------------------------------------------------------------
+
+
+def change(
+    folder: Path, command: str, edit: Callable[[Json], Json], *, dry_run: bool = False, out: Path | None = None
+) -> Change:
+    """Edit a folder's config.json, or make a new folder with the edited one.
+
+    Args:
+        folder: of the model.
+        command: for the record.
+        edit: what to change; it is given the file as it is.
+        dry_run: only say what would change.
+        out: a new folder, with links to everything else in the old one.
+
+    Raises:
+        DcaError: DCA-204, 206 and 207 for what cannot be read or written, DCA-210 when another run holds the folder,
+            and what `edit` raises. Nothing is changed then.
+    """
+    if dry_run:
+        source = read(folder)
+        return _told((out or folder) / CONFIG, source.text, edit(source).text, 0)
+    _folder(folder)
+    with _held(folder):
+        source = read(folder)
+        edited = edit(source)
+        if out is not None:
+            return _new_folder(folder, out, source, edited)
+        steps = pending_dropped(_steps(folder), _now(folder))
+        if edited.data == source.data:
+            return _told(folder / CONFIG, source.text, edited.text, len(steps))
+        _must_be_writable(folder)
+        before = _now(folder)
+        if before.link is None:
+            before = before.model_copy(update={"text": source.data.decode("utf-8")})
+        steps = (*steps, Step(command=command, before=before, after=store.sha256_bytes(edited.data)))
+        documents.write(Steps(steps=steps), folder / UNDO)
+        store.write_bytes(folder / CONFIG, edited.data, mode=before.mode)
+        return _told(folder / CONFIG, source.text, edited.text, len(steps), written=True)
+
+
+def undo(folder: Path, *, dry_run: bool = False, force: bool = False) -> tuple[Change, str]:
+    """Bring back what config.json was before the last change, to the byte, a link as a link.
+
+    Args:
+        folder: of the model.
+        dry_run: only say what would change.
+        force: also when somebody else has changed the file since.
+
+    Returns:
+        The change, and the command that was undone.
+
+    Raises:
+        DcaError: DCA-209 when there is nothing to undo or the file was changed since, and those of `change`.
+    """
+    _folder(folder)
+    with contextlib.nullcontext() if dry_run else _held(folder):
+        now = _now(folder)
+        steps = pending_dropped(_steps(folder), now)
+        if not steps:
+            raise DcaError("DCA-209", f"{folder} has no change to undo.", remedy="nothing needs to be done.")
+        last = steps[-1]
+        if now.sha256 != last.after and not force:
+            raise DcaError(
+                "DCA-209", f"{folder / CONFIG} has been changed since `{last.command}`.",
+                why="undo would lose that change.",
+                remedy=f"--force brings back what was there before `{last.command}`.",
+            )  # fmt: skip
+        before = _content(folder, last.before)
+        old, new = (data.decode("utf-8", "replace") for data in (_bytes_if_there(folder), before))
+        if not dry_run:
+            _must_be_writable(folder)
+            if last.before.link is not None:
+                store.write_link(folder / CONFIG, last.before.link)
+            else:
+                store.write_bytes(folder / CONFIG, before, mode=last.before.mode)
+            _keep(folder, steps[:-1])
+        return _told(folder / CONFIG, old, new, len(steps) - (not dry_run), written=not dry_run), last.command
+
+
+def first(folder: Path) -> bytes | None:
+    """What config.json was before all changes that can be undone; None where there is none, or it is gone."""
+    steps = pending_dropped(_steps(folder), _now(folder))
+    with contextlib.suppress(DcaError):
+        return _content(folder, steps[0].before) if steps else None
+    return None
+
+
+def pending_dropped(steps: tuple[Step, ...], now: Was) -> tuple[Step, ...]:
+    """The steps without those that were noted and then not made, or undone and then not struck out."""
+    while steps and steps[-1].after != now.sha256 and _same(steps[-1].before, now):
+        steps = steps[:-1]
+    return steps
+
+
+def _same(one: Was, other: Was) -> bool:
+    return (one.sha256, one.link) == (other.sha256, other.link)
+
+
+def _now(folder: Path) -> Was:
+    """What config.json is now, without its text; one that is gone has no hash."""
+    path = folder / CONFIG
+    if not path.exists():
+        return Was(sha256="")
+    return Was(
+        sha256=store.sha256_bytes(content(path)), mode=stat.S_IMODE(path.stat().st_mode),
+        link=str(path.readlink()) if path.is_symlink() else None,
+    )  # fmt: skip
+
+
+def _bytes_if_there(folder: Path) -> bytes:
+    path = folder / CONFIG
+    return content(path) if path.exists() else b""
+
+
+def _content(folder: Path, was: Was) -> bytes:
+    """The bytes that config.json had.
+
+    Raises:
+        DcaError: DCA-209 when it was a link, and what it led to is no more what it was.
+    """
+    if was.link is None:
+        return was.text.encode("utf-8")
+    with contextlib.suppress(DcaError):
+        data = content(folder / was.link)
+        if store.sha256_bytes(data) == was.sha256:
+            return data
+    raise DcaError(
+        "DCA-209", f"{folder / CONFIG} was a link to {was.link}, and that is not what it was.",
+        remedy="download the model's config.json again.",
+    )  # fmt: skip
+
+
+def _steps(folder: Path) -> tuple[Step, ...]:
+    path = folder / UNDO
+    if not path.exists():
+        return ()
+    content(path)
+    return documents.read(Steps, path).steps
+
+
+def _keep(folder: Path, steps: tuple[Step, ...]) -> None:
+    if steps:
+        documents.write(Steps(steps=steps), folder / UNDO)
+    else:
+        (folder / UNDO).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    with store.folder_lock(folder, WAIT_SECONDS) as held:
+        if not held:
+            raise DcaError(
+                "DCA-210", f"another run is changing {folder}.", remedy="run the command again when it has ended."
+            )
+        yield
+
+
+def _must_be_writable(folder: Path) -> None:
+    """Refuse what is read-only, also for root, whom the system would let through."""
+    path = folder / CONFIG
+    for one in (folder, *(() if path.is_symlink() or not path.exists() else (path,))):
+        if not one.stat().st_mode & 0o222 or not os.access(one, os.W_OK):
+            raise DcaError(
+                "DCA-207", f"{one} is read-only.",
+                remedy="make it writable, or make a new folder that links to this one: --out DIR.",
+            )  # fmt: skip
+
+
+def _told(file: Path, before: str, after: str, can_undo: int, *, written: bool = False) -> Change:
+    return Change(file=str(file), changed=before != after, written=written, diff=diff(before, after), can_undo=can_undo)
+
+
+def diff(before: str, after: str) -> str:
+    """The lines that differ, as a unified diff."""
+    # Not splitlines: it also splits at characters that are part of a string.
+    old, new = ([f"{line}\n" for line in one.replace("\r\n", "\n").split("\n")] for one in (before, after))
+    return "".join(difflib.unified_diff(old, new, f"a/{CONFIG}", f"b/{CONFIG}", n=2))
+
+
+# --- a new folder --------------------------------------------------------------------------------------------------
+
+
+def _new_folder(folder: Path, out: Path, source: Json, edited: Json) -> Change:
+    """A folder with its own config.json and links to everything else, made beside its name and moved there."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise DcaError("DCA-207", f"--out: {out} is inside of {folder}.", remedy="name a folder elsewhere.")
+    if out.exists() or out.is_symlink():
+        with contextlib.suppress(DcaError):
+            if read(out).data == edited.data and _leads_to(out, folder):
+                return Change(file=str(out / CONFIG), changed=False, written=False)
+        raise DcaError("DCA-207", f"--out: {out} is there already.", remedy="name a new folder, or remove it.")
+    if not out.parent.is_dir():
+        raise DcaError("DCA-204", f"--out: {out.parent} is no folder.", remedy="make it, or name another.")
+    with store.incoming_folder(out) as part:
+        for entry in _others(folder):
+            (part / entry.name).symlink_to(entry.absolute())
+        store.write_bytes(part / CONFIG, edited.data)
+    return _told(out / CONFIG, source.text, edited.text, 0, written=True).model_copy(update={"changed": True})
+
+
+def _others(folder: Path) -> list[Path]:
+    """Everything in a folder but its config.json and what the tool keeps."""
+    return [
+        entry for entry in sorted(folder.iterdir())
+        if entry.name not in (CONFIG, UNDO) and not (entry.name.startswith(".") and entry.name.endswith(".part"))
+    ]  # fmt: skip
+
+
+def _leads_to(out: Path, folder: Path) -> bool:
+    return all(
+        (out / entry.name).is_symlink() and (out / entry.name).readlink() == entry.absolute()
+        for entry in _others(folder)
+    )

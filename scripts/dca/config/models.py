@@ -1,0 +1,140 @@
+"""What is known of models: build/models/*.toml, and which of them a config.json is."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from dca import data, datafile
+from dca.documents import Value
+from dca.errors import DcaError
+from dca.recipes import Name
+
+Count = Annotated[int, Field(gt=0, strict=True)]
+Base = Annotated[float, Field(gt=1)]
+
+
+class DualChunk(Value):
+    """A model's dual chunk attention, lengths in tokens."""
+
+    chunk_size: Count
+    local_size: Count
+    original_max_position_embeddings: Count
+    max_position_embeddings: Count
+    """With it, where the model's own config.json says another number without."""
+
+
+class OwnYarn(Value):
+    """The YaRN that the model's card names."""
+
+    factor: Annotated[float, Field(ge=1)]
+    original: Count
+
+
+class KnownModel(Value):
+    """A model of build/models."""
+
+    schema_: Literal["dca.model/1"] = Field(alias="schema")
+    name: Name
+    title: str
+    architectures: Annotated[tuple[str, ...], Field(min_length=1)]
+    model_type: str
+    layers: Count
+    hidden_size: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    rope_theta: Base
+    max_position_embeddings: Count
+    native_length: Count
+    """Tokens without dual chunk attention or YaRN."""
+    vram_gb: Count | None = None
+    """GPU memory over all GPUs that its card asks for at its full length."""
+    unverified: tuple[str, ...] = ()
+    """Keys whose numbers are second-hand."""
+    dual_chunk: DualChunk | None = None
+    yarn: OwnYarn | None = None
+
+    def has_shape_of(self, config: dict[str, Any]) -> bool:
+        """Whether a config's class, layers and heads are the model's."""
+        return (
+            config.get("model_type") == self.model_type
+            and config.get("num_hidden_layers") == self.layers
+            and config.get("hidden_size") == self.hidden_size
+            and config.get("num_attention_heads") == self.heads
+            and config.get("num_key_value_heads") == self.kv_heads
+        )
+
+
+def load_all(folder: Path | None = None) -> tuple[KnownModel, ...]:
+    """Every model, by name.
+
+    Raises:
+        DcaError: DCA-202 for a wrong key or value.
+    """
+    return _all(folder or data.models_folder())
+
+
+@cache
+def _all(folder: Path) -> tuple[KnownModel, ...]:
+    return tuple(_load(path) for path in sorted(folder.glob("*.toml")))
+
+
+def _load(path: Path) -> KnownModel:
+    model = datafile.load(KnownModel, path)
+    if model.name != path.stem:
+        raise DcaError(
+            "DCA-202", f"{path}: the name is `{model.name}`, the file's is `{path.stem}`.",
+            remedy="give both the same name.",
+        )  # fmt: skip
+    return model
+
+
+def find(name: str, known: tuple[KnownModel, ...]) -> KnownModel:
+    """The model of that name; an organisation before it, and upper and lower case, do not count.
+
+    Raises:
+        DcaError: DCA-214 with the nearest name.
+    """
+    wanted = name.rpartition("/")[2].lower()
+    for model in known:
+        if model.name.lower() == wanted:
+            return model
+    names = [model.name for model in known]
+    near = difflib.get_close_matches(wanted, [one.lower() for one in names], n=1)
+    hint = next((one for one in names if near and one.lower() == near[0]), "")
+    raise DcaError(
+        "DCA-214",
+        f"there is no model `{name}` in build/models.",
+        why=f"the models are: {', '.join(names)}.",
+        remedy=f"did you mean {hint}?" if hint else "choose one of them, or give the numbers by hand.",
+    )
+
+
+def match(config: dict[str, Any], folder: str, known: tuple[KnownModel, ...]) -> KnownModel | None:
+    """The model that a config.json is, by its shape and then by name; None where that is not sure.
+
+    Args:
+        config: the file's content.
+        folder: name of its folder, or a path that holds the model's name, as hub caches have it.
+        known: the models.
+    """
+    alike = [model for model in known if model.has_shape_of(config)]
+    told = f"{folder} {config.get('_name_or_path', '')}".lower().replace("/", " ").replace("--", " ").split()
+    named = [model for model in alike if model.name.lower() in told]
+    if named:
+        return named[0]
+    # A model with dual chunk attention and one without may have the same shape; the settings tell them apart.
+    if config.get("dual_chunk_attention_config"):
+        alike = [model for model in alike if model.dual_chunk or model.native_length >= 1 << 18]
+    else:
+        alike = [model for model in alike if model.max_position_embeddings == config.get("max_position_embeddings")]
+    # Several that do not differ in anything that is read here are as good as one.
+    kinds = {(m.rope_theta, m.max_position_embeddings, m.native_length, m.dual_chunk) for m in alike}
+    if len(kinds) != 1:
+        return None
+    return alike[0].model_copy(update={"name": " or ".join(model.name for model in alike)})

@@ -1,0 +1,125 @@
+"""A picture of what the settings do to a model's rotary frequencies and attention factor, before and after."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import ClassVar
+
+from dca.config import compare, folder, rotary, text
+from dca.documents import Document
+from dca.errors import DcaError
+
+TEMPLATE = Path(__file__).with_name("plot.svg")
+WIDTH, HEIGHT, MARGIN = 720, 420, 64
+
+
+class Drawn(Document):
+    """What is drawn.
+
+    Args:
+        folder: of the model.
+        base: rope_theta.
+        before: inverse frequencies before, in radians per token; after likewise.
+        attention_before: attention factor before; attention_after likewise.
+        settings: what is in effect after, in words.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.config-plot/1"
+
+    folder: str
+    base: float
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    attention_before: float
+    attention_after: float
+    settings: str
+
+
+def draw(path: Path) -> Drawn:
+    """The curves of a folder: before is what undo leads back to, else the same without scaling.
+
+    Raises:
+        DcaError: DCA-204, 206, 207 for the folder, DCA-208 when the config has no base or heads.
+    """
+    config = folder.read(path).plain()
+    earlier = folder.first(path)
+    base, dim = compare.base_of(config), compare.head_dim_of(config)
+    if base is None or dim is None:
+        raise DcaError(
+            "DCA-208", f"{path} does not say its rope_theta, or how large a head is.",
+            remedy="see `dca config check`.",
+        )  # fmt: skip
+    before = text.parse(earlier, "config.json").plain() if earlier else {}
+    old_base = compare.base_of(before) or base
+    told = {"before": _curve(dim, old_base, before), "after": _curve(dim, base, config)}
+    yarn = compare.yarn_of(config)
+    words = f"YaRN, {yarn.factor:g} x {yarn.original:,.0f} tokens" if yarn else "no scaling"
+    if config.get("dual_chunk_attention_config"):
+        told["after"] = (tuple(rotary.plain(dim, base)), 1.0)
+        words = "dual chunk attention, plain frequencies"
+    return Drawn(
+        folder=os.fsencode(path).decode("utf-8", "backslashreplace"), base=base, before=told["before"][0],
+        after=told["after"][0], attention_before=told["before"][1], attention_after=told["after"][1], settings=words,
+    )  # fmt: skip
+
+
+def _curve(dim: int, base: float, config: dict[str, object]) -> tuple[tuple[float, ...], float]:
+    yarn = compare.yarn_of(config)
+    if yarn is None or config.get("dual_chunk_attention_config"):
+        return tuple(rotary.plain(dim, base)), 1.0
+    return tuple(rotary.scaled(dim, base, yarn)), rotary.attention_factor(yarn.factor)
+
+
+def picture(drawn: Drawn, suffix: str) -> bytes:
+    """The file of a drawing.
+
+    Args:
+        drawn: the curves.
+        suffix: of the file, `.svg` or `.png`.
+
+    Raises:
+        DcaError: DCA-201 for another suffix, DCA-103 when what turns it into a PNG is not installed.
+    """
+    if suffix not in (".svg", ".png"):
+        raise DcaError("DCA-201", f"a plot is an .svg or a .png, not `{suffix}`.", remedy="name it rotary.svg.")
+    page = svg(drawn).encode()
+    if suffix == ".svg":
+        return page
+    try:
+        import cairosvg
+    except ImportError:
+        raise DcaError(
+            "DCA-103", "a PNG needs the package cairosvg, which is not installed.",
+            remedy="name an .svg file, or install it beside dca: uv pip install cairosvg.",
+        ) from None  # fmt: skip
+    made: bytes = cairosvg.svg2png(bytestring=page)
+    return made
+
+
+def svg(drawn: Drawn) -> str:
+    """The picture: pairs of a head from left to right, turns within a million tokens upwards, both curves."""
+    import jinja2
+
+    template = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    lowest = min(*drawn.before, *drawn.after)
+    top, bottom = 0.0, math.floor(math.log10(lowest))
+    lines = [(10**n, _y(10.0**n, bottom, top)) for n in range(bottom, 1)]
+    return template.render(
+        drawn=drawn, width=WIDTH, height=HEIGHT, margin=MARGIN, lines=lines,
+        before=_points(drawn.before, bottom, top), after=_points(drawn.after, bottom, top),
+        same=drawn.before == drawn.after,
+    )  # fmt: skip
+
+
+def _points(values: tuple[float, ...], bottom: float, top: float) -> str:
+    step = (WIDTH - 2 * MARGIN) / max(len(values) - 1, 1)
+    return " ".join(f"{MARGIN + i * step:.1f},{_y(value, bottom, top):.1f}" for i, value in enumerate(values))
+
+
+def _y(value: float, bottom: float, top: float) -> float:
+    share = (math.log10(value) - bottom) / (top - bottom) if top > bottom else 0.5
+    return HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * share

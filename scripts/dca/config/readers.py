@@ -1,0 +1,366 @@
+"""Readers of a config.json: which there are (build/readers/*.toml), which are installed, and what each one says."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.version import InvalidVersion, Version
+from pydantic import Field, ValidationError
+
+from dca import data, datafile, documents, environments, index, machine, recipes, runner, store
+from dca.config import rotary
+from dca.documents import Value
+from dca.environments import WORKERS
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.machine import find_uv
+from dca.recipes import Day, Name, RequirementText
+
+MARK = "READ "
+READ_SECONDS = 300.0
+INSTALL_SECONDS = 900.0
+Place = Literal["rope_scaling", "rope_parameters"]
+Length = Literal["original", "extended", "either"]
+
+
+class Wants(Value):
+    """How a reader wants YaRN and dual chunk attention to be written."""
+
+    places: tuple[Place, ...] = Field(min_length=1)
+    """Keys where it reads YaRN, the one that it likes best first."""
+    length: Length
+    """What max_position_embeddings must be beside YaRN."""
+    dual_chunk: Literal["reads", "ignores", "stops"]
+
+
+class Reader(Value):
+    """A program that reads a model's config.json."""
+
+    schema_: Literal["dca.reader/1"] = Field(alias="schema")
+    name: Name
+    title: str
+    kind: Literal["vllm", "transformers"]
+    shown: bool
+    """Whether `show` asks it without being told to."""
+    recipe: Name | None = None
+    """The source line whose environment it runs in; none where only the user can name one."""
+    package: RequirementText | None = None
+    """What is put in front of that environment."""
+    lock_date: Day = "2026-11-20"
+    """As of when `make locks` chooses what the package needs."""
+    get: str = ""
+    """How to get it, where the tool cannot."""
+    wants: Wants
+
+
+class Chunks(Value):
+    """Dual chunk attention as a reader has it.
+
+    Args:
+        chunk_size: in tokens; likewise local_size and original, which is 0 without a length factor.
+        sparse: whether sparse attention is on.
+        table_layers: layers of the sparse table; None without one. table_heads: heads of its smallest layer.
+    """
+
+    chunk_size: Any = None
+    local_size: Any = None
+    original: Any = None
+    sparse: bool = False
+    table_layers: int | None = None
+    table_heads: int | None = None
+
+
+class Reading(Value):
+    """What one reader makes of a folder.
+
+    Args:
+        reader: its name.
+        version: of the package that ran; empty where it is not installed.
+        installed: whether it ran.
+        why: why it did not, or the reader's own words when it refused the folder.
+        context: the longest context in tokens that it allows by itself.
+        rows: of its rotary table; None where it has none.
+        base: rope_theta.
+        type: of the scaling; None without one.
+        declared_factor: as its config has it. factor: what the lowest frequency is really divided by.
+        original: length before scaling, in tokens, as its config has it.
+        attention_factor: what its cosines and sines are multiplied with.
+        inverse_frequencies: in radians per token, head_dim/2 of them.
+        knows_dca: whether this version has dual chunk attention.
+        dca: as it reads it; None when it is off.
+        sliding_window: in tokens, where it is in use.
+    """
+
+    reader: str
+    title: str
+    version: str = ""
+    installed: bool = False
+    why: str = ""
+    context: int | None = None
+    rows: int | None = None
+    base: float | None = None
+    type: str | None = None
+    declared_factor: Any = None
+    factor: float | None = None
+    original: Any = None
+    attention_factor: float | None = None
+    inverse_frequencies: tuple[float, ...] = ()
+    knows_dca: bool = False
+    dca: Chunks | None = None
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    sliding_window: int | None = None
+
+    @property
+    def read(self) -> bool:
+        """Whether it read the folder to the end."""
+        return bool(self.inverse_frequencies)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A reader that can run.
+
+    Args:
+        python: of its environment.
+        paths: folders put in front of what that environment has.
+    """
+
+    reader: Reader
+    python: Path
+    paths: tuple[Path, ...] = ()
+
+
+def load_all(folder: Path | None = None) -> tuple[Reader, ...]:
+    """Every reader, in the order of their columns.
+
+    Raises:
+        DcaError: DCA-202 for a wrong key or value.
+    """
+    return _all(folder or data.readers_folder())
+
+
+@cache
+def _all(folder: Path) -> tuple[Reader, ...]:
+    found = [datafile.load(Reader, path) for path in sorted(folder.glob("*.toml"))]
+    # The engines first: they serve.
+    return tuple(sorted(found, key=lambda one: (one.kind != "vllm", one.recipe is None, one.name)))
+
+
+def find(name: str, known: Sequence[Reader]) -> Reader:
+    """The reader of that name.
+
+    Raises:
+        DcaError: DCA-211 with the nearest name.
+    """
+    for reader in known:
+        if reader.name == name:
+            return reader
+    names = [reader.name for reader in known]
+    near = difflib.get_close_matches(name, names, n=1)
+    raise DcaError(
+        "DCA-211",
+        f"there is no reader `{name}`.",
+        why=f"the readers are: {', '.join(names)}.",
+        remedy=f"did you mean {near[0]}?" if near else "choose one of them.",
+    )
+
+
+def get_hint(reader: Reader) -> str:
+    """How to install a reader, in words."""
+    return reader.get or f"`dca config readers --install {reader.name}` makes its environment."
+
+
+# --- where they are ------------------------------------------------------------------------------------------------
+
+
+def locate(reader: Reader, cache: store.Store, wheels: Sequence[Path]) -> Installed | str:
+    """A reader that is installed, or why it is not; nothing is downloaded.
+
+    Args:
+        reader: wanted.
+        cache: where environments are.
+        wheels: files in which its own Python is looked for, where it is part of a wheel.
+    """
+    if reader.recipe is None:
+        return "not installed"
+    python = _base(reader, cache)
+    if python is None:
+        return "not installed"
+    if reader.package:
+        overlay = _overlay(reader, cache, python)
+        return Installed(reader, python, (overlay,)) if overlay.is_dir() else "not installed"
+    wheel = _wheel(reader, wheels)
+    if wheel is None:
+        return "its wheel is not in dist/"
+    return Installed(reader, python, (_unpacked(wheel, cache),))
+
+
+def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter: Reporter, log: Path) -> Installed:
+    """Make a reader's environment; one that is there is kept.
+
+    Raises:
+        DcaError: DCA-211 when the tool cannot get it, DCA-407 when its environment cannot be made.
+    """
+    if reader.recipe is None:
+        raise DcaError("DCA-211", f"{reader.title} cannot be installed by dca.", remedy=reader.get)
+    own = machine.own_python()
+    lock = data.run_lock(reader.recipe, "lean")
+    python = environments.make(lock, own.path, own.version, cache, reporter, log)
+    if reader.package:
+        _make_overlay(reader, cache, python, reporter, log)
+    found = locate(reader, cache, wheels)
+    if isinstance(found, str):
+        raise DcaError(
+            "DCA-211", f"{reader.title} has an environment, and its own Python is missing: {found}.",
+            remedy=f"build it with `dca wheel --recipe {reader.recipe}`, or name the file with --wheel.",
+        )  # fmt: skip
+    return found
+
+
+def _base(reader: Reader, cache: store.Store) -> Path | None:
+    """The Python of the environment that a reader stands on."""
+    own = machine.own_python()
+    return environments.find(data.run_lock(str(reader.recipe), "lean"), own.path, own.version, cache)
+
+
+def _overlay(reader: Reader, cache: store.Store, python: Path) -> Path:
+    lock = data.reader_lock(reader.name)
+    made_of = f"{store.sha256_file(lock) if lock.is_file() else ''} {python.parent.parent.name}"
+    return cache.folder("reader", f"{reader.name}-{store.sha256_bytes(made_of.encode())[:16]}")
+
+
+def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Reporter, log: Path) -> None:
+    lock, folder = data.reader_lock(reader.name), _overlay(reader, cache, python)
+    if not lock.is_file():
+        raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
+    with cache.lock("reader", folder.name, lambda: reporter.note("another run is installing the same; waiting.")):
+        if folder.is_dir():
+            return
+        reporter.stage("reader", reader.title)
+        with store.incoming_folder(folder) as part:
+            made = runner.run(
+                [find_uv(), "pip", "install", "--python", python, "--target", part, "--no-deps", "--require-hashes",
+                 "-r", lock],
+                env=environments.uv_environment(cache), log=log, timeout=INSTALL_SECONDS,
+            )  # fmt: skip
+            if not made.ok:
+                raise DcaError(
+                    "DCA-407", f"{reader.title} could not be installed.", why="\n".join(made.tail[-6:]),
+                    remedy=f"see {log}; when it is the network, run the command again.",
+                )  # fmt: skip
+
+
+def _wheel(reader: Reader, wheels: Sequence[Path]) -> Path | None:
+    """The newest wheel of a reader's source line."""
+    wanted = recipes.find(str(reader.recipe), recipes.load_all()).recipe.base_version
+    found = []
+    for path in wheels:
+        parts = path.name.split("-")
+        try:
+            if len(parts) >= 5 and Version(parts[1]).public == Version(wanted).public:
+                found.append(path)
+        except InvalidVersion:
+            continue
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _unpacked(wheel: Path, cache: store.Store) -> Path:
+    """A wheel's Python in the cache; its compiled modules are left out."""
+    folder = cache.open().folder("reader", f"wheel-{store.sha256_file(wheel)[:16]}")
+    if not folder.is_dir():
+        with cache.lock("reader", folder.name):
+            if not folder.is_dir():
+                with store.incoming_folder(folder) as part:
+                    index.unpack_wheel(wheel, part, lambda name: not name.endswith(".so"))
+    return folder
+
+
+# --- what they say -------------------------------------------------------------------------------------------------
+
+
+def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path | None = None) -> list[Reading]:
+    """What a reader makes of some folders, by running it.
+
+    Args:
+        installed: the reader.
+        folders: models' folders; one process reads them all.
+        scratch: a folder for the request, which is the reader's home as well.
+        log: of all that it prints.
+
+    Returns:
+        One reading for each folder; of a reader that does not start, with its words in `why`.
+    """
+    told: list[dict[str, Any]] = []
+
+    def line(text: str) -> None:
+        if text.startswith(MARK):
+            told.append(json.loads(text.removeprefix(MARK)))
+
+    request = {
+        "kind": installed.reader.kind, "paths": [str(path) for path in installed.paths],
+        "folders": [str(folder.absolute()) for folder in folders],
+    }  # fmt: skip
+    file = scratch / f"{installed.reader.name}.json"
+    file.write_bytes(documents.canonical(request))
+    # Nothing is to be asked of the network or sent anywhere, and no GPU is to be looked for.
+    env = {
+        "HOME": str(scratch), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8",
+    }  # fmt: skip
+    done = runner.run(
+        [installed.python, "-I", WORKERS / "read_config.py", file], cwd=scratch, env=runner.environment(env), log=log,
+        timeout=READ_SECONDS, on_line=line,
+    )  # fmt: skip
+    version = next((str(one["version"]) for one in told if "version" in one), "")
+    read = {one["folder"]: one for one in told if "folder" in one}
+    ended = "it took too long" if done.timed_out else next((str(one["broken"]) for one in told if "broken" in one), "")
+    silent = ended or (done.tail[-1] if done.tail else "it said nothing")
+    return [_reading(installed.reader, version, read.get(str(folder.absolute())), silent) for folder in folders]
+
+
+def _reading(reader: Reader, version: str, told: dict[str, Any] | None, silent: str) -> Reading:
+    about: dict[str, Any] = {
+        "reader": reader.name,
+        "title": reader.title,
+        "version": version,
+        "installed": bool(version),
+    }
+    if told is None:
+        return Reading(**about, why=_clean(silent))
+    if "error" in told:
+        return Reading(**about, why=_clean(str(told["error"])))
+    known = {name: value for name, value in told.items() if name != "folder"}
+    try:
+        reading = Reading(**about, **known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return Reading(**about, why=_clean(f"it reads {first['loc'][0]} as {first['input']!r}"))
+    return reading.model_copy(update={"factor": real_factor(reading)})
+
+
+def _clean(words: str) -> str:
+    """A reader's own words as text that can be written, on one line."""
+    return " ".join(words.encode("utf-8", "backslashreplace").decode().split())[:500]
+
+
+def real_factor(reading: Reading) -> float | None:
+    """What the lowest frequency is divided by, whatever the config says; None where the base is not told."""
+    if not reading.base or reading.base <= 0 or not reading.inverse_frequencies:
+        return None
+    lowest = rotary.plain(2 * len(reading.inverse_frequencies), reading.base)[-1]
+    # Tables are made in single precision.
+    return float(f"{lowest / reading.inverse_frequencies[-1]:.5g}") if reading.inverse_frequencies[-1] else None
+
+
+def absent(reader: Reader, why: str) -> Reading:
+    """The reading of a reader that did not run."""
+    return Reading(reader=reader.name, title=reader.title, why=f"{why}; {get_hint(reader)}")

@@ -1,0 +1,146 @@
+"""Every rule finds what it is for, with its code, and says nothing of what is right."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, SHAPES, config, table
+from dca.config import models, readers, rules, text
+from dca.config.rules import Finding, Subject
+from dca.errors import CODES
+from support import ROOT
+
+KNOWN = models.load_all()
+READERS = {reader.name: reader for reader in readers.load_all()}
+SCALED = {"rope_scaling": DOCUMENTED}
+
+
+def check(value: dict[str, Any], **more: Any) -> tuple[Finding, ...]:
+    source = text.parse(json.dumps(value, indent=2).encode(), "config.json")
+    return rules.check(Subject(source, **more))
+
+
+def found(value: dict[str, Any], **more: Any) -> set[tuple[str, str]]:
+    return {(one.severity, one.code) for one in check(value, **more)}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_models_own_file_has_no_errors(name: str) -> None:
+    value = config(name)
+    layers, heads = SHAPES[name][0], SHAPES[name][2]
+    given = table(layers, heads) if "dual_chunk_attention_config" in value else None
+    assert check(value, table=given, model=models.match(value, name, KNOWN)) == ()
+
+
+def test_the_documented_form_has_no_errors() -> None:
+    assert check(config(**SCALED), model=models.match(config(), ORDINARY, KNOWN)) == ()
+
+
+YARN = dict(DOCUMENTED)
+ERRORS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("DCA-120", {"rope_scaling": {**YARN, "rope_type": "linear"}}, {}),
+    ("DCA-120", {"rope_scaling": {"factor": 4.0}}, {}),
+    ("DCA-120", {"rope_scaling": "yarn"}, {}),
+    ("DCA-120", {"rope_scaling": {"type": 1}}, {}),
+    ("DCA-121", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, {}),
+    ("DCA-122", {"rope_scaling": {**YARN, "original_max_position_embeddings": 32768.0}}, {}),
+    ("DCA-122", {"max_position_embeddings": "32768"}, {}),
+    ("DCA-122", {"rope_scaling": {**YARN, "beta_slow": -1.0}}, {}),
+    ("DCA-123", {"rope_scaling": {**YARN, "factor": 0.5}}, {}),
+    ("DCA-123", SCALED, {"readers": (READERS["transformers-4.51"],)}),
+    ("DCA-123", {**SCALED, "max_position_embeddings": 131072}, {"readers": (READERS["transformers-4.45"],)}),
+    ("DCA-124", {"dual_chunk_attention_config": {**DCA, "sparse_attention_enabled": True}}, {}),
+    ("DCA-125", {"dual_chunk_attention_config": {**DCA, "sparse_attention_config": table(27, 28)}}, {}),
+    ("DCA-125", {"dual_chunk_attention_config": DCA}, {"table": table(28, 40)}),
+    ("DCA-125", {"dual_chunk_attention_config": DCA}, {"table": "not readable"}),
+    ("DCA-126", {"rope_theta": None}, {}),
+    ("DCA-126", {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e7, "rope_type": "default"}}, {}),
+    ("DCA-126", {"rope_theta": "1e6"}, {}),
+    ("DCA-127", {"dual_chunk_attention_config": DCA, **SCALED}, {}),
+    ("DCA-127", {"max_position_embeddings": 65536}, {"model": models.find(ORDINARY, KNOWN)}),
+    ("DCA-128", {"dual_chunk_attention_config": DCA, **SCALED}, {}),
+    ("DCA-129", {"dual_chunk_attention_config": {**DCA, "local_size": 8191}}, {}),
+    ("DCA-129", {"dual_chunk_attention_config": DCA}, {"page": 48}),
+    ("DCA-130", {"dual_chunk_attention_config": DCA, "use_sliding_window": True, "sliding_window": 4096}, {}),
+    ("DCA-131", {}, {"ranks": 3}),
+    ("DCA-131", {}, {"ranks": 14}),
+    ("DCA-132", {"num_key_value_heads": 5}, {}),
+    ("DCA-132", {"hidden_size": 3585}, {}),
+    ("DCA-132", {"num_hidden_layers": 27}, {"model": models.find(ORDINARY, KNOWN)}),
+    ("DCA-133", {"dual_chunk_attention_config": {**DCA, "chunk_size": 4096}}, {}),
+    ("DCA-133", {"dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192}}, {}),
+    ("DCA-133", {"dual_chunk_attention_config": [1]}, {}),
+    ("DCA-134", {"dual_chunk_attention_config": DCA}, {"readers": (READERS["vllm-current"],)}),
+    ("DCA-136", {**SCALED, "rope_parameters": {**YARN, "factor": 2.0, "rope_theta": 1000000.0}}, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "changed", "more"), ERRORS)
+def test_an_error_is_found(code: str, changed: dict[str, Any], more: dict[str, Any]) -> None:
+    clean = found(config(), **{key: value for key, value in more.items() if key in ("page", "readers")})
+    assert ("error", code) in found(config(**changed), **more) - clean
+
+
+def test_a_byte_order_mark_is_an_error() -> None:
+    source = text.parse(b"\xef\xbb\xbf" + json.dumps(config()).encode(), "config.json")
+    assert [one.code for one in rules.check(Subject(source))] == ["DCA-135"]
+
+
+def test_the_base_of_a_million_model_that_was_lost_is_an_error() -> None:
+    value = config(MILLION, rope_theta=1000000.0)
+    (finding,) = check(value, table=table(28, 28), model=models.find(MILLION, KNOWN))
+    assert (finding.code, finding.severity) == ("DCA-126", "error")
+    assert finding.remedy == "write 10000000.0."
+    assert finding.line == text.parse(json.dumps(value, indent=2).encode(), "x").line("rope_theta")
+
+
+@pytest.mark.parametrize(
+    ("code", "changed", "more"),
+    [
+        ("DCA-121", {"rope_scaling": {**YARN, "attention_factor": 1.2}}, {}),
+        ("DCA-121", {"rope_scaling": {**YARN, "attn_factor": 1.2}}, {}),
+        ("DCA-121", {"rope_scaling": {**YARN, "mscale": 1.0}}, {}),
+        ("DCA-121", {"rope_scaling": {**YARN, "orignal_max": 1}}, {}),
+        ("DCA-122", {"rope_scaling": {**YARN, "factor": 4}}, {}),
+        ("DCA-123", {**SCALED, "max_position_embeddings": 40960}, {}),
+        ("DCA-123", SCALED, {"others": tuple(READERS.values())}),
+        ("DCA-124", {"dual_chunk_attention_config": DCA}, {}),
+        ("DCA-126", {"rope_theta": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, {}),
+        ("DCA-133", {"dual_chunk_attention_config": None}, {}),
+    ],
+)  # fmt: skip
+def test_a_doubt_is_no_error(code: str, changed: dict[str, Any], more: dict[str, Any]) -> None:
+    value = {
+        **config(**changed),
+        **{key: one for key, one in changed.items() if one is None and key.startswith("dual")},
+    }
+    told = found(value, **more)
+    assert ("warning", code) in told
+    assert not any(severity == "error" for severity, _ in told)
+
+
+def test_second_hand_numbers_only_raise_a_doubt() -> None:
+    model = models.find(MOE, KNOWN)
+    assert found(config(MOE, rope_theta=1000000.0), model=model) == {("warning", "DCA-126")}
+
+
+@pytest.mark.parametrize(
+    ("heads", "few", "allowed"), [(28, 4, [1, 2, 4, 28]), (40, 8, [1, 2, 4, 8, 40]), (64, 4, [1, 2, 4, 8, 16, 32, 64])]
+)
+def test_how_many_gpus_can_share_the_heads(heads: int, few: int, allowed: list[int]) -> None:
+    assert [ranks for ranks in range(1, 65) if rules.can_share(heads, few, ranks)] == allowed
+
+
+def test_every_rule_has_a_code_of_its_own_that_is_documented() -> None:
+    codes = [re.match(r"DCA-\d{3}", str(rule.__doc__)) for rule in rules.RULES]
+    assert [one[0] for one in codes if one] == sorted(one[0] for one in codes if one)
+    assert {one[0] for one in codes if one} == {code for code in CODES if "DCA-120" <= code < "DCA-200"}
+    page = Path(ROOT / "docs/config.md").read_text(encoding="utf-8")
+    assert [one[0] for one in codes if one and f"| {one[0]} |" not in page] == []
+    # Each is found above by at least one case.
+    assert {code for code, _, _ in ERRORS} | {"DCA-135"} == {one[0] for one in codes if one}

@@ -1,0 +1,199 @@
+"""The settings as edits: what is written, for whom, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from config.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, config, table
+from dca.config import edit, models, readers, text
+from dca.config.edit import DualChunkSetting, Form, YarnSetting
+from dca.config.text import Json
+from dca.errors import DcaError
+
+YARN = YarnSetting(factor=4, original=32768)
+CHUNKS = DualChunkSetting(chunk_size=262144, local_size=8192, original=262144, length=1010000)
+KNOWN = {reader.name: reader for reader in readers.load_all()}
+
+
+def source(value: dict[str, Any]) -> Json:
+    return text.parse(json.dumps(value, indent=2).encode(), "config.json")
+
+
+def code(error: pytest.ExceptionInfo[DcaError]) -> str:
+    return error.value.code
+
+
+def test_yarn_is_written_for_most_readers() -> None:
+    found = edit.set_yarn(source(config()), YARN).plain()
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 32768, "rope_type": "yarn"}
+    assert found == config(rope_scaling=scaling)
+    assert isinstance(found["rope_scaling"]["factor"], float)
+    assert YARN.length == 131072
+
+
+def test_the_documented_form_is_right_already() -> None:
+    given = source(config(rope_scaling=DOCUMENTED))
+    assert edit.set_yarn(given, YARN) is given
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"type": "linear", "factor": 2.0}, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
+        ({**DOCUMENTED, "factor": 4}, DOCUMENTED),
+        ({**DOCUMENTED, "rope_type": "linear"}, {**DOCUMENTED, "rope_type": "yarn"}),
+        ({**DOCUMENTED, "beta_fast": 16}, {**DOCUMENTED, "beta_fast": 16}),
+        ({}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
+    ],
+)
+def test_what_is_there_is_made_right(before: dict[str, Any], after: dict[str, Any]) -> None:
+    found = edit.set_yarn(source(config(rope_scaling=before)), YARN).plain()["rope_scaling"]
+    assert found == after
+    assert isinstance(found["factor"], float)
+
+
+def test_one_attention_factor_is_written_for_both_kinds_of_readers() -> None:
+    wanted = YARN.model_copy(update={"attention_factor": 1.5})
+    found = edit.set_yarn(source(config()), wanted).plain()["rope_scaling"]
+    assert found["attention_factor"] == 1.5
+    assert found["attn_factor"] * 1.1386294361119891 == pytest.approx(1.5, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "length"),
+    [
+        (["transformers-5"], "rope_parameters", None),
+        (["transformers-5", "vllm-0.10.2"], "rope_scaling", None),
+        (["transformers-4.45"], "rope_scaling", 32768),
+        (["transformers-4.51", "qwen-fork"], "rope_scaling", 131072),
+        (["vllm-current"], "rope_parameters", None),
+    ],
+)
+def test_each_reader_gets_its_own_form(names: list[str], place: str, length: int | None) -> None:
+    form = edit.form_for([KNOWN[name] for name in names])
+    assert form.place == place
+    found = edit.set_yarn(source(config()), YARN, form).plain()
+    assert found["max_position_embeddings"] == (length or 32768)
+    assert found[place]["factor"] == 4.0
+    assert ("rope_theta" in found[place]) == (place == "rope_parameters")
+    assert found["rope_theta"] == 1000000.0
+
+
+def test_readers_that_want_different_files_are_refused_together() -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.form_for([KNOWN["transformers-4.45"], KNOWN["transformers-4.51"]])
+    assert code(refused) == "DCA-212"
+    assert "transformers-4.51" in refused.value.why
+
+
+def test_a_newer_file_keeps_its_base_for_older_readers() -> None:
+    """Where rope_scaling is written as well, transformers 5 takes it alone, without the base inside the other."""
+    newer = config(rope_parameters={"rope_theta": 5000000.0, "rope_type": "default"})
+    del newer["rope_theta"]
+    found = edit.set_yarn(source(newer), YARN).plain()
+    assert found["rope_theta"] == 5000000.0
+    assert found["rope_parameters"] == {
+        "rope_theta": 5000000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
+    }  # fmt: skip
+    assert found["rope_scaling"]["rope_type"] == "yarn"
+    only = edit.set_yarn(source({**newer, "rope_scaling": DOCUMENTED}), YARN, Form(place="rope_parameters")).plain()
+    assert "rope_scaling" not in only
+    assert only["rope_parameters"]["rope_theta"] == 5000000.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"dual_chunk_attention_config": DCA}, "multiplies the length"),
+        ({"rope_scaling": [1]}, "is no object"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "per kind of layer"),
+        ({"rope_theta": None}, "no rope_theta"),
+        ({"rope_theta": "1e6"}, "no rope_theta"),
+    ],
+)
+def test_a_config_that_does_not_allow_yarn_is_refused(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_yarn(source(config(**changed)), YARN)
+    assert code(refused) == "DCA-208"
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"factor": 0.5}, {"factor": float("nan")}, {"factor": float("inf")}, {"factor": 1e300}, {"original": 0},
+     {"original": -1}, {"original": 10**30}, {"attention_factor": 0.0}, {"attention_factor": float("inf")}],
+)  # fmt: skip
+def test_numbers_that_are_none_are_wrong_usage(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_yarn(source(config()), YARN.model_copy(update=wrong))
+    assert code(refused) == "DCA-201"
+
+
+def test_dual_chunk_attention_takes_the_place_of_yarn() -> None:
+    found = edit.set_dca(source(config(rope_scaling=DOCUMENTED)), CHUNKS).plain()
+    assert found == config(dual_chunk_attention_config=DCA, max_position_embeddings=1010000)
+
+
+def test_dual_chunk_attention_with_a_table() -> None:
+    wanted = CHUNKS.model_copy(update={"table": table(28, 28)})
+    edited = edit.set_dca(source(config(MILLION)), wanted)
+    found = edited.plain()["dual_chunk_attention_config"]
+    assert found == {**DCA, "sparse_attention_config": table(28, 28), "sparse_attention_enabled": True}
+    assert edit.set_dca(edited, wanted) is edited
+    # One line for each layer.
+    assert edited.text.count("\n") < source(config(MILLION)).text.count("\n") + 35
+
+
+@pytest.mark.parametrize("wrong", [table(27, 28), table(28, 27), table(28, 28, 0), [[1]], [{"0": 1}], [{}] * 28])
+def test_a_table_that_does_not_fit_is_refused(wrong: Any) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_dca(source(config(MILLION)), CHUNKS.model_copy(update={"table": wrong}))
+    assert code(refused) == "DCA-213"
+
+
+@pytest.mark.parametrize("wrong", [{"chunk_size": 0}, {"local_size": 0}, {"local_size": 262144}, {"original": -1}])
+def test_chunks_that_are_none_are_wrong_usage(wrong: dict[str, int]) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_dca(source(config()), CHUNKS.model_copy(update=wrong))
+    assert code(refused) == "DCA-201"
+
+
+def test_dropping_caps_the_length() -> None:
+    found = edit.drop_dca(source(config(MILLION))).plain()
+    assert "dual_chunk_attention_config" not in found
+    assert found["max_position_embeddings"] == 262144
+    short = source(config(dual_chunk_attention_config=DCA))
+    assert edit.drop_dca(short).plain() == config()
+    without = source(config())
+    assert edit.drop_dca(without) is without
+
+
+def test_the_models_own_file_for_a_million_tokens() -> None:
+    own = config(MOE, dual_chunk_attention_config=DCA, max_position_embeddings=1010000)
+    found = edit.use_1m(source(config(MOE)), source(own))
+    assert found.plain() == own
+    assert found.name == "config.json"
+
+
+@pytest.mark.parametrize("changed", [{"num_hidden_layers": 47}, {"dual_chunk_attention_config": None}])
+def test_another_models_file_is_refused(changed: dict[str, Any]) -> None:
+    own = config(MOE, **{"dual_chunk_attention_config": DCA, **changed})
+    with pytest.raises(DcaError) as refused:
+        edit.use_1m(source(config(MOE)), source(own))
+    assert code(refused) == "DCA-208"
+
+
+@pytest.mark.parametrize("name", [MILLION, "Qwen2.5-14B-Instruct-1M"])
+def test_a_known_models_own_setting_is_what_its_file_says(name: str) -> None:
+    setting = edit.setting_of(models.find(name, models.load_all()))
+    ordinary = config(name, dual_chunk_attention_config=None, max_position_embeddings=32768)
+    assert edit.set_dca(source(ordinary), setting).plain() == config(name)
+
+
+def test_a_model_whose_numbers_are_not_known_is_refused() -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.setting_of(models.find(ORDINARY, models.load_all()))
+    assert code(refused) == "DCA-214"
