@@ -200,6 +200,16 @@ def test_what_a_living_run_makes_is_not_swept(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"first"
 
 
+def test_opening_a_cache_removes_what_a_killed_run_left_and_not_what_a_living_one_uses(tmp_path: Path) -> None:
+    left = tmp_path / f".{store.SCRATCH}.killed.part"
+    (left / "source").mkdir(parents=True)
+    with store.scratch(tmp_path) as used:
+        (left / "source").mkdir(parents=True, exist_ok=True)
+        store.Store(tmp_path).open()
+        assert not left.exists()
+        assert used.is_dir()
+
+
 @pytest.mark.parametrize("write", ["incoming", "incoming_folder", "scratch"])
 def test_the_next_writer_removes_what_a_killed_one_left(write: str, tmp_path: Path) -> None:
     target = tmp_path if write == "scratch" else tmp_path / "target"

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by dca; safe to delete when no build is running.\n"
+# What folders for the time of a block are called.
+SCRATCH = "dca-scratch"
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -195,7 +197,7 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
     Args:
         parent: where it is made; the system's place for temporary files when not given.
     """
-    part, descriptor = _claim((parent or Path(tempfile.gettempdir())) / "dca-scratch", folder=True)
+    part, descriptor = _claim((parent or Path(tempfile.gettempdir())) / SCRATCH, folder=True)
     try:
         yield part
     finally:
@@ -254,8 +256,9 @@ class Store:
     root: Path
 
     def open(self) -> Store:
-        """Make the folder where it is missing."""
+        """Make the folder where it is missing, and remove what killed runs left in it."""
         self.root.mkdir(parents=True, exist_ok=True)
+        sweep(self.root / SCRATCH)
         tag = self.root / "CACHEDIR.TAG"
         if not tag.exists():
             write_bytes(tag, CACHEDIR_TAG)
