@@ -58,7 +58,9 @@ def carried_sbom(wheel: Path) -> bytes:
                 if info.filename.endswith(f".dist-info/{sbom.FILE}") and info.file_size <= MOST_BYTES:
                     return archive.read(info)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise DcaError("DCA-701", f"{wheel.name} is not a wheel.", why=str(error)) from None
+        raise DcaError(
+            "DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="build it or get it again."
+        ) from None  # fmt: skip
     return b""
 
 
