@@ -16,7 +16,7 @@ from dca import documents, publish, store
 from dca.errors import DcaError
 from dca.events import Silent
 from dca.inspection import Inspection
-from dca.publish import layout, pages, rows
+from dca.publish import layout, pages, table
 from dca.publish.check import check
 from dca.publish.folder import Folder
 from dca.publish.values import Evidence, Record, Settings
@@ -327,8 +327,8 @@ def test_readers_find_in_every_page_what_the_records_say(given_records: list[Rec
     """pypi-simple reads HTML and JSON alike, whatever stands in a record."""
     from pypi_simple import ProjectPage
 
-    made = pages.render(given_records, Settings())
-    assert made == pages.render(list(reversed(given_records)), Settings())
+    made = pages.render_all(given_records, Settings())
+    assert made == pages.render_all(list(reversed(given_records)), Settings())
     listed = [one for one in given_records if one.state == "listed"]
     assert {path.split("/")[0] for path in made if "/" in path} == {"simple", *(one.view for one in listed if one.view)}
     for project in {one.project for one in listed}:
@@ -349,20 +349,28 @@ def test_readers_find_in_every_page_what_the_records_say(given_records: list[Rec
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(records(), max_size=5, unique_by=lambda one: one.file))
-def test_a_record_read_from_the_cache_is_the_record(given_records: list[Record]) -> None:
-    class Kept:
-        def read(self, path: str) -> bytes:
-            assert path == layout.ROWS
-            return rows.dump({one.file: rows.Row("s", one) for one in given_records})
-
-        def signatures(self) -> dict[str, str]:
-            return {one.file: "s" for one in given_records}
-
-    found = rows.read(Kept())  # type: ignore[arg-type]
-    assert {name: row.record for name, row in found.items()} == {one.file: one for one in given_records}
-    assert all(documents.dumps(row.record) == documents.dumps(one)
-               for one in given_records for row in [found[one.file]])  # fmt: skip
+@given(st.lists(records(), max_size=6, unique_by=lambda one: one.file), st.data())
+def test_pages_are_changed_by_the_line_to_what_they_would_be_from_nothing(
+    given_records: list[Record], data: st.DataObject
+) -> None:
+    """Any records, then any others: added, removed, changed; pages missing or damaged; another URL."""
+    urls = st.sampled_from(["", "https://a/"])
+    first, second = Settings(url=data.draw(urls)), Settings(url=data.draw(urls))
+    was = {one.file: one for one in given_records if data.draw(st.booleans())}
+    now = {one.file: one for one in given_records if data.draw(st.booleans())}
+    for name in list(now):
+        if data.draw(st.booleans()):
+            now[name] = now[name].model_copy(update={"yanked": "changed", "cuda": "12.8"})
+    there = pages.render_all(was.values(), first)
+    lines = {name: table.line_of(one)._replace(signature=str(hash(documents.dumps(one)))) for name, one in was.items()}
+    before = table.Table(lines, {path: store.sha256_bytes(content) for path, content in there.items()}, first.url)
+    for path in data.draw(st.lists(st.sampled_from(sorted(there)), max_size=2)):
+        there[path] = b"damaged"
+    lines = {name: table.line_of(one)._replace(signature=str(hash(documents.dumps(one)))) for name, one in now.items()}
+    made = dict(pages.render(lines, now.__getitem__, second, before, there.__getitem__))
+    wanted = pages.render_all(now.values(), second)
+    assert {path: there[path] if content is None else content for path, content in made.items()} == wanted
+    assert list(made) == list(wanted)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ pages whose every link leads to what it names, and the next command completes wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from packaging.version import InvalidVersion, Version
 from dca import documents, store
 from dca.errors import DcaError
 from dca.events import Reporter
-from dca.publish import admit, layout, pages, rows
+from dca.publish import admit, layout, pages, table
 from dca.publish.admit import Candidate, Given
 from dca.publish.place import Place, taken
-from dca.publish.rows import Row
+from dca.publish.table import Known, Table
 from dca.publish.values import Evidence, Listing, Published, Record, Settings
 
 __all__ = ["Evidence", "Listing", "Published", "Record", "gc", "listing", "publish", "remove", "unyank", "yank"]
@@ -49,26 +50,26 @@ def publish(
     """
     given = {path: store.sha256_file(path) for path in _files(wheels)}
     shared = admit.share_out([admit.read_evidence(path) for path in evidence], given)
-    known = rows.read(place)
-    _check_free(given, known)
+    published = {path: _published(path, sha256, place) for path, sha256 in given.items()}
     reporter.stage("inspect", f"{len(given)} wheel{'s' if len(given) > 1 else ''}")
     candidates = []
     for number, (path, sha256) in enumerate(given.items()):
         reporter.progress(number, len(given), path.name)
-        candidates.append(admit.admit(path, sha256, shared[path], cache, _listed(known, path.name)))
+        candidates.append(admit.admit(path, sha256, shared[path], cache, published[path]))
     reporter.stage("publish", f"to {place.name}")
     with place.writing():
-        known = rows.read(place)
+        known = table.read(place)
         _check_free(given, known)
         ready = [_whole(one, known, shared, cache) for one in candidates]
-        was = {one.record.file: _listed(known, one.record.file) for one in ready}
+        was = {one.record.file: known.listed(one.record.file) for one in ready}
         told = {one.record.file: _merged(one.record, was[one.record.file], links_to) for one in ready}
-        for one in ready:
+        for number, one in enumerate(ready):
+            reporter.progress(number, len(ready), one.record.file)
             if told[one.record.file] != was[one.record.file]:
-                _place(one, told[one.record.file], place, known)
+                _place(one, told[one.record.file], place, new=was[one.record.file] is None)
         place.barrier()
-        _write_records({name: new for name, new in told.items() if new != was[name]}, known, place)
-        settings = _settle(place, known, url=url)
+        known.write(new for name, new in told.items() if new != was[name])
+        settings = _settle(known, url=url)
     return Published(
         index=place.name,
         url=settings.url,
@@ -109,9 +110,9 @@ def remove(names: Sequence[str], place: Place) -> Published:
 def gc(place: Place) -> Published:
     """Delete what belongs to no wheel, such as what interrupted commands left, and make what is behind."""
     with place.writing():
-        known = rows.read(place)
-        settings = _settle(place, known)
-        wanted = {path for row in known.values() for path in _paths(row.record)}
+        known = table.read(place)
+        settings = _settle(known)
+        wanted = {path for record in known.records() for path in _paths(record)}
         strays = place.strays(wanted)
         place.delete(sorted(strays))
         place.barrier()
@@ -120,8 +121,7 @@ def gc(place: Place) -> Published:
 
 def listing(place: Place) -> Listing:
     """What is in an index; it is not changed."""
-    found = sorted((row.record for row in rows.read(place).values()), key=lambda one: one.file)
-    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(found))
+    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(table.read(place).records()))
 
 
 def _files(wheels: Sequence[Path]) -> list[Path]:
@@ -142,28 +142,42 @@ def _files(wheels: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _check_free(wheels: dict[Path, str], known: dict[str, Row]) -> None:
+def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
+    """The record of the same bytes, if they are listed: they need not be looked into again.
+
+    Raises:
+        DcaError: DCA-902 when other bytes have the name; said before anything else is done.
+    """
+    try:
+        record = table.parse(wheel.name, place.read(layout.record(wheel.name)))
+    except FileNotFoundError:
+        return None
+    if record.sha256 != sha256:
+        raise taken(wheel.name, record.sha256, sha256)
+    return record if record.state == "listed" else None
+
+
+def _check_free(wheels: dict[Path, str], known: Known) -> None:
     """Refuse wheels whose name is taken, also by one whose name only spells the same thing in another way.
 
     Raises:
         DcaError: DCA-902.
     """
-    files: dict[str, set[str]] = {}
-    for row in known.values():
-        files.setdefault(row.record.version, set()).add(row.record.file)
+    folded: dict[str, set[str]] = {}
+    for name in known.lines:
+        folded.setdefault(_folded(name), set()).add(name)
     for wheel, sha256 in wheels.items():
-        row_of_name = known.get(wheel.name)
-        if row_of_name is not None and row_of_name.record.sha256 != sha256:
-            raise taken(wheel.name, row_of_name.record.sha256, sha256)
-        try:
-            same = parse_wheel_filename(wheel.name)
-        except InvalidWheelFilename:
-            # Said better by whoever looks into it.
-            continue
-        of_version = files.setdefault(str(same[1]), set())
-        of_version.add(wheel.name)
-        for other in of_version - {wheel.name}:
-            if parse_wheel_filename(other) == same:
+        if wheel.name in known.lines and (theirs := known.record(wheel.name).sha256) != sha256:
+            raise taken(wheel.name, theirs, sha256)
+        alike = folded.setdefault(_folded(wheel.name), set())
+        alike.add(wheel.name)
+        for other in alike - {wheel.name}:
+            try:
+                same = parse_wheel_filename(other) == parse_wheel_filename(wheel.name)
+            except InvalidWheelFilename:
+                # Said better by whoever looks into it.
+                continue
+            if same:
                 raise DcaError(
                     "DCA-902", f"{wheel.name} has another name already: {other}.",
                     why="both names mean the same version, build and tags; pip could not tell the files apart.",
@@ -171,14 +185,15 @@ def _check_free(wheels: dict[Path, str], known: dict[str, Row]) -> None:
                 )  # fmt: skip
 
 
-def _listed(known: dict[str, Row], name: str) -> Record | None:
-    row = known.get(name)
-    return row.record if row is not None and row.record.state == "listed" else None
+def _folded(name: str) -> str:
+    """What two names have in common that mean the same: versions may end with any number of zeros."""
+    lower = name.lower()
+    return re.sub(r"(\.0)+(?=[+-])", "", lower) if ".0+" in lower or ".0-" in lower else lower
 
 
-def _whole(one: Candidate, known: dict[str, Row], shared: dict[Path, list[Given]], cache: store.Store) -> Candidate:
+def _whole(one: Candidate, known: Known, shared: dict[Path, list[Given]], cache: store.Store) -> Candidate:
     """A candidate that has all of its files; one that was listed a moment ago may have been removed since."""
-    if one.whole or _listed(known, one.record.file):
+    if one.whole or known.listed(one.record.file):
         return one
     return admit.admit(one.wheel, one.record.sha256, shared[one.wheel], cache)
 
@@ -194,9 +209,9 @@ def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
     return was.model_copy(update=changed)
 
 
-def _place(one: Candidate, record: Record, place: Place, known: dict[str, Row]) -> None:
+def _place(one: Candidate, record: Record, place: Place, *, new: bool) -> None:
     """The files that a record will name."""
-    if _listed(known, record.file) is None:
+    if new:
         place.put(layout.wheel(record.file), one.wheel, record.sha256)
         place.put(layout.metadata(record.file), one.metadata, record.metadata_sha256)
     for proof in record.evidence:
@@ -204,21 +219,14 @@ def _place(one: Candidate, record: Record, place: Place, known: dict[str, Row]) 
             place.put(proof.path, one.evidence[proof.path], proof.sha256)
 
 
-def _write_records(changed: dict[str, Record], known: dict[str, Row], place: Place) -> None:
-    for name, record in changed.items():
-        row = known.get(name)
-        place.put_record(name, documents.dumps(record), row.signature if row else None)
-    place.barrier()
-
-
 def _change(names: Sequence[str], place: Place, change: Callable[[Record], Record]) -> Published:
     with place.writing():
-        known = rows.read(place)
-        was = {record.file: record for name in names for record in _named(name, known, place)}
+        known = table.read(place)
+        was = {record.file: record for name in names for record in _named(name, known)}
         told = {name: change(record) for name, record in was.items()}
         changed = {name: record for name, record in told.items() if record != was[name]}
-        _write_records(changed, known, place)
-        settings = _settle(place, known)
+        known.write(changed.values())
+        settings = _settle(known)
     return Published(
         index=place.name,
         url=settings.url,
@@ -227,37 +235,38 @@ def _change(names: Sequence[str], place: Place, change: Callable[[Record], Recor
     )
 
 
-def _named(name: str, known: dict[str, Row], place: Place) -> list[Record]:
+def _named(name: str, known: Known) -> list[Record]:
     """The wheels that a user means: one by its file name, or all of one version.
 
     Raises:
         DcaError: DCA-903.
     """
-    listed = {file: row.record for file, row in known.items() if row.record.state == "listed"}
     file = name.rsplit("/", 1)[-1]
-    if file in listed:
-        return [listed[file]]
+    if record := known.listed(file):
+        return [record]
     project, separator, text = name.rpartition("==")
     try:
         version = str(Version(text))
     except InvalidVersion:
         version = ""
     found = [
-        record
-        for record in listed.values()
-        if version and record.version == version and (not separator or record.project == canonicalize_name(project))
-    ]
-    if len({record.project for record in found}) == 1:
-        return found
-    if found:
+        each
+        for each, line in known.lines.items()
+        if version and line.state == "listed" and line.version == version
+        and (not separator or line.project == canonicalize_name(project))
+    ]  # fmt: skip
+    projects = sorted({known.lines[each].project for each in found})
+    if len(projects) == 1:
+        return [known.record(each) for each in sorted(found)]
+    if projects:
         raise DcaError(
             "DCA-903", f"{name} is a version of several packages.",
-            remedy="write it as " + " or ".join(sorted({f"{one.project}=={one.version}" for one in found})) + ".",
+            remedy="write it as " + " or ".join(f"{project}=={version}" for project in projects) + ".",
         )  # fmt: skip
-    gone = file in known
+    gone = file in known.lines
     raise DcaError(
         "DCA-903",
-        f"{place.name} has no wheel {name}.",
+        f"{known.place.name} has no wheel {name}.",
         why="it was removed." if gone else "",
         remedy="publish the same file again to bring it back."
         if gone
@@ -279,35 +288,36 @@ def _settings(place: Place) -> Settings:
         return Settings()
 
 
-def _settle(place: Place, known: dict[str, Row], *, url: str | None = None) -> Settings:
+def _settle(known: Known, *, url: str | None = None) -> Settings:
     """Make the pages what the records say, and delete what removed wheels have left.
 
     Args:
-        place: the index.
-        known: records as they were read before.
-        url: where the index is served, if that is new.
+        known: the index.
+        url: where it is served, if that is new.
     """
+    place = known.place
     settings = _settings(place)
     if url is not None and url != settings.url:
         settings = Settings(url=url)
         place.put_page(layout.SETTINGS, documents.dumps(settings))
     for _ in range(ROUNDS):
-        known = rows.read(place, known)
-        made = pages.render([row.record for row in known.values()], settings)
-        for path, content in made.items():
-            place.put_page(path, content)
+        hashes = {}
+        for path, content in pages.render(known.lines, known.record, settings, known.before, place.read):
+            if content is None:
+                hashes[path] = known.before.pages[path]
+            else:
+                place.put_page(path, content)
+                hashes[path] = store.sha256_bytes(content)
         place.barrier()
-        place.delete(sorted(place.pages() - set(made), reverse=True))
-        leaving = {name: row.record for name, row in known.items() if row.record.state == "leaving"}
-        for record in leaving.values():
+        place.delete(sorted(place.pages() - set(hashes), reverse=True))
+        leaving = [known.record(name) for name, line in known.lines.items() if line.state == "leaving"]
+        for record in leaving:
             place.delete(sorted(_paths(record.model_copy(update={"state": "listed"}))))
         place.barrier()
-        gone = {name: record.model_copy(update={"state": "gone"}) for name, record in leaving.items()}
-        _write_records(gone, known, place)
-        if gone:
-            known = rows.read(place, known)
-        place.put_page(layout.ROWS, rows.dump(known))
+        known.write(record.model_copy(update={"state": "gone"}) for record in leaving)
+        known.before = Table(dict(known.lines), hashes, settings.url)
+        place.put_page(layout.ROWS, table.dump(known.before))
         place.barrier()
-        if place.alone or place.signatures() == {name: row.signature for name, row in known.items()}:
+        if place.alone or not known.refresh():
             break
     return settings

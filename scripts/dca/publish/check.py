@@ -12,7 +12,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 from dca import documents, store
 from dca.documents import Value
 from dca.errors import DcaError
-from dca.publish import layout, pages, rows
+from dca.publish import layout, pages, table
 from dca.publish.values import Record, Settings
 
 # Every hash that is looked at is kept for the time of one check: a wheel of 800 MB is read once.
@@ -86,7 +86,7 @@ def _records(root: Path, wrong: list[str]) -> list[Record]:
     for path in sorted((root / layout.RECORDS).glob("*.json")):
         try:
             content = path.read_bytes()
-            record = rows.parse(path.name.removesuffix(".json"), content)
+            record = table.parse(path.name.removesuffix(".json"), content)
         except DcaError as error:
             wrong.append(f"{error.what} {error.why}")
             continue
@@ -124,7 +124,7 @@ def _differences(root: Path, records: list[Record]) -> Iterator[str]:
     except DcaError as error:
         yield f"{layout.SETTINGS} cannot be read: {error.why}."
         settings = Settings()
-    made = pages.render(records, settings)
+    made = pages.render_all(records, settings)
     for path, content in made.items():
         file = root / path
         if not file.is_file():
@@ -137,7 +137,7 @@ def _differences(root: Path, records: list[Record]) -> Iterator[str]:
                 if f"{view.name}/{relative}" not in made:
                     yield f"{view.name}/{relative} is a page of nothing."
     cache = root / layout.ROWS
-    if not cache.is_file() or not rows.intact(cache.read_bytes()):
+    if not cache.is_file() or not table.intact(cache.read_bytes()):
         yield f"{layout.ROWS} is missing or damaged; the next command makes it again."
 
 

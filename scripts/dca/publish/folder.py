@@ -81,9 +81,7 @@ class Folder:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root / layout.RECORDS) as entries:
             for entry in entries:
                 if entry.name.endswith(".whl.json"):
-                    told = entry.stat()
-                    signature = f"{told.st_ino} {told.st_size} {told.st_mtime_ns} {told.st_ctime_ns}"
-                    found[entry.name.removesuffix(".json")] = signature
+                    found[entry.name.removesuffix(".json")] = _signature(entry.stat())
         return found
 
     def pages(self) -> set[str]:
@@ -130,9 +128,11 @@ class Folder:
                 )  # fmt: skip
             self._move(part, target)
 
-    def put_record(self, name: str, content: bytes, was: str | None) -> None:  # noqa: ARG002 - nobody else writes
+    def put_record(self, name: str, content: bytes, was: str | None) -> str:  # noqa: ARG002 - nobody else writes
         """A record; the lock keeps others from changing it."""
-        self._write(self.root / layout.record(name), content)
+        target = self.root / layout.record(name)
+        self._write(target, content)
+        return _signature(target.stat())
 
     def put_page(self, path: str, content: bytes) -> None:
         """A page, written only when it differs."""
@@ -181,6 +181,10 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
         self._touched.add(target.parent)
+
+
+def _signature(told: os.stat_result) -> str:
+    return f"{told.st_ino} {told.st_size} {told.st_mtime_ns} {told.st_ctime_ns}"
 
 
 def _linked(source: Path, part: Path) -> bool:

@@ -4,108 +4,89 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.tags import Tag, parse_tag
 
-from dca.documents import Value
 from dca.publish import layout
+from dca.publish.table import Line
 from dca.publish.values import Record, Settings
 
 if TYPE_CHECKING:
     import jinja2
 
-TEMPLATE = Path(__file__).with_name("front.html")
+TEMPLATE, ARTICLE = Path(__file__).with_name("front.html"), Path(__file__).with_name("article.html")
+# Where the wheels come in the first of them.
+WHEELS = "<!-- wheels -->"
 # What stands in an install line when nobody has said where the index is served.
 UNKNOWN_URL = "URL/"
 # The kinds whose files are shown first.
 FIRST = ("smoke", "inspection", "sbom", "provenance")
 
 
-class Shown(Value):
-    """A wheel as the page shows it.
-
-    Args:
-        link: of the wheel.
-        python: versions that it installs with, in words.
-        platform: likewise.
-        uv: the line that installs it with its hash; likewise pip.
-        evidence: links, names and results.
-        words: what the search looks at.
-    """
-
-    record: Record
-    link: str
-    size: str
-    day: str
-    archs: str
-    python: str
-    platform: str
-    uv: str
-    pip: str
-    evidence: tuple[tuple[str, str, str], ...]
-    words: str
+def order(lines: Mapping[str, Line]) -> list[str]:
+    """The wheels that the page shows, the newest first."""
+    listed = ((line.published, name) for name, line in lines.items() if line.state == "listed")
+    return [name for _, name in sorted(listed, reverse=True)]
 
 
-def render(listed: Sequence[Record], settings: Settings) -> bytes:
-    """The page.
-
-    Args:
-        listed: records of the wheels that are shown.
-        settings: of the index.
-    """
-    newest = sorted(sorted(listed, key=lambda one: one.file), key=lambda one: one.published, reverse=True)
+def frame(listed: Sequence[Line], settings: Settings) -> tuple[str, str]:
+    """What comes before the first wheel of the page, and after the last."""
     views: dict[str, int] = {}
     for one in listed:
         if one.view:
             views[one.view] = views.get(one.view, 0) + 1
-    return (
-        _template()
-        .render(
-            wheels=[show(one, settings) for one in newest],
-            views=sorted((view, f"{view[2:-1]}.{view[-1]}", count) for view, count in views.items()),
-            projects=sorted({one.project for one in listed}),
-            url=settings.url,
-            unknown=UNKNOWN_URL,
-        )
-        .encode()
+    page = _template(TEMPLATE).render(
+        count=len(listed),
+        views=sorted((view, f"{view[2:-1]}.{view[-1]}", count) for view, count in views.items()),
+        projects=sorted({one.project for one in listed}),
+        url=settings.url,
+        unknown=UNKNOWN_URL,
     )
+    head, _, foot = page.partition(WHEELS)
+    return head, foot
+
+
+def article(one: Record, settings: Settings) -> str:
+    """A wheel as the page shows it, in one line."""
+    index = f"{settings.url or UNKNOWN_URL}{one.view or layout.ALL}/"
+    wanted = f"echo '{one.project}=={one.version} --hash=sha256:{one.sha256}' |"
+    options = f"--no-deps --require-hashes --index-url {index}"
+    place = {kind: number for number, kind in enumerate(FIRST)}
+    python, platform = tags(one.tags)
+    facts = (
+        ("CUDA", one.cuda),
+        ("archs", ", ".join(f"sm_{arch.replace('.', '')}" for arch in one.archs)),
+        ("torch", one.torch),
+        ("Python", one.requires_python or python),
+        ("platform", platform),
+        ("size", size(one.bytes)),
+        ("published", one.published[:10]),
+    )
+    text = _template(ARTICLE).render(
+        one=one,
+        link=(one.links_to + layout.url(one.file)) if one.links_to else layout.url(layout.wheel(one.file)),
+        facts=[fact for fact in facts if fact[1]],
+        uv=f"{wanted} uv pip install {options} -r -",
+        pip=f"{wanted} pip install {options} -r /dev/stdin",
+        evidence=[
+            (layout.url(proof.path), proof.kind, proof.says)
+            for proof in sorted(one.evidence, key=lambda proof: (place.get(proof.kind, len(place)), proof.kind))
+        ],
+    )
+    return " ".join(text.split())
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template(path: Path) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-
-
-def show(one: Record, settings: Settings) -> Shown:
-    """A wheel as the page shows it."""
-    index = f"{settings.url or UNKNOWN_URL}{one.view or layout.ALL}/"
-    wanted = f"echo '{one.project}=={one.version} --hash=sha256:{one.sha256}' |"
-    options = f"--no-deps --require-hashes --index-url {index}"
-    order = {kind: place for place, kind in enumerate(FIRST)}
-    evidence = sorted(one.evidence, key=lambda proof: (order.get(proof.kind, len(order)), proof.kind))
-    python, platform = tags(one.tags)
-    archs = ", ".join(f"sm_{arch.replace('.', '')}" for arch in one.archs)
-    return Shown.model_construct(
-        record=one,
-        link=(one.links_to + layout.url(one.file)) if one.links_to else layout.url(layout.wheel(one.file)),
-        size=size(one.bytes),
-        day=one.published[:10],
-        archs=archs,
-        python=one.requires_python or python,
-        platform=platform,
-        uv=f"{wanted} uv pip install {options} -r -",
-        pip=f"{wanted} pip install {options} -r /dev/stdin",
-        evidence=tuple((layout.url(proof.path), proof.kind, proof.says) for proof in evidence),
-        words=" ".join((one.file, one.cuda, one.view, archs, one.torch, one.recipe, platform)).lower(),
-    )
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def size(count: int) -> str:

@@ -42,8 +42,8 @@ class Place(Protocol):
             DcaError: DCA-902 when there is another that cannot be replaced.
         """
 
-    def put_record(self, name: str, content: bytes, was: str | None) -> None:
-        """A wheel's record.
+    def put_record(self, name: str, content: bytes, was: str | None) -> str:
+        """A wheel's record; its new signature.
 
         Args:
             name: of the wheel.
