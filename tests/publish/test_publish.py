@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -159,6 +160,26 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+def test_only_publishing_makes_an_index(tmp_path: Path) -> None:
+    place = Folder(tmp_path / "index")
+    for act in (lambda: publish.gc(place), lambda: publish.remove(["1.0"], place), lambda: publish.listing(place)):
+        with pytest.raises(DcaError) as error:
+            act()
+        assert error.value.code == "DCA-904"
+    assert not place.root.exists()
+
+
+def test_a_narrow_umask_keeps_no_reader_out(tmp_path: Path) -> None:
+    wheel, was = make(tmp_path), os.umask(0o077)
+    try:
+        put(tmp_path / "index", wheel)
+    finally:
+        os.umask(was)
+    served = [path for path in (tmp_path / "index").rglob("*") if layout.OWN not in path.parts]
+    assert all(path.stat().st_mode & 0o004 for path in [tmp_path / "index", *served])
+    assert all(path.stat().st_mode & 0o001 for path in served if path.is_dir())
+
+
 def test_the_report_of_the_last_smoke_test_goes_along(tmp_path: Path) -> None:
     wheel = make(tmp_path)
     cache = store.Store(tmp_path / "cache").open()
@@ -228,9 +249,10 @@ def test_yank_remove_and_back(tmp_path: Path) -> None:
     assert check(index).fine
     states = {one.version: one.state for one in publish.listing(place).wheels}
     assert states == {"1.0+dca1.cu124": "listed", "2.0+cu121": "gone"}
-    for wanted, words in (("3.0", "has no wheel"), ("2.0+cu121", "has no wheel"), ("not a version", "has no wheel")):
-        with pytest.raises(DcaError, match=words) as error:
-            publish.remove([wanted], place)
+    assert [one.state for one in publish.remove(["2.0+cu121"], place).unchanged] == ["gone"]
+    for wanted in ("3.0", "2.0+cu121", "not a version", ""):
+        with pytest.raises(DcaError, match="has no wheel") as error:
+            publish.yank([wanted], "", place)
         assert error.value.code == "DCA-903"
     put(index, make(tmp_path, "1.0+dca1.cu124", project="other"))
     with pytest.raises(DcaError, match="several packages"):
@@ -266,7 +288,8 @@ def test_the_page_for_people_needs_no_script(tmp_path: Path) -> None:
 
 
 def test_an_empty_index_is_one(tmp_path: Path) -> None:
-    publish.gc(Folder(tmp_path / "index"))
+    put(tmp_path / "index", make(tmp_path))
+    publish.remove(["1.0+dca1.cu124"], Folder(tmp_path / "index"))
     assert check(tmp_path / "index").fine
     assert "no wheel here yet" in (tmp_path / "index/index.html").read_text()
 
@@ -362,11 +385,11 @@ def test_pages_are_changed_by_the_line_to_what_they_would_be_from_nothing(
         if data.draw(st.booleans()):
             now[name] = now[name].model_copy(update={"yanked": "changed", "cuda": "12.8"})
     there = pages.render_all(was.values(), first)
-    lines = {name: table.line_of(one)._replace(signature=str(hash(documents.dumps(one)))) for name, one in was.items()}
+    lines = {name: table.line_of(one)._replace(signature="s") for name, one in was.items()}
     before = table.Table(lines, {path: store.sha256_bytes(content) for path, content in there.items()}, first.url)
     for path in data.draw(st.lists(st.sampled_from(sorted(there)), max_size=2)):
         there[path] = b"damaged"
-    lines = {name: table.line_of(one)._replace(signature=str(hash(documents.dumps(one)))) for name, one in now.items()}
+    lines = {name: table.line_of(one)._replace(signature="s") for name, one in now.items()}
     made = dict(pages.render(lines, now.__getitem__, second, before, there.__getitem__))
     wanted = pages.render_all(now.values(), second)
     assert {path: there[path] if content is None else content for path, content in made.items()} == wanted
@@ -386,7 +409,7 @@ def test_pages_are_changed_by_the_line_to_what_they_would_be_from_nothing(
         (["{wheel}", "--url", "https://ho'st/"], 2, "DCA-201"),
         (["{wheel}.no"], 2, "DCA-204"),
         (["{wheel}", "--index", "{wheel}"], 2, "DCA-2"),
-        (["--remove", "9.9"], 9, "DCA-903"),
+        (["--remove", "9.9"], 9, "DCA-904"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_message(

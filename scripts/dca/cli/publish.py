@@ -64,7 +64,7 @@ def command(
     )  # fmt: skip
     served, links = _url("--url", url), _url("--links-to", links_to)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        place = _place(index, reporter)
+        place = _place(index, reporter, writes=not listing)
         if listing:
             _print(publish.listing(place), as_json=as_json, quiet=quiet)
             return
@@ -116,9 +116,9 @@ def _url(flag: str, url: str | None) -> str | None:
     return url.rstrip("/") + "/"
 
 
-def _place(index: Path | None, reporter: Reporter) -> Place:
+def _place(index: Path | None, reporter: Reporter, *, writes: bool) -> Place:
     folder = DIST_INDEX if index is None else index
-    if not options.can_be_written(folder):
+    if writes and not options.can_be_written(folder):
         raise DcaError("DCA-204", f"--index: {folder} cannot be written.", remedy="name another place.")
     return Folder(folder, reporter.note)
 

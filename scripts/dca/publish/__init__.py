@@ -57,7 +57,7 @@ def publish(
         reporter.progress(number, len(given), path.name)
         candidates.append(admit.admit(path, sha256, shared[path], cache, published[path]))
     reporter.stage("publish", f"to {place.name}")
-    with place.writing():
+    with place.writing(new=True):
         known = table.read(place)
         _check_free(given, known)
         ready = [_whole(one, known, shared, cache) for one in candidates]
@@ -101,10 +101,16 @@ def unyank(names: Sequence[str], place: Place) -> Published:
 def remove(names: Sequence[str], place: Place) -> Published:
     """Remove wheels with their evidence; their names stay taken by the bytes that they had.
 
+    Removing what was removed already is fine, so that a command that was interrupted can be given again.
+
     Raises:
-        DcaError: DCA-903 for a name that is not there.
+        DcaError: DCA-903 for a name that was never there.
     """
-    return _change(names, place, lambda record: record.model_copy(update={"state": "leaving"}))
+
+    def leave(record: Record) -> Record:
+        return record.model_copy(update={"state": "leaving"}) if record.state == "listed" else record
+
+    return _change(names, place, leave, removed=True)
 
 
 def gc(place: Place) -> Published:
@@ -120,7 +126,12 @@ def gc(place: Place) -> Published:
 
 
 def listing(place: Place) -> Listing:
-    """What is in an index; it is not changed."""
+    """What is in an index; it is not changed.
+
+    Raises:
+        DcaError: DCA-904 when there is none, DCA-908 for a record that is damaged.
+    """
+    place.check()
     return Listing(index=place.name, url=_settings(place).url, wheels=tuple(table.read(place).records()))
 
 
@@ -219,10 +230,12 @@ def _place(one: Candidate, record: Record, place: Place, *, new: bool) -> None:
             place.put(proof.path, one.evidence[proof.path], proof.sha256)
 
 
-def _change(names: Sequence[str], place: Place, change: Callable[[Record], Record]) -> Published:
+def _change(
+    names: Sequence[str], place: Place, change: Callable[[Record], Record], *, removed: bool = False
+) -> Published:
     with place.writing():
         known = table.read(place)
-        was = {record.file: record for name in names for record in _named(name, known)}
+        was = {record.file: record for name in names for record in _named(name, known, removed=removed)}
         told = {name: change(record) for name, record in was.items()}
         changed = {name: record for name, record in told.items() if record != was[name]}
         known.write(changed.values())
@@ -235,26 +248,31 @@ def _change(names: Sequence[str], place: Place, change: Callable[[Record], Recor
     )
 
 
-def _named(name: str, known: Known) -> list[Record]:
+def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
     """The wheels that a user means: one by its file name, or all of one version.
+
+    Args:
+        name: as the user wrote it.
+        known: the index.
+        removed: whether wheels that were removed count, where none that is listed has that name.
 
     Raises:
         DcaError: DCA-903.
     """
     file = name.rsplit("/", 1)[-1]
-    if record := known.listed(file):
-        return [record]
     project, separator, text = name.rpartition("==")
     try:
         version = str(Version(text))
     except InvalidVersion:
         version = ""
-    found = [
+    every = [
         each
         for each, line in known.lines.items()
-        if version and line.state == "listed" and line.version == version
-        and (not separator or line.project == canonicalize_name(project))
-    ]  # fmt: skip
+        if each == file
+        or (version and line.version == version and (not separator or line.project == canonicalize_name(project)))
+    ]
+    listed = [each for each in every if known.lines[each].state == "listed"]
+    found = listed or (every if removed else [])
     projects = sorted({known.lines[each].project for each in found})
     if len(projects) == 1:
         return [known.record(each) for each in sorted(found)]
@@ -263,13 +281,12 @@ def _named(name: str, known: Known) -> list[Record]:
             "DCA-903", f"{name} is a version of several packages.",
             remedy="write it as " + " or ".join(f"{project}=={version}" for project in projects) + ".",
         )  # fmt: skip
-    gone = file in known.lines
     raise DcaError(
         "DCA-903",
         f"{known.place.name} has no wheel {name}.",
-        why="it was removed." if gone else "",
+        why="it was removed." if every else "",
         remedy="publish the same file again to bring it back."
-        if gone
+        if every
         else "name a file or a version as `dca publish --list` shows it.",
     )
 

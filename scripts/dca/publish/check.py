@@ -67,6 +67,7 @@ def check(root: Path) -> Checked:
         if (place := page.relative_to(root)).parts[0] not in (layout.OWN, layout.EVIDENCE, layout.FILES):
             wrong += [f"{place}: {problem}." for problem in _page(page, root, hashes)]
     behind += _differences(root, records)
+    behind += _changed_records(root)
     known = {path for one in listed for path in (layout.wheel(one.file), layout.metadata(one.file))}
     known |= {proof.path for one in listed for proof in one.evidence}
     known |= {layout.record(one.file) for one in records}
@@ -136,9 +137,18 @@ def _differences(root: Path, records: list[Record]) -> Iterator[str]:
             for relative, _ in store.walk(view):
                 if f"{view.name}/{relative}" not in made:
                     yield f"{view.name}/{relative} is a page of nothing."
+
+
+def _changed_records(root: Path) -> Iterator[str]:
+    """Records that are not those that the last command knew: pages do not show all that a record says."""
     cache = root / layout.ROWS
-    if not cache.is_file() or not table.intact(cache.read_bytes()):
+    content = cache.read_bytes() if cache.is_file() else b""
+    if not table.intact(content):
         yield f"{layout.ROWS} is missing or damaged; the next command makes it again."
+    for name, line in table.load(content).lines.items():
+        record = root / layout.record(name)
+        if not record.is_file() or store.sha256_file(record) != line.sha256:
+            yield f"{layout.record(name)} is not what it was when the pages were made."
 
 
 def _page(page: Path, root: Path, hashes: Hashes) -> Iterator[str]:

@@ -32,13 +32,18 @@ class Folder:
         self._touched: set[Path] = set()
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, *, new: bool = False) -> Iterator[None]:
         """Hold the index's lock; readers of the folder are not kept waiting.
+
+        Args:
+            new: whether the folder may become an index now.
 
         Raises:
             DcaError: DCA-904 when the folder holds something else.
         """
-        self._claim()
+        if new:
+            self._claim()
+        self.check()
         locks = store.Store(self.root / layout.OWN)
 
         def waiting() -> None:
@@ -48,32 +53,37 @@ class Folder:
             # Whoever left something here is gone: only the holder of the lock writes.
             if (staging := self.root / layout.STAGING).exists():
                 store.remove(staging)
-            staging.mkdir()
+            _make(staging)
             self._touched.clear()
             try:
                 yield
             finally:
                 store.remove(staging)
 
-    def _claim(self) -> None:
-        """Make the folder an index, unless it is one or holds something else.
+    def check(self) -> None:
+        """Whether the folder is an index.
 
         Raises:
             DcaError: DCA-904.
         """
-        marker = self.root / layout.SETTINGS
-        if marker.is_file():
-            return
-        there = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
-        if (self.root.exists() and not self.root.is_dir()) or set(there) - {layout.OWN}:
+        if not (self.root / layout.SETTINGS).is_file():
+            there = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
             raise DcaError(
                 "DCA-904",
                 f"{self.root} is not an index that this tool made.",
                 why=f"it has no {layout.SETTINGS}"
-                + (f", and holds {', '.join(there[:3])}." if there else ", and is no folder."),
-                remedy="name an empty folder, or one that does not exist yet.",
+                + (f", and holds {', '.join(there[:3])}." if there else "; it is empty or not there."),
+                remedy="name the folder of an index; to publish, an empty one or one that does not exist yet.",
             )
-        store.write_bytes(marker, documents.dumps(Settings()))
+
+    def _claim(self) -> None:
+        """Make an empty folder an index; anything else is left as it is."""
+        if self.root.is_dir() and {path.name for path in self.root.iterdir()} - {layout.OWN}:
+            return
+        if not self.root.exists() or self.root.is_dir():
+            _make(self.root / layout.OWN)
+            if not (self.root / layout.SETTINGS).exists():
+                store.write_bytes(self.root / layout.SETTINGS, documents.dumps(Settings()))
 
     def signatures(self) -> dict[str, str]:
         """The records; a signature is told by the file system alone."""
@@ -178,9 +188,17 @@ class Folder:
         while not folder.exists():
             self._touched.add(folder.parent)
             folder = folder.parent
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make(target.parent)
         part.replace(target)
         self._touched.add(target.parent)
+
+
+def _make(folder: Path) -> None:
+    """A folder that the web server may read, whatever this user's umask is."""
+    for each in [*reversed(folder.parents), folder]:
+        if not each.is_dir():
+            each.mkdir(exist_ok=True)
+            each.chmod(0o755)
 
 
 def _signature(told: os.stat_result) -> str:

@@ -16,8 +16,19 @@ class Place(Protocol):
     # Whether only one command writes at a time; without that, what others wrote meanwhile is looked for.
     alone: bool
 
-    def writing(self) -> contextlib.AbstractContextManager[None]:
-        """The time in which one command writes."""
+    def writing(self, *, new: bool = False) -> contextlib.AbstractContextManager[None]:
+        """The time in which one command writes; an index is made where there is none yet only with `new`.
+
+        Raises:
+            DcaError: DCA-904 for what is no index.
+        """
+
+    def check(self) -> None:
+        """Whether there is an index.
+
+        Raises:
+            DcaError: DCA-904 when there is none.
+        """
 
     def signatures(self) -> dict[str, str]:
         """Names of the records that are there, each with something that changes whenever the record does."""

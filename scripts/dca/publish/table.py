@@ -25,9 +25,15 @@ from dca.publish.values import Record, State
 
 
 class Line(NamedTuple):
-    """What places a wheel on the pages."""
+    """What places a wheel on the pages.
+
+    Args:
+        signature: of its record's file.
+        sha256: of its record.
+    """
 
     signature: str
+    sha256: str
     state: State
     published: str
     project: str
@@ -72,12 +78,14 @@ class Known:
             DcaError: DCA-908 when it is damaged, DCA-906 when somebody has just deleted it.
         """
         if name not in self._records:
-            try:
-                content = self.place.read(layout.record(name))
-            except FileNotFoundError:
-                raise raced(name) from None
-            self._records[name] = parse(name, content)
+            self._records[name] = parse(name, self._read(name))
         return self._records[name]
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self.place.read(layout.record(name))
+        except FileNotFoundError:
+            raise raced(name) from None
 
     def listed(self, name: str) -> Record | None:
         """A wheel's record, if it is listed."""
@@ -96,9 +104,10 @@ class Known:
         """
         for record in changed:
             was = self.lines.get(record.file)
-            signature = self.place.put_record(record.file, documents.dumps(record), was.signature if was else None)
+            content = documents.dumps(record)
+            signature = self.place.put_record(record.file, content, was.signature if was else None)
             self._records[record.file] = record
-            self.lines[record.file] = _line(signature, record)
+            self.lines[record.file] = _line(signature, content, record)
         self.place.barrier()
 
     def refresh(self) -> bool:
@@ -110,7 +119,9 @@ class Known:
             self._records.pop(name, None)
             self.lines.pop(name, None)
         for name in changed:
-            self.lines[name] = _line(now[name], self.record(name))
+            content = self._read(name)
+            self._records[name] = parse(name, content)
+            self.lines[name] = _line(now[name], content, self._records[name])
         return bool(changed or gone)
 
 
@@ -151,11 +162,11 @@ def parse(name: str, content: bytes) -> Record:
 
 def line_of(record: Record) -> Line:
     """The line of a record that is not on disk."""
-    return _line("", record)
+    return _line("", documents.dumps(record), record)
 
 
-def _line(signature: str, one: Record) -> Line:
-    return Line(signature, one.state, one.published, one.project, one.view, one.version)
+def _line(signature: str, content: bytes, one: Record) -> Line:
+    return Line(signature, store.sha256_bytes(content), one.state, one.published, one.project, one.view, one.version)
 
 
 def dump(table: Table) -> bytes:
@@ -181,12 +192,19 @@ def form() -> str:
 def _kept(place: Place) -> Table:
     """The cache; empty when it is missing, damaged or of another version of this tool."""
     try:
-        content = place.read(layout.ROWS)
+        return load(place.read(layout.ROWS))
+    except FileNotFoundError:
+        return Table()
+
+
+def load(content: bytes) -> Table:
+    """The cache from its file; empty when it is damaged or of another version of this tool."""
+    try:
         if not intact(content):
             return Table()
         told = json.loads(content.partition(b"\n")[2])
         if told["form"] != form():
             return Table()
         return Table({name: Line(*fields) for name, fields in told["lines"].items()}, told["pages"], told["url"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return Table()
