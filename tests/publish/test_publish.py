@@ -91,6 +91,22 @@ def test_other_bytes_stay_refused_after_a_removal(tmp_path: Path) -> None:
     assert check(index).fine
 
 
+def test_what_links_to_a_page_goes_before_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the last wheel of a CUDA version is removed."""
+    index = tmp_path / "index"
+    put(index, make(tmp_path, "1.0+cu121", cuda="12.1"), make(tmp_path, "1.0+cu124"))
+    delete = Folder.delete
+
+    def one_by_one(place: Folder, paths: list[str]) -> None:
+        for path in paths:
+            delete(place, [path])
+            assert check(index).wrong == ()
+
+    monkeypatch.setattr(Folder, "delete", one_by_one)
+    publish.remove(["1.0+cu121"], Folder(index))
+    assert not (index / "cu121").exists()
+
+
 def test_two_spellings_of_one_name_are_refused(tmp_path: Path) -> None:
     index = tmp_path / "index"
     put(index, make(tmp_path, "1.0"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +16,8 @@ from dca.publish import layout
 from dca.publish.folder import Folder
 from dca.publish.front import UNKNOWN_URL, size
 from dca.publish.place import Place
-from dca.publish.values import Listing, Published, Record
+from dca.publish.values import Listing, Published, Record, Uploaded
+from dca.store import Store
 
 DIST_INDEX = Path("dist/index")
 
@@ -26,6 +28,16 @@ DIST_INDEX = Path("dist/index")
     "--index", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
     help="The folder of the index [dist/index].",
 )  # fmt: skip
+@click.option("--s3", metavar="URL", help="The index is in a bucket, s3://bucket/prefix, in place of a folder.")
+@click.option("--s3-endpoint", metavar="URL", help="The S3-compatible store [AWS_ENDPOINT_URL, else Amazon's].")
+@click.option(
+    "--repository",
+    metavar="URL|NAME",
+    help="Upload to a package index server through twine, in place of an index of our own.",
+)
+@click.option(
+    "--repository-index", metavar="URL", help="Where that server is installed from [URL/+simple/ or URL/simple/]."
+)
 @click.option(
     "--evidence", "evidence", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
     help="A report of a wheel that is published beside it [what `dca inspect` finds now and `dca smoke` found last].",
@@ -46,15 +58,16 @@ DIST_INDEX = Path("dist/index")
 @options.cache
 @options.output
 def command(
-    wheels: tuple[Path, ...], index: Path | None, evidence: tuple[Path, ...], url: str | None, links_to: str | None,
-    listing: bool, yanked: tuple[str, ...], reason: str | None, unyanked: tuple[str, ...], removed: tuple[str, ...],
-    gc: bool, cache_dir: Path | None, as_json: bool, quiet: bool,
+    wheels: tuple[Path, ...], index: Path | None, s3: str | None, s3_endpoint: str | None, repository: str | None,
+    repository_index: str | None, evidence: tuple[Path, ...], url: str | None, links_to: str | None, listing: bool,
+    yanked: tuple[str, ...], reason: str | None, unyanked: tuple[str, ...], removed: tuple[str, ...], gc: bool,
+    cache_dir: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Publish wheels and their evidence to an index that pip and uv install from.
 
-    The index is a folder that any web server serves. NAME is a wheel's file name, or a version for all its wheels:
-    0.10.2+dca3.cu124 or vllm==0.10.2+dca3.cu124. The same bytes again are fine; other bytes under a name that is taken
-    are refused, as is a wheel that is not what it says it is.
+    The index is a folder that any web server serves, or lies in a bucket. NAME is a wheel's file name, or a version
+    for all its wheels: 1.0+dca1.cu124 or package==1.0+dca1.cu124. The same bytes again are fine; other bytes under a
+    name that is taken are refused, as is a wheel that is not what it says it is.
     """
     _check_mode(
         {"WHEEL": bool(wheels), "--list": listing, "--yank": bool(yanked), "--unyank": bool(unyanked),
@@ -62,9 +75,20 @@ def command(
         {"--reason": (reason is not None, "--yank"), "--evidence": (bool(evidence), "WHEEL"),
          "--links-to": (links_to is not None, "WHEEL"), "--url": (url is not None, "WHEEL")},
     )  # fmt: skip
+    _check_place(
+        {"--index": index is not None, "--s3": bool(s3), "--repository": bool(repository)},
+        {"--s3-endpoint": (bool(s3_endpoint), "--s3"), "--repository-index": (bool(repository_index), "--repository")},
+    )
+    if repository and (not wheels or evidence or url or links_to):
+        raise DcaError("DCA-201", "--repository takes wheels and nothing else.",
+                       remedy="publish to an index of your own for the rest.")  # fmt: skip
     served, links = _url("--url", url), _url("--links-to", links_to)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        place = _place(index, reporter, writes=not listing)
+        if repository:
+            uploaded = _upload(wheels, repository, repository_index, options.open_cache(cache_dir), reporter)
+            _print(uploaded, as_json=as_json, quiet=quiet)
+            return
+        place = _bucket(s3, s3_endpoint) if s3 else _folder(index, reporter, writes=not listing)
         if listing:
             _print(publish.listing(place), as_json=as_json, quiet=quiet)
             return
@@ -116,18 +140,53 @@ def _url(flag: str, url: str | None) -> str | None:
     return url.rstrip("/") + "/"
 
 
-def _place(index: Path | None, reporter: Reporter, *, writes: bool) -> Place:
+def _check_place(places: dict[str, bool], needs: dict[str, tuple[bool, str]]) -> None:
+    """There is one place.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    asked = [name for name, given in places.items() if given]
+    if len(asked) > 1:
+        raise DcaError("DCA-201", f"{' and '.join(asked)} are given together.", remedy="name one place at a time.")
+    for name, (given, place) in needs.items():
+        if given and place not in asked:
+            raise DcaError("DCA-201", f"{name} is of use only with {place}.", remedy="leave it out.")
+
+
+def _upload(
+    wheels: tuple[Path, ...], repository: str, simple: str | None, cache: Store, reporter: Reporter
+) -> Uploaded:
+    if "://" in repository:
+        _url("--repository", repository)
+    elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", repository):
+        raise DcaError("DCA-201", f"--repository {repository} is neither a URL nor a name.", remedy="write a URL.")
+    from dca.publish.repository import upload
+
+    return upload(wheels, repository, _url("--repository-index", simple), cache, reporter)
+
+
+def _bucket(url: str, endpoint: str | None) -> Place:
+    from dca.publish.bucket import Bucket
+
+    return Bucket(url, endpoint)
+
+
+def _folder(index: Path | None, reporter: Reporter, *, writes: bool) -> Place:
     folder = DIST_INDEX if index is None else index
     if writes and not options.can_be_written(folder):
         raise DcaError("DCA-204", f"--index: {folder} cannot be written.", remedy="name another place.")
     return Folder(folder, reporter.note)
 
 
-def _print(result: Published | Listing, *, as_json: bool, quiet: bool) -> None:
+def _print(result: Published | Listing | Uploaded, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(documents.dumps(result).decode(), nl=False)
     elif isinstance(result, Listing):
         click.echo(render_listing(result))
+    elif isinstance(result, Uploaded):
+        if not quiet:
+            click.echo(render_upload(result))
     elif not quiet:
         click.echo(render(result))
 
@@ -163,6 +222,14 @@ def render_listing(found: Listing) -> str:
     counts = [sum(one.state == "listed" for one in found.wheels), sum(one.yanked is not None for one in found.wheels)]
     lines.append(f"  {counts[0]} wheels, {counts[1]} of them yanked" if found.wheels else "  no wheel")
     return "\n".join(lines)
+
+
+def render_upload(done: Uploaded) -> str:
+    """What an upload did, as text."""
+    lines = ["", done.repository, *(f"  uploaded   {name}" for name in done.uploaded)]
+    lines += [f"  unchanged  {name}" for name in done.unchanged]
+    names = sorted({name.split("-")[0] for name in (*done.uploaded, *done.unchanged)})
+    return "\n".join([*lines, f"  Install from it: --index-url {done.index} {' '.join(names)}"])
 
 
 def _state(one: Record) -> str:

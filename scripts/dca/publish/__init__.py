@@ -326,7 +326,11 @@ def _settle(known: Known, *, url: str | None = None) -> Settings:
                 place.put_page(path, content)
                 hashes[path] = store.sha256_bytes(content)
         place.barrier()
-        place.delete(sorted(place.pages() - set(hashes), reverse=True))
+        obsolete = place.pages() - set(hashes)
+        for depth in sorted({path.count("/") for path in obsolete}):
+            # First those that link to the others.
+            place.delete(sorted(path for path in obsolete if path.count("/") == depth))
+            place.barrier()
         leaving = [known.record(name) for name, line in known.lines.items() if line.state == "leaving"]
         for record in leaving:
             place.delete(sorted(_paths(record.model_copy(update={"state": "listed"}))))

@@ -114,3 +114,21 @@ class Listing(Document):
     index: str
     url: str = ""
     wheels: tuple[Record, ...]
+
+
+class Uploaded(Document):
+    """What an upload did.
+
+    Args:
+        repository: where to.
+        index: the simple index that was asked before.
+        uploaded: names of wheels.
+        unchanged: names of those that were there already with the same bytes.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.upload/1"
+
+    repository: str
+    index: str
+    uploaded: tuple[str, ...]
+    unchanged: tuple[str, ...]
