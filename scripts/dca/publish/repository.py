@@ -36,6 +36,7 @@ BELOW = ("+simple/", "simple/")
 TOLD = ("TWINE_USERNAME", "TWINE_PASSWORD", "TWINE_CERT", "TWINE_CLIENT_CERT")
 SECRET = ("TWINE_PASSWORD",)
 HIDDEN = "***"
+OK = 200
 
 
 def upload(
@@ -117,9 +118,10 @@ def _simple(http: requests.Session, repository: str, simple: str | None) -> str:
     candidates = [urljoin(repository.rstrip("/") + "/", path) for path in BELOW] if "://" in repository else []
     try:
         for url in candidates:
-            with http.get(url, timeout=index.TIMEOUT, stream=True, headers={"Accept": "text/html"}) as answer:
-                if answer.ok and "html" in answer.headers.get("Content-Type", ""):
-                    return url
+            # Some servers send whoever asks for a page that they do not have from one to the next.
+            answer = http.get(url, timeout=index.TIMEOUT, allow_redirects=False, headers={"Accept": "text/html"})
+            if answer.status_code == OK and "html" in answer.headers.get("Content-Type", ""):
+                return url
     except requests.RequestException as error:
         raise index.unreachable(repository, error) from None
     raise DcaError(
@@ -153,7 +155,8 @@ def _is_there(http: requests.Session, simple: str, wheel: Path, sha256: str) -> 
     name, _, value = theirs.partition(":")
     ours = sha256 if name == "sha256" else _hash(wheel, name)
     if value != ours:
-        raise taken(wheel.name, theirs, f"{name}:{ours}")
+        told = "" if name == "sha256" else f" ({name})"
+        raise taken(wheel.name, value + told, ours + told)
     return True
 
 
