@@ -200,7 +200,7 @@ def test_the_report_of_the_last_smoke_test_goes_along(tmp_path: Path) -> None:
     wheel = make(tmp_path)
     cache = store.Store(tmp_path / "cache").open()
     sha256 = store.sha256_file(wheel)
-    kept = cache.folder("run", f"smoke-{sha256[:16]}") / "smoke.json"
+    kept = cache.folder("run", f"smoke-{sha256[:16]}") / "smoke-static.json"
     first = publish.publish([wheel], Folder(tmp_path / "index"), cache, Silent())
     assert [proof.kind for proof in first.added[0].evidence] == ["inspection"]
     documents.write(smoke_of(wheel), kept)

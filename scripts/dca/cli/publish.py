@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from dca import documents, publish
+from dca import documents, publish, signing
 from dca.cli import options
 from dca.errors import DcaError
 from dca.events import Reporter
@@ -42,6 +42,10 @@ DIST_INDEX = Path("dist/index")
     "--evidence", "evidence", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
     help="A report of a wheel that is published beside it [what `dca inspect` finds now and `dca smoke` found last].",
 )  # fmt: skip
+@click.option(
+    "--key", type=click.Path(path_type=Path), metavar="FILE",
+    help="An Ed25519 key in PEM to sign the evidence with; `dca verify --key` checks it.",
+)  # fmt: skip
 @click.option("--url", metavar="URL", help="Where the index is served; install lines name it then. Remembered.")
 @click.option(
     "--links-to", metavar="URL",
@@ -59,7 +63,8 @@ DIST_INDEX = Path("dist/index")
 @options.output
 def command(
     wheels: tuple[Path, ...], index: Path | None, s3: str | None, s3_endpoint: str | None, repository: str | None,
-    repository_index: str | None, evidence: tuple[Path, ...], url: str | None, links_to: str | None, listing: bool,
+    repository_index: str | None, evidence: tuple[Path, ...], key: Path | None, url: str | None,
+    links_to: str | None, listing: bool,
     yanked: tuple[str, ...], reason: str | None, unyanked: tuple[str, ...], removed: tuple[str, ...], gc: bool,
     cache_dir: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
@@ -73,16 +78,18 @@ def command(
         {"WHEEL": bool(wheels), "--list": listing, "--yank": bool(yanked), "--unyank": bool(unyanked),
          "--remove": bool(removed), "--gc": gc},
         {"--reason": (reason is not None, "--yank"), "--evidence": (bool(evidence), "WHEEL"),
-         "--links-to": (links_to is not None, "WHEEL"), "--url": (url is not None, "WHEEL")},
+         "--links-to": (links_to is not None, "WHEEL"), "--url": (url is not None, "WHEEL"),
+         "--key": (key is not None, "WHEEL")},
     )  # fmt: skip
     _check_place(
         {"--index": index is not None, "--s3": bool(s3), "--repository": bool(repository)},
         {"--s3-endpoint": (bool(s3_endpoint), "--s3"), "--repository-index": (bool(repository_index), "--repository")},
     )
-    if repository and (not wheels or evidence or url or links_to):
+    if repository and (not wheels or evidence or url or links_to or key):
         raise DcaError("DCA-201", "--repository takes wheels and nothing else.",
                        remedy="publish to an index of your own for the rest.")  # fmt: skip
     served, links = _url("--url", url), _url("--links-to", links_to)
+    signer = signing.private_key(key) if key else None
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         if repository:
             uploaded = _upload(wheels, repository, repository_index, options.open_cache(cache_dir), reporter)
@@ -102,7 +109,9 @@ def command(
             done = publish.gc(place)
         else:
             cache = options.open_cache(cache_dir)
-            done = publish.publish(wheels, place, cache, reporter, evidence=evidence, links_to=links, url=served)
+            done = publish.publish(
+                wheels, place, cache, reporter, evidence=evidence, links_to=links, url=served, key=signer
+            )
     _print(done, as_json=as_json, quiet=quiet)
 
 

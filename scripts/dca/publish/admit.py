@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from dca import documents, inspection, store
+from dca import documents, evidence, inspection, store
 from dca.errors import DcaError
 from dca.inspection import Inspection
 from dca.publish import layout
@@ -154,23 +154,31 @@ def admit(
         record, metadata = _record(found), _metadata(wheel)
         record = record.model_copy(update={"metadata_sha256": store.sha256_bytes(metadata)})
         texts[INSPECTION + ".json"] = (documents.dumps(found), _inspected(found))
-    if not any(one.kind == SMOKE for one in given) and (kept := _kept_smoke(sha256, cache)):
+    own = evidence.collect(wheel, sha256, cache)
+    if not any(one.kind == SMOKE for one in given) and (kept := _kept_smoke(own, sha256)):
         given = [*given, kept]
+    # What was published with it stays: the same wheel, made at another time, has another provenance.
+    there = {one.kind for one in record.evidence} | {one.kind for one in given}
+    texts |= {
+        name: (own[name], says)
+        for name, says in ((evidence.SBOM, "CycloneDX"), (evidence.PROVENANCE, "SLSA v1"))
+        if name in own and name.split(".")[0] not in there
+    }
     for one in given:
         if one.kind == SMOKE:
-            _refuse_failed(wheel, documents.read(Smoke, one.path), one.path)
+            _refuse_failed(wheel, documents.parse(Smoke, one.content, one.path), one.path)
         texts[one.kind + one.suffix] = (one.content, one.says)
-    evidence = {one.kind: one for one in record.evidence}
+    proofs = {one.kind: one for one in record.evidence}
     contents: dict[str, bytes] = {}
     for name, (content, says) in texts.items():
-        proof = _evidence(sha256, name, content, says)
-        evidence[proof.kind] = proof
+        proof = placed(sha256, name, content, says)
+        proofs[proof.kind] = proof
         contents[proof.path] = content
-    record = record.model_copy(update={"evidence": tuple(evidence[kind] for kind in sorted(evidence))})
+    record = record.model_copy(update={"evidence": tuple(proofs[kind] for kind in sorted(proofs))})
     return Candidate(wheel, record, metadata, contents, published is None)
 
 
-def _evidence(wheel: str, name: str, content: bytes, says: str) -> Evidence:
+def placed(wheel: str, name: str, content: bytes, says: str) -> Evidence:
     """Evidence and its place, which has a part of its hash: what a record names is never replaced by other bytes."""
     sha256 = store.sha256_bytes(content)
     kind, _, suffix = name.partition(".")
@@ -221,11 +229,14 @@ def _refuse_failed(wheel: Path, smoke: Smoke, path: Path) -> None:
         )
 
 
-def _kept_smoke(sha256: str, cache: store.Store) -> Given | None:
-    """The report of the last `dca smoke` of this wheel, unless it is one of trials."""
-    path = cache.folder("run", f"smoke-{sha256[:16]}") / "smoke.json"
-    smoke = documents.read_if_whole(Smoke, path)
-    if smoke is None or smoke.sha256 != sha256 or smoke.partial or any(case.overlay for case in smoke.cases):
+def _kept_smoke(own: dict[str, bytes], sha256: str) -> Given | None:
+    """The report of the last whole `dca smoke` of this wheel."""
+    path = Path(evidence.SMOKE)
+    try:
+        smoke = documents.parse(Smoke, own.get(evidence.SMOKE, b""), path)
+    except DcaError:
+        return None
+    if smoke.sha256 != sha256:
         return None
     # The commands that repeat its cases name this machine's folders, which are nobody else's concern.
     cases = tuple(case.model_copy(update={"repeat": ""}) for case in smoke.cases)
