@@ -6,7 +6,9 @@ The servers here are stand-ins; test_servers.py has real ones.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,8 +23,8 @@ from dca.publish.folder import Folder
 from dca.publish.values import Published, Uploaded
 from publish.made import make
 from publish.stand_ins import IndexServer, Store, instead_of_boto3, twine
-from support import RunDca
 
+Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRET = "pass-Word+42"
 
 
@@ -121,8 +123,8 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ["--repository", "https://host/", "--url", "https://x/"], ["--repository", "https://host/?token=secret"],
     ],
 )  # fmt: skip
-def test_a_place_is_named_rightly(dca: RunDca, tmp_path: Path, words: list[str]) -> None:
-    done = dca("publish", make(tmp_path), *words)
+def test_a_place_is_named_rightly(dca_publish: Publish, tmp_path: Path, words: list[str]) -> None:
+    done = dca_publish(make(tmp_path), *words)
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "DCA-201"), done.stderr
 
 
