@@ -219,6 +219,23 @@ def test_a_record_that_somebody_changed_is_not_overwritten(tmp_path: Path, objec
     assert b"by another" in objects.objects["a/b/simple/vllm/index.html"][0]
 
 
+def test_a_lost_answer_is_no_race(tmp_path: Path, objects: Store) -> None:
+    """A store that took a record, and is given it again because its answer did not arrive."""
+    put = objects.put_object
+
+    def twice(**given: object) -> object:
+        body = given["Body"]
+        if "/records/" in str(given["Key"]):
+            put(**given)
+        return put(**given | {"Body": body})
+
+    objects.put_object = twice  # type: ignore[method-assign]
+    wheel = make(tmp_path, "1.0")
+    assert to_bucket(tmp_path, wheel).added
+    assert publish.yank([wheel.name], "wrong", Bucket("s3://wheels/a/b")).changed
+    assert pages_name(objects) == {wheel.name}
+
+
 def test_a_bucket_is_cleaned_of_what_nobody_is_about_to_name(tmp_path: Path, objects: Store) -> None:
     wheel = make(tmp_path, "1.0+cu121", cuda="12.1")
     to_bucket(tmp_path, wheel, make(tmp_path, "2.0"))
