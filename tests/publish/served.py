@@ -105,6 +105,7 @@ def environment(folder: Path) -> Path:
     return folder / "bin/python"
 
 
-def says(python: Path, code: str) -> str:
-    """What an environment's Python prints."""
-    return subprocess.run([str(python), "-c", code], text=True, capture_output=True, check=True, env=clean()).stdout
+def says(python: Path, code: str, installed: Path) -> str:
+    """What an environment's Python prints with what was installed in a folder."""
+    env = clean() | {"PYTHONPATH": str(installed)}
+    return subprocess.run([str(python), "-c", code], text=True, capture_output=True, check=True, env=env).stdout

@@ -25,7 +25,7 @@ from dca.publish.folder import Folder
 from faults.faulty import Faulty
 from faults.kills import killed_command, leftovers
 from publish.made import make, put
-from publish.served import environment, pip, served, uv
+from publish.served import pip, served, uv
 from support import ROOT
 
 pytestmark = pytest.mark.proof
@@ -37,10 +37,15 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Faulty:
     return Faulty.build(tmp_path_factory.mktemp("faulty"))
 
 
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory, faulty: Faulty) -> Scene:
+    return Scene(tmp_path_factory.mktemp("scene"), faulty)
+
+
 class Scene:
     """An index with three wheels, one of them removed, and commands that change it in every way."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, faulty: Faulty) -> None:
         self.index, self.whole = folder / "index", folder / "whole"
         wheels = [make(folder / "dist", version, cuda=cuda) for version, cuda in
                   (("1.0+cu121", "12.1"), ("1.0+cu124", "12.4"), ("0.9+cu124", "12.4"))]  # fmt: skip
@@ -61,6 +66,7 @@ class Scene:
         ]  # fmt: skip
         self.before = self.state(self.whole)
         self.after: list[State] = []
+        self.counts = self._calls(faulty)
 
     def start(self) -> None:
         """The index as it was."""
@@ -77,7 +83,7 @@ class Scene:
             if one.state == "listed"
         }
 
-    def calls(self, faulty: Faulty) -> list[int]:
+    def _calls(self, faulty: Faulty) -> list[int]:
         """How many calls of each command change files."""
         counts = []
         for words in self.commands:
@@ -116,18 +122,16 @@ def points(counts: list[int], number: int, chance: random.Random) -> list[tuple[
 
 
 def test_an_index_is_right_whenever_publishing_is_killed(
-    tmp_path: Path, faulty: Faulty, chance: random.Random, scale: Callable[[int], int]
+    scene: Scene, faulty: Faulty, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
     """kill -9 from outside, before or after a write, sync, rename, link, removal or new file."""
-    scene = Scene(tmp_path)
-    counts = scene.calls(faulty)
     count = scale(1000)
-    for which, at in points(counts, count, chance):
+    for which, at in points(scene.counts, count, chance):
         scene.start()
         done = faulty.run(scene.commands[which], scene.index, at, chance.choice(["before", "after"]))
         assert done.killed
         scene.left_right(which)
-    print(f"{count} kills at {sum(counts)} calls of {len(counts)} commands")
+    print(f"{count} kills at {sum(scene.counts)} calls of {len(scene.counts)} commands")
 
 
 def test_an_index_is_right_whenever_its_first_publishing_is_killed(
@@ -153,13 +157,11 @@ def test_an_index_is_right_whenever_its_first_publishing_is_killed(
 
 @pytest.mark.parametrize("how", [str(errno.EIO), f"{errno.ENOSPC}+"], ids=["EIO once", "ENOSPC from then on"])
 def test_an_index_is_right_whatever_cannot_be_written(
-    tmp_path: Path, faulty: Faulty, chance: random.Random, scale: Callable[[int], int], how: str
+    scene: Scene, faulty: Faulty, chance: random.Random, scale: Callable[[int], int], how: str
 ) -> None:
     """A stand-in for a failing disk: the library lets the call fail."""
-    scene = Scene(tmp_path)
-    counts = scene.calls(faulty)
     seen: dict[str, int] = {}
-    for which, at in points(counts, scale(200), chance):
+    for which, at in points(scene.counts, scale(200), chance):
         scene.start()
         done = faulty.run(scene.commands[which], scene.index, at, how)
         assert "Traceback" not in done.stderr
@@ -173,12 +175,11 @@ def test_an_index_is_right_whatever_cannot_be_written(
             assert code
             assert code[0] == ("DCA-101" if "+" in how else "DCA-102")
         scene.left_right(which)
-    print(f"{how}: {seen} at {sum(counts)} calls")
+    print(f"{how}: {seen} at {sum(scene.counts)} calls")
 
 
-def test_every_byte_counts(tmp_path: Path, chance: random.Random, scale: Callable[[int], int]) -> None:
+def test_every_byte_counts(scene: Scene, chance: random.Random, scale: Callable[[int], int]) -> None:
     """One bit changed anywhere: in a wheel, its metadata, evidence, a record, a page, or what the tool keeps."""
-    scene = Scene(tmp_path)
     scene.start()
     publish.yank(["1.0+cu121"], "wrong", Folder(scene.index))
     assert check(scene.index).fine
@@ -209,11 +210,10 @@ def test_every_byte_counts(tmp_path: Path, chance: random.Random, scale: Callabl
     print(f"{found} of {found} found")
 
 
-def test_publishers_at_once_lose_nothing(tmp_path: Path, scale: Callable[[int], int]) -> None:
+def test_publishers_at_once_lose_nothing(tmp_path: Path, python: Path, scale: Callable[[int], int]) -> None:
     """Processes that publish to one index while somebody installs from it all the time."""
     whole = scale(32) == 32
     publishers, wheels, rounds = (32, 50, 10) if whole else (4, 5, 1)
-    python = environment(tmp_path / "venv")
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
     installs = 0
     for turn in range(rounds):

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,6 +26,8 @@ from dca.publish.values import Evidence, Record, Settings
 from dca.smoke.values import CaseResult, Smoke
 from publish.made import make, put
 from support import RunDca
+
+Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def files(index: Path) -> dict[str, bytes]:
@@ -429,30 +433,30 @@ def test_pages_are_changed_by_the_line_to_what_they_would_be_from_nothing(
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_message(
-    dca: RunDca, tmp_path: Path, words: list[str], exit_code: int, code: str
+    dca_publish: Publish, tmp_path: Path, words: list[str], exit_code: int, code: str
 ) -> None:
     words = [word.format(wheel=make(tmp_path)) for word in words]
     index = [] if "--index" in words else ["--index", tmp_path / "index"]
-    done = dca("publish", *words, *index)
+    done = dca_publish(*words, *index)
     assert (done.returncode, done.stderr.count("DCA-")) == (exit_code, 1), done.stderr
     assert done.stderr.splitlines()[0].startswith(code)
     assert "Next:" in done.stderr
     assert "secret" not in done.stderr.split("Why:")[0] or "holds a user or a password" in done.stderr
 
 
-def test_the_command_line_from_publishing_to_removal(dca: RunDca, tmp_path: Path) -> None:
+def test_the_command_line_from_publishing_to_removal(dca_publish: Publish, tmp_path: Path) -> None:
     wheel, index = make(tmp_path), tmp_path / "index"
-    done = dca("publish", wheel, "--index", index, "--json", "--url", "https://host/i")
+    done = dca_publish(wheel, "--index", index, "--json", "--url", "https://host/i")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["schema"], told["url"], told["added"][0]["file"]) == ("dca.publish/1", "https://host/i/", wheel.name)
-    assert "unchanged" in dca("publish", wheel, "--index", index).stdout
-    assert "1 wheels" in dca("publish", "--list", "--index", index).stdout
-    assert "yanked: bad" in dca("publish", "--yank", wheel.name, "--reason", "bad", "--index", index).stdout
-    assert json.loads(dca("publish", "--list", "--index", index, "--json").stdout)["wheels"][0]["yanked"] == "bad"
-    assert dca("publish", "--unyank", "1.0+dca1.cu124", "--index", index).returncode == 0
-    assert "removed" in dca("publish", "--remove", wheel.name, "--index", index).stdout
-    assert "nothing to do" in dca("publish", "--gc", "--index", index).stdout
+    assert "unchanged" in dca_publish(wheel, "--index", index).stdout
+    assert "1 wheels" in dca_publish("--list", "--index", index).stdout
+    assert "yanked: bad" in dca_publish("--yank", wheel.name, "--reason", "bad", "--index", index).stdout
+    assert json.loads(dca_publish("--list", "--index", index, "--json").stdout)["wheels"][0]["yanked"] == "bad"
+    assert dca_publish("--unyank", "1.0+dca1.cu124", "--index", index).returncode == 0
+    assert "removed" in dca_publish("--remove", wheel.name, "--index", index).stdout
+    assert "nothing to do" in dca_publish("--gc", "--index", index).stdout
     assert check(index).fine
 
 

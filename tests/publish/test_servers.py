@@ -19,7 +19,7 @@ import requests
 from dca import environments, store
 from dca.events import Silent
 from publish.made import make
-from publish.served import environment, pip, uv
+from publish.served import pip, uv
 from support import ROOT
 
 pytestmark = pytest.mark.whole
@@ -121,7 +121,9 @@ def s3(servers: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["pypiserver", "devpi"])
-def test_a_server_takes_the_upload(kind: str, request: pytest.FixtureRequest, run: Dca, tmp_path: Path) -> None:
+def test_a_server_takes_the_upload(
+    kind: str, request: pytest.FixtureRequest, run: Dca, python: Path, tmp_path: Path
+) -> None:
     url = request.getfixturevalue(kind)
     simple = f"{url}+simple/" if kind == "devpi" else f"{url}simple/"
     login = {"TWINE_USERNAME": "root", "TWINE_PASSWORD": SECRET} if kind == "devpi" else {
@@ -142,7 +144,6 @@ def test_a_server_takes_the_upload(kind: str, request: pytest.FixtureRequest, ru
     assert json.loads(again.stdout)["unchanged"] == [one.name, two.name]
     other = run(make(tmp_path / "b", content="x = 2\n"), "--repository", url, **login)
     assert (other.returncode, other.stderr.split(":")[0]) == (9, "DCA-902"), other.stderr
-    python = environment(tmp_path / "venv")
     for version in ("1.0+dca1.cu124", "1.0+dca1.cu121"):
         installed = pip(python, "--no-deps", "--index-url", simple, "--target", str(tmp_path / version),
                         f"vllm=={version}")  # fmt: skip
@@ -150,7 +151,7 @@ def test_a_server_takes_the_upload(kind: str, request: pytest.FixtureRequest, ru
         assert (tmp_path / version / "vllm/__init__.py").read_text() == "x = 1\n"
 
 
-def test_a_bucket_is_an_index(s3: str, run: Dca, tmp_path: Path) -> None:
+def test_a_bucket_is_an_index(s3: str, run: Dca, python: Path, tmp_path: Path) -> None:
     where = ["--s3", "s3://wheels/a/b", "--s3-endpoint", s3]
     one, two = make(tmp_path, "1.0+dca1.cu124"), make(tmp_path, "1.0+dca1.cu121", cuda="12.1")
     assert run("--list", *where, **KEYS).stderr.startswith("DCA-904")
@@ -164,7 +165,6 @@ def test_a_bucket_is_an_index(s3: str, run: Dca, tmp_path: Path) -> None:
     page = requests.get(f"{s3}wheels/a/b/simple/vllm/index.json", timeout=30)
     assert page.headers["Content-Type"] == "application/vnd.pypi.simple.v1+json"
     assert {file["filename"] for file in page.json()["files"]} == {one.name, two.name}
-    python = environment(tmp_path / "venv")
     # Without a web server in between: the page of a folder answers for the folder's own name.
     for view, version in (("cu121", "1.0+dca1.cu121"), ("simple", "1.0+dca1.cu124")):
         words = ["--no-deps", "--index-url", f"{s3}wheels/a/b/{view}/", f"vllm=={version}"]

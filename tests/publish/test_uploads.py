@@ -6,7 +6,9 @@ The servers here are stand-ins; test_servers.py has real ones.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,8 +23,8 @@ from dca.publish.folder import Folder
 from dca.publish.values import Published, Uploaded
 from publish.made import make
 from publish.stand_ins import IndexServer, Store, instead_of_boto3, twine
-from support import RunDca
 
+Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRET = "pass-Word+42"
 
 
@@ -121,8 +123,8 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ["--repository", "https://host/", "--url", "https://x/"], ["--repository", "https://host/?token=secret"],
     ],
 )  # fmt: skip
-def test_a_place_is_named_rightly(dca: RunDca, tmp_path: Path, words: list[str]) -> None:
-    done = dca("publish", make(tmp_path), *words)
+def test_a_place_is_named_rightly(dca_publish: Publish, tmp_path: Path, words: list[str]) -> None:
+    done = dca_publish(make(tmp_path), *words)
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "DCA-201"), done.stderr
 
 
@@ -215,6 +217,23 @@ def test_a_record_that_somebody_changed_is_not_overwritten(tmp_path: Path, objec
         publish.yank([wheel.name], "by us", place)
     assert raced.value.code == "DCA-906"
     assert b"by another" in objects.objects["a/b/simple/vllm/index.html"][0]
+
+
+def test_a_lost_answer_is_no_race(tmp_path: Path, objects: Store) -> None:
+    """A store that took a record, and is given it again because its answer did not arrive."""
+    put = objects.put_object
+
+    def twice(**given: object) -> object:
+        body = given["Body"]
+        if "/records/" in str(given["Key"]):
+            put(**given)
+        return put(**given | {"Body": body})
+
+    objects.put_object = twice  # type: ignore[method-assign]
+    wheel = make(tmp_path, "1.0")
+    assert to_bucket(tmp_path, wheel).added
+    assert publish.yank([wheel.name], "wrong", Bucket("s3://wheels/a/b")).changed
+    assert pages_name(objects) == {wheel.name}
 
 
 def test_a_bucket_is_cleaned_of_what_nobody_is_about_to_name(tmp_path: Path, objects: Store) -> None:

@@ -148,9 +148,13 @@ class Bucket:
         try:
             return self._put(layout.record(name), content, ASK, **condition)
         except _errors() as error:
-            if _code(error) in (*REFUSED, *NOT_THERE):
-                raise raced(name) from None
-            raise
+            if _code(error) not in (*REFUSED, *NOT_THERE):
+                raise
+            # What was put, and put again because the answer was lost, is ours.
+            with contextlib.suppress(FileNotFoundError):
+                if self.read(layout.record(name)) == content:
+                    return self.signatures()[name]
+            raise raced(name) from None
 
     def put_page(self, path: str, content: bytes) -> None:
         """A page; that of a folder also answers for the folder's own name, as a web server would."""
