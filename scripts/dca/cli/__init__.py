@@ -17,6 +17,7 @@ from dca import __version__
 
 if TYPE_CHECKING:
     from dca.errors import DcaError
+    from dca.failures import Known
 
 # dca.errors.ExitCode.INTERRUPTED, which is not loaded yet.
 INTERRUPTED = 130
@@ -28,6 +29,7 @@ COMMANDS = {
     "inspect": ("dca.cli.inspect", "What is in a wheel: modules, GPU archs, ops, torch, sizes."),
     "smoke": ("dca.cli.smoke", "Proof that a wheel's dual chunk attention computes what it should."),
     "verify": ("dca.cli.verify", "A wheel against its evidence: what is proven of it, and what is not."),
+    "explain": ("dca.cli.explain", "What a log's failure is, or a code: cause and remedy."),
     "config": ("dca.cli.config", "YaRN and dual-chunk settings in a model's config.json."),
 }
 
@@ -130,7 +132,25 @@ def _usage(error: click.UsageError) -> str:
     return f"see `{path} --help`."
 
 
+def explanation_of(error: DcaError) -> tuple[Known, ...]:
+    """What the catalogue knows of the program that an error is about; nothing when it is about none."""
+    runner = sys.modules.get("dca.runner")
+    failed = runner.last_failure() if runner else None
+    # An error about a program quotes it; one that does not is about something else.
+    if failed is None or not any(len(line.strip()) > 3 and line.strip() in error.why for line in failed.tail):
+        return ()
+    from dca import failures
+    from dca.errors import DcaError
+
+    try:
+        found = failures.explain_lines(failed.tail)
+    except DcaError:
+        return ()
+    return tuple(one for one in found if one.kind in ("cause", "consequence") and not failures.CODE.fullmatch(one.id))
+
+
 def _say(error: DcaError, *, as_json: bool) -> int:
+    known = explanation_of(error)
     if as_json:
         told = {
             "schema": "dca.error/1",
@@ -139,7 +159,10 @@ def _say(error: DcaError, *, as_json: bool) -> int:
             "what": error.what,
             "why": error.why,
             "next": error.remedy,
+            "known": [one.model_dump(mode="json") for one in known],
         }
         click.echo(json.dumps(told, indent=2, sort_keys=True))
     click.echo(str(error), err=True)
+    for one in known[:1]:
+        click.echo(f"  Known: {one.title} ({one.id}). {one.cause}\n         {one.remedy}", err=True)
     return error.exit_code
