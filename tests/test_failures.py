@@ -127,7 +127,7 @@ def test_the_remedies_name_only_commands_and_options_that_exist() -> None:
     texts = [failure.remedy for failure in ALL.failures] + [code.remedy for code in ALL.codes.values()]
     asked = {words for text in texts for words in _commands(text)}
     helps = {command: call(*command.split(), "--help").stdout.decode() for command in {command for command, _ in asked}}
-    assert set(helps) >= {"explain", "config check"}
+    assert set(helps) >= {"doctor", "explain", "config check"}
     assert sorted((command, flag) for command, flag in asked if flag and flag not in helps[command]) == []
     assert all(text for text in helps.values())
 
