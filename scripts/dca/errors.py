@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "DCA-104": "a document on disk is not what this version of the tool writes",
     "DCA-105": "something that was checked is not as the work needs it",
     "DCA-106": "a log holds a failure that is not known",
+    "DCA-107": "a conda environment could not be made",
     "DCA-110": "the wheel does not serve the model, or not on the GPU architecture asked for",
     "DCA-111": "a wheel is not what its evidence says, or is not signed as it must be",
     "DCA-120": "rope_scaling names no type, or two different ones",

@@ -24,6 +24,7 @@ INTERRUPTED = 130
 # Each command's module is imported only when it is called, so that `dca --help` stays quick.
 COMMANDS = {
     "doctor": ("dca.cli.doctor", "What is right on this machine, what is wrong, and what mends it."),
+    "env": ("dca.cli.env", "An environment to build in, with compilers and a CUDA toolkit, or to run a wheel in."),
     "plan": ("dca.cli.plan", "What would be built and why; nothing is fetched."),
     "fetch": ("dca.cli.fetch", "The sources only: pinned, checked and patched."),
     "wheel": ("dca.cli.wheel", "A wheel: plan, fetch, patch, compile, package, inspect."),
