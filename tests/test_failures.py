@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dca import data, failures, runner
 from dca.cli import explanation_of
@@ -216,6 +220,36 @@ def test_binary_junk_does_no_harm(chance: random.Random) -> None:
     assert ids(explain(b"\xff\xfe\x00" + NEEDLE + b"\x00\x1b")) == ["cuda-home-unset"]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.binary(max_size=60), st.sampled_from([one.example.encode() for one in LOUD])), max_size=8))
+def test_any_bytes_are_read_without_an_error(parts: list[bytes]) -> None:
+    for joint in (b"", b"\n", b"\r", b"\x1b["):
+        content = joint.join(parts)
+        found = explain(content)
+        assert found.size == len(content)
+        assert all(one.text.isprintable() and 1 <= one.line <= max(1, found.lines) for one in found.found)
+
+
+@pytest.mark.proof
+def test_a_huge_log_takes_little_memory(scale: Callable[[int], int], tmp_path: Path) -> None:
+    log = tmp_path / "huge.log"
+    lines = (BEFORE + AFTER).encode()
+    with log.open("wb") as stream:
+        for _ in range(scale(200_000_000) // len(lines)):
+            stream.write(lines)
+        stream.write(NEEDLE)
+    probe = (
+        "from dca.cli import run\n"
+        f"assert run(['explain', {str(log)!r}]) == 0\n"
+        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run([sys.executable, "-c", probe], env=env, text=True, capture_output=True, check=True)
+    assert "cuda-home-unset" in done.stdout
+    # KiB
+    assert int(done.stdout.split()[-1]) < 100_000
+
+
 def test_what_is_shown_of_a_line_does_nothing_to_a_terminal() -> None:
     (one,) = explain(b"\x1b]0;title\x07\x07\x00\x9b31m" + NEEDLE + b" \x1b[31m\x1b").found
     assert one.text.isprintable()
@@ -404,3 +438,16 @@ def test_a_probe_that_fails_leaves_no_words_behind() -> None:
     failed = runner.last_failure()
     assert failed is not None
     assert failed.tail == ("words of a program",)
+
+
+def test_a_command_that_fails_on_a_program_says_what_is_known(tmp_path: Path) -> None:
+    stand_in = tmp_path / "conda"
+    words = "echo 'error: RPC failed; curl 56 GnuTLS recv error'\necho 'CondaError: no more'\nexit 1\n"
+    stand_in.write_text(f"#!/bin/sh\n{words}")
+    stand_in.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT / "scripts"), "HOME": str(tmp_path)}
+    argv = [sys.executable, "-m", "dca", "env", "--engine", "conda", "--cache-dir", str(tmp_path / "cache"), "--json"]
+    done = subprocess.run(argv, env=env, text=True, capture_output=True, check=False)
+    assert done.stderr.startswith("DCA-107: ")
+    assert "  Known: a repository could not be cloned (git-unreachable)." in done.stderr
+    assert [one["id"] for one in json.loads(done.stdout)["known"]] == ["git-unreachable"]

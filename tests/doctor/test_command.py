@@ -146,6 +146,36 @@ def test_passwords_are_not_shown(tmp_path: Path) -> None:
     assert "127.0.0.1:9" in done.stdout
 
 
+NVML = r"""
+#include <string.h>
+typedef struct { unsigned long long total, free, used; } memory;
+int nvmlInitWithFlags(unsigned flags) { return 0; }
+int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlSystemGetDriverVersion(char *text, unsigned size) { strncpy(text, "550.54.15", size); return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { *device = (void *)8; return 0; }
+int nvmlDeviceGetName(void *device, char *text, unsigned size) { strncpy(text, "NVIDIA H100", size); return 0; }
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) { *major = 9; *minor = 0; return 0; }
+int nvmlDeviceGetMemoryInfo(void *device, memory *told) { told->total = 85520809984ull; return 0; }
+const char *nvmlErrorString(int code) { return "made up"; }
+"""
+
+
+def test_the_real_library_is_understood_with_a_driver_that_stands_in(tmp_path: Path) -> None:
+    pytest.importorskip("pynvml")
+    if shutil.which("gcc") is None:
+        pytest.skip("this machine has no gcc")
+    (tmp_path / "nvml.c").write_text(NVML)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "libnvidia-ml.so.1", tmp_path / "nvml.c"], check=True)
+    done = run("--for", "serve", "--only", "gpus,cuda.driver", "--json", "-v", cache=tmp_path / "cache",
+               LD_LIBRARY_PATH=str(tmp_path))  # fmt: skip
+    found = {one["code"]: one for one in json.loads(done.stdout)["results"]}
+    assert found["gpus.present"]["found"] == "2 x NVIDIA H100, 9.0, 85.5 GB"
+    assert found["gpus.present"]["details"] == ["asked of NVML, driver 550.54.15"]
+    assert {one["status"] for one in found.values()} == {"fine"}
+
+
 def test_the_page_has_every_check_and_no_other() -> None:
     page = (ROOT / "docs/doctor.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([a-z0-9]+\.[a-z0-9]+)` \| ([^|]+?) \|", page, re.MULTILINE))

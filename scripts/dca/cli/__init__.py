@@ -139,7 +139,7 @@ def explanation_of(error: DcaError) -> tuple[Known, ...]:
     runner = sys.modules.get("dca.runner")
     failed = runner.last_failure() if runner else None
     # An error about a program quotes it; one that does not is about something else.
-    if failed is None or not any(len(line.strip()) > 3 and line.strip() in error.why for line in failed.tail):
+    if failed is None or not any(len(line.strip()) > 7 and line.strip() in error.why for line in failed.tail):
         return ()
     from dca import failures
     from dca.errors import DcaError

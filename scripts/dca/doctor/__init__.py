@@ -50,7 +50,7 @@ CHECKS: tuple[Entry, ...] = (
     Entry("gpus.bfloat16", "bfloat16", gpus.bfloat16),
     Entry("gpus.awq", "AWQ weights", gpus.awq),
     Entry("network.proxies", "proxies that are set", network.proxies),
-    Entry("network.index", "the package index", network.package_index),
+    Entry("network.index", "the package index", network.package_index, serving=False),
     Entry("network.sources", "git repositories of sources and companions", network.sources, serving=False),
     Entry("network.toolkits", "places that CUDA toolkits are brought from", network.kits, serving=False),
     Entry("model.config", "the model's config.json", model.settings, building=False),

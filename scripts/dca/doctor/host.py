@@ -17,6 +17,8 @@ GLIBC = (2, 28)
 FRESH_GB = 12.0
 """A first build takes 9.1 GB of cache (docs/benchmarks.md) and room to unpack."""
 AGAIN_GB = 2.0
+SWAP_GIB = 4.0
+"""Of the host's memory that vLLM pins for each GPU unless told otherwise."""
 PROCESSORS = ("x86_64", "aarch64")
 
 # Variables that change a build, with what they do to one that is not scrubbed of them; * stands for any ending.
@@ -105,7 +107,10 @@ def ram(subject: Subject) -> Iterator[Result]:
     """Memory of the host and of every control group above this process, against what one compiler takes."""
     code = "machine.memory"
     least = min((one.recipe.lean.job_memory_gib for one in subject.recipes), default=4.0)
-    wanted = f"{least:g} GiB for each compiler" if subject.purpose == "build" else "16 GiB"
+    need, wanted = least, f"{least:g} GiB for each compiler"
+    if subject.purpose == "serve":
+        need = SWAP_GIB * max(1, len(subject.gpus.cards))
+        wanted = f"more than {need:g} GiB: vLLM pins {SWAP_GIB:g} GiB for each GPU (--swap-space)"
     try:
         limit = memory.limit_bytes(subject.proc, subject.cgroup) / 2**30
         free = memory.available_bytes(subject.proc, subject.cgroup) / 2**30
@@ -115,7 +120,6 @@ def ram(subject: Subject) -> Iterator[Result]:
         return
     by = memory.limiting(subject.proc, subject.cgroup)
     found = f"{limit:.1f} GiB, {free:.1f} free" + (f"; the limit is that of {by}" if by else "")
-    need = least if subject.purpose == "build" else 16.0
     if limit < need:
         yield Result(code=code, status="wrong", found=found, wanted=wanted,
                      remedy="give the machine or the container more: docker run --memory 16g")  # fmt: skip
