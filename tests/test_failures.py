@@ -13,11 +13,12 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dca import data, failures, runner
-from dca.cli import explanation_of
+from dca.cli import explanation_of, root
 from dca.errors import CODES, DcaError
 from dca.failures import Explanation, Failure
 from support import ROOT
@@ -130,7 +131,8 @@ def test_a_failure_is_found_in_colour_in_progress_lines_and_in_the_logs_of_serve
 def test_the_remedies_name_only_commands_and_options_that_exist() -> None:
     texts = [failure.remedy for failure in ALL.failures] + [code.remedy for code in ALL.codes.values()]
     asked = {words for text in texts for words in _commands(text)}
-    helps = {command: call(*command.split(), "--help").stdout.decode() for command in {command for command, _ in asked}}
+    commands = {command for command, _ in asked}
+    helps = {one: CliRunner().invoke(root, [*one.split(), "--help"]).output for one in commands}
     assert set(helps) >= {"doctor", "explain", "config check"}
     assert sorted((command, flag) for command, flag in asked if flag and flag not in helps[command]) == []
     assert all(text for text in helps.values())

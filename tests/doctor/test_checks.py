@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from machines import ALL, Machine, library
+from machines import ALL, Machine, library, program
 
-from dca import doctor, memory
+from dca import doctor, memory, toolkits
 from dca.doctor import host, nvidia, probes
 from dca.doctor.model import needs
 
@@ -527,6 +527,17 @@ def test_the_index_answers_or_not(
     assert (found.status, "s3cret" in str(found)) == (status, False)
 
 
+def test_what_was_downloaded_before_is_kept(machine: Machine) -> None:
+    names = probes.places(machine.known, toolkits.load_sources())
+    machine.places = dict.fromkeys(names, lambda: "gone")
+    assert [machine.one(code).status for code in ("network.index", "network.toolkits")] == ["wrong", "wrong"]
+    (machine.cache / f"env/{FORK}-build-0123").mkdir(parents=True)
+    (machine.cache / f"env/{FORK}-build-0123/.whole").touch()
+    name = next(one.name for one in toolkits.load_sources() if one.line == "12.4")
+    program(machine.cache / f"toolkit/{name}-0123/bin/nvcc", "exit 0")
+    assert [machine.one(code).status for code in ("network.index", "network.toolkits")] == ["note", "fine"]
+
+
 def test_a_place_that_cannot_be_asked_hides_no_other(machine: Machine) -> None:
     def broken() -> str:
         raise RuntimeError
@@ -553,7 +564,7 @@ def test_repositories_that_do_not_answer_in_time_are_unknown(machine: Machine) -
 
 
 def test_a_toolkit_can_be_brought_or_is_there(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = probes.places(machine.known, __import__("dca.toolkits").toolkits.load_sources())
+    names = probes.places(machine.known, toolkits.load_sources())
     machine.places = dict.fromkeys(names, lambda: "")
     assert machine.one("network.toolkits").status == "fine"
     machine.places = dict.fromkeys(names, lambda: "gone")

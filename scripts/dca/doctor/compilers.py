@@ -41,9 +41,11 @@ def gcc(subject: Subject) -> Iterator[Result]:
 def cmake(subject: Subject) -> Iterator[Result]:
     """The machine's CMake: a build brings its own, and upstream's own way takes the first on PATH."""
     code = "compilers.cmake"
-    asked = [Requirement(text) for one in subject.recipes for text in one.recipe.build_requirements]
-    ranges = [one.specifier for one in asked if one.name == "cmake"]
-    wanted = f"cmake{ranges[0]}" if ranges else "cmake"
+    asked = [text for one in subject.recipes for text in one.recipe.build_requirements
+             if Requirement(text).name == "cmake"]  # fmt: skip
+    ranges = [Requirement(text).specifier for text in asked]
+    # As the recipes write it, which is in the order that people read.
+    wanted = asked[0] if asked else "cmake"
     remedy = f"pip install '{wanted}'; dca wheel brings its own"
     there = program_version("cmake")
     if there is None:

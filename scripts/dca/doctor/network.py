@@ -52,8 +52,10 @@ def package_index(subject: Subject) -> Iterator[Result]:
     if why is None:
         yield _late("network.index", where, subject)
     elif why:
+        kept = any(subject.cache.glob("env/*-build-*/.whole"))
         yield Result(
-            code="network.index", status="wrong", found=f"{where}: {why}", wanted="a package index in reach",
+            code="network.index", status="note" if kept else "wrong", found=f"{where}: {why}",
+            wanted="a package index in reach" + ("; what was downloaded before is kept" if kept else ""),
             remedy="export UV_DEFAULT_INDEX=URL of a mirror, or HTTPS_PROXY=http://HOST:PORT",
         )  # fmt: skip
     else:
@@ -95,9 +97,13 @@ def kits(subject: Subject) -> Iterator[Result]:
         for one, asked in told for place, why in asked.items() if place != "index"
     )  # fmt: skip
     reached = sorted({one.version for one, asked in told if all(why == "" for why in asked.values())})
+    kept = sorted({one.version for one in fitting if any(subject.cache.glob(f"toolkit/{one.name}-*/bin/nvcc"))})
     here = [kit for kit in subject.toolkits if not kit.missing and subject.takers(kit.line)]
     if reached:
         yield Result(code="network.toolkits", status="fine", found=f"nvcc {', '.join(reached)} can be brought",
+                     details=details)  # fmt: skip
+    elif kept:
+        yield Result(code="network.toolkits", status="fine", found=f"nvcc {', '.join(kept)} was brought before",
                      details=details)  # fmt: skip
     elif any(why is None for _, asked in told for why in asked.values()):
         yield _late("network.toolkits", "the places of CUDA toolkits", subject, details)
