@@ -2,7 +2,7 @@
 # COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N CACHE=DIR are passed on.
 PYTHON ?= python3
 DCA := .venv/bin/dca
-export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL FOR ENGINE OUT
+export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX FOR ENGINE OUT
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
@@ -10,7 +10,7 @@ FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe)
         $(call flag,PREBUILT,prebuilt) $(call flag,JOBS,jobs) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev doctor env plan fetch wheel inspect smoke locks test prove bench check format clean
+.PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks test prove bench check format clean
 
 help: venv ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ inspect: venv ## what is in the wheels of dist/
 smoke: venv ## proof that the newest wheel of dist/ computes what it should; LEVEL=static|cpu|gpu WHEEL=FILE
 	@$(DCA) smoke $(if $(strip $(WHEEL)),"$$WHEEL") --quick $(call flag,LEVEL,level) $(call flag,SOURCE,source) \
 		$(call flag,ARCH,arch) $(call flag,CACHE,cache-dir)
+
+publish: venv ## the wheels of dist/ to an index in dist/index; WHEEL=FILE INDEX=DIR
+	@$(DCA) publish $(if $(strip $(WHEEL)),"$$WHEEL",dist/*.whl) $(call flag,INDEX,index) $(call flag,CACHE,cache-dir)
 
 locks: venv ## solve the locks of every recipe again, as of its date
 	@$(PYTHON) scripts/locks.py

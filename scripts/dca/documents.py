@@ -80,8 +80,19 @@ def read(kind: type[D], path: Path) -> D:
     Raises:
         DcaError: DCA-104 when the file is not such a document.
     """
+    return parse(kind, path.read_bytes(), path)
+
+
+def parse(kind: type[D], content: bytes, path: Path) -> D:
+    """A document from its bytes.
+
+    Args:
+        path: what a message calls it.
+
+    Raises:
+        DcaError: DCA-104 when they are no such document.
+    """
     try:
-        content = path.read_bytes()
         # In memory a value knows its own type; on disk only the schema's name says it.
         given = json.loads(content)
         named = given.get("schema", "") if isinstance(given, dict) else ""

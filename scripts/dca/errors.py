@@ -103,6 +103,14 @@ CODES: dict[str, str] = {
     "DCA-802": "the wheel, or this machine, is not one that can be proven as asked",
     "DCA-803": "the index conversion could not be compiled for the CPU",
     "DCA-804": "the cases could not be run to their end",
+    "DCA-901": "the wheel is one that is not published",
+    "DCA-902": "the name of the wheel is taken by other bytes",
+    "DCA-903": "the index has no such wheel",
+    "DCA-904": "the folder or bucket is not an index of this tool",
+    "DCA-905": "the repository did not take the wheel",
+    "DCA-906": "somebody else changed the index meanwhile",
+    "DCA-907": "the evidence does not belong to the wheel",
+    "DCA-908": "a record of the index is damaged",
 }
 
 

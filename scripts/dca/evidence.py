@@ -20,6 +20,8 @@ DOCUMENTS = (SBOM, PROVENANCE, INSPECTION, SMOKE)
 # The envelopes: provenance by itself, as other programs expect it, and the hashes of all documents.
 SIGNED_PROVENANCE, SIGNED_HASHES = "provenance-dsse.json", "evidence-dsse.json"
 FILES = (*DOCUMENTS, SIGNED_PROVENANCE, SIGNED_HASHES)
+# The same by their kinds, which is what an index calls them.
+BY_KIND = {name.split(".")[0]: name for name in FILES}
 PREDICATE = "urn:dca-build:evidence:1"
 # More than any of them has; what is larger is not read.
 MOST_BYTES = 1 << 26

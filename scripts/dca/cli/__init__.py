@@ -30,9 +30,10 @@ COMMANDS = {
     "wheel": ("dca.cli.wheel", "A wheel: plan, fetch, patch, compile, package, inspect."),
     "inspect": ("dca.cli.inspect", "What is in a wheel: modules, GPU archs, ops, torch, sizes."),
     "smoke": ("dca.cli.smoke", "Proof that a wheel's dual chunk attention computes what it should."),
+    "config": ("dca.cli.config", "YaRN and dual-chunk settings in a model's config.json."),
+    "publish": ("dca.cli.publish", "Wheels and their evidence to an index that pip and uv install from."),
     "verify": ("dca.cli.verify", "A wheel against its evidence: what is proven of it, and what is not."),
     "explain": ("dca.cli.explain", "What a log's failure is, or a code: cause and remedy."),
-    "config": ("dca.cli.config", "YaRN and dual-chunk settings in a model's config.json."),
 }
 
 
@@ -76,7 +77,7 @@ def root() -> None:
 
     Exit codes: 0 fine; 1 a check failed; 2 wrong usage; 3 no plan possible; 4 source could not be had or is not what
     was pinned; 5 a patch does not apply; 6 compile failed; 7 the wheel is not what was planned;
-    8 smoke failed; 130 interrupted.
+    8 smoke failed; 9 publish failed; 130 interrupted.
     """
 
 

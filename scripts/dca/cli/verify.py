@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 
-from dca import documents, evidence, signing, store
+from dca import documents, evidence, index, signing, store
 from dca.cli import options
 from dca.errors import DcaError
+from dca.publish.verified import Folder, Served, Source, VerifiedIndex, verify_index
 from dca.rebuild import rebuild
 from dca.verify import Verification, verify
 
+# So many problems are shown.
+MOST = 20
 SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
 
 
 @click.command("verify")
-@click.argument("wheel", type=click.Path(path_type=Path))
+@click.argument("target", metavar="WHEEL|INDEX")
 @click.option(
     "--key", "keys", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
     help="An Ed25519 key in PEM, public or private, that must have signed the evidence; one of several is enough.",
@@ -37,15 +41,21 @@ SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
 @options.cache
 @options.output
 def command(
-    wheel: Path, keys: tuple[Path, ...], folder: Path | None, again: bool, source: Path | None,
+    target: str, keys: tuple[Path, ...], folder: Path | None, again: bool, source: Path | None,
     companions: tuple[str, ...], cache_dir: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Check a wheel against its evidence, and say in words what is proven and what is not.
+    """Check a wheel, or every wheel of an index, and say in words what is proven and what is not.
 
-    Nothing of the wheel is run.
+    INDEX is a folder that `dca publish` made, or the URL where it is served. Nothing of a wheel is run.
     """
+    served, wheel = "://" in target, Path(target)
+    if served or wheel.is_dir():
+        if again or folder or source or companions:
+            raise DcaError("DCA-201", "of an index, only --key can be said.", remedy="name a wheel for the rest.")
+        _index(Served(_url(target)) if served else Folder(wheel), keys, as_json=as_json, quiet=quiet)
+        return
     if not wheel.is_file():
-        raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name a .whl file.")
+        raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name a .whl file, or an index.")
     if folder is not None and not folder.is_dir():
         raise DcaError("DCA-204", f"--evidence: {folder} is not a folder.", remedy="check the path.")
     public = tuple(map(signing.public_key, keys))
@@ -69,6 +79,42 @@ def command(
             remedy="do not install it; get it, with its evidence, from where it was published.",
             answered=as_json,
         )
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s@?#]+", text):
+        raise DcaError(
+            "DCA-201", f"{index.redact(text)} is not the URL of an index.", remedy="write it as https://host/path/."
+        )
+    return text
+
+
+def _index(source: Source, keys: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
+    public = tuple(map(signing.public_key, keys))
+    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+        found = verify_index(source, public, reporter)
+    if as_json:
+        click.echo(documents.dumps(found).decode(), nl=False)
+    elif not quiet:
+        click.echo(render_index(found))
+    bad = [one for one in found.wheels if one.wrong]
+    if bad or found.problems:
+        says = [*found.problems, *(f"{one.wheel}: {finding.says}" for one in bad for finding in one.wrong)]
+        rest = len(says) - MOST
+        raise DcaError(
+            "DCA-111",
+            f"{found.index} is not what its evidence says: {len(says)} problems.",
+            why="\n".join([*says[:MOST], *([f"and {rest} more."] if rest > 0 else [])]),
+            remedy="do not install from it; `dca publish` to it again makes its pages anew.",
+            answered=as_json,
+        )
+
+
+def render_index(found: VerifiedIndex) -> str:
+    """What is proven of an index, as text."""
+    lines = [render(one) for one in found.wheels]
+    state = f"{len(found.problems)} problems" if found.problems else "every page and file is what the records say"
+    return "\n".join([*lines, "", f"{found.index}: {len(found.wheels)} wheels, {found.pages} pages; {state}."])
 
 
 def render(found: Verification) -> str:

@@ -1,0 +1,374 @@
+"""Publishes wheels and what was proven of them to an index that any web server serves, and that a crash leaves right.
+
+The records are the truth. A wheel's file and evidence are placed first, then its record, then the pages, which are made
+from all records; removing goes the other way round, after the record has said so. Whatever interrupts a command leaves
+pages whose every link leads to what it names, and the next command completes what is behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+
+from dca import documents, signing, store
+from dca import evidence as proof_of
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.publish import admit, layout, pages, table
+from dca.publish.admit import Candidate, Given
+from dca.publish.place import Place, taken
+from dca.publish.table import Known, Table
+from dca.publish.values import Evidence, Listing, Published, Record, Settings
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+__all__ = ["Evidence", "Listing", "Published", "Record", "gc", "listing", "publish", "remove", "unyank", "yank"]
+
+# How often pages are made again because others published meanwhile, before it is left to them.
+ROUNDS = 20
+
+
+def publish(
+    wheels: Sequence[Path], place: Place, cache: store.Store, reporter: Reporter, *, evidence: Sequence[Path] = (),
+    links_to: str | None = None, url: str | None = None, key: Ed25519PrivateKey | None = None,
+) -> Published:  # fmt: skip
+    """Publish wheels: all of them, or none when one is refused.
+
+    Args:
+        wheels: the files.
+        place: the index.
+        cache: where `dca smoke` keeps its reports.
+        reporter: who is told of progress.
+        evidence: files that say something of the wheels, beside what this tool finds out itself.
+        links_to: URL of a folder that the wheels are downloaded from, in place of the index.
+        url: where the index is served; remembered.
+        key: that the evidence is signed with. Without one, a signature that no longer fits is taken away.
+
+    Raises:
+        DcaError: DCA-204, 701, 901 and 907 for wheels and evidence that are not published, DCA-902 for a name that is
+            taken by other bytes, DCA-904, 906 and 908 for an index that cannot be written.
+    """
+    given = {path: store.sha256_file(path) for path in _files(wheels)}
+    shared = admit.share_out([admit.read_evidence(path) for path in evidence], given)
+    published = {path: _published(path, sha256, place) for path, sha256 in given.items()}
+    reporter.stage("inspect", f"{len(given)} wheel{'s' if len(given) > 1 else ''}")
+    candidates = []
+    for number, (path, sha256) in enumerate(given.items()):
+        reporter.progress(number, len(given), path.name)
+        candidates.append(admit.admit(path, sha256, shared[path], cache, published[path]))
+    reporter.stage("publish", f"to {place.name}")
+    with place.writing(new=True):
+        known = table.read(place)
+        _check_free(given, known)
+        ready = [_whole(one, known, shared, cache) for one in candidates]
+        was = {one.record.file: known.listed(one.record.file) for one in ready}
+        told = {one.record.file: _merged(one.record, was[one.record.file], links_to) for one in ready}
+        for one in ready:
+            told[one.record.file] = _signed(told[one.record.file], was[one.record.file], one, place, key)
+        for number, one in enumerate(ready):
+            reporter.progress(number, len(ready), one.record.file)
+            if told[one.record.file] != was[one.record.file]:
+                _place(one, told[one.record.file], place, new=was[one.record.file] is None)
+        place.barrier()
+        known.write(new for name, new in told.items() if new != was[name])
+        settings = _settle(known, url=url)
+    return Published(
+        index=place.name,
+        url=settings.url,
+        added=tuple(told[name] for name in told if was[name] is None),
+        changed=tuple(told[name] for name in told if was[name] not in (None, told[name])),
+        unchanged=tuple(told[name] for name in told if was[name] == told[name]),
+    )
+
+
+def yank(names: Sequence[str], reason: str, place: Place) -> Published:
+    """Yank wheels (PEP 592): they stay, and are installed only by whoever asks for that exact version.
+
+    Raises:
+        DcaError: DCA-903 for a name that is not there.
+    """
+    text = " ".join(reason.split())
+    return _change(names, place, lambda record: record.model_copy(update={"yanked": text}))
+
+
+def unyank(names: Sequence[str], place: Place) -> Published:
+    """Take a yank back.
+
+    Raises:
+        DcaError: DCA-903 for a name that is not there.
+    """
+    return _change(names, place, lambda record: record.model_copy(update={"yanked": None}))
+
+
+def remove(names: Sequence[str], place: Place) -> Published:
+    """Remove wheels with their evidence; their names stay taken by the bytes that they had.
+
+    Removing what was removed already is fine, so that a command that was interrupted can be given again.
+
+    Raises:
+        DcaError: DCA-903 for a name that was never there.
+    """
+
+    def leave(record: Record) -> Record:
+        return record.model_copy(update={"state": "leaving"}) if record.state == "listed" else record
+
+    return _change(names, place, leave, removed=True)
+
+
+def gc(place: Place) -> Published:
+    """Delete what belongs to no wheel, such as what interrupted commands left, and make what is behind."""
+    with place.writing():
+        known = table.read(place)
+        settings = _settle(known)
+        wanted = {path for record in known.records() for path in _paths(record)}
+        strays = place.strays(wanted)
+        place.delete(sorted(strays))
+        place.barrier()
+    return Published(index=place.name, url=settings.url, deleted=tuple(sorted(strays)), freed=sum(strays.values()))
+
+
+def listing(place: Place) -> Listing:
+    """What is in an index; it is not changed.
+
+    Raises:
+        DcaError: DCA-904 when there is none, DCA-908 for a record that is damaged.
+    """
+    place.check()
+    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(table.read(place).records()))
+
+
+def _files(wheels: Sequence[Path]) -> list[Path]:
+    """The files, each once.
+
+    Raises:
+        DcaError: DCA-204 for one that is none, DCA-902 for two of one name.
+    """
+    found: dict[str, Path] = {}
+    for wheel in wheels:
+        if not wheel.is_file():
+            raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name .whl files.")
+        other = found.setdefault(wheel.name, wheel)
+        if other != wheel and not other.samefile(wheel):
+            ours, theirs = store.sha256_file(wheel), store.sha256_file(other)
+            if ours != theirs:
+                raise taken(wheel.name, theirs, ours)
+    return list(found.values())
+
+
+def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
+    """The record of the same bytes, if they are listed: they need not be looked into again.
+
+    Raises:
+        DcaError: DCA-902 when other bytes have the name; said before anything else is done.
+    """
+    try:
+        record = table.parse(wheel.name, place.read(layout.record(wheel.name)))
+    except FileNotFoundError:
+        return None
+    if record.sha256 != sha256:
+        raise taken(wheel.name, record.sha256, sha256)
+    return record if record.state == "listed" else None
+
+
+def _check_free(wheels: dict[Path, str], known: Known) -> None:
+    """Refuse wheels whose name is taken, also by one whose name only spells the same thing in another way.
+
+    Raises:
+        DcaError: DCA-902.
+    """
+    folded: dict[str, set[str]] = {}
+    for name in known.lines:
+        folded.setdefault(_folded(name), set()).add(name)
+    for wheel, sha256 in wheels.items():
+        if wheel.name in known.lines and (theirs := known.record(wheel.name).sha256) != sha256:
+            raise taken(wheel.name, theirs, sha256)
+        alike = folded.setdefault(_folded(wheel.name), set())
+        alike.add(wheel.name)
+        for other in alike - {wheel.name}:
+            try:
+                same = parse_wheel_filename(other) == parse_wheel_filename(wheel.name)
+            except InvalidWheelFilename:
+                # Said better by whoever looks into it.
+                continue
+            if same:
+                raise DcaError(
+                    "DCA-902", f"{wheel.name} has another name already: {other}.",
+                    why="both names mean the same version, build and tags; pip could not tell the files apart.",
+                    remedy="publish one of them, or give the wheel another version.",
+                )  # fmt: skip
+
+
+def _folded(name: str) -> str:
+    """What two names have in common that mean the same: versions may end with any number of zeros."""
+    lower = name.lower()
+    return re.sub(r"(\.0)+(?=[+-])", "", lower) if ".0+" in lower or ".0-" in lower else lower
+
+
+def _whole(one: Candidate, known: Known, shared: dict[Path, list[Given]], cache: store.Store) -> Candidate:
+    """A candidate that has all of its files; one that was listed a moment ago may have been removed since."""
+    if one.whole or known.listed(one.record.file):
+        return one
+    return admit.admit(one.wheel, one.record.sha256, shared[one.wheel], cache)
+
+
+def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
+    """A wheel's record after it was published once more."""
+    links = new.links_to if links_to is None else links_to
+    if was is None:
+        return new.model_copy(update={"links_to": links})
+    evidence = {one.kind: one for one in (*was.evidence, *new.evidence)}
+    links = was.links_to if links_to is None else links_to
+    changed = {"links_to": links, "evidence": tuple(evidence[kind] for kind in sorted(evidence))}
+    return was.model_copy(update=changed)
+
+
+def _signed(record: Record, was: Record | None, one: Candidate, place: Place, key: Ed25519PrivateKey | None) -> Record:
+    """A record with the envelopes around its documents; their content is put with the candidate's."""
+    envelopes = {name.split(".")[0] for name in (proof_of.SIGNED_PROVENANCE, proof_of.SIGNED_HASHES)}
+    proofs = {each.kind: each for each in record.evidence if each.kind not in envelopes}
+    if key is None:
+        before = {each.kind: each for each in was.evidence if each.kind not in envelopes} if was else {}
+        kept = record.evidence if before == proofs else tuple(proofs.values())
+        return record.model_copy(update={"evidence": kept})
+    contents = {
+        proof_of.BY_KIND[kind]: one.evidence.get(each.path) or place.read(each.path)
+        for kind, each in proofs.items()
+        if kind in proof_of.BY_KIND
+    }
+    says = f"by key {signing.key_id(key.public_key())[:16]}"
+    for name, content in proof_of.sign(record.file, record.sha256, contents, key).items():
+        if name.split(".")[0] in envelopes:
+            proof = admit.placed(record.sha256, name, content, says)
+            one.evidence[proof.path] = content
+            proofs[proof.kind] = proof
+    return record.model_copy(update={"evidence": tuple(proofs[kind] for kind in sorted(proofs))})
+
+
+def _place(one: Candidate, record: Record, place: Place, *, new: bool) -> None:
+    """The files that a record will name."""
+    if new:
+        place.put(layout.wheel(record.file), one.wheel, record.sha256)
+        place.put(layout.metadata(record.file), one.metadata, record.metadata_sha256)
+    for proof in record.evidence:
+        if proof.path in one.evidence:
+            place.put(proof.path, one.evidence[proof.path], proof.sha256)
+
+
+def _change(
+    names: Sequence[str], place: Place, change: Callable[[Record], Record], *, removed: bool = False
+) -> Published:
+    with place.writing():
+        known = table.read(place)
+        was = {record.file: record for name in names for record in _named(name, known, removed=removed)}
+        told = {name: change(record) for name, record in was.items()}
+        changed = {name: record for name, record in told.items() if record != was[name]}
+        known.write(changed.values())
+        settings = _settle(known)
+    return Published(
+        index=place.name,
+        url=settings.url,
+        changed=tuple(changed.values()),
+        unchanged=tuple(record for name, record in told.items() if name not in changed),
+    )
+
+
+def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
+    """The wheels that a user means: one by its file name, or all of one version.
+
+    Args:
+        name: as the user wrote it.
+        known: the index.
+        removed: whether wheels that were removed count, where none that is listed has that name.
+
+    Raises:
+        DcaError: DCA-903.
+    """
+    file = name.rsplit("/", 1)[-1]
+    project, separator, text = name.rpartition("==")
+    try:
+        version = str(Version(text))
+    except InvalidVersion:
+        version = ""
+    every = [
+        each
+        for each, line in known.lines.items()
+        if each == file
+        or (version and line.version == version and (not separator or line.project == canonicalize_name(project)))
+    ]
+    listed = [each for each in every if known.lines[each].state == "listed"]
+    found = listed or (every if removed else [])
+    projects = sorted({known.lines[each].project for each in found})
+    if len(projects) == 1:
+        return [known.record(each) for each in sorted(found)]
+    if projects:
+        raise DcaError(
+            "DCA-903", f"{name} is a version of several packages.",
+            remedy="write it as " + " or ".join(f"{project}=={version}" for project in projects) + ".",
+        )  # fmt: skip
+    raise DcaError(
+        "DCA-903",
+        f"{known.place.name} has no wheel {name}.",
+        why="it was removed." if every else "",
+        remedy="publish the same file again to bring it back."
+        if every
+        else "name a file or a version as `dca publish --list` shows it.",
+    )
+
+
+def _paths(record: Record) -> set[str]:
+    """Files that belong to a wheel."""
+    if record.state != "listed":
+        return set()
+    return {layout.wheel(record.file), layout.metadata(record.file), *(one.path for one in record.evidence)}
+
+
+def _settings(place: Place) -> Settings:
+    try:
+        return Settings.model_validate_json(place.read(layout.SETTINGS))
+    except (FileNotFoundError, ValueError):
+        return Settings()
+
+
+def _settle(known: Known, *, url: str | None = None) -> Settings:
+    """Make the pages what the records say, and delete what removed wheels have left.
+
+    Args:
+        known: the index.
+        url: where it is served, if that is new.
+    """
+    place = known.place
+    settings = _settings(place)
+    if url is not None and url != settings.url:
+        settings = Settings(url=url)
+        place.put_page(layout.SETTINGS, documents.dumps(settings))
+    for _ in range(ROUNDS):
+        hashes = {}
+        for path, content in pages.render(known.lines, known.record, settings, known.before, place.read):
+            if content is None:
+                hashes[path] = known.before.pages[path]
+            else:
+                place.put_page(path, content)
+                hashes[path] = store.sha256_bytes(content)
+        place.barrier()
+        obsolete = place.pages() - set(hashes)
+        for depth in sorted({path.count("/") for path in obsolete}):
+            # First those that link to the others.
+            place.delete(sorted(path for path in obsolete if path.count("/") == depth))
+            place.barrier()
+        leaving = [known.record(name) for name, line in known.lines.items() if line.state == "leaving"]
+        for record in leaving:
+            place.delete(sorted(_paths(record.model_copy(update={"state": "listed"}))))
+        place.barrier()
+        known.write(record.model_copy(update={"state": "gone"}) for record in leaving)
+        known.before = Table(dict(known.lines), hashes, settings.url)
+        place.put_page(layout.ROWS, table.dump(known.before))
+        place.barrier()
+        if place.alone or not known.refresh():
+            break
+    return settings

@@ -1,0 +1,297 @@
+"""Decides whether a wheel may be published, and makes its record: what it says of itself must be true."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
+
+from dca import documents, evidence, inspection, store
+from dca.errors import DcaError
+from dca.inspection import Inspection
+from dca.publish import layout
+from dca.publish.values import Evidence, Record
+from dca.smoke.values import Smoke
+
+MOST_PROBLEMS = 20
+LARGEST_EVIDENCE = 64 << 20
+INSPECTION, SMOKE = "inspection", "smoke"
+
+
+@dataclass(frozen=True)
+class Given:
+    """Evidence that the user names.
+
+    Args:
+        kind: of it.
+        suffix: of its file, with the dot.
+        says: the result in a few words.
+        sha256: of the wheel that it names; empty when it names none that this tool can read.
+    """
+
+    path: Path
+    content: bytes
+    kind: str
+    suffix: str
+    says: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A wheel that may be published.
+
+    Args:
+        record: of it, with all of its evidence.
+        metadata: its METADATA.
+        evidence: content of its evidence by path; of what is published already only what is new.
+        whole: whether content is here for all that the record names.
+    """
+
+    wheel: Path
+    record: Record
+    metadata: bytes
+    evidence: dict[str, bytes]
+    whole: bool
+
+
+def read_evidence(path: Path) -> Given:
+    """A file that says something of a wheel.
+
+    Raises:
+        DcaError: DCA-204 when it cannot be read, DCA-901 when it speaks against the wheel.
+    """
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= LARGEST_EVIDENCE else b""
+    except OSError as error:
+        raise DcaError("DCA-204", f"--evidence: {path} cannot be read.", why=error.strerror or "",
+                       remedy="name a file.") from None  # fmt: skip
+    if not content:
+        why = f"it has {size:,} bytes; at least one and at most {LARGEST_EVIDENCE:,} are taken."
+        raise DcaError("DCA-204", f"--evidence: {path} is no evidence.", why=why, remedy="name a report of a wheel.")
+    stem, dot, rest = path.name.partition(".")
+    kind = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-") or "evidence"
+    suffix = re.sub(r"[^A-Za-z0-9.]+", "", dot + rest) or ".txt"
+    try:
+        told = json.loads(content)
+        schema = told.get("schema") if isinstance(told, dict) else None
+    except (ValueError, RecursionError):
+        schema = None
+    if schema == Smoke.SCHEMA:
+        smoke = documents.read(Smoke, path)
+        return Given(path, content, SMOKE, ".json", _smoke(smoke), smoke.sha256)
+    if schema == Inspection.SCHEMA:
+        found = documents.read(Inspection, path)
+        return Given(path, content, INSPECTION, ".json", _inspected(found), found.sha256)
+    return Given(path, content, kind, suffix, "", "")
+
+
+def share_out(given: Sequence[Given], wheels: dict[Path, str]) -> dict[Path, list[Given]]:
+    """Which evidence is of which wheel.
+
+    Args:
+        given: the evidence.
+        wheels: sha256 of the wheels by path.
+
+    Raises:
+        DcaError: DCA-205, when evidence is of another wheel, or does not say which of several it is of.
+    """
+    shared: dict[Path, list[Given]] = {wheel: [] for wheel in wheels}
+    for one in given:
+        named = {one.sha256} if one.sha256 else {sha for sha in wheels.values() if sha.encode() in one.content}
+        owners = [wheel for wheel, sha in wheels.items() if sha in named]
+        if not owners and not named and len(wheels) == 1:
+            owners = list(wheels)
+        if not owners:
+            raise DcaError(
+                "DCA-907",
+                f"--evidence: {one.path} does not belong to a wheel that is named.",
+                why=f"it is of the wheel with sha256 {one.sha256}." if one.sha256 else "it names the sha256 of none.",
+                remedy="publish one wheel at a time with its evidence, or make the evidence again for this wheel.",
+            )
+        for wheel in owners:
+            if any(other.kind == one.kind for other in shared[wheel]):
+                raise DcaError(
+                    "DCA-907", f"{wheel.name} is given evidence of the kind `{one.kind}` twice.",
+                    remedy="name one file of a kind, or rename one of them: the kind is the beginning of its name.",
+                )  # fmt: skip
+            shared[wheel].append(one)
+    return shared
+
+
+def admit(
+    wheel: Path, sha256: str, given: Sequence[Given], cache: store.Store, published: Record | None = None
+) -> Candidate:
+    """A wheel that may be published, with its record.
+
+    Args:
+        wheel: the file.
+        sha256: of it.
+        given: evidence that the user names.
+        cache: where `dca smoke` keeps its reports.
+        published: its record where the same bytes are published already: it is not looked into again then.
+
+    Raises:
+        DcaError: DCA-204 and 701 when it is no wheel, DCA-901 when it must not be published.
+    """
+    if not layout.PLAIN_NAME.fullmatch(wheel.name):
+        why = "a name may hold letters, digits and . _ + ! - and ends with .whl."
+        raise DcaError("DCA-701", f"{wheel.name} is no name of a wheel.", why=why, remedy="name a .whl file.")
+    texts: dict[str, tuple[bytes, str]] = {}
+    if published is not None:
+        record, metadata = published, b""
+    else:
+        found = inspection.inspect(wheel, asked=None)
+        _refuse(wheel, found, sha256)
+        record, metadata = _record(found), _metadata(wheel)
+        record = record.model_copy(update={"metadata_sha256": store.sha256_bytes(metadata)})
+        texts[INSPECTION + ".json"] = (documents.dumps(found), _inspected(found))
+    own = evidence.collect(wheel, sha256, cache)
+    if not any(one.kind == SMOKE for one in given) and (kept := _kept_smoke(own, sha256)):
+        given = [*given, kept]
+    # What was published with it stays: the same wheel, made at another time, has another provenance.
+    there = {one.kind for one in record.evidence} | {one.kind for one in given}
+    texts |= {
+        name: (own[name], says)
+        for name, says in ((evidence.SBOM, "CycloneDX"), (evidence.PROVENANCE, "SLSA v1"))
+        if name in own and name.split(".")[0] not in there
+    }
+    for one in given:
+        if one.kind == SMOKE:
+            _refuse_failed(wheel, documents.parse(Smoke, one.content, one.path), one.path)
+        texts[one.kind + one.suffix] = (one.content, one.says)
+    proofs = {one.kind: one for one in record.evidence}
+    contents: dict[str, bytes] = {}
+    for name, (content, says) in texts.items():
+        proof = placed(sha256, name, content, says)
+        proofs[proof.kind] = proof
+        contents[proof.path] = content
+    record = record.model_copy(update={"evidence": tuple(proofs[kind] for kind in sorted(proofs))})
+    return Candidate(wheel, record, metadata, contents, published is None)
+
+
+def placed(wheel: str, name: str, content: bytes, says: str) -> Evidence:
+    """Evidence and its place, which has a part of its hash: what a record names is never replaced by other bytes."""
+    sha256 = store.sha256_bytes(content)
+    kind, _, suffix = name.partition(".")
+    path = f"{layout.EVIDENCE}/{wheel}/{kind}-{sha256[:8]}.{suffix}"
+    return Evidence(kind=kind, path=path, sha256=sha256, bytes=len(content), says=says)
+
+
+def _refuse(wheel: Path, found: Inspection, sha256: str) -> None:
+    """Refuse a wheel that must not be published.
+
+    Raises:
+        DcaError: DCA-901.
+    """
+    problems = list(found.problems)
+    if found.sha256 != sha256:
+        problems.append("the file was changed while it was looked at.")
+    try:
+        SpecifierSet(found.requires_python)
+    except InvalidSpecifier as error:
+        problems.append(f"METADATA's Requires-Python is none: {error}.")
+    local = _segments(found.version)
+    named = _cuda_in(local)
+    if found.recorded and named and found.recorded.cuda and named != found.recorded.cuda:
+        problems.append(f"its version names CUDA {named}, its record {found.recorded.cuda}.")
+    if "dirty" in local:
+        raise DcaError(
+            "DCA-901", f"{wheel.name} is not published: it was made from sources that nobody else can have.",
+            why="its version says `.dirty`: a local folder was taken as it was.",
+            remedy="commit the change or make it a patch, and build again without --dirty.",
+        )  # fmt: skip
+    if problems:
+        rest = len(problems) - MOST_PROBLEMS
+        raise DcaError(
+            "DCA-901", f"{wheel.name} is not published: what it says of itself is not true.",
+            why="\n".join([*problems[:MOST_PROBLEMS], *([f"and {rest} more."] if rest > 0 else [])]),
+            remedy="build it again; `dca inspect` shows all of it.",
+        )  # fmt: skip
+
+
+def _refuse_failed(wheel: Path, smoke: Smoke, path: Path) -> None:
+    failed = [case for case in smoke.cases if not case.passed and not case.overlay]
+    if failed:
+        raise DcaError(
+            "DCA-901",
+            f"{wheel.name} is not published: it does not compute what it should.",
+            why=f"{len(failed)} of {len(smoke.cases)} cases of {path} failed, the first of them {failed[0].name}.",
+            remedy="mend it, or run `dca smoke` on it again where the report is out of date.",
+        )
+
+
+def _kept_smoke(own: dict[str, bytes], sha256: str) -> Given | None:
+    """The report of the last whole `dca smoke` of this wheel."""
+    path = Path(evidence.SMOKE)
+    try:
+        smoke = documents.parse(Smoke, own.get(evidence.SMOKE, b""), path)
+    except DcaError:
+        return None
+    if smoke.sha256 != sha256:
+        return None
+    # The commands that repeat its cases name this machine's folders, which are nobody else's concern.
+    cases = tuple(case.model_copy(update={"repeat": ""}) for case in smoke.cases)
+    smoke = smoke.model_copy(update={"cases": cases})
+    return Given(path, documents.dumps(smoke), SMOKE, ".json", _smoke(smoke), sha256)
+
+
+def _smoke(smoke: Smoke) -> str:
+    cases = [case for case in smoke.cases if not case.overlay]
+    passed = sum(case.passed for case in cases)
+    return f"{smoke.level}: {passed} of {len(cases)} cases passed" + (", not all were run" if smoke.partial else "")
+
+
+def _inspected(found: Inspection) -> str:
+    return f"{len(found.problems)} problems" if found.problems else "nothing wrong found"
+
+
+def _record(found: Inspection) -> Record:
+    """The record of a wheel, without its evidence and the hash of its METADATA."""
+    own = found.recorded
+    archs = own.archs if own else tuple(sorted({arch for module in found.modules for arch in module.sass}, key=_number))
+    return Record(
+        file=found.file,
+        sha256=found.sha256,
+        bytes=found.bytes,
+        published=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        project=found.name,
+        version=found.version,
+        requires_python=found.requires_python,
+        metadata_sha256="",
+        tags=found.tags,
+        cuda=(own.cuda if own else "") or _cuda_in(_segments(found.version)),
+        archs=archs,
+        torch=found.torch.removeprefix("torch").removeprefix("=="),
+        recipe=own.recipe if own else "",
+    )
+
+
+def _number(arch: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", arch))
+
+
+def _segments(version: str) -> list[str]:
+    return (Version(version).local or "").split(".")
+
+
+def _cuda_in(local: list[str]) -> str:
+    """The CUDA version that a local version names, such as cu124; nothing for forms that do not tell it whole."""
+    for segment in local:
+        if match := re.fullmatch(r"cu([0-9]{2})([0-9])", segment):
+            return f"{match[1]}.{match[2]}"
+    return ""
+
+
+def _metadata(wheel: Path) -> bytes:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(one for one in archive.namelist() if one.endswith(".dist-info/METADATA"))
+        return archive.read(name)

@@ -1,0 +1,283 @@
+"""An index in a bucket of an S3-compatible store. There is no lock: what must not be overwritten is put on condition.
+
+A record is put only where it is still the one that was read, a wheel only where there is none; after the pages were put
+the records are looked at again, and the pages are made once more when somebody else has published meanwhile.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import mimetypes
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from dca import documents, store
+from dca.errors import DcaError
+from dca.publish import layout
+from dca.publish.place import raced, taken
+from dca.publish.values import Settings
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+
+# What another publisher may be about to name in a record is left alone for so long.
+GRACE = timedelta(days=1)
+SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
+FOREVER, ASK = "public, max-age=31536000, immutable", "no-cache"
+NOT_THERE, REFUSED = (
+    ("404", "NoSuchKey", "NotFound"),
+    ("412", "PreconditionFailed", "409", "ConditionalRequestConflict"),
+)
+
+
+class Bucket:
+    """An index in a bucket.
+
+    Args:
+        url: s3://bucket/prefix.
+        endpoint: URL of the store; Amazon's, or what the environment names, when not given.
+    """
+
+    alone = False
+
+    def __init__(self, url: str, endpoint: str | None = None) -> None:
+        told = urlsplit(url)
+        if told.scheme != "s3" or not told.netloc or told.query or told.fragment or "@" in told.netloc:
+            raise DcaError("DCA-201", f"--s3 {url} is not a bucket.", remedy="write it as s3://bucket/prefix.")
+        self.name = url.rstrip("/")
+        self._bucket, self._prefix = told.netloc, f"{told.path.strip('/')}/".lstrip("/")
+        self._client = _client(endpoint)
+
+    @contextlib.contextmanager
+    def writing(self, *, new: bool = False) -> Iterator[None]:
+        """Nobody is kept waiting.
+
+        Raises:
+            DcaError: DCA-904 where there is something else; DCA-905 for what the store refuses.
+        """
+        with _told(self.name):
+            if new and not self._there(layout.SETTINGS):
+                answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+                if not answer.get("KeyCount"):
+                    self._put(layout.SETTINGS, documents.dumps(Settings()), ASK)
+            self.check()
+            yield
+
+    def check(self) -> None:
+        """Whether there is an index.
+
+        Raises:
+            DcaError: DCA-904.
+        """
+        with _told(self.name):
+            if not self._there(layout.SETTINGS):
+                raise DcaError(
+                    "DCA-904", f"{self.name} is not an index that this tool made.",
+                    why=f"it has no {layout.SETTINGS}.",
+                    remedy="name the place of an index, or an empty one to publish.",
+                )  # fmt: skip
+
+    def signatures(self) -> dict[str, str]:
+        """The records by their entity tags."""
+        with _told(self.name):
+            found = {path: one["ETag"] for path, one in self._list(f"{layout.RECORDS}/")}
+        names = {path.removeprefix(f"{layout.RECORDS}/"): tag for path, tag in found.items()}
+        return {name.removesuffix(".json"): tag for name, tag in names.items() if name.endswith(".whl.json")}
+
+    def pages(self) -> set[str]:
+        """The pages, without the copies that answer for a folder."""
+        with _told(self.name):
+            tops = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
+            )
+            found: set[str] = set()
+            for page in tops:
+                for one in page.get("CommonPrefixes", []):
+                    view = one["Prefix"].removeprefix(self._prefix)
+                    if layout.VIEW.fullmatch(view.rstrip("/")):
+                        found |= {path for path, _ in self._list(view) if not path.endswith("/")}
+                keys = {one["Key"].removeprefix(self._prefix) for one in page.get("Contents", [])}
+                found |= keys & {layout.FRONT, layout.AS_IT_IS}
+            return found
+
+    def strays(self, wanted: set[str]) -> dict[str, int]:
+        """Files that belong to no wheel, and were not just put there by somebody else."""
+        before = datetime.now(timezone.utc) - GRACE
+        with _told(self.name):
+            return {
+                path: one["Size"]
+                for top in (layout.FILES, layout.EVIDENCE)
+                for path, one in self._list(f"{top}/")
+                if path not in wanted and one["LastModified"] < before
+            }
+
+    def read(self, path: str) -> bytes:
+        """A file's content."""
+        with _told(self.name):
+            try:
+                content: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + path)["Body"].read()
+            except _errors() as error:
+                if _code(error) in NOT_THERE:
+                    raise FileNotFoundError(path) from None
+                raise
+            return content
+
+    def put(self, path: str, content: bytes | Path, sha256: str) -> None:
+        """A file that records name with its hash; what is there with another is never replaced."""
+        name = path.rsplit("/", 1)[-1]
+        if (theirs := self._sha256(path)) == sha256:
+            return
+        if theirs is not None:
+            raise taken(name, theirs, sha256)
+        try:
+            self._put(path, content, FOREVER, sha256=sha256, IfNoneMatch="*")
+        except _errors() as error:
+            if _code(error) not in REFUSED:
+                raise
+            if (theirs := self._sha256(path)) != sha256:
+                raise taken(name, str(theirs), sha256) from None
+
+    def put_record(self, name: str, content: bytes, was: str | None) -> str:
+        """A record, where the one that is there is still the one that was read."""
+        condition = {"IfNoneMatch": "*"} if was is None else {"IfMatch": was}
+        try:
+            return self._put(layout.record(name), content, ASK, **condition)
+        except _errors() as error:
+            if _code(error) not in (*REFUSED, *NOT_THERE):
+                raise
+            # What was put, and put again because the answer was lost, is ours.
+            with contextlib.suppress(FileNotFoundError):
+                if self.read(layout.record(name)) == content:
+                    return self.signatures()[name]
+            raise raced(name) from None
+
+    def put_page(self, path: str, content: bytes) -> None:
+        """A page; that of a folder also answers for the folder's own name, as a web server would."""
+        self._put(path, content, ASK)
+        folder, _, name = path.rpartition("/")
+        if name == layout.HTML and folder:
+            self._put(f"{folder}/", content, ASK)
+
+    def barrier(self) -> None:
+        """What a store has answered for is there."""
+
+    def delete(self, paths: list[str]) -> None:
+        """Delete files."""
+        for path in paths:
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + path)
+            folder, _, name = path.rpartition("/")
+            if name == layout.HTML and folder:
+                self._client.delete_object(Bucket=self._bucket, Key=f"{self._prefix}{folder}/")
+
+    def _list(self, below: str) -> Iterator[tuple[str, Any]]:
+        paginator = self._client.get_paginator("list_objects_v2")
+        for page in paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + below):
+            for one in page.get("Contents", []):
+                yield one["Key"].removeprefix(self._prefix), one
+
+    def _there(self, path: str) -> bool:
+        try:
+            self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
+        except _errors() as error:
+            if _code(error) in NOT_THERE:
+                return False
+            raise
+        return True
+
+    def _sha256(self, path: str) -> str | None:
+        """The hash of a file that is there: what was said when it was put, else that of its bytes."""
+        try:
+            told = self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
+        except _errors() as error:
+            if _code(error) in NOT_THERE:
+                return None
+            raise
+        if value := told.get("Metadata", {}).get("sha256"):
+            return str(value)
+        seen = hashlib.sha256()
+        body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + path)["Body"]
+        for block in body.iter_chunks(1 << 20):
+            seen.update(block)
+        return seen.hexdigest()
+
+    def _put(self, path: str, content: bytes | Path, keep: str, *, sha256: str = "", **condition: str) -> str:
+        """Put one object whole; the store checks it against its hash."""
+        sha256 = sha256 or store.sha256_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        with contextlib.ExitStack() as stack:
+            body = content if isinstance(content, bytes) else stack.enter_context(content.open("rb"))
+            answer = self._client.put_object(
+                Bucket=self._bucket, Key=self._prefix + path, Body=body, ContentType=_kind(path), CacheControl=keep,
+                ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(), Metadata={"sha256": sha256},
+                **condition,
+            )  # fmt: skip
+        return str(answer["ETag"])
+
+
+def _kind(path: str) -> str:
+    """The content type, which a store keeps beside the bytes: a page of JSON is one that pip can read."""
+    name = path.rsplit("/", 1)[-1]
+    if name in ("", layout.HTML):
+        return "text/html; charset=utf-8"
+    if layout.VIEW.fullmatch(path.split("/")[0]):
+        return SIMPLE_JSON
+    if name.endswith(".metadata"):
+        return "text/plain; charset=utf-8"
+    return mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+
+def _client(endpoint: str | None) -> Any:
+    """A client for the store, with the credentials that boto3 finds in its usual places.
+
+    Raises:
+        DcaError: DCA-103 without boto3, DCA-905 when it is set up wrongly.
+    """
+    try:
+        import boto3
+    except ImportError:
+        raise DcaError(
+            "DCA-103", "boto3 is not installed, and buckets are reached through it.",
+            remedy="run `pip install 'dca-build[s3]'`, or `pip install boto3` in the environment of dca.",
+        ) from None  # fmt: skip
+    with _told(endpoint or "the store"):
+        try:
+            return boto3.client("s3", endpoint_url=endpoint)
+        except ValueError as error:
+            raise DcaError(
+                "DCA-201", f"--s3-endpoint {endpoint} is not the URL of a store.", why=str(error),
+                remedy="write it as https://host:port.",
+            ) from None  # fmt: skip
+
+
+def _errors() -> Any:
+    from botocore.exceptions import ClientError
+
+    return ClientError
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Errors of the store in this tool's words.
+
+    Raises:
+        DcaError: DCA-905.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, Boto3Error, ClientError) as error:
+        raise DcaError(
+            "DCA-905", f"{name} did not do what was asked.", why=str(error),
+            remedy="check the bucket's name, the endpoint (--s3-endpoint or AWS_ENDPOINT_URL) and the credentials "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or a profile); then run the command again.",
+        ) from None  # fmt: skip

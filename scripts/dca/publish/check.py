@@ -1,0 +1,230 @@
+"""Walks an index and finds everything that is not what its records say: the part of a proof that needs no key."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+from dca import documents, store
+from dca.documents import Value
+from dca.errors import DcaError
+from dca.publish import layout, pages, table
+from dca.publish.values import Record, Settings
+
+# Every hash that is looked at is kept for the time of one check: a wheel of 800 MB is read once.
+Hashes = dict[Path, str]
+
+
+class Checked(Value):
+    """What a check has found.
+
+    Args:
+        wheels: how many are listed.
+        files: how many files were looked at.
+        wrong: what somebody who installs would meet: a link that leads nowhere, a hash that does not fit, a page that
+            cannot be read.
+        behind: what differs from the records without harm to anybody: what an interrupted command leaves, until the
+            next one; or a change made by hand.
+    """
+
+    wheels: int
+    files: int
+    wrong: tuple[str, ...]
+    behind: tuple[str, ...]
+
+    @property
+    def fine(self) -> bool:
+        """Whether nothing at all was found."""
+        return not self.wrong and not self.behind
+
+
+def check(root: Path) -> Checked:
+    """Look at every byte of an index in a folder; nothing is written, and no lock is held.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        DcaError: DCA-904 when it is no index.
+    """
+    if not (root / layout.SETTINGS).is_file():
+        raise DcaError(
+            "DCA-904", f"{root} is not an index that this tool made.", why=f"it has no {layout.SETTINGS}.",
+            remedy="name the folder that `dca publish --index` was given.",
+        )  # fmt: skip
+    wrong: list[str] = []
+    behind: list[str] = []
+    hashes: Hashes = {}
+    records = _records(root, wrong)
+    listed = [one for one in records if one.state == "listed"]
+    for one in listed:
+        wrong += _wheel(root, one, hashes)
+    for page in sorted(root.rglob(layout.HTML)) + sorted(root.rglob(layout.JSON)):
+        if (place := page.relative_to(root)).parts[0] not in (layout.OWN, layout.EVIDENCE, layout.FILES):
+            wrong += [f"{place}: {problem}." for problem in _page(page, root, hashes)]
+    behind += _differences(root, records)
+    behind += _changed_records(root)
+    known = {path for one in listed for path in (layout.wheel(one.file), layout.metadata(one.file))}
+    known |= {proof.path for one in listed for proof in one.evidence}
+    known |= {layout.record(one.file) for one in records}
+    files = 0
+    for relative, path in store.walk(root):
+        files += 1
+        if path.is_symlink() or not path.is_file():
+            wrong.append(f"{relative} is no plain file.")
+        if relative.split("/")[0] in (layout.FILES, layout.EVIDENCE, layout.RECORDS) and relative not in known:
+            behind.append(f"{relative} belongs to no wheel.")
+    return Checked(wheels=len(listed), files=files, wrong=tuple(wrong), behind=tuple(behind))
+
+
+def _records(root: Path, wrong: list[str]) -> list[Record]:
+    """The records that can be read; what is wrong with the others is added to `wrong`."""
+    found = []
+    for path in sorted((root / layout.RECORDS).glob("*.json")):
+        try:
+            content = path.read_bytes()
+            record = table.parse(path.name.removesuffix(".json"), content)
+        except DcaError as error:
+            wrong.append(f"{error.what} {error.why}")
+            continue
+        if documents.dumps(record) != content:
+            wrong.append(f"{layout.RECORDS}/{path.name} is not as this tool writes it.")
+        found.append(record)
+    return found
+
+
+def _wheel(root: Path, one: Record, hashes: Hashes) -> Iterator[str]:
+    """What is wrong with a wheel's files."""
+    path = root / layout.wheel(one.file)
+    wanted = [(layout.wheel(one.file), one.sha256, one.bytes)]
+    wanted += [(proof.path, proof.sha256, proof.bytes) for proof in one.evidence]
+    wanted.append((layout.metadata(one.file), one.metadata_sha256, -1))
+    for relative, sha256, size in wanted:
+        file = root / relative
+        if not file.is_file():
+            yield f"{relative} is missing."
+        elif (found := _hash(file, hashes)) != sha256 or size not in (-1, file.stat().st_size):
+            yield f"{relative} has sha256 {found}; by its record it is {sha256}."
+    if path.is_file() and _hash(path, hashes) == one.sha256:
+        with zipfile.ZipFile(path) as archive:
+            name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+            if store.sha256_bytes(archive.read(name)) != one.metadata_sha256:
+                yield f"{layout.metadata(one.file)} is not the METADATA inside of the wheel."
+
+
+def _differences(root: Path, records: list[Record]) -> Iterator[str]:
+    """Pages that are not what the records make of them."""
+    try:
+        settings = documents.read(Settings, root / layout.SETTINGS)
+        if documents.dumps(settings) != (root / layout.SETTINGS).read_bytes():
+            yield f"{layout.SETTINGS} is not as this tool writes it."
+    except DcaError as error:
+        yield f"{layout.SETTINGS} cannot be read: {error.why}."
+        settings = Settings()
+    made = pages.render_all(records, settings)
+    for path, content in made.items():
+        file = root / path
+        if not file.is_file():
+            yield f"{path} is missing."
+        elif file.read_bytes() != content:
+            yield f"{path} is not what the records make of it."
+    for view in sorted(root.iterdir()):
+        if layout.VIEW.fullmatch(view.name) and view.is_dir():
+            for relative, _ in store.walk(view):
+                if f"{view.name}/{relative}" not in made:
+                    yield f"{view.name}/{relative} is a page of nothing."
+
+
+def _changed_records(root: Path) -> Iterator[str]:
+    """Records that are not those that the last command knew: pages do not show all that a record says."""
+    cache = root / layout.ROWS
+    content = cache.read_bytes() if cache.is_file() else b""
+    if not table.intact(content):
+        yield f"{layout.ROWS} is missing or damaged; the next command makes it again."
+    for name, line in table.load(content).lines.items():
+        record = root / layout.record(name)
+        if not record.is_file() or store.sha256_file(record) != line.sha256:
+            yield f"{layout.record(name)} is not what it was when the pages were made."
+
+
+def _page(page: Path, root: Path, hashes: Hashes) -> Iterator[str]:
+    """What is wrong with a page as somebody sees it who does not know the records."""
+    try:
+        text = page.read_text(encoding="utf-8")
+        links = list(_json_links(text) if page.suffix == ".json" else _html_links(text))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        yield f"it cannot be read: {error}"
+        return
+    for url, wanted, metadata in links:
+        told = urlsplit(url)
+        if told.scheme or told.netloc:
+            # A release elsewhere; its bytes are not here to be looked at.
+            continue
+        target = page.parent / unquote(told.path)
+        if not target.resolve().is_relative_to(root.resolve()):
+            yield f"it links out of the index, to {url}"
+        elif told.path.endswith("/"):
+            if not (target / layout.HTML).is_file():
+                yield f"it links to {url}, where there is no page"
+        elif not target.is_file():
+            yield f"it links to {url}, which is not there"
+        else:
+            beside = target.with_name(target.name + ".metadata")
+            if wanted and _hash(target, hashes) != wanted:
+                yield f"it names another sha256 for {target.name}"
+            if metadata and (not beside.is_file() or _hash(beside, hashes) != metadata):
+                yield f"it names another sha256 for {beside.name}"
+
+
+def _json_links(text: str) -> Iterator[tuple[str, str, str]]:
+    """URL, sha256 of the file and of its METADATA, of everything that a JSON page links to."""
+    told = json.loads(text)
+    if told["meta"]["api-version"] != pages.JSON_VERSION:
+        raise ValueError("its version is another")
+    for project in told.get("projects", []):
+        yield f"{project['name']}/", "", ""
+    for file in told.get("files", []):
+        if file["url"].rsplit("/", 1)[-1] != layout.url(file["filename"]):
+            raise ValueError(f"{file['filename']} is linked as {file['url']}")
+        yield file["url"], file["hashes"]["sha256"], file["core-metadata"]["sha256"]
+
+
+def _html_links(text: str) -> Iterator[tuple[str, str, str]]:
+    """The same of a page of HTML."""
+    reader = _Anchors()
+    reader.feed(text)
+    reader.close()
+    if not reader.ended:
+        raise ValueError("it ends too early")
+    for attributes in reader.found:
+        url, fragment = urldefrag(attributes.get("href") or "")
+        metadata = (attributes.get("data-core-metadata") or "").removeprefix("sha256=")
+        yield url, fragment.removeprefix("sha256="), metadata
+
+
+class _Anchors(HTMLParser):
+    """Collects the links of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[dict[str, str | None]] = []
+        self.ended = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """A link begins."""
+        if tag == "a":
+            self.found.append(dict(attrs))
+
+    def handle_endtag(self, tag: str) -> None:
+        """The page ends."""
+        self.ended = self.ended or tag == "html"
+
+
+def _hash(path: Path, hashes: Hashes) -> str:
+    if path not in hashes:
+        hashes[path] = store.sha256_file(path)
+    return hashes[path]
