@@ -116,7 +116,8 @@ def test_a_failure_is_found_among_other_lines_and_is_the_only_one(failure: Failu
 def test_each_text_of_a_failure_is_found_and_names_it_alone(failure: Failure) -> None:
     for text in failure.texts:
         line = text.removeprefix("^").removesuffix("$").replace("{}", "x.y")
-        assert ids(explain(f"{BEFORE}{line}\n{AFTER}")) == [failure.id], text
+        context = failure.near[0] if failure.near else "..."
+        assert ids(explain(f"{BEFORE}  File {context}\n{line}\n{AFTER}")) == [failure.id], text
 
 
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
@@ -160,6 +161,18 @@ def test_the_first_cause_comes_before_what_follows_from_it_and_warnings_come_las
 def test_the_words_of_the_program_come_before_the_code_that_quotes_them() -> None:
     found = explain("DCA-602: CMake could not configure the build.\n  Why:  CMake 3.26 or higher is required.\n")
     assert ids(found) == ["cmake-too-old", "DCA-602"]
+
+
+@pytest.mark.parametrize("failure", [one for one in LOUD if one.near], ids=lambda failure: failure.id)
+def test_a_text_that_others_print_too_is_told_only_where_it_belongs(failure: Failure) -> None:
+    text = failure.texts[0].replace("{}", "2")
+    if not any(near in text for near in failure.near):
+        alone = '  File "other.py", line 1\n' + text + "\n"
+        assert ids(explain(alone)) == []
+        assert ids(explain(f"{failure.near[0]}\n" + "x\n" * failures.CONTEXT + alone)) == []
+    # Also where the two are in different blocks.
+    filler = "y" * ((1 << 20) - 20) + "\n"
+    assert ids(explain(f"{filler}  {failure.near[0]}\n{text}\n")) == [failure.id]
 
 
 def test_a_code_in_a_log_is_explained() -> None:

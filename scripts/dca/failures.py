@@ -25,6 +25,8 @@ Kind = Literal["cause", "warning", "consequence", "silent"]
 BLOCK = 1 << 20
 LONGEST_LINE = 1 << 20
 """Bytes without a line's end that are looked at by themselves, so that they need not fit into memory."""
+CONTEXT = 6000
+"""Bytes before a message in which `near` is looked for: a traceback above it, or the command."""
 AROUND = 2000
 """Bytes of a very long line that are looked at on either side of what was found."""
 SHOWN = 300
@@ -55,6 +57,8 @@ class Failure(Value):
     """A warning need not end anything, a consequence has its cause further above, and silent says nothing at all."""
     texts: tuple[Words, ...] = ()
     """What programs print, each in one line: {} stands for anything, ^ and $ for the line's ends."""
+    near: tuple[Words, ...] = ()
+    """Words of which one must stand shortly above or in the line, where others print the same text."""
     when: Words
     cause: Words
     remedy: Words
@@ -240,6 +244,7 @@ class _Text:
     failure: Failure
     anchor: bytes
     pattern: re.Pattern[str]
+    near: tuple[bytes, ...]
 
 
 @dataclass
@@ -255,7 +260,11 @@ class _Seen:
 
 
 def _texts(failures: Iterable[Failure]) -> list[_Text]:
-    return [_Text(failure, _anchor(text), _pattern(text)) for failure in failures for text in failure.texts]
+    return [
+        _Text(failure, _anchor(text), _pattern(text), tuple(word.encode() for word in failure.near))
+        for failure in failures
+        for text in failure.texts
+    ]
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -298,6 +307,8 @@ class _Search:
     seen: dict[str, _Seen] = field(default_factory=dict)
     suspicious: dict[int, Line] = field(default_factory=dict)
     lines: int = 0
+    before: bytes = b""
+    """The end of the block before."""
     _compiled: re.Pattern[bytes] | None = None
     _by_word: dict[bytes, list[_Text]] = field(default_factory=dict)
 
@@ -321,6 +332,9 @@ class _Search:
         while match is not None and match.start() < until:
             begin, word = match.start(), match[0]
             texts = [text for text in self._of(word) if block.startswith(text.anchor, begin)]
+            if any(text.near for text in texts):
+                above = self.before[min(begin, CONTEXT) :] + block[max(0, begin - CONTEXT) : begin + AROUND]
+                texts = [text for text in texts if not text.near or any(near in above for near in text.near)]
             code = word == CODE_ANCHOR and block[begin + 4 : begin + 7].isdigit()
             if texts or code or word in self.alarms:
                 # An alarm may begin with the end of the line before.
@@ -331,6 +345,7 @@ class _Search:
             # Another word may begin inside of this one.
             match = self._finder().search(block, begin + 1)
         self.lines += block.count(b"\n", counted, until)
+        self.before = (self.before + block[:until])[-CONTEXT:]
 
     def _line(self, word: bytes, texts: list[_Text], text: str, number: int) -> None:
         hit = {one.failure.id: one.failure for one in texts if one.pattern.search(text)}
