@@ -107,10 +107,13 @@ def test_torch_is_not_imported_and_neither_are_the_packages_of_an_environment(tm
         info = site / f"{name}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (site / "half_removed-1.0.dist-info").mkdir()
+    (site / "nameless-1.0.dist-info").mkdir()
+    (site / "nameless-1.0.dist-info/METADATA").write_bytes(b"\xff\x00")
     (site / "torch/version.py").write_text("__version__ = '2.8.0+cu128'\ncuda: Optional[str] = '12.8'\n")
     stand_in = tmp_path / "python"
     worker = data.HERE / "workers/installed.py"
-    stand_in.write_text(f"#!/bin/sh\nPYTHONPATH={site} exec {PYTHON} -S {worker}\n")
+    stand_in.write_text(f"#!/bin/sh\nPYTHONPATH={site} {PYTHON} -S {worker}; echo a warning\n")
     stand_in.chmod(0o755)
     done = run("--python", stand_in, "--only", "python,cuda.torch", "--json", cache=tmp_path / "cache")
     found = {one["code"]: one for one in json.loads(done.stdout)["results"]}

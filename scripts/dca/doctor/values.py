@@ -131,8 +131,10 @@ class Subject:
             return "no environment is active, and none was made yet"
         python = self.environment[0]
         told = runner.probe([python, "-I", WORKERS / "installed.py"])
+        # Warnings of a start-up file may stand around it.
+        answers = [line for line in told.tail if line.startswith("{")]
         try:
-            return Installed.model_validate(json.loads(told.tail[-1]))
+            return Installed.model_validate(json.loads(answers[-1]))
         except (ValueError, IndexError):
             return f"{python} does not tell its packages: {told.tail[-1] if told.tail else 'it says nothing'}"
 

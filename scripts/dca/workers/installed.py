@@ -9,10 +9,14 @@ import re
 
 packages: "dict[str, str]" = {}
 for distribution in importlib.metadata.distributions():
-    name = distribution.metadata["Name"]
+    # A package that was removed by half has a folder without its METADATA, and a disk may have damaged one.
+    try:
+        name, version = distribution.metadata["Name"], distribution.version
+    except (AttributeError, KeyError, TypeError, ValueError, OSError):
+        continue
     # The first that is found is the one that is imported.
-    if name:
-        packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
+    if name and version:
+        packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
 
 # torch says its CUDA in a file that can be read; importing it takes seconds.
 cuda = ""
