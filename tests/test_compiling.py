@@ -161,6 +161,9 @@ def test_a_changed_line_of_python_compiles_no_kernel(dca: RunDca, small_cache: P
 def test_a_source_that_does_not_compile_is_named_with_the_compilers_words(
     dca: RunDca, small_cache: Path, tmp_path: Path
 ) -> None:
+    # Put back afterwards, so that nobody after this must compile the kernel again.
+    (ninja,) = [path.parent for path in small_cache.glob("build/*/ninja/modules")]
+    shutil.copytree(ninja.parent, tmp_path / "kept")
     source = tmp_path / "vllm"
     run = make_small(dca, small_cache, tmp_path).run
     tree = json.loads((Path(run) / "source.json").read_text())
@@ -174,3 +177,5 @@ def test_a_source_that_does_not_compile_is_named_with_the_compilers_words(
     assert "DCA-603: compiling vertical_slash_index.cu.o failed." in done.stderr
     assert "error:" in done.stderr
     assert not (tmp_path / "dist").exists() or not list((tmp_path / "dist").iterdir())
+    store.remove(ninja.parent)
+    shutil.move(tmp_path / "kept", ninja.parent)

@@ -26,7 +26,9 @@ def packed(folder: Path, name: str, files: dict[str, bytes], level: int = 6) -> 
 
 def library(folder: Path, text: str) -> bytes:
     (folder / "a.c").write_text(text)
-    subprocess.run(["gcc", "-shared", "-fPIC", folder / "a.c", "-o", folder / "a.so", "-Wl,-s"], check=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", folder / "a.c", "-o", folder / "a.so", "-Wl,-s,--build-id=none"], check=True
+    )
     return (folder / "a.so").read_bytes()
 
 
