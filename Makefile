@@ -2,7 +2,7 @@
 # COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N CACHE=DIR are passed on.
 PYTHON ?= python3
 DCA := .venv/bin/dca
-export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX
+export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX FOR ENGINE OUT
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
@@ -10,7 +10,7 @@ FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe)
         $(call flag,PREBUILT,prebuilt) $(call flag,JOBS,jobs) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev plan fetch wheel inspect smoke publish locks test prove bench check format clean
+.PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks test prove bench check format clean
 
 help: venv ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -20,6 +20,14 @@ venv: ## the project's own environment, .venv
 
 dev:
 	@$(PYTHON) scripts/bootstrap.py --dev
+
+doctor: venv ## what is right on this machine, what is wrong, and what mends it; FOR=serve MODEL=DIR
+	@$(DCA) doctor $(call flag,FOR,for) $(call flag,MODEL,model) $(call flag,RECIPE,recipe) $(call flag,CUDA,cuda) \
+		$(call flag,CACHE,cache-dir)
+
+env: venv ## an environment to build in, by conda or uv (ENGINE=conda insists), or with WHEEL=FILE to run it; OUT=DIR
+	@$(DCA) env $(call flag,CUDA,cuda) $(call flag,RECIPE,recipe) $(call flag,ENGINE,engine) $(call flag,WHEEL,wheel) \
+		$(call flag,OUT,out) $(call flag,CACHE,cache-dir)
 
 plan: venv ## what would be built and why; nothing is fetched
 	@$(DCA) plan $(FLAGS)

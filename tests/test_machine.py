@@ -45,6 +45,11 @@ def test_compilers_come_newest_first_and_the_plain_name_before_others_of_its_ver
     )
 
 
+def test_the_compiler_of_a_conda_environment_is_found(only: Path) -> None:
+    conda = program(only / f"{platform.machine()}-conda-linux-gnu-g++", "echo 12.4.0")
+    assert machine.host_compilers() == (Compiler(path=str(conda), major=12, version="12.4.0"),)
+
+
 def test_a_compiler_is_asked_for_its_full_version(only: Path) -> None:
     program(only / "g++", '[ "$*" = -dumpfullversion ] && echo 11.4.0 || echo 11')
     assert [compiler.version for compiler in machine.host_compilers()] == ["11.4.0"]

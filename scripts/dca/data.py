@@ -65,3 +65,8 @@ def lean_folder() -> Path:
 def patches_folder(recipe: str) -> Path:
     """The patch series of one recipe."""
     return data_root() / "patches" / recipe
+
+
+def failures_folder() -> Path:
+    """Known failures, and the causes and remedies of this tool's own codes: one TOML file per stage."""
+    return data_root() / "build" / "failures"

@@ -79,9 +79,10 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
 
 
 def host_compilers() -> tuple[Compiler, ...]:
-    """g++ and g++-N on PATH, newest first; the plain g++ before others of its version."""
+    """g++, g++-N and conda's own g++ on PATH, newest first; the plain g++ before others of its version."""
     found: dict[str, Compiler] = {}
-    for name in ["g++", *(f"g++-{major}" for major in range(16, 8, -1))]:
+    names = ["g++", *(f"g++-{major}" for major in range(16, 8, -1)), f"{platform.machine()}-conda-linux-gnu-g++"]
+    for name in names:
         path = shutil.which(name)
         if path is None:
             continue

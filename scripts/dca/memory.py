@@ -102,3 +102,13 @@ def _fields(file: Path) -> dict[str, int]:
             if number.strip().isdigit():
                 found[name] = int(number)
     return found
+
+
+def limiting(proc: Path = PROC, cgroup: Path = CGROUP) -> str:
+    """The file of the control group that allows least; empty where the host's own memory is less, or none limits."""
+    import psutil
+
+    limits = [(limit, file) for folder, names in _groups(proc, cgroup)
+              if (limit := _number(file := folder / names.limit)) is not None]  # fmt: skip
+    least = min(limits, default=None, key=lambda one: one[0])
+    return str(least[1]) if least and least[0] < psutil.virtual_memory().total else ""

@@ -34,6 +34,10 @@ GUARDIAN = Path(__file__).with_name("guardian.py")
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
+_failures: deque[Completed] = deque(maxlen=1)
+"""The program that failed last."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """A program that has ended.
@@ -61,6 +65,11 @@ class Completed:
     def text(self) -> str:
         """The last lines of output as one text."""
         return "\n".join(self.tail)
+
+
+def last_failure() -> Completed | None:
+    """The program that failed last, with its last lines: what an error that quotes it is about. Probes do not count."""
+    return _failures[-1] if _failures else None
 
 
 def environment(extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
@@ -159,7 +168,11 @@ def run(
     returncode = program.returncode()
     if returncode != 0 and any(sign in line for line in tail for sign in DISK_FULL):
         raise disk_full(f"while {Path(words[0]).name} was running")
-    return Completed(words, returncode, tuple(tail), time.monotonic() - started, timed_out)
+    done = Completed(words, returncode, tuple(tail), time.monotonic() - started, timed_out)
+    # A program that may fail is one that is asked, and starts unguarded.
+    if guarded and not done.ok:
+        _failures.append(done)
+    return done
 
 
 @dataclass

@@ -17,11 +17,14 @@ from dca import __version__
 
 if TYPE_CHECKING:
     from dca.errors import DcaError
+    from dca.failures import Known
 
 # dca.errors.ExitCode.INTERRUPTED, which is not loaded yet.
 INTERRUPTED = 130
 # Each command's module is imported only when it is called, so that `dca --help` stays quick.
 COMMANDS = {
+    "doctor": ("dca.cli.doctor", "What is right on this machine, what is wrong, and what mends it."),
+    "env": ("dca.cli.env", "An environment to build in, with compilers and a CUDA toolkit, or to run a wheel in."),
     "plan": ("dca.cli.plan", "What would be built and why; nothing is fetched."),
     "fetch": ("dca.cli.fetch", "The sources only: pinned, checked and patched."),
     "wheel": ("dca.cli.wheel", "A wheel: plan, fetch, patch, compile, package, inspect."),
@@ -30,6 +33,7 @@ COMMANDS = {
     "config": ("dca.cli.config", "YaRN and dual-chunk settings in a model's config.json."),
     "publish": ("dca.cli.publish", "Wheels and their evidence to an index that pip and uv install from."),
     "verify": ("dca.cli.verify", "A wheel against its evidence: what is proven of it, and what is not."),
+    "explain": ("dca.cli.explain", "What a log's failure is, or a code: cause and remedy."),
 }
 
 
@@ -131,7 +135,25 @@ def _usage(error: click.UsageError) -> str:
     return f"see `{path} --help`."
 
 
+def explanation_of(error: DcaError) -> tuple[Known, ...]:
+    """What the catalogue knows of the program that an error is about; nothing when it is about none."""
+    runner = sys.modules.get("dca.runner")
+    failed = runner.last_failure() if runner else None
+    # An error about a program quotes it; one that does not is about something else.
+    if failed is None or not any(len(line.strip()) > 7 and line.strip() in error.why for line in failed.tail):
+        return ()
+    from dca import failures
+    from dca.errors import DcaError
+
+    try:
+        found = failures.explain_lines(failed.tail)
+    except DcaError:
+        return ()
+    return tuple(one for one in found if one.kind in ("cause", "consequence") and not failures.CODE.fullmatch(one.id))
+
+
 def _say(error: DcaError, *, as_json: bool) -> int:
+    known = explanation_of(error)
     if as_json:
         told = {
             "schema": "dca.error/1",
@@ -140,7 +162,10 @@ def _say(error: DcaError, *, as_json: bool) -> int:
             "what": error.what,
             "why": error.why,
             "next": error.remedy,
+            "known": [one.model_dump(mode="json") for one in known],
         }
         click.echo(json.dumps(told, indent=2, sort_keys=True))
     click.echo(str(error), err=True)
+    for one in known[:1]:
+        click.echo(f"  Known: {one.title} ({one.id}). {one.cause}\n         {one.remedy}", err=True)
     return error.exit_code

@@ -1,0 +1,104 @@
+"""`dca env`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from dca import conda, documents, recipes, store, toolkits, workspace
+from dca.cli import options
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.workspace import Workspace
+
+DEFAULT_CUDA = "12.4"
+
+
+@click.command("env")
+@click.option("--cuda", help=f"The CUDA line of the toolkit, such as 12.1 [{DEFAULT_CUDA}].")
+@click.option("--recipe", help="The recipe that is to be built [every one that compiles with that CUDA].")
+@click.option(
+    "--engine", type=click.Choice(["auto", "conda", "uv"]), default="auto", show_default=True,
+    help="conda insists on micromamba, mamba or conda; auto takes the first that is there, and uv without one.",
+)  # fmt: skip
+@click.option(
+    "--wheel", type=click.Path(path_type=Path), metavar="FILE",
+    help="Make the environment that this wheel runs in, from its lock, in place of one to build in.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where [by name with conda; .venv-cuXYZ or .venv-run with uv].")  # fmt: skip
+@click.option("--print", "printed", is_flag=True, help="Only print the conda environment file.")
+@options.cache
+@options.output
+def command(
+    cuda: str | None, recipe: str | None, engine: str, wheel: Path | None, out: Path | None, printed: bool,
+    cache_dir: Path | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Make an environment to build in: compilers, a whole CUDA toolkit, CMake, ninja, git and this tool.
+
+    With --wheel, one to serve from: what the wheel's lock names, and the wheel.
+    """
+    line = cuda or DEFAULT_CUDA
+    if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", line):
+        raise DcaError("DCA-201", f"--cuda {line} is not a CUDA version.", remedy="write it as 12.1.")
+    if wheel is not None and not wheel.is_file():
+        raise DcaError("DCA-204", f"--wheel: {wheel} is not a file.", remedy="check the path.")
+    if wheel is not None and (cuda or recipe or printed or engine == "conda"):
+        raise DcaError("DCA-201", "--wheel goes with --out alone.", remedy="leave the others out.")
+    known = recipes.load_all()
+    if recipe is not None:
+        known = (recipes.find(recipe, known),)
+    if wheel is not None:
+        cache = options.open_cache(cache_dir).open()
+        with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+            made = workspace.with_wheel(wheel, out or Path(".venv-run"), cache, reporter, _log(cache))
+        _tell(made, as_json=as_json)
+        return
+    wanted = conda.environment(line, known, toolkits.load_sources(), toolkits.load_versions())
+    if printed:
+        click.echo(wanted.text(), nl=False)
+        return
+    program = None if engine == "uv" else conda.engine()
+    if engine == "conda" and program is None:
+        raise DcaError(
+            "DCA-103", f"none of {', '.join(conda.ENGINES)} is on PATH.",
+            remedy="install one (https://mamba.readthedocs.io), or leave ENGINE=conda out: uv makes the same without.",
+        )  # fmt: skip
+    cache = options.open_cache(cache_dir).open()
+    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+        if program is not None:
+            made = _by_conda(wanted, program, out, cache, reporter)
+        else:
+            reporter.note(f"none of {', '.join(conda.ENGINES)} is taken: uv and dca's own toolkit make the same.")
+            folder = out or Path(f".venv-cu{line.replace('.', '')}")
+            made = workspace.with_toolkit(line, folder, cache, reporter, _log(cache))
+    _tell(made, as_json=as_json)
+
+
+def _by_conda(
+    wanted: conda.Environment, program: Path, out: Path | None, cache: store.Store, reporter: Reporter
+) -> Workspace:
+    log = _log(cache)
+    python = conda.create(wanted, program, out, reporter, log)
+    notes = workspace.install_tool(python, cache, log)
+    place = str(out.absolute()) if out else wanted.name
+    return Workspace.model_validate({
+        "engine": program.name, "folder": str(python.parent.parent), "cuda": wanted.cuda, "notes": notes,
+        "activate": f"{program.name} activate {place}",
+    })  # fmt: skip
+
+
+def _log(cache: store.Store) -> Path:
+    return cache.folder("run", "env") / "env.log"
+
+
+def _tell(made: Workspace, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(documents.dumps(made).decode(), nl=False)
+        return
+    rows = [("made by", made.engine), ("in", made.folder), ("CUDA", made.cuda), ("g++", made.compiler)]
+    rows += [("note", note) for note in made.notes]
+    rows += [("begin with", made.activate)]
+    click.echo("\n".join(f"{name:>12}  {value}" for name, value in rows if value))

@@ -1,0 +1,120 @@
+"""`dca explain`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from dca import documents, failures
+from dca.errors import CODES, DcaError
+from dca.failures import Explanation, Known
+
+
+@click.command("explain")
+@click.argument("what", metavar="LOG|-|CODE", required=False)
+@click.option("--list", "listing", is_flag=True, help="Every known failure and code, one line each.")
+@click.option("-v", "--verbose", is_flag=True, help="Also when it happens, and where it was seen.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON document.")
+@click.option("--schema", is_flag=True, help="The JSON Schema of that document.")
+def command(what: str | None, listing: bool, verbose: bool, as_json: bool, schema: bool) -> None:
+    """Say what a log's failure is, why it happened, and what to do.
+
+    LOG is a file of any size, - is standard input, and CODE a code of dca's messages (DCA-606) or the name of a
+    failure. Exit 1 means that the log holds a failure that is not known.
+    """
+    if schema:
+        click.echo(json.dumps(documents.json_schema(Explanation), indent=2))
+        return
+    catalogue = failures.load()
+    if listing:
+        click.echo(_list(catalogue))
+        return
+    if what is None:
+        raise DcaError("DCA-201", "nothing is named.", remedy="name a log, `-` for standard input, or a code: DCA-606.")
+    if what != "-" and not Path(what).exists() and (known := _named(what, catalogue)) is not None:
+        told = known.model_dump(mode="json") | {"schema": "dca.failure/1"}
+        click.echo(documents.canonical(told).decode() if as_json else render_one(known, verbose=True), nl=not as_json)
+        return
+    found = _read(what)
+    if as_json:
+        click.echo(documents.dumps(found).decode(), nl=False)
+    else:
+        click.echo(render(found, verbose=verbose))
+    if not found.explained:
+        raise DcaError(
+            "DCA-106", f"{found.log} holds a failure that is not known.",
+            remedy="read the lines above, the first of them first. `dca explain --list` shows what is known.",
+            answered=True,
+        )  # fmt: skip
+
+
+def _named(what: str, catalogue: failures.Catalogue) -> Known | None:
+    """The failure or code of that name; None when a file was meant."""
+    known = catalogue.of(what)
+    if known is None and not Path(what).suffix and "/" not in what:
+        names = [*(failure.id for failure in catalogue.failures), *CODES, *catalogue.codes]
+        near = difflib.get_close_matches(what if what.islower() else what.upper(), names, n=1)
+        raise DcaError(
+            "DCA-204", f"{what} is neither a file, nor a code, nor the name of a failure.",
+            remedy=f"did you mean {near[0]}?" if near else "`dca explain --list` shows all names.",
+        )  # fmt: skip
+    return known
+
+
+def _read(what: str) -> Explanation:
+    if what == "-":
+        return failures.explain(sys.stdin.buffer, "standard input")
+    path = Path(what)
+    if path.is_dir() or not path.exists():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise DcaError("DCA-204", f"{path} {kind}.", remedy="name a log file, or `-` for standard input.")
+    with path.open("rb") as stream:
+        return failures.explain(stream, str(path))
+
+
+def _list(catalogue: failures.Catalogue) -> str:
+    rows = [(failure.id, failure.title) for failure in catalogue.failures]
+    rows += [(code, known.title) for code in sorted(catalogue.codes) if (known := catalogue.of(code)) and known.title]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {title}" for name, title in rows)
+
+
+def render(found: Explanation, *, verbose: bool = False) -> str:
+    """An explanation as text."""
+    lines = [f"{found.log}: {found.lines:,} lines"]
+    if not found.found and not found.suspicious:
+        return f"{lines[0]}. No failure that is known, and no line that looks like one."
+    main = [one for one in found.found if one.kind != "warning"]
+    for number, one in enumerate(main):
+        lead = "What happened" if number == 0 else "then" if one.kind == "consequence" else "and"
+        lines += ["", f"{lead}: {render_one(one, verbose=verbose)}"]
+    if found.suspicious:
+        lines += ["", "The failure is unknown. These lines look like it:"]
+        lines += [f"  {line.line:>7}  {line.text}" for line in found.suspicious]
+    for one in found.found:
+        if one.kind == "warning":
+            lines += ["", f"warning: {render_one(one, verbose=verbose)}"]
+    return "\n".join(lines)
+
+
+def render_one(known: Known, *, verbose: bool) -> str:
+    """One failure as text."""
+    lines = [f"{known.title} ({known.id})"]
+    if known.line:
+        times = (
+            "" if known.count == 1 else f", {'at least ' if known.count >= failures.ENOUGH else ''}{known.count} times"
+        )
+        lines += [f"  Line: {known.line:,}{times}: {known.text}"]
+    if verbose and known.when:
+        lines += [f"  When: {known.when}"]
+    if known.cause:
+        lines += [f"  Why:  {known.cause}"]
+    if known.remedy:
+        lines += [f"  Next: {known.remedy}"]
+    if verbose and known.source:
+        lines += [f"  Seen: {known.source}"]
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""Checks of CUDA toolkits, against each other, the recipes' torch and the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from packaging.version import Version
+
+from dca.doctor.values import Result, Subject, order, span
+from dca.toolkits import FoundToolkit
+
+NVTX = ("lib64/libnvToolsExt.so", "lib/libnvToolsExt.so", "targets/x86_64-linux/lib/libnvToolsExt.so")
+NVTX_GONE_FROM = Version("2.8")
+"""The torch whose CMake no longer asks for libnvToolsExt."""
+
+
+def found(subject: Subject) -> Iterator[Result]:
+    """Every CUDA toolkit of the machine, and which recipes it builds."""
+    code = "cuda.toolkits"
+    wanted = f"CUDA {span(subject.cuda_lines)}, or none: dca wheel brings one"
+    seen = subject.toolkits
+    for kit in seen:
+        takers = subject.takers(kit.line)
+        place = f"nvcc {kit.version} in {kit.path} ({kit.origin})"
+        if kit.line in subject.cuda_lines and takers:
+            yield Result(code=code, status="fine", found=f"{place}, for {', '.join(takers)}", wanted=wanted)
+        else:
+            torches = sorted({f"torch {one.recipe.torch.version}" for one in subject.recipes})
+            bare = [one.recipe.name for one in subject.recipes
+                    if one.recipe.kernels and kit.line in one.recipe.kernels.cuda.supported]  # fmt: skip
+            yield Result(
+                code=code, status="note", found=f"{place} is not for {', '.join(torches)}", wanted=wanted,
+                remedy="leave it: dca wheel passes it over",
+                details=(f"with --profile kernels it builds those of {', '.join(bare)}",) if bare else (),
+            )  # fmt: skip
+    for folder in _unreadable(subject, seen):
+        yield Result(code=code, status="unknown", found=f"{folder}/bin/nvcc does not tell its version", wanted=wanted,
+                     remedy=f"{folder}/bin/nvcc --version")  # fmt: skip
+    if not seen:
+        home = subject.env.get("CUDA_HOME", "")
+        bad = bool(home) and not (Path(home) / "bin/nvcc").exists()
+        yield Result(
+            code=code, status="note" if bad else "fine", wanted=wanted,
+            found=f"CUDA_HOME={home} has no bin/nvcc" if bad else "none on the machine; dca wheel brings one",
+            remedy="unset CUDA_HOME" if bad else "",
+        )  # fmt: skip
+
+
+def _unreadable(subject: Subject, seen: tuple[FoundToolkit, ...]) -> list[str]:
+    """Folders with an nvcc that is none of the toolkits that were found."""
+    folders = [Path(subject.env[name]) for name in ("CUDA_HOME", "CONDA_PREFIX") if subject.env.get(name)]
+    folders += sorted((subject.root / "usr/local").glob("cuda-*"))
+    real = {str(folder.resolve()): None for folder in folders if (folder / "bin/nvcc").is_file()}
+    return [folder for folder in real if folder not in {kit.path for kit in seen}]
+
+
+def complete(subject: Subject) -> Iterator[Result]:
+    """What toolkits that fit a recipe lack of headers, cudart and, for older torch, nvToolsExt."""
+    code, wanted = "cuda.complete", "nvcc, ptxas, cicc, headers and cudart"
+    fitting = [kit for kit in subject.toolkits if subject.takers(kit.line)]
+    for kit in fitting:
+        missing = list(kit.missing)
+        old = [
+            one.recipe for one in subject.recipes
+            if kit.line in one.recipe.cuda.supported and Version(one.recipe.torch.version) < NVTX_GONE_FROM
+        ]  # fmt: skip
+        if old and not any((Path(kit.path) / place).exists() for place in NVTX):
+            missing.append(f"nvToolsExt (torch {old[0].torch.version} of {old[0].name} asks for it)")
+        yield Result(
+            code=code, status="wrong" if kit.missing else "note" if missing else "fine",
+            found=f"{kit.path} lacks {', '.join(missing)}" if missing else f"{kit.path} has everything",
+            wanted=wanted, remedy="install all of it, or let dca wheel bring one: unset CUDA_HOME" if missing else "",
+        )  # fmt: skip
+    if not fitting:
+        yield Result(code=code, status="fine", found="no toolkit of the machine is used", wanted=wanted)
+
+
+def torch(subject: Subject) -> Iterator[Result]:
+    """Toolkits' nvcc against torch's CUDA: what a recipe's documents ask for, and what else compiles it."""
+    code = "cuda.torch"
+    versions = sorted({kit.line for kit in subject.toolkits}, key=order)
+    details = tuple(
+        f"{one.recipe.name}: its documents ask for CUDA {' or '.join(one.recipe.cuda.official)}; it compiles with "
+        f"{span(one.recipe.cuda.supported)}, of the same major version as its torch {one.recipe.torch.version} "
+        f"(CUDA {one.recipe.torch.cuda}), so that both use one runtime"
+        for one in subject.recipes
+    )
+    wanted = "; ".join(f"{span(one.recipe.cuda.supported)} for {one.recipe.name}" for one in subject.recipes)
+    for asked in subject.lines:
+        takers = subject.takers(asked)
+        if not takers:
+            yield Result(code=code, status="wrong", found=f"CUDA {asked} builds no recipe", wanted=wanted,
+                         remedy="make wheel CUDA=12.4", details=details)  # fmt: skip
+            return
+    fit = [line for line in versions if subject.takers(line)]
+    installed = subject.installed if subject.environment else "no environment"
+    running = installed.torch_cuda if not isinstance(installed, str) else ""
+    said = f"nvcc {', '.join(versions) or 'none'}" + (
+        f"; torch of the environment for CUDA {running}" if running else ""
+    )
+    if running and fit and all(order(line)[0] != order(running)[0] for line in fit):
+        yield Result(
+            code=code, status="wrong", found=said, wanted=f"an nvcc of CUDA {order(running)[0]}", details=details,
+            remedy="build with the recipe's own torch: make wheel; or look at another environment: --python FILE",
+        )  # fmt: skip
+        return
+    unreadable = bool(versions) and isinstance(installed, str) and subject.environment is not None
+    if unreadable:
+        yield Result(code=code, status="unknown", found=f"{said}; {installed}", wanted=wanted, details=details,
+                     remedy="name a Python that works: dca doctor --python FILE")  # fmt: skip
+        return
+    yield Result(
+        code=code, status="fine" if fit or not versions else "note", found=said, wanted=wanted, details=details,
+        remedy="" if fit or not versions else "leave it: dca wheel brings a toolkit that fits",
+    )  # fmt: skip
+
+
+def driver(subject: Subject) -> Iterator[Result]:
+    """The driver against toolkits: machine code of one major version runs on each of its drivers, PTX does not."""
+    code = "cuda.driver"
+    lines = subject.cuda_lines
+    if subject.purpose == "serve" and not subject.lines:
+        lines = tuple(sorted({one.recipe.torch.cuda for one in subject.recipes}, key=order)) or lines
+    known = [version for line in lines if (version := subject.versions.of(line))]
+    # The first driver of a major version is the oldest that runs any of it (525 for CUDA 12).
+    least = min((_first_driver(version.line, version.driver_min) for version in known), default=525)
+    wanted = f"{least} or later"
+    seen = subject.gpus
+    if seen.problem:
+        yield Result(code=code, status="unknown", found=f"{seen.asked}: {seen.problem}", wanted=wanted,
+                     remedy="nvidia-smi; after an update of the driver, restart the machine")  # fmt: skip
+    elif not seen.driver:
+        serve = subject.purpose == "serve"
+        yield Result(code=code, status="wrong" if serve else "fine", found="none", wanted=wanted if serve else "",
+                     remedy="install NVIDIA's driver, or docker run --gpus all" if serve else "")  # fmt: skip
+    else:
+        major = int(seen.driver.split(".")[0]) if seen.driver.split(".")[0].isdigit() else 0
+        own = [version.line for version in known if version.driver_min <= major]
+        if major < least:
+            yield Result(code=code, status="wrong" if subject.purpose == "serve" else "note", found=seen.driver,
+                         wanted=wanted, remedy="apt install nvidia-driver, or one from NVIDIA's own page")  # fmt: skip
+        elif not own:
+            yield Result(code=code, status="note", wanted=f"{min(one.driver_min for one in known)} for PTX as well",
+                         found=f"{seen.driver}: machine code of CUDA {span([one.line for one in known])}, not its PTX",
+                         remedy="build for the GPU's own architecture: make wheel ARCH=X.Y")  # fmt: skip
+        else:
+            yield Result(code=code, status="fine", found=f"{seen.driver}: CUDA {span(own)} and what is older",
+                         wanted=wanted)  # fmt: skip
+
+
+def _first_driver(line: str, own: int) -> int:
+    """The oldest driver of a CUDA line's major version."""
+    return {11: 450, 12: 525, 13: 580}.get(order(line)[0], own)

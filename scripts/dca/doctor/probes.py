@@ -1,0 +1,102 @@
+"""Asks the places that a build takes its parts from whether they are there: all at once, in the background."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from dca import apt, index, redist
+from dca.recipes import GitSource, Loaded
+from dca.toolkits import ToolkitSource
+
+PATIENCE = 5.0
+"""Seconds that one place is given at most."""
+
+
+class Probes:
+    """Asks every place at once, in the background, whether it is there.
+
+    Args:
+        places: by name, what tells why a place cannot be reached, or nothing when it can.
+        seconds: how long to wait for the last of them, from now on.
+    """
+
+    def __init__(self, places: Mapping[str, Callable[[], str]], seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+        self._told: dict[str, str] = {}
+        # No pool of threads: at the end Python would wait for one that still asks.
+        self._threads = {name: threading.Thread(target=self._ask, args=(name, ask), daemon=True)
+                         for name, ask in places.items()}  # fmt: skip
+        for thread in self._threads.values():
+            thread.start()
+
+    def _ask(self, name: str, ask: Callable[[], str]) -> None:
+        try:
+            self._told[name] = ask()
+        except Exception as error:  # One place must not hide the others.
+            self._told[name] = f"it could not be asked ({type(error).__name__})"
+
+    def of(self, name: str) -> str | None:
+        """Why a place cannot be reached, or nothing when it can; None when it has not answered in time."""
+        thread = self._threads.get(name)
+        if thread is None:
+            return None
+        thread.join(max(0.0, self._end - time.monotonic()))
+        return self._told.get(name)
+
+
+def places(known: tuple[Loaded, ...], sources: tuple[ToolkitSource, ...]) -> dict[str, Callable[[], str]]:
+    """Everything that builds of some recipes take parts from."""
+    found: dict[str, Callable[[], str]] = {"index": partial(_index, known[0].recipe.package if known else "pip")}
+    for url in repositories(known):
+        found[url] = partial(_repository, url)
+    for one in sources:
+        if one.redist:
+            found[f"redist:{one.name}"] = partial(redist.probe, one.redist)
+        if one.apt:
+            found[f"apt:{one.name}"] = partial(apt.probe, one.apt)
+    return found
+
+
+def repositories(known: tuple[Loaded, ...]) -> tuple[str, ...]:
+    """URLs of the sources and companions that are in git."""
+    urls: dict[str, None] = {}
+    for loaded in known:
+        recipe = loaded.recipe
+        if isinstance(recipe.source, GitSource):
+            urls |= dict.fromkeys(recipe.source.urls)
+        for companion in recipe.companions.values():
+            urls |= dict.fromkeys(companion.source.urls)
+            for submodule in companion.submodules:
+                urls |= dict.fromkeys(submodule.urls)
+    return tuple(urls)
+
+
+def _index(package: str) -> str:
+    """Whether the package index answers for a package; its list of all projects is long."""
+    return _answer(index.endpoint().rstrip("/") + f"/{package}/")
+
+
+def _repository(url: str) -> str:
+    """Whether a repository answers as git asks; without a program, which would have to be ended."""
+    return _answer(url.rstrip("/") + "/info/refs?service=git-upload-pack")
+
+
+def _answer(url: str) -> str:
+    import requests
+
+    try:
+        with index.session() as http, http.get(url, timeout=PATIENCE, stream=True) as answer:
+            return "" if answer.ok else f"it answers with status {answer.status_code}"
+    except requests.ConnectTimeout:
+        return f"no answer within {PATIENCE:g} s"
+    except requests.exceptions.ProxyError:
+        return "the proxy refuses or does not answer"
+    except requests.exceptions.SSLError:
+        return "its certificate is not trusted here"
+    except requests.RequestException as error:
+        name = "its name is not known here" if "resolve" in str(error).lower() else type(error).__name__
+        return f"it cannot be reached ({name})"

@@ -1,0 +1,32 @@
+"""Worker in any environment: prints one line of JSON about the packages there, without importing any of them."""
+
+import importlib.metadata
+import importlib.util
+import json
+import pathlib
+import platform
+import re
+
+packages: "dict[str, str]" = {}
+for distribution in importlib.metadata.distributions():
+    # A package that was removed by half has a folder without its METADATA, and a disk may have damaged one.
+    try:
+        name, version = distribution.metadata["Name"], distribution.version
+    except (AttributeError, KeyError, TypeError, ValueError, OSError):
+        continue
+    # The first that is found is the one that is imported.
+    if name and version:
+        packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
+
+# torch says its CUDA in a file that can be read; importing it takes seconds.
+cuda = ""
+torch = importlib.util.find_spec("torch")
+if torch is not None and torch.submodule_search_locations:
+    try:
+        folder = pathlib.Path(next(iter(torch.submodule_search_locations)))
+        text = (folder / "version.py").read_text(encoding="utf-8")
+        found = re.search(r"^cuda(?:: [^=]+)? = '([^']*)'", text, re.MULTILINE)
+        cuda = found.group(1) if found else ""
+    except OSError:
+        pass
+print(json.dumps({"python": platform.python_version(), "packages": packages, "torch_cuda": cuda}))

@@ -1,0 +1,40 @@
+"""A made-up machine for each test."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from dca.doctor import nvidia
+
+# The folder has no place on the path that tests share.
+_spec = importlib.util.spec_from_file_location("machines", Path(__file__).with_name("machines.py"))
+assert _spec is not None
+assert _spec.loader is not None
+if "machines" not in sys.modules:
+    sys.modules["machines"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["machines"])
+
+from machines import Machine  # noqa: E402
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A made-up machine whose programs are all of PATH, without a GPU, a toolkit and an environment."""
+    made = Machine(tmp_path / "machine")
+    monkeypatch.setenv("PATH", str(made.bin))
+    for name in ("CUDA_HOME", "CONDA_PREFIX", "VIRTUAL_ENV", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(nvidia, "_library", lambda: None)
+    monkeypatch.setattr("dca.toolkits.Path.glob", _without_the_real_ones(Path.glob))
+    return made
+
+
+def _without_the_real_ones(real):  # type: ignore[no-untyped-def]
+    def glob(self: Path, pattern: str):  # type: ignore[no-untyped-def]
+        return iter(()) if str(self) == "/usr/local" else real(self, pattern)
+
+    return glob
