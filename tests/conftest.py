@@ -30,7 +30,9 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 
 def _commit() -> str:
-    """The commit under test, which seeds all random tests; "none" outside of git."""
+    """What seeds all random tests: $DCA_TEST_SEED, or the commit under test; "none" outside of git."""
+    if seed := os.environ.get("DCA_TEST_SEED"):
+        return seed
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, capture_output=True, check=False)
     return done.stdout.strip() or "none"
 

@@ -82,12 +82,18 @@ def test_a_value_is_replaced_in_its_place() -> None:
         ('{"c":3}', "d", '{"c":3,"d":2}'),
         ("{}", "b", '{\n  "b": 2\n}'),
         ("{ }", "b", '{\n  "b": 2\n}'),
+        ('{"a" : 1 , "c" : 3}', "b", '{"a" : 1 , "b" : 2 , "c" : 3}'),
+        ('{"a" : 1 , "c" : 3 }', "d", '{"a" : 1 , "c" : 3 , "d" : 2 }'),
+        ('{ "a": 1\n, "c": 3\n}', "b", '{ "a": 1\n, "b": 2\n, "c": 3\n}'),
         # Keys without an order: behind the last.
         ('{"z": 1, "a": 1}', "b", '{"z": 1, "a": 1, "b": 2}'),
     ],
 )
 def test_the_place_of_a_new_key(before: str, key: str, after: str) -> None:
-    assert text.put(parse(before), (key,), 2).text == after
+    edited = text.put(parse(before), (key,), 2)
+    assert edited.text == after
+    if len(edited.root.members) > 2:
+        assert text.remove(edited, (key,)).text == before
 
 
 @pytest.mark.parametrize(

@@ -357,11 +357,20 @@ def _insert(source: Json, node: Node, name: str, value: Any) -> Json:
     entry = f"{json.dumps(name)}{colon}{_rendered(source, value, margin, flat=chr(10) not in between)}"
     if "\n" not in between:
         between = _white_before(source, node.members[names[1]].start) if len(names) > 1 else " " * colon.endswith(" ")
-    if where == 0:
-        at = node.members[names[0]].start
-        return _spliced(source, at, at, f"{entry},{between}")
-    at = node.members[names[where - 1]].value.end
-    return _spliced(source, at, at, f",{between}{entry}")
+    comma = _comma(source, node, names)
+    if where < len(names):
+        at = node.members[names[where]].start
+        return _spliced(source, at, at, f"{entry}{comma}{between}")
+    at = node.members[names[-1]].value.end
+    return _spliced(source, at, at, f"{comma}{between}{entry}")
+
+
+def _comma(source: Json, node: Node, names: list[str]) -> str:
+    """The comma of an object with what stands before it, as behind the first member."""
+    if len(names) < 2:
+        return ","
+    behind = node.members[names[0]].value.end
+    return source.text[behind : source.text.index(",", behind) + 1]
 
 
 def _replace(source: Json, member: Member, value: Any) -> Json:
