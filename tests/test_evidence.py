@@ -25,12 +25,13 @@ from dca.errors import DcaError
 from dca.fetch import Tree
 from dca.plan import Plan
 from dca.recipes import Loaded, Recipe
-from dca.verify import Verification, verify
+from dca.verify import Trusted, Verification, verify
 from dca.wheel import Made
 from support import RunDca, make_small
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+BY_KEY = Trusted((KEY.public_key(),))
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class Proven:
     files: dict[str, bytes]
 
     def verify(self, **changes: bytes) -> Verification:
-        return verify(self.wheel, self.files | changes, (KEY.public_key(),))
+        return verify(self.wheel, self.files | changes, BY_KEY)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +199,7 @@ def proven(dca: RunDca, small_cache: Path, tmp_path_factory: pytest.TempPathFact
     files = evidence.collect(wheel, made.sha256, store.Store(small_cache))
     # The group lacks what a model needs, and the smoke test says so: not what is looked at here.
     del files[evidence.SMOKE]
-    return Proven(wheel, evidence.sign(wheel.name, made.sha256, files, KEY))
+    return Proven(wheel, files | evidence.sign(wheel.name, made.sha256, files, signing.KeySigner(KEY)))
 
 
 def test_everything_of_a_wheel_with_all_of_its_evidence_is_proven(proven: Proven) -> None:
@@ -213,9 +214,10 @@ def test_everything_of_a_wheel_with_all_of_its_evidence_is_proven(proven: Proven
 
 def test_without_the_key_nobody_is_named_and_with_another_it_fails(proven: Proven) -> None:
     assert {one.check: one.status for one in verify(proven.wheel, proven.files).findings}["signature"] == "not proven"
-    assert [one.check for one in verify(proven.wheel, proven.files, (OTHER.public_key(),)).wrong] == ["signature"]
+    by_other = Trusted((OTHER.public_key(),))
+    assert [one.check for one in verify(proven.wheel, proven.files, by_other).wrong] == ["signature"]
     bare = {name: content for name, content in proven.files.items() if name in evidence.DOCUMENTS}
-    assert [one.check for one in verify(proven.wheel, bare, (KEY.public_key(),)).wrong] == ["signature"]
+    assert [one.check for one in verify(proven.wheel, bare, BY_KEY).wrong] == ["signature"]
     assert not verify(proven.wheel, bare).wrong
 
 
@@ -249,7 +251,7 @@ def test_a_smoke_test_that_failed_or_was_of_something_else_proves_nothing(dca: R
 
 def is_found(wheel: Path, files: dict[str, bytes]) -> bool:
     try:
-        return bool(verify(wheel, files, (KEY.public_key(),)).wrong)
+        return bool(verify(wheel, files, BY_KEY).wrong)
     except DcaError as error:
         return error.code == "DCA-701"
 

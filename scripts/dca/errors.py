@@ -68,6 +68,8 @@ CODES: dict[str, str] = {
     "DCA-213": "a sparse table cannot be used for the model",
     "DCA-214": "the model is not known, or its numbers are not",
     "DCA-220": "a file is not a key to sign or to check with",
+    "DCA-221": "there is no identity to sign with",
+    "DCA-222": "a file is not a Sigstore trust configuration",
     "DCA-300": "no plan is possible: no recipe can be built as asked",
     "DCA-301": "the recipe's source cannot be reached",
     "DCA-302": "no toolkit for the CUDA version asked for",

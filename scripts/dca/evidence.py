@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dca import documents, provenance, sbom, signing, store
+from dca import documents, provenance, sbom, store
 from dca.errors import DcaError
+from dca.signing import Signer
 from dca.wheel import Made
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 # The documents, by the names they have beside a wheel.
 SBOM, PROVENANCE, INSPECTION, SMOKE = "sbom.cdx.json", "provenance.json", "inspection.json", "smoke.json"
 DOCUMENTS = (SBOM, PROVENANCE, INSPECTION, SMOKE)
-# The envelopes: provenance by itself, as other programs expect it, and the hashes of all documents.
-SIGNED_PROVENANCE, SIGNED_HASHES = "provenance-dsse.json", "evidence-dsse.json"
-FILES = (*DOCUMENTS, SIGNED_PROVENANCE, SIGNED_HASHES)
+# The ways to sign, each with its envelopes: around the provenance by itself, as other programs expect it, and around
+# the hashes of all documents.
+SCHEMES = ("dsse", "sigstore")
+ENVELOPES = {scheme: (f"provenance-{scheme}.json", f"evidence-{scheme}.json") for scheme in SCHEMES}
+FILES = (*DOCUMENTS, *(name for names in ENVELOPES.values() for name in names))
 # The same by their kinds, which is what an index calls them.
 BY_KIND = {name.split(".")[0]: name for name in FILES}
 PREDICATE = "urn:dca-build:evidence:1"
@@ -85,10 +85,18 @@ def hashes(wheel: str, sha256: str, files: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def sign(wheel: str, sha256: str, files: dict[str, bytes], key: Ed25519PrivateKey) -> dict[str, bytes]:
-    """The documents with their envelopes; what was signed before is signed anew."""
-    signed = {name: files[name] for name in DOCUMENTS if name in files}
-    if PROVENANCE in signed:
-        signed[SIGNED_PROVENANCE] = signing.sign(signed[PROVENANCE], key)
-    signed[SIGNED_HASHES] = signing.sign(documents.canonical(hashes(wheel, sha256, signed)), key)
-    return signed
+def sign(wheel: str, sha256: str, files: dict[str, bytes], signer: Signer) -> dict[str, bytes]:
+    """The envelopes that one signer puts around the documents among some files.
+
+    Args:
+        wheel: name of the file.
+        sha256: of the wheel.
+        files: the documents, by their names.
+        signer: whoever signs.
+
+    Raises:
+        DcaError: as the signer does.
+    """
+    one, all_of_them = ENVELOPES[signer.scheme]
+    signed = {one: signer.sign(files[PROVENANCE])} if PROVENANCE in files else {}
+    return signed | {all_of_them: signer.sign(documents.canonical(hashes(wheel, sha256, files)))}

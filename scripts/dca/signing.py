@@ -10,8 +10,9 @@ import base64
 import binascii
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dca.errors import DcaError
 
@@ -25,6 +26,41 @@ KEY_BYTES, ENVELOPE_BYTES = 1 << 16, 1 << 24
 
 class BadSignatureError(ValueError):
     """An envelope that does not say what it should, in words."""
+
+
+class Signer(Protocol):
+    """Whoever signs."""
+
+    @property
+    def scheme(self) -> str:
+        """What its envelopes are called: dsse or sigstore."""
+        ...
+
+    @property
+    def says(self) -> str:
+        """Who signs, as an index shows it."""
+        ...
+
+    def sign(self, payload: bytes) -> bytes:
+        """An envelope around an in-toto statement."""
+        ...
+
+
+@dataclass(frozen=True)
+class KeySigner:
+    """Signs with a key of one's own."""
+
+    key: Ed25519PrivateKey
+    scheme = "dsse"
+
+    @property
+    def says(self) -> str:
+        """Who signs, as an index shows it."""
+        return f"by key {key_id(self.key.public_key())[:16]}"
+
+    def sign(self, payload: bytes) -> bytes:
+        """An envelope around a payload."""
+        return sign(payload, self.key)
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:

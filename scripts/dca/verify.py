@@ -6,12 +6,13 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
-from dca import documents, evidence, inspection, provenance, signing
+from dca import documents, evidence, inspection, keyless, provenance, signing
 from dca.documents import Document, Value
 from dca.inspection import Inspection
 from dca.inspection.archive import UNREADABLE
@@ -43,6 +44,7 @@ class Verification(Document):
     Args:
         wheel: name of the file.
         key: id of the key that signed its evidence, among those that were given; "" when none of them did.
+        identity: that signed its evidence through Sigstore, when it is the one that was given; else "".
     """
 
     SCHEMA: ClassVar[str] = "dca.verification/1"
@@ -50,6 +52,7 @@ class Verification(Document):
     wheel: str
     sha256: str
     key: str = ""
+    identity: str = ""
     findings: tuple[Finding, ...]
 
     @property
@@ -62,13 +65,29 @@ class _WrongError(Exception):
     """A document does not say what it must, in words."""
 
 
-def verify(wheel: Path, files: Mapping[str, bytes], keys: tuple[Ed25519PublicKey, ...] = ()) -> Verification:
+@dataclass(frozen=True)
+class Trusted:
+    """Whose signatures count; evidence that lacks one of what is given is wrong.
+
+    Args:
+        keys: one of which must have signed.
+        identity: that must have signed through Sigstore.
+    """
+
+    keys: tuple[Ed25519PublicKey, ...] = ()
+    identity: keyless.Identity | None = None
+
+
+NOBODY = Trusted()
+
+
+def verify(wheel: Path, files: Mapping[str, bytes], trusted: Trusted = NOBODY) -> Verification:
     """Check a wheel.
 
     Args:
         wheel: the file.
         files: its evidence, by the names of `dca.evidence.FILES`.
-        keys: whose signature counts; with any, evidence that none of them signed is wrong.
+        trusted: whose signatures count.
 
     Raises:
         DcaError: DCA-204 when there is no such file, DCA-701 when it is no wheel.
@@ -84,8 +103,11 @@ def verify(wheel: Path, files: Mapping[str, bytes], keys: tuple[Ed25519PublicKey
     )
     for name, check in checks:
         findings.append(_finding(name, check) if name in files else _absent(name))
-    key, signed = _signatures(files, found, keys)
-    return Verification(wheel=found.file, sha256=found.sha256, key=key, findings=(*findings, *signed))
+    signers, signed = _signatures(files, found, trusted)
+    return Verification(
+        wheel=found.file, sha256=found.sha256, key=signers.get("dsse", ""), identity=signers.get("sigstore", ""),
+        findings=(*findings, *signed),
+    )  # fmt: skip
 
 
 def _finding(name: str, check: Callable[[], str]) -> Finding:
@@ -251,18 +273,48 @@ def _document(kind: type[documents.D], content: bytes) -> documents.D:
 
 
 def _signatures(
-    files: Mapping[str, bytes], found: Inspection, keys: tuple[Ed25519PublicKey, ...]
-) -> tuple[str, list[Finding]]:
-    """Who signed, and what that says of the documents."""
-    if evidence.SIGNED_HASHES not in files:
-        says = "its evidence is not signed: nobody says that it is theirs."
-        return "", [Finding(check="signature", status="wrong" if keys else "not proven", says=says)]
+    files: Mapping[str, bytes], found: Inspection, trusted: Trusted
+) -> tuple[dict[str, str], list[Finding]]:
+    """Who signed, by scheme, and what that says of the documents."""
+    wanted = {"dsse": bool(trusted.keys), "sigstore": trusted.identity is not None}
+    signed = [scheme for scheme in evidence.SCHEMES if evidence.ENVELOPES[scheme][1] in files]
+    signers: dict[str, str] = {}
+    told: list[Finding] = []
+    for scheme in evidence.SCHEMES:
+        if scheme in signed:
+            signers[scheme], says = _signed(scheme, files, found, trusted)
+            told += says
+        elif wanted[scheme]:
+            told.append(Finding(check="signature", status="wrong", says=UNSIGNED[scheme]))
+    if not told:
+        says_nothing = "its evidence is not signed: nobody says that it is theirs."
+        told = [Finding(check="signature", status="not proven", says=says_nothing)]
+    return signers, told
+
+
+UNSIGNED = {
+    "dsse": "its evidence is not signed with a key.",
+    "sigstore": "its evidence is not signed through Sigstore.",
+}
+
+
+def _signed(scheme: str, files: Mapping[str, bytes], found: Inspection, trusted: Trusted) -> tuple[str, list[Finding]]:
+    """Who signed in one way, "" when nobody who counts did; and what that says of the documents."""
+    one, all_of_them = evidence.ENVELOPES[scheme]
     signers: list[str] = []
 
-    def hashes() -> str:
-        payload, signer = signing.opened(files[evidence.SIGNED_HASHES], keys)
+    def opened(name: str) -> bytes:
+        if scheme == "dsse":
+            payload, signer = signing.opened(files[name], trusted.keys)
+        elif trusted.identity is None:
+            payload, signer = keyless.payload(files[name]), ""
+        else:
+            payload, signer = trusted.identity.opened(files[name]), trusted.identity.name
         signers.append(signer)
-        told = _statement(payload, evidence.PREDICATE, found)["files"]
+        return payload
+
+    def hashes() -> str:
+        told = _statement(opened(all_of_them), evidence.PREDICATE, found)["files"]
         there = {name: hashlib.sha256(files[name]).hexdigest() for name in evidence.DOCUMENTS if name in files}
         _same("the list of documents", sorted(told), sorted(there))
         for name, sha256 in there.items():
@@ -270,24 +322,32 @@ def _signatures(
         return f"{len(there)} documents are those that were signed."
 
     def provenance_too() -> str:
-        payload, signer = signing.opened(files[evidence.SIGNED_PROVENANCE], keys)
-        signers.append(signer)
-        if payload != files.get(evidence.PROVENANCE):
+        if opened(one) != files.get(evidence.PROVENANCE):
             raise _WrongError("it is around another provenance")
         return "the provenance is the one that was signed."
 
-    told = [_finding(evidence.SIGNED_HASHES, hashes)]
-    if evidence.SIGNED_PROVENANCE in files:
-        told.append(_finding(evidence.SIGNED_PROVENANCE, provenance_too))
-    return _signer(signers, keys, told)
+    told = [_finding(all_of_them, hashes)]
+    if one in files:
+        told.append(_finding(one, provenance_too))
+    signer = signers[0] if len(set(signers)) == 1 and len(signers) == len(told) else ""
+    return signer, [*told, _signature(scheme, signer, trusted)]
 
 
-def _signer(signers: list[str], keys: tuple[Ed25519PublicKey, ...], told: list[Finding]) -> tuple[str, list[Finding]]:
-    key = signers[0] if len(set(signers)) == 1 else ""
-    if not keys:
-        says = "its evidence is signed, but no key was given to check that with (--key)."
-        return "", [*told, Finding(check="signature", status="not proven", says=says)]
-    if not key:
-        says = "it was not signed with a key that was given."
-        return "", [*told, Finding(check="signature", status="wrong", says=says)]
-    return key, [*told, Finding(check="signature", status="proven", says=f"signed with key {key[:16]}….")]
+def _signature(scheme: str, signer: str, trusted: Trusted) -> Finding:
+    """What is said of who signed."""
+    if scheme == "dsse":
+        given, wrong = bool(trusted.keys), "it was not signed with a key that was given."
+        says = f"signed with key {signer[:16]}…."
+        open_to = "its evidence is signed, but no key was given to check that with (--key)."
+    else:
+        identity = trusted.identity
+        given, wrong = identity is not None, "it was not signed by the identity that was given."
+        says = f"signed by {signer}, as {identity.issuer} says and a public log keeps." if identity else ""
+        open_to = (
+            "its evidence is signed through Sigstore, but nobody was named who must have done it (--cert-identity)."
+        )
+    if not given:
+        return Finding(check="signature", status="not proven", says=open_to)
+    if not signer:
+        return Finding(check="signature", status="wrong", says=wrong)
+    return Finding(check="signature", status="proven", says=says)

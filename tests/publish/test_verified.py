@@ -13,6 +13,7 @@ from dca.errors import DcaError
 from dca.events import Silent
 from dca.publish.folder import Folder as Place
 from dca.publish.verified import Folder, Served, VerifiedIndex, verify_index
+from dca.verify import NOBODY, Trusted
 from publish.made import make, put
 from publish.served import served
 from support import RunDca
@@ -26,13 +27,13 @@ OTHER = Ed25519PrivateKey.from_private_bytes(bytes(32))
 def index(tmp_path: Path) -> Path:
     """Three wheels, one of them removed, all signed."""
     wheels = [make(tmp_path / "dist", f"{n}.0+cu12{n}", cuda=f"12.{n}") for n in (1, 4, 8)]
-    put(tmp_path / "index", *wheels, key=KEY)
+    put(tmp_path / "index", *wheels, signers=[signing.KeySigner(KEY)])
     publish.remove([wheels[2].name], Place(tmp_path / "index"))
     return tmp_path / "index"
 
 
 def looked_at(index: Path, key: Ed25519PrivateKey | None = KEY) -> VerifiedIndex:
-    return verify_index(Folder(index), (key.public_key(),) if key else (), Silent())
+    return verify_index(Folder(index), Trusted((key.public_key(),) if key else ()), Silent())
 
 
 def states(found: VerifiedIndex) -> list[dict[str, str]]:
@@ -44,7 +45,7 @@ def test_a_signed_index_is_proven_in_its_folder_and_where_it_is_served(index: Pa
     assert here.problems == ()
     assert [one["signature"] for one in states(here)] == ["proven", "proven"]
     with served(index) as there:
-        found = verify_index(Served(there.url), (KEY.public_key(),), Silent())
+        found = verify_index(Served(there.url), Trusted((KEY.public_key(),)), Silent())
     assert found.problems == ()
     assert found.wheels == here.wheels
     assert not there.errors() or {path for _, path in there.errors()} == {"/.dca/index.json"}
@@ -73,7 +74,7 @@ def test_a_changed_page_is_found_from_afar(index: Path, path: str) -> None:
     (index / path).write_bytes((index / path).read_bytes().replace(b"vllm", b"v1lm", 1) + b" ")
     with served(index) as there:
         try:
-            problems = verify_index(Served(there.url), (), Silent()).problems
+            problems = verify_index(Served(there.url), NOBODY, Silent()).problems
         except DcaError as error:
             assert error.code == "DCA-111"  # noqa: PT017 - either is right
             return
@@ -86,7 +87,7 @@ def test_missing_files_are_named(index: Path) -> None:
     metadata = next((index / "files").glob("*cu121*.metadata"))
     metadata.unlink()
     with served(index) as there:
-        problems = verify_index(Served(there.url), (), Silent()).problems
+        problems = verify_index(Served(there.url), NOBODY, Silent()).problems
     assert f"files/{wheel.name} is missing." in problems
     assert f"files/{metadata.name} is missing." in problems
 
@@ -102,7 +103,7 @@ def test_a_server_that_sends_without_end_is_left(index: Path) -> None:
                 path.read_bytes(),
             )
     place.pages[f"/files/{name.replace('+', '%2B')}"] = ("text/plain", b"PK" * (1 << 24))
-    found = verify_index(Served(place.url), (), Silent())
+    found = verify_index(Served(place.url), NOBODY, Silent())
     assert any(name in problem for problem in found.problems)
 
 
@@ -125,7 +126,7 @@ def test_a_signature_that_no_longer_fits_is_taken_away(index: Path, tmp_path: Pa
         (("http://127.0.0.1:1/",), "DCA-402", "could not be reached"),
         (("ftp://host/",), "DCA-201", "not the URL of an index"),
         (("{folder}",), "DCA-904", "not an index"),
-        (("{index}", "--rebuild"), "DCA-201", "only --key"),
+        (("{index}", "--rebuild"), "DCA-201", "only who signed"),
     ],
 )
 def test_wrong_input_is_told(

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from dca import documents, publish, signing
+from dca import documents, keyless, publish, signing
 from dca.cli import options
 from dca.errors import DcaError
 from dca.events import Reporter
@@ -46,6 +46,15 @@ DIST_INDEX = Path("dist/index")
     "--key", type=click.Path(path_type=Path), metavar="FILE",
     help="An Ed25519 key in PEM to sign the evidence with; `dca verify --key` checks it.",
 )  # fmt: skip
+@click.option(
+    "--sigstore",
+    is_flag=True,
+    help="Sign the evidence with the identity of this CI job, or of $SIGSTORE_ID_TOKEN; a public log keeps both.",
+)
+@click.option(
+    "--trust-config", type=click.Path(path_type=Path), metavar="FILE",
+    help="With --sigstore: the trust configuration of an instance of one's own [the public one].",
+)  # fmt: skip
 @click.option("--url", metavar="URL", help="Where the index is served; install lines name it then. Remembered.")
 @click.option(
     "--links-to", metavar="URL",
@@ -63,8 +72,8 @@ DIST_INDEX = Path("dist/index")
 @options.output
 def command(
     wheels: tuple[Path, ...], index: Path | None, s3: str | None, s3_endpoint: str | None, repository: str | None,
-    repository_index: str | None, evidence: tuple[Path, ...], key: Path | None, url: str | None,
-    links_to: str | None, listing: bool,
+    repository_index: str | None, evidence: tuple[Path, ...], key: Path | None, sigstore: bool,
+    trust_config: Path | None, url: str | None, links_to: str | None, listing: bool,
     yanked: tuple[str, ...], reason: str | None, unyanked: tuple[str, ...], removed: tuple[str, ...], gc: bool,
     cache_dir: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
@@ -79,17 +88,20 @@ def command(
          "--remove": bool(removed), "--gc": gc},
         {"--reason": (reason is not None, "--yank"), "--evidence": (bool(evidence), "WHEEL"),
          "--links-to": (links_to is not None, "WHEEL"), "--url": (url is not None, "WHEEL"),
-         "--key": (key is not None, "WHEEL")},
+         "--key": (key is not None, "WHEEL"), "--sigstore": (sigstore, "WHEEL")},
     )  # fmt: skip
     _check_place(
         {"--index": index is not None, "--s3": bool(s3), "--repository": bool(repository)},
         {"--s3-endpoint": (bool(s3_endpoint), "--s3"), "--repository-index": (bool(repository_index), "--repository")},
     )
-    if repository and (not wheels or evidence or url or links_to or key):
+    if repository and (not wheels or evidence or url or links_to or key or sigstore):
         raise DcaError("DCA-201", "--repository takes wheels and nothing else.",
                        remedy="publish to an index of your own for the rest.")  # fmt: skip
     served, links = _url("--url", url), _url("--links-to", links_to)
-    signer = signing.private_key(key) if key else None
+    if trust_config and not sigstore:
+        raise DcaError("DCA-201", "--trust-config is of use only with --sigstore.", remedy="leave it out.")
+    signers: list[signing.Signer] = [signing.KeySigner(signing.private_key(key))] if key else []
+    signers += [keyless.signer(trust_config)] if sigstore else []
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         if repository:
             uploaded = _upload(wheels, repository, repository_index, options.open_cache(cache_dir), reporter)
@@ -110,7 +122,7 @@ def command(
         else:
             cache = options.open_cache(cache_dir)
             done = publish.publish(
-                wheels, place, cache, reporter, evidence=evidence, links_to=links, url=served, key=signer
+                wheels, place, cache, reporter, evidence=evidence, links_to=links, url=served, signers=signers
             )
     _print(done, as_json=as_json, quiet=quiet)
 

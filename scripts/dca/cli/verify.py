@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from dca import documents, evidence, index, signing, store
+from dca import documents, evidence, index, keyless, signing, store
 from dca.cli import options
 from dca.errors import DcaError
 from dca.publish.verified import Folder, Served, Source, VerifiedIndex, verify_index
 from dca.rebuild import rebuild
-from dca.verify import Verification, verify
+from dca.verify import Trusted, Verification, verify
 
 # So many problems are shown.
 MOST = 20
@@ -24,6 +24,15 @@ SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
 @click.option(
     "--key", "keys", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
     help="An Ed25519 key in PEM, public or private, that must have signed the evidence; one of several is enough.",
+)  # fmt: skip
+@click.option(
+    "--cert-identity", metavar="NAME",
+    help="Who must have signed the evidence through Sigstore: the URL of a workflow, or an e-mail address.",
+)  # fmt: skip
+@click.option("--cert-oidc-issuer", metavar="URL", help="Who vouches for that identity; needed with it.")
+@click.option(
+    "--trust-config", type=click.Path(path_type=Path), metavar="FILE",
+    help="The trust configuration of a Sigstore instance of one's own [the public one].",
 )  # fmt: skip
 @click.option(
     "--evidence", "folder", type=click.Path(path_type=Path), metavar="DIR",
@@ -41,8 +50,9 @@ SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
 @options.cache
 @options.output
 def command(
-    target: str, keys: tuple[Path, ...], folder: Path | None, again: bool, source: Path | None,
-    companions: tuple[str, ...], cache_dir: Path | None, as_json: bool, quiet: bool,
+    target: str, keys: tuple[Path, ...], cert_identity: str | None, cert_oidc_issuer: str | None,
+    trust_config: Path | None, folder: Path | None, again: bool, source: Path | None, companions: tuple[str, ...],
+    cache_dir: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Check a wheel, or every wheel of an index, and say in words what is proven and what is not.
 
@@ -51,17 +61,19 @@ def command(
     served, wheel = "://" in target, Path(target)
     if served or wheel.is_dir():
         if again or folder or source or companions:
-            raise DcaError("DCA-201", "of an index, only --key can be said.", remedy="name a wheel for the rest.")
-        _index(Served(_url(target)) if served else Folder(wheel), keys, as_json=as_json, quiet=quiet)
+            raise DcaError("DCA-201", "of an index, only who signed can be asked.", remedy="name a wheel for the rest.")
+        source_of_all = Served(_url(target)) if served else Folder(wheel)
+        trusted = _trusted(keys, cert_identity, cert_oidc_issuer, trust_config)
+        _index(source_of_all, trusted, as_json=as_json, quiet=quiet)
         return
     if not wheel.is_file():
         raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name a .whl file, or an index.")
     if folder is not None and not folder.is_dir():
         raise DcaError("DCA-204", f"--evidence: {folder} is not a folder.", remedy="check the path.")
-    public = tuple(map(signing.public_key, keys))
+    trusted = _trusted(keys, cert_identity, cert_oidc_issuer, trust_config)
     sha256, cache = store.sha256_file(wheel), options.open_cache(cache_dir)
     files = evidence.read(folder) if folder else evidence.collect(wheel, sha256, cache)
-    found = verify(wheel, files, public)
+    found = verify(wheel, files, trusted)
     if again:
         local = {"source": options.local("--source", source), "companions": options.companions(companions)}
         with options.terminal(as_json=as_json, quiet=quiet) as reporter:
@@ -81,6 +93,23 @@ def command(
         )
 
 
+def _trusted(keys: tuple[Path, ...], name: str | None, issuer: str | None, trust: Path | None) -> Trusted:
+    """Whose signatures count, as it was said.
+
+    Raises:
+        DcaError: DCA-201 for a half of an identity, and what a bad key or trust configuration raises.
+    """
+    if bool(name) != bool(issuer):
+        raise DcaError(
+            "DCA-201", "--cert-identity and --cert-oidc-issuer belong together.",
+            why="anybody can have any name with an issuer of their own.", remedy="give both, or none.",
+        )  # fmt: skip
+    if trust and not name:
+        raise DcaError("DCA-201", "--trust-config is of use only with --cert-identity.", remedy="leave it out.")
+    public = tuple(map(signing.public_key, keys))
+    return Trusted(public, keyless.identity(name, issuer, trust) if name and issuer else None)
+
+
 def _url(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s@?#]+", text):
         raise DcaError(
@@ -89,10 +118,9 @@ def _url(text: str) -> str:
     return text
 
 
-def _index(source: Source, keys: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
-    public = tuple(map(signing.public_key, keys))
+def _index(source: Source, trusted: Trusted, *, as_json: bool, quiet: bool) -> None:
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        found = verify_index(source, public, reporter)
+        found = verify_index(source, trusted, reporter)
     if as_json:
         click.echo(documents.dumps(found).decode(), nl=False)
     elif not quiet:

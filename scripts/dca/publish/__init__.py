@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from dca import documents, signing, store
+from dca import documents, store
 from dca import evidence as proof_of
 from dca.errors import DcaError
 from dca.events import Reporter
@@ -24,9 +23,7 @@ from dca.publish.admit import Candidate, Given
 from dca.publish.place import Place, taken
 from dca.publish.table import Known, Table
 from dca.publish.values import Evidence, Listing, Published, Record, Settings
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from dca.signing import Signer
 
 __all__ = ["Evidence", "Listing", "Published", "Record", "gc", "listing", "publish", "remove", "unyank", "yank"]
 
@@ -36,7 +33,7 @@ ROUNDS = 20
 
 def publish(
     wheels: Sequence[Path], place: Place, cache: store.Store, reporter: Reporter, *, evidence: Sequence[Path] = (),
-    links_to: str | None = None, url: str | None = None, key: Ed25519PrivateKey | None = None,
+    links_to: str | None = None, url: str | None = None, signers: Sequence[Signer] = (),
 ) -> Published:  # fmt: skip
     """Publish wheels: all of them, or none when one is refused.
 
@@ -48,7 +45,7 @@ def publish(
         evidence: files that say something of the wheels, beside what this tool finds out itself.
         links_to: URL of a folder that the wheels are downloaded from, in place of the index.
         url: where the index is served; remembered.
-        key: that the evidence is signed with. Without one, a signature that no longer fits is taken away.
+        signers: whoever signs the evidence. A signature by others stays where it still fits, and else is taken away.
 
     Raises:
         DcaError: DCA-204, 701, 901 and 907 for wheels and evidence that are not published, DCA-902 for a name that is
@@ -70,7 +67,7 @@ def publish(
         was = {one.record.file: known.listed(one.record.file) for one in ready}
         told = {one.record.file: _merged(one.record, was[one.record.file], links_to) for one in ready}
         for one in ready:
-            told[one.record.file] = _signed(told[one.record.file], was[one.record.file], one, place, key)
+            told[one.record.file] = _signed(told[one.record.file], was[one.record.file], one, place, signers)
         for number, one in enumerate(ready):
             reporter.progress(number, len(ready), one.record.file)
             if told[one.record.file] != was[one.record.file]:
@@ -228,26 +225,23 @@ def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
     return was.model_copy(update=changed)
 
 
-def _signed(record: Record, was: Record | None, one: Candidate, place: Place, key: Ed25519PrivateKey | None) -> Record:
+def _signed(record: Record, was: Record | None, one: Candidate, place: Place, signers: Sequence[Signer]) -> Record:
     """A record with the envelopes around its documents; their content is put with the candidate's."""
-    envelopes = {name.split(".")[0] for name in (proof_of.SIGNED_PROVENANCE, proof_of.SIGNED_HASHES)}
+    envelopes = {name.split(".")[0] for names in proof_of.ENVELOPES.values() for name in names}
     proofs = {each.kind: each for each in record.evidence if each.kind not in envelopes}
-    if key is None:
-        before = {each.kind: each for each in was.evidence if each.kind not in envelopes} if was else {}
-        kept = record.evidence if before == proofs else tuple(proofs.values())
-        return record.model_copy(update={"evidence": kept})
+    before = {each.kind: each for each in was.evidence if each.kind not in envelopes} if was else {}
+    kept = {each.kind: each for each in record.evidence} if before == proofs else dict(proofs)
     contents = {
         proof_of.BY_KIND[kind]: one.evidence.get(each.path) or place.read(each.path)
         for kind, each in proofs.items()
-        if kind in proof_of.BY_KIND
+        if kind in proof_of.BY_KIND and signers
     }
-    says = f"by key {signing.key_id(key.public_key())[:16]}"
-    for name, content in proof_of.sign(record.file, record.sha256, contents, key).items():
-        if name.split(".")[0] in envelopes:
-            proof = admit.placed(record.sha256, name, content, says)
+    for signer in signers:
+        for name, content in proof_of.sign(record.file, record.sha256, contents, signer).items():
+            proof = admit.placed(record.sha256, name, content, signer.says)
             one.evidence[proof.path] = content
-            proofs[proof.kind] = proof
-    return record.model_copy(update={"evidence": tuple(proofs[kind] for kind in sorted(proofs))})
+            kept[proof.kind] = proof
+    return record.model_copy(update={"evidence": tuple(kept[kind] for kind in sorted(kept))})
 
 
 def _place(one: Candidate, record: Record, place: Place, *, new: bool) -> None:

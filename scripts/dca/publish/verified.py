@@ -15,11 +15,10 @@ from dca.events import Reporter
 from dca.publish import layout, pages, table
 from dca.publish.check import check
 from dca.publish.values import Record, Settings
-from dca.verify import Verification, verify
+from dca.verify import Trusted, Verification, verify
 
 if TYPE_CHECKING:
     import requests
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 # More than a page of ten thousand wheels has.
 PAGE_BYTES = 1 << 26
@@ -178,12 +177,12 @@ class Served:
             raise index.unreachable(index.redact(self.url), error) from None
 
 
-def verify_index(source: Source, keys: tuple[Ed25519PublicKey, ...], reporter: Reporter) -> VerifiedIndex:
+def verify_index(source: Source, trusted: Trusted, reporter: Reporter) -> VerifiedIndex:
     """Check every page, every file and every wheel of an index.
 
     Args:
         source: the index.
-        keys: whose signature counts, as for a wheel.
+        trusted: whose signatures count, as for a wheel.
 
     Raises:
         DcaError: DCA-904 when it is no index, DCA-402 when it cannot be reached, DCA-111 when its pages are damaged.
@@ -203,7 +202,7 @@ def verify_index(source: Source, keys: tuple[Ed25519PublicKey, ...], reporter: R
     with store.scratch() as folder:
         for record in listed:
             reporter.stage("verify", record.file)
-            found, wrong = _wheel(source, record, keys, folder)
+            found, wrong = _wheel(source, record, trusted, folder)
             problems += wrong
             told += [found] if found else []
     return VerifiedIndex(
@@ -236,9 +235,7 @@ def _page(source: Source, path: str, wanted: bytes) -> list[str]:
         return [f"{path} is missing."]
 
 
-def _wheel(
-    source: Source, record: Record, keys: tuple[Ed25519PublicKey, ...], folder: Path
-) -> tuple[Verification | None, list[str]]:
+def _wheel(source: Source, record: Record, trusted: Trusted, folder: Path) -> tuple[Verification | None, list[str]]:
     """What is proven of a wheel, and what is wrong with its files."""
     wrong, files = [], {}
     named = [(one.path, one.sha256, one.kind) for one in record.evidence]
@@ -256,7 +253,7 @@ def _wheel(
         wheel = source.wheel(record, folder)
         if (found := store.sha256_file(wheel)) != record.sha256:
             wrong.append(f"{record.file} has sha256 {found}; by its record it is {record.sha256}.")
-        return verify(wheel, files, keys), wrong
+        return verify(wheel, files, trusted), wrong
     except FileNotFoundError:
         return None, [*wrong, f"{layout.wheel(record.file)} is missing."]
     except DcaError as error:
