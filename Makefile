@@ -52,7 +52,7 @@ locks: venv ## solve the locks of every recipe again, as of its date
 	@$(PYTHON) scripts/locks.py
 
 test: dev ## every test; needs the wheel of `make wheel`, and makes it if it is missing
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 prove: dev ## the counted fault tests at their full count, and a small wheel of every recipe
 	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m "proof or whole"

@@ -46,13 +46,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a machine that this one is not; the marks can still be asked for with -m."""
+    """Leave out what needs a machine that this one is not, and say what goes to one worker."""
+    _group(items)
+    # The marks can still be asked for.
     if config.getoption("-m"):
         return
     unwanted = {mark for mark in ("gpu", "git", "whole") if not os.environ.get(f"DCA_TEST_{mark.upper()}")}
     left_out = [item for item in items if unwanted & {mark.name for mark in item.iter_markers()}]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+# Fixtures that take a minute: their tests go to one worker, and begin first.
+COSTLY = ("small_cache", "run_python")
+
+
+def _group(items: list[pytest.Item]) -> None:
+    """Tests of a costly fixture, and else those of a file, stay together; costly groups come first."""
+    groups: dict[str, list[pytest.Item]] = {name: [] for name in COSTLY}
+    for item in items:
+        wanted = getattr(item, "fixturenames", ())
+        name = next((name for name in COSTLY if name in wanted), item.nodeid.partition("::")[0])
+        groups.setdefault(name, []).append(item)
+        item.add_marker(pytest.mark.xdist_group(name))
+    items[:] = [item for group in groups.values() for item in group]
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +177,8 @@ def commit() -> str:
 @pytest.fixture
 def chance(commit: str, request: pytest.FixtureRequest) -> random.Random:
     """Random numbers that differ from commit to commit and repeat within one."""
-    return random.Random(f"{commit} {request.node.nodeid}")
+    # Workers add their group to an item's id, not to its name.
+    return random.Random(f"{commit} {request.node.path.name} {request.node.name}")
 
 
 @pytest.fixture
