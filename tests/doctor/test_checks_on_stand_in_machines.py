@@ -162,6 +162,11 @@ def test_a_disk_that_cannot_be_written_is_wrong(machine: Machine, monkeypatch: p
 def test_no_variable_is_fine(machine: Machine) -> None:
     machine.env = {"HOME": "/root", "PATH": "/bin", "CUDA_HOME": "/usr/local/cuda-12.4"}
     assert machine.one("machine.variables").status == "fine"
+    # `make doctor` sets it itself; alone it is somebody's own.
+    machine.env |= {"MAKEFLAGS": "w", "MAKELEVEL": "1"}
+    assert machine.one("machine.variables").status == "fine"
+    del machine.env["MAKELEVEL"]
+    assert machine.one("machine.variables").found == "MAKEFLAGS"
 
 
 @pytest.mark.parametrize("name", ["CC", "CXX", "NVCC_PREPEND_FLAGS", "CMAKE_GENERATOR", "TORCH_CUDA_ARCH_LIST",
@@ -671,6 +676,12 @@ def test_gpus_must_share_the_heads(cards: int, status: str, machine: Machine) ->
     model(machine, SEVEN)
     machine.gpus(*[H100] * cards)
     assert machine.one("model.parallel", "serve").status == status
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "told"), [(28, 4, "1, 2, 4"), (40, 8, "1, 2, 4, 8")])
+def test_the_gpus_that_can_share_the_heads_are_told(machine: Machine, heads: int, kv_heads: int, told: str) -> None:
+    model(machine, SEVEN | {"num_attention_heads": heads, "num_key_value_heads": kv_heads})
+    assert machine.one("model.parallel", "serve").wanted == f"{told} GPUs"
 
 
 def test_a_gpu_that_cannot_be_asked_leaves_the_models_memory_unknown(machine: Machine) -> None:

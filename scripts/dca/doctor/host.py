@@ -163,6 +163,9 @@ def variables(subject: Subject) -> Iterator[Result]:
     code = "machine.variables"
     known = OF_BUILDS if subject.purpose == "build" else OF_SERVING
     told = {name: value for name, value in sorted(subject.env.items()) if _about(name, known)}
+    # `make` sets it for whatever it starts, `make doctor` included.
+    if "MAKELEVEL" in subject.env:
+        told.pop("MAKEFLAGS", None)
     details = tuple(f"{name}={_safe(name, value)}: {_about(name, known)}" for name, value in told.items())
     names = ", ".join(told) or "none that changes it"
     if subject.purpose == "serve":

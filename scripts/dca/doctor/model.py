@@ -14,6 +14,8 @@ from dca.doctor.values import Result, Subject
 from dca.errors import DcaError
 
 TABLE_CODES = ("DCA-124", "DCA-125")
+# Ranks of tensor parallelism that are told where fewer GPUs are here: those of one large machine.
+ONE_MACHINE = 8
 NAMED = "name the model's folder: dca doctor --for serve --model DIR"
 
 
@@ -102,8 +104,9 @@ def parallel(subject: Subject) -> Iterator[Result]:
                      remedy="restore the model's original config.json")  # fmt: skip
         return
     kv_heads = _count(given, "num_key_value_heads") or heads
-    sizes = [ranks for ranks in range(1, 65) if rules.can_share(heads, kv_heads, ranks)]
+    # As many as one machine has, or more where there are more.
     here = len(subject.gpus.cards)
+    sizes = [ranks for ranks in range(1, max(ONE_MACHINE, here) + 1) if rules.can_share(heads, kv_heads, ranks)]
     usable = [ranks for ranks in sizes if ranks <= here]
     told = ", ".join(map(str, sizes))
     if not here:
