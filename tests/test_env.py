@@ -313,8 +313,10 @@ def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: P
         "cmake_minimum_required(VERSION 3.26)\nproject(k LANGUAGES CXX CUDA)\nadd_executable(k k.cu)\n"
     )
     script = "nvcc k.cu -o by-nvcc && cmake -B b -D CMAKE_CUDA_ARCHITECTURES=80 && cmake --build b"
-    done = subprocess.run(["/bin/bash", "-c", f"{told['activate']} && {script}"], text=True, capture_output=True,
-                          cwd=project, check=False, env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)})  # fmt: skip
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"{told['activate']} && {script}"], text=True, capture_output=True, cwd=project,
+        check=False, env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (project / "by-nvcc").exists()
     assert (project / "b/k").exists()
