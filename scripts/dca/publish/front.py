@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from packaging.tags import Tag, parse_tag
 
+from dca import evidence as proof_of
 from dca.publish import layout
 from dca.publish.table import Line
 from dca.publish.values import Record, Settings
@@ -24,6 +25,12 @@ WHEELS = "<!-- wheels -->"
 UNKNOWN_URL = "URL/"
 # The kinds whose files are shown first.
 FIRST = ("smoke", "inspection", "sbom", "provenance")
+# What envelopes are called here, in place of their kinds.
+ENVELOPES = {
+    name.split(".")[0]: what
+    for names in proof_of.ENVELOPES.values()
+    for name, what in zip(names, ("signed provenance", "signed evidence"), strict=True)
+}
 
 
 def order(lines: Mapping[str, Line]) -> list[str]:
@@ -72,7 +79,7 @@ def article(one: Record, settings: Settings) -> str:
         uv=f"{wanted} uv pip install {options} -r -",
         pip=f"{wanted} pip install {options} -r /dev/stdin",
         evidence=[
-            (layout.url(proof.path), proof.kind, proof.says)
+            (layout.url(proof.path), ENVELOPES.get(proof.kind, proof.kind), proof.says)
             for proof in sorted(one.evidence, key=lambda proof: (place.get(proof.kind, len(place)), proof.kind))
         ],
     )
