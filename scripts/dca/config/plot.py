@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
+from dca import pictures
 from dca.config import compare, folder, rotary, text
 from dca.documents import Document
 from dca.errors import DcaError
@@ -82,20 +83,7 @@ def picture(drawn: Drawn, suffix: str) -> bytes:
     Raises:
         DcaError: DCA-201 for another suffix, DCA-103 when what turns it into a PNG is not installed.
     """
-    if suffix not in (".svg", ".png"):
-        raise DcaError("DCA-201", f"a plot is an .svg or a .png, not `{suffix}`.", remedy="name it rotary.svg.")
-    page = svg(drawn).encode()
-    if suffix == ".svg":
-        return page
-    try:
-        import cairosvg
-    except ImportError:
-        raise DcaError(
-            "DCA-103", "a PNG needs the package cairosvg, which is not installed.",
-            remedy="name an .svg file, or install it beside dca: uv pip install cairosvg.",
-        ) from None  # fmt: skip
-    made: bytes = cairosvg.svg2png(bytestring=page)
-    return made
+    return pictures.encode(svg(drawn), suffix)
 
 
 def svg(drawn: Drawn) -> str:
