@@ -125,8 +125,8 @@ class Scripted:
 
     def billed(self) -> int:
         """Tokens of all prompts that came, and of all answers that they allowed."""
-        return sum(count(one.text) + TEMPLATE + one.body.get("max_tokens", 0) for one in self.asked if one.path != "/tokenize"
-                   and one.path != "/v1/models")  # fmt: skip
+        sent = [one for one in self.asked if one.path not in ("/tokenize", "/v1/models")]
+        return sum(count(one.text) + TEMPLATE + int(one.body["max_tokens"]) for one in sent)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, asked: Asked) -> None:
         place = self.place
         place.asked.append(asked)
-        if place.key and asked.headers.get("Authorization") != f"Bearer {place.key}":
+        if place.key and self.headers.get("Authorization") != f"Bearer {place.key}":
             return self.send_json({"error": {"message": "Unauthorized"}}, 401)
         # A sample that only counts tokens is no needle.
         if asked.kind in place.tricks and not (asked.kind == "needle" and not asked.body.get("stream")):
@@ -173,7 +173,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_json({"error": {"message": "unknown field stream_options"}}, 400)
         wanted = tokens + asked.body["max_tokens"]
         if place.max_model_len is not None and wanted > place.max_model_len:
-            words = f"This model's maximum context length is {place.max_model_len} tokens. However, you requested {wanted} tokens."
+            words = (
+                f"This model's maximum context length is {place.max_model_len} tokens. However, you asked for {wanted}."
+            )
             return self.send_json({"object": "error", "message": words, "type": "BadRequestError", "code": 400}, 400)
         reply = place.script(asked)
         answer = reply.tokens if reply.tokens is not None else count(reply.text)

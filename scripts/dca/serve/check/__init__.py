@@ -83,7 +83,7 @@ def check(asked: Request, reporter: Reporter) -> ServeCheck:
             f"{len(wanted.lengths)} lengths to {max(wanted.lengths):,} tokens at {len(wanted.depths)} depths: about "
             f"{total:,} tokens" + (f", not past --max-cost {asked.limit.words}" if asked.limit.words else ""),
         )
-        counter = needles.calibrate(asking, asked.seed)
+        counter = needles.calibrate(asking, wanted)
         seen = list(needles.run(server, wanted, counter, budget, reporter))
     result = ServeCheck(
         url=server.shown, model=server.model, max_model_len=card.max_model_len, seed=asked.seed, probes=tuple(found),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -296,6 +299,7 @@ class Server:
         async def run() -> T:
             client = library.AsyncOpenAI(
                 api_key=self.key or "none", base_url=self.base, timeout=deadline, max_retries=0,
+                http_client=library.DefaultAsyncHttpxClient(verify=_context()),
                 # What the user has set for another service is not this server's business.
                 default_headers={"OpenAI-Organization": library.Omit(), "OpenAI-Project": library.Omit()},
             )  # fmt: skip
@@ -357,6 +361,15 @@ def load() -> Any:
             remedy="install it beside dca: uv pip install openai.",
         ) from None  # fmt: skip
     return openai
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    """What the client's HTTP library checks certificates with; making it takes longer than a short request."""
+    kinds = (kind.__module__.partition(".")[0] for kind in load().DefaultAsyncHttpxClient.__mro__)
+    module = importlib.import_module(next(name for name in kinds if name in TRANSPORT))
+    context: ssl.SSLContext = module.create_ssl_context()
+    return context
 
 
 def base_of(url: str) -> str:

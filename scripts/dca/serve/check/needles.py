@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,17 @@ from dca.serve.check.budget import Budget
 from dca.serve.check.client import Answer, RequestFailed, Server
 from dca.serve.check.haystack import Haystack
 from dca.serve.check.probes import Asking
-from dca.serve.check.values import Counted, Needle, Outcome
+from dca.serve.check.values import Needle, Outcome
 
 ANSWER_TOKENS = 64
 CHARS_PER_TOKEN = 4.0
 """Of plain English, where nobody counts."""
 TEMPLATE_TOKENS = 64
 """What is left free for a chat template that nobody has counted."""
-SAMPLE = 6000
+SAMPLE = 40_000
+"""Characters of the text that is counted before the first prompt, at most."""
+SENTENCE, SPREAD = 65, 0.07
+"""Characters of a sentence, and how much its characters per token differ from the others', one standard deviation."""
 SLOWEST = 0.0015
 """Seconds per token that a prompt is given: 12 minutes is what a million tokens take without sparse attention, on the
 machines of the models' own report; this is twice that."""
@@ -61,42 +65,53 @@ class Counter:
     def __init__(self) -> None:
         self.ratio = CHARS_PER_TOKEN
         self.overhead = TEMPLATE_TOKENS
-        self.how: Counted = "estimate"
+        self.learnt = 0
 
     def learn(self, characters: int, tokens: int) -> None:
         """What the server counted in a prompt."""
-        if tokens > self.overhead:
-            self.ratio, self.how = characters / (tokens - self.overhead), "usage"
+        if tokens > self.overhead and characters >= self.learnt:
+            self.ratio, self.learnt = characters / (tokens - self.overhead), characters
 
     def characters(self, tokens: int) -> int:
         """Of a text for a prompt that is not longer than so many tokens, and hardly shorter."""
-        # Texts of one kind differ by a few tokens in a thousand.
-        room = tokens - self.overhead - max(8, tokens // 200)
-        return max(0, int(room * self.ratio))
+        room = tokens - self.overhead
+        wanted = max(1, int(room * self.ratio))
+        return max(0, int(wanted * (1 - self._spread(wanted))) - 8)
 
     def tokens(self, characters: int) -> int:
         """Of a text, template included."""
         return int(characters / self.ratio) + self.overhead
 
+    def most(self, characters: int) -> int:
+        """The same, and hardly ever more."""
+        return int(characters / self.ratio * (1 + self._spread(characters))) + self.overhead + 8
 
-def calibrate(asking: Asking, seed: int) -> Counter:
+    def _spread(self, characters: int) -> float:
+        """How far the text that was counted and one that is sent may be apart, as a share: four standard deviations."""
+        return 4 * SPREAD * math.sqrt(SENTENCE / (self.learnt or characters) + SENTENCE / max(characters, 1))
+
+
+def calibrate(asking: Asking, wanted: Range) -> Counter:
     """Learn from the server how many characters of these texts make a token.
 
     Asks /tokenize, which takes no GPU; else sends a short prompt and a longer one and compares what the answers say
     was in them. A server that tells neither is estimated.
     """
     counter = Counter()
-    sample = haystack.build(SAMPLE, 50, f"{seed} sample").text
+    # About half of the longest prompt, so that no server is asked for more than it takes.
+    size = min(SAMPLE, 2 * max(wanted.lengths))
+    sample = haystack.build(size, 50, f"{wanted.seed} sample").text
     try:
         told = asking.server.tokenize(sample, asking.budget.deadline(asking.timeout))
-        counter.ratio, counter.how = len(sample) / max(told.count, 1), "tokenize"
+        counter.ratio, counter.learnt = len(sample) / max(told.count, 1), len(sample)
     except RequestFailed:
         if asking.counted is None:
             return counter
         answer = _sample(asking, sample)
         short, few = asking.counted
         if answer is not None and answer.prompt_tokens and answer.prompt_tokens > few:
-            counter.ratio, counter.how = (len(sample) - short) / (answer.prompt_tokens - few), "usage"
+            counter.ratio = (len(sample) - short) / (answer.prompt_tokens - few)
+            counter.learnt = len(sample)
     if asking.counted is not None:
         short, few = asking.counted
         counter.overhead = max(0, few - int(short / counter.ratio)) + 2
@@ -159,7 +174,8 @@ def _one(
         "tokens": expected,
         "counted": "estimate",
     }
-    if why := budget.forbids(expected, ANSWER_TOKENS):
+    most = counter.most(len(hay.text))
+    if why := budget.forbids(most, ANSWER_TOKENS):
         return Needle(**about, outcome="skipped", detail=why)
     given = wanted.timeout or 60 + SLOWEST * length
     deadline = budget.deadline(given)
@@ -169,7 +185,7 @@ def _one(
         reporter.progress(done, total, f"{length:,} tokens, depth {depth:g} %: waiting {seconds:.0f} s")
 
     server.waiting = waiting
-    budget.send(expected, ANSWER_TOKENS)
+    budget.send(most, ANSWER_TOKENS)
     try:
         answer = server.stream(hay.text, deadline, max_tokens=ANSWER_TOKENS, temperature=0)
     except RequestFailed as failed:

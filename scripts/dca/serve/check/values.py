@@ -13,7 +13,7 @@ is how an engine says that it did not take the prompt; more than was asked for, 
 
 Status = Literal["passed", "failed", "refused", "skipped"]
 Outcome = Literal["found", "lost", "refused", "hung", "cut", "broken", "gone", "skipped"]
-Counted = Literal["usage", "tokenize", "estimate"]
+Counted = Literal["usage", "estimate"]
 
 
 class Probe(Value):
@@ -48,7 +48,7 @@ class Needle(Value):
         length: tokens that the prompt was to have.
         depth: where the fact stands, in percent of the text; 0 is its beginning.
         tokens: that the prompt had.
-        counted: who counted them: the server with its answer, the server when it was asked, or nobody.
+        counted: whether the server counted them, with its answer, or they are estimated from other texts.
         characters: of the prompt.
         outcome: what came of it.
         code: of what is wrong; empty when the fact was found, or the prompt not sent.
