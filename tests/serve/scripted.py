@@ -211,8 +211,12 @@ class Handler(BaseHTTPRequestHandler):
     def send_json(self, told: Any, status: int = 200) -> None:
         self.send_body(json.dumps(told).encode(), status)
 
-    def send_body(self, body: bytes, status: int = 200, kind: str = "application/json") -> None:
+    def send_body(
+        self, body: bytes, status: int = 200, kind: str = "application/json", more: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
+        for name, value in (more or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -397,3 +401,38 @@ def error_with_200(handler: Handler, asked: Asked) -> None:
 
 def refuse(handler: Handler, _asked: Asked) -> None:
     handler.send_json({"object": "error", "message": "it is not supported", "code": 400}, 400)
+
+
+def saying(text: str) -> Trick:
+    """Everything that is said is this, in answers and in errors."""
+
+    def trick(handler: Handler, asked: Asked) -> None:
+        if asked.body.get("stream"):
+            handler.start_stream()
+            handler.event(piece({"content": text}))
+            handler.event({"error": {"message": text}})
+            handler.end_stream()
+        elif asked.kind == "tools":
+            call = {"id": "1", "type": "function", "function": {"name": text, "arguments": text}}
+            choice = {"index": 0, "finish_reason": text, "message": {"role": "assistant", "tool_calls": [call]}}
+            handler.send_json({"id": "1", "choices": [choice]})
+        elif asked.kind == "chat":
+            handler.send_json({"error": {"message": text}}, 500)
+        else:
+            choice = {"index": 0, "finish_reason": text, "message": {"role": "assistant", "content": text}}
+            handler.send_json({"id": "1", "choices": [choice]})
+
+    return trick
+
+
+def counting(tokens: int) -> Trick:
+    """A right answer with a wrong count of its tokens."""
+
+    def trick(handler: Handler, asked: Asked) -> None:
+        reply, usage = right(asked), {"prompt_tokens": tokens, "completion_tokens": tokens}
+        if asked.body.get("stream"):
+            return handler.stream(reply, usage)
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply.text}}
+        return handler.send_json({"id": "1", "choices": [choice], "usage": usage})
+
+    return trick

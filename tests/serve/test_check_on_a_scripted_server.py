@@ -66,7 +66,8 @@ def test_a_server_that_does_everything_right_passes(serve: Serve, check: Check) 
     assert (told["reached"], told["max_model_len"], told["not_proven"]) == (16384, 16384, [])
     for one in told["needles"]:
         assert 0.93 * one["length"] - 100 < one["tokens"] <= one["length"] - 64
-    assert told["verdict"] == "every fact was found up to 16,384 tokens."
+    longest = max(one["tokens"] for one in told["needles"])
+    assert told["verdict"].startswith(f"every fact was found up to 16,384 tokens (the longest prompt had {longest:,},")
 
 
 def test_the_tokens_told_are_those_that_the_server_counted(serve: Serve, check: Check) -> None:
@@ -206,10 +207,10 @@ def test_thinking_aloud_is_not_taken_for_a_refused_prompt(serve: Serve, check: C
         ("sense", Reply("43"), "17 + 25 is '43'"),
         ("chat", Reply("!" * 16), "one character over and over"),
         ("tools", Reply("It is sunny."), "in place of a call"),
-        ("tools", Reply("", [("get_time", '{"city": "Lisbon"}')], "tool_calls"), "the call is get_time"),
-        ("tools", Reply("", [("get_weather", '{"city": ')], "tool_calls"), "the call is get_weather"),
-        ("tools", Reply("", [("get_weather", "{}")], "tool_calls"), "the call is get_weather"),
-        ("tools", Reply("", [("get_weather", "7")], "tool_calls"), "the call is get_weather"),
+        ("tools", Reply("", [("get_time", '{"city": "Lisbon"}')], "tool_calls"), "the call is 'get_time'"),
+        ("tools", Reply("", [("get_weather", '{"city": ')], "tool_calls"), "the call is 'get_weather'"),
+        ("tools", Reply("", [("get_weather", "{}")], "tool_calls"), "the call is 'get_weather'"),
+        ("tools", Reply("", [("get_weather", "7")], "tool_calls"), "the call is 'get_weather'"),
         ("structured", Reply("Moby-Dick, 1851"), "the schema is not kept"),
         ("structured", Reply('{"title": "Moby-Dick", "year": "1851", "novel": true}'), "year"),
         ("structured", Reply('{"title": "Moby-Dick", "year": 1851}'), "novel"),
@@ -413,17 +414,73 @@ def test_a_misbehaving_server_gets_its_verdict_for_a_short_stream(serve: Serve, 
     assert [(one["name"], one["code"]) for one in done.told["probes"] if one["code"]] == [("stream", code)]
 
 
-def test_an_answer_without_an_end_is_not_read_past_a_limit(
-    serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def flood(handler: scripted.Handler, _asked: Asked) -> None:
-        handler.start_stream()
-        while not handler.place.stopped.is_set():
-            handler.chunk(b" " * 65536)
+def flood(status: int, part: bytes) -> scripted.Trick:
+    """A body of the same bytes over and over, without an end."""
 
+    def trick(handler: scripted.Handler, _asked: Asked) -> None:
+        handler.send_response(status)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        while not handler.place.stopped.is_set():
+            handler.chunk(part)
+
+    return trick
+
+
+@pytest.mark.parametrize("kind", ["chat", "stream"])
+@pytest.mark.parametrize(
+    ("status", "part"), [(200, b" " * 65536), (500, b"x" * 65536), (200, b"data: " + b"x" * 65536)]
+)
+def test_an_answer_without_an_end_is_not_read_past_a_limit(
+    serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch, kind: str, status: int, part: bytes
+) -> None:
     monkeypatch.setattr(client, "MOST_BYTES", 1 << 20)
-    told = check(serve(tricks={"chat": flood}).url, "--skip", "needles", "--json").told
-    assert "more than 1 MiB" in next(one["detail"] for one in told["probes"] if one["name"] == "chat")
+    told = check(serve(tricks={kind: flood(status, part)}).url, "--skip", "needles", "--json").told
+    assert "more than 1 MiB" in next(one["detail"] for one in told["probes"] if one["name"] == kind)
+
+
+HOSTILE = {
+    "escape codes": scripted.saying("\x1b[2J\x1b]0;owned\x07"),
+    "half a character": scripted.saying("\ud83d"),
+    "deep": lambda handler, _asked: handler.send_body(b"[" * 200_000),
+    "a number of tokens below zero": scripted.counting(-(10**6)),
+    "a number of tokens past all bounds": scripted.counting(10**30),
+    "compressed": lambda handler, _asked: handler.send_body(
+        b"\x1f\x8b" + bytes(100), more={"Content-Encoding": "gzip"}
+    ),
+    "redirected in a circle": lambda handler, _asked: handler.send_body(b"", 307, more={"Location": handler.path}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_answers_end_in_a_verdict_that_can_be_printed(serve: Serve, check: Check, name: str) -> None:
+    for kinds in (("chat",), ("sense", "tools", "structured"), ("stream", "needle")):
+        place = serve(tricks=dict.fromkeys(kinds, HOSTILE[name]))
+        for words in (("--json",), ()):
+            done = check(place.url, *ONE, "--timeout", 5, "--needle-timeout", 5, *words)
+            assert done.code in (0, 1)
+            assert "\x1b" not in done.out + done.err
+            (done.out + done.err).encode()
+            assert "Traceback" not in done.err
+
+
+def test_a_name_of_a_model_that_cannot_be_printed_is_refused(serve: Serve, check: Check) -> None:
+    done = check(serve(models=("\x1b[2J",)).url)
+    assert (done.code, "\x1b" in done.err) == (1, False)
+    assert "DCA-151" in done.err
+
+
+def test_a_length_past_all_bounds_is_not_believed(serve: Serve) -> None:
+    card = client.Card(id="one", max_model_len=10**15)
+    wanted = engine._range(engine.Request(url=""), card)
+    assert max(wanted.lengths) == engine.needles.LONGEST
+
+
+def test_a_short_request_that_time_runs_out_for_is_not_the_servers_fault(serve: Serve, check: Check) -> None:
+    done = check(serve(tricks={"chat": scripted.hang}).url, "--max-cost", "1s", "--json")
+    assert done.code == 0
+    assert "--max-cost 1s ended it" in next(one["detail"] for one in done.told["probes"] if one["name"] == "chat")
+    assert {one["status"] for one in done.told["probes"][1:]} == {"skipped"}
 
 
 def test_once_the_server_is_gone_nothing_more_is_sent(serve: Serve, check: Check) -> None:

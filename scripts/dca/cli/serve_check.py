@@ -18,7 +18,7 @@ from dca.serve.check.budget import limit_of
 from dca.serve.check.probes import PROBES
 from dca.serve.check.report import render as render_page
 
-LONGEST = 10**8
+LONGEST = 2 * 10**7
 MOST_CELLS = 1000
 SECONDS = click.FloatRange(0.01, 10**6)
 
@@ -90,6 +90,8 @@ def check(
         limit=limit_of(max_cost, price),
         seed=seed,
     )
+    if not model.isprintable():
+        raise DcaError("DCA-201", "--model holds what cannot be printed.", remedy="check the name.")
     if both := set(asked.skipped) & set(asked.needed):
         raise DcaError("DCA-201", f"--skip and --need both name {min(both)}.", remedy="leave one of them out.")
     if picture is not None and engine.NEEDLES in asked.skipped:
@@ -232,7 +234,10 @@ def _speeds(found: ServeCheck) -> list[str]:
             inward = [one.prefill_speed for one in those if one.prefill_speed is not None]
             outward = [one.decode_speed for one in those if one.decode_speed is not None]
             told = [f"first token {_span(first, ' s')}"]
-            told += [f"{_span(inward, '')} tokens/s in"] * bool(inward) + [f"{_span(outward, '')} out"] * bool(outward)
+            if inward:
+                told.append(f"{_span(inward, '')} tokens/s in")
+            if outward:
+                told.append(f"{_span(outward, '')} out")
             lines.append(f"    {heat.tokens(length):>9}  {', '.join(told)}")
     return lines
 

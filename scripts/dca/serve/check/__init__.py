@@ -166,7 +166,7 @@ def _range(asked: Request, card: Card) -> needles.Range:
     Raises:
         DcaError: DCA-201 when no length is asked for that can be tried.
     """
-    limit = asked.length or card.max_model_len or needles.LONGEST_UNASKED
+    limit = asked.length or min(card.max_model_len or needles.LONGEST_UNASKED, needles.LONGEST)
     lengths = asked.lengths or needles.lengths_to(limit)
     return needles.Range(tuple(sorted(set(lengths))), asked.depths, asked.needle_timeout, asked.seed)
 
@@ -191,8 +191,10 @@ def _verdict(found: ServeCheck) -> str:
         one = troubled[0]
         words.append(f"at {one.length:,} tokens, depth {one.depth:g} %, {one.detail}")
     if found.needles:
+        longest = max((one.tokens for one in found.needles if one.length == found.reached), default=0)
         words.append(
-            f"every fact was found up to {found.reached:,} tokens"
+            f"every fact was found up to {found.reached:,} tokens (the longest prompt had {longest:,}, and the answer "
+            f"{needles.ANSWER_TOKENS} at most)"
             if found.reached
             else "no length passed at every depth"
         )

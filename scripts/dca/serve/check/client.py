@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from dca import index
 from dca.errors import DcaError
@@ -53,6 +53,16 @@ class RequestFailed(Exception):  # noqa: N818 - a result, which every caller tak
         self.words = _words(words)
         self.status = status
         self.seconds = seconds
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it holds what cannot be printed")
+    return text
+
+
+# More than this is no count of tokens, and would break what is reckoned with it.
+Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
 class _Loose(BaseModel):
@@ -96,8 +106,8 @@ class Choice(_Loose):
 class Usage(_Loose):
     """Tokens as the server counted them."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
 
 
 class Response(_Loose):
@@ -110,8 +120,8 @@ class Response(_Loose):
 class Card(_Loose):
     """A model of /v1/models."""
 
-    id: str
-    max_model_len: int | None = None
+    id: Annotated[str, AfterValidator(_printable)]
+    max_model_len: Annotated[int, Field(gt=0)] | None = None
 
 
 class Cards(_Loose):
@@ -123,8 +133,7 @@ class Cards(_Loose):
 class Tokens(_Loose):
     """The body of /tokenize."""
 
-    count: int
-    max_model_len: int | None = None
+    count: Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -299,7 +308,9 @@ class Server:
         async def run() -> T:
             client = library.AsyncOpenAI(
                 api_key=self.key or "none", base_url=self.base, timeout=deadline, max_retries=0,
-                http_client=library.DefaultAsyncHttpxClient(verify=_context()),
+                http_client=library.DefaultAsyncHttpxClient(
+                    verify=_context(), event_hooks={"response": [_bounded]}, headers={"Accept-Encoding": "identity"}
+                ),
                 # What the user has set for another service is not this server's business.
                 default_headers={"OpenAI-Organization": library.Omit(), "OpenAI-Project": library.Omit()},
             )  # fmt: skip
@@ -334,7 +345,8 @@ class Server:
             return RequestFailed("gone", _causes(error))
         if isinstance(error, library.APIError):
             return RequestFailed("broken", f"an error in the stream: {error.message}")
-        if isinstance(error, ValueError):
+        # Nested deeper than anybody can read.
+        if isinstance(error, (ValueError, RecursionError)):
             return RequestFailed("malformed", f"what it sent is no JSON: {error}")
         if type(error).__module__.partition(".")[0] in TRANSPORT:
             return RequestFailed("gone", _causes(error))
@@ -364,12 +376,38 @@ def load() -> Any:
 
 
 @cache
-def _context() -> ssl.SSLContext:
-    """What the client's HTTP library checks certificates with; making it takes longer than a short request."""
+def _http() -> Any:
+    """The HTTP library of the client, which has had two names."""
     kinds = (kind.__module__.partition(".")[0] for kind in load().DefaultAsyncHttpxClient.__mro__)
-    module = importlib.import_module(next(name for name in kinds if name in TRANSPORT))
-    context: ssl.SSLContext = module.create_ssl_context()
+    return importlib.import_module(next(name for name in kinds if name in TRANSPORT))
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    """What it checks certificates with; making that takes longer than a short request."""
+    context: ssl.SSLContext = _http().create_ssl_context()
     return context
+
+
+async def _bounded(response: Any) -> None:
+    """Let no body be read past a limit: not a page of errors, nor a line of a stream that never ends."""
+    inner = response.stream
+
+    class Bounded(_http().AsyncByteStream):  # type: ignore[misc]
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            size = 0
+            async for part in inner:
+                size += len(part)
+                if size > MOST_BYTES:
+                    raise RequestFailed("endless", f"an answer of more than {MOST_BYTES >> 20} MiB")
+                yield part
+
+        async def aclose(self) -> None:
+            await inner.aclose()
+
+    # Compressed it could be any size, and it was asked for as it is.
+    response.headers.pop("content-encoding", None)
+    response.stream = Bounded()
 
 
 def base_of(url: str) -> str:
@@ -470,15 +508,9 @@ def _answer(body: Any, seconds: float) -> Answer:
 
 
 async def _body(request: AbstractAsyncContextManager[Any]) -> Any:
-    """The JSON of an answer, which is not read past a limit."""
+    """The JSON of an answer."""
     async with request as response:
-        parts, size = [], 0
-        async for part in response.iter_bytes():
-            parts.append(part)
-            size += len(part)
-            if size > MOST_BYTES:
-                raise RequestFailed("endless", f"an answer of more than {MOST_BYTES >> 20} MiB")
-        return json.loads(b"".join(parts))
+        return json.loads(await response.read())
 
 
 L = TypeVar("L", bound=_Loose)
@@ -529,6 +561,7 @@ def _causes(error: BaseException) -> str:
 
 
 def _words(text: str) -> str:
-    """A server's own words on one line, without credentials."""
-    clean = " ".join(index.redact(text).encode("utf-8", "backslashreplace").decode().split())
+    """A server's own words on one line, without credentials and without what a terminal would obey."""
+    line = " ".join(index.redact(text).split())
+    clean = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
     return clean if len(clean) <= WORDS else clean[: WORDS - 1] + "…"

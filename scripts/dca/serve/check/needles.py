@@ -27,7 +27,7 @@ SENTENCE, SPREAD = 65, 0.07
 SLOWEST = 0.0015
 """Seconds per token that a prompt is given: 12 minutes is what a million tokens take without sparse attention, on the
 machines of the models' own report; this is twice that."""
-SHORTEST, LONGEST_UNASKED = 4096, 8192
+SHORTEST, LONGEST_UNASKED, LONGEST = 4096, 8192, 10**7
 END = ("gone", "hung")
 """After these the server is gone, or still at work on what nobody waits for."""
 

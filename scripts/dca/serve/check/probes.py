@@ -94,13 +94,17 @@ class Asking:
         most = len(text.encode()) + OVERHEAD
         if why := self.budget.forbids(most, tokens):
             raise ProbeEnded("skipped", "", why)
+        deadline = self.budget.deadline(self.timeout)
         self.budget.send(most, tokens)
         try:
-            answer = ask(text, self.budget.deadline(self.timeout), max_tokens=tokens, **more)
+            answer = ask(text, deadline, max_tokens=tokens, **more)
         except RequestFailed as failed:
             # What was refused has cost nothing.
             nothing = 0 if failed.kind in ("refused", "denied") else None
             self.budget.receive(nothing, nothing)
+            if failed.kind == "hung" and deadline < self.timeout:
+                # It is not the server that was too slow for its deadline.
+                raise ProbeEnded("skipped", "", f"--max-cost {self.budget.limit.words} ended it") from None
             raise
         self.budget.receive(answer.prompt_tokens, answer.answer_tokens)
         if answer.ignored:
@@ -185,7 +189,7 @@ def _right_call(answer: Answer) -> None:
     except ValueError:
         told = None
     if name != "get_weather" or not isinstance(told, dict) or not isinstance(told.get("city"), str):
-        raise ProbeEnded("failed", troubles.MODEL, f"the call is {name}({_shown(arguments)})",
+        raise ProbeEnded("failed", troubles.MODEL, f"the call is {_shown(name)} with {_shown(arguments)}",
                        "check the server's --tool-call-parser, and the chat template.")  # fmt: skip
 
 
@@ -212,12 +216,15 @@ def _structured(asking: Asking) -> str:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the text"
-        raise ProbeEnded(
-            "failed", troubles.MODEL,
-            f"the schema is not kept ({place}: {first['msg'].lower()}): {_shown(answer.text)}",
-            "a server that takes the field and does not decode under it needs another --guided-decoding-backend.",
-        ) from None  # fmt: skip
-    return f"kept, through {how}"
+        wrong = f"{place}: {first['msg'].lower()}"
+    except ValueError:
+        wrong = "it is no text"
+    else:
+        return f"kept, through {how}"
+    raise ProbeEnded(
+        "failed", troubles.MODEL, f"the schema is not kept ({wrong}): {_shown(answer.text)}",
+        "a server that takes the field and does not decode under it needs another --guided-decoding-backend.",
+    )  # fmt: skip
 
 
 def _whole(answer: Answer) -> None:
