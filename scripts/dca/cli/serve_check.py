@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
-from dca import documents, pictures, store
+from dca import documents, store
 from dca.cli import options
+from dca.config import plot
 from dca.errors import DcaError
 from dca.serve import check as engine
 from dca.serve.check import Needle, Probe, Request, ServeCheck, heat
@@ -20,6 +21,7 @@ from dca.serve.check.report import render as render_page
 
 LONGEST = 2 * 10**7
 MOST_CELLS = 1000
+BLANK = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 SECONDS = click.FloatRange(0.01, 10**6)
 
 
@@ -75,7 +77,8 @@ def check(
         if path is not None and not options.can_be_written(path):
             raise DcaError("DCA-204", f"{flag}: {path} cannot be written.", remedy="name another place.")
     if picture is not None:
-        pictures.require(picture.suffix.lower())
+        # Before anything is sent: whether such a file can be made here.
+        plot.as_file(BLANK, picture.suffix.lower(), "heat.svg")
     asked = Request(
         url=url,
         model=model,
@@ -102,7 +105,7 @@ def check(
     if report is not None:
         store.write_bytes(report, render_page(found).encode())
     if picture is not None and found.needles:
-        store.write_bytes(picture, pictures.encode(heat.svg(found), picture.suffix.lower()))
+        store.write_bytes(picture, plot.as_file(heat.svg(found), picture.suffix.lower(), "heat.svg"))
     if as_json:
         click.echo(documents.dumps(found).decode(), nl=False)
     elif not quiet:

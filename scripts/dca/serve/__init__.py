@@ -1,1 +1,1 @@
-"""Serving a model with a wheel: whether it fits, the command that starts it, and whether the server really answers."""
+"""Serving a model: will it fit, with which flags, the command that starts it, and starting it."""

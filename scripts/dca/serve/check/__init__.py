@@ -62,7 +62,7 @@ def check(asked: Request, reporter: Reporter) -> ServeCheck:
         What was seen, good or bad.
 
     Raises:
-        DcaError: DCA-150 when nobody answers at the URL or the key is refused, DCA-201 for a URL or a model that
+        DcaError: DCA-160 when nobody answers at the URL or the key is refused, DCA-201 for a URL or a model that
             cannot be asked, DCA-103 without the client library.
     """
     load()
@@ -97,7 +97,7 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
     """Ask /v1/models, and settle which model is meant.
 
     Raises:
-        DcaError: DCA-150, DCA-201.
+        DcaError: DCA-160, DCA-201.
     """
     proves = "the server lists its models"
     if why := budget.forbids(0, 0):
@@ -110,12 +110,12 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
         told = troubles.tell(failed)
         if told.code == troubles.UNREACHABLE:
             raise DcaError(
-                "DCA-150", f"{server.shown} cannot be asked: {told.detail}.",
+                "DCA-160", f"{server.shown} cannot be asked: {told.detail}.",
                 remedy=told.remedy if failed.kind == "denied" else START,
             ) from None  # fmt: skip
         if not asked.model:
             raise DcaError(
-                "DCA-151", f"{server.shown} does not list its models: {told.detail}.",
+                "DCA-161", f"{server.shown} does not list its models: {told.detail}.",
                 remedy="name the model with --model, and the other requests are made all the same.",
             ) from None  # fmt: skip
         found = Probe(
@@ -131,7 +131,7 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
         "deadline": asked.timeout,
     }
     if not cards and asked.model:
-        return Probe(**about, status="failed", code="DCA-151", detail="it lists none", remedy=troubles.LOG), Card(
+        return Probe(**about, status="failed", code="DCA-161", detail="it lists none", remedy=troubles.LOG), Card(
             id=asked.model
         )
     card = _chosen(cards, asked.model)
@@ -183,13 +183,14 @@ def _reached(seen: list[Needle]) -> int:
 
 def _verdict(found: ServeCheck) -> str:
     wrong = [one for one in found.probes if one.code]
-    words = [
-        f"{len(wrong)} of {len(found.probes)} short requests failed ({', '.join(one.name for one in wrong)})"
-    ] * bool(wrong)
-    troubled = [one for one in found.needles if one.code]
-    if troubled:
-        one = troubled[0]
-        words.append(f"at {one.length:,} tokens, depth {one.depth:g} %, {one.detail}")
+    words = []
+    if wrong:
+        names = ", ".join(one.name for one in wrong)
+        words.append(f"{len(wrong)} of {len(found.probes)} short requests failed ({names})")
+    # The first of each kind: a fact that was lost says nothing of a prompt that was refused.
+    troubled = {one.outcome: one for one in reversed(found.needles) if one.code}
+    first = sorted(troubled.values(), key=found.needles.index)
+    words += [f"at {one.length:,} tokens, depth {one.depth:g} %, {one.detail}" for one in first]
     if found.needles:
         longest = max((one.tokens for one in found.needles if one.length == found.reached), default=0)
         words.append(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dca.serve.check.client import RequestFailed
 from dca.serve.check.values import Outcome, Trouble
 
-UNREACHABLE, PROTOCOL, PROMPT, MODEL = "DCA-150", "DCA-151", "DCA-152", "DCA-153"
+UNREACHABLE, PROTOCOL, PROMPT, MODEL = "DCA-160", "DCA-161", "DCA-162", "DCA-163"
 
 LOG = "read the end of the server's log; `dca explain LOG` tells what it is."
 PLAN = "`dca serve plan` tells the longest prompt that fits, and the flags that make more fit."

@@ -17,9 +17,9 @@ import pytest
 from dca import store
 from dca.config import readers
 from dca.events import Silent
-from serve import scripted
-from serve.conftest import Real
-from serve.scripted import Asked, Reply, Scripted, serving
+from serve.check import scripted
+from serve.check.conftest import Real
+from serve.check.scripted import Asked, Reply, Scripted, serving
 from support import ROOT
 
 EXAMPLES = ROOT / "examples"

@@ -7,7 +7,7 @@ import json
 import jsonschema
 import pytest
 
-from serve.conftest import Check, Done, Real
+from serve.check.conftest import Check, Done, Real
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,18 @@ def test_a_server_that_nobody_here_wrote_is_asked_for_everything(whole: Done, re
     assert "repetition_penalty" in probes["sampling"]["detail"]
     # Random weights neither calculate nor keep to a schema: that is the model's fault, and is told as such.
     for name in ("sense", "tools", "structured"):
-        assert (probes[name]["status"], probes[name]["code"]) == ("failed", "DCA-153")
+        assert (probes[name]["status"], probes[name]["code"]) == ("failed", "DCA-163")
     assert whole.code == 1
-    assert whole.err == "" or whole.err.startswith("DCA-153")
+    assert whole.err == "" or whole.err.startswith("DCA-163")
 
 
 def test_its_own_count_of_tokens_keeps_every_prompt_within_its_length(whole: Done) -> None:
     needles = whole.told["needles"]
     assert [(one["length"], one["depth"]) for one in needles] == [(600, 0.0), (600, 100.0), (1200, 0.0), (1200, 100.0)]
     for one in needles:
-        assert (one["outcome"], one["counted"], one["code"]) == ("lost", "usage", "DCA-153")
-        # The longest sentence has 113 letters, and here a letter is a token.
-        assert one["length"] - 64 - 130 <= one["tokens"] <= one["length"] - 64
+        assert (one["outcome"], one["counted"], one["code"]) == ("lost", "usage", "DCA-163")
+        # What is kept free for texts that differ, and a sentence of 113 letters: here a letter is a token.
+        assert 0.85 * (one["length"] - 64) - 130 <= one["tokens"] <= one["length"] - 64
         assert 0 < one["first_token"] < one["seconds"] < one["deadline"]
         assert one["prefill_speed"] == pytest.approx(one["tokens"] / one["first_token"], rel=0.01)
         assert one["decode_speed"] > 0
@@ -73,8 +73,8 @@ def test_what_it_can_do_passes(real: Real, check: Check) -> None:
 def test_a_feature_that_is_needed_and_refused_fails(real: Real, check: Check) -> None:
     done = check(real.url, "--skip", "sense,tools,structured,needles", "--need", "sampling", "--json")
     assert done.code == 1
-    assert json.loads(done.out)["probes"][-1]["code"] == "DCA-151"
-    assert "DCA-151" in done.err
+    assert json.loads(done.out)["probes"][-1]["code"] == "DCA-161"
+    assert "DCA-161" in done.err
 
 
 def test_a_model_that_it_does_not_have_is_named_with_those_that_it_has(real: Real, check: Check) -> None:

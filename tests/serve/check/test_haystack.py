@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dca.errors import DcaError
 from dca.serve.check import haystack, needles
 from dca.serve.check.budget import Budget, limit_of
-from serve.scripted import count
+from serve.check.scripted import count
 
 SEEDS = st.integers(0, 10**9).map(str)
 

@@ -23,9 +23,9 @@ from dca import documents
 from dca.events import Silent
 from dca.serve import check as engine
 from dca.serve.check import ServeCheck, client
-from serve import scripted
-from serve.conftest import Check
-from serve.scripted import Asked, Reply, Scripted, serving
+from serve.check import scripted
+from serve.check.conftest import Check
+from serve.check.scripted import Asked, Reply, Scripted, serving
 from support import ROOT, wait_for
 
 Serve = Callable[..., Scripted]
@@ -148,7 +148,8 @@ def test_a_fact_that_is_lost_fails_at_its_length_and_depth(serve: Serve, check: 
     assert outcomes == {(1024, 0): "found", (1024, 100): "found", (4096, 0): "lost", (4096, 100): "found"}
     assert (done.code, done.told["reached"]) == (1, 1024)
     assert "at 4,096 tokens, depth 0 %, the answer does not hold" in done.told["verdict"]
-    assert done.err.startswith("DCA-153")
+    assert "every fact was found up to 1,024 tokens" in done.told["verdict"]
+    assert done.err.startswith("DCA-163")
 
 
 def _fact(asked: Asked) -> str:
@@ -174,7 +175,7 @@ def test_a_wrong_answer_is_told_for_what_it_is(serve: Serve, check: Check, answe
         return Reply(numbers[0] if answer == "OTHER" else answer)
 
     told = check(serve(script=script).url, *ONE, "--json").told
-    assert (told["needles"][0]["outcome"], told["needles"][0]["code"]) == ("lost", "DCA-153")
+    assert (told["needles"][0]["outcome"], told["needles"][0]["code"]) == ("lost", "DCA-163")
     assert words in told["needles"][0]["detail"]
 
 
@@ -224,7 +225,7 @@ def test_what_a_model_does_not_do_right_is_its_own_code(
     place = serve(script=lambda asked: reply if asked.kind == kind else scripted.right(asked))
     done = check(place.url, "--skip", "needles", "--json")
     wrong = [one for one in done.told["probes"] if one["status"] == "failed"]
-    assert [(one["name"], one["code"]) for one in wrong] == [(kind, "DCA-153")]
+    assert [(one["name"], one["code"]) for one in wrong] == [(kind, "DCA-163")]
     assert words in wrong[0]["detail"]
     assert done.code == 1
 
@@ -279,7 +280,7 @@ def test_story_c2_the_recommended_sampling_is_sent_and_an_engine_that_dies_of_it
     assert (sent["temperature"], sent["top_p"], sent["top_k"], sent["repetition_penalty"]) == (0.7, 0.8, 20, 1.05)
     done = check(serve(tricks={"sampling": scripted.fail}).url, "--skip", "needles", "--json")
     probe = next(one for one in done.told["probes"] if one["name"] == "sampling")
-    assert (probe["status"], probe["code"], done.code) == ("failed", "DCA-151", 1)
+    assert (probe["status"], probe["code"], done.code) == ("failed", "DCA-161", 1)
     assert "dca inspect WHEEL --model DIR" in probe["remedy"]
 
 
@@ -302,17 +303,17 @@ def test_story_a9_an_empty_answer_with_finish_reason_length_is_the_server_refusi
     told = done.told
     assert [one["outcome"] for one in told["needles"]] == ["found"] * 2 + ["refused"] + ["skipped"] * 3
     refused = told["needles"][2]
-    assert refused["code"] == "DCA-152"
+    assert refused["code"] == "DCA-162"
     assert "block_manager" in refused["remedy"]
     assert "dca serve plan" in refused["remedy"]
     assert (told["reached"], done.code) == (600, 1)
-    assert done.err.startswith("DCA-152")
+    assert done.err.startswith("DCA-162")
     assert any("not sent, because 2,048 tokens were refused" in one for one in told["not_proven"])
 
 
 def test_the_same_without_a_count_of_tokens(serve: Serve, check: Check) -> None:
     told = check(serve(script=ignore, usage=False, tokenizer=False).url, "--lengths", "4096", "--json").told
-    assert told["needles"][0]["code"] == "DCA-152"
+    assert told["needles"][0]["code"] == "DCA-162"
 
 
 def test_a_short_request_can_be_refused_like_that_too(serve: Serve, check: Check) -> None:
@@ -320,7 +321,7 @@ def test_a_short_request_can_be_refused_like_that_too(serve: Serve, check: Check
         return Reply("", finish="length", tokens=0)
 
     told = check(serve(script=script).url, "--skip", "needles", "--json").told
-    assert {one["code"] for one in told["probes"] if one["name"] != "models"} == {"DCA-152"}
+    assert {one["code"] for one in told["probes"] if one["name"] != "models"} == {"DCA-162"}
 
 
 def test_a_prompt_past_the_servers_length_is_told_in_its_own_words(serve: Serve, check: Check) -> None:
@@ -333,25 +334,25 @@ def test_a_prompt_past_the_servers_length_is_told_in_its_own_words(serve: Serve,
 # --- the server misbehaves -------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[scripted.Trick, str, str, str]] = {
-    "hangs": (scripted.hang, "hung", "DCA-151", "before the first token"),
-    "hangs after its headers": (scripted.hang_after_headers, "hung", "DCA-151", "before the first token"),
-    "hangs after a token": (scripted.hang_after_a_token, "hung", "DCA-151", "after the first token"),
-    "drips comments": (scripted.drip, "hung", "DCA-151", "before the first token"),
-    "drips headers": (scripted.drip_headers, "hung", "DCA-151", "before the first token"),
-    "500": (scripted.fail, "broken", "DCA-151", "CUDA out of memory"),
-    "502 as a page": (scripted.fail_in_html, "broken", "DCA-151", "502"),
-    "error in the stream": (scripted.error_in_stream, "broken", "DCA-151", "EngineDeadError"),
-    "drops the connection": (scripted.drop, "gone", "DCA-150", "does not answer any more"),
-    "cuts the stream": (scripted.cut_stream, "cut", "DCA-151", "the stream was cut"),
-    "no finish_reason": (scripted.end_without_reason, "cut", "DCA-151", "without a finish_reason"),
-    "half an event": (scripted.half_an_event, "broken", "DCA-151", "no JSON"),
-    "another shape": (scripted.another_shape, "broken", "DCA-151", "choices"),
-    "a list": (scripted.not_an_object, "broken", "DCA-151", "not of the protocol"),
-    "a web page": (scripted.a_web_page, "cut", "DCA-151", "without a finish_reason"),
-    "an empty body": (scripted.nothing, "cut", "DCA-151", "without a finish_reason"),
-    "no events": (scripted.no_choices, "cut", "DCA-151", "without a finish_reason"),
-    "endless": (scripted.endless, "broken", "DCA-151", "does not keep to max_tokens"),
-    "400": (scripted.refuse, "refused", "DCA-152", "it is not supported"),
+    "hangs": (scripted.hang, "hung", "DCA-161", "before the first token"),
+    "hangs after its headers": (scripted.hang_after_headers, "hung", "DCA-161", "before the first token"),
+    "hangs after a token": (scripted.hang_after_a_token, "hung", "DCA-161", "after the first token"),
+    "drips comments": (scripted.drip, "hung", "DCA-161", "before the first token"),
+    "drips headers": (scripted.drip_headers, "hung", "DCA-161", "before the first token"),
+    "500": (scripted.fail, "broken", "DCA-161", "CUDA out of memory"),
+    "502 as a page": (scripted.fail_in_html, "broken", "DCA-161", "502"),
+    "error in the stream": (scripted.error_in_stream, "broken", "DCA-161", "EngineDeadError"),
+    "drops the connection": (scripted.drop, "gone", "DCA-160", "does not answer any more"),
+    "cuts the stream": (scripted.cut_stream, "cut", "DCA-161", "the stream was cut"),
+    "no finish_reason": (scripted.end_without_reason, "cut", "DCA-161", "without a finish_reason"),
+    "half an event": (scripted.half_an_event, "broken", "DCA-161", "no JSON"),
+    "another shape": (scripted.another_shape, "broken", "DCA-161", "choices"),
+    "a list": (scripted.not_an_object, "broken", "DCA-161", "not of the protocol"),
+    "a web page": (scripted.a_web_page, "cut", "DCA-161", "without a finish_reason"),
+    "an empty body": (scripted.nothing, "cut", "DCA-161", "without a finish_reason"),
+    "no events": (scripted.no_choices, "cut", "DCA-161", "without a finish_reason"),
+    "endless": (scripted.endless, "broken", "DCA-161", "does not keep to max_tokens"),
+    "400": (scripted.refuse, "refused", "DCA-162", "it is not supported"),
 }
 
 
@@ -375,18 +376,18 @@ def test_a_misbehaving_server_gets_its_verdict_for_a_long_prompt_within_the_dead
 
 
 SHORT: dict[str, tuple[scripted.Trick, str, str]] = {
-    "hangs": (scripted.hang, "DCA-151", "no end within"),
-    "drips headers": (scripted.drip_headers, "DCA-151", "no end within"),
-    "500": (scripted.fail, "DCA-151", "CUDA out of memory"),
-    "drops the connection": (scripted.drop, "DCA-150", "does not answer any more"),
-    "half a JSON": (scripted.half_a_json, "DCA-151", "no JSON"),
-    "another shape": (scripted.another_shape, "DCA-151", "choices"),
-    "a list": (scripted.not_an_object, "DCA-151", "not of the protocol"),
-    "a web page": (scripted.a_web_page, "DCA-151", "no JSON"),
-    "an empty body": (scripted.nothing, "DCA-151", "no JSON"),
-    "no choices": (scripted.no_choices, "DCA-151", "no choices"),
-    "an error with status 200": (scripted.error_with_200, "DCA-151", "engine is dead"),
-    "400": (scripted.refuse, "DCA-151", "it is not supported"),
+    "hangs": (scripted.hang, "DCA-161", "no end within"),
+    "drips headers": (scripted.drip_headers, "DCA-161", "no end within"),
+    "500": (scripted.fail, "DCA-161", "CUDA out of memory"),
+    "drops the connection": (scripted.drop, "DCA-160", "does not answer any more"),
+    "half a JSON": (scripted.half_a_json, "DCA-161", "no JSON"),
+    "another shape": (scripted.another_shape, "DCA-161", "choices"),
+    "a list": (scripted.not_an_object, "DCA-161", "not of the protocol"),
+    "a web page": (scripted.a_web_page, "DCA-161", "no JSON"),
+    "an empty body": (scripted.nothing, "DCA-161", "no JSON"),
+    "no choices": (scripted.no_choices, "DCA-161", "no choices"),
+    "an error with status 200": (scripted.error_with_200, "DCA-161", "engine is dead"),
+    "400": (scripted.refuse, "DCA-161", "it is not supported"),
 }
 
 
@@ -467,7 +468,7 @@ def test_hostile_answers_end_in_a_verdict_that_can_be_printed(serve: Serve, chec
 def test_a_name_of_a_model_that_cannot_be_printed_is_refused(serve: Serve, check: Check) -> None:
     done = check(serve(models=("\x1b[2J",)).url)
     assert (done.code, "\x1b" in done.err) == (1, False)
-    assert "DCA-151" in done.err
+    assert "DCA-161" in done.err
 
 
 def test_a_length_past_all_bounds_is_not_believed(serve: Serve) -> None:
@@ -521,7 +522,7 @@ def test_a_server_that_fails_twice_is_not_asked_for_more(serve: Serve, check: Ch
 def test_a_server_that_nobody_started_is_one_message(check: Check) -> None:
     done = check("http://127.0.0.1:9", "--json")
     assert done.code == 1
-    assert json.loads(done.out)["code"] == "DCA-150"
+    assert json.loads(done.out)["code"] == "DCA-160"
     assert "start the server" in done.err
 
 
@@ -532,7 +533,7 @@ def test_a_server_that_does_not_list_its_models_can_be_asked_by_name(
     place = serve(tricks={"models": trick})
     done = check(place.url, "--skip", "needles", "--timeout", TIMEOUT)
     assert done.code == 1
-    assert "DCA-151" in done.err
+    assert "DCA-161" in done.err
     assert "--model" in done.err
     told = check(place.url, "--skip", "needles", "--timeout", TIMEOUT, "--model", scripted.MODEL, "--json").told
     assert [one["name"] for one in told["probes"] if one["code"]] == ["models"]
@@ -685,7 +686,7 @@ def test_text_page_and_pictures_tell_the_same(serve: Serve, check: Check, tmp_pa
     links.feed(text)
     assert (links.found, "script" in links.tags, "svg" in links.tags) == ([], False, True)
     assert "&lt;script&gt;" in text
-    assert "DCA-153" in text
+    assert "DCA-163" in text
 
 
 def test_a_png_is_one_or_is_refused_before_anything_is_sent(serve: Serve, check: Check, tmp_path: Path) -> None:
