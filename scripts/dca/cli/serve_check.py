@@ -99,9 +99,10 @@ def check(
         raise DcaError("DCA-201", f"--skip and --need both name {min(both)}.", remedy="leave one of them out.")
     if picture is not None and engine.NEEDLES in asked.skipped:
         raise DcaError("DCA-201", "--plot draws what --skip needles leaves out.", remedy="leave one of them out.")
+    cache = options.open_cache(cache_dir).open()
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        found = engine.check(asked, reporter)
-    _keep(found, cache_dir)
+        found = engine.check(asked, reporter, lambda seen: _keep(seen, cache))
+    _keep(found, cache)
     if report is not None:
         store.write_bytes(report, render_page(found).encode())
     if picture is not None and found.needles:
@@ -184,10 +185,9 @@ def _names(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[s
 # --- what is told --------------------------------------------------------------------------------------------------
 
 
-def _keep(found: ServeCheck, cache_dir: Path | None) -> None:
+def _keep(found: ServeCheck, cache: store.Store) -> None:
     key = store.sha256_bytes(f"{found.url} {found.model}".encode())[:16]
-    folder = options.open_cache(cache_dir).open().folder("run", f"serve-check-{key}")
-    documents.write(found, folder / "serve-check.json")
+    documents.write(found, cache.folder("run", f"serve-check-{key}") / "serve-check.json")
 
 
 def _tried(found: ServeCheck) -> int:

@@ -77,7 +77,7 @@ def real(server_packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFa
         )  # fmt: skip
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: process.poll() is not None or _listens(url), 120)
+        wait_for(lambda: process.poll() is not None or _listens(url), 300)
         assert _listens(url), (home / "log").read_text()[-3000:]
         yield Real(url, "tiny/random", python, packages, next((home / "hub").glob("models--*/snapshots/*")))
     finally:

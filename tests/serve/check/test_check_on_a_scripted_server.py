@@ -730,19 +730,30 @@ def test_quiet_says_nothing_of_what_is_well(serve: Serve, check: Check) -> None:
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
-def test_ctrl_c_ends_it_at_once_while_the_server_hangs(serve: Serve, tmp_path: Path) -> None:
-    place = serve(tricks={"needle": scripted.hang})
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
+    serve: Serve, tmp_path: Path, number: signal.Signals
+) -> None:
+    def second(handler: scripted.Handler, asked: Asked) -> None:
+        (scripted.hang if len(asked.text) > 6000 else scripted.Handler.complete)(handler, asked)
+
+    place = serve(tricks={"needle": second})
     process = subprocess.Popen(
-        [sys.executable, "-m", "dca", "serve", "check", place.url, *ONE, "--cache-dir", str(tmp_path)],
+        [sys.executable, "-m", "dca", "serve", "check", place.url, "--lengths", "1024,2048", "--depths", "50",
+         "--cache-dir", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert wait_for(lambda: bool(place.needles()), 30)
-    process.send_signal(signal.SIGINT)
+    assert wait_for(lambda: len(place.needles()) == 2, 30)
+    process.send_signal(number)
     out, err = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert "Interrupted." in err
+    assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
+    assert ("Interrupted." in err) == (number != signal.SIGKILL)
     assert "Traceback" not in out + err
+    (kept,) = tmp_path.glob("run/serve-check-*/*")
+    found = documents.read(ServeCheck, kept)
+    assert ([one.outcome for one in found.needles], found.reached) == (["found"], 1024)
+    assert "1 prompt: not sent, because the check was ended before" in found.not_proven
 
 
 # --- wrong usage -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,8 +56,13 @@ class Request:
 NEEDLES = "needles"
 
 
-def check(asked: Request, reporter: Reporter) -> ServeCheck:
+def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None] = lambda _: None) -> ServeCheck:
     """Ask a server for everything that a client of a long-context model relies on.
+
+    Args:
+        asked: what is to be checked.
+        reporter: told of each request.
+        keep: given what was seen so far, after each long prompt: they may take hours, and be interrupted.
 
     Returns:
         What was seen, good or bad.
@@ -84,13 +90,21 @@ def check(asked: Request, reporter: Reporter) -> ServeCheck:
             f"{total:,} tokens" + (f", not past --max-cost {asked.limit.words}" if asked.limit.words else ""),
         )
         counter = needles.calibrate(asking, wanted)
-        seen = list(needles.run(server, wanted, counter, budget, reporter))
-    result = ServeCheck(
-        url=server.shown, model=server.model, max_model_len=card.max_model_len, seed=asked.seed, probes=tuple(found),
-        needles=tuple(seen), lengths=wanted.lengths if seen else (), depths=wanted.depths if seen else (),
-        reached=_reached(seen), chars_per_token=round(counter.ratio, 4) if counter else None, cost=budget.cost,
-    )  # fmt: skip
-    return result.model_copy(update={"verdict": _verdict(result), "not_proven": _not_proven(result, asked, card)})
+
+    def so_far() -> ServeCheck:
+        result = ServeCheck(
+            url=server.shown, model=server.model, max_model_len=card.max_model_len, seed=asked.seed,
+            probes=tuple(found), needles=tuple(seen), lengths=wanted.lengths if counter else (),
+            depths=wanted.depths if counter else (), reached=_reached(seen, wanted),
+            chars_per_token=round(counter.ratio, 4) if counter else None, cost=budget.cost,
+        )  # fmt: skip
+        return result.model_copy(update={"verdict": _verdict(result), "not_proven": _not_proven(result, asked, card)})
+
+    if counter:
+        for one in needles.run(server, wanted, counter, budget, reporter):
+            seen.append(one)
+            keep(so_far())
+    return so_far()
 
 
 def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card]:
@@ -161,21 +175,17 @@ def _chosen(cards: list[Card], name: str) -> Card:
 
 
 def _range(asked: Request, card: Card) -> needles.Range:
-    """The lengths and depths to try.
-
-    Raises:
-        DcaError: DCA-201 when no length is asked for that can be tried.
-    """
+    """The lengths and depths to try."""
     limit = asked.length or min(card.max_model_len or needles.LONGEST_UNASKED, needles.LONGEST)
     lengths = asked.lengths or needles.lengths_to(limit)
     return needles.Range(tuple(sorted(set(lengths))), asked.depths, asked.needle_timeout, asked.seed)
 
 
-def _reached(seen: list[Needle]) -> int:
+def _reached(seen: list[Needle], wanted: needles.Range) -> int:
     """The greatest length at which every depth found its fact, and every shorter one did."""
     reached = 0
-    for length in sorted({one.length for one in seen}):
-        if any(one.outcome != "found" for one in seen if one.length == length):
+    for length in wanted.lengths:
+        if sum(one.outcome == "found" for one in seen if one.length == length) < len(wanted.depths):
             break
         reached = length
     return reached
@@ -208,12 +218,14 @@ def _not_proven(found: ServeCheck, asked: Request, card: Card) -> tuple[str, ...
     told = [f"{one.name}: refused by the server ({one.detail})" for one in found.probes if one.status == "refused"]
     told += [f"{one.name}: not asked, because {one.detail}" for one in found.probes if one.status == "skipped"]
     told += [f"{name}: left out by --skip" for name in asked.skipped]
+    if missing := len(found.lengths) * len(found.depths) - len(found.needles):
+        told.append(f"{_prompts(missing)}: not sent, because the check was ended before")
     skipped: dict[str, list[Needle]] = {}
     for one in found.needles:
         if one.outcome == "skipped":
             skipped.setdefault(one.detail, []).append(one)
     told += [
-        f"{len(those)} prompts, the longest of {max(one.length for one in those):,} tokens: not sent, because {why}"
+        f"{_prompts(len(those))}, the longest of {max(one.length for one in those):,} tokens: not sent, because {why}"
         for why, those in skipped.items()
     ]
     if found.needles and not any(one.counted == "usage" for one in found.needles):
@@ -224,3 +236,7 @@ def _not_proven(found: ServeCheck, asked: Request, card: Card) -> tuple[str, ...
     if card.max_model_len and found.needles and longest < card.max_model_len:
         told.append(f"prompts from {longest:,} to the {card.max_model_len:,} tokens that the server says it takes")
     return tuple(told)
+
+
+def _prompts(count: int) -> str:
+    return f"{count} prompt{'s' * (count != 1)}"
