@@ -484,6 +484,22 @@ def test_a_short_request_that_time_runs_out_for_is_not_the_servers_fault(serve: 
     assert {one["status"] for one in done.told["probes"][1:]} == {"skipped"}
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(413, "client_max_body_size"), (429, "gateway"), (504, "proxy_read_timeout"), (408, "dca explain")],
+)
+def test_what_a_proxy_refuses_is_not_told_of_the_engine(serve: Serve, check: Check, status: int, words: str) -> None:
+    def proxy(handler: scripted.Handler, _asked: Asked) -> None:
+        handler.send_body(b"<html>nginx</html>", status, "text/html")
+
+    told = check(serve(tricks={"needle": proxy}).url, *ONE, "--json").told
+    (needle,) = told["needles"]
+    assert (needle["outcome"], needle["code"]) == ("broken", "DCA-161")
+    assert f"HTTP {status}" in needle["detail"]
+    assert words in needle["remedy"]
+    assert "--max-model-len" not in needle["remedy"]
+
+
 def test_once_the_server_is_gone_nothing_more_is_sent(serve: Serve, check: Check) -> None:
     place = serve(tricks={"sampling": scripted.drop})
     told = check(place.url, "--json").told

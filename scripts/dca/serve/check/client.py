@@ -29,6 +29,8 @@ MOST_BYTES = 64 << 20
 # What the client may throw that is no error of its own: its HTTP library has had two names.
 TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio", "ssl")
 DENIED = (401, 403)
+# Refused now, or on the way, and not for what was asked: a time-out, a body too large for a proxy, too many requests.
+PASSING = (408, 413, 429)
 BROKEN = 500
 WORDS = 300
 TICK_SECONDS = 1.0
@@ -530,7 +532,7 @@ def _checked(kind: type[L], told: Any) -> L:
 
 
 def _refusal(status: int, body: str) -> RequestFailed:
-    kind: Trouble = "broken" if status >= BROKEN else "denied" if status in DENIED else "refused"
+    kind: Trouble = "broken" if status >= BROKEN or status in PASSING else "denied" if status in DENIED else "refused"
     return RequestFailed(kind, f"HTTP {status}: {message_of(body)}", status=status)
 
 

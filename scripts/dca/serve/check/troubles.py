@@ -12,6 +12,15 @@ UNREACHABLE, PROTOCOL, PROMPT, MODEL = "DCA-160", "DCA-161", "DCA-162", "DCA-163
 LOG = "read the end of the server's log; `dca explain LOG` tells what it is."
 PLAN = "`dca serve plan` tells the longest prompt that fits, and the flags that make more fit."
 
+# What mostly comes from something between here and the server, and says nothing of its engine.
+BY_STATUS = {
+    413: "a million tokens are 5 MB: let the proxy take bodies of that size (nginx: client_max_body_size), or ask the "
+    "engine itself.",
+    429: "the server, or a gateway before it, limits how much may be asked: ask the engine itself, or when it is idle.",
+    504: "a proxy did not wait for the answer: let it wait longer (nginx: proxy_read_timeout), or ask the engine "
+    "itself.",
+}
+
 OUTCOMES: dict[Trouble, Outcome] = {
     "gone": "gone",
     "denied": "refused",
@@ -41,6 +50,8 @@ def tell(failed: RequestFailed, *, long: bool = False) -> Told:
         long: whether its prompt was a long one, which fails for reasons of its own.
     """
     words = failed.words
+    if failed.status in BY_STATUS:
+        return Told(PROTOCOL, f"the prompt does not get through: {words}", BY_STATUS[failed.status])
     if failed.kind == "gone":
         why = "a long prompt that ran out of GPU memory ends the engine. " + PLAN if long else "is it still running?"
         return Told(UNREACHABLE, f"the server does not answer any more: {words}", f"{LOG} {why}")
