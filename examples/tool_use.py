@@ -1,0 +1,62 @@
+"""Let a served model call a Python function, and answer with what the function returned.
+
+vllm serve MODEL --enable-auto-tool-choice --tool-call-parser hermes
+python examples/tool_use.py http://127.0.0.1:8000
+"""
+
+import argparse
+import json
+import os
+
+from openai import OpenAI
+
+
+def get_weather(city: str) -> str:
+    """The weather in a city; a real one would be asked for here."""
+    return json.dumps({"city": city, "celsius": 21, "sky": "clear"})
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather in a city right now.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "description": "The city's name."}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+
+
+def main() -> None:
+    """Ask, run what the model calls, and let it answer."""
+    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given.add_argument("url")
+    given.add_argument("question", nargs="?", default="What is the weather in Lisbon right now? Use the tool.")
+    given.add_argument("--model", help="the name that it is served under [the first that it lists]")
+    asked = given.parse_args()
+
+    client = OpenAI(base_url=f"{asked.url}/v1", api_key=os.environ.get("VLLM_API_KEY", "none"))
+    model = asked.model or client.models.list().data[0].id
+    messages = [{"role": "user", "content": asked.question}]
+    reply = (
+        client.chat.completions.create(model=model, messages=messages, tools=TOOLS, max_tokens=256).choices[0].message
+    )
+    if not reply.tool_calls:
+        print(f"The model did not call the tool. It said: {reply.content}")
+        return
+    messages.append(reply.model_dump(include={"role", "content", "tool_calls"}))
+    for call in reply.tool_calls:
+        print(f"It calls {call.function.name}({call.function.arguments})")
+        result = get_weather(**json.loads(call.function.arguments))
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    answer = client.chat.completions.create(model=model, messages=messages, tools=TOOLS, max_tokens=256)
+    print(answer.choices[0].message.content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Long texts with one fact in them: what is asked of a server to see how far it really reads."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+# Plain words, so that every tokenizer takes about as many characters for a token, whatever the language it likes.
+PEOPLE = ("The clerk", "A surveyor", "The harbour master", "An apprentice", "The librarian", "A courier", "The miller",
+          "One of the guards", "The botanist", "A retired teacher", "The printer", "Her cousin")  # fmt: skip
+DEEDS = ("wrote down", "measured", "forgot to mention", "praised", "counted", "repaired", "described at length",
+         "carried home", "argued about", "painted", "compared", "put away")  # fmt: skip
+THINGS = ("the old bridge", "a box of letters", "the water level", "three broken clocks", "the winter stores",
+          "a map of the valley", "the stairs to the cellar", "a field of barley", "the bell in the tower",
+          "two bundles of wool", "the road to the coast", "a row of apple trees")  # fmt: skip
+TIMES = ("before the rain set in", "on the second morning", "while the others slept", "in the spring of that year",
+         "after the market closed", "without saying why", "as the river rose", "at the end of the long summer",
+         "when the ferry was late", "with great patience", "shortly before noon", "to everyone's surprise")  # fmt: skip
+PLACES = ("Aldmere", "Brackwater", "Corvenhall", "Dunmarrow", "Eastfold", "Farrowdale", "Greyhaven", "Holmstead")
+DISTRACTORS = 3
+OPENING = (
+    "Below is a long record. Somewhere in it stands the access number of a town. Read it to the end; a question "
+    "follows it.\n\n"
+)
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """A prompt, and what its answer must hold.
+
+    Args:
+        text: the prompt.
+        place: the town that is asked for.
+        number: its number.
+        others: numbers of the other towns, which are wrong answers that look right.
+    """
+
+    text: str
+    place: str
+    number: str
+    others: tuple[str, ...]
+
+    def judge(self, answer: str) -> str:
+        """Empty when an answer holds the number; else in words what it holds instead."""
+        # Grouped digits are the same number.
+        plain = re.sub(r"(?<=\d)[,._\u202f\u00a0 ](?=\d)", "", answer)
+        numbers = re.findall(r"\d+", plain)
+        if self.number in numbers:
+            return ""
+        if wrong := next((one for one in numbers if one in self.others), None):
+            return f"it told the number of another town, {wrong}, in place of {self.number}"
+        if monotonous(answer):
+            return f"the answer is one character over and over: {answer.strip()[:20]!r}"
+        return f"the answer does not hold {self.number}: {' '.join(answer.split())[:80]!r}"
+
+
+def monotonous(text: str) -> bool:
+    """Whether a text is one character over and over, as of an engine whose numbers overflowed."""
+    seen = text.strip()
+    return len(seen) >= 8 and len(set(seen)) == 1
+
+
+def sentences(chance: random.Random, characters: int) -> list[str]:
+    """Sentences that say nothing: so many characters in all, or up to one sentence less."""
+    made: list[str] = []
+    while True:
+        one = f"{chance.choice(PEOPLE)} {chance.choice(DEEDS)} {chance.choice(THINGS)} {chance.choice(TIMES)}."
+        characters -= len(one) + 1
+        if characters < 0:
+            return made
+        made.append(one)
+
+
+def build(characters: int, depth: float, seed: str) -> Haystack:
+    """A prompt of a length, with the fact at a depth.
+
+    Args:
+        characters: of the whole prompt at most; it is up to a sentence shorter, and never shorter than facts and
+            question.
+        depth: of the fact, in percent of the record.
+        seed: of the text; another one gives another text from the first line on, so that no server answers from a
+            prefix that it has seen.
+    """
+    chance = random.Random(seed)  # noqa: S311 - texts, not secrets
+    places = chance.sample(PLACES, DISTRACTORS + 1)
+    numbers = [str(number) for number in chance.sample(range(1_000_000, 10_000_000), DISTRACTORS + 1)]
+    facts = [f"The access number of {place} is {number}." for place, number in zip(places, numbers, strict=True)]
+    first = f"Record {chance.getrandbits(64):016x}."
+    question = (
+        f"\n\nThe record ends here. What is the access number of {places[0]}? Answer with the number alone, without "
+        "any other word."
+    )
+    fixed = len(OPENING) + len(first) + len(question) + sum(len(fact) + 1 for fact in facts) + 1
+    text = sentences(chance, characters - fixed)
+    # The others first: then the place of the fact that counts is not moved by them.
+    for fact in facts[1:]:
+        text.insert(chance.randint(0, len(text)), fact)
+    text.insert(_place(text, depth), facts[0])
+    return Haystack(f"{OPENING}{first} {' '.join(text)}{question}", places[0], numbers[0], tuple(numbers[1:]))
+
+
+def shortest() -> int:
+    """Characters of a prompt with the facts and nothing else."""
+    return max(len(build(0, 0, str(seed)).text) for seed in range(4))
+
+
+def _place(text: list[str], depth: float) -> int:
+    """Where a depth is, counted in characters."""
+    wanted, passed = sum(len(one) + 1 for one in text) * depth / 100, 0
+    for index, one in enumerate(text):
+        if passed >= wanted:
+            return index
+        passed += len(one) + 1
+    return len(text)

@@ -1,0 +1,238 @@
+"""A needle in a haystack: prompts of growing length with one fact in them, at several depths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dca.events import Reporter
+from dca.serve.check import haystack, troubles
+from dca.serve.check.budget import Budget
+from dca.serve.check.client import Answer, RequestFailed, Server
+from dca.serve.check.haystack import Haystack
+from dca.serve.check.probes import Asking
+from dca.serve.check.values import Needle, Outcome
+
+ANSWER_TOKENS = 64
+CHARS_PER_TOKEN = 4.0
+"""Of plain English, where nobody counts."""
+TEMPLATE_TOKENS = 64
+"""What is left free for a chat template that nobody has counted."""
+SAMPLE = 40_000
+"""Characters of the text that is counted before the first prompt, at most."""
+SENTENCE, SPREAD = 65, 0.07
+"""Characters of a sentence, and how much its characters per token differ from the others', one standard deviation."""
+SLOWEST = 0.0015
+"""Seconds per token that a prompt is given: 12 minutes is what a million tokens take without sparse attention, on the
+machines of the models' own report; this is twice that."""
+SHORTEST, LONGEST_UNASKED, LONGEST = 4096, 8192, 10**7
+END = ("gone", "hung")
+"""After these the server is gone, or still at work on what nobody waits for."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What is asked for.
+
+    Args:
+        lengths: of prompts and answers together, in tokens, growing.
+        depths: in percent.
+        timeout: seconds for a prompt; None for a minute and what its length adds.
+        seed: of the texts.
+    """
+
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    timeout: float | None
+    seed: int
+
+
+def lengths_to(limit: int) -> tuple[int, ...]:
+    """Lengths from the shortest, each twice the one before, and the limit itself."""
+    found, length = [], SHORTEST
+    # One that is nearly the limit would tell the same twice.
+    while length < 0.8 * limit:
+        found.append(length)
+        length *= 2
+    return (*found, limit)
+
+
+class Counter:
+    """How many characters make a token, as far as the server tells."""
+
+    def __init__(self) -> None:
+        self.ratio = CHARS_PER_TOKEN
+        self.overhead = TEMPLATE_TOKENS
+        self.learnt = 0
+
+    def learn(self, characters: int, tokens: int) -> None:
+        """What the server counted in a prompt."""
+        if tokens > self.overhead and characters >= self.learnt:
+            self.ratio, self.learnt = characters / (tokens - self.overhead), characters
+
+    def characters(self, tokens: int) -> int:
+        """Of a text for a prompt that is not longer than so many tokens, and hardly shorter."""
+        room = tokens - self.overhead
+        wanted = max(1, int(room * self.ratio))
+        return max(0, int(wanted * (1 - self._spread(wanted))) - 8)
+
+    def tokens(self, characters: int) -> int:
+        """Of a text, template included."""
+        return int(characters / self.ratio) + self.overhead
+
+    def most(self, characters: int) -> int:
+        """The same, and hardly ever more."""
+        return int(characters / self.ratio * (1 + self._spread(characters))) + self.overhead + 8
+
+    def _spread(self, characters: int) -> float:
+        """How far the text that was counted and one that is sent may be apart, as a share: four standard deviations."""
+        return 4 * SPREAD * math.sqrt(SENTENCE / (self.learnt or characters) + SENTENCE / max(characters, 1))
+
+
+def calibrate(asking: Asking, wanted: Range) -> Counter:
+    """Learn from the server how many characters of these texts make a token.
+
+    Asks /tokenize, which takes no GPU; else sends a short prompt and a longer one and compares what the answers say
+    was in them. A server that tells neither is estimated.
+    """
+    counter = Counter()
+    # About half of the longest prompt, so that no server is asked for more than it takes.
+    size = min(SAMPLE, 2 * max(wanted.lengths))
+    sample = haystack.build(size, 50, f"{wanted.seed} sample").text
+    try:
+        told = asking.server.tokenize(sample, asking.budget.deadline(asking.timeout))
+        counter.ratio, counter.learnt = len(sample) / max(told.count, 1), len(sample)
+    except RequestFailed:
+        if asking.counted is None:
+            return counter
+        answer = _sample(asking, sample)
+        short, few = asking.counted
+        if answer is not None and answer.prompt_tokens and answer.prompt_tokens > few:
+            counter.ratio = (len(sample) - short) / (answer.prompt_tokens - few)
+            counter.learnt = len(sample)
+    if asking.counted is not None:
+        short, few = asking.counted
+        counter.overhead = max(0, few - int(short / counter.ratio)) + 2
+    return counter
+
+
+def _sample(asking: Asking, sample: str) -> Answer | None:
+    most = len(sample.encode()) + TEMPLATE_TOKENS
+    if asking.budget.forbids(most, 1):
+        return None
+    asking.budget.send(most, 1)
+    try:
+        answer = asking.server.chat(sample, asking.budget.deadline(asking.timeout), max_tokens=1, temperature=0)
+    except RequestFailed:
+        asking.budget.receive(None, None)
+        return None
+    asking.budget.receive(answer.prompt_tokens, answer.answer_tokens)
+    return answer
+
+
+def run(server: Server, wanted: Range, counter: Counter, budget: Budget, reporter: Reporter) -> Iterator[Needle]:
+    """The prompts, from the shortest to the longest; what cannot pass any more is skipped, with the reason."""
+    total = sum(wanted.lengths) * len(wanted.depths)
+    done, why, broken = 0, "", 0
+    for length in wanted.lengths:
+        refused = ""
+        for depth in wanted.depths:
+            if why or refused:
+                yield Needle(length=length, depth=depth, outcome="skipped", detail=why or refused)
+                continue
+            found = _one(server, wanted, counter, budget, reporter, (length, depth), (done, total))
+            done += length
+            reporter.progress(done, total, f"{length:,} tokens, depth {depth:g} %: {found.outcome}")
+            yield found
+            broken = broken + 1 if found.outcome == "broken" else 0
+            if found.outcome == "skipped":
+                refused = found.detail
+            elif found.outcome == "refused":
+                why = f"{length:,} tokens were refused"
+            elif found.outcome in END:
+                why = f"the server {'was gone' if found.outcome == 'gone' else 'hung'} at {length:,} tokens"
+            elif broken > 1:
+                why = f"the server failed twice at {length:,} tokens"
+
+
+def _one(
+    server: Server, wanted: Range, counter: Counter, budget: Budget, reporter: Reporter, place: tuple[int, float],
+    so_far: tuple[int, int],
+) -> Needle:  # fmt: skip
+    length, depth = place
+    characters = counter.characters(length - ANSWER_TOKENS)
+    if characters < haystack.shortest():
+        return Needle(length=length, depth=depth, outcome="skipped", detail="too short for the facts and the question")
+    hay = haystack.build(characters, depth, f"{wanted.seed} {length} {depth:g}")
+    expected = counter.tokens(len(hay.text))
+    about: dict[str, Any] = {
+        "length": length,
+        "depth": depth,
+        "characters": len(hay.text),
+        "tokens": expected,
+        "counted": "estimate",
+    }
+    most = counter.most(len(hay.text))
+    if why := budget.forbids(most, ANSWER_TOKENS):
+        return Needle(**about, outcome="skipped", detail=why)
+    given = wanted.timeout or 60 + SLOWEST * length
+    deadline = budget.deadline(given)
+    done, total = so_far
+
+    def waiting(seconds: float) -> None:
+        reporter.progress(done, total, f"{length:,} tokens, depth {depth:g} %: waiting {seconds:.0f} s")
+
+    server.waiting = waiting
+    budget.send(most, ANSWER_TOKENS)
+    try:
+        answer = server.stream(hay.text, deadline, max_tokens=ANSWER_TOKENS, temperature=0)
+    except RequestFailed as failed:
+        nothing = 0 if failed.kind in ("refused", "denied") else None
+        budget.receive(nothing, nothing)
+        if failed.kind == "hung" and deadline < given:
+            # It is not the server that was too slow for its deadline.
+            return Needle(
+                **about, outcome="skipped", detail=f"--max-cost {budget.limit.words} ended it", seconds=deadline
+            )
+        return _failed(about, failed, deadline)
+    budget.receive(answer.prompt_tokens, answer.answer_tokens)
+    if answer.prompt_tokens:
+        counter.learn(len(hay.text), answer.prompt_tokens)
+        about |= {"tokens": answer.prompt_tokens, "counted": "usage"}
+    if answer.ignored:
+        return _failed(about, RequestFailed("ignored", "an empty answer", seconds=answer.seconds), deadline)
+    return _answered(about, hay, answer, deadline)
+
+
+def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float) -> Needle:
+    code, detail, remedy = troubles.tell(failed, long=True)
+    return Needle.model_validate(
+        {**about, "outcome": troubles.OUTCOMES[failed.kind], "code": code, "detail": detail, "remedy": remedy,
+         "deadline": deadline, "first_token": failed.first_token, "seconds": round(failed.seconds, 3)}
+    )  # fmt: skip
+
+
+def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: float) -> Needle:
+    wrong = hay.judge(answer.text)
+    outcome: Outcome = "lost" if wrong else "found"
+    detail, remedy = wrong or f"{hay.number} of {hay.place}", ""
+    if wrong and not answer.text:
+        detail = "all of the answer went into thinking aloud" if answer.thought else "the answer is empty"
+    if wrong:
+        remedy = (
+            "past one chunk this is what a wrong table, RoPE or kernel looks like: prove the wheel with `dca smoke`, "
+            "and check the model's folder with `dca config check`."
+        )
+    speed, tokens = None, answer.answer_tokens or answer.pieces
+    if answer.first_token is not None and answer.last_token is not None and tokens > 1:
+        span = answer.last_token - answer.first_token
+        speed = round((tokens - 1) / span, 3) if span > 0 else None
+    first = answer.first_token
+    return Needle.model_validate(
+        {**about, "outcome": outcome, "code": troubles.MODEL if wrong else "", "detail": detail, "remedy": remedy,
+         "first_token": None if first is None else round(first, 4),
+         "prefill_speed": round(about["tokens"] / first, 3) if first else None,
+         "decode_speed": speed, "seconds": round(answer.seconds, 3), "deadline": deadline}
+    )  # fmt: skip

@@ -1,0 +1,302 @@
+"""Short requests, one for each thing that clients of the OpenAI protocol rely on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dca.events import Reporter
+from dca.serve.check import troubles
+from dca.serve.check.budget import Budget
+from dca.serve.check.client import Answer, RequestFailed, Server
+from dca.serve.check.haystack import monotonous
+from dca.serve.check.values import Probe, Status
+
+READY = "Reply with the single word: ready"
+COUNT = "One, two, three, four, five,"
+SUM = "What is 17 + 25? Answer with the number alone, without any other word."
+SUM_ANSWER = "42"
+WEATHER = "What is the weather in Lisbon right now? Use the tool."
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city right now.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "The city's name."}},
+            "required": ["city"],
+        },
+    },
+}
+BOOK = "Tell a book that you know: its title, the year in which it appeared, and whether it is a novel."
+# What the models' cards recommend against repetition: two of the fields are not OpenAI's.
+SAMPLING = {"temperature": 0.7, "top_p": 0.8, "extra_body": {"top_k": 20, "repetition_penalty": 1.05}}
+TOOL_FLAGS = "start the server with --enable-auto-tool-choice --tool-call-parser hermes (or the model's own parser)."
+OVERHEAD = 512
+"""Tokens that a chat template, with a tool in it, adds at most."""
+
+
+class Book(BaseModel):
+    """What a structured answer must be."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    title: str
+    year: int = Field(ge=-3000, le=3000)
+    novel: bool
+
+
+class ProbeEnded(Exception):  # noqa: N818 - a result, which every caller takes
+    """A probe that ended in another way than by passing.
+
+    Args:
+        status: of the probe.
+        code: of what is wrong; empty when nothing is.
+        detail: what was seen.
+        remedy: what to do.
+    """
+
+    def __init__(self, status: Status, code: str, detail: str, remedy: str = "") -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail, self.remedy = status, code, detail, remedy
+
+
+@dataclass
+class Asking:
+    """How probes ask: each request within its deadline and the budget.
+
+    Args:
+        server: asked.
+        budget: that it goes on.
+        timeout: seconds for one request.
+    """
+
+    server: Server
+    budget: Budget
+    timeout: float
+    counted: tuple[int, int] | None = None
+    """Characters and tokens of the plain chat prompt, where the server told the latter."""
+
+    def __call__(self, ask: Callable[..., Answer], text: str, tokens: int, **more: Any) -> Answer:
+        """One request.
+
+        Raises:
+            RequestFailed: any kind.
+            ProbeEnded: when it would cost too much.
+        """
+        # A token is a byte at least.
+        most = len(text.encode()) + OVERHEAD
+        if why := self.budget.forbids(most, tokens):
+            raise ProbeEnded("skipped", "", why)
+        deadline = self.budget.deadline(self.timeout)
+        self.budget.send(most, tokens)
+        try:
+            answer = ask(text, deadline, max_tokens=tokens, **more)
+        except RequestFailed as failed:
+            # What was refused has cost nothing.
+            nothing = 0 if failed.kind in ("refused", "denied") else None
+            self.budget.receive(nothing, nothing)
+            if failed.kind == "hung" and deadline < self.timeout:
+                # It is not the server that was too slow for its deadline.
+                raise ProbeEnded("skipped", "", f"--max-cost {self.budget.limit.words} ended it") from None
+            raise
+        self.budget.receive(answer.prompt_tokens, answer.answer_tokens)
+        if answer.ignored:
+            raise RequestFailed("ignored", "an empty answer")
+        return answer
+
+
+def _chat(asking: Asking) -> str:
+    answer = asking(asking.server.chat, READY, 16, temperature=0)
+    _whole(answer)
+    if answer.prompt_tokens:
+        asking.counted = (len(READY), answer.prompt_tokens)
+    return f"{answer.answer_tokens} tokens" if answer.answer_tokens else "the server does not tell tokens (no usage)"
+
+
+def _completion(asking: Asking) -> str:
+    _whole(asking(asking.server.complete, COUNT, 16, temperature=0))
+    return "chat models have no template there and ramble: clients of theirs use /v1/chat/completions"
+
+
+def _stream(asking: Asking) -> str:
+    answer = asking(asking.server.stream, READY + ", then count to ten", 32, temperature=0)
+    _whole(answer)
+    return f"{answer.pieces} pieces, the first after {answer.first_token or 0:.2f} s"
+
+
+def _sampling(asking: Asking) -> str:
+    try:
+        _whole(asking(asking.server.chat, READY, 16, **SAMPLING))
+    except RequestFailed as failed:
+        if failed.kind == "refused":
+            raise ProbeEnded("refused", "", failed.words, "do without top_k and repetition_penalty, and the model "
+                           "repeats itself more.") from None  # fmt: skip
+        if failed.kind in ("broken", "gone", "cut"):
+            told = troubles.tell(failed)
+            raise ProbeEnded(
+                "failed", told.code, told.detail,
+                f"{told.remedy} An engine without the op of the repetition penalty ends at the first such request: "
+                "`dca inspect WHEEL --model DIR` names what a wheel lacks.",
+            ) from None  # fmt: skip
+        raise
+    return "temperature 0.7, top_p 0.8, top_k 20, repetition_penalty 1.05"
+
+
+def _sense(asking: Asking) -> str:
+    answer = asking(asking.server.chat, SUM, 16, temperature=0)
+    _whole(answer)
+    if SUM_ANSWER not in answer.text:
+        raise ProbeEnded("failed", troubles.MODEL, f"17 + 25 is {_shown(answer.text)}",
+                       "prove the wheel with `dca smoke`, and check its folder with `dca config check`.")  # fmt: skip
+    return f"17 + 25 is {SUM_ANSWER}"
+
+
+def _tools(asking: Asking) -> str:
+    refused = ""
+    try:
+        answer = asking(asking.server.chat, WEATHER, 128, temperature=0, tools=[TOOL], tool_choice="auto")
+    except RequestFailed as failed:
+        if failed.kind != "refused":
+            raise
+        refused = failed.words
+        try:
+            named = {"type": "function", "function": {"name": "get_weather"}}
+            answer = asking(asking.server.chat, WEATHER, 128, temperature=0, tools=[TOOL], tool_choice=named)
+        except RequestFailed as again:
+            if again.kind != "refused":
+                raise
+            raise ProbeEnded("refused", "", refused, TOOL_FLAGS) from None
+    _right_call(answer)
+    if refused:
+        raise ProbeEnded("refused", "", f"only when the client names the tool: {refused}", TOOL_FLAGS)
+    return "called by the model's own choice"
+
+
+def _right_call(answer: Answer) -> None:
+    if not answer.calls:
+        raise ProbeEnded("failed", troubles.MODEL, f"the model answered {_shown(answer.text)} in place of a call",
+                       f"where the text holds the call, {TOOL_FLAGS}")  # fmt: skip
+    name, arguments = answer.calls[0]
+    try:
+        told = json.loads(arguments)
+    except ValueError:
+        told = None
+    if name != "get_weather" or not isinstance(told, dict) or not isinstance(told.get("city"), str):
+        raise ProbeEnded("failed", troubles.MODEL, f"the call is {_shown(name)} with {_shown(arguments)}",
+                       "check the server's --tool-call-parser, and the chat template.")  # fmt: skip
+
+
+def _structured(asking: Asking) -> str:
+    schema = Book.model_json_schema()
+    named = {"type": "json_schema", "json_schema": {"name": "book", "strict": True, "schema": schema}}
+    how = "response_format"
+    try:
+        answer = asking(asking.server.chat, BOOK, 128, temperature=0, response_format=named)
+    except RequestFailed as failed:
+        if failed.kind != "refused":
+            raise
+        how = "guided_json"
+        try:
+            answer = asking(asking.server.chat, BOOK, 128, temperature=0, extra_body={"guided_json": schema})
+        except RequestFailed as again:
+            if again.kind != "refused":
+                raise
+            raise ProbeEnded(
+                "refused", "", failed.words, "start the server with a --guided-decoding-backend."
+            ) from None
+    try:
+        Book.model_validate_json(answer.text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the text"
+        wrong = f"{place}: {first['msg'].lower()}"
+    except ValueError:
+        wrong = "it is no text"
+    else:
+        return f"kept, through {how}"
+    raise ProbeEnded(
+        "failed", troubles.MODEL, f"the schema is not kept ({wrong}): {_shown(answer.text)}",
+        "a server that takes the field and does not decode under it needs another --guided-decoding-backend.",
+    )  # fmt: skip
+
+
+def _whole(answer: Answer) -> None:
+    """Refuse an answer that is none.
+
+    Raises:
+        ProbeEnded: always then.
+    """
+    if answer.thought and not answer.text:
+        raise ProbeEnded("failed", troubles.PROTOCOL, "all of the answer went into thinking aloud",
+                       "this model thinks aloud: check a model that does not, or switch its thinking off.")  # fmt: skip
+    if not answer.text:
+        raise ProbeEnded("failed", troubles.PROTOCOL, f"an empty answer with finish_reason {answer.finish!r}",
+                       troubles.LOG)  # fmt: skip
+    if not answer.finish:
+        raise ProbeEnded("failed", troubles.PROTOCOL, "an answer without a finish_reason", troubles.LOG)
+    if monotonous(answer.text):
+        raise ProbeEnded("failed", troubles.MODEL, f"the answer is one character over and over: {_shown(answer.text)}",
+                       "numbers overflow: serve in bfloat16; then `dca smoke`.")  # fmt: skip
+
+
+def _shown(text: str) -> str:
+    clean = " ".join(text.split())
+    return repr(clean if len(clean) <= 60 else clean[:59] + "…")
+
+
+PROBES: dict[str, tuple[str, Callable[[Asking], str]]] = {
+    "chat": ("a chat request is answered", _chat),
+    "completion": ("a plain completion is answered", _completion),
+    "stream": ("a chat request is answered piece by piece, to the end", _stream),
+    "sampling": ("the sampling that the models' cards recommend is taken", _sampling),
+    "sense": ("the model answers with sense", _sense),
+    "tools": ("the model calls a tool, and the server says so", _tools),
+    "structured": ("an answer keeps to a JSON schema", _structured),
+}
+MODELS = "models"
+NAMES = (MODELS, *PROBES)
+
+
+def run(asking: Asking, names: tuple[str, ...], needed: tuple[str, ...], reporter: Reporter) -> Iterator[Probe]:
+    """The probes of these names, in their order; once the server is gone the rest is skipped.
+
+    Args:
+        asking: how they ask.
+        names: of PROBES.
+        needed: those whose refusal is a failure.
+        reporter: told of each.
+    """
+    gone = ""
+    for number, name in enumerate(names):
+        reporter.progress(number, len(names), name)
+        if gone:
+            yield Probe(name=name, proves=PROBES[name][0], status="skipped", detail=gone)
+            continue
+        found = _one(asking, name)
+        if found.status == "refused" and name in needed:
+            found = found.model_copy(update={"status": "failed", "code": troubles.PROTOCOL})
+        if found.code == troubles.UNREACHABLE:
+            gone = f"the server was gone after `{name}`"
+        yield found
+
+
+def _one(asking: Asking, name: str) -> Probe:
+    proves, ask = PROBES[name]
+    started = time.monotonic()
+    told: dict[str, Any] = {"status": "passed"}
+    try:
+        told["detail"] = ask(asking)
+    except ProbeEnded as other:
+        told = {"status": other.status, "code": other.code, "detail": other.detail, "remedy": other.remedy}
+    except RequestFailed as failed:
+        code, detail, remedy = troubles.tell(failed)
+        told = {"status": "failed", "code": code, "detail": detail, "remedy": remedy}
+    seconds = round(time.monotonic() - started, 3)
+    return Probe(name=name, proves=proves, seconds=seconds, deadline=asking.timeout, **told)

@@ -1,0 +1,838 @@
+"""The verdicts of `dca serve check`, each from a scripted server that behaves well or badly in one way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from dca import documents
+from dca.events import Silent
+from dca.serve import check as engine
+from dca.serve.check import ServeCheck, client
+from serve.check import scripted
+from serve.check.conftest import Check
+from serve.check.scripted import Asked, Reply, Scripted, serving
+from support import ROOT, wait_for
+
+Serve = Callable[..., Scripted]
+ONE = ("--lengths", "2048", "--depths", "50")
+TIMEOUT = 0.6
+# A busy machine is slow to notice.
+SLACK = 4.0
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start a scripted server."""
+    with ExitStack() as stack:
+        yield lambda **how: stack.enter_context(serving(Scripted(**how)))
+
+
+def lose(asked: Asked) -> Reply:
+    """A model that does not find what stands in a prompt."""
+    return Reply("I do not know.") if asked.kind == "needle" else scripted.right(asked)
+
+
+def ignore(asked: Asked) -> Reply:
+    """An engine whose KV cache has too few blocks for a long prompt."""
+    return Reply("", finish="length", tokens=0) if len(asked.text) > 4000 else scripted.right(asked)
+
+
+# --- all is well ---------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_does_everything_right_passes(serve: Serve, check: Check) -> None:
+    place = serve()
+    done = check(place.url, "--json")
+    assert done.code == 0, done.err
+    told = done.told
+    assert {one["status"] for one in told["probes"]} == {"passed"}
+    assert told["lengths"] == [4096, 8192, 16384]
+    assert {one["outcome"] for one in told["needles"]} == {"found"}
+    assert (told["reached"], told["max_model_len"], told["not_proven"]) == (16384, 16384, [])
+    for one in told["needles"]:
+        assert 0.93 * one["length"] - 100 < one["tokens"] <= one["length"] - 64
+    longest = max(one["tokens"] for one in told["needles"])
+    assert told["verdict"].startswith(f"every fact was found up to 16,384 tokens (the longest prompt had {longest:,},")
+
+
+def test_the_tokens_told_are_those_that_the_server_counted(serve: Serve, check: Check) -> None:
+    place = serve()
+    told = check(place.url, *ONE, "--json").told
+    sent = place.needles()[-1]
+    assert told["needles"][0]["tokens"] == scripted.count(sent.text) + scripted.TEMPLATE
+    assert told["cost"]["prompt_tokens"] == sum(
+        scripted.count(one.text) + scripted.TEMPLATE for one in place.asked if "max_tokens" in one.body
+    )
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokenizer", "how"), [(True, False, "usage"), (False, True, "estimate"), (False, False, "estimate")]
+)
+def test_lengths_are_counted_as_far_as_the_server_helps(
+    serve: Serve, check: Check, usage: bool, tokenizer: bool, how: str
+) -> None:
+    place = serve(usage=usage, tokenizer=tokenizer, max_model_len=None)
+    told = check(place.url, "--lengths", "8192", "--depths", "0,100", "--json").told
+    assert {one["counted"] for one in told["needles"]} == {how}
+    real = scripted.count(place.needles()[-1].text)
+    if usage or tokenizer:
+        assert 0.93 * 8192 < real < 8192
+    assert ("lengths: the server does not tell" in " ".join(told["not_proven"])) == (how == "estimate")
+
+
+def test_a_stream_without_its_options_is_read_all_the_same(serve: Serve, check: Check) -> None:
+    place = serve(options=False)
+    told = check(place.url, *ONE, "--json").told
+    assert told["needles"][0]["outcome"] == "found"
+    assert sum("stream_options" in one.body for one in place.asked) == 1
+
+
+def test_no_two_prompts_begin_alike_so_that_nothing_is_answered_from_a_prefix(serve: Serve, check: Check) -> None:
+    place = serve()
+    check(place.url, "--lengths", "2048,4096", "--depths", "0,50,100")
+    opening = len(engine.needles.haystack.OPENING)
+    beginnings = {one.text[opening : opening + 24] for one in place.needles()}
+    assert len(beginnings) == 6
+
+
+def test_the_same_seed_asks_the_same(serve: Serve, check: Check) -> None:
+    first, second, other = serve(), serve(), serve()
+    for place, seed in ((first, 3), (second, 3), (other, 4)):
+        check(place.url, *ONE, "--seed", seed)
+    assert first.needles()[-1].text == second.needles()[-1].text != other.needles()[-1].text
+
+
+def test_story_a1_a_server_is_asked_to_its_full_million_tokens(serve: Serve, check: Check) -> None:
+    place = serve(max_model_len=1_010_000, script=scripted.right)
+    told = check(place.url, "--lengths", "1010000", "--depths", "50", "--json").told
+    assert (told["reached"], told["needles"][0]["outcome"]) == (1_010_000, "found")
+    assert 0.98 * 1_010_000 < told["needles"][0]["tokens"] <= 1_010_000 - 64
+
+
+def test_lengths_double_up_to_what_the_server_takes(serve: Serve, check: Check) -> None:
+    assert engine.needles.lengths_to(1_010_000) == (4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288, 1_010_000)
+    assert engine.needles.lengths_to(4096) == (4096,)
+    place = serve(max_model_len=None)
+    told = check(place.url, "--depths", "50", "--json").told
+    assert told["lengths"] == [4096, 8192]
+    assert any("no --length was asked for" in one for one in told["not_proven"])
+
+
+# --- the model is wrong ----------------------------------------------------------------------------------------------
+
+
+def test_a_fact_that_is_lost_fails_at_its_length_and_depth(serve: Serve, check: Check) -> None:
+    def script(asked: Asked) -> Reply:
+        at = asked.text.find("The access number")
+        # The past is forgotten: what stands before the last 6,000 characters.
+        far = asked.kind == "needle" and len(asked.text) - asked.text.rfind(_fact(asked)) > 6000
+        return Reply("0") if far and at else scripted.right(asked)
+
+    done = check(serve(script=script).url, "--lengths", "1024,4096", "--depths", "0,100", "--json")
+    outcomes = {(one["length"], one["depth"]): one["outcome"] for one in done.told["needles"]}
+    assert outcomes == {(1024, 0): "found", (1024, 100): "found", (4096, 0): "lost", (4096, 100): "found"}
+    assert (done.code, done.told["reached"]) == (1, 1024)
+    assert "at 4,096 tokens, depth 0 %, the answer does not hold" in done.told["verdict"]
+    assert "every fact was found up to 1,024 tokens" in done.told["verdict"]
+    assert done.err.startswith("DCA-163")
+
+
+def _fact(asked: Asked) -> str:
+    place = re.search(r"access number of (\w+)\?", asked.text)
+    return f"The access number of {place[1]} is" if place else "-"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("!" * 40, "one character over and over"),
+        ("It is not in the record.", "the answer does not hold"),
+        ("OTHER", "the number of another town"),
+        ("", "the answer is empty"),
+    ],
+)
+def test_a_wrong_answer_is_told_for_what_it_is(serve: Serve, check: Check, answer: str, words: str) -> None:
+    def script(asked: Asked) -> Reply:
+        if asked.kind != "needle":
+            return scripted.right(asked)
+        right = scripted.right(asked).text
+        numbers = [one for one in re.findall(r"is (\d{7})\.", asked.text) if one != right]
+        return Reply(numbers[0] if answer == "OTHER" else answer)
+
+    told = check(serve(script=script).url, *ONE, "--json").told
+    assert (told["needles"][0]["outcome"], told["needles"][0]["code"]) == ("lost", "DCA-163")
+    assert words in told["needles"][0]["detail"]
+
+
+def test_a_number_written_in_groups_is_the_same_number(serve: Serve, check: Check) -> None:
+    def script(asked: Asked) -> Reply:
+        reply = scripted.right(asked)
+        return Reply(f"It is {int(reply.text):,}.") if asked.kind == "needle" else reply
+
+    assert check(serve(script=script).url, *ONE).code == 0
+
+
+def test_thinking_aloud_is_not_taken_for_a_refused_prompt(serve: Serve, check: Check) -> None:
+    def script(asked: Asked) -> Reply:
+        return (
+            Reply("", finish="length", tokens=64, thought="hm " * 64)
+            if asked.kind == "needle"
+            else scripted.right(asked)
+        )
+
+    told = check(serve(script=script).url, *ONE, "--json").told
+    assert (told["needles"][0]["outcome"], told["needles"][0]["detail"]) == (
+        "lost",
+        "all of the answer went into thinking aloud",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply", "words"),
+    [
+        ("sense", Reply("43"), "17 + 25 is '43'"),
+        ("chat", Reply("!" * 16), "one character over and over"),
+        ("tools", Reply("It is sunny."), "in place of a call"),
+        ("tools", Reply("", [("get_time", '{"city": "Lisbon"}')], "tool_calls"), "the call is 'get_time'"),
+        ("tools", Reply("", [("get_weather", '{"city": ')], "tool_calls"), "the call is 'get_weather'"),
+        ("tools", Reply("", [("get_weather", "{}")], "tool_calls"), "the call is 'get_weather'"),
+        ("tools", Reply("", [("get_weather", "7")], "tool_calls"), "the call is 'get_weather'"),
+        ("structured", Reply("Moby-Dick, 1851"), "the schema is not kept"),
+        ("structured", Reply('{"title": "Moby-Dick", "year": "1851", "novel": true}'), "year"),
+        ("structured", Reply('{"title": "Moby-Dick", "year": 1851}'), "novel"),
+        ("structured", Reply('{"title": "M", "year": 1851, "novel": true, "more": 1}'), "more"),
+        ("structured", Reply('{"title": "M", "year": 1851, "novel": true'), "the schema is not kept"),
+    ],
+)
+def test_what_a_model_does_not_do_right_is_its_own_code(
+    serve: Serve, check: Check, kind: str, reply: Reply, words: str
+) -> None:
+    place = serve(script=lambda asked: reply if asked.kind == kind else scripted.right(asked))
+    done = check(place.url, "--skip", "needles", "--json")
+    wrong = [one for one in done.told["probes"] if one["status"] == "failed"]
+    assert [(one["name"], one["code"]) for one in wrong] == [(kind, "DCA-163")]
+    assert words in wrong[0]["detail"]
+    assert done.code == 1
+
+
+def test_story_c4_a_tool_call_and_a_schema_are_proven_kept(serve: Serve, check: Check) -> None:
+    told = check(serve().url, "--skip", "needles", "--json").told
+    details = {one["name"]: one["detail"] for one in told["probes"]}
+    assert details["tools"] == "called by the model's own choice"
+    assert details["structured"] == "kept, through response_format"
+
+
+@pytest.mark.parametrize("refused", ["response_format", "guided_json"])
+def test_structured_output_goes_through_whichever_field_the_server_takes(
+    serve: Serve, check: Check, refused: str
+) -> None:
+    told = check(serve(refused=(refused,)).url, "--skip", "needles", "--json").told
+    detail = next(one["detail"] for one in told["probes"] if one["name"] == "structured")
+    assert detail == f"kept, through {'guided_json' if refused == 'response_format' else 'response_format'}"
+
+
+def test_a_server_without_a_feature_passes_unless_the_feature_is_needed(serve: Serve, check: Check) -> None:
+    place = serve(refused=("tools", "response_format", "guided_json"))
+    done = check(place.url, "--skip", "needles", "--json")
+    assert done.code == 0
+    assert [one["name"] for one in done.told["probes"] if one["status"] == "refused"] == ["tools", "structured"]
+    assert len(done.told["not_proven"]) == 3
+    done = check(place.url, "--skip", "needles", "--need", "tools", "--json")
+    assert done.code == 1
+    assert next(one for one in done.told["probes"] if one["code"])["name"] == "tools"
+    assert "--enable-auto-tool-choice" in done.err
+
+
+def test_a_tool_that_must_be_named_is_told_with_the_flags_that_mend_it(serve: Serve, check: Check) -> None:
+    def only_named(handler: scripted.Handler, asked: Asked) -> None:
+        if asked.body["tool_choice"] == "auto":
+            handler.send_json({"message": '"auto" tool choice requires --enable-auto-tool-choice'}, 400)
+        else:
+            handler.complete(asked)
+
+    told = check(serve(tricks={"tools": only_named}).url, "--skip", "needles", "--json").told
+    probe = next(one for one in told["probes"] if one["name"] == "tools")
+    assert probe["status"] == "refused"
+    assert "only when the client names the tool" in probe["detail"]
+
+
+def test_story_c2_the_recommended_sampling_is_sent_and_an_engine_that_dies_of_it_is_told(
+    serve: Serve, check: Check
+) -> None:
+    place = serve()
+    check(place.url, "--skip", "needles")
+    (sent,) = [one.body for one in place.asked if one.kind == "sampling"]
+    assert (sent["temperature"], sent["top_p"], sent["top_k"], sent["repetition_penalty"]) == (0.7, 0.8, 20, 1.05)
+    done = check(serve(tricks={"sampling": scripted.fail}).url, "--skip", "needles", "--json")
+    probe = next(one for one in done.told["probes"] if one["name"] == "sampling")
+    assert (probe["status"], probe["code"], done.code) == ("failed", "DCA-161", 1)
+    assert "dca inspect WHEEL --model DIR" in probe["remedy"]
+
+
+def test_story_b5_plain_completions_and_chat_are_asked_apart(serve: Serve, check: Check) -> None:
+    place = serve(tricks={"completion": scripted.fail})
+    told = check(place.url, "--skip", "needles", "--json").told
+    assert {one["name"]: one["status"] for one in told["probes"]}["completion"] == "failed"
+    assert {one["name"]: one["status"] for one in told["probes"]}["chat"] == "passed"
+    told = check(serve().url, "--skip", "needles", "--json").told
+    assert "/v1/chat/completions" in next(one["detail"] for one in told["probes"] if one["name"] == "completion")
+
+
+# --- the prompt is refused -------------------------------------------------------------------------------------------
+
+
+def test_story_a9_an_empty_answer_with_finish_reason_length_is_the_server_refusing_the_prompt(
+    serve: Serve, check: Check
+) -> None:
+    done = check(serve(script=ignore).url, "--lengths", "600,2048,4096", "--depths", "0,100", "--json")
+    told = done.told
+    assert [one["outcome"] for one in told["needles"]] == ["found"] * 2 + ["refused"] + ["skipped"] * 3
+    refused = told["needles"][2]
+    assert refused["code"] == "DCA-162"
+    assert "block_manager" in refused["remedy"]
+    assert "dca serve plan" in refused["remedy"]
+    assert (told["reached"], done.code) == (600, 1)
+    assert done.err.startswith("DCA-162")
+    assert any("not sent, because 2,048 tokens were refused" in one for one in told["not_proven"])
+
+
+def test_the_same_without_a_count_of_tokens(serve: Serve, check: Check) -> None:
+    told = check(serve(script=ignore, usage=False, tokenizer=False).url, "--lengths", "4096", "--json").told
+    assert told["needles"][0]["code"] == "DCA-162"
+
+
+def test_a_short_request_can_be_refused_like_that_too(serve: Serve, check: Check) -> None:
+    def script(asked: Asked) -> Reply:
+        return Reply("", finish="length", tokens=0)
+
+    told = check(serve(script=script).url, "--skip", "needles", "--json").told
+    assert {one["code"] for one in told["probes"] if one["name"] != "models"} == {"DCA-162"}
+
+
+def test_a_prompt_past_the_servers_length_is_told_in_its_own_words(serve: Serve, check: Check) -> None:
+    done = check(serve(max_model_len=3000).url, "--lengths", "2048,8192", "--depths", "0", "--json")
+    assert [one["outcome"] for one in done.told["needles"]] == ["found", "refused"]
+    assert "maximum context length is 3000 tokens" in done.told["needles"][1]["detail"]
+    assert "--max-model-len" in done.told["needles"][1]["remedy"]
+
+
+# --- the server misbehaves -------------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[scripted.Trick, str, str, str]] = {
+    "hangs": (scripted.hang, "hung", "DCA-161", "before the first token"),
+    "hangs after its headers": (scripted.hang_after_headers, "hung", "DCA-161", "before the first token"),
+    "hangs after a token": (scripted.hang_after_a_token, "hung", "DCA-161", "after the first token"),
+    "drips comments": (scripted.drip, "hung", "DCA-161", "before the first token"),
+    "drips headers": (scripted.drip_headers, "hung", "DCA-161", "before the first token"),
+    "500": (scripted.fail, "broken", "DCA-161", "CUDA out of memory"),
+    "502 as a page": (scripted.fail_in_html, "broken", "DCA-161", "502"),
+    "error in the stream": (scripted.error_in_stream, "broken", "DCA-161", "EngineDeadError"),
+    "drops the connection": (scripted.drop, "gone", "DCA-160", "does not answer any more"),
+    "cuts the stream": (scripted.cut_stream, "cut", "DCA-161", "the stream was cut"),
+    "no finish_reason": (scripted.end_without_reason, "cut", "DCA-161", "without a finish_reason"),
+    "half an event": (scripted.half_an_event, "broken", "DCA-161", "no JSON"),
+    "another shape": (scripted.another_shape, "broken", "DCA-161", "choices"),
+    "a list": (scripted.not_an_object, "broken", "DCA-161", "not of the protocol"),
+    "a web page": (scripted.a_web_page, "cut", "DCA-161", "without a finish_reason"),
+    "an empty body": (scripted.nothing, "cut", "DCA-161", "without a finish_reason"),
+    "no events": (scripted.no_choices, "cut", "DCA-161", "without a finish_reason"),
+    "endless": (scripted.endless, "broken", "DCA-161", "does not keep to max_tokens"),
+    "400": (scripted.refuse, "refused", "DCA-162", "it is not supported"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_misbehaving_server_gets_its_verdict_for_a_long_prompt_within_the_deadline(
+    serve: Serve, check: Check, name: str
+) -> None:
+    trick, outcome, code, words = BAD[name]
+    place = serve(tricks={"needle": trick})
+    started = time.monotonic()
+    done = check(place.url, *ONE, "--needle-timeout", TIMEOUT, "--json", "--skip", "sampling,tools,structured,sense")
+    assert time.monotonic() - started < TIMEOUT + SLACK
+    (needle,) = done.told["needles"]
+    assert (needle["outcome"], needle["code"]) == (outcome, code), needle
+    assert words in needle["detail"]
+    assert needle["deadline"] == TIMEOUT
+    assert needle["seconds"] < TIMEOUT + SLACK
+    assert (done.code, done.told["reached"]) == (1, 0)
+    assert "Traceback" not in done.err
+    assert done.err.startswith(code)
+
+
+SHORT: dict[str, tuple[scripted.Trick, str, str]] = {
+    "hangs": (scripted.hang, "DCA-161", "no end within"),
+    "drips headers": (scripted.drip_headers, "DCA-161", "no end within"),
+    "500": (scripted.fail, "DCA-161", "CUDA out of memory"),
+    "drops the connection": (scripted.drop, "DCA-160", "does not answer any more"),
+    "half a JSON": (scripted.half_a_json, "DCA-161", "no JSON"),
+    "another shape": (scripted.another_shape, "DCA-161", "choices"),
+    "a list": (scripted.not_an_object, "DCA-161", "not of the protocol"),
+    "a web page": (scripted.a_web_page, "DCA-161", "no JSON"),
+    "an empty body": (scripted.nothing, "DCA-161", "no JSON"),
+    "no choices": (scripted.no_choices, "DCA-161", "no choices"),
+    "an error with status 200": (scripted.error_with_200, "DCA-161", "engine is dead"),
+    "400": (scripted.refuse, "DCA-161", "it is not supported"),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("kind", ["chat", "completion", "sense"])
+def test_a_misbehaving_server_gets_its_verdict_for_a_short_request_within_the_deadline(
+    serve: Serve, check: Check, name: str, kind: str
+) -> None:
+    trick, code, words = SHORT[name]
+    place = serve(tricks={kind: trick})
+    started = time.monotonic()
+    done = check(place.url, "--skip", "needles", "--timeout", TIMEOUT, "--json")
+    assert time.monotonic() - started < TIMEOUT + SLACK
+    wrong = [one for one in done.told["probes"] if one["code"]]
+    assert [(one["name"], one["code"]) for one in wrong] == [(kind, code)]
+    assert words in wrong[0]["detail"]
+    assert done.code == 1
+    assert done.err.startswith(code)
+
+
+@pytest.mark.parametrize("name", sorted(set(BAD) - {"400", "hangs", "drips headers"}))
+def test_a_misbehaving_server_gets_its_verdict_for_a_short_stream(serve: Serve, check: Check, name: str) -> None:
+    trick, _, code, _ = BAD[name]
+    done = check(serve(tricks={"stream": trick}).url, "--skip", "needles", "--timeout", TIMEOUT, "--json")
+    assert [(one["name"], one["code"]) for one in done.told["probes"] if one["code"]] == [("stream", code)]
+
+
+def flood(status: int, part: bytes) -> scripted.Trick:
+    """A body of the same bytes over and over, without an end."""
+
+    def trick(handler: scripted.Handler, _asked: Asked) -> None:
+        handler.send_response(status)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        while not handler.place.stopped.is_set():
+            handler.chunk(part)
+
+    return trick
+
+
+@pytest.mark.parametrize("kind", ["chat", "stream"])
+@pytest.mark.parametrize(
+    ("status", "part"), [(200, b" " * 65536), (500, b"x" * 65536), (200, b"data: " + b"x" * 65536)]
+)
+def test_an_answer_without_an_end_is_not_read_past_a_limit(
+    serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch, kind: str, status: int, part: bytes
+) -> None:
+    monkeypatch.setattr(client, "MOST_BYTES", 1 << 20)
+    told = check(serve(tricks={kind: flood(status, part)}).url, "--skip", "needles", "--json").told
+    assert "more than 1 MiB" in next(one["detail"] for one in told["probes"] if one["name"] == kind)
+
+
+HOSTILE = {
+    "escape codes": scripted.saying("\x1b[2J\x1b]0;owned\x07"),
+    "half a character": scripted.saying("\ud83d"),
+    "deep": lambda handler, _asked: handler.send_body(b"[" * 200_000),
+    "a number of tokens below zero": scripted.counting(-(10**6)),
+    "a number of tokens past all bounds": scripted.counting(10**30),
+    "compressed": lambda handler, _asked: handler.send_body(
+        b"\x1f\x8b" + bytes(100), more={"Content-Encoding": "gzip"}
+    ),
+    "redirected in a circle": lambda handler, _asked: handler.send_body(b"", 307, more={"Location": handler.path}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_answers_end_in_a_verdict_that_can_be_printed(serve: Serve, check: Check, name: str) -> None:
+    for kinds in (("chat",), ("sense", "tools", "structured"), ("stream", "needle")):
+        place = serve(tricks=dict.fromkeys(kinds, HOSTILE[name]))
+        for words in (("--json",), ()):
+            done = check(place.url, *ONE, "--timeout", 5, "--needle-timeout", 5, *words)
+            assert done.code in (0, 1)
+            assert "\x1b" not in done.out + done.err
+            (done.out + done.err).encode()
+            assert "Traceback" not in done.err
+
+
+def test_a_name_of_a_model_that_cannot_be_printed_is_refused(serve: Serve, check: Check) -> None:
+    done = check(serve(models=("\x1b[2J",)).url)
+    assert (done.code, "\x1b" in done.err) == (1, False)
+    assert "DCA-161" in done.err
+
+
+def test_a_length_past_all_bounds_is_not_believed(serve: Serve) -> None:
+    card = client.Card(id="one", max_model_len=10**15)
+    wanted = engine._range(engine.Request(url=""), card)
+    assert max(wanted.lengths) == engine.needles.LONGEST
+
+
+def test_a_short_request_that_time_runs_out_for_is_not_the_servers_fault(serve: Serve, check: Check) -> None:
+    done = check(serve(tricks={"chat": scripted.hang}).url, "--max-cost", "1s", "--json")
+    assert done.code == 0
+    assert "--max-cost 1s ended it" in next(one["detail"] for one in done.told["probes"] if one["name"] == "chat")
+    assert {one["status"] for one in done.told["probes"][1:]} == {"skipped"}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(413, "client_max_body_size"), (429, "gateway"), (504, "proxy_read_timeout"), (408, "dca explain")],
+)
+def test_what_a_proxy_refuses_is_not_told_of_the_engine(serve: Serve, check: Check, status: int, words: str) -> None:
+    def proxy(handler: scripted.Handler, _asked: Asked) -> None:
+        handler.send_body(b"<html>nginx</html>", status, "text/html")
+
+    told = check(serve(tricks={"needle": proxy}).url, *ONE, "--json").told
+    (needle,) = told["needles"]
+    assert (needle["outcome"], needle["code"]) == ("broken", "DCA-161")
+    assert f"HTTP {status}" in needle["detail"]
+    assert words in needle["remedy"]
+    assert "--max-model-len" not in needle["remedy"]
+
+
+def test_once_the_server_is_gone_nothing_more_is_sent(serve: Serve, check: Check) -> None:
+    place = serve(tricks={"sampling": scripted.drop})
+    told = check(place.url, "--json").told
+    assert [one["status"] for one in told["probes"]] == ["passed"] * 4 + ["failed"] + ["skipped"] * 3
+    assert told["needles"] == []
+    assert place.asked[-1].kind == "sampling"
+
+
+def test_story_a6_a_server_that_dies_at_a_long_prompt_is_told_with_the_length_that_passed(
+    serve: Serve, check: Check
+) -> None:
+    def die(handler: scripted.Handler, asked: Asked) -> None:
+        if len(asked.text) > 12_000:
+            handler.cut()
+        else:
+            handler.complete(asked)
+
+    place = serve(tricks={"needle": die})
+    done = check(place.url, "--lengths", "1024,2048,4096,8192", "--depths", "0,100", "--json")
+    assert done.told["reached"] == 2048
+    assert [one["outcome"] for one in done.told["needles"]] == ["found"] * 4 + ["gone"] + ["skipped"] * 3
+    dead = done.told["needles"][4]
+    assert "ran out of GPU memory" in dead["remedy"]
+    assert "dca serve plan" in dead["remedy"]
+    assert "dca explain" in dead["remedy"]
+    assert len(place.needles()) == 5
+
+
+def test_a_server_that_fails_twice_is_not_asked_for_more(serve: Serve, check: Check) -> None:
+    place = serve(tricks={"needle": scripted.fail})
+    told = check(place.url, "--lengths", "1024,2048", "--depths", "0,50,100", "--json").told
+    assert [one["outcome"] for one in told["needles"]] == ["broken"] * 2 + ["skipped"] * 4
+    assert len(place.needles()) == 2
+
+
+def test_a_server_that_nobody_started_is_one_message(check: Check) -> None:
+    done = check("http://127.0.0.1:9", "--json")
+    assert done.code == 1
+    assert json.loads(done.out)["code"] == "DCA-160"
+    assert "start the server" in done.err
+
+
+@pytest.mark.parametrize("trick", [scripted.hang, scripted.fail, scripted.a_web_page, scripted.not_an_object])
+def test_a_server_that_does_not_list_its_models_can_be_asked_by_name(
+    serve: Serve, check: Check, trick: scripted.Trick
+) -> None:
+    place = serve(tricks={"models": trick})
+    done = check(place.url, "--skip", "needles", "--timeout", TIMEOUT)
+    assert done.code == 1
+    assert "DCA-161" in done.err
+    assert "--model" in done.err
+    told = check(place.url, "--skip", "needles", "--timeout", TIMEOUT, "--model", scripted.MODEL, "--json").told
+    assert [one["name"] for one in told["probes"] if one["code"]] == ["models"]
+    assert [one["status"] for one in told["probes"][1:]] == ["passed"] * 7
+
+
+def test_one_of_several_models_must_be_named(serve: Serve, check: Check) -> None:
+    place = serve(models=("one", "two"))
+    done = check(place.url)
+    assert (done.code, "one, two" in done.err) == (2, True)
+    assert check(place.url, "--skip", "needles", "--model", "two").code == 0
+    assert {one.body["model"] for one in place.asked if one.body} == {"two"}
+
+
+# --- the key -------------------------------------------------------------------------------------------------------
+
+
+def test_story_c3_a_server_with_a_key_and_a_name_of_its_own_is_asked_as_its_clients_do(
+    serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = serve(key="s3cret-key", models=("my-name",))
+    monkeypatch.setenv("THE_KEY", "s3cret-key")
+    done = check(place.url, "--api-key-env", "THE_KEY", "--model", "my-name", *ONE)
+    assert done.code == 0, done.err
+    assert "s3cret" not in done.out + done.err
+    assert {one.path for one in place.asked} == {"/v1/models", "/v1/chat/completions", "/v1/completions", "/tokenize"}
+
+
+def test_a_wrong_key_and_a_missing_one_are_told(serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = serve(key="s3cret-key")
+    monkeypatch.setenv("THE_KEY", "wr0ng-key")
+    for words in ([], ["--api-key-env", "THE_KEY"]):
+        done = check(place.url, *words)
+        assert done.code == 1
+        assert "--api-key-env" in done.err
+        assert "wr0ng" not in done.err
+
+
+def test_keys_and_accounts_of_another_service_are_not_sent(
+    serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, "pr1vate")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    place = serve()
+    assert check(place.url, "--skip", "needles").code == 0
+    assert not [one for one in place.asked if "pr1vate" in str(one.headers)]
+
+
+def test_credentials_in_the_url_are_not_shown(serve: Serve, check: Check) -> None:
+    place = serve()
+    url = place.url.replace("http://", "http://user:s3cret@")
+    done = check(url, "--skip", "needles", "--json")
+    assert "s3cret" not in done.out + done.err
+    assert "s3cret" not in check("http://user:s3cret@127.0.0.1:9").err
+
+
+# --- what it may cost ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.proof
+def test_a_cost_is_never_passed(serve: Serve, check: Check, chance: random.Random, scale: Callable[[int], int]) -> None:
+    for _ in range(scale(300)):
+        usage, tokenizer = chance.random() < 0.7, chance.random() < 0.7
+        place = serve(usage=usage, tokenizer=tokenizer, max_model_len=None)
+        limit = chance.choice([600, 2000, 5000, 20_000, 60_000, 100_000])
+        lengths = ",".join(str(chance.randint(512, 16384)) for _ in range(3))
+        depths = ",".join(str(chance.randint(0, 100)) for _ in range(2))
+        told = check(place.url, "--lengths", lengths, "--depths", depths, "--max-cost", limit, "--json").told
+        counted = told["cost"]["prompt_tokens"] + told["cost"]["answer_tokens"]
+        assert counted <= limit
+        # Without any count it is the estimate that is kept to, and that is said.
+        if usage:
+            assert (
+                place.billed() - sum(int(one.body["max_tokens"]) for one in place.asked if one.body.get("max_tokens"))
+                <= limit
+            )
+        else:
+            assert any("estimated" in one for one in told["not_proven"]) or not any(
+                one["outcome"] == "found" for one in told["needles"]
+            )
+
+
+def test_what_a_cost_does_not_allow_is_told_as_not_proven(serve: Serve, check: Check) -> None:
+    place = serve()
+    done = check(place.url, "--lengths", "2048,8192", "--depths", "0,100", "--max-cost", "12k", "--json")
+    assert [one["outcome"] for one in done.told["needles"]] == ["found"] * 2 + ["skipped"] * 2
+    assert done.code == 0
+    assert any("it would pass --max-cost 12k" in one for one in done.told["not_proven"])
+    assert done.told["reached"] == 2048
+
+
+def test_money_is_counted_at_the_prices_given(serve: Serve, check: Check) -> None:
+    place = serve()
+    told = check(place.url, *ONE, "--price", "100,1000", "--json").told
+    cost = told["cost"]
+    assert cost["money"] == pytest.approx((cost["prompt_tokens"] * 100 + cost["answer_tokens"] * 1000) / 1e6)
+    told = check(
+        place.url, "--lengths", "2048,8192", "--depths", "0", "--price", "100", "--max-cost", "0.5", "--json"
+    ).told
+    assert [one["outcome"] for one in told["needles"]] == ["found", "skipped"]
+    assert told["cost"]["money"] <= 0.5
+
+
+def test_time_is_a_cost_too(serve: Serve, check: Check) -> None:
+    place = serve(tricks={"needle": scripted.hang})
+    started = time.monotonic()
+    done = check(place.url, "--lengths", "2048,4096", "--depths", "0", "--max-cost", "2s", "--json")
+    assert time.monotonic() - started < 2 + SLACK
+    assert [one["outcome"] for one in done.told["needles"]] == ["skipped", "skipped"]
+    assert "--max-cost 2s" in done.told["needles"][0]["detail"]
+    # That the time was up is nothing that the server did wrong.
+    assert done.code == 0
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+class Links(HTMLParser):
+    """What a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
+
+
+def test_text_page_and_pictures_tell_the_same(serve: Serve, check: Check, tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>"
+
+    def script(asked: Asked) -> Reply:
+        return Reply(hostile) if asked.kind == "needle" and len(asked.text) > 6000 else scripted.right(asked)
+
+    place = serve(script=script, models=("a<b>&c",))
+    page, picture = tmp_path / "report.html", tmp_path / "heat.svg"
+    done = check(place.url, "--lengths", "1024,2048", "--depths", "0,100", "--report", page, "--plot", picture)
+    rows = [line.split() for line in done.out.splitlines() if re.match(r" +(depth|\d+ %) ", line)]
+    assert rows[0] == ["depth", "1K", "2K"]
+    assert [row[:3] + row[-1:] for row in rows[1:]] == [["0", "%", "found", "LOST"], ["100", "%", "found", "LOST"]]
+    svg = ElementTree.parse(picture).getroot()
+    words = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert (words.count("found"), words.count("lost")) == (3, 3)
+    assert any("a<b>&c" in (word or "") for word in words)
+    text = page.read_text()
+    links = Links()
+    links.feed(text)
+    assert (links.found, "script" in links.tags, "svg" in links.tags) == ([], False, True)
+    assert "&lt;script&gt;" in text
+    assert "DCA-163" in text
+
+
+def test_a_png_is_one_or_is_refused_before_anything_is_sent(serve: Serve, check: Check, tmp_path: Path) -> None:
+    place = serve()
+    done = check(place.url, *ONE, "--plot", tmp_path / "heat.png")
+    if done.code == 0:
+        assert (tmp_path / "heat.png").read_bytes().startswith(b"\x89PNG")
+    else:
+        assert ("cairosvg" in done.err, place.asked) == (True, [])
+
+
+def test_the_document_is_kept_and_can_be_read_back(serve: Serve, check: Check, tmp_path: Path) -> None:
+    done = check(serve().url, *ONE, "--json")
+    (kept,) = (tmp_path / "cache/run").glob("serve-check-*/serve-check.json")
+    assert documents.read(ServeCheck, kept) == ServeCheck.model_validate(done.told)
+
+
+def test_progress_is_told_while_a_prompt_is_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listener(Silent):
+        told: list[tuple[float, float, str]] = []
+
+        def progress(self, done: float, total: float, text: str) -> None:
+            self.told.append((done, total, text))
+
+    monkeypatch.setattr(client, "TICK_SECONDS", 0.05)
+    place = serve(script=slow)
+    engine.check(engine.Request(url=place.url, lengths=(1024, 2048), depths=(0.0,)), Listener())
+    waited = [text for _, _, text in Listener.told if "waiting" in text]
+    assert any(text.startswith("1,024 tokens, depth 0 %") for text in waited)
+    assert (3072, 3072) in [(done, total) for done, total, _ in Listener.told]
+
+
+def slow(asked: Asked) -> Reply:
+    """A model that takes its time for long prompts."""
+    time.sleep(0.2 if asked.kind == "needle" else 0)
+    return scripted.right(asked)
+
+
+def test_quiet_says_nothing_of_what_is_well(serve: Serve, check: Check) -> None:
+    done = check(serve().url, "--skip", "needles", "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
+    serve: Serve, tmp_path: Path, number: signal.Signals
+) -> None:
+    def second(handler: scripted.Handler, asked: Asked) -> None:
+        (scripted.hang if len(asked.text) > 6000 else scripted.Handler.complete)(handler, asked)
+
+    place = serve(tricks={"needle": second})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dca", "serve", "check", place.url, "--lengths", "1024,2048", "--depths", "50",
+         "--cache-dir", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert wait_for(lambda: len(place.needles()) == 2, 30)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
+    assert ("Interrupted." in err) == (number != signal.SIGKILL)
+    assert "Traceback" not in out + err
+    (kept,) = tmp_path.glob("run/serve-check-*/*")
+    found = documents.read(ServeCheck, kept)
+    assert ([one.outcome for one in found.needles], found.reached) == (["found"], 1024)
+    assert "1 prompt: not sent, because the check was ended before" in found.not_proven
+
+
+# --- wrong usage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["localhost:8000"], "write it as http://HOST:8000"),
+        (["ftp://127.0.0.1"], "write it as http://HOST:8000"),
+        (["http://"], "write it as http://HOST:8000"),
+        (["http://127.0.0.1:99999"], "write it as http://HOST:8000"),
+        (["http://127.0.0.1:9/v1?key=1"], "write it as http://HOST:8000"),
+        (["URL", "--length", "many"], "131072, 128K or 1M"),
+        (["URL", "--length", "10"], "256 at least"),
+        (["URL", "--length", "1M", "--lengths", "4096"], "exclude each other"),
+        (["URL", "--lengths", "4096,"], "131072, 128K or 1M"),
+        (["URL", "--depths", "101"], "0,50,100"),
+        (["URL", "--depths", "nan"], "0,50,100"),
+        (["URL", "--depths", "half"], "0,50,100"),
+        (["URL", "--max-cost", "0"], "5M (tokens)"),
+        (["URL", "--max-cost", "5 apples"], "5M (tokens)"),
+        (["URL", "--max-cost", "1.5"], "whole number"),
+        (["URL", "--price", "cheap"], "0.35,1.05"),
+        (["URL", "--skip", "chatt"], "there is no such request"),
+        (["URL", "--need", "needles"], "there is no such request"),
+        (["URL", "--need", "tools", "--skip", "tools"], "both name tools"),
+        (["URL", "--api-key-env", "NO_SUCH_VARIABLE"], "is not set"),
+        (["URL", "--plot", "heat.jpg"], ".svg or a .png"),
+        (["URL", "--plot", "heat.svg", "--skip", "needles"], "--plot draws"),
+        (["URL", "--report", "/etc/hostname/report.html"], "cannot be written"),
+        (["URL", "--timeout", "0"], "--timeout"),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_is_sent(serve: Serve, check: Check, words: list[str], told: str) -> None:
+    place = serve()
+    done = check(*(place.url if word == "URL" else word for word in words))
+    assert done.code == 2
+    assert told in done.err
+    assert re.match(r"DCA-20[14]: ", done.err)
+    assert place.asked == []
+
+
+def test_without_the_client_library_it_says_how_to_get_it(
+    serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    done = check(serve().url)
+    assert (done.code, done.err.startswith("DCA-103")) == (1, True)
+    assert "uv pip install openai" in done.err
+
+
+def test_the_client_library_is_not_loaded_before_it_is_needed() -> None:
+    script = "import sys\nfrom dca.cli import run\nrun(['serve', 'check', '--help'])\nprint('openai' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+                          text=True, capture_output=True, check=True)  # fmt: skip
+    assert done.stdout.endswith("False\n")
+
+
+def test_an_error_of_our_own_is_not_taken_for_the_servers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: Any) -> Any:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(client, "_answer", wrong)
+    with pytest.raises(KeyError, match="ours"):
+        engine.check(engine.Request(url=serve().url), Silent())

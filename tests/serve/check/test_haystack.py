@@ -1,0 +1,136 @@
+"""Long texts with a fact in them, how their tokens are foreseen, and what a check may cost."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dca.errors import DcaError
+from dca.serve.check import haystack, needles
+from dca.serve.check.budget import Budget, limit_of
+from serve.check.scripted import count
+
+SEEDS = st.integers(0, 10**9).map(str)
+
+
+@settings(deadline=None, max_examples=40)
+@given(characters=st.integers(0, 60_000), depth=st.floats(0, 100), seed=SEEDS)
+def test_a_text_is_as_long_as_asked_or_a_sentence_less(characters: int, depth: float, seed: str) -> None:
+    length = len(haystack.build(characters, depth, seed).text)
+    assert length <= max(characters, haystack.shortest() + 200)
+    if characters > haystack.shortest() + 200:
+        assert length > characters - 130
+
+
+@settings(deadline=None, max_examples=40)
+@given(depth=st.floats(0, 100), seed=SEEDS)
+def test_the_fact_stands_at_its_depth_and_once(depth: float, seed: str) -> None:
+    hay = haystack.build(40_000, depth, seed)
+    fact = f"The access number of {hay.place} is {hay.number}."
+    assert hay.text.count(hay.number) == 1
+    assert abs(100 * hay.text.index(fact) / len(hay.text) - depth) < 2
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=SEEDS, other=SEEDS)
+def test_another_seed_is_another_text_from_its_first_line_on(seed: str, other: str) -> None:
+    first, second = (haystack.build(3000, 50, one).text for one in (seed, other))
+    start = len(haystack.OPENING)
+    assert (first[: start + 23] == second[: start + 23]) == (seed == other)
+    assert haystack.build(3000, 50, seed).text == first
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=SEEDS)
+def test_every_other_number_is_a_wrong_answer(seed: str) -> None:
+    hay = haystack.build(3000, 50, seed)
+    assert sorted(re.findall(r"is (\d{7})\.", hay.text)) == sorted([hay.number, *hay.others])
+    assert hay.judge(hay.number) == hay.judge(f"It is **{hay.number}**.") == hay.judge(f"{int(hay.number):,}") == ""
+    assert "another town" in hay.judge(hay.others[0])
+    assert hay.judge(hay.number[:-1])
+    assert hay.judge(f"1{hay.number}")
+    assert "over and over" in hay.judge("!" * 30)
+    assert hay.judge("")
+
+
+@pytest.mark.parametrize(("text", "is_one"), [("!!!!!!!!", True), ("!!!!", False), ("abababab", False), (" ", False)])
+def test_one_character_over_and_over(text: str, is_one: bool) -> None:
+    assert haystack.monotonous(text) == is_one
+
+
+@pytest.mark.proof
+def test_a_prompt_stays_within_its_tokens_once_a_sample_is_counted(
+    chance: random.Random, scale: Callable[[int], int]
+) -> None:
+    over = 0
+    total = max(20, scale(2000))
+    for _ in range(total):
+        counter = needles.Counter()
+        counter.overhead = 12
+        length = chance.choice([1024, 4096, 16384])
+        sample = haystack.build(min(needles.SAMPLE, 2 * length), 50, str(chance.random())).text
+        counter.ratio, counter.learnt = len(sample) / count(sample), len(sample)
+        text = haystack.build(counter.characters(length), chance.random() * 100, str(chance.random())).text
+        over += count(text) + 12 > length
+        assert count(text) > 0.85 * length - 30
+        assert counter.most(len(text)) >= count(text)
+    assert over == 0
+
+
+def test_lengths_grow_to_the_limit() -> None:
+    for limit in (300, 4096, 5000, 8192, 100_000, 1_010_000):
+        lengths = needles.lengths_to(limit)
+        assert lengths[-1] == limit
+        assert list(lengths) == sorted(set(lengths))
+        assert all(one < 0.8 * limit for one in lengths[:-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "price", "tokens", "seconds", "money"),
+    [
+        ("5000", None, 5000, None, None),
+        ("500k", None, 500_000, None, None),
+        ("1.5M", None, 1_500_000, None, None),
+        ("12 tokens", None, 12, None, None),
+        ("90s", None, None, 90, None),
+        ("30min", "1", None, 1800, None),
+        ("2h", None, None, 7200, None),
+        ("2.50", "0.35,1.05", None, None, 2.5),
+        ("5M", "0.35", 5_000_000, None, None),
+        (None, None, None, None, None),
+    ],
+)
+def test_a_cost_is_tokens_time_or_money(
+    text: str | None, price: str | None, tokens: int | None, seconds: float | None, money: float | None
+) -> None:
+    limit = limit_of(text, price)
+    assert (limit.tokens, limit.seconds, limit.money) == (tokens, seconds, money)
+
+
+@pytest.mark.parametrize("text", ["", "-5", "5kk", "k", "1e6", "5 M tokens", "0", "0.0001k", "nan", "\u0665"])
+def test_what_is_no_cost_is_refused(text: str) -> None:
+    with pytest.raises(DcaError, match="--max-cost"):
+        limit_of(text, None)
+
+
+@pytest.mark.proof
+def test_a_budget_that_is_asked_before_each_request_is_never_passed(
+    chance: random.Random, scale: Callable[[int], int]
+) -> None:
+    for _ in range(scale(20_000)):
+        limit = chance.randint(1, 10_000)
+        budget = Budget(limit_of(str(limit), None))
+        for _ in range(20):
+            prompt, answer = chance.randint(0, 2000), chance.randint(0, 100)
+            if budget.forbids(prompt, answer):
+                assert budget.prompt_tokens + budget.answer_tokens + prompt + answer > limit
+                continue
+            budget.send(prompt, answer)
+            counted = chance.choice([None, chance.randint(0, prompt)])
+            budget.receive(counted, chance.choice([None, chance.randint(0, answer)]))
+            assert budget.cost.prompt_tokens + budget.cost.answer_tokens <= limit
