@@ -73,20 +73,25 @@ def _curve(dim: int, base: float, config: dict[str, object]) -> tuple[tuple[floa
 
 
 def picture(drawn: Drawn, suffix: str) -> bytes:
-    """The file of a drawing.
+    """The file of a drawing; see `as_file`."""
+    return as_file(svg(drawn), suffix, "rotary.svg")
+
+
+def as_file(page: str, suffix: str, example: str) -> bytes:
+    """An SVG as a file.
 
     Args:
-        drawn: the curves.
+        page: the SVG.
         suffix: of the file, `.svg` or `.png`.
+        example: of a name, for the message.
 
     Raises:
         DcaError: DCA-201 for another suffix, DCA-103 when what turns it into a PNG is not installed.
     """
     if suffix not in (".svg", ".png"):
-        raise DcaError("DCA-201", f"a plot is an .svg or a .png, not `{suffix}`.", remedy="name it rotary.svg.")
-    page = svg(drawn).encode()
+        raise DcaError("DCA-201", f"a plot is an .svg or a .png, not `{suffix}`.", remedy=f"name it {example}.")
     if suffix == ".svg":
-        return page
+        return page.encode()
     try:
         import cairosvg
     except ImportError:
@@ -94,7 +99,7 @@ def picture(drawn: Drawn, suffix: str) -> bytes:
             "DCA-103", "a PNG needs the package cairosvg, which is not installed.",
             remedy="name an .svg file, or install it beside dca: uv pip install cairosvg.",
         ) from None  # fmt: skip
-    made: bytes = cairosvg.svg2png(bytestring=page)
+    made: bytes = cairosvg.svg2png(bytestring=page.encode())
     return made
 
 
