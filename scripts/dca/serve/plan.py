@@ -153,6 +153,11 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         yield f"as the documents have it: {ways.ending(documented)}"
     if subject.asked.pp > 1 and shape.dual_chunk:
         yield "nobody has told of dual chunk attention with pipeline stages: try a short prompt and a long one first."
+    if shape.quantized.bits < 8:
+        yield (
+            "kernels of 4-bit weights have buffers of their own, which are not counted: on small GPUs leave more room "
+            "than this plan does."
+        )
     if shape.quantized.online:
         yield "weights are loaded in 16 bits before the engine quantizes them, and must fit so."
     if not subject.engine.own_sampling:

@@ -186,7 +186,7 @@ def shape_of(
     vertical, slash, assumed = _entries(dual, table, known)
     kind = str(given.get("model_type", ""))
     return Shape(
-        name=name, architectures=tuple(map(str, given.get("architectures") or ())),
+        name=name, architectures=_names(given.get("architectures")),
         layers=_needed(given, name, "num_hidden_layers"), hidden=hidden, heads=heads,
         inner=_needed(given, name, "moe_intermediate_size" if experts else "intermediate_size"),
         kv_heads=rules.count(given.get("num_key_value_heads")) or heads,
@@ -200,7 +200,8 @@ def shape_of(
         local_size=(rules.count(dual.get("local_size")) or LOCAL) if dual else 0,
         vertical=vertical, slash=slash, assumed=assumed,
         dtype=str(given.get("torch_dtype") or given.get("dtype") or "bfloat16").removeprefix("torch."),
-        quantized=_stored(given), known=known.name if known else "", minimum_gb=known.vram_gb if known else None,
+        quantized=_stored(given), known=known.name.split(" or ")[0] if known else "",
+        minimum_gb=known.vram_gb if known else None,
         hub=hub,
     )  # fmt: skip
 
@@ -289,6 +290,10 @@ def _stored(given: dict[str, Any]) -> Quantized:
     bits = rules.count(told.get("bits", told.get("w_bit"))) or 4
     group = rules.count(told.get("group_size", told.get("q_group_size"))) or 0
     return Quantized(method=method, bits=min(bits, 16), group=group, pack=max(1, 32 // min(bits, 32)))
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    return tuple(one for one in given if isinstance(one, str)) if isinstance(given, list) else ()
 
 
 def _head_dim(given: dict[str, Any], name: str) -> int:
