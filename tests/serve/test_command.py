@@ -21,8 +21,8 @@ from dca.serve import command, gpus, plan
 from dca.serve.command import Launch
 
 # Words that mean something to a shell, a unit or YAML.
-ODD = ["with a space", "quote's", 'double "quotes"', "$HOME", "`id`", "100%n", "a;b", "back\\slash", "#hash", "ünïcode", "*",
-       "~", "a: b", "- x", "{x}", "&y", "!z", "true", "007", "trailing "]  # fmt: skip
+ODD = ["with a space", "quote's", 'double "quotes"', "$HOME", "`id`", "100%n", "a;b", "back\\slash", "#hash", "ünïcode",
+       "*", "~", "a: b", "- x", "{x}", "&y", "!z", "true", "007", "trailing "]  # fmt: skip
 
 
 def launched(model: str = SEVEN, where: str = "4xA100-80", machines: int = 1, **more: Any) -> Launch:

@@ -21,6 +21,8 @@ STOP_SECONDS = 30.0
 """That the server has to end its workers and free its GPUs when it is asked to."""
 AROUND = 60
 """Lines before one that looks wrong in which its cause is looked for."""
+MOST_KINDS = 2000
+"""Lines of different kinds that are looked at while the server runs; its whole log is read when it has ended."""
 READY = re.compile(r"Application startup complete|Uvicorn running on")
 ALARMING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL|Traceback)\b|Error|Exception|assert|killed|Killed")
 # What a server takes from its caller's environment, besides what every program does.
@@ -68,6 +70,7 @@ class Watcher:
     is_ready: bool = False
     _seen: set[str] = field(default_factory=set)
     _last: deque[str] = field(default_factory=lambda: deque(maxlen=AROUND))
+    _kinds: set[str] = field(default_factory=set)
 
     def line(self, text: str) -> None:
         """One line of the log."""
@@ -76,13 +79,21 @@ class Watcher:
         if not self.is_ready and READY.search(text):
             self.is_ready = True
             self.ready()
-        if ALARMING.search(text):
+        if ALARMING.search(text) and self._is_new(text):
             # A catalogue that cannot be read must not end a server.
             with contextlib.suppress(DcaError):
                 for one in failures.explain_lines(self._last):
                     if one.id not in self._seen:
                         self._seen.add(one.id)
                         self.known(one)
+
+    def _is_new(self, text: str) -> bool:
+        """Whether no line was looked at that differs from this one in numbers alone; some come every second."""
+        kind = re.sub(r"[0-9a-f]*\d[0-9a-f]*", "0", text[:400])
+        if kind in self._kinds or len(self._kinds) >= MOST_KINDS:
+            return False
+        self._kinds.add(kind)
+        return True
 
 
 def environment(extra: Mapping[str, str], python: Path, given: Mapping[str, str] | None = None) -> dict[str, str]:
