@@ -139,7 +139,7 @@ def render(plan: ServePlan, *, verbose: bool = False) -> str:
     lines.append(f"  {plan.planned.settings.length:,} tokens: {verdict}. {_upper(ways.ending(plan.planned))}")
     limit = f"  at most {plan.longest:,} tokens fit; the limit is {plan.binding}." if plan.longest else ""
     lines += [limit] if limit else []
-    minimum = f"; the model's card asks for {plan.minimum_gb} GB" if plan.minimum_gb else ""
+    minimum = f"; the model's card asks for {plan.minimum_gb} GB, at its full length" if plan.minimum_gb else ""
     lines.append(f"  needed over all GPUs: {plan.needed_gb:.0f} GB{minimum}.")
     for one in plan.findings:
         lines += ["", f"  {one.severity:<7}  {one.code}  {one.what}", f"{'':20}{one.remedy}"]
@@ -289,7 +289,10 @@ def run(
         interpreter = ready.python_of(subject, python, cache)
         program = serving.program(interpreter)
         ready.check(subject, interpreter, cache, reporter, skipped=skipped, wheels=sorted(DIST.glob("*.whl")))
-    target = log or cache.open().folder("run", "serve") / "serve.log"
+    folder = cache.open().folder("run", "serve")
+    documents.write(plan, folder / "serve.json")
+    # Two servers have two ports.
+    target = log or folder / f"serve-{made.port}.log"
     target.parent.mkdir(parents=True, exist_ok=True)
     argv = [str(program), *made.words(made.model)]
     env = serving.environment(made.environment, interpreter)

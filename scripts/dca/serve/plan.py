@@ -91,7 +91,8 @@ def make(subject: Subject, served: str) -> ServePlan:
     documented = outcome(shape, gpus, choose.documented(shape, asked, length, tp))
     planned = choose.choose(shape, gpus, asked, length, tp)
     longest, batched = choose.longest_of(shape, gpus, asked, min(shape.rows, shape.length), tp)
-    instead = choose.choose(shape, gpus, asked, longest, tp) if longest and not planned.fits else None
+    at_limit = choose.choose(shape, gpus, asked, longest, tp) if longest else None
+    instead = at_limit if not planned.fits else None
     subject = Subject(**{**vars(subject), "settings": planned.settings})
     findings = rules.check(subject)
     if not planned.fits:
@@ -100,7 +101,7 @@ def make(subject: Subject, served: str) -> ServePlan:
     return ServePlan(
         model=shape.name, served=served, recipe=subject.engine.recipe, gpus=gpus.told, gpu_count=gpus.count,
         gpu_gib=gpus.memory_gib, documented=documented, planned=planned, instead=instead, longest=longest,
-        longest_batched=batched, binding=_binding(shape, planned, longest), minimum_gb=shape.minimum_gb,
+        longest_batched=batched, binding=_binding(shape, at_limit or planned), minimum_gb=shape.minimum_gb,
         needed_gb=needed(planned) / 1e9,
         flags=tuple(flags(subject, instead or planned, shortened=instead is not None)),
         environment=tuple(environment(subject)),
@@ -121,17 +122,16 @@ def _unfit(planned: Outcome, shape: Shape, gpus: Gpus, longest: int) -> Finding:
     return Finding(code="DCA-150", severity="error", what=what, remedy=remedy)
 
 
-def _binding(shape: Shape, planned: Outcome, longest: int) -> str:
-    if planned.ends == "loading":
+def _binding(shape: Shape, found: Outcome) -> str:
+    """What limits the length, at the largest that fits or, where none does, as planned."""
+    if found.ends == "loading":
         return "weights"
-    if planned.ends == "weights":
+    if found.ends == "weights":
         return "weights and activations"
-    if planned.fits and longest >= min(shape.rows, shape.length):
+    if found.fits and found.settings.length >= min(shape.rows, shape.length):
         return "the model's own length"
-    largest = max(
-        (term for term in planned.terms if term.name in ("cache", "sparse", "weights")), key=lambda term: term.bytes
-    )
-    return {"cache": "the KV cache", "sparse": "the buffers of sparse attention", "weights": "weights"}[largest.name]
+    names = {"cache": "the KV cache", "sparse": "the buffers of sparse attention", "weights": "weights"}
+    return names[max(names, key=found.term)]
 
 
 def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[str]:

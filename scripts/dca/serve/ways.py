@@ -33,9 +33,10 @@ class Way(Value):
 def ending(found: Outcome) -> str:
     """What becomes of a server, as one sentence."""
     settings = found.settings
-    at = f"{settings.tp * settings.pp} GPUs at {found.card / GIB:.0f} GiB"
+    ranks, size = settings.tp * settings.pp, f"{found.card / GIB:.0f} GiB"
+    at = f"each of {ranks} GPUs of {size}" if ranks > 1 else f"a GPU of {size}"
     if found.ends == "loading":
-        return f"the weights do not even load, {found.term('weights') / GIB:.1f} GiB of them on each of {at}."
+        return f"the weights do not even load, {found.term('weights') / GIB:.1f} GiB of them on {at}."
     if found.ends == "weights":
         return (
             "weights and the activations of one step leave no room for any KV cache (No available memory for the cache "
@@ -48,7 +49,7 @@ def ending(found: Outcome) -> str:
         )
     if found.ends == "room":
         return (
-            f"the KV cache of {found.cache_tokens:,} tokens, {found.term('cache') / GIB:.1f} GiB on each of {at}, "
+            f"the KV cache of {found.cache_tokens:,} tokens, {found.term('cache') / GIB:.1f} GiB on {at}, "
             "finds no room beside the weights."
         )
     if found.ends == "graphs":
