@@ -271,3 +271,55 @@ def test_a_gpu_that_is_assumed_has_the_numbers_of_its_file() -> None:
     known = cards.load()
     assert 0 < known.context_gib < 2
     assert {"T4", "A100-80", "H100-80", "H200"} <= {card.name for card in known.cards}
+
+
+def test_parts_that_the_table_does_not_show() -> None:
+    seven, thirty, four = shape(SEVEN), shape(THIRTY), Layout(tp=4)
+    # 1,010,000 rows and four tables of a chunk of 253,952, of 128 elements in 16 bits.
+    assert memory.table_bytes(seven) == (1_010_000 + 4 * 253_952) * 128 * 2
+    assert memory.table_bytes(seven) == pytest.approx(0.52e9, rel=0.01)
+    # Rows of 32,768 tokens for each of the 8 experts chosen: 3 x 768 inner elements of 4 GPUs, and 2,048; and the sum.
+    wanted = 32_768 * 8 * (3 * 768 / 4 + 2_048) * 2 + BATCH * 2_048 * 2
+    assert memory.mlp_bytes(thirty, four, BATCH) == wanted
+    assert memory.mlp_bytes(thirty, four, 1_000) == 1_000 * 8 * (3 * 768 / 4 + 2_048) * 2 + 1_000 * 2_048 * 2
+    # 16-bit logits, the same in 32 bits, and their softmax.
+    assert memory.logits_bytes(seven, four, 256) == 256 * 152_064 * 10 / 4
+    # A short prompt, and one without a table, computes one head at a time.
+    gathered = 2 * 32_768 * 1 * 128 * 2
+    dense = memory.transients(seven, four, BATCH, 32_768)
+    assert dense.total == gathered + 6 * 32_768 * 128 * 2 + 32_768 * 7 * 128 * 2
+    assert memory.transients(seven, four, BATCH, 32_769).scores > 0
+    without = seven.model_copy(update={"vertical": 0, "slash": 0})
+    assert memory.transients(without, four, BATCH, MILLION).scores == 0
+    assert memory.transients(seven.model_copy(update={"dual_chunk": False}), four, BATCH, MILLION).total == 0
+    # Two tensors of queries beside one of them, of an ordinary model, and the hidden states.
+    plain = seven.model_copy(update={"dual_chunk": False, "inner": 1})
+    assert memory.step_bytes(plain, Layout(), 1_000, 0) == 1_000 * 2 * (3 * 28 + 28 + 2 * 4) * 128 + 4 * 1_000 * 3_584
+
+
+def test_the_cache_is_what_the_utilisation_leaves_in_whole_blocks() -> None:
+    model, where = shape(FOURTEEN), eighty(4)
+    found = outcome(model, where, documented(4))
+    block = 16 * memory.token_bytes(model, Layout(tp=4))
+    left = 0.9 * 80 * GIB - sum(found.term(name) for name in ("weights", "tables", "step"))
+    assert 0 <= left - found.term("cache") < block
+    assert found.term("cache") % block == 0
+    assert found.cache_tokens % 16 == 0
+    assert outcome(model, where, documented(4, blocks=1_000)).cache_tokens == 16_000
+    half = outcome(model, where, documented(4, blocks=1_000, cache_width=1))
+    assert half.term("cache") == 1_000 * block / 2
+
+
+@pytest.mark.parametrize(
+    ("size", "changed", "ends"),
+    [
+        (10.0, {}, "loading"), (13.9, {"tp": 2}, "loading"), (20.0, {"tp": 2}, "weights"), (80.0, {"tp": 2}, "cache"),
+        (80.0, {"tp": 2, "blocks": 63_757}, "room"), (80.0, {}, "prompt"), (80.0, {"blocks": 63_757}, ""),
+        (53.0, {"blocks": 63_757, "eager": False}, "room"), (55.2, {"blocks": 63_757, "eager": False}, "graphs"),
+        (58.0, {"blocks": 63_757, "eager": False}, "prompt"),
+    ],
+)  # fmt: skip
+def test_what_a_server_fails_at(size: float, changed: dict[str, object], ends: str) -> None:
+    tp = changed.get("tp", 4 if size > 10 else 1)
+    settings = documented(**{"tp": tp, **changed})  # type: ignore[arg-type]
+    assert outcome(shape(FOURTEEN), Gpus(count=8, memory_gib=size), settings).ends == ends

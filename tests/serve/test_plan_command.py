@@ -222,3 +222,13 @@ def test_lengths_of_a_chart_go_from_nothing_to_the_longest(most: int) -> None:
     assert found[-1] == most
     assert list(found) == sorted(set(found))
     assert len(found) <= 10
+
+
+def test_what_the_document_shows_is_what_is_printed() -> None:
+    page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    shown = page.split("```\n")[2].splitlines()
+    assert shown[0].startswith(FOURTEEN)
+    told = " ".join(run("plan", *FOUR).stdout.split())
+    for line in shown:
+        words = " ".join(line.replace("…", "").split())
+        assert words in told, line

@@ -185,6 +185,15 @@ def test_nothing_is_started_when_doctor_is_red(tmp_path: Path) -> None:
     assert not made.notes.exists()
 
 
+def test_nothing_is_started_with_variables_that_choose_another_engine(tmp_path: Path) -> None:
+    made = StandIn(tmp_path, "")
+    for more in ((), ("--gpus", "1xA100-80")):
+        done = made.run(*more, VLLM_USE_V1="1")
+        assert done.returncode == 1
+        assert done.stderr.startswith("DCA-155: ")
+        assert not made.notes.exists()
+
+
 def test_nothing_is_started_when_the_config_is_wrong(tmp_path: Path) -> None:
     made = StandIn(tmp_path, "")
     file = Path(made.model) / "config.json"

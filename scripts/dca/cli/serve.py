@@ -77,8 +77,10 @@ def _subject(function: F) -> F:
         if machines > 1 and named is None:
             raise DcaError("DCA-201", "--machines wants the GPUs of one.", remedy="such as --gpus 8x80 --machines 2.")
         found = gpus.parse(named, machines) if named is not None else gpus.here()
+        # A server elsewhere does not see this shell's variables.
+        here = named is None or click.get_current_context().info_name == "run"
         subject, served = plans.subject_of(
-            model, Asked(**taken), gpus=found, recipe=recipe, wheel=wheel, env=os.environ if named is None else {}
+            model, Asked(**taken), gpus=found, recipe=recipe, wheel=wheel, env=os.environ if here else {}
         )
         return function(subject=subject, plan=plans.make(subject, served), **given)
 

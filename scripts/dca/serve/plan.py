@@ -144,6 +144,8 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         yield "the sparse table is not known here; counted is the largest of the models whose table is."
     if shape.dual_chunk and not shape.sparse:
         yield "there is no sparse table: attention runs dense, 3 to 7 times slower at a million tokens."
+    if len(gpus.names) > 1:
+        yield "the GPUs are of several kinds: the smallest memory counts for all of them."
     if not gpus.archs:
         yield "the GPUs' kind is not known, so that nothing is said of kernels and dtypes; name them: --gpus 4xA100-80."
     if gpus.count > planned.settings.tp * planned.settings.pp:
