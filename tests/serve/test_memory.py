@@ -323,3 +323,19 @@ def test_what_a_server_fails_at(size: float, changed: dict[str, object], ends: s
     tp = changed.get("tp", 4 if size > 10 else 1)
     settings = documented(**{"tp": tp, **changed})  # type: ignore[arg-type]
     assert outcome(shape(FOURTEEN), Gpus(count=8, memory_gib=size), settings).ends == ends
+
+
+def test_the_borders_of_what_fits() -> None:
+    model, where = shape(SEVEN), Gpus(count=4, memory_gib=80.0)
+    # As many blocks as the length, and one less.
+    assert outcome(model, where, documented(4, blocks=63_125)).fits
+    assert outcome(model, where, documented(4, blocks=63_124)).ends == "cache"
+    # A length that is no whole number of blocks is found as it is.
+    assert longest_of(model, where, Asked(), 1_000_005, 4)[0] == 1_000_005
+    assert longest_of(model, where, Asked(), 7, 4)[0] == 7
+    # Steps whose lists the sparse kernel cannot count are not chosen, however much memory there is.
+    wide = model.model_copy(update={"heads": 64})
+    limit = memory.list_limit(wide, Layout())
+    assert limit is not None
+    assert limit < BATCH
+    assert choose(wide, Gpus(count=1, memory_gib=2_000.0), Asked(), MILLION, 1).settings.batched == 65_536

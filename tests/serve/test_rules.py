@@ -178,6 +178,7 @@ def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
     # Cubins of 8.0 run on 8.9, and none of 9.0 do.
     assert found_by_wheel(SEVEN, wheel(("8.0",)), "4xL40S", length=65_536) == []
     assert len(found_by_wheel(SEVEN, wheel(("8.0",)), "4xH100-80")) == 1
+    assert len(found_by_wheel(SEVEN, wheel(("8.9",)), "4xA100-80")) == 1
     without = wheel().model_copy(update={"dca_backend": False})
     assert any("backend is not in the wheel" in one for one in found_by_wheel(SEVEN, without))
 
