@@ -32,6 +32,16 @@ def models_folder() -> Path:
     return data_root() / "build" / "models"
 
 
+def gpus_file() -> Path:
+    """The GPUs that can be named, and the memory that a server takes outside of any formula."""
+    return data_root() / "build" / "gpus" / "gpus.toml"
+
+
+def serving_folder() -> Path:
+    """One TOML file per recipe: what its engine is started with."""
+    return data_root() / "build" / "serving"
+
+
 def readers_folder() -> Path:
     """One TOML file per reader of a model's config.json."""
     return data_root() / "build" / "readers"

@@ -114,6 +114,7 @@ def run(
     keep_lines: int = 400,
     guarded: bool = True,
     sharing: bool = False,
+    grace: float = GRACE_SECONDS,
 ) -> Completed:
     """Run a program to its end.
 
@@ -133,6 +134,7 @@ def run(
         guarded: whether it is ended when this process is killed; without, it starts ten milliseconds sooner.
         sharing: whether the program and all that it starts hold the locks as well, so that they stay held even when
             this process and the guardian are killed at once. Not for a program that leaves a server behind.
+        grace: seconds that it has to end by itself when it is asked to, before it is forced.
 
     Raises:
         DcaError: DCA-103 when there is no such program, DCA-101 when it failed because the disk is full.
@@ -147,7 +149,8 @@ def run(
             stream = stack.enter_context(log.open("ab"))
             stream.write(f"+ {' '.join(words)}\n".encode("utf-8", "surrogateescape"))
             stream.flush()
-        program = _start(words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing)
+        program = _start(words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing,
+                         grace=grace)  # fmt: skip
         process = program.process
         timed_out = False
         try:
@@ -191,6 +194,7 @@ class _Program:
     lifeline: int | None = None
     report: int | None = None
     told: tuple[str, ...] = ()
+    grace: float = GRACE_SECONDS
 
     def end(self) -> None:
         """End it and everything that it started: asked first, forced after a few seconds."""
@@ -200,10 +204,10 @@ class _Program:
                 self.lifeline = None
                 # The guardian does it, with a grace of its own.
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(2 * GRACE_SECONDS)
+                    self.process.wait(self.grace + GRACE_SECONDS)
         finally:
             # The guardian has given its grace; and when the user pressed Ctrl-C a second time, it is over.
-            end_session(self.process, GRACE_SECONDS if self.report is None else 0.0)
+            end_session(self.process, self.grace if self.report is None else 0.0)
             if self.report is not None:
                 self.told = tuple(os.read(self.report, 1024).decode().split())
                 os.close(self.report)
@@ -222,18 +226,20 @@ class _Program:
         return int(self.process.returncode)
 
 
-def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], *, guarded: bool, sharing: bool) -> _Program:
+def _start(
+    words: tuple[str, ...], cwd: Path | None, env: dict[str, str], *, guarded: bool, sharing: bool, grace: float
+) -> _Program:
     """Start a program.
 
     Raises:
         DcaError: DCA-103, DCA-204.
     """
     if not guarded:
-        return _Program(words[0], _open(words[0], words, cwd, env, ()))
+        return _Program(words[0], _open(words[0], words, cwd, env, ()), grace=grace)
     locks = store.held()
     (below, lifeline), (report, above) = os.pipe(), os.pipe()
     kept = "" if sharing else ",".join(map(str, locks))
-    argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(GRACE_SECONDS), kept, *words)
+    argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(grace), kept, *words)
     try:
         process = _open(words[0], argv, cwd, env, (below, above, *locks))
     except DcaError:
@@ -243,7 +249,7 @@ def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], *, gua
     finally:
         os.close(below)
         os.close(above)
-    return _Program(words[0], process, lifeline, report)
+    return _Program(words[0], process, lifeline, report, grace=grace)
 
 
 def _open(

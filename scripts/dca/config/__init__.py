@@ -28,7 +28,7 @@ from dca.events import Reporter, Silent
 __all__ = [
     "PAGE", "Change", "Config", "DualChunkSetting", "Finding", "Form", "Installed", "KnownModel", "Reader", "Reading",
     "Row", "YarnSetting", "check", "drop_dca", "readable", "reader_list", "set_dca", "set_yarn", "show",
-    "undo", "use_1m",
+    "table_of", "undo", "use_1m",
 ]  # fmt: skip
 
 
@@ -252,7 +252,7 @@ def _subject(
 ) -> rules.Subject:  # fmt: skip
     known = readers.load_all()
     return rules.Subject(
-        source, table=_table_file(path), model=model or _model(path, source.plain()),
+        source, table=table_of(path), model=model or _model(path, source.plain()),
         readers=tuple(readers.find(name, known) for name in names), others=known, page=page, ranks=ranks,
     )  # fmt: skip
 
@@ -300,7 +300,7 @@ def _shape(source: Json, config: dict[str, Any]) -> tuple[int, int]:
     return layers, heads
 
 
-def _table_file(path: Path) -> Any:
+def table_of(path: Path) -> Any:
     """The content of the sparse table's own file; None without one, or what stands there if it cannot be parsed."""
     if not (path / folder.TABLE).exists():
         return None

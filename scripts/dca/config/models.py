@@ -35,11 +35,32 @@ class OwnYarn(Value):
     original: Count
 
 
+class Sizes(Value):
+    """What a model's memory depends on besides its layers and heads; keys are those of config.json."""
+
+    vocab_size: Count
+    intermediate_size: Count
+    attention_bias: bool
+    """Of the projections to queries, keys and values."""
+    num_experts: Count | None = None
+    num_experts_per_tok: Count | None = None
+    moe_intermediate_size: Count | None = None
+
+
+class SparseSizes(Value):
+    """The largest entries of a model's sparse table."""
+
+    vertical: Count
+    slash: Count
+
+
 class KnownModel(Value):
     """A model of build/models."""
 
     schema_: Literal["dca.model/1"] = Field(alias="schema")
     name: Name
+    publisher: Name | None = None
+    """Who publishes it: what stands before its name on a hub."""
     title: str
     architectures: Annotated[tuple[str, ...], Field(min_length=1)]
     model_type: str
@@ -58,6 +79,8 @@ class KnownModel(Value):
     """Keys whose numbers are second-hand."""
     dual_chunk: DualChunk | None = None
     yarn: OwnYarn | None = None
+    sizes: Sizes | None = None
+    sparse: SparseSizes | None = None
 
     def has_shape_of(self, config: dict[str, Any]) -> bool:
         """Whether a config's class, layers and heads are the model's."""

@@ -1,0 +1,84 @@
+"""Chooses an engine's settings: those of the documents, and the first that fit of those that the user leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dca.config.rules import can_share
+from dca.serve import memory, rules
+from dca.serve.gpus import Gpus
+from dca.serve.memory import BLOCK
+from dca.serve.outcome import UTILIZATION, Outcome, Settings, ending, exact_blocks, first, outcome
+from dca.serve.rules import Asked
+from dca.serve.shape import Shape
+
+DOCUMENTED_BATCH = 131_072
+"""max_num_batched_tokens, as the models' cards have it."""
+BATCHES = (131_072, 65_536, 32_768, 16_384, 8_192, 4_096, 2_048)
+"""What is tried for dual chunk attention: larger is faster, smaller needs less."""
+PLAIN_BATCHES = (8_192, 2_048)
+CHUNKED_FROM = 32_768
+"""max_model_len above which vLLM prefills in chunks by itself."""
+PLAIN_CHUNK = 2_048
+"""max_num_batched_tokens of those chunks, vLLM's own default."""
+PLAIN_SEQUENCES = 256
+"""max_num_seqs, vLLM's own default."""
+HIGH_UTILIZATION = 0.95
+
+
+def ranks(shape: Shape, gpus: Gpus, pp: int = 1) -> int:
+    """The most GPUs that can share the model's heads, and its quantized weights where that is possible."""
+    most = max(1, gpus.count // pp)
+    sharing = [one for one in range(1, most + 1) if can_share(shape.heads, shape.kv_heads, one)]
+    return max([one for one in sharing if rules.divides(shape, one)], default=max(sharing))
+
+
+def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
+    """The settings that the model's documents name: everything that they do not is vLLM's own default."""
+    batched = DOCUMENTED_BATCH if shape.dual_chunk else length if length <= CHUNKED_FROM else PLAIN_CHUNK
+    return Settings(
+        tp=tp, pp=asked.pp, length=length, batched=asked.batched or batched,
+        sequences=asked.sequences or (1 if shape.dual_chunk else PLAIN_SEQUENCES),
+        utilization=asked.utilization or UTILIZATION, blocks=asked.blocks, eager=shape.dual_chunk and not asked.graphs,
+        cache_width=1 if asked.kv_cache_dtype.startswith("fp8") else memory.HALF,
+    )  # fmt: skip
+
+
+def choose(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Outcome:
+    """The first settings that fit, of those that the user leaves open; the ones that need least when none does."""
+    tried = list(_candidates(shape, asked, length, tp))
+    return outcome(shape, gpus, next((one for one in tried if not ending(shape, gpus, one)), tried[-1]))
+
+
+def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Settings]:
+    """Settings to try, the fastest first."""
+    base = documented(shape, asked, length, tp)
+    if shape.dual_chunk:
+        limit = memory.list_limit(shape, base.layout)
+        tried = [asked.batched] if asked.batched else [one for one in BATCHES if limit is None or one <= limit]
+        # With a utilisation of the user's own the cache is what that leaves.
+        blocks = asked.blocks or (None if asked.utilization else exact_blocks(length))
+        for batched in tried:
+            yield base.model_copy(update={"batched": min(batched, max(length, BLOCK)), "blocks": blocks})
+        return
+    shares = [asked.utilization] if asked.utilization else [UTILIZATION, HIGH_UTILIZATION]
+    batches = [base.batched] if asked.batched else [base.batched, *(one for one in PLAIN_BATCHES if one < base.batched)]
+    for batched in batches:
+        for share in shares:
+            for eager in (False,) if asked.graphs else (False, True):
+                yield base.model_copy(update={"batched": batched, "utilization": share, "eager": eager})
+
+
+def longest_of(shape: Shape, gpus: Gpus, asked: Asked, most: int, tp: int) -> tuple[int, int]:
+    """The largest length that fits, in whole blocks, and its max_num_batched_tokens; 0 when none does."""
+
+    def fits(length: int) -> bool:
+        return any(not ending(shape, gpus, one) for one in _candidates(shape, asked, length, tp))
+
+    if not fits(BLOCK):
+        return 0, 0
+    beyond = first(lambda count: count * BLOCK > most or not fits(count * BLOCK), 2, most // BLOCK + 1)
+    whole = (beyond - 1) * BLOCK
+    # The last block need not be full.
+    length = most if most - whole < BLOCK and fits(most) else whole
+    return length, choose(shape, gpus, asked, length, tp).settings.batched

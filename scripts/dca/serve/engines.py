@@ -1,0 +1,81 @@
+"""What each recipe's engine is started with: build/serving/*.toml."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from dca import data, datafile, recipes
+from dca.documents import Value
+from dca.errors import DcaError
+from dca.recipes import Loaded, Name
+from dca.serve.shape import Shape
+
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
+
+
+class Engine(Value):
+    """What a recipe's engine is started with."""
+
+    schema_: Literal["dca.serving/1"] = Field(alias="schema")
+    recipe: Name
+    environment: dict[Variable, str]
+    """Variables that switch dual chunk attention on."""
+    architectures: tuple[str, ...]
+    """Classes of models that have it."""
+    tool_parser: str
+    own_sampling: bool
+
+
+@cache
+def load_all(folder: Path | None = None) -> tuple[Engine, ...]:
+    """Every recipe's.
+
+    Raises:
+        DcaError: DCA-202 for a wrong key or value, or a name that is not the file's.
+    """
+    found = []
+    for path in sorted((folder or data.serving_folder()).glob("*.toml")):
+        engine = datafile.load(Engine, path)
+        if engine.recipe != path.stem:
+            raise DcaError(
+                "DCA-202", f"{path}: the recipe is `{engine.recipe}`, the file's name is `{path.stem}`.",
+                remedy="give both the same name.",
+            )  # fmt: skip
+        found.append(engine)
+    return tuple(found)
+
+
+def of(recipe: str) -> Engine:
+    """The engine of a recipe.
+
+    Raises:
+        DcaError: DCA-203 when build/serving has none.
+    """
+    for engine in load_all():
+        if engine.recipe == recipe:
+            return engine
+    raise DcaError(
+        "DCA-203", f"build/serving does not say what {recipe} is started with.",
+        remedy=f"choose one of {', '.join(one.recipe for one in load_all())} with --recipe.",
+    )  # fmt: skip
+
+
+def choose(shape: Shape, known: tuple[Loaded, ...], name: str | None = None) -> Engine:
+    """The engine to serve a model with: the one named, else the first recipe by priority that has the model's class.
+
+    Raises:
+        DcaError: DCA-203 for a name that there is not.
+    """
+    if name is not None:
+        return of(recipes.find(name, known).recipe.name)
+    wanted = set(shape.architectures)
+    for loaded in known:
+        engine = of(loaded.recipe.name)
+        there = engine.architectures if shape.dual_chunk else loaded.recipe.lean.architectures
+        if wanted & set(there):
+            return engine
+    return of(known[0].recipe.name)

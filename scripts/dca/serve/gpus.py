@@ -1,0 +1,182 @@
+"""The GPUs that a model is to be served on: named by the user, or those of this machine."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dca import data, datafile
+from dca.config.models import Count
+from dca.doctor import nvidia
+from dca.documents import Value
+from dca.errors import DcaError
+from dca.recipes import Arch, Name
+
+GIB = 2**30
+MOST_GPUS = 4096
+MOST_GIB = 4096.0
+
+
+class KnownCard(Value):
+    """A GPU of build/gpus."""
+
+    name: Name
+    names: tuple[str, ...] = ()
+    memory_gib: Annotated[float, Field(gt=0)]
+    arch: Arch
+
+
+class Known(Value):
+    """build/gpus/gpus.toml."""
+
+    schema_: Literal["dca.gpus/1"] = Field(alias="schema")
+    context_gib: Annotated[float, Field(ge=0)]
+    graphs_gib: Annotated[float, Field(ge=0)]
+    spare_share: Annotated[float, Field(ge=0, lt=1)]
+    cards: tuple[KnownCard, ...]
+
+
+class Gpus(Value):
+    """GPUs of one server.
+
+    Args:
+        count: over all machines.
+        machines: that they are in, the same number in each.
+        memory_gib: of each, 2^30 bytes; of the smallest where they differ.
+        archs: compute capabilities; empty when only their memory is known.
+        names: what they are called; empty when only their memory is known.
+        found: whether they are those of this machine.
+    """
+
+    count: Count
+    machines: Count = 1
+    memory_gib: float
+    archs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    found: bool = False
+
+    @property
+    def each(self) -> int:
+        """GPUs of one machine."""
+        return self.count // self.machines
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        where = f" in {self.machines} machines" if self.machines > 1 else ""
+        if not self.names:
+            return f"{self.count} x {self.memory_gib:g} GiB{where}"
+        return f"{self.count} x {' and '.join(self.names)} ({self.memory_gib:g} GiB){where}"
+
+
+@cache
+def load(path: Path | None = None) -> Known:
+    """The GPUs that can be named.
+
+    Raises:
+        DcaError: DCA-202 for a wrong key or value.
+    """
+    return datafile.load(Known, path or data.gpus_file())
+
+
+def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
+    """The GPUs of `--gpus`: COUNTxGIB or COUNTxNAME, several with commas between, for each machine.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    listed = known or load()
+    count, memory, archs, names = 0, MOST_GIB, [], []
+    for word in re.split(r"[,\s]+", text.strip()):
+        match = re.fullmatch(r"(?:(\d{1,5})[xX*])?([A-Za-z0-9][A-Za-z0-9.+-]*)", word)
+        if match is None:
+            raise _wrong(text)
+        count += int(match[1] or 1)
+        number = re.fullmatch(r"(\d{1,4}(?:\.\d+)?)(?:gi?b?)?", match[2], re.IGNORECASE)
+        if number:
+            size = float(number[1])
+            if not 1 <= size < MOST_GIB:
+                raise _wrong(text)
+            memory = min(memory, size)
+            continue
+        card = _card(match[2], listed)
+        memory = min(memory, card.memory_gib)
+        archs.append(card.arch)
+        names.append(card.name)
+    if not 0 < count * machines <= MOST_GPUS or any(int(match) == 0 for match in re.findall(r"(?<![\w.])(\d+)x", text)):
+        raise _wrong(text)
+    return Gpus(count=count * machines, machines=machines, memory_gib=memory, archs=tuple(dict.fromkeys(archs)),
+                names=tuple(dict.fromkeys(names)))  # fmt: skip
+
+
+def _card(name: str, known: Known) -> KnownCard:
+    """The card of a name, in any case; its beginning is enough where only one has it."""
+    wanted = name.lower()
+    exact = [card for card in known.cards if card.name.lower() == wanted]
+    alike = exact or [card for card in known.cards if card.name.lower().startswith(wanted + "-")]
+    if len(alike) == 1:
+        return alike[0]
+    names = [card.name for card in known.cards]
+    near = [card.name for card in alike] or difflib.get_close_matches(name.upper(), names, n=2)
+    raise DcaError(
+        "DCA-201", f"--gpus: {'which' if alike else 'there is no'} `{name}`{'?' if alike else '.'}",
+        why=f"known are {', '.join(names)}.",
+        remedy=f"{' or '.join(near)}; or give its memory in GiB: 4x80." if near else "give its memory in GiB: 4x80.",
+    )  # fmt: skip
+
+
+def _wrong(text: str) -> DcaError:
+    return DcaError(
+        "DCA-201", f"--gpus {text}: no GPUs.", remedy="write it as 4x80 (GiB each), 2xT4, or 1x24,1x48 for two kinds."
+    )
+
+
+def here(seen: nvidia.Seen | None = None, chosen: str | None = None) -> Gpus:
+    """The GPUs of this machine that a server would see.
+
+    Args:
+        seen: what is there; this machine is asked when not given.
+        chosen: CUDA_VISIBLE_DEVICES; the environment's when not given. Names of devices (UUIDs) count by their number.
+
+    Raises:
+        DcaError: DCA-103 when there is none, or none is visible.
+    """
+    found = nvidia.look() if seen is None else seen
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if chosen is None else chosen
+    cards = list(found.cards)
+    if visible is not None:
+        cards = _visible(cards, visible)
+    if not cards:
+        why = found.problem or (
+            "CUDA_VISIBLE_DEVICES leaves none of them." if found.cards else "no driver tells of one."
+        )
+        raise DcaError(
+            "DCA-103", "there is no GPU here to plan for.", why=why,
+            remedy="name the server's: --gpus 4x80 for four of 80 GiB.",
+        )  # fmt: skip
+    return Gpus(
+        count=len(cards), memory_gib=round(min(card.memory_gb for card in cards) * 1e9 / GIB, 2),
+        archs=tuple(dict.fromkeys(card.arch for card in cards)), found=True,
+        names=tuple(dict.fromkeys(card.name for card in cards)),
+    )  # fmt: skip
+
+
+def _visible(cards: list[nvidia.Card], chosen: str) -> list[nvidia.Card]:
+    """The cards that CUDA_VISIBLE_DEVICES leaves; as CUDA does, nothing behind the first that is not there counts."""
+    left: list[nvidia.Card] = []
+    for word in [one.strip() for one in chosen.split(",")] if chosen.strip() else []:
+        if word.isascii() and word.isdigit():
+            if int(word) >= len(cards):
+                break
+            left.append(cards[int(word)])
+        elif re.match(r"(GPU|MIG)-", word) and len(left) < len(cards):
+            left.append(cards[len(left)])
+        else:
+            break
+    return left

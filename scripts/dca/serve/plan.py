@@ -1,0 +1,219 @@
+"""`dca serve plan`: whether a model fits on some GPUs, what limits it, and the flags that make it fit, with reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from dca import inspection, recipes
+from dca.config.rules import Finding
+from dca.documents import Document
+from dca.serve import choose, engines, rules, ways
+from dca.serve import gpus as cards
+from dca.serve.flags import Flag, Variable, environment, flags
+from dca.serve.gpus import GIB, Gpus
+from dca.serve.outcome import Outcome, Settings, outcome
+from dca.serve.rules import Asked, Subject
+from dca.serve.shape import Shape, quantized, read
+from dca.serve.ways import Way
+
+OFFICIAL = 1_000_000
+
+
+class ServePlan(Document):
+    """Whether a model fits, and how it is to be served.
+
+    Args:
+        model: its name, and what to hand to the engine.
+        recipe: the engine.
+        gpus: in words.
+        gpu_count, gpu_gib: how many, and the memory of each.
+        documented: with the settings that the model's documents name, and vLLM's own for the rest.
+        planned: with the settings of this plan.
+        instead: with the longest length that fits, when the one asked for does not.
+        binding: what limits the length, in words.
+        longest: tokens that fit with these GPUs, by the best settings; 0 when nothing does.
+        longest_batched: max_num_batched_tokens of that.
+        minimum_gb: GPU memory over all GPUs that the model's card asks for, 10^9 bytes; None without one.
+        needed_gb: the same as planned, without CUDA's own.
+        flags: of `vllm serve`: as planned, or for the longest length that fits.
+        environment: of the engine.
+        ways: others to make it fit.
+        findings: what is wrong, errors first.
+        notes: worth knowing.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.serve-plan/1"
+
+    model: str
+    served: str
+    recipe: str
+    gpus: str
+    gpu_count: int
+    gpu_gib: float
+    documented: Outcome
+    planned: Outcome
+    instead: Outcome | None = None
+    binding: str
+    longest: int
+    longest_batched: int
+    minimum_gb: int | None
+    needed_gb: float
+    flags: tuple[Flag, ...]
+    environment: tuple[Variable, ...]
+    ways: tuple[Way, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> Outcome:
+        """What the flags are for."""
+        return self.instead or self.planned
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What must be mended first."""
+        return tuple(one for one in self.findings if one.severity == "error")
+
+
+def make(subject: Subject, served: str) -> ServePlan:
+    """The plan for a model on some GPUs.
+
+    Args:
+        subject: all that counts; its settings are chosen here.
+        served: what to hand to the engine.
+    """
+    shape, gpus, asked = subject.shape, subject.gpus, subject.asked
+    length = asked.length or min(shape.rows, shape.length)
+    tp = asked.tp or choose.ranks(shape, gpus, asked.pp)
+    documented = outcome(shape, gpus, choose.documented(shape, asked, length, tp))
+    planned = choose.choose(shape, gpus, asked, length, tp)
+    longest, batched = choose.longest_of(shape, gpus, asked, min(shape.rows, shape.length), tp)
+    at_limit = choose.choose(shape, gpus, asked, longest, tp) if longest else None
+    instead = at_limit if not planned.fits else None
+    subject = Subject(**{**vars(subject), "settings": planned.settings})
+    findings = rules.check(subject)
+    if not planned.fits:
+        findings = (*findings, _unfit(planned, shape, gpus, longest))
+        findings = tuple(sorted(findings, key=lambda one: one.severity != "error"))
+    return ServePlan(
+        model=shape.name, served=served, recipe=subject.engine.recipe, gpus=gpus.told, gpu_count=gpus.count,
+        gpu_gib=gpus.memory_gib, documented=documented, planned=planned, instead=instead, longest=longest,
+        longest_batched=batched, binding=_binding(shape, at_limit or planned), minimum_gb=shape.minimum_gb,
+        needed_gb=needed(planned) / 1e9,
+        flags=tuple(flags(subject, instead or planned, shortened=instead is not None)),
+        environment=tuple(environment(subject)),
+        ways=tuple(ways.ways(shape, gpus, asked, length, tp)), findings=findings,
+        notes=tuple(_notes(subject, documented, planned)),
+    )  # fmt: skip
+
+
+def needed(found: Outcome) -> float:
+    """Bytes over all GPUs that are held at once, without what is assumed of CUDA itself."""
+    own = found.total - found.term("context") - found.term("graphs")
+    return own * found.settings.tp * found.settings.pp
+
+
+def _unfit(planned: Outcome, shape: Shape, gpus: Gpus, longest: int) -> Finding:
+    what = f"{shape.name} does not fit on {gpus.told} with {planned.settings.length:,} tokens: {ways.ending(planned)}"
+    remedy = f"--max-model-len {longest} fits." if longest else "more or larger GPUs, or --quantization fp8."
+    return Finding(code="DCA-150", severity="error", what=what, remedy=remedy)
+
+
+def _binding(shape: Shape, found: Outcome) -> str:
+    """What limits the length, at the largest that fits or, where none does, as planned."""
+    if found.ends == "loading":
+        return "weights"
+    if found.ends == "weights":
+        return "weights and activations"
+    if found.fits and found.settings.length >= min(shape.rows, shape.length):
+        return "the model's own length"
+    names = {"cache": "the KV cache", "sparse": "the buffers of sparse attention", "weights": "weights"}
+    return names[max(names, key=found.term)]
+
+
+def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[str]:
+    shape, gpus = subject.shape, subject.gpus
+    total = gpus.memory_gib * GIB * planned.settings.tp * planned.settings.pp / 1e9
+    if shape.minimum_gb is not None and planned.settings.length >= OFFICIAL:
+        word = "below" if total < shape.minimum_gb else "not below"
+        yield f"{total:.0f} GB of GPU memory are {word} the {shape.minimum_gb} GB that the model's card asks for."
+    if shape.assumed:
+        yield "the sparse table is not known here; counted is the largest of the models whose table is."
+    if shape.dual_chunk and not shape.sparse:
+        yield "there is no sparse table: attention runs dense, 3 to 7 times slower at a million tokens."
+    if len(gpus.names) > 1:
+        yield "the GPUs are of several kinds: the smallest memory counts for all of them."
+    if not gpus.archs:
+        yield "the GPUs' kind is not known, so that nothing is said of kernels and dtypes; name them: --gpus 4xA100-80."
+    if gpus.count > planned.settings.tp * planned.settings.pp:
+        left = gpus.count - planned.settings.tp * planned.settings.pp
+        yield f"{left} of {gpus.count} GPUs are left over: serve another copy on them (CUDA_VISIBLE_DEVICES chooses)."
+    if shape.dual_chunk and not documented.fits and planned.fits:
+        yield f"as the documents have it: {ways.ending(documented)}"
+    if subject.asked.pp > 1 and shape.dual_chunk:
+        yield "nobody has told of dual chunk attention with pipeline stages: try a short prompt and a long one first."
+    if shape.quantized.bits < 8:
+        yield (
+            "kernels of 4-bit weights have buffers of their own, which are not counted: on small GPUs leave more room "
+            "than this plan does."
+        )
+    if shape.quantized.online:
+        yield "weights are loaded in 16 bits before the engine quantizes them, and must fit so."
+    if not subject.engine.own_sampling:
+        yield (
+            "this engine does not read generation_config.json: send the model's own sampling with every request, or "
+            "answers repeat themselves."
+        )
+    known = cards.load()
+    yield (
+        f"a model of memory, not a measurement; assumed are {known.context_gib:g} GiB for CUDA itself, and "
+        f"{known.spare_share:.0%} of each GPU is left over."
+    )
+
+
+def lengths(most: int, count: int = 8) -> tuple[int, ...]:
+    """Prompt lengths of a chart, from nothing to the longest, at round numbers."""
+    step = math.ceil(most / count / 1024) * 1024 if most >= count * 1024 else max(1, math.ceil(most / count))
+    return tuple(dict.fromkeys([0, *range(step, most, step), most]))
+
+
+# --- what is asked -------------------------------------------------------------------------------------------------
+
+
+def subject_of(
+    model: str, asked: Asked, *, gpus: Gpus, recipe: str | None = None, wheel: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> tuple[Subject, str]:  # fmt: skip
+    """All that a plan counts on, and what to hand to the engine as the model.
+
+    Args:
+        model: a folder, a config.json, or a name of build/models.
+        asked: what the user fixes.
+        gpus: of the server.
+        recipe: the engine's; the wheel's own, else the first that has the model's class.
+        wheel: a wheel to hold against the model.
+        env: variables that the server would see.
+
+    Raises:
+        DcaError: what `dca.serve.shape.read`, `dca.serve.engines.choose` and `dca.inspection.inspect` raise.
+    """
+    published, _, file = read(model)
+    known = recipes.load_all()
+    found = inspection.inspect(wheel) if wheel is not None else None
+    if recipe is None and found is not None and found.recorded is not None:
+        recipe = found.recorded.recipe
+    wanted = quantized(asked.quantization, published)
+    engine = engines.choose(wanted, known, recipe)
+    settings = Settings(length=1, batched=1)
+    subject = Subject(
+        shape=wanted, published=published, gpus=gpus, settings=settings, asked=asked, engine=engine,
+        recipe=recipes.find(engine.recipe, known), file=file, wheel=found, wheel_file=wheel, known=known,
+        env=dict(env or {}),
+    )  # fmt: skip
+    if file is not None:
+        return subject, str(file.parent.absolute())
+    # With an organisation before it the user has named the hub's own.
+    return subject, model if "/" in model else published.hub or model

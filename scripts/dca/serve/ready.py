@@ -1,0 +1,109 @@
+"""Whether a server may be started here: doctor, config check and quick smoke, in this order; the first red stops."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dca import config as configs
+from dca import doctor, recipes, smoke
+from dca.doctor.probes import Probes
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.serve.rules import Subject
+from dca.store import Store
+
+
+def python_of(subject: Subject, given: Path | None, cache: Store) -> Path:
+    """The Python of the environment to serve from.
+
+    Raises:
+        DcaError: DCA-204 when the one named is none, DCA-103 when there is no environment.
+    """
+    if given is not None:
+        found = shutil.which(str(given))
+        if found is None:
+            raise DcaError("DCA-204", f"--python: {given} is not a program.", remedy="check the path.")
+        return Path(found).absolute()
+    there = _looked(subject, None, cache).environment
+    if there is None:
+        raise DcaError(
+            "DCA-103", "no environment is active, and none was made yet.",
+            remedy="make env WHEEL=FILE, and activate it or name its Python with --python.",
+        )  # fmt: skip
+    return there[0].absolute()
+
+
+def _looked(subject: Subject, python: Path | None, cache: Store) -> doctor.Subject:
+    folder = subject.file.parent if subject.file is not None else None
+    return doctor.Subject(
+        purpose="serve", recipes=(subject.recipe,), network=Probes({}, 0.6), cache=cache.root, python=python,
+        model=folder,
+    )  # fmt: skip
+
+
+def check(
+    subject: Subject, python: Path, cache: Store, reporter: Reporter, *, skipped: Sequence[str], wheels: Sequence[Path]
+) -> None:
+    """Run the checks.
+
+    Args:
+        subject: what is to be served.
+        python: of the environment to serve from.
+        cache: where the environment for smoke is.
+        reporter: told which one runs.
+        skipped: names of those to omit.
+        wheels: among which the one of the environment is looked for, when the subject names none.
+
+    Raises:
+        DcaError: DCA-105 when doctor, a code from DCA-120 on when config check, DCA-801 when smoke finds something
+            wrong; DCA-204 when no wheel is there to prove.
+    """
+    if "doctor" not in skipped:
+        reporter.stage("doctor", "this machine, its environment and the model")
+        # Memory is the plan's, which counts it for the length that was asked for.
+        entries = doctor.chosen("serve", (), ("network", "model.memory", "model.config", "model.table"))
+        report = doctor.examine(_looked(subject, python, cache), entries)
+        if report.wrong:
+            raise DcaError(
+                "DCA-105", f"doctor finds {len(report.wrong)} things wrong; nothing was started.",
+                why="\n".join(f"{one.code}: {one.found}" for one in report.wrong),
+                remedy="\n".join(dict.fromkeys(one.remedy for one in report.wrong)),
+            )  # fmt: skip
+    if "config" not in skipped and subject.file is not None:
+        reporter.stage("config", configs.readable(subject.file))
+        errors = configs.check(subject.file.parent, ranks=subject.settings.tp).errors
+        if errors:
+            raise DcaError(
+                errors[0].code, "the model's config.json is not right; nothing was started.",
+                why="\n".join(one.what for one in errors), remedy=errors[0].remedy,
+            )  # fmt: skip
+    if "smoke" not in skipped and subject.shape.dual_chunk:
+        _smoke(subject, python, cache, reporter, wheels)
+
+
+def _smoke(subject: Subject, python: Path, cache: Store, reporter: Reporter, wheels: Sequence[Path]) -> None:
+    wheel = subject.wheel_file or _wheel(python, wheels)
+    level: smoke.Level = "gpu" if subject.gpus.found else "cpu"
+    request = smoke.Request(wheel=wheel, level=level, quick=True, python=python, words=(str(wheel), "--quick"))
+    found = smoke.smoke(request, recipes.load_all(), cache, reporter)
+    failed = [case for case in found.cases if not case.passed]
+    if failed:
+        raise DcaError(
+            "DCA-801", f"{len(failed)} of {len(found.cases)} cases of the smoke test fail; nothing was started.",
+            why="\n".join(f"{case.name}: {case.detail}" for case in failed[:5]), remedy=failed[0].repeat,
+        )  # fmt: skip
+
+
+def _wheel(python: Path, wheels: Sequence[Path]) -> Path:
+    """The file to prove: the newest of the version that the environment has."""
+    installed = sorted(python.parent.parent.glob("lib/python3*/site-packages/vllm-*.dist-info"))
+    version = installed[0].name.split("-")[1].removesuffix(".dist") if installed else ""
+    fitting = [path for path in wheels if version and path.name.startswith(f"vllm-{version}-")]
+    if not fitting:
+        raise DcaError(
+            "DCA-204", f"no wheel of version {version or 'of this environment'} is here to prove.",
+            remedy="name it with --wheel, or --skip smoke when it was proven elsewhere.",
+        )  # fmt: skip
+    return max(fitting, key=lambda path: path.stat().st_mtime)

@@ -1,0 +1,344 @@
+"""What a server's memory and its rules depend on, read from a model's config.json, or from what is known of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dca import config as configs
+from dca.config import compare, folder, models, rules, text
+from dca.config.edit import DCA, LENGTH, ORIGINAL, TABLE
+from dca.config.models import KnownModel
+from dca.documents import Value
+from dca.errors import DcaError
+from dca.model import EXPERTS
+
+# What the backend takes where the config does not say (its own defaults).
+CHUNK, LOCAL = 8192, 1024
+FEW_VERTICALS, FEW_MORE = 30, 100
+"""The backend looks for 100 vertical lines more where a table says 30."""
+MOST = 1 << 32
+
+
+class Quantized(Value):
+    """How linear layers' weights are stored.
+
+    Args:
+        method: as `quant_method` in config.json; empty when they are not quantized.
+        bits: of one weight.
+        group: weights that share a scale, along the input; 0 where a whole column or tensor does.
+        pack: weights that one 32-bit word holds; 1 where they are not packed.
+        online: whether the engine quantizes them itself, after it has loaded them as they are.
+    """
+
+    method: str = ""
+    bits: int = 16
+    group: int = 0
+    pack: int = 1
+    online: bool = False
+
+
+class Shape(Value):
+    """A model.
+
+    Args:
+        name: of its folder, or in build/models.
+        architectures: classes that implement it.
+        hidden: elements of a token between layers.
+        inner: elements between the two halves of a dense layer's MLP.
+        vocabulary: tokens that there are.
+        tied: whether the output uses the embedding's weights.
+        bias: whether queries, keys and values have a bias.
+        experts: of a mixture; 0 for a dense model. chosen: of them for each token. expert_inner: as `inner`, of one.
+        rows: of the rotary table: positions that there are.
+        length: tokens that the engine allows by itself.
+        original: tokens before dual chunk attention scales its keys; 0 when it does not.
+        chunk_size, local_size: of dual chunk attention, in tokens.
+        dual_chunk: whether it is on.
+        vertical, slash: largest entries of the sparse table; 0 without one.
+        assumed: whether the table is not known, and the largest of the known ones is counted in its place.
+        dtype: of weights that are not quantized, and of activations.
+        quantized: how its weights are stored.
+        known: its name in build/models; empty when it is none of them.
+        minimum_gb: GPU memory over all GPUs that its card asks for at its full length; None when there is no such.
+        hub: its name on a hub; empty when it is not known.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool = False
+    bias: bool = False
+    experts: int = 0
+    chosen: int = 0
+    expert_inner: int = 0
+    rows: int
+    length: int
+    original: int = 0
+    chunk_size: int = 0
+    local_size: int = 0
+    dual_chunk: bool = False
+    vertical: int = 0
+    slash: int = 0
+    assumed: bool = False
+    dtype: str = "bfloat16"
+    quantized: Quantized = Quantized()
+    known: str = ""
+    minimum_gb: int | None = None
+    hub: str = ""
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of one chunk, as the backend counts them."""
+        return self.chunk_size - self.local_size
+
+    @property
+    def sparse(self) -> bool:
+        """Whether long prompts use sparse attention."""
+        return self.dual_chunk and self.vertical > 0
+
+
+def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
+    """The model of a folder, a config.json, or a name of build/models.
+
+    Returns:
+        It, the content of its config.json, and that file; None for a name.
+
+    Raises:
+        DcaError: DCA-204, 206, 207 for a path, DCA-205 when its config.json lacks what memory depends on, DCA-214 for a
+            name that is not known or whose numbers are not.
+    """
+    path = Path(model)
+    if not path.exists():
+        if path.is_absolute() or model.startswith(".") or model.endswith((".json", "/")):
+            raise DcaError(
+                "DCA-204", f"{model} does not exist.", remedy="name a model's folder, its config.json, or a model of "
+                "build/models.",
+            )  # fmt: skip
+        known = models.find(model, models.load_all())
+        given = config_of(known)
+        return shape_of(given, known.name, known, hub=_hub(known)), given, None
+    file = path / folder.CONFIG if path.is_dir() else path
+    given = text.parse(folder.content(file), configs.readable(file)).plain()
+    # A bare config.json has no folder whose name says anything.
+    near = str(path.absolute()) if path.is_dir() else ""
+    found = models.match(given, near, models.load_all())
+    table = _inside(given)
+    if file.name == folder.CONFIG and (own := configs.table_of(file.parent)) is not None:
+        table = own
+    name = found.name if found else configs.readable(file.absolute().parent if file.name == folder.CONFIG else file)
+    return shape_of(given, Path(name).name, found, table), given, file
+
+
+def _hub(known: KnownModel) -> str:
+    return f"{known.publisher}/{known.name}" if known.publisher else ""
+
+
+def config_of(known: KnownModel) -> dict[str, Any]:
+    """What the config.json of a known model says, as far as it is known.
+
+    Raises:
+        DcaError: DCA-214 when its sizes are not.
+    """
+    if known.sizes is None:
+        raise DcaError(
+            "DCA-214", f"the sizes of {known.name} are not in build/models.", remedy="name its folder or config.json."
+        )
+    given: dict[str, Any] = {
+        "architectures": list(known.architectures), "model_type": known.model_type,
+        "num_hidden_layers": known.layers, "hidden_size": known.hidden_size, "num_attention_heads": known.heads,
+        "num_key_value_heads": known.kv_heads, "head_dim": known.head_dim, "rope_theta": known.rope_theta,
+        LENGTH: known.max_position_embeddings, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+        **known.sizes.model_dump(exclude_none=True),
+    }  # fmt: skip
+    if own := known.dual_chunk:
+        given[LENGTH] = own.max_position_embeddings
+        given[DCA] = own.model_dump(exclude={LENGTH})
+    return given
+
+
+def shape_of(
+    given: dict[str, Any], name: str, known: KnownModel | None = None, table: Any = None, *, hub: str = ""
+) -> Shape:
+    """The model that a config.json describes.
+
+    Args:
+        given: the file's content.
+        name: what it is called.
+        known: which model of build/models it is.
+        table: its sparse table; None without one.
+        hub: its name on a hub.
+
+    Raises:
+        DcaError: DCA-205 when a number is missing.
+    """
+    dual = given.get(DCA)
+    dual = dual if isinstance(dual, dict) and dual else {}
+    experts = next((_optional(given, key) for key in EXPERTS if given.get(key) is not None), 0)
+    heads, hidden = _needed(given, name, "num_attention_heads"), _needed(given, name, "hidden_size")
+    rows = _needed(given, name, LENGTH)
+    vertical, slash, assumed = _entries(dual, table, known)
+    kind = str(given.get("model_type", ""))
+    return Shape(
+        name=name, architectures=_names(given.get("architectures")),
+        layers=_needed(given, name, "num_hidden_layers"), hidden=hidden, heads=heads,
+        inner=_needed(given, name, "moe_intermediate_size" if experts else "intermediate_size"),
+        kv_heads=rules.count(given.get("num_key_value_heads")) or heads,
+        head_dim=_head_dim(given, name), vocabulary=_needed(given, name, "vocab_size"),
+        tied=given.get("tie_word_embeddings") is True, bias=_bias(given, known, kind),
+        experts=experts, chosen=_optional(given, "num_experts_per_tok") if experts else 0,
+        expert_inner=_needed(given, name, "moe_intermediate_size") if experts else 0,
+        rows=rows if dual else _derived(given, rows), length=_derived(given, rows) if not dual else rows,
+        original=rules.count(dual.get(ORIGINAL)) or 0, dual_chunk=bool(dual),
+        chunk_size=(rules.count(dual.get("chunk_size")) or CHUNK) if dual else 0,
+        local_size=(rules.count(dual.get("local_size")) or LOCAL) if dual else 0,
+        vertical=vertical, slash=slash, assumed=assumed,
+        dtype=str(given.get("torch_dtype") or given.get("dtype") or "bfloat16").removeprefix("torch."),
+        quantized=_stored(given), known=known.name.split(" or ")[0] if known else "",
+        minimum_gb=known.vram_gb if known else None,
+        hub=hub,
+    )  # fmt: skip
+
+
+def quantized(method: str, shape: Shape) -> Shape:
+    """A model with its weights quantized otherwise than its config.json says.
+
+    Args:
+        method: `fp8`, which the engine does by itself when it loads weights that are not quantized, or another, for
+            which somebody publishes weights: counted are 4 bits and groups of 128, as those mostly have.
+    """
+    if not method or method == shape.quantized.method:
+        return shape
+    if method == "fp8":
+        return shape.model_copy(update={"quantized": Quantized(method="fp8", bits=8, online=True)})
+    return shape.model_copy(update={"quantized": Quantized(method=method, bits=4, group=128, pack=8)})
+
+
+def _derived(given: dict[str, Any], rows: int) -> int:
+    """Tokens that the engine allows: with YaRN the product, whatever the key beside it says."""
+    yarn = compare.yarn_of(given)
+    if yarn is not None:
+        return int(yarn.original * yarn.factor)
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = given.get(key)
+        factor = rules.number(scaling.get("factor")) if isinstance(scaling, dict) else None
+        if isinstance(scaling, dict) and factor and rules.kind(scaling) in rules.MULTIPLIED and 1 <= factor < 1 << 20:
+            return int(rows * factor)
+    return rows
+
+
+def _entries(dual: dict[str, Any], table: Any, known: KnownModel | None) -> tuple[int, int, bool]:
+    """The largest vertical and slash of the sparse table, and whether they are assumed."""
+    if not dual or dual.get("sparse_attention_enabled") is False:
+        return 0, 0, False
+    if table is not None:
+        return (*_largest(table), False)
+    if known is not None and known.sparse is not None:
+        return known.sparse.vertical, known.sparse.slash, False
+    if known is None and not dual.get("sparse_attention_enabled"):
+        return 0, 0, False
+    every = [one.sparse for one in models.load_all() if one.sparse]
+    most = max(every, key=lambda one: one.vertical + one.slash, default=None)
+    return (most.vertical, most.slash, True) if most else (0, 0, False)
+
+
+def _largest(table: Any) -> tuple[int, int]:
+    """The largest entries of a sparse table; what is no entry does not count, and `dca config check` tells of it."""
+    vertical = slash = 0
+    for layer in table if isinstance(table, list) else ():
+        for entry in layer.values() if isinstance(layer, dict) else ():
+            if isinstance(entry, list) and len(entry) >= 3:
+                columns, diagonals = rules.count(entry[1]) or 0, rules.count(entry[2]) or 0
+                vertical = max(vertical, columns + FEW_MORE * (columns == FEW_VERTICALS))
+                slash = max(slash, diagonals)
+    return min(vertical, MOST), min(slash, MOST)
+
+
+def _inside(given: dict[str, Any]) -> Any:
+    dual = given.get(DCA)
+    return dual.get(TABLE) if isinstance(dual, dict) else None
+
+
+def _bias(given: dict[str, Any], known: KnownModel | None, kind: str) -> bool:
+    """Whether queries, keys and values have a bias: the config says so, or the family always has it."""
+    if isinstance(given.get("attention_bias"), bool):
+        return bool(given["attention_bias"])
+    if known is not None and known.sizes is not None:
+        return known.sizes.attention_bias
+    # A few hundred kilobytes a layer: another family's model with it is counted as one of the same type is.
+    alike = [one.sizes.attention_bias for one in models.load_all() if one.sizes and one.model_type == kind]
+    return bool(alike) and alike[0]
+
+
+def _stored(given: dict[str, Any]) -> Quantized:
+    """How the config says that weights are stored."""
+    told = given.get("quantization_config")
+    method = told.get("quant_method") if isinstance(told, dict) else None
+    if not isinstance(told, dict) or not isinstance(method, str) or not method:
+        return Quantized()
+    method = method.lower()
+    if method == "fp8":
+        block = told.get("weight_block_size")
+        group = rules.count(block[1]) if isinstance(block, list) and len(block) == 2 else None
+        return Quantized(method=method, bits=8, group=group or 0)
+    bits = rules.count(told.get("bits", told.get("w_bit"))) or 4
+    group = rules.count(told.get("group_size", told.get("q_group_size"))) or 0
+    return Quantized(method=method, bits=min(bits, 16), group=group, pack=max(1, 32 // min(bits, 32)))
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    return tuple(one for one in given if isinstance(one, str)) if isinstance(given, list) else ()
+
+
+def _head_dim(given: dict[str, Any], name: str) -> int:
+    found = compare.head_dim_of(given)
+    if found is None:
+        raise _lacks(name, "head_dim")
+    return found
+
+
+def _needed(given: dict[str, Any], name: str, key: str) -> int:
+    found = rules.count(given.get(key))
+    if found is None or found > MOST:
+        raise _lacks(name, key)
+    return found
+
+
+def _optional(given: dict[str, Any], key: str) -> int:
+    found = rules.count(given.get(key))
+    return found if found is not None and found <= MOST else 0
+
+
+def _lacks(name: str, key: str) -> DcaError:
+    return DcaError(
+        "DCA-205", f"the config.json of {name} does not say `{key}` as a number that can be.",
+        why="memory depends on it.", remedy="restore the model's original config.json.",
+    )  # fmt: skip
+
+
+def parameters(shape: Shape) -> int:
+    """How many parameters a model has; the norms of single heads, a few thousand, are left out.
+
+    P = 2*V*h + L*(h*(q+2kv)*d [+ (q+2kv)*d] + q*d*h + MLP + 2h) + h, where MLP is 3*h*i of a dense layer, and
+    E*3*h*i + h*E of a mixture of E experts.
+    """
+    each = shape.hidden * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    each += (shape.heads + 2 * shape.kv_heads) * shape.head_dim * shape.bias
+    each += shape.heads * shape.head_dim * shape.hidden + 2 * shape.hidden
+    if shape.experts:
+        each += shape.experts * 3 * shape.hidden * shape.expert_inner + shape.hidden * shape.experts
+    else:
+        each += 3 * shape.hidden * shape.inner
+    ends = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    return ends + shape.layers * each + shape.hidden
+
+
+def scale_bits(stored: Quantized) -> float:
+    """Bits of scales and zeros for each quantized weight: a 16-bit scale, and a zero of the weight's own width."""
+    return (16 + stored.bits) / stored.group if stored.group and stored.bits < 8 else 0.0

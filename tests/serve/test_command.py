@@ -1,0 +1,266 @@
+"""The command in each of its shapes: read back by what would read it, and compared word by word."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import random
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from serve_cases import DCA, FOURTEEN, MILLION, ORDINARY, SEVEN, flags, folder, planned, subject
+
+from dca.serve import command, gpus, plan
+from dca.serve.command import Launch
+
+# Words that mean something to a shell, a unit or YAML.
+ODD = ["with a space", "quote's", 'double "quotes"', "$HOME", "`id`", "100%n", "a;b", "back\\slash", "#hash", "ünïcode",
+       "*", "~", "a: b", "- x", "{x}", "&y", "!z", "true", "007", "trailing "]  # fmt: skip
+
+
+def launched(model: str = SEVEN, where: str = "4xA100-80", machines: int = 1, **more: Any) -> Launch:
+    about, served = subject(model, where, machines=machines)
+    return command.launch(plan.make(about, served), about.gpus, folder=about.file is not None, **more)
+
+
+def odd(place: Path, chance: random.Random) -> Launch:
+    """A launch whose words are awkward."""
+    model = folder(
+        place / chance.choice(ODD), max_position_embeddings=MILLION, rope_theta=1e7, dual_chunk_attention_config=DCA
+    )
+    return launched(
+        model, name=chance.choice(ODD), chat_template=chance.choice(ODD), alloc=chance.choice(ODD), port=9_001
+    )
+
+
+def by_a_shell(text: str, place: Path) -> dict[str, Any]:
+    """What programs see that a shell starts with these lines: a stand-in for `vllm` (and docker) tells its words."""
+    place.mkdir(parents=True, exist_ok=True)
+    for name in ("vllm", "docker", "ray"):
+        (place / name).write_text(
+            f"#!/usr/bin/env python3\nimport json, os, sys\nprint(json.dumps({{'argv': ['{name}', *sys.argv[1:]], "
+            "'env': dict(os.environ)}))\n"
+        )
+        (place / name).chmod(0o755)
+    env = {
+        "PATH": f"{place}:{os.environ['PATH']}",
+        "VLLM_API_KEY": "k",
+        "HEAD_ADDRESS": "10.0.0.1",
+        "LC_ALL": "C.UTF-8",
+    }
+    done = subprocess.run(["bash", "-eu"], input=text, text=True, capture_output=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return {"told": [json.loads(line) for line in done.stdout.splitlines()]}
+
+
+def words(one: Launch, model: str) -> list[str]:
+    return ["vllm", *one.words(model)]
+
+
+# --- a shell -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.proof
+def test_a_shell_starts_exactly_the_words_whatever_they_are(
+    chance: random.Random, scale: Callable[[int], int], tmp_path: Path
+) -> None:
+    for number in range(scale(200)):
+        one = odd(tmp_path / str(number), chance)
+        (told,) = by_a_shell(command.shell(one), tmp_path / "bin")["told"]
+        assert told["argv"] == words(one, one.model)
+        assert {name: told["env"].get(name) for name in one.environment} == one.environment
+
+
+def test_a_shell_stops_when_the_key_is_not_there(tmp_path: Path) -> None:
+    text = command.shell(launched(api_key=True))
+    by_a_shell(text, tmp_path / "bin")
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-eu"], input=text, text=True, capture_output=True, env=env, check=False)
+    assert done.returncode != 0
+    assert "VLLM_API_KEY" in done.stderr
+    assert done.stdout == ""
+
+
+def test_several_machines_start_ray_with_the_variables_and_then_the_server(tmp_path: Path) -> None:
+    one = launched(FOURTEEN, "4xA100-40", machines=2)
+    head, worker, serve = by_a_shell(command.shell(one), tmp_path / "bin")["told"]
+    assert head["argv"] == ["ray", "start", "--head", "--port=6379"]
+    assert worker["argv"] == ["ray", "start", "--address=10.0.0.1:6379"]
+    for told in (head, worker):
+        assert told["env"]["VLLM_ATTENTION_BACKEND"] == "DUAL_CHUNK_FLASH_ATTN"
+    assert serve["argv"] == words(one, one.model)
+    assert "when `ray status` shows 8 GPUs" in command.shell(one)
+
+
+# --- docker --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.proof
+def test_docker_is_given_exactly_the_words_and_the_folder(
+    chance: random.Random, scale: Callable[[int], int], tmp_path: Path
+) -> None:
+    for number in range(scale(100)):
+        one = odd(tmp_path / str(number), chance)
+        (told,) = by_a_shell(command.docker(one), tmp_path / "bin")["told"]
+        argv = told["argv"]
+        inside = f"/models/{one.label}"
+        assert argv[argv.index("dca-serve") + 1 :] == words(one, inside)
+        assert f"{one.model}:{inside}:ro" in argv
+        for name, value in one.environment.items():
+            assert f"{name}={value}" in argv
+        assert "9001:9001" in argv
+
+
+def test_docker_on_several_machines(tmp_path: Path) -> None:
+    one = launched(FOURTEEN, "4xA100-40", machines=3)
+    head, worker, serve = [told["argv"] for told in by_a_shell(command.docker(one), tmp_path / "bin")["told"]]
+    assert head[-5:] == ["ray", "start", "--head", "--port=6379", "--block"]
+    assert worker[-4:] == ["ray", "start", "--address=10.0.0.1:6379", "--block"]
+    assert serve[:2] == ["docker", "exec"]
+    assert serve[3:] == words(one, one.model)
+    assert all("--network=host" in told for told in (head, worker))
+
+
+def test_gpus_of_a_container_are_named_to_docker_and_not_inside(tmp_path: Path) -> None:
+    (told,) = by_a_shell(command.docker(launched(visible="4,5,6,7")), tmp_path / "bin")["told"]
+    assert told["argv"][told["argv"].index("--gpus") + 1] == '"device=4,5,6,7"'
+    assert not any(word.startswith("CUDA_VISIBLE_DEVICES") for word in told["argv"])
+
+
+def test_an_image_has_the_wheel_its_lock_and_the_variables() -> None:
+    text = command.dockerfile(launched())
+    assert 'ENV VLLM_ATTENTION_BACKEND="DUAL_CHUNK_FLASH_ATTN"' in text
+    assert "--require-hashes" in text
+    assert "--no-deps" in text
+    # Instructions and their continuations only.
+    for line in text.splitlines():
+        assert re.match(r"(#|FROM|RUN|COPY|ENV|EXPOSE|CMD| &&)", line), line
+
+
+# --- systemd -------------------------------------------------------------------------------------------------------
+
+
+def units(text: str) -> dict[str, dict[str, list[str]]]:
+    """Units by name, each with its settings."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for line in text.splitlines():
+        if match := re.fullmatch(r"# /etc/systemd/system/(\S+)", line):
+            found[match[1]] = {}
+        elif "=" in line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            list(found.values())[-1].setdefault(name, []).append(value)
+    return found
+
+
+def unquoted(value: str) -> list[str]:
+    """The words of a unit's line, as systemd reads them: quotes and backslashes, then %% and $$."""
+    return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(value)]
+
+
+@pytest.mark.proof
+def test_a_unit_starts_exactly_the_words(chance: random.Random, scale: Callable[[int], int], tmp_path: Path) -> None:
+    for number in range(scale(200)):
+        one = odd(tmp_path / str(number), chance)
+        ((name, unit),) = units(command.systemd(one)).items()
+        assert name == f"serve-{one.label}.service"
+        assert unquoted(unit["ExecStart"][0]) == ["/opt/vllm/bin/vllm", *one.words(one.model)]
+        given = dict(word.split("=", 1) for line in unit["Environment"] for word in unquoted(line))
+        assert given == one.environment
+        assert unit["KillSignal"] == ["SIGINT"]
+
+
+def test_units_of_several_machines_and_of_a_program_elsewhere() -> None:
+    found = units(
+        command.systemd(launched(FOURTEEN, "4xA100-40", machines=2, program="/srv/env/bin/vllm", api_key=True))
+    )
+    head, worker, serve = found.values()
+    assert head["ExecStart"] == ["/srv/env/bin/ray start --head --port=6379 --block"]
+    assert worker["ExecStart"] == ["/srv/env/bin/ray start --address=HEAD_ADDRESS:6379 --block"]
+    assert serve["Requires"] == ["ray-head.service"]
+    assert serve["EnvironmentFile"][0].startswith("/etc/serve-")
+    assert all(one["Environment"] == head["Environment"] for one in (worker, serve))
+
+
+# --- a cluster -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.proof
+def test_manifests_hold_exactly_the_words(chance: random.Random, scale: Callable[[int], int], tmp_path: Path) -> None:
+    for number in range(scale(100)):
+        one = odd(tmp_path / str(number), chance)
+        workload, service = yaml.safe_load_all(command.k8s(one))
+        pod = workload["spec"]["template"]["spec"]
+        (engine,) = pod["containers"]
+        assert engine["command"] == words(one, f"/models/{one.label}")
+        given = {entry["name"]: entry["value"] for entry in engine["env"]}
+        assert {name: given.get(name) for name in one.environment} == one.environment
+        assert engine["resources"]["limits"]["nvidia.com/gpu"] == 4
+        assert [mount["mountPath"] for mount in engine["volumeMounts"]] == ["/dev/shm", f"/models/{one.label}"]
+        assert pod["volumes"][1]["hostPath"]["path"] == one.model
+        assert service["spec"]["ports"][0]["port"] == 9_001
+        assert workload["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
+
+
+def test_a_stateful_set_leads_with_its_first_pod() -> None:
+    one = launched(FOURTEEN, "4xA100-40", machines=2, api_key=True)
+    workload, service, pods = yaml.safe_load_all(command.k8s(one))
+    assert (workload["kind"], workload["spec"]["replicas"]) == ("StatefulSet", 2)
+    assert workload["spec"]["serviceName"] == pods["metadata"]["name"]
+    (engine,) = workload["spec"]["template"]["spec"]["containers"]
+    shell = engine["command"][-1]
+    assert shlex.join(words(one, one.model)) in shell
+    assert subprocess.run(["sh", "-n", "-c", shell], check=False).returncode == 0
+    assert '"GPU", 0) < 8' in shell
+    assert service["spec"]["selector"]["statefulset.kubernetes.io/pod-name"] == f"{workload['metadata']['name']}-0"
+    (key,) = [entry for entry in engine["env"] if entry["name"] == "VLLM_API_KEY"]
+    assert "secretKeyRef" in key["valueFrom"]
+
+
+# --- Python --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.proof
+def test_a_script_holds_exactly_the_words(chance: random.Random, scale: Callable[[int], int], tmp_path: Path) -> None:
+    for number in range(scale(100)):
+        one = odd(tmp_path / str(number), chance)
+        tree = ast.parse(command.python(one))
+        (model,) = [node.value for node in tree.body if isinstance(node, ast.Assign)
+                    and isinstance(node.targets[0], ast.Name)]  # fmt: skip
+        assert ast.literal_eval(model) == one.model
+        given = {ast.literal_eval(node.targets[0].slice): ast.literal_eval(node.value) for node in tree.body
+                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript)}  # fmt: skip
+        assert given == one.environment
+
+
+def test_every_flag_is_one_of_the_engines(wheel: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read("vllm/engine/arg_utils.py").decode()
+        text += archive.read("vllm/entrypoints/openai/cli_args.py").decode()
+    known = set(re.findall(r"\"(--[a-z-]+)\"", text)) | {
+        f"--{name.replace('_', '-')}" for name in re.findall(r"^    ([a-z_]+):", text, re.MULTILINE)
+    }
+    told: set[str] = set()
+    for made in (
+        planned(FOURTEEN, "4xA100-40", machines=2, tp=4, pp=2), planned(SEVEN, "4xH100-80", quantization="fp8"),
+        planned(ORDINARY, "1x24", kv_cache_dtype="fp8_e5m2", dtype="half", prefix_caching=True, utilization=0.8),
+        planned(ORDINARY, "1x16", sequences=4, block_size=32),
+    ):  # fmt: skip
+        told |= set(flags(made))
+    one = launched(name="x", host="0.0.0.0", port=1, tools="hermes", chat_template="t")
+    told |= {name for name, _ in one.flags}
+    assert len(told) > 15
+    assert told - known == set()
+
+
+def test_gpus_of_one_machine_are_what_a_pod_asks_for() -> None:
+    assert gpus.parse("4x40", 3).each == 4
+    assert launched(FOURTEEN, "4xA100-40", machines=2).each == 4

@@ -1,0 +1,360 @@
+"""Every rule finds what it is for and says what to do, and a right choice is left alone; bad input is one message."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve_cases import (
+    ALL,
+    AWQ,
+    DCA,
+    FOURTEEN,
+    MILLION,
+    ORDINARY,
+    SEVEN,
+    THIRTY,
+    codes,
+    config,
+    flags,
+    folder,
+    planned,
+    subject,
+)
+
+from dca import data
+from dca.config import models
+from dca.errors import CODES, DcaError
+from dca.inspection import Inspection, Recorded
+from dca.model import Coverage
+from dca.serve import engines, gpus, plan, rules, shape
+from support import ROOT
+
+GOOD = {"model": SEVEN, "where": "4xA100-80"}
+# What is changed, and the errors that it must give.
+WRONG: list[tuple[dict[str, Any], list[str]]] = [
+    ({"where": "1xA100-80"}, ["DCA-150"]),
+    ({"tp": 3}, ["DCA-131"]),
+    ({"tp": 8}, ["DCA-131", "DCA-131"]),
+    ({"where": "2xA100-80", "tp": 4}, ["DCA-131"]),
+    ({"dtype": "float32"}, ["DCA-153"]),
+    ({"where": "4xT4", "length": 32_768}, ["DCA-152", "DCA-153"]),
+    ({"where": "4xB200"}, ["DCA-153"]),
+    ({"kv_cache_dtype": "fp8_e4m3"}, ["DCA-154"]),
+    ({"prefix_caching": True}, ["DCA-154"]),
+    ({"graphs": True}, ["DCA-154"]),
+    ({"block_size": 8}, ["DCA-154"]),
+    ({"block_size": 24}, ["DCA-154"]),
+    ({"env": {"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}}, ["DCA-155"]),
+    ({"env": {"VLLM_USE_V1": "1"}}, ["DCA-155"]),
+    ({"env": {"VLLM_USE_V1": "1"}, "recipe": "vllm-0.10.2"}, ["DCA-155"]),
+    (
+        {"model": ORDINARY, "where": "1xA100-80", "env": {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN"}},
+        ["DCA-155"],
+    ),
+    ({"length": MILLION + 1}, ["DCA-127"]),
+    ({"length": 1_048_576}, ["DCA-127"]),
+    ({"where": "1xH200", "batched": 262_144}, ["DCA-150", "DCA-156"]),
+    ({"model": THIRTY, "recipe": "qwen-fork", "where": "8xA100-80"}, ["DCA-158"]),
+    ({"model": THIRTY, "recipe": "vllm-0.9.2", "where": "8xA100-80"}, ["DCA-158"]),
+]
+RIGHT: list[dict[str, Any]] = [
+    {}, {"recipe": "vllm-0.10.2"}, {"model": FOURTEEN}, {"model": FOURTEEN, "where": "8xH100-80"}, {"block_size": 32},
+    {"prefix_caching": True, "length": 262_144}, {"quantization": "fp8", "where": "4xH100-80"}, {"dtype": "bfloat16"},
+    {"env": {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}, "recipe": "vllm-0.10.2"},
+    {"model": THIRTY, "where": "4xH100-80"}, {"model": ORDINARY, "where": "1xA100-80"}, {"where": "8xA100-80"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "wanted"), WRONG, ids=lambda one: json.dumps(one)[:60])
+def test_a_wrong_choice_is_found_before_anything_is_started(changed: dict[str, Any], wanted: list[str]) -> None:
+    given = {**GOOD, **changed}
+    made = planned(given.pop("model"), given.pop("where"), **given)
+    assert sorted(codes(made)) == sorted(wanted)
+    for one in made.errors:
+        assert one.what
+        assert one.remedy
+    with pytest.raises(DcaError) as refused:
+        rules.refuse(made.findings, "It is not to be served so.")
+    assert refused.value.exit_code == 1
+    assert refused.value.code == made.errors[0].code
+
+
+@pytest.mark.parametrize("changed", RIGHT, ids=lambda one: json.dumps(one)[:60])
+def test_a_right_choice_is_left_alone(changed: dict[str, Any]) -> None:
+    given = {**GOOD, **changed}
+    made = planned(given.pop("model"), given.pop("where"), **given)
+    assert codes(made) == []
+    assert made.planned.fits
+    rules.refuse(made.findings, "It is not to be served so.")
+
+
+def test_every_rule_has_a_code_that_is_listed_and_documented() -> None:
+    page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    told = [re.match(r"DCA-\d{3}", str(rule.__doc__)) for rule in rules.RULES if rule is not rules.folder]
+    found = {one[0] for one in told if one}
+    assert len(found) == len(rules.RULES) - 1
+    assert found | {"DCA-150", "DCA-159"} >= {code for code in CODES if "DCA-150" <= code < "DCA-160"}
+    assert [code for code in sorted(found | {"DCA-150", "DCA-159"}) if f"| {code} |" not in page] == []
+    assert {code for _, wanted in WRONG for code in wanted} >= found - {"DCA-110", "DCA-151", "DCA-157"}
+
+
+# --- quantized weights ---------------------------------------------------------------------------------------------
+
+
+def test_weights_are_quantized_by_whoever_publishes_them_except_fp8(tmp_path: Path) -> None:
+    plain = folder(tmp_path / "plain")
+    assert codes(planned(plain, "1xA100-80", quantization="awq")) == ["DCA-157"]
+    assert codes(planned(plain, "1xH100-80", quantization="fp8")) == []
+    made = planned(plain, "1xH100-80", quantization="fp8")
+    assert flags(made)["--quantization"] == "fp8"
+    assert any("loaded in 16 bits" in note for note in made.notes)
+    awq = folder(tmp_path / "awq", quantization_config=AWQ)
+    assert codes(planned(awq, "1xA100-80", quantization="gptq")) == ["DCA-157"]
+    assert codes(planned(awq, "1xA100-80", quantization="awq")) == []
+    assert "--quantization" not in flags(planned(awq, "1xA100-80", quantization="awq"))
+    # Only a name: somebody publishes such weights, and 4 bits are counted.
+    made = planned(ORDINARY, "1x24", quantization="awq")
+    assert codes(made) == []
+    assert codes(made, "warning") == ["DCA-157"]
+
+
+def test_online_quantization_must_load_all_of_the_weights_first(tmp_path: Path) -> None:
+    # 14.2 GiB in 16 bits, 7.6 in 8: they would fit on 12 GiB, and cannot be brought there.
+    made = planned(folder(tmp_path / "model"), "1x12", quantization="fp8", length=1024)
+    assert made.planned.ends == "loading"
+    stored = folder(tmp_path / "stored", quantization_config={"quant_method": "fp8"})
+    assert planned(stored, "1x12", length=1024).planned.fits
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 0])
+def test_quantized_weights_are_divided_as_far_as_their_groups_allow(group: int, tmp_path: Path) -> None:
+    model = folder(tmp_path / "model", "Qwen2.5-14B", quantization_config={**AWQ, "group_size": group or -1})
+    read = shape.read(model)[0]
+    assert read.quantized.group == group
+    for tp in (1, 2, 4, 8):
+        # 13824 = 108 x 128 and 5120 = 40 x 128.
+        unit = group or 8
+        assert rules.divides(read, tp) == (13824 % tp == 0 and 13824 // tp % unit == 0 and 5120 // tp % unit == 0)
+
+
+# --- wheels --------------------------------------------------------------------------------------------------------
+
+
+def wheel(archs: tuple[str, ...] = ("8.0", "9.0"), **serves: Any) -> Inspection:
+    told = {"architectures": ("Qwen2ForCausalLM",), "head_dims": (128,), **serves}
+    recorded = Recorded(
+        recipe="qwen-fork", plan="p", profile="lean", groups=("core",), archs=archs, cuda="12.4", torch="2.5.1",
+        serves=Coverage.model_validate(told), origins={}, hashes={},
+    )  # fmt: skip
+    return Inspection(
+        file="vllm-1-cp38-abi3-linux_x86_64.whl", bytes=1, unpacked=1, sha256="0" * 64, name="vllm", version="1",
+        tags=(), requires_python="", torch="", transformers="", asked=(), modules=(), cuda_libraries=(), glibc="",
+        checked_with_torch="", dca_backend=True, sparse_functions=True, index_ops=True, sparse_ops=True,
+        recorded=recorded, files=1, problems=(),
+    )  # fmt: skip
+
+
+def found_by_wheel(model: str, made: Inspection, where: str = "8xH100-80", **asked: Any) -> list[str]:
+    about, served = subject(model, where, **asked)
+    about = rules.Subject(**{**vars(about), "wheel": made, "known": ALL})
+    return [one.what for one in plan.make(about, served).findings if one.code == "DCA-110"]
+
+
+def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
+    assert found_by_wheel(SEVEN, wheel()) == []
+    assert "fp8 weights" in found_by_wheel(SEVEN, wheel(), quantization="fp8")[0]
+    assert found_by_wheel(SEVEN, wheel(quantizations=("fp8",)), quantization="fp8") == []
+    assert any("mixture of experts" in one for one in found_by_wheel(THIRTY, wheel()))
+    small = folder(tmp_path / "small", head_dim=64)
+    assert any("head dimension 64" in one for one in found_by_wheel(small, wheel()))
+    for_ninety = found_by_wheel(SEVEN, wheel(("9.0",)), "4xL40S")
+    assert any("built for 9.0, and not for 8.9" in one for one in for_ninety)
+    # Cubins of 8.0 run on 8.9, and none of 9.0 do.
+    assert found_by_wheel(SEVEN, wheel(("8.0",)), "4xL40S", length=65_536) == []
+    assert len(found_by_wheel(SEVEN, wheel(("8.0",)), "4xH100-80")) == 1
+    assert len(found_by_wheel(SEVEN, wheel(("8.9",)), "4xA100-80")) == 1
+    without = wheel().model_copy(update={"dca_backend": False})
+    assert any("backend is not in the wheel" in one for one in found_by_wheel(SEVEN, without))
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_a_bare_config_and_a_name_give_the_same_plan(tmp_path: Path) -> None:
+    given = shape.config_of(models.find(SEVEN, models.load_all()))
+    place = tmp_path / SEVEN
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(given))
+    (tmp_path / "bare.json").write_text(json.dumps(given))
+    made = [planned(one, "4xA100-80") for one in (SEVEN, f"Qwen/{SEVEN}", SEVEN.upper(), str(place),
+                                                  str(place / "config.json"), str(tmp_path / "bare.json"))]  # fmt: skip
+    assert {one.planned.model_dump_json() for one in made} == {made[0].planned.model_dump_json()}
+    assert {one.flags for one in made} == {made[0].flags}
+
+
+def test_the_sparse_table_of_a_folder_is_what_counts(tmp_path: Path) -> None:
+    def lists(table: list[dict[str, Any]] | None, inside: bool = False) -> shape.Shape:
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        dual = {**DCA, "sparse_attention_config": table} if inside and table else DCA
+        model = folder(place, max_position_embeddings=MILLION, dual_chunk_attention_config=dual, hidden_size=3200)
+        if table and not inside:
+            (place / "sparse_attention_config.json").write_text(json.dumps(table))
+        return shape.read(model)[0]
+
+    table = [{"0": ["vertical_and_slash", 30, 800, 1.0]}, {"0": ["vertical_and_slash", 100, 900, 1.0]}]
+    for inside in (False, True):
+        read = lists(table, inside)
+        # The backend looks for 130 lines where the table says 30.
+        assert (read.vertical, read.slash, read.assumed) == (130, 900, False)
+    assert not lists(None).sparse
+    # What is no table gives no sizes; `dca config check` tells of it.
+    assert not lists([{"0": "none"}]).sparse  # type: ignore[dict-item]
+
+
+def test_a_mixture_whose_table_is_not_known_is_counted_with_the_largest_known() -> None:
+    read = shape.read(THIRTY)[0]
+    assert read.assumed
+    assert (read.vertical, read.slash) == (22_032, 24_528)
+    assert any("not known here" in note for note in planned(THIRTY, "4xH100-80").notes)
+
+
+def test_a_model_whose_dual_chunk_settings_are_not_known_says_how_to_get_them() -> None:
+    made = planned("Qwen3-235B-A22B-Instruct-2507", "8xH200", length=MILLION)
+    assert codes(made) == ["DCA-127"]
+    assert "use-1m" in made.errors[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        ("no-such-model", "DCA-214"), ("./nowhere", "DCA-204"), ("/nowhere/config.json", "DCA-204"),
+        ("Qwen2.5-7B-Instruct-2M", "DCA-214"),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_not_there_is_one_message(model: str, code: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        planned(model, "4x80")
+    assert refused.value.code == code
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size",
+                                 "num_attention_heads", "max_position_embeddings"])  # fmt: skip
+@pytest.mark.parametrize("value", [None, 0, -1, "7", 1.5, True, 10**30, []])
+def test_a_config_without_a_number_is_one_message(key: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**config(), key: value}))
+    with pytest.raises(DcaError) as refused:
+        planned(str(tmp_path), "4x80")
+    assert refused.value.code == "DCA-205"
+    assert key in refused.value.what
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"a": NaN}', "\x00\xff"])
+def test_a_file_that_is_no_config_is_one_message(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DcaError) as refused:
+        planned(str(tmp_path), "4x80")
+    assert refused.value.code in ("DCA-205", "DCA-206")
+
+
+def planned_or_refused(model: str, where: str, **asked: Any) -> plan.ServePlan | None:
+    """A plan, or None where the config is refused with one of the codes for that."""
+    try:
+        return planned(model, where, **asked)
+    except DcaError as refused:
+        if refused.code not in ("DCA-205", "DCA-206"):
+            raise
+        return None
+
+
+@pytest.mark.proof
+def test_any_config_gives_a_plan_or_one_message(
+    chance: random.Random, scale: Callable[[int], int], tmp_path: Path
+) -> None:
+    odd: list[Any] = [None, 0, 1, 2, 3, 7, 64, 128, 4096, 10**6, 2**40, -1, 0.5, "x", [], {}, True, DCA, AWQ,
+                      {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}]  # fmt: skip
+    extra = ["head_dim", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "quantization_config",
+             "dual_chunk_attention_config", "rope_scaling", "torch_dtype", "architectures",
+             "tie_word_embeddings"]  # fmt: skip
+    given = 0
+    for _ in range(scale(5_000)):
+        made = config(dual_chunk_attention_config=DCA if chance.random() < 0.5 else None)
+        for _ in range(chance.randrange(4)):
+            made[chance.choice([*made, *extra])] = chance.choice(odd)
+        (tmp_path / "config.json").write_text(json.dumps(made))
+        where = chance.choice(["1xT4", "2x24", "4xA100-80", "8xH200"])
+        asked = {"tp": chance.choice([None, 1, 2, 3, 64]), "length": chance.choice([None, 1, 16, 100_000, MILLION])}
+        found = planned_or_refused(str(tmp_path), where, **asked)
+        if found is None:
+            continue
+        given += 1
+        assert found.longest >= 0
+        assert found.planned.fits or codes(found)
+    assert given
+
+
+# --- GPUs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "memory", "archs"),
+    [
+        ("4x80", 4, 80.0, ()), ("80", 1, 80.0, ()), ("2xT4", 2, 15.0, ("7.5",)), ("8xh100", 8, 79.6, ("9.0",)),
+        ("1x24,1x48", 2, 24.0, ()), ("4x80GiB", 4, 80.0, ()), ("2x22.5", 2, 22.5, ()), ("4X80", 4, 80.0, ()),
+        ("1xA100-40,1xT4", 2, 15.0, ("8.0", "7.5")), ("4x80GB", 4, 80.0, ()),
+    ],
+)  # fmt: skip
+def test_gpus_are_named_by_memory_or_by_name(text: str, count: int, memory: float, archs: tuple[str, ...]) -> None:
+    found = gpus.parse(text)
+    assert (found.count, found.memory_gib, found.archs) == (count, memory, archs)
+    assert gpus.parse(text, 3).count == 3 * count
+
+
+@pytest.mark.parametrize("text", ["", "x", "0x80", "4x", "x80", "4x0", "-1x80", "4x-80", "4xNoSuch", "99999x80",
+                                  "4x99999", "4xA100", "4 x 80", "4x80,", "4x80;rm"])  # fmt: skip
+def test_what_is_no_gpu_is_one_message(text: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        gpus.parse(text)
+    assert refused.value.code == "DCA-201"
+    assert refused.value.remedy
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_recipe_says_what_its_engine_is_started_with() -> None:
+    assert {one.recipe for one in engines.load_all()} == {loaded.recipe.name for loaded in ALL}
+    for loaded in ALL:
+        engine = engines.of(loaded.recipe.name)
+        # What is served with dual chunk attention has its ops in the lean profile, or is a mixture of it.
+        assert set(engine.architectures) & set(loaded.recipe.lean.architectures)
+
+
+def test_the_engine_is_the_first_that_has_the_models_class() -> None:
+    assert engines.choose(shape.read(SEVEN)[0], ALL).recipe == "qwen-fork"
+    assert engines.choose(shape.read(THIRTY)[0], ALL).recipe == "vllm-0.10.2"
+    assert engines.choose(shape.read(SEVEN)[0], ALL, "vllm-0.9.2").recipe == "vllm-0.9.2"
+    with pytest.raises(DcaError) as refused:
+        engines.choose(shape.read(SEVEN)[0], ALL, "vllm-9")
+    assert refused.value.code == "DCA-203"
+
+
+def test_a_wrong_key_of_the_data_is_refused_with_its_place(tmp_path: Path) -> None:
+    text = data.gpus_file().read_text(encoding="utf-8")
+    (tmp_path / "gpus.toml").write_text(text.replace("memory_gib = 15.0", "memory = 15.0", 1), encoding="utf-8")
+    with pytest.raises(DcaError) as refused:
+        gpus.load(tmp_path / "gpus.toml")
+    assert refused.value.code == "DCA-202"
+    assert "memory" in str(refused.value)
+    serving = (data.serving_folder() / "qwen-fork.toml").read_text(encoding="utf-8")
+    (tmp_path / "serving").mkdir()
+    (tmp_path / "serving" / "other.toml").write_text(serving, encoding="utf-8")
+    with pytest.raises(DcaError, match="qwen-fork") as refused:
+        engines.load_all(tmp_path / "serving")
+    assert refused.value.code == "DCA-202"
