@@ -13,7 +13,7 @@ import pytest
 from dca import documents, patching, store
 from dca.errors import DcaError
 from dca.fetch import FetchedSource, Tree
-from dca.patching.examine import Examined, examine
+from dca.patching.fitting import Examined, examine
 from dca.patching.report import Outcome, Report
 from dca.recipes import Patches
 

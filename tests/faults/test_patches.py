@@ -15,7 +15,7 @@ import pytest
 from dca import patching, store
 from dca.errors import DcaError
 from dca.patching import hunks, reading
-from dca.patching.examine import File, Files, fit
+from dca.patching.fitting import File, Files, fit
 from faults.kills import killed_runs, leftovers, whole_run
 
 pytestmark = pytest.mark.proof
@@ -108,7 +108,8 @@ def away(chance: random.Random, root: Path) -> str:
     return chance.choice([
         f"{up}victim", f"pkg/{up}{up}outside/new", f"/{root}/outside/new", f"{root}/outside/new", "./pkg/new",
         "pkg//new", "pkg/./new", "pkg/sub/../new", "..", ".", f"{git}/hooks/post-checkout", f"{git}/config",
-        f"pkg/{git}/config", "nested/.git/config", ".gitmodules", "pkg/.gitattributes", "out/new", "up/new", "in/new", "in/b.py", "dangling",
+        f"pkg/{git}/config", "nested/.git/config", ".gitmodules", "pkg/.gitattributes", "out/new", "up/new", "in/new",
+        "in/b.py", "dangling",
         "link.py", "fifo", "pkg", "pkg/sub", "pkg/a.py/below", "link.py/below", "pkg\\..\\..\\new", "pkg/new\x01",
         "pkg/new\t", "pkg/new\r", "c:/new", "~/new", "pkg/new name", "\u2028new",
     ])  # fmt: skip

@@ -14,7 +14,7 @@ from dca import data, documents, recipes, store
 from dca.errors import DcaError
 from dca.fetch import Applied, Tree
 from dca.patching import report
-from dca.patching.examine import Examined, File, added_folders, examine
+from dca.patching.fitting import Examined, File, added_folders, examine
 from dca.patching.folder import SOURCE, Patch, bases, series
 from dca.patching.report import Report, TreeState
 from dca.plan import Plan
@@ -45,7 +45,7 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
             added = [data.patches_folder(name) for name in recipe.patches.added]
             pristine = {name: tree.path(name) for name in patched}
             examined = examine(series(folder), pristine, added_folders(folder, added))
-            pins = {one.name: one.pin for one in tree.sources}
+            pins = {one.name: one.pin.removeprefix("commit:") for one in tree.sources}
             documents.write(report_of(folder, examined, pins, plan.recipe), log.with_name("patches.json"))
             _check(examined)
             with store.incoming_folder(target) as part:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from dca import store
 from dca.errors import DcaError
 
 SOURCE = "source"
@@ -75,3 +78,39 @@ def bases(folder: Path) -> dict[str, Base]:
 def base_line(tree: str, base: Base) -> str:
     """The line of a series that says so."""
     return f"# base{'' if tree == SOURCE else f' of {tree}'}: {base.place} {base.pin}"
+
+
+def rewrite(
+    folder: Path,
+    patches: Mapping[str, bytes],
+    base: Mapping[str, Base],
+    revision: int,
+    check: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Write a series as a whole: afterwards the old or the new one stands.
+
+    Comments of the list and the added files stay.
+
+    Args:
+        folder: made when missing.
+        patches: the content of every patch by name, in order.
+        base: what the patches of each tree are written against.
+        revision: of the series.
+        check: called with the new folder before it becomes `folder`; raises to keep the old one.
+    """
+    path = folder / "series"
+    old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    own = [line for line in old if line.startswith("#") and not line.startswith(("# base", "# revision:"))]
+    told = [base_line(name, one) for name, one in sorted(base.items(), key=lambda item: (item[0] != SOURCE, item[0]))]
+    gone = {"series", *(patch.name for patch in series(folder))}
+    with store.incoming_folder(folder) as part:
+        for name, file in store.walk(folder, skip=lambda one: "__pycache__" in one) if folder.is_dir() else ():
+            if name not in gone:
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, part / name, follow_symlinks=False)
+        for name, content in patches.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(content)
+        lines = [*own, *told, f"# revision: {revision}", *patches]
+        (part / "series").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        check(part)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import ClassVar, Literal
 
 from dca.documents import Document, Value
 
 Status = Literal["clean", "offset", "already there", "merged", "added", "not needed", "conflict", "refused"]
 BAD: tuple[Status, ...] = ("conflict", "refused")
+MOST_CHARACTERS = 80
+"""How much of what a patch does is told on its line."""
 MOST_LINES = 12
 """How many lines of each side a message shows; the document has all."""
 
@@ -114,7 +117,7 @@ def lines(outcomes: tuple[Outcome, ...]) -> list[str]:
     """A report as text: one line for each patch, and below it what is to be known of it."""
     found: list[str] = []
     for one in outcomes:
-        says = f"  ({one.what})" if one.what and one.status != "added" else ""
+        says = f"  {textwrap.shorten(one.what, MOST_CHARACTERS, placeholder=' …')}" if one.what else ""
         found.append(f"{one.status:<13}  {one.name}{says}")
         found += [f"    {moved.file}:{moved.line} by {moved.by:+d} lines" for moved in one.moved]
         for conflict in one.conflicts:
