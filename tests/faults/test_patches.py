@@ -66,20 +66,18 @@ class Scene(NamedTuple):
         (series / "series").write_text("# revision: 1\nfirst.patch\nhostile.patch\n")
         return cls(root, tree, series)
 
-    def state(self) -> str:
-        """Everything: the tree with its links and modes, and what lies around it."""
+    def state(self) -> frozenset[tuple[str, str, str]]:
+        """Everything as path, mode and content: the tree with its links, and what lies around it."""
         told = []
         for folder, names, files in os.walk(self.root):
-            for name in sorted((*names, *files)):
-                path = Path(folder) / name
+            for path in (Path(folder) / name for name in (*names, *files)):
                 if path.is_relative_to(self.series):
                     continue
-                mode = path.lstat().st_mode
-                content = (
-                    str(path.readlink()) if path.is_symlink() else path.read_bytes().hex() if path.is_file() else ""
+                content = path.read_bytes().hex() if path.is_file() and not path.is_symlink() else ""
+                told.append(
+                    (str(path), f"{path.lstat().st_mode:o}", str(path.readlink()) if path.is_symlink() else content)
                 )
-                told.append(f"{path} {mode:o} {content}")
-        return "\n".join(sorted(told))
+        return frozenset(told)
 
 
 def section(name: str, old: str, new: str) -> str:
@@ -221,9 +219,9 @@ def test_no_hostile_patch_writes_outside_or_leaves_half_a_series(
             assert after == state, text
         else:
             # What is applied is a plain change of a plain file below the tree, however it was written.
-            gone, made = {*state.splitlines()} - {*after.splitlines()}, {*after.splitlines()} - {*state.splitlines()}
-            assert all(line.startswith(f"{scene.tree}/") and "/.git" not in line for line in (*gone, *made)), text
-            assert all(line.split(" ")[1] in ("100644", "100755", "40755") for line in made), text
+            gone, made = state - after, after - state
+            assert all(path.startswith(f"{scene.tree}/") and "/.git" not in path for path, _, _ in gone | made), text
+            assert all(mode in ("100644", "100755", "40755") for _, mode, _ in made), text
             assert (scene.tree / "pkg/b.py").read_text() != "b = 1\n", text
             store.remove(scene.root)
             scene = Scene.made(tmp_path / "scene")

@@ -14,7 +14,7 @@ from support import ROOT
 
 FOLDERS = sorted(path.parent for path in PATCHES.glob("*/series"))
 PATCHED = [patch for folder in FOLDERS for patch in patching.series(folder)]
-HOOKS = sorted(PATCHES.glob("*/added/vllm/dca_hooks.py"))
+HOOKS = sorted((*PATCHES.glob("*/added/vllm/dca_hooks.py"), *PATCHES.glob("*/vllm/dca_hooks.py")))
 # A diff quotes as little of upstream as it can: the lines that it changes, and this many around them.
 CONTEXT = 2
 
@@ -55,13 +55,19 @@ def test_a_patch_quotes_no_more_than_it_must(patch: patching.Patch) -> None:
         assert all(lines.count("\n") <= CONTEXT for lines in quiet)
 
 
-def test_a_recipe_with_hooks_loads_them_and_the_guards(all_recipes: tuple[recipes.Loaded, ...]) -> None:
-    by_name = {loaded.recipe.name: loaded.recipe for loaded in all_recipes}
-    for path in HOOKS:
-        patches = by_name[path.relative_to(PATCHES).parts[0]].patches
-        assert patches.added == ("guards",)
+def test_every_recipe_has_the_guards_and_hooks_of_its_own_or_shared_ones(
+    all_recipes: tuple[recipes.Loaded, ...],
+) -> None:
+    used = []
+    for loaded in all_recipes:
+        patches = loaded.recipe.patches
+        folders = [PATCHES / loaded.recipe.name / "added", *(PATCHES / name for name in patches.added)]
+        assert "guards" in patches.added
+        [path] = [folder / "vllm/dca_hooks.py" for folder in folders if (folder / "vllm/dca_hooks.py").is_file()]
+        used.append(path)
         # The name is what VLLM_PLUGINS takes, and stays as it is.
         assert patches.entry_points == {"vllm.general_plugins": {"dca_guards": "vllm.dca_hooks:register"}}
+    assert set(used) == set(HOOKS)
 
 
 @pytest.mark.parametrize("path", HOOKS, ids=lambda path: path.relative_to(PATCHES).parts[0])
