@@ -369,6 +369,30 @@ def test_an_added_file_is_not_written_through_a_link(shop: Workshop, tmp_path: P
     assert not (tmp_path / "outside.py").exists()
 
 
+def test_a_build_leaves_the_whole_report_also_when_the_series_does_not_apply(
+    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
+    cache = store.Store(tmp_path / "cache").open()
+    plan = SimpleNamespace(recipe="one", series_digest="d")
+    source = FetchedSource(name="source", pin="commit:" + "1" * 40, place="x", tree="0" * 64)
+    tree = Tree(folder=str(tmp_path), sources=(source,), members={})
+    log = tmp_path / "run/build.log"
+    shop.series(one=change("line 5", "LINE 5"), two=change("line 15", "LINE 15"))
+    made = patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
+    assert [one.status for one in made.patches] == ["clean", "clean"]
+    told = documents.read(Report, tmp_path / "run/patches.json")
+    assert ([one.status for one in told.patches], told.trees[0].pin) == (["clean", "clean"], "1" * 40)
+    shop.write("pkg/a.py", TEXT.replace("line 15\n", "x\n"))
+    plan.series_digest = "other"
+    before, kept = store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())
+    with pytest.raises(DcaError, match="1 of 2 patches do not apply"):
+        patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
+    told = documents.read(Report, tmp_path / "run/patches.json")
+    assert [one.status for one in told.patches] == ["clean", "conflict"]
+    assert (store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())) == (before, kept)
+
+
 def test_what_was_written_is_put_back_when_the_disk_is_full(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.series(one=change("line 5", "LINE 5"), two=new_file("new/deep/file", "100755"))
     gone = "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100644\n--- a/pkg/b.py\n+++ /dev/null\n@@ -1 +0,0 @@\n"

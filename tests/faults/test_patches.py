@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -436,3 +437,46 @@ def test_an_apply_goes_on_whenever_it_is_killed(
         assert whole_run(APPLY, arguments).split() == wanted
         assert leftovers(cache) == []
     assert {name: store.tree_hash(tmp_path / "pristine" / name) for name in pristine} == pristine
+
+
+REFRESH = """
+import sys
+from pathlib import Path
+from dca.patching import rebase
+from dca.patching.places import Found
+root = Path(sys.argv[1])
+onto = {"source": Found(root / "now", "one/source", "2" * 40)}
+print("ready", flush=True)
+made = rebase.rebase(root / "series", onto, {}, drop=False, log=None)
+told = rebase.write(root / "series", made, onto)
+print(told.revision, *(one.status for one in told.patches))
+"""
+
+
+def test_a_series_is_the_old_or_the_new_one_whenever_its_refresh_is_killed(
+    tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
+) -> None:
+    """Two patches, both written anew for other lines; the next run ends with the same series."""
+    keep, series = tmp_path / "keep", tmp_path / "series"
+    (keep / "added").mkdir(parents=True)
+    (tmp_path / "now").mkdir()
+    (tmp_path / "now/a.py").write_text("above\n" * 5 + TEXT)
+    for number, line in ((1, 6), (2, 20)):
+        body = f"@@ -{line},3 +{line},3 @@\n line {line}\n-line {line + 1}\n+LINE\n line {line + 2}\n"
+        (keep / f"{number:04d}-x.patch").write_text(plain("a/a.py", "b/a.py", body))
+    (keep / "series").write_text(f"# base: one/source {'1' * 40}\n# revision: 3\n0001-x.patch\n0002-x.patch\n")
+    (keep / "added/guard.py").write_text("guard = 1\n")
+
+    def scene() -> None:
+        if series.exists():
+            store.remove(series)
+        shutil.copytree(keep, series)
+
+    scene()
+    assert whole_run(REFRESH, [str(tmp_path)]) == "4 offset offset"
+    old, new = store.tree_hash(keep), store.tree_hash(series)
+    for _ in killed_runs(REFRESH, [str(tmp_path)], scale(100), chance, scene):
+        assert store.tree_hash(series) in (old, new)
+        whole_run(REFRESH, [str(tmp_path)])
+        assert store.tree_hash(series) == new
+        assert leftovers(tmp_path) == []

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from dca import patching, recipes
+from dca.patching import places
+from dca.patching.folder import bases
 from guards_support import PATCHES
 from support import ROOT
 
@@ -26,7 +28,14 @@ def test_a_series_lists_every_patch_in_order(folder: Path) -> None:
     numbers = [int(name.rpartition("/")[2][:4]) for name in names]
     assert numbers == list(range(1, len(names) + 1))
     assert recipes.series_revision(folder) > 0
-    assert re.search(r"^# base: .*[0-9a-f]{40}", (folder / "series").read_text(), re.MULTILINE)
+    assert set(bases(folder)) == {"source", *(patch.tree for patch in patching.series(folder))}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_bases_of_a_series_are_what_the_recipe_pins(folder: Path, all_recipes: tuple[recipes.Loaded, ...]) -> None:
+    recipe = recipes.find(folder.name, all_recipes).recipe
+    for tree, base in bases(folder).items():
+        assert places.pinned(recipe, tree).pin.removeprefix("commit:") == base.pin
 
 
 @pytest.mark.parametrize("patch", PATCHED, ids=lambda patch: str(patch.path.relative_to(PATCHES)))
