@@ -50,7 +50,8 @@ RUNS = (
 )
 
 
-# What releases lack: dual chunk attention for Qwen3, or for prompts below the sparse threshold, as their recipes say;
+# What releases lack: dual chunk attention for Qwen3, or for prompts below the sparse threshold, in the official wheel,
+# which is not patched;
 # and the fork is older than Qwen3, and its V1 is an experiment.
 LACKS = {"vllm-0.9.2": ("qwen3_dual_chunk", "dense_dual_chunk"), "qwen-fork": ("qwen3", "second_engine")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from dca import patching, runner, store
+from dca import documents, patching, store
 from dca.errors import DcaError
 from dca.fetch import FetchedSource, Tree
+from dca.patching.fitting import Examined, examine
+from dca.patching.report import Outcome, Report
 from dca.recipes import Patches
 
 GIT = {
@@ -33,7 +36,6 @@ class Workshop:
     def __init__(self, root: Path) -> None:
         self.source = root / "source"
         self.folder = root / "patches"
-        self.log = root / "log"
         self.write("pkg/a.py", TEXT)
         self.write("pkg/b.py", "b = 1\n")
         (self.source / "link").symlink_to("pkg/a.py")
@@ -50,7 +52,17 @@ class Workshop:
         (self.folder / "series").write_text("# revision: 1\n" + "".join(f"{name}.patch\n" for name in patches))
 
     def apply(self) -> list[tuple[str, str]]:
-        return [(one.name, one.status) for one in patching.apply(self.folder, {"source": self.source}, self.log)]
+        return [(one.name, one.status) for one in patching.apply(self.folder, {"source": self.source})]
+
+    def examined(self) -> Examined:
+        return examine(patching.series(self.folder), {"source": self.source}, [self.folder / "added"])
+
+    def examine(self) -> tuple[Outcome, ...]:
+        """What would become of the series; the tree stays as it is."""
+        before = store.tree_hash(self.source)
+        found = self.examined().outcomes
+        assert store.tree_hash(self.source) == before
+        return found
 
     def refuse(self) -> DcaError:
         """The error of applying, which must leave the tree as it was."""
@@ -90,10 +102,12 @@ def test_a_patch_that_fits_is_applied(shop: Workshop) -> None:
     assert (shop.source / "pkg/a.py").read_text() == TEXT.replace("line 5\n", "LINE 5\n")
 
 
-def test_a_patch_that_fits_at_another_line_is_applied(shop: Workshop) -> None:
+def test_a_patch_that_fits_at_another_line_is_applied_and_said_to_be_at_an_offset(shop: Workshop) -> None:
     shop.write("pkg/a.py", "above\n" * 7 + TEXT)
     shop.series(one=change("line 9", "LINE 9"))
-    assert shop.apply() == [("one.patch", "clean")]
+    [outcome] = shop.examine()
+    assert [(moved.file, moved.line, moved.by) for moved in outcome.moved] == [("pkg/a.py", 6, 7)]
+    assert shop.apply() == [("one.patch", "offset")]
     assert "LINE 9" in (shop.source / "pkg/a.py").read_text()
 
 
@@ -127,7 +141,8 @@ def test_every_patch_that_does_not_fit_is_named(shop: Workshop) -> None:
     with pytest.raises(DcaError) as refused:
         shop.apply()
     assert "2 of 3" in refused.value.what
-    assert [line.split(":")[0] for line in refused.value.why.splitlines()] == ["one.patch", "three.patch"]
+    told = [line for line in refused.value.why.splitlines() if not line.startswith(" ")]
+    assert told == ["conflict       one.patch", "clean          two.patch", "conflict       three.patch"]
 
 
 def test_a_patch_of_which_only_a_part_is_there_does_not_apply(shop: Workshop) -> None:
@@ -201,28 +216,108 @@ def test_a_tree_that_is_a_repository_itself_is_patched(shop: Workshop) -> None:
     assert "LINE 5" in (shop.source / "pkg/a.py").read_text()
 
 
-def test_the_users_own_git_settings_have_no_say(
-    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / ".gitconfig").write_text("[apply]\n\tignoreWhitespace = change\n\twhitespace = fix\n")
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_other_white_space_is_another_line(shop: Workshop) -> None:
     shop.write("pkg/a.py", TEXT.replace("line", "line  "))
     shop.series(one=change("line 5", "LINE 5"))
     assert shop.refuse().code == "DCA-501"
 
 
-def test_a_git_that_fails_while_it_applies_is_not_taken_for_success(
-    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = runner.which("git")
-    fake = tmp_path / "bin" / "git"
-    fake.parent.mkdir()
-    fake.write_text(f'#!/bin/sh\ncase "$*" in *--check*) exec "{real}" "$@";; esac\necho "error: disk full"\nexit 1\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
-    shop.series(one=change("line 5", "LINE 5"))
-    with pytest.raises(DcaError):
-        shop.apply()
+# --- what is told of a patch that does not fit ---------------------------------------------------------------
+
+
+def test_a_conflict_has_file_line_and_both_sides(shop: Workshop) -> None:
+    shop.series(one=change("line 9", "LINE 9"))
+    shop.write("pkg/a.py", "above\n" * 3 + TEXT.replace("line 9\n", "line nine\n"))
+    [outcome] = shop.examine()
+    assert outcome.status == "conflict"
+    [conflict] = outcome.conflicts
+    assert (conflict.file, conflict.line) == ("pkg/a.py", 9)
+    assert conflict.expected == tuple(f"line {number}" for number in range(6, 13))
+    assert conflict.found == (*conflict.expected[:3], "line nine", *conflict.expected[4:])
+    assert conflict.wanted == (*conflict.expected[:3], "LINE 9", *conflict.expected[4:])
+    why = shop.refuse().why
+    for words in ("pkg/a.py:9", "the patch expects", "| line 9\n", "the source has", "| line nine\n"):
+        assert words in why
+
+
+def test_a_conflict_names_each_place_of_each_file(shop: Workshop) -> None:
+    both = change("line 2", "LINE 2") + change("line 18", "LINE 18").split("\n", 2)[2]
+    shop.series(one=both + change("b = 1", "b = 2", "pkg/b.py", "b = 1\n"))
+    shop.write("pkg/a.py", TEXT.replace("line 2\n", "x\n"))
+    shop.write("pkg/b.py", "b = 3\n")
+    [outcome] = shop.examine()
+    assert [(one.file, one.line) for one in outcome.conflicts] == [("pkg/a.py", 1), ("pkg/b.py", 1)]
+
+
+def test_a_part_that_is_there_already_is_told_as_such(shop: Workshop) -> None:
+    shop.series(one=change("line 2", "LINE 2") + change("line 18", "LINE 18").split("\n", 2)[2])
+    shop.write("pkg/a.py", TEXT.replace("line 2\n", "LINE 2\n"))
+    [outcome] = shop.examine()
+    [conflict] = outcome.conflicts
+    assert "there already" in conflict.reason
+    assert conflict.line == 1
+
+
+def test_a_patch_that_would_fit_in_several_places_does_not_apply(shop: Workshop) -> None:
+    shop.series(one=change("line 9", "LINE 9"))
+    shop.write("pkg/a.py", "above\n" + TEXT + "between\n" + TEXT)
+    [outcome] = shop.examine()
+    assert "several lines: 7, 28" in outcome.conflicts[0].reason
+
+
+def test_the_offset_of_the_hunk_above_tells_several_places_apart(shop: Workshop) -> None:
+    text = TEXT + "same\n" * 30
+    lines = text.splitlines()
+    at = 40
+    body = (
+        "".join(f" {one}\n" for one in lines[at - 2 : at])
+        + "-same\n+SAME\n"
+        + "".join(f" {one}\n" for one in lines[at + 1 : at + 3])
+    )
+    two = change("line 9", "LINE 9", text=text) + f"@@ -{at - 1},5 +{at - 1},5 @@\n{body}"
+    shop.series(one=two)
+    shop.write("pkg/a.py", "above\n" * 4 + text)
+    assert shop.apply() == [("one.patch", "offset")]
+    assert (shop.source / "pkg/a.py").read_text().splitlines()[at + 4] == "SAME"
+
+
+def test_a_patch_that_is_there_and_would_fit_once_more_elsewhere_does_not_apply_twice(shop: Workshop) -> None:
+    shop.write("pkg/a.py", TEXT + TEXT)
+    shop.series(one=change("line 9", "LINE 9"))
+    assert shop.apply() == [("one.patch", "clean")]
+    once = (shop.source / "pkg/a.py").read_text()
+    assert shop.apply() == [("one.patch", "already there")]
+    shop.write("pkg/a.py", "above\n" + once)
+    [outcome] = shop.examine()
+    assert outcome.status == "conflict"
+    assert "there already" in outcome.conflicts[0].reason
+
+
+def test_a_report_is_a_document_with_a_schema(shop: Workshop) -> None:
+    shop.series(one=change("line 5", "LINE 5"), two=change("gone", "x", text="gone\n"))
+    made = patching.report_of(shop.folder, shop.examined(), {"source": "commit:" + "1" * 40})
+    told = json.loads(documents.dumps(made))
+    assert told["schema"] == "dca.patches/1"
+    assert [one["status"] for one in told["patches"]] == ["clean", "conflict"]
+    assert Report.model_validate(told) == made
+    schema = documents.json_schema(Report)
+    statuses = schema["$defs"]["Outcome"]["properties"]["status"]["enum"]
+    assert {"clean", "offset", "already there", "conflict", "refused"} <= set(statuses)
+
+
+def test_a_header_is_read_and_what_it_lacks_is_told(shop: Workshop) -> None:
+    shop.series(one="What: Makes it\n right.\nWhy: It was wrong.\n\n" + change("line 5", "LINE 5"))
+    [outcome] = shop.examine()
+    assert (outcome.what, outcome.lacks) == ("Makes it right.", ("Upstream", "Test"))
+
+
+def test_what_a_series_names_lies_in_its_folder(shop: Workshop) -> None:
+    for name in ("../one.patch", "/one.patch", "a//one.patch", "./one.patch", "one.patch\none.patch"):
+        (shop.folder / "series").write_text(f"{name}\n")
+        assert shop.refuse().code == "DCA-502"
+    (shop.folder / "one.patch").symlink_to(shop.source / "pkg/a.py")
+    (shop.folder / "series").write_text("one.patch\n")
+    assert shop.refuse().code == "DCA-502"
 
 
 # --- added files ---------------------------------------------------------------------------------------------
@@ -246,12 +341,79 @@ def test_an_added_file_does_not_overwrite_one_of_the_source(shop: Workshop) -> N
     assert "pkg/b.py" in error.what
 
 
+def test_an_added_file_that_the_source_has_is_there_already(shop: Workshop) -> None:
+    (shop.folder / "added/pkg").mkdir(parents=True)
+    (shop.folder / "added/pkg/b.py").write_text("b = 1\n")
+    assert shop.apply() == [("pkg/b.py", "already there")]
+
+
+def test_an_added_file_is_not_written_below_another(shop: Workshop, tmp_path: Path) -> None:
+    (shop.folder / "added/pkg").mkdir(parents=True)
+    (shop.folder / "added/pkg/one").write_text("1\n")
+    for name in ("pkg/one/below", "pkg/b.py/below", "pkg/one"):
+        store.remove(tmp_path / "shared") if (tmp_path / "shared").exists() else None
+        path = tmp_path / "shared" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("2\n")
+        with pytest.raises(DcaError) as refused:
+            patching.apply(shop.folder, {"source": shop.source}, [tmp_path / "shared"])
+        assert refused.value.code == "DCA-502"
+        assert not (shop.source / "pkg/one").exists()
+
+
 def test_an_added_file_is_not_written_through_a_link(shop: Workshop, tmp_path: Path) -> None:
     (shop.source / "pkg/dangling.py").symlink_to(tmp_path / "outside.py")
     (shop.folder / "added/pkg").mkdir(parents=True)
     (shop.folder / "added/pkg/dangling.py").write_text("x\n")
     assert shop.refuse().code == "DCA-502"
     assert not (tmp_path / "outside.py").exists()
+
+
+def test_a_build_leaves_the_whole_report_also_when_the_series_does_not_apply(
+    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
+    cache = store.Store(tmp_path / "cache").open()
+    plan = SimpleNamespace(recipe="one", series_digest="d")
+    source = FetchedSource(name="source", pin="commit:" + "1" * 40, place="x", tree="0" * 64)
+    tree = Tree(folder=str(tmp_path), sources=(source,), members={})
+    log = tmp_path / "run/build.log"
+    shop.series(one=change("line 5", "LINE 5"), two=change("line 15", "LINE 15"))
+    made = patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
+    assert [one.status for one in made.patches] == ["clean", "clean"]
+    told = documents.read(Report, tmp_path / "run/patches.json")
+    assert ([one.status for one in told.patches], told.trees[0].pin) == (["clean", "clean"], "1" * 40)
+    shop.write("pkg/a.py", TEXT.replace("line 15\n", "x\n"))
+    plan.series_digest = "other"
+    before, kept = store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())
+    with pytest.raises(DcaError, match="1 of 2 patches do not apply"):
+        patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
+    told = documents.read(Report, tmp_path / "run/patches.json")
+    assert [one.status for one in told.patches] == ["clean", "conflict"]
+    assert (store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())) == (before, kept)
+
+
+def test_what_was_written_is_put_back_when_the_disk_is_full(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.series(one=change("line 5", "LINE 5"), two=new_file("new/deep/file", "100755"))
+    gone = "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100644\n--- a/pkg/b.py\n+++ /dev/null\n@@ -1 +0,0 @@\n"
+    (shop.folder / "three.patch").write_text(gone + "-b = 1\n")
+    (shop.folder / "series").write_text("one.patch\ntwo.patch\nthree.patch\n")
+    (shop.folder / "added").mkdir()
+    (shop.folder / "added/last").write_text("last\n")
+    (shop.source / "pkg/b.py").chmod(0o755)
+    write = store.write_bytes
+
+    def full(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        if path.name == "last":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, data, mode=mode)
+
+    monkeypatch.setattr(store, "write_bytes", full)
+    before = store.tree_hash(shop.source)
+    with pytest.raises(OSError, match="No space"):
+        shop.apply()
+    assert store.tree_hash(shop.source) == before
+    assert not (shop.source / "new").exists()
 
 
 # --- what is never applied -----------------------------------------------------------------------------------
@@ -288,8 +450,13 @@ NEVER = {
     "GIT binary patch\nliteral 4\nLcmZQzWMT#Y01f~L\n\nliteral 0\nHcmV?d00001\n\n",
     "a binary file without its content": "diff --git a/x.bin b/x.bin\nindex 1111111..2222222 100644\n"
     "Binary files a/x.bin and b/x.bin differ\n",
+    "a file below another": new_file("pkg/new") + new_file("pkg/new/below"),
+    "a file twice": new_file("pkg/new") + new_file("pkg/new"),
+    "an empty file": "diff --git a/pkg/new b/pkg/new\nnew file mode 100644\nindex 0000000..e69de29\n",
+    "a part of a new file": new_file("pkg/new").replace("@@ -0,0 +1 @@\n", "@@ -1 +1,2 @@\n old\n"),
     "no patch": "This is no patch.\n",
     "nothing": "",
+    "a patch whose last line does not end": change("line 5", "LINE 5")[:-1],
     "a patch that is cut short": change("line 5", "LINE 5")[:-20],
 }
 
@@ -342,7 +509,7 @@ def test_a_patch_in_a_companions_folder_is_applied_to_the_companion(shop: Worksh
     (shop.folder / "kernels/two.patch").write_text(change("line 7", "SEVEN"))
     (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
     trees = {"source": shop.source, "kernels": companion}
-    applied = [(one.name, one.status) for one in patching.apply(shop.folder, trees, shop.log)]
+    applied = [(one.name, one.status) for one in patching.apply(shop.folder, trees)]
     assert applied == [("one.patch", "clean"), ("kernels/two.patch", "clean")]
     assert "SEVEN" in (companion / "pkg/a.py").read_text()
     assert "SEVEN" not in (shop.source / "pkg/a.py").read_text()
@@ -366,7 +533,7 @@ def test_a_patch_that_fails_leaves_every_tree_as_it_was(shop: Workshop, tmp_path
     (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
     before = store.tree_hash(shop.source), store.tree_hash(companion)
     with pytest.raises(DcaError) as refused:
-        patching.apply(shop.folder, {"source": shop.source, "kernels": companion}, shop.log)
+        patching.apply(shop.folder, {"source": shop.source, "kernels": companion})
     assert refused.value.code == "DCA-501"
     assert "kernels/two.patch" in str(refused.value.why)
     assert (store.tree_hash(shop.source), store.tree_hash(companion)) == before
@@ -377,6 +544,6 @@ def test_files_that_recipes_share_are_added_too(shop: Workshop, tmp_path: Path) 
     shared = tmp_path / "shared"
     (shared / "pkg").mkdir(parents=True)
     (shared / "pkg/guards.py").write_text("guarded = True\n")
-    applied = patching.apply(shop.folder, {"source": shop.source}, shop.log, [shared])
+    applied = patching.apply(shop.folder, {"source": shop.source}, [shared])
     assert [(one.name, one.status) for one in applied] == [("one.patch", "clean"), ("pkg/guards.py", "added")]
     assert (shop.source / "pkg/guards.py").is_file()

@@ -43,7 +43,7 @@ class Applied(Value):
     """
 
     name: str
-    status: Literal["clean", "already there", "added", "not needed"]
+    status: Literal["clean", "offset", "already there", "added", "not needed"]
     sha256: str
 
 

@@ -176,18 +176,34 @@ def incoming_folder(path: Path) -> Iterator[Path]:
     part.chmod(0o755)
     try:
         yield part
-        if path.exists():
+        if path.exists() and not _exchanged(part, path):
             # Moved aside before it is removed: half a folder never stands under the final name.
             aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
             path.rename(aside / "old")
             part.rename(path)
             remove(aside)
-        else:
+        elif not path.exists():
             part.rename(path)
     finally:
         if part.exists():
-            remove(part)
+            # Somebody may sweep what was exchanged.
+            with contextlib.suppress(FileNotFoundError):
+                remove(part)
         os.close(descriptor)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders, so that there is no moment without either; whether the system could."""
+    import ctypes
+
+    if other.is_symlink() or not other.is_dir():
+        return False
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    # AT_FDCWD, and RENAME_EXCHANGE of linux/fs.h.
+    return bool(call(-100, os.fsencode(one), -100, os.fsencode(other), ctypes.c_uint(2)) == 0)
 
 
 @contextlib.contextmanager

@@ -83,7 +83,6 @@ def fork(export_fork: Export, tmp_path_factory: pytest.TempPathFactory) -> Fork:
     applied = patching.apply(
         PATCHES / FORK,
         {patching.SOURCE: trees.patched, "flash-attention": trees.kernels_patched},
-        folder / "log",
         [PATCHES / "guards"],
     )
     assert {one.status for one in applied} == {"clean", "added"}

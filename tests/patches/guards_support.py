@@ -33,13 +33,23 @@ guards = _load("dca_guards", GUARDS_FILE)
 
 
 def load_hooks(recipe: str) -> Any:
-    """The hooks of a recipe, in a place without vLLM: they import it when they are registered only."""
+    """The hooks of a recipe."""
+    return _without_vllm(f"hooks_of_{recipe}", PATCHES / recipe / "added" / "vllm" / "dca_hooks.py")
+
+
+def load_shared_hooks(folder: str) -> Any:
+    """The hooks that recipes share."""
+    return _without_vllm(f"hooks_of_{folder}", PATCHES / folder / "vllm" / "dca_hooks.py")
+
+
+def _without_vllm(name: str, path: Path) -> Any:
+    """A module of hooks in a place without vLLM: they import it when they are registered only."""
     package = ModuleType("vllm")
     package.dca_guards = guards  # type: ignore[attr-defined]
     before = sys.modules.get("vllm")
     sys.modules["vllm"] = package
     try:
-        return _load(f"hooks_of_{recipe}", PATCHES / recipe / "added" / "vllm" / "dca_hooks.py")
+        return _load(name, path)
     finally:
         del sys.modules["vllm"]
         if before is not None:

@@ -13,8 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import guards_support
+from dca import environments, machine, ops, recipes, runner, store, workspace
 from guards_support import (
     EAGER,
     FITTING,
@@ -31,6 +34,7 @@ from guards_support import (
     messages,
     run_worker,
 )
+from support import ROOT
 
 RECIPE = "qwen-fork"
 FOLDER = PATCHES / RECIPE
@@ -577,3 +581,63 @@ def test_the_engines_process_meets_the_guards_too(fork_python: Path, tmp_path: P
     assert "eager" not in told
     assert told["length"] == LONGEST
     assert told["environ"] == {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}
+
+
+# --- whole engines with every transformers that it can be installed with ---------------------------------------
+
+RECORD_OPS = Path(__file__).parents[1] / "workers/record_ops.py"
+# What the lock pins is one of these; the recipe's cap keeps 5 out.
+TRANSFORMERS = ("4.45.2", "4.48.3", "4.51.3", "4.57.6")
+
+
+@pytest.fixture(scope="session")
+def fork_bench(
+    fork_python: Path, fork_recipe: recipes.Recipe, cache: store.Store, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What the worker of whole engines is given: the ops of a lean wheel, and a stand-in for the driver."""
+    if not os.environ.get("DCA_TEST_WHEEL_QWEN_FORK"):
+        pytest.skip("needs a compiled wheel: name it in DCA_TEST_WHEEL_QWEN_FORK")
+    [own] = fork_python.parent.parent.glob("lib/python3*/site-packages/vllm/_C.abi3.so")
+    driver = ops.driver_stand_in(own, tmp_path_factory.mktemp("driver"), "g++")
+    groups = [fork_recipe.groups[name] for name in fork_recipe.lean.groups]
+    listed = sorted({op for group in groups for op in (*group.ops, *group.answers)})
+    return {
+        "driver": str(driver), "capability": [9, 0], "modules": {}, "listed": listed,
+        "scenarios": ["dual_chunk", "words"], "lacks": ["qwen3", "second_engine"],
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+@pytest.mark.parametrize("version", TRANSFORMERS)
+def test_engines_serve_with_every_transformers_that_the_wheel_allows(
+    version: str, fork_bench: dict[str, Any], fork_python: Path, cache: store.Store, tmp_path: Path
+) -> None:
+    """Dense and sparse, by numbers and by words, on a simulated GPU; transformers lies in front of the lock's."""
+    overlay = tmp_path / "overlay"
+    [lock] = [one for one in ROOT.glob("build/locks/readers/*.txt") if f"\ntransformers=={version} " in one.read_text()]
+    packages = tmp_path / "packages.txt"
+    packages.write_text(workspace.locked(lock, ("transformers", "tokenizers", "huggingface-hub", "hf-xet")))
+    done = runner.run(
+        [machine.find_uv(), "pip", "install", "--python", fork_python, "--target", overlay, "--no-deps",
+         "--require-hashes", "-r", packages],
+        env=environments.uv_environment(cache), timeout=600.0,
+    )  # fmt: skip
+    assert done.ok, done.text
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps({**fork_bench, "folder": str(tmp_path), "overlay": str(overlay)}))
+    done = runner.run([fork_python, "-I", RECORD_OPS, given], cwd=tmp_path, env={"HOME": str(tmp_path)}, timeout=900.0)
+    assert done.ok, done.text[-6000:]
+    told = json.loads(next(line for line in done.tail if line.startswith("TOLD ")).removeprefix("TOLD "))
+    assert told["failed"] == {}
+    assert "vllm_flash_attn_c::fwd_sparse" in told["called"]
+    assert f"transformers-{version}.dist-info" in {path.name for path in overlay.iterdir()}
+
+
+def test_the_lock_and_the_cap_lie_within_the_versions_that_were_tried(all_recipes: tuple[recipes.Loaded, ...]) -> None:
+    loaded = next(one for one in all_recipes if one.recipe.name == RECIPE)
+    first, last = Version(TRANSFORMERS[0]), Version(TRANSFORMERS[-1])
+    assert all(first <= Version(version) <= last for version in loaded.locked["transformers"])
+    [cap] = [Requirement(text) for text in loaded.recipe.caps if text.startswith("transformers")]
+    assert cap.specifier.contains(last)
+    assert not cap.specifier.contains("5.0.0")

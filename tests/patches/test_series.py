@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from dca import patching, recipes
+from dca.patching import places
+from dca.patching.folder import bases
 from guards_support import PATCHES
 from support import ROOT
 
 FOLDERS = sorted(path.parent for path in PATCHES.glob("*/series"))
 PATCHED = [patch for folder in FOLDERS for patch in patching.series(folder)]
-HOOKS = sorted(PATCHES.glob("*/added/vllm/dca_hooks.py"))
+HOOKS = sorted((*PATCHES.glob("*/added/vllm/dca_hooks.py"), *PATCHES.glob("*/vllm/dca_hooks.py")))
 # A diff quotes as little of upstream as it can: the lines that it changes, and this many around them.
 CONTEXT = 2
 
@@ -26,7 +28,14 @@ def test_a_series_lists_every_patch_in_order(folder: Path) -> None:
     numbers = [int(name.rpartition("/")[2][:4]) for name in names]
     assert numbers == list(range(1, len(names) + 1))
     assert recipes.series_revision(folder) > 0
-    assert re.search(r"^# base: .*[0-9a-f]{40}", (folder / "series").read_text(), re.MULTILINE)
+    assert set(bases(folder)) == {"source", *(patch.tree for patch in patching.series(folder))}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_bases_of_a_series_are_what_the_recipe_pins(folder: Path, all_recipes: tuple[recipes.Loaded, ...]) -> None:
+    recipe = recipes.find(folder.name, all_recipes).recipe
+    for tree, base in bases(folder).items():
+        assert places.pinned(recipe, tree).pin.removeprefix("commit:") == base.pin
 
 
 @pytest.mark.parametrize("patch", PATCHED, ids=lambda patch: str(patch.path.relative_to(PATCHES)))
@@ -55,13 +64,19 @@ def test_a_patch_quotes_no_more_than_it_must(patch: patching.Patch) -> None:
         assert all(lines.count("\n") <= CONTEXT for lines in quiet)
 
 
-def test_a_recipe_with_hooks_loads_them_and_the_guards(all_recipes: tuple[recipes.Loaded, ...]) -> None:
-    by_name = {loaded.recipe.name: loaded.recipe for loaded in all_recipes}
-    for path in HOOKS:
-        patches = by_name[path.relative_to(PATCHES).parts[0]].patches
-        assert patches.added == ("guards",)
+def test_every_recipe_has_the_guards_and_hooks_of_its_own_or_shared_ones(
+    all_recipes: tuple[recipes.Loaded, ...],
+) -> None:
+    used = []
+    for loaded in all_recipes:
+        patches = loaded.recipe.patches
+        folders = [PATCHES / loaded.recipe.name / "added", *(PATCHES / name for name in patches.added)]
+        assert "guards" in patches.added
+        [path] = [folder / "vllm/dca_hooks.py" for folder in folders if (folder / "vllm/dca_hooks.py").is_file()]
+        used.append(path)
         # The name is what VLLM_PLUGINS takes, and stays as it is.
         assert patches.entry_points == {"vllm.general_plugins": {"dca_guards": "vllm.dca_hooks:register"}}
+    assert set(used) == set(HOOKS)
 
 
 @pytest.mark.parametrize("path", HOOKS, ids=lambda path: path.relative_to(PATCHES).parts[0])

@@ -12,6 +12,7 @@ Argument: a JSON file with
                 there the answer no, so that what only follows from such a question is not taken for needed
     scenarios   names of functions below, run one after the other
     folder      where models are written
+    overlay     a folder of packages to take before the environment's; empty for none
     lacks       what this vLLM does not have: "qwen3", dual chunk attention for it ("qwen3_dual_chunk") and for prompts
                 below the sparse threshold ("dense_dual_chunk"), "second_engine"
 
@@ -39,6 +40,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import simulated_gpu
 
 GIVEN = json.loads(Path(sys.argv[1]).read_text())
+if GIVEN.get("overlay"):
+    sys.path.insert(0, GIVEN["overlay"])
 FOLDER = Path(GIVEN["folder"])
 LACKS = set(GIVEN["lacks"])
 LISTED = None if GIVEN["listed"] is None else set(GIVEN["listed"])
@@ -53,8 +56,8 @@ os.environ |= {
 simulated_gpu.load_driver(GIVEN["driver"])
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
 
 PACKAGE = f"{Path(importlib.util.find_spec('vllm').origin).parent}/"
 NAMESPACES = ("_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_moe_C", "_vllm_fa2_C", "vllm_flash_attn_c")
@@ -222,6 +225,40 @@ def dual_chunk() -> None:
             serve(model("sparse3", **QWEN3, dual_chunk_attention_config={**chunks, **sparse}))
 
 
+def words() -> None:
+    """Dual chunk attention asked for in words: tokenizer, chat template, generation config, and the answer's text."""
+    from vllm import LLM, SamplingParams
+
+    chunks = {"chunk_size": 256, "local_size": 64, "original_max_position_embeddings": 1024}
+    folder = Path(model("words", dual_chunk_attention_config=chunks))
+    vocabulary = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("")
+    template = "{% for one in messages %}<|im_start|>{{ one.content }}<|im_end|>{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "Qwen2Tokenizer", "eos_token": special[2], "pad_token": special[0],
+        "additional_special_tokens": special[1:], "chat_template": template,
+    }))  # fmt: skip
+    (folder / "generation_config.json").write_text(json.dumps({"top_k": 20, "eos_token_id": [258, 256]}))
+    with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="DUAL_CHUNK_FLASH_ATTN"):
+        engine = LLM(
+            model=str(folder), load_format="dummy", enforce_eager=True, max_model_len=2048, swap_space=0.01,
+            num_gpu_blocks_override=512, enable_chunked_prefill=True, max_num_batched_tokens=512,
+        )  # fmt: skip
+        sampling = SamplingParams(max_tokens=4, ignore_eos=True)
+        [told] = engine.generate(["hello world " * 50], sampling, use_tqdm=False)
+        [chat] = engine.chat([{"role": "user", "content": "hello"}], sampling, use_tqdm=False)
+    wanted = [257, *(vocabulary[letter] for letter in "hello"), 258]
+    if len(told.prompt_token_ids) != 600 or chat.prompt_token_ids != wanted or len(chat.outputs[0].text) != 4:
+        raise RuntimeError(f"the engine took the words for {chat.prompt_token_ids}: {chat.outputs[0].text!r}")
+
+
 def first_engine() -> None:
     """V0 without it: several answers to each prompt, in so little room that blocks are copied and swapped."""
     prompts = [[5 + number] * 300 for number in range(4)]
@@ -337,6 +374,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     one.__name__: one
     for one in (
         dual_chunk,
+        words,
         first_engine,
         second_engine,
         small_heads,

@@ -27,6 +27,7 @@ COMMANDS = {
     "env": ("dca.cli.env", "An environment to build in, with compilers and a CUDA toolkit, or to run a wheel in."),
     "plan": ("dca.cli.plan", "What would be built and why; nothing is fetched."),
     "fetch": ("dca.cli.fetch", "The sources only: pinned, checked and patched."),
+    "patch": ("dca.cli.patch", "A recipe's patches: what becomes of each, rebasing them, adding one."),
     "wheel": ("dca.cli.wheel", "A wheel: plan, fetch, patch, compile, package, inspect."),
     "inspect": ("dca.cli.inspect", "What is in a wheel: modules, GPU archs, ops, torch, sizes."),
     "smoke": ("dca.cli.smoke", "Proof that a wheel's dual chunk attention computes what it should."),

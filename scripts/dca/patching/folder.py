@@ -1,0 +1,116 @@
+"""A series as it lies on disk: its folder, its patches in order, and the sources that it was written against."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from dca import store
+from dca.errors import DcaError
+
+SOURCE = "source"
+"""The tree that a patch is for unless it lies in a companion's folder."""
+ADDED = "added"
+"""The folder of a series whose files are added to the source."""
+_BASE = re.compile(r"^# base(?: of (?P<tree>[^\s:]+))?: (?P<place>\S+) (?P<pin>[0-9a-f]{40}|sha256:[0-9a-f]{64})$")
+
+
+class Patch(NamedTuple):
+    """A patch of a series.
+
+    Args:
+        name: as the series spells it.
+        tree: what it is for: the source, or a companion.
+        path: where it lies.
+    """
+
+    name: str
+    tree: str
+    path: Path
+
+
+class Base(NamedTuple):
+    """What the patches of a tree were written against.
+
+    Args:
+        place: OWNER/REPOSITORY, or the name of an sdist.
+        pin: a commit, or `sha256:` and the hash of the sdist.
+    """
+
+    place: str
+    pin: str
+
+
+def series(folder: Path) -> list[Patch]:
+    """The patches of a series, in order; lines that begin with # are comments.
+
+    Raises:
+        DcaError: DCA-502 for a name that leads out of the folder, or that is there twice.
+    """
+    path = folder / "series"
+    if not path.is_file():
+        return []
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    for name in names:
+        parts = name.split("/")
+        if name.startswith("/") or {"", ".", ".."} & set(parts) or not name.isprintable() or names.count(name) > 1:
+            raise DcaError(
+                "DCA-502",
+                f"{path} names `{name}`.",
+                why="a patch is named once, by its path below the folder of the series.",
+                remedy="correct that line.",
+            )
+    return [Patch(name, name.rpartition("/")[0] or SOURCE, folder / name) for name in names]
+
+
+def bases(folder: Path) -> dict[str, Base]:
+    """What the patches of each tree were written against, by the tree's name."""
+    path = folder / "series"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = (_BASE.match(line) for line in text.splitlines())
+    return {match["tree"] or SOURCE: Base(match["place"], match["pin"]) for match in found if match}
+
+
+def base_line(tree: str, base: Base) -> str:
+    """The line of a series that says so."""
+    return f"# base{'' if tree == SOURCE else f' of {tree}'}: {base.place} {base.pin}"
+
+
+def rewrite(
+    folder: Path,
+    patches: Mapping[str, bytes],
+    base: Mapping[str, Base],
+    revision: int,
+    check: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Write a series as a whole: afterwards the old or the new one stands.
+
+    Comments of the list and the added files stay.
+
+    Args:
+        folder: made when missing.
+        patches: the content of every patch by name, in order.
+        base: what the patches of each tree are written against.
+        revision: of the series.
+        check: called with the new folder before it becomes `folder`; raises to keep the old one.
+    """
+    path = folder / "series"
+    old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    own = [line for line in old if line.startswith("#") and not line.startswith(("# base", "# revision:"))]
+    told = [base_line(name, one) for name, one in sorted(base.items(), key=lambda item: (item[0] != SOURCE, item[0]))]
+    gone = {"series", *(patch.name for patch in series(folder))}
+    with store.incoming_folder(folder) as part:
+        for name, file in store.walk(folder, skip=lambda one: "__pycache__" in one) if folder.is_dir() else ():
+            if name not in gone:
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, part / name, follow_symlinks=False)
+        for name, content in patches.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(content)
+        lines = [*own, *told, f"# revision: {revision}", *patches]
+        (part / "series").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        check(part)

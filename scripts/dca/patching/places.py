@@ -1,0 +1,153 @@
+"""Brings the trees that a series is held against onto the disk without a plan: pinned, at another commit, or as given.
+
+What is brought is looked at and not built.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from dca import git, index, store
+from dca.errors import DcaError
+from dca.events import Reporter
+from dca.patching.folder import SOURCE, Base
+from dca.recipes import GitSource, Recipe, SdistSource
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Wanted(NamedTuple):
+    """Which state of a tree is looked at.
+
+    Args:
+        place: a local clone, an sdist or a folder; None for where the recipe has it from.
+        rev: a commit or a branch; empty for the recipe's pin.
+    """
+
+    place: Path | None = None
+    rev: str = ""
+
+
+class Found(NamedTuple):
+    """A tree on the disk.
+
+    Args:
+        place: what its base line calls it.
+        pin: as a series names it; empty for a folder that is taken as it is.
+    """
+
+    folder: Path
+    place: str
+    pin: str
+
+
+def pinned(recipe: Recipe, tree: str) -> SdistSource | GitSource:
+    """What a recipe pins a tree to.
+
+    Raises:
+        DcaError: DCA-203 for a tree that it does not have.
+    """
+    if tree == SOURCE:
+        return recipe.source
+    if tree not in recipe.companions:
+        raise DcaError(
+            "DCA-203", f"the recipe {recipe.name} has no companion `{tree}`.",
+            why=f"its companions are: {', '.join(recipe.companions) or 'none'}.",
+            remedy="correct the name; a patch of a companion lies in a folder of the companion's name.",
+        )  # fmt: skip
+    return recipe.companions[tree].source
+
+
+def bring(
+    source: SdistSource | GitSource, wanted: Wanted, folder: Path, cache: store.Store, reporter: Reporter, log: Path
+) -> Found:
+    """A tree at the state that is wanted, below a folder; one that is taken as it is stays where it is.
+
+    Args:
+        folder: that is not there yet.
+
+    Raises:
+        DcaError: DCA-201 or DCA-204 for what cannot be looked at, DCA-4nn when it cannot be had.
+    """
+    place = wanted.place
+    if place is not None and place.is_file():
+        return _archive(place, wanted, folder)
+    if place is not None and not git.is_repository(place):
+        if wanted.rev:
+            raise DcaError("DCA-204", f"{place} is no git repository, and `{wanted.rev}` was asked of it.",
+                           remedy="name a clone, or leave the commit out.")  # fmt: skip
+        return Found(place, place.name, "")
+    if isinstance(source, SdistSource) and place is None:
+        if wanted.rev:
+            raise DcaError("DCA-201", f"{source.file} has no commits, and `{wanted.rev}` was asked of it.",
+                           remedy="name a clone, another sdist or a folder.")  # fmt: skip
+        index.unpack_sdist(index.download(source, cache), folder)
+        return Found(folder, source.file, source.pin)
+    reporter.stage("look", str(place or getattr(source, "urls", [""])[0]))
+    commit, urls = _commit(source, wanted), getattr(source, "urls", ())
+    repository = place or git.fetch(urls, commit, cache, log)
+    git.export(repository, commit, folder)
+    name = "/".join(urls[-1].removesuffix(".git").split("/")[-2:]) if urls else place.name if place else ""
+    return Found(folder, name, commit)
+
+
+def _archive(place: Path, wanted: Wanted, folder: Path) -> Found:
+    if wanted.rev:
+        raise DcaError("DCA-204", f"{place.name} is a file, and `{wanted.rev}` was asked of it.",
+                       remedy="name a clone, or leave the commit out.")  # fmt: skip
+    index.unpack_sdist(place, folder)
+    return Found(folder, place.name, f"sha256:{store.sha256_file(place)}")
+
+
+def _commit(source: SdistSource | GitSource, wanted: Wanted) -> str:
+    """The commit that is wanted.
+
+    Raises:
+        DcaError: DCA-405.
+    """
+    rev = wanted.rev or (source.commit if isinstance(source, GitSource) else "")
+    if _COMMIT.fullmatch(rev):
+        return rev
+    local = wanted.place is not None
+    places = [str(wanted.place)] if local else list(source.urls) if isinstance(source, GitSource) else []
+    for place in places:
+        if rev and (head := git.branch_head(place, rev, local=local)):
+            return head
+    raise DcaError(
+        "DCA-405",
+        f"there is no branch `{rev}` in {' or '.join(places)}." if rev else f"no commit of {wanted.place} is named.",
+        remedy="name a branch, or a commit with all its 40 digits.",
+    )
+
+
+def bring_base(
+    source: SdistSource | GitSource, base: Base, place: Path | None, folder: Path, cache: store.Store, log: Path
+) -> Path | None:
+    """The tree that patches were written against; None when it cannot be had, which a rebase can do without.
+
+    Args:
+        place: where the tree is now; a clone often has the old commit as well.
+    """
+    try:
+        if base.pin.startswith("sha256:"):
+            if not isinstance(source, SdistSource):
+                return None
+            version = base.place.removesuffix(".tar.gz").rpartition("-")[2]
+            old = source.model_copy(
+                update={"file": base.place, "version": version, "sha256": base.pin.removeprefix("sha256:")}
+            )
+            index.unpack_sdist(index.download(old, cache), folder)
+            return folder
+        if place is not None and place.is_dir() and git.is_repository(place) and git.has_commit(place, base.pin):
+            git.export(place, base.pin, folder)
+        elif isinstance(source, GitSource):
+            git.export(git.fetch(source.urls, base.pin, cache, log), base.pin, folder)
+        else:
+            return None
+    except DcaError as error:
+        if error.code.startswith("DCA-4"):
+            return None
+        raise
+    return folder
