@@ -83,6 +83,8 @@ class SdistSource(IndexFile):
     """A source distribution on the package index."""
 
     kind: Literal["sdist"]
+    urls: tuple[HttpsUrl, ...] = ()
+    """Other places of the same file, in the order in which they are asked when the index does not give it."""
 
     @property
     def pin(self) -> str:
