@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from dca.errors import DcaError
 from dca.events import Silent
 from dca.plan import Plan, PlannedSource, Reach, Request
 from dca.recipes import Companion, GitSource, Recipe, SdistSource
+from faults.kills import killed_runs, leftovers, whole_run
 from support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small
 from test_git import Repository
 from web import Place, sha
@@ -75,9 +78,8 @@ def tiny_wheel() -> bytes:
     return body.getvalue()
 
 
+@functools.cache
 def sdist_bytes() -> bytes:
-    import tarfile
-
     body = io.BytesIO()
     with tarfile.open(fileobj=body, mode="w:gz") as archive:
         info = tarfile.TarInfo("thing-1.0/setup.py")
@@ -464,6 +466,43 @@ def test_every_changed_bit_and_every_cut_of_a_bundle_is_found(
         harmless += not refused
         shutil.rmtree(there.root, ignore_errors=True)
     print(f"{harmless} of {scale(1000)} changes were of bytes that say nothing, such as a time")
+
+
+# --- kills ---------------------------------------------------------------------------------------------------
+
+PACK = """
+import sys, zipfile
+from pathlib import Path
+from dca import bundle, documents, store
+from dca.events import Silent
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+manifest = bundle.read(source).manifest
+with zipfile.ZipFile(source) as archive:
+    archive.extractall(target.parent / "parts-here")
+files = {part.sha256: target.parent / "parts-here/parts" / part.sha256 for part in manifest.parts}
+print("ready", flush=True)
+for _ in range(20):
+    with store.incoming(target) as part:
+        bundle._write(part, manifest, files, Silent())
+        part.replace(target)
+"""
+
+
+@pytest.mark.proof
+def test_a_bundle_is_whole_or_absent_whenever_its_packing_is_killed(
+    small: Small, tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
+) -> None:
+    whole = Path(small.pack().file)
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out/two.dca"
+    for _ in killed_runs(PACK, [str(whole), str(target)], scale(100), chance):
+        if target.exists():
+            assert sha(target.read_bytes()) == sha(whole.read_bytes())
+            bundle.read(target)
+            target.unlink()
+    whole_run(PACK, [str(whole), str(target)])
+    assert sha(target.read_bytes()) == sha(whole.read_bytes())
+    assert leftovers(tmp_path / "out") == []
 
 
 # --- the lock ------------------------------------------------------------------------------------------------

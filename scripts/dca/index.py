@@ -35,6 +35,9 @@ TIMEOUT = (10.0, 12.0)  # connect, and between two blocks of data
 ANSWER_SECONDS = 15.0
 STALL_SECONDS = 15.0
 STALL_BYTES = 1 << 14
+# What an archive may unpack to; see `_most`.
+MOST_UNPACKED, SMALL_UNPACKED, MOST_GROWTH, MOST_MEMBERS = 32 << 30, 256 << 20, 100, 500_000
+LONGEST_NAME = 1024
 # No file that is pinned is as large; a server that sends without end is not read further.
 MOST_BYTES = 8 << 30
 PROBE_SECONDS = 5.0
@@ -63,6 +66,7 @@ def session() -> requests.Session:
             target = super().get_redirect_target(resp)
             # A relative target stays on the same scheme.
             if target and urlsplit(resp.url).scheme == "https" and urlsplit(target).scheme not in ("", "https"):
+                resp.close()
                 raise requests.exceptions.InvalidSchema(f"redirected from https to {redact(target)}")
             return target
 
@@ -426,9 +430,7 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
         try:
             _check_stream(archive)
             with tarfile.open(archive) as tar:
-                names = [member.name for member in tar.getmembers()]
-                for name in names:
-                    _check_name(name, archive)
+                names = _check_members(tar, archive)
                 tar.extractall(scratch, filter="data")
         except tarfile.FilterError as error:
             raise _leaves(archive, str(error)) from None
@@ -458,9 +460,51 @@ def _check_stream(archive: Path) -> None:
     with archive.open("rb") as stream:
         if stream.read(2) != b"\x1f\x8b":
             return
+    read, most = 0, _most(archive)
     with gzip.open(archive) as content:
-        while content.read(1 << 20):
-            pass
+        while block := content.read(1 << 20):
+            read += len(block)
+            if read > most:
+                raise _bomb(archive, read)
+
+
+def _most(archive: Path) -> int:
+    """Bytes that an archive may unpack to: the largest that is pinned grows eightfold, text twentyfold."""
+    return min(MOST_UNPACKED, max(SMALL_UNPACKED, archive.stat().st_size * MOST_GROWTH))
+
+
+def _check_members(tar: tarfile.TarFile, archive: Path) -> list[str]:
+    """The names of what a tar archive holds.
+
+    Raises:
+        DcaError: DCA-404 for whatever tarfile's own filter should refuse as well, and has not in every release: a name
+            that is not below the folder, a member below a link, a hard link to anything but a file before it, a device;
+            further for a name that stands there twice, and for more than an archive grows to.
+    """
+    kinds: dict[str, str] = {}
+    size, most = 0, _most(archive)
+    for member in tar:
+        name = member.name.rstrip("/")
+        _check_name(member.name, archive)
+        size += member.size
+        if size > most or len(kinds) > MOST_MEMBERS:
+            raise _bomb(archive, size)
+        if not (member.isreg() or member.isdir() or member.islnk() or member.issym()):
+            raise _leaves(archive, f"{name} is no file, folder or link")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        name = "/".join(parts)
+        above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+        if through := [one for one in above if kinds.get(one, "dir") != "dir"]:
+            raise _leaves(archive, f"{name}, which lies below {through[0]}, a {kinds[through[0]]}")
+        if name in kinds and not (member.isdir() and kinds[name] == "dir"):
+            raise _leaves(archive, f"{name}, which stands there twice")
+        if member.issym() or member.islnk():
+            _check_name(member.linkname, archive, up=member.issym())
+        if member.islnk() and kinds.get("/".join(p for p in member.linkname.split("/") if p != ".")) != "file":
+            raise _leaves(archive, f"{name} -> {member.linkname}, which is no file before it")
+        kinds[name] = "dir" if member.isdir() else "link" if member.issym() else "file"
+        kinds.update({one: "dir" for one in above if one not in kinds})
+    return [member.name for member in tar.getmembers()]
 
 
 def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
@@ -476,10 +520,7 @@ def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = la
     """
     try:
         with zipfile.ZipFile(archive) as wheel:
-            for info in wheel.infolist():
-                _check_name(info.filename, archive)
-                if stat.S_ISLNK(info.external_attr >> 16):
-                    raise _leaves(archive, f"{info.filename} is a link")
+            _check_entries(wheel, archive)
             members = [info for info in wheel.infolist() if wanted(info.filename)]
             for info in members:
                 _read_to_its_end(wheel, info)
@@ -491,6 +532,23 @@ def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = la
         raise _damaged(archive, error) from None
 
 
+def _check_entries(wheel: zipfile.ZipFile, archive: Path) -> None:
+    names: set[str] = set()
+    size, most = 0, _most(archive)
+    for info in wheel.infolist():
+        name = info.filename
+        _check_name(name, archive)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _leaves(archive, f"{name} is {'a link' if kind == stat.S_IFLNK else 'no file'}")
+        if name.rstrip("/") in names:
+            raise _leaves(archive, f"{name}, which stands there twice")
+        names.add(name.rstrip("/"))
+        size += info.file_size
+        if size > most or len(names) > MOST_MEMBERS:
+            raise _bomb(archive, size)
+
+
 def _read_to_its_end(wheel: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
     """Check a member's content before anything is written."""
     with wheel.open(info) as stream:
@@ -498,14 +556,29 @@ def _read_to_its_end(wheel: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
             pass
 
 
-def _check_name(name: str, archive: Path) -> None:
-    if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+def _check_name(name: str, archive: Path, *, up: bool = False) -> None:
+    """Refuse names that are not below their folder; a link's target may go `up`, and is looked at once it lies there.
+
+    Names so long that the system would not resolve them are how links have been hidden from that look.
+    """
+    climbs = ".." in name.split("/") and not up
+    if name.startswith("/") or climbs or "\\" in name or "\0" in name or len(os.fsencode(name)) > LONGEST_NAME:
         raise _leaves(archive, name)
 
 
 def _leaves(archive: Path, what: str) -> DcaError:
     return DcaError(
-        "DCA-404", f"{archive.name} holds a path that leaves its folder: {what}.", remedy="do not use this archive."
+        "DCA-404",
+        f"{archive.name} holds a path that leaves its folder: {what[:200]!r}.",
+        remedy="do not use this archive.",
+    )
+
+
+def _bomb(archive: Path, size: int) -> DcaError:
+    return DcaError(
+        "DCA-404",
+        f"{archive.name} would unpack to {size >> 20} MiB or more, from {archive.stat().st_size >> 10} KiB.",
+        remedy="do not use this archive.",
     )
 
 

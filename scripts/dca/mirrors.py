@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -17,16 +18,19 @@ from dca import datafile
 from dca.documents import Value
 
 FILE = "DCA_CONFIG"
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9a-f:]+")
+# What RFC 3986 allows in a URL: no space, control character, quote or backslash.
+_PLAIN = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
 
 
 def is_safe(url: str) -> bool:
     """Whether a URL goes over https, or over http to this machine itself, and carries no credentials."""
     try:
         parts = urlsplit(url)
-        host, user, _ = parts.hostname or "", parts.username, parts.port
+        host, _ = parts.hostname or "", parts.port
     except ValueError:
         return False
-    if not host or user is not None or "@" in parts.netloc or any(c.isspace() or ord(c) < 32 for c in url):
+    if not _HOST.fullmatch(host) or "@" in parts.netloc or not _PLAIN.fullmatch(url):
         return False
     return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
 
