@@ -18,14 +18,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 
-from dca import bundle, data, documents, environments, fetch, git, gitpack, lockfile, store
+from dca import (
+    bundle,
+    data,
+    documents,
+    environments,
+    fetch,
+    gather,
+    git,
+    gitpack,
+    lockfile,
+    machine,
+    store,
+    toolkits,
+)
 from dca.bundle import Bundle, Manifest, Part
+from dca.cli import options
 from dca.errors import DcaError
 from dca.events import Silent
 from dca.plan import Plan, PlannedSource, Reach, Request
 from dca.recipes import Companion, GitSource, Recipe, SdistSource
+from dca.toolkits import FoundToolkit
 from faults.kills import killed_runs, leftovers, whole_run
 from support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small
 from test_git import Repository
@@ -606,8 +622,6 @@ def test_a_file_that_is_no_bundle_is_refused_by_the_command(dca: RunDca, tmp_pat
 
 
 def test_a_bundle_of_a_moved_branch_is_built_only_when_that_is_asked_for(small: Small, tmp_path: Path) -> None:
-    from dca import gather
-
     manifest = bundle.read(Path(small.pack().file)).manifest.model_copy(
         update={"followed": {"qwen-fork/source": "a" * 40}}
     )
@@ -617,6 +631,54 @@ def test_a_bundle_of_a_moved_branch_is_built_only_when_that_is_asked_for(small: 
     assert refused.value.code == "DCA-410"
     assert gather._accepted(packed, "follow") == {"qwen-fork/source": "a" * 40}
     assert gather._accepted(packed, "pinned") == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ([], {}),
+        (["--jobs", "3"], {"jobs": 3}),
+        (["--profile", "full"], {"profile": "full"}),
+        (["--with", "fp8", "--arch", "9.0"], {"groups": ("fp8",), "archs": ("9.0",)}),
+        (["--recipe", "vllm-0.10.2"], {}),
+    ],
+)
+def test_what_the_command_line_says_comes_before_what_the_bundle_was_packed_for(
+    words: list[str], changed: dict[str, object]
+) -> None:
+    own = Request(recipe="vllm-0.10.2", profile="kernels", archs=("8.0",), cuda="12.4", python="3.11")
+    packed = Bundle(Path("x.dca"), Manifest.model_construct(request=own))
+    found: list[Request] = []
+
+    @click.command()
+    @options.request
+    def command(request: Request, update: str) -> None:
+        found.append(options.of_bundle(request, packed))
+
+    command.main(words, standalone_mode=False)
+    assert found == [own.model_copy(update=changed)]
+    with pytest.raises(DcaError) as refused:
+        command.main(["--recipe", "qwen-fork"], standalone_mode=False)
+    assert refused.value.code == "DCA-201"
+
+
+def test_a_machine_with_a_toolkit_of_its_own_packs_one_that_can_be_brought(
+    tmp_path: Path, cache: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Request(recipe="vllm-0.10.2", groups=("index-only",), archs=("8.0",))
+    own = FoundToolkit(path="/opt/own", version="12.8.93", origin="CUDA_HOME")
+    look = machine.look
+    monkeypatch.setattr(machine, "look", lambda **given: look(**given).model_copy(update={"toolkits": (own,)}))
+    built, _ = gather.make_plan(asked, cache)
+    packed, _ = gather.plan_to_pack(asked, cache)
+    assert built.toolkit is not None
+    assert built.toolkit.path == "/opt/own"
+    assert packed.toolkit is not None
+    assert packed.toolkit.path == ""
+    monkeypatch.setattr(toolkits, "load_sources", lambda: ())
+    only, _ = gather.plan_to_pack(asked, store.Store(tmp_path / "cache"))
+    assert only.toolkit == built.toolkit
+    assert any("--toolkit DIR" in note for note in bundle._notes(only))
 
 
 def test_a_part_is_found_by_commit_and_paths() -> None:

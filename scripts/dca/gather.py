@@ -10,7 +10,7 @@ from typing import Literal
 
 from dca import apt, bundle, documents, git, index, machine, provide, recipes, redist, store, toolkits
 from dca.bundle import Bundle
-from dca.errors import DcaError
+from dca.errors import DcaError, ExitCode
 from dca.fetch import not_source
 from dca.plan import LocalTree, PassedOver, Plan, Reach, Reachability, Request
 from dca.recipes import GitSource, Loaded, SdistSource
@@ -20,7 +20,14 @@ Update = Literal["", "follow", "pinned"]
 """Whether to ask again what can be reached; and then, to build what branches are at now, or what recipes pin."""
 
 
-def world(request: Request, cache: store.Store, *, update: Update = "", packed: Bundle | None = None) -> World:
+def world(
+    request: Request,
+    cache: store.Store,
+    *,
+    update: Update = "",
+    packed: Bundle | None = None,
+    own_toolkits: bool = True,
+) -> World:
     """Everything besides the request that a plan depends on.
 
     What can be reached is probed once, all places at the same time, and then read from the lock.
@@ -30,6 +37,7 @@ def world(request: Request, cache: store.Store, *, update: Update = "", packed: 
         cache: where the lock lies; one that is offline is not probed for.
         update: probe again even when there is a lock.
         packed: a bundle, which then is what can be reached.
+        own_toolkits: whether this machine's own may be planned with when none is named.
 
     Raises:
         DcaError: DCA-201, 203, 204, 401, 405 for what the request names, DCA-410 for a bundle of sources that are not
@@ -47,6 +55,8 @@ def world(request: Request, cache: store.Store, *, update: Update = "", packed: 
     sources = toolkits.load_sources()
     kept = documents.read_if_whole(Reach, _lock_path(request, known, sources, cache))
     seen = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
+    if not own_toolkits and request.toolkit is None:
+        seen = seen.model_copy(update={"toolkits": ()})
     if packed:
         followed = _accepted(packed, update)
         known = follow(known, followed)
@@ -149,7 +159,12 @@ def _of_cache(known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, 
 
 
 def make_plan(
-    request: Request, cache: store.Store, *, update: Update = "", packed: Bundle | None = None
+    request: Request,
+    cache: store.Store,
+    *,
+    update: Update = "",
+    packed: Bundle | None = None,
+    own_toolkits: bool = True,
 ) -> tuple[Plan, World]:
     """The plan for a request; what could be reached is kept in the lock when there is one.
 
@@ -158,11 +173,12 @@ def make_plan(
         cache: where the lock lies.
         update: as in `world`.
         packed: as in `world`; its recipe decides.
+        own_toolkits: as in `world`.
 
     Raises:
         DcaError: DCA-3nn with every recipe's reasons when no plan is possible.
     """
-    seen = world(request, cache, update=update, packed=packed)
+    seen = world(request, cache, update=update, packed=packed, own_toolkits=own_toolkits)
     outcome = resolve(request, seen)
     if not isinstance(outcome, Plan):
         raise _no_plan(request, outcome.passed_over)
@@ -173,6 +189,20 @@ def make_plan(
         cache.open()
         documents.write(seen.reach.model_copy(update={"local": {}}), lock)
     return outcome, seen
+
+
+def plan_to_pack(request: Request, cache: store.Store, *, update: Update = "") -> tuple[Plan, World]:
+    """The plan for a bundle: with a toolkit that can be packed where there is one.
+
+    Raises:
+        DcaError: as `make_plan`.
+    """
+    try:
+        return make_plan(request, cache, update=update, own_toolkits=False)
+    except DcaError as error:
+        if error.exit_code != ExitCode.NO_PLAN:
+            raise
+        return make_plan(request, cache, update=update)
 
 
 def _no_plan(request: Request, passed: tuple[PassedOver, ...]) -> DcaError:

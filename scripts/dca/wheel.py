@@ -200,9 +200,14 @@ def _recipe(plan: Plan, world: World) -> Recipe:
     return found.of_profile(plan.profile)
 
 
+def sources_run(plan: Plan, cache: store.Store) -> Path:
+    """Where the log and the lock of fetching alone lie."""
+    return cache.folder("run", f"{plan.recipe}-sources-{plan.key}")
+
+
 def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> fetch.Tree:
     """The plan's sources, pinned and patched, without building anything."""
-    run = cache.open().folder("run", f"{plan.recipe}-sources-{plan.key}")
+    run = sources_run(plan, cache.open())
     recipe = _recipe(plan, world)
     tree = fetch.fetch(plan, recipe, cache, reporter, run / "build.log")
     tree = patching.patch(plan, recipe, tree, cache, run / "build.log")
@@ -219,7 +224,7 @@ def pack(
         DcaError: those of `dca.bundle.pack`, and of fetching and patching.
     """
     tree = sources_only(plan, world, cache, reporter)
-    log = cache.folder("run", f"{plan.recipe}-sources-{plan.key}") / "build.log"
+    log = sources_run(plan, cache) / "build.log"
     return bundle.pack(
         plan, _recipe(plan, world), tree, request, world.reach, world.toolkits, cache, file, reporter, log
     )

@@ -30,7 +30,8 @@ def command(
     cache = options.open_cache(cache_dir, offline=offline)
     if file is not None and not options.can_be_written(options.resolve(file)):
         raise DcaError("DCA-204", f"--bundle: {file} cannot be written.", remedy="name another place.")
-    plan, world = gather.make_plan(request, cache, update=update)
+    planning = gather.make_plan if file is None else gather.plan_to_pack
+    plan, world = planning(request, cache, update=update)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         for warning in plan.warnings if file else ():
             reporter.note(f"Warning: {warning}")
@@ -49,6 +50,7 @@ def command(
         click.echo(f"{source.name:<28} {source.pin[:60]}  {tree.path(source.name)}")
     for patch in tree.patches:
         click.echo(f"{'patch':<28} {patch.name}: {patch.status}")
+    click.echo(f"{'lock':<28} {wheel.sources_run(plan, cache) / 'lock.json'}")
 
 
 def told(packed: Packed) -> str:
