@@ -342,7 +342,7 @@ def contained(folder: Path) -> bool:
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
             return False
-        if stat.S_ISLNK(mode) and not os.path.realpath(path).startswith(f"{os.path.realpath(folder)}/"):
+        if stat.S_ISLNK(mode) and not f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(folder)}/"):
             return False
         if stat.S_ISREG(mode) and path.stat().st_nlink > 1:
             return False
