@@ -107,6 +107,22 @@ def test_the_branch_of_a_clone_is_followed_too(moved: str, tmp_path: Path) -> No
     assert plan.sources[0].pin == f"commit:{head}"
 
 
+def test_what_can_be_reached_is_asked_anew_once_the_mirrors_are_others(
+    moved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, asked = store.Store(tmp_path / "cache"), []
+    monkeypatch.setattr(git, "probe", lambda url: asked.append(url) or "")
+    monkeypatch.delenv("DCA_CONFIG", raising=False)
+    for _ in range(2):
+        gather.make_plan(COPYING, cache)
+    assert len(asked) == 1
+    (tmp_path / "config.toml").write_text('[mirrors]\n"https://127.0.0.1/" = ["https://mirror.example/"]\n')
+    monkeypatch.setenv("DCA_CONFIG", str(tmp_path / "config.toml"))
+    for _ in range(2):
+        gather.make_plan(COPYING, cache)
+    assert len(asked) == 2
+
+
 def test_offline_nothing_is_asked_and_a_branch_stays_where_the_lock_has_it(
     moved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

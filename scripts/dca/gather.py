@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from dca import apt, bundle, documents, git, index, machine, provide, recipes, redist, store, toolkits
+from dca import apt, bundle, documents, git, index, machine, mirrors, provide, recipes, redist, store, toolkits
 from dca.bundle import Bundle
 from dca.errors import DcaError, ExitCode
 from dca.fetch import not_source
@@ -227,7 +227,7 @@ def _lock_path(
     sources: tuple[toolkits.ToolkitSource, ...],
     cache: store.Store,
 ) -> Path:
-    identity = {
+    identity: dict[str, object] = {
         "request": request.model_dump(mode="json", exclude={"model", "jobs"}),
         "recipes": [loaded.digest for loaded in known],
         "toolkits": [source.model_dump(mode="json", by_alias=True) for source in sources],
@@ -235,6 +235,8 @@ def _lock_path(
         "index": store.sha256_bytes(index.endpoint().encode()),
         "redist": [store.sha256_bytes(redist.endpoint(one.redist).encode()) for one in sources if one.redist],
     }
+    if own := mirrors.config().mirrors:
+        identity["mirrors"] = own
     return cache.folder("lock", documents.digest(identity)[:16]).with_suffix(".json")
 
 
