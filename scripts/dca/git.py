@@ -73,7 +73,7 @@ def kept(urls: Sequence[str], commit: str, cache: store.Store, only: Sequence[st
         only: the files and folders that are needed; all when empty.
     """
     for folder in (cache.folder("git", _own(urls)), part_folder(commit, only, cache)):
-        if (folder / "HEAD").is_file() and has_commit(folder, commit):
+        if _is_whole(folder) and has_commit(folder, commit):
             return folder
     return None
 
@@ -108,6 +108,12 @@ def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path, only:
     if (there := kept(urls, commit, cache, only)) is not None:
         return there
     cache.must_fetch(f"commit {commit[:12]} of {redact(urls[0])}")
+    with cache.lock("git", _own(urls)):
+        # Another run may have had it in the meantime.
+        return kept(urls, commit, cache, only) or _fetch(urls, commit, cache, log)
+
+
+def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> Path:
     repository = make_empty(cache.folder("git", _own(urls)), log)
     told = []
     places = [place for url in urls for place in mirrors.places(url)]
@@ -139,14 +145,31 @@ def make_empty(repository: Path, log: Path) -> Path:
     Raises:
         DcaError: DCA-405 when git cannot make it.
     """
-    if not (repository / "HEAD").is_file():
-        done = runner.run(
-            [runner.which("git"), "init", "--quiet", "--bare", "--template=", "--", str(repository)],
-            env=runner.environment(), log=log, timeout=60.0,
-        )  # fmt: skip
-        if not done.ok:
-            raise DcaError("DCA-405", f"{repository} could not be made.", why=done.text[-400:], remedy=f"see {log}.")
+    if _is_whole(repository):
+        return repository
+    # git writes it file by file; killed in between, it would be none.
+    with store.incoming_folder(repository) as part:
+        init(part, log)
     return repository
+
+
+def init(folder: Path, log: Path) -> None:
+    """A bare repository in a folder that is there and empty.
+
+    Raises:
+        DcaError: DCA-405 when git cannot make it.
+    """
+    done = runner.run(
+        [runner.which("git"), "init", "--quiet", "--bare", "--template=", "--", str(folder)],
+        env=runner.environment(), log=log, timeout=60.0,
+    )  # fmt: skip
+    if not done.ok:
+        raise DcaError("DCA-405", f"{folder} could not be made.", why=done.text[-400:], remedy=f"see {log}.")
+
+
+def _is_whole(repository: Path) -> bool:
+    """Whether a bare repository of the cache is one, as git itself decides it."""
+    return (repository / "HEAD").is_file() and (repository / "objects").is_dir() and (repository / "refs").is_dir()
 
 
 def branch_head(place: str, branch: str, *, local: bool) -> str:

@@ -76,7 +76,7 @@ def read(path: Path, repository: Path, log: Path) -> None:
     """
     name = check(path)
     with store.incoming_folder(repository) as part:
-        git.make_empty(part, log)
+        git.init(part, log)
         pack = part / f"objects/pack/pack-{name}.pack"
         pack.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, pack)
