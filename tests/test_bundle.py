@@ -547,8 +547,9 @@ def test_packages_are_those_of_the_python_that_is_built_with() -> None:
 # --- the command line, without a network ---------------------------------------------------------------------
 
 ISOLATED = """
-ip -o addr show 2>/dev/null || cat /proc/net/dev
-echo interfaces: $(ls /sys/class/net 2>/dev/null | tr '\\n' ' ') up: $(cat /proc/net/route | tail -n +2 | wc -l) routes
+echo interfaces:
+tail -n +3 /proc/self/net/dev
+echo routes: $(tail -n +2 /proc/self/net/route | wc -l)
 getent hosts pypi.org || echo DNS fails
 exec "$@"
 """
@@ -572,6 +573,10 @@ def run_isolated(*words: str | Path) -> str:
         check=False,
     )  # fmt: skip
     print(done.stdout.split("{")[0], done.stderr)
+    told = done.stdout.partition("interfaces:")[2].partition("routes: ")
+    # A loopback that is down, and nothing else.
+    assert [line.split(":")[0].strip() for line in told[0].strip().splitlines()] in ([], ["lo"])
+    assert told[2].startswith("0\n")
     assert "DNS fails" in done.stdout
     assert done.returncode == 0, done.stderr[-4000:]
     return "{" + done.stdout.partition("{")[2]
