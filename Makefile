@@ -1,8 +1,8 @@
 # Thin: every target calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
-# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N CACHE=DIR are passed on.
+# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N CACHE=DIR BUNDLE=FILE OFFLINE=1 are passed on.
 PYTHON ?= python3
 DCA := .venv/bin/dca
-export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX FOR ENGINE OUT
+export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
@@ -32,11 +32,11 @@ env: venv ## an environment to build in, by conda or uv (ENGINE=conda insists), 
 plan: venv ## what would be built and why; nothing is fetched
 	@$(DCA) plan $(FLAGS)
 
-fetch: venv ## the sources, pinned and patched
-	@$(DCA) fetch $(FLAGS)
+fetch: venv ## the sources, pinned and patched; BUNDLE=FILE packs all that a build takes
+	@$(DCA) fetch $(FLAGS) $(call flag,BUNDLE,bundle) $(if $(strip $(OFFLINE)),--offline)
 
-wheel: venv ## a wheel in dist/
-	@$(DCA) wheel $(FLAGS)
+wheel: venv ## a wheel in dist/; BUNDLE=FILE OFFLINE=1 builds without a network
+	@$(DCA) wheel $(FLAGS) $(call flag,BUNDLE,bundle) $(if $(strip $(OFFLINE)),--offline)
 
 inspect: venv ## what is in the wheels of dist/
 	@for wheel in dist/*.whl; do $(DCA) inspect "$$wheel" || exit; done

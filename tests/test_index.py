@@ -254,6 +254,7 @@ def test_credentials_are_taken_out_of_a_text(text: str, told: str) -> None:
 def redirected(source: str, location: str) -> str | None:
     answer = requests.Response()
     answer.status_code = 302
+    answer.raw = io.BytesIO()
     answer.url = source
     answer.headers["Location"] = location
     with index.session() as http:

@@ -114,12 +114,14 @@ def download(wanted: Apt, cache: store.Store, log: Path) -> list[Path]:
     """The packages, each with its pinned hash, in the order of the data file.
 
     Raises:
-        DcaError: DCA-402 when they cannot be had, DCA-401 when one is not what is pinned.
+        DcaError: DCA-402 when they cannot be had, DCA-401 when one is not what is pinned, DCA-409 when they may not be
+            fetched.
     """
     kept = {package: cache.download(package.sha256, f"{package.name}.deb") for package in wanted.packages}
     missing = [package for package, path in kept.items() if not store.has_hash(path, package.sha256)]
     if not missing:
         return list(kept.values())
+    cache.must_fetch(f"{missing[0].name} {missing[0].version}")
     found = mirror(wanted.distribution)
     if found is None:
         raise DcaError(

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.tags import Tag, compatible_tags, cpython_tags, platform_tags
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.version import Version
 
 from dca import data, documents, index, runner, store
 from dca.documents import Value
@@ -12,6 +18,10 @@ from dca.errors import DcaError
 from dca.events import Reporter
 from dca.machine import find_uv
 from dca.plan import Plan
+from dca.recipes import IndexFile
+
+if TYPE_CHECKING:
+    from dca.lockfile import LockedPackage
 
 INSTALL_SECONDS = 1800.0
 WORKERS = data.HERE / "workers"
@@ -34,6 +44,7 @@ def uv_environment(cache: store.Store) -> dict[str, str]:
     # uv knows its own variables; what only pip is told is handed on.
     told = {"UV_DEFAULT_INDEX": index.endpoint()} if "PIP_INDEX_URL" in os.environ else {}
     fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_CONFIG": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    fixed |= {"UV_OFFLINE": "1"} if cache.offline else {}
     return runner.environment(told | fixed, network=True)
 
 
@@ -77,13 +88,23 @@ def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter
             timeout=300.0,
         )
         if made.ok:
-            made = runner.run(
-                [uv, "pip", "sync", "--python", interpreter, "--require-hashes", lock],
-                env=env,
-                log=log,
-                timeout=INSTALL_SECONDS,
-                on_tick=lambda: reporter.progress(0, 0, "downloading and unpacking packages"),
-            )
+            with store.scratch(cache.open().root) as scratch:
+                made = runner.run(
+                    [
+                        uv,
+                        "pip",
+                        "sync",
+                        "--python",
+                        interpreter,
+                        "--require-hashes",
+                        *_from(lock, cache, scratch),
+                        lock,
+                    ],
+                    env=env,
+                    log=log,
+                    timeout=INSTALL_SECONDS,
+                    on_tick=lambda: reporter.progress(0, 0, "downloading and unpacking packages"),
+                )
         if not made.ok:
             store.remove(folder) if folder.exists() else None
             why = "it took too long." if made.timed_out else "\n".join(made.tail[-6:])
@@ -91,10 +112,81 @@ def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter
                 "DCA-407",
                 f"the environment of {lock.parent.name} could not be made.",
                 why=why,
-                remedy=f"see {log}; when it is the network, run the command again.",
+                remedy="bring the wheels with `dca fetch --bundle FILE` where there is a network."
+                if cache.offline
+                else f"see {log}; when it is the network, run the command again.",
             )
         stamp.touch()
     return interpreter
+
+
+def _from(lock: Path, cache: store.Store, folder: Path) -> list[str]:
+    """How uv is told of the wheels that a bundle has brought; without them, and with a network, it asks the index."""
+    wanted = set(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text(encoding="utf-8")))
+    kept = [wheel for sha256 in sorted(wanted) for wheel in cache.download(sha256, "x").parent.glob("*.whl")]
+    if not (cache.offline and kept):
+        return []
+    for wheel in kept:
+        (folder / wheel.name).symlink_to(wheel)
+    return ["--no-index", "--find-links", str(folder)]
+
+
+def wheels(lock: Path, python: str, cache: store.Store, progress: index.Progress | None = None) -> list[Path]:
+    """The wheels that an environment of a lock is made of on this kind of machine, in the cache.
+
+    Args:
+        lock: requirements with hashes.
+        python: the exact version that the environment is for.
+        cache: where they are kept.
+        progress: called with bytes done and in all.
+
+    Raises:
+        DcaError: DCA-403 when the index has no wheel of the lock for this machine, and those of downloading.
+    """
+    from dca import lockfile
+
+    return [_wheel(package, python, cache, progress) for package in lockfile.packages(lock, python)]
+
+
+def _wheel(package: LockedPackage, python: str, cache: store.Store, progress: index.Progress | None) -> Path:
+    order = {tag: number for number, tag in enumerate(_tags(python))}
+    label = f"a wheel of {package.name} {package.version} for Python {python} on this machine"
+
+    def rank(name: str) -> tuple[int, tuple[int, str]] | None:
+        """How well a wheel fits, the smallest best; None when it does not."""
+        try:
+            project, version, build, tags = parse_wheel_filename(name)
+        except InvalidWheelFilename:
+            return None
+        fitting = [order[tag] for tag in tags if tag in order]
+        same = project == package.name and str(version) == str(Version(package.version))
+        return (min(fitting), (-build[0], build[1]) if build else (0, "")) if fitting and same else None
+
+    found = [
+        (fit, wheel)
+        for sha256 in package.hashes
+        for wheel in cache.download(sha256, "x").parent.glob("*.whl")
+        if (fit := rank(wheel.name)) and store.has_hash(wheel, sha256)
+    ]
+    if found:
+        return min(found)[1]
+    cache.must_fetch(label)
+    offered = {
+        fit: IndexFile(package=package.name, version=package.version, file=one.filename, sha256=one.digests["sha256"])
+        for one in index.files(package.name, label)
+        if one.digests.get("sha256") in package.hashes and (fit := rank(one.filename))
+    }
+    if not offered:
+        raise index.missing(label)
+    return index.download(offered[min(offered)], cache, progress)
+
+
+def _tags(python: str) -> list[Tag]:
+    """What wheels a Python of this machine takes, the best first."""
+    minor = (int(python.split(".")[0]), int(python.split(".")[1]))
+    name = f"cp{minor[0]}{minor[1]}"
+    platforms = list(platform_tags())
+    return [*cpython_tags(minor, [name], platforms), *compatible_tags(minor, name, platforms)]
 
 
 def find(lock: Path, python_path: str, python: str, cache: store.Store) -> Path | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 from enum import IntEnum
 
+from dca.secrets import hide
+
 
 class ExitCode(IntEnum):
     """What a command's exit status means; the same for every command (DESIGN section 3)."""
@@ -104,6 +106,8 @@ CODES: dict[str, str] = {
     "DCA-406": "a wheel on the index lacks a member that is pinned",
     "DCA-407": "an environment could not be made",
     "DCA-408": "a toolkit could not be unpacked",
+    "DCA-409": "something is not in the cache, and may not be fetched",
+    "DCA-410": "a file is not a bundle, is damaged, or does not hold what the build needs",
     "DCA-501": "a patch does not apply",
     "DCA-502": "a patch is not one that this tool applies (its path, mode or form)",
     "DCA-601": "the toolkit could not compile and link a small kernel",
@@ -146,8 +150,9 @@ class DcaError(Exception):
             raise ValueError(f"unknown error code {code}")
         super().__init__(what)
         self.code = code
-        self.what = what
-        self.why = why
+        # It may quote a program, or a URL that the user gave.
+        self.what = hide(what)
+        self.why = hide(why)
         self.remedy = remedy
         self.answered = answered
 

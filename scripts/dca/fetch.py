@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dca import documents, gather, git, index, store
+from dca import documents, git, index, store
 from dca.documents import Document, Value
 from dca.errors import DcaError
 from dca.events import Reporter
 from dca.plan import Plan, PlannedSource
-from dca.recipes import Companion, GitSource, OfficialWheel, Recipe, SdistSource
+from dca.recipes import GitSource, OfficialWheel, Recipe, SdistSource
 
 
 class FetchedSource(Value):
@@ -88,12 +88,14 @@ def fetch(plan: Plan, recipe: Recipe, cache: store.Store, reporter: Reporter, lo
     identity = {
         "sources": [source.model_dump(mode="json", exclude={"places"}) for source in plan.sources],
         "members": members,
-        "only": {source.name: _only(recipe, *source.name.partition("/")[::2]) for source in plan.sources},
+        "only": {source.name: wanted_paths(recipe, source.name) for source in plan.sources},
     }
     key = documents.digest(identity)[:16]
     folder = cache.folder("tree", key)
     with cache.lock("tree", key, lambda: reporter.note("another run is fetching the same sources; waiting for it.")):
         if (kept := documents.read_if_whole(Tree, folder / "source.json")) is not None:
+            for one in kept.sources:
+                _tell_head(one.name, one.head, one.pin.removeprefix("commit:"), recipe, reporter)
             # The cache may have been moved since.
             return kept.model_copy(update={"folder": str(folder)})
         store.sweep(folder)
@@ -148,31 +150,55 @@ def _bring(
         index.unpack_sdist(archive, target)
     else:
         commit = source.pin.removeprefix("commit:")
-        repository = Path(place) if source.origin == "local" else git.fetch(source.places, commit, cache, log)
+        found = repository(source, recipe, cache, log)
         if inner:
-            _check_submodule(plan, recipe.companions[name], inner, commit, cache)
-        git.export(repository, commit, target, _only(recipe, name, inner))
-        head = _head(source, recipe, commit, reporter)
+            _check_submodule(plan, recipe, name, inner, commit, cache, log)
+        git.export(found, commit, target, wanted_paths(recipe, source.name))
+        head = "" if cache.offline else _head(source, recipe)
+        _tell_head(source.name, head, commit, recipe, reporter)
     return FetchedSource(
         name=source.name, pin=source.pin, place=index.redact(place), tree=store.tree_hash(target), head=head
     )
 
 
-def _head(source: PlannedSource, recipe: Recipe, commit: str, reporter: Reporter) -> str:
-    """Where the branch is that the pinned commit was found on; told when it is elsewhere by now."""
-    pinned = recipe.source if source.name == "source" else None
-    if source.name in recipe.companions:
-        pinned = recipe.companions[source.name].source
-    if not isinstance(pinned, GitSource) or not pinned.branch:
+def repository(source: PlannedSource, recipe: Recipe, cache: store.Store, log: Path) -> Path:
+    """The repository that has a planned source's commit: the user's own, or the cache's, fetched where it is missing.
+
+    Raises:
+        DcaError: DCA-405 when it cannot be had, DCA-409 when it may not be fetched.
+    """
+    if source.origin == "local":
+        return Path(source.places[0])
+    commit = source.pin.removeprefix("commit:")
+    return git.fetch(source.places, commit, cache, log, wanted_paths(recipe, source.name))
+
+
+def _head(source: PlannedSource, recipe: Recipe) -> str:
+    """Where the branch is that the commit was found on; nothing where there is none or it cannot be told."""
+    branch = _branch(source.name, recipe)
+    return git.branch_head(source.places[0], branch, local=source.origin == "local") if branch else ""
+
+
+def _branch(name: str, recipe: Recipe) -> str:
+    try:
+        pinned = recipe.origin(name)
+    except KeyError:
         return ""
-    head = git.branch_head(source.places[0], pinned.branch, local=source.origin == "local")
+    return pinned.branch if isinstance(pinned, GitSource) else ""
+
+
+def _tell_head(name: str, head: str, commit: str, recipe: Recipe, reporter: Reporter) -> None:
+    """Say that a branch has moved."""
     if head and head != commit:
-        reporter.note(f"the branch {pinned.branch} is at {head[:12]}; built is the pinned commit {commit[:12]}.")
-    return head
+        reporter.note(
+            f"{name}: the branch {_branch(name, recipe)} is at {head[:12]}; built is {commit[:12]}. "
+            "--update follows the branch."
+        )
 
 
-def _only(recipe: Recipe, name: str, inner: str) -> tuple[str, ...]:
-    """What is needed of a git source; everything when empty."""
+def wanted_paths(recipe: Recipe, source: str) -> tuple[str, ...]:
+    """The files and folders that are needed of a git source; everything when empty."""
+    name, _, inner = source.partition("/")
     if name not in recipe.companions:
         return ()
     companion = recipe.companions[name]
@@ -181,17 +207,15 @@ def _only(recipe: Recipe, name: str, inner: str) -> tuple[str, ...]:
     return next((below.only for below in companion.submodules if below.path == inner), ())
 
 
-def _check_submodule(plan: Plan, companion: Companion, inner: str, commit: str, cache: store.Store) -> None:
+def _check_submodule(
+    plan: Plan, recipe: Recipe, name: str, inner: str, commit: str, cache: store.Store, log: Path
+) -> None:
     """The parent's own record of its submodule must be the commit that the recipe pins."""
-    parent = next((one for one in plan.sources if one.pin == companion.source.pin), None)
-    if parent is None:
+    companion = recipe.companions[name]
+    parent = plan.source(name)
+    if parent is None or parent.pin != companion.source.pin:
         return
-    path = (
-        Path(parent.places[0])
-        if parent.origin == "local"
-        else cache.folder("git", store.sha256_bytes(parent.places[0].encode())[:16])
-    )
-    recorded = git.submodule_commit(path, companion.source.commit, inner)
+    recorded = git.submodule_commit(repository(parent, recipe, cache, log), companion.source.commit, inner)
     if recorded != commit:
         raise DcaError(
             "DCA-405",
@@ -203,10 +227,10 @@ def _check_submodule(plan: Plan, companion: Companion, inner: str, commit: str, 
 
 def _copy_folder(source: Path, target: Path, planned: PlannedSource) -> None:
     def ignored(_: str, names: list[str]) -> list[str]:
-        return [name for name in names if gather.not_source(name)]
+        return [name for name in names if not_source(name)]
 
     shutil.copytree(source, target, symlinks=True, ignore=ignored)
-    found = store.tree_hash(target, skip=gather.not_source)
+    found = store.tree_hash(target, skip=not_source)
     if f"tree:{found}" != planned.pin:
         raise DcaError("DCA-405", f"{source} changed while it was being copied.", remedy="run the command again.")
 
@@ -223,3 +247,9 @@ def _bring_members(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place, target)
         target.chmod(0o644)
+
+
+def not_source(relative: str) -> bool:
+    """Whether a path of a folder that is taken as it is does not belong to its sources."""
+    name = relative.rsplit("/", 1)[-1]
+    return name in {".git", "__pycache__", ".venv", ".mypy_cache", ".pytest_cache"} or name.endswith(".pyc")

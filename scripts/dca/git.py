@@ -9,27 +9,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dca import runner, store
+from dca import mirrors, runner, store
 from dca.errors import DcaError
-from dca.index import redact
+from dca.secrets import redact
 
 if TYPE_CHECKING:
     import git
 
 PROBE_SECONDS = 5.0
 FETCH_SECONDS = 900.0
+# A server that sends next to nothing for so long is left for the next one. While it counts objects it reports that.
+STALL = ("-c", "http.lowSpeedLimit=10", "-c", "http.lowSpeedTime=12")
+# Objects arrive as one pack that is there whole or not at all. Unpacked as they come, a commit would be there, and what
+# belongs to it not, once a transfer was cut.
+WHOLE = ("-c", "fetch.unpackLimit=1", "-c", "transfer.unpackLimit=1")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def _environment() -> dict[str, str]:
-    # No prompt for a password, and no transport that can run a program (ext::, ssh options).
-    return runner.environment({"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "https"}, network=True)
+def _environment(url: str) -> dict[str, str]:
+    # No prompt for a password, and no transport that can run a program (ext::, ssh options). Plain http is for this
+    # machine itself, and never where https leads to.
+    allowed = "https" if url.startswith("https://") else "http"
+    return runner.environment(
+        {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": allowed, "GIT_PROTOCOL_FROM_USER": "0"}, network=True
+    )
+
+
+def _refused(url: str) -> str:
+    """Why a URL is not handed to git, or nothing; recipes and mirrors are checked when they are read, too."""
+    if mirrors.is_safe(url):
+        return ""
+    return "it is not an https:// URL without user, password, spaces and control characters"
 
 
 def probe(url: str) -> str:
-    """Why a repository cannot be reached, or nothing when it can."""
+    """Why a repository cannot be reached, at none of its places, or nothing when it can."""
+    told = [_probe(place) for place in mirrors.places(url)]
+    return "" if "" in told else told[-1]
+
+
+def _probe(url: str) -> str:
+    if against := _refused(url):
+        return against
     done = runner.run(
         [runner.which("git"), "ls-remote", "--exit-code", "--quiet", "--end-of-options", url, "HEAD"],
-        env=_environment(), timeout=PROBE_SECONDS,
+        env=_environment(url), timeout=PROBE_SECONDS,
     )  # fmt: skip
     if done.timed_out:
         return f"no answer within {PROBE_SECONDS:g} s"
@@ -39,35 +63,113 @@ def probe(url: str) -> str:
     return redact(lines[0].removeprefix("fatal: ")) if lines else f"git ended with status {done.returncode}"
 
 
-def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> Path:
-    """A bare repository in the cache that has the commit, fetched from the first URL that gives it.
+def kept(urls: Sequence[str], commit: str, cache: store.Store, only: Sequence[str] = ()) -> Path | None:
+    """The repository of the cache that has what is needed of a commit, if there is one.
+
+    Args:
+        urls: where it is fetched from.
+        commit: the pinned one.
+        cache: where repositories lie.
+        only: the files and folders that are needed; all when empty.
+    """
+    for folder in (cache.folder("git", _own(urls)), part_folder(commit, only, cache)):
+        if _is_whole(folder) and has_commit(folder, commit):
+            return folder
+    return None
+
+
+def part_folder(commit: str, only: Sequence[str], cache: store.Store) -> Path:
+    """Where a repository lies that has one commit and only some of its files, as they came out of a bundle.
+
+    It is apart from those that were fetched, and named after what it has, so that nobody looks there for more.
+    """
+    return cache.folder("git", f"part-{store.sha256_bytes(' '.join((commit, *only)).encode())[:16]}")
+
+
+def _own(urls: Sequence[str]) -> str:
+    return store.sha256_bytes(urls[0].encode())[:16]
+
+
+def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path, only: Sequence[str] = ()) -> Path:
+    """A bare repository in the cache that has the commit, fetched from the first place that gives it.
+
+    Args:
+        urls: in order; the user's mirrors of each are asked before it.
+        commit: the pinned one, which alone decides.
+        cache: where it is kept.
+        log: of git.
+        only: as in `kept`.
 
     Raises:
-        DcaError: DCA-405 when none has it.
+        DcaError: DCA-405 when none has it, DCA-409 when it may not be fetched.
     """
-    repository = cache.folder("git", store.sha256_bytes(urls[0].encode())[:16])
-    git = runner.which("git")
-    env = _environment()
-    if not (repository / "HEAD").is_file():
-        runner.run([git, "init", "--quiet", "--bare", "--", str(repository)], env=env, log=log, timeout=60.0)
-    if has_commit(repository, commit):
-        return repository
+    if not _COMMIT.fullmatch(commit):
+        raise DcaError("DCA-405", f"{commit[:60]!r} is not a commit.", remedy="pin all 40 digits of its hash.")
+    if (there := kept(urls, commit, cache, only)) is not None:
+        return there
+    cache.must_fetch(f"commit {commit[:12]} of {redact(urls[0])}")
+    with cache.lock("git", _own(urls)):
+        # Another run may have had it in the meantime.
+        return kept(urls, commit, cache, only) or _fetch(urls, commit, cache, log)
+
+
+def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> Path:
+    repository = make_empty(cache.folder("git", _own(urls)), log)
     told = []
-    for url in urls:
+    places = [place for url in urls for place in mirrors.places(url)]
+    for url in places:
+        # Connecting has no deadline in git, asking for the head of a repository has one here.
+        if against := _refused(url) or (len(places) > 1 and _probe(url)):
+            told.append(f"{url}: {against}")
+            continue
         done = runner.run(
-            [git, "-C", str(repository), "fetch", "--quiet", "--depth", "1", "--no-tags", "--end-of-options",
-             url, commit],
-            env=env, log=log, timeout=FETCH_SECONDS,
+            [runner.which("git"), "-C", str(repository), *STALL, *WHOLE, "fetch", "--progress", "--depth", "1",
+             "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--end-of-options", url, commit],
+            env=_environment(url), log=log, timeout=FETCH_SECONDS,
         )  # fmt: skip
         if done.ok and has_commit(repository, commit):
             return repository
-        told.append(f"{url}: {done.tail[-1] if done.tail else 'no answer'}")
+        lines = [line for line in done.tail if line.startswith(("fatal:", "error:"))] or list(done.tail[-1:])
+        told.append(f"{url}: {lines[0] if lines else 'no answer'}")
     raise DcaError(
         "DCA-405",
         f"commit {commit} could not be fetched.",
         why=redact("\n".join(told)),
         remedy="check the network, or name a local clone with --source or --companion.",
     )
+
+
+def make_empty(repository: Path, log: Path) -> Path:
+    """A bare repository, made where there is none, without what the user's template would put into it.
+
+    Raises:
+        DcaError: DCA-405 when git cannot make it.
+    """
+    if _is_whole(repository):
+        return repository
+    # git writes it file by file; killed in between, it would be none.
+    with store.incoming_folder(repository) as part:
+        init(part, log)
+    return repository
+
+
+def init(folder: Path, log: Path) -> None:
+    """A bare repository in a folder that is there and empty.
+
+    Raises:
+        DcaError: DCA-405 when git cannot make it.
+    """
+    done = runner.run(
+        [runner.which("git"), "init", "--quiet", "--bare", "--template=", "--", str(folder)],
+        env=runner.environment(), log=log, timeout=60.0,
+    )  # fmt: skip
+    if not done.ok:
+        raise DcaError("DCA-405", f"{folder} could not be made.", why=done.text[-400:], remedy=f"see {log}.")
+
+
+def _is_whole(repository: Path) -> bool:
+    """Whether a bare repository of the cache is one, as git itself decides it."""
+    return (repository / "HEAD").is_file() and (repository / "objects").is_dir() and (repository / "refs").is_dir()
 
 
 def branch_head(place: str, branch: str, *, local: bool) -> str:
@@ -80,13 +182,21 @@ def branch_head(place: str, branch: str, *, local: bool) -> str:
     """
     import git
 
+    if "\0" in branch:
+        return ""
     if not local:
-        done = runner.run(
-            [runner.which("git"), "ls-remote", "--quiet", "--end-of-options", place, f"refs/heads/{branch}"],
-            env=_environment(), timeout=PROBE_SECONDS,
-        )  # fmt: skip
-        found = re.match(r"([0-9a-f]{40})\t", done.tail[-1]) if done.ok and done.tail else None
-        return found[1] if found else ""
+        for url in mirrors.places(place):
+            if _refused(url):
+                continue
+            done = runner.run(
+                [runner.which("git"), "ls-remote", "--quiet", "--end-of-options", url, f"refs/heads/{branch}"],
+                env=_environment(url), timeout=PROBE_SECONDS,
+            )  # fmt: skip
+            lines = [re.match(r"([0-9a-f]{40})\t(.*)", line) for line in done.tail] if done.ok else []
+            # The name is a pattern to git.
+            if found := next((line[1] for line in lines if line and line[2] == f"refs/heads/{branch}"), ""):
+                return found
+        return ""
     try:
         with _open(Path(place)) as repo:
             refs = {ref.path: str(ref.commit.hexsha) for ref in repo.refs if ref.path.endswith(f"/{branch}")}
@@ -168,14 +278,7 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
 
     try:
         with _open(path) as repo:
-            root = _verified(repo, repo.commit(commit)).tree
-            wanted = [_entry(root, name, commit) for name in only] if only else [root]
-            above = [root / name for path_ in only for name in _parents(path_)]
-            for item in (root, *above, *wanted):
-                _verified(repo, item)
-            trees = [item for item in wanted if item.type == "tree"]
-            items = [_verified(repo, item) for tree in trees for item in tree.traverse() if item.type != "submodule"]
-            blobs = [item for item in (*wanted, *items) if isinstance(item, git.Blob)]
+            blobs = [item for item in _reachable(repo, commit, only) if isinstance(item, git.Blob)]
             # Links last: no file is then ever written through one.
             links = [blob for blob in blobs if blob.mode == git.Blob.link_mode]
             for blob in blobs:
@@ -185,12 +288,49 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
                 _link(blob, folder)
             _check_links([folder / str(blob.path) for blob in links], folder)
     except (git.exc.GitError, KeyError, ValueError) as error:
-        raise DcaError(
-            "DCA-405",
-            f"commit {commit} of {path} cannot be read.",
-            why=str(error),
-            remedy="the clone may be shallow or damaged: fetch it again.",
-        ) from None
+        raise _unreadable(path, commit, error) from None
+
+
+def objects(path: Path, commit: str, only: Sequence[str] = ()) -> dict[str, tuple[str, bytes]]:
+    """A commit and everything that `export` reads of it: type and content by hash, each content checked against it.
+
+    Args:
+        path: the repository.
+        commit: the pinned commit.
+        only: as in `export`.
+
+    Raises:
+        DcaError: DCA-405 when an object is missing or damaged.
+    """
+    import git
+
+    try:
+        with _open(path) as repo:
+            wanted = (repo.commit(commit), *_reachable(repo, commit, only))
+            return {item.hexsha: (item.type, repo.odb.stream(item.binsha).read()) for item in wanted}
+    except (git.exc.GitError, KeyError, ValueError) as error:
+        raise _unreadable(path, commit, error) from None
+
+
+def _reachable(repo: git.Repo, commit: str, only: Sequence[str]) -> list[Any]:
+    """The trees and blobs that are wanted of a commit, and the trees above them; submodules are none of them."""
+    root = _verified(repo, repo.commit(commit)).tree
+    wanted = [_entry(root, name, commit) for name in only] if only else [root]
+    above = [root / name for path in only for name in _parents(path)]
+    for item in (root, *above, *wanted):
+        _verified(repo, item)
+    trees = [item for item in wanted if item.type == "tree"]
+    items = [_verified(repo, item) for tree in trees for item in tree.traverse() if item.type != "submodule"]
+    return [*({item.binsha: item for item in (root, *above) if item not in wanted}.values()), *wanted, *items]
+
+
+def _unreadable(path: Path, commit: str, error: Exception) -> DcaError:
+    return DcaError(
+        "DCA-405",
+        f"commit {commit} of {path} cannot be read.",
+        why=str(error),
+        remedy="the clone may be shallow or damaged: fetch it again.",
+    )
 
 
 def _entry(root: git.Tree, name: str, commit: str) -> Any:

@@ -9,21 +9,37 @@ import re
 import stat
 import tarfile
 import tempfile
+import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from dca import store
+from dca import mirrors, store
 from dca.errors import DcaError
-from dca.recipes import IndexFile
+from dca.recipes import IndexFile, SdistSource
+from dca.secrets import redact
 
 if TYPE_CHECKING:
     import requests
+    from pypi_simple import DistributionPackage
 
-TIMEOUT = (10.0, 30.0)  # connect, and between two blocks of data
+__all__ = ["redact"]
+
+T = TypeVar("T")
+TIMEOUT = (10.0, 12.0)  # connect, and between two blocks of data
+# A place that says nothing for so long, or sends less than that in it, is left for the next one: with what goes before
+# and after, that takes less than 20 s.
+ANSWER_SECONDS = 15.0
+STALL_SECONDS = 15.0
+STALL_BYTES = 1 << 14
+# What an archive may unpack to; see `_most`.
+MOST_UNPACKED, SMALL_UNPACKED, MOST_GROWTH, MOST_MEMBERS = 32 << 30, 256 << 20, 100, 500_000
+LONGEST_NAME = 1024
+# No file that is pinned is as large; a server that sends without end is not read further.
+MOST_BYTES = 8 << 30
 PROBE_SECONDS = 5.0
 BLOCK = 1 << 18
 # An archive is hashed as it lies on the server; a server that compresses on the way would give other bytes.
@@ -41,11 +57,6 @@ def endpoint() -> str:
     return PYPI_SIMPLE_ENDPOINT
 
 
-def redact(text: str) -> str:
-    """A text with the credentials and the query of any URL in it taken out."""
-    return re.sub(r"(\w+://)(?:[^/\s]*@)?([^\s?#]*)(?:[?#]\S*)?", r"\1\2", text)
-
-
 def session() -> requests.Session:
     """An HTTP session that refuses to be sent from https to anything else."""
     import requests
@@ -55,6 +66,7 @@ def session() -> requests.Session:
             target = super().get_redirect_target(resp)
             # A relative target stays on the same scheme.
             if target and urlsplit(resp.url).scheme == "https" and urlsplit(target).scheme not in ("", "https"):
+                resp.close()
                 raise requests.exceptions.InvalidSchema(f"redirected from https to {redact(target)}")
             return target
 
@@ -74,11 +86,47 @@ def probe() -> str:
         return _reason(error)
 
 
+def probe_file(url: str) -> str:
+    """Why a file cannot be had from any of its places, or nothing when it can; asks for its head."""
+    told = [_probe_file(place) for place in mirrors.places(url)]
+    return "" if "" in told else told[-1]
+
+
+def _probe_file(url: str) -> str:
+    import requests
+
+    try:
+        with session() as http:
+            answer = within(PROBE_SECONDS, lambda: http.head(url, timeout=PROBE_SECONDS, allow_redirects=True))
+    except requests.RequestException as error:
+        return _reason(error)
+    return "" if answer.ok else f"it answers with status {answer.status_code}"
+
+
 def find(wanted: IndexFile) -> str:
     """The URL of a pinned file.
 
     Raises:
         DcaError: DCA-402, DCA-403, or DCA-401 when the index itself names another hash.
+    """
+    for package in files(wanted.package, wanted.file):
+        if package.filename == wanted.file:
+            named = package.digests.get("sha256")
+            if named and named != wanted.sha256:
+                raise wrong_hash(wanted.file, wanted.sha256, named)
+            return package.url
+    raise missing(wanted.file)
+
+
+def files(package: str, what: str) -> list[DistributionPackage]:
+    """The files of a project on the index.
+
+    Args:
+        package: the project's name.
+        what: the file that is wanted of it, for a message.
+
+    Raises:
+        DcaError: DCA-402, DCA-403.
     """
     import requests
     from pypi_simple import (
@@ -90,9 +138,9 @@ def find(wanted: IndexFile) -> str:
 
     try:
         with PyPISimple(endpoint(), session=session()) as client:
-            page = client.get_project_page(wanted.package, timeout=TIMEOUT)
+            return within(ANSWER_SECONDS, lambda: client.get_project_page(package, timeout=TIMEOUT)).packages
     except NoSuchProjectError:
-        raise _missing(wanted) from None
+        raise missing(what) from None
     except (
         requests.RequestException,
         UnsupportedContentTypeError,
@@ -100,19 +148,49 @@ def find(wanted: IndexFile) -> str:
         ValueError,
     ) as error:
         raise unreachable(f"the package index ({redact(endpoint())})", error) from None
-    for package in page.packages:
-        if package.filename == wanted.file:
-            named = package.digests.get("sha256")
-            if named and named != wanted.sha256:
-                raise wrong_hash(wanted.file, wanted.sha256, named)
-            return package.url
-    raise _missing(wanted)
 
 
-def _missing(wanted: IndexFile) -> DcaError:
+def within(seconds: float, function: Callable[[], T]) -> T:
+    """What a function returns, if it does in time; what it does later is not waited for.
+
+    The timeouts of requests are for single steps: a host of many addresses, or a server that sends its head letter by
+    letter, passes each of them and takes for ever.
+
+    Raises:
+        requests.Timeout: it did not.
+    """
+    import queue
+    import threading
+
+    import requests
+
+    told: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            told.put((function(), None))
+        except BaseException as error:
+            told.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        value, error = told.get(timeout=seconds)
+    except queue.Empty:
+        raise requests.Timeout(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            # What it holds, an open answer among it, would otherwise wait for the garbage collector.
+            del error
+    return value  # type: ignore[return-value]
+
+
+def missing(file: str) -> DcaError:
+    """The error for a file that the index does not have."""
     return DcaError(
         "DCA-403",
-        f"the package index has no {wanted.file}.",
+        f"the package index has no {file}.",
         why=f"index: {redact(endpoint())}",
         remedy="use an index that carries it (UV_DEFAULT_INDEX).",
     )
@@ -149,58 +227,122 @@ def _reason(error: Exception) -> str:
 def download(wanted: IndexFile, cache: store.Store, progress: Progress | None = None) -> Path:
     """A pinned file of the index, from the cache or downloaded and checked.
 
+    A source distribution that the index does not give is asked for at the other places that its recipe names.
+
     Raises:
-        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole.
+        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole, DCA-403 when the index lacks
+            it, DCA-409 when it may not be fetched.
     """
     kept = cache.download(wanted.sha256, wanted.file)
     if store.has_hash(kept, wanted.sha256):
         return kept
-    return fetch_url(find(wanted), wanted.sha256, kept, progress)
+    cache.must_fetch(wanted.file)
+    others = wanted.urls if isinstance(wanted, SdistSource) else ()
+    failed: DcaError | None = None
+    try:
+        others = (find(wanted), *others)
+    except DcaError as error:
+        if not others:
+            raise
+        failed = error
+    return fetch_url(others, wanted.sha256, kept, progress, failed=failed)
 
 
-def fetch_url(url: str, sha256: str, path: Path, progress: Progress | None = None, size: int = 0) -> Path:
+def fetch_url(
+    urls: str | tuple[str, ...], sha256: str, path: Path, progress: Progress | None = None, size: int = 0,
+    failed: DcaError | None = None,
+) -> Path:  # fmt: skip
     """A URL's content at `path`, if it has the hash; otherwise nothing is left.
 
+    Each URL is asked for in turn, and the user's mirrors of it before it; the first content with the hash is taken.
+
     Args:
-        url: read from its beginning; what an earlier run had of it was not kept.
+        urls: read from its beginning; what an earlier run had of it was not kept.
         sha256: that its content must have.
         path: where it goes.
         progress: called with bytes done and in all.
         size: bytes that it has, where that is known: no more than one block beyond is read of anything longer.
+        failed: why a place before them did not give it.
 
     Raises:
         DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    places = [place for url in ((urls,) if isinstance(urls, str) else urls) for place in mirrors.places(url)]
+    told = [failed] if failed else []
+    for place in places:
+        try:
+            return _fetch_one(place, sha256, path, progress, size)
+        except DcaError as error:  # noqa: PERF203 - the next place is asked then
+            # No other place has room on this machine's disk.
+            if error.code not in ("DCA-401", "DCA-402"):
+                raise
+            told.append(error)
+    raise told[0] if len(told) == 1 else nowhere(path.name, told)
+
+
+def nowhere(name: str, told: list[DcaError]) -> DcaError:
+    """The error for something that several places did not give, each with its reason."""
+    worst = next((error for error in told if error.code == "DCA-401"), told[-1])
+    return DcaError(
+        worst.code,
+        f"none of {len(told)} places gave {name} as it is pinned.",
+        why="\n".join(f"{error.what} {error.why}".replace("\n", " ").strip() for error in told),
+        remedy=worst.remedy,
+    )
+
+
+def _fetch_one(url: str, sha256: str, path: Path, progress: Progress | None, size: int) -> Path:
     import hashlib
 
     import requests
+    from urllib3.exceptions import HTTPError
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     seen = hashlib.sha256()
     with store.incoming(path) as part:
         try:
-            with session() as http, http.get(url, headers=_AS_IT_IS, timeout=TIMEOUT, stream=True) as answer:
+            with session() as http, _answer(http, url) as answer, part.open("wb") as stream:
                 answer.raise_for_status()
                 total = int(answer.headers.get("Content-Length") or 0)
                 done = 0
-                with part.open("wb") as stream:
-                    for block in answer.iter_content(BLOCK):
-                        stream.write(block)
-                        seen.update(block)
-                        done += len(block)
-                        if progress:
-                            progress(done, total or size)
-                        if 0 < size < done:
-                            break
-                    stream.flush()
-                    os.fsync(stream.fileno())
-        except requests.RequestException as error:
+                for block in _blocks(answer):
+                    stream.write(block)
+                    seen.update(block)
+                    done += len(block)
+                    if progress:
+                        progress(done, total or size)
+                    if done > (size or MOST_BYTES):
+                        break
+                if done < total:
+                    raise requests.ConnectionError(f"it ended after {done} of {total} bytes")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except (requests.RequestException, HTTPError, ValueError) as error:
             raise unreachable(redact(url), error) from None
         if seen.hexdigest() != sha256:
             raise wrong_hash(path.name, sha256, seen.hexdigest())
         part.chmod(0o644)
         part.replace(path)
     return path
+
+
+def _answer(http: requests.Session, url: str) -> requests.Response:
+    return within(ANSWER_SECONDS, lambda: http.get(url, headers=_AS_IT_IS, timeout=TIMEOUT, stream=True))
+
+
+def _blocks(answer: requests.Response) -> Iterator[bytes]:
+    """What comes, as it comes; a server that sends next to nothing for a while has stalled."""
+    import requests
+
+    since, come = time.monotonic(), 0
+    while block := answer.raw.read1(BLOCK, decode_content=False):
+        yield block
+        come += len(block)
+        spent = time.monotonic() - since
+        if come >= STALL_BYTES:
+            since, come = time.monotonic(), 0
+        elif spent > STALL_SECONDS:
+            raise requests.Timeout(f"it sent {come} bytes within {spent:.0f} s")
 
 
 def members(
@@ -222,6 +364,7 @@ def members(
     missing = [path for path, place in places.items() if not store.has_hash(place, wanted[path])]
     if not missing:
         return places
+    cache.must_fetch(f"{missing[0]} of {wheel.file}")
     url = find(wheel)
     try:
         with session() as http, RemoteZip(url, session=http, timeout=TIMEOUT) as remote:
@@ -287,9 +430,7 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
         try:
             _check_stream(archive)
             with tarfile.open(archive) as tar:
-                names = [member.name for member in tar.getmembers()]
-                for name in names:
-                    _check_name(name, archive)
+                names = _check_members(tar, archive)
                 tar.extractall(scratch, filter="data")
         except tarfile.FilterError as error:
             raise _leaves(archive, str(error)) from None
@@ -319,9 +460,51 @@ def _check_stream(archive: Path) -> None:
     with archive.open("rb") as stream:
         if stream.read(2) != b"\x1f\x8b":
             return
+    read, most = 0, _most(archive)
     with gzip.open(archive) as content:
-        while content.read(1 << 20):
-            pass
+        while block := content.read(1 << 20):
+            read += len(block)
+            if read > most:
+                raise _bomb(archive, read)
+
+
+def _most(archive: Path) -> int:
+    """Bytes that an archive may unpack to: the largest that is pinned grows eightfold, text twentyfold."""
+    return min(MOST_UNPACKED, max(SMALL_UNPACKED, archive.stat().st_size * MOST_GROWTH))
+
+
+def _check_members(tar: tarfile.TarFile, archive: Path) -> list[str]:
+    """The names of what a tar archive holds.
+
+    Raises:
+        DcaError: DCA-404 for whatever tarfile's own filter should refuse as well, and has not in every release: a name
+            that is not below the folder, a member below a link, a hard link to anything but a file before it, a device;
+            further for a name that stands there twice, and for more than an archive grows to.
+    """
+    kinds: dict[str, str] = {}
+    size, most = 0, _most(archive)
+    for member in tar:
+        name = member.name.rstrip("/")
+        _check_name(member.name, archive)
+        size += member.size
+        if size > most or len(kinds) > MOST_MEMBERS:
+            raise _bomb(archive, size)
+        if not (member.isreg() or member.isdir() or member.islnk() or member.issym()):
+            raise _leaves(archive, f"{name} is no file, folder or link")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        name = "/".join(parts)
+        above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+        if through := [one for one in above if kinds.get(one, "dir") != "dir"]:
+            raise _leaves(archive, f"{name}, which lies below {through[0]}, a {kinds[through[0]]}")
+        if name in kinds and not (member.isdir() and kinds[name] == "dir"):
+            raise _leaves(archive, f"{name}, which stands there twice")
+        if member.issym() or member.islnk():
+            _check_name(member.linkname, archive, up=member.issym())
+        if member.islnk() and kinds.get("/".join(p for p in member.linkname.split("/") if p != ".")) != "file":
+            raise _leaves(archive, f"{name} -> {member.linkname}, which is no file before it")
+        kinds[name] = "dir" if member.isdir() else "link" if member.issym() else "file"
+        kinds.update({one: "dir" for one in above if one not in kinds})
+    return [member.name for member in tar.getmembers()]
 
 
 def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
@@ -337,10 +520,7 @@ def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = la
     """
     try:
         with zipfile.ZipFile(archive) as wheel:
-            for info in wheel.infolist():
-                _check_name(info.filename, archive)
-                if stat.S_ISLNK(info.external_attr >> 16):
-                    raise _leaves(archive, f"{info.filename} is a link")
+            _check_entries(wheel, archive)
             members = [info for info in wheel.infolist() if wanted(info.filename)]
             for info in members:
                 _read_to_its_end(wheel, info)
@@ -352,6 +532,23 @@ def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = la
         raise _damaged(archive, error) from None
 
 
+def _check_entries(wheel: zipfile.ZipFile, archive: Path) -> None:
+    names: set[str] = set()
+    size, most = 0, _most(archive)
+    for info in wheel.infolist():
+        name = info.filename
+        _check_name(name, archive)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _leaves(archive, f"{name} is {'a link' if kind == stat.S_IFLNK else 'no file'}")
+        if name.rstrip("/") in names:
+            raise _leaves(archive, f"{name}, which stands there twice")
+        names.add(name.rstrip("/"))
+        size += info.file_size
+        if size > most or len(names) > MOST_MEMBERS:
+            raise _bomb(archive, size)
+
+
 def _read_to_its_end(wheel: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
     """Check a member's content before anything is written."""
     with wheel.open(info) as stream:
@@ -359,14 +556,29 @@ def _read_to_its_end(wheel: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
             pass
 
 
-def _check_name(name: str, archive: Path) -> None:
-    if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+def _check_name(name: str, archive: Path, *, up: bool = False) -> None:
+    """Refuse names that are not below their folder; a link's target may go `up`, and is looked at once it lies there.
+
+    Names so long that the system would not resolve them are how links have been hidden from that look.
+    """
+    climbs = ".." in name.split("/") and not up
+    if name.startswith("/") or climbs or "\\" in name or "\0" in name or len(os.fsencode(name)) > LONGEST_NAME:
         raise _leaves(archive, name)
 
 
 def _leaves(archive: Path, what: str) -> DcaError:
     return DcaError(
-        "DCA-404", f"{archive.name} holds a path that leaves its folder: {what}.", remedy="do not use this archive."
+        "DCA-404",
+        f"{archive.name} holds a path that leaves its folder: {what[:200]!r}.",
+        remedy="do not use this archive.",
+    )
+
+
+def _bomb(archive: Path, size: int) -> DcaError:
+    return DcaError(
+        "DCA-404",
+        f"{archive.name} would unpack to {size >> 20} MiB or more, from {archive.stat().st_size >> 10} KiB.",
+        remedy="do not use this archive.",
     )
 
 

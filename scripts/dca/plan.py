@@ -67,12 +67,15 @@ class Reach(Document):
     Args:
         places: by name: "index", a git URL, or "redist:" or "apt:" with a toolkit's name.
         local: the trees the user named, by "source" or the companion's name.
+        followed: the commits that are built in place of pinned ones, because a branch moved and --update was given; by
+            RECIPE/SOURCE.
     """
 
     SCHEMA: ClassVar[str] = "dca.reach/1"
 
     places: dict[str, Reachability]
     local: dict[str, LocalTree] = {}
+    followed: dict[str, str] = {}
 
     def of(self, place: str) -> Reachability:
         """What is known of a place; one that was not probed counts as out of reach."""
@@ -213,12 +216,13 @@ class Plan(Document):
     def key(self) -> str:
         """Identity of what is built: two plans with the same key give the same wheel.
 
-        Explanations, paths of this machine, the CUDA line that was only asked for, and how many jobs run at once do
-        not count.
+        Explanations, paths of this machine, where a source with a pin comes from, the CUDA line that was only asked
+        for, and how many jobs run at once do not count.
         """
         telling = {"choices", "checks", "warnings", "advice", "passed_over", "cuda_asked", "substituted", "jobs",
                    "heavy_jobs", "jobs_asked"}  # fmt: skip
-        here = {"python_path": True, "host_compiler": True, "toolkit": {"path"}, "sources": {"__all__": {"places"}}}
+        here = {"python_path": True, "host_compiler": True, "toolkit": {"path"},
+                "sources": {"__all__": {"places", "origin"}}, "modules": {"__all__": {"reason"}}}  # fmt: skip
         exclude: dict[str, Any] = {**dict.fromkeys(telling, True), **here}
         if self.toolkit is None:
             exclude.pop("toolkit")

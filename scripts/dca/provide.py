@@ -49,8 +49,7 @@ def bring(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Pa
         DcaError: DCA-401 when a part is not what is pinned, DCA-402 or DCA-403 when it cannot be had, DCA-404 when it
             cannot be unpacked safely, DCA-408 when the parts do not become the toolkit.
     """
-    key = documents.digest(source.model_dump(mode="json", by_alias=True))[:12]
-    folder = cache.folder("toolkit", f"{source.name}-{key}")
+    folder = _folder(source, cache)
     with cache.lock(
         "toolkit", folder.name, lambda: reporter.note("another run is bringing the same toolkit; waiting.")
     ):
@@ -83,8 +82,33 @@ def bring(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Pa
     return folder
 
 
-def _unpack(source: ToolkitSource, parts: Path, cache: store.Store, reporter: Reporter, log: Path) -> None:
-    """Download all parts, then unpack them side by side: deb/, wheel/ and redist/COMPONENT/."""
+def _folder(source: ToolkitSource, cache: store.Store) -> Path:
+    key = documents.digest(source.model_dump(mode="json", by_alias=True))[:12]
+    return cache.folder("toolkit", f"{source.name}-{key}")
+
+
+def brought(source: ToolkitSource, cache: store.Store) -> bool:
+    """Whether a toolkit stands in the cache."""
+    return _folder(source, cache).is_dir()
+
+
+def file_names(source: ToolkitSource) -> dict[str, str]:
+    """The sha256 of a toolkit's parts, by what their files are called in the cache."""
+    return {
+        **{one.file: one.sha256 for one in (source.redist.components if source.redist else ())},
+        **{f"{one.name}.deb": one.sha256 for one in (source.apt.packages if source.apt else ())},
+        **{one.file: one.sha256 for one in source.wheels},
+    }
+
+
+def download(
+    source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Path
+) -> tuple[dict[str, Path], list[Path], list[Path]]:
+    """A toolkit's parts as they are published: archives by component, Debian packages, wheels.
+
+    Raises:
+        DcaError: DCA-401 when a part is not what is pinned, DCA-402, DCA-403 or DCA-409 when it cannot be had.
+    """
 
     def telling(name: str) -> index.Progress:
         return lambda done, total: reporter.progress(done, total, name)
@@ -94,7 +118,12 @@ def _unpack(source: ToolkitSource, parts: Path, cache: store.Store, reporter: Re
         for one in source.redist.components:
             archives[one.name] = redist.download(one, source.redist, cache, telling(one.file))
     packages = apt.download(source.apt, cache, log) if source.apt else []
-    wheels = [index.download(wheel, cache, telling(wheel.file)) for wheel in source.wheels]
+    return archives, packages, [index.download(wheel, cache, telling(wheel.file)) for wheel in source.wheels]
+
+
+def _unpack(source: ToolkitSource, parts: Path, cache: store.Store, reporter: Reporter, log: Path) -> None:
+    """Download all parts, then unpack them side by side: deb/, wheel/ and redist/COMPONENT/."""
+    archives, packages, wheels = download(source, cache, reporter, log)
     reporter.progress(0, 0, "unpacking")
     for package in packages:
         done = runner.run(["dpkg-deb", "-x", package, parts / "deb"], log=log, timeout=300.0)

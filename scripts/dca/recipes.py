@@ -14,7 +14,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
-from dca import data, datafile, documents, store
+from dca import data, datafile, documents, mirrors, store
 from dca.documents import Value
 from dca.errors import DcaError
 from dca.model import Serves
@@ -44,7 +44,7 @@ RelativePath = Annotated[str, AfterValidator(_inside)]
 
 
 def _https(url: str) -> str:
-    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]+)?/[^\s]+", url):
+    if not re.fullmatch(r"https://[^/]+/.+", url) or not mirrors.is_safe(url):
         raise ValueError("must be an https:// URL")
     return url
 
@@ -83,6 +83,8 @@ class SdistSource(IndexFile):
     """A source distribution on the package index."""
 
     kind: Literal["sdist"]
+    urls: tuple[HttpsUrl, ...] = ()
+    """Other places of the same file, in the order in which they are asked when the index does not give it."""
 
     @property
     def pin(self) -> str:

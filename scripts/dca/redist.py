@@ -5,12 +5,11 @@ A toolkit file holds what it needs of the manifest, so a build reads the archive
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dca import index, store
+from dca import index, mirrors, store
 from dca.errors import DcaError
 from dca.toolkits import Component, Redist
 
@@ -18,13 +17,22 @@ PROBE_SECONDS = 5.0
 OVERRIDE = "DCA_REDIST_URL"
 
 
-def endpoint(wanted: Redist) -> str:
-    """The folder that the manifests lie in, with a slash at its end: the data file's, or a mirror with its layout.
+def endpoints(wanted: Redist) -> tuple[str, ...]:
+    """The folders that the manifests lie in, each with a slash at its end: the data file's, or a mirror of its layout.
+
+    They are in the order in which they are asked; a mirror that the environment names stands alone.
 
     Raises:
         DcaError: DCA-201 for a mirror that is neither https nor on this machine, or is no folder.
     """
-    return checked(mirror) if (mirror := os.environ.get(OVERRIDE)) else wanted.url.rstrip("/") + "/"
+    if mirror := os.environ.get(OVERRIDE):
+        return (checked(mirror),)
+    return tuple(url.rstrip("/") + "/" for url in wanted.urls)
+
+
+def endpoint(wanted: Redist) -> str:
+    """The first of them."""
+    return endpoints(wanted)[0]
 
 
 def checked(mirror: str) -> str:
@@ -36,7 +44,8 @@ def checked(mirror: str) -> str:
     try:
         parts = urlsplit(mirror)
         host = parts.hostname or ""
-        plain = parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
+        # A mirror that wants a password is asked with it; no message shows one.
+        plain = mirrors.is_safe(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
     except ValueError:
         host, plain = "", False
     if not host or not plain or parts.query or parts.fragment:
@@ -49,32 +58,38 @@ def checked(mirror: str) -> str:
     return mirror.rstrip("/") + "/"
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def probe(wanted: Redist) -> str:
-    """Why the archives cannot be had from here, or nothing when they can; asks for the manifest's head."""
+    """Why the archives cannot be had from here, or nothing when they can; asks each place for the manifest's head."""
+    told = ""
+    for url in endpoints(wanted):
+        for place in mirrors.places(url + wanted.manifest):
+            if not (against := _probe(place, wanted.manifest)):
+                return ""
+            told = told or against
+    return told
+
+
+def _probe(url: str, manifest: str) -> str:
     import requests
 
     try:
         with index.session() as http:
-            answer = http.head(endpoint(wanted) + wanted.manifest, timeout=PROBE_SECONDS, allow_redirects=True)
+            answer = index.within(PROBE_SECONDS, lambda: http.head(url, timeout=PROBE_SECONDS, allow_redirects=True))
     except requests.RequestException as error:
         return f"the server of NVIDIA's archives does not answer ({type(error).__name__})"
-    return "" if answer.ok else f"the server answers with status {answer.status_code} for {wanted.manifest}"
+    return "" if answer.ok else f"the server answers with status {answer.status_code} for {manifest}"
 
 
 def download(one: Component, of: Redist, cache: store.Store, progress: index.Progress | None = None) -> Path:
     """A component's archive, from the cache or downloaded and checked.
 
     Raises:
-        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole.
+        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole, DCA-409 when it may not be
+            fetched.
     """
     kept = cache.download(one.sha256, one.file)
     if store.has_hash(kept, one.sha256):
         return kept
-    return index.fetch_url(endpoint(of) + one.relative_path, one.sha256, kept, progress, one.size)
+    cache.must_fetch(one.file)
+    urls = tuple(url + one.relative_path for url in endpoints(of))
+    return index.fetch_url(urls, one.sha256, kept, progress, one.size)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dca import store
+from dca import secrets, store
 from dca.errors import DcaError, disk_full
 
 # What a program sees of the caller's environment. Everything else is left out, so that a CXX, PYTHONPATH or
@@ -126,7 +126,7 @@ def run(
         argv: the program and its arguments; never a shell string.
         cwd: its working folder.
         env: its whole environment; `environment()` when not given.
-        log: a file that its output is appended to.
+        log: a file that its output is appended to, without credentials.
         timeout: its deadline in seconds.
         on_line: called with each line of output.
         on_tick: called about once a second while it runs.
@@ -144,10 +144,11 @@ def run(
     tail: deque[str] = deque(maxlen=keep_lines)
     with contextlib.ExitStack() as stack:
         stream = None
+        hide = secrets.hider()
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             stream = stack.enter_context(log.open("ab"))
-            stream.write(f"+ {' '.join(words)}\n".encode("utf-8", "surrogateescape"))
+            stream.write(hide(f"+ {' '.join(words)}\n").encode("utf-8", "surrogateescape"))
             stream.flush()
         program = _start(words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing,
                          grace=grace)  # fmt: skip
@@ -159,7 +160,7 @@ def run(
                     timed_out = True
                     break
                 if stream is not None:
-                    stream.write(line.encode("utf-8", "replace") + b"\n")
+                    stream.write(hide(line).encode("utf-8", "replace") + b"\n")
                     stream.flush()
                 tail.append(line)
                 if on_line is not None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dca.errors import DcaError
+
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by dca; safe to delete when no build is running.\n"
 # What folders for the time of a block are called.
 SCRATCH = "dca-scratch"
@@ -267,9 +269,25 @@ class Store:
 
     Args:
         root: the cache folder; made with a CACHEDIR.TAG so that backups leave it out.
+        offline: whether what it lacks may not be fetched.
     """
 
     root: Path
+    offline: bool = False
+
+    def must_fetch(self, what: str) -> None:
+        """Called by whoever is about to ask the network for something that is not here.
+
+        Raises:
+            DcaError: DCA-409 for a cache that is used offline.
+        """
+        if self.offline:
+            raise DcaError(
+                "DCA-409",
+                f"{what} is not in the cache, and nothing is fetched with --offline.",
+                remedy="bring what the build needs in one file: `dca fetch --bundle FILE` where there is a network, "
+                "then `dca wheel --bundle FILE --offline` here.",
+            )
 
     def open(self) -> Store:
         """Make the folder where it is missing, and remove what killed runs left in it."""

@@ -80,17 +80,23 @@ class Redist(Value):
     """Archives of NVIDIA's redistributables, written down from the manifest of one release.
 
     Args:
-        url: the folder that the manifests lie in; DCA_REDIST_URL names another.
+        url: the folder that the manifests lie in, or several in the order in which they are asked; DCA_REDIST_URL
+            names another.
         label: the release ("12.4.1").
         manifest: its manifest's name.
         sha256: of the manifest that the components were read from.
     """
 
-    url: HttpsUrl
+    url: HttpsUrl | Annotated[tuple[HttpsUrl, ...], Field(min_length=1)]
     label: str
     manifest: RelativePath
     sha256: Sha256
     components: tuple[Component, ...] = Field(min_length=1)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The folders, in order."""
+        return (self.url,) if isinstance(self.url, str) else self.url
 
 
 def _pair(value: tuple[str, str]) -> tuple[str, str]:

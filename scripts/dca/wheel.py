@@ -10,12 +10,14 @@ from typing import ClassVar
 
 from dca import (
     __version__,
+    bundle,
     compiling,
     data,
     documents,
     environments,
     fetch,
     inspection,
+    lockfile,
     package,
     patching,
     provenance,
@@ -25,7 +27,7 @@ from dca import (
 from dca.documents import Document
 from dca.errors import DcaError
 from dca.events import Reporter
-from dca.plan import Plan
+from dca.plan import Plan, Request
 from dca.recipes import Recipe
 from dca.resolve import World
 
@@ -35,7 +37,7 @@ class Made(Document):
 
     Args:
         wheel: the file.
-        run: folder with plan.json, source.json, build.json, inspection.json, provenance.json and build.log.
+        run: folder with plan.json, source.json, lock.json, build.json, inspection.json, provenance.json and build.log.
         seconds: how long this run took.
         unchanged: whether an earlier run had already made exactly this wheel.
     """
@@ -156,6 +158,7 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
     ready = _ready(plan, world, cache, reporter, log)
     recipe, tree, python = ready.recipe, ready.tree, ready.python
     documents.write(tree, run / "source.json")
+    documents.write(lockfile.lock(plan, recipe, tree, world.toolkits), run / "lock.json")
     build = compiling.compile_modules(plan, recipe, tree, ready.toolkit, python, ready.torch, cache, reporter, log)
     documents.write(build, run / "build.json")
     wheel = package.package(plan, recipe, tree, build, python, cache, out, reporter, log)
@@ -197,9 +200,45 @@ def _recipe(plan: Plan, world: World) -> Recipe:
     return found.of_profile(plan.profile)
 
 
+def sources_run(plan: Plan, cache: store.Store) -> Path:
+    """Where the log and the lock of fetching alone lie."""
+    return cache.folder("run", f"{plan.recipe}-sources-{plan.key}")
+
+
 def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> fetch.Tree:
     """The plan's sources, pinned and patched, without building anything."""
-    log = cache.open().folder("run", f"{plan.recipe}-sources-{plan.key}") / "build.log"
+    run = sources_run(plan, cache.open())
     recipe = _recipe(plan, world)
-    tree = fetch.fetch(plan, recipe, cache, reporter, log)
-    return patching.patch(plan, recipe, tree, cache, log)
+    tree = fetch.fetch(plan, recipe, cache, reporter, run / "build.log")
+    tree = patching.patch(plan, recipe, tree, cache, run / "build.log")
+    documents.write(lockfile.lock(plan, recipe, tree, world.toolkits), run / "lock.json")
+    return tree
+
+
+def pack(
+    plan: Plan, world: World, request: Request, cache: store.Store, file: Path, reporter: Reporter
+) -> bundle.Packed:
+    """Everything that the plan's build takes, as one file.
+
+    Raises:
+        DcaError: those of `dca.bundle.pack`, and of fetching and patching.
+    """
+    tree = sources_only(plan, world, cache, reporter)
+    log = sources_run(plan, cache) / "build.log"
+    return bundle.pack(
+        plan, _recipe(plan, world), tree, request, world.reach, world.toolkits, cache, file, reporter, log
+    )
+
+
+def unpack(packed: bundle.Bundle, plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> None:
+    """What a plan takes from a bundle, into the cache; told is why another wheel is planned here than there.
+
+    Raises:
+        DcaError: those of `dca.bundle.unpack`.
+    """
+    log = cache.open().folder("run", f"{plan.recipe}-bundle-{plan.key}") / "build.log"
+    for difference in bundle.differences(packed, plan):
+        reporter.note(f"not the wheel that was planned where the bundle was packed: {difference}")
+    # Two runs may be given the same bundle.
+    with cache.lock("bundle", "unpack", lambda: reporter.note("another run is unpacking a bundle; waiting for it.")):
+        bundle.unpack(packed, plan, _recipe(plan, world), world.toolkits, cache, reporter, log)

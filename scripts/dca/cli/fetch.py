@@ -7,20 +7,42 @@ from pathlib import Path
 import click
 
 from dca import documents, gather, wheel
+from dca.bundle import Packed
 from dca.cli import options
+from dca.errors import DcaError
 from dca.plan import Request
 
 
 @click.command("fetch")
 @options.request
+@click.option(
+    "--bundle", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Pack all that the build takes into one file, for `dca wheel --bundle FILE --offline`.",
+)  # fmt: skip
+@options.offline
 @options.cache
 @options.output
-def command(request: Request, cache_dir: Path | None, update: bool, as_json: bool, quiet: bool) -> None:
-    """Bring the sources only: pinned, checked and patched."""
-    cache = options.open_cache(cache_dir)
-    plan, world = gather.make_plan(request, cache, update=update)
+def command(
+    request: Request, file: Path | None, offline: bool, cache_dir: Path | None, update: gather.Update, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Bring the sources only: pinned, checked and patched; with --bundle, all that a build takes, in one file."""
+    cache = options.open_cache(cache_dir, offline=offline)
+    if file is not None and not options.can_be_written(options.resolve(file)):
+        raise DcaError("DCA-204", f"--bundle: {file} cannot be written.", remedy="name another place.")
+    planning = gather.make_plan if file is None else gather.plan_to_pack
+    plan, world = planning(request, cache, update=update)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        tree = wheel.sources_only(plan, world, cache, reporter)
+        for warning in plan.warnings if file else ():
+            reporter.note(f"Warning: {warning}")
+        if file is not None:
+            result = wheel.pack(plan, world, request, cache, options.resolve(file), reporter)
+        else:
+            tree = wheel.sources_only(plan, world, cache, reporter)
+    if file is not None:
+        text = documents.dumps(result).decode().rstrip() if as_json else told(result)
+        click.echo(result.file if quiet and not as_json else text)
+        return
     if as_json:
         click.echo(documents.dumps(tree).decode(), nl=False)
         return
@@ -28,3 +50,16 @@ def command(request: Request, cache_dir: Path | None, update: bool, as_json: boo
         click.echo(f"{source.name:<28} {source.pin[:60]}  {tree.path(source.name)}")
     for patch in tree.patches:
         click.echo(f"{'patch':<28} {patch.name}: {patch.status}")
+    click.echo(f"{'lock':<28} {wheel.sources_run(plan, cache) / 'lock.json'}")
+
+
+def told(packed: Packed) -> str:
+    """What was packed, and what to do with it."""
+    lines = [
+        packed.file,
+        f"  sha256 {packed.sha256}",
+        f"  {packed.bytes / 1e6:.0f} MB in {len(packed.parts)} parts, for {packed.version}",
+        "  On the machine without a network:",
+        f"    dca wheel --bundle {Path(packed.file).name} --offline",
+    ]
+    return "\n".join([*lines, *(f"  {note}" for note in packed.notes)])

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,6 +16,9 @@ from dca.cli.terminal import Terminal
 from dca.errors import DcaError
 from dca.plan import Request
 from dca.store import Store
+
+if TYPE_CHECKING:
+    from dca.bundle import Bundle
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,8 +68,14 @@ def request(function: F) -> F:
             metavar="N",
             help="How many compilers run at once [as many as cores and memory allow].",
         ),
-        click.option("--update", is_flag=True, help="Probe again what can be reached."),
-    ]
+        click.option(
+            "--update", "update", flag_value="follow", default="",
+            help="Probe again what can be reached, and build what branches are at now in place of what was pinned.",
+        ),
+        click.option(
+            "--pinned", "update", flag_value="pinned", help="Probe again, and go back to what recipes pin."
+        ),
+    ]  # fmt: skip
 
     @functools.wraps(function)
     def wrapper(**given: Any) -> Any:
@@ -210,13 +219,43 @@ def can_be_written(path: Path) -> bool:
     return os.access(above, os.W_OK | (os.X_OK if above.is_dir() else 0))
 
 
-def open_cache(folder: Path | None) -> Store:
+def open_cache(folder: Path | None, *, offline: bool = False) -> Store:
     """The cache named, or the user's own."""
     if folder is None:
         from platformdirs import user_cache_path
 
         folder = user_cache_path("dca")
-    return Store(resolve(folder))
+    return Store(resolve(folder), offline=offline)
+
+
+def offline(function: F) -> F:
+    """--offline."""
+    return click.option(
+        "--offline", is_flag=True, help="Use no network: what is not in the cache or the bundle is an error."
+    )(function)
+
+
+def of_bundle(asked: Request, packed: Bundle) -> Request:
+    """The request that a bundle was packed for, with what the command line says besides.
+
+    Raises:
+        DcaError: DCA-201 when the command line asks for another recipe.
+    """
+    own = packed.manifest.request
+    if asked.recipe not in (None, own.recipe):
+        raise DcaError(
+            "DCA-201",
+            f"--recipe {asked.recipe}: {packed.path.name} was packed for {own.recipe}.",
+            remedy="leave --recipe out, or name another bundle.",
+        )
+    context = click.get_current_context()
+    words = {"update", "pinned", "recipe"}
+    given = {
+        name
+        for name in Request.model_fields.keys() - words
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    return own.model_copy(update={name: getattr(asked, name) for name in given})
 
 
 def terminal(*, as_json: bool, quiet: bool) -> Terminal:

@@ -18,7 +18,7 @@ WIDTH = 100
 @options.request
 @options.cache
 @options.output
-def command(request: Request, cache_dir: Path | None, update: bool, as_json: bool, quiet: bool) -> None:
+def command(request: Request, cache_dir: Path | None, update: gather.Update, as_json: bool, quiet: bool) -> None:
     """Show what would be built and why; nothing is fetched.
 
     Every choice stands with its reason, every recipe and toolkit passed over with its own.

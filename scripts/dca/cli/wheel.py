@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from dca import documents, gather, inspection, wheel
+from dca import bundle, documents, gather, inspection, wheel
 from dca.cli import options
 from dca.compiling import Listing
 from dca.errors import DcaError
@@ -33,6 +33,14 @@ from dca.wheel import Made
     is_flag=True,
     help="Fetch and configure, print the commands that would compile and link, and stop.",
 )
+@click.option(
+    "--bundle",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE",
+    help="Build what `dca fetch --bundle FILE` packed, from it.",
+)
+@options.offline
 @options.cache
 @options.output
 def command(
@@ -40,8 +48,10 @@ def command(
     out: Path,
     report: Path | None,
     listing: bool,
+    file: Path | None,
+    offline: bool,
     cache_dir: Path | None,
-    update: bool,
+    update: gather.Update,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -50,11 +60,14 @@ def command(
     What an earlier run finished is kept: the same command goes on where it stopped, and ends at once when nothing
     changed.
     """
-    cache, target = options.open_cache(cache_dir), options.resolve(out)
+    cache, target = options.open_cache(cache_dir, offline=offline), options.resolve(out)
     for flag, path in (("--out", target), ("--report", report)):
         if path is not None and not options.can_be_written(path):
             raise DcaError("DCA-204", f"{flag}: {path} cannot be written.", remedy="name another place.")
-    plan, world = gather.make_plan(request, cache, update=update)
+    packed = bundle.read(file) if file else None
+    if packed:
+        request = options.of_bundle(request, packed)
+    plan, world = gather.make_plan(request, cache, update=update, packed=packed)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         reporter.stage("plan", f"{plan.recipe}: {plan.version}")
         for choice in plan.choices:
@@ -62,6 +75,8 @@ def command(
                 reporter.note(f"{choice.value}: {choice.reason}")
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
+        if packed:
+            wheel.unpack(packed, plan, world, cache, reporter)
         result = (
             wheel.list_commands(plan, world, cache, reporter)
             if listing

@@ -8,7 +8,7 @@ from __future__ import annotations
 from packaging.version import Version
 
 from dca.archs import how_reached
-from dca.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
+from dca.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, PlannedSource, Reason, Request
 from dca.recipes import KERNELS, Loaded, Recipe
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.draft import Draft, World
@@ -118,7 +118,8 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     jobs = choose_jobs(machine.cores, machine.memory_gib, job_gib, heavy_gib, request.jobs)
     if any(module.origin == "compiled" for module in modules):
         draft.choose("jobs", str(jobs.count), jobs.reason)
-    version = _version(loaded, request, groups, archs, ptx, cuda_line, dirty=dirty)
+    followed = _followed(recipe, sources, world, draft)
+    version = _version(loaded, request, groups, archs, ptx, cuda_line, followed, dirty=dirty)
     draft.choose("version", version, "base version, patch revision, CUDA that compiled, profile and archs.")
     return Plan(
         recipe=recipe.name,
@@ -255,6 +256,18 @@ def _explain_substitution(
             )
 
 
+def _followed(recipe: Recipe, sources: dict[str, PlannedSource], world: World, draft: Draft) -> list[str]:
+    """The commits of the plan that the recipe does not pin, shortened; each is told."""
+    moved = {name: world.reach.followed.get(f"{recipe.name}/{name}", "") for name in sources}
+    for name, commit in moved.items():
+        if commit and sources[name].pin == f"commit:{commit}":
+            draft.warnings.append(
+                f"{name} is at commit {commit[:12]}, where its branch was with --update, and not at the one that the "
+                "recipe pins. --pinned goes back to that."
+            )
+    return [commit for name, commit in moved.items() if commit and sources[name].pin == f"commit:{commit}"]
+
+
 def _version(
     loaded: Loaded,
     request: Request,
@@ -262,6 +275,7 @@ def _version(
     archs: tuple[str, ...],
     ptx: tuple[str, ...],
     cuda: str,
+    followed: list[str],
     *,
     dirty: bool,
 ) -> str:
@@ -276,6 +290,8 @@ def _version(
         local += ["pre" + _plain(name) for name in request.prebuilt]
         local += ["sm" + arch.replace(".", "") for arch in archs]
         local += ["ptx" + arch.replace(".", "") for arch in ptx]
+    # Other sources than the recipe's must not carry its name either.
+    local += ["git" + commit[:8] for commit in followed]
     if dirty:
         local.append("dirty")
     return f"{recipe.base_version}+{'.'.join(local)}"

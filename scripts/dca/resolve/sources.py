@@ -56,7 +56,7 @@ def find_source(name: str, source: SdistSource | GitSource, reach: Reach) -> Pla
         return PlannedSource(name=name, origin="local", places=(local.path,), pin=pin)
     if isinstance(source, SdistSource):
         index = reach.of("index")
-        if index.ok:
+        if index.ok or any(reach.of(url).ok for url in source.urls):
             return PlannedSource(name=name, origin="index", places=(source.file,), pin=source.pin)
         return Reason(
             code="DCA-301",

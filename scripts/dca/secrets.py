@@ -1,0 +1,101 @@
+"""Takes credentials out of what people read and keep: messages, logs, reports and locks.
+
+It imports nothing of the tool, so that every room can use it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import netrc
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+HIDDEN = "***"
+# Shorter ones would be found in the middle of words.
+_SHORTEST = 5
+_SECRET_NAME = re.compile(
+    r"(?:PASSWORD|PASSWD|PASS|TOKEN|SECRET|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIALS?)$", re.I
+)
+# A password may hold a slash that should have been quoted; a port and a path with @ in it are no password.
+_USER = r"(?:[^/\s@]*@)+|[^\s/@:]*:(?!\d{1,5}/)[^\s@]*@"
+# One slash is what is left of two in a path.
+_IN_URL = re.compile(rf"(\b[A-Za-z][\w+.-]*:/{{1,2}})(?:{_USER})")
+_WHOLE_URL = re.compile(rf"(\b[A-Za-z][\w+.-]*://)(?:{_USER})?([^\s?#]*)(?:[?#]\S*)?")
+_ODD_URL = re.compile(r"[A-Za-z][\w+.-]*://([^\s@:]*):(?!\d{1,5}(?:/|$))(\S*)@")
+_HEADER = re.compile(
+    r"\b((?:proxy-)?authorization|cookie|(?:x-)?(?:api-key|auth-token)|private-token)(\s*[:=]\s*)"
+    r"(?:(?:basic|bearer|token|negotiate)\s+)?[^\s'\"]+",
+    re.I,
+)
+_PARAMETER = re.compile(
+    r"([?&;#](?:[\w.-]*(?:token|password|passwd|secret|signature|credential|api_?key|access_?key)[\w.-]*|sig|key|auth)=)"
+    r"[^\s&;#'\"]+",
+    re.I,
+)
+
+
+def redact(text: str) -> str:
+    """A text with the credentials, the query and the fragment of any URL in it taken out."""
+    return hider()(_WHOLE_URL.sub(r"\1\2", text))
+
+
+def hide(text: str) -> str:
+    """A text with what is secret taken out, and URLs otherwise as they are."""
+    return hider()(text)
+
+
+def hider() -> Callable[[str], str]:
+    """What takes credentials out of many texts: of URLs and headers, and those known from environment and netrc."""
+    known = sorted(_known(), key=len, reverse=True)
+    values = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def hidden(text: str) -> str:
+        if ":/" in text:
+            text = _IN_URL.sub(r"\1", text)
+        if "=" in text:
+            text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
+        text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
+        return values.sub(HIDDEN, text) if values else text
+
+    return hidden
+
+
+def _known() -> set[str]:
+    """The passwords and tokens that this process could hand on, as they are and as they are sent."""
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and not value.startswith(("/", "~")):
+            found.add(value)
+        if "://" in value:
+            for word in value.split():
+                found |= set(_of_url(word))
+    with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError, RuntimeError):
+        path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+        for user, _, password in netrc.netrc(str(path)).hosts.values():
+            if password:
+                found |= {password, *_sent(user or "", password)}
+    return {one for one in found if len(one) >= _SHORTEST}
+
+
+def _of_url(url: str) -> Iterator[str]:
+    # Also where a password should have been quoted, and the URL is none.
+    if odd := _ODD_URL.match(url):
+        yield odd[2]
+        yield from re.split(r"[/#?]", odd[2])
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        # A user name alone is a token.
+        secret = parts.password or parts.username
+        if secret:
+            yield secret
+            yield unquote(secret)
+            yield from _sent(unquote(parts.username or ""), unquote(parts.password or ""))
+
+
+def _sent(user: str, password: str) -> Iterator[str]:
+    yield quote(password, safe="")
+    yield base64.b64encode(f"{user}:{password}".encode()).decode()

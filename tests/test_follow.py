@@ -1,0 +1,150 @@
+"""A branch that moved: it is reported, followed with --update alone, and --pinned goes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dca import apt, fetch, gather, git, index, lockfile, recipes, store, toolkits
+from dca.errors import DcaError
+from dca.events import Silent
+from dca.plan import Request
+from dca.recipes import GitSource, Loaded
+from test_git import Repository
+from test_git_fetch import server
+
+__all__ = ["server"]
+NAME = "vllm-0.10.2"
+COPYING = Request(recipe=NAME, prebuilt=("all",))
+
+
+class Told(Silent):
+    """A reporter that keeps its notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def moved(server: tuple[str, str], all_recipes: tuple[Loaded, ...], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A recipe whose source is on a git server, pinned to the commit before its branch's head; the pinned commit."""
+    url, pinned = server
+    loaded = next(one for one in all_recipes if one.recipe.name == NAME)
+    source = GitSource(kind="git", urls=(url,), branch="main", commit=pinned)
+    stand_in = loaded.model_copy(
+        update={"recipe": loaded.recipe.model_copy(update={"source": source, "companions": {}})}
+    )
+    monkeypatch.setattr(recipes, "load_all", lambda: (stand_in,))
+    monkeypatch.setattr(toolkits, "load_sources", lambda: ())
+    monkeypatch.setattr(index, "probe", lambda: "")
+    monkeypatch.setattr(apt, "probe", lambda _: "")
+    return pinned
+
+
+def head_of(tmp_path: Path) -> str:
+    return git.branch_head(str(tmp_path / "work"), "main", local=True)
+
+
+def test_a_branch_that_moved_is_followed_only_when_asked_and_remembered_until_told_otherwise(
+    moved: str, tmp_path: Path
+) -> None:
+    cache, head = store.Store(tmp_path / "cache"), head_of(tmp_path)
+    pins = []
+    for update in ("", "follow", "", "pinned", ""):
+        plan, world = gather.make_plan(COPYING, cache, update=update)
+        pins.append(plan.sources[0].pin.removeprefix("commit:"))
+        followed = pins[-1] == head
+        assert (f"git{head[:8]}" in plan.version) == followed
+        assert any("--pinned" in warning for warning in plan.warnings) == followed
+        assert world.recipes[0].recipe.source.commit == pins[-1]
+    assert pins == [moved, head, head, moved, moved]
+
+
+def test_two_plans_of_two_commits_are_two_wheels(moved: str, tmp_path: Path) -> None:
+    cache = store.Store(tmp_path / "cache")
+    pinned, _ = gather.make_plan(COPYING, cache)
+    followed, _ = gather.make_plan(COPYING, cache, update="follow")
+    assert pinned.key != followed.key
+    assert pinned.version != followed.version
+
+
+def test_a_branch_that_cannot_be_asked_stays_where_it_was(
+    moved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, head = store.Store(tmp_path / "cache"), head_of(tmp_path)
+    gather.make_plan(COPYING, cache, update="follow")
+    monkeypatch.setattr(git, "branch_head", lambda *_, **__: "")
+    again, _ = gather.make_plan(COPYING, cache, update="follow")
+    assert again.sources[0].pin == f"commit:{head}"
+
+
+def test_a_branch_that_moved_is_reported_by_every_fetch_and_stands_in_the_lock(moved: str, tmp_path: Path) -> None:
+    cache, head = store.Store(tmp_path / "cache"), head_of(tmp_path)
+    plan, world = gather.make_plan(COPYING, cache)
+    recipe = world.recipes[0].recipe
+    plan = plan.model_copy(update={"sources": plan.sources[:1], "modules": ()})
+    for _ in range(2):
+        told = Told()
+        tree = fetch.fetch(plan, recipe, cache.open(), told, tmp_path / "log")
+        assert [f"the branch main is at {head[:12]}" in note and "--update" in note for note in told.notes] == [True]
+    (source,) = lockfile.lock(plan, recipe, tree, ()).sources
+    assert (source.pin, source.branch, source.head) == (f"commit:{moved}", "main", head)
+
+
+def test_the_branch_of_a_clone_is_followed_too(moved: str, tmp_path: Path) -> None:
+    clone = Repository(tmp_path / "clone")
+    clone.write("requirements/cuda.txt", b"torch\n")
+    head = clone.commit()
+    asked = COPYING.model_copy(update={"source": str(clone.path)})
+    with pytest.raises(DcaError) as refused:
+        gather.make_plan(asked, store.Store(tmp_path / "cache"))
+    assert refused.value.code == "DCA-405"
+    plan, _ = gather.make_plan(asked, store.Store(tmp_path / "cache"), update="follow")
+    assert plan.sources[0].pin == f"commit:{head}"
+
+
+def test_what_can_be_reached_is_asked_anew_once_the_mirrors_are_others(
+    moved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, asked = store.Store(tmp_path / "cache"), []
+    monkeypatch.setattr(git, "probe", lambda url: asked.append(url) or "")
+    monkeypatch.delenv("DCA_CONFIG", raising=False)
+    for _ in range(2):
+        gather.make_plan(COPYING, cache)
+    assert len(asked) == 1
+    (tmp_path / "config.toml").write_text('[mirrors]\n"https://127.0.0.1/" = ["https://mirror.example/"]\n')
+    monkeypatch.setenv("DCA_CONFIG", str(tmp_path / "config.toml"))
+    for _ in range(2):
+        gather.make_plan(COPYING, cache)
+    assert len(asked) == 2
+
+
+def test_offline_nothing_is_asked_and_a_branch_stays_where_the_lock_has_it(
+    moved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, head = store.Store(tmp_path / "cache"), head_of(tmp_path)
+    gather.make_plan(COPYING, cache, update="follow")
+
+    def asked(*_: object, **__: object) -> str:
+        raise AssertionError("the network was asked")
+
+    for module, name in ((git, "probe"), (git, "branch_head"), (index, "probe"), (apt, "probe")):
+        monkeypatch.setattr(module, name, asked)
+    plan, _ = gather.make_plan(COPYING, store.Store(cache.root, offline=True))
+    assert plan.sources[0].pin == f"commit:{head}"
+
+
+def test_a_followed_commit_goes_into_every_source_of_its_name_and_no_other(all_recipes: tuple[Loaded, ...]) -> None:
+    fork = next(one for one in all_recipes if one.recipe.companions and isinstance(one.recipe.source, GitSource))
+    name = next(iter(fork.recipe.companions))
+    told = {f"{fork.recipe.name}/{name}": "a" * 40, "another/source": "b" * 40}
+    after = {one.recipe.name: one.recipe for one in gather.follow(all_recipes, told)}
+    assert after[fork.recipe.name].companions[name].source.commit == "a" * 40
+    assert after[fork.recipe.name].source == fork.recipe.source
+    assert [one.recipe for one in all_recipes if one is not fork] == [
+        after[one.recipe.name] for one in all_recipes if one is not fork
+    ]
