@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dca import recipes, store
 from dca.errors import DcaError
-from dca.gather import not_source
+from dca.fetch import not_source
 from dca.patching import differ, reading, report
 from dca.patching.fitting import Examined, File, Files, added_folders, examine
 from dca.patching.folder import SOURCE, Base, Patch, bases, rewrite, series
