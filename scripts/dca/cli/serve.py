@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -77,6 +78,8 @@ def _subject(function: F) -> F:
         recipe, wheel = given.pop("recipe"), given.pop("wheel")
         if not model.strip():
             raise DcaError("DCA-201", "the model's name is empty.", remedy="name a folder, or a model of build/models.")
+        if taken["utilization"] is not None and math.isnan(taken["utilization"]):
+            raise DcaError("DCA-201", "--gpu-memory-utilization is no number.", remedy="such as 0.85.")
         if machines > 1 and named is None:
             raise DcaError("DCA-201", "--machines wants the GPUs of one.", remedy="such as --gpus 8x80 --machines 2.")
         found = gpus.parse(named, machines) if named is not None else gpus.here()
