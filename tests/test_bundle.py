@@ -348,6 +348,10 @@ HOSTILE: dict[str, Callable[..., None]] = {
     "a path that climbs out": odd_manifest(lambda told: first_part(told, only=["../x"])),
     "a request with a path": odd_manifest(lambda told: told["request"].update(source="/etc")),
     "a request with a toolkit": odd_manifest(lambda told: told["request"].update(toolkit="/tmp/x")),
+    "a source of control characters": odd_manifest(
+        lambda told: next(one for one in told["parts"] if one["kind"] == "git").update(name="\x1b[2J")
+    ),
+    "a branch of control characters": odd_manifest(lambda told: told.update(followed={"\x1b[2J": "a" * 40})),
     "a key more": odd_manifest(lambda told: told.update(run="me")),
 }
 
@@ -607,6 +611,7 @@ def test_a_wheel_is_made_from_a_bundle_on_a_machine_without_a_network_and_is_the
 ) -> None:
     """All of it: sources, toolkit and the build environment's wheels, into a cache that has nothing; takes 15 GB."""
     needs_namespaces()
+    (tmp_path / "online-cache").mkdir()
     online = link_cache(tmp_path / "online-cache", cache)
     file = tmp_path / "one.dca"
     packed = dca("fetch", *INDEX_ONLY, "--bundle", file, "--cache-dir", online, "--json", timeout=3000)
@@ -684,6 +689,16 @@ def test_a_machine_with_a_toolkit_of_its_own_packs_one_that_can_be_brought(
     only, _ = gather.plan_to_pack(asked, store.Store(tmp_path / "cache"))
     assert only.toolkit == built.toolkit
     assert any("--toolkit DIR" in note for note in bundle._notes(only))
+
+
+def test_what_another_machine_planned_is_told_without_what_it_could_do_to_a_terminal(small: Small) -> None:
+    whole = bundle.read(Path(small.pack().file))
+    assert bundle.differences(whole, small.plan) == []
+    choices = {**whole.manifest.choices, "host_compiler_version": "\x1b[2J9"}
+    lock = whole.manifest.lock.model_copy(update={"plan": "another"})
+    odd = Bundle(whole.path, whole.manifest.model_copy(update={"choices": choices, "lock": lock}))
+    (told,) = bundle.differences(odd, small.plan)
+    assert told.startswith("host_compiler_version was '\\x1b[2J9' and is ")
 
 
 def test_a_part_is_found_by_commit_and_paths() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from dca import __version__, data, documents, environments, fetch, git, gitpack, index, lockfile, provide, store
 from dca.documents import Document, Value
@@ -33,6 +33,8 @@ _MANIFEST_BYTES = 16 << 20
 _PARTS = 100_000
 _BLOCK = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+~-]{0,254}")
+# What is printed of a bundle must not move a terminal's cursor either.
+_SOURCE = re.compile(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*")
 HasCommit = Callable[[GitSource | Submodule, tuple[str, ...]], bool]
 
 
@@ -73,7 +75,7 @@ class Manifest(Document):
     request: Request
     lock: Lock
     choices: dict[str, str]
-    followed: dict[str, Commit] = {}
+    followed: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+/-]+$")], Commit] = {}
     parts: tuple[Part, ...]
 
 
@@ -326,7 +328,7 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 def _wrong(manifest: Manifest) -> str | None:
     """What of a manifest `pack` would not write."""
     for part in manifest.parts:
-        if part.kind == "file" and not _NAME.fullmatch(part.name):
+        if not (_NAME if part.kind == "file" else _SOURCE).fullmatch(part.name):
             return f"a part has the name {part.name[:80]!r}"
         if (part.kind == "git") != bool(part.commit):
             return f"the part {part.name[:80]!r} is neither a file nor of a commit"
@@ -511,7 +513,7 @@ def differences(bundle: Bundle, plan: Plan) -> list[str]:
     found = [
         f"{told[name]} is another"
         if name in told
-        else f"{name} was {then.get(name, 'not told')[:100]} and is {now[name]}"
+        else f"{name} was {then.get(name, 'not told')[:100]!a} and is {now[name]!a}"
         for name in now
         if then.get(name) != now[name]
     ]

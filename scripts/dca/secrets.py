@@ -31,6 +31,8 @@ _HEADER = re.compile(
     r"(?:(?:basic|bearer|token|negotiate)\s+)?[^\s'\"]+",
     re.I,
 )
+# Looked for first, because a compiler's lines are long.
+_WORDS = ("authorization", "cookie", "api-key", "-token")
 _PARAMETER = re.compile(
     r"([?&;#](?:[\w.-]*(?:token|password|passwd|secret|signature|credential|api_?key|access_?key)[\w.-]*|sig|key|auth)=)"
     r"[^\s&;#'\"]+",
@@ -58,7 +60,9 @@ def hider() -> Callable[[str], str]:
             text = _IN_URL.sub(r"\1", text)
         if "=" in text:
             text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
-        text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
+        lower = text.lower()
+        if any(word in lower for word in _WORDS):
+            text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
         return values.sub(HIDDEN, text) if values else text
 
     return hidden
