@@ -240,6 +240,14 @@ def test_a_conflict_has_file_line_and_both_sides(shop: Workshop) -> None:
         assert words in why
 
 
+def test_a_conflict_shows_the_lines_that_are_most_like_the_expected_ones(shop: Workshop) -> None:
+    lines = [f"value_{number} = compute({number}, {number * 7})" for number in range(60)]
+    shop.series(one=change(lines[20], "x", text="".join(f"{line}\n" for line in lines)))
+    shop.write("pkg/a.py", "".join(f"{line.replace('compute', 'derive')}\n" for line in ["above = 1"] * 9 + lines))
+    [outcome] = shop.examine()
+    assert (outcome.conflicts[0].line, outcome.conflicts[0].found[3]) == (27, "value_20 = derive(20, 140)")
+
+
 def test_a_conflict_names_each_place_of_each_file(shop: Workshop) -> None:
     both = change("line 2", "LINE 2") + change("line 18", "LINE 18").split("\n", 2)[2]
     shop.series(one=both + change("b = 1", "b = 2", "pkg/b.py", "b = 1\n"))
