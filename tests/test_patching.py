@@ -391,6 +391,9 @@ def test_a_build_leaves_the_whole_report_also_when_the_series_does_not_apply(
     assert [one.status for one in made.patches] == ["clean", "clean"]
     told = documents.read(Report, tmp_path / "run/patches.json")
     assert ([one.status for one in told.patches], told.trees[0].pin) == (["clean", "clean"], "1" * 40)
+    (tmp_path / "run/patches.json").unlink()
+    again = patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
+    assert (again, documents.read(Report, tmp_path / "run/patches.json")) == (made, told)
     shop.write("pkg/a.py", TEXT.replace("line 15\n", "x\n"))
     plan.series_digest = "other"
     before, kept = store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())
