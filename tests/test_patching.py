@@ -240,6 +240,14 @@ def test_a_conflict_has_file_line_and_both_sides(shop: Workshop) -> None:
         assert words in why
 
 
+def test_a_conflict_shows_the_lines_that_are_most_like_the_expected_ones(shop: Workshop) -> None:
+    lines = [f"value_{number} = compute({number}, {number * 7})" for number in range(60)]
+    shop.series(one=change(lines[20], "x", text="".join(f"{line}\n" for line in lines)))
+    shop.write("pkg/a.py", "".join(f"{line.replace('compute', 'derive')}\n" for line in ["above = 1"] * 9 + lines))
+    [outcome] = shop.examine()
+    assert (outcome.conflicts[0].line, outcome.conflicts[0].found[3]) == (27, "value_20 = derive(20, 140)")
+
+
 def test_a_conflict_names_each_place_of_each_file(shop: Workshop) -> None:
     both = change("line 2", "LINE 2") + change("line 18", "LINE 18").split("\n", 2)[2]
     shop.series(one=both + change("b = 1", "b = 2", "pkg/b.py", "b = 1\n"))
@@ -383,6 +391,9 @@ def test_a_build_leaves_the_whole_report_also_when_the_series_does_not_apply(
     assert [one.status for one in made.patches] == ["clean", "clean"]
     told = documents.read(Report, tmp_path / "run/patches.json")
     assert ([one.status for one in told.patches], told.trees[0].pin) == (["clean", "clean"], "1" * 40)
+    (tmp_path / "run/patches.json").unlink()
+    again = patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
+    assert (again, documents.read(Report, tmp_path / "run/patches.json")) == (made, told)
     shop.write("pkg/a.py", TEXT.replace("line 15\n", "x\n"))
     plan.series_digest = "other"
     before, kept = store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())

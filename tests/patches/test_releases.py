@@ -107,38 +107,45 @@ def varlen(q, k, v, cu_seqlens_k=None, seqused_k=None, block_table=None, max_seq
     return torch.zeros_like(q), torch.zeros(q.shape[1], q.shape[0])
 
 
-tree = ast.parse(open(sys.argv[1]).read())
-[method] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_do_flash_attn"]
-scope = {"torch": torch, "Optional": Optional, "flash_attn_varlen_func": varlen}
-exec(compile(ast.Module([method], []), "backend", "exec"), scope)
-takes = [one.arg for one in method.args.args]
-given = {"block_table": torch.zeros(1, dtype=torch.int)} if "block_table" in takes else {}
-query, keys = torch.zeros(3, 2, 8), torch.zeros(5, 2, 8)
-try:
-    out, lse = scope["_do_flash_attn"](None, query, keys, keys, 1.0, causal=False, stage="inter", **given)
-    told = [list(out.shape), list(lse.shape)]
-except AssertionError as error:
-    told = str(error)
-json.dump(told, open(sys.argv[2], "w"))
+def answer(file):
+    tree = ast.parse(open(file).read())
+    [method] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_do_flash_attn"]
+    scope = {"torch": torch, "Optional": Optional, "flash_attn_varlen_func": varlen}
+    exec(compile(ast.Module([method], []), "backend", "exec"), scope)
+    takes = [one.arg for one in method.args.args]
+    given = {"block_table": torch.zeros(1, dtype=torch.int)} if "block_table" in takes else {}
+    query, keys = torch.zeros(3, 2, 8), torch.zeros(5, 2, 8)
+    try:
+        out, lse = scope["_do_flash_attn"](None, query, keys, keys, 1.0, causal=False, stage="inter", **given)
+    except AssertionError as error:
+        return str(error)
+    return [list(out.shape), list(lse.shape)]
+
+
+json.dump([answer(file) for file in sys.argv[2:]], open(sys.argv[1], "w"))
 """
 
 
-def dense_answer(python: Path, root: Path, home: Path) -> Any:
-    run_worker(python, DENSE_WORKER, home, str(root / BACKEND_FILE), str(home / "dense.json"))
-    return json.loads((home / "dense.json").read_text())
+@pytest.fixture(scope="session")
+def dense_answers(
+    release: tuple[str, Fork], torch_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Any]:
+    """What the dense call of the file answers, before the patches and with them."""
+    home = tmp_path_factory.mktemp("dense")
+    files = [str(root / BACKEND_FILE) for root in (release[1].before, release[1].patched)]
+    run_worker(torch_python, DENSE_WORKER, home, str(home / "dense.json"), *files)
+    before, patched = json.loads((home / "dense.json").read_text())
+    return before, patched
 
 
-def test_dense_prefill_reads_gathered_keys_without_a_block_table(
-    release: tuple[str, Fork], torch_python: Path, tmp_path: Path
-) -> None:
-    assert dense_answer(torch_python, release[1].patched, tmp_path) == [[3, 2, 8], [1, 2, 3]]
+def test_dense_prefill_reads_gathered_keys_without_a_block_table(dense_answers: tuple[Any, Any]) -> None:
+    assert dense_answers[1] == [[3, 2, 8], [1, 2, 3]]
 
 
-def test_dense_prefill_failed_before_the_patch(release: tuple[str, Fork], torch_python: Path, tmp_path: Path) -> None:
+def test_dense_prefill_failed_before_the_patch(release: tuple[str, Fork], dense_answers: tuple[Any, Any]) -> None:
     """In 0.9.2; 0.10.1.1 has it right."""
-    told = dense_answer(torch_python, release[1].before, tmp_path)
     wrong = "seqused_k must be provided if block_table is provided"
-    assert told == (wrong if release[0] == OLD else [[3, 2, 8], [1, 2, 3]])
+    assert dense_answers[0] == (wrong if release[0] == OLD else [[3, 2, 8], [1, 2, 3]])
 
 
 # --- inside an environment of the release: the engine's configuration ------------------------------------------

@@ -255,8 +255,12 @@ def words() -> None:
         [told] = engine.generate(["hello world " * 50], sampling, use_tqdm=False)
         [chat] = engine.chat([{"role": "user", "content": "hello"}], sampling, use_tqdm=False)
     wanted = [257, *(vocabulary[letter] for letter in "hello"), 258]
-    if len(told.prompt_token_ids) != 600 or chat.prompt_token_ids != wanted or len(chat.outputs[0].text) != 4:
-        raise RuntimeError(f"the engine took the words for {chat.prompt_token_ids}: {chat.outputs[0].text!r}")
+    # Nothing is computed, so what is answered says nothing; that tokens became a text does.
+    [answer] = chat.outputs
+    if len(told.prompt_token_ids) != 600 or chat.prompt_token_ids != wanted or len(answer.token_ids) != 4:
+        raise RuntimeError(f"the engine took the words for {chat.prompt_token_ids} and answered {answer}")
+    if answer.text is None or chat.prompt != "<|im_start|>hello<|im_end|>":
+        raise RuntimeError(f"the engine answered {answer} to {chat.prompt}")
 
 
 def first_engine() -> None:

@@ -133,7 +133,7 @@ def status(
         pins = {name: found.pin for name, found in trees.items()}
         told = report_of(asked.series, examined, pins, asked.recipe.name)
     _tell(told, as_json=as_json, quiet=quiet)
-    _end(told, as_json=as_json)
+    _end(told, as_json=as_json, remedy="rebase the series with `dca patch refresh`, or correct it by what is shown")
 
 
 @command.command("refresh", short_help="Rebase the series onto a source that has moved.")
@@ -174,7 +174,7 @@ def refresh(
         if not told.bad and not dry_run:
             told = rebase.write(asked.series, made, trees).model_copy(update={"recipe": asked.recipe.name})
     _tell(told, as_json=as_json, quiet=quiet)
-    _end(told, as_json=as_json)
+    _end(told, as_json=as_json, remedy="correct these patches by what is shown, or make them anew with `dca patch new`")
     if not as_json:
         click.echo(_written(told, asked, dry_run=dry_run))
 
@@ -248,7 +248,7 @@ def _tell(told: Report, *, as_json: bool, quiet: bool) -> None:
     click.echo("\n".join(report.lines(told.patches)))
 
 
-def _end(told: Report, *, as_json: bool) -> None:
+def _end(told: Report, *, as_json: bool, remedy: str) -> None:
     """Raise what a series ends with that does not apply.
 
     Raises:
@@ -256,15 +256,12 @@ def _end(told: Report, *, as_json: bool) -> None:
     """
     if not told.bad:
         return
-    refused = [one for one in told.bad if one.status == "refused"]
     names = ", ".join(one.name for one in told.bad)
-    if refused:
+    if any(one.status == "refused" for one in told.bad):
         raise DcaError(
             "DCA-502", f"never applied, or not to this tree: {names}.", answered=as_json,
             remedy="write it as plain changes of text files, with git diff; nothing was changed.",
         )  # fmt: skip
-    raise DcaError(
-        "DCA-501", f"{len(told.bad)} of {len(told.patches)} do not apply: {names}.", answered=as_json,
-        remedy="correct the lines of these patches by what is shown, or rebase them with `dca patch refresh`; nothing "
-        "was changed.",
-    )  # fmt: skip
+    total = sum(one.status != "added" for one in told.patches)
+    what = f"{len(told.bad)} of {total} patches do not apply: {names}."
+    raise DcaError("DCA-501", what, answered=as_json, remedy=f"{remedy}; nothing was changed.")

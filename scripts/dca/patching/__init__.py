@@ -40,13 +40,16 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
     key = documents.digest({"trees": trees, "series": plan.series_digest})[:16]
     target = cache.folder("patched", key)
     with cache.lock("patched", key):
-        if (kept := documents.read_if_whole(Tree, target / "source.json")) is None:
+        kept = documents.read_if_whole(Tree, target / "source.json")
+        told = documents.read_if_whole(Report, target / "patches.json")
+        if kept is None or told is None:
             store.sweep(target)
             added = [data.patches_folder(name) for name in recipe.patches.added]
             pristine = {name: tree.path(name) for name in patched}
             examined = examine(series(folder), pristine, added_folders(folder, added))
             pins = {one.name: one.pin.removeprefix("commit:") for one in tree.sources}
-            documents.write(report_of(folder, examined, pins, plan.recipe), log.with_name("patches.json"))
+            told = report_of(folder, examined, pins, plan.recipe)
+            documents.write(told, log.with_name("patches.json"))
             _check(examined)
             with store.incoming_folder(target) as part:
                 for name in patched:
@@ -57,6 +60,9 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
                     "patches": tuple(_applied(examined)),
                 })  # fmt: skip
                 documents.write(kept, part / "source.json")
+                documents.write(told, part / "patches.json")
+        else:
+            documents.write(told, log.with_name("patches.json"))
     # Only what patching made is taken from there: the rest is this plan's, and the cache may have been moved since.
     folders = {name: str(target / name) for name in patched}
     return tree.model_copy(update={"folders": folders, "patched": kept.patched, "patches": kept.patches})

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from dca.patching.reading import Hunk
 
 MOST_SPOTS = 5
 """How many places a message names."""
+NEAR = 300
+"""Lines up and down in which a line is looked for that is only like the one that a patch expects."""
+LIKE = 0.6
+"""How like, from 0 to 1."""
 
 
 class Placed(NamedTuple):
@@ -109,9 +114,28 @@ def _missed(lines: Sequence[str], where: dict[str, list[int]], hunk: Hunk, expec
         # What stands everywhere says nothing.
         if line.strip() and len(places) <= len(lines) // 8 + 2:
             votes.update(place - index for place in places)
+    if not votes:
+        votes = _like(lines, hunk, expected)
     most = max(votes.values(), default=0)
     near = [at for at, count in votes.items() if count == most] or [expected]
     at = min(near, key=lambda one: (abs(one - expected), one))
     at = min(max(at, 0), max(len(lines) - 1, 0))
     found = tuple(lines[at : at + max(len(hunk.old), 1)])
     return Missed(hunk, at + 1, found, tuple(spot + 1 for spot in spots[:MOST_SPOTS]) if len(spots) > 1 else ())
+
+
+def _like(lines: Sequence[str], hunk: Hunk, expected: int) -> Counter[int]:
+    """Votes for where lines stand that are like those of a hunk, when none is the same."""
+    votes: Counter[int] = Counter()
+    window = range(max(0, expected - NEAR), min(len(lines), expected + NEAR))
+    for index, line in enumerate(hunk.old):
+        matcher = SequenceMatcher(None, "", line.strip(), autojunk=False)
+        best, place = LIKE, None
+        # Of equal ones the nearest.
+        for at in sorted(window, key=lambda one, here=expected + index: abs(one - here)):  # type: ignore[misc]
+            matcher.set_seq1(lines[at].strip())
+            if matcher.real_quick_ratio() > best and matcher.quick_ratio() > best and matcher.ratio() > best:
+                best, place = matcher.ratio(), at
+        if line.strip() and place is not None:
+            votes[place - index] += 1
+    return votes
