@@ -32,7 +32,7 @@ COMMANDS = {
     "inspect": ("dca.cli.inspect", "What is in a wheel: modules, GPU archs, ops, torch, sizes."),
     "smoke": ("dca.cli.smoke", "Proof that a wheel's dual chunk attention computes what it should."),
     "config": ("dca.cli.config", "YaRN and dual-chunk settings in a model's config.json."),
-    "serve": ("dca.cli.serve", "A server: will it fit, with which flags, its command, and starting it."),
+    "serve": ("dca.cli.serve", "A server: will it fit, with which flags, its command, and does it answer."),
     "publish": ("dca.cli.publish", "Wheels and their evidence to an index that pip and uv install from."),
     "verify": ("dca.cli.verify", "A wheel against its evidence: what is proven of it, and what is not."),
     "explain": ("dca.cli.explain", "What a log's failure is, or a code: cause and remedy."),
