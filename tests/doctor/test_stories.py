@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from machines import Machine
 from packaging.requirements import Requirement
 
 from dca import data, failures, recipes
 from dca.recipes import GitSource
-from machines import Machine
 
 CLONE = """Cloning into 'vllm'...
 git@github.com: Permission denied (publickey).
