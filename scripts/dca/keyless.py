@@ -93,7 +93,6 @@ class Identity:
         Raises:
             BadSignatureError: it is no bundle, or its signature, certificate or log entry does not hold.
         """
-        from sigstore.errors import Error
         from sigstore.models import Bundle
         from sigstore.verify import policy
 
@@ -102,14 +101,22 @@ class Identity:
             parsed = Bundle.from_json(bundle)
             kind, found = self.verifier.verify_dsse(parsed, policy.Identity(identity=self.name, issuer=self.issuer))
             again = _canonical(json.loads(parsed.to_json()))
-        except (Error, ValueError, TypeError, KeyError, RecursionError) as error:
+        # A damaged certificate or log entry ends in whatever the parser that meets it raises.
+        except Exception as error:
             raise BadSignatureError(f"it is not signed by {self.name}, or not as Sigstore signs: {error}") from None
         # Also what no check reads has one spelling only, the spare bits of base64 among it.
-        if again != bundle:
+        if again != bundle or not _names_its_log(json.loads(bundle)):
             raise BadSignatureError("it is not as this tool writes it")
         if kind != PAYLOAD_TYPE or found != wanted:
             raise BadSignatureError("it is not around an in-toto statement")
         return found
+
+
+def _names_its_log(bundle: Any) -> bool:
+    """Whether a line of signature names the log that its checkpoint is of; nobody signs that name."""
+    (entry,) = bundle["verificationMaterial"]["tlogEntries"]
+    note, _, lines = entry["inclusionProof"]["checkpoint"]["envelope"].partition("\n\n")
+    return any(note.startswith(line.split(" ")[1]) for line in lines.splitlines() if line.startswith("\u2014 "))
 
 
 def payload(bundle: bytes) -> bytes:
