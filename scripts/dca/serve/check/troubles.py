@@ -54,7 +54,7 @@ def tell(failed: RequestFailed, *, long: bool = False) -> Told:
         return Told(PROTOCOL, f"the prompt does not get through: {words}", BY_STATUS[failed.status])
     if failed.kind == "gone":
         why = "a long prompt that ran out of GPU memory ends the engine. " + PLAN if long else "is it still running?"
-        return Told(UNREACHABLE, f"the server does not answer any more: {words}", f"{LOG} {why}")
+        return Told(UNREACHABLE, f"the server does not answer: {words}", f"{LOG} {why}")
     if failed.kind == "denied":
         return Told(
             UNREACHABLE,
