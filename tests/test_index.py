@@ -10,6 +10,8 @@ import socket
 import stat
 import struct
 import tarfile
+import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -606,3 +608,27 @@ def test_a_kept_file_that_is_not_what_it_was_is_fetched_again(place: Place, cach
     kept_file = index.download(pinned(), cache)
     kept_file.write_bytes(b"tampered")
     assert index.download(pinned(), cache).read_bytes() == CONTENT
+
+
+def test_what_comes_too_late_is_closed() -> None:
+    closed, let_go = threading.Event(), threading.Event()
+
+    class Late(requests.Response):
+        def close(self) -> None:
+            closed.set()
+
+    def slow() -> requests.Response:
+        time.sleep(0.2)
+        return Late()
+
+    def fails() -> requests.Response:
+        time.sleep(0.2)
+        raise requests.TooManyRedirects(response=Late())
+
+    for function in (slow, fails):
+        with pytest.raises(requests.Timeout):
+            index.within(0.02, function, let_go.set)
+        assert closed.wait(10)
+        assert let_go.wait(10)
+        closed.clear()
+        let_go.clear()

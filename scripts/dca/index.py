@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import lzma
 import os
@@ -97,7 +98,9 @@ def _probe_file(url: str) -> str:
 
     try:
         with session() as http:
-            answer = within(PROBE_SECONDS, lambda: http.head(url, timeout=PROBE_SECONDS, allow_redirects=True))
+            answer = within(
+                PROBE_SECONDS, lambda: http.head(url, timeout=PROBE_SECONDS, allow_redirects=True), http.close
+            )
     except requests.RequestException as error:
         return _reason(error)
     return "" if answer.ok else f"it answers with status {answer.status_code}"
@@ -138,7 +141,9 @@ def files(package: str, what: str) -> list[DistributionPackage]:
 
     try:
         with PyPISimple(endpoint(), session=session()) as client:
-            return within(ANSWER_SECONDS, lambda: client.get_project_page(package, timeout=TIMEOUT)).packages
+            return within(
+                ANSWER_SECONDS, lambda: client.get_project_page(package, timeout=TIMEOUT), client.s.close
+            ).packages
     except NoSuchProjectError:
         raise missing(what) from None
     except (
@@ -150,11 +155,16 @@ def files(package: str, what: str) -> list[DistributionPackage]:
         raise unreachable(f"the package index ({redact(endpoint())})", error) from None
 
 
-def within(seconds: float, function: Callable[[], T]) -> T:
+def within(seconds: float, function: Callable[[], T], late: Callable[[], None]) -> T:
     """What a function returns, if it does in time; what it does later is not waited for.
 
     The timeouts of requests are for single steps: a host of many addresses, or a server that sends its head letter by
     letter, passes each of them and takes for ever.
+
+    Args:
+        seconds: that it has.
+        function: runs in a thread of its own.
+        late: called when it has ended too late, to let go of what it opened meanwhile.
 
     Raises:
         requests.Timeout: it did not.
@@ -165,17 +175,30 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     import requests
 
     told: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    left = threading.Event()
+
+    def let_go() -> None:
+        with contextlib.suppress(queue.Empty):
+            value, error = told.get_nowait()
+            for one in (value, getattr(error, "response", None)):
+                if isinstance(one, requests.Response):
+                    one.close()
+            late()
 
     def work() -> None:
         try:
             told.put((function(), None))
         except BaseException as error:
             told.put((None, error))
+        if left.is_set():
+            let_go()
 
     threading.Thread(target=work, daemon=True).start()
     try:
         value, error = told.get(timeout=seconds)
     except queue.Empty:
+        left.set()
+        let_go()
         raise requests.Timeout(f"no answer within {seconds:g} s") from None
     if error is not None:
         try:
@@ -327,7 +350,7 @@ def _fetch_one(url: str, sha256: str, path: Path, progress: Progress | None, siz
 
 
 def _answer(http: requests.Session, url: str) -> requests.Response:
-    return within(ANSWER_SECONDS, lambda: http.get(url, headers=_AS_IT_IS, timeout=TIMEOUT, stream=True))
+    return within(ANSWER_SECONDS, lambda: http.get(url, headers=_AS_IT_IS, timeout=TIMEOUT, stream=True), http.close)
 
 
 def _blocks(answer: requests.Response) -> Iterator[bytes]:

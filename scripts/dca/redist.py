@@ -74,7 +74,9 @@ def _probe(url: str, manifest: str) -> str:
 
     try:
         with index.session() as http:
-            answer = index.within(PROBE_SECONDS, lambda: http.head(url, timeout=PROBE_SECONDS, allow_redirects=True))
+            answer = index.within(
+                PROBE_SECONDS, lambda: http.head(url, timeout=PROBE_SECONDS, allow_redirects=True), http.close
+            )
     except requests.RequestException as error:
         return f"the server of NVIDIA's archives does not answer ({type(error).__name__})"
     return "" if answer.ok else f"the server answers with status {answer.status_code} for {manifest}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dca import recipes
+from dca import recipes, store
 from dca.errors import DcaError
 from dca.patching import differ, reading, report
 from dca.patching.fitting import File, Files, Fit, examine, fit, told
@@ -174,6 +174,8 @@ def write(folder: Path, made: Rebased, onto: Mapping[str, Found]) -> Report:
     now = {name: Base(found.place, found.pin) for name, found in onto.items() if found.pin}
     now = {name: base for name, base in now.items() if name not in known or known[name].pin != base.pin}
     if not (made.texts or made.dropped or now):
+        # A run that was killed right behind its last step left the old series.
+        store.sweep(folder)
         return made.report
     contents: dict[str, bytes] = {}
     for patch in series(folder):
