@@ -20,6 +20,7 @@ from dca.events import Silent
 from dca.plan import Plan
 from dca.wheel import Made
 from support import ROOT, RunDca, install, link_cache, make_small
+from web import Place
 
 # Whoever starts the tests in the background hands down an ignored Ctrl-C, and nohup an ignored end of the terminal;
 # programs that are sent one must see it.
@@ -166,6 +167,15 @@ def small_cache(dca: RunDca, cache: store.Store, tmp_path_factory: pytest.TempPa
 def all_recipes() -> tuple[recipes.Loaded, ...]:
     """Every recipe of the project."""
     return recipes.load_all()
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """A web server on loopback, which says what a test lets it say."""
+    one = Place()
+    yield one
+    one.server.shutdown()
+    one.server.server_close()
 
 
 @pytest.fixture(scope="session")

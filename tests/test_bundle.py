@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,14 +102,6 @@ def sdist_bytes() -> bytes:
         info.size = 2
         archive.addfile(info, io.BytesIO(b"x\n"))
     return body.getvalue()
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    one = Place()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
 
 
 @pytest.fixture

@@ -24,14 +24,6 @@ BODY = b"whole " * 2000
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
-    one = Place()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
-
-
-@pytest.fixture
 def other() -> Iterator[Place]:
     one = Place()
     yield one

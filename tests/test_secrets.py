@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -56,14 +55,6 @@ def planted(shape: str, chance: random.Random) -> tuple[str, str]:
 def absent(secret: str, text: str) -> bool:
     forms = (secret, quote(secret, safe=""), base64.b64encode(f"user:{secret}".encode()).decode())
     return not any(form in text for form in forms)
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    one = Place()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
 
 
 def test_there_are_as_many_shapes_as_promised() -> None:

@@ -32,14 +32,6 @@ from web import Place, sha
 pytestmark = pytest.mark.proof
 
 
-@pytest.fixture
-def place() -> Iterator[Place]:
-    one = Place()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
-
-
 # --- git -----------------------------------------------------------------------------------------------------
 
 

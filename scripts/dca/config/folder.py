@@ -118,11 +118,6 @@ def content(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def is_link(folder: Path, name: str = CONFIG) -> bool:
-    """Whether a file is a link, as in hub caches."""
-    return (folder / name).is_symlink()
-
-
 # --- changes -------------------------------------------------------------------------------------------------------
 
 
