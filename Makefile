@@ -49,7 +49,7 @@ publish: venv ## the wheels of dist/ to an index in dist/index; WHEEL=FILE INDEX
 	@$(DCA) publish $(if $(strip $(WHEEL)),"$$WHEEL",dist/*.whl) $(call flag,INDEX,index) $(call flag,CACHE,cache-dir)
 
 locks: venv ## solve the locks of every recipe again, as of its date
-	@$(PYTHON) scripts/locks.py
+	@.venv/bin/python scripts/locks.py
 
 test: dev ## every test; needs the wheel of `make wheel`, and makes it if it is missing
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
@@ -66,5 +66,6 @@ check: dev ## ruff and mypy
 format: dev
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
-clean: venv ## removes dist and what checkers left; .venv and the cache stay
-	rm -rf dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: venv ## removes the wheels of dist and what checkers left; the index in dist, .venv and the cache stay
+	@find dist -mindepth 1 -maxdepth 1 ! -name index -exec rm -rf {} + 2>/dev/null || true
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

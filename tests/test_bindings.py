@@ -291,10 +291,11 @@ SPEC = Stubs(
     headers=("flash.h", "types.h"), namespace="FLASH", functions=("run_", "run_split"),
     parameters="Params &, cudaStream_t", dtypes=("half", "bfloat16"), head_dims=(32, 64, 256),
 )  # fmt: skip
+GROUPS = {"fa-64": (64,), "index": ()}
 
 
 def test_every_instantiation_that_is_left_out_has_one_stub() -> None:
-    lines = [line for line in bindings.stubs(MODULE, SPEC, ()).splitlines() if line.startswith("template <>")]
+    lines = [line for line in bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines() if line.startswith("template <>")]
     assert len(lines) == len(set(lines)) == 2 * 2 * 3 * 2
     wanted = {
         f"{function}<{dtype}, {dimension}, {causal}>"
@@ -307,26 +308,35 @@ def test_every_instantiation_that_is_left_out_has_one_stub() -> None:
 
 
 def test_a_head_dimension_that_is_compiled_has_no_stub() -> None:
-    text = bindings.stubs(MODULE, SPEC, {64})
+    text = bindings.stubs(MODULE, SPEC, GROUPS, ["fa-64"])
     assert ", 64," not in text
     assert text.count("template <>") == 2 * 2 * 2 * 2
 
 
 def test_a_stub_says_which_head_dimension_of_which_module_is_missing() -> None:
-    line = next(line for line in bindings.stubs(MODULE, SPEC, ()).splitlines() if "run_<half, 64, true>" in line)
+    line = next(
+        line for line in bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines() if "run_<half, 64, true>" in line
+    )
     assert "TORCH_CHECK(false" in line
     assert "head dimension 64" in line
     assert "_fa_C.abi3.so" in line
 
 
+@pytest.mark.parametrize(("dimension", "way"), [(64, "build with --with fa-64"), (256, "build with --profile full")])
+def test_a_stub_names_the_build_that_has_its_head_dimension(dimension: int, way: str) -> None:
+    told = [line for line in bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines() if f"dimension {dimension} " in line]
+    assert len(told) == 2 * 2 * 2
+    assert all(way in line for line in told)
+
+
 def test_stubs_stand_in_the_namespace_behind_their_headers() -> None:
-    lines = bindings.stubs(MODULE, SPEC, ()).splitlines()
+    lines = bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines()
     assert [line for line in lines if line.startswith("#include")][1:] == ['#include "flash.h"', '#include "types.h"']
     assert lines.index("namespace FLASH {") < min(at for at, line in enumerate(lines) if "template" in line)
     assert "\n".join(lines).count("{") == "\n".join(lines).count("}")
 
 
 def test_stubs_of_a_source_without_a_namespace_stand_at_the_top() -> None:
-    text = bindings.stubs(MODULE, SPEC.model_copy(update={"namespace": ""}), ())
+    text = bindings.stubs(MODULE, SPEC.model_copy(update={"namespace": ""}), GROUPS, ())
     assert "namespace" not in text
     assert text.count("template <>") == 2 * 2 * 3 * 2

@@ -50,6 +50,21 @@ def test_what_an_interrupted_run_has_placed_is_known_to_the_next(tree: Path, tmp
     assert set(stamps(folder)) == {"one/b.cu"}
 
 
+def test_what_another_plan_has_placed_elsewhere_is_not_touched(tree: Path, tmp_path: Path) -> None:
+    """Written again it would be newer than its objects, and all of them would be compiled again."""
+    folder, own = tmp_path / "build", {"one/csrc/a.cu": tree / "a.cu", "one/csrc/b.cu": tree / "b.cu"}
+    other = {"two/csrc/a.cu": tree / "a.cu", "one/lib/a.cu": tree / "a.cu"}
+    digest = cmake.place({**own, **other}, folder)
+    before = stamps(folder)
+    assert cmake.place(own, folder) != digest
+    assert stamps(folder) == before
+    assert cmake.place({**own, **other}, folder) == digest
+    assert stamps(folder) == before
+    # It is still known to be ours.
+    cmake.place({**own, "two/csrc/b.cu": tree / "b.cu", "one/lib/b.cu": tree / "b.cu"}, folder)
+    assert set(stamps(folder)) == {*own, "two/csrc/b.cu", "one/lib/b.cu"}
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [("FAILED: CMakeFiles/_C.dir/csrc/a.cu.o ", "compiling a.cu.o failed."),
@@ -127,13 +142,18 @@ class Project:
 
     def __init__(self, folder: Path, python: Path) -> None:
         self.ninja, self.python = folder / "ninja", python
-        head = b"cmake_minimum_required(VERSION 3.26)\nproject(p LANGUAGES CXX)\n"
-        text = head + b"add_library(one MODULE a.cpp b.cpp c.cpp)\n"
-        store.write_bytes(folder / "src/CMakeLists.txt", text)
         for name in ("a", "b", "c"):
             store.write_bytes(folder / f"src/{name}.cpp", f"#include <string>\nint {name}() {{ return 1; }}\n".encode())
-        arguments = ["-S", folder / "src"]
-        cmake.configure(arguments, "", folder, {}, python, runner.environment(), Silent(), folder / "log")
+        self.take("a.cpp b.cpp c.cpp")
+
+    def take(self, sources: str) -> None:
+        """Configure the module with these sources, which a file names that CMake includes, as in the lean project."""
+        folder = self.ninja.parent
+        head = b"cmake_minimum_required(VERSION 3.26)\nproject(p LANGUAGES CXX)\n"
+        store.write_if_changed(folder / "src/CMakeLists.txt", head + b"include(modules.cmake)\n")
+        store.write_if_changed(folder / "src/modules.cmake", f"add_library(one MODULE {sources})\n".encode())
+        env = runner.environment()
+        cmake.configure(["-S", folder / "src"], sources, folder, {}, self.python, env, Silent(), folder / "log")
 
     def build(self) -> int:
         env = runner.environment()
@@ -165,6 +185,19 @@ def test_a_whole_build_is_left_alone(project: Project) -> None:
     assert {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.*o")} == before
     assert not (project.ninja / ".building").exists()
     assert not (project.ninja / "tmp").exists()
+
+
+def test_objects_outlive_a_plan_that_does_not_want_them(project: Project) -> None:
+    """One folder serves plans of several groups, in any order; what is listed is the plan's that asks."""
+    before = {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.o")}
+    env = runner.environment()
+    for sources in ("a.cpp", "a.cpp b.cpp c.cpp", "b.cpp c.cpp"):
+        project.take(sources)
+        told = cmake.commands(project.ninja, ["one"], project.python, env)
+        assert sum(" -c " in line for line in told) == len(sources.split())
+        assert cmake.sources(project.ninja, "one") == tuple(sources.split())
+        assert project.build() == 0
+        assert {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.o")} == before
 
 
 @pytest.mark.parametrize("which", ["module", "object"])

@@ -9,13 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dca import documents, store
+import pytest
+
+from dca import compiling, documents, lean, memory, recipes, store
 from dca.compiling import Build
+from dca.environments import TorchFacts
+from dca.events import Silent
+from dca.fetch import Tree
+from dca.plan import Plan
 from faults.kills import leftovers
 from support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small, objects, programs, wait_for
 
@@ -105,6 +112,15 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
     assert other.returncode == 0, other.stderr
     assert "another run" not in other.stderr
     assert one.process.poll() is None, "the other plan has waited"
+    # Of the same archs, it would share the folder.
+    source, ours = tmp_path / "changed", make_small(dca, small_cache, tmp_path / "ours")
+    shutil.copytree(Path(json.loads((Path(ours.run) / "source.json").read_text())["folder"]) / "source", source)
+    (source / "vllm/version.py").write_text("# another\n")
+    words = [*INDEX_ONLY, "--source", source, "--dirty", "--list", "--cache-dir", here]
+    other = dca("wheel", *words)
+    assert other.returncode == 0, other.stderr
+    assert f"another run (process {one.process.pid}) compiles another plan there: taking " in other.stderr
+    assert one.process.poll() is None, "the other plan has waited"
     status, stderr = one.end()
     assert status == 0, stderr
     assert "another run" not in stderr
@@ -179,3 +195,84 @@ def test_a_source_that_does_not_compile_is_named_with_the_compilers_words(
     assert not (tmp_path / "dist").exists() or not list((tmp_path / "dist").iterdir())
     store.remove(ninja.parent)
     shutil.move(tmp_path / "kept", ninja.parent)
+
+
+# --- which folder --------------------------------------------------------------------------------------------
+
+
+def finish(folder: Path, name: str = "a.o") -> None:
+    """As ninja notes an object that it has made."""
+    store.write_bytes(folder / "ninja/.ninja_log", f"# ninja log v6\n0\t9\t1\tCMakeFiles/_C.dir/{name}\tabc\n".encode())
+
+
+class Told(Silent):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_plans_share_a_folder_and_none_waits_for_another(tmp_path: Path) -> None:
+    cache, told = store.Store(tmp_path), Told()
+    shared, other = cache.folder("build", "k"), cache.folder("build", "k-two")
+    with compiling.locked("k", "k-one", cache, told) as one:
+        finish(one)
+        with compiling.locked("k", "k-two", cache, told) as two:
+            assert (one, two) == (shared, other)
+            finish(two)
+    (note,) = told.notes
+    assert "compiles another plan there: taking k-two." in note
+    # A plan goes on where it began, and one that has only looked has begun nothing.
+    with compiling.locked("k", "k-one", cache, told), compiling.locked("k", "k-three", cache, told) as three:
+        cmake_only = three / "ninja/.ninja_log"
+        store.write_bytes(cmake_only, b"# ninja log v6\n")
+    for plan, folder in (("k-one", shared), ("k-two", other), ("k-three", shared), ("k-four", shared)):
+        with compiling.locked("k", plan, cache, told) as taken:
+            assert taken == folder, plan
+
+
+def test_two_runs_of_one_plan_are_never_in_two_folders(tmp_path: Path) -> None:
+    cache, told, taken = store.Store(tmp_path), Told(), []
+
+    def second() -> None:
+        with compiling.locked("k", "k-one", store.Store(tmp_path), told) as folder:
+            taken.append(folder)
+
+    with compiling.locked("k", "k-one", cache, Silent()):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert wait_for(lambda: bool(told.notes), 10.0)
+        assert "compiles the same; waiting for it." in told.notes[0]
+        assert taken == []
+    thread.join(10.0)
+    assert taken == [cache.folder("build", "k")]
+
+
+def test_memory_is_looked_at_when_the_folder_is_free(
+    planned: Plan, all_recipes: tuple[recipes.Loaded, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has compiled in it until then takes none any more."""
+    cache, told, free = store.Store(tmp_path), Told(), [3 * 2**30]
+    plan = planned.model_copy(update={"jobs": 8, "heavy_jobs": 8})
+    recipe = recipes.find(plan.recipe, all_recipes).recipe
+    torch = TorchFacts(version="2", cuda="12.4", cxx11_abi=False, includes=(), libraries="", python_include="")
+    monkeypatch.setattr(memory, "available_bytes", lambda: free[0])
+    monkeypatch.setattr(lean, "prepare", lambda *_: {})
+    jobs = []
+
+    def second() -> None:
+        tree, log = Tree(folder=str(tmp_path), sources=(), members={}), tmp_path / "log"
+        with compiling.prepared(plan, recipe, tree, tmp_path, tmp_path, torch, cache, told, log) as (allowed, _, _):
+            jobs.append(allowed.jobs)
+
+    shared = compiling.build_key(plan, tmp_path, torch)
+    with cache.lock("build", f"{shared}-{plan.key[:16]}"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert wait_for(lambda: bool(told.notes), 10.0)
+        free[0] = 512 * 2**30
+    thread.join(10.0)
+    assert jobs == [8]

@@ -248,6 +248,9 @@ def test_conda_can_be_insisted_on(tmp_path: Path) -> None:
         (["--wheel", "none.whl"], "is not a file"),
         (["--wheel", str(ROOT / "README.md"), "--print"], "goes with --out alone"),
         (["--engine", "pip"], "DCA-201"),
+        # uv would take the machine's, of which no release need be known.
+        (["--engine", "uv", "--cuda", "12.6"], "no toolkit of CUDA 12.6 is on this machine"),
+        (["--engine", "uv", "--cuda", "12.1", "--recipe", "vllm-0.10.2"], "DCA-303"),
     ],
 )
 def test_a_mistake_gets_one_message(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -267,6 +270,19 @@ def test_the_tools_of_an_environment_come_from_the_recipes_lock() -> None:
         names = [line.split("==")[0] for line in text.splitlines() if "==" in line]
         assert sorted(names) == sorted(workspace.TOOLS)
         assert text.count("--hash=sha256:") >= len(names)
+
+
+def test_the_recipe_of_an_environment_takes_the_line_and_this_python() -> None:
+    for python in ("3.12.4", "3.13.1"):
+        takers = [one.recipe for one in ALL if SpecifierSet(one.recipe.python).contains(python)]
+        assert workspace.recipe_for("12.4", ALL, python) == next(one for one in takers if "12.4" in one.cuda.supported)
+    newest = next(one for one in ALL if "3.13.1" in SpecifierSet(one.recipe.python))
+    assert workspace.recipe_for("12.4", (newest,), "3.13.1") == newest.recipe
+    oldest = next(one for one in ALL if "3.13.1" not in SpecifierSet(one.recipe.python))
+    for known, line, python, code in (((oldest,), "12.4", "3.13.1", "DCA-306"), (ALL, "11.8", "3.12.0", "DCA-303")):
+        with pytest.raises(DcaError) as refused:
+            workspace.recipe_for(line, known, python)
+        assert refused.value.code == code
 
 
 def test_a_lock_without_a_tool_is_refused(tmp_path: Path) -> None:

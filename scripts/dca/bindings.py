@@ -211,19 +211,22 @@ def _resolve_conditionals(text: str, undefined: Collection[str]) -> str:
     return "\n".join(lines)
 
 
-def stubs(module: str, spec: Stubs, compiled: Collection[int]) -> str:
+def stubs(module: str, spec: Stubs, groups: Mapping[str, Collection[int]], chosen: Collection[str]) -> str:
     """Definitions of the left-out template instantiations, each raising an error that names the head dimension.
 
     Args:
         module: the module's path, for the error.
         spec: every instantiation that the sources refer to.
-        compiled: head dimensions whose instantiations are compiled.
+        groups: the head dimensions of each group that may be built.
+        chosen: the groups whose instantiations are compiled.
     """
+    compiled = {dimension for name in chosen for dimension in groups[name]}
+    ways = {dimension: f"--with {name}" for name, dimensions in groups.items() for dimension in dimensions}
     file = module.rsplit("/", 1)[-1]
     definitions = [
         f"template <> void {name}<{dtype}, {dimension}, {causal}>({spec.parameters}) {{ "
         f'TORCH_CHECK(false, "head dimension {dimension} is not in this lean build of {file}; '
-        'build with the group that has it"); }'
+        f'build with {ways.get(dimension, "--profile full")}"); }}'
         for name in spec.functions
         for dtype in spec.dtypes
         for dimension in spec.head_dims

@@ -46,7 +46,8 @@ def place(wanted: Mapping[str, Path | bytes], folder: Path) -> str:
     """Bring the copies of the sources up to date, touching only what differs; the digest of all of them.
 
     Objects depend on these copies, so a patch of Python, or a new folder for the tree, compiles nothing again. What
-    upstream's CMake generates beside them stays.
+    upstream's CMake generates beside them stays, and so does what another plan has placed in places that this one
+    does not use: written again, it would be newer than the objects that are made of it.
 
     Args:
         wanted: what goes into src/, by its path there; a file to copy, or the content itself.
@@ -61,10 +62,17 @@ def place(wanted: Mapping[str, Path | bytes], folder: Path) -> str:
         content = what if isinstance(what, bytes) else what.read_bytes()
         store.write_if_changed(source / name, content)
         hashes[name] = store.sha256_bytes(content)
-    for name in before - set(wanted):
+    places = {_place(name) for name in wanted}
+    gone = {name for name in before - set(wanted) if _place(name) in places}
+    for name in gone:
         (source / name).unlink(missing_ok=True)
-    store.write_bytes(record, "\n".join(sorted(wanted)).encode())
+    store.write_bytes(record, "\n".join(sorted((before | set(wanted)) - gone)).encode())
     return documents.digest(hashes)
+
+
+def _place(name: str) -> tuple[str, ...]:
+    """The part of a tree that a plan takes whole or not at all: its name and the first folder below."""
+    return tuple(name.split("/")[:-1][:2])
 
 
 def configure(
@@ -265,6 +273,11 @@ def commands(folder: Path, targets: Sequence[str], python: Path, env: dict[str, 
     if not done.ok:
         raise DcaError("DCA-603", "ninja cannot list its commands.", why=done.text[-400:], remedy="see the log.")
     return tuple(line for line in done.tail if not line.startswith("ninja: "))
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether anything was compiled in a build folder, by ninja's log."""
+    return any(line.rsplit(b"\t", 1)[0].endswith(b".o") for line in _lines(folder / "ninja"))
 
 
 def sources(folder: Path, target: str) -> tuple[str, ...]:

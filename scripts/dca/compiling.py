@@ -104,8 +104,7 @@ def compile_modules(
     built: list[BuiltModule] = []
     outcome = cmake.Outcome(compiled=0, jobs=0)
     if plan.compiled:
-        plan = _as_memory_allows(plan, recipe, reporter)
-        with _prepared(plan, recipe, tree, toolkit, python, torch, cache, reporter, log) as (folder, env):
+        with prepared(plan, recipe, tree, toolkit, python, torch, cache, reporter, log) as (plan, folder, env):
             names = [module.name for module in plan.compiled]
             what = f"{', '.join(names)} for {', '.join(plan.archs)}, {plan.jobs} at a time"
             reporter.stage("compile", what)
@@ -154,7 +153,7 @@ def list_commands(
     Raises:
         DcaError: DCA-602 to DCA-604.
     """
-    with _prepared(plan, recipe, tree, toolkit, python, torch, cache, reporter, log) as (folder, env):
+    with prepared(plan, recipe, tree, toolkit, python, torch, cache, reporter, log) as (plan, folder, env):
         names = [module.name for module in plan.compiled]
         return Listing(
             plan_key=plan.key,
@@ -167,20 +166,40 @@ def list_commands(
 
 
 @contextlib.contextmanager
-def _prepared(
+def prepared(
     plan: Plan, recipe: Recipe, tree: Tree, toolkit: Path | None, python: Path, torch: TorchFacts, cache: store.Store,
     reporter: Reporter, log: Path,
-) -> Iterator[tuple[Path, dict[str, str]]]:  # fmt: skip
-    """The plan's build folder, locked and configured, and the environment that ninja runs in."""
+) -> Iterator[tuple[Plan, Path, dict[str, str]]]:  # fmt: skip
+    """The plan as the free memory allows it, its build folder, locked and configured, and ninja's environment."""
     assert toolkit is not None  # noqa: S101 - a plan that compiles has one
-    folder = cache.folder("build", build_key(plan, toolkit, torch))
+    shared = build_key(plan, toolkit, torch)
     prepare = upstream.prepare if plan.profile == "full" else lean.prepare
+    with locked(shared, f"{shared}-{plan.key[:16]}", cache, reporter) as folder:
+        # Only now: what compiled in the folder until now has given its memory back.
+        plan = _as_memory_allows(plan, recipe, reporter)
+        yield plan, folder, prepare(plan, recipe, tree, toolkit, python, torch, folder, reporter, log)
+
+
+@contextlib.contextmanager
+def locked(shared: str, own: str, cache: store.Store, reporter: Reporter) -> Iterator[Path]:
+    """The build folder of a plan: the one that it shares with its like, or one of its own while that is in use.
+
+    Plans that differ in groups or sources share a folder, and so their objects. But none waits for another's compile,
+    and a plan goes on where it began.
+    """
 
     def waiting() -> None:
-        reporter.note(f"{cache.holder('build', folder.name)} compiles in the same folder; waiting for it.")
+        reporter.note(f"{cache.holder('build', own)} compiles the same; waiting for it.")
 
-    with cache.lock("build", folder.name, waiting):
-        yield folder, prepare(plan, recipe, tree, toolkit, python, torch, folder, reporter, log)
+    # The plan's lock first: two runs of one plan are never in two folders, whatever the second finds free.
+    with cache.lock("build", own, waiting), contextlib.ExitStack() as stack:
+        folder = cache.folder("build", own)
+        if not cmake.is_begun(folder):
+            if stack.enter_context(cache.try_lock("build", shared)):
+                folder = cache.folder("build", shared)
+            else:
+                reporter.note(f"{cache.holder('build', shared)} compiles another plan there: taking {folder.name}.")
+        yield folder
 
 
 def build_key(plan: Plan, toolkit: Path, torch: TorchFacts) -> str:

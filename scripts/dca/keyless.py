@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dca import documents, index
+from dca import documents, index, machine
 from dca.errors import DcaError
 from dca.signing import ENVELOPE_BYTES, PAYLOAD_TYPE, BadSignatureError
 
@@ -205,7 +205,7 @@ def _package() -> None:
     except ImportError:
         raise DcaError(
             "DCA-103", "The package sigstore is not there.",
-            remedy="run `pip install 'dca-build[sigstore]'`, or `pip install sigstore` in the environment of dca.",
+            remedy=machine.install_command("sigstore"),
         ) from None  # fmt: skip
 
 

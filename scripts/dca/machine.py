@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -124,6 +125,17 @@ def find_uv() -> Path:
     from uv import find_uv_bin
 
     return Path(find_uv_bin())
+
+
+def install_command(package: str) -> str:
+    """The command that installs a package beside this tool, in the versions that an extra of it names."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    extras = [Requirement(text) for text in metadata.requires("dca-build") or () if "extra ==" in text]
+    wanted = next((f"{one.name}{one.specifier}" for one in extras if one.name == package), package)
+    return shlex.join([str(find_uv()), "pip", "install", "--python", sys.executable, wanted])
 
 
 def gpus() -> tuple[Gpu, ...]:

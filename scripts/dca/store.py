@@ -318,25 +318,34 @@ class Store:
         The programs that are run meanwhile share in it (`held`): when this process is killed, the lock is free once
         they are gone too. That takes the descriptor itself, which filelock does not give.
         """
-        path = self._lock(kind, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
+        with self._lock_file(kind, key) as descriptor:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 waiting()
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-            _HELD.append(descriptor)
-            try:
+            with _holding(descriptor):
                 yield
-            finally:
-                _HELD.remove(descriptor)
-                os.ftruncate(descriptor, 0)
-                # Closing alone would not free it for a program that has inherited the descriptor.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def try_lock(self, kind: str, key: str) -> Iterator[bool]:
+        """Hold the lock of one folder as `lock` does, where nobody else holds it; whether that is so."""
+        with self._lock_file(kind, key) as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            with _holding(descriptor):
+                yield True
+
+    @contextlib.contextmanager
+    def _lock_file(self, kind: str, key: str) -> Iterator[int]:
+        path = self._lock(kind, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -354,6 +363,21 @@ class Store:
 
 # Descriptors of the locks that this process holds.
 _HELD: list[int] = []
+
+
+@contextlib.contextmanager
+def _holding(descriptor: int) -> Iterator[None]:
+    """What a taken lock is held for: its file names this process, and the programs that it runs share it."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    _HELD.append(descriptor)
+    try:
+        yield
+    finally:
+        _HELD.remove(descriptor)
+        os.ftruncate(descriptor, 0)
+        # Closing alone would not free it for a program that has inherited the descriptor.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def held() -> tuple[int, ...]:

@@ -161,20 +161,23 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
     documents.write(lockfile.lock(plan, recipe, tree, world.toolkits), run / "lock.json")
     build = compiling.compile_modules(plan, recipe, tree, ready.toolkit, python, ready.torch, cache, reporter, log)
     documents.write(build, run / "build.json")
-    wheel = package.package(plan, recipe, tree, build, python, cache, out, reporter, log)
-    reporter.stage("inspect", wheel.name)
-    found = inspection.inspect(wheel, inspection.schemas.built(build), torch=ready.torch, asked=plan.archs)
-    different = inspection.compare(found, plan)
-    found = found.model_copy(update={"planned": plan.key, "differences": tuple(different)})
-    documents.write(found, run / "inspection.json")
-    if different:
-        wheel.unlink()
-        raise DcaError(
-            "DCA-702",
-            f"{wheel.name} is not what was planned, and was deleted.",
-            why="\n".join(different),
-            remedy=f"see {log} and {run / 'inspection.json'}.",
-        )
+    out.mkdir(parents=True, exist_ok=True)
+    # Plans may differ in what the name of a wheel does not tell: only one that was looked into replaces another.
+    with store.scratch(out) as aside:
+        made = package.package(plan, recipe, tree, build, python, cache, aside, reporter, log)
+        reporter.stage("inspect", made.name)
+        found = inspection.inspect(made, inspection.schemas.built(build), torch=ready.torch, asked=plan.archs)
+        different = inspection.compare(found, plan)
+        found = found.model_copy(update={"planned": plan.key, "differences": tuple(different)})
+        documents.write(found, run / "inspection.json")
+        if different:
+            raise DcaError(
+                "DCA-702",
+                f"{made.name} is not what was planned, and was deleted.",
+                why="\n".join(different),
+                remedy=f"see {log} and {run / 'inspection.json'}.",
+            )
+        wheel = made.replace(out / made.name)
     told = provenance.statement(
         wheel.name, found.sha256, plan, recipe, tree, build, world.toolkits, _tool(), started, run.name
     )

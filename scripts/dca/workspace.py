@@ -13,6 +13,7 @@ from dca import data, environments, machine, provide, recipes, runner, store, to
 from dca.documents import Document
 from dca.errors import DcaError
 from dca.events import Reporter
+from dca.recipes import Loaded, Recipe
 from dca.toolkits import ToolkitSource
 
 MARK = ".dca-environment"
@@ -42,25 +43,22 @@ class Workspace(Document):
     notes: tuple[str, ...] = ()
 
 
-def with_toolkit(line: str, folder: Path, cache: store.Store, reporter: Reporter, log: Path) -> Workspace:
+def with_toolkit(
+    line: str, known: tuple[Loaded, ...], folder: Path, cache: store.Store, reporter: Reporter, log: Path
+) -> Workspace:
     """An environment to build in without conda: Python and tools by uv, the CUDA toolkit by this tool itself.
 
     Args:
         line: the CUDA line.
+        known: the recipes that it may serve; the first that takes the line and this Python says which tools.
         folder: where it is made; one that this function did not make is left alone.
 
     Raises:
         DcaError: DCA-303, 302, 306 and 308 when it is not possible here, DCA-204 for the folder, DCA-4nn when a part
             cannot be had.
     """
-    known = [one for one in recipes.load_all() if line in one.recipe.cuda.supported]
-    if not known:
-        raise DcaError("DCA-303", f"no recipe compiles with CUDA {line}.", remedy="see `dca doctor --only cuda -v`.")
-    recipe = known[0].recipe
     own = machine.own_python()
-    if not SpecifierSet(recipe.python).contains(own.version):
-        raise DcaError("DCA-306", f"Python {own.version} is outside {recipe.name}'s range {recipe.python}.",
-                       remedy="run it with another one: make env PYTHON=python3.12")  # fmt: skip
+    recipe = recipe_for(line, known, own.version)
     compiler = _compiler(line)
     kit = _toolkit(line, cache, reporter, log)
     _claim(folder)
@@ -87,6 +85,29 @@ def with_toolkit(line: str, folder: Path, cache: store.Store, reporter: Reporter
         activate=f"source {shlex.quote(str(folder / 'bin/activate'))}",
         notes=("g++ and git are the machine's own", *notes),
     )  # fmt: skip
+
+
+def recipe_for(line: str, known: tuple[Loaded, ...], python: str) -> Recipe:
+    """The first recipe that compiles with a CUDA line and takes a Python.
+
+    Args:
+        known: in order of preference.
+        python: its version.
+
+    Raises:
+        DcaError: DCA-303 when none compiles with the line, DCA-306 when none of those takes the Python.
+    """
+    takers = [one.recipe for one in known if line in one.recipe.cuda.supported]
+    if not takers:
+        lines = sorted({line for one in known for line in one.recipe.cuda.supported})
+        raise DcaError("DCA-303", f"no recipe compiles with CUDA {line}.", why=f"they do with {', '.join(lines)}.",
+                       remedy="choose one of them with --cuda.")  # fmt: skip
+    for recipe in takers:
+        if SpecifierSet(recipe.python).contains(python):
+            return recipe
+    ranges = ", ".join(f"{one.name} ({one.python})" for one in takers)
+    raise DcaError("DCA-306", f"Python {python} is outside the range of {ranges}.",
+                   remedy="run it with another one: make env PYTHON=python3.12")  # fmt: skip
 
 
 def with_wheel(wheel: Path, folder: Path, cache: store.Store, reporter: Reporter, log: Path) -> Workspace:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.machinery
 import inspect
 import io
 import json
 import os
 import runpy
 import sys
-import types
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +77,22 @@ class OnTransformers:
         )  # fmt: skip
 
 
-def stand_in_for_modelscope() -> None:
-    """A hub that has the one model."""
-    hub = types.ModuleType("modelscope")
-    hub.__spec__ = importlib.machinery.ModuleSpec("modelscope", None)
+HUB = f"""
+import os, pathlib
 
-    def snapshot_download(name: str, *, local_dir: str) -> str:
-        Path(local_dir).parent.mkdir(parents=True, exist_ok=True)
-        Path(local_dir).symlink_to(MODEL)
-        TOLD["downloaded"] = name
-        return local_dir
+def snapshot_download(name, *, local_dir):
+    pathlib.Path(local_dir).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(local_dir).symlink_to({MODEL!r})
+    os.environ["DOWNLOADED"] = name
+    return local_dir
+"""
 
-    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
-    sys.modules["modelscope"] = hub
+
+def stand_in_for_modelscope(folder: Path) -> None:
+    """A hub that has the one model, found on the path as the real package is: behind the example's own folder."""
+    (folder / "modelscope").mkdir()
+    (folder / "modelscope/__init__.py").write_text(HUB)
+    sys.path.append(str(folder))
 
 
 def run(example: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +101,8 @@ def run(example: dict[str, Any]) -> dict[str, Any]:
     printed, before = io.StringIO(), dict(os.environ)
     os.environ.update(example.get("env", {}))
     sys.argv = [example["file"], *example["words"]]
+    # As `python FILE` does.
+    sys.path.insert(0, str(Path(example["file"]).parent))
     error = ""
     try:
         with contextlib.redirect_stdout(printed):
@@ -106,6 +110,8 @@ def run(example: dict[str, Any]) -> dict[str, Any]:
     except (Exception, SystemExit) as ended:
         error = f"{type(ended).__name__}: {ended}"
     finally:
+        sys.path.pop(0)
+        TOLD["downloaded"] = os.environ.get("DOWNLOADED", "")
         os.environ.clear()
         os.environ.update(before)
     return {"out": printed.getvalue(), "error": error, **TOLD}
@@ -113,6 +119,7 @@ def run(example: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     vllm.LLM = OnTransformers  # type: ignore[misc]
-    stand_in_for_modelscope()
-    for one in REQUEST["examples"]:
-        print("RAN " + json.dumps(run(one)), flush=True)
+    with tempfile.TemporaryDirectory() as hub:
+        stand_in_for_modelscope(Path(hub))
+        for one in REQUEST["examples"]:
+            print("RAN " + json.dumps(run(one)), flush=True)

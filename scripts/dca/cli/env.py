@@ -56,11 +56,16 @@ def command(
             made = workspace.with_wheel(wheel, out or Path(".venv-run"), cache, reporter, _log(cache))
         _tell(made, as_json=as_json)
         return
-    wanted = conda.environment(line, known, toolkits.load_sources(), toolkits.load_versions())
-    if printed:
+    program = None if engine == "uv" or printed else conda.engine()
+    # uv takes any whole toolkit of this machine as well; conda only the releases that are known.
+    wanted = (
+        conda.environment(line, known, toolkits.load_sources(), toolkits.load_versions())
+        if program or printed
+        else None
+    )
+    if wanted and printed:
         click.echo(wanted.text(), nl=False)
         return
-    program = None if engine == "uv" else conda.engine()
     if engine == "conda" and program is None:
         raise DcaError(
             "DCA-103", f"none of {', '.join(conda.ENGINES)} is on PATH.",
@@ -68,12 +73,12 @@ def command(
         )  # fmt: skip
     cache = options.open_cache(cache_dir).open()
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        if program is not None:
+        if wanted and program:
             made = _by_conda(wanted, program, out, cache, reporter)
         else:
             reporter.note(f"none of {', '.join(conda.ENGINES)} is taken: uv and dca's own toolkit make the same.")
             folder = out or Path(f".venv-cu{line.replace('.', '')}")
-            made = workspace.with_toolkit(line, folder, cache, reporter, _log(cache))
+            made = workspace.with_toolkit(line, known, folder, cache, reporter, _log(cache))
     _tell(made, as_json=as_json)
 
 

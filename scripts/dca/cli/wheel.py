@@ -129,7 +129,9 @@ def summary(plan: Plan, made: Made) -> str:
         lines.append(f"  CUDA {plan.cuda} in place of {plan.cuda_asked}; `dca plan` says what that means.")
         lines += [f"  Warning: {warning}" for warning in plan.warnings]
     lines += [
-        "  Install it with its lock:",
+        "  Install it with its lock, in an environment of its own:",
+        f"    dca env --wheel {shlex.quote(_relative(made.wheel))}",
+        "  or into the one that is active:",
         f"    uv pip install -r {shlex.quote(_relative(made.lock))}",
         f"    uv pip install --no-deps {shlex.quote(_relative(made.wheel))}",
         f"  Evidence: {made.run}",

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
+from dca import machine
 from dca.config import compare, folder, rotary, text
 from dca.documents import Document
 from dca.errors import DcaError
@@ -97,7 +98,7 @@ def as_file(page: str, suffix: str, example: str) -> bytes:
     except ImportError:
         raise DcaError(
             "DCA-103", "a PNG needs the package cairosvg, which is not installed.",
-            remedy="name an .svg file, or install it beside dca: uv pip install cairosvg.",
+            remedy="name an .svg file, or install it beside dca: " + machine.install_command("cairosvg"),
         ) from None  # fmt: skip
     made: bytes = cairosvg.svg2png(bytestring=page.encode())
     return made

@@ -87,7 +87,7 @@ def packages(subject: Subject) -> Iterator[Result]:
         )  # fmt: skip
     if "vllm" not in installed.packages and subject.purpose == "serve":
         yield Result(code=code, status="wrong", found=f"no vllm in {_where(subject)}", wanted=wanted, details=details,
-                     remedy="make wheel, then the two lines that it prints")  # fmt: skip
+                     remedy="make wheel, then the line that it prints: dca env --wheel FILE")  # fmt: skip
     elif not told:
         yield Result(code=code, status="fine", found=f"{len(installed.packages)} packages in {_where(subject)}",
                      wanted=wanted, details=details)  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from dca import documents, store
+from dca import documents, machine, store
 from dca.errors import DcaError
 from dca.publish import layout
 from dca.publish.place import raced, taken
@@ -241,7 +241,7 @@ def _client(endpoint: str | None) -> Any:
     except ImportError:
         raise DcaError(
             "DCA-103", "boto3 is not installed, and buckets are reached through it.",
-            remedy="run `pip install 'dca-build[s3]'`, or `pip install boto3` in the environment of dca.",
+            remedy=machine.install_command("boto3"),
         ) from None  # fmt: skip
     with _told(endpoint or "the store"):
         try:

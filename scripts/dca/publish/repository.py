@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 from packaging.utils import parse_wheel_filename
 
-from dca import index, runner, store
+from dca import index, machine, runner, store
 from dca.errors import DcaError
 from dca.events import Reporter
 from dca.publish import admit
@@ -90,7 +90,7 @@ def _twine() -> Path:
         raise DcaError(
             "DCA-103",
             "twine is not installed, and uploads go through it.",
-            remedy="run `pip install 'dca-build[publish]'`, or `pip install twine` in the environment of dca.",
+            remedy=machine.install_command("twine"),
         )
     return Path(found)
 

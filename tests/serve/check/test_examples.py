@@ -25,7 +25,7 @@ from support import ROOT
 EXAMPLES = ROOT / "examples"
 WORKER = ROOT / "tests/workers/run_example.py"
 CLIENTS = ("openai_client", "structured_output", "tool_use")
-OFFLINE = ("modelscope", "multi_gpu", "offline_1m", "offline_batch", "quantized")
+OFFLINE = ("from_modelscope", "multi_gpu", "offline_1m", "offline_batch", "quantized")
 
 
 def run(name: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -153,7 +153,7 @@ def offline(engine: readers.Installed, real: Real, tmp_path_factory: pytest.Temp
         "quantized": {"file": "quantized.py", "words": [model, *awq]},
         "machines": {"file": "multi_gpu.py", "words": [model, "--gpus", "8", "--ray"]},
         "visible": {"file": "multi_gpu.py", "words": [model], "env": {"CUDA_VISIBLE_DEVICES": "1,3"}},
-        "hub": {"file": "modelscope.py", "words": ["Qwen/Qwen2.5-7B-Instruct-1M", "--into", str(home / "models")]},
+        "hub": {"file": "from_modelscope.py", "words": ["Qwen/Qwen2.5-7B-Instruct-1M", "--into", str(home / "models")]},
         "wrong": {"file": str(home / "wrong.py"), "words": [model]},
     }
     for one in cases.values():

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from dca import index
+from dca import index, machine
 from dca.errors import DcaError
 from dca.serve.check.values import Trouble
 
@@ -372,7 +372,7 @@ def load() -> Any:
     except ImportError:
         raise DcaError(
             "DCA-103", "checking a server needs the package openai, which is not installed.",
-            remedy="install it beside dca: uv pip install openai.",
+            remedy=machine.install_command("openai"),
         ) from None  # fmt: skip
     return openai
 

@@ -1,7 +1,7 @@
 """Take a model from ModelScope: download it first, then load the folder.
 
     uv pip install modelscope
-    python examples/modelscope.py Qwen/Qwen2.5-7B-Instruct-1M --into /models
+    python examples/from_modelscope.py Qwen/Qwen2.5-7B-Instruct-1M --into /models
 
 `VLLM_USE_MODELSCOPE=True vllm serve Qwen/...` works too, but then the sparse table of a 1M model is looked for on the
 other hub: where that one cannot be reached, it hangs or runs dense. A folder has everything beside its config.json.
