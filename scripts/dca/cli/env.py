@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dca import conda, documents, recipes, store, toolkits, workspace
+from dca import conda, documents, machine, recipes, store, toolkits, workspace
 from dca.cli import options
 from dca.errors import DcaError
 from dca.events import Reporter
@@ -71,6 +71,8 @@ def command(
             "DCA-103", f"none of {', '.join(conda.ENGINES)} is on PATH.",
             remedy="install one (https://mamba.readthedocs.io), or leave ENGINE=conda out: uv makes the same without.",
         )  # fmt: skip
+    if program is None:
+        workspace.recipe_for(line, known, machine.own_python().version)
     cache = options.open_cache(cache_dir).open()
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         if wanted and program:
