@@ -16,6 +16,8 @@ from pathlib import Path
 
 from dca.errors import DcaError
 
+# What `flock` says where a file system has no locks, or the server that keeps them is not there.
+_NO_LOCKS = frozenset((errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK))
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by dca; safe to delete when no build is running.\n"
 # What folders for the time of a block are called.
 SCRATCH = "dca-scratch"
@@ -41,7 +43,7 @@ def has_hash(path: Path, sha256: str) -> bool:
         return False
     if sha256_file(path) == sha256:
         return True
-    path.unlink()
+    path.unlink(missing_ok=True)
     return False
 
 
@@ -317,6 +319,9 @@ class Store:
 
         The programs that are run meanwhile share in it (`held`): when this process is killed, the lock is free once
         they are gone too. That takes the descriptor itself, which filelock does not give.
+
+        Raises:
+            DcaError: DCA-102 where the file system knows no locks: nothing would keep two runs apart.
         """
         path = self._lock(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -327,6 +332,15 @@ class Store:
             except BlockingIOError:
                 waiting()
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                raise DcaError(
+                    "DCA-102",
+                    f"the cache folder {self.root} lies on a file system without locks.",
+                    why=f"flock says: {error.strerror}. Two runs could spoil each other's work there.",
+                    remedy="put the cache on a local disk: --cache-dir DIR (DCA_CACHE_DIR), or make CACHE=DIR.",
+                ) from None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             _HELD.append(descriptor)
