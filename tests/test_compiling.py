@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dca import documents, store
+import pytest
+
+from dca import compiling, documents, store
 from dca.compiling import Build
 from faults.kills import leftovers
 from support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small, objects, programs, wait_for
@@ -179,3 +182,23 @@ def test_a_source_that_does_not_compile_is_named_with_the_compilers_words(
     assert not (tmp_path / "dist").exists() or not list((tmp_path / "dist").iterdir())
     store.remove(ninja.parent)
     shutil.move(tmp_path / "kept", ninja.parent)
+
+
+@pytest.mark.parametrize("there", [None, b"", b"another"])
+def test_a_module_is_kept_whole_whatever_stood_there(
+    there: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves an empty file under the name of one that was moved there before it was on the disk."""
+    file = tmp_path / "_C.abi3.so"
+    file.write_bytes(b"module")
+    cache = store.Store(tmp_path / "cache")
+    place = cache.download(store.sha256_file(file), file.name)
+    if there is not None:
+        store.write_bytes(place, there)
+    synced: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(f"/proc/self/fd/{number}").read_bytes()))
+    for _ in range(2):
+        assert compiling._keep(file, cache) == place
+        assert place.read_bytes() == b"module"
+        assert stat.S_IMODE(place.stat().st_mode) == 0o644
+    assert synced == [b"module"]
