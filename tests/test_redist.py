@@ -321,6 +321,7 @@ def test_a_stand_in_toolkit_is_laid_out_as_a_whole_one(place: Place, fresh: stor
 CUDART = top("cuda_cudart")
 
 
+@pytest.mark.usefixtures("each_tarfile")
 @pytest.mark.parametrize(
     "odd",
     [
