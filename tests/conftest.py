@@ -8,13 +8,14 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dca import documents, environments, provide, recipes, store, toolkits
+from dca import documents, environments, index, provide, recipes, store, toolkits
 from dca.cli.options import open_cache
 from dca.events import Silent
 from dca.plan import Plan
@@ -167,6 +168,15 @@ def small_cache(dca: RunDca, cache: store.Store, tmp_path_factory: pytest.TempPa
 def all_recipes() -> tuple[recipes.Loaded, ...]:
     """Every recipe of the project."""
     return recipes.load_all()
+
+
+@pytest.fixture(params=["own", "backport"])
+def each_tarfile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tarfile of this Python, and the one that is taken where that has no filters yet."""
+    if request.param == "backport":
+        monkeypatch.setattr(index, "tarfile", pytest.importorskip("backports.tarfile"))
+    elif not hasattr(tarfile, "data_filter"):
+        pytest.skip("this Python's has no filters")
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
-from dca import apt
+from dca import apt, store
 from dca.apt import Mirror
 from dca.toolkits import Apt, AptPackage
 
@@ -127,6 +128,33 @@ def test_a_machine_that_does_not_say_what_it_runs_has_no_mirror(release: str, tm
 def test_a_machine_without_apt_has_no_mirror(tmp_path: Path) -> None:
     assert apt.mirror("debian", tmp_path) is None
     assert apt.mirror("debian", etc(tmp_path, {})) is None
+
+
+# --- downloading ---------------------------------------------------------------------------------------------
+
+
+def test_what_another_run_downloads_is_waited_for_and_its_folder_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    package = AptPackage(name="thing", version="1.0-1", sha256=store.sha256_bytes(b"deb"))
+    wanted = WANTED.model_copy(update={"packages": (package,)})
+    cache = store.Store(tmp_path / "cache")
+    place, under_way = cache.download(package.sha256, "thing.deb"), cache.folder("apt", wanted.suite) / "lists/partial"
+    under_way.mkdir(parents=True)
+    waits, found = threading.Event(), []
+
+    def second() -> None:
+        found.extend(apt.download(wanted, cache, tmp_path / "log", waits.set))
+
+    with cache.lock("apt", wanted.suite):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(20)
+        store.write_bytes(place, b"deb")
+    thread.join(20)
+    assert found == [place]
+    assert under_way.is_dir()
 
 
 # --- the private configuration -------------------------------------------------------------------------------

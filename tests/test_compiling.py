@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -276,3 +277,23 @@ def test_memory_is_looked_at_when_the_folder_is_free(
         free[0] = 512 * 2**30
     thread.join(10.0)
     assert jobs == [8]
+
+
+@pytest.mark.parametrize("there", [None, b"", b"another"])
+def test_a_module_is_kept_whole_whatever_stood_there(
+    there: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves an empty file under the name of one that was moved there before it was on the disk."""
+    file = tmp_path / "_C.abi3.so"
+    file.write_bytes(b"module")
+    cache = store.Store(tmp_path / "cache")
+    place = cache.download(store.sha256_file(file), file.name)
+    if there is not None:
+        store.write_bytes(place, there)
+    synced: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(f"/proc/self/fd/{number}").read_bytes()))
+    for _ in range(2):
+        assert compiling._keep(file, cache) == place
+        assert place.read_bytes() == b"module"
+        assert stat.S_IMODE(place.stat().st_mode) == 0o644
+    assert synced == [b"module"]

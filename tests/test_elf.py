@@ -110,6 +110,7 @@ def test_versions_are_compared_as_numbers() -> None:
         elf._highest("GLIBC", ["GLIBC_2.2.5", "GLIBC_2.34", "GLIBC_2.4", "GLIBCXX_3.4.30", "GLIBC_PRIVATE"]) == "2.34"
     )
     assert elf._highest("GLIBC", ["GLIBCXX_3.4"]) == ""
+    assert elf._highest("GLIBC", ["GLIBC_2.34", "GLIBC_" + "9" * 5000]) == "2.34"
 
 
 def test_the_sizes_add_up_to_the_file(build: Build) -> None:

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from dca import conda, data, recipes, toolkits, workspace
+from dca import conda, data, inspection, machine, recipes, store, toolkits, workspace
 from dca.errors import DcaError
 from dca.events import Silent
 from support import ROOT, RunDca
@@ -305,6 +306,36 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "new/old").touch()
     workspace._claim(tmp_path / "new")
     assert [path.name for path in (tmp_path / "new").iterdir()] == [workspace.MARK]
+
+
+@pytest.mark.parametrize(
+    ("profile", "python", "lock"),
+    [
+        ("lean", "3.9.1", "run.txt"), ("full", "3.12.1", "run.txt"), (None, "3.12.1", "run.txt"),
+        ("kernels", "3.14.1", "kernels.txt"), ("lean", "3.14.1", ""), ("kernels", "3.9.1", ""),
+    ],
+)  # fmt: skip
+def test_the_environment_of_a_wheel_is_that_of_its_profile(
+    profile: str | None, python: str, lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = SimpleNamespace(recipe="vllm-0.10.2", profile=profile) if profile else None
+    told = SimpleNamespace(version="0.10.2+x", recorded=recorded)
+    ran: list[list[str]] = []
+    monkeypatch.setattr(inspection, "inspect", lambda *_: told)
+    monkeypatch.setattr(machine, "own_python", lambda: machine.Python(version=python, path="/python", headers=True))
+    monkeypatch.setattr(workspace, "_run", lambda words, *_: ran.append([str(word) for word in words]))
+    asked = (tmp_path / "x.whl", tmp_path / "run", store.Store(tmp_path / "cache"), Silent(), tmp_path / "log")
+    if not lock:
+        with pytest.raises(DcaError) as refused:
+            workspace.with_wheel(*asked)
+        assert refused.value.code == "DCA-306"
+        assert (ran, (tmp_path / "run").exists()) == ([], False)
+        return
+    made = workspace.with_wheel(*asked)
+    wanted = data.locks_folder("vllm-0.10.2") / lock
+    assert wanted.is_file()
+    assert [words[-1] for words in ran[1:]] == [str(wanted), str(tmp_path / "x.whl")]
+    assert any(str(wanted) in note for note in made.notes)
 
 
 def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import re
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -461,6 +463,7 @@ def sdist(folder: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("each_tarfile")
 def test_an_sdists_single_folder_becomes_the_folder(tmp_path: Path) -> None:
     archive = sdist(
         tmp_path,
@@ -480,6 +483,7 @@ def test_an_sdists_single_folder_becomes_the_folder(tmp_path: Path) -> None:
 GOOD = member("thing-1.0/setup.py")
 
 
+@pytest.mark.usefixtures("each_tarfile")
 @pytest.mark.parametrize(
     "members",
     [
@@ -523,6 +527,7 @@ def damaged(content: bytes, how: str) -> bytes:
     return {"empty": b"", "junk": b"junk " * 100}[how]
 
 
+@pytest.mark.usefixtures("each_tarfile")
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty", "junk"])
 def test_a_damaged_sdist_is_refused(how: str, tmp_path: Path) -> None:
     text = b"".join(b"%d " % number for number in range(20_000))
@@ -536,6 +541,7 @@ def test_a_damaged_sdist_is_refused(how: str, tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.usefixtures("each_tarfile")
 def test_an_sdist_of_compressed_text_that_is_damaged_is_refused(tmp_path: Path) -> None:
     text = b"".join(b"%d " % number for number in range(200_000))
     archive = sdist(tmp_path, member("thing-1.0/a", text), member("thing-1.0/b", text))
@@ -545,6 +551,14 @@ def test_an_sdist_of_compressed_text_that_is_damaged_is_refused(tmp_path: Path) 
         index.unpack_sdist(archive, tmp_path / "out" / "source")
     assert refused.value.code == "DCA-404"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_python_without_filters_takes_those_of_the_backport() -> None:
+    backport = pytest.importorskip("backports.tarfile")
+    hidden = "import tarfile; vars(tarfile).pop('data_filter', 0); from dca import index; print(index.tarfile.__file__)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    told = subprocess.run([sys.executable, "-c", hidden], env=env, text=True, capture_output=True, check=True).stdout
+    assert told.strip() == backport.__file__
 
 
 # --- unpacking a wheel ---------------------------------------------------------------------------------------

@@ -183,8 +183,15 @@ def test_the_old_string_is_told_by_the_signature(symbol: str, old: bool) -> None
 
 
 @pytest.mark.parametrize(
-    "symbol", ["", "main", "_Z", "_ZN", "_ZN3c10", "_ZN9c10E", "_ZNS_1fEv", "_ZN1fIXzzEEv", "_ZN1aIS"]
-)
+    "symbol",
+    [
+        "", "main", "_Z", "_ZN", "_ZN3c10", "_ZN9c10E", "_ZNS_1fEv", "_ZN1fIXzzEEv", "_ZN1aIS",
+        pytest.param("_Z" + "9" * 5000, id="a long number"),
+        pytest.param("_Z1fIS" + "9" * 5000 + "_Ev", id="a long number of a substitution"),
+        pytest.param("_Z1f" + "i" * 40_000, id="a long symbol"),
+        pytest.param("_ZN" + "1a" * 15_000 + "E", id="a name of many parts"),
+    ],
+)  # fmt: skip
 def test_what_is_no_mangled_name_is_refused(symbol: str) -> None:
     with pytest.raises(MangledError):
         mangled.read(symbol)

@@ -10,6 +10,8 @@ import tarfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -319,6 +321,7 @@ def test_a_stand_in_toolkit_is_laid_out_as_a_whole_one(place: Place, fresh: stor
 CUDART = top("cuda_cudart")
 
 
+@pytest.mark.usefixtures("each_tarfile")
 @pytest.mark.parametrize(
     "odd",
     [
@@ -483,6 +486,31 @@ def test_a_real_nvcc_of_the_package_index_is_brought_and_compiles(cache: store.S
     kept_here = store.Store(tmp_path / "cache").open()
     provide.admit(folder, some_plan(source), kept_here, Silent(), tmp_path / "log")
     assert len(list((kept_here.root / "admitted").iterdir())) == 1
+
+
+def test_runs_that_admit_the_same_toolkit_at_once_do_not_mind_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for nvcc; the second run ends while the first removes what it compiled."""
+    nvcc = tmp_path / "kit/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\nexit 0\n")
+    nvcc.chmod(0o755)
+    at = store.Store(tmp_path / "cache")
+    one: Any = SimpleNamespace(host_compiler="g++", host_compiler_version="12", archs=("8.0",), cuda="12.4")
+    remove, removed = store.remove, []
+
+    def meanwhile(path: Path) -> None:
+        removed.append(path)
+        if len(removed) == 1:
+            provide.admit(tmp_path / "kit", one, at, Silent(), tmp_path / "log")
+        remove(path)
+
+    monkeypatch.setattr(store, "remove", meanwhile)
+    provide.admit(tmp_path / "kit", one, at, Silent(), tmp_path / "log")
+    assert len(removed) == 2
+    assert len(list((at.root / "admitted").iterdir())) == 1
+    assert [path.name for path in at.root.rglob("kernel.cu")] == []
 
 
 # --- the toolkit files, and what writes them ---------------------------------------------------------------------

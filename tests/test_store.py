@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from dca import data, store
+from dca.errors import DcaError
 
 
 def fail_on_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +359,25 @@ def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
         raise ValueError("x")
     with cache.lock("tree", "key", lambda: pytest.fail("waited")):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named_and_not_worked_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    cache = store.Store(tmp_path / "cache")
+    with pytest.raises(DcaError) as refused, cache.lock("tree", "key"):
+        pytest.fail("went on without a lock")
+    assert store.held() == ()
+    assert refused.value.code == "DCA-102"
+    assert str(tmp_path / "cache") in refused.value.what
+    assert os.strerror(number) in refused.value.why
+    assert "--cache-dir" in refused.value.remedy
+    assert "CACHE=DIR" in refused.value.remedy
 
 
 def test_the_cache_is_marked_so_that_backups_leave_it_out(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dca import index, runner, store
 from dca.errors import DcaError
-from dca.toolkits import Apt
+from dca.toolkits import Apt, AptPackage
 
 PROBE_SECONDS = 5.0
 APT_SECONDS = 600.0
@@ -110,18 +110,36 @@ def probe(wanted: Apt) -> str:
     return "" if answer.ok else f"the mirror has no {wanted.distribution} {wanted.suite}"
 
 
-def download(wanted: Apt, cache: store.Store, log: Path) -> list[Path]:
+def download(
+    wanted: Apt, cache: store.Store, log: Path, waiting: Callable[[], None] = lambda: None
+) -> list[Path]:  # fmt: skip
     """The packages, each with its pinned hash, in the order of the data file.
+
+    Args:
+        waiting: called when another run is downloading of the same suite.
 
     Raises:
         DcaError: DCA-402 when they cannot be had, DCA-401 when one is not what is pinned, DCA-409 when they may not be
             fetched.
     """
     kept = {package: cache.download(package.sha256, f"{package.name}.deb") for package in wanted.packages}
-    missing = [package for package, path in kept.items() if not store.has_hash(path, package.sha256)]
-    if not missing:
-        return list(kept.values())
-    cache.must_fetch(f"{missing[0].name} {missing[0].version}")
+    if missing := _missing(kept):
+        cache.must_fetch(f"{missing[0].name} {missing[0].version}")
+        # apt's lists and what it has under way lie in one folder, which each run makes anew.
+        with cache.lock("apt", wanted.suite, waiting):
+            if missing := _missing(kept):
+                _fetch(wanted, missing, kept, cache, log)
+    return list(kept.values())
+
+
+def _missing(kept: dict[AptPackage, Path]) -> list[AptPackage]:
+    return [package for package, path in kept.items() if not store.has_hash(path, package.sha256)]
+
+
+def _fetch(
+    wanted: Apt, missing: list[AptPackage], kept: dict[AptPackage, Path], cache: store.Store, log: Path
+) -> None:  # fmt: skip
+    """Download what is missing to where it is kept."""
     found = mirror(wanted.distribution)
     if found is None:
         raise DcaError(
@@ -151,7 +169,6 @@ def download(wanted: Apt, cache: store.Store, log: Path) -> list[Path]:
         kept[package].parent.mkdir(parents=True, exist_ok=True)
         path.replace(kept[package])
     store.remove(state)
-    return list(kept.values())
 
 
 def _failed(what: str, done: runner.Completed) -> DcaError:

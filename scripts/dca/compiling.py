@@ -6,6 +6,7 @@ What CMake is given is the profile's: `dca.lean` has our own small project, `dca
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,11 +216,15 @@ def build_key(plan: Plan, toolkit: Path, torch: TorchFacts) -> str:
 
 
 def _keep(file: Path, cache: store.Store) -> Path:
-    kept = cache.download(store.sha256_file(file), file.name)
-    if not kept.is_file():
+    sha256 = store.sha256_file(file)
+    kept = cache.download(sha256, file.name)
+    if not store.has_hash(kept, sha256):
         kept.parent.mkdir(parents=True, exist_ok=True)
         with store.incoming(kept) as part:
-            shutil.copyfile(file, part)
+            with file.open("rb") as source, part.open("wb") as stream:
+                shutil.copyfileobj(source, stream, 1 << 20)
+                stream.flush()
+                os.fsync(stream.fileno())
             part.chmod(0o644)
             part.replace(kept)
     return kept

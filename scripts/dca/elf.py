@@ -321,7 +321,9 @@ def _wanted_versions(image: Image) -> dict[int, str]:
 
 
 def _highest(family: str, versions: Iterable[str]) -> str:
-    numbers = [match[1] for one in versions if (match := re.fullmatch(rf"{family}_(\d+(?:\.\d+)*)", one))]
+    # Numbers of a few digits: Python refuses to read those of thousands, and no release has them.
+    pattern = re.compile(rf"{family}_(\d{{1,9}}(?:\.\d{{1,9}})*)")
+    numbers = [match[1] for one in versions if (match := pattern.fullmatch(one))]
     return max(numbers, key=lambda text: tuple(map(int, text.split("."))), default="")
 
 

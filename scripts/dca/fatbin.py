@@ -28,8 +28,12 @@ LZ4, ZSTD, ARCH_ONLY, FAMILY_ONLY = 0x2000, 0x8000, 0x100000, 0x200000
 _HEADER = struct.Struct("<IHHQ")
 # kind, version, header size, stored size, compressed size, -, -, architecture, -, -, flags, -, uncompressed size
 _ENTRY = struct.Struct("<HHIQIIIIIIQQQ")
-# No cubin is that large; a header that claims it is damaged, and would cost that much memory to believe.
+# No cubin is that large, and no byte stands for more: LZ4 has one for 255 at best, zstd four for a block of 128 KiB. A
+# header that claims more is damaged, and would cost that much memory to believe.
 _MOST_BYTES = 1 << 30
+_MOST_OF_LZ4, _MOST_OF_ZSTD = 255, 1 << 15
+# Bytes of a zstd frame that are unpacked at once where it does not say how much it holds: 32 MiB at most.
+_STEP = 1 << 10
 _FUNCTION, _KERNEL = 2, 0x10
 
 
@@ -264,7 +268,8 @@ def _unpack(entry: _Entry, payload: bytes) -> bytes:
     """An entry's content, uncompressed."""
     if not entry.flags & (LZ4 | ZSTD):
         return payload
-    if not 0 < entry.unpacked <= _MOST_BYTES:
+    most = len(payload) * (_MOST_OF_LZ4 if entry.flags & LZ4 else _MOST_OF_ZSTD)
+    if not 0 < entry.unpacked <= min(_MOST_BYTES, most):
         raise _DamageError(f"it says that it has {entry.unpacked} bytes uncompressed")
     import lz4.block
     import zstandard
@@ -273,7 +278,7 @@ def _unpack(entry: _Entry, payload: bytes) -> bytes:
         if entry.flags & LZ4:
             content: bytes = lz4.block.decompress(payload, uncompressed_size=entry.unpacked)
         else:
-            content = zstandard.ZstdDecompressor().decompress(payload, max_output_size=entry.unpacked)
+            content = _unpack_zstd(payload, entry.unpacked)
     except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
         raise _DamageError(f"it cannot be uncompressed ({error})") from None
     if len(content) != entry.unpacked:
@@ -281,7 +286,27 @@ def _unpack(entry: _Entry, payload: bytes) -> bytes:
     return content
 
 
-_TARGET = re.compile(rb"^\.target\s+sm_(\d+)", re.MULTILINE)
+def _unpack_zstd(frame: bytes, most: int) -> bytes:
+    """A frame's content. The package takes memory for what a frame says that it holds, whatever bound it is given."""
+    import zstandard
+
+    told = zstandard.frame_content_size(frame)
+    if told > most:
+        raise _DamageError(f"it has {told} bytes uncompressed, not {most}")
+    if told >= 0:
+        return zstandard.ZstdDecompressor().decompress(frame)
+    reader, content = zstandard.ZstdDecompressor().decompressobj(), bytearray()
+    for start in range(0, len(frame), _STEP):
+        content += reader.decompress(frame[start : start + _STEP])
+        if len(content) > most:
+            raise _DamageError(f"it has more than {most} bytes uncompressed")
+        if reader.eof:
+            return bytes(content)
+    raise _DamageError("it cannot be uncompressed (it ends too early)")
+
+
+# Numbers of a few digits everywhere: Python refuses to read those of thousands, and nothing has them.
+_TARGET = re.compile(rb"^\.target\s+sm_(\d{1,9})", re.MULTILINE)
 
 
 def _check_ptx(entry: _Entry, content: bytes) -> None:
@@ -303,7 +328,7 @@ def _check_cubin(entry: _Entry, cubin: Image) -> None:
         raise _DamageError(f"its header says {arch_name(number)}")
 
 
-_RELEASE = re.compile(rb"release \d+\.\d+, V(\d+\.\d+\.\d+)")
+_RELEASE = re.compile(rb"release \d+\.\d+, V(\d{1,9}\.\d{1,9}\.\d{1,9})\b")
 
 
 def _tools(cubin: Image) -> set[str]:
@@ -333,7 +358,7 @@ def _families(kernels: dict[str, Counter[str]]) -> tuple[Family, ...]:
 # Kernels of these libraries run whatever they are given; its name says more than theirs.
 _LAUNCHERS = re.compile(r"(?:.*::)?(?:cutlass|cub|thrust)::|at::native::")
 # In relocatable code nvcc sets the length and the name of the file before a kernel with internal linkage.
-_STATIC = re.compile(r"__nv_static_(\d+)_")
+_STATIC = re.compile(r"__nv_static_(\d{1,9})_")
 # CUTLASS kernels are given wrapped in a guard that compiles them for some architectures only.
 _GUARD = re.compile(r"(?:^|::)enable_(?:if_)?sm\w*$")
 

@@ -23,6 +23,10 @@ from dca.errors import DcaError
 from dca.recipes import IndexFile, SdistSource
 from dca.secrets import redact
 
+if not hasattr(tarfile, "data_filter"):
+    # Python 3.10 has filters from 3.10.12 on, 3.11 from 3.11.4 on. The package is the tarfile of a later Python.
+    from backports import tarfile  # type: ignore[no-redef]
+
 if TYPE_CHECKING:
     import requests
     from pypi_simple import DistributionPackage
@@ -443,12 +447,6 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
         DcaError: DCA-404 for anything that would leave the folder, and for an archive that is damaged or has no such
             folder.
     """
-    if not hasattr(tarfile, "data_filter"):
-        raise DcaError(
-            "DCA-404",
-            "this Python cannot unpack archives safely.",
-            remedy="use Python 3.10.12, 3.11.4, 3.12 or later.",
-        )
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as scratch:
         try:
             _check_stream(archive)

@@ -44,6 +44,10 @@ _OPERATORS = {
 _UNARY = frozenset(("ps", "ng", "ad", "de", "co", "nt", "pp", "mm", "sz", "az", "nx", "te", "sp", "sZ", "tw"))
 _OF_TYPE = frozenset(("st", "at", "ti"))
 _CASTS = frozenset(("sc", "dc", "cc", "rc"))
+# Whoever wrote a library wrote its symbols too. Substitutions can double a name with every eight characters, and a
+# qualified name is kept once for each of its parts: both end here, far behind what compilers write.
+_LONGEST = 1 << 15
+_MOST_TEXT = 1 << 22
 # Not part of what somebody called an entity: nvcc wraps what has internal linkage in a namespace named after the
 # file, and CUB and Thrust have an inline namespace named after the archs they were compiled for.
 _WRAPPER = re.compile(r"_INTERNAL_.*|(?:CUB|THRUST)_\w+_NS")
@@ -71,6 +75,8 @@ def uses_old_string(symbol: str) -> bool:
 def _open(symbol: str, read: Callable[[_Reader], Name]) -> tuple[_Reader, Name]:
     if not symbol.startswith("_Z"):
         raise MangledError(f"{symbol} is no mangled name")
+    if len(symbol) > _LONGEST:
+        raise MangledError(f"a symbol of {len(symbol)} characters is not read")
     reader = _Reader(symbol)
     try:
         return reader, read(reader)
@@ -86,6 +92,8 @@ class _Reader:
         self.at = 2
         self.seen: list[Name] = []  # what S_, S0_, ... stand for
         self.old_string = False
+        self.of_type: set[int] = set()  # where `resolved_in` has found a type
+        self.room = _MOST_TEXT
 
     def fail(self) -> MangledError:
         return MangledError(f"{self.text} cannot be read from character {self.at} on")
@@ -109,6 +117,14 @@ class _Reader:
             raise self.fail()
         self.at = found.end()
         return found
+
+    def join(self, scope: str, name: str) -> str:
+        """A qualified name."""
+        joined = f"{scope}::{name}" if scope and name else scope or name
+        self.room -= len(joined)
+        if self.room < 0:
+            raise self.fail()
+        return joined
 
     def keep(self, name: Name) -> Name:
         self.seen.append(name)
@@ -142,7 +158,7 @@ class _Reader:
             found = self.substitution()
         else:
             scope = "std" if self.accept("St") else ""
-            found = Name(_join(scope, self.component("")))
+            found = Name(self.join(scope, self.component("")))
             if self.peek() == "I":
                 self.keep(found)
         return Name(found.text, self.arguments()) if self.peek() == "I" else found
@@ -163,7 +179,7 @@ class _Reader:
             elif self.peek() == "I":
                 whole = Name(whole.text, self.arguments())
             else:
-                whole = Name(_join(whole.text, self.component(whole.text)))
+                whole = Name(self.join(whole.text, self.component(whole.text)))
                 self.accept("M")  # a lambda in a member's initial value is to come
             if not again and self.peek() != "E":
                 self.keep(whole)
@@ -179,7 +195,7 @@ class _Reader:
             self.match(r"n?\d*_")
         inner = self.name()
         self.match(r"(?:_\d|__\d+_)?")
-        return Name(_join(function.text, inner.text), inner.arguments)
+        return Name(self.join(function.text, inner.text), inner.arguments)
 
     def component(self, scope: str) -> str:
         """One part of a qualified name."""
@@ -209,7 +225,7 @@ class _Reader:
         return name
 
     def source_name(self) -> str:
-        size = int(self.match(r"\d+").group())
+        size = int(self.match(r"\d{1,9}").group())
         name = self.peek(size)
         if len(name) < size:
             raise self.fail()
@@ -230,7 +246,7 @@ class _Reader:
         return f"operator{_OPERATORS[code]}"
 
     def substitution(self) -> Name:
-        found = self.match("S(?:([0-9A-Z]*)_|([absiod]))")
+        found = self.match("S(?:([0-9A-Z]{0,6})_|([absiod]))")
         if found[2]:
             self.old_string = self.old_string or found[2] in "bs"
             return Name(_STANDARD[found[2]])
@@ -415,17 +431,15 @@ class _Reader:
     def resolved_in(self) -> None:
         """A name in a scope that depends on a template's arguments."""
         start, seen = self.at, len(self.seen)
-        if self.peek().isdigit():
+        if self.peek().isdigit() and start not in self.of_type:
             # nvcc and the ABI end a list of scopes with E; g++ has a type there, which looks the same until then.
             self.until_end(self.unresolved)
             if self.peek().isdigit() or self.peek(2) == "on":
                 self.unresolved()
                 return
+            # Noted, or what stands inside of it would be tried in both ways each time: twice as often at each level.
+            self.of_type.add(start)
             self.at = start
             del self.seen[seen:]
         self.type()
         self.unresolved()
-
-
-def _join(scope: str, name: str) -> str:
-    return f"{scope}::{name}" if scope and name else scope or name

@@ -117,7 +117,10 @@ def download(
     if source.redist:
         for one in source.redist.components:
             archives[one.name] = redist.download(one, source.redist, cache, telling(one.file))
-    packages = apt.download(source.apt, cache, log) if source.apt else []
+    packages: list[Path] = []
+    if source.apt:
+        busy = "another run is downloading packages of the same distribution; waiting."
+        packages = apt.download(source.apt, cache, log, lambda: reporter.note(busy))
     return archives, packages, [index.download(wheel, cache, telling(wheel.file)) for wheel in source.wheels]
 
 
@@ -184,14 +187,13 @@ def admit(folder: Path, plan: Plan, cache: store.Store, reporter: Reporter, log:
     if kept.is_file():
         return
     reporter.stage("admit", f"nvcc {plan.cuda} with g++ {plan.host_compiler_version}: one small kernel")
-    with store.incoming_folder(cache.folder("admitting", kept.name)) as work:
+    with store.scratch(cache.open().root) as work:
         (work / "kernel.cu").write_text(_KERNEL)
         done = runner.run(
             [nvcc, "-shared", "-cudart", "shared", "-Xcompiler", "-fPIC", "-ccbin", plan.host_compiler,
              *gencode(plan.archs, ()), "-o", work / "kernel.so", work / "kernel.cu"],
             env=compiler_environment(folder), log=log, timeout=300.0,
         )  # fmt: skip
-    store.remove(cache.folder("admitting", kept.name))
     if not done.ok:
         raise DcaError(
             "DCA-601",

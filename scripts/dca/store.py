@@ -16,6 +16,8 @@ from pathlib import Path
 
 from dca.errors import DcaError
 
+# What `flock` says where a file system has no locks, or the server that keeps them is not there.
+_NO_LOCKS = frozenset((errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK))
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by dca; safe to delete when no build is running.\n"
 # What folders for the time of a block are called.
 SCRATCH = "dca-scratch"
@@ -41,7 +43,7 @@ def has_hash(path: Path, sha256: str) -> bool:
         return False
     if sha256_file(path) == sha256:
         return True
-    path.unlink()
+    path.unlink(missing_ok=True)
     return False
 
 
@@ -317,11 +319,12 @@ class Store:
 
         The programs that are run meanwhile share in it (`held`): when this process is killed, the lock is free once
         they are gone too. That takes the descriptor itself, which filelock does not give.
+
+        Raises:
+            DcaError: DCA-102 where the file system knows no locks: nothing would keep two runs apart.
         """
         with self._lock_file(kind, key) as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not self._take(descriptor):
                 waiting()
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             with _holding(descriptor):
@@ -331,9 +334,7 @@ class Store:
     def try_lock(self, kind: str, key: str) -> Iterator[bool]:
         """Hold the lock of one folder as `lock` does, where nobody else holds it; whether that is so."""
         with self._lock_file(kind, key) as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not self._take(descriptor):
                 yield False
                 return
             with _holding(descriptor):
@@ -348,6 +349,23 @@ class Store:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    def _take(self, descriptor: int) -> bool:
+        """Lock an open file; whether nobody else has."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise DcaError(
+                "DCA-102",
+                f"the cache folder {self.root} lies on a file system without locks.",
+                why=f"flock says: {error.strerror}. Two runs could spoil each other's work there.",
+                remedy="put the cache on a local disk: --cache-dir DIR (DCA_CACHE_DIR), or make CACHE=DIR.",
+            ) from None
+        return True
 
     def holder(self, kind: str, key: str) -> str:
         """Who holds a lock, in words for a message."""

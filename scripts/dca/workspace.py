@@ -117,25 +117,21 @@ def with_wheel(wheel: Path, folder: Path, cache: store.Store, reporter: Reporter
         DcaError: DCA-204, 701 and 802 for the wheel, DCA-306 for the Python, DCA-407 when it cannot be installed.
     """
     from dca import inspection
-    from dca.smoke.subject import identify
+    from dca.smoke.subject import identify, own_python
 
     found = inspection.inspect(wheel, None)
     subject = identify(wheel, found, recipes.load_all())
-    own = machine.own_python()
-    if not SpecifierSet(subject.recipe.python).contains(own.version):
-        raise DcaError("DCA-306", f"Python {own.version} is outside {subject.recipe.name}'s range.",
-                       remedy="run it with another one: make env WHEEL=FILE PYTHON=python3.12")  # fmt: skip
+    own = own_python(subject, "run it with another one: make env WHEEL=FILE PYTHON=python3.12")
     _claim(folder)
     reporter.stage("environment", f"{folder}: {wheel.name} and its lock")
     uv, env = machine.find_uv(), environments.uv_environment(cache)
     python = folder / "bin/python"
     _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, log)
-    lock = data.run_lock(subject.recipe.name, "lean")
-    _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", lock], env, log)
+    _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", subject.lock], env, log)
     _run([uv, "pip", "install", "--python", python, "--no-deps", wheel.absolute()], env, log)
     return Workspace(
         engine="uv", folder=str(folder), activate=f"source {shlex.quote(str(folder / 'bin/activate'))}",
-        notes=(f"install more with -c {lock}, or torch and transformers move",),
+        notes=(f"install more with -c {subject.lock}, or what it names moves",),
     )  # fmt: skip
 
 

@@ -341,6 +341,7 @@ def contained(folder: Path) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("each_tarfile")
 def test_no_hostile_sdist_writes_outside_of_its_folder_or_leads_out_of_it(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dca import data, patching, recipes, store
+from dca import data, index, patching, recipes, store
 from dca.recipes import GitSource, Loaded
 from guards_support import PATCHES, Fork
 from support import install
@@ -52,7 +51,7 @@ def export_fork(fork_recipe: recipes.Recipe, tmp_path_factory: pytest.TempPathFa
             clone = fetched(source, tmp_path_factory.mktemp("clone"))
         archive = target.with_suffix(".tar")
         git("-C", clone, "archive", "-o", archive, source.commit, *folders)
-        with tarfile.open(archive) as content:
+        with index.tarfile.open(archive) as content:
             content.extractall(target, filter="data")
         archive.unlink()
         return target

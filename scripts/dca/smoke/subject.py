@@ -33,6 +33,16 @@ class Subject:
     recipe: Recipe
     files: SmokeFiles
 
+    @property
+    def profile(self) -> str:
+        """That the wheel was built with; what nobody recorded it of counts as lean."""
+        return self.found.recorded.profile if self.found.recorded else "lean"
+
+    @property
+    def lock(self) -> Path:
+        """The packages that the wheel runs with."""
+        return data.run_lock(self.recipe.name, self.profile)
+
 
 def identify(wheel: Path, found: Inspection, known: tuple[recipes.Loaded, ...]) -> Subject:
     """The recipe of a wheel: as it says itself, else the one of its version.
@@ -55,21 +65,28 @@ def identify(wheel: Path, found: Inspection, known: tuple[recipes.Loaded, ...]) 
     )
 
 
+def own_python(subject: Subject, remedy: str) -> machine.Python:
+    """The tool's own Python, where the wheel runs with it.
+
+    Raises:
+        DcaError: DCA-306 with that remedy, when it is outside of the range of the recipe in the wheel's profile.
+    """
+    own = machine.own_python()
+    wanted = subject.recipe.of_profile(subject.profile).python
+    if not SpecifierSet(wanted).contains(own.version):
+        told = f"Python {own.version} is outside {subject.recipe.name}'s range {wanted}."
+        raise DcaError("DCA-306", told, remedy=remedy)
+    return own
+
+
 def environment(subject: Subject, cache: store.Store, reporter: Reporter, log: Path) -> Path:
     """The Python of an environment with everything that the wheel needs, and without the wheel.
 
     Raises:
         DcaError: DCA-407 when it cannot be made, DCA-306 when this Python is none of the recipe's.
     """
-    own = machine.own_python()
-    if not SpecifierSet(subject.recipe.python).contains(own.version):
-        raise DcaError(
-            "DCA-306",
-            f"Python {own.version} is outside {subject.recipe.name}'s range {subject.recipe.python}.",
-            remedy="name the Python of an environment with the wheel's requirements: --python FILE.",
-        )
-    profile = subject.found.recorded.profile if subject.found.recorded else "lean"
-    return environments.make(data.run_lock(subject.recipe.name, profile), own.path, own.version, cache, reporter, log)
+    own = own_python(subject, "name the Python of an environment with the wheel's requirements: --python FILE.")
+    return environments.make(subject.lock, own.path, own.version, cache, reporter, log)
 
 
 def unpack(subject: Subject, folder: Path) -> None:
