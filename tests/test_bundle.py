@@ -427,7 +427,7 @@ def test_a_bundle_that_lacks_a_part_says_which(kind: str, small: Small, tmp_path
 
 @pytest.mark.parametrize("how", ["of another commit", "a file less", "a folder less"])
 def test_git_objects_that_are_not_those_of_the_commit_are_not_kept(how: str, small: Small, tmp_path: Path) -> None:
-    """A pack whose hashes are right: of another commit, said to be the pinned one, or without all that it is to hold."""
+    """A pack whose hashes are right: of another commit than it says, or without all that it is to hold."""
     if how == "of another commit":
         other = Repository(tmp_path / "other")
         other.write("csrc/kernel.cu", b"evil\n")

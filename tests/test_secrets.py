@@ -111,7 +111,8 @@ def test_what_netrc_and_the_environment_hold_is_known_wherever_it_turns_up(
     tmp_path: Path, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["UV_INDEX_CORP_PASSWORD", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "TWINE_PASSWORD", "HF_TOKEN",
-             "SOME_API_KEY", "CI_JOB_TOKEN", "DB_PASSWD", "MY_SECRET", "SERVER_KEY", "OPENAI_KEY", "THE_KEY"]  # fmt: skip
+             "SOME_API_KEY", "CI_JOB_TOKEN", "DB_PASSWD", "MY_SECRET", "SERVER_KEY", "OPENAI_KEY",
+             "THE_KEY"]  # fmt: skip
     kept = {name: planted("password", chance)[0] for name in names}
     # As one in 64 does that is written in base64.
     kept |= {"AWS_SECRET_ACCESS_KEY": f"/{kept['AWS_SECRET_ACCESS_KEY']}", "HF_TOKEN": f"~{kept['HF_TOKEN']}"}

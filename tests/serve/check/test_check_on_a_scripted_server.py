@@ -207,7 +207,11 @@ def test_thinking_aloud_is_not_taken_for_a_refused_prompt(serve: Serve, check: C
     ("kind", "reply", "words"),
     [
         ("sense", Reply("43"), "17 + 25 is '43'"),
-        *(("sense", Reply(wrong), f"17 + 25 is {wrong!r}") for wrong in ("142", "420", "-42", "0.42", "41 or 42", "17 + 25")),
+        ("sense", Reply("142"), "17 + 25 is '142'"),
+        ("sense", Reply("-42"), "17 + 25 is '-42'"),
+        ("sense", Reply("0.42"), "17 + 25 is '0.42'"),
+        ("sense", Reply("41 or 42"), "17 + 25 is '41 or 42'"),
+        ("sense", Reply("17 + 25"), "17 + 25 is '17 + 25'"),
         ("chat", Reply("!" * 16), "one character over and over"),
         ("tools", Reply("It is sunny."), "in place of a call"),
         ("tools", Reply("", [("get_time", '{"city": "Lisbon"}')], "tool_calls"), "the call is 'get_time'"),

@@ -241,13 +241,14 @@ def _whole(answer: Answer) -> None:
         raise ProbeEnded("failed", troubles.PROTOCOL, "all of the answer went into thinking aloud",
                        "this model thinks aloud: check a model that does not, or switch its thinking off.")  # fmt: skip
     if not answer.text:
-        raise ProbeEnded("failed", troubles.PROTOCOL, f"an empty answer with finish_reason {answer.shown(answer.finish)}",
-                       troubles.LOG)  # fmt: skip
+        detail = f"an empty answer with finish_reason {answer.shown(answer.finish)}"
+        raise ProbeEnded("failed", troubles.PROTOCOL, detail, troubles.LOG)
     if not answer.finish:
         raise ProbeEnded("failed", troubles.PROTOCOL, "an answer without a finish_reason", troubles.LOG)
     if monotonous(answer.text):
-        raise ProbeEnded("failed", troubles.MODEL, f"the answer is one character over and over: {answer.shown(answer.text)}",
-                       "numbers overflow: serve in bfloat16; then `dca smoke`.")  # fmt: skip
+        detail = f"the answer is one character over and over: {answer.shown(answer.text)}"
+        remedy = "numbers overflow: serve in bfloat16; then `dca smoke`."
+        raise ProbeEnded("failed", troubles.MODEL, detail, remedy)
 
 
 PROBES: dict[str, tuple[str, Callable[[Asking], str]]] = {
