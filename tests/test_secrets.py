@@ -155,7 +155,6 @@ def test_what_is_told_to_be_secret_is_hidden_however_it_is_quoted(secret: str) -
 
 
 def test_no_document_of_a_build_shows_a_credential(
-def test_no_document_of_a_build_shows_a_credential(
     dca: RunDca, tmp_path: Path, chance: random.Random, place: Place
 ) -> None:
     """A plan and a failed fetch, with credentials wherever a user may have them."""

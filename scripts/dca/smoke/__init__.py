@@ -134,17 +134,23 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     )
     documents.write(told, run / "smoke.json")
     if not request.overlays:
-        _keep(told, run)
+        _keep(told, run, more_archs=bool(request.archs))
     return told
 
 
-def _keep(told: Smoke, run: Path) -> None:
+def _keep(told: Smoke, run: Path, *, more_archs: bool) -> None:
     """Keep a report that can be published with its wheel, or speaks against it.
 
     A whole run that passes is the answer to what its level and those below have found wrong before; the rest of a
     partial one may be as wrong as it was.
+
+    Args:
+        told: the report, of the wheel as it is.
+        run: folder of its reports.
+        more_archs: whether archs were named, which the wheel need not say that it was built for.
     """
-    if told.passed and told.partial:
+    failed = {case.name for case in told.cases if not case.passed}
+    if (told.partial and not failed) or (more_archs and failed == {f"static/{static.ARCHS}"}):
         return
     documents.write(told, run / f"smoke-{told.level}.json")
     if told.passed:

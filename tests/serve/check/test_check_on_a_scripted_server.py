@@ -523,7 +523,6 @@ def test_a_check_without_any_prompt_fails_unless_its_cost_forbade_them(
     assert [one["code"] for one in done.told["needles"] if one["code"]] == ["DCA-162"] * code
 
 
-def test_a_length_past_all_bounds_is_not_believed(
 def test_a_length_past_all_bounds_is_not_believed(serve: Serve) -> None:
     card = client.Card(id="one", max_model_len=10**15)
     wanted = engine._range(engine.Request(url=""), card)
@@ -650,7 +649,12 @@ BEFORE = ("", "x" * 48, "x" * 66, "x" * 272)
 )
 @pytest.mark.parametrize("how", scripted.ECHOES)
 def test_a_key_that_the_server_says_back_is_shown_and_kept_nowhere(
-    serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str, key: str,
+    serve: Serve,
+    check: Check,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    how: str,
+    key: str,
     every: tuple[str, ...],
 ) -> None:
     # No name that tells what it is.
@@ -691,7 +695,6 @@ def test_a_model_that_is_called_like_the_key_is_asked_and_not_named(
     assert done.code == 2
 
 
-def test_keys_and_accounts_of_another_service_are_not_sent(
 def test_keys_and_accounts_of_another_service_are_not_sent(
     serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
