@@ -425,11 +425,19 @@ def test_a_bundle_that_lacks_a_part_says_which(kind: str, small: Small, tmp_path
     assert "does not hold" in refused.value.what
 
 
-def test_git_objects_that_are_not_those_of_the_commit_are_not_built(small: Small, tmp_path: Path) -> None:
-    """Objects of another commit, said to be those of the pinned one, with hashes that are right."""
-    other = Repository(tmp_path / "other")
-    other.write("csrc/kernel.cu", b"evil\n")
-    gitpack.write(git.objects(other.path, other.commit(), ("csrc",)), tmp_path / "evil.pack")
+@pytest.mark.parametrize("how", ["of another commit", "a file less", "a folder less"])
+def test_git_objects_that_are_not_those_of_the_commit_are_not_kept(how: str, small: Small, tmp_path: Path) -> None:
+    """A pack whose hashes are right: of another commit than it says, or without all that it is to hold."""
+    if how == "of another commit":
+        other = Repository(tmp_path / "other")
+        other.write("csrc/kernel.cu", b"evil\n")
+        objects = git.objects(other.path, other.commit(), ("csrc",))
+    else:
+        objects = git.objects(tmp_path / "clone", small.recipe.companions["kit"].source.commit, ("csrc",))
+        marks = {"a file less": b"// kernel\n", "a folder less": b"run.sh\0"}
+        gone = next(name for name, (_, content) in objects.items() if marks[how] in content)
+        del objects[gone]
+    gitpack.write(objects, tmp_path / "evil.pack")
     evil = (tmp_path / "evil.pack").read_bytes()
 
     def swapped(entries: dict[str, bytes], _: zipfile.ZipFile) -> None:
@@ -440,12 +448,42 @@ def test_git_objects_that_are_not_those_of_the_commit_are_not_built(small: Small
         entries[f"parts/{sha(evil)}"] = evil
         entries["bundle.json"] = documents.canonical(told)
 
-    bad = rewritten(Path(small.pack().file), tmp_path / "bad.dca", swapped)
+    good = Path(small.pack().file)
+    bad = rewritten(good, tmp_path / "bad.dca", swapped)
     there = store.Store(tmp_path / "there", offline=True)
     with pytest.raises(DcaError) as refused:
         small.unpack(bad, there)
     assert refused.value.code == "DCA-410"
-    assert not list((there.root / "git").glob("part-*"))
+    assert not list((there.root / "git").glob("*part*"))
+    # The cache is none the worse for it.
+    small.unpack(good, there)
+    fetch.fetch(small.there(), small.recipe, there, Silent(), tmp_path / "log")
+
+
+@pytest.mark.parametrize("bit", range(16))
+def test_an_entry_with_a_flag_that_packing_does_not_set_is_refused(bit: int, small: Small, tmp_path: Path) -> None:
+    """In the list at the end of the file; before an entry, only what says how its name is spelt is read at all."""
+    content = bytearray(Path(small.pack().file).read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 8 + bit // 8] ^= 1 << bit % 8
+    bad, there = tmp_path / "bad.dca", store.Store(tmp_path / "there", offline=True)
+    bad.write_bytes(content)
+    with pytest.raises(DcaError) as refused:
+        small.unpack(bad, there)
+    assert refused.value.code == "DCA-410"
+    assert kept(there) == []
+
+
+def test_an_entry_whose_name_cannot_be_read_before_it_is_refused(small: Small, tmp_path: Path) -> None:
+    path = Path(small.pack().file)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        at = archive.infolist()[-1].header_offset
+    content[at + 7] |= 0x08
+    content[at + 30] = 0xFF
+    (tmp_path / "bad.dca").write_bytes(content)
+    with pytest.raises(DcaError) as refused:
+        small.unpack(tmp_path / "bad.dca", store.Store(tmp_path / "there", offline=True))
+    assert refused.value.code == "DCA-410"
 
 
 @pytest.mark.proof

@@ -219,8 +219,12 @@ def test_the_log_of_a_build_that_went_well_has_no_finding() -> None:
 
 
 def test_the_projects_own_documents_and_code_are_no_failures_but_those_that_quote_them() -> None:
-    texts = [(ROOT / name).read_bytes() for name in ("docs/smoke.md", "docs/toolkits.md", "docs/oracle.md", "Makefile")]
+    texts = [
+        (ROOT / name).read_bytes() for name in ("docs/patches.md", "docs/toolkits.md", "docs/oracle.md", "Makefile")
+    ]
     assert [ids(explain(text)) for text in texts] == [[]] * len(texts)
+    # One that says what codes mean is explained by them, and by nothing else.
+    assert all(map(failures.CODE.fullmatch, ids(explain((ROOT / "docs/smoke.md").read_bytes()))))
 
 
 # --- logs of every kind --------------------------------------------------------------------------------------

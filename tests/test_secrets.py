@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import html
+import json
 import random
 from pathlib import Path
 from urllib.parse import quote
@@ -109,8 +111,11 @@ def test_what_netrc_and_the_environment_hold_is_known_wherever_it_turns_up(
     tmp_path: Path, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["UV_INDEX_CORP_PASSWORD", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "TWINE_PASSWORD", "HF_TOKEN",
-             "SOME_API_KEY", "CI_JOB_TOKEN", "DB_PASSWD", "MY_SECRET"]  # fmt: skip
+             "SOME_API_KEY", "CI_JOB_TOKEN", "DB_PASSWD", "MY_SECRET", "SERVER_KEY", "OPENAI_KEY",
+             "THE_KEY"]  # fmt: skip
     kept = {name: planted("password", chance)[0] for name in names}
+    # As one in 64 does that is written in base64.
+    kept |= {"AWS_SECRET_ACCESS_KEY": f"/{kept['AWS_SECRET_ACCESS_KEY']}", "HF_TOKEN": f"~{kept['HF_TOKEN']}"}
     for name, value in kept.items():
         monkeypatch.setenv(name, value)
     in_netrc = planted("password", chance)[0]
@@ -127,17 +132,26 @@ def test_what_netrc_and_the_environment_hold_is_known_wherever_it_turns_up(
     assert " and " in secrets.redact(text)
 
 
-def test_what_is_no_credential_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_credential_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent")
     monkeypatch.setenv("EMPTY_TOKEN", "")
     monkeypatch.setenv("SHORT_TOKEN", "on")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/etc/key.json")
+    (tmp_path / "key.pem").touch()
+    monkeypatch.setenv("CLIENT_KEY", str(tmp_path / "key.pem"))
     for text in (
         "git+https://github.com/a/b@0123456789abcdef", "https://docs.example/page#part", "https://host:8080/a/b@v1",
         "https://host.example/x?page=2", "see /tmp/agent, /etc/key.json and on", "error: expected ';' before '}' token",
-        "mail me@example.org", "g++ -DKEY=1 -o x@y.o", "tokens: 5",
+        f"see {tmp_path}/key.pem", "mail me@example.org", "g++ -DKEY=1 -o x@y.o", "tokens: 5",
     ):  # fmt: skip
         assert secrets.hide(text) == text
+
+
+@pytest.mark.parametrize("secret", ["s3cret-of-a-server", 'a"b&c<d>\\e f', "p4s", "Bearer sk-1 2&token=3"])
+def test_what_is_told_to_be_secret_is_hidden_however_it_is_quoted(secret: str) -> None:
+    for form in (secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1], html.escape(secret)):
+        assert secrets.redact(f"wrong: {form}, really", secret) == "wrong: ***, really"
+    assert secrets.redact("of passp4ss and bps4p", "p4s", "") == "of passp4ss and bps4p"
 
 
 def test_no_document_of_a_build_shows_a_credential(

@@ -7,6 +7,8 @@ files pin, each checked against its pin when it is taken out.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import re
 import stat
@@ -276,12 +278,9 @@ def read(path: Path) -> Bundle:
     Raises:
         DcaError: DCA-410 for anything that `pack` does not write.
     """
-    try:
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            entries = _entries(archive, path.stat().st_size)
-            content = archive.read(entries[MANIFEST])
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, KeyError) as error:
-        raise _bad(path, str(error)) from None
+    with _reading(path), path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        entries = _entries(archive, path.stat().st_size)
+        content = archive.read(entries[MANIFEST])
     try:
         manifest = documents.parse(Manifest, content, path)
     except DcaError as error:
@@ -296,6 +295,15 @@ def read(path: Path) -> Bundle:
     return Bundle(path, manifest)
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever zipfile says of a file that it cannot read is DCA-410."""
+    try:
+        yield
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, KeyError) as error:
+        raise _bad(path, str(error)) from None
+
+
 def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """Entries by name; a ValueError for those that do not lie one after the other as `_write` puts them."""
     infos = archive.infolist()
@@ -306,7 +314,8 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         name = info.filename
         if name != MANIFEST and not re.fullmatch(r"parts/[0-9a-f]{64}", name):
             raise ValueError(f"it has an entry {name[:80]!r}")
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
+        # No flag is set by `_write`; some make zipfile refuse an entry when it is opened.
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits:
             raise ValueError(f"its entry {name} is not stored as it is")
         if not stat.S_ISREG(info.external_attr >> 16):
             raise ValueError(f"its entry {name} is no file")
@@ -407,28 +416,40 @@ def unpack(
     if wanted:
         reporter.stage("bundle", f"{len(wanted)} parts of {bundle.path.name}, {total / 1e6:.0f} MB")
     done = 0
+    with _reading(bundle.path):
+        archive = zipfile.ZipFile(bundle.path)
+    with archive:
+        for part, target, only in wanted:
+            if part.kind == "file":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with store.incoming(target) as incoming:
+                    _take(bundle, archive, part, incoming)
+                    incoming.chmod(0o644)
+                    incoming.replace(target)
+            else:
+                with store.scratch(cache.open().root) as scratch:
+                    _take(bundle, archive, part, scratch / "objects.pack")
+                    # What is missing of it is found now: once the cache has it, nobody looks again.
+                    holds = functools.partial(_holds, bundle, part, only)
+                    gitpack.read(scratch / "objects.pack", target, log, holds)
+            done += part.size
+            reporter.progress(done, total, part.name)
+
+
+def _holds(bundle: Bundle, part: Part, only: tuple[str, ...], repository: Path) -> None:
+    """Refuse a repository that lacks something of what a part is to hold.
+
+    Raises:
+        DcaError: DCA-410.
+    """
+    if not git.has_commit(repository, part.commit):
+        raise _bad(bundle.path, f"the part of {part.name} does not have the commit {part.commit}")
     try:
-        with zipfile.ZipFile(bundle.path) as archive:
-            for part, target, only in wanted:
-                if part.kind == "file":
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with store.incoming(target) as incoming:
-                        _take(archive, part, incoming)
-                        incoming.chmod(0o644)
-                        incoming.replace(target)
-                else:
-                    with store.scratch(cache.open().root) as scratch:
-                        _take(archive, part, scratch / "objects.pack")
-                        gitpack.read(scratch / "objects.pack", target, log)
-                    if not git.has_commit(target, part.commit):
-                        store.remove(target)
-                        raise _bad(bundle.path, f"the part of {part.name} does not have the commit {part.commit}")
-                    # What is missing of it is found now, and not in the middle of a build.
-                    git.objects(target, part.commit, only)
-                done += part.size
-                reporter.progress(done, total, part.name)
-    except (zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise _bad(bundle.path, str(error)) from None
+        git.objects(repository, part.commit, only)
+    except DcaError as error:
+        raise _bad(
+            bundle.path, f"the part of {part.name} does not hold all of commit {part.commit}: {error.why}"
+        ) from None
 
 
 def _wanted(
@@ -487,14 +508,18 @@ def _lacks(bundle: Bundle, what: str, plan: Plan) -> DcaError:
     )
 
 
-def _take(archive: zipfile.ZipFile, part: Part, target: Path) -> None:
+def _take(bundle: Bundle, archive: zipfile.ZipFile, part: Part, target: Path) -> None:
     """A part's content, no more of it than its size.
 
     Raises:
-        DcaError: DCA-401.
+        DcaError: DCA-401, or DCA-410 when it cannot be read.
     """
     seen, left = hashlib.sha256(), part.size
-    with archive.open(f"parts/{part.sha256}") as source, target.open("wb") as stream:
+    with (
+        _reading(bundle.path),
+        archive.open(f"parts/{part.sha256}") as source,
+        target.open("wb") as stream,
+    ):
         while left and (block := source.read(min(_BLOCK, left))):
             seen.update(block)
             stream.write(block)

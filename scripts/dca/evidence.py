@@ -10,6 +10,7 @@ from typing import Any
 from dca import documents, provenance, sbom, store
 from dca.errors import DcaError
 from dca.signing import Signer
+from dca.smoke.values import LEVELS, Smoke
 from dca.wheel import Made
 
 # The documents, by the names they have beside a wheel.
@@ -30,6 +31,8 @@ MOST_BYTES = 1 << 26
 def collect(wheel: Path, sha256: str, cache: store.Store) -> dict[str, bytes]:
     """What is at hand for a wheel: the bill of materials inside of it, and what runs on this machine left.
 
+    Of the smoke tests it is one that failed, where there is one, else the one of the highest level.
+
     Args:
         sha256: of the wheel.
 
@@ -41,11 +44,19 @@ def collect(wheel: Path, sha256: str, cache: store.Store) -> dict[str, bytes]:
         made = documents.read_if_whole(Made, record)
         if made and made.sha256 == sha256:
             found |= read(record.parent, (PROVENANCE, INSPECTION))
-    for level in ("gpu", "cpu", "static"):
-        run = read(cache.root / "run" / f"smoke-{sha256[:16]}", (f"smoke-{level}.json",))
-        if run:
-            return found | {SMOKE: next(iter(run.values()))}
-    return found
+    reports = read(
+        cache.root / "run" / f"smoke-{sha256[:16]}", tuple(f"smoke-{level}.json" for level in reversed(LEVELS))
+    ).values()
+    # One level that fails is not outweighed by another that passes, which may have been run before.
+    ranked = [*filter(_fails, reports), *reports]
+    return found | ({SMOKE: ranked[0]} if ranked else {})
+
+
+def _fails(report: bytes) -> bool:
+    try:
+        return not documents.parse(Smoke, report, Path(SMOKE)).passed
+    except DcaError:
+        return False
 
 
 def carried_sbom(wheel: Path) -> bytes:

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dca import git, runner, store
@@ -66,13 +66,19 @@ def _stored(content: bytes) -> bytes:
     return bytes(found + struct.pack(">L", zlib.adler32(content)))
 
 
-def read(path: Path, repository: Path, log: Path) -> None:
+def read(path: Path, repository: Path, log: Path, accept: Callable[[Path], None] = lambda _: None) -> None:
     """Put the objects of a pack into a bare repository.
 
     It is first held against what `write` writes: nothing else of what a pack could be is handed to git.
 
+    Args:
+        path: of the pack.
+        repository: that appears, whole or not at all.
+        log: of git.
+        accept: given the repository before it has its name, to raise when something is missing of it.
+
     Raises:
-        DcaError: DCA-410 for any other file, DCA-405 when git does not take it.
+        DcaError: DCA-410 for any other file, DCA-405 when git does not take it, and what `accept` raises.
     """
     name = check(path)
     with store.incoming_folder(repository) as part:
@@ -86,6 +92,7 @@ def read(path: Path, repository: Path, log: Path) -> None:
         )  # fmt: skip
         if not done.ok:
             raise DcaError("DCA-405", f"git could not read {path.name}.", why=done.text[-400:], remedy=f"see {log}.")
+        accept(part)
 
 
 def check(path: Path) -> str:

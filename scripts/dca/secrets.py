@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import netrc
 import os
 import re
@@ -18,7 +19,7 @@ HIDDEN = "***"
 # Shorter ones would be found in the middle of words.
 _SHORTEST = 5
 _SECRET_NAME = re.compile(
-    r"(?:PASSWORD|PASSWD|PASS|TOKEN|SECRET|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIALS?)$", re.I
+    r"(?:PASSWORD|PASSWD|PASS|TOKEN|SECRET|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|(?:^|_)KEY|CREDENTIALS?)$", re.I
 )
 # A password may hold a slash that should have been quoted; a port and a path with @ in it are no password.
 _USER = r"(?:[^/\s@]*@)+|[^\s/@:]*:(?!\d{1,5}/)[^\s@]*@"
@@ -40,8 +41,17 @@ _PARAMETER = re.compile(
 )
 
 
-def redact(text: str) -> str:
-    """A text with the credentials, the query and the fragment of any URL in it taken out."""
+def redact(text: str, *more: str) -> str:
+    """A text with the credentials, the query and the fragment of any URL in it taken out.
+
+    Args:
+        text: any.
+        more: what is secret besides, also where it is quoted for JSON, Python, HTML or a URL.
+    """
+    # First, because a part of it may look like a parameter or a header.
+    for secret in sorted({form for one in more for form in _quoted(one)}, key=len, reverse=True):
+        pattern = re.escape(secret)
+        text = re.sub(pattern if len(secret) >= _SHORTEST else rf"(?<!\w){pattern}(?!\w)", HIDDEN, text)
     return hider()(_WHOLE_URL.sub(r"\1\2", text))
 
 
@@ -72,7 +82,7 @@ def _known() -> set[str]:
     """The passwords and tokens that this process could hand on, as they are and as they are sent."""
     found: set[str] = set()
     for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and not value.startswith(("/", "~")):
+        if _SECRET_NAME.search(name) and not _names_a_file(name, value):
             found.add(value)
         if "://" in value:
             for word in value.split():
@@ -83,6 +93,27 @@ def _known() -> set[str]:
             if password:
                 found |= {password, *_sent(user or "", password)}
     return {one for one in found if len(one) >= _SHORTEST}
+
+
+def _names_a_file(name: str, value: str) -> bool:
+    """Whether a variable says where a secret lies; one secret in 64 begins with a slash by itself."""
+    if not value.startswith(("/", "~")):
+        return False
+    if name.upper().endswith(("CREDENTIAL", "CREDENTIALS")):
+        return True
+    try:
+        return Path(value).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _quoted(secret: str) -> set[str]:
+    """A secret as it is, and as texts of several kinds spell it."""
+    import html
+
+    if not secret.strip():
+        return set()
+    return {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1], html.escape(secret)}
 
 
 def _of_url(url: str) -> Iterator[str]:

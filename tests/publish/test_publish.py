@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dca import documents, publish, store
+import dca.smoke as engine
+from dca import documents, evidence, publish, store
 from dca.errors import DcaError
 from dca.events import Silent
 from dca.inspection import Inspection
@@ -23,7 +24,9 @@ from dca.publish import layout, pages, table
 from dca.publish.check import check
 from dca.publish.folder import Folder
 from dca.publish.values import Evidence, Record, Settings
+from dca.recipes import Loaded
 from dca.smoke.values import CaseResult, Smoke
+from dca.verify import verify
 from publish.made import make, put
 from support import RunDca
 
@@ -227,6 +230,55 @@ def test_a_failed_smoke_test_keeps_a_wheel_out(tmp_path: Path) -> None:
     wheel, report = make(tmp_path), tmp_path / "smoke.json"
     documents.write(smoke_of(wheel, passed=False), report)
     assert "does not compute" in refused("DCA-901", tmp_path / "index", wheel, evidence=[report]).what
+
+
+@pytest.mark.parametrize(
+    ("runs", "fine"),
+    [
+        (["static"], True),
+        (["cpu", "cpu fails -x"], False),
+        (["cpu", "cpu fails --case"], False),
+        (["cpu", "cpu fails --overlay"], True),
+        (["cpu", "cpu fails -x", "cpu"], True),
+        (["cpu", "cpu fails -x", "cpu --case"], False),
+        (["gpu", "cpu fails -x"], False),
+        (["gpu", "static fails"], False),
+        (["gpu", "cpu fails", "static"], False),
+        (["cpu fails", "static fails -x", "gpu"], True),
+        (["gpu fails", "cpu"], False),
+        (["static", "static fails --arch"], True),
+    ],
+)
+def test_a_wheel_that_any_smoke_test_found_wrong_stays_out_until_a_whole_one_passes(
+    runs: list[str], fine: bool, tmp_path: Path, all_recipes: tuple[Loaded, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs one after the other, with a stand-in for the cases."""
+    wheel, cache = make(tmp_path, "0.10.2", cuda=None), store.Store(tmp_path / "cache")
+    monkeypatch.setattr(engine, "_run", lambda *_: None)
+    for number, words in enumerate(runs):
+        level, *how = words.split()
+        name = "static/archs" if "--arch" in how else "static/one"
+        case = CaseResult(level="static", name=name, proves="that", passed="fails" not in how)
+        monkeypatch.setattr(engine.static, "check", lambda *_, case=case: (case,))
+        asked = engine.Request(
+            wheel, level, first="-x" in how, cases=(name,) * ("--case" in how), seed=number,
+            archs=("12.0",) * ("--arch" in how),
+            overlays=(tmp_path,) * ("--overlay" in how),
+        )  # fmt: skip
+        engine.smoke(asked, all_recipes, cache, Silent())
+    report = tmp_path / "elsewhere.json"
+    documents.write(smoke_of(wheel), report)
+    for more in ([], [report]):
+        index = Folder(tmp_path / f"index-{len(more)}")
+        if fine:
+            (record,) = publish.publish([wheel], index, cache, Silent(), evidence=more).added
+            assert [proof.kind for proof in record.evidence] == ["inspection", "smoke"]
+        else:
+            with pytest.raises(DcaError, match="does not compute") as error:
+                publish.publish([wheel], index, cache, Silent(), evidence=more)
+            assert (error.value.code, "dca smoke --level" in error.value.remedy) == ("DCA-901", True)
+    found = verify(wheel, evidence.collect(wheel, store.sha256_file(wheel), cache))
+    assert {one.check: one.status for one in found.findings}["smoke"] == ("proven" if fine else "wrong")
 
 
 def test_evidence_belongs_to_the_wheel_that_it_names(tmp_path: Path) -> None:
@@ -467,6 +519,9 @@ def test_the_default_index_is_in_dist(dca: RunDca, tmp_path: Path) -> None:
 
 
 def test_the_real_wheel_is_published(wheel: Path, tmp_path: Path, dca: RunDca) -> None:
+    # Whatever was found of it by tests that ask for what it does not promise.
+    proven = dca("smoke", wheel, "--level", "static", "--quiet")
+    assert proven.returncode == 0, proven.stderr
     done = dca("publish", wheel, "--index", tmp_path / "index", "--json")
     assert done.returncode == 0, done.stderr
     (record,) = json.loads(done.stdout)["added"]

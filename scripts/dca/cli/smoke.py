@@ -12,8 +12,8 @@ from dca.cli import options
 from dca.errors import DcaError
 from dca.smoke import CaseResult, Level, Request, Smoke, smoke
 from dca.smoke.report import render as render_page
+from dca.smoke.values import LEVELS
 
-LEVELS: tuple[Level, ...] = ("static", "cpu", "gpu")
 DIST = Path("dist")
 
 

@@ -155,8 +155,10 @@ def admit(
         record = record.model_copy(update={"metadata_sha256": store.sha256_bytes(metadata)})
         texts[INSPECTION + ".json"] = (documents.dumps(found), _inspected(found))
     own = evidence.collect(wheel, sha256, cache)
-    if not any(one.kind == SMOKE for one in given) and (kept := _kept_smoke(own, sha256)):
-        given = [*given, kept]
+    if kept := _kept_smoke(own, sha256):
+        # Also where another report is given: nothing says that it is the newer one.
+        _refuse_failed(wheel, documents.parse(Smoke, kept.content, kept.path), kept.path)
+        given = [*given, *([] if any(one.kind == SMOKE for one in given) else [kept])]
     # What was published with it stays: the same wheel, made at another time, has another provenance.
     there = {one.kind for one in record.evidence} | {one.kind for one in given}
     texts |= {
@@ -225,12 +227,12 @@ def _refuse_failed(wheel: Path, smoke: Smoke, path: Path) -> None:
             "DCA-901",
             f"{wheel.name} is not published: it does not compute what it should.",
             why=f"{len(failed)} of {len(smoke.cases)} cases of {path} failed, the first of them {failed[0].name}.",
-            remedy="mend it, or run `dca smoke` on it again where the report is out of date.",
+            remedy=f"mend it; where the report is out of date, `dca smoke --level {smoke.level} {wheel}`, all of it.",
         )
 
 
 def _kept_smoke(own: dict[str, bytes], sha256: str) -> Given | None:
-    """The report of the last whole `dca smoke` of this wheel."""
+    """The report of a `dca smoke` of this wheel that failed, else of the last whole one."""
     path = Path(evidence.SMOKE)
     try:
         smoke = documents.parse(Smoke, own.get(evidence.SMOKE, b""), path)

@@ -20,7 +20,7 @@ from dca.events import Reporter
 from dca.recipes import KERNELS
 from dca.smoke import static, subject
 from dca.smoke.subject import Subject
-from dca.smoke.values import CaseResult, Level, ProvenSource, Smoke
+from dca.smoke.values import LEVELS, CaseResult, Level, ProvenSource, Smoke
 
 __all__ = ["CaseResult", "Level", "Request", "Smoke", "smoke"]
 
@@ -96,7 +96,7 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
 
     Returns:
         What was found, failures among it. `smoke.json` in the run's folder holds the same, and `smoke-LEVEL.json` the
-        last of that level that was about the whole wheel as it is, which is what can be published with it.
+        last of that level that says something of the wheel as it is: that all of it passes, or that any of it fails.
 
     Raises:
         DcaError: DCA-802 when the wheel or the machine cannot be proven as asked, DCA-803 and 804 when the cases
@@ -133,9 +133,31 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         seconds=round(time.monotonic() - started, 2),
     )
     documents.write(told, run / "smoke.json")
-    if not told.partial and not request.overlays:
-        documents.write(told, run / f"smoke-{request.level}.json")
+    if not request.overlays:
+        _keep(told, run, more_archs=bool(request.archs))
     return told
+
+
+def _keep(told: Smoke, run: Path, *, more_archs: bool) -> None:
+    """Keep a report that can be published with its wheel, or speaks against it.
+
+    A whole run that passes is the answer to what its level and those below have found wrong before; the rest of a
+    partial one may be as wrong as it was.
+
+    Args:
+        told: the report, of the wheel as it is.
+        run: folder of its reports.
+        more_archs: whether archs were named, which the wheel need not say that it was built for.
+    """
+    failed = {case.name for case in told.cases if not case.passed}
+    if (told.partial and not failed) or (more_archs and failed == {f"static/{static.ARCHS}"}):
+        return
+    documents.write(told, run / f"smoke-{told.level}.json")
+    if told.passed:
+        for level in LEVELS[: LEVELS.index(told.level)]:
+            before = run / f"smoke-{level}.json"
+            if (report := documents.read_if_whole(Smoke, before)) and not report.passed:
+                before.unlink()
 
 
 def _asked(name: str, request: Request) -> bool:

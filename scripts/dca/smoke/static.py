@@ -11,6 +11,8 @@ from dca.smoke.values import CaseResult
 
 # What the backend calls; a wheel that has one and lacks the other dies at its first long prompt.
 INDEX_OPS = (INDEX_OP, f"{INDEX_OP}_mergehead")
+# The case that asks for the GPU archs that are named.
+ARCHS = "archs"
 
 
 def check(found: Inspection, recipe: Recipe) -> tuple[CaseResult, ...]:
@@ -40,7 +42,7 @@ def _cases(found: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
         for module in found.modules
         if module.registers(INDEX_OP) or module.registers(SPARSE_OP)
     }
-    yield _case("archs", _archs(found), inspection.unreached(found), archs)
+    yield _case(ARCHS, _archs(found), inspection.unreached(found), archs)
     if own and recipe.official_wheel and recipe.official_wheel.schemas:
         yield _schemas(found, recipe.official_wheel.schemas)
 

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 from dca.documents import Document, Value
 
 Level = Literal["static", "cpu", "gpu"]
+LEVELS: tuple[Level, ...] = ("static", "cpu", "gpu")
+"""Each includes those before it."""
 
 
 class CaseResult(Value):

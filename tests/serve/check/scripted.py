@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import socket
@@ -100,6 +101,8 @@ class Scripted:
         max_model_len: that it tells and keeps to; None to tell none.
         usage: whether it counts tokens in its answers.
         tokenizer: whether it has /tokenize.
+        counted: what it says that every prompt has, in place of its tokens.
+        tokenized: what /tokenize says that every text has, in place of its tokens.
         key: that it wants.
         options: whether it takes stream_options.
         asked: every request.
@@ -110,6 +113,8 @@ class Scripted:
     max_model_len: int | None = 16384
     usage: bool = True
     tokenizer: bool = True
+    counted: int | None = None
+    tokenized: int | None = None
     key: str = ""
     options: bool = True
     refused: tuple[str, ...] = ()
@@ -161,7 +166,8 @@ class Handler(BaseHTTPRequestHandler):
         if asked.path == "/tokenize":
             if not place.tokenizer:
                 return self.send_json({"detail": "Not Found"}, 404)
-            return self.send_json({"count": count(asked.text), "max_model_len": place.max_model_len, "tokens": []})
+            told = count(asked.text) if place.tokenized is None else place.tokenized
+            return self.send_json({"count": told, "max_model_len": place.max_model_len, "tokens": []})
         return self.complete(asked)
 
     def complete(self, asked: Asked) -> None:
@@ -179,7 +185,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_json({"object": "error", "message": words, "type": "BadRequestError", "code": 400}, 400)
         reply = place.script(asked)
         answer = reply.tokens if reply.tokens is not None else count(reply.text)
-        usage = {"prompt_tokens": tokens, "completion_tokens": answer} if place.usage else None
+        counted = tokens if place.counted is None else place.counted
+        usage = {"prompt_tokens": counted, "completion_tokens": answer} if place.usage else None
         time.sleep(place.delay)
         if asked.body.get("stream"):
             return self.stream(reply, usage if "stream_options" in asked.body else None)
@@ -436,3 +443,49 @@ def counting(tokens: int) -> Trick:
         return handler.send_json({"id": "1", "choices": [choice], "usage": usage})
 
     return trick
+
+
+# --- saying back the key that it was sent --------------------------------------------------------------------------
+
+Echo = Callable[["Handler", Asked, str], None]
+
+
+def echoing(echo: Echo, before: str) -> Trick:
+    """Say the client's key, behind some other text, in one of the ways of `ECHOES`."""
+
+    def trick(handler: Handler, asked: Asked) -> None:
+        echo(handler, asked, before + handler.headers["Authorization"].removeprefix("Bearer "))
+
+    return trick
+
+
+def echo_header(handler: Handler, _asked: Asked, text: str) -> None:
+    """A line among the headers that is none, which the client's library quotes."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + text.encode() + b"\r\n\r\n")
+    handler.close_connection = True
+
+
+def echo_property(handler: Handler, _asked: Asked, text: str) -> None:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": json.dumps({text: 1})}}
+    handler.send_json({"id": "1", "choices": [choice]})
+
+
+def echo_event(handler: Handler, asked: Asked, text: str) -> None:
+    if not asked.body.get("stream"):
+        return handler.send_json({"error": {"told": text}})
+    handler.start_stream()
+    handler.event([text])
+    return handler.end_stream()
+
+
+ECHOES: dict[str, Echo] = {
+    "401": lambda handler, _, text: handler.send_json({"error": {"message": f"Invalid key: {text}"}}, 401),
+    "400": lambda handler, _, text: handler.send_json({"message": text, "code": 400}, 400),
+    "500 as JSON": lambda handler, _, text: handler.send_json({"error": {"message": {"told": [text]}}}, 500),
+    "502 as a page": lambda handler, _, text: handler.send_body(f"<h1>{html.escape(text)}</h1>".encode(), 502),
+    "a header": echo_header,
+    "a redirection": lambda handler, _, text: handler.send_body(b"", 307, more={"Location": f"http://x:{text}/"}),
+    "an answer": lambda handler, asked, text: saying(text)(handler, asked),
+    "a property": echo_property,
+    "an event": echo_event,
+}

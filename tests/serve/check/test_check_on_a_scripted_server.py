@@ -163,6 +163,7 @@ def _fact(asked: Asked) -> str:
         ("!" * 40, "one character over and over"),
         ("It is not in the record.", "the answer does not hold"),
         ("OTHER", "the number of another town"),
+        ("ALL", "the number of another town"),
         ("", "the answer is empty"),
     ],
 )
@@ -172,7 +173,7 @@ def test_a_wrong_answer_is_told_for_what_it_is(serve: Serve, check: Check, answe
             return scripted.right(asked)
         right = scripted.right(asked).text
         numbers = [one for one in re.findall(r"is (\d{7})\.", asked.text) if one != right]
-        return Reply(numbers[0] if answer == "OTHER" else answer)
+        return Reply({"OTHER": numbers[0], "ALL": "\n".join([right, *numbers])}.get(answer, answer))
 
     told = check(serve(script=script).url, *ONE, "--json").told
     assert (told["needles"][0]["outcome"], told["needles"][0]["code"]) == ("lost", "DCA-163")
@@ -206,6 +207,11 @@ def test_thinking_aloud_is_not_taken_for_a_refused_prompt(serve: Serve, check: C
     ("kind", "reply", "words"),
     [
         ("sense", Reply("43"), "17 + 25 is '43'"),
+        ("sense", Reply("142"), "17 + 25 is '142'"),
+        ("sense", Reply("-42"), "17 + 25 is '-42'"),
+        ("sense", Reply("0.42"), "17 + 25 is '0.42'"),
+        ("sense", Reply("41 or 42"), "17 + 25 is '41 or 42'"),
+        ("sense", Reply("17 + 25"), "17 + 25 is '17 + 25'"),
         ("chat", Reply("!" * 16), "one character over and over"),
         ("tools", Reply("It is sunny."), "in place of a call"),
         ("tools", Reply("", [("get_time", '{"city": "Lisbon"}')], "tool_calls"), "the call is 'get_time'"),
@@ -228,6 +234,13 @@ def test_what_a_model_does_not_do_right_is_its_own_code(
     assert [(one["name"], one["code"]) for one in wrong] == [(kind, "DCA-163")]
     assert words in wrong[0]["detail"]
     assert done.code == 1
+
+
+@pytest.mark.parametrize("answer", ["42", "17 + 25 = 42.", "**42**", "25+17 is 42.0, forty-two"])
+def test_a_right_sum_may_repeat_the_question(serve: Serve, check: Check, answer: str) -> None:
+    place = serve(script=lambda asked: Reply(answer) if asked.kind == "sense" else scripted.right(asked))
+    done = check(place.url, "--skip", "needles")
+    assert done.code == 0, done.err
 
 
 def test_story_c4_a_tool_call_and_a_schema_are_proven_kept(serve: Serve, check: Check) -> None:
@@ -471,6 +484,45 @@ def test_a_name_of_a_model_that_cannot_be_printed_is_refused(serve: Serve, check
     assert "DCA-161" in done.err
 
 
+@pytest.mark.parametrize("told", [1, 65, 10**9])
+@pytest.mark.parametrize("where", ["/tokenize", "usage", "both"])
+def test_a_count_that_no_text_has_is_not_believed_whatever_the_length(
+    serve: Serve, check: Check, where: str, told: int
+) -> None:
+    place = serve(
+        max_model_len=None, tokenizer=where != "usage", tokenized=None if where == "usage" else told,
+        counted=None if where == "/tokenize" else told,
+    )  # fmt: skip
+    done = check(place.url, "--lengths", "1024,2048,4096", "--depths", "0,100", "--json")
+    assert [one["outcome"] for one in done.told["needles"]] == ["found"] * 6
+    for length, asked in zip([1024, 1024, 2048, 2048, 4096, 4096], place.needles(), strict=True):
+        assert 0.6 * length < scripted.count(asked.text) < 1.3 * length
+    assert {one["counted"] for one in done.told["needles"]} == {"usage" if where == "/tokenize" else "estimate"}
+    assert f"{told:,} tokens for " in next(one for one in done.told["not_proven"] if "is not believed" in one)
+    assert done.code == 0
+
+
+NO_PROBES = ("--skip", "chat,completion,stream,sampling,sense,tools,structured")
+
+
+@pytest.mark.parametrize(
+    ("how", "words", "code"),
+    [
+        ({"max_model_len": 10}, NO_PROBES, 1),
+        ({"counted": 4000, "max_model_len": None}, ("--lengths", "1024,4096"), 1),
+        ({}, (*NO_PROBES, "--max-cost", "300"), 0),
+    ],
+)
+def test_a_check_without_any_prompt_fails_unless_its_cost_forbade_them(
+    serve: Serve, check: Check, how: dict[str, Any], words: tuple[str, ...], code: int
+) -> None:
+    place = serve(**how)
+    done = check(place.url, *words, "--json")
+    assert (place.needles(), done.code) == ([], code)
+    assert {one["outcome"] for one in done.told["needles"]} == {"skipped"}
+    assert [one["code"] for one in done.told["needles"] if one["code"]] == ["DCA-162"] * code
+
+
 def test_a_length_past_all_bounds_is_not_believed(serve: Serve) -> None:
     card = client.Card(id="one", max_model_len=10**15)
     wanted = engine._range(engine.Request(url=""), card)
@@ -586,6 +638,61 @@ def test_a_wrong_key_and_a_missing_one_are_told(serve: Serve, check: Check, monk
         assert done.code == 1
         assert "--api-key-env" in done.err
         assert "wr0ng" not in done.err
+
+
+# At its beginning, and where what is told of an answer or of an error is cut: half a key is too much as well.
+BEFORE = ("", "x" * 48, "x" * 66, "x" * 272)
+
+
+@pytest.mark.parametrize(
+    ("key", "every"), [("pr1vate-0123456789abcdef", BEFORE), ('pr1vate"&<\\1234567890>abcdef', ("",)), ("p4s", ("",))]
+)
+@pytest.mark.parametrize("how", scripted.ECHOES)
+def test_a_key_that_the_server_says_back_is_shown_and_kept_nowhere(
+    serve: Serve,
+    check: Check,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    how: str,
+    key: str,
+    every: tuple[str, ...],
+) -> None:
+    # No name that tells what it is.
+    monkeypatch.setenv("GATEWAY", key)
+    page = tmp_path / "report.html"
+    kinds = ("chat", "completion", "stream", "sampling", "sense", "tools", "structured", "needle")
+    for before in every:
+        place = serve(tricks=dict.fromkeys(kinds, scripted.echoing(scripted.ECHOES[how], before)))
+        done = check(place.url, "--api-key-env", "GATEWAY", *ONE, "--json", "--report", page)
+        assert done.code == 1
+        kept = [path.read_text() for path in (tmp_path / "cache/run").rglob("*.json")]
+        for text in (done.out, done.err, page.read_text(), *kept):
+            assert key[:7] not in text
+            assert key[-7:] not in text
+            assert before or "***" in text
+
+
+@pytest.mark.parametrize("how", ["401", "500 as JSON", "a header"])
+def test_a_key_that_is_refused_with_its_own_words_is_not_shown(
+    serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("GATEWAY", "pr1vate-0123456789abcdef")
+    place = serve(tricks={"models": scripted.echoing(scripted.ECHOES[how], "")})
+    for words in ((), ("--json",)):
+        done = check(place.url, "--api-key-env", "GATEWAY", *words)
+        assert (done.code, "***" in done.err) == (1, True)
+        assert "pr1vate" not in done.out + done.err
+
+
+def test_a_model_that_is_called_like_the_key_is_asked_and_not_named(
+    serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY", "pr1vate-0123456789abcdef")
+    for models in (("of pr1vate-0123456789abcdef",), ("pr1vate-0123456789abcdef", "other")):
+        place = serve(models=models)
+        done = check(place.url, "--api-key-env", "GATEWAY", "--skip", "needles")
+        assert "pr1vate" not in done.out + done.err
+    assert done.code == 2
 
 
 def test_keys_and_accounts_of_another_service_are_not_sent(

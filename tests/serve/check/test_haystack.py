@@ -52,6 +52,9 @@ def test_every_other_number_is_a_wrong_answer(seed: str) -> None:
     assert sorted(re.findall(r"is (\d{7})\.", hay.text)) == sorted([hay.number, *hay.others])
     assert hay.judge(hay.number) == hay.judge(f"It is **{hay.number}**.") == hay.judge(f"{int(hay.number):,}") == ""
     assert "another town" in hay.judge(hay.others[0])
+    for every in ([hay.number, *hay.others], [*hay.others, hay.number]):
+        assert "beside" in hay.judge(", ".join(every))
+        assert "beside" in hay.judge("\n".join(f"- {one}" for one in every))
     assert hay.judge(hay.number[:-1])
     assert hay.judge(f"1{hay.number}")
     assert "over and over" in hay.judge("!" * 30)

@@ -17,6 +17,10 @@ __all__ = ["DEPTHS", "Cost", "Limit", "Needle", "Probe", "Request", "ServeCheck"
 
 DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 TIMEOUT = 60.0
+LONGER = (
+    "ask for longer prompts (--length), of a server that takes them (--max-model-len), or leave them out with "
+    "--skip needles."
+)
 START = "start the server, or correct the URL; a server listens only when its model is loaded, which takes minutes."
 
 
@@ -93,17 +97,22 @@ def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None]
 
     def so_far() -> ServeCheck:
         result = ServeCheck(
-            url=server.shown, model=server.model, max_model_len=card.max_model_len, seed=asked.seed,
+            url=server.shown, model=server.hide(server.model), max_model_len=card.max_model_len, seed=asked.seed,
             probes=tuple(found), needles=tuple(seen), lengths=wanted.lengths if counter else (),
             depths=wanted.depths if counter else (), reached=_reached(seen, wanted),
             chars_per_token=round(counter.ratio, 4) if counter else None, cost=budget.cost,
         )  # fmt: skip
-        return result.model_copy(update={"verdict": _verdict(result), "not_proven": _not_proven(result, asked, card)})
+        doubted = counter.doubted if counter else ""
+        open_to = _not_proven(result, asked, card, doubted)
+        return result.model_copy(update={"verdict": _verdict(result), "not_proven": open_to})
 
     if counter:
         for one in needles.run(server, wanted, counter, budget, reporter):
             seen.append(one)
             keep(so_far())
+        if seen and all(one.detail == needles.TOO_SHORT for one in seen):
+            # No prompt was sent, and not for its cost: nothing was seen of what was asked for.
+            seen[0] = seen[0].model_copy(update={"code": troubles.PROMPT, "remedy": LONGER})
     return so_far()
 
 
@@ -148,14 +157,14 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
         return Probe(**about, status="failed", code="DCA-161", detail="it lists none", remedy=troubles.LOG), Card(
             id=asked.model
         )
-    card = _chosen(cards, asked.model)
+    card = _chosen(cards, asked.model, server.hide)
     server.model = card.id
     takes = f", takes {card.max_model_len:,} tokens" if card.max_model_len else ""
-    return Probe(**about, status="passed", detail=f"{card.id}{takes}"), card
+    return Probe(**about, status="passed", detail=f"{server.hide(card.id)}{takes}"), card
 
 
-def _chosen(cards: list[Card], name: str) -> Card:
-    names = ", ".join(card.id for card in cards) or "none"
+def _chosen(cards: list[Card], name: str, hide: Callable[[str], str]) -> Card:
+    names = hide(", ".join(card.id for card in cards)) or "none"
     if name:
         for card in cards:
             if card.id == name:
@@ -214,7 +223,7 @@ def _verdict(found: ServeCheck) -> str:
     return "; ".join(words) + "."
 
 
-def _not_proven(found: ServeCheck, asked: Request, card: Card) -> tuple[str, ...]:
+def _not_proven(found: ServeCheck, asked: Request, card: Card, doubted: str) -> tuple[str, ...]:
     told = [f"{one.name}: refused by the server ({one.detail})" for one in found.probes if one.status == "refused"]
     told += [f"{one.name}: not asked, because {one.detail}" for one in found.probes if one.status == "skipped"]
     told += [f"{name}: left out by --skip" for name in asked.skipped]
@@ -228,8 +237,10 @@ def _not_proven(found: ServeCheck, asked: Request, card: Card) -> tuple[str, ...
         f"{_prompts(len(those))}, the longest of {max(one.length for one in those):,} tokens: not sent, because {why}"
         for why, those in skipped.items()
     ]
+    if doubted:
+        told.append(f"what the server counts: {doubted}, which no text has, is not believed")
     if found.needles and not any(one.counted == "usage" for one in found.needles):
-        told.append("lengths: the server does not tell how many tokens a prompt had; they are estimated")
+        told.append("lengths: the server does not tell credibly how many tokens a prompt had; they are estimated")
     if found.needles and not (asked.length or asked.lengths or card.max_model_len):
         told.append("longer prompts: the server does not say what it takes, and no --length was asked for")
     longest = max((one.length for one in found.needles), default=0)

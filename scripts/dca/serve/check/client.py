@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from dca import index, machine
+from dca import machine, secrets
 from dca.errors import DcaError
 from dca.serve.check.values import Trouble
 
@@ -41,7 +41,7 @@ class RequestFailed(Exception):  # noqa: N818 - a result, which every caller tak
 
     Args:
         kind: how it failed.
-        words: what was seen.
+        words: what was seen, as the server said it; `Server` makes of it what may be shown.
         status: of the HTTP response; 0 where there was none.
         seconds: until then.
     """
@@ -50,9 +50,9 @@ class RequestFailed(Exception):  # noqa: N818 - a result, which every caller tak
     """Seconds to the first token of a stream; None when none had come."""
 
     def __init__(self, kind: Trouble, words: str, *, status: int = 0, seconds: float = 0.0) -> None:
-        super().__init__(words)
+        super().__init__(kind)
         self.kind: Trouble = kind
-        self.words = _words(words)
+        self.words = words
         self.status = status
         self.seconds = seconds
 
@@ -135,7 +135,7 @@ class Cards(_Loose):
 class Tokens(_Loose):
     """The body of /tokenize."""
 
-    count: Annotated[int, Field(gt=0)]
+    count: Annotated[int, Field(gt=0, le=10**9)]
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ class Answer:
         last_token: seconds until the last piece.
         pieces: of a stream.
         seconds: in all.
+        hide: takes credentials out of what is shown of it.
     """
 
     text: str
@@ -165,6 +166,13 @@ class Answer:
     last_token: float | None = None
     pieces: int = 0
     seconds: float = 0.0
+    hide: Callable[[str], str] = field(default=secrets.redact, repr=False, compare=False)
+
+    def shown(self, text: str, most: int = 60) -> str:
+        """A text of it on one line, in quotes, as people may see it."""
+        # Before it is cut: of half a secret nobody knows what it is.
+        line = " ".join(self.hide(text).split())
+        return repr(line if len(line) <= most else line[: most - 1] + "…")
 
     @property
     def ignored(self) -> bool:
@@ -202,7 +210,11 @@ class Server:
     @property
     def shown(self) -> str:
         """Its URL without credentials."""
-        return index.redact(self.base)
+        return self.hide(self.base)
+
+    def hide(self, text: str) -> str:
+        """A text without credentials, the server's own key among them: a gateway may say it back."""
+        return secrets.redact(text, self.key)
 
     def cards(self, deadline: float) -> list[Card]:
         """The models that it serves.
@@ -235,7 +247,7 @@ class Server:
                     model=self.model, messages=[{"role": "user", "content": text}], **more
                 )
             )
-            return _answer(body, time.monotonic() - started)
+            return _answer(body, time.monotonic() - started, self.hide)
 
         return self._ask(ask, deadline)
 
@@ -249,7 +261,7 @@ class Server:
         async def ask(client: openai.AsyncOpenAI) -> Answer:
             started = time.monotonic()
             body = await _body(client.completions.with_streaming_response.create(model=self.model, prompt=text, **more))
-            return _answer(body, time.monotonic() - started)
+            return _answer(body, time.monotonic() - started, self.hide)
 
         return self._ask(ask, deadline)
 
@@ -259,7 +271,7 @@ class Server:
         Raises:
             RequestFailed: any kind; `cut` when the stream ends without a finish_reason.
         """
-        reading = _Reading(int(more.get("max_tokens", 0)))
+        reading = _Reading(int(more.get("max_tokens", 0)), self.hide)
 
         async def ask(client: openai.AsyncOpenAI) -> Answer:
             given = dict(more)
@@ -330,6 +342,7 @@ class Server:
             failed = self._failed(error, deadline)
             if failed is None:
                 raise
+            failed.words = _words(failed.words, self.hide)
             failed.seconds = time.monotonic() - started
             raise failed from None
 
@@ -425,7 +438,7 @@ def base_of(url: str) -> str:
         right = False
     if not right or parts.query or parts.fragment:
         raise DcaError(
-            "DCA-201", f"{index.redact(url)} is not the URL of a server.",
+            "DCA-201", f"{secrets.redact(url)} is not the URL of a server.",
             remedy="write it as http://HOST:8000 or http://HOST:8000/v1.",
         )  # fmt: skip
     return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"
@@ -436,10 +449,11 @@ class _Reading:
 
     Args:
         most: tokens that were asked for; a stream of many more pieces has no end.
+        hide: as an `Answer` has it.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, hide: Callable[[str], str]) -> None:
+        self.most, self.hide = most, hide
         self.started = 0.0
         self.first: float | None = None
         self.last: float | None = None
@@ -454,7 +468,7 @@ class _Reading:
         """Read it to its end."""
         async for event in stream:
             if not isinstance(event, BaseModel):
-                raise RequestFailed("malformed", f"an event of the stream is {_words(repr(event))}")
+                raise RequestFailed("malformed", f"an event of the stream is {event!r}")
             self._take(_checked(Response, event.model_dump(warnings=False)))
             if self.most and self.pieces > 4 * self.most + 64:
                 raise RequestFailed("endless", f"{self.pieces} pieces for {self.most} tokens, and no end")
@@ -472,6 +486,7 @@ class _Reading:
             text=text, finish=self.finish, calls=tuple((one[0], one[1]) for one in self.calls.values()),
             prompt_tokens=self.usage.prompt_tokens, answer_tokens=self.usage.completion_tokens, thought=self.thought,
             first_token=self.first, last_token=self.last, pieces=self.pieces, seconds=time.monotonic() - self.started,
+            hide=self.hide,
         )  # fmt: skip
 
     def _take(self, event: Response) -> None:
@@ -494,7 +509,7 @@ class _Reading:
                 told[1] += function.arguments or ""
 
 
-def _answer(body: Any, seconds: float) -> Answer:
+def _answer(body: Any, seconds: float, hide: Callable[[str], str]) -> Answer:
     response = _checked(Response, body)
     if not response.choices:
         raise RequestFailed("malformed", "the answer has no choices")
@@ -505,7 +520,7 @@ def _answer(body: Any, seconds: float) -> Answer:
         text=message.content or "", finish=choice.finish_reason or "",
         calls=tuple((call.name or "", call.arguments or "") for call in calls),
         prompt_tokens=usage.prompt_tokens, answer_tokens=usage.completion_tokens,
-        thought=bool(message.reasoning or message.reasoning_content), seconds=seconds,
+        thought=bool(message.reasoning or message.reasoning_content), seconds=seconds, hide=hide,
     )  # fmt: skip
 
 
@@ -562,8 +577,8 @@ def _causes(error: BaseException) -> str:
     return ": ".join(told)
 
 
-def _words(text: str) -> str:
+def _words(text: str, hide: Callable[[str], str]) -> str:
     """A server's own words on one line, without credentials and without what a terminal would obey."""
-    line = " ".join(index.redact(text).split())
+    line = " ".join(hide(text).split())
     clean = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
     return clean if len(clean) <= WORDS else clean[: WORDS - 1] + "…"

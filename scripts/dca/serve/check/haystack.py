@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # Plain words, so that every tokenizer takes about as many characters for a token, whatever the language it likes.
@@ -41,18 +42,25 @@ class Haystack:
     number: str
     others: tuple[str, ...]
 
-    def judge(self, answer: str) -> str:
-        """Empty when an answer holds the number; else in words what it holds instead."""
+    def judge(self, answer: str, hide: Callable[[str], str] = str) -> str:
+        """Empty when an answer holds the number and no other town's; else in words what it holds instead.
+
+        Args:
+            answer: of the model.
+            hide: takes credentials out of what is shown of it.
+        """
         # Grouped digits are the same number.
         plain = re.sub(r"(?<=\d)[,._\u202f\u00a0 ](?=\d)", "", answer)
         numbers = re.findall(r"\d+", plain)
-        if self.number in numbers:
-            return ""
+        right = self.number in numbers
+        # Whoever tells every town's number has not found the one that was asked for.
         if wrong := next((one for one in numbers if one in self.others), None):
-            return f"it told the number of another town, {wrong}, in place of {self.number}"
+            return f"it told the number of another town, {wrong}, {'beside' if right else 'in place of'} {self.number}"
+        if right:
+            return ""
         if monotonous(answer):
-            return f"the answer is one character over and over: {answer.strip()[:20]!r}"
-        return f"the answer does not hold {self.number}: {' '.join(answer.split())[:80]!r}"
+            return f"the answer is one character over and over: {hide(answer).strip()[:20]!r}"
+        return f"the answer does not hold {self.number}: {' '.join(hide(answer).split())[:80]!r}"
 
 
 def monotonous(text: str) -> bool:

@@ -18,6 +18,9 @@ from dca.serve.check.values import Needle, Outcome
 ANSWER_TOKENS = 64
 CHARS_PER_TOKEN = 4.0
 """Of plain English, where nobody counts."""
+LEAST, MOST = 0.5, 16.0
+"""Characters of these texts that a token can have: a tokenizer of bytes makes one of each, the largest vocabularies one
+of five. Chinese and code lie between as well."""
 TEMPLATE_TOKENS = 64
 """What is left free for a chat template that nobody has counted."""
 SAMPLE = 40_000
@@ -28,6 +31,7 @@ SLOWEST = 0.0015
 """Seconds per token that a prompt is given: 12 minutes is what a million tokens take without sparse attention, on the
 machines of the models' own report; this is twice that."""
 SHORTEST, LONGEST_UNASKED, LONGEST = 4096, 8192, 10**7
+TOO_SHORT = "too short for the facts and the question"
 END = ("gone", "hung")
 """After these the server is gone, or still at work on what nobody waits for."""
 
@@ -60,17 +64,34 @@ def lengths_to(limit: int) -> tuple[int, ...]:
 
 
 class Counter:
-    """How many characters make a token, as far as the server tells."""
+    """How many characters make a token, as far as the server tells, and can be believed."""
 
     def __init__(self) -> None:
         self.ratio = CHARS_PER_TOKEN
         self.overhead = TEMPLATE_TOKENS
         self.learnt = 0
+        self.doubted = ""
+        """A count of the server's that no text has, in words."""
 
-    def learn(self, characters: int, tokens: int) -> None:
-        """What the server counted in a prompt."""
-        if tokens > self.overhead and characters >= self.learnt:
-            self.ratio, self.learnt = characters / (tokens - self.overhead), characters
+    def learn(self, characters: int, tokens: int, template: int) -> bool:
+        """Take what the server counted in a text; whether it can be true.
+
+        Args:
+            characters: of the text.
+            tokens: as the server counted.
+            template: how many of them are of something else.
+        """
+        own = tokens - template
+        if not LEAST * own <= characters <= MOST * own:
+            self.doubt(characters, tokens)
+            return False
+        if characters >= self.learnt:
+            self.ratio, self.learnt = characters / own, characters
+        return True
+
+    def doubt(self, characters: int, tokens: int) -> None:
+        """Remember the first count that is not believed."""
+        self.doubted = self.doubted or f"{tokens:,} tokens for {characters:,} characters"
 
     def characters(self, tokens: int) -> int:
         """Of a text for a prompt that is not longer than so many tokens, and hardly shorter."""
@@ -95,27 +116,37 @@ def calibrate(asking: Asking, wanted: Range) -> Counter:
     """Learn from the server how many characters of these texts make a token.
 
     Asks /tokenize, which takes no GPU; else sends a short prompt and a longer one and compares what the answers say
-    was in them. A server that tells neither is estimated.
+    was in them. A server that tells neither, or what cannot be true, is estimated.
     """
     counter = Counter()
     # About half of the longest prompt, so that no server is asked for more than it takes.
     size = min(SAMPLE, 2 * max(wanted.lengths))
     sample = haystack.build(size, 50, f"{wanted.seed} sample").text
-    try:
-        told = asking.server.tokenize(sample, asking.budget.deadline(asking.timeout))
-        counter.ratio, counter.learnt = len(sample) / max(told.count, 1), len(sample)
-    except RequestFailed:
-        if asking.counted is None:
+    counted = asking.counted
+    if counted is not None and not counted[0] / MOST <= counted[1] < max(wanted.lengths):
+        # A template may be long; the line of text in it is not longer than the longest prompt.
+        counter.doubt(*counted)
+        counted = None
+    if not _tokenized(asking, sample, counter):
+        if counted is None:
             return counter
         answer = _sample(asking, sample)
-        short, few = asking.counted
-        if answer is not None and answer.prompt_tokens and answer.prompt_tokens > few:
-            counter.ratio = (len(sample) - short) / (answer.prompt_tokens - few)
-            counter.learnt = len(sample)
-    if asking.counted is not None:
-        short, few = asking.counted
+        short, few = counted
+        if answer is not None and answer.prompt_tokens:
+            counter.learn(len(sample) - short, answer.prompt_tokens, few)
+    if counted is not None:
+        short, few = counted
         counter.overhead = max(0, few - int(short / counter.ratio)) + 2
     return counter
+
+
+def _tokenized(asking: Asking, sample: str, counter: Counter) -> bool:
+    """Whether the server has told how many tokens a text has, and that can be true."""
+    try:
+        told = asking.server.tokenize(sample, asking.budget.deadline(asking.timeout))
+    except RequestFailed:
+        return False
+    return counter.learn(len(sample), told.count, 0)
 
 
 def _sample(asking: Asking, sample: str) -> Answer | None:
@@ -128,8 +159,13 @@ def _sample(asking: Asking, sample: str) -> Answer | None:
     except RequestFailed:
         asking.budget.receive(None, None)
         return None
-    asking.budget.receive(answer.prompt_tokens, answer.answer_tokens)
+    asking.budget.receive(_spent(answer.prompt_tokens, len(sample)), answer.answer_tokens)
     return answer
+
+
+def _spent(tokens: int | None, characters: int) -> int | None:
+    """Tokens of a prompt as the server counted them; None for fewer than any text has. More are believed: it bills."""
+    return None if tokens is None or tokens * MOST < characters else tokens
 
 
 def run(server: Server, wanted: Range, counter: Counter, budget: Budget, reporter: Reporter) -> Iterator[Needle]:
@@ -164,7 +200,7 @@ def _one(
     length, depth = place
     characters = counter.characters(length - ANSWER_TOKENS)
     if characters < haystack.shortest():
-        return Needle(length=length, depth=depth, outcome="skipped", detail="too short for the facts and the question")
+        return Needle(length=length, depth=depth, outcome="skipped", detail=TOO_SHORT)
     hay = haystack.build(characters, depth, f"{wanted.seed} {length} {depth:g}")
     expected = counter.tokens(len(hay.text))
     about: dict[str, Any] = {
@@ -197,10 +233,10 @@ def _one(
                 **about, outcome="skipped", detail=f"--max-cost {budget.limit.words} ended it", seconds=deadline
             )
         return _failed(about, failed, deadline)
-    budget.receive(answer.prompt_tokens, answer.answer_tokens)
-    if answer.prompt_tokens:
-        counter.learn(len(hay.text), answer.prompt_tokens)
-        about |= {"tokens": answer.prompt_tokens, "counted": "usage"}
+    told = answer.prompt_tokens
+    budget.receive(_spent(told, len(hay.text)), answer.answer_tokens)
+    if told and counter.learn(len(hay.text), told, counter.overhead):
+        about |= {"tokens": told, "counted": "usage"}
     if answer.ignored:
         return _failed(about, RequestFailed("ignored", "an empty answer", seconds=answer.seconds), deadline)
     return _answered(about, hay, answer, deadline)
@@ -215,7 +251,7 @@ def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float) -> Ne
 
 
 def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: float) -> Needle:
-    wrong = hay.judge(answer.text)
+    wrong = hay.judge(answer.text, answer.hide)
     outcome: Outcome = "lost" if wrong else "found"
     detail, remedy = wrong or f"{hay.number} of {hay.place}", ""
     if wrong and not answer.text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from dca.serve.check.values import Probe, Status
 READY = "Reply with the single word: ready"
 COUNT = "One, two, three, four, five,"
 SUM = "What is 17 + 25? Answer with the number alone, without any other word."
-SUM_ANSWER = "42"
+SUMMANDS, SUM_ANSWER = (17, 25), 42
 WEATHER = "What is the weather in Lisbon right now? Use the tool."
 TOOL = {
     "type": "function",
@@ -152,8 +153,10 @@ def _sampling(asking: Asking) -> str:
 def _sense(asking: Asking) -> str:
     answer = asking(asking.server.chat, SUM, 16, temperature=0)
     _whole(answer)
-    if SUM_ANSWER not in answer.text:
-        raise ProbeEnded("failed", troubles.MODEL, f"17 + 25 is {_shown(answer.text)}",
+    # Numbers of the question may stand beside it; any other is a result too.
+    told = {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", answer.text)}
+    if SUM_ANSWER not in told or told - {SUM_ANSWER, *SUMMANDS}:
+        raise ProbeEnded("failed", troubles.MODEL, f"17 + 25 is {answer.shown(answer.text)}",
                        "prove the wheel with `dca smoke`, and check its folder with `dca config check`.")  # fmt: skip
     return f"17 + 25 is {SUM_ANSWER}"
 
@@ -181,7 +184,7 @@ def _tools(asking: Asking) -> str:
 
 def _right_call(answer: Answer) -> None:
     if not answer.calls:
-        raise ProbeEnded("failed", troubles.MODEL, f"the model answered {_shown(answer.text)} in place of a call",
+        raise ProbeEnded("failed", troubles.MODEL, f"the model answered {answer.shown(answer.text)} in place of a call",
                        f"where the text holds the call, {TOOL_FLAGS}")  # fmt: skip
     name, arguments = answer.calls[0]
     try:
@@ -189,7 +192,7 @@ def _right_call(answer: Answer) -> None:
     except ValueError:
         told = None
     if name != "get_weather" or not isinstance(told, dict) or not isinstance(told.get("city"), str):
-        raise ProbeEnded("failed", troubles.MODEL, f"the call is {_shown(name)} with {_shown(arguments)}",
+        raise ProbeEnded("failed", troubles.MODEL, f"the call is {answer.shown(name)} with {answer.shown(arguments)}",
                        "check the server's --tool-call-parser, and the chat template.")  # fmt: skip
 
 
@@ -215,14 +218,15 @@ def _structured(asking: Asking) -> str:
         Book.model_validate_json(answer.text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the text"
+        # What is too much is named as the answer names it.
+        place = answer.shown(".".join(map(str, first["loc"]))) if first["loc"] else "the text"
         wrong = f"{place}: {first['msg'].lower()}"
     except ValueError:
         wrong = "it is no text"
     else:
         return f"kept, through {how}"
     raise ProbeEnded(
-        "failed", troubles.MODEL, f"the schema is not kept ({wrong}): {_shown(answer.text)}",
+        "failed", troubles.MODEL, f"the schema is not kept ({wrong}): {answer.shown(answer.text)}",
         "a server that takes the field and does not decode under it needs another --guided-decoding-backend.",
     )  # fmt: skip
 
@@ -237,18 +241,14 @@ def _whole(answer: Answer) -> None:
         raise ProbeEnded("failed", troubles.PROTOCOL, "all of the answer went into thinking aloud",
                        "this model thinks aloud: check a model that does not, or switch its thinking off.")  # fmt: skip
     if not answer.text:
-        raise ProbeEnded("failed", troubles.PROTOCOL, f"an empty answer with finish_reason {answer.finish!r}",
-                       troubles.LOG)  # fmt: skip
+        detail = f"an empty answer with finish_reason {answer.shown(answer.finish)}"
+        raise ProbeEnded("failed", troubles.PROTOCOL, detail, troubles.LOG)
     if not answer.finish:
         raise ProbeEnded("failed", troubles.PROTOCOL, "an answer without a finish_reason", troubles.LOG)
     if monotonous(answer.text):
-        raise ProbeEnded("failed", troubles.MODEL, f"the answer is one character over and over: {_shown(answer.text)}",
-                       "numbers overflow: serve in bfloat16; then `dca smoke`.")  # fmt: skip
-
-
-def _shown(text: str) -> str:
-    clean = " ".join(text.split())
-    return repr(clean if len(clean) <= 60 else clean[:59] + "…")
+        detail = f"the answer is one character over and over: {answer.shown(answer.text)}"
+        remedy = "numbers overflow: serve in bfloat16; then `dca smoke`."
+        raise ProbeEnded("failed", troubles.MODEL, detail, remedy)
 
 
 PROBES: dict[str, tuple[str, Callable[[Asking], str]]] = {

@@ -51,7 +51,8 @@ class Needle(Value):
         counted: whether the server counted them, with its answer, or they are estimated from other texts.
         characters: of the prompt.
         outcome: what came of it.
-        code: of what is wrong; empty when the fact was found, or the prompt not sent.
+        code: of what is wrong; empty when the fact was found, or the prompt not sent. Where none at all was sent, and
+            not for its cost, the first has one.
         detail: what was seen, in one sentence.
         remedy: what to do about it.
         first_token: seconds to the first token of the answer; None where none came.
