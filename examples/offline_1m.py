@@ -14,6 +14,15 @@ from vllm import LLM, SamplingParams
 BLOCK = 16
 
 
+def blocks(length: int) -> int:
+    """KV cache for one prompt of so many tokens: the engine ignores one that leaves less than 1 % of it free."""
+    needed = -(-length // BLOCK)
+    total = needed
+    while total - int(0.01 * total) < needed:
+        total += 1
+    return total
+
+
 def main() -> None:
     """Read the text, ask, and tell the answer."""
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,8 +46,8 @@ def main() -> None:
         enforce_eager=True,
         enable_prefix_caching=False,
         # The engine gives every spare byte to the KV cache, and the buffers of sparse attention then find none on the
-        # first long prompt. One prompt's blocks, and 1 % more, leave them room.
-        num_gpu_blocks_override=-(-asked.length * 101 // 100 // BLOCK),
+        # first long prompt. The blocks of one prompt leave them room.
+        num_gpu_blocks_override=blocks(asked.length),
     )
     prompt = f"{asked.text.read_text(encoding='utf-8')}\n\n{asked.question}"
     sampling = SamplingParams(temperature=0.7, top_p=0.8, repetition_penalty=1.05, max_tokens=asked.max_tokens)

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dca import data, failures, runner
+from dca import data, failures, recipes, runner
 from dca.cli import explanation_of, root
 from dca.errors import CODES, DcaError
 from dca.failures import Explanation, Failure
@@ -137,6 +138,31 @@ def test_the_remedies_name_only_commands_and_options_that_exist() -> None:
     assert set(helps) >= {"doctor", "explain", "config check"}
     assert sorted((command, flag) for command, flag in asked if flag and flag not in helps[command]) == []
     assert all(text for text in helps.values())
+
+
+def test_the_wheels_that_remedies_name_can_be_built() -> None:
+    known = {loaded.recipe.name: loaded.recipe for loaded in recipes.load_all()}
+    texts = [failure.remedy for failure in ALL.failures] + [code.remedy for code in ALL.codes.values()]
+    named = 0
+    for text in texts:
+        for words in re.findall(r"make wheel((?: [A-Z]+=\S+)*)", text.replace("`", "")):
+            told = dict(re.findall(r"([A-Z]+)=([^\s,;.)]+(?:\.[^\s,;.)]+)*)", words))
+            # Without a recipe the first one is built.
+            recipe = known[told["RECIPE"]] if "RECIPE" in told else min(known.values(), key=lambda one: one.priority)
+            assert "WITH" not in told or told["WITH"] in recipe.groups, text
+            named += "WITH" in told
+        if "--quantization fp8" in text or "FP8 weights" in text:
+            assert "WITH=fp8" in text
+    assert named >= 3
+
+
+def test_what_a_code_is_caused_by_is_what_its_remedy_is_for() -> None:
+    # A shallow clone is not deepened by fetching more of what it has.
+    assert "shallow" in ALL.codes["DCA-405"].cause
+    assert "--unshallow" in ALL.codes["DCA-405"].remedy
+    # What was there before is in the folder itself, and undo brings it back.
+    assert "`dca config undo DIR --force`" in ALL.codes["DCA-209"].remedy
+    assert "backup" not in ALL.codes["DCA-209"].remedy
 
 
 def _commands(text: str) -> set[tuple[str, str]]:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from dca import documents, fetch, store
-from dca.smoke import CaseResult, Smoke
+from dca.events import Silent
+from dca.smoke import CaseResult, Smoke, prove
 from dca.smoke.report import render
 from dca.wheel import Made
 from support import RunDca
@@ -277,6 +278,17 @@ def report_of(*cases: CaseResult) -> str:
         Smoke(wheel="some.whl", sha256="0" * 64, version="1", recipe="none", level="gpu", seed=0, cases=cases,
               not_proven=("this & that",))
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("visible", "seen"), [(None, "all"), ("1", "1"), ("", "")])
+def test_the_gpus_that_are_chosen_are_those_of_the_proof_with_a_stand_in_worker(
+    visible: str | None, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "PROOF {\\"seen\\": \\"${CUDA_VISIBLE_DEVICES-all}\\"}"\n')
+    python.chmod(0o755)
+    assert prove(python, {}, tmp_path, Silent(), tmp_path / "log", visible=visible) == [{"seen": seen}]
 
 
 def test_the_page_tells_what_failed_and_how_to_repeat_it() -> None:

@@ -454,6 +454,53 @@ def test_what_runs_on_a_gpu(card: str, serve: list[str], machine: Machine) -> No
     assert {machine.one(code).status for code in CODES} <= {"fine", "note"}
 
 
+@pytest.mark.parametrize(
+    ("changed", "told", "serve"),
+    [
+        ({}, {}, ["wrong", "wrong"]),
+        ({"dual_chunk_attention_config": None}, {}, ["note", "wrong"]),
+        ({"dual_chunk_attention_config": None, "torch_dtype": "float16"}, {}, ["note", "note"]),
+        ({"dual_chunk_attention_config": None, "torch_dtype": None, "dtype": "float16"}, {}, ["note", "note"]),
+        ({"torch_dtype": "float16"}, {}, ["wrong", "note"]),
+        # What is told of the server counts before what the config says.
+        ({}, {"dtype": "float16"}, ["wrong", "note"]),
+        ({}, {"dual_chunk": False, "dtype": "float16"}, ["note", "note"]),
+        ({"torch_dtype": "float16"}, {"dtype": "bfloat16"}, ["wrong", "wrong"]),
+    ],
+)  # fmt: skip
+def test_only_what_the_model_wants_of_a_gpu_is_wrong(
+    changed: dict[str, object], told: dict[str, object], serve: list[str], machine: Machine
+) -> None:
+    machine.gpus(T4)
+    model(machine, {key: value for key, value in (SEVEN | changed).items() if value is not None})
+    machine.more |= told
+    assert [machine.one(code, "serve").status for code in ("gpus.kernels", "gpus.bfloat16")] == serve
+    # Nor is a GPU of any kind wanted for what the model does not have.
+    machine.gpus()
+    assert [machine.one(code, "serve").status for code in ("gpus.kernels", "gpus.bfloat16")] == [
+        "fine" if one == "note" else one for one in serve
+    ]
+
+
+def test_gpus_that_are_not_visible_do_not_count(machine: Machine) -> None:
+    machine.gpus(T4, H100, H100)
+    model(machine, SEVEN)
+    machine.env = {"CUDA_VISIBLE_DEVICES": "1,2"}
+    found = machine.one("gpus.present", "serve")
+    assert (found.status, found.found) == ("fine", "2 x NVIDIA H100 80GB HBM3, 9.0, 85.5 GB")
+    assert "CUDA_VISIBLE_DEVICES hides 1 more" in found.details
+    assert [machine.one(code, "serve").status for code in CODES] == ["fine"] * 4
+    assert machine.one("model.memory", "serve").found == "171 GB on 2 GPUs"
+    machine.env = {"CUDA_VISIBLE_DEVICES": "1"}
+    assert machine.one("model.memory", "serve").status == "wrong"
+    assert machine.one("model.parallel", "serve").found.startswith("1 of")
+    for chosen in ("", "7", "-1"):
+        machine.env = {"CUDA_VISIBLE_DEVICES": chosen}
+        found = machine.one("gpus.present", "serve")
+        assert (found.status, found.found) == ("wrong", "none of 3 that CUDA_VISIBLE_DEVICES leaves")
+        assert "CUDA_VISIBLE_DEVICES" in found.remedy
+
+
 def test_gpus_of_two_kinds_are_to_know(machine: Machine) -> None:
     machine.gpus(H100, H100, T4)
     found = machine.one("gpus.present", "serve")

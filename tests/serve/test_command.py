@@ -17,7 +17,7 @@ import pytest
 import yaml
 from serve_cases import DCA, FOURTEEN, MILLION, ORDINARY, SEVEN, flags, folder, planned, subject
 
-from dca.serve import command, gpus, plan
+from dca.serve import command, plan
 from dca.serve.command import Launch
 
 # Words that mean something to a shell, a unit or YAML.
@@ -261,6 +261,22 @@ def test_every_flag_is_one_of_the_engines(wheel: Path) -> None:
     assert told - known == set()
 
 
-def test_gpus_of_one_machine_are_what_a_pod_asks_for() -> None:
-    assert gpus.parse("4x40", 3).each == 4
-    assert launched(FOURTEEN, "4xA100-40", machines=2).each == 4
+@pytest.mark.parametrize(
+    ("model", "where", "machines", "each", "used"),
+    [
+        (SEVEN, "4xA100-80", 1, 4, 4), (SEVEN, "8xH100-80", 1, 8, 4), (FOURTEEN, "4xA100-40", 2, 4, 4),
+        (SEVEN, "4xA100-80", 2, 4, 2), (SEVEN, "4xA100-80", 3, 4, 2),
+    ],
+)  # fmt: skip
+def test_a_pod_asks_for_the_gpus_that_the_server_uses(
+    model: str, where: str, machines: int, each: int, used: int
+) -> None:
+    one = launched(model, where, machines=machines)
+    assert (one.each, one.used) == (each, used)
+    workload = next(yaml.safe_load_all(command.k8s(one)))
+    (engine,) = workload["spec"]["template"]["spec"]["containers"]
+    assert engine["resources"]["limits"]["nvidia.com/gpu"] == used
+    if machines > 1:
+        # Ray in the pods sees what they claim, and on machines all that is there.
+        assert f'"GPU", 0) < {machines * used})' in engine["command"][-1]
+        assert f"when `ray status` shows {machines * each} GPUs" in command.shell(one)

@@ -71,7 +71,7 @@ def test_the_tables_verdicts_come_out(name: str, tp: int, share: float, fits: bo
 
 @pytest.mark.parametrize(("name", "tp"), [(SEVEN, 2), (FOURTEEN, 4)])
 def test_counted_blocks_are_the_remedy(name: str, tp: int) -> None:
-    assert exact_blocks(MILLION) == 63_757
+    assert exact_blocks(MILLION) == 63_762
     found = outcome(shape(name), eighty(tp), documented(tp, blocks=exact_blocks(MILLION)))
     assert found.fits
     # The documents' 26 GiB for a peak of 19.6 on 14B with four GPUs.
@@ -264,7 +264,44 @@ def test_every_outcome_says_where_all_of_the_memory_goes(chance: random.Random) 
             assert sum(term.bytes for term in outcome(model, where, shorter).terms) <= found.usable
         if found.fits:
             assert found.total <= found.usable
-            assert found.cache_tokens >= settings.length
+            assert found.cache_tokens >= found.prompt_tokens >= settings.length
+
+
+def never_allocated(blocks: int, tokens: int, block_size: int) -> bool:
+    """What BlockSpaceManager.can_allocate of V0 asks before it ignores a prompt, as it is written there."""
+    num_required_blocks = (tokens + block_size - 1) // block_size
+    watermark_blocks = int(0.01 * blocks)
+    return blocks - num_required_blocks < watermark_blocks
+
+
+def test_the_blocks_of_a_length_are_the_fewest_that_the_engine_takes(chance: random.Random) -> None:
+    lengths = [1, 16, 17, 1_600, 1_584, 158_400, MILLION, *(chance.randrange(1, 3 * MILLION) for _ in range(2_000))]
+    for length in lengths:
+        for size in (16, 32, 64):
+            blocks = exact_blocks(length, size)
+            assert not never_allocated(blocks, length, size)
+            assert never_allocated(blocks - 1, length, size)
+            assert exact_blocks(length, size, 0.0) == -(-length // size)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_blocks_of_another_size_hold_as_many_tokens_more(size: int) -> None:
+    model, where = shape(FOURTEEN), eighty(4)
+    token = memory.token_bytes(model, Layout(tp=4))
+    found = outcome(model, where, documented(4, blocks=1_000, block_size=size))
+    assert found.cache_tokens == 1_000 * size
+    assert found.prompt_tokens == 990 * size
+    assert found.term("cache") == 1_000 * size * token
+    # One request of the whole length takes as much memory in blocks of any size, but for the last ones.
+    planned = choose(model, where, Asked(block_size=size), MILLION, 4)
+    assert planned.fits
+    assert planned.settings.blocks == exact_blocks(MILLION, size)
+    assert planned.term("cache") == pytest.approx(1.01 * MILLION * token, rel=0.001)
+    # The same memory, whatever it is divided into.
+    left = outcome(model, where, documented(4, block_size=size))
+    assert left.term("cache") == pytest.approx(outcome(model, where, documented(4)).term("cache"), abs=size * token)
+    assert left.cache_tokens % size == 0
+    assert longest_of(model, eighty(2), Asked(block_size=size), MILLION, 2)[0] % size == 0
 
 
 def test_a_gpu_that_is_assumed_has_the_numbers_of_its_file() -> None:
@@ -314,9 +351,9 @@ def test_the_cache_is_what_the_utilisation_leaves_in_whole_blocks() -> None:
     ("size", "changed", "ends"),
     [
         (10.0, {}, "loading"), (13.9, {"tp": 2}, "loading"), (20.0, {"tp": 2}, "weights"), (80.0, {"tp": 2}, "cache"),
-        (80.0, {"tp": 2, "blocks": 63_757}, "room"), (80.0, {}, "prompt"), (80.0, {"blocks": 63_757}, ""),
-        (53.0, {"blocks": 63_757, "eager": False}, "room"), (55.2, {"blocks": 63_757, "eager": False}, "graphs"),
-        (58.0, {"blocks": 63_757, "eager": False}, "prompt"),
+        (80.0, {"tp": 2, "blocks": 63_762}, "room"), (80.0, {}, "prompt"), (80.0, {"blocks": 63_762}, ""),
+        (53.0, {"blocks": 63_762, "eager": False}, "room"), (55.2, {"blocks": 63_762, "eager": False}, "graphs"),
+        (58.0, {"blocks": 63_762, "eager": False}, "prompt"),
     ],
 )  # fmt: skip
 def test_what_a_server_fails_at(size: float, changed: dict[str, object], ends: str) -> None:
@@ -327,9 +364,16 @@ def test_what_a_server_fails_at(size: float, changed: dict[str, object], ends: s
 
 def test_the_borders_of_what_fits() -> None:
     model, where = shape(SEVEN), Gpus(count=4, memory_gib=80.0)
-    # As many blocks as the length, and one less.
-    assert outcome(model, where, documented(4, blocks=63_125)).fits
+    # The fewest blocks that one prompt of the length leaves enough free of, one less, and as many as the length alone.
+    assert outcome(model, where, documented(4, blocks=63_762)).fits
+    assert outcome(model, where, documented(4, blocks=63_761)).ends == "ignored"
+    assert outcome(model, where, documented(4, blocks=63_125)).ends == "ignored"
     assert outcome(model, where, documented(4, blocks=63_124)).ends == "cache"
+    # Other engines keep none free.
+    assert outcome(model, where, documented(4, blocks=63_125, watermark=0.0)).fits
+    # Prompts past 999,904 tokens would be answered with nothing.
+    assert outcome(model, where, documented(4, blocks=63_125)).prompt_tokens == 999_904
+    assert outcome(model, where, documented(4, blocks=63_757)).prompt_tokens == 1_009_920
     # A length that is no whole number of blocks is found as it is.
     assert longest_of(model, where, Asked(), 1_000_005, 4)[0] == 1_000_005
     assert longest_of(model, where, Asked(), 7, 4)[0] == 7

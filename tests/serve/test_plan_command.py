@@ -56,7 +56,7 @@ def test_the_program_itself_ends_with_the_exit_code() -> None:
 def test_a_plan_is_told_as_text_and_as_a_document() -> None:
     done = run("plan", *FOUR)
     assert done.returncode == 0, done.stderr
-    for words in ("1,010,000 tokens: fits", "--num-gpu-blocks-override 63757", "KV cache", "weights", "320 GB"):
+    for words in ("1,010,000 tokens: fits", "--num-gpu-blocks-override 63762", "KV cache", "weights", "320 GB"):
         assert words in done.stdout
     told = run("plan", *FOUR, "--json")
     made = ServePlan.model_validate_json(told.stdout)
@@ -129,6 +129,25 @@ def test_gpus_of_a_stand_in_driver_are_found_and_counted(tmp_path: Path) -> None
     wrong = {"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}
     assert run("plan", SEVEN, PATH=f"{tmp_path}:/usr/bin:/bin", **wrong).stderr.startswith("DCA-155: ")
     assert run("plan", SEVEN, "--gpus", "4xA100-80", **wrong).returncode == 0
+
+
+def test_visible_gpus_of_a_stand_in_driver_are_those_that_are_planned_for(tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'Tesla T4, 7.5, 15360, 550.54.15'\n"
+                       "echo 'NVIDIA A100-SXM4-80GB, 8.0, 81920, 550.54.15'\n")  # fmt: skip
+    program.chmod(0o755)
+    words, path = (SEVEN, "--max-model-len", "65536"), f"{tmp_path}:/usr/bin:/bin"
+    both = run("command", *words, PATH=path)
+    assert both.returncode == 1
+    assert "7.5" in both.stderr
+    done = run("command", *words, "--visible", "1", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "on 1 x NVIDIA A100-SXM4-80GB (80 GiB)" in done.stdout
+    assert "export CUDA_VISIBLE_DEVICES=1" in done.stdout
+    # The option wins over the shell, as it does for the server.
+    assert run("command", *words, "--visible", "1", PATH=path, CUDA_VISIBLE_DEVICES="0").stdout == done.stdout
+    assert run("command", *words, "--visible", "0", PATH=path, CUDA_VISIBLE_DEVICES="1").returncode == 1
+    assert run("command", *words, "--visible", "x", PATH=path).stderr.startswith("DCA-201: ")
 
 
 def test_command_prints_what_the_plan_says_and_force_insists(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from serve_cases import (
     AWQ,
     DCA,
     FOURTEEN,
+    GPTQ,
     MILLION,
     ORDINARY,
     SEVEN,
@@ -32,7 +33,7 @@ from dca.config import models
 from dca.errors import CODES, DcaError
 from dca.inspection import Inspection, Recorded
 from dca.model import Coverage
-from dca.serve import engines, gpus, plan, rules, shape
+from dca.serve import engines, gpus, memory, plan, rules, shape
 from support import ROOT
 
 GOOD = {"model": SEVEN, "where": "4xA100-80"}
@@ -94,6 +95,35 @@ def test_a_right_choice_is_left_alone(changed: dict[str, Any]) -> None:
     rules.refuse(made.findings, "It is not to be served so.")
 
 
+@pytest.mark.parametrize(("size", "blocks"), [(16, "63762"), (32, "31881"), (64, "15941")])
+def test_a_cache_of_blocks_of_another_size_has_as_many_fewer(size: int, blocks: str) -> None:
+    made = planned(FOURTEEN, "4xA100-80", block_size=size)
+    assert codes(made) == []
+    assert flags(made)["--num-gpu-blocks-override"] == blocks
+    assert flags(made).get("--block-size", "16") == str(size)
+    (reason,) = [flag.reason for flag in made.flags if flag.name == "--num-gpu-blocks-override"]
+    assert f"blocks of {size}, and 1% of all must stay free" in reason
+    # What is asked for is counted in the same blocks.
+    asked = planned(FOURTEEN, "4xA100-80", block_size=size, blocks=int(blocks))
+    assert asked.planned.cache_tokens == int(blocks) * size
+    assert asked.planned.fits
+    assert not planned(FOURTEEN, "4xA100-80", block_size=size, blocks=int(blocks) - 1).planned.fits
+
+
+@pytest.mark.parametrize(
+    ("asked", "remedies"),
+    [
+        ({"tp": 3, "pp": 2}, ["a smaller --pipeline-parallel-size, or more GPUs."] * 2),
+        ({"tp": 1, "pp": 2}, ["a smaller --pipeline-parallel-size, or more GPUs."]),
+        ({"tp": 2, "pp": 1}, ["a smaller --tensor-parallel-size, or more GPUs."]),
+        ({"tp": 3}, ["--tensor-parallel-size 1.", "a smaller --tensor-parallel-size, or more GPUs."]),
+    ],
+)  # fmt: skip
+def test_ranks_that_are_too_many_have_a_remedy_that_can_be_done(asked: dict[str, int], remedies: list[str]) -> None:
+    made = planned(SEVEN, "1x80", length=16_384, **asked)
+    assert [one.remedy for one in made.errors if one.code == "DCA-131"] == remedies
+
+
 def test_every_rule_has_a_code_that_is_listed_and_documented() -> None:
     page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
     told = [re.match(r"DCA-\d{3}", str(rule.__doc__)) for rule in rules.RULES if rule is not rules.folder]
@@ -121,7 +151,7 @@ def test_weights_are_quantized_by_whoever_publishes_them_except_fp8(tmp_path: Pa
     # Only a name: somebody publishes such weights, and 4 bits are counted.
     made = planned(ORDINARY, "1x24", quantization="awq")
     assert codes(made) == []
-    assert codes(made, "warning") == ["DCA-157"]
+    assert codes(made, "warning") == ["DCA-157", "DCA-110"]
 
 
 def test_online_quantization_must_load_all_of_the_weights_first(tmp_path: Path) -> None:
@@ -130,6 +160,60 @@ def test_online_quantization_must_load_all_of_the_weights_first(tmp_path: Path) 
     assert made.planned.ends == "loading"
     stored = folder(tmp_path / "stored", quantization_config={"quant_method": "fp8"})
     assert planned(stored, "1x12", length=1024).planned.fits
+
+
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+
+
+def groups(*bits: object, size: int | None = None) -> dict[str, Any]:
+    """config_groups, one for each number of bits; None for layers whose weights are not quantized."""
+    return {"config_groups": {
+        f"group_{number}": {"targets": ["Linear"], "weights": one and {"num_bits": one, "group_size": size}}
+        for number, one in enumerate(bits)
+    }}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "bits", "assumed"),
+    [
+        (AWQ, 4, False), (GPTQ, 4, False), ({**GPTQ, "bits": 8}, 8, False), ({"quant_method": "awq"}, 4, False),
+        ({"quant_method": "awq", "w_bit": 8}, 8, False), ({"quant_method": "fp8"}, 8, False),
+        ({**COMPRESSED, **groups(8)}, 8, False), ({**COMPRESSED, **groups(4, size=128)}, 4, False),
+        ({**COMPRESSED, **groups(4, 8)}, 8, False), ({**COMPRESSED, **groups(8, None)}, 16, False),
+        ({**COMPRESSED, **groups(8, "x")}, 16, True), (COMPRESSED, 16, True),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, 8, False),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", **groups(4, size=16)}, 4, False),
+        ({"quant_method": "modelopt", "quantization": {"quant_algo": "W4A8_AWQ"}}, 4, False),
+        ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, 16, True),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}, 8, False),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True}, 4, False),
+        ({"quant_method": "bitsandbytes"}, 16, True), ({"quant_method": "fbgemm_fp8"}, 8, False),
+        ({"quant_method": "mxfp4"}, 4, False), ({"quant_method": "nobody-knows"}, 16, True),
+        ({"quant_method": "nobody-knows", "bits": 10**6}, 16, False),
+    ],
+)  # fmt: skip
+def test_quantized_weights_have_the_bits_that_their_config_says(
+    told: dict[str, Any], bits: int, assumed: bool, tmp_path: Path
+) -> None:
+    model = folder(tmp_path / "model", quantization_config=told)
+    read = shape.read(model)[0]
+    assert (read.quantized.bits, read.quantized.assumed) == (bits, assumed)
+    # 13.1 GiB in 16 bits without both ends; scales of 4-bit weights take an eighth of a bit each.
+    weights = memory.weight_bytes(read, memory.Layout()) / memory.weight_bytes(shape.read(folder(tmp_path / "p"))[0],
+                                                                             memory.Layout())  # fmt: skip
+    assert weights == pytest.approx({16: 1.0, 8: 0.572, 4: 0.365}[bits], abs=0.07)
+    made = planned(model, "1xH100-80")
+    assert codes(made) == []
+    assert ("DCA-157" in codes(made, "warning")) is assumed
+
+
+def test_integers_of_8_bits_in_no_words_are_divided_as_they_are(tmp_path: Path) -> None:
+    # 18944 over 8 GPUs is 2,368, no whole number of groups of 128.
+    for told, one in (({**COMPRESSED, **groups(4, size=128)}, False), ({**COMPRESSED, **groups(8)}, True),
+                      ({"quant_method": "bitsandbytes", "load_in_8bit": True}, True)):  # fmt: skip
+        read = shape.read(folder(tmp_path / "model", num_attention_heads=32, head_dim=128, num_key_value_heads=8,
+                                 quantization_config=told))[0]  # fmt: skip
+        assert rules.divides(read, 8) is one
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, 0])
@@ -181,6 +265,44 @@ def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
     assert len(found_by_wheel(SEVEN, wheel(("8.9",)), "4xA100-80")) == 1
     without = wheel().model_copy(update={"dca_backend": False})
     assert any("backend is not in the wheel" in one for one in found_by_wheel(SEVEN, without))
+
+
+@pytest.mark.parametrize(
+    ("where", "asked", "told"),
+    [
+        ("4x80", {"quantization": "fp8"}, ["make wheel RECIPE=vllm-0.10.2 WITH=fp8", "RECIPE=qwen-fork PROFILE=full"]),
+        ("4xH100-80", {"quantization": "fp8"}, ["make wheel RECIPE=vllm-0.10.2 WITH=fp8"]),
+        # The group is for GPUs of 8.9 and 9.0.
+        ("4xA100-80", {"quantization": "fp8"}, ["make wheel RECIPE=qwen-fork PROFILE=full"]),
+        ("4xH100-80", {"quantization": "fp8", "recipe": "vllm-0.9.2"}, ["make wheel RECIPE=vllm-0.10.2 WITH=fp8"]),
+        ("4xH100-80", {"quantization": "awq"}, ["make wheel RECIPE=qwen-fork PROFILE=full"]),
+        ("4xH100-80", {"quantization": "fp8", "recipe": "vllm-0.10.2"}, []), ("4xH100-80", {}, []),
+    ],
+)  # fmt: skip
+def test_a_recipe_without_kernels_for_the_weights_names_what_has_them(
+    where: str, asked: dict[str, Any], told: list[str]
+) -> None:
+    made = planned(SEVEN, where, length=65_536, **asked)
+    assert codes(made) == []
+    found = [one.remedy for one in made.findings if one.code == "DCA-110"]
+    assert len(found) == bool(told)
+    for words in told:
+        assert words in found[0]
+    if where != "4x80" and told and "WITH" not in told[0]:
+        assert "WITH" not in found[0]
+    # Where a group has them, it must still be asked for.
+    noted = [note for note in made.notes if "make wheel RECIPE=vllm-0.10.2 WITH=fp8" in note]
+    assert len(noted) == (asked.get("recipe") == "vllm-0.10.2")
+
+
+def test_every_advice_to_quantize_says_what_to_build() -> None:
+    # Quantizing while loading helps no GPU that the weights do not load on, and none without FP8.
+    for where, wanted in (("1x15", "make wheel RECIPE=vllm-0.10.2 WITH=fp8"), ("1x8", ""), ("1xT4", "")):
+        (found,) = [one for one in planned(SEVEN, where).errors if one.code == "DCA-150"]
+        assert ("--quantization fp8" in found.remedy) is bool(wanted)
+        assert wanted in found.remedy
+    (found,) = planned(SEVEN, "4xH100-80", kv_cache_dtype="fp8").errors
+    assert "make wheel RECIPE=vllm-0.10.2 WITH=fp8" in found.remedy
 
 
 # --- models --------------------------------------------------------------------------------------------------------
@@ -317,12 +439,22 @@ def test_gpus_are_named_by_memory_or_by_name(text: str, count: int, memory: floa
 
 
 @pytest.mark.parametrize("text", ["", "x", "0x80", "4x", "x80", "4x0", "-1x80", "4x-80", "4xNoSuch", "99999x80",
-                                  "4x99999", "4xA100", "4 x 80", "4x80,", "4x80;rm"])  # fmt: skip
+                                  "4x99999", "4xA100", "4 x 80", "4x80,", "4x80;rm", "4x0.5",
+                                  "1x512"])  # fmt: skip
 def test_what_is_no_gpu_is_one_message(text: str) -> None:
     with pytest.raises(DcaError) as refused:
         gpus.parse(text)
     assert refused.value.code == "DCA-201"
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize(("text", "near"), [("2x4090", "RTX-4090"), ("3090", "RTX-3090"), ("4x80,1x4090", "RTX-4090"),
+                                            ("2x2080", "4x80"), ("2x4090GB", "RTX-4090")])  # fmt: skip
+def test_the_number_of_a_card_is_not_taken_for_its_memory(text: str, near: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        gpus.parse(text)
+    assert refused.value.code == "DCA-201"
+    assert near in refused.value.remedy
 
 
 # --- data ----------------------------------------------------------------------------------------------------------

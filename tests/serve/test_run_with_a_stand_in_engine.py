@@ -185,6 +185,49 @@ def test_nothing_is_started_when_doctor_is_red(tmp_path: Path) -> None:
     assert not made.notes.exists()
 
 
+T4 = "Tesla T4, 7.5, 15360, 550.54.15"
+A100 = "NVIDIA A100-SXM4-80GB, 8.0, 81920, 550.54.15"
+
+
+def driver(made: StandIn, *cards: str) -> None:
+    """A driver that tells of these GPUs."""
+    lines = "".join(f"echo '{card}'\n" for card in cards)
+    made._program(made.cache.parent / "driver" / "nvidia-smi", f"#!/bin/sh\n{lines}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "model_dtype", "red"),
+    [("half", "bfloat16", False), ("auto", "float16", False), ("auto", "bfloat16", True)],
+)
+def test_an_ordinary_model_wants_no_kernels_of_another_and_no_other_dtype(
+    dtype: str, model_dtype: str, red: bool, tmp_path: Path
+) -> None:
+    made = StandIn(tmp_path, "")
+    driver(made, T4, T4)
+    made.model = folder(tmp_path / "ordinary", torch_dtype=model_dtype)
+    # The plan says it of the dtype as well; these are the checks of the machine.
+    done = made.run("--dtype", dtype, "--force", "--max-model-len", "8192", skip="config smoke")
+    assert "DCA-105" in done.stderr
+    assert ("gpus.bfloat16" in done.stderr) is red
+    assert "gpus.kernels" not in done.stderr
+
+
+@pytest.mark.parametrize(("visible", "red"), [("1", False), ("0", True), ("", True)])
+@pytest.mark.parametrize("named", [False, True], ids=["as a variable", "as an option"])
+def test_gpus_that_the_server_does_not_see_are_not_looked_at(
+    visible: str, red: bool, named: bool, tmp_path: Path
+) -> None:
+    made = StandIn(tmp_path, "")
+    driver(made, T4, A100)
+    words = ["--visible", visible] if named and visible else []
+    given = {"CUDA_VISIBLE_DEVICES": visible} if visible and not named else {}
+    done = made.run(*words, "--force", skip="config smoke", **given)
+    # The environment has no engine that doctor could find.
+    assert "DCA-105" in done.stderr
+    assert ("gpus.kernels" in done.stderr) is red
+    assert ("Tesla T4" in done.stderr) is red
+
+
 def test_nothing_is_started_with_variables_that_choose_another_engine(tmp_path: Path) -> None:
     made = StandIn(tmp_path, "")
     for more in ((), ("--gpus", "1xA100-80")):
@@ -232,7 +275,7 @@ def test_nothing_is_started_when_smoke_is_red(tmp_path: Path, monkeypatch: pytes
     wheel = tmp_path / "vllm-1-cp38-abi3-linux_x86_64.whl"
     wheel.touch()
     (tmp_path / "lib/python3.11/site-packages/vllm-1.dist-info").mkdir(parents=True)
-    made, _ = subject(SEVEN, "4xA100-80")
+    made, _ = subject(SEVEN, "4xA100-80", env={"CUDA_VISIBLE_DEVICES": "1,2,3,0"})
     with pytest.raises(DcaError) as refused:
         ready.check(
             made, tmp_path / "bin/python", Store(tmp_path / "cache"), Silent(), skipped=["doctor"], wheels=[wheel]
@@ -240,7 +283,7 @@ def test_nothing_is_started_when_smoke_is_red(tmp_path: Path, monkeypatch: pytes
     assert refused.value.code == "DCA-801"
     assert "layer/decode: off by 3" in refused.value.why
     assert refused.value.remedy == "dca smoke x --case layer/decode"
-    assert (asked[0].wheel, asked[0].quick) == (wheel, True)
+    assert (asked[0].wheel, asked[0].quick, asked[0].visible) == (wheel, True, "1,2,3,0")
 
 
 def test_an_environment_without_the_engine_says_how_to_make_one(tmp_path: Path) -> None:

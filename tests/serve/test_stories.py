@@ -99,7 +99,7 @@ def test_story_A4_offline_with_the_documents_arguments(tmp_path: Path) -> None:
     assert given == {
         "tensor_parallel_size": 4, "max_model_len": MILLION, "enable_chunked_prefill": True,
         "max_num_batched_tokens": 131_072, "enforce_eager": True, "max_num_seqs": 1, "quantization": "fp8",
-        "num_gpu_blocks_override": 63_757,
+        "num_gpu_blocks_override": 63_762,
     }  # fmt: skip
     # The variable is set before the engine is imported.
     assert text.index("VLLM_ATTENTION_BACKEND") < text.index("from vllm import")
@@ -116,7 +116,7 @@ def test_story_A5_online_with_the_documents_flags_and_at_most_4_or_8_gpus() -> N
         "--tensor-parallel-size": "4", "--max-model-len": "1010000", "--enable-chunked-prefill": "",
         "--max-num-batched-tokens": "131072", "--enforce-eager": "", "--max-num-seqs": "1",
     }  # fmt: skip
-    assert told == {**wanted, "--num-gpu-blocks-override": "63757"}
+    assert told == {**wanted, "--num-gpu-blocks-override": "63762"}
     assert flags(planned(SEVEN, "8xA100-80"))["--tensor-parallel-size"] == "4"
     assert flags(planned(FOURTEEN, "8xA100-80"))["--tensor-parallel-size"] == "8"
     for name, tp in ((SEVEN, 8), (SEVEN, 7), (SEVEN, 3), (FOURTEEN, 5)):
@@ -130,7 +130,7 @@ def test_story_A6_14b_on_four_gpus_of_80_gb_dies_as_documented_and_not_as_planne
     assert made.documented.fails_at is not None
     assert made.documented.fails_at < MILLION
     assert made.planned.fits
-    assert flags(made)["--num-gpu-blocks-override"] == "63757"
+    assert flags(made)["--num-gpu-blocks-override"] == "63762"
     (reason,) = [flag.reason for flag in made.flags if flag.name == "--num-gpu-blocks-override"]
     assert "63,125 blocks" in reason
     # The length is not cut, nor the step.
@@ -177,6 +177,17 @@ def test_story_A9_a_prompt_that_is_ignored_is_explained_and_the_plan_has_blocks_
     for name, where in ((SEVEN, "4x80"), (FOURTEEN, "4x80"), (FOURTEEN, "8xA100-40")):
         made = planned(name, where)
         assert made.planned.cache_tokens >= made.planned.settings.length
+    # The engine keeps 1 % of the blocks free, and ignores prompts that it cannot keep them free of.
+    ignoring = planned(SEVEN, "4x80", blocks=63_125)
+    assert ignoring.planned.ends == "ignored"
+    assert codes(ignoring) == ["DCA-150"]
+    assert "more than 999,904 of 1,010,000 tokens with nothing and status 200" in ignoring.errors[0].what
+    assert ignoring.errors[0].remedy == "--max-model-len 999904 fits."
+    # So does the fork with every other model, and the V1 engine of later ones does not.
+    for recipe, ends in (("qwen-fork", "ignored"), ("vllm-0.10.2", "")):
+        assert planned(ORDINARY, "1xA100-80", blocks=2_048, recipe=recipe).planned.ends == ends
+    off = {"VLLM_USE_V1": "0"}
+    assert planned(ORDINARY, "1xA100-80", blocks=2_048, recipe="vllm-0.10.2", env=off).planned.ends == "ignored"
     few = planned(SEVEN, "4x80", blocks=1_000)
     assert few.planned.ends == "cache"
     assert codes(few) == ["DCA-150"]
@@ -364,8 +375,10 @@ def test_story_C9_modelscope_and_the_messages_that_name_a_too_small_cache() -> N
 def test_story_C10_weights_are_downloaded_before_the_start() -> None:
     text = printed(FOURTEEN, "--gpus", "4xA100-80")
     assert f"huggingface-cli download Qwen/{FOURTEEN} --local-dir DIR" in text
+    assert "--local_dir" not in text
     other = printed(ORDINARY, "--gpus", "1xA100-80", "--modelscope")
-    assert f"modelscope download --model Qwen/{ORDINARY}" in other
+    assert f"modelscope download --model Qwen/{ORDINARY} --local_dir DIR" in other
+    assert "--local-dir" not in other
 
 
 def test_story_C10_a_folder_is_served_as_it_is(tmp_path: Path) -> None:

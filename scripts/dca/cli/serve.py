@@ -82,11 +82,12 @@ def _subject(function: F) -> F:
             raise DcaError("DCA-201", "--gpu-memory-utilization is no number.", remedy="such as 0.85.")
         if machines > 1 and named is None:
             raise DcaError("DCA-201", "--machines wants the GPUs of one.", remedy="such as --gpus 8x80 --machines 2.")
-        found = gpus.parse(named, machines) if named is not None else gpus.here()
+        visible = _visible(given.get("visible", ""))
+        found = gpus.parse(named, machines) if named is not None else gpus.here(chosen=visible.get(gpus.VISIBLE))
         # A server elsewhere does not see this shell's variables.
         here = named is None or click.get_current_context().info_name == "run"
         subject, served = plans.subject_of(
-            model, Asked(**taken), gpus=found, recipe=recipe, wheel=wheel, env=os.environ if here else {}
+            model, Asked(**taken), gpus=found, recipe=recipe, wheel=wheel, env={**os.environ, **visible} if here else {}
         )
         return function(subject=subject, plan=plans.make(subject, served), **given)
 
@@ -94,6 +95,17 @@ def _subject(function: F) -> F:
     for option in reversed(given):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]
+
+
+def _visible(text: str) -> dict[str, str]:
+    """--visible as a variable of the server; empty when it is not given.
+
+    Raises:
+        DcaError: DCA-201 for what are no numbers of GPUs.
+    """
+    if text and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", text):
+        raise DcaError("DCA-201", f"--visible {text} are no numbers of GPUs.", remedy="write it as 0,1,2,3.")
+    return {gpus.VISIBLE: text} if text else {}
 
 
 # --- plan ----------------------------------------------------------------------------------------------------------
@@ -206,8 +218,6 @@ def _launch(
     subject: Subject, plan: ServePlan, *, name: str, host: str, port: int, api_key: bool, tools: bool,
     chat_template: str, modelscope: bool, visible: str, alloc: str, image: str = "", program: str = "vllm",
 ) -> commands.Launch:  # fmt: skip
-    if visible and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", visible):
-        raise DcaError("DCA-201", f"--visible {visible} are no numbers of GPUs.", remedy="write it as 0,1,2,3.")
     count = len(visible.split(","))
     if visible and count < plan.best.settings.tp * plan.best.settings.pp // subject.gpus.machines:
         raise DcaError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def command(
         seed=seed,
         cases=cases,
         words=tuple(_words(chosen, python, source, quick=quick)),
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         found = smoke(asked, recipes.load_all(), options.open_cache(cache_dir), reporter)

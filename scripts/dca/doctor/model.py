@@ -57,7 +57,7 @@ def memory(subject: Subject) -> Iterator[Result]:
     if subject.model is None:
         yield Result(code=code, status="note", found="no model is named", remedy=NAMED)
         return
-    given = _config(subject.model)
+    given = config_of(subject.model)
     if isinstance(given, str):
         yield Result(code=code, status="unknown", found=given, remedy=NAMED)
         return
@@ -96,7 +96,7 @@ def parallel(subject: Subject) -> Iterator[Result]:
     if subject.model is None:
         yield Result(code=code, status="note", found="no model is named", wanted=wanted, remedy=NAMED)
         return
-    given = _config(subject.model)
+    given = config_of(subject.model)
     heads = None if isinstance(given, str) else _count(given, "num_attention_heads")
     if isinstance(given, str) or heads is None:
         why = given if isinstance(given, str) else "config.json does not tell the number of heads"
@@ -142,7 +142,7 @@ def _count(given: dict[str, Any], key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40 else None
 
 
-def _config(folder: Path) -> dict[str, Any] | str:
+def config_of(folder: Path) -> dict[str, Any] | str:
     """config.json of a folder; in words why it cannot be read."""
     file = folder / "config.json" if folder.is_dir() else folder
     try:

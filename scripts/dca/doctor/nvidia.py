@@ -30,12 +30,14 @@ class Seen(Value):
 
     Args:
         cards: the GPUs.
+        hidden: how many more there are, which a server does not see.
         driver: its version ("550.54.15"); empty without one.
         asked: who said so.
         problem: why nothing could be read; empty when there simply is no driver.
     """
 
     cards: tuple[Card, ...] = ()
+    hidden: int = 0
     driver: str = ""
     asked: str = ""
     problem: str = ""
@@ -54,6 +56,29 @@ def look() -> Seen:
         if seen is not None:
             return seen
     return _by_program()
+
+
+def visible(seen: Seen, chosen: str | None) -> Seen:
+    """The GPUs that a server sees.
+
+    Args:
+        seen: all that there are.
+        chosen: CUDA_VISIBLE_DEVICES, None where it is not set. As with CUDA, nothing behind the first that is not there
+            counts. Names of devices (UUIDs) count by their number.
+    """
+    if chosen is None:
+        return seen
+    left: list[Card] = []
+    for word in [one.strip() for one in chosen.split(",")] if chosen.strip() else []:
+        if word.isascii() and word.isdigit():
+            if int(word) >= len(seen.cards):
+                break
+            left.append(seen.cards[int(word)])
+        elif re.match(r"(GPU|MIG)-", word) and len(left) < len(seen.cards):
+            left.append(seen.cards[len(left)])
+        else:
+            break
+    return seen.model_copy(update={"cards": tuple(left), "hidden": max(0, len(seen.cards) - len(left))})
 
 
 def _library() -> Any:

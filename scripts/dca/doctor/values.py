@@ -70,6 +70,8 @@ class Subject:
         python: the Python of the environment to look at; the active environment's, or the newest run environment's of
             the cache, when None.
         model: the model's folder.
+        dual_chunk: whether the model has dual chunk attention; None for what its config.json says.
+        dtype: that it will be served in; None for what its config.json says.
         cache: where a build happens.
         network: what can be reached; asked in the background.
         root, proc, cgroup: where the system's files are.
@@ -83,6 +85,8 @@ class Subject:
     lines: tuple[str, ...] = ()
     python: Path | None = None
     model: Path | None = None
+    dual_chunk: bool | None = None
+    dtype: str | None = None
     root: Path = Path("/")
     proc: Path = memory.PROC
     cgroup: Path = memory.CGROUP
@@ -105,8 +109,8 @@ class Subject:
 
     @cached_property
     def gpus(self) -> nvidia.Seen:
-        """GPUs and their driver."""
-        return nvidia.look()
+        """The GPUs that a server sees, and their driver."""
+        return nvidia.visible(nvidia.look(), self.env.get("CUDA_VISIBLE_DEVICES"))
 
     @cached_property
     def environment(self) -> tuple[Path, str] | None:

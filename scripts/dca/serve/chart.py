@@ -80,7 +80,7 @@ def _panel(title: str, found: Outcome, shape: Shape, gpus: Gpus) -> Panel:
         bars.append(Bar(tokens=tokens, parts={name: parts[name] for name, *_ in PARTS if name in parts},
                         fits=total <= found.usable / GIB))  # fmt: skip
     return Panel(title=title, card=found.card / GIB, usable=found.usable / GIB, bars=tuple(bars),
-                 starts=found.ends in ("", "prompt", "graphs"))  # fmt: skip
+                 starts=found.ends in ("", "ignored", "prompt", "graphs"))  # fmt: skip
 
 
 def text(shown: tuple[Panel, ...], columns: int = COLUMNS) -> str:

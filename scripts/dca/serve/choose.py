@@ -40,6 +40,7 @@ def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
         tp=tp, pp=asked.pp, length=length, batched=asked.batched or batched,
         sequences=asked.sequences or (1 if shape.dual_chunk else PLAIN_SEQUENCES),
         utilization=asked.utilization or UTILIZATION, blocks=asked.blocks, eager=shape.dual_chunk and not asked.graphs,
+        block_size=asked.block_size, watermark=0.0 if asked.v1 and not shape.dual_chunk else memory.WATERMARK,
         cache_width=1 if asked.kv_cache_dtype.startswith("fp8") else memory.HALF,
     )  # fmt: skip
 
@@ -57,7 +58,7 @@ def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Se
         limit = memory.list_limit(shape, base.layout)
         tried = [asked.batched] if asked.batched else [one for one in BATCHES if limit is None or one <= limit]
         # With a utilisation of the user's own the cache is what that leaves.
-        blocks = asked.blocks or (None if asked.utilization else exact_blocks(length))
+        blocks = asked.blocks or (None if asked.utilization else exact_blocks(length, asked.block_size))
         for batched in tried:
             yield base.model_copy(update={"batched": min(batched, max(length, BLOCK)), "blocks": blocks})
         return
@@ -71,14 +72,15 @@ def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Se
 
 def longest_of(shape: Shape, gpus: Gpus, asked: Asked, most: int, tp: int) -> tuple[int, int]:
     """The largest length that fits, in whole blocks, and its max_num_batched_tokens; 0 when none does."""
+    block = asked.block_size
 
     def fits(length: int) -> bool:
         return any(not ending(shape, gpus, one) for one in _candidates(shape, asked, length, tp))
 
-    if not fits(BLOCK):
+    if not fits(block):
         return 0, 0
-    beyond = first(lambda count: count * BLOCK > most or not fits(count * BLOCK), 2, most // BLOCK + 1)
-    whole = (beyond - 1) * BLOCK
+    beyond = first(lambda count: count * block > most or not fits(count * block), 2, most // block + 1)
+    whole = (beyond - 1) * block
     # The last block need not be full.
-    length = most if most - whole < BLOCK and fits(most) else whole
+    length = most if most - whole < block and fits(most) else whole
     return length, choose(shape, gpus, asked, length, tp).settings.batched

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterable
@@ -30,7 +31,7 @@ class Launch(Document):
         name: what the server calls the model; its own name when empty.
         host, port: where it listens.
         api_key: whether it asks for one, which it reads from its environment and which is never printed.
-        machines: that the GPUs are in. each: GPUs of one machine.
+        machines: that the GPUs are in. each: GPUs of one machine. used: of them, by the server.
         visible: numbers of the GPUs to use; all when empty.
         image: of a container. program: `vllm` for a unit. hub: whether the model is downloaded.
         title: what is served, and by which engine.
@@ -48,6 +49,7 @@ class Launch(Document):
     api_key: bool = False
     machines: int = 1
     each: int = 1
+    used: int = 1
     visible: str = ""
     image: str = "dca-serve"
     program: str = "vllm"
@@ -106,10 +108,12 @@ def launch(
         environment["CUDA_VISIBLE_DEVICES"] = visible
     if alloc:
         environment["PYTORCH_CUDA_ALLOC_CONF"] = alloc
+    best = plan.best.settings
     return Launch(
         model=plan.served, folder=folder, flags=tuple(flags), environment=environment, host=host, port=port,
-        api_key=api_key, machines=gpus.machines, each=gpus.each, visible=visible, image=image or "dca-serve",
-        program=program, title=f"{plan.model} on {plan.gpus}, by {plan.recipe}",
+        api_key=api_key, machines=gpus.machines, each=gpus.each,
+        used=math.ceil(best.tp * best.pp / gpus.machines), visible=visible, image=image or "dca-serve", program=program,
+        title=f"{plan.model} on {plan.gpus}, by {plan.recipe}",
     )  # fmt: skip
 
 
@@ -117,10 +121,11 @@ def shell(one: Launch) -> str:
     """Lines for a shell."""
     lines = [f"# {one.title}"]
     if not one.folder:
-        source = (
-            "modelscope download --model" if "VLLM_USE_MODELSCOPE" in one.environment else "huggingface-cli download"
-        )
-        lines.append(f"# to download it first: {source} {shlex.quote(one.model)} --local-dir DIR, and serve DIR")
+        source, into = (
+            ("modelscope download --model", "--local_dir") if "VLLM_USE_MODELSCOPE" in one.environment
+            else ("huggingface-cli download", "--local-dir")
+        )  # fmt: skip
+        lines.append(f"# to download it first: {source} {shlex.quote(one.model)} {into} DIR, and serve DIR")
     if one.machines > 1:
         return "\n".join([*lines, *_ray_shell(one)])
     return "\n".join([*lines, *_exports(one), _broken(one.argv)])
@@ -243,7 +248,7 @@ def k8s(one: Launch) -> str:
     # The engine looks once how many GPUs there are.
     lead = (
         f'ray start --head --port={RAY_PORT} && until python3 -c \'import ray, sys; ray.init(address="auto"); '
-        f'sys.exit(ray.cluster_resources().get("GPU", 0) < {one.machines * one.each})\'; do sleep 5; done; '
+        f'sys.exit(ray.cluster_resources().get("GPU", 0) < {one.machines * one.used})\'; do sleep 5; done; '
         f"exec {shlex.join(argv)}"
     )
     follow = f"exec ray start --address={head}:{RAY_PORT} --block"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,8 @@ from dca.recipes import Loaded, Name
 from dca.serve.shape import Shape
 
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
+V1 = "VLLM_USE_V1"
+"""Chooses between the engines of a vLLM that has two."""
 
 
 class Engine(Value):
@@ -28,6 +31,15 @@ class Engine(Value):
     """Classes of models that have it."""
     tool_parser: str
     own_sampling: bool
+
+    def is_v1(self, shape: Shape, env: Mapping[str, str]) -> bool:
+        """Whether a model is served by the V1 engine.
+
+        Args:
+            env: variables that the server would see.
+        """
+        # A recipe whose dual chunk attention needs V1 switched off has it for everything else.
+        return not shape.dual_chunk and V1 in self.environment and env.get(V1) != "0"
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dca.documents import Value
-from dca.serve import memory, rules
+from dca.serve import engines, memory, rules
 from dca.serve.choose import CHUNKED_FROM, DOCUMENTED_BATCH, PLAIN_CHUNK, PLAIN_SEQUENCES
 from dca.serve.gpus import GIB
 from dca.serve.memory import BLOCK
@@ -133,10 +133,11 @@ def _reason_batch(planned: Outcome, shape: Shape) -> str:
 def _reason_blocks(planned: Outcome, subject: Subject) -> str:
     settings = planned.settings
     if subject.asked.blocks is not None:
-        return f"asked for: {planned.cache_tokens:,} tokens."
+        return f"asked for: {planned.cache_tokens:,} tokens, and prompts of {planned.prompt_tokens:,} at most."
     left = (planned.card - planned.term("weights") - planned.term("tables") - planned.term("cache")) / GIB
     return (
-        f"one request of {settings.length:,} tokens is {settings.wanted_blocks:,} blocks of {BLOCK}, and 1 % more: "
+        f"one request of {settings.length:,} tokens is {settings.wanted_blocks:,} blocks of {settings.block_size}, "
+        f"and {settings.watermark:.0%} of all must stay free, or the engine ignores the prompt. "
         f"vLLM would give the KV cache every byte that it did not see in use, and it does not see the buffers of "
         f"sparse attention. {left:.1f} GiB stay for activations and buffers, which take "
         f"{(planned.term('step') + planned.term('sparse')) / GIB:.1f}."
@@ -147,6 +148,6 @@ def environment(subject: Subject) -> Iterator[Variable]:
     """Variables of the engine."""
     if not subject.shape.dual_chunk:
         return
-    reasons = {rules.BACKEND: "switches dual chunk attention on.", rules.ENGINE: "only this engine has it."}
+    reasons = {rules.BACKEND: "switches dual chunk attention on.", engines.V1: "only this engine has it."}
     for name, value in subject.engine.environment.items():
         yield Variable(name=name, value=value, reason=reasons.get(name, "dual chunk attention wants it."))

@@ -19,8 +19,10 @@ from dca.errors import DcaError
 from dca.recipes import Arch, Name
 
 GIB = 2**30
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 MOST_GPUS = 4096
-MOST_GIB = 4096.0
+MOST_GIB = 512.0
+"""More than any card has; larger numbers are names, such as 4090."""
 
 
 class KnownCard(Value):
@@ -101,7 +103,9 @@ def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
         number = re.fullmatch(r"(\d{1,4}(?:\.\d+)?)(?:gi?b?)?", match[2], re.IGNORECASE)
         if number:
             size = float(number[1])
-            if not 1 <= size < MOST_GIB:
+            if size >= MOST_GIB:
+                raise _no_size(number[1], listed)
+            if size < 1:
                 raise _wrong(text)
             memory = min(memory, size)
             continue
@@ -131,6 +135,14 @@ def _card(name: str, known: Known) -> KnownCard:
     )  # fmt: skip
 
 
+def _no_size(number: str, known: Known) -> DcaError:
+    named = [card.name for card in known.cards if card.name.endswith(f"-{number}")]
+    return DcaError(
+        "DCA-201", f"--gpus: no GPU has {number} GiB.", why="a number is the memory of each GPU in GiB.",
+        remedy=f"{' or '.join(named)}, if that is its name." if named else "give its memory in GiB: 4x80.",
+    )  # fmt: skip
+
+
 def _wrong(text: str) -> DcaError:
     return DcaError(
         "DCA-201", f"--gpus {text}: no GPUs.", remedy="write it as 4x80 (GiB each), 2xT4, or 1x24,1x48 for two kinds."
@@ -142,20 +154,16 @@ def here(seen: nvidia.Seen | None = None, chosen: str | None = None) -> Gpus:
 
     Args:
         seen: what is there; this machine is asked when not given.
-        chosen: CUDA_VISIBLE_DEVICES; the environment's when not given. Names of devices (UUIDs) count by their number.
+        chosen: CUDA_VISIBLE_DEVICES; the environment's when not given.
 
     Raises:
         DcaError: DCA-103 when there is none, or none is visible.
     """
     found = nvidia.look() if seen is None else seen
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if chosen is None else chosen
-    cards = list(found.cards)
-    if visible is not None:
-        cards = _visible(cards, visible)
+    found = nvidia.visible(found, os.environ.get(VISIBLE) if chosen is None else chosen)
+    cards = found.cards
     if not cards:
-        why = found.problem or (
-            "CUDA_VISIBLE_DEVICES leaves none of them." if found.cards else "no driver tells of one."
-        )
+        why = found.problem or (f"{VISIBLE} leaves none of them." if found.hidden else "no driver tells of one.")
         raise DcaError(
             "DCA-103", "there is no GPU here to plan for.", why=why,
             remedy="name the server's: --gpus 4x80 for four of 80 GiB.",
@@ -165,18 +173,3 @@ def here(seen: nvidia.Seen | None = None, chosen: str | None = None) -> Gpus:
         archs=tuple(dict.fromkeys(card.arch for card in cards)), found=True,
         names=tuple(dict.fromkeys(card.name for card in cards)),
     )  # fmt: skip
-
-
-def _visible(cards: list[nvidia.Card], chosen: str) -> list[nvidia.Card]:
-    """The cards that CUDA_VISIBLE_DEVICES leaves; as CUDA does, nothing behind the first that is not there counts."""
-    left: list[nvidia.Card] = []
-    for word in [one.strip() for one in chosen.split(",")] if chosen.strip() else []:
-        if word.isascii() and word.isdigit():
-            if int(word) >= len(cards):
-                break
-            left.append(cards[int(word)])
-        elif re.match(r"(GPU|MIG)-", word) and len(left) < len(cards):
-            left.append(cards[len(left)])
-        else:
-            break
-    return left

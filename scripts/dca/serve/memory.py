@@ -23,7 +23,9 @@ THRESHOLD = 32_768
 EXPERT_TOKENS = 32_768
 """Tokens of which the experts are computed at once (VLLM_FUSED_MOE_CHUNK_SIZE)."""
 BLOCK = 16
-"""Tokens of one block of the KV cache."""
+"""Tokens of one block of the KV cache, as vLLM has it by itself."""
+WATERMARK = 0.01
+"""The share of all blocks that a prompt must leave free in the V0 engine (BlockSpaceManager; V1 has no such)."""
 
 
 class Layout(Value):
@@ -82,6 +84,12 @@ def token_bytes(shape: Shape, layout: Layout, width: float = HALF) -> float:
         width: bytes of one number: 2, or 1 of an FP8 KV cache.
     """
     return 2 * layers(shape, layout) * kv_heads(shape, layout) * shape.head_dim * width
+
+
+def free_blocks(blocks: int, watermark: float = WATERMARK) -> int:
+    """Blocks of the KV cache that a prompt must leave free."""
+    # As the engine computes it, in floating point.
+    return int(watermark * blocks)
 
 
 def hidden_bytes(shape: Shape, tokens: int) -> float:

@@ -13,7 +13,7 @@ from dca.serve.gpus import GIB, Gpus
 from dca.serve.memory import BLOCK, Layout
 from dca.serve.shape import Quantized, Shape
 
-Ends = Literal["", "loading", "weights", "cache", "room", "prompt", "graphs"]
+Ends = Literal["", "loading", "weights", "cache", "ignored", "room", "prompt", "graphs"]
 UTILIZATION = 0.90
 """vLLM's own default."""
 
@@ -28,6 +28,8 @@ class Settings(Value):
         sequences: max_num_seqs.
         utilization: gpu_memory_utilization.
         blocks: num_gpu_blocks_override; None for as many as the utilisation leaves room for.
+        block_size: tokens of one block of the KV cache.
+        watermark: the share of all blocks that a prompt must leave free; 0 in the V1 engine.
         eager: whether CUDA graphs are off.
         cache_width: bytes of a number in the KV cache.
     """
@@ -39,6 +41,8 @@ class Settings(Value):
     sequences: int = 1
     utilization: float = UTILIZATION
     blocks: int | None = None
+    block_size: int = BLOCK
+    watermark: float = memory.WATERMARK
     eager: bool = True
     cache_width: int = memory.HALF
 
@@ -50,7 +54,7 @@ class Settings(Value):
     @property
     def wanted_blocks(self) -> int:
         """Blocks of one request of the whole length."""
-        return math.ceil(self.length / BLOCK)
+        return math.ceil(self.length / self.block_size)
 
 
 class Term(Value):
@@ -76,9 +80,10 @@ class Outcome(Value):
         card: bytes of one GPU.
         usable: of them, without the share that is left over.
         cache_tokens: that the KV cache holds.
+        prompt_tokens: of the longest prompt that the engine takes; it ignores those that leave too few blocks free.
         ends: what it fails at; empty when it does not: `loading` the weights, no room beside `weights` and activations
-            for any KV cache, a `cache` smaller than the length, no `room` for the cache that was asked for,
-            CUDA `graphs`, or a long `prompt`.
+            for any KV cache, a `cache` smaller than the length, prompts of the length `ignored`, no `room` for the
+            cache that was asked for, CUDA `graphs`, or a long `prompt`.
         fails_at: tokens of the shortest prompt that runs out of memory; None when none does.
     """
 
@@ -87,6 +92,7 @@ class Outcome(Value):
     card: float
     usable: float
     cache_tokens: int
+    prompt_tokens: int
     ends: Ends = ""
     fails_at: int | None = None
 
@@ -105,19 +111,24 @@ class Outcome(Value):
         return next((term.bytes for term in self.terms if term.name == name), 0.0)
 
 
-def exact_blocks(length: int) -> int:
-    """Blocks for one request of a length, and 1 % more."""
-    # In whole numbers: 1.01 is no binary fraction.
-    return -(-math.ceil(length / BLOCK) * 101 // 100)
+def exact_blocks(length: int, block_size: int = BLOCK, watermark: float = memory.WATERMARK) -> int:
+    """The fewest blocks of which one request of a length leaves as many free as the engine wants."""
+    needed = math.ceil(length / block_size)
+    blocks = needed
+    # Each round counts what stays free of the blocks of the one before, until nothing is added.
+    while (more := needed + memory.free_blocks(blocks, watermark)) > blocks:
+        blocks = more
+    return blocks
 
 
 def cache_bytes(shape: Shape, gpus: Gpus, settings: Settings) -> float:
     """The KV cache that vLLM takes: what it is told, or all that the utilisation leaves beside what it measured."""
     token = memory.token_bytes(shape, settings.layout, settings.cache_width)
+    block = settings.block_size * token
     if settings.blocks is not None:
-        return settings.blocks * BLOCK * token
+        return settings.blocks * block
     left = settings.utilization * gpus.memory_gib * GIB - started_bytes(shape, settings)
-    return max(0, math.floor(left / (BLOCK * token))) * BLOCK * token
+    return max(0, math.floor(left / block)) * block
 
 
 def started_bytes(shape: Shape, settings: Settings) -> float:
@@ -172,6 +183,12 @@ def cache_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     return round(cache_bytes(shape, gpus, settings) / token)
 
 
+def prompt_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
+    """Tokens of the longest prompt that the engine takes; it answers a longer one with nothing, and status 200."""
+    blocks = cache_tokens(shape, gpus, settings) // settings.block_size
+    return (blocks - memory.free_blocks(blocks, settings.watermark)) * settings.block_size
+
+
 def ending(shape: Shape, gpus: Gpus, settings: Settings) -> Ends:
     """What a server fails at; empty when it does not."""
     usable, context = usable_bytes(gpus), cards.load().context_gib * GIB
@@ -185,6 +202,8 @@ def ending(shape: Shape, gpus: Gpus, settings: Settings) -> Ends:
         return "weights"
     if tokens < settings.length:
         return "cache"
+    if prompt_tokens(shape, gpus, settings) < settings.length:
+        return "ignored"
     if sum(amounts(shape, gpus, settings, settings.length).values()) <= usable:
         return ""
     idle = amounts(shape, gpus, settings, 0)
@@ -202,7 +221,8 @@ def outcome(shape: Shape, gpus: Gpus, settings: Settings) -> Outcome:
 
     return Outcome(
         settings=settings, terms=held(shape, gpus, settings, settings.length), card=gpus.memory_gib * GIB,
-        usable=usable, cache_tokens=cache_tokens(shape, gpus, settings), ends=ends,
+        usable=usable, cache_tokens=cache_tokens(shape, gpus, settings),
+        prompt_tokens=prompt_tokens(shape, gpus, settings), ends=ends,
         fails_at=first(too_much, 1, settings.length) if ends == "prompt" else None,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -96,7 +97,7 @@ def make(subject: Subject, served: str) -> ServePlan:
     subject = Subject(**{**vars(subject), "settings": planned.settings})
     findings = rules.check(subject)
     if not planned.fits:
-        findings = (*findings, _unfit(planned, shape, gpus, longest))
+        findings = (*findings, _unfit(subject, planned, longest))
         findings = tuple(sorted(findings, key=lambda one: one.severity != "error"))
     return ServePlan(
         model=shape.name, served=served, recipe=subject.engine.recipe, gpus=gpus.told, gpu_count=gpus.count,
@@ -116,10 +117,13 @@ def needed(found: Outcome) -> float:
     return own * found.settings.tp * found.settings.pp
 
 
-def _unfit(planned: Outcome, shape: Shape, gpus: Gpus, longest: int) -> Finding:
-    what = f"{shape.name} does not fit on {gpus.told} with {planned.settings.length:,} tokens: {ways.ending(planned)}"
-    remedy = f"--max-model-len {longest} fits." if longest else "more or larger GPUs, or --quantization fp8."
-    return Finding(code="DCA-150", severity="error", what=what, remedy=remedy)
+def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
+    what = f"{subject.shape.name} does not fit on {subject.gpus.told} with {planned.settings.length:,} tokens"
+    # The engine loads all of the weights before it quantizes them.
+    fewer = rules.fp8(subject) if planned.ends != "loading" else ""
+    remedy = "more or larger GPUs" + (f", or {fewer}." if fewer else ".")
+    remedy = f"--max-model-len {longest} fits." if longest else remedy
+    return Finding(code="DCA-150", severity="error", what=f"{what}: {ways.ending(planned)}", remedy=remedy)
 
 
 def _binding(shape: Shape, found: Outcome) -> str:
@@ -155,13 +159,7 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         yield f"as the documents have it: {ways.ending(documented)}"
     if subject.asked.pp > 1 and shape.dual_chunk:
         yield "nobody has told of dual chunk attention with pipeline stages: try a short prompt and a long one first."
-    if shape.quantized.bits < 8:
-        yield (
-            "kernels of 4-bit weights have buffers of their own, which are not counted: on small GPUs leave more room "
-            "than this plan does."
-        )
-    if shape.quantized.online:
-        yield "weights are loaded in 16 bits before the engine quantizes them, and must fit so."
+    yield from _weight_notes(subject)
     if not subject.engine.own_sampling:
         yield (
             "this engine does not read generation_config.json: send the model's own sampling with every request, or "
@@ -172,6 +170,19 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         f"a model of memory, not a measurement; assumed are {known.context_gib:g} GiB for CUDA itself, and "
         f"{known.spare_share:.0%} of each GPU is left over."
     )
+
+
+def _weight_notes(subject: Subject) -> Iterator[str]:
+    shape = subject.shape
+    if shape.quantized.bits < 8:
+        yield (
+            "kernels of 4-bit weights have buffers of their own, which are not counted: on small GPUs leave more room "
+            "than this plan does."
+        )
+    if subject.wheel is None and (made := rules.optional(subject)):
+        yield f"kernels for {shape.quantized.method} weights are in no wheel by themselves: {made}."
+    if shape.quantized.online:
+        yield "weights are loaded in 16 bits before the engine quantizes them, and must fit so."
 
 
 def lengths(most: int, count: int = 8) -> tuple[int, ...]:
@@ -207,6 +218,7 @@ def subject_of(
         recipe = found.recorded.recipe
     wanted = quantized(asked.quantization, published)
     engine = engines.choose(wanted, known, recipe)
+    asked = replace(asked, v1=engine.is_v1(wanted, env or {}))
     settings = Settings(length=1, batched=1)
     subject = Subject(
         shape=wanted, published=published, gpus=gpus, settings=settings, asked=asked, engine=engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from dca import doctor, recipes, smoke
 from dca.doctor.probes import Probes
 from dca.errors import DcaError
 from dca.events import Reporter
+from dca.serve import gpus
 from dca.serve.rules import Subject
 from dca.store import Store
 
@@ -39,7 +41,7 @@ def _looked(subject: Subject, python: Path | None, cache: Store) -> doctor.Subje
     folder = subject.file.parent if subject.file is not None else None
     return doctor.Subject(
         purpose="serve", recipes=(subject.recipe,), network=Probes({}, 0.6), cache=cache.root, python=python,
-        model=folder,
+        model=folder, dual_chunk=subject.shape.dual_chunk, dtype=subject.dtype, env={**os.environ, **subject.env},
     )  # fmt: skip
 
 
@@ -86,7 +88,8 @@ def check(
 def _smoke(subject: Subject, python: Path, cache: Store, reporter: Reporter, wheels: Sequence[Path]) -> None:
     wheel = subject.wheel_file or _wheel(python, wheels)
     level: smoke.Level = "gpu" if subject.gpus.found else "cpu"
-    request = smoke.Request(wheel=wheel, level=level, quick=True, python=python, words=(str(wheel), "--quick"))
+    request = smoke.Request(wheel=wheel, level=level, quick=True, python=python, words=(str(wheel), "--quick"),
+                            visible=subject.env.get(gpus.VISIBLE))  # fmt: skip
     found = smoke.smoke(request, recipes.load_all(), cache, reporter)
     failed = [case for case in found.cases if not case.passed]
     if failed:

@@ -16,8 +16,9 @@ from dca.inspection import Inspection
 from dca.inspection import models as needs
 from dca.model import Model
 from dca.recipes import Loaded
+from dca.serve import engines as serving
 from dca.serve import memory
-from dca.serve.engines import Engine
+from dca.serve.engines import V1, Engine
 from dca.serve.gpus import Gpus
 from dca.serve.outcome import Settings
 from dca.serve.shape import Shape
@@ -27,16 +28,17 @@ OLDEST = {"awq": "7.5", "gptq": "6.0", "gptq_marlin": "8.0", "awq_marlin": "8.0"
 OLDEST_DTYPE = {"bfloat16": "8.0"}
 FP8_ARITHMETIC = (8, 9)
 KERNEL_DTYPES = ("bfloat16", "float16", "half", "auto")
-BACKEND, ENGINE, LONGER = "VLLM_ATTENTION_BACKEND", "VLLM_USE_V1", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+BACKEND, LONGER = "VLLM_ATTENTION_BACKEND", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user fixes; None where the plan may choose.
+    """What the user fixes, and the engine; None where the plan may choose.
 
     Args:
         prefix_caching: whether it is asked for. graphs: whether CUDA graphs are.
         kv_cache_dtype, dtype: as vLLM calls them. block_size: of the KV cache, in tokens.
+        v1: whether it is served by the V1 engine, which keeps no blocks of the KV cache free.
     """
 
     tp: int | None = None
@@ -52,6 +54,7 @@ class Asked:
     block_size: int = memory.BLOCK
     prefix_caching: bool = False
     graphs: bool = False
+    v1: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,18 +111,19 @@ Rule = Callable[[Subject], Iterator[Finding]]
 
 def heads(subject: Subject) -> Iterator[Finding]:
     """DCA-131: heads that the GPUs cannot share, or fewer GPUs than ranks."""
-    shape, tp = subject.shape, subject.settings.tp
+    shape, tp, pp = subject.shape, subject.settings.tp, subject.settings.pp
+    # With more stages than GPUs not even one GPU a stage is there.
+    smaller = f"a smaller --{'pipeline' if pp > subject.gpus.count else 'tensor'}-parallel-size, or more GPUs."
     allowed = [one for one in range(1, 1025) if can_share(shape.heads, shape.kv_heads, one)]
     if tp not in allowed:
-        fitting = [one for one in allowed if one * subject.settings.pp <= subject.gpus.count]
+        fitting = [one for one in allowed if one * pp <= subject.gpus.count]
         yield _error(
             "DCA-131", f"{shape.heads} heads and {shape.kv_heads} key heads cannot be shared by {tp} GPUs.",
-            f"--tensor-parallel-size {' or '.join(map(str, fitting))}.",
+            f"--tensor-parallel-size {' or '.join(map(str, fitting))}." if fitting else smaller,
         )  # fmt: skip
-    if tp * subject.settings.pp > subject.gpus.count:
+    if tp * pp > subject.gpus.count:
         yield _error(
-            "DCA-131", f"{tp} x {subject.settings.pp} ranks want as many GPUs, and there are {subject.gpus.count}.",
-            "a smaller --tensor-parallel-size, or more GPUs.",
+            "DCA-131", f"{tp} x {pp} ranks want as many GPUs, and there are {subject.gpus.count}.", smaller,
         )  # fmt: skip
 
 
@@ -209,7 +213,8 @@ def refused(subject: Subject) -> Iterator[Finding]:
     if asked.kv_cache_dtype.startswith("fp8"):
         yield _error(
             "DCA-154", f"--kv-cache-dtype {asked.kv_cache_dtype}: the kernels of dual chunk attention read 16-bit keys "
-            "and would take the bytes for numbers.", "leave it out; --quantization fp8, for the weights, works.",
+            "and would take the bytes for numbers.",
+            f"leave it out; for the weights {fewer}." if (fewer := fp8(subject)) else "leave it out.",
         )  # fmt: skip
     if asked.prefix_caching and shape.original and subject.settings.length > shape.original:
         yield _error(
@@ -239,10 +244,10 @@ def variables(subject: Subject) -> Iterator[Finding]:
                     "DCA-155", f"{name}={found} is set here, and dual chunk attention wants {wanted}.",
                     f"export {name}={wanted}",
                 )  # fmt: skip
-        if ENGINE not in subject.engine.environment and subject.env.get(ENGINE, "0") not in ("", "0"):
+        if V1 not in subject.engine.environment and subject.env.get(V1, "0") not in ("", "0"):
             yield _error(
-                "DCA-155", f"{ENGINE}={subject.env[ENGINE]} is set here, and only the other engine has dual chunk "
-                "attention.", f"unset {ENGINE}",
+                "DCA-155", f"{V1}={subject.env[V1]} is set here, and only the other engine has dual chunk "
+                "attention.", f"unset {V1}",
             )  # fmt: skip
         if subject.env.get(LONGER, "0") not in ("", "0"):
             yield _warning(
@@ -294,8 +299,13 @@ def lists(subject: Subject) -> Iterator[Finding]:
 
 
 def stored(subject: Subject) -> Iterator[Finding]:
-    """DCA-157: weights that are not quantized in the way asked for."""
+    """DCA-157: weights that are not quantized in the way asked for, or nobody knows how far."""
     method, there = subject.asked.quantization, subject.published.quantized.method
+    if subject.shape.quantized.assumed:
+        yield _warning(
+            "DCA-157", f"config.json does not say how many bits the {there} weights have; counted are "
+            f"{subject.shape.quantized.bits}.", "the sizes of the weight files say how many they are.",
+        )  # fmt: skip
     if not method or method == there:
         return
     related = there and (method.startswith(there) or there.startswith(method))
@@ -332,6 +342,7 @@ def wheel(subject: Subject) -> Iterator[Finding]:
     """DCA-110: a wheel that lacks what the model calls: kernels for weights, experts or heads, or the GPUs' cubins."""
     found, shape = subject.wheel, subject.shape
     if found is None:
+        yield from _unbuilt(subject)
         return
     wanted = Model(
         name=shape.name, architectures=shape.architectures, head_dim=shape.head_dim, experts=shape.experts,
@@ -347,6 +358,61 @@ def wheel(subject: Subject) -> Iterator[Finding]:
                     "DCA-110", f"{found.file} was built for {', '.join(found.recorded.archs)}, and not for {arch}.",
                     f"make wheel ARCH={arch}.",
                 )  # fmt: skip
+
+
+def _unbuilt(subject: Subject) -> Iterator[Finding]:
+    """Quantized weights that no group of the recipe has kernels for, so that none of its lean wheels has them."""
+    method, recipe = subject.shape.quantized.method, subject.recipe.recipe
+    if method and not any(method in group.serves.quantizations for group in recipe.groups.values()):
+        made = builds(subject, method)
+        yield _warning(
+            "DCA-110", f"the lean wheel of {recipe.name} has no kernels for {method} weights, and no group for them.",
+            f"{'; or '.join(made)}; --recipe plans for another engine." if made
+            else "weights that are not quantized.",
+        )  # fmt: skip
+
+
+def builds(subject: Subject, method: str) -> tuple[str, ...]:
+    """What to build for weights of a method: what makes a wheel with kernels for them, the shortest build first.
+
+    The recipe's own group for such weights on these GPUs, and that of others with the model's class; then one with all
+    that upstream has.
+    """
+
+    def fits(archs: tuple[str, ...]) -> bool:
+        return not archs or set(subject.gpus.archs) <= {arch.rstrip("a") for arch in archs}
+
+    shape, mine = subject.shape, subject.recipe.recipe.name
+    made: list[str] = []
+    whole: list[str] = []
+    for one in sorted((loaded.recipe for loaded in subject.known), key=lambda one: (one.name != mine, one.priority)):
+        there = serving.of(one.name).architectures if shape.dual_chunk else one.lean.architectures
+        if set(there) & set(shape.architectures):
+            made += [
+                f"make wheel RECIPE={one.name} WITH={name}" for name, group in one.groups.items()
+                if method in group.serves.quantizations and fits(group.archs)
+            ]  # fmt: skip
+            if one.full is not None and fits(one.full.archs):
+                whole.append(f"make wheel RECIPE={one.name} PROFILE=full")
+    return (*made, *whole[:1])
+
+
+def optional(subject: Subject) -> str:
+    """What to build for quantized weights where a group of the recipe has their kernels that is not always built."""
+    method, recipe = subject.shape.quantized.method, subject.recipe.recipe
+    groups = [name for name, one in recipe.groups.items() if method in one.serves.quantizations]
+    if not groups or set(groups) & set(recipe.lean.groups):
+        return ""
+    return next(iter(builds(subject, method)), "")
+
+
+def fp8(subject: Subject) -> str:
+    """--quantization fp8 in words, with what to build for it; empty where the weights or the GPUs do not allow it."""
+    made = builds(subject, "fp8")
+    old = any(order(arch) < order(OLDEST["fp8"]) for arch in subject.gpus.archs)
+    if subject.published.quantized.method or old or not made:
+        return ""
+    return f"--quantization fp8, with a wheel that has its kernels: {made[0]}"
 
 
 def _runs(built: str, arch: str) -> bool:

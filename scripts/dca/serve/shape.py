@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ CHUNK, LOCAL = 8192, 1024
 FEW_VERTICALS, FEW_MORE = 30, 100
 """The backend looks for 100 vertical lines more where a table says 30."""
 MOST = 1 << 32
+# Methods of which 4 bits are meant where nothing is said, and those that keep weights in 32-bit words.
+FOUR = ("awq", "gptq")
+PACKED = ("awq", "gptq", "auto")
 
 
 class Quantized(Value):
@@ -29,6 +33,7 @@ class Quantized(Value):
         group: weights that share a scale, along the input; 0 where a whole column or tensor does.
         pack: weights that one 32-bit word holds; 1 where they are not packed.
         online: whether the engine quantizes them itself, after it has loaded them as they are.
+        assumed: whether nothing says how many bits they have, and those of plain weights are counted.
     """
 
     method: str = ""
@@ -36,6 +41,7 @@ class Quantized(Value):
     group: int = 0
     pack: int = 1
     online: bool = False
+    assumed: bool = False
 
 
 class Shape(Value):
@@ -287,9 +293,41 @@ def _stored(given: dict[str, Any]) -> Quantized:
         block = told.get("weight_block_size")
         group = rules.count(block[1]) if isinstance(block, list) and len(block) == 2 else None
         return Quantized(method=method, bits=8, group=group or 0)
-    bits = rules.count(told.get("bits", told.get("w_bit"))) or 4
-    group = rules.count(told.get("group_size", told.get("q_group_size"))) or 0
-    return Quantized(method=method, bits=min(bits, 16), group=group, pack=max(1, 32 // min(bits, 32)))
+    # Groups of layers with settings of their own: compressed-tensors, and what else writes as it does.
+    own = told.get("config_groups")
+    own = [one.get("weights") for one in own.values() if isinstance(one, dict)] if isinstance(own, dict) else []
+    told = {**told, **(told["quantization"] if isinstance(told.get("quantization"), dict) else {})}
+    bits = _bits(method, told, own)
+    sizes = [one.get("group_size") for one in own if isinstance(one, dict)]
+    group = max([rules.count(one) or 0 for one in [*sizes, told.get("group_size", told.get("q_group_size"))]])
+    # 8-bit weights that are no integers in 32-bit words stand for themselves.
+    packed = method.startswith(PACKED) or str(told.get("format", "")).startswith("pack") or (bits or 16) < 8
+    return Quantized(
+        method=method, bits=bits or Quantized().bits, group=group, pack=max(1, 32 // (bits or 32)) if packed else 1,
+        assumed=bits is None,
+    )  # fmt: skip
+
+
+def _bits(method: str, told: dict[str, Any], own: list[Any]) -> int | None:
+    """Bits of a quantized weight; None where nothing says so.
+
+    Args:
+        told: quantization_config.
+        own: weights of its groups of layers; None in it for layers whose weights are not quantized.
+    """
+    plain = Quantized().bits
+    if own:
+        # Which layer is in which group is not looked at: the most of them is counted for all.
+        each = [plain if one is None else rules.count(one.get("num_bits")) if isinstance(one, dict) else None
+                for one in own]  # fmt: skip
+        return None if None in each else min(plain, max(one for one in each if one is not None))
+    named = [rules.count(told.get(key)) for key in ("bits", "w_bit", "num_bits")]
+    named += [bits for bits in (8, 4) if told.get(f"load_in_{bits}bit") is True]
+    # FP8, NVFP4, W4A8_AWQ, fbgemm_fp8: the first number is the weights'.
+    name = re.search(r"(?:fp|int|w|nf)(\d{1,2})", str(told.get("quant_algo") or method).lower())
+    named.append(rules.count(int(name[1])) if name else None)
+    named += [4] if method.startswith(FOUR) else []
+    return next((min(plain, bits) for bits in named if bits is not None), None)
 
 
 def _names(given: Any) -> tuple[str, ...]:

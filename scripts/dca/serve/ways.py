@@ -47,6 +47,12 @@ def ending(found: Outcome) -> str:
             f"the KV cache holds {found.cache_tokens:,} of {settings.length:,} tokens, and the server does not start "
             "(max seq len is larger than the maximum number of tokens that can be stored in KV cache)."
         )
+    if found.ends == "ignored":
+        return (
+            f"it starts, and answers prompts of more than {found.prompt_tokens:,} of {settings.length:,} tokens with "
+            f"nothing and status 200: the KV cache holds {found.cache_tokens:,}, and {settings.watermark:.0%} of it "
+            "stays free (exceeds the capacity of block_manager)."
+        )
     if found.ends == "room":
         return (
             f"the KV cache of {found.cache_tokens:,} tokens, {found.term('cache') / GIB:.1f} GiB on {at}, "
@@ -70,7 +76,7 @@ def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterat
     base = documented(shape, asked, length, tp)
     yield _way(shape, gpus, base, "as the documents have it")
     if shape.dual_chunk:
-        exact = base.model_copy(update={"blocks": exact_blocks(length)})
+        exact = base.model_copy(update={"blocks": exact_blocks(length, asked.block_size)})
         yield _way(shape, gpus, exact, f"--num-gpu-blocks-override {exact.blocks}")
     yield _utilization(shape, gpus, base)
     smaller = [one for one in (32_768, 8_192, 2_048) if one < base.batched][:1]

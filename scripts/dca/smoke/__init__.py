@@ -54,6 +54,7 @@ class Request:
         seed: of all random numbers.
         cases: names; all when empty.
         words: how the user named all this but the overlays, to repeat a case.
+        visible: CUDA_VISIBLE_DEVICES; None for every GPU.
     """
 
     wheel: Path
@@ -67,6 +68,7 @@ class Request:
     seed: int = 0
     cases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    visible: str | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _run(
         _listen(prove(python, {**asked, "level": "cpu"}, folder, reporter, log), findings, "cpu")
         if request.level == "gpu":
             reporter.stage("prove", "on the GPU")
-            told = prove(python, {**asked, "level": "gpu"}, folder, reporter, log)
+            told = prove(python, {**asked, "level": "gpu"}, folder, reporter, log, visible=request.visible)
             missing = next((one["broken"] for one in told if "broken" in one and "variant" not in one), "")
             if missing:
                 raise DcaError(
@@ -251,7 +253,9 @@ def _python_files(about: Subject, overlay: Path | None, wheel: Path) -> list[Pro
     return found
 
 
-def prove(python: Path, request: dict[str, Any], folder: Path, reporter: Reporter, log: Path) -> list[dict[str, Any]]:
+def prove(
+    python: Path, request: dict[str, Any], folder: Path, reporter: Reporter, log: Path, *, visible: str | None = None
+) -> list[dict[str, Any]]:  # fmt: skip
     """Run the worker in a wheel's environment; the lines that it tells.
 
     Args:
@@ -260,6 +264,7 @@ def prove(python: Path, request: dict[str, Any], folder: Path, reporter: Reporte
         folder: a scratch folder, its home as well.
         reporter: told of every case.
         log: of everything that it prints.
+        visible: CUDA_VISIBLE_DEVICES; None for every GPU.
 
     Raises:
         DcaError: DCA-804 when it does not come to its end.
@@ -277,6 +282,7 @@ def prove(python: Path, request: dict[str, Any], folder: Path, reporter: Reporte
     home.mkdir(exist_ok=True)
     # Nothing is to be sent anywhere, and no log of vLLM's own is to be kept.
     env = {"HOME": str(home), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CONFIGURE_LOGGING": "1"}
+    env |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     done = runner.run(
         [python, "-I", WORKERS / "prove.py", file], cwd=home, env=runner.environment(env), log=log,
         timeout=PROVE_SECONDS, on_line=line,
