@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -142,7 +143,8 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
         "generated/_C_bindings.cpp",
         "source/csrc/attention/vertical_slash_index.cu",
     ]
-    assert all(one.seconds > 0 and len(one.command_hash) == 16 for one in module.objects)
+    # ninja writes no zeros in front.
+    assert all(one.seconds > 0 and re.fullmatch("[0-9a-f]{8,16}", one.command_hash) for one in module.objects)
     assert {schema.split("(")[0] for schema in module.schemas} == {
         "_C::convert_vertical_slash_indexes", "_C::convert_vertical_slash_indexes_mergehead"}  # fmt: skip
     with zipfile.ZipFile(first.wheel) as archive:

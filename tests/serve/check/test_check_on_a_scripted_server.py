@@ -926,7 +926,8 @@ def test_without_the_client_library_it_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "openai", None)
     done = check(serve().url)
     assert (done.code, done.err.startswith("DCA-103")) == (1, True)
-    assert "uv pip install openai" in done.err
+    assert "/uv pip install --python " in done.err
+    assert "'openai>=" in done.err
 
 
 def test_the_client_library_is_not_loaded_before_it_is_needed() -> None:
