@@ -2,6 +2,8 @@
 # COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N CACHE=DIR BUNDLE=FILE OFFLINE=1 are passed on.
 PYTHON ?= python3
 DCA := .venv/bin/dca
+# Packages of the caller's must not stand in for those of .venv.
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
@@ -16,10 +18,10 @@ help: venv ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 venv: ## the project's own environment, .venv
-	@$(PYTHON) scripts/bootstrap.py
+	@$(PYTHON) -I scripts/bootstrap.py
 
 dev:
-	@$(PYTHON) scripts/bootstrap.py --dev
+	@$(PYTHON) -I scripts/bootstrap.py --dev
 
 doctor: venv ## what is right on this machine, what is wrong, and what mends it; FOR=serve MODEL=DIR
 	@$(DCA) doctor $(call flag,FOR,for) $(call flag,MODEL,model) $(call flag,RECIPE,recipe) $(call flag,CUDA,cuda) \

@@ -1,21 +1,31 @@
-"""Makes the project's own environment, `.venv`, from a lock with hashes.
+"""Creates the project's own environment, `.venv`, from locks with hashes.
 
 Standard library only: it runs before anything is installed. uv is used where it is on PATH; otherwise venv and pip
-do the same work more slowly. A stamp is written last, so an interrupted run is simply repeated.
+do the same work more slowly. A lock is installed as it stands and never resolved again, because a resolver that finds
+a newer release of a locked package can fail or choose that one. A stamp is written last, so an interrupted run is
+simply repeated, and a lock file lets several runs in one checkout wait for each other.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+LOCK_FILE = ROOT / ".venv.lock"
+LOCKS = ROOT / "build/locks"
 MINIMUM = (3, 10)
+# pip and Python read these from the caller's environment, and each of them would put packages elsewhere or find others.
+REDIRECTING = {"PIP_PREFIX", "PIP_ROOT", "PIP_TARGET", "PIP_USER", "PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE"}
 
 
 def fail(what: str, remedy: str) -> None:
@@ -24,71 +34,97 @@ def fail(what: str, remedy: str) -> None:
     sys.exit(2)
 
 
+def isolated_environment() -> dict[str, str]:
+    """The caller's environment without what redirects Python or an installer to other packages."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name not in REDIRECTING
+    }
+
+
 def run(argv: list[str]) -> None:
     """Run one program of the installation; its own output explains a failure."""
-    if subprocess.run(argv, cwd=ROOT, check=False).returncode != 0:
+    if subprocess.run(argv, cwd=ROOT, check=False, env=isolated_environment()).returncode != 0:
         fail(
-            f"`{' '.join(argv[:4])} …` failed; its message stands above.",
-            "mend the cause and run make again; nothing half-made is used.",
+            f"`{' '.join(argv[:4])} …` failed; its message is above.",
+            "fix the cause and run make again; an incomplete environment is never used.",
         )
 
 
 def digest(files: list[Path]) -> str:
-    """Hash of everything that the environment is made from."""
-    seen = hashlib.sha256(f"{sys.version_info[:3]} {ROOT}".encode())
+    """Hash of everything that determines the environment's content."""
+    combined = hashlib.sha256(f"{sys.version_info[:3]} {ROOT}".encode())
     for file in files:
-        seen.update(file.read_bytes())
-    return seen.hexdigest()
+        combined.update(file.read_bytes())
+    return combined.hexdigest()
 
 
-def made_with(python: Path) -> str:
-    """The version of the Python in `.venv`; nothing when it does not run."""
+def python_version(python: Path) -> str:
+    """Version of the Python in `.venv`; empty when it does not run."""
     try:
-        argv = [str(python), "-c", "import sys; print(sys.version.split()[0])"]
+        argv = [str(python), "-I", "-c", "import sys; print(sys.version.split()[0])"]
         return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
-def main() -> None:
-    """Make or complete `.venv` for the groups asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dev", action="store_true", help="also what the tests need")
-    dev = parser.parse_args().dev
-    if sys.version_info < MINIMUM:
-        fail(
-            f"Python {sys.version.split()[0]} is too old; 3.10 or later is needed.",
-            "name another one: make PYTHON=python3.11 …",
-        )
-    locks = [ROOT / "build/locks/tool.txt", *([ROOT / "build/locks/dev.txt"] if dev else [])]
-    stamp = VENV / (".dca-dev" if dev else ".dca-tool")
-    wanted = digest([ROOT / "pyproject.toml", *locks])
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """Wait until no other run changes the environment of this checkout."""
+    with LOCK_FILE.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def create() -> list[str]:
+    """Create an empty `.venv` unless there is one, and return the command that installs into it."""
     python = VENV / "bin/python"
-    if stamp.is_file() and stamp.read_text() == wanted and python.exists():
-        return
-    if made_with(python) != sys.version.split()[0] and VENV.exists():
-        # Another Python was asked for, or an interrupted run left nothing that works.
-        shutil.rmtree(VENV)
-    requirements = [argument for lock in locks for argument in ("-r", str(lock))]
     uv = shutil.which("uv")
     if uv:
-        install = [uv, "pip", "install", "--quiet", "--python", str(python)]
         if not python.exists():
             run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)])
-    else:
-        install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        if not python.exists():
-            try:
-                import ensurepip  # noqa: F401
-            except ImportError:
-                fail(
-                    "this Python has neither uv nor the venv module's ensurepip.",
-                    "install uv, or your system's python3-venv package.",
-                )
-            run([sys.executable, "-m", "venv", "--clear", str(VENV)])
-    run([*install, "--require-hashes", *requirements])
-    run([*install, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+        return [uv, "pip", "install", "--quiet", "--python", str(python)]
+    # An environment that uv created has no pip, and uv may be gone since.
+    if not python.exists() or not list(VENV.glob("lib/python*/site-packages/pip")):
+        try:
+            import ensurepip  # noqa: F401
+        except ImportError:
+            fail(
+                "this Python has neither uv nor the venv module's ensurepip.",
+                "install uv, or your system's python3-venv package.",
+            )
+        run([sys.executable, "-I", "-m", "venv", "--clear", str(VENV)])
+    return [str(python), "-I", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+
+
+def install(*, dev: bool) -> None:
+    """Create or complete `.venv` for the groups asked for."""
+    locks = [LOCKS / "tool.txt", *([LOCKS / "dev.txt"] if dev else [])]
+    stamp = VENV / (".dca-dev" if dev else ".dca-tool")
+    wanted = digest([ROOT / "pyproject.toml", *locks])
+    if stamp.is_file() and stamp.read_text() == wanted and (VENV / "bin/python").exists():
+        return
+    if python_version(VENV / "bin/python") != sys.version.split()[0] and VENV.exists():
+        # Another Python was asked for, or an interrupted run left nothing that works.
+        shutil.rmtree(VENV)
+    installer = create()
+    requirements = [argument for lock in locks for argument in ("-r", str(lock))]
+    run([*installer, "--no-deps", "--require-hashes", *requirements])
+    run([*installer, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
     stamp.write_text(wanted)
+
+
+def main() -> None:
+    """Read the arguments, check the Python, and install."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dev", action="store_true", help="also install what the tests need")
+    arguments = parser.parse_args()
+    if sys.version_info < MINIMUM:
+        fail(
+            f"Python {sys.version.split()[0]} is too old; 3.10 or later is required.",
+            "name another one: make PYTHON=python3.11 …",
+        )
+    with only_one():
+        install(dev=arguments.dev)
 
 
 if __name__ == "__main__":
