@@ -18,8 +18,9 @@ def main() -> None:
     """Load the weights, and ask once."""
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("model", help="a folder, or a name on the hub")
-    given.add_argument("--quantization", choices=["fp8", "awq", "awq_marlin", "gptq", "gptq_marlin"],
-                       help="[what config.json says]")  # fmt: skip
+    given.add_argument(
+        "--quantization", choices=["fp8", "awq", "awq_marlin", "gptq", "gptq_marlin"], help="[what config.json says]"
+    )
     given.add_argument("--dtype", default="auto", choices=["auto", "half", "bfloat16"])
     given.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "fp8_e5m2"])
     given.add_argument("--gpus", type=int, default=1)

@@ -26,11 +26,25 @@ def solve(
     """One lock with hashes, universal over Python versions."""
     with store.incoming(target) as part:
         done = runner.run(
-            [machine.find_uv(), "pip", "compile", "--quiet", "--universal", "--python-version", python,
-             "--generate-hashes", "--no-header", "--no-annotate", *(["--exclude-newer", before] if before else []),
-             "-o", part, *inputs],
-            env=environments.uv_environment(cache), timeout=900.0,
-        )  # fmt: skip
+            [
+                machine.find_uv(),
+                "pip",
+                "compile",
+                "--quiet",
+                "--universal",
+                "--python-version",
+                python,
+                "--generate-hashes",
+                "--no-header",
+                "--no-annotate",
+                *(["--exclude-newer", before] if before else []),
+                "-o",
+                part,
+                *inputs,
+            ],
+            env=environments.uv_environment(cache),
+            timeout=900.0,
+        )
         if not done.ok:
             sys.exit(f"{target}: {done.text[-2000:]}")
         header = f"# Made by `make locks`{f', packages as of {before}' if before else ''}. Do not edit.\n"

@@ -34,8 +34,13 @@ START = "2020-01-01T00:00:00Z"
 def token(who: str, *, minutes: float = 5) -> str:
     """What an identity provider gives; its signature is looked at by nobody here."""
     now = datetime.now(timezone.utc)
-    claims = {"iss": ISSUER, "sub": who, "aud": "sigstore", "iat": now - timedelta(minutes=9),
-              "exp": now + timedelta(minutes=minutes)}  # fmt: skip
+    claims = {
+        "iss": ISSUER,
+        "sub": who,
+        "aud": "sigstore",
+        "iat": now - timedelta(minutes=9),
+        "exp": now + timedelta(minutes=minutes),
+    }
     return jwt.encode(claims, "k" * 32, algorithm="HS256")
 
 
@@ -84,10 +89,14 @@ class Instance:
     def _builder(self, subject: x509.Name, key: Any, last: timedelta) -> x509.CertificateBuilder:
         now = datetime.now(timezone.utc)
         return (
-            x509.CertificateBuilder().issuer_name(self.subject).subject_name(subject).public_key(key)
-            .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(minutes=1))
+            x509.CertificateBuilder()
+            .issuer_name(self.subject)
+            .subject_name(subject)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=1))
             .not_valid_after(now + last)
-        )  # fmt: skip
+        )
 
     def trust(self) -> dict[str, Any]:
         """The trust configuration."""
@@ -99,16 +108,26 @@ class Instance:
                 "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
                 "tlogs": [self.signatures.told(self.url)],
                 "ctlogs": [self.certificates.told(self.url)],
-                "certificateAuthorities": [{"subject": {"organization": "none", "commonName": "stand-in"},
-                                            "uri": self.url, "certChain": chain, "validFor": {"start": START}}],
+                "certificateAuthorities": [
+                    {
+                        "subject": {"organization": "none", "commonName": "stand-in"},
+                        "uri": self.url,
+                        "certChain": chain,
+                        "validFor": {"start": START},
+                    }
+                ],
                 "timestampAuthorities": [],
             },
             "signingConfig": {
                 "mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json",
-                "caUrls": [service], "oidcUrls": [service], "rekorTlogUrls": [service], "tsaUrls": [],
-                "rekorTlogConfig": {"selector": "ANY"}, "tsaConfig": {"selector": "ANY"},
+                "caUrls": [service],
+                "oidcUrls": [service],
+                "rekorTlogUrls": [service],
+                "tsaUrls": [],
+                "rekorTlogConfig": {"selector": "ANY"},
+                "tsaConfig": {"selector": "ANY"},
             },
-        }  # fmt: skip
+        }
 
     def certificate(self, request: dict[str, Any], bearer: str) -> dict[str, Any]:
         """A certificate for the key of a request, in the name of whoever the token names."""
@@ -118,13 +137,14 @@ class Instance:
         issuer = claims["iss"].encode()
         builder = self._builder(x509.Name([]), asked.public_key(), timedelta(minutes=10))
         for extension, critical in (
-            (usage, True), (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), False),
+            (usage, True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), False),
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (x509.AuthorityKeyIdentifier.from_issuer_public_key(self.authority.public_key()), False),
             (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(claims["sub"])]), True),
             (x509.UnrecognizedExtension(ISSUER_OLD, issuer), False),
             (x509.UnrecognizedExtension(ISSUER_NEW, bytes([0x0C, len(issuer)]) + issuer), False),
-        ):  # fmt: skip
+        ):
             builder = builder.add_extension(extension, critical)
         before = builder.sign(self.authority, hashes.SHA256()).tbs_certificate_bytes
         signed = builder.add_extension(x509.UnrecognizedExtension(SCT_OID, self._promise(before)), critical=False)
@@ -154,13 +174,22 @@ class Instance:
             "signatures": [{"signature": envelope["signatures"][0]["sig"], "verifier": content["verifiers"][0]}],
         }
         body = packed({"apiVersion": "0.0.1", "kind": "dsse", "spec": spec})
-        entry = {"body": b64(body), "integratedTime": int(datetime.now(timezone.utc).timestamp()),
-                 "logID": self.signatures.name.hex(), "logIndex": 0}  # fmt: skip
+        entry = {
+            "body": b64(body),
+            "integratedTime": int(datetime.now(timezone.utc).timestamp()),
+            "logID": self.signatures.name.hex(),
+            "logIndex": 0,
+        }
         root = hashlib.sha256(b"\0" + body).digest()
         note = f"stand-in\n1\n{b64(root)}\n"
         signature = b64(self.signatures.name[:4] + self.signatures.sign(note.encode()))
-        proof = {"checkpoint": f"{note}\n\u2014 stand-in {signature}\n", "hashes": [], "logIndex": 0,
-                 "rootHash": root.hex(), "treeSize": 1}  # fmt: skip
+        proof = {
+            "checkpoint": f"{note}\n\u2014 stand-in {signature}\n",
+            "hashes": [],
+            "logIndex": 0,
+            "rootHash": root.hex(),
+            "treeSize": 1,
+        }
         promise = b64(self.signatures.sign(packed(entry)))
         told = {**entry, "verification": {"inclusionProof": proof, "signedEntryTimestamp": promise}}
         self.entries.append(told)

@@ -14,9 +14,12 @@ from dca.apt import Mirror
 from dca.toolkits import Apt, AptPackage
 
 WANTED = Apt(
-    distribution="debian", suite="trixie", components=("main", "non-free"), architecture="amd64",
+    distribution="debian",
+    suite="trixie",
+    components=("main", "non-free"),
+    architecture="amd64",
     packages=(AptPackage(name="thing", version="1.0-1", sha256="0" * 64),),
-)  # fmt: skip
+)
 
 RELEASE = 'PRETTY_NAME="Debian"\nID=debian\nVERSION_CODENAME=bookworm\n'
 
@@ -52,7 +55,7 @@ Signed-By: /usr/share/keyrings/archive.gpg
         pytest.param(DEB822.replace("URIs: ", "URIs: file:/srv/debian "), id="second of two places"),
         pytest.param("Types: deb\nURIs: https://other.example/x\nSuites: sid\n \n" + DEB822, id="second stanza"),
     ],
-)  # fmt: skip
+)
 def test_a_mirror_is_found_in_the_newer_format(text: str, tmp_path: Path) -> None:
     folder = etc(tmp_path, {"apt/sources.list.d/debian.sources": text})
     assert apt.mirror("debian", folder) == Mirror("https://mirror.example/debian", "/usr/share/keyrings/archive.gpg")

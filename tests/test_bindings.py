@@ -142,8 +142,11 @@ def test_the_includes_come_first_and_the_registration_of_the_module_last() -> No
     text = generate("_C::weak_ref")
     lines = [line for line in text.splitlines() if line]
     assert lines[1:5] == [
-        '#include "cache.h"', '#include "ops.h"', '#include "core/registration.h"', "#include <torch/library.h>",
-    ]  # fmt: skip
+        '#include "cache.h"',
+        '#include "ops.h"',
+        '#include "core/registration.h"',
+        "#include <torch/library.h>",
+    ]
     assert lines[-1] == "REGISTER_EXTENSION(TORCH_EXTENSION_NAME)"
     assert text.count("REGISTER_EXTENSION") == 1
     assert text.endswith("\n")
@@ -204,8 +207,10 @@ def test_other_conditionals_stay_around_their_ops() -> None:
     lines = [line.strip() for line in generate("_C::guarded").splitlines()]
     at = lines.index("#if defined(ENABLE_NEW) && CUDA_VERSION >= 12000")
     assert lines[at + 1 : at + 4] == [
-        'ops.def("guarded(Tensor x) -> Tensor");', 'ops.impl("guarded", torch::kCUDA, &guarded);', "#endif",
-    ]  # fmt: skip
+        'ops.def("guarded(Tensor x) -> Tensor");',
+        'ops.impl("guarded", torch::kCUDA, &guarded);',
+        "#endif",
+    ]
 
 
 @pytest.mark.parametrize("opening", ["#ifdef", "#ifndef"])
@@ -288,9 +293,13 @@ def test_a_module_of_another_name_has_its_own_namespaces() -> None:
 
 MODULE = "pkg/flash/_fa_C.abi3.so"
 SPEC = Stubs(
-    headers=("flash.h", "types.h"), namespace="FLASH", functions=("run_", "run_split"),
-    parameters="Params &, cudaStream_t", dtypes=("half", "bfloat16"), head_dims=(32, 64, 256),
-)  # fmt: skip
+    headers=("flash.h", "types.h"),
+    namespace="FLASH",
+    functions=("run_", "run_split"),
+    parameters="Params &, cudaStream_t",
+    dtypes=("half", "bfloat16"),
+    head_dims=(32, 64, 256),
+)
 GROUPS = {"fa-64": (64,), "index": ()}
 
 

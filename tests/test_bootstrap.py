@@ -25,7 +25,10 @@ def _wheel(folder, content):
     with zipfile.ZipFile(os.path.join(folder, name), "w") as file:
         file.writestr("project.pth", content)
         file.writestr("project-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: project\\nVersion: 1.0\\n")
-        file.writestr("project-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        file.writestr(
+            "project-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+        )
         file.writestr("project-1.0.dist-info/RECORD", "")
     return name
 
@@ -42,8 +45,10 @@ def write_wheel(folder: Path, name: str, version: str, *metadata: str) -> str:
     path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(f"{name}.py", f"version = {version!r}\n")
-        file.writestr(f"{info}/METADATA", "\n".join(["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}",
-                                                     *metadata, ""]))  # fmt: skip
+        file.writestr(
+            f"{info}/METADATA",
+            "\n".join(["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *metadata, ""]),
+        )
         file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         file.writestr(f"{info}/RECORD", "")
     return f"{name}=={version} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
@@ -80,10 +85,14 @@ def offline(root: Path, *, with_uv: bool) -> dict[str, str]:
     folders = [str(Path(machine.find_uv()).parent)] if with_uv else []
     (settings := root.parent / "uv.toml").write_text("no-index = true\n")
     return {
-        "PATH": os.pathsep.join([*folders, "/usr/bin", "/bin"]), "HOME": str(root.parent),
-        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "UV_CONFIG_FILE": str(settings), "UV_FIND_LINKS": wheels,
+        "PATH": os.pathsep.join([*folders, "/usr/bin", "/bin"]),
+        "HOME": str(root.parent),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": wheels,
+        "UV_CONFIG_FILE": str(settings),
+        "UV_FIND_LINKS": wheels,
         "UV_CACHE_DIR": str(root.parent / "uv-cache"),
-    }  # fmt: skip
+    }
 
 
 def versions(root: Path) -> str:

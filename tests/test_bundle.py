@@ -108,9 +108,7 @@ def sdist_bytes() -> bytes:
 def small(planned: Plan, all_recipes: tuple, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
     sdist, wheel = sdist_bytes(), tiny_wheel()
     place.offer(SDIST, sdist)
-    place.pages["/simple/tiny/"] = (
-        "text/html", f'<a href="/files/{WHEEL}#sha256={sha(wheel)}">{WHEEL}</a>'.encode()
-    )  # fmt: skip
+    place.pages["/simple/tiny/"] = ("text/html", f'<a href="/files/{WHEEL}#sha256={sha(wheel)}">{WHEEL}</a>'.encode())
     place.pages[f"/files/{WHEEL}"] = ("application/octet-stream", wheel)
     monkeypatch.setenv("UV_DEFAULT_INDEX", f"{place.url}/simple/")
     monkeypatch.delenv("PIP_INDEX_URL", raising=False)
@@ -127,13 +125,16 @@ def small(planned: Plan, all_recipes: tuple, place: Place, tmp_path: Path, monke
     kit = Companion(
         source=GitSource(kind="git", urls=("https://nowhere.invalid/kit.git",), commit=commit), only=("csrc",)
     )
-    plan = planned.model_copy(update={
-        "sources": (
-            PlannedSource(name="source", origin="index", places=(SDIST,), pin=source.pin),
-            PlannedSource(name="kit", origin="local", places=(str(repository.path),), pin=kit.source.pin),
-        ),
-        "modules": (), "toolkit": None,
-    })  # fmt: skip
+    plan = planned.model_copy(
+        update={
+            "sources": (
+                PlannedSource(name="source", origin="index", places=(SDIST,), pin=source.pin),
+                PlannedSource(name="kit", origin="local", places=(str(repository.path),), pin=kit.source.pin),
+            ),
+            "modules": (),
+            "toolkit": None,
+        }
+    )
     recipe = real.model_copy(update={"source": source, "companions": {"kit": kit}, "official_wheel": None})
     return Small(plan, recipe, store.Store(tmp_path / "cache"), tmp_path, lock)
 
@@ -182,9 +183,11 @@ def real_pack(folder: Path) -> bytes:
     """A pack as git itself writes it: compressed, in another order."""
     objects = subprocess.run(["git", "-C", folder, "rev-list", "--objects", "--all"], capture_output=True, check=True)
     done = subprocess.run(
-        ["git", "-C", folder, "pack-objects", "--stdout"], input=objects.stdout.replace(b" ", b"\n"),
-        capture_output=True, check=False,
-    )  # fmt: skip
+        ["git", "-C", folder, "pack-objects", "--stdout"],
+        input=objects.stdout.replace(b" ", b"\n"),
+        capture_output=True,
+        check=False,
+    )
     return done.stdout
 
 
@@ -199,12 +202,17 @@ def test_any_other_pack_is_refused_before_git_sees_it(how: str, small: Small, tm
         return content + hashlib.sha1(content, usedforsecurity=False).digest()
 
     body = good[:-20]
-    (tmp_path / "pack").write_bytes({
-        "empty": b"", "of git": real_pack(tmp_path / "clone") or b"PACK", "cut": signed(body[:-7]),
-        "longer": signed(body + b"x"), "deltas": signed(body[:12] + bytes([body[12] & 0x8F | 0x70]) + body[13:]),
-        "count": signed(body[:8] + struct.pack(">L", 0xFFFFFFFF) + body[12:]),
-        "size": signed(body[:12] + bytes([body[12] | 0x80]) + b"\xff" * 9 + body[13:]),
-    }[how])  # fmt: skip
+    (tmp_path / "pack").write_bytes(
+        {
+            "empty": b"",
+            "of git": real_pack(tmp_path / "clone") or b"PACK",
+            "cut": signed(body[:-7]),
+            "longer": signed(body + b"x"),
+            "deltas": signed(body[:12] + bytes([body[12] & 0x8F | 0x70]) + body[13:]),
+            "count": signed(body[:8] + struct.pack(">L", 0xFFFFFFFF) + body[12:]),
+            "size": signed(body[:12] + bytes([body[12] | 0x80]) + b"\xff" * 9 + body[13:]),
+        }[how]
+    )
     with pytest.raises(DcaError) as refused:
         gitpack.read(tmp_path / "pack", tmp_path / "bare", tmp_path / "log")
     assert refused.value.code == "DCA-410"
@@ -603,9 +611,14 @@ def needs_namespaces() -> None:
 def run_isolated(*words: str | Path) -> str:
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
     done = subprocess.run(
-        isolated(sys.executable, "-m", "dca", *words), cwd=ROOT, env=env, text=True, capture_output=True, timeout=1800,
+        isolated(sys.executable, "-m", "dca", *words),
+        cwd=ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=1800,
         check=False,
-    )  # fmt: skip
+    )
     print(done.stdout.split("{")[0], done.stderr)
     told = done.stdout.partition("interfaces:")[2].partition("routes: ")
     # A loopback that is down, and nothing else.

@@ -18,10 +18,17 @@ from support import ROOT, RunDca
 
 
 def test_help_names_every_command_and_loads_none(dca: RunDca) -> None:
-    probe = "import sys\nfrom dca.cli import run\nassert run(['--help']) == 0\n" \
-            "print(sorted({'pydantic', 'rich', 'requests', 'git', 'torch'} & set(sys.modules)))"  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", probe], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
-                          text=True, capture_output=True, check=True)  # fmt: skip
+    probe = (
+        "import sys\nfrom dca.cli import run\nassert run(['--help']) == 0\n"
+        "print(sorted({'pydantic', 'rich', 'requests', 'git', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert done.stdout.endswith("[]\n")
     for name in ("plan", "fetch", "wheel", "inspect"):
         assert f"  {name} " in done.stdout
@@ -52,15 +59,19 @@ def test_help_names_every_command_and_loads_none(dca: RunDca) -> None:
         (["plan", "--recipe", "vllm-0.10.2", "--profile", "fat"], 3, "DCA-309", "it offers lean and full"),
         (["inspect", "/no/such.whl"], 2, "DCA-204", "is not a file"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_gets_one_message_with_its_code(
     dca: RunDca, tmp_path: Path, arguments: list[str], exit_code: int, code: str, words: str
 ) -> None:
     more = [] if arguments[0] in ("inspect", "whel") else ["--cache-dir", str(tmp_path / "cache")]
     done = subprocess.run(
-        [sys.executable, "-m", "dca", *arguments, *more], cwd=tmp_path, text=True, capture_output=True, check=False,
+        [sys.executable, "-m", "dca", *arguments, *more],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
-    )  # fmt: skip
+    )
     assert done.returncode == exit_code, done.stderr
     assert done.stderr.startswith(f"{code}: ")
     assert words in done.stderr
@@ -84,9 +95,13 @@ def test_a_plan_is_the_same_bytes_in_a_shuffled_environment(dca: RunDca, cache: 
         order = list({**os.environ, **noise}.items())
         random.Random(seed).shuffle(order)
         done = subprocess.run(
-            [sys.executable, "-m", "dca", "plan", "--json", "--cache-dir", str(tmp_path)], cwd=tmp_path, text=True,
-            capture_output=True, check=True, env={**dict(order), "PYTHONPATH": str(ROOT / "scripts")},
-        )  # fmt: skip
+            [sys.executable, "-m", "dca", "plan", "--json", "--cache-dir", str(tmp_path)],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            check=True,
+            env={**dict(order), "PYTHONPATH": str(ROOT / "scripts")},
+        )
         told.add(done.stdout)
     assert len(told) == 1
     plain = dca("plan", "--json", "--cache-dir", tmp_path)
@@ -94,24 +109,45 @@ def test_a_plan_is_the_same_bytes_in_a_shuffled_environment(dca: RunDca, cache: 
 
 
 def test_an_index_that_cannot_be_reached_is_no_plan_and_leaves_nothing(dca: RunDca, tmp_path: Path) -> None:
-    done = dca("wheel", "--recipe", "vllm-0.10.2", "--cache-dir", tmp_path / "cache", "--out", tmp_path / "dist",
-               env={"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple/"})  # fmt: skip
+    done = dca(
+        "wheel",
+        "--recipe",
+        "vllm-0.10.2",
+        "--cache-dir",
+        tmp_path / "cache",
+        "--out",
+        tmp_path / "dist",
+        env={"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple/"},
+    )
     assert done.returncode == 3
     assert "the package index cannot be reached" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_credentials_of_the_index_are_not_shown(dca: RunDca, tmp_path: Path) -> None:
-    done = dca("plan", "--recipe", "vllm-0.10.2", "--cache-dir", tmp_path / "cache",
-               env={"UV_DEFAULT_INDEX": "http://user:s3cret@127.0.0.1:9/simple/"})  # fmt: skip
+    done = dca(
+        "plan",
+        "--recipe",
+        "vllm-0.10.2",
+        "--cache-dir",
+        tmp_path / "cache",
+        env={"UV_DEFAULT_INDEX": "http://user:s3cret@127.0.0.1:9/simple/"},
+    )
     assert done.returncode == 3
     assert "s3cret" not in done.stdout + done.stderr
 
 
 def test_a_sdist_with_another_hash_is_refused(dca: RunDca, tmp_path: Path) -> None:
     (tmp_path / "vllm-0.10.2.tar.gz").write_bytes(b"something else")
-    done = dca("wheel", "--recipe", "vllm-0.10.2", "--source", tmp_path / "vllm-0.10.2.tar.gz", "--cache-dir",
-               tmp_path / "cache")  # fmt: skip
+    done = dca(
+        "wheel",
+        "--recipe",
+        "vllm-0.10.2",
+        "--source",
+        tmp_path / "vllm-0.10.2.tar.gz",
+        "--cache-dir",
+        tmp_path / "cache",
+    )
     assert done.returncode == 4
     assert "DCA-401" in done.stderr
 
@@ -134,8 +170,13 @@ def test_a_file_size_limit_that_stands_in_for_a_full_disk_leaves_nothing_half_ma
     )
     out.mkdir()
     (out / "a").write_text("old")
-    done = subprocess.run([sys.executable, "-c", script, str(out / "a")], text=True, capture_output=True, check=False,
-                          env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(out / "a")],
+        text=True,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("DCA-101")
     assert [path.name for path in out.iterdir()] == ["a"]
@@ -145,9 +186,13 @@ def test_a_file_size_limit_that_stands_in_for_a_full_disk_leaves_nothing_half_ma
 def test_a_full_device_is_named_as_such(cache: store.Store) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "dca", "plan", "--json", "--cache-dir", str(cache.root)], stdout=full, text=True,
-            stderr=subprocess.PIPE, check=False, env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
-        )  # fmt: skip
+            [sys.executable, "-m", "dca", "plan", "--json", "--cache-dir", str(cache.root)],
+            stdout=full,
+            text=True,
+            stderr=subprocess.PIPE,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        )
     assert done.returncode == 1
     assert done.stderr.startswith("DCA-101: the disk is full")
 
@@ -161,8 +206,9 @@ def test_the_package_is_installed_with_its_data_outside_of_the_checkout(tmp_path
     env = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
     subprocess.run(
         [machine.find_uv(), "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-build-isolation", copy],
-        check=True, env=env,
-    )  # fmt: skip
+        check=True,
+        env=env,
+    )
     shutil.rmtree(copy)
     script = (
         "from dca import data, recipes\n"

@@ -67,10 +67,12 @@ def test_what_another_plan_has_placed_elsewhere_is_not_touched(tree: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("FAILED: CMakeFiles/_C.dir/csrc/a.cu.o ", "compiling a.cu.o failed."),
-     ("FAILED: [code=2] CMakeFiles/_C.dir/csrc/a.cu.o ", "compiling a.cu.o failed."),
-     ("FAILED: [code=1] _C.abi3.so ", "linking _C.abi3.so failed.")],
-)  # fmt: skip
+    [
+        ("FAILED: CMakeFiles/_C.dir/csrc/a.cu.o ", "compiling a.cu.o failed."),
+        ("FAILED: [code=2] CMakeFiles/_C.dir/csrc/a.cu.o ", "compiling a.cu.o failed."),
+        ("FAILED: [code=1] _C.abi3.so ", "linking _C.abi3.so failed."),
+    ],
+)
 def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, told: str, tmp_path: Path) -> None:
     """A stand-in for ninja in a build environment of its own."""
     ninja = tmp_path / "bin/ninja"
@@ -113,17 +115,22 @@ def test_nothing_of_where_the_folder_is_gets_into_a_module(
         top += "add_library(one MODULE a.cu b.cpp)\nadd_subdirectory(sub)\n"
         top += "set_target_properties(one two PROPERTIES LINKER_LANGUAGE CXX)\n"
         files = {
-            "CMakeLists.txt": top, "a.cu": NAMED, "b.cpp": "const char *b() { return __FILE__; }\n",
+            "CMakeLists.txt": top,
+            "a.cu": NAMED,
+            "b.cpp": "const char *b() { return __FILE__; }\n",
             "h.h": "inline const char *where() { return __FILE__; }\n",
             "sub/CMakeLists.txt": "project(q)\nadd_library(two MODULE two.cu)\n",
             "sub/two.cu": NAMED.replace("h.h", "../h.h"),
-        }  # fmt: skip
+        }
         for name, text in files.items():
             store.write_bytes(folder / "src" / name, text.encode())
         arguments = [
-            "-S", folder / "src", *provide.cmake_arguments(toolkit, planned.host_compiler),
-            "-DCMAKE_CUDA_ARCHITECTURES=80", f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--build-id=none -Wl,-s",
-        ]  # fmt: skip
+            "-S",
+            folder / "src",
+            *provide.cmake_arguments(toolkit, planned.host_compiler),
+            "-DCMAKE_CUDA_ARCHITECTURES=80",
+            f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--build-id=none -Wl,-s",
+        ]
         env, log = provide.compiler_environment(toolkit), folder / "log"
         cmake.configure(arguments, "", folder, {}, cmake_python, env, Silent(), log)
         cmake.build(folder / "ninja", ["one", "two"], 2, cmake_python, env, Silent(), log)

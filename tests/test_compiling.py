@@ -104,9 +104,15 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
     out, here = tmp_path / "Räder und mehr", tmp_path / "cache"
     here.mkdir()
     link_cache(here, cache)
-    planted = {"CXX": "/bin/false", "NVCC_PREPEND_FLAGS": "--nonsense", "CMAKE_BUILD_TYPE": "Debug",
-               "TORCH_CUDA_ARCH_LIST": "5.0", "TZ": "Asia/Kathmandu", "LC_ALL": "tr_TR.UTF-8",
-               "HOME": str(tmp_path)}  # fmt: skip
+    planted = {
+        "CXX": "/bin/false",
+        "NVCC_PREPEND_FLAGS": "--nonsense",
+        "CMAKE_BUILD_TYPE": "Debug",
+        "TORCH_CUDA_ARCH_LIST": "5.0",
+        "TZ": "Asia/Kathmandu",
+        "LC_ALL": "tr_TR.UTF-8",
+        "HOME": str(tmp_path),
+    }
     elsewhere = Running(here, out, planted, as_somebody_else(), ("--jobs", "3"))
     elsewhere.until(lambda: "_C_bindings" in "".join(log.read_text() for log in here.glob("build/*/ninja/.ninja_log")))
     elsewhere.until_it_compiles()
@@ -163,7 +169,9 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
     # ninja writes no zeros in front.
     assert all(one.seconds > 0 and re.fullmatch("[0-9a-f]{8,16}", one.command_hash) for one in module.objects)
     assert {schema.split("(")[0] for schema in module.schemas} == {
-        "_C::convert_vertical_slash_indexes", "_C::convert_vertical_slash_indexes_mergehead"}  # fmt: skip
+        "_C::convert_vertical_slash_indexes",
+        "_C::convert_vertical_slash_indexes_mergehead",
+    }
     with zipfile.ZipFile(first.wheel) as archive:
         assert [name for name in archive.namelist() if name.endswith(".so")] == ["vllm/_C.abi3.so"]
 

@@ -97,37 +97,41 @@ def test_a_right_file_is_read(tmp_path: Path) -> None:
         pytest.param(HEAD + 'engine.maker = "m"\nengine.powr = 1\n', "engine.powr:4", id="with a dotted key"),
         pytest.param(
             HEAD + ENGINE + '[engines.left]\nmaker = "m"\n[engines.right]\nmaker = "m"\npowr = 1\n',
-            "engines.right.powr:10", id="in the second of two nested tables",
+            "engines.right.powr:10",
+            id="in the second of two nested tables",
         ),
         pytest.param(
             HEAD + ENGINE + '[engines."a.b/c d"]\nmaker = "m"\npowr = 1\n', "engines.a.b/c d.powr:8", id="quoted table"
         ),
+        pytest.param(HEAD + ENGINE + '[engine.texts]\n"x" = "1"\n"y.z" = 2\n', "engine.texts.y.z:8", id="quoted key"),
         pytest.param(
-            HEAD + ENGINE + '[engine.texts]\n"x" = "1"\n"y.z" = 2\n', "engine.texts.y.z:8", id="quoted key"
-        ),
-        pytest.param(
-            HEAD + ENGINE + '[[axles]]\nname = "a"\n[[axles]]\nname = "b"\ncolour = 1\n', "axles.1.colour:10",
+            HEAD + ENGINE + '[[axles]]\nname = "a"\n[[axles]]\nname = "b"\ncolour = 1\n',
+            "axles.1.colour:10",
             id="in the second of two repeated tables",
         ),
         pytest.param(
             HEAD + ENGINE + '[[axles]]\nname = "a"\n[[axles]]\nname = "b"\n[axles.wheel]\nsize = 1\ncolor = ""\n',
-            "axles.1.wheel.color:12", id="in a table of a repeated table",
+            "axles.1.wheel.color:12",
+            id="in a table of a repeated table",
         ),
         pytest.param(
             HEAD + ENGINE + '[[axles]]\nname = "a"\n[[axles.spokes]]\nlength = 1\n'
             '[[axles]]\nname = "b"\n[[axles.spokes]]\nlength = 1\n[[axles.spokes]]\nlength = 1\nlenght = 1\n',
-            "axles.1.spokes.1.lenght:16", id="in a repeated table of a repeated table",
+            "axles.1.spokes.1.lenght:16",
+            id="in a repeated table of a repeated table",
         ),
         pytest.param(
             HEAD + '[engine]\nmaker = "m"\nratios = [\n    ["a", 1.0],\n    ["b", 2.0],\n]\npowr = 1\n',
-            "engine.powr:9", id="after an array of arrays",
+            "engine.powr:9",
+            id="after an array of arrays",
         ),
         pytest.param(
             HEAD + '[engine]\nmaker = "m"\n[engine.texts]\na = """\n[engines]\nx = 1\n"""\nb = 2\n',
-            "engine.texts.b:10", id="after a text of several lines",
+            "engine.texts.b:10",
+            id="after a text of several lines",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_reported_with_its_line(text: str, expected: str, tmp_path: Path) -> None:
     error = refuse(tmp_path, text)
     assert error.code == "DCA-202"

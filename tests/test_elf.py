@@ -129,11 +129,15 @@ def test_torch_symbols_are_those_of_its_namespaces_and_c_interfaces(build: Build
     assert elf.torch_symbols(library.undefined) == tuple(
         sorted(
             [
-                "_ZN2at7versionEv", "_ZN3c104goneEi", "_ZN3c104KeptD2Ev", "_ZTIN3c104KeptE", "aoti_torch_device",
+                "_ZN2at7versionEv",
+                "_ZN3c104goneEi",
+                "_ZN3c104KeptD2Ev",
+                "_ZTIN3c104KeptE",
+                "aoti_torch_device",
                 "_ZN3c106detail4failEPKcRKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE",
             ]
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,8 +251,10 @@ def test_torch_defines_what_the_wheel_wants(
     torch = next(one.recipe.torch for one in all_recipes if one.recipe.name == plan.recipe)
     found = subprocess.run(
         [build_python, "-c", "import importlib.util as u; print(*u.find_spec('torch').submodule_search_locations)"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     folder = Path(found.stdout.strip()) / "lib"
     for planned in plan.modules:
         with zipfile.ZipFile(wheel) as archive:

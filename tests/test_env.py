@@ -65,9 +65,10 @@ def test_each_file_is_yaml(line: str) -> None:
     yaml = pytest.importorskip("yaml")
     read = yaml.safe_load(wanted(line).text())
     assert read == {
-        "name": wanted(line).name, "channels": list(wanted(line).channels),
+        "name": wanted(line).name,
+        "channels": list(wanted(line).channels),
         "dependencies": list(wanted(line).dependencies),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("line", "code"), [("11.8", "DCA-303"), ("13.0", "DCA-303"), ("12.9", "DCA-302")])
@@ -88,26 +89,52 @@ def test_the_python_of_an_environment_is_in_every_range() -> None:
 
 # Real names; beside the version that is to be taken stand some that must not be.
 PACKAGES = {
-    "python": ["3.11.13", "3.13.5", "3.10.18"], "pip": ["25.1.1"], "uv": ["0.8.0"], "git": ["2.49.0"],
-    "make": ["4.4.1"], "cmake": ["3.31.6", "3.31.0", "3.25.2", "4.0.3"], "ninja": ["1.12.1"], "ccache": ["4.11.3"],
-    "gcc_linux-64": ["11.4.0", "12.4.0", "13.3.0", "14.3.0"], "gxx_linux-64": ["11.4.0", "12.4.0", "13.3.0", "14.3.0"],
-}  # fmt: skip
+    "python": ["3.11.13", "3.13.5", "3.10.18"],
+    "pip": ["25.1.1"],
+    "uv": ["0.8.0"],
+    "git": ["2.49.0"],
+    "make": ["4.4.1"],
+    "cmake": ["3.31.6", "3.31.0", "3.25.2", "4.0.3"],
+    "ninja": ["1.12.1"],
+    "ccache": ["4.11.3"],
+    "gcc_linux-64": ["11.4.0", "12.4.0", "13.3.0", "14.3.0"],
+    "gxx_linux-64": ["11.4.0", "12.4.0", "13.3.0", "14.3.0"],
+}
 RELEASES = {"12.1": "12.1.1", "12.3": "12.3.2", "12.4": "12.4.1"}
 PARTS = ("cuda-nvcc", "cuda-cudart-dev", "cuda-nvtx", "cuda-cccl")
 
 
 def package(folder: Path, name: str, version: str, depends: list[str]) -> None:
     """A package of one file, with an entry in its channel's list."""
-    index = {"name": name, "version": version, "build": "0", "build_number": 0, "depends": depends,
-             "subdir": "linux-64", "arch": "x86_64", "platform": "linux"}  # fmt: skip
+    index = {
+        "name": name,
+        "version": version,
+        "build": "0",
+        "build_number": 0,
+        "depends": depends,
+        "subdir": "linux-64",
+        "arch": "x86_64",
+        "platform": "linux",
+    }
     content = f"{name} {version}\n".encode()
     place = f"share/made-up/{name}"
-    paths = {"paths_version": 1, "paths": [{
-        "_path": place, "path_type": "hardlink", "sha256": hashlib.sha256(content).hexdigest(),
-        "size_in_bytes": len(content),
-    }]}  # fmt: skip
-    members = {"info/index.json": json.dumps(index).encode(), "info/paths.json": json.dumps(paths).encode(),
-               "info/files": f"{place}\n".encode(), place: content}  # fmt: skip
+    paths = {
+        "paths_version": 1,
+        "paths": [
+            {
+                "_path": place,
+                "path_type": "hardlink",
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "size_in_bytes": len(content),
+            }
+        ],
+    }
+    members = {
+        "info/index.json": json.dumps(index).encode(),
+        "info/paths.json": json.dumps(paths).encode(),
+        "info/files": f"{place}\n".encode(),
+        place: content,
+    }
     file = folder / "linux-64" / f"{name}-{version}-0.tar.bz2"
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w:bz2") as archive:
@@ -147,9 +174,10 @@ def test_each_environment_solves_and_installs(line: str, channels: Path, tmp_pat
     async def made() -> list[Any]:
         records = await rattler.solve(
             [rattler.Channel((channels / name).as_uri()) for name in asked.channels if name != "nodefaults"],
-            [rattler.MatchSpec(one) for one in asked.dependencies], platforms=["linux-64", "noarch"],
+            [rattler.MatchSpec(one) for one in asked.dependencies],
+            platforms=["linux-64", "noarch"],
             gateway=rattler.Gateway(cache_dir=tmp_path / "lists"),
-        )  # fmt: skip
+        )
         await rattler.install(records, target_prefix=tmp_path / "prefix", cache_dir=tmp_path / "packages")
         return list(records)
 
@@ -172,10 +200,12 @@ def stand_in(folder: Path, name: str, prefix: Path, *, fails: bool = False) -> P
     program = folder / name
     program.write_text(
         f'#!/bin/sh\necho "$@" >> "{folder}/asked"\n'
-        'for word in "$@"; do case "$word" in *.yml) cat "$word" > "' + str(folder) + '/file";; esac; done\n'
+        'for word in "$@"; do case "$word" in *.yml) cat "$word" > "'
+        + str(folder)
+        + '/file";; esac; done\n'
         + ("echo CondaValueError: prefix already exists; exit 1\n" if fails else "")
         + f'[ "$1" = run ] && echo "{prefix}"\nexit 0\n'
-    )  # fmt: skip
+    )
     program.chmod(0o755)
     return program
 
@@ -311,10 +341,14 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("profile", "python", "lock"),
     [
-        ("lean", "3.9.1", "run.txt"), ("full", "3.12.1", "run.txt"), (None, "3.12.1", "run.txt"),
-        ("kernels", "3.14.1", "kernels.txt"), ("lean", "3.14.1", ""), ("kernels", "3.9.1", ""),
+        ("lean", "3.9.1", "run.txt"),
+        ("full", "3.12.1", "run.txt"),
+        (None, "3.12.1", "run.txt"),
+        ("kernels", "3.14.1", "kernels.txt"),
+        ("lean", "3.14.1", ""),
+        ("kernels", "3.9.1", ""),
     ],
-)  # fmt: skip
+)
 def test_the_environment_of_a_wheel_is_that_of_its_profile(
     profile: str | None, python: str, lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,14 +374,20 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
 
 def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: Path) -> None:
     line = toolkits.cuda_line(toolkits.nvcc_version(toolkit / "bin/nvcc"))
-    done = dca("env", "--engine", "uv", "--cuda", line, "--out", tmp_path / "work", "--json",
-               env={"CUDA_HOME": str(toolkit)})  # fmt: skip
+    done = dca(
+        "env", "--engine", "uv", "--cuda", line, "--out", tmp_path / "work", "--json", env={"CUDA_HOME": str(toolkit)}
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["schema"], told["engine"]) == ("dca.environment/1", "uv")
     script = "which cmake ninja nvcc dca && nvcc --version && cmake --version && dca --version && echo $CUDAHOSTCXX"
-    inside = subprocess.run(["/bin/bash", "-c", f"{told['activate']} && {script}"], text=True, capture_output=True,
-                            check=True, env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}).stdout  # fmt: skip
+    inside = subprocess.run(
+        ["/bin/bash", "-c", f"{told['activate']} && {script}"],
+        text=True,
+        capture_output=True,
+        check=True,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    ).stdout
     places = inside.splitlines()[:4]
     assert all(place.startswith(str(tmp_path / "work")) for place in places), places
     assert f"V{told['cuda']}" in inside
@@ -361,9 +401,13 @@ def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: P
     )
     script = "nvcc k.cu -o by-nvcc && cmake -B b -D CMAKE_CUDA_ARCHITECTURES=80 && cmake --build b"
     done = subprocess.run(
-        ["/bin/bash", "-c", f"{told['activate']} && {script}"], text=True, capture_output=True, cwd=project,
-        check=False, env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
-    )  # fmt: skip
+        ["/bin/bash", "-c", f"{told['activate']} && {script}"],
+        text=True,
+        capture_output=True,
+        cwd=project,
+        check=False,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (project / "by-nvcc").exists()
     assert (project / "b/k").exists()

@@ -48,9 +48,17 @@ class Parts:
 
     def provenance(self) -> dict[str, Any]:
         return provenance.statement(
-            "some.whl", "0" * 64, self.plan, self.recipe, self.tree, self.build, toolkits.load_sources(), "tool",
-            datetime(2026, 1, 2, tzinfo=timezone.utc), "run",
-        )  # fmt: skip
+            "some.whl",
+            "0" * 64,
+            self.plan,
+            self.recipe,
+            self.tree,
+            self.build,
+            toolkits.load_sources(),
+            "tool",
+            datetime(2026, 1, 2, tzinfo=timezone.utc),
+            "run",
+        )
 
     def definition(self) -> bytes:
         return documents.canonical(self.provenance()["predicate"]["buildDefinition"])
@@ -169,9 +177,10 @@ def test_what_is_no_key_is_told(content: bytes, tmp_path: Path) -> None:
 def test_keys_of_openssl_are_read(tmp_path: Path) -> None:
     private, public, other = tmp_path / "key.pem", tmp_path / "key.pub", tmp_path / "rsa.pem"
     for words in (
-        ["genpkey", "-algorithm", "ed25519", "-out", private], ["pkey", "-in", private, "-pubout", "-out", public],
+        ["genpkey", "-algorithm", "ed25519", "-out", private],
+        ["pkey", "-in", private, "-pubout", "-out", public],
         ["genpkey", "-algorithm", "rsa", "-out", other],
-    ):  # fmt: skip
+    ):
         subprocess.run(["openssl", *words], check=True, capture_output=True)
     envelope = signing.sign(b"payload", signing.private_key(private))
     for key in (signing.public_key(public), signing.public_key(private)):
@@ -206,9 +215,15 @@ def test_everything_of_a_wheel_with_all_of_its_evidence_is_proven(proven: Proven
     found = proven.verify()
     status = {one.check: one.status for one in found.findings}
     assert status == {
-        "archive": "proven", "record": "proven", "sbom": "proven", "provenance": "proven", "inspection": "proven",
-        "smoke": "not proven", "evidence": "proven", "signature": "proven",
-    }  # fmt: skip
+        "archive": "proven",
+        "record": "proven",
+        "sbom": "proven",
+        "provenance": "proven",
+        "inspection": "proven",
+        "smoke": "not proven",
+        "evidence": "proven",
+        "signature": "proven",
+    }
     assert found.key == signing.key_id(KEY.public_key())
 
 
@@ -235,8 +250,15 @@ def test_a_smoke_test_that_failed_or_was_of_something_else_proves_nothing(dca: R
     from dca.smoke import CaseResult, Smoke
 
     case = CaseResult(level="static", name="one", proves="all is well", passed=True)
-    smoke = Smoke(wheel=proven.wheel.name, sha256=store.sha256_file(proven.wheel), version="1", recipe="r",
-                  level="static", seed=0, cases=(case,))  # fmt: skip
+    smoke = Smoke(
+        wheel=proven.wheel.name,
+        sha256=store.sha256_file(proven.wheel),
+        version="1",
+        recipe="r",
+        level="static",
+        seed=0,
+        cases=(case,),
+    )
 
     def status(**changes: Any) -> str:
         files = {evidence.SMOKE: documents.dumps(smoke.model_copy(update=changes))}

@@ -89,8 +89,11 @@ def test_no_code_is_explained_that_nothing_says() -> None:
 
 def test_the_catalogue_holds_what_is_known_of_builds_packages_and_serving() -> None:
     assert {path.name for path in data.failures_folder().iterdir()} == {
-        "build.toml", "packages.toml", "serving.toml", "codes.toml",
-    }  # fmt: skip
+        "build.toml",
+        "packages.toml",
+        "serving.toml",
+        "codes.toml",
+    }
     assert len(ALL.failures) >= 70
     assert len(SILENT) < 10
 
@@ -416,8 +419,10 @@ def test_a_log_is_explained(tmp_path: Path) -> None:
 def test_standard_input_is_explained_as_json() -> None:
     told = json.loads(run("-", "--json", given=NEEDLE).stdout)
     assert (told["schema"], told["log"], told["found"][0]["id"]) == (
-        "dca.explanation/1", "standard input", "cuda-home-unset",
-    )  # fmt: skip
+        "dca.explanation/1",
+        "standard input",
+        "cuda-home-unset",
+    )
 
 
 def test_the_schema_is_that_of_what_is_printed() -> None:

@@ -52,10 +52,13 @@ def cubin(
         marks = 0x10 if name in kernels else 0
         symbols += struct.pack("<IBBHQQ", names.index(f"\0{name}\0".encode()) + 1, 0x12, marks, 4 + number, 0, size)
     sections = [
-        ("", 0, b"", 0), (".shstrtab", 3, b"", 0), (".strtab", 3, names, 0), (".symtab", 2, symbols, 2),
+        ("", 0, b"", 0),
+        (".shstrtab", 3, b"", 0),
+        (".strtab", 3, names, 0),
+        (".symtab", 2, symbols, 2),
         *((f".text.{name}", 1, bytes(size), 0) for name, size in code.items()),
         *((name, kind, content, 0) for name, kind, content in extra),
-    ]  # fmt: skip
+    ]
     titles = b"".join(name.encode() + b"\0" for name, *_ in sections)
     body, heads, start = b"", b"", 0
     for name, kind, content, link in sections:
@@ -103,9 +106,22 @@ def entry(
     packed = len(payload) if size else 0
     payload += bytes(-len(payload) % 8 if size else 0)
     head = struct.pack(
-        "<HHIQIIHHIIIQQQ", kind, 0x101, header, len(payload), packed, 0, 4, 12, arch, 64, 0, flags, 0,
+        "<HHIQIIHHIIIQQQ",
+        kind,
+        0x101,
+        header,
+        len(payload),
+        packed,
+        0,
+        4,
+        12,
+        arch,
+        64,
+        0,
+        flags,
+        0,
         size if unpacked is None else unpacked,
-    )  # fmt: skip
+    )
     return head.ljust(header, b"\0") + payload
 
 
@@ -187,10 +203,13 @@ def test_a_zstd_frame_that_does_not_say_its_size_is_read() -> None:
 def test_code_that_no_later_architecture_runs_is_told_apart() -> None:
     code = fatbin.parse(
         container(
-            entry(SASS, 90), entry(SASS, 90, flags=ONLY), entry(SASS, 100, cubin(100, layout=8), flags=FAMILY),
-            entry(PTX, 90, flags=ONLY | LZ4), entry(SASS, 80),
+            entry(SASS, 90),
+            entry(SASS, 90, flags=ONLY),
+            entry(SASS, 100, cubin(100, layout=8), flags=FAMILY),
+            entry(PTX, 90, flags=ONLY | LZ4),
+            entry(SASS, 80),
         )
-    )  # fmt: skip
+    )
     assert code.sass == {"8.0": 1, "9.0": 2, "10.0": 1}
     assert code.exact == ("8.0", "9.0", "9.0a", "10.0f")
     assert code.exact_ptx == ("9.0a",)
@@ -265,7 +284,7 @@ def test_a_section_of_something_else_is_refused() -> None:
         pytest.param(container(entry(SASS, 80)[:-1]), id="an entry larger than its container"),
         pytest.param(container(entry(SASS, 80), bytes(10)), id="an entry that is cut off"),
     ],
-)  # fmt: skip
+)
 def test_sizes_that_do_not_add_up_are_refused(section: bytes) -> None:
     with pytest.raises(FatbinError):
         fatbin.parse(section)
@@ -361,7 +380,7 @@ DOUBLED = "_Z1fI1a" + "".join(f"ZS{digit}_ES{digit}_" for digit in "0123456789AB
         pytest.param(DOUBLED, DOUBLED, id="names of names"),
         pytest.param(f"__nv_static_{'9' * 5000}_", f"__nv_static_{'9' * 5000}_", id="a long number"),
     ],
-)  # fmt: skip
+)
 def test_a_kernel_is_known_by_its_family(symbol: str, name: str) -> None:
     assert fatbin.family_name(symbol) == name
 
@@ -398,17 +417,26 @@ def test_the_toolkit_is_told_by_what_the_cubins_say() -> None:
         pytest.param(entry(SASS, 80, flags=ZSTD, unpacked=1 << 62), "it says that it has", id="zstd, absurd"),
         pytest.param(entry(SASS, 80, flags=LZ4, unpacked=0), "it says that it has 0", id="LZ4, of no size"),
         pytest.param(entry(SASS, 80, flags=LZ4, unpacked=1 << 30), "it says that it has 10737", id="LZ4, too much"),
-        pytest.param(entry(SASS, 80, flags=ZSTD, unpacked=9999, stored=frame(b"12345", 1 << 62)),
-                     "it has 4611686018427387904 bytes uncompressed, not 9999", id="zstd, its frame is absurd"),
-        pytest.param(entry(SASS, 80, flags=ZSTD, unpacked=9999, stored=ZEROS), "it has more than 9999",
-                     id="zstd, its frame says nothing"),
-        pytest.param(entry(SASS, 80, flags=ZSTD, unpacked=9999, stored=frame(bytes(9999))[:-1]), "it ends too early",
-                     id="zstd, its frame says nothing and is cut"),
+        pytest.param(
+            entry(SASS, 80, flags=ZSTD, unpacked=9999, stored=frame(b"12345", 1 << 62)),
+            "it has 4611686018427387904 bytes uncompressed, not 9999",
+            id="zstd, its frame is absurd",
+        ),
+        pytest.param(
+            entry(SASS, 80, flags=ZSTD, unpacked=9999, stored=ZEROS),
+            "it has more than 9999",
+            id="zstd, its frame says nothing",
+        ),
+        pytest.param(
+            entry(SASS, 80, flags=ZSTD, unpacked=9999, stored=frame(bytes(9999))[:-1]),
+            "it ends too early",
+            id="zstd, its frame says nothing and is cut",
+        ),
         pytest.param(entry(PTX, 80, text(90)), "its text is for 9.0", id="PTX for another arch"),
         pytest.param(entry(PTX, 80, text("9" * 5000)), "its text is for 99999999.9", id="PTX for no arch"),
         pytest.param(entry(PTX, 80, b"\0\0"), "it has no .target", id="no PTX"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_entry_is_named_and_the_others_are_read(damaged: bytes, told: str) -> None:
     code = fatbin.parse(container(entry(SASS, 90), damaged, entry(SASS, 89)))
     (problem,) = code.problems
@@ -545,13 +573,20 @@ void use(float* p, double* q) {
 }
 """
 FAMILIES = {
-    "(anonymous namespace)::hidden": 2, "ns::run": 2, "ns::internal": 1, "plain": 1,
+    "(anonymous namespace)::hidden": 2,
+    "ns::run": 2,
+    "ns::internal": 1,
+    "plain": 1,
     "cutlass::device_kernel<ns::Add>": 1,
-}  # fmt: skip
+}
 ARCHS = (
-    "-gencode", "arch=compute_80,code=[sm_80,compute_80]", "-gencode", "arch=compute_90a,code=sm_90a",
-    "-gencode", "arch=compute_90,code=sm_90",
-)  # fmt: skip
+    "-gencode",
+    "arch=compute_80,code=[sm_80,compute_80]",
+    "-gencode",
+    "arch=compute_90a,code=sm_90a",
+    "-gencode",
+    "arch=compute_90,code=sm_90",
+)
 Compiler = Callable[..., Path]
 
 

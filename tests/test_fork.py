@@ -106,8 +106,14 @@ def test_vllm_serve_help_works_on_the_simulated_platform(python: Path, made: Mad
 
 
 def test_vllm_is_imported_without_any_simulation(python: Path, tmp_path: Path) -> None:
-    done = subprocess.run([python, "-I", "-c", "import vllm; print(vllm.__version__)"], cwd=tmp_path, text=True,
-                          capture_output=True, check=False, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [python, "-I", "-c", "import vllm; print(vllm.__version__)"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "+dca" in done.stdout
 

@@ -14,11 +14,18 @@ from dca import git, store
 from dca.errors import DcaError
 
 ENV = {
-    "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull, "GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@example.org",
-    "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@example.org",
-    "GIT_AUTHOR_DATE": "2025-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2025-01-01T00:00:00Z",
-}  # fmt: skip
+    "PATH": os.environ["PATH"],
+    "HOME": "/nonexistent",
+    "LC_ALL": "C",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_AUTHOR_NAME": "A",
+    "GIT_AUTHOR_EMAIL": "a@example.org",
+    "GIT_COMMITTER_NAME": "A",
+    "GIT_COMMITTER_EMAIL": "a@example.org",
+    "GIT_AUTHOR_DATE": "2025-01-01T00:00:00Z",
+    "GIT_COMMITTER_DATE": "2025-01-01T00:00:00Z",
+}
 BINARY = bytes(range(256)) * 5
 
 
@@ -149,9 +156,15 @@ def test_a_folder_inside_of_another_repository_is_refused(repository: Repository
 # --- export --------------------------------------------------------------------------------------------------
 
 FILES = [
-    ".gitattributes", "README", "csrc/inner/data.bin", "csrc/kernel.cu", "link", "tools/run.sh", "tools/up",
+    ".gitattributes",
+    "README",
+    "csrc/inner/data.bin",
+    "csrc/kernel.cu",
+    "link",
+    "tools/run.sh",
+    "tools/up",
     "with space/gr\u00fc\u00df.txt",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -187,9 +200,12 @@ def test_settings_and_filters_of_the_clone_have_no_say(repository: Repository, t
     commit = repository.commit()
     plain = repository("cat-file", "blob", f"{commit}:README")
     for name, value in (
-        ("core.autocrlf", "true"), ("core.hooksPath", str(tmp_path)), ("core.fsmonitor", f"touch {tmp_path}/canary"),
-        ("filter.none.smudge", f"touch {tmp_path}/canary"), ("core.pager", f"touch {tmp_path}/canary"),
-    ):  # fmt: skip
+        ("core.autocrlf", "true"),
+        ("core.hooksPath", str(tmp_path)),
+        ("core.fsmonitor", f"touch {tmp_path}/canary"),
+        ("filter.none.smudge", f"touch {tmp_path}/canary"),
+        ("core.pager", f"touch {tmp_path}/canary"),
+    ):
         repository("config", name, value)
     git.export(repository.path, commit, tmp_path / "out")
     assert (tmp_path / "out/README").read_bytes() == plain.encode() + b"\n"
@@ -240,10 +256,13 @@ def test_a_clone_that_lacks_an_object_starts_nothing_to_get_it(repository: Repos
     commit = repository.commit()
     repository("clone", "--quiet", "--bare", ".", str(tmp_path / "remote"))
     for name, value in (
-        ("core.repositoryFormatVersion", "1"), ("extensions.partialClone", "origin"),
-        ("remote.origin.promisor", "true"), ("remote.origin.uploadPack", str(helper)),
-        ("remote.origin.url", f"file://{tmp_path}/remote"), ("remote.origin.fetch", "+refs/heads/*:refs/x/*"),
-    ):  # fmt: skip
+        ("core.repositoryFormatVersion", "1"),
+        ("extensions.partialClone", "origin"),
+        ("remote.origin.promisor", "true"),
+        ("remote.origin.uploadPack", str(helper)),
+        ("remote.origin.url", f"file://{tmp_path}/remote"),
+        ("remote.origin.fetch", "+refs/heads/*:refs/x/*"),
+    ):
         repository("config", name, value)
     blob = repository("rev-parse", f"{commit}:README")
     (repository.path / ".git/objects" / blob[:2] / blob[2:]).unlink()
@@ -353,11 +372,22 @@ def canaries(tmp_path: Path) -> list[str]:
     helper.chmod(0o755)
     shutil.copytree(tmp_path / "repository" / ".git", tmp_path / "hooked" / ".git")
     return [
-        f"ext::{helper}", f"ext::sh -c touch% {canary}", f"--upload-pack={helper}", f"-u{helper}", f"--exec={helper}",
-        f"file://{tmp_path}/repository", f"{tmp_path}/repository", "../repository", f"ssh://-oProxyCommand={helper}/x",
-        f"git://127.0.0.1:1/x\next::{helper}", f"https://127.0.0.1:1/x\n--upload-pack={helper}", "http://127.0.0.1:1/x",
-        f"fd::17/{helper}", "", "\n",
-    ]  # fmt: skip
+        f"ext::{helper}",
+        f"ext::sh -c touch% {canary}",
+        f"--upload-pack={helper}",
+        f"-u{helper}",
+        f"--exec={helper}",
+        f"file://{tmp_path}/repository",
+        f"{tmp_path}/repository",
+        "../repository",
+        f"ssh://-oProxyCommand={helper}/x",
+        f"git://127.0.0.1:1/x\next::{helper}",
+        f"https://127.0.0.1:1/x\n--upload-pack={helper}",
+        "http://127.0.0.1:1/x",
+        f"fd::17/{helper}",
+        "",
+        "\n",
+    ]
 
 
 def test_no_url_starts_a_program_or_reads_a_local_repository(

@@ -79,9 +79,20 @@ def test_a_bare_wheel_holds_the_loader_and_asks_for_its_torch_alone(loaded: Load
 def test_bare_kernels_compile_and_load_without_the_engine(dca: RunDca, cache: Store, tmp_path: Path) -> None:
     """Two real objects with nvcc 13; the environment has torch and no vLLM."""
     done = dca(
-        "wheel", "--recipe", "vllm-0.10.2", "--profile", KERNELS, "--with", "index-only", "--arch", "9.0", "--out",
-        tmp_path, "--json", timeout=3000.0,
-    )  # fmt: skip
+        "wheel",
+        "--recipe",
+        "vllm-0.10.2",
+        "--profile",
+        KERNELS,
+        "--with",
+        "index-only",
+        "--arch",
+        "9.0",
+        "--out",
+        tmp_path,
+        "--json",
+        timeout=3000.0,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     made = Made.model_validate(json.loads(done.stdout))
     plan = documents.read(Plan, Path(made.run) / "plan.json")

@@ -88,8 +88,10 @@ def test_without_an_identity_it_is_said_how_to_have_one(trust: Path, monkeypatch
         with pytest.raises(DcaError, match="no identity") as error:
             keyless.signer(trust)
         assert (error.value.code, says in error.value.why, "id-token: write" in error.value.remedy) == (
-            "DCA-221", True, True,
-        )  # fmt: skip
+            "DCA-221",
+            True,
+            True,
+        )
         assert given is None or given not in str(error.value)
 
 
@@ -132,9 +134,7 @@ def test_an_index_signed_with_both_is_checked_for_either(dca: RunDca, trust: Pat
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    key.write_bytes(
-        Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )  # fmt: skip
+    key.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     wheel = make(tmp_path, "1.0+dca1.cu124")
     to = ("publish", wheel, "--index", index, *cache)
     assert run(*to, "--sigstore", "--trust-config", trust)[0] == 0

@@ -159,7 +159,7 @@ def test_every_kernel_of_the_wheel_is_what_cppfilt_says(wheel: Path, tmp_path: P
         ("_ZTHN3c104impl3keyE", "c10::impl::key", ()),
         ("_Z1fIJ1A1BEEvDpT_", "f", ("A", "B")),
     ],
-)  # fmt: skip
+)
 def test_names(symbol: str, text: str, arguments: tuple[str, ...]) -> None:
     found = mangled.read(symbol)
     assert (found.text, tuple(one.text for one in found.arguments)) == (text, arguments)
@@ -185,13 +185,21 @@ def test_the_old_string_is_told_by_the_signature(symbol: str, old: bool) -> None
 @pytest.mark.parametrize(
     "symbol",
     [
-        "", "main", "_Z", "_ZN", "_ZN3c10", "_ZN9c10E", "_ZNS_1fEv", "_ZN1fIXzzEEv", "_ZN1aIS",
+        "",
+        "main",
+        "_Z",
+        "_ZN",
+        "_ZN3c10",
+        "_ZN9c10E",
+        "_ZNS_1fEv",
+        "_ZN1fIXzzEEv",
+        "_ZN1aIS",
         pytest.param("_Z" + "9" * 5000, id="a long number"),
         pytest.param("_Z1fIS" + "9" * 5000 + "_Ev", id="a long number of a substitution"),
         pytest.param("_Z1f" + "i" * 40_000, id="a long symbol"),
         pytest.param("_ZN" + "1a" * 15_000 + "E", id="a name of many parts"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_mangled_name_is_refused(symbol: str) -> None:
     with pytest.raises(MangledError):
         mangled.read(symbol)

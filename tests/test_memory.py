@@ -149,8 +149,10 @@ def test_every_counter_above_this_process_is_read_the_nearest_first(groups: Grou
     groups.limit("memory/x/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 4")
     (groups.proc / "vmstat").write_text("nr_free_pages 5\noom_kill 6\n")
     assert list(groups.kills.items()) == [
-        ("cgroup/memory/x/y/memory.oom_control", 3), ("cgroup/memory/x/memory.oom_control", 4), ("proc/vmstat", 6),
-    ]  # fmt: skip
+        ("cgroup/memory/x/y/memory.oom_control", 3),
+        ("cgroup/memory/x/memory.oom_control", 4),
+        ("proc/vmstat", 6),
+    ]
 
 
 def test_the_second_versions_counter_is_read(groups: Groups) -> None:

@@ -49,10 +49,12 @@ def test_without_a_file_each_place_is_asked_itself(tmp_path: Path, monkeypatch: 
 
 
 def test_the_longest_beginning_decides_and_the_place_itself_comes_last_unless_it_is_named() -> None:
-    told = Config(mirrors={
-        "https://github.com/": ("https://one/", "https://two/x/"),
-        "https://github.com/own/": ("https://github.com/own/", "https://three/"),
-    })  # fmt: skip
+    told = Config(
+        mirrors={
+            "https://github.com/": ("https://one/", "https://two/x/"),
+            "https://github.com/own/": ("https://github.com/own/", "https://three/"),
+        }
+    )
     assert places("https://github.com/a", told) == ("https://one/a", "https://two/x/a", "https://github.com/a")
     assert places("https://github.com/own/a", told) == ("https://github.com/own/a", "https://three/a")
     assert places("https://github.company/a", told) == ("https://github.company/a",)
@@ -60,10 +62,21 @@ def test_the_longest_beginning_decides_and_the_place_itself_comes_last_unless_it
 
 @pytest.mark.parametrize(
     "mirror",
-    ["http://mirror.example/", "https://user:geheim@mirror.example/", "https://mirror.example", "ext::sh -c geheim/",
-     "file:///srv/", "https://mirror.example/?token=geheim/", "https://mirror.example/#x/", "-oProxyCommand=geheim/",
-     "https://mirror.example/\\n/", "", "https:///x/", "git@mirror.example:x/"],
-)  # fmt: skip
+    [
+        "http://mirror.example/",
+        "https://user:geheim@mirror.example/",
+        "https://mirror.example",
+        "ext::sh -c geheim/",
+        "file:///srv/",
+        "https://mirror.example/?token=geheim/",
+        "https://mirror.example/#x/",
+        "-oProxyCommand=geheim/",
+        "https://mirror.example/\\n/",
+        "",
+        "https:///x/",
+        "git@mirror.example:x/",
+    ],
+)
 def test_a_mirror_that_anybody_could_play_is_refused_with_its_line(
     mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,9 +145,13 @@ def test_an_sdist_that_the_index_does_not_give_comes_from_where_its_recipe_says(
     other.pages["/releases/thing-1.0.tar.gz"] = ("x/y", BODY)
     gone = f"{other.url}/gone/thing-1.0.tar.gz"
     source = SdistSource.model_construct(
-        kind="sdist", package="thing", version="1.0", file="thing-1.0.tar.gz", sha256=sha(BODY),
+        kind="sdist",
+        package="thing",
+        version="1.0",
+        file="thing-1.0.tar.gz",
+        sha256=sha(BODY),
         urls=(gone, f"{other.url}/releases/thing-1.0.tar.gz"),
-    )  # fmt: skip
+    )
     cache = store.Store(tmp_path / "cache")
     assert index.download(source, cache).read_bytes() == BODY
     assert [path for path in other.asked if "thing" in path] == ["/gone/thing-1.0.tar.gz", "/releases/thing-1.0.tar.gz"]
@@ -148,13 +165,18 @@ def test_archives_of_nvidia_come_from_the_first_of_several_places_that_has_them(
     monkeypatch.delenv("DCA_REDIST_URL", raising=False)
     one = Component(name="nvcc", version="1", relative_path="a/nvcc.tar.xz", sha256=sha(BODY), size=len(BODY))
     many = Redist(
-        url=("https://one.invalid/redist", "https://two.invalid/redist/"), label="1", manifest="m.json",
-        sha256=sha(BODY), components=(one,),
-    )  # fmt: skip
+        url=("https://one.invalid/redist", "https://two.invalid/redist/"),
+        label="1",
+        manifest="m.json",
+        sha256=sha(BODY),
+        components=(one,),
+    )
     assert redist.endpoints(many) == ("https://one.invalid/redist/", "https://two.invalid/redist/")
-    configure(tmp_path, monkeypatch, (
-        f'[mirrors]\n"https://one.invalid/" = ["{place.url}/"]\n"https://two.invalid/" = ["{other.url}/"]\n'
-    ))  # fmt: skip
+    configure(
+        tmp_path,
+        monkeypatch,
+        (f'[mirrors]\n"https://one.invalid/" = ["{place.url}/"]\n"https://two.invalid/" = ["{other.url}/"]\n'),
+    )
     other.pages["/redist/a/nvcc.tar.xz"] = other.pages["/redist/m.json"] = ("x/y", BODY)
     assert redist.probe(many) == ""
     assert redist.download(one, many, store.Store(tmp_path / "cache")).read_bytes() == BODY

@@ -39,7 +39,7 @@ def test_a_folder_and_its_config_say_the_same(tmp_path: Path) -> None:
         ({"dual_chunk_attention_config": {"chunk_size": 262144}}, "dual_chunk", True),
         ({"dual_chunk_attention_config": None}, "dual_chunk", False),
     ],
-)  # fmt: skip
+)
 def test_what_a_config_says(tmp_path: Path, changed: dict[str, object], field: str, value: object) -> None:
     assert getattr(model.read(write(tmp_path, DENSE | changed)), field) == value
 

@@ -49,11 +49,15 @@ def test_every_op_of_a_recipes_groups_has_its_digest(loaded: Loaded) -> None:
 
 def test_tables_with_rare_values_read_back_as_they_were() -> None:
     rare = OfficialWheel(
-        package="thing", version="1.0", file="thing-1.0-py3-none-any.whl", sha256=SHA, cuda="12.4",
+        package="thing",
+        version="1.0",
+        file="thing-1.0-py3-none-any.whl",
+        sha256=SHA,
+        cuda="12.4",
         machines=("aarch64", "x86_64"),
         schemas={"_C::a": "0" * 16},
         members={'thing/"quoted" é\t.py': Member(sha256=SHA), "thing/_C.so": Member(sha256=SHA, sass=("9.0a",))},
-    )  # fmt: skip
+    )
     assert read_back(official.tables(rare)) == rare
 
 

@@ -99,16 +99,22 @@ class Bench:
         folder.mkdir()
         listed = sorted(self.listed(run.groups) - set(hidden)) if run.hides else None
         given = {
-            "driver": str(self.driver), "capability": [int(part) for part in run.capability.split(".")],
+            "driver": str(self.driver),
+            "capability": [int(part) for part in run.capability.split(".")],
             "modules": {name: str(path) for name, path in self.modules.items()},
-            "listed": listed, "scenarios": run.scenarios, "folder": str(folder),
+            "listed": listed,
+            "scenarios": run.scenarios,
+            "folder": str(folder),
             "lacks": [*LACKS.get(self.recipe.name, ()), *lacks],
-        }  # fmt: skip
+        }
         (folder / "given.json").write_text(json.dumps(given))
         return runner.run(
-            [self.python, "-I", WORKER, folder / "given.json"], cwd=folder, env={"HOME": str(folder)}, timeout=900.0,
+            [self.python, "-I", WORKER, folder / "given.json"],
+            cwd=folder,
+            env={"HOME": str(folder)},
+            timeout=900.0,
             keep_lines=4000,
-        )  # fmt: skip
+        )
 
     def record(self) -> None:
         """All processes, two at a time."""
@@ -182,9 +188,12 @@ def defined_in(file: Path, functions: dict[str, str]) -> tuple[set[str], set[str
 
 @pytest.fixture(scope="module")
 def bench(
-    made: Made, run_python: Path, all_recipes: tuple[Loaded, ...], cache: store.Store,
+    made: Made,
+    run_python: Path,
+    all_recipes: tuple[Loaded, ...],
+    cache: store.Store,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Bench:  # fmt: skip
+) -> Bench:
     """The recipe of the one wheel, in the environment that it is installed in."""
     name = json.loads((Path(made.run) / "plan.json").read_text())["recipe"]
     recipe = next(one.recipe for one in all_recipes if one.recipe.name == name)

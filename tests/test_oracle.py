@@ -18,11 +18,31 @@ CASES = Path(__file__).parent / "oracle"
 def test_the_oracle_is_right(name: str, build_python: Path, tmp_path: Path) -> None:
     # pytest is pure Python and serves any interpreter; torch comes from the environment itself.
     ours = next(path for path in sys.path if path.endswith("site-packages"))
-    env = {"PYTHONPATH": f"{ROOT / 'scripts'}:{CASES}:{ours}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path),
-           "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-c", "/dev/null",
-             "--rootdir", CASES, "-W", "ignore", CASES / f"{name}.py"]  # fmt: skip
-    done = subprocess.run([build_python, *words], cwd=tmp_path, env=env, text=True, capture_output=True, check=False,
-                          timeout=900)  # fmt: skip
+    env = {
+        "PYTHONPATH": f"{ROOT / 'scripts'}:{CASES}:{ours}",
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:hypothesispytest",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        CASES,
+        "-W",
+        "ignore",
+        CASES / f"{name}.py",
+    ]
+    done = subprocess.run(
+        [build_python, *words], cwd=tmp_path, env=env, text=True, capture_output=True, check=False, timeout=900
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

@@ -85,8 +85,10 @@ def test_the_same_files_give_the_same_bytes_in_any_order_place_and_umask(recipe:
     module = tmp_path / "_C.abi3.so"
     module.write_bytes(b"\x7fELF" * 1000)
     files: dict[str, bytes | Path] = {
-        "vllm/_C.abi3.so": module, "vllm/__init__.py": b"", "vllm-1.0.dist-info/METADATA": b"Name: vllm\n\n",
-    }  # fmt: skip
+        "vllm/_C.abi3.so": module,
+        "vllm/__init__.py": b"",
+        "vllm-1.0.dist-info/METADATA": b"Name: vllm\n\n",
+    }
     first = archive(tmp_path, recipe, files).read_bytes()
     elsewhere = tmp_path / "ein anderer Ördner"
     elsewhere.mkdir()
@@ -100,8 +102,10 @@ def test_the_same_files_give_the_same_bytes_in_any_order_place_and_umask(recipe:
 
 def test_record_is_right_and_metadata_comes_last(recipe: Recipe, tmp_path: Path) -> None:
     files: dict[str, bytes | Path] = {
-        "vllm-1.0.dist-info/METADATA": b"Name: vllm\n\n", "vllm/z,\"strange\".py": b"x = 1\n", "a.py": b"",
-    }  # fmt: skip
+        "vllm-1.0.dist-info/METADATA": b"Name: vllm\n\n",
+        'vllm/z,"strange".py': b"x = 1\n",
+        "a.py": b"",
+    }
     with zipfile.ZipFile(archive(tmp_path, recipe, files)) as wheel:
         assert check_record(wheel, "vllm-1.0.dist-info") == []
         names = wheel.namelist()

@@ -19,10 +19,13 @@ from dca.patching.report import Report
 from support import RunDca
 
 GIT = {
-    "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1",
+    "PATH": os.environ["PATH"],
+    "HOME": "/nonexistent",
+    "LC_ALL": "C",
+    "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": os.devnull,
     **{f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-}  # fmt: skip
+}
 TEXT = [f"line {number}" for number in range(1, 41)]
 HEADER = "What: Makes it right.\nWhy: It is wrong.\nUpstream: Open.\nTest: tests/test_it.py, test_it.\n"
 
@@ -79,10 +82,23 @@ class Shop:
 
     def run(self, *words: str | Path, at: str = "main") -> Done:
         return self.raw(
-            words[0], *words[1:], "--recipe", "qwen-fork", "--series", self.series, "--source", self.source,
-            "--companion", f"flash-attention={self.kernels}", "--at", at, "--at", "flash-attention=main",
-            "--cache-dir", self.root / "cache",
-        )  # fmt: skip
+            words[0],
+            *words[1:],
+            "--recipe",
+            "qwen-fork",
+            "--series",
+            self.series,
+            "--source",
+            self.source,
+            "--companion",
+            f"flash-attention={self.kernels}",
+            "--at",
+            at,
+            "--at",
+            "flash-attention=main",
+            "--cache-dir",
+            self.root / "cache",
+        )
 
     def raw(self, *words: str | Path) -> Done:
         """Run `dca patch` inside of this process, which saves the start of one."""
@@ -150,8 +166,9 @@ def test_status_tells_of_every_patch_and_changes_nothing(shop: Shop) -> None:
     [conflict] = told.patches[2].conflicts
     assert (conflict.file, conflict.line, conflict.found[2]) == ("src/k.h", 7, "another")
     assert [(tree.name, tree.base) for tree in told.trees] == [
-        ("source", shop.base), ("flash-attention", shop.kernels_base)
-    ]  # fmt: skip
+        ("source", shop.base),
+        ("flash-attention", shop.kernels_base),
+    ]
     done = shop.run("status")
     assert done.returncode == 5
     for words in ("offset", "pkg/a.py:18 by +3 lines", "src/k.h:7:", "| another", "Makes it right."):
@@ -171,9 +188,22 @@ def test_status_takes_a_commit_a_branch_a_folder_and_an_sdist(shop: Shop) -> Non
     subprocess.run(["tar", "-xzf", str(sdist), "-C", str(shop.root)], check=True)
     (shop.root / "one-1.0").rename(folder)
     for place, pin in ((folder, ""), (sdist, f"sha256:{store.sha256_file(sdist)}")):
-        done = shop.raw("status", "--recipe", "qwen-fork", "--series", shop.series, "--source", place,
-                        "--companion", f"flash-attention={shop.kernels}", "--at", "flash-attention=main",
-                        "--json", "--cache-dir", shop.root / "cache")  # fmt: skip
+        done = shop.raw(
+            "status",
+            "--recipe",
+            "qwen-fork",
+            "--series",
+            shop.series,
+            "--source",
+            place,
+            "--companion",
+            f"flash-attention={shop.kernels}",
+            "--at",
+            "flash-attention=main",
+            "--json",
+            "--cache-dir",
+            shop.root / "cache",
+        )
         told = Report.model_validate(json.loads(done.stdout))
         assert (of(told), told.trees[0].pin) == (["clean"], pin)
 
@@ -185,15 +215,27 @@ def test_status_refuses_a_patch_that_is_never_applied_and_tells_of_the_others(sh
     assert "../out" in told.patches[0].why
 
 
-@pytest.mark.parametrize(("words", "code"), [
-    (["--at", "no-such-branch"], "DCA-405"), (["--at", "source=-x"], "DCA-201"), (["--at", "NAME="], "DCA-201"),
-    (["--at", "other=main"], "DCA-203"), (["--source", "/no/such/place"], "DCA-204"), (["--recipe", "x"], "DCA-203"),
-    (["--companion", "other=/tmp"], "DCA-203"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--at", "no-such-branch"], "DCA-405"),
+        (["--at", "source=-x"], "DCA-201"),
+        (["--at", "NAME="], "DCA-201"),
+        (["--at", "other=main"], "DCA-203"),
+        (["--source", "/no/such/place"], "DCA-204"),
+        (["--recipe", "x"], "DCA-203"),
+        (["--companion", "other=/tmp"], "DCA-203"),
+    ],
+)
 def test_what_cannot_be_looked_at_is_one_message(shop: Shop, words: list[str], code: str) -> None:
     shop.write(one=change("pkg/a.py", 20, "LINE 20"))
-    given = {"--recipe": "qwen-fork", "--series": str(shop.series), "--source": str(shop.source),
-             "--companion": f"flash-attention={shop.kernels}", "--at": "main"} | {words[0]: words[1]}  # fmt: skip
+    given = {
+        "--recipe": "qwen-fork",
+        "--series": str(shop.series),
+        "--source": str(shop.source),
+        "--companion": f"flash-attention={shop.kernels}",
+        "--at": "main",
+    } | {words[0]: words[1]}
     done = shop.raw("status", *(word for pair in given.items() for word in pair))
     assert done.stderr.startswith(code) or f"\n{code}" in done.stderr, done.stderr
     assert done.returncode == int(code[4])
@@ -202,8 +244,20 @@ def test_what_cannot_be_looked_at_is_one_message(shop: Shop, words: list[str], c
 def test_the_command_ends_with_its_exit_code(shop: Shop, dca: RunDca) -> None:
     """In a process of its own, as a user starts it; and its schema."""
     shop.write(one=change("pkg/gone.py", 20, "LINE 20"))
-    done = dca("patch", "status", "--recipe", "qwen-fork", "--series", shop.series, "--source", shop.source,
-               "--companion", f"flash-attention={shop.kernels}", "--at", "main")  # fmt: skip
+    done = dca(
+        "patch",
+        "status",
+        "--recipe",
+        "qwen-fork",
+        "--series",
+        shop.series,
+        "--source",
+        shop.source,
+        "--companion",
+        f"flash-attention={shop.kernels}",
+        "--at",
+        "main",
+    )
     assert (done.returncode, "DCA-501" in done.stderr) == (5, True)
     told = json.loads(dca("patch", "status", "--schema").stdout)
     assert told["properties"]["schema"] == {"const": "dca.patches/1"}

@@ -18,9 +18,12 @@ from dca.patching.report import Outcome, Report
 from dca.recipes import Patches
 
 GIT = {
-    "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1",
+    "PATH": os.environ["PATH"],
+    "HOME": "/nonexistent",
+    "LC_ALL": "C",
+    "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": os.devnull,
-}  # fmt: skip
+}
 TEXT = "".join(f"line {number}\n" for number in range(1, 21))
 
 

@@ -399,8 +399,10 @@ def test_all_versions_of_a_package_that_a_lock_pins_are_read(tmp_path: Path) -> 
         "numpy==2.9.1 ; python_version < '3.11' \\\n    --hash=sha256:01\nNVIDIA-x==1.0;x\ny==1+cu124 \\\n"
     )
     assert recipes.locked_versions(tmp_path / "run.txt") == {
-        "numpy": ("2.9.1", "2.10.0"), "nvidia-x": ("1.0",), "y": ("1+cu124",),
-    }  # fmt: skip
+        "numpy": ("2.9.1", "2.10.0"),
+        "nvidia-x": ("1.0",),
+        "y": ("1+cu124",),
+    }
 
 
 # --- every recipe can be planned, and built ------------------------------------------------------------------

@@ -79,12 +79,15 @@ def where(name: str) -> str:
 def pinned(archives: dict[str, bytes]) -> Redist:
     """The pins of some archives, as if NVIDIA had published them."""
     return Redist(
-        url="https://nowhere.example/redist/", label=LABEL, manifest=MANIFEST, sha256="1" * 64,
+        url="https://nowhere.example/redist/",
+        label=LABEL,
+        manifest=MANIFEST,
+        sha256="1" * 64,
         components=tuple(
             Component(name=name, version="12.4.131", relative_path=where(name), sha256=sha(body), size=len(body))
             for name, body in archives.items()
         ),
-    )  # fmt: skip
+    )
 
 
 def serve(place: Place, archives: dict[str, bytes]) -> None:
@@ -122,9 +125,18 @@ def test_a_mirror_on_this_machine_needs_no_tls(mirror: str) -> None:
 
 @pytest.mark.parametrize(
     "mirror",
-    ["http://user:secret@mirror.example/x", "http://127.0.0.1.example/x", "ftp://mirror.example/x", "/srv/mirror",
-     "https://", "https://mirror.example/x?token=secret", "https://mirror.example/x#secret", "https://[::1/x", "x"],
-)  # fmt: skip
+    [
+        "http://user:secret@mirror.example/x",
+        "http://127.0.0.1.example/x",
+        "ftp://mirror.example/x",
+        "/srv/mirror",
+        "https://",
+        "https://mirror.example/x?token=secret",
+        "https://mirror.example/x#secret",
+        "https://[::1/x",
+        "x",
+    ],
+)
 def test_a_mirror_that_anybody_could_play_is_refused(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(redist.OVERRIDE, mirror)
     with pytest.raises(DcaError) as refused:
@@ -306,10 +318,20 @@ def test_a_stand_in_toolkit_is_laid_out_as_a_whole_one(place: Place, fresh: stor
     serve(place, archives)
     folder = bring(source_of(archives), fresh)
     assert {name for name, _ in store.walk(folder)} == {
-        "bin/nvcc", "bin/crt/link.stub", "nvvm/bin/cicc", "include/crt/host_config.h", "include/cuda_runtime.h",
-        "include/cuda_cccl.h", "include/cuda_nvtx.h", "include/cuda_profiler_api.h", "lib64/cuda_nvtx.h",
-        "lib64/libcudart.so", "lib64/libcudart.so.12", "lib64/libcudart.so.12.4.127", "lib64/stubs/libcuda.so",
-    }  # fmt: skip
+        "bin/nvcc",
+        "bin/crt/link.stub",
+        "nvvm/bin/cicc",
+        "include/crt/host_config.h",
+        "include/cuda_runtime.h",
+        "include/cuda_cccl.h",
+        "include/cuda_nvtx.h",
+        "include/cuda_profiler_api.h",
+        "lib64/cuda_nvtx.h",
+        "lib64/libcudart.so",
+        "lib64/libcudart.so.12",
+        "lib64/libcudart.so.12.4.127",
+        "lib64/stubs/libcuda.so",
+    }
     assert str((folder / "lib64/libcudart.so").readlink()) == "libcudart.so.12"
     assert (folder / "nvvm/bin/cicc").stat().st_mode & 0o100
     assert list(folder.parent.iterdir()) == [folder]
@@ -407,10 +429,12 @@ def all_in_reach(sources: tuple[ToolkitSource, ...]) -> World:
     known = recipes.load_all()
     places = {"index", *(place for source in sources for place in source.places)}
     return World(
-        recipes=known, toolkits=sources, cuda=toolkits.load_versions(),
+        recipes=known,
+        toolkits=sources,
+        cuda=toolkits.load_versions(),
         machine=machine.look().model_copy(update={"toolkits": ()}),
         reach=Reach(places={name: Reachability(ok=True) for name in sorted(places)}),
-    )  # fmt: skip
+    )
 
 
 def some_plan(source: ToolkitSource) -> Plan:
@@ -545,11 +569,19 @@ COMPONENTS = [one.name for one in (real().redist or ONE).components]
 def manifest(label: str | None = "12.6.3") -> bytes:
     content: dict[str, object] = {"release_date": "2024-11-14", **({"release_label": label} if label else {})}
     for number, name in enumerate([*COMPONENTS, "cuda_gdb"]):
-        content[name] = {"name": name, "version": "12.6.85", **{
-            platform: {"relative_path": f"{name}/{platform}/{name}-{platform}-12.6.85-archive.tar.xz",
-                       "sha256": sha(f"{name} {platform}".encode()), "md5": "0", "size": str(1_000_000 + number)}
-            for platform in ("linux-x86_64", "linux-sbsa")
-        }}  # fmt: skip
+        content[name] = {
+            "name": name,
+            "version": "12.6.85",
+            **{
+                platform: {
+                    "relative_path": f"{name}/{platform}/{name}-{platform}-12.6.85-archive.tar.xz",
+                    "sha256": sha(f"{name} {platform}".encode()),
+                    "md5": "0",
+                    "size": str(1_000_000 + number),
+                }
+                for platform in ("linux-x86_64", "linux-sbsa")
+            },
+        }
     return json.dumps(content).encode()
 
 

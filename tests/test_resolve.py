@@ -45,16 +45,26 @@ URLS = sorted(
 
 def machine(**changes: object) -> Machine:
     plain = Machine(
-        system="Linux", processor="x86_64", cores=2, memory_gib=23.5, compilers=(GCC12,), python=PYTHON, gpus=(),
+        system="Linux",
+        processor="x86_64",
+        cores=2,
+        memory_gib=23.5,
+        compilers=(GCC12,),
+        python=PYTHON,
+        gpus=(),
         toolkits=(CUDA13,),
-    )  # fmt: skip
+    )
     return plain.model_copy(update=changes)
 
 
 def reach(
-    *, index: bool = True, git: bool = False, apt: bool = True, redist: bool = False,
+    *,
+    index: bool = True,
+    git: bool = False,
+    apt: bool = True,
+    redist: bool = False,
     local: dict[str, LocalTree] | None = None,
-) -> Reach:  # fmt: skip
+) -> Reach:
     places = {"index": Reachability(ok=index, why="" if index else "no answer")}
     places |= {url: Reachability(ok=git, why="" if git else "no such host") for url in URLS}
     places |= {
@@ -69,9 +79,12 @@ def reach(
 
 def world(seen: Machine | None = None, reached: Reach | None = None, recipes: tuple[Loaded, ...] = RECIPES) -> World:
     return World(
-        recipes=recipes, toolkits=toolkits.load_sources(), cuda=toolkits.load_versions(), machine=seen or machine(),
+        recipes=recipes,
+        toolkits=toolkits.load_sources(),
+        cuda=toolkits.load_versions(),
+        machine=seen or machine(),
         reach=reached or reach(),
-    )  # fmt: skip
+    )
 
 
 def planned(request: Request, seen: World | None = None) -> Plan:
@@ -269,8 +282,10 @@ def test_python_that_is_not_there_or_has_no_headers_is_refused() -> None:
     assert refused(Request(recipe=UPSTREAM), world(bare)) == {UPSTREAM: ["DCA-306"]}
 
 
-@pytest.mark.parametrize(("versions", "fine"), [(("4.36.2",), False), (("5.0.0",), False), ((), False),
-                                                (("4.37.0",), True), (("4.56.2", "4.57.0"), True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("versions", "fine"),
+    [(("4.36.2",), False), (("5.0.0",), False), ((), False), (("4.37.0",), True), (("4.56.2", "4.57.0"), True)],
+)
 def test_transformers_of_the_lock_is_checked(versions: tuple[str, ...], fine: bool) -> None:
     changed = tuple(
         one.model_copy(update={"locked": {**one.locked, "transformers": versions}})
@@ -343,9 +358,13 @@ def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() 
 
 @pytest.mark.parametrize(
     "request_",
-    [Request(recipe=UPSTREAM, groups=("nope",)), Request(recipe=UPSTREAM, profile="fat"),
-     Request(recipe=UPSTREAM, prebuilt=("nope",)), Request(recipe=UPSTREAM, companions={"nope": "/x"})],
-)  # fmt: skip
+    [
+        Request(recipe=UPSTREAM, groups=("nope",)),
+        Request(recipe=UPSTREAM, profile="fat"),
+        Request(recipe=UPSTREAM, prebuilt=("nope",)),
+        Request(recipe=UPSTREAM, companions={"nope": "/x"}),
+    ],
+)
 def test_what_the_recipe_does_not_have_is_refused(request_: Request) -> None:
     assert refused(request_) == {UPSTREAM: ["DCA-309"]}
 
@@ -440,17 +459,23 @@ requests = st.builds(
 worlds = st.builds(
     lambda cores, memory, gcc, gpus, python, index, git, apt: world(
         machine(
-            cores=cores, memory_gib=memory,
+            cores=cores,
+            memory_gib=memory,
             compilers=tuple(Compiler(path=f"/g++-{n}", major=n, version=f"{n}.1.0") for n in gcc),
             gpus=tuple(Gpu(name=f"GPU {arch}", arch=arch) for arch in gpus),
             python=python and PYTHON.model_copy(update={"version": python}),
         ),
         reach(index=index, git=git, apt=apt),
     ),
-    st.integers(1, 128), st.floats(0.5, 512), st.lists(st.sampled_from([11, 12, 13, 14, 15]), max_size=3, unique=True),
+    st.integers(1, 128),
+    st.floats(0.5, 512),
+    st.lists(st.sampled_from([11, 12, 13, 14, 15]), max_size=3, unique=True),
     st.lists(st.sampled_from(["7.0", "8.0", "9.0", "12.0"]), max_size=2),
-    st.sampled_from([None, "3.8.18", "3.10.13", "3.12.1", "3.14.0"]), st.booleans(), st.booleans(), st.booleans(),
-)  # fmt: skip
+    st.sampled_from([None, "3.8.18", "3.10.13", "3.12.1", "3.14.0"]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
 
 
 @given(requests, worlds)
@@ -636,9 +661,14 @@ def test_full_of_another_cuda_line_warns_of_what_reaches_a_gpu_only_by_ptx() -> 
 
 @pytest.mark.parametrize(
     ("changes", "codes"),
-    [({"groups": ("core",)}, ["DCA-309"]), ({"archs": ("9.0+PTX",)}, ["DCA-309"]), ({"archs": ("10.0",)}, ["DCA-304"]),
-     ({"archs": ("6.0",)}, ["DCA-305"]), ({"prebuilt": ("cutlass",)}, ["DCA-309"])],
-)  # fmt: skip
+    [
+        ({"groups": ("core",)}, ["DCA-309"]),
+        ({"archs": ("9.0+PTX",)}, ["DCA-309"]),
+        ({"archs": ("10.0",)}, ["DCA-304"]),
+        ({"archs": ("6.0",)}, ["DCA-305"]),
+        ({"prebuilt": ("cutlass",)}, ["DCA-309"]),
+    ],
+)
 def test_what_full_does_not_have_is_refused(changes: dict[str, object], codes: list[str]) -> None:
     assert refused(FULL.model_copy(update=changes), world(reached=reach(git=True))) == {UPSTREAM: codes}
 
@@ -652,10 +682,15 @@ def test_jobs_follow_the_memory_that_the_profiles_jobs_take() -> None:
 
 @pytest.mark.parametrize(
     ("known", "asked", "sass", "ptx"),
-    [(("8.0+PTX",), ("9.0",), ("8.0",), ("8.0",)), (("8.0",), ("9.0",), (), ()), (("9.0a",), ("9.0",), ("9.0",), ()),
-     (("9.0a",), ("10.0",), (), ()), (("8.0", "8.6"), ("8.9", "8.0"), ("8.0", "8.6"), ()),
-     (("7.5", "8.0", "8.6", "9.0", "9.0a"), ("8.0", "8.9", "9.0"), ("8.0", "8.6", "9.0"), ())],
-)  # fmt: skip
+    [
+        (("8.0+PTX",), ("9.0",), ("8.0",), ("8.0",)),
+        (("8.0",), ("9.0",), (), ()),
+        (("9.0a",), ("9.0",), ("9.0",), ()),
+        (("9.0a",), ("10.0",), (), ()),
+        (("8.0", "8.6"), ("8.9", "8.0"), ("8.0", "8.6"), ()),
+        (("7.5", "8.0", "8.6", "9.0", "9.0a"), ("8.0", "8.9", "9.0"), ("8.0", "8.6", "9.0"), ()),
+    ],
+)
 def test_upstream_takes_the_nearest_arch_that_it_knows(
     known: tuple[str, ...], asked: tuple[str, ...], sass: tuple[str, ...], ptx: tuple[str, ...]
 ) -> None:

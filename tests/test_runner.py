@@ -19,13 +19,43 @@ from support import alive, left_alive, wait_for
 
 PYTHON = sys.executable
 PLANTED = (
-    "CXX", "CC", "CUDAHOSTCXX", "CXXFLAGS", "CFLAGS", "LDFLAGS", "CPATH", "LIBRARY_PATH", "LD_LIBRARY_PATH",
-    "LD_PRELOAD", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "CUDA_HOME", "CUDAARCHS", "PYTHONPATH", "PYTHONHOME",
-    "PYTHONSTARTUP", "CMAKE_BUILD_TYPE", "CMAKE_GENERATOR", "CMAKE_ARGS", "MAX_JOBS", "NVCC_THREADS",
-    "TORCH_CUDA_ARCH_LIST", "VLLM_TARGET_DEVICE", "SETUPTOOLS_SCM_PRETEND_VERSION", "GIT_DIR", "GIT_WORK_TREE",
-    "GIT_INDEX_FILE", "GIT_SSH_COMMAND", "UV_CONFIG_FILE", "PIP_INDEX_URL", "SOURCE_DATE_EPOCH", "LANGUAGE",
-    "BASH_ENV", "ENV", "VIRTUAL_ENV",
-)  # fmt: skip
+    "CXX",
+    "CC",
+    "CUDAHOSTCXX",
+    "CXXFLAGS",
+    "CFLAGS",
+    "LDFLAGS",
+    "CPATH",
+    "LIBRARY_PATH",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "NVCC_PREPEND_FLAGS",
+    "NVCC_APPEND_FLAGS",
+    "CUDA_HOME",
+    "CUDAARCHS",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "CMAKE_BUILD_TYPE",
+    "CMAKE_GENERATOR",
+    "CMAKE_ARGS",
+    "MAX_JOBS",
+    "NVCC_THREADS",
+    "TORCH_CUDA_ARCH_LIST",
+    "VLLM_TARGET_DEVICE",
+    "SETUPTOOLS_SCM_PRETEND_VERSION",
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_SSH_COMMAND",
+    "UV_CONFIG_FILE",
+    "PIP_INDEX_URL",
+    "SOURCE_DATE_EPOCH",
+    "LANGUAGE",
+    "BASH_ENV",
+    "ENV",
+    "VIRTUAL_ENV",
+)
 PROXIES = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "UV_DEFAULT_INDEX")
 
 
@@ -199,8 +229,12 @@ def test_the_log_names_the_program_and_holds_its_output(tmp_path: Path) -> None:
     runner.run(["/bin/sh", "-c", "echo one; echo two >&2"], log=log)
     runner.run(["/bin/sh", "-c", "echo three"], log=log)
     assert log.read_text().splitlines() == [
-        "+ /bin/sh -c echo one; echo two >&2", "one", "two", "+ /bin/sh -c echo three", "three",
-    ]  # fmt: skip
+        "+ /bin/sh -c echo one; echo two >&2",
+        "one",
+        "two",
+        "+ /bin/sh -c echo three",
+        "three",
+    ]
 
 
 def test_a_path_that_is_not_utf8_can_be_logged(tmp_path: Path) -> None:
@@ -255,8 +289,9 @@ def test_a_second_interruption_leaves_no_process_either(tmp_path: Path) -> None:
     program = f"import sys; from dca import runner; runner.run([sys.executable, '-c', {stubborn!r}, sys.argv[1]])"
     caller = subprocess.Popen(
         [PYTHON, "-c", program, str(tmp_path / "pids")],
-        env={**os.environ, "PYTHONPATH": str(data.HERE.parent)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(data.HERE.parent)},
+        stderr=subprocess.DEVNULL,
+    )
     assert wait_for((tmp_path / "pids").exists)
     family = pids(tmp_path / "pids")
     for _ in range(2):
@@ -278,8 +313,9 @@ def test_a_second_interruption_waits_for_no_grace(tmp_path: Path) -> None:
     )
     caller = subprocess.Popen(
         [PYTHON, "-c", program, str(tmp_path / "pids")],
-        env={**os.environ, "PYTHONPATH": str(data.HERE.parent)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(data.HERE.parent)},
+        stderr=subprocess.DEVNULL,
+    )
     assert wait_for((tmp_path / "pids").exists)
     family = pids(tmp_path / "pids")
     caller.send_signal(signal.SIGINT)
@@ -340,15 +376,16 @@ with store.Store(Path(root)).lock("build", "one"):
 # As servers do it: in a session of its own, and nobody's child.
 ESCAPED = FAMILY.replace(
     "with open(", "children.append(subprocess.Popen(sleep, start_new_session=True))\nwith open(", 1
-)  # fmt: skip
+)
 
 
 def caller(root: Path, *, family: str = FAMILY, sharing: bool = False) -> subprocess.Popen[bytes]:
     """A process that runs a family of programs while it holds a lock, once all of them are there."""
     started = subprocess.Popen(
         [PYTHON, "-c", CALLER.replace("SHARING", str(sharing)), str(root), family],
-        env={**os.environ, "PYTHONPATH": str(data.HERE.parent)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(data.HERE.parent)},
+        stderr=subprocess.DEVNULL,
+    )
     assert wait_for((root / "pids").exists)
     return started
 

@@ -110,9 +110,20 @@ def test_an_index_with_a_credential_is_used_and_never_shown(
 def test_what_netrc_and_the_environment_hold_is_known_wherever_it_turns_up(
     tmp_path: Path, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ["UV_INDEX_CORP_PASSWORD", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "TWINE_PASSWORD", "HF_TOKEN",
-             "SOME_API_KEY", "CI_JOB_TOKEN", "DB_PASSWD", "MY_SECRET", "SERVER_KEY", "OPENAI_KEY",
-             "THE_KEY"]  # fmt: skip
+    names = [
+        "UV_INDEX_CORP_PASSWORD",
+        "GITHUB_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "TWINE_PASSWORD",
+        "HF_TOKEN",
+        "SOME_API_KEY",
+        "CI_JOB_TOKEN",
+        "DB_PASSWD",
+        "MY_SECRET",
+        "SERVER_KEY",
+        "OPENAI_KEY",
+        "THE_KEY",
+    ]
     kept = {name: planted("password", chance)[0] for name in names}
     # As one in 64 does that is written in base64.
     kept |= {"AWS_SECRET_ACCESS_KEY": f"/{kept['AWS_SECRET_ACCESS_KEY']}", "HF_TOKEN": f"~{kept['HF_TOKEN']}"}
@@ -140,10 +151,17 @@ def test_what_is_no_credential_stays_as_it_is(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "key.pem").touch()
     monkeypatch.setenv("CLIENT_KEY", str(tmp_path / "key.pem"))
     for text in (
-        "git+https://github.com/a/b@0123456789abcdef", "https://docs.example/page#part", "https://host:8080/a/b@v1",
-        "https://host.example/x?page=2", "see /tmp/agent, /etc/key.json and on", "error: expected ';' before '}' token",
-        f"see {tmp_path}/key.pem", "mail me@example.org", "g++ -DKEY=1 -o x@y.o", "tokens: 5",
-    ):  # fmt: skip
+        "git+https://github.com/a/b@0123456789abcdef",
+        "https://docs.example/page#part",
+        "https://host:8080/a/b@v1",
+        "https://host.example/x?page=2",
+        "see /tmp/agent, /etc/key.json and on",
+        "error: expected ';' before '}' token",
+        f"see {tmp_path}/key.pem",
+        "mail me@example.org",
+        "g++ -DKEY=1 -o x@y.o",
+        "tokens: 5",
+    ):
         assert secrets.hide(text) == text
 
 
@@ -164,19 +182,21 @@ def test_no_document_of_a_build_shows_a_credential(
     host = place.url.removeprefix("http://")
     env = {
         "UV_DEFAULT_INDEX": f"http://user:{planted_here['index']}@{host}/simple/?key={planted_here['token']}",
-        "NETRC": str(tmp_path / "netrc"), "DCA_REDIST_URL": f"http://user:{planted_here['redist']}@{host}/redist/",
+        "NETRC": str(tmp_path / "netrc"),
+        "DCA_REDIST_URL": f"http://user:{planted_here['redist']}@{host}/redist/",
         "HTTPS_PROXY": f"http://user:{planted_here['proxy']}@127.0.0.1:9",
         "UV_INDEX_CORP_PASSWORD": planted_here["token"],
-    }  # fmt: skip
+    }
     told = ""
     for words in (("plan", "--json"), ("fetch", "--json"), ("wheel",), ("fetch", "--bundle", tmp_path / "x.dca")):
         done = dca(*words, "--recipe", "vllm-0.10.2", "--prebuilt", "all", "--cache-dir", tmp_path / "cache", env=env)
         told += done.stdout + done.stderr
     assert "DCA-" in told
     kept = "".join(
-        path.read_text(errors="replace") for path in (tmp_path / "cache").rglob("*")
+        path.read_text(errors="replace")
+        for path in (tmp_path / "cache").rglob("*")
         if path.is_file() and path.suffix in (".json", ".log", ".txt", "")
-    )  # fmt: skip
+    )
     for name, secret in planted_here.items():
         assert absent(secret, told), name
         assert absent(secret, kept), name

@@ -53,8 +53,12 @@ def test_static_reads_the_wheel_alone(dca: RunDca, wheel: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = told(done.stdout)
     assert {case.name for case in found.cases} == {
-        "static/files", "static/backend", "static/ops", "static/archs", "static/schemas",
-    }  # fmt: skip
+        "static/files",
+        "static/backend",
+        "static/ops",
+        "static/archs",
+        "static/schemas",
+    }
     assert found.torch == ""
     assert any("--level cpu" in text for text in found.not_proven)
 
@@ -99,8 +103,9 @@ def test_a_fault_is_found_and_its_case_can_be_repeated(dca: RunDca, wheel: Path,
     assert done.returncode == 8
     found = told(done.stdout)
     assert {case.name: case.passed for case in found.cases} == {
-        "decode/dense/two-chunks": False, "prefill/dense/two-chunks": True,
-    }  # fmt: skip
+        "decode/dense/two-chunks": False,
+        "prefill/dense/two-chunks": True,
+    }
     assert found.partial
     failed = next(case for case in found.cases if not case.passed)
     assert "decode of tokens 893" in failed.detail
@@ -121,9 +126,10 @@ def test_several_overlays_are_tried_each_by_itself(dca: RunDca, wheel: Path, ove
     assert done.returncode == 8, done.stderr
     found = told(done.stdout)
     assert [(case.overlay, case.name, case.passed) for case in found.cases] == [
-        (str(same), "decode/dense/two-chunks", True), (str(same), "decode/dense/three-chunks", True),
+        (str(same), "decode/dense/two-chunks", True),
+        (str(same), "decode/dense/three-chunks", True),
         (str(overlay), "decode/dense/two-chunks", False),
-    ]  # fmt: skip
+    ]
     assert found.partial
     assert f"--overlay {overlay}" in found.cases[-1].repeat
     assert str(same) not in found.cases[-1].repeat
@@ -275,9 +281,17 @@ def test_the_forks_wheel_with_patch_d1_reverted_turns_red(
 
 def report_of(*cases: CaseResult) -> str:
     return render(
-        Smoke(wheel="some.whl", sha256="0" * 64, version="1", recipe="none", level="gpu", seed=0, cases=cases,
-              not_proven=("this & that",))
-    )  # fmt: skip
+        Smoke(
+            wheel="some.whl",
+            sha256="0" * 64,
+            version="1",
+            recipe="none",
+            level="gpu",
+            seed=0,
+            cases=cases,
+            not_proven=("this & that",),
+        )
+    )
 
 
 @pytest.mark.parametrize(("visible", "seen"), [(None, "all"), ("1", "1"), ("", "")])

@@ -77,8 +77,10 @@ def test_a_write_that_the_system_cuts_short_leaves_the_old_file(tmp_path: Path) 
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "file")],
         env={**os.environ, "PYTHONPATH": str(data.HERE.parent), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "File too large" in done.stderr
     assert (tmp_path / "file").read_bytes() == b"old"
     assert names(tmp_path) == ["file"]

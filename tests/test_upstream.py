@@ -50,10 +50,14 @@ set_target_properties(_B PROPERTIES PREFIX "" SUFFIX ".abi3.so")
 install(TARGETS _B LIBRARY DESTINATION thing/other COMPONENT _B)
 """
 FULL = Full(
-    archs=("8.0", "9.0"), default_archs=("8.0",), job_memory_gib=1.0, inputs=("CMakeLists.txt", "cmake", "csrc"),
-    python="THING_PYTHON", companions={"other": FullCompanion(variable="OTHER_DIR", file="cmake/other.cmake")},
+    archs=("8.0", "9.0"),
+    default_archs=("8.0",),
+    job_memory_gib=1.0,
+    inputs=("CMakeLists.txt", "cmake", "csrc"),
+    python="THING_PYTHON",
+    companions={"other": FullCompanion(variable="OTHER_DIR", file="cmake/other.cmake")},
     modules={"_A": FullModule(path="thing/_A.abi3.so"), "_B": FullModule(path="thing/other/_B.abi3.so", tree="other")},
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +132,12 @@ def small(planned: Plan, recipe: Recipe, python: Path, tmp_path: Path) -> Small:
     return Small(
         plan=planned.model_copy(update={"profile": "full", "modules": modules, "archs": ("8.0", "9.0")}),
         recipe=recipe.model_copy(update={"full": FULL}),
-        tree=Tree(folder=str(root), sources=(), members={}), toolkit=root / "toolkit", python=python,
-        torch=facts, folder=tmp_path / "Bau mit Zwischenraum",
-    )  # fmt: skip
+        tree=Tree(folder=str(root), sources=(), members={}),
+        toolkit=root / "toolkit",
+        python=python,
+        torch=facts,
+        folder=tmp_path / "Bau mit Zwischenraum",
+    )
 
 
 def needed(module: Path) -> list[str]:
@@ -246,8 +253,10 @@ def test_archs_are_chosen_as_upstreams_own_function_chooses_them(
     known = {module.archs for module in recipe.full.modules.values() if module.archs}
     cases = [(one, archs) for one in sorted(known) for archs in asked]
     script = tmp_path / "archs.cmake"
-    lines = [f'cuda_archs_loose_intersection(FOUND "{";".join(one)}" "{";".join(archs)}")\nmessage("=${{FOUND}}")'
-             for one, archs in cases]  # fmt: skip
+    lines = [
+        f'cuda_archs_loose_intersection(FOUND "{";".join(one)}" "{";".join(archs)}")\nmessage("=${{FOUND}}")'
+        for one, archs in cases
+    ]
     utilities = source / "cmake/utils.cmake"
     head = ["cmake_minimum_required(VERSION 3.26)", f'include("{utilities}")']
     script.write_text("\n".join([*head, *lines]) + "\n")

@@ -54,8 +54,11 @@ def test_the_record_in_the_wheel_says_what_it_was_made_of(wheel: Path, plan: Pla
 
 def test_metadata_pins_torch_and_keeps_upstreams_requirements(wheel: Path, plan: Plan) -> None:
     text = info(wheel, "METADATA").decode()
-    requirements = [Requirement(line.removeprefix("Requires-Dist: ")) for line in text.splitlines()
-                    if line.startswith("Requires-Dist:") and "extra ==" not in line]  # fmt: skip
+    requirements = [
+        Requirement(line.removeprefix("Requires-Dist: "))
+        for line in text.splitlines()
+        if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
     by_name: dict[str, list[str]] = {}
     for one in requirements:
         by_name.setdefault(one.name.lower(), []).append(str(one.specifier))
@@ -85,12 +88,22 @@ def run_worker(python: Path, wheel: Path, folder: Path, capability: str, *words:
     with zipfile.ZipFile(wheel) as archive:
         module = Path(archive.extract("vllm/_C.abi3.so", folder))
     stand_in = ops.driver_stand_in(module, folder, "g++")
-    env = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
-           "VLLM_LOGGING_LEVEL": "WARNING"}  # fmt: skip
+    env = {
+        "HOME": str(folder),
+        "PATH": "/usr/bin:/bin",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
     done = subprocess.run(
-        [python, "-I", WORKER, stand_in, capability, *words], cwd=folder, env=env, text=True, capture_output=True,
-        check=False, timeout=600,
-    )  # fmt: skip
+        [python, "-I", WORKER, stand_in, capability, *words],
+        cwd=folder,
+        env=env,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -114,8 +127,14 @@ def test_vllm_serve_help_works_on_the_simulated_platform(run_python: Path, wheel
 
 
 def test_vllm_is_imported_without_any_simulation(run_python: Path, tmp_path: Path) -> None:
-    done = subprocess.run([run_python, "-I", "-c", "import vllm; print(vllm.__version__)"], cwd=tmp_path, text=True,
-                          capture_output=True, check=False, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [run_python, "-I", "-c", "import vllm; print(vllm.__version__)"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "+dca" in done.stdout
 

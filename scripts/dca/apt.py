@@ -110,9 +110,7 @@ def probe(wanted: Apt) -> str:
     return "" if answer.ok else f"the mirror has no {wanted.distribution} {wanted.suite}"
 
 
-def download(
-    wanted: Apt, cache: store.Store, log: Path, waiting: Callable[[], None] = lambda: None
-) -> list[Path]:  # fmt: skip
+def download(wanted: Apt, cache: store.Store, log: Path, waiting: Callable[[], None] = lambda: None) -> list[Path]:
     """The packages, each with its pinned hash, in the order of the data file.
 
     Args:
@@ -136,9 +134,7 @@ def _missing(kept: dict[AptPackage, Path]) -> list[AptPackage]:
     return [package for package, path in kept.items() if not store.has_hash(path, package.sha256)]
 
 
-def _fetch(
-    wanted: Apt, missing: list[AptPackage], kept: dict[AptPackage, Path], cache: store.Store, log: Path
-) -> None:  # fmt: skip
+def _fetch(wanted: Apt, missing: list[AptPackage], kept: dict[AptPackage, Path], cache: store.Store, log: Path) -> None:
     """Download what is missing to where it is kept."""
     found = mirror(wanted.distribution)
     if found is None:
@@ -192,14 +188,23 @@ def _configure(wanted: Apt, found: Mirror, state: Path) -> Path:
         f"Architectures: {wanted.architecture}\n{signed}"
     )
     lines = [
-        f'Dir "{state}";', f'Dir::State "{state}";', f'Dir::State::lists "{state}/lists";',
-        f'Dir::State::status "{state}/status";', f'Dir::Cache "{state}/cache";', f'Dir::Etc "{state}/etc";',
-        'Dir::Etc::parts "/dev/null";', 'Dir::Etc::main "/dev/null";', 'Dir::Etc::sourcelist "/dev/null";',
-        'Dir::Etc::trustedparts "/etc/apt/trusted.gpg.d";', 'Acquire::Languages "none";',
-        f'APT::Architecture "{wanted.architecture}";', 'APT::Sandbox::User "root";',
-        'Acquire::AllowInsecureRepositories "false";', 'APT::Get::AllowUnauthenticated "false";',
+        f'Dir "{state}";',
+        f'Dir::State "{state}";',
+        f'Dir::State::lists "{state}/lists";',
+        f'Dir::State::status "{state}/status";',
+        f'Dir::Cache "{state}/cache";',
+        f'Dir::Etc "{state}/etc";',
+        'Dir::Etc::parts "/dev/null";',
+        'Dir::Etc::main "/dev/null";',
+        'Dir::Etc::sourcelist "/dev/null";',
+        'Dir::Etc::trustedparts "/etc/apt/trusted.gpg.d";',
+        'Acquire::Languages "none";',
+        f'APT::Architecture "{wanted.architecture}";',
+        'APT::Sandbox::User "root";',
+        'Acquire::AllowInsecureRepositories "false";',
+        'APT::Get::AllowUnauthenticated "false";',
         *_proxies(),
-    ]  # fmt: skip
+    ]
     config = state / "apt.conf"
     config.write_text("\n".join(lines) + "\n")
     return config

@@ -121,9 +121,17 @@ class Bundle:
 
 
 def pack(
-    plan: Plan, recipe: Recipe, tree: fetch.Tree, request: Request, reach: Reach, toolkits: tuple[ToolkitSource, ...],
-    cache: store.Store, path: Path, reporter: Reporter, log: Path,
-) -> Packed:  # fmt: skip
+    plan: Plan,
+    recipe: Recipe,
+    tree: fetch.Tree,
+    request: Request,
+    reach: Reach,
+    toolkits: tuple[ToolkitSource, ...],
+    cache: store.Store,
+    path: Path,
+    reporter: Reporter,
+    log: Path,
+) -> Packed:
     """Write everything that a build takes into one file; what the cache lacks of it is fetched.
 
     Args:
@@ -148,10 +156,13 @@ def pack(
         }
         order = sorted(found)
         manifest = Manifest(
-            tool=__version__, request=_asked(request, plan), lock=lockfile.lock(plan, recipe, tree, toolkits),
-            choices=_choices(plan), parts=tuple(found[sha256][0] for sha256 in order),
+            tool=__version__,
+            request=_asked(request, plan),
+            lock=lockfile.lock(plan, recipe, tree, toolkits),
+            choices=_choices(plan),
+            parts=tuple(found[sha256][0] for sha256 in order),
             followed={key: commit for key, commit in reach.followed.items() if key.startswith(f"{recipe.name}/")},
-        )  # fmt: skip
+        )
         total = sum(part.size for part in manifest.parts)
         reporter.stage("pack", f"{len(order)} parts, {total / 1e6:.0f} MB")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,15 +172,25 @@ def pack(
             written = store.sha256_file(part_path)
             part_path.replace(path)
     return Packed(
-        file=str(path), sha256=written, bytes=path.stat().st_size, version=plan.version, plan=plan.key,
-        parts=manifest.parts, notes=tuple(_notes(plan)),
-    )  # fmt: skip
+        file=str(path),
+        sha256=written,
+        bytes=path.stat().st_size,
+        version=plan.version,
+        plan=plan.key,
+        parts=manifest.parts,
+        notes=tuple(_notes(plan)),
+    )
 
 
 def _parts(
-    plan: Plan, recipe: Recipe, toolkits: tuple[ToolkitSource, ...], cache: store.Store, scratch: Path,
-    reporter: Reporter, log: Path,
-) -> Iterator[tuple[Part, Path]]:  # fmt: skip
+    plan: Plan,
+    recipe: Recipe,
+    toolkits: tuple[ToolkitSource, ...],
+    cache: store.Store,
+    scratch: Path,
+    reporter: Reporter,
+    log: Path,
+) -> Iterator[tuple[Part, Path]]:
     def progress(name: str) -> index.Progress:
         return lambda done, total: reporter.progress(done, total, name)
 
@@ -192,8 +213,14 @@ def _parts(
             repository = fetch.repository(source, recipe, cache, log)
             file = scratch / f"{commit}-{len(list(scratch.iterdir()))}.pack"
             gitpack.write(git.objects(repository, commit, only), file)
-            part = Part(kind="git", name=source.name, sha256=store.sha256_file(file), size=file.stat().st_size,
-                        commit=commit, only=only)  # fmt: skip
+            part = Part(
+                kind="git",
+                name=source.name,
+                sha256=store.sha256_file(file),
+                size=file.stat().st_size,
+                commit=commit,
+                only=only,
+            )
             yield part, file
     members = fetch.wanted_members(plan, recipe)
     if members:
@@ -216,10 +243,17 @@ def _file(path: Path, sha256: str, name: str = "") -> Part:
 
 def _asked(request: Request, plan: Plan) -> Request:
     """A request that leads to the same plan on another machine; nothing of it is a path."""
-    return request.model_copy(update={
-        "recipe": plan.recipe, "archs": tuple(f"{arch}+PTX" if arch in plan.ptx else arch for arch in plan.archs),
-        "python": ".".join(plan.python.split(".")[:2]), "source": None, "companions": {}, "toolkit": None, "jobs": None,
-    })  # fmt: skip
+    return request.model_copy(
+        update={
+            "recipe": plan.recipe,
+            "archs": tuple(f"{arch}+PTX" if arch in plan.ptx else arch for arch in plan.archs),
+            "python": ".".join(plan.python.split(".")[:2]),
+            "source": None,
+            "companions": {},
+            "toolkit": None,
+            "jobs": None,
+        }
+    )
 
 
 def _choices(plan: Plan) -> dict[str, str]:
@@ -227,8 +261,18 @@ def _choices(plan: Plan) -> dict[str, str]:
     return told | {"toolkit": f"{plan.toolkit.name} {plan.toolkit.version}" if plan.toolkit else "none"}
 
 
-_COMPARED = ("version", "recipe_digest", "series_digest", "lock_digest", "build_lock_digest", "host_compiler_version",
-             "python", "torch", "archs", "groups")  # fmt: skip
+_COMPARED = (
+    "version",
+    "recipe_digest",
+    "series_digest",
+    "lock_digest",
+    "build_lock_digest",
+    "host_compiler_version",
+    "python",
+    "torch",
+    "archs",
+    "groups",
+)
 
 
 def _notes(plan: Plan) -> Iterator[str]:
@@ -403,9 +447,14 @@ def sources_of(recipe: Recipe) -> list[str]:
 
 
 def unpack(
-    bundle: Bundle, plan: Plan, recipe: Recipe, toolkits: tuple[ToolkitSource, ...], cache: store.Store,
-    reporter: Reporter, log: Path,
-) -> None:  # fmt: skip
+    bundle: Bundle,
+    plan: Plan,
+    recipe: Recipe,
+    toolkits: tuple[ToolkitSource, ...],
+    cache: store.Store,
+    reporter: Reporter,
+    log: Path,
+) -> None:
     """Put what a plan takes from a bundle into the cache, each part checked against the pin of the plan.
 
     Raises:
@@ -533,8 +582,12 @@ def differences(bundle: Bundle, plan: Plan) -> list[str]:
     if bundle.manifest.lock.plan == plan.key:
         return []
     then, now = bundle.manifest.choices, _choices(plan)
-    told = {"recipe_digest": "the recipe's file", "series_digest": "the patch series", "lock_digest": "the run lock",
-            "build_lock_digest": "the build lock"}  # fmt: skip
+    told = {
+        "recipe_digest": "the recipe's file",
+        "series_digest": "the patch series",
+        "lock_digest": "the run lock",
+        "build_lock_digest": "the build lock",
+    }
     found = [
         f"{told[name]} is another"
         if name in told

@@ -76,9 +76,15 @@ def _place(name: str) -> tuple[str, ...]:
 
 
 def configure(
-    arguments: Sequence[str | Path], identity: object, folder: Path, names: Mapping[Path, str], python: Path,
-    env: dict[str, str], reporter: Reporter, log: Path,
-) -> None:  # fmt: skip
+    arguments: Sequence[str | Path],
+    identity: object,
+    folder: Path,
+    names: Mapping[Path, str],
+    python: Path,
+    env: dict[str, str],
+    reporter: Reporter,
+    log: Path,
+) -> None:
     """Configure ninja/ with CMake, unless it is configured with the same arguments already.
 
     Args:
@@ -98,10 +104,16 @@ def configure(
     store.write_if_changed(folder / "generated/prefixes.rsp", prefixes)
     store.write_if_changed(folder / "generated/names.cmake", named)
     words = [
-        *arguments, f"-DCMAKE_PROJECT_INCLUDE={folder / 'generated/names.cmake'}", f"-DDCA_ROOT={folder}",
-        "-B", folder / "ninja", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={python.parent / 'ninja'}",
+        *arguments,
+        f"-DCMAKE_PROJECT_INCLUDE={folder / 'generated/names.cmake'}",
+        f"-DDCA_ROOT={folder}",
+        "-B",
+        folder / "ninja",
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={python.parent / 'ninja'}",
         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
-    ]  # fmt: skip
+    ]
     told = [[str(word) for word in words], identity, prefixes.decode(), named.decode()]
     wanted = documents.digest(told).encode()
     if (folder / "ninja/build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == wanted:
@@ -172,9 +184,13 @@ def build(
         with _emptied(temporary):
             done = runner.run(
                 [python.parent / "ninja", "-C", folder, "-j", str(jobs), *targets],
-                env={**env, "NINJA_STATUS": "[%f/%t %r] ", "TMPDIR": str(temporary)}, log=log, on_line=watch,
-                on_tick=watch.tick, keep_lines=4000, sharing=True,
-            )  # fmt: skip
+                env={**env, "NINJA_STATUS": "[%f/%t %r] ", "TMPDIR": str(temporary)},
+                log=log,
+                on_line=watch,
+                on_tick=watch.tick,
+                keep_lines=4000,
+                sharing=True,
+            )
         if done.ok:
             break
         if "ninja: build stopped: interrupted by user." in done.tail:
@@ -292,10 +308,14 @@ def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
     for output, source in _entries(folder, target):
         if output in logged:
             started, ended, _, _, command = logged[output]
-            found.append(CompiledObject(
-                source=_name(source, folder), sha256=store.sha256_file(source),
-                seconds=round((int(ended) - int(started)) / 1000, 2), command_hash=command,
-            ))  # fmt: skip
+            found.append(
+                CompiledObject(
+                    source=_name(source, folder),
+                    sha256=store.sha256_file(source),
+                    seconds=round((int(ended) - int(started)) / 1000, 2),
+                    command_hash=command,
+                )
+            )
     return tuple(sorted(found, key=lambda one: one.source))
 
 

@@ -146,9 +146,16 @@ def _as_memory_allows(plan: Plan, recipe: Recipe, reporter: Reporter) -> Plan:
 
 
 def list_commands(
-    plan: Plan, recipe: Recipe, tree: Tree, toolkit: Path, python: Path, torch: TorchFacts, cache: store.Store,
-    reporter: Reporter, log: Path,
-) -> Listing:  # fmt: skip
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    toolkit: Path,
+    python: Path,
+    torch: TorchFacts,
+    cache: store.Store,
+    reporter: Reporter,
+    log: Path,
+) -> Listing:
     """Configure as for `compile_modules`, and tell what would be run instead of running it.
 
     Raises:
@@ -168,9 +175,16 @@ def list_commands(
 
 @contextlib.contextmanager
 def prepared(
-    plan: Plan, recipe: Recipe, tree: Tree, toolkit: Path | None, python: Path, torch: TorchFacts, cache: store.Store,
-    reporter: Reporter, log: Path,
-) -> Iterator[tuple[Plan, Path, dict[str, str]]]:  # fmt: skip
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    toolkit: Path | None,
+    python: Path,
+    torch: TorchFacts,
+    cache: store.Store,
+    reporter: Reporter,
+    log: Path,
+) -> Iterator[tuple[Plan, Path, dict[str, str]]]:
     """The plan as the free memory allows it, its build folder, locked and configured, and ninja's environment."""
     assert toolkit is not None  # noqa: S101 - a plan that compiles has one
     shared = build_key(plan, toolkit, torch)
@@ -208,10 +222,18 @@ def build_key(plan: Plan, toolkit: Path, torch: TorchFacts) -> str:
 
     Sources and groups do not count; ninja compiles what changed of them.
     """
-    key = documents.digest([
-        plan.recipe, str(toolkit), plan.toolkit.version if plan.toolkit else "", plan.host_compiler,
-        plan.host_compiler_version, torch.model_dump(mode="json"), plan.archs, plan.ptx,
-    ])[:16]  # fmt: skip
+    key = documents.digest(
+        [
+            plan.recipe,
+            str(toolkit),
+            plan.toolkit.version if plan.toolkit else "",
+            plan.host_compiler,
+            plan.host_compiler_version,
+            torch.model_dump(mode="json"),
+            plan.archs,
+            plan.ptx,
+        ]
+    )[:16]
     return key if plan.profile == "lean" else f"{plan.profile}-{key}"
 
 
@@ -232,7 +254,7 @@ def _keep(file: Path, cache: store.Store) -> Path:
 
 def _built(
     module: PlannedModule, file: Path, python: Path, plan: Plan, log: Path, objects: tuple[CompiledObject, ...]
-) -> BuiltModule:  # fmt: skip
+) -> BuiltModule:
     compiler = plan.host_compiler or str(runner.which("g++"))
     registered = ops.schemas(file, python, compiler, log)
     found = {ops.op_name(schema) for schema in registered}

@@ -42,18 +42,20 @@ class Environment(Value):
 
     def text(self) -> str:
         """The file, in YAML."""
-        return "\n".join([
-            f"# The conda environment for CUDA {self.cuda}: compilers and a complete toolkit.",
-            f"# Written by `dca env --cuda {self.cuda} --print`.",
-            f"#   conda env create -f environment.yml && conda activate {self.name} && make wheel CUDA={self.cuda}",
-            f"# Recipes that compile with this toolkit: {', '.join(self.recipes)}; the others pass it over.",
-            f"name: {self.name}",
-            "channels:",
-            *(f"  - {one}" for one in self.channels),
-            "dependencies:",
-            *(f"  - {one}" for one in self.dependencies),
-            "",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                f"# The conda environment for CUDA {self.cuda}: compilers and a complete toolkit.",
+                f"# Written by `dca env --cuda {self.cuda} --print`.",
+                f"#   conda env create -f environment.yml && conda activate {self.name} && make wheel CUDA={self.cuda}",
+                f"# Recipes that compile with this toolkit: {', '.join(self.recipes)}; the others pass it over.",
+                f"name: {self.name}",
+                "channels:",
+                *(f"  - {one}" for one in self.channels),
+                "dependencies:",
+                *(f"  - {one}" for one in self.dependencies),
+                "",
+            ]
+        )
 
 
 def environment(
@@ -67,26 +69,47 @@ def environment(
     takers = [one.recipe for one in known if line in one.recipe.cuda.supported]
     lines = sorted({line for one in known for line in one.recipe.cuda.supported})
     if not takers:
-        raise DcaError("DCA-303", f"no recipe compiles with CUDA {line}.", why=f"they do with {', '.join(lines)}.",
-                       remedy="choose one of them with --cuda.")  # fmt: skip
+        raise DcaError(
+            "DCA-303",
+            f"no recipe compiles with CUDA {line}.",
+            why=f"they do with {', '.join(lines)}.",
+            remedy="choose one of them with --cuda.",
+        )
     release = next((one.redist.label for one in sources if one.redist and one.line == line), None)
     accepts = versions.of(line)
     if release is None or accepts is None:
         there = sorted({one.line for one in sources if one.redist} & set(lines))
-        raise DcaError("DCA-302", f"no release of CUDA {line} is known to build/toolkits.",
-                       remedy=f"choose from {', '.join(there)} with --cuda.")  # fmt: skip
+        raise DcaError(
+            "DCA-302",
+            f"no release of CUDA {line} is known to build/toolkits.",
+            remedy=f"choose from {', '.join(there)} with --cuda.",
+        )
     # As the recipes write it, which is in the order that people read.
-    ranges = {text.removeprefix("cmake") for recipe in takers for text in recipe.build_requirements
-              if Requirement(text).name == "cmake"}  # fmt: skip
+    ranges = {
+        text.removeprefix("cmake")
+        for recipe in takers
+        for text in recipe.build_requirements
+        if Requirement(text).name == "cmake"
+    }
     return Environment(
-        name=f"dca-cu{line.replace('.', '')}", cuda=line, recipes=tuple(recipe.name for recipe in takers),
+        name=f"dca-cu{line.replace('.', '')}",
+        cuda=line,
+        recipes=tuple(recipe.name for recipe in takers),
         channels=(f"nvidia/label/cuda-{release}", "conda-forge", "nodefaults"),
         dependencies=(
-            f"python={python_of([recipe.python for recipe in takers])}", "pip", "uv", "git", "make",
-            f"cmake{','.join(sorted(ranges))}", "ninja", "ccache",
-            f"gcc_linux-64={accepts.gcc_max}", f"gxx_linux-64={accepts.gcc_max}", f"cuda-toolkit={line}",
+            f"python={python_of([recipe.python for recipe in takers])}",
+            "pip",
+            "uv",
+            "git",
+            "make",
+            f"cmake{','.join(sorted(ranges))}",
+            "ninja",
+            "ccache",
+            f"gcc_linux-64={accepts.gcc_max}",
+            f"gxx_linux-64={accepts.gcc_max}",
+            f"cuda-toolkit={line}",
         ),
-    )  # fmt: skip
+    )
 
 
 def python_of(ranges: list[str]) -> str:
@@ -125,17 +148,24 @@ def create(wanted: Environment, program: Path, folder: Path | None, reporter: Re
     with store.scratch() as scratch:
         file = scratch / "environment.yml"
         file.write_text(wanted.text(), encoding="utf-8")
-        done = runner.run([program, *verb, *place, "-f", file], env=env, log=log, timeout=CREATE_SECONDS,
-                          on_tick=lambda: reporter.progress(0, 0, "solving, downloading and unpacking"))  # fmt: skip
+        done = runner.run(
+            [program, *verb, *place, "-f", file],
+            env=env,
+            log=log,
+            timeout=CREATE_SECONDS,
+            on_tick=lambda: reporter.progress(0, 0, "solving, downloading and unpacking"),
+        )
     if done.ok:
-        told = runner.run([program, "run", *place, "python", "-c", "import sys; print(sys.prefix)"], env=env, log=log,
-                          timeout=120.0)  # fmt: skip
+        told = runner.run(
+            [program, "run", *place, "python", "-c", "import sys; print(sys.prefix)"], env=env, log=log, timeout=120.0
+        )
         if told.ok and told.tail and (python := Path(told.tail[-1].strip()) / "bin/python").exists():
             return python
         done = told
     raise DcaError(
-        "DCA-107", f"{program.name} could not make the environment {wanted.name}.",
+        "DCA-107",
+        f"{program.name} could not make the environment {wanted.name}.",
         why="it took too long." if done.timed_out else "\n".join(done.tail[-6:]),
         remedy=f"see {log}. If it is there already: {program.name} env remove {' '.join(place)}. "
         "Without conda the same is made by --engine uv (ENGINE=uv).",
-    )  # fmt: skip
+    )

@@ -73,7 +73,7 @@ def carried_sbom(wheel: Path) -> bytes:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise DcaError(
             "DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="build it or get it again."
-        ) from None  # fmt: skip
+        ) from None
     return b""
 
 

@@ -44,8 +44,22 @@ _LOOKS_WRONG = re.compile(
     r"|^FAILED[: ]|CMake Error|\bSegmentation fault\b|\bAborted\b|undefined reference|\bKilled\b|^Traceback "
 )
 # What the lines of _LOOKS_WRONG hold, to be searched for in all of a log.
-_ALARMS = (b"Error", b"Exception", b"ERROR", b": error", b": fatal", b"\nerror", b"\nfatal", b"FAILED", b"Traceback (",
-           b"Killed", b"Aborted", b"Segmentation f", b"undefined reference", b"panic:")  # fmt: skip
+_ALARMS = (
+    b"Error",
+    b"Exception",
+    b"ERROR",
+    b": error",
+    b": fatal",
+    b"\nerror",
+    b"\nfatal",
+    b"FAILED",
+    b"Traceback (",
+    b"Killed",
+    b"Aborted",
+    b"Segmentation f",
+    b"undefined reference",
+    b"panic:",
+)
 
 
 class Failure(Value):

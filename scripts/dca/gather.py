@@ -153,9 +153,12 @@ def _of_cache(known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, 
         or all(cache.download(sha256, name).is_file() for name, sha256 in provide.file_names(kit).items())
     }
     return bundle.local_reach(
-        known, sources, lambda origin, only: git.kept(origin.urls, origin.commit, cache, only) is not None, kits,
+        known,
+        sources,
+        lambda origin, only: git.kept(origin.urls, origin.commit, cache, only) is not None,
+        kits,
         "it is not in the cache, and nothing is fetched with --offline",
-    )  # fmt: skip
+    )
 
 
 def make_plan(
@@ -292,11 +295,13 @@ def _local_trees(request: Request, known: tuple[Loaded, ...]) -> dict[str, Local
             for own, companion in recipe.companions.items()
             for key, source in {
                 own: companion.source,
-                **{f"{own}/{one.path}": GitSource(kind="git", urls=one.urls, commit=one.commit)
-                   for one in companion.submodules},
+                **{
+                    f"{own}/{one.path}": GitSource(kind="git", urls=one.urls, commit=one.commit)
+                    for one in companion.submodules
+                },
             }.items()
             if key == name
-        ]  # fmt: skip
+        ]
         # A name that no recipe has is refused by the resolver; its folder is not looked at.
         if sources:
             found[name] = local_tree(Path(path), list(sources), dirty=request.dirty, flag=f"--companion {name}")
@@ -328,8 +333,9 @@ def local_tree(path: Path, pins: list[SdistSource | GitSource], *, dirty: bool, 
             return LocalTree(path=str(path), kind="git")
         wanted_commit = " or ".join(commits)
         raise DcaError(
-            "DCA-405", f"{flag}: the repository {path} does not have the pinned commit.",
+            "DCA-405",
+            f"{flag}: the repository {path} does not have the pinned commit.",
             why=f"wanted {wanted_commit}." if commits else "the recipe is pinned to an sdist, not to a commit.",
             remedy="fetch that commit into it, or take the folder as it is with --dirty (publish refuses it).",
-        )  # fmt: skip
+        )
     return LocalTree(path=str(path), kind="folder", tree=store.tree_hash(path, skip=not_source))

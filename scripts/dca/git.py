@@ -53,8 +53,9 @@ def _probe(url: str) -> str:
         return against
     done = runner.run(
         [runner.which("git"), "ls-remote", "--exit-code", "--quiet", "--end-of-options", url, "HEAD"],
-        env=_environment(url), timeout=PROBE_SECONDS,
-    )  # fmt: skip
+        env=_environment(url),
+        timeout=PROBE_SECONDS,
+    )
     if done.timed_out:
         return f"no answer within {PROBE_SECONDS:g} s"
     if done.ok:
@@ -123,10 +124,27 @@ def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> P
             told.append(f"{url}: {against}")
             continue
         done = runner.run(
-            [runner.which("git"), "-C", str(repository), *STALL, *WHOLE, "fetch", "--progress", "--depth", "1",
-             "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--end-of-options", url, commit],
-            env=_environment(url), log=log, timeout=FETCH_SECONDS,
-        )  # fmt: skip
+            [
+                runner.which("git"),
+                "-C",
+                str(repository),
+                *STALL,
+                *WHOLE,
+                "fetch",
+                "--progress",
+                "--depth",
+                "1",
+                "--no-tags",
+                "--no-recurse-submodules",
+                "--no-write-fetch-head",
+                "--end-of-options",
+                url,
+                commit,
+            ],
+            env=_environment(url),
+            log=log,
+            timeout=FETCH_SECONDS,
+        )
         if done.ok and has_commit(repository, commit):
             return repository
         lines = [line for line in done.tail if line.startswith(("fatal:", "error:"))] or list(done.tail[-1:])
@@ -161,8 +179,10 @@ def init(folder: Path, log: Path) -> None:
     """
     done = runner.run(
         [runner.which("git"), "init", "--quiet", "--bare", "--template=", "--", str(folder)],
-        env=runner.environment(), log=log, timeout=60.0,
-    )  # fmt: skip
+        env=runner.environment(),
+        log=log,
+        timeout=60.0,
+    )
     if not done.ok:
         raise DcaError("DCA-405", f"{folder} could not be made.", why=done.text[-400:], remedy=f"see {log}.")
 
@@ -190,8 +210,9 @@ def branch_head(place: str, branch: str, *, local: bool) -> str:
                 continue
             done = runner.run(
                 [runner.which("git"), "ls-remote", "--quiet", "--end-of-options", url, f"refs/heads/{branch}"],
-                env=_environment(url), timeout=PROBE_SECONDS,
-            )  # fmt: skip
+                env=_environment(url),
+                timeout=PROBE_SECONDS,
+            )
             lines = [re.match(r"([0-9a-f]{40})\t(.*)", line) for line in done.tail] if done.ok else []
             # The name is a pattern to git.
             if found := next((line[1] for line in lines if line and line[2] == f"refs/heads/{branch}"), ""):
@@ -244,11 +265,17 @@ def _open(path: Path) -> git.Repo:
 
     repo = git.Repo(path, expand_vars=False)
     repo.git.update_environment(
-        GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*", GIT_NO_LAZY_FETCH="1",
-        GIT_ALLOW_PROTOCOL="", GIT_NO_REPLACE_OBJECTS="1", GIT_ALTERNATE_OBJECT_DIRECTORIES="",
-        GIT_OBJECT_DIRECTORY=str(Path(repo.common_dir) / "objects"), GIT_DIR=str(repo.git_dir),
+        GIT_CONFIG_COUNT="1",
+        GIT_CONFIG_KEY_0="safe.directory",
+        GIT_CONFIG_VALUE_0="*",
+        GIT_NO_LAZY_FETCH="1",
+        GIT_ALLOW_PROTOCOL="",
+        GIT_NO_REPLACE_OBJECTS="1",
+        GIT_ALTERNATE_OBJECT_DIRECTORIES="",
+        GIT_OBJECT_DIRECTORY=str(Path(repo.common_dir) / "objects"),
+        GIT_DIR=str(repo.git_dir),
         GIT_COMMON_DIR=str(repo.common_dir),
-    )  # fmt: skip
+    )
     return repo
 
 

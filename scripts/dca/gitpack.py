@@ -88,8 +88,10 @@ def read(path: Path, repository: Path, log: Path, accept: Callable[[Path], None]
         shutil.copyfile(path, pack)
         done = runner.run(
             [runner.which("git"), "-C", str(part), "index-pack", f"--max-input-size={pack.stat().st_size}", str(pack)],
-            env=runner.environment(), log=log, timeout=INDEX_SECONDS,
-        )  # fmt: skip
+            env=runner.environment(),
+            log=log,
+            timeout=INDEX_SECONDS,
+        )
         if not done.ok:
             raise DcaError("DCA-405", f"git could not read {path.name}.", why=done.text[-400:], remedy=f"see {log}.")
         accept(part)

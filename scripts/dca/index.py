@@ -236,10 +236,11 @@ def unreachable(what: str, error: Exception) -> DcaError:
 def wrong_hash(name: str, wanted: str, found: str) -> DcaError:
     """The error for a download that is not what was pinned."""
     return DcaError(
-        "DCA-401", f"{name} is not the file that is pinned; it was not opened, and was deleted.",
+        "DCA-401",
+        f"{name} is not the file that is pinned; it was not opened, and was deleted.",
         why=f"sha256 wanted {wanted},\nfound {found}.",
         remedy="run the command again; if it happens again, the server or a proxy serves another file.",
-    )  # fmt: skip
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -276,9 +277,13 @@ def download(wanted: IndexFile, cache: store.Store, progress: Progress | None = 
 
 
 def fetch_url(
-    urls: str | tuple[str, ...], sha256: str, path: Path, progress: Progress | None = None, size: int = 0,
+    urls: str | tuple[str, ...],
+    sha256: str,
+    path: Path,
+    progress: Progress | None = None,
+    size: int = 0,
     failed: DcaError | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """A URL's content at `path`, if it has the hash; otherwise nothing is left.
 
     Each URL is asked for in turn, and the user's mirrors of it before it; the first content with the hash is taken.

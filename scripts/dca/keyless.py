@@ -67,9 +67,11 @@ class Signer:
         # Its services are spoken to by private parts that raise what they like: HTTP, JSON, X.509 errors.
         except Exception as error:
             raise DcaError(
-                "DCA-402", "Sigstore did not sign.", why=index.redact(f"{type(error).__name__}: {error}"),
+                "DCA-402",
+                "Sigstore did not sign.",
+                why=index.redact(f"{type(error).__name__}: {error}"),
                 remedy="try again; or sign with a key of your own: --key FILE.",
-            ) from None  # fmt: skip
+            ) from None
         return _canonical(json.loads(bundle.to_json()))
 
 
@@ -204,9 +206,10 @@ def _package() -> None:
         import sigstore  # noqa: F401 - whether it is there
     except ImportError:
         raise DcaError(
-            "DCA-103", "The package sigstore is not there.",
+            "DCA-103",
+            "The package sigstore is not there.",
             remedy=machine.install_command("sigstore"),
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _config(trust: Path | None, *, offline: bool) -> ClientTrustConfig:
@@ -218,9 +221,11 @@ def _config(trust: Path | None, *, offline: bool) -> ClientTrustConfig:
             return ClientTrustConfig.production(offline=offline)
         except Error as error:
             raise DcaError(
-                "DCA-402", "The roots that Sigstore trusts could not be fetched.", why=f"{error}",
+                "DCA-402",
+                "The roots that Sigstore trusts could not be fetched.",
+                why=f"{error}",
                 remedy="try again with a network; or sign with a key of your own: --key FILE.",
-            ) from error  # fmt: skip
+            ) from error
     if not trust.is_file():
         raise DcaError("DCA-204", f"--trust-config: {trust} is not a file.", remedy="check the path.")
     with trust.open("rb") as stream:
@@ -234,14 +239,18 @@ def _config(trust: Path | None, *, offline: bool) -> ClientTrustConfig:
 def _bad_trust(trust: Path | None, error: Exception) -> DcaError:
     name = trust or "The trust configuration of Sigstore"
     return DcaError(
-        "DCA-222", f"{name} is no trust configuration that can be used.", why=f"{error}".splitlines()[0],
+        "DCA-222",
+        f"{name} is no trust configuration that can be used.",
+        why=f"{error}".splitlines()[0],
         remedy="get it again from whoever runs that Sigstore instance, or leave --trust-config out.",
-    )  # fmt: skip
+    )
 
 
 def _no_identity(why: str) -> DcaError:
     return DcaError(
-        "DCA-221", "There is no identity to sign with.", why=why,
+        "DCA-221",
+        "There is no identity to sign with.",
+        why=why,
         remedy="in a GitHub workflow give the job `permissions: id-token: write`; elsewhere\n"
         f"set {TOKEN} to what `python -m sigstore get-identity-token` prints; or sign with a key: --key FILE.",
-    )  # fmt: skip
+    )

@@ -16,9 +16,16 @@ from dca.resolve import jobs
 
 
 def prepare(
-    plan: Plan, recipe: Recipe, tree: Tree, toolkit: Path, python: Path, torch: TorchFacts, folder: Path,
-    reporter: Reporter, log: Path,
-) -> dict[str, str]:  # fmt: skip
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    toolkit: Path,
+    python: Path,
+    torch: TorchFacts,
+    folder: Path,
+    reporter: Reporter,
+    log: Path,
+) -> dict[str, str]:
     """Bring a build folder to where ninja can start; the environment that ninja runs in.
 
     Raises:
@@ -31,10 +38,14 @@ def prepare(
     modules = _generate(plan, recipe, groups, folder, toolkit, torch)
     env = provide.compiler_environment(toolkit)
     arguments: list[str | Path] = [
-        "-S", folder / "src/lean", f"-DDCA_MODULES={folder / 'generated/modules.cmake'}",
-        *provide.cmake_arguments(toolkit, plan.host_compiler), "-DCMAKE_CUDA_ARCHITECTURES=OFF",
-        "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DNDEBUG", "-DCMAKE_CUDA_FLAGS_RELEASE=-O2 -DNDEBUG",
-    ]  # fmt: skip
+        "-S",
+        folder / "src/lean",
+        f"-DDCA_MODULES={folder / 'generated/modules.cmake'}",
+        *provide.cmake_arguments(toolkit, plan.host_compiler),
+        "-DCMAKE_CUDA_ARCHITECTURES=OFF",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DNDEBUG",
+        "-DCMAKE_CUDA_FLAGS_RELEASE=-O2 -DNDEBUG",
+    ]
     # CMake itself watches all that it reads, but ninja lists its commands without asking it.
     cmake.configure(arguments, modules, folder, provide.names(toolkit, torch), python, env, reporter, log)
     return env

@@ -95,23 +95,31 @@ def lock(plan: Plan, recipe: Recipe, tree: Tree, toolkits: tuple[ToolkitSource, 
     """The lock of a build whose sources are on the disk."""
     official = recipe.official_wheel if tree.members else None
     return Lock(
-        recipe=plan.recipe, plan=plan.key, version=plan.version, python=plan.python,
+        recipe=plan.recipe,
+        plan=plan.key,
+        version=plan.version,
+        python=plan.python,
         sources=tuple(_source(one, plan, recipe) for one in tree.sources),
         official_wheel=LockedFile(name=official.file, sha256=official.sha256) if official else None,
-        members=tree.members, patches={one.name: one.sha256 for one in tree.patches}, toolkit=_toolkit(plan, toolkits),
+        members=tree.members,
+        patches={one.name: one.sha256 for one in tree.patches},
+        toolkit=_toolkit(plan, toolkits),
         packages=packages(data.build_lock(plan.recipe, plan.profile), plan.python),
-    )  # fmt: skip
+    )
 
 
 def _source(fetched: FetchedSource, plan: Plan, recipe: Recipe) -> LockedSource:
     origin, planned = recipe.origin(fetched.name), plan.source(fetched.name)
     return LockedSource(
-        name=fetched.name, pin=fetched.pin, urls=() if fetched.pin.startswith("tree:") else origin.urls,
+        name=fetched.name,
+        pin=fetched.pin,
+        urls=() if fetched.pin.startswith("tree:") else origin.urls,
         file=origin.file if isinstance(origin, SdistSource) else "",
         branch=origin.branch if isinstance(origin, GitSource) else "",
-        head=fetched.head, tree=fetched.tree,
+        head=fetched.head,
+        tree=fetched.tree,
         place="local" if planned and planned.origin == "local" else fetched.place,
-    )  # fmt: skip
+    )
 
 
 def _toolkit(plan: Plan, known: tuple[ToolkitSource, ...]) -> LockedToolkit | None:
@@ -150,8 +158,12 @@ def packages(path: Path, python: str) -> tuple[LockedPackage, ...]:
             continue
         match = re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;([^\n]*?))?\s*((?:--hash=sha256:[0-9a-f]{64}\s*)+)", head)
         if match is None:
-            raise DcaError("DCA-407", f"{path} holds a line that pins nothing.", why=head[:100], remedy="make it with "
-                           "`make locks`.")  # fmt: skip
+            raise DcaError(
+                "DCA-407",
+                f"{path} holds a line that pins nothing.",
+                why=head[:100],
+                remedy="make it with `make locks`.",
+            )
         if match[3] is None or Marker(match[3].strip()).evaluate({str(key): str(value) for key, value in here.items()}):
             hashes = tuple(re.findall(r"sha256:([0-9a-f]{64})", match[4]))
             found.append(LockedPackage(name=canonicalize_name(match[1]), version=match[2], hashes=hashes))

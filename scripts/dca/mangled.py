@@ -30,9 +30,13 @@ class Name(NamedTuple):
 _NAMELESS = Name("")
 _BUILT_IN = frozenset("vwbcahstijlmxynofdegz")
 _STANDARD = {
-    "a": "std::allocator", "b": "std::basic_string", "s": "std::string",
-    "i": "std::istream", "o": "std::ostream", "d": "std::iostream",
-}  # fmt: skip
+    "a": "std::allocator",
+    "b": "std::basic_string",
+    "s": "std::string",
+    "i": "std::istream",
+    "o": "std::ostream",
+    "d": "std::iostream",
+}
 _OPERATORS = {
     "nw": " new", "na": " new[]", "dl": " delete", "da": " delete[]", "ps": "+", "ng": "-", "ad": "&", "de": "*",
     "co": "~", "pl": "+", "mi": "-", "ml": "*", "dv": "/", "rm": "%", "an": "&", "or": "|", "eo": "^", "aS": "=",

@@ -108,7 +108,10 @@ def limiting(proc: Path = PROC, cgroup: Path = CGROUP) -> str:
     """The file of the control group that allows least; empty where the host's own memory is less, or none limits."""
     import psutil
 
-    limits = [(limit, file) for folder, names in _groups(proc, cgroup)
-              if (limit := _number(file := folder / names.limit)) is not None]  # fmt: skip
+    limits = [
+        (limit, file)
+        for folder, names in _groups(proc, cgroup)
+        if (limit := _number(file := folder / names.limit)) is not None
+    ]
     least = min(limits, default=None, key=lambda one: one[0])
     return str(least[1]) if least and least[0] < psutil.virtual_memory().total else ""

@@ -45,8 +45,10 @@ def _is_loopback(host: str) -> bool:
 def _folder(url: str) -> str:
     parts = urlsplit(url)
     if not is_safe(url) or not url.endswith("/") or parts.query or parts.fragment:
-        raise ValueError("must be the address of a folder that ends with `/`: https, or http on this machine, and no "
-                         "user or password (netrc is for those)")  # fmt: skip
+        raise ValueError(
+            "must be the address of a folder that ends with `/`: https, or http on this machine, and no "
+            "user or password (netrc is for those)"
+        )
     return url
 
 

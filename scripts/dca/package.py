@@ -32,9 +32,16 @@ _COMPRESSION = 6
 
 
 def package(
-    plan: Plan, recipe: Recipe, tree: Tree, build: Build, python: Path, cache: store.Store, out: Path,
-    reporter: Reporter, log: Path,
-) -> Path:  # fmt: skip
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    build: Build,
+    python: Path,
+    cache: store.Store,
+    out: Path,
+    reporter: Reporter,
+    log: Path,
+) -> Path:
     """The wheel of a plan, in `out`; it appears there whole or not at all.
 
     Raises:
@@ -73,10 +80,24 @@ def _pure_wheel(
         "PATH": f"{python.parent}:{runner.environment().get('PATH', '')}",
     }
     done = runner.run(
-        [find_uv(), "build", "--wheel", "--no-build-isolation", "--offline", "--no-config", "--python", python,
-         "--out-dir", scratch / "pure", source],
-        cwd=scratch, env=env, log=log, timeout=SETUP_SECONDS,
-    )  # fmt: skip
+        [
+            find_uv(),
+            "build",
+            "--wheel",
+            "--no-build-isolation",
+            "--offline",
+            "--no-config",
+            "--python",
+            python,
+            "--out-dir",
+            scratch / "pure",
+            source,
+        ],
+        cwd=scratch,
+        env=env,
+        log=log,
+        timeout=SETUP_SECONDS,
+    )
     wheels = list((scratch / "pure").glob("*.whl"))
     if not done.ok or len(wheels) != 1:
         raise DcaError(
@@ -192,12 +213,16 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
         "patched": tree.patched,
         "patches": [one.model_dump(mode="json") for one in tree.patches],
         "modules": [
-            {"path": module.path, "origin": module.origin, "sha256": module.sha256,
-             "schemas": sorted(module.schemas),
-             "sources": {one.source: one.sha256 for one in module.objects}}
+            {
+                "path": module.path,
+                "origin": module.origin,
+                "sha256": module.sha256,
+                "schemas": sorted(module.schemas),
+                "sources": {one.source: one.sha256 for one in module.objects},
+            }
             for module in build.modules
         ],
-    }  # fmt: skip
+    }
 
 
 def cuda_requirements(path: Path, recipe: Recipe) -> list[Requirement]:

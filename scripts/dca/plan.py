@@ -219,10 +219,25 @@ class Plan(Document):
         Explanations, paths of this machine, where a source with a pin comes from, the CUDA line that was only asked
         for, and how many jobs run at once do not count.
         """
-        telling = {"choices", "checks", "warnings", "advice", "passed_over", "cuda_asked", "substituted", "jobs",
-                   "heavy_jobs", "jobs_asked"}  # fmt: skip
-        here = {"python_path": True, "host_compiler": True, "toolkit": {"path"},
-                "sources": {"__all__": {"places", "origin"}}, "modules": {"__all__": {"reason"}}}  # fmt: skip
+        telling = {
+            "choices",
+            "checks",
+            "warnings",
+            "advice",
+            "passed_over",
+            "cuda_asked",
+            "substituted",
+            "jobs",
+            "heavy_jobs",
+            "jobs_asked",
+        }
+        here = {
+            "python_path": True,
+            "host_compiler": True,
+            "toolkit": {"path"},
+            "sources": {"__all__": {"places", "origin"}},
+            "modules": {"__all__": {"reason"}},
+        }
         exclude: dict[str, Any] = {**dict.fromkeys(telling, True), **here}
         if self.toolkit is None:
             exclude.pop("toolkit")

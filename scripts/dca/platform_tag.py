@@ -8,9 +8,17 @@ from pathlib import Path
 
 # What torch and its packages bring into the environment; the loader finds them there, and no wheel of ours holds them.
 BROUGHT = frozenset(
-    {"libtorch*.so*", "libc10*.so*", "libcuda.so*", "libcudart.so*", "libcublas*.so*", "libnvrtc*.so*", "libnccl.so*",
-     "libgomp.so*"}
-)  # fmt: skip
+    {
+        "libtorch*.so*",
+        "libc10*.so*",
+        "libcuda.so*",
+        "libcudart.so*",
+        "libcublas*.so*",
+        "libnvrtc*.so*",
+        "libnccl.so*",
+        "libgomp.so*",
+    }
+)
 
 
 def platform_tag(modules: Iterable[Path]) -> str:

@@ -27,9 +27,17 @@ Json = dict[str, Any]
 
 
 def statement(
-    wheel: str, sha256: str, plan: Plan, recipe: Recipe, tree: Tree, build: Build,
-    toolkits: tuple[ToolkitSource, ...], tool: str, started: datetime, invocation: str,
-) -> Json:  # fmt: skip
+    wheel: str,
+    sha256: str,
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    build: Build,
+    toolkits: tuple[ToolkitSource, ...],
+    tool: str,
+    started: datetime,
+    invocation: str,
+) -> Json:
     """The statement on a wheel that was just made.
 
     Args:
@@ -47,24 +55,30 @@ def statement(
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {
-                    "recipe": plan.recipe, "profile": plan.profile, "groups": _asked_groups(plan, recipe),
+                    "recipe": plan.recipe,
+                    "profile": plan.profile,
+                    "groups": _asked_groups(plan, recipe),
                     "archs": [f"{arch}+PTX" if arch in plan.ptx else arch for arch in plan.archs],
-                    "cuda": plan.cuda_asked or plan.cuda, "prebuilt": [module.name for module in plan.copied],
+                    "cuda": plan.cuda_asked or plan.cuda,
+                    "prebuilt": [module.name for module in plan.copied],
                 },
                 "internalParameters": {
-                    "plan": plan.key, "choices": _choices(plan), "environment": _environment(plan, build),
+                    "plan": plan.key,
+                    "choices": _choices(plan),
+                    "environment": _environment(plan, build),
                 },
                 "resolvedDependencies": list(_dependencies(plan, recipe, tree, build, toolkits)),
             },
             "runDetails": {
                 "builder": {"id": BUILDER, "version": {"dca-build": __version__, "files": tool}},
                 "metadata": {
-                    "invocationId": invocation, "startedOn": _moment(started),
+                    "invocationId": invocation,
+                    "startedOn": _moment(started),
                     "finishedOn": _moment(datetime.now(timezone.utc)),
                 },
             },
         },
-    }  # fmt: skip
+    }
 
 
 def _moment(time: datetime) -> str:
@@ -89,10 +103,14 @@ def _choices(plan: Plan) -> Json:
 
 def _environment(plan: Plan, build: Build) -> Json:
     return {
-        "system": f"{platform.system()} {platform.machine()}", "libc": "-".join(platform.libc_ver()),
-        "host_compiler": build.host_compiler, "toolkit": build.toolkit, "torch": build.torch, "python": plan.python,
+        "system": f"{platform.system()} {platform.machine()}",
+        "libc": "-".join(platform.libc_ver()),
+        "host_compiler": build.host_compiler,
+        "toolkit": build.toolkit,
+        "torch": build.torch,
+        "python": plan.python,
         "jobs": build.jobs,
-    }  # fmt: skip
+    }
 
 
 def _dependencies(
@@ -111,8 +129,11 @@ def _dependencies(
         else:
             yield told | _place(recipe.origin(source.name))
     for patch in tree.patches:
-        yield {"name": f"patch {patch.name}", "digest": {"sha256": patch.sha256},
-               "annotations": {"status": patch.status}}  # fmt: skip
+        yield {
+            "name": f"patch {patch.name}",
+            "digest": {"sha256": patch.sha256},
+            "annotations": {"status": patch.status},
+        }
     for path, sha256 in tree.members.items():
         yield {"name": path, "digest": {"sha256": sha256}, "annotations": {"from": _official(recipe)}}
     if plan.toolkit:

@@ -190,10 +190,24 @@ def admit(folder: Path, plan: Plan, cache: store.Store, reporter: Reporter, log:
     with store.scratch(cache.open().root) as work:
         (work / "kernel.cu").write_text(_KERNEL)
         done = runner.run(
-            [nvcc, "-shared", "-cudart", "shared", "-Xcompiler", "-fPIC", "-ccbin", plan.host_compiler,
-             *gencode(plan.archs, ()), "-o", work / "kernel.so", work / "kernel.cu"],
-            env=compiler_environment(folder), log=log, timeout=300.0,
-        )  # fmt: skip
+            [
+                nvcc,
+                "-shared",
+                "-cudart",
+                "shared",
+                "-Xcompiler",
+                "-fPIC",
+                "-ccbin",
+                plan.host_compiler,
+                *gencode(plan.archs, ()),
+                "-o",
+                work / "kernel.so",
+                work / "kernel.cu",
+            ],
+            env=compiler_environment(folder),
+            log=log,
+            timeout=300.0,
+        )
     if not done.ok:
         raise DcaError(
             "DCA-601",
@@ -230,11 +244,15 @@ def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
         host_compiler: path of a C++ compiler.
     """
     return [
-        f"-DCMAKE_CXX_COMPILER={host_compiler}", f"-DCMAKE_CUDA_HOST_COMPILER={host_compiler}",
-        f"-DCMAKE_CUDA_COMPILER={folder / 'bin/nvcc'}", f"-DCUDAToolkit_ROOT={folder}",
+        f"-DCMAKE_CXX_COMPILER={host_compiler}",
+        f"-DCMAKE_CUDA_HOST_COMPILER={host_compiler}",
+        f"-DCMAKE_CUDA_COMPILER={folder / 'bin/nvcc'}",
+        f"-DCUDAToolkit_ROOT={folder}",
         # CMake looks at the compiler before it knows of the shared runtime, and there is no static one.
-        "-DCMAKE_CUDA_FLAGS=--cudart=shared", "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared", "-DCMAKE_BUILD_TYPE=Release",
-    ]  # fmt: skip
+        "-DCMAKE_CUDA_FLAGS=--cudart=shared",
+        "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
+        "-DCMAKE_BUILD_TYPE=Release",
+    ]
 
 
 def gencode(archs: tuple[str, ...], ptx: tuple[str, ...]) -> list[str]:

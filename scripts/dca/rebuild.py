@@ -33,9 +33,14 @@ def request(statement: bytes, **local: Any) -> Request:
         definition = told["predicate"]["buildDefinition"]
         asked = {provenance.BUILD_TYPE: definition["externalParameters"]}[definition["buildType"]]
         return Request(
-            recipe=asked["recipe"], profile=asked["profile"], groups=tuple(asked["groups"]),
-            archs=tuple(asked["archs"]), cuda=asked["cuda"], prebuilt=tuple(asked["prebuilt"]), **local,
-        )  # fmt: skip
+            recipe=asked["recipe"],
+            profile=asked["profile"],
+            groups=tuple(asked["groups"]),
+            archs=tuple(asked["archs"]),
+            cuda=asked["cuda"],
+            prebuilt=tuple(asked["prebuilt"]),
+            **local,
+        )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DcaError(
             "DCA-111",
@@ -61,9 +66,10 @@ def rebuild(
     """
     if evidence.PROVENANCE not in files:
         raise DcaError(
-            "DCA-111", f"{path.name} cannot be built again: nothing says how it was made.",
+            "DCA-111",
+            f"{path.name} cannot be built again: nothing says how it was made.",
             remedy="name the folder with its provenance.json: --evidence DIR.",
-        )  # fmt: skip
+        )
     plan, world = gather.make_plan(request(files[evidence.PROVENANCE], **local), cache)
     if differences := _planned(plan, json.loads(files[evidence.PROVENANCE])):
         says = "it cannot be built again as it was: " + "; ".join(differences) + "."
@@ -94,10 +100,12 @@ def _planned(plan: Plan, told: Any) -> list[str]:
     changed = [
         f"the {name} is another"
         for name, digest in (
-            ("recipe", plan.recipe_digest), ("build lock", plan.build_lock_digest), ("run lock", plan.lock_digest)
+            ("recipe", plan.recipe_digest),
+            ("build lock", plan.build_lock_digest),
+            ("run lock", plan.lock_digest),
         )
         if parts.get(name) != digest
-    ]  # fmt: skip
+    ]
     changed += [
         f"{name} was {then[name]} and would be {now[name]}"
         for name in sorted(then.keys() & now.keys() - {"modules"})

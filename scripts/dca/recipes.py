@@ -376,11 +376,22 @@ class Recipe(Value):
             name: companion.model_copy(update={"stand_in": (), "python": None})
             for name, companion in self.companions.items()
         }
-        return self.model_copy(update={
-            "package": KERNELS_PACKAGE, "python": own.python, "torch": own.torch, "cuda": own.cuda, "caps": (),
-            "lock_date": own.lock_date, "build_requirements": own.build_requirements, "lean": own, "full": None,
-            "official_wheel": None, "modules": modules, "companions": companions,
-        })  # fmt: skip
+        return self.model_copy(
+            update={
+                "package": KERNELS_PACKAGE,
+                "python": own.python,
+                "torch": own.torch,
+                "cuda": own.cuda,
+                "caps": (),
+                "lock_date": own.lock_date,
+                "build_requirements": own.build_requirements,
+                "lean": own,
+                "full": None,
+                "official_wheel": None,
+                "modules": modules,
+                "companions": companions,
+            }
+        )
 
     def offer(self, profile: str) -> Lean | Full:
         """What a profile is offered for; the lean one's for a profile that the recipe does not have."""
@@ -466,9 +477,13 @@ class Loaded(Value):
         if profile != KERNELS or self.recipe.kernels is None:
             return self
         digest = self.kernels_lock_digest
-        return self.model_copy(update={
-            "recipe": self.recipe.of_profile(profile), "lock_digest": digest, "build_lock_digest": digest,
-        })  # fmt: skip
+        return self.model_copy(
+            update={
+                "recipe": self.recipe.of_profile(profile),
+                "lock_digest": digest,
+                "build_lock_digest": digest,
+            }
+        )
 
 
 def load(path: Path) -> Loaded:

@@ -23,11 +23,30 @@ from dca.errors import DcaError, disk_full
 KEPT = ("HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "TERM")
 # Only programs that go to the network see how to get there.
 KEPT_NETWORK = (
-    "ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "all_proxy", "https_proxy", "http_proxy", "no_proxy",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO",
-    "UV_INDEX", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_HTTP_TIMEOUT", "UV_NATIVE_TLS",
-    "UV_SYSTEM_CERTS", "UV_KEYRING_PROVIDER", "UV_PYTHON_INSTALL_DIR", "NETRC",
-)  # fmt: skip
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "all_proxy",
+    "https_proxy",
+    "http_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "UV_INDEX",
+    "UV_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+    "UV_EXTRA_INDEX_URL",
+    "UV_HTTP_TIMEOUT",
+    "UV_NATIVE_TLS",
+    "UV_SYSTEM_CERTS",
+    "UV_KEYRING_PROVIDER",
+    "UV_PYTHON_INSTALL_DIR",
+    "NETRC",
+)
 GRACE_SECONDS = 5.0
 GUARDIAN = Path(__file__).with_name("guardian.py")
 # How programs say ENOSPC and EDQUOT; whichever stage they belong to, that is the cause and not the stage.
@@ -150,8 +169,9 @@ def run(
             stream = stack.enter_context(log.open("ab"))
             stream.write(hide(f"+ {' '.join(words)}\n").encode("utf-8", "surrogateescape"))
             stream.flush()
-        program = _start(words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing,
-                         grace=grace)  # fmt: skip
+        program = _start(
+            words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing, grace=grace
+        )
         process = program.process
         timed_out = False
         try:
@@ -258,9 +278,15 @@ def _open(
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, pass_fds=descriptors,
-        )  # fmt: skip
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=descriptors,
+        )
     except OSError as error:
         if cwd is not None and not cwd.is_dir():
             raise DcaError("DCA-204", f"the folder {cwd} does not exist.", remedy="check the path.") from None

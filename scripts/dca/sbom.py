@@ -41,11 +41,20 @@ def sbom(plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> bytes:
 
     package = canonicalize_name(recipe.package)
     wheel = _component(
-        "wheel", package, plan.version, f"pkg:pypi/{package}",
-        properties={"plan": plan.key, "recipe": plan.recipe, "profile": plan.profile, "groups": ",".join(plan.groups),
-                    "archs": ",".join(plan.archs), "dirty": str(plan.dirty).lower(),
-                    "build-lock": plan.build_lock_digest},
-    )  # fmt: skip
+        "wheel",
+        package,
+        plan.version,
+        f"pkg:pypi/{package}",
+        properties={
+            "plan": plan.key,
+            "recipe": plan.recipe,
+            "profile": plan.profile,
+            "groups": ",".join(plan.groups),
+            "archs": ",".join(plan.archs),
+            "dirty": str(plan.dirty).lower(),
+            "build-lock": plan.build_lock_digest,
+        },
+    )
     tool = Component(type=ComponentType.APPLICATION, name="dca-build", version=__version__, bom_ref="tool")
     bom = Bom(
         serial_number=uuid.uuid5(NAMESPACE, plan.key),
@@ -80,9 +89,15 @@ def _changes(patch: Applied, source: str, known: dict[str, Component]) -> bool:
 
 
 def _component(
-    ref: str, name: str, version: str, purl: str, *, sha256: str = "", program: bool = False,
+    ref: str,
+    name: str,
+    version: str,
+    purl: str,
+    *,
+    sha256: str = "",
+    program: bool = False,
     properties: dict[str, str] | None = None,
-) -> Component:  # fmt: skip
+) -> Component:
     """A component that package URLs can name.
 
     Args:
@@ -112,9 +127,12 @@ def _file(name: str, sha256: str, properties: dict[str, str]) -> Component:
     from cyclonedx.model.component import Component, ComponentType
 
     return Component(
-        type=ComponentType.FILE, name=name, bom_ref=f"file:{name}",
-        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)], properties=_properties(properties),
-    )  # fmt: skip
+        type=ComponentType.FILE,
+        name=name,
+        bom_ref=f"file:{name}",
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)],
+        properties=_properties(properties),
+    )
 
 
 def _properties(given: dict[str, str]) -> list[Property]:
@@ -133,9 +151,13 @@ def _source(fetched: FetchedSource, recipe: Recipe, tree: Tree) -> Component:
     origin = recipe.origin(fetched.name)
     if isinstance(origin, SdistSource):
         return _component(
-            ref, fetched.name, origin.version, f"pkg:pypi/{canonicalize_name(origin.package)}", sha256=origin.sha256,
+            ref,
+            fetched.name,
+            origin.version,
+            f"pkg:pypi/{canonicalize_name(origin.package)}",
+            sha256=origin.sha256,
             properties={**told, "file": origin.file},
-        )  # fmt: skip
+        )
     return _component(ref, fetched.name, origin.commit, _repository(origin.urls[0]), properties=told)
 
 
@@ -160,9 +182,13 @@ def _makers(plan: Plan, build: Build) -> Iterator[Component]:
     yield _component("torch", "torch", plan.torch, "pkg:pypi/torch", properties={"cuda": plan.torch_cuda})
     if plan.toolkit:
         yield _component(
-            "toolkit", "cuda-toolkit", build.toolkit, "pkg:generic/cuda-toolkit", program=True,
+            "toolkit",
+            "cuda-toolkit",
+            build.toolkit,
+            "pkg:generic/cuda-toolkit",
+            program=True,
             properties={"provider": plan.toolkit.name},
-        )  # fmt: skip
+        )
         yield _component("host-compiler", "gcc", build.host_compiler, "pkg:generic/gcc", program=True)
 
 
@@ -171,6 +197,10 @@ def _official(recipe: Recipe) -> Component | None:
     if wheel is None:
         return None
     return _component(
-        "official-wheel", wheel.file, wheel.version, f"pkg:pypi/{canonicalize_name(wheel.package)}",
-        sha256=wheel.sha256, properties={"cuda": wheel.cuda},
-    )  # fmt: skip
+        "official-wheel",
+        wheel.file,
+        wheel.version,
+        f"pkg:pypi/{canonicalize_name(wheel.package)}",
+        sha256=wheel.sha256,
+        properties={"cuda": wheel.cuda},
+    )

@@ -111,9 +111,11 @@ def _read(path: Path) -> bytes:
 
 def _no_key(path: Path, why: str, command: str) -> DcaError:
     return DcaError(
-        "DCA-220", f"{path} is not an Ed25519 key in PEM without a password.", why=why,
+        "DCA-220",
+        f"{path} is not an Ed25519 key in PEM without a password.",
+        why=why,
         remedy=f"make one with: openssl {command}",
-    )  # fmt: skip
+    )
 
 
 def key_id(key: Ed25519PublicKey) -> str:

@@ -20,9 +20,16 @@ INSTALL_SECONDS = 300.0
 
 
 def prepare(
-    plan: Plan, recipe: Recipe, tree: Tree, toolkit: Path, python: Path, torch: TorchFacts, folder: Path,
-    reporter: Reporter, log: Path,
-) -> dict[str, str]:  # fmt: skip
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    toolkit: Path,
+    python: Path,
+    torch: TorchFacts,
+    folder: Path,
+    reporter: Reporter,
+    log: Path,
+) -> dict[str, str]:
     """Bring a build folder to where ninja can start; the environment that ninja runs in.
 
     Raises:
@@ -40,10 +47,13 @@ def prepare(
     # CMake names the runtime without saying where it is.
     libraries = " ".join(f'"-L{path}"' for path in provide.folders(toolkit, "lib"))
     arguments: list[str | Path] = [
-        "-S", source / "source", *provide.cmake_arguments(toolkit, plan.host_compiler),
+        "-S",
+        source / "source",
+        *provide.cmake_arguments(toolkit, plan.host_compiler),
         # torch's CMake package uses the old FindCUDA, which would take any nvcc on PATH or in /usr/local.
         f"-DCUDA_TOOLKIT_ROOT_DIR={toolkit}",
-        f"-DCUDA_cuda_driver_LIBRARY={driver}", "-DCUDA_NVRTC_LIB=",
+        f"-DCUDA_cuda_driver_LIBRARY={driver}",
+        "-DCUDA_NVRTC_LIB=",
         # The math libraries' headers, which torch's headers include, need not be in the toolkit.
         f"-DCMAKE_CXX_STANDARD_INCLUDE_DIRECTORIES={';'.join(torch.includes)}",
         f"-DCMAKE_CUDA_STANDARD_INCLUDE_DIRECTORIES={';'.join(torch.includes)}",
@@ -58,7 +68,7 @@ def prepare(
             for name, companion in full.companions.items()
             if _needed(name, full, plan)
         ),
-    ]  # fmt: skip
+    ]
     identity = [placed, env["TORCH_CUDA_ARCH_LIST"]]
     cmake.configure(arguments, identity, folder, provide.names(toolkit, torch), python, env, reporter, log)
     return env
@@ -73,8 +83,10 @@ def install(module: PlannedModule, folder: Path, python: Path, env: dict[str, st
     prefix = folder / "installed"
     done = runner.run(
         [python.parent / "cmake", "--install", folder / "ninja", "--prefix", prefix, "--component", module.name],
-        env=env, log=log, timeout=INSTALL_SECONDS,
-    )  # fmt: skip
+        env=env,
+        log=log,
+        timeout=INSTALL_SECONDS,
+    )
     if not done.ok or not (prefix / module.path).is_file():
         raise DcaError(
             "DCA-605",

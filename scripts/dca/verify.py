@@ -105,9 +105,12 @@ def verify(wheel: Path, files: Mapping[str, bytes], trusted: Trusted = NOBODY) -
         findings.append(_finding(name, check) if name in files else _absent(name))
     signers, signed = _signatures(files, found, trusted)
     return Verification(
-        wheel=found.file, sha256=found.sha256, key=signers.get("dsse", ""), identity=signers.get("sigstore", ""),
+        wheel=found.file,
+        sha256=found.sha256,
+        key=signers.get("dsse", ""),
+        identity=signers.get("sigstore", ""),
         findings=(*findings, *signed),
-    )  # fmt: skip
+    )
 
 
 def _finding(name: str, check: Callable[[], str]) -> Finding:
@@ -154,9 +157,10 @@ def _archive(found: Inspection) -> Finding:
     if found.problems:
         return Finding(check="archive", status="wrong", says=" ".join(found.problems))
     return Finding(
-        check="archive", status="proven",
+        check="archive",
+        status="proven",
         says=f"{found.files} files are those of its RECORD; name, tags and METADATA agree.",
-    )  # fmt: skip
+    )
 
 
 def _recorded(found: Inspection, record: Json) -> Finding:
@@ -166,9 +170,10 @@ def _recorded(found: Inspection, record: Json) -> Finding:
     if absent := sorted(set(found.recorded.hashes) - {module.path for module in found.modules}):
         return Finding(check="record", status="wrong", says=f"its record names {', '.join(absent)}, which it lacks.")
     return Finding(
-        check="record", status="proven",
+        check="record",
+        status="proven",
         says=f"its {len(found.modules)} modules are those of its record, of plan {found.recorded.plan}.",
-    )  # fmt: skip
+    )
 
 
 def _sbom(content: bytes, wheel: Path, found: Inspection, record: Json) -> str:

@@ -77,14 +77,19 @@ def with_toolkit(
     (folder / "cuda").symlink_to(kit)
     home = shlex.quote(str(folder.absolute() / "cuda"))
     with (folder / "bin/activate").open("a", encoding="utf-8") as stream:
-        stream.write(f"\n# CUDA {line} and the host compiler that it takes.\nexport CUDA_HOME={home}\n"
-                     f'export PATH="$CUDA_HOME/bin:$PATH" CUDAHOSTCXX={shlex.quote(compiler.path)}\n')  # fmt: skip
+        stream.write(
+            f"\n# CUDA {line} and the host compiler that it takes.\nexport CUDA_HOME={home}\n"
+            f'export PATH="$CUDA_HOME/bin:$PATH" CUDAHOSTCXX={shlex.quote(compiler.path)}\n'
+        )
     version = toolkits.nvcc_version(kit / "bin/nvcc")
     return Workspace(
-        engine="uv", folder=str(folder), cuda=version, compiler=f"{compiler.path} {compiler.version}",
+        engine="uv",
+        folder=str(folder),
+        cuda=version,
+        compiler=f"{compiler.path} {compiler.version}",
         activate=f"source {shlex.quote(str(folder / 'bin/activate'))}",
         notes=("g++ and git are the machine's own", *notes),
-    )  # fmt: skip
+    )
 
 
 def recipe_for(line: str, known: tuple[Loaded, ...], python: str) -> Recipe:
@@ -100,14 +105,21 @@ def recipe_for(line: str, known: tuple[Loaded, ...], python: str) -> Recipe:
     takers = [one.recipe for one in known if line in one.recipe.cuda.supported]
     if not takers:
         lines = sorted({line for one in known for line in one.recipe.cuda.supported})
-        raise DcaError("DCA-303", f"no recipe compiles with CUDA {line}.", why=f"they do with {', '.join(lines)}.",
-                       remedy="choose one of them with --cuda.")  # fmt: skip
+        raise DcaError(
+            "DCA-303",
+            f"no recipe compiles with CUDA {line}.",
+            why=f"they do with {', '.join(lines)}.",
+            remedy="choose one of them with --cuda.",
+        )
     for recipe in takers:
         if SpecifierSet(recipe.python).contains(python):
             return recipe
     ranges = ", ".join(f"{one.name} ({one.python})" for one in takers)
-    raise DcaError("DCA-306", f"Python {python} is outside the range of {ranges}.",
-                   remedy="run it with another one: make env PYTHON=python3.12")  # fmt: skip
+    raise DcaError(
+        "DCA-306",
+        f"Python {python} is outside the range of {ranges}.",
+        remedy="run it with another one: make env PYTHON=python3.12",
+    )
 
 
 def with_wheel(wheel: Path, folder: Path, cache: store.Store, reporter: Reporter, log: Path) -> Workspace:
@@ -130,9 +142,11 @@ def with_wheel(wheel: Path, folder: Path, cache: store.Store, reporter: Reporter
     _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", subject.lock], env, log)
     _run([uv, "pip", "install", "--python", python, "--no-deps", wheel.absolute()], env, log)
     return Workspace(
-        engine="uv", folder=str(folder), activate=f"source {shlex.quote(str(folder / 'bin/activate'))}",
+        engine="uv",
+        folder=str(folder),
+        activate=f"source {shlex.quote(str(folder / 'bin/activate'))}",
         notes=(f"install more with -c {subject.lock}, or what it names moves",),
-    )  # fmt: skip
+    )
 
 
 def install_tool(python: Path, cache: store.Store, log: Path) -> list[str]:
@@ -169,8 +183,12 @@ def _compiler(line: str) -> machine.Compiler:
     for compiler in machine.host_compilers():
         if compiler.major <= most:
             return compiler
-    raise DcaError("DCA-308", f"no g++ that CUDA {line} takes is on PATH.", why=f"it takes {most} or older.",
-                   remedy=f"install one: apt install g++-{most}. The conda environment has its own.")  # fmt: skip
+    raise DcaError(
+        "DCA-308",
+        f"no g++ that CUDA {line} takes is on PATH.",
+        why=f"it takes {most} or older.",
+        remedy=f"install one: apt install g++-{most}. The conda environment has its own.",
+    )
 
 
 def _toolkit(line: str, cache: store.Store, reporter: Reporter, log: Path) -> Path:
@@ -178,8 +196,9 @@ def _toolkit(line: str, cache: store.Store, reporter: Reporter, log: Path) -> Pa
     for kit in toolkits.discover():
         if kit.line == line and not kit.missing:
             return Path(kit.path)
-    sources = sorted((one for one in toolkits.load_sources() if one.line == line),
-                     key=lambda one: (one.rank, one.download_mb))  # fmt: skip
+    sources = sorted(
+        (one for one in toolkits.load_sources() if one.line == line), key=lambda one: (one.rank, one.download_mb)
+    )
     failed: DcaError | None = None
     for source in sources:
         brought = _brought(source, cache, reporter, log)
@@ -188,10 +207,11 @@ def _toolkit(line: str, cache: store.Store, reporter: Reporter, log: Path) -> Pa
         failed = brought
     there = sorted({one.line for one in toolkits.load_sources()})
     raise DcaError(
-        "DCA-302", f"no toolkit of CUDA {line} is on this machine or can be brought.",
+        "DCA-302",
+        f"no toolkit of CUDA {line} is on this machine or can be brought.",
         why=failed.what if failed else "",
         remedy=f"choose from {', '.join(there)} with --cuda; `dca doctor --only network` shows what can be reached.",
-    )  # fmt: skip
+    )
 
 
 def _brought(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Path) -> Path | DcaError:
@@ -221,7 +241,8 @@ def _run(argv: list[str | Path], env: dict[str, str], log: Path) -> None:
     done = runner.run(argv, env=env, log=log, timeout=environments.INSTALL_SECONDS)
     if not done.ok:
         raise DcaError(
-            "DCA-407", "the environment could not be made.",
+            "DCA-407",
+            "the environment could not be made.",
             why="it took too long." if done.timed_out else "\n".join(done.tail[-6:]),
             remedy=f"see {log}; when it is the network, run the command again.",
-        )  # fmt: skip
+        )

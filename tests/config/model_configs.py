@@ -78,24 +78,81 @@ def listing(folder: Path) -> list[tuple[str, str]]:
 # --- spoilt ones ---------------------------------------------------------------------------------------------------
 
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 4, 4.0, 0.5, 1e-300, 1e300, 10**30, 10**380, "", "yarn", "4.0", "\ud800", "\x7f", [],
-    {}, [1, 2], {"a": 1}, {"rope_type": "yarn"}, [[[]]], "vertical_and_slash", 2**63, -0.0, 32768, 131072.5,
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    4,
+    4.0,
+    0.5,
+    1e-300,
+    1e300,
+    10**30,
+    10**380,
+    "",
+    "yarn",
+    "4.0",
+    "\ud800",
+    "\x7f",
+    [],
+    {},
+    [1, 2],
+    {"a": 1},
+    {"rope_type": "yarn"},
+    [[[]]],
+    "vertical_and_slash",
+    2**63,
+    -0.0,
+    32768,
+    131072.5,
+]
 KEYS = [
-    "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "dual_chunk_attention_config",
-    "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "head_dim", "model_type",
-    "sliding_window", "use_sliding_window", "_name_or_path", "new key", "\u00e9\u4e2d", "a\"b\\c",
-]  # fmt: skip
+    "max_position_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "dual_chunk_attention_config",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_hidden_layers",
+    "head_dim",
+    "model_type",
+    "sliding_window",
+    "use_sliding_window",
+    "_name_or_path",
+    "new key",
+    "\u00e9\u4e2d",
+    'a"b\\c',
+]
 INNER = [
-    "rope_type", "type", "factor", "original_max_position_embeddings", "attention_factor", "attn_factor", "beta_fast",
-    "beta_slow", "rope_theta", "truncate", "chunk_size", "local_size", "sparse_attention_enabled",
-    "sparse_attention_config", "full_attention",
-]  # fmt: skip
+    "rope_type",
+    "type",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "attn_factor",
+    "beta_fast",
+    "beta_slow",
+    "rope_theta",
+    "truncate",
+    "chunk_size",
+    "local_size",
+    "sparse_attention_enabled",
+    "sparse_attention_config",
+    "full_attention",
+]
 SCALINGS: list[Any] = [
-    dict(DOCUMENTED), {**DOCUMENTED, "rope_type": "linear"}, {"rope_type": "linear", "factor": 2.0},
+    dict(DOCUMENTED),
+    {**DOCUMENTED, "rope_type": "linear"},
+    {"rope_type": "linear", "factor": 2.0},
     {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32768, "beta_fast": 16, "rope_theta": 1e6},
-    {"rope_type": "default", "rope_theta": 1000000.0}, dict(DCA), {"full_attention": {"rope_type": "yarn"}},
-]  # fmt: skip
+    {"rope_type": "default", "rope_theta": 1000000.0},
+    dict(DCA),
+    {"full_attention": {"rope_type": "yarn"}},
+]
 
 
 def changed(chance: random.Random) -> dict[str, Any]:
@@ -144,10 +201,29 @@ def spoilt(data: bytes, chance: random.Random) -> bytes:
     at = chance.randrange(len(data) + 1)
     nested = chance.choice([b"[" * 100_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000])
     tokens = [
-        b"NaN", b"Infinity", b"-Infinity", b"1" * 5000, b"1e999", b"-1e400", b"0123", b"+1", b".5", b"'a'", b"// x\n",
-        b"\xff\xfe", b"\xc3", b"\x00", b'"\\ud800"', b'"\\x"', b",", b"}", b'"', b'"max_position_embeddings": 1,',
-        b'"rope_scaling": null,', nested,
-    ]  # fmt: skip
+        b"NaN",
+        b"Infinity",
+        b"-Infinity",
+        b"1" * 5000,
+        b"1e999",
+        b"-1e400",
+        b"0123",
+        b"+1",
+        b".5",
+        b"'a'",
+        b"// x\n",
+        b"\xff\xfe",
+        b"\xc3",
+        b"\x00",
+        b'"\\ud800"',
+        b'"\\x"',
+        b",",
+        b"}",
+        b'"',
+        b'"max_position_embeddings": 1,',
+        b'"rope_scaling": null,',
+        nested,
+    ]
     what = chance.randrange(7)
     if what == 0:
         return data[:at]

@@ -77,7 +77,7 @@ ERRORS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DCA-133", {"dual_chunk_attention_config": [1]}, {}),
     ("DCA-134", {"dual_chunk_attention_config": DCA}, {"readers": (READERS["vllm-current"],)}),
     ("DCA-136", {**SCALED, "rope_parameters": {**YARN, "factor": 2.0, "rope_theta": 1000000.0}}, {}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("code", "changed", "more"), ERRORS)
@@ -113,7 +113,7 @@ def test_the_base_of_a_million_model_that_was_lost_is_an_error() -> None:
         ("DCA-126", {"rope_theta": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, {}),
         ("DCA-133", {"dual_chunk_attention_config": None}, {}),
     ],
-)  # fmt: skip
+)
 def test_a_doubt_is_no_error(code: str, changed: dict[str, Any], more: dict[str, Any]) -> None:
     value = {
         **config(**changed),

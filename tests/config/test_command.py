@@ -94,7 +94,7 @@ def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
         (("readers", "--install", "vllm-current"), "cannot be installed by dca"),
         (("shown", "{}"), "No such command"),
     ],
-)  # fmt: skip
+)
 def test_wrong_usage_is_one_message(
     folder: Path, tmp_path: Path, words: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

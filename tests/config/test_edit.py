@@ -96,8 +96,11 @@ def test_a_newer_file_keeps_its_base_for_older_readers() -> None:
     found = edit.set_yarn(source(newer), YARN).plain()
     assert found["rope_theta"] == 5000000.0
     assert found["rope_parameters"] == {
-        "rope_theta": 5000000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
-    }  # fmt: skip
+        "rope_theta": 5000000.0,
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32768,
+    }
     assert found["rope_scaling"]["rope_type"] == "yarn"
     only = edit.set_yarn(source({**newer, "rope_scaling": DOCUMENTED}), YARN, Form(place="rope_parameters")).plain()
     assert "rope_scaling" not in only
@@ -123,9 +126,18 @@ def test_a_config_that_does_not_allow_yarn_is_refused(changed: dict[str, Any], t
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"factor": 0.5}, {"factor": float("nan")}, {"factor": float("inf")}, {"factor": 1e300}, {"original": 0},
-     {"original": -1}, {"original": 10**30}, {"attention_factor": 0.0}, {"attention_factor": float("inf")}],
-)  # fmt: skip
+    [
+        {"factor": 0.5},
+        {"factor": float("nan")},
+        {"factor": float("inf")},
+        {"factor": 1e300},
+        {"original": 0},
+        {"original": -1},
+        {"original": 10**30},
+        {"attention_factor": 0.0},
+        {"attention_factor": float("inf")},
+    ],
+)
 def test_numbers_that_are_none_are_wrong_usage(wrong: dict[str, Any]) -> None:
     with pytest.raises(DcaError) as refused:
         edit.set_yarn(source(config()), YARN.model_copy(update=wrong))

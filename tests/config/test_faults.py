@@ -38,14 +38,21 @@ def run(*words: str | Path) -> tuple[int, str]:
 def command(chance: random.Random, tables: Path) -> list[str]:
     factor, original = chance.choice(["4", "4.0", "2.5", "1", "1e3"]), chance.choice(["32768", "262144", "1"])
     yarn = ["set-yarn", "--factor", factor, "--original", original]
-    return chance.choice([
-        yarn, yarn, [*yarn, "--attention-factor", "1.25"],
-        [*yarn, "--for", chance.choice(["transformers-4.45", "transformers-4.51", "transformers-5", "qwen-fork"])],
-        ["set-dca"], ["set-dca", "--model", MILLION, "--sparse-sizes", "30,800"],
-        ["set-dca", "--chunk", "8192", "--local", "1024", "--original", "32768", "--length", "131072"],
-        ["set-dca", "--model", MILLION, "--sparse", str(tables / chance.choice(["list.json", "inside.json"]))],
-        ["use-1m"], ["drop-dca"], ["drop-dca", "--length", "65536"],
-    ])  # fmt: skip
+    return chance.choice(
+        [
+            yarn,
+            yarn,
+            [*yarn, "--attention-factor", "1.25"],
+            [*yarn, "--for", chance.choice(["transformers-4.45", "transformers-4.51", "transformers-5", "qwen-fork"])],
+            ["set-dca"],
+            ["set-dca", "--model", MILLION, "--sparse-sizes", "30,800"],
+            ["set-dca", "--chunk", "8192", "--local", "1024", "--original", "32768", "--length", "131072"],
+            ["set-dca", "--model", MILLION, "--sparse", str(tables / chance.choice(["list.json", "inside.json"]))],
+            ["use-1m"],
+            ["drop-dca"],
+            ["drop-dca", "--length", "65536"],
+        ]
+    )
 
 
 def scene(folder: Path, data: bytes, chance: random.Random) -> str:
@@ -221,10 +228,12 @@ def test_of_two_writers_one_is_last_and_nothing_is_lost(tmp_path: Path, scale: C
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITES, str(folder), factor, count],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for factor in ("2", "4")
-    ]  # fmt: skip
+    ]
     assert [writer.communicate()[1] for writer in writers] == ["", ""]
     steps = json.loads((folder / ".dca-undo.json").read_text())["steps"]
     # Each step stands on the one before: no change was overwritten unseen.

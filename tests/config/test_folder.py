@@ -202,9 +202,12 @@ assert any(one.endswith("config.json") for one in opened)
 print([one for one in opened if "safetensors" in one])
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, text=True,
-        capture_output=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -234,10 +237,16 @@ def test_a_step_that_was_noted_and_not_made_is_dropped(model: Path) -> None:
 
 def test_the_models_own_file_for_a_million_tokens_to_the_byte(tmp_path: Path) -> None:
     made = write(tmp_path / "m", config(MOE))
-    own = {**config(MOE, max_position_embeddings=1010000), "dual_chunk_attention_config": {
-        "chunk_size": 131072, "local_size": 4096, "original_max_position_embeddings": 131072,
-        "sparse_attention_config": table(48, 32), "sparse_attention_enabled": True,
-    }}  # fmt: skip
+    own = {
+        **config(MOE, max_position_embeddings=1010000),
+        "dual_chunk_attention_config": {
+            "chunk_size": 131072,
+            "local_size": 4096,
+            "original_max_position_embeddings": 131072,
+            "sparse_attention_config": table(48, 32),
+            "sparse_attention_enabled": True,
+        },
+    }
     before = content(made)
     with pytest.raises(DcaError) as missing:
         api.use_1m(made)
@@ -295,10 +304,8 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     api.set_dca(made, DualChunkSetting(chunk_size=8192, local_size=1024, original=32768, length=65536))
     assert json.loads(content(made)) == config(
         max_position_embeddings=65536,
-        dual_chunk_attention_config={
-            "chunk_size": 8192, "local_size": 1024, "original_max_position_embeddings": 32768
-        },
-    )  # fmt: skip
+        dual_chunk_attention_config={"chunk_size": 8192, "local_size": 1024, "original_max_position_embeddings": 32768},
+    )
     unknown = write(tmp_path / "u", config(num_hidden_layers=27))
     with pytest.raises(DcaError) as wrong:
         api.set_dca(unknown)

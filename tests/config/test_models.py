@@ -27,9 +27,11 @@ def test_the_facts_of_a_model_are_those_of_its_config(name: str) -> None:
 def test_official_minimum_of_gpu_memory() -> None:
     told = {model.name: model.vram_gb for model in KNOWN if model.vram_gb}
     assert told == {
-        "Qwen2.5-7B-Instruct-1M": 120, "Qwen2.5-14B-Instruct-1M": 320, "Qwen3-30B-A3B-Instruct-2507": 240,
+        "Qwen2.5-7B-Instruct-1M": 120,
+        "Qwen2.5-14B-Instruct-1M": 320,
+        "Qwen3-30B-A3B-Instruct-2507": 240,
         "Qwen3-235B-A22B-Instruct-2507": 1000,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -62,11 +64,14 @@ def test_a_name_is_found_with_its_organisation_and_in_any_case() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("layers = 28", "layers = 0", "line 6"), ("layers = 28", 'layers = "28"', "wrong value for `layers`"),
-        ("kv_heads", "kv_head", "did you mean `kv_heads`?"), ("chunk_size", "chunksize", "`dual_chunk.chunksize`"),
-        ('schema = "dca.model/1"', 'schema = "dca.model/2"', "schema"), (MILLION, "other", "give both the same name"),
+        ("layers = 28", "layers = 0", "line 6"),
+        ("layers = 28", 'layers = "28"', "wrong value for `layers`"),
+        ("kv_heads", "kv_head", "did you mean `kv_heads`?"),
+        ("chunk_size", "chunksize", "`dual_chunk.chunksize`"),
+        ('schema = "dca.model/1"', 'schema = "dca.model/2"', "schema"),
+        (MILLION, "other", "give both the same name"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_file_is_refused_with_its_place(tmp_path: Path, old: str, new: str, told: str) -> None:
     text = (data.models_folder() / f"{MILLION}.toml").read_text(encoding="utf-8")
     assert old in text

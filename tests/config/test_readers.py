@@ -90,9 +90,15 @@ def cases(place: Path) -> dict[str, Case]:
     api.drop_dca(folder)
     made["drop-dca"] = Case(folder, 262144, base=1e7, shape=(48, 40))
     folder = setting("moe", config(MOE))
-    one_million = {**config(MOE, max_position_embeddings=1010000), "dual_chunk_attention_config": {
-        **DCA, "chunk_size": 131072, "sparse_attention_enabled": True, "sparse_attention_config": table(48, 32),
-    }}  # fmt: skip
+    one_million = {
+        **config(MOE, max_position_embeddings=1010000),
+        "dual_chunk_attention_config": {
+            **DCA,
+            "chunk_size": 131072,
+            "sparse_attention_enabled": True,
+            "sparse_attention_config": table(48, 32),
+        },
+    }
     write(folder, one_million, "config_1m.json")
     api.use_1m(folder)
     made["use-1m"] = Case(
@@ -177,11 +183,19 @@ def test_readers_that_do_not_scale_are_marked(tmp_path: Path) -> None:
     scaled, plain = rotary.scaled(128, 1e6, EXAMPLE), rotary.plain(128, 1e6)
     readings = [
         Reading(
-            reader=name, title=name, version="1", installed=True, base=1e6, type="yarn", declared_factor=4.0,
-            factor=factor, inverse_frequencies=tuple(frequencies), attention_factor=attention,
+            reader=name,
+            title=name,
+            version="1",
+            installed=True,
+            base=1e6,
+            type="yarn",
+            declared_factor=4.0,
+            factor=factor,
+            inverse_frequencies=tuple(frequencies),
+            attention_factor=attention,
         )
         for name, factor, frequencies, attention in (("a", 4.0, scaled, LONG), ("b", 1.0, plain, 1.0))
-    ]  # fmt: skip
+    ]
     rows = {row.name: row for row in compare.table(readings, value)}
     assert rows["scaling"].cells == {"a": "yarn", "b": "yarn, not applied"}
     assert rows["inverse frequencies"].cells == {"a": "YaRN's formula", "b": "plain"}

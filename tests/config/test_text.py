@@ -21,10 +21,14 @@ def parse(content: str | bytes) -> Json:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="utf-8"), max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4), max_leaves=12,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
 OBJECTS = st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=6), VALUES, max_size=6)
 INDENTS = st.sampled_from([None, 0, 2, 4, "\t"])
 
@@ -98,9 +102,17 @@ def test_the_place_of_a_new_key(before: str, key: str, after: str) -> None:
 
 @pytest.mark.parametrize(
     ("spelling", "value", "kept"),
-    [("4.00", 4.0, True), ("4", 4.0, False), ("4.0", 4, False), ("1e7", 10000000.0, True), ("true", 1, False),
-     ("1", True, False), ("-0.0", 0.0, True), ('"\\u0061"', "a", True)],
-)  # fmt: skip
+    [
+        ("4.00", 4.0, True),
+        ("4", 4.0, False),
+        ("4.0", 4, False),
+        ("1e7", 10000000.0, True),
+        ("true", 1, False),
+        ("1", True, False),
+        ("-0.0", 0.0, True),
+        ('"\\u0061"', "a", True),
+    ],
+)
 def test_a_number_that_is_right_keeps_its_spelling(spelling: str, value: object, kept: bool) -> None:
     source = parse(f'{{"a": {spelling}}}')
     assert (text.put(source, ("a",), value) is source) == kept
@@ -114,20 +126,37 @@ def test_rows_of_a_table_stand_on_one_line_each() -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("", "empty"), (" \n", "empty"), (b"\xef\xbb\xbf", "empty"), ("[]", "begin with `{`"),
+        ("", "empty"),
+        (" \n", "empty"),
+        (b"\xef\xbb\xbf", "empty"),
+        ("[]", "begin with `{`"),
         ("null", "begin with `{`"),
-        ('{"a": 1', "missing"), ('{"a": 1} x', "line 1, column 10"), ('{"a": 1,}', "comma before `}`"),
-        ('{"a": [1,]}', "comma before `]`"), ('{"a" 1}', "colon"), ("{'a': 1}", "single quotes"),
-        ('{\n // x\n "a": 1}', "line 2, column 2"), ('{"a": NaN}', "NaN is no JSON number"),
-        ('{"a": -Infinity}', "-Infinity is no JSON number"), ('{"a": 01}', "`01` is no JSON value"),
-        ('{"a": 1e999}', "read as Infinity"), ('{"a": ' + "1" * 5000 + "}", "5,000 characters"),
-        ('{\n"a": 1,\n"a": 2}', "line 3, column 1"), ('{"b": {"a": 1, "\\u0061": 2}}', "there twice"),
-        (b'{"a": "\xff"}', "byte 7 is not UTF-8"), ('{"a": 1}'.encode("utf-16"), "UTF-16"), ('{"a": "\t"}', "escaped"),
-        ('{"a": "\\x"}', "escaped"), ('{"a":' * 100_000, "nested"), ('{"a": ' + "[" * 100_000, "nested"),
-        ('{"a": [' + "1," * 250_000 + "1]}", "more than 200,000 values"), (b" " * (17 << 20), "17,825,792 bytes"),
-        ('{"a": \u00a01}', "value is missing"), ('{"a": \u0661}', "value is missing"),
+        ('{"a": 1', "missing"),
+        ('{"a": 1} x', "line 1, column 10"),
+        ('{"a": 1,}', "comma before `}`"),
+        ('{"a": [1,]}', "comma before `]`"),
+        ('{"a" 1}', "colon"),
+        ("{'a': 1}", "single quotes"),
+        ('{\n // x\n "a": 1}', "line 2, column 2"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": -Infinity}', "-Infinity is no JSON number"),
+        ('{"a": 01}', "`01` is no JSON value"),
+        ('{"a": 1e999}', "read as Infinity"),
+        ('{"a": ' + "1" * 5000 + "}", "5,000 characters"),
+        ('{\n"a": 1,\n"a": 2}', "line 3, column 1"),
+        ('{"b": {"a": 1, "\\u0061": 2}}', "there twice"),
+        (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ('{"a": "\t"}', "escaped"),
+        ('{"a": "\\x"}', "escaped"),
+        ('{"a":' * 100_000, "nested"),
+        ('{"a": ' + "[" * 100_000, "nested"),
+        ('{"a": [' + "1," * 250_000 + "1]}", "more than 200,000 values"),
+        (b" " * (17 << 20), "17,825,792 bytes"),
+        ('{"a": \u00a01}', "value is missing"),
+        ('{"a": \u0661}', "value is missing"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_kept_is_refused_with_its_place(content: str | bytes, told: str) -> None:
     with pytest.raises(DcaError) as refused:
         parse(content)

@@ -50,8 +50,13 @@ class Machine:
 
     def toolkit(self, place: Path, version: str, *missing: str) -> Path:
         program(place / "bin/nvcc", f"echo 'Cuda compilation tools, release {version[:4]}, V{version}'")
-        for name in ("bin/ptxas", "nvvm/bin/cicc", "include/cuda_runtime.h", "lib64/libcudart.so",
-                     "lib64/libnvToolsExt.so"):  # fmt: skip
+        for name in (
+            "bin/ptxas",
+            "nvvm/bin/cicc",
+            "include/cuda_runtime.h",
+            "lib64/libcudart.so",
+            "lib64/libnvToolsExt.so",
+        ):
             if name not in missing:
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).touch()
@@ -70,9 +75,16 @@ class Machine:
 
     def subject(self, purpose: doctor.Purpose = "build") -> Subject:
         return Subject(
-            purpose=purpose, recipes=self.known, network=Probes(self.places, 1.0), cache=self.cache, root=self.root,
-            proc=self.proc, cgroup=self.cgroup, env=self.env, **self.more,
-        )  # fmt: skip
+            purpose=purpose,
+            recipes=self.known,
+            network=Probes(self.places, 1.0),
+            cache=self.cache,
+            root=self.root,
+            proc=self.proc,
+            cgroup=self.cgroup,
+            env=self.env,
+            **self.more,
+        )
 
     def report(self, *only: str, purpose: doctor.Purpose = "build") -> Report:
         return doctor.examine(self.subject(purpose), doctor.chosen(purpose, only))
@@ -103,12 +115,16 @@ def library(cards: list[tuple[str, tuple[int, int], int]], *, error: str = "") -
         return len(cards)
 
     return SimpleNamespace(
-        NVMLError=NVMLError, nvmlInit=lambda: None, nvmlShutdown=lambda: None, nvmlDeviceGetCount=count,
-        nvmlDeviceGetHandleByIndex=lambda number: cards[number], nvmlDeviceGetName=lambda card: card[0].encode(),
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=count,
+        nvmlDeviceGetHandleByIndex=lambda number: cards[number],
+        nvmlDeviceGetName=lambda card: card[0].encode(),
         nvmlDeviceGetCudaComputeCapability=lambda card: card[1],
         nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(total=card[2]),
         nvmlSystemGetDriverVersion=lambda: "550.54.15",
-    )  # fmt: skip
+    )
 
 
 PYTHON = Path(sys.executable)

@@ -124,8 +124,9 @@ def usage(free_gb: float) -> shutil._ntuple_diskusage:
     return shutil._ntuple_diskusage(10**13, 0, int(free_gb * 1e9))
 
 
-@pytest.mark.parametrize(("free", "made", "status"), [(50, False, "fine"), (5, False, "wrong"), (5, True, "fine"),
-                                                      (1, True, "wrong")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("free", "made", "status"), [(50, False, "fine"), (5, False, "wrong"), (5, True, "fine"), (1, True, "wrong")]
+)
 def test_disk_is_looked_at_where_the_build_will_be(
     free: float, made: bool, status: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,9 +170,21 @@ def test_no_variable_is_fine(machine: Machine) -> None:
     assert machine.one("machine.variables").found == "CUDA_HOME, MAKEFLAGS"
 
 
-@pytest.mark.parametrize("name", ["CC", "CXX", "NVCC_PREPEND_FLAGS", "CMAKE_GENERATOR", "TORCH_CUDA_ARCH_LIST",
-                                  "MAX_JOBS", "PYTHONPATH", "LD_LIBRARY_PATH", "SETUPTOOLS_SCM_PRETEND_VERSION_FOR_X",
-                                  "VLLM_USE_PRECOMPILED"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CC",
+        "CXX",
+        "NVCC_PREPEND_FLAGS",
+        "CMAKE_GENERATOR",
+        "TORCH_CUDA_ARCH_LIST",
+        "MAX_JOBS",
+        "PYTHONPATH",
+        "LD_LIBRARY_PATH",
+        "SETUPTOOLS_SCM_PRETEND_VERSION_FOR_X",
+        "VLLM_USE_PRECOMPILED",
+    ],
+)
 def test_a_variable_that_changes_a_build_is_to_know(name: str, machine: Machine) -> None:
     machine.env = {name: "something"}
     found = machine.one("machine.variables")
@@ -259,8 +272,9 @@ def test_a_machine_without_a_toolkit_is_fine(machine: Machine) -> None:
     assert machine.one("cuda.torch").status == "fine"
 
 
-@pytest.mark.parametrize(("version", "status"), [("12.4.131", "fine"), ("12.1.105", "fine"), ("13.0.88", "note"),
-                                                 ("11.8.89", "note")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("version", "status"), [("12.4.131", "fine"), ("12.1.105", "fine"), ("13.0.88", "note"), ("11.8.89", "note")]
+)
 def test_each_toolkit_is_told_with_what_it_builds(
     version: str, status: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,7 +481,7 @@ def test_what_runs_on_a_gpu(card: str, serve: list[str], machine: Machine) -> No
         ({}, {"dual_chunk": False, "dtype": "float16"}, ["note", "note"]),
         ({"torch_dtype": "float16"}, {"dtype": "bfloat16"}, ["wrong", "wrong"]),
     ],
-)  # fmt: skip
+)
 def test_only_what_the_model_wants_of_a_gpu_is_wrong(
     changed: dict[str, object], told: dict[str, object], serve: list[str], machine: Machine
 ) -> None:
@@ -505,8 +519,9 @@ def test_gpus_of_two_kinds_are_to_know(machine: Machine) -> None:
     machine.gpus(H100, H100, T4)
     found = machine.one("gpus.present", "serve")
     assert (found.status, found.found) == (
-        "note", "2 x NVIDIA H100 80GB HBM3, 9.0, 85.5 GB; 1 x Tesla T4, 7.5, 16.1 GB",
-    )  # fmt: skip
+        "note",
+        "2 x NVIDIA H100 80GB HBM3, 9.0, 85.5 GB; 1 x Tesla T4, 7.5, 16.1 GB",
+    )
 
 
 def test_without_gpus_a_build_is_fine_and_serving_is_not(machine: Machine) -> None:
@@ -556,8 +571,16 @@ def test_proxies_are_addresses(env: dict[str, str], status: str, machine: Machin
     assert machine.one("network.proxies").status == status
 
 
-@pytest.mark.parametrize("value", ["http://me:s3cret@h:1", "http://me:s3/cret@h:1", "me:s3cret@h:1", "x://me:s3cret@h",
-                                   "http://me:s3cret@h:1/s3cret?s3cret"])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://me:s3cret@h:1",
+        "http://me:s3/cret@h:1",
+        "me:s3cret@h:1",
+        "x://me:s3cret@h",
+        "http://me:s3cret@h:1/s3cret?s3cret",
+    ],
+)
 def test_the_password_of_a_proxy_is_not_shown(value: str, machine: Machine) -> None:
     machine.env = {"HTTPS_PROXY": value}
     told = str(machine.one("network.proxies"))
@@ -631,15 +654,30 @@ def test_a_toolkit_can_be_brought_or_is_there(machine: Machine, monkeypatch: pyt
 # --- model ---------------------------------------------------------------------------------------------------
 
 SEVEN = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584,
-    "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
-    "rope_theta": 10000000.0, "max_position_embeddings": 1010000, "torch_dtype": "bfloat16",
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "num_hidden_layers": 28,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "rope_theta": 10000000.0,
+    "max_position_embeddings": 1010000,
+    "torch_dtype": "bfloat16",
     "dual_chunk_attention_config": {
-        "chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144,
+        "chunk_size": 262144,
+        "local_size": 8192,
+        "original_max_position_embeddings": 262144,
     },
-}  # fmt: skip
-FOURTEEN = SEVEN | {"num_hidden_layers": 48, "hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40,
-                    "num_key_value_heads": 8}  # fmt: skip
+}
+FOURTEEN = SEVEN | {
+    "num_hidden_layers": 48,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+}
 MODEL_CODES = ("model.config", "model.table", "model.memory", "model.parallel")
 
 

@@ -73,8 +73,9 @@ def test_only_and_skip_name_groups_and_checks(tmp_path: Path) -> None:
     assert codes("--only", "machine.cores") == ["machine.cores"]
     assert codes("--only", "machine.cores,compilers.git") == ["machine.cores", "compilers.git"]
     assert codes("--only", "machine", "--skip", "machine.disk", "--skip", "machine.memory,machine.variables") == [
-        "machine.system", "machine.cores",
-    ]  # fmt: skip
+        "machine.system",
+        "machine.cores",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +126,9 @@ def test_torch_is_not_imported_and_neither_are_the_packages_of_an_environment(tm
         "print(sorted({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
-    assert subprocess.run([sys.executable, "-c", probe], env=env, text=True, capture_output=True,
-                          check=True).stdout.endswith("[]\n")  # fmt: skip
+    assert subprocess.run(
+        [sys.executable, "-c", probe], env=env, text=True, capture_output=True, check=True
+    ).stdout.endswith("[]\n")
 
 
 def test_a_real_environment_tells_its_packages(tmp_path: Path) -> None:
@@ -142,9 +144,17 @@ def test_a_model_is_told_of(tmp_path: Path) -> None:
 
 
 def test_passwords_are_not_shown(tmp_path: Path) -> None:
-    done = run("-v", "--only", "network,machine.variables", "--wait", "1", cache=tmp_path,
-               UV_DEFAULT_INDEX="http://me:s3cret@127.0.0.1:9/simple/", HTTPS_PROXY="http://me:s3cret@127.0.0.1:9",
-               CMAKE_TOKEN="s3cret")  # fmt: skip
+    done = run(
+        "-v",
+        "--only",
+        "network,machine.variables",
+        "--wait",
+        "1",
+        cache=tmp_path,
+        UV_DEFAULT_INDEX="http://me:s3cret@127.0.0.1:9/simple/",
+        HTTPS_PROXY="http://me:s3cret@127.0.0.1:9",
+        CMAKE_TOKEN="s3cret",
+    )
     assert "s3cret" not in done.stdout + done.stderr
     assert "127.0.0.1:9" in done.stdout
 
@@ -171,8 +181,16 @@ def test_the_real_library_is_understood_with_a_driver_that_stands_in(tmp_path: P
         pytest.skip("this machine has no gcc")
     (tmp_path / "nvml.c").write_text(NVML)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "libnvidia-ml.so.1", tmp_path / "nvml.c"], check=True)
-    done = run("--for", "serve", "--only", "gpus,cuda.driver", "--json", "-v", cache=tmp_path / "cache",
-               LD_LIBRARY_PATH=str(tmp_path))  # fmt: skip
+    done = run(
+        "--for",
+        "serve",
+        "--only",
+        "gpus,cuda.driver",
+        "--json",
+        "-v",
+        cache=tmp_path / "cache",
+        LD_LIBRARY_PATH=str(tmp_path),
+    )
     found = {one["code"]: one for one in json.loads(done.stdout)["results"]}
     assert found["gpus.present"]["found"] == "2 x NVIDIA H100, 9.0, 85.5 GB"
     assert found["gpus.present"]["details"] == ["asked of NVML, driver 550.54.15"]

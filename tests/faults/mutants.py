@@ -58,9 +58,7 @@ class Mutant:
         return self.old.join(parts[:at]) + self.new + self.old.join(parts[at:])
 
 
-def kernel(
-    name: str, fault: str, old: str, new: str, times: int = 2, which: int | None = None
-) -> Mutant:  # fmt: skip
+def kernel(name: str, fault: str, old: str, new: str, times: int = 2, which: int | None = None) -> Mutant:
     """A fault of the index kernel; most of its text stands twice, once for each of its two ops."""
     return Mutant(name, fault, KERNEL, old, new, times, which)
 

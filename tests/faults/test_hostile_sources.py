@@ -41,8 +41,18 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "canary"
     folder = tmp_path / "programs"
     folder.mkdir()
-    for name in ("ssh", "git-remote-canary", "git-remote-ext", "git-remote-fd", "git-remote-hg", "git-upload-pack",
-                 "git-upload-archive", "plink", "git-credential-canary", "canary"):  # fmt: skip
+    for name in (
+        "ssh",
+        "git-remote-canary",
+        "git-remote-ext",
+        "git-remote-fd",
+        "git-remote-hg",
+        "git-upload-pack",
+        "git-upload-archive",
+        "plink",
+        "git-credential-canary",
+        "canary",
+    ):
         (folder / name).write_text(f"#!/bin/sh\ntouch '{file}'\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -69,23 +79,59 @@ def hostile_urls(canary: Path, repository: Path) -> list[str]:
     found += [f"{scheme}://{repository}" for scheme in ("file", "FILE", "File", "git", "http", "ftp", "rsync", "local")]
     found += [str(repository), f"../{repository.name}", f"{repository}/.git", f"file:{repository}", "."]
     for inner in ("\n", "\r\n", "\t", " ", "\0", "\x1b[2J", "\\", "\u2028"):
-        found += [f"https://127.0.0.1:9/x{inner}ext::sh -c {quoted}", f"https://127.0.0.1:9{inner}--exec={touch}",
-                  f"{inner}ext::sh -c {quoted}", f"https://127.0.0.1:9/{inner}"]  # fmt: skip
-    found += [f"https://-oProxyCommand={touch}/x", f"https://$({touch})/x", f"https://`{touch}`/x", "https://",
-              "https:///",
-              "https:x", f"https://127.0.0.1:9@{touch}/x", f"https://u:p@127.0.0.1:9/;{touch}", f"https://x|{touch}/",
-              "https://[::1", "https://127.0.0.1:99999/x", "https://127.0.0.1:x/y", "", " ", "https"]  # fmt: skip
+        found += [
+            f"https://127.0.0.1:9/x{inner}ext::sh -c {quoted}",
+            f"https://127.0.0.1:9{inner}--exec={touch}",
+            f"{inner}ext::sh -c {quoted}",
+            f"https://127.0.0.1:9/{inner}",
+        ]
+    found += [
+        f"https://-oProxyCommand={touch}/x",
+        f"https://$({touch})/x",
+        f"https://`{touch}`/x",
+        "https://",
+        "https:///",
+        "https:x",
+        f"https://127.0.0.1:9@{touch}/x",
+        f"https://u:p@127.0.0.1:9/;{touch}",
+        f"https://x|{touch}/",
+        "https://[::1",
+        "https://127.0.0.1:99999/x",
+        "https://127.0.0.1:x/y",
+        "",
+        " ",
+        "https",
+    ]
     return found
 
 
 def hostile_refs(canary: Path) -> list[str]:
     touch = f"touch {canary}"
     return [
-        f"--upload-pack={touch}", f"-u{touch}", f"main\n{'0' * 40}\trefs/heads/main", "main\0x", "../../etc", "*",
-        f"ext::sh -c {touch}", "refs/heads/*", "+refs/heads/*:refs/heads/*", f"$({touch})", f"`{touch}`", "a..b",
+        f"--upload-pack={touch}",
+        f"-u{touch}",
+        f"main\n{'0' * 40}\trefs/heads/main",
+        "main\0x",
+        "../../etc",
+        "*",
+        f"ext::sh -c {touch}",
+        "refs/heads/*",
+        "+refs/heads/*:refs/heads/*",
+        f"$({touch})",
+        f"`{touch}`",
+        "a..b",
         "@{-1}",
-        "", " ", "-", "--", "HEAD", f"main --upload-pack={touch}", "^main", "main:main", f"--exec={touch}", "\u202e",
-    ]  # fmt: skip
+        "",
+        " ",
+        "-",
+        "--",
+        "HEAD",
+        f"main --upload-pack={touch}",
+        "^main",
+        "main:main",
+        f"--exec={touch}",
+        "\u202e",
+    ]
 
 
 def test_no_hostile_git_url_or_ref_runs_anything(
@@ -128,11 +174,19 @@ def test_no_hostile_git_url_or_ref_runs_anything(
 
 
 GITMODULES = [
-    "\turl = ext::sh -c touch% {canary}", "\turl = --upload-pack=touch {canary}", "\tupdate = !touch {canary}",
-    "\turl = -u./x", "\turl = ssh://-oProxyCommand=touch {canary}/x", "\tpath = ../../escaped", "\tpath = .git/hooks",
-    "\tpath = -x", "\tbranch = --exec=touch {canary}", "\tfetchRecurseSubmodules = yes\n\turl = file://{canary}",
-    "\tignore = all\n\tshallow = !touch {canary}", "\turl = ./\n\tupdate = !sh -c 'touch {canary}'",
-]  # fmt: skip
+    "\turl = ext::sh -c touch% {canary}",
+    "\turl = --upload-pack=touch {canary}",
+    "\tupdate = !touch {canary}",
+    "\turl = -u./x",
+    "\turl = ssh://-oProxyCommand=touch {canary}/x",
+    "\tpath = ../../escaped",
+    "\tpath = .git/hooks",
+    "\tpath = -x",
+    "\tbranch = --exec=touch {canary}",
+    "\tfetchRecurseSubmodules = yes\n\turl = file://{canary}",
+    "\tignore = all\n\tshallow = !touch {canary}",
+    "\turl = ./\n\tupdate = !sh -c 'touch {canary}'",
+]
 
 
 def test_what_a_repository_says_of_its_submodules_hooks_and_filters_runs_nothing(
@@ -146,9 +200,17 @@ def test_what_a_repository_says_of_its_submodules_hooks_and_filters_runs_nothing
         one.write(".gitmodules", f'[submodule "x"]\n{text.format(canary=canary)}\n'.encode())
         one.write(".gitattributes", b"* filter=canary diff=canary merge=canary ident\n")
         one.write("hooks/post-checkout", f"#!/bin/sh\ntouch '{canary}'\n".encode(), 0o755)
-        for key in ("filter.canary.smudge", "filter.canary.process", "core.fsmonitor", "core.hooksPath",
-                    "diff.external",
-                    "core.sshCommand", "uploadpack.packObjectsHook", "core.pager", "credential.helper"):  # fmt: skip
+        for key in (
+            "filter.canary.smudge",
+            "filter.canary.process",
+            "core.fsmonitor",
+            "core.hooksPath",
+            "diff.external",
+            "core.sshCommand",
+            "uploadpack.packObjectsHook",
+            "core.pager",
+            "credential.helper",
+        ):
             one("config", key, str(folder / "hooks") if key == "core.hooksPath" else "canary")
         one("config", "uploadpack.packObjectsHook", "")
         commit = one.commit()
@@ -272,9 +334,22 @@ def hostile_sdists(outside: Path, chance: random.Random, count: int) -> Iterator
     """Archives that would write outside of their folder, make something that is no file, or lead out once unpacked."""
     victim = str(outside / "victim")
     up = "../" * (len(Path(victim).parts) + 6) + victim[1:]
-    climbs = ["../victim", "top/../../victim", "top/./../../victim", up, f"/{victim}", victim, f"top/{up}", "top/..",
-              "..", "top/a/../../../victim", "top\\..\\..\\victim", "top/x/../../../../victim", "./../victim",
-              "top//../../victim"]  # fmt: skip
+    climbs = [
+        "../victim",
+        "top/../../victim",
+        "top/./../../victim",
+        up,
+        f"/{victim}",
+        victim,
+        f"top/{up}",
+        "top/..",
+        "..",
+        "top/a/../../../victim",
+        "top\\..\\..\\victim",
+        "top/x/../../../../victim",
+        "./../victim",
+        "top//../../victim",
+    ]
     targets = ["..", "../..", "../../..", "/", "/etc", str(outside), victim, up, "a/../../..", "./../../.."]
     kinds = [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"Z"]
     for number in range(count):
@@ -301,9 +376,11 @@ def by_way_of_another(chance: random.Random) -> Members:
     """The real path is shorter than it is spelt: x goes to the top, and y up from there."""
     rest = chance.choice(["..", "../..", "victim", "../../.."])
     return (
-        entry("top/t/x") + entry("top/a/b/c/x") + link("top/a/b/c/x2", "../../../t")
+        entry("top/t/x")
+        + entry("top/a/b/c/x")
+        + link("top/a/b/c/x2", "../../../t")
         + link("top/a/b/c/y", f"x2/../../{rest}")
-    )  # fmt: skip
+    )
 
 
 def too_long() -> Members:
@@ -495,8 +572,24 @@ def test_no_download_that_was_cut_or_changed_is_accepted(
 def secure(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A server with https, whose certificate this process trusts."""
     folder = tmp_path_factory.mktemp("tls")
-    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost", "-addext",
-        "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", folder / "key", "-out", folder / "crt")  # fmt: skip
+    run(
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-keyout",
+        folder / "key",
+        "-out",
+        folder / "crt",
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "crt", folder / "key")
     one = Place()
@@ -515,8 +608,15 @@ def test_no_redirection_from_https_to_anything_else_is_followed(place: Place, se
     secure.pages["/file"] = ("x/y", BODY)
     assert index.fetch_url(f"{secure.url}/file", sha(BODY), tmp_path / "kept").read_bytes() == BODY
     (tmp_path / "kept").unlink()
-    targets = [f"{place.url}/file", f"file://{tmp_path}/here", f"FILE://{tmp_path}/here", "ftp://127.0.0.1/file",
-               place.url.replace("http", "HTTP") + "/file", "data:;base64,QQ==", "gopher://127.0.0.1/x"]  # fmt: skip
+    targets = [
+        f"{place.url}/file",
+        f"file://{tmp_path}/here",
+        f"FILE://{tmp_path}/here",
+        "ftp://127.0.0.1/file",
+        place.url.replace("http", "HTTP") + "/file",
+        "data:;base64,QQ==",
+        "gopher://127.0.0.1/x",
+    ]
     for status in (301, 302, 303, 307, 308):
         for target in targets:
 
@@ -579,9 +679,12 @@ def in_circles(to: BaseHTTPRequestHandler) -> None:
 
 @pytest.mark.parametrize("how", [silent, head_by_letters, stops_in_the_middle, body_by_letters, in_circles])
 def test_a_server_that_stalls_is_left_for_the_next_one_in_time(
-    how: Callable[[BaseHTTPRequestHandler], None], place: Place, tmp_path: Path, scale: Callable[[int], int],
+    how: Callable[[BaseHTTPRequestHandler], None],
+    place: Place,
+    tmp_path: Path,
+    scale: Callable[[int], int],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """With the real deadlines in `make prove`; with a second each otherwise."""
     whole = scale(50) == 50
     if not whole:

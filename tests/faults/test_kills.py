@@ -118,9 +118,12 @@ def test_a_toolkit_is_whole_or_absent_whenever_bringing_it_is_killed(
             assert len(list((whole / "lib64").iterdir())) == 100
     # What the last one left is no hindrance, and goes.
     done = subprocess.run(
-        [sys.executable, "-c", BRING, *arguments], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", BRING, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert leftovers(cache / "toolkit") == []
     place.server.shutdown()

@@ -93,9 +93,12 @@ def _removed(group: Path) -> bool:
 
 def start(folder: Path, python: Path, group: Path | str = "", jobs: int = 2) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(folder), str(python), str(group), str(jobs)], text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "-c", BUILD, str(folder), str(python), str(group), str(jobs)],
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finished(folder: Path) -> list[str]:
@@ -176,17 +179,27 @@ def built(tmp_path: Path, outputs: list[str], jobs: int, ends: str = "exit 1") -
 
 @pytest.mark.parametrize(
     ("code", "words", "told"),
-    [(9, "nvcc error   : 'cicc' died due to signal 9 (Kill signal)", "was ended by signal 9, probably for memory."),
-     (137, "", "was ended by signal 9, probably for memory."),
-     (137, "Killed", "was ended by signal 9, probably for memory."),
-     (1, "g++: fatal error: Killed signal terminated program cc1plus", "was ended by signal 9, probably for memory."),
-     (1, "collect2: fatal error: ld terminated with signal 9 [Killed]", "was ended by signal 9, probably for memory."),
-     (1, "virtual memory exhausted: Cannot allocate memory", "ran out of memory."),
-     (1, "cc1plus: out of memory allocating 65536 bytes after a total of 1 bytes", "ran out of memory."),
-     (2, "terminate called after throwing an instance of 'std::bad_alloc'", "ran out of memory."),
-     (1, "LLVM ERROR: out of memory", "ran out of memory."),
-     (255, "ptxas fatal   : Memory allocation failure", "ran out of memory.")],
-)  # fmt: skip
+    [
+        (9, "nvcc error   : 'cicc' died due to signal 9 (Kill signal)", "was ended by signal 9, probably for memory."),
+        (137, "", "was ended by signal 9, probably for memory."),
+        (137, "Killed", "was ended by signal 9, probably for memory."),
+        (
+            1,
+            "g++: fatal error: Killed signal terminated program cc1plus",
+            "was ended by signal 9, probably for memory.",
+        ),
+        (
+            1,
+            "collect2: fatal error: ld terminated with signal 9 [Killed]",
+            "was ended by signal 9, probably for memory.",
+        ),
+        (1, "virtual memory exhausted: Cannot allocate memory", "ran out of memory."),
+        (1, "cc1plus: out of memory allocating 65536 bytes after a total of 1 bytes", "ran out of memory."),
+        (2, "terminate called after throwing an instance of 'std::bad_alloc'", "ran out of memory."),
+        (1, "LLVM ERROR: out of memory", "ran out of memory."),
+        (255, "ptxas fatal   : Memory allocation failure", "ran out of memory."),
+    ],
+)
 def test_every_way_to_run_out_of_memory_is_tried_again_with_fewer(
     code: int, words: str, told: str, tmp_path: Path
 ) -> None:
@@ -200,10 +213,14 @@ def test_every_way_to_run_out_of_memory_is_tried_again_with_fewer(
 
 @pytest.mark.parametrize(
     "words",
-    ["a.cu(3): error: identifier \"x\" is undefined", "a.cu:3:1: error: no\n  throw std::bad_alloc();",
-     "a.h:3:1: fatal error: out of memory", "nvcc error   : 'cicc' died due to signal 11 (Invalid memory reference)",
-     "undefined reference to `out of memory'"],
-)  # fmt: skip
+    [
+        'a.cu(3): error: identifier "x" is undefined',
+        "a.cu:3:1: error: no\n  throw std::bad_alloc();",
+        "a.h:3:1: fatal error: out of memory",
+        "nvcc error   : 'cicc' died due to signal 11 (Invalid memory reference)",
+        "undefined reference to `out of memory'",
+    ],
+)
 def test_another_failure_is_not_tried_again(words: str, tmp_path: Path) -> None:
     jobs, error = built(tmp_path, [NVCC.format(code=1, words=words)], 4)
     assert (jobs, error.code) == (["4"], "DCA-603")

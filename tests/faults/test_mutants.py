@@ -27,11 +27,22 @@ ROTARY_FILES = tuple(
 )
 # A fault is looked for where it can show, on cases that are short; everything else takes as long and finds no more.
 COMPOSITION = [
-    "prefill/dense/three-chunks", "prefill/sparse/three-chunks/in-pieces", "decode/dense/three-chunks",
-    "prefill/dense/batch", "prefill/sparse/batch", "decode/batch", "prefill/sparse/short", "prefill/sparse/rank",
-    "prefill/sparse/few", "prefill/sparse/many", "prefill/unscaled", "config/defaults",
-    "config/metadata", "positions/1m", "positions/wide",
-]  # fmt: skip
+    "prefill/dense/three-chunks",
+    "prefill/sparse/three-chunks/in-pieces",
+    "decode/dense/three-chunks",
+    "prefill/dense/batch",
+    "prefill/sparse/batch",
+    "decode/batch",
+    "prefill/sparse/short",
+    "prefill/sparse/rank",
+    "prefill/sparse/few",
+    "prefill/sparse/many",
+    "prefill/unscaled",
+    "config/defaults",
+    "config/metadata",
+    "positions/1m",
+    "positions/wide",
+]
 CONVERSION = ["conversion/random", "conversion/borders", "conversion/long"]
 ORACLE = ["oracle/known", "oracle/dense", "oracle/sparse"]
 
@@ -106,10 +117,17 @@ def of_oracle(mutants: Sequence[Mutant], subject: Subject, folder: Path) -> dict
     ]
     modules = {"backend": BACKEND, "rotary": subject.rotary}
     request = {
-        "wheel": str(subject.wheel), "driver": None, "threads": 1, "rows": 2000, "sampled": 20, "seed": 1,
+        "wheel": str(subject.wheel),
+        "driver": None,
+        "threads": 1,
+        "rows": 2000,
+        "sampled": 20,
+        "seed": 1,
         "modules": {part: file.removesuffix(".py").replace("/", ".") for part, file in modules.items()},
-        "variants": variants, "cases": [*ORACLE, *CONVERSION[:2], *COMPOSITION], "first": True,
-    }  # fmt: skip
+        "variants": variants,
+        "cases": [*ORACLE, *CONVERSION[:2], *COMPOSITION],
+        "first": True,
+    }
     told = prove(subject.python, request, folder, Silent(), folder / "log")
     return {
         one["variant"]: CaseResult(level="cpu", name=one.get("case", "import"), proves="", passed=False)

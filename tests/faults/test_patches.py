@@ -21,9 +21,13 @@ from faults.kills import killed_runs, leftovers, whole_run
 
 pytestmark = pytest.mark.proof
 GIT = {
-    "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull, "GIT_DIR": "/nonexistent",
-}  # fmt: skip
+    "PATH": os.environ["PATH"],
+    "HOME": "/nonexistent",
+    "LC_ALL": "C",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_DIR": "/nonexistent",
+}
 TEXT = "".join(f"line {number}\n" for number in range(1, 31))
 
 
@@ -104,14 +108,45 @@ def away(chance: random.Random, root: Path) -> str:
     """A path that leads out of the tree, or to where nothing is to be written."""
     up = "../" * chance.randint(1, 4)
     git = chance.choice([".git", ".GIT", ".Git", ".git.", ".git ", "GIT~1", ".g\u200cit", ".git::$DATA"])
-    return chance.choice([
-        f"{up}victim", f"pkg/{up}{up}outside/new", f"/{root}/outside/new", f"{root}/outside/new", "./pkg/new",
-        "pkg//new", "pkg/./new", "pkg/sub/../new", "..", ".", f"{git}/hooks/post-checkout", f"{git}/config",
-        f"pkg/{git}/config", "nested/.git/config", ".gitmodules", "pkg/.gitattributes", "out/new", "up/new", "in/new",
-        "in/b.py", "dangling",
-        "link.py", "fifo", "pkg", "pkg/sub", "pkg/a.py/below", "link.py/below", "pkg\\..\\..\\new", "pkg/new\x01",
-        "pkg/new\t", "pkg/new\r", "c:/new", "~/new", "pkg/new name", "\u2028new",
-    ])  # fmt: skip
+    return chance.choice(
+        [
+            f"{up}victim",
+            f"pkg/{up}{up}outside/new",
+            f"/{root}/outside/new",
+            f"{root}/outside/new",
+            "./pkg/new",
+            "pkg//new",
+            "pkg/./new",
+            "pkg/sub/../new",
+            "..",
+            ".",
+            f"{git}/hooks/post-checkout",
+            f"{git}/config",
+            f"pkg/{git}/config",
+            "nested/.git/config",
+            ".gitmodules",
+            "pkg/.gitattributes",
+            "out/new",
+            "up/new",
+            "in/new",
+            "in/b.py",
+            "dangling",
+            "link.py",
+            "fifo",
+            "pkg",
+            "pkg/sub",
+            "pkg/a.py/below",
+            "link.py/below",
+            "pkg\\..\\..\\new",
+            "pkg/new\x01",
+            "pkg/new\t",
+            "pkg/new\r",
+            "c:/new",
+            "~/new",
+            "pkg/new name",
+            "\u2028new",
+        ]
+    )
 
 
 BINARY = """diff --git a/x.bin b/x.bin
@@ -146,48 +181,50 @@ def hostile(chance: random.Random, root: Path) -> str:
     goes = plain("a/pkg/b.py", "/dev/null", "@@ -1 +0,0 @@\n-b = 2\n")
     to_mode = f"diff --git a/pkg/b.py b/pkg/b.py\nold mode 100644\nnew mode {mode}\n"
     from_to = f"{verbs[0]} from pkg/b.py\n{verbs[1]} to {name}\n"
-    text = chance.choice([
-        new_file(name),
-        plain("/dev/null", f"b/{name}"),
-        plain("/dev/null", chance.choice([name, f"c/{name}", quoted, f"b/{name}\t2020-01-01"])),
-        plain(f"a/{name}", "b/pkg/b.py", change),
-        plain("a/pkg/b.py", f"b/{name}", change),
-        section(name, "victim", "hostile"),
-        section("victim", "victim", "x"),
-        section("victim", str(root / "outside/victim"), "/etc/passwd"),
-        f"diff --git a/{name} b/{name}\ndeleted file mode 100644\n"
-        + plain(f"a/{name}", "/dev/null", "@@ -1 +0,0 @@\n-victim\n"),
-        new_file("pkg/new", mode, "../../outside", NO_END),
-        RELINK,
-        RELINK.replace("index 1111111..2222222 120000\n", ""),
-        to_mode,
-        to_mode + plain("a/pkg/b.py", "b/pkg/b.py", change),
-        f"diff --git a/pkg/b.py b/{name}\nsimilarity index 100%\n{from_to}",
-        BINARY,
-        BINARY.replace("x.bin", "pkg/b.py"),
-        new_file("pkg/new") + new_file(name),
-        new_file("pkg/new", "120000", "../../outside", NO_END) + new_file("pkg/new/file"),
-        new_file("pkg/new") + new_file("pkg/new/file"),
-        new_file("pkg/new") + new_file("pkg/new", content="again"),
-        new_file("pkg/b.py/file") + f"diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100644\n{goes}",
-        new_file("pkg/new").replace("+++ b/pkg/new", f"+++ b/{name}"),
-        new_file("pkg/new").replace("diff --git a/pkg/new b/pkg/new", f"diff --git a/{name} b/{name}"),
-        new_file("pkg/new").replace("a/pkg/new b/pkg/new", f"a/pkg/new b/pkg/new b/{name}"),
-        honest.replace("@@ -1 +1 @@", f"@@ -{chance.choice(LINES)} +1 @@"),
-        honest + f"--- a/{name}\n" + chance.choice(["", f"+++ b/{name}\n"]),
-        honest + "-- \n2.39.5\n" + new_file(name),
-        f"--- a/{name}\n+++ b/{name}\n\n{honest}",
-        honest + f"--- a/pkg/a.py\n+++ b/{name}\n@@ -0,0 +1 @@\n+hostile\n",
-        f"Index: {name}\n===\n" + plain(name, name, CHANGE.format(old="victim", new="hostile")),
-        f"*** {name}\n--- {name}\n***************\n*** 1 ****\n! victim\n--- 1 ----\n! hostile\n",
-        f"1c\nhostile\n.\nw {root}/outside/new\n!touch {root}/outside/new\n",
-        honest.replace("\n", "\r\n"),
-        honest.replace("+x", "+x\0y"),
-        honest[: -chance.randint(1, 20)],
-        "\ufeff" + new_file(name),
-        "",
-        f"Only in {name}: x\nSubmodule {name} 1111111..2222222:\n",
-    ])  # fmt: skip
+    text = chance.choice(
+        [
+            new_file(name),
+            plain("/dev/null", f"b/{name}"),
+            plain("/dev/null", chance.choice([name, f"c/{name}", quoted, f"b/{name}\t2020-01-01"])),
+            plain(f"a/{name}", "b/pkg/b.py", change),
+            plain("a/pkg/b.py", f"b/{name}", change),
+            section(name, "victim", "hostile"),
+            section("victim", "victim", "x"),
+            section("victim", str(root / "outside/victim"), "/etc/passwd"),
+            f"diff --git a/{name} b/{name}\ndeleted file mode 100644\n"
+            + plain(f"a/{name}", "/dev/null", "@@ -1 +0,0 @@\n-victim\n"),
+            new_file("pkg/new", mode, "../../outside", NO_END),
+            RELINK,
+            RELINK.replace("index 1111111..2222222 120000\n", ""),
+            to_mode,
+            to_mode + plain("a/pkg/b.py", "b/pkg/b.py", change),
+            f"diff --git a/pkg/b.py b/{name}\nsimilarity index 100%\n{from_to}",
+            BINARY,
+            BINARY.replace("x.bin", "pkg/b.py"),
+            new_file("pkg/new") + new_file(name),
+            new_file("pkg/new", "120000", "../../outside", NO_END) + new_file("pkg/new/file"),
+            new_file("pkg/new") + new_file("pkg/new/file"),
+            new_file("pkg/new") + new_file("pkg/new", content="again"),
+            new_file("pkg/b.py/file") + f"diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100644\n{goes}",
+            new_file("pkg/new").replace("+++ b/pkg/new", f"+++ b/{name}"),
+            new_file("pkg/new").replace("diff --git a/pkg/new b/pkg/new", f"diff --git a/{name} b/{name}"),
+            new_file("pkg/new").replace("a/pkg/new b/pkg/new", f"a/pkg/new b/pkg/new b/{name}"),
+            honest.replace("@@ -1 +1 @@", f"@@ -{chance.choice(LINES)} +1 @@"),
+            honest + f"--- a/{name}\n" + chance.choice(["", f"+++ b/{name}\n"]),
+            honest + "-- \n2.39.5\n" + new_file(name),
+            f"--- a/{name}\n+++ b/{name}\n\n{honest}",
+            honest + f"--- a/pkg/a.py\n+++ b/{name}\n@@ -0,0 +1 @@\n+hostile\n",
+            f"Index: {name}\n===\n" + plain(name, name, CHANGE.format(old="victim", new="hostile")),
+            f"*** {name}\n--- {name}\n***************\n*** 1 ****\n! victim\n--- 1 ----\n! hostile\n",
+            f"1c\nhostile\n.\nw {root}/outside/new\n!touch {root}/outside/new\n",
+            honest.replace("\n", "\r\n"),
+            honest.replace("+x", "+x\0y"),
+            honest[: -chance.randint(1, 20)],
+            "\ufeff" + new_file(name),
+            "",
+            f"Only in {name}: x\nSubmodule {name} 1111111..2222222:\n",
+        ]
+    )
     return chance.choice(["", "", "What: x\n\n", f"--- {name}\n", f"diff --git a/{name} b/{name}\n"]) + text
 
 
@@ -235,9 +272,12 @@ def test_a_damaged_patch_is_refused_or_is_another_patch(
     """Bytes changed, lines dropped, doubled and swapped: what is still applied is what git makes of it, too."""
     scene = Scene.made(tmp_path / "scene")
     (scene.series / "series").write_text("hostile.patch\n")
-    whole = (section("pkg/b.py", "b = 1", "b = 2") + plain(
-        "a/pkg/a.py", "b/pkg/a.py", "@@ -4,5 +4,6 @@\n line 4\n line 5\n-line 6\n+LINE 6\n+more\n line 7\n line 8\n"
-    )).encode()  # fmt: skip
+    whole = (
+        section("pkg/b.py", "b = 1", "b = 2")
+        + plain(
+            "a/pkg/a.py", "b/pkg/a.py", "@@ -4,5 +4,6 @@\n line 4\n line 5\n-line 6\n+LINE 6\n+more\n line 7\n line 8\n"
+        )
+    ).encode()
     applied = 0
     for _ in range(scale(2000)):
         body = bytearray(whole)
@@ -320,17 +360,22 @@ def test_hunks_are_put_where_git_puts_them(tmp_path: Path, chance: random.Random
         context = chance.choice([1, 2, 3])
         made = subprocess.run(
             ["git", "diff", "--no-index", "--no-prefix", f"-U{context}", f"--output={patch}", "a/f", "b/f"],
-            cwd=tmp_path, env=GIT, check=False,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=GIT,
+            check=False,
+        )
         if made.returncode == 0 or not patch.stat().st_size:
             continue
         text = reading.read(patch)
         found = fit(text, Files(tmp_path / "now"))
         counted[found.status] += 1
         git = subprocess.run(
-            ["git", "apply", "-p1", "--whitespace=nowarn", str(patch)], cwd=tmp_path / "now", env=GIT, check=False,
+            ["git", "apply", "-p1", "--whitespace=nowarn", str(patch)],
+            cwd=tmp_path / "now",
+            env=GIT,
+            check=False,
             capture_output=True,
-        )  # fmt: skip
+        )
         if found.status in ("clean", "offset"):
             assert git.returncode == 0, git.stderr
             result = found.result["f"]
@@ -370,8 +415,12 @@ def test_what_is_applied_can_be_told_and_taken_back(
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "f").write_text("".join(lines))
         patch = tmp_path / "p.patch"
-        subprocess.run(["git", "diff", "--no-index", "--no-prefix", "-U2", f"--output={patch}", "a/f", "b/f"],
-                       cwd=tmp_path, env=GIT, check=False)  # fmt: skip
+        subprocess.run(
+            ["git", "diff", "--no-index", "--no-prefix", "-U2", f"--output={patch}", "a/f", "b/f"],
+            cwd=tmp_path,
+            env=GIT,
+            check=False,
+        )
         if not patch.stat().st_size:
             continue
         text = reading.read(patch)

@@ -136,7 +136,7 @@ def test_a_wrong_line_of_record_is_found(bench: Bench, dca: RunDca) -> None:
         ("manylinux1_x86_64", True, "promises to run with glibc 2.5, but"),
         ("linux_aarch64", True, f"the tag says linux_aarch64, but {MODULE} is compiled for x86_64."),
     ],
-)  # fmt: skip
+)
 def test_a_tag_that_lies_is_found(bench: Bench, dca: RunDca, platform: str, in_wheel: bool, told: str) -> None:
     files, own = dict(bench.files), bench.name.removesuffix(".whl").rsplit("-", 1)[1]
     if in_wheel:

@@ -26,8 +26,11 @@ def row(name: str, content: bytes) -> str:
 def make(folder: Path, changed: dict[str, bytes | None], record: list[str] | None = None, name: str = NAME) -> Path:
     """A small wheel; None leaves a file out, and RECORD is right unless given."""
     files: dict[str, bytes | None] = {
-        "vllm/__init__.py": b"", "vllm-1.0.dist-info/METADATA": METADATA, "vllm-1.0.dist-info/WHEEL": WHEEL, **changed,
-    }  # fmt: skip
+        "vllm/__init__.py": b"",
+        "vllm-1.0.dist-info/METADATA": METADATA,
+        "vllm-1.0.dist-info/WHEEL": WHEEL,
+        **changed,
+    }
     there = {key: value for key, value in files.items() if value is not None}
     rows = record if record is not None else [row(key, value) for key, value in there.items()]
     path = folder / name
@@ -66,7 +69,7 @@ def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
         ({"vllm-1.0.dist-info/WHEEL": WHEEL.replace(b"abi3", b"none")}, None, "WHEEL says cp38-none-linux_x86_64"),
         ({"vllm/_C.abi3.so": b"\x7fELF cut off"}, None, "vllm/_C.abi3.so: not a whole ELF file"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(
     tmp_path: Path, changed: dict[str, bytes | None], record: list[str] | None, told: str
 ) -> None:

@@ -45,13 +45,23 @@ class Official:
 
 LAST = Official("0.10.2", "e0cba6110483d9bf25c4402d8655cf78d366dd13e4155210980cc3480ed98b7b", "2.8.0", frozenset(NEW))
 OTHERS = (
-    Official("0.9.0", "a130715cc915377f78e84088fc35c426266e278a0793be0b2ad78deda2e2f55e", "2.7.0", frozenset(OLD),
-             ({"8.0", "9.0", "10.0"}, set())),
+    Official(
+        "0.9.0",
+        "a130715cc915377f78e84088fc35c426266e278a0793be0b2ad78deda2e2f55e",
+        "2.7.0",
+        frozenset(OLD),
+        ({"8.0", "9.0", "10.0"}, set()),
+    ),
     Official("0.10.0", "8ca37559d82b43b5e8c8248d2e4a1ecb51d6d4e5d517491d656df6491ed93dab", "2.7.1", frozenset(NEW)),
     # The first without dual chunk attention; its kernels stayed.
-    Official("0.11.0", "3861c75ff2b12e24f6d179ff5c084d791b42ded8675d76c8706697c79f68cd62", "2.8.0", frozenset(NEW),
-             backend=False),
-)  # fmt: skip
+    Official(
+        "0.11.0",
+        "3861c75ff2b12e24f6d179ff5c084d791b42ded8675d76c8706697c79f68cd62",
+        "2.8.0",
+        frozenset(NEW),
+        backend=False,
+    ),
+)
 
 
 def brought(official: Official, cache: store.Store, folder: Path) -> Path:
@@ -94,8 +104,11 @@ def test_the_last_release_with_dual_chunk_attention(last: Path) -> None:
     flash = found.module(FLASH)
     assert flash is not None
     assert flash.reached == {
-        "8.0": "native", "8.6": "same major (8.0)", "9.0": "JIT from PTX 8.0", "12.0": "JIT from PTX 8.0",
-    }  # fmt: skip
+        "8.0": "native",
+        "8.6": "same major (8.0)",
+        "9.0": "JIT from PTX 8.0",
+        "12.0": "JIT from PTX 8.0",
+    }
     assert any(family.name == "flash::flash_fwd_sparse_kernel" for family in flash.families)
     # Code for exactly one arch is told from code that later ones can run.
     assert "9.0a" in (found.module("vllm/_flashmla_C.abi3.so") or flash).exact
@@ -113,9 +126,13 @@ def test_it_takes_less_memory_than_its_largest_module(last: Path) -> None:
     # The largest of all children counts, so an earlier and larger one would hide this one.
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     done = subprocess.run(
-        [sys.executable, "-c", code, str(last)], cwd=ROOT, env={"PYTHONPATH": str(ROOT / "scripts")},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(last)],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT / "scripts")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 7, done.stderr
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert peak == before or peak < 1 << 20, f"{peak} KiB"

@@ -112,8 +112,16 @@ def test_positions_of_the_1m_models() -> None:
     places = oracle.query_positions(p, chunking)
     assert oracle.key_positions(p, chunking).tolist() == [0, 8191, 8192, 253_951, 0, 8193, 253_951, 0, 248_143]
     assert places.successive.tolist() == [
-        253_952, 262_143, 262_144, 262_144, 253_952, 262_144, 262_144, 253_952, 262_144,
-    ]  # fmt: skip
+        253_952,
+        262_143,
+        262_144,
+        262_144,
+        253_952,
+        262_144,
+        262_144,
+        253_952,
+        262_144,
+    ]
     assert set(places.inter.tolist()) == {262_144}
     assert places.successive_critical.tolist()[-1] == 248_143 + 253_952
     assert places.inter_critical.tolist()[-1] == 248_143 + 262_144

@@ -22,16 +22,31 @@ from dca.proof.case import Wrong
 BF16, FP16 = torch.bfloat16, torch.float16
 LAYER = whole.Plan(
     layer.Model(heads=4, kv_heads=2, dim=32, base=1e4, chunking=oracle.Chunking(640, 192), original=700, dtype=BF16),
-    lengths={"small": 1_700}, piece=470, sizes=((48, 106), (30, 101), (100, 112), (64, 108)), threshold=100, blocks=3,
-)  # fmt: skip
+    lengths={"small": 1_700},
+    piece=470,
+    sizes=((48, 106), (30, 101), (100, 112), (64, 108)),
+    threshold=100,
+    blocks=3,
+)
 TIMED = speed.Plan(
     layer.Model(heads=2, kv_heads=1, dim=16, base=1e4, chunking=oracle.Chunking(256, 64), original=0, dtype=BF16),
-    lengths=(150, 500), piece=300, sizes=(40, 110), repeats=2,
-)  # fmt: skip
+    lengths=(150, 500),
+    piece=300,
+    sizes=(40, 110),
+    repeats=2,
+)
 EXTENT = kernels.Extent(
-    dim=16, ranks=((4, 2), (3, 1)), lengths=((1, 70), (65, 65), (130, 201)), batches=(2,), dtypes=(BF16, FP16),
-    rows=60, sampled=1, runs=3, layer=LAYER, timed=TIMED,
-)  # fmt: skip
+    dim=16,
+    ranks=((4, 2), (3, 1)),
+    lengths=((1, 70), (65, 65), (130, 201)),
+    batches=(2,),
+    dtypes=(BF16, FP16),
+    rows=60,
+    sampled=1,
+    runs=3,
+    layer=LAYER,
+    timed=TIMED,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -77,20 +92,45 @@ def right_sparse(
 
 
 def right_dense(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, qs: Any, ks: Any, lq: int, lk: int, scale: float, causal: bool,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    qs: Any,
+    ks: Any,
+    lq: int,
+    lk: int,
+    scale: float,
+    causal: bool,
     out: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     found, lse = RIGHT.flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q=qs, cu_seqlens_k=ks, max_seqlen_q=lq, max_seqlen_k=lk, softmax_scale=scale,
-        causal=causal, return_softmax_lse=True,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        cu_seqlens_q=qs,
+        cu_seqlens_k=ks,
+        max_seqlen_q=lq,
+        max_seqlen_k=lk,
+        softmax_scale=scale,
+        causal=causal,
+        return_softmax_lse=True,
+    )
     return (found if out is None else out.copy_(found)), lse
 
 
 def right_ragged(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, converted: Converted, qs: Any, ks: Any, lq: int, lk: int,
-    scale: float, causal: bool, out: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    converted: Converted,
+    qs: Any,
+    ks: Any,
+    lq: int,
+    lk: int,
+    scale: float,
+    causal: bool,
+    out: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
     lse = torch.empty(q.shape[1], q.shape[0])
     for b in range(len(qs) - 1):
         rows, keys = slice(int(qs[b]), int(qs[b + 1])), slice(int(ks[b]), int(ks[b + 1]))
@@ -103,9 +143,13 @@ def right_ragged(
 def stand_in(sparse: Attention = right_sparse, first: int = 0, **more: Any) -> kernels.Kernels:
     ops = stand_ins.Ops(partial(convert_rows, first=first), None)
     found = kernels.Kernels(
-        "the oracle", ops.convert_vertical_slash_indexes, ops.convert_vertical_slash_indexes_mergehead, sparse,
-        right_dense, right_ragged,
-    )  # fmt: skip
+        "the oracle",
+        ops.convert_vertical_slash_indexes,
+        ops.convert_vertical_slash_indexes_mergehead,
+        sparse,
+        right_dense,
+        right_ragged,
+    )
     return dataclasses.replace(found, **more)
 
 
@@ -393,8 +437,9 @@ def test_ops_are_called_by_what_their_schemas_ask_for(monkeypatch: pytest.Monkey
     space = types.SimpleNamespace(
         fwd_sparse=op(*first, "p_dropout", "softmax_scale", "is_causal", *windows, *last),
         varlen_fwd=op("q", "cu_seqlens_q", "max_seqlen_k", "zero_tensors", "is_causal", "seqused_k"),
-        convert_vertical_slash_indexes=1, convert_vertical_slash_indexes_mergehead=2,
-    )  # fmt: skip
+        convert_vertical_slash_indexes=1,
+        convert_vertical_slash_indexes_mergehead=2,
+    )
     bare = types.ModuleType("dca_kernels")
     bare.load = lambda: tuple(f"some_space::{name}" for name in vars(space))  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "dca_kernels", bare)
@@ -510,15 +555,25 @@ class FakeLayer:
 
     def __init__(
         self, num_heads: int, head_size: int, num_kv_heads: int, dual_chunk_attention_config: Any, layer_idx: int
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.heads, self.dim, self.kv_heads, self.index = num_heads, head_size, num_kv_heads, layer_idx
         self.config = dual_chunk_attention_config
         self.chunking = oracle.Chunking(self.config["chunk_size"], self.config["local_size"])
 
     def forward(
-        self, query: Any, key: Any, value: Any, cache: Any, metadata: Metadata, _k: float, _v: float,
-        query_succ: Any, query_inter: Any, succ_critical: Any, inter_critical: Any,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        cache: Any,
+        metadata: Metadata,
+        _k: float,
+        _v: float,
+        query_succ: Any,
+        query_inter: Any,
+        succ_critical: Any,
+        inter_critical: Any,
+    ) -> torch.Tensor:
         count, end, whole = len(query), metadata.seq_lens[0], metadata.orig_seq_lens[0]
         factor = oracle.length_factor(whole, self.config["original_max_position_embeddings"])
         if self.fault != "keys without factor":
@@ -561,16 +616,29 @@ class FakeLayer:
             if chosen:
                 lines = self._convert([one[n] for one in chosen], *size, n == 0)
                 found = self.backend.sparse_attn_func(
-                    q[None], k[None, a:b], v[None, a:b], *lines, causal=n == 0, softmax_scale=scale,
+                    q[None],
+                    k[None, a:b],
+                    v[None, a:b],
+                    *lines,
+                    causal=n == 0,
+                    softmax_scale=scale,
                     return_softmax_lse=True,
-                )  # fmt: skip
+                )
                 found = [part[0] for part in found]
             else:
                 starts = [torch.tensor([0, length]) for length in size]
                 found = self.backend.flash_attn_varlen_func(
-                    q=q, k=k[a:b], v=v[a:b], cu_seqlens_q=starts[0], cu_seqlens_k=starts[1], max_seqlen_q=size[0],
-                    max_seqlen_k=size[1], softmax_scale=scale, causal=n == 0, return_softmax_lse=True,
-                )  # fmt: skip
+                    q=q,
+                    k=k[a:b],
+                    v=v[a:b],
+                    cu_seqlens_q=starts[0],
+                    cu_seqlens_k=starts[1],
+                    max_seqlen_q=size[0],
+                    max_seqlen_k=size[1],
+                    softmax_scale=scale,
+                    causal=n == 0,
+                    return_softmax_lse=True,
+                )
             parts.append(oracle.Partial(found[0].float(), found[1].t().float()))
         if self.fault == "equal weights":
             return torch.stack([part.out for part in parts]).mean(0)
@@ -606,9 +674,13 @@ class FakeLayer:
 def fake_modules(fault: str = "") -> layer.Modules:
     """A layer that does what it must, or has a fault."""
     backend = types.SimpleNamespace(
-        flash_attn_varlen_func=None, flash_attn_with_kvcache=None, sparse_attn_func=None, ops=FakeOps(),
-        get_tensor_model_parallel_rank=None, DualChunkFlashAttentionMetadata=Metadata,
-    )  # fmt: skip
+        flash_attn_varlen_func=None,
+        flash_attn_with_kvcache=None,
+        sparse_attn_func=None,
+        ops=FakeOps(),
+        get_tensor_model_parallel_rank=None,
+        DualChunkFlashAttentionMetadata=Metadata,
+    )
     backend.DualChunkFlashAttentionImpl = type("Faulty", (FakeLayer,), {"backend": backend, "fault": fault})
     return layer.Modules(backend, types.SimpleNamespace(DualChunkRotaryEmbedding=fake_rotary(fault)))
 

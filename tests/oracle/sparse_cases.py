@@ -173,9 +173,15 @@ def test_rows_alone_are_those_of_the_whole(tokens: int) -> None:
         for head in range(4):
             lines = (chosen[0][head].intra, chosen[0][head].successive, chosen[0][head].inter)
             part = oracle.attend_lines(
-                *(one[:, head] for one in turned), keys[:, head // 2], both[:, head // 2], rows + first,
-                (first, tokens), chunking.stride, lines, 0.3,
-            )  # fmt: skip
+                *(one[:, head] for one in turned),
+                keys[:, head // 2],
+                both[:, head // 2],
+                rows + first,
+                (first, tokens),
+                chunking.stride,
+                lines,
+                0.3,
+            )
             want = oracle.Partial(sparse.out[rows, head], sparse.lse[rows, head])
             close(oracle.Partial(part.out[:, :16], part.lse), want)
     with pytest.raises(ValueError, match="behind the span"):

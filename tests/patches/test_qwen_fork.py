@@ -602,9 +602,13 @@ def fork_bench(
     groups = [fork_recipe.groups[name] for name in fork_recipe.lean.groups]
     listed = sorted({op for group in groups for op in (*group.ops, *group.answers)})
     return {
-        "driver": str(driver), "capability": [9, 0], "modules": {}, "listed": listed,
-        "scenarios": ["dual_chunk", "words"], "lacks": ["qwen3", "second_engine"],
-    }  # fmt: skip
+        "driver": str(driver),
+        "capability": [9, 0],
+        "modules": {},
+        "listed": listed,
+        "scenarios": ["dual_chunk", "words"],
+        "lacks": ["qwen3", "second_engine"],
+    }
 
 
 @pytest.mark.slow
@@ -619,10 +623,22 @@ def test_engines_serve_with_every_transformers_that_the_wheel_allows(
     packages = tmp_path / "packages.txt"
     packages.write_text(workspace.locked(lock, ("transformers", "tokenizers", "huggingface-hub", "hf-xet")))
     done = runner.run(
-        [machine.find_uv(), "pip", "install", "--python", fork_python, "--target", overlay, "--no-deps",
-         "--require-hashes", "-r", packages],
-        env=environments.uv_environment(cache), timeout=600.0,
-    )  # fmt: skip
+        [
+            machine.find_uv(),
+            "pip",
+            "install",
+            "--python",
+            fork_python,
+            "--target",
+            overlay,
+            "--no-deps",
+            "--require-hashes",
+            "-r",
+            packages,
+        ],
+        env=environments.uv_environment(cache),
+        timeout=600.0,
+    )
     assert done.ok, done.text
     given = tmp_path / "given.json"
     given.write_text(json.dumps({**fork_bench, "folder": str(tmp_path), "overlay": str(overlay)}))

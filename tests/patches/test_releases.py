@@ -40,9 +40,11 @@ GIVEN_FACTORS = [[1.0, 1.0, 1.5, 1.5], [1.0, 1.5]]
 
 @pytest.fixture(scope="session", params=[OLD, NEW])
 def release(
-    request: pytest.FixtureRequest, all_recipes: tuple[Loaded, ...], cache: store.Store,
+    request: pytest.FixtureRequest,
+    all_recipes: tuple[Loaded, ...],
+    cache: store.Store,
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[str, Fork]:  # fmt: skip
+) -> tuple[str, Fork]:
     """The sdist of a release, pristine and with the recipe's own series applied."""
     return request.param, trees_of(
         request.param, recipes.find(request.param, all_recipes).recipe, cache, tmp_path_factory
@@ -154,9 +156,11 @@ STEPS = {"num_scheduler_steps": 8}
 OLD_REFUSED: dict[str, tuple[Case, str, list[str]]] = {
     "several steps": (Case({**EAGER, **STEPS}), "DCA-821", ["--num-scheduler-steps 8", "dual chunk attention"]),
     "several steps without the op and without DCA": (
-        Case({**EAGER, **STEPS}, dca=None), "DCA-821", ["--num-scheduler-steps 8", "advance_step_flashattn"]
+        Case({**EAGER, **STEPS}, dca=None),
+        "DCA-821",
+        ["--num-scheduler-steps 8", "advance_step_flashattn"],
     ),
-}  # fmt: skip
+}
 WITHOUT_DCA: dict[str, Case] = {
     "plain": Case(dca=None),
     "plain, too long": Case({"max_model_len": 1048576}, dca=None),
@@ -166,9 +170,11 @@ WITHOUT_DCA: dict[str, Case] = {
 
 @pytest.fixture(scope="session")
 def outcomes(
-    release: tuple[str, Fork], all_recipes: tuple[Loaded, ...], cache: store.Store,
+    release: tuple[str, Fork],
+    all_recipes: tuple[Loaded, ...],
+    cache: store.Store,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     """Every case in an environment of the release's lock with its patched tree, which has no compiled modules.
 
     `DCA_TEST_RUN_VLLM_0_9_2` and the like name a Python that has what the lock names, which saves several GB.

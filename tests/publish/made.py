@@ -17,10 +17,18 @@ TAG = "py3-none-any"
 
 
 def make(
-    folder: Path, version: str = "1.0+dca1.cu124", *, project: str = "vllm", cuda: str | None = "12.4",
-    content: str = "x = 1\n", requires: tuple[str, ...] = (), head: str = "Requires-Python: >=3.8\n", tag: str = TAG,
-    build: str = "", changed: dict[str, bytes] | None = None,
-) -> Path:  # fmt: skip
+    folder: Path,
+    version: str = "1.0+dca1.cu124",
+    *,
+    project: str = "vllm",
+    cuda: str | None = "12.4",
+    content: str = "x = 1\n",
+    requires: tuple[str, ...] = (),
+    head: str = "Requires-Python: >=3.8\n",
+    tag: str = TAG,
+    build: str = "",
+    changed: dict[str, bytes] | None = None,
+) -> Path:
     """A wheel that is right, unless `changed` says otherwise; `cuda` is what its own record says, None for none."""
     info = f"{project}-{version}.dist-info"
     lines = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n{head}"
@@ -30,10 +38,16 @@ def make(
     files[f"{info}/WHEEL"] = wheel_tag.encode()
     if cuda is not None:
         told = {
-            "recipe": "one", "plan": "p", "profile": "lean", "groups": ["core"], "archs": ["8.0", "9.0"], "cuda": cuda,
-            "torch": {"version": "2.8.0"}, "modules": [],
+            "recipe": "one",
+            "plan": "p",
+            "profile": "lean",
+            "groups": ["core"],
+            "archs": ["8.0", "9.0"],
+            "cuda": cuda,
+            "torch": {"version": "2.8.0"},
+            "modules": [],
             "serves": {},
-        }  # fmt: skip
+        }
         files[f"{info}/dca.json"] = json.dumps(told).encode()
     files |= changed or {}
     folder.mkdir(parents=True, exist_ok=True)

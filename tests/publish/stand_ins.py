@@ -188,7 +188,11 @@ def instead_of_boto3(patched: pytest.MonkeyPatch) -> Store:
     own.Boto3Error = type("Boto3Error", (Exception,), {})  # type: ignore[attr-defined]
     boto3 = types.ModuleType("boto3")
     boto3.client = lambda *_, **__: found  # type: ignore[attr-defined]
-    for name, module in (("botocore", types.ModuleType("botocore")), ("botocore.exceptions", exceptions),
-                         ("boto3", boto3), ("boto3.exceptions", own)):  # fmt: skip
+    for name, module in (
+        ("botocore", types.ModuleType("botocore")),
+        ("botocore.exceptions", exceptions),
+        ("boto3", boto3),
+        ("boto3.exceptions", own),
+    ):
         patched.setitem(sys.modules, name, module)
     return found

@@ -47,15 +47,26 @@ class Scene:
 
     def __init__(self, folder: Path, faulty: Faulty) -> None:
         self.index, self.whole = folder / "index", folder / "whole"
-        wheels = [make(folder / "dist", version, cuda=cuda) for version, cuda in
-                  (("1.0+cu121", "12.1"), ("1.0+cu124", "12.4"), ("0.9+cu124", "12.4"))]  # fmt: skip
+        wheels = [
+            make(folder / "dist", version, cuda=cuda)
+            for version, cuda in (("1.0+cu121", "12.1"), ("1.0+cu124", "12.4"), ("0.9+cu124", "12.4"))
+        ]
         put(self.whole, *wheels)
         publish.remove(["0.9+cu124"], Folder(self.whole))
         new = [make(folder / "dist", "2.0+cu130", cuda="13.0"), make(folder / "dist", "1.0", project="other")]
         report = folder / "note.json"
         report.write_text("{}")
-        dca = [sys.executable, "-m", "dca", "publish", "--index", str(self.index), "--quiet",
-               "--cache-dir", str(folder / "cache")]  # fmt: skip
+        dca = [
+            sys.executable,
+            "-m",
+            "dca",
+            "publish",
+            "--index",
+            str(self.index),
+            "--quiet",
+            "--cache-dir",
+            str(folder / "cache"),
+        ]
         self.commands = [
             [*dca, *map(str, new), "--url", "https://host/"],
             [*dca, str(wheels[0]), str(wheels[2])],
@@ -63,7 +74,7 @@ class Scene:
             [*dca, "--yank", "1.0+cu121", "--reason", "wrong"],
             [*dca, "--remove", wheels[0].name],
             [*dca, "--remove", "1.0+cu124"],
-        ]  # fmt: skip
+        ]
         self.before = self.state(self.whole)
         self.after: list[State] = []
         self.counts = self._calls(faulty)
@@ -222,16 +233,34 @@ def test_publishers_at_once_lose_nothing(tmp_path: Path, python: Path, scale: Ca
         put(index, make(folder, "0.1+cu124"))
         shared = [make(folder / "shared", f"7.{number}") for number in range(3)]
         given = [
-            [make(folder / str(who), f"{1 + who}.{number}+cu{view}", cuda=f"{view[:2]}.{view[2]}")
-             for number, view in zip(range(wheels - len(shared)), ["121", "124", "130"] * wheels, strict=False)]
+            [
+                make(folder / str(who), f"{1 + who}.{number}+cu{view}", cuda=f"{view[:2]}.{view[2]}")
+                for number, view in zip(range(wheels - len(shared)), ["121", "124", "130"] * wheels, strict=False)
+            ]
             for who in range(publishers)
-        ]  # fmt: skip
+        ]
         processes = [
-            subprocess.Popen([sys.executable, "-m", "dca", "publish", "--index", str(index), "--json",
-                              "--cache-dir", str(folder / "cache"), *map(str, [*mine, *shared])],
-                             env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "dca",
+                    "publish",
+                    "--index",
+                    str(index),
+                    "--json",
+                    "--cache-dir",
+                    str(folder / "cache"),
+                    *map(str, [*mine, *shared]),
+                ],
+                env=env,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             for mine in given
-        ]  # fmt: skip
+        ]
         with ThreadPoolExecutor(publishers) as waiting, served(index) as web:
             ends = [waiting.submit(one.communicate) for one in processes]
             while True:
@@ -273,8 +302,12 @@ def test_of_publishers_with_other_bytes_one_wins(tmp_path: Path) -> None:
     wheels = [make(tmp_path / str(who), content=f"x = {who}\n") for who in range(4)]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
     words = [sys.executable, "-m", "dca", "publish", "--index", str(tmp_path / "index"), "--cache-dir", str(tmp_path)]
-    processes = [subprocess.Popen([*words, str(wheel)], env=env, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                  stderr=subprocess.PIPE, text=True) for wheel in wheels]  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [*words, str(wheel)], env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for wheel in wheels
+    ]
     errors = [one.communicate()[1] for one in processes]
     assert sorted(one.returncode for one in processes) == [0, 9, 9, 9], errors
     assert sum("DCA-902" in error for error in errors) == 3
@@ -300,9 +333,13 @@ def test_one_more_wheel_rewrites_nothing_of_the_others(
     after = {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in store.walk(index)}
     assert set(before) <= set(after)
     assert {name for name in before if before[name] != after[name]} - {f"{layout.OWN}/locks/publish-index.lock"} == {
-        "simple/vllm/index.html", "simple/vllm/index.json", "cu124/vllm/index.html", "cu124/vllm/index.json",
-        "index.html", layout.ROWS,
-    }  # fmt: skip
+        "simple/vllm/index.html",
+        "simple/vllm/index.json",
+        "cu124/vllm/index.html",
+        "cu124/vllm/index.json",
+        "index.html",
+        layout.ROWS,
+    }
     assert len(set(after) - set(before)) == 4
     if count < 1000:
         assert check(index).fine

@@ -47,8 +47,9 @@ def install(request: pytest.FixtureRequest, python: Path, tmp_path: Path) -> obj
             done = pip(python, "--target", str(target), *words, *stdin_file, stdin=stdin)
         else:
             stdin_file = ["-r", "-"] if stdin else []
-            done = uv("pip", "install", "--python", str(python), "--target", str(target), *words, *stdin_file,
-                      stdin=stdin)  # fmt: skip
+            done = uv(
+                "pip", "install", "--python", str(python), "--target", str(target), *words, *stdin_file, stdin=stdin
+            )
         assert done.returncode == 0, done.stderr
         found = [path.name.removesuffix(".dist-info") for path in target.glob("*.dist-info")]
         shutil.rmtree(target)
@@ -64,8 +65,15 @@ def test_installs_by_version(web: Served, install) -> None:  # type: ignore[no-u
     assert web.errors() == []
 
 
-@pytest.mark.parametrize(("view", "newest"), [("cu121", "1.0+dca1.cu121"), ("cu124", "2.0+dca1.cu124"),
-                                              ("cu130", "2.0+dca2.cu130"), ("simple", "2.0+dca2.cu130")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("view", "newest"),
+    [
+        ("cu121", "1.0+dca1.cu121"),
+        ("cu124", "2.0+dca1.cu124"),
+        ("cu130", "2.0+dca2.cu130"),
+        ("simple", "2.0+dca2.cu130"),
+    ],
+)
 def test_a_view_holds_one_cuda_version(web: Served, install, view: str, newest: str) -> None:  # type: ignore[no-untyped-def]
     # Written without a slash at its end as well as with one.
     assert install("--no-deps", "--index-url", f"{web.url}{view}", "vllm") == [f"vllm-{newest}"]
@@ -99,8 +107,17 @@ def test_what_was_installed_runs(web: Served, python: Path, tmp_path: Path) -> N
 
 def test_resolving_takes_metadata_only(web: Served, python: Path) -> None:
     """No body of a wheel is sent, by the server's own log."""
-    done = uv("pip", "compile", "--python", str(python), "--index-url", f"{web.url}simple/", "--generate-hashes", "-",
-              stdin="vllm>=1")  # fmt: skip
+    done = uv(
+        "pip",
+        "compile",
+        "--python",
+        str(python),
+        "--index-url",
+        f"{web.url}simple/",
+        "--generate-hashes",
+        "-",
+        stdin="vllm>=1",
+    )
     assert done.returncode == 0, done.stderr
     assert "vllm==2.0+dca2.cu130" in done.stdout
     assert "helper==1.5" in done.stdout
@@ -177,7 +194,8 @@ def test_the_folder_works_below_any_path(index: Path, python: Path, tmp_path: Pa
     (tmp_path / "a b").mkdir()
     shutil.copytree(index, tmp_path / "a b/c")
     with served(tmp_path) as web:
-        done = pip(python, "--no-deps", "--dry-run", "--ignore-installed", "--index-url", f"{web.url}a%20b/c/cu121/",
-                   "vllm")  # fmt: skip
+        done = pip(
+            python, "--no-deps", "--dry-run", "--ignore-installed", "--index-url", f"{web.url}a%20b/c/cu121/", "vllm"
+        )
         assert "vllm-1.0+dca1.cu121" in done.stdout, done.stderr
         assert web.errors() == []

@@ -50,8 +50,15 @@ def refused(code: str, index: Path, *wheels: Path, **more: object) -> DcaError:
 
 def smoke_of(wheel: Path, *, passed: bool = True, **more: object) -> Smoke:
     case = CaseResult(level="static", name="one", proves="that", passed=passed, repeat="dca smoke /home/me/wheel")
-    told = {"wheel": wheel.name, "sha256": store.sha256_file(wheel), "version": "1.0", "recipe": "one",
-            "level": "static", "seed": 0, "cases": (case,)}  # fmt: skip
+    told = {
+        "wheel": wheel.name,
+        "sha256": store.sha256_file(wheel),
+        "version": "1.0",
+        "recipe": "one",
+        "level": "static",
+        "seed": 0,
+        "cases": (case,),
+    }
     return Smoke.model_validate(told | more)
 
 
@@ -136,14 +143,20 @@ INFO = "vllm-1.0+cu124.dist-info"
     ("version", "more", "told"),
     [
         ("1.0+dca1.cu124.dirty", {}, "sources that nobody else can have"),
-        ("1.0+cu124", {"changed": {f"{INFO}/METADATA": b"Metadata-Version: 2.1\nName: vllm\nVersion: 2.0\n"}},
-         "METADATA says version 2.0"),
-        ("1.0+cu124", {"changed": {f"{INFO}/WHEEL": b"Wheel-Version: 1.0\nTag: cp38-none-any\n"}},
-         "WHEEL says cp38-none-any"),
+        (
+            "1.0+cu124",
+            {"changed": {f"{INFO}/METADATA": b"Metadata-Version: 2.1\nName: vllm\nVersion: 2.0\n"}},
+            "METADATA says version 2.0",
+        ),
+        (
+            "1.0+cu124",
+            {"changed": {f"{INFO}/WHEEL": b"Wheel-Version: 1.0\nTag: cp38-none-any\n"}},
+            "WHEEL says cp38-none-any",
+        ),
         ("1.0+cu124", {"head": "Requires-Python: soon\n"}, "Requires-Python is none"),
         ("1.0+cu121", {"cuda": "12.4"}, "its version names CUDA 12.1, its record 12.4"),
     ],
-)  # fmt: skip
+)
 def test_a_wheel_that_does_not_tell_the_truth_is_refused(
     tmp_path: Path, version: str, more: dict[str, object], told: str
 ) -> None:
@@ -167,12 +180,16 @@ def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
 
 
 def test_anybodys_wheel_may_be_published(tmp_path: Path) -> None:
-    wheels = [make(tmp_path, version, project="other-thing".replace("-", "_"), cuda=None)
-              for version in ("1.0", "1.0+cu118", "1.0+cu12torch2.4")]  # fmt: skip
+    wheels = [
+        make(tmp_path, version, project="other-thing".replace("-", "_"), cuda=None)
+        for version in ("1.0", "1.0+cu118", "1.0+cu12torch2.4")
+    ]
     added = put(tmp_path / "index", *wheels).added
     assert [(one.project, one.cuda, one.recipe) for one in added] == [
-        ("other-thing", "", ""), ("other-thing", "11.8", ""), ("other-thing", "", ""),
-    ]  # fmt: skip
+        ("other-thing", "", ""),
+        ("other-thing", "11.8", ""),
+        ("other-thing", "", ""),
+    ]
     assert sorted(path.name for path in (tmp_path / "index").iterdir() if path.name.startswith("cu")) == ["cu118"]
 
 
@@ -213,8 +230,9 @@ def test_the_report_of_the_last_smoke_test_goes_along(tmp_path: Path) -> None:
     documents.write(smoke_of(wheel), kept)
     (record,) = publish.publish([wheel], Folder(tmp_path / "index"), cache, Silent()).changed
     assert [(proof.kind, proof.says) for proof in record.evidence] == [
-        ("inspection", "nothing wrong found"), ("smoke", "static: 1 of 1 cases passed"),
-    ]  # fmt: skip
+        ("inspection", "nothing wrong found"),
+        ("smoke", "static: 1 of 1 cases passed"),
+    ]
     assert b"/home/me" not in (tmp_path / "index" / record.evidence[1].path).read_bytes()
     assert publish.publish([wheel], Folder(tmp_path / "index"), cache, Silent()).unchanged == (record,)
     documents.write(smoke_of(wheel, seconds=2.0), kept)
@@ -261,10 +279,14 @@ def test_a_wheel_that_any_smoke_test_found_wrong_stays_out_until_a_whole_one_pas
         case = CaseResult(level="static", name=name, proves="that", passed="fails" not in how)
         monkeypatch.setattr(engine.static, "check", lambda *_, case=case: (case,))
         asked = engine.Request(
-            wheel, level, first="-x" in how, cases=(name,) * ("--case" in how), seed=number,
+            wheel,
+            level,
+            first="-x" in how,
+            cases=(name,) * ("--case" in how),
+            seed=number,
             archs=("12.0",) * ("--arch" in how),
             overlays=(tmp_path,) * ("--overlay" in how),
-        )  # fmt: skip
+        )
         engine.smoke(asked, all_recipes, cache, Silent())
     report = tmp_path / "elsewhere.json"
     documents.write(smoke_of(wheel), report)
@@ -289,8 +311,9 @@ def test_evidence_belongs_to_the_wheel_that_it_names(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     done = put(tmp_path / "index", one, two, evidence=[tmp_path / "report.json", tmp_path / "note.txt"])
     assert {record.version: [proof.kind for proof in record.evidence] for record in done.added} == {
-        "1.0": ["inspection", "note"], "2.0": ["inspection", "smoke"],
-    }  # fmt: skip
+        "1.0": ["inspection", "note"],
+        "2.0": ["inspection", "smoke"],
+    }
     refused("DCA-907", tmp_path / "index", one, evidence=[tmp_path / "report.json"])
     refused("DCA-907", tmp_path / "index", one, two, evidence=[tmp_path / "bom.cdx.json"])
     refused("DCA-204", tmp_path / "index", one, evidence=[tmp_path / "empty"])
@@ -302,8 +325,11 @@ def test_evidence_belongs_to_the_wheel_that_it_names(tmp_path: Path) -> None:
 
 def test_yank_remove_and_back(tmp_path: Path) -> None:
     index = tmp_path / "index"
-    wheels = [make(tmp_path, "1.0+dca1.cu124"), make(tmp_path, "1.0+dca1.cu124", build="1"), make(tmp_path, "2.0+cu121",
-              cuda="12.1")]  # fmt: skip
+    wheels = [
+        make(tmp_path, "1.0+dca1.cu124"),
+        make(tmp_path, "1.0+dca1.cu124", build="1"),
+        make(tmp_path, "2.0+cu121", cuda="12.1"),
+    ]
     put(index, *wheels)
     place = Folder(index)
     whole = files(index)
@@ -351,9 +377,15 @@ def test_the_page_for_people_needs_no_script(tmp_path: Path) -> None:
     text = re.sub(r"<script>\n.*?</script>", "", (tmp_path / "index/index.html").read_text(), flags=re.DOTALL)
     assert "<script" not in text
     for words in (
-        wheel.name, "sm_80, sm_90", "<dd>12.4</dd>", store.sha256_file(wheel), 'href="cu124/"', "nothing wrong found",
-        "--index-url https://wheels.example.invalid/cu124/", "&lt;script&gt;alert(1)",
-    ):  # fmt: skip
+        wheel.name,
+        "sm_80, sm_90",
+        "<dd>12.4</dd>",
+        store.sha256_file(wheel),
+        'href="cu124/"',
+        "nothing wrong found",
+        "--index-url https://wheels.example.invalid/cu124/",
+        "&lt;script&gt;alert(1)",
+    ):
         assert words in text, words
     links = re.findall(r'href="([^"]+)"', text)
     assert all((tmp_path / "index" / unquote(link)).exists() for link in links)
@@ -406,14 +438,24 @@ TEXTS = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=40)
 def records(draw: st.DrawFn) -> Record:
     digest = st.text("0123456789abcdef", min_size=64, max_size=64)
     return Record(
-        file=draw(NAMES), sha256=draw(digest), bytes=draw(st.integers(0, 2**40)), published="2026-01-02T03:04:05Z",
-        project=draw(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)), version=draw(TEXTS),
-        requires_python=draw(st.sampled_from(["", ">=3.8", "<4,>=3"])), metadata_sha256=draw(digest),
-        tags=("py3-none-any",), cuda=draw(st.sampled_from(["", "12.1", "13.0"])), archs=("8.0",), torch=draw(TEXTS),
-        recipe=draw(TEXTS), yanked=draw(st.none() | TEXTS), links_to=draw(st.sampled_from(["", "https://h/r/"])),
+        file=draw(NAMES),
+        sha256=draw(digest),
+        bytes=draw(st.integers(0, 2**40)),
+        published="2026-01-02T03:04:05Z",
+        project=draw(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)),
+        version=draw(TEXTS),
+        requires_python=draw(st.sampled_from(["", ">=3.8", "<4,>=3"])),
+        metadata_sha256=draw(digest),
+        tags=("py3-none-any",),
+        cuda=draw(st.sampled_from(["", "12.1", "13.0"])),
+        archs=("8.0",),
+        torch=draw(TEXTS),
+        recipe=draw(TEXTS),
+        yanked=draw(st.none() | TEXTS),
+        links_to=draw(st.sampled_from(["", "https://h/r/"])),
         state=draw(st.sampled_from(["listed", "listed", "gone"])),
         evidence=(Evidence(kind="k", path="evidence/a/k.json", sha256=draw(digest), bytes=1, says=draw(TEXTS)),),
-    )  # fmt: skip
+    )
 
 
 @settings(max_examples=60, deadline=None)

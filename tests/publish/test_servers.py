@@ -45,8 +45,14 @@ def run(servers: Path, tmp_path_factory: pytest.TempPathFactory) -> Dca:
 
     def call(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TWINE_", "AWS_"))}
-        given = {**kept, "PYTHONPATH": str(ROOT / "scripts"), "HOME": str(home),
-                 "PATH": f"{servers}:{os.environ['PATH']}", "DCA_CACHE_DIR": str(home / "cache"), **env}  # fmt: skip
+        given = {
+            **kept,
+            "PYTHONPATH": str(ROOT / "scripts"),
+            "HOME": str(home),
+            "PATH": f"{servers}:{os.environ['PATH']}",
+            "DCA_CACHE_DIR": str(home / "cache"),
+            **env,
+        }
         argv = [sys.executable, "-c", start, "publish", "--quiet", *map(str, words)]
         return subprocess.run(argv, env=given, text=True, capture_output=True, check=False)
 
@@ -85,8 +91,20 @@ def pypiserver(servers: Path, tmp_path: Path) -> Iterator[str]:
     """Asks nobody for a password; refuses names that are taken, whatever their bytes."""
     port = free_port()
     (tmp_path / "packages").mkdir()
-    argv = [servers / "pypi-server", "run", "-i", "127.0.0.1", "-p", str(port), "-P", ".", "-a", ".",
-            "--disable-fallback", tmp_path / "packages"]  # fmt: skip
+    argv = [
+        servers / "pypi-server",
+        "run",
+        "-i",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-P",
+        ".",
+        "-a",
+        ".",
+        "--disable-fallback",
+        tmp_path / "packages",
+    ]
     with running(argv, f"http://127.0.0.1:{port}/", tmp_path) as url:
         yield url
 
@@ -101,8 +119,12 @@ def devpi(servers: Path, tmp_path: Path) -> Iterator[str]:
     with running(argv, f"http://127.0.0.1:{port}/", tmp_path) as url:
         token = requests.post(f"{url}+login", json={"user": "root", "password": SECRET}, timeout=30).json()["result"]
         auth = base64.b64encode(f"root:{token['password']}".encode()).decode()
-        made = requests.put(f"{url}root/dev", json={"type": "stage", "bases": [], "volatile": True}, timeout=30,
-                            headers={"X-Devpi-Auth": auth})  # fmt: skip
+        made = requests.put(
+            f"{url}root/dev",
+            json={"type": "stage", "bases": [], "volatile": True},
+            timeout=30,
+            headers={"X-Devpi-Auth": auth},
+        )
         assert made.ok, made.text
         yield f"{url}root/dev/"
 
@@ -114,8 +136,12 @@ def s3(servers: Path, tmp_path: Path) -> Iterator[str]:
     with running(argv, f"http://127.0.0.1:{port}/", tmp_path) as url:
         assert requests.put(f"{url}wheels", timeout=30).ok
         # Anybody may read it, as a public index.
-        policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject",
-                  "Resource": "arn:aws:s3:::wheels/*"}]}  # fmt: skip
+        policy = {
+            "Version": "2012-10-17",
+            "Statement": [
+                {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::wheels/*"}
+            ],
+        }
         assert requests.put(f"{url}wheels?policy", data=json.dumps(policy), timeout=30).ok
         yield url
 
@@ -126,8 +152,11 @@ def test_a_server_takes_the_upload(
 ) -> None:
     url = request.getfixturevalue(kind)
     simple = f"{url}+simple/" if kind == "devpi" else f"{url}simple/"
-    login = {"TWINE_USERNAME": "root", "TWINE_PASSWORD": SECRET} if kind == "devpi" else {
-        "TWINE_USERNAME": "", "TWINE_PASSWORD": ""}  # fmt: skip
+    login = (
+        {"TWINE_USERNAME": "root", "TWINE_PASSWORD": SECRET}
+        if kind == "devpi"
+        else {"TWINE_USERNAME": "", "TWINE_PASSWORD": ""}
+    )
     one, two = make(tmp_path, "1.0+dca1.cu124"), make(tmp_path, "1.0+dca1.cu121", cuda="12.1")
     if kind == "devpi":
         refused = run(one, "--repository", url, TWINE_USERNAME="root", TWINE_PASSWORD="wrong-" + SECRET)
@@ -145,8 +174,9 @@ def test_a_server_takes_the_upload(
     other = run(make(tmp_path / "b", content="x = 2\n"), "--repository", url, **login)
     assert (other.returncode, other.stderr.split(":")[0]) == (9, "DCA-902"), other.stderr
     for version in ("1.0+dca1.cu124", "1.0+dca1.cu121"):
-        installed = pip(python, "--no-deps", "--index-url", simple, "--target", str(tmp_path / version),
-                        f"vllm=={version}")  # fmt: skip
+        installed = pip(
+            python, "--no-deps", "--index-url", simple, "--target", str(tmp_path / version), f"vllm=={version}"
+        )
         assert installed.returncode == 0, installed.stderr
         assert (tmp_path / version / "vllm/__init__.py").read_text() == "x = 1\n"
 

@@ -118,11 +118,16 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "words",
     [
-        ["--s3", "s3://b", "--index", "x"], ["--s3-endpoint", "http://x"], ["--repository-index", "http://x"],
-        ["--repository", "https://me:secret@host/"], ["--repository", "-x"], ["--s3", "https://b/"],
-        ["--repository", "https://host/", "--url", "https://x/"], ["--repository", "https://host/?token=secret"],
+        ["--s3", "s3://b", "--index", "x"],
+        ["--s3-endpoint", "http://x"],
+        ["--repository-index", "http://x"],
+        ["--repository", "https://me:secret@host/"],
+        ["--repository", "-x"],
+        ["--s3", "https://b/"],
+        ["--repository", "https://host/", "--url", "https://x/"],
+        ["--repository", "https://host/?token=secret"],
     ],
-)  # fmt: skip
+)
 def test_a_place_is_named_rightly(dca_publish: Publish, tmp_path: Path, words: list[str]) -> None:
     done = dca_publish(make(tmp_path), *words)
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "DCA-201"), done.stderr
@@ -154,8 +159,11 @@ def test_a_bucket_holds_what_a_folder_does(tmp_path: Path, objects: Store) -> No
     publish.publish(wheels, Folder(tmp_path / "index"), store.Store(tmp_path / "cache"), Silent())
     here = {name: path.read_bytes() for name, path in store.walk(tmp_path / "index") if not name.startswith(".dca/")}
     there = {key.removeprefix("a/b/"): one[0] for key, one in objects.objects.items() if not key.endswith("/")}
-    same = {name for name in here if not name.startswith("records/") and name.split("/")[-1] not in (
-        "index.html", "index.json")}  # fmt: skip
+    same = {
+        name
+        for name in here
+        if not name.startswith("records/") and name.split("/")[-1] not in ("index.html", "index.json")
+    }
     assert set(here) == {name for name in there if not name.startswith(".dca/")}
     assert all(here[name] == there[name] for name in same)
     kinds = {key.removeprefix("a/b/"): one[1]["ContentType"] for key, one in objects.objects.items()}

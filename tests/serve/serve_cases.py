@@ -33,12 +33,21 @@ def config(name: str = "Qwen2.5-7B", **changed: Any) -> dict[str, Any]:
     """A config.json; None removes a key."""
     layers, hidden, inner, heads, keys, vocabulary, length = SHAPES[name]
     made = {
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": hidden,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": hidden,
         "num_hidden_layers": layers,
-        "intermediate_size": inner, "num_attention_heads": heads, "num_key_value_heads": keys, "vocab_size": vocabulary,
-        "max_position_embeddings": length, "rope_theta": 1000000.0, "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16", "use_sliding_window": False, "rms_norm_eps": 1e-6,
-    }  # fmt: skip
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": length,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "rms_norm_eps": 1e-6,
+    }
     return {key: value for key, value in {**made, **changed}.items() if value is not None}
 
 
@@ -53,8 +62,16 @@ def shape(model: str = SEVEN, method: str = "") -> Shape:
     return quantized(method, read(model)[0])
 
 
-def subject(model: str, where: str, *, env: dict[str, str] | None = None, recipe: str | None = None,
-            machines: int = 1, wheel: Path | None = None, **asked: Any) -> tuple[Subject, str]:  # fmt: skip
+def subject(
+    model: str,
+    where: str,
+    *,
+    env: dict[str, str] | None = None,
+    recipe: str | None = None,
+    machines: int = 1,
+    wheel: Path | None = None,
+    **asked: Any,
+) -> tuple[Subject, str]:
     return plan.subject_of(
         model, Asked(**asked), gpus=gpus.parse(where, machines), recipe=recipe, env=env or {}, wheel=wheel
     )

@@ -21,8 +21,28 @@ from dca.serve import command, plan
 from dca.serve.command import Launch
 
 # Words that mean something to a shell, a unit or YAML.
-ODD = ["with a space", "quote's", 'double "quotes"', "$HOME", "`id`", "100%n", "a;b", "back\\slash", "#hash", "ünïcode",
-       "*", "~", "a: b", "- x", "{x}", "&y", "!z", "true", "007", "trailing "]  # fmt: skip
+ODD = [
+    "with a space",
+    "quote's",
+    'double "quotes"',
+    "$HOME",
+    "`id`",
+    "100%n",
+    "a;b",
+    "back\\slash",
+    "#hash",
+    "ünïcode",
+    "*",
+    "~",
+    "a: b",
+    "- x",
+    "{x}",
+    "&y",
+    "!z",
+    "true",
+    "007",
+    "trailing ",
+]
 
 
 def launched(model: str = SEVEN, where: str = "4xA100-80", machines: int = 1, **more: Any) -> Launch:
@@ -231,11 +251,15 @@ def test_a_script_holds_exactly_the_words(chance: random.Random, scale: Callable
     for number in range(scale(100)):
         one = odd(tmp_path / str(number), chance)
         tree = ast.parse(command.python(one))
-        (model,) = [node.value for node in tree.body if isinstance(node, ast.Assign)
-                    and isinstance(node.targets[0], ast.Name)]  # fmt: skip
+        (model,) = [
+            node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        ]
         assert ast.literal_eval(model) == one.model
-        given = {ast.literal_eval(node.targets[0].slice): ast.literal_eval(node.value) for node in tree.body
-                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript)}  # fmt: skip
+        given = {
+            ast.literal_eval(node.targets[0].slice): ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript)
+        }
         assert given == one.environment
 
 
@@ -250,10 +274,11 @@ def test_every_flag_is_one_of_the_engines(wheel: Path) -> None:
     }
     told: set[str] = set()
     for made in (
-        planned(FOURTEEN, "4xA100-40", machines=2, tp=4, pp=2), planned(SEVEN, "4xH100-80", quantization="fp8"),
+        planned(FOURTEEN, "4xA100-40", machines=2, tp=4, pp=2),
+        planned(SEVEN, "4xH100-80", quantization="fp8"),
         planned(ORDINARY, "1x24", kv_cache_dtype="fp8_e5m2", dtype="half", prefix_caching=True, utilization=0.8),
         planned(ORDINARY, "1x16", sequences=4, block_size=32),
-    ):  # fmt: skip
+    ):
         told |= set(flags(made))
     one = launched(name="x", host="0.0.0.0", port=1, tools="hermes", chat_template="t")
     told |= {name for name, _ in one.flags}
@@ -264,10 +289,13 @@ def test_every_flag_is_one_of_the_engines(wheel: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "where", "machines", "each", "used"),
     [
-        (SEVEN, "4xA100-80", 1, 4, 4), (SEVEN, "8xH100-80", 1, 8, 4), (FOURTEEN, "4xA100-40", 2, 4, 4),
-        (SEVEN, "4xA100-80", 2, 4, 2), (SEVEN, "4xA100-80", 3, 4, 2),
+        (SEVEN, "4xA100-80", 1, 4, 4),
+        (SEVEN, "8xH100-80", 1, 8, 4),
+        (FOURTEEN, "4xA100-40", 2, 4, 4),
+        (SEVEN, "4xA100-80", 2, 4, 2),
+        (SEVEN, "4xA100-80", 3, 4, 2),
     ],
-)  # fmt: skip
+)
 def test_a_pod_asks_for_the_gpus_that_the_server_uses(
     model: str, where: str, machines: int, each: int, used: int
 ) -> None:

@@ -40,9 +40,16 @@ def documented(tp: int, **more: object) -> Settings:
 
 @pytest.mark.parametrize(("name", "tp", "weights", "cache", "profile", "pool", "tokens", "sparse", "total"), TABLE)
 def test_the_published_table_comes_out_within_two_percent(
-    name: str, tp: int, weights: float, cache: float, profile: float, pool: float, tokens: float, sparse: float,
+    name: str,
+    tp: int,
+    weights: float,
+    cache: float,
+    profile: float,
+    pool: float,
+    tokens: float,
+    sparse: float,
     total: float | None,
-) -> None:  # fmt: skip
+) -> None:
     model, layout = shape(name), Layout(tp=tp)
     found = outcome(model, eighty(tp), documented(tp))
     token = memory.token_bytes(model, layout)
@@ -60,11 +67,18 @@ def test_the_published_table_comes_out_within_two_percent(
 @pytest.mark.parametrize(
     ("name", "tp", "share", "fits"),
     [
-        (SEVEN, 1, 0.90, False), (SEVEN, 2, 0.90, False), (SEVEN, 4, 0.90, False), (SEVEN, 4, 0.85, True),
-        (FOURTEEN, 2, 0.90, False), (FOURTEEN, 4, 0.90, False), (FOURTEEN, 4, 0.85, False), (FOURTEEN, 4, 0.80, True),
-        (FOURTEEN, 8, 0.90, False), (FOURTEEN, 8, 0.85, True),
+        (SEVEN, 1, 0.90, False),
+        (SEVEN, 2, 0.90, False),
+        (SEVEN, 4, 0.90, False),
+        (SEVEN, 4, 0.85, True),
+        (FOURTEEN, 2, 0.90, False),
+        (FOURTEEN, 4, 0.90, False),
+        (FOURTEEN, 4, 0.85, False),
+        (FOURTEEN, 4, 0.80, True),
+        (FOURTEEN, 8, 0.90, False),
+        (FOURTEEN, 8, 0.85, True),
     ],
-)  # fmt: skip
+)
 def test_the_tables_verdicts_come_out(name: str, tp: int, share: float, fits: bool) -> None:
     assert outcome(shape(name), eighty(tp), documented(tp, utilization=share)).fits is fits
 
@@ -140,11 +154,21 @@ def test_a_config_of_any_layers_and_heads_is_counted_as_in_a_closed_form(
         inner, vocabulary = 128 * chance.randrange(1, 300), chance.randrange(1_000, 200_000)
         dual = {"chunk_size": 4096, "local_size": 512, "original_max_position_embeddings": 4096}
         given = config(
-            num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=keys, head_dim=size,
-            hidden_size=hidden, intermediate_size=inner, vocab_size=vocabulary, attention_bias=chance.random() < 0.5,
-            dual_chunk_attention_config={**dual, "sparse_attention_config": [
-                {"0": ["vertical_and_slash", 30, 800, 1.0], "1": ["vertical_and_slash", 500, 700, 1.0]}]},
-        )  # fmt: skip
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=keys,
+            head_dim=size,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            vocab_size=vocabulary,
+            attention_bias=chance.random() < 0.5,
+            dual_chunk_attention_config={
+                **dual,
+                "sparse_attention_config": [
+                    {"0": ["vertical_and_slash", 30, 800, 1.0], "1": ["vertical_and_slash", 500, 700, 1.0]}
+                ],
+            },
+        )
         model = shape_of(given, "any", None, given["dual_chunk_attention_config"]["sparse_attention_config"])
         every = heads + 2 * keys
         each = hidden * every * size + every * size * given["attention_bias"] + heads * size * hidden
@@ -214,8 +238,12 @@ def longest(model: Shape, count: int, size: float) -> int:
 
 @pytest.mark.parametrize("name", [SEVEN, FOURTEEN, THIRTY])
 def test_more_memory_never_fits_less_in_the_whole_sweep(name: str) -> None:
-    found = {(count, size, method): longest(shape(name, method), count, size)
-             for count in COUNTS for size in SIZES for method in METHODS}  # fmt: skip
+    found = {
+        (count, size, method): longest(shape(name, method), count, size)
+        for count in COUNTS
+        for size in SIZES
+        for method in METHODS
+    }
     assert max(found.values()) == MILLION
     assert min(found.values()) < MILLION
     for (count, size, method), tokens in found.items():
@@ -226,8 +254,12 @@ def test_more_memory_never_fits_less_in_the_whole_sweep(name: str) -> None:
         for more in COUNTS:
             assert more < count or found[more, size, method] >= tokens, here
         # Weights of 4 bits are divided no further than groups allow; with the same ranks fewer bits never fit less.
-        same = [one for one in METHODS if ranks(shape(name, one), Gpus(count=count, memory_gib=80.0)) ==
-                ranks(shape(name, method), Gpus(count=count, memory_gib=80.0))]  # fmt: skip
+        same = [
+            one
+            for one in METHODS
+            if ranks(shape(name, one), Gpus(count=count, memory_gib=80.0))
+            == ranks(shape(name, method), Gpus(count=count, memory_gib=80.0))
+        ]
         if method == "" and "awq" in same:
             assert found[count, size, "awq"] >= tokens, here
         assert tokens == 0 or tokens == MILLION or tokens % 16 == 0, here
@@ -252,9 +284,12 @@ def test_every_outcome_says_where_all_of_the_memory_goes(chance: random.Random) 
         model = shape(chance.choice([SEVEN, FOURTEEN, THIRTY]), chance.choice(METHODS))
         where = Gpus(count=8, memory_gib=chance.uniform(10, 150))
         settings = Settings(
-            tp=chance.choice([1, 2, 4]), length=chance.randrange(16, MILLION), batched=chance.choice([2_048, BATCH]),
-            utilization=chance.uniform(0.5, 0.95), blocks=chance.choice([None, exact_blocks(MILLION)]),
-        )  # fmt: skip
+            tp=chance.choice([1, 2, 4]),
+            length=chance.randrange(16, MILLION),
+            batched=chance.choice([2_048, BATCH]),
+            utilization=chance.uniform(0.5, 0.95),
+            blocks=chance.choice([None, exact_blocks(MILLION)]),
+        )
         found = outcome(model, where, settings)
         assert found.total == pytest.approx(sum(term.bytes for term in found.terms))
         assert found.fits == (not found.ends)
@@ -350,12 +385,18 @@ def test_the_cache_is_what_the_utilisation_leaves_in_whole_blocks() -> None:
 @pytest.mark.parametrize(
     ("size", "changed", "ends"),
     [
-        (10.0, {}, "loading"), (13.9, {"tp": 2}, "loading"), (20.0, {"tp": 2}, "weights"), (80.0, {"tp": 2}, "cache"),
-        (80.0, {"tp": 2, "blocks": 63_762}, "room"), (80.0, {}, "prompt"), (80.0, {"blocks": 63_762}, ""),
-        (53.0, {"blocks": 63_762, "eager": False}, "room"), (55.2, {"blocks": 63_762, "eager": False}, "graphs"),
+        (10.0, {}, "loading"),
+        (13.9, {"tp": 2}, "loading"),
+        (20.0, {"tp": 2}, "weights"),
+        (80.0, {"tp": 2}, "cache"),
+        (80.0, {"tp": 2, "blocks": 63_762}, "room"),
+        (80.0, {}, "prompt"),
+        (80.0, {"blocks": 63_762}, ""),
+        (53.0, {"blocks": 63_762, "eager": False}, "room"),
+        (55.2, {"blocks": 63_762, "eager": False}, "graphs"),
         (58.0, {"blocks": 63_762, "eager": False}, "prompt"),
     ],
-)  # fmt: skip
+)
 def test_what_a_server_fails_at(size: float, changed: dict[str, object], ends: str) -> None:
     tp = changed.get("tp", 4 if size > 10 else 1)
     settings = documented(**{"tp": tp, **changed})  # type: ignore[arg-type]

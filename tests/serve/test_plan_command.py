@@ -80,10 +80,14 @@ def test_what_does_not_fit_ends_with_one_and_names_what_does() -> None:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "code"),
     [
-        (("plan", "nothing-known", "--gpus", "4x80"), 2, "DCA-214"), (("plan", SEVEN, "--gpus", "none"), 2, "DCA-201"),
-        (("plan", SEVEN, "--gpus", "4x80", "--tp", "0"), 2, "DCA-201"), (("plan",), 2, "DCA-201"),
-        (("plan", SEVEN, "--gpus", "4x80", "--recipe", "none"), 2, "DCA-203"), (("plan", " "), 2, "DCA-201"),
-        (("plan", SEVEN, "--gpus", "4x80", "--wheel", "no.whl"), 2, "DCA-204"), (("oops",), 2, "DCA-201"),
+        (("plan", "nothing-known", "--gpus", "4x80"), 2, "DCA-214"),
+        (("plan", SEVEN, "--gpus", "none"), 2, "DCA-201"),
+        (("plan", SEVEN, "--gpus", "4x80", "--tp", "0"), 2, "DCA-201"),
+        (("plan",), 2, "DCA-201"),
+        (("plan", SEVEN, "--gpus", "4x80", "--recipe", "none"), 2, "DCA-203"),
+        (("plan", " "), 2, "DCA-201"),
+        (("plan", SEVEN, "--gpus", "4x80", "--wheel", "no.whl"), 2, "DCA-204"),
+        (("oops",), 2, "DCA-201"),
         (("plan", SEVEN, "--gpus", "4x80", "--quantization", "int3"), 2, "DCA-201"),
         (("plan", SEVEN, "--gpus", "4x80", "--plot", "memory.gif"), 2, "DCA-201"),
         (("plan", SEVEN, "--gpus", "4x80", "--report", "/etc/hostname/x.html"), 2, "DCA-204"),
@@ -100,7 +104,7 @@ def test_what_does_not_fit_ends_with_one_and_names_what_does() -> None:
         (("command", SEVEN, "--gpus", "4x80", "--port", "99999"), 2, "DCA-201"),
         (("run", SEVEN, "--gpus", "4x80", "--machines", "2"), 2, "DCA-201"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_message_with_a_code(arguments: tuple[str, ...], exit_code: int, code: str) -> None:
     done = run(*arguments)
     assert done.returncode == exit_code, done.stderr
@@ -133,8 +137,9 @@ def test_gpus_of_a_stand_in_driver_are_found_and_counted(tmp_path: Path) -> None
 
 def test_visible_gpus_of_a_stand_in_driver_are_those_that_are_planned_for(tmp_path: Path) -> None:
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'Tesla T4, 7.5, 15360, 550.54.15'\n"
-                       "echo 'NVIDIA A100-SXM4-80GB, 8.0, 81920, 550.54.15'\n")  # fmt: skip
+    program.write_text(
+        "#!/bin/sh\necho 'Tesla T4, 7.5, 15360, 550.54.15'\necho 'NVIDIA A100-SXM4-80GB, 8.0, 81920, 550.54.15'\n"
+    )
     program.chmod(0o755)
     words, path = (SEVEN, "--max-model-len", "65536"), f"{tmp_path}:/usr/bin:/bin"
     both = run("command", *words, PATH=path)
@@ -199,8 +204,11 @@ def test_a_picture_has_a_bar_of_every_length_and_the_cards_line(tmp_path: Path) 
     # Heights are proportional to memory, in one scale for both panels.
     told = [rect.find(f"{space}title") for rect in parts]
     heights = {one.text: float(rect.attrib["height"]) for one, rect in zip(told, parts, strict=True) if one is not None}
-    scales = [height / float(re.findall(r"([\d.]+) GiB", text or "")[0]) for text, height in heights.items()
-              if float(re.findall(r"([\d.]+) GiB", text or "")[0]) > 5]  # fmt: skip
+    scales = [
+        height / float(re.findall(r"([\d.]+) GiB", text or "")[0])
+        for text, height in heights.items()
+        if float(re.findall(r"([\d.]+) GiB", text or "")[0]) > 5
+    ]
     assert max(scales) / min(scales) < 1.03
     assert "80 GiB" in target.read_text(encoding="utf-8")
 

@@ -65,11 +65,19 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"model": THIRTY, "recipe": "vllm-0.9.2", "where": "8xA100-80"}, ["DCA-158"]),
 ]
 RIGHT: list[dict[str, Any]] = [
-    {}, {"recipe": "vllm-0.10.2"}, {"model": FOURTEEN}, {"model": FOURTEEN, "where": "8xH100-80"}, {"block_size": 32},
-    {"prefix_caching": True, "length": 262_144}, {"quantization": "fp8", "where": "4xH100-80"}, {"dtype": "bfloat16"},
+    {},
+    {"recipe": "vllm-0.10.2"},
+    {"model": FOURTEEN},
+    {"model": FOURTEEN, "where": "8xH100-80"},
+    {"block_size": 32},
+    {"prefix_caching": True, "length": 262_144},
+    {"quantization": "fp8", "where": "4xH100-80"},
+    {"dtype": "bfloat16"},
     {"env": {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}, "recipe": "vllm-0.10.2"},
-    {"model": THIRTY, "where": "4xH100-80"}, {"model": ORDINARY, "where": "1xA100-80"}, {"where": "8xA100-80"},
-]  # fmt: skip
+    {"model": THIRTY, "where": "4xH100-80"},
+    {"model": ORDINARY, "where": "1xA100-80"},
+    {"where": "8xA100-80"},
+]
 
 
 @pytest.mark.parametrize(("changed", "wanted"), WRONG, ids=lambda one: json.dumps(one)[:60])
@@ -118,7 +126,7 @@ def test_a_cache_of_blocks_of_another_size_has_as_many_fewer(size: int, blocks: 
         ({"tp": 2, "pp": 1}, ["a smaller --tensor-parallel-size, or more GPUs."]),
         ({"tp": 3}, ["--tensor-parallel-size 1.", "a smaller --tensor-parallel-size, or more GPUs."]),
     ],
-)  # fmt: skip
+)
 def test_ranks_that_are_too_many_have_a_remedy_that_can_be_done(asked: dict[str, int], remedies: list[str]) -> None:
     made = planned(SEVEN, "1x80", length=16_384, **asked)
     assert [one.remedy for one in made.errors if one.code == "DCA-131"] == remedies
@@ -167,31 +175,42 @@ COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 
 def groups(*bits: object, size: int | None = None) -> dict[str, Any]:
     """config_groups, one for each number of bits; None for layers whose weights are not quantized."""
-    return {"config_groups": {
-        f"group_{number}": {"targets": ["Linear"], "weights": one and {"num_bits": one, "group_size": size}}
-        for number, one in enumerate(bits)
-    }}  # fmt: skip
+    return {
+        "config_groups": {
+            f"group_{number}": {"targets": ["Linear"], "weights": one and {"num_bits": one, "group_size": size}}
+            for number, one in enumerate(bits)
+        }
+    }
 
 
 @pytest.mark.parametrize(
     ("told", "bits", "assumed"),
     [
-        (AWQ, 4, False), (GPTQ, 4, False), ({**GPTQ, "bits": 8}, 8, False), ({"quant_method": "awq"}, 4, False),
-        ({"quant_method": "awq", "w_bit": 8}, 8, False), ({"quant_method": "fp8"}, 8, False),
-        ({**COMPRESSED, **groups(8)}, 8, False), ({**COMPRESSED, **groups(4, size=128)}, 4, False),
-        ({**COMPRESSED, **groups(4, 8)}, 8, False), ({**COMPRESSED, **groups(8, None)}, 16, False),
-        ({**COMPRESSED, **groups(8, "x")}, 16, True), (COMPRESSED, 16, True),
+        (AWQ, 4, False),
+        (GPTQ, 4, False),
+        ({**GPTQ, "bits": 8}, 8, False),
+        ({"quant_method": "awq"}, 4, False),
+        ({"quant_method": "awq", "w_bit": 8}, 8, False),
+        ({"quant_method": "fp8"}, 8, False),
+        ({**COMPRESSED, **groups(8)}, 8, False),
+        ({**COMPRESSED, **groups(4, size=128)}, 4, False),
+        ({**COMPRESSED, **groups(4, 8)}, 8, False),
+        ({**COMPRESSED, **groups(8, None)}, 16, False),
+        ({**COMPRESSED, **groups(8, "x")}, 16, True),
+        (COMPRESSED, 16, True),
         ({"quant_method": "modelopt", "quant_algo": "FP8"}, 8, False),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4", **groups(4, size=16)}, 4, False),
         ({"quant_method": "modelopt", "quantization": {"quant_algo": "W4A8_AWQ"}}, 4, False),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, 16, True),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}, 8, False),
         ({"quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True}, 4, False),
-        ({"quant_method": "bitsandbytes"}, 16, True), ({"quant_method": "fbgemm_fp8"}, 8, False),
-        ({"quant_method": "mxfp4"}, 4, False), ({"quant_method": "nobody-knows"}, 16, True),
+        ({"quant_method": "bitsandbytes"}, 16, True),
+        ({"quant_method": "fbgemm_fp8"}, 8, False),
+        ({"quant_method": "mxfp4"}, 4, False),
+        ({"quant_method": "nobody-knows"}, 16, True),
         ({"quant_method": "nobody-knows", "bits": 10**6}, 16, False),
     ],
-)  # fmt: skip
+)
 def test_quantized_weights_have_the_bits_that_their_config_says(
     told: dict[str, Any], bits: int, assumed: bool, tmp_path: Path
 ) -> None:
@@ -199,8 +218,9 @@ def test_quantized_weights_have_the_bits_that_their_config_says(
     read = shape.read(model)[0]
     assert (read.quantized.bits, read.quantized.assumed) == (bits, assumed)
     # 13.1 GiB in 16 bits without both ends; scales of 4-bit weights take an eighth of a bit each.
-    weights = memory.weight_bytes(read, memory.Layout()) / memory.weight_bytes(shape.read(folder(tmp_path / "p"))[0],
-                                                                             memory.Layout())  # fmt: skip
+    weights = memory.weight_bytes(read, memory.Layout()) / memory.weight_bytes(
+        shape.read(folder(tmp_path / "p"))[0], memory.Layout()
+    )
     assert weights == pytest.approx({16: 1.0, 8: 0.572, 4: 0.365}[bits], abs=0.07)
     made = planned(model, "1xH100-80")
     assert codes(made) == []
@@ -209,10 +229,20 @@ def test_quantized_weights_have_the_bits_that_their_config_says(
 
 def test_integers_of_8_bits_in_no_words_are_divided_as_they_are(tmp_path: Path) -> None:
     # 18944 over 8 GPUs is 2,368, no whole number of groups of 128.
-    for told, one in (({**COMPRESSED, **groups(4, size=128)}, False), ({**COMPRESSED, **groups(8)}, True),
-                      ({"quant_method": "bitsandbytes", "load_in_8bit": True}, True)):  # fmt: skip
-        read = shape.read(folder(tmp_path / "model", num_attention_heads=32, head_dim=128, num_key_value_heads=8,
-                                 quantization_config=told))[0]  # fmt: skip
+    for told, one in (
+        ({**COMPRESSED, **groups(4, size=128)}, False),
+        ({**COMPRESSED, **groups(8)}, True),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, True),
+    ):
+        read = shape.read(
+            folder(
+                tmp_path / "model",
+                num_attention_heads=32,
+                head_dim=128,
+                num_key_value_heads=8,
+                quantization_config=told,
+            )
+        )[0]
         assert rules.divides(read, 8) is one
 
 
@@ -233,15 +263,41 @@ def test_quantized_weights_are_divided_as_far_as_their_groups_allow(group: int, 
 def wheel(archs: tuple[str, ...] = ("8.0", "9.0"), **serves: Any) -> Inspection:
     told = {"architectures": ("Qwen2ForCausalLM",), "head_dims": (128,), **serves}
     recorded = Recorded(
-        recipe="qwen-fork", plan="p", profile="lean", groups=("core",), archs=archs, cuda="12.4", torch="2.5.1",
-        serves=Coverage.model_validate(told), origins={}, hashes={},
-    )  # fmt: skip
+        recipe="qwen-fork",
+        plan="p",
+        profile="lean",
+        groups=("core",),
+        archs=archs,
+        cuda="12.4",
+        torch="2.5.1",
+        serves=Coverage.model_validate(told),
+        origins={},
+        hashes={},
+    )
     return Inspection(
-        file="vllm-1-cp38-abi3-linux_x86_64.whl", bytes=1, unpacked=1, sha256="0" * 64, name="vllm", version="1",
-        tags=(), requires_python="", torch="", transformers="", asked=(), modules=(), cuda_libraries=(), glibc="",
-        checked_with_torch="", dca_backend=True, sparse_functions=True, index_ops=True, sparse_ops=True,
-        recorded=recorded, files=1, problems=(),
-    )  # fmt: skip
+        file="vllm-1-cp38-abi3-linux_x86_64.whl",
+        bytes=1,
+        unpacked=1,
+        sha256="0" * 64,
+        name="vllm",
+        version="1",
+        tags=(),
+        requires_python="",
+        torch="",
+        transformers="",
+        asked=(),
+        modules=(),
+        cuda_libraries=(),
+        glibc="",
+        checked_with_torch="",
+        dca_backend=True,
+        sparse_functions=True,
+        index_ops=True,
+        sparse_ops=True,
+        recorded=recorded,
+        files=1,
+        problems=(),
+    )
 
 
 def found_by_wheel(model: str, made: Inspection, where: str = "8xH100-80", **asked: Any) -> list[str]:
@@ -276,9 +332,10 @@ def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
         ("4xA100-80", {"quantization": "fp8"}, ["make wheel RECIPE=qwen-fork PROFILE=full"]),
         ("4xH100-80", {"quantization": "fp8", "recipe": "vllm-0.9.2"}, ["make wheel RECIPE=vllm-0.10.2 WITH=fp8"]),
         ("4xH100-80", {"quantization": "awq"}, ["make wheel RECIPE=qwen-fork PROFILE=full"]),
-        ("4xH100-80", {"quantization": "fp8", "recipe": "vllm-0.10.2"}, []), ("4xH100-80", {}, []),
+        ("4xH100-80", {"quantization": "fp8", "recipe": "vllm-0.10.2"}, []),
+        ("4xH100-80", {}, []),
     ],
-)  # fmt: skip
+)
 def test_a_recipe_without_kernels_for_the_weights_names_what_has_them(
     where: str, asked: dict[str, Any], told: list[str]
 ) -> None:
@@ -314,8 +371,17 @@ def test_a_folder_a_bare_config_and_a_name_give_the_same_plan(tmp_path: Path) ->
     place.mkdir()
     (place / "config.json").write_text(json.dumps(given))
     (tmp_path / "bare.json").write_text(json.dumps(given))
-    made = [planned(one, "4xA100-80") for one in (SEVEN, f"Qwen/{SEVEN}", SEVEN.upper(), str(place),
-                                                  str(place / "config.json"), str(tmp_path / "bare.json"))]  # fmt: skip
+    made = [
+        planned(one, "4xA100-80")
+        for one in (
+            SEVEN,
+            f"Qwen/{SEVEN}",
+            SEVEN.upper(),
+            str(place),
+            str(place / "config.json"),
+            str(tmp_path / "bare.json"),
+        )
+    ]
     assert {one.planned.model_dump_json() for one in made} == {made[0].planned.model_dump_json()}
     assert {one.flags for one in made} == {made[0].flags}
 
@@ -355,10 +421,12 @@ def test_a_model_whose_dual_chunk_settings_are_not_known_says_how_to_get_them() 
 @pytest.mark.parametrize(
     ("model", "code"),
     [
-        ("no-such-model", "DCA-214"), ("./nowhere", "DCA-204"), ("/nowhere/config.json", "DCA-204"),
+        ("no-such-model", "DCA-214"),
+        ("./nowhere", "DCA-204"),
+        ("/nowhere/config.json", "DCA-204"),
         ("Qwen2.5-7B-Instruct-2M", "DCA-214"),
     ],
-)  # fmt: skip
+)
 def test_a_model_that_is_not_there_is_one_message(model: str, code: str) -> None:
     with pytest.raises(DcaError) as refused:
         planned(model, "4x80")
@@ -366,8 +434,17 @@ def test_a_model_that_is_not_there_is_one_message(model: str, code: str) -> None
     assert refused.value.remedy
 
 
-@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size",
-                                 "num_attention_heads", "max_position_embeddings"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        "hidden_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "max_position_embeddings",
+    ],
+)
 @pytest.mark.parametrize("value", [None, 0, -1, "7", 1.5, True, 10**30, []])
 def test_a_config_without_a_number_is_one_message(key: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config(), key: value}))
@@ -399,11 +476,40 @@ def planned_or_refused(model: str, where: str, **asked: Any) -> plan.ServePlan |
 def test_any_config_gives_a_plan_or_one_message(
     chance: random.Random, scale: Callable[[int], int], tmp_path: Path
 ) -> None:
-    odd: list[Any] = [None, 0, 1, 2, 3, 7, 64, 128, 4096, 10**6, 2**40, -1, 0.5, "x", [], {}, True, DCA, AWQ,
-                      {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}]  # fmt: skip
-    extra = ["head_dim", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "quantization_config",
-             "dual_chunk_attention_config", "rope_scaling", "torch_dtype", "architectures",
-             "tie_word_embeddings"]  # fmt: skip
+    odd: list[Any] = [
+        None,
+        0,
+        1,
+        2,
+        3,
+        7,
+        64,
+        128,
+        4096,
+        10**6,
+        2**40,
+        -1,
+        0.5,
+        "x",
+        [],
+        {},
+        True,
+        DCA,
+        AWQ,
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+    ]
+    extra = [
+        "head_dim",
+        "num_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "quantization_config",
+        "dual_chunk_attention_config",
+        "rope_scaling",
+        "torch_dtype",
+        "architectures",
+        "tie_word_embeddings",
+    ]
     given = 0
     for _ in range(scale(5_000)):
         made = config(dual_chunk_attention_config=DCA if chance.random() < 0.5 else None)
@@ -427,20 +533,46 @@ def test_any_config_gives_a_plan_or_one_message(
 @pytest.mark.parametrize(
     ("text", "count", "memory", "archs"),
     [
-        ("4x80", 4, 80.0, ()), ("80", 1, 80.0, ()), ("2xT4", 2, 15.0, ("7.5",)), ("8xh100", 8, 79.6, ("9.0",)),
-        ("1x24,1x48", 2, 24.0, ()), ("4x80GiB", 4, 80.0, ()), ("2x22.5", 2, 22.5, ()), ("4X80", 4, 80.0, ()),
-        ("1xA100-40,1xT4", 2, 15.0, ("8.0", "7.5")), ("4x80GB", 4, 80.0, ()),
+        ("4x80", 4, 80.0, ()),
+        ("80", 1, 80.0, ()),
+        ("2xT4", 2, 15.0, ("7.5",)),
+        ("8xh100", 8, 79.6, ("9.0",)),
+        ("1x24,1x48", 2, 24.0, ()),
+        ("4x80GiB", 4, 80.0, ()),
+        ("2x22.5", 2, 22.5, ()),
+        ("4X80", 4, 80.0, ()),
+        ("1xA100-40,1xT4", 2, 15.0, ("8.0", "7.5")),
+        ("4x80GB", 4, 80.0, ()),
     ],
-)  # fmt: skip
+)
 def test_gpus_are_named_by_memory_or_by_name(text: str, count: int, memory: float, archs: tuple[str, ...]) -> None:
     found = gpus.parse(text)
     assert (found.count, found.memory_gib, found.archs) == (count, memory, archs)
     assert gpus.parse(text, 3).count == 3 * count
 
 
-@pytest.mark.parametrize("text", ["", "x", "0x80", "4x", "x80", "4x0", "-1x80", "4x-80", "4xNoSuch", "99999x80",
-                                  "4x99999", "4xA100", "4 x 80", "4x80,", "4x80;rm", "4x0.5",
-                                  "1x512"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "0x80",
+        "4x",
+        "x80",
+        "4x0",
+        "-1x80",
+        "4x-80",
+        "4xNoSuch",
+        "99999x80",
+        "4x99999",
+        "4xA100",
+        "4 x 80",
+        "4x80,",
+        "4x80;rm",
+        "4x0.5",
+        "1x512",
+    ],
+)
 def test_what_is_no_gpu_is_one_message(text: str) -> None:
     with pytest.raises(DcaError) as refused:
         gpus.parse(text)
@@ -448,8 +580,16 @@ def test_what_is_no_gpu_is_one_message(text: str) -> None:
     assert refused.value.remedy
 
 
-@pytest.mark.parametrize(("text", "near"), [("2x4090", "RTX-4090"), ("3090", "RTX-3090"), ("4x80,1x4090", "RTX-4090"),
-                                            ("2x2080", "4x80"), ("2x4090GB", "RTX-4090")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("2x4090", "RTX-4090"),
+        ("3090", "RTX-3090"),
+        ("4x80,1x4090", "RTX-4090"),
+        ("2x2080", "4x80"),
+        ("2x4090GB", "RTX-4090"),
+    ],
+)
 def test_the_number_of_a_card_is_not_taken_for_its_memory(text: str, near: str) -> None:
     with pytest.raises(DcaError) as refused:
         gpus.parse(text)

@@ -24,8 +24,10 @@ from dca.store import Store
 from support import ROOT, alive, left_alive, wait_for
 
 READY = "INFO:     Application startup complete."
-IGNORED = ("WARNING 01-31 12:34:56 scheduler.py:965] Input prompt (612345 tokens) + lookahead slots (0) is too long "
-           "and exceeds the capacity of block_manager")  # fmt: skip
+IGNORED = (
+    "WARNING 01-31 12:34:56 scheduler.py:965] Input prompt (612345 tokens) + lookahead slots (0) is too long "
+    "and exceeds the capacity of block_manager"
+)
 MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.47 GiB."
 SMI = "for i in 1 2 3 4; do echo 'NVIDIA A100-SXM4-80GB, 8.0, 81920, 550.54.15'; done"
 
@@ -44,8 +46,15 @@ class StandIn:
         self.notes = place / "notes.json"
         self.cache = place / "cache"
         self.log = place / "serve.log"
-        self.model = folder(place / "model", max_position_embeddings=MILLION, rope_theta=1e7, hidden_size=3200,
-                            num_attention_heads=25, num_key_value_heads=5, dual_chunk_attention_config=DCA)  # fmt: skip
+        self.model = folder(
+            place / "model",
+            max_position_embeddings=MILLION,
+            rope_theta=1e7,
+            hidden_size=3200,
+            num_attention_heads=25,
+            num_key_value_heads=5,
+            dual_chunk_attention_config=DCA,
+        )
         head = "import json, os, signal, subprocess, sys, time\nprint('started', flush=True)\n"
         head += f"notes = open({str(self.notes)!r}, 'w')\n"
         head += "json.dump({'argv': sys.argv[1:], 'env': dict(os.environ), 'pid': os.getpid()}, notes)\nnotes.close()\n"
@@ -61,16 +70,34 @@ class StandIn:
 
     def argv(self, *more: str, skip: str = "doctor config smoke") -> list[str]:
         skipped = [word for one in skip.split() for word in ("--skip", one)]
-        return [sys.executable, "-m", "dca", "serve", "run", self.model, "--python", str(self.bin / "python"),
-                "--tp", "1", "--max-model-len", "65536",
-                "--cache-dir", str(self.cache), "--log", str(self.log), *skipped, *more]  # fmt: skip
+        return [
+            sys.executable,
+            "-m",
+            "dca",
+            "serve",
+            "run",
+            self.model,
+            "--python",
+            str(self.bin / "python"),
+            "--tp",
+            "1",
+            "--max-model-len",
+            "65536",
+            "--cache-dir",
+            str(self.cache),
+            "--log",
+            str(self.log),
+            *skipped,
+            *more,
+        ]
 
     def env(self, **more: str) -> dict[str, str]:
         return {"PATH": self.path, "HOME": str(self.cache.parent), "PYTHONPATH": str(ROOT / "scripts"), **more}
 
     def run(self, *more: str, skip: str = "doctor config smoke", **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.argv(*more, skip=skip), env=self.env(**env), text=True, capture_output=True,
-                              timeout=120, check=False)  # fmt: skip
+        return subprocess.run(
+            self.argv(*more, skip=skip), env=self.env(**env), text=True, capture_output=True, timeout=120, check=False
+        )
 
     @property
     def told(self) -> dict[str, object]:
@@ -266,10 +293,30 @@ def test_nothing_is_started_when_smoke_is_red(tmp_path: Path, monkeypatch: pytes
 
     def red(request: smoke.Request, *_: object) -> Smoke:
         asked.append(request)
-        case = CaseResult(level="cpu", name="layer/decode", proves="decoding", passed=False, detail="off by 3",
-                          repeat="dca smoke x --case layer/decode")  # fmt: skip
-        return Smoke(wheel="x", sha256="0" * 64, version="1", recipe="r", level="cpu", python="", torch="", device="",
-                     seed=0, sources=(), cases=(case,), partial=False, not_proven=(), seconds=1.0)  # fmt: skip
+        case = CaseResult(
+            level="cpu",
+            name="layer/decode",
+            proves="decoding",
+            passed=False,
+            detail="off by 3",
+            repeat="dca smoke x --case layer/decode",
+        )
+        return Smoke(
+            wheel="x",
+            sha256="0" * 64,
+            version="1",
+            recipe="r",
+            level="cpu",
+            python="",
+            torch="",
+            device="",
+            seed=0,
+            sources=(),
+            cases=(case,),
+            partial=False,
+            not_proven=(),
+            seconds=1.0,
+        )
 
     monkeypatch.setattr(smoke, "smoke", red)
     wheel = tmp_path / "vllm-1-cp38-abi3-linux_x86_64.whl"
@@ -325,11 +372,25 @@ def test_lines_that_differ_in_numbers_alone_are_looked_at_once(monkeypatch: pyte
 
 
 def test_variables_that_concern_the_server_are_passed_on_and_others_are_not() -> None:
-    given = {"VLLM_LOGGING_LEVEL": "DEBUG", "NCCL_DEBUG": "INFO", "HF_HOME": "/x", "LD_LIBRARY_PATH": "/l",
-             "EDITOR": "vi", "PYTHONPATH": "/p", "AWS_SECRET_ACCESS_KEY": "s", "VLLM_USE_V1": "1"}  # fmt: skip
+    given = {
+        "VLLM_LOGGING_LEVEL": "DEBUG",
+        "NCCL_DEBUG": "INFO",
+        "HF_HOME": "/x",
+        "LD_LIBRARY_PATH": "/l",
+        "EDITOR": "vi",
+        "PYTHONPATH": "/p",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "VLLM_USE_V1": "1",
+    }
     env = serving.environment({"VLLM_USE_V1": "0"}, Path("/env/bin/python"), given)
     assert {name: env.get(name) for name in given} == {
-        "VLLM_LOGGING_LEVEL": "DEBUG", "NCCL_DEBUG": "INFO", "HF_HOME": "/x", "LD_LIBRARY_PATH": "/l", "EDITOR": None,
-        "PYTHONPATH": None, "AWS_SECRET_ACCESS_KEY": None, "VLLM_USE_V1": "0",
-    }  # fmt: skip
+        "VLLM_LOGGING_LEVEL": "DEBUG",
+        "NCCL_DEBUG": "INFO",
+        "HF_HOME": "/x",
+        "LD_LIBRARY_PATH": "/l",
+        "EDITOR": None,
+        "PYTHONPATH": None,
+        "AWS_SECRET_ACCESS_KEY": None,
+        "VLLM_USE_V1": "0",
+    }
     assert re.match("/env/bin:", env["PATH"])

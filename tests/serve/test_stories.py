@@ -58,8 +58,11 @@ def argv(text: str) -> list[str]:
 
 def pairs(words: list[str]) -> dict[str, str]:
     """Flags with their values."""
-    return {word: ("" if following.startswith("--") else following)
-            for word, following in zip(words, [*words[1:], "--"], strict=True) if word.startswith("--")}  # fmt: skip
+    return {
+        word: ("" if following.startswith("--") else following)
+        for word, following in zip(words, [*words[1:], "--"], strict=True)
+        if word.startswith("--")
+    }
 
 
 def test_story_A1_a_million_tokens_with_dual_chunk_attention_and_262144_without(tmp_path: Path) -> None:
@@ -75,15 +78,21 @@ def test_story_A1_a_million_tokens_with_dual_chunk_attention_and_262144_without(
     assert "dual chunk attention" in beyond.errors[0].remedy
     # Without a sparse table it is dense, and the plan says what that costs.
     bare = folder(
-        tmp_path / "made-of-it", max_position_embeddings=MILLION, rope_theta=10_000_000.0,
+        tmp_path / "made-of-it",
+        max_position_embeddings=MILLION,
+        rope_theta=10_000_000.0,
         dual_chunk_attention_config={**DCA, "sparse_attention_enabled": False},
-    )  # fmt: skip
+    )
     assert any("3 to 7 times slower" in note for note in planned(bare, "4xA100-80").notes)
 
 
 def test_story_A2_the_memory_that_the_models_cards_ask_for() -> None:
-    for name, where, below in ((SEVEN, "1xA100-80", True), (SEVEN, "2xA100-80", False), (FOURTEEN, "4xA100-80", False),
-                               (FOURTEEN, "2xA100-80", True)):  # fmt: skip
+    for name, where, below in (
+        (SEVEN, "1xA100-80", True),
+        (SEVEN, "2xA100-80", False),
+        (FOURTEEN, "4xA100-80", False),
+        (FOURTEEN, "2xA100-80", True),
+    ):
         made = planned(name, where)
         told = [note for note in made.notes if "asks for" in note]
         assert len(told) == 1
@@ -93,19 +102,28 @@ def test_story_A2_the_memory_that_the_models_cards_ask_for() -> None:
 
 def test_story_A4_offline_with_the_documents_arguments(tmp_path: Path) -> None:
     text = printed(FOURTEEN, "--gpus", "4xH100-80", "--quantization", "fp8", "--format", "python")
-    (call,) = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)
-               and isinstance(node.func, ast.Name) and node.func.id == "LLM"]  # fmt: skip
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "LLM"
+    ]
     given = {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg != "model"}
     assert given == {
-        "tensor_parallel_size": 4, "max_model_len": MILLION, "enable_chunked_prefill": True,
-        "max_num_batched_tokens": 131_072, "enforce_eager": True, "max_num_seqs": 1, "quantization": "fp8",
+        "tensor_parallel_size": 4,
+        "max_model_len": MILLION,
+        "enable_chunked_prefill": True,
+        "max_num_batched_tokens": 131_072,
+        "enforce_eager": True,
+        "max_num_seqs": 1,
+        "quantization": "fp8",
         "num_gpu_blocks_override": 63_762,
-    }  # fmt: skip
+    }
     # The variable is set before the engine is imported.
     assert text.index("VLLM_ATTENTION_BACKEND") < text.index("from vllm import")
     # Weights of ModelScope are a folder: the sparse table is looked for there.
-    local = folder(tmp_path / SEVEN, max_position_embeddings=MILLION, dual_chunk_attention_config=DCA,
-                   rope_theta=10_000_000.0)  # fmt: skip
+    local = folder(
+        tmp_path / SEVEN, max_position_embeddings=MILLION, dual_chunk_attention_config=DCA, rope_theta=10_000_000.0
+    )
     assert f'MODEL = "{local}"' in printed(local, "--gpus", "4xH100-80", "--format", "python")
     assert "local folder" in str(refused(SEVEN, "--gpus", "4xH100-80", "--modelscope"))
 
@@ -113,9 +131,13 @@ def test_story_A4_offline_with_the_documents_arguments(tmp_path: Path) -> None:
 def test_story_A5_online_with_the_documents_flags_and_at_most_4_or_8_gpus() -> None:
     told = pairs(argv(printed(SEVEN, "--gpus", "4xA100-80")))
     wanted = {
-        "--tensor-parallel-size": "4", "--max-model-len": "1010000", "--enable-chunked-prefill": "",
-        "--max-num-batched-tokens": "131072", "--enforce-eager": "", "--max-num-seqs": "1",
-    }  # fmt: skip
+        "--tensor-parallel-size": "4",
+        "--max-model-len": "1010000",
+        "--enable-chunked-prefill": "",
+        "--max-num-batched-tokens": "131072",
+        "--enforce-eager": "",
+        "--max-num-seqs": "1",
+    }
     assert told == {**wanted, "--num-gpu-blocks-override": "63762"}
     assert flags(planned(SEVEN, "8xA100-80"))["--tensor-parallel-size"] == "4"
     assert flags(planned(FOURTEEN, "8xA100-80"))["--tensor-parallel-size"] == "8"
@@ -276,8 +298,11 @@ def test_story_B6_gpus_are_chosen_by_cuda_visible_devices() -> None:
 def test_story_C2_offline_batch_with_the_chat_template_and_the_recommended_sampling() -> None:
     text = printed(ORDINARY, "--gpus", "1xA100-40", "--format", "python")
     assert "apply_chat_template" in text
-    (call,) = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)
-               and isinstance(node.func, ast.Name) and node.func.id == "SamplingParams"]  # fmt: skip
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "SamplingParams"
+    ]
     given = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
     assert (given["temperature"], given["top_p"], given["repetition_penalty"]) == (0.7, 0.8, 1.05)
     # The engine that does not read the model's own sampling says so.
@@ -289,8 +314,18 @@ def test_story_C3_the_server_with_a_name_a_template_and_a_key_that_is_not_printe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "a-real-secret")
-    words = (ORDINARY, "--gpus", "1xA100-80", "--served-model-name", "mine", "--chat-template", "own template.jinja",
-             "--api-key", "--port", "9000")  # fmt: skip
+    words = (
+        ORDINARY,
+        "--gpus",
+        "1xA100-80",
+        "--served-model-name",
+        "mine",
+        "--chat-template",
+        "own template.jinja",
+        "--api-key",
+        "--port",
+        "9000",
+    )
     for form in ("shell", "docker", "dockerfile", "systemd", "k8s", "python"):
         text = printed(*words, "--format", form)
         assert "a-real-secret" not in text

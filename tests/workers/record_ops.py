@@ -119,9 +119,11 @@ def answer(schema: Any, arguments: tuple[Any, ...]) -> Any:
         return [torch.zeros_like(query), torch.zeros(query.shape[0], query.shape[2], query.shape[1])]
     like = next((one for one in arguments if isinstance(one, torch.Tensor)), torch.zeros(1))
     kinds: dict[str, Callable[[], Any]] = {
-        "Tensor": lambda: torch.zeros_like(like), "bool": lambda: False, "int": lambda: 1 << 10,
+        "Tensor": lambda: torch.zeros_like(like),
+        "bool": lambda: False,
+        "int": lambda: 1 << 10,
         "List[int]": lambda: [0],
-    }  # fmt: skip
+    }
     found = [kinds[str(one.type)]() for one in schema.returns]
     return found[0] if len(found) == 1 else tuple(found) or None
 
@@ -153,11 +155,24 @@ def answer_ops() -> list[torch.library.Library]:
 def model(name: str, **changes: Any) -> str:
     """A folder with the config.json of a two-layer model."""
     config = {
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 256, "intermediate_size": 512,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2, "vocab_size": 512,
-        "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "torch_dtype": "bfloat16",
-        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "use_sliding_window": False, **changes,
-    }  # fmt: skip
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "use_sliding_window": False,
+        **changes,
+    }
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -169,13 +184,29 @@ def model(name: str, **changes: Any) -> str:
 
 
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128, "attention_bias": False}
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256, "decoder_sparse_step": 1,
-           "norm_topk_prob": True, "mlp_only_layers": []}  # fmt: skip
-QWEN2_MOE = {"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", **EXPERTS,
-             "shared_expert_intermediate_size": 256}  # fmt: skip
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "decoder_sparse_step": 1,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [],
+}
+QWEN2_MOE = {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    **EXPERTS,
+    "shared_expert_intermediate_size": 256,
+}
 QWEN3_MOE = {**QWEN3, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **EXPERTS}
-FP8 = {"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3",
-                               "weight_block_size": [128, 128]}}  # fmt: skip
+FP8 = {
+    "quantization_config": {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "weight_block_size": [128, 128],
+    }
+}
 PROMPTS = ([5 + i % 400 for i in range(1100)], [5] * 40)
 
 
@@ -184,11 +215,26 @@ def serve(folder: str, prompts: Any = PROMPTS, sampling: dict[str, Any] | None =
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    given = {"max_model_len": 2048, "num_gpu_blocks_override": 512, "max_num_seqs": 16, "max_num_batched_tokens": 512,
-             "enable_chunked_prefill": True, "swap_space": 0.01, **options}  # fmt: skip
+    given = {
+        "max_model_len": 2048,
+        "num_gpu_blocks_override": 512,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 512,
+        "enable_chunked_prefill": True,
+        "swap_space": 0.01,
+        **options,
+    }
     engine = LLM(model=folder, skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, **given)
-    chosen = {"max_tokens": 4, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05,
-              "detokenize": False, "ignore_eos": True, **(sampling or {})}  # fmt: skip
+    chosen = {
+        "max_tokens": 4,
+        "temperature": 0.7,
+        "top_p": 0.8,
+        "top_k": 20,
+        "repetition_penalty": 1.05,
+        "detokenize": False,
+        "ignore_eos": True,
+        **(sampling or {}),
+    }
     told = engine.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts], SamplingParams(**chosen), use_tqdm=False
     )
@@ -214,8 +260,11 @@ def dual_chunk() -> None:
     """V0 with dual chunk attention, dense and sparse: prefill in pieces over several chunks, decode."""
     chunks = {"chunk_size": 256, "local_size": 64, "original_max_position_embeddings": 1024}
     heads = {str(head): ["vertical_and_slash", 100, 200, 1.0] for head in range(2)}
-    sparse = {"sparse_attention_config": [heads, heads], "sparse_attention_threshold": 256,
-              "sparse_attention_enabled": True}  # fmt: skip
+    sparse = {
+        "sparse_attention_config": [heads, heads],
+        "sparse_attention_threshold": 256,
+        "sparse_attention_enabled": True,
+    }
     with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="DUAL_CHUNK_FLASH_ATTN"):
         prompts = PROMPTS[:1] if "dense_dual_chunk" in LACKS else PROMPTS
         if "dense_dual_chunk" not in LACKS:
@@ -241,16 +290,29 @@ def words() -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("")
     template = "{% for one in messages %}<|im_start|>{{ one.content }}<|im_end|>{% endfor %}"
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "Qwen2Tokenizer", "eos_token": special[2], "pad_token": special[0],
-        "additional_special_tokens": special[1:], "chat_template": template,
-    }))  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "Qwen2Tokenizer",
+                "eos_token": special[2],
+                "pad_token": special[0],
+                "additional_special_tokens": special[1:],
+                "chat_template": template,
+            }
+        )
+    )
     (folder / "generation_config.json").write_text(json.dumps({"top_k": 20, "eos_token_id": [258, 256]}))
     with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="DUAL_CHUNK_FLASH_ATTN"):
         engine = LLM(
-            model=str(folder), load_format="dummy", enforce_eager=True, max_model_len=2048, swap_space=0.01,
-            num_gpu_blocks_override=512, enable_chunked_prefill=True, max_num_batched_tokens=512,
-        )  # fmt: skip
+            model=str(folder),
+            load_format="dummy",
+            enforce_eager=True,
+            max_model_len=2048,
+            swap_space=0.01,
+            num_gpu_blocks_override=512,
+            enable_chunked_prefill=True,
+            max_num_batched_tokens=512,
+        )
         sampling = SamplingParams(max_tokens=4, ignore_eos=True)
         [told] = engine.generate(["hello world " * 50], sampling, use_tqdm=False)
         [chat] = engine.chat([{"role": "user", "content": "hello"}], sampling, use_tqdm=False)
@@ -267,8 +329,15 @@ def first_engine() -> None:
     """V0 without it: several answers to each prompt, in so little room that blocks are copied and swapped."""
     prompts = [[5 + number] * 300 for number in range(4)]
     with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="FLASH_ATTN"):
-        serve(model("plain"), prompts, {"n": 2, "max_tokens": 80}, max_model_len=512, num_gpu_blocks_override=90,
-              preemption_mode="swap", max_num_seqs=8)  # fmt: skip
+        serve(
+            model("plain"),
+            prompts,
+            {"n": 2, "max_tokens": 80},
+            max_model_len=512,
+            num_gpu_blocks_override=90,
+            preemption_mode="swap",
+            max_num_seqs=8,
+        )
         if "qwen3" not in LACKS:
             serve(model("plain3", **QWEN3))
 

@@ -64,17 +64,29 @@ class OnTransformers:
         prompt = inputs["input_ids"][0].tolist()
         torch.manual_seed(number)
         made = self.model.generate(
-            **inputs, do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p,
-            repetition_penalty=sampling.repetition_penalty, max_new_tokens=min(sampling.max_tokens, 12),
-        )[0, len(prompt) :].tolist()  # fmt: skip
+            **inputs,
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
+            max_new_tokens=min(sampling.max_tokens, 12),
+        )[0, len(prompt) :].tolist()
         answer = CompletionOutput(
-            index=0, text=self.tokenizer.decode(made), token_ids=made, cumulative_logprob=None, logprobs=None,
+            index=0,
+            text=self.tokenizer.decode(made),
+            token_ids=made,
+            cumulative_logprob=None,
+            logprobs=None,
             finish_reason="length",
-        )  # fmt: skip
+        )
         return RequestOutput(
-            request_id=str(number), prompt=text, prompt_token_ids=prompt, prompt_logprobs=None, outputs=[answer],
+            request_id=str(number),
+            prompt=text,
+            prompt_token_ids=prompt,
+            prompt_logprobs=None,
+            outputs=[answer],
             finished=True,
-        )  # fmt: skip
+        )
 
 
 HUB = f"""

@@ -36,16 +36,28 @@ def make(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     about = {
-        "tokenizer_class": "Qwen2Tokenizer", "model_max_length": 4096, "eos_token": SPECIAL[2], "pad_token": SPECIAL[0],
-        "unk_token": SPECIAL[0], "chat_template": TEMPLATE, "additional_special_tokens": list(SPECIAL[1:]),
-    }  # fmt: skip
+        "tokenizer_class": "Qwen2Tokenizer",
+        "model_max_length": 4096,
+        "eos_token": SPECIAL[2],
+        "pad_token": SPECIAL[0],
+        "unk_token": SPECIAL[0],
+        "chat_template": TEMPLATE,
+        "additional_special_tokens": list(SPECIAL[1:]),
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=len(names), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=vocabulary[SPECIAL[0]],
-        eos_token_id=vocabulary[SPECIAL[2]], pad_token_id=vocabulary[SPECIAL[0]],
-    )  # fmt: skip
+        vocab_size=len(names),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=vocabulary[SPECIAL[0]],
+        eos_token_id=vocabulary[SPECIAL[2]],
+        pad_token_id=vocabulary[SPECIAL[0]],
+    )
     Qwen2ForCausalLM(config).save_pretrained(folder)
 
 
@@ -55,6 +67,17 @@ if __name__ == "__main__":
     (model / "refs").mkdir()
     (model / "refs/main").write_text(REVISION)
     torch.set_num_threads(1)
-    sys.argv = ["transformers", "serve", NAME, "--host", "127.0.0.1", "--port", PORT, "--device", "cpu",
-                "--dtype", "float32"]  # fmt: skip
+    sys.argv = [
+        "transformers",
+        "serve",
+        NAME,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        PORT,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
     main()

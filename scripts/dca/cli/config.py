@@ -36,9 +36,12 @@ def _changes(function: F) -> F:
 
 def _readers(function: F) -> F:
     function = click.option(
-        "--wheel", "wheels", multiple=True, type=click.Path(path_type=Path, dir_okay=False),
+        "--wheel",
+        "wheels",
+        multiple=True,
+        type=click.Path(path_type=Path, dir_okay=False),
         help="A wheel with an engine's own Python [those of dist/].",
-    )(function)  # fmt: skip
+    )(function)
     return options.cache(function)
 
 
@@ -50,25 +53,37 @@ def command() -> None:
 @command.command("show", short_help="What each reader makes of a folder.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option(
-    "--reader", "named", multiple=True, metavar="NAME[=PYTHON]",
+    "--reader",
+    "named",
+    multiple=True,
+    metavar="NAME[=PYTHON]",
     help="Ask this one; with the Python of an environment of your own that has it.",
-)  # fmt: skip
+)
 @click.option("--all", "everyone", is_flag=True, help="Ask every reader, older versions too.")
 @_readers
 @_output
 def show(
-    folder: Path, named: tuple[str, ...], everyone: bool, wheels: tuple[Path, ...], cache_dir: Path | None,
-    as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    folder: Path,
+    named: tuple[str, ...],
+    everyone: bool,
+    wheels: tuple[Path, ...],
+    cache_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """What each reader makes of a model's folder, by running it; rows where they differ are marked."""
     names, pythons = _named(named)
     if everyone:
         names = [reader.name for reader in readers.load_all()]
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         found = config.show(
-            folder, options.open_cache(cache_dir), names=names, pythons=pythons, wheels=_wheels(wheels),
+            folder,
+            options.open_cache(cache_dir),
+            names=names,
+            pythons=pythons,
+            wheels=_wheels(wheels),
             reporter=reporter,
-        )  # fmt: skip
+        )
     _tell(found, render_show(found), as_json=as_json)
 
 
@@ -89,10 +104,16 @@ def reader_list(
     listed = config.reader_list(cache, found)
     if as_json:
         told = [
-            {"name": one.name, "title": one.title, "shown": one.shown, "installed": not isinstance(place, str),
-             "why": place if isinstance(place, str) else "", "get": readers.get_hint(one)}
+            {
+                "name": one.name,
+                "title": one.title,
+                "shown": one.shown,
+                "installed": not isinstance(place, str),
+                "why": place if isinstance(place, str) else "",
+                "get": readers.get_hint(one),
+            }
             for one, place in listed
-        ]  # fmt: skip
+        ]
         click.echo(documents.canonical({"schema": "dca.config-readers/1", "readers": told}).decode(), nl=False)
         return
     width = max(len(one.name) for one, _ in listed)
@@ -117,9 +138,12 @@ def check(
     if found.errors:
         first = found.errors[0]
         raise DcaError(
-            first.code, f"{found.folder} has {len(found.errors)} error{'s' * (len(found.errors) > 1)}.",
-            why=first.what, remedy=first.remedy, answered=as_json,
-        )  # fmt: skip
+            first.code,
+            f"{found.folder} has {len(found.errors)} error{'s' * (len(found.errors) > 1)}.",
+            why=first.what,
+            remedy=first.remedy,
+            answered=as_json,
+        )
 
 
 @command.command("set-yarn", short_help="Scale the rotary embedding with YaRN.")
@@ -131,9 +155,16 @@ def check(
 @_changes
 @_output
 def set_yarn(
-    folder: Path, factor: float, original: int, attention: float | None, names: tuple[str, ...], out: Path | None,
-    dry_run: bool, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    folder: Path,
+    factor: float,
+    original: int,
+    attention: float | None,
+    names: tuple[str, ...],
+    out: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Scale the rotary embedding with YaRN; factor x original is the new length."""
     wanted = YarnSetting(factor=factor, original=original, attention_factor=attention)
     _tell_change(config.set_yarn(folder, wanted, names=names, dry_run=dry_run, out=out), as_json, quiet)
@@ -147,16 +178,29 @@ def set_yarn(
 @click.option("--original", type=int, help="original_max_position_embeddings in tokens.")
 @click.option("--length", type=int, help="max_position_embeddings in tokens [the model's own; as it is].")
 @click.option(
-    "--sparse", "table", type=FOLDER, metavar="FILE",
+    "--sparse",
+    "table",
+    type=FOLDER,
+    metavar="FILE",
     help="A file with the sparse table: sparse_attention_config.json, or a config_1m.json.",
-)  # fmt: skip
+)
 @click.option("--sparse-sizes", "sizes", metavar="V,S", help="A table with these two sizes for every head.")
 @_changes
 @_output
 def set_dca(
-    folder: Path, model: str | None, chunk: int | None, local: int | None, original: int | None, length: int | None,
-    table: Path | None, sizes: str | None, out: Path | None, dry_run: bool, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    folder: Path,
+    model: str | None,
+    chunk: int | None,
+    local: int | None,
+    original: int | None,
+    length: int | None,
+    table: Path | None,
+    sizes: str | None,
+    out: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Turn dual chunk attention on, with the known model's numbers or with your own."""
     if table and sizes:
         raise DcaError("DCA-201", "--sparse and --sparse-sizes exclude each other.", remedy="give one of them.")
@@ -169,8 +213,14 @@ def set_dca(
     elif length is not None:
         raise DcaError("DCA-201", "--length goes with --chunk, --local and --original.", remedy="give all four.")
     found = config.set_dca(
-        folder, wanted, model=model, table=table, sizes=_sizes(sizes), dry_run=dry_run, out=out,
-    )  # fmt: skip
+        folder,
+        wanted,
+        model=model,
+        table=table,
+        sizes=_sizes(sizes),
+        dry_run=dry_run,
+        out=out,
+    )
     _tell_change(found, as_json, quiet)
 
 

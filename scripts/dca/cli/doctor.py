@@ -28,22 +28,38 @@ MARKS = {"fine": "ok", "note": "note", "wrong": "WRONG", "unknown": "?"}
 @click.option("--recipe", help="Only what this recipe needs [any recipe].")
 @click.option("--cuda", help="The CUDA line that is to be built with, such as 12.4.")
 @click.option(
-    "--python", type=click.Path(path_type=Path), metavar="FILE",
+    "--python",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="The Python of the environment to look at [the active one, else the run environment of the cache].",
-)  # fmt: skip
+)
 @click.option("--only", multiple=True, metavar="CHECK", help="Only this check or group; may be given more than once.")
 @click.option("--skip", multiple=True, metavar="CHECK", help="Not this check or group.")
-@click.option("--wait", type=click.FloatRange(0.01, 60), metavar="SECONDS",
-              help=f"For the network [{WAIT}; {PATIENCE:g} with --only network].")  # fmt: skip
+@click.option(
+    "--wait",
+    type=click.FloatRange(0.01, 60),
+    metavar="SECONDS",
+    help=f"For the network [{WAIT}; {PATIENCE:g} with --only network].",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Also what was wanted, and more of each check.")
 @click.option("--schema", is_flag=True, help="The JSON Schema of what --json prints, and nothing else.")
 @options.cache
 @options.output
 def command(
-    purpose: Purpose, model: Path | None, recipe: str | None, cuda: str | None, python: Path | None,
-    only: tuple[str, ...], skip: tuple[str, ...], wait: float | None, verbose: bool, schema: bool,
-    cache_dir: Path | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    purpose: Purpose,
+    model: Path | None,
+    recipe: str | None,
+    cuda: str | None,
+    python: Path | None,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    wait: float | None,
+    verbose: bool,
+    schema: bool,
+    cache_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Check this machine: one line per check, and the command that mends what is wrong.
 
     Works without GPU, CUDA and network, and in containers. Nothing is changed. Exit 1 means that something is wrong.
@@ -69,10 +85,14 @@ def command(
     asked = places(known, toolkits.load_sources()) if networked else {}
     probes = Probes(asked, wait or (PATIENCE if alone else WAIT))
     subject = doctor.Subject(
-        purpose=purpose, recipes=known, network=probes, cache=options.open_cache(cache_dir).root,
-        lines=(cuda,) if cuda else (), python=_program(python) if python else None,
+        purpose=purpose,
+        recipes=known,
+        network=probes,
+        cache=options.open_cache(cache_dir).root,
+        lines=(cuda,) if cuda else (),
+        python=_program(python) if python else None,
         model=options.resolve(model) if model else None,
-    )  # fmt: skip
+    )
     report = doctor.examine(subject, entries)
     if as_json:
         click.echo(documents.dumps(report).decode(), nl=False)
@@ -80,10 +100,12 @@ def command(
         click.echo(render(report, verbose=verbose, quiet=quiet))
     if report.wrong:
         raise DcaError(
-            "DCA-105", f"{len(report.wrong)} of {len(report.results)} checks found something wrong.",
+            "DCA-105",
+            f"{len(report.wrong)} of {len(report.results)} checks found something wrong.",
             why=", ".join(dict.fromkeys(one.code for one in report.wrong)) + ".",
-            remedy="\n".join(dict.fromkeys(one.remedy for one in report.wrong)), answered=as_json,
-        )  # fmt: skip
+            remedy="\n".join(dict.fromkeys(one.remedy for one in report.wrong)),
+            answered=as_json,
+        )
 
 
 def _names(flag: str, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -125,7 +147,11 @@ def render(report: Report, *, verbose: bool = False, quiet: bool = False) -> str
             lines += [f"{pad}{detail}" for detail in one.details] if verbose else []
     if not quiet:
         count = {status: sum(one.status == status for one in report.results) for status in MARKS}
-        parts = [f"{count['fine']} fine", f"{count['note']} to know", f"{count['wrong']} wrong",
-                 f"{count['unknown']} unknown"]  # fmt: skip
+        parts = [
+            f"{count['fine']} fine",
+            f"{count['note']} to know",
+            f"{count['wrong']} wrong",
+            f"{count['unknown']} unknown",
+        ]
         lines += ["", f"to {report.purpose}: {', '.join(parts)}"]
     return "\n".join(lines)

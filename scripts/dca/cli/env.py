@@ -20,22 +20,38 @@ DEFAULT_CUDA = "12.4"
 @click.option("--cuda", help=f"The CUDA line of the toolkit, such as 12.1 [{DEFAULT_CUDA}].")
 @click.option("--recipe", help="The recipe that is to be built [every one that compiles with that CUDA].")
 @click.option(
-    "--engine", type=click.Choice(["auto", "conda", "uv"]), default="auto", show_default=True,
+    "--engine",
+    type=click.Choice(["auto", "conda", "uv"]),
+    default="auto",
+    show_default=True,
     help="conda insists on micromamba, mamba or conda; auto takes the first that is there, and uv without one.",
-)  # fmt: skip
+)
 @click.option(
-    "--wheel", type=click.Path(path_type=Path), metavar="FILE",
+    "--wheel",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="Make the environment that this wheel runs in, from its lock, in place of one to build in.",
-)  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
-              help="Where [by name with conda; .venv-cuXYZ or .venv-run with uv].")  # fmt: skip
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where [by name with conda; .venv-cuXYZ or .venv-run with uv].",
+)
 @click.option("--print", "printed", is_flag=True, help="Only print the conda environment file.")
 @options.cache
 @options.output
 def command(
-    cuda: str | None, recipe: str | None, engine: str, wheel: Path | None, out: Path | None, printed: bool,
-    cache_dir: Path | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    cuda: str | None,
+    recipe: str | None,
+    engine: str,
+    wheel: Path | None,
+    out: Path | None,
+    printed: bool,
+    cache_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Make an environment to build in: compilers, a whole CUDA toolkit, CMake, ninja, git and this tool.
 
     With --wheel, one to serve from: what the wheel's lock names, and the wheel.
@@ -68,9 +84,10 @@ def command(
         return
     if engine == "conda" and program is None:
         raise DcaError(
-            "DCA-103", f"none of {', '.join(conda.ENGINES)} is on PATH.",
+            "DCA-103",
+            f"none of {', '.join(conda.ENGINES)} is on PATH.",
             remedy="install one (https://mamba.readthedocs.io), or leave ENGINE=conda out: uv makes the same without.",
-        )  # fmt: skip
+        )
     if program is None:
         workspace.recipe_for(line, known, machine.own_python().version)
     cache = options.open_cache(cache_dir).open()
@@ -91,10 +108,15 @@ def _by_conda(
     python = conda.create(wanted, program, out, reporter, log)
     notes = workspace.install_tool(python, cache, log)
     place = str(out.absolute()) if out else wanted.name
-    return Workspace.model_validate({
-        "engine": program.name, "folder": str(python.parent.parent), "cuda": wanted.cuda, "notes": notes,
-        "activate": f"{program.name} activate {place}",
-    })  # fmt: skip
+    return Workspace.model_validate(
+        {
+            "engine": program.name,
+            "folder": str(python.parent.parent),
+            "cuda": wanted.cuda,
+            "notes": notes,
+            "activate": f"{program.name} activate {place}",
+        }
+    )
 
 
 def _log(cache: store.Store) -> Path:

@@ -46,10 +46,11 @@ def command(what: str | None, listing: bool, verbose: bool, as_json: bool, schem
         click.echo(render(found, verbose=verbose))
     if not found.explained:
         raise DcaError(
-            "DCA-106", f"{found.log} holds a failure that is not known.",
+            "DCA-106",
+            f"{found.log} holds a failure that is not known.",
             remedy="read the lines above, the first of them first. `dca explain --list` shows what is known.",
             answered=True,
-        )  # fmt: skip
+        )
 
 
 def _named(what: str, catalogue: failures.Catalogue) -> Known | None:
@@ -59,9 +60,10 @@ def _named(what: str, catalogue: failures.Catalogue) -> Known | None:
         names = [*(failure.id for failure in catalogue.failures), *CODES, *catalogue.codes]
         near = difflib.get_close_matches(what if what.islower() else what.upper(), names, n=1)
         raise DcaError(
-            "DCA-204", f"{what} is neither a file, nor a code, nor the name of a failure.",
+            "DCA-204",
+            f"{what} is neither a file, nor a code, nor the name of a failure.",
             remedy=f"did you mean {near[0]}?" if near else "`dca explain --list` shows all names.",
-        )  # fmt: skip
+        )
     return known
 
 

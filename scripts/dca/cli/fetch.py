@@ -16,16 +16,24 @@ from dca.plan import Request
 @click.command("fetch")
 @options.request
 @click.option(
-    "--bundle", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--bundle",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="Pack all that the build takes into one file, for `dca wheel --bundle FILE --offline`.",
-)  # fmt: skip
+)
 @options.offline
 @options.cache
 @options.output
 def command(
-    request: Request, file: Path | None, offline: bool, cache_dir: Path | None, update: gather.Update, as_json: bool,
+    request: Request,
+    file: Path | None,
+    offline: bool,
+    cache_dir: Path | None,
+    update: gather.Update,
+    as_json: bool,
     quiet: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Bring the sources only: pinned, checked and patched; with --bundle, all that a build takes, in one file."""
     cache = options.open_cache(cache_dir, offline=offline)
     if file is not None and not options.can_be_written(options.resolve(file)):

@@ -48,14 +48,24 @@ def _schema(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Every kernel family, and schemas in place of names of ops.")
 @click.option(
-    "--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema,
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_schema,
     help="The JSON Schema of what --json prints, and nothing else.",
-)  # fmt: skip
+)
 @options.output
 def command(
-    wheel: Path, python: Path | None, planned: Path | None, archs: tuple[str, ...], model: Path | None, verbose: bool,
-    as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    wheel: Path,
+    python: Path | None,
+    planned: Path | None,
+    archs: tuple[str, ...],
+    model: Path | None,
+    verbose: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Show what is in a wheel: modules, GPU archs, kernels, ops, torch, CUDA, sizes.
 
     Works on any vLLM wheel, without a GPU and without CUDA. Nothing of the wheel is run unless --python is given.
@@ -129,9 +139,13 @@ def render(found: Inspection, *, verbose: bool = False) -> str:
         lines += ["", f"  {module.path}  {_size(module.bytes)}, {_size(module.stored)} in the wheel"]
         for title, texts in _module(module, verbose=verbose):
             lines += textwrap.wrap(
-                texts, WIDTH, initial_indent=f"      {title:<8}", subsequent_indent=" " * 14, break_on_hyphens=False,
+                texts,
+                WIDTH,
+                initial_indent=f"      {title:<8}",
+                subsequent_indent=" " * 14,
+                break_on_hyphens=False,
                 break_long_words=False,
-            )  # fmt: skip
+            )
     return "\n".join(lines)
 
 

@@ -32,9 +32,11 @@ def output(function: F) -> F:
 def cache(function: F) -> F:
     """--cache-dir."""
     return click.option(
-        "--cache-dir", envvar="DCA_CACHE_DIR", type=click.Path(path_type=Path, file_okay=False),
+        "--cache-dir",
+        envvar="DCA_CACHE_DIR",
+        type=click.Path(path_type=Path, file_okay=False),
         help="Where downloads, environments and builds are kept [DCA_CACHE_DIR; the user's cache folder].",
-    )(function)  # fmt: skip
+    )(function)
 
 
 def request(function: F) -> F:
@@ -69,13 +71,14 @@ def request(function: F) -> F:
             help="How many compilers run at once [as many as cores and memory allow].",
         ),
         click.option(
-            "--update", "update", flag_value="follow", default="",
+            "--update",
+            "update",
+            flag_value="follow",
+            default="",
             help="Probe again what can be reached, and build what branches are at now in place of what was pinned.",
         ),
-        click.option(
-            "--pinned", "update", flag_value="pinned", help="Probe again, and go back to what recipes pin."
-        ),
-    ]  # fmt: skip
+        click.option("--pinned", "update", flag_value="pinned", help="Probe again, and go back to what recipes pin."),
+    ]
 
     @functools.wraps(function)
     def wrapper(**given: Any) -> Any:

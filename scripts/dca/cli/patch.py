@@ -23,15 +23,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _trees(function: F) -> F:
     """What every subcommand takes: which series, and what it is held against."""
-    for option in reversed((
-        click.option("--recipe", help="Whose series [the first recipe that has one]."),
-        click.option("--series", "own", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-                     help="The folder of the series [patches/RECIPE]."),
-        click.option("--source", type=click.Path(path_type=Path), help="A local clone, an sdist or a folder."),
-        click.option("--companion", "companions", multiple=True, metavar="NAME=PATH", help="A companion's."),
-        click.option("--at", "revs", multiple=True, metavar="[NAME=]REV",
-                     help="A commit or branch of the source, or of a companion [the recipe's pin]."),
-    )):  # fmt: skip
+    for option in reversed(
+        (
+            click.option("--recipe", help="Whose series [the first recipe that has one]."),
+            click.option(
+                "--series",
+                "own",
+                type=click.Path(path_type=Path, file_okay=False),
+                metavar="DIR",
+                help="The folder of the series [patches/RECIPE].",
+            ),
+            click.option("--source", type=click.Path(path_type=Path), help="A local clone, an sdist or a folder."),
+            click.option("--companion", "companions", multiple=True, metavar="NAME=PATH", help="A companion's."),
+            click.option(
+                "--at",
+                "revs",
+                multiple=True,
+                metavar="[NAME=]REV",
+                help="A commit or branch of the source, or of a companion [the recipe's pin].",
+            ),
+        )
+    ):
         function = option(function)
     return options.cache(function)
 
@@ -59,11 +71,15 @@ class _Asked:
         with store.scratch(cache.root) as scratch:
             yield {
                 name: places.bring(
-                    places.pinned(self.recipe, name), self.wanted.get(name, Wanted()), scratch / f"tree{number}", cache,
-                    reporter, log,
+                    places.pinned(self.recipe, name),
+                    self.wanted.get(name, Wanted()),
+                    scratch / f"tree{number}",
+                    cache,
+                    reporter,
+                    log,
                 )
                 for number, name in enumerate(names)
-            }  # fmt: skip
+            }
 
     @property
     def names(self) -> list[str]:
@@ -110,9 +126,16 @@ def command() -> None:
 @click.option("--schema", is_flag=True, help="The JSON Schema of the result, and nothing else.")
 @options.output
 def status(
-    recipe: str | None, own: Path | None, source: Path | None, companions: tuple[str, ...], revs: tuple[str, ...],
-    cache_dir: Path | None, schema: bool, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    recipe: str | None,
+    own: Path | None,
+    source: Path | None,
+    companions: tuple[str, ...],
+    revs: tuple[str, ...],
+    cache_dir: Path | None,
+    schema: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Tell what becomes of every patch of a series on the pinned source, or on another.
 
     Clean, at an offset, already there, in conflict (with file, line and both sides), or refused. Nothing is changed.
@@ -124,12 +147,15 @@ def status(
     asked = _asked(recipe, own, source, companions, revs)
     cache = options.open_cache(cache_dir).open()
     log = cache.folder("run", "patches") / "look.log"
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter, \
-            asked.brought(asked.names, cache, reporter, log) as trees:  # fmt: skip
+    with (
+        options.terminal(as_json=as_json, quiet=quiet) as reporter,
+        asked.brought(asked.names, cache, reporter, log) as trees,
+    ):
         examined = fitting.examine(
-            folder.series(asked.series), {name: found.folder for name, found in trees.items()},
+            folder.series(asked.series),
+            {name: found.folder for name, found in trees.items()},
             fitting.added_folders(asked.series, asked.added),
-        )  # fmt: skip
+        )
         pins = {name: found.pin for name, found in trees.items()}
         told = report_of(asked.series, examined, pins, asked.recipe.name)
     _tell(told, as_json=as_json, quiet=quiet)
@@ -142,9 +168,17 @@ def status(
 @click.option("--dry-run", is_flag=True, help="Only show what would become of them.")
 @options.output
 def refresh(
-    recipe: str | None, own: Path | None, source: Path | None, companions: tuple[str, ...], revs: tuple[str, ...],
-    cache_dir: Path | None, drop: bool, dry_run: bool, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    recipe: str | None,
+    own: Path | None,
+    source: Path | None,
+    companions: tuple[str, ...],
+    revs: tuple[str, ...],
+    cache_dir: Path | None,
+    drop: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Rebase the series onto a source that has moved, and write it back.
 
     Patches are written anew for their new lines; where lines around one have changed, it is merged by way of its old
@@ -153,8 +187,11 @@ def refresh(
     asked = _asked(recipe, own, source, companions, revs)
     cache = options.open_cache(cache_dir).open()
     log = cache.folder("run", "patches") / "refresh.log"
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter, store.scratch(cache.root) as scratch, \
-            asked.brought(asked.names, cache, reporter, log) as trees:  # fmt: skip
+    with (
+        options.terminal(as_json=as_json, quiet=quiet) as reporter,
+        store.scratch(cache.root) as scratch,
+        asked.brought(asked.names, cache, reporter, log) as trees,
+    ):
         base: dict[str, Path] = {}
         for number, (name, one) in enumerate(folder.bases(asked.series).items()):
             if name not in trees:
@@ -197,18 +234,35 @@ def _written(told: Report, asked: _Asked, *, dry_run: bool) -> str:
 @click.argument("name", metavar="NAME")
 @_trees
 @click.option("--tree", default=SOURCE, show_default=True, help="What it is for: the source, or a companion.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR",
-              help="Where the tree is edited; made when it is not there.")  # fmt: skip
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the tree is edited; made when it is not there.",
+)
 @click.option("--what", default="", help="What the patch does.")
 @click.option("--why", default="", help="Why it is needed: the defect, with its message.")
 @click.option("--upstream", default="", help="Where upstream stands.")
 @click.option("--test", default="", help="The test that fails without it, with its file.")
 @options.output
 def new(
-    name: str, recipe: str | None, own: Path | None, source: Path | None, companions: tuple[str, ...],
-    revs: tuple[str, ...], cache_dir: Path | None, tree: str, work: Path, what: str, why: str, upstream: str, test: str,
-    as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    name: str,
+    recipe: str | None,
+    own: Path | None,
+    source: Path | None,
+    companions: tuple[str, ...],
+    revs: tuple[str, ...],
+    cache_dir: Path | None,
+    tree: str,
+    work: Path,
+    what: str,
+    why: str,
+    upstream: str,
+    test: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Add the patch NAME at the end of the series.
 
     Run it once to get the patched tree in DIR, edit that, and run it again with --what, --why, --upstream and --test:
@@ -220,8 +274,10 @@ def new(
     places.pinned(asked.recipe, tree)
     target = options.resolve(work)
     header = {"What": what, "Why": why, "Upstream": upstream, "Test": test}
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter, \
-            asked.brought([tree], cache, reporter, log) as trees:  # fmt: skip
+    with (
+        options.terminal(as_json=as_json, quiet=quiet) as reporter,
+        asked.brought([tree], cache, reporter, log) as trees,
+    ):
         if not target.exists():
             adding.make_work_folder(asked.series, tree, trees[tree], target, asked.added)
             made, next_step = "", f"edit {target}, then run the same command with --what, --why, --upstream and --test."
@@ -259,9 +315,11 @@ def _end(told: Report, *, as_json: bool, remedy: str) -> None:
     names = ", ".join(one.name for one in told.bad)
     if any(one.status == "refused" for one in told.bad):
         raise DcaError(
-            "DCA-502", f"never applied, or not to this tree: {names}.", answered=as_json,
+            "DCA-502",
+            f"never applied, or not to this tree: {names}.",
+            answered=as_json,
             remedy="write it as plain changes of text files, with git diff; nothing was changed.",
-        )  # fmt: skip
+        )
     total = sum(one.status != "added" for one in told.patches)
     what = f"{len(told.bad)} of {total} patches do not apply: {names}."
     raise DcaError("DCA-501", what, answered=as_json, remedy=f"{remedy}; nothing was changed.")

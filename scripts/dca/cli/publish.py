@@ -25,9 +25,11 @@ DIST_INDEX = Path("dist/index")
 @click.command("publish")
 @click.argument("wheels", type=click.Path(path_type=Path), nargs=-1, metavar="[WHEEL]...")
 @click.option(
-    "--index", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    "--index",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
     help="The folder of the index [dist/index].",
-)  # fmt: skip
+)
 @click.option("--s3", metavar="URL", help="The index is in a bucket, s3://bucket/prefix, in place of a folder.")
 @click.option("--s3-endpoint", metavar="URL", help="The S3-compatible store [AWS_ENDPOINT_URL, else Amazon's].")
 @click.option(
@@ -39,44 +41,79 @@ DIST_INDEX = Path("dist/index")
     "--repository-index", metavar="URL", help="Where that server is installed from [URL/+simple/ or URL/simple/]."
 )
 @click.option(
-    "--evidence", "evidence", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+    "--evidence",
+    "evidence",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
     help="A report of a wheel that is published beside it [what `dca inspect` finds now and `dca smoke` found last].",
-)  # fmt: skip
+)
 @click.option(
-    "--key", type=click.Path(path_type=Path), metavar="FILE",
+    "--key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="An Ed25519 key in PEM to sign the evidence with; `dca verify --key` checks it.",
-)  # fmt: skip
+)
 @click.option(
     "--sigstore",
     is_flag=True,
     help="Sign the evidence with the identity of this CI job, or of $SIGSTORE_ID_TOKEN; a public log keeps both.",
 )
 @click.option(
-    "--trust-config", type=click.Path(path_type=Path), metavar="FILE",
+    "--trust-config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="With --sigstore: the trust configuration of an instance of one's own [the public one].",
-)  # fmt: skip
+)
 @click.option("--url", metavar="URL", help="Where the index is served; install lines name it then. Remembered.")
 @click.option(
-    "--links-to", metavar="URL",
+    "--links-to",
+    metavar="URL",
     help="A folder that these wheels are downloaded from in place of the index, such as a release's on GitHub.",
-)  # fmt: skip
+)
 @click.option("--list", "listing", is_flag=True, help="Show what is in the index.")
-@click.option("--yank", "yanked", multiple=True, metavar="NAME",
-              help="Let a wheel be installed only by whoever asks for its exact version.")  # fmt: skip
+@click.option(
+    "--yank",
+    "yanked",
+    multiple=True,
+    metavar="NAME",
+    help="Let a wheel be installed only by whoever asks for its exact version.",
+)
 @click.option("--reason", metavar="TEXT", help="Why it is yanked; pip and uv show it.")
 @click.option("--unyank", "unyanked", multiple=True, metavar="NAME", help="Take that back.")
-@click.option("--remove", "removed", multiple=True, metavar="NAME",
-              help="Take a wheel out of the index; its name stays taken by the bytes that it had.")  # fmt: skip
+@click.option(
+    "--remove",
+    "removed",
+    multiple=True,
+    metavar="NAME",
+    help="Take a wheel out of the index; its name stays taken by the bytes that it had.",
+)
 @click.option("--gc", is_flag=True, help="Delete what belongs to no wheel.")
 @options.cache
 @options.output
 def command(
-    wheels: tuple[Path, ...], index: Path | None, s3: str | None, s3_endpoint: str | None, repository: str | None,
-    repository_index: str | None, evidence: tuple[Path, ...], key: Path | None, sigstore: bool,
-    trust_config: Path | None, url: str | None, links_to: str | None, listing: bool,
-    yanked: tuple[str, ...], reason: str | None, unyanked: tuple[str, ...], removed: tuple[str, ...], gc: bool,
-    cache_dir: Path | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    wheels: tuple[Path, ...],
+    index: Path | None,
+    s3: str | None,
+    s3_endpoint: str | None,
+    repository: str | None,
+    repository_index: str | None,
+    evidence: tuple[Path, ...],
+    key: Path | None,
+    sigstore: bool,
+    trust_config: Path | None,
+    url: str | None,
+    links_to: str | None,
+    listing: bool,
+    yanked: tuple[str, ...],
+    reason: str | None,
+    unyanked: tuple[str, ...],
+    removed: tuple[str, ...],
+    gc: bool,
+    cache_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Publish wheels and their evidence to an index that pip and uv install from.
 
     The index is a folder that any web server serves, or lies in a bucket. NAME is a wheel's file name, or a version
@@ -84,19 +121,33 @@ def command(
     name that is taken are refused, as is a wheel that is not what it says it is.
     """
     _check_mode(
-        {"WHEEL": bool(wheels), "--list": listing, "--yank": bool(yanked), "--unyank": bool(unyanked),
-         "--remove": bool(removed), "--gc": gc},
-        {"--reason": (reason is not None, "--yank"), "--evidence": (bool(evidence), "WHEEL"),
-         "--links-to": (links_to is not None, "WHEEL"), "--url": (url is not None, "WHEEL"),
-         "--key": (key is not None, "WHEEL"), "--sigstore": (sigstore, "WHEEL")},
-    )  # fmt: skip
+        {
+            "WHEEL": bool(wheels),
+            "--list": listing,
+            "--yank": bool(yanked),
+            "--unyank": bool(unyanked),
+            "--remove": bool(removed),
+            "--gc": gc,
+        },
+        {
+            "--reason": (reason is not None, "--yank"),
+            "--evidence": (bool(evidence), "WHEEL"),
+            "--links-to": (links_to is not None, "WHEEL"),
+            "--url": (url is not None, "WHEEL"),
+            "--key": (key is not None, "WHEEL"),
+            "--sigstore": (sigstore, "WHEEL"),
+        },
+    )
     _check_place(
         {"--index": index is not None, "--s3": bool(s3), "--repository": bool(repository)},
         {"--s3-endpoint": (bool(s3_endpoint), "--s3"), "--repository-index": (bool(repository_index), "--repository")},
     )
     if repository and (not wheels or evidence or url or links_to or key or sigstore):
-        raise DcaError("DCA-201", "--repository takes wheels and nothing else.",
-                       remedy="publish to an index of your own for the rest.")  # fmt: skip
+        raise DcaError(
+            "DCA-201",
+            "--repository takes wheels and nothing else.",
+            remedy="publish to an index of your own for the rest.",
+        )
     served, links = _url("--url", url), _url("--links-to", links_to)
     if trust_config and not sigstore:
         raise DcaError("DCA-201", "--trust-config is of use only with --sigstore.", remedy="leave it out.")
@@ -156,8 +207,9 @@ def _url(flag: str, url: str | None) -> str | None:
     if told.scheme not in ("http", "https") or not told.hostname or told.query or told.fragment or not plain:
         raise DcaError("DCA-201", f"{flag} {url} is not the URL of a folder.", remedy="write it as https://host/path/.")
     if told.username or told.password:
-        raise DcaError("DCA-201", f"{flag} holds a user or a password, which everybody could read.",
-                       remedy="leave them out.")  # fmt: skip
+        raise DcaError(
+            "DCA-201", f"{flag} holds a user or a password, which everybody could read.", remedy="leave them out."
+        )
     return url.rstrip("/") + "/"
 
 

@@ -46,17 +46,38 @@ def _subject(function: F) -> F:
     given = [
         click.argument("model", metavar="MODEL"),
         click.option("--gpus", "named", metavar="NxGIB", help="Such as 4x80 (GiB each) or 2xT4 [those here]."),
-        click.option("--machines", type=click.IntRange(1, 512), default=1, show_default=True,
-                     help="How many machines with these GPUs each."),
-        click.option("--tp", "--tensor-parallel-size", "tp", type=click.IntRange(1, 1024),
-                     help="GPUs that share the heads [as many as can]."),
-        click.option("--pp", "--pipeline-parallel-size", "pp", type=click.IntRange(1, 512), default=1,
-                     show_default=True, help="Stages that share the layers."),
+        click.option(
+            "--machines",
+            type=click.IntRange(1, 512),
+            default=1,
+            show_default=True,
+            help="How many machines with these GPUs each.",
+        ),
+        click.option(
+            "--tp",
+            "--tensor-parallel-size",
+            "tp",
+            type=click.IntRange(1, 1024),
+            help="GPUs that share the heads [as many as can].",
+        ),
+        click.option(
+            "--pp",
+            "--pipeline-parallel-size",
+            "pp",
+            type=click.IntRange(1, 512),
+            default=1,
+            show_default=True,
+            help="Stages that share the layers.",
+        ),
         click.option("--max-model-len", "length", type=COUNT, help="Tokens of prompt and answer [the model's own]."),
         click.option("--max-num-batched-tokens", "batched", type=COUNT, help="Tokens of a step [the most that fits]."),
         click.option("--max-num-seqs", "sequences", type=COUNT, help="Requests at once [1 with dual chunk attention]."),
-        click.option("--gpu-memory-utilization", "utilization", type=click.FloatRange(0.05, 1.0),
-                     help="In place of counting the KV cache's blocks."),
+        click.option(
+            "--gpu-memory-utilization",
+            "utilization",
+            type=click.FloatRange(0.05, 1.0),
+            help="In place of counting the KV cache's blocks.",
+        ),
         click.option("--num-gpu-blocks-override", "blocks", type=COUNT, help="Blocks of KV cache [those needed]."),
         click.option("--quantization", type=click.Choice(METHODS), default=None, help="Of the weights."),
         click.option("--kv-cache-dtype", type=click.Choice(CACHE_DTYPES), default="auto", show_default=True),
@@ -66,9 +87,22 @@ def _subject(function: F) -> F:
         click.option("--cuda-graphs", "graphs", is_flag=True, help="Insist on CUDA graphs."),
         click.option("--recipe", help="The engine [the wheel's; the first that has the model's class]."),
         click.option("--wheel", type=FILE, metavar="FILE", help="The wheel that is to serve it, to be checked."),
-    ]  # fmt: skip
-    names = ("tp", "pp", "length", "batched", "sequences", "utilization", "blocks", "quantization", "kv_cache_dtype",
-             "dtype", "block_size", "prefix_caching", "graphs")  # fmt: skip
+    ]
+    names = (
+        "tp",
+        "pp",
+        "length",
+        "batched",
+        "sequences",
+        "utilization",
+        "blocks",
+        "quantization",
+        "kv_cache_dtype",
+        "dtype",
+        "block_size",
+        "prefix_caching",
+        "graphs",
+    )
 
     @functools.wraps(function)
     def wrapper(**given: Any) -> Any:
@@ -120,9 +154,14 @@ def _visible(text: str) -> dict[str, str]:
 @click.option("-v", "--verbose", is_flag=True, help="Every part of the memory, and other ways to make it fit.")
 @options.output
 def plan(
-    subject: Subject, plan: ServePlan, picture: Path | None, report: Path | None, verbose: bool, as_json: bool,
+    subject: Subject,
+    plan: ServePlan,
+    picture: Path | None,
+    report: Path | None,
+    verbose: bool,
+    as_json: bool,
     quiet: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Weights, KV cache, activations and sparse attention's buffers of each GPU against its memory.
 
     MODEL is a folder, a config.json, or a name in build/models. Exit 1 when it does not fit, or a setting is one that
@@ -187,8 +226,14 @@ def _upper(text: str) -> str:
 def _wrapped(head: str, text: str) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(text, max(WIDTH, len(head) + 30), initial_indent=head, subsequent_indent=" " * len(head),
-                         break_on_hyphens=False, break_long_words=False)  # fmt: skip
+    return textwrap.wrap(
+        text,
+        max(WIDTH, len(head) + 30),
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 # --- command -------------------------------------------------------------------------------------------------------
@@ -207,7 +252,7 @@ def _server(function: F) -> F:
         click.option("--visible", default="", metavar="0,1", help="Numbers of the GPUs to use (CUDA_VISIBLE_DEVICES)."),
         click.option("--alloc-conf", "alloc", default="", help="PYTORCH_CUDA_ALLOC_CONF."),
         click.option("--force", is_flag=True, help="Although something is wrong."),
-    ]  # fmt: skip
+    ]
     wrapped: Any = function
     for option in reversed(given):
         wrapped = option(wrapped)
@@ -215,30 +260,61 @@ def _server(function: F) -> F:
 
 
 def _launch(
-    subject: Subject, plan: ServePlan, *, name: str, host: str, port: int, api_key: bool, tools: bool,
-    chat_template: str, modelscope: bool, visible: str, alloc: str, image: str = "", program: str = "vllm",
-) -> commands.Launch:  # fmt: skip
+    subject: Subject,
+    plan: ServePlan,
+    *,
+    name: str,
+    host: str,
+    port: int,
+    api_key: bool,
+    tools: bool,
+    chat_template: str,
+    modelscope: bool,
+    visible: str,
+    alloc: str,
+    image: str = "",
+    program: str = "vllm",
+) -> commands.Launch:
     count = len(visible.split(","))
     if visible and count < plan.best.settings.tp * plan.best.settings.pp // subject.gpus.machines:
         raise DcaError(
-            "DCA-201", f"--visible {visible} leaves {count} GPUs, and the plan is for "
-            f"{plan.best.settings.tp * plan.best.settings.pp}.", remedy=f"--gpus {count}x{subject.gpus.memory_gib:g}",
-        )  # fmt: skip
-    for flag, text in (("--served-model-name", name), ("--host", host), ("--chat-template", chat_template),
-                       ("--alloc-conf", alloc), ("--image", image)):  # fmt: skip
+            "DCA-201",
+            f"--visible {visible} leaves {count} GPUs, and the plan is for "
+            f"{plan.best.settings.tp * plan.best.settings.pp}.",
+            remedy=f"--gpus {count}x{subject.gpus.memory_gib:g}",
+        )
+    for flag, text in (
+        ("--served-model-name", name),
+        ("--host", host),
+        ("--chat-template", chat_template),
+        ("--alloc-conf", alloc),
+        ("--image", image),
+    ):
         if any(not character.isprintable() for character in text) or text.startswith("-"):
             raise DcaError("DCA-201", f"{flag} is no such value.", remedy="give it without control characters.")
     if modelscope and subject.shape.dual_chunk and subject.file is None:
         raise DcaError(
-            "DCA-201", "--modelscope: the engine looks for the sparse table of such a model in a local folder, or on "
+            "DCA-201",
+            "--modelscope: the engine looks for the sparse table of such a model in a local folder, or on "
             "another hub, and would run dense.",
             remedy=f"modelscope download --model {plan.served} --local_dir DIR, and name DIR here.",
-        )  # fmt: skip
+        )
     return commands.launch(
-        plan, subject.gpus, folder=subject.file is not None, name=name, host=host, port=port, api_key=api_key,
-        tools=subject.engine.tool_parser if tools else "", chat_template=chat_template, modelscope=modelscope,
-        visible=visible, alloc=alloc, image=image, program=program,
-    )  # fmt: skip
+        plan,
+        subject.gpus,
+        folder=subject.file is not None,
+        name=name,
+        host=host,
+        port=port,
+        api_key=api_key,
+        tools=subject.engine.tool_parser if tools else "",
+        chat_template=chat_template,
+        modelscope=modelscope,
+        visible=visible,
+        alloc=alloc,
+        image=image,
+        program=program,
+    )
 
 
 @command.command("command", short_help="The exact command, as shell, docker, systemd, k8s or Python.")
@@ -249,9 +325,16 @@ def _launch(
 @click.option("--vllm", "program", default="vllm", metavar="FILE", help="The program, with its path, for a unit.")
 @options.output
 def show(
-    subject: Subject, plan: ServePlan, form: str, image: str, program: str, force: bool, as_json: bool, quiet: bool,
+    subject: Subject,
+    plan: ServePlan,
+    form: str,
+    image: str,
+    program: str,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
     **server: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Print the command that starts the server, with its environment and the flags of `dca serve plan`."""
     if not force:
         rules.refuse(plan.findings, f"{plan.model} is not to be served so; nothing is printed.")
@@ -271,8 +354,12 @@ def show(
 @command.command("run", short_help="Start it, after doctor, config check and quick smoke are green.")
 @_subject
 @_server
-@click.option("--python", type=click.Path(path_type=Path), metavar="FILE",
-              help="Of the environment with the wheel [the active one; the newest in the cache].")  # fmt: skip
+@click.option(
+    "--python",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Of the environment with the wheel [the active one; the newest in the cache].",
+)
 @click.option(
     "--skip", "skipped", multiple=True, type=click.Choice(["doctor", "config", "smoke"]), help="A check to omit."
 )
@@ -280,9 +367,17 @@ def show(
 @options.cache
 @options.output
 def run(
-    subject: Subject, plan: ServePlan, python: Path | None, skipped: tuple[str, ...], log: Path | None, force: bool,
-    cache_dir: Path | None, as_json: bool, quiet: bool, **server: Any,
-) -> None:  # fmt: skip
+    subject: Subject,
+    plan: ServePlan,
+    python: Path | None,
+    skipped: tuple[str, ...],
+    log: Path | None,
+    force: bool,
+    cache_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **server: Any,
+) -> None:
     """Start the server of `dca serve command` here, show its log with what is known of failures in it, and stop it.
 
     Ctrl-C stops it: the server is asked to end, and has half a minute to free its GPUs.
@@ -294,9 +389,10 @@ def run(
         rules.refuse(plan.findings, f"{plan.model} is not to be served so; nothing was started.")
     if subject.gpus.machines > 1:
         raise DcaError(
-            "DCA-201", "several machines are not started from here.",
+            "DCA-201",
+            "several machines are not started from here.",
             remedy="dca serve command prints what to start on each of them.",
-        )  # fmt: skip
+        )
     if log is not None and not options.can_be_written(log):
         raise DcaError("DCA-204", f"--log: {log} cannot be written.", remedy="name another place.")
     made = _launch(subject, plan, **server)

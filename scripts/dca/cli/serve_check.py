@@ -56,17 +56,35 @@ def _schema(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as a page of HTML."
 )
 @click.option(
-    "--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema,
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_schema,
     help="The JSON Schema of --json, and nothing else.",
-)  # fmt: skip
+)
 @options.cache
 @options.output
 def check(
-    url: str, model: str, variable: str | None, length: str | None, lengths: str | None, depths: str,
-    max_cost: str | None, price: str | None, timeout: float, needle_timeout: float | None, skipped: tuple[str, ...],
-    needed: tuple[str, ...], seed: int, picture: Path | None, report: Path | None, cache_dir: Path | None,
-    as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    url: str,
+    model: str,
+    variable: str | None,
+    length: str | None,
+    lengths: str | None,
+    depths: str,
+    max_cost: str | None,
+    price: str | None,
+    timeout: float,
+    needle_timeout: float | None,
+    skipped: tuple[str, ...],
+    needed: tuple[str, ...],
+    seed: int,
+    picture: Path | None,
+    report: Path | None,
+    cache_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Ask a running OpenAI-compatible server for everything that clients of a long-context model rely on.
 
     URL is such as http://HOST:8000. Short requests come first: models, chat, completion, streaming, sampling, tool
@@ -114,12 +132,14 @@ def check(
     if not found.passed:
         first = found.troubles[0]
         raise DcaError(
-            first.code, f"{found.model} at {found.url} does not answer as it should: {len(found.troubles)} of "
+            first.code,
+            f"{found.model} at {found.url} does not answer as it should: {len(found.troubles)} of "
             f"{_tried(found)} requests went wrong.",
             why="\n".join(f"{_place(one)}: {one.detail}" for one in found.troubles[:5])
             + (f"\nand {len(found.troubles) - 5} more." if len(found.troubles) > 5 else ""),
-            remedy=first.remedy, answered=as_json,
-        )  # fmt: skip
+            remedy=first.remedy,
+            answered=as_json,
+        )
 
 
 # --- what is asked -------------------------------------------------------------------------------------------------

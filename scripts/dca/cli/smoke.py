@@ -22,15 +22,21 @@ DIST = Path("dist")
 @click.argument("wheel", type=click.Path(path_type=Path), required=False)
 @click.option("--level", type=click.Choice(LEVELS), help="How far [gpu where there is one, else cpu].")
 @click.option(
-    "--python", type=click.Path(path_type=Path), metavar="FILE",
+    "--python",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="A Python with the wheel's requirements, or with the wheel [an environment is made from its lock].",
-)  # fmt: skip
+)
 @click.option("--source", type=click.Path(path_type=Path), help="A local clone or the sdist that it was built from.")
 @click.option(
-    "--overlay", "overlays", type=click.Path(path_type=Path), multiple=True, metavar="DIR",
+    "--overlay",
+    "overlays",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="DIR",
     help="A folder whose files stand in for those of wheel and source: tries a change without a build. Each of several "
     "is tried by itself.",
-)  # fmt: skip
+)
 @click.option("--arch", "archs", multiple=True, help="GPU archs that must be able to run it [those it was built for].")
 @click.option("--case", "cases", multiple=True, metavar="NAME", help="Only this case; may be given more than once.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the random numbers.")
@@ -43,10 +49,22 @@ DIST = Path("dist")
 @options.cache
 @options.output
 def command(
-    wheel: Path | None, level: Level | None, python: Path | None, source: Path | None,
-    overlays: tuple[Path, ...], archs: tuple[str, ...], cases: tuple[str, ...], seed: int, quick: bool,
-    exitfirst: bool, report: Path | None, verbose: bool, cache_dir: Path | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    wheel: Path | None,
+    level: Level | None,
+    python: Path | None,
+    source: Path | None,
+    overlays: tuple[Path, ...],
+    archs: tuple[str, ...],
+    cases: tuple[str, ...],
+    seed: int,
+    quick: bool,
+    exitfirst: bool,
+    report: Path | None,
+    verbose: bool,
+    cache_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Prove that a wheel's dual chunk attention computes what it should.
 
     Works on our wheels and on others of the same versions. Without WHEEL, the newest one in dist/ is taken.

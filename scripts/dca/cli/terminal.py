@@ -31,10 +31,15 @@ class Terminal:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("{task.fields[stage]:>12}", style="bold green"), BarColumn(bar_width=30),
-                TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TimeRemainingColumn(),
-                TextColumn("{task.description}"), console=Console(stderr=True), transient=True,
-            )  # fmt: skip
+                TextColumn("{task.fields[stage]:>12}", style="bold green"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
             self._bar.start()
         return self
 

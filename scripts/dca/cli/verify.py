@@ -22,38 +22,62 @@ SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
 @click.command("verify")
 @click.argument("target", metavar="WHEEL|INDEX")
 @click.option(
-    "--key", "keys", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+    "--key",
+    "keys",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
     help="An Ed25519 key in PEM, public or private, that must have signed the evidence; one of several is enough.",
-)  # fmt: skip
+)
 @click.option(
-    "--cert-identity", metavar="NAME",
+    "--cert-identity",
+    metavar="NAME",
     help="Who must have signed the evidence through Sigstore: the URL of a workflow, or an e-mail address.",
-)  # fmt: skip
+)
 @click.option("--cert-oidc-issuer", metavar="URL", help="Who vouches for that identity; needed with it.")
 @click.option(
-    "--trust-config", type=click.Path(path_type=Path), metavar="FILE",
+    "--trust-config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="The trust configuration of a Sigstore instance of one's own [the public one].",
-)  # fmt: skip
+)
 @click.option(
-    "--evidence", "folder", type=click.Path(path_type=Path), metavar="DIR",
+    "--evidence",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Where its documents lie [what runs on this machine left of it].",
-)  # fmt: skip
+)
 @click.option(
-    "--rebuild", "again", is_flag=True,
+    "--rebuild",
+    "again",
+    is_flag=True,
     help="Also build it again from its provenance, from nothing, and compare; takes as long as building it.",
-)  # fmt: skip
+)
 @click.option("--source", type=click.Path(path_type=Path), help="With --rebuild: a local clone or the sdist.")
 @click.option(
-    "--companion", "companions", multiple=True, metavar="NAME=PATH",
+    "--companion",
+    "companions",
+    multiple=True,
+    metavar="NAME=PATH",
     help="With --rebuild: a companion's local clone.",
-)  # fmt: skip
+)
 @options.cache
 @options.output
 def command(
-    target: str, keys: tuple[Path, ...], cert_identity: str | None, cert_oidc_issuer: str | None,
-    trust_config: Path | None, folder: Path | None, again: bool, source: Path | None, companions: tuple[str, ...],
-    cache_dir: Path | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    target: str,
+    keys: tuple[Path, ...],
+    cert_identity: str | None,
+    cert_oidc_issuer: str | None,
+    trust_config: Path | None,
+    folder: Path | None,
+    again: bool,
+    source: Path | None,
+    companions: tuple[str, ...],
+    cache_dir: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Check a wheel, or every wheel of an index, and say in words what is proven and what is not.
 
     INDEX is a folder that `dca publish` made, or the URL where it is served. Nothing of a wheel is run.
@@ -101,9 +125,11 @@ def _trusted(keys: tuple[Path, ...], name: str | None, issuer: str | None, trust
     """
     if bool(name) != bool(issuer):
         raise DcaError(
-            "DCA-201", "--cert-identity and --cert-oidc-issuer belong together.",
-            why="anybody can have any name with an issuer of their own.", remedy="give both, or none.",
-        )  # fmt: skip
+            "DCA-201",
+            "--cert-identity and --cert-oidc-issuer belong together.",
+            why="anybody can have any name with an issuer of their own.",
+            remedy="give both, or none.",
+        )
     if trust and not name:
         raise DcaError("DCA-201", "--trust-config is of use only with --cert-identity.", remedy="leave it out.")
     public = tuple(map(signing.public_key, keys))

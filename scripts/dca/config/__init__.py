@@ -26,10 +26,29 @@ from dca.errors import DcaError
 from dca.events import Reporter, Silent
 
 __all__ = [
-    "PAGE", "Change", "Config", "DualChunkSetting", "Finding", "Form", "Installed", "KnownModel", "Reader", "Reading",
-    "Row", "YarnSetting", "check", "drop_dca", "readable", "reader_list", "set_dca", "set_yarn", "show",
-    "table_of", "undo", "use_1m",
-]  # fmt: skip
+    "PAGE",
+    "Change",
+    "Config",
+    "DualChunkSetting",
+    "Finding",
+    "Form",
+    "Installed",
+    "KnownModel",
+    "Reader",
+    "Reading",
+    "Row",
+    "YarnSetting",
+    "check",
+    "drop_dca",
+    "readable",
+    "reader_list",
+    "set_dca",
+    "set_yarn",
+    "show",
+    "table_of",
+    "undo",
+    "use_1m",
+]
 
 
 class Config(Document):
@@ -64,9 +83,14 @@ class Config(Document):
 
 
 def show(
-    path: Path, cache: store.Store, *, names: Sequence[str] = (), pythons: Mapping[str, Path] | None = None,
-    wheels: Sequence[Path] = (), reporter: Reporter | None = None,
-) -> Config:  # fmt: skip
+    path: Path,
+    cache: store.Store,
+    *,
+    names: Sequence[str] = (),
+    pythons: Mapping[str, Path] | None = None,
+    wheels: Sequence[Path] = (),
+    reporter: Reporter | None = None,
+) -> Config:
     """What readers make of a model's folder; each is run in its own environment.
 
     Args:
@@ -97,9 +121,12 @@ def show(
             found += readers.ask(place, [path], scratch)
     config = source.plain()
     return Config(
-        command="show", folder=readable(path), model=_name(_model(path, config)), readings=tuple(found),
+        command="show",
+        folder=readable(path),
+        model=_name(_model(path, config)),
+        readings=tuple(found),
         rows=compare.table(found, config),
-    )  # fmt: skip
+    )
 
 
 def reader_list(cache: store.Store, wheels: Sequence[Path] = ()) -> list[tuple[Reader, Installed | str]]:
@@ -152,9 +179,15 @@ def set_yarn(
 
 
 def set_dca(
-    path: Path, wanted: DualChunkSetting | None = None, *, model: str | None = None, table: Path | None = None,
-    sizes: tuple[int, int] | None = None, dry_run: bool = False, out: Path | None = None,
-) -> Config:  # fmt: skip
+    path: Path,
+    wanted: DualChunkSetting | None = None,
+    *,
+    model: str | None = None,
+    table: Path | None = None,
+    sizes: tuple[int, int] | None = None,
+    dry_run: bool = False,
+    out: Path | None = None,
+) -> Config:
     """Turn dual chunk attention on.
 
     Args:
@@ -241,20 +274,32 @@ def _changed(
     done = folder.change(path, command, edited, dry_run=dry_run, out=out)
     subject = _subject(path, after[-1], names)
     return Config(
-        command=command, folder=readable(path), model=_name(subject.model), findings=rules.check(subject),
+        command=command,
+        folder=readable(path),
+        model=_name(subject.model),
+        findings=rules.check(subject),
         change=_safe(done),
-    )  # fmt: skip
+    )
 
 
 def _subject(
-    path: Path, source: Json, names: Sequence[str], model: KnownModel | None = None, page: int = PAGE,
+    path: Path,
+    source: Json,
+    names: Sequence[str],
+    model: KnownModel | None = None,
+    page: int = PAGE,
     ranks: int | None = None,
-) -> rules.Subject:  # fmt: skip
+) -> rules.Subject:
     known = readers.load_all()
     return rules.Subject(
-        source, table=table_of(path), model=model or _model(path, source.plain()),
-        readers=tuple(readers.find(name, known) for name in names), others=known, page=page, ranks=ranks,
-    )  # fmt: skip
+        source,
+        table=table_of(path),
+        model=model or _model(path, source.plain()),
+        readers=tuple(readers.find(name, known) for name in names),
+        others=known,
+        page=page,
+        ranks=ranks,
+    )
 
 
 def readable(path: Path) -> str:
@@ -284,9 +329,10 @@ def _name(model: KnownModel | None) -> str:
 def _own_setting(path: Path, model: KnownModel | None) -> DualChunkSetting:
     if model is None:
         raise DcaError(
-            "DCA-214", f"{path} is no model of build/models that can be told by its shape.",
+            "DCA-214",
+            f"{path} is no model of build/models that can be told by its shape.",
             remedy="name it with --model, or give --chunk, --local and --original.",
-        )  # fmt: skip
+        )
     return edit.setting_of(model)
 
 
@@ -294,9 +340,10 @@ def _shape(source: Json, config: dict[str, Any]) -> tuple[int, int]:
     layers, heads = rules.count(config.get("num_hidden_layers")), rules.count(config.get("num_attention_heads"))
     if not layers or not heads or layers * heads > 100_000:
         raise DcaError(
-            "DCA-208", f"{source.name} does not say how many layers and heads there are.",
+            "DCA-208",
+            f"{source.name} does not say how many layers and heads there are.",
             remedy="compare with the model's own file.",
-        )  # fmt: skip
+        )
     return layers, heads
 
 

@@ -52,11 +52,12 @@ def yarn_of(config: dict[str, Any]) -> rotary.Yarn | None:
             usable = all(0 < (number(one) or 0) < MOST for one in (fast, slow))
             if factor is not None and 1 <= factor < MOST and original is not None and usable:
                 return rotary.Yarn(
-                    factor=factor, original=original,
+                    factor=factor,
+                    original=original,
                     beta_fast=float(fast),
                     beta_slow=float(slow),
                     truncate=found.get("truncate") is not False,
-                )  # fmt: skip
+                )
     return None
 
 
@@ -146,4 +147,4 @@ CELLS: tuple[tuple[str, Callable[[Reading, dict[str, Any]], str | None]], ...] =
     ("layers x heads (key heads)", lambda one, _: f"{one.layers} x {one.heads} ({one.kv_heads})"),
     ("head dimension", lambda one, _: _integer(one.head_dim)),
     ("sliding window", lambda one, _: _integer(one.sliding_window)),
-)  # fmt: skip
+)

@@ -108,10 +108,11 @@ def set_yarn(source: Json, wanted: YarnSetting, form: Form | None = None) -> Jso
     config = source.plain()
     if config.get(DCA):
         raise DcaError(
-            "DCA-208", f"{source.name} has {DCA}, and YaRN beside it is not read.",
+            "DCA-208",
+            f"{source.name} has {DCA}, and YaRN beside it is not read.",
             why=f"vLLM ignores {SCALING} with dual chunk attention, and multiplies the length by its factor even so.",
             remedy="remove dual chunk attention first: `dca config drop-dca DIR`.",
-        )  # fmt: skip
+        )
     for name in (SCALING, PARAMETERS):
         _check_scaling(source, config.get(name), name)
     base = _base(source, config)
@@ -149,9 +150,10 @@ def _check_scaling(source: Json, value: Any, name: str) -> None:
     if not isinstance(value, dict) or any(isinstance(one, dict) for one in value.values()):
         what = "has one object per kind of layer" if isinstance(value, dict) else "is no object"
         raise DcaError(
-            "DCA-208", f"{source.name}, line {source.line(name)}: `{name}` {what}.",
+            "DCA-208",
+            f"{source.name}, line {source.line(name)}: `{name}` {what}.",
             remedy="correct or remove it by hand.",
-        )  # fmt: skip
+        )
 
 
 def _base(source: Json, config: dict[str, Any]) -> float:
@@ -161,9 +163,10 @@ def _base(source: Json, config: dict[str, Any]) -> float:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 1:
             return value
     raise DcaError(
-        "DCA-208", f"{source.name} has no rope_theta, and readers take different ones then.",
+        "DCA-208",
+        f"{source.name} has no rope_theta, and readers take different ones then.",
         remedy=f"write the model's own {THETA} into it first; the model's page has it.",
-    )  # fmt: skip
+    )
 
 
 def _write_yarn(source: Json, key: str, wanted: YarnSetting) -> Json:
@@ -196,18 +199,20 @@ def set_dca(source: Json, wanted: DualChunkSetting) -> Json:
     """
     if not 0 < wanted.local_size < wanted.chunk_size < MOST:
         raise DcaError(
-            "DCA-201", f"a chunk of {wanted.chunk_size} tokens with {wanted.local_size} local ones is none.",
+            "DCA-201",
+            f"a chunk of {wanted.chunk_size} tokens with {wanted.local_size} local ones is none.",
             remedy="give a chunk size, and a smaller local size.",
-        )  # fmt: skip
+        )
     if not 0 <= wanted.original < MOST or not 0 < (wanted.length or 1) < MOST:
         raise DcaError("DCA-201", "a length is negative, or none.", remedy="give tokens, such as 262144.")
     config = source.plain()
     old = config.get(DCA)
     if old is not None and not isinstance(old, dict):
         raise DcaError(
-            "DCA-208", f"{source.name}, line {source.line(DCA)}: `{DCA}` is no object.",
+            "DCA-208",
+            f"{source.name}, line {source.line(DCA)}: `{DCA}` is no object.",
             remedy="remove it by hand.",
-        )  # fmt: skip
+        )
     if wanted.table is not None:
         check_table(wanted.table, config, "the sparse table")
     numbers = {"chunk_size": wanted.chunk_size, "local_size": wanted.local_size, ORIGINAL: wanted.original}
@@ -243,9 +248,10 @@ def drop_dca(source: Json, cap: int = WITHOUT_DCA) -> Json:
     length = source.plain().get(LENGTH)
     if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):
         raise DcaError(
-            "DCA-208", f"{source.name}, line {source.line(LENGTH)}: `{LENGTH}` is no number.",
+            "DCA-208",
+            f"{source.name}, line {source.line(LENGTH)}: `{LENGTH}` is no number.",
             remedy="correct it by hand.",
-        )  # fmt: skip
+        )
     if DCA not in source.root.members:
         return source
     source = text.remove(source, (DCA,))
@@ -264,9 +270,11 @@ def use_1m(source: Json, one_million: Json) -> Json:
     for name in ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
         if wanted.get(name) != config.get(name):
             raise DcaError(
-                "DCA-208", f"{one_million.name} is another model's: its `{name}` is {wanted.get(name)!r:.40}.",
-                why=f"in {source.name} it is {config.get(name)!r:.40}.", remedy="download the model's own file.",
-            )  # fmt: skip
+                "DCA-208",
+                f"{one_million.name} is another model's: its `{name}` is {wanted.get(name)!r:.40}.",
+                why=f"in {source.name} it is {config.get(name)!r:.40}.",
+                remedy="download the model's own file.",
+            )
     return Json(one_million.text, one_million.bom, one_million.root, source.name)
 
 
@@ -301,9 +309,10 @@ def check_table(table: Any, config: dict[str, Any], name: str) -> None:
     wrong = table_faults(table, config.get("num_hidden_layers"), config.get("num_attention_heads"))
     if wrong:
         raise DcaError(
-            "DCA-213", f"{name} does not fit the model: {wrong[0]}.",
+            "DCA-213",
+            f"{name} does not fit the model: {wrong[0]}.",
             remedy=f"use the {TABLE}.json that was published with this model.",
-        )  # fmt: skip
+        )
 
 
 def table_faults(table: Any, layers: Any, heads: Any) -> list[str]:
@@ -327,10 +336,12 @@ def table_faults(table: Any, layers: Any, heads: Any) -> list[str]:
 
 def _is_entry(entry: Any) -> bool:
     return (
-        isinstance(entry, list) and len(entry) == 4 and entry[0] == PATTERN
+        isinstance(entry, list)
+        and len(entry) == 4
+        and entry[0] == PATTERN
         and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in entry[1:3])
         and isinstance(entry[3], (int, float))
-    )  # fmt: skip
+    )
 
 
 def setting_of(model: KnownModel, table: list[dict[str, Any]] | None = None) -> DualChunkSetting:
@@ -342,10 +353,14 @@ def setting_of(model: KnownModel, table: list[dict[str, Any]] | None = None) -> 
     own = model.dual_chunk
     if own is None:
         raise DcaError(
-            "DCA-214", f"the dual chunk attention of {model.name} is not in build/models.",
+            "DCA-214",
+            f"the dual chunk attention of {model.name} is not in build/models.",
             remedy="give --chunk, --local and --original, or use its own file: `dca config use-1m DIR`.",
-        )  # fmt: skip
+        )
     return DualChunkSetting(
-        chunk_size=own.chunk_size, local_size=own.local_size, original=own.original_max_position_embeddings,
-        length=own.max_position_embeddings, table=table,
-    )  # fmt: skip
+        chunk_size=own.chunk_size,
+        local_size=own.local_size,
+        original=own.original_max_position_embeddings,
+        length=own.max_position_embeddings,
+        table=table,
+    )

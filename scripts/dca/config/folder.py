@@ -105,8 +105,11 @@ def content(path: Path) -> bytes:
         raise DcaError("DCA-204", what, remedy="name the folder of a model, with its files.") from None
     except OSError as error:
         raise DcaError(
-            "DCA-207", f"{path} cannot be read.", why=error.strerror or str(error), remedy="check what it is.",
-        ) from None  # fmt: skip
+            "DCA-207",
+            f"{path} cannot be read.",
+            why=error.strerror or str(error),
+            remedy="check what it is.",
+        ) from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise DcaError(
@@ -182,10 +185,11 @@ def undo(folder: Path, *, dry_run: bool = False, force: bool = False) -> tuple[C
         last = steps[-1]
         if now.sha256 != last.after and not force:
             raise DcaError(
-                "DCA-209", f"{folder / CONFIG} has been changed since `{last.command}`.",
+                "DCA-209",
+                f"{folder / CONFIG} has been changed since `{last.command}`.",
                 why="undo would lose that change.",
                 remedy=f"--force brings back what was there before `{last.command}`.",
-            )  # fmt: skip
+            )
         before = _content(folder, last.before)
         old, new = (data.decode("utf-8", "replace") for data in (_bytes_if_there(folder), before))
         if not dry_run:
@@ -223,9 +227,10 @@ def _now(folder: Path) -> Was:
     if not path.exists():
         return Was(sha256="")
     return Was(
-        sha256=store.sha256_bytes(content(path)), mode=stat.S_IMODE(path.stat().st_mode),
+        sha256=store.sha256_bytes(content(path)),
+        mode=stat.S_IMODE(path.stat().st_mode),
         link=str(path.readlink()) if path.is_symlink() else None,
-    )  # fmt: skip
+    )
 
 
 def _bytes_if_there(folder: Path) -> bytes:
@@ -246,9 +251,10 @@ def _content(folder: Path, was: Was) -> bytes:
         if store.sha256_bytes(data) == was.sha256:
             return data
     raise DcaError(
-        "DCA-209", f"{folder / CONFIG} was a link to {was.link}, and that is not what it was.",
+        "DCA-209",
+        f"{folder / CONFIG} was a link to {was.link}, and that is not what it was.",
         remedy="download the model's config.json again.",
-    )  # fmt: skip
+    )
 
 
 def _steps(folder: Path) -> tuple[Step, ...]:
@@ -282,9 +288,10 @@ def _must_be_writable(folder: Path) -> None:
     for one in (folder, *(() if path.is_symlink() or not path.exists() else (path,))):
         if not one.stat().st_mode & 0o222 or not os.access(one, os.W_OK):
             raise DcaError(
-                "DCA-207", f"{one} is read-only.",
+                "DCA-207",
+                f"{one} is read-only.",
                 remedy="make it writable, or make a new folder that links to this one: --out DIR.",
-            )  # fmt: skip
+            )
 
 
 def _told(file: Path, before: str, after: str, can_undo: int, *, written: bool = False) -> Change:
@@ -322,9 +329,10 @@ def _new_folder(folder: Path, out: Path, source: Json, edited: Json) -> Change:
 def _others(folder: Path) -> list[Path]:
     """Everything in a folder but its config.json and what the tool keeps."""
     return [
-        entry for entry in sorted(folder.iterdir())
+        entry
+        for entry in sorted(folder.iterdir())
         if entry.name not in (CONFIG, UNDO) and not (entry.name.startswith(".") and entry.name.endswith(".part"))
-    ]  # fmt: skip
+    ]
 
 
 def _leads_to(out: Path, folder: Path) -> bool:

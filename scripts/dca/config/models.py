@@ -111,9 +111,10 @@ def _load(path: Path) -> KnownModel:
     model = datafile.load(KnownModel, path)
     if model.name != path.stem:
         raise DcaError(
-            "DCA-202", f"{path}: the name is `{model.name}`, the file's is `{path.stem}`.",
+            "DCA-202",
+            f"{path}: the name is `{model.name}`, the file's is `{path.stem}`.",
             remedy="give both the same name.",
-        )  # fmt: skip
+        )
     return model
 
 

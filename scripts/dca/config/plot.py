@@ -49,9 +49,10 @@ def draw(path: Path) -> Drawn:
     base, dim = compare.base_of(config), compare.head_dim_of(config)
     if base is None or dim is None:
         raise DcaError(
-            "DCA-208", f"{path} does not say its rope_theta, or how large a head is.",
+            "DCA-208",
+            f"{path} does not say its rope_theta, or how large a head is.",
             remedy="see `dca config check`.",
-        )  # fmt: skip
+        )
     before = text.parse(earlier, "config.json").plain() if earlier else {}
     old_base = compare.base_of(before) or base
     told = {"before": _curve(dim, old_base, before), "after": _curve(dim, base, config)}
@@ -61,9 +62,14 @@ def draw(path: Path) -> Drawn:
         told["after"] = (tuple(rotary.plain(dim, base)), 1.0)
         words = "dual chunk attention, plain frequencies"
     return Drawn(
-        folder=os.fsencode(path).decode("utf-8", "backslashreplace"), base=base, before=told["before"][0],
-        after=told["after"][0], attention_before=told["before"][1], attention_after=told["after"][1], settings=words,
-    )  # fmt: skip
+        folder=os.fsencode(path).decode("utf-8", "backslashreplace"),
+        base=base,
+        before=told["before"][0],
+        after=told["after"][0],
+        attention_before=told["before"][1],
+        attention_after=told["after"][1],
+        settings=words,
+    )
 
 
 def _curve(dim: int, base: float, config: dict[str, object]) -> tuple[tuple[float, ...], float]:
@@ -97,9 +103,10 @@ def as_file(page: str, suffix: str, example: str) -> bytes:
         import cairosvg
     except ImportError:
         raise DcaError(
-            "DCA-103", "a PNG needs the package cairosvg, which is not installed.",
+            "DCA-103",
+            "a PNG needs the package cairosvg, which is not installed.",
             remedy="name an .svg file, or install it beside dca: " + machine.install_command("cairosvg"),
-        ) from None  # fmt: skip
+        ) from None
     made: bytes = cairosvg.svg2png(bytestring=page.encode())
     return made
 
@@ -115,10 +122,15 @@ def svg(drawn: Drawn) -> str:
     top, bottom = 0.0, math.floor(math.log10(lowest))
     lines = [(10**n, _y(10.0**n, bottom, top)) for n in range(bottom, 1)]
     return template.render(
-        drawn=drawn, width=WIDTH, height=HEIGHT, margin=MARGIN, lines=lines,
-        before=_points(drawn.before, bottom, top), after=_points(drawn.after, bottom, top),
+        drawn=drawn,
+        width=WIDTH,
+        height=HEIGHT,
+        margin=MARGIN,
+        lines=lines,
+        before=_points(drawn.before, bottom, top),
+        after=_points(drawn.after, bottom, top),
         same=drawn.before == drawn.after,
-    )  # fmt: skip
+    )
 
 
 def _points(values: tuple[float, ...], bottom: float, top: float) -> str:

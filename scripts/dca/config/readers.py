@@ -220,9 +220,10 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
     found = locate(reader, cache, wheels)
     if isinstance(found, str):
         raise DcaError(
-            "DCA-211", f"{reader.title} has an environment, and its own Python is missing: {found}.",
+            "DCA-211",
+            f"{reader.title} has an environment, and its own Python is missing: {found}.",
             remedy=f"build it with `dca wheel --recipe {reader.recipe}`, or name the file with --wheel.",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -248,15 +249,30 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
         reporter.stage("reader", reader.title)
         with store.incoming_folder(folder) as part:
             made = runner.run(
-                [find_uv(), "pip", "install", "--python", python, "--target", part, "--no-deps", "--require-hashes",
-                 "-r", lock],
-                env=environments.uv_environment(cache), log=log, timeout=INSTALL_SECONDS,
-            )  # fmt: skip
+                [
+                    find_uv(),
+                    "pip",
+                    "install",
+                    "--python",
+                    python,
+                    "--target",
+                    part,
+                    "--no-deps",
+                    "--require-hashes",
+                    "-r",
+                    lock,
+                ],
+                env=environments.uv_environment(cache),
+                log=log,
+                timeout=INSTALL_SECONDS,
+            )
             if not made.ok:
                 raise DcaError(
-                    "DCA-407", f"{reader.title} could not be installed.", why="\n".join(made.tail[-6:]),
+                    "DCA-407",
+                    f"{reader.title} could not be installed.",
+                    why="\n".join(made.tail[-6:]),
                     remedy=f"see {log}; when it is the network, run the command again.",
-                )  # fmt: skip
+                )
 
 
 def _wheel(reader: Reader, wheels: Sequence[Path]) -> Path | None:
@@ -306,20 +322,30 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
             told.append(json.loads(text.removeprefix(MARK)))
 
     request = {
-        "kind": installed.reader.kind, "paths": [str(path) for path in installed.paths],
+        "kind": installed.reader.kind,
+        "paths": [str(path) for path in installed.paths],
         "folders": [str(folder.absolute()) for folder in folders],
-    }  # fmt: skip
+    }
     file = scratch / f"{installed.reader.name}.json"
     file.write_bytes(documents.canonical(request))
     # Nothing is to be asked of the network or sent anywhere, and no GPU is to be looked for.
     env = {
-        "HOME": str(scratch), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
-        "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8",
-    }  # fmt: skip
+        "HOME": str(scratch),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
     done = runner.run(
-        [installed.python, "-I", WORKERS / "read_config.py", file], cwd=scratch, env=runner.environment(env), log=log,
-        timeout=READ_SECONDS, on_line=line,
-    )  # fmt: skip
+        [installed.python, "-I", WORKERS / "read_config.py", file],
+        cwd=scratch,
+        env=runner.environment(env),
+        log=log,
+        timeout=READ_SECONDS,
+        on_line=line,
+    )
     version = next((str(one["version"]) for one in told if "version" in one), "")
     read = {one["folder"]: one for one in told if "folder" in one}
     ended = "it took too long" if done.timed_out else next((str(one["broken"]) for one in told if "broken" in one), "")

@@ -16,9 +16,22 @@ from dca.documents import Value
 PAGE = 16
 # What readers know of YaRN; the others are ignored or refused.
 OF_YARN = {
-    "type", "rope_type", "factor", ORIGINAL, "attention_factor", "attn_factor", "extrapolation_factor", "beta_fast",
-    "beta_slow", "mscale", "mscale_all_dim", "truncate", THETA, "partial_rotary_factor", "mrope_section",
-}  # fmt: skip
+    "type",
+    "rope_type",
+    "factor",
+    ORIGINAL,
+    "attention_factor",
+    "attn_factor",
+    "extrapolation_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    THETA,
+    "partial_rotary_factor",
+    "mrope_section",
+}
 FLOATS = ("factor", "attention_factor", "attn_factor", "extrapolation_factor", "beta_fast", "beta_slow", THETA)
 INTS = (ORIGINAL,)
 # Kinds of scaling with which vLLM multiplies the length.
@@ -144,9 +157,12 @@ def types(subject: Subject) -> Iterator[Finding]:
         modern, legacy = scaling.get("rope_type"), scaling.get("type")
         if modern is not None and legacy is not None and modern != legacy:
             yield subject.error(
-                "DCA-120", f"rope_type is {short(modern)} and type is {short(legacy)}: vLLM refuses that.",
-                "keep one of the two.", key, "type",
-            )  # fmt: skip
+                "DCA-120",
+                f"rope_type is {short(modern)} and type is {short(legacy)}: vLLM refuses that.",
+                "keep one of the two.",
+                key,
+                "type",
+            )
         elif kind(scaling) is None and (key == SCALING or set(scaling) - {THETA, "partial_rotary_factor"}):
             yield subject.error(
                 "DCA-120", f"`{key}` has no rope_type: vLLM refuses that.", 'add "rope_type": "yarn".', key
@@ -161,34 +177,48 @@ def keys(subject: Subject) -> Iterator[Finding]:
         for name in ("factor", ORIGINAL):
             if name not in yarn:
                 yield subject.error(
-                    "DCA-121", f"`{key}` lacks `{name}`: vLLM stops with a KeyError.",
-                    "set it with `dca config set-yarn`.", key,
-                )  # fmt: skip
+                    "DCA-121",
+                    f"`{key}` lacks `{name}`: vLLM stops with a KeyError.",
+                    "set it with `dca config set-yarn`.",
+                    key,
+                )
         for name in yarn:
             if name not in OF_YARN:
                 yield subject.warning(
-                    "DCA-121", f"no reader knows `{short(name)[1:-1]}` for YaRN.", "remove it, or correct its name.",
-                    key, name,
-                )  # fmt: skip
+                    "DCA-121",
+                    f"no reader knows `{short(name)[1:-1]}` for YaRN.",
+                    "remove it, or correct its name.",
+                    key,
+                    name,
+                )
         one_sided = {"attention_factor": "attn_factor", "attn_factor": "attention_factor"}
         for name, other in one_sided.items():
             if name in yarn and other not in yarn:
                 who = "vLLM" if name == "attention_factor" else "transformers"
                 yield subject.warning(
-                    "DCA-121", f"{who} ignores `{name}` and takes the formula's.",
-                    "`dca config set-yarn --attention-factor` writes it for both.", key, name,
-                )  # fmt: skip
+                    "DCA-121",
+                    f"{who} ignores `{name}` and takes the formula's.",
+                    "`dca config set-yarn --attention-factor` writes it for both.",
+                    key,
+                    name,
+                )
         ignored = [name for name in ("mscale", "mscale_all_dim") if name in yarn]
         if ignored:
             yield subject.warning(
-                "DCA-121", f"vLLM ignores {', '.join(ignored)} for YaRN.",
-                "leave them out where the model's own file has none.", key, ignored[0],
-            )  # fmt: skip
+                "DCA-121",
+                f"vLLM ignores {', '.join(ignored)} for YaRN.",
+                "leave them out where the model's own file has none.",
+                key,
+                ignored[0],
+            )
         if yarn.get("truncate") is False:
             yield subject.warning(
-                "DCA-121", "vLLM with dual chunk attention, and transformers up to 4.51, ignore `truncate`.",
-                "leave it out where the model's own file has none.", key, "truncate",
-            )  # fmt: skip
+                "DCA-121",
+                "vLLM with dual chunk attention, and transformers up to 4.51, ignore `truncate`.",
+                "leave it out where the model's own file has none.",
+                key,
+                "truncate",
+            )
 
 
 def spelling(subject: Subject) -> Iterator[Finding]:
@@ -233,14 +263,17 @@ def lengths(subject: Subject) -> Iterator[Finding]:
                 "others go by the key.",
                 f"write {product} or {original}: `dca config set-yarn --for READER` does.",
                 LENGTH,
-            )  # fmt: skip
+            )
         yield from _scaled_wrongly(subject, original, product)
         own = subject.model.native_length if subject.model else original
         if original != own:
             yield subject.warning(
-                "DCA-123", f"the model's own length is {own:,}, and YaRN is told {original:,}.",
-                "give the model's own with --original.", key, ORIGINAL,
-            )  # fmt: skip
+                "DCA-123",
+                f"the model's own length is {own:,}, and YaRN is told {original:,}.",
+                "give the model's own with --original.",
+                key,
+                ORIGINAL,
+            )
 
 
 def _scaled_wrongly(subject: Subject, original: int, product: int) -> Iterator[Finding]:
@@ -252,15 +285,19 @@ def _scaled_wrongly(subject: Subject, original: int, product: int) -> Iterator[F
         for reader in subject.readers:
             if reader.wants.length == name:
                 yield subject.error(
-                    "DCA-123", f"{reader.title} scales wrongly, without an error, unless {LENGTH} is {wanted:,}.",
-                    f"`dca config set-yarn --for {reader.name}` writes it.", LENGTH,
-                )  # fmt: skip
+                    "DCA-123",
+                    f"{reader.title} scales wrongly, without an error, unless {LENGTH} is {wanted:,}.",
+                    f"`dca config set-yarn --for {reader.name}` writes it.",
+                    LENGTH,
+                )
         others = [one.title for one in subject.others if one.wants.length == name]
         if others and not subject.readers:
             yield subject.warning(
-                "DCA-123", f"{', '.join(others)} would scale wrongly, without an error, unless {LENGTH} is {wanted:,}.",
-                "for such a version: `dca config set-yarn --for READER --out DIR`.", LENGTH,
-            )  # fmt: skip
+                "DCA-123",
+                f"{', '.join(others)} would scale wrongly, without an error, unless {LENGTH} is {wanted:,}.",
+                "for such a version: `dca config set-yarn --for READER --out DIR`.",
+                LENGTH,
+            )
 
 
 def _length(subject: Subject) -> int | None:
@@ -274,15 +311,19 @@ def tables(subject: Subject) -> Iterator[Finding]:
         return
     if subject.dca.get("sparse_attention_enabled"):
         yield subject.error(
-            "DCA-124", "sparse attention is on and has no table: the first long prompt stops the engine.",
+            "DCA-124",
+            "sparse attention is on and has no table: the first long prompt stops the engine.",
             f"put the model's own {TABLE}.json beside config.json, or `dca config set-dca --sparse FILE`.",
-            DCA, "sparse_attention_enabled",
-        )  # fmt: skip
+            DCA,
+            "sparse_attention_enabled",
+        )
     elif "sparse_attention_enabled" not in subject.dca:
         yield subject.warning(
-            "DCA-124", "there is no sparse table: attention runs dense, which is slow for long prompts.",
-            f"put the model's own {TABLE}.json beside config.json, or set sparse_attention_enabled to false.", DCA,
-        )  # fmt: skip
+            "DCA-124",
+            "there is no sparse table: attention runs dense, which is slow for long prompts.",
+            f"put the model's own {TABLE}.json beside config.json, or set sparse_attention_enabled to false.",
+            DCA,
+        )
 
 
 def table_shape(subject: Subject) -> Iterator[Finding]:
@@ -304,19 +345,27 @@ def base(subject: Subject) -> Iterator[Finding]:
     held = inside.get(THETA)
     if top is None and held is None:
         yield subject.error(
-            "DCA-126", "there is no rope_theta; readers take 10,000 or 1,000,000, each its own.",
-            "write the model's own, from its page.", THETA,
-        )  # fmt: skip
+            "DCA-126",
+            "there is no rope_theta; readers take 10,000 or 1,000,000, each its own.",
+            "write the model's own, from its page.",
+            THETA,
+        )
     elif top is None:
         yield subject.warning(
-            "DCA-126", "rope_theta stands in rope_parameters alone: vLLM up to 0.11 and transformers 4 do not look "
-            "there, and take another.", f'add "{THETA}": {short(held)} at the top for them.', PARAMETERS, THETA,
-        )  # fmt: skip
+            "DCA-126",
+            "rope_theta stands in rope_parameters alone: vLLM up to 0.11 and transformers 4 do not look "
+            "there, and take another.",
+            f'add "{THETA}": {short(held)} at the top for them.',
+            PARAMETERS,
+            THETA,
+        )
     elif held is not None and number(held) != number(top):
         yield subject.error(
-            "DCA-126", f"rope_theta is {short(top)} at the top and {short(held)} in rope_parameters.",
-            "keep the model's own in both.", THETA,
-        )  # fmt: skip
+            "DCA-126",
+            f"rope_theta is {short(top)} at the top and {short(held)} in rope_parameters.",
+            "keep the model's own in both.",
+            THETA,
+        )
     for value, path in ((top, (THETA,)), (held, (PARAMETERS, THETA))):
         if value is not None and ((found := number(value)) is None or found <= 1):
             yield subject.error("DCA-126", f"rope_theta is {short(value)}.", "write the model's own.", *path)
@@ -326,8 +375,9 @@ def base(subject: Subject) -> Iterator[Finding]:
                 "DCA-126",
                 f"rope_theta is {short(value)}; {subject.model.name} was made with {subject.model.rope_theta:,.0f}"
                 + ("." if sure else " (second-hand)."),
-                f"write {subject.model.rope_theta!r}." if sure else "compare with the model's own file.", *path,
-            )  # fmt: skip
+                f"write {subject.model.rope_theta!r}." if sure else "compare with the model's own file.",
+                *path,
+            )
 
 
 def rows(subject: Subject) -> Iterator[Finding]:
@@ -342,9 +392,13 @@ def rows(subject: Subject) -> Iterator[Finding]:
             allowed = int((start or length) * min(factor, 1 << 40))
             if allowed > length:
                 yield subject.error(
-                    "DCA-127", f"vLLM allows {allowed:,} tokens, and its rotary table has {length:,} rows: a position "
-                    "past them stops the GPU.", f"remove `{key}`.", key, "factor",
-                )  # fmt: skip
+                    "DCA-127",
+                    f"vLLM allows {allowed:,} tokens, and its rotary table has {length:,} rows: a position "
+                    "past them stops the GPU.",
+                    f"remove `{key}`.",
+                    key,
+                    "factor",
+                )
     known = subject.model
     if known is None:
         return
@@ -361,14 +415,19 @@ def together(subject: Subject) -> Iterator[Finding]:
     for key, _ in subject.yarns():
         if subject.dca:
             yield subject.error(
-                "DCA-128", f"`{key}` is ignored with dual chunk attention, and still multiplies the length.",
-                f"remove `{key}`.", key,
-            )  # fmt: skip
+                "DCA-128",
+                f"`{key}` is ignored with dual chunk attention, and still multiplies the length.",
+                f"remove `{key}`.",
+                key,
+            )
         elif subject.model and subject.model.yarn is None and subject.model.native_length >= 1 << 18:
             yield subject.warning(
-                "DCA-128", f"{subject.model.name} reads {subject.model.native_length:,} tokens by itself, and was not "
-                "made for YaRN.", "use dual chunk attention for more: `dca config set-dca` or `use-1m`.", key,
-            )  # fmt: skip
+                "DCA-128",
+                f"{subject.model.name} reads {subject.model.native_length:,} tokens by itself, and was not "
+                "made for YaRN.",
+                "use dual chunk attention for more: `dca config set-dca` or `use-1m`.",
+                key,
+            )
 
 
 def pages(subject: Subject) -> Iterator[Finding]:
@@ -378,8 +437,10 @@ def pages(subject: Subject) -> Iterator[Finding]:
         yield subject.error(
             "DCA-129",
             f"chunk_size - local_size = {chunk - local:,} is not divisible by the page size, {subject.page}.",
-            "correct the two sizes, or serve with a --block-size that divides it.", DCA, "chunk_size",
-        )  # fmt: skip
+            "correct the two sizes, or serve with a --block-size that divides it.",
+            DCA,
+            "chunk_size",
+        )
 
 
 def window(subject: Subject) -> Iterator[Finding]:
@@ -387,9 +448,11 @@ def window(subject: Subject) -> Iterator[Finding]:
     if subject.config.get("use_sliding_window") and (subject.dca or any(subject.yarns())):
         size = short(subject.config.get("sliding_window"))
         yield subject.error(
-            "DCA-130", f"a sliding window of {size} tokens is in use, and the long-context settings count on none.",
-            "set use_sliding_window to false.", "use_sliding_window",
-        )  # fmt: skip
+            "DCA-130",
+            f"a sliding window of {size} tokens is in use, and the long-context settings count on none.",
+            "set use_sliding_window to false.",
+            "use_sliding_window",
+        )
 
 
 def sharing(subject: Subject) -> Iterator[Finding]:
@@ -401,9 +464,11 @@ def sharing(subject: Subject) -> Iterator[Finding]:
     allowed = [one for one in range(1, min(heads, 1024) + 1) if can_share(heads, few or heads, one)]
     if not can_share(heads, few or heads, ranks):
         yield subject.error(
-            "DCA-131", f"{heads} heads and {few or heads} key heads cannot be shared by {ranks} GPUs.",
-            f"use a tensor-parallel size of {', '.join(map(str, allowed))}.", "num_attention_heads",
-        )  # fmt: skip
+            "DCA-131",
+            f"{heads} heads and {few or heads} key heads cannot be shared by {ranks} GPUs.",
+            f"use a tensor-parallel size of {', '.join(map(str, allowed))}.",
+            "num_attention_heads",
+        )
 
 
 def can_share(heads: int, kv_heads: int, ranks: int) -> bool:
@@ -418,21 +483,27 @@ def shapes(subject: Subject) -> Iterator[Finding]:
     size, dim = count(config.get("hidden_size")), count(config.get("head_dim"))
     if heads and few and heads % few:
         yield subject.error(
-            "DCA-132", f"{heads} heads are not divisible by {few} key heads.", "compare with the model's own file.",
+            "DCA-132",
+            f"{heads} heads are not divisible by {few} key heads.",
+            "compare with the model's own file.",
             "num_key_value_heads",
-        )  # fmt: skip
+        )
     if heads and size and dim is None and size % heads:
         yield subject.error(
-            "DCA-132", f"hidden_size {size} is not divisible by {heads} heads.", "compare with the model's own file.",
+            "DCA-132",
+            f"hidden_size {size} is not divisible by {heads} heads.",
+            "compare with the model's own file.",
             "hidden_size",
-        )  # fmt: skip
+        )
     known = subject.model
     if known and not known.has_shape_of(config):
         yield subject.error(
-            "DCA-132", f"layers or heads are not those of {known.name}: {known.layers} layers, {known.heads} heads, "
-            f"{known.kv_heads} key heads, hidden size {known.hidden_size}.", "compare with the model's own file.",
+            "DCA-132",
+            f"layers or heads are not those of {known.name}: {known.layers} layers, {known.heads} heads, "
+            f"{known.kv_heads} key heads, hidden size {known.hidden_size}.",
+            "compare with the model's own file.",
             "num_hidden_layers",
-        )  # fmt: skip
+        )
 
 
 def chunks(subject: Subject) -> Iterator[Finding]:
@@ -450,23 +521,31 @@ def chunks(subject: Subject) -> Iterator[Finding]:
     chunk, local = given.get("chunk_size", 8192), given.get("local_size", 1024)
     if count(chunk) is None or count(local) is None or chunk <= local:
         yield subject.error(
-            "DCA-133", f"chunk_size is {short(chunk)} and local_size {short(local)}: no chunk.",
-            "give the model's own: `dca config set-dca`.", DCA,
-        )  # fmt: skip
+            "DCA-133",
+            f"chunk_size is {short(chunk)} and local_size {short(local)}: no chunk.",
+            "give the model's own: `dca config set-dca`.",
+            DCA,
+        )
     original = given.get(ORIGINAL, 0)
     if count(original) is None:
         yield subject.error(
-            "DCA-133", f"{ORIGINAL} is {short(original)} in it: unpatched vLLM stops at the first prompt without it.",
-            "give the model's own: `dca config set-dca`.", DCA,
-        )  # fmt: skip
+            "DCA-133",
+            f"{ORIGINAL} is {short(original)} in it: unpatched vLLM stops at the first prompt without it.",
+            "give the model's own: `dca config set-dca`.",
+            DCA,
+        )
     own = subject.model.dual_chunk if subject.model else None
     for name in ("chunk_size", "local_size", ORIGINAL):
         if own and name in given and given[name] != getattr(own, name):
             sure = subject.model is not None and "dual_chunk" not in subject.model.unverified
             yield (subject.error if sure else subject.warning)(
-                "DCA-133", f"{name} is {short(given[name])}; the model's own is {getattr(own, name)}"
-                + ("." if sure else " (second-hand)."), "compare with the model's own file.", DCA, name,
-            )  # fmt: skip
+                "DCA-133",
+                f"{name} is {short(given[name])}; the model's own is {getattr(own, name)}"
+                + ("." if sure else " (second-hand)."),
+                "compare with the model's own file.",
+                DCA,
+                name,
+            )
 
 
 def stops(subject: Subject) -> Iterator[Finding]:
@@ -482,9 +561,10 @@ def mark(subject: Subject) -> Iterator[Finding]:
     """DCA-135: a byte-order mark."""
     if subject.source.bom:
         yield subject.error(
-            "DCA-135", "the file begins with a byte-order mark, which Python's JSON readers refuse.",
+            "DCA-135",
+            "the file begins with a byte-order mark, which Python's JSON readers refuse.",
             "save it as UTF-8 without one.",
-        )  # fmt: skip
+        )
 
 
 def both(subject: Subject) -> Iterator[Finding]:
@@ -496,16 +576,33 @@ def both(subject: Subject) -> Iterator[Finding]:
     for name in ("rope_type", "factor", ORIGINAL, "attention_factor", "beta_fast", "beta_slow"):
         if old.get(name) != new.get(name):
             yield subject.error(
-                "DCA-136", f"`{name}` is {short(old.get(name))} in {SCALING} and {short(new.get(name))} in "
-                f"{PARAMETERS}.", "make both say the same, or keep the one that your reader reads.", SCALING,
-            )  # fmt: skip
+                "DCA-136",
+                f"`{name}` is {short(old.get(name))} in {SCALING} and {short(new.get(name))} in {PARAMETERS}.",
+                "make both say the same, or keep the one that your reader reads.",
+                SCALING,
+            )
             return
 
 
 RULES: tuple[Rule, ...] = (
-    types, keys, spelling, lengths, tables, table_shape, base, rows, together, pages, window, sharing, shapes, chunks,
-    stops, mark, both,
-)  # fmt: skip
+    types,
+    keys,
+    spelling,
+    lengths,
+    tables,
+    table_shape,
+    base,
+    rows,
+    together,
+    pages,
+    window,
+    sharing,
+    shapes,
+    chunks,
+    stops,
+    mark,
+    both,
+)
 
 
 def check(subject: Subject, rules: Sequence[Rule] = RULES) -> tuple[Finding, ...]:

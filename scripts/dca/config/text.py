@@ -201,8 +201,9 @@ class _Parser:
             first = self._text.count("\n", 0, node.members[key].start) + 1
             raise self._wrong(
                 f"the key {json.dumps(key)} is there twice, first on line {first}; each reader takes the one it likes",
-                "remove one of the two.", start,
-            )  # fmt: skip
+                "remove one of the two.",
+                start,
+            )
         self._white()
         if self._peek() != ":":
             raise self._wrong("a colon is missing behind the key")
@@ -257,8 +258,9 @@ class _Parser:
     def _peek(self) -> str:
         return self._text[self._at : self._at + 1]
 
-    def _wrong(self, what: str, remedy: str = "correct that line, or copy the model's own file again.",
-               at: int | None = None) -> DcaError:  # fmt: skip
+    def _wrong(
+        self, what: str, remedy: str = "correct that line, or copy the model's own file again.", at: int | None = None
+    ) -> DcaError:
         place = self._at if at is None else at
         line = self._text.count("\n", 0, place) + 1
         column = place - self._text.rfind("\n", 0, place)
@@ -302,9 +304,10 @@ def put(source: Json, path: tuple[str, ...], value: Any) -> Json:
     for depth, name in enumerate(path):
         if node.kind != "object":
             raise DcaError(
-                "DCA-208", f"{source.name}: `{'.'.join(path[:depth])}` is no object.",
+                "DCA-208",
+                f"{source.name}: `{'.'.join(path[:depth])}` is no object.",
                 remedy="correct or remove it.",
-            )  # fmt: skip
+            )
         member = node.members.get(name)
         rest = path[depth + 1 :]
         if member is None:

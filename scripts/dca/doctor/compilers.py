@@ -25,15 +25,18 @@ def gcc(subject: Subject) -> Iterator[Result]:
     if not subject.compilers:
         unreadable = program_version("g++")
         yield Result(
-            code=code, status="unknown" if unreadable else "wrong", wanted=wanted,
+            code=code,
+            status="unknown" if unreadable else "wrong",
+            wanted=wanted,
             found=f"{unreadable[0]} does not tell its version" if unreadable else "there is no g++",
             remedy="apt install --reinstall g++" if unreadable else f"apt install g++-{newest}, or g++",
-        )  # fmt: skip
+        )
     elif not served:
         yield Result(code=code, status="wrong", found=found, wanted=wanted, remedy=remedy)
     elif len(served) < len(bounds):
-        yield Result(code=code, status="note", found=f"{found}: for CUDA {span(served)} only", wanted=wanted,
-                     remedy=remedy)  # fmt: skip
+        yield Result(
+            code=code, status="note", found=f"{found}: for CUDA {span(served)} only", wanted=wanted, remedy=remedy
+        )
     else:
         yield Result(code=code, status="fine", found=found, wanted=wanted)
 
@@ -41,8 +44,9 @@ def gcc(subject: Subject) -> Iterator[Result]:
 def cmake(subject: Subject) -> Iterator[Result]:
     """The machine's CMake: a build brings its own, and upstream's own way takes the first on PATH."""
     code = "compilers.cmake"
-    asked = [text for one in subject.recipes for text in one.recipe.build_requirements
-             if Requirement(text).name == "cmake"]  # fmt: skip
+    asked = [
+        text for one in subject.recipes for text in one.recipe.build_requirements if Requirement(text).name == "cmake"
+    ]
     ranges = [Requirement(text).specifier for text in asked]
     # As the recipes write it, which is in the order that people read.
     wanted = asked[0] if asked else "cmake"
@@ -53,13 +57,19 @@ def cmake(subject: Subject) -> Iterator[Result]:
         return
     path, version = there
     if not version:
-        yield Result(code=code, status="unknown", found=f"{path} does not tell its version", wanted=wanted,
-                     remedy=remedy)  # fmt: skip
+        yield Result(
+            code=code, status="unknown", found=f"{path} does not tell its version", wanted=wanted, remedy=remedy
+        )
         return
     fits = all(one.contains(version) for one in ranges)
     # Not wrong: the build environment has a CMake of its own.
-    yield Result(code=code, status="fine" if fits else "note", found=f"{version} ({path})", wanted=wanted,
-                 remedy="" if fits else remedy)  # fmt: skip
+    yield Result(
+        code=code,
+        status="fine" if fits else "note",
+        found=f"{version} ({path})",
+        wanted=wanted,
+        remedy="" if fits else remedy,
+    )
 
 
 def ninja(subject: Subject) -> Iterator[Result]:  # noqa: ARG001 - the signature of a check

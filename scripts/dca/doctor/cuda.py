@@ -27,24 +27,37 @@ def found(subject: Subject) -> Iterator[Result]:
             yield Result(code=code, status="fine", found=f"{place}, for {', '.join(takers)}", wanted=wanted)
         else:
             torches = sorted({f"torch {one.recipe.torch.version}" for one in subject.recipes})
-            bare = [one.recipe.name for one in subject.recipes
-                    if one.recipe.kernels and kit.line in one.recipe.kernels.cuda.supported]  # fmt: skip
+            bare = [
+                one.recipe.name
+                for one in subject.recipes
+                if one.recipe.kernels and kit.line in one.recipe.kernels.cuda.supported
+            ]
             yield Result(
-                code=code, status="note", found=f"{place} is not for {', '.join(torches)}", wanted=wanted,
+                code=code,
+                status="note",
+                found=f"{place} is not for {', '.join(torches)}",
+                wanted=wanted,
                 remedy="leave it: dca wheel passes it over",
                 details=(f"with --profile kernels it builds those of {', '.join(bare)}",) if bare else (),
-            )  # fmt: skip
+            )
     for folder in _unreadable(subject, seen):
-        yield Result(code=code, status="unknown", found=f"{folder}/bin/nvcc does not tell its version", wanted=wanted,
-                     remedy=f"{folder}/bin/nvcc --version")  # fmt: skip
+        yield Result(
+            code=code,
+            status="unknown",
+            found=f"{folder}/bin/nvcc does not tell its version",
+            wanted=wanted,
+            remedy=f"{folder}/bin/nvcc --version",
+        )
     if not seen:
         home = subject.env.get("CUDA_HOME", "")
         bad = bool(home) and not (Path(home) / "bin/nvcc").exists()
         yield Result(
-            code=code, status="note" if bad else "fine", wanted=wanted,
+            code=code,
+            status="note" if bad else "fine",
+            wanted=wanted,
             found=f"CUDA_HOME={home} has no bin/nvcc" if bad else "none on the machine; dca wheel brings one",
             remedy="unset CUDA_HOME" if bad else "",
-        )  # fmt: skip
+        )
 
 
 def _unreadable(subject: Subject, seen: tuple[FoundToolkit, ...]) -> list[str]:
@@ -62,16 +75,19 @@ def complete(subject: Subject) -> Iterator[Result]:
     for kit in fitting:
         missing = list(kit.missing)
         old = [
-            one.recipe for one in subject.recipes
+            one.recipe
+            for one in subject.recipes
             if kit.line in one.recipe.cuda.supported and Version(one.recipe.torch.version) < NVTX_GONE_FROM
-        ]  # fmt: skip
+        ]
         if old and not any((Path(kit.path) / place).exists() for place in NVTX):
             missing.append(f"nvToolsExt (torch {old[0].torch.version} of {old[0].name} asks for it)")
         yield Result(
-            code=code, status="wrong" if kit.missing else "note" if missing else "fine",
+            code=code,
+            status="wrong" if kit.missing else "note" if missing else "fine",
             found=f"{kit.path} lacks {', '.join(missing)}" if missing else f"{kit.path} has everything",
-            wanted=wanted, remedy="install all of it, or let dca wheel bring one: unset CUDA_HOME" if missing else "",
-        )  # fmt: skip
+            wanted=wanted,
+            remedy="install all of it, or let dca wheel bring one: unset CUDA_HOME" if missing else "",
+        )
     if not fitting:
         yield Result(code=code, status="fine", found="no toolkit of the machine is used", wanted=wanted)
 
@@ -90,8 +106,14 @@ def torch(subject: Subject) -> Iterator[Result]:
     for asked in subject.lines:
         takers = subject.takers(asked)
         if not takers:
-            yield Result(code=code, status="wrong", found=f"CUDA {asked} builds no recipe", wanted=wanted,
-                         remedy="make wheel CUDA=12.4", details=details)  # fmt: skip
+            yield Result(
+                code=code,
+                status="wrong",
+                found=f"CUDA {asked} builds no recipe",
+                wanted=wanted,
+                remedy="make wheel CUDA=12.4",
+                details=details,
+            )
             return
     fit = [line for line in versions if subject.takers(line)]
     installed = subject.installed if subject.environment else "no environment"
@@ -101,19 +123,33 @@ def torch(subject: Subject) -> Iterator[Result]:
     )
     if running and fit and all(order(line)[0] != order(running)[0] for line in fit):
         yield Result(
-            code=code, status="wrong", found=said, wanted=f"an nvcc of CUDA {order(running)[0]}", details=details,
+            code=code,
+            status="wrong",
+            found=said,
+            wanted=f"an nvcc of CUDA {order(running)[0]}",
+            details=details,
             remedy="build with the recipe's own torch: make wheel; or look at another environment: --python FILE",
-        )  # fmt: skip
+        )
         return
     unreadable = bool(versions) and isinstance(installed, str) and subject.environment is not None
     if unreadable:
-        yield Result(code=code, status="unknown", found=f"{said}; {installed}", wanted=wanted, details=details,
-                     remedy="name a Python that works: dca doctor --python FILE")  # fmt: skip
+        yield Result(
+            code=code,
+            status="unknown",
+            found=f"{said}; {installed}",
+            wanted=wanted,
+            details=details,
+            remedy="name a Python that works: dca doctor --python FILE",
+        )
         return
     yield Result(
-        code=code, status="fine" if fit or not versions else "note", found=said, wanted=wanted, details=details,
+        code=code,
+        status="fine" if fit or not versions else "note",
+        found=said,
+        wanted=wanted,
+        details=details,
         remedy="" if fit or not versions else "leave it: dca wheel brings a toolkit that fits",
-    )  # fmt: skip
+    )
 
 
 def driver(subject: Subject) -> Iterator[Result]:
@@ -128,25 +164,45 @@ def driver(subject: Subject) -> Iterator[Result]:
     wanted = f"{least} or later"
     seen = subject.gpus
     if seen.problem:
-        yield Result(code=code, status="unknown", found=f"{seen.asked}: {seen.problem}", wanted=wanted,
-                     remedy="nvidia-smi; after an update of the driver, restart the machine")  # fmt: skip
+        yield Result(
+            code=code,
+            status="unknown",
+            found=f"{seen.asked}: {seen.problem}",
+            wanted=wanted,
+            remedy="nvidia-smi; after an update of the driver, restart the machine",
+        )
     elif not seen.driver:
         serve = subject.purpose == "serve"
-        yield Result(code=code, status="wrong" if serve else "fine", found="none", wanted=wanted if serve else "",
-                     remedy="install NVIDIA's driver, or docker run --gpus all" if serve else "")  # fmt: skip
+        yield Result(
+            code=code,
+            status="wrong" if serve else "fine",
+            found="none",
+            wanted=wanted if serve else "",
+            remedy="install NVIDIA's driver, or docker run --gpus all" if serve else "",
+        )
     else:
         major = int(seen.driver.split(".")[0]) if seen.driver.split(".")[0].isdigit() else 0
         own = [version.line for version in known if version.driver_min <= major]
         if major < least:
-            yield Result(code=code, status="wrong" if subject.purpose == "serve" else "note", found=seen.driver,
-                         wanted=wanted, remedy="apt install nvidia-driver, or one from NVIDIA's own page")  # fmt: skip
+            yield Result(
+                code=code,
+                status="wrong" if subject.purpose == "serve" else "note",
+                found=seen.driver,
+                wanted=wanted,
+                remedy="apt install nvidia-driver, or one from NVIDIA's own page",
+            )
         elif not own:
-            yield Result(code=code, status="note", wanted=f"{min(one.driver_min for one in known)} for PTX as well",
-                         found=f"{seen.driver}: machine code of CUDA {span([one.line for one in known])}, not its PTX",
-                         remedy="build for the GPU's own architecture: make wheel ARCH=X.Y")  # fmt: skip
+            yield Result(
+                code=code,
+                status="note",
+                wanted=f"{min(one.driver_min for one in known)} for PTX as well",
+                found=f"{seen.driver}: machine code of CUDA {span([one.line for one in known])}, not its PTX",
+                remedy="build for the GPU's own architecture: make wheel ARCH=X.Y",
+            )
         else:
-            yield Result(code=code, status="fine", found=f"{seen.driver}: CUDA {span(own)} and what is older",
-                         wanted=wanted)  # fmt: skip
+            yield Result(
+                code=code, status="fine", found=f"{seen.driver}: CUDA {span(own)} and what is older", wanted=wanted
+            )
 
 
 def _first_driver(line: str, own: int) -> int:

@@ -24,8 +24,13 @@ def present(subject: Subject) -> Iterator[Result]:
         yield Result(code=code, status="unknown", found=f"{seen.asked}: {seen.problem}", wanted=wanted, remedy=DRIVER)
     elif not seen.cards:
         serve = subject.purpose == "serve"
-        yield Result(code=code, status="wrong" if serve else "fine", found=_none(subject), wanted=wanted,
-                     remedy=_bring(subject) if serve else "")  # fmt: skip
+        yield Result(
+            code=code,
+            status="wrong" if serve else "fine",
+            found=_none(subject),
+            wanted=wanted,
+            remedy=_bring(subject) if serve else "",
+        )
     else:
         kinds: dict[tuple[str, str, float], int] = {}
         for card in seen.cards:
@@ -34,11 +39,16 @@ def present(subject: Subject) -> Iterator[Result]:
         told = [f"{count} x {name}, {arch}, {memory:g} GB" for (name, arch, memory), count in kinds.items()]
         mixed = len({card.arch for card in seen.cards}) > 1
         yield Result(
-            code=code, status="note" if mixed else "fine", found="; ".join(told), wanted=wanted,
+            code=code,
+            status="note" if mixed else "fine",
+            found="; ".join(told),
+            wanted=wanted,
             remedy="choose those of one kind: export CUDA_VISIBLE_DEVICES=0,1" if mixed else "",
-            details=(f"asked of {seen.asked}, driver {seen.driver}",
-                     *([f"CUDA_VISIBLE_DEVICES hides {seen.hidden} more"] if seen.hidden else [])),
-        )  # fmt: skip
+            details=(
+                f"asked of {seen.asked}, driver {seen.driver}",
+                *([f"CUDA_VISIBLE_DEVICES hides {seen.hidden} more"] if seen.hidden else []),
+            ),
+        )
 
 
 def kernels(subject: Subject) -> Iterator[Result]:
@@ -47,19 +57,29 @@ def kernels(subject: Subject) -> Iterator[Result]:
     wanted = f"compute capability {span(tuple(archs))}"
     by = "; ".join(f"{one.recipe.name}: {span(one.recipe.lean.archs)}" for one in subject.recipes)
     yield from _ability(
-        subject, "gpus.kernels", "the kernels of dual chunk attention", wanted,
+        subject,
+        "gpus.kernels",
+        "the kernels of dual chunk attention",
+        wanted,
         [card for card in subject.gpus.cards if card.arch not in archs],
-        "another GPU; without dual chunk attention up to 262,144 tokens: dca config drop-dca DIR --out DIR2", by,
+        "another GPU; without dual chunk attention up to 262,144 tokens: dca config drop-dca DIR --out DIR2",
+        by,
         needed=_dual_chunk(subject),
-    )  # fmt: skip
+    )
 
 
 def bfloat16(subject: Subject) -> Iterator[Result]:
     """bfloat16, where the server computes in it."""
     lacking = [card for card in subject.gpus.cards if order(card.arch) < BFLOAT16]
-    yield from _ability(subject, "gpus.bfloat16", "bfloat16", "compute capability 8.0 or later", lacking,
-                        "models without dual chunk attention: vllm serve DIR --dtype half",
-                        needed=_dtype(subject) == "bfloat16")  # fmt: skip
+    yield from _ability(
+        subject,
+        "gpus.bfloat16",
+        "bfloat16",
+        "compute capability 8.0 or later",
+        lacking,
+        "models without dual chunk attention: vllm serve DIR --dtype half",
+        needed=_dtype(subject) == "bfloat16",
+    )
 
 
 def awq(subject: Subject) -> Iterator[Result]:
@@ -67,8 +87,15 @@ def awq(subject: Subject) -> Iterator[Result]:
     lacking = [card for card in subject.gpus.cards if order(card.arch) < AWQ]
     read = _read(subject)
     quantized = read is not None and read.quantization == "awq"
-    yield from _ability(subject, "gpus.awq", "AWQ weights", "compute capability 7.5 or later", lacking,
-                        "GPTQ weights, or the model's own", needed=quantized)  # fmt: skip
+    yield from _ability(
+        subject,
+        "gpus.awq",
+        "AWQ weights",
+        "compute capability 7.5 or later",
+        lacking,
+        "GPTQ weights, or the model's own",
+        needed=quantized,
+    )
 
 
 def _read(subject: Subject) -> model.Model | None:
@@ -105,17 +132,30 @@ def _bring(subject: Subject) -> str:
 
 
 def _ability(
-    subject: Subject, code: str, what: str, wanted: str, lacking: list[Card], remedy: str, details: str = "",
-    *, needed: bool = True,
-) -> Iterator[Result]:  # fmt: skip
+    subject: Subject,
+    code: str,
+    what: str,
+    wanted: str,
+    lacking: list[Card],
+    remedy: str,
+    details: str = "",
+    *,
+    needed: bool = True,
+) -> Iterator[Result]:
     seen = subject.gpus
     more = (details,) if details else ()
     if seen.problem:
         yield Result(code=code, status="unknown", found=f"{seen.asked}: {seen.problem}", wanted=wanted, remedy=DRIVER)
     elif not seen.cards:
         serve = subject.purpose == "serve" and needed
-        yield Result(code=code, status="wrong" if serve else "fine", found=_none(subject), wanted=wanted,
-                     details=more, remedy=_bring(subject) if serve else "")  # fmt: skip
+        yield Result(
+            code=code,
+            status="wrong" if serve else "fine",
+            found=_none(subject),
+            wanted=wanted,
+            details=more,
+            remedy=_bring(subject) if serve else "",
+        )
     elif lacking:
         status: Status = "wrong" if subject.purpose == "serve" and needed else "note"
         named = ", ".join(dict.fromkeys(f"{card.name} ({card.arch})" for card in lacking))
@@ -123,5 +163,10 @@ def _ability(
             code=code, status=status, found=f"not on {named}: {what}", wanted=wanted, remedy=remedy, details=more
         )
     else:
-        yield Result(code=code, status="fine", found=f"on {span([card.arch for card in seen.cards])}", wanted=wanted,
-                     details=more)  # fmt: skip
+        yield Result(
+            code=code,
+            status="fine",
+            found=f"on {span([card.arch for card in seen.cards])}",
+            wanted=wanted,
+            details=more,
+        )

@@ -23,33 +23,58 @@ PROCESSORS = ("x86_64", "aarch64")
 
 # Variables that change a build, with what they do to one that is not scrubbed of them; * stands for any ending.
 OF_BUILDS = {
-    "CC": "the C compiler", "CXX": "the C++ compiler", "CUDAHOSTCXX": "nvcc's host compiler",
-    "NVCC_CCBIN": "nvcc's host compiler", "NVCC_PREPEND_FLAGS": "flags of every nvcc",
-    "NVCC_APPEND_FLAGS": "flags of every nvcc", "CFLAGS": "flags of every compiler",
-    "CXXFLAGS": "flags of every compiler", "CPPFLAGS": "flags of every compiler", "CUDAFLAGS": "flags of every nvcc",
-    "LDFLAGS": "flags of the linker", "CPATH": "headers that are found first",
-    "C_INCLUDE_PATH": "headers that are found first", "CPLUS_INCLUDE_PATH": "headers that are found first",
-    "LIBRARY_PATH": "libraries that are found first", "LD_LIBRARY_PATH": "libraries that are loaded first",
-    "LD_PRELOAD": "a library in every program", "CMAKE_*": "CMake's own choices", "CUDACXX": "which nvcc CMake takes",
-    "CUDA_HOME": "which toolkit is taken", "CUDA_PATH": "which toolkit is taken", "CUDAARCHS": "GPU architectures",
-    "TORCH_CUDA_ARCH_LIST": "GPU architectures", "MAX_JOBS": "compilers at once",
-    "NVCC_THREADS": "divides the compilers at once", "MAKEFLAGS": "compilers at once",
-    "CMAKE_BUILD_PARALLEL_LEVEL": "compilers at once", "PYTHONPATH": "packages that are found first",
-    "PYTHONHOME": "Python's own library", "SETUPTOOLS_SCM_PRETEND_VERSION*": "the wheel's version",
-    "VLLM_TARGET_DEVICE": "what is built", "VLLM_USE_PRECOMPILED": "copies modules in place of building them",
-    "VLLM_CUTLASS_SRC_DIR": "a companion's source", "VLLM_FLASH_ATTN_SRC_DIR": "a companion's source",
-    "FETCHCONTENT_BASE_DIR": "where CMake keeps companions", "USE_*": "parts of torch extensions",
-}  # fmt: skip
+    "CC": "the C compiler",
+    "CXX": "the C++ compiler",
+    "CUDAHOSTCXX": "nvcc's host compiler",
+    "NVCC_CCBIN": "nvcc's host compiler",
+    "NVCC_PREPEND_FLAGS": "flags of every nvcc",
+    "NVCC_APPEND_FLAGS": "flags of every nvcc",
+    "CFLAGS": "flags of every compiler",
+    "CXXFLAGS": "flags of every compiler",
+    "CPPFLAGS": "flags of every compiler",
+    "CUDAFLAGS": "flags of every nvcc",
+    "LDFLAGS": "flags of the linker",
+    "CPATH": "headers that are found first",
+    "C_INCLUDE_PATH": "headers that are found first",
+    "CPLUS_INCLUDE_PATH": "headers that are found first",
+    "LIBRARY_PATH": "libraries that are found first",
+    "LD_LIBRARY_PATH": "libraries that are loaded first",
+    "LD_PRELOAD": "a library in every program",
+    "CMAKE_*": "CMake's own choices",
+    "CUDACXX": "which nvcc CMake takes",
+    "CUDA_HOME": "which toolkit is taken",
+    "CUDA_PATH": "which toolkit is taken",
+    "CUDAARCHS": "GPU architectures",
+    "TORCH_CUDA_ARCH_LIST": "GPU architectures",
+    "MAX_JOBS": "compilers at once",
+    "NVCC_THREADS": "divides the compilers at once",
+    "MAKEFLAGS": "compilers at once",
+    "CMAKE_BUILD_PARALLEL_LEVEL": "compilers at once",
+    "PYTHONPATH": "packages that are found first",
+    "PYTHONHOME": "Python's own library",
+    "SETUPTOOLS_SCM_PRETEND_VERSION*": "the wheel's version",
+    "VLLM_TARGET_DEVICE": "what is built",
+    "VLLM_USE_PRECOMPILED": "copies modules in place of building them",
+    "VLLM_CUTLASS_SRC_DIR": "a companion's source",
+    "VLLM_FLASH_ATTN_SRC_DIR": "a companion's source",
+    "FETCHCONTENT_BASE_DIR": "where CMake keeps companions",
+    "USE_*": "parts of torch extensions",
+}
 # dca itself reads this one, and says so in its plan.
 READ = ("CUDA_HOME",)
 OF_SERVING = {
-    "VLLM_*": "vLLM's own choices", "CUDA_VISIBLE_DEVICES": "which GPUs are seen",
-    "NVIDIA_VISIBLE_DEVICES": "which GPUs a container sees", "PYTORCH_*": "torch's memory",
-    "TORCH_*": "torch's own choices", "NCCL_*": "how GPUs talk to each other",
+    "VLLM_*": "vLLM's own choices",
+    "CUDA_VISIBLE_DEVICES": "which GPUs are seen",
+    "NVIDIA_VISIBLE_DEVICES": "which GPUs a container sees",
+    "PYTORCH_*": "torch's memory",
+    "TORCH_*": "torch's own choices",
+    "NCCL_*": "how GPUs talk to each other",
     "LD_PRELOAD": "a library in every program",
-    "LD_LIBRARY_PATH": "libraries that are loaded first", "PYTHONPATH": "packages that are found first",
-    "HF_*": "where models come from", "TRANSFORMERS_OFFLINE": "where models come from",
-}  # fmt: skip
+    "LD_LIBRARY_PATH": "libraries that are loaded first",
+    "PYTHONPATH": "packages that are found first",
+    "HF_*": "where models come from",
+    "TRANSFORMERS_OFFLINE": "where models come from",
+}
 BACKEND = ("VLLM_ATTENTION_BACKEND", "DUAL_CHUNK_FLASH_ATTN")
 ENGINE = ("VLLM_USE_V1", "0")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
@@ -63,11 +88,21 @@ def system(subject: Subject) -> Iterator[Result]:
     found = f"{name or kind}, {processor}, {f'glibc {libc}' if libc else 'no glibc'}"
     version = tuple(int(part) for part in libc.split(".")[:2]) if libc else (0,)
     if kind != "Linux" or processor not in PROCESSORS or version < GLIBC:
-        yield Result(code=code, status="wrong", found=found, wanted=wanted,
-                     remedy="build in a container of a newer system: docker run -it debian:12")  # fmt: skip
+        yield Result(
+            code=code,
+            status="wrong",
+            found=found,
+            wanted=wanted,
+            remedy="build in a container of a newer system: docker run -it debian:12",
+        )
     elif not name:
-        yield Result(code=code, status="unknown", found=f"{found}; /etc/os-release cannot be read", wanted=wanted,
-                     remedy="nothing depends on the distribution's name, except Debian's packages of CUDA")  # fmt: skip
+        yield Result(
+            code=code,
+            status="unknown",
+            found=f"{found}; /etc/os-release cannot be read",
+            wanted=wanted,
+            remedy="nothing depends on the distribution's name, except Debian's packages of CUDA",
+        )
     else:
         yield Result(code=code, status="fine", found=found, wanted=wanted)
 
@@ -94,13 +129,21 @@ def cores(subject: Subject) -> Iterator[Result]:  # noqa: ARG001 - the signature
     """Cores that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if not count:
-        yield Result(code="machine.cores", status="unknown", found="their number cannot be read", wanted="2 or more",
-                     remedy="say how many compilers may run: dca wheel --jobs N")  # fmt: skip
+        yield Result(
+            code="machine.cores",
+            status="unknown",
+            found="their number cannot be read",
+            wanted="2 or more",
+            remedy="say how many compilers may run: dca wheel --jobs N",
+        )
         return
     yield Result(
-        code="machine.cores", status="fine" if count > 1 else "note", found=str(count), wanted="2 or more",
+        code="machine.cores",
+        status="fine" if count > 1 else "note",
+        found=str(count),
+        wanted="2 or more",
         remedy="" if count > 1 else "give the container more: docker run --cpus 4",
-    )  # fmt: skip
+    )
 
 
 def ram(subject: Subject) -> Iterator[Result]:
@@ -115,20 +158,40 @@ def ram(subject: Subject) -> Iterator[Result]:
         limit = memory.limit_bytes(subject.proc, subject.cgroup) / 2**30
         free = memory.available_bytes(subject.proc, subject.cgroup) / 2**30
     except (OSError, ValueError) as error:
-        yield Result(code=code, status="unknown", found=f"it cannot be read ({error})", wanted=wanted,
-                     remedy="say how many compilers may run: dca wheel --jobs N")  # fmt: skip
+        yield Result(
+            code=code,
+            status="unknown",
+            found=f"it cannot be read ({error})",
+            wanted=wanted,
+            remedy="say how many compilers may run: dca wheel --jobs N",
+        )
         return
     by = memory.limiting(subject.proc, subject.cgroup)
     found = f"{limit:.1f} GiB, {free:.1f} free" + (f"; the limit is that of {by}" if by else "")
     if limit < need:
-        yield Result(code=code, status="wrong", found=found, wanted=wanted,
-                     remedy="give the machine or the container more: docker run --memory 16g")  # fmt: skip
+        yield Result(
+            code=code,
+            status="wrong",
+            found=found,
+            wanted=wanted,
+            remedy="give the machine or the container more: docker run --memory 16g",
+        )
     elif not (subject.proc / "self/cgroup").is_file():
-        yield Result(code=code, status="unknown", found=f"{found}; control groups cannot be read", wanted=wanted,
-                     remedy="if the container has a limit of its own: dca wheel --jobs N")  # fmt: skip
+        yield Result(
+            code=code,
+            status="unknown",
+            found=f"{found}; control groups cannot be read",
+            wanted=wanted,
+            remedy="if the container has a limit of its own: dca wheel --jobs N",
+        )
     elif free < need:
-        yield Result(code=code, status="note", found=found, wanted=wanted,
-                     remedy="end other programs, or fewer compilers: dca wheel --jobs 1")  # fmt: skip
+        yield Result(
+            code=code,
+            status="note",
+            found=found,
+            wanted=wanted,
+            remedy="end other programs, or fewer compilers: dca wheel --jobs 1",
+        )
     else:
         jobs = f"; {int(free / least)} compilers at once" if subject.purpose == "build" else ""
         yield Result(code=code, status="fine", found=found + jobs, wanted=wanted)
@@ -153,9 +216,12 @@ def disk(subject: Subject) -> Iterator[Result]:
         yield Result(code=code, status="wrong", found=f"{folder} cannot be written", wanted=wanted, remedy=elsewhere)
         return
     yield Result(
-        code=code, status="fine" if free >= need else "wrong", found=f"{free:.1f} GB free", wanted=wanted,
+        code=code,
+        status="fine" if free >= need else "wrong",
+        found=f"{free:.1f} GB free",
+        wanted=wanted,
         remedy="" if free >= need else elsewhere,
-    )  # fmt: skip
+    )
 
 
 def variables(subject: Subject) -> Iterator[Result]:
@@ -171,18 +237,32 @@ def variables(subject: Subject) -> Iterator[Result]:
     if subject.purpose == "serve":
         for name, right in (BACKEND, ENGINE):
             if subject.model is not None and told.get(name, right) != right:
-                yield Result(code=code, status="wrong", found=f"{name}={told[name]}", details=details,
-                             wanted=f"{name} unset, or {right}", remedy=f"unset {name}")  # fmt: skip
+                yield Result(
+                    code=code,
+                    status="wrong",
+                    found=f"{name}={told[name]}",
+                    details=details,
+                    wanted=f"{name} unset, or {right}",
+                    remedy=f"unset {name}",
+                )
                 return
-        yield Result(code=code, status="note" if told else "fine", found=names, details=details,
-                     remedy=f"unset {' '.join(told)}, unless that is meant" if told else "")  # fmt: skip
+        yield Result(
+            code=code,
+            status="note" if told else "fine",
+            found=names,
+            details=details,
+            remedy=f"unset {' '.join(told)}, unless that is meant" if told else "",
+        )
         return
     loud = [name for name in told if name not in READ]
     yield Result(
-        code=code, status="note" if loud else "fine", found=names, details=details,
+        code=code,
+        status="note" if loud else "fine",
+        found=names,
+        details=details,
         wanted="none; dca wheel leaves them out, pip and CMake do not" if loud else "",
         remedy=f"unset {' '.join(loud)}" if loud else "",
-    )  # fmt: skip
+    )
 
 
 def _about(name: str, known: dict[str, str]) -> str:

@@ -37,18 +37,33 @@ def _findings(subject: Subject, code: str, wanted: str, *, table: bool) -> Itera
         read = model.read(subject.model)
         told = config.check(subject.model if subject.model.is_dir() else subject.model.parent)
     except DcaError as error:
-        yield Result(code=code, status="unknown" if error.code in ("DCA-102", "DCA-207") else "wrong",
-                     found=error.what, wanted=wanted, remedy=error.remedy)  # fmt: skip
+        yield Result(
+            code=code,
+            status="unknown" if error.code in ("DCA-102", "DCA-207") else "wrong",
+            found=error.what,
+            wanted=wanted,
+            remedy=error.remedy,
+        )
         return
     found = [one for one in told.findings if (one.code in TABLE_CODES) == table]
     for one in found:
-        yield Result(code=code, status="wrong" if one.severity == "error" else "note", found=one.what, wanted=wanted,
-                     remedy=one.remedy, details=(f"dca explain {one.code}",))  # fmt: skip
+        yield Result(
+            code=code,
+            status="wrong" if one.severity == "error" else "note",
+            found=one.what,
+            wanted=wanted,
+            remedy=one.remedy,
+            details=(f"dca explain {one.code}",),
+        )
     if not found:
         kind = "dual chunk attention" if read.dual_chunk else "no dual chunk attention"
         name = told.model or read.name
-        yield Result(code=code, status="fine", wanted=wanted,
-                     found=f"{name}: {'as it should be' if table and read.dual_chunk else kind}")  # fmt: skip
+        yield Result(
+            code=code,
+            status="fine",
+            wanted=wanted,
+            found=f"{name}: {'as it should be' if table and read.dual_chunk else kind}",
+        )
 
 
 def memory(subject: Subject) -> Iterator[Result]:
@@ -71,23 +86,36 @@ def memory(subject: Subject) -> Iterator[Result]:
         parts = f"weights {need[0]:.1f} and cache {need[1]:.1f}, before activations"
         wanted = f"more than {sum(need):.0f} GB over all GPUs: {parts}"
     else:
-        yield Result(code=code, status="unknown", found=f"config.json of {name} does not tell the model's size",
-                     remedy="restore the model's original config.json")  # fmt: skip
+        yield Result(
+            code=code,
+            status="unknown",
+            found=f"config.json of {name} does not tell the model's size",
+            remedy="restore the model's original config.json",
+        )
         return
     details = (f"weights in bfloat16 {need[0]:.1f} GB, KV cache of one full request {need[1]:.1f} GB",) if need else ()
     seen = subject.gpus
     if seen.problem:
-        yield Result(code=code, status="unknown", found=f"{seen.asked}: {seen.problem}", wanted=wanted, details=details,
-                     remedy="nvidia-smi")  # fmt: skip
+        yield Result(
+            code=code,
+            status="unknown",
+            found=f"{seen.asked}: {seen.problem}",
+            wanted=wanted,
+            details=details,
+            remedy="nvidia-smi",
+        )
         return
     floor = least if least is not None else sum(need or (0.0, 0.0))
     enough = seen.memory_gb >= floor
     remedy = f"{math.ceil(floor / 80)} GPUs of 80 GB or more, or vllm serve with a shorter --max-model-len"
     yield Result(
-        code=code, status="fine" if enough else "wrong", wanted=wanted, details=details,
+        code=code,
+        status="fine" if enough else "wrong",
+        wanted=wanted,
+        details=details,
         found=f"{seen.memory_gb:.0f} GB on {len(seen.cards)} GPUs" if seen.cards else "no GPU",
         remedy="" if enough else remedy,
-    )  # fmt: skip
+    )
 
 
 def parallel(subject: Subject) -> Iterator[Result]:
@@ -100,8 +128,9 @@ def parallel(subject: Subject) -> Iterator[Result]:
     heads = None if isinstance(given, str) else _count(given, "num_attention_heads")
     if isinstance(given, str) or heads is None:
         why = given if isinstance(given, str) else "config.json does not tell the number of heads"
-        yield Result(code=code, status="unknown", found=why, wanted=wanted,
-                     remedy="restore the model's original config.json")  # fmt: skip
+        yield Result(
+            code=code, status="unknown", found=why, wanted=wanted, remedy="restore the model's original config.json"
+        )
         return
     kv_heads = _count(given, "num_key_value_heads") or heads
     # As many as one machine has, or more where there are more.
@@ -112,8 +141,13 @@ def parallel(subject: Subject) -> Iterator[Result]:
     if not here:
         yield Result(code=code, status="wrong", found="no GPU", wanted=f"{told} GPUs", remedy="nvidia-smi")
     elif usable[-1] < here:
-        yield Result(code=code, status="note", found=f"{here} GPUs, of which {usable[-1]} can share {heads} heads",
-                     wanted=f"{told} GPUs", remedy=f"vllm serve DIR --tensor-parallel-size {usable[-1]}")  # fmt: skip
+        yield Result(
+            code=code,
+            status="note",
+            found=f"{here} GPUs, of which {usable[-1]} can share {heads} heads",
+            wanted=f"{told} GPUs",
+            remedy=f"vllm serve DIR --tensor-parallel-size {usable[-1]}",
+        )
     else:
         yield Result(code=code, status="fine", found=f"{here} of {told}", wanted=wanted)
 
@@ -124,8 +158,14 @@ def needs(given: dict[str, Any]) -> tuple[float, float] | None:
     Parameters are counted as P = 2*V*h + L*(h*(q+2kv)*d + (q+2kv)*d + q*d*h + 3*h*i + 2h) + h, the cache as
     2*L*kv*d*2 bytes a token. None where a number is missing, or for a mixture of experts.
     """
-    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-            "max_position_embeddings")  # fmt: skip
+    keys = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+    )
     numbers = [_count(given, key) for key in keys]
     if any(number is None for number in numbers) or any(given.get(key) for key in model.EXPERTS):
         return None

@@ -22,9 +22,12 @@ def proxies(subject: Subject) -> Iterator[Result]:
     wrong = [name for name, value in told.items() if name.lower() != "no_proxy" and not _is_proxy(value)]
     if wrong:
         yield Result(
-            code="network.proxies", status="wrong", found=f"{wrong[0]} is no address",
-            wanted="http://HOST:PORT", remedy=f"export {wrong[0]}=http://HOST:PORT, or unset {wrong[0]}",
-        )  # fmt: skip
+            code="network.proxies",
+            status="wrong",
+            found=f"{wrong[0]} is no address",
+            wanted="http://HOST:PORT",
+            remedy=f"export {wrong[0]}=http://HOST:PORT, or unset {wrong[0]}",
+        )
         return
     yield Result(code="network.proxies", status="fine", found=shown or "none is set")
 
@@ -38,9 +41,11 @@ def _place(value: str) -> str:
 def _is_proxy(value: str) -> bool:
     try:
         parts = urlsplit(value if "://" in value else f"http://{value}")
-        return parts.scheme in ("http", "https", "socks4", "socks5", "socks5h") and bool(parts.hostname) and (
-            parts.port is None or parts.port > 0
-        )  # fmt: skip
+        return (
+            parts.scheme in ("http", "https", "socks4", "socks5", "socks5h")
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         return False
 
@@ -54,10 +59,12 @@ def package_index(subject: Subject) -> Iterator[Result]:
     elif why:
         kept = any(subject.cache.glob("env/*-build-*/.whole"))
         yield Result(
-            code="network.index", status="note" if kept else "wrong", found=f"{where}: {why}",
+            code="network.index",
+            status="note" if kept else "wrong",
+            found=f"{where}: {why}",
             wanted="a package index in reach" + ("; what was downloaded before is kept" if kept else ""),
             remedy="export UV_DEFAULT_INDEX=URL of a mirror, or HTTPS_PROXY=http://HOST:PORT",
-        )  # fmt: skip
+        )
     else:
         yield Result(code="network.index", status="fine", found=where)
 
@@ -73,19 +80,22 @@ def sources(subject: Subject) -> Iterator[Result]:
         return
     # A recipe whose source is on the index needs git only to compile companions that can be copied instead.
     without = [
-        one.recipe.name for one in subject.recipes
+        one.recipe.name
+        for one in subject.recipes
         if isinstance(one.recipe.source, GitSource) and not set(one.recipe.source.urls) & set(reached)
-    ]  # fmt: skip
+    ]
     if all(why is None for why in told.values()):
         yield _late("network.sources", "the repositories", subject, details)
         return
     every = len(without) == len(subject.recipes)
     yield Result(
-        code="network.sources", status="wrong" if every else "note",
+        code="network.sources",
+        status="wrong" if every else "note",
         found=found + (f", none of the source of {', '.join(without)}" if without else ""),
-        wanted="all, to compile everything from source", details=details,
+        wanted="all, to compile everything from source",
+        details=details,
         remedy="name clones: dca wheel --source CLONE --companion NAME=CLONE, or set HTTPS_PROXY",
-    )  # fmt: skip
+    )
 
 
 def kits(subject: Subject) -> Iterator[Result]:
@@ -94,25 +104,32 @@ def kits(subject: Subject) -> Iterator[Result]:
     told = [(one, {place: subject.network.of(place) for place in one.places}) for one in fitting]
     details = tuple(
         f"{one.title}, {one.version}: {_words(why, subject)}"
-        for one, asked in told for place, why in asked.items() if place != "index"
-    )  # fmt: skip
+        for one, asked in told
+        for place, why in asked.items()
+        if place != "index"
+    )
     reached = sorted({one.version for one, asked in told if all(why == "" for why in asked.values())})
     kept = sorted({one.version for one in fitting if any(subject.cache.glob(f"toolkit/{one.name}-*/bin/nvcc"))})
     here = [kit for kit in subject.toolkits if not kit.missing and subject.takers(kit.line)]
     if reached:
-        yield Result(code="network.toolkits", status="fine", found=f"nvcc {', '.join(reached)} can be brought",
-                     details=details)  # fmt: skip
+        yield Result(
+            code="network.toolkits", status="fine", found=f"nvcc {', '.join(reached)} can be brought", details=details
+        )
     elif kept:
-        yield Result(code="network.toolkits", status="fine", found=f"nvcc {', '.join(kept)} was brought before",
-                     details=details)  # fmt: skip
+        yield Result(
+            code="network.toolkits", status="fine", found=f"nvcc {', '.join(kept)} was brought before", details=details
+        )
     elif any(why is None for _, asked in told for why in asked.values()):
         yield _late("network.toolkits", "the places of CUDA toolkits", subject, details)
     else:
         yield Result(
-            code="network.toolkits", status="note" if here else "wrong", found="no CUDA toolkit can be brought",
-            wanted="one that fits, or one on the machine", details=details,
+            code="network.toolkits",
+            status="note" if here else "wrong",
+            found="no CUDA toolkit can be brought",
+            wanted="one that fits, or one on the machine",
+            details=details,
             remedy="install a toolkit and name it with --toolkit DIR, or a mirror with DCA_REDIST_URL",
-        )  # fmt: skip
+        )
 
 
 def _words(why: str | None, subject: Subject) -> str:
@@ -121,6 +138,10 @@ def _words(why: str | None, subject: Subject) -> str:
 
 def _late(code: str, what: str, subject: Subject, details: tuple[str, ...] = ()) -> Result:
     return Result(
-        code=code, status="unknown", found=f"{what}: no answer within {subject.network.seconds:g} s", details=details,
-        wanted="an answer", remedy=f"dca doctor --only network waits {PATIENCE:g} s",
-    )  # fmt: skip
+        code=code,
+        status="unknown",
+        found=f"{what}: no answer within {subject.network.seconds:g} s",
+        details=details,
+        wanted="an answer",
+        remedy=f"dca doctor --only network waits {PATIENCE:g} s",
+    )

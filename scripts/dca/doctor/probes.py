@@ -28,8 +28,9 @@ class Probes:
         self._end = time.monotonic() + seconds
         self._told: dict[str, str] = {}
         # No pool of threads: at the end Python would wait for one that still asks.
-        self._threads = {name: threading.Thread(target=self._ask, args=(name, ask), daemon=True)
-                         for name, ask in places.items()}  # fmt: skip
+        self._threads = {
+            name: threading.Thread(target=self._ask, args=(name, ask), daemon=True) for name, ask in places.items()
+        }
         for thread in self._threads.values():
             thread.start()
 

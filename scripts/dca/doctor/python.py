@@ -12,9 +12,23 @@ from dca.resolve.checks import TRANSFORMERS
 
 # What has moved under wheels before; told with -v.
 WATCHED = (
-    "vllm", "torch", "transformers", "tokenizers", "xformers", "numpy", "fastapi", "starlette", "xgrammar", "outlines",
-    "compressed-tensors", "prometheus-fastapi-instrumentator", "pydantic", "openai", "nvidia-ml-py", "pynvml",
-)  # fmt: skip
+    "vllm",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "xformers",
+    "numpy",
+    "fastapi",
+    "starlette",
+    "xgrammar",
+    "outlines",
+    "compressed-tensors",
+    "prometheus-fastapi-instrumentator",
+    "pydantic",
+    "openai",
+    "nvidia-ml-py",
+    "pynvml",
+)
 
 
 def version(subject: Subject) -> Iterator[Result]:
@@ -25,8 +39,13 @@ def version(subject: Subject) -> Iterator[Result]:
     if subject.python is not None or subject.purpose == "serve":
         installed = subject.installed
         if isinstance(installed, str):
-            yield Result(code=code, status="unknown", found=installed, wanted=wanted,
-                         remedy="name a Python that works: dca doctor --python FILE")  # fmt: skip
+            yield Result(
+                code=code,
+                status="unknown",
+                found=installed,
+                wanted=wanted,
+                remedy="name a Python that works: dca doctor --python FILE",
+            )
             return
         number, where = installed.python, str(subject.environment[0]) if subject.environment else ""
     else:
@@ -37,11 +56,21 @@ def version(subject: Subject) -> Iterator[Result]:
     if not fits:
         yield Result(code=code, status="wrong", found=found, wanted=wanted, remedy="make wheel PYTHON=python3.12")
     elif not headers:
-        yield Result(code=code, status="wrong", found=f"{found} without its headers (Python.h)", wanted=wanted,
-                     remedy=f"apt install python{'.'.join(number.split('.')[:2])}-dev")  # fmt: skip
+        yield Result(
+            code=code,
+            status="wrong",
+            found=f"{found} without its headers (Python.h)",
+            wanted=wanted,
+            remedy=f"apt install python{'.'.join(number.split('.')[:2])}-dev",
+        )
     elif len(fits) < len(subject.recipes):
-        yield Result(code=code, status="note", found=f"{found}: for {', '.join(fits)} only", wanted=wanted,
-                     remedy="make wheel PYTHON=python3.12, for the others")  # fmt: skip
+        yield Result(
+            code=code,
+            status="note",
+            found=f"{found}: for {', '.join(fits)} only",
+            wanted=wanted,
+            remedy="make wheel PYTHON=python3.12, for the others",
+        )
     else:
         yield Result(code=code, status="fine", found=found, wanted=wanted)
 
@@ -56,15 +85,23 @@ def transformers(subject: Subject) -> Iterator[Result]:
         yield _unreadable(code, wanted, installed)
     elif "transformers" not in installed.packages:
         wrong = subject.purpose == "serve"
-        yield Result(code=code, status="wrong" if wrong else "fine", wanted=wanted,
-                     found=f"none in {_where(subject)}", remedy=_install(subject) if wrong else "")  # fmt: skip
+        yield Result(
+            code=code,
+            status="wrong" if wrong else "fine",
+            wanted=wanted,
+            found=f"none in {_where(subject)}",
+            remedy=_install(subject) if wrong else "",
+        )
     else:
         number = installed.packages["transformers"]
         fits = TRANSFORMERS.contains(number, prereleases=True)
         yield Result(
-            code=code, status="fine" if fits else "wrong", found=f"{number} in {_where(subject)}", wanted=wanted,
+            code=code,
+            status="fine" if fits else "wrong",
+            found=f"{number} in {_where(subject)}",
+            wanted=wanted,
             remedy="" if fits else _install(subject),
-        )  # fmt: skip
+        )
 
 
 def packages(subject: Subject) -> Iterator[Result]:
@@ -82,15 +119,30 @@ def packages(subject: Subject) -> Iterator[Result]:
     told = [(package, several) for package, several in moved.items() if not package.startswith("transformers ")]
     for package, several in told:
         yield Result(
-            code=code, status="wrong", found=f"{package} in {_where(subject)}: {several[0].title}", wanted=wanted,
-            remedy=several[0].remedy, details=(f"dca explain {several[0].id}",),
-        )  # fmt: skip
+            code=code,
+            status="wrong",
+            found=f"{package} in {_where(subject)}: {several[0].title}",
+            wanted=wanted,
+            remedy=several[0].remedy,
+            details=(f"dca explain {several[0].id}",),
+        )
     if "vllm" not in installed.packages and subject.purpose == "serve":
-        yield Result(code=code, status="wrong", found=f"no vllm in {_where(subject)}", wanted=wanted, details=details,
-                     remedy="make wheel, then the line that it prints: dca env --wheel FILE")  # fmt: skip
+        yield Result(
+            code=code,
+            status="wrong",
+            found=f"no vllm in {_where(subject)}",
+            wanted=wanted,
+            details=details,
+            remedy="make wheel, then the line that it prints: dca env --wheel FILE",
+        )
     elif not told:
-        yield Result(code=code, status="fine", found=f"{len(installed.packages)} packages in {_where(subject)}",
-                     wanted=wanted, details=details)  # fmt: skip
+        yield Result(
+            code=code,
+            status="fine",
+            found=f"{len(installed.packages)} packages in {_where(subject)}",
+            wanted=wanted,
+            details=details,
+        )
 
 
 def pynvml(subject: Subject) -> Iterator[Result]:
@@ -104,10 +156,12 @@ def pynvml(subject: Subject) -> Iterator[Result]:
     elif "pynvml" in installed.packages:
         pip = f"--python {subject.environment[0]}"
         yield Result(
-            code=code, status="wrong" if subject.purpose == "serve" else "note", wanted=wanted,
+            code=code,
+            status="wrong" if subject.purpose == "serve" else "note",
+            wanted=wanted,
             found=f"pynvml {installed.packages['pynvml']} in {_where(subject)}",
             remedy=f"uv pip uninstall {pip} pynvml && uv pip install {pip} --reinstall nvidia-ml-py",
-        )  # fmt: skip
+        )
     else:
         yield Result(code=code, status="fine", found=f"no pynvml in {_where(subject)}", wanted=wanted)
 
@@ -123,12 +177,19 @@ def _where(subject: Subject) -> str:
 
 def _no_environment(code: str, wanted: str, subject: Subject) -> Result:
     return Result(
-        code=code, status="wrong" if subject.purpose == "serve" else "fine", found="no environment to look at",
+        code=code,
+        status="wrong" if subject.purpose == "serve" else "fine",
+        found="no environment to look at",
         wanted=wanted if subject.purpose == "serve" else "",
         remedy="name its Python: dca doctor --for serve --python FILE" if subject.purpose == "serve" else "",
-    )  # fmt: skip
+    )
 
 
 def _unreadable(code: str, wanted: str, why: str) -> Result:
-    return Result(code=code, status="unknown", found=why, wanted=wanted,
-                  remedy="name a Python that works: dca doctor --python FILE")  # fmt: skip
+    return Result(
+        code=code,
+        status="unknown",
+        found=why,
+        wanted=wanted,
+        remedy="name a Python that works: dca doctor --python FILE",
+    )

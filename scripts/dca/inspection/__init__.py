@@ -150,13 +150,18 @@ def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[
         told = json.loads(archive.read(name))
         modules = told["modules"]
         record = Recorded(
-            recipe=told["recipe"], plan=told["plan"], profile=told["profile"], groups=tuple(told["groups"]),
-            archs=tuple(told["archs"]), cuda=told["cuda"], torch=told["torch"]["version"],
+            recipe=told["recipe"],
+            plan=told["plan"],
+            profile=told["profile"],
+            groups=tuple(told["groups"]),
+            archs=tuple(told["archs"]),
+            cuda=told["cuda"],
+            torch=told["torch"]["version"],
             serves=Coverage.model_validate(told["serves"]),
             origins={module["path"]: module["origin"] for module in modules},
             hashes={module["path"]: module["sha256"] for module in modules},
             sources={name: sha256 for module in modules for name, sha256 in module["sources"].items()},
-        )  # fmt: skip
+        )
         return record, {module["sha256"]: tuple(map(str, module["schemas"])) for module in modules}
     return None, {}
 

@@ -57,19 +57,33 @@ class Looker:
                 problems.append(f"{error.what} {error.why}")
         archs = self.asked if code.sass or code.ptx else ()
         module = InspectedModule(
-            path=path, bytes=file.stat().st_size, stored=stored, sha256=sha256, sections=library.sizes,
-            sass=code.sass, ptx=code.ptx, exact=tuple(dict.fromkeys([*code.exact, *code.exact_ptx])),
-            sass_bytes=code.sass_bytes, ptx_bytes=code.ptx_bytes,
+            path=path,
+            bytes=file.stat().st_size,
+            stored=stored,
+            sha256=sha256,
+            sections=library.sizes,
+            sass=code.sass,
+            ptx=code.ptx,
+            exact=tuple(dict.fromkeys([*code.exact, *code.exact_ptx])),
+            sass_bytes=code.sass_bytes,
+            ptx_bytes=code.ptx_bytes,
             code_bytes=code.code_bytes,
             families=tuple(
                 KernelFamily(name=one.name, kernels=one.kernels, bytes=one.bytes, archs=one.archs)
                 for one in code.families
             ),
-            tools=code.tools, reached={arch: how_reached(arch, code.exact, code.exact_ptx) for arch in archs},
-            needed=library.needed, machine=library.machine, glibc=library.glibc, glibcxx=library.glibcxx,
-            cxx11_abi=library.cxx11_abi, torch_symbols=len(wanted), missing_symbols=missing,
-            schemas_from=told[0] if told else None, schemas=told[1] if told else None,
-        )  # fmt: skip
+            tools=code.tools,
+            reached={arch: how_reached(arch, code.exact, code.exact_ptx) for arch in archs},
+            needed=library.needed,
+            machine=library.machine,
+            glibc=library.glibc,
+            glibcxx=library.glibcxx,
+            cxx11_abi=library.cxx11_abi,
+            torch_symbols=len(wanted),
+            missing_symbols=missing,
+            schemas_from=told[0] if told else None,
+            schemas=told[1] if told else None,
+        )
         return module, problems
 
     def _missing(self, file: Path, path: str, problems: list[str]) -> tuple[str, ...] | None:

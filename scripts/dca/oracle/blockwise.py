@@ -60,9 +60,17 @@ def attend_stages(
 
 
 def attend_lines(
-    intra: Tensor, successive: Tensor, inter: Tensor, k: Tensor, v: Tensor, positions: Tensor, span: tuple[int, int],
-    stride: int, lines: Sequence[Stage | None], scale: float,
-) -> Partial:  # fmt: skip
+    intra: Tensor,
+    successive: Tensor,
+    inter: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    span: tuple[int, int],
+    stride: int,
+    lines: Sequence[Stage | None],
+    scale: float,
+) -> Partial:
     """As `attend_stages`, for one head and for queries of one row of 64, which attend only the lines of their span.
 
     Args:

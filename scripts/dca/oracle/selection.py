@@ -51,9 +51,15 @@ class Selection:
 
 
 def select_vertical_slash(
-    intra: Tensor, successive: Tensor, inter: Tensor, k: Tensor, stride: int, sizes: list[tuple[int, int]],
-    scale: float, span: int | None = None,
-) -> list[Selection]:  # fmt: skip
+    intra: Tensor,
+    successive: Tensor,
+    inter: Tensor,
+    k: Tensor,
+    stride: int,
+    sizes: list[tuple[int, int]],
+    scale: float,
+    span: int | None = None,
+) -> list[Selection]:
     """Choose the lines of every head from what the span's last queries attend.
 
     The queries given are rotated for the choice: without the clamp that the attention itself uses ("critical").

@@ -55,10 +55,12 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
                 for name in patched:
                     shutil.copytree(tree.path(name), part / name, symlinks=True)
                 _write(examined, {name: part / name for name in patched})
-                kept = tree.model_copy(update={
-                    "patched": {name: store.tree_hash(part / name) for name in patched},
-                    "patches": tuple(_applied(examined)),
-                })  # fmt: skip
+                kept = tree.model_copy(
+                    update={
+                        "patched": {name: store.tree_hash(part / name) for name in patched},
+                        "patches": tuple(_applied(examined)),
+                    }
+                )
                 documents.write(kept, part / "source.json")
                 documents.write(told, part / "patches.json")
         else:
@@ -97,9 +99,7 @@ def report_of(folder: Path, examined: Examined, pins: Mapping[str, str], recipe:
         TreeState(name=name, pin=pins.get(name, ""), base=written[name].pin if name in written else "")
         for name in examined.files
     )
-    return Report(
-        recipe=recipe, revision=recipes.series_revision(folder), trees=trees, patches=examined.outcomes
-    )  # fmt: skip
+    return Report(recipe=recipe, revision=recipes.series_revision(folder), trees=trees, patches=examined.outcomes)
 
 
 def _check(examined: Examined) -> None:

@@ -39,9 +39,12 @@ def make_work_folder(folder: Path, tree: str, found: Found, target: Path, added:
     examined = _examined(folder, tree, found, added)
     with store.incoming_folder(target) as part:
         shutil.copytree(
-            found.folder, part, symlinks=True, dirs_exist_ok=True,
+            found.folder,
+            part,
+            symlinks=True,
+            dirs_exist_ok=True,
             ignore=lambda _, names: [name for name in names if not_source(name)],
-        )  # fmt: skip
+        )
         for name, file in examined.files[tree].now.items():
             if file is None:
                 (part / name).unlink(missing_ok=True)
@@ -55,16 +58,24 @@ def _examined(folder: Path, tree: str, found: Found, added: list[Path]) -> Exami
     examined = examine(series(folder), {tree: found.folder}, added_folders(folder, added) if tree == SOURCE else ())
     if any(one.status in report.BAD for one in examined.outcomes):
         raise DcaError(
-            "DCA-501", "the series does not apply to the tree that the patch is for.",
-            why="\n".join(report.lines(examined.outcomes)), remedy="rebase it first, with `dca patch refresh`.",
-        )  # fmt: skip
+            "DCA-501",
+            "the series does not apply to the tree that the patch is for.",
+            why="\n".join(report.lines(examined.outcomes)),
+            remedy="rebase it first, with `dca patch refresh`.",
+        )
     return examined
 
 
 def add(
-    folder: Path, name: str, tree: str, found: Found, work: Path, header: Mapping[str, str], added: list[Path],
+    folder: Path,
+    name: str,
+    tree: str,
+    found: Found,
+    work: Path,
+    header: Mapping[str, str],
+    added: list[Path],
     log: Path | None,
-) -> Patch:  # fmt: skip
+) -> Patch:
     """A new patch at the end of a series: what a work folder has that its tree with the series has not.
 
     Args:
@@ -81,14 +92,18 @@ def add(
             difference that is not one of text files, or none.
     """
     if not _NAME.fullmatch(name):
-        raise DcaError("DCA-201", f"`{name}` is no name for a patch.",
-                       remedy="use small letters, digits and hyphens, such as decode-past-one-chunk.")  # fmt: skip
+        raise DcaError(
+            "DCA-201",
+            f"`{name}` is no name for a patch.",
+            remedy="use small letters, digits and hyphens, such as decode-past-one-chunk.",
+        )
     if lacks := [one for one in reading.FIELDS if not header.get(one, "").strip()]:
         raise DcaError(
-            "DCA-201", f"the header of the patch lacks {', '.join(lacks)}.",
+            "DCA-201",
+            f"the header of the patch lacks {', '.join(lacks)}.",
             why="a patch says what it does, why, where upstream stands, and which test fails without it.",
             remedy=f"give {', '.join(f'--{one.lower()}' for one in lacks)}.",
-        )  # fmt: skip
+        )
     patches = series(folder)
     numbers = [int(match[1]) for patch in patches if (match := _NUMBER.match(patch.path.name))]
     file = f"{max(numbers, default=0) + 1:04d}-{name}.patch"

@@ -14,10 +14,15 @@ SECONDS = 120.0
 
 def _git(folder: Path, words: list[str], log: Path | None) -> runner.Completed:
     # Neither a repository above the folder nor anybody's settings have a say.
-    env = runner.environment({
-        "GIT_DIR": "/nonexistent", "GIT_CEILING_DIRECTORIES": str(folder), "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1",
-    })  # fmt: skip
+    env = runner.environment(
+        {
+            "GIT_DIR": "/nonexistent",
+            "GIT_CEILING_DIRECTORIES": str(folder),
+            "GIT_CONFIG_GLOBAL": "/dev/null",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_ATTR_NOSYSTEM": "1",
+        }
+    )
     return runner.run([runner.which("git"), *words], cwd=folder, env=env, log=log, timeout=SECONDS, guarded=False)
 
 
@@ -37,8 +42,20 @@ def diff(before: Mapping[str, File | None], after: Mapping[str, File | None], co
             for name, file in files.items():
                 if file is not None:
                     _write(folder / side / name, file)
-        words = ["diff", "--no-index", "--no-prefix", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
-                 "--diff-algorithm=histogram", f"-U{context}", "--output=patch", "a", "b"]  # fmt: skip
+        words = [
+            "diff",
+            "--no-index",
+            "--no-prefix",
+            "--no-color",
+            "--no-ext-diff",
+            "--no-textconv",
+            "--no-renames",
+            "--diff-algorithm=histogram",
+            f"-U{context}",
+            "--output=patch",
+            "a",
+            "b",
+        ]
         done = _git(folder, words, log)
         if done.returncode not in (0, 1):
             raise DcaError("DCA-502", "git could not write the patch.", why=done.text, remedy="see the log.")

@@ -148,10 +148,14 @@ def told(patch: Patch, text: Text) -> Outcome:
     """What a patch says of itself."""
     fields = text.fields
     return Outcome(
-        name=patch.name, tree=patch.tree, status="not needed", sha256=store.sha256_file(patch.path),
-        what=fields.get("What", ""), lacks=tuple(name for name in reading.FIELDS if not fields.get(name)),
+        name=patch.name,
+        tree=patch.tree,
+        status="not needed",
+        sha256=store.sha256_file(patch.path),
+        what=fields.get("What", ""),
+        lacks=tuple(name for name in reading.FIELDS if not fields.get(name)),
         files=tuple(change.name for change in text.changes),
-    )  # fmt: skip
+    )
 
 
 def fit(text: Text, files: Files) -> Fit:
@@ -172,9 +176,12 @@ def fit(text: Text, files: Files) -> Fit:
     if there:
         return Fit("already there")
     done = {one.change.name: one for one in back}
-    return Fit("conflict", conflicts=tuple(
-        conflict for one in forward if not one.fits for conflict in one.conflicts(done[one.change.name])
-    ))  # fmt: skip
+    return Fit(
+        "conflict",
+        conflicts=tuple(
+            conflict for one in forward if not one.fits for conflict in one.conflicts(done[one.change.name])
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -228,25 +235,48 @@ class _Match:
         """The conflict of a change that fits elsewhere, and looks as if it were there already."""
         one = next((one for one in self.places if isinstance(one, Placed)), None)
         return Conflict(
-            file=self.change.name, line=one.at + 1 if one else 1,
+            file=self.change.name,
+            line=one.at + 1 if one else 1,
             reason="what the patch makes is there already, and what it is to change is there too",
-            expected=_shown(one.hunk.old) if one else (), wanted=_shown(one.hunk.new) if one else (),
-        )  # fmt: skip
+            expected=_shown(one.hunk.old) if one else (),
+            wanted=_shown(one.hunk.new) if one else (),
+        )
 
     def conflicts(self, back: _Match) -> tuple[Conflict, ...]:
         """Where it does not fit; `back` is what the change that takes it back found."""
         name = self.change.name
         if self.change.kind == "new":
             found = self.file.lines if self.file else ()
-            return (Conflict(file=name, line=1, reason="the file is to be new, and another one is there",
-                             found=_shown(found), wanted=_shown(self.change.hunks[0].new)),)  # fmt: skip
+            return (
+                Conflict(
+                    file=name,
+                    line=1,
+                    reason="the file is to be new, and another one is there",
+                    found=_shown(found),
+                    wanted=_shown(self.change.hunks[0].new),
+                ),
+            )
         if self.file is None:
             wanted = self.change.hunks[0]
-            return (Conflict(file=name, line=wanted.old_start, reason="there is no such file",
-                             expected=_shown(wanted.old), wanted=_shown(wanted.new)),)  # fmt: skip
+            return (
+                Conflict(
+                    file=name,
+                    line=wanted.old_start,
+                    reason="there is no such file",
+                    expected=_shown(wanted.old),
+                    wanted=_shown(wanted.new),
+                ),
+            )
         if self.change.kind == "deleted":
-            return (Conflict(file=name, line=1, reason="the file to be deleted is another one",
-                             expected=_shown(self.change.hunks[0].old), found=_shown(self.file.lines)),)  # fmt: skip
+            return (
+                Conflict(
+                    file=name,
+                    line=1,
+                    reason="the file to be deleted is another one",
+                    expected=_shown(self.change.hunks[0].old),
+                    found=_shown(self.file.lines),
+                ),
+            )
         told = []
         for one, reverse in zip(self.places, back.places, strict=True):
             if isinstance(one, Placed):
@@ -257,8 +287,16 @@ class _Match:
                 reason, line = f"it fits at several lines: {', '.join(map(str, one.spots))}", one.line
             else:
                 reason, line = "the lines are not what the patch was written for", one.line
-            told.append(Conflict(file=name, line=line, reason=reason, expected=_shown(one.hunk.old),
-                                 found=_shown(one.found), wanted=_shown(one.hunk.new)))  # fmt: skip
+            told.append(
+                Conflict(
+                    file=name,
+                    line=line,
+                    reason=reason,
+                    expected=_shown(one.hunk.old),
+                    found=_shown(one.found),
+                    wanted=_shown(one.hunk.new),
+                )
+            )
         return tuple(told)
 
 

@@ -53,10 +53,11 @@ def pinned(recipe: Recipe, tree: str) -> SdistSource | GitSource:
         return recipe.source
     if tree not in recipe.companions:
         raise DcaError(
-            "DCA-203", f"the recipe {recipe.name} has no companion `{tree}`.",
+            "DCA-203",
+            f"the recipe {recipe.name} has no companion `{tree}`.",
             why=f"its companions are: {', '.join(recipe.companions) or 'none'}.",
             remedy="correct the name; a patch of a companion lies in a folder of the companion's name.",
-        )  # fmt: skip
+        )
     return recipe.companions[tree].source
 
 
@@ -76,13 +77,19 @@ def bring(
         return _archive(place, wanted, folder)
     if place is not None and not git.is_repository(place):
         if wanted.rev:
-            raise DcaError("DCA-204", f"{place} is no git repository, and `{wanted.rev}` was asked of it.",
-                           remedy="name a clone, or leave the commit out.")  # fmt: skip
+            raise DcaError(
+                "DCA-204",
+                f"{place} is no git repository, and `{wanted.rev}` was asked of it.",
+                remedy="name a clone, or leave the commit out.",
+            )
         return Found(place, place.name, "")
     if isinstance(source, SdistSource) and place is None:
         if wanted.rev:
-            raise DcaError("DCA-201", f"{source.file} has no commits, and `{wanted.rev}` was asked of it.",
-                           remedy="name a clone, another sdist or a folder.")  # fmt: skip
+            raise DcaError(
+                "DCA-201",
+                f"{source.file} has no commits, and `{wanted.rev}` was asked of it.",
+                remedy="name a clone, another sdist or a folder.",
+            )
         index.unpack_sdist(index.download(source, cache), folder)
         return Found(folder, source.file, source.pin)
     reporter.stage("look", str(place or getattr(source, "urls", [""])[0]))
@@ -95,8 +102,11 @@ def bring(
 
 def _archive(place: Path, wanted: Wanted, folder: Path) -> Found:
     if wanted.rev:
-        raise DcaError("DCA-204", f"{place.name} is a file, and `{wanted.rev}` was asked of it.",
-                       remedy="name a clone, or leave the commit out.")  # fmt: skip
+        raise DcaError(
+            "DCA-204",
+            f"{place.name} is a file, and `{wanted.rev}` was asked of it.",
+            remedy="name a clone, or leave the commit out.",
+        )
     index.unpack_sdist(place, folder)
     return Found(folder, place.name, f"sha256:{store.sha256_file(place)}")
 

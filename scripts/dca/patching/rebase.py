@@ -73,12 +73,13 @@ def rebase(
         outcomes.append(outcome)
     written = bases(folder)
     made.report = Report(
-        revision=recipes.series_revision(folder), patches=tuple(outcomes),
+        revision=recipes.series_revision(folder),
+        patches=tuple(outcomes),
         trees=tuple(
             TreeState(name=name, pin=found.pin, base=written[name].pin if name in written else "")
             for name, found in onto.items()
         ),
-    )  # fmt: skip
+    )
     return made
 
 
@@ -140,9 +141,10 @@ def _merged(text: Text, tree: _Tree, found: Fit, there: Fit | None, log: Path | 
 
 def _elsewhere(found: Fit) -> Fit:
     reason = "it fits here, and not where its own lines have gone: a merge with its old base says otherwise"
-    return Fit("conflict", conflicts=tuple(
-        Conflict(file=moved.file, line=moved.line + moved.by, reason=reason) for moved in found.moved
-    ))  # fmt: skip
+    return Fit(
+        "conflict",
+        conflicts=tuple(Conflict(file=moved.file, line=moved.line + moved.by, reason=reason) for moved in found.moved),
+    )
 
 
 def with_header(header: str, body: str, path: Path) -> str:

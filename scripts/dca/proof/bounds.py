@@ -76,9 +76,16 @@ class Largest:
 
 
 def bounded(
-    part: Partial, q: Tensor, largest: Largest, keys: int, scale: float, dtype: torch.dtype, *, merged: bool = False,
+    part: Partial,
+    q: Tensor,
+    largest: Largest,
+    keys: int,
+    scale: float,
+    dtype: torch.dtype,
+    *,
+    merged: bool = False,
     logit: float = 0.0,
-) -> Reference:  # fmt: skip
+) -> Reference:
     """The bounds of this module.
 
     Args:

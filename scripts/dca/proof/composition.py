@@ -43,14 +43,16 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
         found += [
             Case(f"prefill/{kind}/{short}", f"{kind} prefill over {title}", partial(_prefill, bench, length, 1)),
             Case(
-                f"prefill/{kind}/{short}/in-pieces", f"{kind} chunked prefill over {title}",
+                f"prefill/{kind}/{short}/in-pieces",
+                f"{kind} chunked prefill over {title}",
                 partial(_prefill, bench, length, 3),
             ),
             Case(
-                f"decode/{kind}/{short}", f"decode behind a {kind} prefill over {title}",
+                f"decode/{kind}/{short}",
+                f"decode behind a {kind} prefill over {title}",
                 partial(_decode, bench, length),
             ),
-        ]  # fmt: skip
+        ]
     all_dense, all_sparse = partial(Bench, modules, kernel, False), partial(Bench, modules, kernel, True)
     return [
         *found,
@@ -66,14 +68,16 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
         Case("config/defaults", "what a config leaves out is as models expect", partial(_defaults, modules, kernel)),
         Case("config/metadata", "each step is told the config and its prompts' lengths", partial(_metadata, modules)),
         Case(
-            "positions/1m", "rotary positions of the 1M models",
+            "positions/1m",
+            "rotary positions of the 1M models",
             partial(_positions, modules, kernel, oracle.Chunking(262_144, 8_192), 1_010_000),
         ),
         Case(
-            "positions/wide", "rotary positions where most of a chunk is local",
+            "positions/wide",
+            "rotary positions where most of a chunk is local",
             partial(_positions, modules, kernel, oracle.Chunking(640, 384), 4096),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _shape(original: int) -> Shape:
@@ -101,9 +105,17 @@ class Bench:
     """The wheel's layer and rotary embedding with a paged cache, and the oracle beside them."""
 
     def __init__(
-        self, modules: Modules, kernel: Kernel, sparse: bool, seed: int, *, original: int = ORIGINAL,
-        threshold: int = 100, rank: int = 0, sizes: Sequence[tuple[int, int]] = SIZES,
-    ) -> None:  # fmt: skip
+        self,
+        modules: Modules,
+        kernel: Kernel,
+        sparse: bool,
+        seed: int,
+        *,
+        original: int = ORIGINAL,
+        threshold: int = 100,
+        rank: int = 0,
+        sizes: Sequence[tuple[int, int]] = SIZES,
+    ) -> None:
         self.modules, self.kernel, self.sparse, self.original, self.rank = modules, kernel, sparse, original, rank
         self.threshold, self.sizes = threshold, list(sizes)
         self.random = torch.Generator().manual_seed(seed)
@@ -312,9 +324,12 @@ def _defaults(modules: Modules, kernel: Kernel, _seed: int) -> dict[str, Any]:
         with on_cpu(modules.backend, modules.rotary, kernel):
             layer = implementation(modules, _shape(0), given, 0)
         _equal(
-            layer, sparse_attention_enabled=enabled, sparse_attention_threshold=32_768, sparse_attention_last_q=64,
+            layer,
+            sparse_attention_enabled=enabled,
+            sparse_attention_threshold=32_768,
+            sparse_attention_last_q=64,
             original_max_position_embeddings=0,
-        )  # fmt: skip
+        )
     return {}
 
 
@@ -324,18 +339,34 @@ def _metadata(modules: Modules, _seed: int) -> dict[str, Any]:
     config = {"chunk_size": 640, "local_size": 192, "original_max_position_embeddings": ORIGINAL}
     builder = object.__new__(backend.DualChunkFlashAttentionMetadataBuilder)
     builder.runner = SimpleNamespace(
-        device=torch.device("cpu"), pin_memory=False, block_size=2 * PAGE,
+        device=torch.device("cpu"),
+        pin_memory=False,
+        block_size=2 * PAGE,
         model_config=SimpleNamespace(hf_config=SimpleNamespace(dual_chunk_attention_config=config)),
-    )  # fmt: skip
+    )
     ordinary = call(
-        backend.FlashAttentionMetadata, num_prefills=1, num_prefill_tokens=300, num_decode_tokens=1,
-        slot_mapping=torch.arange(301), multi_modal_placeholder_index_maps=None, enable_kv_scales_calculation=False,
-        seq_lens=[300, 95], seq_lens_tensor=torch.tensor([300, 95]), max_prefill_seq_len=300, max_decode_seq_len=95,
-        context_lens_tensor=None, block_tables=None, use_cuda_graph=False, max_query_len=300, max_decode_query_len=1,
-        query_start_loc=None, seq_start_loc=None,
+        backend.FlashAttentionMetadata,
+        num_prefills=1,
+        num_prefill_tokens=300,
+        num_decode_tokens=1,
+        slot_mapping=torch.arange(301),
+        multi_modal_placeholder_index_maps=None,
+        enable_kv_scales_calculation=False,
+        seq_lens=[300, 95],
+        seq_lens_tensor=torch.tensor([300, 95]),
+        max_prefill_seq_len=300,
+        max_decode_seq_len=95,
+        context_lens_tensor=None,
+        block_tables=None,
+        use_cuda_graph=False,
+        max_query_len=300,
+        max_decode_query_len=1,
+        query_start_loc=None,
+        seq_start_loc=None,
         # Releases differ in who tells whole lengths: this builder, or the ordinary one.
-        orig_seq_lens=[900, 95], orig_seq_lens_tensor=torch.tensor([900, 95]),
-    )  # fmt: skip
+        orig_seq_lens=[900, 95],
+        orig_seq_lens_tensor=torch.tensor([900, 95]),
+    )
     with contextlib.ExitStack() as replaced:
         for name, answer in (("prepare", None), ("_add_seq_group", None), ("build", ordinary)):
             replaced.enter_context(
@@ -357,9 +388,7 @@ def _equal(found: Any, **wanted: Any) -> None:
             raise Wrong(f"{name} is {got!r} in place of {want!r}")
 
 
-def _positions(
-    modules: Modules, kernel: Kernel, chunking: oracle.Chunking, length: int, seed: int
-) -> dict[str, Any]:  # fmt: skip
+def _positions(modules: Modules, kernel: Kernel, chunking: oracle.Chunking, length: int, seed: int) -> dict[str, Any]:
     """The tables themselves, up to a model's own length: at every border, and at random."""
     base, dim, stride = 1e7, 8, chunking.stride
     borders = [

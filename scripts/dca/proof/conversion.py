@@ -156,9 +156,7 @@ def _row(into: Converted, at: tuple[int, int, int], want: tuple[list[int], list[
     return ""
 
 
-def _told(
-    problem: str, batch: Batch, vertical: list[int], slash: list[int], m: int, lengths: tuple[int, int]
-) -> str:  # fmt: skip
+def _told(problem: str, batch: Batch, vertical: list[int], slash: list[int], m: int, lengths: tuple[int, int]) -> str:
     kind = "causal" if batch.causal else "not causal"
     short = f"verticals {_some(vertical)}, slashes {_some(slash)}"
     return f"row block {m} of {lengths[0]} queries and {lengths[1]} keys, {kind}: {problem} ({short})"

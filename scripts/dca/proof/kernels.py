@@ -69,9 +69,13 @@ def _of_vllm() -> Kernels:
 
     ops = torch.ops._C
     return Kernels(
-        "vLLM", ops.convert_vertical_slash_indexes, ops.convert_vertical_slash_indexes_mergehead, sparse, dense,
+        "vLLM",
+        ops.convert_vertical_slash_indexes,
+        ops.convert_vertical_slash_indexes_mergehead,
+        sparse,
+        dense,
         ragged if hasattr(flash, "sparse_attn_varlen_func") else None,
-    )  # fmt: skip
+    )
 
 
 def _ragged(
@@ -106,17 +110,29 @@ def _of_modules() -> Kernels:
         return _call(op("varlen_fwd_sparse"), q=q, k=k, v=v, **converted._asdict(), **_ragged(*where))
 
     return Kernels(
-        "bare kernels", op("convert_vertical_slash_indexes"), op("convert_vertical_slash_indexes_mergehead"), sparse,
-        dense, ragged if "varlen_fwd_sparse" in of else None,
-    )  # fmt: skip
+        "bare kernels",
+        op("convert_vertical_slash_indexes"),
+        op("convert_vertical_slash_indexes_mergehead"),
+        sparse,
+        dense,
+        ragged if "varlen_fwd_sparse" in of else None,
+    )
 
 
 # What the ops take beside the tensors, and what they call it; releases differ in which of these there are.
 _NEUTRAL = {
-    "alibi_slopes": None, "p_dropout": 0.0, "window_size_left": -1, "window_size_right": -1, "softcap": 0.0,
-    "return_softmax": False, "gen": None, "seqused_k": None, "leftpad_k": None, "block_table": None,
+    "alibi_slopes": None,
+    "p_dropout": 0.0,
+    "window_size_left": -1,
+    "window_size_right": -1,
+    "softcap": 0.0,
+    "return_softmax": False,
+    "gen": None,
+    "seqused_k": None,
+    "leftpad_k": None,
+    "block_table": None,
     "zero_tensors": False,
-}  # fmt: skip
+}
 
 
 def _call(op: Any, **given: Any) -> tuple[Tensor, Tensor]:
@@ -168,9 +184,15 @@ FULL = Extent(
     timed=speed.FULL,
 )
 QUICK = replace(
-    FULL, ranks=((7, 1), (10, 2)), lengths=((65, 65), (130, 333)), batches=(2,), rows=2_000, sampled=10,
-    layer=whole.QUICK, timed=None,
-)  # fmt: skip
+    FULL,
+    ranks=((7, 1), (10, 2)),
+    lengths=((65, 65), (130, 333)),
+    batches=(2,),
+    rows=2_000,
+    sampled=10,
+    layer=whole.QUICK,
+    timed=None,
+)
 
 
 def cases(
@@ -396,9 +418,7 @@ def random_lines(
     return oracle.convert(queries, keys, vertical, slash, max(queries), causal, verticals, slashes)
 
 
-def _sparse(
-    bench: Bench, dtype: torch.dtype, causal: bool, heads: int, kv_heads: int, seed: int
-) -> dict[str, Any]:  # fmt: skip
+def _sparse(bench: Bench, dtype: torch.dtype, causal: bool, heads: int, kv_heads: int, seed: int) -> dict[str, Any]:
     worst, calls = Worst(), 0
     for batch, (queries, keys) in itertools.product(bench.extent.batches, bench.extent.lengths):
         problem = bench.problem(dtype, causal, batch, heads, kv_heads, queries, keys, seed + calls)
@@ -432,9 +452,11 @@ def _own_columns(bench: Bench, seed: int) -> dict[str, Any]:
             [torch.randperm(keys, generator=random)[:columns].sort().values for _ in range(batch * heads * shape[-1])]
         )
         only = Converted(
-            torch.zeros(shape, dtype=torch.int32), torch.zeros((*shape, 1), dtype=torch.int32),
-            torch.full(shape, columns, dtype=torch.int32), index.view(*shape, columns).to(torch.int32),
-        )  # fmt: skip
+            torch.zeros(shape, dtype=torch.int32),
+            torch.zeros((*shape, 1), dtype=torch.int32),
+            torch.full(shape, columns, dtype=torch.int32),
+            index.view(*shape, columns).to(torch.int32),
+        )
         problem = Problem(*bench.tensors(dtype, batch, heads, kv_heads, queries, keys, random), only, causal)
         out, lse = bench.run(problem)
         for b in range(batch):

@@ -51,9 +51,14 @@ class Model:
 
 # One of four GPUs that serve the smaller 1M model.
 ONE_OF_FOUR = Model(
-    heads=7, kv_heads=1, dim=128, base=1e7, chunking=oracle.Chunking(262_144, 8_192), original=262_144,
+    heads=7,
+    kv_heads=1,
+    dim=128,
+    base=1e7,
+    chunking=oracle.Chunking(262_144, 8_192),
+    original=262_144,
     dtype=torch.bfloat16,
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +129,15 @@ class Layer:
             }
         self._layer = implementation(modules, shape, config, 1)
         self._rotary = modules.rotary.DualChunkRotaryEmbedding(
-            shape.dim, shape.dim, shape.positions, shape.base, True, shape.dtype, shape.chunking.size,
+            shape.dim,
+            shape.dim,
+            shape.positions,
+            shape.base,
+            True,
+            shape.dtype,
+            shape.chunking.size,
             shape.chunking.local,
-        )  # fmt: skip
+        )
 
     def turn(self, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
         """Rotate: query, key, succ, inter, succ critical, inter critical, each `[tokens, heads * dim]`."""
@@ -164,28 +175,47 @@ class Layer:
 
         return call(
             self.modules.backend.DualChunkFlashAttentionMetadata,
-            num_prefills=prefills, num_prefill_tokens=starts[prefills], num_decode_tokens=starts[-1] - starts[prefills],
+            num_prefills=prefills,
+            num_prefill_tokens=starts[prefills],
+            num_decode_tokens=starts[-1] - starts[prefills],
             slot_mapping=torch.cat([one.slots(count, shape.page) for one, count in work]),
-            multi_modal_placeholder_index_maps=None, enable_kv_scales_calculation=False,
-            seq_lens=lengths, seq_lens_tensor=numbers(lengths), orig_seq_lens=whole,
-            orig_seq_lens_tensor=numbers(whole), max_prefill_seq_len=max(lengths[:prefills], default=0),
+            multi_modal_placeholder_index_maps=None,
+            enable_kv_scales_calculation=False,
+            seq_lens=lengths,
+            seq_lens_tensor=numbers(lengths),
+            orig_seq_lens=whole,
+            orig_seq_lens_tensor=numbers(whole),
+            max_prefill_seq_len=max(lengths[:prefills], default=0),
             max_decode_seq_len=max(lengths[prefills:], default=0),
             context_lens_tensor=numbers([one.done for one, _ in work]),
-            block_tables=table.to(shape.device), use_cuda_graph=False, max_query_len=max(tokens),
-            max_decode_query_len=1, query_start_loc=numbers(starts),
-            seq_start_loc=numbers([0, *itertools.accumulate(lengths)]), block_size=shape.page,
-            original_max_position_embeddings=shape.original, chunk_size=shape.chunking.size,
+            block_tables=table.to(shape.device),
+            use_cuda_graph=False,
+            max_query_len=max(tokens),
+            max_decode_query_len=1,
+            query_start_loc=numbers(starts),
+            seq_start_loc=numbers([0, *itertools.accumulate(lengths)]),
+            block_size=shape.page,
+            original_max_position_embeddings=shape.original,
+            chunk_size=shape.chunking.size,
             local_size=shape.chunking.local,
-        )  # fmt: skip
+        )
 
 
 def implementation(modules: Modules, shape: Shape, config: dict[str, Any], index: int) -> Any:
     """The attention of layer `index`, as the backend makes it for a `dual_chunk_attention_config`."""
     return call(
-        modules.backend.DualChunkFlashAttentionImpl, num_heads=shape.heads, head_size=shape.dim, scale=shape.scale,
-        num_kv_heads=shape.kv_heads, alibi_slopes=None, sliding_window=None, kv_cache_dtype="auto",
-        dual_chunk_attention_config=config, layer_idx=index, prefix=f"model.layers.{index}.self_attn.attn",
-    )  # fmt: skip
+        modules.backend.DualChunkFlashAttentionImpl,
+        num_heads=shape.heads,
+        head_size=shape.dim,
+        scale=shape.scale,
+        num_kv_heads=shape.kv_heads,
+        alibi_slopes=None,
+        sliding_window=None,
+        kv_cache_dtype="auto",
+        dual_chunk_attention_config=config,
+        layer_idx=index,
+        prefix=f"model.layers.{index}.self_attn.attn",
+    )
 
 
 def call(function: Callable[..., Any], **given: Any) -> Any:

@@ -42,8 +42,11 @@ class Plan:
 
 # The sizes are those of most heads in the model's table.
 FULL = Plan(
-    ONE_OF_FOUR, lengths=(32_768, 131_072, 262_144, 524_288, 1_048_576), piece=131_072, sizes=(1000, 6096),
-)  # fmt: skip
+    ONE_OF_FOUR,
+    lengths=(32_768, 131_072, 262_144, 524_288, 1_048_576),
+    piece=131_072,
+    sizes=(1000, 6096),
+)
 
 # How much of a query and of a key is the same everywhere. What is the same depends, once rotated, on the distance
 # alone, so that diagonals beside each other are chosen together, as in trained models; noise scatters them.
@@ -54,11 +57,12 @@ def cases(kernels: Kernels, plan: Plan, device: str) -> list[Case]:
     """One case for each pattern; its figures hold the curve."""
     return [
         Case(
-            f"speed/{name}", f"times of sparse and dense prefill, {name} lines",
+            f"speed/{name}",
+            f"times of sparse and dense prefill, {name} lines",
             partial(_curve, kernels, plan, device, same),
         )
         for name, same in PATTERNS.items()
-    ]  # fmt: skip
+    ]
 
 
 def _curve(kernels: Kernels, plan: Plan, device: str, same: float, seed: int) -> dict[str, Any]:
@@ -68,9 +72,14 @@ def _curve(kernels: Kernels, plan: Plan, device: str, same: float, seed: int) ->
         if device != "cpu":
             torch.cuda.empty_cache()
     return {
-        "curve": curve, "heads": plan.model.heads, "key heads": plan.model.kv_heads, "vertical": plan.sizes[0],
-        "slash": plan.sizes[1], "tokens at once": plan.piece, "dtype": str(plan.model.dtype).rpartition(".")[2],
-    }  # fmt: skip
+        "curve": curve,
+        "heads": plan.model.heads,
+        "key heads": plan.model.kv_heads,
+        "vertical": plan.sizes[0],
+        "slash": plan.sizes[1],
+        "tokens at once": plan.piece,
+        "dtype": str(plan.model.dtype).rpartition(".")[2],
+    }
 
 
 def _prompt(kernels: Kernels, plan: Plan, device: str, same: float, tokens: int, seed: int) -> dict[str, Any]:

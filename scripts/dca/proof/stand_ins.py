@@ -31,9 +31,20 @@ class Functions:
         self.seen: set[torch.dtype] = set()
 
     def flash_attn_varlen_func(
-        self, q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
-        max_seqlen_k: int, softmax_scale: float, causal: bool = False, return_softmax_lse: bool = False, **_more: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float,
+        causal: bool = False,
+        return_softmax_lse: bool = False,
+        **_more: Any,
+    ) -> Any:
         """Dense attention of sequences one behind the other: out `[tokens, heads, dim]`, lse `[heads, tokens]`."""
         self.seen.add(q.dtype)
         out, lse = torch.empty_like(q), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
@@ -48,9 +59,17 @@ class Functions:
         return (out, lse) if return_softmax_lse else out
 
     def flash_attn_with_kvcache(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, *, block_table: Tensor, cache_seqlens: Tensor,
-        softmax_scale: float, return_softmax_lse: bool = False, **_more: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        block_table: Tensor,
+        cache_seqlens: Tensor,
+        softmax_scale: float,
+        return_softmax_lse: bool = False,
+        **_more: Any,
+    ) -> Any:
         """One query per sequence against its pages: out `[batch, 1, heads, dim]`, lse `[batch, heads, 1]`.
 
         A sequence without keys answers NaN: nobody may use what the kernel says of it.
@@ -75,10 +94,20 @@ class Functions:
         return (out, lse) if return_softmax_lse else out
 
     def sparse_attn_func(
-        self, q: Tensor, k: Tensor, v: Tensor, block_count: Tensor, block_offset: Tensor, column_count: Tensor,
-        column_index: Tensor, *, softmax_scale: float, causal: bool = False, return_softmax_lse: bool = False,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        block_count: Tensor,
+        block_offset: Tensor,
+        column_count: Tensor,
+        column_index: Tensor,
+        *,
+        softmax_scale: float,
+        causal: bool = False,
+        return_softmax_lse: bool = False,
         **_more: Any,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Attention over blocks and columns: out as q, lse `[batch, heads, queries]`."""
         self.seen.add(q.dtype)
         converted = Converted(block_count, block_offset, column_count, column_index)
@@ -106,28 +135,57 @@ class Ops:
             cache.view(-1, *cache.shape[2:])[slots.long()] = new.to(cache.dtype)
 
     def convert_vertical_slash_indexes(
-        self, block_count: Tensor, block_offset: Tensor, column_count: Tensor, column_index: Tensor,
-        q_seqlens: Tensor, kv_seqlens: Tensor, vertical: Tensor, slash: Tensor, context_size: int, block_m: int,
-        block_n: int, causal: bool,
-    ) -> None:  # fmt: skip
+        self,
+        block_count: Tensor,
+        block_offset: Tensor,
+        column_count: Tensor,
+        column_index: Tensor,
+        q_seqlens: Tensor,
+        kv_seqlens: Tensor,
+        vertical: Tensor,
+        slash: Tensor,
+        context_size: int,
+        block_m: int,
+        block_n: int,
+        causal: bool,
+    ) -> None:
         """The plain op."""
         into = Converted(block_count, block_offset, column_count, column_index)
         self._convert(into, q_seqlens, kv_seqlens, vertical, slash, (context_size, block_m, block_n), causal)
 
     def convert_vertical_slash_indexes_mergehead(
-        self, block_count: Tensor, block_offset: Tensor, column_count: Tensor, column_index: Tensor,
-        q_seqlens: Tensor, kv_seqlens: Tensor, vertical: Tensor, slash: Tensor, vertical_count: Tensor,
-        slash_count: Tensor, context_size: int, block_m: int, block_n: int, causal: bool,
-    ) -> None:  # fmt: skip
+        self,
+        block_count: Tensor,
+        block_offset: Tensor,
+        column_count: Tensor,
+        column_index: Tensor,
+        q_seqlens: Tensor,
+        kv_seqlens: Tensor,
+        vertical: Tensor,
+        slash: Tensor,
+        vertical_count: Tensor,
+        slash_count: Tensor,
+        context_size: int,
+        block_m: int,
+        block_n: int,
+        causal: bool,
+    ) -> None:
         """The op that takes a number of lines for each head."""
         into = Converted(block_count, block_offset, column_count, column_index)
         counts = (vertical_count.tolist(), slash_count.tolist())
         self._convert(into, q_seqlens, kv_seqlens, vertical, slash, (context_size, block_m, block_n), causal, counts)
 
     def _convert(
-        self, into: Converted, q_seqlens: Tensor, kv_seqlens: Tensor, vertical: Tensor, slash: Tensor,
-        sizes: tuple[int, int, int], causal: bool, counts: Any = (None, None),
-    ) -> None:  # fmt: skip
+        self,
+        into: Converted,
+        q_seqlens: Tensor,
+        kv_seqlens: Tensor,
+        vertical: Tensor,
+        slash: Tensor,
+        sizes: tuple[int, int, int],
+        causal: bool,
+        counts: Any = (None, None),
+    ) -> None:
         for name, tensor in (("vertical", vertical), ("slash", slash)):
             if tensor.dtype != torch.int32:
                 raise Wrong(f"convert_vertical_slash_indexes: {name} indices are {tensor.dtype}")

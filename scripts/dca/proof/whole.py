@@ -62,17 +62,24 @@ class Plan:
 
 # Sizes from the model's table, the largest among them.
 FULL = Plan(
-    ONE_OF_FOUR, lengths={"1-chunk": 262_144, "2-chunks": 524_288, "4-chunks": 1_048_576}, piece=131_072,
-    sizes=(*[(1000, 6096)] * 3, (30, 800), (3048, 8144), (22_032, 18_532), (19_532, 24_528)), threshold=32_768,
+    ONE_OF_FOUR,
+    lengths={"1-chunk": 262_144, "2-chunks": 524_288, "4-chunks": 1_048_576},
+    piece=131_072,
+    sizes=(*[(1000, 6096)] * 3, (30, 800), (3048, 8144), (22_032, 18_532), (19_532, 24_528)),
+    threshold=32_768,
     blocks=8,
-)  # fmt: skip
+)
 # The same in small: four chunks, pieces that are no multiple of anything.
 QUICK = Plan(
-    Model(heads=4, kv_heads=2, dim=128, base=1e6, chunking=oracle.Chunking(2560, 512), original=2560,
-          dtype=torch.bfloat16),
-    lengths={"small": 6_900}, piece=1_990, sizes=((100, 200), (30, 150), (300, 250), (64, 101)), threshold=1000,
+    Model(
+        heads=4, kv_heads=2, dim=128, base=1e6, chunking=oracle.Chunking(2560, 512), original=2560, dtype=torch.bfloat16
+    ),
+    lengths={"small": 6_900},
+    piece=1_990,
+    sizes=((100, 200), (30, 150), (300, 250), (64, 101)),
+    threshold=1000,
     blocks=4,
-)  # fmt: skip
+)
 
 
 def cases(modules: Modules, plan: Plan, device: str, kernel: Kernel) -> list[Case]:
@@ -100,9 +107,14 @@ def _on_gpu(backend: Any) -> Iterator[None]:
 
 
 def _layer(
-    modules: Modules, host: Callable[[], ContextManager[Any]], plan: Plan, device: str, tokens: int, sparse: bool,
+    modules: Modules,
+    host: Callable[[], ContextManager[Any]],
+    plan: Plan,
+    device: str,
+    tokens: int,
+    sparse: bool,
     seed: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     run = Run(modules, host, plan, device, tokens, sparse, seed)
     for begin in range(0, tokens, plan.piece):
         run.prefill(min(begin + plan.piece, tokens))
@@ -122,9 +134,15 @@ class Run:
     """
 
     def __init__(
-        self, modules: Modules, host: Callable[[], ContextManager[Any]], plan: Plan, device: str, tokens: int,
-        sparse: bool, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        modules: Modules,
+        host: Callable[[], ContextManager[Any]],
+        plan: Plan,
+        device: str,
+        tokens: int,
+        sparse: bool,
+        seed: int,
+    ) -> None:
         self.modules, self.host, self.plan, self.sparse = modules, host, plan, sparse
         self.random = torch.Generator(device).manual_seed(seed)
         self.shape = Shape(**vars(plan.model), positions=tokens + 1, device=device)
@@ -227,10 +245,13 @@ class Run:
         some = self._some(len(positions), 64)
         places = oracle.query_positions(positions[some], plan.model.chunking)
         at = {
-            "key": oracle.key_positions(positions[some], plan.model.chunking), "intra": places.intra,
-            "successive": places.successive, "inter": places.inter,
-            "successive critical": places.successive_critical, "inter critical": places.inter_critical,
-        }  # fmt: skip
+            "key": oracle.key_positions(positions[some], plan.model.chunking),
+            "intra": places.intra,
+            "successive": places.successive,
+            "inter": places.inter,
+            "successive critical": places.successive_critical,
+            "inter critical": places.inter_critical,
+        }
         for name, place in at.items():
             x = (k if name == "key" else q)[some].double()
             half = plan.model.dim // 2
@@ -248,9 +269,16 @@ class Run:
         return more.unique()
 
     def _rows(
-        self, turned: dict[str, Tensor], got: Tensor, at: Cached, first: int, after: int,
-        lines: list[list[Stage | None]], scale: float, what: str,
-    ) -> None:  # fmt: skip
+        self,
+        turned: dict[str, Tensor],
+        got: Tensor,
+        at: Cached,
+        first: int,
+        after: int,
+        lines: list[list[Stage | None]],
+        scale: float,
+        what: str,
+    ) -> None:
         """Some rows of some blocks of 64, as the layer's kernels see them."""
         queries = after - first
         for block in self._some(-(-queries // BLOCK), self.plan.blocks).tolist():
@@ -283,9 +311,14 @@ class Run:
         return self._bounded(parts, variants, at, scale, logit)
 
     def _sparse(
-        self, variants: Sequence[Tensor], at: Cached, positions: Tensor, span: tuple[int, int],
-        lines: list[list[Stage | None]], scale: float,
-    ) -> Reference:  # fmt: skip
+        self,
+        variants: Sequence[Tensor],
+        at: Cached,
+        positions: Tensor,
+        span: tuple[int, int],
+        lines: list[list[Stage | None]],
+        scale: float,
+    ) -> Reference:
         group, parts = self.plan.model.heads // self.plan.model.kv_heads, []
         for head in range(self.plan.model.heads):
             intra, successive, inter = (q[:, head].double() for q in variants)
@@ -304,9 +337,16 @@ class Run:
         return bounded(whole, longest, at.largest, len(at.k), scale, dtype, merged=True, logit=logit)
 
     def _lines(
-        self, asked: list[Call], turned: dict[str, Tensor], k: Tensor, first: int, after: int,
-        sizes: list[tuple[int, int]], scale: float, what: str,
-    ) -> list[list[Stage | None]]:  # fmt: skip
+        self,
+        asked: list[Call],
+        turned: dict[str, Tensor],
+        k: Tensor,
+        first: int,
+        after: int,
+        sizes: list[tuple[int, int]],
+        scale: float,
+        what: str,
+    ) -> list[list[Stage | None]]:
         """The lines of every head, by stage, after they were proven to be the right ones."""
         stride, queries = self.plan.model.chunking.stride, after - first
         own = first // stride * stride
@@ -391,9 +431,17 @@ def _conversions(backend: Any) -> Iterator[list[Call]]:
     real = backend.ops.convert_vertical_slash_indexes_mergehead
 
     def listen(
-        q_lengths: Tensor, k_lengths: Tensor, vertical: Tensor, slash: Tensor, vertical_count: Tensor,
-        slash_count: Tensor, context: int, block_m: int, block_n: int, causal: bool,
-    ) -> Any:  # fmt: skip
+        q_lengths: Tensor,
+        k_lengths: Tensor,
+        vertical: Tensor,
+        slash: Tensor,
+        vertical_count: Tensor,
+        slash_count: Tensor,
+        context: int,
+        block_m: int,
+        block_n: int,
+        causal: bool,
+    ) -> Any:
         sizes, counts = (int(q_lengths[0]), int(k_lengths[0])), (vertical_count.tolist(), slash_count.tolist())
         asked.append(Call(*sizes, vertical.cpu(), slash.cpu(), *counts, bool(causal)))
         given = (q_lengths, k_lengths, vertical, slash, vertical_count, slash_count)

@@ -32,9 +32,16 @@ ROUNDS = 20
 
 
 def publish(
-    wheels: Sequence[Path], place: Place, cache: store.Store, reporter: Reporter, *, evidence: Sequence[Path] = (),
-    links_to: str | None = None, url: str | None = None, signers: Sequence[Signer] = (),
-) -> Published:  # fmt: skip
+    wheels: Sequence[Path],
+    place: Place,
+    cache: store.Store,
+    reporter: Reporter,
+    *,
+    evidence: Sequence[Path] = (),
+    links_to: str | None = None,
+    url: str | None = None,
+    signers: Sequence[Signer] = (),
+) -> Published:
     """Publish wheels: all of them, or none when one is refused.
 
     Args:
@@ -195,10 +202,11 @@ def _check_free(wheels: dict[Path, str], known: Known) -> None:
                 continue
             if same:
                 raise DcaError(
-                    "DCA-902", f"{wheel.name} has another name already: {other}.",
+                    "DCA-902",
+                    f"{wheel.name} has another name already: {other}.",
                     why="both names mean the same version, build and tags; pip could not tell the files apart.",
                     remedy="publish one of them, or give the wheel another version.",
-                )  # fmt: skip
+                )
 
 
 def _folded(name: str) -> str:
@@ -302,9 +310,10 @@ def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
         return [known.record(each) for each in sorted(found)]
     if projects:
         raise DcaError(
-            "DCA-903", f"{name} is a version of several packages.",
+            "DCA-903",
+            f"{name} is a version of several packages.",
             remedy="write it as " + " or ".join(f"{project}=={version}" for project in projects) + ".",
-        )  # fmt: skip
+        )
     raise DcaError(
         "DCA-903",
         f"{known.place.name} has no wheel {name}.",

@@ -72,8 +72,9 @@ def read_evidence(path: Path) -> Given:
         size = path.stat().st_size
         content = path.read_bytes() if size <= LARGEST_EVIDENCE else b""
     except OSError as error:
-        raise DcaError("DCA-204", f"--evidence: {path} cannot be read.", why=error.strerror or "",
-                       remedy="name a file.") from None  # fmt: skip
+        raise DcaError(
+            "DCA-204", f"--evidence: {path} cannot be read.", why=error.strerror or "", remedy="name a file."
+        ) from None
     if not content:
         why = f"it has {size:,} bytes; at least one and at most {LARGEST_EVIDENCE:,} are taken."
         raise DcaError("DCA-204", f"--evidence: {path} is no evidence.", why=why, remedy="name a report of a wheel.")
@@ -120,9 +121,10 @@ def share_out(given: Sequence[Given], wheels: dict[Path, str]) -> dict[Path, lis
         for wheel in owners:
             if any(other.kind == one.kind for other in shared[wheel]):
                 raise DcaError(
-                    "DCA-907", f"{wheel.name} is given evidence of the kind `{one.kind}` twice.",
+                    "DCA-907",
+                    f"{wheel.name} is given evidence of the kind `{one.kind}` twice.",
                     remedy="name one file of a kind, or rename one of them: the kind is the beginning of its name.",
-                )  # fmt: skip
+                )
             shared[wheel].append(one)
     return shared
 
@@ -207,17 +209,19 @@ def _refuse(wheel: Path, found: Inspection, sha256: str) -> None:
         problems.append(f"its version names CUDA {named}, its record {found.recorded.cuda}.")
     if "dirty" in local:
         raise DcaError(
-            "DCA-901", f"{wheel.name} is not published: it was made from sources that nobody else can have.",
+            "DCA-901",
+            f"{wheel.name} is not published: it was made from sources that nobody else can have.",
             why="its version says `.dirty`: a local folder was taken as it was.",
             remedy="commit the change or make it a patch, and build again without --dirty.",
-        )  # fmt: skip
+        )
     if problems:
         rest = len(problems) - MOST_PROBLEMS
         raise DcaError(
-            "DCA-901", f"{wheel.name} is not published: what it says of itself is not true.",
+            "DCA-901",
+            f"{wheel.name} is not published: what it says of itself is not true.",
             why="\n".join([*problems[:MOST_PROBLEMS], *([f"and {rest} more."] if rest > 0 else [])]),
             remedy="build it again; `dca inspect` shows all of it.",
-        )  # fmt: skip
+        )
 
 
 def _refuse_failed(wheel: Path, smoke: Smoke, path: Path) -> None:

@@ -77,10 +77,11 @@ class Bucket:
         with _told(self.name):
             if not self._there(layout.SETTINGS):
                 raise DcaError(
-                    "DCA-904", f"{self.name} is not an index that this tool made.",
+                    "DCA-904",
+                    f"{self.name} is not an index that this tool made.",
                     why=f"it has no {layout.SETTINGS}.",
                     remedy="name the place of an index, or an empty one to publish.",
-                )  # fmt: skip
+                )
 
     def signatures(self) -> dict[str, str]:
         """The records by their entity tags."""
@@ -211,10 +212,15 @@ class Bucket:
         with contextlib.ExitStack() as stack:
             body = content if isinstance(content, bytes) else stack.enter_context(content.open("rb"))
             answer = self._client.put_object(
-                Bucket=self._bucket, Key=self._prefix + path, Body=body, ContentType=_kind(path), CacheControl=keep,
-                ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(), Metadata={"sha256": sha256},
+                Bucket=self._bucket,
+                Key=self._prefix + path,
+                Body=body,
+                ContentType=_kind(path),
+                CacheControl=keep,
+                ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
+                Metadata={"sha256": sha256},
                 **condition,
-            )  # fmt: skip
+            )
         return str(answer["ETag"])
 
 
@@ -240,17 +246,20 @@ def _client(endpoint: str | None) -> Any:
         import boto3
     except ImportError:
         raise DcaError(
-            "DCA-103", "boto3 is not installed, and buckets are reached through it.",
+            "DCA-103",
+            "boto3 is not installed, and buckets are reached through it.",
             remedy=machine.install_command("boto3"),
-        ) from None  # fmt: skip
+        ) from None
     with _told(endpoint or "the store"):
         try:
             return boto3.client("s3", endpoint_url=endpoint)
         except ValueError as error:
             raise DcaError(
-                "DCA-201", f"--s3-endpoint {endpoint} is not the URL of a store.", why=str(error),
+                "DCA-201",
+                f"--s3-endpoint {endpoint} is not the URL of a store.",
+                why=str(error),
                 remedy="write it as https://host:port.",
-            ) from None  # fmt: skip
+            ) from None
 
 
 def _errors() -> Any:
@@ -277,7 +286,9 @@ def _told(name: str) -> Iterator[None]:
         yield
     except (BotoCoreError, Boto3Error, ClientError) as error:
         raise DcaError(
-            "DCA-905", f"{name} did not do what was asked.", why=str(error),
+            "DCA-905",
+            f"{name} did not do what was asked.",
+            why=str(error),
             remedy="check the bucket's name, the endpoint (--s3-endpoint or AWS_ENDPOINT_URL) and the credentials "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or a profile); then run the command again.",
-        ) from None  # fmt: skip
+        ) from None

@@ -53,9 +53,11 @@ def check(root: Path) -> Checked:
     """
     if not (root / layout.SETTINGS).is_file():
         raise DcaError(
-            "DCA-904", f"{root} is not an index that this tool made.", why=f"it has no {layout.SETTINGS}.",
+            "DCA-904",
+            f"{root} is not an index that this tool made.",
+            why=f"it has no {layout.SETTINGS}.",
             remedy="name the folder that `dca publish --index` was given.",
-        )  # fmt: skip
+        )
     wrong: list[str] = []
     behind: list[str] = []
     hashes: Hashes = {}

@@ -132,10 +132,11 @@ class Folder:
             # Of a link the bytes may have been changed since they were looked at.
             if (found := store.sha256_file(part)) != sha256:
                 raise DcaError(
-                    "DCA-901", f"{content.name} was changed while it was being published; it was not published.",
+                    "DCA-901",
+                    f"{content.name} was changed while it was being published; it was not published.",
                     why=f"sha256 before {sha256},\nafterwards {found}.",
                     remedy="wait until whatever writes it is done, and run the command again.",
-                )  # fmt: skip
+                )
             self._move(part, target)
 
     def put_record(self, name: str, content: bytes, was: str | None) -> str:  # noqa: ARG002 - nobody else writes

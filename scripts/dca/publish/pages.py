@@ -101,13 +101,15 @@ class _Work:
     """Makes pages from those that are there and the lines that are new."""
 
     def __init__(
-        self, lines: Mapping[str, Line], record: Callable[[str], Record], settings: Settings, before: Table,
+        self,
+        lines: Mapping[str, Line],
+        record: Callable[[str], Record],
+        settings: Settings,
+        before: Table,
         old: Callable[[str], bytes] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._record, self._settings, self._before, self._old = record, settings, before, old
-        self._changed = {
-            name for name, line in lines.items() if not line.signature or before.lines.get(name) != line
-        }  # fmt: skip
+        self._changed = {name for name, line in lines.items() if not line.signature or before.lines.get(name) != line}
         self._sheets = {f"{view}/{project}": order for (view, project), order in _sheets(before.lines).items()}
         self._front = front.order(before.lines)
         # One wheel is on a page of its project in two views.

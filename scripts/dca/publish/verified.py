@@ -112,20 +112,24 @@ class Served:
                 found += [str(file["filename"]) for file in page["files"]]
         except FileNotFoundError:
             raise DcaError(
-                "DCA-904", f"{self.name} is no index that this tool made.",
+                "DCA-904",
+                f"{self.name} is no index that this tool made.",
                 why=f"it has no {layout.ALL}/{layout.JSON}.",
                 remedy="name the URL that the index's folder is served at.",
-            ) from None  # fmt: skip
+            ) from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DcaError(
-                "DCA-111", f"the pages of {self.name} are damaged.", why=f"{error!r}",
+                "DCA-111",
+                f"the pages of {self.name} are damaged.",
+                why=f"{error!r}",
                 remedy="publish to it again, which makes its pages anew.",
-            ) from None  # fmt: skip
+            ) from None
         if odd := [name for name in found if not layout.PLAIN_NAME.fullmatch(name)]:
             raise DcaError(
-                "DCA-111", f"{self.name} shows {odd[0]!r}, which is no name of a wheel.",
+                "DCA-111",
+                f"{self.name} shows {odd[0]!r}, which is no name of a wheel.",
                 remedy="do not install from it.",
-            )  # fmt: skip
+            )
         return sorted(found)
 
     def read(self, path: str) -> bytes:

@@ -127,10 +127,14 @@ def check_transformers(loaded: Loaded, draft: Draft) -> None:
             "correct the recipe's lock_date and run `make locks`.",
         )
     else:
-        draft.checks.append(Check(
-            subject="transformers", found=", ".join(versions), wanted=str(TRANSFORMERS),
-            reason="older ones do not know the models, 5 removed what the tokenizer code reads.",
-        ))  # fmt: skip
+        draft.checks.append(
+            Check(
+                subject="transformers",
+                found=", ".join(versions),
+                wanted=str(TRANSFORMERS),
+                reason="older ones do not know the models, 5 removed what the tokenizer code reads.",
+            )
+        )
 
 
 def check_cuda(request: Request, recipe: Recipe, world: World, draft: Draft) -> bool:

@@ -24,10 +24,17 @@ def full_modules(recipe: Recipe, full: Full, archs: tuple[str, ...], draft: Draf
             continue
         official = members.get(module.path)
         planned = PlannedModule(
-            name=name, path=module.path, origin="compiled", groups=(), sass=sass, ptx=ptx, reached={},
-            reason="from source, by upstream's CMake.", official=official.sha256 if official else "",
+            name=name,
+            path=module.path,
+            origin="compiled",
+            groups=(),
+            sass=sass,
+            ptx=ptx,
+            reached={},
+            reason="from source, by upstream's CMake.",
+            official=official.sha256 if official else "",
             at_least=bool(module.archs),
-        )  # fmt: skip
+        )
         found.append((planned, module.tree))
     if left_out:
         draft.choose("left out", ", ".join(left_out), f"no kernels for {', '.join(archs)}.")

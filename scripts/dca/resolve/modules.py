@@ -79,11 +79,16 @@ def _lean_modules(
         module = recipe.modules[name]
         official = recipe.official_wheel.members.get(module.path) if recipe.official_wheel else None
         planned = PlannedModule(
-            name=name, path=module.path, origin="compiled",
+            name=name,
+            path=module.path,
+            origin="compiled",
             groups=tuple(group for group in groups if recipe.groups[group].module == name),
-            sass=tuple(arch for arch in archs if arch in module.archs), ptx=ptx, reached={}, reason="from source.",
+            sass=tuple(arch for arch in archs if arch in module.archs),
+            ptx=ptx,
+            reached={},
+            reason="from source.",
             official=official.sha256 if official else "",
-        )  # fmt: skip
+        )
         found.append((planned, module.tree))
     return found
 
@@ -100,10 +105,17 @@ def _copied(
     member = recipe.official_wheel.members.get(path) if recipe.official_wheel else None
     sass, ptx = (member.sass, member.ptx) if member else ((), ())
     return PlannedModule(
-        name=name, path=path, origin="copied", groups=groups, sass=sass, ptx=ptx,
-        reached={arch: how_reached(arch, sass, ptx) for arch in archs} if sass or ptx else {}, reason=reason,
-        sha256=member.sha256 if member else "", ops=ops,
-    )  # fmt: skip
+        name=name,
+        path=path,
+        origin="copied",
+        groups=groups,
+        sass=sass,
+        ptx=ptx,
+        reached={arch: how_reached(arch, sass, ptx) for arch in archs} if sass or ptx else {},
+        reason=reason,
+        sha256=member.sha256 if member else "",
+        ops=ops,
+    )
 
 
 def _ops(module: str, recipe: Recipe, groups: tuple[str, ...]) -> dict[str, str]:

@@ -71,10 +71,14 @@ def choose_toolkit(
         f"g++ {compiler.version} at {compiler.path}",
         f"the newest that CUDA {taken.line} accepts (up to gcc {facts.gcc_max}).",
     )
-    draft.checks.append(Check(
-        subject="CUDA", found=taken.version, wanted=", ".join(recipe.cuda.supported),
-        reason=f"torch {recipe.torch.version} is built for CUDA {recipe.torch.cuda}, the same major version.",
-    ))  # fmt: skip
+    draft.checks.append(
+        Check(
+            subject="CUDA",
+            found=taken.version,
+            wanted=", ".join(recipe.cuda.supported),
+            reason=f"torch {recipe.torch.version} is built for CUDA {recipe.torch.cuda}, the same major version.",
+        )
+    )
     return toolkit, compiler, facts
 
 

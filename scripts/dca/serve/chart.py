@@ -77,10 +77,20 @@ def _panel(title: str, found: Outcome, shape: Shape, gpus: Gpus) -> Panel:
     for tokens in lengths(found.settings.length):
         parts = {term.name: term.bytes / GIB for term in held(shape, gpus, found.settings, tokens)}
         total = sum(parts.values())
-        bars.append(Bar(tokens=tokens, parts={name: parts[name] for name, *_ in PARTS if name in parts},
-                        fits=total <= found.usable / GIB))  # fmt: skip
-    return Panel(title=title, card=found.card / GIB, usable=found.usable / GIB, bars=tuple(bars),
-                 starts=found.ends in ("", "ignored", "prompt", "graphs"))  # fmt: skip
+        bars.append(
+            Bar(
+                tokens=tokens,
+                parts={name: parts[name] for name, *_ in PARTS if name in parts},
+                fits=total <= found.usable / GIB,
+            )
+        )
+    return Panel(
+        title=title,
+        card=found.card / GIB,
+        usable=found.usable / GIB,
+        bars=tuple(bars),
+        starts=found.ends in ("", "ignored", "prompt", "graphs"),
+    )
 
 
 def text(shown: tuple[Panel, ...], columns: int = COLUMNS) -> str:
@@ -119,9 +129,14 @@ def svg(shown: tuple[Panel, ...]) -> str:
         panels=[_drawn(panel, most, number) for number, panel in enumerate(shown)],
         legend=[(title, colour) for name, title, colour, _ in PARTS if name in used],
         lines=[(_y(step * n, most), f"{step * n:g}") for n in range(int(most / step) + 1)],
-        width=len(shown) * (WIDTH + GAP) + GAP, height=TOP + HEIGHT + 96, left=LEFT, top=TOP, bottom=TOP + HEIGHT,
-        panel=WIDTH, gap=GAP,
-    )  # fmt: skip
+        width=len(shown) * (WIDTH + GAP) + GAP,
+        height=TOP + HEIGHT + 96,
+        left=LEFT,
+        top=TOP,
+        bottom=TOP + HEIGHT,
+        panel=WIDTH,
+        gap=GAP,
+    )
 
 
 def _y(gib: float, most: float) -> float:
@@ -138,19 +153,33 @@ def _drawn(panel: Panel, most: float, number: int) -> dict[str, object]:
     for place, bar in enumerate(panel.bars):
         at, blocks = 0.0, []
         for name, gib in bar.parts.items():
-            blocks.append({
-                "y": _y(at + gib, most), "height": round(HEIGHT * gib / most, 1), "colour": colours[name][1],
-                "told": f"{bar.tokens:,} tokens: {colours[name][0]} {gib:.1f} GiB",
-            })  # fmt: skip
+            blocks.append(
+                {
+                    "y": _y(at + gib, most),
+                    "height": round(HEIGHT * gib / most, 1),
+                    "colour": colours[name][1],
+                    "told": f"{bar.tokens:,} tokens: {colours[name][0]} {gib:.1f} GiB",
+                }
+            )
             at += gib
-        bars.append({
-            "x": round(start + LEFT + place * each + each * 0.12, 1), "width": round(each * 0.76, 1), "parts": blocks,
-            "label": _short(bar.tokens), "fits": bar.fits, "top": _y(at, most), "total": f"{at:.0f}",
-        })  # fmt: skip
+        bars.append(
+            {
+                "x": round(start + LEFT + place * each + each * 0.12, 1),
+                "width": round(each * 0.76, 1),
+                "parts": blocks,
+                "label": _short(bar.tokens),
+                "fits": bar.fits,
+                "top": _y(at, most),
+                "total": f"{at:.0f}",
+            }
+        )
     return {
-        "title": panel.title + ("" if panel.starts else " (does not start)"), "x": start, "bars": bars,
-        "card": _y(panel.card, most), "card_told": f"{panel.card:g} GiB",
-    }  # fmt: skip
+        "title": panel.title + ("" if panel.starts else " (does not start)"),
+        "x": start,
+        "bars": bars,
+        "card": _y(panel.card, most),
+        "card_told": f"{panel.card:g} GiB",
+    }
 
 
 def _short(tokens: int) -> str:

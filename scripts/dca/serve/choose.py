@@ -37,12 +37,18 @@ def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
     """The settings that the model's documents name: everything that they do not is vLLM's own default."""
     batched = DOCUMENTED_BATCH if shape.dual_chunk else length if length <= CHUNKED_FROM else PLAIN_CHUNK
     return Settings(
-        tp=tp, pp=asked.pp, length=length, batched=asked.batched or batched,
+        tp=tp,
+        pp=asked.pp,
+        length=length,
+        batched=asked.batched or batched,
         sequences=asked.sequences or (1 if shape.dual_chunk else PLAIN_SEQUENCES),
-        utilization=asked.utilization or UTILIZATION, blocks=asked.blocks, eager=shape.dual_chunk and not asked.graphs,
-        block_size=asked.block_size, watermark=0.0 if asked.v1 and not shape.dual_chunk else memory.WATERMARK,
+        utilization=asked.utilization or UTILIZATION,
+        blocks=asked.blocks,
+        eager=shape.dual_chunk and not asked.graphs,
+        block_size=asked.block_size,
+        watermark=0.0 if asked.v1 and not shape.dual_chunk else memory.WATERMARK,
         cache_width=1 if asked.kv_cache_dtype.startswith("fp8") else memory.HALF,
-    )  # fmt: skip
+    )
 
 
 def choose(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Outcome:

@@ -74,10 +74,22 @@ class Launch(Document):
 
 
 def launch(
-    plan: ServePlan, gpus: Gpus, *, folder: bool, name: str = "", host: str = "", port: int = 8000,
-    api_key: bool = False, tools: str = "", chat_template: str = "", modelscope: bool = False, visible: str = "",
-    image: str = "",     program: str = "vllm", alloc: str = "",
-) -> Launch:  # fmt: skip
+    plan: ServePlan,
+    gpus: Gpus,
+    *,
+    folder: bool,
+    name: str = "",
+    host: str = "",
+    port: int = 8000,
+    api_key: bool = False,
+    tools: str = "",
+    chat_template: str = "",
+    modelscope: bool = False,
+    visible: str = "",
+    image: str = "",
+    program: str = "vllm",
+    alloc: str = "",
+) -> Launch:
     """What is started for a plan.
 
     Args:
@@ -110,11 +122,21 @@ def launch(
         environment["PYTORCH_CUDA_ALLOC_CONF"] = alloc
     best = plan.best.settings
     return Launch(
-        model=plan.served, folder=folder, flags=tuple(flags), environment=environment, host=host, port=port,
-        api_key=api_key, machines=gpus.machines, each=gpus.each,
-        used=math.ceil(best.tp * best.pp / gpus.machines), visible=visible, image=image or "dca-serve", program=program,
+        model=plan.served,
+        folder=folder,
+        flags=tuple(flags),
+        environment=environment,
+        host=host,
+        port=port,
+        api_key=api_key,
+        machines=gpus.machines,
+        each=gpus.each,
+        used=math.ceil(best.tp * best.pp / gpus.machines),
+        visible=visible,
+        image=image or "dca-serve",
+        program=program,
         title=f"{plan.model} on {plan.gpus}, by {plan.recipe}",
-    )  # fmt: skip
+    )
 
 
 def shell(one: Launch) -> str:
@@ -122,9 +144,10 @@ def shell(one: Launch) -> str:
     lines = [f"# {one.title}"]
     if not one.folder:
         source, into = (
-            ("modelscope download --model", "--local_dir") if "VLLM_USE_MODELSCOPE" in one.environment
+            ("modelscope download --model", "--local_dir")
+            if "VLLM_USE_MODELSCOPE" in one.environment
             else ("huggingface-cli download", "--local-dir")
-        )  # fmt: skip
+        )
         lines.append(f"# to download it first: {source} {shlex.quote(one.model)} {into} DIR, and serve DIR")
     if one.machines > 1:
         return "\n".join([*lines, *_ray_shell(one)])
@@ -154,14 +177,17 @@ def _broken(argv: list[str]) -> str:
 def _ray_shell(one: Launch) -> list[str]:
     return [
         f"# 1. on every machine, before ray starts: its workers get ray's environment. {one.each} GPUs each.",
-        *_exports(one), "",
+        *_exports(one),
+        "",
         "# 2. on the first machine",
-        f"ray start --head --port={RAY_PORT}", "",
+        f"ray start --head --port={RAY_PORT}",
+        "",
         f"# 3. on {_others(one)}, with HEAD_ADDRESS set to the first one's",
-        f'ray start --address="$HEAD_ADDRESS:{RAY_PORT}"', "",
+        f'ray start --address="$HEAD_ADDRESS:{RAY_PORT}"',
+        "",
         f"# 4. on the first machine, when `ray status` shows {one.machines * one.each} GPUs",
         _broken(one.argv),
-    ]  # fmt: skip
+    ]
 
 
 def docker(one: Launch) -> str:
@@ -175,8 +201,12 @@ def docker(one: Launch) -> str:
     common += ["--gpus", f'"device={one.visible}"' if one.visible else "all", "--ipc=host"]
     mount = ["-v", f"{one.model}:{where}:ro"] if one.folder else ["-v", f"model-cache:{HUB_FOLDER}"]
     # CUDA counts the GPUs that the container sees.
-    given = [word for name, value in one.environment.items() if name != "CUDA_VISIBLE_DEVICES"
-             for word in ("-e", f"{name}={value}")]  # fmt: skip
+    given = [
+        word
+        for name, value in one.environment.items()
+        if name != "CUDA_VISIBLE_DEVICES"
+        for word in ("-e", f"{name}={value}")
+    ]
     given += ["-e", API_KEY] if one.api_key else []
     if one.machines == 1:
         words = [*common, "-p", f"{one.port}:{one.port}", *mount, *given]
@@ -185,12 +215,19 @@ def docker(one: Launch) -> str:
     head = [one.image, "ray", "start", "--head", f"--port={RAY_PORT}", "--block"]
     worker = [one.image, "ray", "start", f"--address=$HEAD_ADDRESS:{RAY_PORT}", "--block"]
     serve = ["docker", "exec", f"serve-{one.label}", "vllm", *one.words(where)]
-    return "\n".join([
-        *lines, "# 1. on the first machine", _docker_broken(common, head), "",
-        f"# 2. on {_others(one)}, with HEAD_ADDRESS set to the first one's",
-        _docker_broken(common, worker).replace(shlex.quote(worker[-2]), f'"{worker[-2]}"'), "",
-        "# 3. on the first machine", _docker_broken(serve[:3], serve[3:]),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            "# 1. on the first machine",
+            _docker_broken(common, head),
+            "",
+            f"# 2. on {_others(one)}, with HEAD_ADDRESS set to the first one's",
+            _docker_broken(common, worker).replace(shlex.quote(worker[-2]), f'"{worker[-2]}"'),
+            "",
+            "# 3. on the first machine",
+            _docker_broken(serve[:3], serve[3:]),
+        ]
+    )
 
 
 def _docker_broken(words: list[str], inner: list[str]) -> str:
@@ -227,10 +264,17 @@ def systemd(one: Launch) -> str:
         }
     environment = [_systemd(f"{name}={value}") for name, value in one.environment.items()]
     return "\n".join(
-        _rendered("unit.service", one, unit=name, environment=environment, several=one.machines > 1,
-                  start=" ".join(map(_systemd, words)), others=_others(one))
+        _rendered(
+            "unit.service",
+            one,
+            unit=name,
+            environment=environment,
+            several=one.machines > 1,
+            start=" ".join(map(_systemd, words)),
+            others=_others(one),
+        )
         for name, words in units.items()
-    )  # fmt: skip
+    )
 
 
 def _systemd(word: str) -> str:
@@ -253,15 +297,27 @@ def k8s(one: Launch) -> str:
     )
     follow = f"exec ray start --address={head}:{RAY_PORT} --block"
     return _rendered(
-        "cluster.yaml", one, where=where, environment=environment, argv=argv, lead=lead, follow=follow,
+        "cluster.yaml",
+        one,
+        where=where,
+        environment=environment,
+        argv=argv,
+        lead=lead,
+        follow=follow,
         pods=f"serve-{one.label}",
-    )  # fmt: skip
+    )
 
 
 def python(one: Launch) -> str:
     """A script for offline use, with the model's chat template and the sampling that its publisher recommends."""
-    left_out = ("--served-model-name", "--host", "--port", "--enable-auto-tool-choice", "--tool-call-parser",
-                "--chat-template")  # fmt: skip
+    left_out = (
+        "--served-model-name",
+        "--host",
+        "--port",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser",
+        "--chat-template",
+    )
     arguments = [(name[2:].replace("-", "_"), _literal(value)) for name, value in one.flags if name not in left_out]
     return _rendered("offline.py", one, arguments=arguments)
 
@@ -276,17 +332,25 @@ def _rendered(template_name: str, one: Launch, **more: object) -> str:
     import jinja2
 
     template = jinja2.Environment(
-        autoescape=False, trim_blocks=True, lstrip_blocks=True,  # noqa: S701 - no HTML
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=False,
-    )  # fmt: skip
+        autoescape=False,  # noqa: S701 - no HTML
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=False,
+    )
     template.filters["quoted"] = lambda value: json.dumps(str(value), ensure_ascii=False)
     text = (TEMPLATES / f"{template_name}.jinja").read_text(encoding="utf-8")
     return template.from_string(text).render(one=one, ray_port=RAY_PORT, key=API_KEY, hub=HUB_FOLDER, **more)
 
 
 FORMATS: dict[str, Callable[[Launch], str]] = {
-    "shell": shell, "docker": docker, "dockerfile": dockerfile, "systemd": systemd, "k8s": k8s, "python": python,
-}  # fmt: skip
+    "shell": shell,
+    "docker": docker,
+    "dockerfile": dockerfile,
+    "systemd": systemd,
+    "k8s": k8s,
+    "python": python,
+}
 
 
 def reasons(flags: Iterable[Flag]) -> list[str]:

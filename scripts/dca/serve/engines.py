@@ -54,9 +54,10 @@ def load_all(folder: Path | None = None) -> tuple[Engine, ...]:
         engine = datafile.load(Engine, path)
         if engine.recipe != path.stem:
             raise DcaError(
-                "DCA-202", f"{path}: the recipe is `{engine.recipe}`, the file's name is `{path.stem}`.",
+                "DCA-202",
+                f"{path}: the recipe is `{engine.recipe}`, the file's name is `{path.stem}`.",
                 remedy="give both the same name.",
-            )  # fmt: skip
+            )
         found.append(engine)
     return tuple(found)
 
@@ -71,9 +72,10 @@ def of(recipe: str) -> Engine:
         if engine.recipe == recipe:
             return engine
     raise DcaError(
-        "DCA-203", f"build/serving does not say what {recipe} is started with.",
+        "DCA-203",
+        f"build/serving does not say what {recipe} is started with.",
         remedy=f"choose one of {', '.join(one.recipe for one in load_all())} with --recipe.",
-    )  # fmt: skip
+    )
 
 
 def choose(shape: Shape, known: tuple[Loaded, ...], name: str | None = None) -> Engine:

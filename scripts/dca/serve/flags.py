@@ -46,12 +46,16 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
         yield Flag(name="--tensor-parallel-size", value=str(settings.tp), reason=_reason_tp(subject, settings))
     if settings.pp > 1:
         yield Flag(
-            name="--pipeline-parallel-size", value=str(settings.pp),
+            name="--pipeline-parallel-size",
+            value=str(settings.pp),
             reason=f"{memory.layers(shape, settings.layout)} of {shape.layers} layers on each stage.",
-        )  # fmt: skip
+        )
     if subject.gpus.machines > 1:
-        yield Flag(name="--distributed-executor-backend", value="ray",
-                   reason=f"the GPUs are in {subject.gpus.machines} machines.")  # fmt: skip
+        yield Flag(
+            name="--distributed-executor-backend",
+            value="ray",
+            reason=f"the GPUs are in {subject.gpus.machines} machines.",
+        )
     reason = _reason_length(shape, settings.length, shortened=shortened)
     yield Flag(name="--max-model-len", value=str(settings.length), reason=reason)
     if asked.quantization and asked.quantization != subject.published.quantized.method:
@@ -93,34 +97,40 @@ def _memory_flags(subject: Subject, planned: Outcome) -> Iterator[Flag]:
     if dual or chunked:
         yield Flag(
             name="--enable-chunked-prefill",
-            reason="prompts past one chunk are computed wrongly in one piece." if dual
+            reason="prompts past one chunk are computed wrongly in one piece."
+            if dual
             else "prompts are computed in pieces, which need less memory.",
-        )  # fmt: skip
+        )
     default = settings.length if settings.length <= CHUNKED_FROM else PLAIN_CHUNK
     if dual or settings.batched != default:
         yield Flag(name="--max-num-batched-tokens", value=str(settings.batched), reason=_reason_batch(planned, shape))
     if settings.eager:
         yield Flag(
             name="--enforce-eager",
-            reason="dual chunk attention does not run in CUDA graphs." if dual
+            reason="dual chunk attention does not run in CUDA graphs."
+            if dual
             else "CUDA graphs take 1 to 3 GiB more, which are not there; decoding is slower without.",
-        )  # fmt: skip
+        )
     if settings.sequences != PLAIN_SEQUENCES:
         yield Flag(
-            name="--max-num-seqs", value=str(settings.sequences),
-            reason="one request of this length at a time; the KV cache has room for no more." if dual
-            and subject.asked.sequences is None else "asked for.",
-        )  # fmt: skip
+            name="--max-num-seqs",
+            value=str(settings.sequences),
+            reason="one request of this length at a time; the KV cache has room for no more."
+            if dual and subject.asked.sequences is None
+            else "asked for.",
+        )
     if settings.blocks is not None:
         yield Flag(
             name="--num-gpu-blocks-override", value=str(settings.blocks), reason=_reason_blocks(planned, subject)
         )
     elif settings.utilization != UTILIZATION:
         yield Flag(
-            name="--gpu-memory-utilization", value=f"{settings.utilization:g}",
-            reason="asked for." if subject.asked.utilization else
-            f"{UTILIZATION:g} leaves too little for the KV cache of {settings.length:,} tokens.",
-        )  # fmt: skip
+            name="--gpu-memory-utilization",
+            value=f"{settings.utilization:g}",
+            reason="asked for."
+            if subject.asked.utilization
+            else f"{UTILIZATION:g} leaves too little for the KV cache of {settings.length:,} tokens.",
+        )
 
 
 def _reason_batch(planned: Outcome, shape: Shape) -> str:

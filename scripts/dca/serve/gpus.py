@@ -115,8 +115,13 @@ def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
         names.append(card.name)
     if not 0 < count * machines <= MOST_GPUS or any(int(match) == 0 for match in re.findall(r"(?<![\w.])(\d+)x", text)):
         raise _wrong(text)
-    return Gpus(count=count * machines, machines=machines, memory_gib=memory, archs=tuple(dict.fromkeys(archs)),
-                names=tuple(dict.fromkeys(names)))  # fmt: skip
+    return Gpus(
+        count=count * machines,
+        machines=machines,
+        memory_gib=memory,
+        archs=tuple(dict.fromkeys(archs)),
+        names=tuple(dict.fromkeys(names)),
+    )
 
 
 def _card(name: str, known: Known) -> KnownCard:
@@ -129,18 +134,21 @@ def _card(name: str, known: Known) -> KnownCard:
     names = [card.name for card in known.cards]
     near = [card.name for card in alike] or difflib.get_close_matches(name.upper(), names, n=2)
     raise DcaError(
-        "DCA-201", f"--gpus: {'which' if alike else 'there is no'} `{name}`{'?' if alike else '.'}",
+        "DCA-201",
+        f"--gpus: {'which' if alike else 'there is no'} `{name}`{'?' if alike else '.'}",
         why=f"known are {', '.join(names)}.",
         remedy=f"{' or '.join(near)}; or give its memory in GiB: 4x80." if near else "give its memory in GiB: 4x80.",
-    )  # fmt: skip
+    )
 
 
 def _no_size(number: str, known: Known) -> DcaError:
     named = [card.name for card in known.cards if card.name.endswith(f"-{number}")]
     return DcaError(
-        "DCA-201", f"--gpus: no GPU has {number} GiB.", why="a number is the memory of each GPU in GiB.",
+        "DCA-201",
+        f"--gpus: no GPU has {number} GiB.",
+        why="a number is the memory of each GPU in GiB.",
         remedy=f"{' or '.join(named)}, if that is its name." if named else "give its memory in GiB: 4x80.",
-    )  # fmt: skip
+    )
 
 
 def _wrong(text: str) -> DcaError:
@@ -165,11 +173,15 @@ def here(seen: nvidia.Seen | None = None, chosen: str | None = None) -> Gpus:
     if not cards:
         why = found.problem or (f"{VISIBLE} leaves none of them." if found.hidden else "no driver tells of one.")
         raise DcaError(
-            "DCA-103", "there is no GPU here to plan for.", why=why,
+            "DCA-103",
+            "there is no GPU here to plan for.",
+            why=why,
             remedy="name the server's: --gpus 4x80 for four of 80 GiB.",
-        )  # fmt: skip
+        )
     return Gpus(
-        count=len(cards), memory_gib=round(min(card.memory_gb for card in cards) * 1e9 / GIB, 2),
-        archs=tuple(dict.fromkeys(card.arch for card in cards)), found=True,
+        count=len(cards),
+        memory_gib=round(min(card.memory_gb for card in cards) * 1e9 / GIB, 2),
+        archs=tuple(dict.fromkeys(card.arch for card in cards)),
+        found=True,
         names=tuple(dict.fromkeys(card.name for card in cards)),
-    )  # fmt: skip
+    )

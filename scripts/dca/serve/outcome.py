@@ -220,11 +220,15 @@ def outcome(shape: Shape, gpus: Gpus, settings: Settings) -> Outcome:
         return sum(amounts(shape, gpus, settings, prompt).values()) > usable
 
     return Outcome(
-        settings=settings, terms=held(shape, gpus, settings, settings.length), card=gpus.memory_gib * GIB,
-        usable=usable, cache_tokens=cache_tokens(shape, gpus, settings),
-        prompt_tokens=prompt_tokens(shape, gpus, settings), ends=ends,
+        settings=settings,
+        terms=held(shape, gpus, settings, settings.length),
+        card=gpus.memory_gib * GIB,
+        usable=usable,
+        cache_tokens=cache_tokens(shape, gpus, settings),
+        prompt_tokens=prompt_tokens(shape, gpus, settings),
+        ends=ends,
         fails_at=first(too_much, 1, settings.length) if ends == "prompt" else None,
-    )  # fmt: skip
+    )
 
 
 def first(holds: Callable[[int], bool], low: int, high: int) -> int:

@@ -100,15 +100,26 @@ def make(subject: Subject, served: str) -> ServePlan:
         findings = (*findings, _unfit(subject, planned, longest))
         findings = tuple(sorted(findings, key=lambda one: one.severity != "error"))
     return ServePlan(
-        model=shape.name, served=served, recipe=subject.engine.recipe, gpus=gpus.told, gpu_count=gpus.count,
-        gpu_gib=gpus.memory_gib, documented=documented, planned=planned, instead=instead, longest=longest,
-        longest_batched=batched, binding=_binding(shape, at_limit or planned), minimum_gb=shape.minimum_gb,
+        model=shape.name,
+        served=served,
+        recipe=subject.engine.recipe,
+        gpus=gpus.told,
+        gpu_count=gpus.count,
+        gpu_gib=gpus.memory_gib,
+        documented=documented,
+        planned=planned,
+        instead=instead,
+        longest=longest,
+        longest_batched=batched,
+        binding=_binding(shape, at_limit or planned),
+        minimum_gb=shape.minimum_gb,
         needed_gb=needed(planned) / 1e9,
         flags=tuple(flags(subject, instead or planned, shortened=instead is not None)),
         environment=tuple(environment(subject)),
-        ways=tuple(ways.ways(shape, gpus, asked, length, tp)), findings=findings,
+        ways=tuple(ways.ways(shape, gpus, asked, length, tp)),
+        findings=findings,
         notes=tuple(_notes(subject, documented, planned)),
-    )  # fmt: skip
+    )
 
 
 def needed(found: Outcome) -> float:
@@ -195,9 +206,14 @@ def lengths(most: int, count: int = 8) -> tuple[int, ...]:
 
 
 def subject_of(
-    model: str, asked: Asked, *, gpus: Gpus, recipe: str | None = None, wheel: Path | None = None,
+    model: str,
+    asked: Asked,
+    *,
+    gpus: Gpus,
+    recipe: str | None = None,
+    wheel: Path | None = None,
     env: Mapping[str, str] | None = None,
-) -> tuple[Subject, str]:  # fmt: skip
+) -> tuple[Subject, str]:
     """All that a plan counts on, and what to hand to the engine as the model.
 
     Args:
@@ -221,10 +237,19 @@ def subject_of(
     asked = replace(asked, v1=engine.is_v1(wanted, env or {}))
     settings = Settings(length=1, batched=1)
     subject = Subject(
-        shape=wanted, published=published, gpus=gpus, settings=settings, asked=asked, engine=engine,
-        recipe=recipes.find(engine.recipe, known), file=file, wheel=found, wheel_file=wheel, known=known,
+        shape=wanted,
+        published=published,
+        gpus=gpus,
+        settings=settings,
+        asked=asked,
+        engine=engine,
+        recipe=recipes.find(engine.recipe, known),
+        file=file,
+        wheel=found,
+        wheel_file=wheel,
+        known=known,
         env=dict(env or {}),
-    )  # fmt: skip
+    )
     if file is not None:
         return subject, str(file.parent.absolute())
     # With an organisation before it the user has named the hub's own.

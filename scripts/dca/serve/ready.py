@@ -31,18 +31,26 @@ def python_of(subject: Subject, given: Path | None, cache: Store) -> Path:
     there = _looked(subject, None, cache).environment
     if there is None:
         raise DcaError(
-            "DCA-103", "no environment is active, and none was made yet.",
+            "DCA-103",
+            "no environment is active, and none was made yet.",
             remedy="make env WHEEL=FILE, and activate it or name its Python with --python.",
-        )  # fmt: skip
+        )
     return there[0].absolute()
 
 
 def _looked(subject: Subject, python: Path | None, cache: Store) -> doctor.Subject:
     folder = subject.file.parent if subject.file is not None else None
     return doctor.Subject(
-        purpose="serve", recipes=(subject.recipe,), network=Probes({}, 0.6), cache=cache.root, python=python,
-        model=folder, dual_chunk=subject.shape.dual_chunk, dtype=subject.dtype, env={**os.environ, **subject.env},
-    )  # fmt: skip
+        purpose="serve",
+        recipes=(subject.recipe,),
+        network=Probes({}, 0.6),
+        cache=cache.root,
+        python=python,
+        model=folder,
+        dual_chunk=subject.shape.dual_chunk,
+        dtype=subject.dtype,
+        env={**os.environ, **subject.env},
+    )
 
 
 def check(
@@ -69,18 +77,21 @@ def check(
         report = doctor.examine(_looked(subject, python, cache), entries)
         if report.wrong:
             raise DcaError(
-                "DCA-105", f"doctor finds {len(report.wrong)} things wrong; nothing was started.",
+                "DCA-105",
+                f"doctor finds {len(report.wrong)} things wrong; nothing was started.",
                 why="\n".join(f"{one.code}: {one.found}" for one in report.wrong),
                 remedy="\n".join(dict.fromkeys(one.remedy for one in report.wrong)),
-            )  # fmt: skip
+            )
     if "config" not in skipped and subject.file is not None:
         reporter.stage("config", configs.readable(subject.file))
         errors = configs.check(subject.file.parent, ranks=subject.settings.tp).errors
         if errors:
             raise DcaError(
-                errors[0].code, "the model's config.json is not right; nothing was started.",
-                why="\n".join(one.what for one in errors), remedy=errors[0].remedy,
-            )  # fmt: skip
+                errors[0].code,
+                "the model's config.json is not right; nothing was started.",
+                why="\n".join(one.what for one in errors),
+                remedy=errors[0].remedy,
+            )
     if "smoke" not in skipped and subject.shape.dual_chunk:
         _smoke(subject, python, cache, reporter, wheels)
 
@@ -88,15 +99,23 @@ def check(
 def _smoke(subject: Subject, python: Path, cache: Store, reporter: Reporter, wheels: Sequence[Path]) -> None:
     wheel = subject.wheel_file or _wheel(python, wheels)
     level: smoke.Level = "gpu" if subject.gpus.found else "cpu"
-    request = smoke.Request(wheel=wheel, level=level, quick=True, python=python, words=(str(wheel), "--quick"),
-                            visible=subject.env.get(gpus.VISIBLE))  # fmt: skip
+    request = smoke.Request(
+        wheel=wheel,
+        level=level,
+        quick=True,
+        python=python,
+        words=(str(wheel), "--quick"),
+        visible=subject.env.get(gpus.VISIBLE),
+    )
     found = smoke.smoke(request, recipes.load_all(), cache, reporter)
     failed = [case for case in found.cases if not case.passed]
     if failed:
         raise DcaError(
-            "DCA-801", f"{len(failed)} of {len(found.cases)} cases of the smoke test fail; nothing was started.",
-            why="\n".join(f"{case.name}: {case.detail}" for case in failed[:5]), remedy=failed[0].repeat,
-        )  # fmt: skip
+            "DCA-801",
+            f"{len(failed)} of {len(found.cases)} cases of the smoke test fail; nothing was started.",
+            why="\n".join(f"{case.name}: {case.detail}" for case in failed[:5]),
+            remedy=failed[0].repeat,
+        )
 
 
 def _wheel(python: Path, wheels: Sequence[Path]) -> Path:
@@ -106,7 +125,8 @@ def _wheel(python: Path, wheels: Sequence[Path]) -> Path:
     fitting = [path for path in wheels if version and path.name.startswith(f"vllm-{version}-")]
     if not fitting:
         raise DcaError(
-            "DCA-204", f"no wheel of version {version or 'of this environment'} is here to prove.",
+            "DCA-204",
+            f"no wheel of version {version or 'of this environment'} is here to prove.",
             remedy="name it with --wheel, or --skip smoke when it was proven elsewhere.",
-        )  # fmt: skip
+        )
     return max(fitting, key=lambda path: path.stat().st_mtime)

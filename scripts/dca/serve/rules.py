@@ -118,13 +118,16 @@ def heads(subject: Subject) -> Iterator[Finding]:
     if tp not in allowed:
         fitting = [one for one in allowed if one * pp <= subject.gpus.count]
         yield _error(
-            "DCA-131", f"{shape.heads} heads and {shape.kv_heads} key heads cannot be shared by {tp} GPUs.",
+            "DCA-131",
+            f"{shape.heads} heads and {shape.kv_heads} key heads cannot be shared by {tp} GPUs.",
             f"--tensor-parallel-size {' or '.join(map(str, fitting))}." if fitting else smaller,
-        )  # fmt: skip
+        )
     if tp * pp > subject.gpus.count:
         yield _error(
-            "DCA-131", f"{tp} x {pp} ranks want as many GPUs, and there are {subject.gpus.count}.", smaller,
-        )  # fmt: skip
+            "DCA-131",
+            f"{tp} x {pp} ranks want as many GPUs, and there are {subject.gpus.count}.",
+            smaller,
+        )
 
 
 def groups(subject: Subject) -> Iterator[Finding]:
@@ -132,15 +135,18 @@ def groups(subject: Subject) -> Iterator[Finding]:
     tp = subject.settings.tp
     for what, size in _broken(subject.shape, tp):
         fitting = [
-            str(one) for one in range(1, tp)
+            str(one)
+            for one in range(1, tp)
             if can_share(subject.shape.heads, subject.shape.kv_heads, one) and not any(_broken(subject.shape, one))
-        ]  # fmt: skip
+        ]
         remedy = f"--tensor-parallel-size {' or '.join(fitting)}, " if fitting else ""
         yield _error(
-            "DCA-151", f"{what} of {size:,} divided over {tp} GPUs is no whole number of groups of "
-            f"{subject.shape.quantized.group}: vLLM stops with \"The input size is not aligned with the quantized "
-            'weight shape".', f"{remedy}or weights of another group size, or that are not quantized.",
-        )  # fmt: skip
+            "DCA-151",
+            f"{what} of {size:,} divided over {tp} GPUs is no whole number of groups of "
+            f'{subject.shape.quantized.group}: vLLM stops with "The input size is not aligned with the quantized '
+            'weight shape".',
+            f"{remedy}or weights of another group size, or that are not quantized.",
+        )
 
 
 def _broken(shape: Shape, tp: int) -> Iterator[tuple[str, int]]:
@@ -164,26 +170,31 @@ def abilities(subject: Subject) -> Iterator[Finding]:
         least = OLDEST_DTYPE.get(subject.dtype)
         if least and order(arch) < order(least):
             yield _error(
-                "DCA-152", f"compute capability {arch} has no {subject.dtype}, which the model is in.",
+                "DCA-152",
+                f"compute capability {arch} has no {subject.dtype}, which the model is in.",
                 "--dtype half; watch for answers of exclamation marks, which are float16 overflowing.",
-            )  # fmt: skip
+            )
         method = subject.shape.quantized.method
         if method in OLDEST and order(arch) < order(OLDEST[method]):
             yield _error(
-                "DCA-152", f"{method} weights have no kernels for compute capability {arch}; they want "
-                f"{OLDEST[method]} or later.",
+                "DCA-152",
+                f"{method} weights have no kernels for compute capability {arch}; they want {OLDEST[method]} or later.",
                 "GPTQ weights, or the model's own." if method == "awq" else "weights that are not quantized.",
-            )  # fmt: skip
+            )
         if method == "fp8" and (8, 0) <= order(arch) < FP8_ARITHMETIC:
             yield _warning(
-                "DCA-152", f"compute capability {arch} has no FP8 arithmetic: weights are unpacked in every step, by "
-                "kernels (Marlin) that only the full profile has.", "build it with --profile full.",
-            )  # fmt: skip
+                "DCA-152",
+                f"compute capability {arch} has no FP8 arithmetic: weights are unpacked in every step, by "
+                "kernels (Marlin) that only the full profile has.",
+                "build it with --profile full.",
+            )
     if subject.dtype == "float16" and subject.shape.dtype == "bfloat16" and not subject.shape.quantized.method:
         yield _warning(
-            "DCA-152", "the model was made for bfloat16, and its activations may overflow in float16: answers of "
-            "exclamation marks.", "--dtype bfloat16 where the GPU has it (compute capability 8.0 or later).",
-        )  # fmt: skip
+            "DCA-152",
+            "the model was made for bfloat16, and its activations may overflow in float16: answers of "
+            "exclamation marks.",
+            "--dtype bfloat16 where the GPU has it (compute capability 8.0 or later).",
+        )
 
 
 def kernels(subject: Subject) -> Iterator[Finding]:
@@ -194,15 +205,17 @@ def kernels(subject: Subject) -> Iterator[Finding]:
     for arch in subject.gpus.archs:
         if arch not in there:
             yield _error(
-                "DCA-153", f"the kernels of dual chunk attention run on compute capability "
+                "DCA-153",
+                f"the kernels of dual chunk attention run on compute capability "
                 f"{', '.join(sorted(there, key=order))}, not on {arch}.",
                 "another GPU; or do without, up to 262,144 tokens: dca config drop-dca DIR --out DIR2.",
-            )  # fmt: skip
+            )
     if subject.dtype not in KERNEL_DTYPES:
         yield _error(
-            "DCA-153", f"the kernels of dual chunk attention compute in bfloat16 and float16, not in {subject.dtype}.",
+            "DCA-153",
+            f"the kernels of dual chunk attention compute in bfloat16 and float16, not in {subject.dtype}.",
             "--dtype bfloat16.",
-        )  # fmt: skip
+        )
 
 
 def refused(subject: Subject) -> Iterator[Finding]:
@@ -212,26 +225,31 @@ def refused(subject: Subject) -> Iterator[Finding]:
         return
     if asked.kv_cache_dtype.startswith("fp8"):
         yield _error(
-            "DCA-154", f"--kv-cache-dtype {asked.kv_cache_dtype}: the kernels of dual chunk attention read 16-bit keys "
+            "DCA-154",
+            f"--kv-cache-dtype {asked.kv_cache_dtype}: the kernels of dual chunk attention read 16-bit keys "
             "and would take the bytes for numbers.",
             f"leave it out; for the weights {fewer}." if (fewer := fp8(subject)) else "leave it out.",
-        )  # fmt: skip
+        )
     if asked.prefix_caching and shape.original and subject.settings.length > shape.original:
         yield _error(
-            "DCA-154", f"prefix caching beyond the original length of {shape.original:,} tokens: keys are scaled by "
+            "DCA-154",
+            f"prefix caching beyond the original length of {shape.original:,} tokens: keys are scaled by "
             "the length of their request before they are cached, so that another request would reuse a wrong scale.",
             f"leave --enable-prefix-caching out, or --max-model-len {shape.original}.",
-        )  # fmt: skip
+        )
     if asked.graphs:
         yield _error(
-            "DCA-154", "CUDA graphs: the lengths of the chunks are computed on the CPU in every step.",
+            "DCA-154",
+            "CUDA graphs: the lengths of the chunks are computed on the CPU in every step.",
             "--enforce-eager.",
-        )  # fmt: skip
+        )
     if asked.block_size % memory.BLOCK or shape.chunk % asked.block_size:
         yield _error(
-            "DCA-154", f"--block-size {asked.block_size}: a chunk of {shape.chunk:,} tokens must be whole blocks, of a "
-            f"multiple of {memory.BLOCK}.", "leave it out.",
-        )  # fmt: skip
+            "DCA-154",
+            f"--block-size {asked.block_size}: a chunk of {shape.chunk:,} tokens must be whole blocks, of a "
+            f"multiple of {memory.BLOCK}.",
+            "leave it out.",
+        )
 
 
 def variables(subject: Subject) -> Iterator[Finding]:
@@ -241,23 +259,26 @@ def variables(subject: Subject) -> Iterator[Finding]:
             found = subject.env.get(name)
             if found is not None and found != wanted:
                 yield _error(
-                    "DCA-155", f"{name}={found} is set here, and dual chunk attention wants {wanted}.",
+                    "DCA-155",
+                    f"{name}={found} is set here, and dual chunk attention wants {wanted}.",
                     f"export {name}={wanted}",
-                )  # fmt: skip
+                )
         if V1 not in subject.engine.environment and subject.env.get(V1, "0") not in ("", "0"):
             yield _error(
-                "DCA-155", f"{V1}={subject.env[V1]} is set here, and only the other engine has dual chunk "
-                "attention.", f"unset {V1}",
-            )  # fmt: skip
+                "DCA-155",
+                f"{V1}={subject.env[V1]} is set here, and only the other engine has dual chunk attention.",
+                f"unset {V1}",
+            )
         if subject.env.get(LONGER, "0") not in ("", "0"):
             yield _warning(
                 "DCA-155", f"{LONGER} is set here: past the rotary table a position stops the GPU.", f"unset {LONGER}"
             )
     elif subject.env.get(BACKEND) in subject.engine.environment.values():
         yield _error(
-            "DCA-155", f"{BACKEND}={subject.env[BACKEND]} is set here, and the model has no dual chunk attention.",
+            "DCA-155",
+            f"{BACKEND}={subject.env[BACKEND]} is set here, and the model has no dual chunk attention.",
             f"unset {BACKEND}",
-        )  # fmt: skip
+        )
 
 
 def length(subject: Subject) -> Iterator[Finding]:
@@ -269,9 +290,10 @@ def length(subject: Subject) -> Iterator[Finding]:
     what = f"--max-model-len {wanted}: the rotary table has {most:,} rows"
     if shape.dual_chunk:
         yield _error(
-            "DCA-127", f"{what}, and a position past them stops the GPU, whatever {LONGER} says.",
+            "DCA-127",
+            f"{what}, and a position past them stops the GPU, whatever {LONGER} says.",
             f"--max-model-len {most}.",
-        )  # fmt: skip
+        )
         return
     known = next((one for one in models.load_all() if one.name == shape.known), None)
     if known is not None and known.yarn is not None and wanted <= known.yarn.factor * known.yarn.original:
@@ -291,11 +313,12 @@ def lists(subject: Subject) -> Iterator[Finding]:
     limit = memory.list_limit(subject.shape, subject.settings.layout)
     if limit is not None and subject.settings.batched > limit:
         yield _error(
-            "DCA-156", f"--max-num-batched-tokens {subject.settings.batched}: the sparse kernel counts its lists in 32 "
+            "DCA-156",
+            f"--max-num-batched-tokens {subject.settings.batched}: the sparse kernel counts its lists in 32 "
             f"bits, which {subject.shape.heads // subject.settings.tp} heads with entries up to "
             f"{max(subject.shape.vertical, subject.shape.slash):,} pass from {limit:,} tokens on.",
             f"--max-num-batched-tokens {limit} or less, or a larger --tensor-parallel-size.",
-        )  # fmt: skip
+        )
 
 
 def stored(subject: Subject) -> Iterator[Finding]:
@@ -303,17 +326,20 @@ def stored(subject: Subject) -> Iterator[Finding]:
     method, there = subject.asked.quantization, subject.published.quantized.method
     if subject.shape.quantized.assumed:
         yield _warning(
-            "DCA-157", f"config.json does not say how many bits the {there} weights have; counted are "
-            f"{subject.shape.quantized.bits}.", "the sizes of the weight files say how many they are.",
-        )  # fmt: skip
+            "DCA-157",
+            f"config.json does not say how many bits the {there} weights have; counted are "
+            f"{subject.shape.quantized.bits}.",
+            "the sizes of the weight files say how many they are.",
+        )
     if not method or method == there:
         return
     related = there and (method.startswith(there) or there.startswith(method))
     if there and not related:
         yield _error(
-            "DCA-157", f"--quantization {method}: the weights are {there}, which the engine reads from config.json.",
+            "DCA-157",
+            f"--quantization {method}: the weights are {there}, which the engine reads from config.json.",
             "leave --quantization out.",
-        )  # fmt: skip
+        )
     elif not there and method != "fp8":
         told = f"--quantization {method}: the weights of {subject.shape.name} are not quantized so"
         if subject.file is not None:
@@ -322,9 +348,10 @@ def stored(subject: Subject) -> Iterator[Finding]:
             )
         else:
             yield _warning(
-                "DCA-157", f"{told}; counted are 4 bits and groups of 128.",
+                "DCA-157",
+                f"{told}; counted are 4 bits and groups of 128.",
                 f"name the folder of the {method} weights that you will serve.",
-            )  # fmt: skip
+            )
 
 
 def classes(subject: Subject) -> Iterator[Finding]:
@@ -333,9 +360,10 @@ def classes(subject: Subject) -> Iterator[Finding]:
     if subject.shape.dual_chunk and not set(subject.shape.architectures) & set(there):
         named = ", ".join(subject.shape.architectures) or "a model of no named class"
         yield _error(
-            "DCA-158", f"{subject.engine.recipe} has no dual chunk attention for {named}; it has for "
-            f"{', '.join(there)}.", "another --recipe, or dca config drop-dca DIR --out DIR2.",
-        )  # fmt: skip
+            "DCA-158",
+            f"{subject.engine.recipe} has no dual chunk attention for {named}; it has for {', '.join(there)}.",
+            "another --recipe, or dca config drop-dca DIR --out DIR2.",
+        )
 
 
 def wheel(subject: Subject) -> Iterator[Finding]:
@@ -345,9 +373,13 @@ def wheel(subject: Subject) -> Iterator[Finding]:
         yield from _unbuilt(subject)
         return
     wanted = Model(
-        name=shape.name, architectures=shape.architectures, head_dim=shape.head_dim, experts=shape.experts,
-        quantization=shape.quantized.method, dual_chunk=shape.dual_chunk,
-    )  # fmt: skip
+        name=shape.name,
+        architectures=shape.architectures,
+        head_dim=shape.head_dim,
+        experts=shape.experts,
+        quantization=shape.quantized.method,
+        dual_chunk=shape.dual_chunk,
+    )
     for missing in needs.lacking(found, wanted, subject.known):
         extra = f" MODEL={subject.file.parent}" if subject.file is not None else ""
         yield _error("DCA-110", f"{found.file}: {missing}", f"make wheel{extra}, with the groups that it needs.")
@@ -355,9 +387,10 @@ def wheel(subject: Subject) -> Iterator[Finding]:
         for arch in subject.gpus.archs:
             if not any(_runs(own, arch) for own in found.recorded.archs):
                 yield _error(
-                    "DCA-110", f"{found.file} was built for {', '.join(found.recorded.archs)}, and not for {arch}.",
+                    "DCA-110",
+                    f"{found.file} was built for {', '.join(found.recorded.archs)}, and not for {arch}.",
                     f"make wheel ARCH={arch}.",
-                )  # fmt: skip
+                )
 
 
 def _unbuilt(subject: Subject) -> Iterator[Finding]:
@@ -366,10 +399,10 @@ def _unbuilt(subject: Subject) -> Iterator[Finding]:
     if method and not any(method in group.serves.quantizations for group in recipe.groups.values()):
         made = builds(subject, method)
         yield _warning(
-            "DCA-110", f"the lean wheel of {recipe.name} has no kernels for {method} weights, and no group for them.",
-            f"{'; or '.join(made)}; --recipe plans for another engine." if made
-            else "weights that are not quantized.",
-        )  # fmt: skip
+            "DCA-110",
+            f"the lean wheel of {recipe.name} has no kernels for {method} weights, and no group for them.",
+            f"{'; or '.join(made)}; --recipe plans for another engine." if made else "weights that are not quantized.",
+        )
 
 
 def builds(subject: Subject, method: str) -> tuple[str, ...]:
@@ -389,9 +422,10 @@ def builds(subject: Subject, method: str) -> tuple[str, ...]:
         there = serving.of(one.name).architectures if shape.dual_chunk else one.lean.architectures
         if set(there) & set(shape.architectures):
             made += [
-                f"make wheel RECIPE={one.name} WITH={name}" for name, group in one.groups.items()
+                f"make wheel RECIPE={one.name} WITH={name}"
+                for name, group in one.groups.items()
                 if method in group.serves.quantizations and fits(group.archs)
-            ]  # fmt: skip
+            ]
             if one.full is not None and fits(one.full.archs):
                 whole.append(f"make wheel RECIPE={one.name} PROFILE=full")
     return (*made, *whole[:1])
@@ -433,8 +467,19 @@ def folder(subject: Subject) -> Iterator[Finding]:
 
 
 RULES: tuple[Rule, ...] = (
-    heads, groups, abilities, kernels, refused, variables, length, lists, stored, classes, wheel, folder,
-)  # fmt: skip
+    heads,
+    groups,
+    abilities,
+    kernels,
+    refused,
+    variables,
+    length,
+    lists,
+    stored,
+    classes,
+    wheel,
+    folder,
+)
 
 
 def check(subject: Subject, rules: tuple[Rule, ...] = RULES) -> tuple[Finding, ...]:

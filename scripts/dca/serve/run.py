@@ -119,9 +119,10 @@ def program(python: Path) -> Path:
     found = python.parent / "vllm"
     if not found.is_file():
         raise DcaError(
-            "DCA-103", f"{python.parent} has no program `vllm`.",
+            "DCA-103",
+            f"{python.parent} has no program `vllm`.",
             remedy="make the wheel's environment, make env WHEEL=FILE, and name its Python: --python FILE",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -137,8 +138,14 @@ def serve(argv: list[str], env: Mapping[str, str], log: Path, watcher: Watcher) 
     done = runner.run(argv, env=env, log=log, on_line=watcher.line, grace=STOP_SECONDS)
     with log.open("rb") as stream:
         told = failures.explain(stream, str(log))
-    served = Served(argv=tuple(argv), log=str(log), returncode=done.returncode, ready=watcher.is_ready,
-                    seconds=round(time.monotonic() - started, 1), known=told.found)  # fmt: skip
+    served = Served(
+        argv=tuple(argv),
+        log=str(log),
+        returncode=done.returncode,
+        ready=watcher.is_ready,
+        seconds=round(time.monotonic() - started, 1),
+        known=told.found,
+    )
     if not done.ok:
         raise DcaError("DCA-159", ended(served), why=_why(served, done.tail), remedy=_next(served))
     return served

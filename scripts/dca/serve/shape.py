@@ -124,9 +124,10 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
     if not path.exists():
         if path.is_absolute() or model.startswith(".") or model.endswith((".json", "/")):
             raise DcaError(
-                "DCA-204", f"{model} does not exist.", remedy="name a model's folder, its config.json, or a model of "
-                "build/models.",
-            )  # fmt: skip
+                "DCA-204",
+                f"{model} does not exist.",
+                remedy="name a model's folder, its config.json, or a model of build/models.",
+            )
         known = models.find(model, models.load_all())
         given = config_of(known)
         return shape_of(given, known.name, known, hub=_hub(known)), given, None
@@ -157,12 +158,19 @@ def config_of(known: KnownModel) -> dict[str, Any]:
             "DCA-214", f"the sizes of {known.name} are not in build/models.", remedy="name its folder or config.json."
         )
     given: dict[str, Any] = {
-        "architectures": list(known.architectures), "model_type": known.model_type,
-        "num_hidden_layers": known.layers, "hidden_size": known.hidden_size, "num_attention_heads": known.heads,
-        "num_key_value_heads": known.kv_heads, "head_dim": known.head_dim, "rope_theta": known.rope_theta,
-        LENGTH: known.max_position_embeddings, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+        "architectures": list(known.architectures),
+        "model_type": known.model_type,
+        "num_hidden_layers": known.layers,
+        "hidden_size": known.hidden_size,
+        "num_attention_heads": known.heads,
+        "num_key_value_heads": known.kv_heads,
+        "head_dim": known.head_dim,
+        "rope_theta": known.rope_theta,
+        LENGTH: known.max_position_embeddings,
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False,
         **known.sizes.model_dump(exclude_none=True),
-    }  # fmt: skip
+    }
     if own := known.dual_chunk:
         given[LENGTH] = own.max_position_embeddings
         given[DCA] = own.model_dump(exclude={LENGTH})
@@ -192,24 +200,35 @@ def shape_of(
     vertical, slash, assumed = _entries(dual, table, known)
     kind = str(given.get("model_type", ""))
     return Shape(
-        name=name, architectures=_names(given.get("architectures")),
-        layers=_needed(given, name, "num_hidden_layers"), hidden=hidden, heads=heads,
+        name=name,
+        architectures=_names(given.get("architectures")),
+        layers=_needed(given, name, "num_hidden_layers"),
+        hidden=hidden,
+        heads=heads,
         inner=_needed(given, name, "moe_intermediate_size" if experts else "intermediate_size"),
         kv_heads=rules.count(given.get("num_key_value_heads")) or heads,
-        head_dim=_head_dim(given, name), vocabulary=_needed(given, name, "vocab_size"),
-        tied=given.get("tie_word_embeddings") is True, bias=_bias(given, known, kind),
-        experts=experts, chosen=_optional(given, "num_experts_per_tok") if experts else 0,
+        head_dim=_head_dim(given, name),
+        vocabulary=_needed(given, name, "vocab_size"),
+        tied=given.get("tie_word_embeddings") is True,
+        bias=_bias(given, known, kind),
+        experts=experts,
+        chosen=_optional(given, "num_experts_per_tok") if experts else 0,
         expert_inner=_needed(given, name, "moe_intermediate_size") if experts else 0,
-        rows=rows if dual else _derived(given, rows), length=_derived(given, rows) if not dual else rows,
-        original=rules.count(dual.get(ORIGINAL)) or 0, dual_chunk=bool(dual),
+        rows=rows if dual else _derived(given, rows),
+        length=_derived(given, rows) if not dual else rows,
+        original=rules.count(dual.get(ORIGINAL)) or 0,
+        dual_chunk=bool(dual),
         chunk_size=(rules.count(dual.get("chunk_size")) or CHUNK) if dual else 0,
         local_size=(rules.count(dual.get("local_size")) or LOCAL) if dual else 0,
-        vertical=vertical, slash=slash, assumed=assumed,
+        vertical=vertical,
+        slash=slash,
+        assumed=assumed,
         dtype=str(given.get("torch_dtype") or given.get("dtype") or "bfloat16").removeprefix("torch."),
-        quantized=_stored(given), known=known.name.split(" or ")[0] if known else "",
+        quantized=_stored(given),
+        known=known.name.split(" or ")[0] if known else "",
         minimum_gb=known.vram_gb if known else None,
         hub=hub,
-    )  # fmt: skip
+    )
 
 
 def quantized(method: str, shape: Shape) -> Shape:
@@ -303,9 +322,12 @@ def _stored(given: dict[str, Any]) -> Quantized:
     # 8-bit weights that are no integers in 32-bit words stand for themselves.
     packed = method.startswith(PACKED) or str(told.get("format", "")).startswith("pack") or (bits or 16) < 8
     return Quantized(
-        method=method, bits=bits or Quantized().bits, group=group, pack=max(1, 32 // (bits or 32)) if packed else 1,
+        method=method,
+        bits=bits or Quantized().bits,
+        group=group,
+        pack=max(1, 32 // (bits or 32)) if packed else 1,
         assumed=bits is None,
-    )  # fmt: skip
+    )
 
 
 def _bits(method: str, told: dict[str, Any], own: list[Any]) -> int | None:
@@ -318,8 +340,9 @@ def _bits(method: str, told: dict[str, Any], own: list[Any]) -> int | None:
     plain = Quantized().bits
     if own:
         # Which layer is in which group is not looked at: the most of them is counted for all.
-        each = [plain if one is None else rules.count(one.get("num_bits")) if isinstance(one, dict) else None
-                for one in own]  # fmt: skip
+        each = [
+            plain if one is None else rules.count(one.get("num_bits")) if isinstance(one, dict) else None for one in own
+        ]
         return None if None in each else min(plain, max(one for one in each if one is not None))
     named = [rules.count(told.get(key)) for key in ("bits", "w_bit", "num_bits")]
     named += [bits for bits in (8, 4) if told.get(f"load_in_{bits}bit") is True]
@@ -355,9 +378,11 @@ def _optional(given: dict[str, Any], key: str) -> int:
 
 def _lacks(name: str, key: str) -> DcaError:
     return DcaError(
-        "DCA-205", f"the config.json of {name} does not say `{key}` as a number that can be.",
-        why="memory depends on it.", remedy="restore the model's original config.json.",
-    )  # fmt: skip
+        "DCA-205",
+        f"the config.json of {name} does not say `{key}` as a number that can be.",
+        why="memory depends on it.",
+        remedy="restore the model's original config.json.",
+    )
 
 
 def parameters(shape: Shape) -> int:

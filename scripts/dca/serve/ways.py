@@ -114,6 +114,7 @@ def _utilization(shape: Shape, gpus: Gpus, base: Settings) -> Way:
         if found.fits:
             return Way(change=f"--gpu-memory-utilization {share / 100:g}", fits=True, what=ending(found))
     return Way(
-        change="--gpu-memory-utilization", fits=False,
+        change="--gpu-memory-utilization",
+        fits=False,
         what="no value works: where buffers and activations find room, the KV cache is too small.",
-    )  # fmt: skip
+    )

@@ -217,9 +217,11 @@ def _run(
             missing = next((one["broken"] for one in told if "broken" in one and "variant" not in one), "")
             if missing:
                 raise DcaError(
-                    "DCA-802", "there is no GPU to run the kernels on.", why=missing,
+                    "DCA-802",
+                    "there is no GPU to run the kernels on.",
+                    why=missing,
                     remedy="run it where one is; `--level cpu` proves what can be proven without.",
-                )  # fmt: skip
+                )
             _listen(told, findings, "gpu")
 
 
@@ -231,11 +233,18 @@ def _worker_request(request: Request, about: Subject, wheel: Path, variants: lis
         {"name": one.name, "oracle": None, "overlay": one.name or None, "kernel": str(one.kernel)} for one in variants
     ]
     return {
-        "wheel": str(wheel), "driver": None, "threads": 1, "rows": rows, "sampled": sampled,
-        "quick": request.quick, "seed": request.seed, "cases": list(request.cases),
-        "modules": None if _bare(about.found) else modules, "variants": told,
+        "wheel": str(wheel),
+        "driver": None,
+        "threads": 1,
+        "rows": rows,
+        "sampled": sampled,
+        "quick": request.quick,
+        "seed": request.seed,
+        "cases": list(request.cases),
+        "modules": None if _bare(about.found) else modules,
+        "variants": told,
         "first": request.first,
-    }  # fmt: skip
+    }
 
 
 def _python_files(about: Subject, overlay: Path | None, wheel: Path) -> list[ProvenSource]:
@@ -255,7 +264,7 @@ def _python_files(about: Subject, overlay: Path | None, wheel: Path) -> list[Pro
 
 def prove(
     python: Path, request: dict[str, Any], folder: Path, reporter: Reporter, log: Path, *, visible: str | None = None
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Run the worker in a wheel's environment; the lines that it tells.
 
     Args:
@@ -284,9 +293,13 @@ def prove(
     env = {"HOME": str(home), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CONFIGURE_LOGGING": "1"}
     env |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     done = runner.run(
-        [python, "-I", WORKERS / "prove.py", file], cwd=home, env=runner.environment(env), log=log,
-        timeout=PROVE_SECONDS, on_line=line,
-    )  # fmt: skip
+        [python, "-I", WORKERS / "prove.py", file],
+        cwd=home,
+        env=runner.environment(env),
+        log=log,
+        timeout=PROVE_SECONDS,
+        on_line=line,
+    )
     if not done.ok:
         raise DcaError(
             "DCA-804",

@@ -101,9 +101,14 @@ def unpack(subject: Subject, folder: Path) -> None:
 
 
 def kernel_source(
-    subject: Subject, given: Path | None, overlay: Path | None, folder: Path, cache: store.Store, reporter: Reporter,
+    subject: Subject,
+    given: Path | None,
+    overlay: Path | None,
+    folder: Path,
+    cache: store.Store,
+    reporter: Reporter,
     log: Path,
-) -> tuple[Path, ProvenSource]:  # fmt: skip
+) -> tuple[Path, ProvenSource]:
     """The source of the index conversion, as the wheel's module was compiled from it.
 
     Args:
@@ -174,10 +179,26 @@ def kernel_for_cpu(source: Path, library: Path, log: Path) -> None:
     compiler = next(iter(machine.host_compilers()), None)
     path = compiler.path if compiler else runner.which("g++")
     made = runner.run(
-        [path, "-std=c++17", "-O2", "-shared", "-fPIC", "-I", ON_CPU, "-include", ON_CPU / "on_cpu.h", "-x", "c++",
-         source, ON_CPU / "calls.cpp", "-o", library],
-        log=log, timeout=COMPILE_SECONDS,
-    )  # fmt: skip
+        [
+            path,
+            "-std=c++17",
+            "-O2",
+            "-shared",
+            "-fPIC",
+            "-I",
+            ON_CPU,
+            "-include",
+            ON_CPU / "on_cpu.h",
+            "-x",
+            "c++",
+            source,
+            ON_CPU / "calls.cpp",
+            "-o",
+            library,
+        ],
+        log=log,
+        timeout=COMPILE_SECONDS,
+    )
     if not made.ok:
         raise DcaError(
             "DCA-803",

@@ -141,10 +141,13 @@ def tell_device() -> bool:
         tell(broken=f"torch {torch.__version__} finds no GPU, or its driver is too old for CUDA {torch.version.cuda}")
         return False
     tell(
-        device=torch.cuda.get_device_name(0), capability=list(torch.cuda.get_device_capability(0)),
-        memory=torch.cuda.get_device_properties(0).total_memory, torch=torch.__version__, cuda=torch.version.cuda,
+        device=torch.cuda.get_device_name(0),
+        capability=list(torch.cuda.get_device_capability(0)),
+        memory=torch.cuda.get_device_properties(0).total_memory,
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
         driver=driver_version(),
-    )  # fmt: skip
+    )
     return True
 
 

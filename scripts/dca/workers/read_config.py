@@ -45,10 +45,12 @@ def shape(config: Any, common: dict[str, Any]) -> None:
     if dim is None and isinstance(heads, int) and heads:
         dim = config.hidden_size // heads
     common.update(
-        layers=number(getattr(config, "num_hidden_layers", None)), heads=number(heads), head_dim=number(dim),
+        layers=number(getattr(config, "num_hidden_layers", None)),
+        heads=number(heads),
+        head_dim=number(dim),
         kv_heads=number(getattr(config, "num_key_value_heads", None)),
         sliding_window=number(getattr(config, "sliding_window", None)) if sliding(config) else None,
-    )  # fmt: skip
+    )
 
 
 def sliding(config: Any) -> bool:
@@ -85,9 +87,10 @@ def transformers_reader() -> tuple[str, Any]:
         name = config.model_type
         module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
         owner = next(
-            one for key, one in sorted(vars(module).items())
+            one
+            for key, one in sorted(vars(module).items())
             if key.endswith("RotaryEmbedding") and one.__module__ == module.__name__
-        )  # fmt: skip
+        )
         rotary = owner(config=config)
         parameters = getattr(config, "rope_parameters", None) or {}
         told: dict[str, Any] = {
@@ -95,8 +98,11 @@ def transformers_reader() -> tuple[str, Any]:
             "base": number(parameters.get("rope_theta", getattr(config, "rope_theta", None))),
             "attention_factor": number(getattr(rotary, "attention_scaling", 1.0)),
             "inverse_frequencies": rotary.inv_freq.double().tolist(),
-            "rows": None, "dca": None, "knows_dca": False, **scaling_told(config),
-        }  # fmt: skip
+            "rows": None,
+            "dca": None,
+            "knows_dca": False,
+            **scaling_told(config),
+        }
         shape(config, told)
         return told
 
@@ -142,9 +148,11 @@ def few_rows(seen: dict[str, Any]) -> Iterator[None]:
         for one in pkgutil.iter_modules(getattr(rotary, "__path__", []))
     ]
     owners = {
-        one for module in modules for one in vars(module).values()
+        one
+        for module in modules
+        for one in vars(module).values()
         if isinstance(one, type) and "_compute_inv_freq" in vars(one)
-    }  # fmt: skip
+    }
 
     def arange(*given: Any, **named: Any) -> Any:
         if len(given) == 1 and given[0] > 1024:
@@ -225,9 +233,10 @@ def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         patches.append(mock.patch.object(module, "get_tensor_model_parallel_world_size", return_value=1))
     patches.append(mock.patch.object(module, "get_rope", get_rope))
     layer = next(
-        one for name, one in sorted(vars(module).items())
+        one
+        for name, one in sorted(vars(module).items())
         if name.endswith("DecoderLayer") and isinstance(one, type) and one.__module__ == module.__name__
-    )  # fmt: skip
+    )
     known = {"config": config, "prefix": "model.layers.0", "cache_config": None, "quant_config": None}
     accepted = inspect.signature(layer).parameters
     if "vllm_config" in accepted:
@@ -265,10 +274,13 @@ def vllm_reader() -> tuple[str, Any]:
         told: dict[str, Any] = {
             "context": max_length(text),
             "base": number(given.get("base")) or number(parameters(given).get("rope_theta")),
-            "rows": seen.get("rows"), "attention_factor": seen["attention_factor"],
-            "inverse_frequencies": seen["inverse_frequencies"], "knows_dca": has_backend(),
-            "dca": dca_told(asked) if asked else None, **scaling_told(text),
-        }  # fmt: skip
+            "rows": seen.get("rows"),
+            "attention_factor": seen["attention_factor"],
+            "inverse_frequencies": seen["inverse_frequencies"],
+            "knows_dca": has_backend(),
+            "dca": dca_told(asked) if asked else None,
+            **scaling_told(text),
+        }
         shape(text, told)
         return told
 
@@ -287,7 +299,7 @@ def has_backend() -> bool:
         for place in ("attention.backends", "v1.attention.backends")
         if importlib.util.find_spec(f"vllm.{place.partition('.')[0]}") is not None
         and importlib.util.find_spec(f"vllm.{place}") is not None
-    )  # fmt: skip
+    )
 
 
 def sparse_table(config: Any, folder: str) -> Any:
@@ -307,11 +319,13 @@ def dca_told(config: Any) -> dict[str, Any]:
     table = config.get("sparse_attention_config")
     rows = [len(one) for one in table] if isinstance(table, list) else []
     return {
-        "chunk_size": number(config.get("chunk_size", 8192)), "local_size": number(config.get("local_size", 1024)),
+        "chunk_size": number(config.get("chunk_size", 8192)),
+        "local_size": number(config.get("local_size", 1024)),
         "original": number(config.get("original_max_position_embeddings", 0)),
         "sparse": bool(config.get("sparse_attention_enabled", table is not None)),
-        "table_layers": len(rows) if rows else None, "table_heads": min(rows) if rows else None,
-    }  # fmt: skip
+        "table_layers": len(rows) if rows else None,
+        "table_heads": min(rows) if rows else None,
+    }
 
 
 def max_length(config: Any) -> int:
@@ -320,9 +334,14 @@ def max_length(config: Any) -> int:
     if hasattr(owner, "get_and_verify_max_len"):
         # The method, where there is one: plugins hook into it.
         model = types.SimpleNamespace(
-            hf_config=config, hf_text_config=config, runner_type="generate", disable_sliding_window=False,
-            get_sliding_window=lambda: None, spec_target_max_model_len=None, encoder_config=None,
-        )  # fmt: skip
+            hf_config=config,
+            hf_text_config=config,
+            runner_type="generate",
+            disable_sliding_window=False,
+            get_sliding_window=lambda: None,
+            spec_target_max_model_len=None,
+            encoder_config=None,
+        )
         if hasattr(owner, "get_model_arch_config"):
             model.model_arch_config = owner.get_model_arch_config(model)
         return int(owner.get_and_verify_max_len(model, None))

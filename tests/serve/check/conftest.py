@@ -53,10 +53,23 @@ def server_packages(cache: store.Store, tmp_path_factory: pytest.TempPathFactory
         if not folder.is_dir():
             with store.incoming_folder(folder) as part:
                 made = runner.run(
-                    [machine.find_uv(), "pip", "install", "--python", python, "--target", part, "--no-deps",
-                     "--require-hashes", "-r", LOCK],
-                    env=environments.uv_environment(cache), log=log, timeout=900.0,
-                )  # fmt: skip
+                    [
+                        machine.find_uv(),
+                        "pip",
+                        "install",
+                        "--python",
+                        python,
+                        "--target",
+                        part,
+                        "--no-deps",
+                        "--require-hashes",
+                        "-r",
+                        LOCK,
+                    ],
+                    env=environments.uv_environment(cache),
+                    log=log,
+                    timeout=900.0,
+                )
                 assert made.ok, made.text[-3000:]
     return python, folder
 
@@ -72,9 +85,13 @@ def real(server_packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFa
     env = {"PATH": "/usr/bin:/bin", "HOME": str(home), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
-            [python, "-I", WORKER, packages, home / "hub", str(port)], env=env, stdout=log, stderr=log, cwd=home,
+            [python, "-I", WORKER, packages, home / "hub", str(port)],
+            env=env,
+            stdout=log,
+            stderr=log,
+            cwd=home,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: process.poll() is not None or _listens(url), 300)

@@ -490,9 +490,11 @@ def test_a_count_that_no_text_has_is_not_believed_whatever_the_length(
     serve: Serve, check: Check, where: str, told: int
 ) -> None:
     place = serve(
-        max_model_len=None, tokenizer=where != "usage", tokenized=None if where == "usage" else told,
+        max_model_len=None,
+        tokenizer=where != "usage",
+        tokenized=None if where == "usage" else told,
         counted=None if where == "/tokenize" else told,
-    )  # fmt: skip
+    )
     done = check(place.url, "--lengths", "1024,2048,4096", "--depths", "0,100", "--json")
     assert [one["outcome"] for one in done.told["needles"]] == ["found"] * 6
     for length, asked in zip([1024, 1024, 2048, 2048, 4096, 4096], place.needles(), strict=True):
@@ -862,11 +864,25 @@ def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
 
     place = serve(tricks={"needle": second})
     process = subprocess.Popen(
-        [sys.executable, "-m", "dca", "serve", "check", place.url, "--lengths", "1024,2048", "--depths", "50",
-         "--cache-dir", str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "dca",
+            "serve",
+            "check",
+            place.url,
+            "--lengths",
+            "1024,2048",
+            "--depths",
+            "50",
+            "--cache-dir",
+            str(tmp_path),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert wait_for(lambda: len(place.needles()) == 2, 30)
     process.send_signal(number)
     out, err = process.communicate(timeout=10)
@@ -932,8 +948,13 @@ def test_without_the_client_library_it_says_how_to_get_it(
 
 def test_the_client_library_is_not_loaded_before_it_is_needed() -> None:
     script = "import sys\nfrom dca.cli import run\nrun(['serve', 'check', '--help'])\nprint('openai' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
-                          text=True, capture_output=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert done.stdout.endswith("False\n")
 
 

@@ -160,10 +160,23 @@ def offline(engine: readers.Installed, real: Real, tmp_path_factory: pytest.Temp
         one["file"] = str(EXAMPLES / one["file"])
     request = {"paths": [str(path) for path in engine.paths], "model": model, "examples": list(cases.values())}
     (home / "request.json").write_text(json.dumps(request))
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-           "CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1"}  # fmt: skip
-    done = subprocess.run([engine.python, "-I", WORKER, home / "request.json"], env=env, text=True, cwd=home,
-                          capture_output=True, timeout=600, check=False)  # fmt: skip
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    done = subprocess.run(
+        [engine.python, "-I", WORKER, home / "request.json"],
+        env=env,
+        text=True,
+        cwd=home,
+        capture_output=True,
+        timeout=600,
+        check=False,
+    )
     told = [line.removeprefix("RAN ") for line in done.stdout.splitlines() if line.startswith("RAN ")]
     assert len(told) == len(cases), done.stderr[-3000:]
     return {name: Ran(**json.loads(line)) for name, line in zip(cases, told, strict=True)}
@@ -189,10 +202,16 @@ def test_story_c2_offline_batch_with_the_template_and_transformers_in_place_of_t
 def test_story_a4_a_million_tokens_offline_with_transformers_in_place_of_the_engine(offline: dict[str, Ran]) -> None:
     told = {name: value for name, value in offline["million"].engine.items() if name != "model"}
     assert told == {
-        "tensor_parallel_size": 4, "max_model_len": 1010000, "quantization": "fp8", "enable_chunked_prefill": True,
-        "max_num_batched_tokens": 131072, "max_num_seqs": 1, "enforce_eager": True, "enable_prefix_caching": False,
+        "tensor_parallel_size": 4,
+        "max_model_len": 1010000,
+        "quantization": "fp8",
+        "enable_chunked_prefill": True,
+        "max_num_batched_tokens": 131072,
+        "max_num_seqs": 1,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
         "num_gpu_blocks_override": 63762,
-    }  # fmt: skip
+    }
     # One prompt's blocks of 16 leave 1 % of all free, as the engine asks before it takes a prompt.
     blocks = told["num_gpu_blocks_override"]
     assert blocks - 1010000 // 16 == int(0.01 * blocks)

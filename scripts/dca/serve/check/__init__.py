@@ -97,11 +97,18 @@ def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None]
 
     def so_far() -> ServeCheck:
         result = ServeCheck(
-            url=server.shown, model=server.hide(server.model), max_model_len=card.max_model_len, seed=asked.seed,
-            probes=tuple(found), needles=tuple(seen), lengths=wanted.lengths if counter else (),
-            depths=wanted.depths if counter else (), reached=_reached(seen, wanted),
-            chars_per_token=round(counter.ratio, 4) if counter else None, cost=budget.cost,
-        )  # fmt: skip
+            url=server.shown,
+            model=server.hide(server.model),
+            max_model_len=card.max_model_len,
+            seed=asked.seed,
+            probes=tuple(found),
+            needles=tuple(seen),
+            lengths=wanted.lengths if counter else (),
+            depths=wanted.depths if counter else (),
+            reached=_reached(seen, wanted),
+            chars_per_token=round(counter.ratio, 4) if counter else None,
+            cost=budget.cost,
+        )
         doubted = counter.doubted if counter else ""
         open_to = _not_proven(result, asked, card, doubted)
         return result.model_copy(update={"verdict": _verdict(result), "not_proven": open_to})
@@ -133,18 +140,26 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
         told = troubles.tell(failed)
         if told.code == troubles.UNREACHABLE:
             raise DcaError(
-                "DCA-160", f"{server.shown} cannot be asked: {told.detail}.",
+                "DCA-160",
+                f"{server.shown} cannot be asked: {told.detail}.",
                 remedy=told.remedy if failed.kind == "denied" else START,
-            ) from None  # fmt: skip
+            ) from None
         if not asked.model:
             raise DcaError(
-                "DCA-161", f"{server.shown} does not list its models: {told.detail}.",
+                "DCA-161",
+                f"{server.shown} does not list its models: {told.detail}.",
                 remedy="name the model with --model, and the other requests are made all the same.",
-            ) from None  # fmt: skip
+            ) from None
         found = Probe(
-            name=probes.MODELS, proves=proves, status="failed", code=told.code, detail=told.detail, remedy=told.remedy,
-            seconds=round(failed.seconds, 3), deadline=asked.timeout,
-        )  # fmt: skip
+            name=probes.MODELS,
+            proves=proves,
+            status="failed",
+            code=told.code,
+            detail=told.detail,
+            remedy=told.remedy,
+            seconds=round(failed.seconds, 3),
+            deadline=asked.timeout,
+        )
         return found, Card(id=asked.model)
     budget.receive(None, None)
     about: dict[str, Any] = {
@@ -170,16 +185,20 @@ def _chosen(cards: list[Card], name: str, hide: Callable[[str], str]) -> Card:
             if card.id == name:
                 return card
         raise DcaError(
-            "DCA-201", f"the server has no model {name}.", why=f"it serves: {names}.",
+            "DCA-201",
+            f"the server has no model {name}.",
+            why=f"it serves: {names}.",
             remedy="name one of them with --model; `vllm serve --served-model-name` sets the name.",
-        )  # fmt: skip
+        )
     # The adapters that an engine loads beside its model have no length of their own.
     whole = [card for card in cards if card.max_model_len] or cards
     if len(whole) != 1:
         raise DcaError(
-            "DCA-201", f"the server has {len(cards)} models.", why=f"it serves: {names}.",
+            "DCA-201",
+            f"the server has {len(cards)} models.",
+            why=f"it serves: {names}.",
             remedy="name one of them with --model.",
-        )  # fmt: skip
+        )
     return whole[0]
 
 

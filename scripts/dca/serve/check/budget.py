@@ -63,9 +63,10 @@ def _prices(text: str | None) -> tuple[float, float] | None:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(?:,([0-9]+(?:\.[0-9]+)?))?", text.strip())
     if match is None:
         raise DcaError(
-            "DCA-201", f"--price {text} is not a price.",
+            "DCA-201",
+            f"--price {text} is not a price.",
             remedy="write what a million tokens of prompts cost, and of answers where that is another: 0.35,1.05.",
-        )  # fmt: skip
+        )
     return float(match[1]), float(match[2] or match[1])
 
 
@@ -120,9 +121,13 @@ class Budget:
         """What it has cost."""
         money = self._money(self.prompt_tokens, self.answer_tokens)
         return Cost(
-            requests=self.requests, prompt_tokens=self.prompt_tokens, answer_tokens=self.answer_tokens,
-            seconds=round(self.seconds, 3), money=None if money is None else round(money, 6), limit=self.limit.words,
-        )  # fmt: skip
+            requests=self.requests,
+            prompt_tokens=self.prompt_tokens,
+            answer_tokens=self.answer_tokens,
+            seconds=round(self.seconds, 3),
+            money=None if money is None else round(money, 6),
+            limit=self.limit.words,
+        )
 
     def _money(self, prompt: int, answer: int) -> float | None:
         prices = self.limit.prices

@@ -181,9 +181,13 @@ class Answer:
         It answers 200 with nothing and finish_reason "length" when the prompt needs more blocks of the KV cache than
         there are. A model that spent all its tokens on thinking has not been ignored.
         """
-        return self.finish == "length" and not self.text and not self.calls and not self.thought and (
-            not self.answer_tokens
-        )  # fmt: skip
+        return (
+            self.finish == "length"
+            and not self.text
+            and not self.calls
+            and not self.thought
+            and (not self.answer_tokens)
+        )
 
 
 def _nothing(_seconds: float) -> None:
@@ -321,13 +325,16 @@ class Server:
 
         async def run() -> T:
             client = library.AsyncOpenAI(
-                api_key=self.key or "none", base_url=self.base, timeout=deadline, max_retries=0,
+                api_key=self.key or "none",
+                base_url=self.base,
+                timeout=deadline,
+                max_retries=0,
                 http_client=library.DefaultAsyncHttpxClient(
                     verify=_context(), event_hooks={"response": [_bounded]}, headers={"Accept-Encoding": "identity"}
                 ),
                 # What the user has set for another service is not this server's business.
                 default_headers={"OpenAI-Organization": library.Omit(), "OpenAI-Project": library.Omit()},
-            )  # fmt: skip
+            )
             async with client:
                 ticking = asyncio.create_task(self._tick())
                 try:
@@ -384,9 +391,10 @@ def load() -> Any:
         import openai
     except ImportError:
         raise DcaError(
-            "DCA-103", "checking a server needs the package openai, which is not installed.",
+            "DCA-103",
+            "checking a server needs the package openai, which is not installed.",
             remedy=machine.install_command("openai"),
-        ) from None  # fmt: skip
+        ) from None
     return openai
 
 
@@ -438,9 +446,10 @@ def base_of(url: str) -> str:
         right = False
     if not right or parts.query or parts.fragment:
         raise DcaError(
-            "DCA-201", f"{secrets.redact(url)} is not the URL of a server.",
+            "DCA-201",
+            f"{secrets.redact(url)} is not the URL of a server.",
             remedy="write it as http://HOST:8000 or http://HOST:8000/v1.",
-        )  # fmt: skip
+        )
     return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"
 
 
@@ -483,11 +492,18 @@ class _Reading:
         if not self.finish:
             raise RequestFailed("cut", f"the stream ended without a finish_reason after {self.pieces} pieces")
         return Answer(
-            text=text, finish=self.finish, calls=tuple((one[0], one[1]) for one in self.calls.values()),
-            prompt_tokens=self.usage.prompt_tokens, answer_tokens=self.usage.completion_tokens, thought=self.thought,
-            first_token=self.first, last_token=self.last, pieces=self.pieces, seconds=time.monotonic() - self.started,
+            text=text,
+            finish=self.finish,
+            calls=tuple((one[0], one[1]) for one in self.calls.values()),
+            prompt_tokens=self.usage.prompt_tokens,
+            answer_tokens=self.usage.completion_tokens,
+            thought=self.thought,
+            first_token=self.first,
+            last_token=self.last,
+            pieces=self.pieces,
+            seconds=time.monotonic() - self.started,
             hide=self.hide,
-        )  # fmt: skip
+        )
 
     def _take(self, event: Response) -> None:
         if event.usage is not None:
@@ -517,11 +533,15 @@ def _answer(body: Any, seconds: float, hide: Callable[[str], str]) -> Answer:
     message = choice.message or Message(content=choice.text)
     calls = [call.function for call in message.tool_calls or () if call.function is not None]
     return Answer(
-        text=message.content or "", finish=choice.finish_reason or "",
+        text=message.content or "",
+        finish=choice.finish_reason or "",
         calls=tuple((call.name or "", call.arguments or "") for call in calls),
-        prompt_tokens=usage.prompt_tokens, answer_tokens=usage.completion_tokens,
-        thought=bool(message.reasoning or message.reasoning_content), seconds=seconds, hide=hide,
-    )  # fmt: skip
+        prompt_tokens=usage.prompt_tokens,
+        answer_tokens=usage.completion_tokens,
+        thought=bool(message.reasoning or message.reasoning_content),
+        seconds=seconds,
+        hide=hide,
+    )
 
 
 async def _body(request: AbstractAsyncContextManager[Any]) -> Any:

@@ -8,16 +8,62 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 # Plain words, so that every tokenizer takes about as many characters for a token, whatever the language it likes.
-PEOPLE = ("The clerk", "A surveyor", "The harbour master", "An apprentice", "The librarian", "A courier", "The miller",
-          "One of the guards", "The botanist", "A retired teacher", "The printer", "Her cousin")  # fmt: skip
-DEEDS = ("wrote down", "measured", "forgot to mention", "praised", "counted", "repaired", "described at length",
-         "carried home", "argued about", "painted", "compared", "put away")  # fmt: skip
-THINGS = ("the old bridge", "a box of letters", "the water level", "three broken clocks", "the winter stores",
-          "a map of the valley", "the stairs to the cellar", "a field of barley", "the bell in the tower",
-          "two bundles of wool", "the road to the coast", "a row of apple trees")  # fmt: skip
-TIMES = ("before the rain set in", "on the second morning", "while the others slept", "in the spring of that year",
-         "after the market closed", "without saying why", "as the river rose", "at the end of the long summer",
-         "when the ferry was late", "with great patience", "shortly before noon", "to everyone's surprise")  # fmt: skip
+PEOPLE = (
+    "The clerk",
+    "A surveyor",
+    "The harbour master",
+    "An apprentice",
+    "The librarian",
+    "A courier",
+    "The miller",
+    "One of the guards",
+    "The botanist",
+    "A retired teacher",
+    "The printer",
+    "Her cousin",
+)
+DEEDS = (
+    "wrote down",
+    "measured",
+    "forgot to mention",
+    "praised",
+    "counted",
+    "repaired",
+    "described at length",
+    "carried home",
+    "argued about",
+    "painted",
+    "compared",
+    "put away",
+)
+THINGS = (
+    "the old bridge",
+    "a box of letters",
+    "the water level",
+    "three broken clocks",
+    "the winter stores",
+    "a map of the valley",
+    "the stairs to the cellar",
+    "a field of barley",
+    "the bell in the tower",
+    "two bundles of wool",
+    "the road to the coast",
+    "a row of apple trees",
+)
+TIMES = (
+    "before the rain set in",
+    "on the second morning",
+    "while the others slept",
+    "in the spring of that year",
+    "after the market closed",
+    "without saying why",
+    "as the river rose",
+    "at the end of the long summer",
+    "when the ferry was late",
+    "with great patience",
+    "shortly before noon",
+    "to everyone's surprise",
+)
 PLACES = ("Aldmere", "Brackwater", "Corvenhall", "Dunmarrow", "Eastfold", "Farrowdale", "Greyhaven", "Holmstead")
 DISTRACTORS = 3
 OPENING = (

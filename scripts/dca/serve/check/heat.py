@@ -11,9 +11,15 @@ TEMPLATE = Path(__file__).with_name("heat.svg")
 CELL, HEIGHT, LEFT, TOP = 96, 44, 76, 64
 # Not by hue alone: each cell says its outcome in a word as well.
 COLOURS: dict[Outcome, str] = {
-    "found": "#2e7d32", "lost": "#c62828", "refused": "#6a1b9a", "hung": "#ef6c00", "cut": "#ad1457",
-    "broken": "#4e342e", "gone": "#212121", "skipped": "#9e9e9e",
-}  # fmt: skip
+    "found": "#2e7d32",
+    "lost": "#c62828",
+    "refused": "#6a1b9a",
+    "hung": "#ef6c00",
+    "cut": "#ad1457",
+    "broken": "#4e342e",
+    "gone": "#212121",
+    "skipped": "#9e9e9e",
+}
 
 
 class Cell(Value):
@@ -50,12 +56,18 @@ def svg(found: ServeCheck) -> str:
     ]
     used = [outcome for outcome in COLOURS if any(cell.word == outcome for cell in cells)]
     return template.render(
-        found=found, cells=cells, cell=CELL, tall=HEIGHT, left=LEFT, top=TOP,
-        width=max(LEFT + CELL * len(found.lengths) + 16, 640), height=TOP + HEIGHT * len(found.depths) + 72,
+        found=found,
+        cells=cells,
+        cell=CELL,
+        tall=HEIGHT,
+        left=LEFT,
+        top=TOP,
+        width=max(LEFT + CELL * len(found.lengths) + 16, 640),
+        height=TOP + HEIGHT * len(found.depths) + 72,
         lengths=[(LEFT + column * CELL + CELL // 2, tokens(one)) for column, one in enumerate(found.lengths)],
         depths=[(TOP + row * HEIGHT + HEIGHT // 2 + 4, f"{one:g} %") for row, one in enumerate(found.depths)],
         legend=[(LEFT + 84 * number, COLOURS[one], one) for number, one in enumerate(used)],
-    )  # fmt: skip
+    )
 
 
 def text(found: ServeCheck) -> list[str]:
@@ -88,6 +100,10 @@ def _word(one: Needle | None) -> str:
 
 def _cell(one: Needle, x: int, y: int) -> Cell:
     return Cell(
-        x=x, y=y, colour=COLOURS[one.outcome], word=one.outcome, time=seconds(one.first_token),
+        x=x,
+        y=y,
+        colour=COLOURS[one.outcome],
+        word=one.outcome,
+        time=seconds(one.first_token),
         about=f"{one.tokens:,} tokens, depth {one.depth:g} %: {one.detail}",
-    )  # fmt: skip
+    )

@@ -194,9 +194,14 @@ def run(server: Server, wanted: Range, counter: Counter, budget: Budget, reporte
 
 
 def _one(
-    server: Server, wanted: Range, counter: Counter, budget: Budget, reporter: Reporter, place: tuple[int, float],
+    server: Server,
+    wanted: Range,
+    counter: Counter,
+    budget: Budget,
+    reporter: Reporter,
+    place: tuple[int, float],
     so_far: tuple[int, int],
-) -> Needle:  # fmt: skip
+) -> Needle:
     length, depth = place
     characters = counter.characters(length - ANSWER_TOKENS)
     if characters < haystack.shortest():
@@ -245,9 +250,17 @@ def _one(
 def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float) -> Needle:
     code, detail, remedy = troubles.tell(failed, long=True)
     return Needle.model_validate(
-        {**about, "outcome": troubles.OUTCOMES[failed.kind], "code": code, "detail": detail, "remedy": remedy,
-         "deadline": deadline, "first_token": failed.first_token, "seconds": round(failed.seconds, 3)}
-    )  # fmt: skip
+        {
+            **about,
+            "outcome": troubles.OUTCOMES[failed.kind],
+            "code": code,
+            "detail": detail,
+            "remedy": remedy,
+            "deadline": deadline,
+            "first_token": failed.first_token,
+            "seconds": round(failed.seconds, 3),
+        }
+    )
 
 
 def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: float) -> Needle:
@@ -267,8 +280,16 @@ def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: fl
         speed = round((tokens - 1) / span, 3) if span > 0 else None
     first = answer.first_token
     return Needle.model_validate(
-        {**about, "outcome": outcome, "code": troubles.MODEL if wrong else "", "detail": detail, "remedy": remedy,
-         "first_token": None if first is None else round(first, 4),
-         "prefill_speed": round(about["tokens"] / first, 3) if first else None,
-         "decode_speed": speed, "seconds": round(answer.seconds, 3), "deadline": deadline}
-    )  # fmt: skip
+        {
+            **about,
+            "outcome": outcome,
+            "code": troubles.MODEL if wrong else "",
+            "detail": detail,
+            "remedy": remedy,
+            "first_token": None if first is None else round(first, 4),
+            "prefill_speed": round(about["tokens"] / first, 3) if first else None,
+            "decode_speed": speed,
+            "seconds": round(answer.seconds, 3),
+            "deadline": deadline,
+        }
+    )

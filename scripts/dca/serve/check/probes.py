@@ -137,15 +137,21 @@ def _sampling(asking: Asking) -> str:
         _whole(asking(asking.server.chat, READY, 16, **SAMPLING))
     except RequestFailed as failed:
         if failed.kind == "refused":
-            raise ProbeEnded("refused", "", failed.words, "do without top_k and repetition_penalty, and the model "
-                           "repeats itself more.") from None  # fmt: skip
+            raise ProbeEnded(
+                "refused",
+                "",
+                failed.words,
+                "do without top_k and repetition_penalty, and the model repeats itself more.",
+            ) from None
         if failed.kind in ("broken", "gone", "cut"):
             told = troubles.tell(failed)
             raise ProbeEnded(
-                "failed", told.code, told.detail,
+                "failed",
+                told.code,
+                told.detail,
                 f"{told.remedy} An engine without the op of the repetition penalty ends at the first such request: "
                 "`dca inspect WHEEL --model DIR` names what a wheel lacks.",
-            ) from None  # fmt: skip
+            ) from None
         raise
     return "temperature 0.7, top_p 0.8, top_k 20, repetition_penalty 1.05"
 
@@ -156,8 +162,12 @@ def _sense(asking: Asking) -> str:
     # Numbers of the question may stand beside it; any other is a result too.
     told = {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", answer.text)}
     if SUM_ANSWER not in told or told - {SUM_ANSWER, *SUMMANDS}:
-        raise ProbeEnded("failed", troubles.MODEL, f"17 + 25 is {answer.shown(answer.text)}",
-                       "prove the wheel with `dca smoke`, and check its folder with `dca config check`.")  # fmt: skip
+        raise ProbeEnded(
+            "failed",
+            troubles.MODEL,
+            f"17 + 25 is {answer.shown(answer.text)}",
+            "prove the wheel with `dca smoke`, and check its folder with `dca config check`.",
+        )
     return f"17 + 25 is {SUM_ANSWER}"
 
 
@@ -184,16 +194,24 @@ def _tools(asking: Asking) -> str:
 
 def _right_call(answer: Answer) -> None:
     if not answer.calls:
-        raise ProbeEnded("failed", troubles.MODEL, f"the model answered {answer.shown(answer.text)} in place of a call",
-                       f"where the text holds the call, {TOOL_FLAGS}")  # fmt: skip
+        raise ProbeEnded(
+            "failed",
+            troubles.MODEL,
+            f"the model answered {answer.shown(answer.text)} in place of a call",
+            f"where the text holds the call, {TOOL_FLAGS}",
+        )
     name, arguments = answer.calls[0]
     try:
         told = json.loads(arguments)
     except ValueError:
         told = None
     if name != "get_weather" or not isinstance(told, dict) or not isinstance(told.get("city"), str):
-        raise ProbeEnded("failed", troubles.MODEL, f"the call is {answer.shown(name)} with {answer.shown(arguments)}",
-                       "check the server's --tool-call-parser, and the chat template.")  # fmt: skip
+        raise ProbeEnded(
+            "failed",
+            troubles.MODEL,
+            f"the call is {answer.shown(name)} with {answer.shown(arguments)}",
+            "check the server's --tool-call-parser, and the chat template.",
+        )
 
 
 def _structured(asking: Asking) -> str:
@@ -226,9 +244,11 @@ def _structured(asking: Asking) -> str:
     else:
         return f"kept, through {how}"
     raise ProbeEnded(
-        "failed", troubles.MODEL, f"the schema is not kept ({wrong}): {answer.shown(answer.text)}",
+        "failed",
+        troubles.MODEL,
+        f"the schema is not kept ({wrong}): {answer.shown(answer.text)}",
         "a server that takes the field and does not decode under it needs another --guided-decoding-backend.",
-    )  # fmt: skip
+    )
 
 
 def _whole(answer: Answer) -> None:
@@ -238,8 +258,12 @@ def _whole(answer: Answer) -> None:
         ProbeEnded: always then.
     """
     if answer.thought and not answer.text:
-        raise ProbeEnded("failed", troubles.PROTOCOL, "all of the answer went into thinking aloud",
-                       "this model thinks aloud: check a model that does not, or switch its thinking off.")  # fmt: skip
+        raise ProbeEnded(
+            "failed",
+            troubles.PROTOCOL,
+            "all of the answer went into thinking aloud",
+            "this model thinks aloud: check a model that does not, or switch its thinking off.",
+        )
     if not answer.text:
         detail = f"an empty answer with finish_reason {answer.shown(answer.finish)}"
         raise ProbeEnded("failed", troubles.PROTOCOL, detail, troubles.LOG)
