@@ -13,9 +13,12 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from dca import data, environments, index, machine, recipes, runner, store
+from dca.catalogue import machine, recipes
+from dca.catalogue.recipes import Kernels, Recipe
 from dca.config import readers
-from dca.recipes import Kernels, Recipe
+from dca.foundation import archives, data, runner, store
+from dca.sources import index
+from dca.toolchain import environments
 
 OLDEST_PYTHON = "3.10"
 
@@ -84,12 +87,12 @@ def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch
         solve([kernels], data.build_lock(recipe.name, "kernels"), cache, before=own.lock_date, python=oldest(own))
     tree = scratch / recipe.name
     if source is not None:
-        from dca import git
+        from dca.sources import git
 
         git.export(Path(source), recipe.source.pin.removeprefix("commit:"), tree)
     else:
         assert isinstance(recipe.source, recipes.SdistSource)  # noqa: S101 - the caller asked for --source otherwise
-        index.unpack_sdist(index.download(recipe.source, cache), tree)
+        archives.unpack_sdist(index.download(recipe.source, cache), tree)
     run = scratch / "run.in"
     run.write_text("\n".join([*requirements(tree, recipe.requirements), *recipe.caps]) + "\n")
     solve([run], folder / "run.txt", cache, before=recipe.lock_date, python=python)

@@ -15,11 +15,16 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from dca import data, environments, fatbin, index, machine, ops, recipes, runner, store
+from dca.binaries import fatbin
+from dca.catalogue import machine, recipes
+from dca.catalogue.recipes import Member, OfficialWheel, Recipe
 from dca.cli.options import open_cache, terminal
-from dca.errors import DcaError
-from dca.events import Reporter
-from dca.recipes import Member, OfficialWheel, Recipe
+from dca.compile import ops
+from dca.foundation import data, runner, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.sources import index
+from dca.toolchain import environments
 
 # What nvcc compiles for when nobody tells it: a kernel of another kind in a wheel for newer GPUs serves none of them.
 NVCC_DEFAULT = "5.2"

@@ -14,9 +14,12 @@ import re
 import sys
 from pathlib import Path
 
-from dca import data, datafile, index, redist, store
-from dca.errors import DcaError
-from dca.toolkits import Component, Redist, ToolkitSource
+from dca.catalogue.toolkits import Component, Redist, ToolkitSource
+from dca.foundation import data, datafile, store
+from dca.foundation.errors import DcaError
+from dca.foundation.secrets import redact
+from dca.sources import index
+from dca.toolchain import redist
 
 # The component whose version is the toolkit's.
 COMPILER = "cuda_nvcc"
@@ -39,7 +42,7 @@ def read(place: str) -> bytes:
             answer = http.get(redist.checked(place).rstrip("/"), timeout=index.TIMEOUT)
             answer.raise_for_status()
     except requests.RequestException as error:
-        raise index.unreachable(index.redact(place), error) from None
+        raise index.unreachable(redact(place), error) from None
     return answer.content
 
 

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from dca import documents, environments, index, provide, recipes, store, toolkits
+from dca.catalogue import recipes, toolkits
+from dca.catalogue.plan import Plan
 from dca.cli.options import open_cache
-from dca.events import Silent
-from dca.plan import Plan
-from dca.wheel import Made
-from support import ROOT, RunDca, install, link_cache, make_small
-from web import Place
+from dca.foundation import archives, documents, store
+from dca.foundation.events import Silent
+from dca.pipeline.wheel import Made
+from dca.toolchain import environments, provide
+from tests.support import ROOT, RunDca, install, link_cache, make_small
+from tests.support.web import Place
 
 # Whoever starts the tests in the background hands down an ignored Ctrl-C, and nohup an ignored end of the terminal;
 # programs that are sent one must see it.
@@ -49,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs a machine that this one is not, and say what goes to one worker."""
+    _mark(items)
     _group(items)
     # The marks can still be asked for.
     if config.getoption("-m"):
@@ -57,6 +60,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if unwanted & {mark.name for mark in item.iter_markers()}]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+# What a fixture costs, and so every test that asks for it, directly or through another one.
+MARKS = {
+    **dict.fromkeys(("made", "small_cache", "torch_python", "fork_python"), "wheel"),
+    **dict.fromkeys(("planned", "toolkit", "cmake_python"), "network"),
+}
+
+
+def _mark(items: list[pytest.Item]) -> None:
+    """Mark tests that need a built wheel, or package registries, by the fixtures that they use."""
+    for item in items:
+        for name in {MARKS[fixture] for fixture in getattr(item, "fixturenames", ()) if fixture in MARKS}:
+            item.add_marker(name)
 
 
 # Fixtures that take a minute: their tests go to one worker, and begin first.
@@ -174,7 +191,7 @@ def all_recipes() -> tuple[recipes.Loaded, ...]:
 def each_tarfile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tarfile of this Python, and the one that is taken where that has no filters yet."""
     if request.param == "backport":
-        monkeypatch.setattr(index, "tarfile", pytest.importorskip("backports.tarfile"))
+        monkeypatch.setattr(archives, "tarfile", pytest.importorskip("backports.tarfile"))
     elif not hasattr(tarfile, "data_filter"):
         pytest.skip("this Python's has no filters")
 

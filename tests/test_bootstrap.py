@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dca import machine
+from dca.catalogue import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 # The editable install's backend travels with the project, so that nothing but the wheels is installed.

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dca import apt, fetch, gather, git, index, lockfile, recipes, store, toolkits
-from dca.errors import DcaError
-from dca.events import Silent
-from dca.plan import Request
-from dca.recipes import GitSource, Loaded
-from test_git import Repository
-from test_git_fetch import server
+from dca.catalogue import recipes, toolkits
+from dca.catalogue.plan import Request
+from dca.catalogue.recipes import GitSource, Loaded
+from dca.foundation import store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
+from dca.pipeline import gather
+from dca.sources import fetch, git, index
+from dca.toolchain import apt, lockfile
+from tests.sources.test_git import Repository
+from tests.sources.test_git_fetch import server
 
 __all__ = ["server"]
 NAME = "vllm-0.10.2"

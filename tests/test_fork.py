@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from dca import documents, inspection, ops, patching, runner, store
-from dca.compiling import Build
-from dca.plan import Plan
-from dca.recipes import Loaded, Recipe
-from dca.wheel import Made
-from support import ROOT, RunDca, install
-from test_op_lists import Bench, Run, check
-from test_wheel import run_worker
+from dca import inspection, patching
+from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import Loaded, Recipe
+from dca.compile import ops
+from dca.compile.compiling import Build
+from dca.foundation import documents, runner, store
+from dca.pipeline.wheel import Made
+from tests.pipeline.test_wheel import run_worker
+from tests.support import ROOT, RunDca, install
+from tests.test_op_lists import Bench, Run, check
 
 pytestmark = [pytest.mark.git, pytest.mark.slow]
 NAME = "qwen-fork"

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import official
-from dca import ops, store
-from dca.events import Silent
-from dca.recipes import Loaded, Member, OfficialWheel, Recipe, load_all
+from dca.catalogue.recipes import Loaded, Member, OfficialWheel, Recipe, load_all
+from dca.compile import ops
+from dca.foundation import store
+from dca.foundation.events import Silent
 
 if sys.version_info >= (3, 11):
     import tomllib

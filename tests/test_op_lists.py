@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 
-from dca import bindings, data, documents, index, ops, runner, store
-from dca.compiling import Build
-from dca.recipes import Loaded, Recipe
-from dca.wheel import Made
-from support import RunDca, install
+from dca.catalogue.recipes import Loaded, Recipe
+from dca.compile import bindings, ops
+from dca.compile.compiling import Build
+from dca.foundation import data, documents, runner, store
+from dca.pipeline.wheel import Made
+from dca.sources import index
+from tests.support import ROOT, RunDca, install
 
-WORKER = Path(__file__).parent / "workers/record_ops.py"
+WORKER = ROOT / "tests/workers/record_ops.py"
 pytestmark = pytest.mark.slow
 
 

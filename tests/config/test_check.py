@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from config.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, SHAPES, config, table
-from dca.config import models, readers, rules, text
-from dca.config.rules import Finding, Subject
-from dca.errors import CODES
-from support import ROOT
+from dca.config import config_rules, models, readers, text
+from dca.config.config_rules import Finding, Subject
+from dca.foundation.errors import CODES
+from tests.support import ROOT
+from tests.support.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, SHAPES, config, table
 
 KNOWN = models.load_all()
 READERS = {reader.name: reader for reader in readers.load_all()}
@@ -22,7 +22,7 @@ SCALED = {"rope_scaling": DOCUMENTED}
 
 def check(value: dict[str, Any], **more: Any) -> tuple[Finding, ...]:
     source = text.parse(json.dumps(value, indent=2).encode(), "config.json")
-    return rules.check(Subject(source, **more))
+    return config_rules.check(Subject(source, **more))
 
 
 def found(value: dict[str, Any], **more: Any) -> set[tuple[str, str]]:
@@ -88,7 +88,7 @@ def test_an_error_is_found(code: str, changed: dict[str, Any], more: dict[str, A
 
 def test_a_byte_order_mark_is_an_error() -> None:
     source = text.parse(b"\xef\xbb\xbf" + json.dumps(config()).encode(), "config.json")
-    assert [one.code for one in rules.check(Subject(source))] == ["DCA-135"]
+    assert [one.code for one in config_rules.check(Subject(source))] == ["DCA-135"]
 
 
 def test_the_base_of_a_million_model_that_was_lost_is_an_error() -> None:
@@ -133,11 +133,11 @@ def test_second_hand_numbers_only_raise_a_doubt() -> None:
     ("heads", "few", "allowed"), [(28, 4, [1, 2, 4, 28]), (40, 8, [1, 2, 4, 8, 40]), (64, 4, [1, 2, 4, 8, 16, 32, 64])]
 )
 def test_how_many_gpus_can_share_the_heads(heads: int, few: int, allowed: list[int]) -> None:
-    assert [ranks for ranks in range(1, 65) if rules.can_share(heads, few, ranks)] == allowed
+    assert [ranks for ranks in range(1, 65) if config_rules.can_share(heads, few, ranks)] == allowed
 
 
 def test_every_rule_has_a_code_of_its_own_that_is_documented() -> None:
-    codes = [re.match(r"DCA-\d{3}", str(rule.__doc__)) for rule in rules.RULES]
+    codes = [re.match(r"DCA-\d{3}", str(rule.__doc__)) for rule in config_rules.RULES]
     assert [one[0] for one in codes if one] == sorted(one[0] for one in codes if one)
     assert {one[0] for one in codes if one} == {code for code in CODES if "DCA-120" <= code < "DCA-150"}
     page = Path(ROOT / "docs/config.md").read_text(encoding="utf-8")

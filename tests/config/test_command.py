@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from config.model_configs import DOCUMENTED, MILLION, config, table, write
-from dca import cli, documents
+from dca import cli
 from dca.config import Config
+from dca.foundation import documents
+from tests.support.model_configs import DOCUMENTED, MILLION, config, table, write
 
 
 def run(*words: str | Path) -> tuple[int, str, str]:

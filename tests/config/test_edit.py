@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from config.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, config, table
 from dca.config import edit, models, readers, text
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
 from dca.config.text import Json
-from dca.errors import DcaError
+from dca.foundation.errors import DcaError
+from tests.support.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, config, table
 
 YARN = YarnSetting(factor=4, original=32768)
 CHUNKS = DualChunkSetting(chunk_size=262144, local_size=8192, original=262144, length=1010000)

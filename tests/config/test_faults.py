@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from config.model_configs import MILLION, MOE, changed, config, listing, spoilt, styled, table, write
-from dca import cli, store
+from dca import cli
 from dca import config as api
 from dca.config import YarnSetting
-from dca.errors import DcaError
-from faults.kills import killed_runs
-from support import ROOT
+from dca.foundation import store
+from dca.foundation.errors import DcaError
+from tests.support import ROOT
+from tests.support.kills import killed_runs
+from tests.support.model_configs import MILLION, MOE, changed, config, listing, spoilt, styled, table, write
 
 pytestmark = pytest.mark.proof
 

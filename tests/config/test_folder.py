@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from config.model_configs import DOCUMENTED, MILLION, MOE, config, listing, table, write
 from dca import config as api
-from dca import store
 from dca.config import DualChunkSetting, YarnSetting, folder
-from dca.errors import DcaError
-from support import ROOT
+from dca.foundation import store
+from dca.foundation.errors import DcaError
+from tests.support import ROOT
+from tests.support.model_configs import DOCUMENTED, MILLION, MOE, config, listing, table, write
 
 YARN = YarnSetting(factor=4, original=32768)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from config.model_configs import DCA, MILLION, ORDINARY, SHAPES, config
-from dca import data, recipes
+from dca.catalogue import recipes
 from dca.config import models, readers
-from dca.errors import DcaError
+from dca.foundation import data
+from dca.foundation.errors import DcaError
+from tests.support.model_configs import DCA, MILLION, ORDINARY, SHAPES, config
 
 KNOWN = models.load_all()
 

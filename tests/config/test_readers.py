@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from config.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, config, table, write
 from dca import config as api
-from dca import store
 from dca.config import Reading, YarnSetting, compare, readers, rotary
 from dca.config.readers import Installed
 from dca.config.rotary import Yarn
-from dca.events import Silent
+from dca.foundation import store
+from dca.foundation.events import Silent
+from tests.support.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, config, table, write
 
 KNOWN = {reader.name: reader for reader in readers.load_all()}
 EXAMPLE = Yarn(factor=4, original=32768)
@@ -120,11 +120,11 @@ def located(name: str, cache: store.Store, wheel: Path | None, log: Path) -> Ins
     return readers.install(KNOWN[name], cache, [*wheels, *([wheel] if wheel else [])], Silent(), log)
 
 
-QUICK = ("transformers-5", "vllm-0.10.2")
+QUICK = {"transformers-5": pytest.mark.network, "vllm-0.10.2": pytest.mark.wheel}
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.whole) for name in sorted(KNOWN)]
+    "name", [pytest.param(name, marks=QUICK.get(name, pytest.mark.whole)) for name in sorted(KNOWN)]
 )
 def test_a_reader_takes_what_the_paper_says(
     name: str, cache: store.Store, request: pytest.FixtureRequest, tmp_path: Path

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.model_configs import changed, config, styled
 from dca.config import text
 from dca.config.text import Json, OneLine
-from dca.errors import DcaError
+from dca.foundation.errors import DcaError
+from tests.support.model_configs import changed, config, styled
 
 
 def parse(content: str | bytes) -> Json:

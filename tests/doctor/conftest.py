@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
 from dca.doctor import nvidia
-
-# The folder has no place on the path that tests share.
-_spec = importlib.util.spec_from_file_location("machines", Path(__file__).with_name("machines.py"))
-assert _spec is not None
-assert _spec.loader is not None
-if "machines" not in sys.modules:
-    sys.modules["machines"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["machines"])
-
-from machines import Machine  # noqa: E402
+from tests.support.machines import Machine
 
 
 @pytest.fixture
@@ -29,7 +18,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     for name in ("CUDA_HOME", "CONDA_PREFIX", "VIRTUAL_ENV", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(nvidia, "_library", lambda: None)
-    monkeypatch.setattr("dca.toolkits.Path.glob", _without_the_real_ones(Path.glob))
+    monkeypatch.setattr("dca.catalogue.toolkits.Path.glob", _without_the_real_ones(Path.glob))
     return made
 
 

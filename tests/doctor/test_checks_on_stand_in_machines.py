@@ -11,11 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from machines import ALL, Machine, library, program
 
-from dca import doctor, memory, toolkits
+from dca import doctor
+from dca.catalogue import toolkits
 from dca.doctor import host, nvidia, probes
 from dca.doctor.model import needs
+from dca.foundation import host_memory
+from tests.support.machines import ALL, Machine, library, program
 
 GIB = 1 << 30
 FORK = next(one.recipe.name for one in ALL if one.recipe.source.kind == "git")
@@ -116,7 +118,7 @@ def test_memory_that_cannot_be_read_is_unknown(machine: Machine, monkeypatch: py
     def refuse(*_: Path) -> int:
         raise PermissionError("/proc/meminfo")
 
-    monkeypatch.setattr(memory, "limit_bytes", refuse)
+    monkeypatch.setattr(host_memory, "limit_bytes", refuse)
     assert machine.one("machine.memory").status == "unknown"
 
 

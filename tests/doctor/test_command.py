@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from machines import PYTHON
 
-from dca import data, doctor
+from dca import doctor
 from dca.doctor import Report
-from support import ROOT
+from dca.foundation import data
+from tests.support import ROOT
+from tests.support.machines import PYTHON
 
 # Nothing outside of this machine is asked.
 CLOSED = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple/", "HTTPS_PROXY": "http://127.0.0.1:9"}
@@ -113,7 +114,7 @@ def test_torch_is_not_imported_and_neither_are_the_packages_of_an_environment(tm
     (site / "nameless-1.0.dist-info/METADATA").write_bytes(b"\xff\x00")
     (site / "torch/version.py").write_text("__version__ = '2.8.0+cu128'\ncuda: Optional[str] = '12.8'\n")
     stand_in = tmp_path / "python"
-    worker = data.HERE / "workers/installed.py"
+    worker = data.IN_WHEEL_ENV / "workers/installed.py"
     stand_in.write_text(f"#!/bin/sh\nPYTHONPATH={site} {PYTHON} -S {worker}; echo a warning\n")
     stand_in.chmod(0o755)
     done = run("--python", stand_in, "--only", "python,cuda.torch", "--json", cache=tmp_path / "cache")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from machines import Machine
 from packaging.requirements import Requirement
 
-from dca import data, failures, recipes
-from dca.recipes import GitSource
+from dca.catalogue import failures, recipes
+from dca.catalogue.recipes import GitSource
+from dca.foundation import data
+from tests.support.machines import Machine
 
 CLONE = """Cloning into 'vllm'...
 git@github.com: Permission denied (publickey).

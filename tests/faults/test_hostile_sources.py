@@ -21,13 +21,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dca import git, index, store
-from dca.errors import DcaError
-from dca.recipes import GitSource
-from faults.kills import killed_runs, leftovers, whole_run
-from test_git import Repository
-from test_git_fetch import GitHandler, run
-from web import Place, sha
+from dca.catalogue.recipes import GitSource
+from dca.foundation import archives, store
+from dca.foundation.errors import DcaError
+from dca.sources import git, index
+from tests.sources.test_git import Repository
+from tests.sources.test_git_fetch import GitHandler, run
+from tests.support.kills import killed_runs, leftovers, whole_run
+from tests.support.web import Place, sha
 
 pytestmark = pytest.mark.proof
 
@@ -432,7 +433,7 @@ def test_no_hostile_sdist_writes_outside_of_its_folder_or_leads_out_of_it(
         archive.write_bytes(packed(members, chance.choice(["gz", "xz", "bz2"])))
         refused = ""
         try:
-            index.unpack_sdist(archive, inside / "tree")
+            archives.unpack_sdist(archive, inside / "tree")
         except DcaError as error:
             refused = error.code
         assert refused in ("", "DCA-404"), name
@@ -484,7 +485,7 @@ def test_no_hostile_wheel_writes_outside_of_its_folder(
         how, body = hostile_wheel(outside, chance)
         (tmp_path / "x.whl").write_bytes(body)
         with pytest.raises(DcaError) as refused:
-            index.unpack_wheel(tmp_path / "x.whl", tmp_path / "work/tree")
+            archives.unpack_wheel(tmp_path / "x.whl", tmp_path / "work/tree")
         assert refused.value.code == "DCA-404", how
         assert not (tmp_path / "work").exists(), how
         assert state(outside) == before, how
@@ -513,7 +514,7 @@ def test_an_archive_that_would_fill_the_disk_is_refused_before_it_does(
     assert path.stat().st_size < 100_000
     (tmp_path / "work").mkdir()
     with pytest.raises(DcaError) as refused:
-        (index.unpack_sdist if kind.startswith("tar") else index.unpack_wheel)(path, tmp_path / "work/tree")
+        (archives.unpack_sdist if kind.startswith("tar") else archives.unpack_wheel)(path, tmp_path / "work/tree")
     assert refused.value.code == "DCA-404"
     assert "unpack to" in refused.value.what
     assert list((tmp_path / "work").iterdir()) == []
@@ -737,10 +738,11 @@ def test_a_place_that_takes_no_connection_is_left_for_the_next_one_in_time(
 FETCH = """
 import os, sys
 from pathlib import Path
-from dca import git, index, store
-from dca.events import Silent
-from dca.fetch import FetchedSource, Tree
-from dca.recipes import SdistSource
+from dca.sources import git, index
+from dca.foundation import store
+from dca.foundation.events import Silent
+from dca.sources.fetch import FetchedSource, Tree
+from dca.catalogue.recipes import SdistSource
 root, url, sdist, sha256, commit = sys.argv[1:]
 cache, log = store.Store(Path(root)).open(), Path(root) / "log"
 os.environ["UV_DEFAULT_INDEX"] = f"{sdist}/simple/"
@@ -751,7 +753,7 @@ with cache.lock("tree", "one"):
     if not target.is_dir():
         store.sweep(target)
         with store.incoming_folder(target) as part:
-            index.unpack_sdist(index.download(source, cache), part / "source")
+            archives.unpack_sdist(index.download(source, cache), part / "source")
             git.export(git.fetch([url], commit, cache, log), commit, part / "kit")
 print(store.tree_hash(target))
 """

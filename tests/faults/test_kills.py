@@ -17,17 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from dca import store
-from faults.kills import killed_command, killed_runs, leftovers, whole_run
-from support import INDEX_ONLY, ROOT, RunDca, make_small, programs, wait_for
-from web import Place, sha
+from dca.foundation import store
+from tests.support import INDEX_ONLY, ROOT, RunDca, make_small, programs, wait_for
+from tests.support.kills import killed_command, killed_runs, leftovers, whole_run
+from tests.support.web import Place, sha
 
 pytestmark = pytest.mark.proof
 
 FILE = """
 import sys
 from pathlib import Path
-from dca import store
+from dca.foundation import store
 target = Path(sys.argv[1])
 print("ready", flush=True)
 for number in range(60):
@@ -37,7 +37,7 @@ for number in range(60):
 FOLDER = """
 import sys
 from pathlib import Path
-from dca import store
+from dca.foundation import store
 target = Path(sys.argv[1])
 print("ready", flush=True)
 for number in range(12):
@@ -75,9 +75,10 @@ def test_a_folder_is_whole_or_absent_whenever_its_writer_is_killed(
 BRING = """
 import sys
 from pathlib import Path
-from dca import provide, store
-from dca.events import Silent
-from dca.toolkits import Component, Layout, Redist, ToolkitSource
+from dca.toolchain import provide
+from dca.foundation import store
+from dca.foundation.events import Silent
+from dca.catalogue.toolkits import Component, Layout, Redist, ToolkitSource
 root, url, sha256, size = sys.argv[1:]
 one = Component(name="nvcc", version="1.0", relative_path="nvcc.tar.xz", sha256=sha256, size=int(size))
 source = ToolkitSource(
@@ -133,8 +134,9 @@ def test_a_toolkit_is_whole_or_absent_whenever_bringing_it_is_killed(
 COMPILE = """
 import sys
 from pathlib import Path
-from dca import cmake, runner
-from dca.events import Silent
+from dca.compile import cmake
+from dca.foundation import runner
+from dca.foundation.events import Silent
 folder, python = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 env = runner.environment()

@@ -14,18 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from dca import cmake, store
-from dca.errors import DcaError, Interrupted
-from dca.events import Silent
-from support import ROOT, programs, wait_for
+from dca.compile import cmake
+from dca.foundation import store
+from dca.foundation.errors import DcaError, Interrupted
+from dca.foundation.events import Silent
+from tests.support import ROOT, programs, wait_for
 
 MIB = 1 << 20
 BUILD = """
 import sys
 from pathlib import Path
-from dca import cmake, runner
-from dca.errors import DcaError
-from dca.events import Silent
+from dca.compile import cmake
+from dca.foundation import runner
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
 class Told(Silent):
     def note(self, text): print("note:", text, flush=True)
 folder, python, group, jobs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])

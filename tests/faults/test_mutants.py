@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from dca import data, documents, environments, fetch, store
-from dca.events import Silent
-from dca.plan import Plan
+from dca.catalogue.plan import Plan
+from dca.foundation import data, documents, store
+from dca.foundation.events import Silent
+from dca.pipeline.wheel import Made
 from dca.smoke import CaseResult, Smoke, prove
 from dca.smoke.subject import kernel_for_cpu
-from dca.wheel import Made
-from faults.mutants import BACKEND, GPU_ONLY, KERNEL, MUTANTS, ROTARY, Mutant, faulty_oracle
-from support import ROOT, RunDca
+from dca.sources import fetch
+from dca.toolchain import environments
+from tests.support import ROOT, RunDca
+from tests.support.mutants import BACKEND, GPU_ONLY, KERNEL, MUTANTS, ROTARY, Mutant, faulty_oracle
 
-PACKAGE = ROOT / "scripts/dca"
+PACKAGE = ROOT / "scripts/dca/in_wheel_env"
 # Releases differ in where they keep it; the first one that the wheel has.
 ROTARY_FILES = tuple(
     f"vllm/model_executor/layers/{name}.py" for name in ("rotary_embedding/dual_chunk_rope", "rotary_embedding")

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import pytest
 
-from dca import patching, store
-from dca.errors import DcaError
+from dca import patching
+from dca.foundation import store
+from dca.foundation.errors import DcaError
 from dca.patching import hunks, reading
 from dca.patching.fitting import File, Files, fit
-from faults.kills import killed_runs, leftovers, whole_run
+from tests.support.kills import killed_runs, leftovers, whole_run
 
 pytestmark = pytest.mark.proof
 GIT = {
@@ -441,9 +442,10 @@ APPLY = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from dca import data, patching, store
-from dca.fetch import FetchedSource, Tree
-from dca.recipes import Patches
+from dca.foundation import data, store
+from dca import patching
+from dca.sources.fetch import FetchedSource, Tree
+from dca.catalogue.recipes import Patches
 root = Path(sys.argv[1])
 data.patches_folder = lambda name: root / "series" / name
 tree = Tree(folder=str(root / "pristine"), sources=(

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import wheels
 
-from dca import documents
-from dca.plan import Plan
-from support import RunDca
+from dca.catalogue.plan import Plan
+from dca.foundation import documents
+from tests.support import RunDca
+from tests.support import crafted_wheels as wheels
 
 MODULE, FLASH = "vllm/_C.abi3.so", "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dca import inspection
-from dca.errors import DcaError
-from dca.plan import Plan
+from dca.catalogue.plan import Plan
+from dca.foundation.errors import DcaError
 
 NAME = "vllm-1.0-cp38-abi3-linux_x86_64.whl"
 WHEEL = b"Wheel-Version: 1.0\nTag: cp38-abi3-linux_x86_64\n"

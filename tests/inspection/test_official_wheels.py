@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dca import index, inspection, store
+from dca import inspection
+from dca.catalogue.recipes import IndexFile
+from dca.foundation import store
 from dca.inspection import Inspection
-from dca.recipes import IndexFile
-from support import ROOT, RunDca
+from dca.sources import index
+from tests.support import ROOT, RunDca
 
 OLD = {"7.0", "7.5", "8.0", "8.9", "9.0", "10.0"}
 NEW = OLD | {"8.7", "12.0"}

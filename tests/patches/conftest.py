@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from dca import data, index, patching, recipes, store
-from dca.recipes import GitSource, Loaded
-from guards_support import PATCHES, Fork
-from support import install
+from dca import patching
+from dca.catalogue import recipes
+from dca.catalogue.recipes import GitSource, Loaded
+from dca.foundation import archives, data, store
+from tests.support import install
+from tests.support.guards import PATCHES, Fork
 
 FORK = "qwen-fork"
 GIT_ENV = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
@@ -51,7 +53,7 @@ def export_fork(fork_recipe: recipes.Recipe, tmp_path_factory: pytest.TempPathFa
             clone = fetched(source, tmp_path_factory.mktemp("clone"))
         archive = target.with_suffix(".tar")
         git("-C", clone, "archive", "-o", archive, source.commit, *folders)
-        with index.tarfile.open(archive) as content:
+        with archives.tarfile.open(archive) as content:
             content.extractall(target, filter="data")
         archive.unlink()
         return target

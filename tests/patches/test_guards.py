@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from guards_support import GUARDS_FILE, QWEN_1M, assert_is_a_whole_message, guards, table_for, with_entry
-from support import ROOT
+from tests.support import ROOT
+from tests.support.guards import GUARDS_FILE, QWEN_1M, assert_is_a_whole_message, guards, table_for, with_entry
 
 CHUNKS = guards.read_chunks(QWEN_1M)
 

@@ -16,9 +16,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-import guards_support
-from dca import environments, machine, ops, recipes, runner, store, workspace
-from guards_support import (
+from dca.catalogue import machine, recipes
+from dca.compile import ops
+from dca.foundation import runner, store
+from dca.pipeline import workspace
+from dca.toolchain import environments
+from tests.support import ROOT, guards
+from tests.support.guards import (
     EAGER,
     FITTING,
     PATCHES,
@@ -34,7 +38,6 @@ from guards_support import (
     messages,
     run_worker,
 )
-from support import ROOT
 
 RECIPE = "qwen-fork"
 FOLDER = PATCHES / RECIPE
@@ -403,7 +406,7 @@ OP = "advance_step_flashattn"
 DRAFT = {"speculative_model": PLAIN, "num_speculative_tokens": 3}
 
 REFUSED: dict[str, tuple[Case, str, list[str]]] = {
-    **guards_support.REFUSED,
+    **guards.REFUSED,
     "blocks that the kernels do not read": (Case({**EAGER, "block_size": 8}), "DCA-819", ["block size is 8"]),
     "prefill in one piece because of LoRA": (
         Case({**EAGER, "enable_lora": True}, table=FITTING),
@@ -429,7 +432,7 @@ REFUSED: dict[str, tuple[Case, str, list[str]]] = {
 }
 
 ACCEPTED: dict[str, Case] = {
-    **guards_support.ACCEPTED,
+    **guards.ACCEPTED,
     "several sequences": Case({**EAGER, "max_num_seqs": 16}, table=FITTING),
     "speculation without a draft model": Case(
         {
@@ -585,7 +588,7 @@ def test_the_engines_process_meets_the_guards_too(fork_python: Path, tmp_path: P
 
 # --- whole engines with every transformers that it can be installed with ---------------------------------------
 
-RECORD_OPS = Path(__file__).parents[1] / "workers/record_ops.py"
+RECORD_OPS = ROOT / "tests/workers/record_ops.py"
 # What the lock pins is one of these; the recipe's cap keeps 5 out.
 TRANSFORMERS = ("4.45.2", "4.48.3", "4.51.3", "4.57.6")
 

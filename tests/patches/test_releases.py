@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
-from dca import data, index, patching, recipes, store
-from dca.recipes import Loaded, SdistSource
-from guards_support import (
+from dca import patching
+from dca.catalogue import recipes
+from dca.catalogue.recipes import Loaded, SdistSource
+from dca.foundation import archives, data, store
+from dca.sources import index
+from tests.support import install
+from tests.support.guards import (
     ACCEPTED,
     BACKEND_FILE,
     EAGER,
@@ -28,7 +32,6 @@ from guards_support import (
     messages,
     run_worker,
 )
-from support import install
 
 OLD, NEW = "vllm-0.9.2", "vllm-0.10.1.1"
 SHARED = "releases"
@@ -56,7 +59,7 @@ def trees_of(name: str, recipe: recipes.Recipe, cache: store.Store, factory: pyt
     folder = factory.mktemp(name)
     before, patched = folder / "before", folder / "patched"
     for target in (before, patched):
-        index.unpack_sdist(index.download(recipe.source, cache), target)
+        archives.unpack_sdist(index.download(recipe.source, cache), target)
     shared = [PATCHES / one for one in recipe.patches.added]
     applied = patching.apply(PATCHES / name, {patching.SOURCE: patched}, shared)
     assert {one.status for one in applied} == {"clean", "added"}

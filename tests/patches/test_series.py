@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dca import patching, recipes
+from dca import patching
+from dca.catalogue import recipes
 from dca.patching import places
 from dca.patching.folder import bases
-from guards_support import PATCHES
-from support import ROOT
+from tests.support import ROOT
+from tests.support.guards import PATCHES
 
 FOLDERS = sorted(path.parent for path in PATCHES.glob("*/series"))
 PATCHED = [patch for folder in FOLDERS for patch in patching.series(folder)]

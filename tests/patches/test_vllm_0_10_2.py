@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from guards_support import (
+from tests.support.guards import (
     ACCEPTED,
     BACKEND_FILE,
     PATCHES,

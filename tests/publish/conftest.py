@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dca import cli
-from publish.served import environment
+from tests.support.served import environment
 
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 

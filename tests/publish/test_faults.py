@@ -18,15 +18,16 @@ from pathlib import Path
 import pytest
 from pypi_simple import PyPISimple
 
-from dca import cli, publish, store
+from dca import cli, publish
+from dca.foundation import store
 from dca.publish import layout
 from dca.publish.check import check
 from dca.publish.folder import Folder
-from faults.faulty import Faulty
-from faults.kills import killed_command, leftovers
-from publish.made import make, put
-from publish.served import pip, served, uv
-from support import ROOT
+from tests.support import ROOT
+from tests.support.faulty import Faulty
+from tests.support.kills import killed_command, leftovers
+from tests.support.made_wheels import make, put
+from tests.support.served import pip, served, uv
 
 pytestmark = pytest.mark.proof
 State = dict[str, tuple[str, str | None, tuple[str, ...]]]

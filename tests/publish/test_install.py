@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pypi_simple import PyPISimple
 
-from publish.made import make, put
-from publish.served import Served, pip, says, served, uv
+from tests.support.made_wheels import make, put
+from tests.support.served import Served, pip, says, served, uv
 
 VERSIONS = {"1.0+dca1.cu121": "12.1", "1.0+dca1.cu124": "12.4", "2.0+dca1.cu124": "12.4", "2.0+dca2.cu130": "13.0"}
 VERSION = "import vllm, importlib.metadata as m; print(m.version('vllm'), vllm.x)"

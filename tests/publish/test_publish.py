@@ -16,19 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dca.smoke as engine
-from dca import documents, evidence, publish, store
-from dca.errors import DcaError
-from dca.events import Silent
+from dca import publish
+from dca.catalogue.recipes import Loaded
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
 from dca.inspection import Inspection
 from dca.publish import layout, pages, table
 from dca.publish.check import check
 from dca.publish.folder import Folder
 from dca.publish.values import Evidence, Record, Settings
-from dca.recipes import Loaded
 from dca.smoke.values import CaseResult, Smoke
-from dca.verify import verify
-from publish.made import make, put
-from support import RunDca
+from dca.trust import evidence
+from dca.trust.verify import verify
+from tests.support import RunDca
+from tests.support.made_wheels import make, put
 
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 

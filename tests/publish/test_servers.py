@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from dca import environments, store
-from dca.events import Silent
-from publish.made import make
-from publish.served import pip, uv
-from support import ROOT
+from dca.foundation import store
+from dca.foundation.events import Silent
+from dca.toolchain import environments
+from tests.support import ROOT
+from tests.support.made_wheels import make
+from tests.support.served import pip, uv
 
 pytestmark = pytest.mark.whole
 SECRET = "pass-Word+42"

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from dca import publish, store
-from dca.errors import DcaError
-from dca.events import Silent
+from dca import publish
+from dca.foundation import store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
 from dca.publish import bucket, layout, repository
 from dca.publish.bucket import Bucket
 from dca.publish.folder import Folder
 from dca.publish.values import Published, Uploaded
-from publish.made import make
-from publish.stand_ins import IndexServer, Store, instead_of_boto3, twine
+from tests.support.made_wheels import make
+from tests.support.uploads import IndexServer, Store, instead_of_boto3, twine
 
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRET = "pass-Word+42"
@@ -257,7 +258,7 @@ def test_a_bucket_is_cleaned_of_what_nobody_is_about_to_name(tmp_path: Path, obj
 
 
 def test_what_the_store_says_is_told(tmp_path: Path, objects: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from publish.stand_ins import ClientError
+    from tests.support.uploads import ClientError
 
     def denied(**_: object) -> None:
         raise ClientError("AccessDenied")

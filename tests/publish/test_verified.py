@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dca import publish, signing
-from dca.errors import DcaError
-from dca.events import Silent
+from dca import publish
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
 from dca.publish.folder import Folder as Place
 from dca.publish.verified import Folder, Served, VerifiedIndex, verify_index
-from dca.verify import NOBODY, Trusted
-from publish.made import make, put
-from publish.served import served
-from support import RunDca
-from web import Place as Server
+from dca.trust import signing
+from dca.trust.verify import NOBODY, Trusted
+from tests.support import RunDca
+from tests.support.made_wheels import make, put
+from tests.support.served import served
+from tests.support.web import Place as Server
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER = Ed25519PrivateKey.from_private_bytes(bytes(32))

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from serve_cases import DCA, FOURTEEN, MILLION, ORDINARY, SEVEN, flags, folder, planned, subject
 
 from dca.serve import command, plan
 from dca.serve.command import Launch
+from tests.support.serving import DCA, FOURTEEN, MILLION, ORDINARY, SEVEN, flags, folder, planned, subject
 
 # Words that mean something to a shell, a unit or YAML.
 ODD = [

@@ -6,16 +6,16 @@ import random
 from collections.abc import Callable
 
 import pytest
-from serve_cases import FOURTEEN, LARGE, MILLION, SEVEN, THIRTY, config, shape
 
+from dca.serve import gpu_memory
 from dca.serve import gpus as cards
-from dca.serve import memory
 from dca.serve.choose import choose, longest_of, ranks
+from dca.serve.gpu_memory import Layout
 from dca.serve.gpus import GIB, Gpus
-from dca.serve.memory import Layout
 from dca.serve.outcome import Settings, exact_blocks, outcome
-from dca.serve.rules import Asked
+from dca.serve.server_rules import Asked
 from dca.serve.shape import Quantized, Shape, parameters, quantized, shape_of
+from tests.support.serving import FOURTEEN, LARGE, MILLION, SEVEN, THIRTY, config, shape
 
 BATCH = 131_072
 # GiB of each GPU with 80, as they were worked out by hand: weights, KV cache of 1,010,000 tokens, peak of the profile
@@ -52,13 +52,13 @@ def test_the_published_table_comes_out_within_two_percent(
 ) -> None:
     model, layout = shape(name), Layout(tp=tp)
     found = outcome(model, eighty(tp), documented(tp))
-    token = memory.token_bytes(model, layout)
-    assert memory.weight_bytes(model, layout) / GIB == pytest.approx(weights, rel=0.02)
+    token = gpu_memory.token_bytes(model, layout)
+    assert gpu_memory.weight_bytes(model, layout) / GIB == pytest.approx(weights, rel=0.02)
     assert token * MILLION / GIB == pytest.approx(cache, rel=0.02)
-    assert memory.step_bytes(model, layout, BATCH) / GIB == pytest.approx(profile, rel=0.02)
+    assert gpu_memory.step_bytes(model, layout, BATCH) / GIB == pytest.approx(profile, rel=0.02)
     assert found.term("cache") / GIB == pytest.approx(pool, rel=0.02)
     assert found.cache_tokens / 1e6 == pytest.approx(tokens, rel=0.02)
-    assert memory.layer_bytes(model, layout, BATCH, MILLION) / GIB == pytest.approx(sparse, rel=0.02)
+    assert gpu_memory.layer_bytes(model, layout, BATCH, MILLION) / GIB == pytest.approx(sparse, rel=0.02)
     if total is not None:
         # CUDA's own memory is no part of the table.
         assert (found.total - found.term("context")) / GIB == pytest.approx(total, rel=0.02)
@@ -97,8 +97,8 @@ def test_counted_blocks_are_the_remedy(name: str, tp: int) -> None:
 
 def needed_gb(name: str, tp: int, tokens: int) -> float:
     model, layout = shape(name), Layout(tp=tp)
-    held = memory.weight_bytes(model, layout) + memory.token_bytes(model, layout) * MILLION
-    return (held + memory.peak_bytes(model, layout, tokens, MILLION)) * tp / 1e9
+    held = gpu_memory.weight_bytes(model, layout) + gpu_memory.token_bytes(model, layout) * MILLION
+    return (held + gpu_memory.peak_bytes(model, layout, tokens, MILLION)) * tp / 1e9
 
 
 def test_the_official_minima_come_out() -> None:
@@ -131,16 +131,16 @@ def test_what_the_cards_of_mixtures_ask_for_is_enough(name: str, tp: int, minimu
 def test_parameters_and_cache_of_a_token_are_the_published_ones(name: str, billions: float, each: int) -> None:
     model = shape(name)
     assert parameters(model) / 1e9 == pytest.approx(billions, rel=0.001)
-    assert memory.token_bytes(model, Layout()) == each
+    assert gpu_memory.token_bytes(model, Layout()) == each
     # One GPU holds all of them, in 16 bits.
-    assert memory.weight_bytes(model, Layout()) == pytest.approx(2 * parameters(model), rel=1e-4)
+    assert gpu_memory.weight_bytes(model, Layout()) == pytest.approx(2 * parameters(model), rel=1e-4)
 
 
 def test_activations_of_a_million_tokens_in_one_piece_are_the_published_71_gb() -> None:
     # The documents count the output of the gate and up projection alone: 2 of the 3.
-    whole = memory.mlp_bytes(shape(SEVEN), Layout(), 1_000_000) * 2 / 3
+    whole = gpu_memory.mlp_bytes(shape(SEVEN), Layout(), 1_000_000) * 2 / 3
     assert whole / GIB == pytest.approx(71, rel=0.02)
-    piece = memory.mlp_bytes(shape(SEVEN), Layout(), 32_768) * 2 / 3
+    piece = gpu_memory.mlp_bytes(shape(SEVEN), Layout(), 32_768) * 2 / 3
     assert 1 - piece / whole == pytest.approx(0.967, abs=0.001)
 
 
@@ -176,45 +176,47 @@ def test_a_config_of_any_layers_and_heads_is_counted_as_in_a_closed_form(
         assert parameters(model) == 2 * vocabulary * hidden + layers * each + hidden
         tp = chance.choice([one for one in (1, 2, 4, 8) if keys % one == 0 and heads % one == 0])
         layout = Layout(tp=tp)
-        assert memory.weight_bytes(model, Layout()) == 2 * parameters(model)
-        assert memory.token_bytes(model, layout) == 2 * layers * (keys // tp) * size * 2
+        assert gpu_memory.weight_bytes(model, Layout()) == 2 * parameters(model)
+        assert gpu_memory.token_bytes(model, layout) == 2 * layers * (keys // tp) * size * 2
         prompt, tokens = chance.randrange(40_000, 200_000), 64 * chance.randrange(1, 2_000)
         n, h, k, d = min(tokens, prompt), heads // tp, keys // tp, size
         queries = 5 * n * h * d * 2 + n * (h + 2 * k) * d * 2 + 2 * n * hidden * 2
         sparse = 2 * prompt * h * d * 2 + 2 * prompt * k * d * 2 + 64 * prompt * h * 8
         sparse += h * -(-n // 64) * (500 + 800) * 4 + 6 * n * h * d * 2
-        assert memory.layer_bytes(model, layout, tokens, prompt) == pytest.approx(queries + sparse, rel=1e-12)
+        assert gpu_memory.layer_bytes(model, layout, tokens, prompt) == pytest.approx(queries + sparse, rel=1e-12)
 
 
 def test_weights_of_8_and_4_bits_take_as_much_less_as_they_should() -> None:
     model = shape(FOURTEEN)
     ends = 2 * 2 * 152_064 * 5120
-    linear = memory.weight_bytes(model, Layout()) - ends
-    assert memory.weight_bytes(quantized("fp8", model), Layout()) == pytest.approx(ends + linear / 2, rel=0.001)
+    linear = gpu_memory.weight_bytes(model, Layout()) - ends
+    assert gpu_memory.weight_bytes(quantized("fp8", model), Layout()) == pytest.approx(ends + linear / 2, rel=0.001)
     # A group of 128 has a scale of 16 bits and a zero of 4.
     share = (4 + 20 / 128) / 16
-    assert memory.weight_bytes(quantized("awq", model), Layout()) == pytest.approx(ends + linear * share, rel=0.001)
-    assert memory.weight_bytes(quantized("awq", model), Layout(), Quantized()) == memory.weight_bytes(model, Layout())
+    assert gpu_memory.weight_bytes(quantized("awq", model), Layout()) == pytest.approx(ends + linear * share, rel=0.001)
+    assert gpu_memory.weight_bytes(quantized("awq", model), Layout(), Quantized()) == gpu_memory.weight_bytes(
+        model, Layout()
+    )
 
 
 def test_stages_share_layers_and_have_one_end_each() -> None:
     model = shape(FOURTEEN)
-    whole, half = memory.weight_bytes(model, Layout()), memory.weight_bytes(model, Layout(pp=2))
+    whole, half = gpu_memory.weight_bytes(model, Layout()), gpu_memory.weight_bytes(model, Layout(pp=2))
     assert half == pytest.approx(whole / 2, rel=0.001)
-    assert memory.token_bytes(model, Layout(pp=2)) == memory.token_bytes(model, Layout()) / 2
+    assert gpu_memory.token_bytes(model, Layout(pp=2)) == gpu_memory.token_bytes(model, Layout()) / 2
     # 48 layers over 5 stages: one has 10.
-    assert memory.token_bytes(model, Layout(pp=5)) == memory.token_bytes(model, Layout()) * 10 / 48
+    assert gpu_memory.token_bytes(model, Layout(pp=5)) == gpu_memory.token_bytes(model, Layout()) * 10 / 48
 
 
 def test_key_heads_are_on_several_gpus_where_there_are_more_gpus() -> None:
     model = shape(THIRTY)
-    assert memory.token_bytes(model, Layout(tp=4)) == memory.token_bytes(model, Layout(tp=8))
+    assert gpu_memory.token_bytes(model, Layout(tp=4)) == gpu_memory.token_bytes(model, Layout(tp=8))
 
 
 def test_the_limit_of_the_sparse_lists_is_the_guards_own() -> None:
     # docs/guards.md: 200,064 for 7B on one GPU.
-    assert memory.list_limit(shape(SEVEN), Layout()) == 200_064
-    assert memory.list_limit(shape(SEVEN), Layout(tp=2)) is None
+    assert gpu_memory.list_limit(shape(SEVEN), Layout()) == 200_064
+    assert gpu_memory.list_limit(shape(SEVEN), Layout(tp=2)) is None
 
 
 def test_a_prompt_that_is_longer_never_takes_less(chance: random.Random) -> None:
@@ -222,7 +224,7 @@ def test_a_prompt_that_is_longer_never_takes_less(chance: random.Random) -> None
         model = shape(name)
         for tokens in (2_048, 32_768, BATCH):
             prompts = sorted({1, 32_768, 32_769, MILLION, *(chance.randrange(1, MILLION) for _ in range(40))})
-            taken = [memory.peak_bytes(model, Layout(tp=4), tokens, prompt) for prompt in prompts]
+            taken = [gpu_memory.peak_bytes(model, Layout(tp=4), tokens, prompt) for prompt in prompts]
             assert taken == sorted(taken)
 
 
@@ -322,7 +324,7 @@ def test_the_blocks_of_a_length_are_the_fewest_that_the_engine_takes(chance: ran
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_blocks_of_another_size_hold_as_many_tokens_more(size: int) -> None:
     model, where = shape(FOURTEEN), eighty(4)
-    token = memory.token_bytes(model, Layout(tp=4))
+    token = gpu_memory.token_bytes(model, Layout(tp=4))
     found = outcome(model, where, documented(4, blocks=1_000, block_size=size))
     assert found.cache_tokens == 1_000 * size
     assert found.prompt_tokens == 990 * size
@@ -348,31 +350,33 @@ def test_a_gpu_that_is_assumed_has_the_numbers_of_its_file() -> None:
 def test_parts_that_the_table_does_not_show() -> None:
     seven, thirty, four = shape(SEVEN), shape(THIRTY), Layout(tp=4)
     # 1,010,000 rows and four tables of a chunk of 253,952, of 128 elements in 16 bits.
-    assert memory.table_bytes(seven) == (1_010_000 + 4 * 253_952) * 128 * 2
-    assert memory.table_bytes(seven) == pytest.approx(0.52e9, rel=0.01)
+    assert gpu_memory.table_bytes(seven) == (1_010_000 + 4 * 253_952) * 128 * 2
+    assert gpu_memory.table_bytes(seven) == pytest.approx(0.52e9, rel=0.01)
     # Rows of 32,768 tokens for each of the 8 experts chosen: 3 x 768 inner elements of 4 GPUs, and 2,048; and the sum.
     wanted = 32_768 * 8 * (3 * 768 / 4 + 2_048) * 2 + BATCH * 2_048 * 2
-    assert memory.mlp_bytes(thirty, four, BATCH) == wanted
-    assert memory.mlp_bytes(thirty, four, 1_000) == 1_000 * 8 * (3 * 768 / 4 + 2_048) * 2 + 1_000 * 2_048 * 2
+    assert gpu_memory.mlp_bytes(thirty, four, BATCH) == wanted
+    assert gpu_memory.mlp_bytes(thirty, four, 1_000) == 1_000 * 8 * (3 * 768 / 4 + 2_048) * 2 + 1_000 * 2_048 * 2
     # 16-bit logits, the same in 32 bits, and their softmax.
-    assert memory.logits_bytes(seven, four, 256) == 256 * 152_064 * 10 / 4
+    assert gpu_memory.logits_bytes(seven, four, 256) == 256 * 152_064 * 10 / 4
     # A short prompt, and one without a table, computes one head at a time.
     gathered = 2 * 32_768 * 1 * 128 * 2
-    dense = memory.transients(seven, four, BATCH, 32_768)
+    dense = gpu_memory.transients(seven, four, BATCH, 32_768)
     assert dense.total == gathered + 6 * 32_768 * 128 * 2 + 32_768 * 7 * 128 * 2
-    assert memory.transients(seven, four, BATCH, 32_769).scores > 0
+    assert gpu_memory.transients(seven, four, BATCH, 32_769).scores > 0
     without = seven.model_copy(update={"vertical": 0, "slash": 0})
-    assert memory.transients(without, four, BATCH, MILLION).scores == 0
-    assert memory.transients(seven.model_copy(update={"dual_chunk": False}), four, BATCH, MILLION).total == 0
+    assert gpu_memory.transients(without, four, BATCH, MILLION).scores == 0
+    assert gpu_memory.transients(seven.model_copy(update={"dual_chunk": False}), four, BATCH, MILLION).total == 0
     # Two tensors of queries beside one of them, of an ordinary model, and the hidden states.
     plain = seven.model_copy(update={"dual_chunk": False, "inner": 1})
-    assert memory.step_bytes(plain, Layout(), 1_000, 0) == 1_000 * 2 * (3 * 28 + 28 + 2 * 4) * 128 + 4 * 1_000 * 3_584
+    assert (
+        gpu_memory.step_bytes(plain, Layout(), 1_000, 0) == 1_000 * 2 * (3 * 28 + 28 + 2 * 4) * 128 + 4 * 1_000 * 3_584
+    )
 
 
 def test_the_cache_is_what_the_utilisation_leaves_in_whole_blocks() -> None:
     model, where = shape(FOURTEEN), eighty(4)
     found = outcome(model, where, documented(4))
-    block = 16 * memory.token_bytes(model, Layout(tp=4))
+    block = 16 * gpu_memory.token_bytes(model, Layout(tp=4))
     left = 0.9 * 80 * GIB - sum(found.term(name) for name in ("weights", "tables", "step"))
     assert 0 <= left - found.term("cache") < block
     assert found.term("cache") % block == 0
@@ -420,7 +424,7 @@ def test_the_borders_of_what_fits() -> None:
     assert longest_of(model, where, Asked(), 7, 4)[0] == 7
     # Steps whose lists the sparse kernel cannot count are not chosen, however much memory there is.
     wide = model.model_copy(update={"heads": 64})
-    limit = memory.list_limit(wide, Layout())
+    limit = gpu_memory.list_limit(wide, Layout())
     assert limit is not None
     assert limit < BATCH
     assert choose(wide, Gpus(count=1, memory_gib=2_000.0), Asked(), MILLION, 1).settings.batched == 65_536

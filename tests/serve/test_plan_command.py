@@ -15,12 +15,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from serve_cases import FOURTEEN, MILLION, SEVEN, folder, planned, shape
 
 from dca import cli
 from dca.serve import chart, gpus
 from dca.serve.plan import ServePlan, lengths
-from support import ROOT
+from tests.support import ROOT
+from tests.support.serving import FOURTEEN, MILLION, SEVEN, folder, planned, shape
 
 FOUR = (FOURTEEN, "--gpus", "4x80")
 

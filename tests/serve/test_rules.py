@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_cases import (
+
+from dca.catalogue.model_needs import Coverage
+from dca.config import models
+from dca.foundation import data
+from dca.foundation.errors import CODES, DcaError
+from dca.inspection import Inspection, Recorded
+from dca.serve import engines, gpu_memory, gpus, plan, server_rules, shape
+from tests.support import ROOT
+from tests.support.serving import (
     ALL,
     AWQ,
     DCA,
@@ -27,14 +35,6 @@ from serve_cases import (
     planned,
     subject,
 )
-
-from dca import data
-from dca.config import models
-from dca.errors import CODES, DcaError
-from dca.inspection import Inspection, Recorded
-from dca.model import Coverage
-from dca.serve import engines, gpus, memory, plan, rules, shape
-from support import ROOT
 
 GOOD = {"model": SEVEN, "where": "4xA100-80"}
 # What is changed, and the errors that it must give.
@@ -89,7 +89,7 @@ def test_a_wrong_choice_is_found_before_anything_is_started(changed: dict[str, A
         assert one.what
         assert one.remedy
     with pytest.raises(DcaError) as refused:
-        rules.refuse(made.findings, "It is not to be served so.")
+        server_rules.refuse(made.findings, "It is not to be served so.")
     assert refused.value.exit_code == 1
     assert refused.value.code == made.errors[0].code
 
@@ -100,7 +100,7 @@ def test_a_right_choice_is_left_alone(changed: dict[str, Any]) -> None:
     made = planned(given.pop("model"), given.pop("where"), **given)
     assert codes(made) == []
     assert made.planned.fits
-    rules.refuse(made.findings, "It is not to be served so.")
+    server_rules.refuse(made.findings, "It is not to be served so.")
 
 
 @pytest.mark.parametrize(("size", "blocks"), [(16, "63762"), (32, "31881"), (64, "15941")])
@@ -134,9 +134,9 @@ def test_ranks_that_are_too_many_have_a_remedy_that_can_be_done(asked: dict[str,
 
 def test_every_rule_has_a_code_that_is_listed_and_documented() -> None:
     page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
-    told = [re.match(r"DCA-\d{3}", str(rule.__doc__)) for rule in rules.RULES if rule is not rules.folder]
+    told = [re.match(r"DCA-\d{3}", str(rule.__doc__)) for rule in server_rules.RULES if rule is not server_rules.folder]
     found = {one[0] for one in told if one}
-    assert len(found) == len(rules.RULES) - 1
+    assert len(found) == len(server_rules.RULES) - 1
     assert found | {"DCA-150", "DCA-159"} >= {code for code in CODES if "DCA-150" <= code < "DCA-160"}
     assert [code for code in sorted(found | {"DCA-150", "DCA-159"}) if f"| {code} |" not in page] == []
     assert {code for _, wanted in WRONG for code in wanted} >= found - {"DCA-110", "DCA-151", "DCA-157"}
@@ -218,8 +218,8 @@ def test_quantized_weights_have_the_bits_that_their_config_says(
     read = shape.read(model)[0]
     assert (read.quantized.bits, read.quantized.assumed) == (bits, assumed)
     # 13.1 GiB in 16 bits without both ends; scales of 4-bit weights take an eighth of a bit each.
-    weights = memory.weight_bytes(read, memory.Layout()) / memory.weight_bytes(
-        shape.read(folder(tmp_path / "p"))[0], memory.Layout()
+    weights = gpu_memory.weight_bytes(read, gpu_memory.Layout()) / gpu_memory.weight_bytes(
+        shape.read(folder(tmp_path / "p"))[0], gpu_memory.Layout()
     )
     assert weights == pytest.approx({16: 1.0, 8: 0.572, 4: 0.365}[bits], abs=0.07)
     made = planned(model, "1xH100-80")
@@ -243,7 +243,7 @@ def test_integers_of_8_bits_in_no_words_are_divided_as_they_are(tmp_path: Path) 
                 quantization_config=told,
             )
         )[0]
-        assert rules.divides(read, 8) is one
+        assert server_rules.divides(read, 8) is one
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, 0])
@@ -254,7 +254,9 @@ def test_quantized_weights_are_divided_as_far_as_their_groups_allow(group: int, 
     for tp in (1, 2, 4, 8):
         # 13824 = 108 x 128 and 5120 = 40 x 128.
         unit = group or 8
-        assert rules.divides(read, tp) == (13824 % tp == 0 and 13824 // tp % unit == 0 and 5120 // tp % unit == 0)
+        assert server_rules.divides(read, tp) == (
+            13824 % tp == 0 and 13824 // tp % unit == 0 and 5120 // tp % unit == 0
+        )
 
 
 # --- wheels --------------------------------------------------------------------------------------------------------
@@ -302,7 +304,7 @@ def wheel(archs: tuple[str, ...] = ("8.0", "9.0"), **serves: Any) -> Inspection:
 
 def found_by_wheel(model: str, made: Inspection, where: str = "8xH100-80", **asked: Any) -> list[str]:
     about, served = subject(model, where, **asked)
-    about = rules.Subject(**{**vars(about), "wheel": made, "known": ALL})
+    about = server_rules.Subject(**{**vars(about), "wheel": made, "known": ALL})
     return [one.what for one in plan.make(about, served).findings if one.code == "DCA-110"]
 
 

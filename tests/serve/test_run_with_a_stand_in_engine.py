@@ -11,17 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from serve_cases import DCA, MILLION, SEVEN, folder, subject
 
-from dca import failures, smoke
-from dca.errors import DcaError
-from dca.events import Silent
-from dca.failures import Known
+from dca import smoke
+from dca.catalogue import failures
+from dca.catalogue.failures import Known
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
+from dca.foundation.store import Store
 from dca.serve import ready
 from dca.serve import run as serving
 from dca.smoke import CaseResult, Smoke
-from dca.store import Store
-from support import ROOT, alive, left_alive, wait_for
+from tests.support import ROOT, alive, left_alive, wait_for
+from tests.support.serving import DCA, MILLION, SEVEN, folder, subject
 
 READY = "INFO:     Application startup complete."
 IGNORED = (

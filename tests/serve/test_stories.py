@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from serve_cases import (
+
+from dca import config
+from dca.catalogue import failures
+from dca.cli.serve import command
+from dca.config import YarnSetting
+from dca.doctor.nvidia import Card, Seen
+from dca.foundation.errors import DcaError
+from dca.serve import gpus
+from dca.serve.gpus import GIB
+from tests.support.serving import (
     AWQ,
     DCA,
     FOURTEEN,
@@ -26,14 +35,6 @@ from serve_cases import (
     planned,
     way,
 )
-
-from dca import config, failures
-from dca.cli.serve import command
-from dca.config import YarnSetting
-from dca.doctor.nvidia import Card, Seen
-from dca.errors import DcaError
-from dca.serve import gpus
-from dca.serve.gpus import GIB
 
 
 def printed(*words: str) -> str:

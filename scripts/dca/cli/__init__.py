@@ -16,10 +16,10 @@ import click
 from dca import __version__
 
 if TYPE_CHECKING:
-    from dca.errors import DcaError
-    from dca.failures import Known
+    from dca.catalogue.failures import Known
+    from dca.foundation.errors import DcaError
 
-# dca.errors.ExitCode.INTERRUPTED, which is not loaded yet.
+# dca.foundation.errors.ExitCode.INTERRUPTED, which is not loaded yet.
 INTERRUPTED = 130
 # Each command's module is imported only when it is called, so that `dca --help` stays quick.
 COMMANDS = {
@@ -84,7 +84,7 @@ def root() -> None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal module's signature
-    from dca.errors import Interrupted
+    from dca.foundation.errors import Interrupted
 
     raise Interrupted
 
@@ -105,7 +105,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; every error becomes one message and an exit code."""
-    from dca.errors import DcaError, Interrupted, from_os_error
+    from dca.foundation.errors import DcaError, Interrupted, from_os_error
 
     arguments = arguments or ["--help"]
     as_json = "--json" in arguments
@@ -139,13 +139,13 @@ def _usage(error: click.UsageError) -> str:
 
 def explanation_of(error: DcaError) -> tuple[Known, ...]:
     """What the catalogue knows of the program that an error is about; nothing when it is about none."""
-    runner = sys.modules.get("dca.runner")
+    runner = sys.modules.get("dca.foundation.runner")
     failed = runner.last_failure() if runner else None
     # An error about a program quotes it; one that does not is about something else.
     if failed is None or not any(len(line.strip()) > 7 and line.strip() in error.why for line in failed.tail):
         return ()
-    from dca import failures
-    from dca.errors import DcaError
+    from dca.catalogue import failures
+    from dca.foundation.errors import DcaError
 
     try:
         found = failures.explain_lines(failed.tail)

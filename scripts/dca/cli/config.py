@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import click
 
-from dca import config, documents, store
+from dca import config
 from dca.cli import options
 from dca.config import PAGE, Config, DualChunkSetting, YarnSetting, plot, readers
-from dca.errors import DcaError
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
 
 F = TypeVar("F", bound=Callable[..., Any])
 DIST = Path("dist")

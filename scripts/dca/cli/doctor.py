@@ -10,11 +10,13 @@ from pathlib import Path
 
 import click
 
-from dca import doctor, documents, recipes, toolkits
+from dca import doctor
+from dca.catalogue import recipes, toolkits
 from dca.cli import options
 from dca.doctor import GROUPS, Purpose, Report
 from dca.doctor.probes import PATIENCE, Probes, places
-from dca.errors import DcaError
+from dca.foundation import documents
+from dca.foundation.errors import DcaError
 
 WAIT = 0.6
 """Seconds that the network is given among other checks; by itself it is given more."""

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import click
 
-from dca import conda, documents, machine, recipes, store, toolkits, workspace
+from dca.catalogue import machine, recipes, toolkits
 from dca.cli import options
-from dca.errors import DcaError
-from dca.events import Reporter
-from dca.workspace import Workspace
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.pipeline import workspace
+from dca.pipeline.workspace import Workspace
+from dca.toolchain import conda
 
 DEFAULT_CUDA = "12.4"
 

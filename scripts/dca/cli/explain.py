@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from dca import documents, failures
-from dca.errors import CODES, DcaError
-from dca.failures import Explanation, Known
+from dca.catalogue import failures
+from dca.catalogue.failures import Explanation, Known
+from dca.foundation import documents
+from dca.foundation.errors import CODES, DcaError
 
 
 @click.command("explain")

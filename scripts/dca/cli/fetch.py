@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from dca import documents, gather, wheel
-from dca.bundle import Packed
+from dca.catalogue.plan import Request
 from dca.cli import options
-from dca.errors import DcaError
-from dca.plan import Request
+from dca.foundation import documents
+from dca.foundation.errors import DcaError
+from dca.pipeline import gather, wheel
+from dca.pipeline.bundle import Packed
 
 
 @click.command("fetch")

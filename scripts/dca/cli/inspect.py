@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from dca import documents, environments, inspection, recipes
-from dca import model as models
+from dca import inspection
+from dca.catalogue import model_needs, recipes
+from dca.catalogue.plan import Plan
 from dca.cli import options
-from dca.errors import DcaError
-from dca.inspection import InspectedModule, Inspection
-from dca.inspection import models as needs
-from dca.plan import Plan
+from dca.foundation import documents
+from dca.foundation.errors import DcaError
+from dca.inspection import InspectedModule, Inspection, missing
+from dca.toolchain import environments
 
 WIDTH = 110
 FAMILIES = 6
@@ -73,7 +74,7 @@ def command(
     for flag, file in (("--python", python), ("--plan", planned)):
         if file is not None and not file.is_file():
             raise DcaError("DCA-204", f"{flag}: {file} is not a file.", remedy="check the path.")
-    wanted = models.read(model) if model else None
+    wanted = model_needs.read(model) if model else None
     plan = documents.read(Plan, planned) if planned else None
     asked = options.arch_list(archs) or (plan.archs if plan else ())
     torch = environments.look_at_torch(python) if python else None
@@ -82,7 +83,7 @@ def command(
     different = inspection.compare(found, plan) if plan else list(found.problems)
     unfit = inspection.unreached(found) if archs else []
     if wanted:
-        unfit += needs.lacking(found, wanted, recipes.load_all())
+        unfit += missing.lacking(found, wanted, recipes.load_all())
     if as_json:
         compared = {"planned": plan.key, "differences": tuple(different)} if plan else {}
         click.echo(documents.dumps(found.model_copy(update={**compared, "unfit": tuple(unfit)})).decode(), nl=False)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dca import model
+from dca.catalogue import model_needs
+from dca.catalogue.plan import Request
 from dca.cli.terminal import Terminal
-from dca.errors import DcaError
-from dca.plan import Request
-from dca.store import Store
+from dca.foundation.errors import DcaError
+from dca.foundation.store import Store
 
 if TYPE_CHECKING:
-    from dca.bundle import Bundle
+    from dca.pipeline.bundle import Bundle
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,7 +138,7 @@ def make_request(given: dict[str, Any]) -> Request:
         toolkit=local("--toolkit", given["toolkit"]),
         strict_cuda=given["strict_cuda"],
         python=given["python"],
-        model=model.read(given["model"]) if given["model"] else None,
+        model=model_needs.read(given["model"]) if given["model"] else None,
         jobs=given["jobs"],
     )
 

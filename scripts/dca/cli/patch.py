@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import click
 
-from dca import data, documents, recipes, store
+from dca.catalogue import recipes
 from dca.cli import options
-from dca.errors import DcaError
-from dca.events import Reporter
+from dca.foundation import data, documents, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 from dca.patching import SOURCE, adding, fitting, folder, places, rebase, report, report_of
 from dca.patching.places import Found, Wanted
 from dca.patching.report import Report

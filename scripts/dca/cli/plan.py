@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from dca import documents, gather
+from dca.catalogue.plan import Plan, Request
 from dca.cli import options
-from dca.plan import Plan, Request
+from dca.foundation import documents
+from dca.pipeline import gather
 
 WIDTH = 100
 

@@ -8,16 +8,18 @@ from urllib.parse import urlsplit
 
 import click
 
-from dca import documents, keyless, publish, signing
+from dca import publish
 from dca.cli import options
-from dca.errors import DcaError
-from dca.events import Reporter
+from dca.foundation import documents
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.foundation.store import Store
 from dca.publish import layout
 from dca.publish.folder import Folder
 from dca.publish.front import UNKNOWN_URL, size
 from dca.publish.place import Place
 from dca.publish.values import Listing, Published, Record, Uploaded
-from dca.store import Store
+from dca.trust import keyless, signing
 
 DIST_INDEX = Path("dist/index")
 

@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 
 import click
 
-from dca import documents, store
 from dca.cli import options, serve_check
 from dca.config import plot
-from dca.errors import DcaError
-from dca.serve import chart, gpus, rules, ways
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
+from dca.serve import chart, gpus, server_rules, ways
 from dca.serve import command as commands
 from dca.serve import plan as plans
 from dca.serve.gpus import GIB
 from dca.serve.plan import ServePlan
-from dca.serve.rules import Asked, Subject
+from dca.serve.server_rules import Asked, Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
 DIST = Path("dist")
@@ -179,7 +179,7 @@ def plan(
         click.echo(render(plan, verbose=verbose))
         if not quiet:
             click.echo("\n" + chart.text(shown))
-    rules.refuse(plan.findings, f"{plan.model} is not to be served so.", answered=as_json)
+    server_rules.refuse(plan.findings, f"{plan.model} is not to be served so.", answered=as_json)
 
 
 def _check_files(*files: Path | None) -> None:
@@ -337,7 +337,7 @@ def show(
 ) -> None:
     """Print the command that starts the server, with its environment and the flags of `dca serve plan`."""
     if not force:
-        rules.refuse(plan.findings, f"{plan.model} is not to be served so; nothing is printed.")
+        server_rules.refuse(plan.findings, f"{plan.model} is not to be served so; nothing is printed.")
     made = _launch(subject, plan, image=image, program=program, **server)
     if as_json:
         click.echo(documents.dumps(made).decode(), nl=False)
@@ -386,7 +386,7 @@ def run(
     from dca.serve import run as serving
 
     if not force:
-        rules.refuse(plan.findings, f"{plan.model} is not to be served so; nothing was started.")
+        server_rules.refuse(plan.findings, f"{plan.model} is not to be served so; nothing was started.")
     if subject.gpus.machines > 1:
         raise DcaError(
             "DCA-201",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from dca import documents, store
 from dca.cli import options
 from dca.config import plot
-from dca.errors import DcaError
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
 from dca.serve import check as engine
 from dca.serve.check import Needle, Probe, Request, ServeCheck, heat
 from dca.serve.check.budget import limit_of

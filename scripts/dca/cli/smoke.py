@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from dca import documents, machine, recipes, store
+from dca.catalogue import machine, recipes
 from dca.cli import options
-from dca.errors import DcaError
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
 from dca.smoke import CaseResult, Level, Request, Smoke, smoke
 from dca.smoke.report import render as render_page
 from dca.smoke.values import LEVELS

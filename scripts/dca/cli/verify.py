@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
-from dca import documents, evidence, index, keyless, signing, store
 from dca.cli import options
-from dca.errors import DcaError
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
+from dca.foundation.secrets import redact
 from dca.publish.verified import Folder, Served, Source, VerifiedIndex, verify_index
-from dca.rebuild import rebuild
-from dca.verify import Trusted, Verification, verify
+from dca.trust import evidence, keyless, signing
+from dca.trust.rebuild import rebuild
+from dca.trust.verify import Trusted, Verification, verify
 
 # So many problems are shown.
 MOST = 20
@@ -139,7 +141,7 @@ def _trusted(keys: tuple[Path, ...], name: str | None, issuer: str | None, trust
 def _url(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s@?#]+", text):
         raise DcaError(
-            "DCA-201", f"{index.redact(text)} is not the URL of an index.", remedy="write it as https://host/path/."
+            "DCA-201", f"{redact(text)} is not the URL of an index.", remedy="write it as https://host/path/."
         )
     return text
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import click
 
-from dca import bundle, documents, gather, inspection, wheel
+from dca import inspection
+from dca.catalogue.plan import Plan, Request
 from dca.cli import options
-from dca.compiling import Listing
-from dca.errors import DcaError
+from dca.compile.compiling import Listing
+from dca.foundation import documents
+from dca.foundation.errors import DcaError
 from dca.inspection import Inspection
-from dca.plan import Plan, Request
-from dca.wheel import Made
+from dca.pipeline import bundle, gather, wheel
+from dca.pipeline.wheel import Made
 
 
 @click.command("wheel")

@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dca import store
-from dca.config import compare, edit, folder, models, readers, rules, text
+from dca.config import compare, config_rules, edit, folder, models, readers, text
 from dca.config.compare import Row
+from dca.config.config_rules import PAGE, Finding
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
 from dca.config.folder import Change
 from dca.config.models import KnownModel
 from dca.config.readers import Installed, Reader, Reading
-from dca.config.rules import PAGE, Finding
 from dca.config.text import Json
-from dca.documents import Document
-from dca.errors import DcaError
-from dca.events import Reporter, Silent
+from dca.foundation import store
+from dca.foundation.documents import Document
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter, Silent
 
 __all__ = [
     "PAGE",
@@ -154,7 +154,9 @@ def check(
     known = _known(model)
     source = folder.read(path)
     subject = _subject(path, source, names, known, page, ranks)
-    return Config(command="check", folder=readable(path), model=_name(subject.model), findings=rules.check(subject))
+    return Config(
+        command="check", folder=readable(path), model=_name(subject.model), findings=config_rules.check(subject)
+    )
 
 
 def set_yarn(
@@ -277,7 +279,7 @@ def _changed(
         command=command,
         folder=readable(path),
         model=_name(subject.model),
-        findings=rules.check(subject),
+        findings=config_rules.check(subject),
         change=_safe(done),
     )
 
@@ -289,9 +291,9 @@ def _subject(
     model: KnownModel | None = None,
     page: int = PAGE,
     ranks: int | None = None,
-) -> rules.Subject:
+) -> config_rules.Subject:
     known = readers.load_all()
-    return rules.Subject(
+    return config_rules.Subject(
         source,
         table=table_of(path),
         model=model or _model(path, source.plain()),
@@ -337,7 +339,10 @@ def _own_setting(path: Path, model: KnownModel | None) -> DualChunkSetting:
 
 
 def _shape(source: Json, config: dict[str, Any]) -> tuple[int, int]:
-    layers, heads = rules.count(config.get("num_hidden_layers")), rules.count(config.get("num_attention_heads"))
+    layers, heads = (
+        config_rules.count(config.get("num_hidden_layers")),
+        config_rules.count(config.get("num_attention_heads")),
+    )
     if not layers or not heads or layers * heads > 100_000:
         raise DcaError(
             "DCA-208",

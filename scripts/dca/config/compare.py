@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dca.config import rotary
+from dca.config.config_rules import count, kind, number
 from dca.config.edit import DCA, ORIGINAL, PARAMETERS, SCALING, THETA
 from dca.config.readers import Reading
-from dca.config.rules import count, kind, number
-from dca.documents import Value
+from dca.foundation.documents import Value
 
 CLOSE = 1e-6
 MOST = 1e12

@@ -10,8 +10,8 @@ from dca.config import rotary, text
 from dca.config.models import KnownModel
 from dca.config.readers import Length, Place, Reader
 from dca.config.text import Json, OneLine
-from dca.documents import Value
-from dca.errors import DcaError
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
 
 DCA, SCALING, PARAMETERS, THETA = "dual_chunk_attention_config", "rope_scaling", "rope_parameters", "rope_theta"
 LENGTH, ORIGINAL, TABLE = "max_position_embeddings", "original_max_position_embeddings", "sparse_attention_config"

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from dca import documents, store
 from dca.config import text
 from dca.config.text import Json
-from dca.documents import Document, Value
-from dca.errors import DcaError
+from dca.foundation import documents, store
+from dca.foundation.documents import Document, Value
+from dca.foundation.errors import DcaError
 
 CONFIG, ONE_MILLION, TABLE, UNDO = "config.json", "config_1m.json", "sparse_attention_config.json", ".dca-undo.json"
 WAIT_SECONDS = 20.0

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dca import data, datafile
-from dca.documents import Value
-from dca.errors import DcaError
-from dca.recipes import Name
+from dca.catalogue.recipes import Name
+from dca.foundation import data, datafile
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
 
 Count = Annotated[int, Field(gt=0, strict=True)]
 Base = Annotated[float, Field(gt=1)]

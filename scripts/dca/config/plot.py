@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-from dca import machine
+from dca.catalogue import machine
 from dca.config import compare, folder, rotary, text
-from dca.documents import Document
-from dca.errors import DcaError
+from dca.foundation.documents import Document
+from dca.foundation.errors import DcaError
 
 TEMPLATE = Path(__file__).with_name("plot.svg")
 WIDTH, HEIGHT, MARGIN = 720, 420, 64

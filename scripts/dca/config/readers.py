@@ -13,14 +13,16 @@ from typing import Any, Literal
 from packaging.version import InvalidVersion, Version
 from pydantic import Field, ValidationError
 
-from dca import data, datafile, documents, environments, index, machine, recipes, runner, store
+from dca.catalogue import machine, recipes
+from dca.catalogue.machine import find_uv
+from dca.catalogue.recipes import Day, Name, RequirementText
 from dca.config import rotary
-from dca.documents import Value
-from dca.environments import WORKERS
-from dca.errors import DcaError
-from dca.events import Reporter
-from dca.machine import find_uv
-from dca.recipes import Day, Name, RequirementText
+from dca.foundation import archives, data, datafile, documents, runner, store
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.toolchain import environments
+from dca.toolchain.environments import WORKERS
 
 MARK = "READ "
 READ_SECONDS = 300.0
@@ -296,7 +298,7 @@ def _unpacked(wheel: Path, cache: store.Store) -> Path:
         with cache.lock("reader", folder.name):
             if not folder.is_dir():
                 with store.incoming_folder(folder) as part:
-                    index.unpack_wheel(wheel, part, lambda name: not name.endswith(".so"))
+                    archives.unpack_wheel(wheel, part, lambda name: not name.endswith(".so"))
     return folder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dca.documents import Value
+from dca.foundation.documents import Value
 
 BETA_FAST, BETA_SLOW = 32.0, 1.0
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dca.errors import DcaError
+from dca.foundation.errors import DcaError
 
 BOM = b"\xef\xbb\xbf"
 # Far above any model's config.json, the ones with a sparse table inside included (about 400 KB for 94 layers).

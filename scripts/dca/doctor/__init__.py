@@ -10,8 +10,8 @@ from typing import ClassVar, NamedTuple
 
 from dca.doctor import compilers, cuda, gpus, host, model, network, python
 from dca.doctor.values import Check, Purpose, Result, Status, Subject
-from dca.documents import Document
-from dca.errors import DcaError
+from dca.foundation.documents import Document
+from dca.foundation.errors import DcaError
 
 __all__ = ["CHECKS", "GROUPS", "Purpose", "Report", "Result", "Status", "Subject", "chosen", "examine"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from packaging.requirements import Requirement
 
+from dca.catalogue.recipes import GitSource
 from dca.doctor.values import Result, Subject, program_version, span
-from dca.recipes import GitSource
 
 
 def gcc(subject: Subject) -> Iterator[Result]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from dca.catalogue.toolkits import FoundToolkit
 from dca.doctor.values import Result, Subject, order, span
-from dca.toolkits import FoundToolkit
 
 NVTX = ("lib64/libnvToolsExt.so", "lib/libnvToolsExt.so", "targets/x86_64-linux/lib/libnvToolsExt.so")
 NVTX_GONE_FROM = Version("2.8")

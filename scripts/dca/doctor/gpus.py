@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dca import model
+from dca.catalogue import model_needs
 from dca.doctor.model import config_of
 from dca.doctor.nvidia import Card
 from dca.doctor.values import Result, Status, Subject, order, span
-from dca.errors import DcaError
+from dca.foundation.errors import DcaError
 
 BFLOAT16 = (8, 0)
 AWQ = (7, 5)
@@ -98,10 +98,10 @@ def awq(subject: Subject) -> Iterator[Result]:
     )
 
 
-def _read(subject: Subject) -> model.Model | None:
+def _read(subject: Subject) -> model_needs.Model | None:
     """What the model says of itself; None without one, or when it does not."""
     try:
-        return model.read(subject.model) if subject.model else None
+        return model_needs.read(subject.model) if subject.model else None
     except DcaError:
         return None
 

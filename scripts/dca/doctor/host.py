@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dca import index, memory
 from dca.doctor.values import Result, Subject
+from dca.foundation import host_memory
+from dca.foundation.secrets import redact
 
 GLIBC = (2, 28)
 """Of the oldest systems that today's torch wheels run on (manylinux_2_28); those of torch 2.5 run on 2.17."""
@@ -155,8 +156,8 @@ def ram(subject: Subject) -> Iterator[Result]:
         need = SWAP_GIB * max(1, len(subject.gpus.cards))
         wanted = f"more than {need:g} GiB: vLLM pins {SWAP_GIB:g} GiB for each GPU (--swap-space)"
     try:
-        limit = memory.limit_bytes(subject.proc, subject.cgroup) / 2**30
-        free = memory.available_bytes(subject.proc, subject.cgroup) / 2**30
+        limit = host_memory.limit_bytes(subject.proc, subject.cgroup) / 2**30
+        free = host_memory.available_bytes(subject.proc, subject.cgroup) / 2**30
     except (OSError, ValueError) as error:
         yield Result(
             code=code,
@@ -166,7 +167,7 @@ def ram(subject: Subject) -> Iterator[Result]:
             remedy="say how many compilers may run: dca wheel --jobs N",
         )
         return
-    by = memory.limiting(subject.proc, subject.cgroup)
+    by = host_memory.limiting(subject.proc, subject.cgroup)
     found = f"{limit:.1f} GiB, {free:.1f} free" + (f"; the limit is that of {by}" if by else "")
     if limit < need:
         yield Result(
@@ -274,4 +275,4 @@ def _about(name: str, known: dict[str, str]) -> str:
 
 def _safe(name: str, value: str) -> str:
     """A value without what must not be shown."""
-    return "(not shown)" if _SECRET.search(name) else index.redact(value)[:200]
+    return "(not shown)" if _SECRET.search(name) else redact(value)[:200]

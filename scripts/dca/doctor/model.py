@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dca import config, model
-from dca.config import models, rules
+from dca import config
+from dca.catalogue import model_needs
+from dca.config import config_rules, models
 from dca.doctor.values import Result, Subject
-from dca.errors import DcaError
+from dca.foundation.errors import DcaError
 
 TABLE_CODES = ("DCA-124", "DCA-125")
 # Ranks of tensor parallelism that are told where fewer GPUs are here: those of one large machine.
@@ -34,7 +35,7 @@ def _findings(subject: Subject, code: str, wanted: str, *, table: bool) -> Itera
         yield Result(code=code, status="note", found="no model is named", wanted=wanted, remedy=NAMED)
         return
     try:
-        read = model.read(subject.model)
+        read = model_needs.read(subject.model)
         told = config.check(subject.model if subject.model.is_dir() else subject.model.parent)
     except DcaError as error:
         yield Result(
@@ -135,7 +136,7 @@ def parallel(subject: Subject) -> Iterator[Result]:
     kv_heads = _count(given, "num_key_value_heads") or heads
     # As many as one machine has, or more where there are more.
     here = len(subject.gpus.cards)
-    sizes = [ranks for ranks in range(1, max(ONE_MACHINE, here) + 1) if rules.can_share(heads, kv_heads, ranks)]
+    sizes = [ranks for ranks in range(1, max(ONE_MACHINE, here) + 1) if config_rules.can_share(heads, kv_heads, ranks)]
     usable = [ranks for ranks in sizes if ranks <= here]
     told = ", ".join(map(str, sizes))
     if not here:
@@ -167,7 +168,7 @@ def needs(given: dict[str, Any]) -> tuple[float, float] | None:
         "max_position_embeddings",
     )
     numbers = [_count(given, key) for key in keys]
-    if any(number is None for number in numbers) or any(given.get(key) for key in model.EXPERTS):
+    if any(number is None for number in numbers) or any(given.get(key) for key in model_needs.EXPERTS):
         return None
     vocabulary, hidden, layers, heads, inner, length = (number or 0 for number in numbers)
     kv_heads = _count(given, "num_key_value_heads") or heads

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from dca import index, toolkits
+from dca.catalogue import toolkits
+from dca.catalogue.recipes import GitSource
 from dca.doctor.probes import PATIENCE, repositories
 from dca.doctor.values import Result, Subject
-from dca.recipes import GitSource
+from dca.foundation.secrets import redact
+from dca.sources import index
 
 PROXIES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
 
@@ -52,7 +54,7 @@ def _is_proxy(value: str) -> bool:
 
 def package_index(subject: Subject) -> Iterator[Result]:
     """The package index, which every build needs."""
-    where = index.redact(index.endpoint())
+    where = redact(index.endpoint())
     why = subject.network.of("index")
     if why is None:
         yield _late("network.index", where, subject)

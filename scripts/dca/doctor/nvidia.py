@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from dca import runner
-from dca.documents import Value
+from dca.foundation import runner
+from dca.foundation.documents import Value
 
 
 class Card(Value):

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from dca import apt, index, redist
-from dca.recipes import GitSource, Loaded
-from dca.toolkits import ToolkitSource
+from dca.catalogue.recipes import GitSource, Loaded
+from dca.catalogue.toolkits import ToolkitSource
+from dca.sources import index
+from dca.toolchain import apt, redist
 
 PATIENCE = 5.0
 """Seconds that one place is given at most."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from packaging.specifiers import SpecifierSet
 
-from dca import failures, machine
+from dca.catalogue import failures, machine
 from dca.doctor.values import Result, Subject
 from dca.resolve.checks import TRANSFORMERS
 

@@ -13,13 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from dca import machine, memory, runner
-from dca import toolkits as kits
+from dca.catalogue import machine
+from dca.catalogue import toolkits as kits
+from dca.catalogue.recipes import Loaded
 from dca.doctor import nvidia
 from dca.doctor.probes import Probes
-from dca.documents import Value
-from dca.environments import WORKERS
-from dca.recipes import Loaded
+from dca.foundation import host_memory, runner
+from dca.foundation.documents import Value
+from dca.toolchain.environments import WORKERS
 
 Status = Literal["fine", "note", "wrong", "unknown"]
 Purpose = Literal["build", "serve"]
@@ -88,8 +89,8 @@ class Subject:
     dual_chunk: bool | None = None
     dtype: str | None = None
     root: Path = Path("/")
-    proc: Path = memory.PROC
-    cgroup: Path = memory.CGROUP
+    proc: Path = host_memory.PROC
+    cgroup: Path = host_memory.CGROUP
     env: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     @cached_property

@@ -11,17 +11,17 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-from dca import store
-from dca.archs import NOT
-from dca.environments import TorchFacts
-from dca.errors import DcaError
+from dca.catalogue.archs import NOT
+from dca.catalogue.model_needs import Coverage
+from dca.foundation import store
+from dca.foundation.errors import DcaError
 from dca.inspection import archive as wheels
 from dca.inspection import schemas
 from dca.inspection.compare import compare
 from dca.inspection.modules import Looker
 from dca.inspection.schemas import SchemaSource
 from dca.inspection.values import InspectedModule, Inspection, KernelFamily, Recorded
-from dca.model import Coverage
+from dca.toolchain.environments import TorchFacts
 
 __all__ = ["InspectedModule", "Inspection", "KernelFamily", "Recorded", "compare", "inspect", "schemas"]
 

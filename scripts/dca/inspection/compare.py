@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dca import ops
+from dca.catalogue.plan import Plan, PlannedModule
+from dca.catalogue.recipes import KERNELS
+from dca.compile import ops
 from dca.inspection.values import InspectedModule, Inspection
-from dca.plan import Plan, PlannedModule
-from dca.recipes import KERNELS
 
 
 def compare(found: Inspection, plan: Plan) -> list[str]:

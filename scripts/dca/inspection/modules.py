@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dca import elf, fatbin
-from dca.archs import how_reached
-from dca.environments import TorchFacts
-from dca.errors import DcaError
+from dca.binaries import elf, fatbin
+from dca.catalogue.archs import how_reached
+from dca.foundation.errors import DcaError
 from dca.inspection.schemas import SchemaSource
 from dca.inspection.values import InspectedModule, KernelFamily
+from dca.toolchain.environments import TorchFacts
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from dca import elf, ops
-from dca.compiling import Build
+from dca.binaries import elf
+from dca.compile import ops
+from dca.compile.compiling import Build
 from dca.inspection.values import SchemaOrigin
 
 # A module's file and its sha256 in, its schemas and how they were found out; None when that way does not know them.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from dca.documents import Document, Value
-from dca.model import Coverage
+from dca.catalogue.model_needs import Coverage
+from dca.foundation.documents import Document, Value
 
 SchemaOrigin = Literal["loaded", "built", "recorded", "strings"]
 

@@ -10,15 +10,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dca import data, documents, recipes, store
-from dca.errors import DcaError
-from dca.fetch import Applied, Tree
+from dca.catalogue import recipes
+from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import Recipe
+from dca.foundation import data, documents, store
+from dca.foundation.errors import DcaError
 from dca.patching import report
 from dca.patching.fitting import Examined, File, added_folders, examine
 from dca.patching.folder import SOURCE, Patch, bases, series
 from dca.patching.report import Report, TreeState
-from dca.plan import Plan
-from dca.recipes import Recipe
+from dca.sources.fetch import Applied, Tree
 
 __all__ = ["SOURCE", "Patch", "apply", "patch", "report_of", "series"]
 

@@ -8,14 +8,15 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from dca import recipes, store
-from dca.errors import DcaError
-from dca.fetch import not_source
+from dca.catalogue import recipes
+from dca.foundation import store
+from dca.foundation.errors import DcaError
 from dca.patching import differ, reading, report
 from dca.patching.fitting import Examined, File, Files, added_folders, examine
 from dca.patching.folder import SOURCE, Base, Patch, bases, rewrite, series
 from dca.patching.places import Found
 from dca.patching.rebase import with_header
+from dca.sources.fetch import not_source
 
 CONTEXT = 1
 """Lines around a change: a patch quotes as little of upstream as it can."""

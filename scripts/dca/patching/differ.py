@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dca import runner, store
-from dca.errors import DcaError
+from dca.foundation import runner, store
+from dca.foundation.errors import DcaError
 from dca.patching.fitting import File
 
 SECONDS = 120.0

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from dca import store
-from dca.errors import DcaError
+from dca.foundation import store
+from dca.foundation.errors import DcaError
 from dca.patching import hunks, reading
 from dca.patching.folder import ADDED, SOURCE, Patch
 from dca.patching.hunks import Missed, Placed

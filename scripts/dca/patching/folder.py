@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dca import store
-from dca.errors import DcaError
+from dca.foundation import store
+from dca.foundation.errors import DcaError
 
 SOURCE = "source"
 """The tree that a patch is for unless it lies in a companion's folder."""

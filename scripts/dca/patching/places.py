@@ -9,11 +9,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from dca import git, index, store
-from dca.errors import DcaError
-from dca.events import Reporter
+from dca.catalogue.recipes import GitSource, Recipe, SdistSource
+from dca.foundation import archives, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 from dca.patching.folder import SOURCE, Base
-from dca.recipes import GitSource, Recipe, SdistSource
+from dca.sources import git, index
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -90,7 +91,7 @@ def bring(
                 f"{source.file} has no commits, and `{wanted.rev}` was asked of it.",
                 remedy="name a clone, another sdist or a folder.",
             )
-        index.unpack_sdist(index.download(source, cache), folder)
+        archives.unpack_sdist(index.download(source, cache), folder)
         return Found(folder, source.file, source.pin)
     reporter.stage("look", str(place or getattr(source, "urls", [""])[0]))
     commit, urls = _commit(source, wanted), getattr(source, "urls", ())
@@ -107,7 +108,7 @@ def _archive(place: Path, wanted: Wanted, folder: Path) -> Found:
             f"{place.name} is a file, and `{wanted.rev}` was asked of it.",
             remedy="name a clone, or leave the commit out.",
         )
-    index.unpack_sdist(place, folder)
+    archives.unpack_sdist(place, folder)
     return Found(folder, place.name, f"sha256:{store.sha256_file(place)}")
 
 
@@ -148,7 +149,7 @@ def bring_base(
             old = source.model_copy(
                 update={"file": base.place, "version": version, "sha256": base.pin.removeprefix("sha256:")}
             )
-            index.unpack_sdist(index.download(old, cache), folder)
+            archives.unpack_sdist(index.download(old, cache), folder)
             return folder
         if place is not None and place.is_dir() and git.is_repository(place) and git.has_commit(place, base.pin):
             git.export(place, base.pin, folder)

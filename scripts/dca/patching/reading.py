@@ -12,7 +12,7 @@ from typing import Literal
 from unidiff import Hunk as ReadHunk
 from unidiff import PatchedFile, PatchSet, UnidiffParseError
 
-from dca.errors import DcaError
+from dca.foundation.errors import DcaError
 
 MOST_BYTES = 4 << 20
 """A patch is written by hand; one that is larger is not one."""

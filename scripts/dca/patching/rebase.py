@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dca import recipes, store
-from dca.errors import DcaError
+from dca.catalogue import recipes
+from dca.foundation import store
+from dca.foundation.errors import DcaError
 from dca.patching import differ, reading, report
 from dca.patching.fitting import File, Files, Fit, examine, fit, told
 from dca.patching.folder import Base, Patch, bases, rewrite, series

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import ClassVar, Literal
 
-from dca.documents import Document, Value
+from dca.foundation.documents import Document, Value
 
 Status = Literal["clean", "offset", "already there", "merged", "added", "not needed", "conflict", "refused"]
 BAD: tuple[Status, ...] = ("conflict", "refused")

@@ -14,16 +14,16 @@ from pathlib import Path
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from dca import documents, store
-from dca import evidence as proof_of
-from dca.errors import DcaError
-from dca.events import Reporter
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 from dca.publish import admit, layout, pages, table
 from dca.publish.admit import Candidate, Given
 from dca.publish.place import Place, taken
 from dca.publish.table import Known, Table
 from dca.publish.values import Evidence, Listing, Published, Record, Settings
-from dca.signing import Signer
+from dca.trust import evidence as proof_of
+from dca.trust.signing import Signer
 
 __all__ = ["Evidence", "Listing", "Published", "Record", "gc", "listing", "publish", "remove", "unyank", "yank"]
 

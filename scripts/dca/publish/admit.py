@@ -13,12 +13,14 @@ from pathlib import Path
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from dca import documents, evidence, inspection, store
-from dca.errors import DcaError
+from dca import inspection
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
 from dca.inspection import Inspection
 from dca.publish import layout
 from dca.publish.values import Evidence, Record
 from dca.smoke.values import Smoke
+from dca.trust import evidence
 
 MOST_PROBLEMS = 20
 LARGEST_EVIDENCE = 64 << 20

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from dca import documents, machine, store
-from dca.errors import DcaError
+from dca.catalogue import machine
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
 from dca.publish import layout
 from dca.publish.place import raced, taken
 from dca.publish.values import Settings

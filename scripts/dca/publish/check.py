@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
-from dca import documents, store
-from dca.documents import Value
-from dca.errors import DcaError
+from dca.foundation import documents, store
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
 from dca.publish import layout, pages, table
 from dca.publish.values import Record, Settings
 

@@ -9,8 +9,8 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dca import documents, store
-from dca.errors import DcaError
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
 from dca.publish import layout
 from dca.publish.values import Settings
 

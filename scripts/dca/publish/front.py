@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from packaging.tags import Tag, parse_tag
 
-from dca import evidence as proof_of
 from dca.publish import layout
 from dca.publish.table import Line
 from dca.publish.values import Record, Settings
+from dca.trust import evidence as proof_of
 
 if TYPE_CHECKING:
     import jinja2

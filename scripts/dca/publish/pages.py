@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
 from typing import NamedTuple
 
-from dca import store
+from dca.foundation import store
 from dca.publish import front, layout
 from dca.publish.table import Line, Table, line_of
 from dca.publish.values import Record, Settings

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Protocol
 
-from dca.errors import DcaError
+from dca.foundation.errors import DcaError
 
 
 class Place(Protocol):

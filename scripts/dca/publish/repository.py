@@ -18,12 +18,15 @@ from urllib.parse import urljoin, urlsplit
 
 from packaging.utils import parse_wheel_filename
 
-from dca import index, machine, runner, store
-from dca.errors import DcaError
-from dca.events import Reporter
+from dca.catalogue import machine
+from dca.foundation import runner, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.foundation.secrets import redact
 from dca.publish import admit
 from dca.publish.place import taken
 from dca.publish.values import Uploaded
+from dca.sources import index
 
 if TYPE_CHECKING:
     import requests
@@ -212,4 +215,4 @@ def scrub(text: str) -> str:
     for name in SECRET:
         if secret := os.environ.get(name):
             text = text.replace(secret, HIDDEN)
-    return index.redact(re.sub(r"\x1b\[[0-9;]*m", "", text))
+    return redact(re.sub(r"\x1b\[[0-9;]*m", "", text))

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from dca import documents, store
-from dca.errors import DcaError
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
 from dca.publish import layout
 from dca.publish.place import Place, raced
 from dca.publish.values import Record, State

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from dca.documents import Document, Value
+from dca.foundation.documents import Document, Value
 
 # "leaving" is a wheel that was removed and whose files may still be there; "gone" is one whose files are not. The
 # name of a wheel that is gone stays taken: whoever has its hash in a lock must not be given other bytes under it.

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 from urllib.parse import quote, urljoin
 
-from dca import evidence, index, store
-from dca.documents import Document
-from dca.errors import DcaError
-from dca.events import Reporter
+from dca.foundation import store
+from dca.foundation.documents import Document
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.foundation.secrets import redact
 from dca.publish import layout, pages, table
 from dca.publish.check import check
 from dca.publish.values import Record, Settings
-from dca.verify import Trusted, Verification, verify
+from dca.sources import index
+from dca.trust import evidence
+from dca.trust.verify import Trusted, Verification, verify
 
 if TYPE_CHECKING:
     import requests
@@ -159,11 +162,11 @@ class Served:
             # Hashed as it lies there.
             answer = self.http.get(url, stream=True, timeout=index.TIMEOUT, headers={"Accept-Encoding": "identity"})
         except requests.RequestException as error:
-            raise index.unreachable(index.redact(self.url), error) from None
+            raise index.unreachable(redact(self.url), error) from None
         if answer.status_code in (404, 403, 410):
             raise FileNotFoundError(url)
         if not answer.ok:
-            raise index.unreachable(index.redact(url), ValueError(f"it answers with status {answer.status_code}"))
+            raise index.unreachable(redact(url), ValueError(f"it answers with status {answer.status_code}"))
         return answer
 
     def _blocks(self, answer: requests.Response, most: int) -> Iterator[bytes]:
@@ -178,7 +181,7 @@ class Served:
                 if seen > most:
                     return
         except requests.RequestException as error:
-            raise index.unreachable(index.redact(self.url), error) from None
+            raise index.unreachable(redact(self.url), error) from None
 
 
 def verify_index(source: Source, trusted: Trusted, reporter: Reporter) -> VerifiedIndex:

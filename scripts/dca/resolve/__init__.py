@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from packaging.version import Version
 
-from dca.archs import how_reached
-from dca.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, PlannedSource, Reason, Request
-from dca.recipes import KERNELS, Loaded, Recipe
+from dca.catalogue.archs import how_reached
+from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, PlannedSource, Reason, Request
+from dca.catalogue.recipes import KERNELS, Loaded, Recipe
+from dca.catalogue.toolkits import CudaVersion
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.draft import Draft, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_served
@@ -17,7 +18,6 @@ from dca.resolve.jobs import choose_jobs, heaviest
 from dca.resolve.modules import choose_modules
 from dca.resolve.sources import choose_sources
 from dca.resolve.toolkit import choose_toolkit
-from dca.toolkits import CudaVersion
 
 __all__ = ["World", "resolve"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from packaging.specifiers import SpecifierSet
 
-from dca.machine import Machine
-from dca.plan import Check, Request
-from dca.recipes import Loaded, Recipe
+from dca.catalogue.machine import Machine
+from dca.catalogue.plan import Check, Request
+from dca.catalogue.recipes import Loaded, Recipe
 from dca.resolve.draft import Draft, World
 
 # transformers before 4.37 does not know the models; 5 removed what the tokenizer code of every DCA release reads.

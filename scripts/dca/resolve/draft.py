@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dca.machine import Machine
-from dca.plan import Check, Choice, PassedOver, Reach, Reason
-from dca.recipes import Loaded
-from dca.toolkits import CudaVersions, ToolkitSource
+from dca.catalogue.machine import Machine
+from dca.catalogue.plan import Check, Choice, PassedOver, Reach, Reason
+from dca.catalogue.recipes import Loaded
+from dca.catalogue.toolkits import CudaVersions, ToolkitSource
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from packaging.version import Version
 
-from dca.plan import PlannedModule
-from dca.recipes import Full, Recipe
+from dca.catalogue.plan import PlannedModule
+from dca.catalogue.recipes import Full, Recipe
 from dca.resolve.draft import Draft
 
 

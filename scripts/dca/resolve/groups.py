@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dca.model import Coverage, Model, lacks
-from dca.plan import PlannedModule, Request
-from dca.recipes import KERNELS, Recipe
+from dca.catalogue.model_needs import Coverage, Model, lacks
+from dca.catalogue.plan import PlannedModule, Request
+from dca.catalogue.recipes import KERNELS, Recipe
 from dca.resolve.draft import Draft
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dca.documents import Value
-from dca.plan import PlannedModule
-from dca.recipes import Lean, Recipe
+from dca.catalogue.plan import PlannedModule
+from dca.catalogue.recipes import Lean, Recipe
+from dca.foundation.documents import Value
 
 # What everything but the compilers takes: ninja, this tool, a desktop.
 RESERVE_GIB = 1.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dca.archs import how_reached
-from dca.plan import PlannedModule, PlannedSource, Reach, Request
-from dca.recipes import Recipe
+from dca.catalogue.archs import how_reached
+from dca.catalogue.plan import PlannedModule, PlannedSource, Reach, Request
+from dca.catalogue.recipes import Recipe
 from dca.resolve.draft import Draft
 from dca.resolve.full import full_modules
 

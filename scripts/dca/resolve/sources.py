@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dca.plan import PlannedSource, Reach, Reason, Request
-from dca.recipes import GitSource, Recipe, SdistSource
+from dca.catalogue.plan import PlannedSource, Reach, Reason, Request
+from dca.catalogue.recipes import GitSource, Recipe, SdistSource
 from dca.resolve.draft import Draft
 
 

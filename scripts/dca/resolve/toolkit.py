@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dca.machine import Compiler
-from dca.plan import Check, PassedOver, PlannedToolkit, Reason, Request
-from dca.recipes import Recipe
+from dca.catalogue.machine import Compiler
+from dca.catalogue.plan import Check, PassedOver, PlannedToolkit, Reason, Request
+from dca.catalogue.recipes import Recipe
+from dca.catalogue.toolkits import CudaVersion, FoundToolkit, ToolkitSource
 from dca.resolve.draft import Draft, World
-from dca.toolkits import CudaVersion, FoundToolkit, ToolkitSource
 
 
 def choose_toolkit(

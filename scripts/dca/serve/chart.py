@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dca.documents import Value
+from dca.foundation.documents import Value
 from dca.serve.gpus import GIB, Gpus
 from dca.serve.outcome import Outcome, held
 from dca.serve.plan import ServePlan, lengths

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dca.config.rules import can_share
-from dca.serve import memory, rules
+from dca.config.config_rules import can_share
+from dca.serve import gpu_memory, server_rules
+from dca.serve.gpu_memory import BLOCK
 from dca.serve.gpus import Gpus
-from dca.serve.memory import BLOCK
 from dca.serve.outcome import UTILIZATION, Outcome, Settings, ending, exact_blocks, first, outcome
-from dca.serve.rules import Asked
+from dca.serve.server_rules import Asked
 from dca.serve.shape import Shape
 
 DOCUMENTED_BATCH = 131_072
@@ -30,7 +30,7 @@ def ranks(shape: Shape, gpus: Gpus, pp: int = 1) -> int:
     """The most GPUs that can share the model's heads, and its quantized weights where that is possible."""
     most = max(1, gpus.count // pp)
     sharing = [one for one in range(1, most + 1) if can_share(shape.heads, shape.kv_heads, one)]
-    return max([one for one in sharing if rules.divides(shape, one)], default=max(sharing))
+    return max([one for one in sharing if server_rules.divides(shape, one)], default=max(sharing))
 
 
 def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
@@ -46,8 +46,8 @@ def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
         blocks=asked.blocks,
         eager=shape.dual_chunk and not asked.graphs,
         block_size=asked.block_size,
-        watermark=0.0 if asked.v1 and not shape.dual_chunk else memory.WATERMARK,
-        cache_width=1 if asked.kv_cache_dtype.startswith("fp8") else memory.HALF,
+        watermark=0.0 if asked.v1 and not shape.dual_chunk else gpu_memory.WATERMARK,
+        cache_width=1 if asked.kv_cache_dtype.startswith("fp8") else gpu_memory.HALF,
     )
 
 
@@ -61,7 +61,7 @@ def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Se
     """Settings to try, the fastest first."""
     base = documented(shape, asked, length, tp)
     if shape.dual_chunk:
-        limit = memory.list_limit(shape, base.layout)
+        limit = gpu_memory.list_limit(shape, base.layout)
         tried = [asked.batched] if asked.batched else [one for one in BATCHES if limit is None or one <= limit]
         # With a utilisation of the user's own the cache is what that leaves.
         blocks = asked.blocks or (None if asked.utilization else exact_blocks(length, asked.block_size))

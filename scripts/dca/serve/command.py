@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from dca.documents import Document
+from dca.foundation.documents import Document
 from dca.serve.flags import Flag
 from dca.serve.gpus import Gpus
 from dca.serve.plan import ServePlan

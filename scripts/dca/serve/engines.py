@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from dca import data, datafile, recipes
-from dca.documents import Value
-from dca.errors import DcaError
-from dca.recipes import Loaded, Name
+from dca.catalogue import recipes
+from dca.catalogue.recipes import Loaded, Name
+from dca.foundation import data, datafile
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
 from dca.serve.shape import Shape
 
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]

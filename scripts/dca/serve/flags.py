@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dca.documents import Value
-from dca.serve import engines, memory, rules
+from dca.foundation.documents import Value
+from dca.serve import engines, gpu_memory, server_rules
 from dca.serve.choose import CHUNKED_FROM, DOCUMENTED_BATCH, PLAIN_CHUNK, PLAIN_SEQUENCES
+from dca.serve.gpu_memory import BLOCK
 from dca.serve.gpus import GIB
-from dca.serve.memory import BLOCK
 from dca.serve.outcome import UTILIZATION, Outcome, Settings
-from dca.serve.rules import Subject
+from dca.serve.server_rules import Subject
 from dca.serve.shape import Shape
 
 
@@ -48,7 +48,7 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
         yield Flag(
             name="--pipeline-parallel-size",
             value=str(settings.pp),
-            reason=f"{memory.layers(shape, settings.layout)} of {shape.layers} layers on each stage.",
+            reason=f"{gpu_memory.layers(shape, settings.layout)} of {shape.layers} layers on each stage.",
         )
     if subject.gpus.machines > 1:
         yield Flag(
@@ -158,6 +158,6 @@ def environment(subject: Subject) -> Iterator[Variable]:
     """Variables of the engine."""
     if not subject.shape.dual_chunk:
         return
-    reasons = {rules.BACKEND: "switches dual chunk attention on.", engines.V1: "only this engine has it."}
+    reasons = {server_rules.BACKEND: "switches dual chunk attention on.", engines.V1: "only this engine has it."}
     for name, value in subject.engine.environment.items():
         yield Variable(name=name, value=value, reason=reasons.get(name, "dual chunk attention wants it."))

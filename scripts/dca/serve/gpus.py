@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dca import data, datafile
+from dca.catalogue.recipes import Arch, Name
 from dca.config.models import Count
 from dca.doctor import nvidia
-from dca.documents import Value
-from dca.errors import DcaError
-from dca.recipes import Arch, Name
+from dca.foundation import data, datafile
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
 
 GIB = 2**30
 VISIBLE = "CUDA_VISIBLE_DEVICES"

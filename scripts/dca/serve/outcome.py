@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from dca.documents import Value
+from dca.foundation.documents import Value
+from dca.serve import gpu_memory
 from dca.serve import gpus as cards
-from dca.serve import memory
+from dca.serve.gpu_memory import BLOCK, Layout
 from dca.serve.gpus import GIB, Gpus
-from dca.serve.memory import BLOCK, Layout
 from dca.serve.shape import Quantized, Shape
 
 Ends = Literal["", "loading", "weights", "cache", "ignored", "room", "prompt", "graphs"]
@@ -42,9 +42,9 @@ class Settings(Value):
     utilization: float = UTILIZATION
     blocks: int | None = None
     block_size: int = BLOCK
-    watermark: float = memory.WATERMARK
+    watermark: float = gpu_memory.WATERMARK
     eager: bool = True
-    cache_width: int = memory.HALF
+    cache_width: int = gpu_memory.HALF
 
     @property
     def layout(self) -> Layout:
@@ -111,19 +111,19 @@ class Outcome(Value):
         return next((term.bytes for term in self.terms if term.name == name), 0.0)
 
 
-def exact_blocks(length: int, block_size: int = BLOCK, watermark: float = memory.WATERMARK) -> int:
+def exact_blocks(length: int, block_size: int = BLOCK, watermark: float = gpu_memory.WATERMARK) -> int:
     """The fewest blocks of which one request of a length leaves as many free as the engine wants."""
     needed = math.ceil(length / block_size)
     blocks = needed
     # Each round counts what stays free of the blocks of the one before, until nothing is added.
-    while (more := needed + memory.free_blocks(blocks, watermark)) > blocks:
+    while (more := needed + gpu_memory.free_blocks(blocks, watermark)) > blocks:
         blocks = more
     return blocks
 
 
 def cache_bytes(shape: Shape, gpus: Gpus, settings: Settings) -> float:
     """The KV cache that vLLM takes: what it is told, or all that the utilisation leaves beside what it measured."""
-    token = memory.token_bytes(shape, settings.layout, settings.cache_width)
+    token = gpu_memory.token_bytes(shape, settings.layout, settings.cache_width)
     block = settings.block_size * token
     if settings.blocks is not None:
         return settings.blocks * block
@@ -134,8 +134,8 @@ def cache_bytes(shape: Shape, gpus: Gpus, settings: Settings) -> float:
 def started_bytes(shape: Shape, settings: Settings) -> float:
     """Weights, rotary tables and the peak of the profile run."""
     layout = settings.layout
-    step = memory.step_bytes(shape, layout, settings.batched, settings.sequences)
-    return memory.weight_bytes(shape, layout) + memory.table_bytes(shape) + step
+    step = gpu_memory.step_bytes(shape, layout, settings.batched, settings.sequences)
+    return gpu_memory.weight_bytes(shape, layout) + gpu_memory.table_bytes(shape) + step
 
 
 WORDS = {
@@ -152,11 +152,11 @@ WORDS = {
 def amounts(shape: Shape, gpus: Gpus, settings: Settings, prompt: int) -> dict[str, float]:
     """Bytes of one GPU at the end of a prompt, by the names of `Term`."""
     layout, known = settings.layout, cards.load()
-    step = memory.step_bytes(shape, layout, min(settings.batched, max(prompt, 1)), settings.sequences)
-    peak = memory.peak_bytes(shape, layout, settings.batched, prompt, settings.sequences)
+    step = gpu_memory.step_bytes(shape, layout, min(settings.batched, max(prompt, 1)), settings.sequences)
+    peak = gpu_memory.peak_bytes(shape, layout, settings.batched, prompt, settings.sequences)
     return {
-        "weights": memory.weight_bytes(shape, layout),
-        "tables": memory.table_bytes(shape),
+        "weights": gpu_memory.weight_bytes(shape, layout),
+        "tables": gpu_memory.table_bytes(shape),
         "cache": cache_bytes(shape, gpus, settings),
         "step": step,
         "sparse": peak - step,
@@ -178,7 +178,7 @@ def usable_bytes(gpus: Gpus) -> float:
 
 def cache_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     """Tokens that the KV cache holds."""
-    token = memory.token_bytes(shape, settings.layout, settings.cache_width)
+    token = gpu_memory.token_bytes(shape, settings.layout, settings.cache_width)
     # The cache is whole blocks; a float may fall short of them.
     return round(cache_bytes(shape, gpus, settings) / token)
 
@@ -186,16 +186,16 @@ def cache_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
 def prompt_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     """Tokens of the longest prompt that the engine takes; it answers a longer one with nothing, and status 200."""
     blocks = cache_tokens(shape, gpus, settings) // settings.block_size
-    return (blocks - memory.free_blocks(blocks, settings.watermark)) * settings.block_size
+    return (blocks - gpu_memory.free_blocks(blocks, settings.watermark)) * settings.block_size
 
 
 def ending(shape: Shape, gpus: Gpus, settings: Settings) -> Ends:
     """What a server fails at; empty when it does not."""
     usable, context = usable_bytes(gpus), cards.load().context_gib * GIB
     tokens = cache_tokens(shape, gpus, settings)
-    kept = memory.weight_bytes(shape, settings.layout)
+    kept = gpu_memory.weight_bytes(shape, settings.layout)
     if shape.quantized.online:
-        kept = max(kept, memory.weight_bytes(shape, settings.layout, Quantized()))
+        kept = max(kept, gpu_memory.weight_bytes(shape, settings.layout, Quantized()))
     if kept + context > usable:
         return "loading"
     if tokens <= 0 or started_bytes(shape, settings) + context > usable:

@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from dca import inspection, recipes
-from dca.config.rules import Finding
-from dca.documents import Document
-from dca.serve import choose, engines, rules, ways
+from dca import inspection
+from dca.catalogue import recipes
+from dca.config.config_rules import Finding
+from dca.foundation.documents import Document
+from dca.serve import choose, engines, server_rules, ways
 from dca.serve import gpus as cards
 from dca.serve.flags import Flag, Variable, environment, flags
 from dca.serve.gpus import GIB, Gpus
 from dca.serve.outcome import Outcome, Settings, outcome
-from dca.serve.rules import Asked, Subject
+from dca.serve.server_rules import Asked, Subject
 from dca.serve.shape import Shape, quantized, read
 from dca.serve.ways import Way
 
@@ -95,7 +96,7 @@ def make(subject: Subject, served: str) -> ServePlan:
     at_limit = choose.choose(shape, gpus, asked, longest, tp) if longest else None
     instead = at_limit if not planned.fits else None
     subject = Subject(**{**vars(subject), "settings": planned.settings})
-    findings = rules.check(subject)
+    findings = server_rules.check(subject)
     if not planned.fits:
         findings = (*findings, _unfit(subject, planned, longest))
         findings = tuple(sorted(findings, key=lambda one: one.severity != "error"))
@@ -131,7 +132,7 @@ def needed(found: Outcome) -> float:
 def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
     what = f"{subject.shape.name} does not fit on {subject.gpus.told} with {planned.settings.length:,} tokens"
     # The engine loads all of the weights before it quantizes them.
-    fewer = rules.fp8(subject) if planned.ends != "loading" else ""
+    fewer = server_rules.fp8(subject) if planned.ends != "loading" else ""
     remedy = "more or larger GPUs" + (f", or {fewer}." if fewer else ".")
     remedy = f"--max-model-len {longest} fits." if longest else remedy
     return Finding(code="DCA-150", severity="error", what=f"{what}: {ways.ending(planned)}", remedy=remedy)
@@ -190,7 +191,7 @@ def _weight_notes(subject: Subject) -> Iterator[str]:
             "kernels of 4-bit weights have buffers of their own, which are not counted: on small GPUs leave more room "
             "than this plan does."
         )
-    if subject.wheel is None and (made := rules.optional(subject)):
+    if subject.wheel is None and (made := server_rules.optional(subject)):
         yield f"kernels for {shape.quantized.method} weights are in no wheel by themselves: {made}."
     if shape.quantized.online:
         yield "weights are loaded in 16 bits before the engine quantizes them, and must fit so."

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dca import config as configs
-from dca import doctor, recipes, smoke
+from dca import doctor, smoke
+from dca.catalogue import recipes
 from dca.doctor.probes import Probes
-from dca.errors import DcaError
-from dca.events import Reporter
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.foundation.store import Store
 from dca.serve import gpus
-from dca.serve.rules import Subject
-from dca.store import Store
+from dca.serve.server_rules import Subject
 
 
 def python_of(subject: Subject, given: Path | None, cache: Store) -> Path:

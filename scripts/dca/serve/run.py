@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from dca import failures, runner
-from dca.documents import Document
-from dca.errors import DcaError
-from dca.failures import Known
+from dca.catalogue import failures
+from dca.catalogue.failures import Known
+from dca.foundation import runner
+from dca.foundation.documents import Document
+from dca.foundation.errors import DcaError
 
 STOP_SECONDS = 30.0
 """That the server has to end its workers and free its GPUs when it is asked to."""
@@ -131,7 +132,7 @@ def serve(argv: list[str], env: Mapping[str, str], log: Path, watcher: Watcher) 
 
     Raises:
         DcaError: DCA-159 when it ended with an error, DCA-103 when it could not be started.
-        KeyboardInterrupt, dca.errors.Interrupted: after it was stopped.
+        KeyboardInterrupt, dca.foundation.errors.Interrupted: after it was stopped.
     """
     started = time.monotonic()
     log.unlink(missing_ok=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dca import config as configs
-from dca.config import compare, folder, models, rules, text
+from dca.catalogue.model_needs import EXPERTS
+from dca.config import compare, config_rules, folder, models, text
 from dca.config.edit import DCA, LENGTH, ORIGINAL, TABLE
 from dca.config.models import KnownModel
-from dca.documents import Value
-from dca.errors import DcaError
-from dca.model import EXPERTS
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
 
 # What the backend takes where the config does not say (its own defaults).
 CHUNK, LOCAL = 8192, 1024
@@ -206,7 +206,7 @@ def shape_of(
         hidden=hidden,
         heads=heads,
         inner=_needed(given, name, "moe_intermediate_size" if experts else "intermediate_size"),
-        kv_heads=rules.count(given.get("num_key_value_heads")) or heads,
+        kv_heads=config_rules.count(given.get("num_key_value_heads")) or heads,
         head_dim=_head_dim(given, name),
         vocabulary=_needed(given, name, "vocab_size"),
         tied=given.get("tie_word_embeddings") is True,
@@ -216,10 +216,10 @@ def shape_of(
         expert_inner=_needed(given, name, "moe_intermediate_size") if experts else 0,
         rows=rows if dual else _derived(given, rows),
         length=_derived(given, rows) if not dual else rows,
-        original=rules.count(dual.get(ORIGINAL)) or 0,
+        original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
-        chunk_size=(rules.count(dual.get("chunk_size")) or CHUNK) if dual else 0,
-        local_size=(rules.count(dual.get("local_size")) or LOCAL) if dual else 0,
+        chunk_size=(config_rules.count(dual.get("chunk_size")) or CHUNK) if dual else 0,
+        local_size=(config_rules.count(dual.get("local_size")) or LOCAL) if dual else 0,
         vertical=vertical,
         slash=slash,
         assumed=assumed,
@@ -252,8 +252,13 @@ def _derived(given: dict[str, Any], rows: int) -> int:
         return int(yarn.original * yarn.factor)
     for key in ("rope_scaling", "rope_parameters"):
         scaling = given.get(key)
-        factor = rules.number(scaling.get("factor")) if isinstance(scaling, dict) else None
-        if isinstance(scaling, dict) and factor and rules.kind(scaling) in rules.MULTIPLIED and 1 <= factor < 1 << 20:
+        factor = config_rules.number(scaling.get("factor")) if isinstance(scaling, dict) else None
+        if (
+            isinstance(scaling, dict)
+            and factor
+            and config_rules.kind(scaling) in config_rules.MULTIPLIED
+            and 1 <= factor < 1 << 20
+        ):
             return int(rows * factor)
     return rows
 
@@ -279,7 +284,7 @@ def _largest(table: Any) -> tuple[int, int]:
     for layer in table if isinstance(table, list) else ():
         for entry in layer.values() if isinstance(layer, dict) else ():
             if isinstance(entry, list) and len(entry) >= 3:
-                columns, diagonals = rules.count(entry[1]) or 0, rules.count(entry[2]) or 0
+                columns, diagonals = config_rules.count(entry[1]) or 0, config_rules.count(entry[2]) or 0
                 vertical = max(vertical, columns + FEW_MORE * (columns == FEW_VERTICALS))
                 slash = max(slash, diagonals)
     return min(vertical, MOST), min(slash, MOST)
@@ -310,7 +315,7 @@ def _stored(given: dict[str, Any]) -> Quantized:
     method = method.lower()
     if method == "fp8":
         block = told.get("weight_block_size")
-        group = rules.count(block[1]) if isinstance(block, list) and len(block) == 2 else None
+        group = config_rules.count(block[1]) if isinstance(block, list) and len(block) == 2 else None
         return Quantized(method=method, bits=8, group=group or 0)
     # Groups of layers with settings of their own: compressed-tensors, and what else writes as it does.
     own = told.get("config_groups")
@@ -318,7 +323,7 @@ def _stored(given: dict[str, Any]) -> Quantized:
     told = {**told, **(told["quantization"] if isinstance(told.get("quantization"), dict) else {})}
     bits = _bits(method, told, own)
     sizes = [one.get("group_size") for one in own if isinstance(one, dict)]
-    group = max([rules.count(one) or 0 for one in [*sizes, told.get("group_size", told.get("q_group_size"))]])
+    group = max([config_rules.count(one) or 0 for one in [*sizes, told.get("group_size", told.get("q_group_size"))]])
     # 8-bit weights that are no integers in 32-bit words stand for themselves.
     packed = method.startswith(PACKED) or str(told.get("format", "")).startswith("pack") or (bits or 16) < 8
     return Quantized(
@@ -341,14 +346,15 @@ def _bits(method: str, told: dict[str, Any], own: list[Any]) -> int | None:
     if own:
         # Which layer is in which group is not looked at: the most of them is counted for all.
         each = [
-            plain if one is None else rules.count(one.get("num_bits")) if isinstance(one, dict) else None for one in own
+            plain if one is None else config_rules.count(one.get("num_bits")) if isinstance(one, dict) else None
+            for one in own
         ]
         return None if None in each else min(plain, max(one for one in each if one is not None))
-    named = [rules.count(told.get(key)) for key in ("bits", "w_bit", "num_bits")]
+    named = [config_rules.count(told.get(key)) for key in ("bits", "w_bit", "num_bits")]
     named += [bits for bits in (8, 4) if told.get(f"load_in_{bits}bit") is True]
     # FP8, NVFP4, W4A8_AWQ, fbgemm_fp8: the first number is the weights'.
     name = re.search(r"(?:fp|int|w|nf)(\d{1,2})", str(told.get("quant_algo") or method).lower())
-    named.append(rules.count(int(name[1])) if name else None)
+    named.append(config_rules.count(int(name[1])) if name else None)
     named += [4] if method.startswith(FOUR) else []
     return next((min(plain, bits) for bits in named if bits is not None), None)
 
@@ -365,14 +371,14 @@ def _head_dim(given: dict[str, Any], name: str) -> int:
 
 
 def _needed(given: dict[str, Any], name: str, key: str) -> int:
-    found = rules.count(given.get(key))
+    found = config_rules.count(given.get(key))
     if found is None or found > MOST:
         raise _lacks(name, key)
     return found
 
 
 def _optional(given: dict[str, Any], key: str) -> int:
-    found = rules.count(given.get(key))
+    found = config_rules.count(given.get(key))
     return found if found is not None and found <= MOST else 0
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dca.doctor.values import order
-from dca.documents import Value
-from dca.serve import rules
+from dca.foundation.documents import Value
+from dca.serve import server_rules
 from dca.serve.choose import HIGH_UTILIZATION, choose, documented
 from dca.serve.gpus import GIB, Gpus
 from dca.serve.outcome import Outcome, Settings, exact_blocks, outcome
-from dca.serve.rules import Asked
+from dca.serve.server_rules import Asked
 from dca.serve.shape import Shape, quantized
 
 LOWEST_UTILIZATION = 0.50
@@ -84,11 +84,11 @@ def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterat
         yield _way(shape, gpus, base.model_copy(update={"batched": batched}), f"--max-num-batched-tokens {batched}")
     if not shape.dual_chunk:
         yield _way(shape, gpus, base.model_copy(update={"eager": True}), "--enforce-eager")
-    larger = next((one for one in range(tp + 1, 4 * tp + 1) if rules.divides(shape, one)), None)
+    larger = next((one for one in range(tp + 1, 4 * tp + 1) if server_rules.divides(shape, one)), None)
     if larger is not None:
         more = gpus.model_copy(update={"count": larger * asked.pp, "machines": 1})
         yield _chosen(shape, more, asked, length, larger, f"{larger} such GPUs, --tensor-parallel-size {larger}")
-    if not shape.quantized.method and all(order(arch) >= order(rules.OLDEST["fp8"]) for arch in gpus.archs):
+    if not shape.quantized.method and all(order(arch) >= order(server_rules.OLDEST["fp8"]) for arch in gpus.archs):
         yield _chosen(quantized("fp8", shape), gpus, asked, length, tp, "--quantization fp8")
 
 

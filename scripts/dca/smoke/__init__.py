@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dca import documents, inspection, recipes, runner, store
-from dca.environments import WORKERS
-from dca.errors import DcaError
-from dca.events import Reporter
-from dca.recipes import KERNELS
+from dca import inspection
+from dca.catalogue import recipes
+from dca.catalogue.recipes import KERNELS
+from dca.foundation import documents, runner, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 from dca.smoke import static, subject
 from dca.smoke.subject import Subject
 from dca.smoke.values import LEVELS, CaseResult, Level, ProvenSource, Smoke
+from dca.toolchain.environments import WORKERS
 
 __all__ = ["CaseResult", "Level", "Request", "Smoke", "smoke"]
 

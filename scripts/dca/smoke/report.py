@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from dca.documents import Value
+from dca.foundation.documents import Value
 from dca.smoke.values import CaseResult, Smoke
 
 TEMPLATE = Path(__file__).with_name("report.html")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from dca import inspection, ops
+from dca import inspection
+from dca.catalogue.recipes import KERNELS, Recipe
+from dca.compile import ops
 from dca.inspection import INDEX_OP, SPARSE_OP, Inspection
-from dca.recipes import KERNELS, Recipe
 from dca.smoke.values import CaseResult
 
 # What the backend calls; a wheel that has one and lacks the other dies at its first long prompt.

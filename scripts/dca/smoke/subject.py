@@ -8,12 +8,15 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from dca import data, documents, environments, fetch, git, index, machine, recipes, runner, store
-from dca.errors import DcaError
-from dca.events import Reporter
+from dca.catalogue import machine, recipes
+from dca.catalogue.recipes import Recipe, SdistSource, SmokeFiles
+from dca.foundation import archives, data, documents, runner, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 from dca.inspection import INDEX_OP, SPARSE_OP, Inspection
-from dca.recipes import Recipe, SdistSource, SmokeFiles
 from dca.smoke.values import ProvenSource
+from dca.sources import fetch, git, index
+from dca.toolchain import environments
 
 ON_CPU = Path(__file__).with_name("on_cpu")
 COMPILE_SECONDS = 120.0
@@ -97,7 +100,7 @@ def unpack(subject: Subject, folder: Path) -> None:
     """
     holds = (INDEX_OP, SPARSE_OP)
     modules = {one.path for one in subject.found.modules if any(one.registers(op) for op in holds)}
-    index.unpack_wheel(subject.wheel, folder, lambda name: not name.endswith(".so") or name in modules)
+    archives.unpack_wheel(subject.wheel, folder, lambda name: not name.endswith(".so") or name in modules)
 
 
 def kernel_source(
@@ -136,7 +139,7 @@ def kernel_source(
         archive = given if given and given.is_file() else index.download(source, cache)
         if not store.has_hash(archive, source.sha256):
             raise index.wrong_hash(str(archive), source.sha256, store.sha256_file(archive))
-        index.unpack_sdist(archive, target)
+        archives.unpack_sdist(archive, target)
         path = target / name
     else:
         reporter.stage("fetch", f"source: {given or source.urls[0]}")

@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 
-from dca import cli, data, environments, machine, runner, store
-from dca.events import Silent
-from support import ROOT, wait_for
+from dca import cli
+from dca.catalogue import machine
+from dca.foundation import data, runner, store
+from dca.foundation.events import Silent
+from dca.toolchain import environments
+from tests.support import ROOT, wait_for
 
 LOCK = Path(__file__).with_name("server.txt")
 WORKER = ROOT / "tests/workers/serve_tiny.py"

@@ -19,14 +19,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dca import documents
-from dca.events import Silent
+from dca.foundation import documents
+from dca.foundation.events import Silent
 from dca.serve import check as engine
 from dca.serve.check import ServeCheck, client
-from serve.check import scripted
-from serve.check.conftest import Check
-from serve.check.scripted import Asked, Reply, Scripted, serving
-from support import ROOT, wait_for
+from tests.serve.check.conftest import Check
+from tests.support import ROOT, wait_for
+from tests.support import scripted_server as scripted
+from tests.support.scripted_server import Asked, Reply, Scripted, serving
 
 Serve = Callable[..., Scripted]
 ONE = ("--lengths", "2048", "--depths", "50")

@@ -7,7 +7,7 @@ import json
 import jsonschema
 import pytest
 
-from serve.check.conftest import Check, Done, Real
+from tests.serve.check.conftest import Check, Done, Real
 
 
 @pytest.fixture(scope="module")

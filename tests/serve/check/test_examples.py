@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from dca import store
 from dca.config import readers
-from dca.events import Silent
-from serve.check import scripted
-from serve.check.conftest import Real
-from serve.check.scripted import Asked, Reply, Scripted, serving
-from support import ROOT
+from dca.foundation import store
+from dca.foundation.events import Silent
+from tests.serve.check.conftest import Real
+from tests.support import ROOT
+from tests.support import scripted_server as scripted
+from tests.support.scripted_server import Asked, Reply, Scripted, serving
 
 EXAMPLES = ROOT / "examples"
 WORKER = ROOT / "tests/workers/run_example.py"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dca.errors import DcaError
+from dca.foundation.errors import DcaError
 from dca.serve.check import haystack, needles
 from dca.serve.check.budget import Budget, limit_of
-from serve.check.scripted import count
+from tests.support.scripted_server import count
 
 SEEDS = st.integers(0, 10**9).map(str)
 

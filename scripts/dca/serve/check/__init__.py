@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dca.errors import DcaError
-from dca.events import Reporter
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 from dca.serve.check import needles, probes, troubles
 from dca.serve.check.budget import Budget, Limit
 from dca.serve.check.client import Card, RequestFailed, Server, base_of, load

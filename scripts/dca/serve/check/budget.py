@@ -6,7 +6,7 @@ import re
 import time
 from dataclasses import dataclass, field
 
-from dca.errors import DcaError
+from dca.foundation.errors import DcaError
 from dca.serve.check.values import Cost
 
 TOKENS = {"": 1, "tokens": 1, "k": 10**3, "m": 10**6}

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from dca import machine, secrets
-from dca.errors import DcaError
+from dca.catalogue import machine
+from dca.foundation import secrets
+from dca.foundation.errors import DcaError
 from dca.serve.check.values import Trouble
 
 if TYPE_CHECKING:

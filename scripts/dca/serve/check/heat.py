@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dca.documents import Value
+from dca.foundation.documents import Value
 from dca.serve.check.values import Needle, Outcome, ServeCheck
 
 TEMPLATE = Path(__file__).with_name("heat.svg")

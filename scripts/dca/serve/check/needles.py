@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dca.events import Reporter
+from dca.foundation.events import Reporter
 from dca.serve.check import haystack, troubles
 from dca.serve.check.budget import Budget
 from dca.serve.check.client import Answer, RequestFailed, Server

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dca.events import Reporter
+from dca.foundation.events import Reporter
 from dca.serve.check import troubles
 from dca.serve.check.budget import Budget
 from dca.serve.check.client import Answer, RequestFailed, Server

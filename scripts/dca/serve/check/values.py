@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from dca.documents import Document, Value
+from dca.foundation.documents import Document, Value
 
 Trouble = Literal["gone", "denied", "refused", "broken", "malformed", "cut", "hung", "ignored", "endless"]
 """How a request can fail: nobody listens any more; 401 or 403; another 4xx; a 5xx, or an error in the stream; an answer

@@ -1,0 +1,1 @@
+"""Reads compiled modules without loading them: ELF, fat binaries, mangled names."""

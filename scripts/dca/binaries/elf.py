@@ -1,0 +1,349 @@
+"""Reads what a shared library wants from others and what it gives, without loading it.
+
+pyelftools reads the header and the small tables. The long ones (sections of cubins, symbols of torch) are taken
+apart by struct.iter_unpack: with an object for each entry, as pyelftools makes it, torch's take 35 times as long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from dca.binaries import mangled
+
+_NOBITS = 8
+# The sections of a cubin that take no room in it either: variables and shared memory without an initial value.
+_TAKE_NO_ROOM = frozenset((_NOBITS, 0x70000007, 0x70000009, 0x7000000A, 0x70000015))
+_ALLOCATED, _EXECUTABLE = 2, 4
+DEVICE_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
+_WEAK = 2
+MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
+
+
+class ElfError(ValueError):
+    """A file that is not a whole ELF file."""
+
+
+def _not_whole(why: object) -> ElfError:
+    return ElfError(f"not a whole ELF file: {why}")
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    """What pyelftools trips over in a damaged file: it has an error of its own, but is far from always raising it."""
+    try:
+        yield
+    except ElfError:
+        raise
+    except Exception as error:
+        raise _not_whole(error) from None
+
+
+class Section(NamedTuple):
+    """One section header; offset and size in bytes, link the number of the section that it belongs to."""
+
+    name: str
+    type: int
+    flags: int
+    offset: int
+    size: int
+    link: int
+
+
+class Symbol(NamedTuple):
+    """A dynamic symbol; version is "" where it has none, weak says that it may stay undefined."""
+
+    name: str
+    version: str = ""
+    weak: bool = False
+
+
+@dataclass(frozen=True)
+class Library:
+    """What a shared library says of itself.
+
+    Args:
+        needed: names of the libraries that it asks for, in their order.
+        soname: its own name; "" where it has none.
+        undefined: dynamic symbols that others must define, by name.
+        glibc: highest version of glibc that it asks for, as "2.34"; "" for none.
+        glibcxx: the same of libstdc++'s GLIBCXX.
+        cxxabi: the same of libstdc++'s CXXABI.
+        cxx11_abi: whether it passes torch the std::string of C++11 (True) or the old one (False); None when it
+            passes none.
+        machine: that it is compiled for, as platform tags spell it; "" for one that is not known here.
+        sizes: bytes of the file by kind: code, data, device (GPU code) and rest (symbols, headers, padding).
+    """
+
+    needed: tuple[str, ...]
+    soname: str
+    undefined: tuple[Symbol, ...]
+    glibc: str
+    glibcxx: str
+    cxxabi: str
+    cxx11_abi: bool | None
+    sizes: dict[str, int]
+    machine: str
+
+
+NOTHING = Library((), "", (), "", "", "", None, {}, "")
+
+
+class Image:
+    """An ELF file, checked to hold what its section headers name.
+
+    Args:
+        stream: the file, or a part of one in memory.
+
+    Raises:
+        ElfError: when it is not a whole 64-bit little-endian ELF file.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        from elftools.elf.elffile import ELFFile
+
+        self.stream = stream
+        with _parsing():
+            self.file = ELFFile(stream)
+            self.size: int = self.file.stream_len
+            if self.file.elfclass != 64 or not self.file.little_endian:
+                raise _not_whole("it is not of 64 bits, little-endian")
+            self.header = self.file.header
+            count = self.file.num_sections() if self.header["e_shoff"] else 0
+            names = self.file.get_shstrndx() if count else 0
+        self.sections = self._sections(count, names)
+
+    def _sections(self, count: int, names: int) -> tuple[Section, ...]:
+        table, entry = self.header["e_shoff"], self.header["e_shentsize"]
+        if not count or entry != _SECTION.size:
+            raise _not_whole("it has no section headers")
+        if table + count * entry > self.size:
+            raise _not_whole(f"its section headers end {table + count * entry - self.size} bytes behind it")
+        segments = self.header["e_phoff"] + self.header["e_phnum"] * self.header["e_phentsize"]
+        if self.header["e_phnum"] and segments > self.size:
+            raise _not_whole(f"its program headers end {segments - self.size} bytes behind it")
+        raw = list(_SECTION.iter_unpack(self._bytes(table, count * entry)))
+        for _, kind, _, _, offset, size, *_ in raw:
+            if kind not in _TAKE_NO_ROOM and offset + size > self.size:
+                raise _not_whole(f"a section ends {offset + size - self.size} bytes behind it")
+        if names >= count:
+            raise _not_whole("it does not name its sections")
+        texts = self._bytes(raw[names][4], raw[names][5])
+        return tuple(
+            Section(_text(texts, name), kind, flags, offset, size, link)
+            for name, kind, flags, _, offset, size, link, *_ in raw
+        )
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        self.stream.seek(offset)
+        return self.stream.read(size)
+
+    def find(self, name: str) -> Section | None:
+        """The section of a name."""
+        return next((section for section in self.sections if section.name == name), None)
+
+    def parsed(self, name: str) -> object:
+        """The section of a name as pyelftools has it; None where there is none."""
+        index = next((index for index, section in enumerate(self.sections) if section.name == name), None)
+        return None if index is None else self.file.get_section(index)
+
+    def content(self, section: Section | None) -> bytes:
+        """The bytes of a section; none for None and for one that takes no room in the file."""
+        return b"" if section is None or section.type in _TAKE_NO_ROOM else self._bytes(section.offset, section.size)
+
+    def symbols(self, table: Section | None) -> Iterator[tuple[str, int, int, int]]:
+        """Name, info (binding and type), other and section number of each symbol in a table.
+
+        Raises:
+            ElfError: when the table has no names or holds part of a symbol.
+        """
+        if table is None:
+            return
+        if table.link >= len(self.sections) or table.size % _SYMBOL.size:
+            raise _not_whole(f"its symbol table {table.name} is damaged")
+        names = self.content(self.sections[table.link])
+        for name, info, other, section, _, _ in _SYMBOL.iter_unpack(self.content(table)):
+            yield _text(names, name), info, other, section
+
+
+def _text(table: bytes, start: int) -> str:
+    end = table.find(b"\0", start)
+    if end < 0 or start > len(table):
+        raise _not_whole("a name stands outside of its table")
+    return table[start:end].decode("utf-8", "replace")
+
+
+def read(path: Path) -> Library:
+    """What a shared library says of itself.
+
+    Raises:
+        ElfError: when the file is not a whole ELF file.
+    """
+    with path.open("rb") as stream:
+        image = Image(stream)
+        versions = _wanted_versions(image)
+        numbers = struct.unpack_from
+        own = image.content(image.find(".gnu.version"))
+        undefined = []
+        for index, (name, info, _, section) in enumerate(image.symbols(image.find(".dynsym"))):
+            if section or not name:
+                continue
+            version = versions.get(numbers("<H", own, 2 * index)[0] & 0x7FFF, "") if 2 * index + 2 <= len(own) else ""
+            undefined.append(Symbol(name, version, info >> 4 == _WEAK))
+        needed, soname = _dynamic(image)
+        sizes = _sizes(image)
+        machine = MACHINES.get(image.header["e_machine"], "")
+    symbols = tuple(sorted(undefined))
+    wanted = versions.values()
+    return Library(
+        needed=needed,
+        soname=soname,
+        undefined=symbols,
+        glibc=_highest("GLIBC", wanted),
+        glibcxx=_highest("GLIBCXX", wanted),
+        cxxabi=_highest("CXXABI", wanted),
+        cxx11_abi=_cxx11_abi(torch_symbols(symbols)),
+        sizes=sizes,
+        machine=machine,
+    )
+
+
+def section_hashes(content: bytes) -> dict[str, str]:
+    """The sha256 of each section of a file in memory, by name.
+
+    Raises:
+        ElfError: when it is not a whole one.
+    """
+    image = Image(io.BytesIO(content))
+    return {
+        one.name: hashlib.sha256(b"" if one.type in _TAKE_NO_ROOM else image._bytes(one.offset, one.size)).hexdigest()
+        for one in image.sections
+    }
+
+
+def section(path: Path, name: str) -> bytes:
+    """The content of a section; none where there is none of that name.
+
+    Raises:
+        ElfError: when the file is not a whole ELF file.
+    """
+    with path.open("rb") as stream:
+        image = Image(stream)
+        return image.content(image.find(name))
+
+
+def defined(path: Path) -> set[str]:
+    """Names of the dynamic symbols that a library defines for others.
+
+    Raises:
+        ElfError: when the file is not a whole ELF file.
+    """
+    with path.open("rb") as stream:
+        image = Image(stream)
+        return {name for name, info, _, section in image.symbols(image.find(".dynsym")) if section and info >> 4}
+
+
+def torch_symbols(undefined: Iterable[Symbol]) -> tuple[str, ...]:
+    """Names of the symbols that torch's libraries must define: C++ of c10, ATen and torch, and torch's C interfaces.
+
+    What may stay undefined is left out.
+    """
+    return tuple(symbol.name for symbol in undefined if not symbol.weak and _of_torch(symbol.name))
+
+
+# A cheap look first: most symbols are of libstdc++ and libc, and reading a mangled name costs more.
+_MAYBE_TORCH = re.compile(r"aoti_torch_|torch_|_Z\w*?(?:3c10|2at|5torch|6caffe2)")
+_TORCH = re.compile(r"(?:c10|at|torch|caffe2)::")
+
+
+def _of_torch(name: str) -> bool:
+    if not _MAYBE_TORCH.match(name):
+        return False
+    if not name.startswith("_Z"):
+        return True
+    try:
+        return bool(_TORCH.match(mangled.read(name).text))
+    except mangled.MangledError:
+        return bool(re.match(r"_Z[A-Z]*N[rVK]*(?:3c10|2at|5torch|6caffe2)", name))
+
+
+def missing_symbols(module: Path, folder: Path) -> tuple[str, ...]:
+    """The torch symbols of a module that no library of torch defines.
+
+    Args:
+        module: an extension module.
+        folder: torch's `lib` folder.
+
+    Raises:
+        ElfError: when one of the files is not a whole ELF file.
+    """
+    missing = set(torch_symbols(read(module).undefined))
+    # Small ones first: what c10 defines need not be looked for in torch_cpu.
+    for library in sorted(folder.glob("lib*.so"), key=lambda file: file.stat().st_size):
+        if not missing:
+            break
+        missing -= defined(library)
+    return tuple(sorted(missing))
+
+
+def _cxx11_abi(names: Iterable[str]) -> bool | None:
+    found = None
+    for name in names:
+        if "B5cxx11" in name or "NSt7__cxx11" in name:
+            return True
+        try:
+            found = False if mangled.uses_old_string(name) else found
+        except mangled.MangledError:
+            continue
+    return found
+
+
+def _wanted_versions(image: Image) -> dict[int, str]:
+    """Names of the symbol versions that others must have, by the number that the symbols use."""
+    from elftools.elf.gnuversions import GNUVerNeedSection
+
+    with _parsing():
+        section = image.parsed(".gnu.version_r")
+        if not isinstance(section, GNUVerNeedSection):
+            return {}
+        if section.num_versions() > section["sh_size"]:
+            raise _not_whole("its table of versions is damaged")
+        return {one["vna_other"]: one.name for _, versions in section.iter_versions() for one in versions}
+
+
+def _highest(family: str, versions: Iterable[str]) -> str:
+    # Numbers of a few digits: Python refuses to read those of thousands, and no release has them.
+    pattern = re.compile(rf"{family}_(\d{{1,9}}(?:\.\d{{1,9}})*)")
+    numbers = [match[1] for one in versions if (match := pattern.fullmatch(one))]
+    return max(numbers, key=lambda text: tuple(map(int, text.split("."))), default="")
+
+
+def _dynamic(image: Image) -> tuple[tuple[str, ...], str]:
+    """DT_NEEDED and DT_SONAME."""
+    from elftools.elf.dynamic import DynamicSection
+
+    with _parsing():
+        section = image.parsed(".dynamic")
+        tags = list(section.iter_tags()) if isinstance(section, DynamicSection) else []
+        needed = tuple(str(getattr(tag, "needed", "")) for tag in tags if tag.entry.d_tag == "DT_NEEDED")
+        return needed, next((str(getattr(tag, "soname", "")) for tag in tags if tag.entry.d_tag == "DT_SONAME"), "")
+
+
+def _sizes(image: Image) -> dict[str, int]:
+    sizes = {"code": 0, "data": 0, "device": 0}
+    for section in image.sections:
+        if section.type == _NOBITS or not section.flags & _ALLOCATED:
+            continue
+        kind = "code" if section.flags & _EXECUTABLE else "device" if section.name in DEVICE_SECTIONS else "data"
+        sizes[kind] += section.size
+    sizes["rest"] = image.size - sum(sizes.values())
+    return sizes

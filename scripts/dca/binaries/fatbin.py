@@ -1,0 +1,399 @@
+"""Reads the device code of an extension module: for which GPU architectures, how much, and what kernels.
+
+No CUDA tool and no GPU is needed. The container's layout is not documented by NVIDIA; it is what nvcc 11 to 13 write:
+a 16-byte header (magic, version, header size, payload size), then entries, each with a header of its own that
+names kind (1 is PTX, 2 is a cubin), architecture, flags and the size of its payload, stored and uncompressed.
+A cubin is an ELF file with a section of code for each kernel.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from dca.binaries import elf, mangled
+from dca.binaries.elf import ElfError, Image
+
+MAGIC = struct.pack("<IH", 0xBA55ED50, 1)
+PTX, CUBIN = 1, 2
+# An entry's flags. "a" code runs on exactly one architecture, "f" code on its family.
+LZ4, ZSTD, ARCH_ONLY, FAMILY_ONLY = 0x2000, 0x8000, 0x100000, 0x200000
+_HEADER = struct.Struct("<IHHQ")
+# kind, version, header size, stored size, compressed size, -, -, architecture, -, -, flags, -, uncompressed size
+_ENTRY = struct.Struct("<HHIQIIIIIIQQQ")
+# No cubin is that large, and no byte stands for more: LZ4 has one for 255 at best, zstd four for a block of 128 KiB. A
+# header that claims more is damaged, and would cost that much memory to believe.
+_MOST_BYTES = 1 << 30
+_MOST_OF_LZ4, _MOST_OF_ZSTD = 255, 1 << 15
+# Bytes of a zstd frame that are unpacked at once where it does not say how much it holds: 32 MiB at most.
+_STEP = 1 << 10
+_FUNCTION, _KERNEL = 2, 0x10
+
+
+class FatbinError(ValueError):
+    """A file that is no whole ELF file, or whose section is no sequence of fat binaries."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """All instances of one kernel.
+
+    Args:
+        name: qualified, without template arguments. What a library's launcher runs stands in <> behind its name.
+        kernels: number of distinct instances.
+        bytes: their share of the cubins that hold them, as stored.
+        archs: that they are compiled for, as "8.0".
+    """
+
+    name: str
+    kernels: int
+    bytes: int
+    archs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DeviceCode:
+    """The device code of one file. Architectures are named as "8.0" or "9.0".
+
+    Args:
+        sass: number of cubins per architecture.
+        ptx: number of PTX texts per architecture.
+        exact: the architectures of the cubins, with "9.0a" or "10.0f" for code that no later one can run.
+        exact_ptx: the same of the PTX texts.
+        sass_bytes: bytes of cubins per architecture, as stored (they may be compressed).
+        ptx_bytes: bytes of PTX per architecture, as stored.
+        code_bytes: bytes of machine code per architecture, uncompressed.
+        section_bytes: size of the sections.
+        families: the kernels, those with the most bytes first. They add up to the cubins that hold any kernel.
+        tools: versions of the CUDA toolkit that made the cubins, as "12.8" or "13.0.88"; empty where they do not say.
+        problems: what is damaged, a line for each entry. A damaged entry is counted, its kernels are not.
+    """
+
+    sass: dict[str, int] = field(default_factory=dict)
+    ptx: dict[str, int] = field(default_factory=dict)
+    exact: tuple[str, ...] = ()
+    exact_ptx: tuple[str, ...] = ()
+    sass_bytes: dict[str, int] = field(default_factory=dict)
+    ptx_bytes: dict[str, int] = field(default_factory=dict)
+    code_bytes: dict[str, int] = field(default_factory=dict)
+    section_bytes: int = 0
+    families: tuple[Family, ...] = ()
+    tools: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+class _Entry(NamedTuple):
+    """One entry of a container.
+
+    Args:
+        offset: where it stands in its section.
+        kind: PTX, CUBIN or another number.
+        number: its architecture, as 80 or 120.
+        flags: how it is compressed and what it is restricted to.
+        stored: bytes of its payload with padding.
+        unpacked: bytes of its payload when uncompressed; 0 when it is stored so.
+        payload: from where to where it stands in the data, without padding.
+    """
+
+    offset: int
+    kind: int
+    number: int
+    flags: int
+    stored: int
+    unpacked: int
+    payload: tuple[int, int]
+
+    @property
+    def arch(self) -> str:
+        """What it is counted under."""
+        return arch_name(self.number)
+
+    @property
+    def exact(self) -> str:
+        """Its architecture with what it is restricted to."""
+        return self.arch + ("a" if self.flags & ARCH_ONLY else "f" if self.flags & FAMILY_ONLY else "")
+
+
+def arch_name(number: int) -> str:
+    """An entry's architecture number (80, 90, 120) as compute capability ("8.0", "9.0", "12.0")."""
+    return f"{number // 10}.{number % 10}"
+
+
+def read(path: Path) -> DeviceCode:
+    """The device code of an ELF file; empty where it has none.
+
+    One entry at a time is held in memory.
+
+    Raises:
+        FatbinError: when the file is not a whole ELF file, or its device code cannot be walked.
+    """
+    with path.open("rb") as stream:
+        try:
+            sections = [section for section in Image(stream).sections if section.name in elf.DEVICE_SECTIONS]
+        except ElfError as error:
+            raise FatbinError(str(error)) from None
+        if not any(section.size for section in sections):
+            return DeviceCode()
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _gather(data, [(section.offset, section.offset + section.size) for section in sections])
+
+
+def parse(section: bytes) -> DeviceCode:
+    """The device code of a section's content.
+
+    Raises:
+        FatbinError: when sizes inside it do not add up, for example in a truncated file.
+    """
+    return _gather(section, [(0, len(section))])
+
+
+def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCode:
+    found = _Sum()
+    for start, end in places:
+        for entry in _entries(data, start, end):
+            found.add(entry, data[slice(*entry.payload)])
+            if isinstance(data, mmap.mmap):
+                # What was read is not needed again; a wheel's modules would otherwise stay in memory as a whole.
+                page = entry.payload[0] // mmap.PAGESIZE * mmap.PAGESIZE
+                data.madvise(mmap.MADV_DONTNEED, page, entry.payload[1] - page)
+    return found.result(sum(end - start for start, end in places))
+
+
+_NOT_ZERO = re.compile(rb"[^\0]")
+
+
+def _entries(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Entry]:
+    """The PTX texts and cubins in a section that stands from start to end."""
+    position = start
+    # Containers follow each other with nothing but zeros in between.
+    while following := _NOT_ZERO.search(data, position, end):
+        position = following.start()
+        offset = position - start
+        if position + _HEADER.size > end:
+            raise FatbinError(f"the header at offset {offset} is cut off")
+        _, _, header_size, payload = _HEADER.unpack_from(data, position)
+        if data[position : position + len(MAGIC)] != MAGIC or header_size < _HEADER.size:
+            raise FatbinError(f"what stands at offset {offset} is no fat binary")
+        here = position + header_size
+        position = here + payload
+        if position > end:
+            raise FatbinError(f"the container at offset {offset} ends {position - end} bytes behind the section")
+        while here < position:
+            if here + _ENTRY.size > position:
+                raise FatbinError(f"the entry at offset {here - start} is cut off")
+            kind, _, header, stored, packed, _, _, number, _, _, flags, _, unpacked = _ENTRY.unpack_from(data, here)
+            body = here + header
+            if header < _ENTRY.size or packed > stored:
+                raise FatbinError(f"the entry at offset {here - start} has sizes that do not add up")
+            if body + stored > position:
+                raise FatbinError(f"the entry at offset {here - start} is larger than its container")
+            if kind in {PTX, CUBIN}:
+                yield _Entry(here - start, kind, number, flags, stored, unpacked, (body, body + (packed or stored)))
+            here = body + stored
+
+
+class _DamageError(ValueError):
+    """What is wrong with one entry."""
+
+
+class _Sum:
+    """Adds entries up."""
+
+    def __init__(self) -> None:
+        self.count: dict[int, Counter[str]] = {PTX: Counter(), CUBIN: Counter()}
+        self.stored: dict[int, Counter[str]] = {PTX: Counter(), CUBIN: Counter()}
+        self.exact: dict[int, set[str]] = {PTX: set(), CUBIN: set()}
+        self.code: Counter[str] = Counter()
+        self.kernels: dict[str, Counter[str]] = {}
+        """Bytes by architecture of each kernel."""
+        self.tools: set[str] = set()
+        self.problems: list[str] = []
+
+    def add(self, entry: _Entry, payload: bytes) -> None:
+        self.count[entry.kind][entry.arch] += 1
+        self.stored[entry.kind][entry.arch] += entry.stored
+        self.exact[entry.kind].add(entry.exact)
+        try:
+            content = _unpack(entry, payload)
+            if entry.kind == CUBIN:
+                self._add_cubin(entry, content)
+            else:
+                _check_ptx(entry, content)
+        except (_DamageError, ElfError) as damage:
+            kind = "cubin" if entry.kind == CUBIN else "PTX"
+            self.problems.append(f"the {kind} for {entry.exact} at offset {entry.offset} is damaged: {damage}")
+
+    def _add_cubin(self, entry: _Entry, content: bytes) -> None:
+        cubin = Image(io.BytesIO(content))
+        _check_cubin(entry, cubin)
+        code = {one.name.removeprefix(".text."): one.size for one in cubin.sections if one.name.startswith(".text.")}
+        table = cubin.symbols(cubin.find(".symtab"))
+        kernels = [name for name, info, other, _ in table if info & 15 == _FUNCTION and other & _KERNEL]
+        total = sum(code.get(name, 0) for name in kernels)
+        self.code[entry.arch] += sum(code.values())
+        self.tools |= _tools(cubin)
+        done = 0
+        for name in kernels:
+            # Cut at rounded places of the running sum, so that the shares add up to the whole.
+            size = code.get(name, 0)
+            share = entry.stored * (done + size) // total - entry.stored * done // total if total else 0
+            self.kernels.setdefault(name, Counter())[entry.arch] += share
+            done += size
+
+    def result(self, section_bytes: int) -> DeviceCode:
+        return DeviceCode(
+            sass=_sorted(self.count[CUBIN]),
+            ptx=_sorted(self.count[PTX]),
+            exact=_in_order(self.exact[CUBIN]),
+            exact_ptx=_in_order(self.exact[PTX]),
+            sass_bytes=_sorted(self.stored[CUBIN]),
+            ptx_bytes=_sorted(self.stored[PTX]),
+            code_bytes=_sorted(self.code),
+            section_bytes=section_bytes,
+            families=_families(self.kernels),
+            # One cubin says "13.0", another of the same toolkit "13.0.88".
+            tools=_in_order(one for one in self.tools if not any(two.startswith(f"{one}.") for two in self.tools)),
+            problems=tuple(self.problems),
+        )
+
+
+def _unpack(entry: _Entry, payload: bytes) -> bytes:
+    """An entry's content, uncompressed."""
+    if not entry.flags & (LZ4 | ZSTD):
+        return payload
+    most = len(payload) * (_MOST_OF_LZ4 if entry.flags & LZ4 else _MOST_OF_ZSTD)
+    if not 0 < entry.unpacked <= min(_MOST_BYTES, most):
+        raise _DamageError(f"it says that it has {entry.unpacked} bytes uncompressed")
+    import lz4.block
+    import zstandard
+
+    try:
+        if entry.flags & LZ4:
+            content: bytes = lz4.block.decompress(payload, uncompressed_size=entry.unpacked)
+        else:
+            content = _unpack_zstd(payload, entry.unpacked)
+    except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
+        raise _DamageError(f"it cannot be uncompressed ({error})") from None
+    if len(content) != entry.unpacked:
+        raise _DamageError(f"it has {len(content)} bytes uncompressed, not {entry.unpacked}")
+    return content
+
+
+def _unpack_zstd(frame: bytes, most: int) -> bytes:
+    """A frame's content. The package takes memory for what a frame says that it holds, whatever bound it is given."""
+    import zstandard
+
+    told = zstandard.frame_content_size(frame)
+    if told > most:
+        raise _DamageError(f"it has {told} bytes uncompressed, not {most}")
+    if told >= 0:
+        return zstandard.ZstdDecompressor().decompress(frame)
+    reader, content = zstandard.ZstdDecompressor().decompressobj(), bytearray()
+    for start in range(0, len(frame), _STEP):
+        content += reader.decompress(frame[start : start + _STEP])
+        if len(content) > most:
+            raise _DamageError(f"it has more than {most} bytes uncompressed")
+        if reader.eof:
+            return bytes(content)
+    raise _DamageError("it cannot be uncompressed (it ends too early)")
+
+
+# Numbers of a few digits everywhere: Python refuses to read those of thousands, and nothing has them.
+_TARGET = re.compile(rb"^\.target\s+sm_(\d{1,9})", re.MULTILINE)
+
+
+def _check_ptx(entry: _Entry, content: bytes) -> None:
+    target = _TARGET.search(content)
+    if target is None:
+        raise _DamageError("it has no .target")
+    if int(target[1]) != entry.number:
+        raise _DamageError(f"its text is for {arch_name(int(target[1]))}")
+
+
+def _check_cubin(entry: _Entry, cubin: Image) -> None:
+    header = cubin.header
+    machine, flags, version = header["e_machine"], header["e_flags"], header["e_ident"]["EI_ABIVERSION"]
+    if machine != "EM_CUDA":
+        raise _DamageError("it is an ELF file for another machine")
+    # The flags' layout changed with version 8; what a later version has there is not known.
+    number = {7: flags & 0xFF, 8: flags >> 8 & 0xFF}.get(version, entry.number)
+    if number != entry.number:
+        raise _DamageError(f"its header says {arch_name(number)}")
+
+
+_RELEASE = re.compile(rb"release \d+\.\d+, V(\d{1,9}\.\d{1,9}\.\d{1,9})\b")
+
+
+def _tools(cubin: Image) -> set[str]:
+    """Versions of the toolkit that a cubin names: an older one as its ELF version (124 for 12.4), a newer in a note."""
+    version = cubin.header["e_version"]
+    if isinstance(version, int):  # pyelftools has names for 0 and 1, which say nothing
+        return {arch_name(version)}
+    return {found.decode() for found in _RELEASE.findall(cubin.content(cubin.find(".note.nv.tkinfo")))}
+
+
+def _families(kernels: dict[str, Counter[str]]) -> tuple[Family, ...]:
+    members: dict[str, list[Counter[str]]] = {}
+    for symbol, sizes in kernels.items():
+        members.setdefault(family_name(symbol), []).append(sizes)
+    families = [
+        Family(
+            name=name,
+            kernels=len(sizes),
+            bytes=sum(one.total() for one in sizes),
+            archs=_in_order({arch for one in sizes for arch in one}),
+        )
+        for name, sizes in members.items()
+    ]
+    return tuple(sorted(families, key=lambda family: (-family.bytes, family.name)))
+
+
+# Kernels of these libraries run whatever they are given; its name says more than theirs.
+_LAUNCHERS = re.compile(r"(?:.*::)?(?:cutlass|cub|thrust)::|at::native::")
+# In relocatable code nvcc sets the length and the name of the file before a kernel with internal linkage.
+_STATIC = re.compile(r"__nv_static_(\d{1,9})_")
+# CUTLASS kernels are given wrapped in a guard that compiles them for some architectures only.
+_GUARD = re.compile(r"(?:^|::)enable_(?:if_)?sm\w*$")
+
+
+def family_name(symbol: str) -> str:
+    """What a kernel is an instance of: "vllm::rms_norm_kernel", "cutlass::device_kernel<flash::FlashAttnFwd>"."""
+    if static := _STATIC.match(symbol):
+        symbol = symbol[static.end() + int(static[1]) + 1 :]
+    if not symbol.startswith("_Z"):
+        return symbol
+    try:
+        name = mangled.read(symbol)
+    except mangled.MangledError:
+        return symbol
+    if not _LAUNCHERS.match(name.text):
+        return name.text
+    given = _first_named(name.arguments)
+    while given and _GUARD.search(given.text):
+        given = _first_named(given.arguments)
+    return f"{name.text}<{given.text}>" if given else name.text
+
+
+def _first_named(names: Iterable[mangled.Name]) -> mangled.Name | None:
+    return next((name for name in names if name.text), None)
+
+
+def _in_order(numbers: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(numbers, key=_by_number))
+
+
+def _by_number(text: str) -> tuple[tuple[int, ...], str]:
+    """Sorts "9.0" before "9.0a" before "10.0"."""
+    digits = text.rstrip("af")
+    return tuple(int(part) for part in digits.split(".")), text[len(digits) :]
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: _by_number(item[0])))

@@ -1,0 +1,485 @@
+"""Known failures: the catalogue of build/failures, and the search for its messages in logs of any size, in one pass."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, BinaryIO, ClassVar, Literal
+
+from packaging.requirements import Requirement
+from pydantic import Field, StringConstraints, model_validator
+
+from dca.catalogue.recipes import RequirementText
+from dca.foundation import data, datafile
+from dca.foundation.documents import Document, Value
+from dca.foundation.errors import CODES, DcaError
+
+Words = Annotated[str, StringConstraints(min_length=1)]
+Kind = Literal["cause", "warning", "consequence", "silent"]
+
+BLOCK = 1 << 20
+LONGEST_LINE = 1 << 20
+"""Bytes without a line's end that are looked at by themselves, so that they need not fit into memory."""
+CONTEXT = 6000
+"""Bytes before a message in which `near` is looked for: a traceback above it, or the command."""
+AROUND = 2000
+"""Bytes of a very long line that are looked at on either side of what was found."""
+SHOWN = 300
+"""Characters of a line that are shown."""
+ENOUGH = 100
+"""Times that a message is counted; a log may hold it on every line."""
+SUSPICIOUS = 6
+"""Lines that look like an error which are shown of each end of a log that nothing is known of."""
+TAIL = 1 << 16
+CODE = re.compile(r"DCA-[0-9]{3}")
+CODE_ANCHOR = b"DCA-"
+_ESCAPE = re.compile(rb"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b\n]{0,200}(?:\x07|\x1b\\)|[()][A-Z0-9]|[=>78cDEHM])")
+_LOOKS_WRONG = re.compile(
+    r"(?:^|[\s:(])(?:fatal(?: error)?|error|panic|(?:\w+\.)*\w*(?:Error|Exception))(?: [A-Z]*\d+)?\s*:(?!:)|\bERROR\b"
+    r"|^FAILED[: ]|CMake Error|\bSegmentation fault\b|\bAborted\b|undefined reference|\bKilled\b|^Traceback "
+)
+# What the lines of _LOOKS_WRONG hold, to be searched for in all of a log.
+_ALARMS = (
+    b"Error",
+    b"Exception",
+    b"ERROR",
+    b": error",
+    b": fatal",
+    b"\nerror",
+    b"\nfatal",
+    b"FAILED",
+    b"Traceback (",
+    b"Killed",
+    b"Aborted",
+    b"Segmentation f",
+    b"undefined reference",
+    b"panic:",
+)
+
+
+class Failure(Value):
+    """One known failure."""
+
+    id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)+$")]
+    title: Words
+    kind: Kind = "cause"
+    """A warning need not end anything, a consequence has its cause further above, and silent says nothing at all."""
+    texts: tuple[Words, ...] = ()
+    """What programs print, each in one line: {} stands for anything, ^ and $ for the line's ends."""
+    near: tuple[Words, ...] = ()
+    """Words of which one must stand shortly above or in the line, where others print the same text."""
+    when: Words
+    cause: Words
+    remedy: Words
+    source: Words
+    """Where it was seen or read."""
+    packages: tuple[RequirementText, ...] = ()
+    """What an environment must have for it not to happen."""
+    among: tuple[RequirementText, ...] = ()
+    """With which packages it happens; with any when empty."""
+    example: str = ""
+    """Lines of a real log."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Failure:
+        if (self.kind == "silent") == bool(self.texts):
+            raise ValueError("a failure has texts, or it is silent")
+        if self.texts and not self.example:
+            raise ValueError("a failure with texts has an example")
+        return self
+
+    def strikes(self, installed: dict[str, str]) -> tuple[str, ...]:
+        """Which of the packages that an environment has make it happen, each as `name version`.
+
+        Args:
+            installed: versions by normalised name.
+        """
+        if not all(_has(installed, one) is True for one in self.among):
+            return ()
+        named = [Requirement(one).name.lower() for one in self.packages if _has(installed, one) is False]
+        return tuple(f"{name} {installed[name]}" for name in dict.fromkeys(named))
+
+
+def _has(installed: dict[str, str], text: str) -> bool | None:
+    """Whether an environment satisfies a requirement; None when it has no such package at all."""
+    requirement = Requirement(text)
+    version = installed.get(requirement.name.lower().replace("_", "-"))
+    return None if version is None else requirement.specifier.contains(version, prereleases=True)
+
+
+class Failures(Value):
+    """One file of build/failures."""
+
+    schema_: Literal["dca.failures/1"] = Field(alias="schema")
+    harmless: tuple[Words, ...] = ()
+    """Lines that look like an error, in logs of what went well."""
+    failures: tuple[Failure, ...]
+
+
+class Code(Value):
+    """What is known of a code of this tool's own messages."""
+
+    title: str = ""
+    """What it stands for, where the program's own list has it not: the guards inside of a wheel."""
+    cause: Words
+    remedy: Words
+
+
+class Codes(Value):
+    """build/failures/codes.toml."""
+
+    schema_: Literal["dca.codes/1"] = Field(alias="schema")
+    codes: dict[Annotated[str, StringConstraints(pattern=r"^DCA-[0-9]{3}$")], Code]
+
+
+class Catalogue(Value):
+    """Everything that is known of failures."""
+
+    failures: tuple[Failure, ...]
+    codes: dict[str, Code]
+    harmless: tuple[str, ...] = ()
+
+    def of(self, name: str) -> Known | None:
+        """The failure of that id, or the code."""
+        for failure in self.failures:
+            if failure.id == name.lower():
+                return _known(failure)
+        code = name.upper()
+        title = CODES.get(code, "")
+        about = self.codes.get(code)
+        if about is None:
+            return Known(id=code, title=title, cause="", remedy="") if title else None
+        return Known(id=code, title=title or about.title, cause=about.cause, remedy=about.remedy)
+
+
+class Known(Value):
+    """A failure as it is told.
+
+    Args:
+        id: of the failure, or the code.
+        line: number of the first line that says it, from 1; 0 outside of a log.
+        text: that line.
+        count: how many lines say it, `ENOUGH` for that many or more.
+    """
+
+    id: str
+    title: str
+    kind: Kind = "cause"
+    when: str = ""
+    cause: str
+    remedy: str
+    source: str = ""
+    line: int = 0
+    text: str = ""
+    count: int = 0
+
+
+class Line(Value):
+    """A line of a log, by its number from 1."""
+
+    line: int
+    text: str
+
+
+class Explanation(Document):
+    """What a log says.
+
+    Args:
+        log: its name.
+        lines: how many it has.
+        size: bytes.
+        found: known failures: causes in the order they occur, then consequences, then warnings.
+        suspicious: lines that look like an error; only when nothing was found but warnings.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.explanation/1"
+
+    log: str
+    lines: int
+    size: int
+    found: tuple[Known, ...] = ()
+    suspicious: tuple[Line, ...] = ()
+
+    @property
+    def explained(self) -> bool:
+        """Whether the log holds no sign of a failure, or one that is known."""
+        return not self.suspicious
+
+
+@cache
+def load(folder: Path | None = None) -> Catalogue:
+    """The catalogue.
+
+    Raises:
+        DcaError: DCA-202 for a wrong key or value, or an id that occurs twice.
+    """
+    found: list[Failure] = []
+    codes: dict[str, Code] = {}
+    harmless: list[str] = []
+    for path in sorted((folder or data.failures_folder()).glob("*.toml")):
+        if path.name == "codes.toml":
+            codes = datafile.load(Codes, path).codes
+        else:
+            file = datafile.load(Failures, path)
+            found += file.failures
+            harmless += file.harmless
+    if twice := [name for name, count in Counter(failure.id for failure in found).items() if count > 1]:
+        raise DcaError("DCA-202", f"two failures have the id `{twice[0]}`.", remedy="give one of them another.")
+    return Catalogue(failures=tuple(found), codes=codes, harmless=tuple(harmless))
+
+
+def _known(failure: Failure, **seen: object) -> Known:
+    told = failure.model_dump(include={"id", "title", "kind", "when", "cause", "remedy", "source"})
+    return Known.model_validate(told | seen)
+
+
+# --- the search ----------------------------------------------------------------------------------------------
+
+# The search stops at every character that an anchor begins with, so anchors begin with rare ones. By their frequency in
+# the logs of builds: nine of ten characters are small letters, digits and parts of paths; spaces are one in forty, and
+# capital letters and other signs rarer still.
+_COMMON = (
+    dict.fromkeys(b"abcdefghijklmnopqrstuvwxyz0123456789_/.-=>,", 9)
+    | dict.fromkeys(b" ", 5)
+    | dict.fromkeys(b"'ABDEIMN", 2)
+)
+_SHORTEST = 6
+
+
+@dataclass
+class _Text:
+    """One text of a failure, ready to be searched for."""
+
+    failure: Failure
+    anchor: bytes
+    pattern: re.Pattern[str]
+    near: tuple[bytes, ...]
+
+
+@dataclass
+class _Seen:
+    """What a search has found so far."""
+
+    failure: Failure | None
+    line: int
+    text: str
+    count: int = 0
+    last: int = 0
+    """The last line that was counted."""
+
+
+def _texts(failures: Iterable[Failure]) -> list[_Text]:
+    return [
+        _Text(failure, _anchor(text), _pattern(text), tuple(word.encode() for word in failure.near))
+        for failure in failures
+        for text in failure.texts
+    ]
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    body = text.removeprefix("^").removesuffix("$")
+    inner = ".{0,400}?".join(re.escape(part) for part in body.split("{}"))
+    return re.compile((r"^\s*" if text.startswith("^") else "") + inner + (r"\s*$" if text.endswith("$") else ""))
+
+
+def _anchor(text: str) -> bytes:
+    """A piece of a text that every line with it holds: as long as can be, from a rare character on."""
+    pieces = [piece.encode() for piece in text.removeprefix("^").removesuffix("$").split("{}")]
+    longest = max(pieces, key=len)
+    starts = range(max(1, len(longest) - _SHORTEST + 1)) if len(longest) > _SHORTEST else range(1)
+    start = min(starts, key=lambda place: (_COMMON.get(longest[place], 1), place))
+    return longest[start : start + 40]
+
+
+def _trie(words: Sequence[bytes]) -> bytes:
+    """A pattern for any of some words that looks at each character of a log once."""
+    if b"" in words:
+        # The shorter word is enough: the line is then looked at for all of them.
+        return b""
+    by_first: dict[bytes, list[bytes]] = {}
+    for word in words:
+        by_first.setdefault(word[:1], []).append(word[1:])
+    branches = [
+        re.escape(first) + (re.escape(rests[0]) if len(rests) == 1 else _trie(rests))
+        for first, rests in sorted(by_first.items())
+    ]
+    return branches[0] if len(branches) == 1 else b"(?:" + b"|".join(branches) + b")"
+
+
+@dataclass
+class _Search:
+    """A search through one log."""
+
+    texts: list[_Text]
+    harmless: tuple[str, ...] = ()
+    alarms: tuple[bytes, ...] = _ALARMS
+    seen: dict[str, _Seen] = field(default_factory=dict)
+    suspicious: dict[int, Line] = field(default_factory=dict)
+    lines: int = 0
+    before: bytes = b""
+    """The end of the block before."""
+    _compiled: re.Pattern[bytes] | None = None
+    _by_word: dict[bytes, list[_Text]] = field(default_factory=dict)
+
+    def _finder(self) -> re.Pattern[bytes]:
+        if self._compiled is None:
+            words = {text.anchor for text in self.texts} | set(self.alarms) | {CODE_ANCHOR}
+            self._compiled = re.compile(_trie(sorted(words)))
+            self._by_word = {}
+        return self._compiled
+
+    def _of(self, word: bytes) -> list[_Text]:
+        """The texts that a word which was found may be the beginning of."""
+        if word not in self._by_word:
+            self._by_word[word] = [text for text in self.texts if text.anchor.startswith(word)]
+        return self._by_word[word]
+
+    def block(self, block: bytes, until: int) -> None:
+        """Look at the lines of a block that begin before `until`."""
+        counted = 0
+        match = self._finder().search(block)
+        while match is not None and match.start() < until:
+            begin, word = match.start(), match[0]
+            texts = [text for text in self._of(word) if block.startswith(text.anchor, begin)]
+            if any(text.near for text in texts):
+                above = self.before[min(begin, CONTEXT) :] + block[max(0, begin - CONTEXT) : begin + AROUND]
+                texts = [text for text in texts if not text.near or any(near in above for near in text.near)]
+            code = word == CODE_ANCHOR and block[begin + 4 : begin + 7].isdigit()
+            if texts or code or word in self.alarms:
+                # An alarm may begin with the end of the line before.
+                place = begin + (block[begin] == 0x0A)
+                self.lines += block.count(b"\n", counted, place)
+                counted = place
+                self._line(word, texts, _line_at(block, place), self.lines + 1)
+            # Another word may begin inside of this one.
+            match = self._finder().search(block, begin + 1)
+        self.lines += block.count(b"\n", counted, until)
+        self.before = (self.before + block[:until])[-CONTEXT:]
+
+    def _line(self, word: bytes, texts: list[_Text], text: str, number: int) -> None:
+        hit = {one.failure.id: one.failure for one in texts if one.pattern.search(text)}
+        for failure in hit.values():
+            self._count(failure.id, failure, number, text)
+        if word == CODE_ANCHOR:
+            for code in dict.fromkeys(CODE.findall(text)):
+                self._count(code, None, number, text)
+        elif word in self.alarms and number not in self.suspicious and _looks_wrong(text, self.harmless):
+            self.suspicious[number] = Line(line=number, text=shown(text))
+            if len(self.suspicious) >= SUSPICIOUS:
+                self.alarms = ()
+                self._compiled = None
+
+    def _count(self, key: str, failure: Failure | None, number: int, text: str) -> None:
+        seen = self.seen.setdefault(key, _Seen(failure, number, shown(text)))
+        if seen.last == number or seen.count >= ENOUGH:
+            return
+        seen.last = number
+        seen.count += 1
+        if seen.count == ENOUGH:
+            # A message on every line must not take longer than the rest of the log.
+            self.texts = [one for one in self.texts if one.failure.id != key]
+            self._compiled = None
+
+
+def _line_at(block: bytes, place: int) -> str:
+    """The line of a block that a place is in, or of a very long one what is near."""
+    near, far = max(0, place - AROUND), min(len(block), place + AROUND)
+    start = max(block.rfind(b"\n", near, place), block.rfind(b"\r", near, place), near - 1) + 1
+    ends = [end for end in (block.find(b"\n", place, far), block.find(b"\r", place, far)) if end >= 0]
+    return block[start : min([*ends, far])].decode("utf-8", "replace")
+
+
+def _looks_wrong(text: str, harmless: Sequence[str]) -> bool:
+    return bool(_LOOKS_WRONG.search(text)) and not any(one in text for one in harmless)
+
+
+def shown(text: str) -> str:
+    """A line of a log without what a terminal would obey, and not longer than a few lines."""
+    plain = "".join(character if character.isprintable() else " " for character in text.strip())
+    return plain if len(plain) <= SHOWN else plain[: SHOWN - 1] + "…"
+
+
+def explain(stream: BinaryIO, name: str, catalogue: Catalogue | None = None) -> Explanation:
+    """Search a log for known failures, from its beginning to its end, once; it may be of any size.
+
+    Args:
+        stream: the log's bytes, whatever they are.
+        name: what to call it.
+        catalogue: the project's own when None.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    known = catalogue or load()
+    search = _Search(_texts(known.failures), known.harmless)
+    rest = last = b""
+    size = 0
+    ended = False
+    while not ended:
+        read = stream.read(BLOCK)
+        size += len(read)
+        ended = not read
+        block = rest + read
+        if b"\x1b" in block:
+            block = _ESCAPE.sub(b"", block)
+        until = len(block) if ended else block.rfind(b"\n") + 1
+        if until == 0 and len(block) > LONGEST_LINE:
+            until = len(block) - AROUND
+        search.block(block, until)
+        rest = block[until:]
+        last = (last + block[:until])[-TAIL:]
+        ended_line = block[:until].endswith(b"\n") if until else True
+    lines = search.lines + (0 if ended_line or not last or last.endswith(b"\n") else 1)
+    found = _ordered(search.seen, known)
+    if any(one.kind != "warning" for one in found):
+        return Explanation(log=name, lines=lines, size=size, found=found)
+    suspicious = {line.line: line for line in [*search.suspicious.values(), *_at_the_end(last, lines, known.harmless)]}
+    return Explanation(log=name, lines=lines, size=size, found=found, suspicious=tuple(suspicious.values()))
+
+
+def explain_lines(lines: Iterable[str], name: str = "") -> tuple[Known, ...]:
+    """Known failures in a program's last lines: causes in the order they occur, then consequences, then warnings."""
+    text = "\n".join(lines).encode("utf-8", "replace")
+    return explain(BytesIO(text), name).found
+
+
+def _ordered(seen: dict[str, _Seen], known: Catalogue) -> tuple[Known, ...]:
+    """What was found, each root cause before what follows from it."""
+    told = []
+    for key, one in seen.items():
+        at = {"line": one.line, "text": one.text, "count": min(one.count, ENOUGH)}
+        if one.failure is not None:
+            told.append(_known(one.failure, **at))
+        elif about := known.of(key):
+            # The tool quotes the failing program's own words, which say more than its code.
+            told.append(about.model_copy(update=at))
+    rank = {"cause": 0, "consequence": 2, "warning": 3, "silent": 3}
+    return tuple(sorted(told, key=lambda one: (1 if CODE.fullmatch(one.id) else rank[one.kind], one.line)))
+
+
+def _at_the_end(last: bytes, lines: int, harmless: Sequence[str]) -> list[Line]:
+    """The last lines of a log that look like an error."""
+    text = last.decode("utf-8", "replace").split("\n")
+    if text and not text[-1]:
+        text.pop()
+    first = lines - len(text) + 1
+    wrong = [Line(line=first + place, text=shown(one)) for place, one in enumerate(text) if _looks_wrong(one, harmless)]
+    return list(deque(wrong, maxlen=SUSPICIOUS))
+
+
+def drifted(installed: dict[str, str], catalogue: Catalogue | None = None) -> dict[str, tuple[Failure, ...]]:
+    """Failures that an environment's packages will lead to, by package as `name version`.
+
+    Args:
+        installed: versions by normalised name.
+    """
+    found: dict[str, list[Failure]] = {}
+    for failure in (catalogue or load()).failures:
+        for package in failure.strikes(installed):
+            found.setdefault(package, []).append(failure)
+    return {package: tuple(several) for package, several in found.items()}

@@ -1,0 +1,154 @@
+"""Facts about this machine that a plan depends on: processor, memory, compilers, Python, GPUs, CUDA toolkits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from dca.catalogue.toolkits import FoundToolkit, discover
+from dca.foundation import host_memory, runner
+from dca.foundation.documents import Value
+
+
+class Compiler(Value):
+    """A host C++ compiler."""
+
+    path: str
+    major: int
+    version: str
+
+
+class Gpu(Value):
+    """A GPU of this machine."""
+
+    name: str
+    arch: str
+
+
+class Python(Value):
+    """The Python that build and wheel are made with."""
+
+    version: str
+    path: str
+    headers: bool
+
+
+class Machine(Value):
+    """What was found on this machine.
+
+    Args:
+        system: "Linux" or another.
+        processor: "x86_64", "aarch64", …
+        cores: usable by this process.
+        memory_gib: of the host or of the tightest cgroup, whichever is less.
+        python: None when the one asked for is not installed.
+    """
+
+    system: str
+    processor: str
+    cores: int
+    memory_gib: float
+    compilers: tuple[Compiler, ...]
+    python: Python | None
+    gpus: tuple[Gpu, ...]
+    toolkits: tuple[FoundToolkit, ...]
+
+
+def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
+    """Look at this machine.
+
+    Args:
+        python: the version asked for ("3.12"); the tool's own when None.
+        toolkit: a CUDA toolkit named by the user.
+    """
+    return Machine(
+        system=platform.system(),
+        processor=platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gib=round(host_memory.limit_bytes() / 2**30, 1),
+        compilers=host_compilers(),
+        python=own_python() if python is None else other_python(python),
+        gpus=gpus(),
+        toolkits=discover(toolkit),
+    )
+
+
+def host_compilers() -> tuple[Compiler, ...]:
+    """g++, g++-N and conda's own g++ on PATH, newest first; the plain g++ before others of its version."""
+    found: dict[str, Compiler] = {}
+    names = ["g++", *(f"g++-{major}" for major in range(16, 8, -1)), f"{platform.machine()}-conda-linux-gnu-g++"]
+    for name in names:
+        path = shutil.which(name)
+        if path is None:
+            continue
+        done = runner.probe([path, "-dumpfullversion"])
+        match = re.match(r"(\d+)\.\d+", done.tail[0]) if done.ok and done.tail else None
+        if match and done.tail[0] not in found:
+            found[done.tail[0]] = Compiler(path=path, major=int(match[1]), version=done.tail[0])
+    return tuple(sorted(found.values(), key=lambda compiler: -compiler.major))
+
+
+def own_python() -> Python:
+    """The Python that this tool itself runs on, outside of its virtual environment."""
+    path = Path(getattr(sys, "_base_executable", "") or sys.executable)
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return Python(version=platform.python_version(), path=str(path), headers=headers.is_file())
+
+
+def other_python(version: str) -> Python | None:
+    """An installed Python of the version asked for, as uv finds it; nothing is downloaded."""
+    if version == ".".join(platform.python_version_tuple()[:2]):
+        return own_python()
+    uv = find_uv()
+    done = runner.probe([uv, "python", "find", "--no-python-downloads", "--no-project", "--system", version])
+    if not done.ok or not done.tail:
+        return None
+    path = done.tail[-1]
+    probe = (
+        "import os,platform,sysconfig;print(platform.python_version());"
+        "print(os.path.isfile(os.path.join(sysconfig.get_path('include'),'Python.h')))"
+    )
+    told = runner.probe([path, "-I", "-c", probe])
+    if not told.ok or len(told.tail) != 2:
+        return None
+    return Python(version=told.tail[0], path=path, headers=told.tail[1] == "True")
+
+
+def find_uv() -> Path:
+    """uv, which is one of this tool's own dependencies."""
+    from uv import find_uv_bin
+
+    return Path(find_uv_bin())
+
+
+def install_command(package: str) -> str:
+    """The command that installs a package beside this tool, in the versions that an extra of it names."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    extras = [Requirement(text) for text in metadata.requires("dca-build") or () if "extra ==" in text]
+    wanted = next((f"{one.name}{one.specifier}" for one in extras if one.name == package), package)
+    return shlex.join([str(find_uv()), "pip", "install", "--python", sys.executable, wanted])
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """NVIDIA GPUs, as the driver's own program names them; none where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    done = runner.probe([program, "--query-gpu=name,compute_cap", "--format=csv,noheader"])
+    if not done.ok:
+        return ()
+    found = []
+    for line in done.tail:
+        name, _, arch = line.rpartition(",")
+        if re.fullmatch(r"\s*\d+\.\d", arch):
+            found.append(Gpu(name=name.strip(), arch=arch.strip()))
+    return tuple(found)

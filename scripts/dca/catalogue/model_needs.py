@@ -1,0 +1,158 @@
+"""Reads from a model's config.json what a wheel must have to serve it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
+
+# How models name the number of their experts, by family of architectures.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+class Model(Value):
+    """What a model needs of a wheel.
+
+    Args:
+        name: of its folder, for messages.
+        architectures: classes that implement it, as config.json names them.
+        head_dim: elements of one attention head.
+        experts: number of routed experts; 0 for a dense model.
+        quantization: how its weights are stored ("fp8", "awq", …); empty when they are not quantized.
+        dual_chunk: whether it asks for dual chunk attention.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    head_dim: int
+    experts: int = 0
+    quantization: str = ""
+    dual_chunk: bool = False
+
+
+class Serves(Value):
+    """What a group of ops is for: a model with any of these needs it."""
+
+    experts: bool = False
+    """Mixture-of-experts layers."""
+    head_dims: tuple[int, ...] = ()
+    quantizations: tuple[str, ...] = ()
+    """As `quant_method` in a model's config.json."""
+
+    def helps(self, model: Model) -> bool:
+        """Whether a model needs the group."""
+        return (
+            (self.experts and model.experts > 0)
+            or model.head_dim in self.head_dims
+            or model.quantization in self.quantizations
+        )
+
+
+class Coverage(Value):
+    """What models a wheel can serve.
+
+    Args:
+        architectures: whose ops it was made for; empty when that was not narrowed down.
+        head_dims: that its attention kernels have; empty for all.
+        experts: whether it has the kernels for mixture-of-experts layers.
+        quantizations: of weights, as `quant_method` in config.json.
+        everything: whether nothing was left out, so that the rest does not count.
+    """
+
+    architectures: tuple[str, ...] = ()
+    head_dims: tuple[int, ...] = ()
+    experts: bool = False
+    quantizations: tuple[str, ...] = ()
+    everything: bool = False
+
+
+def read(path: Path) -> Model:
+    """What the config.json at `path`, or in the folder `path`, says.
+
+    Raises:
+        DcaError: DCA-204 when there is no such file, DCA-205 when it is not a model's configuration.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DcaError("DCA-204", f"--model: {file} is not a file.", remedy="name a model's folder or its config.json.")
+    try:
+        given = _object(file.read_bytes())
+        return Model(
+            name=file.resolve().parent.name if file.name == "config.json" else file.name,
+            architectures=tuple(map(str, _list(given, "architectures"))),
+            head_dim=_head_dim(given),
+            experts=next((_integer(given, key) for key in EXPERTS if given.get(key) is not None), 0),
+            quantization=_quantization(given),
+            dual_chunk=bool(given.get("dual_chunk_attention_config")),
+        )
+    except (ValueError, RecursionError) as error:
+        raise DcaError(
+            "DCA-205",
+            f"{file} is not a language model's config.json.",
+            why=str(error),
+            remedy="name the folder that was downloaded with the weights.",
+        ) from None
+
+
+def lacks(model: Model, serves: Coverage) -> list[str]:
+    """What a model needs and a wheel does not have, each as the words that complete "it lacks …"."""
+    if serves.everything:
+        return []
+    missing = []
+    if serves.architectures and not set(model.architectures) & set(serves.architectures):
+        missing.append(
+            f"the architecture {', '.join(model.architectures)} (it has ops for {', '.join(serves.architectures)})"
+        )
+    if serves.head_dims and model.head_dim not in serves.head_dims:
+        missing.append(
+            f"attention kernels for head dimension {model.head_dim} (it has {', '.join(map(str, serves.head_dims))})"
+        )
+    if model.experts and not serves.experts:
+        missing.append(f"kernels for mixture of experts ({model.experts} experts)")
+    if model.quantization and model.quantization not in serves.quantizations:
+        has = ", ".join(serves.quantizations) or "none"
+        missing.append(f"kernels for {model.quantization} weights (it has {has})")
+    return missing
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    given = json.loads(content)
+    if not isinstance(given, dict):
+        raise ValueError("it is no JSON object.")  # noqa: TRY004 - it is the file that is wrong
+    return given
+
+
+def _list(given: dict[str, Any], key: str) -> list[Any]:
+    value = given.get(key)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"`{key}` is not a list of names.")
+    return value
+
+
+def _integer(given: dict[str, Any], key: str) -> int:
+    value = given.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"`{key}` is not a count: {value!r}.")
+    return value
+
+
+def _head_dim(given: dict[str, Any]) -> int:
+    if given.get("head_dim") is not None:
+        return _integer(given, "head_dim")
+    size, heads = _integer(given, "hidden_size"), _integer(given, "num_attention_heads")
+    if heads == 0 or size % heads:
+        raise ValueError(f"hidden_size {size} is not a multiple of num_attention_heads {heads}.")
+    return size // heads
+
+
+def _quantization(given: dict[str, Any]) -> str:
+    config = given.get("quantization_config")
+    if config is None:
+        return ""
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    if not isinstance(method, str) or not method:
+        raise ValueError("`quantization_config` names no `quant_method`.")
+    return method.lower()

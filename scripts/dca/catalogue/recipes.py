@@ -1,0 +1,575 @@
+"""Recipes: the schema of build/recipes/*.toml, and reading them with the patches and locks that belong to them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from datetime import date, datetime, timezone
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
+
+from dca.catalogue import mirrors
+from dca.catalogue.model_needs import Serves
+from dca.foundation import data, datafile, documents, store
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
+
+KERNELS = "kernels"
+KERNELS_PACKAGE = "dca_kernels"
+"""Distribution and import name of a wheel of bare kernels."""
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+Arch = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?$")]
+ArchOrPtx = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?(\+PTX)?$")]
+CudaLine = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+CMakeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+SchemaDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+
+
+def _inside(path: str) -> str:
+    parts = path.split("/")
+    if not path or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or "" in parts[:-1]:
+        raise ValueError("must be a path inside its folder, with `/` and without `..`")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+
+
+def _https(url: str) -> str:
+    if not re.fullmatch(r"https://[^/]+/.+", url) or not mirrors.is_safe(url):
+        raise ValueError("must be an https:// URL")
+    return url
+
+
+HttpsUrl = Annotated[str, AfterValidator(_https)]
+
+
+def _requirement(text: str) -> str:
+    try:
+        Requirement(text)
+    except InvalidRequirement as error:
+        raise ValueError(f"must be a requirement such as numpy<2: {error}") from None
+    return text
+
+
+def _day(text: str) -> str:
+    date.fromisoformat(text)
+    return text
+
+
+Day = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_day)]
+RequirementText = Annotated[str, AfterValidator(_requirement)]
+ReleaseText = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$")]
+
+
+class IndexFile(Value):
+    """A file of the package index, pinned by its hash."""
+
+    package: Name
+    version: str
+    file: Name
+    sha256: Sha256
+
+
+class SdistSource(IndexFile):
+    """A source distribution on the package index."""
+
+    kind: Literal["sdist"]
+    urls: tuple[HttpsUrl, ...] = ()
+    """Other places of the same file, in the order in which they are asked when the index does not give it."""
+
+    @property
+    def pin(self) -> str:
+        """What the source is pinned to."""
+        return f"sha256:{self.sha256}"
+
+
+class GitSource(Value):
+    """A git repository: URLs in the order they are tried, and the commit that decides."""
+
+    kind: Literal["git"]
+    urls: tuple[HttpsUrl, ...] = Field(min_length=1)
+    branch: str = ""
+    commit: Commit
+
+    @property
+    def pin(self) -> str:
+        """What the source is pinned to."""
+        return f"commit:{self.commit}"
+
+
+class Submodule(Value):
+    """A git submodule that the build needs, at the commit its parent records."""
+
+    path: RelativePath
+    urls: tuple[HttpsUrl, ...] = Field(min_length=1)
+    commit: Commit
+    only: tuple[RelativePath, ...] = ()
+    """The files and folders that are needed; all when empty."""
+
+
+class CopiedFolder(Value):
+    """Python that goes from a companion into the package."""
+
+    from_: RelativePath = Field(alias="from")
+    to: RelativePath
+
+
+class Companion(Value):
+    """Another source tree that the recipe needs."""
+
+    source: GitSource
+    only: tuple[RelativePath, ...] = ()
+    """The files and folders that are needed; all when empty."""
+    submodules: tuple[Submodule, ...] = ()
+    python: CopiedFolder | None = None
+    stand_in: tuple[RelativePath, ...] = ()
+    """Members of the official wheel, module and Python together, for when git cannot be reached."""
+
+
+class Member(Value):
+    """A file of the official wheel."""
+
+    sha256: Sha256
+    sass: tuple[Arch, ...] = ()
+    ptx: tuple[Arch, ...] = ()
+
+
+class OfficialWheel(IndexFile):
+    """The project's own wheel of the same version: what can stand in, and what makes a build unnecessary."""
+
+    cuda: CudaLine
+    machines: tuple[str, ...] = ("x86_64",)
+    members: dict[RelativePath, Member]
+    schemas: dict[str, SchemaDigest] = {}
+    """What its ops look like: digests (dca.compile.ops.digest) by op, for every op of the groups."""
+
+
+class Torch(Value):
+    """The torch that is built against and that the wheel requires."""
+
+    version: ReleaseText
+    cuda: CudaLine
+    cxx11_abi: bool
+
+
+class Cuda(Value):
+    """CUDA toolkits: the one the project itself uses, and those known to compile the recipe."""
+
+    official: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
+    supported: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
+
+
+class Stubs(Value):
+    """Template instantiations that are left out; each is defined to raise a clear error."""
+
+    headers: tuple[str, ...]
+    namespace: str = ""
+    functions: tuple[str, ...]
+    parameters: str
+    dtypes: tuple[str, ...]
+    head_dims: tuple[int, ...]
+    """All that the sources refer to; those that no planned group has become stubs."""
+
+
+class Module(Value):
+    """An extension module of the wheel, and how its sources are compiled."""
+
+    path: RelativePath
+    tree: str = "source"
+    bindings: RelativePath | None = None
+    """Upstream's own registration of all ops; the lean one is generated from it."""
+    sources: tuple[RelativePath, ...] = ()
+    """Sources that every group of this module needs."""
+    includes: tuple[RelativePath, ...] = ()
+    defines: tuple[str, ...] = ()
+    undefined: tuple[str, ...] = ()
+    """Macros that are never defined in this build; conditionals on them are resolved in the bindings."""
+    cuda_flags: tuple[str, ...] = ()
+    archs: tuple[Arch, ...] = ()
+    """GPU archs its kernels are written for; a planned arch is compiled natively when it is one of them."""
+    stubs: Stubs | None = None
+
+
+class Group(Value):
+    """A set of ops with the sources that define them."""
+
+    module: str
+    why: str
+    sources: tuple[RelativePath, ...] = ()
+    ops: tuple[str, ...] = ()
+    """As `namespace::name`."""
+    answers: dict[str, bool] = {}
+    """Capability questions that are answered without a kernel."""
+    defines: tuple[str, ...] = ()
+    driver: bool = False
+    """Whether its sources call the driver API, so that the module needs libcuda.so.1."""
+    alone: bool = False
+    """Whether it replaces the profile's groups rather than adding to them."""
+    archs: tuple[Arch, ...] = ()
+    """GPU archs that it can serve; all of the profile's when empty."""
+    head_dims: tuple[int, ...] = ()
+    """Head dimensions that its attention kernels are compiled for."""
+    serves: Serves = Serves()
+
+
+class Lean(Value):
+    """The lean profile: its groups, and the GPU archs it is offered for."""
+
+    groups: tuple[str, ...]
+    archs: tuple[Arch, ...]
+    default_archs: Annotated[tuple[Arch, ...], Field(min_length=1)]
+    job_memory_gib: Annotated[float, Field(gt=0)]
+    architectures: tuple[str, ...] = ()
+    """Model architectures, as in a model's config.json, whose ops the groups were derived for."""
+    heavy: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """GiB that compiling one source takes, by patterns of its path in its tree, where it is more than
+    `job_memory_gib`; measured."""
+    include: RelativePath | None = None
+    """A header of the lean project that every source is compiled behind, where the source needs other names."""
+
+    def weight(self, source: str) -> float:
+        """GiB that compiling a source takes."""
+        return max([self.job_memory_gib, *(gib for pattern, gib in self.heavy.items() if fnmatchcase(source, pattern))])
+
+
+class Kernels(Lean):
+    """The kernels profile: the lean project's modules without the engine, for a torch that the engine does not know."""
+
+    python: str
+    torch: Torch
+    cuda: Cuda
+    lock_date: Day
+    build_requirements: tuple[RequirementText, ...]
+
+
+class FullModule(Value):
+    """An extension module of upstream's own CMake; its name is the target's and the install component's."""
+
+    path: RelativePath
+    """Where upstream installs it, and where it is in the wheel."""
+    tree: str = "source"
+    archs: tuple[ArchOrPtx, ...] = ()
+    """What upstream's CMake compiles most of it for, with +PTX where it embeds PTX too: for each arch asked for it
+    takes the nearest of these. Empty for a module without device code."""
+
+
+class FullCompanion(Value):
+    """How upstream's CMake is given a companion's source tree."""
+
+    variable: CMakeName
+    """The CMake variable that names the folder; without it CMake would download."""
+    file: RelativePath | None = None
+    """Upstream's CMake file that only adds this companion's modules: left empty when none of them is compiled.
+    Without one, CMake cannot be configured without the companion."""
+
+
+class Full(Value):
+    """The full profile: what upstream's own CMake is told, and what it makes."""
+
+    archs: tuple[Arch, ...]
+    default_archs: Annotated[tuple[Arch, ...], Field(min_length=1)]
+    job_memory_gib: Annotated[float, Field(gt=0)]
+    inputs: Annotated[tuple[RelativePath, ...], Field(min_length=1)]
+    """Files and folders of the source that CMake reads."""
+    python: CMakeName
+    """The CMake variable that names the Python to build with."""
+    variables: dict[CMakeName, str] = {}
+    """Further CMake variables."""
+    companions: dict[str, FullCompanion] = {}
+    modules: Annotated[dict[Name, FullModule], Field(min_length=1)]
+
+
+class Patches(Value):
+    """What belongs to the series in patches/RECIPE besides itself."""
+
+    added: tuple[Name, ...] = ()
+    """Folders of patches/ whose files are added to the source; recipes may share them."""
+    entry_points: dict[str, dict[str, str]] = {}
+    """What the wheel needs to load the added files."""
+
+
+class SmokeFiles(Value):
+    """Where the parts of dual chunk attention are that `dca smoke` runs."""
+
+    backend: str
+    """The module of the wheel with the attention layer."""
+    rotary: str
+    """The module with its rotary embedding."""
+    kernel: RelativePath
+    """The source of the index conversion, in the source tree."""
+
+
+class Recipe(Value):
+    """A source line of vLLM with dual chunk attention."""
+
+    schema_: Literal["dca.recipe/1"] = Field(alias="schema")
+    name: Name
+    title: str
+    priority: int
+    """Smaller is tried first."""
+    package: Name
+    base_version: str
+    lock_date: Day
+    python: str
+    source: Annotated[SdistSource | GitSource, Field(discriminator="kind")]
+    torch: Torch
+    cuda: Cuda
+    requirements: RelativePath
+    """Upstream's own list of CUDA requirements."""
+    build_requirements: tuple[RequirementText, ...]
+    """What the build environment holds besides torch."""
+    caps: tuple[RequirementText, ...] = ()
+    """Requirements and upper bounds that upstream did not know it needed."""
+    official_wheel: OfficialWheel | None = None
+    companions: dict[str, Companion] = {}
+    modules: dict[str, Module]
+    groups: dict[str, Group]
+    lean: Lean
+    full: Full | None = None
+    kernels: Kernels | None = None
+    smoke: SmokeFiles | None = None
+    patches: Patches = Patches()
+
+    @property
+    def time(self) -> datetime:
+        """What every file of its wheels is dated, so that the same plan gives the same bytes."""
+        return datetime.fromisoformat(self.lock_date).replace(tzinfo=timezone.utc)
+
+    def origin(self, source: str) -> SdistSource | GitSource | Submodule:
+        """Where a source tree of a plan can be had in public; it is `source`, a companion, or a submodule of one.
+
+        Raises:
+            KeyError: no source of the recipe has that name.
+        """
+        name, _, inner = source.partition("/")
+        if name == "source":
+            return self.source
+        companion = self.companions[name]
+        if not inner:
+            return companion.source
+        return {one.path: one for one in companion.submodules}[inner]
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """The profiles that it offers."""
+        return ("lean", *(["full"] if self.full else []), *([KERNELS] if self.kernels else []))
+
+    def of_profile(self, profile: str) -> Recipe:
+        """The recipe as a profile sees it: for bare kernels another torch, another place for the modules, no engine."""
+        if profile != KERNELS or self.kernels is None:
+            return self
+        own = self.kernels
+        modules = {
+            name: module.model_copy(update={"path": f"{KERNELS_PACKAGE}/{module.path.rsplit('/', 1)[-1]}"})
+            for name, module in self.modules.items()
+        }
+        companions = {
+            name: companion.model_copy(update={"stand_in": (), "python": None})
+            for name, companion in self.companions.items()
+        }
+        return self.model_copy(
+            update={
+                "package": KERNELS_PACKAGE,
+                "python": own.python,
+                "torch": own.torch,
+                "cuda": own.cuda,
+                "caps": (),
+                "lock_date": own.lock_date,
+                "build_requirements": own.build_requirements,
+                "lean": own,
+                "full": None,
+                "official_wheel": None,
+                "modules": modules,
+                "companions": companions,
+            }
+        )
+
+    def offer(self, profile: str) -> Lean | Full:
+        """What a profile is offered for; the lean one's for a profile that the recipe does not have."""
+        return self.full if profile == "full" and self.full else self.lean
+
+    @field_validator("python")
+    @classmethod
+    def _specifier(cls, value: str) -> str:
+        try:
+            SpecifierSet(value)
+        except InvalidSpecifier as error:
+            raise ValueError(f"must be a version specifier such as >=3.9,<3.13: {error}") from None
+        return value
+
+    @field_validator("base_version")
+    @classmethod
+    def _version(cls, value: str) -> str:
+        try:
+            version = Version(value)
+        except InvalidVersion as error:
+            raise ValueError(str(error)) from None
+        if version.local:
+            raise ValueError("must not have a local part")
+        return value
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        for name, module in self.modules.items():
+            if module.tree != "source" and module.tree not in self.companions:
+                raise ValueError(f"module `{name}` names the tree `{module.tree}`, which is no companion")
+        for name, group in self.groups.items():
+            if group.module not in self.modules:
+                raise ValueError(f"group `{name}` names the module `{group.module}`, which is not described")
+        for profile in (self.lean, *([self.kernels] if self.kernels else [])):
+            if lacking := [name for name in profile.groups if name not in self.groups]:
+                raise ValueError(
+                    f"{'kernels' if profile is self.kernels else 'lean'} names the group `{lacking[0]}`, "
+                    "which is not described"
+                )
+            _heavy_sources_exist(profile, self)
+        if self.full:
+            _full_names_exist(self.full, self.companions)
+        members = self.official_wheel.members if self.official_wheel else {}
+        for name, companion in self.companions.items():
+            for member in companion.stand_in:
+                if member not in members:
+                    raise ValueError(f"companion `{name}` stands in `{member}`, which the official wheel lacks")
+        return self
+
+
+def _heavy_sources_exist(profile: Lean, recipe: Recipe) -> None:
+    sources = [source for group in recipe.groups.values() for source in group.sources]
+    sources += [source for module in recipe.modules.values() for source in module.sources]
+    for pattern in profile.heavy:
+        if not any(fnmatchcase(source, pattern) for source in sources):
+            raise ValueError(f"no source is called `{pattern}`, which is said to be heavy")
+
+
+def _full_names_exist(full: Full, companions: dict[str, Companion]) -> None:
+    for name in full.companions:
+        if name not in companions:
+            raise ValueError(f"full names the companion `{name}`, which is not described")
+    for name, module in full.modules.items():
+        if module.tree != "source" and module.tree not in full.companions:
+            raise ValueError(f"full's module `{name}` names the tree `{module.tree}`, which is no companion of full")
+
+
+class Loaded(Value):
+    """A recipe with what belongs to it: the series it is patched with and the versions its lock pins."""
+
+    recipe: Recipe
+    digest: str
+    series_revision: int
+    series_digest: str
+    lock_digest: str
+    build_lock_digest: str
+    kernels_lock_digest: str
+    locked: dict[str, tuple[str, ...]]
+    """Versions per package of the run lock; several where they differ by Python version."""
+
+    def of_profile(self, profile: str) -> Loaded:
+        """As `Recipe.of_profile`, with the lock that belongs to it: bare kernels are built and run with one."""
+        if profile != KERNELS or self.recipe.kernels is None:
+            return self
+        digest = self.kernels_lock_digest
+        return self.model_copy(
+            update={
+                "recipe": self.recipe.of_profile(profile),
+                "lock_digest": digest,
+                "build_lock_digest": digest,
+            }
+        )
+
+
+def load(path: Path) -> Loaded:
+    """Read one recipe and the identity of its patches and locks.
+
+    Raises:
+        DcaError: DCA-202 for a wrong key or value.
+    """
+    recipe = datafile.load(Recipe, path)
+    if recipe.name != path.stem:
+        raise DcaError(
+            "DCA-202",
+            f"{path}: the name is `{recipe.name}`, the file's is `{path.stem}`.",
+            remedy="give both the same name.",
+        )
+    patches = data.patches_folder(recipe.name)
+    added = (patches, *map(data.patches_folder, recipe.patches.added))
+    locks = data.locks_folder(recipe.name)
+    return Loaded(
+        recipe=recipe,
+        digest=store.sha256_file(path),
+        series_revision=series_revision(patches),
+        series_digest=documents.digest([store.tree_hash(one, skip=_is_cache) for one in added if one.is_dir()]),
+        lock_digest=_file_digest(locks / "run.txt"),
+        build_lock_digest=_file_digest(locks / "build.txt"),
+        kernels_lock_digest=_file_digest(locks / f"{KERNELS}.txt"),
+        locked=locked_versions(locks / "run.txt"),
+    )
+
+
+def _is_cache(name: str) -> bool:
+    return "__pycache__" in name
+
+
+def load_all(folder: Path | None = None) -> tuple[Loaded, ...]:
+    """Every recipe, by priority."""
+    found = [load(path) for path in sorted((folder or data.recipes_folder()).glob("*.toml"))]
+    return tuple(sorted(found, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)))
+
+
+def find(name: str, recipes: tuple[Loaded, ...]) -> Loaded:
+    """The recipe of that name.
+
+    Raises:
+        DcaError: DCA-203 with the nearest name.
+    """
+    for loaded in recipes:
+        if loaded.recipe.name == name:
+            return loaded
+    names = [loaded.recipe.name for loaded in recipes]
+    near = difflib.get_close_matches(name, names, n=1)
+    raise DcaError(
+        "DCA-203",
+        f"there is no recipe `{name}`.",
+        why=f"the recipes are: {', '.join(names)}.",
+        remedy=f"did you mean --recipe {near[0]}?" if near else "choose one of them with --recipe.",
+    )
+
+
+def series_revision(folder: Path) -> int:
+    """The `# revision: N` of a patch series; 0 where there is no series."""
+    series = folder / "series"
+    if not series.is_file():
+        return 0
+    found = re.search(r"^# revision: (\d+)$", _text(series), re.MULTILINE)
+    if found is None:
+        raise DcaError("DCA-202", f"{series} has no line `# revision: N`.", remedy="add it.")
+    return int(found[1])
+
+
+def locked_versions(lock: Path) -> dict[str, tuple[str, ...]]:
+    """Versions that a lock pins, per package name."""
+    found: dict[str, list[str]] = {}
+    if lock.is_file():
+        for match in re.finditer(r"^([A-Za-z0-9._-]+)==([0-9][^\s;\\]*)", _text(lock), re.MULTILINE):
+            found.setdefault(match[1].lower(), []).append(match[2])
+    return {name: tuple(sorted(set(versions), key=Version)) for name, versions in sorted(found.items())}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DcaError("DCA-202", f"{path} is not UTF-8 text.", remedy="make it again.") from None
+
+
+def _file_digest(path: Path) -> str:
+    return store.sha256_file(path) if path.is_file() else ""

@@ -1,0 +1,273 @@
+"""CUDA toolkits: which are on the machine, which can be brought, and what each CUDA version accepts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from dca.catalogue.recipes import Arch, CudaLine, HttpsUrl, IndexFile, Name, RelativePath, Sha256
+from dca.foundation import data, datafile, runner
+from dca.foundation.documents import Value
+
+
+class CudaVersion(Value):
+    """What one CUDA version accepts and knows."""
+
+    line: CudaLine
+    gcc_max: int
+    archs: tuple[Arch, ...]
+    driver_min: int
+    """The Linux driver that came with it; older ones of the same major version run its SASS but not its PTX."""
+
+
+class CudaVersions(Value):
+    """build/toolkits/cuda.toml."""
+
+    schema_: Literal["dca.cuda/1"] = Field(alias="schema")
+    versions: tuple[CudaVersion, ...]
+
+    def of(self, line: str) -> CudaVersion | None:
+        """The version of that line, if it is known."""
+        return next((version for version in self.versions if version.line == line), None)
+
+
+class AptPackage(Value):
+    """A package of a distribution, pinned by version and hash."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.+:~-]+$")]
+    sha256: Sha256
+
+
+class Apt(Value):
+    """Packages that are downloaded with a private apt configuration and unpacked, never installed."""
+
+    distribution: Name
+    suite: Name
+    components: tuple[Name, ...]
+    architecture: Name
+    packages: tuple[AptPackage, ...]
+
+
+class Component(Value):
+    """One archive of NVIDIA's redistributables, as their manifest has it.
+
+    Args:
+        name: as in the manifest ("cuda_nvcc").
+        version: its own, which need not be that of the release.
+        relative_path: below the base URL.
+        size: bytes.
+    """
+
+    name: Name
+    version: str
+    relative_path: RelativePath
+    sha256: Sha256
+    size: Annotated[int, Field(gt=0)]
+
+    @property
+    def file(self) -> str:
+        """The archive's own name."""
+        return self.relative_path.rsplit("/", 1)[-1]
+
+
+class Redist(Value):
+    """Archives of NVIDIA's redistributables, written down from the manifest of one release.
+
+    Args:
+        url: the folder that the manifests lie in, or several in the order in which they are asked; DCA_REDIST_URL
+            names another.
+        label: the release ("12.4.1").
+        manifest: its manifest's name.
+        sha256: of the manifest that the components were read from.
+    """
+
+    url: HttpsUrl | Annotated[tuple[HttpsUrl, ...], Field(min_length=1)]
+    label: str
+    manifest: RelativePath
+    sha256: Sha256
+    components: tuple[Component, ...] = Field(min_length=1)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The folders, in order."""
+        return (self.url,) if isinstance(self.url, str) else self.url
+
+
+def _pair(value: tuple[str, str]) -> tuple[str, str]:
+    for path in value:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError("paths must stay inside their folder")
+    return value
+
+
+Pair = Annotated[tuple[str, str], AfterValidator(_pair)]
+
+
+class Layout(Value):
+    """How the parts become one folder with bin, include, lib64 and nvvm.
+
+    A part is named deb/PATH (all Debian packages together), wheel/PATH (all wheels together) or redist/COMPONENT/PATH.
+    """
+
+    copies: tuple[Pair, ...]
+    links: tuple[Pair, ...] = ()
+    empty_archives: tuple[RelativePath, ...] = ()
+    files: dict[RelativePath, str] = {}
+
+
+class ToolkitSource(Value):
+    """Where a toolkit of one exact version can be had from: parts of one or more kinds, and how they are laid out."""
+
+    schema_: Literal["dca.toolkit/1"] = Field(alias="schema")
+    name: Name
+    title: str
+    version: str
+    """That its nvcc says of itself."""
+    machine: str
+    download_mb: int
+    redist: Redist | None = None
+    apt: Apt | None = None
+    wheels: tuple[IndexFile, ...] = ()
+    layout: Layout
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> ToolkitSource:
+        if not (self.redist or self.apt or self.wheels):
+            raise ValueError("a toolkit is made of parts: [redist], [apt] or [[wheels]]")
+        return self
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Every place that it takes parts from, as `plan.Reach` names them; all of them must be in reach."""
+        return (
+            *((f"redist:{self.name}",) if self.redist else ()),
+            *((f"apt:{self.name}",) if self.apt else ()),
+            *(("index",) if self.wheels else ()),
+        )
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of every part that it is put together from, by file or package."""
+        return {
+            **{one.file: one.sha256 for one in (self.redist.components if self.redist else ())},
+            **{f"{one.name} {one.version}": one.sha256 for one in (self.apt.packages if self.apt else ())},
+            **{one.file: one.sha256 for one in self.wheels},
+        }
+
+    @property
+    def rank(self) -> int:
+        """Which of several of the same CUDA line is taken, the smallest first.
+
+        NVIDIA's archives are one release as it was published; what is put together out of a distribution's packages, or
+        of wheels that were made for running, lacks what only some programs need.
+        """
+        return 0 if self.redist else 1 if self.apt else 2
+
+    @property
+    def line(self) -> str:
+        """Major and minor version."""
+        return cuda_line(self.version)
+
+
+class FoundToolkit(Value):
+    """A toolkit on this machine.
+
+    Args:
+        path: its folder.
+        version: of its nvcc.
+        origin: how it was found.
+        missing: what a complete toolkit has and this one lacks.
+    """
+
+    path: str
+    version: str
+    origin: str
+    missing: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """Major and minor version."""
+        return cuda_line(self.version)
+
+
+def cuda_line(version: str) -> str:
+    """Major and minor of an exact CUDA version: "12.4" of "12.4.131"."""
+    return ".".join(version.split(".")[:2])
+
+
+def load_versions() -> CudaVersions:
+    """What each CUDA version accepts and knows."""
+    return datafile.load(CudaVersions, data.toolkits_folder() / "cuda.toml")
+
+
+def load_sources() -> tuple[ToolkitSource, ...]:
+    """Every place a toolkit can be had from, by name."""
+    paths = sorted(path for path in data.toolkits_folder().glob("*.toml") if path.name != "cuda.toml")
+    return tuple(datafile.load(ToolkitSource, path) for path in paths)
+
+
+# What a toolkit must have to compile and link an extension module.
+_NEEDED = {
+    "nvcc": ("bin/nvcc",),
+    "ptxas": ("bin/ptxas",),
+    "cicc": ("nvvm/bin/cicc",),
+    "runtime headers": ("include/cuda_runtime.h", "targets/x86_64-linux/include/cuda_runtime.h"),
+    "cudart": ("lib64/libcudart.so", "lib/libcudart.so", "targets/x86_64-linux/lib/libcudart.so"),
+}
+
+
+def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
+    """Toolkits on this machine, in the order they are preferred; each folder once.
+
+    Args:
+        named: the folder given with --toolkit.
+    """
+    places: list[tuple[Path | None, str]] = [
+        (named, "--toolkit"),
+        (_folder(os.environ.get("CUDA_HOME")), "CUDA_HOME"),
+        (_of_program(shutil.which("nvcc")), "nvcc on PATH"),
+        *((path, str(path)) for path in sorted(Path("/usr/local").glob("cuda-*"), reverse=True)),
+        (_folder(os.environ.get("CONDA_PREFIX")), "the conda environment"),
+    ]
+    found: dict[Path, FoundToolkit] = {}
+    for folder, origin in places:
+        if folder is None or not (folder / "bin/nvcc").is_file():
+            continue
+        real = folder.resolve()
+        if real not in found:
+            version = nvcc_version(folder / "bin/nvcc")
+            if version:
+                missing = tuple(what for what, paths in _NEEDED.items() if not any((real / p).exists() for p in paths))
+                found[real] = FoundToolkit(path=str(real), version=version, origin=origin, missing=missing)
+    return tuple(found.values())
+
+
+def _folder(value: str | None) -> Path | None:
+    return Path(value) if value else None
+
+
+def _of_program(program: str | None) -> Path | None:
+    """The toolkit an nvcc belongs to; where nvcc is a wrapper script, nvcc itself says it."""
+    if program is None:
+        return None
+    real = Path(program).resolve()
+    if (real.parent.parent / "nvvm").is_dir():
+        return real.parent.parent
+    told = runner.probe([program, "--dryrun", "-c", "-x", "cu", "/dev/null"])
+    for line in told.tail:
+        if line.startswith("#$ TOP="):
+            return Path(line.removeprefix("#$ TOP=")).resolve()
+    return None
+
+
+def nvcc_version(nvcc: Path) -> str:
+    """The exact version of an nvcc ("12.4.131"), or nothing when it does not run."""
+    done = runner.probe([nvcc, "--version"])
+    match = re.search(r"release [\d.]+, V([\d.]+)", done.text)
+    return match[1] if done.ok and match else ""

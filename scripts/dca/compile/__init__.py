@@ -1,0 +1,1 @@
+"""Compiles a patched tree to extension modules with CMake and ninja."""

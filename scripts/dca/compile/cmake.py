@@ -1,0 +1,457 @@
+"""A kept build folder: places its sources, configures it with CMake, builds it with ninja, reads what ninja did.
+
+In it, `src/` holds copies of what is compiled, at a place that never changes, `ninja/` is CMake's binary folder,
+`configured` the identity of the last configuration, and `placed` the names of the copies. `ninja/.building` is there
+while ninja runs, and after a run that did not end well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dca.foundation import data, documents, host_memory, runner, store
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError, Interrupted
+from dca.foundation.events import Reporter
+
+CONFIGURE_SECONDS = 600.0
+
+
+class CompiledObject(Value):
+    """One line of ninja's log: an object, the source it was made from, and how long that took.
+
+    Args:
+        source: tree and path, such as source/csrc/sampler.cu; `generated/…` for what dca wrote.
+        sha256: of that source.
+        seconds: as ninja measured it, in the run that made it.
+        command_hash: ninja's own hash of the command line.
+    """
+
+    source: str
+    sha256: str
+    seconds: float
+    command_hash: str
+
+
+def place(wanted: Mapping[str, Path | bytes], folder: Path) -> str:
+    """Bring the copies of the sources up to date, touching only what differs; the digest of all of them.
+
+    Objects depend on these copies, so a patch of Python, or a new folder for the tree, compiles nothing again. What
+    upstream's CMake generates beside them stays, and so does what another plan has placed in places that this one
+    does not use: written again, it would be newer than the objects that are made of it.
+
+    Args:
+        wanted: what goes into src/, by its path there; a file to copy, or the content itself.
+        folder: the build folder.
+    """
+    source, record = folder / "src", folder / "placed"
+    before = set(record.read_text().splitlines()) if record.is_file() else set()
+    # Written before the first copy too: what a killed run has placed is still known to be ours.
+    store.write_bytes(record, "\n".join(sorted(before | set(wanted))).encode())
+    hashes = {}
+    for name, what in wanted.items():
+        content = what if isinstance(what, bytes) else what.read_bytes()
+        store.write_if_changed(source / name, content)
+        hashes[name] = store.sha256_bytes(content)
+    places = {_place(name) for name in wanted}
+    gone = {name for name in before - set(wanted) if _place(name) in places}
+    for name in gone:
+        (source / name).unlink(missing_ok=True)
+    store.write_bytes(record, "\n".join(sorted((before | set(wanted)) - gone)).encode())
+    return documents.digest(hashes)
+
+
+def _place(name: str) -> tuple[str, ...]:
+    """The part of a tree that a plan takes whole or not at all: its name and the first folder below."""
+    return tuple(name.split("/")[:-1][:2])
+
+
+def configure(
+    arguments: Sequence[str | Path],
+    identity: object,
+    folder: Path,
+    names: Mapping[Path, str],
+    python: Path,
+    env: dict[str, str],
+    reporter: Reporter,
+    log: Path,
+) -> None:
+    """Configure ninja/ with CMake, unless it is configured with the same arguments already.
+
+    Args:
+        arguments: what CMake is told besides the folder and the generator.
+        identity: what else decides the outcome and CMake does not watch, such as the digest of `place`.
+        folder: the build folder.
+        names: what folders are called inside of modules, so that no path of this machine stands there; `src/` is
+            called so already.
+        python: of the build environment, which CMake and ninja belong to.
+
+    Raises:
+        DcaError: DCA-602 with CMake's own words.
+    """
+    stamp = folder / "configured"
+    named = (data.lean_folder() / "names.cmake").read_bytes()
+    prefixes = _prefixes({folder / "src": "src", folder / "generated": "generated", **names})
+    store.write_if_changed(folder / "generated/prefixes.rsp", prefixes)
+    store.write_if_changed(folder / "generated/names.cmake", named)
+    words = [
+        *arguments,
+        f"-DCMAKE_PROJECT_INCLUDE={folder / 'generated/names.cmake'}",
+        f"-DDCA_ROOT={folder}",
+        "-B",
+        folder / "ninja",
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={python.parent / 'ninja'}",
+        "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
+    ]
+    told = [[str(word) for word in words], identity, prefixes.decode(), named.decode()]
+    wanted = documents.digest(told).encode()
+    if (folder / "ninja/build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == wanted:
+        return
+    reporter.stage("configure", "CMake")
+    stamp.unlink(missing_ok=True)
+    if not _is_of(folder / "ninja", arguments):
+        # CMake refuses a cache of another source, as an older version of this tool may have left it.
+        (folder / "ninja/CMakeCache.txt").unlink(missing_ok=True)
+    done = runner.run([python.parent / "cmake", *words], env=env, log=log, timeout=CONFIGURE_SECONDS, keep_lines=4000)
+    if not done.ok:
+        errors = [line for line in done.tail if "Error" in line or "error" in line] or list(done.tail[-8:])
+        raise DcaError(
+            "DCA-602", "CMake could not configure the build.", why="\n".join(errors[:6]), remedy=f"see {log}."
+        )
+    store.write_bytes(stamp, wanted)
+
+
+def _prefixes(names: Mapping[Path, str]) -> bytes:
+    """Options for the host compiler, as a response file, in which any path can be written."""
+    options = [f"-ffile-prefix-map={folder}={name}" for folder, name in names.items()]
+    return "".join(re.sub(r"([\\\s'\"])", r"\\\1", one) + "\n" for one in options).encode()
+
+
+def _is_of(folder: Path, arguments: Sequence[str | Path]) -> bool:
+    """Whether CMake's cache was made for the source that `arguments` name."""
+    cache = folder / "CMakeCache.txt"
+    source = arguments[list(arguments).index("-S") + 1]
+    return cache.is_file() and f"\nCMAKE_HOME_DIRECTORY:INTERNAL={source}\n" in cache.read_text(errors="replace")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a build came to.
+
+    Args:
+        compiled: how many of the targets' objects were compiled in this run.
+        jobs: how many compilers ran at once in the end.
+    """
+
+    compiled: int
+    jobs: int
+
+
+def build(
+    folder: Path, targets: Sequence[str], jobs: int, python: Path, env: dict[str, str], reporter: Reporter, log: Path
+) -> Outcome:
+    """Bring targets up to date.
+
+    When compilers are killed for memory, what is missing is built with half as many at once, down to one.
+
+    Args:
+        folder: the configured build folder.
+        jobs: how many compilers run at once.
+        python: of the build environment, which ninja belongs to.
+
+    Raises:
+        DcaError: DCA-603 with the first failed source and the compiler's own words, DCA-606 when the memory is not
+            enough for one compiler.
+    """
+    started = time.time_ns()
+    watch = Watcher(reporter)
+    marker, temporary = folder / ".building", folder / "tmp"
+    while True:
+        _drop_unfinished(folder, marker)
+        store.write_bytes(marker, b"\n".join(_lines(folder)))
+        kills = host_memory.kills()
+        with _emptied(temporary):
+            done = runner.run(
+                [python.parent / "ninja", "-C", folder, "-j", str(jobs), *targets],
+                env={**env, "NINJA_STATUS": "[%f/%t %r] ", "TMPDIR": str(temporary)},
+                log=log,
+                on_line=watch,
+                on_tick=watch.tick,
+                keep_lines=4000,
+                sharing=True,
+            )
+        if done.ok:
+            break
+        if "ninja: build stopped: interrupted by user." in done.tail:
+            # Somebody's signal reached ninja alone.
+            raise Interrupted
+        short = _out_of_memory(done, host_memory.killed_since(kills, host_memory.kills()), jobs, log)
+        if short is None:
+            raise _failure(done, log)
+        if jobs == 1:
+            raise short
+        reporter.note(f"{short.what} {_first(short.why)} Going on with {jobs // 2} at a time.")
+        jobs //= 2
+    marker.unlink()
+    made = [folder / output for target in targets for output, _ in _entries(folder, target)]
+    return Outcome(sum(path.is_file() and path.stat().st_mtime_ns >= started for path in made), jobs)
+
+
+@contextlib.contextmanager
+def _emptied(folder: Path) -> Iterator[None]:
+    """A folder for what compilers keep while they run: one that is killed leaves it, and nvcc's takes megabytes."""
+    if folder.exists():
+        store.remove(folder)
+    folder.mkdir()
+    try:
+        yield
+    finally:
+        store.remove(folder)
+
+
+def _drop_unfinished(folder: Path, marker: Path) -> None:
+    """Remove what a run that did not end well has written but not finished, where ninja would take it for finished.
+
+    ninja makes again what its log does not have, and what is older in its log than a source. That leaves an output that
+    was deleted, or linked again, and is in the log from an earlier run.
+    """
+    log, deps = folder / ".ninja_log", folder / ".ninja_deps"
+    for path, whole in ((log, _whole_lines), (deps, _whole_records)):
+        # What was cut would take with it what is written next.
+        if path.is_file() and (size := whole(content := path.read_bytes())) < len(content):
+            store.write_bytes(path, content[:size])
+    if not marker.is_file():
+        return
+    before, since = set(marker.read_bytes().split(b"\n")), marker.stat().st_mtime_ns
+    for line in _lines(folder):
+        fields = line.split(b"\t")
+        if line in before and len(fields) == _LOG_FIELDS:
+            output = folder / os.fsdecode(fields[3])
+            if _MADE.search(output.name) and output.is_file() and output.stat().st_mtime_ns > since:
+                output.unlink()
+
+
+def _whole_lines(content: bytes) -> int:
+    return content.rfind(b"\n") + 1
+
+
+def _whole_records(content: bytes) -> int:
+    """Bytes of ninja's record of dependencies up to the last that is whole: each begins with its size.
+
+    ninja sees itself that one was cut, but not where the cut is within the size.
+    """
+    end = len(b"# ninjadeps\n") + 4
+    while end + 4 <= len(content):
+        # The highest bit tells one kind of record from the other.
+        after = end + 4 + (int.from_bytes(content[end : end + 4], sys.byteorder) & 0x7FFFFFFF)
+        if after > len(content):
+            break
+        end = after
+    return end
+
+
+# Of ninja's log: start and end in milliseconds, time of the output, output, hash of the command.
+_LOG_FIELDS = 5
+# What compilers and linkers make; CMake's own outputs may be newer because it ran outside of ninja.
+_MADE = re.compile(r"\.(o|a|so(\.\d+)*)$")
+
+
+def _lines(folder: Path) -> list[bytes]:
+    """Ninja's log, the last line of each output."""
+    path = folder / ".ninja_log"
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    last = {}
+    for line in lines:
+        fields = line.split(b"\t")
+        last[fields[3] if len(fields) == _LOG_FIELDS else line] = line
+    return list(last.values())
+
+
+def commands(folder: Path, targets: Sequence[str], python: Path, env: dict[str, str]) -> tuple[str, ...]:
+    """Every command that would make the targets from nothing, in the order ninja would start them.
+
+    Raises:
+        DcaError: DCA-603 when ninja cannot read the folder.
+    """
+    # As many lines as there are commands: none may be dropped.
+    done = runner.run([python.parent / "ninja", "-C", folder, "-t", "commands", *targets], env=env, keep_lines=100_000)
+    if not done.ok:
+        raise DcaError("DCA-603", "ninja cannot list its commands.", why=done.text[-400:], remedy="see the log.")
+    return tuple(line for line in done.tail if not line.startswith("ninja: "))
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether anything was compiled in a build folder, by ninja's log."""
+    return any(line.rsplit(b"\t", 1)[0].endswith(b".o") for line in _lines(folder / "ninja"))
+
+
+def sources(folder: Path, target: str) -> tuple[str, ...]:
+    """What a target's objects are made from, as `objects` names it; before anything is compiled."""
+    return tuple(sorted(_name(source, folder) for _, source in _entries(folder, target)))
+
+
+def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
+    """A target's lines of ninja's log, each with the source that it was made from as CMake names it."""
+    logged = _logged(folder)
+    found = []
+    for output, source in _entries(folder, target):
+        if output in logged:
+            started, ended, _, _, command = logged[output]
+            found.append(
+                CompiledObject(
+                    source=_name(source, folder),
+                    sha256=store.sha256_file(source),
+                    seconds=round((int(ended) - int(started)) / 1000, 2),
+                    command_hash=command,
+                )
+            )
+    return tuple(sorted(found, key=lambda one: one.source))
+
+
+def _entries(folder: Path, target: str) -> list[tuple[str, Path]]:
+    """(object, source) of a target; a project inside of the project has its objects in a folder of its own."""
+    # Heavy sources have a target of their own (build/lean).
+    below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}(?:\.heavy)?\.dir/")
+    entries = json.loads((folder / "compile_commands.json").read_text())
+    return [(entry["output"], Path(entry["file"])) for entry in entries if below.match(entry["output"])]
+
+
+def _name(source: Path, folder: Path) -> str:
+    return source.relative_to(folder.parent).as_posix().removeprefix("src/")
+
+
+def _logged(folder: Path) -> dict[str, list[str]]:
+    """Fields of ninja's log by output; the last line of each output counts."""
+    lines = [line.decode(errors="surrogateescape").split("\t") for line in _lines(folder)]
+    return {fields[3]: fields for fields in lines if len(fields) == _LOG_FIELDS}
+
+
+class Watcher:
+    """Turns ninja's status lines into progress."""
+
+    STATUS = re.compile(r"^\[(\d+)/(\d+) \d+\] (.*)")
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._last = (0, 0, "the first objects")
+
+    def __call__(self, line: str) -> None:
+        """Read one line of ninja's output."""
+        if match := self.STATUS.match(line):
+            self._last = (int(match[1]), int(match[2]), match[3].rsplit("/", 1)[-1])
+            self.tick()
+
+    def tick(self) -> None:
+        """Tell again how far it is: objects take minutes, and silence looks like a hang."""
+        self._reporter.progress(*self._last)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """An edge that failed, as ninja tells it.
+
+    Args:
+        what: "compiling a.cu.o" or "linking _C.abi3.so".
+        status: its exit status; None where ninja is too old to tell.
+        lines: the compiler's own words, after the command.
+    """
+
+    what: str
+    status: int | None
+    lines: tuple[str, ...]
+
+    def words(self) -> str:
+        """The lines that tell most."""
+        told = re.compile(r"\b(error|fatal|cannot find|undefined|Killed|signal|memory|bad_alloc)\b")
+        return "\n".join([line for line in self.lines if told.search(line)][:4] or self.lines[:6])
+
+
+def _failed(lines: Sequence[str]) -> list[_Failed]:
+    """Every edge that failed, in ninja's order."""
+    found: list[tuple[str, int | None, list[str]]] = []
+    open_ = False
+    for line in lines:
+        # Newer ninja puts the exit status before the name.
+        if match := re.match(r"FAILED: (?:\[code=(\d+)\] )?(.*)", line):
+            name = match[2].strip().split("/")[-1]
+            what = f"{'compiling' if name.endswith('.o') else 'linking'} {name}"
+            found.append((what, int(match[1]) if match[1] else None, []))
+            open_ = True
+        elif Watcher.STATUS.match(line) or line.startswith("ninja: "):
+            open_ = False
+        elif open_:
+            found[-1][2].append(line)
+    # The first line is the command.
+    return [_Failed(what, status, tuple(words[1:])) for what, status, words in found]
+
+
+# A compiler that says where in a source it stumbled has not run out of memory.
+_DIAGNOSTIC = re.compile(r"(\(\d+\)|:\d+(:\d+)?): (fatal )?error\b|undefined reference")
+_KILLED = re.compile(r"died due to signal 9\b|Killed signal terminated|terminated with signal 9\b|^Killed$|: Killed\b")
+_EXHAUSTED = re.compile(
+    r"virtual memory exhausted|out of memory|std::bad_alloc|[Cc]annot allocate memory|[Mm]emory allocation fail"
+)
+_STATUS_KILLED = 128 + signal.SIGKILL
+
+
+def _out_of_memory(done: runner.Completed, moved: str, jobs: int, log: Path) -> DcaError | None:
+    """The error for compilers that had too little memory; None when something else has failed.
+
+    Args:
+        done: ninja's run.
+        moved: which of the kernel's counters says that it killed for memory meanwhile.
+        jobs: how many compilers ran at once.
+    """
+    failed = _failed(done.tail)
+    killed = [one for one in failed if one.status == _STATUS_KILLED or any(map(_KILLED.search, one.lines))]
+    short = [*killed, *(one for one in failed if one not in killed and any(map(_EXHAUSTED.search, one.lines)))]
+    if len(short) < len(failed) or any(map(_DIAGNOSTIC.search, (line for one in failed for line in one.lines))):
+        return None
+    if not failed and not (done.returncode == -signal.SIGKILL and moved):
+        return None
+    # ninja itself may be what the kernel has chosen.
+    what = failed[0].what if failed else "ninja"
+    if moved:
+        told = f"{what} was killed for memory."
+    elif killed:
+        told = f"{what} was ended by signal 9, probably for memory."
+    else:
+        told = f"{what} ran out of memory."
+    free, limit = host_memory.available_bytes() / 2**30, host_memory.limit_bytes() / 2**30
+    why = f"{jobs} {'ran at once' if jobs > 1 else 'ran alone'}, in {limit:.1f} GiB of which {free:.1f} are free now."
+    return DcaError(
+        "DCA-606",
+        told,
+        why="\n".join([why, *([f"{moved}."] if moved else []), *([failed[0].words()] if failed else [])]),
+        remedy="give the machine or the container more memory, or end other programs; then run the same command again: "
+        f"what was finished is kept. The whole output is in {log}.",
+    )
+
+
+def _first(text: str) -> str:
+    return text.split("\n", 1)[0]
+
+
+def _failure(done: runner.Completed, log: Path) -> DcaError:
+    """The error for a failed compile: the first failed edge and the compiler's own words."""
+    failed = _failed(done.tail)
+    if not failed:
+        why = "\n".join(done.tail[-6:]) or f"it ended with status {done.returncode}."
+        return DcaError("DCA-603", "ninja failed.", why=why, remedy=f"see {log}.")
+    return DcaError(
+        "DCA-603",
+        f"{failed[0].what} failed.",
+        why=failed[0].words(),
+        remedy=f"the whole output is in {log}; the next run goes on with what is missing.",
+    )

@@ -1,0 +1,276 @@
+"""Compiles the modules of a plan with CMake and ninja: patched tree in, extension modules out.
+
+What CMake is given is the profile's: `lean` has our own small project, `upstream` runs the source's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from dca.catalogue.plan import Plan, PlannedModule
+from dca.catalogue.recipes import Recipe
+from dca.compile import cmake, lean, ops, upstream
+from dca.compile.cmake import CompiledObject
+from dca.foundation import documents, host_memory, runner, store
+from dca.foundation.documents import Document, Value
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.resolve.jobs import choose_jobs, heaviest
+from dca.sources.fetch import Tree
+from dca.toolchain.environments import TorchFacts
+
+
+class BuiltModule(Value):
+    """An extension module that goes into the wheel.
+
+    Args:
+        file: where it lies.
+        schemas: what it registered when it was loaded.
+        objects: what it was linked from; empty for a copied module.
+    """
+
+    name: str
+    path: str
+    origin: str
+    file: str
+    sha256: str
+    schemas: tuple[str, ...]
+    objects: tuple[CompiledObject, ...] = ()
+
+
+class Build(Document):
+    """What was compiled, and out of what."""
+
+    SCHEMA: ClassVar[str] = "dca.build/1"
+
+    plan_key: str
+    toolkit: str
+    host_compiler: str
+    torch: str
+    modules: tuple[BuiltModule, ...]
+    compile_seconds: float
+    """Sum over the objects of this build; not the time this run took."""
+    objects_compiled_now: int
+    jobs: int = 0
+    """How many compilers ran at once in the end; 0 when nothing is compiled."""
+
+
+class ListedModule(Value):
+    """A module that would be compiled, and the sources of its objects, named as in `CompiledObject`."""
+
+    name: str
+    sources: tuple[str, ...]
+
+
+class Listing(Document):
+    """The commands that would compile and link the modules of a plan, from nothing.
+
+    Args:
+        folder: where they are to be run.
+        commands: in the order ninja would start them.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.commands/1"
+
+    plan_key: str
+    version: str
+    profile: str
+    folder: str
+    modules: tuple[ListedModule, ...]
+    commands: tuple[str, ...]
+
+
+def compile_modules(
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    toolkit: Path | None,
+    python: Path,
+    torch: TorchFacts,
+    cache: store.Store,
+    reporter: Reporter,
+    log: Path,
+) -> Build:
+    """All modules of the wheel, compiled or copied, each loaded once to see that its ops are there.
+
+    The build folder is kept: a source that did not change is not compiled again, whatever else changed.
+
+    Raises:
+        DcaError: DCA-60n.
+    """
+    built: list[BuiltModule] = []
+    outcome = cmake.Outcome(compiled=0, jobs=0)
+    if plan.compiled:
+        with prepared(plan, recipe, tree, toolkit, python, torch, cache, reporter, log) as (plan, folder, env):
+            names = [module.name for module in plan.compiled]
+            what = f"{', '.join(names)} for {', '.join(plan.archs)}, {plan.jobs} at a time"
+            reporter.stage("compile", what)
+            outcome = cmake.build(folder / "ninja", names, plan.jobs, python, env, reporter, log)
+            for module in plan.compiled:
+                file = (
+                    upstream.install(module, folder, python, env, log)
+                    if plan.profile == "full"
+                    else lean.module_file(module, folder)
+                )
+                # The build folder may be used by the next run while this one still packages.
+                kept = _keep(file, cache)
+                compiled = cmake.objects(folder / "ninja", module.name)
+                built.append(_built(module, kept, python, plan, log, compiled))
+    built += [_built(module, tree.official / module.path, python, plan, log, ()) for module in plan.copied]
+    return Build(
+        plan_key=plan.key,
+        toolkit=plan.toolkit.version if plan.toolkit else "",
+        host_compiler=plan.host_compiler_version,
+        torch=torch.version,
+        modules=tuple(built),
+        compile_seconds=round(sum(one.seconds for module in built for one in module.objects), 1),
+        objects_compiled_now=outcome.compiled,
+        jobs=outcome.jobs,
+    )
+
+
+def _as_memory_allows(plan: Plan, recipe: Recipe, reporter: Reporter) -> Plan:
+    """The plan with fewer jobs where other programs use the memory that it counts on."""
+    free = host_memory.available_bytes() / 2**30
+    heavy_gib = heaviest(recipe, plan.profile, plan.modules)
+    jobs = choose_jobs(plan.jobs, free, recipe.offer(plan.profile).job_memory_gib, heavy_gib)
+    if plan.jobs_asked or (jobs.count, jobs.heavy) >= (plan.jobs, plan.heavy_jobs):
+        return plan
+    if jobs.count < plan.jobs:
+        reporter.note(f"{free:.1f} GiB of memory are free now: {jobs.count} at a time in place of {plan.jobs}.")
+    return plan.model_copy(update={"jobs": jobs.count, "heavy_jobs": min(jobs.heavy, plan.heavy_jobs)})
+
+
+def list_commands(
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    toolkit: Path,
+    python: Path,
+    torch: TorchFacts,
+    cache: store.Store,
+    reporter: Reporter,
+    log: Path,
+) -> Listing:
+    """Configure as for `compile_modules`, and tell what would be run instead of running it.
+
+    Raises:
+        DcaError: DCA-602 to DCA-604.
+    """
+    with prepared(plan, recipe, tree, toolkit, python, torch, cache, reporter, log) as (plan, folder, env):
+        names = [module.name for module in plan.compiled]
+        return Listing(
+            plan_key=plan.key,
+            version=plan.version,
+            profile=plan.profile,
+            folder=str(folder / "ninja"),
+            modules=tuple(ListedModule(name=name, sources=cmake.sources(folder / "ninja", name)) for name in names),
+            commands=cmake.commands(folder / "ninja", names, python, env),
+        )
+
+
+@contextlib.contextmanager
+def prepared(
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    toolkit: Path | None,
+    python: Path,
+    torch: TorchFacts,
+    cache: store.Store,
+    reporter: Reporter,
+    log: Path,
+) -> Iterator[tuple[Plan, Path, dict[str, str]]]:
+    """The plan as the free memory allows it, its build folder, locked and configured, and ninja's environment."""
+    assert toolkit is not None  # noqa: S101 - a plan that compiles has one
+    shared = build_key(plan, toolkit, torch)
+    prepare = upstream.prepare if plan.profile == "full" else lean.prepare
+    with locked(shared, f"{shared}-{plan.key[:16]}", cache, reporter) as folder:
+        # Only now: what compiled in the folder until now has given its memory back.
+        plan = _as_memory_allows(plan, recipe, reporter)
+        yield plan, folder, prepare(plan, recipe, tree, toolkit, python, torch, folder, reporter, log)
+
+
+@contextlib.contextmanager
+def locked(shared: str, own: str, cache: store.Store, reporter: Reporter) -> Iterator[Path]:
+    """The build folder of a plan: the one that it shares with its like, or one of its own while that is in use.
+
+    Plans that differ in groups or sources share a folder, and so their objects. But none waits for another's compile,
+    and a plan goes on where it began.
+    """
+
+    def waiting() -> None:
+        reporter.note(f"{cache.holder('build', own)} compiles the same; waiting for it.")
+
+    # The plan's lock first: two runs of one plan are never in two folders, whatever the second finds free.
+    with cache.lock("build", own, waiting), contextlib.ExitStack() as stack:
+        folder = cache.folder("build", own)
+        if not cmake.is_begun(folder):
+            if stack.enter_context(cache.try_lock("build", shared)):
+                folder = cache.folder("build", shared)
+            else:
+                reporter.note(f"{cache.holder('build', shared)} compiles another plan there: taking {folder.name}.")
+        yield folder
+
+
+def build_key(plan: Plan, toolkit: Path, torch: TorchFacts) -> str:
+    """Identity of a build folder: everything that would make every object different.
+
+    Sources and groups do not count; ninja compiles what changed of them.
+    """
+    key = documents.digest(
+        [
+            plan.recipe,
+            str(toolkit),
+            plan.toolkit.version if plan.toolkit else "",
+            plan.host_compiler,
+            plan.host_compiler_version,
+            torch.model_dump(mode="json"),
+            plan.archs,
+            plan.ptx,
+        ]
+    )[:16]
+    return key if plan.profile == "lean" else f"{plan.profile}-{key}"
+
+
+def _keep(file: Path, cache: store.Store) -> Path:
+    sha256 = store.sha256_file(file)
+    kept = cache.download(sha256, file.name)
+    if not store.has_hash(kept, sha256):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with store.incoming(kept) as part:
+            with file.open("rb") as source, part.open("wb") as stream:
+                shutil.copyfileobj(source, stream, 1 << 20)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.chmod(0o644)
+            part.replace(kept)
+    return kept
+
+
+def _built(
+    module: PlannedModule, file: Path, python: Path, plan: Plan, log: Path, objects: tuple[CompiledObject, ...]
+) -> BuiltModule:
+    compiler = plan.host_compiler or str(runner.which("g++"))
+    registered = ops.schemas(file, python, compiler, log)
+    found = {ops.op_name(schema) for schema in registered}
+    if missing := sorted(set(module.ops) - found):
+        raise DcaError(
+            "DCA-605",
+            f"{module.name} was built but lacks {', '.join(missing)}.",
+            remedy="a source is missing from the recipe, or the op from this profile.",
+        )
+    return BuiltModule(
+        name=module.name,
+        path=module.path,
+        origin=module.origin,
+        file=str(file),
+        sha256=store.sha256_file(file),
+        schemas=registered,
+        objects=objects,
+    )

@@ -1,0 +1,152 @@
+"""Prepares the full profile: configures upstream's own CMake with pinned local trees, and installs what it linked.
+
+Nothing is downloaded: every companion is given as a folder, and FetchContent is cut off.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dca.catalogue.plan import Plan, PlannedModule
+from dca.catalogue.recipes import Full, Recipe
+from dca.compile import cmake
+from dca.foundation import runner, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.sources.fetch import Tree
+from dca.toolchain import provide
+from dca.toolchain.environments import TorchFacts
+
+INSTALL_SECONDS = 300.0
+
+
+def prepare(
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    toolkit: Path,
+    python: Path,
+    torch: TorchFacts,
+    folder: Path,
+    reporter: Reporter,
+    log: Path,
+) -> dict[str, str]:
+    """Bring a build folder to where ninja can start; the environment that ninja runs in.
+
+    Raises:
+        DcaError: DCA-602, DCA-604.
+    """
+    full = recipe.full
+    assert full is not None  # noqa: S101 - the resolver offers the profile only then
+    placed = cmake.place(_sources(plan, full, tree), folder)
+    driver = _driver(toolkit, plan.host_compiler, folder / "driver", log)
+    # torch's CMake reads the archs from here, also when ninja starts CMake again.
+    env = provide.compiler_environment(toolkit) | {"TORCH_CUDA_ARCH_LIST": ";".join(plan.archs)}
+    # Upstream's own tools look for cmake and ninja on PATH.
+    env["PATH"] = f"{python.parent}:{env['PATH']}"
+    source = folder / "src"
+    # CMake names the runtime without saying where it is.
+    libraries = " ".join(f'"-L{path}"' for path in provide.folders(toolkit, "lib"))
+    arguments: list[str | Path] = [
+        "-S",
+        source / "source",
+        *provide.cmake_arguments(toolkit, plan.host_compiler),
+        # torch's CMake package uses the old FindCUDA, which would take any nvcc on PATH or in /usr/local.
+        f"-DCUDA_TOOLKIT_ROOT_DIR={toolkit}",
+        f"-DCUDA_cuda_driver_LIBRARY={driver}",
+        "-DCUDA_NVRTC_LIB=",
+        # The math libraries' headers, which torch's headers include, need not be in the toolkit.
+        f"-DCMAKE_CXX_STANDARD_INCLUDE_DIRECTORIES={';'.join(torch.includes)}",
+        f"-DCMAKE_CUDA_STANDARD_INCLUDE_DIRECTORIES={';'.join(torch.includes)}",
+        # As our own project: no search path of this machine in a module, and only libraries that it uses.
+        "-DCMAKE_SKIP_RPATH=ON",
+        f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--as-needed -Wl,--strip-all -Wl,--build-id=none",
+        "-DFETCHCONTENT_FULLY_DISCONNECTED=ON",
+        f"-D{full.python}={python}",
+        *(f"-D{name}={value}" for name, value in full.variables.items()),
+        *(
+            f"-D{companion.variable}={source / name}"
+            for name, companion in full.companions.items()
+            if _needed(name, full, plan)
+        ),
+    ]
+    identity = [placed, env["TORCH_CUDA_ARCH_LIST"]]
+    cmake.configure(arguments, identity, folder, provide.names(toolkit, torch), python, env, reporter, log)
+    return env
+
+
+def install(module: PlannedModule, folder: Path, python: Path, env: dict[str, str], log: Path) -> Path:
+    """Run upstream's own install rules for a module; where they put it.
+
+    Raises:
+        DcaError: DCA-605 when that is not where the recipe says.
+    """
+    prefix = folder / "installed"
+    done = runner.run(
+        [python.parent / "cmake", "--install", folder / "ninja", "--prefix", prefix, "--component", module.name],
+        env=env,
+        log=log,
+        timeout=INSTALL_SECONDS,
+    )
+    if not done.ok or not (prefix / module.path).is_file():
+        raise DcaError(
+            "DCA-605",
+            f"{module.name} was linked, but upstream's CMake did not install it as {module.path}.",
+            why="\n".join(done.tail[-4:]),
+            remedy="correct the recipe's [full.modules].",
+        )
+    return prefix / module.path
+
+
+def _needed(companion: str, full: Full, plan: Plan) -> bool:
+    """Whether CMake is given a companion: one of its modules is compiled, or nothing can be without it."""
+    if full.companions[companion].file is None:
+        return True
+    return any(full.modules[module.name].tree == companion for module in plan.compiled)
+
+
+def _sources(plan: Plan, full: Full, tree: Tree) -> dict[str, Path | bytes]:
+    """What CMake reads of the source and of the companions that are needed."""
+    wanted: dict[str, Path | bytes] = {}
+    for name in full.inputs:
+        path = tree.path("source") / name
+        if not path.exists():
+            raise DcaError("DCA-604", f"the source has no {name}.", remedy="it is not the source of the recipe.")
+        files = [("", path)] if path.is_file() else [(f"/{below}", one) for below, one in store.walk(path)]
+        wanted |= {f"source/{name}{below}": one for below, one in files if one.is_file()}
+    for name, companion in full.companions.items():
+        if _needed(name, full, plan):
+            wanted |= {f"{name}/{below}": one for below, one in store.walk(tree.path(name)) if one.is_file()}
+        elif companion.file:
+            wanted[f"source/{companion.file}"] = b""
+    return wanted
+
+
+def _driver(toolkit: Path, compiler: str, folder: Path, log: Path) -> Path:
+    """A library to link with in the place of the driver's, which exists only where a driver is.
+
+    It has every name that the toolkit's cuda.h declares, so that the linker notes the library for a module that uses
+    one, and only for those.
+
+    Raises:
+        DcaError: DCA-601.
+    """
+    headers = [folder / "cuda.h" for folder in provide.folders(toolkit, "include")]
+    header = next(path for path in headers if path.is_file())
+    names = sorted(set(re.findall(r"\bcu[A-Z]\w*", header.read_text(errors="replace"))))
+    source, library = folder / "driver.cpp", folder / "libcuda.so"
+    text = 'extern "C" {\n' + "".join(f"void {name}() {{}}\n" for name in names) + "}\n"
+    if store.write_if_changed(source, text.encode()) or not library.is_file():
+        made = runner.run(
+            [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source], log=log, timeout=120.0
+        )
+        if not made.ok:
+            source.unlink()
+            raise DcaError(
+                "DCA-601",
+                "the stand-in for the driver's library could not be compiled.",
+                why=made.text[-400:],
+                remedy="check the host compiler.",
+            )
+    return library

@@ -1,0 +1,611 @@
+"""Rules for a model's config.json: each a small function that finds one kind of problem and says what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dca.config.edit import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, table_faults
+from dca.config.models import KnownModel
+from dca.config.readers import Reader
+from dca.config.text import Json
+from dca.foundation.documents import Value
+
+PAGE = 16
+# What readers know of YaRN; the others are ignored or refused.
+OF_YARN = {
+    "type",
+    "rope_type",
+    "factor",
+    ORIGINAL,
+    "attention_factor",
+    "attn_factor",
+    "extrapolation_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    THETA,
+    "partial_rotary_factor",
+    "mrope_section",
+}
+FLOATS = ("factor", "attention_factor", "attn_factor", "extrapolation_factor", "beta_fast", "beta_slow", THETA)
+INTS = (ORIGINAL,)
+# Kinds of scaling with which vLLM multiplies the length.
+MULTIPLIED = ("yarn", "linear", "dynamic", "ntk")
+Severity = Literal["error", "warning"]
+
+
+class Finding(Value):
+    """One problem.
+
+    Args:
+        code: stable; one for each rule.
+        severity: an error is wrong for every reader that is meant; a warning is right for some, or slow.
+        what: the problem, in a sentence.
+        remedy: what to do.
+        key: where, dotted.
+        line: of the file, from 1; None for what is not in it.
+    """
+
+    code: str
+    severity: Severity
+    what: str
+    remedy: str
+    key: str = ""
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked.
+
+    Args:
+        source: config.json.
+        table: content of the sparse table's own file; None without one.
+        model: as it is known; None when it is not sure which one it is.
+        readers: that the folder is meant for.
+        others: readers that there are, for doubts when none is named.
+        page: tokens of one page of the KV cache.
+        ranks: GPUs that share the heads; None when not asked.
+    """
+
+    source: Json
+    table: Any = None
+    model: KnownModel | None = None
+    readers: tuple[Reader, ...] = ()
+    others: tuple[Reader, ...] = ()
+    page: int = PAGE
+    ranks: int | None = None
+    config: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", self.source.plain())
+
+    @property
+    def dca(self) -> dict[str, Any]:
+        """Its dual chunk attention; empty without."""
+        found = self.config.get(DCA)
+        return found if isinstance(found, dict) else {}
+
+    def scalings(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The scalings that are written, each with its key."""
+        for key in (SCALING, PARAMETERS):
+            value = self.config.get(key)
+            if isinstance(value, dict) and not any(isinstance(one, dict) for one in value.values()):
+                yield key, value
+
+    def yarns(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Those that are YaRN."""
+        return ((key, value) for key, value in self.scalings() if kind(value) == "yarn")
+
+    def asks(self, dual_chunk: str) -> list[Reader]:
+        """The readers named that treat dual chunk attention so."""
+        return [one for one in self.readers if one.wants.dual_chunk == dual_chunk]
+
+    def error(self, code: str, what: str, remedy: str, *path: str) -> Finding:
+        """A problem at a key."""
+        return self._found("error", code, what, remedy, path)
+
+    def warning(self, code: str, what: str, remedy: str, *path: str) -> Finding:
+        """A doubt at a key."""
+        return self._found("warning", code, what, remedy, path)
+
+    def _found(self, severity: Severity, code: str, what: str, remedy: str, path: tuple[str, ...]) -> Finding:
+        line = self.source.line(*path) if path else None
+        return Finding(code=code, severity=severity, what=what, remedy=remedy, key=".".join(path), line=line)
+
+
+Rule = Callable[[Subject], Iterator[Finding]]
+
+
+def kind(scaling: dict[str, Any]) -> Any:
+    """The type of a scaling, under either name."""
+    return scaling.get("rope_type", scaling.get("type"))
+
+
+def number(value: Any) -> float | None:
+    """A number that can be computed with; None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def count(value: Any) -> int | None:
+    """A positive integer of sensible size; None for everything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40 else None
+
+
+def short(value: Any) -> str:
+    """A value for a message."""
+    told = ascii(value)
+    return told if len(told) <= 40 else told[:37] + "..."
+
+
+def types(subject: Subject) -> Iterator[Finding]:
+    """DCA-120: no type, two types, or none that is text."""
+    for key in (SCALING, PARAMETERS):
+        if subject.config.get(key) is not None and not isinstance(subject.config[key], dict):
+            yield subject.error("DCA-120", f"`{key}` is no object.", "correct it, or set it to null.", key)
+    for key, scaling in subject.scalings():
+        modern, legacy = scaling.get("rope_type"), scaling.get("type")
+        if modern is not None and legacy is not None and modern != legacy:
+            yield subject.error(
+                "DCA-120",
+                f"rope_type is {short(modern)} and type is {short(legacy)}: vLLM refuses that.",
+                "keep one of the two.",
+                key,
+                "type",
+            )
+        elif kind(scaling) is None and (key == SCALING or set(scaling) - {THETA, "partial_rotary_factor"}):
+            yield subject.error(
+                "DCA-120", f"`{key}` has no rope_type: vLLM refuses that.", 'add "rope_type": "yarn".', key
+            )
+        elif kind(scaling) is not None and not isinstance(kind(scaling), str):
+            yield subject.error("DCA-120", f"rope_type is {short(kind(scaling))}.", "write a name.", key)
+
+
+def keys(subject: Subject) -> Iterator[Finding]:
+    """DCA-121: keys of YaRN that are missing, unknown, or not read by all."""
+    for key, yarn in subject.yarns():
+        for name in ("factor", ORIGINAL):
+            if name not in yarn:
+                yield subject.error(
+                    "DCA-121",
+                    f"`{key}` lacks `{name}`: vLLM stops with a KeyError.",
+                    "set it with `dca config set-yarn`.",
+                    key,
+                )
+        for name in yarn:
+            if name not in OF_YARN:
+                yield subject.warning(
+                    "DCA-121",
+                    f"no reader knows `{short(name)[1:-1]}` for YaRN.",
+                    "remove it, or correct its name.",
+                    key,
+                    name,
+                )
+        one_sided = {"attention_factor": "attn_factor", "attn_factor": "attention_factor"}
+        for name, other in one_sided.items():
+            if name in yarn and other not in yarn:
+                who = "vLLM" if name == "attention_factor" else "transformers"
+                yield subject.warning(
+                    "DCA-121",
+                    f"{who} ignores `{name}` and takes the formula's.",
+                    "`dca config set-yarn --attention-factor` writes it for both.",
+                    key,
+                    name,
+                )
+        ignored = [name for name in ("mscale", "mscale_all_dim") if name in yarn]
+        if ignored:
+            yield subject.warning(
+                "DCA-121",
+                f"vLLM ignores {', '.join(ignored)} for YaRN.",
+                "leave them out where the model's own file has none.",
+                key,
+                ignored[0],
+            )
+        if yarn.get("truncate") is False:
+            yield subject.warning(
+                "DCA-121",
+                "vLLM with dual chunk attention, and transformers up to 4.51, ignore `truncate`.",
+                "leave it out where the model's own file has none.",
+                key,
+                "truncate",
+            )
+
+
+def spelling(subject: Subject) -> Iterator[Finding]:
+    """DCA-122: integers where floats are wanted, and the other way round."""
+    for key, yarn in subject.yarns():
+        for name in FLOATS:
+            if name in yarn and not isinstance(yarn[name], float):
+                yield _misspelt(subject, yarn[name], "a float", key, name)
+            elif name in yarn and yarn[name] <= 0:
+                yield _misspelt(subject, yarn[name], "a positive float", key, name)
+        for name in INTS:
+            if name in yarn and count(yarn[name]) is None:
+                yield _misspelt(subject, yarn[name], "a positive integer", key, name)
+    for name in (LENGTH, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"):
+        value = subject.config.get(name)
+        if value is not None and count(value) is None:
+            yield _misspelt(subject, value, "a positive integer", name)
+
+
+def _misspelt(subject: Subject, value: Any, wanted: str, *path: str) -> Finding:
+    told = f"`{path[-1]}` is {short(value)}, and {wanted} is wanted."
+    # Readers warn of an integer and go on.
+    if wanted == "a float" and isinstance(value, int) and not isinstance(value, bool):
+        return subject.warning("DCA-122", told, f"write {value}.0." if abs(value) < 1 << 60 else "correct it.", *path)
+    return subject.error("DCA-122", told, "correct it.", *path)
+
+
+def lengths(subject: Subject) -> Iterator[Finding]:
+    """DCA-123: factor x original is not the length, as each reader wants it."""
+    for key, yarn in subject.yarns():
+        factor, original, length = number(yarn.get("factor")), count(yarn.get(ORIGINAL)), _length(subject)
+        # Beside dual chunk attention it is not read (DCA-128).
+        if factor is None or original is None or length is None or subject.dca:
+            continue
+        product = int(original * factor) if factor < 1 << 40 else 0
+        if factor < 1:
+            yield subject.error("DCA-123", f"factor is {factor:g}, below 1.", "give 1 or more.", key, "factor")
+        elif length not in (original, product):
+            yield subject.warning(
+                "DCA-123",
+                f"{LENGTH} is {length:,}, and {factor:g} x {original:,} = {product:,}: vLLM allows so many tokens, "
+                "others go by the key.",
+                f"write {product} or {original}: `dca config set-yarn --for READER` does.",
+                LENGTH,
+            )
+        yield from _scaled_wrongly(subject, original, product)
+        own = subject.model.native_length if subject.model else original
+        if original != own:
+            yield subject.warning(
+                "DCA-123",
+                f"the model's own length is {own:,}, and YaRN is told {original:,}.",
+                "give the model's own with --original.",
+                key,
+                ORIGINAL,
+            )
+
+
+def _scaled_wrongly(subject: Subject, original: int, product: int) -> Iterator[Finding]:
+    """The readers that take another number than the factor."""
+    length = _length(subject)
+    for wanted, name in ((original, "original"), (product, "extended")):
+        if length == wanted:
+            continue
+        for reader in subject.readers:
+            if reader.wants.length == name:
+                yield subject.error(
+                    "DCA-123",
+                    f"{reader.title} scales wrongly, without an error, unless {LENGTH} is {wanted:,}.",
+                    f"`dca config set-yarn --for {reader.name}` writes it.",
+                    LENGTH,
+                )
+        others = [one.title for one in subject.others if one.wants.length == name]
+        if others and not subject.readers:
+            yield subject.warning(
+                "DCA-123",
+                f"{', '.join(others)} would scale wrongly, without an error, unless {LENGTH} is {wanted:,}.",
+                "for such a version: `dca config set-yarn --for READER --out DIR`.",
+                LENGTH,
+            )
+
+
+def _length(subject: Subject) -> int | None:
+    return count(subject.config.get(LENGTH))
+
+
+def tables(subject: Subject) -> Iterator[Finding]:
+    """DCA-124: dual chunk attention without a sparse table."""
+    table = subject.table if subject.table is not None else subject.dca.get(TABLE)
+    if not subject.dca or table:
+        return
+    if subject.dca.get("sparse_attention_enabled"):
+        yield subject.error(
+            "DCA-124",
+            "sparse attention is on and has no table: the first long prompt stops the engine.",
+            f"put the model's own {TABLE}.json beside config.json, or `dca config set-dca --sparse FILE`.",
+            DCA,
+            "sparse_attention_enabled",
+        )
+    elif "sparse_attention_enabled" not in subject.dca:
+        yield subject.warning(
+            "DCA-124",
+            "there is no sparse table: attention runs dense, which is slow for long prompts.",
+            f"put the model's own {TABLE}.json beside config.json, or set sparse_attention_enabled to false.",
+            DCA,
+        )
+
+
+def table_shape(subject: Subject) -> Iterator[Finding]:
+    """DCA-125: a sparse table of another model, or a damaged one."""
+    layers, heads = subject.config.get("num_hidden_layers"), subject.config.get("num_attention_heads")
+    places = ((f"{TABLE}.json", subject.table, ()), (TABLE, subject.dca.get(TABLE), (DCA, TABLE)))
+    for name, table, path in places:
+        if table is not None and (subject.dca or not path):
+            for fault in table_faults(table, layers, heads):
+                yield subject.error(
+                    "DCA-125", f"{name}: {fault}.", "use the one that was published with this model.", *path
+                )
+
+
+def base(subject: Subject) -> Iterator[Finding]:
+    """DCA-126: rope_theta is missing, in two versions, or not the model's."""
+    top = subject.config.get(THETA)
+    inside = (subject.config.get(PARAMETERS) or {}) if isinstance(subject.config.get(PARAMETERS), dict) else {}
+    held = inside.get(THETA)
+    if top is None and held is None:
+        yield subject.error(
+            "DCA-126",
+            "there is no rope_theta; readers take 10,000 or 1,000,000, each its own.",
+            "write the model's own, from its page.",
+            THETA,
+        )
+    elif top is None:
+        yield subject.warning(
+            "DCA-126",
+            "rope_theta stands in rope_parameters alone: vLLM up to 0.11 and transformers 4 do not look "
+            "there, and take another.",
+            f'add "{THETA}": {short(held)} at the top for them.',
+            PARAMETERS,
+            THETA,
+        )
+    elif held is not None and number(held) != number(top):
+        yield subject.error(
+            "DCA-126",
+            f"rope_theta is {short(top)} at the top and {short(held)} in rope_parameters.",
+            "keep the model's own in both.",
+            THETA,
+        )
+    for value, path in ((top, (THETA,)), (held, (PARAMETERS, THETA))):
+        if value is not None and ((found := number(value)) is None or found <= 1):
+            yield subject.error("DCA-126", f"rope_theta is {short(value)}.", "write the model's own.", *path)
+        elif value is not None and subject.model and found != subject.model.rope_theta:
+            sure = "rope_theta" not in subject.model.unverified
+            yield (subject.error if sure else subject.warning)(
+                "DCA-126",
+                f"rope_theta is {short(value)}; {subject.model.name} was made with {subject.model.rope_theta:,.0f}"
+                + ("." if sure else " (second-hand)."),
+                f"write {subject.model.rope_theta!r}." if sure else "compare with the model's own file.",
+                *path,
+            )
+
+
+def rows(subject: Subject) -> Iterator[Finding]:
+    """DCA-127: more tokens allowed than the rotary table has rows, or the model was made for."""
+    length = _length(subject)
+    if length is None:
+        return
+    for key, scaling in subject.scalings():
+        factor = number(scaling.get("factor"))
+        if subject.dca and factor and factor > 1 and kind(scaling) in MULTIPLIED:
+            start = count(scaling.get(ORIGINAL)) if kind(scaling) == "yarn" else length
+            allowed = int((start or length) * min(factor, 1 << 40))
+            if allowed > length:
+                yield subject.error(
+                    "DCA-127",
+                    f"vLLM allows {allowed:,} tokens, and its rotary table has {length:,} rows: a position "
+                    "past them stops the GPU.",
+                    f"remove `{key}`.",
+                    key,
+                    "factor",
+                )
+    known = subject.model
+    if known is None:
+        return
+    most = max(known.max_position_embeddings, known.dual_chunk.max_position_embeddings if known.dual_chunk else 0)
+    scaled = [count(yarn.get(ORIGINAL)) for _, yarn in subject.yarns()]
+    if length > most and not scaled:
+        yield subject.error(
+            "DCA-127", f"{LENGTH} is {length:,}; {known.name} was made for {most:,}.", f"write {most}.", LENGTH
+        )
+
+
+def together(subject: Subject) -> Iterator[Finding]:
+    """DCA-128: YaRN beside dual chunk attention, or on a model that has its own way to long texts."""
+    for key, _ in subject.yarns():
+        if subject.dca:
+            yield subject.error(
+                "DCA-128",
+                f"`{key}` is ignored with dual chunk attention, and still multiplies the length.",
+                f"remove `{key}`.",
+                key,
+            )
+        elif subject.model and subject.model.yarn is None and subject.model.native_length >= 1 << 18:
+            yield subject.warning(
+                "DCA-128",
+                f"{subject.model.name} reads {subject.model.native_length:,} tokens by itself, and was not "
+                "made for YaRN.",
+                "use dual chunk attention for more: `dca config set-dca` or `use-1m`.",
+                key,
+            )
+
+
+def pages(subject: Subject) -> Iterator[Finding]:
+    """DCA-129: a chunk that ends inside of a page of the KV cache."""
+    chunk, local = count(subject.dca.get("chunk_size", 8192)), count(subject.dca.get("local_size", 1024))
+    if subject.dca and chunk and local and local < chunk and (chunk - local) % subject.page:
+        yield subject.error(
+            "DCA-129",
+            f"chunk_size - local_size = {chunk - local:,} is not divisible by the page size, {subject.page}.",
+            "correct the two sizes, or serve with a --block-size that divides it.",
+            DCA,
+            "chunk_size",
+        )
+
+
+def window(subject: Subject) -> Iterator[Finding]:
+    """DCA-130: a sliding window cuts long texts."""
+    if subject.config.get("use_sliding_window") and (subject.dca or any(subject.yarns())):
+        size = short(subject.config.get("sliding_window"))
+        yield subject.error(
+            "DCA-130",
+            f"a sliding window of {size} tokens is in use, and the long-context settings count on none.",
+            "set use_sliding_window to false.",
+            "use_sliding_window",
+        )
+
+
+def sharing(subject: Subject) -> Iterator[Finding]:
+    """DCA-131: heads that the GPUs cannot share."""
+    heads, few = count(subject.config.get("num_attention_heads")), count(subject.config.get("num_key_value_heads"))
+    ranks = subject.ranks
+    if ranks is None or heads is None:
+        return
+    allowed = [one for one in range(1, min(heads, 1024) + 1) if can_share(heads, few or heads, one)]
+    if not can_share(heads, few or heads, ranks):
+        yield subject.error(
+            "DCA-131",
+            f"{heads} heads and {few or heads} key heads cannot be shared by {ranks} GPUs.",
+            f"use a tensor-parallel size of {', '.join(map(str, allowed))}.",
+            "num_attention_heads",
+        )
+
+
+def can_share(heads: int, kv_heads: int, ranks: int) -> bool:
+    """Whether so many GPUs can share the heads, as vLLM asks it."""
+    return heads % ranks == 0 and (kv_heads % ranks == 0 if kv_heads >= ranks else ranks % kv_heads == 0)
+
+
+def shapes(subject: Subject) -> Iterator[Finding]:
+    """DCA-132: heads that contradict each other or the model."""
+    config = subject.config
+    heads, few = count(config.get("num_attention_heads")), count(config.get("num_key_value_heads"))
+    size, dim = count(config.get("hidden_size")), count(config.get("head_dim"))
+    if heads and few and heads % few:
+        yield subject.error(
+            "DCA-132",
+            f"{heads} heads are not divisible by {few} key heads.",
+            "compare with the model's own file.",
+            "num_key_value_heads",
+        )
+    if heads and size and dim is None and size % heads:
+        yield subject.error(
+            "DCA-132",
+            f"hidden_size {size} is not divisible by {heads} heads.",
+            "compare with the model's own file.",
+            "hidden_size",
+        )
+    known = subject.model
+    if known and not known.has_shape_of(config):
+        yield subject.error(
+            "DCA-132",
+            f"layers or heads are not those of {known.name}: {known.layers} layers, {known.heads} heads, "
+            f"{known.kv_heads} key heads, hidden size {known.hidden_size}.",
+            "compare with the model's own file.",
+            "num_hidden_layers",
+        )
+
+
+def chunks(subject: Subject) -> Iterator[Finding]:
+    """DCA-133: numbers of dual chunk attention that cannot be, or are another model's."""
+    given = subject.config.get(DCA)
+    if given is None:
+        if DCA in subject.config:
+            yield subject.warning(
+                "DCA-133", f"`{DCA}` is null, which stops some versions of vLLM.", "remove the key.", DCA
+            )
+        return
+    if not isinstance(given, dict) or not given:
+        yield subject.error("DCA-133", f"`{DCA}` is {short(given)}.", "remove it, or `dca config set-dca`.", DCA)
+        return
+    chunk, local = given.get("chunk_size", 8192), given.get("local_size", 1024)
+    if count(chunk) is None or count(local) is None or chunk <= local:
+        yield subject.error(
+            "DCA-133",
+            f"chunk_size is {short(chunk)} and local_size {short(local)}: no chunk.",
+            "give the model's own: `dca config set-dca`.",
+            DCA,
+        )
+    original = given.get(ORIGINAL, 0)
+    if count(original) is None:
+        yield subject.error(
+            "DCA-133",
+            f"{ORIGINAL} is {short(original)} in it: unpatched vLLM stops at the first prompt without it.",
+            "give the model's own: `dca config set-dca`.",
+            DCA,
+        )
+    own = subject.model.dual_chunk if subject.model else None
+    for name in ("chunk_size", "local_size", ORIGINAL):
+        if own and name in given and given[name] != getattr(own, name):
+            sure = subject.model is not None and "dual_chunk" not in subject.model.unverified
+            yield (subject.error if sure else subject.warning)(
+                "DCA-133",
+                f"{name} is {short(given[name])}; the model's own is {getattr(own, name)}"
+                + ("." if sure else " (second-hand)."),
+                "compare with the model's own file.",
+                DCA,
+                name,
+            )
+
+
+def stops(subject: Subject) -> Iterator[Finding]:
+    """DCA-134: a reader that is meant and cannot have the key."""
+    if DCA in subject.config:
+        for reader in subject.asks("stops"):
+            yield subject.error(
+                "DCA-134", f"{reader.title} stops at `{DCA}`.", "`dca config drop-dca` removes it.", DCA
+            )
+
+
+def mark(subject: Subject) -> Iterator[Finding]:
+    """DCA-135: a byte-order mark."""
+    if subject.source.bom:
+        yield subject.error(
+            "DCA-135",
+            "the file begins with a byte-order mark, which Python's JSON readers refuse.",
+            "save it as UTF-8 without one.",
+        )
+
+
+def both(subject: Subject) -> Iterator[Finding]:
+    """DCA-136: rope_scaling and rope_parameters that differ."""
+    found = dict(subject.scalings())
+    if len(found) < 2:
+        return
+    old, new = ({**value, "rope_type": kind(value)} for value in (found[SCALING], found[PARAMETERS]))
+    for name in ("rope_type", "factor", ORIGINAL, "attention_factor", "beta_fast", "beta_slow"):
+        if old.get(name) != new.get(name):
+            yield subject.error(
+                "DCA-136",
+                f"`{name}` is {short(old.get(name))} in {SCALING} and {short(new.get(name))} in {PARAMETERS}.",
+                "make both say the same, or keep the one that your reader reads.",
+                SCALING,
+            )
+            return
+
+
+RULES: tuple[Rule, ...] = (
+    types,
+    keys,
+    spelling,
+    lengths,
+    tables,
+    table_shape,
+    base,
+    rows,
+    together,
+    pages,
+    window,
+    sharing,
+    shapes,
+    chunks,
+    stops,
+    mark,
+    both,
+)
+
+
+def check(subject: Subject, rules: Sequence[Rule] = RULES) -> tuple[Finding, ...]:
+    """Every problem of a folder, errors first, then by line."""
+    found = [finding for rule in rules for finding in rule(subject)]
+    return tuple(sorted(found, key=lambda one: (one.severity != "error", one.line or 0, one.code)))

@@ -1,0 +1,1 @@
+"""Services that every stage uses and that know no wheel: errors, store, runner, documents, archives."""

@@ -1,0 +1,195 @@
+"""Unpacks archives that somebody else wrote: nothing leaves its folder, nothing grows without limit.
+
+Every refusal is DCA-404, before or while anything is written; the caller unpacks into a folder that it throws away.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from dca.foundation import store
+from dca.foundation.errors import DcaError
+
+if not hasattr(tarfile, "data_filter"):
+    # Python 3.10 has filters from 3.10.12 on, 3.11 from 3.11.4 on. The package is the tarfile of a later Python.
+    from backports import tarfile  # type: ignore[no-redef]
+
+# What an archive may unpack to; see `_most`.
+MOST_UNPACKED, SMALL_UNPACKED, MOST_GROWTH, MOST_MEMBERS = 32 << 30, 256 << 20, 100, 500_000
+LONGEST_NAME = 1024
+
+
+def unpack_sdist(archive: Path, folder: Path) -> None:
+    """The single top folder of an sdist, or of any other tar archive that has one, as `folder`.
+
+    Raises:
+        DcaError: DCA-404 for anything that would leave the folder, and for an archive that is damaged or has no such
+            folder.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as scratch:
+        try:
+            _check_stream(archive)
+            with tarfile.open(archive) as tar:
+                names = _check_members(tar, archive)
+                tar.extractall(scratch, filter="data")
+        except tarfile.FilterError as error:
+            raise _leaves(archive, str(error)) from None
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise _damaged(archive, error) from None
+        except OSError as error:
+            # gzip and bz2 say so in this way; an error of the disk has a number.
+            if error.errno:
+                raise
+            raise _damaged(archive, error) from None
+        tops = sorted({name.split("/")[0] for name in names})
+        if len(tops) != 1 or not (Path(scratch) / tops[0]).is_dir():
+            raise DcaError(
+                "DCA-404",
+                f"{archive.name} does not have one top folder.",
+                remedy="use the one that was published.",
+            )
+        top = Path(scratch) / tops[0]
+        for _, path in store.walk(top):
+            if path.is_symlink() and store.leads_out(path, top):
+                raise _leaves(archive, f"{path.relative_to(top)} -> {path.readlink()}")
+        top.rename(folder)
+
+
+def _check_stream(archive: Path) -> None:
+    """Read a gzip stream to its end: tarfile takes damage in the middle of it for the end of the archive."""
+    with archive.open("rb") as stream:
+        if stream.read(2) != b"\x1f\x8b":
+            return
+    read, most = 0, _most(archive)
+    with gzip.open(archive) as content:
+        while block := content.read(1 << 20):
+            read += len(block)
+            if read > most:
+                raise _bomb(archive, read)
+
+
+def _most(archive: Path) -> int:
+    """Bytes that an archive may unpack to: the largest that is pinned grows eightfold, text twentyfold."""
+    return min(MOST_UNPACKED, max(SMALL_UNPACKED, archive.stat().st_size * MOST_GROWTH))
+
+
+def _check_members(tar: tarfile.TarFile, archive: Path) -> list[str]:
+    """The names of what a tar archive holds.
+
+    Raises:
+        DcaError: DCA-404 for whatever tarfile's own filter should refuse as well, and has not in every release: a name
+            that is not below the folder, a member below a link, a hard link to anything but a file before it, a device;
+            further for a name that stands there twice, and for more than an archive grows to.
+    """
+    kinds: dict[str, str] = {}
+    size, most = 0, _most(archive)
+    for member in tar:
+        name = member.name.rstrip("/")
+        _check_name(member.name, archive)
+        size += member.size
+        if size > most or len(kinds) > MOST_MEMBERS:
+            raise _bomb(archive, size)
+        if not (member.isreg() or member.isdir() or member.islnk() or member.issym()):
+            raise _leaves(archive, f"{name} is no file, folder or link")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        name = "/".join(parts)
+        above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+        if through := [one for one in above if kinds.get(one, "dir") != "dir"]:
+            raise _leaves(archive, f"{name}, which lies below {through[0]}, a {kinds[through[0]]}")
+        if name in kinds and not (member.isdir() and kinds[name] == "dir"):
+            raise _leaves(archive, f"{name}, which stands there twice")
+        if member.issym() or member.islnk():
+            _check_name(member.linkname, archive, up=member.issym())
+        if member.islnk() and kinds.get("/".join(p for p in member.linkname.split("/") if p != ".")) != "file":
+            raise _leaves(archive, f"{name} -> {member.linkname}, which is no file before it")
+        kinds[name] = "dir" if member.isdir() else "link" if member.issym() else "file"
+        kinds.update({one: "dir" for one in above if one not in kinds})
+    return [member.name for member in tar.getmembers()]
+
+
+def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    """A wheel's files below `folder`.
+
+    Args:
+        archive: the wheel.
+        folder: where they go.
+        wanted: which of them, by name.
+
+    Raises:
+        DcaError: DCA-404 for names that would leave the folder, for links, and for a damaged archive.
+    """
+    try:
+        with zipfile.ZipFile(archive) as wheel:
+            _check_entries(wheel, archive)
+            members = [info for info in wheel.infolist() if wanted(info.filename)]
+            for info in members:
+                _read_to_its_end(wheel, info)
+            wheel.extractall(folder, members)  # noqa: S202 - every name was checked above
+            for info in members:
+                if (info.external_attr >> 16) & 0o100 and not info.is_dir():
+                    (folder / info.filename).chmod(0o755)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise _damaged(archive, error) from None
+
+
+def _check_entries(wheel: zipfile.ZipFile, archive: Path) -> None:
+    names: set[str] = set()
+    size, most = 0, _most(archive)
+    for info in wheel.infolist():
+        name = info.filename
+        _check_name(name, archive)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _leaves(archive, f"{name} is {'a link' if kind == stat.S_IFLNK else 'no file'}")
+        if name.rstrip("/") in names:
+            raise _leaves(archive, f"{name}, which stands there twice")
+        names.add(name.rstrip("/"))
+        size += info.file_size
+        if size > most or len(names) > MOST_MEMBERS:
+            raise _bomb(archive, size)
+
+
+def _read_to_its_end(wheel: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Check a member's content before anything is written."""
+    with wheel.open(info) as stream:
+        while stream.read(1 << 20):
+            pass
+
+
+def _check_name(name: str, archive: Path, *, up: bool = False) -> None:
+    """Refuse names that are not below their folder; a link's target may go `up`, and is looked at once it lies there.
+
+    Names so long that the system would not resolve them are how links have been hidden from that look.
+    """
+    climbs = ".." in name.split("/") and not up
+    if name.startswith("/") or climbs or "\\" in name or "\0" in name or len(os.fsencode(name)) > LONGEST_NAME:
+        raise _leaves(archive, name)
+
+
+def _leaves(archive: Path, what: str) -> DcaError:
+    return DcaError(
+        "DCA-404",
+        f"{archive.name} holds a path that leaves its folder: {what[:200]!r}.",
+        remedy="do not use this archive.",
+    )
+
+
+def _bomb(archive: Path, size: int) -> DcaError:
+    return DcaError(
+        "DCA-404",
+        f"{archive.name} would unpack to {size >> 20} MiB or more, from {archive.stat().st_size >> 10} KiB.",
+        remedy="do not use this archive.",
+    )
+
+
+def _damaged(archive: Path, error: Exception) -> DcaError:
+    return DcaError("DCA-404", f"{archive.name} is damaged.", why=str(error), remedy="fetch it again.")

@@ -1,0 +1,84 @@
+"""Where the data lies: `build/` and `patches/` of a checkout, or the copies inside an installed package."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# What runs in a wheel's or a build's environment, where neither this tool nor its packages are installed.
+IN_WHEEL_ENV = PACKAGE / "in_wheel_env"
+
+
+@cache
+def data_root() -> Path:
+    """The folder that holds `build/` and `patches/`."""
+    checkout = PACKAGE.parent.parent
+    if (checkout / "build" / "recipes").is_dir() and (checkout / "scripts" / "dca") == PACKAGE:
+        return checkout
+    return PACKAGE / "_data"
+
+
+def recipes_folder() -> Path:
+    """One TOML file per recipe."""
+    return data_root() / "build" / "recipes"
+
+
+def toolkits_folder() -> Path:
+    """One TOML file per place a CUDA toolkit can be had from."""
+    return data_root() / "build" / "toolkits"
+
+
+def models_folder() -> Path:
+    """One TOML file per model."""
+    return data_root() / "build" / "models"
+
+
+def gpus_file() -> Path:
+    """The GPUs that can be named, and the memory that a server takes outside of any formula."""
+    return data_root() / "build" / "gpus" / "gpus.toml"
+
+
+def serving_folder() -> Path:
+    """One TOML file per recipe: what its engine is started with."""
+    return data_root() / "build" / "serving"
+
+
+def readers_folder() -> Path:
+    """One TOML file per reader of a model's config.json."""
+    return data_root() / "build" / "readers"
+
+
+def reader_lock(reader: str) -> Path:
+    """The packages that are put in front of the environment a reader runs in."""
+    return data_root() / "build" / "locks" / "readers" / f"{reader}.txt"
+
+
+def locks_folder(recipe: str) -> Path:
+    """The locks of one recipe: `run.txt`, `build.txt`, and `kernels.txt` where it offers bare kernels."""
+    return data_root() / "build" / "locks" / recipe
+
+
+def build_lock(recipe: str, profile: str) -> Path:
+    """The packages that a recipe is built with."""
+    return locks_folder(recipe) / ("kernels.txt" if profile == "kernels" else "build.txt")
+
+
+def run_lock(recipe: str, profile: str) -> Path:
+    """The packages that its wheel runs with."""
+    return locks_folder(recipe) / ("kernels.txt" if profile == "kernels" else "run.txt")
+
+
+def lean_folder() -> Path:
+    """The CMake project of the lean profile."""
+    return data_root() / "build" / "lean"
+
+
+def patches_folder(recipe: str) -> Path:
+    """The patch series of one recipe."""
+    return data_root() / "patches" / recipe
+
+
+def failures_folder() -> Path:
+    """Known failures, and the causes and remedies of this tool's own codes: one TOML file per stage."""
+    return data_root() / "build" / "failures"

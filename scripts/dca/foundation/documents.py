@@ -1,0 +1,117 @@
+"""JSON documents in and out: the base of every value that a stage returns and leaves on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from dca.foundation import store
+from dca.foundation.errors import DcaError
+
+D = TypeVar("D", bound="Document")
+
+
+class Value(BaseModel):
+    """A frozen value that knows every one of its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Document(Value):
+    """A value with a schema name, written as one JSON file."""
+
+    SCHEMA: ClassVar[str]
+
+    @model_serializer(mode="wrap")
+    def _with_schema(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"schema": self.SCHEMA, **handler(self)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_schema(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "schema" in data:
+            if data["schema"] != cls.SCHEMA:
+                raise ValueError(f"schema is {data['schema']!r}, expected {cls.SCHEMA!r}")
+            return {key: value for key, value in data.items() if key != "schema"}
+        return data
+
+
+def json_schema(kind: type[Document]) -> dict[str, Any]:
+    """The JSON Schema of a document on disk."""
+    # What is written is what is read back, and the serializer's own schema says only that it is an object.
+    told = kind.model_json_schema(mode="validation")
+    return told | {"properties": {"schema": {"const": kind.SCHEMA}, **told["properties"]}}
+
+
+def canonical(data: Any) -> bytes:
+    """Bytes of a JSON value that depend on the value alone: sorted keys, two spaces, one newline at the end."""
+    return (json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def dumps(document: BaseModel) -> bytes:
+    """A document's canonical bytes."""
+    return canonical(document.model_dump(mode="json"))
+
+
+def digest(data: Any) -> str:
+    """sha256 of a JSON value's canonical bytes, as hexadecimal."""
+    return hashlib.sha256(canonical(data)).hexdigest()
+
+
+def write(document: BaseModel, path: Path) -> None:
+    """Write a document beside its final name and move it there."""
+    store.write_bytes(path, dumps(document))
+
+
+def read(kind: type[D], path: Path) -> D:
+    """Read a document back.
+
+    Raises:
+        DcaError: DCA-104 when the file is not such a document.
+    """
+    return parse(kind, path.read_bytes(), path)
+
+
+def parse(kind: type[D], content: bytes, path: Path) -> D:
+    """A document from its bytes.
+
+    Args:
+        path: what a message calls it.
+
+    Raises:
+        DcaError: DCA-104 when they are no such document.
+    """
+    try:
+        # In memory a value knows its own type; on disk only the schema's name says it.
+        given = json.loads(content)
+        named = given.get("schema", "") if isinstance(given, dict) else ""
+        return kind.model_validate({**given, "schema": named} if isinstance(given, dict) else given)
+    except (ValueError, RecursionError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise DcaError(
+            "DCA-104",
+            f"{path} is not a {kind.SCHEMA} document.",
+            why=why,
+            remedy="delete it and run the command again.",
+        ) from None
+
+
+def read_if_whole(kind: type[D], path: Path) -> D | None:
+    """Read a document that can be made again; None when it is not there or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return read(kind, path)
+    except DcaError:
+        return None

@@ -1,0 +1,416 @@
+"""The one place that starts programs: argument list, scrubbed environment, log, deadline, process group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dca.foundation import secrets, store
+from dca.foundation.errors import DcaError, disk_full
+
+# What a program sees of the caller's environment. Everything else is left out, so that a CXX, PYTHONPATH or
+# NVCC_PREPEND_FLAGS that somebody once exported does not change a wheel.
+KEPT = ("HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "TERM")
+# Only programs that go to the network see how to get there.
+KEPT_NETWORK = (
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "all_proxy",
+    "https_proxy",
+    "http_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "UV_INDEX",
+    "UV_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+    "UV_EXTRA_INDEX_URL",
+    "UV_HTTP_TIMEOUT",
+    "UV_NATIVE_TLS",
+    "UV_SYSTEM_CERTS",
+    "UV_KEYRING_PROVIDER",
+    "UV_PYTHON_INSTALL_DIR",
+    "NETRC",
+)
+GRACE_SECONDS = 5.0
+GUARDIAN = Path(__file__).with_name("guardian.py")
+# How programs say ENOSPC and EDQUOT; whichever stage they belong to, that is the cause and not the stage.
+DISK_FULL = ("No space left on device", "Disk quota exceeded")
+
+
+_failures: deque[Completed] = deque(maxlen=1)
+"""The program that failed last."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A program that has ended.
+
+    Args:
+        argv: what was run.
+        returncode: its exit status; negative for a signal, as in subprocess.
+        tail: its last lines of output, standard output and error together.
+        seconds: how long it ran.
+        timed_out: whether it was ended because of its deadline.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int
+    tail: tuple[str, ...]
+    seconds: float
+    timed_out: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended with status 0."""
+        return self.returncode == 0
+
+    @property
+    def text(self) -> str:
+        """The last lines of output as one text."""
+        return "\n".join(self.tail)
+
+
+def last_failure() -> Completed | None:
+    """The program that failed last, with its last lines: what an error that quotes it is about. Probes do not count."""
+    return _failures[-1] if _failures else None
+
+
+def environment(extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
+    """The environment programs get: a few kept variables, a fixed locale and time zone, and `extra`."""
+    kept = KEPT + (KEPT_NETWORK if network else ())
+    env = {name: os.environ[name] for name in kept if name in os.environ}
+    env |= {
+        "LC_ALL": "C.UTF-8",
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return env | dict(extra or {})
+
+
+def which(program: str) -> Path:
+    """A program's path.
+
+    Raises:
+        DcaError: DCA-103 when it is not on PATH.
+    """
+    found = shutil.which(program)
+    if found is None:
+        raise DcaError(
+            "DCA-103",
+            f"`{program}` is not on PATH.",
+            remedy=f"install {program} with your system's package manager and run the command again.",
+        )
+    return Path(found)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    timeout: float | None = None,
+    on_line: Callable[[str], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
+    keep_lines: int = 400,
+    guarded: bool = True,
+    sharing: bool = False,
+    grace: float = GRACE_SECONDS,
+) -> Completed:
+    """Run a program to its end.
+
+    Whatever ends the wait (its deadline, Ctrl-C, an error in `on_line`, kill -9 of this process) also ends every
+    process that it started: it runs in a session of its own below `guardian`, and nothing of that survives. The
+    locks that this process holds stay held until then.
+
+    Args:
+        argv: the program and its arguments; never a shell string.
+        cwd: its working folder.
+        env: its whole environment; `environment()` when not given.
+        log: a file that its output is appended to, without credentials.
+        timeout: its deadline in seconds.
+        on_line: called with each line of output.
+        on_tick: called about once a second while it runs.
+        keep_lines: how many of its last lines are returned.
+        guarded: whether it is ended when this process is killed; without, it starts ten milliseconds sooner.
+        sharing: whether the program and all that it starts hold the locks as well, so that they stay held even when
+            this process and the guardian are killed at once. Not for a program that leaves a server behind.
+        grace: seconds that it has to end by itself when it is asked to, before it is forced.
+
+    Raises:
+        DcaError: DCA-103 when there is no such program, DCA-101 when it failed because the disk is full.
+    """
+    words = tuple(str(word) for word in argv)
+    started = time.monotonic()
+    tail: deque[str] = deque(maxlen=keep_lines)
+    with contextlib.ExitStack() as stack:
+        stream = None
+        hide = secrets.hider()
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(log.open("ab"))
+            stream.write(hide(f"+ {' '.join(words)}\n").encode("utf-8", "surrogateescape"))
+            stream.flush()
+        program = _start(
+            words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing, grace=grace
+        )
+        process = program.process
+        timed_out = False
+        try:
+            for line in _LineReader(process, started, timeout, on_tick):
+                if line is None:
+                    timed_out = True
+                    break
+                if stream is not None:
+                    stream.write(hide(line).encode("utf-8", "replace") + b"\n")
+                    stream.flush()
+                tail.append(line)
+                if on_line is not None:
+                    on_line(line)
+            if not timed_out:
+                timed_out = not _ended(process, None if timeout is None else started + timeout, on_tick)
+        finally:
+            program.end()
+    returncode = program.returncode()
+    if returncode != 0 and any(sign in line for line in tail for sign in DISK_FULL):
+        raise disk_full(f"while {Path(words[0]).name} was running")
+    done = Completed(words, returncode, tuple(tail), time.monotonic() - started, timed_out)
+    # A program that may fail is one that is asked, and starts unguarded.
+    if guarded and not done.ok:
+        _failures.append(done)
+    return done
+
+
+@dataclass
+class _Program:
+    """A program under way.
+
+    Args:
+        name: as it was called.
+        process: the program, or the guardian above it.
+        lifeline: held open as long as it is to run; None without a guardian.
+        report: where the guardian says how the program ended.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    lifeline: int | None = None
+    report: int | None = None
+    told: tuple[str, ...] = ()
+    grace: float = GRACE_SECONDS
+
+    def end(self) -> None:
+        """End it and everything that it started: asked first, forced after a few seconds."""
+        try:
+            if self.lifeline is not None:
+                os.close(self.lifeline)
+                self.lifeline = None
+                # The guardian does it, with a grace of its own.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(self.grace + GRACE_SECONDS)
+        finally:
+            # The guardian has given its grace; and when the user pressed Ctrl-C a second time, it is over.
+            end_session(self.process, self.grace if self.report is None else 0.0)
+            if self.report is not None:
+                self.told = tuple(os.read(self.report, 1024).decode().split())
+                os.close(self.report)
+                self.report = None
+
+    def returncode(self) -> int:
+        """The exit status of a program that has ended, negative for a signal.
+
+        Raises:
+            DcaError: DCA-103 when it could not be started.
+        """
+        if self.told[:1] == ("errno",):
+            raise _not_started(self.name, os.strerror(int(self.told[1])))
+        if self.told:
+            return os.waitstatus_to_exitcode(int(self.told[1]))
+        return int(self.process.returncode)
+
+
+def _start(
+    words: tuple[str, ...], cwd: Path | None, env: dict[str, str], *, guarded: bool, sharing: bool, grace: float
+) -> _Program:
+    """Start a program.
+
+    Raises:
+        DcaError: DCA-103, DCA-204.
+    """
+    if not guarded:
+        return _Program(words[0], _open(words[0], words, cwd, env, ()), grace=grace)
+    locks = store.held()
+    (below, lifeline), (report, above) = os.pipe(), os.pipe()
+    kept = "" if sharing else ",".join(map(str, locks))
+    argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(grace), kept, *words)
+    try:
+        process = _open(words[0], argv, cwd, env, (below, above, *locks))
+    except DcaError:
+        os.close(lifeline)
+        os.close(report)
+        raise
+    finally:
+        os.close(below)
+        os.close(above)
+    return _Program(words[0], process, lifeline, report, grace=grace)
+
+
+def _open(
+    name: str, argv: tuple[str, ...], cwd: Path | None, env: dict[str, str], descriptors: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=descriptors,
+        )
+    except OSError as error:
+        if cwd is not None and not cwd.is_dir():
+            raise DcaError("DCA-204", f"the folder {cwd} does not exist.", remedy="check the path.") from None
+        raise _not_started(name, error.strerror or str(error)) from None
+
+
+def _not_started(program: str, why: str) -> DcaError:
+    return DcaError("DCA-103", f"`{program}` could not be started.", why=why, remedy="install it, or correct the path.")
+
+
+def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callable[[], None] | None) -> bool:
+    """Wait for a program that has closed its output; whether it ended before the deadline."""
+    while process.poll() is None:
+        if end is not None and time.monotonic() > end:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        if on_tick is not None:
+            on_tick()
+    return True
+
+
+def probe(argv: Sequence[str | Path], timeout: float = 10.0) -> Completed:
+    """Ask a program that may be missing or broken; one that cannot be started counts as failed (127)."""
+    try:
+        # It ends by itself within seconds.
+        return run(argv, timeout=timeout, guarded=False)
+    except DcaError as error:
+        return Completed(tuple(str(word) for word in argv), 127, (error.what,), 0.0)
+
+
+class _LineReader:
+    """Yields a process's lines as they come, and None once when the deadline has passed."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        started: float,
+        timeout: float | None,
+        on_tick: Callable[[], None] | None,
+    ) -> None:
+        self._process = process
+        self._end = None if timeout is None else started + timeout
+        self._tick = on_tick
+        self._pending: deque[str] = deque()
+        self._rest = b""
+        self._open = True
+        assert process.stdout is not None  # noqa: S101 - stdout is a pipe above
+        self._descriptor = process.stdout.fileno()
+        os.set_blocking(self._descriptor, False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._descriptor, selectors.EVENT_READ)
+
+    def __iter__(self) -> _LineReader:
+        return self
+
+    def __next__(self) -> str | None:
+        while not self._pending:
+            if not self._open:
+                self._selector.close()
+                raise StopIteration
+            if self._end is not None and time.monotonic() > self._end:
+                self._open = False
+                return None
+            self._read()
+        return self._pending.popleft()
+
+    def _read(self) -> None:
+        if self._selector.select(timeout=1.0):
+            block = os.read(self._descriptor, 1 << 16)
+            *lines, self._rest = (self._rest + block).split(b"\n")
+            if not block:
+                self._open = False
+                if self._rest:
+                    lines, self._rest = [*lines, self._rest], b""
+            # A very long line without an end must not fill the memory.
+            if len(self._rest) > 1 << 20:
+                lines, self._rest = [*lines, self._rest], b""
+            self._pending.extend(line.decode("utf-8", "replace").rstrip("\r") for line in lines)
+        elif self._process.poll() is not None:
+            # The program is gone but something it left behind holds the pipe: do not wait for that.
+            self._open = False
+            if self._rest:
+                self._pending.append(self._rest.decode("utf-8", "replace"))
+        if self._tick is not None:
+            self._tick()
+
+
+def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
+    """End a program and everything in its session: asked first, forced after `grace` seconds.
+
+    ninja puts each compiler into a process group of its own but not into another session, so the session is what
+    finds them all.
+    """
+    try:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace)
+    finally:
+        # Also when the user presses Ctrl-C a second time: then the grace is over.
+        # Looked at again until nothing is left: a process may fork while the others are being ended.
+        end = time.monotonic() + GRACE_SECONDS
+        while (left := _session(process.pid)) and time.monotonic() < end:
+            # The guardian last: it goes on with this if it is interrupted here.
+            for one in sorted(left, key=process.pid.__eq__):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            time.sleep(0.01)
+        if process.stdout is not None:
+            process.stdout.close()
+        process.wait()
+
+
+def _session(session: int) -> list[int]:
+    """Ids of the processes in a session, read from /proc."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            # The program's name is in parentheses and may hold spaces; session is the fourth field after it.
+            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,421 @@
+"""The only room that writes: atomic files and folders, locks, hashes, and the layout of the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dca.foundation.errors import DcaError
+
+# What `flock` says where a file system has no locks, or the server that keeps them is not there.
+_NO_LOCKS = frozenset((errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK))
+CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by dca; safe to delete when no build is running.\n"
+# What folders for the time of a block are called.
+SCRATCH = "dca-scratch"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """sha256 of bytes, as hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file, as hexadecimal, without holding the file in memory."""
+    seen = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            seen.update(block)
+    return seen.hexdigest()
+
+
+def has_hash(path: Path, sha256: str) -> bool:
+    """Whether a kept file is still what it was; one that is not is removed, so that it is fetched again."""
+    if not path.is_file():
+        return False
+    if sha256_file(path) == sha256:
+        return True
+    path.unlink(missing_ok=True)
+    return False
+
+
+def tree_hash(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> str:
+    """sha256 over the sorted paths, executable bits, link targets and contents below a folder.
+
+    Times, owners and the folder's own name do not count, so two copies of the same tree have the same hash.
+
+    Args:
+        root: the folder.
+        skip: whether a path (relative, with `/`) is left out; a folder left out is left out whole.
+    """
+    seen = hashlib.sha256()
+    for relative, path in walk(root, skip=skip):
+        if path.is_symlink():
+            fields = ("link", relative, str(path.readlink()))
+        elif path.is_file():
+            fields = ("exec" if path.stat().st_mode & 0o100 else "file", relative, sha256_file(path))
+        else:
+            raise OSError(errno.EINVAL, "neither a file, a folder nor a link", str(path))
+        # NUL is the one character that no name can have, so no two trees are spelt the same.
+        seen.update("\0".join((*fields, "")).encode("utf-8", "surrogateescape"))
+    return seen.hexdigest()
+
+
+def walk(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> Iterator[tuple[str, Path]]:
+    """Files and links below a folder, sorted, as (relative path, path); folders themselves are not named."""
+    pending = [("", root)]
+    found: list[tuple[str, Path]] = []
+    while pending:
+        prefix, folder = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                relative = prefix + entry.name
+                if skip(relative):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((relative + "/", Path(entry.path)))
+                else:
+                    found.append((relative, Path(entry.path)))
+    yield from sorted(found)
+
+
+def leads_out(link: Path, root: Path) -> bool:
+    """Whether a link leads out of a folder, also by way of other links, or in a circle."""
+    try:
+        return not link.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        return True
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file beside its final name and move it there: afterwards the old or the new file stands, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with incoming(path) as part:
+        with part.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.chmod(mode)
+        part.replace(path)
+
+
+def write_link(path: Path, target: str) -> None:
+    """Make a link beside its final name and move it there; what stands there before is replaced, not followed."""
+    with incoming(path) as part:
+        part.unlink()
+        part.symlink_to(target)
+        part.replace(path)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, seconds: float) -> Iterator[bool]:
+    """Hold a folder against other runs of the tool, without a file in it.
+
+    Args:
+        folder: that is there.
+        seconds: how long to wait for whoever holds it.
+
+    Yields:
+        Whether it is held; on a file system without locks, too.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield _flock(descriptor, time.monotonic() + seconds)
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, end: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # noqa: PERF203 - it is what is waited for
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        except OSError:
+            return True
+        else:
+            return True
+
+
+def write_if_changed(path: Path, data: bytes) -> bool:
+    """Write a file only when its content differs, so that ninja sees no change where there is none."""
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    write_bytes(path, data)
+    return True
+
+
+@contextlib.contextmanager
+def incoming(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file under way; whatever is left there on an error is removed.
+
+    What a killed run left under way for the same `path` is removed first.
+    """
+    part, descriptor = _claim(path, folder=False)
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def incoming_folder(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path` when the block ends well, and disappears when it does not.
+
+    What a killed run left under way for the same `path` is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, descriptor = _claim(path, folder=True)
+    part.chmod(0o755)
+    try:
+        yield part
+        if path.exists() and not _exchanged(part, path):
+            # Moved aside before it is removed: half a folder never stands under the final name.
+            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
+            path.rename(aside / "old")
+            part.rename(path)
+            remove(aside)
+        elif not path.exists():
+            part.rename(path)
+    finally:
+        if part.exists():
+            # Somebody may sweep what was exchanged.
+            with contextlib.suppress(FileNotFoundError):
+                remove(part)
+        os.close(descriptor)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders, so that there is no moment without either; whether the system could."""
+    import ctypes
+
+    if other.is_symlink() or not other.is_dir():
+        return False
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    # AT_FDCWD, and RENAME_EXCHANGE of linux/fs.h.
+    return bool(call(-100, os.fsencode(one), -100, os.fsencode(other), ctypes.c_uint(2)) == 0)
+
+
+@contextlib.contextmanager
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """A folder for the time of the block; those that killed runs left are removed first.
+
+    Args:
+        parent: where it is made; the system's place for temporary files when not given.
+    """
+    part, descriptor = _claim((parent or Path(tempfile.gettempdir())) / SCRATCH, folder=True)
+    try:
+        yield part
+    finally:
+        remove(part)
+        os.close(descriptor)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:60]}."
+
+
+def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
+    """A new file or folder beside `path`, and the descriptor whose lock tells others that its maker lives."""
+    sweep(path)
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
+            try:
+                descriptor = os.open(name, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+        else:
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
+        # Where locks are not known, nobody gets one, and nothing is swept.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Somebody may have swept it before it was locked.
+        if Path(name).exists():
+            return Path(name), descriptor
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, also where folders were made read-only."""
+
+    def unlock(function: Callable[..., object], name: str, _: object) -> None:
+        for folder in (Path(name).parent, Path(name)):
+            if folder.is_dir() and not folder.is_symlink():
+                folder.chmod(0o755)
+        if function in (os.unlink, os.rmdir):
+            function(name)
+        else:
+            shutil.rmtree(name)
+
+    shutil.rmtree(path, onerror=unlock)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The cache folder and what lies where in it.
+
+    Args:
+        root: the cache folder; made with a CACHEDIR.TAG so that backups leave it out.
+        offline: whether what it lacks may not be fetched.
+    """
+
+    root: Path
+    offline: bool = False
+
+    def must_fetch(self, what: str) -> None:
+        """Called by whoever is about to ask the network for something that is not here.
+
+        Raises:
+            DcaError: DCA-409 for a cache that is used offline.
+        """
+        if self.offline:
+            raise DcaError(
+                "DCA-409",
+                f"{what} is not in the cache, and nothing is fetched with --offline.",
+                remedy="bring what the build needs in one file: `dca fetch --bundle FILE` where there is a network, "
+                "then `dca wheel --bundle FILE --offline` here.",
+            )
+
+    def open(self) -> Store:
+        """Make the folder where it is missing, and remove what killed runs left in it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        sweep(self.root / SCRATCH)
+        tag = self.root / "CACHEDIR.TAG"
+        if not tag.exists():
+            write_bytes(tag, CACHEDIR_TAG)
+        return self
+
+    def download(self, sha256: str, name: str) -> Path:
+        """Where a download with this hash lies."""
+        return self.root / "downloads" / sha256 / name
+
+    def folder(self, kind: str, key: str) -> Path:
+        """Where something made by the tool lies: kind is tree, toolkit, env, build, run or lock."""
+        return self.root / kind / key
+
+    @property
+    def uv(self) -> Path:
+        """Uv's own cache: one for all environments, so that they share their files."""
+        return self.root / "uv"
+
+    @contextlib.contextmanager
+    def lock(self, kind: str, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the lock of one folder; `waiting` is called once when somebody else holds it.
+
+        The programs that are run meanwhile share in it (`held`): when this process is killed, the lock is free once
+        they are gone too. That takes the descriptor itself, which filelock does not give.
+
+        Raises:
+            DcaError: DCA-102 where the file system knows no locks: nothing would keep two runs apart.
+        """
+        with self._lock_file(kind, key) as descriptor:
+            if not self._take(descriptor):
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with _holding(descriptor):
+                yield
+
+    @contextlib.contextmanager
+    def try_lock(self, kind: str, key: str) -> Iterator[bool]:
+        """Hold the lock of one folder as `lock` does, where nobody else holds it; whether that is so."""
+        with self._lock_file(kind, key) as descriptor:
+            if not self._take(descriptor):
+                yield False
+                return
+            with _holding(descriptor):
+                yield True
+
+    @contextlib.contextmanager
+    def _lock_file(self, kind: str, key: str) -> Iterator[int]:
+        path = self._lock(kind, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _take(self, descriptor: int) -> bool:
+        """Lock an open file; whether nobody else has."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise DcaError(
+                "DCA-102",
+                f"the cache folder {self.root} lies on a file system without locks.",
+                why=f"flock says: {error.strerror}. Two runs could spoil each other's work there.",
+                remedy="put the cache on a local disk: --cache-dir DIR (DCA_CACHE_DIR), or make CACHE=DIR.",
+            ) from None
+        return True
+
+    def holder(self, kind: str, key: str) -> str:
+        """Who holds a lock, in words for a message."""
+        with contextlib.suppress(OSError, ValueError):
+            process = int(self._lock(kind, key).read_text())
+            if Path(f"/proc/{process}").exists():
+                return f"another run (process {process})"
+        return "another run, or what a killed one has left,"
+
+    def _lock(self, kind: str, key: str) -> Path:
+        return self.root / "locks" / f"{kind}-{key}.lock"
+
+
+# Descriptors of the locks that this process holds.
+_HELD: list[int] = []
+
+
+@contextlib.contextmanager
+def _holding(descriptor: int) -> Iterator[None]:
+    """What a taken lock is held for: its file names this process, and the programs that it runs share it."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    _HELD.append(descriptor)
+    try:
+        yield
+    finally:
+        _HELD.remove(descriptor)
+        os.ftruncate(descriptor, 0)
+        # Closing alone would not free it for a program that has inherited the descriptor.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def held() -> tuple[int, ...]:
+    """Descriptors of the locks that this process holds, for the programs that it runs to share in."""
+    return tuple(_HELD)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed runs left under way for a file or folder; what a living run makes is left alone."""
+    try:
+        names = [entry.name for entry in os.scandir(path.parent)]
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name.startswith(_prefix(path)) and name.endswith(".part"):
+            part = path.parent / name
+            with contextlib.suppress(OSError):
+                descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove(part) if part.is_dir() else part.unlink()
+                finally:
+                    os.close(descriptor)

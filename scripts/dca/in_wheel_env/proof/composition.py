@@ -1,0 +1,420 @@
+"""The wheel's own dual chunk attention, its Python run on the CPU, against the oracle."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from .. import oracle
+from .case import Case, Wrong, compare
+from .conversion import Kernel
+from .layer import Conversation, Layer, Shape, call, implementation, run_rotary
+from .layer import Modules as Modules
+from .stand_ins import on_cpu
+
+PAGE, PAGES, DIM, BASE = 16, 400, 32, 10_000.0
+CHUNKING = oracle.Chunking(size=640, local=192)
+# Above this, prompts are longer than the model was trained on, and logits grow.
+ORIGINAL = 700
+HEADS, KV_HEADS, SCALE = 4, 2, DIM**-0.5
+# Vertical and slash sizes of each head; 30 is the size that the backend raises.
+SIZES = [(48, 106), (30, 101), (100, 112), (64, 108)]
+# Lengths of prompts by the number of chunks that they reach into.
+LENGTHS = {"one chunk": 330, "two chunks": 800, "three chunks": 1200, "five chunks": 2101}
+# What one rounding to the dtype of the queries may change; both sides compute in float32 at least.
+TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+def cases(modules: Modules, kernel: Kernel) -> list[Case]:
+    """Prefill and decode, dense and sparse, over one, two, three and five chunks."""
+    found = []
+    for (title, length), sparse in itertools.product(LENGTHS.items(), (False, True)):
+        kind = "sparse" if sparse else "dense"
+        short = title.replace(" ", "-")
+        bench = partial(Bench, modules, kernel, sparse)
+        found += [
+            Case(f"prefill/{kind}/{short}", f"{kind} prefill over {title}", partial(_prefill, bench, length, 1)),
+            Case(
+                f"prefill/{kind}/{short}/in-pieces",
+                f"{kind} chunked prefill over {title}",
+                partial(_prefill, bench, length, 3),
+            ),
+            Case(
+                f"decode/{kind}/{short}",
+                f"decode behind a {kind} prefill over {title}",
+                partial(_decode, bench, length),
+            ),
+        ]
+    all_dense, all_sparse = partial(Bench, modules, kernel, False), partial(Bench, modules, kernel, True)
+    return [
+        *found,
+        Case("prefill/dense/batch", "dense prefill of several prompts at once", partial(_batch, all_dense)),
+        Case("prefill/sparse/batch", "sparse prefill of several prompts at once", partial(_batch, all_sparse)),
+        Case("decode/batch", "decode of sequences in different chunks at once", partial(_decode_batch, all_dense)),
+        Case("mixed/batch", "prefill and decode in one batch", partial(_mixed, all_sparse)),
+        Case("prefill/sparse/short", "a prompt below the threshold is dense", partial(_short, modules, kernel)),
+        Case("prefill/sparse/rank", "the second GPU takes its own heads' lines", partial(_rank, modules, kernel)),
+        Case("prefill/sparse/few", "stages that no line was chosen for", partial(_few, modules, kernel)),
+        Case("prefill/sparse/many", "more lines than the first span has keys", partial(_many, modules, kernel)),
+        Case("prefill/unscaled", "no length factor without an original length", partial(_unscaled, modules, kernel)),
+        Case("config/defaults", "what a config leaves out is as models expect", partial(_defaults, modules, kernel)),
+        Case("config/metadata", "each step is told the config and its prompts' lengths", partial(_metadata, modules)),
+        Case(
+            "positions/1m",
+            "rotary positions of the 1M models",
+            partial(_positions, modules, kernel, oracle.Chunking(262_144, 8_192), 1_010_000),
+        ),
+        Case(
+            "positions/wide",
+            "rotary positions where most of a chunk is local",
+            partial(_positions, modules, kernel, oracle.Chunking(640, 384), 4096),
+        ),
+    ]
+
+
+def _shape(original: int) -> Shape:
+    return Shape(HEADS, KV_HEADS, DIM, BASE, CHUNKING, original, torch.float32, 4096, PAGE)
+
+
+@dataclasses.dataclass
+class Random(Conversation):
+    """A conversation of random tokens.
+
+    Attributes:
+        q: `[tokens, heads, dim]`.
+        k: `[tokens, kv_heads, dim]`.
+        v: as `k`.
+        factors: what each key was multiplied with when it went into the cache.
+    """
+
+    q: Tensor = dataclasses.field(default_factory=torch.Tensor)
+    k: Tensor = dataclasses.field(default_factory=torch.Tensor)
+    v: Tensor = dataclasses.field(default_factory=torch.Tensor)
+    factors: list[float] = dataclasses.field(default_factory=list)
+
+
+class Bench:
+    """The wheel's layer and rotary embedding with a paged cache, and the oracle beside them."""
+
+    def __init__(
+        self,
+        modules: Modules,
+        kernel: Kernel,
+        sparse: bool,
+        seed: int,
+        *,
+        original: int = ORIGINAL,
+        threshold: int = 100,
+        rank: int = 0,
+        sizes: Sequence[tuple[int, int]] = SIZES,
+    ) -> None:
+        self.modules, self.kernel, self.sparse, self.original, self.rank = modules, kernel, sparse, original, rank
+        self.threshold, self.sizes = threshold, list(sizes)
+        self.random = torch.Generator().manual_seed(seed)
+        self.free = torch.randperm(PAGES, generator=self.random)
+        with on_cpu(modules.backend, modules.rotary, kernel, rank):
+            self.layer = Layer(modules, _shape(original), PAGES, sizes if sparse else None, threshold)
+        self.worst: dict[str, float] = {}
+
+    def sequence(self, prompt: int, new: int = 0) -> Random:
+        """A random sequence of a prompt and some tokens behind it."""
+        tokens = prompt + new
+        q, k, v = (torch.randn(tokens, heads, DIM, generator=self.random) for heads in (HEADS, KV_HEADS, KV_HEADS))
+        count = -(-tokens // PAGE)
+        pages, self.free = self.free[:count], self.free[count:]
+        return Random(pages, prompt, q=q, k=k, v=v)
+
+    def step(self, *work: tuple[Random, int]) -> None:
+        """Run the layer over the next tokens of some sequences and compare its answer with the oracle's.
+
+        Prompts come first in a batch, as in the engine.
+
+        Raises:
+            Wrong: they differ.
+        """
+        prefills = [(one, count) for one, count in work if one.done < one.prompt]
+        decodes = [(one, count) for one, count in work if one.done >= one.prompt]
+        ordered = prefills + decodes
+        rows = [torch.arange(one.done, one.done + count) for one, count in ordered]
+        q, k, v = (
+            torch.cat([getattr(one, name)[at] for (one, _), at in zip(ordered, rows)]) for name in ("q", "k", "v")
+        )
+        with on_cpu(self.modules.backend, self.modules.rotary, self.kernel, self.rank) as functions:
+            turned = self.layer.turn(torch.cat(rows), q, k)
+            got = self.layer.run(turned, v, self.layer.metadata(ordered))
+        tolerance = max(TOLERANCE[dtype] for dtype in functions.seen)
+        first = 0
+        for one, count in ordered:
+            what = f"{'decode' if one.done >= one.prompt else 'prefill'} of tokens {one.done} to {one.done + count - 1}"
+            want = self._want(one, count)
+            worst = compare(what, got[first : first + count], want, tolerance)
+            if worst / tolerance >= self.worst.get("largest difference", 0.0) / self.worst.get("allowed", 1.0):
+                self.worst |= {"largest difference": worst, "allowed": tolerance}
+            first += count
+            one.done += count
+
+    def _want(self, one: Random, count: int) -> Tensor:
+        """What the oracle says of the next tokens of a sequence: `[count, heads, dim]`, float64."""
+        end = one.done + count
+        factor = oracle.length_factor(max(one.prompt, end), self.original)
+        # Keys keep the factor of the step that wrote them.
+        one.factors += [factor] * (end - len(one.factors))
+        k = one.k[:end].double() * torch.tensor(one.factors, dtype=torch.float64)[:, None, None]
+        q, v, scale = one.q[one.done : end].double(), one.v[:end].double(), SCALE * factor
+        if self.sparse and one.prompt > self.threshold and one.done < one.prompt:
+            sizes = self.sizes[self.rank * HEADS : self.rank * HEADS + HEADS]
+            found, chosen = oracle.sparse_prefill(q, k, v, CHUNKING, BASE, scale, sizes)
+            self._clear(chosen)
+            dense = oracle.prefill(q, k, v, CHUNKING, BASE, scale)
+            away = float((found.out - dense.out).abs().max())
+            self.worst["away from dense"] = max(away, self.worst.get("away from dense", 0.0))
+            return found.out
+        return oracle.prefill(q, k, v, CHUNKING, BASE, scale).out
+
+    def _clear(self, chosen: list[list[oracle.Selection]]) -> None:
+        """Refuse random numbers whose choice of lines hangs on the last digits of a score."""
+        for selection in itertools.chain.from_iterable(chosen):
+            for scores, lines in (
+                (selection.vertical_scores, selection.vertical),
+                (selection.slash_scores, selection.slash),
+            ):
+                left = torch.ones_like(scores, dtype=torch.bool)
+                left[lines] = False
+                if bool(left.any()) and float(scores[lines].min()) < float(scores[left].max()) * (1 + 1e-5):
+                    raise Unclear
+
+
+class Unclear(Exception):  # noqa: N818 - it is no error: other random numbers are taken
+    """The random numbers at hand do not tell two choices of lines apart."""
+
+
+def clearly(run: Callable[[int], dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Run with a seed, or the next one whose random numbers are clear."""
+    for more in itertools.count():
+        try:
+            return run(seed + 1_000_003 * more)
+        except Unclear:  # noqa: PERF203 - it is rare
+            if more == 20:
+                raise Wrong("no random numbers tell the choices of lines apart") from None
+    raise AssertionError
+
+
+def _prefill(bench: Callable[[int], Bench], length: int, pieces: int, seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        one = at.sequence(length)
+        sizes = [length // pieces] * (pieces - 1)
+        for size in [*sizes, length - sum(sizes)]:
+            at.step((one, size))
+        return {"tokens": length, "pieces": pieces, **at.worst}
+
+    return clearly(run, seed)
+
+
+def _decode(bench: Callable[[int], Bench], length: int, seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        # Ends short of a chunk's border, so that decoding crosses it.
+        prompt = -(-length // CHUNKING.stride) * CHUNKING.stride - 3
+        one = at.sequence(prompt, 6)
+        at.step((one, prompt))
+        for _ in range(6):
+            at.step((one, 1))
+        return {"prompt": prompt, "tokens": 6, **at.worst}
+
+    return clearly(run, seed)
+
+
+def _batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        several = [at.sequence(length) for length in (1200, 90, 800)]
+        at.step(*((one, one.prompt) for one in several))
+        return {"prompts": len(several), **at.worst}
+
+    return clearly(run, seed)
+
+
+def _decode_batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        several = [at.sequence(length, 3) for length in (95, 446, 896, 1500, 2239)]
+        for one in several:
+            at.step((one, one.prompt))
+        for _ in range(3):
+            at.step(*((one, 1) for one in several))
+        return {"sequences": len(several), **at.worst}
+
+    return clearly(run, seed)
+
+
+def _mixed(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = bench(seed)
+        old, new = at.sequence(960, 2), at.sequence(1050)
+        at.step((old, 960))
+        at.step((new, 525), (old, 1))
+        at.step((new, 525), (old, 1))
+        return {"sequences": 2, **at.worst}
+
+    return clearly(run, seed)
+
+
+def _short(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    at = Bench(modules, kernel, True, seed, threshold=900)
+    one = at.sequence(900)
+    at.step((one, 900))
+    return at.worst
+
+
+def _rank(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
+        at = Bench(modules, kernel, True, seed, rank=1, sizes=[(200, 180), (190, 170), (180, 160), (170, 150), *SIZES])
+        one = at.sequence(1200)
+        at.step((one, 1200))
+        return at.worst
+
+    return clearly(run, seed)
+
+
+def _few(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    """One line of each kind besides those that are always attended: most stages get none of them."""
+
+    def run(seed: int) -> dict[str, Any]:
+        at = Bench(modules, kernel, True, seed, sizes=[(31, 101)] * HEADS)
+        one = at.sequence(2101)
+        at.step((one, 2101))
+        return at.worst
+
+    return clearly(run, seed)
+
+
+def _many(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    """The first span clips the sizes to its keys, and they stay so for the spans behind it."""
+
+    def run(seed: int) -> dict[str, Any]:
+        at = Bench(modules, kernel, True, seed, sizes=[(500, 600), (460, 450), (30, 900), (600, 101)])
+        one = at.sequence(1200)
+        at.step((one, 1200))
+        return at.worst
+
+    return clearly(run, seed)
+
+
+def _unscaled(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
+    at = Bench(modules, kernel, False, seed, original=0)
+    one = at.sequence(1500, 2)
+    at.step((one, 1500))
+    at.step((one, 1))
+    at.step((one, 1))
+    return at.worst
+
+
+def _defaults(modules: Modules, kernel: Kernel, _seed: int) -> dict[str, Any]:
+    table = [{str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(SIZES)}]
+    for given, enabled in (({}, False), ({"sparse_attention_config": table}, True)):
+        with on_cpu(modules.backend, modules.rotary, kernel):
+            layer = implementation(modules, _shape(0), given, 0)
+        _equal(
+            layer,
+            sparse_attention_enabled=enabled,
+            sparse_attention_threshold=32_768,
+            sparse_attention_last_q=64,
+            original_max_position_embeddings=0,
+        )
+    return {}
+
+
+def _metadata(modules: Modules, _seed: int) -> dict[str, Any]:
+    """What the backend's builder adds to that of ordinary attention, which is left out."""
+    backend = modules.backend
+    config = {"chunk_size": 640, "local_size": 192, "original_max_position_embeddings": ORIGINAL}
+    builder = object.__new__(backend.DualChunkFlashAttentionMetadataBuilder)
+    builder.runner = SimpleNamespace(
+        device=torch.device("cpu"),
+        pin_memory=False,
+        block_size=2 * PAGE,
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(dual_chunk_attention_config=config)),
+    )
+    ordinary = call(
+        backend.FlashAttentionMetadata,
+        num_prefills=1,
+        num_prefill_tokens=300,
+        num_decode_tokens=1,
+        slot_mapping=torch.arange(301),
+        multi_modal_placeholder_index_maps=None,
+        enable_kv_scales_calculation=False,
+        seq_lens=[300, 95],
+        seq_lens_tensor=torch.tensor([300, 95]),
+        max_prefill_seq_len=300,
+        max_decode_seq_len=95,
+        context_lens_tensor=None,
+        block_tables=None,
+        use_cuda_graph=False,
+        max_query_len=300,
+        max_decode_query_len=1,
+        query_start_loc=None,
+        seq_start_loc=None,
+        # Releases differ in who tells whole lengths: this builder, or the ordinary one.
+        orig_seq_lens=[900, 95],
+        orig_seq_lens_tensor=torch.tensor([900, 95]),
+    )
+    with contextlib.ExitStack() as replaced:
+        for name, answer in (("prepare", None), ("_add_seq_group", None), ("build", ordinary)):
+            replaced.enter_context(
+                mock.patch.object(backend.FlashAttentionMetadataBuilder, name, create=True, return_value=answer)
+            )
+        builder.prepare()
+        # A prompt of 900 tokens of which 300 are there, and one of 70 behind which 25 were written.
+        builder._add_seq_group(SimpleNamespace(prompt_lens=[900, 70], seq_lens=[300, 95]), True, False)
+        built = builder.build([300, 95], [300, 1], 0, 2)
+    _equal(built, block_size=2 * PAGE, orig_seq_lens=[900, 95], **config)
+    if built.orig_seq_lens_tensor.tolist() != [900, 95]:
+        raise Wrong(f"whole lengths are {built.orig_seq_lens_tensor.tolist()} in place of [900, 95]")
+    return {}
+
+
+def _equal(found: Any, **wanted: Any) -> None:
+    for name, want in wanted.items():
+        if (got := getattr(found, name)) != want:
+            raise Wrong(f"{name} is {got!r} in place of {want!r}")
+
+
+def _positions(modules: Modules, kernel: Kernel, chunking: oracle.Chunking, length: int, seed: int) -> dict[str, Any]:
+    """The tables themselves, up to a model's own length: at every border, and at random."""
+    base, dim, stride = 1e7, 8, chunking.stride
+    borders = [
+        n * stride + d for n in range(4) for d in (-1, 0, 1, chunking.local - 1, chunking.local, chunking.local + 1)
+    ]
+    random = torch.randint(0, length, (200,), generator=torch.Generator().manual_seed(seed)).tolist()
+    positions = torch.tensor(sorted({p for p in [*borders, *random, length - 1] if 0 <= p < length}))
+    x = torch.zeros(len(positions), 1, dim, dtype=torch.float32)
+    x[..., : dim // 2] = 1
+    with on_cpu(modules.backend, modules.rotary, kernel):
+        rotary = modules.rotary.DualChunkRotaryEmbedding(
+            dim, dim, length, base, True, torch.float32, chunking.size, chunking.local
+        )
+        query, key, *others = run_rotary(rotary, positions, x.flatten(1), x.flatten(1))
+    places = oracle.query_positions(positions, chunking)
+    worst = 0.0
+    for name, got, want in (
+        ("keys", key, oracle.key_positions(positions, chunking)),
+        ("queries", query, places.intra),
+        ("queries towards the previous chunk", others[0], places.successive),
+        ("queries towards older chunks", others[1], places.inter),
+        ("queries that choose in the previous chunk", others[2], places.successive_critical),
+        ("queries that choose in older chunks", others[3], places.inter_critical),
+    ):
+        turned = oracle.rotate(x.double(), want, base)
+        # Tables in float32: an angle of half a million turns has four digits left behind the point.
+        worst = max(worst, compare(f"rotated {name}", got.view(turned.shape), turned, 0.08))
+    return {"positions": len(positions), "largest difference": worst}

@@ -1,0 +1,686 @@
+"""The kernels of a wheel, run on a GPU, against the oracle; see `bounds` for how near they must come."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import oracle
+from ..oracle import Converted
+from . import conversion, speed, whole
+from .bounds import UNIT, Largest, Reference, Worst, bounded, with_absolutes
+from .case import Case, Wrong
+from .conversion import BLOCK
+from .layer import Modules
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is under test.
+
+    Attributes:
+        source: where it comes from, for people.
+        convert: the op `convert_vertical_slash_indexes`, outputs first.
+        convert_mergehead: the op that takes a number of lines for each head.
+        sparse: `(q, k, v, converted, scale, causal, out)` to out and log-sum-exp; tensors
+            `[batch, tokens, heads, dim]`, log-sum-exp `[batch, heads, queries]`.
+        dense: `(q, k, v, query_starts, key_starts, longest_query, longest_key, scale, causal, out)` to out and
+            log-sum-exp; tensors `[tokens, heads, dim]`, log-sum-exp `[heads, queries]`.
+        sparse_ragged: as `dense`, with `converted` behind v; not every release has it.
+    """
+
+    source: str
+    convert: Callable[..., Any]
+    convert_mergehead: Callable[..., Any]
+    sparse: Callable[..., tuple[Tensor, Tensor]]
+    dense: Callable[..., tuple[Tensor, Tensor]]
+    sparse_ragged: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+
+def load_kernels(bare: bool) -> Kernels:
+    """The kernels that lie on the path of this process.
+
+    Args:
+        bare: take the extension modules of `dca_kernels`; otherwise vLLM and its functions.
+    """
+    return _of_modules() if bare else _of_vllm()
+
+
+def _of_vllm() -> Kernels:
+    importlib.import_module("vllm._custom_ops")
+    flash = importlib.import_module("vllm.vllm_flash_attn")
+
+    def sparse(q: Tensor, k: Tensor, v: Tensor, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
+        return flash.sparse_attn_func(
+            q, k, v, *converted, softmax_scale=scale, causal=causal, return_softmax_lse=True, out=out
+        )
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, *where: Any) -> Any:
+        return flash.flash_attn_varlen_func(q=q, k=k, v=v, **_ragged(*where), return_softmax_lse=True)
+
+    def ragged(q: Tensor, k: Tensor, v: Tensor, converted: Converted, *where: Any) -> Any:
+        return flash.sparse_attn_varlen_func(q, k, v, *converted, **_ragged(*where), return_softmax_lse=True)
+
+    ops = torch.ops._C
+    return Kernels(
+        "vLLM",
+        ops.convert_vertical_slash_indexes,
+        ops.convert_vertical_slash_indexes_mergehead,
+        sparse,
+        dense,
+        ragged if hasattr(flash, "sparse_attn_varlen_func") else None,
+    )
+
+
+def _ragged(
+    query_starts: Tensor, key_starts: Tensor, longest_query: int, longest_key: int, scale: float, causal: bool, out: Any
+) -> dict[str, Any]:
+    return {
+        "cu_seqlens_q": query_starts,
+        "cu_seqlens_k": key_starts,
+        "max_seqlen_q": longest_query,
+        "max_seqlen_k": longest_key,
+        "softmax_scale": scale,
+        "causal": causal,
+        "out": out,
+    }
+
+
+def _of_modules() -> Kernels:
+    ops = importlib.import_module("dca_kernels").load()
+    of = {name.partition("::")[2]: name.partition("::")[0] for name in ops}
+
+    def op(name: str) -> Any:
+        return getattr(getattr(torch.ops, of[name]), name)
+
+    def sparse(q: Tensor, k: Tensor, v: Tensor, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
+        given = {**converted._asdict(), "softmax_scale": scale, "causal": causal, "out": out}
+        return _call(op("fwd_sparse"), q=q, k=k, v=v, **given)
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, *where: Any) -> Any:
+        return _call(op("varlen_fwd"), q=q, k=k, v=v, **_ragged(*where))
+
+    def ragged(q: Tensor, k: Tensor, v: Tensor, converted: Converted, *where: Any) -> Any:
+        return _call(op("varlen_fwd_sparse"), q=q, k=k, v=v, **converted._asdict(), **_ragged(*where))
+
+    return Kernels(
+        "bare kernels",
+        op("convert_vertical_slash_indexes"),
+        op("convert_vertical_slash_indexes_mergehead"),
+        sparse,
+        dense,
+        ragged if "varlen_fwd_sparse" in of else None,
+    )
+
+
+# What the ops take beside the tensors, and what they call it; releases differ in which of these there are.
+_NEUTRAL = {
+    "alibi_slopes": None,
+    "p_dropout": 0.0,
+    "window_size_left": -1,
+    "window_size_right": -1,
+    "softcap": 0.0,
+    "return_softmax": False,
+    "gen": None,
+    "seqused_k": None,
+    "leftpad_k": None,
+    "block_table": None,
+    "zero_tensors": False,
+}
+
+
+def _call(op: Any, **given: Any) -> tuple[Tensor, Tensor]:
+    given = {**_NEUTRAL, **given, "is_causal": given["causal"]}
+    out, lse, *_ = op(*(given[argument.name] for argument in op.default._schema.arguments))
+    return out, lse
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is proven.
+
+    Attributes:
+        dim: of one head.
+        ranks: query heads and key heads of one GPU of a tensor-parallel group.
+        lengths: of queries and keys.
+        batches: sizes of batches.
+        dtypes: of the tensors.
+        rows: random rows of 64 queries that the index conversion is compared on.
+        sampled: rows of a head at a model's lengths.
+        runs: how often the same call must give the same bits.
+        layer: what the whole layer is run on.
+        timed: what is timed; nothing if not given.
+    """
+
+    dim: int
+    ranks: tuple[tuple[int, int], ...]
+    lengths: tuple[tuple[int, int], ...]
+    batches: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
+    rows: int
+    sampled: int
+    runs: int
+    layer: whole.Plan
+    timed: speed.Plan | None
+
+
+# The 1M models have 28 heads over 4 key heads, and 40 over 8; each by the ranks that it can be cut into.
+FULL = Extent(
+    dim=128,
+    ranks=((28, 4), (14, 2), (7, 1), (40, 8), (20, 4), (10, 2), (5, 1)),
+    lengths=((1, 200), (64, 64), (65, 65), (130, 333), (192, 640), (577, 1001)),
+    batches=(1, 3),
+    dtypes=(torch.bfloat16, torch.float16),
+    rows=20_000,
+    sampled=200,
+    runs=20,
+    layer=whole.FULL,
+    timed=speed.FULL,
+)
+QUICK = replace(
+    FULL,
+    ranks=((7, 1), (10, 2)),
+    lengths=((65, 65), (130, 333)),
+    batches=(2,),
+    rows=2_000,
+    sampled=10,
+    layer=whole.QUICK,
+    timed=None,
+)
+
+
+def cases(
+    kernels: Kernels, modules: Modules | None, *, quick: bool, device: str = "cuda", extent: Extent | None = None
+) -> list[Case]:
+    """The cases.
+
+    Args:
+        kernels: what is under test.
+        modules: the wheel's Python of the layer; none where there are only kernels, see `left_out`.
+        quick: only what takes less than a minute.
+        device: where it runs.
+        extent: how much, in place of what `quick` stands for.
+    """
+    extent = extent or (QUICK if quick else FULL)
+    bench = Bench(kernels, extent, device)
+    converting = bench.conversion()
+    found = conversion.cases(converting, extent.rows, extent.sampled)
+    found.append(
+        Case("conversion/same", f"index conversion gives the same {extent.runs} times", partial(_same_rows, bench))
+    )
+    for dtype, causal, (heads, kv_heads) in itertools.product(extent.dtypes, (True, False), extent.ranks):
+        kind, name = "causal" if causal else "full", str(dtype).rpartition(".")[2]
+        found.append(
+            Case(
+                f"sparse/{name}/{kind}/{heads}-{kv_heads}",
+                f"sparse attention of {heads} heads over {kv_heads} key heads in {name}, {_kind(causal)}",
+                partial(_sparse, bench, dtype, causal, heads, kv_heads),
+            )
+        )
+    for dtype in extent.dtypes:
+        name = str(dtype).rpartition(".")[2]
+        found.append(
+            Case(f"dense/{name}", f"dense attention of ragged lengths in {name}", partial(_dense, bench, dtype))
+        )
+        if kernels.sparse_ragged:
+            proves = f"sparse attention of ragged lengths in {name}"
+            found.append(Case(f"sparse/{name}/ragged", proves, partial(_sparse_ragged, bench, dtype)))
+    found += [
+        Case("sparse/own-columns", "every sequence of a batch attends its own columns", partial(_own_columns, bench)),
+        Case("sparse/future", "causal sparse attention does not see what comes later", partial(_future, bench)),
+        Case("sparse/empty", "a row that attends nothing is zero with +inf", partial(_empty, bench)),
+        Case("sparse/full-cover", "sparse attention to everything is dense attention", partial(_full_cover, bench)),
+        Case("sparse/leftovers", "what lies behind the counts is not attended", partial(_leftovers, bench)),
+        Case("sparse/same", f"sparse attention gives the same bits {extent.runs} times", partial(_same, bench)),
+    ]
+    if modules:
+        found += whole.cases(modules, extent.layer, device, converting)
+    if extent.timed:
+        found += speed.cases(kernels, extent.timed, device)
+    return [replace(case, run=partial(_settled, case.run, device)) for case in found]
+
+
+def left_out(kernels: Kernels, modules: Modules | None, *, quick: bool) -> list[str]:
+    """What these cases do not prove, each in a few words."""
+    found = []
+    if not kernels.sparse_ragged:
+        found.append("sparse attention of ragged lengths: this release has no such function")
+    if modules is None:
+        found.append("the whole layer: there are only kernels, without vLLM")
+    elif quick:
+        found.append("the whole layer at the lengths of a 1M model")
+    return [*found, "speed"] if quick else found
+
+
+def _settled(run: Callable[[int], dict[str, Any]], device: str, seed: int) -> dict[str, Any]:
+    """Run a case and wait for the GPU, so that what goes wrong there is told of the case that it belongs to."""
+    if device == "cpu":
+        return run(seed)
+    try:
+        figures = run(seed)
+        torch.cuda.synchronize()
+    except torch.cuda.OutOfMemoryError as error:
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        raise Wrong(f"this does not fit into the {total:.0f} GiB of this GPU, so it is not proven here") from error
+    finally:
+        # The next case may need it in one piece.
+        torch.cuda.empty_cache()
+    return figures
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of sparse attention.
+
+    Attributes:
+        q: `[batch, queries, heads, dim]`.
+        k: `[batch, keys, kv_heads, dim]`.
+        v: as `k`.
+        converted: what is attended, on the CPU.
+        causal: as the function takes it.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    converted: Converted
+    causal: bool
+
+    @property
+    def scale(self) -> float:
+        """What logits are multiplied with."""
+        return float(self.q.shape[-1] ** -0.5)
+
+    def reference(self, b: int, other: int | None = None) -> Reference:
+        """What one sequence must answer; with `other`, what it would answer over another one's keys and values."""
+        q, k, v = (t[b if other is None or t is self.q else other].double() for t in (self.q, self.k, self.v))
+        part = oracle.sparse_attention(q, k, with_absolutes(v), self.converted, self.scale, self.causal, b)
+        attended = int((self.converted.block_count[b] * BLOCK + self.converted.column_count[b]).max())
+        return bounded(part, q, Largest.of(k, v), attended, self.scale, self.q.dtype)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The kernels, how much is proven of them, and where."""
+
+    kernels: Kernels
+    extent: Extent
+    device: str
+
+    def conversion(self) -> conversion.Kernel:
+        """The index conversion as its own cases take it."""
+
+        def kernel(batch: conversion.Batch, into: Converted) -> None:
+            def numbers(values: Sequence[int]) -> Tensor:
+                return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+            outputs = [tensor.to(self.device) for tensor in into]
+            given = [numbers(batch.query_lengths), numbers(batch.key_lengths)]
+            given += [lines.to(self.device).contiguous() for lines in (batch.vertical, batch.slash)]
+            sizes = (batch.longest, BLOCK, BLOCK, batch.causal)
+            if batch.vertical_count is not None and batch.slash_count is not None:
+                counts = (numbers(batch.vertical_count), numbers(batch.slash_count))
+                self.kernels.convert_mergehead(*outputs, *given, *counts, *sizes)
+            else:
+                self.kernels.convert(*outputs, *given, *sizes)
+            for told, output in zip(into, outputs):
+                told.copy_(output)
+
+        return kernel
+
+    def random(self, shape: Sequence[int], dtype: torch.dtype, random: torch.Generator, spread: float = 1.0) -> Tensor:
+        """Normal numbers, drawn on the CPU: a seed means the same everywhere."""
+        return (torch.randn(*shape, generator=random) * spread).to(dtype).to(self.device)
+
+    def tensors(
+        self,
+        dtype: torch.dtype,
+        batch: int,
+        heads: int,
+        kv_heads: int,
+        queries: int,
+        keys: int,
+        random: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values. Queries are sharpened, so that a single key can be missed."""
+        dim = self.extent.dim
+        return (
+            self.random((batch, queries, heads, dim), dtype, random, 2.0),
+            self.random((batch, keys, kv_heads, dim), dtype, random),
+            self.random((batch, keys, kv_heads, dim), dtype, random),
+        )
+
+    def problem(
+        self,
+        dtype: torch.dtype,
+        causal: bool,
+        batch: int,
+        heads: int,
+        kv_heads: int,
+        queries: int,
+        keys: int,
+        seed: int,
+    ) -> Problem:
+        """A call with random lines."""
+        random = torch.Generator().manual_seed(seed)
+        lines = random_lines([queries] * batch, [keys] * batch, heads, causal, random)
+        return Problem(*self.tensors(dtype, batch, heads, kv_heads, queries, keys, random), lines, causal)
+
+    def run(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Out `[batch, queries, heads, dim]` and log-sum-exp `[batch, queries, heads]`, both over poison."""
+        q = problem.q
+        out = torch.full_like(q, torch.nan)
+        self.poison(q.shape[0] * q.shape[1] * q.shape[2])
+        converted = Converted(*(tensor.to(self.device) for tensor in problem.converted))
+        found, lse = self.kernels.sparse(q, problem.k, problem.v, converted, problem.scale, problem.causal, out)
+        if not _same_bits(found, out):
+            raise Wrong("sparse attention: `out` was given, but not written to")
+        return found, lse.transpose(1, 2)
+
+    def poison(self, numbers: int) -> None:
+        """Fill memory that the next outputs of this many float32 numbers are likely to get with NaN.
+
+        The allocator hands out freed memory again as it is; what a kernel leaves unwritten then shows.
+        """
+        held = [torch.full((numbers,), torch.nan, device=self.device) for _ in range(4)]
+        del held
+
+
+def random_lines(
+    queries: Sequence[int], keys: Sequence[int], heads: int, causal: bool, random: torch.Generator
+) -> Converted:
+    """Conversions of random lines: few enough that most keys are left out, and some columns in every row."""
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=random))
+
+    fewest = min(keys)
+    reach = min(k if causal else q + k for q, k in zip(queries, keys))
+    verticals = [number(1, min(90, fewest)) for _ in range(heads)]
+    slashes = [number(1, min(5, reach)) for _ in range(heads)]
+    shape = (len(keys), heads)
+    vertical = torch.zeros((*shape, max(verticals)), dtype=torch.int32)
+    slash = torch.zeros((*shape, max(slashes)), dtype=torch.int32)
+    for b, h in itertools.product(range(len(keys)), range(heads)):
+        places = torch.randperm(fewest, generator=random)[: verticals[h]].sort().values
+        distances = torch.randperm(reach, generator=random)[: slashes[h]]
+        if causal:
+            # As in the layer, where the nearest keys are always attended.
+            distances[int(distances.argmin())] = 0
+        vertical[b, h, : verticals[h]] = places
+        slash[b, h, : slashes[h]] = distances.sort(descending=True).values
+    return oracle.convert(queries, keys, vertical, slash, max(queries), causal, verticals, slashes)
+
+
+def _sparse(bench: Bench, dtype: torch.dtype, causal: bool, heads: int, kv_heads: int, seed: int) -> dict[str, Any]:
+    worst, calls = Worst(), 0
+    for batch, (queries, keys) in itertools.product(bench.extent.batches, bench.extent.lengths):
+        problem = bench.problem(dtype, causal, batch, heads, kv_heads, queries, keys, seed + calls)
+        _check(problem, *bench.run(problem), worst)
+        calls += 1
+    return {"calls": calls, "unit roundoff": UNIT[dtype], **worst.figures}
+
+
+def _check(problem: Problem, out: Tensor, lse: Tensor, worst: Worst) -> None:
+    batch, queries, heads, _ = problem.q.shape
+    keys, kv_heads = problem.k.shape[1:3]
+    for b in range(batch):
+        what = f"sequence {b} of {batch}, {queries} queries, {keys} keys, {heads} heads over {kv_heads}"
+        _hold(problem.reference(b), out[b], lse[b], what, worst)
+
+
+def _hold(reference: Reference, out: Tensor, lse: Tensor, what: str, worst: Worst) -> None:
+    worst.within("log-sum-exp", what, lse, reference.lse, reference.lse_bound)
+    worst.within("output", what, out, reference.out, reference.out_bound)
+
+
+def _own_columns(bench: Bench, seed: int) -> dict[str, Any]:
+    """Columns alone, other ones in each sequence, and keys and values of their own."""
+    worst = Worst()
+    heads, kv_heads = bench.extent.ranks[-1]
+    random = torch.Generator().manual_seed(seed)
+    batch, queries, keys, columns = 3, 130, 300, 70
+    for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
+        shape = (batch, heads, -(-queries // BLOCK))
+        index = torch.stack(
+            [torch.randperm(keys, generator=random)[:columns].sort().values for _ in range(batch * heads * shape[-1])]
+        )
+        only = Converted(
+            torch.zeros(shape, dtype=torch.int32),
+            torch.zeros((*shape, 1), dtype=torch.int32),
+            torch.full(shape, columns, dtype=torch.int32),
+            index.view(*shape, columns).to(torch.int32),
+        )
+        problem = Problem(*bench.tensors(dtype, batch, heads, kv_heads, queries, keys, random), only, causal)
+        out, lse = bench.run(problem)
+        for b in range(batch):
+            what = f"columns of sequence {b} of {batch}"
+            try:
+                _hold(problem.reference(b), out[b], lse[b], what, worst)
+            except Wrong:
+                _refuse_others(problem, b, out[b], lse[b])
+                raise
+    return worst.figures
+
+
+def _refuse_others(problem: Problem, b: int, out: Tensor, lse: Tensor) -> None:
+    """Say so if a sequence attended another one's keys and values."""
+    for other in range(problem.q.shape[0]):
+        try:
+            _hold(problem.reference(b, other), out, lse, "", Worst())
+        except Wrong:
+            continue
+        raise Wrong(f"sequence {b} of a batch attends the columns of sequence {other}")
+
+
+def _future(bench: Bench, seed: int) -> dict[str, Any]:
+    """Keys and values behind a query are changed; its answer must keep every bit."""
+    heads, kv_heads = bench.extent.ranks[-1]
+    checked = 0
+    for dtype, (queries, keys) in itertools.product(bench.extent.dtypes, ((200, 200), (256, 256), (150, 333))):
+        random = torch.Generator().manual_seed(seed + checked)
+        q, k, v = bench.tensors(dtype, 2, heads, kv_heads, queries, keys, random)
+        for lines in (
+            random_lines([queries] * 2, [keys] * 2, heads, True, random),
+            _everything(queries, keys, heads, 2, True),
+        ):
+            out, lse = bench.run(Problem(q, k, v, lines, True))
+            for first in (1, 64, 64 + 17, queries - 1):
+                # The first query that may notice; all before it must not.
+                later = keys - queries + first
+                other_k, other_v = k.clone(), v.clone()
+                other_k[:, later:] = bench.random(k[:, later:].shape, dtype, random, 3.0)
+                other_v[:, later:] = bench.random(v[:, later:].shape, dtype, random, 3.0)
+                out2, lse2 = bench.run(Problem(q, other_k, other_v, lines, True))
+                same = (out[:, :first] == out2[:, :first]).all(-1) & (lse[:, :first] == lse2[:, :first])
+                if not bool(same.all()):
+                    b, row, head = (int(n) for n in (~same).nonzero()[0])
+                    raise Wrong(
+                        f"query {row} of {queries}, whose last key is {row + keys - queries}, answers otherwise when "
+                        f"keys from {later} on are changed (head {head}, sequence {b}, {dtype}): it sees the future"
+                    )
+                checked += 1
+    return {"changes": checked}
+
+
+def _everything(queries: int, keys: int, heads: int, batch: int, causal: bool) -> Converted:
+    """A conversion that attends every key: one distance for each block, and so many that the first key is reached."""
+    reach = keys if causal else keys + queries
+    slash = torch.arange(0, reach + BLOCK, BLOCK, dtype=torch.int32).flip(0).expand(batch, heads, -1)
+    vertical = torch.zeros((batch, heads, 1), dtype=torch.int32)
+    return oracle.convert([queries] * batch, [keys] * batch, vertical, slash, queries, causal)
+
+
+def _empty(bench: Bench, seed: int) -> dict[str, Any]:
+    """Rows without anything beside rows with a block and with columns alone."""
+    worst, rows = Worst(), 0
+    heads, kv_heads = bench.extent.ranks[-1]
+    for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
+        random = torch.Generator().manual_seed(seed)
+        q, k, v = bench.tensors(dtype, 2, heads, kv_heads, 300, 300, random)
+        shape = (2, heads, 5)
+        blocks, columns = (torch.zeros(shape, dtype=torch.int32) for _ in range(2))
+        blocks[..., 1], columns[..., 3] = 1, 2
+        offset, index = (torch.zeros((*shape, size), dtype=torch.int32) for size in (1, 2))
+        index[...] = torch.tensor([3, 150])
+        problem = Problem(q, k, v, Converted(blocks, offset, columns, index), causal)
+        out, lse = bench.run(problem)
+        for row in (0, 2, 4):
+            part = slice(row * BLOCK, row * BLOCK + BLOCK)
+            if bool((out[:, part] != 0).any()) or not bool((lse[:, part] == torch.inf).all()):
+                raise Wrong(
+                    f"row block {row}, which attends nothing, answers {float(out[:, part].flatten()[0]):.6g} with a "
+                    f"log-sum-exp of {float(lse[:, part].flatten()[0]):.6g}, want 0 and inf ({dtype})"
+                )
+            rows += lse[:, part].numel()
+        _check(problem, out, lse, worst)
+    return {"empty rows": rows, **worst.figures}
+
+
+def _full_cover(bench: Bench, seed: int) -> dict[str, Any]:
+    worst, between = Worst(), 0.0
+    heads, kv_heads = bench.extent.ranks[0]
+    for dtype, causal, (queries, keys) in itertools.product(bench.extent.dtypes, (True, False), bench.extent.lengths):
+        random = torch.Generator().manual_seed(seed)
+        q, k, v = bench.tensors(dtype, 1, heads, kv_heads, queries, keys, random)
+        problem = Problem(q, k, v, _everything(queries, keys, heads, 1, causal), causal)
+        out, lse = bench.run(problem)
+        starts = [torch.tensor([0, n], dtype=torch.int32, device=bench.device) for n in (queries, keys)]
+        other = torch.full_like(q[0], torch.nan)
+        other, other_lse = bench.kernels.dense(q[0], k[0], v[0], *starts, queries, keys, problem.scale, causal, other)
+        last = torch.arange(keys - queries, keys, device=bench.device) if causal else None
+        qs, ks = q[0].double(), k[0].double()
+        part = oracle.attend(qs, ks, with_absolutes(v[0]), problem.scale, last)
+        reference = bounded(part, qs, Largest.of(ks, v), keys, problem.scale, dtype)
+        what = f"{queries} queries and all of {keys} keys, {'' if causal else 'not '}causal"
+        _hold(reference, out[0], lse[0], f"sparse attention, {what}", worst)
+        _hold(reference, other, other_lse.t(), f"dense attention, {what}", worst)
+        between = max(between, float((out[0].double() - other.double()).abs().max()))
+    return {"sparse to dense": between, **worst.figures}
+
+
+def _leftovers(bench: Bench, seed: int) -> dict[str, Any]:
+    """The op that merges heads leaves memory as it is behind the counts; here other keys stand there."""
+    heads, kv_heads = bench.extent.ranks[-1]
+    random = torch.Generator().manual_seed(seed)
+    calls = 0
+    for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
+        problem = bench.problem(dtype, causal, 2, heads, kv_heads, 200, 400, seed)
+        out, lse = bench.run(problem)
+        given = problem.converted
+        others = []
+        for count, lines in ((given.block_count, given.block_offset), (given.column_count, given.column_index)):
+            behind = torch.arange(lines.shape[-1]) >= count[..., None]
+            # Places that exist, so that a kernel that reads them answers wrongly and does not fall over.
+            others.append(
+                torch.where(behind, torch.randint(0, 330, lines.shape, generator=random).to(lines.dtype), lines)
+            )
+        changed = Converted(given.block_count, others[0], given.column_count, others[1])
+        out2, lse2 = bench.run(replace(problem, converted=changed))
+        if not (_same_bits(out, out2) and _same_bits(lse, lse2)):
+            raise Wrong(f"what stands behind the counts changes the answer ({dtype}, {_kind(causal)})")
+        calls += 2
+    return {"calls": calls}
+
+
+def _same(bench: Bench, seed: int) -> dict[str, Any]:
+    heads, kv_heads = bench.extent.ranks[0]
+    for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
+        queries, keys = bench.extent.lengths[-1]
+        problem = bench.problem(dtype, causal, bench.extent.batches[-1], heads, kv_heads, queries, keys, seed)
+        first = bench.run(problem)
+        for again in range(1, bench.extent.runs):
+            if not all(_same_bits(*pair) for pair in zip(first, bench.run(problem))):
+                raise Wrong(f"run {again + 1} of the same call gives other bits ({dtype}, {_kind(causal)})")
+    return {"runs": bench.extent.runs}
+
+
+def _same_rows(bench: Bench, seed: int) -> dict[str, Any]:
+    from random import Random
+
+    rng, kernel = Random(seed), bench.conversion()
+    for call in range(5):
+        batch = conversion.random_batch(rng)
+        first = batch.poisoned()
+        kernel(batch, first)
+        for again in range(1, bench.extent.runs):
+            other = batch.poisoned()
+            kernel(batch, other)
+            for name, *pair in zip(Converted._fields, first, other):
+                if not torch.equal(*pair):
+                    raise Wrong(f"run {again + 1} of the same conversion gives another {name} (call {call})")
+    return {"runs": bench.extent.runs, "calls": 5}
+
+
+# Sequences of a batch one behind the other: a single query, one short of a block, one more than two.
+RAGGED = ((1, 70), (63, 191), (130, 130))
+
+
+def _ragged_tensors(bench: Bench, dtype: torch.dtype, random: torch.Generator) -> tuple[Any, ...]:
+    heads, kv_heads = bench.extent.ranks[-1]
+    queries, keys = zip(*RAGGED)
+    q, k, v = (t[0] for t in bench.tensors(dtype, 1, heads, kv_heads, sum(queries), sum(keys), random))
+    starts = [[0, *itertools.accumulate(lengths)] for lengths in (queries, keys)]
+    on = [torch.tensor(start, dtype=torch.int32, device=bench.device) for start in starts]
+    return q, k, v, starts, (*on, max(queries), max(keys))
+
+
+def _dense(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any]:
+    worst = Worst()
+    random = torch.Generator().manual_seed(seed)
+    for causal in (True, False):
+        q, k, v, (query_starts, key_starts), where = _ragged_tensors(bench, dtype, random)
+        scale = float(q.shape[-1] ** -0.5)
+        bench.poison(q.shape[0] * q.shape[1])
+        out, lse = bench.kernels.dense(q, k, v, *where, scale, causal, torch.full_like(q, torch.nan))
+        for b, (queries, keys) in enumerate(RAGGED):
+            rows, columns = (slice(starts[b], starts[b + 1]) for starts in (query_starts, key_starts))
+            last = torch.arange(keys - queries, keys, device=bench.device) if causal else None
+            qs, ks = q[rows].double(), k[columns].double()
+            part = oracle.attend(qs, ks, with_absolutes(v[columns]), scale, last)
+            reference = bounded(part, qs, Largest.of(ks, v), keys, scale, dtype)
+            what = f"dense attention, sequence {b} of {queries} queries and {keys} keys, {_kind(causal)}"
+            _hold(reference, out[rows], lse[:, rows].t(), what, worst)
+    return {"unit roundoff": UNIT[dtype], **worst.figures}
+
+
+def _sparse_ragged(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any]:
+    worst = Worst()
+    random = torch.Generator().manual_seed(seed)
+    if bench.kernels.sparse_ragged is None:
+        raise Wrong("this release has no sparse attention of ragged lengths")
+    queries, keys = ([pair[n] for pair in RAGGED] for n in (0, 1))
+    for causal in (True, False):
+        q, k, v, (query_starts, key_starts), where = _ragged_tensors(bench, dtype, random)
+        scale = float(q.shape[-1] ** -0.5)
+        lines = random_lines(queries, keys, q.shape[1], causal, random)
+        bench.poison(q.shape[0] * q.shape[1])
+        on = Converted(*(tensor.to(bench.device) for tensor in lines))
+        poisoned = torch.full_like(q, torch.nan)
+        out, lse = bench.kernels.sparse_ragged(q, k, v, on, *where, scale, causal, poisoned)
+        for b in range(len(RAGGED)):
+            rows, columns = (slice(starts[b], starts[b + 1]) for starts in (query_starts, key_starts))
+            # Only a batch that is one query long everywhere drops causality; for a single query it is the same.
+            qs, ks = q[rows].double(), k[columns].double()
+            part = oracle.sparse_attention(qs, ks, with_absolutes(v[columns]), lines, scale, causal, b)
+            attended = int((lines.block_count[b] * BLOCK + lines.column_count[b]).max())
+            reference = bounded(part, qs, Largest.of(ks, v), attended, scale, dtype)
+            what = f"sequence {b} of {queries[b]} queries and {keys[b]} keys, {_kind(causal)}"
+            _hold(reference, out[rows], lse[:, rows].t(), what, worst)
+    return {"unit roundoff": UNIT[dtype], **worst.figures}
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal, NaN at the same places included."""
+    return a.shape == b.shape and bool(((a == b) | (torch.isnan(a) & torch.isnan(b))).all())
+
+
+def _kind(causal: bool) -> str:
+    return "causal" if causal else "not causal"

@@ -1,0 +1,236 @@
+"""The wheel's layer and rotary embedding, built and called as the engine does it, at any size and on any device."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import oracle
+
+
+@dataclasses.dataclass(frozen=True)
+class Modules:
+    """The two modules of the wheel that compute dual chunk attention."""
+
+    backend: Any
+    rotary: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What of a model decides what its layers compute.
+
+    Attributes:
+        heads: query heads of this GPU.
+        kv_heads: key heads of this GPU.
+        dim: of one head.
+        base: `rope_theta`.
+        chunking: the lengths of the chunks.
+        original: `original_max_position_embeddings`; 0 turns the length factor off.
+        dtype: of weights, activations and the KV cache.
+    """
+
+    heads: int
+    kv_heads: int
+    dim: int
+    base: float
+    chunking: oracle.Chunking
+    original: int
+    dtype: torch.dtype
+
+    @property
+    def scale(self) -> float:
+        """What logits are multiplied with, without the length factor."""
+        return float(self.dim**-0.5)
+
+
+# One of four GPUs that serve the smaller 1M model.
+ONE_OF_FOUR = Model(
+    heads=7,
+    kv_heads=1,
+    dim=128,
+    base=1e7,
+    chunking=oracle.Chunking(262_144, 8_192),
+    original=262_144,
+    dtype=torch.bfloat16,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape(Model):
+    """A model with what of the engine around it decides the same.
+
+    Attributes:
+        positions: rows of the table of rotated keys.
+        page: tokens of one page of the KV cache.
+        device: where it runs.
+    """
+
+    positions: int
+    page: int = 16
+    device: str = "cpu"
+
+
+@dataclasses.dataclass
+class Conversation:
+    """A prompt and what follows it, with its place in the cache.
+
+    Attributes:
+        pages: int64, the pages of the cache that hold its tokens.
+        prompt: how many tokens the prompt has.
+        done: how many tokens lie in the cache.
+    """
+
+    pages: Tensor
+    prompt: int
+    done: int = 0
+
+    def slots(self, count: int, page: int) -> Tensor:
+        """Where the next tokens go: int64 `[count]`."""
+        at = torch.arange(self.done, self.done + count, device=self.pages.device)
+        return self.pages[at // page] * page + at % page
+
+
+class Layer:
+    """One attention layer of the wheel, with its rotary embedding and a paged cache that nothing was written to."""
+
+    def __init__(
+        self, modules: Modules, shape: Shape, pages: int, sizes: Sequence[tuple[int, int]] | None, threshold: int
+    ) -> None:
+        """Build it.
+
+        Args:
+            modules: of the wheel.
+            shape: what it computes.
+            pages: of the cache.
+            sizes: numbers of vertical and slash lines of every head of every rank; none for dense attention.
+            threshold: prompts above it are sparse.
+        """
+        self.modules, self.shape = modules, shape
+        self.cache = torch.full(
+            (2, pages, shape.page, shape.kv_heads, shape.dim), torch.nan, dtype=shape.dtype, device=shape.device
+        )
+        config: dict[str, Any] = {"chunk_size": shape.chunking.size, "local_size": shape.chunking.local}
+        if shape.original:
+            config["original_max_position_embeddings"] = shape.original
+        if sizes is not None:
+            table = {str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(sizes)}
+            others = {head: ["vertical_and_slash", 33, 103, 1.0] for head in table}
+            config |= {
+                # It is the second of three layers: the others' lines must not be taken for its own.
+                "sparse_attention_config": [others, table, others],
+                "sparse_attention_enabled": True,
+                "sparse_attention_threshold": threshold,
+            }
+        self._layer = implementation(modules, shape, config, 1)
+        self._rotary = modules.rotary.DualChunkRotaryEmbedding(
+            shape.dim,
+            shape.dim,
+            shape.positions,
+            shape.base,
+            True,
+            shape.dtype,
+            shape.chunking.size,
+            shape.chunking.local,
+        )
+
+    def turn(self, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """Rotate: query, key, succ, inter, succ critical, inter critical, each `[tokens, heads * dim]`."""
+        return run_rotary(self._rotary, positions, q.flatten(1), k.flatten(1))
+
+    def run(self, turned: tuple[Tensor, ...], value: Tensor, metadata: Any) -> Tensor:
+        """The layer's answer, `[tokens, heads, dim]`; releases differ in how they take the queries."""
+        query, key, *others = turned
+        value = value.flatten(1)
+        if "query_succ" in inspect.signature(self._layer.forward).parameters:
+            found = self._layer.forward(query, key.clone(), value, self.cache, metadata, 1.0, 1.0, *others)
+        else:
+            one = torch.tensor(1.0, device=self.shape.device)
+            owner = type("Layer", (), {"_k_scale": one, "_v_scale": one})()
+            queries = torch.cat((query, *others), dim=-1)
+            found = self._layer.forward(owner, queries, key.clone(), value, self.cache, metadata)
+        return found.view(-1, self.shape.heads, self.shape.dim)
+
+    def metadata(self, work: Sequence[tuple[Conversation, int]]) -> Any:
+        """What the engine tells the layer of the next tokens of some sequences, those with a prompt to do first."""
+        prefills = sum(one.done < one.prompt for one, _ in work)
+        lengths = [one.done + count for one, count in work]
+        tokens = [count for _, count in work]
+        # The engine tells the whole prompt's length, also while it is prefilled in pieces.
+        whole = [max(one.prompt, length) for (one, _), length in zip(work, lengths)]
+        widest = max(len(one.pages) for one, _ in work)
+        table = torch.zeros(len(work), widest, dtype=torch.int32)
+        for row, (one, _) in zip(table, work):
+            row[: len(one.pages)] = one.pages
+        starts = [0, *itertools.accumulate(tokens)]
+        shape = self.shape
+
+        def numbers(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=shape.device)
+
+        return call(
+            self.modules.backend.DualChunkFlashAttentionMetadata,
+            num_prefills=prefills,
+            num_prefill_tokens=starts[prefills],
+            num_decode_tokens=starts[-1] - starts[prefills],
+            slot_mapping=torch.cat([one.slots(count, shape.page) for one, count in work]),
+            multi_modal_placeholder_index_maps=None,
+            enable_kv_scales_calculation=False,
+            seq_lens=lengths,
+            seq_lens_tensor=numbers(lengths),
+            orig_seq_lens=whole,
+            orig_seq_lens_tensor=numbers(whole),
+            max_prefill_seq_len=max(lengths[:prefills], default=0),
+            max_decode_seq_len=max(lengths[prefills:], default=0),
+            context_lens_tensor=numbers([one.done for one, _ in work]),
+            block_tables=table.to(shape.device),
+            use_cuda_graph=False,
+            max_query_len=max(tokens),
+            max_decode_query_len=1,
+            query_start_loc=numbers(starts),
+            seq_start_loc=numbers([0, *itertools.accumulate(lengths)]),
+            block_size=shape.page,
+            original_max_position_embeddings=shape.original,
+            chunk_size=shape.chunking.size,
+            local_size=shape.chunking.local,
+        )
+
+
+def implementation(modules: Modules, shape: Shape, config: dict[str, Any], index: int) -> Any:
+    """The attention of layer `index`, as the backend makes it for a `dual_chunk_attention_config`."""
+    return call(
+        modules.backend.DualChunkFlashAttentionImpl,
+        num_heads=shape.heads,
+        head_size=shape.dim,
+        scale=shape.scale,
+        num_kv_heads=shape.kv_heads,
+        alibi_slopes=None,
+        sliding_window=None,
+        kv_cache_dtype="auto",
+        dual_chunk_attention_config=config,
+        layer_idx=index,
+        prefix=f"model.layers.{index}.self_attn.attn",
+    )
+
+
+def call(function: Callable[..., Any], **given: Any) -> Any:
+    """Call with those of the arguments that it knows; releases differ in what they take."""
+    known = inspect.signature(function).parameters
+    return function(**{name: value for name, value in given.items() if name in known})
+
+
+def run_rotary(rotary: Any, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    """Each `[tokens, heads * dim]`: query, key, succ, inter, succ critical, inter critical."""
+    own = vars(type(rotary))
+    found = (rotary.forward_native if "forward_native" in own else rotary.forward)(positions, q, k)
+    if len(found) == 6:
+        return tuple(found)
+    query, key = found
+    five = query.chunk(5, dim=-1)
+    return (five[0], key, *five[1:])

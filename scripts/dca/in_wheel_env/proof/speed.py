@@ -1,0 +1,251 @@
+"""How long sparse and dense prefill attention take; nothing here asserts on a time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import oracle
+from ..oracle import Converted, Stage
+from .case import Case
+from .conversion import BLOCK
+from .layer import ONE_OF_FOUR, Model
+
+if TYPE_CHECKING:
+    from .kernels import Kernels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is timed.
+
+    Attributes:
+        model: as one GPU sees it.
+        lengths: of the prompts, in tokens.
+        piece: tokens that the engine prefills at once.
+        sizes: numbers of vertical and slash lines of a head.
+        repeats: how often each piece is timed; the median counts.
+    """
+
+    model: Model
+    lengths: tuple[int, ...]
+    piece: int
+    sizes: tuple[int, int]
+    repeats: int = 3
+
+
+# The sizes are those of most heads in the model's table.
+FULL = Plan(
+    ONE_OF_FOUR,
+    lengths=(32_768, 131_072, 262_144, 524_288, 1_048_576),
+    piece=131_072,
+    sizes=(1000, 6096),
+)
+
+# How much of a query and of a key is the same everywhere. What is the same depends, once rotated, on the distance
+# alone, so that diagonals beside each other are chosen together, as in trained models; noise scatters them.
+PATTERNS = {"banded": 1.0, "scattered": 0.0}
+
+
+def cases(kernels: Kernels, plan: Plan, device: str) -> list[Case]:
+    """One case for each pattern; its figures hold the curve."""
+    return [
+        Case(
+            f"speed/{name}",
+            f"times of sparse and dense prefill, {name} lines",
+            partial(_curve, kernels, plan, device, same),
+        )
+        for name, same in PATTERNS.items()
+    ]
+
+
+def _curve(kernels: Kernels, plan: Plan, device: str, same: float, seed: int) -> dict[str, Any]:
+    curve = []
+    for tokens in plan.lengths:
+        curve.append(_prompt(kernels, plan, device, same, tokens, seed))
+        if device != "cpu":
+            torch.cuda.empty_cache()
+    return {
+        "curve": curve,
+        "heads": plan.model.heads,
+        "key heads": plan.model.kv_heads,
+        "vertical": plan.sizes[0],
+        "slash": plan.sizes[1],
+        "tokens at once": plan.piece,
+        "dtype": str(plan.model.dtype).rpartition(".")[2],
+    }
+
+
+def _prompt(kernels: Kernels, plan: Plan, device: str, same: float, tokens: int, seed: int) -> dict[str, Any]:
+    """One point of the curve: all pieces of a prompt, each cut where a chunk ends."""
+    random = torch.Generator(device).manual_seed(seed)
+    fixed = torch.randn(1, 1, plan.model.dim, generator=random, device=device) * same
+
+    def draw(count: int, heads: int) -> Tensor:
+        noise = torch.randn(count, heads, plan.model.dim, generator=random, device=device)
+        return (noise + fixed).to(plan.model.dtype)
+
+    places = oracle.key_positions(torch.arange(tokens, device=device), plan.model.chunking)
+    k, v = draw(tokens, plan.model.kv_heads), draw(tokens, plan.model.kv_heads)
+    # In parts, because the whole prompt in float64 is not needed at once.
+    k = torch.cat(
+        [oracle.rotate(part, at, plan.model.base) for part, at in zip(k.split(1 << 16), places.split(1 << 16))]
+    )
+    total = {"dense ms": 0.0, "sparse ms": 0.0, "selection ms": 0.0, "conversion ms": 0.0, "attention ms": 0.0}
+    attended = 0.0
+    for begin in range(0, tokens, plan.piece):
+        end = min(begin + plan.piece, tokens)
+        for first, after in oracle.spans(begin, end, plan.model.chunking.stride):
+            span = Span(kernels, plan, k[:after], v[:after], draw(after - first, plan.model.heads), first)
+            clock = Clock(device)
+            total["dense ms"] += _median([clock.time(span.dense) for _ in range(1 + plan.repeats)])
+            runs = [span.sparse(clock) for _ in range(1 + plan.repeats)]
+            for part in ("selection ms", "conversion ms", "attention ms"):
+                total[part] += _median([run[part] for run in runs])
+            total["sparse ms"] += _median([sum(run.values()) for run in runs])
+            attended += span.attended() * (after - first)
+    ratio = total["dense ms"] / total["sparse ms"] if total["sparse ms"] else 0.0
+    return {"tokens": tokens, **total, "ratio": ratio, "keys per query": attended / tokens}
+
+
+def _median(runs: list[float]) -> float:
+    """Of all but the first, which warms up."""
+    return statistics.median(runs[1:])
+
+
+class Clock:
+    """Milliseconds on a device, by its own events where it has them."""
+
+    def __init__(self, device: str) -> None:
+        self._events = device != "cpu"
+
+    def time(self, run: Callable[[], object]) -> float:
+        """How long something takes."""
+        if not self._events:
+            started = time.perf_counter()
+            run()
+            return (time.perf_counter() - started) * 1e3
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        run()
+        after.record()
+        after.synchronize()
+        return float(before.elapsed_time(after))
+
+
+class Span:
+    """The tokens of one piece in one chunk, against all tokens before them."""
+
+    def __init__(self, kernels: Kernels, plan: Plan, k: Tensor, v: Tensor, q: Tensor, first: int) -> None:
+        self.kernels, self.plan, self.k, self.v = kernels, plan, k, v
+        self.end, self.stride = k.shape[0], plan.model.chunking.stride
+        places = oracle.query_positions(torch.arange(first, self.end, device=q.device), plan.model.chunking)
+
+        def turn(at: Tensor, rows: slice = slice(None)) -> Tensor:
+            return torch.cat(
+                [oracle.rotate(*part, plan.model.base) for part in zip(q[rows].split(1 << 15), at[rows].split(1 << 15))]
+            )
+
+        voters = slice(-min(len(q), 64), None)
+        self.turned = [turn(at) for at in (places.intra, places.successive, places.inter)]
+        self.voting = [turn(at, voters) for at in (places.intra, places.successive_critical, places.inter_critical)]
+        own = first // self.stride * self.stride
+        # Where the keys of the stages lie: own chunk, previous chunk, all older ones.
+        borders = ((own, self.end), (own - self.stride, own), (0, own - self.stride))
+        self.stages = [(begin, after) for begin, after in borders if begin >= 0 and after > begin]
+        self.lines: list[list[Stage]] = []
+        self.converted: list[Converted] = []
+
+    @property
+    def queries(self) -> int:
+        """How many there are."""
+        return len(self.turned[0])
+
+    @property
+    def scale(self) -> float:
+        """What logits are multiplied with."""
+        return self.plan.model.scale
+
+    def dense(self) -> Tensor:
+        """Flash attention in each stage, and their merge."""
+        parts = []
+        for n, (begin, after) in enumerate(self.stages):
+            starts = [
+                torch.tensor([0, count], dtype=torch.int32, device=self.k.device)
+                for count in (self.queries, after - begin)
+            ]
+            k, v = self.k[begin:after], self.v[begin:after]
+            sizes = (self.queries, after - begin)
+            parts.append(self.kernels.dense(self.turned[n], k, v, *starts, *sizes, self.scale, n == 0, None))
+        return _merged(parts)
+
+    def sparse(self, clock: Clock) -> dict[str, float]:
+        """The same with lines: milliseconds of their choice, of the conversion, and of attention and merge."""
+        return {
+            "selection ms": clock.time(self._select),
+            "conversion ms": clock.time(self._convert),
+            "attention ms": clock.time(self._attend),
+        }
+
+    def _select(self) -> None:
+        sizes = [self.plan.sizes] * self.plan.model.heads
+        intra, successive, inter = self.voting
+        chosen = oracle.select_vertical_slash(
+            intra, successive, inter, self.k, self.stride, sizes, self.scale, self.queries
+        )
+        stages = [(one.intra, one.successive, one.inter)[: len(self.stages)] for one in chosen]
+        self.lines = [[stage for stage in column if stage] for column in zip(*stages)]
+
+    def _convert(self) -> None:
+        self.converted = [
+            self._converted(lines, after - begin, n == 0)
+            for n, (lines, (begin, after)) in enumerate(zip(self.lines, self.stages))
+        ]
+
+    def _converted(self, lines: list[Stage], keys: int, causal: bool) -> Converted:
+        device = self.k.device
+        rows = -(-self.queries // BLOCK)
+        given, counts = [], []
+        for name in ("vertical", "slash"):
+            of_heads = [getattr(stage, name).to(torch.int32) for stage in lines]
+            given.append(torch.nn.utils.rnn.pad_sequence(of_heads, batch_first=True)[None])
+            counts.append(torch.tensor([len(one) for one in of_heads], dtype=torch.int32, device=device))
+        shapes = ((), (given[1].shape[-1],), (), (given[0].shape[-1],))
+        into = Converted(
+            *(torch.empty((1, len(lines), rows, *more), dtype=torch.int32, device=device) for more in shapes)
+        )
+        lengths = [torch.tensor([count], dtype=torch.int32, device=device) for count in (self.queries, keys)]
+        self.kernels.convert_mergehead(*into, *lengths, *given, *counts, self.queries, BLOCK, BLOCK, causal)
+        return into
+
+    def _attend(self) -> Tensor:
+        parts = []
+        for n, (converted, (begin, after)) in enumerate(zip(self.converted, self.stages)):
+            q, k, v = self.turned[n][None], self.k[None, begin:after], self.v[None, begin:after]
+            out, lse = self.kernels.sparse(q, k, v, converted, self.scale, n == 0, None)
+            parts.append((out[0], lse[0]))
+        return _merged(parts)
+
+    def attended(self) -> float:
+        """Keys that a query attends, on average; each block counts whole."""
+        return sum(
+            float((one.block_count.double() * BLOCK + one.column_count.double()).mean()) for one in self.converted
+        )
+
+
+def _merged(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """One answer out of those of the stages: out `[queries, heads, dim]`, log-sum-exp `[heads, queries]`."""
+    if len(parts) == 1:
+        return parts[0][0]
+    weights = torch.softmax(torch.stack([lse for _, lse in parts]), dim=0).transpose(1, 2)[..., None]
+    merged = parts[0][0] * weights[0]
+    for (out, _), weight in zip(parts[1:], weights[1:]):
+        merged += out * weight
+    return merged.to(parts[0][0].dtype)

@@ -1,0 +1,248 @@
+"""What stands in for the GPU when the wheel's own Python runs on a CPU.
+
+The functions of flash attention are the oracle's, and so is the writing of the KV cache. The index conversion is the
+wheel's own source, compiled for the CPU, where it is at hand. Inputs that the real kernels would read wrongly are
+refused here: offsets that do not ascend, keys in a block and a column, lengths of zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..oracle import Converted, attend, sparse_attention
+from .case import Wrong
+from .conversion import Batch, Kernel
+
+
+class Functions:
+    """The functions of flash attention that vLLM calls, answered by the oracle in float64.
+
+    Attributes:
+        seen: dtypes of the queries that they were given.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[torch.dtype] = set()
+
+    def flash_attn_varlen_func(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float,
+        causal: bool = False,
+        return_softmax_lse: bool = False,
+        **_more: Any,
+    ) -> Any:
+        """Dense attention of sequences one behind the other: out `[tokens, heads, dim]`, lse `[heads, tokens]`."""
+        self.seen.add(q.dtype)
+        out, lse = torch.empty_like(q), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+        queries, keys = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+        for i, (qs, qe) in enumerate(zip(queries, queries[1:])):
+            ks, ke = keys[i], keys[i + 1]
+            if qe - qs > max_seqlen_q or ke - ks > max_seqlen_k:
+                raise Wrong("flash_attn_varlen_func: a sequence is longer than the longest that was announced")
+            last = torch.arange(qe - qs) + (ke - ks) - (qe - qs) if causal else None
+            part = attend(q[qs:qe].double(), k[ks:ke].double(), v[ks:ke].double(), softmax_scale, last)
+            out[qs:qe], lse[:, qs:qe] = part.out.to(out.dtype), part.lse.t().float()
+        return (out, lse) if return_softmax_lse else out
+
+    def flash_attn_with_kvcache(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        block_table: Tensor,
+        cache_seqlens: Tensor,
+        softmax_scale: float,
+        return_softmax_lse: bool = False,
+        **_more: Any,
+    ) -> Any:
+        """One query per sequence against its pages: out `[batch, 1, heads, dim]`, lse `[batch, heads, 1]`.
+
+        A sequence without keys answers NaN: nobody may use what the kernel says of it.
+        """
+        self.seen.add(q.dtype)
+        out, lse = (
+            torch.full_like(q, torch.nan),
+            q.new_full((q.shape[0], q.shape[2], 1), torch.nan, dtype=torch.float32),
+        )
+        size = k_cache.shape[1]
+        for i, length in enumerate(cache_seqlens.tolist()):
+            if length < 0:
+                raise Wrong(f"flash_attn_with_kvcache: a sequence of {length} keys")
+            if length == 0:
+                continue
+            if block_table.shape[1] * size < length:
+                raise Wrong(f"flash_attn_with_kvcache: {length} keys in {block_table.shape[1]} pages of {size}")
+            pages = block_table[i, : -(-length // size)].long()
+            k, v = (cache[pages].flatten(0, 1)[:length].double() for cache in (k_cache, v_cache))
+            part = attend(q[i].double(), k, v, softmax_scale)
+            out[i], lse[i] = part.out.to(out.dtype), part.lse.t().float()
+        return (out, lse) if return_softmax_lse else out
+
+    def sparse_attn_func(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        block_count: Tensor,
+        block_offset: Tensor,
+        column_count: Tensor,
+        column_index: Tensor,
+        *,
+        softmax_scale: float,
+        causal: bool = False,
+        return_softmax_lse: bool = False,
+        **_more: Any,
+    ) -> Any:
+        """Attention over blocks and columns: out as q, lse `[batch, heads, queries]`."""
+        self.seen.add(q.dtype)
+        converted = Converted(block_count, block_offset, column_count, column_index)
+        out, lse = torch.empty_like(q), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+        for i in range(q.shape[0]):
+            part = sparse_attention(q[i].double(), k[i].double(), v[i].double(), converted, softmax_scale, causal, i)
+            out[i], lse[i] = part.out.to(out.dtype), part.lse.t().float()
+        return (out, lse) if return_softmax_lse else out
+
+
+class Ops:
+    """The ops of vLLM that dual chunk attention calls, on the CPU; everything else stays what it is."""
+
+    def __init__(self, kernel: Kernel, real: Any) -> None:
+        self._kernel, self._real = kernel, real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def reshape_and_cache_flash(
+        self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, *_more: Any
+    ) -> None:
+        """Write keys and values to their places in the pages."""
+        for cache, new in ((key_cache, key), (value_cache, value)):
+            cache.view(-1, *cache.shape[2:])[slots.long()] = new.to(cache.dtype)
+
+    def convert_vertical_slash_indexes(
+        self,
+        block_count: Tensor,
+        block_offset: Tensor,
+        column_count: Tensor,
+        column_index: Tensor,
+        q_seqlens: Tensor,
+        kv_seqlens: Tensor,
+        vertical: Tensor,
+        slash: Tensor,
+        context_size: int,
+        block_m: int,
+        block_n: int,
+        causal: bool,
+    ) -> None:
+        """The plain op."""
+        into = Converted(block_count, block_offset, column_count, column_index)
+        self._convert(into, q_seqlens, kv_seqlens, vertical, slash, (context_size, block_m, block_n), causal)
+
+    def convert_vertical_slash_indexes_mergehead(
+        self,
+        block_count: Tensor,
+        block_offset: Tensor,
+        column_count: Tensor,
+        column_index: Tensor,
+        q_seqlens: Tensor,
+        kv_seqlens: Tensor,
+        vertical: Tensor,
+        slash: Tensor,
+        vertical_count: Tensor,
+        slash_count: Tensor,
+        context_size: int,
+        block_m: int,
+        block_n: int,
+        causal: bool,
+    ) -> None:
+        """The op that takes a number of lines for each head."""
+        into = Converted(block_count, block_offset, column_count, column_index)
+        counts = (vertical_count.tolist(), slash_count.tolist())
+        self._convert(into, q_seqlens, kv_seqlens, vertical, slash, (context_size, block_m, block_n), causal, counts)
+
+    def _convert(
+        self,
+        into: Converted,
+        q_seqlens: Tensor,
+        kv_seqlens: Tensor,
+        vertical: Tensor,
+        slash: Tensor,
+        sizes: tuple[int, int, int],
+        causal: bool,
+        counts: Any = (None, None),
+    ) -> None:
+        for name, tensor in (("vertical", vertical), ("slash", slash)):
+            if tensor.dtype != torch.int32:
+                raise Wrong(f"convert_vertical_slash_indexes: {name} indices are {tensor.dtype}")
+        _lines(vertical, counts[0], 1)
+        _lines(slash, counts[1], -1)
+        batch = Batch(q_seqlens.tolist(), kv_seqlens.tolist(), vertical, slash, counts[0], counts[1], causal)
+        if sizes != (batch.longest, 64, 64):
+            raise Wrong(f"convert_vertical_slash_indexes: sizes {sizes}")
+        self._kernel(batch, into)
+
+
+def _lines(lines: Tensor, counts: list[int] | None, step: int) -> None:
+    """The kernel does not check that lines ascend, and that there is one."""
+    for b, h in torch.cartesian_prod(torch.arange(lines.shape[0]), torch.arange(lines.shape[1])).tolist():
+        counted = lines[b, h, : counts[h] if counts else None]
+        if not len(counted) or bool((counted.diff() * step <= 0).any()):
+            raise Wrong(f"convert_vertical_slash_indexes: lines of head {h} are none, or not in order")
+
+
+class _OnCpu(TorchFunctionMode):
+    """Puts on the CPU whatever is asked to go to the GPU."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        given = {key: _cpu(value) for key, value in (kwargs or {}).items()}
+        return func(*(_cpu(value) for value in args), **given)
+
+
+def _cpu(value: Any) -> Any:
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return torch.device("cpu")
+    return "cpu" if isinstance(value, str) and (value == "cuda" or value.startswith("cuda:")) else value
+
+
+@contextlib.contextmanager
+def on_cpu(backend: Any, rotary: Any, kernel: Kernel, rank: int = 0) -> Iterator[Functions]:
+    """Run vLLM's dual chunk attention on the CPU.
+
+    Args:
+        backend: the module with the layer.
+        rotary: the module with the rotary embedding.
+        kernel: the index conversion.
+        rank: which GPU of a tensor-parallel group it believes to be.
+    """
+    functions = Functions()
+    ops = Ops(kernel, torch.ops._C)
+    with contextlib.ExitStack() as replaced:
+        for name in ("flash_attn_varlen_func", "flash_attn_with_kvcache", "sparse_attn_func"):
+            replaced.enter_context(mock.patch.object(backend, name, getattr(functions, name)))
+        for namespace in ("_C", "_C_cache_ops"):
+            replaced.enter_context(mock.patch.object(torch.ops, namespace, ops))
+        replaced.enter_context(mock.patch.object(backend, "get_tensor_model_parallel_rank", return_value=rank))
+        replaced.enter_context(mock.patch.object(torch.cuda, "current_device", return_value=0))
+        # What chooses between the embedding's own ways to run would want a whole engine's configuration.
+        chooser = rotary.DualChunkRotaryEmbedding.__bases__[0]
+        replaced.enter_context(mock.patch.object(chooser, "__init__", torch.nn.Module.__init__))
+        replaced.enter_context(_OnCpu())
+        yield functions

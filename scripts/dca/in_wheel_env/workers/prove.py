@@ -1,0 +1,213 @@
+"""Worker in a wheel's environment: runs the cases of a smoke test and prints each result as one line of JSON.
+
+Argument: a file with the request, see `dca.smoke.request`. Lines begin with `PROOF `, because vLLM prints as well.
+
+At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs on stand-ins for the
+rest. At the level "gpu", the wheel's own kernels run on the first GPU; without `modules` they are bare kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import json
+import pathlib
+import platform
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
+REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
+
+
+def tell(**told: object) -> None:
+    """One line of the answer."""
+    print("PROOF " + json.dumps(told), flush=True)
+
+
+def load_packages(oracle: str) -> None:
+    """Give the oracle and the proof a package to be in, without the rest of the tool or its folder on the path."""
+    for name in ("dca", "dca.in_wheel_env"):
+        home = types.ModuleType(name)
+        home.__path__ = [str(HERE)] if name == "dca.in_wheel_env" else []
+        sys.modules[name] = home
+    load("dca.in_wheel_env.oracle", pathlib.Path(oracle, "__init__.py"))
+
+
+def load(name: str, file: pathlib.Path) -> types.ModuleType:
+    """A module of that name from that file, run anew."""
+    folder = [str(file.parent)] if file.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folder)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no module")
+    module = importlib.util.module_from_spec(spec)
+    if folder:
+        sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def unload(prefix: str) -> None:
+    """Forget modules, so that other files can take their place."""
+    for name in [name for name in sys.modules if name == prefix or name.startswith(f"{prefix}.")]:
+        del sys.modules[name]
+
+
+def wheel_module(name: str, overlay: str | None) -> types.ModuleType:
+    """A module of the wheel, or of the overlay where that has it."""
+    module = importlib.import_module(name)
+    path = pathlib.Path(overlay or "", *name.split(".")).with_suffix(".py")
+    if not overlay or not path.is_file():
+        return module
+    registry = importlib.import_module("vllm.model_executor.custom_op").CustomOp.op_registry
+    # vLLM refuses a class whose name is registered, and the wheel's own already is.
+    with mock.patch.dict(registry, clear=True):
+        return load(name, path)
+
+
+def conversion_kernel(library: str) -> Callable[[Any, Any], None]:
+    """The index conversion of a library that was compiled for the CPU."""
+    import torch
+
+    convert = ctypes.CDLL(library).convert
+
+    def pointer(tensor: Any) -> ctypes.c_void_p:
+        return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+    def numbers(values: Any) -> Any:
+        return None if values is None else torch.tensor(values, dtype=torch.int32)
+
+    def kernel(batch: Any, into: Any) -> None:
+        vertical, slash = batch.vertical.contiguous(), batch.slash.contiguous()
+        tensors = [*into, numbers(batch.query_lengths), numbers(batch.key_lengths), vertical, slash]
+        tensors += [numbers(batch.vertical_count), numbers(batch.slash_count)]
+        size, heads, verticals = vertical.shape
+        sizes = (size, heads, verticals, slash.shape[-1], batch.longest)
+        convert(*map(pointer, tensors), *map(ctypes.c_int64, sizes), ctypes.c_int(batch.causal))
+
+    return kernel
+
+
+def run(cases: list[Any], seed: int, variant: str, wanted: list[str], first: bool) -> None:
+    """Run cases one by one, whatever happens to each; with `first` up to the first that fails."""
+    from dca.in_wheel_env.proof.case import Wrong
+
+    for case in cases:
+        if wanted and case.name not in wanted:
+            continue
+        started = time.monotonic()
+        told: dict[str, object] = {"variant": variant, "case": case.name, "proves": case.proves, "seed": seed}
+        try:
+            told |= {"passed": True, "figures": case.run(seed)}
+        except Wrong as wrong:
+            told |= {"passed": False, "detail": str(wrong)}
+        except Exception as error:
+            told |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
+        tell(**told, seconds=round(time.monotonic() - started, 3))
+        if first and not told["passed"]:
+            return
+
+
+def place(error: Exception) -> str:
+    """Where the wheel's own code failed, else where ours did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    of_wheel = [frame for frame in frames if "/vllm/" in frame.filename]
+    last = (of_wheel or frames)[-1]
+    return f"{pathlib.Path(last.filename).name}:{last.lineno}"
+
+
+def driver_version() -> str | None:
+    """Of the GPU's driver, as its own tools print it."""
+    try:
+        management = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    told = ctypes.create_string_buffer(80)
+    if management.nvmlInit_v2() or management.nvmlSystemGetDriverVersion(told, ctypes.c_uint(len(told))):
+        return None
+    return told.value.decode()
+
+
+def tell_device() -> bool:
+    """Tell what this runs on; whether there is a GPU at all."""
+    import torch
+
+    if not torch.cuda.is_available():
+        tell(broken=f"torch {torch.__version__} finds no GPU, or its driver is too old for CUDA {torch.version.cuda}")
+        return False
+    tell(
+        device=torch.cuda.get_device_name(0),
+        capability=list(torch.cuda.get_device_capability(0)),
+        memory=torch.cuda.get_device_properties(0).total_memory,
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        driver=driver_version(),
+    )
+    return True
+
+
+def layer_modules(overlay: str | None) -> Any:
+    """The wheel's Python of the layer; none of bare kernels."""
+    from dca.in_wheel_env.proof.layer import Modules
+
+    if REQUEST["modules"] is None:
+        return None
+    return Modules(*(wheel_module(REQUEST["modules"][part], overlay) for part in ("backend", "rotary")))
+
+
+def cpu_cases(variant: dict[str, Any]) -> list[Any]:
+    """What a CPU can prove of a variant."""
+    from dca.in_wheel_env.proof import composition, conversion, itself
+
+    kernel = conversion_kernel(variant["kernel"])
+    modules = layer_modules(variant["overlay"])
+    found = itself.cases() + conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
+    return found + (composition.cases(modules, kernel) if modules else [])
+
+
+def gpu_cases(variant: dict[str, Any]) -> list[Any]:
+    """What a GPU can prove of a variant; tells what is left out."""
+    from dca.in_wheel_env.proof import kernels
+
+    modules = layer_modules(variant["overlay"])
+    found = kernels.load_kernels(bare=modules is None)
+    quick = bool(REQUEST.get("quick"))
+    tell(variant=variant["name"], kernels=found.source, left_out=kernels.left_out(found, modules, quick=quick))
+    return kernels.cases(found, modules, quick=quick)
+
+
+def main() -> None:
+    """Run every case on every variant."""
+    if REQUEST["wheel"]:
+        sys.path.insert(0, REQUEST["wheel"])
+    if REQUEST["driver"]:
+        try:
+            ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            ctypes.CDLL(REQUEST["driver"], mode=ctypes.RTLD_GLOBAL)
+    import torch
+
+    torch.set_num_threads(REQUEST["threads"])
+    tell(python=platform.python_version(), torch=torch.__version__)
+    on_gpu = REQUEST.get("level", "cpu") == "gpu"
+    if on_gpu and not tell_device():
+        return
+    for variant in REQUEST["variants"]:
+        unload("dca")
+        load_packages(variant["oracle"] or str(HERE / "oracle"))
+        try:
+            cases = gpu_cases(variant) if on_gpu else cpu_cases(variant)
+        except Exception as error:
+            tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
+            continue
+        wanted = variant.get("cases") or REQUEST["cases"]
+        run(cases, REQUEST["seed"], variant["name"], wanted, REQUEST.get("first", False))
+
+
+main()

@@ -1,0 +1,377 @@
+"""Worker in a reader's environment: tells what that reader makes of models' folders, one line of JSON for each.
+
+Argument: a file with the request: `kind` of reader, `paths` to put in front of sys.path, `folders` to read. Lines begin
+with `READ `, because readers print as well. No weight is opened: the reader's own classes are made of the config alone,
+with its linear layers replaced, and its rotary embedding with the first rows of its table only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+import pkgutil
+import sys
+import traceback
+import types
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
+# The first rows of a table tell its factor; whole ones take gigabytes.
+ROWS = 4
+
+
+def tell(**told: object) -> None:
+    """One line of the answer."""
+    print("READ " + json.dumps(told), flush=True)
+
+
+def number(value: Any) -> Any:
+    """A number as JSON has it; what is none is told as text."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def shape(config: Any, common: dict[str, Any]) -> None:
+    """Layers and heads, by the names that all readers share."""
+    heads = getattr(config, "num_attention_heads", None)
+    dim = getattr(config, "head_dim", None)
+    if dim is None and isinstance(heads, int) and heads:
+        dim = config.hidden_size // heads
+    common.update(
+        layers=number(getattr(config, "num_hidden_layers", None)),
+        heads=number(heads),
+        head_dim=number(dim),
+        kv_heads=number(getattr(config, "num_key_value_heads", None)),
+        sliding_window=number(getattr(config, "sliding_window", None)) if sliding(config) else None,
+    )
+
+
+def sliding(config: Any) -> bool:
+    """Whether a sliding window is in use."""
+    return bool(getattr(config, "use_sliding_window", True)) and getattr(config, "sliding_window", None) is not None
+
+
+def scaling(config: Any) -> dict[str, Any]:
+    """The scaling as this reader's config has it, under either name."""
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def scaling_told(config: Any) -> dict[str, Any]:
+    """The scaling in words that all readers share."""
+    found = scaling(config)
+    name = found.get("rope_type", found.get("type"))
+    return {
+        "type": number(name) if name not in (None, "default") else None,
+        "declared_factor": number(found.get("factor")),
+        "original": number(found.get("original_max_position_embeddings")),
+    }
+
+
+# --- transformers ------------------------------------------------------------------------------------------------
+
+
+def transformers_reader() -> tuple[str, Any]:
+    """Its version, and what reads one folder."""
+    import transformers
+
+    def read(folder: str) -> dict[str, Any]:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        name = config.model_type
+        module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+        owner = next(
+            one
+            for key, one in sorted(vars(module).items())
+            if key.endswith("RotaryEmbedding") and one.__module__ == module.__name__
+        )
+        rotary = owner(config=config)
+        parameters = getattr(config, "rope_parameters", None) or {}
+        told: dict[str, Any] = {
+            "context": number(getattr(config, "max_position_embeddings", None)),
+            "base": number(parameters.get("rope_theta", getattr(config, "rope_theta", None))),
+            "attention_factor": number(getattr(rotary, "attention_scaling", 1.0)),
+            "inverse_frequencies": rotary.inv_freq.double().tolist(),
+            "rows": None,
+            "dca": None,
+            "knows_dca": False,
+            **scaling_told(config),
+        }
+        shape(config, told)
+        return told
+
+    return transformers.__version__, read
+
+
+# --- vLLM --------------------------------------------------------------------------------------------------------
+
+
+class Enough(Exception):  # noqa: N818 - it is no error
+    """The layer has made its rotary embedding; nothing more of it is wanted."""
+
+
+class Stub:
+    """Stands in the place of a layer with weights."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self.given = (given, named)
+
+
+def find(module: str, name: str) -> Any:
+    """A name of a module, or of the modules below it: versions have moved it about."""
+    owner = importlib.import_module(module)
+    if hasattr(owner, name):
+        return getattr(owner, name)
+    for below in pkgutil.iter_modules(getattr(owner, "__path__", [])):
+        with contextlib.suppress(ImportError):
+            inner = importlib.import_module(f"{module}.{below.name}")
+            if hasattr(inner, name):
+                return getattr(inner, name)
+    raise ImportError(f"{module} has no {name}")
+
+
+@contextlib.contextmanager
+def few_rows(seen: dict[str, Any]) -> Iterator[None]:
+    """Tables are made with their first rows only; how many they would have is kept, and the frequencies too."""
+    import torch
+
+    whole = torch.arange
+    rotary = importlib.import_module("vllm.model_executor.layers.rotary_embedding")
+    modules = [rotary] + [
+        importlib.import_module(f"{rotary.__name__}.{one.name}")
+        for one in pkgutil.iter_modules(getattr(rotary, "__path__", []))
+    ]
+    owners = {
+        one
+        for module in modules
+        for one in vars(module).values()
+        if isinstance(one, type) and "_compute_inv_freq" in vars(one)
+    }
+
+    def arange(*given: Any, **named: Any) -> Any:
+        if len(given) == 1 and given[0] > 1024:
+            seen["rows"] = max(seen.get("rows", 0), int(given[0]))
+            given = (ROWS,)
+        return whole(*given, **named)
+
+    def recorded(original: Any) -> Any:
+        def compute(self: Any, *given: Any) -> Any:
+            found = original(self, *given)
+            seen["inverse_frequencies"] = found.double().tolist()
+            return found
+
+        return compute
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch("torch.arange", arange))
+        # Which kernel would run it is asked of the platform, and here there is none.
+        op = importlib.import_module("vllm.model_executor.custom_op").CustomOp
+        stack.enter_context(mock.patch.object(op, "dispatch_forward", lambda self, *_, **__: self.forward_native))
+        stack.enter_context(mock.patch.object(op, "enabled", classmethod(lambda *_: False)))
+        # The embedding of chunks asks for a GPU while it is made, and makes its table on it.
+        stack.enter_context(mock.patch("torch.cuda.current_device", return_value=0))
+        if hasattr(torch, "accelerator"):
+            stack.enter_context(mock.patch("torch.accelerator.current_device_index", return_value=0))
+        device = torch.device
+        cpu = types.SimpleNamespace(**{name: getattr(torch, name) for name in dir(torch)})
+        cpu.device = lambda *_: device("cpu")
+        for module in modules:
+            if hasattr(module, "DualChunkRotaryEmbedding") and vars(module).get("torch") is torch:
+                stack.enter_context(mock.patch.object(module, "torch", cpu))
+        cpu.arange = arange
+        for owner in owners:
+            stack.enter_context(
+                mock.patch.object(owner, "_compute_inv_freq", recorded(vars(owner)["_compute_inv_freq"]))
+            )
+        yield
+
+
+def layer_module(architectures: Any) -> Any:
+    """The module of the model's class, by vLLM's own table."""
+    registry = importlib.import_module("vllm.model_executor.models.registry")
+    tables = [value for key, value in vars(registry).items() if key.endswith("_MODELS") and isinstance(value, dict)]
+    for name in architectures or []:
+        for table in tables:
+            if name in table and isinstance(table[name], tuple):
+                return importlib.import_module(f"vllm.model_executor.models.{table[name][0]}")
+    raise ValueError(f"this version serves none of {architectures}")
+
+
+def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Make the model's first attention layer as vLLM does; what its rotary embedding was given, and is."""
+    module = layer_module(config.architectures)
+    # Embeddings of earlier folders are kept by their numbers, and one that is kept is not made again.
+    kept = vars(importlib.import_module("vllm.model_executor.layers.rotary_embedding")).get("_ROPE_DICT")
+    if kept is not None:
+        kept.clear()
+    given: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
+
+    def get_rope(*positional: Any, **named: Any) -> Any:
+        bound = inspect.signature(original).bind(*positional, **named)
+        bound.apply_defaults()
+        given.update(bound.arguments)
+        with few_rows(seen):
+            made = original(*positional, **named)
+        table = getattr(made, "cos_sin_cache", None)
+        # The angle of the first row is 0, and its cosine 1: what stands there is the factor itself.
+        seen["attention_factor"] = float(table[0, 0]) if table is not None else 1.0
+        seen["embedding"] = type(made).__name__
+        raise Enough
+
+    original = module.get_rope
+    # Whichever class of the module calls `get_rope` is the attention; its caller is the layer.
+    names = ("QKVParallelLinear", "RowParallelLinear", "ColumnParallelLinear", "Attention", "RMSNorm")
+    patches: list[Any] = [mock.patch.object(module, name, Stub) for name in names if hasattr(module, name)]
+    if hasattr(module, "get_tensor_model_parallel_world_size"):
+        patches.append(mock.patch.object(module, "get_tensor_model_parallel_world_size", return_value=1))
+    patches.append(mock.patch.object(module, "get_rope", get_rope))
+    layer = next(
+        one
+        for name, one in sorted(vars(module).items())
+        if name.endswith("DecoderLayer") and isinstance(one, type) and one.__module__ == module.__name__
+    )
+    known = {"config": config, "prefix": "model.layers.0", "cache_config": None, "quant_config": None}
+    accepted = inspect.signature(layer).parameters
+    if "vllm_config" in accepted:
+        hf = types.SimpleNamespace(hf_config=config, hf_text_config=config)
+        known["vllm_config"] = types.SimpleNamespace(model_config=hf, cache_config=None, quant_config=None)
+    # torch keeps no Stub as a submodule of a module; it is an attribute like any other.
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        with contextlib.suppress(Enough):
+            layer(**{name: value for name, value in known.items() if name in accepted})
+    if "embedding" not in seen:
+        raise ValueError("its attention layer made no rotary embedding")
+    return given, seen
+
+
+def vllm_reader() -> tuple[str, Any]:
+    """Its version, and what reads one folder."""
+    import torch
+    import vllm
+
+    with contextlib.suppress(ImportError, AttributeError):
+        from vllm.plugins import load_general_plugins
+
+        load_general_plugins()
+    torch.set_default_dtype(torch.float32)
+    configs = importlib.import_module("vllm.transformers_utils.config")
+
+    def read(folder: str) -> dict[str, Any]:
+        config = configs.get_config(folder, trust_remote_code=False)
+        text = configs.get_hf_text_config(config)
+        dca = sparse_table(config, folder)
+        given, seen = make_rotary(text)
+        asked = given.get("dual_chunk_attention_config") or (dca if dca else None)
+        told: dict[str, Any] = {
+            "context": max_length(text),
+            "base": number(given.get("base")) or number(parameters(given).get("rope_theta")),
+            "rows": seen.get("rows"),
+            "attention_factor": seen["attention_factor"],
+            "inverse_frequencies": seen["inverse_frequencies"],
+            "knows_dca": has_backend(),
+            "dca": dca_told(asked) if asked else None,
+            **scaling_told(text),
+        }
+        shape(text, told)
+        return told
+
+    return getattr(vllm, "__version__", "unknown"), read
+
+
+def parameters(given: dict[str, Any]) -> dict[str, Any]:
+    """The scaling that a rotary embedding was given."""
+    return dict(given.get("rope_parameters") or given.get("rope_scaling") or {})
+
+
+def has_backend() -> bool:
+    """Whether this version has an attention backend for dual chunk attention."""
+    return any(
+        importlib.util.find_spec(f"vllm.{place}.dual_chunk_flash_attn") is not None
+        for place in ("attention.backends", "v1.attention.backends")
+        if importlib.util.find_spec(f"vllm.{place.partition('.')[0]}") is not None
+        and importlib.util.find_spec(f"vllm.{place}") is not None
+    )
+
+
+def sparse_table(config: Any, folder: str) -> Any:
+    """The config's dual chunk attention, with the sparse table where this version finds it."""
+    given = getattr(config, "dual_chunk_attention_config", None)
+    if given is None:
+        return None
+    owner = find("vllm.config", "ModelConfig")
+    verify = getattr(owner, "verify_dual_chunk_attention_config", None)
+    if verify is not None:
+        verify(types.SimpleNamespace(hf_config=config, model=folder), None)
+    return config.dual_chunk_attention_config
+
+
+def dca_told(config: Any) -> dict[str, Any]:
+    """Dual chunk attention in words that all readers share."""
+    table = config.get("sparse_attention_config")
+    rows = [len(one) for one in table] if isinstance(table, list) else []
+    return {
+        "chunk_size": number(config.get("chunk_size", 8192)),
+        "local_size": number(config.get("local_size", 1024)),
+        "original": number(config.get("original_max_position_embeddings", 0)),
+        "sparse": bool(config.get("sparse_attention_enabled", table is not None)),
+        "table_layers": len(rows) if rows else None,
+        "table_heads": min(rows) if rows else None,
+    }
+
+
+def max_length(config: Any) -> int:
+    """The length that vLLM derives when none is asked for."""
+    owner = find("vllm.config", "ModelConfig")
+    if hasattr(owner, "get_and_verify_max_len"):
+        # The method, where there is one: plugins hook into it.
+        model = types.SimpleNamespace(
+            hf_config=config,
+            hf_text_config=config,
+            runner_type="generate",
+            disable_sliding_window=False,
+            get_sliding_window=lambda: None,
+            spec_target_max_model_len=None,
+            encoder_config=None,
+        )
+        if hasattr(owner, "get_model_arch_config"):
+            model.model_arch_config = owner.get_model_arch_config(model)
+        return int(owner.get_and_verify_max_len(model, None))
+    derive = find("vllm.config", "_get_and_verify_max_len")
+    known: dict[str, Any] = {"hf_config": config, "max_model_len": None, "disable_sliding_window": False}
+    for name, parameter in inspect.signature(derive).parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            known.setdefault(name, None)
+    accepted = inspect.signature(derive).parameters
+    return int(derive(**{name: value for name, value in known.items() if name in accepted}))
+
+
+def main() -> None:
+    """Read every folder of the request."""
+    sys.path[:0] = REQUEST["paths"]
+    os.environ.setdefault("VLLM_ATTENTION_BACKEND", "DUAL_CHUNK_FLASH_ATTN")
+    try:
+        version, read = {"transformers": transformers_reader, "vllm": vllm_reader}[REQUEST["kind"]]()
+    except Exception as error:
+        tell(broken=f"{type(error).__name__}: {error}")
+        raise
+    tell(version=version)
+    for folder in REQUEST["folders"]:
+        try:
+            told = read(folder)
+        except Exception as error:
+            traceback.print_exc()
+            told = {"error": f"{type(error).__name__}: {error}"}
+        tell(folder=folder, **told)
+
+
+main()

@@ -1,0 +1,611 @@
+"""Everything that a build takes in one file: packing it where there is a network, and reading it where there is none.
+
+A bundle is a zip whose entries are stored: `bundle.json`, then one entry per part, named after its sha256. What it says
+of itself is believed of nothing: the parts that a build takes are those that this tool's own recipes, locks and toolkit
+files pin, each checked against its pin when it is taken out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from dca import __version__
+from dca.catalogue.plan import Plan, Reach, Reachability, Request
+from dca.catalogue.recipes import (
+    Commit,
+    GitSource,
+    Loaded,
+    Recipe,
+    RelativePath,
+    SdistSource,
+    Sha256,
+    Submodule,
+)
+from dca.catalogue.toolkits import ToolkitSource
+from dca.foundation import data, documents, store
+from dca.foundation.documents import Document, Value
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.foundation.secrets import redact
+from dca.sources import fetch, git, gitpack, index
+from dca.toolchain import environments, lockfile, provide
+from dca.toolchain.lockfile import Lock
+
+MANIFEST = "bundle.json"
+# Generous: the largest so far is 40 kB.
+_MANIFEST_BYTES = 16 << 20
+_PARTS = 100_000
+_BLOCK = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+~-]{0,254}")
+# What is printed of a bundle must not move a terminal's cursor either.
+_SOURCE = re.compile(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*")
+HasCommit = Callable[[GitSource | Submodule, tuple[str, ...]], bool]
+
+
+class Part(Value):
+    """One part.
+
+    Args:
+        kind: a file as it was published, or the objects of a git commit.
+        name: of the file, or of the source.
+        size: bytes.
+        commit: of git objects.
+        only: the files and folders of the commit that they hold; all when empty.
+    """
+
+    kind: Literal["file", "git"]
+    name: str
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]
+    commit: Commit | Literal[""] = ""
+    only: tuple[RelativePath, ...] = ()
+
+
+class Manifest(Document):
+    """What a bundle says of itself.
+
+    Args:
+        tool: version of this tool that packed it.
+        request: what was asked for, without paths of that machine.
+        lock: what the build takes.
+        choices: of the plan, to say where another machine plans another wheel.
+        followed: as in `Reach`.
+        parts: in the order of the file.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.bundle/1"
+
+    tool: str
+    request: Request
+    lock: Lock
+    choices: dict[str, str]
+    followed: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+/-]+$")], Commit] = {}
+    parts: tuple[Part, ...]
+
+
+class Packed(Document):
+    """A bundle that was written.
+
+    Args:
+        notes: what a build from it needs besides.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.packed/1"
+
+    file: str
+    sha256: str
+    bytes: int
+    version: str
+    plan: str
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose form was checked; the content of each part is checked when it is taken out."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The sha256 of every file in it."""
+        return frozenset(part.sha256 for part in self.manifest.parts if part.kind == "file")
+
+    def objects(self, commit: str, only: tuple[str, ...]) -> Part | None:
+        """The part with what is needed of a commit."""
+        wanted = ("git", commit, only)
+        return next((one for one in self.manifest.parts if (one.kind, one.commit, one.only) == wanted), None)
+
+
+# --- packing -------------------------------------------------------------------------------------------------
+
+
+def pack(
+    plan: Plan,
+    recipe: Recipe,
+    tree: fetch.Tree,
+    request: Request,
+    reach: Reach,
+    toolkits: tuple[ToolkitSource, ...],
+    cache: store.Store,
+    path: Path,
+    reporter: Reporter,
+    log: Path,
+) -> Packed:
+    """Write everything that a build takes into one file; what the cache lacks of it is fetched.
+
+    Args:
+        plan: of the build.
+        recipe: its recipe, as the plan's profile sees it.
+        tree: its sources, fetched.
+        request: that led to the plan.
+        reach: that the plan was made with.
+        toolkits: every toolkit that is known.
+        cache: where parts are kept.
+        path: of the file; it appears whole or not at all.
+        reporter: told of stages.
+        log: of programs.
+
+    Raises:
+        DcaError: DCA-201 for sources that are not pinned, DCA-4nn when a part cannot be had.
+    """
+    with store.scratch(cache.open().root) as scratch:
+        reporter.stage("bundle", "what the build takes")
+        found = {
+            part.sha256: (part, file) for part, file in _parts(plan, recipe, toolkits, cache, scratch, reporter, log)
+        }
+        order = sorted(found)
+        manifest = Manifest(
+            tool=__version__,
+            request=_asked(request, plan),
+            lock=lockfile.lock(plan, recipe, tree, toolkits),
+            choices=_choices(plan),
+            parts=tuple(found[sha256][0] for sha256 in order),
+            followed={key: commit for key, commit in reach.followed.items() if key.startswith(f"{recipe.name}/")},
+        )
+        total = sum(part.size for part in manifest.parts)
+        reporter.stage("pack", f"{len(order)} parts, {total / 1e6:.0f} MB")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with store.incoming(path) as part_path:
+            _write(part_path, manifest, {sha256: file for sha256, (_, file) in found.items()}, reporter)
+            part_path.chmod(0o644)
+            written = store.sha256_file(part_path)
+            part_path.replace(path)
+    return Packed(
+        file=str(path),
+        sha256=written,
+        bytes=path.stat().st_size,
+        version=plan.version,
+        plan=plan.key,
+        parts=manifest.parts,
+        notes=tuple(_notes(plan)),
+    )
+
+
+def _parts(
+    plan: Plan,
+    recipe: Recipe,
+    toolkits: tuple[ToolkitSource, ...],
+    cache: store.Store,
+    scratch: Path,
+    reporter: Reporter,
+    log: Path,
+) -> Iterator[tuple[Part, Path]]:
+    def progress(name: str) -> index.Progress:
+        return lambda done, total: reporter.progress(done, total, name)
+
+    for source in plan.sources:
+        if source.name == "official wheel":
+            continue
+        if source.pin.startswith("tree:"):
+            raise DcaError(
+                "DCA-201",
+                f"{source.places[0]} is a folder that is taken as it is, and a bundle holds pinned sources only.",
+                remedy="leave --dirty out, or copy that folder yourself and name it there with --source.",
+            )
+        if source.pin.startswith("sha256:"):
+            assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
+            local = source.origin == "local"
+            file = Path(source.places[0]) if local else index.download(recipe.source, cache, progress(source.places[0]))
+            yield _file(file, recipe.source.sha256, recipe.source.file), file
+        else:
+            commit, only = source.pin.removeprefix("commit:"), fetch.wanted_paths(recipe, source.name)
+            repository = fetch.repository(source, recipe, cache, log)
+            file = scratch / f"{commit}-{len(list(scratch.iterdir()))}.pack"
+            gitpack.write(git.objects(repository, commit, only), file)
+            part = Part(
+                kind="git",
+                name=source.name,
+                sha256=store.sha256_file(file),
+                size=file.stat().st_size,
+                commit=commit,
+                only=only,
+            )
+            yield part, file
+    members = fetch.wanted_members(plan, recipe)
+    if members:
+        assert recipe.official_wheel is not None  # noqa: S101 - the plan copies from it
+        for name, file in index.members(recipe.official_wheel, members, cache, progress("official wheel")).items():
+            yield _file(file, members[name]), file
+    for kit in toolkits:
+        if plan.toolkit and not plan.toolkit.path and kit.name == plan.toolkit.name:
+            archives, packages, wheels = provide.download(kit, cache, reporter, log)
+            for file in (*archives.values(), *packages, *wheels):
+                yield _file(file, file.parent.name), file
+    lock = data.build_lock(plan.recipe, plan.profile)
+    for file in environments.wheels(lock, plan.python, cache, progress("wheels of the build environment")):
+        yield _file(file, file.parent.name), file
+
+
+def _file(path: Path, sha256: str, name: str = "") -> Part:
+    return Part(kind="file", name=name or path.name, sha256=sha256, size=path.stat().st_size)
+
+
+def _asked(request: Request, plan: Plan) -> Request:
+    """A request that leads to the same plan on another machine; nothing of it is a path."""
+    return request.model_copy(
+        update={
+            "recipe": plan.recipe,
+            "archs": tuple(f"{arch}+PTX" if arch in plan.ptx else arch for arch in plan.archs),
+            "python": ".".join(plan.python.split(".")[:2]),
+            "source": None,
+            "companions": {},
+            "toolkit": None,
+            "jobs": None,
+        }
+    )
+
+
+def _choices(plan: Plan) -> dict[str, str]:
+    told = {name: str(getattr(plan, name)) for name in _COMPARED}
+    return told | {"toolkit": f"{plan.toolkit.name} {plan.toolkit.version}" if plan.toolkit else "none"}
+
+
+_COMPARED = (
+    "version",
+    "recipe_digest",
+    "series_digest",
+    "lock_digest",
+    "build_lock_digest",
+    "host_compiler_version",
+    "python",
+    "torch",
+    "archs",
+    "groups",
+)
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    if plan.toolkit and plan.toolkit.path:
+        yield (
+            f"CUDA {plan.toolkit.version} is this machine's own and not in it: the other machine needs one, named with "
+            "--toolkit DIR."
+        )
+    if plan.compiled:
+        yield (
+            f"The other machine needs this tool, at this commit, g++ {plan.host_compiler_version} for the same bytes, "
+            f"and Python {'.'.join(plan.python.split('.')[:2])}."
+        )
+
+
+def _write(path: Path, manifest: Manifest, files: dict[str, Path], reporter: Reporter) -> None:
+    """A zip with sorted entries, one time, one mode, nothing compressed."""
+    total, done = sum(part.size for part in manifest.parts), 0
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_entry(MANIFEST), documents.dumps(manifest))
+        for part in manifest.parts:
+            entry, seen = _entry(f"parts/{part.sha256}"), hashlib.sha256()
+            entry.file_size = part.size
+            with files[part.sha256].open("rb") as source, archive.open(entry, "w") as target:
+                while block := source.read(_BLOCK):
+                    seen.update(block)
+                    target.write(block)
+                    done += len(block)
+                    reporter.progress(done, total, part.name)
+            if seen.hexdigest() != part.sha256:
+                raise index.wrong_hash(part.name, part.sha256, seen.hexdigest())
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.create_system = 3
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    return entry
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Bundle:
+    """A bundle, its form checked and nothing of it opened.
+
+    Raises:
+        DcaError: DCA-410 for anything that `pack` does not write.
+    """
+    with _reading(path), path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        entries = _entries(archive, path.stat().st_size)
+        content = archive.read(entries[MANIFEST])
+    try:
+        manifest = documents.parse(Manifest, content, path)
+    except DcaError as error:
+        raise _bad(path, f"{MANIFEST}: {error.why}") from None
+    told = {f"parts/{part.sha256}": part.size for part in manifest.parts}
+    if len(told) != len(manifest.parts) or told != {
+        name: info.file_size for name, info in entries.items() if name != MANIFEST
+    }:
+        raise _bad(path, f"its parts are not those that {MANIFEST} names, each once and with its size")
+    if (wrong := _wrong(manifest)) is not None:
+        raise _bad(path, wrong)
+    return Bundle(path, manifest)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever zipfile says of a file that it cannot read is DCA-410."""
+    try:
+        yield
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, KeyError) as error:
+        raise _bad(path, str(error)) from None
+
+
+def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """Entries by name; a ValueError for those that do not lie one after the other as `_write` puts them."""
+    infos = archive.infolist()
+    if len(infos) > _PARTS:
+        raise ValueError(f"it has {len(infos)} entries")
+    end = 0
+    for info in sorted(infos, key=lambda one: one.header_offset):
+        name = info.filename
+        if name != MANIFEST and not re.fullmatch(r"parts/[0-9a-f]{64}", name):
+            raise ValueError(f"it has an entry {name[:80]!r}")
+        # No flag is set by `_write`; some make zipfile refuse an entry when it is opened.
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits:
+            raise ValueError(f"its entry {name} is not stored as it is")
+        if not stat.S_ISREG(info.external_attr >> 16):
+            raise ValueError(f"its entry {name} is no file")
+        if info.header_offset < end:
+            raise ValueError(f"its entry {name} lies over another one")
+        end = info.header_offset + 30 + len(name) + info.file_size
+    if end > size:
+        raise ValueError("it ends before its last entry")
+    found = {info.filename: info for info in infos}
+    if len(found) != len(infos):
+        raise ValueError("it has an entry twice")
+    if MANIFEST not in found:
+        raise ValueError(f"it has no {MANIFEST}")
+    if found[MANIFEST].file_size > _MANIFEST_BYTES:
+        raise ValueError(f"its {MANIFEST} has {found[MANIFEST].file_size} bytes")
+    return found
+
+
+def _wrong(manifest: Manifest) -> str | None:
+    """What of a manifest `pack` would not write."""
+    for part in manifest.parts:
+        if not (_NAME if part.kind == "file" else _SOURCE).fullmatch(part.name):
+            return f"a part has the name {part.name[:80]!r}"
+        if (part.kind == "git") != bool(part.commit):
+            return f"the part {part.name[:80]!r} is neither a file nor of a commit"
+    asked = manifest.request
+    if asked.source or asked.companions or asked.toolkit or asked.dirty or not asked.recipe:
+        return "its request names a path, or no recipe"
+    return None
+
+
+def _bad(path: Path, why: str) -> DcaError:
+    return DcaError(
+        "DCA-410",
+        f"{path} is not a bundle, or is damaged.",
+        why=redact(why)[:400],
+        remedy="copy it again and compare its sha256, or pack it again with `dca fetch --bundle FILE`.",
+    )
+
+
+def reach(bundle: Bundle, known: Iterable[Loaded], toolkits: Iterable[ToolkitSource]) -> Reach:
+    """What a build can take from a bundle, in the words of what can be reached over a network."""
+
+    def has(origin: GitSource | Submodule, only: tuple[str, ...]) -> bool:
+        return bundle.objects(origin.commit, only) is not None
+
+    kits = {kit.name for kit in toolkits if set(kit.hashes.values()) <= bundle.files}
+    return local_reach(known, toolkits, has, kits, "it is not in the bundle")
+
+
+def local_reach(
+    known: Iterable[Loaded], toolkits: Iterable[ToolkitSource], has: HasCommit, kits: set[str], why: str
+) -> Reach:
+    """What can be had without a network.
+
+    Args:
+        known: every recipe.
+        toolkits: every toolkit.
+        has: whether what is needed of a git source is there.
+        kits: names of the toolkits that are.
+        why: what is said of all else.
+    """
+    places: dict[str, Reachability] = {"index": Reachability(ok=True)}
+    for loaded in known:
+        for name in sources_of(loaded.recipe):
+            origin = loaded.recipe.origin(name)
+            if isinstance(origin, SdistSource):
+                continue
+            ok = has(origin, fetch.wanted_paths(loaded.recipe, name))
+            for url in origin.urls:
+                if ok or url not in places:
+                    places[url] = Reachability(ok=ok, why="" if ok else why)
+    for kit in toolkits:
+        for place in kit.places:
+            if place != "index":
+                ok = kit.name in kits
+                places[place] = Reachability(ok=ok, why="" if ok else why)
+    return Reach(places=places)
+
+
+def sources_of(recipe: Recipe) -> list[str]:
+    """The names of all source trees that a recipe can take."""
+    below = [f"{name}/{one.path}" for name, companion in recipe.companions.items() for one in companion.submodules]
+    return ["source", *recipe.companions, *below]
+
+
+def unpack(
+    bundle: Bundle,
+    plan: Plan,
+    recipe: Recipe,
+    toolkits: tuple[ToolkitSource, ...],
+    cache: store.Store,
+    reporter: Reporter,
+    log: Path,
+) -> None:
+    """Put what a plan takes from a bundle into the cache, each part checked against the pin of the plan.
+
+    Raises:
+        DcaError: DCA-401 for a part with another content, DCA-410 when a part is missing or the file is damaged.
+    """
+    wanted = _wanted(bundle, plan, recipe, toolkits, cache)
+    total = sum(bundle_part.size for bundle_part, _, _ in wanted)
+    if wanted:
+        reporter.stage("bundle", f"{len(wanted)} parts of {bundle.path.name}, {total / 1e6:.0f} MB")
+    done = 0
+    with _reading(bundle.path):
+        archive = zipfile.ZipFile(bundle.path)
+    with archive:
+        for part, target, only in wanted:
+            if part.kind == "file":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with store.incoming(target) as incoming:
+                    _take(bundle, archive, part, incoming)
+                    incoming.chmod(0o644)
+                    incoming.replace(target)
+            else:
+                with store.scratch(cache.open().root) as scratch:
+                    _take(bundle, archive, part, scratch / "objects.pack")
+                    # What is missing of it is found now: once the cache has it, nobody looks again.
+                    holds = functools.partial(_holds, bundle, part, only)
+                    gitpack.read(scratch / "objects.pack", target, log, holds)
+            done += part.size
+            reporter.progress(done, total, part.name)
+
+
+def _holds(bundle: Bundle, part: Part, only: tuple[str, ...], repository: Path) -> None:
+    """Refuse a repository that lacks something of what a part is to hold.
+
+    Raises:
+        DcaError: DCA-410.
+    """
+    if not git.has_commit(repository, part.commit):
+        raise _bad(bundle.path, f"the part of {part.name} does not have the commit {part.commit}")
+    try:
+        git.objects(repository, part.commit, only)
+    except DcaError as error:
+        raise _bad(
+            bundle.path, f"the part of {part.name} does not hold all of commit {part.commit}: {error.why}"
+        ) from None
+
+
+def _wanted(
+    bundle: Bundle, plan: Plan, recipe: Recipe, toolkits: tuple[ToolkitSource, ...], cache: store.Store
+) -> list[tuple[Part, Path, tuple[str, ...]]]:
+    """The parts that are not in the cache yet, and where they go."""
+    files = {part.sha256: part for part in bundle.manifest.parts if part.kind == "file"}
+    found: list[tuple[Part, Path, tuple[str, ...]]] = []
+    for sha256, name in _wanted_files(bundle, plan, recipe, toolkits, cache):
+        target = cache.download(sha256, name)
+        if not store.has_hash(target, sha256):
+            if sha256 not in files:
+                raise _lacks(bundle, name, plan)
+            found.append((files[sha256], target, ()))
+    for source in plan.sources:
+        if source.origin == "git":
+            commit, only = source.pin.removeprefix("commit:"), fetch.wanted_paths(recipe, source.name)
+            if git.kept(source.places, commit, cache, only) is None:
+                part = bundle.objects(commit, only)
+                if part is None:
+                    raise _lacks(bundle, f"commit {commit} of {source.name}", plan)
+                found.append((part, git.part_folder(commit, only, cache), only))
+    return found
+
+
+def _wanted_files(
+    bundle: Bundle, plan: Plan, recipe: Recipe, toolkits: tuple[ToolkitSource, ...], cache: store.Store
+) -> Iterator[tuple[str, str]]:
+    """The sha256 and the name of every file that a build takes and that is not unpacked in the cache already."""
+    if isinstance(recipe.source, SdistSource) and any(
+        source.origin == "index" and source.pin == recipe.source.pin for source in plan.sources
+    ):
+        yield recipe.source.sha256, recipe.source.file
+    for path, sha256 in fetch.wanted_members(plan, recipe).items():
+        yield sha256, path.rsplit("/", 1)[-1]
+    for kit in toolkits:
+        if plan.toolkit and not plan.toolkit.path and kit.name == plan.toolkit.name and not provide.brought(kit, cache):
+            yield from ((sha256, name) for name, sha256 in provide.file_names(kit).items())
+    lock = data.build_lock(plan.recipe, plan.profile)
+    if environments.find(lock, plan.python_path, plan.python, cache) is None:
+        there = {part.sha256: part.name for part in bundle.manifest.parts if part.kind == "file"}
+        for package in lockfile.packages(lock, plan.python):
+            wheels = [(sha256, there[sha256]) for sha256 in package.hashes if sha256 in there]
+            if not wheels:
+                raise _lacks(bundle, f"{package.name} {package.version} for Python {plan.python}", plan)
+            yield from wheels
+
+
+def _lacks(bundle: Bundle, what: str, plan: Plan) -> DcaError:
+    return DcaError(
+        "DCA-410",
+        f"{bundle.path} does not hold {what}.",
+        why="\n".join(differences(bundle, plan)) or "it was not packed for what is asked for.",
+        remedy="pack it again with `dca fetch --bundle FILE` and the same options, from the same commit of this "
+        "project.",
+    )
+
+
+def _take(bundle: Bundle, archive: zipfile.ZipFile, part: Part, target: Path) -> None:
+    """A part's content, no more of it than its size.
+
+    Raises:
+        DcaError: DCA-401, or DCA-410 when it cannot be read.
+    """
+    seen, left = hashlib.sha256(), part.size
+    with (
+        _reading(bundle.path),
+        archive.open(f"parts/{part.sha256}") as source,
+        target.open("wb") as stream,
+    ):
+        while left and (block := source.read(min(_BLOCK, left))):
+            seen.update(block)
+            stream.write(block)
+            left -= len(block)
+    if seen.hexdigest() != part.sha256:
+        raise index.wrong_hash(part.name, part.sha256, seen.hexdigest())
+
+
+def differences(bundle: Bundle, plan: Plan) -> list[str]:
+    """Why the wheel that is planned here is not the one that was planned where the bundle was packed."""
+    if bundle.manifest.lock.plan == plan.key:
+        return []
+    then, now = bundle.manifest.choices, _choices(plan)
+    told = {
+        "recipe_digest": "the recipe's file",
+        "series_digest": "the patch series",
+        "lock_digest": "the run lock",
+        "build_lock_digest": "the build lock",
+    }
+    found = [
+        f"{told[name]} is another"
+        if name in told
+        else f"{name} was {then.get(name, 'not told')[:100]!a} and is {now[name]!a}"
+        for name in now
+        if then.get(name) != now[name]
+    ]
+    return found or ["the plan is another"]

@@ -1,0 +1,345 @@
+"""Collects what the resolver needs to know: data files, this machine, and what can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from dca.catalogue import machine, mirrors, recipes, toolkits
+from dca.catalogue.plan import LocalTree, PassedOver, Plan, Reach, Reachability, Request
+from dca.catalogue.recipes import GitSource, Loaded, SdistSource
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError, ExitCode
+from dca.pipeline import bundle
+from dca.pipeline.bundle import Bundle
+from dca.resolve import World, resolve
+from dca.sources import git, index
+from dca.sources.fetch import not_source
+from dca.toolchain import apt, provide, redist
+
+Update = Literal["", "follow", "pinned"]
+"""Whether to ask again what can be reached; and then, to build what branches are at now, or what recipes pin."""
+
+
+def world(
+    request: Request,
+    cache: store.Store,
+    *,
+    update: Update = "",
+    packed: Bundle | None = None,
+    own_toolkits: bool = True,
+) -> World:
+    """Everything besides the request that a plan depends on.
+
+    What can be reached is probed once, all places at the same time, and then read from the lock.
+
+    Args:
+        request: what the user asked for; its recipe is checked to exist.
+        cache: where the lock lies; one that is offline is not probed for.
+        update: probe again even when there is a lock.
+        packed: a bundle, which then is what can be reached.
+        own_toolkits: whether this machine's own may be planned with when none is named.
+
+    Raises:
+        DcaError: DCA-201, 203, 204, 401, 405 for what the request names, DCA-410 for a bundle of sources that are not
+            what the recipe pins, unless `update` accepts that.
+    """
+    known = recipes.load_all()
+    if request.recipe is not None:
+        recipes.find(request.recipe, known)
+    if request.toolkit is not None and not (Path(request.toolkit) / "bin/nvcc").is_file():
+        raise DcaError(
+            "DCA-204",
+            f"--toolkit: {request.toolkit} has no bin/nvcc.",
+            remedy="name the folder of a CUDA toolkit, such as /usr/local/cuda-12.4.",
+        )
+    sources = toolkits.load_sources()
+    kept = documents.read_if_whole(Reach, _lock_path(request, known, sources, cache))
+    seen = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
+    if not own_toolkits and request.toolkit is None:
+        seen = seen.model_copy(update={"toolkits": ()})
+    if packed:
+        followed = _accepted(packed, update)
+        known = follow(known, followed)
+        reach = bundle.reach(packed, known, sources)
+        if request.toolkit is None and any(set(kit.hashes.values()) <= packed.files for kit in sources):
+            # The toolkit that was packed, and not one that happens to be here.
+            seen = seen.model_copy(update={"toolkits": ()})
+    elif cache.offline:
+        followed = kept.followed if kept else {}
+        known = follow(known, followed)
+        reach = kept or _of_cache(known, sources, cache)
+    elif kept and not update:
+        followed, reach = kept.followed, kept
+        known = follow(known, followed)
+    else:
+        followed = _heads(request, known, kept) if update == "follow" else {}
+        known = follow(known, followed)
+        reach = probe(request, known, sources)
+    return World(
+        recipes=known,
+        toolkits=sources,
+        cuda=toolkits.load_versions(),
+        machine=seen,
+        reach=reach.model_copy(update={"local": _local_trees(request, known), "followed": followed}),
+    )
+
+
+def follow(known: tuple[Loaded, ...], followed: dict[str, str]) -> tuple[Loaded, ...]:
+    """Recipes with other commits than they pin.
+
+    Args:
+        known: the recipes.
+        followed: commits by RECIPE/SOURCE.
+    """
+    found = []
+    for loaded in known:
+        recipe = loaded.recipe
+        commit = followed.get(f"{recipe.name}/source")
+        if commit and isinstance(recipe.source, GitSource):
+            recipe = recipe.model_copy(update={"source": recipe.source.model_copy(update={"commit": commit})})
+        for name, companion in recipe.companions.items():
+            if commit := followed.get(f"{recipe.name}/{name}"):
+                moved = companion.model_copy(update={"source": companion.source.model_copy(update={"commit": commit})})
+                recipe = recipe.model_copy(update={"companions": {**recipe.companions, name: moved}})
+        found.append(loaded.model_copy(update={"recipe": recipe}))
+    return tuple(found)
+
+
+def _heads(request: Request, known: tuple[Loaded, ...], kept: Reach | None) -> dict[str, str]:
+    """The commits that branches are at, where those are not what is pinned; what cannot be told stays as it was."""
+    asked: dict[str, tuple[GitSource, str | None]] = {}
+    for loaded in known:
+        recipe = loaded.recipe
+        if request.recipe in (None, recipe.name):
+            named = {"source": request.source, **{name: request.companions.get(name) for name in recipe.companions}}
+            for name, path in named.items():
+                origin = recipe.origin(name)
+                if isinstance(origin, GitSource) and origin.branch:
+                    asked[f"{recipe.name}/{name}"] = (origin, path)
+
+    def head(origin: GitSource, path: str | None) -> str:
+        if path is not None:
+            there = Path(path).is_dir() and git.is_repository(Path(path))
+            return git.branch_head(path, origin.branch, local=True) if there and not request.dirty else origin.commit
+        return next(filter(None, (git.branch_head(url, origin.branch, local=False) for url in origin.urls)), "")
+
+    with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
+        told = {key: pool.submit(head, *one) for key, one in asked.items()}
+        found = {key: future.result() for key, future in told.items()}
+    before = kept.followed if kept else {}
+    heads = {key: commit or before.get(key, "") for key, commit in found.items()}
+    return {key: commit for key, commit in heads.items() if commit and commit != asked[key][0].commit}
+
+
+def _accepted(packed: Bundle, update: Update) -> dict[str, str]:
+    """The commits of a bundle that no recipe pins, where the user trusts whoever packed it."""
+    followed = {} if update == "pinned" else dict(packed.manifest.followed)
+    if followed and not update:
+        name, commit = next(iter(followed.items()))
+        raise DcaError(
+            "DCA-410",
+            f"{packed.path} holds {name} at commit {commit[:12]}, which its branch was at and the recipe does not pin.",
+            why="a build runs what is in it, and only the pin says what that should be.",
+            remedy="add --update if you trust whoever packed it.",
+        )
+    return followed
+
+
+def _of_cache(known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, ...], cache: store.Store) -> Reach:
+    kits = {
+        kit.name
+        for kit in sources
+        if provide.brought(kit, cache)
+        or all(cache.download(sha256, name).is_file() for name, sha256 in provide.file_names(kit).items())
+    }
+    return bundle.local_reach(
+        known,
+        sources,
+        lambda origin, only: git.kept(origin.urls, origin.commit, cache, only) is not None,
+        kits,
+        "it is not in the cache, and nothing is fetched with --offline",
+    )
+
+
+def make_plan(
+    request: Request,
+    cache: store.Store,
+    *,
+    update: Update = "",
+    packed: Bundle | None = None,
+    own_toolkits: bool = True,
+) -> tuple[Plan, World]:
+    """The plan for a request; what could be reached is kept in the lock when there is one.
+
+    Args:
+        request: what the user asked for.
+        cache: where the lock lies.
+        update: as in `world`.
+        packed: as in `world`; its recipe decides.
+        own_toolkits: as in `world`.
+
+    Raises:
+        DcaError: DCA-3nn with every recipe's reasons when no plan is possible.
+    """
+    seen = world(request, cache, update=update, packed=packed, own_toolkits=own_toolkits)
+    outcome = resolve(request, seen)
+    if not isinstance(outcome, Plan):
+        raise _no_plan(request, outcome.passed_over)
+    # A failure may pass by itself, so only what led to a plan is kept.
+    lock = _lock_path(request, seen.recipes, seen.toolkits, cache)
+    asked_network = packed is None and not cache.offline
+    if asked_network and (update or documents.read_if_whole(Reach, lock) is None):
+        cache.open()
+        documents.write(seen.reach.model_copy(update={"local": {}}), lock)
+    return outcome, seen
+
+
+def plan_to_pack(request: Request, cache: store.Store, *, update: Update = "") -> tuple[Plan, World]:
+    """The plan for a bundle: with a toolkit that can be packed where there is one.
+
+    Raises:
+        DcaError: as `make_plan`.
+    """
+    try:
+        return make_plan(request, cache, update=update, own_toolkits=False)
+    except DcaError as error:
+        if error.exit_code != ExitCode.NO_PLAN:
+            raise
+        return make_plan(request, cache, update=update)
+
+
+def _no_plan(request: Request, passed: tuple[PassedOver, ...]) -> DcaError:
+    # The last recipe is the one that comes closest to being possible: its reasons come first and whole, and its way
+    # out is the useful one.
+    *others, closest = passed
+    codes = {reason.code for reason in closest.reasons}
+    named = request.recipe is not None
+    why = [reason.text if named else f"{closest.name}: {reason.text}" for reason in closest.reasons]
+    why += [f"{one.name}: {one.reasons[0].text}" for one in reversed(others)]
+    return DcaError(
+        closest.reasons[0].code if named or len(codes) == 1 else "DCA-300",
+        f"recipe {request.recipe} cannot be built as asked." if named else "no recipe can be built as asked.",
+        why="\n".join(why),
+        remedy="\n".join(dict.fromkeys(reason.remedy for reason in closest.reasons if reason.remedy)),
+    )
+
+
+def _lock_path(
+    request: Request,
+    known: tuple[Loaded, ...],
+    sources: tuple[toolkits.ToolkitSource, ...],
+    cache: store.Store,
+) -> Path:
+    identity: dict[str, object] = {
+        "request": request.model_dump(mode="json", exclude={"model", "jobs"}),
+        "recipes": [loaded.digest for loaded in known],
+        "toolkits": [source.model_dump(mode="json", by_alias=True) for source in sources],
+        # Hashed, because an address may hold a password.
+        "index": store.sha256_bytes(index.endpoint().encode()),
+        "redist": [store.sha256_bytes(redist.endpoint(one.redist).encode()) for one in sources if one.redist],
+    }
+    if own := mirrors.config().mirrors:
+        identity["mirrors"] = own
+    return cache.folder("lock", documents.digest(identity)[:16]).with_suffix(".json")
+
+
+def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, ...]) -> Reach:
+    """Ask every place at once whether it is there; each has five seconds."""
+    urls: set[str] = set()
+    files: set[str] = set()
+    for loaded in known:
+        recipe = loaded.recipe
+        if request.recipe is not None and recipe.name != request.recipe:
+            continue
+        if isinstance(recipe.source, GitSource) and request.source is None:
+            urls.update(recipe.source.urls)
+        if isinstance(recipe.source, SdistSource) and request.source is None:
+            files.update(recipe.source.urls)
+        for name, companion in recipe.companions.items():
+            if name not in request.companions:
+                urls.update(companion.source.urls)
+            for submodule in companion.submodules:
+                if f"{name}/{submodule.path}" not in request.companions:
+                    urls.update(submodule.urls)
+    probes: dict[str, Callable[[], str]] = {"index": index.probe}
+    probes |= {url: partial(git.probe, url) for url in urls}
+    probes |= {url: partial(index.probe_file, url) for url in files}
+    probes |= {f"apt:{one.name}": partial(apt.probe, one.apt) for one in sources if one.apt}
+    probes |= {f"redist:{one.name}": partial(redist.probe, one.redist) for one in sources if one.redist}
+    with ThreadPoolExecutor(max_workers=len(probes)) as pool:
+        asked = {name: pool.submit(ask) for name, ask in probes.items()}
+        told = {name: future.result() for name, future in asked.items()}
+    return Reach(places={name: Reachability(ok=not why, why=why) for name, why in sorted(told.items())})
+
+
+def _local_trees(request: Request, known: tuple[Loaded, ...]) -> dict[str, LocalTree]:
+    """What the user's own trees are; a git repository without the pinned commit is refused here."""
+    found: dict[str, LocalTree] = {}
+    asked = [loaded.recipe for loaded in known if request.recipe in (None, loaded.recipe.name)]
+    if request.source is not None:
+        pins = [recipe.source for recipe in asked]
+        found["source"] = local_tree(Path(request.source), pins, dirty=request.dirty, flag="--source")
+        if found["source"].kind == "folder":
+            files = sorted({recipe.requirements for recipe in asked})
+            if not any((Path(request.source) / file).is_file() for file in files):
+                raise DcaError(
+                    "DCA-204",
+                    f"--source: {request.source} is not a source of {' or '.join(recipe.name for recipe in asked)}.",
+                    why=f"it has no {' or '.join(files)}.",
+                    remedy="name the folder that holds the source itself.",
+                )
+    for name, path in request.companions.items():
+        sources = [
+            source
+            for recipe in asked
+            for own, companion in recipe.companions.items()
+            for key, source in {
+                own: companion.source,
+                **{
+                    f"{own}/{one.path}": GitSource(kind="git", urls=one.urls, commit=one.commit)
+                    for one in companion.submodules
+                },
+            }.items()
+            if key == name
+        ]
+        # A name that no recipe has is refused by the resolver; its folder is not looked at.
+        if sources:
+            found[name] = local_tree(Path(path), list(sources), dirty=request.dirty, flag=f"--companion {name}")
+    return found
+
+
+def local_tree(path: Path, pins: list[SdistSource | GitSource], *, dirty: bool, flag: str) -> LocalTree:
+    """What a local source is: the pinned sdist, a repository that has the pinned commit, or a folder as it is.
+
+    Raises:
+        DcaError: DCA-204 when there is nothing, DCA-401 or DCA-405 when it is not what is pinned.
+    """
+    if not path.exists():
+        raise DcaError("DCA-204", f"{flag}: {path} does not exist.", remedy="check the path.")
+    if path.is_file():
+        found = store.sha256_file(path)
+        wanted = [pin.sha256 for pin in pins if isinstance(pin, SdistSource)]
+        if found not in wanted:
+            raise DcaError(
+                "DCA-401",
+                f"{flag}: {path.name} is not the file that is pinned.",
+                why=f"sha256 wanted {' or '.join(wanted) or 'none: the recipe has a git source'},\nfound {found}.",
+                remedy="use the pinned sdist.",
+            )
+        return LocalTree(path=str(path), kind="sdist")
+    commits = [pin.commit for pin in pins if isinstance(pin, GitSource)]
+    if git.is_repository(path) and not dirty:
+        if any(git.has_commit(path, commit) for commit in commits):
+            return LocalTree(path=str(path), kind="git")
+        wanted_commit = " or ".join(commits)
+        raise DcaError(
+            "DCA-405",
+            f"{flag}: the repository {path} does not have the pinned commit.",
+            why=f"wanted {wanted_commit}." if commits else "the recipe is pinned to an sdist, not to a commit.",
+            remedy="fetch that commit into it, or take the folder as it is with --dirty (publish refuses it).",
+        )
+    return LocalTree(path=str(path), kind="folder", tree=store.tree_hash(path, skip=not_source))

@@ -1,0 +1,255 @@
+"""Brings the sources of a plan onto the disk, each checked against its pin: plan in, pristine tree out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from dca.catalogue.plan import Plan, PlannedSource
+from dca.catalogue.recipes import GitSource, OfficialWheel, Recipe, SdistSource
+from dca.foundation import archives, documents, store
+from dca.foundation.documents import Document, Value
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.foundation.secrets import redact
+from dca.sources import git, index
+
+
+class FetchedSource(Value):
+    """A source tree on the disk.
+
+    Args:
+        name: as in the plan.
+        pin: what it was checked against.
+        place: where it really came from.
+        tree: hash of its files.
+        head: the commit that the source's branch was at when it was fetched; empty when it has none or it cannot be
+            told.
+    """
+
+    name: str
+    pin: str
+    place: str
+    tree: str
+    head: str = ""
+
+
+class Applied(Value):
+    """One patch or added file of a series and what became of it.
+
+    Args:
+        name: as the series spells it, and of an added file where it was put.
+        status: "not needed" when its tree is no part of the plan.
+        sha256: of the patch or the added file.
+    """
+
+    name: str
+    status: Literal["clean", "offset", "already there", "added", "not needed"]
+    sha256: str
+
+
+class Tree(Document):
+    """The sources of one build on the disk.
+
+    Args:
+        folder: holds one folder per source, and `official/` for copied members.
+        sources: the source trees.
+        members: files of the official wheel, path to sha256.
+        folders: trees that lie apart, which is after patching, by name.
+        patched: hashes of these.
+        patches: the whole series, after patching.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.source/3"
+
+    folder: str
+    sources: tuple[FetchedSource, ...]
+    members: dict[str, str]
+    folders: dict[str, str] = {}
+    patched: dict[str, str] = {}
+    patches: tuple[Applied, ...] = ()
+
+    def path(self, name: str) -> Path:
+        """The folder of one source tree."""
+        return Path(self.folders.get(name, f"{self.folder}/{name}"))
+
+    @property
+    def official(self) -> Path:
+        """The folder of the copied members, laid out as in the wheel."""
+        return Path(self.folder) / "official"
+
+
+def fetch(plan: Plan, recipe: Recipe, cache: store.Store, reporter: Reporter, log: Path) -> Tree:
+    """The plan's sources, from the cache or fetched.
+
+    Raises:
+        DcaError: DCA-4nn when a source cannot be had or is not what is pinned.
+    """
+    members = wanted_members(plan, recipe)
+    identity = {
+        "sources": [source.model_dump(mode="json", exclude={"places"}) for source in plan.sources],
+        "members": members,
+        "only": {source.name: wanted_paths(recipe, source.name) for source in plan.sources},
+    }
+    key = documents.digest(identity)[:16]
+    folder = cache.folder("tree", key)
+    with cache.lock("tree", key, lambda: reporter.note("another run is fetching the same sources; waiting for it.")):
+        if (kept := documents.read_if_whole(Tree, folder / "source.json")) is not None:
+            for one in kept.sources:
+                _tell_head(one.name, one.head, one.pin.removeprefix("commit:"), recipe, reporter)
+            # The cache may have been moved since.
+            return kept.model_copy(update={"folder": str(folder)})
+        store.sweep(folder)
+        with store.incoming_folder(folder) as part:
+            fetched = [
+                _bring(plan, source, recipe, part, cache, reporter, log)
+                for source in plan.sources
+                if source.name != "official wheel"
+            ]
+            if members:
+                assert recipe.official_wheel is not None  # noqa: S101 - the plan copies from it
+                _bring_members(recipe.official_wheel, members, part / "official", cache, reporter)
+            tree = Tree(folder=str(folder), sources=tuple(fetched), members=members)
+            documents.write(tree, part / "source.json")
+    return tree
+
+
+def wanted_members(plan: Plan, recipe: Recipe) -> dict[str, str]:
+    """The members of the official wheel that a plan copies: modules, and the Python that belongs to them."""
+    if recipe.official_wheel is None or not plan.copied:
+        return {}
+    paths = {module.path for module in plan.copied}
+    for companion in recipe.companions.values():
+        # Module and Python folder always come from one source.
+        if paths & set(companion.stand_in):
+            paths |= set(companion.stand_in)
+    return {path: recipe.official_wheel.members[path].sha256 for path in sorted(paths)}
+
+
+def _bring(
+    plan: Plan,
+    source: PlannedSource,
+    recipe: Recipe,
+    part: Path,
+    cache: store.Store,
+    reporter: Reporter,
+    log: Path,
+) -> FetchedSource:
+    reporter.stage("fetch", f"{source.name}: {source.places[0]}")
+    name, _, inner = source.name.partition("/")
+    target = part / name / inner if inner else part / name
+    place, head = source.places[0], ""
+    if source.pin.startswith("tree:"):
+        _copy_folder(Path(place), target, source)
+    elif source.pin.startswith("sha256:"):
+        assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
+        archive = (
+            Path(place)
+            if source.origin == "local"
+            else index.download(recipe.source, cache, lambda done, total: reporter.progress(done, total, place))
+        )
+        archives.unpack_sdist(archive, target)
+    else:
+        commit = source.pin.removeprefix("commit:")
+        found = repository(source, recipe, cache, log)
+        if inner:
+            _check_submodule(plan, recipe, name, inner, commit, cache, log)
+        git.export(found, commit, target, wanted_paths(recipe, source.name))
+        head = "" if cache.offline else _head(source, recipe)
+        _tell_head(source.name, head, commit, recipe, reporter)
+    return FetchedSource(name=source.name, pin=source.pin, place=redact(place), tree=store.tree_hash(target), head=head)
+
+
+def repository(source: PlannedSource, recipe: Recipe, cache: store.Store, log: Path) -> Path:
+    """The repository that has a planned source's commit: the user's own, or the cache's, fetched where it is missing.
+
+    Raises:
+        DcaError: DCA-405 when it cannot be had, DCA-409 when it may not be fetched.
+    """
+    if source.origin == "local":
+        return Path(source.places[0])
+    commit = source.pin.removeprefix("commit:")
+    return git.fetch(source.places, commit, cache, log, wanted_paths(recipe, source.name))
+
+
+def _head(source: PlannedSource, recipe: Recipe) -> str:
+    """Where the branch is that the commit was found on; nothing where there is none or it cannot be told."""
+    branch = _branch(source.name, recipe)
+    return git.branch_head(source.places[0], branch, local=source.origin == "local") if branch else ""
+
+
+def _branch(name: str, recipe: Recipe) -> str:
+    try:
+        pinned = recipe.origin(name)
+    except KeyError:
+        return ""
+    return pinned.branch if isinstance(pinned, GitSource) else ""
+
+
+def _tell_head(name: str, head: str, commit: str, recipe: Recipe, reporter: Reporter) -> None:
+    """Say that a branch has moved."""
+    if head and head != commit:
+        reporter.note(
+            f"{name}: the branch {_branch(name, recipe)} is at {head[:12]}; built is {commit[:12]}. "
+            "--update follows the branch."
+        )
+
+
+def wanted_paths(recipe: Recipe, source: str) -> tuple[str, ...]:
+    """The files and folders that are needed of a git source; everything when empty."""
+    name, _, inner = source.partition("/")
+    if name not in recipe.companions:
+        return ()
+    companion = recipe.companions[name]
+    if not inner:
+        return companion.only
+    return next((below.only for below in companion.submodules if below.path == inner), ())
+
+
+def _check_submodule(
+    plan: Plan, recipe: Recipe, name: str, inner: str, commit: str, cache: store.Store, log: Path
+) -> None:
+    """The parent's own record of its submodule must be the commit that the recipe pins."""
+    companion = recipe.companions[name]
+    parent = plan.source(name)
+    if parent is None or parent.pin != companion.source.pin:
+        return
+    recorded = git.submodule_commit(repository(parent, recipe, cache, log), companion.source.commit, inner)
+    if recorded != commit:
+        raise DcaError(
+            "DCA-405",
+            f"the recipe pins the submodule {inner} to {commit}.",
+            why=f"its parent at {companion.source.commit} records {recorded or 'no such submodule'}.",
+            remedy="correct the recipe.",
+        )
+
+
+def _copy_folder(source: Path, target: Path, planned: PlannedSource) -> None:
+    def ignored(_: str, names: list[str]) -> list[str]:
+        return [name for name in names if not_source(name)]
+
+    shutil.copytree(source, target, symlinks=True, ignore=ignored)
+    found = store.tree_hash(target, skip=not_source)
+    if f"tree:{found}" != planned.pin:
+        raise DcaError("DCA-405", f"{source} changed while it was being copied.", remedy="run the command again.")
+
+
+def _bring_members(
+    wheel: OfficialWheel, members: dict[str, str], folder: Path, cache: store.Store, reporter: Reporter
+) -> None:
+    reporter.stage("fetch", f"{len(members)} members of {wheel.file}, by range")
+    places = index.members(
+        wheel, members, cache, lambda done, total: reporter.progress(done, total, f"members of {wheel.file}")
+    )
+    for path, place in places.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place, target)
+        target.chmod(0o644)
+
+
+def not_source(relative: str) -> bool:
+    """Whether a path of a folder that is taken as it is does not belong to its sources."""
+    name = relative.rsplit("/", 1)[-1]
+    return name in {".git", "__pycache__", ".venv", ".mypy_cache", ".pytest_cache"} or name.endswith(".pyc")

@@ -1,0 +1,432 @@
+"""The package index: finding pinned files, downloading them, and reading single members of a wheel by range."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from dca.catalogue import mirrors
+from dca.catalogue.recipes import IndexFile, SdistSource
+from dca.foundation import store
+from dca.foundation.errors import DcaError
+from dca.foundation.secrets import redact
+
+if TYPE_CHECKING:
+    import requests
+    from pypi_simple import DistributionPackage
+
+T = TypeVar("T")
+TIMEOUT = (10.0, 12.0)  # connect, and between two blocks of data
+# A place that says nothing for so long, or sends less than that in it, is left for the next one: with what goes before
+# and after, that takes less than 20 s.
+ANSWER_SECONDS = 15.0
+STALL_SECONDS = 15.0
+STALL_BYTES = 1 << 14
+# No file that is pinned is as large; a server that sends without end is not read further.
+MOST_BYTES = 8 << 30
+PROBE_SECONDS = 5.0
+BLOCK = 1 << 18
+# An archive is hashed as it lies on the server; a server that compresses on the way would give other bytes.
+_AS_IT_IS = {"Accept-Encoding": "identity"}
+Progress = Callable[[int, int], None]
+
+
+def endpoint() -> str:
+    """The simple index in use: what uv or pip are told by their environment, else the one pypi-simple knows."""
+    from pypi_simple import PYPI_SIMPLE_ENDPOINT
+
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
+        if value := os.environ.get(name):
+            return value
+    return PYPI_SIMPLE_ENDPOINT
+
+
+def session() -> requests.Session:
+    """An HTTP session that refuses to be sent from https to anything else."""
+    import requests
+
+    class Strict(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            target = super().get_redirect_target(resp)
+            # A relative target stays on the same scheme.
+            if target and urlsplit(resp.url).scheme == "https" and urlsplit(target).scheme not in ("", "https"):
+                resp.close()
+                raise requests.exceptions.InvalidSchema(f"redirected from https to {redact(target)}")
+            return target
+
+    return Strict()
+
+
+def probe() -> str:
+    """Why the index cannot be reached, or nothing when it can."""
+    import requests
+
+    url = endpoint()
+    try:
+        with session() as http, http.get(url, timeout=PROBE_SECONDS, stream=True) as answer:
+            # Some mirrors do not serve the list of all projects; any answer shows that they are there.
+            return "" if answer.status_code < 500 else f"it answers with status {answer.status_code}"
+    except requests.RequestException as error:
+        return _reason(error)
+
+
+def probe_file(url: str) -> str:
+    """Why a file cannot be had from any of its places, or nothing when it can; asks for its head."""
+    told = [_probe_file(place) for place in mirrors.places(url)]
+    return "" if "" in told else told[-1]
+
+
+def _probe_file(url: str) -> str:
+    import requests
+
+    try:
+        with session() as http:
+            answer = within(
+                PROBE_SECONDS, lambda: http.head(url, timeout=PROBE_SECONDS, allow_redirects=True), http.close
+            )
+    except requests.RequestException as error:
+        return _reason(error)
+    return "" if answer.ok else f"it answers with status {answer.status_code}"
+
+
+def find(wanted: IndexFile) -> str:
+    """The URL of a pinned file.
+
+    Raises:
+        DcaError: DCA-402, DCA-403, or DCA-401 when the index itself names another hash.
+    """
+    for package in files(wanted.package, wanted.file):
+        if package.filename == wanted.file:
+            named = package.digests.get("sha256")
+            if named and named != wanted.sha256:
+                raise wrong_hash(wanted.file, wanted.sha256, named)
+            return package.url
+    raise missing(wanted.file)
+
+
+def files(package: str, what: str) -> list[DistributionPackage]:
+    """The files of a project on the index.
+
+    Args:
+        package: the project's name.
+        what: the file that is wanted of it, for a message.
+
+    Raises:
+        DcaError: DCA-402, DCA-403.
+    """
+    import requests
+    from pypi_simple import (
+        NoSuchProjectError,
+        PyPISimple,
+        UnsupportedContentTypeError,
+        UnsupportedRepoVersionError,
+    )
+
+    try:
+        with PyPISimple(endpoint(), session=session()) as client:
+            return within(
+                ANSWER_SECONDS, lambda: client.get_project_page(package, timeout=TIMEOUT), client.s.close
+            ).packages
+    except NoSuchProjectError:
+        raise missing(what) from None
+    except (
+        requests.RequestException,
+        UnsupportedContentTypeError,
+        UnsupportedRepoVersionError,
+        ValueError,
+    ) as error:
+        raise unreachable(f"the package index ({redact(endpoint())})", error) from None
+
+
+def within(seconds: float, function: Callable[[], T], late: Callable[[], None]) -> T:
+    """What a function returns, if it does in time; what it does later is not waited for.
+
+    The timeouts of requests are for single steps: a host of many addresses, or a server that sends its head letter by
+    letter, passes each of them and takes for ever.
+
+    Args:
+        seconds: that it has.
+        function: runs in a thread of its own.
+        late: called when it has ended too late, to let go of what it opened meanwhile.
+
+    Raises:
+        requests.Timeout: it did not.
+    """
+    import queue
+    import threading
+
+    import requests
+
+    told: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    left = threading.Event()
+
+    def let_go() -> None:
+        with contextlib.suppress(queue.Empty):
+            value, error = told.get_nowait()
+            for one in (value, getattr(error, "response", None)):
+                if isinstance(one, requests.Response):
+                    one.close()
+            late()
+
+    def work() -> None:
+        try:
+            told.put((function(), None))
+        except BaseException as error:
+            told.put((None, error))
+        if left.is_set():
+            let_go()
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        value, error = told.get(timeout=seconds)
+    except queue.Empty:
+        left.set()
+        let_go()
+        raise requests.Timeout(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            # What it holds, an open answer among it, would otherwise wait for the garbage collector.
+            del error
+    return value  # type: ignore[return-value]
+
+
+def missing(file: str) -> DcaError:
+    """The error for a file that the index does not have."""
+    return DcaError(
+        "DCA-403",
+        f"the package index has no {file}.",
+        why=f"index: {redact(endpoint())}",
+        remedy="use an index that carries it (UV_DEFAULT_INDEX).",
+    )
+
+
+def unreachable(what: str, error: Exception) -> DcaError:
+    """The error for a place that does not answer."""
+    return DcaError(
+        "DCA-402",
+        f"{what} could not be reached.",
+        why=_reason(error),
+        remedy="check the network and the proxy settings, then run the command again.",
+    )
+
+
+def wrong_hash(name: str, wanted: str, found: str) -> DcaError:
+    """The error for a download that is not what was pinned."""
+    return DcaError(
+        "DCA-401",
+        f"{name} is not the file that is pinned; it was not opened, and was deleted.",
+        why=f"sha256 wanted {wanted},\nfound {found}.",
+        remedy="run the command again; if it happens again, the server or a proxy serves another file.",
+    )
+
+
+def _reason(error: Exception) -> str:
+    inner: BaseException = error
+    while inner.args and isinstance(inner.args[0], BaseException):
+        inner = inner.args[0]
+    reason = getattr(inner, "reason", None)
+    text = str(reason if reason else inner)
+    return redact(re.sub(r"^<[^>]*>: ", "", text) or type(error).__name__)
+
+
+def download(wanted: IndexFile, cache: store.Store, progress: Progress | None = None) -> Path:
+    """A pinned file of the index, from the cache or downloaded and checked.
+
+    A source distribution that the index does not give is asked for at the other places that its recipe names.
+
+    Raises:
+        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole, DCA-403 when the index lacks
+            it, DCA-409 when it may not be fetched.
+    """
+    kept = cache.download(wanted.sha256, wanted.file)
+    if store.has_hash(kept, wanted.sha256):
+        return kept
+    cache.must_fetch(wanted.file)
+    others = wanted.urls if isinstance(wanted, SdistSource) else ()
+    failed: DcaError | None = None
+    try:
+        others = (find(wanted), *others)
+    except DcaError as error:
+        if not others:
+            raise
+        failed = error
+    return fetch_url(others, wanted.sha256, kept, progress, failed=failed)
+
+
+def fetch_url(
+    urls: str | tuple[str, ...],
+    sha256: str,
+    path: Path,
+    progress: Progress | None = None,
+    size: int = 0,
+    failed: DcaError | None = None,
+) -> Path:
+    """A URL's content at `path`, if it has the hash; otherwise nothing is left.
+
+    Each URL is asked for in turn, and the user's mirrors of it before it; the first content with the hash is taken.
+
+    Args:
+        urls: read from its beginning; what an earlier run had of it was not kept.
+        sha256: that its content must have.
+        path: where it goes.
+        progress: called with bytes done and in all.
+        size: bytes that it has, where that is known: no more than one block beyond is read of anything longer.
+        failed: why a place before them did not give it.
+
+    Raises:
+        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    places = [place for url in ((urls,) if isinstance(urls, str) else urls) for place in mirrors.places(url)]
+    told = [failed] if failed else []
+    for place in places:
+        try:
+            return _fetch_one(place, sha256, path, progress, size)
+        except DcaError as error:  # noqa: PERF203 - the next place is asked then
+            # No other place has room on this machine's disk.
+            if error.code not in ("DCA-401", "DCA-402"):
+                raise
+            told.append(error)
+    raise told[0] if len(told) == 1 else nowhere(path.name, told)
+
+
+def nowhere(name: str, told: list[DcaError]) -> DcaError:
+    """The error for something that several places did not give, each with its reason."""
+    worst = next((error for error in told if error.code == "DCA-401"), told[-1])
+    return DcaError(
+        worst.code,
+        f"none of {len(told)} places gave {name} as it is pinned.",
+        why="\n".join(f"{error.what} {error.why}".replace("\n", " ").strip() for error in told),
+        remedy=worst.remedy,
+    )
+
+
+def _fetch_one(url: str, sha256: str, path: Path, progress: Progress | None, size: int) -> Path:
+    import hashlib
+
+    import requests
+    from urllib3.exceptions import HTTPError
+
+    seen = hashlib.sha256()
+    with store.incoming(path) as part:
+        try:
+            with session() as http, _answer(http, url) as answer, part.open("wb") as stream:
+                answer.raise_for_status()
+                total = int(answer.headers.get("Content-Length") or 0)
+                done = 0
+                for block in _blocks(answer):
+                    stream.write(block)
+                    seen.update(block)
+                    done += len(block)
+                    if progress:
+                        progress(done, total or size)
+                    if done > (size or MOST_BYTES):
+                        break
+                if done < total:
+                    raise requests.ConnectionError(f"it ended after {done} of {total} bytes")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except (requests.RequestException, HTTPError, ValueError) as error:
+            raise unreachable(redact(url), error) from None
+        if seen.hexdigest() != sha256:
+            raise wrong_hash(path.name, sha256, seen.hexdigest())
+        part.chmod(0o644)
+        part.replace(path)
+    return path
+
+
+def _answer(http: requests.Session, url: str) -> requests.Response:
+    return within(ANSWER_SECONDS, lambda: http.get(url, headers=_AS_IT_IS, timeout=TIMEOUT, stream=True), http.close)
+
+
+def _blocks(answer: requests.Response) -> Iterator[bytes]:
+    """What comes, as it comes; a server that sends next to nothing for a while has stalled."""
+    import requests
+
+    since, come = time.monotonic(), 0
+    while block := answer.raw.read1(BLOCK, decode_content=False):
+        yield block
+        come += len(block)
+        spent = time.monotonic() - since
+        if come >= STALL_BYTES:
+            since, come = time.monotonic(), 0
+        elif spent > STALL_SECONDS:
+            raise requests.Timeout(f"it sent {come} bytes within {spent:.0f} s")
+
+
+def members(
+    wheel: IndexFile, wanted: dict[str, str], cache: store.Store, progress: Progress | None = None
+) -> dict[str, Path]:
+    """Single members of a wheel on the index, read by range requests, each checked against its hash.
+
+    Args:
+        wheel: the wheel; only its name is used, since it is never downloaded whole.
+        wanted: sha256 by member path.
+        cache: where members are kept.
+        progress: called with bytes done and in all.
+    """
+    import requests
+    from remotezip import RemoteZip, RemoteZipError
+    from urllib3.exceptions import HTTPError
+
+    places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in wanted.items()}
+    missing = [path for path, place in places.items() if not store.has_hash(place, wanted[path])]
+    if not missing:
+        return places
+    cache.must_fetch(f"{missing[0]} of {wheel.file}")
+    url = find(wheel)
+    try:
+        with session() as http, RemoteZip(url, session=http, timeout=TIMEOUT) as remote:
+            names = set(remote.namelist())
+            lacking = [path for path in missing if path not in names]
+            if lacking:
+                raise DcaError(
+                    "DCA-406",
+                    f"{wheel.file} has no member {lacking[0]}.",
+                    remedy="the recipe names another wheel than the index carries.",
+                )
+            total = sum(remote.getinfo(path).file_size for path in missing)
+            done = 0
+            for path in missing:
+                done = _member(remote, path, wanted[path], places[path], done, total, progress)
+    except (requests.RequestException, HTTPError, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise unreachable(f"{wheel.file} on the package index", error) from None
+    return places
+
+
+def _member(
+    remote: zipfile.ZipFile,
+    name: str,
+    sha256: str,
+    place: Path,
+    done: int,
+    total: int,
+    progress: Progress | None,
+) -> int:
+    import hashlib
+
+    seen = hashlib.sha256()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with store.incoming(place) as part:
+        with remote.open(name) as source, part.open("wb") as stream:
+            while block := source.read(BLOCK):
+                stream.write(block)
+                seen.update(block)
+                done += len(block)
+                if progress:
+                    progress(done, total)
+        if seen.hexdigest() != sha256:
+            raise wrong_hash(name, sha256, seen.hexdigest())
+        part.chmod(0o644)
+        part.replace(place)
+    return done

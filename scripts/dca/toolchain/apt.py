@@ -1,0 +1,217 @@
+"""Packages of a Debian-like distribution, downloaded with a private apt configuration: no root, nothing installed.
+
+apt itself checks the archive's signature with the machine's own keyring; the mirror is the machine's own too.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dca.catalogue.toolkits import Apt, AptPackage
+from dca.foundation import runner, store
+from dca.foundation.errors import DcaError
+from dca.sources import index
+
+PROBE_SECONDS = 5.0
+APT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Where the machine gets its own distribution from.
+
+    Args:
+        uri: the mirror.
+        signed_by: the keyring named beside it; empty for apt's trusted keys.
+    """
+
+    uri: str
+    signed_by: str
+
+
+# apt's own words for a switch that is off.
+_OFF = {"no", "false", "without", "off", "disable", "0"}
+
+
+def mirror(distribution: str, etc: Path = Path("/etc")) -> Mirror | None:
+    """The mirror of a distribution in the machine's own apt sources, if the machine runs that distribution."""
+    release = _os_release(etc / "os-release")
+    if release.get("ID") != distribution:
+        return None
+    codename = release.get("VERSION_CODENAME", "")
+    for uri, suites, signed_by in _sources(etc / "apt"):
+        if codename in suites and uri.startswith(("http://", "https://")):
+            return Mirror(uri.rstrip("/"), signed_by)
+    return None
+
+
+def _os_release(path: Path) -> dict[str, str]:
+    try:
+        return platform.freedesktop_os_release() if path == Path("/etc/os-release") else _parse_release(path)
+    except OSError:
+        return {}
+
+
+def _parse_release(path: Path) -> dict[str, str]:
+    pairs = (line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+    return {name: value.strip('"') for name, value in pairs}
+
+
+def _sources(folder: Path) -> Iterator[tuple[str, list[str], str]]:
+    """(URI, suites, keyring) of every source of binary packages, in both of apt's formats."""
+    for path in sorted((folder / "sources.list.d").glob("*.sources")):
+        for stanza in re.split(r"\n\s*\n", path.read_text(errors="replace")):
+            # A field's value goes on in lines that begin with a space; comments may stand between them.
+            lines = [line for line in stanza.splitlines() if not line.startswith("#")]
+            text = re.sub(r"\n[ \t]+", " ", "\n".join(lines))
+            fields = {
+                key.strip().lower(): value.strip()
+                for key, _, value in (line.partition(":") for line in text.splitlines())
+            }
+            if "deb" in fields.get("types", "").split() and fields.get("enabled", "yes").lower() not in _OFF:
+                signed_by = fields.get("signed-by", "")
+                for uri in fields.get("uris", "").split():
+                    yield (
+                        uri,
+                        fields.get("suites", "").split(),
+                        signed_by if signed_by.startswith("/") else "",
+                    )
+    for path in [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*.list"))]:
+        if not path.is_file():
+            continue
+        for line in path.read_text(errors="replace").splitlines():
+            match = re.match(r"\s*deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)", line)
+            if match:
+                signed = re.search(r"signed-by=(/\S+)", match["options"] or "")
+                yield match["uri"], [match["suite"]], signed[1] if signed else ""
+
+
+def probe(wanted: Apt) -> str:
+    """Why the packages cannot be had from here, or nothing when they can."""
+    import requests
+
+    for program in ("apt-get", "dpkg-deb"):
+        if shutil.which(program) is None:
+            return f"this machine has no {program}"
+    found = mirror(wanted.distribution)
+    if found is None:
+        return f"this machine's apt has no {wanted.distribution} mirror"
+    try:
+        with index.session() as http:
+            answer = http.head(
+                f"{found.uri}/dists/{wanted.suite}/InRelease", timeout=PROBE_SECONDS, allow_redirects=True
+            )
+    except requests.RequestException as error:
+        return f"the {wanted.distribution} mirror does not answer ({type(error).__name__})"
+    return "" if answer.ok else f"the mirror has no {wanted.distribution} {wanted.suite}"
+
+
+def download(wanted: Apt, cache: store.Store, log: Path, waiting: Callable[[], None] = lambda: None) -> list[Path]:
+    """The packages, each with its pinned hash, in the order of the data file.
+
+    Args:
+        waiting: called when another run is downloading of the same suite.
+
+    Raises:
+        DcaError: DCA-402 when they cannot be had, DCA-401 when one is not what is pinned, DCA-409 when they may not be
+            fetched.
+    """
+    kept = {package: cache.download(package.sha256, f"{package.name}.deb") for package in wanted.packages}
+    if missing := _missing(kept):
+        cache.must_fetch(f"{missing[0].name} {missing[0].version}")
+        # apt's lists and what it has under way lie in one folder, which each run makes anew.
+        with cache.lock("apt", wanted.suite, waiting):
+            if missing := _missing(kept):
+                _fetch(wanted, missing, kept, cache, log)
+    return list(kept.values())
+
+
+def _missing(kept: dict[AptPackage, Path]) -> list[AptPackage]:
+    return [package for package, path in kept.items() if not store.has_hash(path, package.sha256)]
+
+
+def _fetch(wanted: Apt, missing: list[AptPackage], kept: dict[AptPackage, Path], cache: store.Store, log: Path) -> None:
+    """Download what is missing to where it is kept."""
+    found = mirror(wanted.distribution)
+    if found is None:
+        raise DcaError(
+            "DCA-402",
+            f"this machine's apt has no {wanted.distribution} mirror.",
+            remedy="name a CUDA toolkit with --toolkit DIR.",
+        )
+    state = cache.folder("apt", wanted.suite)
+    if state.exists():
+        store.remove(state)
+    config = _configure(wanted, found, state)
+    env = runner.environment({"APT_CONFIG": str(config), "DEBIAN_FRONTEND": "noninteractive"}, network=True)
+    updated = runner.run(["apt-get", "update"], env=env, log=log, timeout=APT_SECONDS)
+    if not updated.ok:
+        raise _failed("its package lists could not be read", updated)
+    folder = state / "debs"
+    folder.mkdir()
+    names = [f"{package.name}={package.version}" for package in missing]
+    done = runner.run(["apt-get", "download", *names], cwd=folder, env=env, log=log, timeout=APT_SECONDS)
+    if not done.ok:
+        raise _failed(f"{', '.join(names)} could not be downloaded", done)
+    by_hash = {store.sha256_file(path): path for path in folder.glob("*.deb")}
+    for package in missing:
+        path = by_hash.get(package.sha256)
+        if path is None:
+            raise index.wrong_hash(package.name, package.sha256, "another file of that name and version")
+        kept[package].parent.mkdir(parents=True, exist_ok=True)
+        path.replace(kept[package])
+    store.remove(state)
+
+
+def _failed(what: str, done: runner.Completed) -> DcaError:
+    told = [line for line in done.tail if line.startswith(("E:", "W:", "Err:"))] or list(done.tail[-3:])
+    return DcaError(
+        "DCA-402",
+        f"the distribution's mirror: {what}.",
+        why="\n".join(told[:4]),
+        remedy="check the network and `apt-get update`, or name a toolkit with --toolkit DIR.",
+    )
+
+
+def _configure(wanted: Apt, found: Mirror, state: Path) -> Path:
+    """A configuration whose every folder lies below `state`, so that the system's lists are not touched."""
+    for name in ("lists/partial", "cache/archives/partial", "etc/preferences.d", "etc/sources.list.d"):
+        (state / name).mkdir(parents=True)
+    (state / "status").touch()
+    signed = f"Signed-By: {found.signed_by}\n" if found.signed_by else ""
+    (state / "etc/sources.list.d/dca.sources").write_text(
+        f"Types: deb\nURIs: {found.uri}\nSuites: {wanted.suite}\nComponents: {' '.join(wanted.components)}\n"
+        f"Architectures: {wanted.architecture}\n{signed}"
+    )
+    lines = [
+        f'Dir "{state}";',
+        f'Dir::State "{state}";',
+        f'Dir::State::lists "{state}/lists";',
+        f'Dir::State::status "{state}/status";',
+        f'Dir::Cache "{state}/cache";',
+        f'Dir::Etc "{state}/etc";',
+        'Dir::Etc::parts "/dev/null";',
+        'Dir::Etc::main "/dev/null";',
+        'Dir::Etc::sourcelist "/dev/null";',
+        'Dir::Etc::trustedparts "/etc/apt/trusted.gpg.d";',
+        'Acquire::Languages "none";',
+        f'APT::Architecture "{wanted.architecture}";',
+        'APT::Sandbox::User "root";',
+        'Acquire::AllowInsecureRepositories "false";',
+        'APT::Get::AllowUnauthenticated "false";',
+        *_proxies(),
+    ]
+    config = state / "apt.conf"
+    config.write_text("\n".join(lines) + "\n")
+    return config
+
+
+def _proxies() -> list[str]:
+    """The machine's own proxy settings; nothing else of its configuration is taken over."""
+    dump = runner.run(["apt-config", "dump", "Acquire"], timeout=PROBE_SECONDS)
+    return [line for line in dump.tail if re.match(r'Acquire::https?::Proxy\S* "', line)]

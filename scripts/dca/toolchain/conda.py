@@ -1,0 +1,171 @@
+"""The conda environment of a CUDA line: compilers, a complete toolkit and tools, derived from recipes and toolkits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from dca.catalogue.recipes import Loaded
+from dca.catalogue.toolkits import CudaVersions, ToolkitSource
+from dca.foundation import runner, store
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+
+ENGINES = ("micromamba", "mamba", "conda")
+PYTHON = "3.11"
+"""That everything was measured with; another one when a recipe does not take it."""
+CREATE_SECONDS = 3600.0
+# What conda and its relatives are told by their environment, besides what every program gets.
+KEPT = ("CONDARC", "CONDA_ENVS_PATH", "CONDA_PKGS_DIRS", "MAMBARC", "MAMBA_ROOT_PREFIX", "MAMBA_EXE")
+
+
+class Environment(Value):
+    """An environment file.
+
+    Args:
+        name: that it is activated by.
+        cuda: the CUDA line of its toolkit.
+        recipes: that compile with it.
+        channels, dependencies: as in the file.
+    """
+
+    name: str
+    cuda: str
+    recipes: tuple[str, ...]
+    channels: tuple[str, ...]
+    dependencies: tuple[str, ...]
+
+    def text(self) -> str:
+        """The file, in YAML."""
+        return "\n".join(
+            [
+                f"# The conda environment for CUDA {self.cuda}: compilers and a complete toolkit.",
+                f"# Written by `dca env --cuda {self.cuda} --print`.",
+                f"#   conda env create -f environment.yml && conda activate {self.name} && make wheel CUDA={self.cuda}",
+                f"# Recipes that compile with this toolkit: {', '.join(self.recipes)}; the others pass it over.",
+                f"name: {self.name}",
+                "channels:",
+                *(f"  - {one}" for one in self.channels),
+                "dependencies:",
+                *(f"  - {one}" for one in self.dependencies),
+                "",
+            ]
+        )
+
+
+def environment(
+    line: str, known: tuple[Loaded, ...], sources: tuple[ToolkitSource, ...], versions: CudaVersions
+) -> Environment:
+    """The environment file of a CUDA line.
+
+    Raises:
+        DcaError: DCA-303 when no recipe compiles with it, DCA-302 when no release of it is known.
+    """
+    takers = [one.recipe for one in known if line in one.recipe.cuda.supported]
+    lines = sorted({line for one in known for line in one.recipe.cuda.supported})
+    if not takers:
+        raise DcaError(
+            "DCA-303",
+            f"no recipe compiles with CUDA {line}.",
+            why=f"they do with {', '.join(lines)}.",
+            remedy="choose one of them with --cuda.",
+        )
+    release = next((one.redist.label for one in sources if one.redist and one.line == line), None)
+    accepts = versions.of(line)
+    if release is None or accepts is None:
+        there = sorted({one.line for one in sources if one.redist} & set(lines))
+        raise DcaError(
+            "DCA-302",
+            f"no release of CUDA {line} is known to build/toolkits.",
+            remedy=f"choose from {', '.join(there)} with --cuda.",
+        )
+    # As the recipes write it, which is in the order that people read.
+    ranges = {
+        text.removeprefix("cmake")
+        for recipe in takers
+        for text in recipe.build_requirements
+        if Requirement(text).name == "cmake"
+    }
+    return Environment(
+        name=f"dca-cu{line.replace('.', '')}",
+        cuda=line,
+        recipes=tuple(recipe.name for recipe in takers),
+        channels=(f"nvidia/label/cuda-{release}", "conda-forge", "nodefaults"),
+        dependencies=(
+            f"python={python_of([recipe.python for recipe in takers])}",
+            "pip",
+            "uv",
+            "git",
+            "make",
+            f"cmake{','.join(sorted(ranges))}",
+            "ninja",
+            "ccache",
+            f"gcc_linux-64={accepts.gcc_max}",
+            f"gxx_linux-64={accepts.gcc_max}",
+            f"cuda-toolkit={line}",
+        ),
+    )
+
+
+def python_of(ranges: list[str]) -> str:
+    """A Python that is in every range: the one that is preferred, else the newest.
+
+    Raises:
+        DcaError: DCA-306 when there is none.
+    """
+    for minor in [PYTHON, *(f"3.{number}" for number in range(14, 9, -1))]:
+        if all(SpecifierSet(one).contains(f"{minor}.99") for one in ranges):
+            return minor
+    raise DcaError("DCA-306", f"no Python is in all of {', '.join(ranges)}.", remedy="name one recipe with --recipe.")
+
+
+def engine() -> Path | None:
+    """The first of micromamba, mamba and conda that is on PATH."""
+    return next((Path(path) for name in ENGINES if (path := shutil.which(name))), None)
+
+
+def create(wanted: Environment, program: Path, folder: Path | None, reporter: Reporter, log: Path) -> Path:
+    """Make an environment; its Python.
+
+    Args:
+        program: micromamba, mamba or conda.
+        folder: where it is to be; among the engine's own, by name, when None.
+
+    Raises:
+        DcaError: DCA-107 with the engine's own words.
+    """
+    place = ["-p", str(folder.absolute())] if folder else ["-n", wanted.name]
+    verb = ["create"] if program.name == "micromamba" else ["env", "create"]
+    # conda itself took no -y for this command before 24; all of them take the variable.
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    env = runner.environment(kept | {"CONDA_ALWAYS_YES": "true", "MAMBA_ALWAYS_YES": "true"}, network=True)
+    reporter.stage("environment", f"{wanted.name}, by {program.name}: {', '.join(wanted.dependencies)}")
+    with store.scratch() as scratch:
+        file = scratch / "environment.yml"
+        file.write_text(wanted.text(), encoding="utf-8")
+        done = runner.run(
+            [program, *verb, *place, "-f", file],
+            env=env,
+            log=log,
+            timeout=CREATE_SECONDS,
+            on_tick=lambda: reporter.progress(0, 0, "solving, downloading and unpacking"),
+        )
+    if done.ok:
+        told = runner.run(
+            [program, "run", *place, "python", "-c", "import sys; print(sys.prefix)"], env=env, log=log, timeout=120.0
+        )
+        if told.ok and told.tail and (python := Path(told.tail[-1].strip()) / "bin/python").exists():
+            return python
+        done = told
+    raise DcaError(
+        "DCA-107",
+        f"{program.name} could not make the environment {wanted.name}.",
+        why="it took too long." if done.timed_out else "\n".join(done.tail[-6:]),
+        remedy=f"see {log}. If it is there already: {program.name} env remove {' '.join(place)}. "
+        "Without conda the same is made by --engine uv (ENGINE=uv).",
+    )

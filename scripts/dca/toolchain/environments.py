@@ -1,0 +1,246 @@
+"""Makes the build and run environments with uv, from locks with hashes; never the tool's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.tags import Tag, compatible_tags, cpython_tags, platform_tags
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.version import Version
+
+from dca.catalogue.machine import find_uv
+from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import IndexFile
+from dca.foundation import data, documents, runner, store
+from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.sources import index
+
+if TYPE_CHECKING:
+    from dca.toolchain.lockfile import LockedPackage
+
+INSTALL_SECONDS = 1800.0
+WORKERS = data.IN_WHEEL_ENV / "workers"
+
+
+class TorchFacts(Value):
+    """What the build environment's torch says of itself."""
+
+    version: str
+    cuda: str
+    cxx11_abi: bool
+    includes: tuple[str, ...]
+    """Headers: torch's own, then those of the CUDA math libraries it was installed with."""
+    libraries: str
+    python_include: str
+
+
+def uv_environment(cache: store.Store) -> dict[str, str]:
+    """The environment uv runs in: one cache for all environments, and none of the user's uv settings."""
+    # uv knows its own variables; what only pip is told is handed on.
+    told = {"UV_DEFAULT_INDEX": index.endpoint()} if "PIP_INDEX_URL" in os.environ else {}
+    fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_CONFIG": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    fixed |= {"UV_OFFLINE": "1"} if cache.offline else {}
+    return runner.environment(told | fixed, network=True)
+
+
+def build_environment(plan: Plan, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+    """The Python of the recipe's build environment: its torch, cmake, ninja and setuptools.
+
+    Raises:
+        DcaError: DCA-407.
+    """
+    lock = data.build_lock(plan.recipe, plan.profile)
+    return make(lock, plan.python_path, plan.python, cache, reporter, log)
+
+
+def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+    """An environment of exactly what a lock names; made once, then kept.
+
+    Args:
+        lock: requirements with hashes.
+        python_path: the interpreter to make it from.
+        python: its version.
+
+    Raises:
+        DcaError: DCA-407.
+    """
+    if not lock.is_file():
+        raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
+    folder = _folder(lock, python_path, python, cache)
+    interpreter = folder / "bin/python"
+    # Written last: an environment without it is not whole. It cannot be made elsewhere and moved, because scripts
+    # and pyvenv.cfg name its folder.
+    stamp = folder / ".whole"
+    with cache.lock("env", folder.name, lambda: reporter.note("another run is making the same environment; waiting.")):
+        if stamp.is_file() and interpreter.exists():
+            return interpreter
+        reporter.stage("environment", f"{lock.parent.name} {lock.stem}: {_count(lock)} packages")
+        uv, env = find_uv(), uv_environment(cache)
+        made = runner.run(
+            [uv, "venv", "--clear", "--no-project", "--python", python_path, folder],
+            env=env,
+            log=log,
+            timeout=300.0,
+        )
+        if made.ok:
+            with store.scratch(cache.open().root) as scratch:
+                made = runner.run(
+                    [
+                        uv,
+                        "pip",
+                        "sync",
+                        "--python",
+                        interpreter,
+                        "--require-hashes",
+                        *_from(lock, cache, scratch),
+                        lock,
+                    ],
+                    env=env,
+                    log=log,
+                    timeout=INSTALL_SECONDS,
+                    on_tick=lambda: reporter.progress(0, 0, "downloading and unpacking packages"),
+                )
+        if not made.ok:
+            store.remove(folder) if folder.exists() else None
+            why = "it took too long." if made.timed_out else "\n".join(made.tail[-6:])
+            raise DcaError(
+                "DCA-407",
+                f"the environment of {lock.parent.name} could not be made.",
+                why=why,
+                remedy="bring the wheels with `dca fetch --bundle FILE` where there is a network."
+                if cache.offline
+                else f"see {log}; when it is the network, run the command again.",
+            )
+        stamp.touch()
+    return interpreter
+
+
+def _from(lock: Path, cache: store.Store, folder: Path) -> list[str]:
+    """How uv is told of the wheels that a bundle has brought; without them, and with a network, it asks the index."""
+    wanted = set(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text(encoding="utf-8")))
+    kept = [wheel for sha256 in sorted(wanted) for wheel in cache.download(sha256, "x").parent.glob("*.whl")]
+    if not (cache.offline and kept):
+        return []
+    for wheel in kept:
+        (folder / wheel.name).symlink_to(wheel)
+    return ["--no-index", "--find-links", str(folder)]
+
+
+def wheels(lock: Path, python: str, cache: store.Store, progress: index.Progress | None = None) -> list[Path]:
+    """The wheels that an environment of a lock is made of on this kind of machine, in the cache.
+
+    Args:
+        lock: requirements with hashes.
+        python: the exact version that the environment is for.
+        cache: where they are kept.
+        progress: called with bytes done and in all.
+
+    Raises:
+        DcaError: DCA-403 when the index has no wheel of the lock for this machine, and those of downloading.
+    """
+    from dca.toolchain import lockfile
+
+    return [_wheel(package, python, cache, progress) for package in lockfile.packages(lock, python)]
+
+
+def _wheel(package: LockedPackage, python: str, cache: store.Store, progress: index.Progress | None) -> Path:
+    order = {tag: number for number, tag in enumerate(_tags(python))}
+    label = f"a wheel of {package.name} {package.version} for Python {python} on this machine"
+
+    def rank(name: str) -> tuple[int, tuple[int, str]] | None:
+        """How well a wheel fits, the smallest best; None when it does not."""
+        try:
+            project, version, build, tags = parse_wheel_filename(name)
+        except InvalidWheelFilename:
+            return None
+        fitting = [order[tag] for tag in tags if tag in order]
+        same = project == package.name and str(version) == str(Version(package.version))
+        return (min(fitting), (-build[0], build[1]) if build else (0, "")) if fitting and same else None
+
+    found = [
+        (fit, wheel)
+        for sha256 in package.hashes
+        for wheel in cache.download(sha256, "x").parent.glob("*.whl")
+        if (fit := rank(wheel.name)) and store.has_hash(wheel, sha256)
+    ]
+    if found:
+        return min(found)[1]
+    cache.must_fetch(label)
+    offered = {
+        fit: IndexFile(package=package.name, version=package.version, file=one.filename, sha256=one.digests["sha256"])
+        for one in index.files(package.name, label)
+        if one.digests.get("sha256") in package.hashes and (fit := rank(one.filename))
+    }
+    if not offered:
+        raise index.missing(label)
+    return index.download(offered[min(offered)], cache, progress)
+
+
+def _tags(python: str) -> list[Tag]:
+    """What wheels a Python of this machine takes, the best first."""
+    minor = (int(python.split(".")[0]), int(python.split(".")[1]))
+    name = f"cp{minor[0]}{minor[1]}"
+    platforms = list(platform_tags())
+    return [*cpython_tags(minor, [name], platforms), *compatible_tags(minor, name, platforms)]
+
+
+def find(lock: Path, python_path: str, python: str, cache: store.Store) -> Path | None:
+    """The Python of an environment that `make` has made before; None where it is not there or not whole."""
+    if not lock.is_file():
+        return None
+    folder = _folder(lock, python_path, python, cache)
+    interpreter = folder / "bin/python"
+    return interpreter if (folder / ".whole").is_file() and interpreter.exists() else None
+
+
+def _folder(lock: Path, python_path: str, python: str, cache: store.Store) -> Path:
+    key = store.sha256_bytes(f"{python} {python_path} {store.sha256_file(lock)}".encode())[:16]
+    return cache.folder("env", f"{lock.parent.name}-{lock.stem}-{key}")
+
+
+def _count(lock: Path) -> int:
+    return sum("==" in line and not line.startswith((" ", "#")) for line in lock.read_text().splitlines())
+
+
+def look_at_torch(python: Path, log: Path | None = None) -> TorchFacts:
+    """The torch of an environment, read by a worker there.
+
+    Raises:
+        DcaError: DCA-407 when it has none, or it does not load.
+    """
+    told = runner.run([python, "-I", WORKERS / "torch_facts.py"], log=log, timeout=300.0)
+    if not told.ok:
+        raise DcaError(
+            "DCA-407",
+            f"torch does not load with {python}.",
+            why="\n".join(told.tail[-4:]),
+            remedy="name the Python of an environment that has the wheel's torch; if dca made it, delete its folder "
+            "and run the command again.",
+        )
+    return TorchFacts.model_validate(json.loads(told.tail[-1]))
+
+
+def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:
+    """What the build environment's torch is; refused when it is not the recipe's.
+
+    Raises:
+        DcaError: DCA-407.
+    """
+    kept = python.parent.parent / ".torch.json"
+    if not kept.is_file():
+        store.write_bytes(kept, documents.dumps(look_at_torch(python, log)))
+    facts = TorchFacts.model_validate(json.loads(kept.read_text()))
+    if (facts.version.split("+")[0], facts.cuda, facts.cxx11_abi) != (plan.torch, plan.torch_cuda, abi):
+        raise DcaError(
+            "DCA-407",
+            f"the build environment has torch {facts.version} for CUDA {facts.cuda}.",
+            why=f"the recipe wants {plan.torch} for CUDA {plan.torch_cuda}, C++11 ABI {abi}.",
+            remedy="correct the recipe's lock with `make locks`.",
+        )
+    return facts

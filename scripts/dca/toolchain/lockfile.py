@@ -1,0 +1,171 @@
+"""Writes down what one build takes, each thing with what identifies it: the document `dca.lock/1`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+from packaging.markers import Marker, default_environment
+from packaging.utils import canonicalize_name
+
+from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import GitSource, Recipe, SdistSource
+from dca.catalogue.toolkits import ToolkitSource
+from dca.foundation import data
+from dca.foundation.documents import Document, Value
+from dca.foundation.errors import DcaError
+from dca.foundation.secrets import redact
+from dca.sources.fetch import FetchedSource, Tree
+from dca.toolchain import redist
+
+
+class LockedSource(Value):
+    """A source tree.
+
+    Args:
+        name: as in the plan: "source", a companion, or COMPANION/SUBMODULE.
+        pin: commit:HASH, sha256:HASH of an sdist, or tree:HASH of a folder that was taken as it is.
+        urls: where it can be had, in order; an sdist's are those besides the package index.
+        file: the sdist's name.
+        branch: that the commit is on.
+        head: the commit that this branch was at when the source was fetched; empty where that could not be told.
+        tree: hash of the files that are used of it.
+        place: where it really came from; "local" for a clone or file that was named.
+    """
+
+    name: str
+    pin: str
+    urls: tuple[str, ...] = ()
+    file: str = ""
+    branch: str = ""
+    head: str = ""
+    tree: str
+    place: str
+
+
+class LockedFile(Value):
+    """A file, as it is published.
+
+    Args:
+        name: of the file or the package.
+        sha256: of it.
+        urls: where it can be had, where that is not an index or a distribution's mirror.
+    """
+
+    name: str
+    sha256: str
+    urls: tuple[str, ...] = ()
+
+
+class LockedPackage(Value):
+    """A Python package of the build environment, and the hashes of the files that are accepted for it."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...]
+
+
+class LockedToolkit(Value):
+    """The CUDA toolkit, and the archives that it is put together from; none where it was on the machine."""
+
+    name: str
+    version: str
+    archives: tuple[LockedFile, ...] = ()
+
+
+class Lock(Document):
+    """What a build takes."""
+
+    SCHEMA: ClassVar[str] = "dca.lock/1"
+
+    recipe: str
+    plan: str
+    version: str
+    python: str
+    sources: tuple[LockedSource, ...]
+    official_wheel: LockedFile | None = None
+    members: dict[str, str] = {}
+    """Files that are copied out of the official wheel, by their sha256."""
+    patches: dict[str, str] = {}
+    toolkit: LockedToolkit | None = None
+    packages: tuple[LockedPackage, ...]
+
+
+def lock(plan: Plan, recipe: Recipe, tree: Tree, toolkits: tuple[ToolkitSource, ...]) -> Lock:
+    """The lock of a build whose sources are on the disk."""
+    official = recipe.official_wheel if tree.members else None
+    return Lock(
+        recipe=plan.recipe,
+        plan=plan.key,
+        version=plan.version,
+        python=plan.python,
+        sources=tuple(_source(one, plan, recipe) for one in tree.sources),
+        official_wheel=LockedFile(name=official.file, sha256=official.sha256) if official else None,
+        members=tree.members,
+        patches={one.name: one.sha256 for one in tree.patches},
+        toolkit=_toolkit(plan, toolkits),
+        packages=packages(data.build_lock(plan.recipe, plan.profile), plan.python),
+    )
+
+
+def _source(fetched: FetchedSource, plan: Plan, recipe: Recipe) -> LockedSource:
+    origin, planned = recipe.origin(fetched.name), plan.source(fetched.name)
+    return LockedSource(
+        name=fetched.name,
+        pin=fetched.pin,
+        urls=() if fetched.pin.startswith("tree:") else origin.urls,
+        file=origin.file if isinstance(origin, SdistSource) else "",
+        branch=origin.branch if isinstance(origin, GitSource) else "",
+        head=fetched.head,
+        tree=fetched.tree,
+        place="local" if planned and planned.origin == "local" else fetched.place,
+    )
+
+
+def _toolkit(plan: Plan, known: tuple[ToolkitSource, ...]) -> LockedToolkit | None:
+    if plan.toolkit is None:
+        return None
+    source = next((one for one in known if one.name == plan.toolkit.name), None)
+    archives = []
+    if source and source.redist:
+        folders = redist.endpoints(source.redist)
+        archives = [
+            LockedFile(name=one.file, sha256=one.sha256, urls=tuple(redact(url + one.relative_path) for url in folders))
+            for one in source.redist.components
+        ]
+    rest = {} if source is None else source.hashes
+    named = {one.name for one in archives}
+    archives += [LockedFile(name=name, sha256=sha256) for name, sha256 in rest.items() if name not in named]
+    return LockedToolkit(name=plan.toolkit.name, version=plan.toolkit.version, archives=tuple(archives))
+
+
+def packages(path: Path, python: str) -> tuple[LockedPackage, ...]:
+    """What a lock of requirements with hashes names for a Python on this kind of machine.
+
+    Args:
+        path: as uv writes it.
+        python: the exact version.
+
+    Raises:
+        DcaError: DCA-407 for a line that is not of that form.
+    """
+    minor = ".".join(python.split(".")[:2])
+    here = {**default_environment(), "python_full_version": python, "python_version": minor}
+    found = []
+    for entry in re.split(r"\n(?=\S)", path.read_text(encoding="utf-8").replace("\\\n", " ")):
+        head = entry.split("#")[0].strip() if entry.startswith("#") else entry.strip()
+        if not head:
+            continue
+        match = re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;([^\n]*?))?\s*((?:--hash=sha256:[0-9a-f]{64}\s*)+)", head)
+        if match is None:
+            raise DcaError(
+                "DCA-407",
+                f"{path} holds a line that pins nothing.",
+                why=head[:100],
+                remedy="make it with `make locks`.",
+            )
+        if match[3] is None or Marker(match[3].strip()).evaluate({str(key): str(value) for key, value in here.items()}):
+            hashes = tuple(re.findall(r"sha256:([0-9a-f]{64})", match[4]))
+            found.append(LockedPackage(name=canonicalize_name(match[1]), version=match[2], hashes=hashes))
+    return tuple(found)

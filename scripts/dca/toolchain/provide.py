@@ -1,0 +1,269 @@
+"""Brings a toolkit into the cache, and admits a toolkit only after it compiled and linked a small kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dca.catalogue.plan import Plan
+from dca.catalogue.toolkits import ToolkitSource, nvcc_version
+from dca.foundation import archives, documents, runner, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.sources import index
+from dca.toolchain import apt, redist
+
+if TYPE_CHECKING:
+    from dca.toolchain.environments import TorchFacts
+
+# An empty `ar` archive is this magic and nothing else.
+EMPTY_ARCHIVE = b"!<arch>\n"
+
+_KERNEL = """\
+#include <cuda_runtime.h>
+__global__ void scale(float* values, float factor) { values[threadIdx.x] = sqrtf(values[threadIdx.x]) * factor; }
+extern "C" int dca_admit(float* values) { scale<<<1, 32>>>(values, 2.0f); return (int)cudaGetLastError(); }
+"""
+
+
+def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], cache: store.Store, reporter: Reporter, log: Path) -> Path:
+    """The folder of the plan's toolkit, brought if need be and admitted.
+
+    Raises:
+        DcaError: DCA-4nn when it cannot be brought, DCA-601 when it does not work.
+    """
+    assert plan.toolkit is not None  # noqa: S101 - only plans that compile come here
+    if plan.toolkit.path:
+        folder = Path(plan.toolkit.path)
+    else:
+        source = next(one for one in sources if one.name == plan.toolkit.name)
+        folder = bring(source, cache, reporter, log)
+    admit(folder, plan, cache, reporter, log)
+    return folder
+
+
+def bring(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+    """A toolkit's parts, downloaded, checked, and laid out as one folder.
+
+    Raises:
+        DcaError: DCA-401 when a part is not what is pinned, DCA-402 or DCA-403 when it cannot be had, DCA-404 when it
+            cannot be unpacked safely, DCA-408 when the parts do not become the toolkit.
+    """
+    folder = _folder(source, cache)
+    with cache.lock(
+        "toolkit", folder.name, lambda: reporter.note("another run is bringing the same toolkit; waiting.")
+    ):
+        if folder.is_dir():
+            return folder
+        store.sweep(folder)
+        reporter.stage("toolkit", f"CUDA {source.version} from {source.title} ({source.download_mb} MB)")
+        with store.incoming_folder(folder) as part:
+            parts = part / "parts"
+            parts.mkdir()
+            _unpack(source, parts, cache, reporter, log)
+            lay_out(source, parts, part)
+            store.remove(parts)
+            # Each archive's links stayed inside of it; its parts may lie elsewhere now.
+            if out := [name for name, path in store.walk(part) if path.is_symlink() and store.leads_out(path, part)]:
+                raise DcaError(
+                    "DCA-408",
+                    f"the toolkit from {source.title} would have links that lead out of it.",
+                    why=f"{', '.join(out[:4])}.",
+                    remedy=f"correct build/toolkits/{source.name}.toml.",
+                )
+            found = nvcc_version(part / "bin/nvcc")
+            if found != source.version:
+                raise DcaError(
+                    "DCA-408",
+                    f"the toolkit from {source.title} is {found or 'not one that runs'}.",
+                    why=f"wanted {source.version}.",
+                    remedy=f"correct build/toolkits/{source.name}.toml.",
+                )
+    return folder
+
+
+def _folder(source: ToolkitSource, cache: store.Store) -> Path:
+    key = documents.digest(source.model_dump(mode="json", by_alias=True))[:12]
+    return cache.folder("toolkit", f"{source.name}-{key}")
+
+
+def brought(source: ToolkitSource, cache: store.Store) -> bool:
+    """Whether a toolkit stands in the cache."""
+    return _folder(source, cache).is_dir()
+
+
+def file_names(source: ToolkitSource) -> dict[str, str]:
+    """The sha256 of a toolkit's parts, by what their files are called in the cache."""
+    return {
+        **{one.file: one.sha256 for one in (source.redist.components if source.redist else ())},
+        **{f"{one.name}.deb": one.sha256 for one in (source.apt.packages if source.apt else ())},
+        **{one.file: one.sha256 for one in source.wheels},
+    }
+
+
+def download(
+    source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Path
+) -> tuple[dict[str, Path], list[Path], list[Path]]:
+    """A toolkit's parts as they are published: archives by component, Debian packages, wheels.
+
+    Raises:
+        DcaError: DCA-401 when a part is not what is pinned, DCA-402, DCA-403 or DCA-409 when it cannot be had.
+    """
+
+    def telling(name: str) -> index.Progress:
+        return lambda done, total: reporter.progress(done, total, name)
+
+    redistributables: dict[str, Path] = {}
+    if source.redist:
+        for one in source.redist.components:
+            redistributables[one.name] = redist.download(one, source.redist, cache, telling(one.file))
+    packages: list[Path] = []
+    if source.apt:
+        busy = "another run is downloading packages of the same distribution; waiting."
+        packages = apt.download(source.apt, cache, log, lambda: reporter.note(busy))
+    return redistributables, packages, [index.download(wheel, cache, telling(wheel.file)) for wheel in source.wheels]
+
+
+def _unpack(source: ToolkitSource, parts: Path, cache: store.Store, reporter: Reporter, log: Path) -> None:
+    """Download all parts, then unpack them side by side: deb/, wheel/ and redist/COMPONENT/."""
+    redistributables, packages, wheels = download(source, cache, reporter, log)
+    reporter.progress(0, 0, "unpacking")
+    for package in packages:
+        done = runner.run(["dpkg-deb", "-x", package, parts / "deb"], log=log, timeout=300.0)
+        if not done.ok:
+            raise DcaError(
+                "DCA-408",
+                f"{package.name} could not be unpacked.",
+                why=done.text[-400:],
+                remedy="check the disk, then run the command again.",
+            )
+    for wheel in wheels:
+        archives.unpack_wheel(wheel, parts / "wheel")
+    (parts / "redist").mkdir()
+    for name, archive in redistributables.items():
+        archives.unpack_sdist(archive, parts / "redist" / name)
+
+
+def lay_out(source: ToolkitSource, parts: Path, folder: Path) -> None:
+    """Put the parts where the layout says.
+
+    Raises:
+        DcaError: DCA-408 when a part is missing.
+    """
+    for origin, target in source.layout.copies:
+        here, there = parts / origin, folder / target
+        if not here.exists():
+            raise DcaError(
+                "DCA-408",
+                f"the parts of {source.title} hold no {origin}.",
+                remedy=f"correct build/toolkits/{source.name}.toml.",
+            )
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if here.is_dir():
+            # Links stay links: a library goes by three names, and is one file.
+            shutil.copytree(here, there, symlinks=True, dirs_exist_ok=True)
+        else:
+            shutil.copy2(here, there)
+    for link, target in source.layout.links:
+        (folder / link).parent.mkdir(parents=True, exist_ok=True)
+        (folder / link).symlink_to(target)
+    for name in source.layout.empty_archives:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(EMPTY_ARCHIVE)
+    for name, text in source.layout.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text.lstrip("\n"))
+
+
+def admit(folder: Path, plan: Plan, cache: store.Store, reporter: Reporter, log: Path) -> None:
+    """Compile and link a small kernel for the plan's archs, once per toolkit and host compiler.
+
+    Raises:
+        DcaError: DCA-601 with the compiler's own words.
+    """
+    nvcc = folder / "bin/nvcc"
+    identity = f"{folder} {nvcc.stat().st_mtime_ns} {plan.host_compiler} {plan.host_compiler_version} {plan.archs}"
+    kept = cache.folder("admitted", store.sha256_bytes(identity.encode())[:16])
+    if kept.is_file():
+        return
+    reporter.stage("admit", f"nvcc {plan.cuda} with g++ {plan.host_compiler_version}: one small kernel")
+    with store.scratch(cache.open().root) as work:
+        (work / "kernel.cu").write_text(_KERNEL)
+        done = runner.run(
+            [
+                nvcc,
+                "-shared",
+                "-cudart",
+                "shared",
+                "-Xcompiler",
+                "-fPIC",
+                "-ccbin",
+                plan.host_compiler,
+                *gencode(plan.archs, ()),
+                "-o",
+                work / "kernel.so",
+                work / "kernel.cu",
+            ],
+            env=compiler_environment(folder),
+            log=log,
+            timeout=300.0,
+        )
+    if not done.ok:
+        raise DcaError(
+            "DCA-601",
+            f"the toolkit {folder} could not compile a small kernel.",
+            why="\n".join(done.tail[-6:]),
+            remedy="name another one with --toolkit DIR.",
+        )
+    store.write_bytes(kept, identity.encode())
+
+
+def compiler_environment(folder: Path) -> dict[str, str]:
+    """What nvcc and CMake see: this toolkit first, whatever else is on the machine."""
+    env = runner.environment({"CUDA_HOME": str(folder), "CUDA_PATH": str(folder), "CUDACXX": str(folder / "bin/nvcc")})
+    return env | {"PATH": f"{folder / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"}
+
+
+def folders(toolkit: Path, kind: str) -> list[Path]:
+    """The folders that a toolkit has its headers ("include") or its libraries ("lib") in."""
+    names = {"include": ("include",), "lib": ("lib64", "lib")}[kind]
+    return [path for name in (*names, f"targets/x86_64-linux/{kind}") if (path := toolkit / name).is_dir()]
+
+
+def names(toolkit: Path, torch: TorchFacts) -> dict[Path, str]:
+    """What the folders besides the sources are called inside of modules, in the place of where they are."""
+    site = Path(torch.libraries).parent.parent
+    return {site: "site-packages", toolkit: "cuda", Path(torch.python_include): "python"}
+
+
+def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
+    """How CMake is told of a toolkit and a host compiler, whatever else is on the machine.
+
+    Args:
+        folder: the toolkit's.
+        host_compiler: path of a C++ compiler.
+    """
+    return [
+        f"-DCMAKE_CXX_COMPILER={host_compiler}",
+        f"-DCMAKE_CUDA_HOST_COMPILER={host_compiler}",
+        f"-DCMAKE_CUDA_COMPILER={folder / 'bin/nvcc'}",
+        f"-DCUDAToolkit_ROOT={folder}",
+        # CMake looks at the compiler before it knows of the shared runtime, and there is no static one.
+        "-DCMAKE_CUDA_FLAGS=--cudart=shared",
+        "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
+        "-DCMAKE_BUILD_TYPE=Release",
+    ]
+
+
+def gencode(archs: tuple[str, ...], ptx: tuple[str, ...]) -> list[str]:
+    """Nvcc's flags for cubins of some archs and PTX of others."""
+    flags = []
+    for arch in archs:
+        number = arch.replace(".", "")
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+    for arch in ptx:
+        number = arch.replace(".", "")
+        flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return flags

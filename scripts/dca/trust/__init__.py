@@ -1,0 +1,1 @@
+"""Signs evidence, and verifies a wheel against it."""

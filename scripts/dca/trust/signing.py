@@ -1,0 +1,185 @@
+"""Signatures with a key of one's own: DSSE envelopes, Ed25519.
+
+https://github.com/secure-systems-lab/dsse/blob/v1.0.2/protocol.md. Keys are PEM files, as
+`openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` make them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dca.foundation.errors import DcaError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+# A key is a hundred bytes and an envelope some ten thousand; more is neither.
+KEY_BYTES, ENVELOPE_BYTES = 1 << 16, 1 << 24
+
+
+class BadSignatureError(ValueError):
+    """An envelope that does not say what it should, in words."""
+
+
+class Signer(Protocol):
+    """Whoever signs."""
+
+    @property
+    def scheme(self) -> str:
+        """What its envelopes are called: dsse or sigstore."""
+        ...
+
+    @property
+    def says(self) -> str:
+        """Who signs, as an index shows it."""
+        ...
+
+    def sign(self, payload: bytes) -> bytes:
+        """An envelope around an in-toto statement."""
+        ...
+
+
+@dataclass(frozen=True)
+class KeySigner:
+    """Signs with a key of one's own."""
+
+    key: Ed25519PrivateKey
+    scheme = "dsse"
+
+    @property
+    def says(self) -> str:
+        """Who signs, as an index shows it."""
+        return f"by key {key_id(self.key.public_key())[:16]}"
+
+    def sign(self, payload: bytes) -> bytes:
+        """An envelope around a payload."""
+        return sign(payload, self.key)
+
+
+def private_key(path: Path) -> Ed25519PrivateKey:
+    """The key to sign with.
+
+    Raises:
+        DcaError: DCA-220 when the file is no such key, or one with a password.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(_read(path), None)
+    except (ValueError, TypeError) as error:
+        raise _no_key(path, f"{error}", "genpkey -algorithm ed25519 -out key.pem") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _no_key(path, "it is a key of another kind.", "genpkey -algorithm ed25519 -out key.pem")
+    return key
+
+
+def public_key(path: Path) -> Ed25519PublicKey:
+    """The key to check with; a private key is taken for its public half.
+
+    Raises:
+        DcaError: DCA-220 when the file is no such key.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    content = _read(path)
+    if b"PRIVATE KEY" in content:
+        return private_key(path).public_key()
+    try:
+        key = load_pem_public_key(content)
+    except ValueError as error:
+        raise _no_key(path, f"{error}", "pkey -in key.pem -pubout -out key.pub") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise _no_key(path, "it is a key of another kind.", "pkey -in key.pem -pubout -out key.pub")
+    return key
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise DcaError("DCA-204", f"--key: {path} is not a file.", remedy="check the path.")
+    with path.open("rb") as stream:
+        return stream.read(KEY_BYTES)
+
+
+def _no_key(path: Path, why: str, command: str) -> DcaError:
+    return DcaError(
+        "DCA-220",
+        f"{path} is not an Ed25519 key in PEM without a password.",
+        why=why,
+        remedy=f"make one with: openssl {command}",
+    )
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """What an envelope calls a key: the SHA-256 of its raw bytes."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
+
+
+def sign(payload: bytes, key: Ed25519PrivateKey) -> bytes:
+    """An envelope around a payload, signed."""
+    return _envelope(payload, [(key_id(key.public_key()), key.sign(_encoded(payload)))])
+
+
+def _envelope(payload: bytes, signatures: list[tuple[str, bytes]]) -> bytes:
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": name, "sig": base64.b64encode(sig).decode()} for name, sig in signatures],
+    }
+    return (json.dumps(envelope, indent=1) + "\n").encode()
+
+
+def opened(envelope: bytes, keys: tuple[Ed25519PublicKey, ...]) -> tuple[bytes, str]:
+    """The payload of an envelope, and the id of the key among `keys` that signed it; "" when none of them did.
+
+    Raises:
+        BadSignatureError: it is no envelope, or a signature by one of the keys is wrong.
+    """
+    from cryptography.exceptions import InvalidSignature
+
+    payload, signatures = _parts(envelope)
+    known = {key_id(key): key for key in keys}
+    signer = ""
+    for name, signature in signatures:
+        if name not in known:
+            continue
+        try:
+            known[name].verify(signature, _encoded(payload))
+        except InvalidSignature:
+            raise BadSignatureError(f"the signature by key {name[:16]} is wrong") from None
+        signer = name
+    return payload, signer
+
+
+def _encoded(payload: bytes) -> bytes:
+    """What is really signed: the pre-authentication encoding of DSSE."""
+    kind = PAYLOAD_TYPE.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def _parts(envelope: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
+    if len(envelope) > ENVELOPE_BYTES:
+        raise BadSignatureError("it is too large for an envelope")
+    try:
+        given: Any = json.loads(envelope)
+        if given["payloadType"] != PAYLOAD_TYPE:
+            raise BadSignatureError(f"its payload is {given['payloadType']!r}, not an in-toto statement")
+        payload = base64.b64decode(given["payload"], validate=True)
+        signatures = [(str(one["keyid"]), base64.b64decode(one["sig"], validate=True)) for one in given["signatures"]]
+    except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
+        raise error if isinstance(error, BadSignatureError) else BadSignatureError("it is no DSSE envelope") from None
+    if not signatures:
+        raise BadSignatureError("it has no signature")
+    if _envelope(payload, signatures) != envelope:
+        raise BadSignatureError("it is not as this tool writes it")
+    return payload, signatures

@@ -1,0 +1,1 @@
+"""Writes a wheel: package files, metadata, bill of materials, provenance, platform tag."""

@@ -1,0 +1,328 @@
+"""Makes the wheel: upstream's own Python and metadata, the modules, our record of what they are."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from dca import __version__
+from dca.catalogue.machine import find_uv
+from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import KERNELS, Recipe
+from dca.compile.compiling import Build
+from dca.foundation import data, documents, runner, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
+from dca.sources.fetch import Tree
+from dca.toolchain.environments import uv_environment
+from dca.wheelfile import sbom
+from dca.wheelfile.platform_tag import platform_tag
+
+# Built against the limited API of Python 3.8, as upstream's own wheels are.
+PYTHON_TAG = "cp38-abi3"
+SETUP_SECONDS = 900.0
+_COMPRESSION = 6
+
+
+def package(
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    build: Build,
+    python: Path,
+    cache: store.Store,
+    out: Path,
+    reporter: Reporter,
+    log: Path,
+) -> Path:
+    """The wheel of a plan, in `out`; it appears there whole or not at all.
+
+    Raises:
+        DcaError: DCA-703 when upstream's setup.py fails.
+    """
+    reporter.stage("package", f"{recipe.package} {plan.version}")
+    with store.scratch(cache.open().root) as scratch:
+        if plan.profile == KERNELS:
+            files = _bare_files(plan, recipe)
+        else:
+            files = _files(_pure_wheel(plan, recipe, tree, python, cache, scratch, log), plan, recipe, tree)
+        tag = f"{PYTHON_TAG}-{platform_tag(Path(module.file) for module in build.modules)}"
+        files |= _own_files(plan, recipe, tree, build, tag)
+        name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{tag}.whl"
+        out.mkdir(parents=True, exist_ok=True)
+        target = out / name
+        with store.incoming(target) as part:
+            _write(part, files, recipe, reporter)
+            part.chmod(0o644)
+            part.replace(target)
+    return target
+
+
+def _pure_wheel(
+    plan: Plan, recipe: Recipe, tree: Tree, python: Path, cache: store.Store, scratch: Path, log: Path
+) -> Path:
+    """The wheel that upstream's setup.py makes of its Python alone; it chooses files and writes METADATA."""
+    source = scratch / "source"
+    # setup.py writes into its own folder; the patched tree must stay what its hash says.
+    shutil.copytree(tree.path("source"), source, symlinks=True, ignore=shutil.ignore_patterns("csrc", "tests", ".git"))
+    _place_companions(plan, recipe, tree, source)
+    env = uv_environment(cache) | {
+        "VLLM_TARGET_DEVICE": "empty",
+        "SETUPTOOLS_SCM_PRETEND_VERSION": plan.version,
+        "SOURCE_DATE_EPOCH": str(int(recipe.time.timestamp())),
+        "PATH": f"{python.parent}:{runner.environment().get('PATH', '')}",
+    }
+    done = runner.run(
+        [
+            find_uv(),
+            "build",
+            "--wheel",
+            "--no-build-isolation",
+            "--offline",
+            "--no-config",
+            "--python",
+            python,
+            "--out-dir",
+            scratch / "pure",
+            source,
+        ],
+        cwd=scratch,
+        env=env,
+        log=log,
+        timeout=SETUP_SECONDS,
+    )
+    wheels = list((scratch / "pure").glob("*.whl"))
+    if not done.ok or len(wheels) != 1:
+        raise DcaError(
+            "DCA-703",
+            "upstream's setup.py could not make the Python part of the wheel.",
+            why="\n".join(done.tail[-6:]),
+            remedy=f"see {log}.",
+        )
+    return wheels[0]
+
+
+def _place_companions(plan: Plan, recipe: Recipe, tree: Tree, source: Path) -> None:
+    """Put each companion's Python where its module goes; both come from the same place."""
+    for name, companion in recipe.companions.items():
+        if companion.python is None:
+            continue
+        copied = [path for path in companion.stand_in if path in tree.members]
+        target = source / companion.python.to
+        if copied:
+            # The folder is replaced, not filled up: files of another version must not stay in between.
+            if target.exists():
+                shutil.rmtree(target)
+            for path in copied:
+                if not path.endswith(".so"):
+                    (source / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(tree.official / path, source / path)
+        elif plan.source(name) is not None:
+            if target.exists():
+                shutil.rmtree(target)
+            shutil.copytree(
+                tree.path(name) / companion.python.from_,
+                target,
+                ignore=shutil.ignore_patterns("*.toml", "__pycache__"),
+            )
+
+
+def _info(plan: Plan, recipe: Recipe) -> str:
+    """The folder of the wheel's own metadata."""
+    return f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}.dist-info"
+
+
+def _files(pure: Path, plan: Plan, recipe: Recipe, tree: Tree) -> dict[str, bytes | Path]:
+    """Upstream's part of the wheel, by its path: Python and metadata."""
+    info = _info(plan, recipe)
+    files: dict[str, bytes | Path] = {}
+    with zipfile.ZipFile(pure) as wheel:
+        for name in wheel.namelist():
+            if name.endswith("/"):
+                continue
+            top, _, rest = name.partition("/")
+            if top.endswith(".dist-info"):
+                if rest not in ("RECORD", "WHEEL", "METADATA", "entry_points.txt"):
+                    files[f"{info}/{rest}"] = wheel.read(name)
+                elif rest == "METADATA":
+                    requirements = cuda_requirements(tree.path("source") / recipe.requirements, recipe)
+                    files[f"{info}/METADATA"] = metadata(wheel.read(name).decode(), plan.version, requirements)
+                elif rest == "entry_points.txt":
+                    files[f"{info}/entry_points.txt"] = wheel.read(name)
+            else:
+                files[name] = wheel.read(name)
+    points = files.get(f"{info}/entry_points.txt", b"")
+    assert isinstance(points, bytes)  # noqa: S101 - read above
+    files[f"{info}/entry_points.txt"] = entry_points(points.decode(), recipe.patches.entry_points)
+    return files
+
+
+def _bare_files(plan: Plan, recipe: Recipe) -> dict[str, bytes | Path]:
+    """What a wheel of bare kernels has in the place of upstream's Python: our loader, and metadata."""
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {canonicalize_name(recipe.package)}",
+        f"Version: {plan.version}",
+        f"Summary: The dual chunk attention kernels of {plan.title}, without the engine",
+        f"Requires-Python: {recipe.python}",
+        # Extension modules of torch load with the release that they were compiled against, and no other.
+        f"Requires-Dist: torch=={plan.torch}",
+    ]
+    return {
+        f"{recipe.package}/__init__.py": (data.IN_WHEEL_ENV / "loader.py").read_bytes(),
+        f"{_info(plan, recipe)}/METADATA": ("\n".join(lines) + "\n").encode(),
+    }
+
+
+def _own_files(plan: Plan, recipe: Recipe, tree: Tree, build: Build, tag: str) -> dict[str, bytes | Path]:
+    """What this tool puts into every wheel: the modules, and what they are."""
+    info = _info(plan, recipe)
+    files: dict[str, bytes | Path] = {module.path: Path(module.file) for module in build.modules}
+    files[f"{info}/WHEEL"] = (
+        f"Wheel-Version: 1.0\nGenerator: dca {__version__}\nRoot-Is-Purelib: false\nTag: {tag}\n\n".encode()
+    )
+    files[f"{info}/dca.json"] = documents.canonical(record_of_contents(plan, tree, build))
+    files[f"{info}/{sbom.FILE}"] = sbom.sbom(plan, recipe, tree, build)
+    return files
+
+
+def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object]:
+    """What stands in `.dist-info/dca.json`: what the wheel was made of, without a path of the build machine."""
+    return {
+        "schema": "dca.contents/4",
+        "tool": __version__,
+        "plan": plan.key,
+        "recipe": plan.recipe,
+        "version": plan.version,
+        "profile": plan.profile,
+        "groups": list(plan.groups),
+        "archs": list(plan.archs),
+        "serves": plan.serves.model_dump(mode="json"),
+        "cuda": plan.cuda,
+        "toolkit": build.toolkit,
+        "host_compiler": build.host_compiler,
+        "torch": {"version": plan.torch, "cuda": plan.torch_cuda},
+        "sources": [{"name": one.name, "pin": one.pin, "tree": one.tree} for one in tree.sources],
+        "patched": tree.patched,
+        "patches": [one.model_dump(mode="json") for one in tree.patches],
+        "modules": [
+            {
+                "path": module.path,
+                "origin": module.origin,
+                "sha256": module.sha256,
+                "schemas": sorted(module.schemas),
+                "sources": {one.source: one.sha256 for one in module.objects},
+            }
+            for module in build.modules
+        ],
+    }
+
+
+def cuda_requirements(path: Path, recipe: Recipe) -> list[Requirement]:
+    """Upstream's CUDA requirements, torch pinned to the one that was built against, and the recipe's caps.
+
+    Only this file's own lines are read: what it includes is what setup.py has already put into METADATA.
+    """
+    found: list[Requirement] = []
+    for raw in path.read_text().splitlines():
+        line = raw.split(" #")[0].strip()
+        if line and not line.startswith(("#", "-")):
+            try:
+                found.append(Requirement(line))
+            except InvalidRequirement as error:
+                raise DcaError(
+                    "DCA-703",
+                    f"{path.name} holds `{line}`, which is no requirement.",
+                    why=str(error),
+                    remedy="adapt the recipe.",
+                ) from None
+    pinned = Requirement(f"torch=={recipe.torch.version}")
+    others = [one for one in found if canonicalize_name(one.name) != "torch"]
+    return [pinned, *others, *(Requirement(cap) for cap in recipe.caps)]
+
+
+def metadata(text: str, version: str, requirements: list[Requirement]) -> bytes:
+    """METADATA with the version and the added requirements; everything else stays as setup.py wrote it."""
+    head, separator, body = text.partition("\n\n")
+    lines = [f"Version: {version}" if line.startswith("Version:") else line for line in head.split("\n")]
+    names = {str(canonicalize_name(one.name)) for one in requirements if one.name == "torch"}
+    lines = [line for line in lines if not _names(line, names)]
+    added = [f"Requires-Dist: {one}" for one in requirements]
+    last = max(
+        (n for n, line in enumerate(lines) if line.startswith("Requires-Dist:") and "extra ==" not in line),
+        default=len(lines) - 1,
+    )
+    lines[last + 1 : last + 1] = added
+    return ("\n".join(lines) + separator + body).encode()
+
+
+def _names(line: str, names: set[str]) -> bool:
+    match = re.match(r"Requires-Dist:\s*([A-Za-z0-9._-]+)", line)
+    return bool(match and canonicalize_name(match[1]) in names)
+
+
+def entry_points(text: str, added: dict[str, dict[str, str]]) -> bytes:
+    """entry_points.txt with the recipe's entry points beside upstream's."""
+    sections: dict[str, list[str]] = {}
+    current = ""
+    for line in text.splitlines():
+        if match := re.match(r"\[(.+)\]$", line.strip()):
+            current = match[1]
+            sections.setdefault(current, [])
+        elif line.strip():
+            sections[current].append(line.strip())
+    for group, points in added.items():
+        sections.setdefault(group, []).extend(f"{name} = {value}" for name, value in points.items())
+    return "\n".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in sorted(sections.items())).encode()
+
+
+def _write(part: Path, files: dict[str, bytes | Path], recipe: Recipe, reporter: Reporter) -> None:
+    """A zip with sorted entries, one time and one mode, RECORD last."""
+    stamp = recipe.time.timetuple()[:6]
+    info = next(name.split("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
+    rows: list[tuple[str, str, str]] = []
+    total = sum(value.stat().st_size if isinstance(value, Path) else len(value) for value in files.values())
+    done = 0
+    # Files of .dist-info come last, as the wheel specification recommends.
+    order = sorted(files, key=lambda name: (name.startswith(f"{info}/"), name))
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=_COMPRESSION) as wheel:
+        for name in order:
+            content = files[name]
+            entry = zipfile.ZipInfo(name, stamp)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.create_system = 3
+            entry.external_attr = (0o100755 if name.endswith(".so") else 0o100644) << 16
+            seen, size = hashlib.sha256(), 0
+            with _open(content) as source, wheel.open(entry, "w", force_zip64=False) as target:
+                while block := source.read(1 << 20):
+                    seen.update(block)
+                    size += len(block)
+                    target.write(block)
+                    done += len(block)
+                    reporter.progress(done, total, name.rsplit("/", 1)[-1])
+            rows.append((name, f"sha256={_unpadded(seen.digest())}", str(size)))
+        rows.append((f"{info}/RECORD", "", ""))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        entry = zipfile.ZipInfo(f"{info}/RECORD", stamp)
+        entry.compress_type = zipfile.ZIP_DEFLATED
+        entry.create_system = 3
+        entry.external_attr = 0o100644 << 16
+        wheel.writestr(entry, text.getvalue())
+
+
+def _open(content: bytes | Path) -> io.BufferedReader | io.BytesIO:
+    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+
+
+def _unpadded(digest: bytes) -> str:
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

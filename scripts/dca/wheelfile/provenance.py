@@ -1,0 +1,154 @@
+"""What a wheel was made from, by what, and when: an in-toto statement with a SLSA provenance predicate.
+
+It lies beside the wheel, whose sha256 it names. https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+from dca import __version__
+from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import GitSource, Lean, Recipe, SdistSource, Submodule
+from dca.catalogue.toolkits import ToolkitSource
+from dca.compile.compiling import Build
+from dca.sources.fetch import Tree
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "https://slsa.dev/provenance/v1"
+# What `externalParameters` and `internalParameters` below mean; docs/evidence.md describes it.
+BUILD_TYPE = "urn:dca-build:wheel:1"
+BUILDER = "urn:dca-build:local"
+
+Json = dict[str, Any]
+
+
+def statement(
+    wheel: str,
+    sha256: str,
+    plan: Plan,
+    recipe: Recipe,
+    tree: Tree,
+    build: Build,
+    toolkits: tuple[ToolkitSource, ...],
+    tool: str,
+    started: datetime,
+    invocation: str,
+) -> Json:
+    """The statement on a wheel that was just made.
+
+    Args:
+        wheel: name of the file.
+        sha256: of it.
+        tool: hash of this tool's own files.
+        started: when the build began; it ends now.
+        invocation: what the run's folder is called.
+    """
+    return {
+        "_type": STATEMENT,
+        "subject": [{"name": wheel, "digest": {"sha256": sha256}}],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {
+                    "recipe": plan.recipe,
+                    "profile": plan.profile,
+                    "groups": _asked_groups(plan, recipe),
+                    "archs": [f"{arch}+PTX" if arch in plan.ptx else arch for arch in plan.archs],
+                    "cuda": plan.cuda_asked or plan.cuda,
+                    "prebuilt": [module.name for module in plan.copied],
+                },
+                "internalParameters": {
+                    "plan": plan.key,
+                    "choices": _choices(plan),
+                    "environment": _environment(plan, build),
+                },
+                "resolvedDependencies": list(_dependencies(plan, recipe, tree, build, toolkits)),
+            },
+            "runDetails": {
+                "builder": {"id": BUILDER, "version": {"dca-build": __version__, "files": tool}},
+                "metadata": {
+                    "invocationId": invocation,
+                    "startedOn": _moment(started),
+                    "finishedOn": _moment(datetime.now(timezone.utc)),
+                },
+            },
+        },
+    }
+
+
+def _moment(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _asked_groups(plan: Plan, recipe: Recipe) -> list[str]:
+    """The groups that the profile does not have by itself."""
+    offer = recipe.offer(plan.profile)
+    return [name for name in plan.groups if not isinstance(offer, Lean) or name not in offer.groups]
+
+
+def _choices(plan: Plan) -> Json:
+    """The plan without explanations, and without what is of this machine alone."""
+    whole: Json = plan.model_dump(
+        mode="json",
+        include={"version", "cuda", "substituted", "torch", "torch_cuda", "python", "ptx", "series_revision", "dirty"},
+    )
+    del whole["schema"]
+    return whole | {"modules": {module.path: module.origin for module in plan.modules}}
+
+
+def _environment(plan: Plan, build: Build) -> Json:
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "libc": "-".join(platform.libc_ver()),
+        "host_compiler": build.host_compiler,
+        "toolkit": build.toolkit,
+        "torch": build.torch,
+        "python": plan.python,
+        "jobs": build.jobs,
+    }
+
+
+def _dependencies(
+    plan: Plan, recipe: Recipe, tree: Tree, build: Build, toolkits: tuple[ToolkitSource, ...]
+) -> Iterator[Json]:
+    """Everything that went in, each with what identifies it."""
+    yield {"name": "recipe", "digest": {"sha256": plan.recipe_digest}}
+    yield {"name": "build lock", "digest": {"sha256": plan.build_lock_digest}}
+    yield {"name": "run lock", "digest": {"sha256": plan.lock_digest}}
+    for source in tree.sources:
+        told: Json = {"name": source.name, "annotations": {"tree": source.tree}}
+        if source.name in tree.patched:
+            told["annotations"]["patchedTree"] = tree.patched[source.name]
+        if source.pin.startswith("tree:"):
+            yield told | {"digest": {"sha256": source.tree}}
+        else:
+            yield told | _place(recipe.origin(source.name))
+    for patch in tree.patches:
+        yield {
+            "name": f"patch {patch.name}",
+            "digest": {"sha256": patch.sha256},
+            "annotations": {"status": patch.status},
+        }
+    for path, sha256 in tree.members.items():
+        yield {"name": path, "digest": {"sha256": sha256}, "annotations": {"from": _official(recipe)}}
+    if plan.toolkit:
+        known = next((one.hashes for one in toolkits if plan.toolkit and one.name == plan.toolkit.name), {})
+        yield {"name": f"toolkit {plan.toolkit.name}", "uri": f"pkg:generic/cuda-toolkit@{build.toolkit}"}
+        for part, sha256 in known.items():
+            yield {"name": f"toolkit {plan.toolkit.name}: {part}", "digest": {"sha256": sha256}}
+    yield {"name": "torch", "uri": f"pkg:pypi/torch@{build.torch.replace('+', '%2B')}"}
+
+
+def _place(origin: SdistSource | GitSource | Submodule) -> Json:
+    if isinstance(origin, SdistSource):
+        return {"uri": f"pkg:pypi/{origin.package}@{origin.version}", "digest": {"sha256": origin.sha256}}
+    return {"uri": f"git+{origin.urls[0]}@{origin.commit}", "digest": {"gitCommit": origin.commit}}
+
+
+def _official(recipe: Recipe) -> str:
+    return recipe.official_wheel.file if recipe.official_wheel else ""

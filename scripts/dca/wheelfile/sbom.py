@@ -1,0 +1,206 @@
+"""The bill of materials that every wheel carries: what it was made of, as CycloneDX.
+
+It holds nothing that differs from run to run, no path of the build machine and no date, so that the same plan gives the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from packaging.utils import canonicalize_name
+
+from dca import __version__
+from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import Recipe, SdistSource
+from dca.compile.compiling import Build
+from dca.sources.fetch import Applied, FetchedSource, Tree
+
+if TYPE_CHECKING:
+    from cyclonedx.model import Property
+    from cyclonedx.model.component import Component
+
+# Below .dist-info; where and under which name files of this kind lie is laid down by PEP 770 and CycloneDX.
+FILE = "sboms/dca.cdx.json"
+# Of this project's serial numbers, which are derived from the plan.
+NAMESPACE = uuid.UUID("6f0b5d0e-5d5b-5c8a-9a55-0d6f5dca0dca")
+
+
+def sbom(plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> bytes:
+    """The document: CycloneDX 1.6 as JSON (https://cyclonedx.org/docs/1.6/json).
+
+    The wheel depends on its modules, a module on what it was compiled from or copied out of, and a source on the
+    patches and files that changed it.
+    """
+    from cyclonedx.model.bom import Bom, BomMetaData
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.tool import ToolRepository
+    from cyclonedx.output.json import JsonV1Dot6
+
+    package = canonicalize_name(recipe.package)
+    wheel = _component(
+        "wheel",
+        package,
+        plan.version,
+        f"pkg:pypi/{package}",
+        properties={
+            "plan": plan.key,
+            "recipe": plan.recipe,
+            "profile": plan.profile,
+            "groups": ",".join(plan.groups),
+            "archs": ",".join(plan.archs),
+            "dirty": str(plan.dirty).lower(),
+            "build-lock": plan.build_lock_digest,
+        },
+    )
+    tool = Component(type=ComponentType.APPLICATION, name="dca-build", version=__version__, bom_ref="tool")
+    bom = Bom(
+        serial_number=uuid.uuid5(NAMESPACE, plan.key),
+        metadata=BomMetaData(component=wheel, tools=ToolRepository(components=[tool]), timestamp=recipe.time),
+    )
+    sources = {one.name: _source(one, recipe, tree) for one in tree.sources}
+    patches = {one.name: _patch(one, recipe) for one in tree.patches if one.status != "not needed"}
+    makers = list(_makers(plan, build))
+    official = _official(recipe) if plan.copied else None
+    modules = {module.path: _file(module.path, module.sha256, {"origin": module.origin}) for module in build.modules}
+    every = [*sources.values(), *patches.values(), *makers, *([official] if official else []), *modules.values()]
+    for component in every:
+        bom.components.add(component)
+    bom.register_dependency(wheel, [*modules.values(), sources["source"]] if "source" in sources else modules.values())
+    for module in build.modules:
+        compiled = module.origin == "compiled"
+        bom.register_dependency(
+            modules[module.path], [*sources.values(), *makers] if compiled else [official] if official else []
+        )
+    for name, source in sources.items():
+        bom.register_dependency(source, [patches[one.name] for one in tree.patches if _changes(one, name, patches)])
+    text: str = JsonV1Dot6(bom).output_as_string(indent=1)
+    return (text + "\n").encode()
+
+
+def _changes(patch: Applied, source: str, known: dict[str, Component]) -> bool:
+    """Whether a patch or added file of the series is for that source; a companion's lie in a folder of its name."""
+    if patch.name not in known:
+        return False
+    of = patch.name.partition("/")[0] if patch.status != "added" and "/" in patch.name else "source"
+    return of == source
+
+
+def _component(
+    ref: str,
+    name: str,
+    version: str,
+    purl: str,
+    *,
+    sha256: str = "",
+    program: bool = False,
+    properties: dict[str, str] | None = None,
+) -> Component:
+    """A component that package URLs can name.
+
+    Args:
+        ref: what the document's own references call it.
+        purl: package URL without the version (https://github.com/package-url/purl-spec).
+        program: whether it is run, and not made a part of something.
+    """
+    from cyclonedx.model import HashAlgorithm, HashType
+    from cyclonedx.model.component import Component, ComponentType
+    from packageurl import PackageURL
+
+    bare = PackageURL.from_string(purl)
+    url = PackageURL(bare.type, bare.namespace, bare.name, version, bare.qualifiers)
+    return Component(
+        type=ComponentType.APPLICATION if program else ComponentType.LIBRARY,
+        name=name,
+        version=version,
+        purl=url,
+        bom_ref=ref,
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)] if sha256 else [],
+        properties=_properties(properties or {}),
+    )
+
+
+def _file(name: str, sha256: str, properties: dict[str, str]) -> Component:
+    from cyclonedx.model import HashAlgorithm, HashType
+    from cyclonedx.model.component import Component, ComponentType
+
+    return Component(
+        type=ComponentType.FILE,
+        name=name,
+        bom_ref=f"file:{name}",
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)],
+        properties=_properties(properties),
+    )
+
+
+def _properties(given: dict[str, str]) -> list[Property]:
+    from cyclonedx.model import Property
+
+    return [Property(name=f"dca:{name}", value=value) for name, value in given.items() if value]
+
+
+def _source(fetched: FetchedSource, recipe: Recipe, tree: Tree) -> Component:
+    """A source tree: where its pin can be had in public, whatever copy it was really taken from."""
+    ref = f"source:{fetched.name}"
+    told = {"pin": fetched.pin, "tree": fetched.tree, "patched-tree": tree.patched.get(fetched.name, "")}
+    if fetched.pin.startswith("tree:"):
+        # A folder as it is: nobody else has it.
+        return _component(ref, fetched.name, fetched.tree, f"pkg:generic/{fetched.name}", properties=told)
+    origin = recipe.origin(fetched.name)
+    if isinstance(origin, SdistSource):
+        return _component(
+            ref,
+            fetched.name,
+            origin.version,
+            f"pkg:pypi/{canonicalize_name(origin.package)}",
+            sha256=origin.sha256,
+            properties={**told, "file": origin.file},
+        )
+    return _component(ref, fetched.name, origin.commit, _repository(origin.urls[0]), properties=told)
+
+
+def _repository(url: str) -> str:
+    """The package URL of a git repository."""
+    from packageurl import PackageURL
+
+    host, _, path = url.removeprefix("https://").removesuffix(".git").rstrip("/").partition("/")
+    owner, _, name = path.rpartition("/")
+    if host == "github.com":
+        return PackageURL("github", owner, name).to_string()
+    return PackageURL("generic", None, name, None, {"vcs_url": f"git+{url}"}).to_string()
+
+
+def _patch(patch: Applied, recipe: Recipe) -> Component:
+    name = patch.name if patch.status == "added" else f"patches/{recipe.name}/{patch.name}"
+    return _file(name, patch.sha256, {"patch": patch.status})
+
+
+def _makers(plan: Plan, build: Build) -> Iterator[Component]:
+    """What compiled the modules, and what they were compiled against."""
+    yield _component("torch", "torch", plan.torch, "pkg:pypi/torch", properties={"cuda": plan.torch_cuda})
+    if plan.toolkit:
+        yield _component(
+            "toolkit",
+            "cuda-toolkit",
+            build.toolkit,
+            "pkg:generic/cuda-toolkit",
+            program=True,
+            properties={"provider": plan.toolkit.name},
+        )
+        yield _component("host-compiler", "gcc", build.host_compiler, "pkg:generic/gcc", program=True)
+
+
+def _official(recipe: Recipe) -> Component | None:
+    wheel = recipe.official_wheel
+    if wheel is None:
+        return None
+    return _component(
+        "official-wheel",
+        wheel.file,
+        wheel.version,
+        f"pkg:pypi/{canonicalize_name(wheel.package)}",
+        sha256=wheel.sha256,
+        properties={"cuda": wheel.cuda},
+    )

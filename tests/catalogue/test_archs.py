@@ -1,0 +1,31 @@
+"""How GPUs run code that was compiled for other ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from dca.catalogue.archs import how_reached
+
+
+@pytest.mark.parametrize(
+    ("arch", "sass", "ptx", "how"),
+    [
+        ("8.0", ("8.0",), (), "native"),
+        ("8.6", ("8.0",), (), "same major (8.0)"),
+        ("8.0", ("8.6",), (), "not"),
+        ("9.0", ("8.0",), ("8.0",), "JIT from PTX 8.0"),
+        ("9.0", ("8.0",), (), "not"),
+        ("8.9", ("8.0", "8.6"), ("8.0",), "same major (8.6)"),
+        ("12.0", ("8.0", "9.0"), ("8.0", "9.0"), "JIT from PTX 9.0"),
+        ("8.0", (), ("9.0",), "not"),
+        # Code with an "a" runs on that arch only, with an "f" on its family.
+        ("9.0", ("9.0a",), (), "native"),
+        ("10.3", ("10.0a",), (), "not"),
+        ("10.3", ("10.0f",), (), "same major (10.0f)"),
+        ("10.3", (), ("10.0a",), "not"),
+        ("12.0", (), ("10.0f",), "not"),
+        ("10.3", (), ("10.0f", "9.0"), "JIT from PTX 10.0f"),
+    ],
+)
+def test_how_an_arch_is_reached(arch: str, sass: tuple[str, ...], ptx: tuple[str, ...], how: str) -> None:
+    assert how_reached(arch, sass, ptx) == how

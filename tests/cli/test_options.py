@@ -1,0 +1,33 @@
+"""What the command line makes of the words it is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dca.cli import options
+from dca.foundation.errors import DcaError
+
+
+def test_one_value_may_name_several_companions(tmp_path: Path) -> None:
+    first, second = tmp_path / "a clone", tmp_path / "b=c,d"
+    first.mkdir()
+    second.mkdir()
+    wanted = {"flash-attention": str(first), "flash-attention/csrc/cutlass": str(second)}
+    words = [f"{name}={path}" for name, path in wanted.items()]
+    assert options.companions(tuple(words)) == wanted
+    assert options.companions((" ".join(words),)) == wanted
+    assert options.companions((",".join(words),)) == wanted
+
+
+@pytest.mark.parametrize("text", ["flash-attention", "=x", "flash-attention=", ""])
+def test_what_is_no_pair_is_refused(text: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        options.companions((text,))
+    assert refused.value.code == "DCA-201"
+
+
+def test_a_companion_is_given_once(tmp_path: Path) -> None:
+    with pytest.raises(DcaError, match="given twice"):
+        options.companions((f"a={tmp_path} a={tmp_path}",))

@@ -1,0 +1,257 @@
+"""The kept build folder: which copies are touched, and what stays."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from dca.catalogue.plan import Plan
+from dca.compile import cmake
+from dca.foundation import runner, store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
+from dca.toolchain import provide
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {name: path.stat().st_mtime_ns for name, path in store.walk(folder / "src")}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("a.cu", "b.cu"):
+        store.write_bytes(tmp_path / "tree" / name, name.encode())
+    return tmp_path / "tree"
+
+
+def test_only_what_differs_is_touched_and_only_what_was_placed_is_removed(tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "build"
+    first = cmake.place({"one/a.cu": tree / "a.cu", "one/b.cu": tree / "b.cu", "one/empty": b""}, folder)
+    (folder / "src/one/generated.cu").write_text("by upstream's CMake")
+    before = stamps(folder)
+    assert cmake.place({"one/a.cu": tree / "a.cu", "one/b.cu": tree / "b.cu", "one/empty": b""}, folder) == first
+    assert stamps(folder) == before
+
+    (tree / "a.cu").write_text("changed")
+    assert cmake.place({"one/a.cu": tree / "a.cu", "one/empty": b""}, folder) != first
+    after = stamps(folder)
+    assert set(after) == {"one/a.cu", "one/empty", "one/generated.cu"}
+    assert {name for name in after if after[name] != before[name]} == {"one/a.cu"}
+    assert (folder / "src/one/a.cu").read_text() == "changed"
+
+
+def test_what_an_interrupted_run_has_placed_is_known_to_the_next(tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "build"
+    with pytest.raises(FileNotFoundError):
+        cmake.place({"one/a.cu": tree / "a.cu", "one/b.cu": tree / "missing.cu"}, folder)
+    assert set(stamps(folder)) == {"one/a.cu"}
+    cmake.place({"one/b.cu": tree / "b.cu"}, folder)
+    assert set(stamps(folder)) == {"one/b.cu"}
+
+
+def test_what_another_plan_has_placed_elsewhere_is_not_touched(tree: Path, tmp_path: Path) -> None:
+    """Written again it would be newer than its objects, and all of them would be compiled again."""
+    folder, own = tmp_path / "build", {"one/csrc/a.cu": tree / "a.cu", "one/csrc/b.cu": tree / "b.cu"}
+    other = {"two/csrc/a.cu": tree / "a.cu", "one/lib/a.cu": tree / "a.cu"}
+    digest = cmake.place({**own, **other}, folder)
+    before = stamps(folder)
+    assert cmake.place(own, folder) != digest
+    assert stamps(folder) == before
+    assert cmake.place({**own, **other}, folder) == digest
+    assert stamps(folder) == before
+    # It is still known to be ours.
+    cmake.place({**own, "two/csrc/b.cu": tree / "b.cu", "one/lib/b.cu": tree / "b.cu"}, folder)
+    assert set(stamps(folder)) == {*own, "two/csrc/b.cu", "one/lib/b.cu"}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("FAILED: CMakeFiles/_C.dir/csrc/a.cu.o ", "compiling a.cu.o failed."),
+        ("FAILED: [code=2] CMakeFiles/_C.dir/csrc/a.cu.o ", "compiling a.cu.o failed."),
+        ("FAILED: [code=1] _C.abi3.so ", "linking _C.abi3.so failed."),
+    ],
+)
+def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, told: str, tmp_path: Path) -> None:
+    """A stand-in for ninja in a build environment of its own."""
+    ninja = tmp_path / "bin/ninja"
+    store.write_bytes(
+        ninja, f"#!/bin/sh\necho '{line}'\necho 'nvcc x.cu'\necho 'x.cu(3): error: no'\nexit 1\n".encode(), mode=0o755
+    )
+    with pytest.raises(DcaError) as failed:
+        cmake.build(tmp_path, ["_C"], 1, tmp_path / "bin/python", {}, Silent(), tmp_path / "log")
+    assert (failed.value.code, failed.value.what, failed.value.why) == ("DCA-603", told, "x.cu(3): error: no")
+
+
+def test_a_cache_of_another_source_is_made_anew(cmake_python: Path, tmp_path: Path) -> None:
+    """As an older version of this tool, or another checkout, may have left it."""
+    for name in ("one", "two"):
+        store.write_bytes(
+            tmp_path / name / "CMakeLists.txt", b"cmake_minimum_required(VERSION 3.26)\nproject(p NONE)\n"
+        )
+        arguments = ["-S", tmp_path / name, "-DCMAKE_BUILD_TYPE=Release"]
+        cmake.configure(
+            arguments, "", tmp_path / "build", {}, cmake_python, runner.environment(), Silent(), tmp_path / "log"
+        )
+        kept = (tmp_path / "build/ninja/CMakeCache.txt").read_text()
+        assert f"CMAKE_HOME_DIRECTORY:INTERNAL={tmp_path / name}\n" in kept
+
+
+NAMED = """#include "h.h"
+namespace { __global__ void hidden(int *p) { p[0] = 3; } }
+const char *file(int *p) { hidden<<<1, 1>>>(p); return __FILE__; }
+"""
+
+
+def test_nothing_of_where_the_folder_is_gets_into_a_module(
+    cmake_python: Path, planned: Plan, toolkit: Path, tmp_path: Path
+) -> None:
+    """Real nvcc, in two folders of which one needs quoting; the second source lies below a project()."""
+    libraries, made = " ".join(f"-L{path}" for path in provide.folders(toolkit, "lib")), []
+    for place in ("here", "elsew'here with Räumen"):
+        folder = tmp_path / place
+        top = "cmake_minimum_required(VERSION 3.26)\nproject(p LANGUAGES CXX CUDA)\n"
+        top += "add_library(one MODULE a.cu b.cpp)\nadd_subdirectory(sub)\n"
+        top += "set_target_properties(one two PROPERTIES LINKER_LANGUAGE CXX)\n"
+        files = {
+            "CMakeLists.txt": top,
+            "a.cu": NAMED,
+            "b.cpp": "const char *b() { return __FILE__; }\n",
+            "h.h": "inline const char *where() { return __FILE__; }\n",
+            "sub/CMakeLists.txt": "project(q)\nadd_library(two MODULE two.cu)\n",
+            "sub/two.cu": NAMED.replace("h.h", "../h.h"),
+        }
+        for name, text in files.items():
+            store.write_bytes(folder / "src" / name, text.encode())
+        arguments = [
+            "-S",
+            folder / "src",
+            *provide.cmake_arguments(toolkit, planned.host_compiler),
+            "-DCMAKE_CUDA_ARCHITECTURES=80",
+            f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--build-id=none -Wl,-s",
+        ]
+        env, log = provide.compiler_environment(toolkit), folder / "log"
+        cmake.configure(arguments, "", folder, {}, cmake_python, env, Silent(), log)
+        cmake.build(folder / "ninja", ["one", "two"], 2, cmake_python, env, Silent(), log)
+        made.append([(folder / "ninja" / name).read_bytes() for name in ("libone.so", "sub/libtwo.so")])
+    assert made[0] == made[1]
+    for module in made[0]:
+        assert str(tmp_path).encode() not in module
+        assert b"src/" in module
+
+
+# --- what a killed run leaves --------------------------------------------------------------------------------
+
+
+class Project:
+    """A build folder with three small sources and a module, built by the real CMake, ninja and g++."""
+
+    def __init__(self, folder: Path, python: Path) -> None:
+        self.ninja, self.python = folder / "ninja", python
+        for name in ("a", "b", "c"):
+            store.write_bytes(folder / f"src/{name}.cpp", f"#include <string>\nint {name}() {{ return 1; }}\n".encode())
+        self.take("a.cpp b.cpp c.cpp")
+
+    def take(self, sources: str) -> None:
+        """Configure the module with these sources, which a file names that CMake includes, as in the lean project."""
+        folder = self.ninja.parent
+        head = b"cmake_minimum_required(VERSION 3.26)\nproject(p LANGUAGES CXX)\n"
+        store.write_if_changed(folder / "src/CMakeLists.txt", head + b"include(modules.cmake)\n")
+        store.write_if_changed(folder / "src/modules.cmake", f"add_library(one MODULE {sources})\n".encode())
+        env = runner.environment()
+        cmake.configure(["-S", folder / "src"], sources, folder, {}, self.python, env, Silent(), folder / "log")
+
+    def build(self) -> int:
+        env = runner.environment()
+        return cmake.build(self.ninja, ["one"], 2, self.python, env, Silent(), self.ninja.parent / "log").compiled
+
+    @property
+    def module(self) -> Path:
+        return self.ninja / "libone.so"
+
+    def object(self, name: str) -> Path:
+        return self.ninja / f"CMakeFiles/one.dir/{name}.cpp.o"
+
+    def was_killed(self) -> None:
+        """As it is while ninja runs: what it started from is on record."""
+        store.write_bytes(self.ninja / ".building", (self.ninja / ".ninja_log").read_bytes())
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def project(tmp_path: Path, cmake_python: Path) -> Project:
+    made = Project(tmp_path / "build", cmake_python)
+    assert made.build() == 3
+    return made
+
+
+def test_a_whole_build_is_left_alone(project: Project) -> None:
+    before = {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.*o")}
+    assert project.build() == 0
+    assert {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.*o")} == before
+    assert not (project.ninja / ".building").exists()
+    assert not (project.ninja / "tmp").exists()
+
+
+def test_objects_outlive_a_plan_that_does_not_want_them(project: Project) -> None:
+    """One folder serves plans of several groups, in any order; what is listed is the plan's that asks."""
+    before = {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.o")}
+    env = runner.environment()
+    for sources in ("a.cpp", "a.cpp b.cpp c.cpp", "b.cpp c.cpp"):
+        project.take(sources)
+        told = cmake.commands(project.ninja, ["one"], project.python, env)
+        assert sum(" -c " in line for line in told) == len(sources.split())
+        assert cmake.sources(project.ninja, "one") == tuple(sources.split())
+        assert project.build() == 0
+        assert {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.o")} == before
+
+
+@pytest.mark.parametrize("which", ["module", "object"])
+def test_what_was_half_written_over_a_deleted_output_is_made_again(which: str, project: Project) -> None:
+    """ninja alone takes such a module for whole: it is in its log, and newer than what it is made of."""
+    output = project.module if which == "module" else project.object("b")
+    whole = output.read_bytes()
+    output.unlink()
+    project.was_killed()
+    output.write_bytes(whole[: len(whole) // 2])
+    assert project.build() == (which == "object")
+    assert output.read_bytes() == whole
+
+
+def test_what_was_finished_before_the_kill_is_kept(project: Project) -> None:
+    project.was_killed()
+    (project.ninja.parent / "src/a.cpp").write_text("int a() { return 2; }\n")
+    # ninja alone, as it was before the kill; the object is finished and the module is not.
+    env = runner.environment()
+    ninja = project.python.parent / "ninja"
+    assert runner.run([ninja, "-C", project.ninja, "CMakeFiles/one.dir/a.cpp.o"], env=env).ok
+    made = project.object("a").stat().st_mtime_ns
+    assert project.build() == 0
+    assert project.object("a").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("name", [".ninja_log", ".ninja_deps"])
+def test_a_log_that_was_cut_costs_at_most_what_it_no_longer_has(
+    name: str, project: Project, chance: random.Random
+) -> None:
+    whole = project.module.read_bytes()
+    content = (project.ninja / name).read_bytes()
+    # The first record of dependencies begins at 16 with four bytes of its size.
+    for size in [18, *chance.sample(range(len(content)), 6)]:
+        (project.ninja / name).write_bytes(content[:size])
+        project.was_killed()
+        lines = [line.split(b"\t") for line in content[:size].split(b"\n")[:-1]]
+        logged = {line[3] for line in lines if len(line) == 5 and line[3].endswith(b".o")}
+        made = project.build()
+        assert made == 3 - len(logged) if name == ".ninja_log" else made <= 3
+        assert project.build() == 0
+        assert project.module.read_bytes() == whole
+
+
+def test_what_compilers_left_in_their_temporary_folder_goes(project: Project) -> None:
+    store.write_bytes(project.ninja / "tmp/tmpxft_1_a.cudafe1.cpp", b"left")
+    project.build()
+    assert not (project.ninja / "tmp").exists()

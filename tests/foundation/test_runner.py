@@ -1,0 +1,492 @@
+"""Programs are started in one way: no shell, a scrubbed environment, a log, a deadline, and nothing left running."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dca.foundation import data, runner, store
+from dca.foundation.errors import DcaError
+from tests.support import alive, left_alive, wait_for
+
+PYTHON = sys.executable
+PLANTED = (
+    "CXX",
+    "CC",
+    "CUDAHOSTCXX",
+    "CXXFLAGS",
+    "CFLAGS",
+    "LDFLAGS",
+    "CPATH",
+    "LIBRARY_PATH",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "NVCC_PREPEND_FLAGS",
+    "NVCC_APPEND_FLAGS",
+    "CUDA_HOME",
+    "CUDAARCHS",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "CMAKE_BUILD_TYPE",
+    "CMAKE_GENERATOR",
+    "CMAKE_ARGS",
+    "MAX_JOBS",
+    "NVCC_THREADS",
+    "TORCH_CUDA_ARCH_LIST",
+    "VLLM_TARGET_DEVICE",
+    "SETUPTOOLS_SCM_PRETEND_VERSION",
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_SSH_COMMAND",
+    "UV_CONFIG_FILE",
+    "PIP_INDEX_URL",
+    "SOURCE_DATE_EPOCH",
+    "LANGUAGE",
+    "BASH_ENV",
+    "ENV",
+    "VIRTUAL_ENV",
+)
+PROXIES = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "UV_DEFAULT_INDEX")
+
+
+def python(program: str) -> list[str]:
+    return [PYTHON, "-c", program]
+
+
+def seen_by_child(**options: object) -> dict[str, str]:
+    env = runner.environment(**options)  # type: ignore[arg-type]
+    done = runner.run(python("import json, os; print(json.dumps(dict(os.environ)))"), env=env)
+    told: dict[str, str] = json.loads(done.tail[-1])
+    return told
+
+
+def pids(path: Path) -> list[int]:
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+# A program with a child in its process group and a child in a group of its own, as ninja starts compilers.
+FAMILY = """
+import os, subprocess, sys, time
+sleep = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"]
+children = [subprocess.Popen(sleep), subprocess.Popen(sleep, preexec_fn=lambda: os.setpgid(0, 0))]
+with open(sys.argv[1] + ".part", "w") as out:
+    print(os.getpid(), *[child.pid for child in children], file=out)
+os.rename(sys.argv[1] + ".part", sys.argv[1])
+print("ready", flush=True)
+time.sleep(300)
+"""
+
+
+# --- what is started -----------------------------------------------------------------------------------------
+
+
+def test_arguments_reach_the_program_as_they_are(tmp_path: Path) -> None:
+    words = ["a b", "$HOME", "`touch canary`", "; touch canary", "*", "'\"", "", "ü\n"]
+    done = runner.run([PYTHON, "-c", "import sys, json; print(json.dumps(sys.argv[1:]))", *words], cwd=tmp_path)
+    assert json.loads(done.text) == words
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_runs_in_the_folder_given(tmp_path: Path) -> None:
+    assert runner.run(python("import os; print(os.getcwd())"), cwd=tmp_path).tail == (str(tmp_path.resolve()),)
+
+
+def test_the_program_has_nothing_to_read() -> None:
+    assert runner.run(python("import sys; print(repr(sys.stdin.read()))")).tail == ("''",)
+
+
+def test_the_exit_status_is_returned() -> None:
+    done = runner.run(python("raise SystemExit(7)"))
+    assert (done.returncode, done.ok, done.timed_out) == (7, False, False)
+
+
+def test_the_signal_that_ended_it_is_returned() -> None:
+    assert runner.run(python("import os; os.kill(os.getpid(), 9)")).returncode == -signal.SIGKILL
+
+
+def test_a_missing_program_is_named() -> None:
+    with pytest.raises(DcaError) as refused:
+        runner.run(["/nonexistent/program", "x"])
+    assert refused.value.code == "DCA-103"
+    assert "/nonexistent/program" in refused.value.what
+
+
+def test_a_missing_folder_is_not_mistaken_for_a_missing_program(tmp_path: Path) -> None:
+    with pytest.raises((DcaError, OSError)) as refused:
+        runner.run([PYTHON, "-c", ""], cwd=tmp_path / "gone")
+    assert "gone" in str(refused.value)
+    assert "no such program" not in str(refused.value)
+
+
+def test_a_program_that_is_not_on_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DcaError) as refused:
+        runner.which("git")
+    assert refused.value.code == "DCA-103"
+    assert "`git`" in refused.value.what
+
+
+@pytest.mark.parametrize("reason", ["No space left on device", "Disk quota exceeded"])
+def test_a_program_that_failed_because_the_disk_is_full_says_so(reason: str) -> None:
+    with pytest.raises(DcaError) as refused:
+        runner.run(["/bin/sh", "-c", f"echo 'ld: final link failed: {reason}'; echo more; exit 1"])
+    assert refused.value.code == "DCA-101"
+    assert "sh" in refused.value.what
+
+
+def test_a_program_that_only_speaks_of_a_full_disk_is_fine() -> None:
+    assert runner.run(["/bin/sh", "-c", "echo 'No space left on device'"]).ok
+
+
+# --- environment ---------------------------------------------------------------------------------------------
+
+
+def test_what_somebody_once_exported_does_not_reach_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PLANTED, *PROXIES):
+        monkeypatch.setenv(name, "/planted")
+    seen = seen_by_child()
+    assert [name for name, value in seen.items() if name in PLANTED or "/planted" in value] == []
+    assert seen["PATH"] == os.environ["PATH"]
+
+
+def test_only_programs_that_go_to_the_network_see_the_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PLANTED, *PROXIES):
+        monkeypatch.setenv(name, "/planted")
+    seen = seen_by_child(network=True)
+    assert {name for name, value in seen.items() if value == "/planted"} == set(PROXIES)
+
+
+def test_locale_time_zone_and_hash_seed_are_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LC_ALL", "LANG", "TZ", "PYTHONHASHSEED"):
+        monkeypatch.setenv(name, "planted")
+    seen = seen_by_child()
+    assert [seen[name] for name in ("LC_ALL", "TZ", "PYTHONHASHSEED")] == ["C.UTF-8", "UTC", "0"]
+
+
+def test_what_is_added_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_JOBS", "64")
+    seen = seen_by_child(extra={"MAX_JOBS": "2", "TZ": "Asia/Tokyo"})
+    assert (seen["MAX_JOBS"], seen["TZ"]) == ("2", "Asia/Tokyo")
+
+
+# --- output --------------------------------------------------------------------------------------------------
+
+
+def test_both_streams_are_read_line_by_line_in_order() -> None:
+    lines: list[str] = []
+    program = "import sys\nfor n in range(3): print(n, flush=True); print(-n, file=sys.stderr, flush=True)"
+    done = runner.run(python(program), on_line=lines.append)
+    assert lines == ["0", "0", "1", "-1", "2", "-2"]
+    assert done.tail == tuple(lines)
+
+
+def test_only_the_last_lines_are_kept_and_every_line_is_told() -> None:
+    count = 0
+
+    def tell(_: str) -> None:
+        nonlocal count
+        count += 1
+
+    done = runner.run(python("for n in range(50000): print(n)"), keep_lines=3, on_line=tell)
+    assert done.tail == ("49997", "49998", "49999")
+    assert count == 50000
+
+
+def test_a_last_line_without_an_end_is_not_lost() -> None:
+    assert runner.run(python("print('a'); print('b', end='')")).tail == ("a", "b")
+
+
+def test_carriage_returns_at_the_end_of_a_line_are_dropped() -> None:
+    assert runner.run(python("print('a', end='\\r\\n')")).tail == ("a",)
+
+
+def test_a_very_long_line_arrives_in_pieces_of_bounded_size() -> None:
+    done = runner.run(python("import sys; sys.stdout.write('x' * 3_500_000)"))
+    assert "".join(done.tail) == "x" * 3_500_000
+    assert max(len(line) for line in done.tail) < 1_200_000
+
+
+def test_binary_output_does_not_stop_the_run(tmp_path: Path) -> None:
+    program = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 20); print(); print('end')"
+    done = runner.run(python(program), log=tmp_path / "log")
+    assert done.ok
+    assert done.tail[-1] == "end"
+    assert (tmp_path / "log").read_text(encoding="utf-8").endswith("end\n")
+
+
+def test_the_log_names_the_program_and_holds_its_output(tmp_path: Path) -> None:
+    log = tmp_path / "deep" / "log"
+    runner.run(["/bin/sh", "-c", "echo one; echo two >&2"], log=log)
+    runner.run(["/bin/sh", "-c", "echo three"], log=log)
+    assert log.read_text().splitlines() == [
+        "+ /bin/sh -c echo one; echo two >&2",
+        "one",
+        "two",
+        "+ /bin/sh -c echo three",
+        "three",
+    ]
+
+
+def test_a_path_that_is_not_utf8_can_be_logged(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    done = runner.run([PYTHON, "-c", "print('ran')", name], log=tmp_path / "log")
+    assert done.tail == ("ran",)
+
+
+# --- its end -------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_ends_the_program_and_all_its_children(tmp_path: Path) -> None:
+    done = runner.run([*python(FAMILY), str(tmp_path / "pids")], timeout=4.0)
+    assert done.timed_out
+    assert not done.ok
+    family = pids(tmp_path / "pids")
+    assert len(family) == 3
+    assert left_alive(family) == []
+
+
+def test_a_deadline_also_holds_for_a_program_that_never_stops_writing() -> None:
+    done = runner.run(["/bin/sh", "-c", "while :; do echo x; done"], timeout=0.5)
+    assert done.timed_out
+
+
+def test_a_deadline_also_holds_for_a_program_that_closed_its_output() -> None:
+    program = "import os, time; os.close(1); os.close(2); time.sleep(8)"
+    done = runner.run(python(program), timeout=0.5)
+    assert done.timed_out
+
+
+def test_a_program_that_ends_in_time_is_not_said_to_be_late() -> None:
+    done = runner.run(python("print(1)"), timeout=60.0)
+    assert (done.ok, done.timed_out) == (True, False)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
+def test_an_interruption_leaves_no_process(kind: type[BaseException], tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        assert line == "ready"
+        raise kind
+
+    with pytest.raises(kind):
+        runner.run([*python(FAMILY), str(tmp_path / "pids")], on_line=stop)
+    family = pids(tmp_path / "pids")
+    assert len(family) == 3
+    assert left_alive(family) == []
+
+
+def test_a_second_interruption_leaves_no_process_either(tmp_path: Path) -> None:
+    stubborn = FAMILY.replace("import os,", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport os,")
+    program = (
+        f"import sys; from dca.foundation import runner; runner.run([sys.executable, '-c', {stubborn!r}, sys.argv[1]])"
+    )
+    caller = subprocess.Popen(
+        [PYTHON, "-c", program, str(tmp_path / "pids")],
+        env={**os.environ, "PYTHONPATH": str(data.PACKAGE.parent)},
+        stderr=subprocess.DEVNULL,
+    )
+    assert wait_for((tmp_path / "pids").exists)
+    family = pids(tmp_path / "pids")
+    for _ in range(2):
+        caller.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+    caller.wait(timeout=30)
+    left = left_alive(family)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert left == []
+
+
+def test_a_second_interruption_waits_for_no_grace(tmp_path: Path) -> None:
+    """Told by the order of events and not by a clock: the stubborn program outlives the grace of the first."""
+    stubborn = FAMILY.replace("import os,", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport os,")
+    program = (
+        "import sys; from dca.foundation import runner; runner.GRACE_SECONDS = 300.0;"
+        f"runner.run([sys.executable, '-c', {stubborn!r}, sys.argv[1]])"
+    )
+    caller = subprocess.Popen(
+        [PYTHON, "-c", program, str(tmp_path / "pids")],
+        env={**os.environ, "PYTHONPATH": str(data.PACKAGE.parent)},
+        stderr=subprocess.DEVNULL,
+    )
+    assert wait_for((tmp_path / "pids").exists)
+    family = pids(tmp_path / "pids")
+    caller.send_signal(signal.SIGINT)
+    time.sleep(1.0)
+    assert alive(family[0])
+    caller.send_signal(signal.SIGINT)
+    caller.wait(timeout=60)
+    assert left_alive(family) == []
+
+
+def test_what_a_program_leaves_running_is_ended_with_it(tmp_path: Path) -> None:
+    program = (
+        f"sleep 300 & echo $! > '{tmp_path / 'pids'}'; sleep 300 >/dev/null 2>&1 & echo $! >> '{tmp_path / 'pids'}'"
+    )
+    done = runner.run(["/bin/sh", "-c", program])
+    assert done.ok
+    left = pids(tmp_path / "pids")
+    assert len(left) == 2
+    assert left_alive(left) == []
+
+
+def test_the_last_words_are_kept_when_something_left_behind_holds_the_pipe() -> None:
+    assert runner.run(["/bin/sh", "-c", "sleep 300 & echo one; printf two"]).tail == ("one", "two")
+
+
+def test_it_is_told_that_time_passes_while_a_program_is_silent() -> None:
+    ticks: list[float] = []
+    runner.run(python("import time; time.sleep(2.5)"), on_tick=lambda: ticks.append(time.monotonic()))
+    assert len(ticks) >= 2
+
+
+def test_an_error_in_a_tick_ends_the_program(tmp_path: Path) -> None:
+    def tick() -> None:
+        if (tmp_path / "pids").exists():
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        runner.run([*python(FAMILY), str(tmp_path / "pids")], on_tick=tick)
+    assert left_alive(pids(tmp_path / "pids")) == []
+
+
+def test_a_program_that_fails_for_want_of_disk_is_named_by_that_cause() -> None:
+    with pytest.raises(DcaError) as refused:
+        runner.run(["/bin/sh", "-c", "exec cat /proc/version > /dev/full"])
+    assert refused.value.code == "DCA-101"
+
+
+# --- when this process is killed -----------------------------------------------------------------------------
+
+CALLER = """
+import sys
+from pathlib import Path
+from dca.foundation import runner, store
+root, family = sys.argv[1:]
+with store.Store(Path(root)).lock("build", "one"):
+    runner.run([sys.executable, "-c", family, root + "/pids"], sharing=SHARING)
+"""
+# As servers do it: in a session of its own, and nobody's child.
+ESCAPED = FAMILY.replace(
+    "with open(", "children.append(subprocess.Popen(sleep, start_new_session=True))\nwith open(", 1
+)
+
+
+def caller(root: Path, *, family: str = FAMILY, sharing: bool = False) -> subprocess.Popen[bytes]:
+    """A process that runs a family of programs while it holds a lock, once all of them are there."""
+    started = subprocess.Popen(
+        [PYTHON, "-c", CALLER.replace("SHARING", str(sharing)), str(root), family],
+        env={**os.environ, "PYTHONPATH": str(data.PACKAGE.parent)},
+        stderr=subprocess.DEVNULL,
+    )
+    assert wait_for((root / "pids").exists)
+    return started
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def is_locked(root: Path) -> bool:
+    waited: list[bool] = []
+
+    def waiting() -> None:
+        raise InterruptedError
+
+    with contextlib.suppress(InterruptedError), store.Store(root).lock("build", "one", waiting):
+        waited.append(False)
+    return not waited
+
+
+@pytest.mark.parametrize("family", [FAMILY, ESCAPED])
+def test_kill_9_leaves_no_process(family: str, tmp_path: Path) -> None:
+    process = caller(tmp_path, family=family)
+    processes = pids(tmp_path / "pids")
+    guardian = parent(processes[0])
+    assert parent(guardian) == process.pid
+    process.kill()
+    process.wait()
+    assert left_alive([guardian, *processes]) == []
+
+
+def test_a_killed_runs_lock_is_free_once_its_programs_are_gone(tmp_path: Path) -> None:
+    process = caller(tmp_path)
+    processes = pids(tmp_path / "pids")
+    # Stopped, its programs cannot be ended by it.
+    guardian = parent(processes[0])
+    os.kill(guardian, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    assert all(map(alive, processes))
+    assert is_locked(tmp_path)
+    assert store.Store(tmp_path).holder("build", "one") == "another run, or what a killed one has left,"
+    os.kill(guardian, signal.SIGCONT)
+    assert wait_for(lambda: not is_locked(tmp_path))
+    assert not any(map(alive, processes))
+
+
+def test_kill_9_of_the_guardian_ends_the_program_and_is_told(tmp_path: Path) -> None:
+    def kill(line: str) -> None:
+        os.kill(parent(pids(tmp_path / "pids")[0]), signal.SIGKILL)
+
+    done = runner.run([*python(FAMILY), str(tmp_path / "pids")], on_line=kill)
+    assert done.returncode == -signal.SIGKILL
+    assert left_alive(pids(tmp_path / "pids")) == []
+
+
+def test_kill_9_of_the_program_alone_ends_what_it_started(tmp_path: Path) -> None:
+    def kill(line: str) -> None:
+        os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)
+
+    done = runner.run([*python(ESCAPED), str(tmp_path / "pids")], on_line=kill)
+    assert done.returncode == -signal.SIGKILL
+    assert len(pids(tmp_path / "pids")) == 4
+    assert left_alive(pids(tmp_path / "pids")) == []
+
+
+def test_kill_9_of_everybody_above_keeps_the_lock_until_the_last_compiler_ends(tmp_path: Path) -> None:
+    # ninja and compilers hand on what they have inherited.
+    process = caller(tmp_path, family=FAMILY.replace("Popen(sleep", "Popen(sleep, close_fds=False"), sharing=True)
+    program, *children = pids(tmp_path / "pids")
+    guardian = parent(program)
+    os.kill(guardian, signal.SIGSTOP)
+    process.kill()
+    os.kill(guardian, signal.SIGKILL)
+    process.wait()
+    # The program goes with the guardian; the kernel does that.
+    assert left_alive([program, guardian]) == []
+    assert all(map(alive, children))
+    assert is_locked(tmp_path)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    assert wait_for(lambda: not is_locked(tmp_path))
+
+
+def test_only_a_program_that_shares_in_them_gets_the_locks(tmp_path: Path) -> None:
+    folder = "/proc/self/fd"
+    names = (
+        f"import os; print(*[os.readlink(p) for fd in os.listdir('{folder}') if os.path.exists(p := '{folder}/' + fd)])"
+    )
+    with store.Store(tmp_path).lock("build", "one"):
+        lock = str(tmp_path / "locks/build-one.lock")
+        assert lock not in runner.run(python(names)).text
+        assert lock in runner.run(python(names), sharing=True).text
+        assert lock not in runner.run(python(names), guarded=False).text
+
+
+def test_signals_are_as_usual_in_the_program() -> None:
+    """Python ignores SIGPIPE, and the guardian what it outlives; a program that inherits that does not end."""
+    program = "import re; print(*re.findall('Sig(?:Ign|Blk):\\t(\\w+)', open('/proc/self/status').read()))"
+    own = "import signal; signal.signal(signal.SIGPIPE, signal.SIG_DFL); signal.signal(signal.SIGXFSZ, signal.SIG_DFL)"
+    masks = [int(word, 16) for word in runner.run(python(f"{own}; {program}")).text.split()]
+    # 32 and 33 are the C library's own; whoever starts a program by posix_spawn may hand them down ignored.
+    assert [mask & ~(0b11 << 31) for mask in masks] == [0, 0]

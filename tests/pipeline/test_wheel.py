@@ -1,0 +1,149 @@
+"""The wheel itself: it installs with its lock, imports, and holds what its record says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from dca import inspection
+from dca.catalogue.plan import Plan
+from dca.compile import ops
+from dca.compile.compiling import Build
+from dca.foundation import documents
+from dca.pipeline.wheel import Made
+from tests.support import ROOT, RunDca
+
+WORKER = ROOT / "tests/workers/import_everything.py"
+pytestmark = pytest.mark.slow
+
+
+def info(wheel: Path, name: str) -> bytes:
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = [one for one in archive.namelist() if one.endswith(f".dist-info/{name}")]
+        return archive.read(path)
+
+
+def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> None:
+    build = documents.read(Build, Path(made.run) / "build.json")
+    tree = json.loads((Path(made.run) / "source.json").read_text())
+    for module in build.modules:
+        assert bool(module.objects) == (module.origin == "compiled")
+    (own,) = [module for module in build.modules if module.name == "_C"]
+    sources = {one.source: one for one in own.objects}
+    assert "source/csrc/attention/vertical_slash_index.cu" in sources
+    assert all(one.seconds > 0 for one in own.objects)
+    for name, one in sources.items():
+        if name.startswith("source/"):
+            file = Path(tree["folders"]["source"]) / name.removeprefix("source/")
+            assert documents.store.sha256_file(file) == one.sha256
+
+
+def test_the_record_in_the_wheel_says_what_it_was_made_of(wheel: Path, plan: Plan) -> None:
+    record = json.loads(info(wheel, "dca.json"))
+    assert record["schema"] == "dca.contents/4"
+    assert (record["recipe"], record["archs"], record["groups"]) == (plan.recipe, list(plan.archs), list(plan.groups))
+    found = {module.path: module.sha256 for module in inspection.inspect(wheel).modules}
+    assert {module["path"]: module["sha256"] for module in record["modules"]} == found
+    assert "/" not in record["toolkit"]
+    assert str(Path.home()) not in json.dumps(record)
+
+
+def test_metadata_pins_torch_and_keeps_upstreams_requirements(wheel: Path, plan: Plan) -> None:
+    text = info(wheel, "METADATA").decode()
+    requirements = [
+        Requirement(line.removeprefix("Requires-Dist: "))
+        for line in text.splitlines()
+        if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
+    by_name: dict[str, list[str]] = {}
+    for one in requirements:
+        by_name.setdefault(one.name.lower(), []).append(str(one.specifier))
+    assert by_name["torch"] == [f"=={plan.torch}"]
+    assert "<5" in by_name["transformers"]
+    assert {"ray", "xformers", "torchvision", "fastapi", "tokenizers"} <= set(by_name)
+    assert f"\nVersion: {plan.version}\n" in text
+    assert f"Tag: {wheel.stem.split('-', 2)[2]}\n".encode() in info(wheel, "WHEEL")
+
+
+def test_every_op_of_the_groups_is_registered(made: Made, plan: Plan, all_recipes: tuple[Any, ...]) -> None:
+    recipe = next(one.recipe for one in all_recipes if one.recipe.name == plan.recipe)
+    build = documents.read(Build, Path(made.run) / "build.json")
+    registered = {ops.op_name(schema) for module in build.modules for schema in module.schemas}
+    for name in plan.groups:
+        assert set(recipe.groups[name].ops) | set(recipe.groups[name].answers) <= registered
+
+
+def test_a_second_run_finds_the_wheel_unchanged(dca: RunDca, made: Made) -> None:
+    done = dca("wheel", "--json")
+    again = Made.model_validate(json.loads(done.stdout))
+    assert again.unchanged
+    assert again.sha256 == made.sha256
+
+
+def run_worker(python: Path, wheel: Path, folder: Path, capability: str, *words: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        module = Path(archive.extract("vllm/_C.abi3.so", folder))
+    stand_in = ops.driver_stand_in(module, folder, "g++")
+    env = {
+        "HOME": str(folder),
+        "PATH": "/usr/bin:/bin",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    done = subprocess.run(
+        [python, "-I", WORKER, stand_in, capability, *words],
+        cwd=folder,
+        env=env,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("capability", ["8.0", "9.0"])
+def test_everything_that_serving_imports_does(run_python: Path, wheel: Path, tmp_path: Path, capability: str) -> None:
+    output = run_worker(run_python, wheel, tmp_path, capability, "imports")
+    told = json.loads(next(line for line in output.splitlines() if line.startswith("TOLD ")).removeprefix("TOLD "))
+    assert told["failed"] == {}
+    # Missing, it would silently fall back to NCCL.
+    assert told["custom_all_reduce"] is True
+    assert told["flash_attention"] is True
+    assert told["repetition_penalties"] is True
+    assert told["sparse"] is True
+    assert "dca_guards" in told["plugins"]
+    assert told["version"] == wheel.name.split("-")[1]
+
+
+def test_vllm_serve_help_works_on_the_simulated_platform(run_python: Path, wheel: Path, tmp_path: Path) -> None:
+    assert "usage: vllm serve" in run_worker(run_python, wheel, tmp_path, "9.0", "serve", "--help")
+
+
+def test_vllm_is_imported_without_any_simulation(run_python: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [run_python, "-I", "-c", "import vllm; print(vllm.__version__)"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "+dca" in done.stdout
+
+
+def test_a_run_whose_inspection_was_lost_is_made_again(dca: RunDca, made: Made) -> None:
+    (Path(made.run) / "inspection.json").unlink()
+    again = Made.model_validate(json.loads(dca("wheel", "--json").stdout))
+    assert not again.unchanged
+    assert again.sha256 == made.sha256
+    assert again.objects_compiled_now == 0

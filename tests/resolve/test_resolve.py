@@ -1,0 +1,698 @@
+"""The resolver: every choice and every refusal, without a file, a clock or a network."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dca.catalogue import toolkits
+from dca.catalogue.machine import Compiler, Gpu, Machine, Python
+from dca.catalogue.model_needs import Model
+from dca.catalogue.plan import Cannot, LocalTree, Plan, Reach, Reachability, Request
+from dca.catalogue.recipes import GitSource, Loaded, load_all
+from dca.catalogue.toolkits import FoundToolkit
+from dca.foundation import documents
+from dca.resolve import World, resolve
+from dca.resolve.full import nearest
+from dca.resolve.jobs import RESERVE_GIB, choose_jobs
+
+RECIPES = load_all()
+NAMES = [loaded.recipe.name for loaded in RECIPES]
+FORK, UPSTREAM = "qwen-fork", "vllm-0.10.2"
+GCC12 = Compiler(path="/usr/bin/g++", major=12, version="12.2.0")
+PYTHON = Python(version="3.11.7", path="/usr/bin/python3.11", headers=True)
+CUDA13 = FoundToolkit(path="/usr/local/cuda-13.0", version="13.0.88", origin="nvcc on PATH")
+URLS = sorted(
+    {
+        url
+        for loaded in RECIPES
+        for source in [loaded.recipe.source, *(companion.source for companion in loaded.recipe.companions.values())]
+        if isinstance(source, GitSource)
+        for url in source.urls
+    }
+    | {
+        url
+        for loaded in RECIPES
+        for companion in loaded.recipe.companions.values()
+        for submodule in companion.submodules
+        for url in submodule.urls
+    }
+)
+
+
+def machine(**changes: object) -> Machine:
+    plain = Machine(
+        system="Linux",
+        processor="x86_64",
+        cores=2,
+        memory_gib=23.5,
+        compilers=(GCC12,),
+        python=PYTHON,
+        gpus=(),
+        toolkits=(CUDA13,),
+    )
+    return plain.model_copy(update=changes)
+
+
+def reach(
+    *,
+    index: bool = True,
+    git: bool = False,
+    apt: bool = True,
+    redist: bool = False,
+    local: dict[str, LocalTree] | None = None,
+) -> Reach:
+    places = {"index": Reachability(ok=index, why="" if index else "no answer")}
+    places |= {url: Reachability(ok=git, why="" if git else "no such host") for url in URLS}
+    places |= {
+        f"apt:{one.name}": Reachability(ok=apt, why="" if apt else "no mirror") for one in toolkits.load_sources()
+    }
+    places |= {
+        f"redist:{one.name}": Reachability(ok=redist, why="" if redist else "no such host")
+        for one in toolkits.load_sources()
+    }
+    return Reach(places=places, local=local or {})
+
+
+def world(seen: Machine | None = None, reached: Reach | None = None, recipes: tuple[Loaded, ...] = RECIPES) -> World:
+    return World(
+        recipes=recipes,
+        toolkits=toolkits.load_sources(),
+        cuda=toolkits.load_versions(),
+        machine=seen or machine(),
+        reach=reached or reach(),
+    )
+
+
+def planned(request: Request, seen: World | None = None) -> Plan:
+    outcome = resolve(request, seen or world())
+    assert isinstance(outcome, Plan), outcome
+    return outcome
+
+
+def refused(request: Request, seen: World | None = None) -> dict[str, list[str]]:
+    outcome = resolve(request, seen or world())
+    assert isinstance(outcome, Cannot), outcome.version
+    return {over.name: [reason.code for reason in over.reasons] for over in outcome.passed_over}
+
+
+def test_a_bare_machine_gets_upstream_with_a_toolkit_brought() -> None:
+    plan = planned(Request())
+    assert plan.recipe == UPSTREAM
+    assert plan.toolkit is not None
+    assert (plan.toolkit.name, plan.cuda, plan.archs) == ("debian-12.4", "12.4", ("8.0", "9.0"))
+    assert plan.version == f"0.10.2+dca{plan.series_revision}.cu124.lean.sm80.sm90"
+    assert {module.name: module.origin for module in plan.modules} == {"_C": "compiled", "_vllm_fa2_C": "copied"}
+
+
+def test_every_recipe_passed_over_has_its_reason() -> None:
+    plan = planned(Request())
+    over = {one.name: " ".join(reason.text for reason in one.reasons) for one in plan.passed_over}
+    assert "no such host" in over[FORK]
+    assert set(NAMES) <= {*over, plan.recipe}
+
+
+def test_a_toolkit_of_another_major_version_is_passed_over_with_the_reason() -> None:
+    over = {one.name: one.reasons[0].text for one in planned(Request()).passed_over}
+    (text,) = [text for name, text in over.items() if CUDA13.path in name]
+    assert "CUDA 12.8" in text
+
+
+def test_every_choice_has_a_reason() -> None:
+    plan = planned(Request(cuda="12.1", archs=("9.0",)))
+    assert all(choice.reason.endswith(".") for choice in plan.choices)
+    subjects = {choice.subject for choice in plan.choices}
+    assert subjects >= {"recipe", "source", "toolkit", "host compiler", "archs", "python", "groups", "version", "CUDA"}
+
+
+def test_the_three_checks_of_versions_stand_in_the_plan() -> None:
+    assert {check.subject for check in planned(Request()).checks} == {"CUDA", "Python", "transformers"}
+
+
+def test_another_cuda_of_the_major_version_is_substituted_and_said() -> None:
+    plan = planned(Request(cuda="12.1"))
+    assert plan.substituted
+    assert plan.cuda == "12.4"
+    (choice,) = [choice for choice in plan.choices if choice.subject == "CUDA"]
+    assert choice.value == "12.4 in place of 12.1"
+    assert "525" in choice.reason
+
+
+def test_substitution_embeds_no_ptx_and_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
+    plan = planned(Request(cuda="12.1", archs=("9.0+PTX",)))
+    assert plan.ptx == ()
+    assert any("570" in warning and "9.0" in warning for warning in plan.warnings)
+
+
+def test_the_exact_cuda_is_not_called_substituted() -> None:
+    plan = planned(Request(cuda="12.4", archs=("8.0", "9.0+PTX")))
+    assert not plan.substituted
+    assert plan.ptx == ("9.0",)
+    assert plan.warnings == ()
+
+
+def test_strict_cuda_refuses_a_substitute() -> None:
+    assert refused(Request(recipe=UPSTREAM, cuda="12.1", strict_cuda=True)) == {UPSTREAM: ["DCA-302"]}
+    assert planned(Request(recipe=UPSTREAM, cuda="12.4", strict_cuda=True)).cuda == "12.4"
+
+
+@pytest.mark.parametrize("cuda", ["11.8", "13.0", "12.7"])
+def test_a_cuda_that_no_recipe_supports_is_refused_by_each(cuda: str) -> None:
+    codes = refused(Request(cuda=cuda))
+    assert set(codes) == set(NAMES)
+    assert all("DCA-303" in one for one in codes.values())
+
+
+def test_a_found_toolkit_that_fits_is_taken_before_one_is_brought() -> None:
+    found = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
+    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(CUDA13, found))))
+    assert plan.toolkit is not None
+    assert plan.toolkit.path == "/opt/cuda"
+
+
+def test_the_nearest_toolkit_wins() -> None:
+    found = FoundToolkit(path="/opt/cuda", version="12.8.1", origin="CUDA_HOME")
+    seen = world(machine(toolkits=(found,)))
+    assert planned(Request(), seen).cuda == "12.8"
+    assert planned(Request(cuda="12.1"), seen).cuda == "12.4"
+
+
+def passed(plan: Plan) -> dict[str, str]:
+    """Why each toolkit was passed over, by how the plan calls it."""
+    return {one.name: one.reasons[0].text for one in plan.passed_over if one.name.startswith("toolkit ")}
+
+
+def test_where_the_archives_of_a_release_can_be_had_they_come_before_other_packages() -> None:
+    plan = planned(Request(cuda="12.4"), world(reached=reach(redist=True)))
+    assert plan.toolkit is not None
+    assert (plan.toolkit.name, plan.toolkit.path) == ("nvidia-12.4", "")
+    (text,) = [text for name, text in passed(plan).items() if "Debian" in name]
+    assert text == "it comes after NVIDIA's redistributable archives."
+    (choice,) = [choice for choice in plan.choices if choice.subject == "toolkit"]
+    assert "54 MB" in choice.reason
+
+
+def test_the_release_that_is_asked_for_is_brought_where_it_can_be_had() -> None:
+    seen = world(reached=reach(redist=True))
+    assert planned(Request(), seen).cuda == "12.8"
+    strict = planned(Request(recipe=UPSTREAM, cuda="12.8", strict_cuda=True), seen)
+    assert strict.toolkit is not None
+    assert (strict.toolkit.name, strict.substituted) == ("nvidia-12.8", False)
+
+
+def test_of_two_that_are_as_near_the_smaller_download_is_taken() -> None:
+    plan = planned(Request(cuda="12.6"), world(reached=reach(redist=True, apt=False)))
+    assert plan.toolkit is not None
+    assert plan.toolkit.name == "nvidia-12.4"
+    assert "CUDA 12.4 is the smaller download." in passed(plan).values()
+
+
+def test_a_toolkit_on_the_machine_comes_before_one_that_is_brought() -> None:
+    found = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
+    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(found,)), reach(redist=True)))
+    assert plan.toolkit is not None
+    assert plan.toolkit.path == "/opt/cuda"
+    assert list(passed(plan).values()).count("/opt/cuda is on this machine already.") == 2
+
+
+def test_only_the_places_that_a_toolkit_takes_parts_from_must_be_in_reach() -> None:
+    plan = planned(Request(cuda="12.4"), world(reached=reach(redist=True, apt=False)))
+    assert plan.toolkit is not None
+    assert plan.toolkit.name == "nvidia-12.4"
+    over = passed(planned(Request(cuda="12.4")))
+    (text,) = [text for name, text in over.items() if "12.4.131 (NVIDIA" in name]
+    assert text == "it cannot be had: no such host."
+
+
+def test_an_incomplete_toolkit_is_passed_over_by_what_it_lacks() -> None:
+    found = FoundToolkit(path="/opt/cuda", version="12.8.1", origin="CUDA_HOME", missing=("cicc",))
+    plan = planned(Request(), world(machine(toolkits=(found,))))
+    assert plan.cuda == "12.4"
+    assert any("no cicc" in one.reasons[0].text for one in plan.passed_over)
+
+
+def test_a_named_toolkit_is_the_only_candidate() -> None:
+    named = CUDA13.model_copy(update={"origin": "--toolkit"})
+    seen = world(machine(toolkits=(named,)))
+    assert refused(Request(recipe=UPSTREAM, toolkit=named.path), seen) == {UPSTREAM: ["DCA-302"]}
+
+
+def test_a_compiler_that_is_too_new_is_refused_with_the_bound() -> None:
+    seen = world(machine(compilers=(Compiler(path="/usr/bin/g++", major=14, version="14.1.0"),)))
+    outcome = resolve(Request(recipe=UPSTREAM), seen)
+    assert isinstance(outcome, Cannot)
+    assert "gcc 13 or older; g++ found: 14.1.0" in outcome.passed_over[0].reasons[0].text
+
+
+def test_the_newest_compiler_within_the_bound_is_taken() -> None:
+    several = tuple(Compiler(path=f"/usr/bin/g++-{n}", major=n, version=f"{n}.1.0") for n in (15, 14, 13, 12))
+    assert planned(Request(), world(machine(compilers=several))).host_compiler == "/usr/bin/g++-13"
+
+
+def test_archs_are_those_of_the_gpus_found() -> None:
+    seen = world(machine(gpus=(Gpu(name="A100", arch="8.0"), Gpu(name="A100", arch="8.0"))))
+    assert planned(Request(), seen).archs == ("8.0",)
+
+
+def test_an_arch_that_nvcc_does_not_know_is_refused() -> None:
+    assert refused(Request(recipe=UPSTREAM, archs=("10.0",))) == {UPSTREAM: ["DCA-304"]}
+
+
+def test_an_arch_below_the_profile_is_refused_with_the_way_that_works() -> None:
+    outcome = resolve(Request(recipe=UPSTREAM, archs=("7.5",)), world())
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-305"
+    assert "--prebuilt all" in reason.remedy
+    assert "--profile full --arch 7.5" in reason.remedy
+
+
+@pytest.mark.parametrize("version", ["3.8.18", "3.14.0"])
+def test_python_outside_the_range_is_refused(version: str) -> None:
+    seen = world(machine(python=PYTHON.model_copy(update={"version": version})))
+    assert refused(Request(recipe=UPSTREAM), seen) == {UPSTREAM: ["DCA-306"]}
+
+
+def test_python_that_is_not_there_or_has_no_headers_is_refused() -> None:
+    assert refused(Request(recipe=UPSTREAM, python="3.12"), world(machine(python=None))) == {UPSTREAM: ["DCA-306"]}
+    bare = machine(python=PYTHON.model_copy(update={"headers": False}))
+    assert refused(Request(recipe=UPSTREAM), world(bare)) == {UPSTREAM: ["DCA-306"]}
+
+
+@pytest.mark.parametrize(
+    ("versions", "fine"),
+    [(("4.36.2",), False), (("5.0.0",), False), ((), False), (("4.37.0",), True), (("4.56.2", "4.57.0"), True)],
+)
+def test_transformers_of_the_lock_is_checked(versions: tuple[str, ...], fine: bool) -> None:
+    changed = tuple(
+        one.model_copy(update={"locked": {**one.locked, "transformers": versions}})
+        for one in RECIPES
+        if one.recipe.name == UPSTREAM
+    )
+    outcome = resolve(Request(), world(recipes=changed))
+    assert isinstance(outcome, Plan) == fine
+    if isinstance(outcome, Cannot):
+        assert [reason.code for reason in outcome.passed_over[0].reasons] == ["DCA-307"]
+
+
+def test_companions_are_compiled_when_git_can_be_reached() -> None:
+    plan = planned(Request(recipe=UPSTREAM), world(reached=reach(git=True)))
+    assert {module.origin for module in plan.modules} == {"compiled"}
+    assert {source.name for source in plan.sources} == {"source", "flash-attention", "flash-attention/csrc/cutlass"}
+    assert all(how == "native" for module in plan.modules for how in module.reached.values())
+
+
+def test_companions_are_compiled_from_local_clones() -> None:
+    local = {
+        name: LocalTree(path=f"/src/{name}", kind="git") for name in ("flash-attention", "flash-attention/csrc/cutlass")
+    }
+    plan = planned(
+        Request(recipe=UPSTREAM, companions={"flash-attention": "/src/fa"}), world(reached=reach(local=local))
+    )
+    assert [module.name for module in plan.compiled] == ["_C", "_vllm_fa2_C"]
+
+
+def test_a_named_companion_without_its_submodule_is_refused_with_the_flag_that_helps() -> None:
+    local = {"flash-attention": LocalTree(path="/src/fa", kind="git")}
+    request = Request(recipe=UPSTREAM, companions={"flash-attention": "/src/fa"})
+    outcome = resolve(request, world(reached=reach(local=local)))
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-301"
+    assert "--companion flash-attention/csrc/cutlass=DIR" in reason.remedy
+
+
+def test_a_companion_that_no_group_needs_is_not_fetched() -> None:
+    plan = planned(Request(recipe=UPSTREAM, groups=("index-only",)), world(reached=reach(git=True)))
+    assert [source.name for source in plan.sources] == ["source"]
+
+
+def test_prebuilt_all_compiles_nothing() -> None:
+    plan = planned(Request(recipe=UPSTREAM, prebuilt=("all",)))
+    assert plan.toolkit is None
+    assert not plan.compiled
+    assert len(plan.copied) == 6
+    assert plan.version.endswith(f"+dca{plan.series_revision}.cu128.prebuilt")
+
+
+def test_prebuilt_of_one_module_copies_that_one() -> None:
+    plan = planned(Request(recipe=UPSTREAM, prebuilt=("flash-attention",)), world(reached=reach(git=True)))
+    assert [module.name for module in plan.copied] == ["_vllm_fa2_C"]
+
+
+def test_the_plan_says_when_no_build_is_needed_and_what_building_adds() -> None:
+    advice = " ".join(planned(Request()).advice)
+    assert "--prebuilt all" in advice
+    assert "What building adds" in advice
+
+
+def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() -> None:
+    plan = planned(Request(recipe=UPSTREAM, groups=("index-only",), archs=("8.0",)))
+    assert plan.groups == ("index-only",)
+    assert [module.name for module in plan.modules] == ["_C"]
+    assert ".lean.indexonly.sm80" in plan.version
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(recipe=UPSTREAM, groups=("nope",)),
+        Request(recipe=UPSTREAM, profile="fat"),
+        Request(recipe=UPSTREAM, prebuilt=("nope",)),
+        Request(recipe=UPSTREAM, companions={"nope": "/x"}),
+    ],
+)
+def test_what_the_recipe_does_not_have_is_refused(request_: Request) -> None:
+    assert refused(request_) == {UPSTREAM: ["DCA-309"]}
+
+
+def test_without_the_index_nothing_can_be_built_and_each_reason_is_given() -> None:
+    codes = refused(Request(recipe=UPSTREAM), world(reached=reach(index=False)))
+    assert codes == {UPSTREAM: ["DCA-301", "DCA-302"]}
+
+
+def test_a_folder_taken_as_it_is_marks_the_version() -> None:
+    local = {"source": LocalTree(path="/src/vllm", kind="folder", tree="0" * 64)}
+    plan = planned(Request(recipe=UPSTREAM, source="/src/vllm"), world(reached=reach(local=local)))
+    assert plan.dirty
+    assert plan.version.endswith(".dirty")
+
+
+def test_the_fork_comes_first_where_its_sources_are() -> None:
+    local = {
+        name: LocalTree(path="/src", kind="git")
+        for name in ("source", "flash-attention", "flash-attention/csrc/cutlass")
+    }
+    plan = planned(Request(cuda="12.1"), world(reached=reach(local=local)))
+    assert plan.recipe == FORK
+    assert plan.version.startswith("0.6.6.post2.dev0+dca")
+
+
+def test_another_operating_system_is_refused() -> None:
+    assert "DCA-310" in refused(Request(recipe=UPSTREAM), world(machine(system="Darwin", processor="arm64")))[UPSTREAM]
+
+
+def test_jobs_follow_cores_and_memory() -> None:
+    def jobs(**seen: float) -> int:
+        return planned(Request(recipe=UPSTREAM), world(machine(**seen))).jobs
+
+    assert jobs(cores=64, memory_gib=33.0) == 11
+    assert jobs(cores=2, memory_gib=64.0) == 2
+    assert jobs(cores=8, memory_gib=1.0) == 1
+
+
+def test_the_users_own_number_of_jobs_is_taken() -> None:
+    plan = planned(Request(jobs=7), world(machine(cores=2, memory_gib=4.0)))
+    assert (plan.jobs, plan.heavy_jobs, plan.jobs_asked) == (7, 7, True)
+    assert "--jobs" in next(choice.reason for choice in plan.choices if choice.subject == "jobs")
+    assert plan.key == planned(Request()).key
+
+
+def test_heavy_sources_count_where_they_are_compiled() -> None:
+    seen = machine(cores=64, memory_gib=33.0)
+    copied = planned(Request(recipe=UPSTREAM), world(seen))
+    compiled = planned(Request(recipe=UPSTREAM), world(seen, reach(git=True)))
+    assert copied.heavy_jobs == copied.jobs == 11
+    assert compiled.heavy_jobs == 1
+    assert "1 of 4.3 GiB at a time" in next(one.reason for one in compiled.choices if one.subject == "jobs")
+
+
+sizes = st.floats(min_value=0.1, max_value=600.0)
+
+
+@given(cores=st.integers(1, 512), memory=sizes, job=sizes, heavy=sizes)
+@example(cores=7, memory=211.0, job=30.0, heavy=31.0)  # Seven don't fit beside a heavy one; six heavy ones do.
+def test_as_many_jobs_as_fit_and_one_at_least(cores: int, memory: float, job: float, heavy: float) -> None:
+    jobs = choose_jobs(cores, memory, job, heavy)
+    assert 1 <= jobs.heavy <= jobs.count <= cores
+    heavy = max(job, heavy)
+
+    def need(count: int, of_these: int) -> float:
+        return RESERVE_GIB + of_these * heavy + (count - of_these) * job
+
+    assert need(jobs.count, jobs.heavy) <= memory + 1e-6 or jobs.count == 1
+    if jobs.heavy < jobs.count:
+        assert need(jobs.count, jobs.heavy + 1) > memory - 1e-6, "one more heavy one would have fitted"
+    if jobs.count < cores:
+        assert need(jobs.count + 1, jobs.heavy if jobs.heavy < jobs.count else 1) > memory - 1e-6, "one more would have"
+
+
+def test_jobs_and_explanations_do_not_change_what_is_built() -> None:
+    assert planned(Request(), world(machine(cores=2))).key == planned(Request(), world(machine(cores=1))).key
+    assert planned(Request(cuda="12.1")).key == planned(Request()).key
+    assert planned(Request(archs=("8.0",))).key != planned(Request()).key
+
+
+requests = st.builds(
+    Request,
+    recipe=st.sampled_from([None, *NAMES]),
+    cuda=st.sampled_from([None, "11.8", "12.1", "12.4", "12.8", "12.9", "13.0"]),
+    archs=st.lists(st.sampled_from(["7.5", "8.0", "8.6", "9.0", "9.0+PTX", "10.0", "12.0"]), max_size=3).map(tuple),
+    profile=st.sampled_from(["lean", "full"]),
+    groups=st.lists(st.sampled_from(["index-only", "core", "nope"]), max_size=2).map(tuple),
+    prebuilt=st.lists(st.sampled_from(["all", "_C", "flash-attention", "nope"]), max_size=2).map(tuple),
+    strict_cuda=st.booleans(),
+)
+worlds = st.builds(
+    lambda cores, memory, gcc, gpus, python, index, git, apt: world(
+        machine(
+            cores=cores,
+            memory_gib=memory,
+            compilers=tuple(Compiler(path=f"/g++-{n}", major=n, version=f"{n}.1.0") for n in gcc),
+            gpus=tuple(Gpu(name=f"GPU {arch}", arch=arch) for arch in gpus),
+            python=python and PYTHON.model_copy(update={"version": python}),
+        ),
+        reach(index=index, git=git, apt=apt),
+    ),
+    st.integers(1, 128),
+    st.floats(0.5, 512),
+    st.lists(st.sampled_from([11, 12, 13, 14, 15]), max_size=3, unique=True),
+    st.lists(st.sampled_from(["7.0", "8.0", "9.0", "12.0"]), max_size=2),
+    st.sampled_from([None, "3.8.18", "3.10.13", "3.12.1", "3.14.0"]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+
+
+@given(requests, worlds)
+@settings(max_examples=400, deadline=None)
+def test_every_outcome_explains_itself_and_repeats_to_the_byte(request: Request, seen: World) -> None:
+    outcome = resolve(request, seen)
+    assert documents.dumps(outcome) == documents.dumps(resolve(request, seen))
+    if isinstance(outcome, Cannot):
+        assert outcome.passed_over
+        assert all(over.reasons for over in outcome.passed_over)
+        return
+    assert request.recipe in (None, outcome.recipe)
+    assert all(choice.value and choice.reason for choice in outcome.choices)
+    if outcome.profile == "lean":
+        assert all("not" not in module.reached.values() for module in outcome.compiled)
+    # Whatever the profile, each module that is compiled serves at least one of the archs.
+    assert all(set(module.reached.values()) != {"not"} for module in outcome.compiled)
+    assert "cpu" not in outcome.version
+    assert outcome.cuda.split(".")[0] == outcome.torch_cuda.split(".")[0]
+    assert Plan.model_validate(json.loads(documents.dumps(outcome))) == outcome
+
+
+def test_the_order_of_recipes_and_probes_does_not_count() -> None:
+    places = reach().places
+    expected = documents.dumps(planned(Request()))
+    for order in itertools.islice(itertools.permutations(places), 20):
+        shuffled = Reach(places={name: places[name] for name in order})
+        assert documents.dumps(planned(Request(), world(reached=shuffled, recipes=RECIPES[::-1]))) == expected
+
+
+# --- models --------------------------------------------------------------------------------------------------
+
+DENSE = Model(name="dense", architectures=("Qwen2ForCausalLM",), head_dim=128)
+
+
+@pytest.mark.parametrize(
+    ("changed", "groups"),
+    [
+        ({}, set()),
+        ({"dual_chunk": True}, set()),
+        ({"head_dim": 64}, {"hdim64"}),
+        ({"experts": 128, "architectures": ("Qwen3MoeForCausalLM",)}, {"moe"}),
+        ({"quantization": "fp8"}, {"fp8"}),
+        ({"quantization": "fp8", "experts": 60, "architectures": ("Qwen2MoeForCausalLM",)}, {"fp8", "moe"}),
+    ],
+)
+def test_a_model_chooses_its_groups(changed: dict[str, object], groups: set[str]) -> None:
+    plan = planned(Request(model=DENSE.model_copy(update=changed)))
+    default = planned(Request())
+    assert set(plan.groups) - set(default.groups) == groups
+    reason = next(choice.reason for choice in plan.choices if choice.subject == "groups")
+    assert all(f"{name}" in reason for name in groups)
+    assert all(f".{name}" in plan.version for name in groups)
+
+
+def test_a_group_narrows_the_default_archs_and_says_so() -> None:
+    plan = planned(Request(groups=("fp8",)))
+    assert plan.archs == ("9.0",)
+    assert "Without 8.0" in next(choice.reason for choice in plan.choices if choice.subject == "archs")
+
+
+def test_an_arch_that_a_group_has_no_kernels_for_is_refused_with_the_way() -> None:
+    outcome = resolve(Request(recipe=UPSTREAM, groups=("fp8",), archs=("8.0", "9.0")), world())
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-305"
+    assert "`fp8`" in reason.text
+    assert "--prebuilt all" in reason.remedy
+    assert planned(Request(recipe=UPSTREAM, groups=("fp8",), archs=("8.0", "9.0"), prebuilt=("_C",))).archs == (
+        "8.0",
+        "9.0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"quantization": "awq"}, "awq weights"),
+        ({"quantization": "gptq"}, "gptq weights"),
+        ({"architectures": ("LlamaForCausalLM",)}, "architecture LlamaForCausalLM"),
+    ],
+)
+def test_what_lean_does_not_offer_a_model_is_refused_with_the_way(changed: dict[str, object], told: str) -> None:
+    asked = DENSE.model_copy(update=changed)
+    outcome = resolve(Request(recipe=UPSTREAM, model=asked), world())
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-312"
+    assert told in reason.text
+    assert "--prebuilt all" in reason.remedy
+    assert planned(Request(recipe=UPSTREAM, model=asked, prebuilt=("all",))).serves.everything
+
+
+def test_a_head_dimension_that_no_group_has_needs_the_copied_module() -> None:
+    # Copied, flash-attention has every head dimension; compiled, only those of the groups.
+    odd = DENSE.model_copy(update={"head_dim": 96})
+    assert 96 in planned(Request(recipe=UPSTREAM, model=odd)).serves.head_dims
+    assert refused(Request(recipe=UPSTREAM, model=odd), world(reached=reach(git=True))) == {UPSTREAM: ["DCA-312"]}
+
+
+def test_index_only_serves_no_model() -> None:
+    assert refused(Request(recipe=UPSTREAM, model=DENSE, groups=("index-only",))) == {UPSTREAM: ["DCA-309"]}
+
+
+def test_the_plan_says_which_ops_each_module_is_to_register() -> None:
+    plan = planned(Request(groups=("moe",)))
+    by_name = {module.name: module for module in plan.modules}
+    assert "_C::apply_repetition_penalties_" in by_name["_C"].ops
+    assert "_moe_C::topk_softmax" in by_name["_moe_C"].ops
+    assert all(op.split("::")[0].startswith(module.name) for module in plan.modules for op in module.ops)
+
+
+# --- the full profile ----------------------------------------------------------------------------------------
+
+FULL = Request(recipe=UPSTREAM, profile="full")
+
+
+def test_full_compiles_every_module_of_upstreams_cmake() -> None:
+    plan = planned(FULL, world(reached=reach(git=True)))
+    recipe = next(loaded.recipe for loaded in RECIPES if loaded.recipe.name == UPSTREAM)
+    assert recipe.full is not None
+    assert recipe.official_wheel is not None
+    modules = {path for path in recipe.official_wheel.members if path.endswith(".so")}
+    assert {module.path for module in plan.compiled} == modules
+    assert {source.name.partition("/")[0] for source in plan.sources} == {"source", *recipe.full.companions}
+    assert plan.version.endswith(".full.sm80.sm90")
+    assert (plan.groups, plan.ptx) == ((), ())
+    by_name = {module.name: module for module in plan.modules}
+    assert set(by_name["_C"].ops) == {
+        op for group in recipe.groups.values() if group.module == "_C" for op in (*group.ops, *group.answers)
+    }
+    # Upstream intersects per source: what is planned is the least that a module holds.
+    assert by_name["_C"].at_least
+    assert (by_name["_vllm_fa2_C"].sass, by_name["_vllm_fa2_C"].ptx) == (("8.0",), ("8.0",))
+    assert by_name["_vllm_fa2_C"].reached == {"8.0": "native", "9.0": "JIT from PTX 8.0"}
+    assert by_name["_flashmla_C"].sass == ("9.0",)
+    assert by_name["cumem_allocator"].reached == {}
+
+
+def test_full_cannot_be_configured_without_the_companion_that_every_module_needs() -> None:
+    outcome = resolve(FULL, world())
+    assert isinstance(outcome, Cannot)
+    (reason,) = outcome.passed_over[0].reasons
+    assert reason.code == "DCA-301"
+    assert "--companion cutlass=DIR" in reason.remedy
+
+
+def test_full_copies_the_modules_whose_companion_cannot_be_had_and_says_why() -> None:
+    request = FULL.model_copy(update={"companions": {"cutlass": "/src/cutlass"}})
+    local = {"cutlass": LocalTree(path="/src/cutlass", kind="git")}
+    plan = planned(request, world(reached=reach(local=local)))
+    assert {module.name for module in plan.compiled} == {"_C", "_moe_C", "cumem_allocator"}
+    assert {module.name for module in plan.copied} == {"_vllm_fa2_C", "_vllm_fa3_C", "_flashmla_C"}
+    assert all("cannot be reached" in module.reason and module.sha256 for module in plan.copied)
+    assert {source.name for source in plan.sources} == {"source", "cutlass", "official wheel"}
+
+
+def test_full_does_not_fetch_a_companion_whose_modules_are_copied() -> None:
+    request = FULL.model_copy(update={"prebuilt": ("_vllm_fa2_C", "_vllm_fa3_C", "flashmla")})
+    plan = planned(request, world(reached=reach(git=True)))
+    assert {source.name for source in plan.sources} == {"source", "cutlass", "official wheel"}
+
+
+def test_full_leaves_out_what_has_no_kernels_for_the_archs_and_warns_below_the_sparse_kernels() -> None:
+    with_git = world(reached=reach(git=True))
+    plan = planned(FULL.model_copy(update={"archs": ("8.6",)}), with_git)
+    assert "_flashmla_C" not in {module.name for module in plan.modules}
+    assert any(choice.subject == "left out" and "_flashmla_C" in choice.value for choice in plan.choices)
+    assert not plan.warnings
+    old = planned(FULL.model_copy(update={"archs": ("7.5",)}), with_git)
+    assert {module.name for module in old.modules} == {"_C", "_moe_C", "cumem_allocator"}
+    assert any("without dual chunk attention" in warning for warning in old.warnings)
+
+
+def test_full_of_another_cuda_line_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
+    plan = planned(FULL.model_copy(update={"cuda": "12.1", "archs": ("9.0",)}), world(reached=reach(git=True)))
+    assert plan.substituted
+    (warning,) = plan.warnings
+    assert warning.startswith("_vllm_fa2_C is compiled and reaches 9.0 only by compiling its PTX")
+    (choice,) = (choice for choice in plan.choices if choice.subject == "CUDA")
+    assert "no PTX is embedded" not in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes"),
+    [
+        ({"groups": ("core",)}, ["DCA-309"]),
+        ({"archs": ("9.0+PTX",)}, ["DCA-309"]),
+        ({"archs": ("10.0",)}, ["DCA-304"]),
+        ({"archs": ("6.0",)}, ["DCA-305"]),
+        ({"prebuilt": ("cutlass",)}, ["DCA-309"]),
+    ],
+)
+def test_what_full_does_not_have_is_refused(changes: dict[str, object], codes: list[str]) -> None:
+    assert refused(FULL.model_copy(update=changes), world(reached=reach(git=True))) == {UPSTREAM: codes}
+
+
+def test_jobs_follow_the_memory_that_the_profiles_jobs_take() -> None:
+    seen = machine(cores=64, memory_gib=25.0)
+    lean_gib = next(one.recipe.lean.job_memory_gib for one in RECIPES if one.recipe.name == UPSTREAM)
+    lean, full = planned(Request(recipe=UPSTREAM), world(seen)), planned(FULL, world(seen, reach(git=True)))
+    assert (lean.jobs, full.jobs) == (int(24 / lean_gib), 4)
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "sass", "ptx"),
+    [
+        (("8.0+PTX",), ("9.0",), ("8.0",), ("8.0",)),
+        (("8.0",), ("9.0",), (), ()),
+        (("9.0a",), ("9.0",), ("9.0",), ()),
+        (("9.0a",), ("10.0",), (), ()),
+        (("8.0", "8.6"), ("8.9", "8.0"), ("8.0", "8.6"), ()),
+        (("7.5", "8.0", "8.6", "9.0", "9.0a"), ("8.0", "8.9", "9.0"), ("8.0", "8.6", "9.0"), ()),
+    ],
+)
+def test_upstream_takes_the_nearest_arch_that_it_knows(
+    known: tuple[str, ...], asked: tuple[str, ...], sass: tuple[str, ...], ptx: tuple[str, ...]
+) -> None:
+    assert nearest(known, asked) == (sass, ptx)

@@ -1,0 +1,98 @@
+"""`dca verify --rebuild`: the same wheel again, and where another one differs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dca.foundation.errors import DcaError
+from dca.foundation.store import Store
+from dca.pipeline.wheel import Made
+from dca.trust import evidence, rebuild
+from tests.support import RunDca, make_small
+
+
+def packed(folder: Path, name: str, files: dict[str, bytes], level: int = 6) -> Path:
+    path = folder / name
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
+        for member, content in files.items():
+            archive.writestr(zipfile.ZipInfo(member, (2026, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED, level)
+    return path
+
+
+def library(folder: Path, text: str) -> bytes:
+    (folder / "a.c").write_text(text)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", folder / "a.c", "-o", folder / "a.so", "-Wl,-s,--build-id=none"], check=True
+    )
+    return (folder / "a.so").read_bytes()
+
+
+def test_a_difference_is_named_with_its_file_and_its_place(tmp_path: Path) -> None:
+    one = {"a.txt": b"same\nold\n", "b.so": library(tmp_path, 'const char *f(void) { return "old"; }\n'), "c": b""}
+    two = {"a.txt": b"same\nnew\n", "b.so": library(tmp_path, 'const char *f(void) { return "new"; }\n'), "d": b""}
+    told = rebuild.differing(packed(tmp_path, "1.whl", one), packed(tmp_path, "2.whl", two))
+    assert told[:3] == ["only the first has c", "only the second has d", "a.txt: line 2 is 'old' and 'new'"]
+    assert told[3].startswith("b.so: sections .rodata (")
+    shorter = packed(tmp_path, "3.whl", {**one, "a.txt": b"same\n"})
+    assert rebuild.differing(packed(tmp_path, "1.whl", one), shorter) == ["a.txt: line 2 is 'old' and nothing"]
+    cut = packed(tmp_path, "4.whl", {**one, "b.so": one["b.so"][:500]})
+    assert "no whole module" in rebuild.differing(packed(tmp_path, "1.whl", one), cut)[0]
+
+
+def test_other_packing_of_the_same_files_is_said_to_be_that(tmp_path: Path) -> None:
+    files = {"a.txt": b"some text " * 1000}
+    one, two = packed(tmp_path, "1.whl", files, 1), packed(tmp_path, "2.whl", files, 9)
+    assert one.read_bytes() != two.read_bytes()
+    (told,) = rebuild.differing(one, two)
+    assert "how they are packed" in told
+
+
+def test_the_request_is_the_one_that_was_made(made: Made) -> None:
+    asked = rebuild.request((Path(made.run) / evidence.PROVENANCE).read_bytes())
+    plan = json.loads((Path(made.run) / "plan.json").read_bytes())
+    assert (asked.recipe, asked.profile, list(asked.archs)) == (plan["recipe"], plan["profile"], plan["archs"])
+    assert asked.groups == ()
+    assert asked.prebuilt == tuple(module["name"] for module in plan["modules"] if module["origin"] == "copied")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"predicate": {"buildDefinition": {"buildType": "other"}}}'])
+def test_a_provenance_that_says_nothing_is_told(content: bytes) -> None:
+    with pytest.raises(DcaError) as refused:
+        rebuild.request(content)
+    assert refused.value.code == "DCA-111"
+
+
+def test_a_plan_that_is_another_today_is_no_proof_either_way(
+    dca: RunDca, wheel: Path, made: Made, tmp_path: Path
+) -> None:
+    told = json.loads((Path(made.run) / evidence.PROVENANCE).read_bytes())
+    definition = told["predicate"]["buildDefinition"]
+    definition["internalParameters"]["plan"] = "0" * 16
+    definition["internalParameters"]["choices"]["torch"] = "1.0"
+    for part in definition["resolvedDependencies"]:
+        if part["name"] == "recipe":
+            part["digest"]["sha256"] = "0" * 64
+    (tmp_path / evidence.PROVENANCE).write_text(json.dumps(told))
+    done = dca("verify", wheel, "--evidence", tmp_path, "--rebuild")
+    assert "not proven: it cannot be built again as it was: the recipe is another; torch was 1.0" in done.stdout
+
+
+def test_without_provenance_nothing_can_be_built_again(dca: RunDca, wheel: Path, tmp_path: Path) -> None:
+    done = dca("verify", wheel, "--evidence", tmp_path, "--rebuild")
+    assert done.returncode == 1
+    assert "nothing says how it was made" in done.stderr
+
+
+@pytest.mark.whole
+def test_a_small_wheel_built_again_has_the_same_bytes(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:
+    made = make_small(dca, small_cache, tmp_path)
+    done = dca("verify", made.wheel, "--rebuild", "--json", "--cache-dir", small_cache, timeout=3000.0)
+    assert done.returncode == 0, done.stderr
+    found = {one["check"]: one["status"] for one in json.loads(done.stdout)["findings"]}
+    assert found["rebuild"] == "proven"
+    assert not list(Store(small_cache).root.glob("rebuild/*"))
