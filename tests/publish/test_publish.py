@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 import dca.smoke as engine
 from dca import publish
@@ -113,9 +114,9 @@ def test_what_links_to_a_page_goes_before_the_page(tmp_path: Path, monkeypatch: 
     put(index, make(tmp_path, "1.0+cu121", cuda="12.1"), make(tmp_path, "1.0+cu124"))
     delete = Folder.delete
 
-    def one_by_one(place: Folder, paths: list[str]) -> None:
+    def one_by_one(place: Folder, paths: list[str], hashes: Mapping[str, str] | None = None) -> None:
         for path in paths:
-            delete(place, [path])
+            delete(place, [path], hashes)
             assert check(index).wrong == ()
 
     monkeypatch.setattr(Folder, "delete", one_by_one)
@@ -432,20 +433,24 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     assert check(index).fine
 
 
-NAMES = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._+!-]{0,30})\.whl", fullmatch=True)
 TEXTS = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=40)
+VERSIONS = st.from_regex(
+    r"[0-9]{1,2}(\.[0-9]{1,2}){1,2}(rc[1-9])?(\+[a-z][a-z0-9]{0,4}(\.[a-z][a-z0-9]{0,4})?)?", fullmatch=True
+)
 
 
 @st.composite
 def records(draw: st.DrawFn) -> Record:
     digest = st.text("0123456789abcdef", min_size=64, max_size=64)
+    project = draw(st.from_regex(r"[a-z0-9]{1,4}(-[a-z0-9]{1,4})?", fullmatch=True))
+    version, sha256, proof = str(Version(draw(VERSIONS))), draw(digest), draw(digest)
     return Record(
-        file=draw(NAMES),
-        sha256=draw(digest),
+        file=f"{project.replace('-', '_')}-{version}{draw(st.sampled_from(['', '-1']))}-py3-none-any.whl",
+        sha256=sha256,
         bytes=draw(st.integers(0, 2**40)),
         published="2026-01-02T03:04:05Z",
-        project=draw(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)),
-        version=draw(TEXTS),
+        project=project,
+        version=version,
         requires_python=draw(st.sampled_from(["", ">=3.8", "<4,>=3"])),
         metadata_sha256=draw(digest),
         tags=("py3-none-any",),
@@ -456,7 +461,11 @@ def records(draw: st.DrawFn) -> Record:
         yanked=draw(st.none() | TEXTS),
         links_to=draw(st.sampled_from(["", "https://h/r/"])),
         state=draw(st.sampled_from(["listed", "listed", "gone"])),
-        evidence=(Evidence(kind="k", path="evidence/a/k.json", sha256=draw(digest), bytes=1, says=draw(TEXTS)),),
+        evidence=(
+            Evidence(
+                kind="k", path=layout.evidence(sha256, "k", proof, "json"), sha256=proof, bytes=1, says=draw(TEXTS)
+            ),
+        ),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dca import publish
+from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.publish.folder import Folder as Place
@@ -62,9 +63,10 @@ def test_whoever_changes_wheel_record_and_pages_still_lacks_the_key(index: Path,
     name = next(path.name for path in (index / "files").glob("*.whl") if "cu121" in path.name)
     record = json.loads((index / "records" / f"{name}.json").read_text())
     forged = make(tmp_path / "forged", "1.0+cu121", cuda="12.1", content="x = 'evil'\n")
-    put(tmp_path / "attacker", forged)
-    record["sha256"] = json.loads((tmp_path / "attacker/records" / f"{name}.json").read_text())["sha256"]
-    (index / "records" / f"{name}.json").write_text(json.dumps(record))
+    was = record["sha256"]
+    text = json.dumps(record).replace(was, store.sha256_file(forged))
+    (index / "records" / f"{name}.json").write_text(text)
+    (index / "evidence" / was).rename(index / "evidence" / store.sha256_file(forged))
     (index / "files" / name).write_bytes(forged.read_bytes())
     found = looked_at(index)
     assert any(one["evidence"] == "wrong" for one in states(found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 
@@ -204,15 +203,14 @@ def _url(flag: str, url: str | None) -> str | None:
     """
     if not url:
         return url
-    told = urlsplit(url)
-    plain = url.isascii() and url.isprintable() and not set(url) & set(" \"'<>\\`$")
-    if told.scheme not in ("http", "https") or not told.hostname or told.query or told.fragment or not plain:
-        raise DcaError("DCA-201", f"{flag} {url} is not the URL of a folder.", remedy="write it as https://host/path/.")
-    if told.username or told.password:
+    if re.match(r"[^/]*//[^/?#]*@", url):
         raise DcaError(
             "DCA-201", f"{flag} holds a user or a password, which everybody could read.", remedy="leave them out."
         )
-    return url.rstrip("/") + "/"
+    folder = url.rstrip("/") + "/"
+    if not layout.is_folder_url(folder):
+        raise DcaError("DCA-201", f"{flag} {url} is not the URL of a folder.", remedy="write it as https://host/path/.")
+    return folder
 
 
 def _check_place(places: dict[str, bool], needs: dict[str, tuple[bool, str]]) -> None:

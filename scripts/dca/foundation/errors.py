@@ -126,7 +126,7 @@ CODES: dict[str, str] = {
     "DCA-901": "the wheel is one that is not published",
     "DCA-902": "the name of the wheel is taken by other bytes",
     "DCA-903": "the index has no such wheel",
-    "DCA-904": "the folder or bucket is not an index of this tool",
+    "DCA-904": "the folder or bucket is not an index of this tool, or has a symbolic link that is not followed",
     "DCA-905": "the repository did not take the wheel",
     "DCA-906": "somebody else changed the index meanwhile",
     "DCA-907": "the evidence does not belong to the wheel",

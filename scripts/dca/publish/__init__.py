@@ -97,7 +97,7 @@ def yank(names: Sequence[str], reason: str, place: Place) -> Published:
     Raises:
         DcaError: DCA-903 for a name that is not there.
     """
-    text = " ".join(reason.split())
+    text = " ".join("".join(one if one.isprintable() else " " for one in reason).split())
     return _change(names, place, lambda record: record.model_copy(update={"yanked": text}))
 
 
@@ -171,6 +171,9 @@ def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
     Raises:
         DcaError: DCA-902 when other bytes have the name; said before anything else is done.
     """
+    if not layout.PLAIN_NAME.fullmatch(wheel.name):
+        # Refused by whoever looks into it.
+        return None
     try:
         record = table.parse(wheel.name, place.read(layout.record(wheel.name)))
     except FileNotFoundError:
@@ -324,11 +327,12 @@ def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
     )
 
 
-def _paths(record: Record) -> set[str]:
-    """Files that belong to a wheel."""
+def _paths(record: Record) -> dict[str, str]:
+    """Files that belong to a wheel, with their sha256."""
     if record.state != "listed":
-        return set()
-    return {layout.wheel(record.file), layout.metadata(record.file), *(one.path for one in record.evidence)}
+        return {}
+    own = {layout.wheel(record.file): record.sha256, layout.metadata(record.file): record.metadata_sha256}
+    return own | {one.path: one.sha256 for one in record.evidence}
 
 
 def _settings(place: Place) -> Settings:
@@ -365,8 +369,11 @@ def _settle(known: Known, *, url: str | None = None) -> Settings:
             place.delete(sorted(path for path in obsolete if path.count("/") == depth))
             place.barrier()
         leaving = [known.record(name) for name, line in known.lines.items() if line.state == "leaving"]
+        # The line came from a cache; only a record says that its files are to go.
+        leaving = [record for record in leaving if record.state == "leaving"]
         for record in leaving:
-            place.delete(sorted(_paths(record.model_copy(update={"state": "listed"}))))
+            hashes_of = _paths(record.model_copy(update={"state": "listed"}))
+            place.delete(sorted(hashes_of), hashes_of)
         place.barrier()
         known.write(record.model_copy(update={"state": "gone"}) for record in leaving)
         known.before = Table(dict(known.lines), hashes, settings.url)

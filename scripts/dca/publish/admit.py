@@ -12,12 +12,13 @@ from pathlib import Path
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
+from pydantic import ValidationError
 
 from dca import inspection
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection
-from dca.publish import layout
+from dca.publish import layout, table
 from dca.publish.values import Evidence, Record
 from dca.smoke.values import Smoke
 from dca.trust import evidence
@@ -155,8 +156,8 @@ def admit(
     else:
         found = inspection.inspect(wheel, asked=None)
         _refuse(wheel, found, sha256)
-        record, metadata = _record(found), _metadata(wheel)
-        record = record.model_copy(update={"metadata_sha256": store.sha256_bytes(metadata)})
+        metadata = _metadata(wheel)
+        record = _record(found, store.sha256_bytes(metadata))
         texts[INSPECTION + ".json"] = (documents.dumps(found), _inspected(found))
     own = evidence.collect(wheel, sha256, cache)
     if kept := _kept_smoke(own, sha256):
@@ -185,10 +186,10 @@ def admit(
 
 
 def placed(wheel: str, name: str, content: bytes, says: str) -> Evidence:
-    """Evidence and its place, which has a part of its hash: what a record names is never replaced by other bytes."""
+    """Evidence and its place."""
     sha256 = store.sha256_bytes(content)
     kind, _, suffix = name.partition(".")
-    path = f"{layout.EVIDENCE}/{wheel}/{kind}-{sha256[:8]}.{suffix}"
+    path = layout.evidence(wheel, kind, sha256, suffix)
     return Evidence(kind=kind, path=path, sha256=sha256, bytes=len(content), says=says)
 
 
@@ -262,8 +263,24 @@ def _inspected(found: Inspection) -> str:
     return f"{len(found.problems)} problems" if found.problems else "nothing wrong found"
 
 
-def _record(found: Inspection) -> Record:
-    """The record of a wheel, without its evidence and the hash of its METADATA."""
+def _record(found: Inspection, metadata_sha256: str) -> Record:
+    """The record of a wheel, without its evidence.
+
+    Raises:
+        DcaError: DCA-901 when the wheel says something of itself that cannot be.
+    """
+    try:
+        return _filled(found, metadata_sha256)
+    except ValidationError as error:
+        raise DcaError(
+            "DCA-901",
+            f"{found.file} is not published: what it says of itself cannot be.",
+            why=table.why(error),
+            remedy="build it again; `dca inspect` shows what it says.",
+        ) from None
+
+
+def _filled(found: Inspection, metadata_sha256: str) -> Record:
     own = found.recorded
     archs = own.archs if own else tuple(sorted({arch for module in found.modules for arch in module.sass}, key=_number))
     return Record(
@@ -274,7 +291,7 @@ def _record(found: Inspection) -> Record:
         project=found.name,
         version=found.version,
         requires_python=found.requires_python,
-        metadata_sha256="",
+        metadata_sha256=metadata_sha256,
         tags=found.tags,
         cuda=(own.cuda if own else "") or _cuda_in(_segments(found.version)),
         archs=archs,

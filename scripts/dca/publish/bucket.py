@@ -10,7 +10,7 @@ import base64
 import contextlib
 import hashlib
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from dca.catalogue import machine
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.publish import layout
-from dca.publish.place import raced, taken
+from dca.publish.place import inside, raced, taken
 from dca.publish.values import Settings
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Bucket:
                 for one in page.get("CommonPrefixes", []):
                     view = one["Prefix"].removeprefix(self._prefix)
                     if layout.VIEW.fullmatch(view.rstrip("/")):
-                        found |= {path for path, _ in self._list(view) if not path.endswith("/")}
+                        found |= {path for path, _ in self._list(view) if layout.is_plain(path)}
                 keys = {one["Key"].removeprefix(self._prefix) for one in page.get("Contents", [])}
                 found |= keys & {layout.FRONT, layout.AS_IT_IS}
             return found
@@ -115,14 +115,15 @@ class Bucket:
                 path: one["Size"]
                 for top in (layout.FILES, layout.EVIDENCE)
                 for path, one in self._list(f"{top}/")
-                if path not in wanted and one["LastModified"] < before
+                if path not in wanted and one["LastModified"] < before and layout.is_plain(path)
             }
 
     def read(self, path: str) -> bytes:
         """A file's content."""
         with _told(self.name):
             try:
-                content: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + path)["Body"].read()
+                key = self._prefix + inside(path)
+                content: bytes = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
             except _errors() as error:
                 if _code(error) in NOT_THERE:
                     raise FileNotFoundError(path) from None
@@ -131,7 +132,7 @@ class Bucket:
 
     def put(self, path: str, content: bytes | Path, sha256: str) -> None:
         """A file that records name with its hash; what is there with another is never replaced."""
-        name = path.rsplit("/", 1)[-1]
+        name = inside(path).rsplit("/", 1)[-1]
         if (theirs := self._sha256(path)) == sha256:
             return
         if theirs is not None:
@@ -148,7 +149,7 @@ class Bucket:
         """A record, where the one that is there is still the one that was read."""
         condition = {"IfNoneMatch": "*"} if was is None else {"IfMatch": was}
         try:
-            return self._put(layout.record(name), content, ASK, **condition)
+            return self._put(inside(layout.record(name)), content, ASK, **condition)
         except _errors() as error:
             if _code(error) not in (*REFUSED, *NOT_THERE):
                 raise
@@ -160,7 +161,7 @@ class Bucket:
 
     def put_page(self, path: str, content: bytes) -> None:
         """A page; that of a folder also answers for the folder's own name, as a web server would."""
-        self._put(path, content, ASK)
+        self._put(inside(path), content, ASK)
         folder, _, name = path.rpartition("/")
         if name == layout.HTML and folder:
             self._put(f"{folder}/", content, ASK)
@@ -168,9 +169,9 @@ class Bucket:
     def barrier(self) -> None:
         """What a store has answered for is there."""
 
-    def delete(self, paths: list[str]) -> None:
+    def delete(self, paths: list[str], hashes: Mapping[str, str] | None = None) -> None:  # noqa: ARG002 - no links here
         """Delete files."""
-        for path in paths:
+        for path in [inside(path) for path in paths]:
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + path)
             folder, _, name = path.rpartition("/")
             if name == layout.HTML and folder:

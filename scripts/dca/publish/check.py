@@ -12,7 +12,9 @@ from urllib.parse import unquote, urldefrag, urlsplit
 from dca.foundation import documents, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
+from dca.inspection.archive import UNREADABLE
 from dca.publish import layout, pages, table
+from dca.publish.folder import to_read
 from dca.publish.values import Record, Settings
 
 # Every hash that is looked at is kept for the time of one check: a wheel of 800 MB is read once.
@@ -66,8 +68,10 @@ def check(root: Path) -> Checked:
     for one in listed:
         wrong += _wheel(root, one, hashes)
     for page in sorted(root.rglob(layout.HTML)) + sorted(root.rglob(layout.JSON)):
-        if (place := page.relative_to(root)).parts[0] not in (layout.OWN, layout.EVIDENCE, layout.FILES):
-            wrong += [f"{place}: {problem}." for problem in _page(page, root, hashes)]
+        place = page.relative_to(root)
+        # A link is no plain file, which is said below.
+        if place.parts[0] not in (layout.OWN, layout.EVIDENCE, layout.FILES) and not page.is_symlink():
+            wrong += [f"{layout.shown(place.as_posix())}: {problem}." for problem in _page(page, root, hashes)]
     behind += _differences(root, records)
     behind += _changed_records(root)
     known = {path for one in listed for path in (layout.wheel(one.file), layout.metadata(one.file))}
@@ -77,9 +81,9 @@ def check(root: Path) -> Checked:
     for relative, path in store.walk(root):
         files += 1
         if path.is_symlink() or not path.is_file():
-            wrong.append(f"{relative} is no plain file.")
+            wrong.append(f"{layout.shown(relative)} is no plain file.")
         if relative.split("/")[0] in (layout.FILES, layout.EVIDENCE, layout.RECORDS) and relative not in known:
-            behind.append(f"{relative} belongs to no wheel.")
+            behind.append(f"{layout.shown(relative)} belongs to no wheel.")
     return Checked(wheels=len(listed), files=files, wrong=tuple(wrong), behind=tuple(behind))
 
 
@@ -88,6 +92,9 @@ def _records(root: Path, wrong: list[str]) -> list[Record]:
     found = []
     for path in sorted((root / layout.RECORDS).glob("*.json")):
         try:
+            if path.is_symlink():
+                # Said where all files are looked at.
+                continue
             content = path.read_bytes()
             record = table.parse(path.name.removesuffix(".json"), content)
         except DcaError as error:
@@ -106,16 +113,23 @@ def _wheel(root: Path, one: Record, hashes: Hashes) -> Iterator[str]:
     wanted += [(proof.path, proof.sha256, proof.bytes) for proof in one.evidence]
     wanted.append((layout.metadata(one.file), one.metadata_sha256, -1))
     for relative, sha256, size in wanted:
-        file = root / relative
+        try:
+            file = to_read(root, relative)
+        except DcaError as error:
+            yield error.what
+            continue
         if not file.is_file():
             yield f"{relative} is missing."
         elif (found := _hash(file, hashes)) != sha256 or size not in (-1, file.stat().st_size):
             yield f"{relative} has sha256 {found}; by its record it is {sha256}."
-    if path.is_file() and _hash(path, hashes) == one.sha256:
-        with zipfile.ZipFile(path) as archive:
-            name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
-            if store.sha256_bytes(archive.read(name)) != one.metadata_sha256:
-                yield f"{layout.metadata(one.file)} is not the METADATA inside of the wheel."
+    if path.is_file() and hashes.get(path) == one.sha256:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
+                if [store.sha256_bytes(archive.read(name)) for name in names[:1]] != [one.metadata_sha256]:
+                    yield f"{layout.metadata(one.file)} is not the METADATA inside of the wheel."
+        except UNREADABLE as error:
+            yield f"{layout.wheel(one.file)} is not a wheel: {str(error)!a}."
 
 
 def _differences(root: Path, records: list[Record]) -> Iterator[str]:
@@ -130,15 +144,15 @@ def _differences(root: Path, records: list[Record]) -> Iterator[str]:
     made = pages.render_all(records, settings)
     for path, content in made.items():
         file = root / path
-        if not file.is_file():
+        if not file.is_file() or file.is_symlink():
             yield f"{path} is missing."
         elif file.read_bytes() != content:
             yield f"{path} is not what the records make of it."
     for view in sorted(root.iterdir()):
-        if layout.VIEW.fullmatch(view.name) and view.is_dir():
+        if layout.VIEW.fullmatch(view.name) and view.is_dir() and not view.is_symlink():
             for relative, _ in store.walk(view):
                 if f"{view.name}/{relative}" not in made:
-                    yield f"{view.name}/{relative} is a page of nothing."
+                    yield f"{layout.shown(f'{view.name}/{relative}')} is a page of nothing."
 
 
 def _changed_records(root: Path) -> Iterator[str]:
@@ -149,7 +163,7 @@ def _changed_records(root: Path) -> Iterator[str]:
         yield f"{layout.ROWS} is missing or damaged; the next command makes it again."
     for name, line in table.load(content).lines.items():
         record = root / layout.record(name)
-        if not record.is_file() or store.sha256_file(record) != line.sha256:
+        if not record.is_file() or record.is_symlink() or store.sha256_file(record) != line.sha256:
             yield f"{layout.record(name)} is not what it was when the pages were made."
 
 
@@ -158,22 +172,26 @@ def _page(page: Path, root: Path, hashes: Hashes) -> Iterator[str]:
     try:
         text = page.read_text(encoding="utf-8")
         links = list(_json_links(text) if page.suffix == ".json" else _html_links(text))
+        paths = [(urlsplit(url), unquote(urlsplit(url).path)) for url, _, _ in links]
+        if bad := next((path for _, path in paths if not path.isprintable()), None):
+            raise ValueError(f"it links to {bad!r}")  # noqa: TRY301 - one message for all that cannot be read
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        yield f"it cannot be read: {error}"
+        yield f"it cannot be read: {str(error)!a}"
         return
-    for url, wanted, metadata in links:
-        told = urlsplit(url)
+    for (url, wanted, metadata), (told, path) in zip(links, paths, strict=True):
         if told.scheme or told.netloc:
             # A release elsewhere; its bytes are not here to be looked at.
+            if told.scheme not in ("http", "https"):
+                yield f"it links to {url!a}, which is neither in the index nor at an http or https URL"
             continue
-        target = page.parent / unquote(told.path)
+        target = page.parent / path
         if not target.resolve().is_relative_to(root.resolve()):
-            yield f"it links out of the index, to {url}"
+            yield f"it links out of the index, to {url!a}"
         elif told.path.endswith("/"):
             if not (target / layout.HTML).is_file():
-                yield f"it links to {url}, where there is no page"
+                yield f"it links to {url!a}, where there is no page"
         elif not target.is_file():
-            yield f"it links to {url}, which is not there"
+            yield f"it links to {url!a}, which is not there"
         else:
             beside = target.with_name(target.name + ".metadata")
             if wanted and _hash(target, hashes) != wanted:

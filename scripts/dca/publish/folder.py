@@ -6,17 +6,24 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.publish import layout
+from dca.publish.place import inside
 from dca.publish.values import Settings
+
+# The folders that an operator may keep elsewhere, as symbolic links.
+MAY_BE_LINKS = (layout.FILES, layout.EVIDENCE, layout.RECORDS)
 
 
 class Folder:
     """An index in a folder.
+
+    `files`, `evidence` and `records` may be symbolic links to other folders. Files are read and written there, but only
+    those with the hash that a record names are deleted there. No other symbolic link is followed.
 
     Args:
         root: the folder; made by the first command that writes.
@@ -39,8 +46,9 @@ class Folder:
             new: whether the folder may become an index now.
 
         Raises:
-            DcaError: DCA-904 when the folder holds something else.
+            DcaError: DCA-904 when the folder holds something else, or symbolic links where it must not.
         """
+        self._check_links()
         if new:
             self._claim()
         self.check()
@@ -76,6 +84,18 @@ class Folder:
                 remedy="name the folder of an index; to publish, an empty one or one that does not exist yet.",
             )
 
+    def _check_links(self) -> None:
+        """Refuse links where files are written or deleted by names that others may have too."""
+        own = [layout.OWN, layout.STAGING, f"{layout.OWN}/locks", f"{layout.OWN}/locks/publish-index.lock"]
+        views = (
+            [path.name for path in self.root.iterdir() if layout.VIEW.fullmatch(path.name)]
+            if self.root.is_dir()
+            else []
+        )
+        for path in (*own, *sorted(views)):
+            if (self.root / path).is_symlink():
+                raise linked(self.root, path)
+
     def _claim(self) -> None:
         """Make an empty folder an index; anything else is left as it is."""
         if self.root.is_dir() and {path.name for path in self.root.iterdir()} - {layout.OWN}:
@@ -91,35 +111,37 @@ class Folder:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root / layout.RECORDS) as entries:
             for entry in entries:
                 if entry.name.endswith(".whl.json"):
-                    found[entry.name.removesuffix(".json")] = _signature(entry.stat())
+                    # A link is refused when it is read; a broken one hides none of the others.
+                    found[entry.name.removesuffix(".json")] = _signature(entry.stat(follow_symlinks=False))
         return found
 
     def pages(self) -> set[str]:
         """The pages: those of all views, and the page for people."""
         found = {name for name in (layout.FRONT, layout.AS_IT_IS) if (self.root / name).is_file()}
         for view in self.root.iterdir():
-            if layout.VIEW.fullmatch(view.name) and view.is_dir():
-                found |= {f"{view.name}/{relative}" for relative, _ in store.walk(view)}
+            if layout.VIEW.fullmatch(view.name) and view.is_dir() and not view.is_symlink():
+                found |= {f"{view.name}/{relative}" for relative, _ in store.walk(view) if layout.is_plain(relative)}
         return found
 
     def strays(self, wanted: set[str]) -> dict[str, int]:
-        """Files that belong to no wheel."""
+        """Files that belong to no wheel; in a folder behind a link, nobody knows whose they are."""
         found = {}
         for top in (layout.FILES, layout.EVIDENCE):
-            if (self.root / top).is_dir():
+            if (self.root / top).is_dir() and not (self.root / top).is_symlink():
                 for relative, path in store.walk(self.root / top):
-                    if f"{top}/{relative}" not in wanted:
+                    # Not a name that no message could show; `dca verify` of the index reports it.
+                    if f"{top}/{relative}" not in wanted and layout.is_plain(relative):
                         found[f"{top}/{relative}"] = path.lstat().st_size
         return found
 
     def read(self, path: str) -> bytes:
         """A file's content."""
-        return (self.root / path).read_bytes()
+        return to_read(self.root, path).read_bytes()
 
     def put(self, path: str, content: bytes | Path, sha256: str) -> None:
         """A file by its hash: no record names another content under this path, so what is there may be replaced."""
-        target = self.root / path
-        if target.is_file() and store.sha256_file(target) == sha256:
+        target = to_write(self.root, path)
+        if target.is_file() and not target.is_symlink() and store.sha256_file(target) == sha256:
             return
         if isinstance(content, bytes):
             self._write(target, content)
@@ -141,15 +163,15 @@ class Folder:
 
     def put_record(self, name: str, content: bytes, was: str | None) -> str:  # noqa: ARG002 - nobody else writes
         """A record; the lock keeps others from changing it."""
-        target = self.root / layout.record(name)
+        target = to_write(self.root, layout.record(name))
         self._write(target, content)
         return _signature(target.stat())
 
     def put_page(self, path: str, content: bytes) -> None:
         """A page, written only when it differs."""
-        target = self.root / path
+        target = to_write(self.root, path)
         with contextlib.suppress(FileNotFoundError):
-            if target.stat().st_size == len(content) and target.read_bytes() == content:
+            if not target.is_symlink() and target.stat().st_size == len(content) and target.read_bytes() == content:
                 return
         self._write(target, content)
 
@@ -160,10 +182,20 @@ class Folder:
                 _sync(folder)
         self._touched.clear()
 
-    def delete(self, paths: list[str]) -> None:
+    def delete(self, paths: list[str], hashes: Mapping[str, str] | None = None) -> None:
         """Delete files, and the folders that are empty then."""
-        for path in paths:
-            file = self.root / path
+        files = [to_write(self.root, path) for path in paths]
+        for path, file in zip(paths, files, strict=True):
+            if (self.root / path.split("/")[0]).is_symlink() and "/" in path and file.is_file():
+                wanted = (hashes or {}).get(path)
+                if file.is_symlink() or wanted is None or store.sha256_file(file) != wanted:
+                    raise DcaError(
+                        "DCA-904",
+                        f"{path} was not deleted: another file is in its place.",
+                        why=f"{path.split('/')[0]} is a symbolic link, and what is there may not belong to the index.",
+                        remedy="delete the file yourself or move it away, then run the command again.",
+                    )
+        for file in files:
             file.unlink(missing_ok=True)
             self._touched.add(file.parent)
             for folder in file.parents:
@@ -192,6 +224,43 @@ class Folder:
         _make(target.parent)
         part.replace(target)
         self._touched.add(target.parent)
+
+
+def to_write(root: Path, path: str) -> Path:
+    """Where a file of an index is written or deleted; a link in its place is replaced or deleted itself.
+
+    Raises:
+        DcaError: DCA-908 when its path leads out of the index, DCA-904 when a symbolic link does.
+    """
+    top, *more = inside(path).split("/")
+    folder = root / top
+    for number, part in enumerate(more):
+        if folder.is_symlink() and (number or top not in MAY_BE_LINKS):
+            raise linked(root, str(folder.relative_to(root)))
+        folder /= part
+    return folder
+
+
+def to_read(root: Path, path: str) -> Path:
+    """Where a file of an index is read.
+
+    Raises:
+        DcaError: DCA-908 when its path leads out of the index, DCA-904 when a symbolic link does.
+    """
+    file = to_write(root, path)
+    if file.is_symlink():
+        raise linked(root, path)
+    return file
+
+
+def linked(root: Path, path: str, why: str = "") -> DcaError:
+    """The error for a symbolic link that is not followed."""
+    return DcaError(
+        "DCA-904",
+        f"{path} in the index {root} is a symbolic link; it was not followed.",
+        why=why or f"only {', '.join(MAY_BE_LINKS)} may be links.",
+        remedy="replace the link with the files that it leads to, or remove it.",
+    )
 
 
 def _make(folder: Path) -> None:

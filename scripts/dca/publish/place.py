@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from dca.foundation.errors import DcaError
+from dca.publish import layout
 
 
 class Place(Protocol):
-    """Paths are relative, with `/`. What is put somewhere appears there whole or not at all."""
+    """Paths are relative, with `/`. What is put somewhere appears there whole or not at all.
+
+    Every method that takes a path raises DCA-908 for one that leads out of the index, and does nothing then.
+    """
 
     name: str
     # Whether only one command writes at a time; without that, what others wrote meanwhile is looked for.
@@ -71,8 +76,32 @@ class Place(Protocol):
     def barrier(self) -> None:
         """Everything that was put so far lasts before anything that is put afterwards."""
 
-    def delete(self, paths: list[str]) -> None:
-        """Delete files, as far as they are there."""
+    def delete(self, paths: list[str], hashes: Mapping[str, str] | None = None) -> None:
+        """Delete files, as far as they are there.
+
+        Args:
+            paths: of the files; when one of them must not be deleted, none is.
+            hashes: sha256 of the files by path, where records name it.
+
+        Raises:
+            DcaError: DCA-904 for a file behind a symbolic link that is not the index's own.
+        """
+
+
+def inside(path: str) -> str:
+    """The path, when it stays in the index.
+
+    Raises:
+        DcaError: DCA-908.
+    """
+    if not layout.is_plain(path):
+        raise DcaError(
+            "DCA-908",
+            f"{path!a} is not a path inside of the index; it was not touched.",
+            why="a record names it, or a file or object in the index has such a name.",
+            remedy="find what names it with `dca verify` of the index, then restore that from a copy or delete it.",
+        )
+    return path
 
 
 def raced(name: str) -> DcaError:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pydantic import ValidationError
 
@@ -21,7 +22,10 @@ from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.publish import layout
 from dca.publish.place import Place, raced
-from dca.publish.values import Record, State
+from dca.publish.values import Record, Settings, State
+
+# As they are normalized; the records themselves are held to the names of their wheels.
+VERSION = re.compile(r"[0-9][0-9a-z.!+]*")
 
 
 class Line(NamedTuple):
@@ -102,7 +106,8 @@ class Known:
         Raises:
             DcaError: DCA-906 when somebody else has changed one meanwhile.
         """
-        for record in changed:
+        # A copy with changes was not checked when it was made.
+        for record in [Record.model_validate(one.model_dump()) for one in changed]:
             was = self.lines.get(record.file)
             content = documents.dumps(record)
             signature = self.place.put_record(record.file, content, was.signature if was else None)
@@ -150,14 +155,23 @@ def parse(name: str, content: bytes) -> Record:
         if record.file != name:
             raise ValueError(f"it is of {record.file}")  # noqa: TRY301 - one error for all that can be wrong
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DcaError(
             "DCA-908",
-            f"{layout.record(name)} is damaged.",
-            why=why,
-            remedy="bring it back from a copy, or delete it and publish the wheel again; pages are made from records.",
+            f"{layout.shown(layout.record(name))} is damaged.",
+            why=why(error),
+            remedy="restore it from a copy, or delete it and publish the wheel again; pages are made from records.",
         ) from None
     return record
+
+
+def why(error: Exception) -> str:
+    """What is wrong with a record, and with which of its keys."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    words = first["msg"].removeprefix("Value error, ")
+    return f"{place if layout.is_plain(place) else ascii(place)}: {words}" if place else words
 
 
 def line_of(record: Record) -> Line:
@@ -198,13 +212,38 @@ def _kept(place: Place) -> Table:
 
 
 def load(content: bytes) -> Table:
-    """The cache from its file; empty when it is damaged or of another version of this tool."""
+    """The cache from its file; empty when it is damaged, of another version of this tool, or says what cannot be."""
     try:
         if not intact(content):
             return Table()
         told = json.loads(content.partition(b"\n")[2])
         if told["form"] != form():
             return Table()
-        return Table({name: Line(*fields) for name, fields in told["lines"].items()}, told["pages"], told["url"])
-    except (ValueError, KeyError, TypeError):
-        return Table()
+        lines = {name: Line(*fields) for name, fields in told["lines"].items()}
+        Settings(url=told["url"])
+        if all(map(_can_be, lines, lines.values())) and all(
+            _is_page(path, sha256) for path, sha256 in told["pages"].items()
+        ):
+            return Table(lines, told["pages"], told["url"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return Table()
+
+
+def _can_be(name: str, line: Line) -> bool:
+    """Whether a line can be that of a wheel; its hash only says that it is as somebody wrote it."""
+    return (
+        layout.PLAIN_NAME.fullmatch(name) is not None
+        and layout.SHA256.fullmatch(line.sha256) is not None
+        and layout.TIME.fullmatch(line.published) is not None
+        and layout.PROJECT.fullmatch(line.project) is not None
+        and VERSION.fullmatch(line.version) is not None
+        and (not line.view or (line.view != layout.ALL and layout.VIEW.fullmatch(line.view) is not None))
+        and line.state in get_args(State)
+        and isinstance(line.signature, str)
+        and isinstance(line.view, str)
+    )
+
+
+def _is_page(path: str, sha256: Any) -> bool:
+    return layout.is_page(path) and layout.SHA256.fullmatch(sha256) is not None

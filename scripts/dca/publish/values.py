@@ -1,14 +1,76 @@
-"""What stands in an index: one record per wheel, from which every page is made."""
+"""What stands in an index: one record per wheel, from which every page is made.
+
+An index is read back from a disk or a server that others may write to, so every value checks its paths, names, links,
+hashes and sizes. Whoever has a value may use them.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import re
+import unicodedata
+from collections.abc import Callable
+from re import Pattern
+from typing import Annotated, ClassVar, Literal
+
+from packaging.utils import parse_wheel_filename
+from pydantic import AfterValidator, model_validator
 
 from dca.foundation.documents import Document, Value
+from dca.publish import layout
 
 # "leaving" is a wheel that was removed and whose files may still be there; "gone" is one whose files are not. The
 # name of a wheel that is gone stays taken: whoever has its hash in a lock must not be given other bytes under it.
 State = Literal["listed", "leaving", "gone"]
+# No file is as large; more cannot be exact in every reader of JSON.
+MOST_BYTES = 1 << 53
+
+
+def _matches(pattern: Pattern[str] | str, what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{_quoted(value)} is not {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _is(allowed: Callable[[str], bool], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not allowed(value):
+            raise ValueError(f"{_quoted(value)} is not {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _quoted(value: object) -> str:
+    """A value from outside as a message shows it: short, and without anything that a terminal obeys."""
+    text = ascii(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _size(value: int) -> int:
+    if not 0 <= value < MOST_BYTES:
+        raise ValueError(f"{value:.3g} is not a size in bytes")
+    return value
+
+
+def _no_control(value: str) -> bool:
+    return not any(unicodedata.category(character) == "Cc" for character in value)
+
+
+Sha256 = Annotated[str, _matches(layout.SHA256, "a sha256")]
+Size = Annotated[int, AfterValidator(_size)]
+Text = Annotated[str, _is(_no_control, "text without control characters")]
+Kind = Annotated[str, _matches(layout.KIND, "a kind of evidence")]
+Project = Annotated[str, _matches(layout.PROJECT, "the canonical name of a project")]
+File = Annotated[str, _matches(layout.PLAIN_NAME, "the name of a wheel")]
+Cuda = Annotated[str, _matches(r"([0-9]{1,2}\.[0-9]{1,2})?", "a CUDA version such as 12.4")]
+Arch = Annotated[str, _matches(r"[0-9]{1,2}\.[0-9][a-z]?(\+PTX)?", "a GPU architecture such as 9.0")]
+Time = Annotated[str, _matches(layout.TIME, "a time such as 2026-01-02T03:04:05Z")]
+FolderUrl = Annotated[
+    str, _is(lambda url: not url or layout.is_folder_url(url), "the http or https URL of a folder, with / at its end")
+]
 
 
 class Evidence(Value):
@@ -21,11 +83,23 @@ class Evidence(Value):
         says: the result in a few words, where this tool can read it.
     """
 
-    kind: str
+    kind: Kind
     path: str
-    sha256: str
-    bytes: int
-    says: str = ""
+    sha256: Sha256
+    bytes: Size
+    says: Text = ""
+
+    @model_validator(mode="after")
+    def _check_path(self) -> Evidence:
+        folder, _, name = self.path.rpartition("/")
+        suffix = name.partition(".")[2]
+        wheel = folder.removeprefix(f"{layout.EVIDENCE}/")
+        made = layout.evidence(wheel, self.kind, self.sha256, suffix)
+        if not (layout.SHA256.fullmatch(wheel) and layout.SUFFIX.fullmatch(suffix) and self.path == made):
+            raise ValueError(
+                f"path {_quoted(self.path)} is not {layout.EVIDENCE}/SHA256/NAME, with kind and hash in NAME"
+            )
+        return self
 
 
 class Record(Document):
@@ -46,23 +120,43 @@ class Record(Document):
 
     SCHEMA: ClassVar[str] = "dca.published/1"
 
-    file: str
-    sha256: str
-    bytes: int
-    published: str
-    project: str
+    file: File
+    sha256: Sha256
+    bytes: Size
+    published: Time
+    project: Project
     version: str
-    requires_python: str
-    metadata_sha256: str
+    requires_python: Text
+    metadata_sha256: Sha256
     tags: tuple[str, ...]
-    cuda: str
-    archs: tuple[str, ...]
-    torch: str
-    recipe: str
+    cuda: Cuda
+    archs: tuple[Arch, ...]
+    torch: Text
+    recipe: Text
     evidence: tuple[Evidence, ...] = ()
-    yanked: str | None = None
-    links_to: str = ""
+    yanked: Text | None = None
+    links_to: FolderUrl = ""
     state: State = "listed"
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Record:
+        # An invalid name is a ValueError.
+        project, version, _, tags = parse_wheel_filename(self.file)
+        named = {"project": str(project), "version": str(version), "tags": tuple(sorted(map(str, tags)))}
+        own = {"project": self.project, "version": self.version, "tags": tuple(sorted(set(self.tags)))}
+        for key, value in named.items():
+            if own[key] != value:
+                raise ValueError(f"{key} is {_quoted(own[key])}, but {self.file} says {value}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_evidence(self) -> Record:
+        for one in self.evidence:
+            if one.path.split("/")[1] != self.sha256:
+                raise ValueError(f"path {one.path} is evidence of another wheel")
+        if len({one.kind for one in self.evidence}) != len(self.evidence):
+            raise ValueError("two files of evidence have the same kind")
+        return self
 
     @property
     def view(self) -> str:
@@ -79,7 +173,7 @@ class Settings(Document):
 
     SCHEMA: ClassVar[str] = "dca.index/1"
 
-    url: str = ""
+    url: FolderUrl = ""
 
 
 class Published(Document):

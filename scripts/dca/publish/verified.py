@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
-from urllib.parse import quote, urljoin
+from urllib.parse import urljoin
 
 from dca.foundation import store
 from dca.foundation.documents import Document
@@ -15,6 +15,8 @@ from dca.foundation.events import Reporter
 from dca.foundation.secrets import redact
 from dca.publish import layout, pages, table
 from dca.publish.check import check
+from dca.publish.folder import to_read
+from dca.publish.place import inside
 from dca.publish.values import Record, Settings
 from dca.sources import index
 from dca.trust import evidence
@@ -58,6 +60,7 @@ class Source(Protocol):
 
         Raises:
             FileNotFoundError: it has none.
+            DcaError: DCA-904 and 908 when its path leads out of the index.
         """
 
     def wheel(self, record: Record, folder: Path) -> Path:
@@ -83,11 +86,11 @@ class Folder:
 
     def read(self, path: str) -> bytes:
         """A file of it."""
-        return (self.root / path).read_bytes()
+        return to_read(self.root, path).read_bytes()
 
     def wheel(self, record: Record, folder: Path) -> Path:  # noqa: ARG002 - it is here already
         """A wheel of it."""
-        path = self.root / layout.wheel(record.file)
+        path = to_read(self.root, layout.wheel(record.file))
         if not path.is_file():
             raise FileNotFoundError(path)
         return path
@@ -111,7 +114,9 @@ class Served:
             projects = json.loads(self.read(f"{layout.ALL}/{layout.JSON}"))["projects"]
             found = []
             for project in projects:
-                page = json.loads(self.read(f"{layout.ALL}/{quote(project['name'], safe='')}/{layout.JSON}"))
+                if not layout.PROJECT.fullmatch(project["name"]):
+                    raise ValueError(f"{project['name']!r} is not the name of a project")  # noqa: TRY301 - as below
+                page = json.loads(self.read(f"{layout.ALL}/{project['name']}/{layout.JSON}"))
                 found += [str(file["filename"]) for file in page["files"]]
         except FileNotFoundError:
             raise DcaError(
@@ -137,7 +142,7 @@ class Served:
 
     def read(self, path: str) -> bytes:
         """A file of it."""
-        with self._get(urljoin(self.url, layout.url(path))) as answer:
+        with self._get(urljoin(self.url, layout.url(inside(path)))) as answer:
             return b"".join(self._blocks(answer, PAGE_BYTES))
 
     def wheel(self, record: Record, folder: Path) -> Path:
@@ -147,7 +152,7 @@ class Served:
             url = urljoin(record.links_to, layout.url(record.file))
         target = folder / record.file
         with self._get(url) as answer, target.open("wb") as stream:
-            for block in self._blocks(answer, record.bytes):
+            for block in self._blocks(answer, min(record.bytes, index.MOST_BYTES)):
                 stream.write(block)
         return target
 
@@ -202,7 +207,7 @@ def verify_index(source: Source, trusted: Trusted, reporter: Reporter) -> Verifi
             problems.append(record)
         else:
             records.append(record)
-    made = pages.render_all(records, _settings(source))
+    made = pages.render_all(records, _settings(source, problems))
     problems += [problem for path, content in made.items() for problem in _page(source, path, content)]
     told = []
     listed = [one for one in records if one.state == "listed"]
@@ -222,17 +227,20 @@ def _record(source: Source, name: str) -> Record | str:
     try:
         return table.parse(name, source.read(layout.record(name)))
     except FileNotFoundError:
-        return f"{layout.record(name)} is not there."
+        return f"{layout.shown(layout.record(name))} is not there."
     except DcaError as error:
         return f"{error.what} {error.why}"
 
 
-def _settings(source: Source) -> Settings:
-    """What is said of the index as a whole; it need not be served."""
+def _settings(source: Source, problems: list[str]) -> Settings:
+    """What is said of the index as a whole; it need not be served. What is wrong with it is added to `problems`."""
     try:
         return Settings.model_validate_json(source.read(layout.SETTINGS))
-    except (FileNotFoundError, ValueError):
-        return Settings(url=source.name if "://" in source.name else "")
+    except FileNotFoundError:
+        return Settings(url=source.name if layout.is_folder_url(source.name) else "")
+    except ValueError as error:
+        problems.append(f"{layout.SETTINGS} cannot be read: {table.why(error)}.")
+        return Settings()
 
 
 def _page(source: Source, path: str, wanted: bytes) -> list[str]:
@@ -240,6 +248,10 @@ def _page(source: Source, path: str, wanted: bytes) -> list[str]:
         return [] if source.read(path) == wanted else [f"{path} is not what the records make of it."]
     except FileNotFoundError:
         return [f"{path} is missing."]
+    except DcaError as error:
+        if error.code != "DCA-904":
+            raise
+        return [error.what]
 
 
 def _wheel(source: Source, record: Record, trusted: Trusted, folder: Path) -> tuple[Verification | None, list[str]]:
@@ -251,6 +263,11 @@ def _wheel(source: Source, record: Record, trusted: Trusted, folder: Path) -> tu
             content = source.read(path)
         except FileNotFoundError:
             wrong.append(f"{path} is missing.")
+            continue
+        except DcaError as error:
+            if error.code != "DCA-904":
+                raise
+            wrong.append(error.what)
             continue
         if (found := store.sha256_bytes(content)) != sha256:
             wrong.append(f"{path} has sha256 {found}; by its record it is {sha256}.")
@@ -264,7 +281,7 @@ def _wheel(source: Source, record: Record, trusted: Trusted, folder: Path) -> tu
     except FileNotFoundError:
         return None, [*wrong, f"{layout.wheel(record.file)} is missing."]
     except DcaError as error:
-        if error.code != "DCA-701":
+        if error.code not in ("DCA-701", "DCA-904"):
             raise
         return None, [*wrong, f"{error.what} {error.why}"]
     finally:
