@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from dca.catalogue import toolkits
 from dca.catalogue.toolkits import AptPackage, FoundToolkit, Layout, ToolkitSource
+from tests.support import MATH_FUNCTIONS
 
 PARTS = ("bin/ptxas", "nvvm/bin/cicc", "include/cuda_runtime.h", "lib64/libcudart.so")
 
@@ -35,6 +36,8 @@ def toolkit(folder: Path, version: str = "12.4.131", *, without: str = "") -> Pa
         if part != without:
             (folder / part).parent.mkdir(parents=True, exist_ok=True)
             (folder / part).touch()
+    (folder / "include/crt").mkdir(parents=True, exist_ok=True)
+    (folder / "include/crt/math_functions.h").write_text(MATH_FUNCTIONS)
     return folder
 
 
@@ -76,7 +79,12 @@ def test_toolkits_come_in_the_order_they_are_preferred(
 
 def test_a_whole_toolkit_lacks_nothing(tmp_path: Path, bare: Path) -> None:
     (one,) = found(tmp_path, toolkit(tmp_path / "cuda"))
-    assert one == FoundToolkit(path=str((tmp_path / "cuda").resolve()), version="12.4.131", origin="--toolkit")
+    assert one == FoundToolkit(
+        path=str((tmp_path / "cuda").resolve()),
+        version="12.4.131",
+        origin="--toolkit",
+        fixes={"sinpi": "needed", "rsqrt": "needed"},
+    )
     assert one.line == "12.4"
 
 

@@ -307,6 +307,41 @@ def test_a_cuda_home_without_nvcc_is_to_know(machine: Machine) -> None:
     assert machine.one("cuda.toolkits").status == "note"
 
 
+def test_headers_need_nothing_with_an_older_glibc(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for libc in ("2.36", "2.40", ""):
+        monkeypatch.setattr("dca.catalogue.machine.glibc", lambda libc=libc: libc)
+        assert machine.one("cuda.headers").status == "fine"
+
+
+def test_headers_that_a_newer_glibc_rejects_are_a_note_with_the_lines(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dca.catalogue.machine.glibc", lambda: "2.41")
+    found = machine.one("cuda.headers")
+    assert found.status == "note"
+    assert "12.4" in found.found
+    assert "13.0" not in found.found
+    assert found.details == (
+        "glibc 2.41 declares sinpi, cospi, sinpif and cospif with noexcept, and this CUDA's header without "
+        "(crt/math_functions.h)",
+    )
+    # What the tool can fix in a folder of its own is not wrong on the machine either.
+    machine.env["CUDA_HOME"] = str(machine.toolkit(machine.root / "cuda", "12.4.131"))
+    monkeypatch.setenv("CUDA_HOME", machine.env["CUDA_HOME"])
+    assert machine.one("cuda.headers").status == "note"
+
+
+def test_headers_of_a_toolkit_that_cannot_be_fixed_are_wrong(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dca.catalogue.machine.glibc", lambda: "2.43")
+    folder = machine.toolkit(machine.root / "cuda", "12.4.131")
+    (folder / "include/crt/math_functions.h").write_text("nothing\n")
+    monkeypatch.setenv("CUDA_HOME", str(folder))
+    assert [(one.status, str(folder.resolve()) in one.found) for one in machine.all("cuda.headers")] == [
+        ("wrong", True),
+        ("note", False),
+    ]
+
+
 @pytest.mark.parametrize(
     ("missing", "status", "word"),
     [

@@ -228,6 +228,65 @@ def test_only_the_places_that_a_toolkit_takes_parts_from_must_be_in_reach() -> N
     assert text == "it cannot be had: no such host."
 
 
+def headers_choice(plan: Plan) -> str | None:
+    return next((f"{one.value}: {one.reason}" for one in plan.choices if one.subject == "CUDA headers"), None)
+
+
+@pytest.mark.parametrize(
+    ("glibc", "said"),
+    [
+        ("2.36", "with the glibc 2.36 of this machine the fixes change nothing."),
+        ("", "with the C library of this machine the fixes change nothing."),
+        ("2.41", "glibc 2.41 declares sinpi, cospi, sinpif and cospif with noexcept, and this CUDA's header without."),
+        ("2.42", "glibc 2.42 declares rsqrt and rsqrtf with noexcept, and this CUDA's header without."),
+    ],
+)
+def test_the_headers_of_a_downloaded_toolkit_are_fixed_whatever_the_glibc(glibc: str, said: str) -> None:
+    plan = planned(Request(), world(machine(glibc=glibc)))
+    assert plan.toolkit is not None
+    assert list(plan.toolkit.fixes) == ["sinpi", "rsqrt"]
+    told = headers_choice(plan)
+    assert told is not None
+    assert told.startswith("fixed for glibc 2.41 and later: ")
+    assert said in told
+    assert plan.key == planned(Request()).key
+
+
+def test_the_headers_of_a_toolkit_on_the_machine_are_fixed_only_where_its_glibc_needs_it() -> None:
+    own = FoundToolkit(
+        path="/opt/cuda", version="12.4.99", origin="CUDA_HOME", fixes={"sinpi": "needed", "rsqrt": "needed"}
+    )
+    already = own.model_copy(update={"fixes": {"sinpi": "not needed", "rsqrt": "needed"}})
+    fixes = {}
+    for name, kit, glibc in (
+        ("old", own, "2.36"),
+        ("new", own, "2.41"),
+        ("newest", own, "2.43"),
+        ("fixed by hand", already, "2.41"),
+    ):
+        plan = planned(Request(cuda="12.4"), world(machine(toolkits=(kit,), glibc=glibc)))
+        assert plan.toolkit is not None
+        assert plan.toolkit.path == "/opt/cuda"
+        fixes[name] = list(plan.toolkit.fixes)
+        assert (headers_choice(plan) is not None) == bool(plan.toolkit.fixes)
+    assert fixes == {"old": [], "new": ["sinpi"], "newest": ["sinpi", "rsqrt"], "fixed by hand": []}
+    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(own,), glibc="2.41")))
+    assert "/opt/cuda stays as it is, and a folder of links in the cache has the fixed header." in str(
+        headers_choice(plan)
+    )
+
+
+def test_a_toolkit_whose_headers_cannot_be_fixed_is_passed_over_where_its_glibc_needs_it() -> None:
+    odd = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME", fixes={"sinpi": "impossible"})
+    fine = planned(Request(cuda="12.4"), world(machine(toolkits=(odd,), glibc="2.40")))
+    assert fine.toolkit is not None
+    assert fine.toolkit.path == "/opt/cuda"
+    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(odd,), glibc="2.41")))
+    assert plan.toolkit is not None
+    assert plan.toolkit.path == ""
+    assert any("crt/math_functions.h is not as NVIDIA published it" in text for text in passed(plan).values())
+
+
 def test_an_incomplete_toolkit_is_passed_over_by_what_it_lacks() -> None:
     found = FoundToolkit(path="/opt/cuda", version="12.8.1", origin="CUDA_HOME", missing=("cicc",))
     plan = planned(Request(), world(machine(toolkits=(found,))))
@@ -245,7 +304,9 @@ def test_a_compiler_that_is_too_new_is_refused_with_the_bound() -> None:
     seen = world(machine(compilers=(Compiler(path="/usr/bin/g++", major=14, version="14.1.0"),)))
     outcome = resolve(Request(recipe=UPSTREAM), seen)
     assert isinstance(outcome, Cannot)
-    assert "gcc 13 or older; g++ found: 14.1.0" in outcome.passed_over[0].reasons[0].text
+    reason = outcome.passed_over[0].reasons[0]
+    assert "gcc 13 or older; g++ found: 14.1.0" in reason.text
+    assert reason.remedy.startswith("apt install g++-13")
 
 
 def test_the_newest_compiler_within_the_bound_is_taken() -> None:

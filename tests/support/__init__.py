@@ -17,6 +17,17 @@ from dca.pipeline.wheel import Made
 from dca.toolchain import environments
 
 ROOT = Path(__file__).parents[2]
+# What the fixes of CUDA's headers look for, as crt/math_functions.h has it; the rest of that file does not count.
+MATH_FUNCTIONS = """\
+#define __MATH_FUNCTIONS_H__
+extern double                 rsqrt(double x);
+extern float                  rsqrtf(float x);
+extern double                 sinpi(double x);
+extern float                  sinpif(float x);
+extern double                 cospi(double x);
+extern float                  cospif(float x);
+inline double sinpi(double a);
+"""
 RunDca = Callable[..., subprocess.CompletedProcess[str]]
 # The quickest real build: two objects, about 90 s.
 INDEX_ONLY = ("--recipe", "vllm-0.10.2", "--with", "index-only", "--arch", "8.0")

@@ -13,6 +13,7 @@ from dca import doctor
 from dca.catalogue import recipes
 from dca.doctor import Report, Result, Subject
 from dca.doctor.probes import Probes
+from tests.support import MATH_FUNCTIONS
 
 ALL = recipes.load_all()
 
@@ -61,6 +62,8 @@ class Machine:
             if name not in missing:
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).touch()
+        (place / "include/crt").mkdir(parents=True, exist_ok=True)
+        (place / "include/crt/math_functions.h").write_text(MATH_FUNCTIONS)
         return place
 
     def gpus(self, *cards: str, driver: str = "550.54.15") -> None:

@@ -26,6 +26,7 @@ from dca.foundation.events import Silent
 from dca.pipeline import gather
 from dca.resolve import World, resolve
 from dca.toolchain import provide, redist
+from tests.support import MATH_FUNCTIONS
 from tests.support.web import Place, sha
 
 LABEL = "12.4.1"
@@ -286,6 +287,7 @@ def parts() -> dict[str, list[Member]]:
             member(f"{nvcc}/bin/crt/link.stub"),
             member(f"{nvcc}/nvvm/bin/cicc", mode=0o755),
             member(f"{nvcc}/include/crt/host_config.h"),
+            member(f"{nvcc}/include/crt/math_functions.h", MATH_FUNCTIONS.encode()),
             member(f"{nvcc}/LICENSE"),
         ],
         "cuda_cudart": [
@@ -325,7 +327,9 @@ def test_a_stand_in_toolkit_is_laid_out_as_a_whole_one(place: Place, fresh: stor
         "bin/crt/link.stub",
         "nvvm/bin/cicc",
         "include/crt/host_config.h",
+        "include/crt/math_functions.h",
         "include/cuda_runtime.h",
+        "dca-headers.json",
         "include/cuda_cccl.h",
         "include/cuda_nvtx.h",
         "include/cuda_profiler_api.h",

@@ -120,13 +120,36 @@ def with_another_compiler(parts: Parts) -> Parts:
     return replace(parts, build=parts.build.model_copy(update={"toolkit": "12.4.999"}))
 
 
+def with_another_header(parts: Parts) -> Parts:
+    first, *rest = parts.build.headers
+    fixes = (first.model_copy(update={"sha256": "1" * 64}), *rest)
+    return replace(parts, build=parts.build.model_copy(update={"headers": fixes}))
+
+
 @pytest.mark.parametrize(
-    "change", [without_first_patch, with_another_patch, with_another_source, with_another_compiler]
+    "change",
+    [without_first_patch, with_another_patch, with_another_source, with_another_compiler, with_another_header],
 )
 def test_a_change_of_what_went_in_changes_both(parts: Parts, change: Callable[[Parts], Parts]) -> None:
     assert change(parts).sbom() != parts.sbom()
     assert change(parts).definition() != parts.definition()
     assert parts.definition() == parts.definition()
+
+
+def test_both_name_what_was_fixed_in_the_headers_of_the_toolkit(parts: Parts) -> None:
+    assert parts.plan.toolkit is not None
+    assert {one.name: one.sha256 for one in parts.build.headers} == parts.plan.toolkit.fixes
+    told = json.loads(parts.sbom())
+    fixes = {
+        one["name"]: one["hashes"][0]["content"] for one in told["components"] if "math_functions.h" in one["name"]
+    }
+    assert fixes == {f"toolkit/{one.file}: {one.name}": one.sha256 for one in parts.build.headers}
+    (toolkit,) = (one for one in told["dependencies"] if one["ref"] == "toolkit")
+    assert len(toolkit["dependsOn"]) == len(fixes) == 2
+    parts_of = {one["name"]: one for one in parts.provenance()["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    fix = parts_of[f"toolkit {parts.plan.toolkit.name}: fix sinpi of crt/math_functions.h"]
+    assert fix["annotations"] == {"status": "applied"}
+    assert fix["digest"] == {"sha256": parts.plan.toolkit.fixes["sinpi"]}
 
 
 def test_provenance_names_the_wheel_and_every_part(wheel: Path, made: Made, parts: Parts) -> None:

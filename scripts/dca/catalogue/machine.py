@@ -48,6 +48,7 @@ class Machine(Value):
         cores: usable by this process.
         memory_gib: of the host or of the tightest cgroup, whichever is less.
         python: None when the one asked for is not installed.
+        glibc: its release ("2.41"); empty where the C library is another one.
     """
 
     system: str
@@ -58,6 +59,7 @@ class Machine(Value):
     python: Python | None
     gpus: tuple[Gpu, ...]
     toolkits: tuple[FoundToolkit, ...]
+    glibc: str = ""
 
 
 def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
@@ -76,7 +78,17 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
         python=own_python() if python is None else other_python(python),
         gpus=gpus(),
         toolkits=discover(toolkit),
+        glibc=glibc(),
     )
+
+
+def glibc() -> str:
+    """The release of glibc; empty where the C library is another one."""
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (OSError, ValueError):
+        return ""
+    return version if name == "glibc" else ""
 
 
 def host_compilers() -> tuple[Compiler, ...]:

@@ -162,11 +162,13 @@ class PlannedToolkit(Value):
     Args:
         name: of the toolkit source, or "found".
         path: of a toolkit that is on the machine.
+        fixes: of its headers, by name, each with its sha256; of one on the machine only those that its glibc needs.
     """
 
     name: str
     version: str
     path: str = ""
+    fixes: dict[str, str] = {}
 
 
 class Plan(Document):

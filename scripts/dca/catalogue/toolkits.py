@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dca.catalogue import header_fixes
+from dca.catalogue.header_fixes import HeaderFix
 from dca.catalogue.recipes import Arch, CudaLine, HttpsUrl, IndexFile, Name, RelativePath, Sha256
 from dca.foundation import data, datafile, runner
 from dca.foundation.documents import Value
@@ -23,6 +25,8 @@ class CudaVersion(Value):
     archs: tuple[Arch, ...]
     driver_min: int
     """The Linux driver that came with it; older ones of the same major version run its SASS but not its PTX."""
+    fixes: tuple[Name, ...] = ()
+    """What its headers need on newer releases of glibc."""
 
 
 class CudaVersions(Value):
@@ -30,10 +34,25 @@ class CudaVersions(Value):
 
     schema_: Literal["dca.cuda/1"] = Field(alias="schema")
     versions: tuple[CudaVersion, ...]
+    fixes: tuple[HeaderFix, ...] = ()
+
+    @model_validator(mode="after")
+    def _fixes_are_known(self) -> CudaVersions:
+        known = {fix.name for fix in self.fixes}
+        for version in self.versions:
+            if unknown := [name for name in version.fixes if name not in known]:
+                raise ValueError(f"CUDA {version.line} names the fix `{unknown[0]}`, which is not in [[fixes]]")
+        return self
 
     def of(self, line: str) -> CudaVersion | None:
         """The version of that line, if it is known."""
         return next((version for version in self.versions if version.line == line), None)
+
+    def fixes_of(self, line: str) -> tuple[HeaderFix, ...]:
+        """What the headers of a line need, in order; nothing for one that is not known."""
+        version = self.of(line)
+        names = version.fixes if version else ()
+        return tuple(fix for fix in self.fixes if fix.name in names)
 
 
 class AptPackage(Value):
@@ -135,6 +154,8 @@ class ToolkitSource(Value):
     apt: Apt | None = None
     wheels: tuple[IndexFile, ...] = ()
     layout: Layout
+    fixes: tuple[HeaderFix, ...] = ()
+    """Of its headers; `load_sources` takes those of its CUDA line from cuda.toml."""
 
     @model_validator(mode="after")
     def _has_parts(self) -> ToolkitSource:
@@ -183,17 +204,23 @@ class FoundToolkit(Value):
         version: of its nvcc.
         origin: how it was found.
         missing: what a complete toolkit has and this one lacks.
+        fixes: whether its headers need each fix that its CUDA line has, by name.
     """
 
     path: str
     version: str
     origin: str
     missing: tuple[str, ...] = ()
+    fixes: dict[str, header_fixes.State] = {}
 
     @property
     def line(self) -> str:
         """Major and minor version."""
         return cuda_line(self.version)
+
+    def needs(self, fixes: tuple[HeaderFix, ...], glibc: str) -> tuple[HeaderFix, ...]:
+        """Those of its line's fixes that its headers need with a release of glibc."""
+        return tuple(fix for fix in fixes if self.fixes.get(fix.name) == "needed" and fix.wanted_by(glibc))
 
 
 def cuda_line(version: str) -> str:
@@ -209,7 +236,8 @@ def load_versions() -> CudaVersions:
 def load_sources() -> tuple[ToolkitSource, ...]:
     """Every place a toolkit can be had from, by name."""
     paths = sorted(path for path in data.toolkits_folder().glob("*.toml") if path.name != "cuda.toml")
-    return tuple(datafile.load(ToolkitSource, path) for path in paths)
+    sources, versions = [datafile.load(ToolkitSource, path) for path in paths], load_versions()
+    return tuple(one.model_copy(update={"fixes": (*one.fixes, *versions.fixes_of(one.line))}) for one in sources)
 
 
 # What a toolkit must have to compile and link an extension module.
@@ -236,6 +264,7 @@ def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
         (_folder(os.environ.get("CONDA_PREFIX")), "the conda environment"),
     ]
     found: dict[Path, FoundToolkit] = {}
+    versions = load_versions()
     for folder, origin in places:
         if folder is None or not (folder / "bin/nvcc").is_file():
             continue
@@ -244,7 +273,8 @@ def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
             version = nvcc_version(folder / "bin/nvcc")
             if version:
                 missing = tuple(what for what, paths in _NEEDED.items() if not any((real / p).exists() for p in paths))
-                found[real] = FoundToolkit(path=str(real), version=version, origin=origin, missing=missing)
+                fixes = {fix.name: header_fixes.state(real, fix) for fix in versions.fixes_of(cuda_line(version))}
+                found[real] = FoundToolkit(path=str(real), version=version, origin=origin, missing=missing, fixes=fixes)
     return tuple(found.values())
 
 

@@ -22,7 +22,9 @@ from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.resolve.jobs import choose_jobs, heaviest
 from dca.sources.fetch import Tree
+from dca.toolchain import headers
 from dca.toolchain.environments import TorchFacts
+from dca.toolchain.headers import FixedHeader
 
 
 class BuiltModule(Value):
@@ -58,6 +60,8 @@ class Build(Document):
     objects_compiled_now: int
     jobs: int = 0
     """How many compilers ran at once in the end; 0 when nothing is compiled."""
+    headers: tuple[FixedHeader, ...] = ()
+    """What was fixed in the toolkit's headers."""
 
 
 class ListedModule(Value):
@@ -131,6 +135,7 @@ def compile_modules(
         compile_seconds=round(sum(one.seconds for module in built for one in module.objects), 1),
         objects_compiled_now=outcome.compiled,
         jobs=outcome.jobs,
+        headers=headers.record(toolkit),
     )
 
 

@@ -39,6 +39,7 @@ CHECKS: tuple[Entry, ...] = (
     Entry("compilers.git", "git", compilers.git, serving=False),
     Entry("cuda.toolkits", "every CUDA toolkit found, and what it builds", cuda.found, serving=False),
     Entry("cuda.complete", "what those toolkits lack", cuda.complete, serving=False),
+    Entry("cuda.headers", "CUDA's headers against glibc", cuda.headers, serving=False),
     Entry("cuda.torch", "nvcc against torch's CUDA", cuda.torch, serving=False),
     Entry("cuda.driver", "the driver against the toolkit", cuda.driver),
     Entry("python.version", "Python against the range of each recipe", python.version),

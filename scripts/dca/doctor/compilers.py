@@ -20,7 +20,7 @@ def gcc(subject: Subject) -> Iterator[Result]:
     )
     found = ", ".join(f"{one.version} ({one.path})" for one in subject.compilers)
     served = [line for line, most in bounds.items() if any(one.major <= most for one in subject.compilers)]
-    newest = max(bounds.values(), default=12)
+    # The oldest serves every CUDA, and every distribution of today has it.
     remedy = f"apt install g++-{min(bounds.values(), default=12)}"
     if not subject.compilers:
         unreadable = program_version("g++")
@@ -29,7 +29,7 @@ def gcc(subject: Subject) -> Iterator[Result]:
             status="unknown" if unreadable else "wrong",
             wanted=wanted,
             found=f"{unreadable[0]} does not tell its version" if unreadable else "there is no g++",
-            remedy="apt install --reinstall g++" if unreadable else f"apt install g++-{newest}, or g++",
+            remedy="apt install --reinstall g++" if unreadable else remedy,
         )
     elif not served:
         yield Result(code=code, status="wrong", found=found, wanted=wanted, remedy=remedy)

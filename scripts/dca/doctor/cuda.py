@@ -92,6 +92,45 @@ def complete(subject: Subject) -> Iterator[Result]:
         yield Result(code=code, status="fine", found="no toolkit of the machine is used", wanted=wanted)
 
 
+def headers(subject: Subject) -> Iterator[Result]:
+    """CUDA's headers against glibc: newer releases declare functions that nvcc then rejects in CUDA's own headers."""
+    code, libc = "cuda.headers", subject.glibc
+    wanting = {
+        line: needed
+        for line in subject.cuda_lines
+        if (needed := [fix for fix in subject.versions.fixes_of(line) if fix.wanted_by(libc)])
+    }
+    wanted = "headers that declare nothing otherwise than glibc does"
+    found = f"glibc {libc or 'is not the C library'}"
+    if not wanting:
+        yield Result(code=code, status="fine", found=f"{found}: no header of CUDA needs a fix", wanted=wanted)
+        return
+    details = tuple(dict.fromkeys(f"{fix.reason} ({fix.file})" for needed in wanting.values() for fix in needed))
+    unfixable = [
+        kit
+        for kit in subject.toolkits
+        if any(kit.fixes.get(fix.name) == "impossible" for fix in wanting.get(kit.line, ()))
+    ]
+    for kit in unfixable:
+        yield Result(
+            code=code,
+            status="wrong",
+            wanted=wanted,
+            details=details,
+            found=f"{found}: nvcc {kit.version} rejects the headers in {kit.path}, and they cannot be fixed",
+            remedy="reinstall that toolkit, or let dca wheel download one: unset CUDA_HOME",
+        )
+    yield Result(
+        code=code,
+        status="note",
+        found=f"{found}: the headers of CUDA {span(list(wanting))} are rejected as they are",
+        wanted=wanted,
+        details=details,
+        remedy="nothing to do: dca wheel fixes them in what it downloads, and leaves an installed toolkit as it is; "
+        "other builds need a newer CUDA",
+    )
+
+
 def torch(subject: Subject) -> Iterator[Result]:
     """Toolkits' nvcc against torch's CUDA: what a recipe's documents ask for, and what else compiles it."""
     code = "cuda.torch"

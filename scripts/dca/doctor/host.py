@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from dca.catalogue.machine import glibc
 from dca.doctor.values import Result, Subject
 from dca.foundation import host_memory
 from dca.foundation.secrets import redact
@@ -106,15 +107,6 @@ def system(subject: Subject) -> Iterator[Result]:
         )
     else:
         yield Result(code=code, status="fine", found=found, wanted=wanted)
-
-
-def glibc() -> str:
-    """The version of glibc; empty where the C library is another one."""
-    try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-    except (OSError, ValueError):
-        return ""
-    return version if name == "glibc" else ""
 
 
 def _release(file: Path) -> str:

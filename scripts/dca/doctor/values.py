@@ -99,6 +99,11 @@ class Subject:
         return machine.host_compilers()
 
     @cached_property
+    def glibc(self) -> str:
+        """The release of glibc; empty where the C library is another one."""
+        return machine.glibc()
+
+    @cached_property
     def toolkits(self) -> tuple[kits.FoundToolkit, ...]:
         """CUDA toolkits of the machine."""
         return kits.discover()

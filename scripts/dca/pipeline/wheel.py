@@ -108,13 +108,16 @@ class _Ready:
 
 
 def _ready(plan: Plan, world: World, cache: store.Store, reporter: Reporter, log: Path) -> _Ready:
-    """The stages before compiling: sources pinned and patched, build environment and toolkit at hand."""
+    """The stages before compiling: toolkit at hand, sources pinned and patched, and the build environment.
+
+    The toolkit comes first: a machine that cannot compile says so before gigabytes of torch are downloaded.
+    """
     recipe = _recipe(plan, world)
+    toolkit = provide.toolkit(plan, world.toolkits, cache, reporter, log) if plan.toolkit else None
     tree = fetch.fetch(plan, recipe, cache, reporter, log)
     tree = patching.patch(plan, recipe, tree, cache, log)
     python = environments.build_environment(plan, cache, reporter, log)
     torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, log)
-    toolkit = provide.toolkit(plan, world.toolkits, cache, reporter, log) if plan.toolkit else None
     return _Ready(recipe=recipe, tree=tree, toolkit=toolkit, python=python, torch=torch)
 
 

@@ -16,7 +16,7 @@ from dca.foundation import data, runner, store
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.toolchain import environments, provide
+from dca.toolchain import environments, headers, provide
 
 MARK = ".dca-environment"
 """In a folder that this module made, so that it may make it anew."""
@@ -197,7 +197,8 @@ def _toolkit(line: str, cache: store.Store, reporter: Reporter, log: Path) -> Pa
     """A whole toolkit of a CUDA line: the machine's, else the first that can be brought."""
     for kit in toolkits.discover():
         if kit.line == line and not kit.missing:
-            return Path(kit.path)
+            fixes = kit.needs(toolkits.load_versions().fixes_of(line), machine.glibc())
+            return headers.overlay(Path(kit.path), kit.version, fixes, cache.open()) if fixes else Path(kit.path)
     sources = sorted(
         (one for one in toolkits.load_sources() if one.line == line), key=lambda one: (one.rank, one.download_mb)
     )

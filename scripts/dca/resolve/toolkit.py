@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from packaging.version import Version
+
+from dca.catalogue.header_fixes import HeaderFix
 from dca.catalogue.machine import Compiler
 from dca.catalogue.plan import Check, PassedOver, PlannedToolkit, Reason, Request
 from dca.catalogue.recipes import Recipe
@@ -37,7 +40,7 @@ def choose_toolkit(
             "DCA-308" if wanting_compiler else "DCA-302",
             f"no CUDA toolkit for {recipe.name} (wants one of {', '.join(recipe.cuda.supported)}). "
             + " ".join(reason.text for reason in against),
-            "install a g++ that the toolkit accepts (it may stand beside the newer one)."
+            f"apt install g++-{_newest_accepted(candidates, recipe, world)}; it is detected beside a newer one."
             if wanting_compiler
             else "install one of these toolkits and name it with --toolkit DIR.",
         )
@@ -58,14 +61,19 @@ def choose_toolkit(
             else f"leave --strict-cuda out; {recipe.name} compiles with {', '.join(recipe.cuda.supported)}.",
         )
         return None
+    fixes = _fixes(taken, world)
+    digests = {fix.name: fix.sha256 for fix in fixes}
     if isinstance(taken, ToolkitSource):
-        toolkit = PlannedToolkit(name=taken.name, version=taken.version)
+        toolkit = PlannedToolkit(name=taken.name, version=taken.version, fixes=digests)
         reason = f"brought into the cache ({taken.download_mb} MB), unpacked and not installed"
     else:
-        toolkit = PlannedToolkit(name="found", version=taken.version, path=taken.path)
+        toolkit = PlannedToolkit(name="found", version=taken.version, path=taken.path, fixes=digests)
         reason = f"found by {taken.origin}"
     exact = "the version asked for" if taken.line == request.cuda else f"the nearest to CUDA {wanted}"
     draft.choose("toolkit", _label(taken), f"{exact} that compiles {recipe.name}; {reason}.")
+    if fixes:
+        first = min((fix.glibc for fix in fixes), key=Version)
+        draft.choose("CUDA headers", f"fixed for glibc {first} and later", _why_fixed(taken, fixes, world))
     draft.choose(
         "host compiler",
         f"g++ {compiler.version} at {compiler.path}",
@@ -80,6 +88,34 @@ def choose_toolkit(
         )
     )
     return toolkit, compiler, facts
+
+
+def _newest_accepted(candidates: list[FoundToolkit | ToolkitSource], recipe: Recipe, world: World) -> int:
+    """The newest gcc that one of the toolkits accepts which only want an older one."""
+    wanting = [
+        facts.gcc_max
+        for one in candidates
+        if (facts := world.cuda.of(one.line)) and getattr(_fits(one, recipe, world), "code", "") == "DCA-308"
+    ]
+    return max(wanting)
+
+
+def _fixes(taken: FoundToolkit | ToolkitSource, world: World) -> tuple[HeaderFix, ...]:
+    """The fixes of a toolkit's headers: all of a downloaded one's, of the machine's own those that are needed here."""
+    if isinstance(taken, ToolkitSource):
+        return taken.fixes
+    return taken.needs(world.cuda.fixes_of(taken.line), world.machine.glibc)
+
+
+def _why_fixed(taken: FoundToolkit | ToolkitSource, fixes: tuple[HeaderFix, ...], world: World) -> str:
+    libc = world.machine.glibc
+    wanted = [fix for fix in fixes if fix.wanted_by(libc)]
+    if not wanted:
+        return f"with the {f'glibc {libc}' if libc else 'C library'} of this machine the fixes change nothing."
+    reason = f"{'; '.join(fix.reason for fix in wanted)}. nvcc rejects that, and this machine has glibc {libc}"
+    if isinstance(taken, FoundToolkit):
+        return f"{reason}; {taken.path} stays as it is, and a folder of links in the cache has the fixed header."
+    return f"{reason}."
 
 
 def _behind(other: FoundToolkit | ToolkitSource, taken: FoundToolkit | ToolkitSource, wanted: str) -> str:
@@ -110,6 +146,8 @@ def _fits(
         against = f"{recipe.name} is known to compile with {', '.join(recipe.cuda.supported)} only."
     elif isinstance(candidate, FoundToolkit) and candidate.missing:
         against = f"it is incomplete: no {', no '.join(candidate.missing)}."
+    elif isinstance(candidate, FoundToolkit) and (broken := _unfixable(candidate, world)):
+        against = broken
     elif isinstance(candidate, ToolkitSource):
         against = _cannot_be_brought(candidate, world)
     if facts is None and not against:
@@ -121,6 +159,14 @@ def _fits(
         there = ", ".join(one.version for one in world.machine.compilers) or "none"
         return Reason(code="DCA-308", text=f"it wants gcc {facts.gcc_max} or older; g++ found: {there}.")
     return compiler, facts
+
+
+def _unfixable(found: FoundToolkit, world: World) -> str:
+    libc = world.machine.glibc
+    for fix in world.cuda.fixes_of(found.line):
+        if found.fixes.get(fix.name) == "impossible" and fix.wanted_by(libc):
+            return f"{fix.reason}; this machine has glibc {libc}, and {fix.file} is not as NVIDIA published it."
+    return ""
 
 
 def _cannot_be_brought(source: ToolkitSource, world: World) -> str:

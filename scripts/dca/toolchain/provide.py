@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dca.catalogue.plan import Plan
-from dca.catalogue.toolkits import ToolkitSource, nvcc_version
+from dca.catalogue.toolkits import ToolkitSource, cuda_line, load_versions, nvcc_version
 from dca.foundation import archives, documents, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.sources import index
-from dca.toolchain import apt, redist
+from dca.toolchain import apt, headers, redist
 
 if TYPE_CHECKING:
     from dca.toolchain.environments import TorchFacts
@@ -29,18 +29,26 @@ extern "C" int dca_admit(float* values) { scale<<<1, 32>>>(values, 2.0f); return
 
 
 def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], cache: store.Store, reporter: Reporter, log: Path) -> Path:
-    """The folder of the plan's toolkit, brought if need be and admitted.
+    """The folder of the plan's toolkit, downloaded if need be, its headers fixed, and admitted.
+
+    A toolkit of the machine is not changed: where its headers need a fix, a folder of links stands in for it.
 
     Raises:
-        DcaError: DCA-4nn when it cannot be brought, DCA-601 when it does not work.
+        DcaError: DCA-4nn when it cannot be had or fixed, DCA-601 when it does not work, DCA-306 when Python's headers
+            do not compile.
     """
     assert plan.toolkit is not None  # noqa: S101 - only plans that compile come here
     if plan.toolkit.path:
         folder = Path(plan.toolkit.path)
+        known = load_versions().fixes_of(cuda_line(plan.toolkit.version))
+        if fixes := tuple(fix for fix in known if fix.name in plan.toolkit.fixes):
+            reporter.stage("toolkit", f"{folder}, with fixed headers: {', '.join(fix.name for fix in fixes)}")
+            folder = headers.overlay(folder, plan.toolkit.version, fixes, cache)
     else:
         source = next(one for one in sources if one.name == plan.toolkit.name)
         folder = bring(source, cache, reporter, log)
     admit(folder, plan, cache, reporter, log)
+    admit_python(plan, cache, log)
     return folder
 
 
@@ -65,6 +73,7 @@ def bring(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Pa
             _unpack(source, parts, cache, reporter, log)
             lay_out(source, parts, part)
             store.remove(parts)
+            headers.apply(part, source.fixes, f"the toolkit from {source.title}")
             # Each archive's links stayed inside of it; its parts may lie elsewhere now.
             if out := [name for name, path in store.walk(part) if path.is_symlink() and store.leads_out(path, part)]:
                 raise DcaError(
@@ -218,6 +227,35 @@ def admit(folder: Path, plan: Plan, cache: store.Store, reporter: Reporter, log:
             remedy="name another one with --toolkit DIR.",
         )
     store.write_bytes(kept, identity.encode())
+
+
+def admit_python(plan: Plan, cache: store.Store, log: Path) -> None:
+    """Compile a line against Python's headers: the bindings of a module want them, after everything else.
+
+    Raises:
+        DcaError: DCA-306 with the compiler's own words.
+    """
+    probe = "import sysconfig; print(sysconfig.get_path('include')); print(sysconfig.get_path('platinclude'))"
+    told = runner.probe([plan.python_path, "-I", "-c", probe])
+    with store.scratch(cache.open().root) as work:
+        (work / "python.cpp").write_text("#include <Python.h>\n")
+        done = runner.run(
+            [
+                plan.host_compiler,
+                "-fsyntax-only",
+                *(f"-I{folder}" for folder in dict.fromkeys(told.tail)),
+                work / "python.cpp",
+            ],
+            log=log,
+            timeout=60.0,
+        )
+    if not (told.ok and done.ok):
+        raise DcaError(
+            "DCA-306",
+            f"g++ {plan.host_compiler_version} does not compile the headers of Python {plan.python}.",
+            why="\n".join((told if not told.ok else done).tail[-4:]),
+            remedy="install its development package, such as python3-dev, or name another Python with --python.",
+        )
 
 
 def compiler_environment(folder: Path) -> dict[str, str]:

@@ -141,6 +141,12 @@ def _dependencies(
         yield {"name": f"toolkit {plan.toolkit.name}", "uri": f"pkg:generic/cuda-toolkit@{build.toolkit}"}
         for part, sha256 in known.items():
             yield {"name": f"toolkit {plan.toolkit.name}: {part}", "digest": {"sha256": sha256}}
+        for fix in build.headers:
+            yield {
+                "name": f"toolkit {plan.toolkit.name}: fix {fix.name} of {fix.file}",
+                "digest": {"sha256": fix.sha256},
+                "annotations": {"status": fix.status},
+            }
     yield {"name": "torch", "uri": f"pkg:pypi/torch@{build.torch.replace('+', '%2B')}"}
 
 

@@ -62,10 +62,17 @@ def sbom(plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> bytes:
     )
     sources = {one.name: _source(one, recipe, tree) for one in tree.sources}
     patches = {one.name: _patch(one, recipe) for one in tree.patches if one.status != "not needed"}
-    makers = list(_makers(plan, build))
+    makers, fixes = list(_makers(plan, build)), list(_fixes(build))
     official = _official(recipe) if plan.copied else None
     modules = {module.path: _file(module.path, module.sha256, {"origin": module.origin}) for module in build.modules}
-    every = [*sources.values(), *patches.values(), *makers, *([official] if official else []), *modules.values()]
+    every = [
+        *sources.values(),
+        *patches.values(),
+        *makers,
+        *fixes,
+        *([official] if official else []),
+        *modules.values(),
+    ]
     for component in every:
         bom.components.add(component)
     bom.register_dependency(wheel, [*modules.values(), sources["source"]] if "source" in sources else modules.values())
@@ -74,6 +81,9 @@ def sbom(plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> bytes:
         bom.register_dependency(
             modules[module.path], [*sources.values(), *makers] if compiled else [official] if official else []
         )
+    for maker in makers:
+        if fixes and maker.bom_ref.value == "toolkit":
+            bom.register_dependency(maker, fixes)
     for name, source in sources.items():
         bom.register_dependency(source, [patches[one.name] for one in tree.patches if _changes(one, name, patches)])
     text: str = JsonV1Dot6(bom).output_as_string(indent=1)
@@ -190,6 +200,13 @@ def _makers(plan: Plan, build: Build) -> Iterator[Component]:
             properties={"provider": plan.toolkit.name},
         )
         yield _component("host-compiler", "gcc", build.host_compiler, "pkg:generic/gcc", program=True)
+
+
+def _fixes(build: Build) -> Iterator[Component]:
+    """What was changed in the toolkit's headers before anything was compiled."""
+    for fix in build.headers:
+        if fix.status == "applied":
+            yield _file(f"toolkit/{fix.file}: {fix.name}", fix.sha256, {"toolkit-fix": fix.status})
 
 
 def _official(recipe: Recipe) -> Component | None:

@@ -1,0 +1,107 @@
+"""Fixes of CUDA's headers, whose declarations newer releases of glibc repeat with an exception specification.
+
+A fix is data (build/toolkits/cuda.toml); here is what it says, and what becomes of a header's text. `toolchain.headers`
+writes it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from dca.catalogue.recipes import Name, RelativePath
+from dca.foundation import documents
+from dca.foundation.documents import Value
+
+State = Literal["needed", "not needed", "impossible"]
+INCLUDES = ("include", "targets/x86_64-linux/include")
+
+
+class HeaderFix(Value):
+    """A fix of one header.
+
+    Args:
+        glibc: the first release of glibc that the header is rejected with.
+        file: the header, below a toolkit's include folder.
+        reason: one sentence.
+        anchor: a line that the header has once; `prelude` is put below it.
+        prelude: preprocessor lines that define `specifier`, as nothing for an older glibc.
+        declarations: each stands in the header once, and gets `specifier` before its semicolon.
+    """
+
+    name: Name
+    glibc: Annotated[str, StringConstraints(pattern=r"^2\.[0-9]{1,3}$")]
+    file: RelativePath
+    reason: str
+    anchor: str
+    prelude: str
+    specifier: Name
+    declarations: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the fix: of everything that it writes."""
+        return documents.digest(self.model_dump(mode="json", exclude={"reason", "glibc"}))
+
+    def wanted_by(self, glibc: str) -> bool:
+        """Whether a release of glibc rejects the header; never where the C library is another one."""
+        return bool(glibc) and _number(glibc) >= _number(self.glibc)
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+class UnexpectedTextError(Exception):
+    """A header is not what a fix was written for."""
+
+
+def fixed(text: str, fix: HeaderFix) -> str | None:
+    """A header with a fix; None when it needs none.
+
+    Raises:
+        UnexpectedTextError: when a declaration or the anchor is not there once, or some are fixed and others are not.
+    """
+    bare: list[re.Match[str]] = []
+    for declaration in fix.declarations:
+        words = r"[ \t]+".join(re.escape(word) for word in declaration.split())
+        found = list(re.finditer(rf"(?<!\w){words}[ \t]*([^;\n]*);", text))
+        if len(found) != 1:
+            raise UnexpectedTextError(f"`{declaration};` is there {len(found)} times, not once")
+        if not found[0][1]:
+            bare.append(found[0])
+    if not bare:
+        return None
+    if len(bare) != len(fix.declarations):
+        raise UnexpectedTextError(f"{len(fix.declarations) - len(bare)} of {len(fix.declarations)} are fixed already")
+    for match in sorted(bare, key=lambda one: -one.start()):
+        text = f"{text[: match.start(1)].rstrip()} {fix.specifier}{text[match.end(1) :]}"
+    lines = [match.end() for match in re.finditer(rf"^{re.escape(fix.anchor)}\n", text, re.MULTILINE)]
+    if len(lines) != 1:
+        raise UnexpectedTextError(f"the line `{fix.anchor}` is there {len(lines)} times, not once")
+    return text[: lines[0]] + fix.prelude.lstrip("\n") + text[lines[0] :]
+
+
+def state(toolkit: Path, fix: HeaderFix) -> State:
+    """Whether a toolkit needs a fix, by the text of its header."""
+    try:
+        needed = any(fixed(read(path), fix) is not None for path in files(toolkit, fix))
+    except (UnexpectedTextError, OSError):
+        return "impossible"
+    return "needed" if needed else "not needed"
+
+
+def files(toolkit: Path, fix: HeaderFix) -> list[Path]:
+    """A header wherever a toolkit has it; each file once, whatever links lead to it."""
+    found = {path.resolve(): path for name in INCLUDES if (path := toolkit / name / fix.file).is_file()}
+    if not found:
+        raise UnexpectedTextError(f"there is no {fix.file}")
+    return list(found.values())
+
+
+def read(path: Path) -> str:
+    """A header's text. Every byte is a letter of latin-1, so that what is not touched stays as it is."""
+    return path.read_bytes().decode("latin-1")

@@ -1,0 +1,139 @@
+"""Fixes the headers of toolkits (`catalogue.header_fixes` says how).
+
+A downloaded toolkit is fixed in its folder. A toolkit of the machine is left as it is: a folder of links stands in for
+it, in which only the fixed header is another file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from dca.catalogue.header_fixes import INCLUDES, HeaderFix, UnexpectedTextError, files, fixed, read
+from dca.foundation import documents, store
+from dca.foundation.documents import Document, Value
+from dca.foundation.errors import DcaError
+
+RECORD = "dca-headers.json"
+
+
+class FixedHeader(Value):
+    """What became of a fix in a toolkit.
+
+    Args:
+        sha256: of the fix.
+        status: `not needed` where the header has the declarations with an exception specification already.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    status: Literal["applied", "not needed"]
+
+
+class Headers(Document):
+    """What was fixed in a toolkit's headers; it lies in the toolkit's folder."""
+
+    SCHEMA: ClassVar[str] = "dca.headers/1"
+
+    fixes: tuple[FixedHeader, ...]
+
+
+def apply(toolkit: Path, fixes: Iterable[HeaderFix], label: str) -> Headers:
+    """Fix the headers of a toolkit in its folder, and record it there.
+
+    Args:
+        label: what a message calls the toolkit.
+
+    Raises:
+        DcaError: DCA-408 when a header is not what a fix was written for.
+    """
+    done = []
+    for fix in fixes:
+        status: Literal["applied", "not needed"] = "not needed"
+        try:
+            for path in files(toolkit, fix):
+                if (text := fixed(read(path), fix)) is not None:
+                    # A link's target may be shared with what is not to be changed.
+                    store.write_bytes(path, text.encode("latin-1"))
+                    status = "applied"
+        except (UnexpectedTextError, OSError) as error:
+            raise DcaError(
+                "DCA-408",
+                f"the header {fix.file} of {label} could not be fixed for glibc {fix.glibc}.",
+                why=f"{error}.",
+                remedy=f"correct the fix `{fix.name}` in build/toolkits/cuda.toml, or name another toolkit with "
+                "--toolkit DIR.",
+            ) from None
+        done.append(FixedHeader(name=fix.name, file=fix.file, sha256=fix.sha256, status=status))
+    told = Headers(fixes=tuple(done))
+    documents.write(told, toolkit / RECORD)
+    return told
+
+
+def record(toolkit: Path | None) -> tuple[FixedHeader, ...]:
+    """What was fixed in a toolkit's headers; nothing for one that is used as it is."""
+    if toolkit is None or not (toolkit / RECORD).is_file():
+        return ()
+    return documents.read(Headers, toolkit / RECORD).fixes
+
+
+def overlay(toolkit: Path, version: str, fixes: tuple[HeaderFix, ...], cache: store.Store) -> Path:
+    """A folder that stands in for a toolkit of the machine, in which only the fixed headers are other files.
+
+    nvcc looks for everything beside itself, and headers include each other by the folder that they were found in.
+    So all is a link except nvcc, which would follow a link to itself, and the folders on the way to the headers.
+
+    Raises:
+        DcaError: DCA-408 when a header is not what a fix was written for.
+    """
+    folder = cache.folder("toolkit", f"own-{version}-{_identity(toolkit, fixes)}")
+    with cache.lock("toolkit", folder.name):
+        if folder.is_dir():
+            return folder
+        store.sweep(folder)
+        with store.incoming_folder(folder) as part:
+            open_folders = {Path(name, fix.file).parent for name in INCLUDES for fix in fixes}
+            _link(toolkit, part, [Path("bin"), *open_folders])
+            nvcc = part / "bin/nvcc"
+            nvcc.unlink()
+            shutil.copy2(toolkit / "bin/nvcc", nvcc)
+            for path in [path for name in INCLUDES for fix in fixes if (path := part / name / fix.file).is_file()]:
+                content = path.read_bytes()
+                path.unlink()
+                path.write_bytes(content)
+            apply(part, fixes, f"the toolkit {toolkit}")
+    return folder
+
+
+def _identity(toolkit: Path, fixes: tuple[HeaderFix, ...]) -> str:
+    """What makes an overlay another one: the toolkit's place, its nvcc and headers, and the fixes."""
+    nvcc = (toolkit / "bin/nvcc").stat()
+    return documents.digest(
+        [
+            str(toolkit.resolve()),
+            nvcc.st_mtime_ns,
+            nvcc.st_size,
+            [fix.sha256 for fix in fixes],
+            [store.sha256_file(path) for path in _headers(toolkit, fixes)],
+        ]
+    )[:12]
+
+
+def _headers(toolkit: Path, fixes: tuple[HeaderFix, ...]) -> Iterator[Path]:
+    for fix in fixes:
+        yield from (path for name in INCLUDES if (path := toolkit / name / fix.file).is_file())
+
+
+def _link(origin: Path, target: Path, opened: list[Path]) -> None:
+    """Links to everything in a folder; those that are to be opened become folders of links themselves."""
+    target.mkdir(exist_ok=True)
+    inside = {path.parts[0] for path in opened if path.parts}
+    for entry in sorted(origin.iterdir()):
+        if entry.name in inside and entry.is_dir():
+            below = [Path(*path.parts[1:]) for path in opened if path.parts[:1] == (entry.name,)]
+            _link(entry, target / entry.name, below)
+        else:
+            (target / entry.name).symlink_to(entry.absolute())

@@ -1,0 +1,70 @@
+"""What is tried before anything large is downloaded: toolkit, host compiler, Python's headers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dca.catalogue import toolkits
+from dca.catalogue.header_fixes import HeaderFix
+from dca.catalogue.plan import Plan, PlannedToolkit, Request
+from dca.foundation import store
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
+from dca.pipeline import gather, wheel
+from dca.sources import fetch
+from dca.toolchain import environments, headers, provide
+
+
+def test_a_toolkit_that_does_not_work_is_refused_before_sources_and_environment_are_downloaded(
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DcaError("DCA-601", "the toolkit could not compile a small kernel.")
+
+    def too_early(*_: object) -> None:
+        raise AssertionError("too early")
+
+    monkeypatch.setattr(provide, "bring", lambda *_: tmp_path)
+    monkeypatch.setattr(provide, "admit", refuse)
+    monkeypatch.setattr(fetch, "fetch", too_early)
+    monkeypatch.setattr(environments, "build_environment", too_early)
+    cache = store.Store(tmp_path / "cache")
+    world = gather.world(Request(recipe=planned.recipe), cache)
+    plan = planned.model_copy(update={"toolkit": PlannedToolkit(name=toolkits.load_sources()[0].name, version="1")})
+    with pytest.raises(DcaError) as refused:
+        wheel._ready(plan, world, cache, Silent(), tmp_path / "log")
+    assert refused.value.code == "DCA-601"
+
+
+def test_headers_of_python_that_do_not_compile_are_refused(planned: Plan, tmp_path: Path) -> None:
+    cache, log = store.Store(tmp_path / "cache"), tmp_path / "log"
+    provide.admit_python(planned, cache, log)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho {tmp_path}\n")
+    python.chmod(0o755)
+    with pytest.raises(DcaError, match="does not compile the headers of Python") as refused:
+        provide.admit_python(planned.model_copy(update={"python_path": str(python)}), cache, log)
+    assert refused.value.code == "DCA-306"
+    assert "Python.h" in refused.value.why
+
+
+def test_a_toolkit_of_the_machine_is_stood_in_for_only_with_the_fixes_of_the_plan(
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def overlay(folder: Path, version: str, fixes: tuple[HeaderFix, ...], cache: store.Store) -> Path:
+        asked.append([fix.name for fix in fixes])
+        return tmp_path / "links"
+
+    monkeypatch.setattr(headers, "overlay", overlay)
+    monkeypatch.setattr(provide, "admit", lambda *_: None)
+    monkeypatch.setattr(provide, "admit_python", lambda *_: None)
+    own = PlannedToolkit(name="found", version="12.4.131", path=str(tmp_path))
+    cache = store.Store(tmp_path / "cache")
+    for fixes, folder in (({}, tmp_path), ({"sinpi": "0" * 64}, tmp_path / "links")):
+        plan = planned.model_copy(update={"toolkit": own.model_copy(update={"fixes": fixes})})
+        assert provide.toolkit(plan, (), cache, Silent(), tmp_path / "log") == folder
+    assert asked == [["sinpi"]]
