@@ -23,6 +23,7 @@ from dca.compile import ops
 from dca.foundation import data, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.sources import index
 from dca.toolchain import environments
 
@@ -109,7 +110,7 @@ def read(recipe: Recipe, given: Path | None, cache: store.Store, reporter: Repor
         for name in names:
             wheel.extract(name, scratch)
         lock = data.locks_folder(recipe.name) / "build.txt"
-        python = environments.make(lock, own.path, own.version, cache, reporter, Path(scratch) / "log")
+        python = environments.make(lock, own.path, own.version, Run(cache, reporter, Path(scratch) / "log"))
         paths = {module.path for module in recipe.modules.values()}
         registered = [
             schema

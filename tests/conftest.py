@@ -20,6 +20,7 @@ from dca.catalogue.plan import Plan
 from dca.cli.options import open_cache
 from dca.foundation import archives, documents, store
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
 from dca.toolchain import environments, provide
 from tests.support import ROOT, RunDca, install, link_cache, make_small
@@ -141,7 +142,7 @@ def plan(made: Made) -> Plan:
 @pytest.fixture(scope="session")
 def build_python(plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of the build environment, which has the wheel's torch."""
-    return environments.build_environment(plan, cache, Silent(), tmp_path_factory.mktemp("env") / "log")
+    return environments.build_environment(plan, Run(cache, Silent(), tmp_path_factory.mktemp("env") / "log"))
 
 
 @pytest.fixture(scope="session")
@@ -153,13 +154,15 @@ def planned(dca: RunDca) -> Plan:
 @pytest.fixture(scope="session")
 def cmake_python(planned: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a build environment, which CMake and ninja belong to."""
-    return environments.build_environment(planned, cache, Silent(), tmp_path_factory.mktemp("env") / "log")
+    return environments.build_environment(planned, Run(cache, Silent(), tmp_path_factory.mktemp("env") / "log"))
 
 
 @pytest.fixture(scope="session")
 def toolkit(planned: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the plan's toolkit, brought where it is missing."""
-    return provide.toolkit(planned, toolkits.load_sources(), cache, Silent(), tmp_path_factory.mktemp("kit") / "log")
+    return provide.toolkit(
+        planned, toolkits.load_sources(), Run(cache, Silent(), tmp_path_factory.mktemp("kit") / "log")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from dca.catalogue.recipes import GitSource, Loaded
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.pipeline import gather
 from dca.sources import fetch, git, index
 from dca.toolchain import apt, lockfile
@@ -93,7 +94,7 @@ def test_a_branch_that_moved_is_reported_by_every_fetch_and_stands_in_the_lock(m
     plan = plan.model_copy(update={"sources": plan.sources[:1], "modules": ()})
     for _ in range(2):
         told = Told()
-        tree = fetch.fetch(plan, recipe, cache.open(), told, tmp_path / "log")
+        tree = fetch.fetch(plan, recipe, Run(cache.open(), told, tmp_path / "log"))
         assert [f"the branch main is at {head[:12]}" in note and "--update" in note for note in told.notes] == [True]
     (source,) = lockfile.lock(plan, recipe, tree, ()).sources
     assert (source.pin, source.branch, source.head) == (f"commit:{moved}", "main", head)

@@ -12,8 +12,8 @@ from dca.catalogue.plan import Plan
 from dca.compile import cmake
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Silent
 from dca.toolchain import provide
+from tests.support import quiet_run
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -81,8 +81,9 @@ def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, told: 
     store.write_bytes(
         ninja, f"#!/bin/sh\necho '{line}'\necho 'nvcc x.cu'\necho 'x.cu(3): error: no'\nexit 1\n".encode(), mode=0o755
     )
+    (tmp_path / "ninja").mkdir()
     with pytest.raises(DcaError) as failed:
-        cmake.build(tmp_path, ["_C"], 1, tmp_path / "bin/python", {}, Silent(), tmp_path / "log")
+        cmake.build(cmake.BuildFolder(tmp_path, tmp_path / "bin/python", {}), ["_C"], 1, quiet_run(tmp_path))
     assert (failed.value.code, failed.value.what, failed.value.why) == ("DCA-603", told, "x.cu(3): error: no")
 
 
@@ -93,9 +94,8 @@ def test_a_cache_of_another_source_is_made_anew(cmake_python: Path, tmp_path: Pa
             tmp_path / name / "CMakeLists.txt", b"cmake_minimum_required(VERSION 3.26)\nproject(p NONE)\n"
         )
         arguments = ["-S", tmp_path / name, "-DCMAKE_BUILD_TYPE=Release"]
-        cmake.configure(
-            arguments, "", tmp_path / "build", {}, cmake_python, runner.environment(), Silent(), tmp_path / "log"
-        )
+        folder = cmake.BuildFolder(tmp_path / "build", cmake_python, runner.environment())
+        cmake.configure(arguments, "", folder, {}, quiet_run(tmp_path))
         kept = (tmp_path / "build/ninja/CMakeCache.txt").read_text()
         assert f"CMAKE_HOME_DIRECTORY:INTERNAL={tmp_path / name}\n" in kept
 
@@ -133,9 +133,9 @@ def test_nothing_of_where_the_folder_is_gets_into_a_module(
             "-DCMAKE_CUDA_ARCHITECTURES=80",
             f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--build-id=none -Wl,-s",
         ]
-        env, log = provide.compiler_environment(toolkit), folder / "log"
-        cmake.configure(arguments, "", folder, {}, cmake_python, env, Silent(), log)
-        cmake.build(folder / "ninja", ["one", "two"], 2, cmake_python, env, Silent(), log)
+        built = cmake.BuildFolder(folder, cmake_python, provide.compiler_environment(toolkit))
+        cmake.configure(arguments, "", built, {}, quiet_run(folder))
+        cmake.build(built, ["one", "two"], 2, quiet_run(folder))
         made.append([(folder / "ninja" / name).read_bytes() for name in ("libone.so", "sub/libtwo.so")])
     assert made[0] == made[1]
     for module in made[0]:
@@ -150,23 +150,22 @@ class Project:
     """A build folder with three small sources and a module, built by the real CMake, ninja and g++."""
 
     def __init__(self, folder: Path, python: Path) -> None:
-        self.ninja, self.python = folder / "ninja", python
+        self.folder = cmake.BuildFolder(folder, python, runner.environment())
+        self.ninja = self.folder.ninja
         for name in ("a", "b", "c"):
             store.write_bytes(folder / f"src/{name}.cpp", f"#include <string>\nint {name}() {{ return 1; }}\n".encode())
         self.take("a.cpp b.cpp c.cpp")
 
     def take(self, sources: str) -> None:
         """Configure the module with these sources, which a file names that CMake includes, as in the lean project."""
-        folder = self.ninja.parent
+        folder = self.folder.path
         head = b"cmake_minimum_required(VERSION 3.26)\nproject(p LANGUAGES CXX)\n"
         store.write_if_changed(folder / "src/CMakeLists.txt", head + b"include(modules.cmake)\n")
         store.write_if_changed(folder / "src/modules.cmake", f"add_library(one MODULE {sources})\n".encode())
-        env = runner.environment()
-        cmake.configure(["-S", folder / "src"], sources, folder, {}, self.python, env, Silent(), folder / "log")
+        cmake.configure(["-S", folder / "src"], sources, self.folder, {}, quiet_run(folder))
 
     def build(self) -> int:
-        env = runner.environment()
-        return cmake.build(self.ninja, ["one"], 2, self.python, env, Silent(), self.ninja.parent / "log").compiled
+        return cmake.build(self.folder, ["one"], 2, quiet_run(self.folder.path)).compiled
 
     @property
     def module(self) -> Path:
@@ -199,10 +198,9 @@ def test_a_whole_build_is_left_alone(project: Project) -> None:
 def test_objects_outlive_a_plan_that_does_not_want_them(project: Project) -> None:
     """One folder serves plans of several groups, in any order; what is listed is the plan's that asks."""
     before = {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.o")}
-    env = runner.environment()
     for sources in ("a.cpp", "a.cpp b.cpp c.cpp", "b.cpp c.cpp"):
         project.take(sources)
-        told = cmake.commands(project.ninja, ["one"], project.python, env)
+        told = cmake.commands(project.folder, ["one"])
         assert sum(" -c " in line for line in told) == len(sources.split())
         assert cmake.sources(project.ninja, "one") == tuple(sources.split())
         assert project.build() == 0
@@ -226,7 +224,7 @@ def test_what_was_finished_before_the_kill_is_kept(project: Project) -> None:
     (project.ninja.parent / "src/a.cpp").write_text("int a() { return 2; }\n")
     # ninja alone, as it was before the kill; the object is finished and the module is not.
     env = runner.environment()
-    ninja = project.python.parent / "ninja"
+    ninja = project.folder.program("ninja")
     assert runner.run([ninja, "-C", project.ninja, "CMakeFiles/one.dir/a.cpp.o"], env=env).ok
     made = project.object("a").stat().st_mtime_ns
     assert project.build() == 0

@@ -24,8 +24,10 @@ from dca.catalogue import recipes
 from dca.catalogue.plan import Plan
 from dca.compile import compiling, lean
 from dca.compile.compiling import Build
+from dca.compile.job import Job
 from dca.foundation import documents, host_memory, store
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.sources.fetch import Tree
 from dca.toolchain.environments import TorchFacts
 from tests.support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small, objects, programs, wait_for
@@ -248,19 +250,22 @@ class Told(Silent):
 def test_plans_share_a_folder_and_none_waits_for_another(tmp_path: Path) -> None:
     cache, told = store.Store(tmp_path), Told()
     shared, other = cache.folder("build", "k"), cache.folder("build", "k-two")
-    with compiling.locked("k", "k-one", cache, told) as one:
+    with compiling.locked("k", "k-one", Run(cache, told, tmp_path)) as one:
         finish(one)
-        with compiling.locked("k", "k-two", cache, told) as two:
+        with compiling.locked("k", "k-two", Run(cache, told, tmp_path)) as two:
             assert (one, two) == (shared, other)
             finish(two)
     (note,) = told.notes
     assert "compiles another plan there: taking k-two." in note
     # A plan goes on where it began, and one that has only looked has begun nothing.
-    with compiling.locked("k", "k-one", cache, told), compiling.locked("k", "k-three", cache, told) as three:
+    with (
+        compiling.locked("k", "k-one", Run(cache, told, tmp_path)),
+        compiling.locked("k", "k-three", Run(cache, told, tmp_path)) as three,
+    ):
         cmake_only = three / "ninja/.ninja_log"
         store.write_bytes(cmake_only, b"# ninja log v6\n")
     for plan, folder in (("k-one", shared), ("k-two", other), ("k-three", shared), ("k-four", shared)):
-        with compiling.locked("k", plan, cache, told) as taken:
+        with compiling.locked("k", plan, Run(cache, told, tmp_path)) as taken:
             assert taken == folder, plan
 
 
@@ -268,10 +273,10 @@ def test_two_runs_of_one_plan_are_never_in_two_folders(tmp_path: Path) -> None:
     cache, told, taken = store.Store(tmp_path), Told(), []
 
     def second() -> None:
-        with compiling.locked("k", "k-one", store.Store(tmp_path), told) as folder:
+        with compiling.locked("k", "k-one", Run(store.Store(tmp_path), told, tmp_path)) as folder:
             taken.append(folder)
 
-    with compiling.locked("k", "k-one", cache, Silent()):
+    with compiling.locked("k", "k-one", Run(cache, Silent(), tmp_path)):
         thread = threading.Thread(target=second)
         thread.start()
         assert wait_for(lambda: bool(told.notes), 10.0)
@@ -295,8 +300,9 @@ def test_memory_is_looked_at_when_the_folder_is_free(
 
     def second() -> None:
         tree, log = Tree(folder=str(tmp_path), sources=(), members={}), tmp_path / "log"
-        with compiling.prepared(plan, recipe, tree, tmp_path, tmp_path, torch, cache, told, log) as (allowed, _, _):
-            jobs.append(allowed.jobs)
+        job = Job(plan=plan, recipe=recipe, tree=tree, toolkit=tmp_path, python=tmp_path, torch=torch)
+        with compiling.prepared(job, Run(cache, told, log)) as (allowed, _):
+            jobs.append(allowed)
 
     shared = compiling.build_key(plan, tmp_path, torch)
     with cache.lock("build", f"{shared}-{plan.key[:16]}"):

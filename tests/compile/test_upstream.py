@@ -16,14 +16,16 @@ from dca.catalogue.plan import Plan, PlannedModule
 from dca.catalogue.recipes import Full, FullCompanion, FullModule, Loaded, Recipe
 from dca.compile import cmake, upstream
 from dca.compile.compiling import Listing
+from dca.compile.job import Job
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.resolve.full import nearest
 from dca.sources.fetch import Tree
 from dca.toolchain import environments
 from dca.toolchain.environments import TorchFacts
-from tests.support import RunDca
+from tests.support import RunDca, quiet_run
 
 # As upstream does it: the companion is downloaded unless a variable names its folder, a script writes sources beside
 # the others, and each module is installed as a component of its own.
@@ -79,29 +81,26 @@ def planned(dca: RunDca, recipe: Recipe) -> Plan:
 @pytest.fixture(scope="module")
 def python(planned: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the build environment, which has CMake and ninja."""
-    return environments.build_environment(planned, cache, Silent(), tmp_path_factory.mktemp("env") / "log")
+    return environments.build_environment(planned, Run(cache, Silent(), tmp_path_factory.mktemp("env") / "log"))
 
 
 @dataclass(frozen=True)
 class Small:
     """A small upstream on the disk, and the way from it to modules."""
 
-    plan: Plan
-    recipe: Recipe
-    tree: Tree
-    toolkit: Path
-    python: Path
-    torch: TorchFacts
+    job: Job
     folder: Path
 
-    def prepare(self) -> dict[str, str]:
-        return upstream.prepare(
-            self.plan, self.recipe, self.tree, self.toolkit, self.python, self.torch, self.folder, Silent(), self.log
-        )
+    @property
+    def plan(self) -> Plan:
+        return self.job.plan
+
+    def prepare(self) -> cmake.BuildFolder:
+        return upstream.prepare(self.job, self.folder, quiet_run(self.folder))
 
     def build(self) -> int:
         names = [module.name for module in self.plan.compiled]
-        return cmake.build(self.folder / "ninja", names, 1, self.python, self.prepare(), Silent(), self.log).compiled
+        return cmake.build(self.prepare(), names, 1, quiet_run(self.folder)).compiled
 
     @property
     def log(self) -> Path:
@@ -131,15 +130,15 @@ def small(planned: Plan, recipe: Recipe, python: Path, tmp_path: Path) -> Small:
     facts = TorchFacts(
         version="", cuda="", cxx11_abi=True, includes=(), libraries="/no/site/torch/lib", python_include=""
     )
-    return Small(
+    job = Job(
         plan=planned.model_copy(update={"profile": "full", "modules": modules, "archs": ("8.0", "9.0")}),
         recipe=recipe.model_copy(update={"full": FULL}),
         tree=Tree(folder=str(root), sources=(), members={}),
         toolkit=root / "toolkit",
         python=python,
         torch=facts,
-        folder=tmp_path / "Bau mit Zwischenraum",
     )
+    return Small(job, tmp_path / "Bau mit Zwischenraum")
 
 
 def needed(module: Path) -> list[str]:
@@ -150,8 +149,8 @@ def needed(module: Path) -> list[str]:
 def test_upstreams_cmake_compiles_with_the_given_companion_and_installs_where_the_recipe_says(small: Small) -> None:
     assert small.build() == 4
     names = [module.name for module in small.plan.compiled]
-    env = small.prepare()
-    files = [upstream.install(module, small.folder, small.python, env, small.log) for module in small.plan.compiled]
+    folder = small.prepare()
+    files = [upstream.install(module, folder, small.log) for module in small.plan.compiled]
     assert [file.name for file in files] == ["_A.abi3.so", "_B.abi3.so"]
     # The driver's library is named by the module that calls it, and no folder of this machine by any.
     assert any("libcuda.so.1" in line for line in needed(files[0]))
@@ -159,7 +158,7 @@ def test_upstreams_cmake_compiles_with_the_given_companion_and_installs_where_th
     sources = [cmake.sources(small.folder / "ninja", name) for name in names]
     assert sources == [("source/csrc/a.cpp", "source/csrc/b.cpp", "source/csrc/generated.cpp"), ("other/b.cpp",)]
     assert [one.source for one in cmake.objects(small.folder / "ninja", "_A")] == list(sources[0])
-    listed = cmake.commands(small.folder / "ninja", names, small.python, env)
+    listed = cmake.commands(folder, names)
     assert len(listed) == 4 + 2
     # The archs that were asked for reached CMake, and not those that somebody once exported.
     assert '"8.0;9.0"' in (small.folder / "src/source/csrc/generated.cpp").read_text()
@@ -180,7 +179,7 @@ def test_a_changed_source_compiles_itself_alone_and_nothing_changed_configures_n
     configured = (small.folder / "configured").stat().st_mtime_ns
     assert small.build() == 0
     assert (small.folder / "configured").stat().st_mtime_ns == configured
-    (small.tree.path("other") / "b.cpp").write_text("int b() { return 3; }\n")
+    (small.job.tree.path("other") / "b.cpp").write_text("int b() { return 3; }\n")
     assert small.build() >= 1
     (compiled,) = cmake.objects(small.folder / "ninja", "_B")
     assert compiled.sha256 == store.sha256_bytes(b"int b() { return 3; }\n")
@@ -188,8 +187,8 @@ def test_a_changed_source_compiles_itself_alone_and_nothing_changed_configures_n
 
 def test_a_companion_that_cannot_be_had_is_left_out_of_the_configuration(small: Small) -> None:
     (module,) = (one for one in small.plan.modules if one.name == "_A")
-    (small.tree.path("other") / "b.cpp").unlink()
-    alone = replace(small, plan=small.plan.model_copy(update={"modules": (module,)}))
+    (small.job.tree.path("other") / "b.cpp").unlink()
+    alone = replace(small, job=replace(small.job, plan=small.plan.model_copy(update={"modules": (module,)})))
     assert alone.build() == 3
     assert (small.folder / "src/source/cmake/other.cmake").read_bytes() == b""
 
@@ -198,7 +197,7 @@ def test_nothing_is_downloaded(small: Small) -> None:
     undescribed = FullCompanion(variable="ANOTHER_NAME", file="cmake/other.cmake")
     full = FULL.model_copy(update={"companions": {"other": undescribed}})
     with pytest.raises(DcaError) as refused:
-        replace(small, recipe=small.recipe.model_copy(update={"full": full})).prepare()
+        replace(small, job=replace(small.job, recipe=small.job.recipe.model_copy(update={"full": full}))).prepare()
     assert refused.value.code == "DCA-602"
     assert "git clone" not in small.log.read_text().lower()
     assert "Cloning into" not in small.log.read_text()
@@ -208,7 +207,7 @@ def test_a_module_that_is_not_installed_where_the_recipe_says_is_refused(small: 
     small.build()
     wrong = small.plan.modules[0].model_copy(update={"path": "thing/elsewhere.so"})
     with pytest.raises(DcaError) as refused:
-        upstream.install(wrong, small.folder, small.python, small.prepare(), small.log)
+        upstream.install(wrong, small.prepare(), small.log)
     assert refused.value.code == "DCA-605"
     assert "thing/elsewhere.so" in refused.value.what
 
@@ -216,7 +215,7 @@ def test_a_module_that_is_not_installed_where_the_recipe_says_is_refused(small: 
 def test_a_source_without_what_cmake_reads_is_refused(small: Small) -> None:
     full = FULL.model_copy(update={"inputs": ("CMakeLists.txt", "kernels")})
     with pytest.raises(DcaError) as refused:
-        replace(small, recipe=small.recipe.model_copy(update={"full": full})).prepare()
+        replace(small, job=replace(small.job, recipe=small.job.recipe.model_copy(update={"full": full}))).prepare()
     assert (refused.value.code, refused.value.what) == ("DCA-604", "the source has no kernels.")
 
 

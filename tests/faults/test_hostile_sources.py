@@ -739,7 +739,7 @@ FETCH = """
 import os, sys
 from pathlib import Path
 from dca.sources import git, index
-from dca.foundation import store
+from dca.foundation import archives, store
 from dca.foundation.events import Silent
 from dca.sources.fetch import FetchedSource, Tree
 from dca.catalogue.recipes import SdistSource

@@ -78,6 +78,7 @@ from pathlib import Path
 from dca.toolchain import provide
 from dca.foundation import store
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.catalogue.toolkits import Component, Layout, Redist, ToolkitSource
 root, url, sha256, size = sys.argv[1:]
 one = Component(name="nvcc", version="1.0", relative_path="nvcc.tar.xz", sha256=sha256, size=int(size))
@@ -89,7 +90,7 @@ source = ToolkitSource(
     layout=Layout(copies=(("redist/nvcc/bin", "bin"), ("redist/nvcc/lib", "lib64"))),
 )
 print("ready", flush=True)
-print(provide.bring(source, store.Store(Path(root)).open(), Silent(), Path(root) / "log"))
+print(provide.bring(source, Run(store.Store(Path(root)).open(), Silent(), Path(root) / "log")))
 """
 
 
@@ -137,12 +138,16 @@ from pathlib import Path
 from dca.compile import cmake
 from dca.foundation import runner
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
+from dca.foundation.store import Store
 folder, python = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 env = runner.environment()
 cmake.place({path.name: path for path in (folder / "tree").iterdir()}, folder)
-cmake.configure(["-S", folder / "src"], "", folder, {}, python, env, Silent(), folder / "log")
-print(cmake.build(folder / "ninja", ["one"], 2, python, env, Silent(), folder / "log").compiled)
+run = Run(Store(folder), Silent(), folder / "log")
+build_folder = cmake.BuildFolder(folder, python, env)
+cmake.configure(["-S", folder / "src"], "", build_folder, {}, run)
+print(cmake.build(build_folder, ["one"], 2, run).compiled)
 """
 PROJECT = """\
 cmake_minimum_required(VERSION 3.26)

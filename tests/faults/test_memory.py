@@ -17,8 +17,7 @@ import pytest
 from dca.compile import cmake
 from dca.foundation import store
 from dca.foundation.errors import DcaError, Interrupted
-from dca.foundation.events import Silent
-from tests.support import ROOT, programs, wait_for
+from tests.support import ROOT, programs, quiet_run, wait_for
 
 MIB = 1 << 20
 BUILD = """
@@ -28,15 +27,19 @@ from dca.compile import cmake
 from dca.foundation import runner
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
+from dca.foundation.store import Store
 class Told(Silent):
     def note(self, text): print("note:", text, flush=True)
 folder, python, group, jobs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 if group:
     Path(group, "cgroup.procs").write_text(str(__import__("os").getpid()))
 env = runner.environment()
-cmake.configure(["-S", folder / "src"], "", folder, {}, python, env, Told(), folder / "log")
+run = Run(Store(folder), Told(), folder / "log")
+build_folder = cmake.BuildFolder(folder, python, env)
+cmake.configure(["-S", folder / "src"], "", build_folder, {}, run)
 try:
-    print(cmake.build(folder / "ninja", ["one"], jobs, python, env, Told(), folder / "log"))
+    print(cmake.build(build_folder, ["one"], jobs, run))
 except DcaError as error:
     print(error)
 """
@@ -174,8 +177,9 @@ def built(tmp_path: Path, outputs: list[str], jobs: int, ends: str = "exit 1") -
         (tmp_path / f"output{number}").write_text(f"[0/9 2] Building a.cu.o\n{output}\nninja: build stopped\n")
     script = f"#!/bin/sh\ncd '{tmp_path}'\necho $4 >> jobs\ncat output$(($(wc -l < jobs) - 1))\n{ends}\n"
     store.write_bytes(tmp_path / "bin/ninja", script.encode(), mode=0o755)
+    (tmp_path / "ninja").mkdir(exist_ok=True)
     with pytest.raises(DcaError) as failed:
-        cmake.build(tmp_path, ["_C"], jobs, tmp_path / "bin/python", {}, Silent(), tmp_path / "log")
+        cmake.build(cmake.BuildFolder(tmp_path, tmp_path / "bin/python", {}), ["_C"], jobs, quiet_run(tmp_path))
     return (tmp_path / "jobs").read_text().split(), failed.value
 
 
@@ -248,5 +252,6 @@ def test_a_ninja_that_is_killed_by_hand_is_no_kill_for_memory(tmp_path: Path) ->
 def test_a_ninja_that_was_interrupted_is_an_interruption(tmp_path: Path) -> None:
     script = b"#!/bin/sh\necho 'ninja: build stopped: interrupted by user.'\nexit 130\n"
     store.write_bytes(tmp_path / "bin/ninja", script, mode=0o755)
+    (tmp_path / "ninja").mkdir()
     with pytest.raises(Interrupted):
-        cmake.build(tmp_path, ["_C"], 4, tmp_path / "bin/python", {}, Silent(), tmp_path / "log")
+        cmake.build(cmake.BuildFolder(tmp_path, tmp_path / "bin/python", {}), ["_C"], 4, quiet_run(tmp_path))

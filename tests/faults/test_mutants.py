@@ -14,6 +14,7 @@ import pytest
 from dca.catalogue.plan import Plan
 from dca.foundation import data, documents, store
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
 from dca.smoke import CaseResult, Smoke, prove
 from dca.smoke.subject import kernel_for_cpu
@@ -73,7 +74,7 @@ def subject(
         archive.extractall(folder / "wheel")
     tree = documents.read(fetch.Tree, Path(made.run) / "source.json")
     lock = data.run_lock(plan.recipe, "lean")
-    python = environments.make(lock, plan.python_path, plan.python, cache, Silent(), folder / "log")
+    python = environments.make(lock, plan.python_path, plan.python, Run(cache, Silent(), folder / "log"))
     return Subject(folder / "wheel", python, tree.path("source") / KERNEL)
 
 

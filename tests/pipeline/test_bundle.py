@@ -29,12 +29,13 @@ from dca.cli import options
 from dca.foundation import data, documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.pipeline import bundle, gather
 from dca.pipeline.bundle import Bundle, Manifest, Part
 from dca.sources import fetch, git, gitpack
 from dca.toolchain import environments, lockfile
 from tests.sources.test_git import Repository
-from tests.support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small
+from tests.support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small, quiet_run
 from tests.support.kills import killed_runs, leftovers, whole_run
 from tests.support.web import Place, sha
 
@@ -53,11 +54,10 @@ class Small:
     lock: Path
 
     def pack(self, name: str = "one.dca", cache: store.Store | None = None) -> bundle.Packed:
-        at, log = cache or self.cache, self.folder / "log"
-        tree = fetch.fetch(self.plan, self.recipe, at, Silent(), log)
-        return bundle.pack(
-            self.plan, self.recipe, tree, Request(), Reach(places={}), (), at, self.folder / name, Silent(), log
-        )
+        run = quiet_run(self.folder, cache or self.cache)
+        tree = fetch.fetch(self.plan, self.recipe, run)
+        contents = bundle.Contents(self.plan, self.recipe, ())
+        return bundle.pack(contents, tree, Request(), Reach(places={}), run, self.folder / name)
 
     def there(self) -> Plan:
         """The plan of a machine that has nothing of it: every source comes from where the recipe says."""
@@ -67,7 +67,8 @@ class Small:
         return self.plan.model_copy(update={"sources": (self.plan.sources[0], kit)})
 
     def unpack(self, path: Path, cache: store.Store) -> None:
-        bundle.unpack(bundle.read(path), self.there(), self.recipe, (), cache, Silent(), self.folder / "log")
+        contents = bundle.Contents(self.there(), self.recipe, ())
+        bundle.unpack(bundle.read(path), contents, quiet_run(self.folder, cache))
 
 
 def tiny_wheel() -> bytes:
@@ -221,11 +222,13 @@ def test_a_stand_in_build_is_packed_and_taken_out_where_nothing_can_be_reached(
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple/")
     there = store.Store(tmp_path / "there", offline=True)
     small.unpack(Path(packed.file), there)
-    tree = fetch.fetch(small.there(), small.recipe, there, Silent(), tmp_path / "log")
+    tree = fetch.fetch(small.there(), small.recipe, Run(there, Silent(), tmp_path / "log"))
     assert [one.tree for one in tree.sources] == [
-        one.tree for one in fetch.fetch(small.plan, small.recipe, small.cache, Silent(), tmp_path / "log").sources
+        one.tree for one in fetch.fetch(small.plan, small.recipe, Run(small.cache, Silent(), tmp_path / "log")).sources
     ]
-    python = environments.make(small.lock, small.plan.python_path, small.plan.python, there, Silent(), tmp_path / "log")
+    python = environments.make(
+        small.lock, small.plan.python_path, small.plan.python, Run(there, Silent(), tmp_path / "log")
+    )
     assert subprocess.run([python, "-c", "import tiny; print(tiny.VALUE)"], capture_output=True, check=True).stdout
 
 
@@ -261,7 +264,8 @@ def test_a_folder_as_it_is_is_not_packed(small: Small, tmp_path: Path) -> None:
     dirty = PlannedSource(name="kit", origin="local", places=(str(tmp_path / "folder"),), pin="tree:" + "0" * 64)
     small.plan = small.plan.model_copy(update={"sources": (small.plan.sources[0], dirty)})
     with pytest.raises(DcaError) as refused:
-        list(bundle._parts(small.plan, small.recipe, (), small.cache, tmp_path, Silent(), tmp_path / "log"))
+        contents = bundle.Contents(small.plan, small.recipe, ())
+        list(bundle._parts(contents, quiet_run(tmp_path, small.cache), tmp_path))
     assert refused.value.code == "DCA-201"
 
 
@@ -456,7 +460,7 @@ def test_git_objects_that_are_not_those_of_the_commit_are_not_kept(how: str, sma
     assert not list((there.root / "git").glob("*part*"))
     # The cache is none the worse for it.
     small.unpack(good, there)
-    fetch.fetch(small.there(), small.recipe, there, Silent(), tmp_path / "log")
+    fetch.fetch(small.there(), small.recipe, Run(there, Silent(), tmp_path / "log"))
 
 
 @pytest.mark.parametrize("bit", range(16))
@@ -559,7 +563,7 @@ def test_a_bundle_is_whole_or_absent_whenever_its_packing_is_killed(
 
 
 def test_the_lock_of_a_build_names_everything_that_goes_in(small: Small) -> None:
-    tree = fetch.fetch(small.plan, small.recipe, small.cache, Silent(), small.folder / "log")
+    tree = fetch.fetch(small.plan, small.recipe, Run(small.cache, Silent(), small.folder / "log"))
     lock = lockfile.lock(small.plan, small.recipe, tree, ())
     source, kit = lock.sources
     assert (source.pin, source.file) == (small.recipe.source.pin, SDIST)

@@ -25,7 +25,7 @@ from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.pipeline import workspace
 from dca.toolchain import conda
-from tests.support import ROOT, RunDca
+from tests.support import ROOT, RunDca, quiet_run
 
 ALL = recipes.load_all()
 LINES = ("12.1", "12.3", "12.4")
@@ -362,7 +362,7 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
     monkeypatch.setattr(inspection, "inspect", lambda *_: told)
     monkeypatch.setattr(machine, "own_python", lambda: machine.Python(version=python, path="/python", headers=True))
     monkeypatch.setattr(workspace, "_run", lambda words, *_: ran.append([str(word) for word in words]))
-    asked = (tmp_path / "x.whl", tmp_path / "run", store.Store(tmp_path / "cache"), Silent(), tmp_path / "log")
+    asked = (tmp_path / "x.whl", tmp_path / "run", quiet_run(tmp_path, store.Store(tmp_path / "cache")))
     if not lock:
         with pytest.raises(DcaError) as refused:
             workspace.with_wheel(*asked)

@@ -18,6 +18,7 @@ import requests
 
 from dca.foundation import store
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.toolchain import environments
 from tests.support import ROOT
 from tests.support.made_wheels import make
@@ -34,7 +35,7 @@ def servers(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The bin folder of an environment with the servers, from their lock."""
     lock, version = Path(__file__).with_name("servers.txt"), f"{sys.version_info[0]}.{sys.version_info[1]}"
     log = tmp_path_factory.mktemp("servers") / "log"
-    return environments.make(lock, sys.executable, version, cache, Silent(), log).parent
+    return environments.make(lock, sys.executable, version, Run(cache, Silent(), log)).parent
 
 
 @pytest.fixture(scope="session")

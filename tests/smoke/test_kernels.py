@@ -13,6 +13,7 @@ from dca.catalogue.plan import Plan, Request
 from dca.catalogue.recipes import KERNELS, Loaded
 from dca.foundation import documents
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.foundation.store import Store
 from dca.pipeline.wheel import Made
 from dca.toolchain import environments
@@ -100,7 +101,7 @@ def test_bare_kernels_compile_and_load_without_the_engine(dca: RunDca, cache: St
     plan = documents.read(Plan, Path(made.run) / "plan.json")
     with zipfile.ZipFile(made.wheel) as wheel:
         wheel.extractall(tmp_path / "site")
-    python = environments.build_environment(plan, cache, Silent(), tmp_path / "log")
+    python = environments.build_environment(plan, Run(cache, Silent(), tmp_path / "log"))
     script = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
     script += "import dca_kernels; print(*dca_kernels.load()); assert dca_kernels.load() == dca_kernels.load()"
     told = subprocess.run([python, "-c", script], text=True, capture_output=True, check=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from dca.catalogue import machine
 from dca.foundation import runner, store
+from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
 from dca.toolchain import environments
 
@@ -31,6 +33,11 @@ inline double sinpi(double a);
 RunDca = Callable[..., subprocess.CompletedProcess[str]]
 # The quickest real build: two objects, about 90 s.
 INDEX_ONLY = ("--recipe", "vllm-0.10.2", "--with", "index-only", "--arch", "8.0")
+
+
+def quiet_run(folder: Path, cache: store.Store | None = None) -> Run:
+    """A run that tells nobody, with its log in a folder, which is the cache too unless another one is given."""
+    return Run(cache or store.Store(folder), Silent(), folder / "log")
 
 
 def make_small(dca: RunDca, cache: Path, out: Path, *more: str) -> Made:

@@ -12,6 +12,7 @@ from dca.catalogue.plan import Plan, PlannedToolkit, Request
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.pipeline import gather, wheel
 from dca.sources import fetch
 from dca.toolchain import environments, headers, provide
@@ -34,7 +35,7 @@ def test_a_toolkit_that_does_not_work_is_refused_before_sources_and_environment_
     world = gather.world(Request(recipe=planned.recipe), cache)
     plan = planned.model_copy(update={"toolkit": PlannedToolkit(name=toolkits.load_sources()[0].name, version="1")})
     with pytest.raises(DcaError) as refused:
-        wheel._ready(plan, world, cache, Silent(), tmp_path / "log")
+        wheel.prepare(plan, world, Run(cache, Silent(), tmp_path / "log"))
     assert refused.value.code == "DCA-601"
 
 
@@ -66,5 +67,5 @@ def test_a_toolkit_of_the_machine_is_stood_in_for_only_with_the_fixes_of_the_pla
     cache = store.Store(tmp_path / "cache")
     for fixes, folder in (({}, tmp_path), ({"sinpi": "0" * 64}, tmp_path / "links")):
         plan = planned.model_copy(update={"toolkit": own.model_copy(update={"fixes": fixes})})
-        assert provide.toolkit(plan, (), cache, Silent(), tmp_path / "log") == folder
+        assert provide.toolkit(plan, (), Run(cache, Silent(), tmp_path / "log")) == folder
     assert asked == [["sinpi"]]

@@ -23,6 +23,7 @@ from dca.foundation import data, datafile, store
 from dca.foundation.datafile import tomllib
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.pipeline import gather
 from dca.resolve import World, resolve
 from dca.toolchain import provide, redist
@@ -315,7 +316,7 @@ def source_of(archives: dict[str, bytes]) -> ToolkitSource:
 
 
 def bring(source: ToolkitSource, cache: store.Store) -> Path:
-    return provide.bring(source, cache, Silent(), cache.root / "log")
+    return provide.bring(source, Run(cache, Silent(), cache.root / "log"))
 
 
 def test_a_stand_in_toolkit_is_laid_out_as_a_whole_one(place: Place, fresh: store.Store) -> None:
@@ -498,7 +499,7 @@ def repacked(toolkit: Path) -> dict[str, bytes]:
 def test_a_real_nvcc_packed_as_nvidia_does_is_brought_and_compiles(
     place: Place, cache: store.Store, fresh: store.Store
 ) -> None:
-    whole = provide.bring(real("debian-12.4"), cache.open(), Silent(), fresh.root / "log")
+    whole = provide.bring(real("debian-12.4"), Run(cache.open(), Silent(), fresh.root / "log"))
     archives = repacked(whole)
     serve(place, archives)
     source = source_of(archives)
@@ -506,16 +507,16 @@ def test_a_real_nvcc_packed_as_nvidia_does_is_brought_and_compiles(
     folder = bring(source, fresh)
     named = {name for name, _ in store.walk(folder)} - {"include/cuda_profiler_api.h"}
     assert named == {name for name, _ in store.walk(whole)}
-    provide.admit(folder, some_plan(source), fresh, Silent(), fresh.root / "log")
+    provide.admit(folder, some_plan(source), Run(fresh, Silent(), fresh.root / "log"))
     (admitted,) = (fresh.root / "admitted").iterdir()
     assert str(folder) in admitted.read_text()
 
 
 def test_a_real_nvcc_of_the_package_index_is_brought_and_compiles(cache: store.Store, tmp_path: Path) -> None:
     (source,) = (one for one in toolkits.load_sources() if one.places == ("index",))
-    folder = provide.bring(source, cache.open(), Silent(), tmp_path / "log")
+    folder = provide.bring(source, Run(cache.open(), Silent(), tmp_path / "log"))
     kept_here = store.Store(tmp_path / "cache").open()
-    provide.admit(folder, some_plan(source), kept_here, Silent(), tmp_path / "log")
+    provide.admit(folder, some_plan(source), Run(kept_here, Silent(), tmp_path / "log"))
     assert len(list((kept_here.root / "admitted").iterdir())) == 1
 
 
@@ -534,11 +535,11 @@ def test_runs_that_admit_the_same_toolkit_at_once_do_not_mind_each_other(
     def meanwhile(path: Path) -> None:
         removed.append(path)
         if len(removed) == 1:
-            provide.admit(tmp_path / "kit", one, at, Silent(), tmp_path / "log")
+            provide.admit(tmp_path / "kit", one, Run(at, Silent(), tmp_path / "log"))
         remove(path)
 
     monkeypatch.setattr(store, "remove", meanwhile)
-    provide.admit(tmp_path / "kit", one, at, Silent(), tmp_path / "log")
+    provide.admit(tmp_path / "kit", one, Run(at, Silent(), tmp_path / "log"))
     assert len(removed) == 2
     assert len(list((at.root / "admitted").iterdir())) == 1
     assert [path.name for path in at.root.rglob("kernel.cu")] == []

@@ -23,10 +23,12 @@ from dca.catalogue import toolkits
 from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import Loaded, Recipe
 from dca.compile.compiling import Build
+from dca.compile.job import Job
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.pipeline.wheel import Made
 from dca.sources.fetch import Tree
+from dca.toolchain.environments import TorchFacts
 from dca.trust import evidence, signing
 from dca.trust.verify import Trusted, Verification, verify
 from dca.wheelfile import provenance, sbom
@@ -41,27 +43,28 @@ BY_KEY = Trusted((KEY.public_key(),))
 class Parts:
     """What a wheel was made of."""
 
-    plan: Plan
-    recipe: Recipe
-    tree: Tree
+    job: Job
     build: Build
 
+    @property
+    def plan(self) -> Plan:
+        return self.job.plan
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.job.recipe
+
+    @property
+    def tree(self) -> Tree:
+        return self.job.tree
+
     def sbom(self) -> bytes:
-        return sbom.sbom(self.plan, self.recipe, self.tree, self.build)
+        return sbom.sbom(self.job, self.build)
 
     def provenance(self) -> dict[str, Any]:
-        return provenance.statement(
-            "some.whl",
-            "0" * 64,
-            self.plan,
-            self.recipe,
-            self.tree,
-            self.build,
-            toolkits.load_sources(),
-            "tool",
-            datetime(2026, 1, 2, tzinfo=timezone.utc),
-            "run",
-        )
+        started = datetime(2026, 1, 2, tzinfo=timezone.utc)
+        invocation = provenance.Invocation("tool", toolkits.load_sources(), started, "run")
+        return provenance.statement("some.whl", "0" * 64, self.job, self.build, invocation)
 
     def definition(self) -> bytes:
         return documents.canonical(self.provenance()["predicate"]["buildDefinition"])
@@ -71,7 +74,10 @@ class Parts:
 def parts(made: Made, plan: Plan, all_recipes: tuple[Loaded, ...]) -> Parts:
     run = Path(made.run)
     recipe = next(one.recipe for one in all_recipes if one.recipe.name == plan.recipe)
-    return Parts(plan, recipe, documents.read(Tree, run / "source.json"), documents.read(Build, run / "build.json"))
+    tree, build = documents.read(Tree, run / "source.json"), documents.read(Build, run / "build.json")
+    torch = TorchFacts(version=build.torch, cuda="", cxx11_abi=False, includes=(), libraries="", python_include="")
+    job = Job(plan=plan, recipe=recipe, tree=tree, toolkit=None, python=Path(plan.python_path), torch=torch)
+    return Parts(job, build)
 
 
 def test_the_wheel_carries_its_bill_of_materials_which_is_valid(wheel: Path, parts: Parts) -> None:
@@ -99,13 +105,14 @@ def test_companions_and_their_submodules_stand_in_it_with_their_commits(all_reci
 
 
 def without_first_patch(parts: Parts) -> Parts:
-    return replace(parts, tree=parts.tree.model_copy(update={"patches": parts.tree.patches[1:]}))
+    tree = parts.tree.model_copy(update={"patches": parts.tree.patches[1:]})
+    return replace(parts, job=replace(parts.job, tree=tree))
 
 
 def with_another_patch(parts: Parts) -> Parts:
     first, *rest = parts.tree.patches
     patches = (first.model_copy(update={"sha256": "1" * 64}), *rest)
-    return replace(parts, tree=parts.tree.model_copy(update={"patches": patches}))
+    return replace(parts, job=replace(parts.job, tree=parts.tree.model_copy(update={"patches": patches})))
 
 
 def with_another_source(parts: Parts) -> Parts:
@@ -113,7 +120,8 @@ def with_another_source(parts: Parts) -> Parts:
     sources = (first.model_copy(update={"tree": "1" * 64}), *rest)
     pinned = parts.recipe.source.model_copy(update={"sha256": "1" * 64})
     recipe = parts.recipe.model_copy(update={"source": pinned})
-    return replace(parts, recipe=recipe, tree=parts.tree.model_copy(update={"sources": sources}))
+    tree = parts.tree.model_copy(update={"sources": sources})
+    return replace(parts, job=replace(parts.job, recipe=recipe, tree=tree))
 
 
 def with_another_compiler(parts: Parts) -> Parts:

@@ -12,6 +12,7 @@ from dca.cli import options
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.pipeline import workspace
 from dca.pipeline.workspace import Workspace
 from dca.toolchain import conda
@@ -72,7 +73,7 @@ def command(
     if wheel is not None:
         cache = options.open_cache(cache_dir).open()
         with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-            made = workspace.with_wheel(wheel, out or Path(".venv-run"), cache, reporter, _log(cache))
+            made = workspace.with_wheel(wheel, out or Path(".venv-run"), Run(cache, reporter, _log(cache)))
         _tell(made, as_json=as_json)
         return
     program = None if engine == "uv" or printed else conda.engine()
@@ -100,7 +101,7 @@ def command(
         else:
             reporter.note(f"none of {', '.join(conda.ENGINES)} is taken: uv and dca's own toolkit make the same.")
             folder = out or Path(f".venv-cu{line.replace('.', '')}")
-            made = workspace.with_toolkit(line, known, folder, cache, reporter, _log(cache))
+            made = workspace.with_toolkit(line, known, folder, Run(cache, reporter, _log(cache)))
     _tell(made, as_json=as_json)
 
 

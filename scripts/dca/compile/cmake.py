@@ -22,6 +22,7 @@ from dca.foundation import data, documents, host_memory, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError, Interrupted
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 
 CONFIGURE_SECONDS = 600.0
 
@@ -40,6 +41,30 @@ class CompiledObject(Value):
     sha256: str
     seconds: float
     command_hash: str
+
+
+@dataclass(frozen=True)
+class BuildFolder:
+    """A build folder, with what runs in it.
+
+    Args:
+        path: the folder; see the top of this module.
+        python: interpreter of the build environment, which CMake and ninja belong to.
+        env: what CMake, ninja and the compilers see.
+    """
+
+    path: Path
+    python: Path
+    env: Mapping[str, str]
+
+    @property
+    def ninja(self) -> Path:
+        """CMake's binary folder, in which ninja works."""
+        return self.path / "ninja"
+
+    def program(self, name: str) -> Path:
+        """A program of the build environment."""
+        return self.python.parent / name
 
 
 def place(wanted: Mapping[str, Path | bytes], folder: Path) -> str:
@@ -78,12 +103,9 @@ def _place(name: str) -> tuple[str, ...]:
 def configure(
     arguments: Sequence[str | Path],
     identity: object,
-    folder: Path,
+    folder: BuildFolder,
     names: Mapping[Path, str],
-    python: Path,
-    env: dict[str, str],
-    reporter: Reporter,
-    log: Path,
+    run: Run,
 ) -> None:
     """Configure ninja/ with CMake, unless it is configured with the same arguments already.
 
@@ -93,41 +115,42 @@ def configure(
         folder: the build folder.
         names: what folders are called inside of modules, so that no path of this machine stands there; `src/` is
             called so already.
-        python: of the build environment, which CMake and ninja belong to.
 
     Raises:
         DcaError: DCA-602 with CMake's own words.
     """
-    stamp = folder / "configured"
+    root, stamp = folder.path, folder.path / "configured"
     named = (data.lean_folder() / "names.cmake").read_bytes()
-    prefixes = _prefixes({folder / "src": "src", folder / "generated": "generated", **names})
-    store.write_if_changed(folder / "generated/prefixes.rsp", prefixes)
-    store.write_if_changed(folder / "generated/names.cmake", named)
+    prefixes = _prefixes({root / "src": "src", root / "generated": "generated", **names})
+    store.write_if_changed(root / "generated/prefixes.rsp", prefixes)
+    store.write_if_changed(root / "generated/names.cmake", named)
     words = [
         *arguments,
-        f"-DCMAKE_PROJECT_INCLUDE={folder / 'generated/names.cmake'}",
-        f"-DDCA_ROOT={folder}",
+        f"-DCMAKE_PROJECT_INCLUDE={root / 'generated/names.cmake'}",
+        f"-DDCA_ROOT={root}",
         "-B",
-        folder / "ninja",
+        folder.ninja,
         "-G",
         "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={python.parent / 'ninja'}",
+        f"-DCMAKE_MAKE_PROGRAM={folder.program('ninja')}",
         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
     ]
     told = [[str(word) for word in words], identity, prefixes.decode(), named.decode()]
     wanted = documents.digest(told).encode()
-    if (folder / "ninja/build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == wanted:
+    if (folder.ninja / "build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == wanted:
         return
-    reporter.stage("configure", "CMake")
+    run.reporter.stage("configure", "CMake")
     stamp.unlink(missing_ok=True)
-    if not _is_of(folder / "ninja", arguments):
+    if not _is_of(folder.ninja, arguments):
         # CMake refuses a cache of another source, as an older version of this tool may have left it.
-        (folder / "ninja/CMakeCache.txt").unlink(missing_ok=True)
-    done = runner.run([python.parent / "cmake", *words], env=env, log=log, timeout=CONFIGURE_SECONDS, keep_lines=4000)
+        (folder.ninja / "CMakeCache.txt").unlink(missing_ok=True)
+    done = runner.run(
+        [folder.program("cmake"), *words], env=folder.env, log=run.log, timeout=CONFIGURE_SECONDS, keep_lines=4000
+    )
     if not done.ok:
         errors = [line for line in done.tail if "Error" in line or "error" in line] or list(done.tail[-8:])
         raise DcaError(
-            "DCA-602", "CMake could not configure the build.", why="\n".join(errors[:6]), remedy=f"see {log}."
+            "DCA-602", "CMake could not configure the build.", why="\n".join(errors[:6]), remedy=f"see {run.log}."
         )
     store.write_bytes(stamp, wanted)
 
@@ -158,34 +181,33 @@ class Outcome:
     jobs: int
 
 
-def build(
-    folder: Path, targets: Sequence[str], jobs: int, python: Path, env: dict[str, str], reporter: Reporter, log: Path
-) -> Outcome:
+def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> Outcome:
     """Bring targets up to date.
 
     When compilers are killed for memory, what is missing is built with half as many at once, down to one.
 
     Args:
         folder: the configured build folder.
+        targets: names of modules.
         jobs: how many compilers run at once.
-        python: of the build environment, which ninja belongs to.
 
     Raises:
         DcaError: DCA-603 with the first failed source and the compiler's own words, DCA-606 when the memory is not
             enough for one compiler.
     """
     started = time.time_ns()
-    watch = Watcher(reporter)
-    marker, temporary = folder / ".building", folder / "tmp"
+    watch = Watcher(run.reporter)
+    ninja = folder.ninja
+    marker, temporary = ninja / ".building", ninja / "tmp"
     while True:
-        _drop_unfinished(folder, marker)
-        store.write_bytes(marker, b"\n".join(_lines(folder)))
+        _drop_unfinished(ninja, marker)
+        store.write_bytes(marker, b"\n".join(_lines(ninja)))
         kills = host_memory.kills()
         with _emptied(temporary):
             done = runner.run(
-                [python.parent / "ninja", "-C", folder, "-j", str(jobs), *targets],
-                env={**env, "NINJA_STATUS": "[%f/%t %r] ", "TMPDIR": str(temporary)},
-                log=log,
+                [folder.program("ninja"), "-C", ninja, "-j", str(jobs), *targets],
+                env={**folder.env, "NINJA_STATUS": "[%f/%t %r] ", "TMPDIR": str(temporary)},
+                log=run.log,
                 on_line=watch,
                 on_tick=watch.tick,
                 keep_lines=4000,
@@ -196,15 +218,15 @@ def build(
         if "ninja: build stopped: interrupted by user." in done.tail:
             # Somebody's signal reached ninja alone.
             raise Interrupted
-        short = _out_of_memory(done, host_memory.killed_since(kills, host_memory.kills()), jobs, log)
+        short = _out_of_memory(done, host_memory.killed_since(kills, host_memory.kills()), jobs, run.log)
         if short is None:
-            raise _failure(done, log)
+            raise _failure(done, run.log)
         if jobs == 1:
             raise short
-        reporter.note(f"{short.what} {_first(short.why)} Going on with {jobs // 2} at a time.")
+        run.reporter.note(f"{short.what} {_first(short.why)} Going on with {jobs // 2} at a time.")
         jobs //= 2
     marker.unlink()
-    made = [folder / output for target in targets for output, _ in _entries(folder, target)]
+    made = [ninja / output for target in targets for output, _ in _entries(ninja, target)]
     return Outcome(sum(path.is_file() and path.stat().st_mtime_ns >= started for path in made), jobs)
 
 
@@ -278,14 +300,16 @@ def _lines(folder: Path) -> list[bytes]:
     return list(last.values())
 
 
-def commands(folder: Path, targets: Sequence[str], python: Path, env: dict[str, str]) -> tuple[str, ...]:
+def commands(folder: BuildFolder, targets: Sequence[str]) -> tuple[str, ...]:
     """Every command that would make the targets from nothing, in the order ninja would start them.
 
     Raises:
         DcaError: DCA-603 when ninja cannot read the folder.
     """
     # As many lines as there are commands: none may be dropped.
-    done = runner.run([python.parent / "ninja", "-C", folder, "-t", "commands", *targets], env=env, keep_lines=100_000)
+    done = runner.run(
+        [folder.program("ninja"), "-C", folder.ninja, "-t", "commands", *targets], env=folder.env, keep_lines=100_000
+    )
     if not done.ok:
         raise DcaError("DCA-603", "ninja cannot list its commands.", why=done.text[-400:], remedy="see the log.")
     return tuple(line for line in done.tail if not line.startswith("ninja: "))

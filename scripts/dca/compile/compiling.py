@@ -6,6 +6,7 @@ What CMake is given is the profile's: `lean` has our own small project, `upstrea
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,15 +14,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from dca.catalogue.plan import Plan, PlannedModule
-from dca.catalogue.recipes import Recipe
 from dca.compile import cmake, lean, ops, upstream
 from dca.compile.cmake import CompiledObject
+from dca.compile.job import Job
 from dca.foundation import documents, host_memory, runner, store
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.resolve.jobs import choose_jobs, heaviest
-from dca.sources.fetch import Tree
 from dca.toolchain import headers
 from dca.toolchain.environments import TorchFacts
 from dca.toolchain.headers import FixedHeader
@@ -89,17 +90,7 @@ class Listing(Document):
     commands: tuple[str, ...]
 
 
-def compile_modules(
-    plan: Plan,
-    recipe: Recipe,
-    tree: Tree,
-    toolkit: Path | None,
-    python: Path,
-    torch: TorchFacts,
-    cache: store.Store,
-    reporter: Reporter,
-    log: Path,
-) -> Build:
+def compile_modules(job: Job, run: Run) -> Build:
     """All modules of the wheel, compiled or copied, each loaded once to see that its ops are there.
 
     The build folder is kept: a source that did not change is not compiled again, whatever else changed.
@@ -107,102 +98,83 @@ def compile_modules(
     Raises:
         DcaError: DCA-60n.
     """
+    plan = job.plan
     built: list[BuiltModule] = []
     outcome = cmake.Outcome(compiled=0, jobs=0)
     if plan.compiled:
-        with prepared(plan, recipe, tree, toolkit, python, torch, cache, reporter, log) as (plan, folder, env):
+        with prepared(job, run) as (jobs, folder):
             names = [module.name for module in plan.compiled]
-            what = f"{', '.join(names)} for {', '.join(plan.archs)}, {plan.jobs} at a time"
-            reporter.stage("compile", what)
-            outcome = cmake.build(folder / "ninja", names, plan.jobs, python, env, reporter, log)
+            run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} at a time")
+            outcome = cmake.build(folder, names, jobs, run)
             for module in plan.compiled:
-                file = (
-                    upstream.install(module, folder, python, env, log)
-                    if plan.profile == "full"
-                    else lean.module_file(module, folder)
-                )
+                if plan.profile == "full":
+                    file = upstream.install(module, folder, run.log)
+                else:
+                    file = lean.module_file(module, folder.path)
                 # The build folder may be used by the next run while this one still packages.
-                kept = _keep(file, cache)
-                compiled = cmake.objects(folder / "ninja", module.name)
-                built.append(_built(module, kept, python, plan, log, compiled))
-    built += [_built(module, tree.official / module.path, python, plan, log, ()) for module in plan.copied]
+                kept = _keep(file, run.cache)
+                built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
+    built += [_built(job, module, job.tree.official / module.path, (), run.log) for module in plan.copied]
     return Build(
         plan_key=plan.key,
         toolkit=plan.toolkit.version if plan.toolkit else "",
         host_compiler=plan.host_compiler_version,
-        torch=torch.version,
+        torch=job.torch.version,
         modules=tuple(built),
         compile_seconds=round(sum(one.seconds for module in built for one in module.objects), 1),
         objects_compiled_now=outcome.compiled,
         jobs=outcome.jobs,
-        headers=headers.record(toolkit),
+        headers=headers.record(job.toolkit),
     )
 
 
-def _as_memory_allows(plan: Plan, recipe: Recipe, reporter: Reporter) -> Plan:
-    """The plan with fewer jobs where other programs use the memory that it counts on."""
+def _as_memory_allows(job: Job, reporter: Reporter) -> Job:
+    """The job with fewer compilers at once where other programs use the memory that its plan counts on."""
+    plan, recipe = job.plan, job.recipe
     free = host_memory.available_bytes() / 2**30
     heavy_gib = heaviest(recipe, plan.profile, plan.modules)
     jobs = choose_jobs(plan.jobs, free, recipe.offer(plan.profile).job_memory_gib, heavy_gib)
     if plan.jobs_asked or (jobs.count, jobs.heavy) >= (plan.jobs, plan.heavy_jobs):
-        return plan
+        return job
     if jobs.count < plan.jobs:
         reporter.note(f"{free:.1f} GiB of memory are free now: {jobs.count} at a time in place of {plan.jobs}.")
-    return plan.model_copy(update={"jobs": jobs.count, "heavy_jobs": min(jobs.heavy, plan.heavy_jobs)})
+    fewer = plan.model_copy(update={"jobs": jobs.count, "heavy_jobs": min(jobs.heavy, plan.heavy_jobs)})
+    return dataclasses.replace(job, plan=fewer)
 
 
-def list_commands(
-    plan: Plan,
-    recipe: Recipe,
-    tree: Tree,
-    toolkit: Path,
-    python: Path,
-    torch: TorchFacts,
-    cache: store.Store,
-    reporter: Reporter,
-    log: Path,
-) -> Listing:
+def list_commands(job: Job, run: Run) -> Listing:
     """Configure as for `compile_modules`, and tell what would be run instead of running it.
 
     Raises:
         DcaError: DCA-602 to DCA-604.
     """
-    with prepared(plan, recipe, tree, toolkit, python, torch, cache, reporter, log) as (plan, folder, env):
+    plan = job.plan
+    with prepared(job, run) as (_, folder):
         names = [module.name for module in plan.compiled]
         return Listing(
             plan_key=plan.key,
             version=plan.version,
             profile=plan.profile,
-            folder=str(folder / "ninja"),
-            modules=tuple(ListedModule(name=name, sources=cmake.sources(folder / "ninja", name)) for name in names),
-            commands=cmake.commands(folder / "ninja", names, python, env),
+            folder=str(folder.ninja),
+            modules=tuple(ListedModule(name=name, sources=cmake.sources(folder.ninja, name)) for name in names),
+            commands=cmake.commands(folder, names),
         )
 
 
 @contextlib.contextmanager
-def prepared(
-    plan: Plan,
-    recipe: Recipe,
-    tree: Tree,
-    toolkit: Path | None,
-    python: Path,
-    torch: TorchFacts,
-    cache: store.Store,
-    reporter: Reporter,
-    log: Path,
-) -> Iterator[tuple[Plan, Path, dict[str, str]]]:
-    """The plan as the free memory allows it, its build folder, locked and configured, and ninja's environment."""
-    assert toolkit is not None  # noqa: S101 - a plan that compiles has one
-    shared = build_key(plan, toolkit, torch)
+def prepared(job: Job, run: Run) -> Iterator[tuple[int, cmake.BuildFolder]]:
+    """A job's build folder, locked and configured, and how many compilers may run there at once."""
+    plan = job.plan
+    shared = build_key(plan, job.cuda, job.torch)
     prepare = upstream.prepare if plan.profile == "full" else lean.prepare
-    with locked(shared, f"{shared}-{plan.key[:16]}", cache, reporter) as folder:
+    with locked(shared, f"{shared}-{plan.key[:16]}", run) as folder:
         # Only now: what compiled in the folder until now has given its memory back.
-        plan = _as_memory_allows(plan, recipe, reporter)
-        yield plan, folder, prepare(plan, recipe, tree, toolkit, python, torch, folder, reporter, log)
+        job = _as_memory_allows(job, run.reporter)
+        yield job.plan.jobs, prepare(job, folder, run)
 
 
 @contextlib.contextmanager
-def locked(shared: str, own: str, cache: store.Store, reporter: Reporter) -> Iterator[Path]:
+def locked(shared: str, own: str, run: Run) -> Iterator[Path]:
     """The build folder of a plan: the one that it shares with its like, or one of its own while that is in use.
 
     Plans that differ in groups or sources share a folder, and so their objects. But none waits for another's compile,
@@ -210,16 +182,18 @@ def locked(shared: str, own: str, cache: store.Store, reporter: Reporter) -> Ite
     """
 
     def waiting() -> None:
-        reporter.note(f"{cache.holder('build', own)} compiles the same; waiting for it.")
+        run.reporter.note(f"{run.cache.holder('build', own)} compiles the same; waiting for it.")
 
     # The plan's lock first: two runs of one plan are never in two folders, whatever the second finds free.
-    with cache.lock("build", own, waiting), contextlib.ExitStack() as stack:
-        folder = cache.folder("build", own)
+    with run.cache.lock("build", own, waiting), contextlib.ExitStack() as stack:
+        folder = run.cache.folder("build", own)
         if not cmake.is_begun(folder):
-            if stack.enter_context(cache.try_lock("build", shared)):
-                folder = cache.folder("build", shared)
+            if stack.enter_context(run.cache.try_lock("build", shared)):
+                folder = run.cache.folder("build", shared)
             else:
-                reporter.note(f"{cache.holder('build', shared)} compiles another plan there: taking {folder.name}.")
+                run.reporter.note(
+                    f"{run.cache.holder('build', shared)} compiles another plan there: taking {folder.name}."
+                )
         yield folder
 
 
@@ -258,11 +232,9 @@ def _keep(file: Path, cache: store.Store) -> Path:
     return kept
 
 
-def _built(
-    module: PlannedModule, file: Path, python: Path, plan: Plan, log: Path, objects: tuple[CompiledObject, ...]
-) -> BuiltModule:
-    compiler = plan.host_compiler or str(runner.which("g++"))
-    registered = ops.schemas(file, python, compiler, log)
+def _built(job: Job, module: PlannedModule, file: Path, objects: tuple[CompiledObject, ...], log: Path) -> BuiltModule:
+    compiler = job.plan.host_compiler or str(runner.which("g++"))
+    registered = ops.schemas(file, job.python, compiler, log)
     found = {ops.op_name(schema) for schema in registered}
     if missing := sorted(set(module.ops) - found):
         raise DcaError(

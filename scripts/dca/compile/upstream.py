@@ -9,42 +9,32 @@ import re
 from pathlib import Path
 
 from dca.catalogue.plan import Plan, PlannedModule
-from dca.catalogue.recipes import Full, Recipe
+from dca.catalogue.recipes import Full
 from dca.compile import cmake
+from dca.compile.job import Job
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.sources.fetch import Tree
 from dca.toolchain import provide
-from dca.toolchain.environments import TorchFacts
 
 INSTALL_SECONDS = 300.0
 
 
-def prepare(
-    plan: Plan,
-    recipe: Recipe,
-    tree: Tree,
-    toolkit: Path,
-    python: Path,
-    torch: TorchFacts,
-    folder: Path,
-    reporter: Reporter,
-    log: Path,
-) -> dict[str, str]:
-    """Bring a build folder to where ninja can start; the environment that ninja runs in.
+def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
+    """Bring a build folder to where ninja can start.
 
     Raises:
         DcaError: DCA-602, DCA-604.
     """
-    full = recipe.full
+    plan, toolkit, full = job.plan, job.cuda, job.recipe.full
     assert full is not None  # noqa: S101 - the resolver offers the profile only then
-    placed = cmake.place(_sources(plan, full, tree), folder)
-    driver = _driver(toolkit, plan.host_compiler, folder / "driver", log)
+    placed = cmake.place(_sources(plan, full, job.tree), folder)
+    driver = _driver(toolkit, plan.host_compiler, folder / "driver", run.log)
     # torch's CMake reads the archs from here, also when ninja starts CMake again.
     env = provide.compiler_environment(toolkit) | {"TORCH_CUDA_ARCH_LIST": ";".join(plan.archs)}
     # Upstream's own tools look for cmake and ninja on PATH.
-    env["PATH"] = f"{python.parent}:{env['PATH']}"
+    env["PATH"] = f"{job.python.parent}:{env['PATH']}"
     source = folder / "src"
     # CMake names the runtime without saying where it is.
     libraries = " ".join(f'"-L{path}"' for path in provide.folders(toolkit, "lib"))
@@ -57,13 +47,13 @@ def prepare(
         f"-DCUDA_cuda_driver_LIBRARY={driver}",
         "-DCUDA_NVRTC_LIB=",
         # The math libraries' headers, which torch's headers include, need not be in the toolkit.
-        f"-DCMAKE_CXX_STANDARD_INCLUDE_DIRECTORIES={';'.join(torch.includes)}",
-        f"-DCMAKE_CUDA_STANDARD_INCLUDE_DIRECTORIES={';'.join(torch.includes)}",
+        f"-DCMAKE_CXX_STANDARD_INCLUDE_DIRECTORIES={';'.join(job.torch.includes)}",
+        f"-DCMAKE_CUDA_STANDARD_INCLUDE_DIRECTORIES={';'.join(job.torch.includes)}",
         # As our own project: no search path of this machine in a module, and only libraries that it uses.
         "-DCMAKE_SKIP_RPATH=ON",
         f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--as-needed -Wl,--strip-all -Wl,--build-id=none",
         "-DFETCHCONTENT_FULLY_DISCONNECTED=ON",
-        f"-D{full.python}={python}",
+        f"-D{full.python}={job.python}",
         *(f"-D{name}={value}" for name, value in full.variables.items()),
         *(
             f"-D{companion.variable}={source / name}"
@@ -72,20 +62,21 @@ def prepare(
         ),
     ]
     identity = [placed, env["TORCH_CUDA_ARCH_LIST"]]
-    cmake.configure(arguments, identity, folder, provide.names(toolkit, torch), python, env, reporter, log)
-    return env
+    build_folder = cmake.BuildFolder(folder, job.python, env)
+    cmake.configure(arguments, identity, build_folder, provide.names(toolkit, job.torch), run)
+    return build_folder
 
 
-def install(module: PlannedModule, folder: Path, python: Path, env: dict[str, str], log: Path) -> Path:
+def install(module: PlannedModule, folder: cmake.BuildFolder, log: Path) -> Path:
     """Run upstream's own install rules for a module; where they put it.
 
     Raises:
         DcaError: DCA-605 when that is not where the recipe says.
     """
-    prefix = folder / "installed"
+    prefix = folder.path / "installed"
     done = runner.run(
-        [python.parent / "cmake", "--install", folder / "ninja", "--prefix", prefix, "--component", module.name],
-        env=env,
+        [folder.program("cmake"), "--install", folder.ninja, "--prefix", prefix, "--component", module.name],
+        env=folder.env,
         log=log,
         timeout=INSTALL_SECONDS,
     )

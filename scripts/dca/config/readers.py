@@ -21,6 +21,7 @@ from dca.foundation import archives, data, datafile, documents, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.toolchain import environments
 from dca.toolchain.environments import WORKERS
 
@@ -216,7 +217,7 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
         raise DcaError("DCA-211", f"{reader.title} cannot be installed by dca.", remedy=reader.get)
     own = machine.own_python()
     lock = data.run_lock(reader.recipe, "lean")
-    python = environments.make(lock, own.path, own.version, cache, reporter, log)
+    python = environments.make(lock, own.path, own.version, Run(cache, reporter, log))
     if reader.package:
         _make_overlay(reader, cache, python, reporter, log)
     found = locate(reader, cache, wheels)

@@ -37,6 +37,7 @@ from dca.foundation import data, documents, store
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.foundation.secrets import redact
 from dca.sources import fetch, git, gitpack, index
 from dca.toolchain import environments, lockfile, provide
@@ -133,54 +134,53 @@ class Bundle:
 # --- packing -------------------------------------------------------------------------------------------------
 
 
-def pack(
-    plan: Plan,
-    recipe: Recipe,
-    tree: fetch.Tree,
-    request: Request,
-    reach: Reach,
-    toolkits: tuple[ToolkitSource, ...],
-    cache: store.Store,
-    path: Path,
-    reporter: Reporter,
-    log: Path,
-) -> Packed:
-    """Write everything that a build takes into one file; what the cache lacks of it is fetched.
+@dataclass(frozen=True)
+class Contents:
+    """What a bundle is about.
 
     Args:
         plan: of the build.
         recipe: its recipe, as the plan's profile sees it.
+        toolkits: every toolkit that is known.
+    """
+
+    plan: Plan
+    recipe: Recipe
+    toolkits: tuple[ToolkitSource, ...]
+
+
+def pack(contents: Contents, tree: fetch.Tree, request: Request, reach: Reach, run: Run, path: Path) -> Packed:
+    """Write everything that a build takes into one file; what the cache lacks of it is fetched.
+
+    Args:
+        contents: the build.
         tree: its sources, fetched.
         request: that led to the plan.
         reach: that the plan was made with.
-        toolkits: every toolkit that is known.
-        cache: where parts are kept.
+        run: its cache is where parts are kept.
         path: of the file; it appears whole or not at all.
-        reporter: told of stages.
-        log: of programs.
 
     Raises:
         DcaError: DCA-201 for sources that are not pinned, DCA-4nn when a part cannot be had.
     """
-    with store.scratch(cache.open().root) as scratch:
-        reporter.stage("bundle", "what the build takes")
-        found = {
-            part.sha256: (part, file) for part, file in _parts(plan, recipe, toolkits, cache, scratch, reporter, log)
-        }
+    plan, recipe = contents.plan, contents.recipe
+    with store.scratch(run.cache.open().root) as scratch:
+        run.reporter.stage("bundle", "what the build takes")
+        found = {part.sha256: (part, file) for part, file in _parts(contents, run, scratch)}
         order = sorted(found)
         manifest = Manifest(
             tool=__version__,
             request=_asked(request, plan),
-            lock=lockfile.lock(plan, recipe, tree, toolkits),
+            lock=lockfile.lock(plan, recipe, tree, contents.toolkits),
             choices=_choices(plan),
             parts=tuple(found[sha256][0] for sha256 in order),
             followed={key: commit for key, commit in reach.followed.items() if key.startswith(f"{recipe.name}/")},
         )
         total = sum(part.size for part in manifest.parts)
-        reporter.stage("pack", f"{len(order)} parts, {total / 1e6:.0f} MB")
+        run.reporter.stage("pack", f"{len(order)} parts, {total / 1e6:.0f} MB")
         path.parent.mkdir(parents=True, exist_ok=True)
         with store.incoming(path) as part_path:
-            _write(part_path, manifest, {sha256: file for sha256, (_, file) in found.items()}, reporter)
+            _write(part_path, manifest, {sha256: file for sha256, (_, file) in found.items()}, run.reporter)
             part_path.chmod(0o644)
             written = store.sha256_file(part_path)
             part_path.replace(path)
@@ -195,17 +195,11 @@ def pack(
     )
 
 
-def _parts(
-    plan: Plan,
-    recipe: Recipe,
-    toolkits: tuple[ToolkitSource, ...],
-    cache: store.Store,
-    scratch: Path,
-    reporter: Reporter,
-    log: Path,
-) -> Iterator[tuple[Part, Path]]:
+def _parts(contents: Contents, run: Run, scratch: Path) -> Iterator[tuple[Part, Path]]:
+    plan, recipe = contents.plan, contents.recipe
+
     def progress(name: str) -> index.Progress:
-        return lambda done, total: reporter.progress(done, total, name)
+        return lambda done, total: run.reporter.progress(done, total, name)
 
     for source in plan.sources:
         if source.name == "official wheel":
@@ -219,11 +213,15 @@ def _parts(
         if source.pin.startswith("sha256:"):
             assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
             local = source.origin == "local"
-            file = Path(source.places[0]) if local else index.download(recipe.source, cache, progress(source.places[0]))
+            file = (
+                Path(source.places[0])
+                if local
+                else index.download(recipe.source, run.cache, progress(source.places[0]))
+            )
             yield _file(file, recipe.source.sha256, recipe.source.file), file
         else:
             commit, only = source.pin.removeprefix("commit:"), fetch.wanted_paths(recipe, source.name)
-            repository = fetch.repository(source, recipe, cache, log)
+            repository = fetch.repository(source, recipe, run.cache, run.log)
             file = scratch / f"{commit}-{len(list(scratch.iterdir()))}.pack"
             gitpack.write(git.objects(repository, commit, only), file)
             part = Part(
@@ -238,15 +236,15 @@ def _parts(
     members = fetch.wanted_members(plan, recipe)
     if members:
         assert recipe.official_wheel is not None  # noqa: S101 - the plan copies from it
-        for name, file in index.members(recipe.official_wheel, members, cache, progress("official wheel")).items():
+        for name, file in index.members(recipe.official_wheel, members, run.cache, progress("official wheel")).items():
             yield _file(file, members[name]), file
-    for kit in toolkits:
+    for kit in contents.toolkits:
         if plan.toolkit and not plan.toolkit.path and kit.name == plan.toolkit.name:
-            archives, packages, wheels = provide.download(kit, cache, reporter, log)
+            archives, packages, wheels = provide.download(kit, run)
             for file in (*archives.values(), *packages, *wheels):
                 yield _file(file, file.parent.name), file
     lock = data.build_lock(plan.recipe, plan.profile)
-    for file in environments.wheels(lock, plan.python, cache, progress("wheels of the build environment")):
+    for file in environments.wheels(lock, plan.python, run.cache, progress("wheels of the build environment")):
         yield _file(file, file.parent.name), file
 
 
@@ -459,24 +457,16 @@ def sources_of(recipe: Recipe) -> list[str]:
     return ["source", *recipe.companions, *below]
 
 
-def unpack(
-    bundle: Bundle,
-    plan: Plan,
-    recipe: Recipe,
-    toolkits: tuple[ToolkitSource, ...],
-    cache: store.Store,
-    reporter: Reporter,
-    log: Path,
-) -> None:
+def unpack(bundle: Bundle, contents: Contents, run: Run) -> None:
     """Put what a plan takes from a bundle into the cache, each part checked against the pin of the plan.
 
     Raises:
         DcaError: DCA-401 for a part with another content, DCA-410 when a part is missing or the file is damaged.
     """
-    wanted = _wanted(bundle, plan, recipe, toolkits, cache)
+    wanted = _wanted(bundle, contents, run.cache)
     total = sum(bundle_part.size for bundle_part, _, _ in wanted)
     if wanted:
-        reporter.stage("bundle", f"{len(wanted)} parts of {bundle.path.name}, {total / 1e6:.0f} MB")
+        run.reporter.stage("bundle", f"{len(wanted)} parts of {bundle.path.name}, {total / 1e6:.0f} MB")
     done = 0
     with _reading(bundle.path):
         archive = zipfile.ZipFile(bundle.path)
@@ -489,13 +479,13 @@ def unpack(
                     incoming.chmod(0o644)
                     incoming.replace(target)
             else:
-                with store.scratch(cache.open().root) as scratch:
+                with store.scratch(run.cache.open().root) as scratch:
                     _take(bundle, archive, part, scratch / "objects.pack")
                     # What is missing of it is found now: once the cache has it, nobody looks again.
                     holds = functools.partial(_holds, bundle, part, only)
-                    gitpack.read(scratch / "objects.pack", target, log, holds)
+                    gitpack.read(scratch / "objects.pack", target, run.log, holds)
             done += part.size
-            reporter.progress(done, total, part.name)
+            run.reporter.progress(done, total, part.name)
 
 
 def _holds(bundle: Bundle, part: Part, only: tuple[str, ...], repository: Path) -> None:
@@ -514,13 +504,12 @@ def _holds(bundle: Bundle, part: Part, only: tuple[str, ...], repository: Path) 
         ) from None
 
 
-def _wanted(
-    bundle: Bundle, plan: Plan, recipe: Recipe, toolkits: tuple[ToolkitSource, ...], cache: store.Store
-) -> list[tuple[Part, Path, tuple[str, ...]]]:
+def _wanted(bundle: Bundle, contents: Contents, cache: store.Store) -> list[tuple[Part, Path, tuple[str, ...]]]:
     """The parts that are not in the cache yet, and where they go."""
+    plan, recipe = contents.plan, contents.recipe
     files = {part.sha256: part for part in bundle.manifest.parts if part.kind == "file"}
     found: list[tuple[Part, Path, tuple[str, ...]]] = []
-    for sha256, name in _wanted_files(bundle, plan, recipe, toolkits, cache):
+    for sha256, name in _wanted_files(bundle, contents, cache):
         target = cache.download(sha256, name)
         if not store.has_hash(target, sha256):
             if sha256 not in files:
@@ -537,17 +526,16 @@ def _wanted(
     return found
 
 
-def _wanted_files(
-    bundle: Bundle, plan: Plan, recipe: Recipe, toolkits: tuple[ToolkitSource, ...], cache: store.Store
-) -> Iterator[tuple[str, str]]:
+def _wanted_files(bundle: Bundle, contents: Contents, cache: store.Store) -> Iterator[tuple[str, str]]:
     """The sha256 and the name of every file that a build takes and that is not unpacked in the cache already."""
+    plan, recipe = contents.plan, contents.recipe
     if isinstance(recipe.source, SdistSource) and any(
         source.origin == "index" and source.pin == recipe.source.pin for source in plan.sources
     ):
         yield recipe.source.sha256, recipe.source.file
     for path, sha256 in fetch.wanted_members(plan, recipe).items():
         yield sha256, path.rsplit("/", 1)[-1]
-    for kit in toolkits:
+    for kit in contents.toolkits:
         if plan.toolkit and not plan.toolkit.path and kit.name == plan.toolkit.name and not provide.brought(kit, cache):
             yield from ((sha256, name) for name, sha256 in provide.file_names(kit).items())
     lock = data.build_lock(plan.recipe, plan.profile)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
@@ -12,10 +11,12 @@ from dca import __version__, inspection, patching
 from dca.catalogue.plan import Plan, Request
 from dca.catalogue.recipes import Recipe
 from dca.compile import compiling
+from dca.compile.job import Job
 from dca.foundation import data, documents, store
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.pipeline import bundle
 from dca.resolve import World
 from dca.sources import fetch
@@ -58,16 +59,16 @@ def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Repo
     """
     started = time.monotonic()
     key = documents.digest([plan.key, plan.python_path, plan.host_compiler, _tool(), str(out)])[:16]
-    run = cache.open().folder("run", f"{plan.recipe}-{key}")
-    record = run / "wheel.json"
+    folder = cache.open().folder("run", f"{plan.recipe}-{key}")
+    record = folder / "wheel.json"
 
     def waiting() -> None:
-        reporter.note(f"{cache.holder('run', run.name)} makes the same wheel; waiting for it.")
+        reporter.note(f"{cache.holder('run', folder.name)} makes the same wheel; waiting for it.")
 
-    with cache.lock("run", run.name, waiting):
+    with cache.lock("run", folder.name, waiting):
         if (kept := _unchanged(record)) is not None:
             return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
-        made = _stages(plan, world, cache, out, run, reporter)
+        made = _stages(plan, world, out, Run(cache, reporter, folder / "build.log"))
         made = made.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
         documents.write(made, record)
     return made
@@ -96,29 +97,17 @@ def _unchanged(record: Path) -> Made | None:
     return made
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """Everything that compiling takes besides the plan."""
-
-    recipe: Recipe
-    tree: fetch.Tree
-    toolkit: Path | None
-    python: Path
-    torch: environments.TorchFacts
-
-
-def _ready(plan: Plan, world: World, cache: store.Store, reporter: Reporter, log: Path) -> _Ready:
+def prepare(plan: Plan, world: World, run: Run) -> Job:
     """The stages before compiling: toolkit at hand, sources pinned and patched, and the build environment.
 
     The toolkit comes first: a machine that cannot compile says so before gigabytes of torch are downloaded.
     """
     recipe = _recipe(plan, world)
-    toolkit = provide.toolkit(plan, world.toolkits, cache, reporter, log) if plan.toolkit else None
-    tree = fetch.fetch(plan, recipe, cache, reporter, log)
-    tree = patching.patch(plan, recipe, tree, cache, log)
-    python = environments.build_environment(plan, cache, reporter, log)
-    torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, log)
-    return _Ready(recipe=recipe, tree=tree, toolkit=toolkit, python=python, torch=torch)
+    toolkit = provide.toolkit(plan, world.toolkits, run) if plan.toolkit else None
+    tree = patching.patch(plan, recipe, fetch.fetch(plan, recipe, run), run.cache, run.log)
+    python = environments.build_environment(plan, run)
+    torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log)
+    return Job(plan=plan, recipe=recipe, tree=tree, toolkit=toolkit, python=python, torch=torch)
 
 
 def list_commands(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> compiling.Listing:
@@ -133,55 +122,34 @@ def list_commands(plan: Plan, world: World, cache: store.Store, reporter: Report
             "--list: nothing is compiled, every module is copied from the official wheel.",
             remedy="leave --prebuilt out.",
         )
-    run = cache.open().folder("run", f"{plan.recipe}-list-{plan.key}")
-    log = run / "build.log"
-    log.unlink(missing_ok=True)
-    ready = _ready(plan, world, cache, reporter, log)
-    assert ready.toolkit is not None  # noqa: S101 - a plan that compiles has one
-    listing = compiling.list_commands(
-        plan, ready.recipe, ready.tree, ready.toolkit, ready.python, ready.torch, cache, reporter, log
-    )
-    documents.write(listing, run / "commands.json")
+    folder = cache.open().folder("run", f"{plan.recipe}-list-{plan.key}")
+    run = Run(cache, reporter, folder / "build.log")
+    run.log.unlink(missing_ok=True)
+    listing = compiling.list_commands(prepare(plan, world, run), run)
+    documents.write(listing, folder / "commands.json")
     return listing
 
 
-def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, reporter: Reporter) -> Made:
-    log, started = run / "build.log", datetime.now(timezone.utc)
-    log.unlink(missing_ok=True)
-    documents.write(plan, run / "plan.json")
-    ready = _ready(plan, world, cache, reporter, log)
-    recipe, tree, python = ready.recipe, ready.tree, ready.python
-    documents.write(tree, run / "source.json")
-    documents.write(lockfile.lock(plan, recipe, tree, world.toolkits), run / "lock.json")
-    build = compiling.compile_modules(plan, recipe, tree, ready.toolkit, python, ready.torch, cache, reporter, log)
-    documents.write(build, run / "build.json")
-    out.mkdir(parents=True, exist_ok=True)
-    # Plans may differ in what the name of a wheel does not tell: only one that was looked into replaces another.
-    with store.scratch(out) as aside:
-        made = package.package(plan, recipe, tree, build, python, cache, aside, reporter, log)
-        reporter.stage("inspect", made.name)
-        found = inspection.inspect(made, inspection.schemas.built(build), torch=ready.torch, asked=plan.archs)
-        different = inspection.compare(found, plan)
-        found = found.model_copy(update={"planned": plan.key, "differences": tuple(different)})
-        documents.write(found, run / "inspection.json")
-        if different:
-            raise DcaError(
-                "DCA-702",
-                f"{made.name} is not what was planned, and was deleted.",
-                why="\n".join(different),
-                remedy=f"see {log} and {run / 'inspection.json'}.",
-            )
-        wheel = made.replace(out / made.name)
-    told = provenance.statement(
-        wheel.name, found.sha256, plan, recipe, tree, build, world.toolkits, _tool(), started, run.name
-    )
-    store.write_bytes(run / "provenance.json", documents.canonical(told))
+def _stages(plan: Plan, world: World, out: Path, run: Run) -> Made:
+    """Every stage from the plan on; their documents lie beside the run's log."""
+    folder, started = run.log.parent, datetime.now(timezone.utc)
+    run.log.unlink(missing_ok=True)
+    documents.write(plan, folder / "plan.json")
+    job = prepare(plan, world, run)
+    documents.write(job.tree, folder / "source.json")
+    documents.write(lockfile.lock(plan, job.recipe, job.tree, world.toolkits), folder / "lock.json")
+    build = compiling.compile_modules(job, run)
+    documents.write(build, folder / "build.json")
+    wheel, inspected = _packaged(job, build, out, run)
+    invocation = provenance.Invocation(tool=_tool(), toolkits=world.toolkits, started=started, name=folder.name)
+    statement = provenance.statement(wheel.name, inspected.sha256, job, build, invocation)
+    store.write_bytes(folder / "provenance.json", documents.canonical(statement))
     return Made(
         wheel=str(wheel),
-        sha256=found.sha256,
-        bytes=found.bytes,
+        sha256=inspected.sha256,
+        bytes=inspected.bytes,
         modified_ns=wheel.stat().st_mtime_ns,
-        run=str(run),
+        run=str(folder),
         lock=str(data.run_lock(plan.recipe, plan.profile)),
         compiled=tuple(module.path for module in plan.compiled),
         copied=tuple(module.path for module in plan.copied),
@@ -190,6 +158,32 @@ def _stages(plan: Plan, world: World, cache: store.Store, out: Path, run: Path, 
         compile_seconds=build.compile_seconds,
         seconds=0.0,
     )
+
+
+def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Path, inspection.Inspection]:
+    """The wheel in `out`, and what an inspection found in it.
+
+    Raises:
+        DcaError: DCA-702 when it is not what was planned.
+    """
+    plan, document = job.plan, run.log.parent / "inspection.json"
+    out.mkdir(parents=True, exist_ok=True)
+    # Plans may differ in what the name of a wheel does not tell: only one that was looked into replaces another.
+    with store.scratch(out) as aside:
+        wheel = package.package(job, build, aside, run)
+        run.reporter.stage("inspect", wheel.name)
+        inspected = inspection.inspect(wheel, inspection.schemas.built(build), torch=job.torch, asked=plan.archs)
+        differences = inspection.compare(inspected, plan)
+        inspected = inspected.model_copy(update={"planned": plan.key, "differences": tuple(differences)})
+        documents.write(inspected, document)
+        if differences:
+            raise DcaError(
+                "DCA-702",
+                f"{wheel.name} is not what was planned, and was deleted.",
+                why="\n".join(differences),
+                remedy=f"see {run.log} and {document}.",
+            )
+        return wheel.replace(out / wheel.name), inspected
 
 
 def _recipe(plan: Plan, world: World) -> Recipe:
@@ -204,11 +198,11 @@ def sources_run(plan: Plan, cache: store.Store) -> Path:
 
 def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> fetch.Tree:
     """The plan's sources, pinned and patched, without building anything."""
-    run = sources_run(plan, cache.open())
+    folder = sources_run(plan, cache.open())
+    run = Run(cache, reporter, folder / "build.log")
     recipe = _recipe(plan, world)
-    tree = fetch.fetch(plan, recipe, cache, reporter, run / "build.log")
-    tree = patching.patch(plan, recipe, tree, cache, run / "build.log")
-    documents.write(lockfile.lock(plan, recipe, tree, world.toolkits), run / "lock.json")
+    tree = patching.patch(plan, recipe, fetch.fetch(plan, recipe, run), cache, run.log)
+    documents.write(lockfile.lock(plan, recipe, tree, world.toolkits), folder / "lock.json")
     return tree
 
 
@@ -218,24 +212,26 @@ def pack(
     """Everything that the plan's build takes, as one file.
 
     Raises:
-        DcaError: those of `dca.pipeline.bundle.pack`, and of fetching and patching.
+        DcaError: those of `bundle.pack`, and of fetching and patching.
     """
     tree = sources_only(plan, world, cache, reporter)
-    log = sources_run(plan, cache) / "build.log"
-    return bundle.pack(
-        plan, _recipe(plan, world), tree, request, world.reach, world.toolkits, cache, file, reporter, log
-    )
+    run = Run(cache, reporter, sources_run(plan, cache) / "build.log")
+    return bundle.pack(_contents(plan, world), tree, request, world.reach, run, file)
 
 
 def unpack(packed: bundle.Bundle, plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> None:
-    """What a plan takes from a bundle, into the cache; told is why another wheel is planned here than there.
+    """What a plan takes from a bundle, into the cache; why another wheel is planned here than there is reported.
 
     Raises:
-        DcaError: those of `dca.pipeline.bundle.unpack`.
+        DcaError: those of `bundle.unpack`.
     """
     log = cache.open().folder("run", f"{plan.recipe}-bundle-{plan.key}") / "build.log"
     for difference in bundle.differences(packed, plan):
         reporter.note(f"not the wheel that was planned where the bundle was packed: {difference}")
     # Two runs may be given the same bundle.
     with cache.lock("bundle", "unpack", lambda: reporter.note("another run is unpacking a bundle; waiting for it.")):
-        bundle.unpack(packed, plan, _recipe(plan, world), world.toolkits, cache, reporter, log)
+        bundle.unpack(packed, _contents(plan, world), Run(cache, reporter, log))
+
+
+def _contents(plan: Plan, world: World) -> bundle.Contents:
+    return bundle.Contents(plan=plan, recipe=_recipe(plan, world), toolkits=world.toolkits)

@@ -15,7 +15,7 @@ from dca.catalogue.toolkits import ToolkitSource
 from dca.foundation import data, runner, store
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.toolchain import environments, headers, provide
 
 MARK = ".dca-environment"
@@ -45,9 +45,7 @@ class Workspace(Document):
     notes: tuple[str, ...] = ()
 
 
-def with_toolkit(
-    line: str, known: tuple[Loaded, ...], folder: Path, cache: store.Store, reporter: Reporter, log: Path
-) -> Workspace:
+def with_toolkit(line: str, known: tuple[Loaded, ...], folder: Path, run: Run) -> Workspace:
     """An environment to build in without conda: Python and tools by uv, the CUDA toolkit by this tool itself.
 
     Args:
@@ -62,18 +60,18 @@ def with_toolkit(
     own = machine.own_python()
     recipe = recipe_for(line, known, own.version)
     compiler = _compiler(line)
-    kit = _toolkit(line, cache, reporter, log)
+    kit = _toolkit(line, run)
     _claim(folder)
-    reporter.stage("environment", f"{folder}: {', '.join(TOOLS)} and this tool")
-    uv, env = machine.find_uv(), environments.uv_environment(cache)
+    run.reporter.stage("environment", f"{folder}: {', '.join(TOOLS)} and this tool")
+    uv, env = machine.find_uv(), environments.uv_environment(run.cache)
     python = folder / "bin/python"
-    _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, log)
+    _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, run.log)
     with store.scratch() as scratch:
         lock = scratch / "tools.txt"
         lock.write_text(locked(data.build_lock(recipe.name, "lean"), TOOLS), encoding="utf-8")
-        _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", lock], env, log)
+        _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", lock], env, run.log)
     notes = [
-        *install_tool(python, cache, log),
+        *install_tool(python, run.cache, run.log),
         "ccache is not part of it: install it with the system's package manager",
     ]
     (folder / "cuda").symlink_to(kit)
@@ -124,7 +122,7 @@ def recipe_for(line: str, known: tuple[Loaded, ...], python: str) -> Recipe:
     )
 
 
-def with_wheel(wheel: Path, folder: Path, cache: store.Store, reporter: Reporter, log: Path) -> Workspace:
+def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
     """An environment to serve from: what a wheel's lock names, and the wheel.
 
     Raises:
@@ -137,12 +135,12 @@ def with_wheel(wheel: Path, folder: Path, cache: store.Store, reporter: Reporter
     subject = identify(wheel, found, recipes.load_all())
     own = own_python(subject, "run it with another one: make env WHEEL=FILE PYTHON=python3.12")
     _claim(folder)
-    reporter.stage("environment", f"{folder}: {wheel.name} and its lock")
-    uv, env = machine.find_uv(), environments.uv_environment(cache)
+    run.reporter.stage("environment", f"{folder}: {wheel.name} and its lock")
+    uv, env = machine.find_uv(), environments.uv_environment(run.cache)
     python = folder / "bin/python"
-    _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, log)
-    _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", subject.lock], env, log)
-    _run([uv, "pip", "install", "--python", python, "--no-deps", wheel.absolute()], env, log)
+    _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, run.log)
+    _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", subject.lock], env, run.log)
+    _run([uv, "pip", "install", "--python", python, "--no-deps", wheel.absolute()], env, run.log)
     return Workspace(
         engine="uv",
         folder=str(folder),
@@ -193,18 +191,18 @@ def _compiler(line: str) -> machine.Compiler:
     )
 
 
-def _toolkit(line: str, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+def _toolkit(line: str, run: Run) -> Path:
     """A whole toolkit of a CUDA line: the machine's, else the first that can be brought."""
     for kit in toolkits.discover():
         if kit.line == line and not kit.missing:
             fixes = kit.needs(toolkits.load_versions().fixes_of(line), machine.glibc())
-            return headers.overlay(Path(kit.path), kit.version, fixes, cache.open()) if fixes else Path(kit.path)
+            return headers.overlay(Path(kit.path), kit.version, fixes, run.cache.open()) if fixes else Path(kit.path)
     sources = sorted(
         (one for one in toolkits.load_sources() if one.line == line), key=lambda one: (one.rank, one.download_mb)
     )
     failed: DcaError | None = None
     for source in sources:
-        brought = _brought(source, cache, reporter, log)
+        brought = _brought(source, run)
         if isinstance(brought, Path):
             return brought
         failed = brought
@@ -217,14 +215,14 @@ def _toolkit(line: str, cache: store.Store, reporter: Reporter, log: Path) -> Pa
     )
 
 
-def _brought(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Path) -> Path | DcaError:
+def _brought(source: ToolkitSource, run: Run) -> Path | DcaError:
     """A toolkit's folder, or why its parts cannot be reached."""
     try:
-        return provide.bring(source, cache.open(), reporter, log)
+        return provide.bring(source, run.opened())
     except DcaError as error:
         if error.code not in ("DCA-402", "DCA-403"):
             raise
-        reporter.note(f"{source.title}: {error.what}")
+        run.reporter.note(f"{source.title}: {error.what}")
         return error
 
 

@@ -13,6 +13,7 @@ from dca.catalogue.recipes import Recipe, SdistSource, SmokeFiles
 from dca.foundation import archives, data, documents, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.inspection import INDEX_OP, SPARSE_OP, Inspection
 from dca.smoke.values import ProvenSource
 from dca.sources import fetch, git, index
@@ -89,7 +90,7 @@ def environment(subject: Subject, cache: store.Store, reporter: Reporter, log: P
         DcaError: DCA-407 when it cannot be made, DCA-306 when this Python is none of the recipe's.
     """
     own = own_python(subject, "name the Python of an environment with the wheel's requirements: --python FILE.")
-    return environments.make(subject.lock, own.path, own.version, cache, reporter, log)
+    return environments.make(subject.lock, own.path, own.version, Run(cache, reporter, log))
 
 
 def unpack(subject: Subject, folder: Path) -> None:

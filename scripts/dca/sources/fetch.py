@@ -12,6 +12,7 @@ from dca.foundation import archives, documents, store
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.foundation.secrets import redact
 from dca.sources import git, index
 
@@ -80,7 +81,7 @@ class Tree(Document):
         return Path(self.folder) / "official"
 
 
-def fetch(plan: Plan, recipe: Recipe, cache: store.Store, reporter: Reporter, log: Path) -> Tree:
+def fetch(plan: Plan, recipe: Recipe, run: Run) -> Tree:
     """The plan's sources, from the cache or fetched.
 
     Raises:
@@ -93,23 +94,23 @@ def fetch(plan: Plan, recipe: Recipe, cache: store.Store, reporter: Reporter, lo
         "only": {source.name: wanted_paths(recipe, source.name) for source in plan.sources},
     }
     key = documents.digest(identity)[:16]
-    folder = cache.folder("tree", key)
-    with cache.lock("tree", key, lambda: reporter.note("another run is fetching the same sources; waiting for it.")):
+    folder = run.cache.folder("tree", key)
+    with run.cache.lock(
+        "tree", key, lambda: run.reporter.note("another run is fetching the same sources; waiting for it.")
+    ):
         if (kept := documents.read_if_whole(Tree, folder / "source.json")) is not None:
             for one in kept.sources:
-                _tell_head(one.name, one.head, one.pin.removeprefix("commit:"), recipe, reporter)
+                _tell_head(one.name, one.head, one.pin.removeprefix("commit:"), recipe, run.reporter)
             # The cache may have been moved since.
             return kept.model_copy(update={"folder": str(folder)})
         store.sweep(folder)
         with store.incoming_folder(folder) as part:
             fetched = [
-                _bring(plan, source, recipe, part, cache, reporter, log)
-                for source in plan.sources
-                if source.name != "official wheel"
+                _bring(plan, source, recipe, part, run) for source in plan.sources if source.name != "official wheel"
             ]
             if members:
                 assert recipe.official_wheel is not None  # noqa: S101 - the plan copies from it
-                _bring_members(recipe.official_wheel, members, part / "official", cache, reporter)
+                _bring_members(recipe.official_wheel, members, part / "official", run)
             tree = Tree(folder=str(folder), sources=tuple(fetched), members=members)
             documents.write(tree, part / "source.json")
     return tree
@@ -132,11 +133,9 @@ def _bring(
     source: PlannedSource,
     recipe: Recipe,
     part: Path,
-    cache: store.Store,
-    reporter: Reporter,
-    log: Path,
+    run: Run,
 ) -> FetchedSource:
-    reporter.stage("fetch", f"{source.name}: {source.places[0]}")
+    run.reporter.stage("fetch", f"{source.name}: {source.places[0]}")
     name, _, inner = source.name.partition("/")
     target = part / name / inner if inner else part / name
     place, head = source.places[0], ""
@@ -147,17 +146,17 @@ def _bring(
         archive = (
             Path(place)
             if source.origin == "local"
-            else index.download(recipe.source, cache, lambda done, total: reporter.progress(done, total, place))
+            else index.download(recipe.source, run.cache, lambda done, total: run.reporter.progress(done, total, place))
         )
         archives.unpack_sdist(archive, target)
     else:
         commit = source.pin.removeprefix("commit:")
-        found = repository(source, recipe, cache, log)
+        found = repository(source, recipe, run.cache, run.log)
         if inner:
-            _check_submodule(plan, recipe, name, inner, commit, cache, log)
+            _check_submodule(plan, recipe, name, inner, commit, run.cache, run.log)
         git.export(found, commit, target, wanted_paths(recipe, source.name))
-        head = "" if cache.offline else _head(source, recipe)
-        _tell_head(source.name, head, commit, recipe, reporter)
+        head = "" if run.cache.offline else _head(source, recipe)
+        _tell_head(source.name, head, commit, recipe, run.reporter)
     return FetchedSource(name=source.name, pin=source.pin, place=redact(place), tree=store.tree_hash(target), head=head)
 
 
@@ -235,12 +234,10 @@ def _copy_folder(source: Path, target: Path, planned: PlannedSource) -> None:
         raise DcaError("DCA-405", f"{source} changed while it was being copied.", remedy="run the command again.")
 
 
-def _bring_members(
-    wheel: OfficialWheel, members: dict[str, str], folder: Path, cache: store.Store, reporter: Reporter
-) -> None:
-    reporter.stage("fetch", f"{len(members)} members of {wheel.file}, by range")
+def _bring_members(wheel: OfficialWheel, members: dict[str, str], folder: Path, run: Run) -> None:
+    run.reporter.stage("fetch", f"{len(members)} members of {wheel.file}, by range")
     places = index.members(
-        wheel, members, cache, lambda done, total: reporter.progress(done, total, f"members of {wheel.file}")
+        wheel, members, run.cache, lambda done, total: run.reporter.progress(done, total, f"members of {wheel.file}")
     )
     for path, place in places.items():
         target = folder / path

@@ -18,7 +18,7 @@ from dca.catalogue.recipes import IndexFile
 from dca.foundation import data, documents, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.sources import index
 
 if TYPE_CHECKING:
@@ -49,17 +49,17 @@ def uv_environment(cache: store.Store) -> dict[str, str]:
     return runner.environment(told | fixed, network=True)
 
 
-def build_environment(plan: Plan, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+def build_environment(plan: Plan, run: Run) -> Path:
     """The Python of the recipe's build environment: its torch, cmake, ninja and setuptools.
 
     Raises:
         DcaError: DCA-407.
     """
     lock = data.build_lock(plan.recipe, plan.profile)
-    return make(lock, plan.python_path, plan.python, cache, reporter, log)
+    return make(lock, plan.python_path, plan.python, run)
 
 
-def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
     """An environment of exactly what a lock names; made once, then kept.
 
     Args:
@@ -72,24 +72,26 @@ def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter
     """
     if not lock.is_file():
         raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
-    folder = _folder(lock, python_path, python, cache)
+    folder = _folder(lock, python_path, python, run.cache)
     interpreter = folder / "bin/python"
     # Written last: an environment without it is not whole. It cannot be made elsewhere and moved, because scripts
     # and pyvenv.cfg name its folder.
     stamp = folder / ".whole"
-    with cache.lock("env", folder.name, lambda: reporter.note("another run is making the same environment; waiting.")):
+    with run.cache.lock(
+        "env", folder.name, lambda: run.reporter.note("another run is making the same environment; waiting.")
+    ):
         if stamp.is_file() and interpreter.exists():
             return interpreter
-        reporter.stage("environment", f"{lock.parent.name} {lock.stem}: {_count(lock)} packages")
-        uv, env = find_uv(), uv_environment(cache)
+        run.reporter.stage("environment", f"{lock.parent.name} {lock.stem}: {_count(lock)} packages")
+        uv, env = find_uv(), uv_environment(run.cache)
         made = runner.run(
             [uv, "venv", "--clear", "--no-project", "--python", python_path, folder],
             env=env,
-            log=log,
+            log=run.log,
             timeout=300.0,
         )
         if made.ok:
-            with store.scratch(cache.open().root) as scratch:
+            with store.scratch(run.cache.open().root) as scratch:
                 made = runner.run(
                     [
                         uv,
@@ -98,13 +100,13 @@ def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter
                         "--python",
                         interpreter,
                         "--require-hashes",
-                        *_from(lock, cache, scratch),
+                        *_from(lock, run.cache, scratch),
                         lock,
                     ],
                     env=env,
-                    log=log,
+                    log=run.log,
                     timeout=INSTALL_SECONDS,
-                    on_tick=lambda: reporter.progress(0, 0, "downloading and unpacking packages"),
+                    on_tick=lambda: run.reporter.progress(0, 0, "downloading and unpacking packages"),
                 )
         if not made.ok:
             store.remove(folder) if folder.exists() else None
@@ -114,8 +116,8 @@ def make(lock: Path, python_path: str, python: str, cache: store.Store, reporter
                 f"the environment of {lock.parent.name} could not be made.",
                 why=why,
                 remedy="bring the wheels with `dca fetch --bundle FILE` where there is a network."
-                if cache.offline
-                else f"see {log}; when it is the network, run the command again.",
+                if run.cache.offline
+                else f"see {run.log}; when it is the network, run the command again.",
             )
         stamp.touch()
     return interpreter

@@ -11,7 +11,7 @@ from dca.catalogue.plan import Plan
 from dca.catalogue.toolkits import ToolkitSource, cuda_line, load_versions, nvcc_version
 from dca.foundation import archives, documents, runner, store
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.sources import index
 from dca.toolchain import apt, headers, redist
 
@@ -28,7 +28,7 @@ extern "C" int dca_admit(float* values) { scale<<<1, 32>>>(values, 2.0f); return
 """
 
 
-def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], cache: store.Store, reporter: Reporter, log: Path) -> Path:
+def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], run: Run) -> Path:
     """The folder of the plan's toolkit, downloaded if need be, its headers fixed, and admitted.
 
     A toolkit of the machine is not changed: where its headers need a fix, a folder of links stands in for it.
@@ -42,35 +42,35 @@ def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], cache: store.Store, 
         folder = Path(plan.toolkit.path)
         known = load_versions().fixes_of(cuda_line(plan.toolkit.version))
         if fixes := tuple(fix for fix in known if fix.name in plan.toolkit.fixes):
-            reporter.stage("toolkit", f"{folder}, with fixed headers: {', '.join(fix.name for fix in fixes)}")
-            folder = headers.overlay(folder, plan.toolkit.version, fixes, cache)
+            run.reporter.stage("toolkit", f"{folder}, with fixed headers: {', '.join(fix.name for fix in fixes)}")
+            folder = headers.overlay(folder, plan.toolkit.version, fixes, run.cache)
     else:
         source = next(one for one in sources if one.name == plan.toolkit.name)
-        folder = bring(source, cache, reporter, log)
-    admit(folder, plan, cache, reporter, log)
-    admit_python(plan, cache, log)
+        folder = bring(source, run)
+    admit(folder, plan, run)
+    admit_python(plan, run.cache, run.log)
     return folder
 
 
-def bring(source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+def bring(source: ToolkitSource, run: Run) -> Path:
     """A toolkit's parts, downloaded, checked, and laid out as one folder.
 
     Raises:
         DcaError: DCA-401 when a part is not what is pinned, DCA-402 or DCA-403 when it cannot be had, DCA-404 when it
             cannot be unpacked safely, DCA-408 when the parts do not become the toolkit.
     """
-    folder = _folder(source, cache)
-    with cache.lock(
-        "toolkit", folder.name, lambda: reporter.note("another run is bringing the same toolkit; waiting.")
+    folder = _folder(source, run.cache)
+    with run.cache.lock(
+        "toolkit", folder.name, lambda: run.reporter.note("another run is bringing the same toolkit; waiting.")
     ):
         if folder.is_dir():
             return folder
         store.sweep(folder)
-        reporter.stage("toolkit", f"CUDA {source.version} from {source.title} ({source.download_mb} MB)")
+        run.reporter.stage("toolkit", f"CUDA {source.version} from {source.title} ({source.download_mb} MB)")
         with store.incoming_folder(folder) as part:
             parts = part / "parts"
             parts.mkdir()
-            _unpack(source, parts, cache, reporter, log)
+            _unpack(source, parts, run)
             lay_out(source, parts, part)
             store.remove(parts)
             headers.apply(part, source.fixes, f"the toolkit from {source.title}")
@@ -112,9 +112,7 @@ def file_names(source: ToolkitSource) -> dict[str, str]:
     }
 
 
-def download(
-    source: ToolkitSource, cache: store.Store, reporter: Reporter, log: Path
-) -> tuple[dict[str, Path], list[Path], list[Path]]:
+def download(source: ToolkitSource, run: Run) -> tuple[dict[str, Path], list[Path], list[Path]]:
     """A toolkit's parts as they are published: archives by component, Debian packages, wheels.
 
     Raises:
@@ -122,25 +120,29 @@ def download(
     """
 
     def telling(name: str) -> index.Progress:
-        return lambda done, total: reporter.progress(done, total, name)
+        return lambda done, total: run.reporter.progress(done, total, name)
 
     redistributables: dict[str, Path] = {}
     if source.redist:
         for one in source.redist.components:
-            redistributables[one.name] = redist.download(one, source.redist, cache, telling(one.file))
+            redistributables[one.name] = redist.download(one, source.redist, run.cache, telling(one.file))
     packages: list[Path] = []
     if source.apt:
         busy = "another run is downloading packages of the same distribution; waiting."
-        packages = apt.download(source.apt, cache, log, lambda: reporter.note(busy))
-    return redistributables, packages, [index.download(wheel, cache, telling(wheel.file)) for wheel in source.wheels]
+        packages = apt.download(source.apt, run.cache, run.log, lambda: run.reporter.note(busy))
+    return (
+        redistributables,
+        packages,
+        [index.download(wheel, run.cache, telling(wheel.file)) for wheel in source.wheels],
+    )
 
 
-def _unpack(source: ToolkitSource, parts: Path, cache: store.Store, reporter: Reporter, log: Path) -> None:
+def _unpack(source: ToolkitSource, parts: Path, run: Run) -> None:
     """Download all parts, then unpack them side by side: deb/, wheel/ and redist/COMPONENT/."""
-    redistributables, packages, wheels = download(source, cache, reporter, log)
-    reporter.progress(0, 0, "unpacking")
+    redistributables, packages, wheels = download(source, run)
+    run.reporter.progress(0, 0, "unpacking")
     for package in packages:
-        done = runner.run(["dpkg-deb", "-x", package, parts / "deb"], log=log, timeout=300.0)
+        done = runner.run(["dpkg-deb", "-x", package, parts / "deb"], log=run.log, timeout=300.0)
         if not done.ok:
             raise DcaError(
                 "DCA-408",
@@ -186,7 +188,7 @@ def lay_out(source: ToolkitSource, parts: Path, folder: Path) -> None:
         (folder / name).write_text(text.lstrip("\n"))
 
 
-def admit(folder: Path, plan: Plan, cache: store.Store, reporter: Reporter, log: Path) -> None:
+def admit(folder: Path, plan: Plan, run: Run) -> None:
     """Compile and link a small kernel for the plan's archs, once per toolkit and host compiler.
 
     Raises:
@@ -194,11 +196,11 @@ def admit(folder: Path, plan: Plan, cache: store.Store, reporter: Reporter, log:
     """
     nvcc = folder / "bin/nvcc"
     identity = f"{folder} {nvcc.stat().st_mtime_ns} {plan.host_compiler} {plan.host_compiler_version} {plan.archs}"
-    kept = cache.folder("admitted", store.sha256_bytes(identity.encode())[:16])
+    kept = run.cache.folder("admitted", store.sha256_bytes(identity.encode())[:16])
     if kept.is_file():
         return
-    reporter.stage("admit", f"nvcc {plan.cuda} with g++ {plan.host_compiler_version}: one small kernel")
-    with store.scratch(cache.open().root) as work:
+    run.reporter.stage("admit", f"nvcc {plan.cuda} with g++ {plan.host_compiler_version}: one small kernel")
+    with store.scratch(run.cache.open().root) as work:
         (work / "kernel.cu").write_text(_KERNEL)
         done = runner.run(
             [
@@ -216,7 +218,7 @@ def admit(folder: Path, plan: Plan, cache: store.Store, reporter: Reporter, log:
                 work / "kernel.cu",
             ],
             env=compiler_environment(folder),
-            log=log,
+            log=run.log,
             timeout=300.0,
         )
     if not done.ok:

@@ -19,9 +19,11 @@ from dca.catalogue.machine import find_uv
 from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import KERNELS, Recipe
 from dca.compile.compiling import Build
+from dca.compile.job import Job
 from dca.foundation import data, documents, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.sources.fetch import Tree
 from dca.toolchain.environments import uv_environment
 from dca.wheelfile import sbom
@@ -33,53 +35,42 @@ SETUP_SECONDS = 900.0
 _COMPRESSION = 6
 
 
-def package(
-    plan: Plan,
-    recipe: Recipe,
-    tree: Tree,
-    build: Build,
-    python: Path,
-    cache: store.Store,
-    out: Path,
-    reporter: Reporter,
-    log: Path,
-) -> Path:
+def package(job: Job, build: Build, out: Path, run: Run) -> Path:
     """The wheel of a plan, in `out`; it appears there whole or not at all.
 
     Raises:
         DcaError: DCA-703 when upstream's setup.py fails.
     """
-    reporter.stage("package", f"{recipe.package} {plan.version}")
-    with store.scratch(cache.open().root) as scratch:
-        if plan.profile == KERNELS:
-            files = _bare_files(plan, recipe)
-        else:
-            files = _files(_pure_wheel(plan, recipe, tree, python, cache, scratch, log), plan, recipe, tree)
+    plan, recipe = job.plan, job.recipe
+    run.reporter.stage("package", f"{recipe.package} {plan.version}")
+    with store.scratch(run.cache.open().root) as scratch:
+        bare = plan.profile == KERNELS
+        files = _bare_files(plan, recipe) if bare else _files(_pure_wheel(job, scratch, run), job)
         tag = f"{PYTHON_TAG}-{platform_tag(Path(module.file) for module in build.modules)}"
-        files |= _own_files(plan, recipe, tree, build, tag)
+        files |= _own_files(job, build, tag)
         name = f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}-{tag}.whl"
         out.mkdir(parents=True, exist_ok=True)
         target = out / name
         with store.incoming(target) as part:
-            _write(part, files, recipe, reporter)
+            _write(part, files, recipe, run.reporter)
             part.chmod(0o644)
             part.replace(target)
     return target
 
 
-def _pure_wheel(
-    plan: Plan, recipe: Recipe, tree: Tree, python: Path, cache: store.Store, scratch: Path, log: Path
-) -> Path:
+def _pure_wheel(job: Job, scratch: Path, run: Run) -> Path:
     """The wheel that upstream's setup.py makes of its Python alone; it chooses files and writes METADATA."""
     source = scratch / "source"
     # setup.py writes into its own folder; the patched tree must stay what its hash says.
-    shutil.copytree(tree.path("source"), source, symlinks=True, ignore=shutil.ignore_patterns("csrc", "tests", ".git"))
-    _place_companions(plan, recipe, tree, source)
-    env = uv_environment(cache) | {
+    shutil.copytree(
+        job.tree.path("source"), source, symlinks=True, ignore=shutil.ignore_patterns("csrc", "tests", ".git")
+    )
+    _place_companions(job, source)
+    env = uv_environment(run.cache) | {
         "VLLM_TARGET_DEVICE": "empty",
-        "SETUPTOOLS_SCM_PRETEND_VERSION": plan.version,
-        "SOURCE_DATE_EPOCH": str(int(recipe.time.timestamp())),
-        "PATH": f"{python.parent}:{runner.environment().get('PATH', '')}",
+        "SETUPTOOLS_SCM_PRETEND_VERSION": job.plan.version,
+        "SOURCE_DATE_EPOCH": str(int(job.recipe.time.timestamp())),
+        "PATH": f"{job.python.parent}:{runner.environment().get('PATH', '')}",
     }
     done = runner.run(
         [
@@ -90,14 +81,14 @@ def _pure_wheel(
             "--offline",
             "--no-config",
             "--python",
-            python,
+            job.python,
             "--out-dir",
             scratch / "pure",
             source,
         ],
         cwd=scratch,
         env=env,
-        log=log,
+        log=run.log,
         timeout=SETUP_SECONDS,
     )
     wheels = list((scratch / "pure").glob("*.whl"))
@@ -106,14 +97,15 @@ def _pure_wheel(
             "DCA-703",
             "upstream's setup.py could not make the Python part of the wheel.",
             why="\n".join(done.tail[-6:]),
-            remedy=f"see {log}.",
+            remedy=f"see {run.log}.",
         )
     return wheels[0]
 
 
-def _place_companions(plan: Plan, recipe: Recipe, tree: Tree, source: Path) -> None:
+def _place_companions(job: Job, source: Path) -> None:
     """Put each companion's Python where its module goes; both come from the same place."""
-    for name, companion in recipe.companions.items():
+    tree = job.tree
+    for name, companion in job.recipe.companions.items():
         if companion.python is None:
             continue
         copied = [path for path in companion.stand_in if path in tree.members]
@@ -126,7 +118,7 @@ def _place_companions(plan: Plan, recipe: Recipe, tree: Tree, source: Path) -> N
                 if not path.endswith(".so"):
                     (source / path).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(tree.official / path, source / path)
-        elif plan.source(name) is not None:
+        elif job.plan.source(name) is not None:
             if target.exists():
                 shutil.rmtree(target)
             shutil.copytree(
@@ -141,8 +133,9 @@ def _info(plan: Plan, recipe: Recipe) -> str:
     return f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}.dist-info"
 
 
-def _files(pure: Path, plan: Plan, recipe: Recipe, tree: Tree) -> dict[str, bytes | Path]:
+def _files(pure: Path, job: Job) -> dict[str, bytes | Path]:
     """Upstream's part of the wheel, by its path: Python and metadata."""
+    plan, recipe, tree = job.plan, job.recipe, job.tree
     info = _info(plan, recipe)
     files: dict[str, bytes | Path] = {}
     with zipfile.ZipFile(pure) as wheel:
@@ -183,15 +176,15 @@ def _bare_files(plan: Plan, recipe: Recipe) -> dict[str, bytes | Path]:
     }
 
 
-def _own_files(plan: Plan, recipe: Recipe, tree: Tree, build: Build, tag: str) -> dict[str, bytes | Path]:
+def _own_files(job: Job, build: Build, tag: str) -> dict[str, bytes | Path]:
     """What this tool puts into every wheel: the modules, and what they are."""
-    info = _info(plan, recipe)
+    info = _info(job.plan, job.recipe)
     files: dict[str, bytes | Path] = {module.path: Path(module.file) for module in build.modules}
     files[f"{info}/WHEEL"] = (
         f"Wheel-Version: 1.0\nGenerator: dca {__version__}\nRoot-Is-Purelib: false\nTag: {tag}\n\n".encode()
     )
-    files[f"{info}/dca.json"] = documents.canonical(record_of_contents(plan, tree, build))
-    files[f"{info}/{sbom.FILE}"] = sbom.sbom(plan, recipe, tree, build)
+    files[f"{info}/dca.json"] = documents.canonical(record_of_contents(job.plan, job.tree, build))
+    files[f"{info}/{sbom.FILE}"] = sbom.sbom(job, build)
     return files
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,7 +16,7 @@ from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import GitSource, Lean, Recipe, SdistSource, Submodule
 from dca.catalogue.toolkits import ToolkitSource
 from dca.compile.compiling import Build
-from dca.sources.fetch import Tree
+from dca.compile.job import Job
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -26,27 +27,34 @@ BUILDER = "urn:dca-build:local"
 Json = dict[str, Any]
 
 
-def statement(
-    wheel: str,
-    sha256: str,
-    plan: Plan,
-    recipe: Recipe,
-    tree: Tree,
-    build: Build,
-    toolkits: tuple[ToolkitSource, ...],
-    tool: str,
-    started: datetime,
-    invocation: str,
-) -> Json:
+@dataclass(frozen=True)
+class Invocation:
+    """One call of this tool that made a wheel.
+
+    Args:
+        tool: hash of this tool's own files.
+        toolkits: every toolkit that is known, of which the plan names one.
+        started: when the build began; it ends when the statement is made.
+        name: what the run's folder is called.
+    """
+
+    tool: str
+    toolkits: tuple[ToolkitSource, ...]
+    started: datetime
+    name: str
+
+
+def statement(wheel: str, sha256: str, job: Job, build: Build, invocation: Invocation) -> Json:
     """The statement on a wheel that was just made.
 
     Args:
         wheel: name of the file.
         sha256: of it.
-        tool: hash of this tool's own files.
-        started: when the build began; it ends now.
-        invocation: what the run's folder is called.
+        job: it was made for.
+        build: its modules.
+        invocation: that made it.
     """
+    plan, recipe = job.plan, job.recipe
     return {
         "_type": STATEMENT,
         "subject": [{"name": wheel, "digest": {"sha256": sha256}}],
@@ -67,13 +75,13 @@ def statement(
                     "choices": _choices(plan),
                     "environment": _environment(plan, build),
                 },
-                "resolvedDependencies": list(_dependencies(plan, recipe, tree, build, toolkits)),
+                "resolvedDependencies": list(_dependencies(job, build, invocation.toolkits)),
             },
             "runDetails": {
-                "builder": {"id": BUILDER, "version": {"dca-build": __version__, "files": tool}},
+                "builder": {"id": BUILDER, "version": {"dca-build": __version__, "files": invocation.tool}},
                 "metadata": {
-                    "invocationId": invocation,
-                    "startedOn": _moment(started),
+                    "invocationId": invocation.name,
+                    "startedOn": _moment(invocation.started),
                     "finishedOn": _moment(datetime.now(timezone.utc)),
                 },
             },
@@ -113,10 +121,9 @@ def _environment(plan: Plan, build: Build) -> Json:
     }
 
 
-def _dependencies(
-    plan: Plan, recipe: Recipe, tree: Tree, build: Build, toolkits: tuple[ToolkitSource, ...]
-) -> Iterator[Json]:
+def _dependencies(job: Job, build: Build, toolkits: tuple[ToolkitSource, ...]) -> Iterator[Json]:
     """Everything that went in, each with what identifies it."""
+    plan, recipe, tree = job.plan, job.recipe, job.tree
     yield {"name": "recipe", "digest": {"sha256": plan.recipe_digest}}
     yield {"name": "build lock", "digest": {"sha256": plan.build_lock_digest}}
     yield {"name": "run lock", "digest": {"sha256": plan.lock_digest}}

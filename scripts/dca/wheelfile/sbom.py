@@ -16,6 +16,7 @@ from dca import __version__
 from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import Recipe, SdistSource
 from dca.compile.compiling import Build
+from dca.compile.job import Job
 from dca.sources.fetch import Applied, FetchedSource, Tree
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ FILE = "sboms/dca.cdx.json"
 NAMESPACE = uuid.UUID("6f0b5d0e-5d5b-5c8a-9a55-0d6f5dca0dca")
 
 
-def sbom(plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> bytes:
+def sbom(job: Job, build: Build) -> bytes:
     """The document: CycloneDX 1.6 as JSON (https://cyclonedx.org/docs/1.6/json).
 
     The wheel depends on its modules, a module on what it was compiled from or copied out of, and a source on the
@@ -39,6 +40,7 @@ def sbom(plan: Plan, recipe: Recipe, tree: Tree, build: Build) -> bytes:
     from cyclonedx.model.tool import ToolRepository
     from cyclonedx.output.json import JsonV1Dot6
 
+    plan, recipe, tree = job.plan, job.recipe, job.tree
     package = canonicalize_name(recipe.package)
     wheel = _component(
         "wheel",

@@ -20,6 +20,7 @@ from dca import cli
 from dca.catalogue import machine
 from dca.foundation import data, runner, store
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.toolchain import environments
 from tests.support import ROOT, wait_for
 
@@ -50,7 +51,7 @@ class Real:
 def server_packages(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The Python of an environment with torch, and a folder with what `transformers serve` needs; made once a cache."""
     own, log = machine.own_python(), tmp_path_factory.mktemp("server") / "log"
-    python = environments.make(data.run_lock("vllm-0.10.2", "lean"), own.path, own.version, cache, Silent(), log)
+    python = environments.make(data.run_lock("vllm-0.10.2", "lean"), own.path, own.version, Run(cache, Silent(), log))
     folder = cache.folder("reader", f"server-{store.sha256_file(LOCK)[:16]}-{python.parent.parent.name[-16:]}")
     with cache.lock("reader", folder.name):
         if not folder.is_dir():
