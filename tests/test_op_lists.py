@@ -115,7 +115,7 @@ class Bench:
             cwd=folder,
             env={"HOME": str(folder)},
             timeout=900.0,
-            keep_lines=4000,
+            supervision=runner.Supervision(keep_lines=4000),
         )
 
     def record(self) -> None:

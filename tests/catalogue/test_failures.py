@@ -473,22 +473,14 @@ def test_everything_that_is_known_is_listed() -> None:
 
 
 def test_the_message_of_a_failed_program_says_what_is_known_of_it() -> None:
-    runner.run(["/bin/sh", "-c", f"echo fine; echo '{NEEDLE.decode()}'; echo last words; exit 1"])
-    quoting = DcaError("DCA-703", "setup.py failed.", why="last words", remedy="see the log.")
+    done = runner.run(["/bin/sh", "-c", f"echo fine; echo '{NEEDLE.decode()}'; echo last words; exit 1"])
+    quoting = DcaError("DCA-703", "setup.py failed.", why="last words", remedy="see the log.", output=done.tail)
     assert [one.id for one in explanation_of(quoting)] == ["cuda-home-unset"]
 
 
 def test_a_message_about_something_else_is_not_explained_by_an_earlier_program() -> None:
     runner.run(["/bin/sh", "-c", f"echo '{NEEDLE.decode()}'; exit 1"])
     assert explanation_of(DcaError("DCA-303", "not that CUDA.", why="it is 12.9.", remedy="another.")) == ()
-
-
-def test_a_probe_that_fails_leaves_no_words_behind() -> None:
-    runner.run(["/bin/sh", "-c", "echo words of a program; exit 1"])
-    runner.probe(["/bin/sh", "-c", "echo words of a probe; exit 1"])
-    failed = runner.last_failure()
-    assert failed is not None
-    assert failed.tail == ("words of a program",)
 
 
 def test_a_command_that_fails_on_a_program_says_what_is_known(tmp_path: Path) -> None:

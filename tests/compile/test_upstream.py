@@ -261,7 +261,7 @@ def test_archs_are_chosen_as_upstreams_own_function_chooses_them(
     utilities = source / "cmake/utils.cmake"
     head = ["cmake_minimum_required(VERSION 3.26)", f'include("{utilities}")']
     script.write_text("\n".join([*head, *lines]) + "\n")
-    done = runner.run([python.parent / "cmake", "-P", script], keep_lines=10_000)
+    done = runner.run([python.parent / "cmake", "-P", script], supervision=runner.Supervision(keep_lines=10_000))
     assert done.ok, done.text
     found = [line[1:].split(";") for line in done.tail if line.startswith("=")]
     assert len(found) == len(cases) > 100

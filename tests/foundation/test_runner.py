@@ -185,7 +185,7 @@ def test_what_is_added_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_streams_are_read_line_by_line_in_order() -> None:
     lines: list[str] = []
     program = "import sys\nfor n in range(3): print(n, flush=True); print(-n, file=sys.stderr, flush=True)"
-    done = runner.run(python(program), on_line=lines.append)
+    done = runner.run(python(program), supervision=runner.Supervision(on_line=lines.append))
     assert lines == ["0", "0", "1", "-1", "2", "-2"]
     assert done.tail == tuple(lines)
 
@@ -197,7 +197,9 @@ def test_only_the_last_lines_are_kept_and_every_line_is_told() -> None:
         nonlocal count
         count += 1
 
-    done = runner.run(python("for n in range(50000): print(n)"), keep_lines=3, on_line=tell)
+    done = runner.run(
+        python("for n in range(50000): print(n)"), supervision=runner.Supervision(keep_lines=3, on_line=tell)
+    )
     assert done.tail == ("49997", "49998", "49999")
     assert count == 50000
 
@@ -229,10 +231,10 @@ def test_the_log_names_the_program_and_holds_its_output(tmp_path: Path) -> None:
     runner.run(["/bin/sh", "-c", "echo one; echo two >&2"], log=log)
     runner.run(["/bin/sh", "-c", "echo three"], log=log)
     assert log.read_text().splitlines() == [
-        "+ /bin/sh -c echo one; echo two >&2",
+        "+ /bin/sh -c 'echo one; echo two >&2'",
         "one",
         "two",
-        "+ /bin/sh -c echo three",
+        "+ /bin/sh -c 'echo three'",
         "three",
     ]
 
@@ -278,7 +280,7 @@ def test_an_interruption_leaves_no_process(kind: type[BaseException], tmp_path: 
         raise kind
 
     with pytest.raises(kind):
-        runner.run([*python(FAMILY), str(tmp_path / "pids")], on_line=stop)
+        runner.run([*python(FAMILY), str(tmp_path / "pids")], supervision=runner.Supervision(on_line=stop))
     family = pids(tmp_path / "pids")
     assert len(family) == 3
     assert left_alive(family) == []
@@ -345,7 +347,10 @@ def test_the_last_words_are_kept_when_something_left_behind_holds_the_pipe() -> 
 
 def test_it_is_told_that_time_passes_while_a_program_is_silent() -> None:
     ticks: list[float] = []
-    runner.run(python("import time; time.sleep(2.5)"), on_tick=lambda: ticks.append(time.monotonic()))
+    runner.run(
+        python("import time; time.sleep(2.5)"),
+        supervision=runner.Supervision(on_tick=lambda: ticks.append(time.monotonic())),
+    )
     assert len(ticks) >= 2
 
 
@@ -355,7 +360,7 @@ def test_an_error_in_a_tick_ends_the_program(tmp_path: Path) -> None:
             raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
-        runner.run([*python(FAMILY), str(tmp_path / "pids")], on_tick=tick)
+        runner.run([*python(FAMILY), str(tmp_path / "pids")], supervision=runner.Supervision(on_tick=tick))
     assert left_alive(pids(tmp_path / "pids")) == []
 
 
@@ -373,7 +378,7 @@ from pathlib import Path
 from dca.foundation import runner, store
 root, family = sys.argv[1:]
 with store.Store(Path(root)).lock("build", "one"):
-    runner.run([sys.executable, "-c", family, root + "/pids"], sharing=SHARING)
+    runner.run([sys.executable, "-c", family, root + "/pids"], supervision=runner.Supervision(sharing=SHARING))
 """
 # As servers do it: in a session of its own, and nobody's child.
 ESCAPED = FAMILY.replace(
@@ -438,7 +443,7 @@ def test_kill_9_of_the_guardian_ends_the_program_and_is_told(tmp_path: Path) -> 
     def kill(line: str) -> None:
         os.kill(parent(pids(tmp_path / "pids")[0]), signal.SIGKILL)
 
-    done = runner.run([*python(FAMILY), str(tmp_path / "pids")], on_line=kill)
+    done = runner.run([*python(FAMILY), str(tmp_path / "pids")], supervision=runner.Supervision(on_line=kill))
     assert done.returncode == -signal.SIGKILL
     assert left_alive(pids(tmp_path / "pids")) == []
 
@@ -447,7 +452,7 @@ def test_kill_9_of_the_program_alone_ends_what_it_started(tmp_path: Path) -> Non
     def kill(line: str) -> None:
         os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)
 
-    done = runner.run([*python(ESCAPED), str(tmp_path / "pids")], on_line=kill)
+    done = runner.run([*python(ESCAPED), str(tmp_path / "pids")], supervision=runner.Supervision(on_line=kill))
     assert done.returncode == -signal.SIGKILL
     assert len(pids(tmp_path / "pids")) == 4
     assert left_alive(pids(tmp_path / "pids")) == []
@@ -479,8 +484,8 @@ def test_only_a_program_that_shares_in_them_gets_the_locks(tmp_path: Path) -> No
     with store.Store(tmp_path).lock("build", "one"):
         lock = str(tmp_path / "locks/build-one.lock")
         assert lock not in runner.run(python(names)).text
-        assert lock in runner.run(python(names), sharing=True).text
-        assert lock not in runner.run(python(names), guarded=False).text
+        assert lock in runner.run(python(names), supervision=runner.Supervision(sharing=True)).text
+        assert lock not in runner.run(python(names), supervision=runner.Supervision(guarded=False)).text
 
 
 def test_signals_are_as_usual_in_the_program() -> None:

@@ -263,8 +263,8 @@ def test_a_folder_as_it_is_is_not_packed(small: Small, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     dirty = PlannedSource(name="kit", origin="local", places=(str(tmp_path / "folder"),), pin="tree:" + "0" * 64)
     small.plan = small.plan.model_copy(update={"sources": (small.plan.sources[0], dirty)})
+    contents = bundle.Contents(small.plan, small.recipe, ())
     with pytest.raises(DcaError) as refused:
-        contents = bundle.Contents(small.plan, small.recipe, ())
         list(bundle._parts(contents, quiet_run(tmp_path, small.cache), tmp_path))
     assert refused.value.code == "DCA-201"
 

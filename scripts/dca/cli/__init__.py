@@ -139,19 +139,20 @@ def _usage(error: click.UsageError) -> str:
 
 def explanation_of(error: DcaError) -> tuple[Known, ...]:
     """What the catalogue knows of the program that an error is about; nothing when it is about none."""
-    runner = sys.modules.get("dca.foundation.runner")
-    failed = runner.last_failure() if runner else None
-    # An error about a program quotes it; one that does not is about something else.
-    if failed is None or not any(len(line.strip()) > 7 and line.strip() in error.why for line in failed.tail):
+    if not error.output:
         return ()
     from dca.catalogue import failures
     from dca.foundation.errors import DcaError
 
     try:
-        found = failures.explain_lines(failed.tail)
+        known = failures.explain_lines(error.output)
     except DcaError:
         return ()
-    return tuple(one for one in found if one.kind in ("cause", "consequence") and not failures.CODE.fullmatch(one.id))
+    return tuple(
+        failure
+        for failure in known
+        if failure.kind in ("cause", "consequence") and not failures.CODE.fullmatch(failure.id)
+    )
 
 
 def _say(error: DcaError, *, as_json: bool) -> int:

@@ -145,12 +145,20 @@ def configure(
         # CMake refuses a cache of another source, as an older version of this tool may have left it.
         (folder.ninja / "CMakeCache.txt").unlink(missing_ok=True)
     done = runner.run(
-        [folder.program("cmake"), *words], env=folder.env, log=run.log, timeout=CONFIGURE_SECONDS, keep_lines=4000
+        [folder.program("cmake"), *words],
+        env=folder.env,
+        log=run.log,
+        timeout=CONFIGURE_SECONDS,
+        supervision=runner.Supervision(keep_lines=4000),
     )
     if not done.ok:
         errors = [line for line in done.tail if "Error" in line or "error" in line] or list(done.tail[-8:])
         raise DcaError(
-            "DCA-602", "CMake could not configure the build.", why="\n".join(errors[:6]), remedy=f"see {run.log}."
+            "DCA-602",
+            "CMake could not configure the build.",
+            why="\n".join(errors[:6]),
+            remedy=f"see {run.log}.",
+            output=done.tail,
         )
     store.write_bytes(stamp, wanted)
 
@@ -208,10 +216,7 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> O
                 [folder.program("ninja"), "-C", ninja, "-j", str(jobs), *targets],
                 env={**folder.env, "NINJA_STATUS": "[%f/%t %r] ", "TMPDIR": str(temporary)},
                 log=run.log,
-                on_line=watch,
-                on_tick=watch.tick,
-                keep_lines=4000,
-                sharing=True,
+                supervision=runner.Supervision(on_line=watch, on_tick=watch.tick, keep_lines=4000, sharing=True),
             )
         if done.ok:
             break
@@ -308,10 +313,14 @@ def commands(folder: BuildFolder, targets: Sequence[str]) -> tuple[str, ...]:
     """
     # As many lines as there are commands: none may be dropped.
     done = runner.run(
-        [folder.program("ninja"), "-C", folder.ninja, "-t", "commands", *targets], env=folder.env, keep_lines=100_000
+        [folder.program("ninja"), "-C", folder.ninja, "-t", "commands", *targets],
+        env=folder.env,
+        supervision=runner.Supervision(keep_lines=100_000),
     )
     if not done.ok:
-        raise DcaError("DCA-603", "ninja cannot list its commands.", why=done.text[-400:], remedy="see the log.")
+        raise DcaError(
+            "DCA-603", "ninja cannot list its commands.", why=done.text[-400:], output=done.tail, remedy="see the log."
+        )
     return tuple(line for line in done.tail if not line.startswith("ninja: "))
 
 
@@ -460,6 +469,7 @@ def _out_of_memory(done: runner.Completed, moved: str, jobs: int, log: Path) -> 
         why="\n".join([why, *([f"{moved}."] if moved else []), *([failed[0].words()] if failed else [])]),
         remedy="give the machine or the container more memory, or end other programs; then run the same command again: "
         f"what was finished is kept. The whole output is in {log}.",
+        output=done.tail,
     )
 
 
@@ -472,10 +482,11 @@ def _failure(done: runner.Completed, log: Path) -> DcaError:
     failed = _failed(done.tail)
     if not failed:
         why = "\n".join(done.tail[-6:]) or f"it ended with status {done.returncode}."
-        return DcaError("DCA-603", "ninja failed.", why=why, remedy=f"see {log}.")
+        return DcaError("DCA-603", "ninja failed.", why=why, remedy=f"see {log}.", output=done.tail)
     return DcaError(
         "DCA-603",
         f"{failed[0].what} failed.",
         why=failed[0].words(),
         remedy=f"the whole output is in {log}; the next run goes on with what is missing.",
+        output=done.tail,
     )

@@ -37,6 +37,7 @@ def schemas(module: Path, python: Path, compiler: str, log: Path | None = None) 
             "DCA-605",
             f"{module.name} does not load.",
             why="\n".join(told.tail[-3:]),
+            output=told.tail,
             remedy="it needs another torch than the environment has, or a source is missing from its group.",
         )
     return tuple(json.loads(told.tail[-1]))
@@ -64,6 +65,7 @@ def driver_stand_in(module: Path, folder: Path, compiler: str) -> Path:
             "DCA-605",
             "the stand-in for the driver could not be compiled.",
             why=made.text[-400:],
+            output=made.tail,
             remedy="check the host compiler.",
         )
     return library

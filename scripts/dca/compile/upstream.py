@@ -85,6 +85,7 @@ def install(module: PlannedModule, folder: cmake.BuildFolder, log: Path) -> Path
             "DCA-605",
             f"{module.name} was linked, but upstream's CMake did not install it as {module.path}.",
             why="\n".join(done.tail[-4:]),
+            output=done.tail,
             remedy="correct the recipe's [full.modules].",
         )
     return prefix / module.path
@@ -138,6 +139,7 @@ def _driver(toolkit: Path, compiler: str, folder: Path, log: Path) -> Path:
                 "DCA-601",
                 "the stand-in for the driver's library could not be compiled.",
                 why=made.text[-400:],
+                output=made.tail,
                 remedy="check the host compiler.",
             )
     return library

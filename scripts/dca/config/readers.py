@@ -347,7 +347,7 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
         env=runner.environment(env),
         log=log,
         timeout=READ_SECONDS,
-        on_line=line,
+        supervision=runner.Supervision(on_line=line),
     )
     version = next((str(one["version"]) for one in told if "version" in one), "")
     read = {one["folder"]: one for one in told if "folder" in one}

@@ -143,9 +143,20 @@ class DcaError(Exception):
         why: the reason, or the program's own words.
         remedy: what to do next.
         answered: whether the command has already printed its result as JSON, with what is wrong in it.
+        output: last lines of the program that failed, if the error is about one; what the catalogue of known failures
+            says of them is printed with the error.
     """
 
-    def __init__(self, code: str, what: str, *, why: str = "", remedy: str = "", answered: bool = False) -> None:
+    def __init__(
+        self,
+        code: str,
+        what: str,
+        *,
+        why: str = "",
+        remedy: str = "",
+        answered: bool = False,
+        output: tuple[str, ...] = (),
+    ) -> None:
         if code not in CODES:
             raise ValueError(f"unknown error code {code}")
         super().__init__(what)
@@ -155,6 +166,7 @@ class DcaError(Exception):
         self.why = hide(why)
         self.remedy = remedy
         self.answered = answered
+        self.output = output
 
     @property
     def exit_code(self) -> ExitCode:

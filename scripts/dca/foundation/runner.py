@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shlex
 import shutil
 import signal
 import subprocess
@@ -53,10 +54,6 @@ GUARDIAN = Path(__file__).with_name("guardian.py")
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
-_failures: deque[Completed] = deque(maxlen=1)
-"""The program that failed last."""
-
-
 @dataclass(frozen=True)
 class Completed:
     """A program that has ended.
@@ -84,11 +81,6 @@ class Completed:
     def text(self) -> str:
         """The last lines of output as one text."""
         return "\n".join(self.tail)
-
-
-def last_failure() -> Completed | None:
-    """The program that failed last, with its last lines: what an error that quotes it is about. Probes do not count."""
-    return _failures[-1] if _failures else None
 
 
 def environment(extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
@@ -121,6 +113,28 @@ def which(program: str) -> Path:
     return Path(found)
 
 
+@dataclass(frozen=True)
+class Supervision:
+    """How a program is watched while it runs, and ended.
+
+    Args:
+        on_line: called with each line of output.
+        on_tick: called about once a second while it runs.
+        keep_lines: how many of its last lines are returned.
+        guarded: whether it is ended when this process is killed; without, it starts ten milliseconds sooner.
+        sharing: whether the program and all that it starts hold the locks as well, so that they stay held even when
+            this process and the guardian are killed at once. Not for a program that leaves a server behind.
+        grace: seconds that it has to end by itself when it is asked to, before it is forced.
+    """
+
+    on_line: Callable[[str], None] | None = None
+    on_tick: Callable[[], None] | None = None
+    keep_lines: int = 400
+    guarded: bool = True
+    sharing: bool = False
+    grace: float = GRACE_SECONDS
+
+
 def run(
     argv: Sequence[str | Path],
     *,
@@ -128,12 +142,7 @@ def run(
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
     timeout: float | None = None,
-    on_line: Callable[[str], None] | None = None,
-    on_tick: Callable[[], None] | None = None,
-    keep_lines: int = 400,
-    guarded: bool = True,
-    sharing: bool = False,
-    grace: float = GRACE_SECONDS,
+    supervision: Supervision = Supervision(),
 ) -> Completed:
     """Run a program to its end.
 
@@ -147,35 +156,27 @@ def run(
         env: its whole environment; `environment()` when not given.
         log: a file that its output is appended to, without credentials.
         timeout: its deadline in seconds.
-        on_line: called with each line of output.
-        on_tick: called about once a second while it runs.
-        keep_lines: how many of its last lines are returned.
-        guarded: whether it is ended when this process is killed; without, it starts ten milliseconds sooner.
-        sharing: whether the program and all that it starts hold the locks as well, so that they stay held even when
-            this process and the guardian are killed at once. Not for a program that leaves a server behind.
-        grace: seconds that it has to end by itself when it is asked to, before it is forced.
+        supervision: how it is watched and ended.
 
     Raises:
         DcaError: DCA-103 when there is no such program, DCA-101 when it failed because the disk is full.
     """
     words = tuple(str(word) for word in argv)
     started = time.monotonic()
-    tail: deque[str] = deque(maxlen=keep_lines)
+    tail: deque[str] = deque(maxlen=supervision.keep_lines)
     with contextlib.ExitStack() as stack:
         stream = None
         hide = secrets.hider()
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             stream = stack.enter_context(log.open("ab"))
-            stream.write(hide(f"+ {' '.join(words)}\n").encode("utf-8", "surrogateescape"))
+            stream.write(hide(f"+ {shlex.join(words)}\n").encode("utf-8", "surrogateescape"))
             stream.flush()
-        program = _start(
-            words, cwd, dict(env) if env is not None else environment(), guarded=guarded, sharing=sharing, grace=grace
-        )
+        program = _start(words, cwd, dict(env) if env is not None else environment(), supervision)
         process = program.process
         timed_out = False
         try:
-            for line in _LineReader(process, started, timeout, on_tick):
+            for line in _LineReader(process, started, timeout, supervision.on_tick):
                 if line is None:
                     timed_out = True
                     break
@@ -183,20 +184,16 @@ def run(
                     stream.write(hide(line).encode("utf-8", "replace") + b"\n")
                     stream.flush()
                 tail.append(line)
-                if on_line is not None:
-                    on_line(line)
+                if supervision.on_line is not None:
+                    supervision.on_line(line)
             if not timed_out:
-                timed_out = not _ended(process, None if timeout is None else started + timeout, on_tick)
+                timed_out = not _ended(process, None if timeout is None else started + timeout, supervision.on_tick)
         finally:
             program.end()
     returncode = program.returncode()
     if returncode != 0 and any(sign in line for line in tail for sign in DISK_FULL):
         raise disk_full(f"while {Path(words[0]).name} was running")
-    done = Completed(words, returncode, tuple(tail), time.monotonic() - started, timed_out)
-    # A program that may fail is one that is asked, and starts unguarded.
-    if guarded and not done.ok:
-        _failures.append(done)
-    return done
+    return Completed(words, returncode, tuple(tail), time.monotonic() - started, timed_out)
 
 
 @dataclass
@@ -247,19 +244,18 @@ class _Program:
         return int(self.process.returncode)
 
 
-def _start(
-    words: tuple[str, ...], cwd: Path | None, env: dict[str, str], *, guarded: bool, sharing: bool, grace: float
-) -> _Program:
+def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], supervision: Supervision) -> _Program:
     """Start a program.
 
     Raises:
         DcaError: DCA-103, DCA-204.
     """
-    if not guarded:
+    grace = supervision.grace
+    if not supervision.guarded:
         return _Program(words[0], _open(words[0], words, cwd, env, ()), grace=grace)
     locks = store.held()
     (below, lifeline), (report, above) = os.pipe(), os.pipe()
-    kept = "" if sharing else ",".join(map(str, locks))
+    kept = "" if supervision.sharing else ",".join(map(str, locks))
     argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(grace), kept, *words)
     try:
         process = _open(words[0], argv, cwd, env, (below, above, *locks))
@@ -313,7 +309,7 @@ def probe(argv: Sequence[str | Path], timeout: float = 10.0) -> Completed:
     """Ask a program that may be missing or broken; one that cannot be started counts as failed (127)."""
     try:
         # It ends by itself within seconds.
-        return run(argv, timeout=timeout, guarded=False)
+        return run(argv, timeout=timeout, supervision=Supervision(guarded=False))
     except DcaError as error:
         return Completed(tuple(str(word) for word in argv), 127, (error.what,), 0.0)
 

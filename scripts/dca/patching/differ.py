@@ -23,7 +23,14 @@ def _git(folder: Path, words: list[str], log: Path | None) -> runner.Completed:
             "GIT_ATTR_NOSYSTEM": "1",
         }
     )
-    return runner.run([runner.which("git"), *words], cwd=folder, env=env, log=log, timeout=SECONDS, guarded=False)
+    return runner.run(
+        [runner.which("git"), *words],
+        cwd=folder,
+        env=env,
+        log=log,
+        timeout=SECONDS,
+        supervision=runner.Supervision(guarded=False),
+    )
 
 
 def diff(before: Mapping[str, File | None], after: Mapping[str, File | None], context: int, log: Path | None) -> str:

@@ -245,5 +245,6 @@ def _run(argv: list[str | Path], env: dict[str, str], log: Path) -> None:
             "DCA-407",
             "the environment could not be made.",
             why="it took too long." if done.timed_out else "\n".join(done.tail[-6:]),
+            output=done.tail,
             remedy=f"see {log}; when it is the network, run the command again.",
         )

@@ -136,7 +136,7 @@ def serve(argv: list[str], env: Mapping[str, str], log: Path, watcher: Watcher) 
     """
     started = time.monotonic()
     log.unlink(missing_ok=True)
-    done = runner.run(argv, env=env, log=log, on_line=watcher.line, grace=STOP_SECONDS)
+    done = runner.run(argv, env=env, log=log, supervision=runner.Supervision(on_line=watcher.line, grace=STOP_SECONDS))
     with log.open("rb") as stream:
         told = failures.explain(stream, str(log))
     served = Served(

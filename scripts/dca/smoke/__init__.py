@@ -300,7 +300,7 @@ def prove(
         env=runner.environment(env),
         log=log,
         timeout=PROVE_SECONDS,
-        on_line=line,
+        supervision=runner.Supervision(on_line=line),
     )
     if not done.ok:
         raise DcaError(

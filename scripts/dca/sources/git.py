@@ -117,7 +117,8 @@ def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path, only:
 
 def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> Path:
     repository = make_empty(cache.folder("git", _own(urls)), log)
-    told = []
+    told: list[str] = []
+    output: tuple[str, ...] = ()
     places = [place for url in urls for place in mirrors.places(url)]
     for url in places:
         # Connecting has no deadline in git, asking for the head of a repository has one here.
@@ -150,10 +151,12 @@ def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> P
             return repository
         lines = [line for line in done.tail if line.startswith(("fatal:", "error:"))] or list(done.tail[-1:])
         told.append(f"{url}: {lines[0] if lines else 'no answer'}")
+        output = done.tail
     raise DcaError(
         "DCA-405",
         f"commit {commit} could not be fetched.",
         why=redact("\n".join(told)),
+        output=output,
         remedy="check the network, or name a local clone with --source or --companion.",
     )
 
@@ -185,7 +188,9 @@ def init(folder: Path, log: Path) -> None:
         timeout=60.0,
     )
     if not done.ok:
-        raise DcaError("DCA-405", f"{folder} could not be made.", why=done.text[-400:], remedy=f"see {log}.")
+        raise DcaError(
+            "DCA-405", f"{folder} could not be made.", why=done.text[-400:], output=done.tail, remedy=f"see {log}."
+        )
 
 
 def _is_whole(repository: Path) -> bool:

@@ -94,7 +94,13 @@ def read(path: Path, repository: Path, log: Path, accept: Callable[[Path], None]
             timeout=INDEX_SECONDS,
         )
         if not done.ok:
-            raise DcaError("DCA-405", f"git could not read {path.name}.", why=done.text[-400:], remedy=f"see {log}.")
+            raise DcaError(
+                "DCA-405",
+                f"git could not read {path.name}.",
+                why=done.text[-400:],
+                output=done.tail,
+                remedy=f"see {log}.",
+            )
         accept(part)
 
 

@@ -174,6 +174,7 @@ def _failed(what: str, done: runner.Completed) -> DcaError:
         "DCA-402",
         f"the distribution's mirror: {what}.",
         why="\n".join(told[:4]),
+        output=done.tail,
         remedy="check the network and `apt-get update`, or name a toolkit with --toolkit DIR.",
     )
 

@@ -153,7 +153,9 @@ def create(wanted: Environment, program: Path, folder: Path | None, reporter: Re
             env=env,
             log=log,
             timeout=CREATE_SECONDS,
-            on_tick=lambda: reporter.progress(0, 0, "solving, downloading and unpacking"),
+            supervision=runner.Supervision(
+                on_tick=lambda: reporter.progress(0, 0, "solving, downloading and unpacking")
+            ),
         )
     if done.ok:
         told = runner.run(
@@ -166,6 +168,7 @@ def create(wanted: Environment, program: Path, folder: Path | None, reporter: Re
         "DCA-107",
         f"{program.name} could not make the environment {wanted.name}.",
         why="it took too long." if done.timed_out else "\n".join(done.tail[-6:]),
+        output=done.tail,
         remedy=f"see {log}. If it is there already: {program.name} env remove {' '.join(place)}. "
         "Without conda the same is made by --engine uv (ENGINE=uv).",
     )

@@ -106,15 +106,19 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
                     env=env,
                     log=run.log,
                     timeout=INSTALL_SECONDS,
-                    on_tick=lambda: run.reporter.progress(0, 0, "downloading and unpacking packages"),
+                    supervision=runner.Supervision(
+                        on_tick=lambda: run.reporter.progress(0, 0, "downloading and unpacking packages")
+                    ),
                 )
         if not made.ok:
-            store.remove(folder) if folder.exists() else None
+            if folder.exists():
+                store.remove(folder)
             why = "it took too long." if made.timed_out else "\n".join(made.tail[-6:])
             raise DcaError(
                 "DCA-407",
                 f"the environment of {lock.parent.name} could not be made.",
                 why=why,
+                output=made.tail,
                 remedy="bring the wheels with `dca fetch --bundle FILE` where there is a network."
                 if run.cache.offline
                 else f"see {run.log}; when it is the network, run the command again.",
@@ -222,6 +226,7 @@ def look_at_torch(python: Path, log: Path | None = None) -> TorchFacts:
             "DCA-407",
             f"torch does not load with {python}.",
             why="\n".join(told.tail[-4:]),
+            output=told.tail,
             remedy="name the Python of an environment that has the wheel's torch; if dca made it, delete its folder "
             "and run the command again.",
         )

@@ -148,6 +148,7 @@ def _unpack(source: ToolkitSource, parts: Path, run: Run) -> None:
                 "DCA-408",
                 f"{package.name} could not be unpacked.",
                 why=done.text[-400:],
+                output=done.tail,
                 remedy="check the disk, then run the command again.",
             )
     for wheel in wheels:
@@ -226,6 +227,7 @@ def admit(folder: Path, plan: Plan, run: Run) -> None:
             "DCA-601",
             f"the toolkit {folder} could not compile a small kernel.",
             why="\n".join(done.tail[-6:]),
+            output=done.tail,
             remedy="name another one with --toolkit DIR.",
         )
     store.write_bytes(kept, identity.encode())
@@ -256,6 +258,7 @@ def admit_python(plan: Plan, cache: store.Store, log: Path) -> None:
             "DCA-306",
             f"g++ {plan.host_compiler_version} does not compile the headers of Python {plan.python}.",
             why="\n".join((told if not told.ok else done).tail[-4:]),
+            output=done.tail,
             remedy="install its development package, such as python3-dev, or name another Python with --python.",
         )
 

@@ -97,6 +97,7 @@ def _pure_wheel(job: Job, scratch: Path, run: Run) -> Path:
             "DCA-703",
             "upstream's setup.py could not make the Python part of the wheel.",
             why="\n".join(done.tail[-6:]),
+            output=done.tail,
             remedy=f"see {run.log}.",
         )
     return wheels[0]
