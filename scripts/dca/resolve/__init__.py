@@ -12,9 +12,9 @@ from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, 
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
 from dca.catalogue.toolkits import CudaVersion
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
-from dca.resolve.draft import Draft, World
+from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_served
-from dca.resolve.jobs import choose_jobs, heaviest
+from dca.resolve.jobs import Jobs, choose_jobs, heaviest
 from dca.resolve.modules import choose_modules
 from dca.resolve.sources import choose_sources
 from dca.resolve.toolkit import choose_toolkit
@@ -61,81 +61,48 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
 def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]:
     """One recipe's plan, or everything that speaks against it at once."""
     draft = Draft()
-    everything = "all" in request.prebuilt
     check_machine(world.machine, draft)
     check_profile(request, loaded.recipe, draft)
-    loaded = loaded.of_profile(request.profile)
-    recipe = loaded.recipe
+    candidate = Candidate(request, loaded.of_profile(request.profile), world)
+    recipe = candidate.recipe
     groups = choose_groups(request, recipe, draft)
     check_python(request, recipe, world.machine, draft)
     if request.profile != KERNELS:
-        check_transformers(loaded, draft)
+        check_transformers(candidate.loaded, draft)
     supported = check_cuda(request, recipe, world, draft)
-    sources, missing = choose_sources(request, recipe, groups, world.reach, draft)
-    toolkit, compiler, cuda_line, line_facts = None, None, "", None
-    if everything:
-        if recipe.official_wheel is None:
-            draft.refuse(
-                "DCA-309",
-                f"{recipe.name} has no official wheel to copy modules from.",
-                "leave --prebuilt all out.",
-            )
-        else:
-            cuda_line = recipe.official_wheel.cuda
-            if request.strict_cuda and request.cuda not in (None, cuda_line):
-                draft.refuse(
-                    "DCA-302",
-                    f"--strict-cuda: the official wheel is of CUDA {cuda_line}, not {request.cuda}.",
-                    "leave --strict-cuda out.",
-                )
-            line_facts = world.cuda.of(cuda_line)
-            draft.choose("toolkit", "none", "--prebuilt all: nothing is compiled.")
-    elif supported:
-        found = choose_toolkit(request, recipe, world, draft)
-        if found is not None:
-            toolkit, compiler, line_facts = found
-            cuda_line = line_facts.line
-    substituted = bool(request.cuda and cuda_line and request.cuda != cuda_line)
-    archs, ptx = _archs(
-        request, recipe, world, groups, line_facts, draft, substituted=substituted, everything=everything
-    )
-    check_group_archs(request, recipe, groups, archs, draft)
-    modules: list[PlannedModule] = []
-    if not draft.reasons:
-        modules = choose_modules(request, recipe, groups, archs, ptx, sources, missing, world.reach, draft)
+    sources = choose_sources(request, recipe, groups, world.reach, draft)
+    compiler = _compiler(candidate, draft, supported=supported)
+    substituted = bool(request.cuda and compiler.line and request.cuda != compiler.line)
+    target = _target(candidate, groups, compiler.facts, draft, substituted=substituted)
+    check_group_archs(request, recipe, groups, target.archs, draft)
+    modules = choose_modules(candidate, target, sources, draft) if not draft.reasons else []
     serves = what_is_served(request, recipe, groups, modules)
     if not draft.reasons and request.model:
         check_model(request.model, recipe, serves, draft)
     if not draft.reasons and request.cuda and substituted:
-        _explain_substitution(request.cuda, cuda_line, recipe, modules, world, draft)
+        _explain_substitution(candidate, compiler.line, modules, draft)
     if draft.reasons:
         return draft.reasons
+    jobs = _jobs(candidate, modules, draft)
+    version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft))
+    draft.choose("version", version, "base version, patch revision, CUDA that compiled, profile and archs.")
     python = world.machine.python
     assert python is not None  # noqa: S101 - check_python refused otherwise
-    dirty = any(tree.kind == "folder" for tree in world.reach.local.values())
-    machine, job_gib = world.machine, recipe.offer(request.profile).job_memory_gib
-    heavy_gib = heaviest(recipe, request.profile, modules)
-    jobs = choose_jobs(machine.cores, machine.memory_gib, job_gib, heavy_gib, request.jobs)
-    if any(module.origin == "compiled" for module in modules):
-        draft.choose("jobs", str(jobs.count), jobs.reason)
-    followed = _followed(recipe, sources, world, draft)
-    version = _version(loaded, request, groups, archs, ptx, cuda_line, followed, dirty=dirty)
-    draft.choose("version", version, "base version, patch revision, CUDA that compiled, profile and archs.")
     return Plan(
         recipe=recipe.name,
         title=recipe.title,
-        recipe_digest=loaded.digest,
+        recipe_digest=candidate.loaded.digest,
         version=version,
         profile=request.profile,
         groups=groups,
-        archs=archs,
-        ptx=ptx,
+        archs=target.archs,
+        ptx=target.ptx,
         cuda_asked=request.cuda,
-        cuda=cuda_line,
+        cuda=compiler.line,
         substituted=substituted,
-        toolkit=toolkit,
-        host_compiler=compiler.path if compiler else "",
-        host_compiler_version=compiler.version if compiler else "",
+        toolkit=compiler.toolkit,
+        host_compiler=compiler.host.path if compiler.host else "",
+        host_compiler_version=compiler.host.version if compiler.host else "",
         torch=recipe.torch.version,
         torch_cuda=recipe.torch.cuda,
         python=python.version,
@@ -143,75 +110,131 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         jobs=jobs.count,
         heavy_jobs=jobs.heavy,
         jobs_asked=request.jobs is not None,
-        sources=tuple(sources.values()),
+        sources=tuple(sources.planned.values()),
         modules=tuple(modules),
         serves=serves,
-        series_revision=loaded.series_revision,
-        series_digest=loaded.series_digest,
-        lock_digest=loaded.lock_digest,
-        build_lock_digest=loaded.build_lock_digest,
-        dirty=dirty,
+        series_revision=candidate.loaded.series_revision,
+        series_digest=candidate.loaded.series_digest,
+        lock_digest=candidate.loaded.lock_digest,
+        build_lock_digest=candidate.loaded.build_lock_digest,
+        dirty=_is_dirty(world),
         choices=tuple(draft.choices),
         checks=tuple(draft.checks),
         warnings=tuple(draft.warnings),
-        advice=_advice(loaded, world, archs, everything=everything),
+        advice=_advice(candidate, target.archs),
         passed_over=tuple(draft.passed),
     )
 
 
-def _archs(
-    request: Request,
-    recipe: Recipe,
-    world: World,
-    groups: tuple[str, ...],
-    facts: CudaVersion | None,
-    draft: Draft,
-    *,
-    substituted: bool,
-    everything: bool,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The GPU archs to build for, and those that PTX is embedded for."""
-    if request.archs:
-        asked, reason = request.archs, "asked for with --arch."
-    elif world.machine.gpus:
-        asked = tuple(gpu.arch for gpu in world.machine.gpus)
-        reason = "the GPUs of this machine: " + ", ".join(sorted({gpu.name for gpu in world.machine.gpus})) + "."
-    else:
-        narrow = [recipe.groups[name].archs for name in groups if recipe.groups[name].archs]
-        default = recipe.offer(request.profile).default_archs
-        asked = tuple(arch for arch in default if all(arch in archs for archs in narrow))
-        reason = "no GPU here: the archs that dual chunk attention is served on."
-        if left_out := [arch for arch in default if arch not in asked]:
-            reason += f" Without {', '.join(left_out)}, which a group has no kernels for."
+def _is_dirty(world: World) -> bool:
+    """Whether a source is a folder that is taken as it is."""
+    return any(tree.kind == "folder" for tree in world.reach.local.values())
+
+
+def _compiler(candidate: Candidate, draft: Draft, *, supported: bool) -> Compiler:
+    """The toolkit and the host compiler, or the CUDA line of the official wheel when all of it is copied.
+
+    Args:
+        supported: whether the recipe supports the CUDA line that was asked for.
+    """
+    if candidate.copies_all:
+        return _official_cuda(candidate, draft)
+    if supported:
+        found = choose_toolkit(candidate.request, candidate.recipe, candidate.world, draft)
+        if found is not None:
+            toolkit, host, facts = found
+            return Compiler(line=facts.line, facts=facts, toolkit=toolkit, host=host)
+    return Compiler()
+
+
+def _official_cuda(candidate: Candidate, draft: Draft) -> Compiler:
+    request, recipe = candidate.request, candidate.recipe
+    if recipe.official_wheel is None:
+        text = f"{recipe.name} has no official wheel to copy modules from."
+        draft.refuse("DCA-309", text, "leave --prebuilt all out.")
+        return Compiler()
+    line = recipe.official_wheel.cuda
+    if request.strict_cuda and request.cuda not in (None, line):
+        text = f"--strict-cuda: the official wheel is of CUDA {line}, not {request.cuda}."
+        draft.refuse("DCA-302", text, "leave --strict-cuda out.")
+    draft.choose("toolkit", "none", "--prebuilt all: nothing is compiled.")
+    return Compiler(line=line, facts=candidate.world.cuda.of(line))
+
+
+def _jobs(candidate: Candidate, modules: list[PlannedModule], draft: Draft) -> Jobs:
+    """How many compilers run at once."""
+    request, recipe, machine = candidate.request, candidate.recipe, candidate.world.machine
+    heavy_gib = heaviest(recipe, request.profile, modules)
+    job_gib = recipe.offer(request.profile).job_memory_gib
+    jobs = choose_jobs(machine.cores, machine.memory_gib, job_gib, heavy_gib, request.jobs)
+    if any(module.origin == "compiled" for module in modules):
+        draft.choose("jobs", str(jobs.count), jobs.reason)
+    return jobs
+
+
+def _target(
+    candidate: Candidate, groups: tuple[str, ...], facts: CudaVersion | None, draft: Draft, *, substituted: bool
+) -> Target:
+    """The GPU archs to build for, and those that PTX is embedded for.
+
+    Args:
+        facts: about the CUDA line that compiles.
+        substituted: whether that is another line than the one asked for.
+    """
+    request, machine = candidate.request, candidate.world.machine
+    asked, reason = _asked_archs(candidate, groups)
     archs = tuple(sorted({arch.removesuffix("+PTX") for arch in asked}, key=Version))
     ptx = tuple(sorted({arch.removesuffix("+PTX") for arch in asked if arch.endswith("+PTX")}, key=Version))
-    offered = recipe.offer(request.profile).archs
-    found_here = "" if request.archs or not world.machine.gpus else " (a GPU of this machine)"
+    found_here = "" if request.archs or not machine.gpus else " (a GPU of this machine)"
     for arch in archs:
-        if facts is not None and not everything and arch not in facts.archs:
-            draft.refuse(
-                "DCA-304",
-                f"nvcc {facts.line} does not know the GPU architecture {arch}.",
-                f"choose from {', '.join(a for a in facts.archs if a in offered)}.",
-            )
-        elif arch not in offered:
-            draft.refuse(
-                "DCA-305",
-                f"the {request.profile} profile is not offered for {arch}{found_here}: the "
-                f"{'sparse-attention ' * (request.profile == 'lean')}kernels of {recipe.name} run on "
-                f"{', '.join(offered)}.",
-                _other_way(recipe, arch, request.profile),
-            )
-        elif arch not in recipe.lean.archs:
-            draft.warnings.append(
-                f"the sparse-attention kernels of {recipe.name} run on {', '.join(recipe.lean.archs)}, not on {arch}: "
-                "there the wheel serves without dual chunk attention."
-            )
+        _check_arch(arch, found_here, candidate, facts, draft)
     if ptx and substituted:
         draft.choose("PTX", "none", "the toolkit is not the CUDA asked for, and its PTX would need a newer driver.")
         ptx = ()
     draft.choose("archs", ", ".join(archs), reason)
-    return archs, ptx
+    return Target(groups, archs, ptx)
+
+
+def _asked_archs(candidate: Candidate, groups: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The archs that are asked for, found or taken by default, and the reason."""
+    request, recipe, machine = candidate.request, candidate.recipe, candidate.world.machine
+    if request.archs:
+        return request.archs, "asked for with --arch."
+    if machine.gpus:
+        names = ", ".join(sorted({gpu.name for gpu in machine.gpus}))
+        return tuple(gpu.arch for gpu in machine.gpus), f"the GPUs of this machine: {names}."
+    narrow = [recipe.groups[name].archs for name in groups if recipe.groups[name].archs]
+    default = recipe.offer(request.profile).default_archs
+    archs = tuple(arch for arch in default if all(arch in supported for supported in narrow))
+    reason = "no GPU here: the archs that dual chunk attention is served on."
+    if left_out := [arch for arch in default if arch not in archs]:
+        reason += f" Without {', '.join(left_out)}, which a group has no kernels for."
+    return archs, reason
+
+
+def _check_arch(arch: str, found_here: str, candidate: Candidate, facts: CudaVersion | None, draft: Draft) -> None:
+    """Refuse an arch that the compiler or the profile does not have, and warn of one without sparse attention."""
+    recipe, profile = candidate.recipe, candidate.request.profile
+    offered = recipe.offer(profile).archs
+    if facts is not None and not candidate.copies_all and arch not in facts.archs:
+        draft.refuse(
+            "DCA-304",
+            f"nvcc {facts.line} does not know the GPU architecture {arch}.",
+            f"choose from {', '.join(known for known in facts.archs if known in offered)}.",
+        )
+    elif arch not in offered:
+        draft.refuse(
+            "DCA-305",
+            f"the {profile} profile is not offered for {arch}{found_here}: the "
+            f"{'sparse-attention ' * (profile == 'lean')}kernels of {recipe.name} run on "
+            f"{', '.join(offered)}.",
+            _other_way(recipe, arch, profile),
+        )
+    elif arch not in recipe.lean.archs:
+        draft.warnings.append(
+            f"the sparse-attention kernels of {recipe.name} run on {', '.join(recipe.lean.archs)}, not on {arch}: "
+            "there the wheel serves without dual chunk attention."
+        )
 
 
 def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
@@ -229,9 +252,9 @@ def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
     return f"build for {', '.join(recipe.lean.default_archs)}."
 
 
-def _explain_substitution(
-    asked: str, used: str, recipe: Recipe, modules: list[PlannedModule], world: World, draft: Draft
-) -> None:
+def _explain_substitution(candidate: Candidate, used: str, modules: list[PlannedModule], draft: Draft) -> None:
+    """Say that another CUDA line compiles than the one asked for, and what that means for the driver."""
+    asked, recipe, world = candidate.request.cuda, candidate.recipe, candidate.world
     major = used.split(".")[0]
     first = FIRST_DRIVER.get(int(major), 0)
     runs = f"Compiled kernels (SASS) of any CUDA {major}.x run on every {major}.x driver from {first} on"
@@ -256,43 +279,40 @@ def _explain_substitution(
             )
 
 
-def _followed(recipe: Recipe, sources: dict[str, PlannedSource], world: World, draft: Draft) -> list[str]:
-    """The commits of the plan that the recipe does not pin, shortened; each is told."""
-    moved = {name: world.reach.followed.get(f"{recipe.name}/{name}", "") for name in sources}
+def _followed(candidate: Candidate, sources: Sources, draft: Draft) -> list[str]:
+    """The commits of the plan that the recipe does not pin, shortened; each is reported."""
+    planned, followed = sources.planned, candidate.world.reach.followed
+    moved = {name: followed.get(f"{candidate.recipe.name}/{name}", "") for name in planned}
     for name, commit in moved.items():
-        if commit and sources[name].pin == f"commit:{commit}":
+        if commit and planned[name].pin == f"commit:{commit}":
             draft.warnings.append(
                 f"{name} is at commit {commit[:12]}, where its branch was with --update, and not at the one that the "
                 "recipe pins. --pinned goes back to that."
             )
-    return [commit for name, commit in moved.items() if commit and sources[name].pin == f"commit:{commit}"]
+    return [commit for name, commit in moved.items() if commit and planned[name].pin == f"commit:{commit}"]
 
 
-def _version(
-    loaded: Loaded,
-    request: Request,
-    groups: tuple[str, ...],
-    archs: tuple[str, ...],
-    ptx: tuple[str, ...],
-    cuda: str,
-    followed: list[str],
-    *,
-    dirty: bool,
-) -> str:
-    recipe = loaded.recipe
-    local = [f"dca{loaded.series_revision}", "cu" + cuda.replace(".", "")]
-    if "all" in request.prebuilt:
+def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str]) -> str:
+    """The wheel's version.
+
+    Args:
+        cuda: line that compiles.
+        followed: commits that the recipe does not pin.
+    """
+    request, recipe = candidate.request, candidate.recipe
+    local = [f"dca{candidate.loaded.series_revision}", "cu" + cuda.replace(".", "")]
+    if candidate.copies_all:
         local.append("prebuilt")
     else:
         local.append(request.profile)
         # A wheel that is more or less than the profile must not carry the profile's name.
-        local += [_plain(name) for name in groups if name not in recipe.lean.groups]
+        local += [_plain(name) for name in target.groups if name not in recipe.lean.groups]
         local += ["pre" + _plain(name) for name in request.prebuilt]
-        local += ["sm" + arch.replace(".", "") for arch in archs]
-        local += ["ptx" + arch.replace(".", "") for arch in ptx]
+        local += ["sm" + arch.replace(".", "") for arch in target.archs]
+        local += ["ptx" + arch.replace(".", "") for arch in target.ptx]
     # Other sources than the recipe's must not carry its name either.
     local += ["git" + commit[:8] for commit in followed]
-    if dirty:
+    if _is_dirty(candidate.world):
         local.append("dirty")
     return f"{recipe.base_version}+{'.'.join(local)}"
 
@@ -302,11 +322,11 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _advice(loaded: Loaded, world: World, archs: tuple[str, ...], *, everything: bool) -> tuple[str, ...]:
+def _advice(candidate: Candidate, archs: tuple[str, ...]) -> tuple[str, ...]:
     """Honesty about not building: whether the project's own wheel would do."""
-    recipe = loaded.recipe
+    recipe, world = candidate.recipe, candidate.world
     official, python = recipe.official_wheel, world.machine.python
-    if official is None or python is None or everything:
+    if official is None or python is None or candidate.copies_all:
         return ()
     serving = [arch for arch in archs if _serves(recipe, arch)]
     if not serving or world.machine.processor not in official.machines:
@@ -316,7 +336,7 @@ def _advice(loaded: Loaded, world: World, archs: tuple[str, ...], *, everything:
     driver = f" with a driver of CUDA {official.cuda}, {facts.driver_min} or newer" if facts else ""
     patched = (
         "this recipe's patches and guards (backend chosen by itself, unsafe settings refused)"
-        if loaded.series_revision
+        if candidate.loaded.series_revision
         else "nothing of patches or guards, because this recipe has none"
     )
     return (

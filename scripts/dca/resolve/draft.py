@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dca.catalogue import machine
 from dca.catalogue.machine import Machine
-from dca.catalogue.plan import Check, Choice, PassedOver, Reach, Reason
-from dca.catalogue.recipes import Loaded
-from dca.catalogue.toolkits import CudaVersions, ToolkitSource
+from dca.catalogue.plan import Check, Choice, PassedOver, PlannedSource, PlannedToolkit, Reach, Reason, Request
+from dca.catalogue.recipes import Loaded, Recipe
+from dca.catalogue.toolkits import CudaVersion, CudaVersions, ToolkitSource
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,74 @@ class World:
     cuda: CudaVersions
     machine: Machine
     reach: Reach
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe that a request is tried with.
+
+    Args:
+        loaded: the recipe with its patches and locks, as the request's profile sees it.
+    """
+
+    request: Request
+    loaded: Loaded
+    world: World
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe itself."""
+        return self.loaded.recipe
+
+    @property
+    def copies_all(self) -> bool:
+        """Whether every module is to be copied from the official wheel."""
+        return "all" in self.request.prebuilt
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the modules are compiled for.
+
+    Args:
+        groups: of ops.
+        archs: GPU architectures that the wheel is for.
+        ptx: those of them that PTX is embedded for.
+    """
+
+    groups: tuple[str, ...]
+    archs: tuple[str, ...]
+    ptx: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """What compiles the modules; nothing of it for a plan that copies them all.
+
+    Args:
+        line: CUDA line, of the official wheel when nothing is compiled.
+        facts: what is known of that line.
+        toolkit: the CUDA toolkit.
+        host: the C++ compiler.
+    """
+
+    line: str = ""
+    facts: CudaVersion | None = None
+    toolkit: PlannedToolkit | None = None
+    host: machine.Compiler | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the source trees come from.
+
+    Args:
+        planned: by name.
+        missing: by name, why a tree cannot be had.
+    """
+
+    planned: dict[str, PlannedSource]
+    missing: dict[str, str]
 
 
 @dataclass

@@ -3,78 +3,86 @@
 from __future__ import annotations
 
 from dca.catalogue.archs import how_reached
-from dca.catalogue.plan import PlannedModule, PlannedSource, Reach, Request
+from dca.catalogue.plan import PlannedModule, PlannedSource
 from dca.catalogue.recipes import Recipe
-from dca.resolve.draft import Draft
+from dca.resolve.draft import Candidate, Draft, Sources, Target
 from dca.resolve.full import full_modules
 
 
-def choose_modules(
-    request: Request,
-    recipe: Recipe,
-    groups: tuple[str, ...],
-    archs: tuple[str, ...],
-    ptx: tuple[str, ...],
-    sources: dict[str, PlannedSource],
-    missing: dict[str, str],
-    reach: Reach,
-    draft: Draft,
-) -> list[PlannedModule]:
+def choose_modules(candidate: Candidate, target: Target, sources: Sources, draft: Draft) -> list[PlannedModule]:
     """Each module of the wheel: compiled from source, or copied from the official wheel."""
-    wanted: list[tuple[PlannedModule, str]] = []
-    if "all" not in request.prebuilt:
+    request, recipe = candidate.request, candidate.recipe
+    if candidate.copies_all:
+        chosen = _official_modules(recipe, target)
+    else:
         full = recipe.full if request.profile == "full" else None
-        wanted = full_modules(recipe, full, archs, draft) if full else _lean_modules(recipe, groups, archs, ptx)
-    found: list[PlannedModule] = []
-    copied: list[str] = []
-    for module, tree in wanted:
-        ops = _ops(module.name, recipe, module.groups or tuple(recipe.groups))
-        if module.name in request.prebuilt or tree in request.prebuilt:
-            reason = "--prebuilt."
-        elif tree not in sources:
-            reason = missing[tree]
-        else:
-            reached = {arch: how_reached(arch, module.sass, module.ptx) for arch in archs} if module.sass else {}
-            found.append(module.model_copy(update={"reached": reached, "ops": ops}))
-            continue
-        copied.append(module.name)
-        found.append(_copied(module.name, module.path, recipe, module.groups, ops, archs, reason))
-    if "all" in request.prebuilt and recipe.official_wheel:
-        known = {module.path: name for name, module in recipe.modules.items()}
-        for path in recipe.official_wheel.members:
-            if path.endswith(".so"):
-                name = known.get(path, path.rsplit("/", 1)[-1].split(".")[0])
-                copied.append(name)
-                own = tuple(group for group in groups if recipe.groups[group].module == name)
-                ops = _ops(name, recipe, own)
-                found.append(_copied(name, path, recipe, own, ops, archs, "--prebuilt all."))
+        wanted = full_modules(recipe, full, target.archs, draft) if full else _lean_modules(recipe, target)
+        chosen = [_compiled_or_copied(module, tree, candidate, target, sources) for module, tree in wanted]
+    copied = [module for module in chosen if module.origin == "copied"]
     if copied:
-        official = recipe.official_wheel
-        if official is None:
-            draft.refuse(
-                "DCA-309",
-                f"{', '.join(copied)}: {recipe.name} has no official wheel to copy from.",
-                "leave --prebuilt out.",
-            )
-            return found
-        if not reach.of("index").ok:
-            draft.refuse(
-                "DCA-301",
-                f"{official.file}: the package index cannot be reached ({reach.of('index').why}).",
-                "check the network.",
-            )
-        sources["official wheel"] = PlannedSource(
-            name="official wheel", origin="index", places=(official.file,), pin=f"sha256:{official.sha256}"
-        )
-        _explain_copies([one for one in found if one.origin == "copied"], official.cuda, draft)
-    return found
+        _plan_copies(copied, candidate, sources, draft)
+    return chosen
 
 
-def _lean_modules(
-    recipe: Recipe, groups: tuple[str, ...], archs: tuple[str, ...], ptx: tuple[str, ...]
-) -> list[tuple[PlannedModule, str]]:
+def _compiled_or_copied(
+    module: PlannedModule, tree: str, candidate: Candidate, target: Target, sources: Sources
+) -> PlannedModule:
+    recipe, prebuilt = candidate.recipe, candidate.request.prebuilt
+    module = module.model_copy(update={"ops": _ops(module.name, recipe, module.groups or tuple(recipe.groups))})
+    if module.name in prebuilt or tree in prebuilt:
+        return _copied(module, recipe, target.archs, "--prebuilt.")
+    if tree not in sources.planned:
+        return _copied(module, recipe, target.archs, sources.missing[tree])
+    reached = {arch: how_reached(arch, module.sass, module.ptx) for arch in target.archs} if module.sass else {}
+    return module.model_copy(update={"reached": reached})
+
+
+def _official_modules(recipe: Recipe, target: Target) -> list[PlannedModule]:
+    """Every module of the official wheel, copied."""
+    if recipe.official_wheel is None:
+        return []
+    names = {module.path: name for name, module in recipe.modules.items()}
+    modules = []
+    for path in recipe.official_wheel.members:
+        if path.endswith(".so"):
+            name = names.get(path, path.rsplit("/", 1)[-1].split(".")[0])
+            groups = tuple(group for group in target.groups if recipe.groups[group].module == name)
+            module = PlannedModule(
+                name=name,
+                path=path,
+                origin="copied",
+                groups=groups,
+                sass=(),
+                ptx=(),
+                reached={},
+                reason="",
+                ops=_ops(name, recipe, groups),
+            )
+            modules.append(_copied(module, recipe, target.archs, "--prebuilt all."))
+    return modules
+
+
+def _plan_copies(copied: list[PlannedModule], candidate: Candidate, sources: Sources, draft: Draft) -> None:
+    """Plan the official wheel as a source, or refuse where it cannot be one."""
+    recipe, index = candidate.recipe, candidate.world.reach.of("index")
+    official = recipe.official_wheel
+    if official is None:
+        names = ", ".join(module.name for module in copied)
+        text = f"{names}: {recipe.name} has no official wheel to copy from."
+        draft.refuse("DCA-309", text, "leave --prebuilt out.")
+        return
+    if not index.ok:
+        text = f"{official.file}: the package index cannot be reached ({index.why})."
+        draft.refuse("DCA-301", text, "check the network.")
+    sources.planned["official wheel"] = PlannedSource(
+        name="official wheel", origin="index", places=(official.file,), pin=f"sha256:{official.sha256}"
+    )
+    _explain_copies(copied, official.cuda, draft)
+
+
+def _lean_modules(recipe: Recipe, target: Target) -> list[tuple[PlannedModule, str]]:
     """The modules of some groups, each with the source tree that it is compiled from."""
-    found = []
+    groups, modules = target.groups, []
     for name in dict.fromkeys(recipe.groups[group].module for group in groups):
         module = recipe.modules[name]
         official = recipe.official_wheel.members.get(module.path) if recipe.official_wheel else None
@@ -83,38 +91,31 @@ def _lean_modules(
             path=module.path,
             origin="compiled",
             groups=tuple(group for group in groups if recipe.groups[group].module == name),
-            sass=tuple(arch for arch in archs if arch in module.archs),
-            ptx=ptx,
+            sass=tuple(arch for arch in target.archs if arch in module.archs),
+            ptx=target.ptx,
             reached={},
             reason="from source.",
             official=official.sha256 if official else "",
         )
-        found.append((planned, module.tree))
-    return found
+        modules.append((planned, module.tree))
+    return modules
 
 
-def _copied(
-    name: str,
-    path: str,
-    recipe: Recipe,
-    groups: tuple[str, ...],
-    ops: dict[str, str],
-    archs: tuple[str, ...],
-    reason: str,
-) -> PlannedModule:
-    member = recipe.official_wheel.members.get(path) if recipe.official_wheel else None
+def _copied(module: PlannedModule, recipe: Recipe, archs: tuple[str, ...], reason: str) -> PlannedModule:
+    """A module as the official wheel has it."""
+    member = recipe.official_wheel.members.get(module.path) if recipe.official_wheel else None
     sass, ptx = (member.sass, member.ptx) if member else ((), ())
     return PlannedModule(
-        name=name,
-        path=path,
+        name=module.name,
+        path=module.path,
         origin="copied",
-        groups=groups,
+        groups=module.groups,
         sass=sass,
         ptx=ptx,
         reached={arch: how_reached(arch, sass, ptx) for arch in archs} if sass or ptx else {},
         reason=reason,
         sha256=member.sha256 if member else "",
-        ops=ops,
+        ops=module.ops,
     )
 
 

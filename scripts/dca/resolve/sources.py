@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dca.catalogue.plan import PlannedSource, Reach, Reason, Request
 from dca.catalogue.recipes import GitSource, Recipe, SdistSource
-from dca.resolve.draft import Draft
+from dca.resolve.draft import Draft, Sources
 
 
-def choose_sources(
-    request: Request, recipe: Recipe, groups: tuple[str, ...], reach: Reach, draft: Draft
-) -> tuple[dict[str, PlannedSource], dict[str, str]]:
+def choose_sources(request: Request, recipe: Recipe, groups: tuple[str, ...], reach: Reach, draft: Draft) -> Sources:
     """Where the recipe's own source and the companions of its groups come from, and why one cannot be had."""
-    found: dict[str, PlannedSource] = {}
+    planned: dict[str, PlannedSource] = {}
     missing: dict[str, str] = {}
     own = find_source("source", recipe.source, reach)
     if isinstance(own, PlannedSource):
-        found["source"] = own
+        planned["source"] = own
         draft.choose(
             "source",
             f"{own.pin} from {own.places[0]}",
@@ -44,8 +42,8 @@ def choose_sources(
         elif against:
             missing[name] = " ".join(reason.text for reason in against[:1])
         else:
-            found |= {key: tree for key, tree in trees.items() if isinstance(tree, PlannedSource)}
-    return found, missing
+            planned |= {key: tree for key, tree in trees.items() if isinstance(tree, PlannedSource)}
+    return Sources(planned, missing)
 
 
 def find_source(name: str, source: SdistSource | GitSource, reach: Reach) -> PlannedSource | Reason:

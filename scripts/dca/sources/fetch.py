@@ -153,7 +153,7 @@ def _bring(
         commit = source.pin.removeprefix("commit:")
         found = repository(source, recipe, run.cache, run.log)
         if inner:
-            _check_submodule(plan, recipe, name, inner, commit, run.cache, run.log)
+            _check_submodule(plan, source, recipe, run)
         git.export(found, commit, target, wanted_paths(recipe, source.name))
         head = "" if run.cache.offline else _head(source, recipe)
         _tell_head(source.name, head, commit, recipe, run.reporter)
@@ -206,15 +206,15 @@ def wanted_paths(recipe: Recipe, source: str) -> tuple[str, ...]:
     return next((below.only for below in companion.submodules if below.path == inner), ())
 
 
-def _check_submodule(
-    plan: Plan, recipe: Recipe, name: str, inner: str, commit: str, cache: store.Store, log: Path
-) -> None:
+def _check_submodule(plan: Plan, source: PlannedSource, recipe: Recipe, run: Run) -> None:
     """The parent's own record of its submodule must be the commit that the recipe pins."""
+    name, _, inner = source.name.partition("/")
+    commit = source.pin.removeprefix("commit:")
     companion = recipe.companions[name]
     parent = plan.source(name)
     if parent is None or parent.pin != companion.source.pin:
         return
-    recorded = git.submodule_commit(repository(parent, recipe, cache, log), companion.source.commit, inner)
+    recorded = git.submodule_commit(repository(parent, recipe, run.cache, run.log), companion.source.commit, inner)
     if recorded != commit:
         raise DcaError(
             "DCA-405",

@@ -396,23 +396,28 @@ def members(
                     remedy="the recipe names another wheel than the index carries.",
                 )
             total = sum(remote.getinfo(path).file_size for path in missing)
-            done = 0
+            counter = _Counter(total, progress)
             for path in missing:
-                done = _member(remote, path, wanted[path], places[path], done, total, progress)
+                _member(remote, path, wanted[path], places[path], counter)
     except (requests.RequestException, HTTPError, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise unreachable(f"{wheel.file} on the package index", error) from None
     return places
 
 
-def _member(
-    remote: zipfile.ZipFile,
-    name: str,
-    sha256: str,
-    place: Path,
-    done: int,
-    total: int,
-    progress: Progress | None,
-) -> int:
+class _Counter:
+    """Bytes that have come, of all that are to come, for whoever is told of progress."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def add(self, size: int) -> None:
+        self.done += size
+        if self.progress:
+            self.progress(self.done, self.total)
+
+
+def _member(remote: zipfile.ZipFile, name: str, sha256: str, place: Path, counter: _Counter) -> None:
+    """One member of a remote wheel, kept when its content has the hash."""
     import hashlib
 
     seen = hashlib.sha256()
@@ -422,11 +427,8 @@ def _member(
             while block := source.read(BLOCK):
                 stream.write(block)
                 seen.update(block)
-                done += len(block)
-                if progress:
-                    progress(done, total)
+                counter.add(len(block))
         if seen.hexdigest() != sha256:
             raise wrong_hash(name, sha256, seen.hexdigest())
         part.chmod(0o644)
         part.replace(place)
-    return done
