@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
@@ -44,9 +45,7 @@ def sbom(job: Job, build: Build) -> bytes:
     package = canonicalize_name(recipe.package)
     wheel = _component(
         "wheel",
-        package,
-        plan.version,
-        f"pkg:pypi/{package}",
+        _Package(package, plan.version, f"pkg:pypi/{package}"),
         properties={
             "plan": plan.key,
             "recipe": plan.recipe,
@@ -100,11 +99,22 @@ def _changes(patch: Applied, source: str, known: dict[str, Component]) -> bool:
     return of == source
 
 
+@dataclass(frozen=True)
+class _Package:
+    """What package URLs can name.
+
+    Args:
+        purl: package URL without the version (https://github.com/package-url/purl-spec).
+    """
+
+    name: str
+    version: str
+    purl: str
+
+
 def _component(
     ref: str,
-    name: str,
-    version: str,
-    purl: str,
+    package: _Package,
     *,
     sha256: str = "",
     program: bool = False,
@@ -114,19 +124,18 @@ def _component(
 
     Args:
         ref: what the document's own references call it.
-        purl: package URL without the version (https://github.com/package-url/purl-spec).
         program: whether it is run, and not made a part of something.
     """
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 
-    bare = PackageURL.from_string(purl)
-    url = PackageURL(bare.type, bare.namespace, bare.name, version, bare.qualifiers)
+    bare = PackageURL.from_string(package.purl)
+    url = PackageURL(bare.type, bare.namespace, bare.name, package.version, bare.qualifiers)
     return Component(
         type=ComponentType.APPLICATION if program else ComponentType.LIBRARY,
-        name=name,
-        version=version,
+        name=package.name,
+        version=package.version,
         purl=url,
         bom_ref=ref,
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)] if sha256 else [],
@@ -159,18 +168,16 @@ def _source(fetched: FetchedSource, recipe: Recipe, tree: Tree) -> Component:
     told = {"pin": fetched.pin, "tree": fetched.tree, "patched-tree": tree.patched.get(fetched.name, "")}
     if fetched.pin.startswith("tree:"):
         # A folder as it is: nobody else has it.
-        return _component(ref, fetched.name, fetched.tree, f"pkg:generic/{fetched.name}", properties=told)
+        return _component(ref, _Package(fetched.name, fetched.tree, f"pkg:generic/{fetched.name}"), properties=told)
     origin = recipe.origin(fetched.name)
     if isinstance(origin, SdistSource):
         return _component(
             ref,
-            fetched.name,
-            origin.version,
-            f"pkg:pypi/{canonicalize_name(origin.package)}",
+            _Package(fetched.name, origin.version, f"pkg:pypi/{canonicalize_name(origin.package)}"),
             sha256=origin.sha256,
             properties={**told, "file": origin.file},
         )
-    return _component(ref, fetched.name, origin.commit, _repository(origin.urls[0]), properties=told)
+    return _component(ref, _Package(fetched.name, origin.commit, _repository(origin.urls[0])), properties=told)
 
 
 def _repository(url: str) -> str:
@@ -191,17 +198,15 @@ def _patch(patch: Applied, recipe: Recipe) -> Component:
 
 def _makers(plan: Plan, build: Build) -> Iterator[Component]:
     """What compiled the modules, and what they were compiled against."""
-    yield _component("torch", "torch", plan.torch, "pkg:pypi/torch", properties={"cuda": plan.torch_cuda})
+    yield _component("torch", _Package("torch", plan.torch, "pkg:pypi/torch"), properties={"cuda": plan.torch_cuda})
     if plan.toolkit:
         yield _component(
             "toolkit",
-            "cuda-toolkit",
-            build.toolkit,
-            "pkg:generic/cuda-toolkit",
+            _Package("cuda-toolkit", build.toolkit, "pkg:generic/cuda-toolkit"),
             program=True,
             properties={"provider": plan.toolkit.name},
         )
-        yield _component("host-compiler", "gcc", build.host_compiler, "pkg:generic/gcc", program=True)
+        yield _component("host-compiler", _Package("gcc", build.host_compiler, "pkg:generic/gcc"), program=True)
 
 
 def _fixes(build: Build) -> Iterator[Component]:
@@ -217,9 +222,7 @@ def _official(recipe: Recipe) -> Component | None:
         return None
     return _component(
         "official-wheel",
-        wheel.file,
-        wheel.version,
-        f"pkg:pypi/{canonicalize_name(wheel.package)}",
+        _Package(wheel.file, wheel.version, f"pkg:pypi/{canonicalize_name(wheel.package)}"),
         sha256=wheel.sha256,
         properties={"cuda": wheel.cuda},
     )
