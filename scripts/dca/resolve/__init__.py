@@ -8,7 +8,7 @@ from __future__ import annotations
 from packaging.version import Version
 
 from dca.catalogue.archs import how_reached
-from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, PlannedSource, Reason, Request
+from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
 from dca.catalogue.toolkits import CudaVersion
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
