@@ -22,7 +22,7 @@ from dca.catalogue import failures, recipes
 from dca.catalogue.failures import Explanation, Failure
 from dca.cli import explanation_of, root
 from dca.foundation import data, runner
-from dca.foundation.errors import CODES, DcaError
+from dca.foundation.errors import DcaError
 from tests.support import ROOT
 
 ALL = failures.load()
@@ -72,20 +72,47 @@ def guard_codes() -> dict[str, str]:
     raise AssertionError
 
 
-def test_every_code_of_the_program_is_explained() -> None:
-    assert sorted(set(CODES) - set(ALL.codes)) == []
-    assert all(ALL.codes[code].title == "" for code in CODES)
+def code_uses() -> dict[str, set[str]]:
+    """The codes in the texts of the package and the guards, by the files they are in; docstrings do not count."""
+    uses: dict[str, set[str]] = {}
+    for path in [*data.PACKAGE.rglob("*.py"), *(data.data_root() / "patches/guards").rglob("*.py")]:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                for code in failures.CODE.findall(node.value):
+                    uses.setdefault(code, set()).add(path.name)
+    return uses
+
+
+def test_every_code_that_the_source_uses_is_explained() -> None:
+    assert {code: files for code, files in code_uses().items() if code not in ALL.codes} == {}
+
+
+def test_no_code_is_explained_that_nothing_uses() -> None:
+    assert sorted(set(ALL.codes) - set(code_uses())) == []
 
 
 def test_every_code_of_the_guards_is_explained_in_their_own_words() -> None:
     assert {code: ALL.codes[code].title for code in guard_codes()} == guard_codes()
 
 
-def test_no_code_is_explained_that_nothing_says() -> None:
-    # A stage whose command is not there yet has no codes at all.
-    stages = {code[:5] for code in CODES}
-    known = {code for code in ALL.codes if code[:5] in stages}
-    assert sorted(known - set(CODES) - set(guard_codes())) == []
+def test_the_documents_name_only_codes_that_are_explained() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    named = {(page.name, code) for page in pages for code in failures.CODE.findall(page.read_text(encoding="utf-8"))}
+    assert sorted((page, code) for page, code in named if code not in ALL.codes) == []
+
+
+@pytest.mark.parametrize("code", sorted(ALL.codes))
+def test_what_a_code_stands_for_is_one_short_clause(code: str) -> None:
+    title = ALL.codes[code].title
+    assert title == title.strip()
+    assert not title.endswith(".")
+    assert len(title.splitlines()) == 1
+
+
+def test_no_two_codes_stand_for_the_same() -> None:
+    assert len({about.title for about in ALL.codes.values()}) == len(ALL.codes)
 
 
 def test_the_catalogue_holds_what_is_known_of_builds_packages_and_serving() -> None:
@@ -466,7 +493,7 @@ def test_a_mistake_gets_one_message(arguments: list[str], words: bytes) -> None:
 
 def test_everything_that_is_known_is_listed() -> None:
     listed = run("--list").stdout.decode().splitlines()
-    assert {line.split()[0] for line in listed} >= {failure.id for failure in ALL.failures} | set(CODES)
+    assert {line.split()[0] for line in listed} >= {failure.id for failure in ALL.failures} | set(ALL.codes)
 
 
 # --- messages of other commands ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints, model_validator
 from dca.catalogue.recipes import RequirementText
 from dca.foundation import data, datafile
 from dca.foundation.documents import Document, Value
-from dca.foundation.errors import CODES, DcaError
+from dca.foundation.errors import DcaError
 
 Words = Annotated[str, StringConstraints(min_length=1)]
 Kind = Literal["cause", "warning", "consequence", "silent"]
@@ -124,8 +124,8 @@ class Failures(Value):
 class Code(Value):
     """What is known of a code of this tool's own messages."""
 
-    title: str = ""
-    """What it stands for, where the program's own list has it not: the guards inside of a wheel."""
+    title: Words
+    """What it stands for."""
     cause: Words
     remedy: Words
 
@@ -150,11 +150,10 @@ class Catalogue(Value):
             if failure.id == name.lower():
                 return _known(failure)
         code = name.upper()
-        title = CODES.get(code, "")
         about = self.codes.get(code)
         if about is None:
-            return Known(id=code, title=title, cause="", remedy="") if title else None
-        return Known(id=code, title=title or about.title, cause=about.cause, remedy=about.remedy)
+            return None
+        return Known(id=code, title=about.title, cause=about.cause, remedy=about.remedy)
 
 
 class Known(Value):

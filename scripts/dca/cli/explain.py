@@ -12,7 +12,7 @@ import click
 from dca.catalogue import failures
 from dca.catalogue.failures import Explanation, Known
 from dca.foundation import documents
-from dca.foundation.errors import CODES, DcaError
+from dca.foundation.errors import DcaError
 
 
 @click.command("explain")
@@ -58,7 +58,7 @@ def _named(what: str, catalogue: failures.Catalogue) -> Known | None:
     """The failure or code of that name; None when a file was meant."""
     known = catalogue.of(what)
     if known is None and not Path(what).suffix and "/" not in what:
-        names = [*(failure.id for failure in catalogue.failures), *CODES, *catalogue.codes]
+        names = [*(failure.id for failure in catalogue.failures), *catalogue.codes]
         near = difflib.get_close_matches(what if what.islower() else what.upper(), names, n=1)
         raise DcaError(
             "DCA-204",
@@ -81,7 +81,7 @@ def _read(what: str) -> Explanation:
 
 def _list(catalogue: failures.Catalogue) -> str:
     rows = [(failure.id, failure.title) for failure in catalogue.failures]
-    rows += [(code, known.title) for code in sorted(catalogue.codes) if (known := catalogue.of(code)) and known.title]
+    rows += [(code, about.title) for code, about in sorted(catalogue.codes.items())]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {title}" for name, title in rows)
 
