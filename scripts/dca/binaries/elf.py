@@ -39,7 +39,7 @@ def _not_whole(why: object) -> ElfError:
 
 @contextmanager
 def _parsing() -> Iterator[None]:
-    """What pyelftools trips over in a damaged file: it has an error of its own, but is far from always raising it."""
+    """Makes an ElfError of whatever pyelftools raises for a damaged file, which is rarely its own class of error."""
     try:
         yield
     except ElfError:
@@ -259,7 +259,7 @@ def torch_symbols(undefined: Iterable[Symbol]) -> tuple[str, ...]:
     return tuple(symbol.name for symbol in undefined if not symbol.weak and _of_torch(symbol.name))
 
 
-# A cheap look first: most symbols are of libstdc++ and libc, and reading a mangled name costs more.
+# Sorts out most symbols, which are of libstdc++ and libc, because reading a mangled name takes much longer.
 _MAYBE_TORCH = re.compile(r"aoti_torch_|torch_|_Z\w*?(?:3c10|2at|5torch|6caffe2)")
 _TORCH = re.compile(r"(?:c10|at|torch|caffe2)::")
 
@@ -323,7 +323,7 @@ def _wanted_versions(image: Image) -> dict[int, str]:
 
 def _highest(family: str, versions: Iterable[str]) -> str:
     """The highest number among the versions of one family: "2.34" for GLIBC and GLIBC_2.34; "" for none."""
-    # Numbers of a few digits: Python refuses to read those of thousands, and no release has them.
+    # Only numbers of a few digits are read: Python refuses to convert thousands of digits, which no release has.
     pattern = re.compile(rf"{family}_(\d{{1,9}}(?:\.\d{{1,9}})*)")
     numbers = [match[1] for version in versions if (match := pattern.fullmatch(version))]
     return max(numbers, key=lambda text: tuple(map(int, text.split("."))), default="")

@@ -28,8 +28,8 @@ LZ4, ZSTD, ARCH_ONLY, FAMILY_ONLY = 0x2000, 0x8000, 0x100000, 0x200000
 _HEADER = struct.Struct("<IHHQ")
 # kind, version, header size, stored size, compressed size, -, -, architecture, -, -, flags, -, uncompressed size
 _ENTRY = struct.Struct("<HHIQIIIIIIQQQ")
-# No cubin is that large, and no byte stands for more: LZ4 has one for 255 at best, zstd four for a block of 128 KiB. A
-# header that claims more is damaged, and would cost that much memory to believe.
+# How much a header may claim that its payload holds uncompressed; one that claims more is damaged, and would cost that
+# much memory. No cubin has a GiB, a byte of LZ4 stands for 255 bytes at most, and four of zstd for a block of 128 KiB.
 _MOST_BYTES = 1 << 30
 _MOST_OF_LZ4, _MOST_OF_ZSTD = 255, 1 << 15
 # Bytes of a zstd frame that are unpacked at once where it does not say how much it holds: 32 MiB at most.
@@ -170,7 +170,7 @@ def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCod
         for entry in _entries(data, start, end):
             total.add(entry, data[slice(*entry.payload)])
             if isinstance(data, mmap.mmap):
-                # What was read is not needed again; a wheel's modules would otherwise stay in memory as a whole.
+                # Give back the pages of what was read; a module of hundreds of MB would otherwise stay in memory whole.
                 page = entry.payload[0] // mmap.PAGESIZE * mmap.PAGESIZE
                 data.madvise(mmap.MADV_DONTNEED, page, entry.payload[1] - page)
     return total.result(sum(end - start for start, end in places))
@@ -332,7 +332,8 @@ def _unpack_zstd(frame: bytes, most: int) -> bytes:
     raise _DamageError("it cannot be uncompressed (it ends too early)")
 
 
-# Numbers of a few digits everywhere: Python refuses to read those of thousands, and nothing has them.
+# Only numbers of a few digits are read, here and below: Python refuses to convert thousands of digits, which no real
+# file has.
 _TARGET = re.compile(rb"^\.target\s+sm_(\d{1,9})", re.MULTILINE)
 
 

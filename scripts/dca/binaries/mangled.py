@@ -51,8 +51,9 @@ _OPERATORS = {
 _UNARY = frozenset(("ps", "ng", "ad", "de", "co", "nt", "pp", "mm", "sz", "az", "nx", "te", "sp", "sZ", "tw"))
 _OF_TYPE = frozenset(("st", "at", "ti"))
 _CASTS = frozenset(("sc", "dc", "cc", "rc"))
-# Whoever wrote a library wrote its symbols too. Substitutions can double a name with every eight characters, and a
-# qualified name is kept once for each of its parts: both end here, far behind what compilers write.
+# A symbol may have been made by hand to use up time or memory: substitutions can double the length of a name with every
+# eight characters, and a qualified name is kept once for each of its parts. Both limits are far above what compilers
+# write.
 _LONGEST = 1 << 15
 _MOST_TEXT = 1 << 22
 # Not part of what somebody called an entity: nvcc wraps what has internal linkage in a namespace named after the

@@ -314,7 +314,7 @@ def _anchor(text: str) -> bytes:
 def _trie(words: Sequence[bytes]) -> bytes:
     """A pattern for any of some words that looks at each character of a log once."""
     if b"" in words:
-        # The shorter word is enough: the line is then looked at for all of them.
+        # The shorter word is enough, because a line that holds it is checked for all of them.
         return b""
     by_first: dict[bytes, list[bytes]] = {}
     for word in words:
@@ -410,7 +410,7 @@ class _Search:
         seen.last = number
         seen.count += 1
         if seen.count == ENOUGH:
-            # A message on every line must not take longer than the rest of the log.
+            # It is searched for no longer, so that a message on every line takes no longer than the rest of the log.
             self.texts = [text for text in self.texts if text.failure.id != key]
             self._compiled = None
 

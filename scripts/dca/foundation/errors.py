@@ -1,7 +1,7 @@
 """The one kind of error that users see: a stable code, what happened, why, and what to do next.
 
 The first digit of a code is the exit code of the command, so `DCA-304` always ends with exit 3. What each code stands
-for is in build/failures/codes.toml, which only `dca explain` reads: no error depends on a data file to be raised.
+for is in build/failures/codes.toml; raising and printing an error does not need that file.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ def from_os_error(error: OSError) -> DcaError:
 
 
 def disk_full(where: str, why: str = "") -> DcaError:
-    """The error for a disk without room, whoever noticed it."""
+    """The error for a disk without room, whoever noticed it.
+
+    Args:
+        where: words that follow "the disk is full", such as "at PATH"; or nothing.
+        why: the system's or a program's own words.
+    """
     return DcaError(
         "DCA-101",
         f"the disk is full{' ' + where if where else ''}.",

@@ -25,7 +25,7 @@ from dca.toolchain.environments import TorchFacts
 
 __all__ = ["InspectedModule", "Inspection", "KernelFamily", "Recorded", "compare", "inspect", "schemas"]
 
-# What the readers of archives and texts say of a wheel that is damaged, encrypted or none at all.
+# What the readers of archives and texts raise for a file that is damaged, encrypted or not a wheel at all.
 DAMAGED = (*wheels.UNREADABLE, InvalidWheelFilename, InvalidRequirement, KeyError, StopIteration, ValueError)
 # Where every vLLM that has dual chunk attention keeps it, and the names that its kernels register.
 BACKEND = "attention/backends/dual_chunk_flash_attn.py"

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from dca.inspection.values import InspectedModule
 
-# What zipfile and zlib say of a member that is damaged, encrypted or compressed in an unknown way.
+# What zipfile and zlib raise for a member that is damaged, encrypted or compressed in an unknown way.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 # The glibc that each legacy platform tag promises to run on (PEP 513, 571, 599); the others say it themselves.
 LEGACY = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
