@@ -28,9 +28,9 @@ ORIGINAL = 700
 HEADS, KV_HEADS, SCALE = 4, 2, DIM**-0.5
 # Vertical and slash sizes of each head; 30 is the size that the backend raises.
 SIZES = ((48, 106), (30, 101), (100, 112), (64, 108))
-# Those of two GPUs of a tensor-parallel group.
+# Sizes of the heads of both GPUs of a tensor-parallel group.
 BOTH_RANKS = ((200, 180), (190, 170), (180, 160), (170, 150), *SIZES)
-# One line of each kind besides those that are always attended: most stages get none of them.
+# One line of each kind besides those that are always attended, so that most stages get none.
 FEW = ((31, 101),) * HEADS
 # More than the first span has keys; it clips them, and they stay so for the spans behind it.
 MANY = ((500, 600), (460, 450), (30, 900), (600, 101))

@@ -240,7 +240,7 @@ def left_out(kernels: Kernels, modules: Modules | None, *, quick: bool) -> list[
 
 
 def _settled(run: Callable[[int], dict[str, Any]], device: str, seed: int) -> dict[str, Any]:
-    """Run a case and wait for the GPU, so that what goes wrong there is told of the case that it belongs to."""
+    """Run a case and wait for the GPU, so that an error there is reported by the case that caused it."""
     if device == "cpu":
         return run(seed)
     try:
@@ -375,7 +375,15 @@ class Bench:
 def random_lines(
     queries: Sequence[int], keys: Sequence[int], heads: int, causal: bool, random: torch.Generator
 ) -> Converted:
-    """Conversions of random lines: few enough that most keys are left out, and some columns in every row."""
+    """Conversions of random lines: few enough that most keys are left out, and some columns in every row.
+
+    Args:
+        queries: per sequence.
+        keys: per sequence.
+        heads: query heads.
+        causal: as in `oracle.convert_row_block`.
+        random: on the CPU.
+    """
 
     def number(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=random))
@@ -408,6 +416,7 @@ def _sparse(bench: Bench, dtype: torch.dtype, causal: bool, heads: int, kv_heads
 
 
 def _check(problem: Problem, out: Tensor, lse: Tensor, worst: Worst) -> None:
+    """Hold every sequence of an answer, as `Bench.run` gives it, against its reference."""
     batch, queries, heads, _ = problem.q.shape
     keys, kv_heads = problem.k.shape[1:3]
     for b in range(batch):
@@ -416,6 +425,7 @@ def _check(problem: Problem, out: Tensor, lse: Tensor, worst: Worst) -> None:
 
 
 def _hold(reference: Reference, out: Tensor, lse: Tensor, what: str, worst: Worst) -> None:
+    """Hold an answer, `[queries, heads, dim]` with its log-sum-exp `[queries, heads]`, against the reference."""
     worst.within("log-sum-exp", what, lse, reference.lse, reference.lse_bound)
     worst.within("output", what, out, reference.out, reference.out_bound)
 
@@ -604,6 +614,7 @@ RAGGED = ((1, 70), (63, 191), (130, 130))
 
 
 def _ragged_inputs(bench: Bench, dtype: torch.dtype, causal: bool, random: torch.Generator) -> tuple[Inputs, Ragged]:
+    """A call of random numbers over the sequences of `RAGGED`; its output holds NaN."""
     heads, kv_heads = bench.extent.ranks[-1]
     queries, keys = zip(*RAGGED)
     sizes = Sizes(1, heads, kv_heads, sum(queries), sum(keys))

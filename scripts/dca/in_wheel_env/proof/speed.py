@@ -81,7 +81,16 @@ def _curve(kernels: Kernels, plan: Plan, device: str, same: float, seed: int) ->
 
 
 def _prompt(kernels: Kernels, plan: Plan, device: str, same: float, tokens: int, seed: int) -> dict[str, Any]:
-    """One point of the curve: all pieces of a prompt, each cut where a chunk ends."""
+    """One point of the curve: all pieces of a prompt, each cut where a chunk ends.
+
+    Args:
+        kernels: what is timed.
+        plan: on what.
+        device: where it runs.
+        same: how much of a query and of a key is the same everywhere, see `PATTERNS`.
+        tokens: of the prompt.
+        seed: of its random numbers.
+    """
     random = torch.Generator(device).manual_seed(seed)
     fixed = torch.randn(1, 1, plan.model.dim, generator=random, device=device) * same
 
@@ -141,6 +150,16 @@ class Span:
     """The tokens of one piece in one chunk, against all tokens before them."""
 
     def __init__(self, kernels: Kernels, plan: Plan, k: Tensor, v: Tensor, q: Tensor, first: int) -> None:
+        """Rotate the queries.
+
+        Args:
+            kernels: what is timed.
+            plan: on what.
+            k: `[tokens, kv_heads, dim]`, of all tokens up to the last of the span, rotated.
+            v: as `k`, not rotated.
+            q: `[queries, heads, dim]`, of the span, not rotated.
+            first: the first token of the span.
+        """
         self.kernels, self.plan, self.k, self.v = kernels, plan, k, v
         self.end, self.stride = k.shape[0], plan.model.chunking.stride
         places = oracle.query_positions(torch.arange(first, self.end, device=q.device), plan.model.chunking)

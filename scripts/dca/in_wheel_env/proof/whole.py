@@ -101,7 +101,7 @@ def cases(modules: Modules, plan: Plan, device: str, kernel: Kernel) -> list[Cas
 
 @contextlib.contextmanager
 def _on_gpu(backend: Any) -> Iterator[None]:
-    """The layer asks for its rank in a group of processes that there is none of here."""
+    """Answer the layer, which asks for its rank, in place of a group of processes: there is none here."""
     with mock.patch.object(backend, "get_tensor_model_parallel_rank", return_value=0):
         yield
 
@@ -183,7 +183,7 @@ class Run:
         return views, answers[0], asked
 
     def prefill(self, end: int) -> None:
-        """Up to a token of the prompt."""
+        """Prefill up to token `end` of the prompt, and hold every step of the layer against the oracle."""
         begin = self.conversation.done
         turned, got, asked = self._step(end - begin)
         prompt, stride = self.conversation.prompt, self.plan.model.chunking.stride
@@ -206,7 +206,7 @@ class Run:
             )
 
     def decode(self) -> None:
-        """One token behind the prompt."""
+        """Decode one token behind the prompt, likewise."""
         turned, got, _ = self._step(1)
         end = self.conversation.done
         at = self._cached(end)
@@ -234,6 +234,7 @@ class Run:
         return Cached(k, v, with_absolutes(v), Largest.of(k, v))
 
     def _cache(self, first: int, key: Tensor, value: Tensor) -> None:
+        """Hold what the cache got from token `first` on against keys and values `[tokens, kv_heads, dim]`."""
         at = self._cached(self.conversation.done)
         what = f"cache of tokens {first} to {self.conversation.done - 1}"
         want = key.double() * oracle.length_factor(
@@ -268,7 +269,7 @@ class Run:
             self.worst.within("rotated", what, turned[name][some], want, SLACK * torch.cat((bound, bound), dim=-1))
 
     def _some(self, count: int, most: int) -> Tensor:
-        """The first and the last of so many, and others: int64, ascending, on the device."""
+        """At most `most` of the numbers below `count`, the first and the last among them: int64, ascending."""
         more = torch.randint(count, (most,), generator=self.random, device=self.shape.device)
         more[0], more[-1] = 0, count - 1
         return more.unique()
@@ -445,6 +446,14 @@ def _chosen(
 
     A stage that nothing was chosen for has a few lines all the same, which may or may not be part of the choice.
 
+    Args:
+        stages: the lines of one head, of the own chunk, the previous one and all older ones, as far as there are any.
+        size: how many keys and how many diagonals were chosen.
+        queries: how many the span has.
+        end: where the span ends, in tokens.
+        stride: tokens of one chunk.
+        what: whose lines these are, for the message.
+
     Raises:
         Wrong: there is no such choice of that size.
     """
@@ -473,7 +482,18 @@ def _chosen(
 
 
 def _best(what: str, kind: str, lines: Tensor, scores: Tensor, factor: float) -> None:
-    """No line that was left out may score higher than a chosen one, by more than a factor."""
+    """Refuse a choice that left out a line with a score higher than a chosen one's by more than a factor.
+
+    Args:
+        what: whose lines these are, for the message.
+        kind: vertical or slash, for the message.
+        lines: int64, places of the chosen lines in `scores`.
+        scores: `[end]`, of all lines.
+        factor: how far two scores may be apart by the rounding of logits alone.
+
+    Raises:
+        Wrong: there is such a line.
+    """
     left = torch.ones_like(scores, dtype=torch.bool)
     left[lines] = False
     if not bool(left.any()):
