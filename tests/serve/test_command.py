@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from dca.serve import command, plan
-from dca.serve.command import Launch
+from dca.serve.command import Launch, Server
 from tests.support.serving import DCA, FOURTEEN, MILLION, ORDINARY, SEVEN, flags, folder, planned, subject
 
 # Words that mean something to a shell, a unit or YAML.
@@ -45,9 +45,12 @@ ODD = [
 ]
 
 
-def launched(model: str = SEVEN, where: str = "4xA100-80", machines: int = 1, **more: Any) -> Launch:
+def launched(
+    model: str = SEVEN, where: str = "4xA100-80", machines: int = 1, program: str = "vllm", **server: Any
+) -> Launch:
     about, served = subject(model, where, machines=machines)
-    return command.launch(plan.make(about, served), about.gpus, folder=about.file is not None, **more)
+    folder = about.file is not None
+    return command.launch(plan.make(about, served), about.gpus, Server(**server), folder=folder, program=program)
 
 
 def odd(place: Path, chance: random.Random) -> Launch:
@@ -280,7 +283,7 @@ def test_every_flag_is_one_of_the_engines(wheel: Path) -> None:
         planned(ORDINARY, "1x16", sequences=4, block_size=32),
     ):
         told |= set(flags(made))
-    one = launched(name="x", host="0.0.0.0", port=1, tools="hermes", chat_template="t")
+    one = launched(name="x", host="0.0.0.0", port=1, tool_parser="hermes", chat_template="t")
     told |= {name for name, _ in one.flags}
     assert len(told) > 15
     assert told - known == set()
