@@ -56,7 +56,7 @@ def test_changes_are_undone_one_by_one(model: Path) -> None:
     for factor in (2, 4, 8):
         api.set_yarn(model, YarnSetting(factor=factor, original=32768))
         states.append(content(model))
-    api.set_dca(model, model=MILLION, sizes=(30, 800))
+    api.set_dca(model, model=MILLION, sparse=(30, 800))
     for before in reversed(states):
         api.undo(model)
         assert content(model) == before
@@ -197,7 +197,7 @@ path = Path({str(model)!r})
 config.check(path)
 config.set_yarn(path, config.YarnSetting(factor=4, original=32768))
 config.undo(path)
-config.set_dca(path, model={MILLION!r}, sizes=(30, 800), out=path.parent / "out")
+config.set_dca(path, model={MILLION!r}, sparse=(30, 800), out=path.parent / "out")
 assert any(one.endswith("config.json") for one in opened)
 print([one for one in opened if "safetensors" in one])
 """
@@ -268,7 +268,7 @@ def test_a_sparse_table_from_a_file(tmp_path: Path, kind: str) -> None:
     rows = table(28, 28, 30, 800)
     inside: Any = {"dual_chunk_attention_config": {"sparse_attention_config": rows}}
     write(tmp_path, rows if kind == "list" else inside, "table.json")
-    api.set_dca(made, table=tmp_path / "table.json")
+    api.set_dca(made, sparse=tmp_path / "table.json")
     assert json.loads(content(made))["dual_chunk_attention_config"]["sparse_attention_config"] == rows
     assert api.check(made).findings == ()
 
@@ -294,7 +294,7 @@ def test_a_file_without_a_sparse_table_is_refused(tmp_path: Path, given: str) ->
     names, before = listing(made), content(made)
     (tmp_path / "table.json").write_text(given)
     with pytest.raises(DcaError) as wrong:
-        api.set_dca(made, table=tmp_path / "table.json")
+        api.set_dca(made, sparse=tmp_path / "table.json")
     assert wrong.value.code in ("DCA-206", "DCA-213")
     assert (listing(made), content(made)) == (names, before)
 

@@ -84,7 +84,7 @@ def cases(place: Path) -> dict[str, Case]:
     api.set_yarn(folder, yarn)
     made["newer"] = Case(folder, readers=most, **scaled)
     folder = setting("dca", config(rope_theta=1e7))
-    api.set_dca(folder, model=MILLION, sizes=(30, 800))
+    api.set_dca(folder, model=MILLION, sparse=(30, 800))
     made["set-dca"] = Case(folder, 1010000, base=1e7, dca=True)
     folder = setting("dropped", config("Qwen2.5-14B-Instruct-1M"))
     api.drop_dca(folder)

@@ -167,8 +167,8 @@ def set_yarn(
     quiet: bool,
 ) -> None:
     """Scale the rotary embedding with YaRN; factor x original is the new length."""
-    wanted = YarnSetting(factor=factor, original=original, attention_factor=attention)
-    _tell_change(config.set_yarn(folder, wanted, names=names, dry_run=dry_run, out=out), as_json, quiet)
+    setting = YarnSetting(factor=factor, original=original, attention_factor=attention)
+    _tell_change(config.set_yarn(folder, setting, names=names, dry_run=dry_run, out=out), as_json, quiet)
 
 
 @command.command("set-dca", short_help="Turn dual chunk attention on.")
@@ -205,24 +205,15 @@ def set_dca(
     """Turn dual chunk attention on, with the known model's numbers or with your own."""
     if table and sizes:
         raise DcaError("DCA-201", "--sparse and --sparse-sizes exclude each other.", remedy="give one of them.")
-    wanted = None
-    numbers = (chunk, local, original)
-    if any(one is not None for one in numbers):
+    setting = None
+    if any(number is not None for number in (chunk, local, original)):
         if chunk is None or local is None or original is None:
             raise DcaError("DCA-201", "--chunk, --local and --original belong together.", remedy="give all three.")
-        wanted = DualChunkSetting(chunk_size=chunk, local_size=local, original=original, length=length)
+        setting = DualChunkSetting(chunk_size=chunk, local_size=local, original=original, length=length)
     elif length is not None:
         raise DcaError("DCA-201", "--length goes with --chunk, --local and --original.", remedy="give all four.")
-    found = config.set_dca(
-        folder,
-        wanted,
-        model=model,
-        table=table,
-        sizes=_sizes(sizes),
-        dry_run=dry_run,
-        out=out,
-    )
-    _tell_change(found, as_json, quiet)
+    sparse = table or _sizes(sizes)
+    _tell_change(config.set_dca(folder, setting, model=model, sparse=sparse, dry_run=dry_run, out=out), as_json, quiet)
 
 
 @command.command("use-1m", short_help="Make config_1m.json the config.json.")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -646,9 +646,21 @@ def test_a_wrong_key_and_a_missing_one_are_told(serve: Serve, check: Check, monk
 BEFORE = ("", "x" * 48, "x" * 66, "x" * 272)
 
 
-@pytest.mark.parametrize(
-    ("key", "every"), [("pr1vate-0123456789abcdef", BEFORE), ('pr1vate"&<\\1234567890>abcdef', ("",)), ("p4s", ("",))]
-)
+class Secret(NamedTuple):
+    """A key, and what the server says before it each time that it says it back."""
+
+    key: str
+    before: tuple[str, ...]
+
+
+SECRETS = [
+    Secret("pr1vate-0123456789abcdef", BEFORE),
+    Secret('pr1vate"&<\\1234567890>abcdef', ("",)),
+    Secret("p4s", ("",)),
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret.key)
 @pytest.mark.parametrize("how", scripted.ECHOES)
 def test_a_key_that_the_server_says_back_is_shown_and_kept_nowhere(
     serve: Serve,
@@ -656,14 +668,14 @@ def test_a_key_that_the_server_says_back_is_shown_and_kept_nowhere(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     how: str,
-    key: str,
-    every: tuple[str, ...],
+    secret: Secret,
 ) -> None:
+    key = secret.key
     # No name that tells what it is.
     monkeypatch.setenv("GATEWAY", key)
     page = tmp_path / "report.html"
     kinds = ("chat", "completion", "stream", "sampling", "sense", "tools", "structured", "needle")
-    for before in every:
+    for before in secret.before:
         place = serve(tricks=dict.fromkeys(kinds, scripted.echoing(scripted.ECHOES[how], before)))
         done = check(place.url, "--api-key-env", "GATEWAY", *ONE, "--json", "--report", page)
         assert done.code == 1

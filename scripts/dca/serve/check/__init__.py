@@ -114,8 +114,8 @@ def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None]
         return result.model_copy(update={"verdict": _verdict(result), "not_proven": open_to})
 
     if counter:
-        for one in needles.run(server, wanted, counter, budget, reporter):
-            seen.append(one)
+        for needle in needles.run(asking, wanted, counter, reporter):
+            seen.append(needle)
             keep(so_far())
         if seen and all(one.detail == needles.TOO_SHORT for one in seen):
             # No prompt was sent, and not for its cost: nothing was seen of what was asked for.
