@@ -22,8 +22,10 @@ class Drawn(Document):
     Args:
         folder: of the model.
         base: rope_theta.
-        before: inverse frequencies before, in radians per token; after likewise.
-        attention_before: attention factor before; attention_after likewise.
+        before: inverse frequencies before, in radians per token.
+        after: inverse frequencies after, in radians per token.
+        attention_before: attention factor before.
+        attention_after: attention factor after.
         settings: what is in effect after, in words.
     """
 

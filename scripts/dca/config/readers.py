@@ -65,9 +65,12 @@ class Chunks(Value):
     """Dual chunk attention as a reader has it.
 
     Args:
-        chunk_size: in tokens; likewise local_size and original, which is 0 without a length factor.
+        chunk_size: in tokens.
+        local_size: in tokens.
+        original: the original length in tokens, which is 0 without a length factor.
         sparse: whether sparse attention is on.
-        table_layers: layers of the sparse table; None without one. table_heads: heads of its smallest layer.
+        table_layers: layers of the sparse table; None without one.
+        table_heads: heads of its smallest layer; None without one.
     """
 
     chunk_size: Any = None
@@ -83,6 +86,7 @@ class Reading(Value):
 
     Args:
         reader: its name.
+        title: as people call it.
         version: of the package that ran; empty where it is not installed.
         installed: whether it ran.
         why: why it did not, or the reader's own words when it refused the folder.
@@ -90,12 +94,17 @@ class Reading(Value):
         rows: of its rotary table; None where it has none.
         base: rope_theta.
         type: of the scaling; None without one.
-        declared_factor: as its config has it. factor: what the lowest frequency is really divided by.
+        declared_factor: factor of the scaling, as its config has it.
+        factor: what the lowest frequency is really divided by.
         original: length before scaling, in tokens, as its config has it.
         attention_factor: what its cosines and sines are multiplied with.
         inverse_frequencies: in radians per token, head_dim/2 of them.
         knows_dca: whether this version has dual chunk attention.
         dca: as it reads it; None when it is off.
+        layers: of the model.
+        heads: query heads of a layer.
+        kv_heads: key heads of a layer.
+        head_dim: elements of one head.
         sliding_window: in tokens, where it is in use.
     """
 

@@ -75,7 +75,9 @@ class Subject:
         dtype: that it will be served in; None for what its config.json says.
         cache: where a build happens.
         network: what can be reached; asked in the background.
-        root, proc, cgroup: where the system's files are.
+        root: of the file system.
+        proc: where the kernel tells of processes.
+        cgroup: where it tells of control groups.
         env: environment variables.
     """
 

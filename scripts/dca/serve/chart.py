@@ -50,9 +50,10 @@ class Panel(Value):
 
     Args:
         title: what it is.
-        card: GiB of the GPU; usable: without the share that is left over.
+        card: GiB of the GPU.
+        usable: GiB of it without the share that is left over.
         bars: by length.
-        ending: what becomes of it.
+        starts: whether the server starts with these settings.
     """
 
     title: str

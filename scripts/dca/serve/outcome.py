@@ -22,7 +22,8 @@ class Settings(Value):
     """What the engine is told.
 
     Args:
-        tp, pp: ranks that share heads, and stages that share layers.
+        tp: ranks that share the heads.
+        pp: stages that share the layers.
         length: max_model_len, prompt and answer together.
         batched: max_num_batched_tokens.
         sequences: max_num_seqs.

@@ -28,10 +28,12 @@ class ServePlan(Document):
     """Whether a model fits, and how it is to be served.
 
     Args:
-        model: its name, and what to hand to the engine.
+        model: its name.
+        served: what to hand to the engine as the model.
         recipe: the engine.
         gpus: in words.
-        gpu_count, gpu_gib: how many, and the memory of each.
+        gpu_count: GPUs over all machines.
+        gpu_gib: memory of each, in units of 2^30 bytes.
         documented: with the settings that the model's documents name, and vLLM's own for the rest.
         planned: with the settings of this plan.
         instead: with the longest length that fits, when the one asked for does not.

@@ -35,8 +35,19 @@ class Asked:
     """What the user fixes, and the engine; None where the plan may choose.
 
     Args:
-        prefix_caching: whether it is asked for. graphs: whether CUDA graphs are.
-        kv_cache_dtype, dtype: as vLLM calls them. block_size: of the KV cache, in tokens.
+        tp: GPUs that share the heads.
+        pp: stages that share the layers.
+        length: of prompt and answer together, in tokens.
+        batched: tokens of one step, at most.
+        sequences: requests at once, at most.
+        utilization: the share of a GPU's memory that the engine may use.
+        blocks: of the KV cache.
+        quantization: of the weights; empty for what config.json says.
+        kv_cache_dtype: of keys and values, as vLLM calls it.
+        dtype: of the activations, as vLLM calls it.
+        block_size: of the KV cache, in tokens.
+        prefix_caching: whether the engine is to reuse what it has computed of earlier prompts.
+        graphs: whether CUDA graphs are insisted on.
         v1: whether it is served by the V1 engine, which keeps no blocks of the KV cache free.
     """
 
@@ -69,7 +80,8 @@ class Subject:
         engine: of the recipe.
         recipe: what the engine is built from.
         file: config.json; None for a model that is only named.
-        wheel: what is in the wheel; None when none was named. wheel_file: where it is.
+        wheel: what is in the wheel; None when none was named.
+        wheel_file: where that wheel is.
         known: every recipe, for wheels of others.
         env: variables that the server would see.
     """

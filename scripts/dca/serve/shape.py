@@ -50,18 +50,26 @@ class Shape(Value):
     Args:
         name: of its folder, or in build/models.
         architectures: classes that implement it.
+        layers: how many there are.
         hidden: elements of a token between layers.
         inner: elements between the two halves of a dense layer's MLP.
+        heads: query heads of a layer.
+        kv_heads: key heads of a layer, and as many value heads.
+        head_dim: elements of one head.
         vocabulary: tokens that there are.
         tied: whether the output uses the embedding's weights.
         bias: whether queries, keys and values have a bias.
-        experts: of a mixture; 0 for a dense model. chosen: of them for each token. expert_inner: as `inner`, of one.
+        experts: of a mixture; 0 for a dense model.
+        chosen: experts that compute each token.
+        expert_inner: elements between the two halves of one expert.
         rows: of the rotary table: positions that there are.
         length: tokens that the engine allows by itself.
         original: tokens before dual chunk attention scales its keys; 0 when it does not.
-        chunk_size, local_size: of dual chunk attention, in tokens.
-        dual_chunk: whether it is on.
-        vertical, slash: largest entries of the sparse table; 0 without one.
+        chunk_size: of dual chunk attention, in tokens.
+        local_size: of dual chunk attention, in tokens; a chunk has so many less than chunk_size.
+        dual_chunk: whether dual chunk attention is on.
+        vertical: the largest number of columns in the sparse table; 0 without one.
+        slash: the largest number of diagonals in it; 0 without one.
         assumed: whether the table is not known, and the largest of the known ones is counted in its place.
         dtype: of weights that are not quantized, and of activations.
         quantized: how its weights are stored.

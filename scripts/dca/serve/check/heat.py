@@ -26,7 +26,8 @@ class Cell(Value):
     """One prompt in the picture.
 
     Args:
-        x: of its corner; likewise y.
+        x: of its upper left corner.
+        y: of that corner.
         colour: of its outcome.
         word: the outcome.
         time: to the first token, in words; empty without one.
