@@ -109,7 +109,9 @@ def _subject(function: F) -> F:
         if machines > 1 and named is None:
             raise DcaError("DCA-201", "--machines wants the GPUs of one.", remedy="such as --gpus 8x80 --machines 2.")
         visible = _visible(more.get("visible", ""))
-        cards = gpus.parse(named, machines) if named is not None else gpus.here(chosen=visible.get(gpus.VISIBLE))
+        cards = (
+            gpus.parse(named, machines) if named is not None else gpus.of_this_machine(chosen=visible.get(gpus.VISIBLE))
+        )
         # A server elsewhere does not see this shell's variables.
         local = named is None or click.get_current_context().info_name == "run"
         env = {**os.environ, **visible} if local else {}
@@ -389,7 +391,7 @@ def run(
         ready.check(subject, interpreter, cache, reporter, skipped=skipped, wheels=sorted(DIST.glob("*.whl")))
     folder = cache.open().folder("run", "serve")
     documents.write(plan, folder / "serve.json")
-    # Two servers have two ports.
+    # Servers that run at once have different ports, so that each has its own log.
     target = log or folder / f"serve-{launch.port}.log"
     target.parent.mkdir(parents=True, exist_ok=True)
     argv = [str(program), *launch.words(launch.model)]

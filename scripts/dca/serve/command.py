@@ -307,7 +307,7 @@ def k8s(launch: Launch) -> str:
     environment = {name: value for name, value in launch.environment.items() if name != "CUDA_VISIBLE_DEVICES"}
     argv = ["vllm", *launch.words(where)]
     head = f"serve-{launch.label}-0.serve-{launch.label}-pods"
-    # The engine looks once how many GPUs there are.
+    # The engine counts ray's GPUs only once, so that the first pod waits until all of them have joined.
     lead = (
         f'ray start --head --port={RAY_PORT} && until python3 -c \'import ray, sys; ray.init(address="auto"); '
         f'sys.exit(ray.cluster_resources().get("GPU", 0) < {launch.machines * launch.used})\'; do sleep 5; done; '

@@ -201,7 +201,7 @@ def transients(shape: Shape, layout: Layout, tokens: int, prompt: int) -> Transi
     step, heads, kv, dim = min(tokens, prompt), shape.heads / layout.tp, kv_heads(shape, layout), shape.head_dim
     gathered = 2 * prompt * kv * dim * HALF
     if not shape.sparse or prompt <= THRESHOLD:
-        # One head at a time.
+        # Dense attention computes one head at a time.
         return Transients(gathered=gathered, outputs=6 * step * dim * HALF + step * heads * dim * HALF)
     return Transients(
         gathered=gathered,

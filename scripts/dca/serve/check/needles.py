@@ -124,7 +124,7 @@ def calibrate(asking: Asking, asked: Range) -> Counter:
     sample = haystack.build(size, 50, f"{asked.seed} sample").text
     counted = asking.counted
     if counted is not None and not counted[0] / MOST <= counted[1] < max(asked.lengths):
-        # A template may be long; the line of text in it is not longer than the longest prompt.
+        # The count may be large for the characters, as a template may be long, but not larger than the longest prompt.
         counter.doubt(*counted)
         counted = None
     if not _tokenized(asking, sample, counter):
@@ -241,7 +241,7 @@ def _needle(asking: Asking, asked: Range, counter: Counter, length: int, depth: 
         nothing = 0 if failed.kind in ("refused", "denied") else None
         budget.receive(nothing, nothing)
         if failed.kind == "hung" and deadline < timeout:
-            # It is not the server that was too slow for its deadline.
+            # The time that is left of --max-cost ended it, not a deadline that the server has missed.
             return Needle(
                 **about, outcome="skipped", detail=f"--max-cost {budget.limit.words} ended it", seconds=deadline
             )
