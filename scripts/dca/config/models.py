@@ -124,13 +124,13 @@ def find(name: str, known: tuple[KnownModel, ...]) -> KnownModel:
     Raises:
         DcaError: DCA-214 with the nearest name.
     """
-    wanted = name.rpartition("/")[2].lower()
+    lower = name.rpartition("/")[2].lower()
     for model in known:
-        if model.name.lower() == wanted:
+        if model.name.lower() == lower:
             return model
     names = [model.name for model in known]
-    near = difflib.get_close_matches(wanted, [one.lower() for one in names], n=1)
-    hint = next((one for one in names if near and one.lower() == near[0]), "")
+    near = difflib.get_close_matches(lower, [name.lower() for name in names], n=1)
+    hint = next((name for name in names if near and name.lower() == near[0]), "")
     raise DcaError(
         "DCA-214",
         f"there is no model `{name}` in build/models.",
@@ -148,8 +148,8 @@ def match(config: dict[str, Any], folder: str, known: tuple[KnownModel, ...]) ->
         known: the models.
     """
     alike = [model for model in known if model.has_shape_of(config)]
-    told = f"{folder} {config.get('_name_or_path', '')}".lower().replace("/", " ").replace("--", " ").split()
-    named = [model for model in alike if model.name.lower() in told]
+    words = f"{folder} {config.get('_name_or_path', '')}".lower().replace("/", " ").replace("--", " ").split()
+    named = [model for model in alike if model.name.lower() in words]
     if named:
         return named[0]
     # A model with dual chunk attention and one without may have the same shape; the settings tell them apart.
@@ -157,7 +157,7 @@ def match(config: dict[str, Any], folder: str, known: tuple[KnownModel, ...]) ->
         alike = [model for model in alike if model.dual_chunk or model.native_length >= 1 << 18]
     else:
         alike = [model for model in alike if model.max_position_embeddings == config.get("max_position_embeddings")]
-    # Several that do not differ in anything that is read here are as good as one.
+    # Several models that agree in all that is read of them are as good as one.
     kinds = {(m.rope_theta, m.max_position_embeddings, m.native_length, m.dual_chunk) for m in alike}
     if len(kinds) != 1:
         return None

@@ -116,7 +116,7 @@ def kernel_source(
         local: a clone or an sdist to take it from; None to fetch it.
         overlay: a folder whose files stand in the place of the wheel's and the source's.
         folder: where it is put.
-        work: what to fetch it with.
+        run: where to keep and whom to tell of what is fetched.
 
     Raises:
         DcaError: DCA-4nn when it cannot be had.
