@@ -17,7 +17,7 @@ from dca import publish
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
-from dca.publish import layout, table
+from dca.publish import Additions, layout, table
 from dca.publish.bucket import Bucket
 from dca.publish.check import check
 from dca.publish.folder import Folder
@@ -28,7 +28,7 @@ from dca.publish.verified import Served, verify_index
 from dca.trust import signing
 from dca.trust.verify import NOBODY
 from tests.publish.test_verified import KEY
-from tests.support.made_wheels import make, put
+from tests.support.made_wheels import Details, make, put
 from tests.support.served import served
 from tests.support.uploads import Store, instead_of_boto3
 
@@ -156,6 +156,7 @@ class Scene:
     def commands(self, place: Place) -> dict[str, Callable[[], object]]:
         """Everything that reads an index; what writes has something to do."""
         cache = store.Store(self.root / "no-cache")
+        links, signed = Additions(links_to="https://h/"), Additions(signers=[signing.KeySigner(KEY)])
         return {
             "remove": lambda: publish.remove([GOOD], place),
             "remove another": lambda: publish.remove([OTHER], place),
@@ -163,8 +164,8 @@ class Scene:
             "yank": lambda: publish.yank([GOOD], "wrong", place),
             "unyank": lambda: publish.unyank([GOOD], place),
             "publish": lambda: publish.publish([self.third], place, cache, Silent()),
-            "publish again": lambda: publish.publish(self.wheels, place, cache, Silent(), links_to="https://h/"),
-            "sign": lambda: publish.publish(self.wheels, place, cache, Silent(), signers=[signing.KeySigner(KEY)]),
+            "publish again": lambda: publish.publish(self.wheels, place, cache, Silent(), links),
+            "sign": lambda: publish.publish(self.wheels, place, cache, Silent(), signed),
             "list": lambda: publish.listing(place),
         }
 
@@ -623,7 +624,9 @@ def test_a_wheel_that_says_what_cannot_be_is_not_published(scene: Scene, told: d
         "modules": [],
         "serves": {},
     }
-    wheel = make(scene.root / "more", "9.0", cuda=None, changed={info: json.dumps(said | told).encode()})
+    wheel = make(
+        scene.root / "more", "9.0", cuda=None, details=Details(changed={info: json.dumps(said | told).encode()})
+    )
     with pytest.raises(DcaError, match="cannot be") as error:
         put(scene.index, wheel)
     assert error.value.code == "DCA-901"

@@ -34,7 +34,8 @@ SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
 @click.option(
     "--cert-identity",
     metavar="NAME",
-    help="Who must have signed the evidence through Sigstore: the URL of a workflow, or an e-mail address.",
+    help="Experimental: who must have signed the evidence through Sigstore, the URL of a workflow or an e-mail "
+    "address.",
 )
 @click.option("--cert-oidc-issuer", metavar="URL", help="Who vouches for that identity; needed with it.")
 @click.option(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
@@ -25,22 +26,46 @@ from dca.publish.values import Evidence, Listing, Published, Record, Settings
 from dca.trust import evidence as proof_of
 from dca.trust.signing import Signer
 
-__all__ = ["Evidence", "Listing", "Published", "Record", "gc", "listing", "publish", "remove", "unyank", "yank"]
+__all__ = [
+    "Additions",
+    "Evidence",
+    "Listing",
+    "Published",
+    "Record",
+    "gc",
+    "listing",
+    "publish",
+    "remove",
+    "unyank",
+    "yank",
+]
 
 # How often pages are made again because others published meanwhile, before it is left to them.
 ROUNDS = 20
 
 
+@dataclass(frozen=True)
+class Additions:
+    """What is published along with wheels.
+
+    Args:
+        evidence: files that say something of the wheels, beside what this tool finds out itself.
+        signers: whoever signs the evidence. A signature by others stays where it still fits, and else is taken away.
+        links_to: URL of a folder that the wheels are downloaded from, in place of the index; None leaves that as it is.
+        url: where the index is served, which the index keeps; None leaves that as it is.
+    """
+
+    evidence: Sequence[Path] = ()
+    signers: Sequence[Signer] = ()
+    links_to: str | None = None
+    url: str | None = None
+
+
+NOTHING = Additions()
+
+
 def publish(
-    wheels: Sequence[Path],
-    place: Place,
-    cache: store.Store,
-    reporter: Reporter,
-    *,
-    evidence: Sequence[Path] = (),
-    links_to: str | None = None,
-    url: str | None = None,
-    signers: Sequence[Signer] = (),
+    wheels: Sequence[Path], place: Place, cache: store.Store, reporter: Reporter, additions: Additions = NOTHING
 ) -> Published:
     """Publish wheels: all of them, or none when one is refused.
 
@@ -49,45 +74,44 @@ def publish(
         place: the index.
         cache: where `dca smoke` keeps its reports.
         reporter: who is told of progress.
-        evidence: files that say something of the wheels, beside what this tool finds out itself.
-        links_to: URL of a folder that the wheels are downloaded from, in place of the index.
-        url: where the index is served; remembered.
-        signers: whoever signs the evidence. A signature by others stays where it still fits, and else is taken away.
+        additions: what is published along with them.
 
     Raises:
         DcaError: DCA-204, 701, 901 and 907 for wheels and evidence that are not published, DCA-902 for a name that is
             taken by other bytes, DCA-904, 906 and 908 for an index that cannot be written.
     """
-    given = {path: store.sha256_file(path) for path in _files(wheels)}
-    shared = admit.share_out([admit.read_evidence(path) for path in evidence], given)
-    published = {path: _published(path, sha256, place) for path, sha256 in given.items()}
-    reporter.stage("inspect", f"{len(given)} wheel{'s' if len(given) > 1 else ''}")
+    hashes = {path: store.sha256_file(path) for path in _files(wheels)}
+    shared = admit.share_out([admit.read_evidence(path) for path in additions.evidence], hashes)
+    published = {path: _published(path, sha256, place) for path, sha256 in hashes.items()}
+    reporter.stage("inspect", f"{len(hashes)} wheel{'s' if len(hashes) > 1 else ''}")
     candidates = []
-    for number, (path, sha256) in enumerate(given.items()):
-        reporter.progress(number, len(given), path.name)
+    for number, (path, sha256) in enumerate(hashes.items()):
+        reporter.progress(number, len(hashes), path.name)
         candidates.append(admit.admit(path, sha256, shared[path], cache, published[path]))
     reporter.stage("publish", f"to {place.name}")
     with place.writing(new=True):
         known = table.read(place)
-        _check_free(given, known)
-        ready = [_whole(one, known, shared, cache) for one in candidates]
-        was = {one.record.file: known.listed(one.record.file) for one in ready}
-        told = {one.record.file: _merged(one.record, was[one.record.file], links_to) for one in ready}
-        for one in ready:
-            told[one.record.file] = _signed(told[one.record.file], was[one.record.file], one, place, signers)
-        for number, one in enumerate(ready):
-            reporter.progress(number, len(ready), one.record.file)
-            if told[one.record.file] != was[one.record.file]:
-                _place(one, told[one.record.file], place, new=was[one.record.file] is None)
+        _check_free(hashes, known)
+        ready = [_whole(candidate, known, shared, cache) for candidate in candidates]
+        before = {candidate.record.file: known.listed(candidate.record.file) for candidate in ready}
+        after = {}
+        for candidate in ready:
+            was = before[candidate.record.file]
+            merged = _merged(candidate.record, was, additions.links_to)
+            after[merged.file] = _signed(merged, was, candidate, place, additions.signers)
+        for number, (candidate, record) in enumerate(zip(ready, after.values(), strict=True)):
+            reporter.progress(number, len(ready), record.file)
+            if record != before[record.file]:
+                _place(candidate, record, place, new=before[record.file] is None)
         place.barrier()
-        known.write(new for name, new in told.items() if new != was[name])
-        settings = _settle(known, url=url)
+        known.write(record for name, record in after.items() if record != before[name])
+        settings = _settle(known, url=additions.url)
     return Published(
         index=place.name,
         url=settings.url,
-        added=tuple(told[name] for name in told if was[name] is None),
-        changed=tuple(told[name] for name in told if was[name] not in (None, told[name])),
-        unchanged=tuple(told[name] for name in told if was[name] == told[name]),
+        added=tuple(record for name, record in after.items() if before[name] is None),
+        changed=tuple(record for name, record in after.items() if before[name] not in (None, record)),
+        unchanged=tuple(record for name, record in after.items() if before[name] == record),
     )
 
 
@@ -323,7 +347,7 @@ def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
         why="it was removed." if every else "",
         remedy="publish the same file again to bring it back."
         if every
-        else "name a file or a version as `dca publish --list` shows it.",
+        else "name a file or a version as `dca index list` shows it.",
     )
 
 
