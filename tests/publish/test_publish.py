@@ -23,7 +23,7 @@ from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.inspection import Inspection
-from dca.publish import layout, pages, table
+from dca.publish import layout, pages
 from dca.publish.check import check
 from dca.publish.folder import Folder
 from dca.publish.values import Evidence, Record, Settings
@@ -414,14 +414,52 @@ def test_copies_where_a_link_would_not_be_readable(tmp_path: Path) -> None:
     assert placed.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("damage", [b"", b"x", b"0" * 64 + b"\n{}"])
-def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize("damage", [b"", b"x", b"0" * 64 + b"  records/x.whl.json\n", b"\xff\n", None])
+def test_damaged_hashes_of_records_are_made_again(tmp_path: Path, damage: bytes | None) -> None:
     put(tmp_path / "index", make(tmp_path, "1.0"))
     whole = files(tmp_path / "index")
-    (tmp_path / "index" / layout.ROWS).write_bytes(damage)
+    if damage is None:
+        (tmp_path / "index" / layout.SUMS).unlink()
+    else:
+        (tmp_path / "index" / layout.SUMS).write_bytes(damage)
     assert check(tmp_path / "index").behind
     publish.gc(Folder(tmp_path / "index"))
     assert files(tmp_path / "index") == whole
+
+
+def test_the_hashes_of_records_are_what_other_programs_read(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    put(index, make(tmp_path, "1.0"), make(tmp_path, "2.0"))
+    publish.remove(["2.0"], Folder(index))
+    command = ["sha256sum", "--check", "--strict", layout.SUMS]
+    checked = subprocess.run(command, cwd=index, text=True, capture_output=True, check=True)
+    assert checked.stdout.count(": OK") == 2
+
+
+def test_a_removed_wheel_keeps_its_record_as_it_was(tmp_path: Path) -> None:
+    """No page shows it."""
+    index, wheel = tmp_path / "index", make(tmp_path, "1.0")
+    put(index, wheel)
+    publish.remove(["1.0"], Folder(index))
+    record = index / layout.record(wheel.name)
+    content = record.read_bytes()
+    record.write_bytes(content.replace(b'"one"', b'"two"'))
+    assert record.read_bytes() != content
+    assert check(index).behind == (f"{layout.record(wheel.name)} is not what it was when the pages were made.",)
+
+
+@pytest.mark.parametrize("content", [b"", b"0" * 64 + b'\n{"lines":{"../../x":[]},"pages":{"../x":""}}'])
+def test_the_cache_of_an_earlier_version_is_not_read_and_goes_at_last(tmp_path: Path, content: bytes) -> None:
+    index, wheel = tmp_path / "index", make(tmp_path, "1.0")
+    put(index, wheel)
+    (index / layout.SUMS).unlink()
+    (index / layout.ROWS).write_bytes(content)
+    assert check(index).fine
+    put(index, make(tmp_path, "2.0"))
+    assert check(index).fine
+    done = publish.gc(Folder(index))
+    assert (done.deleted, done.freed) == ((layout.ROWS,), len(content))
+    assert check(index).fine
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
@@ -479,8 +517,8 @@ def test_readers_find_in_every_page_what_the_records_say(given_records: list[Rec
     """pypi-simple reads HTML and JSON alike, whatever stands in a record."""
     from pypi_simple import ProjectPage
 
-    made = pages.render_all(given_records, Settings())
-    assert made == pages.render_all(list(reversed(given_records)), Settings())
+    made = pages.render(given_records, Settings())
+    assert made == pages.render(list(reversed(given_records)), Settings())
     listed = [one for one in given_records if one.state == "listed"]
     assert {path.split("/")[0] for path in made if "/" in path} == {"simple", *(one.view for one in listed if one.view)}
     for project in {one.project for one in listed}:
@@ -498,31 +536,6 @@ def test_readers_find_in_every_page_what_the_records_say(given_records: list[Rec
                 assert package.is_yanked == (one.yanked is not None)
                 assert package.url.split("#")[0].endswith("/" + layout.url(one.file))
                 assert "+" not in package.url.split("#")[0].removeprefix("https://")
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(records(), max_size=6, unique_by=lambda one: one.file), st.data())
-def test_pages_are_changed_by_the_line_to_what_they_would_be_from_nothing(
-    given_records: list[Record], data: st.DataObject
-) -> None:
-    """Any records, then any others: added, removed, changed; pages missing or damaged; another URL."""
-    urls = st.sampled_from(["", "https://a/"])
-    first, second = Settings(url=data.draw(urls)), Settings(url=data.draw(urls))
-    was = {one.file: one for one in given_records if data.draw(st.booleans())}
-    now = {one.file: one for one in given_records if data.draw(st.booleans())}
-    for name in list(now):
-        if data.draw(st.booleans()):
-            now[name] = now[name].model_copy(update={"yanked": "changed", "cuda": "12.8"})
-    there = pages.render_all(was.values(), first)
-    lines = {name: table.line_of(one)._replace(signature="s") for name, one in was.items()}
-    before = table.Table(lines, {path: store.sha256_bytes(content) for path, content in there.items()}, first.url)
-    for path in data.draw(st.lists(st.sampled_from(sorted(there)), max_size=2)):
-        there[path] = b"damaged"
-    lines = {name: table.line_of(one)._replace(signature="s") for name, one in now.items()}
-    made = dict(pages.render(lines, now.__getitem__, second, before, there.__getitem__))
-    wanted = pages.render_all(now.values(), second)
-    assert {path: there[path] if content is None else content for path, content in made.items()} == wanted
-    assert list(made) == list(wanted)
 
 
 @pytest.mark.parametrize(

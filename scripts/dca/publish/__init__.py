@@ -18,10 +18,10 @@ from packaging.version import InvalidVersion, Version
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.publish import admit, layout, pages, table
+from dca.publish import admit, layout, pages
 from dca.publish.admit import Candidate, Given
 from dca.publish.place import Place, taken
-from dca.publish.table import Known, Table
+from dca.publish.records import Known, parse_record, read_records
 from dca.publish.values import Evidence, Listing, Published, Record, Settings
 from dca.trust import evidence as proof_of
 from dca.trust.signing import Signer
@@ -90,7 +90,7 @@ def publish(
         candidates.append(admit.admit(path, sha256, shared[path], cache, published[path]))
     reporter.stage("publish", f"to {place.name}")
     with place.writing(new=True):
-        known = table.read(place)
+        known = read_records(place)
         _check_free(hashes, known)
         ready = [_whole(candidate, known, shared, cache) for candidate in candidates]
         before = {candidate.record.file: known.listed(candidate.record.file) for candidate in ready}
@@ -152,7 +152,7 @@ def remove(names: Sequence[str], place: Place) -> Published:
 def gc(place: Place) -> Published:
     """Delete what belongs to no wheel, such as what interrupted commands left, and make what is behind."""
     with place.writing():
-        known = table.read(place)
+        known = read_records(place)
         settings = _settle(known)
         wanted = {path for record in known.records() for path in _paths(record)}
         strays = place.strays(wanted)
@@ -168,7 +168,7 @@ def listing(place: Place) -> Listing:
         DcaError: DCA-904 when there is none, DCA-908 for a record that is damaged.
     """
     place.check()
-    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(table.read(place).records()))
+    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(read_records(place).records()))
 
 
 def _files(wheels: Sequence[Path]) -> list[Path]:
@@ -199,7 +199,7 @@ def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
         # Refused by whoever looks into it.
         return None
     try:
-        record = table.parse(wheel.name, place.read(layout.record(wheel.name)))
+        record = parse_record(wheel.name, place.read(layout.record(wheel.name)))
     except FileNotFoundError:
         return None
     if record.sha256 != sha256:
@@ -214,11 +214,12 @@ def _check_free(wheels: dict[Path, str], known: Known) -> None:
         DcaError: DCA-902.
     """
     folded: dict[str, set[str]] = {}
-    for name in known.lines:
+    for name in known.kept:
         folded.setdefault(_folded(name), set()).add(name)
     for wheel, sha256 in wheels.items():
-        if wheel.name in known.lines and (theirs := known.record(wheel.name).sha256) != sha256:
-            raise taken(wheel.name, theirs, sha256)
+        kept = known.kept.get(wheel.name)
+        if kept is not None and kept.record.sha256 != sha256:
+            raise taken(wheel.name, kept.record.sha256, sha256)
         alike = folded.setdefault(_folded(wheel.name), set())
         alike.add(wheel.name)
         for other in alike - {wheel.name}:
@@ -293,7 +294,7 @@ def _change(
     names: Sequence[str], place: Place, change: Callable[[Record], Record], *, removed: bool = False
 ) -> Published:
     with place.writing():
-        known = table.read(place)
+        known = read_records(place)
         was = {record.file: record for name in names for record in _named(name, known, removed=removed)}
         told = {name: change(record) for name, record in was.items()}
         changed = {name: record for name, record in told.items() if record != was[name]}
@@ -325,16 +326,16 @@ def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
     except InvalidVersion:
         version = ""
     every = [
-        each
-        for each, line in known.lines.items()
-        if each == file
-        or (version and line.version == version and (not separator or line.project == canonicalize_name(project)))
+        record
+        for record in known.records()
+        if record.file == file
+        or (version and record.version == version and (not separator or record.project == canonicalize_name(project)))
     ]
-    listed = [each for each in every if known.lines[each].state == "listed"]
-    found = listed or (every if removed else [])
-    projects = sorted({known.lines[each].project for each in found})
+    listed = [record for record in every if record.state == "listed"]
+    named = listed or (every if removed else [])
+    projects = sorted({record.project for record in named})
     if len(projects) == 1:
-        return [known.record(each) for each in sorted(found)]
+        return named
     if projects:
         raise DcaError(
             "DCA-903",
@@ -379,29 +380,22 @@ def _settle(known: Known, *, url: str | None = None) -> Settings:
         settings = Settings(url=url)
         place.put_page(layout.SETTINGS, documents.dumps(settings))
     for _ in range(ROUNDS):
-        hashes = {}
-        for path, content in pages.render(known.lines, known.record, settings, known.before, place.read):
-            if content is None:
-                hashes[path] = known.before.pages[path]
-            else:
-                place.put_page(path, content)
-                hashes[path] = store.sha256_bytes(content)
+        made = pages.render(known.records(), settings)
+        for path, content in made.items():
+            place.put_page(path, content)
         place.barrier()
-        obsolete = place.pages() - set(hashes)
+        obsolete = place.pages() - set(made)
         for depth in sorted({path.count("/") for path in obsolete}):
             # First those that link to the others.
             place.delete(sorted(path for path in obsolete if path.count("/") == depth))
             place.barrier()
-        leaving = [known.record(name) for name, line in known.lines.items() if line.state == "leaving"]
-        # The line came from a cache; only a record says that its files are to go.
-        leaving = [record for record in leaving if record.state == "leaving"]
+        leaving = [record for record in known.records() if record.state == "leaving"]
         for record in leaving:
-            hashes_of = _paths(record.model_copy(update={"state": "listed"}))
-            place.delete(sorted(hashes_of), hashes_of)
+            hashes = _paths(record.model_copy(update={"state": "listed"}))
+            place.delete(sorted(hashes), hashes)
         place.barrier()
         known.write(record.model_copy(update={"state": "gone"}) for record in leaving)
-        known.before = Table(dict(known.lines), hashes, settings.url)
-        place.put_page(layout.ROWS, table.dump(known.before))
+        place.put_page(layout.SUMS, known.sums())
         place.barrier()
         if place.alone or not known.refresh():
             break

@@ -18,7 +18,8 @@ from dca import inspection
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection
-from dca.publish import layout, table
+from dca.publish import layout
+from dca.publish.records import reason
 from dca.publish.values import Evidence, Record
 from dca.smoke.values import Smoke
 from dca.trust import evidence
@@ -275,7 +276,7 @@ def _record(found: Inspection, metadata_sha256: str) -> Record:
         raise DcaError(
             "DCA-901",
             f"{found.file} is not published: what it says of itself cannot be.",
-            why=table.why(error),
+            why=reason(error),
             remedy="build it again; `dca inspect` shows what it says.",
         ) from None
 

@@ -113,8 +113,8 @@ class Bucket:
         with _told(self.name):
             return {
                 path: one["Size"]
-                for top in (layout.FILES, layout.EVIDENCE)
-                for path, one in self._list(f"{top}/")
+                for prefix in (f"{layout.FILES}/", f"{layout.EVIDENCE}/", layout.ROWS)
+                for path, one in self._list(prefix)
                 if path not in wanted and one["LastModified"] < before and layout.is_plain(path)
             }
 

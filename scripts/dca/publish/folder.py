@@ -132,6 +132,8 @@ class Folder:
                     # Not a name that no message could show; `dca verify` of the index reports it.
                     if f"{top}/{relative}" not in wanted and layout.is_plain(relative):
                         found[f"{top}/{relative}"] = path.lstat().st_size
+        if (self.root / layout.ROWS).is_file():
+            found[layout.ROWS] = (self.root / layout.ROWS).lstat().st_size
         return found
 
     def read(self, path: str) -> bytes:
