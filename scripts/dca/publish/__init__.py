@@ -19,7 +19,7 @@ from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.publish import admit, layout, pages
-from dca.publish.admit import Candidate, Given
+from dca.publish.admit import Candidate, Report
 from dca.publish.place import Place, taken
 from dca.publish.records import Known, parse_record, read_records
 from dca.publish.values import Evidence, Listing, Published, Record, Settings
@@ -121,7 +121,7 @@ def yank(names: Sequence[str], reason: str, place: Place) -> Published:
     Raises:
         DcaError: DCA-903 for a name that is not there.
     """
-    text = " ".join("".join(one if one.isprintable() else " " for one in reason).split())
+    text = " ".join("".join(character if character.isprintable() else " " for character in reason).split())
     return _change(names, place, lambda record: record.model_copy(update={"yanked": text}))
 
 
@@ -154,8 +154,8 @@ def gc(place: Place) -> Published:
     with place.writing():
         known = read_records(place)
         settings = _settle(known)
-        wanted = {path for record in known.records() for path in _paths(record)}
-        strays = place.strays(wanted)
+        named = {path for record in known.records() for path in _paths(record)}
+        strays = place.strays(named)
         place.delete(sorted(strays))
         place.barrier()
     return Published(index=place.name, url=settings.url, deleted=tuple(sorted(strays)), freed=sum(strays.values()))
@@ -177,16 +177,16 @@ def _files(wheels: Sequence[Path]) -> list[Path]:
     Raises:
         DcaError: DCA-204 for one that is none, DCA-902 for two of one name.
     """
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for wheel in wheels:
         if not wheel.is_file():
             raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name .whl files.")
-        other = found.setdefault(wheel.name, wheel)
+        other = by_name.setdefault(wheel.name, wheel)
         if other != wheel and not other.samefile(wheel):
             ours, theirs = store.sha256_file(wheel), store.sha256_file(other)
             if ours != theirs:
                 raise taken(wheel.name, theirs, ours)
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
@@ -243,11 +243,11 @@ def _folded(name: str) -> str:
     return re.sub(r"(\.0)+(?=[+-])", "", lower) if ".0+" in lower or ".0-" in lower else lower
 
 
-def _whole(one: Candidate, known: Known, shared: dict[Path, list[Given]], cache: store.Store) -> Candidate:
+def _whole(candidate: Candidate, known: Known, shared: dict[Path, list[Report]], cache: store.Store) -> Candidate:
     """A candidate that has all of its files; one that was listed a moment ago may have been removed since."""
-    if one.whole or known.listed(one.record.file):
-        return one
-    return admit.admit(one.wheel, one.record.sha256, shared[one.wheel], cache)
+    if candidate.whole or known.listed(candidate.record.file):
+        return candidate
+    return admit.admit(candidate.wheel, candidate.record.sha256, shared[candidate.wheel], cache)
 
 
 def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
@@ -255,39 +255,41 @@ def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
     links = new.links_to if links_to is None else links_to
     if was is None:
         return new.model_copy(update={"links_to": links})
-    evidence = {one.kind: one for one in (*was.evidence, *new.evidence)}
+    evidence = {proof.kind: proof for proof in (*was.evidence, *new.evidence)}
     links = was.links_to if links_to is None else links_to
     changed = {"links_to": links, "evidence": tuple(evidence[kind] for kind in sorted(evidence))}
     return was.model_copy(update=changed)
 
 
-def _signed(record: Record, was: Record | None, one: Candidate, place: Place, signers: Sequence[Signer]) -> Record:
+def _signed(
+    record: Record, was: Record | None, candidate: Candidate, place: Place, signers: Sequence[Signer]
+) -> Record:
     """A record with the envelopes around its documents; their content is put with the candidate's."""
     envelopes = {name.split(".")[0] for names in proof_of.ENVELOPES.values() for name in names}
-    proofs = {each.kind: each for each in record.evidence if each.kind not in envelopes}
-    before = {each.kind: each for each in was.evidence if each.kind not in envelopes} if was else {}
-    kept = {each.kind: each for each in record.evidence} if before == proofs else dict(proofs)
+    proofs = {proof.kind: proof for proof in record.evidence if proof.kind not in envelopes}
+    before = {proof.kind: proof for proof in was.evidence if proof.kind not in envelopes} if was else {}
+    kept = {proof.kind: proof for proof in record.evidence} if before == proofs else dict(proofs)
     contents = {
-        proof_of.BY_KIND[kind]: one.evidence.get(each.path) or place.read(each.path)
-        for kind, each in proofs.items()
+        proof_of.BY_KIND[kind]: candidate.evidence.get(proof.path) or place.read(proof.path)
+        for kind, proof in proofs.items()
         if kind in proof_of.BY_KIND and signers
     }
     for signer in signers:
         for name, content in proof_of.sign(record.file, record.sha256, contents, signer).items():
             proof = admit.placed(record.sha256, name, content, signer.says)
-            one.evidence[proof.path] = content
+            candidate.evidence[proof.path] = content
             kept[proof.kind] = proof
     return record.model_copy(update={"evidence": tuple(kept[kind] for kind in sorted(kept))})
 
 
-def _place(one: Candidate, record: Record, place: Place, *, new: bool) -> None:
+def _place(candidate: Candidate, record: Record, place: Place, *, new: bool) -> None:
     """The files that a record will name."""
     if new:
-        place.put(layout.wheel(record.file), one.wheel, record.sha256)
-        place.put(layout.metadata(record.file), one.metadata, record.metadata_sha256)
+        place.put(layout.wheel(record.file), candidate.wheel, record.sha256)
+        place.put(layout.metadata(record.file), candidate.metadata, record.metadata_sha256)
     for proof in record.evidence:
-        if proof.path in one.evidence:
-            place.put(proof.path, one.evidence[proof.path], proof.sha256)
+        if proof.path in candidate.evidence:
+            place.put(proof.path, candidate.evidence[proof.path], proof.sha256)
 
 
 def _change(
@@ -295,16 +297,16 @@ def _change(
 ) -> Published:
     with place.writing():
         known = read_records(place)
-        was = {record.file: record for name in names for record in _named(name, known, removed=removed)}
-        told = {name: change(record) for name, record in was.items()}
-        changed = {name: record for name, record in told.items() if record != was[name]}
+        before = {record.file: record for name in names for record in _named(name, known, removed=removed)}
+        after = {name: change(record) for name, record in before.items()}
+        changed = {name: record for name, record in after.items() if record != before[name]}
         known.write(changed.values())
         settings = _settle(known)
     return Published(
         index=place.name,
         url=settings.url,
         changed=tuple(changed.values()),
-        unchanged=tuple(record for name, record in told.items() if name not in changed),
+        unchanged=tuple(record for name, record in after.items() if name not in changed),
     )
 
 
@@ -357,7 +359,7 @@ def _paths(record: Record) -> dict[str, str]:
     if record.state != "listed":
         return {}
     own = {layout.wheel(record.file): record.sha256, layout.metadata(record.file): record.metadata_sha256}
-    return own | {one.path: one.sha256 for one in record.evidence}
+    return own | {proof.path: proof.sha256 for proof in record.evidence}
 
 
 def _settings(place: Place) -> Settings:

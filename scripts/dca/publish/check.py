@@ -187,23 +187,23 @@ def _page(page: Path, root: Path, hashes: Hashes) -> Iterator[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         yield f"it cannot be read: {str(error)!a}"
         return
-    for (url, wanted, metadata), (told, path) in zip(links, paths, strict=True):
-        if told.scheme or told.netloc:
+    for (url, sha256, metadata), (parts, path) in zip(links, paths, strict=True):
+        if parts.scheme or parts.netloc:
             # A release elsewhere; its bytes are not here to be looked at.
-            if told.scheme not in ("http", "https"):
+            if parts.scheme not in ("http", "https"):
                 yield f"it links to {url!a}, which is neither in the index nor at an http or https URL"
             continue
         target = page.parent / path
         if not target.resolve().is_relative_to(root.resolve()):
             yield f"it links out of the index, to {url!a}"
-        elif told.path.endswith("/"):
+        elif parts.path.endswith("/"):
             if not (target / layout.HTML).is_file():
                 yield f"it links to {url!a}, where there is no page"
         elif not target.is_file():
             yield f"it links to {url!a}, which is not there"
         else:
             beside = target.with_name(target.name + ".metadata")
-            if wanted and _hash(target, hashes) != wanted:
+            if sha256 and _hash(target, hashes) != sha256:
                 yield f"it names another sha256 for {target.name}"
             if metadata and (not beside.is_file() or _hash(beside, hashes) != metadata):
                 yield f"it names another sha256 for {beside.name}"
@@ -211,12 +211,12 @@ def _page(page: Path, root: Path, hashes: Hashes) -> Iterator[str]:
 
 def _json_links(text: str) -> Iterator[tuple[str, str, str]]:
     """URL, sha256 of the file and of its METADATA, of everything that a JSON page links to."""
-    told = json.loads(text)
-    if told["meta"]["api-version"] != pages.JSON_VERSION:
+    page = json.loads(text)
+    if page["meta"]["api-version"] != pages.JSON_VERSION:
         raise ValueError("its version is another")
-    for project in told.get("projects", []):
+    for project in page.get("projects", []):
         yield f"{project['name']}/", "", ""
-    for file in told.get("files", []):
+    for file in page.get("files", []):
         if file["url"].rsplit("/", 1)[-1] != layout.url(file["filename"]):
             raise ValueError(f"{file['filename']} is linked as {file['url']}")
         yield file["url"], file["hashes"]["sha256"], file["core-metadata"]["sha256"]

@@ -56,7 +56,7 @@ def page(listed: Sequence[Record], settings: Settings) -> bytes:
 def _article(record: Record, settings: Settings) -> str:
     """A wheel as the page shows it, in one line."""
     index = f"{settings.url or UNKNOWN_URL}{record.view or layout.ALL}/"
-    wanted = f"echo '{record.project}=={record.version} --hash=sha256:{record.sha256}' |"
+    requirement = f"echo '{record.project}=={record.version} --hash=sha256:{record.sha256}' |"
     options = f"--no-deps --require-hashes --index-url {index}"
     place = {kind: number for number, kind in enumerate(FIRST)}
     python, platform = tags(record.tags)
@@ -73,8 +73,8 @@ def _article(record: Record, settings: Settings) -> str:
         one=record,
         link=(record.links_to + layout.url(record.file)) if record.links_to else layout.url(layout.wheel(record.file)),
         facts=[fact for fact in facts if fact[1]],
-        uv=f"{wanted} uv pip install {options} -r -",
-        pip=f"{wanted} pip install {options} -r /dev/stdin",
+        uv=f"{requirement} uv pip install {options} -r -",
+        pip=f"{requirement} pip install {options} -r /dev/stdin",
         evidence=[
             (layout.url(proof.path), ENVELOPES.get(proof.kind, proof.kind), proof.says)
             for proof in sorted(record.evidence, key=lambda proof: (place.get(proof.kind, len(place)), proof.kind))
@@ -100,11 +100,11 @@ def size(count: int) -> str:
 
 def tags(given: Sequence[str]) -> tuple[str, str]:
     """The Python and the platform of a wheel's tags, in words."""
-    found: list[Tag] = sorted({tag for text in given for tag in parse_tag(text)}, key=str)
-    pythons = sorted({tag.interpreter for tag in found})
-    abi3 = any(tag.abi == "abi3" for tag in found)
+    parsed: list[Tag] = sorted({tag for text in given for tag in parse_tag(text)}, key=str)
+    pythons = sorted({tag.interpreter for tag in parsed})
+    abi3 = any(tag.abi == "abi3" for tag in parsed)
     names = [_python(name, abi3=abi3) for name in pythons]
-    return ", ".join(names), ", ".join(sorted({tag.platform for tag in found}))
+    return ", ".join(names), ", ".join(sorted({tag.platform for tag in parsed}))
 
 
 def _python(name: str, *, abi3: bool) -> str:

@@ -77,10 +77,10 @@ def is_page(path: str) -> bool:
 def is_folder_url(url: str) -> bool:
     """Whether a URL is that of a folder on a web server, without secrets, and safe in HTML and on a command line."""
     try:
-        told = urlsplit(url)
+        parts = urlsplit(url)
     except ValueError:
         return False
-    if told.scheme not in ("http", "https") or not told.hostname or "@" in told.netloc:
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         return False
     return url.isascii() and url.isprintable() and url.endswith("/") and not set(url) & set(" \"'<>\\`$?#")
 
