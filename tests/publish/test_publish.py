@@ -414,7 +414,9 @@ def test_copies_where_a_link_would_not_be_readable(tmp_path: Path) -> None:
     assert placed.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("damage", [b"", b"x", b"0" * 64 + b"  records/x.whl.json\n", b"\xff\n", None])
+@pytest.mark.parametrize(
+    "damage", [b"", b"x", b"0" * 64 + b"  records/x.whl.json\n", b"\xff\n", b"0" * 64 + b"  \x1b[2J\n", None]
+)
 def test_damaged_hashes_of_records_are_made_again(tmp_path: Path, damage: bytes | None) -> None:
     put(tmp_path / "index", make(tmp_path, "1.0"))
     whole = files(tmp_path / "index")
@@ -422,7 +424,9 @@ def test_damaged_hashes_of_records_are_made_again(tmp_path: Path, damage: bytes 
         (tmp_path / "index" / layout.SUMS).unlink()
     else:
         (tmp_path / "index" / layout.SUMS).write_bytes(damage)
-    assert check(tmp_path / "index").behind
+    behind = check(tmp_path / "index").behind
+    assert behind
+    assert all(problem.isprintable() for problem in behind)
     publish.gc(Folder(tmp_path / "index"))
     assert files(tmp_path / "index") == whole
 

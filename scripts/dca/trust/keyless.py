@@ -1,7 +1,8 @@
-"""Signatures with an identity in place of a key: Sigstore bundles.
+"""Signatures with an identity in place of a key: Sigstore bundles. Experimental.
 
 https://docs.sigstore.dev/about/bundle/. A certificate authority vouches for ten minutes that a key belongs to whoever
 an identity provider says; a public log keeps when that was. The package `sigstore` is an extra, loaded when it is used.
+It has signed and verified with a stand-in for the services, and never with the public instance.
 """
 
 from __future__ import annotations
