@@ -46,7 +46,7 @@ def read(place: str) -> bytes:
     return answer.content
 
 
-def pins(content: bytes, label: str, names: list[str], platform: str, url: str) -> Redist:
+def pins(content: bytes, label: str, names: list[str], platform: str, url: str | tuple[str, ...]) -> Redist:
     """What a toolkit file says of one release.
 
     Args:
@@ -54,7 +54,7 @@ def pins(content: bytes, label: str, names: list[str], platform: str, url: str) 
         label: the release that it must be of.
         names: the components to take.
         platform: as the manifest calls it ("linux-x86_64").
-        url: the folder that the manifest lies in.
+        url: the folder that the manifest lies in, or several in the order in which they are asked.
     """
     manifest = json.loads(content)
     # Manifests of before 12.2 do not say what release they are of.

@@ -65,7 +65,9 @@ def test_a_branch_that_moved_is_followed_only_when_asked_and_remembered_until_to
         followed = pins[-1] == head
         assert (f"git{head[:8]}" in plan.version) == followed
         assert any("--pinned" in warning for warning in plan.warnings) == followed
-        assert world.recipes[0].recipe.source.commit == pins[-1]
+        source = world.recipes[0].recipe.source
+        assert isinstance(source, GitSource)
+        assert source.commit == pins[-1]
     assert pins == [moved, head, head, moved, moved]
 
 
@@ -115,8 +117,14 @@ def test_the_branch_of_a_clone_is_followed_too(moved: str, tmp_path: Path) -> No
 def test_what_can_be_reached_is_asked_anew_once_the_mirrors_are_others(
     moved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, asked = store.Store(tmp_path / "cache"), []
-    monkeypatch.setattr(git, "probe", lambda url: asked.append(url) or "")
+    cache = store.Store(tmp_path / "cache")
+    asked: list[str] = []
+
+    def probe(url: str) -> str:
+        asked.append(url)
+        return ""
+
+    monkeypatch.setattr(git, "probe", probe)
     monkeypatch.delenv("DCA_CONFIG", raising=False)
     for _ in range(2):
         gather.make_plan(COPYING, cache)

@@ -150,10 +150,13 @@ def test_without_a_patch_an_engine_fails(name: str, bench: Bench, python: Path, 
 def test_a_head_dimension_that_is_left_out_says_so_when_it_is_called(build: Build, python: Path) -> None:
     """Called by its C++ name, without a GPU: what it throws ends the process with the message."""
     from elftools.elf.elffile import ELFFile
+    from elftools.elf.sections import SymbolTableSection
 
     (module,) = [module for module in build.modules if module.name == "vllm_flash_attn_c"]
     with Path(module.file).open("rb") as stream:
-        names = [symbol.name for symbol in ELFFile(stream).get_section_by_name(".dynsym").iter_symbols()]
+        symbols = ELFFile(stream).get_section_by_name(".dynsym")
+        assert isinstance(symbols, SymbolTableSection)
+        names = [symbol.name for symbol in symbols.iter_symbols()]
     # Head dimension 64, in the mangled name of run_mha_fwd_sparse_<cutlass::half_t, 64, true>.
     (name,) = [one for one in names if "run_mha_fwd_sparse_" in one and "half_tELi64ELb1E" in one]
     script = f"import ctypes, torch; ctypes.CDLL({module.file!r})[{name!r}](None, None)"

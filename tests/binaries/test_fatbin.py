@@ -144,7 +144,12 @@ def entry(
         unpacked: bytes that the payload is said to have uncompressed; what it has when None.
     """
     if payload is None:
-        payload = {SASS: cubin, PTX: text}.get(kind, lambda _: b"anything")(arch)
+        if kind == SASS:
+            payload = cubin(arch)
+        elif kind == PTX:
+            payload = text(arch)
+        else:
+            payload = b"anything"
     size = len(payload) if flags & (LZ4 | ZSTD) else 0
     if flags & LZ4:
         payload = lz4.block.compress(payload, store_size=False)
@@ -654,9 +659,9 @@ def compiler(nvcc: Path, folder: Path, host: str) -> Compiler:
     def build(name: str, *flags: str) -> Path:
         out = folder / name
         if not out.exists():
-            words = [nvcc, "-ccbin", host, "-Xcompiler", "-fPIC", "-cudart", "none", *flags, *ARCHS, "-o", out]
+            words = ["-ccbin", host, "-Xcompiler", "-fPIC", "-cudart", "none", *flags, *ARCHS, "-o"]
             env = provide.compiler_environment(nvcc.parent.parent)
-            subprocess.run([*words, folder / "kernels.cu"], check=True, env=env, capture_output=True)
+            subprocess.run([nvcc, *words, out, folder / "kernels.cu"], check=True, env=env, capture_output=True)
         return out
 
     return build
@@ -724,7 +729,8 @@ def test_device_code_of_the_planned_toolkit(plain: Path, packed: Path, plan: Pla
 def test_device_code_of_the_newest_toolkit(of_newest: Path) -> None:
     code = fatbin.read(of_newest)
     check(code)
-    assert re.fullmatch(r"\d+\.\d+\.\d+", *code.tools)
+    (tool,) = code.tools
+    assert re.fullmatch(r"\d+\.\d+\.\d+", tool)
 
 
 def test_relocatable_device_code_of_nvcc(objects: Path) -> None:
@@ -735,7 +741,7 @@ def test_relocatable_device_code_of_nvcc(objects: Path) -> None:
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["plain", "packed"])
 def test_damage_in_what_nvcc_wrote_is_found(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    whole = bytearray(request.getfixturevalue(name).read_bytes())
+    whole: bytes = request.getfixturevalue(name).read_bytes()
     start = whole.index(fatbin.MAGIC)
     (header,) = struct.unpack_from("<H", whole, start + 6)
     first = start + header

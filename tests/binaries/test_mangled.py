@@ -104,7 +104,7 @@ def unpacked(wheel: Path, folder: Path) -> list[Path]:
 def test_every_name_of_a_compiled_library_is_what_cppfilt_says(tmp_path: Path) -> None:
     (tmp_path / "names.cpp").write_text(SOURCE)
     library = tmp_path / "names.so"
-    words = ["g++", "-std=c++17", "-w", "-shared", "-fPIC", "-o", library, tmp_path / "names.cpp"]
+    words: list[str | Path] = ["g++", "-std=c++17", "-w", "-shared", "-fPIC", "-o", library, tmp_path / "names.cpp"]
     subprocess.run(words, check=True, capture_output=True)
     symbols = sorted(name for name in elf.defined(library) if name.startswith("_Z"))
     assert len(symbols) > 50

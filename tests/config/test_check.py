@@ -17,7 +17,7 @@ from tests.support.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY,
 
 KNOWN = models.load_all()
 READERS = {reader.name: reader for reader in readers.load_all()}
-SCALED = {"rope_scaling": DOCUMENTED}
+SCALED: dict[str, Any] = {"rope_scaling": DOCUMENTED}
 
 
 def check(value: dict[str, Any], **more: Any) -> tuple[Finding, ...]:

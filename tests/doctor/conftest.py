@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
-def _without_the_real_ones(real):  # type: ignore[no-untyped-def]
-    def glob(self: Path, pattern: str):  # type: ignore[no-untyped-def]
+def _without_the_real_ones(real: Callable[[Path, str], Iterator[Path]]) -> Callable[[Path, str], Iterator[Path]]:
+    def glob(self: Path, pattern: str) -> Iterator[Path]:
         return iter(()) if str(self) == "/usr/local" else real(self, pattern)
 
     return glob

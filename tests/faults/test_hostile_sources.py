@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
 from pydantic import ValidationError
@@ -240,10 +241,11 @@ def test_what_a_repository_says_of_its_submodules_hooks_and_filters_runs_nothing
 class Meddling(GitHandler):
     """Cuts what the server says of a commit's objects, or changes a bit of it."""
 
-    change: Callable[[bytes], bytes] | None = None
+    change: ClassVar[Callable[[bytes], bytes] | None] = None
 
     def answer(self) -> None:
-        if self.command != "POST" or type(self).change is None:
+        change = type(self).change
+        if self.command != "POST" or change is None:
             super().answer()
             return
         whole = io.BytesIO()
@@ -253,7 +255,7 @@ class Meddling(GitHandler):
         finally:
             self.wfile = real
         head, _, body = whole.getvalue().partition(b"\r\n\r\n")
-        changed = type(self).change(body) if b"packfile" in body or b"PACK" in body else body
+        changed = change(body) if b"packfile" in body or b"PACK" in body else body
         head = b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length"))
         self.wfile.write(head + f"\r\nContent-Length: {len(changed)}\r\n\r\n".encode() + changed)
 
@@ -267,8 +269,11 @@ def test_no_git_answer_that_was_cut_or_changed_is_taken_for_the_commit(
     one.write("data", chance.randbytes(30_000))
     one.write("deep/er/run.sh", b"#!/bin/sh\n", 0o755)
     commit = one.commit()
-    handler = type("Handler", (Meddling,), {"root": tmp_path / "served"})
-    web = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+    class Handler(Meddling):
+        root = tmp_path / "served"
+
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
     url, log = f"http://127.0.0.1:{web.server_port}/repository/.git", tmp_path / "log"
     git.export(git.fetch([url], commit, store.Store(tmp_path / "good").open(), log), commit, tmp_path / "wanted")
@@ -285,7 +290,7 @@ def test_no_git_answer_that_was_cut_or_changed_is_taken_for_the_commit(
             changed[bit // 8] ^= 1 << bit % 8
             return bytes(changed)
 
-        handler.change = staticmethod(cut if number < cuts else flip)
+        Handler.change = staticmethod(cut if number < cuts else flip)
         cache = store.Store(tmp_path / f"cache-{number}").open()
         try:
             repository = git.fetch([url], commit, cache, log)
@@ -299,7 +304,7 @@ def test_no_git_answer_that_was_cut_or_changed_is_taken_for_the_commit(
             assert store.tree_hash(tmp_path / f"tree-{number}") == wanted
             shutil.rmtree(tmp_path / f"tree-{number}")
         assert told == ("DCA-405", True)
-        handler.change = None
+        Handler.change = None
         git.export(git.fetch([url], commit, cache, log), commit, tmp_path / "next")
         assert store.tree_hash(tmp_path / "next") == wanted
         shutil.rmtree(tmp_path / "next")
@@ -394,9 +399,13 @@ def too_long() -> Members:
     return made + link(f"top/{inner}", "../" * 16) + link("top/escape", f"{inner}/../..") + entry("top/escape/victim")
 
 
-def packed(members: Members, kind: str = "gz") -> bytes:
+Mode = Literal["w:gz", "w:xz", "w:bz2"]
+MODES: tuple[Mode, ...] = ("w:gz", "w:xz", "w:bz2")
+
+
+def packed(members: Members, mode: Mode = "w:gz") -> bytes:
     body = io.BytesIO()
-    with tarfile.open(fileobj=body, mode=f"w:{kind}", format=tarfile.PAX_FORMAT) as archive:
+    with tarfile.open(fileobj=body, mode=mode, format=tarfile.PAX_FORMAT) as archive:
         for info, content in members:
             archive.addfile(info, io.BytesIO(content))
     return body.getvalue()
@@ -430,7 +439,7 @@ def test_no_hostile_sdist_writes_outside_of_its_folder_or_leads_out_of_it(
     before, harmless = state(outside), 0
     for name, members in hostile_sdists(outside, chance, max(24, scale(100))):
         archive = inside / "hostile.tar.gz"
-        archive.write_bytes(packed(members, chance.choice(["gz", "xz", "bz2"])))
+        archive.write_bytes(packed(members, chance.choice(MODES)))
         refused = ""
         try:
             archives.unpack_sdist(archive, inside / "tree")
@@ -501,7 +510,7 @@ def test_an_archive_that_would_fill_the_disk_is_refused_before_it_does(
     if kind.startswith("tar"):
         info = tarfile.TarInfo("top/zeros")
         info.size = size
-        with tarfile.open(path, f"w:{kind[4:]}") as archive:
+        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w:xz") as archive:
             archive.addfile(info, Zeros(size))
     else:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -20,6 +20,7 @@ from pypi_simple import PyPISimple
 
 from dca import cli, publish
 from dca.foundation import store
+from dca.foundation.errors import DcaError
 from dca.publish import layout
 from dca.publish.check import check
 from dca.publish.folder import Folder
@@ -205,7 +206,7 @@ def test_every_byte_counts(scene: Scene, chance: random.Random, scale: Callable[
         content = path.read_bytes()
         path.unlink()
         if name == layout.SETTINGS:
-            with pytest.raises(publish.DcaError):
+            with pytest.raises(DcaError):
                 check(scene.index)
         else:
             assert not check(scene.index).fine, name

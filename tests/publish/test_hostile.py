@@ -364,19 +364,23 @@ BAD = (
 )
 
 
+def uses(place: Place, path: str) -> list[Callable[[], object]]:
+    """All that a place does with a path."""
+    return [
+        lambda: place.read(path),
+        lambda: place.put(path, b"x", store.sha256_bytes(b"x")),
+        lambda: place.put_page(path, b"x"),
+        lambda: place.delete([layout.wheel(GOOD), path]),
+        lambda: place.put_record(f"{path}/../x", b"x", None),
+    ]
+
+
 @pytest.mark.parametrize("path", BAD)
 def test_no_place_goes_where_a_path_leads_out(scene: Scene, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last line of defence, should a value ever go unchecked."""
     objects, path = instead_of_boto3(monkeypatch), scene.spelt(path)
     for place in (scene.place, Bucket("s3://wheels/a/b")):
-        uses: list[Callable[[], object]] = [
-            lambda place=place: place.read(path),
-            lambda place=place: place.put(path, b"x", store.sha256_bytes(b"x")),
-            lambda place=place: place.put_page(path, b"x"),
-            lambda place=place: place.delete([layout.wheel(GOOD), path]),
-            lambda place=place: place.put_record(f"{path}/../x", b"x", None),
-        ]
-        for use in uses:
+        for use in uses(place, path):
             with untouched(scene), pytest.raises(DcaError) as error:
                 use()
             assert error.value.code == "DCA-908"

@@ -147,6 +147,7 @@ def test_pypi_simple_reads_it(web: Served, index: Path) -> None:
         assert package.digests["sha256"]
         assert package.requires_python == ">=3.8"
         assert package.has_metadata
+        assert package.metadata_digests is not None
         assert package.metadata_digests["sha256"]
         assert not package.is_yanked
     with PyPISimple(f"{web.url}cu121/") as client:

@@ -27,13 +27,14 @@ from dca.publish import layout, pages
 from dca.publish.check import check
 from dca.publish.folder import Folder
 from dca.publish.values import Evidence, Record, Settings
-from dca.smoke.values import CaseResult, Smoke
+from dca.smoke.values import LEVELS, CaseResult, Smoke
 from dca.trust import evidence
 from dca.trust.verify import verify
 from tests.support import RunDca
 from tests.support.made_wheels import USUAL, Details, make, put
 
-Publish = DcaIndex = Callable[..., "subprocess.CompletedProcess[str]"]
+Publish = Callable[..., "subprocess.CompletedProcess[str]"]
+DcaIndex = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def files(index: Path) -> dict[str, bytes]:
@@ -82,7 +83,9 @@ def test_the_same_bytes_again_change_nothing(tmp_path: Path) -> None:
     wheel = make(tmp_path)
     put(tmp_path / "index", wheel)
     before = {name: (tmp_path / "index" / name).stat().st_mtime_ns for name in files(tmp_path / "index")}
-    copy = Path(shutil.copy2(wheel, (tmp_path / "elsewhere").mkdir() or tmp_path / "elsewhere"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    copy = Path(shutil.copy2(wheel, elsewhere))
     done = put(tmp_path / "index", copy, wheel)
     assert [one.file for one in done.unchanged] == [wheel.name]
     assert not done.added
@@ -281,7 +284,8 @@ def test_a_wheel_that_any_smoke_test_found_wrong_stays_out_until_a_whole_one_pas
     wheel, cache = make(tmp_path, "0.10.2", cuda=None), store.Store(tmp_path / "cache")
     monkeypatch.setattr(engine, "_run", lambda *_: None)
     for number, words in enumerate(runs):
-        level, *how = words.split()
+        first, *how = words.split()
+        level = next(level for level in LEVELS if level == first)
         name = "static/archs" if "--arch" in how else "static/one"
         case = CaseResult(level="static", name=name, proves="that", passed="fails" not in how)
         monkeypatch.setattr(engine.static, "check", lambda *_, case=case: (case,))

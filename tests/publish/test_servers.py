@@ -28,6 +28,7 @@ pytestmark = pytest.mark.whole
 SECRET = "pass-Word+42"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 Dca = Callable[..., subprocess.CompletedProcess[str]]
+Command = list[str | Path]
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +70,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(argv: list[str | Path], url: str, folder: Path) -> Iterator[str]:
+def running(argv: Command, url: str, folder: Path) -> Iterator[str]:
     """A server for the time of the block."""
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen([*map(str, argv)], stdout=log, stderr=log, cwd=folder)
@@ -93,7 +94,7 @@ def pypiserver(servers: Path, tmp_path: Path) -> Iterator[str]:
     """Asks nobody for a password; refuses names that are taken, whatever their bytes."""
     port = free_port()
     (tmp_path / "packages").mkdir()
-    argv = [
+    argv: Command = [
         servers / "pypi-server",
         "run",
         "-i",
@@ -117,7 +118,7 @@ def devpi(servers: Path, tmp_path: Path) -> Iterator[str]:
     port, where = free_port(), tmp_path / "devpi"
     init = [servers / "devpi-init", "--serverdir", where, "--no-root-pypi", "--root-passwd", SECRET]
     subprocess.run(list(map(str, init)), check=True, capture_output=True)
-    argv = [servers / "devpi-server", "--serverdir", where, "--host", "127.0.0.1", "--port", str(port)]
+    argv: Command = [servers / "devpi-server", "--serverdir", where, "--host", "127.0.0.1", "--port", str(port)]
     with running(argv, f"http://127.0.0.1:{port}/", tmp_path) as url:
         token = requests.post(f"{url}+login", json={"user": "root", "password": SECRET}, timeout=30).json()["result"]
         auth = base64.b64encode(f"root:{token['password']}".encode()).decode()
@@ -134,7 +135,7 @@ def devpi(servers: Path, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def s3(servers: Path, tmp_path: Path) -> Iterator[str]:
     port = free_port()
-    argv = [servers / "moto_server", "-H", "127.0.0.1", "-p", str(port)]
+    argv: Command = [servers / "moto_server", "-H", "127.0.0.1", "-p", str(port)]
     with running(argv, f"http://127.0.0.1:{port}/", tmp_path) as url:
         assert requests.put(f"{url}wheels", timeout=30).ok
         # Anybody may read it, as a public index.

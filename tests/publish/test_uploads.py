@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ def test_a_wheel_that_is_not_published_is_not_uploaded(tmp_path: Path, program: 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(repository.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(DcaError, match="twine") as missing:
         upload(tmp_path, IndexServer(), make(tmp_path))
     assert (missing.value.code, "'twine>=" in missing.value.remedy) == ("DCA-103", True)
@@ -232,9 +233,9 @@ def test_a_lost_answer_is_no_race(tmp_path: Path, objects: Store) -> None:
     """A store that took a record, and is given it again because its answer did not arrive."""
     put = objects.put_object
 
-    def twice(**given: object) -> object:
+    def twice(**given: Any) -> Any:
         body = given["Body"]
-        if "/records/" in str(given["Key"]):
+        if "/records/" in given["Key"]:
             put(**given)
         return put(**given | {"Body": body})
 

@@ -74,7 +74,7 @@ def test_what_does_not_fit_ends_with_one_and_names_what_does() -> None:
     told = run("plan", FOURTEEN, "--gpus", "2x80", "--json")
     assert told.returncode == 1
     assert ServePlan.model_validate_json(told.stdout).errors
-    assert run("plan", FOURTEEN, "--gpus", "2x80", "--max-model-len", longest).returncode == 0
+    assert run("plan", FOURTEEN, "--gpus", "2x80", "--max-model-len", str(longest)).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -405,7 +405,7 @@ def test_the_sparse_table_of_a_folder_is_what_counts(tmp_path: Path) -> None:
         assert (read.vertical, read.slash, read.assumed) == (130, 900, False)
     assert not lists(None).sparse
     # What is no table gives no sizes; `dca config check` tells of it.
-    assert not lists([{"0": "none"}]).sparse  # type: ignore[dict-item]
+    assert not lists([{"0": "none"}]).sparse
 
 
 def test_a_mixture_whose_table_is_not_known_is_counted_with_the_largest_known() -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -364,7 +365,12 @@ def test_each_failure_is_told_once_and_at_its_line() -> None:
 
 def test_lines_that_differ_in_numbers_alone_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    monkeypatch.setattr(failures, "explain_lines", lambda lines: looked.append(list(lines)[-1]) or ())
+
+    def explain_lines(lines: Iterable[str]) -> tuple[Known, ...]:
+        looked.append(list(lines)[-1])
+        return ()
+
+    monkeypatch.setattr(failures, "explain_lines", explain_lines)
     watcher = serving.Watcher(tell=lambda _: None, known=lambda _: None, ready=lambda: None)
     for number in range(500):
         watcher.line(f"ERROR 01-31 12:34:56 engine.py:1] request cmpl-{number:08x} failed")

@@ -29,9 +29,9 @@ def loaded(request: pytest.FixtureRequest, all_recipes: tuple[Loaded, ...]) -> L
     return next(loaded for loaded in all_recipes if loaded.recipe.name == request.param)
 
 
-def bare(loaded: Loaded, **changes: object) -> Plan:
+def bare(loaded: Loaded) -> Plan:
     seen = world(machine(toolkits=(CUDA13,)), reach(git=True))
-    return planned(Request(recipe=loaded.recipe.name, profile=KERNELS, **changes), seen)
+    return planned(Request(recipe=loaded.recipe.name, profile=KERNELS), seen)
 
 
 def test_modules_are_planned_for_the_profiles_own_torch_and_beside_the_loader(loaded: Loaded) -> None:

@@ -25,7 +25,7 @@ def test_the_oracle_is_right(name: str, build_python: Path, tmp_path: Path) -> N
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    words = [
+    words: list[str | Path] = [
         "-m",
         "pytest",
         "-q",

@@ -64,11 +64,13 @@ def install(wheel: Path | None, lock: Path, folder: Path, cache: store.Store) ->
     """A new environment with a lock and its wheel, by the two lines that `dca wheel` prints; its Python."""
     uv, env = machine.find_uv(), environments.uv_environment(cache)
     python = folder / "bin/python"
-    for argv in (
+    commands: list[list[str | Path]] = [
         [uv, "venv", "--python", sys.executable, folder],
         [uv, "pip", "install", "--python", python, "-r", lock],
-        *([[uv, "pip", "install", "--python", python, "--no-deps", wheel]] if wheel else []),
-    ):
+    ]
+    if wheel:
+        commands.append([uv, "pip", "install", "--python", python, "--no-deps", wheel])
+    for argv in commands:
         done = runner.run(argv, env=env, timeout=1800.0)
         assert done.ok, done.text[-3000:]
     return python

@@ -82,6 +82,7 @@ def with_a_cut_cubin(module: bytes) -> bytes:
 def _edit_containers(module: bytes, edit: Callable[[list[bytes]], list[bytes]]) -> bytes:
     """Rewrite the entries of every container; what gets shorter is followed by zeros, which readers skip."""
     section = ELFFile(io.BytesIO(module)).get_section_by_name(".nv_fatbin")
+    assert section is not None
     start, content = section["sh_offset"], section.data()
     position, done = 0, bytearray(content)
     while position < len(content):

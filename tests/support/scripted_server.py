@@ -194,13 +194,13 @@ class Handler(BaseHTTPRequestHandler):
             {"id": str(number), "type": "function", "function": {"name": name, "arguments": arguments}}
             for number, (name, arguments) in enumerate(reply.calls)
         ]
-        message = {
+        message: dict[str, object] = {
             "role": "assistant",
             "content": reply.text,
             "tool_calls": calls or None,
             "reasoning_content": reply.thought,
         }
-        choice = {"index": 0, "finish_reason": reply.finish}
+        choice: dict[str, object] = {"index": 0, "finish_reason": reply.finish}
         choice |= {"text": reply.text} if asked.path == "/v1/completions" else {"message": message}
         return self.send_json({"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage})
 

@@ -75,7 +75,9 @@ class IndexServer:
                     head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
                     for part in BytesParser().parsebytes(head + body).walk():
                         if name := part.get_filename():
-                            place.files[name] = part.get_payload(decode=True)
+                            content = part.get_payload(decode=True)
+                            assert isinstance(content, bytes)
+                            place.files[name] = content
                 self.answer(403 if place.refuses else 200, b"")
 
             def do_GET(self) -> None:

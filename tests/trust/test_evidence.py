@@ -210,11 +210,12 @@ def test_what_is_no_key_is_told(content: bytes, tmp_path: Path) -> None:
 
 def test_keys_of_openssl_are_read(tmp_path: Path) -> None:
     private, public, other = tmp_path / "key.pem", tmp_path / "key.pub", tmp_path / "rsa.pem"
-    for words in (
+    commands: list[list[str | Path]] = [
         ["genpkey", "-algorithm", "ed25519", "-out", private],
         ["pkey", "-in", private, "-pubout", "-out", public],
         ["genpkey", "-algorithm", "rsa", "-out", other],
-    ):
+    ]
+    for words in commands:
         subprocess.run(["openssl", *words], check=True, capture_output=True)
     envelope = signing.sign(b"payload", signing.private_key(private))
     for key in (signing.public_key(public), signing.public_key(private)):

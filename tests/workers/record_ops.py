@@ -59,7 +59,10 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 
-PACKAGE = f"{Path(importlib.util.find_spec('vllm').origin).parent}/"
+SPEC = importlib.util.find_spec("vllm")
+assert SPEC is not None
+assert SPEC.origin is not None
+PACKAGE = f"{Path(SPEC.origin).parent}/"
 NAMESPACES = ("_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_moe_C", "_vllm_fa2_C", "vllm_flash_attn_c")
 called: dict[str, str] = {}
 insisted: dict[str, str] = {}

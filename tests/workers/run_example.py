@@ -130,7 +130,7 @@ def run(example: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    vllm.LLM = OnTransformers  # type: ignore[misc]
+    vllm.LLM = OnTransformers
     with tempfile.TemporaryDirectory() as hub:
         stand_in_for_modelscope(Path(hub))
         for one in REQUEST["examples"]:

@@ -111,7 +111,8 @@ class _Generator(torch.Generator):
     """Random numbers on the CPU, whatever device was asked for."""
 
     def __new__(cls, device: Any = None) -> _Generator:
-        return super().__new__(cls, torch.device("cpu"))
+        generator: _Generator = super().__new__(cls, torch.device("cpu"))
+        return generator
 
 
 def _over_gloo(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ import pytest
 from dca.foundation import documents
 from dca.foundation.events import Silent
 from dca.serve import check as engine
-from dca.serve.check import ServeCheck, client
+from dca.serve.check import ServeCheck, client, haystack
 from tests.serve.check.conftest import Check
 from tests.support import ROOT, wait_for
 from tests.support import scripted_server as scripted
@@ -107,7 +107,7 @@ def test_a_stream_without_its_options_is_read_all_the_same(serve: Serve, check: 
 def test_no_two_prompts_begin_alike_so_that_nothing_is_answered_from_a_prefix(serve: Serve, check: Check) -> None:
     place = serve()
     check(place.url, "--lengths", "2048,4096", "--depths", "0,50,100")
-    opening = len(engine.needles.haystack.OPENING)
+    opening = len(haystack.OPENING)
     beginnings = {needle.text[opening : opening + 24] for needle in place.needles()}
     assert len(beginnings) == 6
 

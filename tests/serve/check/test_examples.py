@@ -30,7 +30,7 @@ OFFLINE = ("from_modelscope", "multi_gpu", "offline_1m", "offline_batch", "quant
 
 def run(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     """An example as a user runs it."""
-    argv = [sys.executable, EXAMPLES / f"{name}.py", *map(str, words)]
+    argv: list[str | Path] = [sys.executable, EXAMPLES / f"{name}.py", *map(str, words)]
     return subprocess.run(argv, text=True, capture_output=True, timeout=120, check=False)
 
 

@@ -174,7 +174,9 @@ class FakeLayer:
         lines = [[head.intra, head.successive, head.inter][:stages] for head in chosen]
         if self.fault == "shifted lines" and stages > 1:
             for of_head in lines:
-                of_head[-1] = oracle.Stage(of_head[-1].vertical, of_head[-1].slash + 1)
+                last = of_head[-1]
+                assert last is not None
+                of_head[-1] = oracle.Stage(last.vertical, last.slash + 1)
         return lines
 
     def _convert(self, lines: Any, queries: int, keys: int, causal: bool) -> Any:

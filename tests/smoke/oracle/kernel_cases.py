@@ -113,6 +113,7 @@ def right_dense(inputs: Inputs, ragged: Ragged) -> Answer:
 
 
 def right_ragged(inputs: Inputs, converted: Converted, ragged: Ragged) -> Answer:
+    assert inputs.out is not None
     lse = torch.empty(inputs.q.shape[1], inputs.q.shape[0])
     for b in range(len(ragged.query_starts) - 1):
         rows, keys = ragged.rows(b)
@@ -186,6 +187,7 @@ def first_columns(inputs: Inputs, converted: Converted) -> Answer:
     total = torch.logsumexp(lses, 0)
     weights = torch.exp(lses - total.masked_fill(total == -torch.inf, 0)).transpose(2, 3)[..., None]
     merged = sum(part * weight for (part, _), weight in zip(parts, weights))
+    assert inputs.out is not None
     return inputs.out.copy_(merged), total.masked_fill(total == -torch.inf, torch.inf)
 
 
@@ -220,6 +222,7 @@ def not_a_number(inputs: Inputs, converted: Converted) -> Answer:
 def unwritten_row(inputs: Inputs, converted: Converted) -> Answer:
     """The last row of an uneven length is never written: the poison stays."""
     whole, lse = right_sparse(replace(inputs, out=None), converted)
+    assert inputs.out is not None
     inputs.out[:, :-1] = whole[:, :-1]
     return inputs.out, lse
 
@@ -425,10 +428,12 @@ def test_ops_are_called_by_what_their_schemas_ask_for(monkeypatch: pytest.Monkey
     monkeypatch.setitem(__import__("sys").modules, "dca_kernels", bare)
     monkeypatch.setattr(torch, "ops", types.SimpleNamespace(some_space=space))
     loaded = kernels.load_kernels(bare=True)
-    assert (loaded.convert, loaded.convert_mergehead, loaded.sparse_ragged) == (1, 2, None)
-    causal = Inputs("q", "k", "v", 0.5, True, "out")  # type: ignore[arg-type]
-    assert loaded.sparse(causal, Converted("a", "b", "c", "d")) == ("out", "lse")  # type: ignore[arg-type]
-    assert loaded.dense(replace(causal, causal=False), Ragged("qs", "ks", 3, 4)) == ("out", "lse")  # type: ignore[arg-type]
+    assert loaded.convert == space.convert_vertical_slash_indexes
+    assert loaded.convert_mergehead == space.convert_vertical_slash_indexes_mergehead
+    assert loaded.sparse_ragged is None
+    causal = Inputs("q", "k", "v", 0.5, True, "out")
+    assert loaded.sparse(causal, Converted("a", "b", "c", "d")) == ("out", "lse")
+    assert loaded.dense(replace(causal, causal=False), Ragged("qs", "ks", 3, 4)) == ("out", "lse")
     assert calls == [
         ("q", "k", "v", "a", "b", "c", "d", "out", None, 0.0, 0.5, True, -1, -1, 0.0, False, None),
         ("q", "qs", 4, False, False, None),
