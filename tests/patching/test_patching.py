@@ -408,27 +408,47 @@ def test_a_build_leaves_the_whole_report_also_when_the_series_does_not_apply(
     assert (store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())) == (before, kept)
 
 
-def test_what_was_written_is_put_back_when_the_disk_is_full(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_patched_tree(tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
     shop.series(one=change("line 5", "LINE 5"), two=new_file("new/deep/file", "100755"))
-    gone = "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100644\n--- a/pkg/b.py\n+++ /dev/null\n@@ -1 +0,0 @@\n"
-    (shop.folder / "three.patch").write_text(gone + "-b = 1\n")
-    (shop.folder / "series").write_text("one.patch\ntwo.patch\nthree.patch\n")
-    (shop.folder / "added").mkdir()
-    (shop.folder / "added/last").write_text("last\n")
-    (shop.source / "pkg/b.py").chmod(0o755)
     write = store.write_bytes
 
     def full(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-        if path.name == "last":
+        if path.name == "file":
             raise OSError(28, "No space left on device", str(path))
         write(path, data, mode=mode)
 
     monkeypatch.setattr(store, "write_bytes", full)
+    cache = store.Store(tmp_path / "cache").open()
+    source = FetchedSource(name="source", pin="commit:" + "1" * 40, place="x", tree="0" * 64)
+    tree = Tree(folder=str(tmp_path), sources=(source,), members={})
+    plan = SimpleNamespace(recipe="one", series_digest="d")
     before = store.tree_hash(shop.source)
     with pytest.raises(OSError, match="No space"):
-        shop.apply()
+        patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, tmp_path / "run/build.log")
     assert store.tree_hash(shop.source) == before
-    assert not (shop.source / "new").exists()
+    assert list((tmp_path / "cache/patched").iterdir()) == []
+
+
+def test_an_offset_on_the_source_that_a_patch_was_written_for_is_refused(
+    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
+    shop.write("pkg/a.py", "above\n" + TEXT)
+    shop.series(one=change("line 5", "LINE 5"))
+    cache = store.Store(tmp_path / "cache").open()
+    log, recipe = tmp_path / "run/build.log", SimpleNamespace(patches=Patches())
+    for number, pin in enumerate(("1" * 40, "2" * 40)):
+        (shop.folder / "series").write_text(f"# base: one/source {'1' * 40}\n# revision: 1\none.patch\n")
+        source = FetchedSource(name="source", pin=f"commit:{pin}", place="x", tree="0" * 64)
+        tree = Tree(folder=str(tmp_path), sources=(source,), members={})
+        plan = SimpleNamespace(recipe="one", series_digest=str(number))
+        if pin == "1" * 40:
+            with pytest.raises(DcaError, match="1 of 1 patches do not apply"):
+                patching.patch(plan, recipe, tree, cache, log)
+        else:
+            made = patching.patch(plan, recipe, tree, cache, log)
+            assert [one.status for one in made.patches] == ["offset"]
 
 
 # --- what is never applied -----------------------------------------------------------------------------------

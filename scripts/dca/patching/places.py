@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dca.catalogue.recipes import GitSource, Recipe, SdistSource
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.events import Reporter, Silent
 from dca.patching.folder import SOURCE, Base
 from dca.sources import git, index
 
@@ -141,24 +141,20 @@ def bring_base(
     Args:
         place: where the tree is now; a clone often has the old commit as well.
     """
+    wanted = Wanted(rev=base.pin)
     try:
         if base.pin.startswith("sha256:"):
             if not isinstance(source, SdistSource):
                 return None
             version = base.place.removesuffix(".tar.gz").rpartition("-")[2]
-            old = source.model_copy(
-                update={"file": base.place, "version": version, "sha256": base.pin.removeprefix("sha256:")}
-            )
-            archives.unpack_sdist(index.download(old, cache), folder)
-            return folder
-        if place is not None and place.is_dir() and git.is_repository(place) and git.has_commit(place, base.pin):
-            git.export(place, base.pin, folder)
-        elif isinstance(source, GitSource):
-            git.export(git.fetch(source.urls, base.pin, cache, log), base.pin, folder)
-        else:
+            old = {"file": base.place, "version": version, "sha256": base.pin.removeprefix("sha256:")}
+            source, wanted = source.model_copy(update=old), Wanted()
+        elif place is not None and place.is_dir() and git.is_repository(place) and git.has_commit(place, base.pin):
+            wanted = Wanted(place, base.pin)
+        elif not isinstance(source, GitSource):
             return None
+        return bring(source, wanted, folder, cache, Silent(), log).folder
     except DcaError as error:
         if error.code.startswith("DCA-4"):
             return None
         raise
-    return folder
