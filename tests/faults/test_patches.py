@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import pytest
 
-from dca import patching
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.patching.fitting import examine
 from tests.support.kills import killed_runs, leftovers, whole_run
+from tests.support.series import apply_series
 
 pytestmark = pytest.mark.proof
 GIT = {
@@ -231,7 +231,7 @@ def hostile(chance: random.Random, root: Path) -> str:
 def error_of(scene: Scene) -> DcaError | None:
     """Why a series was not applied; None when it was."""
     try:
-        patching.apply(scene.series, {"source": scene.tree})
+        apply_series(scene.series, {"source": scene.tree})
     except DcaError as error:
         return error
     return None
@@ -298,7 +298,7 @@ def test_a_damaged_patch_is_refused_or_is_another_patch(
         (scene.series / "hostile.patch").write_bytes(body)
         state = scene.state()
         try:
-            told = patching.apply(scene.series, {"source": scene.tree})
+            told = apply_series(scene.series, {"source": scene.tree})
         except DcaError:
             assert scene.state() == state, body
             continue
@@ -349,15 +349,15 @@ def test_what_is_applied_is_there_already_afterwards(
         words = ["git", "diff", "--no-index", "--no-prefix", "-U2", "--output=series/p.patch", "a/f", "b/f"]
         if not subprocess.run(words, cwd=tmp_path, env=GIT, check=False).returncode:
             continue
-        patches, tree = patching.series(tmp_path / "series"), {"source": tmp_path / "now"}
-        [found] = examine(patches, tree).outcomes
+        tree = {"source": tmp_path / "now"}
+        [found] = examine(tmp_path / "series", tree).outcomes
         # What changes the first lines is not looked for elsewhere.
         if above and found.status == "conflict":
             continue
         assert found.status == ("offset" if above else "clean")
-        patching.apply(tmp_path / "series", tree)
+        apply_series(tmp_path / "series", tree)
         assert (tmp_path / "now/f").read_text() == "".join([*above, *new])
-        assert [one.status for one in examine(patches, tree).outcomes] == ["already there"]
+        assert [one.status for one in examine(tmp_path / "series", tree).outcomes] == ["already there"]
 
 
 # --- kills -----------------------------------------------------------------------------------------------------
@@ -422,8 +422,7 @@ from dca.patching.places import Found
 root = Path(sys.argv[1])
 onto = {"source": Found(root / "now", "one/source", "2" * 40)}
 print("ready", flush=True)
-made = rebase.rebase(root / "series", onto, {}, drop=False, log=None)
-told = rebase.write(root / "series", made, onto)
+told = rebase.rebase(root / "series", onto, {}, None, drop=False, dry_run=False)
 print(told.revision, *(one.status for one in told.patches))
 """
 

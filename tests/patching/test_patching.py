@@ -14,9 +14,10 @@ from dca import patching
 from dca.catalogue.recipes import Patches
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
-from dca.patching.fitting import Examined, examine
+from dca.patching.fitting import Examined, examine, report_of
 from dca.patching.report import Outcome, Report
 from dca.sources.fetch import FetchedSource, Tree
+from tests.support.series import apply_series
 
 GIT = {
     "PATH": os.environ["PATH"],
@@ -56,10 +57,10 @@ class Workshop:
         (self.folder / "series").write_text("# revision: 1\n" + "".join(f"{name}.patch\n" for name in patches))
 
     def apply(self) -> list[tuple[str, str]]:
-        return [(one.name, one.status) for one in patching.apply(self.folder, {"source": self.source})]
+        return [(one.name, one.status) for one in apply_series(self.folder, {"source": self.source})]
 
     def examined(self) -> Examined:
-        return examine(patching.series(self.folder), {"source": self.source}, [self.folder / "added"])
+        return examine(self.folder, {"source": self.source})
 
     def examine(self) -> tuple[Outcome, ...]:
         """What would become of the series; the tree stays as it is."""
@@ -307,7 +308,7 @@ def test_a_patch_that_is_there_and_would_fit_once_more_elsewhere_does_not_apply_
 
 def test_a_report_is_a_document_with_a_schema(shop: Workshop) -> None:
     shop.series(one=change("line 5", "LINE 5"), two=change("gone", "x", text="gone\n"))
-    made = patching.report_of(shop.folder, shop.examined(), {"source": "commit:" + "1" * 40})
+    made = report_of(shop.folder, shop.examined(), {"source": "commit:" + "1" * 40})
     told = json.loads(documents.dumps(made))
     assert told["schema"] == "dca.patches/1"
     assert [one["status"] for one in told["patches"]] == ["clean", "conflict"]
@@ -368,7 +369,7 @@ def test_an_added_file_is_not_written_below_another(shop: Workshop, tmp_path: Pa
         path.parent.mkdir(parents=True)
         path.write_text("2\n")
         with pytest.raises(DcaError) as refused:
-            patching.apply(shop.folder, {"source": shop.source}, [tmp_path / "shared"])
+            apply_series(shop.folder, {"source": shop.source}, [tmp_path / "shared"])
         assert refused.value.code == "DCA-502"
         assert not (shop.source / "pkg/one").exists()
 
@@ -544,7 +545,7 @@ def test_a_patch_in_a_companions_folder_is_applied_to_the_companion(shop: Worksh
     (shop.folder / "kernels/two.patch").write_text(change("line 7", "SEVEN"))
     (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
     trees = {"source": shop.source, "kernels": companion}
-    applied = [(one.name, one.status) for one in patching.apply(shop.folder, trees)]
+    applied = [(one.name, one.status) for one in apply_series(shop.folder, trees)]
     assert applied == [("one.patch", "clean"), ("kernels/two.patch", "clean")]
     assert "SEVEN" in (companion / "pkg/a.py").read_text()
     assert "SEVEN" not in (shop.source / "pkg/a.py").read_text()
@@ -568,7 +569,7 @@ def test_a_patch_that_fails_leaves_every_tree_as_it_was(shop: Workshop, tmp_path
     (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
     before = store.tree_hash(shop.source), store.tree_hash(companion)
     with pytest.raises(DcaError) as refused:
-        patching.apply(shop.folder, {"source": shop.source, "kernels": companion})
+        apply_series(shop.folder, {"source": shop.source, "kernels": companion})
     assert refused.value.code == "DCA-501"
     assert "kernels/two.patch" in str(refused.value.why)
     assert (store.tree_hash(shop.source), store.tree_hash(companion)) == before
@@ -579,6 +580,6 @@ def test_files_that_recipes_share_are_added_too(shop: Workshop, tmp_path: Path) 
     shared = tmp_path / "shared"
     (shared / "pkg").mkdir(parents=True)
     (shared / "pkg/guards.py").write_text("guarded = True\n")
-    applied = patching.apply(shop.folder, {"source": shop.source}, [shared])
+    applied = apply_series(shop.folder, {"source": shop.source}, [shared])
     assert [(one.name, one.status) for one in applied] == [("one.patch", "clean"), ("pkg/guards.py", "added")]
     assert (shop.source / "pkg/guards.py").is_file()

@@ -169,10 +169,7 @@ def status(asked: _Asked, schema: bool, output: _Output) -> None:
         options.terminal(as_json=output.as_json, quiet=output.quiet) as reporter,
         found.brought(reporter, found.log("look")) as trees,
     ):
-        added = fitting.added_folders(found.series, found.added)
-        examined = fitting.examine(
-            folder.series(found.series), {name: tree.folder for name, tree in trees.items()}, added
-        )
+        examined = fitting.examine(found.series, {name: tree.folder for name, tree in trees.items()}, found.added)
         pins = {name: tree.pin for name, tree in trees.items()}
         told = fitting.report_of(found.series, examined, pins, found.recipe.name)
     _tell(told, output)
@@ -209,10 +206,7 @@ def refresh(asked: _Asked, drop: bool, dry_run: bool, output: _Output) -> None:
                 reporter.note(
                     f"{name}: the old base {old.pin[:19]} is not at hand, so nothing can be merged by way of it."
                 )
-        made = rebase.rebase(found.series, trees, base, drop=drop, log=log)
-        told = made.report
-        if not told.bad and not dry_run:
-            told = rebase.write(found.series, made, trees)
+        told = rebase.rebase(found.series, trees, base, log, drop=drop, dry_run=dry_run)
         told = told.model_copy(update={"recipe": found.recipe.name})
     _tell(told, output)
     _end(told, output, "correct these patches by what is shown, or make them anew with `dca patch new`")

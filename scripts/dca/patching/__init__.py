@@ -6,7 +6,6 @@ A patch of the series lies beside it, and one of a companion in a folder of the 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dca.catalogue.plan import Plan
@@ -14,12 +13,12 @@ from dca.catalogue.recipes import Recipe
 from dca.foundation import data, documents, store
 from dca.foundation.errors import DcaError
 from dca.patching import report
-from dca.patching.fitting import added_folders, examine, report_of
+from dca.patching.fitting import examine, report_of
 from dca.patching.folder import SOURCE, Patch, series
-from dca.patching.report import Outcome, Report
+from dca.patching.report import Report
 from dca.sources.fetch import Applied, Tree
 
-__all__ = ["SOURCE", "Patch", "apply", "patch", "report_of", "series"]
+__all__ = ["SOURCE", "Patch", "check", "patch", "series"]
 
 
 def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path) -> Tree:
@@ -32,9 +31,8 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
         DcaError: DCA-501 when a patch does not apply, DCA-502 for one that is never applied.
     """
     folder = data.patches_folder(plan.recipe)
-    patches = series(folder)
     pins = {source.name: source.pin.removeprefix("commit:") for source in tree.sources if "/" not in source.name}
-    patched = [name for name in pins if name in {SOURCE, *(patch.tree for patch in patches)}]
+    patched = [name for name in pins if name in {SOURCE, *(patch.tree for patch in series(folder))}]
     # A companion's submodules lie inside of it.
     hashes = {source.name: source.tree for source in tree.sources if source.name.split("/")[0] in patched}
     key = documents.digest({"trees": hashes, "series": plan.series_digest})[:16]
@@ -44,17 +42,20 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
         told = documents.read_if_whole(Report, target / "patches.json")
         if kept is None or told is None:
             store.sweep(target)
-            added = added_folders(folder, [data.patches_folder(name) for name in recipe.patches.added])
-            examined = examine(patches, {name: tree.path(name) for name in patched}, added)
+            shared = [data.patches_folder(name) for name in recipe.patches.added]
+            examined = examine(folder, {name: tree.path(name) for name in patched}, shared)
             told = report_of(folder, examined, pins, plan.recipe)
             documents.write(told, log.with_name("patches.json"))
-            _check(told)
+            check(told)
             with store.incoming_folder(target) as part:
                 for name, files in examined.files.items():
                     shutil.copytree(tree.path(name), part / name, symlinks=True)
                     files.write(part / name)
                 hashes = {name: store.tree_hash(part / name) for name in patched}
-                kept = tree.model_copy(update={"patched": hashes, "patches": _applied(told.patches)})
+                # What is refused or in conflict has been raised before.
+                applied = [patch.model_dump(include=set(Applied.model_fields)) for patch in told.patches]
+                update = {"patched": hashes, "patches": tuple(map(Applied.model_validate, applied))}
+                kept = tree.model_copy(update=update)
                 documents.write(kept, part / "source.json")
                 documents.write(told, part / "patches.json")
         else:
@@ -64,25 +65,7 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
     return tree.model_copy(update={"folders": folders, "patched": kept.patched, "patches": kept.patches})
 
 
-def apply(folder: Path, trees: Mapping[str, Path], added: Sequence[Path] = ()) -> tuple[Applied, ...]:
-    """Apply every patch of a series and copy its added files, in place; nothing is written unless all of them apply.
-
-    Args:
-        folder: of the series.
-        trees: the source and the companions that are there; a patch of another companion is not needed.
-        added: folders whose files are added to the source, besides the series' own folder `added`.
-
-    Raises:
-        DcaError: DCA-501, with the whole series and what keeps each patch from applying; DCA-502.
-    """
-    examined = examine(series(folder), trees, added_folders(folder, added))
-    _check(Report(patches=examined.outcomes))
-    for name, files in examined.files.items():
-        files.write(trees[name])
-    return _applied(examined.outcomes)
-
-
-def _check(told: Report) -> None:
+def check(told: Report) -> None:
     """Refuse a series that does not apply as a whole.
 
     Raises:
@@ -110,11 +93,3 @@ def _check(told: Report) -> None:
             remedy="the source moved: rebase the series with `dca patch refresh`, or correct the patches that are "
             "named; nothing was changed.",
         )
-
-
-def _applied(outcomes: Sequence[Outcome]) -> tuple[Applied, ...]:
-    # What is refused or in conflict has been raised before.
-    return tuple(
-        Applied.model_validate({"name": outcome.name, "status": outcome.status, "sha256": outcome.sha256})
-        for outcome in outcomes
-    )

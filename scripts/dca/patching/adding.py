@@ -13,7 +13,7 @@ from dca.catalogue import recipes
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.patching import git, reading, report
-from dca.patching.fitting import Files, added_folders, examine
+from dca.patching.fitting import Files, examine
 from dca.patching.folder import SOURCE, Base, Patch, bases, rewrite, series
 from dca.patching.git import File
 from dca.patching.places import Found
@@ -46,8 +46,8 @@ class Start(NamedTuple):
         Raises:
             DcaError: DCA-501 when the series does not apply.
         """
-        added = added_folders(self.folder, self.added) if self.tree == SOURCE else ()
-        examined = examine(series(self.folder), {self.tree: self.found.folder}, added)
+        shared = self.added if self.tree == SOURCE else None
+        examined = examine(self.folder, {self.tree: self.found.folder}, shared)
         if any(outcome.status in report.BAD for outcome in examined.outcomes):
             raise DcaError(
                 "DCA-501",

@@ -12,7 +12,7 @@ from dca.catalogue import recipes
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.patching import git, reading
-from dca.patching.folder import ADDED, SOURCE, Patch, bases
+from dca.patching.folder import ADDED, SOURCE, Patch, bases, series
 from dca.patching.git import File
 from dca.patching.reading import Change, Hunk, Text
 from dca.patching.report import Conflict, Moved, Outcome, Report, Status, TreeState
@@ -109,9 +109,9 @@ class Examined(NamedTuple):
 
 
 def examine(
-    patches: Sequence[Patch],
+    folder: Path,
     trees: Mapping[str, Path],
-    added: Sequence[Path] = (),
+    shared: Sequence[Path] | None = (),
     base: Mapping[str, Path] | None = None,
     log: Path | None = None,
 ) -> Examined:
@@ -121,9 +121,9 @@ def examine(
     the ones behind it are told of as well.
 
     Args:
-        patches: the series.
+        folder: of the series.
         trees: the source and the companions that are there; a patch of another companion is not needed.
-        added: folders whose files are added to the source.
+        shared: folders whose files are added to the source, besides the series' own; None when nothing is added.
         base: given for a series that is to be rebased: the trees that it was written against, as far as they are there.
             A patch that fits at other lines only, or around which lines have changed, is merged by way of them.
         log: of git, for rebasing.
@@ -132,7 +132,7 @@ def examine(
     before = {name: Files(root) for name, root in (base or {}).items()}
     outcomes: list[Outcome] = []
     texts: dict[str, str] = {}
-    for patch in patches:
+    for patch in series(folder):
         outcome, text = _opened(patch, files)
         if text is not None:
             now = files[patch.tree]
@@ -144,8 +144,8 @@ def examine(
             now.now.update(found.result)
             outcome = found.told(outcome)
         outcomes.append(outcome)
-    for folder in added:
-        outcomes += _added(folder, files[SOURCE])
+    for place in () if shared is None else (folder / ADDED, *shared):
+        outcomes += _added(place, files[SOURCE])
     return Examined(tuple(outcomes), files, texts)
 
 
@@ -213,10 +213,12 @@ def _held(change: Change, file: File | None) -> Held:
     for _ in change.hunks[1:] if any(done.moved) else ():
         done = git.apply(change, file, (0, *done.moved))
     several: dict[int, list[int]] = {}
-    for number, (by, above) in enumerate(zip(done.moved, (0, *done.moved), strict=False)):
-        spots = _spots(file, change.hunks[number].old) if by != above else []
-        if spots[1:]:
+    above = floor = 0
+    for number, (hunk, by) in enumerate(zip(change.hunks, done.moved, strict=True)):
+        spots = [spot for spot in _spots(file, hunk.old) if spot >= floor]
+        if by != above and spots[1:]:
             several[number] = spots
+        above, floor = by, hunk.old_start + by + len(hunk.old)
     return Held(change, file, done, several)
 
 
@@ -335,11 +337,6 @@ def _added(folder: Path, source: Files) -> list[Outcome]:
                 why = "it exists in the source; give it another name"
         outcomes.append(_refused(outcome, f"the added file {name}: {why}.") if why else outcome)
     return outcomes
-
-
-def added_folders(folder: Path, shared: Sequence[Path]) -> list[Path]:
-    """The folders whose files a series adds: its own, and those that recipes share."""
-    return [folder / ADDED, *shared]
 
 
 def report_of(folder: Path, examined: Examined, pins: Mapping[str, str], recipe: str = "") -> Report:

@@ -74,16 +74,18 @@ def bring(
         DcaError: DCA-201 or DCA-204 for what cannot be looked at, DCA-4nn when it cannot be had.
     """
     place = wanted.place
-    if place is not None and place.is_file():
-        return _archive(place, wanted, folder)
     if place is not None and not git.is_repository(place):
         if wanted.rev:
+            what = f"{place.name} is a file" if place.is_file() else f"{place} is no git repository"
             raise DcaError(
                 "DCA-204",
-                f"{place} is no git repository, and `{wanted.rev}` was asked of it.",
+                f"{what}, and `{wanted.rev}` was asked of it.",
                 remedy="name a clone, or leave the commit out.",
             )
-        return Found(place, place.name, "")
+        if not place.is_file():
+            return Found(place, place.name, "")
+        archives.unpack_sdist(place, folder)
+        return Found(folder, place.name, f"sha256:{store.sha256_file(place)}")
     if isinstance(source, SdistSource) and place is None:
         if wanted.rev:
             raise DcaError(
@@ -99,17 +101,6 @@ def bring(
     git.export(repository, commit, folder)
     name = "/".join(urls[-1].removesuffix(".git").split("/")[-2:]) if urls else place.name if place else ""
     return Found(folder, name, commit)
-
-
-def _archive(place: Path, wanted: Wanted, folder: Path) -> Found:
-    if wanted.rev:
-        raise DcaError(
-            "DCA-204",
-            f"{place.name} is a file, and `{wanted.rev}` was asked of it.",
-            remedy="name a clone, or leave the commit out.",
-        )
-    archives.unpack_sdist(place, folder)
-    return Found(folder, place.name, f"sha256:{store.sha256_file(place)}")
 
 
 def _commit(source: SdistSource | GitSource, wanted: Wanted) -> str:

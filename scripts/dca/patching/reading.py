@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from unidiff import Hunk as ReadHunk
 from unidiff import PatchSet, UnidiffParseError
@@ -36,8 +35,7 @@ _SECTION = re.compile(
 _OF_GIT = (".git", ".gitmodules", ".gitattributes", "git~1")
 
 
-@dataclass(frozen=True)
-class Hunk:
+class Hunk(NamedTuple):
     """One place of a file, as it is to be found and as it is to become; lines have their newlines.
 
     Args:
@@ -60,8 +58,7 @@ class Hunk:
         return f"@@ -{starts[0]},{len(self.old)} +{starts[1]},{len(self.new)} @@\n{self.body}"
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What a patch does with one file.
 
     Args:
@@ -75,8 +72,7 @@ class Change:
     hunks: tuple[Hunk, ...]
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A patch file that was read.
 
     Args:

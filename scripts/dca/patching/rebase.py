@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from dca.foundation import store
 from dca.foundation.errors import DcaError
@@ -18,69 +17,52 @@ from dca.patching.report import Report
 _NUMBER = re.compile(r"^(\d{4})-")
 
 
-class Rebased(NamedTuple):
-    """A series after rebasing, not written yet.
-
-    Args:
-        texts: of patches that are not what they were, by name.
-        dropped: names of patches whose change the source has.
-    """
-
-    report: Report
-    texts: dict[str, str]
-    dropped: list[str]
-
-
 def rebase(
-    folder: Path, onto: Mapping[str, Found], base: Mapping[str, Path], *, drop: bool, log: Path | None
-) -> Rebased:
-    """What a series becomes on trees that have moved; nothing is written.
+    folder: Path, onto: Mapping[str, Found], base: Mapping[str, Path], log: Path | None, *, drop: bool, dry_run: bool
+) -> Report:
+    """Rebase a series onto trees that have moved, and write it back unless something of it does not apply.
 
     A patch that fits as it stands is left alone; one that fits at other lines is written anew for them; where lines
     around it have changed, the change is merged by way of the tree that it was written against. A patch that fits at
-    other lines must be what that merge says, too, if it can be made.
+    other lines must be what that merge says, too, if it can be made. Patches and bases are written together with the
+    next revision.
 
     Args:
         folder: of the series.
         onto: the source and companions at their new state.
         base: the states that the patches were written against, as far as they are there.
+        log: of git.
         drop: whether patches leave the series whose change the source already has.
+        dry_run: whether nothing is written.
     """
-    found = examine(series(folder), {name: tree.folder for name, tree in onto.items()}, base=base, log=log)
+    found = examine(folder, {name: tree.folder for name, tree in onto.items()}, None, base, log)
     told = report_of(folder, found, {name: tree.pin for name, tree in onto.items()})
-    dropped = [outcome.name for outcome in found.outcomes if drop and outcome.status == "already there"]
-    return Rebased(told, found.texts, dropped)
-
-
-def write(folder: Path, made: Rebased, onto: Mapping[str, Found]) -> Report:
-    """Write a rebased series back: its patches, its bases, and its revision, which goes up when anything changed.
-
-    Raises:
-        DcaError: DCA-501 when something of it does not apply; nothing is written then.
-    """
+    if told.bad or dry_run:
+        return told
+    dropped = [outcome.name for outcome in told.patches if drop and outcome.status == "already there"]
     known = bases(folder)
-    now = {name: Base(found.place, found.pin) for name, found in onto.items() if found.pin}
+    now = {name: Base(tree.place, tree.pin) for name, tree in onto.items() if tree.pin}
     now = {name: base for name, base in now.items() if name not in known or known[name].pin != base.pin}
-    if not (made.texts or made.dropped or now):
+    if not (found.texts or dropped or now):
         # A run that was killed right behind its last step left the old series.
         store.sweep(folder)
-        return made.report
+        return told
     contents: dict[str, bytes] = {}
     for patch in series(folder):
-        if patch.name not in made.dropped:
-            text = made.texts.get(patch.name)
+        if patch.name not in dropped:
+            text = found.texts.get(patch.name)
             path, slash, file = patch.name.rpartition("/")
             number = f"{len(contents) + 1:04d}-"
-            name = f"{path}{slash}{_NUMBER.sub(number, file)}" if made.dropped else patch.name
+            name = f"{path}{slash}{_NUMBER.sub(number, file)}" if dropped else patch.name
             contents[name] = text.encode("utf-8", "surrogateescape") if text else patch.path.read_bytes()
-    revision = made.report.revision + 1
-    rewrite(folder, contents, {**known, **now}, revision, lambda part: _check_whole(part, onto))
-    return made.report.model_copy(update={"revision": revision, "written": True})
+    told = told.model_copy(update={"revision": told.revision + 1, "written": True})
+    rewrite(folder, contents, {**known, **now}, told.revision, lambda part: _check_whole(part, onto))
+    return told
 
 
 def _check_whole(part: Path, onto: Mapping[str, Found]) -> None:
     """The series as it was written must apply as it stands."""
-    found = examine(series(part), {name: tree.folder for name, tree in onto.items()})
+    found = examine(part, {name: tree.folder for name, tree in onto.items()}, None)
     if wrong := [one for one in found.outcomes if one.status not in ("clean", "already there", "not needed")]:
         why = "\n".join(report.lines(tuple(wrong)))
         raise DcaError(
