@@ -74,6 +74,11 @@ class Held(NamedTuple):
     done: git.Applied
     several: Mapping[int, list[int]]
 
+    @property
+    def fits(self) -> bool:
+        """Whether all of it does, each hunk in one place."""
+        return self.done.fits and not self.several
+
 
 class Fit(NamedTuple):
     """A patch held against its tree.
@@ -185,40 +190,41 @@ def fit(text: Text, files: Files) -> Fit:
     """
     try:
         held = [_held(change, files.get(change.name)) for change in text.changes]
-        back = [git.apply(change, files.get(change.name), reverse=True) for change in text.changes]
+        back = [_held(change, files.get(change.name), reverse=True) for change in text.changes]
     except DcaError as error:
         return Fit("refused", why=f"{error.what}\n{error.why}")
-    fits = all(one.done.fits and not one.several for one in held)
+    fits = all(one.fits for one in held)
     moved = tuple(
         Moved(file=one.change.name, line=hunk.old_start, by=by)
         for one in held
         for hunk, by in zip(one.change.hunks, one.done.moved, strict=True)
         if by
     )
-    there = all(done.fits and _says_something(one.change, done.file) for one, done in zip(held, back, strict=True))
-    if there and not (fits and (not moved or any(any(done.moved) for done in back))):
+    there = all(one.fits and _says_something(one.change, one.done.file) for one in back)
+    if there and not (fits and (not moved or any(any(one.done.moved) for one in back))):
         return Fit("already there")
     if fits and not (there and moved):
         return Fit("offset" if moved else "clean", {one.change.name: one.done.file for one in held}, moved)
     return Fit("conflict", conflicts=tuple(conflict for one in held for conflict in _conflicts(one, doubtful=fits)))
 
 
-def _held(change: Change, file: File | None) -> Held:
-    """A change held against a file.
+def _held(change: Change, file: File | None, *, reverse: bool = False) -> Held:
+    """A change held against a file, or with `reverse` the one that takes it back.
 
     Away from its lines, and from where the hunk above has moved to, a hunk must fit in one place only: of several equal
     ones nobody can tell which is meant, and git takes the nearest to where the patch says.
     """
-    done = git.apply(change, file)
+    done = git.apply(change, file, reverse=reverse)
     for _ in change.hunks[1:] if any(done.moved) else ():
-        done = git.apply(change, file, (0, *done.moved))
+        done = git.apply(change, file, (0, *done.moved), reverse=reverse)
     several: dict[int, list[int]] = {}
     above = floor = 0
     for number, (hunk, by) in enumerate(zip(change.hunks, done.moved, strict=True)):
-        spots = [spot for spot in _spots(file, hunk.old) if spot >= floor]
+        start, lines = (hunk.new_start, hunk.new) if reverse else (hunk.old_start, hunk.old)
+        spots = [spot for spot in _spots(file, lines) if spot >= floor]
         if by != above and spots[1:]:
             several[number] = spots
-        above, floor = by, hunk.old_start + by + len(hunk.old)
+        above, floor = by, start + by + len(lines)
     return Held(change, file, done, several)
 
 
@@ -274,7 +280,10 @@ def _says_something(change: Change, before: File | None) -> bool:
 
 def _closest(lines: Sequence[str], wanted: Sequence[str], near: int) -> int:
     """The index at which lines have most words in common with others; of equal ones the nearest."""
-    there, looked_for = ([set(re.findall(r"\w+", line)) for line in side] for side in (lines, wanted))
+    # A line that is the same altogether counts for more; one without words says nothing.
+    there, looked_for = (
+        [{*re.findall(r"\w+", line), *re.findall(r".*\w.*", line)} for line in side] for side in (lines, wanted)
+    )
 
     def likeness(at: int) -> tuple[float, int]:
         pairs = zip(there[at:], looked_for, strict=False)
@@ -300,7 +309,7 @@ def _conflicts(held: Held, *, doubtful: bool) -> list[Conflict]:
         hunk = change.hunks[number]
         at = _closest(lines, hunk.old, hunk.old_start - 1)
         line, reason = at + 1, "the lines are not what the patch was written for"
-        if there := _spots(held.file, hunk.new):
+        if len(there := _spots(held.file, hunk.new)) == 1:
             line, reason = there[0], "this part is there already, other parts of the patch are not"
         elif number in held.several:
             reason = f"it fits at several lines: {', '.join(map(str, held.several[number][:MOST_SPOTS]))}"

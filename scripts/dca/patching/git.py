@@ -103,13 +103,14 @@ def apply(change: Change, file: File | None, shifts: Sequence[int] = (), *, reve
         words = ["apply", "--verbose", "--reject", "--whitespace=nowarn", *(["--reverse"] if reverse else []), "patch"]
         done = _git(folder, words)
         made = File.read(folder / "file")
-    found = {int(number): int(by) for number, by in _MOVED.findall(done.text)}
+    # Taking a change back, git tells how far up a hunk is.
+    found = {int(number): -int(by) if reverse else int(by) for number, by in _MOVED.findall(done.text)}
     moved = tuple(by + found.get(number, 0) for number, by in enumerate(shifts, start=1))
     # What git made is what the patch says, or it is not taken: git has skipped patches without a word.
     lines = file.lines if file else []
     for hunk, by in zip(change.hunks, moved, strict=True):
         start, old, new = (hunk.old_start, hunk.new, hunk.old) if reverse else (hunk.new_start, hunk.old, hunk.new)
-        at = max(start - 1, 0) + (-by if reverse else by)
+        at = max(start - 1, 0) + by
         lines[at : at + len(old)] = new
     if done.returncode not in (0, 1) or (done.ok and (made or File(b"")).content != File.of(lines).content):
         raise DcaError("DCA-502", "git reads it in another way.", why=done.text, remedy="write it with git diff.")
