@@ -306,6 +306,15 @@ def test_a_patch_that_is_there_and_would_fit_once_more_elsewhere_does_not_apply_
     assert "there already" in outcome.conflicts[0].reason
 
 
+def test_a_result_that_stands_in_several_places_is_not_there_already(shop: Workshop) -> None:
+    """Nobody can tell whether one of them is what the patch was to make."""
+    shop.series(one=change("line 9", "LINE 9"))
+    changed = TEXT.replace("line 9\n", "LINE 9\n")
+    shop.write("pkg/a.py", "above\n" + changed + "between\n" + changed)
+    [outcome] = shop.examine()
+    assert outcome.status == "conflict"
+
+
 def test_a_report_is_a_document_with_a_schema(shop: Workshop) -> None:
     shop.series(one=change("line 5", "LINE 5"), two=change("gone", "x", text="gone\n"))
     made = report_of(shop.folder, shop.examined(), {"source": "commit:" + "1" * 40})
@@ -382,35 +391,47 @@ def test_an_added_file_is_not_written_through_a_link(shop: Workshop, tmp_path: P
     assert not (tmp_path / "outside.py").exists()
 
 
-def test_a_build_leaves_the_whole_report_also_when_the_series_does_not_apply(
-    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
-    cache = store.Store(tmp_path / "cache").open()
-    plan = SimpleNamespace(recipe="one", series_digest="d")
-    source = FetchedSource(name="source", pin="commit:" + "1" * 40, place="x", tree="0" * 64)
-    tree = Tree(folder=str(tmp_path), sources=(source,), members={})
-    log = tmp_path / "run/build.log"
+class Build:
+    """Patches a workshop's source as a build does, at a commit."""
+
+    def __init__(self, shop: Workshop, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
+        self.root, self.cache = root, store.Store(root / "cache").open()
+        self.report = root / "run/patches.json"
+
+    def patch(self, digest: str = "d", pin: str = "1" * 40) -> Tree:
+        source = FetchedSource(name="source", pin=f"commit:{pin}", place="x", tree="0" * 64)
+        tree = Tree(folder=str(self.root), sources=(source,), members={})
+        plan, recipe = SimpleNamespace(recipe="one", series_digest=digest), SimpleNamespace(patches=Patches())
+        return patching.patch(plan, recipe, tree, self.cache, self.root / "run/build.log")
+
+    def kept(self) -> list[Path]:
+        return sorted((self.root / "cache/patched").iterdir())
+
+
+@pytest.fixture
+def build(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    return Build(shop, tmp_path, monkeypatch)
+
+
+def test_a_build_leaves_the_whole_report_also_when_the_series_does_not_apply(shop: Workshop, build: Build) -> None:
     shop.series(one=change("line 5", "LINE 5"), two=change("line 15", "LINE 15"))
-    made = patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
+    made = build.patch()
     assert [one.status for one in made.patches] == ["clean", "clean"]
-    told = documents.read(Report, tmp_path / "run/patches.json")
+    told = documents.read(Report, build.report)
     assert ([one.status for one in told.patches], told.trees[0].pin) == (["clean", "clean"], "1" * 40)
-    (tmp_path / "run/patches.json").unlink()
-    again = patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
-    assert (again, documents.read(Report, tmp_path / "run/patches.json")) == (made, told)
+    build.report.unlink()
+    assert (build.patch(), documents.read(Report, build.report)) == (made, told)
     shop.write("pkg/a.py", TEXT.replace("line 15\n", "x\n"))
-    plan.series_digest = "other"
-    before, kept = store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())
+    before, kept = store.tree_hash(shop.source), build.kept()
     with pytest.raises(DcaError, match="1 of 2 patches do not apply"):
-        patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
-    told = documents.read(Report, tmp_path / "run/patches.json")
+        build.patch("other")
+    told = documents.read(Report, build.report)
     assert [one.status for one in told.patches] == ["clean", "conflict"]
-    assert (store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())) == (before, kept)
+    assert (store.tree_hash(shop.source), build.kept()) == (before, kept)
 
 
-def test_a_full_disk_leaves_no_patched_tree(tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
+def test_a_full_disk_leaves_no_patched_tree(shop: Workshop, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.series(one=change("line 5", "LINE 5"), two=new_file("new/deep/file", "100755"))
     write = store.write_bytes
 
@@ -420,36 +441,19 @@ def test_a_full_disk_leaves_no_patched_tree(tmp_path: Path, shop: Workshop, monk
         write(path, data, mode=mode)
 
     monkeypatch.setattr(store, "write_bytes", full)
-    cache = store.Store(tmp_path / "cache").open()
-    source = FetchedSource(name="source", pin="commit:" + "1" * 40, place="x", tree="0" * 64)
-    tree = Tree(folder=str(tmp_path), sources=(source,), members={})
-    plan = SimpleNamespace(recipe="one", series_digest="d")
     before = store.tree_hash(shop.source)
     with pytest.raises(OSError, match="No space"):
-        patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, tmp_path / "run/build.log")
-    assert store.tree_hash(shop.source) == before
-    assert list((tmp_path / "cache/patched").iterdir()) == []
+        build.patch()
+    assert (store.tree_hash(shop.source), build.kept()) == (before, [])
 
 
-def test_an_offset_on_the_source_that_a_patch_was_written_for_is_refused(
-    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
+def test_an_offset_on_the_source_that_a_patch_was_written_for_is_refused(shop: Workshop, build: Build) -> None:
     shop.write("pkg/a.py", "above\n" + TEXT)
     shop.series(one=change("line 5", "LINE 5"))
-    cache = store.Store(tmp_path / "cache").open()
-    log, recipe = tmp_path / "run/build.log", SimpleNamespace(patches=Patches())
-    for number, pin in enumerate(("1" * 40, "2" * 40)):
-        (shop.folder / "series").write_text(f"# base: one/source {'1' * 40}\n# revision: 1\none.patch\n")
-        source = FetchedSource(name="source", pin=f"commit:{pin}", place="x", tree="0" * 64)
-        tree = Tree(folder=str(tmp_path), sources=(source,), members={})
-        plan = SimpleNamespace(recipe="one", series_digest=str(number))
-        if pin == "1" * 40:
-            with pytest.raises(DcaError, match="1 of 1 patches do not apply"):
-                patching.patch(plan, recipe, tree, cache, log)
-        else:
-            made = patching.patch(plan, recipe, tree, cache, log)
-            assert [one.status for one in made.patches] == ["offset"]
+    (shop.folder / "series").write_text(f"# base: one/source {'1' * 40}\n# revision: 1\none.patch\n")
+    with pytest.raises(DcaError, match="1 of 1 patches do not apply"):
+        build.patch()
+    assert [one.status for one in build.patch("other", "2" * 40).patches] == ["offset"]
 
 
 # --- what is never applied -----------------------------------------------------------------------------------
