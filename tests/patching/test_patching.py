@@ -373,7 +373,8 @@ def test_an_added_file_is_not_written_below_another(shop: Workshop, tmp_path: Pa
     (shop.folder / "added/pkg").mkdir(parents=True)
     (shop.folder / "added/pkg/one").write_text("1\n")
     for name in ("pkg/one/below", "pkg/b.py/below", "pkg/one"):
-        store.remove(tmp_path / "shared") if (tmp_path / "shared").exists() else None
+        if (tmp_path / "shared").exists():
+            store.remove(tmp_path / "shared")
         path = tmp_path / "shared" / name
         path.parent.mkdir(parents=True)
         path.write_text("2\n")

@@ -55,7 +55,7 @@ class _Asked:
     revs: tuple[str, ...]
     cache_dir: Path | None
 
-    def found(self) -> _Found:
+    def selection(self) -> _Selection:
         """What is asked for.
 
         Raises:
@@ -80,11 +80,11 @@ class _Asked:
             places.pinned(recipe, name)
         series = options.resolve(self.own) if self.own is not None else data.patches_folder(recipe.name)
         added = [data.patches_folder(name) for name in recipe.patches.added]
-        return _Found(recipe, series, added, wanted, options.open_cache(self.cache_dir).open())
+        return _Selection(recipe, series, added, wanted, options.open_cache(self.cache_dir).open())
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Selection:
     """A series and the trees that it is held against.
 
     Args:
@@ -164,16 +164,18 @@ def status(asked: _Asked, schema: bool, output: _Output) -> None:
     if schema:
         click.echo(documents.canonical(documents.json_schema(Report)).decode(), nl=False)
         return
-    found = asked.found()
+    selection = asked.selection()
     with (
         options.terminal(as_json=output.as_json, quiet=output.quiet) as reporter,
-        found.brought(reporter, found.log("look")) as trees,
+        selection.brought(reporter, selection.log("look")) as trees,
     ):
-        examined = fitting.examine(found.series, {name: tree.folder for name, tree in trees.items()}, found.added)
+        examined = fitting.examine(
+            selection.series, {name: tree.folder for name, tree in trees.items()}, selection.added
+        )
         pins = {name: tree.pin for name, tree in trees.items()}
-        told = fitting.report_of(found.series, examined, pins, found.recipe.name)
-    _tell(told, output)
-    _end(told, output, "rebase the series with `dca patch refresh`, or correct it by what is shown")
+        result = fitting.report_of(selection.series, examined, pins, selection.recipe.name)
+    _tell(result, output)
+    _end(result, output, "rebase the series with `dca patch refresh`, or correct it by what is shown")
 
 
 @command.command("refresh", short_help="Rebase the series onto a source that has moved.")
@@ -187,41 +189,41 @@ def refresh(asked: _Asked, drop: bool, dry_run: bool, output: _Output) -> None:
     Patches are written anew for their new lines; where lines around one have changed, it is merged by way of its old
     base. The new base and the next revision are written with them. All of it is written, or nothing.
     """
-    found = asked.found()
-    log = found.log("refresh")
+    selection = asked.selection()
+    log = selection.log("refresh")
     with (
         options.terminal(as_json=output.as_json, quiet=output.quiet) as reporter,
-        store.scratch(found.cache.root) as scratch,
-        found.brought(reporter, log) as trees,
+        store.scratch(selection.cache.root) as scratch,
+        selection.brought(reporter, log) as trees,
     ):
         base: dict[str, Path] = {}
         for name, tree in trees.items():
-            old = folder.bases(found.series).get(name)
+            old = folder.bases(selection.series).get(name)
             if old is None or old.pin == tree.pin:
                 continue
-            place, pinned = found.wanted.get(name, Wanted()).place, places.pinned(found.recipe, name)
-            if at := places.bring_base(pinned, old, place, scratch / f"base{len(base)}", found.cache, log):
+            place, pinned = selection.wanted.get(name, Wanted()).place, places.pinned(selection.recipe, name)
+            if at := places.bring_base(pinned, old, place, scratch / f"base{len(base)}", selection.cache, log):
                 base[name] = at
             else:
                 reporter.note(
                     f"{name}: the old base {old.pin[:19]} is not at hand, so nothing can be merged by way of it."
                 )
-        told = rebase.rebase(found.series, trees, base, log, drop=drop, dry_run=dry_run)
-        told = told.model_copy(update={"recipe": found.recipe.name})
-    _tell(told, output)
-    _end(told, output, "correct these patches by what is shown, or make them anew with `dca patch new`")
+        result = rebase.rebase(selection.series, trees, base, log, drop=drop, dry_run=dry_run)
+        result = result.model_copy(update={"recipe": selection.recipe.name})
+    _tell(result, output)
+    _end(result, output, "correct these patches by what is shown, or make them anew with `dca patch new`")
     if not output.as_json:
-        click.echo("Nothing was written." if dry_run else _written(told, found))
+        click.echo("Nothing was written." if dry_run else _written(result, selection))
 
 
-def _written(told: Report, found: _Found) -> str:
-    if not told.written:
+def _written(result: Report, selection: _Selection) -> str:
+    if not result.written:
         return "The series is as it should be; nothing was written."
-    lines = [f"Written: {found.series}, revision {told.revision}."]
-    for tree in told.trees:
-        pin = places.pinned(found.recipe, tree.name).pin
+    lines = [f"Written: {selection.series}, revision {result.revision}."]
+    for tree in result.trees:
+        pin = places.pinned(selection.recipe, tree.name).pin
         if tree.pin and tree.pin != pin.removeprefix("commit:"):
-            now = f"The recipe {found.recipe.name} still pins its {tree.name} to {pin}"
+            now = f"The recipe {selection.recipe.name} still pins its {tree.name} to {pin}"
             lines.append(f"{now}: build from {tree.pin} by setting it there.")
     return "\n".join(lines)
 
@@ -252,57 +254,60 @@ def new(name: str, asked: _Asked, tree: str, work: Path, header: _Header, output
     Run it once to get the patched tree in DIR, edit that, and run it again with --what, --why, --upstream and --test:
     the difference becomes the patch.
     """
-    found = asked.found()
-    places.pinned(found.recipe, tree)
-    target, log = options.resolve(work), found.log("new")
+    selection = asked.selection()
+    places.pinned(selection.recipe, tree)
+    target, log = options.resolve(work), selection.log("new")
     with (
         options.terminal(as_json=output.as_json, quiet=output.quiet) as reporter,
-        found.brought(reporter, log, tree) as trees,
+        selection.brought(reporter, log, tree) as trees,
     ):
-        start = adding.Start(found.series, tree, trees[tree], found.added)
+        start = adding.Start(selection.series, tree, trees[tree], selection.added)
         if not target.exists():
             adding.make_work_folder(start, target)
-            made, next_step = "", f"edit {target}, then run the same command with --what, --why, --upstream and --test."
+            patch_path, next_step = (
+                "",
+                f"edit {target}, then run the same command with --what, --why, --upstream and --test.",
+            )
         else:
             fields = {"What": header.what, "Why": header.why, "Upstream": header.upstream, "Test": header.test}
-            made = str(adding.add(start, name, target, fields, log).path)
+            patch_path = str(adding.add(start, name, target, fields, log).path)
             next_step = "look at it, then run its test, and `dca patch status`."
     if output.as_json:
-        result = {"schema": "dca.patch-new/1", "work": str(target), "patch": made, "next": next_step}
-        click.echo(documents.canonical(result).decode(), nl=False)
+        document = {"schema": "dca.patch-new/1", "work": str(target), "patch": patch_path, "next": next_step}
+        click.echo(documents.canonical(document).decode(), nl=False)
     else:
-        click.echo(f"{made or target}\nNext: {next_step}")
+        click.echo(f"{patch_path or target}\nNext: {next_step}")
 
 
-def _tell(told: Report, output: _Output) -> None:
+def _tell(result: Report, output: _Output) -> None:
     if output.as_json:
-        click.echo(documents.dumps(told).decode(), nl=False)
+        click.echo(documents.dumps(result).decode(), nl=False)
         return
     if output.quiet:
         return
-    click.echo(f"{told.recipe}, revision {told.revision}")
-    for tree in told.trees:
+    click.echo(f"{result.recipe}, revision {result.revision}")
+    for tree in result.trees:
         base = "as its base" if tree.base == tree.pin else f"base {tree.base[:19]}" if tree.base else "no base"
         click.echo(f"  {tree.name}: {tree.pin or 'a folder, as it is'} ({base})")
-    click.echo("\n".join(report.lines(told.patches)))
+    click.echo("\n".join(report.lines(result.patches)))
 
 
-def _end(told: Report, output: _Output, remedy: str) -> None:
+def _end(result: Report, output: _Output, remedy: str) -> None:
     """Raise what a series ends with that does not apply.
 
     Raises:
         DcaError: DCA-501 or DCA-502.
     """
-    if not told.bad:
+    if not result.bad:
         return
-    names = ", ".join(one.name for one in told.bad)
-    if any(one.status == "refused" for one in told.bad):
+    names = ", ".join(outcome.name for outcome in result.bad)
+    if any(outcome.status == "refused" for outcome in result.bad):
         raise DcaError(
             "DCA-502",
             f"never applied, or not to this tree: {names}.",
             answered=output.as_json,
             remedy="write it as plain changes of text files, with git diff; nothing was changed.",
         )
-    total = sum(one.status != "added" for one in told.patches)
-    what = f"{len(told.bad)} of {total} patches do not apply: {names}."
+    total = sum(outcome.status != "added" for outcome in result.patches)
+    what = f"{len(result.bad)} of {total} patches do not apply: {names}."
     raise DcaError("DCA-501", what, answered=output.as_json, remedy=f"{remedy}; nothing was changed.")

@@ -39,40 +39,40 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
     target = cache.folder("patched", key)
     with cache.lock("patched", key):
         kept = documents.read_if_whole(Tree, target / "source.json")
-        told = documents.read_if_whole(Report, target / "patches.json")
-        if kept is None or told is None:
+        series_report = documents.read_if_whole(Report, target / "patches.json")
+        if kept is None or series_report is None:
             store.sweep(target)
             shared = [data.patches_folder(name) for name in recipe.patches.added]
             examined = examine(folder, {name: tree.path(name) for name in patched}, shared)
-            told = report_of(folder, examined, pins, plan.recipe)
-            documents.write(told, log.with_name("patches.json"))
-            check(told)
+            series_report = report_of(folder, examined, pins, plan.recipe)
+            documents.write(series_report, log.with_name("patches.json"))
+            check(series_report)
             with store.incoming_folder(target) as part:
                 for name, files in examined.files.items():
                     shutil.copytree(tree.path(name), part / name, symlinks=True)
                     files.write(part / name)
                 hashes = {name: store.tree_hash(part / name) for name in patched}
                 # What is refused or in conflict has been raised before.
-                applied = [patch.model_dump(include=set(Applied.model_fields)) for patch in told.patches]
+                applied = [patch.model_dump(include=set(Applied.model_fields)) for patch in series_report.patches]
                 update = {"patched": hashes, "patches": tuple(map(Applied.model_validate, applied))}
                 kept = tree.model_copy(update=update)
                 documents.write(kept, part / "source.json")
-                documents.write(told, part / "patches.json")
+                documents.write(series_report, part / "patches.json")
         else:
-            documents.write(told, log.with_name("patches.json"))
+            documents.write(series_report, log.with_name("patches.json"))
     # Only what patching made is taken from there: the rest is this plan's, and the cache may have been moved since.
     folders = {name: str(target / name) for name in patched}
     return tree.model_copy(update={"folders": folders, "patched": kept.patched, "patches": kept.patches})
 
 
-def check(told: Report) -> None:
-    """Refuse a series that does not apply as a whole.
+def check(series_report: Report) -> None:
+    """Refuse a series that does not apply as a whole, or that applies at other lines of the very source it is for.
 
     Raises:
         DcaError: DCA-502 when something of it is never applied, DCA-501 when it does not fit.
     """
-    refused = [outcome for outcome in told.bad if outcome.status == "refused"]
-    whole = "\n".join(report.lines(told.patches))
+    refused = [outcome for outcome in series_report.bad if outcome.status == "refused"]
+    whole = "\n".join(report.lines(series_report.patches))
     if refused:
         raise DcaError(
             "DCA-502",
@@ -82,10 +82,10 @@ def check(told: Report) -> None:
             remedy="write it as plain changes of text files, with git diff; nothing was changed.",
         )
     # On the very source that a patch was written for nothing can have moved.
-    pinned = {tree.name for tree in told.trees if tree.pin and tree.pin == tree.base}
-    moved = [outcome for outcome in told.patches if outcome.status == "offset" and outcome.tree in pinned]
-    if bad := [*told.bad, *moved]:
-        total = sum(outcome.status != "added" for outcome in told.patches)
+    pinned = {tree.name for tree in series_report.trees if tree.pin and tree.pin == tree.base}
+    moved = [outcome for outcome in series_report.patches if outcome.status == "offset" and outcome.tree in pinned]
+    if bad := [*series_report.bad, *moved]:
+        total = sum(outcome.status != "added" for outcome in series_report.patches)
         raise DcaError(
             "DCA-501",
             f"{len(bad)} of {total} patches do not apply.",

@@ -96,8 +96,8 @@ class Fit(NamedTuple):
 
     def told(self, outcome: Outcome) -> Outcome:
         """What became of the patch, with what it says of itself."""
-        found = {"status": self.status, "moved": self.moved, "conflicts": self.conflicts, "why": self.why}
-        return outcome.model_copy(update=found)
+        update = {"status": self.status, "moved": self.moved, "conflicts": self.conflicts, "why": self.why}
+        return outcome.model_copy(update=update)
 
 
 class Examined(NamedTuple):
@@ -141,13 +141,13 @@ def examine(
         outcome, text = _opened(patch, files)
         if text is not None:
             now = files[patch.tree]
-            found = fit(text, now)
+            fitted = fit(text, now)
             if base is not None:
-                found = _merged(text, now, before.get(patch.tree), found, log)
-                if found.status in ("offset", "merged"):
-                    texts[patch.name] = _rewritten(text, now, found, patch.path, log)
-            now.now.update(found.result)
-            outcome = found.told(outcome)
+                fitted = _merged(text, now, before.get(patch.tree), fitted, log)
+                if fitted.status in ("offset", "merged"):
+                    texts[patch.name] = _rewritten(text, now, fitted, patch.path, log)
+            now.now.update(fitted.result)
+            outcome = fitted.told(outcome)
         outcomes.append(outcome)
     for place in () if shared is None else (folder / ADDED, *shared):
         outcomes += _added(place, files[SOURCE])
@@ -189,23 +189,25 @@ def fit(text: Text, files: Files) -> Fit:
     lines, fitting and being there at once means that nobody can tell.
     """
     try:
-        held = [_held(change, files.get(change.name)) for change in text.changes]
+        forward = [_held(change, files.get(change.name)) for change in text.changes]
         back = [_held(change, files.get(change.name), reverse=True) for change in text.changes]
     except DcaError as error:
         return Fit("refused", why=f"{error.what}\n{error.why}")
-    fits = all(one.fits for one in held)
+    fits = all(held.fits for held in forward)
     moved = tuple(
-        Moved(file=one.change.name, line=hunk.old_start, by=by)
-        for one in held
-        for hunk, by in zip(one.change.hunks, one.done.moved, strict=True)
+        Moved(file=held.change.name, line=hunk.old_start, by=by)
+        for held in forward
+        for hunk, by in zip(held.change.hunks, held.done.moved, strict=True)
         if by
     )
-    there = all(one.fits and _says_something(one.change, one.done.file) for one in back)
-    if there and not (fits and (not moved or any(any(one.done.moved) for one in back))):
+    present = all(held.fits and _says_something(held.change, held.done.file) for held in back)
+    if present and not (fits and (not moved or any(any(held.done.moved) for held in back))):
         return Fit("already there")
-    if fits and not (there and moved):
-        return Fit("offset" if moved else "clean", {one.change.name: one.done.file for one in held}, moved)
-    return Fit("conflict", conflicts=tuple(conflict for one in held for conflict in _conflicts(one, doubtful=fits)))
+    if fits and not (present and moved):
+        return Fit("offset" if moved else "clean", {held.change.name: held.done.file for held in forward}, moved)
+    return Fit(
+        "conflict", conflicts=tuple(conflict for held in forward for conflict in _conflicts(held, doubtful=fits))
+    )
 
 
 def _held(change: Change, file: File | None, *, reverse: bool = False) -> Held:
@@ -228,45 +230,45 @@ def _held(change: Change, file: File | None, *, reverse: bool = False) -> Held:
     return Held(change, file, done, several)
 
 
-def _merged(text: Text, now: Files, base: Files | None, found: Fit, log: Path | None) -> Fit:
+def _merged(text: Text, now: Files, base: Files | None, fitted: Fit, log: Path | None) -> Fit:
     """What becomes of a patch when it is merged with what has become of its files, where their old states are known.
 
     Args:
         base: the tree that it was written against; None when that is not there.
         found: what becomes of it without.
     """
-    there = fit(text, base) if base is not None else Fit("conflict")
-    if base is None or there.status not in ("clean", "offset"):
-        return found
-    states = [(base.get(name), there.result[name], now.get(name)) for name in there.result]
-    base.now.update(there.result)
-    if found.status not in ("conflict", "offset") or any(None in files for files in states):
-        return found
+    in_base = fit(text, base) if base is not None else Fit("conflict")
+    if base is None or in_base.status not in ("clean", "offset"):
+        return fitted
+    states = [(base.get(name), in_base.result[name], now.get(name)) for name in in_base.result]
+    base.now.update(in_base.result)
+    if fitted.status not in ("conflict", "offset") or any(None in files for files in states):
+        return fitted
     merged = [git.merge(old, ours, theirs, log) for old, theirs, ours in states if old and theirs and ours]
-    result = dict(zip(there.result, merged, strict=True))
-    if found.status == "offset" and result != found.result:
+    result = dict(zip(in_base.result, merged, strict=True))
+    if fitted.status == "offset" and result != fitted.result:
         # What it was written for has changed, or stands elsewhere; where it fits nevertheless, it fits by chance.
         reason = "it fits here, and not where its own lines have gone: a merge with its old base says otherwise"
-        told = [Conflict(file=moved.file, line=moved.line + moved.by, reason=reason) for moved in found.moved]
-        return Fit("conflict", conflicts=tuple(told))
-    if found.status == "offset" or None in merged:
-        return found
+        conflicts = [Conflict(file=moved.file, line=moved.line + moved.by, reason=reason) for moved in fitted.moved]
+        return Fit("conflict", conflicts=tuple(conflicts))
+    if fitted.status == "offset" or None in merged:
+        return fitted
     if all(file == now.get(name) for name, file in result.items()):
         return Fit("already there")
     return Fit("merged", result)
 
 
-def _rewritten(text: Text, now: Files, found: Fit, path: Path, log: Path | None) -> str:
+def _rewritten(text: Text, now: Files, fitted: Fit, path: Path, log: Path | None) -> str:
     """A patch for the lines where it fits now."""
     context = max(1, *(hunk.context for change in text.changes for hunk in change.hunks))
-    before = {name: now.get(name) for name in found.result}
-    return reading.with_header(text.header, git.diff(before, found.result, context, log), path)
+    before = {name: now.get(name) for name in fitted.result}
+    return reading.with_header(text.header, git.diff(before, fitted.result, context, log), path)
 
 
 def _spots(file: File | None, lines: tuple[str, ...]) -> list[int]:
     """Where lines stand in a file, from 1; nowhere when they are empty."""
-    there = file.lines if file and "".join(lines).strip() else []
-    return [at + 1 for at in range(len(there)) if tuple(there[at : at + len(lines)]) == lines]
+    file_lines = file.lines if file and "".join(lines).strip() else []
+    return [at + 1 for at in range(len(file_lines)) if tuple(file_lines[at : at + len(lines)]) == lines]
 
 
 def _says_something(change: Change, before: File | None) -> bool:
@@ -281,13 +283,17 @@ def _says_something(change: Change, before: File | None) -> bool:
 def _closest(lines: Sequence[str], wanted: Sequence[str], near: int) -> int:
     """The index at which lines have most words in common with others; of equal ones the nearest."""
     # A line that is the same altogether counts for more; one without words says nothing.
-    there, looked_for = (
+    file_words, wanted_words = (
         [{*re.findall(r"\w+", line), *re.findall(r".*\w.*", line)} for line in side] for side in (lines, wanted)
     )
 
     def likeness(at: int) -> tuple[float, int]:
-        pairs = zip(there[at:], looked_for, strict=False)
-        return sum(len(one & other) / len(one | other) for one, other in pairs if one and other), -abs(at - near)
+        pairs = zip(file_words[at:], wanted_words, strict=False)
+        return sum(
+            len(words & wanted_of_line) / len(words | wanted_of_line)
+            for words, wanted_of_line in pairs
+            if words and wanted_of_line
+        ), -abs(at - near)
 
     return max(range(len(lines)), key=likeness, default=0)
 
@@ -304,22 +310,22 @@ def _conflicts(held: Held, *, doubtful: bool) -> list[Conflict]:
         reason = "the file is to be new, and another one is there" if new else "the file to be deleted is another one"
         reason = reason if held.file else "there is no such file"
         return [_conflict(change, first, max(first.old_start, 1), reason, lines)]
-    told = []
+    conflicts = []
     for number in sorted({*done.rejected, *held.several}):
         hunk = change.hunks[number]
         at = _closest(lines, hunk.old, hunk.old_start - 1)
         line, reason = at + 1, "the lines are not what the patch was written for"
-        if len(there := _spots(held.file, hunk.new)) == 1:
-            line, reason = there[0], "this part is there already, other parts of the patch are not"
+        if len(present := _spots(held.file, hunk.new)) == 1:
+            line, reason = present[0], "this part is there already, other parts of the patch are not"
         elif number in held.several:
             reason = f"it fits at several lines: {', '.join(map(str, held.several[number][:MOST_SPOTS]))}"
-        told.append(_conflict(change, hunk, line, reason, lines[at : at + max(len(hunk.old), 1)]))
-    return told
+        conflicts.append(_conflict(change, hunk, line, reason, lines[at : at + max(len(hunk.old), 1)]))
+    return conflicts
 
 
 def _conflict(change: Change, hunk: Hunk, line: int, reason: str, found: Sequence[str] = ()) -> Conflict:
-    expected, there, wanted = (tuple(map(_shown, lines)) for lines in (hunk.old, found, hunk.new))
-    return Conflict(file=change.name, line=line, reason=reason, expected=expected, found=there, wanted=wanted)
+    expected, shown, wanted = (tuple(map(_shown, lines)) for lines in (hunk.old, found, hunk.new))
+    return Conflict(file=change.name, line=line, reason=reason, expected=expected, found=shown, wanted=wanted)
 
 
 def _shown(line: str) -> str:
@@ -331,16 +337,16 @@ def _shown(line: str) -> str:
 def _added(folder: Path, source: Files) -> list[Outcome]:
     """The files that a folder adds; refused where the source already has something else of that name."""
     outcomes: list[Outcome] = []
-    found = store.walk(folder, skip=lambda relative: "__pycache__" in relative) if folder.is_dir() else ()
-    for name, path in found:
+    entries = store.walk(folder, skip=lambda relative: "__pycache__" in relative) if folder.is_dir() else ()
+    for name, path in entries:
         outcome = Outcome(name=name, tree=SOURCE, status="added", files=(name,))
         why = "it is a link, or no plain file" if path.is_symlink() or not path.is_file() else source.obstacle(name)
         if not why:
-            file, there = File(path.read_bytes()), source.get(name)
+            file, existing = File(path.read_bytes()), source.get(name)
             outcome = outcome.model_copy(update={"sha256": store.sha256_bytes(file.content)})
-            if there is None:
+            if existing is None:
                 source.now[name] = file
-            elif there.content == file.content:
+            elif existing.content == file.content:
                 outcome = outcome.model_copy(update={"status": "already there"})
             else:
                 why = "it exists in the source; give it another name"

@@ -102,21 +102,21 @@ def apply(change: Change, file: File | None, shifts: Sequence[int] = (), *, reve
         (folder / "patch").write_bytes(File.of(["diff --git a/file b/file\n", head[change.kind], *hunks]).content)
         words = ["apply", "--verbose", "--reject", "--whitespace=nowarn", *(["--reverse"] if reverse else []), "patch"]
         done = _git(folder, words)
-        made = File.read(folder / "file")
+        result = File.read(folder / "file")
     # Taking a change back, git tells how far up a hunk is.
-    found = {int(number): -int(by) if reverse else int(by) for number, by in _MOVED.findall(done.text)}
-    moved = tuple(by + found.get(number, 0) for number, by in enumerate(shifts, start=1))
+    offsets = {int(number): -int(by) if reverse else int(by) for number, by in _MOVED.findall(done.text)}
+    moved = tuple(by + offsets.get(number, 0) for number, by in enumerate(shifts, start=1))
     # What git made is what the patch says, or it is not taken: git has skipped patches without a word.
     lines = file.lines if file else []
     for hunk, by in zip(change.hunks, moved, strict=True):
         start, old, new = (hunk.old_start, hunk.new, hunk.old) if reverse else (hunk.new_start, hunk.old, hunk.new)
         at = max(start - 1, 0) + by
         lines[at : at + len(old)] = new
-    if done.returncode not in (0, 1) or (done.ok and (made or File(b"")).content != File.of(lines).content):
+    if done.returncode not in (0, 1) or (done.ok and (result or File(b"")).content != File.of(lines).content):
         raise DcaError("DCA-502", "git reads it in another way.", why=done.text, remedy="write it with git diff.")
-    if made is not None:
-        made = made._replace(executable=file.executable if file else change.executable)
-    return Applied(done.ok, made, moved, frozenset(int(number) - 1 for number in _REJECTED.findall(done.text)))
+    if result is not None:
+        result = result._replace(executable=file.executable if file else change.executable)
+    return Applied(done.ok, result, moved, frozenset(int(number) - 1 for number in _REJECTED.findall(done.text)))
 
 
 def diff(before: Mapping[str, File | None], after: Mapping[str, File | None], context: int, log: Path | None) -> str:

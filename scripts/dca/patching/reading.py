@@ -200,11 +200,11 @@ def _check_name(path: Path, name: str) -> None:
             raise refused(path, f"writes to {name[:200]!r}, which git reads")
 
 
-def _hunk(found: ReadHunk) -> Hunk:
+def _hunk(read_hunk: ReadHunk) -> Hunk:
     old: list[str] = []
     new: list[str] = []
     # An empty type is that of an empty line behind the hunk.
-    lines = [line for line in found if line.line_type]
+    lines = [line for line in read_hunk if line.line_type]
     for number, line in enumerate(lines):
         unended = [after.line_type for after in lines[number + 1 : number + 2]] == ["\\"]
         text = line.value.removesuffix("\n") if unended else line.value
@@ -214,7 +214,9 @@ def _hunk(found: ReadHunk) -> Hunk:
             new.append(text)
     kinds = "".join(line.line_type for line in lines if line.line_type != "\\")
     context = len(kinds) - min(len(kinds.lstrip()), len(kinds.rstrip()))
-    return Hunk(found.source_start, found.target_start, tuple(old), tuple(new), "".join(map(str, lines)), context)
+    return Hunk(
+        read_hunk.source_start, read_hunk.target_start, tuple(old), tuple(new), "".join(map(str, lines)), context
+    )
 
 
 def refused(path: Path, what: str, why: str = "") -> DcaError:

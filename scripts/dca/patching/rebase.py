@@ -35,35 +35,37 @@ def rebase(
         drop: whether patches leave the series whose change the source already has.
         dry_run: whether nothing is written.
     """
-    found = examine(folder, {name: tree.folder for name, tree in onto.items()}, None, base, log)
-    told = report_of(folder, found, {name: tree.pin for name, tree in onto.items()})
-    if told.bad or dry_run:
-        return told
-    dropped = [outcome.name for outcome in told.patches if drop and outcome.status == "already there"]
+    examined = examine(folder, {name: tree.folder for name, tree in onto.items()}, None, base, log)
+    result = report_of(folder, examined, {name: tree.pin for name, tree in onto.items()})
+    if result.bad or dry_run:
+        return result
+    dropped = [outcome.name for outcome in result.patches if drop and outcome.status == "already there"]
     known = bases(folder)
     now = {name: Base(tree.place, tree.pin) for name, tree in onto.items() if tree.pin}
     now = {name: base for name, base in now.items() if name not in known or known[name].pin != base.pin}
-    if not (found.texts or dropped or now):
+    if not (examined.texts or dropped or now):
         # A run that was killed right behind its last step left the old series.
         store.sweep(folder)
-        return told
+        return result
     contents: dict[str, bytes] = {}
     for patch in series(folder):
         if patch.name not in dropped:
-            text = found.texts.get(patch.name)
+            text = examined.texts.get(patch.name)
             path, slash, file = patch.name.rpartition("/")
             number = f"{len(contents) + 1:04d}-"
             name = f"{path}{slash}{_NUMBER.sub(number, file)}" if dropped else patch.name
             contents[name] = text.encode("utf-8", "surrogateescape") if text else patch.path.read_bytes()
-    told = told.model_copy(update={"revision": told.revision + 1, "written": True})
-    rewrite(folder, contents, {**known, **now}, told.revision, lambda part: _check_whole(part, onto))
-    return told
+    result = result.model_copy(update={"revision": result.revision + 1, "written": True})
+    rewrite(folder, contents, {**known, **now}, result.revision, lambda part: _check_whole(part, onto))
+    return result
 
 
 def _check_whole(part: Path, onto: Mapping[str, Found]) -> None:
     """The series as it was written must apply as it stands."""
-    found = examine(part, {name: tree.folder for name, tree in onto.items()}, None)
-    if wrong := [one for one in found.outcomes if one.status not in ("clean", "already there", "not needed")]:
+    examined = examine(part, {name: tree.folder for name, tree in onto.items()}, None)
+    if wrong := [
+        outcome for outcome in examined.outcomes if outcome.status not in ("clean", "already there", "not needed")
+    ]:
         why = "\n".join(report.lines(tuple(wrong)))
         raise DcaError(
             "DCA-501", "the rebased series does not apply.", why=why, remedy="report this; nothing was written."
