@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import pytest
 
-from dca import cli, patching
+from dca import cli
 from dca.cli import patch as patch_cli
 from dca.foundation import documents, store
 from dca.patching import folder as series_folder
 from dca.patching.report import Report
 from tests.support import RunDca
+from tests.support.series import apply_series
 
 GIT = {
     "PATH": os.environ["PATH"],
@@ -303,7 +304,7 @@ def test_refresh_merges_lines_that_changed_around_a_patch(shop: Shop) -> None:
     assert " other 18\n" in shop.text("one")
     assert shop.statuses("status") == ["clean", "clean"]
     trees = {"source": shop.source, "flash-attention": shop.kernels}
-    patching.apply(shop.series, trees)
+    apply_series(shop.series, trees)
     wanted = moved(lines=around)
     wanted[22], wanted[24] = "LINE 20", "LINE 22"
     assert (shop.source / "pkg/a.py").read_text().splitlines() == wanted

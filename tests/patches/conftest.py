@@ -19,6 +19,7 @@ from dca.catalogue.recipes import GitSource, Loaded
 from dca.foundation import archives, data, store
 from tests.support import install
 from tests.support.guards import PATCHES, Fork
+from tests.support.series import apply_series
 
 FORK = "qwen-fork"
 GIT_ENV = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
@@ -81,7 +82,7 @@ def fork(export_fork: Export, tmp_path_factory: pytest.TempPathFactory) -> Fork:
         export_fork(target, patching.SOURCE, "vllm")
     for target in (trees.kernels_before, trees.kernels_patched):
         export_fork(target, "flash-attention", "csrc/flash_attn", "vllm_flash_attn")
-    applied = patching.apply(
+    applied = apply_series(
         PATCHES / FORK,
         {patching.SOURCE: trees.patched, "flash-attention": trees.kernels_patched},
         [PATCHES / "guards"],

@@ -32,6 +32,7 @@ from tests.support.guards import (
     messages,
     run_worker,
 )
+from tests.support.series import apply_series
 
 OLD, NEW = "vllm-0.9.2", "vllm-0.10.1.1"
 SHARED = "releases"
@@ -61,7 +62,7 @@ def trees_of(name: str, recipe: recipes.Recipe, cache: store.Store, factory: pyt
     for target in (before, patched):
         archives.unpack_sdist(index.download(recipe.source, cache), target)
     shared = [PATCHES / one for one in recipe.patches.added]
-    applied = patching.apply(PATCHES / name, {patching.SOURCE: patched}, shared)
+    applied = apply_series(PATCHES / name, {patching.SOURCE: patched}, shared)
     assert {one.status for one in applied} == {"clean", "added"}
     return Fork(before, patched, before, patched)
 

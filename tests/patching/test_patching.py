@@ -14,9 +14,10 @@ from dca import patching
 from dca.catalogue.recipes import Patches
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
-from dca.patching.fitting import Examined, examine
+from dca.patching.fitting import Examined, examine, report_of
 from dca.patching.report import Outcome, Report
 from dca.sources.fetch import FetchedSource, Tree
+from tests.support.series import apply_series
 
 GIT = {
     "PATH": os.environ["PATH"],
@@ -56,10 +57,10 @@ class Workshop:
         (self.folder / "series").write_text("# revision: 1\n" + "".join(f"{name}.patch\n" for name in patches))
 
     def apply(self) -> list[tuple[str, str]]:
-        return [(one.name, one.status) for one in patching.apply(self.folder, {"source": self.source})]
+        return [(one.name, one.status) for one in apply_series(self.folder, {"source": self.source})]
 
     def examined(self) -> Examined:
-        return examine(patching.series(self.folder), {"source": self.source}, [self.folder / "added"])
+        return examine(self.folder, {"source": self.source})
 
     def examine(self) -> tuple[Outcome, ...]:
         """What would become of the series; the tree stays as it is."""
@@ -305,9 +306,18 @@ def test_a_patch_that_is_there_and_would_fit_once_more_elsewhere_does_not_apply_
     assert "there already" in outcome.conflicts[0].reason
 
 
+def test_a_result_that_stands_in_several_places_is_not_there_already(shop: Workshop) -> None:
+    """Nobody can tell whether one of them is what the patch was to make."""
+    shop.series(one=change("line 9", "LINE 9"))
+    changed = TEXT.replace("line 9\n", "LINE 9\n")
+    shop.write("pkg/a.py", "above\n" + changed + "between\n" + changed)
+    [outcome] = shop.examine()
+    assert outcome.status == "conflict"
+
+
 def test_a_report_is_a_document_with_a_schema(shop: Workshop) -> None:
     shop.series(one=change("line 5", "LINE 5"), two=change("gone", "x", text="gone\n"))
-    made = patching.report_of(shop.folder, shop.examined(), {"source": "commit:" + "1" * 40})
+    made = report_of(shop.folder, shop.examined(), {"source": "commit:" + "1" * 40})
     told = json.loads(documents.dumps(made))
     assert told["schema"] == "dca.patches/1"
     assert [one["status"] for one in told["patches"]] == ["clean", "conflict"]
@@ -363,12 +373,13 @@ def test_an_added_file_is_not_written_below_another(shop: Workshop, tmp_path: Pa
     (shop.folder / "added/pkg").mkdir(parents=True)
     (shop.folder / "added/pkg/one").write_text("1\n")
     for name in ("pkg/one/below", "pkg/b.py/below", "pkg/one"):
-        store.remove(tmp_path / "shared") if (tmp_path / "shared").exists() else None
+        if (tmp_path / "shared").exists():
+            store.remove(tmp_path / "shared")
         path = tmp_path / "shared" / name
         path.parent.mkdir(parents=True)
         path.write_text("2\n")
         with pytest.raises(DcaError) as refused:
-            patching.apply(shop.folder, {"source": shop.source}, [tmp_path / "shared"])
+            apply_series(shop.folder, {"source": shop.source}, [tmp_path / "shared"])
         assert refused.value.code == "DCA-502"
         assert not (shop.source / "pkg/one").exists()
 
@@ -381,54 +392,69 @@ def test_an_added_file_is_not_written_through_a_link(shop: Workshop, tmp_path: P
     assert not (tmp_path / "outside.py").exists()
 
 
-def test_a_build_leaves_the_whole_report_also_when_the_series_does_not_apply(
-    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
-    cache = store.Store(tmp_path / "cache").open()
-    plan = SimpleNamespace(recipe="one", series_digest="d")
-    source = FetchedSource(name="source", pin="commit:" + "1" * 40, place="x", tree="0" * 64)
-    tree = Tree(folder=str(tmp_path), sources=(source,), members={})
-    log = tmp_path / "run/build.log"
+class Build:
+    """Patches a workshop's source as a build does, at a commit."""
+
+    def __init__(self, shop: Workshop, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
+        self.root, self.cache = root, store.Store(root / "cache").open()
+        self.report = root / "run/patches.json"
+
+    def patch(self, digest: str = "d", pin: str = "1" * 40) -> Tree:
+        source = FetchedSource(name="source", pin=f"commit:{pin}", place="x", tree="0" * 64)
+        tree = Tree(folder=str(self.root), sources=(source,), members={})
+        plan, recipe = SimpleNamespace(recipe="one", series_digest=digest), SimpleNamespace(patches=Patches())
+        return patching.patch(plan, recipe, tree, self.cache, self.root / "run/build.log")
+
+    def kept(self) -> list[Path]:
+        return sorted((self.root / "cache/patched").iterdir())
+
+
+@pytest.fixture
+def build(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    return Build(shop, tmp_path, monkeypatch)
+
+
+def test_a_build_leaves_the_whole_report_also_when_the_series_does_not_apply(shop: Workshop, build: Build) -> None:
     shop.series(one=change("line 5", "LINE 5"), two=change("line 15", "LINE 15"))
-    made = patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
+    made = build.patch()
     assert [one.status for one in made.patches] == ["clean", "clean"]
-    told = documents.read(Report, tmp_path / "run/patches.json")
+    told = documents.read(Report, build.report)
     assert ([one.status for one in told.patches], told.trees[0].pin) == (["clean", "clean"], "1" * 40)
-    (tmp_path / "run/patches.json").unlink()
-    again = patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
-    assert (again, documents.read(Report, tmp_path / "run/patches.json")) == (made, told)
+    build.report.unlink()
+    assert (build.patch(), documents.read(Report, build.report)) == (made, told)
     shop.write("pkg/a.py", TEXT.replace("line 15\n", "x\n"))
-    plan.series_digest = "other"
-    before, kept = store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())
+    before, kept = store.tree_hash(shop.source), build.kept()
     with pytest.raises(DcaError, match="1 of 2 patches do not apply"):
-        patching.patch(plan, SimpleNamespace(patches=Patches()), tree, cache, log)
-    told = documents.read(Report, tmp_path / "run/patches.json")
+        build.patch("other")
+    told = documents.read(Report, build.report)
     assert [one.status for one in told.patches] == ["clean", "conflict"]
-    assert (store.tree_hash(shop.source), sorted((tmp_path / "cache/patched").iterdir())) == (before, kept)
+    assert (store.tree_hash(shop.source), build.kept()) == (before, kept)
 
 
-def test_what_was_written_is_put_back_when_the_disk_is_full(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_patched_tree(shop: Workshop, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.series(one=change("line 5", "LINE 5"), two=new_file("new/deep/file", "100755"))
-    gone = "diff --git a/pkg/b.py b/pkg/b.py\ndeleted file mode 100644\n--- a/pkg/b.py\n+++ /dev/null\n@@ -1 +0,0 @@\n"
-    (shop.folder / "three.patch").write_text(gone + "-b = 1\n")
-    (shop.folder / "series").write_text("one.patch\ntwo.patch\nthree.patch\n")
-    (shop.folder / "added").mkdir()
-    (shop.folder / "added/last").write_text("last\n")
-    (shop.source / "pkg/b.py").chmod(0o755)
     write = store.write_bytes
 
     def full(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-        if path.name == "last":
+        if path.name == "file":
             raise OSError(28, "No space left on device", str(path))
         write(path, data, mode=mode)
 
     monkeypatch.setattr(store, "write_bytes", full)
     before = store.tree_hash(shop.source)
     with pytest.raises(OSError, match="No space"):
-        shop.apply()
-    assert store.tree_hash(shop.source) == before
-    assert not (shop.source / "new").exists()
+        build.patch()
+    assert (store.tree_hash(shop.source), build.kept()) == (before, [])
+
+
+def test_an_offset_on_the_source_that_a_patch_was_written_for_is_refused(shop: Workshop, build: Build) -> None:
+    shop.write("pkg/a.py", "above\n" + TEXT)
+    shop.series(one=change("line 5", "LINE 5"))
+    (shop.folder / "series").write_text(f"# base: one/source {'1' * 40}\n# revision: 1\none.patch\n")
+    with pytest.raises(DcaError, match="1 of 1 patches do not apply"):
+        build.patch()
+    assert [one.status for one in build.patch("other", "2" * 40).patches] == ["offset"]
 
 
 # --- what is never applied -----------------------------------------------------------------------------------
@@ -524,7 +550,7 @@ def test_a_patch_in_a_companions_folder_is_applied_to_the_companion(shop: Worksh
     (shop.folder / "kernels/two.patch").write_text(change("line 7", "SEVEN"))
     (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
     trees = {"source": shop.source, "kernels": companion}
-    applied = [(one.name, one.status) for one in patching.apply(shop.folder, trees)]
+    applied = [(one.name, one.status) for one in apply_series(shop.folder, trees)]
     assert applied == [("one.patch", "clean"), ("kernels/two.patch", "clean")]
     assert "SEVEN" in (companion / "pkg/a.py").read_text()
     assert "SEVEN" not in (shop.source / "pkg/a.py").read_text()
@@ -548,7 +574,7 @@ def test_a_patch_that_fails_leaves_every_tree_as_it_was(shop: Workshop, tmp_path
     (shop.folder / "series").write_text("one.patch\nkernels/two.patch\n")
     before = store.tree_hash(shop.source), store.tree_hash(companion)
     with pytest.raises(DcaError) as refused:
-        patching.apply(shop.folder, {"source": shop.source, "kernels": companion})
+        apply_series(shop.folder, {"source": shop.source, "kernels": companion})
     assert refused.value.code == "DCA-501"
     assert "kernels/two.patch" in str(refused.value.why)
     assert (store.tree_hash(shop.source), store.tree_hash(companion)) == before
@@ -559,6 +585,6 @@ def test_files_that_recipes_share_are_added_too(shop: Workshop, tmp_path: Path) 
     shared = tmp_path / "shared"
     (shared / "pkg").mkdir(parents=True)
     (shared / "pkg/guards.py").write_text("guarded = True\n")
-    applied = patching.apply(shop.folder, {"source": shop.source}, [shared])
+    applied = apply_series(shop.folder, {"source": shop.source}, [shared])
     assert [(one.name, one.status) for one in applied] == [("one.patch", "clean"), ("pkg/guards.py", "added")]
     assert (shop.source / "pkg/guards.py").is_file()

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import importlib
 import importlib.abc
 import importlib.util
 import json
@@ -468,16 +469,14 @@ def main() -> None:
     sys.meta_path.insert(0, Elsewhere())
     for namespace in NAMESPACES:
         setattr(torch.ops, namespace, Names(namespace))
-    import vllm
-
+    importlib.import_module("vllm")
     simulated_gpu.simulate_platform(*GIVEN["capability"])
     simulated_gpu.register_on_cpu()
     # The extension modules must be there before their ops are answered.
-    import vllm._C
-    import vllm.vllm_flash_attn
-
+    importlib.import_module("vllm._C")
+    importlib.import_module("vllm.vllm_flash_attn")
     with contextlib.suppress(ImportError):
-        import vllm._moe_C  # noqa: F401
+        importlib.import_module("vllm._moe_C")
 
     kept = answer_ops()
     simulated_gpu.simulate_tensors(*GIVEN["capability"])

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from packaging.requirements import Requirement
 
-from dca.catalogue.recipes import GitSource
 from dca.doctor.values import Result, Subject, program_version, span
 
 
@@ -80,10 +79,9 @@ def ninja(subject: Subject) -> Iterator[Result]:  # noqa: ARG001 - the signature
     yield _program("compilers.ninja", "ninja", "pip install ninja; dca wheel brings its own", missing="note")
 
 
-def git(subject: Subject) -> Iterator[Result]:
-    """git, for sources and companions that are repositories."""
-    only = bool(subject.recipes) and all(isinstance(loaded.recipe.source, GitSource) for loaded in subject.recipes)
-    yield _program("compilers.git", "git", "apt install git", missing="wrong" if only else "note")
+def git(subject: Subject) -> Iterator[Result]:  # noqa: ARG001 - the signature of a check
+    """git, which applies every recipe's patches, and fetches sources that are repositories."""
+    yield _program("compilers.git", "git", "apt install git", missing="wrong")
 
 
 def _program(code: str, name: str, remedy: str, *, missing: str) -> Result:

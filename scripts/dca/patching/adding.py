@@ -7,15 +7,16 @@ import shutil
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from dca.catalogue import recipes
 from dca.foundation import store
 from dca.foundation.errors import DcaError
-from dca.patching import differ, reading, report
-from dca.patching.fitting import Examined, File, Files, added_folders, examine
+from dca.patching import git, reading, report
+from dca.patching.fitting import Files, examine
 from dca.patching.folder import SOURCE, Base, Patch, bases, rewrite, series
+from dca.patching.git import File
 from dca.patching.places import Found
-from dca.patching.rebase import with_header
 from dca.sources.fetch import not_source
 
 CONTEXT = 1
@@ -24,69 +25,68 @@ _NUMBER = re.compile(r"(\d{4})-")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 
 
-def make_work_folder(folder: Path, tree: str, found: Found, target: Path, added: list[Path]) -> None:
-    """Make the folder in which a new patch is written: a tree with the series and the added files.
+class Start(NamedTuple):
+    """What a new patch is made against.
 
     Args:
         folder: of the series.
         tree: the source, or a companion.
         found: the tree.
-        target: the folder to make.
         added: folders whose files recipes share.
+    """
+
+    folder: Path
+    tree: str
+    found: Found
+    added: list[Path]
+
+    def files(self) -> tuple[Files, set[str]]:
+        """The tree with the series, and the names of the files that are added to it.
+
+        Raises:
+            DcaError: DCA-501 when the series does not apply.
+        """
+        shared = self.added if self.tree == SOURCE else None
+        examined = examine(self.folder, {self.tree: self.found.folder}, shared)
+        if any(outcome.status in report.BAD for outcome in examined.outcomes):
+            raise DcaError(
+                "DCA-501",
+                "the series does not apply to the tree that the patch is for.",
+                why="\n".join(report.lines(examined.outcomes)),
+                remedy="rebase it first, with `dca patch refresh`.",
+            )
+        names = {outcome.name for outcome in examined.outcomes if outcome.status == "added"}
+        return examined.files[self.tree], names
+
+
+def make_work_folder(start: Start, target: Path) -> None:
+    """Make the folder in which a new patch is written: a tree with the series and the added files.
+
+    Args:
+        target: the folder to make.
 
     Raises:
         DcaError: DCA-501 when the series does not apply.
     """
-    examined = _examined(folder, tree, found, added)
+    files, _ = start.files()
+
+    def ignored(_: str, names: list[str]) -> list[str]:
+        return [name for name in names if not_source(name)]
+
     with store.incoming_folder(target) as part:
-        shutil.copytree(
-            found.folder,
-            part,
-            symlinks=True,
-            dirs_exist_ok=True,
-            ignore=lambda _, names: [name for name in names if not_source(name)],
-        )
-        for name, file in examined.files[tree].now.items():
-            if file is None:
-                (part / name).unlink(missing_ok=True)
-            else:
-                store.write_bytes(part / name, file.content, mode=0o755 if file.executable else 0o644)
-        for name, path in examined.copies:
-            store.write_bytes(part / name, path.read_bytes())
+        shutil.copytree(files.root, part, symlinks=True, dirs_exist_ok=True, ignore=ignored)
+        files.write(part)
 
 
-def _examined(folder: Path, tree: str, found: Found, added: list[Path]) -> Examined:
-    examined = examine(series(folder), {tree: found.folder}, added_folders(folder, added) if tree == SOURCE else ())
-    if any(one.status in report.BAD for one in examined.outcomes):
-        raise DcaError(
-            "DCA-501",
-            "the series does not apply to the tree that the patch is for.",
-            why="\n".join(report.lines(examined.outcomes)),
-            remedy="rebase it first, with `dca patch refresh`.",
-        )
-    return examined
-
-
-def add(
-    folder: Path,
-    name: str,
-    tree: str,
-    found: Found,
-    work: Path,
-    header: Mapping[str, str],
-    added: list[Path],
-    log: Path | None,
-) -> Patch:
+def add(start: Start, name: str, work: Path, header: Mapping[str, str], log: Path | None) -> Patch:
     """A new patch at the end of a series: what a work folder has that its tree with the series has not.
 
     Args:
-        folder: of the series; made when missing.
+        start: the series, whose folder is made when missing, and its tree.
         name: of the patch, without number and ending.
-        tree: the source, or a companion.
-        found: the tree.
         work: the folder that was edited.
         header: What, Why, Upstream and Test.
-        added: folders whose files recipes share.
+        log: of git.
 
     Raises:
         DcaError: DCA-201 for a name or a header that cannot be, DCA-501 when the series does not apply, DCA-502 for a
@@ -98,53 +98,48 @@ def add(
             f"`{name}` is no name for a patch.",
             remedy="use small letters, digits and hyphens, such as decode-past-one-chunk.",
         )
-    if lacks := [one for one in reading.FIELDS if not header.get(one, "").strip()]:
+    if lacks := [field for field in reading.FIELDS if not header.get(field, "").strip()]:
         raise DcaError(
             "DCA-201",
             f"the header of the patch lacks {', '.join(lacks)}.",
             why="a patch says what it does, why, where upstream stands, and which test fails without it.",
-            remedy=f"give {', '.join(f'--{one.lower()}' for one in lacks)}.",
+            remedy=f"give {', '.join(f'--{field.lower()}' for field in lacks)}.",
         )
-    patches = series(folder)
+    patches = series(start.folder)
     numbers = [int(match[1]) for patch in patches if (match := _NUMBER.match(patch.path.name))]
     file = f"{max(numbers, default=0) + 1:04d}-{name}.patch"
-    patch_name = file if tree == SOURCE else f"{tree}/{file}"
-    patch = Patch(patch_name, tree, folder / patch_name)
-    before, after = _difference(_examined(folder, tree, found, added), tree, found.folder, work)
-    body = differ.diff(before, after, CONTEXT, log)
+    file = file if start.tree == SOURCE else f"{start.tree}/{file}"
+    patch = Patch(file, start.tree, start.folder / file)
+    body = git.diff(*_difference(start, work), CONTEXT, log)
     if not body:
         raise DcaError("DCA-502", f"{work} is what the series makes already.", remedy="edit it, then run this again.")
-    text = with_header("".join(f"{one}: {_folded(header[one])}\n" for one in reading.FIELDS), body, patch.path)
-    contents = {one.name: one.path.read_bytes() for one in patches} | {
-        patch.name: text.encode("utf-8", "surrogateescape")
-    }
-    base = {tree: Base(found.place, found.pin)} if found.pin else {}
-    rewrite(folder, contents, {**base, **bases(folder)}, recipes.series_revision(folder) + 1)
+    # Lines of at most 120 characters; one that begins with a space goes on with the one above.
+    wrapper = textwrap.TextWrapper(108, break_long_words=False, break_on_hyphens=False)
+    fields = [f"{field}: " + "\n ".join(wrapper.wrap(header[field])) for field in reading.FIELDS]
+    text = reading.with_header("\n".join(fields), body, patch.path)
+    contents = {other.name: other.path.read_bytes() for other in patches}
+    contents[patch.name] = text.encode("utf-8", "surrogateescape")
+    base = {start.tree: Base(start.found.place, start.found.pin)} if start.found.pin else {}
+    revision = recipes.series_revision(start.folder) + 1
+    rewrite(start.folder, contents, {**base, **bases(start.folder)}, revision)
     return patch
 
 
-def _difference(
-    examined: Examined, tree: str, pristine: Path, work: Path
-) -> tuple[dict[str, File | None], dict[str, File | None]]:
+def _difference(start: Start, work: Path) -> tuple[dict[str, File | None], dict[str, File | None]]:
     """The files that differ, before and after.
 
     Raises:
         DcaError: DCA-502 for links that differ.
     """
-    files, edited = examined.files[tree], Files(work)
-    names = {one for root in (pristine, work) for one, _ in store.walk(root, skip=not_source)} | set(files.now)
+    files, added = start.files()
+    names = {name for root in (files.root, work) for name, _ in store.walk(root, skip=not_source)} | set(files.now)
     before: dict[str, File | None] = {}
     after: dict[str, File | None] = {}
-    for name in sorted(names - {copy for copy, _ in examined.copies}):
-        old, new = pristine / name, work / name
-        if old.is_symlink() or new.is_symlink():
-            if not (old.is_symlink() and new.is_symlink() and old.readlink() == new.readlink()):
-                raise DcaError("DCA-502", f"{name} is a link, or was one.", remedy="leave links as they are.")
-        elif files.get(name) != edited.get(name):
-            before[name], after[name] = files.get(name), edited.get(name)
+    for name in sorted(names - added):
+        links = [path.readlink() if path.is_symlink() else None for path in (files.root / name, work / name)]
+        if links[0] != links[1]:
+            raise DcaError("DCA-502", f"{name} is a link, or was one.", remedy="leave links as they are.")
+        old, new = files.get(name), File.read(work / name)
+        if links[0] is None and old != new:
+            before[name], after[name] = old, new
     return before, after
-
-
-def _folded(text: str) -> str:
-    """A field of a header on lines of at most 120 characters; the second and later ones begin with a space."""
-    return "\n ".join(textwrap.wrap(text, 108, break_long_words=False, break_on_hyphens=False))

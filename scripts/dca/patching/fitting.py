@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from dca.catalogue import recipes
 from dca.foundation import store
 from dca.foundation.errors import DcaError
-from dca.patching import hunks, reading
-from dca.patching.folder import ADDED, SOURCE, Patch
-from dca.patching.hunks import Missed, Placed
-from dca.patching.reading import Change, Text
-from dca.patching.report import Conflict, Moved, Outcome, Status
+from dca.patching import git, reading
+from dca.patching.folder import ADDED, SOURCE, Patch, bases, series
+from dca.patching.git import File
+from dca.patching.reading import Change, Hunk, Text
+from dca.patching.report import Conflict, Moved, Outcome, Report, Status, TreeState
 
-
-@dataclass(frozen=True)
-class File:
-    """A file of a tree.
-
-    Args:
-        lines: with their newlines; bytes that are not UTF-8 are kept.
-        executable: whether it is.
-    """
-
-    lines: tuple[str, ...]
-    executable: bool = False
-
-    @classmethod
-    def of(cls, content: bytes, *, executable: bool = False) -> File:
-        """A file from its bytes."""
-        return cls(hunks.split(content.decode("utf-8", "surrogateescape")), executable)
-
-    @property
-    def content(self) -> bytes:
-        """Its bytes."""
-        return "".join(self.lines).encode("utf-8", "surrogateescape")
+MOST_SPOTS = 5
+"""How many places a message names."""
 
 
 @dataclass
@@ -52,110 +35,151 @@ class Files:
 
     def get(self, name: str) -> File | None:
         """A file; None when there is none of that name."""
-        if name in self.now:
-            return self.now[name]
-        path = self.root / name
-        return File.of(path.read_bytes(), executable=bool(path.stat().st_mode & 0o100)) if path.is_file() else None
+        return self.now[name] if name in self.now else File.read(self.root / name)
 
     def obstacle(self, name: str) -> str:
         """Why nothing can be written to a path, in words; nothing when it can."""
-        parts = PurePosixPath(name).parts
-        for size in range(1, len(parts) + 1):
-            part = "/".join(parts[:size])
-            path = self.root / part
-            if path.is_symlink():
+        for part in (*map(str, reversed(PurePosixPath(name).parents[:-1])), name):
+            if (self.root / part).is_symlink():
                 return f"{part} is a link" + (f", and {name} lies below it" if part != name else "")
-            if part == name:
-                if part not in self.now and path.exists() and not path.is_file():
-                    return f"{part} is a folder or no plain file"
-            elif (part in self.now and self.now[part] is not None) or (part not in self.now and path.is_file()):
+            if part != name and self.get(part) is not None:
                 return f"{part} is a file, and {name} would lie below it"
+        path = self.root / name
+        if name not in self.now and path.exists() and not path.is_file():
+            return f"{name} is a folder or no plain file"
         if any(other.startswith(f"{name}/") for other, file in self.now.items() if file is not None):
             return f"{name} is a folder"
         return ""
 
+    def write(self, root: Path) -> None:
+        """Write what was changed into a copy of the tree; a file that was there keeps its permissions."""
+        for name, file in self.now.items():
+            path = root / name
+            if file is None:
+                path.unlink(missing_ok=True)
+            else:
+                file.write(path, path.stat().st_mode & 0o777 if path.is_file() else None)
 
-@dataclass(frozen=True)
-class Fit:
+
+class Held(NamedTuple):
+    """A change held against a file.
+
+    Args:
+        done: what git makes of the file.
+        several: of hunks that would fit in several places, these: lines from 1, by the index of the hunk.
+    """
+
+    change: Change
+    file: File | None
+    done: git.Applied
+    several: Mapping[int, list[int]]
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of it does, each hunk in one place."""
+        return self.done.fits and not self.several
+
+
+class Fit(NamedTuple):
     """A patch held against its tree.
 
     Args:
         result: what becomes of the files, when it applies.
+        why: it is refused.
     """
 
     status: Status
-    result: dict[str, File | None] = field(default_factory=dict)
+    result: Mapping[str, File | None] = {}
     moved: tuple[Moved, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    why: str = ""
+
+    def told(self, outcome: Outcome) -> Outcome:
+        """What became of the patch, with what it says of itself."""
+        update = {"status": self.status, "moved": self.moved, "conflicts": self.conflicts, "why": self.why}
+        return outcome.model_copy(update=update)
 
 
-@dataclass(frozen=True)
-class Examined:
+class Examined(NamedTuple):
     """A series held against its trees.
 
     Args:
-        files: of each tree, with all that applies.
-        copies: files to add to the source, with where they lie.
+        files: of each tree, with all that applies and what is added.
+        texts: of patches that are to be written anew for other lines, by name.
     """
 
     outcomes: tuple[Outcome, ...]
     files: dict[str, Files]
-    copies: tuple[tuple[str, Path], ...]
+    texts: dict[str, str]
 
 
-def examine(patches: Sequence[Patch], trees: Mapping[str, Path], added: Sequence[Path] = ()) -> Examined:
+def examine(
+    folder: Path,
+    trees: Mapping[str, Path],
+    shared: Sequence[Path] | None = (),
+    base: Mapping[str, Path] | None = None,
+    log: Path | None = None,
+) -> Examined:
     """What becomes of every patch of a series and every added file.
 
     A patch is held against what the ones before it have made; one that does not apply leaves no trace there, so that
     the ones behind it are told of as well.
 
     Args:
-        patches: the series.
+        folder: of the series.
         trees: the source and the companions that are there; a patch of another companion is not needed.
-        added: folders whose files are added to the source.
+        shared: folders whose files are added to the source, besides the series' own; None when nothing is added.
+        base: given for a series that is to be rebased: the trees that it was written against, as far as they are there.
+            A patch that fits at other lines only, or around which lines have changed, is merged by way of them.
+        log: of git, for rebasing.
     """
     files = {name: Files(root) for name, root in trees.items()}
-    outcomes = [_outcome(one, files) for one in patches]
-    copies: list[tuple[str, Path]] = []
-    for folder in added:
-        told, found = _added(folder, files[SOURCE], dict(copies))
-        outcomes += told
-        copies += found
-    return Examined(tuple(outcomes), files, tuple(copies))
+    before = {name: Files(root) for name, root in (base or {}).items()}
+    outcomes: list[Outcome] = []
+    texts: dict[str, str] = {}
+    for patch in series(folder):
+        outcome, text = _opened(patch, files)
+        if text is not None:
+            now = files[patch.tree]
+            fitted = fit(text, now)
+            if base is not None:
+                fitted = _merged(text, now, before.get(patch.tree), fitted, log)
+                if fitted.status in ("offset", "merged"):
+                    texts[patch.name] = _rewritten(text, now, fitted, patch.path, log)
+            now.now.update(fitted.result)
+            outcome = fitted.told(outcome)
+        outcomes.append(outcome)
+    for place in () if shared is None else (folder / ADDED, *shared):
+        outcomes += _added(place, files[SOURCE])
+    return Examined(tuple(outcomes), files, texts)
 
 
-def _outcome(patch: Patch, files: Mapping[str, Files]) -> Outcome:
+def _opened(patch: Patch, files: Mapping[str, Files]) -> tuple[Outcome, Text | None]:
+    """What a patch says of itself, and its text when it is for one of the trees and may be applied there."""
+    outcome = Outcome(name=patch.name, tree=patch.tree, status="not needed")
     try:
         text = reading.read(patch.path)
     except DcaError as error:
-        why = "\n".join(part for part in (error.what, error.why) if part)
-        return Outcome(name=patch.name, tree=patch.tree, status="refused", why=why)
-    outcome = told(patch, text)
-    if patch.tree not in files:
-        return outcome
-    tree = files[patch.tree]
-    for change in text.changes:
-        if why := tree.obstacle(change.name):
-            return outcome.model_copy(
-                update={"status": "refused", "why": f"{patch.path.name} writes to {change.name}: {why}."}
-            )
-    found = fit(text, tree)
-    tree.now.update(found.result)
-    return outcome.model_copy(update={"status": found.status, "moved": found.moved, "conflicts": found.conflicts})
-
-
-def told(patch: Patch, text: Text) -> Outcome:
-    """What a patch says of itself."""
+        return _refused(outcome, "\n".join(part for part in (error.what, error.why) if part)), None
     fields = text.fields
-    return Outcome(
-        name=patch.name,
-        tree=patch.tree,
-        status="not needed",
-        sha256=store.sha256_file(patch.path),
-        what=fields.get("What", ""),
-        lacks=tuple(name for name in reading.FIELDS if not fields.get(name)),
-        files=tuple(change.name for change in text.changes),
+    outcome = outcome.model_copy(
+        update={
+            "sha256": store.sha256_file(patch.path),
+            "what": fields.get("What", ""),
+            "lacks": tuple(name for name in reading.FIELDS if not fields.get(name)),
+            "files": tuple(change.name for change in text.changes),
+        }
     )
+    if patch.tree not in files:
+        return outcome, None
+    for name in outcome.files:
+        if why := files[patch.tree].obstacle(name):
+            return _refused(outcome, f"{patch.path.name} writes to {name}: {why}."), None
+    return outcome, text
+
+
+def _refused(outcome: Outcome, why: str) -> Outcome:
+    return outcome.model_copy(update={"status": "refused", "why": why})
 
 
 def fit(text: Text, files: Files) -> Fit:
@@ -164,192 +188,182 @@ def fit(text: Text, files: Files) -> Fit:
     It is there already when taking it back would work. Where it fits as it stands, that decides; away from its
     lines, fitting and being there at once means that nobody can tell.
     """
-    forward = [_one(change, files.get(change.name)) for change in text.changes]
-    # Taking back what several hunks did goes by the lines of the result.
-    back = [_one(change.reverse, files.get(change.name)) for change in text.changes]
-    fits, there = all(one.fits for one in forward), all(one.fits and not one.empty for one in back)
-    if fits and not (there and any(one.offset for one in forward) and not any(one.offset for one in back)):
-        moved = tuple(moved for one in forward for moved in one.moved)
-        if moved and there:
-            return Fit("conflict", conflicts=tuple(one.doubt() for one in forward))
-        return Fit("offset" if moved else "clean", {one.change.name: one.result() for one in forward}, moved)
-    if there:
+    try:
+        forward = [_held(change, files.get(change.name)) for change in text.changes]
+        back = [_held(change, files.get(change.name), reverse=True) for change in text.changes]
+    except DcaError as error:
+        return Fit("refused", why=f"{error.what}\n{error.why}")
+    fits = all(held.fits for held in forward)
+    moved = tuple(
+        Moved(file=held.change.name, line=hunk.old_start, by=by)
+        for held in forward
+        for hunk, by in zip(held.change.hunks, held.done.moved, strict=True)
+        if by
+    )
+    present = all(held.fits and _says_something(held.change, held.done.file) for held in back)
+    if present and not (fits and (not moved or any(any(held.done.moved) for held in back))):
         return Fit("already there")
-    done = {one.change.name: one for one in back}
+    if fits and not (present and moved):
+        return Fit("offset" if moved else "clean", {held.change.name: held.done.file for held in forward}, moved)
     return Fit(
-        "conflict",
-        conflicts=tuple(
-            conflict for one in forward if not one.fits for conflict in one.conflicts(done[one.change.name])
-        ),
+        "conflict", conflicts=tuple(conflict for held in forward for conflict in _conflicts(held, doubtful=fits))
     )
 
 
-@dataclass(frozen=True)
-class _Match:
-    """A change held against a file.
+def _held(change: Change, file: File | None, *, reverse: bool = False) -> Held:
+    """A change held against a file, or with `reverse` the one that takes it back.
+
+    Away from its lines, and from where the hunk above has moved to, a hunk must fit in one place only: of several equal
+    ones nobody can tell which is meant, and git takes the nearest to where the patch says.
+    """
+    done = git.apply(change, file, reverse=reverse)
+    for _ in change.hunks[1:] if any(done.moved) else ():
+        done = git.apply(change, file, (0, *done.moved), reverse=reverse)
+    several: dict[int, list[int]] = {}
+    above = floor = 0
+    for number, (hunk, by) in enumerate(zip(change.hunks, done.moved, strict=True)):
+        start, lines = (hunk.new_start, hunk.new) if reverse else (hunk.old_start, hunk.old)
+        spots = [spot for spot in _spots(file, lines) if spot >= floor]
+        if by != above and spots[1:]:
+            several[number] = spots
+        above, floor = by, start + by + len(lines)
+    return Held(change, file, done, several)
+
+
+def _merged(text: Text, now: Files, base: Files | None, fitted: Fit, log: Path | None) -> Fit:
+    """What becomes of a patch when it is merged with what has become of its files, where their old states are known.
 
     Args:
-        fits: whether all of it does.
-        places: of its hunks.
+        base: the tree that it was written against; None when that is not there.
+        found: what becomes of it without.
     """
-
-    change: Change
-    file: File | None
-    fits: bool
-    places: tuple[Placed | Missed, ...] = ()
-
-    @property
-    def offset(self) -> bool:
-        """Whether a hunk fits at another line only."""
-        return any(isinstance(one, Placed) and one.offset for one in self.places)
-
-    @property
-    def empty(self) -> bool:
-        """Whether all that was found are empty lines, which says nothing unless they are the whole file."""
-        if self.change.kind != "changed" or self.file is None or self.file.lines == self.change.hunks[0].old:
-            return False
-        return not any(line.strip() for one in self.change.hunks for line in one.old)
-
-    @property
-    def moved(self) -> tuple[Moved, ...]:
-        """The hunks at other lines."""
-        return tuple(
-            Moved(file=self.change.name, line=one.hunk.old_start, by=one.offset)
-            for one in self.places
-            if isinstance(one, Placed) and one.offset
-        )
-
-    def result(self) -> File | None:
-        """The file that the change makes."""
-        if self.change.kind == "deleted":
-            return None
-        if self.change.kind == "new":
-            return File(self.change.hunks[0].new, self.change.executable)
-        assert self.file is not None  # noqa: S101 - it fits
-        return File(
-            hunks.changed(self.file.lines, [one for one in self.places if isinstance(one, Placed)]),
-            self.file.executable,
-        )
-
-    def doubt(self) -> Conflict:
-        """The conflict of a change that fits elsewhere, and looks as if it were there already."""
-        one = next((one for one in self.places if isinstance(one, Placed)), None)
-        return Conflict(
-            file=self.change.name,
-            line=one.at + 1 if one else 1,
-            reason="what the patch makes is there already, and what it is to change is there too",
-            expected=_shown(one.hunk.old) if one else (),
-            wanted=_shown(one.hunk.new) if one else (),
-        )
-
-    def conflicts(self, back: _Match) -> tuple[Conflict, ...]:
-        """Where it does not fit; `back` is what the change that takes it back found."""
-        name = self.change.name
-        if self.change.kind == "new":
-            found = self.file.lines if self.file else ()
-            return (
-                Conflict(
-                    file=name,
-                    line=1,
-                    reason="the file is to be new, and another one is there",
-                    found=_shown(found),
-                    wanted=_shown(self.change.hunks[0].new),
-                ),
-            )
-        if self.file is None:
-            wanted = self.change.hunks[0]
-            return (
-                Conflict(
-                    file=name,
-                    line=wanted.old_start,
-                    reason="there is no such file",
-                    expected=_shown(wanted.old),
-                    wanted=_shown(wanted.new),
-                ),
-            )
-        if self.change.kind == "deleted":
-            return (
-                Conflict(
-                    file=name,
-                    line=1,
-                    reason="the file to be deleted is another one",
-                    expected=_shown(self.change.hunks[0].old),
-                    found=_shown(self.file.lines),
-                ),
-            )
-        told = []
-        for one, reverse in zip(self.places, back.places, strict=True):
-            if isinstance(one, Placed):
-                continue
-            if isinstance(reverse, Placed):
-                reason, line = "this part is there already, other parts of the patch are not", reverse.at + 1
-            elif one.spots:
-                reason, line = f"it fits at several lines: {', '.join(map(str, one.spots))}", one.line
-            else:
-                reason, line = "the lines are not what the patch was written for", one.line
-            told.append(
-                Conflict(
-                    file=name,
-                    line=line,
-                    reason=reason,
-                    expected=_shown(one.hunk.old),
-                    found=_shown(one.found),
-                    wanted=_shown(one.hunk.new),
-                )
-            )
-        return tuple(told)
+    in_base = fit(text, base) if base is not None else Fit("conflict")
+    if base is None or in_base.status not in ("clean", "offset"):
+        return fitted
+    states = [(base.get(name), in_base.result[name], now.get(name)) for name in in_base.result]
+    base.now.update(in_base.result)
+    if fitted.status not in ("conflict", "offset") or any(None in files for files in states):
+        return fitted
+    merged = [git.merge(old, ours, theirs, log) for old, theirs, ours in states if old and theirs and ours]
+    result = dict(zip(in_base.result, merged, strict=True))
+    if fitted.status == "offset" and result != fitted.result:
+        # What it was written for has changed, or stands elsewhere; where it fits nevertheless, it fits by chance.
+        reason = "it fits here, and not where its own lines have gone: a merge with its old base says otherwise"
+        conflicts = [Conflict(file=moved.file, line=moved.line + moved.by, reason=reason) for moved in fitted.moved]
+        return Fit("conflict", conflicts=tuple(conflicts))
+    if fitted.status == "offset" or None in merged:
+        return fitted
+    if all(file == now.get(name) for name, file in result.items()):
+        return Fit("already there")
+    return Fit("merged", result)
 
 
-def _one(change: Change, file: File | None) -> _Match:
-    if change.kind == "new":
-        return _Match(change, file, fits=file is None)
-    if file is None:
-        return _Match(change, file, fits=False)
-    if change.kind == "deleted":
-        return _Match(change, file, fits=file.lines == change.hunks[0].old)
-    places = tuple(hunks.place(file.lines, change.hunks))
-    return _Match(change, file, all(isinstance(one, Placed) for one in places), places)
+def _rewritten(text: Text, now: Files, fitted: Fit, path: Path, log: Path | None) -> str:
+    """A patch for the lines where it fits now."""
+    context = max(1, *(hunk.context for change in text.changes for hunk in change.hunks))
+    before = {name: now.get(name) for name in fitted.result}
+    return reading.with_header(text.header, git.diff(before, fitted.result, context, log), path)
 
 
-def _shown(lines: Sequence[str]) -> tuple[str, ...]:
-    """Lines for a report: without their newlines, and printable."""
-    told = (line.removesuffix("\n").encode("utf-8", "surrogateescape").decode("utf-8", "replace") for line in lines)
-    return tuple("".join(one if one.isprintable() or one == "\t" else "\ufffd" for one in line) for line in told)
+def _spots(file: File | None, lines: tuple[str, ...]) -> list[int]:
+    """Where lines stand in a file, from 1; nowhere when they are empty."""
+    file_lines = file.lines if file and "".join(lines).strip() else []
+    return [at + 1 for at in range(len(file_lines)) if tuple(file_lines[at : at + len(lines)]) == lines]
 
 
-def _added(folder: Path, source: Files, earlier: Mapping[str, Path]) -> tuple[list[Outcome], list[tuple[str, Path]]]:
+def _says_something(change: Change, before: File | None) -> bool:
+    """Whether a change can be told from its result, which empty lines alone cannot, unless they are the whole file."""
+    return (
+        change.kind != "changed"
+        or any(line.strip() for hunk in change.hunks for line in hunk.new)
+        or (before is not None and tuple(before.lines) == change.hunks[0].old)
+    )
+
+
+def _closest(lines: Sequence[str], wanted: Sequence[str], near: int) -> int:
+    """The index at which lines have most words in common with others; of equal ones the nearest."""
+    # A line that is the same altogether counts for more; one without words says nothing.
+    file_words, wanted_words = (
+        [{*re.findall(r"\w+", line), *re.findall(r".*\w.*", line)} for line in side] for side in (lines, wanted)
+    )
+
+    def likeness(at: int) -> tuple[float, int]:
+        pairs = zip(file_words[at:], wanted_words, strict=False)
+        return sum(
+            len(words & wanted_of_line) / len(words | wanted_of_line)
+            for words, wanted_of_line in pairs
+            if words and wanted_of_line
+        ), -abs(at - near)
+
+    return max(range(len(lines)), key=likeness, default=0)
+
+
+def _conflicts(held: Held, *, doubtful: bool) -> list[Conflict]:
+    """Where a change does not fit; where it does, with `doubtful`, when it looks as if it were there already, too."""
+    change, done, first = held.change, held.done, held.change.hunks[0]
+    lines = held.file.lines if held.file else []
+    if doubtful:
+        reason = "what the patch makes is there already, and what it is to change is there too"
+        return [_conflict(change, first, max(first.old_start + done.moved[0], 1), reason)]
+    if not done.fits and (held.file is None or change.kind != "changed"):
+        new = change.kind == "new"
+        reason = "the file is to be new, and another one is there" if new else "the file to be deleted is another one"
+        reason = reason if held.file else "there is no such file"
+        return [_conflict(change, first, max(first.old_start, 1), reason, lines)]
+    conflicts = []
+    for number in sorted({*done.rejected, *held.several}):
+        hunk = change.hunks[number]
+        at = _closest(lines, hunk.old, hunk.old_start - 1)
+        line, reason = at + 1, "the lines are not what the patch was written for"
+        if len(present := _spots(held.file, hunk.new)) == 1:
+            line, reason = present[0], "this part is there already, other parts of the patch are not"
+        elif number in held.several:
+            reason = f"it fits at several lines: {', '.join(map(str, held.several[number][:MOST_SPOTS]))}"
+        conflicts.append(_conflict(change, hunk, line, reason, lines[at : at + max(len(hunk.old), 1)]))
+    return conflicts
+
+
+def _conflict(change: Change, hunk: Hunk, line: int, reason: str, found: Sequence[str] = ()) -> Conflict:
+    expected, shown, wanted = (tuple(map(_shown, lines)) for lines in (hunk.old, found, hunk.new))
+    return Conflict(file=change.name, line=line, reason=reason, expected=expected, found=shown, wanted=wanted)
+
+
+def _shown(line: str) -> str:
+    """A line for a report: without its newline, and printable."""
+    text = line.removesuffix("\n").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() or letter == "\t" else "\ufffd" for letter in text)
+
+
+def _added(folder: Path, source: Files) -> list[Outcome]:
     """The files that a folder adds; refused where the source already has something else of that name."""
     outcomes: list[Outcome] = []
-    copies: list[tuple[str, Path]] = []
-    if not folder.is_dir():
-        return outcomes, copies
-    for name, path in store.walk(folder, skip=lambda relative: "__pycache__" in relative):
+    entries = store.walk(folder, skip=lambda relative: "__pycache__" in relative) if folder.is_dir() else ()
+    for name, path in entries:
+        outcome = Outcome(name=name, tree=SOURCE, status="added", files=(name,))
         why = "it is a link, or no plain file" if path.is_symlink() or not path.is_file() else source.obstacle(name)
-        sha256 = "" if why else store.sha256_file(path)
-        there = None if why else source.get(name)
-        status: Status = "added"
-        if other := next(
-            (one for one in earlier if f"{one}/".startswith(f"{name}/") or name.startswith(f"{one}/")), ""
-        ):
-            why = f"{earlier[other]} adds {other}"
-        elif there is not None and there.content != path.read_bytes():
-            why = "it exists in the source; give it another name"
-        elif there is not None:
-            status = "already there"
-        else:
-            copies.append((name, path)) if not why else None
-        why = f"the added file {name}: {why}." if why else ""
-        outcomes.append(
-            Outcome(name=name, tree=SOURCE, status="refused" if why else status, sha256=sha256, files=(name,), why=why)
-        )
-    return outcomes, copies
+        if not why:
+            file, existing = File(path.read_bytes()), source.get(name)
+            outcome = outcome.model_copy(update={"sha256": store.sha256_bytes(file.content)})
+            if existing is None:
+                source.now[name] = file
+            elif existing.content == file.content:
+                outcome = outcome.model_copy(update={"status": "already there"})
+            else:
+                why = "it exists in the source; give it another name"
+        outcomes.append(_refused(outcome, f"the added file {name}: {why}.") if why else outcome)
+    return outcomes
 
 
-def parents(name: str) -> list[str]:
-    """The folders above a path, as paths."""
-    return [str(one) for one in PurePosixPath(name).parents]
+def report_of(folder: Path, examined: Examined, pins: Mapping[str, str], recipe: str = "") -> Report:
+    """The document of a series that was held against its trees.
 
-
-def added_folders(folder: Path, shared: Sequence[Path]) -> list[Path]:
-    """The folders whose files a series adds: its own, and those that recipes share."""
-    return [folder / ADDED, *shared]
+    Args:
+        folder: of the series.
+        pins: what each tree is pinned to; empty for a folder that is taken as it is.
+    """
+    written = bases(folder)
+    trees = tuple(
+        TreeState(name=name, pin=pins.get(name, ""), base=written[name].pin if name in written else "")
+        for name in examined.files
+    )
+    return Report(recipe=recipe, revision=recipes.series_revision(folder), trees=trees, patches=examined.outcomes)

@@ -71,13 +71,8 @@ def bases(folder: Path) -> dict[str, Base]:
     """What the patches of each tree were written against, by the tree's name."""
     path = folder / "series"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = (_BASE.match(line) for line in text.splitlines())
-    return {match["tree"] or SOURCE: Base(match["place"], match["pin"]) for match in found if match}
-
-
-def base_line(tree: str, base: Base) -> str:
-    """The line of a series that says so."""
-    return f"# base{'' if tree == SOURCE else f' of {tree}'}: {base.place} {base.pin}"
+    matches = (_BASE.match(line) for line in text.splitlines())
+    return {match["tree"] or SOURCE: Base(match["place"], match["pin"]) for match in matches if match}
 
 
 def rewrite(
@@ -101,16 +96,16 @@ def rewrite(
     path = folder / "series"
     old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     own = [line for line in old if line.startswith("#") and not line.startswith(("# base", "# revision:"))]
-    told = [base_line(name, one) for name, one in sorted(base.items(), key=lambda item: (item[0] != SOURCE, item[0]))]
+    known = {"" if name == SOURCE else f" of {name}": entry for name, entry in base.items()}
+    base_lines = [f"# base{tree}: {entry.place} {entry.pin}" for tree, entry in sorted(known.items())]
     gone = {"series", *(patch.name for patch in series(folder))}
     with store.incoming_folder(folder) as part:
-        for name, file in store.walk(folder, skip=lambda one: "__pycache__" in one) if folder.is_dir() else ():
+        for name, file in store.walk(folder, skip=lambda path: "__pycache__" in path) if folder.is_dir() else ():
             if name not in gone:
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, part / name, follow_symlinks=False)
-        for name, content in patches.items():
+        lines = [*own, *base_lines, f"# revision: {revision}", *patches]
+        for name, content in {**patches, "series": "".join(f"{line}\n" for line in lines).encode()}.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_bytes(content)
-        lines = [*own, *told, f"# revision: {revision}", *patches]
-        (part / "series").write_text("\n".join(lines) + "\n", encoding="utf-8")
         check(part)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dca.catalogue.recipes import GitSource, Recipe, SdistSource
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.events import Reporter, Silent
 from dca.patching.folder import SOURCE, Base
 from dca.sources import git, index
 
@@ -74,16 +74,18 @@ def bring(
         DcaError: DCA-201 or DCA-204 for what cannot be looked at, DCA-4nn when it cannot be had.
     """
     place = wanted.place
-    if place is not None and place.is_file():
-        return _archive(place, wanted, folder)
     if place is not None and not git.is_repository(place):
         if wanted.rev:
+            what = f"{place.name} is a file" if place.is_file() else f"{place} is no git repository"
             raise DcaError(
                 "DCA-204",
-                f"{place} is no git repository, and `{wanted.rev}` was asked of it.",
+                f"{what}, and `{wanted.rev}` was asked of it.",
                 remedy="name a clone, or leave the commit out.",
             )
-        return Found(place, place.name, "")
+        if not place.is_file():
+            return Found(place, place.name, "")
+        archives.unpack_sdist(place, folder)
+        return Found(folder, place.name, f"sha256:{store.sha256_file(place)}")
     if isinstance(source, SdistSource) and place is None:
         if wanted.rev:
             raise DcaError(
@@ -99,17 +101,6 @@ def bring(
     git.export(repository, commit, folder)
     name = "/".join(urls[-1].removesuffix(".git").split("/")[-2:]) if urls else place.name if place else ""
     return Found(folder, name, commit)
-
-
-def _archive(place: Path, wanted: Wanted, folder: Path) -> Found:
-    if wanted.rev:
-        raise DcaError(
-            "DCA-204",
-            f"{place.name} is a file, and `{wanted.rev}` was asked of it.",
-            remedy="name a clone, or leave the commit out.",
-        )
-    archives.unpack_sdist(place, folder)
-    return Found(folder, place.name, f"sha256:{store.sha256_file(place)}")
 
 
 def _commit(source: SdistSource | GitSource, wanted: Wanted) -> str:
@@ -141,24 +132,20 @@ def bring_base(
     Args:
         place: where the tree is now; a clone often has the old commit as well.
     """
+    wanted = Wanted(rev=base.pin)
     try:
         if base.pin.startswith("sha256:"):
             if not isinstance(source, SdistSource):
                 return None
             version = base.place.removesuffix(".tar.gz").rpartition("-")[2]
-            old = source.model_copy(
-                update={"file": base.place, "version": version, "sha256": base.pin.removeprefix("sha256:")}
-            )
-            archives.unpack_sdist(index.download(old, cache), folder)
-            return folder
-        if place is not None and place.is_dir() and git.is_repository(place) and git.has_commit(place, base.pin):
-            git.export(place, base.pin, folder)
-        elif isinstance(source, GitSource):
-            git.export(git.fetch(source.urls, base.pin, cache, log), base.pin, folder)
-        else:
+            old = {"file": base.place, "version": version, "sha256": base.pin.removeprefix("sha256:")}
+            source, wanted = source.model_copy(update=old), Wanted()
+        elif place is not None and place.is_dir() and git.is_repository(place) and git.has_commit(place, base.pin):
+            wanted = Wanted(place, base.pin)
+        elif not isinstance(source, GitSource):
             return None
+        return bring(source, wanted, folder, cache, Silent(), log).folder
     except DcaError as error:
         if error.code.startswith("DCA-4"):
             return None
         raise
-    return folder

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from unidiff import Hunk as ReadHunk
-from unidiff import PatchedFile, PatchSet, UnidiffParseError
+from unidiff import PatchSet, UnidiffParseError
 
 from dca.foundation.errors import DcaError
 
@@ -18,41 +16,49 @@ MOST_BYTES = 4 << 20
 """A patch is written by hand; one that is larger is not one."""
 FIELDS = ("What", "Why", "Upstream", "Test")
 """What the text above a patch says."""
-NO_NEWLINE = "\\ No newline at end of file"
-_HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@( .*)?")
-# The modes a patch may give a new file: plain and executable. Links and submodules are never written.
-_MODE = re.compile(r"(?:new|deleted) file mode (100644|100755)")
-_INDEX = re.compile(r"index [0-9a-f]{4,64}\.\.[0-9a-f]{4,64}(?: 100644| 100755)?")
+_START = re.compile(r"^(?:diff --git |--- a/|--- /dev/null)", re.MULTILINE)
+# The version of git, at the end of a mail.
+_SIGNATURE = re.compile(r"^-- \n\d.*\n+\Z", re.MULTILINE)
+# All that may stand outside of hunks, and only in this order. No other mode than that of a plain or an executable file
+# is named: links, submodules and changed modes are never written, nor is anything renamed, copied or binary.
+_SECTION = re.compile(
+    r"""(?: diff\ --git\ a/(?P<name>\S+)\ b/(?P=name)\n
+            (?: (?P<mode>new|deleted)\ file\ mode\ 100(?:644|(?P<executable>755))\n )?
+            (?: index\ [0-9a-f]{4,64}\.\.[0-9a-f]{4,64}(?:\ 100644|\ 100755)?\n )? )?
+        ---\ (?P<old>a/[^\t\n]+|/dev/null)(?:\t.*)?\n
+        \+\+\+\ (?P<new>b/[^\t\n]+|/dev/null)(?:\t.*)?\n
+        (?: @@\ -\d{1,9}(?:,\d{1,9})?\ \+\d{1,9}(?:,\d{1,9})?\ @@(?:\ .*)?\n
+            (?: \\\ No\ newline\ at\ end\ of\ file\n )? )+""",
+    re.VERBOSE,
+)
 # What git itself reads in a tree, besides its own folder.
 _OF_GIT = (".git", ".gitmodules", ".gitattributes", "git~1")
 
 
-@dataclass(frozen=True)
-class Hunk:
+class Hunk(NamedTuple):
     """One place of a file, as it is to be found and as it is to become; lines have their newlines.
 
     Args:
         old_start: the first line that is to be found, from 1; the line before when there is none.
         new_start: the same of the result.
-        before: how many of the first lines stay as they are.
-        after: how many of the last.
+        body: its lines as the patch has them, without the header.
+        context: how many lines at its beginning or its end stay as they are, whichever are more.
     """
 
     old_start: int
     new_start: int
     old: tuple[str, ...]
     new: tuple[str, ...]
-    before: int
-    after: int
+    body: str
+    context: int
 
-    @property
-    def reverse(self) -> Hunk:
-        """The hunk that takes this one back."""
-        return Hunk(self.new_start, self.old_start, self.new, self.old, self.before, self.after)
+    def text(self, shift: int) -> str:
+        """The hunk as a patch has it, for lines further down."""
+        starts = max(self.old_start + shift, 0), max(self.new_start + shift, 0)
+        return f"@@ -{starts[0]},{len(self.old)} +{starts[1]},{len(self.new)} @@\n{self.body}"
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What a patch does with one file.
 
     Args:
@@ -65,16 +71,8 @@ class Change:
     executable: bool
     hunks: tuple[Hunk, ...]
 
-    @property
-    def reverse(self) -> Change:
-        """The change that takes this one back."""
-        kinds: dict[str, Literal["changed", "new", "deleted"]]
-        kinds = {"changed": "changed", "new": "deleted", "deleted": "new"}
-        return Change(self.name, kinds[self.kind], self.executable, tuple(hunk.reverse for hunk in self.hunks))
 
-
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A patch file that was read.
 
     Args:
@@ -88,18 +86,9 @@ class Text:
     @property
     def fields(self) -> dict[str, str]:
         """What the header says, by field; a line that begins with a space goes on with the one above."""
-        found: dict[str, str] = {}
-        name = ""
-        for line in self.header.splitlines():
-            key, separator, rest = line.partition(":")
-            if separator and key in FIELDS:
-                name = key
-                found[name] = rest.strip()
-            elif name and line.startswith(" "):
-                found[name] = f"{found[name]} {line.strip()}".strip()
-            else:
-                name = ""
-        return found
+        # What is no field ends the one above, as a field without a name.
+        lines = re.findall(rf"^(?:({'|'.join(FIELDS)}):)?(.*(?:\n .*)*)", self.header, re.MULTILINE)
+        return {name: re.sub(r"\s*\n\s*", " ", text.strip()) for name, text in lines if name}
 
 
 def read(path: Path) -> Text:
@@ -131,148 +120,102 @@ def parse(content: bytes, path: Path) -> Text:
     Raises:
         DcaError: DCA-502.
     """
+    if b"\0" in content:
+        raise refused(path, "is not text")
+    if not content.endswith(b"\n"):
+        raise refused(path, "is cut short: its last line does not end")
     try:
         text = content.decode("utf-8")
+        start = _START.search(text)
+        if start is None:
+            raise refused(path, "changes no file")
+        body = _SIGNATURE.sub("", text[start.start() :])
+        files = PatchSet.from_string(body)
     except UnicodeDecodeError as error:
         raise refused(path, "is not text", str(error)) from None
-    if "\0" in text:
-        raise refused(path, "is not text")
-    header, kept = _plain(path, text)
-    # The lines are looked at twice, here and by unidiff: what two readers read differently is nothing to apply.
-    names = [line[11:].split(" ")[0].partition("/")[2] for line in kept if line.startswith("diff --git ")]
-    try:
-        files = list(PatchSet.from_string("".join(f"{line}\n" for line in kept)))
     except (UnidiffParseError, ValueError) as error:
         raise refused(path, "cannot be read", str(error)) from None
-    changes = tuple(_change(path, one) for one in files)
-    found = [change.name for change in changes]
-    if names and names != found:
-        raise refused(path, "can be read in two ways", ", ".join(sorted({*names} ^ {*found})))
-    if len(set(found)) != len(found) or any(other.startswith(f"{name}/") for name in found for other in found):
+    inside = {line.diff_line_no for file in files for hunk in file for line in hunk}
+    lines = [line for number, line in enumerate(body.split("\n"), start=1) if line and number not in inside]
+    outside = "".join(f"{line}\n" for line in lines)
+    if rest := _SECTION.sub("", outside):
+        raise refused(path, f"holds `{rest.splitlines()[0][:60]}`, which is never applied")
+    changes = tuple(
+        _change(path, section, tuple(map(_hunk, file)))
+        for section, file in zip(_SECTION.finditer(outside), files, strict=True)
+    )
+    names = [change.name for change in changes]
+    if len(set(names)) != len(names) or any(other.startswith(f"{name}/") for name in names for other in names):
         raise refused(path, "changes a file twice, or one below another")
-    return Text(header, changes)
+    return Text(text[: start.start()], changes)
 
 
-def _plain(path: Path, text: str) -> tuple[str, list[str]]:
-    """What stands above a patch's first change, and its lines from there on, if each is of a kind that is applied."""
-    if not text.endswith("\n"):
-        raise refused(path, "is cut short: its last line does not end")
-    lines = text.split("\n")
-    starts = (at for at, line in enumerate(lines) if line.startswith(("diff --git ", "--- a/", "--- /dev/null")))
-    start = next(starts, None)
-    if start is None:
-        raise refused(path, "changes no file")
-    kept: list[str] = []
-    rest = iter(lines[start:])
-    for line in rest:
-        if line.startswith("@@"):
-            kept += [line, *_hunk(path, line, rest)]
-        elif line == "-- ":
-            # The version of git, at the end of a mail.
-            if any(one.startswith(("diff ", "--- ", "+++ ", "@@")) for one in rest):
-                raise refused(path, "goes on after its end")
-        elif line:
-            kept.append(_header(path, line))
-    return "\n".join(lines[:start]), kept
+def with_header(header: str, body: str, path: Path) -> str:
+    """A patch file.
+
+    Raises:
+        DcaError: DCA-502 when it is not one that this tool applies.
+    """
+    text = f"{header.rstrip()}\n\n{body}" if header.strip() else body
+    parse(text.encode("utf-8", "surrogateescape"), path)
+    return text
 
 
-def _header(path: Path, line: str) -> str:
-    """A line outside of hunks, without the time behind a name."""
-    if line.startswith("diff --git "):
-        words = line.split(" ")[2:]
-        if len(words) == 2 and _name(path, words[0], "a") == _name(path, words[1], "b"):
-            return line
-    elif line.startswith(("--- ", "+++ ")):
-        name = line[4:].split("\t")[0]
-        if name != "/dev/null":
-            _name(path, name, "a" if line.startswith("-") else "b")
-        return f"{line[:4]}{name}"
-    elif _MODE.fullmatch(line) or _INDEX.fullmatch(line) or line == NO_NEWLINE:
-        return line
-    raise refused(path, f"holds `{line[:60]}`, which is never applied")
-
-
-def _hunk(path: Path, header: str, rest: Iterator[str]) -> Iterator[str]:
-    """The lines of a hunk, as many as its header says."""
-    match = _HUNK.fullmatch(header)
-    if match is None:
-        raise refused(path, f"holds `{header[:60]}`, which is no place of a file")
-    old, new = int(match[2] or 1), int(match[4] or 1)
-    while old > 0 or new > 0:
-        line = next(rest, None)
-        # An empty line is one whose space an editor has taken away.
-        if line is None or line[:1] not in (" ", "+", "-", "\\", "") or (line[:1] == "\\" and line != NO_NEWLINE):
-            raise refused(path, "is cut short or damaged", line or "")
-        old -= line[:1] in (" ", "-", "")
-        new -= line[:1] in (" ", "+", "")
-        yield line or " "
-    if old < 0 or new < 0:
-        raise refused(path, "is damaged", header)
-
-
-def _name(path: Path, text: str, prefix: str) -> str:
-    """A path without its prefix, if it is one inside of the tree.
+def _change(path: Path, section: re.Match[str], hunks: tuple[Hunk, ...]) -> Change:
+    """One file of a patch, from what stands above its hunks.
 
     Raises:
         DcaError: DCA-502.
     """
-    found, _, name = text.partition("/")
+    old, new = section["old"], section["new"]
+    kind: Literal["changed", "new", "deleted"]
+    kind = "new" if old == "/dev/null" else "deleted" if new == "/dev/null" else "changed"
+    name = (old if kind == "deleted" else new)[2:]
+    said = {name, section["name"] or name, name if kind == "new" else old[2:]}
+    if len(said) > 1 or (section["mode"] or kind) != kind:
+        raise refused(path, "can be read in two ways", ", ".join(sorted(said)))
+    _check_name(path, name)
+    if any(hunk.old == hunk.new for hunk in hunks):
+        raise refused(path, f"has a place where it changes no line of {name}")
+    if kind != "changed" and (len(hunks) > 1 or (hunks[0].old if kind == "new" else hunks[0].new)):
+        raise refused(path, f"does not hold the whole of {name}")
+    return Change(name, kind, section["executable"] is not None, hunks)
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Refuse a name that is not one of a file inside of the tree.
+
+    Raises:
+        DcaError: DCA-502.
+    """
     parts = name.split("/")
-    if found != prefix or {"", ".", ".."} & set(parts) or "\\" in name or not name.isprintable():
-        raise refused(path, f"writes to {text[:200]!r}, which is not a path below {prefix}/")
+    if {"", ".", ".."} & set(parts) or "\\" in name or not name.isprintable():
+        raise refused(path, f"writes to {name[:200]!r}, which is not a path below its tree")
     for part in parts:
         # As file systems that fold letters would take it.
-        plain = "".join(one for one in unicodedata.normalize("NFKC", part) if unicodedata.category(one) != "Cf")
+        plain = "".join(
+            letter for letter in unicodedata.normalize("NFKC", part) if unicodedata.category(letter) != "Cf"
+        )
         if plain.casefold().rstrip(". ").split(":")[0] in _OF_GIT:
-            raise refused(path, f"writes to {text[:200]!r}, which git reads")
-    return name
+            raise refused(path, f"writes to {name[:200]!r}, which git reads")
 
 
-def _change(path: Path, found: PatchedFile) -> Change:
-    """One file of a patch, from unidiff's reading."""
-    source, target = found.source_file, found.target_file
-    made, gone = source == "/dev/null", target == "/dev/null"
-    told = {line.split(" ")[0] for line in (found.patch_info or []) if " file mode " in line}
-    if (made and gone) or (told == {"new"} and not made) or (told == {"deleted"} and not gone) or len(told) > 1:
-        raise refused(path, "says two things of a file")
-    if not (made or gone) and source[2:] != target[2:]:
-        raise refused(path, f"renames {source[2:]}, which is never applied")
-    name = (source if gone else target)[2:]
-    hunks = tuple(_as_hunk(one) for one in found)
-    if not hunks:
-        raise refused(path, f"names {name} and changes no line of it")
-    last = 0
-    for hunk in hunks:
-        if any(not line.endswith("\n") for side in (hunk.old, hunk.new) for line in side[:-1]):
-            raise refused(path, f"ends {name} in the middle")
-        if hunk.old == hunk.new or hunk.old_start + (not hunk.old) <= last:
-            raise refused(path, f"is not in the order of the lines of {name}, or changes none")
-        last = hunk.old_start + max(len(hunk.old) - 1, 0)
-    whole = len(hunks) == 1 and not (hunks[0].old if made else hunks[0].new if gone else ())
-    if (made or gone) and not whole:
-        raise refused(path, f"does not hold the whole of {name}")
-    modes = "".join(line for line in (found.patch_info or []) if " file mode " in line)
-    return Change(name, "new" if made else "deleted" if gone else "changed", "100755" in modes, hunks)
-
-
-def _as_hunk(found: ReadHunk) -> Hunk:
+def _hunk(read_hunk: ReadHunk) -> Hunk:
     old: list[str] = []
     new: list[str] = []
-    kinds: list[str] = []
-    for line in found:
-        if line.line_type == "\\":
-            for side, kind in ((old, "-"), (new, "+")):
-                if kinds[-1:] in ([kind], [" "]):
-                    side[-1] = side[-1].removesuffix("\n")
-            continue
-        kinds.append(line.line_type)
+    # An empty type is that of an empty line behind the hunk.
+    lines = [line for line in read_hunk if line.line_type]
+    for number, line in enumerate(lines):
+        unended = [after.line_type for after in lines[number + 1 : number + 2]] == ["\\"]
+        text = line.value.removesuffix("\n") if unended else line.value
         if line.line_type in " -":
-            old.append(line.value)
+            old.append(text)
         if line.line_type in " +":
-            new.append(line.value)
-    changed = [at for at, kind in enumerate(kinds) if kind != " "] or [len(kinds)]
+            new.append(text)
+    kinds = "".join(line.line_type for line in lines if line.line_type != "\\")
+    context = len(kinds) - min(len(kinds.lstrip()), len(kinds.rstrip()))
     return Hunk(
-        found.source_start, found.target_start, tuple(old), tuple(new), changed[0], len(kinds) - 1 - changed[-1]
+        read_hunk.source_start, read_hunk.target_start, tuple(old), tuple(new), "".join(map(str, lines)), context
     )
 
 

@@ -110,27 +110,27 @@ class Report(Document):
     @property
     def bad(self) -> tuple[Outcome, ...]:
         """What keeps the series from being applied."""
-        return tuple(one for one in self.patches if one.status in BAD)
+        return tuple(outcome for outcome in self.patches if outcome.status in BAD)
 
 
 def lines(outcomes: tuple[Outcome, ...]) -> list[str]:
     """A report as text: one line for each patch, and below it what is to be known of it."""
-    found: list[str] = []
-    for one in outcomes:
-        says = f"  {textwrap.shorten(one.what, MOST_CHARACTERS, placeholder=' …')}" if one.what else ""
-        found.append(f"{one.status:<13}  {one.name}{says}")
-        found += [f"    {moved.file}:{moved.line} by {moved.by:+d} lines" for moved in one.moved]
-        for conflict in one.conflicts:
-            found.append(f"    {conflict.file}:{conflict.line}: {conflict.reason}")
-            found += _side("the patch expects", conflict.expected) + _side("the source has", conflict.found)
-        if one.why:
-            found += [f"    {line}" for line in one.why.splitlines()]
-        if one.lacks:
-            found.append(f"    its header does not say: {', '.join(one.lacks)}")
-    return found
+    text: list[str] = []
+    for outcome in outcomes:
+        what = f"  {textwrap.shorten(outcome.what, MOST_CHARACTERS, placeholder=' …')}" if outcome.what else ""
+        text.append(f"{outcome.status:<13}  {outcome.name}{what}")
+        text += [f"    {moved.file}:{moved.line} by {moved.by:+d} lines" for moved in outcome.moved]
+        for conflict in outcome.conflicts:
+            text.append(f"    {conflict.file}:{conflict.line}: {conflict.reason}")
+            text += _side("the patch expects", conflict.expected) + _side("the source has", conflict.found)
+        if outcome.why:
+            text += [f"    {line}" for line in outcome.why.splitlines()]
+        if outcome.lacks:
+            text.append(f"    its header does not say: {', '.join(outcome.lacks)}")
+    return text
 
 
-def _side(title: str, told: tuple[str, ...]) -> list[str]:
-    shown = [f"        | {line}" for line in told[:MOST_LINES]]
-    more = len(told) - len(shown)
-    return [f"      {title}:", *shown, *([f"        | … {more} more lines"] if more else [])] if told else []
+def _side(title: str, lines_of_side: tuple[str, ...]) -> list[str]:
+    shown = [f"        | {line}" for line in lines_of_side[:MOST_LINES]]
+    more = len(lines_of_side) - len(shown)
+    return [f"      {title}:", *shown, *([f"        | … {more} more lines"] if more else [])] if lines_of_side else []

@@ -1,0 +1,165 @@
+"""What git does with patches: applies them, writes them and merges files, in a folder of its own.
+
+Neither a repository above that folder nor anybody's settings have a say, and git never sees a path of the tree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dca.foundation import runner, store
+from dca.foundation.errors import DcaError
+from dca.patching.reading import Change
+
+SECONDS = 120.0
+_MOVED = re.compile(r"^Hunk #(\d+) succeeded at \d+ \(offset (-?\d+) lines?\)\.$", re.MULTILINE)
+_REJECTED = re.compile(r"^Rejected hunk #(\d+)\.$", re.MULTILINE)
+_HUNK_NAMES = re.compile(r"^(@@ -.* @@) .*\n", re.MULTILINE)
+_ONE_SIDE = re.compile(r"^diff --git [ab]/(\S+) [ab]/\1\n", re.MULTILINE)
+
+
+class File(NamedTuple):
+    """A file of a tree: its bytes, and whether it can be run."""
+
+    content: bytes
+    executable: bool = False
+
+    @classmethod
+    def of(cls, lines: tuple[str, ...] | list[str], *, executable: bool = False) -> File:
+        """A file from its lines."""
+        return cls("".join(lines).encode("utf-8", "surrogateescape"), executable)
+
+    @classmethod
+    def read(cls, path: Path) -> File | None:
+        """The file at a path; None when there is none."""
+        return cls(path.read_bytes(), bool(path.stat().st_mode & 0o100)) if path.is_file() else None
+
+    def write(self, path: Path, mode: int | None = None) -> None:
+        """Write it; with the usual permissions when no mode is given."""
+        store.write_bytes(path, self.content, mode=mode or (0o755 if self.executable else 0o644))
+
+    @property
+    def lines(self) -> list[str]:
+        """Its lines with their newlines; the last may have none. Bytes that are not UTF-8 are kept."""
+        return re.findall(r"[^\n]*\n|[^\n]+", self.content.decode("utf-8", "surrogateescape"))
+
+
+def _git(folder: Path, words: list[str], log: Path | None = None) -> runner.Completed:
+    env = runner.environment(
+        {
+            "LC_ALL": "C",
+            "GIT_DIR": "/nonexistent",
+            "GIT_CEILING_DIRECTORIES": str(folder),
+            "GIT_CONFIG_GLOBAL": "/dev/null",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_ATTR_NOSYSTEM": "1",
+            "XDG_CONFIG_HOME": "/nonexistent",
+        }
+    )
+    return runner.run(
+        [runner.which("git"), *words],
+        cwd=folder,
+        env=env,
+        log=log,
+        timeout=SECONDS,
+        supervision=runner.Supervision(guarded=False),
+    )
+
+
+class Applied(NamedTuple):
+    """What git made of a file with a change.
+
+    Args:
+        fits: whether all of the change does.
+        file: with it; None when it is gone.
+        moved: of each hunk, how many lines further down than the patch says git put it.
+        rejected: indexes of the hunks that fit nowhere.
+    """
+
+    fits: bool
+    file: File | None
+    moved: tuple[int, ...]
+    rejected: frozenset[int]
+
+
+def apply(change: Change, file: File | None, shifts: Sequence[int] = (), *, reverse: bool = False) -> Applied:
+    """Apply a change to a file.
+
+    Args:
+        file: None when there is none.
+        shifts: of each hunk, how many lines further down than the patch says git looks for it first.
+        reverse: whether the change is taken back instead.
+
+    Raises:
+        DcaError: DCA-502 when git cannot read the change, or makes something else of it than it says.
+    """
+    head = {
+        "changed": "--- a/file\n+++ b/file\n",
+        "new": "new file mode 100644\n--- /dev/null\n+++ b/file\n",
+        "deleted": "deleted file mode 100644\n--- a/file\n+++ /dev/null\n",
+    }
+    shifts = [by for _, by in zip(change.hunks, shifts or [0] * len(change.hunks), strict=False)]
+    hunks = [hunk.text(by) for hunk, by in zip(change.hunks, shifts, strict=True)]
+    with store.scratch() as folder:
+        if file is not None:
+            (folder / "file").write_bytes(file.content)
+        (folder / "patch").write_bytes(File.of(["diff --git a/file b/file\n", head[change.kind], *hunks]).content)
+        words = ["apply", "--verbose", "--reject", "--whitespace=nowarn", *(["--reverse"] if reverse else []), "patch"]
+        done = _git(folder, words)
+        result = File.read(folder / "file")
+    # Taking a change back, git tells how far up a hunk is.
+    offsets = {int(number): -int(by) if reverse else int(by) for number, by in _MOVED.findall(done.text)}
+    moved = tuple(by + offsets.get(number, 0) for number, by in enumerate(shifts, start=1))
+    # What git made is what the patch says, or it is not taken: git has skipped patches without a word.
+    lines = file.lines if file else []
+    for hunk, by in zip(change.hunks, moved, strict=True):
+        start, old, new = (hunk.old_start, hunk.new, hunk.old) if reverse else (hunk.new_start, hunk.old, hunk.new)
+        at = max(start - 1, 0) + by
+        lines[at : at + len(old)] = new
+    if done.returncode not in (0, 1) or (done.ok and (result or File(b"")).content != File.of(lines).content):
+        raise DcaError("DCA-502", "git reads it in another way.", why=done.text, remedy="write it with git diff.")
+    if result is not None:
+        result = result._replace(executable=file.executable if file else change.executable)
+    return Applied(done.ok, result, moved, frozenset(int(number) - 1 for number in _REJECTED.findall(done.text)))
+
+
+def diff(before: Mapping[str, File | None], after: Mapping[str, File | None], context: int, log: Path | None) -> str:
+    """A patch from files to files, with as many lines around each change as are asked for; empty when nothing differs.
+
+    Args:
+        before: by path; None for a file that is not there.
+        after: the same paths.
+
+    Raises:
+        DcaError: DCA-103 without git, DCA-502 when it cannot tell the difference as text.
+    """
+    options = "--no-index --no-prefix --no-color --no-ext-diff --no-textconv --no-renames --diff-algorithm=histogram"
+    with store.scratch() as folder:
+        for side, files in (("a", before), ("b", after)):
+            (folder / side).mkdir()
+            for name, file in files.items():
+                if file is not None:
+                    file.write(folder / side / name)
+        done = _git(folder, ["diff", *options.split(), f"-U{context}", "--output=patch", "a", "b"], log)
+        if done.returncode not in (0, 1):
+            raise DcaError("DCA-502", "git could not write the patch.", why=done.text, remedy="see the log.")
+        text = (folder / "patch").read_bytes().decode("utf-8", "surrogateescape") if done.returncode else ""
+    # The name of the function around a hunk is a line of upstream that nobody needs; of a file that only one side has,
+    # git names that side twice.
+    return _ONE_SIDE.sub(r"diff --git a/\1 b/\1\n", _HUNK_NAMES.sub(r"\1\n", text))
+
+
+def merge(base: File, ours: File, theirs: File, log: Path | None) -> File | None:
+    """What two changes of a file make of it together; None when they touch the same lines.
+
+    Raises:
+        DcaError: DCA-103 without git.
+    """
+    with store.scratch() as folder:
+        for name, file in (("ours", ours), ("base", base), ("theirs", theirs)):
+            file.write(folder / name)
+        done = _git(folder, ["merge-file", "-q", "ours", "base", "theirs"], log)
+        return File.read(folder / "ours") if done.ok else None
