@@ -357,7 +357,7 @@ class Recipe(Value):
         companion = self.companions[name]
         if not inner:
             return companion.source
-        return {one.path: one for one in companion.submodules}[inner]
+        return {submodule.path: submodule for submodule in companion.submodules}[inner]
 
     @property
     def profiles(self) -> tuple[str, ...]:
@@ -507,7 +507,9 @@ def load(path: Path) -> Loaded:
         recipe=recipe,
         digest=store.sha256_file(path),
         series_revision=series_revision(patches),
-        series_digest=documents.digest([store.tree_hash(one, skip=_is_cache) for one in added if one.is_dir()]),
+        series_digest=documents.digest(
+            [store.tree_hash(folder, skip=_is_cache) for folder in added if folder.is_dir()]
+        ),
         lock_digest=_file_digest(locks / "run.txt"),
         build_lock_digest=_file_digest(locks / "build.txt"),
         kernels_lock_digest=_file_digest(locks / f"{KERNELS}.txt"),
@@ -521,8 +523,8 @@ def _is_cache(name: str) -> bool:
 
 def load_all(folder: Path | None = None) -> tuple[Loaded, ...]:
     """Every recipe, by priority."""
-    found = [load(path) for path in sorted((folder or data.recipes_folder()).glob("*.toml"))]
-    return tuple(sorted(found, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)))
+    recipes = [load(path) for path in sorted((folder or data.recipes_folder()).glob("*.toml"))]
+    return tuple(sorted(recipes, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)))
 
 
 def find(name: str, recipes: tuple[Loaded, ...]) -> Loaded:
@@ -549,19 +551,19 @@ def series_revision(folder: Path) -> int:
     series = folder / "series"
     if not series.is_file():
         return 0
-    found = re.search(r"^# revision: (\d+)$", _text(series), re.MULTILINE)
-    if found is None:
+    match = re.search(r"^# revision: (\d+)$", _text(series), re.MULTILINE)
+    if match is None:
         raise DcaError("DCA-202", f"{series} has no line `# revision: N`.", remedy="add it.")
-    return int(found[1])
+    return int(match[1])
 
 
 def locked_versions(lock: Path) -> dict[str, tuple[str, ...]]:
     """Versions that a lock pins, per package name."""
-    found: dict[str, list[str]] = {}
+    pins: dict[str, list[str]] = {}
     if lock.is_file():
         for match in re.finditer(r"^([A-Za-z0-9._-]+)==([0-9][^\s;\\]*)", _text(lock), re.MULTILINE):
-            found.setdefault(match[1].lower(), []).append(match[2])
-    return {name: tuple(sorted(set(versions), key=Version)) for name, versions in sorted(found.items())}
+            pins.setdefault(match[1].lower(), []).append(match[2])
+    return {name: tuple(sorted(set(versions), key=Version)) for name, versions in sorted(pins.items())}
 
 
 def _text(path: Path) -> str:

@@ -158,17 +158,17 @@ def explanation_of(error: DcaError) -> tuple[Known, ...]:
 def _say(error: DcaError, *, as_json: bool) -> int:
     known = explanation_of(error)
     if as_json:
-        told = {
+        document = {
             "schema": "dca.error/1",
             "code": error.code,
             "exit": error.exit_code,
             "what": error.what,
             "why": error.why,
             "next": error.remedy,
-            "known": [one.model_dump(mode="json") for one in known],
+            "known": [failure.model_dump(mode="json") for failure in known],
         }
-        click.echo(json.dumps(told, indent=2, sort_keys=True))
+        click.echo(json.dumps(document, indent=2, sort_keys=True))
     click.echo(str(error), err=True)
-    for one in known[:1]:
-        click.echo(f"  Known: {one.title} ({one.id}). {one.cause}\n         {one.remedy}", err=True)
+    for failure in known[:1]:
+        click.echo(f"  Known: {failure.title} ({failure.id}). {failure.cause}\n         {failure.remedy}", err=True)
     return error.exit_code

@@ -73,18 +73,18 @@ def command(
     if wheel is not None:
         cache = options.open_cache(cache_dir).open()
         with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-            made = workspace.with_wheel(wheel, out or Path(".venv-run"), Run(cache, reporter, _log(cache)))
-        _tell(made, as_json=as_json)
+            result = workspace.with_wheel(wheel, out or Path(".venv-run"), Run(cache, reporter, _log(cache)))
+        _tell(result, as_json=as_json)
         return
     program = None if engine == "uv" or printed else conda.engine()
     # uv takes any whole toolkit of this machine as well; conda only the releases that are known.
-    wanted = (
+    environment = (
         conda.environment(line, known, toolkits.load_sources(), toolkits.load_versions())
         if program or printed
         else None
     )
-    if wanted and printed:
-        click.echo(wanted.text(), nl=False)
+    if environment and printed:
+        click.echo(environment.text(), nl=False)
         return
     if engine == "conda" and program is None:
         raise DcaError(
@@ -96,27 +96,27 @@ def command(
         workspace.recipe_for(line, known, machine.own_python().version)
     cache = options.open_cache(cache_dir).open()
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        if wanted and program:
-            made = _by_conda(wanted, program, out, cache, reporter)
+        if environment and program:
+            result = _by_conda(environment, program, out, cache, reporter)
         else:
             reporter.note(f"none of {', '.join(conda.ENGINES)} is taken: uv and dca's own toolkit make the same.")
             folder = out or Path(f".venv-cu{line.replace('.', '')}")
-            made = workspace.with_toolkit(line, known, folder, Run(cache, reporter, _log(cache)))
-    _tell(made, as_json=as_json)
+            result = workspace.with_toolkit(line, known, folder, Run(cache, reporter, _log(cache)))
+    _tell(result, as_json=as_json)
 
 
 def _by_conda(
-    wanted: conda.Environment, program: Path, out: Path | None, cache: store.Store, reporter: Reporter
+    environment: conda.Environment, program: Path, out: Path | None, cache: store.Store, reporter: Reporter
 ) -> Workspace:
     log = _log(cache)
-    python = conda.create(wanted, program, out, reporter, log)
+    python = conda.create(environment, program, out, reporter, log)
     notes = workspace.install_tool(python, cache, log)
-    place = str(out.absolute()) if out else wanted.name
+    place = str(out.absolute()) if out else environment.name
     return Workspace.model_validate(
         {
             "engine": program.name,
             "folder": str(python.parent.parent),
-            "cuda": wanted.cuda,
+            "cuda": environment.cuda,
             "notes": notes,
             "activate": f"{program.name} activate {place}",
         }
@@ -127,11 +127,11 @@ def _log(cache: store.Store) -> Path:
     return cache.folder("run", "env") / "env.log"
 
 
-def _tell(made: Workspace, *, as_json: bool) -> None:
+def _tell(result: Workspace, *, as_json: bool) -> None:
     if as_json:
-        click.echo(documents.dumps(made).decode(), nl=False)
+        click.echo(documents.dumps(result).decode(), nl=False)
         return
-    rows = [("made by", made.engine), ("in", made.folder), ("CUDA", made.cuda), ("g++", made.compiler)]
-    rows += [("note", note) for note in made.notes]
-    rows += [("begin with", made.activate)]
+    rows = [("made by", result.engine), ("in", result.folder), ("CUDA", result.cuda), ("g++", result.compiler)]
+    rows += [("note", note) for note in result.notes]
+    rows += [("begin with", result.activate)]
     click.echo("\n".join(f"{name:>12}  {value}" for name, value in rows if value))

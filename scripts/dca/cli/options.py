@@ -147,9 +147,9 @@ def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[,;\s]+", text) if word]
 
 
-def arch_list(given: tuple[str, ...]) -> tuple[str, ...]:
+def arch_list(values: tuple[str, ...]) -> tuple[str, ...]:
     """The archs of --arch, which may be given more than once and hold several."""
-    return tuple(dict.fromkeys(arch(word) for words in given for word in _words(words)))
+    return tuple(dict.fromkeys(arch(word) for words in values for word in _words(words)))
 
 
 def arch(text: str) -> str:
@@ -168,10 +168,10 @@ def arch(text: str) -> str:
     return f"{match[1]}.{match[2]}{match[3].lower()}{(match[4] or '').upper()}"
 
 
-def companions(given: tuple[str, ...]) -> dict[str, str]:
+def companions(values: tuple[str, ...]) -> dict[str, str]:
     """NAME=PATH pairs; one value may hold several, with spaces or commas between, as make hands them on."""
-    found: dict[str, str] = {}
-    for text in (one for several in given for one in re.split(r"[\s,]+(?=[\w.+/-]+=)", several.strip())):
+    paths: dict[str, str] = {}
+    for text in (pair for several in values for pair in re.split(r"[\s,]+(?=[\w.+/-]+=)", several.strip())):
         name, separator, path = text.partition("=")
         if not separator or not name or not path:
             raise DcaError(
@@ -179,10 +179,10 @@ def companions(given: tuple[str, ...]) -> dict[str, str]:
                 f"--companion {text} is not NAME=PATH.",
                 remedy="write it as --companion NAME=/path/to/clone.",
             )
-        if name in found:
+        if name in paths:
             raise DcaError("DCA-201", f"--companion {name} is given twice.", remedy="give it once.")
-        found[name] = str(local("--companion", Path(path)))
-    return found
+        paths[name] = str(local("--companion", Path(path)))
+    return paths
 
 
 def local(flag: str, path: Path | None) -> str | None:
@@ -238,27 +238,27 @@ def offline(function: F) -> F:
     )(function)
 
 
-def of_bundle(asked: Request, packed: Bundle) -> Request:
+def of_bundle(typed: Request, packed: Bundle) -> Request:
     """The request that a bundle was packed for, with what the command line says besides.
 
     Raises:
         DcaError: DCA-201 when the command line asks for another recipe.
     """
     own = packed.manifest.request
-    if asked.recipe not in (None, own.recipe):
+    if typed.recipe not in (None, own.recipe):
         raise DcaError(
             "DCA-201",
-            f"--recipe {asked.recipe}: {packed.path.name} was packed for {own.recipe}.",
+            f"--recipe {typed.recipe}: {packed.path.name} was packed for {own.recipe}.",
             remedy="leave --recipe out, or name another bundle.",
         )
     context = click.get_current_context()
     words = {"update", "pinned", "recipe"}
-    given = {
+    explicit = {
         name
         for name in Request.model_fields.keys() - words
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    return own.model_copy(update={name: getattr(asked, name) for name in given})
+    return own.model_copy(update={name: getattr(typed, name) for name in explicit})
 
 
 def terminal(*, as_json: bool, quiet: bool) -> Terminal:

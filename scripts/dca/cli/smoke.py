@@ -79,7 +79,7 @@ def command(
     if report is not None and not options.can_be_written(report):
         raise DcaError("DCA-204", f"--report: {report} cannot be written.", remedy="name another place.")
     chosen = wheel or _newest()
-    asked = Request(
+    request = Request(
         wheel=chosen,
         level=level or ("gpu" if machine.gpus() else "cpu"),
         archs=options.arch_list(archs),
@@ -94,18 +94,18 @@ def command(
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        found = smoke(asked, recipes.load_all(), options.open_cache(cache_dir), reporter)
+        result = smoke(request, recipes.load_all(), options.open_cache(cache_dir), reporter)
     if report is not None:
-        store.write_bytes(report, render_page(found).encode())
+        store.write_bytes(report, render_page(result).encode())
     if as_json:
-        click.echo(documents.dumps(found).decode(), nl=False)
+        click.echo(documents.dumps(result).decode(), nl=False)
     elif not quiet:
-        click.echo(render(found, verbose=verbose))
-    failed = [case for case in found.cases if not case.passed]
+        click.echo(render(result, verbose=verbose))
+    failed = [case for case in result.cases if not case.passed]
     if failed:
         raise DcaError(
             "DCA-801",
-            f"{found.wheel} does not compute what it should: {len(failed)} of {len(found.cases)} cases failed.",
+            f"{result.wheel} does not compute what it should: {len(failed)} of {len(result.cases)} cases failed.",
             why="\n".join(f"{_place(case)}: {case.detail}" for case in failed[:5])
             + (f"\nand {len(failed) - 5} more." if len(failed) > 5 else ""),
             remedy=f"do not serve it. Repeat one case: {failed[0].repeat}",
@@ -115,10 +115,10 @@ def command(
 
 def _newest() -> Path:
     """The wheel that `dca wheel` made last."""
-    found = sorted(DIST.glob("*.whl"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    wheels = sorted(DIST.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    if not wheels:
         raise DcaError("DCA-204", "there is no wheel in dist/.", remedy="make one with `dca wheel`, or name a file.")
-    return found[-1]
+    return wheels[-1]
 
 
 def _program(python: Path) -> Path:
@@ -129,31 +129,31 @@ def _program(python: Path) -> Path:
     return Path(path).absolute()
 
 
-def _words(wheel: Path, *given: Path | None, quick: bool) -> list[str]:
+def _words(wheel: Path, *paths: Path | None, quick: bool) -> list[str]:
     """The arguments that a repeated case needs as well."""
     flags = ("--python", "--source")
-    pairs = [word for flag, path in zip(flags, given, strict=True) if path for word in (flag, str(path))]
+    pairs = [word for flag, path in zip(flags, paths, strict=True) if path for word in (flag, str(path))]
     return [str(wheel), *pairs, *(["--quick"] if quick else [])]
 
 
-def render(found: Smoke, *, verbose: bool = False) -> str:
+def render(result: Smoke, *, verbose: bool = False) -> str:
     """A smoke test as text."""
-    ran_with = f"torch {found.torch}, Python {found.python}" if found.torch else ""
-    lines = ["", f"{found.wheel}", f"  held against {found.recipe}" + (f", with {ran_with}" if ran_with else "")]
-    width = max(len(case.name) for case in found.cases)
-    for level, overlay, cases in found.tables:
+    ran_with = f"torch {result.torch}, Python {result.python}" if result.torch else ""
+    lines = ["", f"{result.wheel}", f"  held against {result.recipe}" + (f", with {ran_with}" if ran_with else "")]
+    width = max(len(case.name) for case in result.cases)
+    for level, overlay, cases in result.tables:
         lines += ["", f"  {level}" + (f", with {overlay}" if overlay else "")]
         for case in cases:
             lines.append(
                 f"    {'ok  ' if case.passed else 'FAIL'}  {case.name:<{width}}  {_told(case, verbose=verbose)}"
             )
     lines.append("")
-    for source in found.sources:
+    for source in result.sources:
         lines.append(f"  ran         {source.path}  sha256 {source.sha256[:16]}…, {source.origin}")
-    passed = sum(case.passed for case in found.cases)
-    lines.append(f"  proven      {passed} of {len(found.cases)} cases in {found.seconds:.1f} s")
-    lines += [f"  not proven  {text}" for text in found.not_proven]
-    if found.partial:
+    passed = sum(case.passed for case in result.cases)
+    lines.append(f"  proven      {passed} of {len(result.cases)} cases in {result.seconds:.1f} s")
+    lines += [f"  not proven  {text}" for text in result.not_proven]
+    if result.partial:
         lines.append("  not proven  all the cases that were not run.")
     return "\n".join(lines)
 

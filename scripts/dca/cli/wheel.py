@@ -105,19 +105,19 @@ def counts(listing: Listing) -> str:
     return "\n".join(lines)
 
 
-def summary(plan: Plan, made: Made) -> str:
+def summary(plan: Plan, result: Made) -> str:
     """What was made, what of it was compiled, and how to install it."""
-    found = documents.read(inspection.Inspection, Path(made.run) / "inspection.json")
-    again = " (unchanged since an earlier run)" if made.unchanged else ""
-    lines = ["", f"{_relative(made.wheel)}{again}", f"  sha256 {made.sha256}"]
-    spent = f"{made.seconds:.0f} s" if made.seconds >= 10 else f"{made.seconds:.1f} s"
-    size = f"{made.bytes / 1e6:.1f} MB"
-    if made.unchanged:
+    inspected = documents.read(inspection.Inspection, Path(result.run) / "inspection.json")
+    again = " (unchanged since an earlier run)" if result.unchanged else ""
+    lines = ["", f"{_relative(result.wheel)}{again}", f"  sha256 {result.sha256}"]
+    spent = f"{result.seconds:.0f} s" if result.seconds >= 10 else f"{result.seconds:.1f} s"
+    size = f"{result.bytes / 1e6:.1f} MB"
+    if result.unchanged:
         lines.append(f"  {size}, checked in {spent}")
     else:
         lines.append(
-            f"  {size} in {spent}; {made.objects_compiled_now} of {made.objects} objects compiled now, "
-            f"{made.compile_seconds:.0f} compiler-seconds in all"
+            f"  {size} in {spent}; {result.objects_compiled_now} of {result.objects} objects compiled now, "
+            f"{result.compile_seconds:.0f} compiler-seconds in all"
         )
     lines.append("  DCA kernel modules")
     for module in plan.modules:
@@ -126,23 +126,23 @@ def summary(plan: Plan, made: Made) -> str:
             if module.origin == "compiled"
             else ("copied from the official wheel")
         )
-        lines.append(f"    {module.path:<46} {how}; {_archs(found, module.path)}")
+        lines.append(f"    {module.path:<46} {how}; {_archs(inspected, module.path)}")
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} in place of {plan.cuda_asked}; `dca plan` says what that means.")
         lines += [f"  Warning: {warning}" for warning in plan.warnings]
     lines += [
         "  Install it with its lock, in an environment of its own:",
-        f"    dca env --wheel {shlex.quote(_relative(made.wheel))}",
+        f"    dca env --wheel {shlex.quote(_relative(result.wheel))}",
         "  or into the one that is active:",
-        f"    uv pip install -r {shlex.quote(_relative(made.lock))}",
-        f"    uv pip install --no-deps {shlex.quote(_relative(made.wheel))}",
-        f"  Evidence: {made.run}",
+        f"    uv pip install -r {shlex.quote(_relative(result.lock))}",
+        f"    uv pip install --no-deps {shlex.quote(_relative(result.wheel))}",
+        f"  Evidence: {result.run}",
     ]
     return "\n".join(lines)
 
 
-def _archs(found: Inspection, path: str) -> str:
-    for module in found.modules:
+def _archs(inspected: Inspection, path: str) -> str:
+    for module in inspected.modules:
         if module.path == path:
             sass = ", ".join(f"sm_{arch.replace('.', '')}" for arch in module.sass)
             ptx = ", ".join(module.ptx)

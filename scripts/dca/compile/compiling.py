@@ -121,7 +121,7 @@ def compile_modules(job: Job, run: Run) -> Build:
         host_compiler=plan.host_compiler_version,
         torch=job.torch.version,
         modules=tuple(built),
-        compile_seconds=round(sum(one.seconds for module in built for one in module.objects), 1),
+        compile_seconds=round(sum(compiled.seconds for module in built for compiled in module.objects), 1),
         objects_compiled_now=outcome.compiled,
         jobs=outcome.jobs,
         headers=headers.record(job.toolkit),
@@ -235,8 +235,8 @@ def _keep(file: Path, cache: store.Store) -> Path:
 def _built(job: Job, module: PlannedModule, file: Path, objects: tuple[CompiledObject, ...], log: Path) -> BuiltModule:
     compiler = job.plan.host_compiler or str(runner.which("g++"))
     registered = ops.schemas(file, job.python, compiler, log)
-    found = {ops.op_name(schema) for schema in registered}
-    if missing := sorted(set(module.ops) - found):
+    names = {ops.op_name(schema) for schema in registered}
+    if missing := sorted(set(module.ops) - names):
         raise DcaError(
             "DCA-605",
             f"{module.name} was built but lacks {', '.join(missing)}.",

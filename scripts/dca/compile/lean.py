@@ -47,7 +47,7 @@ def module_file(module: PlannedModule, folder: Path) -> Path:
 
 def _sources(job: Job) -> dict[str, Path | bytes]:
     """The parts of the trees that are compiled."""
-    wanted: dict[str, Path | bytes] = {}
+    contents: dict[str, Path | bytes] = {}
     for module in job.plan.compiled:
         described = job.recipe.modules[module.name]
         paths = [*described.includes, *described.sources, *([described.bindings] if described.bindings else [])]
@@ -61,8 +61,8 @@ def _sources(job: Job) -> dict[str, Path | bytes]:
                     remedy="it is not the source of the job.recipe.",
                 )
             files = {f"{described.tree}/{top}/{name}": path for name, path in store.walk(root / top) if path.is_file()}
-            wanted |= files
-    return wanted
+            contents |= files
+    return contents
 
 
 def _generate(job: Job, folder: Path) -> str:
@@ -91,11 +91,11 @@ def _generate(job: Job, folder: Path) -> str:
             store.write_if_changed(path, text.encode())
             sources.append(path)
         if described.stubs:
-            dimensions = {name: one.head_dims for name, one in recipe.groups.items() if one.module == module.name}
+            dimensions = {name: group.head_dims for name, group in recipe.groups.items() if group.module == module.name}
             path = generated / f"{module.name}_stubs.cpp"
             store.write_if_changed(path, bindings.stubs(described.path, described.stubs, dimensions, own).encode())
             sources.append(path)
-        defines = [*described.defines, *(one for group in own.values() for one in group.defines)]
+        defines = [*described.defines, *(define for group in own.values() for define in group.defines)]
         lines += [
             _set(f"DCA_{module.name}_SOURCES", sources),
             _set(f"DCA_{module.name}_HEAVY", heavy),

@@ -103,7 +103,7 @@ def _check_members(tar: tarfile.TarFile, archive: Path) -> list[str]:
         parts = [part for part in name.split("/") if part not in ("", ".")]
         name = "/".join(parts)
         above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
-        if through := [one for one in above if kinds.get(one, "dir") != "dir"]:
+        if through := [folder for folder in above if kinds.get(folder, "dir") != "dir"]:
             raise _leaves(archive, f"{name}, which lies below {through[0]}, a {kinds[through[0]]}")
         if name in kinds and not (member.isdir() and kinds[name] == "dir"):
             raise _leaves(archive, f"{name}, which stands there twice")
@@ -112,7 +112,7 @@ def _check_members(tar: tarfile.TarFile, archive: Path) -> list[str]:
         if member.islnk() and kinds.get("/".join(p for p in member.linkname.split("/") if p != ".")) != "file":
             raise _leaves(archive, f"{name} -> {member.linkname}, which is no file before it")
         kinds[name] = "dir" if member.isdir() else "link" if member.issym() else "file"
-        kinds.update({one: "dir" for one in above if one not in kinds})
+        kinds.update({folder: "dir" for folder in above if folder not in kinds})
     return [member.name for member in tar.getmembers()]
 
 

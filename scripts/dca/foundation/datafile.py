@@ -44,7 +44,7 @@ def load(kind: type[M], path: Path) -> M:
 def _located(error: ValidationError, kind: type[BaseModel], path: Path, text: str, data: Any) -> DcaError:
     """The first mistake, with its place; a wrong key before a missing one, because it is often the same one."""
     errors = error.errors()
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    first = next((mistake for mistake in errors if mistake["type"] == "extra_forbidden"), errors[0])
     location = _real(first["loc"], data)
     line = find_line(text, location)
     where = f"{path}, line {line}" if line else f"{path}"
@@ -70,14 +70,14 @@ def _located(error: ValidationError, kind: type[BaseModel], path: Path, text: st
 
 def _real(location: Sequence[int | str], data: Any) -> list[int | str]:
     """A location without the names that pydantic adds for the chosen member of a union."""
-    found: list[int | str] = []
+    parts: list[int | str] = []
     for number, part in enumerate(location):
-        there = isinstance(data, (dict, list)) and (part in data if isinstance(data, dict) else isinstance(part, int))
-        if not there and number < len(location) - 1:
+        known = isinstance(data, (dict, list)) and (part in data if isinstance(data, dict) else isinstance(part, int))
+        if not known and number < len(location) - 1:
             continue
-        found.append(part)
-        data = data[part] if there else None
-    return found
+        parts.append(part)
+        data = data[part] if known else None
+    return parts
 
 
 def _names(kind: type[BaseModel], location: list[int | str]) -> set[str]:
@@ -107,9 +107,9 @@ def find_line(text: str, location: Sequence[int | str]) -> int | None:
         location: keys and list positions from the top, as pydantic gives them.
     """
     best: tuple[int, int] | None = None
-    for number, here in _keys(text):
-        depth = len(here)
-        if [str(part) for part in here] == [str(part) for part in location[:depth]] and (
+    for number, path in _keys(text):
+        depth = len(path)
+        if [str(part) for part in path] == [str(part) for part in location[:depth]] and (
             best is None or depth > best[0]
         ):
             best = (depth, number)
@@ -175,7 +175,7 @@ def _lines_of_value(text: str) -> int:
     return text.count("\n", 0, position)
 
 
-def _outside(text: str, wanted: str) -> int:
+def _outside(text: str, sought: str) -> int:
     """Where a character stands outside of quotes, or -1."""
     quote = ""
     for position, character in enumerate(text):
@@ -183,7 +183,7 @@ def _outside(text: str, wanted: str) -> int:
             quote = "" if character == quote else quote
         elif character in "\"'":
             quote = character
-        elif character == wanted:
+        elif character == sought:
             return position
     return -1
 

@@ -103,14 +103,14 @@ def which(program: str) -> Path:
     Raises:
         DcaError: DCA-103 when it is not on PATH.
     """
-    found = shutil.which(program)
-    if found is None:
+    path = shutil.which(program)
+    if path is None:
         raise DcaError(
             "DCA-103",
             f"`{program}` is not on PATH.",
             remedy=f"install {program} with your system's package manager and run the command again.",
         )
-    return Path(found)
+    return Path(path)
 
 
 @dataclass(frozen=True)
@@ -389,9 +389,9 @@ def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) 
         end = time.monotonic() + GRACE_SECONDS
         while (left := _session(process.pid)) and time.monotonic() < end:
             # The guardian last: it goes on with this if it is interrupted here.
-            for one in sorted(left, key=process.pid.__eq__):
+            for member in sorted(left, key=process.pid.__eq__):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
+                    os.kill(member, signal.SIGKILL)
             time.sleep(0.01)
         if process.stdout is not None:
             process.stdout.close()
@@ -400,7 +400,7 @@ def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) 
 
 def _session(session: int) -> list[int]:
     """Ids of the processes in a session, read from /proc."""
-    found = []
+    members = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -408,5 +408,5 @@ def _session(session: int) -> list[int]:
             # The program's name is in parentheses and may hold spaces; session is the fourth field after it.
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
+                members.append(int(entry.name))
+    return members

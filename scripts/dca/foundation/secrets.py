@@ -49,7 +49,7 @@ def redact(text: str, *more: str) -> str:
         more: what is secret besides, also where it is quoted for JSON, Python, HTML or a URL.
     """
     # First, because a part of it may look like a parameter or a header.
-    for secret in sorted({form for one in more for form in _quoted(one)}, key=len, reverse=True):
+    for secret in sorted({form for value in more for form in _quoted(value)}, key=len, reverse=True):
         pattern = re.escape(secret)
         text = re.sub(pattern if len(secret) >= _SHORTEST else rf"(?<!\w){pattern}(?!\w)", HIDDEN, text)
     return hider()(_WHOLE_URL.sub(r"\1\2", text))
@@ -80,19 +80,19 @@ def hider() -> Callable[[str], str]:
 
 def _known() -> set[str]:
     """The passwords and tokens that this process could hand on, as they are and as they are sent."""
-    found: set[str] = set()
+    secrets: set[str] = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and not _names_a_file(name, value):
-            found.add(value)
+            secrets.add(value)
         if "://" in value:
             for word in value.split():
-                found |= set(_of_url(word))
+                secrets |= set(_of_url(word))
     with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError, RuntimeError):
         path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
         for user, _, password in netrc.netrc(str(path)).hosts.values():
             if password:
-                found |= {password, *_sent(user or "", password)}
-    return {one for one in found if len(one) >= _SHORTEST}
+                secrets |= {password, *_sent(user or "", password)}
+    return {secret for secret in secrets if len(secret) >= _SHORTEST}
 
 
 def _names_a_file(name: str, value: str) -> bool:

@@ -72,7 +72,7 @@ def tree_hash(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> s
 def walk(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> Iterator[tuple[str, Path]]:
     """Files and links below a folder, sorted, as (relative path, path); folders themselves are not named."""
     pending = [("", root)]
-    found: list[tuple[str, Path]] = []
+    files: list[tuple[str, Path]] = []
     while pending:
         prefix, folder = pending.pop()
         with os.scandir(folder) as entries:
@@ -83,8 +83,8 @@ def walk(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> Iterat
                 if entry.is_dir(follow_symlinks=False):
                     pending.append((relative + "/", Path(entry.path)))
                 else:
-                    found.append((relative, Path(entry.path)))
-    yield from sorted(found)
+                    files.append((relative, Path(entry.path)))
+    yield from sorted(files)
 
 
 def leads_out(link: Path, root: Path) -> bool:
@@ -196,7 +196,7 @@ def incoming_folder(path: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _exchanged(one: Path, other: Path) -> bool:
+def _exchanged(new: Path, other: Path) -> bool:
     """Exchange the names of two folders, so that there is no moment without either; whether the system could."""
     import ctypes
 
@@ -207,7 +207,7 @@ def _exchanged(one: Path, other: Path) -> bool:
     except (OSError, AttributeError):
         return False
     # AT_FDCWD, and RENAME_EXCHANGE of linux/fs.h.
-    return bool(call(-100, os.fsencode(one), -100, os.fsencode(other), ctypes.c_uint(2)) == 0)
+    return bool(call(-100, os.fsencode(new), -100, os.fsencode(other), ctypes.c_uint(2)) == 0)
 
 
 @contextlib.contextmanager

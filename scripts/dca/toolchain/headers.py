@@ -68,9 +68,9 @@ def apply(toolkit: Path, fixes: Iterable[HeaderFix], label: str) -> Headers:
                 "--toolkit DIR.",
             ) from None
         done.append(FixedHeader(name=fix.name, file=fix.file, sha256=fix.sha256, status=status))
-    told = Headers(fixes=tuple(done))
-    documents.write(told, toolkit / RECORD)
-    return told
+    headers = Headers(fixes=tuple(done))
+    documents.write(headers, toolkit / RECORD)
+    return headers
 
 
 def record(toolkit: Path | None) -> tuple[FixedHeader, ...]:
