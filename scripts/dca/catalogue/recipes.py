@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
@@ -19,6 +18,7 @@ from dca.catalogue.model_needs import Serves
 from dca.foundation import data, datafile, documents, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
+from dca.foundation.suggestion import did_you_mean
 
 KERNELS = "kernels"
 KERNELS_PACKAGE = "dca_kernels"
@@ -537,12 +537,11 @@ def find(name: str, recipes: tuple[Loaded, ...]) -> Loaded:
         if loaded.recipe.name == name:
             return loaded
     names = [loaded.recipe.name for loaded in recipes]
-    near = difflib.get_close_matches(name, names, n=1)
     raise DcaError(
         "DCA-203",
         f"there is no recipe `{name}`.",
         why=f"the recipes are: {', '.join(names)}.",
-        remedy=f"did you mean --recipe {near[0]}?" if near else "choose one of them with --recipe.",
+        remedy=did_you_mean(name, names, "choose one of them with --recipe.", "--recipe {}"),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import os
@@ -66,9 +65,10 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean `dca {near[0]}`?" if near else f" Commands: {', '.join(COMMANDS)}."
-            raise click.UsageError(f"there is no command `{args[0]}`.{hint}", ctx)
+            from dca.foundation.suggestion import did_you_mean
+
+            hint = did_you_mean(args[0], COMMANDS, f"commands: {', '.join(COMMANDS)}.", "`dca {}`")
+            raise click.UsageError(f"there is no command `{args[0]}`. {hint[0].upper()}{hint[1:]}", ctx)
         return super().resolve_command(ctx, args)
 
 

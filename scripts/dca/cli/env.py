@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
@@ -61,8 +60,7 @@ def command(
     With --wheel, one to serve from: what the wheel's lock names, and the wheel.
     """
     line = cuda or DEFAULT_CUDA
-    if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", line):
-        raise DcaError("DCA-201", f"--cuda {line} is not a CUDA version.", remedy="write it as 12.1.")
+    options.check_cuda(line)
     if wheel is not None and not wheel.is_file():
         raise DcaError("DCA-204", f"--wheel: {wheel} is not a file.", remedy="check the path.")
     if wheel is not None and (cuda or recipe or printed or engine == "conda"):

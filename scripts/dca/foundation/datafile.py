@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from dca.foundation.errors import DcaError
+from dca.foundation.suggestion import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,8 +54,8 @@ def _located(error: ValidationError, kind: type[BaseModel], path: Path, text: st
             "DCA-202", f"{where}: its content does not fit together.", why=first["msg"], remedy="correct it."
         )
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), sorted(_names(kind, location)), n=1)
-        hint = f"did you mean `{near[0]}`?" if near else "remove it, or see the other files of this folder."
+        otherwise = "remove it, or see the other files of this folder."
+        hint = did_you_mean(str(location[-1]), sorted(_names(kind, location)), otherwise, "`{}`")
         return DcaError("DCA-202", f"{where}: unknown key `{name}`.", remedy=hint)
     if first["type"] == "missing":
         return DcaError("DCA-202", f"{where}: the key `{name}` is missing.", remedy="add it.")

@@ -318,7 +318,7 @@ class Store:
         """Hold the lock of one folder; `waiting` is called once when somebody else holds it.
 
         The programs that are run meanwhile share in it (`held`): when this process is killed, the lock is free once
-        they are gone too. That takes the descriptor itself, which filelock does not give.
+        they are gone too.
 
         Raises:
             DcaError: DCA-102 where the file system knows no locks: nothing would keep two runs apart.
@@ -416,6 +416,9 @@ def sweep(path: Path) -> None:
                 descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    remove(part) if part.is_dir() else part.unlink()
+                    if part.is_dir():
+                        remove(part)
+                    else:
+                        part.unlink()
                 finally:
                     os.close(descriptor)

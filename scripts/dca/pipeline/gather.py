@@ -58,34 +58,39 @@ def world(
         )
     sources = toolkits.load_sources()
     kept = documents.read_if_whole(Reach, _lock_path(request, known, sources, cache))
-    seen = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
-    if not own_toolkits and request.toolkit is None:
-        seen = seen.model_copy(update={"toolkits": ()})
+    host = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
+    # A toolkit that was packed is taken, and not one that happens to be on this machine.
+    if request.toolkit is None and (not own_toolkits or (packed and _has_toolkit(packed, sources))):
+        host = host.model_copy(update={"toolkits": ()})
     if packed:
-        followed = _accepted(packed, update)
-        known = follow(known, followed)
-        reach = bundle.reach(packed, known, sources)
-        if request.toolkit is None and any(set(kit.hashes.values()) <= packed.files for kit in sources):
-            # The toolkit that was packed, and not one that happens to be here.
-            seen = seen.model_copy(update={"toolkits": ()})
+        reach = _reach_of_bundle(packed, known, sources, update)
     elif cache.offline:
-        followed = kept.followed if kept else {}
-        known = follow(known, followed)
         reach = kept or _of_cache(known, sources, cache)
     elif kept and not update:
-        followed, reach = kept.followed, kept
-        known = follow(known, followed)
+        reach = kept
     else:
         followed = _heads(request, known, kept) if update == "follow" else {}
-        known = follow(known, followed)
-        reach = probe(request, known, sources)
+        reach = probe(request, follow(known, followed), sources).model_copy(update={"followed": followed})
+    loaded = follow(known, reach.followed)
     return World(
-        recipes=known,
+        recipes=loaded,
         toolkits=sources,
         cuda=toolkits.load_versions(),
-        machine=seen,
-        reach=reach.model_copy(update={"local": _local_trees(request, known), "followed": followed}),
+        machine=host,
+        reach=reach.model_copy(update={"local": _local_trees(request, loaded)}),
     )
+
+
+def _has_toolkit(packed: Bundle, sources: tuple[toolkits.ToolkitSource, ...]) -> bool:
+    return any(set(source.hashes.values()) <= packed.files for source in sources)
+
+
+def _reach_of_bundle(
+    packed: Bundle, known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, ...], update: Update
+) -> Reach:
+    """What can be reached in a bundle, with the commits that it was packed for."""
+    followed = _accepted(packed, update)
+    return bundle.reach(packed, follow(known, followed), sources).model_copy(update={"followed": followed})
 
 
 def follow(known: tuple[Loaded, ...], followed: dict[str, str]) -> tuple[Loaded, ...]:
