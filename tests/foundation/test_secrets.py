@@ -202,3 +202,17 @@ def test_no_document_of_a_build_shows_a_credential(
     for name, secret in planted_here.items():
         assert absent(secret, told), name
         assert absent(secret, kept), name
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("https://user:pass@host/x", "https://host/x"),
+        ("see http://token@host:8080/a and https://u:p@other/b.", "see http://host:8080/a and https://other/b."),
+        ("https://user:p@ss@host/x", "https://host/x"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("mail me@example.org", "mail me@example.org"),
+    ],
+)
+def test_credentials_are_taken_out_of_a_text(text: str, told: str) -> None:
+    assert redact(text) == told
