@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dca.catalogue.failures import Known
     from dca.foundation.errors import DcaError
 
-# dca.foundation.errors.ExitCode.INTERRUPTED, which is not loaded yet.
+# The value of dca.foundation.errors.ExitCode.INTERRUPTED, without importing it.
 INTERRUPTED = 130
 # Each command's module is imported only when it is called, so that `dca --help` stays quick.
 COMMANDS = {
@@ -92,12 +92,12 @@ def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -
 def main() -> None:
     """Run the command line and end with its exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # nohup has it ignored, and means that.
+        # Under nohup SIGHUP is ignored, and stays so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminated)
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
-        # Not waiting for threads that still ask the network.
+        # sys.exit would wait for threads that still ask the network.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
@@ -116,7 +116,7 @@ def run(arguments: list[str]) -> int:
     except click.UsageError as error:
         return _say(DcaError("DCA-201", error.format_message(), remedy=_usage(error)), as_json=as_json)
     except (KeyboardInterrupt, click.Abort, Interrupted):
-        # Everything has been cleaned up; one more Ctrl-C has nothing left to hurry.
+        # Everything has been cleaned up, so another Ctrl-C is ignored.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         click.echo(
@@ -127,7 +127,7 @@ def run(arguments: list[str]) -> int:
     except DcaError as error:
         return _say(error, as_json=as_json and not error.answered)
     except OSError as error:
-        # The error may be of standard output itself.
+        # Standard output itself may be what failed, so no JSON is written to it.
         return _say(from_os_error(error), as_json=False)
     return 0
 

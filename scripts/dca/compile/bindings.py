@@ -198,7 +198,7 @@ def _resolve_conditionals(text: str, undefined: Collection[str]) -> str:
                 continue
         elif directive in ("#elif", "#else") and stack and stack[-1] is not None:
             if stack[-1] == "off" and directive == "#elif":
-                # What is left of the conditional begins here.
+                # The first branch is gone, so this one opens the conditional.
                 stack[-1] = None
                 line = line.replace("#elif", "#if", 1)
             else:

@@ -221,7 +221,7 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> O
         if done.ok:
             break
         if "ninja: build stopped: interrupted by user." in done.tail:
-            # Somebody's signal reached ninja alone.
+            # A signal reached ninja but not this process.
             raise Interrupted
         short = _out_of_memory(done, host_memory.killed_since(kills, host_memory.kills()), jobs, run.log)
         if short is None:
@@ -255,7 +255,7 @@ def _drop_unfinished(folder: Path, marker: Path) -> None:
     """
     log, deps = folder / ".ninja_log", folder / ".ninja_deps"
     for path, whole in ((log, _whole_lines), (deps, _whole_records)):
-        # What was cut would take with it what is written next.
+        # After a record that was cut off, ninja could not read what it writes next.
         if path.is_file() and (size := whole(content := path.read_bytes())) < len(content):
             store.write_bytes(path, content[:size])
     if not marker.is_file():
@@ -280,7 +280,7 @@ def _whole_records(content: bytes) -> int:
     """
     end = len(b"# ninjadeps\n") + 4
     while end + 4 <= len(content):
-        # The highest bit tells one kind of record from the other.
+        # The highest bit of the size is the kind of record.
         after = end + 4 + (int.from_bytes(content[end : end + 4], sys.byteorder) & 0x7FFFFFFF)
         if after > len(content):
             break
@@ -288,7 +288,7 @@ def _whole_records(content: bytes) -> int:
     return end
 
 
-# Of ninja's log: start and end in milliseconds, time of the output, output, hash of the command.
+# Fields in a line of ninja's log: start and end in milliseconds, time of the output, output, hash of the command.
 _LOG_FIELDS = 5
 # What compilers and linkers make; CMake's own outputs may be newer because it ran outside of ninja.
 _MADE = re.compile(r"\.(o|a|so(\.\d+)*)$")
@@ -311,7 +311,7 @@ def commands(folder: BuildFolder, targets: Sequence[str]) -> tuple[str, ...]:
     Raises:
         DcaError: DCA-603 when ninja cannot read the folder.
     """
-    # As many lines as there are commands: none may be dropped.
+    # Enough lines for every command: the runner drops the oldest beyond that.
     done = runner.run(
         [folder.program("ninja"), "-C", folder.ninja, "-t", "commands", *targets],
         env=folder.env,
@@ -425,7 +425,7 @@ def _failed(lines: Sequence[str]) -> list[_Failed]:
             open_ = False
         elif open_:
             edges[-1][2].append(line)
-    # The first line is the command.
+    # The first line of each is its command.
     return [_Failed(what, status, tuple(words[1:])) for what, status, words in edges]
 
 
@@ -453,7 +453,7 @@ def _out_of_memory(done: runner.Completed, moved: str, jobs: int, log: Path) -> 
         return None
     if not failed and not (done.returncode == -signal.SIGKILL and moved):
         return None
-    # ninja itself may be what the kernel has chosen.
+    # The kernel may have killed ninja itself.
     what = failed[0].what if failed else "ninja"
     if moved:
         summary = f"{what} was killed for memory."

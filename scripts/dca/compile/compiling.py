@@ -111,7 +111,7 @@ def compile_modules(job: Job, run: Run) -> Build:
                     file = upstream.install(module, folder, run.log)
                 else:
                     file = lean.module_file(module, folder.path)
-                # The build folder may be used by the next run while this one still packages.
+                # Kept outside the build folder, which the next run may use while this one still packages.
                 kept = _keep(file, run.cache)
                 built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
     built += [_built(job, module, job.tree.official / module.path, (), run.log) for module in plan.copied]
@@ -168,7 +168,7 @@ def prepared(job: Job, run: Run) -> Iterator[tuple[int, cmake.BuildFolder]]:
     shared = build_key(plan, job.cuda, job.torch)
     prepare = upstream.prepare if plan.profile == "full" else lean.prepare
     with locked(shared, f"{shared}-{plan.key[:16]}", run) as folder:
-        # Only now: what compiled in the folder until now has given its memory back.
+        # Asked after the wait for the lock: whatever compiled here before has released its memory.
         job = _as_memory_allows(job, run.reporter)
         yield job.plan.jobs, prepare(job, folder, run)
 
@@ -184,7 +184,7 @@ def locked(shared: str, own: str, run: Run) -> Iterator[Path]:
     def waiting() -> None:
         run.reporter.note(f"{run.cache.holder('build', own)} compiles the same; waiting for it.")
 
-    # The plan's lock first: two runs of one plan are never in two folders, whatever the second finds free.
+    # The plan's own lock is taken first, so that two runs of one plan never compile in two folders.
     with run.cache.lock("build", own, waiting), contextlib.ExitStack() as stack:
         folder = run.cache.folder("build", own)
         if not cmake.is_begun(folder):

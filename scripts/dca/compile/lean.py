@@ -21,7 +21,7 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
     Raises:
         DcaError: DCA-602, DCA-604.
     """
-    # The project itself is placed too: a build folder belongs to the cache and not to one checkout.
+    # The project is copied too, because a build folder in the cache is shared by all checkouts of this tool.
     project = {f"lean/{name}": path for name, path in store.walk(data.lean_folder())}
     cmake.place({**_sources(job), **project}, folder)
     modules = _generate(job, folder)
@@ -35,7 +35,7 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
         "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DNDEBUG",
         "-DCMAKE_CUDA_FLAGS_RELEASE=-O2 -DNDEBUG",
     ]
-    # CMake itself watches all that it reads, but ninja lists its commands without asking it.
+    # `ninja -t commands` does not run CMake again when a file has changed, so the modules are part of the identity.
     cmake.configure(arguments, modules, build_folder, provide.names(job.cuda, job.torch), run)
     return build_folder
 

@@ -84,7 +84,7 @@ def _names(kind: type[BaseModel], location: list[int | str]) -> set[str]:
     """The right keys of the table that the last part of a location stands in."""
     models = {kind}
     for part in location[:-1]:
-        # A part that is no field's name is a list position or the key of a map: the models stay.
+        # A part that names no field is a list position or the key of a map; the models stay the same.
         fields = [
             field for model in models for name, field in model.model_fields.items() if part in (name, field.alias)
         ]

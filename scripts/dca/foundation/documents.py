@@ -49,7 +49,7 @@ class Document(Value):
 
 def json_schema(kind: type[Document]) -> dict[str, Any]:
     """The JSON Schema of a document on disk."""
-    # What is written is what is read back, and the serializer's own schema says only that it is an object.
+    # The schema for reading, which is the same: that of the serializer says only that it is an object.
     schema = kind.model_json_schema(mode="validation")
     return schema | {"properties": {"schema": {"const": kind.SCHEMA}, **schema["properties"]}}
 
@@ -93,7 +93,7 @@ def parse(kind: type[D], content: bytes, path: Path) -> D:
         DcaError: DCA-104 when they are no such document.
     """
     try:
-        # In memory a value knows its own type; on disk only the schema's name says it.
+        # A file must name its schema; the models themselves accept values without a name.
         value = json.loads(content)
         named = value.get("schema", "") if isinstance(value, dict) else ""
         return kind.model_validate({**value, "schema": named} if isinstance(value, dict) else value)

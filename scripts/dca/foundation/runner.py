@@ -220,11 +220,11 @@ class _Program:
             if self.lifeline is not None:
                 os.close(self.lifeline)
                 self.lifeline = None
-                # The guardian does it, with a grace of its own.
+                # A closed lifeline makes the guardian end the program, with the same grace.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(self.grace + GRACE_SECONDS)
         finally:
-            # The guardian has given its grace; and when the user pressed Ctrl-C a second time, it is over.
+            # The guardian has waited already, and a second Ctrl-C means that nothing is waited for any more.
             end_session(self.process, self.grace if self.report is None else 0.0)
             if self.report is not None:
                 self.told = tuple(os.read(self.report, 1024).decode().split())
@@ -308,7 +308,7 @@ def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callabl
 def probe(argv: Sequence[str | Path], timeout: float = 10.0) -> Completed:
     """Ask a program that may be missing or broken; one that cannot be started counts as failed (127)."""
     try:
-        # It ends by itself within seconds.
+        # Without a guardian, because the program ends by itself within seconds.
         return run(argv, timeout=timeout, supervision=Supervision(guarded=False))
     except DcaError as error:
         return Completed(tuple(str(word) for word in argv), 127, (error.what,), 0.0)
@@ -384,11 +384,11 @@ def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) 
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(grace)
     finally:
-        # Also when the user presses Ctrl-C a second time: then the grace is over.
-        # Looked at again until nothing is left: a process may fork while the others are being ended.
+        # Reached at once when the user presses Ctrl-C a second time. Repeated until nothing is left, because a process
+        # may fork while the others are being ended.
         end = time.monotonic() + GRACE_SECONDS
         while (left := _session(process.pid)) and time.monotonic() < end:
-            # The guardian last: it goes on with this if it is interrupted here.
+            # The guardian is killed last: if this is interrupted, it goes on with the rest.
             for member in sorted(left, key=process.pid.__eq__):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(member, signal.SIGKILL)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from dca.foundation.errors import DcaError
 
-# What `flock` says where a file system has no locks, or the server that keeps them is not there.
+# Errors of `flock` on a file system without locks, or whose lock server is not there.
 _NO_LOCKS = frozenset((errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK))
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by dca; safe to delete when no build is running.\n"
-# What folders for the time of a block are called.
+# Name of the temporary folders that `scratch` makes.
 SCRATCH = "dca-scratch"
 
 
@@ -181,7 +181,7 @@ def incoming_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         if path.exists() and not _exchanged(part, path):
-            # Moved aside before it is removed: half a folder never stands under the final name.
+            # Moved aside before it is removed, so that no incomplete folder ever has the final name.
             aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
             path.rename(aside / "old")
             part.rename(path)
@@ -190,7 +190,7 @@ def incoming_folder(path: Path) -> Iterator[Path]:
             part.rename(path)
     finally:
         if part.exists():
-            # Somebody may sweep what was exchanged.
+            # After an exchange this is the old folder, which another run may have swept meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 remove(part)
         os.close(descriptor)
@@ -241,10 +241,10 @@ def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
                 continue
         else:
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
-        # Where locks are not known, nobody gets one, and nothing is swept.
+        # On a file system without locks this fails, and so it does in `sweep`, which then removes nothing.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Somebody may have swept it before it was locked.
+        # Another run may have swept it before it was locked.
         if Path(name).exists():
             return Path(name), descriptor
         os.close(descriptor)

@@ -44,7 +44,7 @@ from dca.toolchain import environments, lockfile, provide
 from dca.toolchain.lockfile import Lock
 
 MANIFEST = "bundle.json"
-# Generous: the largest so far is 40 kB.
+# The largest so far has 40 kB.
 _MANIFEST_BYTES = 16 << 20
 _PARTS = 100_000
 _BLOCK = 1 << 20
@@ -485,7 +485,7 @@ def unpack(bundle: Bundle, contents: Contents, run: Run) -> None:
             else:
                 with store.scratch(run.cache.open().root) as scratch:
                     _take(bundle, archive, part, scratch / "objects.pack")
-                    # What is missing of it is found now: once the cache has it, nobody looks again.
+                    # Checked before it is kept, because nobody checks a repository that the cache has.
                     holds = functools.partial(_holds, bundle, part, only)
                     gitpack.read(scratch / "objects.pack", target, run.log, holds)
             done += part.size

@@ -194,7 +194,7 @@ def make_plan(
     outcome = resolve(request, seen)
     if not isinstance(outcome, Plan):
         raise _no_plan(request, outcome.passed_over)
-    # A failure may pass by itself, so only what led to a plan is kept.
+    # What cannot be reached now may be reached later, so only what led to a plan is kept.
     lock = _lock_path(request, seen.recipes, seen.toolkits, cache)
     asked_network = packed is None and not cache.offline
     if asked_network and (update or documents.read_if_whole(Reach, lock) is None):

@@ -168,7 +168,7 @@ def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Pa
     """
     plan, document = job.plan, run.log.parent / "inspection.json"
     out.mkdir(parents=True, exist_ok=True)
-    # Plans may differ in what the name of a wheel does not tell: only one that was looked into replaces another.
+    # Different plans can give a wheel the same name: a wheel replaces another only after it was inspected.
     with store.scratch(out) as aside:
         wheel = package.package(job, build, aside, run)
         run.reporter.stage("inspect", wheel.name)

@@ -69,6 +69,6 @@ def nearest(known: tuple[str, ...], asked: tuple[str, ...]) -> tuple[tuple[str, 
             and (name in with_ptx or Version(name).major == version.major)
         ]
         taken |= set(fit[-1:])
-    # Cubins and PTX are told without the suffix: the arch is the same.
+    # Reported without the suffix, which does not change the arch.
     sass = sorted({arch.rstrip("a") for arch in taken}, key=Version)
     return tuple(sass), tuple(sorted({arch.rstrip("a") for arch in taken & with_ptx}, key=Version))

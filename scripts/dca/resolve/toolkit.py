@@ -31,7 +31,7 @@ def choose_toolkit(
         else:
             compiler, facts = verdict
             distance = abs(_minor(candidate.line) - _minor(line))
-            # What is here already costs nothing; of what is brought, the kind decides, then the size of the download.
+            # A toolkit of this machine costs nothing; downloads are ordered by their kind and then by their size.
             cost = (1, candidate.rank, candidate.download_mb) if isinstance(candidate, ToolkitSource) else (0, 0, 0)
             fit.append(((distance, *cost, order), candidate, compiler, facts))
     if not fit:

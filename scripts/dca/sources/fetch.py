@@ -101,7 +101,7 @@ def fetch(plan: Plan, recipe: Recipe, run: Run) -> Tree:
         if (kept := documents.read_if_whole(Tree, folder / "source.json")) is not None:
             for source in kept.sources:
                 _tell_head(source.name, source.head, source.pin.removeprefix("commit:"), recipe, run.reporter)
-            # The cache may have been moved since.
+            # The cache folder may have been moved since this was written.
             return kept.model_copy(update={"folder": str(folder)})
         store.sweep(folder)
         with store.incoming_folder(folder) as part:
@@ -122,7 +122,7 @@ def wanted_members(plan: Plan, recipe: Recipe) -> dict[str, str]:
         return {}
     paths = {module.path for module in plan.copied}
     for companion in recipe.companions.values():
-        # Module and Python folder always come from one source.
+        # A companion's modules and Python files belong together: all are copied, or none.
         if paths & set(companion.stand_in):
             paths |= set(companion.stand_in)
     return {path: recipe.official_wheel.members[path].sha256 for path in sorted(paths)}

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS = 5.0
 FETCH_SECONDS = 900.0
-# A server that sends next to nothing for so long is left for the next one. While it counts objects it reports that.
+# git gives up on a server that sends almost nothing for 12 s; then the next one is asked. A server that is still
+# counting objects reports progress, which is enough.
 STALL = ("-c", "http.lowSpeedLimit=10", "-c", "http.lowSpeedTime=12")
-# Objects arrive as one pack that is there whole or not at all. Unpacked as they come, a commit would be there, and what
-# belongs to it not, once a transfer was cut.
+# Objects are kept in one pack, which is complete or absent. If they were unpacked as they arrive, a transfer that is
+# cut off could leave a commit without its files.
 WHOLE = ("-c", "fetch.unpackLimit=1", "-c", "transfer.unpackLimit=1")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -121,7 +122,7 @@ def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> P
     output: tuple[str, ...] = ()
     places = [place for url in urls for place in mirrors.places(url)]
     for url in places:
-        # Connecting has no deadline in git, asking for the head of a repository has one here.
+        # git has no timeout for connecting; `_probe` has one, so it goes first where there is another place to try.
         if reason := _refused(url) or (len(places) > 1 and _probe(url)):
             reasons.append(f"{url}: {reason}")
             continue
@@ -169,7 +170,7 @@ def make_empty(repository: Path, log: Path) -> Path:
     """
     if _is_whole(repository):
         return repository
-    # git writes it file by file; killed in between, it would be none.
+    # git writes it file by file, and would leave an unusable repository when it is killed in between.
     with store.incoming_folder(repository) as part:
         init(part, log)
     return repository
@@ -220,7 +221,7 @@ def branch_head(place: str, branch: str, *, local: bool) -> str:
                 timeout=PROBE_SECONDS,
             )
             lines = [re.match(r"([0-9a-f]{40})\t(.*)", line) for line in done.tail] if done.ok else []
-            # The name is a pattern to git.
+            # git takes the name for a pattern and may list other branches too.
             if head := next((line[1] for line in lines if line and line[2] == f"refs/heads/{branch}"), ""):
                 return head
         return ""
@@ -312,7 +313,7 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
     try:
         with _open(path) as repo:
             blobs = [item for item in _reachable(repo, commit, only) if isinstance(item, git.Blob)]
-            # Links last: no file is then ever written through one.
+            # Links are written last, so that no file is ever written through one.
             links = [blob for blob in blobs if blob.mode == git.Blob.link_mode]
             for blob in blobs:
                 if blob.mode != git.Blob.link_mode:

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = (10.0, 12.0)  # connect, and between two blocks of data
-# A place that says nothing for so long, or sends less than that in it, is left for the next one: with what goes before
-# and after, that takes less than 20 s.
+# A place that does not answer within these seconds, or sends less than STALL_BYTES in STALL_SECONDS, is left for the
+# next one. Together with connecting, that takes less than 20 s.
 ANSWER_SECONDS = 15.0
 STALL_SECONDS = 15.0
 STALL_BYTES = 1 << 14
-# No file that is pinned is as large; a server that sends without end is not read further.
+# No pinned file is this large: a server that sends without end is not read further.
 MOST_BYTES = 8 << 30
 PROBE_SECONDS = 5.0
 BLOCK = 1 << 18
-# An archive is hashed as it lies on the server; a server that compresses on the way would give other bytes.
+# Hashes are those of the files on the server; compression on the way would change the bytes.
 _AS_IT_IS = {"Accept-Encoding": "identity"}
 Progress = Callable[[int, int], None]
 
@@ -195,7 +195,7 @@ def within(seconds: float, function: Callable[[], T], late: Callable[[], None]) 
         try:
             raise error
         finally:
-            # What it holds, an open answer among it, would otherwise wait for the garbage collector.
+            # Its traceback keeps everything that it refers to, an open answer too, until the garbage collector runs.
             del error
     return value  # type: ignore[return-value]
 
@@ -293,7 +293,7 @@ def fetch_url(
         try:
             return _fetch_one(place, sha256, path, progress, size)
         except DcaError as error:  # noqa: PERF203 - the next place is asked then
-            # No other place has room on this machine's disk.
+            # Other errors, such as a full disk, are the same with every place.
             if error.code not in ("DCA-401", "DCA-402"):
                 raise
             errors.append(error)

@@ -124,7 +124,7 @@ def download(release: Apt, cache: store.Store, log: Path, waiting: Callable[[], 
     kept = {package: cache.download(package.sha256, f"{package.name}.deb") for package in release.packages}
     if missing := _missing(kept):
         cache.must_fetch(f"{missing[0].name} {missing[0].version}")
-        # apt's lists and what it has under way lie in one folder, which each run makes anew.
+        # Each run makes the folder of apt's lists and partial downloads anew, so no two may use it at once.
         with cache.lock("apt", release.suite, waiting):
             if missing := _missing(kept):
                 _fetch(release, missing, kept, cache, log)

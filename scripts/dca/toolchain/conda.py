@@ -84,7 +84,7 @@ def environment(
             f"no release of CUDA {line} is known to build/toolkits.",
             remedy=f"choose from {', '.join(available)} with --cuda.",
         )
-    # As the recipes write it, which is in the order that people read.
+    # The recipes' own text: `str` of a specifier set would reorder its parts.
     ranges = {
         text.removeprefix("cmake")
         for recipe in takers

@@ -42,7 +42,7 @@ class TorchFacts(Value):
 
 def uv_environment(cache: store.Store) -> dict[str, str]:
     """The environment uv runs in: one cache for all environments, and none of the user's uv settings."""
-    # uv knows its own variables; what only pip is told is handed on.
+    # uv reads its own variables; an index that is named for pip alone is passed on.
     index_setting = {"UV_DEFAULT_INDEX": index.endpoint()} if "PIP_INDEX_URL" in os.environ else {}
     fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_CONFIG": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
     fixed |= {"UV_OFFLINE": "1"} if cache.offline else {}
@@ -74,8 +74,8 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
         raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
     folder = _folder(lock, python_path, python, run.cache)
     interpreter = folder / "bin/python"
-    # Written last: an environment without it is not whole. It cannot be made elsewhere and moved, because scripts
-    # and pyvenv.cfg name its folder.
+    # Written last: an environment without it is incomplete. It cannot be made elsewhere and moved, because scripts and
+    # pyvenv.cfg contain its path.
     stamp = folder / ".whole"
     with run.cache.lock(
         "env", folder.name, lambda: run.reporter.note("another run is making the same environment; waiting.")

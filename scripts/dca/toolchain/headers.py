@@ -56,7 +56,7 @@ def apply(toolkit: Path, fixes: Iterable[HeaderFix], label: str) -> Headers:
         try:
             for path in files(toolkit, fix):
                 if (text := fixed(read(path), fix)) is not None:
-                    # A link's target may be shared with what is not to be changed.
+                    # Where the path is a link, this replaces the link: its target may belong to another toolkit.
                     store.write_bytes(path, text.encode("latin-1"))
                     status = "applied"
         except (UnexpectedTextError, OSError) as error:

@@ -74,7 +74,7 @@ def bring(source: ToolkitSource, run: Run) -> Path:
             lay_out(source, parts, part)
             store.remove(parts)
             headers.apply(part, source.fixes, f"the toolkit from {source.title}")
-            # Each archive's links stayed inside of it; its parts may lie elsewhere now.
+            # Unpacking has checked each archive's links, but its parts have been moved since.
             if out := [name for name, path in store.walk(part) if path.is_symlink() and store.leads_out(path, part)]:
                 raise DcaError(
                     "DCA-408",
@@ -176,7 +176,7 @@ def lay_out(source: ToolkitSource, parts: Path, folder: Path) -> None:
             )
         place.parent.mkdir(parents=True, exist_ok=True)
         if part.is_dir():
-            # Links stay links: a library goes by three names, and is one file.
+            # Links are kept: a library is one file and two links to it.
             shutil.copytree(part, place, symlinks=True, dirs_exist_ok=True)
         else:
             shutil.copy2(part, place)
@@ -295,7 +295,7 @@ def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
         f"-DCMAKE_CUDA_HOST_COMPILER={host_compiler}",
         f"-DCMAKE_CUDA_COMPILER={folder / 'bin/nvcc'}",
         f"-DCUDAToolkit_ROOT={folder}",
-        # CMake looks at the compiler before it knows of the shared runtime, and there is no static one.
+        # CMake tests the compiler before it reads which runtime to use, and would link the static one, which is absent.
         "-DCMAKE_CUDA_FLAGS=--cudart=shared",
         "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
         "-DCMAKE_BUILD_TYPE=Release",

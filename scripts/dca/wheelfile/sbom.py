@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Below .dist-info; where and under which name files of this kind lie is laid down by PEP 770 and CycloneDX.
 FILE = "sboms/dca.cdx.json"
-# Of this project's serial numbers, which are derived from the plan.
+# Namespace of this project's serial numbers, which are derived from the plan.
 NAMESPACE = uuid.UUID("6f0b5d0e-5d5b-5c8a-9a55-0d6f5dca0dca")
 
 
@@ -169,7 +169,7 @@ def _source(fetched: FetchedSource, recipe: Recipe, tree: Tree) -> Component:
     ref = f"source:{fetched.name}"
     facts = {"pin": fetched.pin, "tree": fetched.tree, "patched-tree": tree.patched.get(fetched.name, "")}
     if fetched.pin.startswith("tree:"):
-        # A folder as it is: nobody else has it.
+        # A folder that was taken as it is has no public address.
         return _component(ref, _Package(fetched.name, fetched.tree, f"pkg:generic/{fetched.name}"), properties=facts)
     origin = recipe.origin(fetched.name)
     if isinstance(origin, SdistSource):
