@@ -139,8 +139,8 @@ def test_a_python_without_filters_takes_those_of_the_backport() -> None:
     hidden = "import tarfile; vars(tarfile).pop('data_filter', 0)"
     probe = f"{hidden}; from dca.foundation import archives; print(archives.tarfile.__file__)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    told = subprocess.run([sys.executable, "-c", probe], env=env, text=True, capture_output=True, check=True).stdout
-    assert told.strip() == backport.__file__
+    output = subprocess.run([sys.executable, "-c", probe], env=env, text=True, capture_output=True, check=True).stdout
+    assert output.strip() == backport.__file__
 
 
 # --- unpacking a wheel ---------------------------------------------------------------------------------------

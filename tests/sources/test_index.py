@@ -32,11 +32,11 @@ CONTENT = os.urandom(700_000)
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NETRC", "UV_INDEX_URL", "PIP_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
-    one = Place()
-    monkeypatch.setenv("UV_DEFAULT_INDEX", f"{one.url}/simple/")
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
+    server = Place()
+    monkeypatch.setenv("UV_DEFAULT_INDEX", f"{server.url}/simple/")
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
 
 
 @pytest.fixture
@@ -173,13 +173,13 @@ def test_an_index_that_is_ill_counts_as_unreachable(place: Place) -> None:
 
 def test_a_download_is_kept_under_its_hash_and_not_fetched_again(place: Place, cache: store.Store) -> None:
     place.offer("thing-1.0.tar.gz", CONTENT)
-    told: list[tuple[int, int]] = []
-    path = index.download(pinned(), cache, lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    path = index.download(pinned(), cache, lambda done, total: progress.append((done, total)))
     assert path == cache.root / "downloads" / sha(CONTENT) / "thing-1.0.tar.gz"
     assert path.read_bytes() == CONTENT
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert told[-1] == (len(CONTENT), len(CONTENT))
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert progress[-1] == (len(CONTENT), len(CONTENT))
+    assert [done for done, _ in progress] == sorted({done for done, _ in progress})
     before = list(place.asked)
     assert index.download(pinned(), cache) == path
     assert place.asked == before
@@ -321,16 +321,16 @@ WANTED = {"thing/__init__.py": sha(SMALL), "thing/module.so": sha(MODULE)}
 
 def test_single_members_are_read_without_the_rest_of_the_wheel(place: Place, cache: store.Store, wheel: bytes) -> None:
     place.offer(WHEEL, wheel)
-    told: list[tuple[int, int]] = []
-    found = index.members(pinned(wheel, WHEEL), WANTED, cache, lambda done, total: told.append((done, total)))
-    assert {name: path.read_bytes() for name, path in found.items()} == {
+    progress: list[tuple[int, int]] = []
+    members = index.members(pinned(wheel, WHEEL), WANTED, cache, lambda done, total: progress.append((done, total)))
+    assert {name: path.read_bytes() for name, path in members.items()} == {
         "thing/__init__.py": SMALL,
         "thing/module.so": MODULE,
     }
     assert len(MODULE) < place.sent < len(wheel) / 2
-    assert told[-1] == (len(SMALL) + len(MODULE), len(SMALL) + len(MODULE))
+    assert progress[-1] == (len(SMALL) + len(MODULE), len(SMALL) + len(MODULE))
     before = list(place.asked)
-    assert index.members(pinned(wheel, WHEEL), WANTED, cache) == found
+    assert index.members(pinned(wheel, WHEEL), WANTED, cache) == members
     assert place.asked == before
 
 
@@ -375,13 +375,13 @@ def test_a_wheel_whose_server_goes_away_is_refused_and_nothing_kept(
     how: str, what: str, place: Place, cache: store.Store, wheel: bytes
 ) -> None:
     def cut(to: BaseHTTPRequestHandler) -> None:
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", to.headers["Range"])
-        if not wanted and what == "the list of members":
-            wanted = re.fullmatch(r"(\d+)-(\d+)", f"{len(wheel) - 65536}-{len(wheel) - 1}")
-        if not wanted:
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", to.headers["Range"])
+        if not span and what == "the list of members":
+            span = re.fullmatch(r"(\d+)-(\d+)", f"{len(wheel) - 65536}-{len(wheel) - 1}")
+        if not span:
             place.send(to, "application/octet-stream", wheel)
             return
-        first, last = int(wanted[1]), int(wanted[2])
+        first, last = int(span[1]), int(span[2])
         to.send_response(206)
         to.send_header("Content-Range", f"bytes {first}-{last}/{len(wheel)}")
         to.send_header("Content-Length", str(last + 1 - first))
