@@ -114,14 +114,16 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
             if folder.exists():
                 store.remove(folder)
             why = "it took too long." if done.timed_out else "\n".join(done.tail[-6:])
+            if run.cache.offline:
+                remedy = "bring the wheels with `dca fetch --bundle FILE` where there is a network."
+            else:
+                remedy = f"see {run.log}; when it is the network, run the command again."
             raise DcaError(
                 "DCA-407",
                 f"the environment of {lock.parent.name} could not be made.",
                 why=why,
                 output=done.tail,
-                remedy="bring the wheels with `dca fetch --bundle FILE` where there is a network."
-                if run.cache.offline
-                else f"see {run.log}; when it is the network, run the command again.",
+                remedy=remedy,
             )
         stamp.touch()
     return interpreter
