@@ -6,13 +6,15 @@ DCA := .venv/bin/dca
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
 
+UNIT := not wheel and not network and not slow and not proof and not whole and not gpu and not git
+
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
         $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
         $(call flag,PREBUILT,prebuilt) $(call flag,JOBS,jobs) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks test prove bench check format clean
+.PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check format clean
 
 help: venv ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -62,12 +64,19 @@ prove: dev ## the counted fault tests at their full count, and a small wheel of 
 bench: dev ## the figures of docs/benchmarks.md
 	@.venv/bin/python scripts/bench.py
 
-check: dev ## ruff and mypy
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+unit: dev ## the tests that need neither a wheel nor a network
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(UNIT)"
+
+coverage: dev ## the unit tests with their coverage of branches
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "$(UNIT)" -q --cov --cov-report=term
+
+check: dev ## ruff, mypy, import rules, spelling, shell scripts
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo \
+		&& .venv/bin/codespell && .venv/bin/shellcheck .ci/run
 
 format: dev
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 clean: venv ## removes the wheels of dist and what checkers left; the index in dist, .venv and the cache stay
 	@find dist -mindepth 1 -maxdepth 1 ! -name index -exec rm -rf {} + 2>/dev/null || true
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

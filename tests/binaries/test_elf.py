@@ -94,16 +94,18 @@ def test_a_library_that_passes_torch_no_string_tells_no_abi(build: Build) -> Non
 def test_versions_are_what_readelf_lists(build: Build) -> None:
     library = build("module.so", MODULE + '#include <cstdio>\nvoid f() { puts("x"); throw std::string(); }')
 
-    def told(*flags: str) -> str:
+    def readelf(*flags: str) -> str:
         return subprocess.run(["readelf", "-W", *flags, library], check=True, capture_output=True, text=True).stdout
 
-    found = elf.read(library)
-    for family, highest in (("GLIBC", found.glibc), ("GLIBCXX", found.glibcxx), ("CXXABI", found.cxxabi)):
-        numbers = [tuple(map(int, one.split("."))) for one in re.findall(rf"Name: {family}_([\d.]+) ", told("-V"))]
+    read = elf.read(library)
+    for family, highest in (("GLIBC", read.glibc), ("GLIBCXX", read.glibcxx), ("CXXABI", read.cxxabi)):
+        numbers = [
+            tuple(map(int, number.split("."))) for number in re.findall(rf"Name: {family}_([\d.]+) ", readelf("-V"))
+        ]
         assert tuple(map(int, highest.split("."))) == max(numbers)
-    listed = re.findall(r" UND (\S+?)(?:@(\S+))?(?: \(\d+\))?$", told("--dyn-syms"), re.MULTILINE)
+    listed = re.findall(r" UND (\S+?)(?:@(\S+))?(?: \(\d+\))?$", readelf("--dyn-syms"), re.MULTILINE)
     assert {name: version.lstrip("@") for name, version in listed} == {
-        symbol.name: symbol.version for symbol in found.undefined
+        symbol.name: symbol.version for symbol in read.undefined
     }
 
 
@@ -184,8 +186,8 @@ def test_what_is_hidden_or_local_is_not_defined_for_others(build: Build) -> None
 
 
 def test_the_stand_in_of_the_driver_defines_what_a_module_wants(build: Build, tmp_path: Path) -> None:
-    made = ops.driver_stand_in(build("module.so", MODULE), tmp_path, "g++")
-    assert "cuInit" in elf.defined(made)
+    stand_in = ops.driver_stand_in(build("module.so", MODULE), tmp_path, "g++")
+    assert "cuInit" in elf.defined(stand_in)
 
 
 # --- damage ---
@@ -250,14 +252,14 @@ def test_this_python_is_read() -> None:
 def test_torch_defines_what_the_wheel_wants(
     wheel: Path, plan: Plan, build_python: Path, all_recipes: tuple[recipes.Loaded, ...], tmp_path: Path
 ) -> None:
-    torch = next(one.recipe.torch for one in all_recipes if one.recipe.name == plan.recipe)
-    found = subprocess.run(
+    torch = next(loaded.recipe.torch for loaded in all_recipes if loaded.recipe.name == plan.recipe)
+    asked = subprocess.run(
         [build_python, "-c", "import importlib.util as u; print(*u.find_spec('torch').submodule_search_locations)"],
         check=True,
         capture_output=True,
         text=True,
     )
-    folder = Path(found.stdout.strip()) / "lib"
+    folder = Path(asked.stdout.strip()) / "lib"
     for planned in plan.modules:
         with zipfile.ZipFile(wheel) as archive:
             module = Path(archive.extract(planned.path, tmp_path))
@@ -268,6 +270,6 @@ def test_torch_defines_what_the_wheel_wants(
         assert library.sizes["device"] > library.sizes["code"]
     # One that another torch had, and this one has not.
     content = module.read_bytes()
-    wanted = next(name for name in elf.torch_symbols(library.undefined) if name.startswith("_ZN3c104"))
-    module.write_bytes(content.replace(wanted.encode() + b"\0", wanted[:-1].encode() + b"Q\0"))
-    assert elf.missing_symbols(module, folder) == (wanted[:-1] + "Q",)
+    symbol = next(name for name in elf.torch_symbols(library.undefined) if name.startswith("_ZN3c104"))
+    module.write_bytes(content.replace(symbol.encode() + b"\0", symbol[:-1].encode() + b"Q\0"))
+    assert elf.missing_symbols(module, folder) == (symbol[:-1] + "Q",)

@@ -85,14 +85,14 @@ def plain(text: str) -> str:
 
 
 def filtered(symbols: list[str]) -> list[str]:
-    told = subprocess.run(["c++filt", "-p"], input="\n".join(symbols), text=True, capture_output=True, check=True)
-    return told.stdout.splitlines()
+    done = subprocess.run(["c++filt", "-p"], input="\n".join(symbols), text=True, capture_output=True, check=True)
+    return done.stdout.splitlines()
 
 
 def kernels(file: Path) -> set[str]:
     """The mangled names of kernels in cubins that are not compressed: each has a section of code."""
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return {found.decode() for found in re.findall(rb"\0\.text\.(_Z\w+)(?=\0)", data)}
+        return {name.decode() for name in re.findall(rb"\0\.text\.(_Z\w+)(?=\0)", data)}
 
 
 def unpacked(wheel: Path, folder: Path) -> list[Path]:
@@ -124,9 +124,9 @@ def test_every_name_of_a_compiled_library_is_what_cppfilt_says(tmp_path: Path) -
 def test_every_kernel_of_the_wheel_is_what_cppfilt_says(wheel: Path, tmp_path: Path) -> None:
     """DCA_TEST_WHEELS names a folder of more wheels, official ones for example."""
     more = os.environ.get("DCA_TEST_WHEELS")
-    for one in [wheel, *sorted(Path(more).glob("*.whl") if more else [])]:
+    for path in [wheel, *sorted(Path(more).glob("*.whl") if more else [])]:
         symbols: set[str] = set()
-        for file in unpacked(one, tmp_path):
+        for file in unpacked(path, tmp_path):
             symbols |= kernels(file)
             file.unlink()
         names = sorted(symbols)
@@ -161,8 +161,8 @@ def test_every_kernel_of_the_wheel_is_what_cppfilt_says(wheel: Path, tmp_path: P
     ],
 )
 def test_names(symbol: str, text: str, arguments: tuple[str, ...]) -> None:
-    found = mangled.read(symbol)
-    assert (found.text, tuple(one.text for one in found.arguments)) == (text, arguments)
+    name = mangled.read(symbol)
+    assert (name.text, tuple(argument.text for argument in name.arguments)) == (text, arguments)
 
 
 def test_arguments_have_arguments() -> None:

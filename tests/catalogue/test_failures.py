@@ -22,7 +22,7 @@ from dca.catalogue import failures, recipes
 from dca.catalogue.failures import Explanation, Failure
 from dca.cli import explanation_of, root
 from dca.foundation import data, runner
-from dca.foundation.errors import CODES, DcaError
+from dca.foundation.errors import DcaError
 from tests.support import ROOT
 
 ALL = failures.load()
@@ -55,8 +55,8 @@ def explain(text: str | bytes) -> Explanation:
     return failures.explain(BytesIO(text.encode() if isinstance(text, str) else text), "log")
 
 
-def ids(found: Explanation) -> list[str]:
-    return [one.id for one in found.found]
+def ids(explanation: Explanation) -> list[str]:
+    return [known.id for known in explanation.found]
 
 
 # --- the catalogue -------------------------------------------------------------------------------------------
@@ -72,20 +72,47 @@ def guard_codes() -> dict[str, str]:
     raise AssertionError
 
 
-def test_every_code_of_the_program_is_explained() -> None:
-    assert sorted(set(CODES) - set(ALL.codes)) == []
-    assert all(ALL.codes[code].title == "" for code in CODES)
+def code_uses() -> dict[str, set[str]]:
+    """The codes in the texts of the package and the guards, by the files they are in; docstrings do not count."""
+    uses: dict[str, set[str]] = {}
+    for path in [*data.PACKAGE.rglob("*.py"), *(data.data_root() / "patches/guards").rglob("*.py")]:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                for code in failures.CODE.findall(node.value):
+                    uses.setdefault(code, set()).add(path.name)
+    return uses
+
+
+def test_every_code_that_the_source_uses_is_explained() -> None:
+    assert {code: files for code, files in code_uses().items() if code not in ALL.codes} == {}
+
+
+def test_no_code_is_explained_that_nothing_uses() -> None:
+    assert sorted(set(ALL.codes) - set(code_uses())) == []
 
 
 def test_every_code_of_the_guards_is_explained_in_their_own_words() -> None:
     assert {code: ALL.codes[code].title for code in guard_codes()} == guard_codes()
 
 
-def test_no_code_is_explained_that_nothing_says() -> None:
-    # A stage whose command is not there yet has no codes at all.
-    stages = {code[:5] for code in CODES}
-    known = {code for code in ALL.codes if code[:5] in stages}
-    assert sorted(known - set(CODES) - set(guard_codes())) == []
+def test_the_documents_name_only_codes_that_are_explained() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    named = {(page.name, code) for page in pages for code in failures.CODE.findall(page.read_text(encoding="utf-8"))}
+    assert sorted((page, code) for page, code in named if code not in ALL.codes) == []
+
+
+@pytest.mark.parametrize("code", sorted(ALL.codes))
+def test_what_a_code_stands_for_is_one_short_clause(code: str) -> None:
+    title = ALL.codes[code].title
+    assert title == title.strip()
+    assert not title.endswith(".")
+    assert len(title.splitlines()) == 1
+
+
+def test_no_two_codes_stand_for_the_same() -> None:
+    assert len({about.title for about in ALL.codes.values()}) == len(ALL.codes)
 
 
 def test_the_catalogue_holds_what_is_known_of_builds_packages_and_serving() -> None:
@@ -109,12 +136,12 @@ def test_a_remedy_says_what_to_do(failure: Failure) -> None:
 
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_a_failure_is_found_among_other_lines_and_is_the_only_one(failure: Failure) -> None:
-    found = explain(BEFORE + failure.example + AFTER)
-    assert ids(found) == [failure.id]
-    (one,) = found.found
-    assert one.line > BEFORE.count("\n")
-    assert one.text in "\n".join(failures.shown(line) for line in failure.example.splitlines())
-    assert (one.cause, one.remedy) == (failure.cause, failure.remedy)
+    explanation = explain(BEFORE + failure.example + AFTER)
+    assert ids(explanation) == [failure.id]
+    (known,) = explanation.found
+    assert known.line > BEFORE.count("\n")
+    assert known.text in "\n".join(failures.shown(line) for line in failure.example.splitlines())
+    assert (known.cause, known.remedy) == (failure.cause, failure.remedy)
 
 
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
@@ -138,7 +165,7 @@ def test_the_remedies_name_only_commands_and_options_that_exist() -> None:
     texts = [failure.remedy for failure in ALL.failures] + [code.remedy for code in ALL.codes.values()]
     asked = {words for text in texts for words in _commands(text)}
     commands = {command for command, _ in asked}
-    helps = {one: CliRunner().invoke(root, [*one.split(), "--help"]).output for one in commands}
+    helps = {command: CliRunner().invoke(root, [*command.split(), "--help"]).output for command in commands}
     assert set(helps) >= {"doctor", "explain", "config check"}
     assert sorted((command, flag) for command, flag in asked if flag and flag not in helps[command]) == []
     assert all(text for text in helps.values())
@@ -150,11 +177,15 @@ def test_the_wheels_that_remedies_name_can_be_built() -> None:
     named = 0
     for text in texts:
         for words in re.findall(r"make wheel((?: [A-Z]+=\S+)*)", text.replace("`", "")):
-            told = dict(re.findall(r"([A-Z]+)=([^\s,;.)]+(?:\.[^\s,;.)]+)*)", words))
+            variables = dict(re.findall(r"([A-Z]+)=([^\s,;.)]+(?:\.[^\s,;.)]+)*)", words))
             # Without a recipe the first one is built.
-            recipe = known[told["RECIPE"]] if "RECIPE" in told else min(known.values(), key=lambda one: one.priority)
-            assert "WITH" not in told or told["WITH"] in recipe.groups, text
-            named += "WITH" in told
+            recipe = (
+                known[variables["RECIPE"]]
+                if "RECIPE" in variables
+                else min(known.values(), key=lambda recipe: recipe.priority)
+            )
+            assert "WITH" not in variables or variables["WITH"] in recipe.groups, text
+            named += "WITH" in variables
         if "--quantization fp8" in text or "FP8 weights" in text:
             assert "WITH=fp8" in text
     assert named >= 3
@@ -170,13 +201,13 @@ def test_what_a_code_is_caused_by_is_what_its_remedy_is_for() -> None:
 
 
 def _commands(text: str) -> set[tuple[str, str]]:
-    found = set()
+    commands = set()
     for part in text.split("`")[1::2]:
         words = part.split()
         if words[:1] == ["dca"] and len(words) > 1 and words[1].islower():
-            command = " ".join(words[1:3] if words[1] in ("config", "serve") else words[1:2])
-            found |= {(command, word) for word in words if word.startswith("--")} | {(command, "")}
-    return found
+            command = " ".join(words[1:3] if words[1] in ("config", "index", "serve") else words[1:2])
+            commands |= {(command, word) for word in words if word.startswith("--")} | {(command, "")}
+    return commands
 
 
 # --- order, and what is not known ----------------------------------------------------------------------------
@@ -189,11 +220,11 @@ def test_the_first_cause_comes_before_what_follows_from_it_and_warnings_come_las
 
 
 def test_the_words_of_the_program_come_before_the_code_that_quotes_them() -> None:
-    found = explain("DCA-602: CMake could not configure the build.\n  Why:  CMake 3.26 or higher is required.\n")
-    assert ids(found) == ["cmake-too-old", "DCA-602"]
+    explanation = explain("DCA-602: CMake could not configure the build.\n  Why:  CMake 3.26 or higher is required.\n")
+    assert ids(explanation) == ["cmake-too-old", "DCA-602"]
 
 
-@pytest.mark.parametrize("failure", [one for one in LOUD if one.near], ids=lambda failure: failure.id)
+@pytest.mark.parametrize("failure", [failure for failure in LOUD if failure.near], ids=lambda failure: failure.id)
 def test_a_text_that_others_print_too_is_told_only_where_it_belongs(failure: Failure) -> None:
     text = failure.texts[0].replace("{}", "2")
     if not any(near in text for near in failure.near):
@@ -206,8 +237,8 @@ def test_a_text_that_others_print_too_is_told_only_where_it_belongs(failure: Fai
 
 
 def test_a_code_in_a_log_is_explained() -> None:
-    (one,) = explain("ValueError: CUDA graphs are on. Pass --enforce-eager. [DCA-812]").found
-    assert (one.id, one.title) == ("DCA-812", guard_codes()["DCA-812"])
+    (known,) = explain("ValueError: CUDA graphs are on. Pass --enforce-eager. [DCA-812]").found
+    assert (known.id, known.title) == ("DCA-812", guard_codes()["DCA-812"])
 
 
 def test_a_code_that_nothing_is_known_of_is_no_finding() -> None:
@@ -216,36 +247,38 @@ def test_a_code_that_nothing_is_known_of_is_no_finding() -> None:
 
 def test_a_message_is_counted_and_its_first_line_told() -> None:
     line = "AssertionError: CUDA_HOME is not set\n"
-    assert [(one.line, one.count) for one in explain("fine\n" + 3 * line).found] == [(2, 3)]
-    assert [(one.line, one.count) for one in explain(5000 * line).found] == [(1, failures.ENOUGH)]
+    assert [(known.line, known.count) for known in explain("fine\n" + 3 * line).found] == [(2, 3)]
+    assert [(known.line, known.count) for known in explain(5000 * line).found] == [(1, failures.ENOUGH)]
 
 
 def test_an_unknown_failure_is_said_as_such_with_the_lines_that_look_like_it() -> None:
-    found = explain(BEFORE + 'csrc/a.cu(12): error: identifier "x" is undefined\n' + AFTER + "make: *** Error: 2\n")
-    assert found.found == ()
-    assert not found.explained
-    assert [line.line for line in found.suspicious] == [12, 17]
-    assert found.suspicious[0].text == 'csrc/a.cu(12): error: identifier "x" is undefined'
+    explanation = explain(
+        BEFORE + 'csrc/a.cu(12): error: identifier "x" is undefined\n' + AFTER + "make: *** Error: 2\n"
+    )
+    assert explanation.found == ()
+    assert not explanation.explained
+    assert [line.line for line in explanation.suspicious] == [12, 17]
+    assert explanation.suspicious[0].text == 'csrc/a.cu(12): error: identifier "x" is undefined'
 
 
 def test_of_many_lines_that_look_like_an_error_the_first_and_the_last_are_told() -> None:
-    found = explain("".join(f"line {number}: error: no\n" for number in range(1, 5001)))
-    told = [line.line for line in found.suspicious]
-    assert told == [*range(1, failures.SUSPICIOUS + 1), *range(5001 - failures.SUSPICIOUS, 5001)]
+    explanation = explain("".join(f"line {number}: error: no\n" for number in range(1, 5001)))
+    numbers = [line.line for line in explanation.suspicious]
+    assert numbers == [*range(1, failures.SUSPICIOUS + 1), *range(5001 - failures.SUSPICIOUS, 5001)]
 
 
 def test_a_warning_alone_does_not_explain_an_error() -> None:
-    found = explain("You are using a deprecated pynvml package\nRuntimeError: something else\n")
-    assert ids(found) == ["pynvml-deprecated"]
-    assert [line.line for line in found.suspicious] == [2]
+    explanation = explain("You are using a deprecated pynvml package\nRuntimeError: something else\n")
+    assert ids(explanation) == ["pynvml-deprecated"]
+    assert [line.line for line in explanation.suspicious] == [2]
 
 
 # --- what must not be found ----------------------------------------------------------------------------------
 
 
 def test_the_log_of_a_build_that_went_well_has_no_finding() -> None:
-    found = explain(BEFORE + AFTER)
-    assert (found.found, found.suspicious) == ((), ())
+    explanation = explain(BEFORE + AFTER)
+    assert (explanation.found, explanation.suspicious) == ((), ())
 
 
 def test_the_projects_own_documents_and_code_are_no_failures_but_those_that_quote_them() -> None:
@@ -270,13 +303,19 @@ def test_binary_junk_does_no_harm(chance: random.Random) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.one_of(st.binary(max_size=60), st.sampled_from([one.example.encode() for one in LOUD])), max_size=8))
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=60), st.sampled_from([failure.example.encode() for failure in LOUD])), max_size=8
+    )
+)
 def test_any_bytes_are_read_without_an_error(parts: list[bytes]) -> None:
     for joint in (b"", b"\n", b"\r", b"\x1b["):
         content = joint.join(parts)
-        found = explain(content)
-        assert found.size == len(content)
-        assert all(one.text.isprintable() and 1 <= one.line <= max(1, found.lines) for one in found.found)
+        explanation = explain(content)
+        assert explanation.size == len(content)
+        assert all(
+            known.text.isprintable() and 1 <= known.line <= max(1, explanation.lines) for known in explanation.found
+        )
 
 
 @pytest.mark.proof
@@ -300,24 +339,24 @@ def test_a_huge_log_takes_little_memory(scale: Callable[[int], int], tmp_path: P
 
 
 def test_what_is_shown_of_a_line_does_nothing_to_a_terminal() -> None:
-    (one,) = explain(b"\x1b]0;title\x07\x07\x00\x9b31m" + NEEDLE + b" \x1b[31m\x1b").found
-    assert one.text.isprintable()
+    (known,) = explain(b"\x1b]0;title\x07\x07\x00\x9b31m" + NEEDLE + b" \x1b[31m\x1b").found
+    assert known.text.isprintable()
 
 
 @pytest.mark.parametrize("place", [0, 1, 2_000, 1 << 20, (1 << 20) - 20, (1 << 20) - 2_010, 3 << 20, 5_000_000])
 def test_a_message_in_a_very_long_line_is_found_wherever_it_stands(place: int) -> None:
-    found = explain(b"one\n" + b"x" * place + NEEDLE + b"y" * (6_000_000 - place) + b"\nthree\n")
-    assert ids(found) == ["cuda-home-unset"]
-    assert (found.found[0].line, found.lines) == (2, 3)
-    assert len(found.found[0].text) <= failures.SHOWN
+    explanation = explain(b"one\n" + b"x" * place + NEEDLE + b"y" * (6_000_000 - place) + b"\nthree\n")
+    assert ids(explanation) == ["cuda-home-unset"]
+    assert (explanation.found[0].line, explanation.lines) == (2, 3)
+    assert len(explanation.found[0].text) <= failures.SHOWN
 
 
 @pytest.mark.parametrize("place", [*range((1 << 20) - 40, (1 << 20) + 3, 3)])
 def test_a_message_at_the_border_of_two_blocks_is_found(place: int) -> None:
     filler = b"a line of a log\n" * (place // 16) + b"x" * (place % 16)
-    found = explain(filler + NEEDLE + b"\n" + filler)
-    assert ids(found) == ["cuda-home-unset"]
-    assert found.found[0].line == place // 16 + 1
+    explanation = explain(filler + NEEDLE + b"\n" + filler)
+    assert ids(explanation) == ["cuda-home-unset"]
+    assert explanation.found[0].line == place // 16 + 1
 
 
 @pytest.mark.parametrize(("text", "lines"), [("", 0), ("\n", 1), ("a", 1), ("a\n", 1), ("a\nb", 2), ("\n\n\n", 3)])
@@ -338,9 +377,9 @@ def test_a_log_that_grows_line_by_line_is_read_to_its_end() -> None:
 
 
 def test_packages_that_have_moved_are_named_with_what_they_lead_to() -> None:
-    found = failures.drifted({"vllm": "0.10.2", "transformers": "5.1.0", "starlette": "0.41"})
-    assert list(found) == ["transformers 5.1.0"]
-    assert {failure.id for failure in found["transformers 5.1.0"]} >= {"transformers-5-tokenizer"}
+    drifted = failures.drifted({"vllm": "0.10.2", "transformers": "5.1.0", "starlette": "0.41"})
+    assert list(drifted) == ["transformers 5.1.0"]
+    assert {failure.id for failure in drifted["transformers 5.1.0"]} >= {"transformers-5-tokenizer"}
 
 
 def test_packages_are_judged_among_those_they_fail_with() -> None:
@@ -396,14 +435,14 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
 # --- the command ---------------------------------------------------------------------------------------------
 
 
-def call(*words: str | Path, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def call(*words: str | Path, log: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "scripts")}
     argv = [sys.executable, "-m", "dca", *map(str, words)]
-    return subprocess.run(argv, input=given, check=False, capture_output=True, env=env)
+    return subprocess.run(argv, input=log, check=False, capture_output=True, env=env)
 
 
-def run(*arguments: str | Path, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return call("explain", *arguments, given=given)
+def run(*arguments: str | Path, log: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return call("explain", *arguments, log=log)
 
 
 def test_a_log_is_explained(tmp_path: Path) -> None:
@@ -418,8 +457,8 @@ def test_a_log_is_explained(tmp_path: Path) -> None:
 
 
 def test_standard_input_is_explained_as_json() -> None:
-    told = json.loads(run("-", "--json", given=NEEDLE).stdout)
-    assert (told["schema"], told["log"], told["found"][0]["id"]) == (
+    document = json.loads(run("-", "--json", log=NEEDLE).stdout)
+    assert (document["schema"], document["log"], document["found"][0]["id"]) == (
         "dca.explanation/1",
         "standard input",
         "cuda-home-unset",
@@ -428,12 +467,12 @@ def test_standard_input_is_explained_as_json() -> None:
 
 def test_the_schema_is_that_of_what_is_printed() -> None:
     schema = json.loads(run("--schema").stdout)
-    told = json.loads(run("-", "--json", given=NEEDLE).stdout)
-    assert set(told) == set(schema["properties"])
+    document = json.loads(run("-", "--json", log=NEEDLE).stdout)
+    assert set(document) == set(schema["properties"])
 
 
 def test_an_unknown_failure_ends_with_1() -> None:
-    done = run("-", given=b"RuntimeError: something new\n")
+    done = run("-", log=b"RuntimeError: something new\n")
     assert done.returncode == 1
     assert b"The failure is unknown" in done.stdout
     assert done.stderr.startswith(b"DCA-106: ")
@@ -466,7 +505,7 @@ def test_a_mistake_gets_one_message(arguments: list[str], words: bytes) -> None:
 
 def test_everything_that_is_known_is_listed() -> None:
     listed = run("--list").stdout.decode().splitlines()
-    assert {line.split()[0] for line in listed} >= {failure.id for failure in ALL.failures} | set(CODES)
+    assert {line.split()[0] for line in listed} >= {failure.id for failure in ALL.failures} | set(ALL.codes)
 
 
 # --- messages of other commands ------------------------------------------------------------------------------
@@ -475,7 +514,7 @@ def test_everything_that_is_known_is_listed() -> None:
 def test_the_message_of_a_failed_program_says_what_is_known_of_it() -> None:
     done = runner.run(["/bin/sh", "-c", f"echo fine; echo '{NEEDLE.decode()}'; echo last words; exit 1"])
     quoting = DcaError("DCA-703", "setup.py failed.", why="last words", remedy="see the log.", output=done.tail)
-    assert [one.id for one in explanation_of(quoting)] == ["cuda-home-unset"]
+    assert [known.id for known in explanation_of(quoting)] == ["cuda-home-unset"]
 
 
 def test_a_message_about_something_else_is_not_explained_by_an_earlier_program() -> None:
@@ -493,4 +532,4 @@ def test_a_command_that_fails_on_a_program_says_what_is_known(tmp_path: Path) ->
     done = subprocess.run(argv, env=env, text=True, capture_output=True, check=False)
     assert done.stderr.startswith("DCA-107: ")
     assert "  Known: a repository could not be cloned (git-unreachable)." in done.stderr
-    assert [one["id"] for one in json.loads(done.stdout)["known"]] == ["git-unreachable"]
+    assert [known["id"] for known in json.loads(done.stdout)["known"]] == ["git-unreachable"]

@@ -46,28 +46,28 @@ def test_a_change_shows_its_lines_and_how_to_take_it_back(folder: Path) -> None:
 
 
 def test_what_is_found_ends_with_exit_1_and_the_first_error(tmp_path: Path) -> None:
-    made = write(tmp_path / "m", config(MILLION, rope_theta=1000000.0))
-    code, out, error = run("check", made)
+    model = write(tmp_path / "m", config(MILLION, rope_theta=1000000.0))
+    code, out, error = run("check", model)
     assert code == 1
     assert "DCA-126  line " in out
     assert error.startswith("DCA-126: ")
-    code, out, _ = run("check", made, "--json")
+    code, out, _ = run("check", model, "--json")
     found = Config.model_validate_json(out)
     assert (code, found.model, len(found.errors)) == (1, MILLION, 1)
-    write(made, table(28, 28), "sparse_attention_config.json")
-    write(made, config(MILLION))
-    assert run("check", made)[0] == 0
-    assert run("check", made, "--tensor-parallel", "3")[0] == 1
-    assert run("check", made, "--for", "vllm-current")[0] == 1
+    write(model, table(28, 28), "sparse_attention_config.json")
+    write(model, config(MILLION))
+    assert run("check", model)[0] == 0
+    assert run("check", model, "--tensor-parallel", "3")[0] == 1
+    assert run("check", model, "--for", "vllm-current")[0] == 1
 
 
 def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
     yarn = ("set-yarn", folder, "--factor", "4", "--original", "32768")
     for words in ((*yarn, "--dry-run"), yarn, ("check", folder), ("undo", folder), ("drop-dca", folder)):
         code, out, _ = run(*words, "--json")
-        told = json.loads(out)
-        assert (code, told["schema"], told["command"]) == (0, "dca.config/1", str(words[0]))
-        assert documents.canonical(told).decode() == out
+        document = json.loads(out)
+        assert (code, document["schema"], document["command"]) == (0, "dca.config/1", str(words[0]))
+        assert documents.canonical(document).decode() == out
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_wrong_usage_is_one_message(
 
 
 def test_names_that_are_no_utf8_can_be_told(tmp_path: Path) -> None:
-    made = write(tmp_path / "m\udcff", config())
-    for words in (("check", made), ("set-yarn", made, "--factor", "4", "--original", "32768"), ("undo", made)):
+    model = write(tmp_path / "m\udcff", config())
+    for words in (("check", model), ("set-yarn", model, "--factor", "4", "--original", "32768"), ("undo", model)):
         for more in ((), ("--json",)):
             code, out, error = run(*words, *more)
             assert code in (0, 2)
@@ -121,8 +121,8 @@ def test_names_that_are_no_utf8_can_be_told(tmp_path: Path) -> None:
 
 
 def test_the_plot_is_a_picture_of_both_curves(tmp_path: Path) -> None:
-    made = write(tmp_path / "m", config(rope_scaling=DOCUMENTED))
-    code, out, _ = run("plot", made, "--out", tmp_path / "a.svg", "--json")
+    model = write(tmp_path / "m", config(rope_scaling=DOCUMENTED))
+    code, out, _ = run("plot", model, "--out", tmp_path / "a.svg", "--json")
     drawn = json.loads(out)
     assert code == 0
     assert (drawn["attention_before"], round(drawn["attention_after"], 6)) == (1.0, 1.138629)
@@ -130,7 +130,7 @@ def test_the_plot_is_a_picture_of_both_curves(tmp_path: Path) -> None:
     assert drawn["after"][-1] * 4 == pytest.approx(drawn["before"][-1])
     page = ET.fromstring((tmp_path / "a.svg").read_text(encoding="utf-8"))
     lines = [one for one in page.iter() if one.tag.endswith("polyline")]
-    assert [len(str(one.get("points")).split()) for one in lines] == [64, 64]
+    assert [len(str(line.get("points")).split()) for line in lines] == [64, 64]
     assert "YaRN, 4 x 32,768 tokens" in (tmp_path / "a.svg").read_text(encoding="utf-8")
 
 
@@ -138,22 +138,22 @@ def test_the_plot_is_a_picture_of_both_curves(tmp_path: Path) -> None:
     "odd", [{"beta_slow": -1.0}, {"beta_fast": 1e300}, {"factor": 1e300}, {"factor": 0.0}, {"beta_fast": "x"}]
 )
 def test_yarn_without_frequencies_is_drawn_without_it(tmp_path: Path, odd: dict[str, object]) -> None:
-    made = write(tmp_path / "m", config(rope_scaling={**DOCUMENTED, **odd}))
-    code, out, _ = run("plot", made, "--out", tmp_path / "a.svg", "--json")
+    model = write(tmp_path / "m", config(rope_scaling={**DOCUMENTED, **odd}))
+    code, out, _ = run("plot", model, "--out", tmp_path / "a.svg", "--json")
     assert (code, json.loads(out)["settings"]) == (0, "no scaling")
 
 
 def test_a_png_is_refused_where_nothing_can_make_one(tmp_path: Path) -> None:
     pytest.importorskip("click")
-    made = write(tmp_path / "m", config())
-    code, _, error = run("plot", made, "--out", tmp_path / "a.png")
+    model = write(tmp_path / "m", config())
+    code, _, error = run("plot", model, "--out", tmp_path / "a.png")
     assert (code, (tmp_path / "a.png").exists()) in ((1, False), (0, True))
     assert code == 0 or "cairosvg" in error
 
 
 def test_readers_are_listed(tmp_path: Path) -> None:
     code, out, _ = run("readers", "--json", "--cache-dir", tmp_path / "cache")
-    told = json.loads(out)
+    document = json.loads(out)
     assert code == 0
-    assert {one["name"] for one in told["readers"]} >= {"vllm-0.10.2", "transformers-4", "transformers-5"}
-    assert not any(one["installed"] for one in told["readers"])
+    assert {reader["name"] for reader in document["readers"]} >= {"vllm-0.10.2", "transformers-4", "transformers-5"}
+    assert not any(reader["installed"] for reader in document["readers"])

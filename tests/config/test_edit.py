@@ -27,10 +27,10 @@ def code(error: pytest.ExceptionInfo[DcaError]) -> str:
 
 
 def test_yarn_is_written_for_most_readers() -> None:
-    found = edit.set_yarn(source(config()), YARN).plain()
+    edited = edit.set_yarn(source(config()), YARN).plain()
     scaling = {"factor": 4.0, "original_max_position_embeddings": 32768, "rope_type": "yarn"}
-    assert found == config(rope_scaling=scaling)
-    assert isinstance(found["rope_scaling"]["factor"], float)
+    assert edited == config(rope_scaling=scaling)
+    assert isinstance(edited["rope_scaling"]["factor"], float)
     assert YARN.length == 131072
 
 
@@ -50,16 +50,16 @@ def test_the_documented_form_is_right_already() -> None:
     ],
 )
 def test_what_is_there_is_made_right(before: dict[str, Any], after: dict[str, Any]) -> None:
-    found = edit.set_yarn(source(config(rope_scaling=before)), YARN).plain()["rope_scaling"]
-    assert found == after
-    assert isinstance(found["factor"], float)
+    edited = edit.set_yarn(source(config(rope_scaling=before)), YARN).plain()["rope_scaling"]
+    assert edited == after
+    assert isinstance(edited["factor"], float)
 
 
 def test_one_attention_factor_is_written_for_both_kinds_of_readers() -> None:
     wanted = YARN.model_copy(update={"attention_factor": 1.5})
-    found = edit.set_yarn(source(config()), wanted).plain()["rope_scaling"]
-    assert found["attention_factor"] == 1.5
-    assert found["attn_factor"] * 1.1386294361119891 == pytest.approx(1.5, rel=1e-12)
+    edited = edit.set_yarn(source(config()), wanted).plain()["rope_scaling"]
+    assert edited["attention_factor"] == 1.5
+    assert edited["attn_factor"] * 1.1386294361119891 == pytest.approx(1.5, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_one_attention_factor_is_written_for_both_kinds_of_readers() -> None:
 def test_each_reader_gets_its_own_form(names: list[str], place: str, length: int | None) -> None:
     form = edit.form_for([KNOWN[name] for name in names])
     assert form.place == place
-    found = edit.set_yarn(source(config()), YARN, form).plain()
-    assert found["max_position_embeddings"] == (length or 32768)
-    assert found[place]["factor"] == 4.0
-    assert ("rope_theta" in found[place]) == (place == "rope_parameters")
-    assert found["rope_theta"] == 1000000.0
+    edited = edit.set_yarn(source(config()), YARN, form).plain()
+    assert edited["max_position_embeddings"] == (length or 32768)
+    assert edited[place]["factor"] == 4.0
+    assert ("rope_theta" in edited[place]) == (place == "rope_parameters")
+    assert edited["rope_theta"] == 1000000.0
 
 
 def test_readers_that_want_different_files_are_refused_together() -> None:
@@ -93,15 +93,15 @@ def test_a_newer_file_keeps_its_base_for_older_readers() -> None:
     """Where rope_scaling is written as well, transformers 5 takes it alone, without the base inside the other."""
     newer = config(rope_parameters={"rope_theta": 5000000.0, "rope_type": "default"})
     del newer["rope_theta"]
-    found = edit.set_yarn(source(newer), YARN).plain()
-    assert found["rope_theta"] == 5000000.0
-    assert found["rope_parameters"] == {
+    edited = edit.set_yarn(source(newer), YARN).plain()
+    assert edited["rope_theta"] == 5000000.0
+    assert edited["rope_parameters"] == {
         "rope_theta": 5000000.0,
         "rope_type": "yarn",
         "factor": 4.0,
         "original_max_position_embeddings": 32768,
     }
-    assert found["rope_scaling"]["rope_type"] == "yarn"
+    assert edited["rope_scaling"]["rope_type"] == "yarn"
     only = edit.set_yarn(source({**newer, "rope_scaling": DOCUMENTED}), YARN, Form(place="rope_parameters")).plain()
     assert "rope_scaling" not in only
     assert only["rope_parameters"]["rope_theta"] == 5000000.0
@@ -145,8 +145,8 @@ def test_numbers_that_are_none_are_wrong_usage(wrong: dict[str, Any]) -> None:
 
 
 def test_dual_chunk_attention_takes_the_place_of_yarn() -> None:
-    found = edit.set_dca(source(config(rope_scaling=DOCUMENTED)), CHUNKS).plain()
-    assert found == config(dual_chunk_attention_config=DCA, max_position_embeddings=1010000)
+    edited = edit.set_dca(source(config(rope_scaling=DOCUMENTED)), CHUNKS).plain()
+    assert edited == config(dual_chunk_attention_config=DCA, max_position_embeddings=1010000)
 
 
 def test_dual_chunk_attention_with_a_table() -> None:
@@ -174,9 +174,9 @@ def test_chunks_that_are_none_are_wrong_usage(wrong: dict[str, int]) -> None:
 
 
 def test_dropping_caps_the_length() -> None:
-    found = edit.drop_dca(source(config(MILLION))).plain()
-    assert "dual_chunk_attention_config" not in found
-    assert found["max_position_embeddings"] == 262144
+    edited = edit.drop_dca(source(config(MILLION))).plain()
+    assert "dual_chunk_attention_config" not in edited
+    assert edited["max_position_embeddings"] == 262144
     short = source(config(dual_chunk_attention_config=DCA))
     assert edit.drop_dca(short).plain() == config()
     without = source(config())

@@ -138,7 +138,7 @@ folder = Path(sys.argv[1])
 print("ready", flush=True)
 for _ in range(3):
     config.set_yarn(folder, config.YarnSetting(factor=4, original=32768))
-    config.set_dca(folder, model=sys.argv[2], sizes=(30, 800))
+    config.set_dca(folder, model=sys.argv[2], sparse=(30, 800))
     config.undo(folder)
     config.undo(folder)
 """
@@ -157,7 +157,7 @@ def test_a_config_is_old_or_new_whenever_its_writer_is_killed(
     names = listing(folder)
     api.set_yarn(folder, YarnSetting(factor=4, original=32768))
     second = (folder / "config.json").read_bytes()
-    api.set_dca(folder, model=MILLION, sizes=(30, 800))
+    api.set_dca(folder, model=MILLION, sparse=(30, 800))
     third = (folder / "config.json").read_bytes()
     api.undo(folder)
     api.undo(folder)

@@ -23,9 +23,9 @@ YARN = YarnSetting(factor=4, original=32768)
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    made = write(tmp_path / "model", config())
-    (made / "model.safetensors").write_bytes(b"weights")
-    return made
+    folder = write(tmp_path / "model", config())
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
 
 
 def content(path: Path) -> bytes:
@@ -56,7 +56,7 @@ def test_changes_are_undone_one_by_one(model: Path) -> None:
     for factor in (2, 4, 8):
         api.set_yarn(model, YarnSetting(factor=factor, original=32768))
         states.append(content(model))
-    api.set_dca(model, model=MILLION, sizes=(30, 800))
+    api.set_dca(model, model=MILLION, sparse=(30, 800))
     for before in reversed(states):
         api.undo(model)
         assert content(model) == before
@@ -65,11 +65,11 @@ def test_changes_are_undone_one_by_one(model: Path) -> None:
 
 def test_a_dry_run_changes_nothing(model: Path) -> None:
     names = listing(model)
-    told = api.set_yarn(model, YARN, dry_run=True).change
-    assert told is not None
-    assert told.changed
-    assert not told.written
-    assert '+    "rope_type": "yarn"' in told.diff
+    change = api.set_yarn(model, YARN, dry_run=True).change
+    assert change is not None
+    assert change.changed
+    assert not change.written
+    assert '+    "rope_type": "yarn"' in change.diff
     assert (content(model), listing(model)) == (content(write(model.parent / "same", config())), names)
 
 
@@ -90,15 +90,15 @@ def test_the_link_of_a_hub_cache_is_replaced_and_comes_back(tmp_path: Path) -> N
 
 def test_a_blob_that_has_changed_is_not_linked_to_again(tmp_path: Path) -> None:
     write(tmp_path, config(), "blob")
-    made = tmp_path / "model"
-    made.mkdir()
-    (made / "config.json").symlink_to("../blob")
-    api.set_yarn(made, YARN)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").symlink_to("../blob")
+    api.set_yarn(folder, YARN)
     (tmp_path / "blob").write_text("{}")
     with pytest.raises(DcaError) as refused:
-        api.undo(made)
+        api.undo(folder)
     assert refused.value.code == "DCA-209"
-    assert not (made / "config.json").is_symlink()
+    assert not (folder / "config.json").is_symlink()
 
 
 def test_what_somebody_else_changed_is_undone_only_by_force(model: Path) -> None:
@@ -121,35 +121,35 @@ def refused(path: Path) -> str:
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
-    made = tmp_path / "model"
-    assert refused(made) == "DCA-204"
-    made.mkdir()
-    assert refused(made) == "DCA-204"
-    (made / "config.json").mkdir()
-    assert refused(made) == "DCA-207"
-    (made / "config.json").rmdir()
-    os.mkfifo(made / "config.json")
-    assert refused(made) == "DCA-207"
-    (made / "config.json").unlink()
+    folder = tmp_path / "model"
+    assert refused(folder) == "DCA-204"
+    folder.mkdir()
+    assert refused(folder) == "DCA-204"
+    (folder / "config.json").mkdir()
+    assert refused(folder) == "DCA-207"
+    (folder / "config.json").rmdir()
+    os.mkfifo(folder / "config.json")
+    assert refused(folder) == "DCA-207"
+    (folder / "config.json").unlink()
     for target, code in (("/dev/zero", "DCA-207"), ("/dev/null", "DCA-207"), ("nowhere", "DCA-204"), (".", "DCA-207")):
-        (made / "config.json").symlink_to(target)
-        assert refused(made) == code
-        (made / "config.json").unlink()
-    (made / "config.json").symlink_to("config.json")
-    assert refused(made) == "DCA-207"
-    assert refused(made / "config.json") in ("DCA-204", "DCA-102")
-    assert [name for name, _ in listing(made)] == ["config.json"]
+        (folder / "config.json").symlink_to(target)
+        assert refused(folder) == code
+        (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("config.json")
+    assert refused(folder) == "DCA-207"
+    assert refused(folder / "config.json") in ("DCA-204", "DCA-102")
+    assert [name for name, _ in listing(folder)] == ["config.json"]
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_what_is_read_only_is_refused_also_for_root(model: Path, what: str) -> None:
-    one = model if what == "folder" else model / "config.json"
-    before, mode = content(model), one.stat().st_mode
-    one.chmod(0o555 if what == "folder" else 0o444)
+    path = model if what == "folder" else model / "config.json"
+    before, mode = content(model), path.stat().st_mode
+    path.chmod(0o555 if what == "folder" else 0o444)
     names = listing(model)
     assert refused(model) == "DCA-207"
     assert (content(model), listing(model)) == (before, names)
-    one.chmod(mode)
+    path.chmod(mode)
 
 
 def test_a_new_folder_links_to_everything_else(model: Path, tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def test_a_new_folder_links_to_everything_else(model: Path, tmp_path: Path) -> N
         assert (out / name).readlink() == model / name
     assert [name for name, _ in listing(out)] == ["config.json", "model.safetensors", "sub"]
     # Another setting does not go into the same folder.
-    with pytest.raises(DcaError) as there:
+    with pytest.raises(DcaError) as refusal:
         api.set_yarn(model, YarnSetting(factor=2, original=32768), out=out)
-    assert there.value.code == "DCA-207"
+    assert refusal.value.code == "DCA-207"
 
 
 def test_a_new_folder_inside_of_the_old_one_is_refused(model: Path) -> None:
@@ -197,7 +197,7 @@ path = Path({str(model)!r})
 config.check(path)
 config.set_yarn(path, config.YarnSetting(factor=4, original=32768))
 config.undo(path)
-config.set_dca(path, model={MILLION!r}, sizes=(30, 800), out=path.parent / "out")
+config.set_dca(path, model={MILLION!r}, sparse=(30, 800), out=path.parent / "out")
 assert any(one.endswith("config.json") for one in opened)
 print([one for one in opened if "safetensors" in one])
 """
@@ -236,7 +236,7 @@ def test_a_step_that_was_noted_and_not_made_is_dropped(model: Path) -> None:
 
 
 def test_the_models_own_file_for_a_million_tokens_to_the_byte(tmp_path: Path) -> None:
-    made = write(tmp_path / "m", config(MOE))
+    folder = write(tmp_path / "m", config(MOE))
     own = {
         **config(MOE, max_position_embeddings=1010000),
         "dual_chunk_attention_config": {
@@ -247,30 +247,30 @@ def test_the_models_own_file_for_a_million_tokens_to_the_byte(tmp_path: Path) ->
             "sparse_attention_enabled": True,
         },
     }
-    before = content(made)
+    before = content(folder)
     with pytest.raises(DcaError) as missing:
-        api.use_1m(made)
+        api.use_1m(folder)
     assert missing.value.code == "DCA-204"
-    write(made, own, "config_1m.json", indent=4)
-    api.use_1m(made)
-    assert content(made) == (made / "config_1m.json").read_bytes()
-    assert not api.check(made).errors
-    api.undo(made)
-    assert content(made) == before
-    dropped = api.drop_dca(made)
+    write(folder, own, "config_1m.json", indent=4)
+    api.use_1m(folder)
+    assert content(folder) == (folder / "config_1m.json").read_bytes()
+    assert not api.check(folder).errors
+    api.undo(folder)
+    assert content(folder) == before
+    dropped = api.drop_dca(folder)
     assert dropped.change is not None
     assert not dropped.change.changed
 
 
 @pytest.mark.parametrize("kind", ["list", "config"])
 def test_a_sparse_table_from_a_file(tmp_path: Path, kind: str) -> None:
-    made = write(tmp_path / "m", config(MILLION))
+    folder = write(tmp_path / "m", config(MILLION))
     rows = table(28, 28, 30, 800)
     inside: Any = {"dual_chunk_attention_config": {"sparse_attention_config": rows}}
     write(tmp_path, rows if kind == "list" else inside, "table.json")
-    api.set_dca(made, table=tmp_path / "table.json")
-    assert json.loads(content(made))["dual_chunk_attention_config"]["sparse_attention_config"] == rows
-    assert api.check(made).findings == ()
+    api.set_dca(folder, sparse=tmp_path / "table.json")
+    assert json.loads(content(folder))["dual_chunk_attention_config"]["sparse_attention_config"] == rows
+    assert api.check(folder).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -290,19 +290,19 @@ def test_a_sparse_table_from_a_file(tmp_path: Path, kind: str) -> None:
     ],
 )
 def test_a_file_without_a_sparse_table_is_refused(tmp_path: Path, given: str) -> None:
-    made = write(tmp_path / "m", config(MILLION))
-    names, before = listing(made), content(made)
+    folder = write(tmp_path / "m", config(MILLION))
+    names, before = listing(folder), content(folder)
     (tmp_path / "table.json").write_text(given)
     with pytest.raises(DcaError) as wrong:
-        api.set_dca(made, table=tmp_path / "table.json")
+        api.set_dca(folder, sparse=tmp_path / "table.json")
     assert wrong.value.code in ("DCA-206", "DCA-213")
-    assert (listing(made), content(made)) == (names, before)
+    assert (listing(folder), content(folder)) == (names, before)
 
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
-    made = write(tmp_path / "m", config(rope_scaling=DOCUMENTED))
-    api.set_dca(made, DualChunkSetting(chunk_size=8192, local_size=1024, original=32768, length=65536))
-    assert json.loads(content(made)) == config(
+    folder = write(tmp_path / "m", config(rope_scaling=DOCUMENTED))
+    api.set_dca(folder, DualChunkSetting(chunk_size=8192, local_size=1024, original=32768, length=65536))
+    assert json.loads(content(folder)) == config(
         max_position_embeddings=65536,
         dual_chunk_attention_config={"chunk_size": 8192, "local_size": 1024, "original_max_position_embeddings": 32768},
     )

@@ -50,8 +50,8 @@ def test_official_minimum_of_gpu_memory() -> None:
     ],
 )
 def test_which_model_a_config_is(value: dict[str, Any], folder: str, wanted: str | None) -> None:
-    found = models.match(value, folder, KNOWN)
-    assert (found.name if found else None) == wanted
+    result = models.match(value, folder, KNOWN)
+    assert (result.name if result else None) == wanted
 
 
 def test_a_name_is_found_with_its_organisation_and_in_any_case() -> None:
@@ -93,8 +93,8 @@ def test_every_reader_stands_on_a_recipe_and_a_lock_or_says_how_to_get_it() -> N
         assert lock.is_file() == bool(reader.package)
         if reader.package:
             assert f"\n{reader.package} \\\n" in lock.read_text(encoding="utf-8")
-    assert len([one for one in known if str(one.package).startswith("transformers==4.")]) >= 3
-    assert [one for one in known if str(one.package).startswith("transformers==5.")]
+    assert len([entry for entry in known if str(entry.package).startswith("transformers==4.")]) >= 3
+    assert [entry for entry in known if str(entry.package).startswith("transformers==5.")]
 
 
 def test_a_readers_name_that_there_is_not_is_refused() -> None:

@@ -84,7 +84,7 @@ def cases(place: Path) -> dict[str, Case]:
     api.set_yarn(folder, yarn)
     made["newer"] = Case(folder, readers=most, **scaled)
     folder = setting("dca", config(rope_theta=1e7))
-    api.set_dca(folder, model=MILLION, sizes=(30, 800))
+    api.set_dca(folder, model=MILLION, sparse=(30, 800))
     made["set-dca"] = Case(folder, 1010000, base=1e7, dca=True)
     folder = setting("dropped", config("Qwen2.5-14B-Instruct-1M"))
     api.drop_dca(folder)
@@ -148,7 +148,7 @@ def test_a_length_that_is_not_the_readers_is_no_yarn_or_another(
 ) -> None:
     """Why DCA-123 is an error for these readers."""
     folder = write(tmp_path / "m", config(rope_scaling=DOCUMENTED, max_position_embeddings=length))
-    assert "DCA-123" in [one.code for one in api.check(folder, names=[name]).errors]
+    assert "DCA-123" in [error.code for error in api.check(folder, names=[name]).errors]
     (reading,) = readers.ask(located(name, cache, None, tmp_path / "log"), [folder], tmp_path)
     row = next(
         one for one in compare.table([reading], config(rope_scaling=DOCUMENTED)) if one.name.startswith("inverse")
@@ -206,9 +206,11 @@ def test_readers_that_do_not_scale_are_marked(tmp_path: Path) -> None:
 def test_readers_that_are_not_installed_say_so_and_how_to_get_them(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", config(ORDINARY))
     shown = api.show(folder, store.Store(tmp_path / "cache"))
-    assert [one.reader for one in shown.readings] == [name for name, one in KNOWN.items() if one.shown]
-    assert all(not one.installed and one.why.startswith("not installed; ") for one in shown.readings)
-    assert "--install transformers-5" in next(one.why for one in shown.readings if one.reader == "transformers-5")
+    assert [reading.reader for reading in shown.readings] == [name for name, one in KNOWN.items() if one.shown]
+    assert all(not reading.installed and reading.why.startswith("not installed; ") for reading in shown.readings)
+    assert "--install transformers-5" in next(
+        reading.why for reading in shown.readings if reading.reader == "transformers-5"
+    )
     assert shown.rows == ()
 
 
@@ -217,7 +219,7 @@ def test_a_python_without_the_package_is_told_in_its_own_words(tmp_path: Path) -
 
     folder = write(tmp_path / "m", config(ORDINARY))
     shown = api.show(folder, store.Store(tmp_path / "cache"), pythons={"transformers-5": Path(sys.executable)})
-    told = {one.reader: one for one in shown.readings}["transformers-5"]
+    told = {reading.reader: reading for reading in shown.readings}["transformers-5"]
     assert not told.installed
     assert "No module named 'transformers'" in told.why
 

@@ -37,9 +37,9 @@ INDENTS = st.sampled_from([None, 0, 2, 4, "\t"])
 @settings(max_examples=200, deadline=None)
 def test_what_is_parsed_is_what_python_reads(value: dict[str, object], indent: int | str | None) -> None:
     written = json.dumps(value, indent=indent)
-    found = parse(written)
-    assert found.plain() == json.loads(written)
-    assert found.data == written.encode()
+    result = parse(written)
+    assert result.plain() == json.loads(written)
+    assert result.data == written.encode()
 
 
 @given(OBJECTS, st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), VALUES, INDENTS)

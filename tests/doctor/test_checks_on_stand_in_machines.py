@@ -20,16 +20,16 @@ from dca.foundation import host_memory
 from tests.support.machines import ALL, Machine, library, program
 
 GIB = 1 << 30
-FORK = next(one.recipe.name for one in ALL if one.recipe.source.kind == "git")
-LAST = next(one.recipe.name for one in ALL if one.recipe.torch.version.startswith("2.8"))
+FORK = next(loaded.recipe.name for loaded in ALL if loaded.recipe.source.kind == "git")
+LAST = next(loaded.recipe.name for loaded in ALL if loaded.recipe.torch.version.startswith("2.8"))
 
 # --- machine -------------------------------------------------------------------------------------------------
 
 
 def test_system_of_a_linux_with_a_recent_glibc_is_fine(machine: Machine) -> None:
-    found = machine.one("machine.system")
-    assert found.status == "fine"
-    assert found.found.startswith("Thing Linux 1, ")
+    result = machine.one("machine.system")
+    assert result.status == "fine"
+    assert result.found.startswith("Thing Linux 1, ")
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_memory_is_the_least_of_all_control_groups(
     stand_in = psutil.virtual_memory()._replace(total=64 * GIB, available=60 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: stand_in)
     group(machine, limits, first=first)
-    found = machine.one("machine.memory")
-    assert found.status == status
+    result = machine.one("machine.memory")
+    assert result.status == status
     if status == "wrong":
-        assert found.found.startswith("1.0 GiB")
-        assert str(machine.cgroup) in found.found
+        assert result.found.startswith("1.0 GiB")
+        assert str(machine.cgroup) in result.found
 
 
 def test_memory_that_others_use_is_to_know(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +158,8 @@ def test_a_disk_that_cannot_be_asked_is_unknown(machine: Machine, monkeypatch: p
 
 def test_a_disk_that_cannot_be_written_is_wrong(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    found = machine.one("machine.disk")
-    assert (found.status, "cannot be written" in found.found) == ("wrong", True)
+    result = machine.one("machine.disk")
+    assert (result.status, "cannot be written" in result.found) == ("wrong", True)
 
 
 def test_no_variable_is_fine(machine: Machine) -> None:
@@ -189,8 +189,8 @@ def test_no_variable_is_fine(machine: Machine) -> None:
 )
 def test_a_variable_that_changes_a_build_is_to_know(name: str, machine: Machine) -> None:
     machine.env = {name: "something"}
-    found = machine.one("machine.variables")
-    assert (found.status, found.remedy) == ("note", f"unset {name}")
+    result = machine.one("machine.variables")
+    assert (result.status, result.remedy) == ("note", f"unset {name}")
 
 
 def test_what_may_be_secret_in_a_variable_is_not_shown(machine: Machine) -> None:
@@ -282,18 +282,18 @@ def test_each_toolkit_is_told_with_what_it_builds(
 ) -> None:
     folder = machine.toolkit(machine.root / "cuda", version)
     monkeypatch.setenv("CUDA_HOME", str(folder))
-    found = machine.one("cuda.toolkits")
-    assert found.status == status
-    assert f"nvcc {version} in {folder}" in found.found
+    result = machine.one("cuda.toolkits")
+    assert result.status == status
+    assert f"nvcc {version} in {folder}" in result.found
     assert machine.one("cuda.torch").status == status
     if status == "fine":
-        assert (FORK in found.found) == (version < "12.5")
+        assert (FORK in result.found) == (version < "12.5")
 
 
 def test_several_toolkits_are_several_lines(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", str(machine.toolkit(machine.root / "cuda-12.4", "12.4.131")))
     monkeypatch.setenv("CONDA_PREFIX", str(machine.toolkit(machine.root / "conda", "13.0.88")))
-    assert [one.status for one in machine.all("cuda.toolkits")] == ["fine", "note"]
+    assert [result.status for result in machine.all("cuda.toolkits")] == ["fine", "note"]
 
 
 def test_an_nvcc_that_does_not_run_is_unknown(machine: Machine) -> None:
@@ -356,8 +356,8 @@ def test_what_a_toolkit_lacks_is_named(
     missing: tuple[str, ...], status: str, word: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_HOME", str(machine.toolkit(machine.root / "cuda", "12.4.131", *missing)))
-    found = machine.one("cuda.complete")
-    assert (found.status, word in found.found) == (status, True)
+    result = machine.one("cuda.complete")
+    assert (result.status, word in result.found) == (status, True)
 
 
 def test_newer_torch_asks_for_no_nvtoolsext(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,9 +372,9 @@ def test_newer_torch_asks_for_no_nvtoolsext(machine: Machine, monkeypatch: pytes
 def test_a_cuda_that_is_asked_for_must_build_a_recipe(asked: str, status: str, machine: Machine) -> None:
     machine.recipe(FORK)
     machine.more = {"lines": (asked,)}
-    found = machine.one("cuda.torch")
-    assert found.status == status
-    assert "documents ask for CUDA 12.1 or 12.3" in found.details[0]
+    result = machine.one("cuda.torch")
+    assert result.status == status
+    assert "documents ask for CUDA 12.1 or 12.3" in result.details[0]
 
 
 def test_nvcc_and_the_torch_of_the_environment_are_of_one_major_version(
@@ -407,8 +407,8 @@ def test_a_driver_is_needed_to_serve_and_not_to_build(machine: Machine) -> None:
 
 
 def test_the_python_that_builds_is_the_tools_own(machine: Machine) -> None:
-    found = machine.one("python.version")
-    assert platform.python_version() in found.found
+    result = machine.one("python.version")
+    assert platform.python_version() in result.found
 
 
 @pytest.mark.parametrize(
@@ -432,8 +432,8 @@ def test_a_python_that_tells_nothing_is_unknown(body: str, machine: Machine) -> 
 )
 def test_transformers_is_between_two_versions(version: str, status: str, machine: Machine) -> None:
     machine.more = {"python": machine.python({"transformers": version})}
-    found = machine.one("python.transformers", "serve")
-    assert (found.status, version in found.found) == (status, True)
+    result = machine.one("python.transformers", "serve")
+    assert (result.status, version in result.found) == (status, True)
 
 
 @pytest.mark.parametrize(
@@ -448,9 +448,9 @@ def test_transformers_is_between_two_versions(version: str, status: str, machine
 )
 def test_packages_that_have_moved_are_named(packages: dict[str, str], wrong: list[str], machine: Machine) -> None:
     machine.more = {"python": machine.python(packages)}
-    found = machine.all("python.packages", "serve")
-    assert [one.status for one in found] == (["wrong"] * len(wrong) or ["fine"])
-    for one, name in zip(found, wrong, strict=False):
+    results = machine.all("python.packages", "serve")
+    assert [one.status for one in results] == (["wrong"] * len(wrong) or ["fine"])
+    for one, name in zip(results, wrong, strict=False):
         assert one.found.startswith(name)
 
 
@@ -537,9 +537,9 @@ def test_gpus_that_are_not_visible_do_not_count(machine: Machine) -> None:
     machine.gpus(T4, H100, H100)
     model(machine, SEVEN)
     machine.env = {"CUDA_VISIBLE_DEVICES": "1,2"}
-    found = machine.one("gpus.present", "serve")
-    assert (found.status, found.found) == ("fine", "2 x NVIDIA H100 80GB HBM3, 9.0, 85.5 GB")
-    assert "CUDA_VISIBLE_DEVICES hides 1 more" in found.details
+    result = machine.one("gpus.present", "serve")
+    assert (result.status, result.found) == ("fine", "2 x NVIDIA H100 80GB HBM3, 9.0, 85.5 GB")
+    assert "CUDA_VISIBLE_DEVICES hides 1 more" in result.details
     assert [machine.one(code, "serve").status for code in CODES] == ["fine"] * 4
     assert machine.one("model.memory", "serve").found == "171 GB on 2 GPUs"
     machine.env = {"CUDA_VISIBLE_DEVICES": "1"}
@@ -547,15 +547,15 @@ def test_gpus_that_are_not_visible_do_not_count(machine: Machine) -> None:
     assert machine.one("model.parallel", "serve").found.startswith("1 of")
     for chosen in ("", "7", "-1"):
         machine.env = {"CUDA_VISIBLE_DEVICES": chosen}
-        found = machine.one("gpus.present", "serve")
-        assert (found.status, found.found) == ("wrong", "none of 3 that CUDA_VISIBLE_DEVICES leaves")
-        assert "CUDA_VISIBLE_DEVICES" in found.remedy
+        result = machine.one("gpus.present", "serve")
+        assert (result.status, result.found) == ("wrong", "none of 3 that CUDA_VISIBLE_DEVICES leaves")
+        assert "CUDA_VISIBLE_DEVICES" in result.remedy
 
 
 def test_gpus_of_two_kinds_are_to_know(machine: Machine) -> None:
     machine.gpus(H100, H100, T4)
-    found = machine.one("gpus.present", "serve")
-    assert (found.status, found.found) == (
+    result = machine.one("gpus.present", "serve")
+    assert (result.status, result.found) == (
         "note",
         "2 x NVIDIA H100 80GB HBM3, 9.0, 85.5 GB; 1 x Tesla T4, 7.5, 16.1 GB",
     )
@@ -569,8 +569,8 @@ def test_without_gpus_a_build_is_fine_and_serving_is_not(machine: Machine) -> No
 def test_a_driver_that_fails_is_unknown(machine: Machine) -> None:
     machine.program("nvidia-smi", "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
     for code in (*CODES, "cuda.driver"):
-        found = machine.one(code, "serve")
-        assert (found.status, "mismatch" in found.found) == ("unknown", True)
+        result = machine.one(code, "serve")
+        assert (result.status, "mismatch" in result.found) == ("unknown", True)
 
 
 def test_lines_of_the_driver_that_are_no_gpu_are_left_out(machine: Machine) -> None:
@@ -582,9 +582,9 @@ def test_the_library_is_asked_before_the_program(machine: Machine, monkeypatch: 
     machine.gpus(T4)
     cards = [("NVIDIA H200", (9, 0), 150_754_820_096)]
     monkeypatch.setattr(nvidia, "_library", lambda: library(cards))
-    found = machine.one("gpus.present")
-    assert found.found == "1 x NVIDIA H200, 9.0, 150.8 GB"
-    assert "NVML" in found.details[0]
+    result = machine.one("gpus.present")
+    assert result.found == "1 x NVIDIA H200, 9.0, 150.8 GB"
+    assert "NVML" in result.details[0]
     monkeypatch.setattr(nvidia, "_library", lambda: library(cards, error="Unknown Error"))
     assert machine.one("gpus.present").status == "unknown"
 
@@ -635,8 +635,8 @@ def test_the_index_answers_or_not(
 ) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://me:s3cret@index.example/simple")
     machine.places = {"index": place}  # type: ignore[dict-item]
-    found = machine.one("network.index")
-    assert (found.status, "s3cret" in str(found)) == (status, False)
+    result = machine.one("network.index")
+    assert (result.status, "s3cret" in str(result)) == (status, False)
 
 
 def test_what_was_downloaded_before_is_kept(machine: Machine) -> None:
@@ -665,9 +665,9 @@ def test_repositories_answer_or_are_named(why: str, recipe: str | None, status: 
     if recipe:
         machine.recipe(recipe)
     machine.places = dict.fromkeys(probes.repositories(machine.known), lambda: why)
-    found = machine.one("network.sources")
-    assert found.status == status
-    assert len(found.details) == len(machine.places)
+    result = machine.one("network.sources")
+    assert result.status == status
+    assert len(result.details) == len(machine.places)
 
 
 def test_repositories_that_do_not_answer_in_time_are_unknown(machine: Machine) -> None:
@@ -737,16 +737,16 @@ def test_memory_of_all_gpus_is_held_against_the_official_minimum(
 ) -> None:
     model(machine, config)
     machine.gpus(*[H100] * cards)
-    found = machine.one("model.memory", "serve")
-    assert found.status == status
-    assert f"{120 if config is SEVEN else 320} GB over all GPUs: the official minimum" in found.wanted
+    result = machine.one("model.memory", "serve")
+    assert result.status == status
+    assert f"{120 if config is SEVEN else 320} GB over all GPUs: the official minimum" in result.wanted
 
 
 def test_memory_of_a_model_without_an_official_minimum_is_weights_and_cache(machine: Machine) -> None:
     model(machine, SEVEN | {"num_hidden_layers": 20})
     machine.gpus(H100)
-    found = machine.one("model.memory", "serve")
-    assert (found.status, "weights" in found.wanted) == ("fine", True)
+    result = machine.one("model.memory", "serve")
+    assert (result.status, "weights" in result.wanted) == ("fine", True)
 
 
 @pytest.mark.parametrize(
@@ -763,7 +763,7 @@ def test_weights_and_cache_are_those_of_the_memory_model(
 def test_a_model_that_is_as_it_should_be_is_fine(machine: Machine) -> None:
     model(machine, SEVEN)
     machine.gpus(*[H100] * 4)
-    assert [one.status for one in machine.report("model", purpose="serve").results] == ["fine"] * 4
+    assert [result.status for result in machine.report("model", purpose="serve").results] == ["fine"] * 4
 
 
 def test_a_missing_or_foreign_table_is_told(machine: Machine) -> None:
@@ -777,16 +777,16 @@ def test_a_missing_or_foreign_table_is_told(machine: Machine) -> None:
 
 def test_a_config_with_a_problem_is_told(machine: Machine) -> None:
     model(machine, SEVEN | {"use_sliding_window": True, "sliding_window": 4096})
-    assert {one.status for one in machine.all("model.config", "serve")} != {"fine"}
+    assert {result.status for result in machine.all("model.config", "serve")} != {"fine"}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\x00", '{"architectures": 3}', "[" * 100_000])
 def test_a_config_that_cannot_be_read_is_no_traceback(content: str, machine: Machine) -> None:
     model(machine, content)
     machine.gpus(H100)
-    found = machine.report("model", purpose="serve").results
-    assert {one.code for one in found} == set(MODEL_CODES)
-    assert {one.status for one in found} <= {"wrong", "unknown"}
+    results = machine.report("model", purpose="serve").results
+    assert {one.code for one in results} == set(MODEL_CODES)
+    assert {one.status for one in results} <= {"wrong", "unknown"}
 
 
 def test_a_model_that_is_not_named_is_to_know(machine: Machine) -> None:
@@ -826,12 +826,12 @@ def test_a_bare_machine_gets_every_line(machine: Machine) -> None:
     shutil.rmtree(machine.root)
     shutil.rmtree(machine.proc)
     for purpose in ("build", "serve"):
-        found = machine.report(purpose=purpose)  # type: ignore[arg-type]
-        assert {one.code for one in found.results} == {entry.code for entry in doctor.chosen(purpose)}  # type: ignore[arg-type]
+        report = machine.report(purpose=purpose)  # type: ignore[arg-type]
+        assert {result.code for result in report.results} == {entry.code for entry in doctor.chosen(purpose)}  # type: ignore[arg-type]
 
 
 def test_a_check_that_fails_itself_hides_no_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia, "look", lambda: 1 / 0)
-    found = {one.code: one.status for one in machine.report("gpus", "machine.cores").results}
+    found = {result.code: result.status for result in machine.report("gpus", "machine.cores").results}
     assert found["gpus.present"] == "unknown"
     assert found["machine.cores"] in ("fine", "note")

@@ -36,7 +36,7 @@ def test_this_machine_is_told_as_text_and_as_a_document(purpose: str, tmp_path: 
     assert "Traceback" not in text.stderr
     done = run("--for", purpose, "--json", cache=tmp_path / "cache")
     report = Report.model_validate_json(done.stdout)
-    assert {one.code for one in report.results} == {entry.code for entry in doctor.chosen(purpose)}  # type: ignore[arg-type]
+    assert {result.code for result in report.results} == {entry.code for entry in doctor.chosen(purpose)}  # type: ignore[arg-type]
     assert (done.returncode, "DCA-105" in done.stderr) == ((1, True) if report.wrong else (0, False))
     for one in report.results:
         assert f"{one.code} " in text.stdout
@@ -45,14 +45,14 @@ def test_this_machine_is_told_as_text_and_as_a_document(purpose: str, tmp_path: 
 
 
 def test_what_is_told_of_this_machines_toolkits_is_true(tmp_path: Path) -> None:
-    told = json.loads(run("--only", "cuda.toolkits", "--json", cache=tmp_path).stdout)["results"]
+    document = json.loads(run("--only", "cuda.toolkits", "--json", cache=tmp_path).stdout)["results"]
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("this machine has no nvcc on PATH")
     said = subprocess.run([nvcc, "--version"], text=True, capture_output=True, check=True).stdout
     match = re.search(r"V(\d+\.\d+\.\d+)", said)
     assert match is not None
-    mine = [one for one in told if f"nvcc {match[1]} in" in one["found"]]
+    mine = [one for one in document if f"nvcc {match[1]} in" in one["found"]]
     assert len(mine) == 1
     # CUDA 13 is not for torch 2.8, nor for any other recipe's; 12.4 is for all of them.
     expected = {"13.0": "note", "12.4": "fine"}.get(".".join(match[1].split(".")[:2]))
@@ -61,15 +61,15 @@ def test_what_is_told_of_this_machines_toolkits_is_true(tmp_path: Path) -> None:
 
 def test_the_document_keeps_to_its_schema(tmp_path: Path) -> None:
     schema = json.loads(run("--schema", cache=tmp_path).stdout)
-    told = json.loads(run("--only", "machine", "--json", cache=tmp_path).stdout)
-    assert set(told) == set(schema["properties"])
-    assert set(told["results"][0]) == set(schema["$defs"]["Result"]["properties"])
-    assert told["schema"] == "dca.doctor/1"
+    document = json.loads(run("--only", "machine", "--json", cache=tmp_path).stdout)
+    assert set(document) == set(schema["properties"])
+    assert set(document["results"][0]) == set(schema["$defs"]["Result"]["properties"])
+    assert document["schema"] == "dca.doctor/1"
 
 
 def test_only_and_skip_name_groups_and_checks(tmp_path: Path) -> None:
     def codes(*arguments: str) -> list[str]:
-        return [one["code"] for one in json.loads(run(*arguments, "--json", cache=tmp_path).stdout)["results"]]
+        return [result["code"] for result in json.loads(run(*arguments, "--json", cache=tmp_path).stdout)["results"]]
 
     assert codes("--only", "machine.cores") == ["machine.cores"]
     assert codes("--only", "machine.cores,compilers.git") == ["machine.cores", "compilers.git"]
@@ -118,7 +118,7 @@ def test_torch_is_not_imported_and_neither_are_the_packages_of_an_environment(tm
     stand_in.write_text(f"#!/bin/sh\nPYTHONPATH={site} {PYTHON} -S {worker}; echo a warning\n")
     stand_in.chmod(0o755)
     done = run("--python", stand_in, "--only", "python,cuda.torch", "--json", cache=tmp_path / "cache")
-    found = {one["code"]: one for one in json.loads(done.stdout)["results"]}
+    found = {result["code"]: result for result in json.loads(done.stdout)["results"]}
     assert found["python.transformers"]["status"] == "wrong"
     assert "torch of the environment for CUDA 12.8" in found["cuda.torch"]["found"]
     probe = (
@@ -192,7 +192,7 @@ def test_the_real_library_is_understood_with_a_driver_that_stands_in(tmp_path: P
         cache=tmp_path / "cache",
         LD_LIBRARY_PATH=str(tmp_path),
     )
-    found = {one["code"]: one for one in json.loads(done.stdout)["results"]}
+    found = {result["code"]: result for result in json.loads(done.stdout)["results"]}
     assert found["gpus.present"]["found"] == "2 x NVIDIA H100, 9.0, 85.5 GB"
     assert found["gpus.present"]["details"] == ["asked of NVML, driver 550.54.15"]
     assert {one["status"] for one in found.values()} == {"fine"}

@@ -33,8 +33,8 @@ def test_story_a2_what_the_documents_ask_for_is_checked_on_a_stand_in_machine(
 ) -> None:
     machine.recipe("qwen-fork")
     machine.more = {"python": machine.python({"transformers": transformers, "torch": "2.5.1"}, number=number)}
-    found = machine.report("python.transformers", "python.version", purpose="serve").results
-    assert {one.code for one in found if one.status == "wrong"} == wrong
+    results = machine.report("python.transformers", "python.version", purpose="serve").results
+    assert {one.code for one in results if one.status == "wrong"} == wrong
 
 
 def test_story_a3_the_forks_branch_is_taken_without_a_key_and_the_documents_clone_is_explained() -> None:

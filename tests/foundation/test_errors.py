@@ -5,29 +5,17 @@ from __future__ import annotations
 import ast
 import errno
 import os
-import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dca.catalogue import failures
 from dca.foundation import data
-from dca.foundation.errors import CODES, DcaError, ExitCode, from_os_error
+from dca.foundation.errors import DcaError, ExitCode, from_os_error
 from tests.support import ROOT
-
-CODE = re.compile(r"DCA-\d{3}")
-
-
-def uses() -> dict[str, set[str]]:
-    """Codes of the package's source by the files that use them; the list itself is no use."""
-    found: dict[str, set[str]] = {}
-    for path in sorted(data.PACKAGE.rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if path == data.PACKAGE / "foundation/errors.py":
-            text = text[text.index("class DcaError") :]
-        for code in CODE.findall(text):
-            found.setdefault(code, set()).add(path.name)
-    return found
 
 
 def raised() -> Iterator[tuple[str, ast.Call]]:
@@ -38,37 +26,11 @@ def raised() -> Iterator[tuple[str, ast.Call]]:
                 yield f"{path.name}:{node.lineno}", node
 
 
-def test_every_code_in_the_source_is_listed() -> None:
-    assert {code: files for code, files in uses().items() if code not in CODES} == {}
-
-
-def test_every_listed_code_is_used_in_the_source() -> None:
-    assert sorted(set(CODES) - set(uses())) == []
-
-
-def test_the_documents_name_only_listed_codes() -> None:
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    # Codes from DCA-800 on belong to the guards inside of the wheel.
-    named = {(page.name, code) for page in pages for code in CODE.findall(page.read_text(encoding="utf-8"))}
-    assert sorted((page, code) for page, code in named if code not in CODES and code < "DCA-800") == []
-
-
-@pytest.mark.parametrize("code", sorted(CODES))
+@pytest.mark.parametrize("code", sorted(failures.load().codes))
 def test_first_digit_is_the_exit_code(code: str) -> None:
     error = DcaError(code, "Something happened.")
     assert error.exit_code == int(code[4])
     assert ExitCode(error.exit_code) is not ExitCode.OK
-
-
-@pytest.mark.parametrize("code", sorted(CODES))
-def test_what_a_code_stands_for_is_one_short_clause(code: str) -> None:
-    assert CODES[code] == CODES[code].strip()
-    assert not CODES[code].endswith(".")
-    assert len(CODES[code].splitlines()) == 1
-
-
-def test_no_two_codes_stand_for_the_same() -> None:
-    assert len(set(CODES.values())) == len(CODES)
 
 
 def test_every_error_says_what_to_do_next() -> None:
@@ -78,9 +40,23 @@ def test_every_error_says_what_to_do_next() -> None:
     assert silent == []
 
 
-def test_an_unknown_code_cannot_be_raised() -> None:
-    with pytest.raises(ValueError, match="DCA-999"):
-        DcaError("DCA-999", "Something happened.")
+@pytest.mark.parametrize("code", ["", "DCA-", "DCA-001", "DCA-30", "DCA-3000", "dca-301", "E301"])
+def test_what_is_no_code_cannot_be_raised(code: str) -> None:
+    with pytest.raises(ValueError, match="is not an error code"):
+        DcaError(code, "Something happened.")
+
+
+def test_an_error_is_raised_and_printed_without_any_data_file() -> None:
+    probe = (
+        "import sys\n"
+        "from dca.foundation.errors import DcaError\n"
+        "error = DcaError('DCA-301', 'It is not there.')\n"
+        "assert (str(error), error.exit_code) == ('DCA-301: It is not there.', 3)\n"
+        "print(sorted({'tomllib', 'tomli', 'pydantic', 'dca.foundation.data'} & set(sys.modules)))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run([sys.executable, "-c", probe], env=env, text=True, capture_output=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_message_says_what_why_and_next() -> None:

@@ -25,7 +25,9 @@ class Bench:
     def __init__(self, wheel: Path, plan: Plan, folder: Path) -> None:
         self.name, self.folder = wheel.name, folder
         self.whole, self.whole_plan = wheels.members(wheel), plan
-        self.plan = plan.model_copy(update={"modules": tuple(one for one in plan.modules if one.path == MODULE)})
+        self.plan = plan.model_copy(
+            update={"modules": tuple(module for module in plan.modules if module.path == MODULE)}
+        )
         self.files = {path: content for path, content in self.whole.items() if path != FLASH}
         self.set_plan(self.files, self.plan)
 
@@ -35,7 +37,7 @@ class Bench:
         paths = [module.path for module in plan.modules]
         record = json.loads(files[path])
         record["plan"] = plan.key
-        record["modules"] = [one for one in record["modules"] if one["path"] in paths]
+        record["modules"] = [module for module in record["modules"] if module["path"] in paths]
         files[path] = json.dumps(record).encode()
 
     def inspect(self, dca: RunDca, wheel: Path, plan: Plan, *more: str | Path) -> tuple[int, str]:
@@ -50,11 +52,11 @@ def bench(wheel: Path, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> 
     return Bench(wheel, plan, tmp_path_factory.mktemp("faults"))
 
 
-def found(code: int, told: str, *words: str) -> None:
-    assert code == 7, told
-    assert told.startswith("DCA-702"), told
+def assert_is_found(code: int, message: str, *words: str) -> None:
+    assert code == 7, message
+    assert message.startswith("DCA-702"), message
     for word in words:
-        assert word in told, told
+        assert word in message, message
 
 
 def test_without_a_fault_nothing_is_found(bench: Bench, dca: RunDca, build_python: Path) -> None:
@@ -65,8 +67,8 @@ def test_without_a_fault_nothing_is_found(bench: Bench, dca: RunDca, build_pytho
 def test_an_arch_that_is_missing_is_found(bench: Bench, dca: RunDca) -> None:
     files = dict(bench.files)
     wheels.change_module(files, MODULE, lambda module: wheels.without_arch(module, 90))
-    code, told = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    found(code, told, f"{MODULE} lacks cubins for 9.0 (it has 8.0).")
+    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
+    assert_is_found(code, message, f"{MODULE} lacks cubins for 9.0 (it has 8.0).")
 
 
 def test_an_op_that_is_missing_is_found(bench: Bench, dca: RunDca, build_python: Path) -> None:
@@ -75,10 +77,10 @@ def test_an_op_that_is_missing_is_found(bench: Bench, dca: RunDca, build_python:
     wheels.change_module(
         files, MODULE, lambda module: module.replace(b"\0apply_repetition_pena", b"\0apply_repetition_penA")
     )
-    code, told = bench.inspect(
+    code, message = bench.inspect(
         dca, wheels.write(files, bench.folder / bench.name), bench.plan, "--python", build_python
     )
-    found(code, told, f"{MODULE} does not register _C::apply_repetition_penalties_.")
+    assert_is_found(code, message, f"{MODULE} does not register _C::apply_repetition_penalties_.")
 
 
 def test_a_schema_that_changed_is_found(bench: Bench, dca: RunDca, build_python: Path) -> None:
@@ -86,37 +88,39 @@ def test_a_schema_that_changed_is_found(bench: Bench, dca: RunDca, build_python:
     wheels.change_module(
         files, MODULE, lambda module: module.replace(b"Tensor weight, float epsilon", b"Tensor weight, float epsilom")
     )
-    code, told = bench.inspect(
+    code, message = bench.inspect(
         dca, wheels.write(files, bench.folder / bench.name), bench.plan, "--python", build_python
     )
-    found(code, told, "registers _C::rms_norm with another schema than the official wheel", "epsilom")
+    assert_is_found(code, message, "registers _C::rms_norm with another schema than the official wheel", "epsilom")
 
 
 def test_a_copied_module_that_was_planned_from_source_is_found(bench: Bench, dca: RunDca) -> None:
     modules = tuple(
-        one.model_copy(update={"origin": "compiled", "sha256": "", "official": one.sha256})
-        if one.path == FLASH
-        else one
-        for one in bench.whole_plan.modules
+        module.model_copy(update={"origin": "compiled", "sha256": "", "official": module.sha256})
+        if module.path == FLASH
+        else module
+        for module in bench.whole_plan.modules
     )
     plan, files = bench.whole_plan.model_copy(update={"modules": modules}), dict(bench.whole)
     bench.set_plan(files, plan)
-    code, told = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), plan)
-    found(code, told, f"{FLASH} was planned to be compiled from source, but is copied from the official wheel.")
+    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), plan)
+    assert_is_found(
+        code, message, f"{FLASH} was planned to be compiled from source, but is copied from the official wheel."
+    )
 
 
 def test_a_cut_cubin_is_found(bench: Bench, dca: RunDca) -> None:
     files = dict(bench.files)
     wheels.change_module(files, MODULE, wheels.with_a_cut_cubin)
-    code, told = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    found(code, told, f"{MODULE}: the cubin for 8.0 at offset")
+    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
+    assert_is_found(code, message, f"{MODULE}: the cubin for 8.0 at offset")
 
 
 def test_a_module_that_ends_early_is_found(bench: Bench, dca: RunDca) -> None:
     files = dict(bench.files)
     wheels.change_module(files, MODULE, lambda module: module[: len(module) * 9 // 10])
-    code, told = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    found(code, told, f"{MODULE}: not a whole ELF file: ")
+    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
+    assert_is_found(code, message, f"{MODULE}: not a whole ELF file: ")
 
 
 def test_a_wrong_line_of_record_is_found(bench: Bench, dca: RunDca) -> None:
@@ -125,26 +129,26 @@ def test_a_wrong_line_of_record_is_found(bench: Bench, dca: RunDca) -> None:
         bench.folder / bench.name,
         record=lambda text: text.replace(b"vllm/_C.abi3.so,sha256=", b"vllm/_C.abi3.so,sha256=A", 1),
     )
-    code, told = bench.inspect(dca, wheel, bench.plan)
-    found(code, told, f"RECORD has another hash or size for {MODULE}.")
+    code, message = bench.inspect(dca, wheel, bench.plan)
+    assert_is_found(code, message, f"RECORD has another hash or size for {MODULE}.")
 
 
 @pytest.mark.parametrize(
-    ("platform", "in_wheel", "told"),
+    ("platform", "in_wheel", "problem"),
     [
         ("manylinux1_x86_64", False, "WHEEL says cp38-abi3-{own}, the file name cp38-abi3-manylinux1_x86_64."),
         ("manylinux1_x86_64", True, "promises to run with glibc 2.5, but"),
         ("linux_aarch64", True, f"the tag says linux_aarch64, but {MODULE} is compiled for x86_64."),
     ],
 )
-def test_a_tag_that_lies_is_found(bench: Bench, dca: RunDca, platform: str, in_wheel: bool, told: str) -> None:
+def test_a_tag_that_lies_is_found(bench: Bench, dca: RunDca, platform: str, in_wheel: bool, problem: str) -> None:
     files, own = dict(bench.files), bench.name.removesuffix(".whl").rsplit("-", 1)[1]
     if in_wheel:
         path = f"{wheels.info(files)}/WHEEL"
         files[path] = files[path].replace(own.encode(), platform.encode())
     wheel = wheels.write(files, bench.folder / bench.name.replace(own, platform))
-    code, said = bench.inspect(dca, wheel, bench.plan)
-    found(code, said, told.replace("{own}", own))
+    code, message = bench.inspect(dca, wheel, bench.plan)
+    assert_is_found(code, message, problem.replace("{own}", own))
 
 
 @pytest.mark.parametrize("instead", [b"torch", b"torch>=2.0", b"torch==2.7.0"])
@@ -154,5 +158,5 @@ def test_metadata_without_the_pin_of_torch_is_found(bench: Bench, dca: RunDca, i
     pin = f"Requires-Dist: torch=={bench.plan.torch}\n".encode()
     assert pin in files[path]
     files[path] = files[path].replace(pin, b"Requires-Dist: " + instead + b"\n")
-    code, told = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    found(code, told, f"METADATA requires `{instead.decode()}`", f"planned was torch=={bench.plan.torch}")
+    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
+    assert_is_found(code, message, f"METADATA requires `{instead.decode()}`", f"planned was torch=={bench.plan.torch}")

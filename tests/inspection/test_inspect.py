@@ -31,20 +31,20 @@ def make(folder: Path, changed: dict[str, bytes | None], record: list[str] | Non
         "vllm-1.0.dist-info/WHEEL": WHEEL,
         **changed,
     }
-    there = {key: value for key, value in files.items() if value is not None}
-    rows = record if record is not None else [row(key, value) for key, value in there.items()]
+    present = {key: value for key, value in files.items() if value is not None}
+    rows = record if record is not None else [row(key, value) for key, value in present.items()]
     path = folder / name
     with zipfile.ZipFile(path, "w") as wheel:
-        for key, value in there.items():
+        for key, value in present.items():
             wheel.writestr(key, value)
         wheel.writestr("vllm-1.0.dist-info/RECORD", "\n".join([*rows, "vllm-1.0.dist-info/RECORD,,"]) + "\n")
     return path
 
 
 def test_a_right_wheel_has_no_problems(tmp_path: Path) -> None:
-    found = inspection.inspect(make(tmp_path, {}))
-    assert found.problems == ()
-    assert (found.version, found.torch, found.dca_backend) == ("1.0", "torch==2.8.0", False)
+    inspected = inspection.inspect(make(tmp_path, {}))
+    assert inspected.problems == ()
+    assert (inspected.version, inspected.torch, inspected.dca_backend) == ("1.0", "torch==2.8.0", False)
 
 
 def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "record", "told"),
+    ("changed", "record", "problem"),
     [
         ({"vllm/extra.py": b"x"}, [row("vllm/__init__.py", b"")], "RECORD does not list vllm/extra.py."),
         ({}, [row("vllm/gone.py", b"")], "RECORD lists vllm/gone.py, which is not there."),
@@ -71,10 +71,10 @@ def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named(
-    tmp_path: Path, changed: dict[str, bytes | None], record: list[str] | None, told: str
+    tmp_path: Path, changed: dict[str, bytes | None], record: list[str] | None, problem: str
 ) -> None:
-    found = inspection.inspect(make(tmp_path, changed, record))
-    assert any(problem.startswith(told) for problem in found.problems), found.problems
+    inspected = inspection.inspect(make(tmp_path, changed, record))
+    assert any(line.startswith(problem) for line in inspected.problems), inspected.problems
 
 
 def test_a_damaged_member_is_named(tmp_path: Path) -> None:
@@ -87,43 +87,43 @@ def test_a_damaged_member_is_named(tmp_path: Path) -> None:
 
 
 def test_the_built_wheel_is_what_was_planned(wheel: Path, plan: Plan) -> None:
-    found = inspection.inspect(wheel)
-    assert inspection.compare(found, plan) == []
-    assert found.dca_backend
-    assert found.sparse_functions
+    inspected = inspection.inspect(wheel)
+    assert inspection.compare(inspected, plan) == []
+    assert inspected.dca_backend
+    assert inspected.sparse_functions
 
 
 def test_a_plan_that_the_wheel_does_not_keep_is_found(wheel: Path, plan: Plan) -> None:
-    found = inspection.inspect(wheel)
+    inspected = inspection.inspect(wheel)
     module = plan.modules[0].model_copy(update={"sass": ("8.6",)})
-    for changed, told in (
+    for changed, difference in (
         ({"version": "9.9"}, "the version is"),
         ({"torch": "2.7.0"}, "planned was torch==2.7.0"),
         ({"modules": (module, *plan.modules[1:])}, "lacks cubins for 8.6"),
         ({"modules": plan.modules[1:]}, "was not planned"),
         ({"modules": (*plan.modules, module.model_copy(update={"path": "vllm/_x.so"}))}, "vllm/_x.so is missing"),
     ):
-        different = inspection.compare(found, plan.model_copy(update=changed))
-        assert any(told in line for line in different), (told, different)
+        different = inspection.compare(inspected, plan.model_copy(update=changed))
+        assert any(difference in line for line in different), (difference, different)
 
 
 def test_a_module_that_may_hold_more_archs_than_planned_must_hold_the_planned_ones(wheel: Path, plan: Plan) -> None:
-    found = inspection.inspect(wheel)
+    inspected = inspection.inspect(wheel)
 
-    def told(**changes: object) -> str:
+    def differences(**changes: object) -> str:
         compiled = {"origin": "compiled", "sha256": "", "official": "", "ptx": (), **changes}
         modules = (plan.modules[0].model_copy(update=compiled), *plan.modules[1:])
-        return " ".join(inspection.compare(found, plan.model_copy(update={"modules": modules})))
+        return " ".join(inspection.compare(inspected, plan.model_copy(update={"modules": modules})))
 
-    assert "which was not planned" in told(sass=())
-    assert "which was not planned" not in told(sass=(), at_least=True)
-    assert "lacks cubins for 8.6" in told(sass=("8.6",), at_least=True)
+    assert "which was not planned" in differences(sass=())
+    assert "which was not planned" not in differences(sass=(), at_least=True)
+    assert "lacks cubins for 8.6" in differences(sass=("8.6",), at_least=True)
 
 
 def test_ops_are_listed_by_loading_the_modules(wheel: Path, build_python: Path) -> None:
-    found = inspection.inspect(wheel, inspection.schemas.loaded(build_python))
-    assert found.problems == ()
-    assert found.index_ops
-    by_path = {module.path: module.ops or () for module in found.modules}
+    inspected = inspection.inspect(wheel, inspection.schemas.loaded(build_python))
+    assert inspected.problems == ()
+    assert inspected.index_ops
+    by_path = {module.path: module.ops or () for module in inspected.modules}
     assert "_C::apply_repetition_penalties_" in by_path["vllm/_C.abi3.so"]
     assert "_vllm_fa2_C::fwd_sparse" in by_path["vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"]

@@ -66,7 +66,7 @@ OTHERS = (
 )
 
 
-def brought(official: Official, cache: store.Store, folder: Path) -> Path:
+def downloaded(official: Official, cache: store.Store, folder: Path) -> Path:
     """The wheel under its own name, which says its version and tags."""
     wheel = folder / official.file.file
     wheel.symlink_to(index.download(official.file, cache))
@@ -75,25 +75,25 @@ def brought(official: Official, cache: store.Store, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def last(cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return brought(LAST, cache, tmp_path_factory.mktemp("official"))
+    return downloaded(LAST, cache, tmp_path_factory.mktemp("official"))
 
 
-def check(official: Official, found: Inspection) -> None:
-    core, flash = found.module("vllm/_C.abi3.so"), found.module(FLASH)
+def check(official: Official, inspected: Inspection) -> None:
+    core, flash = inspected.module("vllm/_C.abi3.so"), inspected.module(FLASH)
     assert core is not None
     assert flash is not None
     assert set(core.sass) == official.core | {"5.2"}
     assert core.sass["5.2"] == 1
     assert (set(flash.sass), set(flash.ptx)) == official.flash
-    assert (found.version, found.torch) == (official.version, f"torch=={official.torch}")
-    assert (found.dca_backend, found.index_ops, found.sparse_ops) == (official.backend, True, True)
-    assert "libcudart.so.12" in found.cuda_libraries
+    assert (inspected.version, inspected.torch) == (official.version, f"torch=={official.torch}")
+    assert (inspected.dca_backend, inspected.index_ops, inspected.sparse_ops) == (official.backend, True, True)
+    assert "libcudart.so.12" in inspected.cuda_libraries
     assert core.cxx11_abi is True
     # The tag in WHEEL is not the one of the file name, and the file name's promises an older glibc than is needed.
-    assert len(found.problems) == 2
-    assert found.problems[0].startswith("WHEEL says cp38-abi3-linux_x86_64, the file name")
-    assert "promises to run with glibc 2.5" in found.problems[1]
-    for module in found.modules:
+    assert len(inspected.problems) == 2
+    assert inspected.problems[0].startswith("WHEEL says cp38-abi3-linux_x86_64, the file name")
+    assert "promises to run with glibc 2.5" in inspected.problems[1]
+    for module in inspected.modules:
         assert sum(module.sections.values()) == module.bytes
         if module.sass:
             assert sum(family.bytes for family in module.families) <= sum(module.sass_bytes.values())
@@ -101,9 +101,9 @@ def check(official: Official, found: Inspection) -> None:
 
 
 def test_the_last_release_with_dual_chunk_attention(last: Path) -> None:
-    found = inspection.inspect(last, asked=("8.0", "8.6", "9.0", "12.0"))
-    check(LAST, found)
-    flash = found.module(FLASH)
+    inspected = inspection.inspect(last, asked=("8.0", "8.6", "9.0", "12.0"))
+    check(LAST, inspected)
+    flash = inspected.module(FLASH)
     assert flash is not None
     assert flash.reached == {
         "8.0": "native",
@@ -113,13 +113,13 @@ def test_the_last_release_with_dual_chunk_attention(last: Path) -> None:
     }
     assert any(family.name == "flash::flash_fwd_sparse_kernel" for family in flash.families)
     # Code for exactly one arch is told from code that later ones can run.
-    assert "9.0a" in (found.module("vllm/_flashmla_C.abi3.so") or flash).exact
+    assert "9.0a" in (inspected.module("vllm/_flashmla_C.abi3.so") or flash).exact
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("official", OTHERS, ids=lambda one: one.version)
+@pytest.mark.parametrize("official", OTHERS, ids=lambda official: official.version)
 def test_other_releases(official: Official, cache: store.Store, tmp_path: Path) -> None:
-    check(official, inspection.inspect(brought(official, cache, tmp_path)))
+    check(official, inspection.inspect(downloaded(official, cache, tmp_path)))
 
 
 def test_it_takes_less_memory_than_its_largest_module(last: Path) -> None:
@@ -143,14 +143,14 @@ def test_it_takes_less_memory_than_its_largest_module(last: Path) -> None:
 def test_json_holds_what_is_wrong_and_nothing_follows_it(last: Path, dca: RunDca) -> None:
     done = dca("inspect", last, "--json")
     assert done.returncode == 7
-    told = json.loads(done.stdout)
-    assert told["schema"] == Inspection.SCHEMA
-    assert len(told["problems"]) == 2
+    document = json.loads(done.stdout)
+    assert document["schema"] == Inspection.SCHEMA
+    assert len(document["problems"]) == 2
     assert "DCA-701" in done.stderr
 
 
 def test_the_schema_of_the_json_is_told_and_fits(last: Path, dca: RunDca) -> None:
     schema = json.loads(dca("inspect", "--schema").stdout)
-    told = json.loads(dca("inspect", last, "--json").stdout)
-    assert set(schema["properties"]) == set(told)
+    document = json.loads(dca("inspect", last, "--json").stdout)
+    assert set(schema["properties"]) == set(document)
     assert schema["properties"]["schema"] == {"const": Inspection.SCHEMA}

@@ -11,7 +11,7 @@ import pytest
 from dca import cli
 from tests.support.served import environment
 
-Publish = Callable[..., "subprocess.CompletedProcess[str]"]
+Dca = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
@@ -21,13 +21,25 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def dca_publish(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Publish:
-    """`dca publish` in this process, which has everything loaded; the commands of a user in half the time."""
+def dca_publish(dca_here: Dca, tmp_path: Path) -> Dca:
+    """`dca publish` in this process."""
+    return lambda *words: dca_here("publish", *words, "--cache-dir", tmp_path / "cache")
+
+
+@pytest.fixture
+def dca_index(dca_here: Dca) -> Dca:
+    """`dca index` in this process."""
+    return lambda *words: dca_here("index", *words)
+
+
+@pytest.fixture
+def dca_here(capsys: pytest.CaptureFixture[str]) -> Dca:
+    """`dca` in this process, which has everything loaded; the commands of a user in half the time."""
 
     def call(*words: object) -> subprocess.CompletedProcess[str]:
-        argv = ["publish", *map(str, words), "--cache-dir", str(tmp_path / "cache")]
+        argv = [str(word) for word in words]
         code = cli.run(argv)
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(argv, code, said.out, said.err)
+        captured = capsys.readouterr()
+        return subprocess.CompletedProcess(argv, code, captured.out, captured.err)
 
     return call

@@ -57,24 +57,15 @@ class Scene:
         new = [make(folder / "dist", "2.0+cu130", cuda="13.0"), make(folder / "dist", "1.0", project="other")]
         report = folder / "note.json"
         report.write_text("{}")
-        dca = [
-            sys.executable,
-            "-m",
-            "dca",
-            "publish",
-            "--index",
-            str(self.index),
-            "--quiet",
-            "--cache-dir",
-            str(folder / "cache"),
-        ]
+        dca, to = [sys.executable, "-m", "dca"], ["--index", str(self.index), "--quiet"]
+        publishing = [*dca, "publish", *to, "--cache-dir", str(folder / "cache")]
         self.commands = [
-            [*dca, *map(str, new), "--url", "https://host/"],
-            [*dca, str(wheels[0]), str(wheels[2])],
-            [*dca, str(wheels[0]), "--evidence", str(report)],
-            [*dca, "--yank", "1.0+cu121", "--reason", "wrong"],
-            [*dca, "--remove", wheels[0].name],
-            [*dca, "--remove", "1.0+cu124"],
+            [*publishing, *map(str, new), "--url", "https://host/"],
+            [*publishing, str(wheels[0]), str(wheels[2])],
+            [*publishing, str(wheels[0]), "--evidence", str(report)],
+            [*dca, "index", "yank", *to, "1.0+cu121", "--reason", "wrong"],
+            [*dca, "index", "remove", *to, wheels[0].name],
+            [*dca, "index", "remove", *to, "1.0+cu124"],
         ]
         self.before = self.state(self.whole)
         self.after: list[State] = []
@@ -339,7 +330,7 @@ def test_one_more_wheel_rewrites_nothing_of_the_others(
         "cu124/vllm/index.html",
         "cu124/vllm/index.json",
         "index.html",
-        layout.ROWS,
+        layout.SUMS,
     }
     assert len(set(after) - set(before)) == 4
     if count < 1000:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -17,18 +16,19 @@ from dca import publish
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
-from dca.publish import layout, table
+from dca.publish import Additions, layout
 from dca.publish.bucket import Bucket
 from dca.publish.check import check
 from dca.publish.folder import Folder
 from dca.publish.place import Place
+from dca.publish.records import parse_record
 from dca.publish.values import Evidence, Record, Settings
 from dca.publish.verified import Folder as Looked
 from dca.publish.verified import Served, verify_index
 from dca.trust import signing
 from dca.trust.verify import NOBODY
 from tests.publish.test_verified import KEY
-from tests.support.made_wheels import make, put
+from tests.support.made_wheels import Details, make, put
 from tests.support.served import served
 from tests.support.uploads import Store, instead_of_boto3
 
@@ -156,6 +156,7 @@ class Scene:
     def commands(self, place: Place) -> dict[str, Callable[[], object]]:
         """Everything that reads an index; what writes has something to do."""
         cache = store.Store(self.root / "no-cache")
+        links, signed = Additions(links_to="https://h/"), Additions(signers=[signing.KeySigner(KEY)])
         return {
             "remove": lambda: publish.remove([GOOD], place),
             "remove another": lambda: publish.remove([OTHER], place),
@@ -163,8 +164,8 @@ class Scene:
             "yank": lambda: publish.yank([GOOD], "wrong", place),
             "unyank": lambda: publish.unyank([GOOD], place),
             "publish": lambda: publish.publish([self.third], place, cache, Silent()),
-            "publish again": lambda: publish.publish(self.wheels, place, cache, Silent(), links_to="https://h/"),
-            "sign": lambda: publish.publish(self.wheels, place, cache, Silent(), signers=[signing.KeySigner(KEY)]),
+            "publish again": lambda: publish.publish(self.wheels, place, cache, Silent(), links),
+            "sign": lambda: publish.publish(self.wheels, place, cache, Silent(), signed),
             "list": lambda: publish.listing(place),
         }
 
@@ -255,7 +256,7 @@ EARLIER = {
 
 def test_an_index_of_the_first_version_is_read() -> None:
     content = documents.canonical(EARLIER)
-    assert documents.dumps(table.parse(str(EARLIER["file"]), content)) == content
+    assert documents.dumps(parse_record(str(EARLIER["file"]), content)) == content
     for url in ("", "https://host/", "http://host:8000/a/@b/"):
         assert Settings.model_validate({"schema": "dca.index/1", "url": url}).url == url
 
@@ -276,7 +277,6 @@ def test_no_field_is_forgotten() -> None:
     assert set(RECORD) == set(Record.model_fields)
     assert set(EVIDENCE) == set(Evidence.model_fields)
     assert set(SETTINGS) == set(Settings.model_fields)
-    assert len(table.Line._fields) == 7
 
 
 @pytest.mark.parametrize(("inside", "field"), every_field(), ids=lambda one: str(one))
@@ -346,71 +346,6 @@ def test_a_url_that_cannot_be_is_not_shown(scene: Scene, url: str) -> None:
     with served(scene.index) as web:
         for source in (Looked(scene.index), Served(web.url)):
             assert any(layout.SETTINGS in one for one in verify_index(source, NOBODY, Silent()).problems)
-
-
-def forged(scene: Scene, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """A cache whose own hash fits, as whoever writes it can make it."""
-    told = json.loads(scene.whole[layout.ROWS].partition(b"\n")[2])
-    change(told)
-    body = json.dumps(told).encode()
-    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-
-
-LINE = {
-    "signature": (None, 1, []),
-    "sha256": HASHES,
-    "state": ("removed", "", None, ["listed"]),
-    "published": (*PATHS, *TEXTS),
-    "project": (*PATHS, "../../../outside/x", "VLLM"),
-    "view": (*(path for path in PATHS if path), "simple", "../cu124", 0, ["cu124"]),
-    "version": (*PATHS, *TEXTS, ["1.0"]),
-}
-
-
-@pytest.mark.parametrize("field", table.Line._fields)
-def test_a_cache_that_says_what_cannot_be_is_made_again(scene: Scene, field: str) -> None:
-    place = table.Line._fields.index(field)
-    for value in LINE[field]:
-
-        def change(told: dict[str, Any], value: Any = value) -> None:
-            told["lines"][GOOD][place] = scene.spelt(value)
-
-        content = forged(scene, change)
-        assert table.load(content).lines == {}, value
-        (scene.index / layout.ROWS).write_bytes(content)
-        with untouched(scene):
-            publish.gc(scene.place)
-        assert scene.files(scene.index) == scene.whole, value
-
-
-@pytest.mark.parametrize("path", [path for path in PATHS if "{" not in path] + ["simple/../../keep.txt", "records/x"])
-def test_a_cache_names_only_pages_and_wheels(scene: Scene, path: str) -> None:
-    changes: list[Callable[[dict[str, Any]], None]] = [
-        lambda told: told["pages"].__setitem__(path, "0" * 64),
-        lambda told: told["pages"].__setitem__("index.html", path),
-        lambda told: told["lines"].__setitem__(path, told["lines"][GOOD]),
-        lambda told: told.__setitem__("url", path or "x"),
-        lambda told: told.__setitem__("lines", [path]),
-        lambda told: told.__setitem__("pages", path),
-    ]
-    for change in changes:
-        content = forged(scene, change)
-        assert table.load(content) == table.Table()
-        (scene.index / layout.ROWS).write_bytes(content)
-        with untouched(scene):
-            publish.gc(scene.place)
-        assert scene.files(scene.index) == scene.whole
-
-
-def test_the_cache_alone_removes_no_wheel(scene: Scene) -> None:
-    state = table.Line._fields.index("state")
-    content = forged(scene, lambda told: told["lines"][GOOD].__setitem__(state, "leaving"))
-    (scene.index / layout.ROWS).write_bytes(content)
-    publish.gc(scene.place)
-    assert scene.files(scene.index / "files") == {
-        name.removeprefix("files/"): content for name, content in scene.whole.items() if name.startswith("files/")
-    }
-    assert (scene.index / layout.record(GOOD)).read_bytes() == scene.whole[layout.record(GOOD)]
 
 
 BAD = (
@@ -588,13 +523,12 @@ def test_a_broken_link_hides_no_other_record(scene: Scene) -> None:
 
 
 def test_pages_and_wheels_replace_links_in_their_place(scene: Scene) -> None:
-    for path in ("index.html", f"files/{GOOD}"):
-        (scene.index / path).unlink()
+    for path in ("index.html", f"files/{GOOD}", layout.SUMS, layout.ROWS):
+        (scene.index / path).unlink(missing_ok=True)
         (scene.index / path).symlink_to(scene.outside / "keep.txt")
-    (scene.index / layout.ROWS).unlink()
     with untouched(scene):
         publish.gc(scene.place)
-        assert not (scene.index / "index.html").is_symlink()
+        assert not any((scene.index / path).is_symlink() for path in ("index.html", layout.SUMS, layout.ROWS))
         publish.remove([GOOD], scene.place)
     put(scene.index, scene.wheels[0])
     assert check(scene.index).fine
@@ -623,7 +557,9 @@ def test_a_wheel_that_says_what_cannot_be_is_not_published(scene: Scene, told: d
         "modules": [],
         "serves": {},
     }
-    wheel = make(scene.root / "more", "9.0", cuda=None, changed={info: json.dumps(said | told).encode()})
+    wheel = make(
+        scene.root / "more", "9.0", cuda=None, details=Details(changed={info: json.dumps(said | told).encode()})
+    )
     with pytest.raises(DcaError, match="cannot be") as error:
         put(scene.index, wheel)
     assert error.value.code == "DCA-901"

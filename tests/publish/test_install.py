@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pypi_simple import PyPISimple
 
-from tests.support.made_wheels import make, put
+from tests.support.made_wheels import Details, make, put
 from tests.support.served import Served, pip, says, served, uv
 
 VERSIONS = {"1.0+dca1.cu121": "12.1", "1.0+dca1.cu124": "12.4", "2.0+dca1.cu124": "12.4", "2.0+dca2.cu130": "13.0"}
@@ -22,7 +22,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four wheels of three CUDA versions, one that they need, and one that is yanked."""
     folder = tmp_path_factory.mktemp("published")
     wheels = [
-        make(folder / "dist", version, cuda=cuda, content=f"x = '{version}'\n", requires=("helper>=1",))
+        make(
+            folder / "dist", version, cuda=cuda, content=f"x = '{version}'\n", details=Details(requires=("helper>=1",))
+        )
         for version, cuda in VERSIONS.items()
     ]
     helper = make(folder / "dist", "1.5", project="helper", cuda=None)

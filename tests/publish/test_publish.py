@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -23,7 +23,7 @@ from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.inspection import Inspection
-from dca.publish import layout, pages, table
+from dca.publish import layout, pages
 from dca.publish.check import check
 from dca.publish.folder import Folder
 from dca.publish.values import Evidence, Record, Settings
@@ -31,9 +31,9 @@ from dca.smoke.values import CaseResult, Smoke
 from dca.trust import evidence
 from dca.trust.verify import verify
 from tests.support import RunDca
-from tests.support.made_wheels import make, put
+from tests.support.made_wheels import USUAL, Details, make, put
 
-Publish = Callable[..., "subprocess.CompletedProcess[str]"]
+Publish = DcaIndex = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def files(index: Path) -> dict[str, bytes]:
@@ -41,11 +41,11 @@ def files(index: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in store.walk(index) if not name.endswith(".lock")}
 
 
-def refused(code: str, index: Path, *wheels: Path, **more: object) -> DcaError:
+def refused(code: str, index: Path, *wheels: Path, evidence: Sequence[Path] = ()) -> DcaError:
     """The error of a publishing that changes nothing."""
     before = files(index) if index.exists() else {}
     with pytest.raises(DcaError) as error:
-        put(index, *wheels, **more)
+        put(index, *wheels, evidence=evidence)
     assert error.value.code == code, error.value
     assert (files(index) if index.exists() else {}) in (before, {layout.SETTINGS: documents.dumps(Settings())})
     return error.value
@@ -129,7 +129,11 @@ def test_two_spellings_of_one_name_are_refused(tmp_path: Path) -> None:
     put(index, make(tmp_path, "1.0"))
     other = make(tmp_path, "1.0", project="VLLM")
     assert "vllm-1.0-py3" in refused("DCA-902", index, other).what
-    put(index, make(tmp_path, "1.0", build="1"), make(tmp_path, "1.0", tag="py2-none-any"))
+    put(
+        index,
+        make(tmp_path, "1.0", details=Details(build="1")),
+        make(tmp_path, "1.0", details=Details(tag="py2-none-any")),
+    )
     refused("DCA-902", tmp_path / "new", make(tmp_path, "1.0"), other)
 
 
@@ -143,28 +147,28 @@ INFO = "vllm-1.0+cu124.dist-info"
 
 
 @pytest.mark.parametrize(
-    ("version", "more", "told"),
+    ("version", "details", "said"),
     [
-        ("1.0+dca1.cu124.dirty", {}, "sources that nobody else can have"),
+        ("1.0+dca1.cu124.dirty", USUAL, "sources that nobody else can have"),
         (
             "1.0+cu124",
-            {"changed": {f"{INFO}/METADATA": b"Metadata-Version: 2.1\nName: vllm\nVersion: 2.0\n"}},
+            Details(changed={f"{INFO}/METADATA": b"Metadata-Version: 2.1\nName: vllm\nVersion: 2.0\n"}),
             "METADATA says version 2.0",
         ),
         (
             "1.0+cu124",
-            {"changed": {f"{INFO}/WHEEL": b"Wheel-Version: 1.0\nTag: cp38-none-any\n"}},
+            Details(changed={f"{INFO}/WHEEL": b"Wheel-Version: 1.0\nTag: cp38-none-any\n"}),
             "WHEEL says cp38-none-any",
         ),
-        ("1.0+cu124", {"head": "Requires-Python: soon\n"}, "Requires-Python is none"),
-        ("1.0+cu121", {"cuda": "12.4"}, "its version names CUDA 12.1, its record 12.4"),
+        ("1.0+cu124", Details(head="Requires-Python: soon\n"), "Requires-Python is none"),
+        ("1.0+cu121", USUAL, "its version names CUDA 12.1, its record 12.4"),
     ],
 )
 def test_a_wheel_that_does_not_tell_the_truth_is_refused(
-    tmp_path: Path, version: str, more: dict[str, object], told: str
+    tmp_path: Path, version: str, details: Details, said: str
 ) -> None:
-    error = refused("DCA-901", tmp_path / "index", make(tmp_path, version, **more))  # type: ignore[arg-type]
-    assert told in f"{error.what} {error.why}"
+    error = refused("DCA-901", tmp_path / "index", make(tmp_path, version, details=details))
+    assert said in f"{error.what} {error.why}"
 
 
 def test_a_wrong_record_is_refused(tmp_path: Path) -> None:
@@ -296,11 +300,11 @@ def test_a_wheel_that_any_smoke_test_found_wrong_stays_out_until_a_whole_one_pas
     for more in ([], [report]):
         index = Folder(tmp_path / f"index-{len(more)}")
         if fine:
-            (record,) = publish.publish([wheel], index, cache, Silent(), evidence=more).added
+            (record,) = publish.publish([wheel], index, cache, Silent(), publish.Additions(evidence=more)).added
             assert [proof.kind for proof in record.evidence] == ["inspection", "smoke"]
         else:
             with pytest.raises(DcaError, match="does not compute") as error:
-                publish.publish([wheel], index, cache, Silent(), evidence=more)
+                publish.publish([wheel], index, cache, Silent(), publish.Additions(evidence=more))
             assert (error.value.code, "dca smoke --level" in error.value.remedy) == ("DCA-901", True)
     found = verify(wheel, evidence.collect(wheel, store.sha256_file(wheel), cache))
     assert {one.check: one.status for one in found.findings}["smoke"] == ("proven" if fine else "wrong")
@@ -330,7 +334,7 @@ def test_yank_remove_and_back(tmp_path: Path) -> None:
     index = tmp_path / "index"
     wheels = [
         make(tmp_path, "1.0+dca1.cu124"),
-        make(tmp_path, "1.0+dca1.cu124", build="1"),
+        make(tmp_path, "1.0+dca1.cu124", details=Details(build="1")),
         make(tmp_path, "2.0+cu121", cuda="12.1"),
     ]
     put(index, *wheels)
@@ -410,14 +414,56 @@ def test_copies_where_a_link_would_not_be_readable(tmp_path: Path) -> None:
     assert placed.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("damage", [b"", b"x", b"0" * 64 + b"\n{}"])
-def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize(
+    "damage", [b"", b"x", b"0" * 64 + b"  records/x.whl.json\n", b"\xff\n", b"0" * 64 + b"  \x1b[2J\n", None]
+)
+def test_damaged_hashes_of_records_are_made_again(tmp_path: Path, damage: bytes | None) -> None:
     put(tmp_path / "index", make(tmp_path, "1.0"))
     whole = files(tmp_path / "index")
-    (tmp_path / "index" / layout.ROWS).write_bytes(damage)
-    assert check(tmp_path / "index").behind
+    if damage is None:
+        (tmp_path / "index" / layout.SUMS).unlink()
+    else:
+        (tmp_path / "index" / layout.SUMS).write_bytes(damage)
+    behind = check(tmp_path / "index").behind
+    assert behind
+    assert all(problem.isprintable() for problem in behind)
     publish.gc(Folder(tmp_path / "index"))
     assert files(tmp_path / "index") == whole
+
+
+def test_the_hashes_of_records_are_what_other_programs_read(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    put(index, make(tmp_path, "1.0"), make(tmp_path, "2.0"))
+    publish.remove(["2.0"], Folder(index))
+    command = ["sha256sum", "--check", "--strict", layout.SUMS]
+    checked = subprocess.run(command, cwd=index, text=True, capture_output=True, check=True)
+    assert checked.stdout.count(": OK") == 2
+
+
+def test_a_removed_wheel_keeps_its_record_as_it_was(tmp_path: Path) -> None:
+    """No page shows it."""
+    index, wheel = tmp_path / "index", make(tmp_path, "1.0")
+    put(index, wheel)
+    publish.remove(["1.0"], Folder(index))
+    record = index / layout.record(wheel.name)
+    content = record.read_bytes()
+    record.write_bytes(content.replace(b'"one"', b'"two"'))
+    assert record.read_bytes() != content
+    assert check(index).behind == (f"{layout.record(wheel.name)} is not what it was when the pages were made.",)
+
+
+@pytest.mark.parametrize("content", [b"", b"0" * 64 + b'\n{"lines":{"../../x":[]},"pages":{"../x":""}}'])
+def test_the_cache_of_an_earlier_version_is_not_read_and_goes_at_last(tmp_path: Path, content: bytes) -> None:
+    index, wheel = tmp_path / "index", make(tmp_path, "1.0")
+    put(index, wheel)
+    (index / layout.SUMS).unlink()
+    (index / layout.ROWS).write_bytes(content)
+    assert check(index).fine
+    put(index, make(tmp_path, "2.0"))
+    assert check(index).fine
+    done = publish.gc(Folder(index))
+    assert (done.deleted, done.freed) == ((layout.ROWS,), len(content))
+    assert check(index).fine
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
@@ -475,8 +521,8 @@ def test_readers_find_in_every_page_what_the_records_say(given_records: list[Rec
     """pypi-simple reads HTML and JSON alike, whatever stands in a record."""
     from pypi_simple import ProjectPage
 
-    made = pages.render_all(given_records, Settings())
-    assert made == pages.render_all(list(reversed(given_records)), Settings())
+    made = pages.render(given_records, Settings())
+    assert made == pages.render(list(reversed(given_records)), Settings())
     listed = [one for one in given_records if one.state == "listed"]
     assert {path.split("/")[0] for path in made if "/" in path} == {"simple", *(one.view for one in listed if one.view)}
     for project in {one.project for one in listed}:
@@ -496,45 +542,16 @@ def test_readers_find_in_every_page_what_the_records_say(given_records: list[Rec
                 assert "+" not in package.url.split("#")[0].removeprefix("https://")
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(records(), max_size=6, unique_by=lambda one: one.file), st.data())
-def test_pages_are_changed_by_the_line_to_what_they_would_be_from_nothing(
-    given_records: list[Record], data: st.DataObject
-) -> None:
-    """Any records, then any others: added, removed, changed; pages missing or damaged; another URL."""
-    urls = st.sampled_from(["", "https://a/"])
-    first, second = Settings(url=data.draw(urls)), Settings(url=data.draw(urls))
-    was = {one.file: one for one in given_records if data.draw(st.booleans())}
-    now = {one.file: one for one in given_records if data.draw(st.booleans())}
-    for name in list(now):
-        if data.draw(st.booleans()):
-            now[name] = now[name].model_copy(update={"yanked": "changed", "cuda": "12.8"})
-    there = pages.render_all(was.values(), first)
-    lines = {name: table.line_of(one)._replace(signature="s") for name, one in was.items()}
-    before = table.Table(lines, {path: store.sha256_bytes(content) for path, content in there.items()}, first.url)
-    for path in data.draw(st.lists(st.sampled_from(sorted(there)), max_size=2)):
-        there[path] = b"damaged"
-    lines = {name: table.line_of(one)._replace(signature="s") for name, one in now.items()}
-    made = dict(pages.render(lines, now.__getitem__, second, before, there.__getitem__))
-    wanted = pages.render_all(now.values(), second)
-    assert {path: there[path] if content is None else content for path, content in made.items()} == wanted
-    assert list(made) == list(wanted)
-
-
 @pytest.mark.parametrize(
     ("words", "exit_code", "code"),
     [
         ([], 2, "DCA-201"),
-        (["--list", "--gc"], 2, "DCA-201"),
-        (["{wheel}", "--list"], 2, "DCA-201"),
-        (["--list", "--reason", "x"], 2, "DCA-201"),
         (["{wheel}", "--links-to", "ftp://x/"], 2, "DCA-201"),
         (["{wheel}", "--url", "https://user:secret@host/"], 2, "DCA-201"),
         (["{wheel}", "--url", "https://host/?a=b"], 2, "DCA-201"),
         (["{wheel}", "--url", "https://ho'st/"], 2, "DCA-201"),
         (["{wheel}.no"], 2, "DCA-204"),
         (["{wheel}", "--index", "{wheel}"], 2, "DCA-2"),
-        (["--remove", "9.9"], 9, "DCA-904"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_message(
@@ -549,19 +566,66 @@ def test_a_mistake_on_the_command_line_gets_one_message(
     assert "secret" not in done.stderr.split("Why:")[0] or "holds a user or a password" in done.stderr
 
 
-def test_the_command_line_from_publishing_to_removal(dca_publish: Publish, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "exit_code", "code"),
+    [
+        (["remove", "9.9"], 9, "DCA-904"),
+        (["remove"], 2, "DCA-201"),
+        (["yank", "--reason", "x"], 2, "DCA-201"),
+        (["unyank"], 2, "DCA-201"),
+        (["list", "1.0"], 2, "DCA-201"),
+        (["gc", "1.0"], 2, "DCA-201"),
+        (["list", "--s3", "s3://b"], 2, "DCA-201"),
+        (["list", "--s3-endpoint", "http://x"], 2, "DCA-201"),
+    ],
+)
+def test_a_mistake_in_changing_an_index_gets_one_message(
+    dca_index: DcaIndex, tmp_path: Path, words: list[str], exit_code: int, code: str
+) -> None:
+    done = dca_index(*words, "--index", tmp_path / "index")
+    assert (done.returncode, done.stderr.count("DCA-")) == (exit_code, 1), done.stderr
+    assert done.stderr.splitlines()[0].startswith(code)
+    assert "Next:" in done.stderr
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "new"),
+    [
+        (["--list"], "list"),
+        (["--list", "--json"], "list"),
+        (["--yank", "1.0", "--reason", "bad"], "yank"),
+        (["--yank=1.0"], "yank"),
+        (["--reason", "bad", "--yank", "1.0"], "yank --reason"),
+        (["--unyank", "1.0"], "unyank"),
+        (["--remove", "1.0"], "remove"),
+        (["{wheel}", "--gc"], "gc"),
+    ],
+)
+def test_an_option_that_became_a_command_names_it(
+    dca_publish: Publish, tmp_path: Path, words: list[str], new: str
+) -> None:
+    index = tmp_path / "index"
+    done = dca_publish("--index", index, *(word.format(wheel=make(tmp_path)) for word in words))
+    assert done.returncode == 2
+    option = next(word for word in words if word.startswith("--")).partition("=")[0]
+    assert done.stderr.startswith(f"DCA-201: `dca publish {option}` is now `dca index {new}`.")
+    assert not index.exists()
+
+
+def test_the_command_line_from_publishing_to_removal(dca_publish: Publish, dca_index: DcaIndex, tmp_path: Path) -> None:
     wheel, index = make(tmp_path), tmp_path / "index"
     done = dca_publish(wheel, "--index", index, "--json", "--url", "https://host/i")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["schema"], told["url"], told["added"][0]["file"]) == ("dca.publish/1", "https://host/i/", wheel.name)
     assert "unchanged" in dca_publish(wheel, "--index", index).stdout
-    assert "1 wheels" in dca_publish("--list", "--index", index).stdout
-    assert "yanked: bad" in dca_publish("--yank", wheel.name, "--reason", "bad", "--index", index).stdout
-    assert json.loads(dca_publish("--list", "--index", index, "--json").stdout)["wheels"][0]["yanked"] == "bad"
-    assert dca_publish("--unyank", "1.0+dca1.cu124", "--index", index).returncode == 0
-    assert "removed" in dca_publish("--remove", wheel.name, "--index", index).stdout
-    assert "nothing to do" in dca_publish("--gc", "--index", index).stdout
+    assert "1 wheels" in dca_index("list", "--index", index).stdout
+    assert "yanked: bad" in dca_index("yank", wheel.name, "--reason", "bad", "--index", index).stdout
+    assert json.loads(dca_index("list", "--index", index, "--json").stdout)["wheels"][0]["yanked"] == "bad"
+    assert dca_index("unyank", "1.0+dca1.cu124", "--index", index, "--quiet").stdout == ""
+    assert "removed" in dca_index("remove", wheel.name, "--index", index).stdout
+    assert "nothing to do" in dca_index("gc", "--index", index).stdout
     assert check(index).fine
 
 

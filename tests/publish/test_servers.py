@@ -55,7 +55,7 @@ def run(servers: Path, tmp_path_factory: pytest.TempPathFactory) -> Dca:
             "DCA_CACHE_DIR": str(home / "cache"),
             **env,
         }
-        argv = [sys.executable, "-c", start, "publish", "--quiet", *map(str, words)]
+        argv = [sys.executable, "-c", start, *map(str, words), "--quiet"]
         return subprocess.run(argv, env=given, text=True, capture_output=True, check=False)
 
     return call
@@ -161,19 +161,19 @@ def test_a_server_takes_the_upload(
     )
     one, two = make(tmp_path, "1.0+dca1.cu124"), make(tmp_path, "1.0+dca1.cu121", cuda="12.1")
     if kind == "devpi":
-        refused = run(one, "--repository", url, TWINE_USERNAME="root", TWINE_PASSWORD="wrong-" + SECRET)
+        refused = run("publish", one, "--repository", url, TWINE_USERNAME="root", TWINE_PASSWORD="wrong-" + SECRET)
         assert refused.returncode == 9, refused.stderr
         assert refused.stderr.startswith("DCA-905")
         assert SECRET not in refused.stderr + refused.stdout
-    done = run(one, two, "--repository", url, "--json", **login)
+    done = run("publish", one, two, "--repository", url, "--json", **login)
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stderr + done.stdout
     told = json.loads(done.stdout)
     assert (told["index"], told["uploaded"], told["unchanged"]) == (simple, [one.name, two.name], [])
-    again = run(one, two, "--repository", url, "--json", **login)
+    again = run("publish", one, two, "--repository", url, "--json", **login)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["unchanged"] == [one.name, two.name]
-    other = run(make(tmp_path / "b", content="x = 2\n"), "--repository", url, **login)
+    other = run("publish", make(tmp_path / "b", content="x = 2\n"), "--repository", url, **login)
     assert (other.returncode, other.stderr.split(":")[0]) == (9, "DCA-902"), other.stderr
     for version in ("1.0+dca1.cu124", "1.0+dca1.cu121"):
         installed = pip(
@@ -186,13 +186,13 @@ def test_a_server_takes_the_upload(
 def test_a_bucket_is_an_index(s3: str, run: Dca, python: Path, tmp_path: Path) -> None:
     where = ["--s3", "s3://wheels/a/b", "--s3-endpoint", s3]
     one, two = make(tmp_path, "1.0+dca1.cu124"), make(tmp_path, "1.0+dca1.cu121", cuda="12.1")
-    assert run("--list", *where, **KEYS).stderr.startswith("DCA-904")
+    assert run("index", "list", *where, **KEYS).stderr.startswith("DCA-904")
     for wheel in (one, two):
-        done = run(wheel, *where, "--json", **KEYS)
+        done = run("publish", wheel, *where, "--json", **KEYS)
         assert done.returncode == 0, done.stderr
         assert [record["file"] for record in json.loads(done.stdout)["added"]] == [wheel.name]
-    assert len(json.loads(run(one, two, *where, "--json", **KEYS).stdout)["unchanged"]) == 2
-    other = run(make(tmp_path / "b", content="x = 2\n"), *where, **KEYS)
+    assert len(json.loads(run("publish", one, two, *where, "--json", **KEYS).stdout)["unchanged"]) == 2
+    other = run("publish", make(tmp_path / "b", content="x = 2\n"), *where, **KEYS)
     assert (other.returncode, other.stderr.split(":")[0]) == (9, "DCA-902"), other.stderr
     page = requests.get(f"{s3}wheels/a/b/simple/vllm/index.json", timeout=30)
     assert page.headers["Content-Type"] == "application/vnd.pypi.simple.v1+json"
@@ -204,26 +204,26 @@ def test_a_bucket_is_an_index(s3: str, run: Dca, python: Path, tmp_path: Path) -
         assert installed.returncode == 0, installed.stderr
         installed = uv("pip", "install", "--python", str(python), "--target", str(tmp_path / "uv" / view), *words)
         assert installed.returncode == 0, installed.stderr
-    done = run("--yank", one.name, "--reason", "wrong", *where, **KEYS)
+    done = run("index", "yank", one.name, "--reason", "wrong", *where, **KEYS)
     assert done.returncode == 0, done.stderr
     assert 'data-yanked="wrong"' in requests.get(f"{s3}wheels/a/b/simple/vllm/", timeout=30).text
-    assert run("--remove", two.name, *where, **KEYS).returncode == 0
+    assert run("index", "remove", two.name, *where, **KEYS).returncode == 0
     for path in ("cu121/vllm/", "cu121/", f"files/{two.name.replace('+', '%2B')}"):
         assert requests.get(f"{s3}wheels/a/b/{path}", timeout=30).status_code == 404
-    assert json.loads(run("--gc", *where, "--json", **KEYS).stdout)["deleted"] == []
-    assert run(two, "--s3", "s3://nowhere/", "--s3-endpoint", s3, **KEYS).stderr.startswith("DCA-905")
+    assert json.loads(run("index", "gc", *where, "--json", **KEYS).stdout)["deleted"] == []
+    assert run("publish", two, "--s3", "s3://nowhere/", "--s3-endpoint", s3, **KEYS).stderr.startswith("DCA-905")
 
 
 def test_publishers_to_one_bucket_lose_nothing(s3: str, run: Dca, tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     where = ["--s3", "s3://wheels", "--s3-endpoint", s3]
-    assert run(make(tmp_path, "0.1"), *where, **KEYS).returncode == 0
+    assert run("publish", make(tmp_path, "0.1"), *where, **KEYS).returncode == 0
     given = [[make(tmp_path, f"{who}.{number}+cu124") for number in range(3)] for who in range(1, 5)]
     with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda wheels: run(*wheels, *where, **KEYS), given))
+        done = list(pool.map(lambda wheels: run("publish", *wheels, *where, **KEYS), given))
     assert [one.returncode for one in done] == [0] * 4, [one.stderr for one in done]
-    listed = json.loads(run("--list", *where, "--json", **KEYS).stdout)["wheels"]
+    listed = json.loads(run("index", "list", *where, "--json", **KEYS).stdout)["wheels"]
     assert len(listed) == 13
     page = requests.get(f"{s3}wheels/simple/vllm/index.json", timeout=30).json()
     assert {file["filename"] for file in page["files"]} == {record["file"] for record in listed}

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from dca.serve import command, plan
-from dca.serve.command import Launch
+from dca.serve.command import Launch, Server
 from tests.support.serving import DCA, FOURTEEN, MILLION, ORDINARY, SEVEN, flags, folder, planned, subject
 
 # Words that mean something to a shell, a unit or YAML.
@@ -45,9 +45,12 @@ ODD = [
 ]
 
 
-def launched(model: str = SEVEN, where: str = "4xA100-80", machines: int = 1, **more: Any) -> Launch:
+def launched(
+    model: str = SEVEN, where: str = "4xA100-80", machines: int = 1, program: str = "vllm", **server: Any
+) -> Launch:
     about, served = subject(model, where, machines=machines)
-    return command.launch(plan.make(about, served), about.gpus, folder=about.file is not None, **more)
+    folder = about.file is not None
+    return command.launch(plan.make(about, served), about.gpus, Server(**server), folder=folder, program=program)
 
 
 def odd(place: Path, chance: random.Random) -> Launch:
@@ -80,8 +83,8 @@ def by_a_shell(text: str, place: Path) -> dict[str, Any]:
     return {"told": [json.loads(line) for line in done.stdout.splitlines()]}
 
 
-def words(one: Launch, model: str) -> list[str]:
-    return ["vllm", *one.words(model)]
+def words(launch: Launch, model: str) -> list[str]:
+    return ["vllm", *launch.words(model)]
 
 
 # --- a shell -------------------------------------------------------------------------------------------------------
@@ -92,10 +95,10 @@ def test_a_shell_starts_exactly_the_words_whatever_they_are(
     chance: random.Random, scale: Callable[[int], int], tmp_path: Path
 ) -> None:
     for number in range(scale(200)):
-        one = odd(tmp_path / str(number), chance)
-        (told,) = by_a_shell(command.shell(one), tmp_path / "bin")["told"]
-        assert told["argv"] == words(one, one.model)
-        assert {name: told["env"].get(name) for name in one.environment} == one.environment
+        launch = odd(tmp_path / str(number), chance)
+        (started,) = by_a_shell(command.shell(launch), tmp_path / "bin")["told"]
+        assert started["argv"] == words(launch, launch.model)
+        assert {name: started["env"].get(name) for name in launch.environment} == launch.environment
 
 
 def test_a_shell_stops_when_the_key_is_not_there(tmp_path: Path) -> None:
@@ -109,14 +112,14 @@ def test_a_shell_stops_when_the_key_is_not_there(tmp_path: Path) -> None:
 
 
 def test_several_machines_start_ray_with_the_variables_and_then_the_server(tmp_path: Path) -> None:
-    one = launched(FOURTEEN, "4xA100-40", machines=2)
-    head, worker, serve = by_a_shell(command.shell(one), tmp_path / "bin")["told"]
+    launch = launched(FOURTEEN, "4xA100-40", machines=2)
+    head, worker, serve = by_a_shell(command.shell(launch), tmp_path / "bin")["told"]
     assert head["argv"] == ["ray", "start", "--head", "--port=6379"]
     assert worker["argv"] == ["ray", "start", "--address=10.0.0.1:6379"]
-    for told in (head, worker):
-        assert told["env"]["VLLM_ATTENTION_BACKEND"] == "DUAL_CHUNK_FLASH_ATTN"
-    assert serve["argv"] == words(one, one.model)
-    assert "when `ray status` shows 8 GPUs" in command.shell(one)
+    for started in (head, worker):
+        assert started["env"]["VLLM_ATTENTION_BACKEND"] == "DUAL_CHUNK_FLASH_ATTN"
+    assert serve["argv"] == words(launch, launch.model)
+    assert "when `ray status` shows 8 GPUs" in command.shell(launch)
 
 
 # --- docker --------------------------------------------------------------------------------------------------------
@@ -127,31 +130,31 @@ def test_docker_is_given_exactly_the_words_and_the_folder(
     chance: random.Random, scale: Callable[[int], int], tmp_path: Path
 ) -> None:
     for number in range(scale(100)):
-        one = odd(tmp_path / str(number), chance)
-        (told,) = by_a_shell(command.docker(one), tmp_path / "bin")["told"]
-        argv = told["argv"]
-        inside = f"/models/{one.label}"
-        assert argv[argv.index("dca-serve") + 1 :] == words(one, inside)
-        assert f"{one.model}:{inside}:ro" in argv
-        for name, value in one.environment.items():
+        launch = odd(tmp_path / str(number), chance)
+        (started,) = by_a_shell(command.docker(launch), tmp_path / "bin")["told"]
+        argv = started["argv"]
+        inside = f"/models/{launch.label}"
+        assert argv[argv.index("dca-serve") + 1 :] == words(launch, inside)
+        assert f"{launch.model}:{inside}:ro" in argv
+        for name, value in launch.environment.items():
             assert f"{name}={value}" in argv
         assert "9001:9001" in argv
 
 
 def test_docker_on_several_machines(tmp_path: Path) -> None:
-    one = launched(FOURTEEN, "4xA100-40", machines=3)
-    head, worker, serve = [told["argv"] for told in by_a_shell(command.docker(one), tmp_path / "bin")["told"]]
+    launch = launched(FOURTEEN, "4xA100-40", machines=3)
+    head, worker, serve = [started["argv"] for started in by_a_shell(command.docker(launch), tmp_path / "bin")["told"]]
     assert head[-5:] == ["ray", "start", "--head", "--port=6379", "--block"]
     assert worker[-4:] == ["ray", "start", "--address=10.0.0.1:6379", "--block"]
     assert serve[:2] == ["docker", "exec"]
-    assert serve[3:] == words(one, one.model)
-    assert all("--network=host" in told for told in (head, worker))
+    assert serve[3:] == words(launch, launch.model)
+    assert all("--network=host" in started for started in (head, worker))
 
 
 def test_gpus_of_a_container_are_named_to_docker_and_not_inside(tmp_path: Path) -> None:
-    (told,) = by_a_shell(command.docker(launched(visible="4,5,6,7")), tmp_path / "bin")["told"]
-    assert told["argv"][told["argv"].index("--gpus") + 1] == '"device=4,5,6,7"'
-    assert not any(word.startswith("CUDA_VISIBLE_DEVICES") for word in told["argv"])
+    (started,) = by_a_shell(command.docker(launched(visible="4,5,6,7")), tmp_path / "bin")["told"]
+    assert started["argv"][started["argv"].index("--gpus") + 1] == '"device=4,5,6,7"'
+    assert not any(word.startswith("CUDA_VISIBLE_DEVICES") for word in started["argv"])
 
 
 def test_an_image_has_the_wheel_its_lock_and_the_variables() -> None:
@@ -169,14 +172,14 @@ def test_an_image_has_the_wheel_its_lock_and_the_variables() -> None:
 
 def units(text: str) -> dict[str, dict[str, list[str]]]:
     """Units by name, each with its settings."""
-    found: dict[str, dict[str, list[str]]] = {}
+    parsed: dict[str, dict[str, list[str]]] = {}
     for line in text.splitlines():
         if match := re.fullmatch(r"# /etc/systemd/system/(\S+)", line):
-            found[match[1]] = {}
+            parsed[match[1]] = {}
         elif "=" in line and not line.startswith("#"):
             name, _, value = line.partition("=")
-            list(found.values())[-1].setdefault(name, []).append(value)
-    return found
+            list(parsed.values())[-1].setdefault(name, []).append(value)
+    return parsed
 
 
 def unquoted(value: str) -> list[str]:
@@ -187,25 +190,25 @@ def unquoted(value: str) -> list[str]:
 @pytest.mark.proof
 def test_a_unit_starts_exactly_the_words(chance: random.Random, scale: Callable[[int], int], tmp_path: Path) -> None:
     for number in range(scale(200)):
-        one = odd(tmp_path / str(number), chance)
-        ((name, unit),) = units(command.systemd(one)).items()
-        assert name == f"serve-{one.label}.service"
-        assert unquoted(unit["ExecStart"][0]) == ["/opt/vllm/bin/vllm", *one.words(one.model)]
-        given = dict(word.split("=", 1) for line in unit["Environment"] for word in unquoted(line))
-        assert given == one.environment
+        launch = odd(tmp_path / str(number), chance)
+        ((name, unit),) = units(command.systemd(launch)).items()
+        assert name == f"serve-{launch.label}.service"
+        assert unquoted(unit["ExecStart"][0]) == ["/opt/vllm/bin/vllm", *launch.words(launch.model)]
+        environment = dict(word.split("=", 1) for line in unit["Environment"] for word in unquoted(line))
+        assert environment == launch.environment
         assert unit["KillSignal"] == ["SIGINT"]
 
 
 def test_units_of_several_machines_and_of_a_program_elsewhere() -> None:
-    found = units(
+    parsed = units(
         command.systemd(launched(FOURTEEN, "4xA100-40", machines=2, program="/srv/env/bin/vllm", api_key=True))
     )
-    head, worker, serve = found.values()
+    head, worker, serve = parsed.values()
     assert head["ExecStart"] == ["/srv/env/bin/ray start --head --port=6379 --block"]
     assert worker["ExecStart"] == ["/srv/env/bin/ray start --address=HEAD_ADDRESS:6379 --block"]
     assert serve["Requires"] == ["ray-head.service"]
     assert serve["EnvironmentFile"][0].startswith("/etc/serve-")
-    assert all(one["Environment"] == head["Environment"] for one in (worker, serve))
+    assert all(unit["Environment"] == head["Environment"] for unit in (worker, serve))
 
 
 # --- a cluster -----------------------------------------------------------------------------------------------------
@@ -214,28 +217,28 @@ def test_units_of_several_machines_and_of_a_program_elsewhere() -> None:
 @pytest.mark.proof
 def test_manifests_hold_exactly_the_words(chance: random.Random, scale: Callable[[int], int], tmp_path: Path) -> None:
     for number in range(scale(100)):
-        one = odd(tmp_path / str(number), chance)
-        workload, service = yaml.safe_load_all(command.k8s(one))
+        launch = odd(tmp_path / str(number), chance)
+        workload, service = yaml.safe_load_all(command.k8s(launch))
         pod = workload["spec"]["template"]["spec"]
         (engine,) = pod["containers"]
-        assert engine["command"] == words(one, f"/models/{one.label}")
-        given = {entry["name"]: entry["value"] for entry in engine["env"]}
-        assert {name: given.get(name) for name in one.environment} == one.environment
+        assert engine["command"] == words(launch, f"/models/{launch.label}")
+        environment = {entry["name"]: entry["value"] for entry in engine["env"]}
+        assert {name: environment.get(name) for name in launch.environment} == launch.environment
         assert engine["resources"]["limits"]["nvidia.com/gpu"] == 4
-        assert [mount["mountPath"] for mount in engine["volumeMounts"]] == ["/dev/shm", f"/models/{one.label}"]
-        assert pod["volumes"][1]["hostPath"]["path"] == one.model
+        assert [mount["mountPath"] for mount in engine["volumeMounts"]] == ["/dev/shm", f"/models/{launch.label}"]
+        assert pod["volumes"][1]["hostPath"]["path"] == launch.model
         assert service["spec"]["ports"][0]["port"] == 9_001
         assert workload["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
 
 
 def test_a_stateful_set_leads_with_its_first_pod() -> None:
-    one = launched(FOURTEEN, "4xA100-40", machines=2, api_key=True)
-    workload, service, pods = yaml.safe_load_all(command.k8s(one))
+    launch = launched(FOURTEEN, "4xA100-40", machines=2, api_key=True)
+    workload, service, pods = yaml.safe_load_all(command.k8s(launch))
     assert (workload["kind"], workload["spec"]["replicas"]) == ("StatefulSet", 2)
     assert workload["spec"]["serviceName"] == pods["metadata"]["name"]
     (engine,) = workload["spec"]["template"]["spec"]["containers"]
     shell = engine["command"][-1]
-    assert shlex.join(words(one, one.model)) in shell
+    assert shlex.join(words(launch, launch.model)) in shell
     assert subprocess.run(["sh", "-n", "-c", shell], check=False).returncode == 0
     assert '"GPU", 0) < 8' in shell
     assert service["spec"]["selector"]["statefulset.kubernetes.io/pod-name"] == f"{workload['metadata']['name']}-0"
@@ -249,18 +252,18 @@ def test_a_stateful_set_leads_with_its_first_pod() -> None:
 @pytest.mark.proof
 def test_a_script_holds_exactly_the_words(chance: random.Random, scale: Callable[[int], int], tmp_path: Path) -> None:
     for number in range(scale(100)):
-        one = odd(tmp_path / str(number), chance)
-        tree = ast.parse(command.python(one))
+        launch = odd(tmp_path / str(number), chance)
+        tree = ast.parse(command.python(launch))
         (model,) = [
             node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
         ]
-        assert ast.literal_eval(model) == one.model
-        given = {
+        assert ast.literal_eval(model) == launch.model
+        environment = {
             ast.literal_eval(node.targets[0].slice): ast.literal_eval(node.value)
             for node in tree.body
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript)
         }
-        assert given == one.environment
+        assert environment == launch.environment
 
 
 def test_every_flag_is_one_of_the_engines(wheel: Path) -> None:
@@ -272,18 +275,18 @@ def test_every_flag_is_one_of_the_engines(wheel: Path) -> None:
     known = set(re.findall(r"\"(--[a-z-]+)\"", text)) | {
         f"--{name.replace('_', '-')}" for name in re.findall(r"^    ([a-z_]+):", text, re.MULTILINE)
     }
-    told: set[str] = set()
-    for made in (
+    used: set[str] = set()
+    for shown in (
         planned(FOURTEEN, "4xA100-40", machines=2, tp=4, pp=2),
         planned(SEVEN, "4xH100-80", quantization="fp8"),
         planned(ORDINARY, "1x24", kv_cache_dtype="fp8_e5m2", dtype="half", prefix_caching=True, utilization=0.8),
         planned(ORDINARY, "1x16", sequences=4, block_size=32),
     ):
-        told |= set(flags(made))
-    one = launched(name="x", host="0.0.0.0", port=1, tools="hermes", chat_template="t")
-    told |= {name for name, _ in one.flags}
-    assert len(told) > 15
-    assert told - known == set()
+        used |= set(flags(shown))
+    launch = launched(name="x", host="0.0.0.0", port=1, tool_parser="hermes", chat_template="t")
+    used |= {name for name, _ in launch.flags}
+    assert len(used) > 15
+    assert used - known == set()
 
 
 @pytest.mark.parametrize(
@@ -299,12 +302,12 @@ def test_every_flag_is_one_of_the_engines(wheel: Path) -> None:
 def test_a_pod_asks_for_the_gpus_that_the_server_uses(
     model: str, where: str, machines: int, each: int, used: int
 ) -> None:
-    one = launched(model, where, machines=machines)
-    assert (one.each, one.used) == (each, used)
-    workload = next(yaml.safe_load_all(command.k8s(one)))
+    launch = launched(model, where, machines=machines)
+    assert (launch.each, launch.used) == (each, used)
+    workload = next(yaml.safe_load_all(command.k8s(launch)))
     (engine,) = workload["spec"]["template"]["spec"]["containers"]
     assert engine["resources"]["limits"]["nvidia.com/gpu"] == used
     if machines > 1:
         # Ray in the pods sees what they claim, and on machines all that is there.
         assert f'"GPU", 0) < {machines * used})' in engine["command"][-1]
-        assert f"when `ray status` shows {machines * each} GPUs" in command.shell(one)
+        assert f"when `ray status` shows {machines * each} GPUs" in command.shell(launch)

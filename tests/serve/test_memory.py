@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
@@ -18,15 +19,41 @@ from dca.serve.shape import Quantized, Shape, parameters, quantized, shape_of
 from tests.support.serving import FOURTEEN, LARGE, MILLION, SEVEN, THIRTY, config, shape
 
 BATCH = 131_072
-# GiB of each GPU with 80, as they were worked out by hand: weights, KV cache of 1,010,000 tokens, peak of the profile
-# run, pool at 0.90, millions of tokens in it, peak of a sparse layer, and all at once at 0.90.
+
+
+class Published(NamedTuple):
+    """GiB of each GPU with 80, as they were worked out by hand.
+
+    Args:
+        name: of the model.
+        tp: GPUs.
+        weights: of the model.
+        cache: KV cache of 1,010,000 tokens.
+        profile: peak of the profile run.
+        pool: KV cache at a utilisation of 0.90.
+        tokens: millions of tokens in the pool.
+        sparse: peak of a sparse layer.
+        total: all at once at 0.90; None where it does not start.
+    """
+
+    name: str
+    tp: int
+    weights: float
+    cache: float
+    profile: float
+    pool: float
+    tokens: float
+    sparse: float
+    total: float | None
+
+
 TABLE = [
-    (SEVEN, 1, 14.2, 53.9, 15.6, 42.2, 0.79, 51.3, 107.7),
-    (SEVEN, 2, 7.1, 27.0, 8.7, 56.2, 2.1, 26.5, 89.9),
-    (SEVEN, 4, 3.5, 13.5, 5.2, 63.2, 4.7, 14.1, 80.9),
-    (FOURTEEN, 2, 13.8, 92.5, 7.8, 50.5, 0.55, 36.6, None),
-    (FOURTEEN, 4, 6.9, 46.2, 5.1, 60.0, 1.31, 19.6, 86.4),
-    (FOURTEEN, 8, 3.4, 23.1, 3.8, 64.7, 2.8, 11.0, 79.2),
+    Published(SEVEN, 1, 14.2, 53.9, 15.6, 42.2, 0.79, 51.3, 107.7),
+    Published(SEVEN, 2, 7.1, 27.0, 8.7, 56.2, 2.1, 26.5, 89.9),
+    Published(SEVEN, 4, 3.5, 13.5, 5.2, 63.2, 4.7, 14.1, 80.9),
+    Published(FOURTEEN, 2, 13.8, 92.5, 7.8, 50.5, 0.55, 36.6, None),
+    Published(FOURTEEN, 4, 6.9, 46.2, 5.1, 60.0, 1.31, 19.6, 86.4),
+    Published(FOURTEEN, 8, 3.4, 23.1, 3.8, 64.7, 2.8, 11.0, 79.2),
 ]
 
 
@@ -38,30 +65,20 @@ def documented(tp: int, **more: object) -> Settings:
     return Settings.model_validate({"tp": tp, "length": MILLION, "batched": BATCH, **more})
 
 
-@pytest.mark.parametrize(("name", "tp", "weights", "cache", "profile", "pool", "tokens", "sparse", "total"), TABLE)
-def test_the_published_table_comes_out_within_two_percent(
-    name: str,
-    tp: int,
-    weights: float,
-    cache: float,
-    profile: float,
-    pool: float,
-    tokens: float,
-    sparse: float,
-    total: float | None,
-) -> None:
-    model, layout = shape(name), Layout(tp=tp)
-    found = outcome(model, eighty(tp), documented(tp))
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.name}-{row.tp}")
+def test_the_published_table_comes_out_within_two_percent(row: Published) -> None:
+    model, layout = shape(row.name), Layout(tp=row.tp)
+    result = outcome(model, eighty(row.tp), documented(row.tp))
     token = gpu_memory.token_bytes(model, layout)
-    assert gpu_memory.weight_bytes(model, layout) / GIB == pytest.approx(weights, rel=0.02)
-    assert token * MILLION / GIB == pytest.approx(cache, rel=0.02)
-    assert gpu_memory.step_bytes(model, layout, BATCH) / GIB == pytest.approx(profile, rel=0.02)
-    assert found.term("cache") / GIB == pytest.approx(pool, rel=0.02)
-    assert found.cache_tokens / 1e6 == pytest.approx(tokens, rel=0.02)
-    assert gpu_memory.layer_bytes(model, layout, BATCH, MILLION) / GIB == pytest.approx(sparse, rel=0.02)
-    if total is not None:
+    assert gpu_memory.weight_bytes(model, layout) / GIB == pytest.approx(row.weights, rel=0.02)
+    assert token * MILLION / GIB == pytest.approx(row.cache, rel=0.02)
+    assert gpu_memory.step_bytes(model, layout, BATCH) / GIB == pytest.approx(row.profile, rel=0.02)
+    assert result.term("cache") / GIB == pytest.approx(row.pool, rel=0.02)
+    assert result.cache_tokens / 1e6 == pytest.approx(row.tokens, rel=0.02)
+    assert gpu_memory.layer_bytes(model, layout, BATCH, MILLION) / GIB == pytest.approx(row.sparse, rel=0.02)
+    if row.total is not None:
         # CUDA's own memory is no part of the table.
-        assert (found.total - found.term("context")) / GIB == pytest.approx(total, rel=0.02)
+        assert (result.total - result.term("context")) / GIB == pytest.approx(row.total, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +103,13 @@ def test_the_tables_verdicts_come_out(name: str, tp: int, share: float, fits: bo
 @pytest.mark.parametrize(("name", "tp"), [(SEVEN, 2), (FOURTEEN, 4)])
 def test_counted_blocks_are_the_remedy(name: str, tp: int) -> None:
     assert exact_blocks(MILLION) == 63_762
-    found = outcome(shape(name), eighty(tp), documented(tp, blocks=exact_blocks(MILLION)))
-    assert found.fits
+    result = outcome(shape(name), eighty(tp), documented(tp, blocks=exact_blocks(MILLION)))
+    assert result.fits
     # The documents' 26 GiB for a peak of 19.6 on 14B with four GPUs.
     if name == FOURTEEN:
-        left = found.card - found.term("weights") - found.term("cache")
+        left = result.card - result.term("weights") - result.term("cache")
         assert left / GIB == pytest.approx(26.4, rel=0.02)
-        assert (found.term("step") + found.term("sparse")) / GIB == pytest.approx(19.6, rel=0.02)
+        assert (result.term("step") + result.term("sparse")) / GIB == pytest.approx(19.6, rel=0.02)
 
 
 def needed_gb(name: str, tp: int, tokens: int) -> float:
@@ -153,7 +170,7 @@ def test_a_config_of_any_layers_and_heads_is_counted_as_in_a_closed_form(
         heads, hidden = keys * chance.randrange(1, 9), 64 * chance.randrange(1, 200)
         inner, vocabulary = 128 * chance.randrange(1, 300), chance.randrange(1_000, 200_000)
         dual = {"chunk_size": 4096, "local_size": 512, "original_max_position_embeddings": 4096}
-        given = config(
+        values = config(
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=keys,
@@ -169,12 +186,12 @@ def test_a_config_of_any_layers_and_heads_is_counted_as_in_a_closed_form(
                 ],
             },
         )
-        model = shape_of(given, "any", None, given["dual_chunk_attention_config"]["sparse_attention_config"])
+        model = shape_of(values, "any", None, values["dual_chunk_attention_config"]["sparse_attention_config"])
         every = heads + 2 * keys
-        each = hidden * every * size + every * size * given["attention_bias"] + heads * size * hidden
-        each += 3 * hidden * inner + 2 * hidden
-        assert parameters(model) == 2 * vocabulary * hidden + layers * each + hidden
-        tp = chance.choice([one for one in (1, 2, 4, 8) if keys % one == 0 and heads % one == 0])
+        layer = hidden * every * size + every * size * values["attention_bias"] + heads * size * hidden
+        layer += 3 * hidden * inner + 2 * hidden
+        assert parameters(model) == 2 * vocabulary * hidden + layers * layer + hidden
+        tp = chance.choice([tp for tp in (1, 2, 4, 8) if keys % tp == 0 and heads % tp == 0])
         layout = Layout(tp=tp)
         assert gpu_memory.weight_bytes(model, Layout()) == 2 * parameters(model)
         assert gpu_memory.token_bytes(model, layout) == 2 * layers * (keys // tp) * size * 2
@@ -240,31 +257,31 @@ def longest(model: Shape, count: int, size: float) -> int:
 
 @pytest.mark.parametrize("name", [SEVEN, FOURTEEN, THIRTY])
 def test_more_memory_never_fits_less_in_the_whole_sweep(name: str) -> None:
-    found = {
+    lengths = {
         (count, size, method): longest(shape(name, method), count, size)
         for count in COUNTS
         for size in SIZES
         for method in METHODS
     }
-    assert max(found.values()) == MILLION
-    assert min(found.values()) < MILLION
-    for (count, size, method), tokens in found.items():
-        here = (count, size, method, tokens)
+    assert max(lengths.values()) == MILLION
+    assert min(lengths.values()) < MILLION
+    for (count, size, method), tokens in lengths.items():
+        place = (count, size, method, tokens)
         for larger in SIZES:
-            assert larger < size or found[count, larger, method] >= tokens, here
+            assert larger < size or lengths[count, larger, method] >= tokens, place
         # Quantized weights may not be divided as far as others, but a larger number of GPUs is never of fewer ranks.
         for more in COUNTS:
-            assert more < count or found[more, size, method] >= tokens, here
+            assert more < count or lengths[more, size, method] >= tokens, place
         # Weights of 4 bits are divided no further than groups allow; with the same ranks fewer bits never fit less.
         same = [
-            one
-            for one in METHODS
-            if ranks(shape(name, one), Gpus(count=count, memory_gib=80.0))
+            other
+            for other in METHODS
+            if ranks(shape(name, other), Gpus(count=count, memory_gib=80.0))
             == ranks(shape(name, method), Gpus(count=count, memory_gib=80.0))
         ]
         if method == "" and "awq" in same:
-            assert found[count, size, "awq"] >= tokens, here
-        assert tokens == 0 or tokens == MILLION or tokens % 16 == 0, here
+            assert lengths[count, size, "awq"] >= tokens, place
+        assert tokens == 0 or tokens == MILLION or tokens % 16 == 0, place
 
 
 @pytest.mark.parametrize("name", [SEVEN, FOURTEEN, THIRTY])
@@ -292,16 +309,16 @@ def test_every_outcome_says_where_all_of_the_memory_goes(chance: random.Random) 
             utilization=chance.uniform(0.5, 0.95),
             blocks=chance.choice([None, exact_blocks(MILLION)]),
         )
-        found = outcome(model, where, settings)
-        assert found.total == pytest.approx(sum(term.bytes for term in found.terms))
-        assert found.fits == (not found.ends)
-        assert (found.fails_at is not None) == (found.ends == "prompt")
-        if found.fails_at is not None:
-            shorter = settings.model_copy(update={"length": max(1, found.fails_at - 1)})
-            assert sum(term.bytes for term in outcome(model, where, shorter).terms) <= found.usable
-        if found.fits:
-            assert found.total <= found.usable
-            assert found.cache_tokens >= found.prompt_tokens >= settings.length
+        result = outcome(model, where, settings)
+        assert result.total == pytest.approx(sum(term.bytes for term in result.terms))
+        assert result.fits == (not result.ends)
+        assert (result.fails_at is not None) == (result.ends == "prompt")
+        if result.fails_at is not None:
+            shorter = settings.model_copy(update={"length": max(1, result.fails_at - 1)})
+            assert sum(term.bytes for term in outcome(model, where, shorter).terms) <= result.usable
+        if result.fits:
+            assert result.total <= result.usable
+            assert result.cache_tokens >= result.prompt_tokens >= settings.length
 
 
 def never_allocated(blocks: int, tokens: int, block_size: int) -> bool:
@@ -325,10 +342,10 @@ def test_the_blocks_of_a_length_are_the_fewest_that_the_engine_takes(chance: ran
 def test_blocks_of_another_size_hold_as_many_tokens_more(size: int) -> None:
     model, where = shape(FOURTEEN), eighty(4)
     token = gpu_memory.token_bytes(model, Layout(tp=4))
-    found = outcome(model, where, documented(4, blocks=1_000, block_size=size))
-    assert found.cache_tokens == 1_000 * size
-    assert found.prompt_tokens == 990 * size
-    assert found.term("cache") == 1_000 * size * token
+    result = outcome(model, where, documented(4, blocks=1_000, block_size=size))
+    assert result.cache_tokens == 1_000 * size
+    assert result.prompt_tokens == 990 * size
+    assert result.term("cache") == 1_000 * size * token
     # One request of the whole length takes as much memory in blocks of any size, but for the last ones.
     planned = choose(model, where, Asked(block_size=size), MILLION, 4)
     assert planned.fits
@@ -353,8 +370,8 @@ def test_parts_that_the_table_does_not_show() -> None:
     assert gpu_memory.table_bytes(seven) == (1_010_000 + 4 * 253_952) * 128 * 2
     assert gpu_memory.table_bytes(seven) == pytest.approx(0.52e9, rel=0.01)
     # Rows of 32,768 tokens for each of the 8 experts chosen: 3 x 768 inner elements of 4 GPUs, and 2,048; and the sum.
-    wanted = 32_768 * 8 * (3 * 768 / 4 + 2_048) * 2 + BATCH * 2_048 * 2
-    assert gpu_memory.mlp_bytes(thirty, four, BATCH) == wanted
+    expected = 32_768 * 8 * (3 * 768 / 4 + 2_048) * 2 + BATCH * 2_048 * 2
+    assert gpu_memory.mlp_bytes(thirty, four, BATCH) == expected
     assert gpu_memory.mlp_bytes(thirty, four, 1_000) == 1_000 * 8 * (3 * 768 / 4 + 2_048) * 2 + 1_000 * 2_048 * 2
     # 16-bit logits, the same in 32 bits, and their softmax.
     assert gpu_memory.logits_bytes(seven, four, 256) == 256 * 152_064 * 10 / 4
@@ -375,12 +392,12 @@ def test_parts_that_the_table_does_not_show() -> None:
 
 def test_the_cache_is_what_the_utilisation_leaves_in_whole_blocks() -> None:
     model, where = shape(FOURTEEN), eighty(4)
-    found = outcome(model, where, documented(4))
+    result = outcome(model, where, documented(4))
     block = 16 * gpu_memory.token_bytes(model, Layout(tp=4))
-    left = 0.9 * 80 * GIB - sum(found.term(name) for name in ("weights", "tables", "step"))
-    assert 0 <= left - found.term("cache") < block
-    assert found.term("cache") % block == 0
-    assert found.cache_tokens % 16 == 0
+    left = 0.9 * 80 * GIB - sum(result.term(name) for name in ("weights", "tables", "step"))
+    assert 0 <= left - result.term("cache") < block
+    assert result.term("cache") % block == 0
+    assert result.cache_tokens % 16 == 0
     assert outcome(model, where, documented(4, blocks=1_000)).cache_tokens == 16_000
     half = outcome(model, where, documented(4, blocks=1_000, cache_width=1))
     assert half.term("cache") == 1_000 * block / 2

@@ -163,17 +163,17 @@ def test_command_prints_what_the_plan_says_and_force_insists(tmp_path: Path) -> 
     forced = run("command", SEVEN, "--gpus", "1x80", "--force")
     assert forced.returncode == 0
     assert "vllm serve" in forced.stdout
-    told = json.loads(run("command", *FOUR, "--json").stdout)
-    assert told["schema"] == "dca.serve-command/1"
-    assert ["--enforce-eager", None] in told["flags"]
+    document = json.loads(run("command", *FOUR, "--json").stdout)
+    assert document["schema"] == "dca.serve-command/1"
+    assert ["--enforce-eager", None] in document["flags"]
 
 
 # --- charts --------------------------------------------------------------------------------------------------------
 
 
 def panels(model: str, where: str) -> tuple[ServePlan, tuple[chart.Panel, ...]]:
-    made = planned(model, where)
-    return made, chart.panels(made, shape(model), gpus.parse(where))
+    plan = planned(model, where)
+    return plan, chart.panels(plan, shape(model), gpus.parse(where))
 
 
 def test_a_bars_parts_are_what_the_plan_says() -> None:
@@ -249,11 +249,11 @@ def test_a_plot_as_png_says_what_it_needs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("most", [1, 7, 16, 1_000, 32_768, 131_072, MILLION])
 def test_lengths_of_a_chart_go_from_nothing_to_the_longest(most: int) -> None:
-    found = lengths(most)
-    assert found[0] == 0
-    assert found[-1] == most
-    assert list(found) == sorted(set(found))
-    assert len(found) <= 10
+    result = lengths(most)
+    assert result[0] == 0
+    assert result[-1] == most
+    assert list(result) == sorted(set(result))
+    assert len(result) <= 10
 
 
 def test_what_the_document_shows_is_what_is_printed() -> None:

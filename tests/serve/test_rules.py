@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from dca.catalogue import failures
 from dca.catalogue.model_needs import Coverage
 from dca.config import models
 from dca.foundation import data
-from dca.foundation.errors import CODES, DcaError
+from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, Recorded
 from dca.serve import engines, gpu_memory, gpus, plan, server_rules, shape
 from tests.support import ROOT
@@ -129,7 +130,7 @@ def test_a_cache_of_blocks_of_another_size_has_as_many_fewer(size: int, blocks: 
 )
 def test_ranks_that_are_too_many_have_a_remedy_that_can_be_done(asked: dict[str, int], remedies: list[str]) -> None:
     made = planned(SEVEN, "1x80", length=16_384, **asked)
-    assert [one.remedy for one in made.errors if one.code == "DCA-131"] == remedies
+    assert [error.remedy for error in made.errors if error.code == "DCA-131"] == remedies
 
 
 def test_every_rule_has_a_code_that_is_listed_and_documented() -> None:
@@ -137,7 +138,7 @@ def test_every_rule_has_a_code_that_is_listed_and_documented() -> None:
     told = [re.match(r"DCA-\d{3}", str(rule.__doc__)) for rule in server_rules.RULES if rule is not server_rules.folder]
     found = {one[0] for one in told if one}
     assert len(found) == len(server_rules.RULES) - 1
-    assert found | {"DCA-150", "DCA-159"} >= {code for code in CODES if "DCA-150" <= code < "DCA-160"}
+    assert found | {"DCA-150", "DCA-159"} >= {code for code in failures.load().codes if "DCA-150" <= code < "DCA-160"}
     assert [code for code in sorted(found | {"DCA-150", "DCA-159"}) if f"| {code} |" not in page] == []
     assert {code for _, wanted in WRONG for code in wanted} >= found - {"DCA-110", "DCA-151", "DCA-157"}
 
@@ -305,7 +306,7 @@ def wheel(archs: tuple[str, ...] = ("8.0", "9.0"), **serves: Any) -> Inspection:
 def found_by_wheel(model: str, made: Inspection, where: str = "8xH100-80", **asked: Any) -> list[str]:
     about, served = subject(model, where, **asked)
     about = server_rules.Subject(**{**vars(about), "wheel": made, "known": ALL})
-    return [one.what for one in plan.make(about, served).findings if one.code == "DCA-110"]
+    return [finding.what for finding in plan.make(about, served).findings if finding.code == "DCA-110"]
 
 
 def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
@@ -343,7 +344,7 @@ def test_a_recipe_without_kernels_for_the_weights_names_what_has_them(
 ) -> None:
     made = planned(SEVEN, where, length=65_536, **asked)
     assert codes(made) == []
-    found = [one.remedy for one in made.findings if one.code == "DCA-110"]
+    found = [finding.remedy for finding in made.findings if finding.code == "DCA-110"]
     assert len(found) == bool(told)
     for words in told:
         assert words in found[0]
@@ -357,7 +358,7 @@ def test_a_recipe_without_kernels_for_the_weights_names_what_has_them(
 def test_every_advice_to_quantize_says_what_to_build() -> None:
     # Quantizing while loading helps no GPU that the weights do not load on, and none without FP8.
     for where, wanted in (("1x15", "make wheel RECIPE=vllm-0.10.2 WITH=fp8"), ("1x8", ""), ("1xT4", "")):
-        (found,) = [one for one in planned(SEVEN, where).errors if one.code == "DCA-150"]
+        (found,) = [error for error in planned(SEVEN, where).errors if error.code == "DCA-150"]
         assert ("--quantization fp8" in found.remedy) is bool(wanted)
         assert wanted in found.remedy
     (found,) = planned(SEVEN, "4xH100-80", kv_cache_dtype="fp8").errors
@@ -548,8 +549,8 @@ def test_any_config_gives_a_plan_or_one_message(
     ],
 )
 def test_gpus_are_named_by_memory_or_by_name(text: str, count: int, memory: float, archs: tuple[str, ...]) -> None:
-    found = gpus.parse(text)
-    assert (found.count, found.memory_gib, found.archs) == (count, memory, archs)
+    result = gpus.parse(text)
+    assert (result.count, result.memory_gib, result.archs) == (count, memory, archs)
     assert gpus.parse(text, 3).count == 3 * count
 
 

@@ -107,37 +107,37 @@ class StandIn:
 
 
 def test_the_engine_gets_the_plans_words_and_variables_and_its_log_is_shown_and_kept(tmp_path: Path) -> None:
-    made = StandIn(tmp_path, f"print({READY!r}, flush=True)\n")
-    done = made.run("--port", "9001", "--api-key", VLLM_API_KEY="secret", CUDA_VISIBLE_DEVICES="0", UNRELATED="x")
+    engine = StandIn(tmp_path, f"print({READY!r}, flush=True)\n")
+    done = engine.run("--port", "9001", "--api-key", VLLM_API_KEY="secret", CUDA_VISIBLE_DEVICES="0", UNRELATED="x")
     assert done.returncode == 0, done.stderr
-    argv = made.told["argv"]
+    argv = engine.told["argv"]
     assert isinstance(argv, list)
-    assert argv[:2] == ["serve", made.model]
+    assert argv[:2] == ["serve", engine.model]
     assert argv[argv.index("--num-gpu-blocks-override") + 1] == "4137"
-    env = made.told["env"]
+    env = engine.told["env"]
     assert isinstance(env, dict)
     assert env["VLLM_ATTENTION_BACKEND"] == "DUAL_CHUNK_FLASH_ATTN"
     assert (env["VLLM_API_KEY"], env["CUDA_VISIBLE_DEVICES"]) == ("secret", "0")
     assert not {"UNRELATED", "PYTHONPATH"} & set(env)
-    assert env["PATH"].startswith(str(made.bin))
+    assert env["PATH"].startswith(str(engine.bin))
     assert "started" in done.stdout
-    assert READY in made.log.read_text()
+    assert READY in engine.log.read_text()
     assert "It serves: http://127.0.0.1:9001/v1" in done.stderr
-    assert "secret" not in done.stdout + done.stderr + made.log.read_text()
+    assert "secret" not in done.stdout + done.stderr + engine.log.read_text()
 
 
 def test_an_ignored_prompt_is_explained_while_the_server_runs(tmp_path: Path) -> None:
-    made = StandIn(
+    engine = StandIn(
         tmp_path, f"print({READY!r}, flush=True)\nprint({IGNORED!r}, flush=True)\nprint({IGNORED!r}, flush=True)\n"
     )
-    done = made.run()
+    done = engine.run()
     assert done.returncode == 0
     assert done.stderr.count("(prompt-over-cache)") == 1
 
 
 def test_a_server_that_dies_is_named_with_its_cause(tmp_path: Path) -> None:
-    made = StandIn(tmp_path, f"print({READY!r})\nprint({MEMORY!r})\nsys.exit(3)\n")
-    done = made.run()
+    engine = StandIn(tmp_path, f"print({READY!r})\nprint({MEMORY!r})\nsys.exit(3)\n")
+    done = engine.run()
     assert done.returncode == 1
     assert "DCA-159: the server ended with status 3, after it had served." in done.stderr
     assert "gpu-out-of-memory" in done.stderr
@@ -149,9 +149,9 @@ def test_a_server_that_dies_is_named_with_its_cause(tmp_path: Path) -> None:
 
 def test_the_result_as_one_document(tmp_path: Path) -> None:
     done = StandIn(tmp_path, f"print({READY!r})\nprint({IGNORED!r})\n").run("--json")
-    told = json.loads(done.stdout)
-    assert (told["schema"], told["returncode"], told["ready"]) == ("dca.serve-run/1", 0, True)
-    assert [one["id"] for one in told["known"]] == ["prompt-over-cache"]
+    document = json.loads(done.stdout)
+    assert (document["schema"], document["returncode"], document["ready"]) == ("dca.serve-run/1", 0, True)
+    assert [entry["id"] for entry in document["known"]] == ["prompt-over-cache"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -166,11 +166,13 @@ def test_whatever_ends_dca_ends_the_server_and_its_workers(number: signal.Signal
         f"    open({str(tmp_path / 'freed')!r}, 'w').write('yes')\n    sys.exit(0)\n"
         f"signal.signal(signal.SIGTERM, end)\nprint({READY!r}, flush=True)\nwhile True: time.sleep(0.1)\n"
     )
-    made = StandIn(tmp_path, body)
-    process = subprocess.Popen(made.argv(), env=made.env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    engine = StandIn(tmp_path, body)
+    process = subprocess.Popen(
+        engine.argv(), env=engine.env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
-        assert wait_for(lambda: made.log.exists() and READY in made.log.read_text(), 60)
-        pids = [int(str(made.told["pid"])), int((tmp_path / "child").read_text())]
+        assert wait_for(lambda: engine.log.exists() and READY in engine.log.read_text(), 60)
+        pids = [int(str(engine.told["pid"])), int((tmp_path / "child").read_text())]
         assert all(alive(one) for one in pids)
         process.send_signal(number)
         _, wrong = process.communicate(timeout=90)
@@ -191,9 +193,9 @@ def test_a_server_that_takes_its_time_is_given_it(tmp_path: Path) -> None:
         f"def end(*_):\n    time.sleep(7)\n    open({str(tmp_path / 'freed')!r}, 'w').write('yes')\n    sys.exit(0)\n"
         f"signal.signal(signal.SIGTERM, end)\nprint({READY!r}, flush=True)\nwhile True: time.sleep(0.1)\n"
     )
-    made = StandIn(tmp_path, body)
-    process = subprocess.Popen(made.argv(), env=made.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert wait_for(lambda: made.log.exists() and READY in made.log.read_text(), 60)
+    engine = StandIn(tmp_path, body)
+    process = subprocess.Popen(engine.argv(), env=engine.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert wait_for(lambda: engine.log.exists() and READY in engine.log.read_text(), 60)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     assert (tmp_path / "freed").exists()
@@ -203,14 +205,14 @@ def test_a_server_that_takes_its_time_is_given_it(tmp_path: Path) -> None:
 
 
 def test_nothing_is_started_when_doctor_is_red(tmp_path: Path) -> None:
-    made = StandIn(tmp_path, "")
-    made._program(tmp_path / "driver" / "nvidia-smi", "#!/bin/sh\necho 'NVIDIA B200, 10.0, 183359, 550.54.15'\n")
-    done = made.run("--gpus", "1xA100-80", skip="config smoke")
+    engine = StandIn(tmp_path, "")
+    engine._program(tmp_path / "driver" / "nvidia-smi", "#!/bin/sh\necho 'NVIDIA B200, 10.0, 183359, 550.54.15'\n")
+    done = engine.run("--gpus", "1xA100-80", skip="config smoke")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1]
     assert "DCA-105" in done.stderr
     assert "gpus.kernels" in done.stderr
-    assert not made.notes.exists()
+    assert not engine.notes.exists()
 
 
 T4 = "Tesla T4, 7.5, 15360, 550.54.15"
@@ -245,11 +247,11 @@ def test_an_ordinary_model_wants_no_kernels_of_another_and_no_other_dtype(
 def test_gpus_that_the_server_does_not_see_are_not_looked_at(
     visible: str, red: bool, named: bool, tmp_path: Path
 ) -> None:
-    made = StandIn(tmp_path, "")
-    driver(made, T4, A100)
+    engine = StandIn(tmp_path, "")
+    driver(engine, T4, A100)
     words = ["--visible", visible] if named and visible else []
     given = {"CUDA_VISIBLE_DEVICES": visible} if visible and not named else {}
-    done = made.run(*words, "--force", skip="config smoke", **given)
+    done = engine.run(*words, "--force", skip="config smoke", **given)
     # The environment has no engine that doctor could find.
     assert "DCA-105" in done.stderr
     assert ("gpus.kernels" in done.stderr) is red
@@ -257,36 +259,36 @@ def test_gpus_that_the_server_does_not_see_are_not_looked_at(
 
 
 def test_nothing_is_started_with_variables_that_choose_another_engine(tmp_path: Path) -> None:
-    made = StandIn(tmp_path, "")
+    engine = StandIn(tmp_path, "")
     for more in ((), ("--gpus", "1xA100-80")):
-        done = made.run(*more, VLLM_USE_V1="1")
+        done = engine.run(*more, VLLM_USE_V1="1")
         assert done.returncode == 1
         assert done.stderr.startswith("DCA-155: ")
-        assert not made.notes.exists()
+        assert not engine.notes.exists()
 
 
 def test_nothing_is_started_when_the_config_is_wrong(tmp_path: Path) -> None:
-    made = StandIn(tmp_path, "")
-    file = Path(made.model) / "config.json"
+    engine = StandIn(tmp_path, "")
+    file = Path(engine.model) / "config.json"
     file.write_text(file.read_text().replace('"local_size": 8192', '"local_size": 8190'))
-    done = made.run(skip="doctor smoke")
+    done = engine.run(skip="doctor smoke")
     assert done.returncode == 1
     assert "DCA-129" in done.stderr
-    assert not made.notes.exists()
+    assert not engine.notes.exists()
     # The plan finds it as well; this is the check's own.
-    forced = made.run("--force", skip="doctor smoke")
+    forced = engine.run("--force", skip="doctor smoke")
     assert "config.json is not right; nothing was started" in forced.stderr
-    assert not made.notes.exists()
-    assert made.run("--force").returncode == 0
+    assert not engine.notes.exists()
+    assert engine.run("--force").returncode == 0
 
 
 def test_nothing_is_started_without_a_wheel_to_prove(tmp_path: Path) -> None:
-    made = StandIn(tmp_path, "")
-    done = made.run(skip="doctor config")
+    engine = StandIn(tmp_path, "")
+    done = engine.run(skip="doctor config")
     assert done.returncode == 2
     assert "DCA-204" in done.stderr
     assert "--skip smoke" in done.stderr
-    assert not made.notes.exists()
+    assert not engine.notes.exists()
 
 
 def test_nothing_is_started_when_smoke_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,9 +337,9 @@ def test_nothing_is_started_when_smoke_is_red(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_environment_without_the_engine_says_how_to_make_one(tmp_path: Path) -> None:
-    made = StandIn(tmp_path, "")
-    (made.bin / "vllm").unlink()
-    done = made.run()
+    engine = StandIn(tmp_path, "")
+    (engine.bin / "vllm").unlink()
+    done = engine.run()
     assert done.returncode == 1
     assert "DCA-103" in done.stderr
     assert "make env WHEEL=FILE" in done.stderr

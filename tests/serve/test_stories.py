@@ -67,13 +67,13 @@ def pairs(words: list[str]) -> dict[str, str]:
 
 
 def test_story_A1_a_million_tokens_with_dual_chunk_attention_and_262144_without(tmp_path: Path) -> None:
-    made = planned(SEVEN, "4xA100-80")
-    assert made.planned.settings.length == MILLION
-    assert made.planned.fits
+    plan = planned(SEVEN, "4xA100-80")
+    assert plan.planned.settings.length == MILLION
+    assert plan.planned.fits
     plain = folder(tmp_path / SEVEN, max_position_embeddings=262_144, rope_theta=10_000_000.0)
-    made = planned(plain, "4xA100-80")
-    assert made.planned.settings.length == 262_144
-    assert not made.environment
+    plan = planned(plain, "4xA100-80")
+    assert plan.planned.settings.length == 262_144
+    assert not plan.environment
     beyond = planned(plain, "4xA100-80", length=MILLION)
     assert codes(beyond) == ["DCA-127"]
     assert "dual chunk attention" in beyond.errors[0].remedy
@@ -94,11 +94,11 @@ def test_story_A2_the_memory_that_the_models_cards_ask_for() -> None:
         (FOURTEEN, "4xA100-80", False),
         (FOURTEEN, "2xA100-80", True),
     ):
-        made = planned(name, where)
-        told = [note for note in made.notes if "asks for" in note]
+        plan = planned(name, where)
+        told = [note for note in plan.notes if "asks for" in note]
         assert len(told) == 1
         assert ("are below" in told[0]) is below
-        assert made.planned.fits is not below
+        assert plan.planned.fits is not below
 
 
 def test_story_A4_offline_with_the_documents_arguments(tmp_path: Path) -> None:
@@ -147,32 +147,32 @@ def test_story_A5_online_with_the_documents_flags_and_at_most_4_or_8_gpus() -> N
 
 
 def test_story_A6_14b_on_four_gpus_of_80_gb_dies_as_documented_and_not_as_planned() -> None:
-    made = planned(FOURTEEN, "4x80")
-    assert made.documented.ends == "prompt"
-    assert made.documented.cache_tokens > MILLION
-    assert made.documented.fails_at is not None
-    assert made.documented.fails_at < MILLION
-    assert made.planned.fits
-    assert flags(made)["--num-gpu-blocks-override"] == "63762"
-    (reason,) = [flag.reason for flag in made.flags if flag.name == "--num-gpu-blocks-override"]
+    plan = planned(FOURTEEN, "4x80")
+    assert plan.documented.ends == "prompt"
+    assert plan.documented.cache_tokens > MILLION
+    assert plan.documented.fails_at is not None
+    assert plan.documented.fails_at < MILLION
+    assert plan.planned.fits
+    assert flags(plan)["--num-gpu-blocks-override"] == "63762"
+    (reason,) = [flag.reason for flag in plan.flags if flag.name == "--num-gpu-blocks-override"]
     assert "63,125 blocks" in reason
     # The length is not cut, nor the step.
-    assert (made.planned.settings.length, made.planned.settings.batched) == (MILLION, 131_072)
+    assert (plan.planned.settings.length, plan.planned.settings.batched) == (MILLION, 131_072)
 
 
 def test_story_A7_a_cache_smaller_than_the_length_and_the_three_ways_out() -> None:
-    made = planned(FOURTEEN, "2x80")
-    assert made.documented.ends == "cache"
+    plan = planned(FOURTEEN, "2x80")
+    assert plan.documented.ends == "cache"
     assert (
-        "larger than the maximum number of tokens that can be stored in KV cache" in way(made, "as the documents").what
+        "larger than the maximum number of tokens that can be stored in KV cache" in way(plan, "as the documents").what
     )
     # A shorter length, more tensor parallelism, smaller steps (slower).
-    assert codes(made) == ["DCA-150"]
-    assert made.errors[0].remedy == f"--max-model-len {made.longest} fits."
-    assert planned(FOURTEEN, "2x80", length=made.longest).planned.fits
-    assert way(made, "4 such GPUs, --tensor-parallel-size 4").fits
-    assert made.longest_batched < 131_072
-    shorter = planned(FOURTEEN, "2x80", length=made.longest, batched=131_072)
+    assert codes(plan) == ["DCA-150"]
+    assert plan.errors[0].remedy == f"--max-model-len {plan.longest} fits."
+    assert planned(FOURTEEN, "2x80", length=plan.longest).planned.fits
+    assert way(plan, "4 such GPUs, --tensor-parallel-size 4").fits
+    assert plan.longest_batched < 131_072
+    shorter = planned(FOURTEEN, "2x80", length=plan.longest, batched=131_072)
     assert not shorter.planned.fits
 
 
@@ -198,8 +198,8 @@ def test_story_A9_a_prompt_that_is_ignored_is_explained_and_the_plan_has_blocks_
     (found,) = failures.explain_lines([line + "exceeds the capacity of block_manager"])
     assert found.id == "prompt-over-cache"
     for name, where in ((SEVEN, "4x80"), (FOURTEEN, "4x80"), (FOURTEEN, "8xA100-40")):
-        made = planned(name, where)
-        assert made.planned.cache_tokens >= made.planned.settings.length
+        plan = planned(name, where)
+        assert plan.planned.cache_tokens >= plan.planned.settings.length
     # The engine keeps 1 % of the blocks free, and ignores prompts that it cannot keep them free of.
     ignoring = planned(SEVEN, "4x80", blocks=63_125)
     assert ignoring.planned.ends == "ignored"
@@ -227,8 +227,8 @@ def test_story_B1_t4_without_bfloat16_v100_without_awq_and_kernels_for_newer_gpu
     gptq = folder(tmp_path / "gptq", "Qwen1.5-32B", torch_dtype="float16", quantization_config=GPTQ)
     assert codes(planned(gptq, "4xV100-32")) == []
     for where in ("8xT4", "8xV100-32", "8xB200"):
-        made = planned(SEVEN, where, dtype="half", length=65_536)
-        assert "DCA-153" in codes(made)
+        plan = planned(SEVEN, where, dtype="half", length=65_536)
+        assert "DCA-153" in codes(plan)
     for where in ("4xA100-80", "4xH100-80", "4xL40S"):
         assert codes(planned(SEVEN, where, length=65_536)) == []
 
@@ -242,20 +242,20 @@ def test_story_B2_qwen15_7b_on_t4_until_the_length_is_cut(tmp_path: Path) -> Non
     assert planned(OLD, "1xT4", dtype="half").planned.ends in ("loading", "weights")
     for name, stored in (("gptq", GPTQ), ("awq", AWQ)):
         four = folder(tmp_path / name, "Qwen2.5-7B", torch_dtype="float16", quantization_config=stored)
-        made = planned(four, "2xT4", tp=2, utilization=0.95)
-        assert codes(made) == []
-        assert flags(made)["--gpu-memory-utilization"] == "0.95"
-        assert flags(made)["--tensor-parallel-size"] == "2"
+        plan = planned(four, "2xT4", tp=2, utilization=0.95)
+        assert codes(plan) == []
+        assert flags(plan)["--gpu-memory-utilization"] == "0.95"
+        assert flags(plan)["--tensor-parallel-size"] == "2"
 
 
 @pytest.mark.parametrize("stored", [GPTQ, AWQ])
 @pytest.mark.parametrize("tp", [2, 4])
 def test_story_B3_quantized_weights_that_cannot_be_divided(stored: dict[str, object], tp: int, tmp_path: Path) -> None:
     model = folder(tmp_path / "model", "Qwen1.5-14B", torch_dtype="float16", quantization_config=stored)
-    made = planned(model, "4xA10", tp=tp, length=4096)
-    assert codes(made) == ["DCA-151"]
-    assert "not aligned with the quantized weight shape" in made.errors[0].what
-    assert "--tensor-parallel-size 1," in made.errors[0].remedy
+    plan = planned(model, "4xA10", tp=tp, length=4096)
+    assert codes(plan) == ["DCA-151"]
+    assert "not aligned with the quantized weight shape" in plan.errors[0].what
+    assert "--tensor-parallel-size 1," in plan.errors[0].remedy
     # Left to the plan, it is not divided.
     assert planned(model, "4xA10", length=4096).planned.settings.tp == 1
 
@@ -288,11 +288,11 @@ def test_story_B6_gpus_are_chosen_by_cuda_visible_devices() -> None:
     assert "leaves 2 GPUs" in str(refused(SEVEN, "--gpus", "4xA100-80", "--visible", "4,5"))
     cards = [Card(name="Small", arch="8.6", memory_gb=24 * GIB / 1e9), Card(name="Large", arch="9.0", memory_gb=85.0)]
     seen = Seen(cards=(*cards, cards[1]))
-    assert gpus.here(seen, "1,2").count == 2
-    assert gpus.here(seen, "1,2").archs == ("9.0",)
-    assert gpus.here(seen, "0,1").memory_gib == 24.0
+    assert gpus.of_this_machine(seen, "1,2").count == 2
+    assert gpus.of_this_machine(seen, "1,2").archs == ("9.0",)
+    assert gpus.of_this_machine(seen, "0,1").memory_gib == 24.0
     with pytest.raises(DcaError, match="no GPU here") as found:
-        gpus.here(seen, "")
+        gpus.of_this_machine(seen, "")
     assert "CUDA_VISIBLE_DEVICES" in found.value.why
 
 
@@ -346,10 +346,10 @@ def test_story_C4_calls_of_tools_have_a_parser() -> None:
 
 
 def test_story_C5_several_gpus_and_several_machines_through_ray() -> None:
-    made = planned(FOURTEEN, "4xA100-40", machines=2)
-    assert made.planned.fits
-    assert flags(made)["--tensor-parallel-size"] == "8"
-    assert flags(made)["--distributed-executor-backend"] == "ray"
+    plan = planned(FOURTEEN, "4xA100-40", machines=2)
+    assert plan.planned.fits
+    assert flags(plan)["--tensor-parallel-size"] == "8"
+    assert flags(plan)["--distributed-executor-backend"] == "ray"
     text = printed(FOURTEEN, "--gpus", "4xA100-40", "--machines", "2")
     # The variables stand before ray starts: its workers take over its environment.
     assert text.index("export VLLM_ATTENTION_BACKEND") < text.index("ray start --head") < text.index("vllm serve")
@@ -360,10 +360,10 @@ def test_story_C5_several_gpus_and_several_machines_through_ray() -> None:
 
 def test_story_C6_more_than_32768_tokens_of_an_ordinary_model_by_yarn(tmp_path: Path) -> None:
     model = folder(tmp_path / ORDINARY)
-    made = planned(model, "2xA100-80", length=131_072)
-    assert codes(made) == ["DCA-127"]
-    assert "dca config set-yarn DIR --factor 4 --original 32768" in made.errors[0].remedy
-    assert "quality on short texts" in made.errors[0].remedy
+    plan = planned(model, "2xA100-80", length=131_072)
+    assert codes(plan) == ["DCA-127"]
+    assert "dca config set-yarn DIR --factor 4 --original 32768" in plan.errors[0].remedy
+    assert "quality on short texts" in plan.errors[0].remedy
     config.set_yarn(Path(model), YarnSetting(factor=4.0, original=32_768))
     scaled = planned(model, "2xA100-80", length=131_072)
     assert codes(scaled) == []
@@ -385,14 +385,14 @@ def test_story_C7_awq_gptq_and_an_fp8_cache_together(tmp_path: Path) -> None:
 
 
 def test_story_C8_out_of_memory_of_an_ordinary_model() -> None:
-    made = planned(ORDINARY, "1x16")
-    assert not made.planned.fits
-    tried = [one.change.split()[0] for one in made.ways]
+    plan = planned(ORDINARY, "1x16")
+    assert not plan.planned.fits
+    tried = [way.change.split()[0] for way in plan.ways]
     assert "--gpu-memory-utilization" in tried
     assert "--enforce-eager" in tried
-    assert 0 < made.longest < 32_768
-    assert "--max-model-len" in made.errors[0].remedy
-    assert planned(ORDINARY, "1x16", length=made.longest).planned.fits
+    assert 0 < plan.longest < 32_768
+    assert "--max-model-len" in plan.errors[0].remedy
+    assert planned(ORDINARY, "1x16", length=plan.longest).planned.fits
 
 
 def test_story_C9_modelscope_and_the_messages_that_name_a_too_small_cache() -> None:

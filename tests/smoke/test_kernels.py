@@ -26,7 +26,7 @@ OFFERING = [loaded.recipe.name for loaded in world().recipes if loaded.recipe.ke
 
 @pytest.fixture(params=OFFERING)
 def loaded(request: pytest.FixtureRequest, all_recipes: tuple[Loaded, ...]) -> Loaded:
-    return next(one for one in all_recipes if one.recipe.name == request.param)
+    return next(loaded for loaded in all_recipes if loaded.recipe.name == request.param)
 
 
 def bare(loaded: Loaded, **changes: object) -> Plan:
@@ -63,7 +63,7 @@ def test_without_the_companion_there_is_nothing_to_copy_in_its_place(loaded: Loa
 
 
 def test_a_recipe_without_the_profile_says_which_it_has(all_recipes: tuple[Loaded, ...]) -> None:
-    name = next(one.recipe.name for one in all_recipes if not one.recipe.kernels)
+    name = next(loaded.recipe.name for loaded in all_recipes if not loaded.recipe.kernels)
     assert refused(Request(recipe=name, profile=KERNELS)) == {name: ["DCA-309"]}
 
 
@@ -104,8 +104,8 @@ def test_bare_kernels_compile_and_load_without_the_engine(dca: RunDca, cache: St
     python = environments.build_environment(plan, Run(cache, Silent(), tmp_path / "log"))
     script = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
     script += "import dca_kernels; print(*dca_kernels.load()); assert dca_kernels.load() == dca_kernels.load()"
-    told = subprocess.run([python, "-c", script], text=True, capture_output=True, check=True)
-    assert set(told.stdout.split()) == set(plan.modules[0].ops)
+    printed = subprocess.run([python, "-c", script], text=True, capture_output=True, check=True)
+    assert set(printed.stdout.split()) == set(plan.modules[0].ops)
     # Not built for what the sparse attention needs, and said to be so; the conversion is proven all the same.
     smoke = dca("smoke", made.wheel, "--level", "cpu", "--quick")
     assert smoke.returncode == 8, smoke.stderr

@@ -45,23 +45,23 @@ def with_d1(text: str) -> str:
     return text.replace(RIGHT, WRONG)
 
 
-def told(output: str) -> Smoke:
+def report_from(output: str) -> Smoke:
     return Smoke.model_validate({**json.loads(output), "schema": "dca.smoke/1"})
 
 
 def test_static_reads_the_wheel_alone(dca: RunDca, wheel: Path) -> None:
     done = dca("smoke", wheel, "--level", "static", "--json")
     assert done.returncode == 0, done.stderr
-    found = told(done.stdout)
-    assert {case.name for case in found.cases} == {
+    report = report_from(done.stdout)
+    assert {case.name for case in report.cases} == {
         "static/files",
         "static/backend",
         "static/ops",
         "static/archs",
         "static/schemas",
     }
-    assert found.torch == ""
-    assert any("--level cpu" in text for text in found.not_proven)
+    assert report.torch == ""
+    assert any("--level cpu" in text for text in report.not_proven)
 
 
 def test_an_arch_that_it_was_not_built_for_fails(dca: RunDca, wheel: Path) -> None:
@@ -75,9 +75,9 @@ def test_an_arch_that_it_was_not_built_for_fails(dca: RunDca, wheel: Path) -> No
 def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made) -> None:
     done = dca("smoke", wheel, "--level", "cpu", "--json")
     assert done.returncode == 0, done.stderr
-    found = told(done.stdout)
-    assert found.passed
-    names = {case.name for case in found.cases}
+    report = report_from(done.stdout)
+    assert report.passed
+    names = {case.name for case in report.cases}
     for chunks in ("one-chunk", "two-chunks", "three-chunks", "five-chunks"):
         for kind in ("dense", "sparse"):
             assert {
@@ -85,16 +85,16 @@ def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made) -> None:
                 f"prefill/{kind}/{chunks}/in-pieces",
                 f"decode/{kind}/{chunks}",
             } <= names
-    random = next(case for case in found.cases if case.name == "conversion/random")
+    random = next(case for case in report.cases if case.name == "conversion/random")
     assert random.figures["row blocks"] >= 100_000
-    for case in found.cases:
+    for case in report.cases:
         if "away from dense" in case.figures:
             assert case.figures["away from dense"] > 1000 * case.figures["largest difference"], "sparse and yet dense"
     tree = documents.read(fetch.Tree, Path(made.run) / "source.json")
-    kernel = next(one for one in found.sources if one.path == KERNEL)
+    kernel = next(source for source in report.sources if source.path == KERNEL)
     assert kernel.sha256 == store.sha256_file(tree.path("source") / KERNEL)
     assert "by its own record" in kernel.origin
-    assert any("only --level gpu" in text for text in found.not_proven)
+    assert any("only --level gpu" in text for text in report.not_proven)
 
 
 @pytest.mark.slow
@@ -102,18 +102,18 @@ def test_a_fault_is_found_and_its_case_can_be_repeated(dca: RunDca, wheel: Path,
     cases = ("--case", "decode/dense/two-chunks", "--case", "prefill/dense/two-chunks")
     done = dca("smoke", wheel, "--level", "cpu", "--overlay", overlay, "--seed", "3", "--json", *cases)
     assert done.returncode == 8
-    found = told(done.stdout)
-    assert {case.name: case.passed for case in found.cases} == {
+    report = report_from(done.stdout)
+    assert {case.name: case.passed for case in report.cases} == {
         "decode/dense/two-chunks": False,
         "prefill/dense/two-chunks": True,
     }
-    assert found.partial
-    failed = next(case for case in found.cases if not case.passed)
+    assert report.partial
+    failed = next(case for case in report.cases if not case.passed)
     assert "decode of tokens 893" in failed.detail
     words = failed.repeat.split()
     assert words[:2] == ["dca", "smoke"]
     again = dca(*words[1:], "--json")
-    assert told(again.stdout).cases[0].detail == failed.detail
+    assert report_from(again.stdout).cases[0].detail == failed.detail
 
 
 @pytest.mark.slow
@@ -125,16 +125,16 @@ def test_several_overlays_are_tried_each_by_itself(dca: RunDca, wheel: Path, ove
     words = ("smoke", wheel, "--level", "cpu", "--overlay", same, "--overlay", overlay, "-x", *cases)
     done = dca(*words, "--json")
     assert done.returncode == 8, done.stderr
-    found = told(done.stdout)
-    assert [(case.overlay, case.name, case.passed) for case in found.cases] == [
+    report = report_from(done.stdout)
+    assert [(case.overlay, case.name, case.passed) for case in report.cases] == [
         (str(same), "decode/dense/two-chunks", True),
         (str(same), "decode/dense/three-chunks", True),
         (str(overlay), "decode/dense/two-chunks", False),
     ]
-    assert found.partial
-    assert f"--overlay {overlay}" in found.cases[-1].repeat
-    assert str(same) not in found.cases[-1].repeat
-    assert sum(one.path == BACKEND for one in found.sources) == 2
+    assert report.partial
+    assert f"--overlay {overlay}" in report.cases[-1].repeat
+    assert str(same) not in report.cases[-1].repeat
+    assert sum(source.path == BACKEND for source in report.sources) == 2
     assert f"decode/dense/two-chunks with {overlay}: " in dca(*words).stderr
 
 
@@ -274,7 +274,7 @@ def test_the_forks_wheel_with_patch_d1_reverted_turns_red(
     write_wheel(reverted, files, record)
     done = dca("smoke", reverted, "--level", "cpu", "--quick", "--json", *source)
     assert done.returncode == 8
-    failed = {case.name for case in told(done.stdout).cases if not case.passed}
+    failed = {case.name for case in report_from(done.stdout).cases if not case.passed}
     assert {"decode/dense/two-chunks", "decode/sparse/three-chunks", "decode/batch"} <= failed
     assert not {name for name in failed if name.startswith(("static/", "conversion/", "prefill/dense/one"))}
     shutil.rmtree(tmp_path)
@@ -324,8 +324,8 @@ def test_the_page_draws_the_speed_curve() -> None:
     assert page.count("<circle") == 3
     for words in ("32K", "128K", "1024K", "6.00", "1,048,576"):
         assert words in page
-    one = report_of(CaseResult(level="gpu", name="s", proves="t", passed=True, figures={"curve": curve[:1]}))
-    assert one.count("<circle") == 1
+    single = report_of(CaseResult(level="gpu", name="s", proves="t", passed=True, figures={"curve": curve[:1]}))
+    assert single.count("<circle") == 1
 
 
 def test_the_page_is_written_for_a_wheel_that_fails_too(dca: RunDca, wheel: Path, tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def write(files: dict[str, bytes], target: Path, *, record: Edit = lambda text: 
 
 def without_arch(module: bytes, arch: int) -> bytes:
     """A module whose fat binaries have no entry for one arch, as if it had never been asked for."""
-    return _each_container(module, lambda entries: [one for one in entries if _ENTRY.unpack_from(one)[8] != arch])
+    return _edit_containers(
+        module, lambda entries: [entry for entry in entries if _ENTRY.unpack_from(entry)[8] != arch]
+    )
 
 
 def with_a_cut_cubin(module: bytes) -> bytes:
@@ -74,10 +76,10 @@ def with_a_cut_cubin(module: bytes) -> bytes:
                 entries[place] = entry[: header + stored // 2].ljust(len(entry), b"\0")
         return entries
 
-    return _each_container(module, cut)
+    return _edit_containers(module, cut)
 
 
-def _each_container(module: bytes, edit: Callable[[list[bytes]], list[bytes]]) -> bytes:
+def _edit_containers(module: bytes, edit: Callable[[list[bytes]], list[bytes]]) -> bytes:
     """Rewrite the entries of every container; what gets shorter is followed by zeros, which readers skip."""
     section = ELFFile(io.BytesIO(module)).get_section_by_name(".nv_fatbin")
     start, content = section["sh_offset"], section.data()
@@ -87,11 +89,11 @@ def _each_container(module: bytes, edit: Callable[[list[bytes]], list[bytes]]) -
             position += 1
             continue
         magic, version, header, payload = _CONTAINER.unpack_from(content, position)
-        here, end, entries = position + header, position + header + payload, []
-        while here < end:
-            _, _, size, stored, *_ = _ENTRY.unpack_from(content, here)
-            entries.append(content[here : here + size + stored])
-            here += size + stored
+        start_of_entry, end, entries = position + header, position + header + payload, []
+        while start_of_entry < end:
+            _, _, size, stored, *_ = _ENTRY.unpack_from(content, start_of_entry)
+            entries.append(content[start_of_entry : start_of_entry + size + stored])
+            start_of_entry += size + stored
         body = b"".join(edit(entries))
         new = _CONTAINER.pack(magic, version, header, len(body)) + content[position + 16 : position + header] + body
         done[position:end] = new.ljust(end - position, b"\0")

@@ -38,8 +38,8 @@ class Machine:
         self.cgroup = folder / "cgroup"
         self.bin = folder / "bin"
         self.cache = folder / "cache"
-        for one in (self.root / "etc", self.proc / "self", self.cgroup, self.bin, self.cache):
-            one.mkdir(parents=True)
+        for place in (self.root / "etc", self.proc / "self", self.cgroup, self.bin, self.cache):
+            place.mkdir(parents=True)
         (self.root / "etc/os-release").write_text('ID=thing\nPRETTY_NAME="Thing Linux 1"\n')
         (self.proc / "self/cgroup").write_text("0::/a/b\n")
         self.env: dict[str, str] = {}
@@ -71,8 +71,8 @@ class Machine:
         self.program("nvidia-smi", lines)
 
     def python(self, packages: dict[str, str], *, number: str = "3.11.7", torch_cuda: str = "") -> Path:
-        told = json.dumps({"python": number, "packages": packages, "torch_cuda": torch_cuda})
-        return self.program("python-of-an-environment", f"echo '{told}'")
+        answer = json.dumps({"python": number, "packages": packages, "torch_cuda": torch_cuda})
+        return self.program("python-of-an-environment", f"echo '{answer}'")
 
     def recipe(self, name: str) -> None:
         self.known = (recipes.find(name, ALL),)
@@ -94,17 +94,17 @@ class Machine:
         return doctor.examine(self.subject(purpose), doctor.chosen(purpose, only))
 
     def all(self, code: str, purpose: doctor.Purpose = "build") -> tuple[Result, ...]:
-        found = self.report(code, purpose=purpose).results
-        assert {one.code for one in found} == {code}
-        for one in found:
+        results = self.report(code, purpose=purpose).results
+        assert {result.code for result in results} == {code}
+        for result in results:
             # What is not fine says what to do.
-            assert one.found
-            assert one.status == "fine" or one.remedy
-        return found
+            assert result.found
+            assert result.status == "fine" or result.remedy
+        return results
 
     def one(self, code: str, purpose: doctor.Purpose = "build") -> Result:
-        (found,) = self.all(code, purpose)
-        return found
+        (result,) = self.all(code, purpose)
+        return result
 
 
 def library(cards: list[tuple[str, tuple[int, int], int]], *, error: str = "") -> Any:

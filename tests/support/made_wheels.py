@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dca import publish
@@ -13,8 +15,29 @@ from dca.foundation.events import Silent
 from dca.inspection.archive import unpadded
 from dca.publish.folder import Folder
 from dca.publish.values import Published
+from dca.trust.signing import Signer
 
-TAG = "py3-none-any"
+
+@dataclass(frozen=True)
+class Details:
+    """What few wheels need.
+
+    Args:
+        requires: its dependencies.
+        head: further lines of METADATA.
+        tag: of its name and of WHEEL.
+        build: its build number.
+        changed: content of files by path, in place of what is right or besides.
+    """
+
+    requires: tuple[str, ...] = ()
+    head: str = "Requires-Python: >=3.8\n"
+    tag: str = "py3-none-any"
+    build: str = ""
+    changed: Mapping[str, bytes] = field(default_factory=dict)
+
+
+USUAL = Details()
 
 
 def make(
@@ -24,21 +47,18 @@ def make(
     project: str = "vllm",
     cuda: str | None = "12.4",
     content: str = "x = 1\n",
-    requires: tuple[str, ...] = (),
-    head: str = "Requires-Python: >=3.8\n",
-    tag: str = TAG,
-    build: str = "",
-    changed: dict[str, bytes] | None = None,
+    details: Details = USUAL,
 ) -> Path:
-    """A wheel that is right, unless `changed` says otherwise; `cuda` is what its own record says, None for none."""
+    """A wheel that is right, unless its details say otherwise; `cuda` is what its own record says, None for none."""
     info = f"{project}-{version}.dist-info"
-    lines = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n{head}"
-    lines += "".join(f"Requires-Dist: {one}\n" for one in requires)
+    tag, build = details.tag, details.build
+    lines = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n{details.head}"
+    lines += "".join(f"Requires-Dist: {requirement}\n" for requirement in details.requires)
     wheel_tag = f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n" + (f"Build: {build}\n" if build else "")
     files = {f"{project}/__init__.py": content.encode(), f"{info}/METADATA": lines.encode() + b"\n"}
     files[f"{info}/WHEEL"] = wheel_tag.encode()
     if cuda is not None:
-        told = {
+        record = {
             "recipe": "one",
             "plan": "p",
             "profile": "lean",
@@ -49,8 +69,8 @@ def make(
             "modules": [],
             "serves": {},
         }
-        files[f"{info}/dca.json"] = json.dumps(told).encode()
-    files |= changed or {}
+        files[f"{info}/dca.json"] = json.dumps(record).encode()
+    files |= details.changed
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{project}-{version}{f'-{build}' if build else ''}-{tag}.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -67,7 +87,15 @@ def row(name: str, content: bytes) -> str:
     return f"{name},sha256={unpadded(hashlib.sha256(content).digest())},{len(content)}"
 
 
-def put(index: Path, *wheels: Path, **more: object) -> Published:
+def put(
+    index: Path,
+    *wheels: Path,
+    evidence: Sequence[Path] = (),
+    signers: Sequence[Signer] = (),
+    links_to: str | None = None,
+    url: str | None = None,
+) -> Published:
     """Publish in this process, with a cache that knows nothing."""
     cache = store.Store(index.parent / "no-cache")
-    return publish.publish(wheels, Folder(index), cache, Silent(), **more)  # type: ignore[arg-type]
+    additions = publish.Additions(evidence=evidence, signers=signers, links_to=links_to, url=url)
+    return publish.publish(wheels, Folder(index), cache, Silent(), additions)

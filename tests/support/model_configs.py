@@ -29,7 +29,7 @@ def config(name: str = ORDINARY, **changed: Any) -> dict[str, Any]:
     """A model's config, with some keys changed; None removes one."""
     layers, size, heads, few, dim, base, length = SHAPES[name]
     moe = name.startswith("Qwen3")
-    made: dict[str, Any] = {
+    values: dict[str, Any] = {
         "architectures": ["Qwen3MoeForCausalLM" if moe else "Qwen2ForCausalLM"],
         "hidden_act": "silu",
         "hidden_size": size,
@@ -49,12 +49,12 @@ def config(name: str = ORDINARY, **changed: Any) -> dict[str, Any]:
         "vocab_size": 152064,
     }
     if dim:
-        made["head_dim"] = dim
+        values["head_dim"] = dim
     if moe:
-        made |= {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+        values |= {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
     if name.endswith("-1M"):
-        made["dual_chunk_attention_config"] = dict(DCA)
-    return {key: value for key, value in {**made, **changed}.items() if value is not None or key == "sliding_window"}
+        values["dual_chunk_attention_config"] = dict(DCA)
+    return {key: value for key, value in {**values, **changed}.items() if value is not None or key == "sliding_window"}
 
 
 def table(layers: int, heads: int, vertical: int = 1000, slash: int = 6096) -> list[dict[str, Any]]:
@@ -157,25 +157,25 @@ SCALINGS: list[Any] = [
 
 def changed(chance: random.Random) -> dict[str, Any]:
     """A config with some keys replaced, removed, added or in another order."""
-    made = config(chance.choice(list(SHAPES)))
+    values = config(chance.choice(list(SHAPES)))
     for _ in range(chance.randrange(5)):
         key = chance.choice(KEYS)
         what = chance.randrange(5)
         if what == 0:
-            made.pop(key, None)
+            values.pop(key, None)
         elif what == 1:
-            made[key] = chance.choice(ODD)
+            values[key] = chance.choice(ODD)
         elif what == 2:
-            made[key] = {**chance.choice(SCALINGS)}
-        elif isinstance(made.get(key), dict):
-            made[key] = {**made[key], chance.choice(INNER): chance.choice(ODD)}
+            values[key] = {**chance.choice(SCALINGS)}
+        elif isinstance(values.get(key), dict):
+            values[key] = {**values[key], chance.choice(INNER): chance.choice(ODD)}
         else:
-            made["rope_scaling"] = {**chance.choice(SCALINGS), chance.choice(INNER): chance.choice(ODD)}
+            values["rope_scaling"] = {**chance.choice(SCALINGS), chance.choice(INNER): chance.choice(ODD)}
     if chance.random() < 0.3:
-        keys = list(made)
+        keys = list(values)
         chance.shuffle(keys)
-        made = {key: made[key] for key in keys}
-    return made
+        values = {key: values[key] for key in keys}
+    return values
 
 
 def styled(value: dict[str, Any], chance: random.Random) -> bytes:

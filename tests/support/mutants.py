@@ -294,7 +294,7 @@ MUTANTS = [
     Mutant("oracle-pair", "the distance of a pair counts backwards", "oracle/rotary.py",
            "return along + across", "return along - across"),
     Mutant("oracle-inter", "the third chunk does not see the first", "oracle/blockwise.py",
-           "if previous > 0:", "if previous > chunking.stride:", 2),
+           "if previous > 0:", "if previous > stride:", 2),
     Mutant("oracle-clipped", "a size that one span has clipped is whole again in the next", "oracle/blockwise.py",
            "        sizes = [(min(vertical, after), min(slash, after)) for vertical, slash in sizes]\n", ""),
 ]  # fmt: skip

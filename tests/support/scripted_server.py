@@ -126,12 +126,12 @@ class Scripted:
 
     def needles(self) -> list[Asked]:
         """Long prompts that came."""
-        return [one for one in self.asked if one.kind == "needle" and one.body.get("stream")]
+        return [request for request in self.asked if request.kind == "needle" and request.body.get("stream")]
 
     def billed(self) -> int:
         """Tokens of all prompts that came, and of all answers that they allowed."""
-        sent = [one for one in self.asked if one.path not in ("/tokenize", "/v1/models")]
-        return sum(count(one.text) + TEMPLATE + int(one.body["max_tokens"]) for one in sent)
+        sent = [request for request in self.asked if request.path not in ("/tokenize", "/v1/models")]
+        return sum(count(request.text) + TEMPLATE + int(request.body["max_tokens"]) for request in sent)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -161,13 +161,13 @@ class Handler(BaseHTTPRequestHandler):
         if asked.path == "/v1/models":
             about = {} if place.max_model_len is None else {"max_model_len": place.max_model_len}
             return self.send_json(
-                {"object": "list", "data": [{"id": one, "object": "model", **about} for one in place.models]}
+                {"object": "list", "data": [{"id": model, "object": "model", **about} for model in place.models]}
             )
         if asked.path == "/tokenize":
             if not place.tokenizer:
                 return self.send_json({"detail": "Not Found"}, 404)
-            told = count(asked.text) if place.tokenized is None else place.tokenized
-            return self.send_json({"count": told, "max_model_len": place.max_model_len, "tokens": []})
+            tokens = count(asked.text) if place.tokenized is None else place.tokenized
+            return self.send_json({"count": tokens, "max_model_len": place.max_model_len, "tokens": []})
         return self.complete(asked)
 
     def complete(self, asked: Asked) -> None:
@@ -177,10 +177,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self.send_json({"object": "error", "message": f"{name} is not supported", "code": 400}, 400)
         if not place.options and "stream_options" in asked.body:
             return self.send_json({"error": {"message": "unknown field stream_options"}}, 400)
-        wanted = tokens + asked.body["max_tokens"]
-        if place.max_model_len is not None and wanted > place.max_model_len:
+        length = tokens + asked.body["max_tokens"]
+        if place.max_model_len is not None and length > place.max_model_len:
             words = (
-                f"This model's maximum context length is {place.max_model_len} tokens. However, you asked for {wanted}."
+                f"This model's maximum context length is {place.max_model_len} tokens. However, you asked for {length}."
             )
             return self.send_json({"object": "error", "message": words, "type": "BadRequestError", "code": 400}, 400)
         reply = place.script(asked)
@@ -215,8 +215,8 @@ class Handler(BaseHTTPRequestHandler):
             self.event({"id": "1", "object": "chat.completion.chunk", "choices": [], "usage": usage})
         self.end_stream()
 
-    def send_json(self, told: Any, status: int = 200) -> None:
-        self.send_body(json.dumps(told).encode(), status)
+    def send_json(self, value: Any, status: int = 200) -> None:
+        self.send_body(json.dumps(value).encode(), status)
 
     def send_body(
         self, body: bytes, status: int = 200, kind: str = "application/json", more: dict[str, str] | None = None
@@ -235,8 +235,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
 
-    def event(self, told: Any) -> None:
-        self.chunk(f"data: {told if isinstance(told, str) else json.dumps(told)}\n\n".encode())
+    def event(self, value: Any) -> None:
+        self.chunk(f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode())
 
     def chunk(self, body: bytes) -> None:
         self.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n")

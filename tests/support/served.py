@@ -43,7 +43,7 @@ class Served:
 
     def errors(self) -> list[tuple[int, str]]:
         """What was not answered well; pip asks for nothing that is not there."""
-        return [one for one in self.asked if one[0] >= 400]
+        return [request for request in self.asked if request[0] >= 400]
 
 
 @contextlib.contextmanager
@@ -54,14 +54,14 @@ def served(folder: Path, *, as_json: bool = False) -> Iterator[Served]:
         folder: an index.
         as_json: whether whoever takes JSON gets it, as a server that is set up to negotiate does.
     """
-    found = Served("")
+    web = Served("")
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-            found.asked.append((int(code), self.path))
+            web.asked.append((int(code), self.path))
 
         def send_head(self):  # type: ignore[no-untyped-def]
             if as_json and self.path.endswith("/") and "simple.v1+json" in self.headers.get("Accept", ""):
@@ -72,9 +72,9 @@ def served(folder: Path, *, as_json: bool = False) -> Iterator[Served]:
     with Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
-        found.url = f"http://127.0.0.1:{server.server_address[1]}/"
+        web.url = f"http://127.0.0.1:{server.server_address[1]}/"
         try:
-            yield found
+            yield web
         finally:
             server.shutdown()
             thread.join()

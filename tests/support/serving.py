@@ -32,7 +32,7 @@ DCA = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddin
 def config(name: str = "Qwen2.5-7B", **changed: Any) -> dict[str, Any]:
     """A config.json; None removes a key."""
     layers, hidden, inner, heads, keys, vocabulary, length = SHAPES[name]
-    made = {
+    values = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "hidden_size": hidden,
@@ -48,7 +48,7 @@ def config(name: str = "Qwen2.5-7B", **changed: Any) -> dict[str, Any]:
         "use_sliding_window": False,
         "rms_norm_eps": 1e-6,
     }
-    return {key: value for key, value in {**made, **changed}.items() if value is not None}
+    return {key: value for key, value in {**values, **changed}.items() if value is not None}
 
 
 def folder(place: Path, name: str = "Qwen2.5-7B", **changed: Any) -> str:
@@ -82,15 +82,15 @@ def planned(model: str, where: str, **more: Any) -> ServePlan:
     return plan.make(*subject(model, where, **more))
 
 
-def codes(made: ServePlan, severity: str = "error") -> list[str]:
-    return [one.code for one in made.findings if one.severity == severity]
+def codes(shown: ServePlan, severity: str = "error") -> list[str]:
+    return [finding.code for finding in shown.findings if finding.severity == severity]
 
 
-def flags(made: ServePlan) -> dict[str, str]:
-    return {one.name: one.value for one in made.flags}
+def flags(shown: ServePlan) -> dict[str, str]:
+    return {flag.name: flag.value for flag in shown.flags}
 
 
-def way(made: ServePlan, words: str) -> Any:
+def way(shown: ServePlan, words: str) -> Any:
     """The way to make it fit whose change begins so."""
-    (found,) = [one for one in made.ways if one.change.startswith(words)]
-    return found
+    (fitting,) = [way for way in shown.ways if way.change.startswith(words)]
+    return fitting

@@ -132,8 +132,8 @@ class Store:
     ) -> Any:
         self.before(Key)
         content = Body if isinstance(Body, bytes) else Body.read()
-        there = self.objects.get(Key)
-        if (IfNoneMatch and there) or (IfMatch and (there is None or _tag(there[0]) != IfMatch)):
+        earlier = self.objects.get(Key)
+        if (IfNoneMatch and earlier) or (IfMatch and (earlier is None or _tag(earlier[0]) != IfMatch)):
             raise ClientError("PreconditionFailed")
         self.objects[Key] = content, more | {"LastModified": datetime.now(timezone.utc)}
         return {"ETag": _tag(content)}
@@ -161,18 +161,18 @@ class Store:
         return types.SimpleNamespace(paginate=self._pages)
 
     def _pages(self, *, Bucket: str, Prefix: str, Delimiter: str = "") -> Iterator[Any]:
-        below: set[str] = set()
+        folders: set[str] = set()
         for key, (content, more) in sorted(self.objects.items()):
             rest = key.removeprefix(Prefix)
             if not key.startswith(Prefix):
                 continue
             if Delimiter and Delimiter in rest:
-                below.add(Prefix + rest.split(Delimiter)[0] + Delimiter)
+                folders.add(Prefix + rest.split(Delimiter)[0] + Delimiter)
             else:
-                one = {"Key": key, "ETag": _tag(content), "Size": len(content), "LastModified": more["LastModified"]}
+                item = {"Key": key, "ETag": _tag(content), "Size": len(content), "LastModified": more["LastModified"]}
                 # A page for each, so that nobody forgets to turn it.
-                yield {"Contents": [one]}
-        yield {"CommonPrefixes": [{"Prefix": prefix} for prefix in sorted(below)]}
+                yield {"Contents": [item]}
+        yield {"CommonPrefixes": [{"Prefix": prefix} for prefix in sorted(folders)]}
 
 
 def _tag(content: bytes) -> str:
@@ -181,13 +181,13 @@ def _tag(content: bytes) -> str:
 
 def instead_of_boto3(patched: pytest.MonkeyPatch) -> Store:
     """Put a store in the place of boto3."""
-    found = Store()
+    objects = Store()
     exceptions = types.ModuleType("botocore.exceptions")
     exceptions.BotoCoreError, exceptions.ClientError = type("BotoCoreError", (Exception,), {}), ClientError  # type: ignore[attr-defined]
     own = types.ModuleType("boto3.exceptions")
     own.Boto3Error = type("Boto3Error", (Exception,), {})  # type: ignore[attr-defined]
     boto3 = types.ModuleType("boto3")
-    boto3.client = lambda *_, **__: found  # type: ignore[attr-defined]
+    boto3.client = lambda *_, **__: objects  # type: ignore[attr-defined]
     for name, module in (
         ("botocore", types.ModuleType("botocore")),
         ("botocore.exceptions", exceptions),
@@ -195,4 +195,4 @@ def instead_of_boto3(patched: pytest.MonkeyPatch) -> Store:
         ("boto3.exceptions", own),
     ):
         patched.setitem(sys.modules, name, module)
-    return found
+    return objects

@@ -161,7 +161,6 @@ def test_an_index_signed_with_both_is_checked_for_either(dca: RunDca, trust: Pat
         (("verify", "{wheel}", "--cert-oidc-issuer", ISSUER), "belong together"),
         (("verify", "{wheel}", "--trust-config", "x"), "only with --cert-identity"),
         (("publish", "{wheel}", "--trust-config", "x"), "only with --sigstore"),
-        (("publish", "--list", "--sigstore"), "only with WHEEL"),
         (("publish", "{wheel}", "--repository", "http://127.0.0.1:9/", "--sigstore"), "wheels and nothing else"),
     ],
 )

@@ -39,7 +39,7 @@ def _not_whole(why: object) -> ElfError:
 
 @contextmanager
 def _parsing() -> Iterator[None]:
-    """What pyelftools trips over in a damaged file: it has an error of its own, but is far from always raising it."""
+    """Makes an ElfError of whatever pyelftools raises for a damaged file, which is rarely its own class of error."""
     try:
         yield
     except ElfError:
@@ -191,26 +191,28 @@ def read(path: Path) -> Library:
     with path.open("rb") as stream:
         image = Image(stream)
         versions = _wanted_versions(image)
-        numbers = struct.unpack_from
-        own = image.content(image.find(".gnu.version"))
+        version_numbers = image.content(image.find(".gnu.version"))
         undefined = []
         for index, (name, info, _, section) in enumerate(image.symbols(image.find(".dynsym"))):
             if section or not name:
                 continue
-            version = versions.get(numbers("<H", own, 2 * index)[0] & 0x7FFF, "") if 2 * index + 2 <= len(own) else ""
+            version = ""
+            if 2 * index + 2 <= len(version_numbers):
+                (number,) = struct.unpack_from("<H", version_numbers, 2 * index)
+                version = versions.get(number & 0x7FFF, "")
             undefined.append(Symbol(name, version, info >> 4 == _WEAK))
         needed, soname = _dynamic(image)
         sizes = _sizes(image)
         machine = MACHINES.get(image.header["e_machine"], "")
     symbols = tuple(sorted(undefined))
-    wanted = versions.values()
+    version_names = versions.values()
     return Library(
         needed=needed,
         soname=soname,
         undefined=symbols,
-        glibc=_highest("GLIBC", wanted),
-        glibcxx=_highest("GLIBCXX", wanted),
-        cxxabi=_highest("CXXABI", wanted),
+        glibc=_highest("GLIBC", version_names),
+        glibcxx=_highest("GLIBCXX", version_names),
+        cxxabi=_highest("CXXABI", version_names),
         cxx11_abi=_cxx11_abi(torch_symbols(symbols)),
         sizes=sizes,
         machine=machine,
@@ -224,10 +226,7 @@ def section_hashes(content: bytes) -> dict[str, str]:
         ElfError: when it is not a whole one.
     """
     image = Image(io.BytesIO(content))
-    return {
-        one.name: hashlib.sha256(b"" if one.type in _TAKE_NO_ROOM else image._bytes(one.offset, one.size)).hexdigest()
-        for one in image.sections
-    }
+    return {section.name: hashlib.sha256(image.content(section)).hexdigest() for section in image.sections}
 
 
 def section(path: Path, name: str) -> bytes:
@@ -260,7 +259,7 @@ def torch_symbols(undefined: Iterable[Symbol]) -> tuple[str, ...]:
     return tuple(symbol.name for symbol in undefined if not symbol.weak and _of_torch(symbol.name))
 
 
-# A cheap look first: most symbols are of libstdc++ and libc, and reading a mangled name costs more.
+# Sorts out most symbols, which are of libstdc++ and libc, because reading a mangled name takes much longer.
 _MAYBE_TORCH = re.compile(r"aoti_torch_|torch_|_Z\w*?(?:3c10|2at|5torch|6caffe2)")
 _TORCH = re.compile(r"(?:c10|at|torch|caffe2)::")
 
@@ -296,15 +295,17 @@ def missing_symbols(module: Path, folder: Path) -> tuple[str, ...]:
 
 
 def _cxx11_abi(names: Iterable[str]) -> bool | None:
-    found = None
+    """Which std::string torch is passed, by the symbols of torch: as `Library.cxx11_abi`."""
+    abi = None
     for name in names:
         if "B5cxx11" in name or "NSt7__cxx11" in name:
             return True
         try:
-            found = False if mangled.uses_old_string(name) else found
+            if mangled.uses_old_string(name):
+                abi = False
         except mangled.MangledError:
             continue
-    return found
+    return abi
 
 
 def _wanted_versions(image: Image) -> dict[int, str]:
@@ -317,13 +318,14 @@ def _wanted_versions(image: Image) -> dict[int, str]:
             return {}
         if section.num_versions() > section["sh_size"]:
             raise _not_whole("its table of versions is damaged")
-        return {one["vna_other"]: one.name for _, versions in section.iter_versions() for one in versions}
+        return {version["vna_other"]: version.name for _, versions in section.iter_versions() for version in versions}
 
 
 def _highest(family: str, versions: Iterable[str]) -> str:
-    # Numbers of a few digits: Python refuses to read those of thousands, and no release has them.
+    """The highest number among the versions of one family: "2.34" for GLIBC and GLIBC_2.34; "" for none."""
+    # Only numbers of a few digits are read: Python refuses to convert thousands of digits, which no release has.
     pattern = re.compile(rf"{family}_(\d{{1,9}}(?:\.\d{{1,9}})*)")
-    numbers = [match[1] for one in versions if (match := pattern.fullmatch(one))]
+    numbers = [match[1] for version in versions if (match := pattern.fullmatch(version))]
     return max(numbers, key=lambda text: tuple(map(int, text.split("."))), default="")
 
 
@@ -339,11 +341,17 @@ def _dynamic(image: Image) -> tuple[tuple[str, ...], str]:
 
 
 def _sizes(image: Image) -> dict[str, int]:
+    """Bytes of the file by kind, as `Library.sizes`."""
     sizes = {"code": 0, "data": 0, "device": 0}
     for section in image.sections:
         if section.type == _NOBITS or not section.flags & _ALLOCATED:
             continue
-        kind = "code" if section.flags & _EXECUTABLE else "device" if section.name in DEVICE_SECTIONS else "data"
+        if section.flags & _EXECUTABLE:
+            kind = "code"
+        elif section.name in DEVICE_SECTIONS:
+            kind = "device"
+        else:
+            kind = "data"
         sizes[kind] += section.size
     sizes["rest"] = image.size - sum(sizes.values())
     return sizes

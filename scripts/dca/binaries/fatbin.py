@@ -28,8 +28,8 @@ LZ4, ZSTD, ARCH_ONLY, FAMILY_ONLY = 0x2000, 0x8000, 0x100000, 0x200000
 _HEADER = struct.Struct("<IHHQ")
 # kind, version, header size, stored size, compressed size, -, -, architecture, -, -, flags, -, uncompressed size
 _ENTRY = struct.Struct("<HHIQIIIIIIQQQ")
-# No cubin is that large, and no byte stands for more: LZ4 has one for 255 at best, zstd four for a block of 128 KiB. A
-# header that claims more is damaged, and would cost that much memory to believe.
+# How much a header may claim that its payload holds uncompressed; one that claims more is damaged, and would cost that
+# much memory. No cubin has a GiB, a byte of LZ4 stands for 255 bytes at most, and four of zstd for a block of 128 KiB.
 _MOST_BYTES = 1 << 30
 _MOST_OF_LZ4, _MOST_OF_ZSTD = 255, 1 << 15
 # Bytes of a zstd frame that are unpacked at once where it does not say how much it holds: 32 MiB at most.
@@ -118,7 +118,11 @@ class _Entry(NamedTuple):
     @property
     def exact(self) -> str:
         """Its architecture with what it is restricted to."""
-        return self.arch + ("a" if self.flags & ARCH_ONLY else "f" if self.flags & FAMILY_ONLY else "")
+        if self.flags & ARCH_ONLY:
+            return f"{self.arch}a"
+        if self.flags & FAMILY_ONLY:
+            return f"{self.arch}f"
+        return self.arch
 
 
 def arch_name(number: int) -> str:
@@ -155,48 +159,60 @@ def parse(section: bytes) -> DeviceCode:
 
 
 def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCode:
-    found = _Sum()
+    """The device code in some sections.
+
+    Args:
+        data: the file, or one section's content.
+        places: from which byte of it to which each section stands.
+    """
+    total = _Sum()
     for start, end in places:
         for entry in _entries(data, start, end):
-            found.add(entry, data[slice(*entry.payload)])
+            total.add(entry, data[slice(*entry.payload)])
             if isinstance(data, mmap.mmap):
-                # What was read is not needed again; a wheel's modules would otherwise stay in memory as a whole.
+                # Give back the pages of what was read; a module of hundreds of MB would otherwise stay in memory whole.
                 page = entry.payload[0] // mmap.PAGESIZE * mmap.PAGESIZE
                 data.madvise(mmap.MADV_DONTNEED, page, entry.payload[1] - page)
-    return found.result(sum(end - start for start, end in places))
+    return total.result(sum(end - start for start, end in places))
 
 
 _NOT_ZERO = re.compile(rb"[^\0]")
 
 
 def _entries(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Entry]:
-    """The PTX texts and cubins in a section that stands from start to end."""
-    position = start
+    """The PTX texts and cubins in a section.
+
+    Args:
+        data: the file, or one section's content.
+        start: the section's first byte in it.
+        end: the byte behind its last one.
+    """
+    container_end = start
     # Containers follow each other with nothing but zeros in between.
-    while following := _NOT_ZERO.search(data, position, end):
-        position = following.start()
-        offset = position - start
-        if position + _HEADER.size > end:
+    while following := _NOT_ZERO.search(data, container_end, end):
+        container = following.start()
+        offset = container - start
+        if container + _HEADER.size > end:
             raise FatbinError(f"the header at offset {offset} is cut off")
-        _, _, header_size, payload = _HEADER.unpack_from(data, position)
-        if data[position : position + len(MAGIC)] != MAGIC or header_size < _HEADER.size:
+        _, _, header_size, payload = _HEADER.unpack_from(data, container)
+        if data[container : container + len(MAGIC)] != MAGIC or header_size < _HEADER.size:
             raise FatbinError(f"what stands at offset {offset} is no fat binary")
-        here = position + header_size
-        position = here + payload
-        if position > end:
-            raise FatbinError(f"the container at offset {offset} ends {position - end} bytes behind the section")
-        while here < position:
-            if here + _ENTRY.size > position:
-                raise FatbinError(f"the entry at offset {here - start} is cut off")
-            kind, _, header, stored, packed, _, _, number, _, _, flags, _, unpacked = _ENTRY.unpack_from(data, here)
-            body = here + header
+        entry = container + header_size
+        container_end = entry + payload
+        if container_end > end:
+            raise FatbinError(f"the container at offset {offset} ends {container_end - end} bytes behind the section")
+        while entry < container_end:
+            if entry + _ENTRY.size > container_end:
+                raise FatbinError(f"the entry at offset {entry - start} is cut off")
+            kind, _, header, stored, packed, _, _, number, _, _, flags, _, unpacked = _ENTRY.unpack_from(data, entry)
+            body = entry + header
             if header < _ENTRY.size or packed > stored:
-                raise FatbinError(f"the entry at offset {here - start} has sizes that do not add up")
-            if body + stored > position:
-                raise FatbinError(f"the entry at offset {here - start} is larger than its container")
+                raise FatbinError(f"the entry at offset {entry - start} has sizes that do not add up")
+            if body + stored > container_end:
+                raise FatbinError(f"the entry at offset {entry - start} is larger than its container")
             if kind in {PTX, CUBIN}:
-                yield _Entry(here - start, kind, number, flags, stored, unpacked, (body, body + (packed or stored)))
-            here = body + stored
+                yield _Entry(entry - start, kind, number, flags, stored, unpacked, (body, body + (packed or stored)))
+            entry = body + stored
 
 
 class _DamageError(ValueError):
@@ -233,7 +249,11 @@ class _Sum:
     def _add_cubin(self, entry: _Entry, content: bytes) -> None:
         cubin = Image(io.BytesIO(content))
         _check_cubin(entry, cubin)
-        code = {one.name.removeprefix(".text."): one.size for one in cubin.sections if one.name.startswith(".text.")}
+        code = {
+            section.name.removeprefix(".text."): section.size
+            for section in cubin.sections
+            if section.name.startswith(".text.")
+        }
         table = cubin.symbols(cubin.find(".symtab"))
         kernels = [name for name, info, other, _ in table if info & 15 == _FUNCTION and other & _KERNEL]
         total = sum(code.get(name, 0) for name in kernels)
@@ -259,7 +279,9 @@ class _Sum:
             section_bytes=section_bytes,
             families=_families(self.kernels),
             # One cubin says "13.0", another of the same toolkit "13.0.88".
-            tools=_in_order(one for one in self.tools if not any(two.startswith(f"{one}.") for two in self.tools)),
+            tools=_in_order(
+                version for version in self.tools if not any(other.startswith(f"{version}.") for other in self.tools)
+            ),
             problems=tuple(self.problems),
         )
 
@@ -287,13 +309,18 @@ def _unpack(entry: _Entry, payload: bytes) -> bytes:
 
 
 def _unpack_zstd(frame: bytes, most: int) -> bytes:
-    """A frame's content. The package takes memory for what a frame says that it holds, whatever bound it is given."""
+    """A frame's content. The package takes memory for what a frame says that it holds, whatever bound it is given.
+
+    Args:
+        frame: as it is stored.
+        most: bytes that it may hold.
+    """
     import zstandard
 
-    told = zstandard.frame_content_size(frame)
-    if told > most:
-        raise _DamageError(f"it has {told} bytes uncompressed, not {most}")
-    if told >= 0:
+    size = zstandard.frame_content_size(frame)
+    if size > most:
+        raise _DamageError(f"it has {size} bytes uncompressed, not {most}")
+    if size >= 0:
         return zstandard.ZstdDecompressor().decompress(frame)
     reader, content = zstandard.ZstdDecompressor().decompressobj(), bytearray()
     for start in range(0, len(frame), _STEP):
@@ -305,7 +332,8 @@ def _unpack_zstd(frame: bytes, most: int) -> bytes:
     raise _DamageError("it cannot be uncompressed (it ends too early)")
 
 
-# Numbers of a few digits everywhere: Python refuses to read those of thousands, and nothing has them.
+# Only numbers of a few digits are read, here and below: Python refuses to convert thousands of digits, which no real
+# file has.
 _TARGET = re.compile(rb"^\.target\s+sm_(\d{1,9})", re.MULTILINE)
 
 
@@ -336,21 +364,26 @@ def _tools(cubin: Image) -> set[str]:
     version = cubin.header["e_version"]
     if isinstance(version, int):  # pyelftools has names for 0 and 1, which say nothing
         return {arch_name(version)}
-    return {found.decode() for found in _RELEASE.findall(cubin.content(cubin.find(".note.nv.tkinfo")))}
+    return {version.decode() for version in _RELEASE.findall(cubin.content(cubin.find(".note.nv.tkinfo")))}
 
 
 def _families(kernels: dict[str, Counter[str]]) -> tuple[Family, ...]:
-    members: dict[str, list[Counter[str]]] = {}
+    """Kernels by family, the largest first.
+
+    Args:
+        kernels: bytes per architecture of each kernel, by its symbol.
+    """
+    instances: dict[str, list[Counter[str]]] = {}
     for symbol, sizes in kernels.items():
-        members.setdefault(family_name(symbol), []).append(sizes)
+        instances.setdefault(family_name(symbol), []).append(sizes)
     families = [
         Family(
             name=name,
-            kernels=len(sizes),
-            bytes=sum(one.total() for one in sizes),
-            archs=_in_order({arch for one in sizes for arch in one}),
+            kernels=len(members),
+            bytes=sum(sizes.total() for sizes in members),
+            archs=_in_order({arch for sizes in members for arch in sizes}),
         )
-        for name, sizes in members.items()
+        for name, members in instances.items()
     ]
     return tuple(sorted(families, key=lambda family: (-family.bytes, family.name)))
 
@@ -375,10 +408,10 @@ def family_name(symbol: str) -> str:
         return symbol
     if not _LAUNCHERS.match(name.text):
         return name.text
-    given = _first_named(name.arguments)
-    while given and _GUARD.search(given.text):
-        given = _first_named(given.arguments)
-    return f"{name.text}<{given.text}>" if given else name.text
+    launched = _first_named(name.arguments)
+    while launched and _GUARD.search(launched.text):
+        launched = _first_named(launched.arguments)
+    return f"{name.text}<{launched.text}>" if launched else name.text
 
 
 def _first_named(names: Iterable[mangled.Name]) -> mangled.Name | None:

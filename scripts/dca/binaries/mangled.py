@@ -1,7 +1,10 @@
 """Reads names out of mangled C++ symbols (the Itanium C++ ABI), as g++ and nvcc write them.
 
-Only what names an entity is kept: its qualified name and, for an instance of a template, its arguments' names. The
-packages that could do this either stop at the expressions in real kernel names or are no longer kept.
+Only what names an entity is kept: its qualified name and, for an instance of a template, its arguments' names.
+
+Two others were tried on real kernels. `itanium_demangler` stops at the expressions in CUTLASS's and vLLM's names, and
+takes exponential time for crafted ones. c++filt is not on every machine, cannot read some of CUTLASS's kernels, and
+answers with text that would have to be taken apart again.
 """
 
 from __future__ import annotations
@@ -48,8 +51,9 @@ _OPERATORS = {
 _UNARY = frozenset(("ps", "ng", "ad", "de", "co", "nt", "pp", "mm", "sz", "az", "nx", "te", "sp", "sZ", "tw"))
 _OF_TYPE = frozenset(("st", "at", "ti"))
 _CASTS = frozenset(("sc", "dc", "cc", "rc"))
-# Whoever wrote a library wrote its symbols too. Substitutions can double a name with every eight characters, and a
-# qualified name is kept once for each of its parts: both end here, far behind what compilers write.
+# A symbol may have been made by hand to use up time or memory: substitutions can double the length of a name with every
+# eight characters, and a qualified name is kept once for each of its parts. Both limits are far above what compilers
+# write.
 _LONGEST = 1 << 15
 _MOST_TEXT = 1 << 22
 # Not part of what somebody called an entity: nvcc wraps what has internal linkage in a namespace named after the
@@ -89,25 +93,25 @@ def _open(symbol: str, read: Callable[[_Reader], Name]) -> tuple[_Reader, Name]:
 
 
 class _Reader:
-    """One pass over a symbol; a method reads what the ABI calls the same and leaves `at` behind it."""
+    """One pass over a symbol; a method reads what the ABI calls the same and leaves `position` behind it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.at = 2
-        self.seen: list[Name] = []  # what S_, S0_, ... stand for
+        self.position = 2
+        self.substitutions: list[Name] = []  # what S_, S0_, ... stand for
         self.old_string = False
         self.of_type: set[int] = set()  # where `resolved_in` has found a type
-        self.room = _MOST_TEXT
+        self.text_left = _MOST_TEXT
 
     def fail(self) -> MangledError:
-        return MangledError(f"{self.text} cannot be read from character {self.at} on")
+        return MangledError(f"{self.text} cannot be read from character {self.position} on")
 
     def peek(self, size: int = 1) -> str:
-        return self.text[self.at : self.at + size]
+        return self.text[self.position : self.position + size]
 
     def accept(self, token: str) -> bool:
-        if self.text.startswith(token, self.at):
-            self.at += len(token)
+        if self.text.startswith(token, self.position):
+            self.position += len(token)
             return True
         return False
 
@@ -116,29 +120,29 @@ class _Reader:
             raise self.fail()
 
     def match(self, pattern: str) -> re.Match[str]:
-        found = re.compile(pattern).match(self.text, self.at)
-        if found is None:
+        match = re.compile(pattern).match(self.text, self.position)
+        if match is None:
             raise self.fail()
-        self.at = found.end()
-        return found
+        self.position = match.end()
+        return match
 
     def join(self, scope: str, name: str) -> str:
         """A qualified name."""
         joined = f"{scope}::{name}" if scope and name else scope or name
-        self.room -= len(joined)
-        if self.room < 0:
+        self.text_left -= len(joined)
+        if self.text_left < 0:
             raise self.fail()
         return joined
 
     def keep(self, name: Name) -> Name:
-        self.seen.append(name)
+        self.substitutions.append(name)
         return name
 
     # --- entities ---
 
     def entity(self) -> Name:
         if self.peek(2) in {"TV", "TT", "TI", "TS"}:
-            self.at += 2
+            self.position += 2
             return self.type()
         if self.peek(2) in {"Th", "Tv", "Tc"}:
             self.match(r"Thn?\d+_|Tvn?\d+_n?\d+_|Tc(?:hn?\d+_|vn?\d+_n?\d+_){2}")
@@ -159,23 +163,23 @@ class _Reader:
         if self.accept("Z"):
             return self.local()
         if self.peek() == "S" and self.peek(2) != "St":
-            found = self.substitution()
+            name = self.substitution()
         else:
             scope = "std" if self.accept("St") else ""
-            found = Name(self.join(scope, self.component("")))
+            name = Name(self.join(scope, self.component("")))
             if self.peek() == "I":
-                self.keep(found)
-        return Name(found.text, self.arguments()) if self.peek() == "I" else found
+                self.keep(name)
+        return Name(name.text, self.arguments()) if self.peek() == "I" else name
 
     def nested(self) -> Name:
         self.match("[rVK]*[RO]?")
         whole = _NAMELESS
         while not self.accept("E"):
-            again = False
+            kept = False
             if self.accept("St"):
-                whole, again = Name("std"), True
+                whole, kept = Name("std"), True
             elif self.peek() == "S":
-                whole, again = self.substitution(), True
+                whole, kept = self.substitution(), True
             elif self.peek() == "T":
                 whole = self.template_parameter()
             elif self.peek(2) in {"Dt", "DT"}:
@@ -185,7 +189,7 @@ class _Reader:
             else:
                 whole = Name(self.join(whole.text, self.component(whole.text)))
                 self.accept("M")  # a lambda in a member's initial value is to come
-            if not again and self.peek() != "E":
+            if not kept and self.peek() != "E":
                 self.keep(whole)
         return whole
 
@@ -213,7 +217,7 @@ class _Reader:
                 self.type()
             name = scope.rsplit("::", 1)[-1]
         elif head == "D" and self.peek(2)[1:].isdigit():
-            self.at += 2
+            self.position += 2
             name = "~" + scope.rsplit("::", 1)[-1]
         elif self.accept("Ul"):
             self.until_end(self.type)
@@ -233,7 +237,7 @@ class _Reader:
         name = self.peek(size)
         if len(name) < size:
             raise self.fail()
-        self.at += size
+        self.position += size
         if _ANONYMOUS.match(name):
             return "(anonymous namespace)"
         return "" if _WRAPPER.fullmatch(name) else name
@@ -246,18 +250,18 @@ class _Reader:
         code = self.peek(2)
         if code not in _OPERATORS:
             raise self.fail()
-        self.at += 2
+        self.position += 2
         return f"operator{_OPERATORS[code]}"
 
     def substitution(self) -> Name:
-        found = self.match("S(?:([0-9A-Z]{0,6})_|([absiod]))")
-        if found[2]:
-            self.old_string = self.old_string or found[2] in "bs"
-            return Name(_STANDARD[found[2]])
-        index = int(found[1], 36) + 1 if found[1] else 0
-        if index >= len(self.seen):
+        match = self.match("S(?:([0-9A-Z]{0,6})_|([absiod]))")
+        if match[2]:
+            self.old_string = self.old_string or match[2] in "bs"
+            return Name(_STANDARD[match[2]])
+        index = int(match[1], 36) + 1 if match[1] else 0
+        if index >= len(self.substitutions):
             raise self.fail()
-        return self.seen[index]
+        return self.substitutions[index]
 
     def template_parameter(self) -> Name:
         self.match(r"T(?:L\d*_)?\d*_")
@@ -265,33 +269,33 @@ class _Reader:
 
     def arguments(self) -> tuple[Name, ...]:
         self.match("[IJ]")
-        found: list[Name] = []
+        names: list[Name] = []
         while not self.accept("E"):
             if self.peek() == "J":
-                found += self.arguments()
+                names += self.arguments()
             elif self.accept("X"):
                 self.expression()
                 self.expect("E")
-                found.append(_NAMELESS)
+                names.append(_NAMELESS)
             else:
-                found.append(self.literal() if self.peek() == "L" else self.type())
-        return tuple(found)
+                names.append(self.literal() if self.peek() == "L" else self.type())
+        return tuple(names)
 
     # --- types ---
 
     def type(self) -> Name:  # noqa: C901 - one branch for each kind that the ABI lists
         head = self.peek()
         if head in _BUILT_IN:
-            self.at += 1
+            self.position += 1
             return _NAMELESS
         if head in {"r", "V", "K"}:
             self.match("[rVK]+")
             return self.keep(self.type())
         if head and head in "PROCG":
-            self.at += 1
+            self.position += 1
             self.type()
         elif head in {"u", "U"}:
-            self.at += 1
+            self.position += 1
             self.source_name()
             if self.peek() == "I":
                 self.arguments()
@@ -300,7 +304,7 @@ class _Reader:
         elif head == "A":
             self.array()
         elif head == "M":
-            self.at += 1
+            self.position += 1
             self.type()
             self.type()
         elif head == "F":
@@ -328,7 +332,7 @@ class _Reader:
 
     def function(self) -> None:
         self.match("FY?")
-        while not re.compile("[RO]?E").match(self.text, self.at):
+        while not re.compile("[RO]?E").match(self.text, self.position):
             self.type()
         self.match("[RO]?E")
 
@@ -338,16 +342,16 @@ class _Reader:
         if code in {"Dt", "DT"}:
             return self.keep(self.decltype())
         if code == "Dp":
-            self.at += 2
+            self.position += 2
             self.type()
         elif code == "Dv":
             self.match(r"Dv\d+_")
             self.type()
         elif code in {"Do", "Dx"}:
-            self.at += 2
+            self.position += 2
             return self.type()
         elif code == "DO":
-            self.at += 2
+            self.position += 2
             self.expression()
             self.expect("E")
             return self.type()
@@ -390,10 +394,10 @@ class _Reader:
         elif code[:1].isdigit() or code == "on":
             self.unresolved()
         elif code == "sr":
-            self.at += 2
+            self.position += 2
             self.resolved_in()
         else:
-            self.at += 2
+            self.position += 2
             if code in _UNARY:
                 self.accept("_")
                 self.expression()
@@ -434,16 +438,16 @@ class _Reader:
 
     def resolved_in(self) -> None:
         """A name in a scope that depends on a template's arguments."""
-        start, seen = self.at, len(self.seen)
+        start, known = self.position, len(self.substitutions)
         if self.peek().isdigit() and start not in self.of_type:
             # nvcc and the ABI end a list of scopes with E; g++ has a type there, which looks the same until then.
             self.until_end(self.unresolved)
             if self.peek().isdigit() or self.peek(2) == "on":
                 self.unresolved()
                 return
-            # Noted, or what stands inside of it would be tried in both ways each time: twice as often at each level.
+            # Remember it: otherwise what it contains would be tried both ways every time, twice as often at each level.
             self.of_type.add(start)
-            self.at = start
-            del self.seen[seen:]
+            self.position = start
+            del self.substitutions[known:]
         self.type()
         self.unresolved()

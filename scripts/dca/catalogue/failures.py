@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints, model_validator
 from dca.catalogue.recipes import RequirementText
 from dca.foundation import data, datafile
 from dca.foundation.documents import Document, Value
-from dca.foundation.errors import CODES, DcaError
+from dca.foundation.errors import DcaError
 
 Words = Annotated[str, StringConstraints(min_length=1)]
 Kind = Literal["cause", "warning", "consequence", "silent"]
@@ -99,14 +99,23 @@ class Failure(Value):
         Args:
             installed: versions by normalised name.
         """
-        if not all(_has(installed, one) is True for one in self.among):
+        if not all(_has(installed, requirement) is True for requirement in self.among):
             return ()
-        named = [Requirement(one).name.lower() for one in self.packages if _has(installed, one) is False]
+        named = [
+            Requirement(requirement).name.lower()
+            for requirement in self.packages
+            if _has(installed, requirement) is False
+        ]
         return tuple(f"{name} {installed[name]}" for name in dict.fromkeys(named))
 
 
 def _has(installed: dict[str, str], text: str) -> bool | None:
-    """Whether an environment satisfies a requirement; None when it has no such package at all."""
+    """Whether an environment satisfies a requirement; None when it has no such package at all.
+
+    Args:
+        installed: versions by normalised name.
+        text: a requirement.
+    """
     requirement = Requirement(text)
     version = installed.get(requirement.name.lower().replace("_", "-"))
     return None if version is None else requirement.specifier.contains(version, prereleases=True)
@@ -124,8 +133,8 @@ class Failures(Value):
 class Code(Value):
     """What is known of a code of this tool's own messages."""
 
-    title: str = ""
-    """What it stands for, where the program's own list has it not: the guards inside of a wheel."""
+    title: Words
+    """What it stands for."""
     cause: Words
     remedy: Words
 
@@ -150,11 +159,10 @@ class Catalogue(Value):
             if failure.id == name.lower():
                 return _known(failure)
         code = name.upper()
-        title = CODES.get(code, "")
         about = self.codes.get(code)
         if about is None:
-            return Known(id=code, title=title, cause="", remedy="") if title else None
-        return Known(id=code, title=title or about.title, cause=about.cause, remedy=about.remedy)
+            return None
+        return Known(id=code, title=about.title, cause=about.cause, remedy=about.remedy)
 
 
 class Known(Value):
@@ -218,7 +226,7 @@ def load(folder: Path | None = None) -> Catalogue:
     Raises:
         DcaError: DCA-202 for a wrong key or value, or an id that occurs twice.
     """
-    found: list[Failure] = []
+    entries: list[Failure] = []
     codes: dict[str, Code] = {}
     harmless: list[str] = []
     for path in sorted((folder or data.failures_folder()).glob("*.toml")):
@@ -226,16 +234,23 @@ def load(folder: Path | None = None) -> Catalogue:
             codes = datafile.load(Codes, path).codes
         else:
             file = datafile.load(Failures, path)
-            found += file.failures
+            entries += file.failures
             harmless += file.harmless
-    if twice := [name for name, count in Counter(failure.id for failure in found).items() if count > 1]:
+    if twice := [name for name, count in Counter(failure.id for failure in entries).items() if count > 1]:
         raise DcaError("DCA-202", f"two failures have the id `{twice[0]}`.", remedy="give one of them another.")
-    return Catalogue(failures=tuple(found), codes=codes, harmless=tuple(harmless))
+    return Catalogue(failures=tuple(entries), codes=codes, harmless=tuple(harmless))
 
 
-def _known(failure: Failure, **seen: object) -> Known:
-    told = failure.model_dump(include={"id", "title", "kind", "when", "cause", "remedy", "source"})
-    return Known.model_validate(told | seen)
+def _known(failure: Failure) -> Known:
+    return Known(
+        id=failure.id,
+        title=failure.title,
+        kind=failure.kind,
+        when=failure.when,
+        cause=failure.cause,
+        remedy=failure.remedy,
+        source=failure.source,
+    )
 
 
 # --- the search ----------------------------------------------------------------------------------------------
@@ -299,7 +314,7 @@ def _anchor(text: str) -> bytes:
 def _trie(words: Sequence[bytes]) -> bytes:
     """A pattern for any of some words that looks at each character of a log once."""
     if b"" in words:
-        # The shorter word is enough: the line is then looked at for all of them.
+        # The shorter word is enough, because a line that holds it is checked for all of them.
         return b""
     by_first: dict[bytes, list[bytes]] = {}
     for word in words:
@@ -340,7 +355,12 @@ class _Search:
         return self._by_word[word]
 
     def block(self, block: bytes, until: int) -> None:
-        """Look at the lines of a block that begin before `until`."""
+        """Look at the lines of a block that begin before a place.
+
+        Args:
+            block: bytes of the log.
+            until: the first byte of the block that is left for the next one.
+        """
         counted = 0
         match = self._finder().search(block)
         while match is not None and match.start() < until:
@@ -361,28 +381,37 @@ class _Search:
         self.lines += block.count(b"\n", counted, until)
         self.before = (self.before + block[:until])[-CONTEXT:]
 
-    def _line(self, word: bytes, texts: list[_Text], text: str, number: int) -> None:
-        hit = {one.failure.id: one.failure for one in texts if one.pattern.search(text)}
-        for failure in hit.values():
-            self._count(failure.id, failure, number, text)
+    def _line(self, word: bytes, texts: list[_Text], line: str, number: int) -> None:
+        """Look at one line.
+
+        Args:
+            word: of the search, which the line holds.
+            texts: those that the word may be the beginning of.
+            line: the line.
+            number: of the line, from 1.
+        """
+        failures = {text.failure.id: text.failure for text in texts if text.pattern.search(line)}
+        for failure in failures.values():
+            self._count(failure.id, failure, number, line)
         if word == CODE_ANCHOR:
-            for code in dict.fromkeys(CODE.findall(text)):
-                self._count(code, None, number, text)
-        elif word in self.alarms and number not in self.suspicious and _looks_wrong(text, self.harmless):
-            self.suspicious[number] = Line(line=number, text=shown(text))
+            for code in dict.fromkeys(CODE.findall(line)):
+                self._count(code, None, number, line)
+        elif word in self.alarms and number not in self.suspicious and _looks_wrong(line, self.harmless):
+            self.suspicious[number] = Line(line=number, text=shown(line))
             if len(self.suspicious) >= SUSPICIOUS:
                 self.alarms = ()
                 self._compiled = None
 
-    def _count(self, key: str, failure: Failure | None, number: int, text: str) -> None:
-        seen = self.seen.setdefault(key, _Seen(failure, number, shown(text)))
+    def _count(self, key: str, failure: Failure | None, number: int, line: str) -> None:
+        """Count a line once for a failure, by its id, or for a code, of which there is no failure."""
+        seen = self.seen.setdefault(key, _Seen(failure, number, shown(line)))
         if seen.last == number or seen.count >= ENOUGH:
             return
         seen.last = number
         seen.count += 1
         if seen.count == ENOUGH:
-            # A message on every line must not take longer than the rest of the log.
-            self.texts = [one for one in self.texts if one.failure.id != key]
+            # It is searched for no longer, so that a message on every line takes no longer than the rest of the log.
+            self.texts = [text for text in self.texts if text.failure.id != key]
             self._compiled = None
 
 
@@ -395,7 +424,7 @@ def _line_at(block: bytes, place: int) -> str:
 
 
 def _looks_wrong(text: str, harmless: Sequence[str]) -> bool:
-    return bool(_LOOKS_WRONG.search(text)) and not any(one in text for one in harmless)
+    return bool(_LOOKS_WRONG.search(text)) and not any(words in text for words in harmless)
 
 
 def shown(text: str) -> str:
@@ -435,11 +464,11 @@ def explain(stream: BinaryIO, name: str, catalogue: Catalogue | None = None) -> 
         last = (last + block[:until])[-TAIL:]
         ended_line = block[:until].endswith(b"\n") if until else True
     lines = search.lines + (0 if ended_line or not last or last.endswith(b"\n") else 1)
-    found = _ordered(search.seen, known)
-    if any(one.kind != "warning" for one in found):
-        return Explanation(log=name, lines=lines, size=size, found=found)
+    findings = _ordered(search.seen, known)
+    if any(finding.kind != "warning" for finding in findings):
+        return Explanation(log=name, lines=lines, size=size, found=findings)
     suspicious = {line.line: line for line in [*search.suspicious.values(), *_at_the_end(last, lines, known.harmless)]}
-    return Explanation(log=name, lines=lines, size=size, found=found, suspicious=tuple(suspicious.values()))
+    return Explanation(log=name, lines=lines, size=size, found=findings, suspicious=tuple(suspicious.values()))
 
 
 def explain_lines(lines: Iterable[str], name: str = "") -> tuple[Known, ...]:
@@ -449,26 +478,43 @@ def explain_lines(lines: Iterable[str], name: str = "") -> tuple[Known, ...]:
 
 
 def _ordered(seen: dict[str, _Seen], known: Catalogue) -> tuple[Known, ...]:
-    """What was found, each root cause before what follows from it."""
-    told = []
-    for key, one in seen.items():
-        at = {"line": one.line, "text": one.text, "count": min(one.count, ENOUGH)}
-        if one.failure is not None:
-            told.append(_known(one.failure, **at))
-        elif about := known.of(key):
-            # The tool quotes the failing program's own words, which say more than its code.
-            told.append(about.model_copy(update=at))
+    """What was found, each root cause before what follows from it.
+
+    Args:
+        seen: by the id of the failure, or by the code.
+        known: the catalogue.
+    """
+    findings = []
+    for key, hit in seen.items():
+        finding = _known(hit.failure) if hit.failure is not None else known.of(key)
+        if finding is not None:
+            place = {"line": hit.line, "text": hit.text, "count": min(hit.count, ENOUGH)}
+            findings.append(finding.model_copy(update=place))
+    # A code stands behind causes: the tool quotes the failing program's own words, which say more than its code.
     rank = {"cause": 0, "consequence": 2, "warning": 3, "silent": 3}
-    return tuple(sorted(told, key=lambda one: (1 if CODE.fullmatch(one.id) else rank[one.kind], one.line)))
+    return tuple(
+        sorted(
+            findings,
+            key=lambda finding: (1 if CODE.fullmatch(finding.id) else rank[finding.kind], finding.line),
+        )
+    )
 
 
 def _at_the_end(last: bytes, lines: int, harmless: Sequence[str]) -> list[Line]:
-    """The last lines of a log that look like an error."""
-    text = last.decode("utf-8", "replace").split("\n")
-    if text and not text[-1]:
-        text.pop()
-    first = lines - len(text) + 1
-    wrong = [Line(line=first + place, text=shown(one)) for place, one in enumerate(text) if _looks_wrong(one, harmless)]
+    """The last lines of a log that look like an error.
+
+    Args:
+        last: the end of the log.
+        lines: how many the whole log has.
+        harmless: as the catalogue has them.
+    """
+    texts = last.decode("utf-8", "replace").split("\n")
+    if texts and not texts[-1]:
+        texts.pop()
+    first = lines - len(texts) + 1
+    wrong = [
+        Line(line=number, text=shown(text)) for number, text in enumerate(texts, first) if _looks_wrong(text, harmless)
+    ]
     return list(deque(wrong, maxlen=SUSPICIOUS))
 
 
@@ -477,9 +523,10 @@ def drifted(installed: dict[str, str], catalogue: Catalogue | None = None) -> di
 
     Args:
         installed: versions by normalised name.
+        catalogue: the project's own when None.
     """
-    found: dict[str, list[Failure]] = {}
+    drifting: dict[str, list[Failure]] = {}
     for failure in (catalogue or load()).failures:
         for package in failure.strikes(installed):
-            found.setdefault(package, []).append(failure)
-    return {package: tuple(several) for package, several in found.items()}
+            drifting.setdefault(package, []).append(failure)
+    return {package: tuple(failures) for package, failures in drifting.items()}

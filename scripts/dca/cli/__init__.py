@@ -33,6 +33,7 @@ COMMANDS = {
     "config": ("dca.cli.config", "YaRN and dual-chunk settings in a model's config.json."),
     "serve": ("dca.cli.serve", "A server: will it fit, with which flags, its command, and does it answer."),
     "publish": ("dca.cli.publish", "Wheels and their evidence to an index that pip and uv install from."),
+    "index": ("dca.cli.index", "A published index: list its wheels, yank or remove some, clean it up."),
     "verify": ("dca.cli.verify", "A wheel against its evidence: what is proven of it, and what is not."),
     "explain": ("dca.cli.explain", "What a log's failure is, or a code: cause and remedy."),
 }

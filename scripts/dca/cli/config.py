@@ -22,11 +22,6 @@ MOST_COLUMNS = 160
 FOLDER = click.Path(path_type=Path)
 
 
-def _output(function: F) -> F:
-    """What every subcommand takes."""
-    return options.output(function)
-
-
 def _changes(function: F) -> F:
     """What every subcommand takes that changes something."""
     function = click.option(
@@ -62,7 +57,7 @@ def command() -> None:
 )
 @click.option("--all", "everyone", is_flag=True, help="Ask every reader, older versions too.")
 @_readers
-@_output
+@options.output
 def show(
     folder: Path,
     named: tuple[str, ...],
@@ -77,7 +72,7 @@ def show(
     if everyone:
         names = [reader.name for reader in readers.load_all()]
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        found = config.show(
+        result = config.show(
             folder,
             options.open_cache(cache_dir),
             names=names,
@@ -85,42 +80,42 @@ def show(
             wheels=_wheels(wheels),
             reporter=reporter,
         )
-    _tell(found, render_show(found), as_json=as_json)
+    _tell(result, render_show(result), as_json=as_json)
 
 
 @command.command("readers", short_help="Which readers there are; installs them.")
-@click.option("--install", "wanted", multiple=True, metavar="NAME|all", help="Make the environment of this one.")
+@click.option("--install", "chosen", multiple=True, metavar="NAME|all", help="Make the environment of this one.")
 @_readers
-@_output
+@options.output
 def reader_list(
-    wanted: tuple[str, ...], wheels: tuple[Path, ...], cache_dir: Path | None, as_json: bool, quiet: bool
+    chosen: tuple[str, ...], wheels: tuple[Path, ...], cache_dir: Path | None, as_json: bool, quiet: bool
 ) -> None:
     """The readers that `show` can ask, and which are installed."""
-    cache, known, found = options.open_cache(cache_dir), readers.load_all(), _wheels(wheels)
-    names = [one.name for one in known if one.recipe] if "all" in wanted else wanted
+    cache, known, files = options.open_cache(cache_dir), readers.load_all(), _wheels(wheels)
+    names = [reader.name for reader in known if reader.recipe] if "all" in chosen else chosen
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         for name in names:
             log = cache.open().folder("run", "readers") / "install.log"
-            readers.install(readers.find(name, known), cache, found, reporter, log)
-    listed = config.reader_list(cache, found)
+            readers.install(readers.find(name, known), cache, files, reporter, log)
+    listed = config.reader_list(cache, files)
     if as_json:
-        told = [
+        listing = [
             {
-                "name": one.name,
-                "title": one.title,
-                "shown": one.shown,
+                "name": reader.name,
+                "title": reader.title,
+                "shown": reader.shown,
                 "installed": not isinstance(place, str),
                 "why": place if isinstance(place, str) else "",
-                "get": readers.get_hint(one),
+                "get": readers.get_hint(reader),
             }
-            for one, place in listed
+            for reader, place in listed
         ]
-        click.echo(documents.canonical({"schema": "dca.config-readers/1", "readers": told}).decode(), nl=False)
+        click.echo(documents.canonical({"schema": "dca.config-readers/1", "readers": listing}).decode(), nl=False)
         return
-    width = max(len(one.name) for one, _ in listed)
-    for one, place in listed:
-        state = f"{place}; {readers.get_hint(one)}" if isinstance(place, str) else "installed"
-        click.echo(f"  {one.name:<{width}}  {state}")
+    width = max(len(reader.name) for reader, _ in listed)
+    for reader, place in listed:
+        state = f"{place}; {readers.get_hint(reader)}" if isinstance(place, str) else "installed"
+        click.echo(f"  {reader.name:<{width}}  {state}")
 
 
 @command.command("check", short_help="What is wrong, with a code and a remedy.")
@@ -129,18 +124,18 @@ def reader_list(
 @click.option("--model", help="Which model of build/models it is [by its shape and name].")
 @click.option("--page-size", "page", type=int, default=PAGE, show_default=True, help="Of the KV cache.")
 @click.option("--tensor-parallel", "ranks", type=int, metavar="N", help="How many GPUs are to share the heads.")
-@_output
+@options.output
 def check(
     folder: Path, names: tuple[str, ...], model: str | None, page: int, ranks: int | None, as_json: bool, quiet: bool
 ) -> None:
     """The problems of a model's folder, each with a code and what to do; exit 1 when one is an error."""
-    found = config.check(folder, model=model, names=names, page=page, ranks=ranks)
-    _tell(found, "" if quiet else render_findings(found), as_json=as_json)
-    if found.errors:
-        first = found.errors[0]
+    result = config.check(folder, model=model, names=names, page=page, ranks=ranks)
+    _tell(result, "" if quiet else render_findings(result), as_json=as_json)
+    if result.errors:
+        first = result.errors[0]
         raise DcaError(
             first.code,
-            f"{found.folder} has {len(found.errors)} error{'s' * (len(found.errors) > 1)}.",
+            f"{result.folder} has {len(result.errors)} error{'s' * (len(result.errors) > 1)}.",
             why=first.what,
             remedy=first.remedy,
             answered=as_json,
@@ -154,7 +149,7 @@ def check(
 @click.option("--attention-factor", "attention", type=float, help="In place of the formula's, written for all readers.")
 @click.option("--for", "names", multiple=True, metavar="READER", help="A reader that it is meant for [all shown].")
 @_changes
-@_output
+@options.output
 def set_yarn(
     folder: Path,
     factor: float,
@@ -167,8 +162,8 @@ def set_yarn(
     quiet: bool,
 ) -> None:
     """Scale the rotary embedding with YaRN; factor x original is the new length."""
-    wanted = YarnSetting(factor=factor, original=original, attention_factor=attention)
-    _tell_change(config.set_yarn(folder, wanted, names=names, dry_run=dry_run, out=out), as_json, quiet)
+    setting = YarnSetting(factor=factor, original=original, attention_factor=attention)
+    _tell_change(config.set_yarn(folder, setting, names=names, dry_run=dry_run, out=out), as_json, quiet)
 
 
 @command.command("set-dca", short_help="Turn dual chunk attention on.")
@@ -187,7 +182,7 @@ def set_yarn(
 )
 @click.option("--sparse-sizes", "sizes", metavar="V,S", help="A table with these two sizes for every head.")
 @_changes
-@_output
+@options.output
 def set_dca(
     folder: Path,
     model: str | None,
@@ -205,30 +200,21 @@ def set_dca(
     """Turn dual chunk attention on, with the known model's numbers or with your own."""
     if table and sizes:
         raise DcaError("DCA-201", "--sparse and --sparse-sizes exclude each other.", remedy="give one of them.")
-    wanted = None
-    numbers = (chunk, local, original)
-    if any(one is not None for one in numbers):
+    setting = None
+    if any(number is not None for number in (chunk, local, original)):
         if chunk is None or local is None or original is None:
             raise DcaError("DCA-201", "--chunk, --local and --original belong together.", remedy="give all three.")
-        wanted = DualChunkSetting(chunk_size=chunk, local_size=local, original=original, length=length)
+        setting = DualChunkSetting(chunk_size=chunk, local_size=local, original=original, length=length)
     elif length is not None:
         raise DcaError("DCA-201", "--length goes with --chunk, --local and --original.", remedy="give all four.")
-    found = config.set_dca(
-        folder,
-        wanted,
-        model=model,
-        table=table,
-        sizes=_sizes(sizes),
-        dry_run=dry_run,
-        out=out,
-    )
-    _tell_change(found, as_json, quiet)
+    sparse = table or _sizes(sizes)
+    _tell_change(config.set_dca(folder, setting, model=model, sparse=sparse, dry_run=dry_run, out=out), as_json, quiet)
 
 
 @command.command("use-1m", short_help="Make config_1m.json the config.json.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @_changes
-@_output
+@options.output
 def use_1m(folder: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Make the folder's own config_1m.json its config.json."""
     _tell_change(config.use_1m(folder, dry_run=dry_run, out=out), as_json, quiet)
@@ -238,7 +224,7 @@ def use_1m(folder: Path, out: Path | None, dry_run: bool, as_json: bool, quiet: 
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option("--length", "cap", type=int, help="The longest context that stays, in tokens [at most 262144].")
 @_changes
-@_output
+@options.output
 def drop_dca(folder: Path, cap: int | None, out: Path | None, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Remove dual chunk attention, for engines that stop at it, and cap the length."""
     _tell_change(config.drop_dca(folder, cap=cap, dry_run=dry_run, out=out), as_json, quiet)
@@ -248,7 +234,7 @@ def drop_dca(folder: Path, cap: int | None, out: Path | None, dry_run: bool, as_
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--force", is_flag=True, help="Also when the file was changed by somebody else since.")
-@_output
+@options.output
 def undo(folder: Path, dry_run: bool, force: bool, as_json: bool, quiet: bool) -> None:
     """Bring back what config.json was before the last change, to the byte."""
     _tell_change(config.undo(folder, dry_run=dry_run, force=force), as_json, quiet)
@@ -257,7 +243,7 @@ def undo(folder: Path, dry_run: bool, force: bool, as_json: bool, quiet: bool) -
 @command.command("plot", short_help="Draw frequencies before and after.")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="An .svg or .png file [rotary.svg].")
-@_output
+@options.output
 def draw(folder: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
     """Draw rotary frequencies and attention factor before and after the settings."""
     target = out or Path("rotary.svg")
@@ -274,109 +260,109 @@ def draw(folder: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
 # --- what is told --------------------------------------------------------------------------------------------------
 
 
-def _named(given: tuple[str, ...]) -> tuple[list[str], dict[str, Path]]:
+def _named(texts: tuple[str, ...]) -> tuple[list[str], dict[str, Path]]:
     names, pythons = [], {}
-    for one in given:
-        name, equals, python = one.partition("=")
+    for text in texts:
+        name, equals, python = text.partition("=")
         names.append(name)
         if equals:
             program = shutil.which(python)
             if program is None:
-                raise DcaError("DCA-204", f"--reader {one}: {python} is not a program.", remedy="check the path.")
+                raise DcaError("DCA-204", f"--reader {text}: {python} is not a program.", remedy="check the path.")
             pythons[name] = Path(program).absolute()
     return names, pythons
 
 
-def _wheels(given: tuple[Path, ...]) -> tuple[Path, ...]:
-    for path in given:
+def _wheels(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    for path in files:
         if not path.is_file():
             raise DcaError("DCA-204", f"--wheel: {path} is not a file.", remedy="check the path.")
-    return given or tuple(sorted(DIST.glob("*.whl")))
+    return files or tuple(sorted(DIST.glob("*.whl")))
 
 
-def _sizes(given: str | None) -> tuple[int, int] | None:
-    if given is None:
+def _sizes(text: str | None) -> tuple[int, int] | None:
+    if text is None:
         return None
-    words = given.split(",")
+    words = text.split(",")
     if len(words) != 2 or not all(word.strip().isascii() and word.strip().isdigit() for word in words):
-        raise DcaError("DCA-201", f"--sparse-sizes {given} is no pair.", remedy="write it as 1000,6096.")
+        raise DcaError("DCA-201", f"--sparse-sizes {text} is no pair.", remedy="write it as 1000,6096.")
     if max(map(len, words)) > 9:
         raise DcaError("DCA-201", "--sparse-sizes: a size is too large.", remedy="write it as 1000,6096.")
     return int(words[0]), int(words[1])
 
 
-def _tell(found: Config, rendered: str, *, as_json: bool) -> None:
+def _tell(result: Config, rendered: str, *, as_json: bool) -> None:
     if as_json:
-        click.echo(documents.dumps(found).decode(), nl=False)
+        click.echo(documents.dumps(result).decode(), nl=False)
     elif rendered:
         click.echo(rendered)
 
 
-def _tell_change(found: Config, as_json: bool, quiet: bool) -> None:
-    _tell(found, "" if quiet else render_change(found), as_json=as_json)
+def _tell_change(result: Config, as_json: bool, quiet: bool) -> None:
+    _tell(result, "" if quiet else render_change(result), as_json=as_json)
 
 
-def render_change(found: Config) -> str:
+def render_change(result: Config) -> str:
     """What was changed, or would be."""
-    change = found.change
+    change = result.change
     if change is None:
         return ""
     if not change.changed:
         return f"{change.file} says so already; nothing was changed."
     lines = [line if len(line) <= MOST_COLUMNS else line[: MOST_COLUMNS - 1] + "…" for line in change.diff.splitlines()]
     if change.written:
-        done = f"`{found.undone}` is undone" if found.undone else "written"
-        back = f"; `dca config undo {found.folder}` takes it back" if change.can_undo and not found.undone else ""
-        more = f"; {change.can_undo} more can be undone" if change.can_undo and found.undone else ""
+        done = f"`{result.undone}` is undone" if result.undone else "written"
+        back = f"; `dca config undo {result.folder}` takes it back" if change.can_undo and not result.undone else ""
+        more = f"; {change.can_undo} more can be undone" if change.can_undo and result.undone else ""
         lines.append(f"{change.file}: {done}{back}{more}.")
     else:
         lines.append("Nothing was written.")
-    lines += [_finding(one) for one in found.findings]
+    lines += [_finding(finding) for finding in result.findings]
     return "\n".join(lines)
 
 
-def render_findings(found: Config) -> str:
+def render_findings(result: Config) -> str:
     """The findings as text."""
-    about = f"{found.folder}" + (f" ({found.model})" if found.model else "")
-    if not found.findings:
+    about = f"{result.folder}" + (f" ({result.model})" if result.model else "")
+    if not result.findings:
         return f"{about}: nothing to complain of."
-    return "\n".join([about, *(_finding(one) for one in found.findings)])
+    return "\n".join([about, *(_finding(finding) for finding in result.findings)])
 
 
-def _finding(one: config.Finding) -> str:
-    place = f"line {one.line}: " if one.line else ""
-    return f"  {one.severity:<7}  {one.code}  {place}{one.what}\n{'':20}{one.remedy}"
+def _finding(finding: config.Finding) -> str:
+    place = f"line {finding.line}: " if finding.line else ""
+    return f"  {finding.severity:<7}  {finding.code}  {place}{finding.what}\n{'':20}{finding.remedy}"
 
 
-def render_show(found: Config) -> str:
+def render_show(result: Config) -> str:
     """The readers as columns."""
-    read = [one for one in found.readings if one.read]
-    lines = [found.folder + (f" ({found.model})" if found.model else ""), ""]
+    read = [reading for reading in result.readings if reading.read]
+    lines = [result.folder + (f" ({result.model})" if result.model else ""), ""]
     if read:
-        width = max(len(row.name) for row in found.rows)
+        width = max(len(row.name) for row in result.rows)
         columns = {
-            one.reader: max(
-                len(one.title),
-                len(_version(one.version)),
-                *(len(row.cells.get(one.reader) or "-") for row in found.rows),
+            reading.reader: max(
+                len(reading.title),
+                len(_version(reading.version)),
+                *(len(row.cells.get(reading.reader) or "-") for row in result.rows),
             )
-            for one in read
+            for reading in read
         }
-        heads = [(one.title, _version(one.version)) for one in read]
+        heads = [(reading.title, _version(reading.version)) for reading in read]
         for number in range(2):
-            cells = [f"{head[number]:<{columns[one.reader]}}" for one, head in zip(read, heads, strict=True)]
+            cells = [f"{head[number]:<{columns[reading.reader]}}" for reading, head in zip(read, heads, strict=True)]
             lines.append(("    " + " " * width + "  " + "  ".join(cells)).rstrip())
-        for row in found.rows:
-            cells = [f"{row.cells.get(one.reader) or '-':<{columns[one.reader]}}" for one in read]
+        for row in result.rows:
+            cells = [f"{row.cells.get(reading.reader) or '-':<{columns[reading.reader]}}" for reading in read]
             lines.append(f"  {'≠' if row.differs else ' '} {row.name:<{width}}  {'  '.join(cells)}".rstrip())
-        if any(row.differs for row in found.rows):
+        if any(row.differs for row in result.rows):
             lines += ["", "  ≠  the readers do not agree."]
-    others = [one for one in found.readings if not one.read]
+    others = [reading for reading in result.readings if not reading.read]
     if others:
         lines.append("")
-    for one in others:
-        verb = "refuses it" if one.installed else "did not run"
-        lines.append(f"  {' '.join(filter(None, (one.title, _version(one.version), verb)))}: {one.why}")
+    for reading in others:
+        verb = "refuses it" if reading.installed else "did not run"
+        lines.append(f"  {' '.join(filter(None, (reading.title, _version(reading.version), verb)))}: {reading.why}")
     return "\n".join(lines)
 
 

@@ -103,16 +103,16 @@ def command(
         raise DcaError(
             "DCA-105",
             f"{len(report.wrong)} of {len(report.results)} checks found something wrong.",
-            why=", ".join(dict.fromkeys(one.code for one in report.wrong)) + ".",
-            remedy="\n".join(dict.fromkeys(one.remedy for one in report.wrong)),
+            why=", ".join(dict.fromkeys(result.code for result in report.wrong)) + ".",
+            remedy="\n".join(dict.fromkeys(result.remedy for result in report.wrong)),
             answered=as_json,
         )
 
 
-def _names(flag: str, given: tuple[str, ...]) -> tuple[str, ...]:
+def _names(flag: str, texts: tuple[str, ...]) -> tuple[str, ...]:
     """Checks and groups, which may be given with commas between."""
     known = [*GROUPS, *(entry.code for entry in doctor.CHECKS)]
-    names = tuple(name for text in given for name in re.split(r"[,\s]+", text.lower()) if name)
+    names = tuple(name for text in texts for name in re.split(r"[,\s]+", text.lower()) if name)
     for name in names:
         if name not in known:
             hint = did_you_mean(name, known, f"groups are {', '.join(GROUPS)}.")
@@ -130,23 +130,23 @@ def _program(python: Path) -> Path:
 def render(report: Report, *, verbose: bool = False, quiet: bool = False) -> str:
     """A report as text."""
     shown = report.wrong if quiet else report.results
-    width = max((len(one.code) for one in shown), default=0)
+    width = max((len(result.code) for result in shown), default=0)
     lines: list[str] = []
     for group in GROUPS:
-        mine = [one for one in shown if one.code.startswith(group + ".")]
+        mine = [result for result in shown if result.code.startswith(group + ".")]
         if not mine:
             continue
         lines += [*([""] if lines else []), TITLES.get(group, group)]
-        for one in mine:
-            lines.append(f"  {MARKS[one.status]:<5}  {one.code:<{width}}  {one.found}")
+        for result in mine:
+            lines.append(f"  {MARKS[result.status]:<5}  {result.code:<{width}}  {result.found}")
             pad = " " * (width + 11)
-            if one.wanted and (verbose or one.status != "fine"):
-                lines.append(f"{pad}wanted: {one.wanted}")
-            if one.remedy and one.status != "fine":
-                lines.append(f"{pad}next:   {one.remedy}")
-            lines += [f"{pad}{detail}" for detail in one.details] if verbose else []
+            if result.wanted and (verbose or result.status != "fine"):
+                lines.append(f"{pad}wanted: {result.wanted}")
+            if result.remedy and result.status != "fine":
+                lines.append(f"{pad}next:   {result.remedy}")
+            lines += [f"{pad}{detail}" for detail in result.details] if verbose else []
     if not quiet:
-        count = {status: sum(one.status == status for one in report.results) for status in MARKS}
+        count = {status: sum(result.status == status for result in report.results) for status in MARKS}
         parts = [
             f"{count['fine']} fine",
             f"{count['note']} to know",

@@ -11,7 +11,7 @@ import click
 from dca.catalogue import failures
 from dca.catalogue.failures import Explanation, Known
 from dca.foundation import documents
-from dca.foundation.errors import CODES, DcaError
+from dca.foundation.errors import DcaError
 from dca.foundation.suggestion import did_you_mean
 
 
@@ -37,18 +37,21 @@ def command(what: str | None, listing: bool, verbose: bool, as_json: bool, schem
     if what is None:
         raise DcaError("DCA-201", "nothing is named.", remedy="name a log, `-` for standard input, or a code: DCA-606.")
     if what != "-" and not Path(what).exists() and (known := _named(what, catalogue)) is not None:
-        told = known.model_dump(mode="json") | {"schema": "dca.failure/1"}
-        click.echo(documents.canonical(told).decode() if as_json else render_one(known, verbose=True), nl=not as_json)
+        if as_json:
+            document = known.model_dump(mode="json") | {"schema": "dca.failure/1"}
+            click.echo(documents.canonical(document).decode(), nl=False)
+        else:
+            click.echo(render_one(known, verbose=True))
         return
-    found = _read(what)
+    explanation = _read(what)
     if as_json:
-        click.echo(documents.dumps(found).decode(), nl=False)
+        click.echo(documents.dumps(explanation).decode(), nl=False)
     else:
-        click.echo(render(found, verbose=verbose))
-    if not found.explained:
+        click.echo(render(explanation, verbose=verbose))
+    if not explanation.explained:
         raise DcaError(
             "DCA-106",
-            f"{found.log} holds a failure that is not known.",
+            f"{explanation.log} holds a failure that is not known.",
             remedy="read the lines above, the first of them first. `dca explain --list` shows what is known.",
             answered=True,
         )
@@ -58,7 +61,7 @@ def _named(what: str, catalogue: failures.Catalogue) -> Known | None:
     """The failure or code of that name; None when a file was meant."""
     known = catalogue.of(what)
     if known is None and not Path(what).suffix and "/" not in what:
-        names = [*(failure.id for failure in catalogue.failures), *CODES, *catalogue.codes]
+        names = [*(failure.id for failure in catalogue.failures), *catalogue.codes]
         spelt = what if what.islower() else what.upper()
         raise DcaError(
             "DCA-204",
@@ -81,26 +84,27 @@ def _read(what: str) -> Explanation:
 
 def _list(catalogue: failures.Catalogue) -> str:
     rows = [(failure.id, failure.title) for failure in catalogue.failures]
-    rows += [(code, known.title) for code in sorted(catalogue.codes) if (known := catalogue.of(code)) and known.title]
+    rows += [(code, about.title) for code, about in sorted(catalogue.codes.items())]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {title}" for name, title in rows)
 
 
-def render(found: Explanation, *, verbose: bool = False) -> str:
+def render(explanation: Explanation, *, verbose: bool = False) -> str:
     """An explanation as text."""
-    lines = [f"{found.log}: {found.lines:,} lines"]
-    if not found.found and not found.suspicious:
+    lines = [f"{explanation.log}: {explanation.lines:,} lines"]
+    if not explanation.found and not explanation.suspicious:
         return f"{lines[0]}. No failure that is known, and no line that looks like one."
-    main = [one for one in found.found if one.kind != "warning"]
-    for number, one in enumerate(main):
-        lead = "What happened" if number == 0 else "then" if one.kind == "consequence" else "and"
-        lines += ["", f"{lead}: {render_one(one, verbose=verbose)}"]
-    if found.suspicious:
+    main = [known for known in explanation.found if known.kind != "warning"]
+    for number, known in enumerate(main):
+        following = "then" if known.kind == "consequence" else "and"
+        lead = "What happened" if number == 0 else following
+        lines += ["", f"{lead}: {render_one(known, verbose=verbose)}"]
+    if explanation.suspicious:
         lines += ["", "The failure is unknown. These lines look like it:"]
-        lines += [f"  {line.line:>7}  {line.text}" for line in found.suspicious]
-    for one in found.found:
-        if one.kind == "warning":
-            lines += ["", f"warning: {render_one(one, verbose=verbose)}"]
+        lines += [f"  {line.line:>7}  {line.text}" for line in explanation.suspicious]
+    for known in explanation.found:
+        if known.kind == "warning":
+            lines += ["", f"warning: {render_one(known, verbose=verbose)}"]
     return "\n".join(lines)
 
 
@@ -108,9 +112,9 @@ def render_one(known: Known, *, verbose: bool) -> str:
     """One failure as text."""
     lines = [f"{known.title} ({known.id})"]
     if known.line:
-        times = (
-            "" if known.count == 1 else f", {'at least ' if known.count >= failures.ENOUGH else ''}{known.count} times"
-        )
+        times = ""
+        if known.count != 1:
+            times = f", {'at least ' if known.count >= failures.ENOUGH else ''}{known.count} times"
         lines += [f"  Line: {known.line:,}{times}: {known.text}"]
     if verbose and known.when:
         lines += [f"  When: {known.when}"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,25 +31,49 @@ def _schema(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+@dataclass(frozen=True)
+class Checks:
+    """What a wheel is checked against, as the command line names it.
+
+    Args:
+        python: of an environment with the wheel's torch.
+        plan: the file of a plan.
+        archs: as --arch has them, which may be given more than once.
+        model: a model's config.json, or its folder.
+    """
+
+    python: Path | None
+    plan: Path | None
+    archs: tuple[str, ...]
+    model: Path | None
+
+
+def _checks(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that become the `checks` of a command."""
+    file = click.Path(path_type=Path)
+
+    @click.option(
+        "--python",
+        type=file,
+        metavar="FILE",
+        help="A Python with the wheel's torch: symbols are checked against it, and modules are loaded, which runs "
+        "their code, to list their ops.",
+    )
+    @click.option("--plan", type=file, help="A plan.json to compare with; a difference is exit 7.")
+    @click.option("--arch", "archs", multiple=True, help="GPU archs that must be able to run it, such as 8.0,9.0.")
+    @click.option("--model", type=file, metavar="CONFIG", help="A model's config.json that it must serve.")
+    @functools.wraps(function)
+    def wrapper(
+        python: Path | None, plan: Path | None, archs: tuple[str, ...], model: Path | None, **others: Any
+    ) -> None:
+        function(checks=Checks(python, plan, archs, model), **others)
+
+    return wrapper
+
+
 @click.command("inspect")
 @click.argument("wheel", type=click.Path(path_type=Path))
-@click.option(
-    "--python",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A Python with the wheel's torch: symbols are checked against it, and modules are loaded, which runs their "
-    "code, to list their ops.",
-)
-@click.option(
-    "--plan",
-    "planned",
-    type=click.Path(path_type=Path),
-    help="A plan.json to compare with; a difference is exit 7.",
-)
-@click.option("--arch", "archs", multiple=True, help="GPU archs that must be able to run it, such as 8.0,9.0.")
-@click.option(
-    "--model", type=click.Path(path_type=Path), metavar="CONFIG", help="A model's config.json that it must serve."
-)
+@_checks
 @click.option("-v", "--verbose", is_flag=True, help="Every kernel family, and schemas in place of names of ops.")
 @click.option(
     "--schema",
@@ -57,58 +84,64 @@ def _schema(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     help="The JSON Schema of what --json prints, and nothing else.",
 )
 @options.output
-def command(
-    wheel: Path,
-    python: Path | None,
-    planned: Path | None,
-    archs: tuple[str, ...],
-    model: Path | None,
-    verbose: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def command(wheel: Path, checks: Checks, verbose: bool, as_json: bool, quiet: bool) -> None:
     """Show what is in a wheel: modules, GPU archs, kernels, ops, torch, CUDA, sizes.
 
     Works on any vLLM wheel, without a GPU and without CUDA. Nothing of the wheel is run unless --python is given.
     """
-    for flag, file in (("--python", python), ("--plan", planned)):
+    for flag, file in (("--python", checks.python), ("--plan", checks.plan)):
         if file is not None and not file.is_file():
             raise DcaError("DCA-204", f"{flag}: {file} is not a file.", remedy="check the path.")
-    wanted = model_needs.read(model) if model else None
-    plan = documents.read(Plan, planned) if planned else None
-    asked = options.arch_list(archs) or (plan.archs if plan else ())
-    torch = environments.look_at_torch(python) if python else None
-    source = inspection.schemas.loaded(python) if python else None
-    found = inspection.inspect(wheel, source, torch=torch, asked=asked)
-    different = inspection.compare(found, plan) if plan else list(found.problems)
-    unfit = inspection.unreached(found) if archs else []
-    if wanted:
-        unfit += missing.lacking(found, wanted, recipes.load_all())
+    model = model_needs.read(checks.model) if checks.model else None
+    plan = documents.read(Plan, checks.plan) if checks.plan else None
+    archs = options.arch_list(checks.archs) or (plan.archs if plan else ())
+    inspected = _inspect(wheel, checks.python, archs)
+    differences = inspection.compare(inspected, plan) if plan else list(inspected.problems)
+    unfit = inspection.unreached(inspected) if checks.archs else []
+    if model:
+        unfit += missing.lacking(inspected, model, recipes.load_all())
     if as_json:
-        compared = {"planned": plan.key, "differences": tuple(different)} if plan else {}
-        click.echo(documents.dumps(found.model_copy(update={**compared, "unfit": tuple(unfit)})).decode(), nl=False)
+        compared = {"planned": plan.key, "differences": tuple(differences)} if plan else {}
+        document = inspected.model_copy(update={**compared, "unfit": tuple(unfit)})
+        click.echo(documents.dumps(document).decode(), nl=False)
     elif not quiet:
-        click.echo(render(found, verbose=verbose))
-    if different:
+        click.echo(render(inspected, verbose=verbose))
+    if differences:
         raise DcaError(
             "DCA-702" if plan else "DCA-701",
             f"{wheel.name} is not {'what was planned' if plan else 'right'}.",
-            why=_some([*different, *unfit]),
+            why=_some([*differences, *unfit]),
             remedy="do not install or publish it; `dca wheel` builds one that is right."
-            if found.recorded
+            if inspected.recorded
             else "what it says of itself cannot be relied on; `dca wheel` builds one that is right.",
             answered=as_json,
         )
     if unfit:
-        given = [("--arch", ",".join(asked)) if archs else (), ("--model", str(model)) if model else ()]
-        words = " ".join(["dca wheel", *(word for pair in given for word in pair)])
         raise DcaError(
             "DCA-110",
             f"{wheel.name} does not fit.",
             why=_some(unfit),
-            remedy=f"build one that does: `{words}`.",
+            remedy=f"build one that does: `{_fitting(checks, archs)}`.",
             answered=as_json,
         )
+
+
+def _inspect(wheel: Path, python: Path | None, archs: tuple[str, ...]) -> Inspection:
+    """What is in a wheel, for some GPU archs; with the help of an environment's Python where one is named."""
+    if python is None:
+        return inspection.inspect(wheel, asked=archs)
+    source = inspection.schemas.loaded(python)
+    return inspection.inspect(wheel, source, torch=environments.look_at_torch(python), asked=archs)
+
+
+def _fitting(checks: Checks, archs: tuple[str, ...]) -> str:
+    """The command that builds a wheel for the archs and the model that were asked for."""
+    words = ["dca wheel"]
+    if checks.archs:
+        words += ["--arch", ",".join(archs)]
+    if checks.model:
+        words += ["--model", str(checks.model)]
+    return " ".join(words)
 
 
 def _some(problems: list[str]) -> str:
@@ -117,30 +150,30 @@ def _some(problems: list[str]) -> str:
     return "\n".join(problems[:MOST_PROBLEMS]) + (f"\nand {rest} more; --json lists them all." if rest > 0 else "")
 
 
-def render(found: Inspection, *, verbose: bool = False) -> str:
+def render(inspected: Inspection, *, verbose: bool = False) -> str:
     """An inspection as text."""
     lines = [
-        f"{found.file}  {_size(found.bytes)}, {_size(found.unpacked)} unpacked, {found.files} files",
-        f"  version       {found.version}",
-        f"  tags          {', '.join(found.tags)}",
-        f"  Python        {found.requires_python or 'any'}",
-        f"  torch         {found.torch or 'not required'}{_symbols(found)}",
-        f"  transformers  {found.transformers or 'not required'}",
-        f"  CUDA          {', '.join(found.cuda_libraries) or 'no library of it'}",
-        f"  glibc         {found.glibc + ' or newer' if found.glibc else 'any'}",
-        f"  DCA backend   {'present' if found.dca_backend else 'absent'}",
-        f"  DCA index     {_present(found.index_ops)}",
-        f"  sparse attn   {_present(found.sparse_ops)}; its Python {_present(found.sparse_functions)}",
+        f"{inspected.file}  {_size(inspected.bytes)}, {_size(inspected.unpacked)} unpacked, {inspected.files} files",
+        f"  version       {inspected.version}",
+        f"  tags          {', '.join(inspected.tags)}",
+        f"  Python        {inspected.requires_python or 'any'}",
+        f"  torch         {inspected.torch or 'not required'}{_symbols(inspected)}",
+        f"  transformers  {inspected.transformers or 'not required'}",
+        f"  CUDA          {', '.join(inspected.cuda_libraries) or 'no library of it'}",
+        f"  glibc         {inspected.glibc + ' or newer' if inspected.glibc else 'any'}",
+        f"  DCA backend   {'present' if inspected.dca_backend else 'absent'}",
+        f"  DCA index     {_present(inspected.index_ops)}",
+        f"  sparse attn   {_present(inspected.sparse_ops)}; its Python {_present(inspected.sparse_functions)}",
     ]
-    if record := found.recorded:
+    if record := inspected.recorded:
         lines.append(
             f"  made by dca   {record.recipe}, {record.profile}: {', '.join(record.groups)}; plan {record.plan}"
         )
-    for module in found.modules:
+    for module in inspected.modules:
         lines += ["", f"  {module.path}  {_size(module.bytes)}, {_size(module.stored)} in the wheel"]
-        for title, texts in _module(module, verbose=verbose):
+        for title, text in _module(module, verbose=verbose):
             lines += textwrap.wrap(
-                texts,
+                text,
                 WIDTH,
                 initial_indent=f"      {title:<8}",
                 subsequent_indent=" " * 14,
@@ -151,7 +184,7 @@ def render(found: Inspection, *, verbose: bool = False) -> str:
 
 
 def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, str]]:
-    """What is told of a module, as titles and texts."""
+    """The lines about a module, as titles and texts; a long text is wrapped by the caller."""
     yield "is", ", ".join(f"{name} {_size(size)}" for name, size in module.sections.items() if size) or "nothing"
     if module.sass:
         yield (
@@ -171,9 +204,9 @@ def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, st
     if module.families:
         shown = module.families if verbose else module.families[:FAMILIES]
         rest = module.families[len(shown) :]
-        texts = [f"{one.name} {_size(one.bytes)} ({one.kernels})" for one in shown]
+        texts = [f"{family.name} {_size(family.bytes)} ({family.kernels})" for family in shown]
         if rest:
-            texts.append(f"{len(rest)} more {_size(sum(one.bytes for one in rest))}")
+            texts.append(f"{len(rest)} more {_size(sum(family.bytes for family in rest))}")
         yield "kernels", ", ".join(texts)
     if module.tools:
         yield "made by", "CUDA " + ", ".join(module.tools)
@@ -182,6 +215,7 @@ def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, st
 
 
 def _wanted(module: InspectedModule) -> Iterator[str]:
+    """What a module needs beside libraries: versions, symbols and the C++ ABI."""
     if module.glibc:
         yield f"glibc {module.glibc}"
     if module.torch_symbols:
@@ -207,16 +241,18 @@ def _ops(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, str]]
         yield from (("", schema) for schema in module.schemas)
 
 
-def _symbols(found: Inspection) -> str:
-    missing = [module for module in found.modules if module.missing_symbols]
-    if not found.checked_with_torch:
+def _symbols(inspected: Inspection) -> str:
+    if not inspected.checked_with_torch:
         return ""
-    told = "some are missing" if missing else "every symbol that its modules want is there"
-    return f"; checked with {found.checked_with_torch}: {told}"
+    incomplete = any(module.missing_symbols for module in inspected.modules)
+    result = "some are missing" if incomplete else "every symbol that its modules want is there"
+    return f"; checked with {inspected.checked_with_torch}: {result}"
 
 
-def _present(there: bool | None) -> str:
-    return "not known" if there is None else "present" if there else "absent"
+def _present(present: bool | None) -> str:
+    if present is None:
+        return "not known"
+    return "present" if present else "absent"
 
 
 def _size(count: int) -> str:

@@ -7,11 +7,13 @@ import math
 import os
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from dca.catalogue.failures import Known
 from dca.cli import options, serve_check
 from dca.config import plot
 from dca.foundation import documents, store
@@ -19,6 +21,7 @@ from dca.foundation.errors import DcaError
 from dca.serve import chart, gpus, server_rules, ways
 from dca.serve import command as commands
 from dca.serve import plan as plans
+from dca.serve.command import Server
 from dca.serve.gpus import GIB
 from dca.serve.plan import ServePlan
 from dca.serve.server_rules import Asked, Subject
@@ -42,8 +45,11 @@ command.add_command(serve_check.check)
 
 
 def _subject(function: F) -> F:
-    """What every command takes that plans: the model, the GPUs, and what the user fixes."""
-    given = [
+    """What every command takes that plans: the model, the GPUs, and what the user fixes.
+
+    The function is given a `subject` and its `plan` in place of these options.
+    """
+    taken = [
         click.argument("model", metavar="MODEL"),
         click.option("--gpus", "named", metavar="NxGIB", help="Such as 4x80 (GiB each) or 2xT4 [those here]."),
         click.option(
@@ -88,45 +94,32 @@ def _subject(function: F) -> F:
         click.option("--recipe", help="The engine [the wheel's; the first that has the model's class]."),
         click.option("--wheel", type=FILE, metavar="FILE", help="The wheel that is to serve it, to be checked."),
     ]
-    names = (
-        "tp",
-        "pp",
-        "length",
-        "batched",
-        "sequences",
-        "utilization",
-        "blocks",
-        "quantization",
-        "kv_cache_dtype",
-        "dtype",
-        "block_size",
-        "prefix_caching",
-        "graphs",
-    )
+    fixed = {field.name for field in fields(Asked)}
 
     @functools.wraps(function)
-    def wrapper(**given: Any) -> Any:
-        taken = {name: given.pop(name) for name in names}
-        taken["quantization"] = taken["quantization"] or ""
-        model, named, machines = given.pop("model"), given.pop("named"), given.pop("machines")
-        recipe, wheel = given.pop("recipe"), given.pop("wheel")
+    def wrapper(
+        model: str, named: str | None, machines: int, recipe: str | None, wheel: Path | None, **more: Any
+    ) -> Any:
+        asked = {name: more.pop(name) for name in fixed & more.keys()}
+        asked["quantization"] = asked["quantization"] or ""
         if not model.strip():
             raise DcaError("DCA-201", "the model's name is empty.", remedy="name a folder, or a model of build/models.")
-        if taken["utilization"] is not None and math.isnan(taken["utilization"]):
+        if asked["utilization"] is not None and math.isnan(asked["utilization"]):
             raise DcaError("DCA-201", "--gpu-memory-utilization is no number.", remedy="such as 0.85.")
         if machines > 1 and named is None:
             raise DcaError("DCA-201", "--machines wants the GPUs of one.", remedy="such as --gpus 8x80 --machines 2.")
-        visible = _visible(given.get("visible", ""))
-        found = gpus.parse(named, machines) if named is not None else gpus.here(chosen=visible.get(gpus.VISIBLE))
-        # A server elsewhere does not see this shell's variables.
-        here = named is None or click.get_current_context().info_name == "run"
-        subject, served = plans.subject_of(
-            model, Asked(**taken), gpus=found, recipe=recipe, wheel=wheel, env={**os.environ, **visible} if here else {}
+        visible = _visible(more.get("visible", ""))
+        cards = (
+            gpus.parse(named, machines) if named is not None else gpus.of_this_machine(chosen=visible.get(gpus.VISIBLE))
         )
-        return function(subject=subject, plan=plans.make(subject, served), **given)
+        # A server elsewhere does not see this shell's variables.
+        local = named is None or click.get_current_context().info_name == "run"
+        env = {**os.environ, **visible} if local else {}
+        subject, served = plans.subject_of(model, Asked(**asked), gpus=cards, recipe=recipe, wheel=wheel, env=env)
+        return function(subject=subject, plan=plans.make(subject, served), **more)
 
     wrapped: Any = wrapper
-    for option in reversed(given):
+    for option in reversed(taken):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]
 
@@ -196,21 +189,21 @@ def render(plan: ServePlan, *, verbose: bool = False) -> str:
     lines = [f"{plan.model} on {plan.gpus}, by {plan.recipe}", ""]
     verdict = "fits" if plan.planned.fits else "does not fit"
     lines.append(f"  {plan.planned.settings.length:,} tokens: {verdict}. {_upper(ways.ending(plan.planned))}")
-    limit = f"  at most {plan.longest:,} tokens fit; the limit is {plan.binding}." if plan.longest else ""
-    lines += [limit] if limit else []
+    if plan.longest:
+        lines.append(f"  at most {plan.longest:,} tokens fit; the limit is {plan.binding}.")
     minimum = f"; the model's card asks for {plan.minimum_gb} GB, at its full length" if plan.minimum_gb else ""
     lines.append(f"  needed over all GPUs: {plan.needed_gb:.0f} GB{minimum}.")
-    for one in plan.findings:
-        lines += ["", f"  {one.severity:<7}  {one.code}  {one.what}", f"{'':20}{one.remedy}"]
+    for finding in plan.findings:
+        lines += ["", f"  {finding.severity:<7}  {finding.code}  {finding.what}", f"{'':20}{finding.remedy}"]
     lines += ["", "GiB of each GPU"]
     for term in best.terms:
         lines.append(f"  {term.bytes / GIB:6.1f}  {term.what}")
     lines.append(f"  {best.total / GIB:6.1f}  of {best.card / GIB:g}, with a prompt of {best.settings.length:,} tokens")
     lines += ["", f"flags for {best.settings.length:,} tokens" if plan.instead else "flags"]
-    told = [(f"{one.name}={one.value}", one.reason) for one in plan.environment]
-    told += [(" ".join(filter(None, (one.name, one.value))), one.reason) for one in plan.flags]
-    width = max((len(name) for name, _ in told), default=0)
-    lines += [line for name, reason in told for line in _wrapped(f"  {name:<{width}}  ", reason)]
+    settings = [(f"{variable.name}={variable.value}", variable.reason) for variable in plan.environment]
+    settings += [(" ".join(filter(None, (flag.name, flag.value))), flag.reason) for flag in plan.flags]
+    width = max((len(name) for name, _ in settings), default=0)
+    lines += [line for name, reason in settings for line in _wrapped(f"  {name:<{width}}  ", reason)]
     if verbose or not plan.planned.fits:
         lines += ["", "other ways"]
         for way in plan.ways:
@@ -240,8 +233,8 @@ def _wrapped(head: str, text: str) -> list[str]:
 
 
 def _server(function: F) -> F:
-    """What is asked of a server beside its memory."""
-    given = [
+    """What is asked of a server beside its memory: the function is given a `server` in place of these options."""
+    taken = [
         click.option("--served-model-name", "name", default="", help="What clients call the model."),
         click.option("--host", default="", help="The address to listen on."),
         click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True),
@@ -253,68 +246,61 @@ def _server(function: F) -> F:
         click.option("--alloc-conf", "alloc", default="", help="PYTORCH_CUDA_ALLOC_CONF."),
         click.option("--force", is_flag=True, help="Although something is wrong."),
     ]
-    wrapped: Any = function
-    for option in reversed(given):
+    asked = {field.name for field in fields(Server)}
+
+    @functools.wraps(function)
+    def wrapper(subject: Subject, tools: bool, **more: Any) -> Any:
+        parser = subject.engine.tool_parser if tools else ""
+        server = Server(tool_parser=parser, **{name: more.pop(name) for name in asked & more.keys()})
+        return function(subject=subject, server=server, **more)
+
+    wrapped: Any = wrapper
+    for option in reversed(taken):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]
 
 
 def _launch(
-    subject: Subject,
-    plan: ServePlan,
-    *,
-    name: str,
-    host: str,
-    port: int,
-    api_key: bool,
-    tools: bool,
-    chat_template: str,
-    modelscope: bool,
-    visible: str,
-    alloc: str,
-    image: str = "",
-    program: str = "vllm",
+    subject: Subject, plan: ServePlan, server: Server, *, image: str = "", program: str = "vllm"
 ) -> commands.Launch:
+    """What is started, or the refusal of what cannot be.
+
+    Args:
+        subject: what is served.
+        plan: how.
+        server: what is asked of it beside its memory.
+        image: of a container; the usual one when empty.
+        program: `vllm`, or its path for a unit.
+
+    Raises:
+        DcaError: DCA-201 for too few GPUs, a value that is none, or ModelScope where it does not work.
+    """
+    visible, ranks = server.visible, plan.best.settings.tp * plan.best.settings.pp
     count = len(visible.split(","))
-    if visible and count < plan.best.settings.tp * plan.best.settings.pp // subject.gpus.machines:
+    if visible and count < ranks // subject.gpus.machines:
         raise DcaError(
             "DCA-201",
-            f"--visible {visible} leaves {count} GPUs, and the plan is for "
-            f"{plan.best.settings.tp * plan.best.settings.pp}.",
+            f"--visible {visible} leaves {count} GPUs, and the plan is for {ranks}.",
             remedy=f"--gpus {count}x{subject.gpus.memory_gib:g}",
         )
     for flag, text in (
-        ("--served-model-name", name),
-        ("--host", host),
-        ("--chat-template", chat_template),
-        ("--alloc-conf", alloc),
+        ("--served-model-name", server.name),
+        ("--host", server.host),
+        ("--chat-template", server.chat_template),
+        ("--alloc-conf", server.alloc),
         ("--image", image),
     ):
         if any(not character.isprintable() for character in text) or text.startswith("-"):
             raise DcaError("DCA-201", f"{flag} is no such value.", remedy="give it without control characters.")
-    if modelscope and subject.shape.dual_chunk and subject.file is None:
+    if server.modelscope and subject.shape.dual_chunk and subject.file is None:
         raise DcaError(
             "DCA-201",
             "--modelscope: the engine looks for the sparse table of such a model in a local folder, or on "
             "another hub, and would run dense.",
             remedy=f"modelscope download --model {plan.served} --local_dir DIR, and name DIR here.",
         )
-    return commands.launch(
-        plan,
-        subject.gpus,
-        folder=subject.file is not None,
-        name=name,
-        host=host,
-        port=port,
-        api_key=api_key,
-        tools=subject.engine.tool_parser if tools else "",
-        chat_template=chat_template,
-        modelscope=modelscope,
-        visible=visible,
-        alloc=alloc,
-        image=image,
-        program=program,
-    )
+    folder = subject.file is not None
+    return commands.launch(plan, subject.gpus, server, folder=folder, image=image or commands.IMAGE, program=program)
 
 
 @command.command("command", short_help="The exact command, as shell, docker, systemd, k8s or Python.")
@@ -327,22 +313,22 @@ def _launch(
 def show(
     subject: Subject,
     plan: ServePlan,
+    server: Server,
     form: str,
     image: str,
     program: str,
     force: bool,
     as_json: bool,
     quiet: bool,
-    **server: Any,
 ) -> None:
     """Print the command that starts the server, with its environment and the flags of `dca serve plan`."""
     if not force:
         server_rules.refuse(plan.findings, f"{plan.model} is not to be served so; nothing is printed.")
-    made = _launch(subject, plan, image=image, program=program, **server)
+    launch = _launch(subject, plan, server, image=image, program=program)
     if as_json:
-        click.echo(documents.dumps(made).decode(), nl=False)
+        click.echo(documents.dumps(launch).decode(), nl=False)
         return
-    text = commands.FORMATS[form](made)
+    text = commands.FORMATS[form](launch)
     if form == "shell" and not quiet:
         text = "\n".join([text, "", "# why", *commands.reasons(plan.flags)])
     click.echo(text.rstrip("\n"))
@@ -369,6 +355,7 @@ def show(
 def run(
     subject: Subject,
     plan: ServePlan,
+    server: Server,
     python: Path | None,
     skipped: tuple[str, ...],
     log: Path | None,
@@ -376,7 +363,6 @@ def run(
     cache_dir: Path | None,
     as_json: bool,
     quiet: bool,
-    **server: Any,
 ) -> None:
     """Start the server of `dca serve command` here, show its log with what is known of failures in it, and stop it.
 
@@ -395,8 +381,8 @@ def run(
         )
     if log is not None and not options.can_be_written(log):
         raise DcaError("DCA-204", f"--log: {log} cannot be written.", remedy="name another place.")
-    made = _launch(subject, plan, **server)
-    if made.api_key and not os.environ.get(commands.API_KEY):
+    launch = _launch(subject, plan, server)
+    if launch.api_key and not os.environ.get(commands.API_KEY):
         raise DcaError("DCA-201", f"--api-key: {commands.API_KEY} is not set.", remedy=f"export {commands.API_KEY}=…")
     cache = options.open_cache(cache_dir)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
@@ -405,21 +391,21 @@ def run(
         ready.check(subject, interpreter, cache, reporter, skipped=skipped, wheels=sorted(DIST.glob("*.whl")))
     folder = cache.open().folder("run", "serve")
     documents.write(plan, folder / "serve.json")
-    # Two servers have two ports.
-    target = log or folder / f"serve-{made.port}.log"
+    # Servers that run at once have different ports, so that each has its own log.
+    target = log or folder / f"serve-{launch.port}.log"
     target.parent.mkdir(parents=True, exist_ok=True)
-    argv = [str(program), *made.words(made.model)]
-    env = serving.environment(made.environment, interpreter)
+    argv = [str(program), *launch.words(launch.model)]
+    env = serving.environment(launch.environment, interpreter)
 
     def tell(text: str) -> None:
         if not as_json and not quiet:
             click.echo(text)
 
-    def known(one: Any) -> None:
-        click.echo(f"  Known: {one.title} ({one.id}). {one.cause}\n         {one.remedy}", err=True)
+    def known(failure: Known) -> None:
+        click.echo(f"  Known: {failure.title} ({failure.id}). {failure.cause}\n         {failure.remedy}", err=True)
 
     def started() -> None:
-        click.echo(f"  It serves: http://{made.host or '127.0.0.1'}:{made.port}/v1. Ctrl-C stops it.", err=True)
+        click.echo(f"  It serves: http://{launch.host or '127.0.0.1'}:{launch.port}/v1. Ctrl-C stops it.", err=True)
 
     watcher = serving.Watcher(tell=tell, known=known, ready=started)
     if not quiet:

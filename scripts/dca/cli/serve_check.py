@@ -113,30 +113,30 @@ def check(
     )
     if not model.isprintable():
         raise DcaError("DCA-201", "--model holds what cannot be printed.", remedy="check the name.")
-    if both := set(asked.skipped) & set(asked.needed):
-        raise DcaError("DCA-201", f"--skip and --need both name {min(both)}.", remedy="leave one of them out.")
+    if contradicting := set(asked.skipped) & set(asked.needed):
+        raise DcaError("DCA-201", f"--skip and --need both name {min(contradicting)}.", remedy="leave one of them out.")
     if picture is not None and engine.NEEDLES in asked.skipped:
         raise DcaError("DCA-201", "--plot draws what --skip needles leaves out.", remedy="leave one of them out.")
     cache = options.open_cache(cache_dir).open()
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        found = engine.check(asked, reporter, lambda seen: _keep(seen, cache))
-    _keep(found, cache)
+        result = engine.check(asked, reporter, lambda seen: _keep(seen, cache))
+    _keep(result, cache)
     if report is not None:
-        store.write_bytes(report, render_page(found).encode())
-    if picture is not None and found.needles:
-        store.write_bytes(picture, plot.as_file(heat.svg(found), picture.suffix.lower(), "heat.svg"))
+        store.write_bytes(report, render_page(result).encode())
+    if picture is not None and result.needles:
+        store.write_bytes(picture, plot.as_file(heat.svg(result), picture.suffix.lower(), "heat.svg"))
     if as_json:
-        click.echo(documents.dumps(found).decode(), nl=False)
+        click.echo(documents.dumps(result).decode(), nl=False)
     elif not quiet:
-        click.echo(render(found))
-    if not found.passed:
-        first = found.troubles[0]
+        click.echo(render(result))
+    if not result.passed:
+        first = result.troubles[0]
         raise DcaError(
             first.code,
-            f"{found.model} at {found.url} does not answer as it should: {len(found.troubles)} of "
-            f"{_tried(found)} requests went wrong.",
-            why="\n".join(f"{_place(one)}: {one.detail}" for one in found.troubles[:5])
-            + (f"\nand {len(found.troubles) - 5} more." if len(found.troubles) > 5 else ""),
+            f"{result.model} at {result.url} does not answer as it should: {len(result.troubles)} of "
+            f"{_tried(result)} requests went wrong.",
+            why="\n".join(f"{_place(trouble)}: {trouble.detail}" for trouble in result.troubles[:5])
+            + (f"\nand {len(result.troubles) - 5} more." if len(result.troubles) > 5 else ""),
             remedy=first.remedy,
             answered=as_json,
         )
@@ -176,24 +176,24 @@ def _lengths(text: str | None, length: str | None) -> tuple[int, ...]:
         return ()
     if length is not None:
         raise DcaError("DCA-201", "--length and --lengths exclude each other.", remedy="give one of them.")
-    found = {_tokens("--lengths", word) for word in text.split(",")}
-    if len(found) > MOST_CELLS:
-        raise DcaError("DCA-201", f"--lengths: {len(found)} are too many.", remedy="give a few.")
-    return tuple(sorted(found))
+    lengths = {_tokens("--lengths", word) for word in text.split(",")}
+    if len(lengths) > MOST_CELLS:
+        raise DcaError("DCA-201", f"--lengths: {len(lengths)} are too many.", remedy="give a few.")
+    return tuple(sorted(lengths))
 
 
 def _depths(text: str) -> tuple[float, ...]:
     try:
-        found = sorted({float(word) for word in text.split(",")})
+        depths = sorted({float(word) for word in text.split(",")})
     except ValueError:
-        found = [math.nan]
-    if not all(0 <= one <= 100 for one in found) or len(found) > MOST_CELLS:
+        depths = [math.nan]
+    if not all(0 <= depth <= 100 for depth in depths) or len(depths) > MOST_CELLS:
         raise DcaError("DCA-201", f"--depths {text[:80]} are not percentages.", remedy="write them as 0,50,100.")
-    return tuple(found)
+    return tuple(depths)
 
 
-def _names(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(word for words in given for word in re.split(r"[,\s]+", words) if word))
+def _names(flag: str, texts: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(word for words in texts for word in re.split(r"[,\s]+", words) if word))
     for name in names:
         if name not in known:
             raise DcaError(
@@ -205,66 +205,67 @@ def _names(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> tuple[s
 # --- what is told --------------------------------------------------------------------------------------------------
 
 
-def _keep(found: ServeCheck, cache: store.Store) -> None:
-    key = store.sha256_bytes(f"{found.url} {found.model}".encode())[:16]
-    documents.write(found, cache.folder("run", f"serve-check-{key}") / "serve-check.json")
+def _keep(result: ServeCheck, cache: store.Store) -> None:
+    key = store.sha256_bytes(f"{result.url} {result.model}".encode())[:16]
+    documents.write(result, cache.folder("run", f"serve-check-{key}") / "serve-check.json")
 
 
-def _tried(found: ServeCheck) -> int:
-    return sum(one.status != "skipped" for one in found.probes) + sum(one.outcome != "skipped" for one in found.needles)
+def _tried(result: ServeCheck) -> int:
+    probes = sum(probe.status != "skipped" for probe in result.probes)
+    return probes + sum(needle.outcome != "skipped" for needle in result.needles)
 
 
-def _place(one: Probe | Needle) -> str:
-    return one.name if isinstance(one, Probe) else f"{one.length:,} tokens, depth {one.depth:g} %"
+def _place(trouble: Probe | Needle) -> str:
+    return trouble.name if isinstance(trouble, Probe) else f"{trouble.length:,} tokens, depth {trouble.depth:g} %"
 
 
 MARKS = {"passed": "ok", "failed": "FAIL", "refused": "no", "skipped": "-"}
 
 
-def render(found: ServeCheck) -> str:
+def render(result: ServeCheck) -> str:
     """A check as text."""
-    takes = f", takes {found.max_model_len:,} tokens" if found.max_model_len else ""
-    lines = ["", f"{found.model} at {found.url}{takes}", ""]
-    width = max(len(one.name) for one in found.probes)
-    for one in found.probes:
-        detail = f": {one.detail}" if one.detail else ""
-        lines.append(f"  {MARKS[one.status]:<4}  {one.name:<{width}}  {one.proves}{detail}")
-        if one.status != "passed" and one.remedy:
-            lines.append(f"        {'':<{width}}  {one.remedy}")
-    if found.needles:
+    takes = f", takes {result.max_model_len:,} tokens" if result.max_model_len else ""
+    lines = ["", f"{result.model} at {result.url}{takes}", ""]
+    width = max(len(probe.name) for probe in result.probes)
+    for probe in result.probes:
+        detail = f": {probe.detail}" if probe.detail else ""
+        lines.append(f"  {MARKS[probe.status]:<4}  {probe.name:<{width}}  {probe.proves}{detail}")
+        if probe.status != "passed" and probe.remedy:
+            lines.append(f"        {'':<{width}}  {probe.remedy}")
+    if result.needles:
         lines += [
             "",
             "  a fact in long prompts: across, their tokens; down, where it stands; time to the first token",
             "",
         ]
-        lines += [f"    {row}" for row in heat.text(found)]
-        lines += ["", *_speeds(found)]
-    cost = found.cost
+        lines += [f"    {row}" for row in heat.text(result)]
+        lines += ["", *_speeds(result)]
+    cost = result.cost
     money = f", {cost.money:.2f} at the prices given" if cost.money is not None else ""
     tokens = f"{cost.prompt_tokens:,} tokens in, {cost.answer_tokens:,} out"
     lines += ["", f"  cost        {cost.requests} requests, {tokens}, {cost.seconds:.1f} s{money}"]
-    lines += [f"  not proven  {text}" for text in found.not_proven]
-    lines.append(f"  verdict     {found.verdict}")
+    lines += [f"  not proven  {text}" for text in result.not_proven]
+    lines.append(f"  verdict     {result.verdict}")
     return "\n".join(lines)
 
 
-def _speeds(found: ServeCheck) -> list[str]:
+def _speeds(result: ServeCheck) -> list[str]:
     lines = []
-    for length in found.lengths:
-        those = [one for one in found.needles if one.length == length and one.first_token is not None]
-        if those:
-            first = [one.first_token for one in those if one.first_token is not None]
-            inward = [one.prefill_speed for one in those if one.prefill_speed is not None]
-            outward = [one.decode_speed for one in those if one.decode_speed is not None]
-            told = [f"first token {_span(first, ' s')}"]
+    for length in result.lengths:
+        answered = [needle for needle in result.needles if needle.length == length and needle.first_token is not None]
+        if answered:
+            first = [needle.first_token for needle in answered if needle.first_token is not None]
+            inward = [needle.prefill_speed for needle in answered if needle.prefill_speed is not None]
+            outward = [needle.decode_speed for needle in answered if needle.decode_speed is not None]
+            words = [f"first token {_span(first, ' s')}"]
             if inward:
-                told.append(f"{_span(inward, '')} tokens/s in")
+                words.append(f"{_span(inward, '')} tokens/s in")
             if outward:
-                told.append(f"{_span(outward, '')} out")
-            lines.append(f"    {heat.tokens(length):>9}  {', '.join(told)}")
+                words.append(f"{_span(outward, '')} out")
+            lines.append(f"    {heat.tokens(length):>9}  {', '.join(words)}")
     return lines
 
 
 def _span(values: list[float], unit: str) -> str:
-    low, high = (f"{one:,.2f}" if one < 10 else f"{one:,.0f}" for one in (min(values), max(values)))
+    low, high = (f"{value:,.2f}" if value < 10 else f"{value:,.0f}" for value in (min(values), max(values)))
     return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"

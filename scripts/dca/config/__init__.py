@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,7 +79,7 @@ class Config(Document):
     @property
     def errors(self) -> tuple[Finding, ...]:
         """The findings that are no mere warnings."""
-        return tuple(one for one in self.findings if one.severity == "error")
+        return tuple(finding for finding in self.findings if finding.severity == "error")
 
 
 def show(
@@ -105,27 +105,27 @@ def show(
         DcaError: DCA-204, 206, 207 for the folder, DCA-211 for a reader that there is not.
     """
     source = folder.read(path)
-    given, known = dict(pythons or {}), readers.load_all()
-    wanted = [readers.find(name, known) for name in dict.fromkeys((*names, *given))]
+    own, known = dict(pythons or {}), readers.load_all()
+    asked = [readers.find(name, known) for name in dict.fromkeys((*names, *own))]
     if not names:
-        wanted = [reader for reader in known if reader.shown or reader.name in given]
-    found = []
+        asked = [reader for reader in known if reader.shown or reader.name in own]
+    readings = []
     with store.scratch(cache.open().root) as scratch:
-        for reader in wanted:
-            python = given.get(reader.name)
+        for reader in asked:
+            python = own.get(reader.name)
             place = Installed(reader, python) if python else readers.locate(reader, cache, wheels)
             if isinstance(place, str):
-                found.append(readers.absent(reader, place))
+                readings.append(readers.absent(reader, place))
                 continue
             (reporter or Silent()).stage("read", reader.title)
-            found += readers.ask(place, [path], scratch)
+            readings += readers.ask(place, [path], scratch)
     config = source.plain()
     return Config(
         command="show",
         folder=readable(path),
         model=_name(_model(path, config)),
-        readings=tuple(found),
-        rows=compare.table(found, config),
+        readings=tuple(readings),
+        rows=compare.table(readings, config),
     )
 
 
@@ -160,13 +160,13 @@ def check(
 
 
 def set_yarn(
-    path: Path, wanted: YarnSetting, *, names: Sequence[str] = (), dry_run: bool = False, out: Path | None = None
+    path: Path, setting: YarnSetting, *, names: Sequence[str] = (), dry_run: bool = False, out: Path | None = None
 ) -> Config:
     """Scale the rotary embedding with YaRN.
 
     Args:
         path: the model's folder.
-        wanted: the numbers.
+        setting: the numbers.
         names: readers that it is meant for; those that `show` asks by itself when empty.
         dry_run: only say what would change.
         out: a new folder that links to everything else in the old one.
@@ -175,18 +175,17 @@ def set_yarn(
         DcaError: DCA-211 and 212 for the readers; what `dca.config.edit.set_yarn` and `dca.config.folder.change` raise.
     """
     known = readers.load_all()
-    meant = [readers.find(name, known) for name in names] or [one for one in known if one.shown]
+    meant = [readers.find(name, known) for name in names] or [reader for reader in known if reader.shown]
     form = edit.form_for(meant)
-    return _changed(path, "set-yarn", lambda source: edit.set_yarn(source, wanted, form), dry_run, out, tuple(names))
+    return _changed(path, "set-yarn", lambda source: edit.set_yarn(source, setting, form), dry_run, out, tuple(names))
 
 
 def set_dca(
     path: Path,
-    wanted: DualChunkSetting | None = None,
+    setting: DualChunkSetting | None = None,
     *,
     model: str | None = None,
-    table: Path | None = None,
-    sizes: tuple[int, int] | None = None,
+    sparse: Path | tuple[int, int] | None = None,
     dry_run: bool = False,
     out: Path | None = None,
 ) -> Config:
@@ -194,10 +193,10 @@ def set_dca(
 
     Args:
         path: the model's folder.
-        wanted: the numbers; the known model's own when not given.
+        setting: the numbers; the known model's own when not given.
         model: its name in build/models, where it cannot be told by its shape.
-        table: a file with the sparse table, alone or inside of a config.
-        sizes: columns and diagonals of a sparse table with the same for every head.
+        sparse: where the sparse table comes from: a file with it, alone or inside of a config, or the columns and
+            diagonals of one with the same for every head. None leaves the table as it is.
         dry_run: only say what would change.
         out: a new folder that links to everything else in the old one.
 
@@ -206,15 +205,16 @@ def set_dca(
             `dca.config.edit.set_dca` and `dca.config.folder.change` raise.
     """
     known = _known(model)
-    rows = _table_in(table) if table else None
+    sizes = sparse if isinstance(sparse, tuple) else None
+    table = _table_in(sparse) if isinstance(sparse, Path) else None
     if sizes and min(sizes) < 1:
         raise DcaError("DCA-201", "the sizes of a sparse table are 1 or more.", remedy="such as 1000,6096.")
 
     def edited(source: Json) -> Json:
         config = source.plain()
-        setting = wanted or _own_setting(path, known or _model(path, config))
-        made = edit.table_of_sizes(*_shape(source, config), *sizes) if sizes else rows
-        return edit.set_dca(source, setting.model_copy(update={"table": made}) if made else setting)
+        numbers = setting or _own_setting(path, known or _model(path, config))
+        rows = edit.table_of_sizes(*_shape(source, config), *sizes) if sizes else table
+        return edit.set_dca(source, numbers.model_copy(update={"table": rows}) if rows else numbers)
 
     return _changed(path, "set-dca", edited, dry_run, out)
 
@@ -245,8 +245,8 @@ def drop_dca(path: Path, *, cap: int | None = None, dry_run: bool = False, out: 
         raise DcaError("DCA-201", f"{cap} is no length.", remedy="give tokens, such as 262144.")
 
     def edited(source: Json) -> Json:
-        own = _model(path, source.plain())
-        return edit.drop_dca(source, cap or min(own.native_length if own else edit.WITHOUT_DCA, edit.WITHOUT_DCA))
+        model = _model(path, source.plain())
+        return edit.drop_dca(source, cap or min(model.native_length if model else edit.WITHOUT_DCA, edit.WITHOUT_DCA))
 
     return _changed(path, "drop-dca", edited, dry_run, out)
 
@@ -265,22 +265,37 @@ def undo(path: Path, *, dry_run: bool = False, force: bool = False) -> Config:
 
 
 def _changed(
-    path: Path, command: str, change: Any, dry_run: bool, out: Path | None, names: Sequence[str] = ()
+    path: Path,
+    command: str,
+    change: Callable[[Json], Json],
+    dry_run: bool,
+    out: Path | None,
+    names: Sequence[str] = (),
 ) -> Config:
+    """Change a folder, and check what it is then.
+
+    Args:
+        path: the model's folder.
+        command: its name, for the record.
+        change: gives config.json as it is to be, of what it is.
+        dry_run: only say what would change.
+        out: a new folder that links to everything else in the old one.
+        names: readers that it is meant for.
+    """
     after: list[Json] = []
 
     def edited(source: Json) -> Json:
         after.append(change(source))
         return after[-1]
 
-    done = folder.change(path, command, edited, dry_run=dry_run, out=out)
+    record = folder.change(path, command, edited, dry_run=dry_run, out=out)
     subject = _subject(path, after[-1], names)
     return Config(
         command=command,
         folder=readable(path),
         model=_name(subject.model),
         findings=config_rules.check(subject),
-        change=_safe(done),
+        change=_safe(record),
     )
 
 
@@ -367,6 +382,6 @@ def _table_in(path: Path) -> list[Any]:
     data = folder.content(path).removeprefix(text.BOM)
     if data.lstrip()[:1] == b"[":
         # The parser takes objects, so the list is put into one.
-        found = text.parse(b'{"list":' + data + b"}", str(path)).plain()
-        return edit.table_in(found["list"] if len(found) == 1 else None, str(path))
+        parsed = text.parse(b'{"list":' + data + b"}", str(path)).plain()
+        return edit.table_in(parsed["list"] if len(parsed) == 1 else None, str(path))
     return edit.table_in(text.parse(data, str(path)).plain(), str(path))

@@ -33,30 +33,30 @@ class Row(Value):
 def table(readings: Sequence[Reading], config: dict[str, Any]) -> tuple[Row, ...]:
     """The rows, for the readers that read the folder."""
     read = [reading for reading in readings if reading.read]
-    found = []
+    rows = []
     for name, cell in CELLS:
         cells = {reading.reader: cell(reading, config) for reading in read}
-        told = {value for value in cells.values() if value is not None}
-        if told:
-            found.append(Row(name=name, cells=cells, differs=len(told) > 1))
-    return tuple(found)
+        values = {value for value in cells.values() if value is not None}
+        if values:
+            rows.append(Row(name=name, cells=cells, differs=len(values) > 1))
+    return tuple(rows)
 
 
 def yarn_of(config: dict[str, Any]) -> rotary.Yarn | None:
     """The YaRN that a config asks for, wherever it is written; None without one, or with numbers that are none."""
     for key in (SCALING, PARAMETERS):
-        found = config.get(key)
-        if isinstance(found, dict) and kind(found) == "yarn":
-            factor, original = number(found.get("factor")), count(found.get(ORIGINAL))
-            fast, slow = (found.get(name) or usual for name, usual in BETAS.items())
-            usable = all(0 < (number(one) or 0) < MOST for one in (fast, slow))
+        scaling = config.get(key)
+        if isinstance(scaling, dict) and kind(scaling) == "yarn":
+            factor, original = number(scaling.get("factor")), count(scaling.get(ORIGINAL))
+            fast, slow = (scaling.get(name) or usual for name, usual in BETAS.items())
+            usable = all(0 < (number(beta) or 0) < MOST for beta in (fast, slow))
             if factor is not None and 1 <= factor < MOST and original is not None and usable:
                 return rotary.Yarn(
                     factor=factor,
                     original=original,
                     beta_fast=float(fast),
                     beta_slow=float(slow),
-                    truncate=found.get("truncate") is not False,
+                    truncate=scaling.get("truncate") is not False,
                 )
     return None
 
@@ -65,36 +65,36 @@ def base_of(config: dict[str, Any]) -> float | None:
     """The rope_theta of a config, wherever it is written."""
     inside = config.get(PARAMETERS)
     for value in (config.get(THETA), inside.get(THETA) if isinstance(inside, dict) else None):
-        found = number(value)
-        if found is not None and 1 < found < MOST:
-            return found
+        base = number(value)
+        if base is not None and 1 < base < MOST:
+            return base
     return None
 
 
 def head_dim_of(config: dict[str, Any]) -> int | None:
     """Elements of one head."""
     size, heads = count(config.get("hidden_size")), count(config.get("num_attention_heads"))
-    found = count(config.get("head_dim")) or (size // heads if size and heads else None)
-    return found if found and 2 <= found <= 4096 else None
+    dim = count(config.get("head_dim")) or (size // heads if size and heads else None)
+    return dim if dim and 2 <= dim <= 4096 else None
 
 
 def frequencies(reading: Reading, config: dict[str, Any]) -> str | None:
     """Whether a reader's inverse frequencies are those of the formula, to 1e-6."""
-    base, found = reading.base, reading.inverse_frequencies
-    if not found or not base or not 1 < base < MOST:
+    base, inverse = reading.base, reading.inverse_frequencies
+    if not inverse or not base or not 1 < base < MOST:
         return None
-    dim, yarn = 2 * len(found), yarn_of(config)
-    if _close(found, rotary.plain(dim, base)):
+    dim, yarn = 2 * len(inverse), yarn_of(config)
+    if _close(inverse, rotary.plain(dim, base)):
         return "plain"
-    if yarn is not None and _close(found, rotary.scaled(dim, base, yarn)):
+    if yarn is not None and _close(inverse, rotary.scaled(dim, base, yarn)):
         return "YaRN's formula"
     return "neither plain nor YaRN's formula"
 
 
-def _close(found: Sequence[float], wanted: Sequence[float]) -> bool:
-    return all(abs(one - other) <= CLOSE for one, other in zip(found, wanted, strict=True)) and (
-        # The lowest are below 1e-6 altogether; those count by their ratio.
-        all(abs(one - other) <= 1e-4 * other for one, other in zip(found, wanted, strict=True))
+def _close(values: Sequence[float], formula: Sequence[float]) -> bool:
+    return all(abs(value - other) <= CLOSE for value, other in zip(values, formula, strict=True)) and (
+        # The lowest frequencies are smaller than CLOSE, so that only their ratio tells whether they are the same.
+        all(abs(value - other) <= 1e-4 * other for value, other in zip(values, formula, strict=True))
     )
 
 
@@ -112,10 +112,10 @@ def _dca(reading: Reading, config: dict[str, Any]) -> str:
 
 
 def _chunk(reading: Reading, _config: dict[str, Any]) -> str | None:
-    found = reading.dca
-    if found is None:
+    dca = reading.dca
+    if dca is None:
         return None
-    return ", ".join(_integer(value) or "none" for value in (found.chunk_size, found.local_size, found.original))
+    return ", ".join(_integer(value) or "none" for value in (dca.chunk_size, dca.local_size, dca.original))
 
 
 def _table(reading: Reading, _config: dict[str, Any]) -> str | None:
@@ -132,19 +132,23 @@ def _integer(value: Any) -> str | None:
     return f"{value:,}" if count(value) else None if value is None else str(value)[:40]
 
 
+def _attention_factor(reading: Reading, _config: dict[str, Any]) -> str | None:
+    return None if reading.attention_factor is None else f"{reading.attention_factor:.6f}"
+
+
 CELLS: tuple[tuple[str, Callable[[Reading, dict[str, Any]], str | None]], ...] = (
-    ("context length", lambda one, _: _integer(one.context)),
-    ("rotary table rows", lambda one, _: _integer(one.rows)),
-    ("base (rope_theta)", lambda one, _: None if one.base is None else f"{one.base:,.10g}"),
+    ("context length", lambda reading, _: _integer(reading.context)),
+    ("rotary table rows", lambda reading, _: _integer(reading.rows)),
+    ("base (rope_theta)", lambda reading, _: None if reading.base is None else f"{reading.base:,.10g}"),
     ("scaling", _scaling),
-    ("factor in effect", lambda one, _: None if one.factor is None else f"{one.factor:.4g}"),
-    ("original length", lambda one, _: _integer(one.original)),
-    ("attention factor", lambda one, _: None if one.attention_factor is None else f"{one.attention_factor:.6f}"),
+    ("factor in effect", lambda reading, _: None if reading.factor is None else f"{reading.factor:.4g}"),
+    ("original length", lambda reading, _: _integer(reading.original)),
+    ("attention factor", _attention_factor),
     ("inverse frequencies", frequencies),
     ("dual chunk attention", _dca),
     ("chunk, local, original", _chunk),
     ("sparse table", _table),
-    ("layers x heads (key heads)", lambda one, _: f"{one.layers} x {one.heads} ({one.kv_heads})"),
-    ("head dimension", lambda one, _: _integer(one.head_dim)),
-    ("sliding window", lambda one, _: _integer(one.sliding_window)),
+    ("layers x heads (key heads)", lambda reading, _: f"{reading.layers} x {reading.heads} ({reading.kv_heads})"),
+    ("head dimension", lambda reading, _: _integer(reading.head_dim)),
+    ("sliding window", lambda reading, _: _integer(reading.sliding_window)),
 )

@@ -71,6 +71,7 @@ class Subject:
         others: readers that there are, for doubts when none is named.
         page: tokens of one page of the KV cache.
         ranks: GPUs that share the heads; None when not asked.
+        config: content of config.json.
     """
 
     source: Json
@@ -88,14 +89,14 @@ class Subject:
     @property
     def dca(self) -> dict[str, Any]:
         """Its dual chunk attention; empty without."""
-        found = self.config.get(DCA)
-        return found if isinstance(found, dict) else {}
+        dca = self.config.get(DCA)
+        return dca if isinstance(dca, dict) else {}
 
     def scalings(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The scalings that are written, each with its key."""
         for key in (SCALING, PARAMETERS):
             value = self.config.get(key)
-            if isinstance(value, dict) and not any(isinstance(one, dict) for one in value.values()):
+            if isinstance(value, dict) and not any(isinstance(part, dict) for part in value.values()):
                 yield key, value
 
     def yarns(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -104,7 +105,7 @@ class Subject:
 
     def asks(self, dual_chunk: str) -> list[Reader]:
         """The readers named that treat dual chunk attention so."""
-        return [one for one in self.readers if one.wants.dual_chunk == dual_chunk]
+        return [reader for reader in self.readers if reader.wants.dual_chunk == dual_chunk]
 
     def error(self, code: str, what: str, remedy: str, *path: str) -> Finding:
         """A problem at a key."""
@@ -144,8 +145,8 @@ def count(value: Any) -> int | None:
 
 def short(value: Any) -> str:
     """A value for a message."""
-    told = ascii(value)
-    return told if len(told) <= 40 else told[:37] + "..."
+    text = ascii(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def types(subject: Subject) -> Iterator[Finding]:
@@ -238,19 +239,19 @@ def spelling(subject: Subject) -> Iterator[Finding]:
             yield _misspelt(subject, value, "a positive integer", name)
 
 
-def _misspelt(subject: Subject, value: Any, wanted: str, *path: str) -> Finding:
-    told = f"`{path[-1]}` is {short(value)}, and {wanted} is wanted."
-    # Readers warn of an integer and go on.
-    if wanted == "a float" and isinstance(value, int) and not isinstance(value, bool):
-        return subject.warning("DCA-122", told, f"write {value}.0." if abs(value) < 1 << 60 else "correct it.", *path)
-    return subject.error("DCA-122", told, "correct it.", *path)
+def _misspelt(subject: Subject, value: Any, spelling: str, *path: str) -> Finding:
+    what = f"`{path[-1]}` is {short(value)}, and {spelling} is wanted."
+    # Readers only warn of an integer in place of a float, and go on.
+    if spelling == "a float" and isinstance(value, int) and not isinstance(value, bool):
+        return subject.warning("DCA-122", what, f"write {value}.0." if abs(value) < 1 << 60 else "correct it.", *path)
+    return subject.error("DCA-122", what, "correct it.", *path)
 
 
 def lengths(subject: Subject) -> Iterator[Finding]:
     """DCA-123: factor x original is not the length, as each reader wants it."""
     for key, yarn in subject.yarns():
         factor, original, length = number(yarn.get("factor")), count(yarn.get(ORIGINAL)), _length(subject)
-        # Beside dual chunk attention it is not read (DCA-128).
+        # YaRN beside dual chunk attention is not read, which DCA-128 says.
         if factor is None or original is None or length is None or subject.dca:
             continue
         product = int(original * factor) if factor < 1 << 40 else 0
@@ -279,22 +280,22 @@ def lengths(subject: Subject) -> Iterator[Finding]:
 def _scaled_wrongly(subject: Subject, original: int, product: int) -> Iterator[Finding]:
     """The readers that take another number than the factor."""
     length = _length(subject)
-    for wanted, name in ((original, "original"), (product, "extended")):
-        if length == wanted:
+    for right, name in ((original, "original"), (product, "extended")):
+        if length == right:
             continue
         for reader in subject.readers:
             if reader.wants.length == name:
                 yield subject.error(
                     "DCA-123",
-                    f"{reader.title} scales wrongly, without an error, unless {LENGTH} is {wanted:,}.",
+                    f"{reader.title} scales wrongly, without an error, unless {LENGTH} is {right:,}.",
                     f"`dca config set-yarn --for {reader.name}` writes it.",
                     LENGTH,
                 )
-        others = [one.title for one in subject.others if one.wants.length == name]
+        others = [reader.title for reader in subject.others if reader.wants.length == name]
         if others and not subject.readers:
             yield subject.warning(
                 "DCA-123",
-                f"{', '.join(others)} would scale wrongly, without an error, unless {LENGTH} is {wanted:,}.",
+                f"{', '.join(others)} would scale wrongly, without an error, unless {LENGTH} is {right:,}.",
                 "for such a version: `dca config set-yarn --for READER --out DIR`.",
                 LENGTH,
             )
@@ -367,9 +368,9 @@ def base(subject: Subject) -> Iterator[Finding]:
             THETA,
         )
     for value, path in ((top, (THETA,)), (held, (PARAMETERS, THETA))):
-        if value is not None and ((found := number(value)) is None or found <= 1):
+        if value is not None and ((theta := number(value)) is None or theta <= 1):
             yield subject.error("DCA-126", f"rope_theta is {short(value)}.", "write the model's own.", *path)
-        elif value is not None and subject.model and found != subject.model.rope_theta:
+        elif value is not None and subject.model and theta != subject.model.rope_theta:
             sure = "rope_theta" not in subject.model.unverified
             yield (subject.error if sure else subject.warning)(
                 "DCA-126",
@@ -461,7 +462,7 @@ def sharing(subject: Subject) -> Iterator[Finding]:
     ranks = subject.ranks
     if ranks is None or heads is None:
         return
-    allowed = [one for one in range(1, min(heads, 1024) + 1) if can_share(heads, few or heads, one)]
+    allowed = [size for size in range(1, min(heads, 1024) + 1) if can_share(heads, few or heads, size)]
     if not can_share(heads, few or heads, ranks):
         yield subject.error(
             "DCA-131",
@@ -508,17 +509,17 @@ def shapes(subject: Subject) -> Iterator[Finding]:
 
 def chunks(subject: Subject) -> Iterator[Finding]:
     """DCA-133: numbers of dual chunk attention that cannot be, or are another model's."""
-    given = subject.config.get(DCA)
-    if given is None:
+    dual = subject.config.get(DCA)
+    if dual is None:
         if DCA in subject.config:
             yield subject.warning(
                 "DCA-133", f"`{DCA}` is null, which stops some versions of vLLM.", "remove the key.", DCA
             )
         return
-    if not isinstance(given, dict) or not given:
-        yield subject.error("DCA-133", f"`{DCA}` is {short(given)}.", "remove it, or `dca config set-dca`.", DCA)
+    if not isinstance(dual, dict) or not dual:
+        yield subject.error("DCA-133", f"`{DCA}` is {short(dual)}.", "remove it, or `dca config set-dca`.", DCA)
         return
-    chunk, local = given.get("chunk_size", 8192), given.get("local_size", 1024)
+    chunk, local = dual.get("chunk_size", 8192), dual.get("local_size", 1024)
     if count(chunk) is None or count(local) is None or chunk <= local:
         yield subject.error(
             "DCA-133",
@@ -526,7 +527,7 @@ def chunks(subject: Subject) -> Iterator[Finding]:
             "give the model's own: `dca config set-dca`.",
             DCA,
         )
-    original = given.get(ORIGINAL, 0)
+    original = dual.get(ORIGINAL, 0)
     if count(original) is None:
         yield subject.error(
             "DCA-133",
@@ -536,11 +537,11 @@ def chunks(subject: Subject) -> Iterator[Finding]:
         )
     own = subject.model.dual_chunk if subject.model else None
     for name in ("chunk_size", "local_size", ORIGINAL):
-        if own and name in given and given[name] != getattr(own, name):
+        if own and name in dual and dual[name] != getattr(own, name):
             sure = subject.model is not None and "dual_chunk" not in subject.model.unverified
             yield (subject.error if sure else subject.warning)(
                 "DCA-133",
-                f"{name} is {short(given[name])}; the model's own is {getattr(own, name)}"
+                f"{name} is {short(dual[name])}; the model's own is {getattr(own, name)}"
                 + ("." if sure else " (second-hand)."),
                 "compare with the model's own file.",
                 DCA,
@@ -569,10 +570,10 @@ def mark(subject: Subject) -> Iterator[Finding]:
 
 def both(subject: Subject) -> Iterator[Finding]:
     """DCA-136: rope_scaling and rope_parameters that differ."""
-    found = dict(subject.scalings())
-    if len(found) < 2:
+    scalings = dict(subject.scalings())
+    if len(scalings) < 2:
         return
-    old, new = ({**value, "rope_type": kind(value)} for value in (found[SCALING], found[PARAMETERS]))
+    old, new = ({**value, "rope_type": kind(value)} for value in (scalings[SCALING], scalings[PARAMETERS]))
     for name in ("rope_type", "factor", ORIGINAL, "attention_factor", "beta_fast", "beta_slow"):
         if old.get(name) != new.get(name):
             yield subject.error(
@@ -607,5 +608,5 @@ RULES: tuple[Rule, ...] = (
 
 def check(subject: Subject, rules: Sequence[Rule] = RULES) -> tuple[Finding, ...]:
     """Every problem of a folder, errors first, then by line."""
-    found = [finding for rule in rules for finding in rule(subject)]
-    return tuple(sorted(found, key=lambda one: (one.severity != "error", one.line or 0, one.code)))
+    findings = [finding for rule in rules for finding in rule(subject)]
+    return tuple(sorted(findings, key=lambda finding: (finding.severity != "error", finding.line or 0, finding.code)))

@@ -51,6 +51,9 @@ class DualChunkSetting(Value):
     """Dual chunk attention as the user wants it; lengths in tokens.
 
     Args:
+        chunk_size: of dual chunk attention.
+        local_size: of dual chunk attention, smaller than a chunk.
+        original: the length above which keys are scaled; 0 for none.
         length: max_position_embeddings with it; None leaves what is there.
         table: the sparse table; None leaves what is there.
     """
@@ -68,13 +71,13 @@ def form_for(readers: Sequence[Reader]) -> Form:
     Raises:
         DcaError: DCA-212 when there is none.
     """
-    places = [place for place in readers[0].wants.places if all(place in one.wants.places for one in readers)]
-    lengths = {one.wants.length for one in readers} - {"either"}
+    places = [place for place in readers[0].wants.places if all(place in reader.wants.places for reader in readers)]
+    lengths = {reader.wants.length for reader in readers} - {"either"}
     if not places or len(lengths) > 1:
-        words = "; ".join(f"{one.name}: {_wants(one)}" for one in readers)
+        words = "; ".join(f"{reader.name}: {_wants(reader)}" for reader in readers)
         raise DcaError(
             "DCA-212",
-            f"no one config.json is right for {', '.join(one.name for one in readers)}.",
+            f"no one config.json is right for {', '.join(reader.name for reader in readers)}.",
             why=words + ".",
             remedy="make a folder for each: --for READER --out DIR.",
         )
@@ -90,21 +93,21 @@ def _wants(reader: Reader) -> str:
     return f"reads {' or '.join(reader.wants.places)}, {length}"
 
 
-def set_yarn(source: Json, wanted: YarnSetting, form: Form | None = None) -> Json:
+def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None) -> Json:
     """Scale the rotary embedding with YaRN.
 
     Other settings of a YaRN that is there already (betas) stay; those of another kind of scaling go.
 
     Args:
         source: config.json.
-        wanted: the numbers.
+        setting: the numbers.
         form: how to write it.
 
     Raises:
         DcaError: DCA-201 for numbers that are none, DCA-208 when the config does not allow it.
     """
     form = form or Form()
-    _check_yarn(wanted)
+    _check_yarn(setting)
     config = source.plain()
     if config.get(DCA):
         raise DcaError(
@@ -118,27 +121,27 @@ def set_yarn(source: Json, wanted: YarnSetting, form: Form | None = None) -> Jso
     base = _base(source, config)
     inside = isinstance(config.get(PARAMETERS), dict)
     if form.place == "rope_parameters":
-        source = _write_yarn(source, PARAMETERS, wanted)
+        source = _write_yarn(source, PARAMETERS, setting)
         source = text.put(source, (PARAMETERS, THETA), base)
         # Where both are, the other one wins.
         source = text.remove(source, (SCALING,)) if SCALING in config else source
     else:
-        source = _write_yarn(source, SCALING, wanted)
+        source = _write_yarn(source, SCALING, setting)
         if inside:
-            source = _write_yarn(source, PARAMETERS, wanted)
+            source = _write_yarn(source, PARAMETERS, setting)
         if THETA not in config:
             source = text.put(source, (THETA,), base)
     if form.length != "either":
-        source = text.put(source, (LENGTH,), wanted.original if form.length == "original" else wanted.length)
+        source = text.put(source, (LENGTH,), setting.original if form.length == "original" else setting.length)
     return source
 
 
-def _check_yarn(wanted: YarnSetting) -> None:
-    if not 1 <= wanted.factor < MOST:
-        raise DcaError("DCA-201", f"a factor of {wanted.factor:g} is none.", remedy="give 1 or more, such as 4.")
-    if not 0 < wanted.original < MOST or wanted.length >= MOST:
-        raise DcaError("DCA-201", f"{wanted.original} is no original length.", remedy="give tokens, such as 32768.")
-    attention = wanted.attention_factor
+def _check_yarn(setting: YarnSetting) -> None:
+    if not 1 <= setting.factor < MOST:
+        raise DcaError("DCA-201", f"a factor of {setting.factor:g} is none.", remedy="give 1 or more, such as 4.")
+    if not 0 < setting.original < MOST or setting.length >= MOST:
+        raise DcaError("DCA-201", f"{setting.original} is no original length.", remedy="give tokens, such as 32768.")
+    attention = setting.attention_factor
     if attention is not None and not 0 < attention < math.inf:
         raise DcaError("DCA-201", f"{attention:g} is no attention factor.", remedy="give a number above 0.")
 
@@ -147,7 +150,7 @@ def _check_scaling(source: Json, value: Any, name: str) -> None:
     """Refuse a scaling that is no object, or one per kind of layer."""
     if value is None:
         return
-    if not isinstance(value, dict) or any(isinstance(one, dict) for one in value.values()):
+    if not isinstance(value, dict) or any(isinstance(part, dict) for part in value.values()):
         what = "has one object per kind of layer" if isinstance(value, dict) else "is no object"
         raise DcaError(
             "DCA-208",
@@ -169,7 +172,7 @@ def _base(source: Json, config: dict[str, Any]) -> float:
     )
 
 
-def _write_yarn(source: Json, key: str, wanted: YarnSetting) -> Json:
+def _write_yarn(source: Json, key: str, setting: YarnSetting) -> Json:
     old = source.plain().get(key) or {}
     names = [name for name in ("rope_type", "type") if name in old] or ["rope_type"]
     if not any(old.get(name) == "yarn" for name in names):
@@ -178,12 +181,12 @@ def _write_yarn(source: Json, key: str, wanted: YarnSetting) -> Json:
             if name not in {*kept, "factor", ORIGINAL, *names}:
                 source = text.remove(source, (key, name))
     values: dict[str, Any] = dict.fromkeys(names, "yarn")
-    values |= {"factor": float(wanted.factor), ORIGINAL: wanted.original}
-    attention = wanted.attention_factor
+    values |= {"factor": float(setting.factor), ORIGINAL: setting.original}
+    attention = setting.attention_factor
     if attention is not None:
         # One reader multiplies the formula's factor, the others replace it: the same number for both.
         values["attention_factor"] = float(attention)
-        values["attn_factor"] = float(attention) / rotary.attention_factor(wanted.factor)
+        values["attn_factor"] = float(attention) / rotary.attention_factor(setting.factor)
     if not old:
         return text.put(source, (key,), {name: values[name] for name in sorted(values)})
     for name, value in values.items():
@@ -191,19 +194,23 @@ def _write_yarn(source: Json, key: str, wanted: YarnSetting) -> Json:
     return source
 
 
-def set_dca(source: Json, wanted: DualChunkSetting) -> Json:
+def set_dca(source: Json, setting: DualChunkSetting) -> Json:
     """Turn dual chunk attention on; YaRN, which is not read beside it, goes.
+
+    Args:
+        source: config.json.
+        setting: the numbers, and the sparse table.
 
     Raises:
         DcaError: DCA-201 for numbers that are none, DCA-208 and DCA-213 when config or table do not allow it.
     """
-    if not 0 < wanted.local_size < wanted.chunk_size < MOST:
+    if not 0 < setting.local_size < setting.chunk_size < MOST:
         raise DcaError(
             "DCA-201",
-            f"a chunk of {wanted.chunk_size} tokens with {wanted.local_size} local ones is none.",
+            f"a chunk of {setting.chunk_size} tokens with {setting.local_size} local ones is none.",
             remedy="give a chunk size, and a smaller local size.",
         )
-    if not 0 <= wanted.original < MOST or not 0 < (wanted.length or 1) < MOST:
+    if not 0 <= setting.original < MOST or not 0 < (setting.length or 1) < MOST:
         raise DcaError("DCA-201", "a length is negative, or none.", remedy="give tokens, such as 262144.")
     config = source.plain()
     old = config.get(DCA)
@@ -213,10 +220,10 @@ def set_dca(source: Json, wanted: DualChunkSetting) -> Json:
             f"{source.name}, line {source.line(DCA)}: `{DCA}` is no object.",
             remedy="remove it by hand.",
         )
-    if wanted.table is not None:
-        check_table(wanted.table, config, "the sparse table")
-    numbers = {"chunk_size": wanted.chunk_size, "local_size": wanted.local_size, ORIGINAL: wanted.original}
-    rows = {TABLE: [OneLine(row) for row in wanted.table], "sparse_attention_enabled": True} if wanted.table else {}
+    if setting.table is not None:
+        check_table(setting.table, config, "the sparse table")
+    numbers = {"chunk_size": setting.chunk_size, "local_size": setting.local_size, ORIGINAL: setting.original}
+    rows = {TABLE: [OneLine(row) for row in setting.table], "sparse_attention_enabled": True} if setting.table else {}
     values: dict[str, Any] = {**numbers, **rows}
     if config.get(SCALING) is not None:
         source = text.remove(source, (SCALING,))
@@ -225,9 +232,9 @@ def set_dca(source: Json, wanted: DualChunkSetting) -> Json:
         source = text.put(source, (PARAMETERS,), {THETA: _base(source, config), "rope_type": "default"})
     if isinstance(inside, dict) and THETA not in config:
         source = text.put(source, (THETA,), _base(source, config))
-    if wanted.length:
-        source = text.put(source, (LENGTH,), wanted.length)
-    # The table last: every edit reads the text again.
+    if setting.length:
+        source = text.put(source, (LENGTH,), setting.length)
+    # The table is written last, because every edit parses the text again and the table is long.
     if old is None:
         return text.put(source, (DCA,), values)
     for name, value in values.items():
@@ -261,17 +268,21 @@ def drop_dca(source: Json, cap: int = WITHOUT_DCA) -> Json:
 def use_1m(source: Json, one_million: Json) -> Json:
     """Take the model's own file for a million tokens as its config.
 
+    Args:
+        source: config.json.
+        one_million: config_1m.json.
+
     Raises:
         DcaError: DCA-208 when that file has no dual chunk attention, or is another model's.
     """
-    wanted, config = one_million.plain(), source.plain()
-    if not isinstance(wanted.get(DCA), dict):
+    new, config = one_million.plain(), source.plain()
+    if not isinstance(new.get(DCA), dict):
         raise DcaError("DCA-208", f"{one_million.name} has no {DCA}.", remedy="download the model's own file again.")
     for name in ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
-        if wanted.get(name) != config.get(name):
+        if new.get(name) != config.get(name):
             raise DcaError(
                 "DCA-208",
-                f"{one_million.name} is another model's: its `{name}` is {wanted.get(name)!r:.40}.",
+                f"{one_million.name} is another model's: its `{name}` is {new.get(name)!r:.40}.",
                 why=f"in {source.name} it is {config.get(name)!r:.40}.",
                 remedy="download the model's own file.",
             )
@@ -282,7 +293,14 @@ def use_1m(source: Json, one_million: Json) -> Json:
 
 
 def table_of_sizes(layers: int, heads: int, vertical: int, slash: int) -> list[dict[str, Any]]:
-    """A sparse table with the same sizes for every head: columns and diagonals that each looks at."""
+    """A sparse table with the same sizes for every head.
+
+    Args:
+        layers: of the model.
+        heads: of one layer.
+        vertical: columns that each head looks at.
+        slash: diagonals that each head looks at.
+    """
     return [{str(head): [PATTERN, vertical, slash, 1.0] for head in range(heads)} for _ in range(layers)]
 
 
@@ -325,8 +343,8 @@ def table_faults(table: Any, layers: Any, heads: Any) -> list[str]:
     for number, row in enumerate(table):
         if not isinstance(row, dict):
             return [*faults, f"layer {number} is no object"]
-        wanted = {str(head) for head in range(heads)} if isinstance(heads, int) and heads < MOST >> 20 else set(row)
-        if set(row) != wanted:
+        names = {str(head) for head in range(heads)} if isinstance(heads, int) and heads < MOST >> 20 else set(row)
+        if set(row) != names:
             return [*faults, f"layer {number} has {len(row)} heads, the model {heads}"]
         for head, entry in row.items():
             if not _is_entry(entry):

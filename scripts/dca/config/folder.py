@@ -217,8 +217,8 @@ def pending_dropped(steps: tuple[Step, ...], now: Was) -> tuple[Step, ...]:
     return steps
 
 
-def _same(one: Was, other: Was) -> bool:
-    return (one.sha256, one.link) == (other.sha256, other.link)
+def _same(was: Was, now: Was) -> bool:
+    return (was.sha256, was.link) == (now.sha256, now.link)
 
 
 def _now(folder: Path) -> Was:
@@ -285,11 +285,11 @@ def _held(folder: Path) -> Iterator[None]:
 def _must_be_writable(folder: Path) -> None:
     """Refuse what is read-only, also for root, whom the system would let through."""
     path = folder / CONFIG
-    for one in (folder, *(() if path.is_symlink() or not path.exists() else (path,))):
-        if not one.stat().st_mode & 0o222 or not os.access(one, os.W_OK):
+    for place in (folder, *(() if path.is_symlink() or not path.exists() else (path,))):
+        if not place.stat().st_mode & 0o222 or not os.access(place, os.W_OK):
             raise DcaError(
                 "DCA-207",
-                f"{one} is read-only.",
+                f"{place} is read-only.",
                 remedy="make it writable, or make a new folder that links to this one: --out DIR.",
             )
 
@@ -301,7 +301,7 @@ def _told(file: Path, before: str, after: str, can_undo: int, *, written: bool =
 def diff(before: str, after: str) -> str:
     """The lines that differ, as a unified diff."""
     # Not splitlines: it also splits at characters that are part of a string.
-    old, new = ([f"{line}\n" for line in one.replace("\r\n", "\n").split("\n")] for one in (before, after))
+    old, new = ([f"{line}\n" for line in text.replace("\r\n", "\n").split("\n")] for text in (before, after))
     return "".join(difflib.unified_diff(old, new, f"a/{CONFIG}", f"b/{CONFIG}", n=2))
 
 

@@ -124,16 +124,16 @@ def find(name: str, known: tuple[KnownModel, ...]) -> KnownModel:
     Raises:
         DcaError: DCA-214 with the nearest name.
     """
-    wanted = name.rpartition("/")[2].lower()
+    lower = name.rpartition("/")[2].lower()
     for model in known:
-        if model.name.lower() == wanted:
+        if model.name.lower() == lower:
             return model
     names = [model.name for model in known]
     raise DcaError(
         "DCA-214",
         f"there is no model `{name}` in build/models.",
         why=f"the models are: {', '.join(names)}.",
-        remedy=did_you_mean(wanted, names, "choose one of them, or give the numbers by hand.", any_case=True),
+        remedy=did_you_mean(lower, names, "choose one of them, or give the numbers by hand.", any_case=True),
     )
 
 
@@ -146,8 +146,8 @@ def match(config: dict[str, Any], folder: str, known: tuple[KnownModel, ...]) ->
         known: the models.
     """
     alike = [model for model in known if model.has_shape_of(config)]
-    told = f"{folder} {config.get('_name_or_path', '')}".lower().replace("/", " ").replace("--", " ").split()
-    named = [model for model in alike if model.name.lower() in told]
+    words = f"{folder} {config.get('_name_or_path', '')}".lower().replace("/", " ").replace("--", " ").split()
+    named = [model for model in alike if model.name.lower() in words]
     if named:
         return named[0]
     # A model with dual chunk attention and one without may have the same shape; the settings tell them apart.
@@ -155,7 +155,7 @@ def match(config: dict[str, Any], folder: str, known: tuple[KnownModel, ...]) ->
         alike = [model for model in alike if model.dual_chunk or model.native_length >= 1 << 18]
     else:
         alike = [model for model in alike if model.max_position_embeddings == config.get("max_position_embeddings")]
-    # Several that do not differ in anything that is read here are as good as one.
+    # Several models that agree in all that is read of them are as good as one.
     kinds = {(m.rope_theta, m.max_position_embeddings, m.native_length, m.dual_chunk) for m in alike}
     if len(kinds) != 1:
         return None

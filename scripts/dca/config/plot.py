@@ -22,8 +22,10 @@ class Drawn(Document):
     Args:
         folder: of the model.
         base: rope_theta.
-        before: inverse frequencies before, in radians per token; after likewise.
-        attention_before: attention factor before; attention_after likewise.
+        before: inverse frequencies before, in radians per token.
+        after: inverse frequencies after, in radians per token.
+        attention_before: attention factor before.
+        attention_after: attention factor after.
         settings: what is in effect after, in words.
     """
 
@@ -55,19 +57,19 @@ def draw(path: Path) -> Drawn:
         )
     before = text.parse(earlier, "config.json").plain() if earlier else {}
     old_base = compare.base_of(before) or base
-    told = {"before": _curve(dim, old_base, before), "after": _curve(dim, base, config)}
+    curves = {"before": _curve(dim, old_base, before), "after": _curve(dim, base, config)}
     yarn = compare.yarn_of(config)
     words = f"YaRN, {yarn.factor:g} x {yarn.original:,.0f} tokens" if yarn else "no scaling"
     if config.get("dual_chunk_attention_config"):
-        told["after"] = (tuple(rotary.plain(dim, base)), 1.0)
+        curves["after"] = (tuple(rotary.plain(dim, base)), 1.0)
         words = "dual chunk attention, plain frequencies"
     return Drawn(
         folder=os.fsencode(path).decode("utf-8", "backslashreplace"),
         base=base,
-        before=told["before"][0],
-        after=told["after"][0],
-        attention_before=told["before"][1],
-        attention_after=told["after"][1],
+        before=curves["before"][0],
+        after=curves["after"][0],
+        attention_before=curves["before"][1],
+        attention_after=curves["after"][1],
         settings=words,
     )
 
@@ -107,8 +109,8 @@ def as_file(page: str, suffix: str, example: str) -> bytes:
             "a PNG needs the package cairosvg, which is not installed.",
             remedy="name an .svg file, or install it beside dca: " + machine.install_command("cairosvg"),
         ) from None
-    made: bytes = cairosvg.svg2png(bytestring=page.encode())
-    return made
+    png: bytes = cairosvg.svg2png(bytestring=page.encode())
+    return png
 
 
 def svg(drawn: Drawn) -> str:

@@ -66,9 +66,12 @@ class Chunks(Value):
     """Dual chunk attention as a reader has it.
 
     Args:
-        chunk_size: in tokens; likewise local_size and original, which is 0 without a length factor.
+        chunk_size: in tokens.
+        local_size: in tokens.
+        original: the original length in tokens, which is 0 without a length factor.
         sparse: whether sparse attention is on.
-        table_layers: layers of the sparse table; None without one. table_heads: heads of its smallest layer.
+        table_layers: layers of the sparse table; None without one.
+        table_heads: heads of its smallest layer; None without one.
     """
 
     chunk_size: Any = None
@@ -84,6 +87,7 @@ class Reading(Value):
 
     Args:
         reader: its name.
+        title: as people call it.
         version: of the package that ran; empty where it is not installed.
         installed: whether it ran.
         why: why it did not, or the reader's own words when it refused the folder.
@@ -91,12 +95,17 @@ class Reading(Value):
         rows: of its rotary table; None where it has none.
         base: rope_theta.
         type: of the scaling; None without one.
-        declared_factor: as its config has it. factor: what the lowest frequency is really divided by.
+        declared_factor: factor of the scaling, as its config has it.
+        factor: what the lowest frequency is really divided by.
         original: length before scaling, in tokens, as its config has it.
         attention_factor: what its cosines and sines are multiplied with.
         inverse_frequencies: in radians per token, head_dim/2 of them.
         knows_dca: whether this version has dual chunk attention.
         dca: as it reads it; None when it is off.
+        layers: of the model.
+        heads: query heads of a layer.
+        kv_heads: key heads of a layer.
+        head_dim: elements of one head.
         sliding_window: in tokens, where it is in use.
     """
 
@@ -133,6 +142,7 @@ class Installed:
     """A reader that can run.
 
     Args:
+        reader: which one it is.
         python: of its environment.
         paths: folders put in front of what that environment has.
     """
@@ -153,9 +163,9 @@ def load_all(folder: Path | None = None) -> tuple[Reader, ...]:
 
 @cache
 def _all(folder: Path) -> tuple[Reader, ...]:
-    found = [datafile.load(Reader, path) for path in sorted(folder.glob("*.toml"))]
+    readers = [datafile.load(Reader, path) for path in sorted(folder.glob("*.toml"))]
     # The engines first: they serve.
-    return tuple(sorted(found, key=lambda one: (one.kind != "vllm", one.recipe is None, one.name)))
+    return tuple(sorted(readers, key=lambda reader: (reader.kind != "vllm", reader.recipe is None, reader.name)))
 
 
 def find(name: str, known: Sequence[Reader]) -> Reader:
@@ -209,6 +219,13 @@ def locate(reader: Reader, cache: store.Store, wheels: Sequence[Path]) -> Instal
 def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter: Reporter, log: Path) -> Installed:
     """Make a reader's environment; one that is there is kept.
 
+    Args:
+        reader: whose environment.
+        cache: where environments are.
+        wheels: files in which its own Python is looked for, where it is part of a wheel.
+        reporter: told of each step.
+        log: of the programs that are run.
+
     Raises:
         DcaError: DCA-211 when the tool cannot get it, DCA-407 when its environment cannot be made.
     """
@@ -219,14 +236,14 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
     python = environments.make(lock, own.path, own.version, Run(cache, reporter, log))
     if reader.package:
         _make_overlay(reader, cache, python, reporter, log)
-    found = locate(reader, cache, wheels)
-    if isinstance(found, str):
+    place = locate(reader, cache, wheels)
+    if isinstance(place, str):
         raise DcaError(
             "DCA-211",
-            f"{reader.title} has an environment, and its own Python is missing: {found}.",
+            f"{reader.title} has an environment, and its own Python is missing: {place}.",
             remedy=f"build it with `dca wheel --recipe {reader.recipe}`, or name the file with --wheel.",
         )
-    return found
+    return place
 
 
 def _base(reader: Reader, cache: store.Store) -> Path | None:
@@ -250,7 +267,7 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
             return
         reporter.stage("reader", reader.title)
         with store.incoming_folder(folder) as part:
-            made = runner.run(
+            done = runner.run(
                 [
                     find_uv(),
                     "pip",
@@ -268,27 +285,27 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
                 log=log,
                 timeout=INSTALL_SECONDS,
             )
-            if not made.ok:
+            if not done.ok:
                 raise DcaError(
                     "DCA-407",
                     f"{reader.title} could not be installed.",
-                    why="\n".join(made.tail[-6:]),
+                    why="\n".join(done.tail[-6:]),
                     remedy=f"see {log}; when it is the network, run the command again.",
                 )
 
 
 def _wheel(reader: Reader, wheels: Sequence[Path]) -> Path | None:
     """The newest wheel of a reader's source line."""
-    wanted = recipes.find(str(reader.recipe), recipes.load_all()).recipe.base_version
-    found = []
+    version = recipes.find(str(reader.recipe), recipes.load_all()).recipe.base_version
+    fitting = []
     for path in wheels:
         parts = path.name.split("-")
         try:
-            if len(parts) >= 5 and Version(parts[1]).public == Version(wanted).public:
-                found.append(path)
+            if len(parts) >= 5 and Version(parts[1]).public == Version(version).public:
+                fitting.append(path)
         except InvalidVersion:
             continue
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return max(fitting, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _unpacked(wheel: Path, cache: store.Store) -> Path:
@@ -317,11 +334,11 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
     Returns:
         One reading for each folder; of a reader that does not start, with its words in `why`.
     """
-    told: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
 
     def line(text: str) -> None:
         if text.startswith(MARK):
-            told.append(json.loads(text.removeprefix(MARK)))
+            answers.append(json.loads(text.removeprefix(MARK)))
 
     request = {
         "kind": installed.reader.kind,
@@ -348,25 +365,34 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
         timeout=READ_SECONDS,
         supervision=runner.Supervision(on_line=line),
     )
-    version = next((str(one["version"]) for one in told if "version" in one), "")
-    read = {one["folder"]: one for one in told if "folder" in one}
-    ended = "it took too long" if done.timed_out else next((str(one["broken"]) for one in told if "broken" in one), "")
+    version = next((str(answer["version"]) for answer in answers if "version" in answer), "")
+    read = {answer["folder"]: answer for answer in answers if "folder" in answer}
+    broken = next((str(answer["broken"]) for answer in answers if "broken" in answer), "")
+    ended = "it took too long" if done.timed_out else broken
     silent = ended or (done.tail[-1] if done.tail else "it said nothing")
     return [_reading(installed.reader, version, read.get(str(folder.absolute())), silent) for folder in folders]
 
 
-def _reading(reader: Reader, version: str, told: dict[str, Any] | None, silent: str) -> Reading:
+def _reading(reader: Reader, version: str, answer: dict[str, Any] | None, silent: str) -> Reading:
+    """What a reader makes of one folder.
+
+    Args:
+        reader: that was run.
+        version: of its package; empty when it did not tell.
+        answer: what it said of the folder; None when it said nothing.
+        silent: why it said nothing.
+    """
     about: dict[str, Any] = {
         "reader": reader.name,
         "title": reader.title,
         "version": version,
         "installed": bool(version),
     }
-    if told is None:
+    if answer is None:
         return Reading(**about, why=_clean(silent))
-    if "error" in told:
-        return Reading(**about, why=_clean(str(told["error"])))
-    known = {name: value for name, value in told.items() if name != "folder"}
+    if "error" in answer:
+        return Reading(**about, why=_clean(str(answer["error"])))
+    known = {name: value for name, value in answer.items() if name != "folder"}
     try:
         reading = Reading(**about, **known)
     except ValidationError as error:

@@ -48,12 +48,12 @@ def scaled(dim: int, base: float, yarn: Yarn) -> list[float]:
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
-    found = []
+    frequencies = []
     for i, frequency in enumerate(plain(dim, base)):
         ramp = min(max((i - low) / (high - low), 0.0), 1.0)
         keep = (1 - ramp) * yarn.extrapolation
-        found.append(frequency / yarn.factor * (1 - keep) + frequency * keep)
-    return found
+        frequencies.append(frequency / yarn.factor * (1 - keep) + frequency * keep)
+    return frequencies
 
 
 def _border(dim: int, base: float, yarn: Yarn, turns: float) -> float:

@@ -244,16 +244,16 @@ class _Parser:
         return value
 
     def _string(self) -> str:
-        found = STRING.match(self._text, self._at)
-        if found is None:
+        match = STRING.match(self._text, self._at)
+        if match is None:
             raise self._wrong("a string has no end, or holds a character that must be escaped")
-        self._at = found.end()
-        value: str = json.loads(found[0])
+        self._at = match.end()
+        value: str = json.loads(match[0])
         return value
 
     def _white(self) -> None:
-        found = WHITE.match(self._text, self._at)
-        self._at = found.end() if found else self._at
+        match = WHITE.match(self._text, self._at)
+        self._at = match.end() if match else self._at
 
     def _peek(self) -> str:
         return self._text[self._at : self._at + 1]
@@ -281,7 +281,7 @@ def same(node: Node, value: Any) -> bool:
         return (
             node.kind == "array"
             and len(node.items) == len(value)
-            and all(same(item, one) for item, one in zip(node.items, value, strict=True))
+            and all(same(item, element) for item, element in zip(node.items, value, strict=True))
         )
     return node.kind not in ("object", "array") and type(node.value) is type(value) and bool(node.value == value)
 
@@ -353,7 +353,7 @@ def _insert(source: Json, node: Node, name: str, value: Any) -> Json:
     names = list(node.members)
     if not names:
         return _spliced(source, node.start, node.end, _rendered(source, {name: value}, _margin(source, node.start)))
-    where = next((i for i, one in enumerate(names) if one > name), len(names)) if names == sorted(names) else len(names)
+    where = next((i for i, key in enumerate(names) if key > name), len(names)) if names == sorted(names) else len(names)
     between = _white_before(source, node.members[names[0]].start)
     margin = between.rpartition("\n")[2] if "\n" in between else ""
     colon = _colon(source)
@@ -423,13 +423,13 @@ def _rendered(source: Json, value: Any, margin: str, *, flat: bool | None = None
     if isinstance(value, OneLine) or not isinstance(value, (dict, list, tuple)) or not value:
         plain = value.value if isinstance(value, OneLine) else value
         return json.dumps(plain, ensure_ascii=True, separators=(comma, colon), allow_nan=False)
-    entries = value.items() if isinstance(value, dict) else [(None, one) for one in value]
+    entries = value.items() if isinstance(value, dict) else [(None, item) for item in value]
     flat = _is_flat(source) if flat is None else flat
     inner = "" if flat else source.newline + margin + _unit(source)
     parts = [
         (f"{json.dumps(name)}{colon}" if name is not None else "")
-        + _rendered(source, one, margin + _unit(source), flat=flat)
-        for name, one in entries
+        + _rendered(source, item, margin + _unit(source), flat=flat)
+        for name, item in entries
     ]
     opening, closing = "{}" if isinstance(value, dict) else "[]"
     if flat:

@@ -87,6 +87,7 @@ def chosen(purpose: Purpose, only: Sequence[str] = (), skip: Sequence[str] = ())
     """The checks of a purpose, by their codes or groups.
 
     Args:
+        purpose: what is to be done on the machine.
         only: nothing else than these; all when empty.
         skip: not these.
     """
@@ -108,7 +109,7 @@ def examine(subject: Subject, entries: Sequence[Entry]) -> Report:
     results: list[Result] = []
     for entry in entries:
         results += _run(entry, subject)
-    names = tuple(one.recipe.name for one in subject.recipes)
+    names = tuple(loaded.recipe.name for loaded in subject.recipes)
     return Report(purpose=subject.purpose, recipes=names, results=tuple(results))
 
 

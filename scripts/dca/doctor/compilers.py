@@ -18,8 +18,8 @@ def gcc(subject: Subject) -> Iterator[Result]:
         f"g++ {most} or older for CUDA {span([line for line, bound in bounds.items() if bound == most])}"
         for most in sorted(set(bounds.values()))
     )
-    found = ", ".join(f"{one.version} ({one.path})" for one in subject.compilers)
-    served = [line for line, most in bounds.items() if any(one.major <= most for one in subject.compilers)]
+    found = ", ".join(f"{compiler.version} ({compiler.path})" for compiler in subject.compilers)
+    served = [line for line, most in bounds.items() if any(compiler.major <= most for compiler in subject.compilers)]
     # The oldest serves every CUDA, and every distribution of today has it.
     remedy = f"apt install g++-{min(bounds.values(), default=12)}"
     if not subject.compilers:
@@ -45,23 +45,26 @@ def cmake(subject: Subject) -> Iterator[Result]:
     """The machine's CMake: a build brings its own, and upstream's own way takes the first on PATH."""
     code = "compilers.cmake"
     asked = [
-        text for one in subject.recipes for text in one.recipe.build_requirements if Requirement(text).name == "cmake"
+        text
+        for loaded in subject.recipes
+        for text in loaded.recipe.build_requirements
+        if Requirement(text).name == "cmake"
     ]
     ranges = [Requirement(text).specifier for text in asked]
-    # As the recipes write it, which is in the order that people read.
+    # The requirement is shown as the recipe writes it, lower bound first, and not in the parser's order.
     wanted = asked[0] if asked else "cmake"
     remedy = f"pip install '{wanted}'; dca wheel brings its own"
-    there = program_version("cmake")
-    if there is None:
+    program = program_version("cmake")
+    if program is None:
         yield Result(code=code, status="note", found="none on PATH", wanted=wanted, remedy=remedy)
         return
-    path, version = there
+    path, version = program
     if not version:
         yield Result(
             code=code, status="unknown", found=f"{path} does not tell its version", wanted=wanted, remedy=remedy
         )
         return
-    fits = all(one.contains(version) for one in ranges)
+    fits = all(specifier.contains(version) for specifier in ranges)
     # Not wrong: the build environment has a CMake of its own.
     yield Result(
         code=code,
@@ -79,18 +82,18 @@ def ninja(subject: Subject) -> Iterator[Result]:  # noqa: ARG001 - the signature
 
 def git(subject: Subject) -> Iterator[Result]:
     """git, for sources and companions that are repositories."""
-    only = bool(subject.recipes) and all(isinstance(one.recipe.source, GitSource) for one in subject.recipes)
+    only = bool(subject.recipes) and all(isinstance(loaded.recipe.source, GitSource) for loaded in subject.recipes)
     yield _program("compilers.git", "git", "apt install git", missing="wrong" if only else "note")
 
 
 def _program(code: str, name: str, remedy: str, *, missing: str) -> Result:
-    there = program_version(name)
-    if there is None:
+    program = program_version(name)
+    if program is None:
         status = "wrong" if missing == "wrong" else "note"
         return Result.model_validate(
             {"code": code, "status": status, "found": "none on PATH", "wanted": name, "remedy": remedy}
         )
-    path, version = there
+    path, version = program
     if not version:
         return Result(code=code, status="unknown", found=f"{path} does not run", wanted=name, remedy=remedy)
     return Result(code=code, status="fine", found=f"{version} ({path})", wanted=name)

@@ -26,11 +26,11 @@ def found(subject: Subject) -> Iterator[Result]:
         if kit.line in subject.cuda_lines and takers:
             yield Result(code=code, status="fine", found=f"{place}, for {', '.join(takers)}", wanted=wanted)
         else:
-            torches = sorted({f"torch {one.recipe.torch.version}" for one in subject.recipes})
+            torches = sorted({f"torch {loaded.recipe.torch.version}" for loaded in subject.recipes})
             bare = [
-                one.recipe.name
-                for one in subject.recipes
-                if one.recipe.kernels and kit.line in one.recipe.kernels.cuda.supported
+                loaded.recipe.name
+                for loaded in subject.recipes
+                if loaded.recipe.kernels and kit.line in loaded.recipe.kernels.cuda.supported
             ]
             yield Result(
                 code=code,
@@ -75,9 +75,9 @@ def complete(subject: Subject) -> Iterator[Result]:
     for kit in fitting:
         missing = list(kit.missing)
         old = [
-            one.recipe
-            for one in subject.recipes
-            if kit.line in one.recipe.cuda.supported and Version(one.recipe.torch.version) < NVTX_GONE_FROM
+            loaded.recipe
+            for loaded in subject.recipes
+            if kit.line in loaded.recipe.cuda.supported and Version(loaded.recipe.torch.version) < NVTX_GONE_FROM
         ]
         if old and not any((Path(kit.path) / place).exists() for place in NVTX):
             missing.append(f"nvToolsExt (torch {old[0].torch.version} of {old[0].name} asks for it)")
@@ -135,13 +135,14 @@ def torch(subject: Subject) -> Iterator[Result]:
     """Toolkits' nvcc against torch's CUDA: what a recipe's documents ask for, and what else compiles it."""
     code = "cuda.torch"
     versions = sorted({kit.line for kit in subject.toolkits}, key=order)
+    recipes = [loaded.recipe for loaded in subject.recipes]
     details = tuple(
-        f"{one.recipe.name}: its documents ask for CUDA {' or '.join(one.recipe.cuda.official)}; it compiles with "
-        f"{span(one.recipe.cuda.supported)}, of the same major version as its torch {one.recipe.torch.version} "
-        f"(CUDA {one.recipe.torch.cuda}), so that both use one runtime"
-        for one in subject.recipes
+        f"{recipe.name}: its documents ask for CUDA {' or '.join(recipe.cuda.official)}; it compiles with "
+        f"{span(recipe.cuda.supported)}, of the same major version as its torch {recipe.torch.version} "
+        f"(CUDA {recipe.torch.cuda}), so that both use one runtime"
+        for recipe in recipes
     )
-    wanted = "; ".join(f"{span(one.recipe.cuda.supported)} for {one.recipe.name}" for one in subject.recipes)
+    wanted = "; ".join(f"{span(recipe.cuda.supported)} for {recipe.name}" for recipe in recipes)
     for asked in subject.lines:
         takers = subject.takers(asked)
         if not takers:
@@ -196,7 +197,7 @@ def driver(subject: Subject) -> Iterator[Result]:
     code = "cuda.driver"
     lines = subject.cuda_lines
     if subject.purpose == "serve" and not subject.lines:
-        lines = tuple(sorted({one.recipe.torch.cuda for one in subject.recipes}, key=order)) or lines
+        lines = tuple(sorted({loaded.recipe.torch.cuda for loaded in subject.recipes}, key=order)) or lines
     known = [version for line in lines if (version := subject.versions.of(line))]
     # The first driver of a major version is the oldest that runs any of it (525 for CUDA 12).
     least = min((_first_driver(version.line, version.driver_min) for version in known), default=525)
@@ -234,8 +235,8 @@ def driver(subject: Subject) -> Iterator[Result]:
             yield Result(
                 code=code,
                 status="note",
-                wanted=f"{min(one.driver_min for one in known)} for PTX as well",
-                found=f"{seen.driver}: machine code of CUDA {span([one.line for one in known])}, not its PTX",
+                wanted=f"{min(version.driver_min for version in known)} for PTX as well",
+                found=f"{seen.driver}: machine code of CUDA {span([version.line for version in known])}, not its PTX",
                 remedy="build for the GPU's own architecture: make wheel ARCH=X.Y",
             )
         else:

@@ -142,7 +142,7 @@ def cores(subject: Subject) -> Iterator[Result]:  # noqa: ARG001 - the signature
 def ram(subject: Subject) -> Iterator[Result]:
     """Memory of the host and of every control group above this process, against what one compiler takes."""
     code = "machine.memory"
-    least = min((one.recipe.lean.job_memory_gib for one in subject.recipes), default=4.0)
+    least = min((loaded.recipe.lean.job_memory_gib for loaded in subject.recipes), default=4.0)
     need, wanted = least, f"{least:g} GiB for each compiler"
     if subject.purpose == "serve":
         need = SWAP_GIB * max(1, len(subject.gpus.cards))
@@ -196,8 +196,8 @@ def disk(subject: Subject) -> Iterator[Result]:
     folder = subject.cache
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    made = (subject.cache / "env").is_dir() and (subject.cache / "toolkit").is_dir()
-    need = AGAIN_GB if made else FRESH_GB
+    built = (subject.cache / "env").is_dir() and (subject.cache / "toolkit").is_dir()
+    need = AGAIN_GB if built else FRESH_GB
     wanted = f"{need:g} GB in {subject.cache}"
     elsewhere = "export DCA_CACHE_DIR=/a/larger/disk/dca"
     try:
@@ -221,19 +221,19 @@ def variables(subject: Subject) -> Iterator[Result]:
     """Environment variables that silently change a build, or how a model is served."""
     code = "machine.variables"
     known = OF_BUILDS if subject.purpose == "build" else OF_SERVING
-    told = {name: value for name, value in sorted(subject.env.items()) if _about(name, known)}
+    changing = {name: value for name, value in sorted(subject.env.items()) if _about(name, known)}
     # `make` sets it for whatever it starts, `make doctor` included.
     if "MAKELEVEL" in subject.env:
-        told.pop("MAKEFLAGS", None)
-    details = tuple(f"{name}={_safe(name, value)}: {_about(name, known)}" for name, value in told.items())
-    names = ", ".join(told) or "none that changes it"
+        changing.pop("MAKEFLAGS", None)
+    details = tuple(f"{name}={_safe(name, value)}: {_about(name, known)}" for name, value in changing.items())
+    names = ", ".join(changing) or "none that changes it"
     if subject.purpose == "serve":
         for name, right in (BACKEND, ENGINE):
-            if subject.model is not None and told.get(name, right) != right:
+            if subject.model is not None and changing.get(name, right) != right:
                 yield Result(
                     code=code,
                     status="wrong",
-                    found=f"{name}={told[name]}",
+                    found=f"{name}={changing[name]}",
                     details=details,
                     wanted=f"{name} unset, or {right}",
                     remedy=f"unset {name}",
@@ -241,13 +241,13 @@ def variables(subject: Subject) -> Iterator[Result]:
                 return
         yield Result(
             code=code,
-            status="note" if told else "fine",
+            status="note" if changing else "fine",
             found=names,
             details=details,
-            remedy=f"unset {' '.join(told)}, unless that is meant" if told else "",
+            remedy=f"unset {' '.join(changing)}, unless that is meant" if changing else "",
         )
         return
-    loud = [name for name in told if name not in READ]
+    loud = [name for name in changing if name not in READ]
     yield Result(
         code=code,
         status="note" if loud else "fine",
@@ -262,7 +262,7 @@ def _about(name: str, known: dict[str, str]) -> str:
     """What a variable does; nothing when it is none of them."""
     if name in known:
         return known[name]
-    return next((what for one, what in known.items() if one.endswith("*") and name.startswith(one[:-1])), "")
+    return next((what for key, what in known.items() if key.endswith("*") and name.startswith(key[:-1])), "")
 
 
 def _safe(name: str, value: str) -> str:

@@ -15,7 +15,7 @@ from dca.doctor.values import Result, Subject
 from dca.foundation.errors import DcaError
 
 TABLE_CODES = ("DCA-124", "DCA-125")
-# Ranks of tensor parallelism that are told where fewer GPUs are here: those of one large machine.
+# GPUs of one large machine: up to so many are told as sizes that can share the heads, even where fewer are here.
 ONE_MACHINE = 8
 NAMED = "name the model's folder: dca doctor --for serve --model DIR"
 
@@ -36,7 +36,7 @@ def _findings(subject: Subject, code: str, wanted: str, *, table: bool) -> Itera
         return
     try:
         read = model_needs.read(subject.model)
-        told = config.check(subject.model if subject.model.is_dir() else subject.model.parent)
+        checked = config.check(subject.model if subject.model.is_dir() else subject.model.parent)
     except DcaError as error:
         yield Result(
             code=code,
@@ -46,19 +46,19 @@ def _findings(subject: Subject, code: str, wanted: str, *, table: bool) -> Itera
             remedy=error.remedy,
         )
         return
-    found = [one for one in told.findings if (one.code in TABLE_CODES) == table]
-    for one in found:
+    findings = [finding for finding in checked.findings if (finding.code in TABLE_CODES) == table]
+    for finding in findings:
         yield Result(
             code=code,
-            status="wrong" if one.severity == "error" else "note",
-            found=one.what,
+            status="wrong" if finding.severity == "error" else "note",
+            found=finding.what,
             wanted=wanted,
-            remedy=one.remedy,
-            details=(f"dca explain {one.code}",),
+            remedy=finding.remedy,
+            details=(f"dca explain {finding.code}",),
         )
-    if not found:
+    if not findings:
         kind = "dual chunk attention" if read.dual_chunk else "no dual chunk attention"
-        name = told.model or read.name
+        name = checked.model or read.name
         yield Result(
             code=code,
             status="fine",
@@ -73,12 +73,12 @@ def memory(subject: Subject) -> Iterator[Result]:
     if subject.model is None:
         yield Result(code=code, status="note", found="no model is named", remedy=NAMED)
         return
-    given = config_of(subject.model)
-    if isinstance(given, str):
-        yield Result(code=code, status="unknown", found=given, remedy=NAMED)
+    settings = config_of(subject.model)
+    if isinstance(settings, str):
+        yield Result(code=code, status="unknown", found=settings, remedy=NAMED)
         return
-    known = models.match(given, subject.model.resolve().name, models.load_all())
-    need = needs(given)
+    known = models.match(settings, subject.model.resolve().name, models.load_all())
+    need = needs(settings)
     least = known.vram_gb if known and known.vram_gb else None
     name = known.name if known else subject.model.resolve().name
     if least is not None:
@@ -125,35 +125,35 @@ def parallel(subject: Subject) -> Iterator[Result]:
     if subject.model is None:
         yield Result(code=code, status="note", found="no model is named", wanted=wanted, remedy=NAMED)
         return
-    given = config_of(subject.model)
-    heads = None if isinstance(given, str) else _count(given, "num_attention_heads")
-    if isinstance(given, str) or heads is None:
-        why = given if isinstance(given, str) else "config.json does not tell the number of heads"
+    settings = config_of(subject.model)
+    heads = None if isinstance(settings, str) else _count(settings, "num_attention_heads")
+    if isinstance(settings, str) or heads is None:
+        why = settings if isinstance(settings, str) else "config.json does not tell the number of heads"
         yield Result(
             code=code, status="unknown", found=why, wanted=wanted, remedy="restore the model's original config.json"
         )
         return
-    kv_heads = _count(given, "num_key_value_heads") or heads
-    # As many as one machine has, or more where there are more.
-    here = len(subject.gpus.cards)
-    sizes = [ranks for ranks in range(1, max(ONE_MACHINE, here) + 1) if config_rules.can_share(heads, kv_heads, ranks)]
-    usable = [ranks for ranks in sizes if ranks <= here]
-    told = ", ".join(map(str, sizes))
-    if not here:
-        yield Result(code=code, status="wrong", found="no GPU", wanted=f"{told} GPUs", remedy="nvidia-smi")
-    elif usable[-1] < here:
+    kv_heads = _count(settings, "num_key_value_heads") or heads
+    # Sizes up to those of one large machine are told, so that more GPUs can be chosen; all here where there are more.
+    count = len(subject.gpus.cards)
+    sizes = [ranks for ranks in range(1, max(ONE_MACHINE, count) + 1) if config_rules.can_share(heads, kv_heads, ranks)]
+    usable = [ranks for ranks in sizes if ranks <= count]
+    words = ", ".join(map(str, sizes))
+    if not count:
+        yield Result(code=code, status="wrong", found="no GPU", wanted=f"{words} GPUs", remedy="nvidia-smi")
+    elif usable[-1] < count:
         yield Result(
             code=code,
             status="note",
-            found=f"{here} GPUs, of which {usable[-1]} can share {heads} heads",
-            wanted=f"{told} GPUs",
+            found=f"{count} GPUs, of which {usable[-1]} can share {heads} heads",
+            wanted=f"{words} GPUs",
             remedy=f"vllm serve DIR --tensor-parallel-size {usable[-1]}",
         )
     else:
-        yield Result(code=code, status="fine", found=f"{here} of {told}", wanted=wanted)
+        yield Result(code=code, status="fine", found=f"{count} of {words}", wanted=wanted)
 
 
-def needs(given: dict[str, Any]) -> tuple[float, float] | None:
+def needs(settings: dict[str, Any]) -> tuple[float, float] | None:
     """GB of a dense model's weights in bfloat16 and of the KV cache at its full length, from config.json.
 
     Parameters are counted as P = 2*V*h + L*(h*(q+2kv)*d + (q+2kv)*d + q*d*h + 3*h*i + 2h) + h, the cache as
@@ -167,19 +167,19 @@ def needs(given: dict[str, Any]) -> tuple[float, float] | None:
         "intermediate_size",
         "max_position_embeddings",
     )
-    numbers = [_count(given, key) for key in keys]
-    if any(number is None for number in numbers) or any(given.get(key) for key in model_needs.EXPERTS):
+    numbers = [_count(settings, key) for key in keys]
+    if any(number is None for number in numbers) or any(settings.get(key) for key in model_needs.EXPERTS):
         return None
     vocabulary, hidden, layers, heads, inner, length = (number or 0 for number in numbers)
-    kv_heads = _count(given, "num_key_value_heads") or heads
-    size = _count(given, "head_dim") or hidden // heads
-    each = hidden * (heads + 2 * kv_heads) * size + (heads + 2 * kv_heads) * size + heads * size * hidden
-    parameters = 2 * vocabulary * hidden + layers * (each + 3 * hidden * inner + 2 * hidden) + hidden
+    kv_heads = _count(settings, "num_key_value_heads") or heads
+    size = _count(settings, "head_dim") or hidden // heads
+    attention = hidden * (heads + 2 * kv_heads) * size + (heads + 2 * kv_heads) * size + heads * size * hidden
+    parameters = 2 * vocabulary * hidden + layers * (attention + 3 * hidden * inner + 2 * hidden) + hidden
     return 2 * parameters / 1e9, 2 * layers * kv_heads * size * 2 * length / 1e9
 
 
-def _count(given: dict[str, Any], key: str) -> int | None:
-    value = given.get(key)
+def _count(settings: dict[str, Any], key: str) -> int | None:
+    value = settings.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40 else None
 
 
@@ -187,7 +187,7 @@ def config_of(folder: Path) -> dict[str, Any] | str:
     """config.json of a folder; in words why it cannot be read."""
     file = folder / "config.json" if folder.is_dir() else folder
     try:
-        given = json.loads(file.read_bytes())
+        settings = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         return f"{file} cannot be read ({error.strerror if isinstance(error, OSError) else 'it is not JSON'})"
-    return given if isinstance(given, dict) else f"{file} is no JSON object"
+    return settings if isinstance(settings, dict) else f"{file} is no JSON object"

@@ -17,11 +17,11 @@ PROXIES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy"
 
 def proxies(subject: Subject) -> Iterator[Result]:
     """Proxies that programs are told of."""
-    told = {name: subject.env[name] for name in PROXIES if subject.env.get(name)}
+    variables = {name: subject.env[name] for name in PROXIES if subject.env.get(name)}
     shown = ", ".join(
-        f"{name}={value if name.lower() == 'no_proxy' else _place(value)}" for name, value in told.items()
+        f"{name}={value if name.lower() == 'no_proxy' else _place(value)}" for name, value in variables.items()
     )
-    wrong = [name for name, value in told.items() if name.lower() != "no_proxy" and not _is_proxy(value)]
+    wrong = [name for name, value in variables.items() if name.lower() != "no_proxy" and not _is_proxy(value)]
     if wrong:
         yield Result(
             code="network.proxies",
@@ -73,26 +73,26 @@ def package_index(subject: Subject) -> Iterator[Result]:
 
 def sources(subject: Subject) -> Iterator[Result]:
     """Git repositories, of which each recipe needs some."""
-    told = {url: subject.network.of(url) for url in repositories(subject.recipes)}
-    details = tuple(f"{url}: {_words(why, subject)}" for url, why in told.items())
-    reached = [url for url, why in told.items() if why == ""]
-    found = f"{len(reached)} of {len(told)} repositories answer"
-    if len(reached) == len(told):
+    answers = {url: subject.network.of(url) for url in repositories(subject.recipes)}
+    details = tuple(f"{url}: {_words(why, subject)}" for url, why in answers.items())
+    reached = [url for url, why in answers.items() if why == ""]
+    found = f"{len(reached)} of {len(answers)} repositories answer"
+    if len(reached) == len(answers):
         yield Result(code="network.sources", status="fine", found=found, details=details)
         return
     # A recipe whose source is on the index needs git only to compile companions that can be copied instead.
     without = [
-        one.recipe.name
-        for one in subject.recipes
-        if isinstance(one.recipe.source, GitSource) and not set(one.recipe.source.urls) & set(reached)
+        loaded.recipe.name
+        for loaded in subject.recipes
+        if isinstance(loaded.recipe.source, GitSource) and not set(loaded.recipe.source.urls) & set(reached)
     ]
-    if all(why is None for why in told.values()):
+    if all(why is None for why in answers.values()):
         yield _late("network.sources", "the repositories", subject, details)
         return
-    every = len(without) == len(subject.recipes)
+    none = len(without) == len(subject.recipes)
     yield Result(
         code="network.sources",
-        status="wrong" if every else "note",
+        status="wrong" if none else "note",
         found=found + (f", none of the source of {', '.join(without)}" if without else ""),
         wanted="all, to compile everything from source",
         details=details,
@@ -102,17 +102,19 @@ def sources(subject: Subject) -> Iterator[Result]:
 
 def kits(subject: Subject) -> Iterator[Result]:
     """Places that CUDA toolkits are brought from."""
-    fitting = [one for one in toolkits.load_sources() if one.line in subject.cuda_lines]
-    told = [(one, {place: subject.network.of(place) for place in one.places}) for one in fitting]
+    fitting = [source for source in toolkits.load_sources() if source.line in subject.cuda_lines]
+    answers = [(source, {place: subject.network.of(place) for place in source.places}) for source in fitting]
     details = tuple(
-        f"{one.title}, {one.version}: {_words(why, subject)}"
-        for one, asked in told
+        f"{source.title}, {source.version}: {_words(why, subject)}"
+        for source, asked in answers
         for place, why in asked.items()
         if place != "index"
     )
-    reached = sorted({one.version for one, asked in told if all(why == "" for why in asked.values())})
-    kept = sorted({one.version for one in fitting if any(subject.cache.glob(f"toolkit/{one.name}-*/bin/nvcc"))})
-    here = [kit for kit in subject.toolkits if not kit.missing and subject.takers(kit.line)]
+    reached = sorted({source.version for source, asked in answers if all(why == "" for why in asked.values())})
+    kept = sorted(
+        {source.version for source in fitting if any(subject.cache.glob(f"toolkit/{source.name}-*/bin/nvcc"))}
+    )
+    usable = [kit for kit in subject.toolkits if not kit.missing and subject.takers(kit.line)]
     if reached:
         yield Result(
             code="network.toolkits", status="fine", found=f"nvcc {', '.join(reached)} can be brought", details=details
@@ -121,12 +123,12 @@ def kits(subject: Subject) -> Iterator[Result]:
         yield Result(
             code="network.toolkits", status="fine", found=f"nvcc {', '.join(kept)} was brought before", details=details
         )
-    elif any(why is None for _, asked in told for why in asked.values()):
+    elif any(why is None for _, asked in answers for why in asked.values()):
         yield _late("network.toolkits", "the places of CUDA toolkits", subject, details)
     else:
         yield Result(
             code="network.toolkits",
-            status="note" if here else "wrong",
+            status="note" if usable else "wrong",
             found="no CUDA toolkit can be brought",
             wanted="one that fits, or one on the machine",
             details=details,

@@ -16,7 +16,8 @@ class Card(Value):
     """One GPU.
 
     Args:
-        arch: its compute capability.
+        name: as its driver calls it.
+        arch: its compute capability, such as 8.0.
         memory_gb: 10^9 bytes.
     """
 
@@ -69,7 +70,7 @@ def visible(seen: Seen, chosen: str | None) -> Seen:
     if chosen is None:
         return seen
     left: list[Card] = []
-    for word in [one.strip() for one in chosen.split(",")] if chosen.strip() else []:
+    for word in [part.strip() for part in chosen.split(",")] if chosen.strip() else []:
         if word.isascii() and word.isdigit():
             if int(word) >= len(seen.cards):
                 break

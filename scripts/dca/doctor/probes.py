@@ -52,15 +52,15 @@ class Probes:
 
 def places(known: tuple[Loaded, ...], sources: tuple[ToolkitSource, ...]) -> dict[str, Callable[[], str]]:
     """Everything that builds of some recipes take parts from."""
-    found: dict[str, Callable[[], str]] = {"index": partial(_index, known[0].recipe.package if known else "pip")}
+    asked: dict[str, Callable[[], str]] = {"index": partial(_index, known[0].recipe.package if known else "pip")}
     for url in repositories(known):
-        found[url] = partial(_repository, url)
-    for one in sources:
-        if one.redist:
-            found[f"redist:{one.name}"] = partial(redist.probe, one.redist)
-        if one.apt:
-            found[f"apt:{one.name}"] = partial(apt.probe, one.apt)
-    return found
+        asked[url] = partial(_repository, url)
+    for source in sources:
+        if source.redist:
+            asked[f"redist:{source.name}"] = partial(redist.probe, source.redist)
+        if source.apt:
+            asked[f"apt:{source.name}"] = partial(apt.probe, source.apt)
+    return asked
 
 
 def repositories(known: tuple[Loaded, ...]) -> tuple[str, ...]:

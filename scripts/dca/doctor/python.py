@@ -34,7 +34,7 @@ WATCHED = (
 def version(subject: Subject) -> Iterator[Result]:
     """Python against the range of each recipe, and its headers."""
     code = "python.version"
-    wanted = "; ".join(f"{one.recipe.python} for {one.recipe.name}" for one in subject.recipes)
+    wanted = "; ".join(f"{loaded.recipe.python} for {loaded.recipe.name}" for loaded in subject.recipes)
     headers = True
     if subject.python is not None or subject.purpose == "serve":
         installed = subject.installed
@@ -51,7 +51,7 @@ def version(subject: Subject) -> Iterator[Result]:
     else:
         own = machine.own_python()
         number, where, headers = own.version, own.path, own.headers
-    fits = [one.recipe.name for one in subject.recipes if SpecifierSet(one.recipe.python).contains(number)]
+    fits = [loaded.recipe.name for loaded in subject.recipes if SpecifierSet(loaded.recipe.python).contains(number)]
     found = f"{number} ({where})"
     if not fits:
         yield Result(code=code, status="wrong", found=found, wanted=wanted, remedy="make wheel PYTHON=python3.12")
@@ -116,15 +116,15 @@ def packages(subject: Subject) -> Iterator[Result]:
         return
     moved = failures.drifted(installed.packages)
     details = tuple(f"{name} {installed.packages[name]}" for name in WATCHED if name in installed.packages)
-    told = [(package, several) for package, several in moved.items() if not package.startswith("transformers ")]
-    for package, several in told:
+    broken = {package: known for package, known in moved.items() if not package.startswith("transformers ")}
+    for package, known in broken.items():
         yield Result(
             code=code,
             status="wrong",
-            found=f"{package} in {_where(subject)}: {several[0].title}",
+            found=f"{package} in {_where(subject)}: {known[0].title}",
             wanted=wanted,
-            remedy=several[0].remedy,
-            details=(f"dca explain {several[0].id}",),
+            remedy=known[0].remedy,
+            details=(f"dca explain {known[0].id}",),
         )
     if "vllm" not in installed.packages and subject.purpose == "serve":
         yield Result(
@@ -135,7 +135,7 @@ def packages(subject: Subject) -> Iterator[Result]:
             details=details,
             remedy="make wheel, then the line that it prints: dca env --wheel FILE",
         )
-    elif not told:
+    elif not broken:
         yield Result(
             code=code,
             status="fine",

@@ -51,6 +51,7 @@ class Installed(Value):
     """What an environment's Python says of itself.
 
     Args:
+        python: its version.
         packages: versions by normalised name.
         torch_cuda: the CUDA line of its torch; empty without one.
     """
@@ -75,7 +76,9 @@ class Subject:
         dtype: that it will be served in; None for what its config.json says.
         cache: where a build happens.
         network: what can be reached; asked in the background.
-        root, proc, cgroup: where the system's files are.
+        root: of the file system.
+        proc: where the kernel tells of processes.
+        cgroup: where it tells of control groups.
         env: environment variables.
     """
 
@@ -128,9 +131,11 @@ class Subject:
             # The tool's own environment is active where somebody works on the project; it runs no wheel.
             if folder and (Path(folder) / "bin/python").exists() and Path(folder).resolve() != Path(sys.prefix):
                 return Path(folder) / "bin/python", name
-        made = [stamp for loaded in self.recipes for stamp in self.cache.glob(f"env/{loaded.recipe.name}-run-*/.whole")]
-        if made:
-            newest = max(made, key=lambda stamp: stamp.stat().st_mtime)
+        stamps = [
+            stamp for loaded in self.recipes for stamp in self.cache.glob(f"env/{loaded.recipe.name}-run-*/.whole")
+        ]
+        if stamps:
+            newest = max(stamps, key=lambda stamp: stamp.stat().st_mtime)
             return newest.parent / "bin/python", "the cache's run environment"
         return None
 
@@ -140,13 +145,13 @@ class Subject:
         if self.environment is None:
             return "no environment is active, and none was made yet"
         python = self.environment[0]
-        told = runner.probe([python, "-I", WORKERS / "installed.py"])
+        done = runner.probe([python, "-I", WORKERS / "installed.py"])
         # Warnings of a start-up file may stand around it.
-        answers = [line for line in told.tail if line.startswith("{")]
+        answers = [line for line in done.tail if line.startswith("{")]
         try:
             return Installed.model_validate(json.loads(answers[-1]))
         except (ValueError, IndexError):
-            return f"{python} does not tell its packages: {told.tail[-1] if told.tail else 'it says nothing'}"
+            return f"{python} does not tell its packages: {done.tail[-1] if done.tail else 'it says nothing'}"
 
     @property
     def cuda_lines(self) -> tuple[str, ...]:
@@ -160,7 +165,7 @@ class Subject:
 
     def takers(self, line: str) -> list[str]:
         """Recipes that a CUDA line can build."""
-        return [one.recipe.name for one in self.recipes if line in one.recipe.cuda.supported]
+        return [loaded.recipe.name for loaded in self.recipes if line in loaded.recipe.cuda.supported]
 
 
 Check = Callable[[Subject], Iterator[Result]]
@@ -173,10 +178,10 @@ def order(version: str) -> tuple[int, ...]:
 
 def span(values: tuple[str, ...] | list[str]) -> str:
     """Versions in words: `12.1`, `12.1 and 12.3`, `12.4 to 12.9`."""
-    several = sorted(set(values), key=order)
-    if len(several) > 2:
-        return f"{', '.join(several[:-1])} and {several[-1]}"
-    return " and ".join(several)
+    versions = sorted(set(values), key=order)
+    if len(versions) > 2:
+        return f"{', '.join(versions[:-1])} and {versions[-1]}"
+    return " and ".join(versions)
 
 
 def program_version(name: str) -> tuple[str, str] | None:
@@ -184,6 +189,6 @@ def program_version(name: str) -> tuple[str, str] | None:
     path = shutil.which(name)
     if path is None:
         return None
-    told = runner.probe([path, "--version"])
-    match = re.search(r"\d+\.\d+(?:\.\d+)*", told.text)
-    return path, match[0] if told.ok and match else ""
+    done = runner.probe([path, "--version"])
+    match = re.search(r"\d+\.\d+(?:\.\d+)*", done.text)
+    return path, match[0] if done.ok and match else ""

@@ -25,7 +25,7 @@ from dca.toolchain.environments import TorchFacts
 
 __all__ = ["InspectedModule", "Inspection", "KernelFamily", "Recorded", "compare", "inspect", "schemas"]
 
-# What the readers of archives and texts say of a wheel that is damaged, encrypted or none at all.
+# What the readers of archives and texts raise for a file that is damaged, encrypted or not a wheel at all.
 DAMAGED = (*wheels.UNREADABLE, InvalidWheelFilename, InvalidRequirement, KeyError, StopIteration, ValueError)
 # Where every vLLM that has dual chunk attention keeps it, and the names that its kernels register.
 BACKEND = "attention/backends/dual_chunk_flash_attn.py"
@@ -49,7 +49,8 @@ def inspect(
         source: how the ops of a module are found; by default from the wheel's own record, else from texts in the
             module. Nothing of the wheel is run then.
         torch: an environment's torch, to check C++ ABI and symbols against.
-        asked: GPU archs whose way to run each module is told; None for those that it says it was built for.
+        asked: GPU archs for each of which it is found out how the modules run there; None for those that the wheel says
+            it was built for.
 
     Raises:
         DcaError: DCA-701 when it is no wheel, DCA-204 when there is no such file.
@@ -75,33 +76,39 @@ def _inspect(
     torch: TorchFacts | None,
     asked: tuple[str, ...] | None,
 ) -> Inspection:
+    """What is in a wheel that has been opened; the arguments are those of `inspect`."""
     name, version, _, tags = parse_wheel_filename(wheel.name)
-    members = [info for info in archive.infolist() if not info.is_dir()]
-    names = [info.filename for info in members]
-    info = next(one.split("/")[0] for one in names if one.endswith(".dist-info/METADATA"))
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    names = [member.filename for member in members]
+    info = next(path.split("/")[0] for path in names if path.endswith(".dist-info/METADATA"))
     metadata = wheels.read_metadata(archive.read(f"{info}/METADATA").decode("utf-8", "replace"))
     record, known = _record(archive, f"{info}/dca.json")
     if asked is None:
         asked = record.archs if record else ()
-    given = [source] if source else []
-    looker = Looker(schemas.first_of(*given, schemas.recorded(known), schemas.strings), torch, asked)
+    sources = [schemas.recorded(known), schemas.strings]
+    if source:
+        sources.insert(0, source)
+    looker = Looker(schemas.first_of(*sources), torch, asked)
     problems = wheels.check_names(metadata, info, wheel.name)
     problems += wheels.check_tags(archive.read(f"{info}/WHEEL").decode(), wheel.name)
     digests: dict[str, tuple[str, int]] = {}
     modules = []
-    for path in sorted({one for one in names if one.endswith(".so")}):
+    for path in sorted({path for path in names if path.endswith(".so")}):
         module, wrong = _unpacked(archive, path, looker, digests)
-        modules += [module] if module else []
+        if module:
+            modules.append(module)
         problems += wrong
-    problems += wheels.check_platform(tags, [(one.path, one.machine, one.glibc) for one in modules])
+    problems += wheels.check_platform(tags, modules)
     problems += wheels.check_record(archive, info, digests)
     problems += _torch(modules, metadata, torch)
-    problems += [f"dca.json has no entry for {one.path} as it is." for one in modules if not _is_recorded(one, record)]
-    interfaces = [one for one in names if one.endswith(f"/{INTERFACE}")]
+    problems += [
+        f"dca.json has no entry for {module.path} as it is." for module in modules if not _is_recorded(module, record)
+    ]
+    interfaces = [path for path in names if path.endswith(f"/{INTERFACE}")]
     return Inspection(
         file=wheel.name,
         bytes=wheel.stat().st_size,
-        unpacked=sum(info.file_size for info in members),
+        unpacked=sum(member.file_size for member in members),
         sha256=store.sha256_file(wheel),
         name=str(name),
         version=str(version),
@@ -112,12 +119,12 @@ def _inspect(
         asked=asked,
         modules=tuple(modules),
         cuda_libraries=tuple(
-            sorted({one for module in modules for one in module.needed if one.startswith(CUDA_LIBRARIES)})
+            sorted({library for module in modules for library in module.needed if library.startswith(CUDA_LIBRARIES)})
         ),
-        glibc=max((module.glibc for module in modules), key=_number, default=""),
+        glibc=max((module.glibc for module in modules), key=wheels.number, default=""),
         checked_with_torch=torch.version if torch else "",
-        dca_backend=any(one.endswith(f"/{BACKEND}") for one in names),
-        sparse_functions=any(SPARSE_FUNCTION in archive.read(one) for one in interfaces),
+        dca_backend=any(path.endswith(f"/{BACKEND}") for path in names),
+        sparse_functions=any(SPARSE_FUNCTION in archive.read(path) for path in interfaces),
         index_ops=_registered(modules, INDEX_OP),
         sparse_ops=_registered(modules, SPARSE_OP),
         recorded=record,
@@ -129,35 +136,42 @@ def _inspect(
 def _unpacked(
     archive: zipfile.ZipFile, path: str, looker: Looker, digests: dict[str, tuple[str, int]]
 ) -> tuple[InspectedModule | None, list[str]]:
-    """Look into one module, unpacked for as long as that takes."""
+    """Look into one module, unpacked for as long as that takes.
+
+    Args:
+        archive: the wheel.
+        path: of the module in it.
+        looker: how it is looked into.
+        digests: what `wheels.check_record` takes; the module's own is added.
+    """
     with store.scratch() as scratch:
         file = scratch / path.rsplit("/", 1)[-1]
-        seen = hashlib.sha256()
+        sha256 = hashlib.sha256()
         try:
             with archive.open(path) as stream, file.open("wb") as target:
                 while block := stream.read(1 << 20):
-                    seen.update(block)
+                    sha256.update(block)
                     target.write(block)
         except wheels.UNREADABLE as error:
             return None, [f"{path} is damaged: {error}."]
-        digests[path] = (wheels.unpadded(seen.digest()), file.stat().st_size)
-        return looker.look(path, file, seen.hexdigest(), archive.getinfo(path).compress_size)
+        digests[path] = (wheels.unpadded(sha256.digest()), file.stat().st_size)
+        return looker.look(path, file, sha256.hexdigest(), archive.getinfo(path).compress_size)
 
 
 def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[str, tuple[str, ...]]]:
     """What a wheel of this tool says of itself, and the schemas in it by the module's sha256."""
     with contextlib.suppress(*wheels.UNREADABLE, ValueError, KeyError, TypeError, AttributeError):
-        told = json.loads(archive.read(name))
-        modules = told["modules"]
+        document = json.loads(archive.read(name))
+        modules = document["modules"]
         record = Recorded(
-            recipe=told["recipe"],
-            plan=told["plan"],
-            profile=told["profile"],
-            groups=tuple(told["groups"]),
-            archs=tuple(told["archs"]),
-            cuda=told["cuda"],
-            torch=told["torch"]["version"],
-            serves=Coverage.model_validate(told["serves"]),
+            recipe=document["recipe"],
+            plan=document["plan"],
+            profile=document["profile"],
+            groups=tuple(document["groups"]),
+            archs=tuple(document["archs"]),
+            cuda=document["cuda"],
+            torch=document["torch"]["version"],
+            serves=Coverage.model_validate(document["serves"]),
             origins={module["path"]: module["origin"] for module in modules},
             hashes={module["path"]: module["sha256"] for module in modules},
             sources={name: sha256 for module in modules for name, sha256 in module["sources"].items()},
@@ -177,25 +191,22 @@ def _torch(modules: list[InspectedModule], metadata: wheels.Metadata, torch: Tor
     required = metadata.requires("torch")
     if not metadata.pins("torch"):
         return [f"its modules fit one version of torch only, but METADATA requires `{required or 'no torch'}`."]
-    specifier = next(one.specifier for one in metadata.requirements if one.name == "torch")
+    specifier = next(requirement.specifier for requirement in metadata.requirements if requirement.name == "torch")
     if torch and not specifier.contains(torch.version.split("+")[0], prereleases=True):
         return [f"METADATA requires `{required}`, and it was checked with torch {torch.version}."]
     return []
 
 
 def _registered(modules: list[InspectedModule], op: str) -> bool | None:
+    """Whether a module registers an op; None when no module told its ops."""
     if all(module.schemas is None for module in modules):
         return None
     return any(module.registers(op) for module in modules)
 
 
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")) if version else ()
-
-
-def unreached(found: Inspection) -> list[str]:
+def unreached(inspection: Inspection) -> list[str]:
     """Modules with the kernels of dual chunk attention that an arch that was asked for cannot run."""
-    holders = [module for module in found.modules if module.registers(INDEX_OP) or module.registers(SPARSE_OP)]
+    holders = [module for module in inspection.modules if module.registers(INDEX_OP) or module.registers(SPARSE_OP)]
     return [
         f"{module.path} does not run on {arch}: it holds cubins for {', '.join(module.sass) or 'nothing'}"
         f" and PTX for {', '.join(module.ptx) or 'nothing'}."

@@ -20,7 +20,7 @@ class Looker:
     Args:
         schemas: where their ops are found.
         torch: an environment's torch, whose libraries are asked for symbols.
-        asked: archs whose way to run each module is told.
+        asked: archs for each of which it is found out how a module runs there.
     """
 
     schemas: SchemaSource
@@ -44,15 +44,15 @@ class Looker:
         except (elf.ElfError, fatbin.FatbinError) as error:
             problems.append(f"{path}: {error}.")
         problems += [f"{path}: {problem}." for problem in code.problems]
-        wanted = elf.torch_symbols(library.undefined)
-        missing = self._missing(file, path, problems) if wanted else ()
+        torch_symbols = elf.torch_symbols(library.undefined)
+        missing = self._missing(file, path, problems) if torch_symbols else ()
         if self.torch and library.cxx11_abi not in (None, self.torch.cxx11_abi):
             own = "new" if library.cxx11_abi else "old"
             problems.append(f"{path} uses the {own} C++ ABI, torch {self.torch.version} the other.")
-        told = None
-        if not problems:
+        registered = None
+        if torch_symbols and not problems:
             try:
-                told = self.schemas(file, sha256) if wanted else None
+                registered = self.schemas(file, sha256)
             except DcaError as error:
                 problems.append(f"{error.what} {error.why}")
         archs = self.asked if code.sass or code.ptx else ()
@@ -69,8 +69,8 @@ class Looker:
             ptx_bytes=code.ptx_bytes,
             code_bytes=code.code_bytes,
             families=tuple(
-                KernelFamily(name=one.name, kernels=one.kernels, bytes=one.bytes, archs=one.archs)
-                for one in code.families
+                KernelFamily(name=family.name, kernels=family.kernels, bytes=family.bytes, archs=family.archs)
+                for family in code.families
             ),
             tools=code.tools,
             reached={arch: how_reached(arch, code.exact, code.exact_ptx) for arch in archs},
@@ -79,14 +79,21 @@ class Looker:
             glibc=library.glibc,
             glibcxx=library.glibcxx,
             cxx11_abi=library.cxx11_abi,
-            torch_symbols=len(wanted),
+            torch_symbols=len(torch_symbols),
             missing_symbols=missing,
-            schemas_from=told[0] if told else None,
-            schemas=told[1] if told else None,
+            schemas_from=registered[0] if registered else None,
+            schemas=registered[1] if registered else None,
         )
         return module, problems
 
     def _missing(self, file: Path, path: str, problems: list[str]) -> tuple[str, ...] | None:
+        """The torch symbols that torch does not have; None when there is no torch to ask.
+
+        Args:
+            file: where the module was unpacked.
+            path: of it in the wheel.
+            problems: of the module; one is added when any symbol is missing.
+        """
         if self.torch is None:
             return None
         missing = elf.missing_symbols(file, Path(self.torch.libraries))

@@ -46,8 +46,8 @@ def strings(file: Path, _sha256: str) -> tuple[SchemaOrigin, tuple[str, ...]] | 
     Their namespaces are not among them, nor ops that were defined without a text.
     """
     data = elf.section(file, ".rodata")
-    found = (match[1].decode() for match in _SCHEMA.finditer(data))
-    return "strings", tuple(sorted({text for text in found if _is_schema(text)}))
+    texts = (match[1].decode() for match in _SCHEMA.finditer(data))
+    return "strings", tuple(sorted({text for text in texts if _is_schema(text)}))
 
 
 def _is_schema(text: str) -> bool:
@@ -59,6 +59,6 @@ def first_of(*sources: SchemaSource) -> SchemaSource:
     """The first way that knows."""
 
     def ask(file: Path, sha256: str) -> tuple[SchemaOrigin, tuple[str, ...]] | None:
-        return next((told for source in sources if (told := source(file, sha256)) is not None), None)
+        return next((answer for source in sources if (answer := source(file, sha256)) is not None), None)
 
     return ask

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
@@ -17,30 +18,54 @@ from packaging.version import InvalidVersion, Version
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
-from dca.publish import admit, layout, pages, table
-from dca.publish.admit import Candidate, Given
+from dca.publish import admit, layout, pages
+from dca.publish.admit import Candidate, Report
 from dca.publish.place import Place, taken
-from dca.publish.table import Known, Table
+from dca.publish.records import Known, parse_record, read_records
 from dca.publish.values import Evidence, Listing, Published, Record, Settings
 from dca.trust import evidence as proof_of
 from dca.trust.signing import Signer
 
-__all__ = ["Evidence", "Listing", "Published", "Record", "gc", "listing", "publish", "remove", "unyank", "yank"]
+__all__ = [
+    "Additions",
+    "Evidence",
+    "Listing",
+    "Published",
+    "Record",
+    "gc",
+    "listing",
+    "publish",
+    "remove",
+    "unyank",
+    "yank",
+]
 
 # How often pages are made again because others published meanwhile, before it is left to them.
 ROUNDS = 20
 
 
+@dataclass(frozen=True)
+class Additions:
+    """What is published along with wheels.
+
+    Args:
+        evidence: files that say something of the wheels, beside what this tool finds out itself.
+        signers: whoever signs the evidence. A signature by others stays where it still fits, and else is taken away.
+        links_to: URL of a folder that the wheels are downloaded from, in place of the index; None leaves that as it is.
+        url: where the index is served, which the index keeps; None leaves that as it is.
+    """
+
+    evidence: Sequence[Path] = ()
+    signers: Sequence[Signer] = ()
+    links_to: str | None = None
+    url: str | None = None
+
+
+NOTHING = Additions()
+
+
 def publish(
-    wheels: Sequence[Path],
-    place: Place,
-    cache: store.Store,
-    reporter: Reporter,
-    *,
-    evidence: Sequence[Path] = (),
-    links_to: str | None = None,
-    url: str | None = None,
-    signers: Sequence[Signer] = (),
+    wheels: Sequence[Path], place: Place, cache: store.Store, reporter: Reporter, additions: Additions = NOTHING
 ) -> Published:
     """Publish wheels: all of them, or none when one is refused.
 
@@ -49,45 +74,44 @@ def publish(
         place: the index.
         cache: where `dca smoke` keeps its reports.
         reporter: who is told of progress.
-        evidence: files that say something of the wheels, beside what this tool finds out itself.
-        links_to: URL of a folder that the wheels are downloaded from, in place of the index.
-        url: where the index is served; remembered.
-        signers: whoever signs the evidence. A signature by others stays where it still fits, and else is taken away.
+        additions: what is published along with them.
 
     Raises:
         DcaError: DCA-204, 701, 901 and 907 for wheels and evidence that are not published, DCA-902 for a name that is
             taken by other bytes, DCA-904, 906 and 908 for an index that cannot be written.
     """
-    given = {path: store.sha256_file(path) for path in _files(wheels)}
-    shared = admit.share_out([admit.read_evidence(path) for path in evidence], given)
-    published = {path: _published(path, sha256, place) for path, sha256 in given.items()}
-    reporter.stage("inspect", f"{len(given)} wheel{'s' if len(given) > 1 else ''}")
+    hashes = {path: store.sha256_file(path) for path in _files(wheels)}
+    shared = admit.share_out([admit.read_evidence(path) for path in additions.evidence], hashes)
+    published = {path: _published(path, sha256, place) for path, sha256 in hashes.items()}
+    reporter.stage("inspect", f"{len(hashes)} wheel{'s' if len(hashes) > 1 else ''}")
     candidates = []
-    for number, (path, sha256) in enumerate(given.items()):
-        reporter.progress(number, len(given), path.name)
+    for number, (path, sha256) in enumerate(hashes.items()):
+        reporter.progress(number, len(hashes), path.name)
         candidates.append(admit.admit(path, sha256, shared[path], cache, published[path]))
     reporter.stage("publish", f"to {place.name}")
     with place.writing(new=True):
-        known = table.read(place)
-        _check_free(given, known)
-        ready = [_whole(one, known, shared, cache) for one in candidates]
-        was = {one.record.file: known.listed(one.record.file) for one in ready}
-        told = {one.record.file: _merged(one.record, was[one.record.file], links_to) for one in ready}
-        for one in ready:
-            told[one.record.file] = _signed(told[one.record.file], was[one.record.file], one, place, signers)
-        for number, one in enumerate(ready):
-            reporter.progress(number, len(ready), one.record.file)
-            if told[one.record.file] != was[one.record.file]:
-                _place(one, told[one.record.file], place, new=was[one.record.file] is None)
+        known = read_records(place)
+        _check_free(hashes, known)
+        ready = [_whole(candidate, known, shared, cache) for candidate in candidates]
+        before = {candidate.record.file: known.listed(candidate.record.file) for candidate in ready}
+        after = {}
+        for candidate in ready:
+            was = before[candidate.record.file]
+            merged = _merged(candidate.record, was, additions.links_to)
+            after[merged.file] = _signed(merged, was, candidate, place, additions.signers)
+        for number, (candidate, record) in enumerate(zip(ready, after.values(), strict=True)):
+            reporter.progress(number, len(ready), record.file)
+            if record != before[record.file]:
+                _place(candidate, record, place, new=before[record.file] is None)
         place.barrier()
-        known.write(new for name, new in told.items() if new != was[name])
-        settings = _settle(known, url=url)
+        known.write(record for name, record in after.items() if record != before[name])
+        settings = _settle(known, url=additions.url)
     return Published(
         index=place.name,
         url=settings.url,
-        added=tuple(told[name] for name in told if was[name] is None),
-        changed=tuple(told[name] for name in told if was[name] not in (None, told[name])),
-        unchanged=tuple(told[name] for name in told if was[name] == told[name]),
+        added=tuple(record for name, record in after.items() if before[name] is None),
+        changed=tuple(record for name, record in after.items() if before[name] not in (None, record)),
+        unchanged=tuple(record for name, record in after.items() if before[name] == record),
     )
 
 
@@ -97,7 +121,7 @@ def yank(names: Sequence[str], reason: str, place: Place) -> Published:
     Raises:
         DcaError: DCA-903 for a name that is not there.
     """
-    text = " ".join("".join(one if one.isprintable() else " " for one in reason).split())
+    text = " ".join("".join(character if character.isprintable() else " " for character in reason).split())
     return _change(names, place, lambda record: record.model_copy(update={"yanked": text}))
 
 
@@ -128,10 +152,10 @@ def remove(names: Sequence[str], place: Place) -> Published:
 def gc(place: Place) -> Published:
     """Delete what belongs to no wheel, such as what interrupted commands left, and make what is behind."""
     with place.writing():
-        known = table.read(place)
+        known = read_records(place)
         settings = _settle(known)
-        wanted = {path for record in known.records() for path in _paths(record)}
-        strays = place.strays(wanted)
+        named = {path for record in known.records() for path in _paths(record)}
+        strays = place.strays(named)
         place.delete(sorted(strays))
         place.barrier()
     return Published(index=place.name, url=settings.url, deleted=tuple(sorted(strays)), freed=sum(strays.values()))
@@ -144,7 +168,7 @@ def listing(place: Place) -> Listing:
         DcaError: DCA-904 when there is none, DCA-908 for a record that is damaged.
     """
     place.check()
-    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(table.read(place).records()))
+    return Listing(index=place.name, url=_settings(place).url, wheels=tuple(read_records(place).records()))
 
 
 def _files(wheels: Sequence[Path]) -> list[Path]:
@@ -153,16 +177,16 @@ def _files(wheels: Sequence[Path]) -> list[Path]:
     Raises:
         DcaError: DCA-204 for one that is none, DCA-902 for two of one name.
     """
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for wheel in wheels:
         if not wheel.is_file():
             raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name .whl files.")
-        other = found.setdefault(wheel.name, wheel)
+        other = by_name.setdefault(wheel.name, wheel)
         if other != wheel and not other.samefile(wheel):
             ours, theirs = store.sha256_file(wheel), store.sha256_file(other)
             if ours != theirs:
                 raise taken(wheel.name, theirs, ours)
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
@@ -175,7 +199,7 @@ def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
         # Refused by whoever looks into it.
         return None
     try:
-        record = table.parse(wheel.name, place.read(layout.record(wheel.name)))
+        record = parse_record(wheel.name, place.read(layout.record(wheel.name)))
     except FileNotFoundError:
         return None
     if record.sha256 != sha256:
@@ -190,11 +214,12 @@ def _check_free(wheels: dict[Path, str], known: Known) -> None:
         DcaError: DCA-902.
     """
     folded: dict[str, set[str]] = {}
-    for name in known.lines:
+    for name in known.kept:
         folded.setdefault(_folded(name), set()).add(name)
     for wheel, sha256 in wheels.items():
-        if wheel.name in known.lines and (theirs := known.record(wheel.name).sha256) != sha256:
-            raise taken(wheel.name, theirs, sha256)
+        kept = known.kept.get(wheel.name)
+        if kept is not None and kept.record.sha256 != sha256:
+            raise taken(wheel.name, kept.record.sha256, sha256)
         alike = folded.setdefault(_folded(wheel.name), set())
         alike.add(wheel.name)
         for other in alike - {wheel.name}:
@@ -218,11 +243,11 @@ def _folded(name: str) -> str:
     return re.sub(r"(\.0)+(?=[+-])", "", lower) if ".0+" in lower or ".0-" in lower else lower
 
 
-def _whole(one: Candidate, known: Known, shared: dict[Path, list[Given]], cache: store.Store) -> Candidate:
+def _whole(candidate: Candidate, known: Known, shared: dict[Path, list[Report]], cache: store.Store) -> Candidate:
     """A candidate that has all of its files; one that was listed a moment ago may have been removed since."""
-    if one.whole or known.listed(one.record.file):
-        return one
-    return admit.admit(one.wheel, one.record.sha256, shared[one.wheel], cache)
+    if candidate.whole or known.listed(candidate.record.file):
+        return candidate
+    return admit.admit(candidate.wheel, candidate.record.sha256, shared[candidate.wheel], cache)
 
 
 def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
@@ -230,56 +255,58 @@ def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
     links = new.links_to if links_to is None else links_to
     if was is None:
         return new.model_copy(update={"links_to": links})
-    evidence = {one.kind: one for one in (*was.evidence, *new.evidence)}
+    evidence = {proof.kind: proof for proof in (*was.evidence, *new.evidence)}
     links = was.links_to if links_to is None else links_to
     changed = {"links_to": links, "evidence": tuple(evidence[kind] for kind in sorted(evidence))}
     return was.model_copy(update=changed)
 
 
-def _signed(record: Record, was: Record | None, one: Candidate, place: Place, signers: Sequence[Signer]) -> Record:
+def _signed(
+    record: Record, was: Record | None, candidate: Candidate, place: Place, signers: Sequence[Signer]
+) -> Record:
     """A record with the envelopes around its documents; their content is put with the candidate's."""
     envelopes = {name.split(".")[0] for names in proof_of.ENVELOPES.values() for name in names}
-    proofs = {each.kind: each for each in record.evidence if each.kind not in envelopes}
-    before = {each.kind: each for each in was.evidence if each.kind not in envelopes} if was else {}
-    kept = {each.kind: each for each in record.evidence} if before == proofs else dict(proofs)
+    proofs = {proof.kind: proof for proof in record.evidence if proof.kind not in envelopes}
+    before = {proof.kind: proof for proof in was.evidence if proof.kind not in envelopes} if was else {}
+    kept = {proof.kind: proof for proof in record.evidence} if before == proofs else dict(proofs)
     contents = {
-        proof_of.BY_KIND[kind]: one.evidence.get(each.path) or place.read(each.path)
-        for kind, each in proofs.items()
+        proof_of.BY_KIND[kind]: candidate.evidence.get(proof.path) or place.read(proof.path)
+        for kind, proof in proofs.items()
         if kind in proof_of.BY_KIND and signers
     }
     for signer in signers:
         for name, content in proof_of.sign(record.file, record.sha256, contents, signer).items():
             proof = admit.placed(record.sha256, name, content, signer.says)
-            one.evidence[proof.path] = content
+            candidate.evidence[proof.path] = content
             kept[proof.kind] = proof
     return record.model_copy(update={"evidence": tuple(kept[kind] for kind in sorted(kept))})
 
 
-def _place(one: Candidate, record: Record, place: Place, *, new: bool) -> None:
+def _place(candidate: Candidate, record: Record, place: Place, *, new: bool) -> None:
     """The files that a record will name."""
     if new:
-        place.put(layout.wheel(record.file), one.wheel, record.sha256)
-        place.put(layout.metadata(record.file), one.metadata, record.metadata_sha256)
+        place.put(layout.wheel(record.file), candidate.wheel, record.sha256)
+        place.put(layout.metadata(record.file), candidate.metadata, record.metadata_sha256)
     for proof in record.evidence:
-        if proof.path in one.evidence:
-            place.put(proof.path, one.evidence[proof.path], proof.sha256)
+        if proof.path in candidate.evidence:
+            place.put(proof.path, candidate.evidence[proof.path], proof.sha256)
 
 
 def _change(
     names: Sequence[str], place: Place, change: Callable[[Record], Record], *, removed: bool = False
 ) -> Published:
     with place.writing():
-        known = table.read(place)
-        was = {record.file: record for name in names for record in _named(name, known, removed=removed)}
-        told = {name: change(record) for name, record in was.items()}
-        changed = {name: record for name, record in told.items() if record != was[name]}
+        known = read_records(place)
+        before = {record.file: record for name in names for record in _named(name, known, removed=removed)}
+        after = {name: change(record) for name, record in before.items()}
+        changed = {name: record for name, record in after.items() if record != before[name]}
         known.write(changed.values())
         settings = _settle(known)
     return Published(
         index=place.name,
         url=settings.url,
         changed=tuple(changed.values()),
-        unchanged=tuple(record for name, record in told.items() if name not in changed),
+        unchanged=tuple(record for name, record in after.items() if name not in changed),
     )
 
 
@@ -301,16 +328,16 @@ def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
     except InvalidVersion:
         version = ""
     every = [
-        each
-        for each, line in known.lines.items()
-        if each == file
-        or (version and line.version == version and (not separator or line.project == canonicalize_name(project)))
+        record
+        for record in known.records()
+        if record.file == file
+        or (version and record.version == version and (not separator or record.project == canonicalize_name(project)))
     ]
-    listed = [each for each in every if known.lines[each].state == "listed"]
-    found = listed or (every if removed else [])
-    projects = sorted({known.lines[each].project for each in found})
+    listed = [record for record in every if record.state == "listed"]
+    named = listed or (every if removed else [])
+    projects = sorted({record.project for record in named})
     if len(projects) == 1:
-        return [known.record(each) for each in sorted(found)]
+        return named
     if projects:
         raise DcaError(
             "DCA-903",
@@ -323,7 +350,7 @@ def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
         why="it was removed." if every else "",
         remedy="publish the same file again to bring it back."
         if every
-        else "name a file or a version as `dca publish --list` shows it.",
+        else "name a file or a version as `dca index list` shows it.",
     )
 
 
@@ -332,7 +359,7 @@ def _paths(record: Record) -> dict[str, str]:
     if record.state != "listed":
         return {}
     own = {layout.wheel(record.file): record.sha256, layout.metadata(record.file): record.metadata_sha256}
-    return own | {one.path: one.sha256 for one in record.evidence}
+    return own | {proof.path: proof.sha256 for proof in record.evidence}
 
 
 def _settings(place: Place) -> Settings:
@@ -355,29 +382,22 @@ def _settle(known: Known, *, url: str | None = None) -> Settings:
         settings = Settings(url=url)
         place.put_page(layout.SETTINGS, documents.dumps(settings))
     for _ in range(ROUNDS):
-        hashes = {}
-        for path, content in pages.render(known.lines, known.record, settings, known.before, place.read):
-            if content is None:
-                hashes[path] = known.before.pages[path]
-            else:
-                place.put_page(path, content)
-                hashes[path] = store.sha256_bytes(content)
+        made = pages.render(known.records(), settings)
+        for path, content in made.items():
+            place.put_page(path, content)
         place.barrier()
-        obsolete = place.pages() - set(hashes)
+        obsolete = place.pages() - set(made)
         for depth in sorted({path.count("/") for path in obsolete}):
             # First those that link to the others.
             place.delete(sorted(path for path in obsolete if path.count("/") == depth))
             place.barrier()
-        leaving = [known.record(name) for name, line in known.lines.items() if line.state == "leaving"]
-        # The line came from a cache; only a record says that its files are to go.
-        leaving = [record for record in leaving if record.state == "leaving"]
+        leaving = [record for record in known.records() if record.state == "leaving"]
         for record in leaving:
-            hashes_of = _paths(record.model_copy(update={"state": "listed"}))
-            place.delete(sorted(hashes_of), hashes_of)
+            hashes = _paths(record.model_copy(update={"state": "listed"}))
+            place.delete(sorted(hashes), hashes)
         place.barrier()
         known.write(record.model_copy(update={"state": "gone"}) for record in leaving)
-        known.before = Table(dict(known.lines), hashes, settings.url)
-        place.put_page(layout.ROWS, table.dump(known.before))
+        place.put_page(layout.SUMS, known.sums())
         place.barrier()
         if place.alone or not known.refresh():
             break

@@ -18,7 +18,8 @@ from dca import inspection
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection
-from dca.publish import layout, table
+from dca.publish import layout
+from dca.publish.records import reason
 from dca.publish.values import Evidence, Record
 from dca.smoke.values import Smoke
 from dca.trust import evidence
@@ -29,8 +30,8 @@ INSPECTION, SMOKE = "inspection", "smoke"
 
 
 @dataclass(frozen=True)
-class Given:
-    """Evidence that the user names.
+class Report:
+    """A file that says something of a wheel, and what this tool reads in it.
 
     Args:
         kind: of it.
@@ -65,7 +66,7 @@ class Candidate:
     whole: bool
 
 
-def read_evidence(path: Path) -> Given:
+def read_evidence(path: Path) -> Report:
     """A file that says something of a wheel.
 
     Raises:
@@ -85,62 +86,67 @@ def read_evidence(path: Path) -> Given:
     kind = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-") or "evidence"
     suffix = re.sub(r"[^A-Za-z0-9.]+", "", dot + rest) or ".txt"
     try:
-        told = json.loads(content)
-        schema = told.get("schema") if isinstance(told, dict) else None
+        document = json.loads(content)
+        schema = document.get("schema") if isinstance(document, dict) else None
     except (ValueError, RecursionError):
         schema = None
     if schema == Smoke.SCHEMA:
         smoke = documents.read(Smoke, path)
-        return Given(path, content, SMOKE, ".json", _smoke(smoke), smoke.sha256)
+        return Report(path, content, SMOKE, ".json", _smoke(smoke), smoke.sha256)
     if schema == Inspection.SCHEMA:
-        found = documents.read(Inspection, path)
-        return Given(path, content, INSPECTION, ".json", _inspected(found), found.sha256)
-    return Given(path, content, kind, suffix, "", "")
+        inspected = documents.read(Inspection, path)
+        return Report(path, content, INSPECTION, ".json", _inspected(inspected), inspected.sha256)
+    return Report(path, content, kind, suffix, "", "")
 
 
-def share_out(given: Sequence[Given], wheels: dict[Path, str]) -> dict[Path, list[Given]]:
+def share_out(reports: Sequence[Report], wheels: dict[Path, str]) -> dict[Path, list[Report]]:
     """Which evidence is of which wheel.
 
     Args:
-        given: the evidence.
+        reports: the evidence.
         wheels: sha256 of the wheels by path.
 
     Raises:
-        DcaError: DCA-205, when evidence is of another wheel, or does not say which of several it is of.
+        DcaError: DCA-907, when evidence is of another wheel, or does not say which of several it is of.
     """
-    shared: dict[Path, list[Given]] = {wheel: [] for wheel in wheels}
-    for one in given:
-        named = {one.sha256} if one.sha256 else {sha for sha in wheels.values() if sha.encode() in one.content}
-        owners = [wheel for wheel, sha in wheels.items() if sha in named]
+    shared: dict[Path, list[Report]] = {wheel: [] for wheel in wheels}
+    for report in reports:
+        if report.sha256:
+            named = {report.sha256}
+        else:
+            named = {sha256 for sha256 in wheels.values() if sha256.encode() in report.content}
+        owners = [wheel for wheel, sha256 in wheels.items() if sha256 in named]
         if not owners and not named and len(wheels) == 1:
             owners = list(wheels)
         if not owners:
             raise DcaError(
                 "DCA-907",
-                f"--evidence: {one.path} does not belong to a wheel that is named.",
-                why=f"it is of the wheel with sha256 {one.sha256}." if one.sha256 else "it names the sha256 of none.",
+                f"--evidence: {report.path} does not belong to a wheel that is named.",
+                why=f"it is of the wheel with sha256 {report.sha256}."
+                if report.sha256
+                else "it names the sha256 of none.",
                 remedy="publish one wheel at a time with its evidence, or make the evidence again for this wheel.",
             )
         for wheel in owners:
-            if any(other.kind == one.kind for other in shared[wheel]):
+            if any(other.kind == report.kind for other in shared[wheel]):
                 raise DcaError(
                     "DCA-907",
-                    f"{wheel.name} is given evidence of the kind `{one.kind}` twice.",
+                    f"{wheel.name} is given evidence of the kind `{report.kind}` twice.",
                     remedy="name one file of a kind, or rename one of them: the kind is the beginning of its name.",
                 )
-            shared[wheel].append(one)
+            shared[wheel].append(report)
     return shared
 
 
 def admit(
-    wheel: Path, sha256: str, given: Sequence[Given], cache: store.Store, published: Record | None = None
+    wheel: Path, sha256: str, reports: Sequence[Report], cache: store.Store, published: Record | None = None
 ) -> Candidate:
     """A wheel that may be published, with its record.
 
     Args:
         wheel: the file.
         sha256: of it.
-        given: evidence that the user names.
+        reports: evidence that the user names.
         cache: where `dca smoke` keeps its reports.
         published: its record where the same bytes are published already: it is not looked into again then.
 
@@ -154,28 +160,29 @@ def admit(
     if published is not None:
         record, metadata = published, b""
     else:
-        found = inspection.inspect(wheel, asked=None)
-        _refuse(wheel, found, sha256)
+        inspected = inspection.inspect(wheel, asked=None)
+        _refuse(wheel, inspected, sha256)
         metadata = _metadata(wheel)
-        record = _record(found, store.sha256_bytes(metadata))
-        texts[INSPECTION + ".json"] = (documents.dumps(found), _inspected(found))
+        record = _record(inspected, store.sha256_bytes(metadata))
+        texts[INSPECTION + ".json"] = (documents.dumps(inspected), _inspected(inspected))
     own = evidence.collect(wheel, sha256, cache)
     if kept := _kept_smoke(own, sha256):
         # Also where another report is given: nothing says that it is the newer one.
         _refuse_failed(wheel, documents.parse(Smoke, kept.content, kept.path), kept.path)
-        given = [*given, *([] if any(one.kind == SMOKE for one in given) else [kept])]
+        if not any(report.kind == SMOKE for report in reports):
+            reports = [*reports, kept]
     # What was published with it stays: the same wheel, made at another time, has another provenance.
-    there = {one.kind for one in record.evidence} | {one.kind for one in given}
+    kinds = {proof.kind for proof in record.evidence} | {report.kind for report in reports}
     texts |= {
         name: (own[name], says)
         for name, says in ((evidence.SBOM, "CycloneDX"), (evidence.PROVENANCE, "SLSA v1"))
-        if name in own and name.split(".")[0] not in there
+        if name in own and name.split(".")[0] not in kinds
     }
-    for one in given:
-        if one.kind == SMOKE:
-            _refuse_failed(wheel, documents.parse(Smoke, one.content, one.path), one.path)
-        texts[one.kind + one.suffix] = (one.content, one.says)
-    proofs = {one.kind: one for one in record.evidence}
+    for report in reports:
+        if report.kind == SMOKE:
+            _refuse_failed(wheel, documents.parse(Smoke, report.content, report.path), report.path)
+        texts[report.kind + report.suffix] = (report.content, report.says)
+    proofs = {proof.kind: proof for proof in record.evidence}
     contents: dict[str, bytes] = {}
     for name, (content, says) in texts.items():
         proof = placed(sha256, name, content, says)
@@ -193,23 +200,23 @@ def placed(wheel: str, name: str, content: bytes, says: str) -> Evidence:
     return Evidence(kind=kind, path=path, sha256=sha256, bytes=len(content), says=says)
 
 
-def _refuse(wheel: Path, found: Inspection, sha256: str) -> None:
+def _refuse(wheel: Path, inspected: Inspection, sha256: str) -> None:
     """Refuse a wheel that must not be published.
 
     Raises:
         DcaError: DCA-901.
     """
-    problems = list(found.problems)
-    if found.sha256 != sha256:
+    problems = list(inspected.problems)
+    if inspected.sha256 != sha256:
         problems.append("the file was changed while it was looked at.")
     try:
-        SpecifierSet(found.requires_python)
+        SpecifierSet(inspected.requires_python)
     except InvalidSpecifier as error:
         problems.append(f"METADATA's Requires-Python is none: {error}.")
-    local = _segments(found.version)
+    local = _segments(inspected.version)
     named = _cuda_in(local)
-    if found.recorded and named and found.recorded.cuda and named != found.recorded.cuda:
-        problems.append(f"its version names CUDA {named}, its record {found.recorded.cuda}.")
+    if inspected.recorded and named and inspected.recorded.cuda and named != inspected.recorded.cuda:
+        problems.append(f"its version names CUDA {named}, its record {inspected.recorded.cuda}.")
     if "dirty" in local:
         raise DcaError(
             "DCA-901",
@@ -238,7 +245,7 @@ def _refuse_failed(wheel: Path, smoke: Smoke, path: Path) -> None:
         )
 
 
-def _kept_smoke(own: dict[str, bytes], sha256: str) -> Given | None:
+def _kept_smoke(own: dict[str, bytes], sha256: str) -> Report | None:
     """The report of a `dca smoke` of this wheel that failed, else of the last whole one."""
     path = Path(evidence.SMOKE)
     try:
@@ -250,7 +257,7 @@ def _kept_smoke(own: dict[str, bytes], sha256: str) -> Given | None:
     # The commands that repeat its cases name this machine's folders, which are nobody else's concern.
     cases = tuple(case.model_copy(update={"repeat": ""}) for case in smoke.cases)
     smoke = smoke.model_copy(update={"cases": cases})
-    return Given(path, documents.dumps(smoke), SMOKE, ".json", _smoke(smoke), sha256)
+    return Report(path, documents.dumps(smoke), SMOKE, ".json", _smoke(smoke), sha256)
 
 
 def _smoke(smoke: Smoke) -> str:
@@ -259,43 +266,43 @@ def _smoke(smoke: Smoke) -> str:
     return f"{smoke.level}: {passed} of {len(cases)} cases passed" + (", not all were run" if smoke.partial else "")
 
 
-def _inspected(found: Inspection) -> str:
-    return f"{len(found.problems)} problems" if found.problems else "nothing wrong found"
+def _inspected(inspected: Inspection) -> str:
+    return f"{len(inspected.problems)} problems" if inspected.problems else "nothing wrong found"
 
 
-def _record(found: Inspection, metadata_sha256: str) -> Record:
+def _record(inspected: Inspection, metadata_sha256: str) -> Record:
     """The record of a wheel, without its evidence.
 
     Raises:
         DcaError: DCA-901 when the wheel says something of itself that cannot be.
     """
     try:
-        return _filled(found, metadata_sha256)
+        return _filled(inspected, metadata_sha256)
     except ValidationError as error:
         raise DcaError(
             "DCA-901",
-            f"{found.file} is not published: what it says of itself cannot be.",
-            why=table.why(error),
+            f"{inspected.file} is not published: what it says of itself cannot be.",
+            why=reason(error),
             remedy="build it again; `dca inspect` shows what it says.",
         ) from None
 
 
-def _filled(found: Inspection, metadata_sha256: str) -> Record:
-    own = found.recorded
-    archs = own.archs if own else tuple(sorted({arch for module in found.modules for arch in module.sass}, key=_number))
+def _filled(inspected: Inspection, metadata_sha256: str) -> Record:
+    own = inspected.recorded
+    archs = {arch for module in inspected.modules for arch in module.sass}
     return Record(
-        file=found.file,
-        sha256=found.sha256,
-        bytes=found.bytes,
+        file=inspected.file,
+        sha256=inspected.sha256,
+        bytes=inspected.bytes,
         published=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        project=found.name,
-        version=found.version,
-        requires_python=found.requires_python,
+        project=inspected.name,
+        version=inspected.version,
+        requires_python=inspected.requires_python,
         metadata_sha256=metadata_sha256,
-        tags=found.tags,
-        cuda=(own.cuda if own else "") or _cuda_in(_segments(found.version)),
-        archs=archs,
-        torch=found.torch.removeprefix("torch").removeprefix("=="),
+        tags=inspected.tags,
+        cuda=(own.cuda if own else "") or _cuda_in(_segments(inspected.version)),
+        archs=own.archs if own else tuple(sorted(archs, key=_number)),
+        torch=inspected.torch.removeprefix("torch").removeprefix("=="),
         recipe=own.recipe if own else "",
     )
 
@@ -318,5 +325,5 @@ def _cuda_in(local: list[str]) -> str:
 
 def _metadata(wheel: Path) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
-        name = next(one for one in archive.namelist() if one.endswith(".dist-info/METADATA"))
+        name = next(member for member in archive.namelist() if member.endswith(".dist-info/METADATA"))
         return archive.read(name)

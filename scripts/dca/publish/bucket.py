@@ -47,11 +47,11 @@ class Bucket:
     alone = False
 
     def __init__(self, url: str, endpoint: str | None = None) -> None:
-        told = urlsplit(url)
-        if told.scheme != "s3" or not told.netloc or told.query or told.fragment or "@" in told.netloc:
+        parts = urlsplit(url)
+        if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
             raise DcaError("DCA-201", f"--s3 {url} is not a bucket.", remedy="write it as s3://bucket/prefix.")
         self.name = url.rstrip("/")
-        self._bucket, self._prefix = told.netloc, f"{told.path.strip('/')}/".lstrip("/")
+        self._bucket, self._prefix = parts.netloc, f"{parts.path.strip('/')}/".lstrip("/")
         self._client = _client(endpoint)
 
     @contextlib.contextmanager
@@ -87,8 +87,8 @@ class Bucket:
     def signatures(self) -> dict[str, str]:
         """The records by their entity tags."""
         with _told(self.name):
-            found = {path: one["ETag"] for path, one in self._list(f"{layout.RECORDS}/")}
-        names = {path.removeprefix(f"{layout.RECORDS}/"): tag for path, tag in found.items()}
+            tags = {path: item["ETag"] for path, item in self._list(f"{layout.RECORDS}/")}
+        names = {path.removeprefix(f"{layout.RECORDS}/"): tag for path, tag in tags.items()}
         return {name.removesuffix(".json"): tag for name, tag in names.items() if name.endswith(".whl.json")}
 
     def pages(self) -> set[str]:
@@ -97,25 +97,25 @@ class Bucket:
             tops = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
             )
-            found: set[str] = set()
+            paths: set[str] = set()
             for page in tops:
-                for one in page.get("CommonPrefixes", []):
-                    view = one["Prefix"].removeprefix(self._prefix)
+                for folder in page.get("CommonPrefixes", []):
+                    view = folder["Prefix"].removeprefix(self._prefix)
                     if layout.VIEW.fullmatch(view.rstrip("/")):
-                        found |= {path for path, _ in self._list(view) if layout.is_plain(path)}
-                keys = {one["Key"].removeprefix(self._prefix) for one in page.get("Contents", [])}
-                found |= keys & {layout.FRONT, layout.AS_IT_IS}
-            return found
+                        paths |= {path for path, _ in self._list(view) if layout.is_plain(path)}
+                keys = {item["Key"].removeprefix(self._prefix) for item in page.get("Contents", [])}
+                paths |= keys & {layout.FRONT, layout.AS_IT_IS}
+            return paths
 
     def strays(self, wanted: set[str]) -> dict[str, int]:
         """Files that belong to no wheel, and were not just put there by somebody else."""
         before = datetime.now(timezone.utc) - GRACE
         with _told(self.name):
             return {
-                path: one["Size"]
-                for top in (layout.FILES, layout.EVIDENCE)
-                for path, one in self._list(f"{top}/")
-                if path not in wanted and one["LastModified"] < before and layout.is_plain(path)
+                path: item["Size"]
+                for prefix in (f"{layout.FILES}/", f"{layout.EVIDENCE}/", layout.ROWS)
+                for path, item in self._list(prefix)
+                if path not in wanted and item["LastModified"] < before and layout.is_plain(path)
             }
 
     def read(self, path: str) -> bytes:
@@ -180,8 +180,8 @@ class Bucket:
     def _list(self, below: str) -> Iterator[tuple[str, Any]]:
         paginator = self._client.get_paginator("list_objects_v2")
         for page in paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + below):
-            for one in page.get("Contents", []):
-                yield one["Key"].removeprefix(self._prefix), one
+            for item in page.get("Contents", []):
+                yield item["Key"].removeprefix(self._prefix), item
 
     def _there(self, path: str) -> bool:
         try:
@@ -195,12 +195,12 @@ class Bucket:
     def _sha256(self, path: str) -> str | None:
         """The hash of a file that is there: what was said when it was put, else that of its bytes."""
         try:
-            told = self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
+            head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
         except _errors() as error:
             if _code(error) in NOT_THERE:
                 return None
             raise
-        if value := told.get("Metadata", {}).get("sha256"):
+        if value := head.get("Metadata", {}).get("sha256"):
             return str(value)
         seen = hashlib.sha256()
         body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + path)["Body"]

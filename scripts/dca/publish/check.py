@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -13,8 +14,9 @@ from dca.foundation import documents, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.inspection.archive import UNREADABLE
-from dca.publish import layout, pages, table
+from dca.publish import layout, pages
 from dca.publish.folder import to_read
+from dca.publish.records import parse_record, sums
 from dca.publish.values import Record, Settings
 
 # Every hash that is looked at is kept for the time of one check: a wheel of 800 MB is read once.
@@ -64,9 +66,9 @@ def check(root: Path) -> Checked:
     behind: list[str] = []
     hashes: Hashes = {}
     records = _records(root, wrong)
-    listed = [one for one in records if one.state == "listed"]
-    for one in listed:
-        wrong += _wheel(root, one, hashes)
+    listed = [record for record in records if record.state == "listed"]
+    for record in listed:
+        wrong += _wheel(root, record, hashes)
     for page in sorted(root.rglob(layout.HTML)) + sorted(root.rglob(layout.JSON)):
         place = page.relative_to(root)
         # A link is no plain file, which is said below.
@@ -74,9 +76,9 @@ def check(root: Path) -> Checked:
             wrong += [f"{layout.shown(place.as_posix())}: {problem}." for problem in _page(page, root, hashes)]
     behind += _differences(root, records)
     behind += _changed_records(root)
-    known = {path for one in listed for path in (layout.wheel(one.file), layout.metadata(one.file))}
-    known |= {proof.path for one in listed for proof in one.evidence}
-    known |= {layout.record(one.file) for one in records}
+    known = {path for record in listed for path in (layout.wheel(record.file), layout.metadata(record.file))}
+    known |= {proof.path for record in listed for proof in record.evidence}
+    known |= {layout.record(record.file) for record in records}
     files = 0
     for relative, path in store.walk(root):
         files += 1
@@ -89,30 +91,30 @@ def check(root: Path) -> Checked:
 
 def _records(root: Path, wrong: list[str]) -> list[Record]:
     """The records that can be read; what is wrong with the others is added to `wrong`."""
-    found = []
+    records = []
     for path in sorted((root / layout.RECORDS).glob("*.json")):
         try:
             if path.is_symlink():
                 # Said where all files are looked at.
                 continue
             content = path.read_bytes()
-            record = table.parse(path.name.removesuffix(".json"), content)
+            record = parse_record(path.name.removesuffix(".json"), content)
         except DcaError as error:
             wrong.append(f"{error.what} {error.why}")
             continue
         if documents.dumps(record) != content:
             wrong.append(f"{layout.RECORDS}/{path.name} is not as this tool writes it.")
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
-def _wheel(root: Path, one: Record, hashes: Hashes) -> Iterator[str]:
+def _wheel(root: Path, record: Record, hashes: Hashes) -> Iterator[str]:
     """What is wrong with a wheel's files."""
-    path = root / layout.wheel(one.file)
-    wanted = [(layout.wheel(one.file), one.sha256, one.bytes)]
-    wanted += [(proof.path, proof.sha256, proof.bytes) for proof in one.evidence]
-    wanted.append((layout.metadata(one.file), one.metadata_sha256, -1))
-    for relative, sha256, size in wanted:
+    path = root / layout.wheel(record.file)
+    named = [(layout.wheel(record.file), record.sha256, record.bytes)]
+    named += [(proof.path, proof.sha256, proof.bytes) for proof in record.evidence]
+    named.append((layout.metadata(record.file), record.metadata_sha256, -1))
+    for relative, sha256, size in named:
         try:
             file = to_read(root, relative)
         except DcaError as error:
@@ -120,16 +122,16 @@ def _wheel(root: Path, one: Record, hashes: Hashes) -> Iterator[str]:
             continue
         if not file.is_file():
             yield f"{relative} is missing."
-        elif (found := _hash(file, hashes)) != sha256 or size not in (-1, file.stat().st_size):
-            yield f"{relative} has sha256 {found}; by its record it is {sha256}."
-    if path.is_file() and hashes.get(path) == one.sha256:
+        elif (actual := _hash(file, hashes)) != sha256 or size not in (-1, file.stat().st_size):
+            yield f"{relative} has sha256 {actual}; by its record it is {sha256}."
+    if path.is_file() and hashes.get(path) == record.sha256:
         try:
             with zipfile.ZipFile(path) as archive:
-                names = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
-                if [store.sha256_bytes(archive.read(name)) for name in names[:1]] != [one.metadata_sha256]:
-                    yield f"{layout.metadata(one.file)} is not the METADATA inside of the wheel."
+                names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+                if [store.sha256_bytes(archive.read(name)) for name in names[:1]] != [record.metadata_sha256]:
+                    yield f"{layout.metadata(record.file)} is not the METADATA inside of the wheel."
         except UNREADABLE as error:
-            yield f"{layout.wheel(one.file)} is not a wheel: {str(error)!a}."
+            yield f"{layout.wheel(record.file)} is not a wheel: {str(error)!a}."
 
 
 def _differences(root: Path, records: list[Record]) -> Iterator[str]:
@@ -141,7 +143,7 @@ def _differences(root: Path, records: list[Record]) -> Iterator[str]:
     except DcaError as error:
         yield f"{layout.SETTINGS} cannot be read: {error.why}."
         settings = Settings()
-    made = pages.render_all(records, settings)
+    made = pages.render(records, settings)
     for path, content in made.items():
         file = root / path
         if not file.is_file() or file.is_symlink():
@@ -157,14 +159,21 @@ def _differences(root: Path, records: list[Record]) -> Iterator[str]:
 
 def _changed_records(root: Path) -> Iterator[str]:
     """Records that are not those that the last command knew: pages do not show all that a record says."""
-    cache = root / layout.ROWS
-    content = cache.read_bytes() if cache.is_file() else b""
-    if not table.intact(content):
-        yield f"{layout.ROWS} is missing or damaged; the next command makes it again."
-    for name, line in table.load(content).lines.items():
-        record = root / layout.record(name)
-        if not record.is_file() or record.is_symlink() or store.sha256_file(record) != line.sha256:
-            yield f"{layout.record(name)} is not what it was when the pages were made."
+    file = root / layout.SUMS
+    if not file.is_file() or file.is_symlink():
+        # An earlier version wrote something else, which nobody compares any more.
+        if not (root / layout.ROWS).is_file():
+            yield f"{layout.SUMS} is missing; the next command makes it again."
+        return
+    content = file.read_bytes()
+    then = {path: sha256 for sha256, path in re.findall(r"(.{64})  (.+)\n", content.decode(errors="replace"))}
+    if sums(then) != content:
+        yield f"{layout.SUMS} is damaged; the next command makes it again."
+    paths = [path for path in (root / layout.RECORDS).glob("*.whl.json") if path.is_file() and not path.is_symlink()]
+    now = {f"{layout.RECORDS}/{path.name}": store.sha256_file(path) for path in paths}
+    for path in sorted(then.keys() | now.keys()):
+        if then.get(path) != now.get(path):
+            yield f"{layout.shown(path)} is not what it was when the pages were made."
 
 
 def _page(page: Path, root: Path, hashes: Hashes) -> Iterator[str]:
@@ -178,23 +187,23 @@ def _page(page: Path, root: Path, hashes: Hashes) -> Iterator[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         yield f"it cannot be read: {str(error)!a}"
         return
-    for (url, wanted, metadata), (told, path) in zip(links, paths, strict=True):
-        if told.scheme or told.netloc:
+    for (url, sha256, metadata), (parts, path) in zip(links, paths, strict=True):
+        if parts.scheme or parts.netloc:
             # A release elsewhere; its bytes are not here to be looked at.
-            if told.scheme not in ("http", "https"):
+            if parts.scheme not in ("http", "https"):
                 yield f"it links to {url!a}, which is neither in the index nor at an http or https URL"
             continue
         target = page.parent / path
         if not target.resolve().is_relative_to(root.resolve()):
             yield f"it links out of the index, to {url!a}"
-        elif told.path.endswith("/"):
+        elif parts.path.endswith("/"):
             if not (target / layout.HTML).is_file():
                 yield f"it links to {url!a}, where there is no page"
         elif not target.is_file():
             yield f"it links to {url!a}, which is not there"
         else:
             beside = target.with_name(target.name + ".metadata")
-            if wanted and _hash(target, hashes) != wanted:
+            if sha256 and _hash(target, hashes) != sha256:
                 yield f"it names another sha256 for {target.name}"
             if metadata and (not beside.is_file() or _hash(beside, hashes) != metadata):
                 yield f"it names another sha256 for {beside.name}"
@@ -202,12 +211,12 @@ def _page(page: Path, root: Path, hashes: Hashes) -> Iterator[str]:
 
 def _json_links(text: str) -> Iterator[tuple[str, str, str]]:
     """URL, sha256 of the file and of its METADATA, of everything that a JSON page links to."""
-    told = json.loads(text)
-    if told["meta"]["api-version"] != pages.JSON_VERSION:
+    page = json.loads(text)
+    if page["meta"]["api-version"] != pages.JSON_VERSION:
         raise ValueError("its version is another")
-    for project in told.get("projects", []):
+    for project in page.get("projects", []):
         yield f"{project['name']}/", "", ""
-    for file in told.get("files", []):
+    for file in page.get("files", []):
         if file["url"].rsplit("/", 1)[-1] != layout.url(file["filename"]):
             raise ValueError(f"{file['filename']} is linked as {file['url']}")
         yield file["url"], file["hashes"]["sha256"], file["core-metadata"]["sha256"]

@@ -75,12 +75,12 @@ class Folder:
             DcaError: DCA-904.
         """
         if not (self.root / layout.SETTINGS).is_file():
-            there = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+            names = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
             raise DcaError(
                 "DCA-904",
                 f"{self.root} is not an index that this tool made.",
                 why=f"it has no {layout.SETTINGS}"
-                + (f", and holds {', '.join(there[:3])}." if there else "; it is empty or not there."),
+                + (f", and holds {', '.join(names[:3])}." if names else "; it is empty or not there."),
                 remedy="name the folder of an index; to publish, an empty one or one that does not exist yet.",
             )
 
@@ -107,32 +107,34 @@ class Folder:
 
     def signatures(self) -> dict[str, str]:
         """The records; a signature is told by the file system alone."""
-        found = {}
+        signatures = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root / layout.RECORDS) as entries:
             for entry in entries:
                 if entry.name.endswith(".whl.json"):
                     # A link is refused when it is read; a broken one hides none of the others.
-                    found[entry.name.removesuffix(".json")] = _signature(entry.stat(follow_symlinks=False))
-        return found
+                    signatures[entry.name.removesuffix(".json")] = _signature(entry.stat(follow_symlinks=False))
+        return signatures
 
     def pages(self) -> set[str]:
         """The pages: those of all views, and the page for people."""
-        found = {name for name in (layout.FRONT, layout.AS_IT_IS) if (self.root / name).is_file()}
+        paths = {name for name in (layout.FRONT, layout.AS_IT_IS) if (self.root / name).is_file()}
         for view in self.root.iterdir():
             if layout.VIEW.fullmatch(view.name) and view.is_dir() and not view.is_symlink():
-                found |= {f"{view.name}/{relative}" for relative, _ in store.walk(view) if layout.is_plain(relative)}
-        return found
+                paths |= {f"{view.name}/{relative}" for relative, _ in store.walk(view) if layout.is_plain(relative)}
+        return paths
 
     def strays(self, wanted: set[str]) -> dict[str, int]:
         """Files that belong to no wheel; in a folder behind a link, nobody knows whose they are."""
-        found = {}
+        sizes = {}
         for top in (layout.FILES, layout.EVIDENCE):
             if (self.root / top).is_dir() and not (self.root / top).is_symlink():
                 for relative, path in store.walk(self.root / top):
                     # Not a name that no message could show; `dca verify` of the index reports it.
                     if f"{top}/{relative}" not in wanted and layout.is_plain(relative):
-                        found[f"{top}/{relative}"] = path.lstat().st_size
-        return found
+                        sizes[f"{top}/{relative}"] = path.lstat().st_size
+        if (self.root / layout.ROWS).is_file():
+            sizes[layout.ROWS] = (self.root / layout.ROWS).lstat().st_size
+        return sizes
 
     def read(self, path: str) -> bytes:
         """A file's content."""
@@ -152,11 +154,11 @@ class Folder:
                 part.chmod(0o644)
             _sync(part)
             # Of a link the bytes may have been changed since they were looked at.
-            if (found := store.sha256_file(part)) != sha256:
+            if (afterwards := store.sha256_file(part)) != sha256:
                 raise DcaError(
                     "DCA-901",
                     f"{content.name} was changed while it was being published; it was not published.",
-                    why=f"sha256 before {sha256},\nafterwards {found}.",
+                    why=f"sha256 before {sha256},\nafterwards {afterwards}.",
                     remedy="wait until whatever writes it is done, and run the command again.",
                 )
             self._move(part, target)
@@ -187,8 +189,8 @@ class Folder:
         files = [to_write(self.root, path) for path in paths]
         for path, file in zip(paths, files, strict=True):
             if (self.root / path.split("/")[0]).is_symlink() and "/" in path and file.is_file():
-                wanted = (hashes or {}).get(path)
-                if file.is_symlink() or wanted is None or store.sha256_file(file) != wanted:
+                sha256 = (hashes or {}).get(path)
+                if file.is_symlink() or sha256 is None or store.sha256_file(file) != sha256:
                     raise DcaError(
                         "DCA-904",
                         f"{path} was not deleted: another file is in its place.",
@@ -265,21 +267,21 @@ def linked(root: Path, path: str, why: str = "") -> DcaError:
 
 def _make(folder: Path) -> None:
     """A folder that the web server may read, whatever this user's umask is."""
-    for each in [*reversed(folder.parents), folder]:
-        if not each.is_dir():
-            each.mkdir(exist_ok=True)
-            each.chmod(0o755)
+    for path in [*reversed(folder.parents), folder]:
+        if not path.is_dir():
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)
 
 
-def _signature(told: os.stat_result) -> str:
-    return f"{told.st_ino} {told.st_size} {told.st_mtime_ns} {told.st_ctime_ns}"
+def _signature(status: os.stat_result) -> str:
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _linked(source: Path, part: Path) -> bool:
     """Whether a file could be linked in the place of `part`: on one file system no byte of a wheel is copied."""
-    told = source.stat()
+    status = source.stat()
     # A link shares its owner and mode, and the web server must be able to read it.
-    if told.st_uid != os.geteuid() or stat.S_IMODE(told.st_mode) != 0o644:
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) != 0o644:
         return False
     link = part.with_name(f"{part.name}.link")
     try:

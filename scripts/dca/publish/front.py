@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.tags import Tag, parse_tag
 
 from dca.publish import layout
-from dca.publish.table import Line
 from dca.publish.values import Record, Settings
 from dca.trust import evidence as proof_of
 
@@ -33,54 +33,51 @@ ENVELOPES = {
 }
 
 
-def order(lines: Mapping[str, Line]) -> list[str]:
-    """The wheels that the page shows, the newest first."""
-    listed = ((line.published, name) for name, line in lines.items() if line.state == "listed")
-    return [name for _, name in sorted(listed, reverse=True)]
+def page(listed: Sequence[Record], settings: Settings) -> bytes:
+    """The page for people, with the newest wheels first.
 
-
-def frame(listed: Sequence[Line], settings: Settings) -> tuple[str, str]:
-    """What comes before the first wheel of the page, and after the last."""
-    views: dict[str, int] = {}
-    for one in listed:
-        if one.view:
-            views[one.view] = views.get(one.view, 0) + 1
-    page = _template(TEMPLATE).render(
+    Args:
+        listed: the records of the wheels that it shows.
+        settings: of the index.
+    """
+    views = Counter(record.view for record in listed if record.view)
+    frame = _template(TEMPLATE).render(
         count=len(listed),
-        views=sorted((view, f"{view[2:-1]}.{view[-1]}", count) for view, count in views.items()),
-        projects=sorted({one.project for one in listed}),
+        views=[(view, f"{view[2:-1]}.{view[-1]}", count) for view, count in sorted(views.items())],
+        projects=sorted({record.project for record in listed}),
         url=settings.url,
         unknown=UNKNOWN_URL,
     )
-    head, _, foot = page.partition(WHEELS)
-    return head, foot
+    head, _, foot = frame.partition(WHEELS)
+    newest_first = sorted(listed, key=lambda record: (record.published, record.file), reverse=True)
+    return (head + "\n".join(_article(record, settings) for record in newest_first) + foot).encode()
 
 
-def article(one: Record, settings: Settings) -> str:
+def _article(record: Record, settings: Settings) -> str:
     """A wheel as the page shows it, in one line."""
-    index = f"{settings.url or UNKNOWN_URL}{one.view or layout.ALL}/"
-    wanted = f"echo '{one.project}=={one.version} --hash=sha256:{one.sha256}' |"
+    index = f"{settings.url or UNKNOWN_URL}{record.view or layout.ALL}/"
+    requirement = f"echo '{record.project}=={record.version} --hash=sha256:{record.sha256}' |"
     options = f"--no-deps --require-hashes --index-url {index}"
     place = {kind: number for number, kind in enumerate(FIRST)}
-    python, platform = tags(one.tags)
+    python, platform = tags(record.tags)
     facts = (
-        ("CUDA", one.cuda),
-        ("archs", ", ".join(f"sm_{arch.replace('.', '')}" for arch in one.archs)),
-        ("torch", one.torch),
-        ("Python", one.requires_python or python),
+        ("CUDA", record.cuda),
+        ("archs", ", ".join(f"sm_{arch.replace('.', '')}" for arch in record.archs)),
+        ("torch", record.torch),
+        ("Python", record.requires_python or python),
         ("platform", platform),
-        ("size", size(one.bytes)),
-        ("published", one.published[:10]),
+        ("size", size(record.bytes)),
+        ("published", record.published[:10]),
     )
     text = _template(ARTICLE).render(
-        one=one,
-        link=(one.links_to + layout.url(one.file)) if one.links_to else layout.url(layout.wheel(one.file)),
+        one=record,
+        link=(record.links_to + layout.url(record.file)) if record.links_to else layout.url(layout.wheel(record.file)),
         facts=[fact for fact in facts if fact[1]],
-        uv=f"{wanted} uv pip install {options} -r -",
-        pip=f"{wanted} pip install {options} -r /dev/stdin",
+        uv=f"{requirement} uv pip install {options} -r -",
+        pip=f"{requirement} pip install {options} -r /dev/stdin",
         evidence=[
             (layout.url(proof.path), ENVELOPES.get(proof.kind, proof.kind), proof.says)
-            for proof in sorted(one.evidence, key=lambda proof: (place.get(proof.kind, len(place)), proof.kind))
+            for proof in sorted(record.evidence, key=lambda proof: (place.get(proof.kind, len(place)), proof.kind))
         ],
     )
     return " ".join(text.split())
@@ -103,11 +100,11 @@ def size(count: int) -> str:
 
 def tags(given: Sequence[str]) -> tuple[str, str]:
     """The Python and the platform of a wheel's tags, in words."""
-    found: list[Tag] = sorted({tag for text in given for tag in parse_tag(text)}, key=str)
-    pythons = sorted({tag.interpreter for tag in found})
-    abi3 = any(tag.abi == "abi3" for tag in found)
+    parsed: list[Tag] = sorted({tag for text in given for tag in parse_tag(text)}, key=str)
+    pythons = sorted({tag.interpreter for tag in parsed})
+    abi3 = any(tag.abi == "abi3" for tag in parsed)
     names = [_python(name, abi3=abi3) for name in pythons]
-    return ", ".join(names), ", ".join(sorted({tag.platform for tag in found}))
+    return ", ".join(names), ", ".join(sorted({tag.platform for tag in parsed}))
 
 
 def _python(name: str, *, abi3: bool) -> str:

@@ -5,7 +5,7 @@
     files/NAME.whl, NAME.whl.metadata
     evidence/SHA256/…                what was proven of the wheel with that hash
     records/NAME.whl.json            what every page is made from
-    .dca/                            the lock, and what only makes the next command quicker
+    .dca/                            the lock, and the hashes of the records that the pages were made from
 
 All links are relative, so that the folder works wherever it is served. A wheel's page is two folders below the top in
 every view, so that one line of HTML fits them all.
@@ -18,7 +18,9 @@ from urllib.parse import quote, urlsplit
 
 ALL = "simple"
 FILES, EVIDENCE, RECORDS, OWN = "files", "evidence", "records", ".dca"
-SETTINGS, ROWS, STAGING = f"{OWN}/index.json", f"{OWN}/rows.json", f"{OWN}/incoming"
+SETTINGS, SUMS, STAGING = f"{OWN}/index.json", f"{OWN}/records.sha256", f"{OWN}/incoming"
+# A cache that earlier versions kept; nobody reads it any more.
+ROWS = f"{OWN}/rows.json"
 FRONT = "index.html"
 HTML, JSON = "index.html", "index.json"
 # Without it GitHub Pages would have a program go over the folder that leaves files out.
@@ -75,10 +77,10 @@ def is_page(path: str) -> bool:
 def is_folder_url(url: str) -> bool:
     """Whether a URL is that of a folder on a web server, without secrets, and safe in HTML and on a command line."""
     try:
-        told = urlsplit(url)
+        parts = urlsplit(url)
     except ValueError:
         return False
-    if told.scheme not in ("http", "https") or not told.hostname or "@" in told.netloc:
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         return False
     return url.isascii() and url.isprintable() and url.endswith("/") and not set(url) & set(" \"'<>\\`$?#")
 

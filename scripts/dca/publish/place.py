@@ -42,7 +42,10 @@ class Place(Protocol):
         """Paths of the pages that are there."""
 
     def strays(self, wanted: set[str]) -> dict[str, int]:
-        """Files that belong to no wheel, with their sizes; not those that others may be writing."""
+        """Files that belong to no wheel, or that an earlier version left, with their sizes.
+
+        Not those that others may be writing.
+        """
 
     def read(self, path: str) -> bytes:
         """A file's content.
@@ -71,7 +74,7 @@ class Place(Protocol):
         """
 
     def put_page(self, path: str, content: bytes) -> None:
-        """A page, or another file that is made from the records; written only when it differs."""
+        """A page, or another file that is made from the records; in a folder it is written only when it differs."""
 
     def barrier(self) -> None:
         """Everything that was put so far lasts before anything that is put afterwards."""

@@ -6,7 +6,6 @@ asked first, and what cannot be asked is not uploaded to.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -30,14 +29,14 @@ from dca.sources import index
 
 if TYPE_CHECKING:
     import requests
-    from pypi_simple import DistributionPackage
+    from pypi_simple import DistributionPackage, PyPISimple
 
 UPLOAD_SECONDS = 7200.0
 # Where servers keep their simple index below the URL that they are uploaded to.
 BELOW = ("+simple/", "simple/")
-# What twine is told by its environment: never by its command line, which every user of the machine can read.
-TOLD = ("TWINE_USERNAME", "TWINE_PASSWORD", "TWINE_CERT", "TWINE_CLIENT_CERT")
-SECRET = ("TWINE_PASSWORD",)
+# What twine learns from its environment: never from its command line, which every user of the machine can read.
+VARIABLES = ("TWINE_USERNAME", "TWINE_PASSWORD", "TWINE_CERT", "TWINE_CLIENT_CERT")
+KEYRING_PREFIXES = ("XDG_", "DBUS_", "PYTHON_KEYRING_")
 HIDDEN = "***"
 OK = 200
 
@@ -59,24 +58,23 @@ def upload(
             answer, DCA-901 and 902 for wheels that are not uploaded, DCA-905 when the server refuses them.
     """
     twine = _twine()
-    given = {path: store.sha256_file(path) for path in wheels}
-    reporter.stage("inspect", f"{len(given)} wheel{'s' if len(given) > 1 else ''}")
-    for path, sha256 in given.items():
+    hashes = {path: store.sha256_file(path) for path in wheels}
+    reporter.stage("inspect", f"{len(hashes)} wheel{'s' if len(hashes) > 1 else ''}")
+    for path, sha256 in hashes.items():
         admit.admit(path, sha256, (), cache)
     with index.session() as http:
         _sign_in(http, repository, simple)
-        asked = _simple(http, repository, simple)
-        there = {path for path, sha256 in given.items() if _is_there(http, asked, path, sha256)}
-    missing = [path for path in given if path not in there]
-    reporter.stage("upload", f"{len(missing)} of {len(given)} to {repository}")
+        simple = simple or _simple(http, repository)
+        missing = [path for path, sha256 in hashes.items() if not _is_there(http, simple, path, sha256)]
+    reporter.stage("upload", f"{len(missing)} of {len(hashes)} to {repository}")
     for number, path in enumerate(missing):
         reporter.progress(number, len(missing), path.name)
         _upload(twine, repository, path)
     return Uploaded(
         repository=repository,
-        index=asked,
+        index=simple,
         uploaded=tuple(path.name for path in missing),
-        unchanged=tuple(path.name for path in given if path in there),
+        unchanged=tuple(path.name for path in hashes if path not in missing),
     )
 
 
@@ -87,37 +85,33 @@ def _twine() -> Path:
         DcaError: DCA-103.
     """
     # Beside the Python of this tool, or wherever the user has it.
-    beside = Path(sys.executable).with_name("twine")
-    found = str(beside) if beside.exists() else shutil.which("twine")
-    if found is None:
+    program = shutil.which("twine", path=Path(sys.executable).parent) or shutil.which("twine")
+    if program is None:
         raise DcaError(
             "DCA-103",
             "twine is not installed, and uploads go through it.",
             remedy=machine.install_command("twine"),
         )
-    return Path(found)
+    return Path(program)
 
 
 def _sign_in(http: requests.Session, repository: str, simple: str | None) -> None:
     """Name and password for the server's index, if that is where they belong."""
     user, password = os.environ.get("TWINE_USERNAME"), os.environ.get("TWINE_PASSWORD")
-    told = urlsplit(simple or repository)
-    if user and password and (told.scheme, told.netloc) == urlsplit(repository)[:2]:
+    if user and password and urlsplit(simple or repository)[:2] == urlsplit(repository)[:2]:
         http.auth = (user, password)
     if certificate := os.environ.get("TWINE_CERT"):
         http.verify = certificate
 
 
-def _simple(http: requests.Session, repository: str, simple: str | None) -> str:
-    """The simple index of a server.
+def _simple(http: requests.Session, repository: str) -> str:
+    """The simple index of a server, looked for where servers have it.
 
     Raises:
         DcaError: DCA-201, DCA-402.
     """
     import requests
 
-    if simple:
-        return simple
     candidates = [urljoin(repository.rstrip("/") + "/", path) for path in BELOW] if "://" in repository else []
     try:
         for url in candidates:
@@ -147,41 +141,25 @@ def _is_there(http: requests.Session, simple: str, wheel: Path, sha256: str) -> 
     try:
         with PyPISimple(simple, session=http) as client:
             page = client.get_project_page(parse_wheel_filename(wheel.name)[0], timeout=index.TIMEOUT)
-            same = [package for package in page.packages if package.filename == wheel.name]
-            if not same:
+            package = next((package for package in page.packages if package.filename == wheel.name), None)
+            if package is None:
                 return False
-            theirs = _their_hash(client, same[0], wheel)
+            theirs = package.digests.get("sha256") or _downloaded(client, package)
     except NoSuchProjectError:
         return False
     except (requests.RequestException, UnsupportedContentTypeError, ValueError) as error:
         raise index.unreachable(simple, error) from None
-    name, _, value = theirs.partition(":")
-    ours = sha256 if name == "sha256" else _hash(wheel, name)
-    if value != ours:
-        told = "" if name == "sha256" else f" ({name})"
-        raise taken(wheel.name, value + told, ours + told)
+    if theirs != sha256:
+        raise taken(wheel.name, theirs, sha256)
     return True
 
 
-def _their_hash(client: object, package: DistributionPackage, wheel: Path) -> str:
-    """What a server says of the bytes that it has; they are fetched where it says nothing that can be believed."""
-    for name in ("sha256", "sha512", "sha384"):
-        if value := package.digests.get(name):
-            return f"{name}:{value}"
-    from pypi_simple import PyPISimple
-
-    assert isinstance(client, PyPISimple)  # noqa: S101 - it is imported late
+def _downloaded(client: PyPISimple, package: DistributionPackage) -> str:
+    """The sha256 of what a server has, where its page does not say it."""
     with store.scratch() as scratch:
-        client.download_package(package, scratch / wheel.name, verify=False, timeout=index.TIMEOUT)
-        return f"sha256:{store.sha256_file(scratch / wheel.name)}"
-
-
-def _hash(path: Path, name: str) -> str:
-    seen = hashlib.new(name)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            seen.update(block)
-    return seen.hexdigest()
+        path = scratch / package.filename
+        client.download_package(package, path, verify=False, timeout=index.TIMEOUT)
+        return store.sha256_file(path)
 
 
 def _upload(twine: Path, repository: str, wheel: Path) -> None:
@@ -191,20 +169,21 @@ def _upload(twine: Path, repository: str, wheel: Path) -> None:
         DcaError: DCA-905.
     """
     option = "--repository-url" if "://" in repository else "--repository"
-    told = {name: os.environ[name] for name in TOLD if name in os.environ}
-    # The names that keyring reads; without a terminal nobody is asked.
-    told |= {name: os.environ[name] for name in os.environ if name.startswith(("XDG_", "DBUS_", "PYTHON_KEYRING_"))}
+    # Those with prefixes are what keyring reads; without a terminal nobody is asked.
+    variables = {
+        name: value for name, value in os.environ.items() if name in VARIABLES or name.startswith(KEYRING_PREFIXES)
+    }
     done = runner.run(
         [twine, "upload", "--non-interactive", "--disable-progress-bar", option, repository, "--", wheel],
-        env=runner.environment(told | {"NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}, network=True),
+        env=runner.environment(variables | {"NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}, network=True),
         timeout=UPLOAD_SECONDS,
     )
     if not done.ok:
-        said = [line for line in scrub(done.text).splitlines() if line.strip()]
+        words = [line for line in scrub(done.text).splitlines() if line.strip()]
         raise DcaError(
             "DCA-905",
             f"{repository} did not take {wheel.name}.",
-            why="\n".join(said[-6:]) if not done.timed_out else f"it took longer than {UPLOAD_SECONDS:.0f} s.",
+            why="\n".join(words[-6:]) if not done.timed_out else f"it took longer than {UPLOAD_SECONDS:.0f} s.",
             remedy="mend that and run the command again: what was uploaded is found there. Name and password come from "
             "TWINE_USERNAME and TWINE_PASSWORD, the keyring or .pypirc.",
         )
@@ -212,7 +191,6 @@ def _upload(twine: Path, repository: str, wheel: Path) -> None:
 
 def scrub(text: str) -> str:
     """A program's words without colours, passwords and the credentials in URLs."""
-    for name in SECRET:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, HIDDEN)
+    if secret := os.environ.get("TWINE_PASSWORD"):
+        text = text.replace(secret, HIDDEN)
     return redact(re.sub(r"\x1b\[[0-9;]*m", "", text))

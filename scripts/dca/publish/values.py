@@ -94,8 +94,8 @@ class Evidence(Value):
         folder, _, name = self.path.rpartition("/")
         suffix = name.partition(".")[2]
         wheel = folder.removeprefix(f"{layout.EVIDENCE}/")
-        made = layout.evidence(wheel, self.kind, self.sha256, suffix)
-        if not (layout.SHA256.fullmatch(wheel) and layout.SUFFIX.fullmatch(suffix) and self.path == made):
+        expected = layout.evidence(wheel, self.kind, self.sha256, suffix)
+        if not (layout.SHA256.fullmatch(wheel) and layout.SUFFIX.fullmatch(suffix) and self.path == expected):
             raise ValueError(
                 f"path {_quoted(self.path)} is not {layout.EVIDENCE}/SHA256/NAME, with kind and hash in NAME"
             )
@@ -151,10 +151,10 @@ class Record(Document):
 
     @model_validator(mode="after")
     def _check_evidence(self) -> Record:
-        for one in self.evidence:
-            if one.path.split("/")[1] != self.sha256:
-                raise ValueError(f"path {one.path} is evidence of another wheel")
-        if len({one.kind for one in self.evidence}) != len(self.evidence):
+        for proof in self.evidence:
+            if proof.path.split("/")[1] != self.sha256:
+                raise ValueError(f"path {proof.path} is evidence of another wheel")
+        if len({proof.kind for proof in self.evidence}) != len(self.evidence):
             raise ValueError("two files of evidence have the same kind")
         return self
 

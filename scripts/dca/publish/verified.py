@@ -13,10 +13,11 @@ from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.secrets import redact
-from dca.publish import layout, pages, table
+from dca.publish import layout, pages
 from dca.publish.check import check
 from dca.publish.folder import to_read
 from dca.publish.place import inside
+from dca.publish.records import parse_record, reason
 from dca.publish.values import Record, Settings
 from dca.sources import index
 from dca.trust import evidence
@@ -97,8 +98,8 @@ class Folder:
 
     def problems(self) -> tuple[str, ...]:
         """What `check` finds."""
-        found = check(self.root)
-        return (*found.wrong, *found.behind)
+        checked = check(self.root)
+        return (*checked.wrong, *checked.behind)
 
 
 class Served:
@@ -112,12 +113,12 @@ class Served:
         """File names of the wheels that its pages show."""
         try:
             projects = json.loads(self.read(f"{layout.ALL}/{layout.JSON}"))["projects"]
-            found = []
+            names = []
             for project in projects:
                 if not layout.PROJECT.fullmatch(project["name"]):
                     raise ValueError(f"{project['name']!r} is not the name of a project")  # noqa: TRY301 - as below
                 page = json.loads(self.read(f"{layout.ALL}/{project['name']}/{layout.JSON}"))
-                found += [str(file["filename"]) for file in page["files"]]
+                names += [str(file["filename"]) for file in page["files"]]
         except FileNotFoundError:
             raise DcaError(
                 "DCA-904",
@@ -132,13 +133,13 @@ class Served:
                 why=f"{error!r}",
                 remedy="publish to it again, which makes its pages anew.",
             ) from None
-        if odd := [name for name in found if not layout.PLAIN_NAME.fullmatch(name)]:
+        if odd := [name for name in names if not layout.PLAIN_NAME.fullmatch(name)]:
             raise DcaError(
                 "DCA-111",
                 f"{self.name} shows {odd[0]!r}, which is no name of a wheel.",
                 remedy="do not install from it.",
             )
-        return sorted(found)
+        return sorted(names)
 
     def read(self, path: str) -> bytes:
         """A file of it."""
@@ -207,25 +208,27 @@ def verify_index(source: Source, trusted: Trusted, reporter: Reporter) -> Verifi
             problems.append(record)
         else:
             records.append(record)
-    made = pages.render_all(records, _settings(source, problems))
+    made = pages.render(records, _settings(source, problems))
     problems += [problem for path, content in made.items() for problem in _page(source, path, content)]
-    told = []
-    listed = [one for one in records if one.state == "listed"]
+    verifications = []
     with store.scratch() as folder:
-        for record in listed:
+        for record in records:
+            if record.state != "listed":
+                continue
             reporter.stage("verify", record.file)
-            found, wrong = _wheel(source, record, trusted, folder)
+            verification, wrong = _wheel(source, record, trusted, folder)
             problems += wrong
-            told += [found] if found else []
+            if verification:
+                verifications.append(verification)
     return VerifiedIndex(
-        index=source.name, pages=len(made), problems=tuple(dict.fromkeys(problems)), wheels=tuple(told)
+        index=source.name, pages=len(made), problems=tuple(dict.fromkeys(problems)), wheels=tuple(verifications)
     )
 
 
 def _record(source: Source, name: str) -> Record | str:
     """A wheel's record, or what is wrong with it."""
     try:
-        return table.parse(name, source.read(layout.record(name)))
+        return parse_record(name, source.read(layout.record(name)))
     except FileNotFoundError:
         return f"{layout.shown(layout.record(name))} is not there."
     except DcaError as error:
@@ -239,7 +242,7 @@ def _settings(source: Source, problems: list[str]) -> Settings:
     except FileNotFoundError:
         return Settings(url=source.name if layout.is_folder_url(source.name) else "")
     except ValueError as error:
-        problems.append(f"{layout.SETTINGS} cannot be read: {table.why(error)}.")
+        problems.append(f"{layout.SETTINGS} cannot be read: {reason(error)}.")
         return Settings()
 
 
@@ -257,7 +260,7 @@ def _page(source: Source, path: str, wanted: bytes) -> list[str]:
 def _wheel(source: Source, record: Record, trusted: Trusted, folder: Path) -> tuple[Verification | None, list[str]]:
     """What is proven of a wheel, and what is wrong with its files."""
     wrong, files = [], {}
-    named = [(one.path, one.sha256, one.kind) for one in record.evidence]
+    named = [(proof.path, proof.sha256, proof.kind) for proof in record.evidence]
     for path, sha256, kind in (*named, (layout.metadata(record.file), record.metadata_sha256, "")):
         try:
             content = source.read(path)
@@ -269,14 +272,14 @@ def _wheel(source: Source, record: Record, trusted: Trusted, folder: Path) -> tu
                 raise
             wrong.append(error.what)
             continue
-        if (found := store.sha256_bytes(content)) != sha256:
-            wrong.append(f"{path} has sha256 {found}; by its record it is {sha256}.")
+        if (actual := store.sha256_bytes(content)) != sha256:
+            wrong.append(f"{path} has sha256 {actual}; by its record it is {sha256}.")
         if kind in evidence.BY_KIND:
             files[evidence.BY_KIND[kind]] = content
     try:
         wheel = source.wheel(record, folder)
-        if (found := store.sha256_file(wheel)) != record.sha256:
-            wrong.append(f"{record.file} has sha256 {found}; by its record it is {record.sha256}.")
+        if (actual := store.sha256_file(wheel)) != record.sha256:
+            wrong.append(f"{record.file} has sha256 {actual}; by its record it is {record.sha256}.")
         return verify(wheel, files, trusted), wrong
     except FileNotFoundError:
         return None, [*wrong, f"{layout.wheel(record.file)} is missing."]

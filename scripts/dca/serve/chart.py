@@ -50,9 +50,10 @@ class Panel(Value):
 
     Args:
         title: what it is.
-        card: GiB of the GPU; usable: without the share that is left over.
+        card: GiB of the GPU.
+        usable: GiB of it without the share that is left over.
         bars: by length.
-        ending: what becomes of it.
+        starts: whether the server starts with these settings.
     """
 
     title: str
@@ -69,27 +70,27 @@ def panels(plan: ServePlan, shape: Shape, gpus: Gpus) -> tuple[Panel, ...]:
     shown = [("as the documents have it", plan.documented), ("as planned", plan.planned)]
     if plan.instead is not None:
         shown[1:] = [(f"as planned, {plan.instead.settings.length:,} tokens", plan.instead)]
-    return tuple(_panel(f"{title}: {where}", found, shape, gpus) for title, found in shown)
+    return tuple(_panel(f"{title}: {where}", outcome, shape, gpus) for title, outcome in shown)
 
 
-def _panel(title: str, found: Outcome, shape: Shape, gpus: Gpus) -> Panel:
+def _panel(title: str, outcome: Outcome, shape: Shape, gpus: Gpus) -> Panel:
     bars = []
-    for tokens in lengths(found.settings.length):
-        parts = {term.name: term.bytes / GIB for term in held(shape, gpus, found.settings, tokens)}
+    for tokens in lengths(outcome.settings.length):
+        parts = {term.name: term.bytes / GIB for term in held(shape, gpus, outcome.settings, tokens)}
         total = sum(parts.values())
         bars.append(
             Bar(
                 tokens=tokens,
                 parts={name: parts[name] for name, *_ in PARTS if name in parts},
-                fits=total <= found.usable / GIB,
+                fits=total <= outcome.usable / GIB,
             )
         )
     return Panel(
         title=title,
-        card=found.card / GIB,
-        usable=found.usable / GIB,
+        card=outcome.card / GIB,
+        usable=outcome.usable / GIB,
         bars=tuple(bars),
-        starts=found.ends in ("", "ignored", "prompt", "graphs"),
+        starts=outcome.ends in ("", "ignored", "prompt", "graphs"),
     )
 
 
@@ -134,7 +135,7 @@ def svg(shown: tuple[Panel, ...]) -> str:
         left=LEFT,
         top=TOP,
         bottom=TOP + HEIGHT,
-        panel=WIDTH,
+        panel_width=WIDTH,
         gap=GAP,
     )
 
@@ -147,7 +148,7 @@ def _drawn(panel: Panel, most: float, number: int) -> dict[str, object]:
     """A panel with places in the picture."""
     start = GAP + number * (WIDTH + GAP)
     inner = WIDTH - LEFT
-    each = inner / len(panel.bars)
+    slot = inner / len(panel.bars)
     colours = {name: (title, colour) for name, title, colour, _ in PARTS}
     bars = []
     for place, bar in enumerate(panel.bars):
@@ -158,14 +159,14 @@ def _drawn(panel: Panel, most: float, number: int) -> dict[str, object]:
                     "y": _y(at + gib, most),
                     "height": round(HEIGHT * gib / most, 1),
                     "colour": colours[name][1],
-                    "told": f"{bar.tokens:,} tokens: {colours[name][0]} {gib:.1f} GiB",
+                    "about": f"{bar.tokens:,} tokens: {colours[name][0]} {gib:.1f} GiB",
                 }
             )
             at += gib
         bars.append(
             {
-                "x": round(start + LEFT + place * each + each * 0.12, 1),
-                "width": round(each * 0.76, 1),
+                "x": round(start + LEFT + place * slot + slot * 0.12, 1),
+                "width": round(slot * 0.76, 1),
                 "parts": blocks,
                 "label": _short(bar.tokens),
                 "fits": bar.fits,
@@ -178,7 +179,7 @@ def _drawn(panel: Panel, most: float, number: int) -> dict[str, object]:
         "x": start,
         "bars": bars,
         "card": _y(panel.card, most),
-        "card_told": f"{panel.card:g} GiB",
+        "card_label": f"{panel.card:g} GiB",
     }
 
 

@@ -27,14 +27,27 @@ HIGH_UTILIZATION = 0.95
 
 
 def ranks(shape: Shape, gpus: Gpus, pp: int = 1) -> int:
-    """The most GPUs that can share the model's heads, and its quantized weights where that is possible."""
+    """The most GPUs that can share the model's heads, and its quantized weights where that is possible.
+
+    Args:
+        shape: the model.
+        gpus: of the server.
+        pp: stages that share the layers.
+    """
     most = max(1, gpus.count // pp)
-    sharing = [one for one in range(1, most + 1) if can_share(shape.heads, shape.kv_heads, one)]
-    return max([one for one in sharing if server_rules.divides(shape, one)], default=max(sharing))
+    sharing = [tp for tp in range(1, most + 1) if can_share(shape.heads, shape.kv_heads, tp)]
+    return max([tp for tp in sharing if server_rules.divides(shape, tp)], default=max(sharing))
 
 
 def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
-    """The settings that the model's documents name: everything that they do not is vLLM's own default."""
+    """The settings that the model's documents name: everything that they do not is vLLM's own default.
+
+    Args:
+        shape: the model.
+        asked: what the user fixes.
+        length: of prompt and answer together, in tokens.
+        tp: GPUs that share the heads.
+    """
     batched = DOCUMENTED_BATCH if shape.dual_chunk else length if length <= CHUNKED_FROM else PLAIN_CHUNK
     return Settings(
         tp=tp,
@@ -52,9 +65,17 @@ def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
 
 
 def choose(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Outcome:
-    """The first settings that fit, of those that the user leaves open; the ones that need least when none does."""
+    """The first settings that fit, of those that the user leaves open; the ones that need least when none does.
+
+    Args:
+        shape: the model.
+        gpus: of the server.
+        asked: what the user fixes.
+        length: of prompt and answer together, in tokens.
+        tp: GPUs that share the heads.
+    """
     tried = list(_candidates(shape, asked, length, tp))
-    return outcome(shape, gpus, next((one for one in tried if not ending(shape, gpus, one)), tried[-1]))
+    return outcome(shape, gpus, next((settings for settings in tried if not ending(shape, gpus, settings)), tried[-1]))
 
 
 def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Settings]:
@@ -62,14 +83,16 @@ def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Se
     base = documented(shape, asked, length, tp)
     if shape.dual_chunk:
         limit = gpu_memory.list_limit(shape, base.layout)
-        tried = [asked.batched] if asked.batched else [one for one in BATCHES if limit is None or one <= limit]
-        # With a utilisation of the user's own the cache is what that leaves.
+        tried = [asked.batched] if asked.batched else [batch for batch in BATCHES if limit is None or batch <= limit]
+        # Where the user sets the utilisation, the cache takes what that leaves, and no blocks are counted.
         blocks = asked.blocks or (None if asked.utilization else exact_blocks(length, asked.block_size))
         for batched in tried:
             yield base.model_copy(update={"batched": min(batched, max(length, BLOCK)), "blocks": blocks})
         return
     shares = [asked.utilization] if asked.utilization else [UTILIZATION, HIGH_UTILIZATION]
-    batches = [base.batched] if asked.batched else [base.batched, *(one for one in PLAIN_BATCHES if one < base.batched)]
+    batches = (
+        [base.batched] if asked.batched else [base.batched, *(batch for batch in PLAIN_BATCHES if batch < base.batched)]
+    )
     for batched in batches:
         for share in shares:
             for eager in (False,) if asked.graphs else (False, True):
@@ -77,16 +100,27 @@ def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Se
 
 
 def longest_of(shape: Shape, gpus: Gpus, asked: Asked, most: int, tp: int) -> tuple[int, int]:
-    """The largest length that fits, in whole blocks, and its max_num_batched_tokens; 0 when none does."""
+    """The largest length that fits, in whole blocks.
+
+    Args:
+        shape: the model.
+        gpus: of the server.
+        asked: what the user fixes.
+        most: tokens that the model allows.
+        tp: GPUs that share the heads.
+
+    Returns:
+        The length in tokens and its max_num_batched_tokens; 0 and 0 when none fits.
+    """
     block = asked.block_size
 
     def fits(length: int) -> bool:
-        return any(not ending(shape, gpus, one) for one in _candidates(shape, asked, length, tp))
+        return any(not ending(shape, gpus, settings) for settings in _candidates(shape, asked, length, tp))
 
     if not fits(block):
         return 0, 0
     beyond = first(lambda count: count * block > most or not fits(count * block), 2, most // block + 1)
     whole = (beyond - 1) * block
-    # The last block need not be full.
+    # A prompt may end inside of the last block, so that the model's own length is tried as well.
     length = most if most - whole < block and fits(most) else whole
     return length, choose(shape, gpus, asked, length, tp).settings.batched

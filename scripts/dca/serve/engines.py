@@ -37,9 +37,10 @@ class Engine(Value):
         """Whether a model is served by the V1 engine.
 
         Args:
+            shape: the model.
             env: variables that the server would see.
         """
-        # A recipe whose dual chunk attention needs V1 switched off has it for everything else.
+        # A recipe that switches V1 off for dual chunk attention has V1, and serves every other model with it.
         return not shape.dual_chunk and V1 in self.environment and env.get(V1) != "0"
 
 
@@ -50,7 +51,7 @@ def load_all(folder: Path | None = None) -> tuple[Engine, ...]:
     Raises:
         DcaError: DCA-202 for a wrong key or value, or a name that is not the file's.
     """
-    found = []
+    engines = []
     for path in sorted((folder or data.serving_folder()).glob("*.toml")):
         engine = datafile.load(Engine, path)
         if engine.recipe != path.stem:
@@ -59,8 +60,8 @@ def load_all(folder: Path | None = None) -> tuple[Engine, ...]:
                 f"{path}: the recipe is `{engine.recipe}`, the file's name is `{path.stem}`.",
                 remedy="give both the same name.",
             )
-        found.append(engine)
-    return tuple(found)
+        engines.append(engine)
+    return tuple(engines)
 
 
 def of(recipe: str) -> Engine:
@@ -75,22 +76,27 @@ def of(recipe: str) -> Engine:
     raise DcaError(
         "DCA-203",
         f"build/serving does not say what {recipe} is started with.",
-        remedy=f"choose one of {', '.join(one.recipe for one in load_all())} with --recipe.",
+        remedy=f"choose one of {', '.join(engine.recipe for engine in load_all())} with --recipe.",
     )
 
 
 def choose(shape: Shape, known: tuple[Loaded, ...], name: str | None = None) -> Engine:
     """The engine to serve a model with: the one named, else the first recipe by priority that has the model's class.
 
+    Args:
+        shape: the model.
+        known: every recipe, by priority.
+        name: of the engine's recipe.
+
     Raises:
         DcaError: DCA-203 for a name that there is not.
     """
     if name is not None:
         return of(recipes.find(name, known).recipe.name)
-    wanted = set(shape.architectures)
+    classes = set(shape.architectures)
     for loaded in known:
         engine = of(loaded.recipe.name)
-        there = engine.architectures if shape.dual_chunk else loaded.recipe.lean.architectures
-        if wanted & set(there):
+        served = engine.architectures if shape.dual_chunk else loaded.recipe.lean.architectures
+        if classes & set(served):
             return engine
     return of(known[0].recipe.name)

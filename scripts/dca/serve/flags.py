@@ -20,6 +20,7 @@ class Flag(Value):
     Args:
         name: with its dashes.
         value: empty for one that has none.
+        reason: why it is given.
     """
 
     name: str
@@ -39,6 +40,8 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
     """Flags of `vllm serve` for some settings.
 
     Args:
+        subject: what is served, and where.
+        planned: what becomes of it with the settings that the flags are for.
         shortened: whether the length is the most that fits, in place of what was asked for.
     """
     shape, asked, settings = subject.shape, subject.asked, planned.settings

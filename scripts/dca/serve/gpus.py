@@ -53,7 +53,7 @@ class Gpus(Value):
         memory_gib: of each, 2^30 bytes; of the smallest where they differ.
         archs: compute capabilities; empty when only their memory is known.
         names: what they are called; empty when only their memory is known.
-        found: whether they are those of this machine.
+        local: whether they are those of this machine.
     """
 
     count: Count
@@ -61,7 +61,7 @@ class Gpus(Value):
     memory_gib: float
     archs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    found: bool = False
+    local: bool = False
 
     @property
     def each(self) -> int:
@@ -69,8 +69,8 @@ class Gpus(Value):
         return self.count // self.machines
 
     @property
-    def told(self) -> str:
-        """In words."""
+    def words(self) -> str:
+        """What they are, in words."""
         where = f" in {self.machines} machines" if self.machines > 1 else ""
         if not self.names:
             return f"{self.count} x {self.memory_gib:g} GiB{where}"
@@ -88,7 +88,12 @@ def load(path: Path | None = None) -> Known:
 
 
 def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
-    """The GPUs of `--gpus`: COUNTxGIB or COUNTxNAME, several with commas between, for each machine.
+    """The GPUs of `--gpus`.
+
+    Args:
+        text: COUNTxGIB or COUNTxNAME, several with commas between, for each machine.
+        machines: how many there are.
+        known: the GPUs that can be named; those of build/gpus when not given.
 
     Raises:
         DcaError: DCA-201.
@@ -126,9 +131,9 @@ def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
 
 def _card(name: str, known: Known) -> KnownCard:
     """The card of a name, in any case; its beginning is enough where only one has it."""
-    wanted = name.lower()
-    exact = [card for card in known.cards if card.name.lower() == wanted]
-    alike = exact or [card for card in known.cards if card.name.lower().startswith(wanted + "-")]
+    lower = name.lower()
+    exact = [card for card in known.cards if card.name.lower() == lower]
+    alike = exact or [card for card in known.cards if card.name.lower().startswith(lower + "-")]
     if len(alike) == 1:
         return alike[0]
     names = [card.name for card in known.cards]
@@ -157,7 +162,7 @@ def _wrong(text: str) -> DcaError:
     )
 
 
-def here(seen: nvidia.Seen | None = None, chosen: str | None = None) -> Gpus:
+def of_this_machine(seen: nvidia.Seen | None = None, chosen: str | None = None) -> Gpus:
     """The GPUs of this machine that a server would see.
 
     Args:
@@ -167,11 +172,11 @@ def here(seen: nvidia.Seen | None = None, chosen: str | None = None) -> Gpus:
     Raises:
         DcaError: DCA-103 when there is none, or none is visible.
     """
-    found = nvidia.look() if seen is None else seen
-    found = nvidia.visible(found, os.environ.get(VISIBLE) if chosen is None else chosen)
-    cards = found.cards
+    seen = nvidia.look() if seen is None else seen
+    seen = nvidia.visible(seen, os.environ.get(VISIBLE) if chosen is None else chosen)
+    cards = seen.cards
     if not cards:
-        why = found.problem or (f"{VISIBLE} leaves none of them." if found.hidden else "no driver tells of one.")
+        why = seen.problem or (f"{VISIBLE} leaves none of them." if seen.hidden else "no driver tells of one.")
         raise DcaError(
             "DCA-103",
             "there is no GPU here to plan for.",
@@ -182,6 +187,6 @@ def here(seen: nvidia.Seen | None = None, chosen: str | None = None) -> Gpus:
         count=len(cards),
         memory_gib=round(min(card.memory_gb for card in cards) * 1e9 / GIB, 2),
         archs=tuple(dict.fromkeys(card.arch for card in cards)),
-        found=True,
+        local=True,
         names=tuple(dict.fromkeys(card.name for card in cards)),
     )

@@ -22,7 +22,8 @@ class Settings(Value):
     """What the engine is told.
 
     Args:
-        tp, pp: ranks that share heads, and stages that share layers.
+        tp: ranks that share the heads.
+        pp: stages that share the layers.
         length: max_model_len, prompt and answer together.
         batched: max_num_batched_tokens.
         sequences: max_num_seqs.
@@ -112,7 +113,13 @@ class Outcome(Value):
 
 
 def exact_blocks(length: int, block_size: int = BLOCK, watermark: float = gpu_memory.WATERMARK) -> int:
-    """The fewest blocks of which one request of a length leaves as many free as the engine wants."""
+    """The fewest blocks of which one request of a length leaves as many free as the engine wants.
+
+    Args:
+        length: in tokens.
+        block_size: tokens of one block.
+        watermark: the share of all blocks that must stay free.
+    """
     needed = math.ceil(length / block_size)
     blocks = needed
     # Each round counts what stays free of the blocks of the one before, until nothing is added.
@@ -150,7 +157,14 @@ WORDS = {
 
 
 def amounts(shape: Shape, gpus: Gpus, settings: Settings, prompt: int) -> dict[str, float]:
-    """Bytes of one GPU at the end of a prompt, by the names of `Term`."""
+    """Bytes of one GPU at the end of a prompt, by the names of `Term`.
+
+    Args:
+        shape: the model.
+        gpus: of the server.
+        settings: the engine's.
+        prompt: its tokens.
+    """
     layout, known = settings.layout, cards.load()
     step = gpu_memory.step_bytes(shape, layout, min(settings.batched, max(prompt, 1)), settings.sequences)
     peak = gpu_memory.peak_bytes(shape, layout, settings.batched, prompt, settings.sequences)
@@ -179,7 +193,7 @@ def usable_bytes(gpus: Gpus) -> float:
 def cache_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     """Tokens that the KV cache holds."""
     token = gpu_memory.token_bytes(shape, settings.layout, settings.cache_width)
-    # The cache is whole blocks; a float may fall short of them.
+    # The cache is a whole number of blocks, which the quotient of two floats may just miss.
     return round(cache_bytes(shape, gpus, settings) / token)
 
 

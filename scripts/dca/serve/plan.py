@@ -28,10 +28,12 @@ class ServePlan(Document):
     """Whether a model fits, and how it is to be served.
 
     Args:
-        model: its name, and what to hand to the engine.
+        model: its name.
+        served: what to hand to the engine as the model.
         recipe: the engine.
         gpus: in words.
-        gpu_count, gpu_gib: how many, and the memory of each.
+        gpu_count: GPUs over all machines.
+        gpu_gib: memory of each, in units of 2^30 bytes.
         documented: with the settings that the model's documents name, and vLLM's own for the rest.
         planned: with the settings of this plan.
         instead: with the longest length that fits, when the one asked for does not.
@@ -77,7 +79,7 @@ class ServePlan(Document):
     @property
     def errors(self) -> tuple[Finding, ...]:
         """What must be mended first."""
-        return tuple(one for one in self.findings if one.severity == "error")
+        return tuple(finding for finding in self.findings if finding.severity == "error")
 
 
 def make(subject: Subject, served: str) -> ServePlan:
@@ -99,12 +101,12 @@ def make(subject: Subject, served: str) -> ServePlan:
     findings = server_rules.check(subject)
     if not planned.fits:
         findings = (*findings, _unfit(subject, planned, longest))
-        findings = tuple(sorted(findings, key=lambda one: one.severity != "error"))
+        findings = tuple(sorted(findings, key=lambda finding: finding.severity != "error"))
     return ServePlan(
         model=shape.name,
         served=served,
         recipe=subject.engine.recipe,
-        gpus=gpus.told,
+        gpus=gpus.words,
         gpu_count=gpus.count,
         gpu_gib=gpus.memory_gib,
         documented=documented,
@@ -123,14 +125,14 @@ def make(subject: Subject, served: str) -> ServePlan:
     )
 
 
-def needed(found: Outcome) -> float:
+def needed(planned: Outcome) -> float:
     """Bytes over all GPUs that are held at once, without what is assumed of CUDA itself."""
-    own = found.total - found.term("context") - found.term("graphs")
-    return own * found.settings.tp * found.settings.pp
+    own = planned.total - planned.term("context") - planned.term("graphs")
+    return own * planned.settings.tp * planned.settings.pp
 
 
 def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
-    what = f"{subject.shape.name} does not fit on {subject.gpus.told} with {planned.settings.length:,} tokens"
+    what = f"{subject.shape.name} does not fit on {subject.gpus.words} with {planned.settings.length:,} tokens"
     # The engine loads all of the weights before it quantizes them.
     fewer = server_rules.fp8(subject) if planned.ends != "loading" else ""
     remedy = "more or larger GPUs" + (f", or {fewer}." if fewer else ".")
@@ -138,16 +140,16 @@ def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
     return Finding(code="DCA-150", severity="error", what=f"{what}: {ways.ending(planned)}", remedy=remedy)
 
 
-def _binding(shape: Shape, found: Outcome) -> str:
+def _binding(shape: Shape, best: Outcome) -> str:
     """What limits the length, at the largest that fits or, where none does, as planned."""
-    if found.ends == "loading":
+    if best.ends == "loading":
         return "weights"
-    if found.ends == "weights":
+    if best.ends == "weights":
         return "weights and activations"
-    if found.fits and found.settings.length >= min(shape.rows, shape.length):
+    if best.fits and best.settings.length >= min(shape.rows, shape.length):
         return "the model's own length"
     names = {"cache": "the KV cache", "sparse": "the buffers of sparse attention", "weights": "weights"}
-    return names[max(names, key=found.term)]
+    return names[max(names, key=best.term)]
 
 
 def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[str]:
@@ -191,8 +193,8 @@ def _weight_notes(subject: Subject) -> Iterator[str]:
             "kernels of 4-bit weights have buffers of their own, which are not counted: on small GPUs leave more room "
             "than this plan does."
         )
-    if subject.wheel is None and (made := server_rules.optional(subject)):
-        yield f"kernels for {shape.quantized.method} weights are in no wheel by themselves: {made}."
+    if subject.wheel is None and (build := server_rules.optional(subject)):
+        yield f"kernels for {shape.quantized.method} weights are in no wheel by themselves: {build}."
     if shape.quantized.online:
         yield "weights are loaded in 16 bits before the engine quantizes them, and must fit so."
 
@@ -230,15 +232,15 @@ def subject_of(
     """
     published, _, file = read(model)
     known = recipes.load_all()
-    found = inspection.inspect(wheel) if wheel is not None else None
-    if recipe is None and found is not None and found.recorded is not None:
-        recipe = found.recorded.recipe
-    wanted = quantized(asked.quantization, published)
-    engine = engines.choose(wanted, known, recipe)
-    asked = replace(asked, v1=engine.is_v1(wanted, env or {}))
+    inspected = inspection.inspect(wheel) if wheel is not None else None
+    if recipe is None and inspected is not None and inspected.recorded is not None:
+        recipe = inspected.recorded.recipe
+    shape = quantized(asked.quantization, published)
+    engine = engines.choose(shape, known, recipe)
+    asked = replace(asked, v1=engine.is_v1(shape, env or {}))
     settings = Settings(length=1, batched=1)
     subject = Subject(
-        shape=wanted,
+        shape=shape,
         published=published,
         gpus=gpus,
         settings=settings,
@@ -246,12 +248,12 @@ def subject_of(
         engine=engine,
         recipe=recipes.find(engine.recipe, known),
         file=file,
-        wheel=found,
+        wheel=inspected,
         wheel_file=wheel,
         known=known,
         env=dict(env or {}),
     )
     if file is not None:
         return subject, str(file.parent.absolute())
-    # With an organisation before it the user has named the hub's own.
+    # A name with an organisation before it is the hub's own already.
     return subject, model if "/" in model else published.hub or model

@@ -18,25 +18,30 @@ from dca.serve import gpus
 from dca.serve.server_rules import Subject
 
 
-def python_of(subject: Subject, given: Path | None, cache: Store) -> Path:
+def python_of(subject: Subject, python: Path | None, cache: Store) -> Path:
     """The Python of the environment to serve from.
+
+    Args:
+        subject: what is to be served.
+        python: that the user names.
+        cache: where environments are looked for when none is named.
 
     Raises:
         DcaError: DCA-204 when the one named is none, DCA-103 when there is no environment.
     """
-    if given is not None:
-        found = shutil.which(str(given))
-        if found is None:
-            raise DcaError("DCA-204", f"--python: {given} is not a program.", remedy="check the path.")
-        return Path(found).absolute()
-    there = _looked(subject, None, cache).environment
-    if there is None:
+    if python is not None:
+        program = shutil.which(str(python))
+        if program is None:
+            raise DcaError("DCA-204", f"--python: {python} is not a program.", remedy="check the path.")
+        return Path(program).absolute()
+    environment = _looked(subject, None, cache).environment
+    if environment is None:
         raise DcaError(
             "DCA-103",
             "no environment is active, and none was made yet.",
             remedy="make env WHEEL=FILE, and activate it or name its Python with --python.",
         )
-    return there[0].absolute()
+    return environment[0].absolute()
 
 
 def _looked(subject: Subject, python: Path | None, cache: Store) -> doctor.Subject:
@@ -80,8 +85,8 @@ def check(
             raise DcaError(
                 "DCA-105",
                 f"doctor finds {len(report.wrong)} things wrong; nothing was started.",
-                why="\n".join(f"{one.code}: {one.found}" for one in report.wrong),
-                remedy="\n".join(dict.fromkeys(one.remedy for one in report.wrong)),
+                why="\n".join(f"{result.code}: {result.found}" for result in report.wrong),
+                remedy="\n".join(dict.fromkeys(result.remedy for result in report.wrong)),
             )
     if "config" not in skipped and subject.file is not None:
         reporter.stage("config", configs.readable(subject.file))
@@ -90,7 +95,7 @@ def check(
             raise DcaError(
                 errors[0].code,
                 "the model's config.json is not right; nothing was started.",
-                why="\n".join(one.what for one in errors),
+                why="\n".join(finding.what for finding in errors),
                 remedy=errors[0].remedy,
             )
     if "smoke" not in skipped and subject.shape.dual_chunk:
@@ -99,7 +104,7 @@ def check(
 
 def _smoke(subject: Subject, python: Path, cache: Store, reporter: Reporter, wheels: Sequence[Path]) -> None:
     wheel = subject.wheel_file or _wheel(python, wheels)
-    level: smoke.Level = "gpu" if subject.gpus.found else "cpu"
+    level: smoke.Level = "gpu" if subject.gpus.local else "cpu"
     request = smoke.Request(
         wheel=wheel,
         level=level,
@@ -108,12 +113,12 @@ def _smoke(subject: Subject, python: Path, cache: Store, reporter: Reporter, whe
         words=(str(wheel), "--quick"),
         visible=subject.env.get(gpus.VISIBLE),
     )
-    found = smoke.smoke(request, recipes.load_all(), cache, reporter)
-    failed = [case for case in found.cases if not case.passed]
+    result = smoke.smoke(request, recipes.load_all(), cache, reporter)
+    failed = [case for case in result.cases if not case.passed]
     if failed:
         raise DcaError(
             "DCA-801",
-            f"{len(failed)} of {len(found.cases)} cases of the smoke test fail; nothing was started.",
+            f"{len(failed)} of {len(result.cases)} cases of the smoke test fail; nothing was started.",
             why="\n".join(f"{case.name}: {case.detail}" for case in failed[:5]),
             remedy=failed[0].repeat,
         )

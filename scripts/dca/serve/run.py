@@ -63,6 +63,7 @@ class Watcher:
         tell: called with each line.
         known: called once with each known failure, when it first occurs.
         ready: called once, when the server serves.
+        is_ready: whether the server has said that it serves.
     """
 
     tell: Callable[[str], None]
@@ -83,10 +84,10 @@ class Watcher:
         if ALARMING.search(text) and self._is_new(text):
             # A catalogue that cannot be read must not end a server.
             with contextlib.suppress(DcaError):
-                for one in failures.explain_lines(self._last):
-                    if one.id not in self._seen:
-                        self._seen.add(one.id)
-                        self.known(one)
+                for failure in failures.explain_lines(self._last):
+                    if failure.id not in self._seen:
+                        self._seen.add(failure.id)
+                        self.known(failure)
 
     def _is_new(self, text: str) -> bool:
         """Whether no line was looked at that differs from this one in numbers alone; some come every second."""
@@ -97,15 +98,15 @@ class Watcher:
         return True
 
 
-def environment(extra: Mapping[str, str], python: Path, given: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(extra: Mapping[str, str], python: Path, caller: Mapping[str, str] | None = None) -> dict[str, str]:
     """What the server sees: the caller's variables that concern it, and those of the plan.
 
     Args:
         extra: of the plan, which win.
         python: of the environment it runs in, whose programs come first.
-        given: the caller's.
+        caller: variables of the caller; those of this process when not given.
     """
-    caller = os.environ if given is None else given
+    caller = os.environ if caller is None else caller
     passed = {name: value for name, value in caller.items() if PASSED.fullmatch(name)}
     env = runner.environment({**passed, **extra}, network=True)
     return env | {"PATH": f"{python.parent}:{env.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
@@ -117,18 +118,24 @@ def program(python: Path) -> Path:
     Raises:
         DcaError: DCA-103 when it has none.
     """
-    found = python.parent / "vllm"
-    if not found.is_file():
+    file = python.parent / "vllm"
+    if not file.is_file():
         raise DcaError(
             "DCA-103",
             f"{python.parent} has no program `vllm`.",
             remedy="make the wheel's environment, make env WHEEL=FILE, and name its Python: --python FILE",
         )
-    return found
+    return file
 
 
 def serve(argv: list[str], env: Mapping[str, str], log: Path, watcher: Watcher) -> Served:
     """Run a server until it ends, or until this process is interrupted: then it is asked to end, and waited for.
+
+    Args:
+        argv: its command.
+        env: all variables that it sees.
+        log: file for its output; one that is there is replaced.
+        watcher: given each line.
 
     Raises:
         DcaError: DCA-159 when it ended with an error, DCA-103 when it could not be started.
@@ -138,14 +145,14 @@ def serve(argv: list[str], env: Mapping[str, str], log: Path, watcher: Watcher) 
     log.unlink(missing_ok=True)
     done = runner.run(argv, env=env, log=log, supervision=runner.Supervision(on_line=watcher.line, grace=STOP_SECONDS))
     with log.open("rb") as stream:
-        told = failures.explain(stream, str(log))
+        explained = failures.explain(stream, str(log))
     served = Served(
         argv=tuple(argv),
         log=str(log),
         returncode=done.returncode,
         ready=watcher.is_ready,
         seconds=round(time.monotonic() - started, 1),
-        known=told.found,
+        known=explained.found,
     )
     if not done.ok:
         raise DcaError("DCA-159", ended(served), why=_why(served, done.tail), remedy=_next(served))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dca import config as configs
 from dca.catalogue.model_needs import Model
@@ -22,7 +21,7 @@ from dca.serve.gpus import Gpus
 from dca.serve.outcome import Settings
 from dca.serve.shape import Shape
 
-# The oldest compute capability that each kind of weights has kernels for; of the dtypes alike.
+# The oldest compute capability that has kernels for each kind of weights, and for each dtype.
 OLDEST = {"awq": "7.5", "gptq": "6.0", "gptq_marlin": "8.0", "awq_marlin": "8.0", "fp8": "8.0", "bitsandbytes": "7.0"}
 OLDEST_DTYPE = {"bfloat16": "8.0"}
 FP8_ARITHMETIC = (8, 9)
@@ -35,8 +34,19 @@ class Asked:
     """What the user fixes, and the engine; None where the plan may choose.
 
     Args:
-        prefix_caching: whether it is asked for. graphs: whether CUDA graphs are.
-        kv_cache_dtype, dtype: as vLLM calls them. block_size: of the KV cache, in tokens.
+        tp: GPUs that share the heads.
+        pp: stages that share the layers.
+        length: of prompt and answer together, in tokens.
+        batched: tokens of one step, at most.
+        sequences: requests at once, at most.
+        utilization: the share of a GPU's memory that the engine may use.
+        blocks: of the KV cache.
+        quantization: of the weights; empty for what config.json says.
+        kv_cache_dtype: of keys and values, as vLLM calls it.
+        dtype: of the activations, as vLLM calls it.
+        block_size: of the KV cache, in tokens.
+        prefix_caching: whether the engine is to reuse what it has computed of earlier prompts.
+        graphs: whether CUDA graphs are insisted on.
         v1: whether it is served by the V1 engine, which keeps no blocks of the KV cache free.
     """
 
@@ -69,7 +79,8 @@ class Subject:
         engine: of the recipe.
         recipe: what the engine is built from.
         file: config.json; None for a model that is only named.
-        wheel: what is in the wheel; None when none was named. wheel_file: where it is.
+        wheel: what is in the wheel; None when none was named.
+        wheel_file: where that wheel is.
         known: every recipe, for wheels of others.
         env: variables that the server would see.
     """
@@ -97,8 +108,8 @@ class Subject:
         )
 
 
-def _error(code: str, what: str, remedy: str, **more: Any) -> Finding:
-    return Finding(code=code, severity="error", what=what, remedy=remedy, **more)
+def _error(code: str, what: str, remedy: str) -> Finding:
+    return Finding(code=code, severity="error", what=what, remedy=remedy)
 
 
 def _warning(code: str, what: str, remedy: str) -> Finding:
@@ -111,11 +122,11 @@ Rule = Callable[[Subject], Iterator[Finding]]
 def heads(subject: Subject) -> Iterator[Finding]:
     """DCA-131: heads that the GPUs cannot share, or fewer GPUs than ranks."""
     shape, tp, pp = subject.shape, subject.settings.tp, subject.settings.pp
-    # With more stages than GPUs not even one GPU a stage is there.
+    # With more stages than GPUs no tensor-parallel size helps: not even one GPU a stage is there.
     smaller = f"a smaller --{'pipeline' if pp > subject.gpus.count else 'tensor'}-parallel-size, or more GPUs."
-    allowed = [one for one in range(1, 1025) if can_share(shape.heads, shape.kv_heads, one)]
+    allowed = [ranks for ranks in range(1, 1025) if can_share(shape.heads, shape.kv_heads, ranks)]
     if tp not in allowed:
-        fitting = [one for one in allowed if one * pp <= subject.gpus.count]
+        fitting = [ranks for ranks in allowed if ranks * pp <= subject.gpus.count]
         yield _error(
             "DCA-131",
             f"{shape.heads} heads and {shape.kv_heads} key heads cannot be shared by {tp} GPUs.",
@@ -134,9 +145,9 @@ def groups(subject: Subject) -> Iterator[Finding]:
     tp = subject.settings.tp
     for what, size in _broken(subject.shape, tp):
         fitting = [
-            str(one)
-            for one in range(1, tp)
-            if can_share(subject.shape.heads, subject.shape.kv_heads, one) and not any(_broken(subject.shape, one))
+            str(ranks)
+            for ranks in range(1, tp)
+            if can_share(subject.shape.heads, subject.shape.kv_heads, ranks) and not any(_broken(subject.shape, ranks))
         ]
         remedy = f"--tensor-parallel-size {' or '.join(fitting)}, " if fitting else ""
         yield _error(
@@ -200,13 +211,13 @@ def kernels(subject: Subject) -> Iterator[Finding]:
     """DCA-153: GPUs, or a dtype, that the kernels of dual chunk attention do not run on."""
     if not subject.shape.dual_chunk:
         return
-    there = {arch.rstrip("a") for arch in subject.recipe.recipe.lean.archs}
+    supported = {arch.rstrip("a") for arch in subject.recipe.recipe.lean.archs}
     for arch in subject.gpus.archs:
-        if arch not in there:
+        if arch not in supported:
             yield _error(
                 "DCA-153",
                 f"the kernels of dual chunk attention run on compute capability "
-                f"{', '.join(sorted(there, key=order))}, not on {arch}.",
+                f"{', '.join(sorted(supported, key=order))}, not on {arch}.",
                 "another GPU; or do without, up to 262,144 tokens: dca config drop-dca DIR --out DIR2.",
             )
     if subject.dtype not in KERNEL_DTYPES:
@@ -254,13 +265,13 @@ def refused(subject: Subject) -> Iterator[Finding]:
 def variables(subject: Subject) -> Iterator[Finding]:
     """DCA-155: variables that choose another backend or engine, or lift the limit of the length."""
     if subject.shape.dual_chunk:
-        for name, wanted in subject.engine.environment.items():
-            found = subject.env.get(name)
-            if found is not None and found != wanted:
+        for name, required in subject.engine.environment.items():
+            value = subject.env.get(name)
+            if value is not None and value != required:
                 yield _error(
                     "DCA-155",
-                    f"{name}={found} is set here, and dual chunk attention wants {wanted}.",
-                    f"export {name}={wanted}",
+                    f"{name}={value} is set here, and dual chunk attention wants {required}.",
+                    f"export {name}={required}",
                 )
         if V1 not in subject.engine.environment and subject.env.get(V1, "0") not in ("", "0"):
             yield _error(
@@ -282,11 +293,11 @@ def variables(subject: Subject) -> Iterator[Finding]:
 
 def length(subject: Subject) -> Iterator[Finding]:
     """DCA-127: more tokens than the rotary table has rows, or the engine allows."""
-    shape, wanted = subject.shape, subject.settings.length
+    shape, tokens = subject.shape, subject.settings.length
     most = min(shape.rows, shape.length)
-    if wanted <= most:
+    if tokens <= most:
         return
-    what = f"--max-model-len {wanted}: the rotary table has {most:,} rows"
+    what = f"--max-model-len {tokens}: the rotary table has {most:,} rows"
     if shape.dual_chunk:
         yield _error(
             "DCA-127",
@@ -294,8 +305,8 @@ def length(subject: Subject) -> Iterator[Finding]:
             f"--max-model-len {most}.",
         )
         return
-    known = next((one for one in models.load_all() if one.name == shape.known), None)
-    if known is not None and known.yarn is not None and wanted <= known.yarn.factor * known.yarn.original:
+    known = next((model for model in models.load_all() if model.name == shape.known), None)
+    if known is not None and known.yarn is not None and tokens <= known.yarn.factor * known.yarn.original:
         more = (
             f"YaRN, which is static and so costs quality on short texts: dca config set-yarn DIR --factor "
             f"{known.yarn.factor:g} --original {known.yarn.original}"
@@ -322,56 +333,56 @@ def lists(subject: Subject) -> Iterator[Finding]:
 
 def stored(subject: Subject) -> Iterator[Finding]:
     """DCA-157: weights that are not quantized in the way asked for, or nobody knows how far."""
-    method, there = subject.asked.quantization, subject.published.quantized.method
+    method, published = subject.asked.quantization, subject.published.quantized.method
     if subject.shape.quantized.assumed:
         yield _warning(
             "DCA-157",
-            f"config.json does not say how many bits the {there} weights have; counted are "
+            f"config.json does not say how many bits the {published} weights have; counted are "
             f"{subject.shape.quantized.bits}.",
             "the sizes of the weight files say how many they are.",
         )
-    if not method or method == there:
+    if not method or method == published:
         return
-    related = there and (method.startswith(there) or there.startswith(method))
-    if there and not related:
+    related = published and (method.startswith(published) or published.startswith(method))
+    if published and not related:
         yield _error(
             "DCA-157",
-            f"--quantization {method}: the weights are {there}, which the engine reads from config.json.",
+            f"--quantization {method}: the weights are {published}, which the engine reads from config.json.",
             "leave --quantization out.",
         )
-    elif not there and method != "fp8":
-        told = f"--quantization {method}: the weights of {subject.shape.name} are not quantized so"
+    elif not published and method != "fp8":
+        what = f"--quantization {method}: the weights of {subject.shape.name} are not quantized so"
         if subject.file is not None:
             yield _error(
-                "DCA-157", f"{told}; the engine quantizes to fp8 alone.", f"name a folder of {method} weights."
+                "DCA-157", f"{what}; the engine quantizes to fp8 alone.", f"name a folder of {method} weights."
             )
         else:
             yield _warning(
                 "DCA-157",
-                f"{told}; counted are 4 bits and groups of 128.",
+                f"{what}; counted are 4 bits and groups of 128.",
                 f"name the folder of the {method} weights that you will serve.",
             )
 
 
 def classes(subject: Subject) -> Iterator[Finding]:
     """DCA-158: an engine that does not have dual chunk attention for the model's class."""
-    there = subject.engine.architectures
-    if subject.shape.dual_chunk and not set(subject.shape.architectures) & set(there):
+    supported = subject.engine.architectures
+    if subject.shape.dual_chunk and not set(subject.shape.architectures) & set(supported):
         named = ", ".join(subject.shape.architectures) or "a model of no named class"
         yield _error(
             "DCA-158",
-            f"{subject.engine.recipe} has no dual chunk attention for {named}; it has for {', '.join(there)}.",
+            f"{subject.engine.recipe} has no dual chunk attention for {named}; it has for {', '.join(supported)}.",
             "another --recipe, or dca config drop-dca DIR --out DIR2.",
         )
 
 
 def wheel(subject: Subject) -> Iterator[Finding]:
     """DCA-110: a wheel that lacks what the model calls: kernels for weights, experts or heads, or the GPUs' cubins."""
-    found, shape = subject.wheel, subject.shape
-    if found is None:
+    inspected, shape = subject.wheel, subject.shape
+    if inspected is None:
         yield from _unbuilt(subject)
         return
-    wanted = Model(
+    model = Model(
         name=shape.name,
         architectures=shape.architectures,
         head_dim=shape.head_dim,
@@ -379,15 +390,15 @@ def wheel(subject: Subject) -> Iterator[Finding]:
         quantization=shape.quantized.method,
         dual_chunk=shape.dual_chunk,
     )
-    for lack in missing.lacking(found, wanted, subject.known):
+    for lack in missing.lacking(inspected, model, subject.known):
         extra = f" MODEL={subject.file.parent}" if subject.file is not None else ""
-        yield _error("DCA-110", f"{found.file}: {lack}", f"make wheel{extra}, with the groups that it needs.")
-    if found.recorded and found.recorded.archs:
+        yield _error("DCA-110", f"{inspected.file}: {lack}", f"make wheel{extra}, with the groups that it needs.")
+    if inspected.recorded and inspected.recorded.archs:
         for arch in subject.gpus.archs:
-            if not any(_runs(own, arch) for own in found.recorded.archs):
+            if not any(_runs(own, arch) for own in inspected.recorded.archs):
                 yield _error(
                     "DCA-110",
-                    f"{found.file} was built for {', '.join(found.recorded.archs)}, and not for {arch}.",
+                    f"{inspected.file} was built for {', '.join(inspected.recorded.archs)}, and not for {arch}.",
                     f"make wheel ARCH={arch}.",
                 )
 
@@ -396,11 +407,13 @@ def _unbuilt(subject: Subject) -> Iterator[Finding]:
     """Quantized weights that no group of the recipe has kernels for, so that none of its lean wheels has them."""
     method, recipe = subject.shape.quantized.method, subject.recipe.recipe
     if method and not any(method in group.serves.quantizations for group in recipe.groups.values()):
-        made = builds(subject, method)
+        commands = builds(subject, method)
         yield _warning(
             "DCA-110",
             f"the lean wheel of {recipe.name} has no kernels for {method} weights, and no group for them.",
-            f"{'; or '.join(made)}; --recipe plans for another engine." if made else "weights that are not quantized.",
+            f"{'; or '.join(commands)}; --recipe plans for another engine."
+            if commands
+            else "weights that are not quantized.",
         )
 
 
@@ -409,31 +422,36 @@ def builds(subject: Subject, method: str) -> tuple[str, ...]:
 
     The recipe's own group for such weights on these GPUs, and that of others with the model's class; then one with all
     that upstream has.
+
+    Args:
+        subject: what is served, and where.
+        method: of the weights, as `quant_method` in config.json.
     """
 
     def fits(archs: tuple[str, ...]) -> bool:
         return not archs or set(subject.gpus.archs) <= {arch.rstrip("a") for arch in archs}
 
     shape, mine = subject.shape, subject.recipe.recipe.name
-    made: list[str] = []
+    commands: list[str] = []
     whole: list[str] = []
-    for one in sorted((loaded.recipe for loaded in subject.known), key=lambda one: (one.name != mine, one.priority)):
-        there = serving.of(one.name).architectures if shape.dual_chunk else one.lean.architectures
-        if set(there) & set(shape.architectures):
-            made += [
-                f"make wheel RECIPE={one.name} WITH={name}"
-                for name, group in one.groups.items()
+    recipes = [loaded.recipe for loaded in subject.known]
+    for recipe in sorted(recipes, key=lambda recipe: (recipe.name != mine, recipe.priority)):
+        classes = serving.of(recipe.name).architectures if shape.dual_chunk else recipe.lean.architectures
+        if set(classes) & set(shape.architectures):
+            commands += [
+                f"make wheel RECIPE={recipe.name} WITH={name}"
+                for name, group in recipe.groups.items()
                 if method in group.serves.quantizations and fits(group.archs)
             ]
-            if one.full is not None and fits(one.full.archs):
-                whole.append(f"make wheel RECIPE={one.name} PROFILE=full")
-    return (*made, *whole[:1])
+            if recipe.full is not None and fits(recipe.full.archs):
+                whole.append(f"make wheel RECIPE={recipe.name} PROFILE=full")
+    return (*commands, *whole[:1])
 
 
 def optional(subject: Subject) -> str:
     """What to build for quantized weights where a group of the recipe has their kernels that is not always built."""
     method, recipe = subject.shape.quantized.method, subject.recipe.recipe
-    groups = [name for name, one in recipe.groups.items() if method in one.serves.quantizations]
+    groups = [name for name, group in recipe.groups.items() if method in group.serves.quantizations]
     if not groups or set(groups) & set(recipe.lean.groups):
         return ""
     return next(iter(builds(subject, method)), "")
@@ -441,11 +459,11 @@ def optional(subject: Subject) -> str:
 
 def fp8(subject: Subject) -> str:
     """--quantization fp8 in words, with what to build for it; empty where the weights or the GPUs do not allow it."""
-    made = builds(subject, "fp8")
+    commands = builds(subject, "fp8")
     old = any(order(arch) < order(OLDEST["fp8"]) for arch in subject.gpus.archs)
-    if subject.published.quantized.method or old or not made:
+    if subject.published.quantized.method or old or not commands:
         return ""
-    return f"--quantization fp8, with a wheel that has its kernels: {made[0]}"
+    return f"--quantization fp8, with a wheel that has its kernels: {commands[0]}"
 
 
 def _runs(built: str, arch: str) -> bool:
@@ -459,10 +477,10 @@ def folder(subject: Subject) -> Iterator[Finding]:
     """What `dca config check` finds wrong in the model's folder, each with its own code."""
     if subject.file is None or subject.file.name != "config.json":
         return
-    for one in configs.check(subject.file.parent).findings:
-        # Rotary scaling is none of a server's business while it is only doubtful.
-        if one.severity == "error" or one.code == "DCA-124":
-            yield one
+    for finding in configs.check(subject.file.parent).findings:
+        # Warnings concern other readers than the server, but for DCA-124: a missing sparse table makes it slow.
+        if finding.severity == "error" or finding.code == "DCA-124":
+            yield finding
 
 
 RULES: tuple[Rule, ...] = (
@@ -483,19 +501,24 @@ RULES: tuple[Rule, ...] = (
 
 def check(subject: Subject, rules: tuple[Rule, ...] = RULES) -> tuple[Finding, ...]:
     """Every problem, errors first."""
-    found = {(one.code, one.what): one for rule in rules for one in rule(subject)}
-    return tuple(sorted(found.values(), key=lambda one: one.severity != "error"))
+    findings = {(finding.code, finding.what): finding for rule in rules for finding in rule(subject)}
+    return tuple(sorted(findings.values(), key=lambda finding: finding.severity != "error"))
 
 
 def refuse(findings: tuple[Finding, ...], what: str, *, answered: bool = False) -> None:
     """Stop at the first error.
 
+    Args:
+        findings: errors first.
+        what: the sentence to stop with.
+        answered: whether the findings have been printed as JSON.
+
     Raises:
         DcaError: with its code.
     """
-    errors = [one for one in findings if one.severity == "error"]
+    errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
-        rest = [f"{one.code}: {one.what}" for one in errors[1:]]
+        rest = [f"{finding.code}: {finding.what}" for finding in errors[1:]]
         raise DcaError(
             errors[0].code, what, why="\n".join([errors[0].what, *rest]), remedy=errors[0].remedy, answered=answered
         )

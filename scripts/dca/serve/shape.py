@@ -19,7 +19,7 @@ CHUNK, LOCAL = 8192, 1024
 FEW_VERTICALS, FEW_MORE = 30, 100
 """The backend looks for 100 vertical lines more where a table says 30."""
 MOST = 1 << 32
-# Methods of which 4 bits are meant where nothing is said, and those that keep weights in 32-bit words.
+# Methods that mean 4 bits where config.json does not say how many, and methods that pack weights into 32-bit words.
 FOUR = ("awq", "gptq")
 PACKED = ("awq", "gptq", "auto")
 
@@ -50,18 +50,26 @@ class Shape(Value):
     Args:
         name: of its folder, or in build/models.
         architectures: classes that implement it.
+        layers: how many there are.
         hidden: elements of a token between layers.
         inner: elements between the two halves of a dense layer's MLP.
+        heads: query heads of a layer.
+        kv_heads: key heads of a layer, and as many value heads.
+        head_dim: elements of one head.
         vocabulary: tokens that there are.
         tied: whether the output uses the embedding's weights.
         bias: whether queries, keys and values have a bias.
-        experts: of a mixture; 0 for a dense model. chosen: of them for each token. expert_inner: as `inner`, of one.
+        experts: of a mixture; 0 for a dense model.
+        chosen: experts that compute each token.
+        expert_inner: elements between the two halves of one expert.
         rows: of the rotary table: positions that there are.
         length: tokens that the engine allows by itself.
         original: tokens before dual chunk attention scales its keys; 0 when it does not.
-        chunk_size, local_size: of dual chunk attention, in tokens.
-        dual_chunk: whether it is on.
-        vertical, slash: largest entries of the sparse table; 0 without one.
+        chunk_size: of dual chunk attention, in tokens.
+        local_size: of dual chunk attention, in tokens; a chunk has so many less than chunk_size.
+        dual_chunk: whether dual chunk attention is on.
+        vertical: the largest number of columns in the sparse table; 0 without one.
+        slash: the largest number of diagonals in it; 0 without one.
         assumed: whether the table is not known, and the largest of the known ones is counted in its place.
         dtype: of weights that are not quantized, and of activations.
         quantized: how its weights are stored.
@@ -129,18 +137,18 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
                 remedy="name a model's folder, its config.json, or a model of build/models.",
             )
         known = models.find(model, models.load_all())
-        given = config_of(known)
-        return shape_of(given, known.name, known, hub=_hub(known)), given, None
+        config = config_of(known)
+        return shape_of(config, known.name, known, hub=_hub(known)), config, None
     file = path / folder.CONFIG if path.is_dir() else path
-    given = text.parse(folder.content(file), configs.readable(file)).plain()
-    # A bare config.json has no folder whose name says anything.
+    config = text.parse(folder.content(file), configs.readable(file)).plain()
+    # The folder of a bare config.json may be any, so that its name does not tell which model it is.
     near = str(path.absolute()) if path.is_dir() else ""
-    found = models.match(given, near, models.load_all())
-    table = _inside(given)
+    matched = models.match(config, near, models.load_all())
+    table = _inside(config)
     if file.name == folder.CONFIG and (own := configs.table_of(file.parent)) is not None:
         table = own
-    name = found.name if found else configs.readable(file.absolute().parent if file.name == folder.CONFIG else file)
-    return shape_of(given, Path(name).name, found, table), given, file
+    name = matched.name if matched else configs.readable(file.absolute().parent if file.name == folder.CONFIG else file)
+    return shape_of(config, Path(name).name, matched, table), config, file
 
 
 def _hub(known: KnownModel) -> str:
@@ -157,7 +165,7 @@ def config_of(known: KnownModel) -> dict[str, Any]:
         raise DcaError(
             "DCA-214", f"the sizes of {known.name} are not in build/models.", remedy="name its folder or config.json."
         )
-    given: dict[str, Any] = {
+    config: dict[str, Any] = {
         "architectures": list(known.architectures),
         "model_type": known.model_type,
         "num_hidden_layers": known.layers,
@@ -172,18 +180,18 @@ def config_of(known: KnownModel) -> dict[str, Any]:
         **known.sizes.model_dump(exclude_none=True),
     }
     if own := known.dual_chunk:
-        given[LENGTH] = own.max_position_embeddings
-        given[DCA] = own.model_dump(exclude={LENGTH})
-    return given
+        config[LENGTH] = own.max_position_embeddings
+        config[DCA] = own.model_dump(exclude={LENGTH})
+    return config
 
 
 def shape_of(
-    given: dict[str, Any], name: str, known: KnownModel | None = None, table: Any = None, *, hub: str = ""
+    config: dict[str, Any], name: str, known: KnownModel | None = None, table: Any = None, *, hub: str = ""
 ) -> Shape:
     """The model that a config.json describes.
 
     Args:
-        given: the file's content.
+        config: the file's content.
         name: what it is called.
         known: which model of build/models it is.
         table: its sparse table; None without one.
@@ -192,30 +200,30 @@ def shape_of(
     Raises:
         DcaError: DCA-205 when a number is missing.
     """
-    dual = given.get(DCA)
+    dual = config.get(DCA)
     dual = dual if isinstance(dual, dict) and dual else {}
-    experts = next((_optional(given, key) for key in EXPERTS if given.get(key) is not None), 0)
-    heads, hidden = _needed(given, name, "num_attention_heads"), _needed(given, name, "hidden_size")
-    rows = _needed(given, name, LENGTH)
+    experts = next((_optional(config, key) for key in EXPERTS if config.get(key) is not None), 0)
+    heads, hidden = _needed(config, name, "num_attention_heads"), _needed(config, name, "hidden_size")
+    rows = _needed(config, name, LENGTH)
     vertical, slash, assumed = _entries(dual, table, known)
-    kind = str(given.get("model_type", ""))
+    kind = str(config.get("model_type", ""))
     return Shape(
         name=name,
-        architectures=_names(given.get("architectures")),
-        layers=_needed(given, name, "num_hidden_layers"),
+        architectures=_names(config.get("architectures")),
+        layers=_needed(config, name, "num_hidden_layers"),
         hidden=hidden,
         heads=heads,
-        inner=_needed(given, name, "moe_intermediate_size" if experts else "intermediate_size"),
-        kv_heads=config_rules.count(given.get("num_key_value_heads")) or heads,
-        head_dim=_head_dim(given, name),
-        vocabulary=_needed(given, name, "vocab_size"),
-        tied=given.get("tie_word_embeddings") is True,
-        bias=_bias(given, known, kind),
+        inner=_needed(config, name, "moe_intermediate_size" if experts else "intermediate_size"),
+        kv_heads=config_rules.count(config.get("num_key_value_heads")) or heads,
+        head_dim=_head_dim(config, name),
+        vocabulary=_needed(config, name, "vocab_size"),
+        tied=config.get("tie_word_embeddings") is True,
+        bias=_bias(config, known, kind),
         experts=experts,
-        chosen=_optional(given, "num_experts_per_tok") if experts else 0,
-        expert_inner=_needed(given, name, "moe_intermediate_size") if experts else 0,
-        rows=rows if dual else _derived(given, rows),
-        length=_derived(given, rows) if not dual else rows,
+        chosen=_optional(config, "num_experts_per_tok") if experts else 0,
+        expert_inner=_needed(config, name, "moe_intermediate_size") if experts else 0,
+        rows=rows if dual else _derived(config, rows),
+        length=_derived(config, rows) if not dual else rows,
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
         chunk_size=(config_rules.count(dual.get("chunk_size")) or CHUNK) if dual else 0,
@@ -223,8 +231,8 @@ def shape_of(
         vertical=vertical,
         slash=slash,
         assumed=assumed,
-        dtype=str(given.get("torch_dtype") or given.get("dtype") or "bfloat16").removeprefix("torch."),
-        quantized=_stored(given),
+        dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch."),
+        quantized=_stored(config),
         known=known.name.split(" or ")[0] if known else "",
         minimum_gb=known.vram_gb if known else None,
         hub=hub,
@@ -235,8 +243,10 @@ def quantized(method: str, shape: Shape) -> Shape:
     """A model with its weights quantized otherwise than its config.json says.
 
     Args:
-        method: `fp8`, which the engine does by itself when it loads weights that are not quantized, or another, for
-            which somebody publishes weights: counted are 4 bits and groups of 128, as those mostly have.
+        method: empty for what config.json says; `fp8`, which the engine does by itself when it loads weights that are
+            not quantized; or another, for which somebody publishes weights: counted are 4 bits and groups of 128, as
+            those mostly have.
+        shape: the model as its config.json says.
     """
     if not method or method == shape.quantized.method:
         return shape
@@ -245,13 +255,13 @@ def quantized(method: str, shape: Shape) -> Shape:
     return shape.model_copy(update={"quantized": Quantized(method=method, bits=4, group=128, pack=8)})
 
 
-def _derived(given: dict[str, Any], rows: int) -> int:
+def _derived(config: dict[str, Any], rows: int) -> int:
     """Tokens that the engine allows: with YaRN the product, whatever the key beside it says."""
-    yarn = compare.yarn_of(given)
+    yarn = compare.yarn_of(config)
     if yarn is not None:
         return int(yarn.original * yarn.factor)
     for key in ("rope_scaling", "rope_parameters"):
-        scaling = given.get(key)
+        scaling = config.get(key)
         factor = config_rules.number(scaling.get("factor")) if isinstance(scaling, dict) else None
         if (
             isinstance(scaling, dict)
@@ -273,9 +283,9 @@ def _entries(dual: dict[str, Any], table: Any, known: KnownModel | None) -> tupl
         return known.sparse.vertical, known.sparse.slash, False
     if known is None and not dual.get("sparse_attention_enabled"):
         return 0, 0, False
-    every = [one.sparse for one in models.load_all() if one.sparse]
-    most = max(every, key=lambda one: one.vertical + one.slash, default=None)
-    return (most.vertical, most.slash, True) if most else (0, 0, False)
+    tables = [model.sparse for model in models.load_all() if model.sparse]
+    largest = max(tables, key=lambda sizes: sizes.vertical + sizes.slash, default=None)
+    return (largest.vertical, largest.slash, True) if largest else (0, 0, False)
 
 
 def _largest(table: Any) -> tuple[int, int]:
@@ -290,42 +300,44 @@ def _largest(table: Any) -> tuple[int, int]:
     return min(vertical, MOST), min(slash, MOST)
 
 
-def _inside(given: dict[str, Any]) -> Any:
-    dual = given.get(DCA)
+def _inside(config: dict[str, Any]) -> Any:
+    dual = config.get(DCA)
     return dual.get(TABLE) if isinstance(dual, dict) else None
 
 
-def _bias(given: dict[str, Any], known: KnownModel | None, kind: str) -> bool:
+def _bias(config: dict[str, Any], known: KnownModel | None, kind: str) -> bool:
     """Whether queries, keys and values have a bias: the config says so, or the family always has it."""
-    if isinstance(given.get("attention_bias"), bool):
-        return bool(given["attention_bias"])
+    if isinstance(config.get("attention_bias"), bool):
+        return bool(config["attention_bias"])
     if known is not None and known.sizes is not None:
         return known.sizes.attention_bias
-    # A few hundred kilobytes a layer: another family's model with it is counted as one of the same type is.
-    alike = [one.sizes.attention_bias for one in models.load_all() if one.sizes and one.model_type == kind]
+    # Biases take a few hundred kilobytes a layer, so that it is enough to go by a known model of the same type.
+    alike = [model.sizes.attention_bias for model in models.load_all() if model.sizes and model.model_type == kind]
     return bool(alike) and alike[0]
 
 
-def _stored(given: dict[str, Any]) -> Quantized:
+def _stored(config: dict[str, Any]) -> Quantized:
     """How the config says that weights are stored."""
-    told = given.get("quantization_config")
-    method = told.get("quant_method") if isinstance(told, dict) else None
-    if not isinstance(told, dict) or not isinstance(method, str) or not method:
+    stored = config.get("quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    if not isinstance(stored, dict) or not isinstance(method, str) or not method:
         return Quantized()
     method = method.lower()
     if method == "fp8":
-        block = told.get("weight_block_size")
+        block = stored.get("weight_block_size")
         group = config_rules.count(block[1]) if isinstance(block, list) and len(block) == 2 else None
         return Quantized(method=method, bits=8, group=group or 0)
-    # Groups of layers with settings of their own: compressed-tensors, and what else writes as it does.
-    own = told.get("config_groups")
-    own = [one.get("weights") for one in own.values() if isinstance(one, dict)] if isinstance(own, dict) else []
-    told = {**told, **(told["quantization"] if isinstance(told.get("quantization"), dict) else {})}
-    bits = _bits(method, told, own)
-    sizes = [one.get("group_size") for one in own if isinstance(one, dict)]
-    group = max([config_rules.count(one) or 0 for one in [*sizes, told.get("group_size", told.get("q_group_size"))]])
-    # 8-bit weights that are no integers in 32-bit words stand for themselves.
-    packed = method.startswith(PACKED) or str(told.get("format", "")).startswith("pack") or (bits or 16) < 8
+    # compressed-tensors, and methods that write as it does, have groups of layers with settings of their own.
+    groups = stored.get("config_groups")
+    groups = groups.values() if isinstance(groups, dict) else ()
+    own = [settings.get("weights") for settings in groups if isinstance(settings, dict)]
+    stored = {**stored, **(stored["quantization"] if isinstance(stored.get("quantization"), dict) else {})}
+    bits = _bits(method, stored, own)
+    sizes = [weights.get("group_size") for weights in own if isinstance(weights, dict)]
+    sizes.append(stored.get("group_size", stored.get("q_group_size")))
+    group = max(config_rules.count(size) or 0 for size in sizes)
+    # 8-bit weights are packed only where the method, or the format, says that they are integers in 32-bit words.
+    packed = method.startswith(PACKED) or str(stored.get("format", "")).startswith("pack") or (bits or 16) < 8
     return Quantized(
         method=method,
         bits=bits or Quantized().bits,
@@ -335,51 +347,56 @@ def _stored(given: dict[str, Any]) -> Quantized:
     )
 
 
-def _bits(method: str, told: dict[str, Any], own: list[Any]) -> int | None:
+def _bits(method: str, stored: dict[str, Any], own: list[Any]) -> int | None:
     """Bits of a quantized weight; None where nothing says so.
 
     Args:
-        told: quantization_config.
+        method: as `quant_method` has it, in lower case.
+        stored: quantization_config.
         own: weights of its groups of layers; None in it for layers whose weights are not quantized.
     """
     plain = Quantized().bits
     if own:
-        # Which layer is in which group is not looked at: the most of them is counted for all.
-        each = [
-            plain if one is None else config_rules.count(one.get("num_bits")) if isinstance(one, dict) else None
-            for one in own
-        ]
-        return None if None in each else min(plain, max(one for one in each if one is not None))
-    named = [config_rules.count(told.get(key)) for key in ("bits", "w_bit", "num_bits")]
-    named += [bits for bits in (8, 4) if told.get(f"load_in_{bits}bit") is True]
+        # Which layers a group holds is not looked at, so that the group with the most bits is counted for all.
+        counts: list[int] = []
+        for weights in own:
+            bits = plain if weights is None else None
+            if isinstance(weights, dict):
+                bits = config_rules.count(weights.get("num_bits"))
+            if bits is None:
+                return None
+            counts.append(bits)
+        return min(plain, max(counts))
+    named = [config_rules.count(stored.get(key)) for key in ("bits", "w_bit", "num_bits")]
+    named += [bits for bits in (8, 4) if stored.get(f"load_in_{bits}bit") is True]
     # FP8, NVFP4, W4A8_AWQ, fbgemm_fp8: the first number is the weights'.
-    name = re.search(r"(?:fp|int|w|nf)(\d{1,2})", str(told.get("quant_algo") or method).lower())
+    name = re.search(r"(?:fp|int|w|nf)(\d{1,2})", str(stored.get("quant_algo") or method).lower())
     named.append(config_rules.count(int(name[1])) if name else None)
     named += [4] if method.startswith(FOUR) else []
     return next((min(plain, bits) for bits in named if bits is not None), None)
 
 
-def _names(given: Any) -> tuple[str, ...]:
-    return tuple(one for one in given if isinstance(one, str)) if isinstance(given, list) else ()
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
 
 
-def _head_dim(given: dict[str, Any], name: str) -> int:
-    found = compare.head_dim_of(given)
-    if found is None:
+def _head_dim(config: dict[str, Any], name: str) -> int:
+    size = compare.head_dim_of(config)
+    if size is None:
         raise _lacks(name, "head_dim")
-    return found
+    return size
 
 
-def _needed(given: dict[str, Any], name: str, key: str) -> int:
-    found = config_rules.count(given.get(key))
-    if found is None or found > MOST:
+def _needed(config: dict[str, Any], name: str, key: str) -> int:
+    number = config_rules.count(config.get(key))
+    if number is None or number > MOST:
         raise _lacks(name, key)
-    return found
+    return number
 
 
-def _optional(given: dict[str, Any], key: str) -> int:
-    found = config_rules.count(given.get(key))
-    return found if found is not None and found <= MOST else 0
+def _optional(config: dict[str, Any], key: str) -> int:
+    number = config_rules.count(config.get(key))
+    return number if number is not None and number <= MOST else 0
 
 
 def _lacks(name: str, key: str) -> DcaError:
@@ -397,15 +414,15 @@ def parameters(shape: Shape) -> int:
     P = 2*V*h + L*(h*(q+2kv)*d [+ (q+2kv)*d] + q*d*h + MLP + 2h) + h, where MLP is 3*h*i of a dense layer, and
     E*3*h*i + h*E of a mixture of E experts.
     """
-    each = shape.hidden * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    each += (shape.heads + 2 * shape.kv_heads) * shape.head_dim * shape.bias
-    each += shape.heads * shape.head_dim * shape.hidden + 2 * shape.hidden
+    layer = shape.hidden * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    layer += (shape.heads + 2 * shape.kv_heads) * shape.head_dim * shape.bias
+    layer += shape.heads * shape.head_dim * shape.hidden + 2 * shape.hidden
     if shape.experts:
-        each += shape.experts * 3 * shape.hidden * shape.expert_inner + shape.hidden * shape.experts
+        layer += shape.experts * 3 * shape.hidden * shape.expert_inner + shape.hidden * shape.experts
     else:
-        each += 3 * shape.hidden * shape.inner
-    ends = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
-    return ends + shape.layers * each + shape.hidden
+        layer += 3 * shape.hidden * shape.inner
+    embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    return embeddings + shape.layers * layer + shape.hidden
 
 
 def scale_bits(stored: Quantized) -> float:

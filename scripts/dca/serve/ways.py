@@ -30,61 +30,68 @@ class Way(Value):
     what: str
 
 
-def ending(found: Outcome) -> str:
+def ending(result: Outcome) -> str:
     """What becomes of a server, as one sentence."""
-    settings = found.settings
-    ranks, size = settings.tp * settings.pp, f"{found.card / GIB:.0f} GiB"
+    settings = result.settings
+    ranks, size = settings.tp * settings.pp, f"{result.card / GIB:.0f} GiB"
     at = f"each of {ranks} GPUs of {size}" if ranks > 1 else f"a GPU of {size}"
-    if found.ends == "loading":
-        return f"the weights do not even load, {found.term('weights') / GIB:.1f} GiB of them on {at}."
-    if found.ends == "weights":
+    if result.ends == "loading":
+        return f"the weights do not even load, {result.term('weights') / GIB:.1f} GiB of them on {at}."
+    if result.ends == "weights":
         return (
             "weights and the activations of one step leave no room for any KV cache (No available memory for the cache "
             "blocks)."
         )
-    if found.ends == "cache":
+    if result.ends == "cache":
         return (
-            f"the KV cache holds {found.cache_tokens:,} of {settings.length:,} tokens, and the server does not start "
+            f"the KV cache holds {result.cache_tokens:,} of {settings.length:,} tokens, and the server does not start "
             "(max seq len is larger than the maximum number of tokens that can be stored in KV cache)."
         )
-    if found.ends == "ignored":
+    if result.ends == "ignored":
         return (
-            f"it starts, and answers prompts of more than {found.prompt_tokens:,} of {settings.length:,} tokens with "
-            f"nothing and status 200: the KV cache holds {found.cache_tokens:,}, and {settings.watermark:.0%} of it "
+            f"it starts, and answers prompts of more than {result.prompt_tokens:,} of {settings.length:,} tokens with "
+            f"nothing and status 200: the KV cache holds {result.cache_tokens:,}, and {settings.watermark:.0%} of it "
             "stays free (exceeds the capacity of block_manager)."
         )
-    if found.ends == "room":
+    if result.ends == "room":
         return (
-            f"the KV cache of {found.cache_tokens:,} tokens, {found.term('cache') / GIB:.1f} GiB on {at}, "
+            f"the KV cache of {result.cache_tokens:,} tokens, {result.term('cache') / GIB:.1f} GiB on {at}, "
             "finds no room beside the weights."
         )
-    if found.ends == "graphs":
+    if result.ends == "graphs":
         return "it starts, and CUDA graphs then find no room."
-    if found.ends == "prompt":
+    if result.ends == "prompt":
         return (
-            f"it starts, and runs out of memory at a prompt of about {found.fails_at:,} tokens "
-            f"({found.total / GIB:.1f} of {found.card / GIB:.0f} GiB at {settings.length:,}; CUDA out of memory)."
+            f"it starts, and runs out of memory at a prompt of about {result.fails_at:,} tokens "
+            f"({result.total / GIB:.1f} of {result.card / GIB:.0f} GiB at {settings.length:,}; CUDA out of memory)."
         )
-    left = (found.usable - found.total) / GIB
-    return (
-        f"it starts, and {found.total / GIB:.1f} of {found.card / GIB:.0f} GiB are held at most ({left:.1f} are free)."
-    )
+    left = (result.usable - result.total) / GIB
+    held = f"{result.total / GIB:.1f} of {result.card / GIB:.0f} GiB"
+    return f"it starts, and {held} are held at most ({left:.1f} are free)."
 
 
 def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterator[Way]:
-    """What each single change of the documented settings does."""
+    """What each single change of the documented settings does.
+
+    Args:
+        shape: the model.
+        gpus: of the server.
+        asked: what the user fixes.
+        length: of prompt and answer together, in tokens.
+        tp: GPUs that share the heads.
+    """
     base = documented(shape, asked, length, tp)
     yield _way(shape, gpus, base, "as the documents have it")
     if shape.dual_chunk:
         exact = base.model_copy(update={"blocks": exact_blocks(length, asked.block_size)})
         yield _way(shape, gpus, exact, f"--num-gpu-blocks-override {exact.blocks}")
     yield _utilization(shape, gpus, base)
-    smaller = [one for one in (32_768, 8_192, 2_048) if one < base.batched][:1]
-    for batched in smaller:
+    batched = next((size for size in (32_768, 8_192, 2_048) if size < base.batched), None)
+    if batched is not None:
         yield _way(shape, gpus, base.model_copy(update={"batched": batched}), f"--max-num-batched-tokens {batched}")
     if not shape.dual_chunk:
         yield _way(shape, gpus, base.model_copy(update={"eager": True}), "--enforce-eager")
-    larger = next((one for one in range(tp + 1, 4 * tp + 1) if server_rules.divides(shape, one)), None)
+    larger = next((ranks for ranks in range(tp + 1, 4 * tp + 1) if server_rules.divides(shape, ranks)), None)
     if larger is not None:
         more = gpus.model_copy(update={"count": larger * asked.pp, "machines": 1})
         yield _chosen(shape, more, asked, length, larger, f"{larger} such GPUs, --tensor-parallel-size {larger}")
@@ -94,15 +101,15 @@ def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterat
 
 def _chosen(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int, change: str) -> Way:
     """A change with the best settings of its own."""
-    found = choose(shape, gpus, asked, length, tp)
-    own = f" --max-num-batched-tokens {found.settings.batched}" if shape.dual_chunk else ""
-    own += f" --num-gpu-blocks-override {found.settings.blocks}" if found.settings.blocks else ""
-    return Way(change=change + own, fits=found.fits, what=ending(found))
+    result = choose(shape, gpus, asked, length, tp)
+    own = f" --max-num-batched-tokens {result.settings.batched}" if shape.dual_chunk else ""
+    own += f" --num-gpu-blocks-override {result.settings.blocks}" if result.settings.blocks else ""
+    return Way(change=change + own, fits=result.fits, what=ending(result))
 
 
 def _way(shape: Shape, gpus: Gpus, settings: Settings, change: str) -> Way:
-    found = outcome(shape, gpus, settings)
-    return Way(change=change, fits=found.fits, what=ending(found))
+    result = outcome(shape, gpus, settings)
+    return Way(change=change, fits=result.fits, what=ending(result))
 
 
 def _utilization(shape: Shape, gpus: Gpus, base: Settings) -> Way:
@@ -110,9 +117,9 @@ def _utilization(shape: Shape, gpus: Gpus, base: Settings) -> Way:
     steps = range(round(HIGH_UTILIZATION * 100), round(LOWEST_UTILIZATION * 100) - 1, -1)
     for share in steps:
         changed = base.model_copy(update={"utilization": share / 100, "blocks": None})
-        found = outcome(shape, gpus, changed)
-        if found.fits:
-            return Way(change=f"--gpu-memory-utilization {share / 100:g}", fits=True, what=ending(found))
+        result = outcome(shape, gpus, changed)
+        if result.fits:
+            return Way(change=f"--gpu-memory-utilization {share / 100:g}", fits=True, what=ending(result))
     return Way(
         change="--gpu-memory-utilization",
         fits=False,

@@ -19,6 +19,7 @@ from dca.catalogue.recipes import KERNELS
 from dca.foundation import documents, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
+from dca.foundation.run import Run
 from dca.smoke import static, subject
 from dca.smoke.subject import Subject
 from dca.smoke.values import LEVELS, CaseResult, Level, ProvenSource, Smoke
@@ -87,11 +88,16 @@ class _Variant:
 
 @dataclass
 class _Findings:
-    """What has been found so far."""
+    """What has been found so far.
+
+    Attributes:
+        environment: what the worker says that it runs with: versions of Python and torch, and the device.
+        left_out: what the cases of a GPU do not prove, in words.
+    """
 
     cases: list[CaseResult] = field(default_factory=list)
     sources: list[ProvenSource] = field(default_factory=list)
-    told: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -108,68 +114,68 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     """
     started = time.monotonic()
     reporter.stage("inspect", request.wheel.name)
-    found = inspection.inspect(request.wheel, asked=request.archs or None)
-    about = subject.identify(request.wheel, found, known)
-    run = cache.open().folder("run", f"smoke-{found.sha256[:16]}")
-    findings = _Findings(cases=[case for case in static.check(found, about.recipe) if _asked(case.name, request)])
+    inspected = inspection.inspect(request.wheel, asked=request.archs or None)
+    about = subject.identify(request.wheel, inspected, known)
+    run = cache.open().folder("run", f"smoke-{inspected.sha256[:16]}")
+    findings = _Findings(cases=[case for case in static.check(inspected, about.recipe) if _asked(case.name, request)])
     if request.level != "static":
-        _run(request, about, cache, findings, reporter, run / "smoke.log")
+        _run(request, about, findings, Run(cache, reporter, run / "smoke.log"))
     if not findings.cases:
         raise DcaError(
             "DCA-201",
             f"there is no case {', '.join(request.cases)} at level {request.level}.",
             remedy="run without --case once: every case is listed by name.",
         )
-    told = Smoke(
-        wheel=found.file,
-        sha256=found.sha256,
-        version=found.version,
+    report = Smoke(
+        wheel=inspected.file,
+        sha256=inspected.sha256,
+        version=inspected.version,
         recipe=about.recipe.name,
         level=request.level,
-        python=findings.told.get("python", ""),
-        torch=findings.told.get("torch", ""),
-        device=findings.told.get("device", ""),
+        python=findings.environment.get("python", ""),
+        torch=findings.environment.get("torch", ""),
+        device=findings.environment.get("device", ""),
         seed=request.seed,
         sources=tuple(findings.sources),
         cases=tuple(_repeatable(case, request) for case in findings.cases),
         partial=bool(request.cases) or (request.first and not all(case.passed for case in findings.cases)),
-        not_proven=_not_proven(request.level, findings, bare=_bare(found)),
+        not_proven=_not_proven(request.level, findings, bare=_bare(inspected)),
         seconds=round(time.monotonic() - started, 2),
     )
-    documents.write(told, run / "smoke.json")
+    documents.write(report, run / "smoke.json")
     if not request.overlays:
-        _keep(told, run, more_archs=bool(request.archs))
-    return told
+        _keep(report, run, more_archs=bool(request.archs))
+    return report
 
 
-def _keep(told: Smoke, run: Path, *, more_archs: bool) -> None:
+def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
     """Keep a report that can be published with its wheel, or speaks against it.
 
     A whole run that passes is the answer to what its level and those below have found wrong before; the rest of a
     partial one may be as wrong as it was.
 
     Args:
-        told: the report, of the wheel as it is.
+        report: of the wheel as it is.
         run: folder of its reports.
         more_archs: whether archs were named, which the wheel need not say that it was built for.
     """
-    failed = {case.name for case in told.cases if not case.passed}
-    if (told.partial and not failed) or (more_archs and failed == {f"static/{static.ARCHS}"}):
+    failed = {case.name for case in report.cases if not case.passed}
+    if (report.partial and not failed) or (more_archs and failed == {f"static/{static.ARCHS}"}):
         return
-    documents.write(told, run / f"smoke-{told.level}.json")
-    if told.passed:
-        for level in LEVELS[: LEVELS.index(told.level)]:
-            before = run / f"smoke-{level}.json"
-            if (report := documents.read_if_whole(Smoke, before)) and not report.passed:
-                before.unlink()
+    documents.write(report, run / f"smoke-{report.level}.json")
+    if report.passed:
+        for level in LEVELS[: LEVELS.index(report.level)]:
+            file = run / f"smoke-{level}.json"
+            if (before := documents.read_if_whole(Smoke, file)) and not before.passed:
+                file.unlink()
 
 
 def _asked(name: str, request: Request) -> bool:
     return not request.cases or name in request.cases
 
 
-def _bare(found: inspection.Inspection) -> bool:
-    return bool(found.recorded and found.recorded.profile == KERNELS)
+def _bare(inspected: inspection.Inspection) -> bool:
+    return bool(inspected.recorded and inspected.recorded.profile == KERNELS)
 
 
 def _not_proven(level: Level, findings: _Findings, *, bare: bool) -> tuple[str, ...]:
@@ -184,39 +190,38 @@ def _repeatable(case: CaseResult, request: Request) -> CaseResult:
     return case.model_copy(update={"repeat": shlex.join(words)})
 
 
-def _run(
-    request: Request, about: Subject, cache: store.Store, findings: _Findings, reporter: Reporter, log: Path
-) -> None:
-    """Run the cases of the levels above `static` in the wheel's environment.
+def _run(request: Request, about: Subject, findings: _Findings, run: Run) -> None:
+    """Run the cases of the levels above `static` in the wheel's environment, and add to the findings.
 
     Raises:
         DcaError: DCA-802 when there is no GPU for the cases that want one, and others, see `smoke`.
     """
     if request.cases and all(name.startswith("static/") for name in request.cases):
         return
-    log.unlink(missing_ok=True)
-    python = request.python or subject.environment(about, cache, reporter, log)
-    with store.scratch(cache.root) as folder:
-        reporter.stage("unpack", about.wheel.name)
+    run.log.unlink(missing_ok=True)
+    python = request.python or subject.environment(about, run)
+    with store.scratch(run.cache.root) as folder:
+        run.reporter.stage("unpack", about.wheel.name)
         subject.unpack(about, folder / "wheel")
         variants = []
         for overlay in request.overlays or (None,):
-            if not _bare(about.found):
+            if not _bare(about.inspected):
                 findings.sources += _python_files(about, overlay, folder / "wheel")
-            source, proven = subject.kernel_source(about, request.source, overlay, folder, cache, reporter, log)
+            source, proven = subject.kernel_source(about, request.source, overlay, folder, run)
             findings.sources.append(proven)
             kernel = folder / f"conversion-{proven.sha256}.so"
             if not kernel.is_file():
-                subject.kernel_for_cpu(source, kernel, log)
+                subject.kernel_for_cpu(source, kernel, run.log)
             variants.append(_Variant(overlay, kernel))
         findings.sources = list(dict.fromkeys(findings.sources))
         asked = _worker_request(request, about, folder / "wheel", variants)
-        reporter.stage("prove", "on the CPU")
-        _listen(prove(python, {**asked, "level": "cpu"}, folder, reporter, log), findings, "cpu")
+        run.reporter.stage("prove", "on the CPU")
+        _listen(prove(python, {**asked, "level": "cpu"}, folder, run.reporter, run.log), findings, "cpu")
         if request.level == "gpu":
-            reporter.stage("prove", "on the GPU")
-            told = prove(python, {**asked, "level": "gpu"}, folder, reporter, log, visible=request.visible)
-            missing = next((one["broken"] for one in told if "broken" in one and "variant" not in one), "")
+            run.reporter.stage("prove", "on the GPU")
+            on_gpu = {**asked, "level": "gpu"}
+            lines = prove(python, on_gpu, folder, run.reporter, run.log, visible=request.visible)
+            missing = next((line["broken"] for line in lines if "broken" in line and "variant" not in line), "")
             if missing:
                 raise DcaError(
                     "DCA-802",
@@ -224,15 +229,16 @@ def _run(
                     why=missing,
                     remedy="run it where one is; `--level cpu` proves what can be proven without.",
                 )
-            _listen(told, findings, "gpu")
+            _listen(lines, findings, "gpu")
 
 
 def _worker_request(request: Request, about: Subject, wheel: Path, variants: list[_Variant]) -> dict[str, Any]:
     """What `workers/prove.py` is asked for, except the level."""
     rows, sampled = (numbers[request.quick] for numbers in (ROWS, SAMPLED))
     modules = {"backend": about.files.backend, "rotary": about.files.rotary}
-    told = [
-        {"name": one.name, "oracle": None, "overlay": one.name or None, "kernel": str(one.kernel)} for one in variants
+    listed = [
+        {"name": variant.name, "oracle": None, "overlay": variant.name or None, "kernel": str(variant.kernel)}
+        for variant in variants
     ]
     return {
         "wheel": str(wheel),
@@ -243,25 +249,25 @@ def _worker_request(request: Request, about: Subject, wheel: Path, variants: lis
         "quick": request.quick,
         "seed": request.seed,
         "cases": list(request.cases),
-        "modules": None if _bare(about.found) else modules,
-        "variants": told,
+        "modules": None if _bare(about.inspected) else modules,
+        "variants": listed,
         "first": request.first,
     }
 
 
 def _python_files(about: Subject, overlay: Path | None, wheel: Path) -> list[ProvenSource]:
-    found = []
+    proven = []
     for module in (about.files.backend, about.files.rotary):
         name = module.replace(".", "/") + ".py"
         replaced = overlay is not None and (overlay / name).is_file()
         path = overlay / name if overlay and replaced else wheel / name
         if path.is_file():
-            found.append(
+            proven.append(
                 ProvenSource(
                     path=name, sha256=store.sha256_file(path), origin="the overlay" if replaced else "the wheel"
                 )
             )
-    return found
+    return proven
 
 
 def prove(
@@ -280,12 +286,12 @@ def prove(
     Raises:
         DcaError: DCA-804 when it does not come to its end.
     """
-    told: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
 
-    def line(text: str) -> None:
+    def read(text: str) -> None:
         if text.startswith(MARK):
-            told.append(json.loads(text.removeprefix(MARK)))
-            reporter.progress(len(told), 0, str(told[-1].get("case", "")))
+            lines.append(json.loads(text.removeprefix(MARK)))
+            reporter.progress(len(lines), 0, str(lines[-1].get("case", "")))
 
     file = folder / "request.json"
     file.write_bytes(documents.canonical(request))
@@ -293,47 +299,51 @@ def prove(
     home.mkdir(exist_ok=True)
     # Nothing is to be sent anywhere, and no log of vLLM's own is to be kept.
     env = {"HOME": str(home), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CONFIGURE_LOGGING": "1"}
-    env |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    if visible is not None:
+        env["CUDA_VISIBLE_DEVICES"] = visible
     done = runner.run(
         [python, "-I", WORKERS / "prove.py", file],
         cwd=home,
         env=runner.environment(env),
         log=log,
         timeout=PROVE_SECONDS,
-        supervision=runner.Supervision(on_line=line),
+        supervision=runner.Supervision(on_line=read),
     )
     if not done.ok:
         raise DcaError(
             "DCA-804",
             "the cases were not run to their end" + (": it took too long." if done.timed_out else "."),
-            why="\n".join(one for one in done.tail[-4:] if not one.startswith(MARK)),
+            why="\n".join(text for text in done.tail[-4:] if not text.startswith(MARK)),
+            output=tuple(text for text in done.tail if not text.startswith(MARK)),
             remedy=f"see {log}; --python FILE names an environment of your own with the wheel's requirements.",
         )
-    return told
+    return lines
 
 
-def _listen(told: list[dict[str, Any]], findings: _Findings, level: Level) -> None:
+def _listen(lines: list[dict[str, Any]], findings: _Findings, level: Level) -> None:
     """Sort what the worker tells: cases, a wheel that cannot be imported, what it runs with and what it left out."""
-    for one in told:
-        if "broken" in one:
+    for line in lines:
+        if "broken" in line:
             proves = "the wheel's dual chunk attention can be imported"
             findings.cases.append(
                 CaseResult(
                     level=level,
                     name="import",
-                    overlay=one["variant"],
+                    overlay=line["variant"],
                     proves=proves,
                     passed=False,
-                    detail=one["broken"],
+                    detail=line["broken"],
                 )
             )
-        elif "case" in one:
-            known = {key: value for key, value in one.items() if key not in ("variant", "case")}
-            findings.cases.append(CaseResult(level=level, name=one["case"], overlay=one["variant"], **known))
-        elif "left_out" in one:
-            findings.left_out += one["left_out"]
-        elif "device" in one:
-            capability = ".".join(map(str, one["capability"]))
-            findings.told["device"] = f"{one['device']} ({capability}), driver {one['driver']}, CUDA {one['cuda']}"
+        elif "case" in line:
+            known = {key: value for key, value in line.items() if key not in ("variant", "case")}
+            findings.cases.append(CaseResult(level=level, name=line["case"], overlay=line["variant"], **known))
+        elif "left_out" in line:
+            findings.left_out += line["left_out"]
+        elif "device" in line:
+            capability = ".".join(map(str, line["capability"]))
+            findings.environment["device"] = (
+                f"{line['device']} ({capability}), driver {line['driver']}, CUDA {line['cuda']}"
+            )
         else:
-            findings.told.update({key: str(value) for key, value in one.items()})
+            findings.environment.update({key: str(value) for key, value in line.items()})

@@ -50,15 +50,15 @@ class Curve(Value):
     lines: tuple[tuple[float, str], ...]
 
 
-def render(found: Smoke) -> str:
+def render(report: Smoke) -> str:
     """The page."""
     import jinja2
 
     template = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    curves = [curve(case) for case in found.cases if case.figures.get(CURVE)]
-    return template.render(found=found, curves=curves, width=WIDTH, height=HEIGHT, margin=MARGIN, figures=_figures)
+    curves = [curve(case) for case in report.cases if case.figures.get(CURVE)]
+    return template.render(report=report, curves=curves, width=WIDTH, height=HEIGHT, margin=MARGIN, figures=_figures)
 
 
 def curve(case: CaseResult) -> Curve:
@@ -87,7 +87,7 @@ def _y(times: float, top: float) -> float:
 
 
 def _figures(case: CaseResult) -> str:
-    told = {name: value for name, value in case.figures.items() if not isinstance(value, list | dict)}
+    single = {name: value for name, value in case.figures.items() if not isinstance(value, list | dict)}
     return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in single.items()
     )

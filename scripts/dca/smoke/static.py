@@ -16,45 +16,45 @@ INDEX_OPS = (INDEX_OP, f"{INDEX_OP}_mergehead")
 ARCHS = "archs"
 
 
-def check(found: Inspection, recipe: Recipe) -> tuple[CaseResult, ...]:
+def check(inspected: Inspection, recipe: Recipe) -> tuple[CaseResult, ...]:
     """The static cases of an inspected wheel."""
-    return tuple(_cases(found, recipe))
+    return tuple(_cases(inspected, recipe))
 
 
-def _cases(found: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
-    own = found.recorded is not None
-    if own or not found.problems:
-        yield _case("files", "its files and tags are what it says of them", list(found.problems))
+def _cases(inspected: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
+    own = inspected.recorded is not None
+    if own or not inspected.problems:
+        yield _case("files", "its files and tags are what it says of them", list(inspected.problems))
     else:
         # Others' wheels that work have wrong tags; what that means is for the reader to judge.
-        yield _case("files", f"its modules can be read; noticed: {_some(list(found.problems))}", [])
-    if not found.recorded or found.recorded.profile != KERNELS:
+        yield _case("files", f"its modules can be read; noticed: {_some(list(inspected.problems))}", [])
+    if not inspected.recorded or inspected.recorded.profile != KERNELS:
         parts = {
-            "the attention backend is not in it": found.dca_backend,
-            "the Python around the sparse kernels is not in it": found.sparse_functions,
+            "the attention backend is not in it": inspected.dca_backend,
+            "the Python around the sparse kernels is not in it": inspected.sparse_functions,
         }
-        lacking = [text for text, there in parts.items() if not there]
+        lacking = [text for text, present in parts.items() if not present]
         yield _case("backend", "the dual chunk attention backend is there", lacking)
-    lacking = [f"no module registers {op}" for op in (*INDEX_OPS, SPARSE_OP) if not _holders(found, op)]
-    told = {op: next(iter(_holders(found, op)), "") for op in (*INDEX_OPS, SPARSE_OP)}
-    yield _case("ops", "the index conversion and the sparse attention are registered", lacking, told)
+    lacking = [f"no module registers {op}" for op in (*INDEX_OPS, SPARSE_OP) if not _holders(inspected, op)]
+    holders = {op: next(iter(_holders(inspected, op)), "") for op in (*INDEX_OPS, SPARSE_OP)}
+    yield _case("ops", "the index conversion and the sparse attention are registered", lacking, holders)
     archs = {
         module.path: sorted({*module.sass, *(f"{arch}+PTX" for arch in module.ptx)})
-        for module in found.modules
+        for module in inspected.modules
         if module.registers(INDEX_OP) or module.registers(SPARSE_OP)
     }
-    yield _case(ARCHS, _archs(found), inspection.unreached(found), archs)
+    yield _case(ARCHS, _archs(inspected), inspection.unreached(inspected), archs)
     if own and recipe.official_wheel and recipe.official_wheel.schemas:
-        yield _schemas(found, recipe.official_wheel.schemas)
+        yield _schemas(inspected, recipe.official_wheel.schemas)
 
 
-def _archs(found: Inspection) -> str:
-    return f"its kernels run on {', '.join(found.asked)}" if found.asked else "its kernels hold code for GPUs"
+def _archs(inspected: Inspection) -> str:
+    return f"its kernels run on {', '.join(inspected.asked)}" if inspected.asked else "its kernels hold code for GPUs"
 
 
-def _schemas(found: Inspection, official: dict[str, str]) -> CaseResult:
+def _schemas(inspected: Inspection, official: dict[str, str]) -> CaseResult:
     """Compare the schemas that were recorded when the modules were loaded with the official wheel's."""
-    schemas = {ops.op_name(schema): schema for module in found.modules for schema in module.schemas or ()}
+    schemas = {ops.op_name(schema): schema for module in inspected.modules for schema in module.schemas or ()}
     wrong = [
         f"{op} is {schemas[op]}"
         for op, digest in official.items()
@@ -64,8 +64,8 @@ def _schemas(found: Inspection, official: dict[str, str]) -> CaseResult:
     return _case("schemas", "its ops take what the official wheel's take", wrong, {"ops": checked})
 
 
-def _holders(found: Inspection, op: str) -> list[str]:
-    return [module.path for module in found.modules if module.registers(op)]
+def _holders(inspected: Inspection, op: str) -> list[str]:
+    return [module.path for module in inspected.modules if module.registers(op)]
 
 
 def _case(name: str, proves: str, wrong: list[str], figures: Mapping[str, object] | None = None) -> CaseResult:

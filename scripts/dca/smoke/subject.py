@@ -12,7 +12,6 @@ from dca.catalogue import machine, recipes
 from dca.catalogue.recipes import Recipe, SdistSource, SmokeFiles
 from dca.foundation import archives, data, documents, runner, store
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
 from dca.foundation.run import Run
 from dca.inspection import INDEX_OP, SPARSE_OP, Inspection
 from dca.smoke.values import ProvenSource
@@ -28,19 +27,19 @@ class Subject:
     """A wheel and its recipe.
 
     Args:
-        found: what the inspection says of the wheel.
+        inspected: what the inspection says of the wheel.
         files: where the recipe says that the parts of dual chunk attention are.
     """
 
     wheel: Path
-    found: Inspection
+    inspected: Inspection
     recipe: Recipe
     files: SmokeFiles
 
     @property
     def profile(self) -> str:
         """That the wheel was built with; what nobody recorded it of counts as lean."""
-        return self.found.recorded.profile if self.found.recorded else "lean"
+        return self.inspected.recorded.profile if self.inspected.recorded else "lean"
 
     @property
     def lock(self) -> Path:
@@ -48,18 +47,21 @@ class Subject:
         return data.run_lock(self.recipe.name, self.profile)
 
 
-def identify(wheel: Path, found: Inspection, known: tuple[recipes.Loaded, ...]) -> Subject:
+def identify(wheel: Path, inspected: Inspection, known: tuple[recipes.Loaded, ...]) -> Subject:
     """The recipe of a wheel: as it says itself, else the one of its version.
 
     Raises:
         DcaError: DCA-802 when no recipe is of that version, or it does not say what to prove.
     """
-    version = Version(found.version)
+    version = Version(inspected.version)
     for loaded in known:
         recipe = loaded.recipe
-        named = found.recorded.recipe == recipe.name if found.recorded else version.public == recipe.base_version
+        if inspected.recorded:
+            named = inspected.recorded.recipe == recipe.name
+        else:
+            named = version.public == recipe.base_version
         if named and recipe.smoke:
-            return Subject(wheel, found, recipe, recipe.smoke)
+            return Subject(wheel, inspected, recipe, recipe.smoke)
     versions = ", ".join(sorted({loaded.recipe.base_version for loaded in known if loaded.recipe.smoke}))
     raise DcaError(
         "DCA-802",
@@ -76,21 +78,21 @@ def own_python(subject: Subject, remedy: str) -> machine.Python:
         DcaError: DCA-306 with that remedy, when it is outside of the range of the recipe in the wheel's profile.
     """
     own = machine.own_python()
-    wanted = subject.recipe.of_profile(subject.profile).python
-    if not SpecifierSet(wanted).contains(own.version):
-        told = f"Python {own.version} is outside {subject.recipe.name}'s range {wanted}."
-        raise DcaError("DCA-306", told, remedy=remedy)
+    versions = subject.recipe.of_profile(subject.profile).python
+    if not SpecifierSet(versions).contains(own.version):
+        what = f"Python {own.version} is outside {subject.recipe.name}'s range {versions}."
+        raise DcaError("DCA-306", what, remedy=remedy)
     return own
 
 
-def environment(subject: Subject, cache: store.Store, reporter: Reporter, log: Path) -> Path:
+def environment(subject: Subject, run: Run) -> Path:
     """The Python of an environment with everything that the wheel needs, and without the wheel.
 
     Raises:
         DcaError: DCA-407 when it cannot be made, DCA-306 when this Python is none of the recipe's.
     """
     own = own_python(subject, "name the Python of an environment with the wheel's requirements: --python FILE.")
-    return environments.make(subject.lock, own.path, own.version, Run(cache, reporter, log))
+    return environments.make(subject.lock, own.path, own.version, run)
 
 
 def unpack(subject: Subject, folder: Path) -> None:
@@ -100,29 +102,21 @@ def unpack(subject: Subject, folder: Path) -> None:
         DcaError: DCA-404 for a wheel that is damaged or leaves the folder.
     """
     holds = (INDEX_OP, SPARSE_OP)
-    modules = {one.path for one in subject.found.modules if any(one.registers(op) for op in holds)}
+    modules = {module.path for module in subject.inspected.modules if any(module.registers(op) for op in holds)}
     archives.unpack_wheel(subject.wheel, folder, lambda name: not name.endswith(".so") or name in modules)
 
 
 def kernel_source(
-    subject: Subject,
-    given: Path | None,
-    overlay: Path | None,
-    folder: Path,
-    cache: store.Store,
-    reporter: Reporter,
-    log: Path,
+    subject: Subject, local: Path | None, overlay: Path | None, folder: Path, run: Run
 ) -> tuple[Path, ProvenSource]:
     """The source of the index conversion, as the wheel's module was compiled from it.
 
     Args:
         subject: the wheel.
-        given: a local clone, or an sdist.
+        local: a clone or an sdist to take it from; None to fetch it.
         overlay: a folder whose files stand in the place of the wheel's and the source's.
         folder: where it is put.
-        cache: where sources are kept.
-        reporter: told when something is fetched.
-        log: of the programs that fetch.
+        run: where to keep and whom to tell of what is fetched.
 
     Raises:
         DcaError: DCA-4nn when it cannot be had.
@@ -130,21 +124,22 @@ def kernel_source(
     name = subject.files.kernel
     if overlay and (overlay / name).is_file():
         return overlay / name, _proven(name, overlay / name, "the overlay")
-    recorded = subject.found.recorded.sources.get(f"source/{name}", "") if subject.found.recorded else ""
+    record = subject.inspected.recorded
+    recorded = record.sources.get(f"source/{name}", "") if record else ""
     source, target = subject.recipe.source, folder / "source"
-    kept = _kept(subject.recipe, name, cache)
-    if given is None and kept is not None:
+    kept = _kept(subject.recipe, name, run.cache)
+    if local is None and kept is not None:
         path = kept
     elif isinstance(source, SdistSource):
-        reporter.stage("fetch", f"source: {source.file}")
-        archive = given if given and given.is_file() else index.download(source, cache)
+        run.reporter.stage("fetch", f"source: {source.file}")
+        archive = local if local and local.is_file() else index.download(source, run.cache)
         if not store.has_hash(archive, source.sha256):
             raise index.wrong_hash(str(archive), source.sha256, store.sha256_file(archive))
         archives.unpack_sdist(archive, target)
         path = target / name
     else:
-        reporter.stage("fetch", f"source: {given or source.urls[0]}")
-        repository = given or git.fetch(source.urls, source.commit, cache, log)
+        run.reporter.stage("fetch", f"source: {local or source.urls[0]}")
+        repository = local or git.fetch(source.urls, source.commit, run.cache, run.log)
         git.export(repository, source.commit, target, (name,))
         path = target / name
     if recorded:
@@ -163,7 +158,7 @@ def _kept(recipe: Recipe, name: str, cache: store.Store) -> Path | None:
     """The file in a tree that an earlier run has fetched and checked."""
     for document in sorted(cache.root.glob("tree/*/source.json")):
         tree = documents.read_if_whole(fetch.Tree, document)
-        if tree and any(one.name == "source" and one.pin == recipe.source.pin for one in tree.sources):
+        if tree and any(source.name == "source" and source.pin == recipe.source.pin for source in tree.sources):
             path = document.parent / "source" / name
             if path.is_file():
                 return path
@@ -182,7 +177,7 @@ def kernel_for_cpu(source: Path, library: Path, log: Path) -> None:
     """
     compiler = next(iter(machine.host_compilers()), None)
     path = compiler.path if compiler else runner.which("g++")
-    made = runner.run(
+    compilation = runner.run(
         [
             path,
             "-std=c++17",
@@ -203,10 +198,11 @@ def kernel_for_cpu(source: Path, library: Path, log: Path) -> None:
         log=log,
         timeout=COMPILE_SECONDS,
     )
-    if not made.ok:
+    if not compilation.ok:
         raise DcaError(
             "DCA-803",
             f"{source.name} could not be compiled for the CPU.",
-            why="\n".join(line for line in made.tail if "error" in line)[:600],
+            why="\n".join(line for line in compilation.tail if "error" in line)[:600],
+            output=compilation.tail,
             remedy=f"see {log}; `--level static` needs no compiler, `--level gpu` no such source.",
         )

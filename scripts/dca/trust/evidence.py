@@ -40,17 +40,17 @@ def collect(wheel: Path, sha256: str, cache: store.Store) -> dict[str, bytes]:
     Raises:
         DcaError: DCA-701 when it is no wheel.
     """
-    found = {SBOM: carried} if (carried := carried_sbom(wheel)) else {}
+    files = {SBOM: carried} if (carried := carried_sbom(wheel)) else {}
     for record in sorted(cache.root.glob("run/*/wheel.json")):
-        made = documents.read_if_whole(Made, record)
-        if made and made.sha256 == sha256:
-            found |= read(record.parent, (PROVENANCE, INSPECTION))
+        build = documents.read_if_whole(Made, record)
+        if build and build.sha256 == sha256:
+            files |= read(record.parent, (PROVENANCE, INSPECTION))
     reports = read(
         cache.root / "run" / f"smoke-{sha256[:16]}", tuple(f"smoke-{level}.json" for level in reversed(LEVELS))
     ).values()
     # One level that fails is not outweighed by another that passes, which may have been run before.
     ranked = [*filter(_fails, reports), *reports]
-    return found | ({SMOKE: ranked[0]} if ranked else {})
+    return files | ({SMOKE: ranked[0]} if ranked else {})
 
 
 def _fails(report: bytes) -> bool:
@@ -109,6 +109,6 @@ def sign(wheel: str, sha256: str, files: dict[str, bytes], signer: Signer) -> di
     Raises:
         DcaError: as the signer does.
     """
-    one, all_of_them = ENVELOPES[signer.scheme]
-    signed = {one: signer.sign(files[PROVENANCE])} if PROVENANCE in files else {}
-    return signed | {all_of_them: signer.sign(documents.canonical(hashes(wheel, sha256, files)))}
+    provenance_envelope, evidence_envelope = ENVELOPES[signer.scheme]
+    signed = {provenance_envelope: signer.sign(files[PROVENANCE])} if PROVENANCE in files else {}
+    return signed | {evidence_envelope: signer.sign(documents.canonical(hashes(wheel, sha256, files)))}

@@ -1,7 +1,8 @@
-"""Signatures with an identity in place of a key: Sigstore bundles.
+"""Signatures with an identity in place of a key: Sigstore bundles. Experimental.
 
 https://docs.sigstore.dev/about/bundle/. A certificate authority vouches for ten minutes that a key belongs to whoever
 an identity provider says; a public log keeps when that was. The package `sigstore` is an extra, loaded when it is used.
+It has signed and verified with a stand-in for the services, and never with the public instance.
 """
 
 from __future__ import annotations
@@ -100,10 +101,10 @@ class Identity:
         from sigstore.models import Bundle
         from sigstore.verify import policy
 
-        wanted = payload(bundle)
+        statement = payload(bundle)
         try:
             parsed = Bundle.from_json(bundle)
-            kind, found = self.verifier.verify_dsse(parsed, policy.Identity(identity=self.name, issuer=self.issuer))
+            kind, verified = self.verifier.verify_dsse(parsed, policy.Identity(identity=self.name, issuer=self.issuer))
             again = _canonical(json.loads(parsed.to_json()))
         # A damaged certificate or log entry ends in whatever the parser that meets it raises.
         except Exception as error:
@@ -111,9 +112,9 @@ class Identity:
         # Also what no check reads has one spelling only, the spare bits of base64 among it.
         if again != bundle or not _names_its_log(json.loads(bundle)):
             raise BadSignatureError("it is not as this tool writes it")
-        if kind != PAYLOAD_TYPE or found != wanted:
+        if kind != PAYLOAD_TYPE or verified != statement:
             raise BadSignatureError("it is not around an in-toto statement")
-        return found
+        return verified
 
 
 def _names_its_log(bundle: Any) -> bool:
@@ -132,10 +133,10 @@ def payload(bundle: bytes) -> bytes:
     if len(bundle) > ENVELOPE_BYTES:
         raise BadSignatureError("it is too large for a bundle")
     try:
-        given: Any = json.loads(bundle)
-        if _canonical(given) != bundle:
+        parsed: Any = json.loads(bundle)
+        if _canonical(parsed) != bundle:
             raise BadSignatureError("it is not as this tool writes it")
-        return base64.b64decode(given["dsseEnvelope"]["payload"], validate=True)
+        return base64.b64decode(parsed["dsseEnvelope"]["payload"], validate=True)
     except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
         raise error if isinstance(error, BadSignatureError) else BadSignatureError("it is no Sigstore bundle") from None
 

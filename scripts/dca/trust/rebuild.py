@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,34 @@ from dca.wheelfile import provenance
 SHARED = ("downloads", "env", "toolkit", "uv", "lock")
 
 
-def request(statement: bytes, **local: Any) -> Request:
+@dataclass(frozen=True)
+class Local:
+    """Sources on this machine that are built from in place of fetching them.
+
+    Args:
+        source: absolute path of a clone or an sdist; None to fetch it.
+        companions: absolute paths of the companions' clones, by their names.
+    """
+
+    source: str | None = None
+    companions: dict[str, str] = field(default_factory=dict)
+
+
+FETCHED = Local()
+
+
+def request(statement: bytes, local: Local = FETCHED) -> Request:
     """What must be asked for to get the same plan.
 
     Args:
         statement: the provenance.
-        local: local sources, as in `Request`.
+        local: sources on this machine.
 
     Raises:
         DcaError: DCA-111 when the statement does not say.
     """
     try:
-        told = json.loads(statement)
-        definition = told["predicate"]["buildDefinition"]
+        definition = json.loads(statement)["predicate"]["buildDefinition"]
         asked = {provenance.BUILD_TYPE: definition["externalParameters"]}[definition["buildType"]]
         return Request(
             recipe=asked["recipe"],
@@ -43,7 +59,8 @@ def request(statement: bytes, **local: Any) -> Request:
             archs=tuple(asked["archs"]),
             cuda=asked["cuda"],
             prebuilt=tuple(asked["prebuilt"]),
-            **local,
+            source=local.source,
+            companions=local.companions,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DcaError(
@@ -55,7 +72,12 @@ def request(statement: bytes, **local: Any) -> Request:
 
 
 def rebuild(
-    path: Path, sha256: str, files: dict[str, bytes], cache: store.Store, reporter: Reporter, **local: Any
+    path: Path,
+    sha256: str,
+    files: dict[str, bytes],
+    cache: store.Store,
+    reporter: Reporter,
+    local: Local = FETCHED,
 ) -> Finding:
     """Build a wheel again and compare; what is compiled is kept until they have been compared.
 
@@ -63,7 +85,9 @@ def rebuild(
         path: the wheel.
         sha256: of it.
         files: its evidence; the provenance is needed.
-        local: local sources, as in `Request`.
+        cache: what it fetches from is kept here, and the build itself while it runs.
+        reporter: who is told of progress.
+        local: sources on this machine.
 
     Raises:
         DcaError: DCA-111 without provenance, and all that building raises.
@@ -74,7 +98,7 @@ def rebuild(
             f"{path.name} cannot be built again: nothing says how it was made.",
             remedy="name the folder with its provenance.json: --evidence DIR.",
         )
-    plan, world = gather.make_plan(request(files[evidence.PROVENANCE], **local), cache)
+    plan, world = gather.make_plan(request(files[evidence.PROVENANCE], local), cache)
     if differences := _planned(plan, json.loads(files[evidence.PROVENANCE])):
         says = "it cannot be built again as it was: " + "; ".join(differences) + "."
         return Finding(check="rebuild", status="not proven", says=says)
@@ -85,21 +109,21 @@ def rebuild(
             (cache.root / name).mkdir(exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 (root / name).symlink_to(cache.root / name)
-        made = wheel.make(plan, world, store.Store(root), root / "dist", reporter)
-        same = made.sha256 == sha256
+        built = wheel.make(plan, world, store.Store(root), root / "dist", reporter)
+        same = built.sha256 == sha256
         says = "built again from its sources, in another folder, it has the same bytes."
         if not same:
-            says = "built again it differs: " + "; ".join(differing(path, Path(made.wheel))) + "."
+            says = "built again it differs: " + "; ".join(differing(path, Path(built.wheel))) + "."
         store.remove(root)
     return Finding(check="rebuild", status="proven" if same else "wrong", says=says)
 
 
-def _planned(plan: Plan, told: Any) -> list[str]:
+def _planned(plan: Plan, statement: Any) -> list[str]:
     """Why this tool and machine plan another wheel today, in words; empty when they plan the same."""
-    definition = told["predicate"]["buildDefinition"]
+    definition = statement["predicate"]["buildDefinition"]
     if definition["internalParameters"]["plan"] == plan.key:
         return []
-    parts = {one["name"]: one.get("digest", {}).get("sha256") for one in definition["resolvedDependencies"]}
+    parts = {part["name"]: part.get("digest", {}).get("sha256") for part in definition["resolvedDependencies"]}
     then, now = definition["internalParameters"]["choices"], plan.model_dump(mode="json")
     changed = [
         f"the {name} is another"
@@ -118,30 +142,30 @@ def _planned(plan: Plan, told: Any) -> list[str]:
     return changed or ["its plan is another"]
 
 
-def differing(one: Path, other: Path) -> list[str]:
+def differing(first: Path, second: Path) -> list[str]:
     """Where two wheels differ, in words: files that only one has, and why the others are not the same."""
-    with zipfile.ZipFile(one) as first, zipfile.ZipFile(other) as second:
-        names = [{info.filename for info in archive.infolist()} for archive in (first, second)]
-        told = [f"only the first has {name}" for name in sorted(names[0] - names[1])]
-        told += [f"only the second has {name}" for name in sorted(names[1] - names[0])]
+    with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as other:
+        names = [{info.filename for info in archive.infolist()} for archive in (one, other)]
+        differences = [f"only the first has {name}" for name in sorted(names[0] - names[1])]
+        differences += [f"only the second has {name}" for name in sorted(names[1] - names[0])]
         for name in sorted(names[0] & names[1]):
-            contents = first.read(name), second.read(name)
+            contents = one.read(name), other.read(name)
             if contents[0] != contents[1]:
-                told.append(f"{name}: {_why(name, *contents)}")
-    if not told:
+                differences.append(f"{name}: {_why(name, *contents)}")
+    if not differences:
         return ["every file is the same, but not how they are packed: another zlib, or another version of this tool"]
-    return told
+    return differences
 
 
-def _why(name: str, one: bytes, other: bytes) -> str:
+def _why(name: str, first: bytes, second: bytes) -> str:
     if name.endswith(".so"):
         try:
-            first, second = elf.section_hashes(one), elf.section_hashes(other)
+            hashes = elf.section_hashes(first), elf.section_hashes(second)
         except elf.ElfError as error:
             return f"one is no whole module ({error})"
-        changed = [section for section in first | second if first.get(section) != second.get(section)]
-        return f"sections {', '.join(changed) or 'none'} ({len(one)} and {len(other)} bytes)"
-    lines = [content.decode("utf-8", "replace").splitlines() for content in (one, other)]
+        changed = [section for section in hashes[0] | hashes[1] if hashes[0].get(section) != hashes[1].get(section)]
+        return f"sections {', '.join(changed) or 'none'} ({len(first)} and {len(second)} bytes)"
+    lines = [content.decode("utf-8", "replace").splitlines() for content in (first, second)]
     at = next((n for n, pair in enumerate(zip(*lines, strict=False)) if pair[0] != pair[1]), min(map(len, lines)))
     shown = [f"{text[at][:60]!r}" if at < len(text) else "nothing" for text in lines]
     return f"line {at + 1} is {shown[0]} and {shown[1]}"

@@ -171,11 +171,14 @@ def _parts(envelope: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
     if len(envelope) > ENVELOPE_BYTES:
         raise BadSignatureError("it is too large for an envelope")
     try:
-        given: Any = json.loads(envelope)
-        if given["payloadType"] != PAYLOAD_TYPE:
-            raise BadSignatureError(f"its payload is {given['payloadType']!r}, not an in-toto statement")
-        payload = base64.b64decode(given["payload"], validate=True)
-        signatures = [(str(one["keyid"]), base64.b64decode(one["sig"], validate=True)) for one in given["signatures"]]
+        parsed: Any = json.loads(envelope)
+        if parsed["payloadType"] != PAYLOAD_TYPE:
+            raise BadSignatureError(f"its payload is {parsed['payloadType']!r}, not an in-toto statement")
+        payload = base64.b64decode(parsed["payload"], validate=True)
+        signatures = [
+            (str(signature["keyid"]), base64.b64decode(signature["sig"], validate=True))
+            for signature in parsed["signatures"]
+        ]
     except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
         raise error if isinstance(error, BadSignatureError) else BadSignatureError("it is no DSSE envelope") from None
     if not signatures:

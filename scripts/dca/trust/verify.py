@@ -61,7 +61,7 @@ class Verification(Document):
     @property
     def wrong(self) -> tuple[Finding, ...]:
         """The checks that failed."""
-        return tuple(one for one in self.findings if one.status == "wrong")
+        return tuple(finding for finding in self.findings if finding.status == "wrong")
 
 
 class _WrongError(Exception):
@@ -95,21 +95,21 @@ def verify(wheel: Path, files: Mapping[str, bytes], trusted: Trusted = NOBODY) -
     Raises:
         DcaError: DCA-204 when there is no such file, DCA-701 when it is no wheel.
     """
-    found = inspection.inspect(wheel)
+    inspected = inspection.inspect(wheel)
     record = _record(wheel)
-    findings = [_archive(found), _recorded(found, record)]
+    findings = [_archive(inspected), _recorded(inspected, record)]
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
-        (evidence.SBOM, lambda: _sbom(files[evidence.SBOM], wheel, found, record)),
-        (evidence.PROVENANCE, lambda: _provenance(files[evidence.PROVENANCE], found, record)),
-        (evidence.INSPECTION, lambda: _inspection(files[evidence.INSPECTION], found)),
-        (evidence.SMOKE, lambda: _smoke(files[evidence.SMOKE], found)),
+        (evidence.SBOM, lambda: _sbom(files[evidence.SBOM], wheel, inspected, record)),
+        (evidence.PROVENANCE, lambda: _provenance(files[evidence.PROVENANCE], inspected, record)),
+        (evidence.INSPECTION, lambda: _inspection(files[evidence.INSPECTION], inspected)),
+        (evidence.SMOKE, lambda: _smoke(files[evidence.SMOKE], inspected)),
     )
     for name, check in checks:
         findings.append(_finding(name, check) if name in files else _absent(name))
-    signers, signed = _signatures(files, found, trusted)
+    signers, signed = _signatures(files, inspected, trusted)
     return Verification(
-        wheel=found.file,
-        sha256=found.sha256,
+        wheel=inspected.file,
+        sha256=inspected.sha256,
         key=signers.get("dsse", ""),
         identity=signers.get("sigstore", ""),
         findings=(*findings, *signed),
@@ -149,68 +149,68 @@ def _record(wheel: Path) -> Json:
     """The wheel's own record; empty when it has none that can be read."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            name = next(one for one in archive.namelist() if one.endswith(".dist-info/dca.json"))
-            told = json.loads(archive.read(name))
-            return told if isinstance(told, dict) else {}
+            name = next(member for member in archive.namelist() if member.endswith(".dist-info/dca.json"))
+            record = json.loads(archive.read(name))
+            return record if isinstance(record, dict) else {}
     except (StopIteration, ValueError, RecursionError, *UNREADABLE):
         return {}
 
 
-def _archive(found: Inspection) -> Finding:
-    if found.problems:
-        return Finding(check="archive", status="wrong", says=" ".join(found.problems))
+def _archive(inspected: Inspection) -> Finding:
+    if inspected.problems:
+        return Finding(check="archive", status="wrong", says=" ".join(inspected.problems))
     return Finding(
         check="archive",
         status="proven",
-        says=f"{found.files} files are those of its RECORD; name, tags and METADATA agree.",
+        says=f"{inspected.files} files are those of its RECORD; name, tags and METADATA agree.",
     )
 
 
-def _recorded(found: Inspection, record: Json) -> Finding:
-    if not found.recorded:
-        told = "what it was made from: this tool did not make it, or its record is damaged."
-        return Finding(check="record", status="wrong" if record else "not proven", says=told)
-    if absent := sorted(set(found.recorded.hashes) - {module.path for module in found.modules}):
+def _recorded(inspected: Inspection, record: Json) -> Finding:
+    if not inspected.recorded:
+        says = "what it was made from: this tool did not make it, or its record is damaged."
+        return Finding(check="record", status="wrong" if record else "not proven", says=says)
+    if absent := sorted(set(inspected.recorded.hashes) - {module.path for module in inspected.modules}):
         return Finding(check="record", status="wrong", says=f"its record names {', '.join(absent)}, which it lacks.")
     return Finding(
         check="record",
         status="proven",
-        says=f"its {len(found.modules)} modules are those of its record, of plan {found.recorded.plan}.",
+        says=f"its {len(inspected.modules)} modules are those of its record, of plan {inspected.recorded.plan}.",
     )
 
 
-def _sbom(content: bytes, wheel: Path, found: Inspection, record: Json) -> str:
+def _sbom(content: bytes, wheel: Path, inspected: Inspection, record: Json) -> str:
     if content != evidence.carried_sbom(wheel):
         raise _WrongError("it is not the one inside of the wheel")
-    told = json.loads(content)
-    about = told["metadata"]["component"]
-    if about["version"] != found.version:
+    bom = json.loads(content)
+    about = bom["metadata"]["component"]
+    if about["version"] != inspected.version:
         raise _WrongError(f"it is of version {about['version']}")
     _same("plan", _property(about, "plan"), record["plan"])
-    components = {one["bom-ref"]: one for one in told["components"]}
-    for module in found.modules:
+    components = {component["bom-ref"]: component for component in bom["components"]}
+    for module in inspected.modules:
         _same(module.path, _hash(components.get(f"file:{module.path}")), module.sha256)
     for source in record["sources"]:
         listed = components.get(f"source:{source['name']}", {})
         _same(source["name"], (_property(listed, "pin"), _property(listed, "tree")), (source["pin"], source["tree"]))
     patches = {patch["sha256"] for patch in record["patches"] if patch["status"] != "not needed"}
-    listed_patches = {_hash(one) for one in components.values() if _property(one, "patch")}
+    listed_patches = {_hash(component) for component in components.values() if _property(component, "patch")}
     _same("the patches", sorted(listed_patches), sorted(patches))
     return f"its bill of materials: {len(components)} components, {len(patches)} patches and added files among them."
 
 
 def _hash(component: Json | None) -> str:
     hashes = (component or {}).get("hashes", [])
-    return next((str(one["content"]) for one in hashes if one["alg"] == "SHA-256"), "")
+    return next((str(digest["content"]) for digest in hashes if digest["alg"] == "SHA-256"), "")
 
 
 def _property(component: Json, name: str) -> str:
-    return next((str(one["value"]) for one in component.get("properties", []) if one["name"] == f"dca:{name}"), "")
+    return next((str(item["value"]) for item in component.get("properties", []) if item["name"] == f"dca:{name}"), "")
 
 
-def _same(what: str, told: object, is_: object) -> None:
-    if told != is_:
-        raise _WrongError(f"{what} is {_short(told)} there, and {_short(is_)} in the wheel")
+def _same(what: str, stated: object, actual: object) -> None:
+    if stated != actual:
+        raise _WrongError(f"{what} is {_short(stated)} there, and {_short(actual)} in the wheel")
 
 
 def _short(value: object) -> str:
@@ -218,86 +218,90 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def _statement(content: bytes, predicate: str, found: Inspection) -> Json:
+def _statement(content: bytes, predicate_type: str, inspected: Inspection) -> Json:
     """The predicate of an in-toto statement about the wheel."""
-    told = json.loads(content)
-    if (told["_type"], told["predicateType"]) != (provenance.STATEMENT, predicate):
-        raise _WrongError(f"it is no statement of the type {predicate}")
-    subjects = {one["digest"]["sha256"]: one["name"] for one in told["subject"]}
-    if found.sha256 not in subjects:
+    statement = json.loads(content)
+    if (statement["_type"], statement["predicateType"]) != (provenance.STATEMENT, predicate_type):
+        raise _WrongError(f"it is no statement of the type {predicate_type}")
+    subjects = {subject["digest"]["sha256"]: subject["name"] for subject in statement["subject"]}
+    if inspected.sha256 not in subjects:
         raise _WrongError(f"it is about a wheel with sha256 {', '.join(subjects)[:64]}")
-    inside: Json = told["predicate"]
-    return inside
+    predicate: Json = statement["predicate"]
+    return predicate
 
 
-def _provenance(content: bytes, found: Inspection, record: Json) -> str:
-    inside = _statement(content, provenance.PREDICATE, found)
-    definition = inside["buildDefinition"]
+def _provenance(content: bytes, inspected: Inspection, record: Json) -> str:
+    predicate = _statement(content, provenance.PREDICATE, inspected)
+    definition = predicate["buildDefinition"]
     _same("the build type", definition["buildType"], provenance.BUILD_TYPE)
     _same("plan", definition["internalParameters"]["plan"], record["plan"])
-    parts = {one["name"]: one for one in definition["resolvedDependencies"]}
+    parts = {part["name"]: part for part in definition["resolvedDependencies"]}
     for source in record["sources"]:
         _same(source["name"], parts.get(source["name"], {}).get("annotations", {}).get("tree"), source["tree"])
         if not source["pin"].startswith("tree:"):
             _same(source["name"], set(parts[source["name"]]["digest"].values()), {source["pin"].partition(":")[2]})
     for patch in record["patches"]:
         _same(patch["name"], parts.get(f"patch {patch['name']}", {}).get("digest"), {"sha256": patch["sha256"]})
-    builder, when = inside["runDetails"]["builder"], inside["runDetails"]["metadata"]["finishedOn"]
+    builder, when = predicate["runDetails"]["builder"], predicate["runDetails"]["metadata"]["finishedOn"]
     return f"made on {when[:10]} by dca-build {builder['version']['dca-build']} from {len(parts)} pinned parts."
 
 
-def _inspection(content: bytes, found: Inspection) -> str:
-    told = _document(Inspection, content)
-    _same("sha256", told.sha256, found.sha256)
+def _inspection(content: bytes, inspected: Inspection) -> str:
+    earlier = _document(Inspection, content)
+    _same("sha256", earlier.sha256, inspected.sha256)
     for name in ("bytes", "version", "tags", "torch", "files", "cuda_libraries", "glibc"):
-        _same(name, getattr(told, name), getattr(found, name))
+        _same(name, getattr(earlier, name), getattr(inspected, name))
     _same(
-        "its modules", *([(one.path, one.sha256, one.sass, one.ptx) for one in each.modules] for each in (told, found))
+        "its modules",
+        *(
+            [(module.path, module.sha256, module.sass, module.ptx) for module in document.modules]
+            for document in (earlier, inspected)
+        ),
     )
-    if told.problems or told.differences:
-        raise _WrongError(f"it found: {' '.join((*told.problems, *told.differences))}")
-    by = f", symbols checked against torch {told.checked_with_torch}" if told.checked_with_torch else ""
-    plan = f", compared with plan {told.planned}" if told.planned else ""
+    if earlier.problems or earlier.differences:
+        raise _WrongError(f"it found: {' '.join((*earlier.problems, *earlier.differences))}")
+    by = f", symbols checked against torch {earlier.checked_with_torch}" if earlier.checked_with_torch else ""
+    plan = f", compared with plan {earlier.planned}" if earlier.planned else ""
     return f"it was inspected and nothing was wrong{plan}{by}."
 
 
-def _smoke(content: bytes, found: Inspection) -> str:
-    told = _document(Smoke, content)
-    _same("sha256", told.sha256, found.sha256)
-    if not told.passed:
-        raise _WrongError(f"{sum(not case.passed for case in told.cases)} of {len(told.cases)} cases failed")
-    if told.partial or any(case.overlay for case in told.cases):
+def _smoke(content: bytes, inspected: Inspection) -> str:
+    smoke = _document(Smoke, content)
+    _same("sha256", smoke.sha256, inspected.sha256)
+    if not smoke.passed:
+        raise _WrongError(f"{sum(not case.passed for case in smoke.cases)} of {len(smoke.cases)} cases failed")
+    if smoke.partial or any(case.overlay for case in smoke.cases):
         raise _WrongError("it is not of all cases and of the wheel alone")
-    rest = f" Not: {' '.join(told.not_proven)}" if told.not_proven else ""
-    return f"all {len(told.cases)} cases of level {told.level} pass, seed {told.seed}.{rest}"
+    rest = f" Not: {' '.join(smoke.not_proven)}" if smoke.not_proven else ""
+    return f"all {len(smoke.cases)} cases of level {smoke.level} pass, seed {smoke.seed}.{rest}"
 
 
 def _document(kind: type[documents.D], content: bytes) -> documents.D:
-    told = json.loads(content)
-    document = kind.model_validate({**told, "schema": told.get("schema", "")})
+    values = json.loads(content)
+    document = kind.model_validate({**values, "schema": values.get("schema", "")})
     if documents.dumps(document) != content:
         raise _WrongError("it is not as this tool writes it")
     return document
 
 
 def _signatures(
-    files: Mapping[str, bytes], found: Inspection, trusted: Trusted
+    files: Mapping[str, bytes], inspected: Inspection, trusted: Trusted
 ) -> tuple[dict[str, str], list[Finding]]:
     """Who signed, by scheme, and what that says of the documents."""
-    wanted = {"dsse": bool(trusted.keys), "sigstore": trusted.identity is not None}
+    expected = {"dsse": bool(trusted.keys), "sigstore": trusted.identity is not None}
     signed = [scheme for scheme in evidence.SCHEMES if evidence.ENVELOPES[scheme][1] in files]
     signers: dict[str, str] = {}
-    told: list[Finding] = []
+    findings: list[Finding] = []
     for scheme in evidence.SCHEMES:
         if scheme in signed:
-            signers[scheme], says = _signed(scheme, files, found, trusted)
-            told += says
-        elif wanted[scheme]:
-            told.append(Finding(check="signature", status="wrong", says=UNSIGNED[scheme]))
-    if not told:
+            signers[scheme], says = _signed(scheme, files, inspected, trusted)
+            findings += says
+        elif expected[scheme]:
+            findings.append(Finding(check="signature", status="wrong", says=UNSIGNED[scheme]))
+    if not findings:
         says_nothing = "its evidence is not signed: nobody says that it is theirs."
-        told = [Finding(check="signature", status="not proven", says=says_nothing)]
-    return signers, told
+        findings = [Finding(check="signature", status="not proven", says=says_nothing)]
+    return signers, findings
 
 
 UNSIGNED = {
@@ -306,9 +310,11 @@ UNSIGNED = {
 }
 
 
-def _signed(scheme: str, files: Mapping[str, bytes], found: Inspection, trusted: Trusted) -> tuple[str, list[Finding]]:
+def _signed(
+    scheme: str, files: Mapping[str, bytes], inspected: Inspection, trusted: Trusted
+) -> tuple[str, list[Finding]]:
     """Who signed in one way, "" when nobody who counts did; and what that says of the documents."""
-    one, all_of_them = evidence.ENVELOPES[scheme]
+    around_provenance, around_hashes = evidence.ENVELOPES[scheme]
     signers: list[str] = []
 
     def opened(name: str) -> bytes:
@@ -322,39 +328,39 @@ def _signed(scheme: str, files: Mapping[str, bytes], found: Inspection, trusted:
         return payload
 
     def hashes() -> str:
-        told = _statement(opened(all_of_them), evidence.PREDICATE, found)["files"]
-        there = {name: hashlib.sha256(files[name]).hexdigest() for name in evidence.DOCUMENTS if name in files}
-        _same("the list of documents", sorted(told), sorted(there))
-        for name, sha256 in there.items():
-            _same(name, sha256, told[name])
-        return f"{len(there)} documents are those that were signed."
+        signed = _statement(opened(around_hashes), evidence.PREDICATE, inspected)["files"]
+        actual = {name: hashlib.sha256(files[name]).hexdigest() for name in evidence.DOCUMENTS if name in files}
+        _same("the list of documents", sorted(signed), sorted(actual))
+        for name, sha256 in actual.items():
+            _same(name, sha256, signed[name])
+        return f"{len(actual)} documents are those that were signed."
 
     def provenance_too() -> str:
-        if opened(one) != files.get(evidence.PROVENANCE):
+        if opened(around_provenance) != files.get(evidence.PROVENANCE):
             raise _WrongError("it is around another provenance")
         return "the provenance is the one that was signed."
 
-    told = [_finding(all_of_them, hashes)]
-    if one in files:
-        told.append(_finding(one, provenance_too))
-    signer = signers[0] if len(set(signers)) == 1 and len(signers) == len(told) else ""
-    return signer, [*told, _signature(scheme, signer, trusted)]
+    findings = [_finding(around_hashes, hashes)]
+    if around_provenance in files:
+        findings.append(_finding(around_provenance, provenance_too))
+    signer = signers[0] if len(set(signers)) == 1 and len(signers) == len(findings) else ""
+    return signer, [*findings, _signature(scheme, signer, trusted)]
 
 
 def _signature(scheme: str, signer: str, trusted: Trusted) -> Finding:
     """What is said of who signed."""
     if scheme == "dsse":
-        given, wrong = bool(trusted.keys), "it was not signed with a key that was given."
+        asked, wrong = bool(trusted.keys), "it was not signed with a key that was given."
         says = f"signed with key {signer[:16]}…."
         open_to = "its evidence is signed, but no key was given to check that with (--key)."
     else:
         identity = trusted.identity
-        given, wrong = identity is not None, "it was not signed by the identity that was given."
+        asked, wrong = identity is not None, "it was not signed by the identity that was given."
         says = f"signed by {signer}, as {identity.issuer} says and a public log keeps." if identity else ""
         open_to = (
             "its evidence is signed through Sigstore, but nobody was named who must have done it (--cert-identity)."
         )
-    if not given:
+    if not asked:
         return Finding(check="signature", status="not proven", says=open_to)
     if not signer:
         return Finding(check="signature", status="wrong", says=wrong)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -59,24 +59,26 @@ def test_a_server_that_does_everything_right_passes(serve: Serve, check: Check) 
     place = serve()
     done = check(place.url, "--json")
     assert done.code == 0, done.err
-    told = done.told
-    assert {one["status"] for one in told["probes"]} == {"passed"}
-    assert told["lengths"] == [4096, 8192, 16384]
-    assert {one["outcome"] for one in told["needles"]} == {"found"}
-    assert (told["reached"], told["max_model_len"], told["not_proven"]) == (16384, 16384, [])
-    for one in told["needles"]:
+    document = done.told
+    assert {probe["status"] for probe in document["probes"]} == {"passed"}
+    assert document["lengths"] == [4096, 8192, 16384]
+    assert {needle["outcome"] for needle in document["needles"]} == {"found"}
+    assert (document["reached"], document["max_model_len"], document["not_proven"]) == (16384, 16384, [])
+    for one in document["needles"]:
         assert 0.93 * one["length"] - 100 < one["tokens"] <= one["length"] - 64
-    longest = max(one["tokens"] for one in told["needles"])
-    assert told["verdict"].startswith(f"every fact was found up to 16,384 tokens (the longest prompt had {longest:,},")
+    longest = max(needle["tokens"] for needle in document["needles"])
+    assert document["verdict"].startswith(
+        f"every fact was found up to 16,384 tokens (the longest prompt had {longest:,},"
+    )
 
 
 def test_the_tokens_told_are_those_that_the_server_counted(serve: Serve, check: Check) -> None:
     place = serve()
-    told = check(place.url, *ONE, "--json").told
+    document = check(place.url, *ONE, "--json").told
     sent = place.needles()[-1]
-    assert told["needles"][0]["tokens"] == scripted.count(sent.text) + scripted.TEMPLATE
-    assert told["cost"]["prompt_tokens"] == sum(
-        scripted.count(one.text) + scripted.TEMPLATE for one in place.asked if "max_tokens" in one.body
+    assert document["needles"][0]["tokens"] == scripted.count(sent.text) + scripted.TEMPLATE
+    assert document["cost"]["prompt_tokens"] == sum(
+        scripted.count(request.text) + scripted.TEMPLATE for request in place.asked if "max_tokens" in request.body
     )
 
 
@@ -87,26 +89,26 @@ def test_lengths_are_counted_as_far_as_the_server_helps(
     serve: Serve, check: Check, usage: bool, tokenizer: bool, how: str
 ) -> None:
     place = serve(usage=usage, tokenizer=tokenizer, max_model_len=None)
-    told = check(place.url, "--lengths", "8192", "--depths", "0,100", "--json").told
-    assert {one["counted"] for one in told["needles"]} == {how}
+    document = check(place.url, "--lengths", "8192", "--depths", "0,100", "--json").told
+    assert {needle["counted"] for needle in document["needles"]} == {how}
     real = scripted.count(place.needles()[-1].text)
     if usage or tokenizer:
         assert 0.93 * 8192 < real < 8192
-    assert ("lengths: the server does not tell" in " ".join(told["not_proven"])) == (how == "estimate")
+    assert ("lengths: the server does not tell" in " ".join(document["not_proven"])) == (how == "estimate")
 
 
 def test_a_stream_without_its_options_is_read_all_the_same(serve: Serve, check: Check) -> None:
     place = serve(options=False)
-    told = check(place.url, *ONE, "--json").told
-    assert told["needles"][0]["outcome"] == "found"
-    assert sum("stream_options" in one.body for one in place.asked) == 1
+    document = check(place.url, *ONE, "--json").told
+    assert document["needles"][0]["outcome"] == "found"
+    assert sum("stream_options" in request.body for request in place.asked) == 1
 
 
 def test_no_two_prompts_begin_alike_so_that_nothing_is_answered_from_a_prefix(serve: Serve, check: Check) -> None:
     place = serve()
     check(place.url, "--lengths", "2048,4096", "--depths", "0,50,100")
     opening = len(engine.needles.haystack.OPENING)
-    beginnings = {one.text[opening : opening + 24] for one in place.needles()}
+    beginnings = {needle.text[opening : opening + 24] for needle in place.needles()}
     assert len(beginnings) == 6
 
 
@@ -119,18 +121,18 @@ def test_the_same_seed_asks_the_same(serve: Serve, check: Check) -> None:
 
 def test_story_a1_a_server_is_asked_to_its_full_million_tokens(serve: Serve, check: Check) -> None:
     place = serve(max_model_len=1_010_000, script=scripted.right)
-    told = check(place.url, "--lengths", "1010000", "--depths", "50", "--json").told
-    assert (told["reached"], told["needles"][0]["outcome"]) == (1_010_000, "found")
-    assert 0.98 * 1_010_000 < told["needles"][0]["tokens"] <= 1_010_000 - 64
+    document = check(place.url, "--lengths", "1010000", "--depths", "50", "--json").told
+    assert (document["reached"], document["needles"][0]["outcome"]) == (1_010_000, "found")
+    assert 0.98 * 1_010_000 < document["needles"][0]["tokens"] <= 1_010_000 - 64
 
 
 def test_lengths_double_up_to_what_the_server_takes(serve: Serve, check: Check) -> None:
     assert engine.needles.lengths_to(1_010_000) == (4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288, 1_010_000)
     assert engine.needles.lengths_to(4096) == (4096,)
     place = serve(max_model_len=None)
-    told = check(place.url, "--depths", "50", "--json").told
-    assert told["lengths"] == [4096, 8192]
-    assert any("no --length was asked for" in one for one in told["not_proven"])
+    document = check(place.url, "--depths", "50", "--json").told
+    assert document["lengths"] == [4096, 8192]
+    assert any("no --length was asked for" in one for one in document["not_proven"])
 
 
 # --- the model is wrong ----------------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def test_a_fact_that_is_lost_fails_at_its_length_and_depth(serve: Serve, check: 
         return Reply("0") if far and at else scripted.right(asked)
 
     done = check(serve(script=script).url, "--lengths", "1024,4096", "--depths", "0,100", "--json")
-    outcomes = {(one["length"], one["depth"]): one["outcome"] for one in done.told["needles"]}
+    outcomes = {(needle["length"], needle["depth"]): needle["outcome"] for needle in done.told["needles"]}
     assert outcomes == {(1024, 0): "found", (1024, 100): "found", (4096, 0): "lost", (4096, 100): "found"}
     assert (done.code, done.told["reached"]) == (1, 1024)
     assert "at 4,096 tokens, depth 0 %, the answer does not hold" in done.told["verdict"]
@@ -175,9 +177,9 @@ def test_a_wrong_answer_is_told_for_what_it_is(serve: Serve, check: Check, answe
         numbers = [one for one in re.findall(r"is (\d{7})\.", asked.text) if one != right]
         return Reply({"OTHER": numbers[0], "ALL": "\n".join([right, *numbers])}.get(answer, answer))
 
-    told = check(serve(script=script).url, *ONE, "--json").told
-    assert (told["needles"][0]["outcome"], told["needles"][0]["code"]) == ("lost", "DCA-163")
-    assert words in told["needles"][0]["detail"]
+    document = check(serve(script=script).url, *ONE, "--json").told
+    assert (document["needles"][0]["outcome"], document["needles"][0]["code"]) == ("lost", "DCA-163")
+    assert words in document["needles"][0]["detail"]
 
 
 def test_a_number_written_in_groups_is_the_same_number(serve: Serve, check: Check) -> None:
@@ -196,8 +198,8 @@ def test_thinking_aloud_is_not_taken_for_a_refused_prompt(serve: Serve, check: C
             else scripted.right(asked)
         )
 
-    told = check(serve(script=script).url, *ONE, "--json").told
-    assert (told["needles"][0]["outcome"], told["needles"][0]["detail"]) == (
+    document = check(serve(script=script).url, *ONE, "--json").told
+    assert (document["needles"][0]["outcome"], document["needles"][0]["detail"]) == (
         "lost",
         "all of the answer went into thinking aloud",
     )
@@ -230,7 +232,7 @@ def test_what_a_model_does_not_do_right_is_its_own_code(
 ) -> None:
     place = serve(script=lambda asked: reply if asked.kind == kind else scripted.right(asked))
     done = check(place.url, "--skip", "needles", "--json")
-    wrong = [one for one in done.told["probes"] if one["status"] == "failed"]
+    wrong = [probe for probe in done.told["probes"] if probe["status"] == "failed"]
     assert [(one["name"], one["code"]) for one in wrong] == [(kind, "DCA-163")]
     assert words in wrong[0]["detail"]
     assert done.code == 1
@@ -244,8 +246,8 @@ def test_a_right_sum_may_repeat_the_question(serve: Serve, check: Check, answer:
 
 
 def test_story_c4_a_tool_call_and_a_schema_are_proven_kept(serve: Serve, check: Check) -> None:
-    told = check(serve().url, "--skip", "needles", "--json").told
-    details = {one["name"]: one["detail"] for one in told["probes"]}
+    document = check(serve().url, "--skip", "needles", "--json").told
+    details = {probe["name"]: probe["detail"] for probe in document["probes"]}
     assert details["tools"] == "called by the model's own choice"
     assert details["structured"] == "kept, through response_format"
 
@@ -254,8 +256,8 @@ def test_story_c4_a_tool_call_and_a_schema_are_proven_kept(serve: Serve, check: 
 def test_structured_output_goes_through_whichever_field_the_server_takes(
     serve: Serve, check: Check, refused: str
 ) -> None:
-    told = check(serve(refused=(refused,)).url, "--skip", "needles", "--json").told
-    detail = next(one["detail"] for one in told["probes"] if one["name"] == "structured")
+    document = check(serve(refused=(refused,)).url, "--skip", "needles", "--json").told
+    detail = next(probe["detail"] for probe in document["probes"] if probe["name"] == "structured")
     assert detail == f"kept, through {'guided_json' if refused == 'response_format' else 'response_format'}"
 
 
@@ -263,11 +265,11 @@ def test_a_server_without_a_feature_passes_unless_the_feature_is_needed(serve: S
     place = serve(refused=("tools", "response_format", "guided_json"))
     done = check(place.url, "--skip", "needles", "--json")
     assert done.code == 0
-    assert [one["name"] for one in done.told["probes"] if one["status"] == "refused"] == ["tools", "structured"]
+    assert [probe["name"] for probe in done.told["probes"] if probe["status"] == "refused"] == ["tools", "structured"]
     assert len(done.told["not_proven"]) == 3
     done = check(place.url, "--skip", "needles", "--need", "tools", "--json")
     assert done.code == 1
-    assert next(one for one in done.told["probes"] if one["code"])["name"] == "tools"
+    assert next(probe for probe in done.told["probes"] if probe["code"])["name"] == "tools"
     assert "--enable-auto-tool-choice" in done.err
 
 
@@ -278,8 +280,8 @@ def test_a_tool_that_must_be_named_is_told_with_the_flags_that_mend_it(serve: Se
         else:
             handler.complete(asked)
 
-    told = check(serve(tricks={"tools": only_named}).url, "--skip", "needles", "--json").told
-    probe = next(one for one in told["probes"] if one["name"] == "tools")
+    document = check(serve(tricks={"tools": only_named}).url, "--skip", "needles", "--json").told
+    probe = next(probe for probe in document["probes"] if probe["name"] == "tools")
     assert probe["status"] == "refused"
     assert "only when the client names the tool" in probe["detail"]
 
@@ -289,21 +291,23 @@ def test_story_c2_the_recommended_sampling_is_sent_and_an_engine_that_dies_of_it
 ) -> None:
     place = serve()
     check(place.url, "--skip", "needles")
-    (sent,) = [one.body for one in place.asked if one.kind == "sampling"]
+    (sent,) = [request.body for request in place.asked if request.kind == "sampling"]
     assert (sent["temperature"], sent["top_p"], sent["top_k"], sent["repetition_penalty"]) == (0.7, 0.8, 20, 1.05)
     done = check(serve(tricks={"sampling": scripted.fail}).url, "--skip", "needles", "--json")
-    probe = next(one for one in done.told["probes"] if one["name"] == "sampling")
+    probe = next(probe for probe in done.told["probes"] if probe["name"] == "sampling")
     assert (probe["status"], probe["code"], done.code) == ("failed", "DCA-161", 1)
     assert "dca inspect WHEEL --model DIR" in probe["remedy"]
 
 
 def test_story_b5_plain_completions_and_chat_are_asked_apart(serve: Serve, check: Check) -> None:
     place = serve(tricks={"completion": scripted.fail})
-    told = check(place.url, "--skip", "needles", "--json").told
-    assert {one["name"]: one["status"] for one in told["probes"]}["completion"] == "failed"
-    assert {one["name"]: one["status"] for one in told["probes"]}["chat"] == "passed"
-    told = check(serve().url, "--skip", "needles", "--json").told
-    assert "/v1/chat/completions" in next(one["detail"] for one in told["probes"] if one["name"] == "completion")
+    document = check(place.url, "--skip", "needles", "--json").told
+    assert {probe["name"]: probe["status"] for probe in document["probes"]}["completion"] == "failed"
+    assert {probe["name"]: probe["status"] for probe in document["probes"]}["chat"] == "passed"
+    document = check(serve().url, "--skip", "needles", "--json").told
+    assert "/v1/chat/completions" in next(
+        probe["detail"] for probe in document["probes"] if probe["name"] == "completion"
+    )
 
 
 # --- the prompt is refused -------------------------------------------------------------------------------------------
@@ -313,33 +317,33 @@ def test_story_a9_an_empty_answer_with_finish_reason_length_is_the_server_refusi
     serve: Serve, check: Check
 ) -> None:
     done = check(serve(script=ignore).url, "--lengths", "600,2048,4096", "--depths", "0,100", "--json")
-    told = done.told
-    assert [one["outcome"] for one in told["needles"]] == ["found"] * 2 + ["refused"] + ["skipped"] * 3
-    refused = told["needles"][2]
+    document = done.told
+    assert [needle["outcome"] for needle in document["needles"]] == ["found"] * 2 + ["refused"] + ["skipped"] * 3
+    refused = document["needles"][2]
     assert refused["code"] == "DCA-162"
     assert "block_manager" in refused["remedy"]
     assert "dca serve plan" in refused["remedy"]
-    assert (told["reached"], done.code) == (600, 1)
+    assert (document["reached"], done.code) == (600, 1)
     assert done.err.startswith("DCA-162")
-    assert any("not sent, because 2,048 tokens were refused" in one for one in told["not_proven"])
+    assert any("not sent, because 2,048 tokens were refused" in one for one in document["not_proven"])
 
 
 def test_the_same_without_a_count_of_tokens(serve: Serve, check: Check) -> None:
-    told = check(serve(script=ignore, usage=False, tokenizer=False).url, "--lengths", "4096", "--json").told
-    assert told["needles"][0]["code"] == "DCA-162"
+    document = check(serve(script=ignore, usage=False, tokenizer=False).url, "--lengths", "4096", "--json").told
+    assert document["needles"][0]["code"] == "DCA-162"
 
 
 def test_a_short_request_can_be_refused_like_that_too(serve: Serve, check: Check) -> None:
     def script(asked: Asked) -> Reply:
         return Reply("", finish="length", tokens=0)
 
-    told = check(serve(script=script).url, "--skip", "needles", "--json").told
-    assert {one["code"] for one in told["probes"] if one["name"] != "models"} == {"DCA-162"}
+    document = check(serve(script=script).url, "--skip", "needles", "--json").told
+    assert {probe["code"] for probe in document["probes"] if probe["name"] != "models"} == {"DCA-162"}
 
 
 def test_a_prompt_past_the_servers_length_is_told_in_its_own_words(serve: Serve, check: Check) -> None:
     done = check(serve(max_model_len=3000).url, "--lengths", "2048,8192", "--depths", "0", "--json")
-    assert [one["outcome"] for one in done.told["needles"]] == ["found", "refused"]
+    assert [needle["outcome"] for needle in done.told["needles"]] == ["found", "refused"]
     assert "maximum context length is 3000 tokens" in done.told["needles"][1]["detail"]
     assert "--max-model-len" in done.told["needles"][1]["remedy"]
 
@@ -414,7 +418,7 @@ def test_a_misbehaving_server_gets_its_verdict_for_a_short_request_within_the_de
     started = time.monotonic()
     done = check(place.url, "--skip", "needles", "--timeout", TIMEOUT, "--json")
     assert time.monotonic() - started < TIMEOUT + SLACK
-    wrong = [one for one in done.told["probes"] if one["code"]]
+    wrong = [probe for probe in done.told["probes"] if probe["code"]]
     assert [(one["name"], one["code"]) for one in wrong] == [(kind, code)]
     assert words in wrong[0]["detail"]
     assert done.code == 1
@@ -425,7 +429,7 @@ def test_a_misbehaving_server_gets_its_verdict_for_a_short_request_within_the_de
 def test_a_misbehaving_server_gets_its_verdict_for_a_short_stream(serve: Serve, check: Check, name: str) -> None:
     trick, _, code, _ = BAD[name]
     done = check(serve(tricks={"stream": trick}).url, "--skip", "needles", "--timeout", TIMEOUT, "--json")
-    assert [(one["name"], one["code"]) for one in done.told["probes"] if one["code"]] == [("stream", code)]
+    assert [(probe["name"], probe["code"]) for probe in done.told["probes"] if probe["code"]] == [("stream", code)]
 
 
 def flood(status: int, part: bytes) -> scripted.Trick:
@@ -449,8 +453,8 @@ def test_an_answer_without_an_end_is_not_read_past_a_limit(
     serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch, kind: str, status: int, part: bytes
 ) -> None:
     monkeypatch.setattr(client, "MOST_BYTES", 1 << 20)
-    told = check(serve(tricks={kind: flood(status, part)}).url, "--skip", "needles", "--json").told
-    assert "more than 1 MiB" in next(one["detail"] for one in told["probes"] if one["name"] == kind)
+    document = check(serve(tricks={kind: flood(status, part)}).url, "--skip", "needles", "--json").told
+    assert "more than 1 MiB" in next(probe["detail"] for probe in document["probes"] if probe["name"] == kind)
 
 
 HOSTILE = {
@@ -496,10 +500,10 @@ def test_a_count_that_no_text_has_is_not_believed_whatever_the_length(
         counted=None if where == "/tokenize" else told,
     )
     done = check(place.url, "--lengths", "1024,2048,4096", "--depths", "0,100", "--json")
-    assert [one["outcome"] for one in done.told["needles"]] == ["found"] * 6
+    assert [needle["outcome"] for needle in done.told["needles"]] == ["found"] * 6
     for length, asked in zip([1024, 1024, 2048, 2048, 4096, 4096], place.needles(), strict=True):
         assert 0.6 * length < scripted.count(asked.text) < 1.3 * length
-    assert {one["counted"] for one in done.told["needles"]} == {"usage" if where == "/tokenize" else "estimate"}
+    assert {needle["counted"] for needle in done.told["needles"]} == {"usage" if where == "/tokenize" else "estimate"}
     assert f"{told:,} tokens for " in next(one for one in done.told["not_proven"] if "is not believed" in one)
     assert done.code == 0
 
@@ -521,8 +525,8 @@ def test_a_check_without_any_prompt_fails_unless_its_cost_forbade_them(
     place = serve(**how)
     done = check(place.url, *words, "--json")
     assert (place.needles(), done.code) == ([], code)
-    assert {one["outcome"] for one in done.told["needles"]} == {"skipped"}
-    assert [one["code"] for one in done.told["needles"] if one["code"]] == ["DCA-162"] * code
+    assert {needle["outcome"] for needle in done.told["needles"]} == {"skipped"}
+    assert [needle["code"] for needle in done.told["needles"] if needle["code"]] == ["DCA-162"] * code
 
 
 def test_a_length_past_all_bounds_is_not_believed(serve: Serve) -> None:
@@ -534,8 +538,8 @@ def test_a_length_past_all_bounds_is_not_believed(serve: Serve) -> None:
 def test_a_short_request_that_time_runs_out_for_is_not_the_servers_fault(serve: Serve, check: Check) -> None:
     done = check(serve(tricks={"chat": scripted.hang}).url, "--max-cost", "1s", "--json")
     assert done.code == 0
-    assert "--max-cost 1s ended it" in next(one["detail"] for one in done.told["probes"] if one["name"] == "chat")
-    assert {one["status"] for one in done.told["probes"][1:]} == {"skipped"}
+    assert "--max-cost 1s ended it" in next(probe["detail"] for probe in done.told["probes"] if probe["name"] == "chat")
+    assert {probe["status"] for probe in done.told["probes"][1:]} == {"skipped"}
 
 
 @pytest.mark.parametrize(
@@ -546,8 +550,8 @@ def test_what_a_proxy_refuses_is_not_told_of_the_engine(serve: Serve, check: Che
     def proxy(handler: scripted.Handler, _asked: Asked) -> None:
         handler.send_body(b"<html>nginx</html>", status, "text/html")
 
-    told = check(serve(tricks={"needle": proxy}).url, *ONE, "--json").told
-    (needle,) = told["needles"]
+    document = check(serve(tricks={"needle": proxy}).url, *ONE, "--json").told
+    (needle,) = document["needles"]
     assert (needle["outcome"], needle["code"]) == ("broken", "DCA-161")
     assert f"HTTP {status}" in needle["detail"]
     assert words in needle["remedy"]
@@ -556,9 +560,9 @@ def test_what_a_proxy_refuses_is_not_told_of_the_engine(serve: Serve, check: Che
 
 def test_once_the_server_is_gone_nothing_more_is_sent(serve: Serve, check: Check) -> None:
     place = serve(tricks={"sampling": scripted.drop})
-    told = check(place.url, "--json").told
-    assert [one["status"] for one in told["probes"]] == ["passed"] * 4 + ["failed"] + ["skipped"] * 3
-    assert told["needles"] == []
+    document = check(place.url, "--json").told
+    assert [probe["status"] for probe in document["probes"]] == ["passed"] * 4 + ["failed"] + ["skipped"] * 3
+    assert document["needles"] == []
     assert place.asked[-1].kind == "sampling"
 
 
@@ -574,7 +578,7 @@ def test_story_a6_a_server_that_dies_at_a_long_prompt_is_told_with_the_length_th
     place = serve(tricks={"needle": die})
     done = check(place.url, "--lengths", "1024,2048,4096,8192", "--depths", "0,100", "--json")
     assert done.told["reached"] == 2048
-    assert [one["outcome"] for one in done.told["needles"]] == ["found"] * 4 + ["gone"] + ["skipped"] * 3
+    assert [needle["outcome"] for needle in done.told["needles"]] == ["found"] * 4 + ["gone"] + ["skipped"] * 3
     dead = done.told["needles"][4]
     assert "ran out of GPU memory" in dead["remedy"]
     assert "dca serve plan" in dead["remedy"]
@@ -584,8 +588,8 @@ def test_story_a6_a_server_that_dies_at_a_long_prompt_is_told_with_the_length_th
 
 def test_a_server_that_fails_twice_is_not_asked_for_more(serve: Serve, check: Check) -> None:
     place = serve(tricks={"needle": scripted.fail})
-    told = check(place.url, "--lengths", "1024,2048", "--depths", "0,50,100", "--json").told
-    assert [one["outcome"] for one in told["needles"]] == ["broken"] * 2 + ["skipped"] * 4
+    document = check(place.url, "--lengths", "1024,2048", "--depths", "0,50,100", "--json").told
+    assert [needle["outcome"] for needle in document["needles"]] == ["broken"] * 2 + ["skipped"] * 4
     assert len(place.needles()) == 2
 
 
@@ -605,9 +609,9 @@ def test_a_server_that_does_not_list_its_models_can_be_asked_by_name(
     assert done.code == 1
     assert "DCA-161" in done.err
     assert "--model" in done.err
-    told = check(place.url, "--skip", "needles", "--timeout", TIMEOUT, "--model", scripted.MODEL, "--json").told
-    assert [one["name"] for one in told["probes"] if one["code"]] == ["models"]
-    assert [one["status"] for one in told["probes"][1:]] == ["passed"] * 7
+    document = check(place.url, "--skip", "needles", "--timeout", TIMEOUT, "--model", scripted.MODEL, "--json").told
+    assert [probe["name"] for probe in document["probes"] if probe["code"]] == ["models"]
+    assert [probe["status"] for probe in document["probes"][1:]] == ["passed"] * 7
 
 
 def test_one_of_several_models_must_be_named(serve: Serve, check: Check) -> None:
@@ -615,7 +619,7 @@ def test_one_of_several_models_must_be_named(serve: Serve, check: Check) -> None
     done = check(place.url)
     assert (done.code, "one, two" in done.err) == (2, True)
     assert check(place.url, "--skip", "needles", "--model", "two").code == 0
-    assert {one.body["model"] for one in place.asked if one.body} == {"two"}
+    assert {request.body["model"] for request in place.asked if request.body} == {"two"}
 
 
 # --- the key -------------------------------------------------------------------------------------------------------
@@ -629,7 +633,12 @@ def test_story_c3_a_server_with_a_key_and_a_name_of_its_own_is_asked_as_its_clie
     done = check(place.url, "--api-key-env", "THE_KEY", "--model", "my-name", *ONE)
     assert done.code == 0, done.err
     assert "s3cret" not in done.out + done.err
-    assert {one.path for one in place.asked} == {"/v1/models", "/v1/chat/completions", "/v1/completions", "/tokenize"}
+    assert {request.path for request in place.asked} == {
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/tokenize",
+    }
 
 
 def test_a_wrong_key_and_a_missing_one_are_told(serve: Serve, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -646,9 +655,21 @@ def test_a_wrong_key_and_a_missing_one_are_told(serve: Serve, check: Check, monk
 BEFORE = ("", "x" * 48, "x" * 66, "x" * 272)
 
 
-@pytest.mark.parametrize(
-    ("key", "every"), [("pr1vate-0123456789abcdef", BEFORE), ('pr1vate"&<\\1234567890>abcdef', ("",)), ("p4s", ("",))]
-)
+class Secret(NamedTuple):
+    """A key, and what the server says before it each time that it says it back."""
+
+    key: str
+    before: tuple[str, ...]
+
+
+SECRETS = [
+    Secret("pr1vate-0123456789abcdef", BEFORE),
+    Secret('pr1vate"&<\\1234567890>abcdef', ("",)),
+    Secret("p4s", ("",)),
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret.key)
 @pytest.mark.parametrize("how", scripted.ECHOES)
 def test_a_key_that_the_server_says_back_is_shown_and_kept_nowhere(
     serve: Serve,
@@ -656,14 +677,14 @@ def test_a_key_that_the_server_says_back_is_shown_and_kept_nowhere(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     how: str,
-    key: str,
-    every: tuple[str, ...],
+    secret: Secret,
 ) -> None:
+    key = secret.key
     # No name that tells what it is.
     monkeypatch.setenv("GATEWAY", key)
     page = tmp_path / "report.html"
     kinds = ("chat", "completion", "stream", "sampling", "sense", "tools", "structured", "needle")
-    for before in every:
+    for before in secret.before:
         place = serve(tricks=dict.fromkeys(kinds, scripted.echoing(scripted.ECHOES[how], before)))
         done = check(place.url, "--api-key-env", "GATEWAY", *ONE, "--json", "--report", page)
         assert done.code == 1
@@ -705,7 +726,7 @@ def test_keys_and_accounts_of_another_service_are_not_sent(
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     place = serve()
     assert check(place.url, "--skip", "needles").code == 0
-    assert not [one for one in place.asked if "pr1vate" in str(one.headers)]
+    assert not [request for request in place.asked if "pr1vate" in str(request.headers)]
 
 
 def test_credentials_in_the_url_are_not_shown(serve: Serve, check: Check) -> None:
@@ -727,25 +748,26 @@ def test_a_cost_is_never_passed(serve: Serve, check: Check, chance: random.Rando
         limit = chance.choice([600, 2000, 5000, 20_000, 60_000, 100_000])
         lengths = ",".join(str(chance.randint(512, 16384)) for _ in range(3))
         depths = ",".join(str(chance.randint(0, 100)) for _ in range(2))
-        told = check(place.url, "--lengths", lengths, "--depths", depths, "--max-cost", limit, "--json").told
-        counted = told["cost"]["prompt_tokens"] + told["cost"]["answer_tokens"]
+        document = check(place.url, "--lengths", lengths, "--depths", depths, "--max-cost", limit, "--json").told
+        counted = document["cost"]["prompt_tokens"] + document["cost"]["answer_tokens"]
         assert counted <= limit
         # Without any count it is the estimate that is kept to, and that is said.
         if usage:
             assert (
-                place.billed() - sum(int(one.body["max_tokens"]) for one in place.asked if one.body.get("max_tokens"))
+                place.billed()
+                - sum(int(request.body["max_tokens"]) for request in place.asked if request.body.get("max_tokens"))
                 <= limit
             )
         else:
-            assert any("estimated" in one for one in told["not_proven"]) or not any(
-                one["outcome"] == "found" for one in told["needles"]
+            assert any("estimated" in one for one in document["not_proven"]) or not any(
+                needle["outcome"] == "found" for needle in document["needles"]
             )
 
 
 def test_what_a_cost_does_not_allow_is_told_as_not_proven(serve: Serve, check: Check) -> None:
     place = serve()
     done = check(place.url, "--lengths", "2048,8192", "--depths", "0,100", "--max-cost", "12k", "--json")
-    assert [one["outcome"] for one in done.told["needles"]] == ["found"] * 2 + ["skipped"] * 2
+    assert [needle["outcome"] for needle in done.told["needles"]] == ["found"] * 2 + ["skipped"] * 2
     assert done.code == 0
     assert any("it would pass --max-cost 12k" in one for one in done.told["not_proven"])
     assert done.told["reached"] == 2048
@@ -753,14 +775,14 @@ def test_what_a_cost_does_not_allow_is_told_as_not_proven(serve: Serve, check: C
 
 def test_money_is_counted_at_the_prices_given(serve: Serve, check: Check) -> None:
     place = serve()
-    told = check(place.url, *ONE, "--price", "100,1000", "--json").told
-    cost = told["cost"]
+    document = check(place.url, *ONE, "--price", "100,1000", "--json").told
+    cost = document["cost"]
     assert cost["money"] == pytest.approx((cost["prompt_tokens"] * 100 + cost["answer_tokens"] * 1000) / 1e6)
-    told = check(
+    document = check(
         place.url, "--lengths", "2048,8192", "--depths", "0", "--price", "100", "--max-cost", "0.5", "--json"
     ).told
-    assert [one["outcome"] for one in told["needles"]] == ["found", "skipped"]
-    assert told["cost"]["money"] <= 0.5
+    assert [needle["outcome"] for needle in document["needles"]] == ["found", "skipped"]
+    assert document["cost"]["money"] <= 0.5
 
 
 def test_time_is_a_cost_too(serve: Serve, check: Check) -> None:
@@ -768,7 +790,7 @@ def test_time_is_a_cost_too(serve: Serve, check: Check) -> None:
     started = time.monotonic()
     done = check(place.url, "--lengths", "2048,4096", "--depths", "0", "--max-cost", "2s", "--json")
     assert time.monotonic() - started < 2 + SLACK
-    assert [one["outcome"] for one in done.told["needles"]] == ["skipped", "skipped"]
+    assert [needle["outcome"] for needle in done.told["needles"]] == ["skipped", "skipped"]
     assert "--max-cost 2s" in done.told["needles"][0]["detail"]
     # That the time was up is nothing that the server did wrong.
     assert done.code == 0
@@ -890,9 +912,9 @@ def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
     assert ("Interrupted." in err) == (number != signal.SIGKILL)
     assert "Traceback" not in out + err
     (kept,) = tmp_path.glob("run/serve-check-*/*")
-    found = documents.read(ServeCheck, kept)
-    assert ([one.outcome for one in found.needles], found.reached) == (["found"], 1024)
-    assert "1 prompt: not sent, because the check was ended before" in found.not_proven
+    result = documents.read(ServeCheck, kept)
+    assert ([needle.outcome for needle in result.needles], result.reached) == (["found"], 1024)
+    assert "1 prompt: not sent, because the check was ended before" in result.not_proven
 
 
 # --- wrong usage -----------------------------------------------------------------------------------------------------

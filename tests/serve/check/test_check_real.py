@@ -24,7 +24,7 @@ def whole(real: Real, check: Check, seen: dict[str, Done]) -> Done:
 
 
 def test_a_server_that_nobody_here_wrote_is_asked_for_everything(whole: Done, real: Real) -> None:
-    probes = {one["name"]: one for one in whole.told["probes"]}
+    probes = {probe["name"]: probe for probe in whole.told["probes"]}
     assert [name for name, one in probes.items() if one["status"] == "passed"] == [
         "models",
         "chat",
@@ -44,7 +44,12 @@ def test_a_server_that_nobody_here_wrote_is_asked_for_everything(whole: Done, re
 
 def test_its_own_count_of_tokens_keeps_every_prompt_within_its_length(whole: Done) -> None:
     needles = whole.told["needles"]
-    assert [(one["length"], one["depth"]) for one in needles] == [(600, 0.0), (600, 100.0), (1200, 0.0), (1200, 100.0)]
+    assert [(needle["length"], needle["depth"]) for needle in needles] == [
+        (600, 0.0),
+        (600, 100.0),
+        (1200, 0.0),
+        (1200, 100.0),
+    ]
     for one in needles:
         assert (one["outcome"], one["counted"], one["code"]) == ("lost", "usage", "DCA-163")
         # What is kept free for texts that differ, and a sentence of 113 letters: here a letter is a token.

@@ -79,7 +79,7 @@ def test_the_client_sends_the_recommended_sampling_to_a_scripted_server(serve: C
     place = serve()
     done = run("openai_client", place.url, "Hello", "--model", scripted.MODEL)
     assert (done.returncode, done.stdout) == (0, "ready\n[stop]\n")
-    (sent,) = [one.body for one in place.asked if one.body]
+    (sent,) = [request.body for request in place.asked if request.body]
     assert [sent[name] for name in ("temperature", "top_p", "repetition_penalty", "top_k")] == [0.7, 0.8, 1.05, 20]
 
 
@@ -97,7 +97,7 @@ def test_story_c4_a_tool_is_called_and_its_result_answered_by_a_scripted_server(
     assert done.returncode == 0, done.stderr
     assert done.stdout == 'It calls get_weather({"city": "Lisbon"})\nIt is 21 degrees.\n'
     second = place.asked[-1].body["messages"]
-    assert [one["role"] for one in second] == ["user", "assistant", "tool"]
+    assert [message["role"] for message in second] == ["user", "assistant", "tool"]
     assert second[2]["tool_call_id"] == second[1]["tool_calls"][0]["id"]
 
 
@@ -108,7 +108,7 @@ def test_story_c4_structured_output_is_read_back_from_a_scripted_server(
     place = serve(script=lambda _asked: Reply(json.dumps(scripted.GOOD)))
     done = run("structured_output", place.url, *words)
     assert (done.returncode, done.stdout) == (0, "Moby-Dick, 1851, a novel\n")
-    assert [field in one.body for one in place.asked if one.body] == [True]
+    assert [field in request.body for request in place.asked if request.body] == [True]
 
 
 # --- with the engine's Python API ----------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_story_c4_structured_output_is_read_back_from_a_scripted_server(
 @pytest.fixture(scope="module")
 def engine(cache: store.Store, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> readers.Installed:
     """The wheel's own Python, in an environment with what it runs with."""
-    known = next(one for one in readers.load_all() if one.recipe == "vllm-0.10.2" and not one.package)
+    known = next(reader for reader in readers.load_all() if reader.recipe == "vllm-0.10.2" and not reader.package)
     return readers.install(known, cache, [wheel], Silent(), tmp_path_factory.mktemp("engine") / "log")
 
 

@@ -54,7 +54,7 @@ def test_every_other_number_is_a_wrong_answer(seed: str) -> None:
     assert "another town" in hay.judge(hay.others[0])
     for every in ([hay.number, *hay.others], [*hay.others, hay.number]):
         assert "beside" in hay.judge(", ".join(every))
-        assert "beside" in hay.judge("\n".join(f"- {one}" for one in every))
+        assert "beside" in hay.judge("\n".join(f"- {item}" for item in every))
     assert hay.judge(hay.number[:-1])
     assert hay.judge(f"1{hay.number}")
     assert "over and over" in hay.judge("!" * 30)
@@ -90,7 +90,7 @@ def test_lengths_grow_to_the_limit() -> None:
         lengths = needles.lengths_to(limit)
         assert lengths[-1] == limit
         assert list(lengths) == sorted(set(lengths))
-        assert all(one < 0.8 * limit for one in lengths[:-1])
+        assert all(length < 0.8 * limit for length in lengths[:-1])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dca.in_wheel_env import oracle
 
 BASE = 1e4
 SMALL = oracle.Chunking(size=48, local=16)
+DUAL = oracle.DualChunk(SMALL, BASE, 0.3)
 CHUNKS = {"one": 32, "two": 64, "three": 96, "five": 160, "five and a bit": 169}
 
 
@@ -31,24 +32,22 @@ def close(a: oracle.Partial, b: oracle.Partial) -> None:
 def test_spans_and_merges_equal_the_distance_of_every_pair(tokens: int, new: str, chunking: oracle.Chunking) -> None:
     q, k, v = tensors(tokens)
     q = q[-{"all": tokens, "some": 23, "one": 1}[new] :]
-    close(
-        oracle.prefill(q, k, v, chunking, BASE, 0.3),
-        oracle.plain_attention(q, k, v, chunking, BASE, 0.3),
-    )
+    dual = oracle.DualChunk(chunking, BASE, 0.3)
+    close(oracle.prefill(q, k, v, dual), oracle.plain_attention(q, k, v, dual))
 
 
 def test_decode_is_the_last_row_of_prefill() -> None:
     q, k, v = tensors(131)
-    whole = oracle.prefill(q, k, v, SMALL, BASE, 0.3)
-    close(oracle.decode(q[-1:], k, v, SMALL, BASE, 0.3), oracle.Partial(whole.out[-1:], whole.lse[-1:]))
+    whole = oracle.prefill(q, k, v, DUAL)
+    close(oracle.decode(q[-1:], k, v, DUAL), oracle.Partial(whole.out[-1:], whole.lse[-1:]))
     with pytest.raises(ValueError, match="one query, not 2"):
-        oracle.decode(q[:2], k, v, SMALL, BASE, 0.3)
+        oracle.decode(q[:2], k, v, DUAL)
 
 
 def test_one_chunk_is_ordinary_causal_attention() -> None:
     q, k, v = tensors(32)
     places = torch.arange(32)
-    ours = oracle.prefill(q, k, v, SMALL, BASE, 0.3)
+    ours = oracle.prefill(q, k, v, DUAL)
     theirs = torch.nn.functional.scaled_dot_product_attention(
         *(t.transpose(0, 1)[None] for t in (oracle.rotate(q, places, BASE), oracle.rotate(k, places, BASE), v)),
         is_causal=True,

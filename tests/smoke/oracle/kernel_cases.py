@@ -5,19 +5,20 @@ No kernel runs here. What is shown is that a case passes where everything is rig
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from fake_layer import fake_modules
 
 from dca.in_wheel_env import oracle
-from dca.in_wheel_env.oracle import Converted
-from dca.in_wheel_env.proof import bounds, conversion, kernels, layer, speed, stand_ins, whole
-from dca.in_wheel_env.proof.case import Wrong
+from dca.in_wheel_env.oracle import Batch, Converted
+from dca.in_wheel_env.proof import bounds, kernels, layer, speed, stand_ins, whole
+from dca.in_wheel_env.proof.case import Inputs, Kernels, Ragged, Wrong
 
 BF16, FP16 = torch.bfloat16, torch.float16
 LAYER = whole.Plan(
@@ -60,16 +61,15 @@ def one_thread() -> Iterator[None]:
 # Kernels
 
 
-def convert_rows(batch: conversion.Batch, into: Converted, first: int = 0) -> None:
+def convert_rows(batch: Batch, into: Converted, first: int = 0) -> None:
     """The oracle's conversion into outputs that are given; `first` shifts rows, as a kernel that is off by one."""
     size, heads, rows = into.block_count.shape
     for b in range(size):
         for h in range(heads):
-            v = batch.vertical[b, h, : batch.vertical_count[h] if batch.vertical_count else None].tolist()
-            s = batch.slash[b, h, : batch.slash_count[h] if batch.slash_count else None].tolist()
+            vertical, slash = batch.lines(b, h)
             lengths = (batch.query_lengths[b], batch.key_lengths[b])
             for m in range(rows):
-                row = oracle.convert_row_block(v, s, m * 64, *lengths, batch.causal)
+                row = oracle.convert_row_block(vertical, slash, m * 64, *lengths, batch.causal)
                 if row is None:
                     continue
                 into.block_count[b, h, m], into.column_count[b, h, m] = len(row.offsets), len(row.columns)
@@ -79,70 +79,52 @@ def convert_rows(batch: conversion.Batch, into: Converted, first: int = 0) -> No
 
 
 RIGHT = stand_ins.Functions()
-Attention = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+Answer = tuple[torch.Tensor, torch.Tensor]
+SparseAttention = Callable[[Inputs, Converted], Answer]
 
 
-def right_sparse(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, converted: Converted, scale: float, causal: bool, out: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    found, lse = RIGHT.sparse_attn_func(
-        q, k, v, *converted, softmax_scale=scale, causal=causal, return_softmax_lse=True
-    )
-    return (found if out is None else out.copy_(found)), lse
-
-
-def right_dense(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    qs: Any,
-    ks: Any,
-    lq: int,
-    lk: int,
-    scale: float,
-    causal: bool,
-    out: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    found, lse = RIGHT.flash_attn_varlen_func(
-        q,
-        k,
-        v,
-        cu_seqlens_q=qs,
-        cu_seqlens_k=ks,
-        max_seqlen_q=lq,
-        max_seqlen_k=lk,
-        softmax_scale=scale,
-        causal=causal,
+def right_sparse(inputs: Inputs, converted: Converted) -> Answer:
+    answer, lse = RIGHT.sparse_attn_func(
+        inputs.q,
+        inputs.k,
+        inputs.v,
+        *converted,
+        softmax_scale=inputs.scale,
+        causal=inputs.causal,
         return_softmax_lse=True,
     )
-    return (found if out is None else out.copy_(found)), lse
+    return (answer if inputs.out is None else inputs.out.copy_(answer)), lse
 
 
-def right_ragged(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    converted: Converted,
-    qs: Any,
-    ks: Any,
-    lq: int,
-    lk: int,
-    scale: float,
-    causal: bool,
-    out: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    lse = torch.empty(q.shape[1], q.shape[0])
-    for b in range(len(qs) - 1):
-        rows, keys = slice(int(qs[b]), int(qs[b + 1])), slice(int(ks[b]), int(ks[b + 1]))
-        one = Converted(*(tensor[b : b + 1] for tensor in converted))
-        found, sums = right_sparse(q[None, rows], k[None, keys], v[None, keys], one, scale, causal, None)
-        out[rows], lse[:, rows] = found[0], sums[0]
-    return out, lse
+def right_dense(inputs: Inputs, ragged: Ragged) -> Answer:
+    answer, lse = RIGHT.flash_attn_varlen_func(
+        inputs.q,
+        inputs.k,
+        inputs.v,
+        cu_seqlens_q=ragged.query_starts,
+        cu_seqlens_k=ragged.key_starts,
+        max_seqlen_q=ragged.longest_query,
+        max_seqlen_k=ragged.longest_key,
+        softmax_scale=inputs.scale,
+        causal=inputs.causal,
+        return_softmax_lse=True,
+    )
+    return (answer if inputs.out is None else inputs.out.copy_(answer)), lse
 
 
-def stand_in(sparse: Attention = right_sparse, first: int = 0, **more: Any) -> kernels.Kernels:
+def right_ragged(inputs: Inputs, converted: Converted, ragged: Ragged) -> Answer:
+    lse = torch.empty(inputs.q.shape[1], inputs.q.shape[0])
+    for b in range(len(ragged.query_starts) - 1):
+        rows, keys = ragged.rows(b)
+        q, k, v = inputs.q[None, rows], inputs.k[None, keys], inputs.v[None, keys]
+        answer, sums = right_sparse(Inputs(q, k, v, inputs.scale, inputs.causal), converted.sequence(b))
+        inputs.out[rows], lse[:, rows] = answer[0], sums[0]
+    return inputs.out, lse
+
+
+def stand_in(sparse: SparseAttention = right_sparse, first: int = 0, **more: Any) -> Kernels:
     ops = stand_ins.Ops(partial(convert_rows, first=first), None)
-    found = kernels.Kernels(
+    right = Kernels(
         "the oracle",
         ops.convert_vertical_slash_indexes,
         ops.convert_vertical_slash_indexes_mergehead,
@@ -150,12 +132,12 @@ def stand_in(sparse: Attention = right_sparse, first: int = 0, **more: Any) -> k
         right_dense,
         right_ragged,
     )
-    return dataclasses.replace(found, **more)
+    return replace(right, **more)
 
 
-def all_cases(given: kernels.Kernels, modules: layer.Modules | None = None) -> dict[str, Any]:
-    found = kernels.cases(given, modules, quick=False, device="cpu", extent=EXTENT)
-    return {case.name: case.run for case in found}
+def all_cases(under_test: Kernels, modules: layer.Modules | None = None) -> dict[str, Any]:
+    cases = kernels.cases(under_test, modules, quick=False, device="cpu", extent=EXTENT)
+    return {case.name: case.run for case in cases}
 
 
 NAMES = [name for name in all_cases(stand_in()) if not name.startswith("conversion/long")]
@@ -171,8 +153,8 @@ def test_the_oracle_in_place_of_the_kernels_passes(name: str) -> None:
 
 def test_names_are_unique_and_what_is_left_out_is_named() -> None:
     for quick in (True, False):
-        found = [case.name for case in kernels.cases(stand_in(), None, quick=quick, device="cpu")]
-        assert len(found) == len(set(found))
+        names = [case.name for case in kernels.cases(stand_in(), None, quick=quick, device="cpu")]
+        assert len(names) == len(set(names))
     bare = stand_in(sparse_ragged=None)
     assert not any("ragged" in name for name in all_cases(bare))
     assert len(kernels.left_out(bare, None, quick=False)) == 2
@@ -183,110 +165,108 @@ def test_names_are_unique_and_what_is_left_out_is_named() -> None:
 # Faults of sparse attention; each takes what the right function takes.
 
 
-def not_causal(q: Any, k: Any, v: Any, converted: Any, scale: float, causal: bool, out: Any) -> Any:
-    return right_sparse(q, k, v, converted, scale, False, out)
+def not_causal(inputs: Inputs, converted: Converted) -> Answer:
+    return right_sparse(replace(inputs, causal=False), converted)
 
 
-def shifted_limit(q: Any, k: Any, v: Any, converted: Any, scale: float, causal: bool, out: Any) -> Any:
+def shifted_limit(inputs: Inputs, converted: Converted) -> Answer:
     """Sees one key too many: the causal limit is counted from the first key and not from the last."""
-    return right_sparse(q, torch.cat((k, k[:, -1:]), 1), torch.cat((v, v[:, -1:]), 1), converted, scale, causal, out)
+    k, v = (torch.cat((tensor, tensor[:, -1:]), 1) for tensor in (inputs.k, inputs.v))
+    return right_sparse(replace(inputs, k=k, v=v), converted)
 
 
-def first_columns(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
+def first_columns(inputs: Inputs, converted: Converted) -> Answer:
     """Columns come out of the first sequence's keys and values, in every sequence."""
     blocks = converted._replace(column_count=torch.zeros_like(converted.column_count))
     columns = converted._replace(block_count=torch.zeros_like(converted.block_count))
-    first = [t[:1].expand_as(t) for t in (k, v)]
-    parts = [
-        right_sparse(q.float(), k.float(), v.float(), blocks, scale, causal, None),
-        right_sparse(q.float(), first[0].float(), first[1].float(), columns, scale, causal, None),
-    ]
+    own = replace(inputs, q=inputs.q.float(), k=inputs.k.float(), v=inputs.v.float(), out=None)
+    first = replace(own, k=own.k[:1].expand_as(own.k), v=own.v[:1].expand_as(own.v))
+    parts = [right_sparse(own, blocks), right_sparse(first, columns)]
     lses = torch.stack([lse.masked_fill(lse == torch.inf, -torch.inf) for _, lse in parts])
     total = torch.logsumexp(lses, 0)
     weights = torch.exp(lses - total.masked_fill(total == -torch.inf, 0)).transpose(2, 3)[..., None]
-    found = sum(part * weight for (part, _), weight in zip(parts, weights))
-    return out.copy_(found), total.masked_fill(total == -torch.inf, torch.inf)
+    merged = sum(part * weight for (part, _), weight in zip(parts, weights))
+    return inputs.out.copy_(merged), total.masked_fill(total == -torch.inf, torch.inf)
 
 
-def dropped_column(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
+def dropped_column(inputs: Inputs, converted: Converted) -> Answer:
     fewer = converted._replace(column_count=(converted.column_count - 1).clamp(min=0))
-    return right_sparse(q, k, v, fewer, scale, causal, out)
+    return right_sparse(inputs, fewer)
 
 
-def dropped_value(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
+def dropped_value(inputs: Inputs, converted: Converted) -> Answer:
     """The key counts, its value does not: the log-sum-exp is right."""
-    last = int(converted.column_index.max())
-    without = v.clone()
-    without[:, last] = 0
-    return right_sparse(q, k, without, converted, scale, causal, out)
+    without = inputs.v.clone()
+    without[:, int(converted.column_index.max())] = 0
+    return right_sparse(replace(inputs, v=without), converted)
 
 
-def next_block(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
-    later = (converted.block_offset + 1).clamp(max=k.shape[1] - 1)
-    return right_sparse(q, k, v, converted._replace(block_offset=later), scale, causal, out)
+def next_block(inputs: Inputs, converted: Converted) -> Answer:
+    later = (converted.block_offset + 1).clamp(max=inputs.k.shape[1] - 1)
+    return right_sparse(inputs, converted._replace(block_offset=later))
 
 
-def other_head(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
+def other_head(inputs: Inputs, converted: Converted) -> Answer:
     """Query heads read the key heads in turn, not in groups."""
-    return right_sparse(q, k.flip(2), v.flip(2), converted, scale, causal, out)
+    return right_sparse(replace(inputs, k=inputs.k.flip(2), v=inputs.v.flip(2)), converted)
 
 
-def not_a_number(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
-    found, lse = right_sparse(q, k, v, converted, scale, causal, out)
-    found[-1, -1, -1, -1] = torch.nan
-    return found, lse
-
-
-def unwritten_row(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
-    """The last row of an uneven length is never written: the poison stays."""
-    found, lse = right_sparse(q, k, v, converted, scale, causal, None)
-    out[:, :-1] = found[:, :-1]
+def not_a_number(inputs: Inputs, converted: Converted) -> Answer:
+    out, lse = right_sparse(inputs, converted)
+    out[-1, -1, -1, -1] = torch.nan
     return out, lse
 
 
-def unwritten_sum(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
-    found, lse = right_sparse(q, k, v, converted, scale, causal, out)
+def unwritten_row(inputs: Inputs, converted: Converted) -> Answer:
+    """The last row of an uneven length is never written: the poison stays."""
+    whole, lse = right_sparse(replace(inputs, out=None), converted)
+    inputs.out[:, :-1] = whole[:, :-1]
+    return inputs.out, lse
+
+
+def unwritten_sum(inputs: Inputs, converted: Converted) -> Answer:
+    out, lse = right_sparse(inputs, converted)
     lse[..., -1] = torch.nan
-    return found, lse
+    return out, lse
 
 
-def other_output(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
-    return right_sparse(q, k, v, converted, scale, causal, None)
+def other_output(inputs: Inputs, converted: Converted) -> Answer:
+    return right_sparse(replace(inputs, out=None), converted)
 
 
-def base_two(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
-    found, lse = right_sparse(q, k, v, converted, scale, causal, out)
-    return found, lse / torch.log(torch.tensor(2.0))
+def base_two(inputs: Inputs, converted: Converted) -> Answer:
+    out, lse = right_sparse(inputs, converted)
+    return out, lse / torch.log(torch.tensor(2.0))
 
 
-def half_precision_sum(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
+def half_precision_sum(inputs: Inputs, converted: Converted) -> Answer:
     """The log-sum-exp passed through the dtype."""
-    found, lse = right_sparse(q, k, v, converted, scale, causal, out)
-    return found, lse.to(q.dtype).float()
+    out, lse = right_sparse(inputs, converted)
+    return out, lse.to(inputs.q.dtype).float()
 
 
-def coarse_output(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
+def coarse_output(inputs: Inputs, converted: Converted) -> Answer:
     """Two bits of the output are lost."""
-    found, lse = right_sparse(q, k, v, converted, scale, causal, out)
-    mantissa, exponent = torch.frexp(found.float())
-    bits = 2.0 ** (6 if q.dtype == BF16 else 9)
-    return found.copy_(torch.ldexp((mantissa * bits).round() / bits, exponent)), lse
+    out, lse = right_sparse(inputs, converted)
+    mantissa, exponent = torch.frexp(out.float())
+    bits = 2.0 ** (6 if inputs.q.dtype == BF16 else 9)
+    return out.copy_(torch.ldexp((mantissa * bits).round() / bits, exponent)), lse
 
 
-def reads_leftovers(q: Any, k: Any, v: Any, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
+def reads_leftovers(inputs: Inputs, converted: Converted) -> Answer:
     one_more = (converted.column_count + 1).clamp(max=converted.column_index.shape[-1])
-    return right_sparse(q, k, v, converted._replace(column_count=one_more), scale, causal, out)
+    return right_sparse(inputs, converted._replace(column_count=one_more))
 
 
-def empty_is_minus_infinity(q: Any, k: Any, v: Any, converted: Any, scale: float, causal: bool, out: Any) -> Any:
-    found, lse = right_sparse(q, k, v, converted, scale, causal, out)
-    return found, lse.masked_fill(lse == torch.inf, -torch.inf)
+def empty_is_minus_infinity(inputs: Inputs, converted: Converted) -> Answer:
+    out, lse = right_sparse(inputs, converted)
+    return out, lse.masked_fill(lse == torch.inf, -torch.inf)
 
 
-def empty_is_not_zeroed(q: Any, k: Any, v: Any, converted: Any, scale: float, causal: bool, out: Any) -> Any:
-    found, lse = right_sparse(q, k, v, converted, scale, causal, out)
-    found[(lse == torch.inf).transpose(1, 2)] = 1
-    return found, lse
+def empty_is_not_zeroed(inputs: Inputs, converted: Converted) -> Answer:
+    out, lse = right_sparse(inputs, converted)
+    out[(lse == torch.inf).transpose(1, 2)] = 1
+    return out, lse
 
 
 class Changing:
@@ -295,12 +275,12 @@ class Changing:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, q: Any, k: Any, v: Any, converted: Any, scale: float, causal: bool, out: Any) -> Any:
-        found, lse = right_sparse(q, k, v, converted, scale, causal, out)
+    def __call__(self, inputs: Inputs, converted: Converted) -> Answer:
+        out, lse = right_sparse(inputs, converted)
         self.calls += 1
         if self.calls % 2 == 0:
-            found[0, 0, 0, 0] *= 1 + 2.0**-7
-        return found, lse
+            out[0, 0, 0, 0] *= 1 + 2.0**-7
+        return out, lse
 
 
 @pytest.mark.parametrize(
@@ -336,7 +316,7 @@ class Changing:
     ],
     ids=lambda value: getattr(value, "__name__", None) if callable(value) else str(value),
 )
-def test_a_fault_of_sparse_attention_is_found(name: str, fault: Attention, message: str) -> None:
+def test_a_fault_of_sparse_attention_is_found(name: str, fault: SparseAttention, message: str) -> None:
     with pytest.raises(Wrong, match=message):
         all_cases(stand_in(fault))[name](1)
 
@@ -349,36 +329,36 @@ def test_a_conversion_that_is_off_by_one_is_found() -> None:
 def test_a_conversion_that_changes_is_found() -> None:
     calls = []
 
-    def changing(batch: conversion.Batch, into: Converted) -> None:
+    def changing(batch: Batch, into: Converted) -> None:
         convert_rows(batch, into)
         calls.append(1)
         if len(calls) == 2:
             into.block_count[0, 0, 0] += 1
 
     ops = stand_ins.Ops(changing, None)
-    given = stand_in(convert=ops.convert_vertical_slash_indexes)
-    given = dataclasses.replace(given, convert_mergehead=ops.convert_vertical_slash_indexes_mergehead)
+    under_test = stand_in(
+        convert=ops.convert_vertical_slash_indexes, convert_mergehead=ops.convert_vertical_slash_indexes_mergehead
+    )
     with pytest.raises(Wrong, match="another block_count"):
-        all_cases(given)["conversion/same"](1)
+        all_cases(under_test)["conversion/same"](1)
 
 
 @pytest.mark.parametrize("fault", ["first sequence", "not causal", "nan"])
 def test_a_fault_of_ragged_attention_is_found(fault: str) -> None:
-    def ragged(right: Attention, *given: Any) -> Any:
-        *most, causal, out = given
+    def faulty(right: Callable[..., Answer], inputs: Inputs, *more: Any) -> Answer:
         if fault == "not causal":
-            causal = False
+            inputs = replace(inputs, causal=False)
         elif fault == "first sequence":
-            most[1] = most[1].roll(1, 0)
-        found, lse = right(*most, causal, out)
+            inputs = replace(inputs, k=inputs.k.roll(1, 0))
+        out, lse = right(inputs, *more)
         if fault == "nan":
-            found[-1, 0, 0] = torch.nan
-        return found, lse
+            out[-1, 0, 0] = torch.nan
+        return out, lse
 
-    given = stand_in(dense=partial(ragged, right_dense), sparse_ragged=partial(ragged, right_ragged))
+    under_test = stand_in(dense=partial(faulty, right_dense), sparse_ragged=partial(faulty, right_ragged))
     for name in ("dense/bfloat16", "sparse/bfloat16/ragged"):
         with pytest.raises(Wrong, match="sequence"):
-            all_cases(given)[name](1)
+            all_cases(under_test)[name](1)
 
 
 # Bounds
@@ -403,7 +383,7 @@ def test_flash_attention_in_small_steps_stays_within_the_bounds(dtype: torch.dty
         largest = new
     got, lse = (out / total[:, None]).to(dtype)[:, None], (largest + total.log())[:, None]
     part = oracle.attend(q.double(), k.double(), bounds.with_absolutes(v), scale)
-    reference = bounds.bounded(part, q, bounds.Largest.of(k, v), keys, scale, dtype)
+    reference = bounds.bounded(part, q, bounds.Roundings(bounds.Largest.of(k, v), keys, scale, dtype))
     worst = bounds.Worst()
     worst.within("log-sum-exp", "by hand", lse, reference.lse, reference.lse_bound)
     worst.within("output", "by hand", got, reference.out, reference.out_bound)
@@ -416,7 +396,7 @@ def test_flash_attention_in_small_steps_stays_within_the_bounds(dtype: torch.dty
 
 
 def test_ops_are_called_by_what_their_schemas_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[Any, ...]] = []
+    calls: list[tuple[Any, ...]] = []
 
     def op(*names: str) -> Any:
         arguments = [types.SimpleNamespace(name=name) for name in names]
@@ -425,8 +405,8 @@ def test_ops_are_called_by_what_their_schemas_ask_for(monkeypatch: pytest.Monkey
         class Op:
             default = schema
 
-            def __call__(self, *given: Any) -> Any:
-                told.append(given)
+            def __call__(self, *arguments: Any) -> Any:
+                calls.append(arguments)
                 return "out", "lse", "more"
 
         return Op()
@@ -444,11 +424,12 @@ def test_ops_are_called_by_what_their_schemas_ask_for(monkeypatch: pytest.Monkey
     bare.load = lambda: tuple(f"some_space::{name}" for name in vars(space))  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "dca_kernels", bare)
     monkeypatch.setattr(torch, "ops", types.SimpleNamespace(some_space=space))
-    found = kernels.load_kernels(bare=True)
-    assert (found.convert, found.convert_mergehead, found.sparse_ragged) == (1, 2, None)
-    assert found.sparse("q", "k", "v", Converted("a", "b", "c", "d"), 0.5, True, "out") == ("out", "lse")  # type: ignore[arg-type]
-    assert found.dense("q", "k", "v", "qs", "ks", 3, 4, 0.5, False, "out") == ("out", "lse")
-    assert told == [
+    loaded = kernels.load_kernels(bare=True)
+    assert (loaded.convert, loaded.convert_mergehead, loaded.sparse_ragged) == (1, 2, None)
+    causal = Inputs("q", "k", "v", 0.5, True, "out")  # type: ignore[arg-type]
+    assert loaded.sparse(causal, Converted("a", "b", "c", "d")) == ("out", "lse")  # type: ignore[arg-type]
+    assert loaded.dense(replace(causal, causal=False), Ragged("qs", "ks", 3, 4)) == ("out", "lse")  # type: ignore[arg-type]
+    assert calls == [
         ("q", "k", "v", "a", "b", "c", "d", "out", None, 0.0, 0.5, True, -1, -1, 0.0, False, None),
         ("q", "qs", 4, False, False, None),
     ]
@@ -467,9 +448,9 @@ def test_a_curve_has_a_point_for_each_length() -> None:
 
 def test_what_is_the_same_everywhere_makes_bands() -> None:
     """Diagonals that stand beside each other fall into the same blocks, so fewer keys are attended."""
-    model = dataclasses.replace(TIMED.model, chunking=oracle.Chunking(2048, 64))
-    plan = dataclasses.replace(TIMED, model=model, lengths=(1200,), piece=1200, repeats=1)
-    plan = dataclasses.replace(plan, sizes=(31, 130))
+    model = replace(TIMED.model, chunking=oracle.Chunking(2048, 64))
+    plan = replace(TIMED, model=model, lengths=(1200,), piece=1200, repeats=1)
+    plan = replace(plan, sizes=(31, 130))
     banded, scattered = (
         speed._curve(stand_in(), plan, "cpu", same, 1)["curve"][0]["keys per query"] for same in (3.0, 0.0)
     )
@@ -479,8 +460,8 @@ def test_what_is_the_same_everywhere_makes_bands() -> None:
 def test_sparse_and_dense_times_are_of_the_same_attention() -> None:
     """With lines for everything both sides compute the same."""
     torch.manual_seed(0)
-    model = dataclasses.replace(TIMED.model, dtype=torch.float32)
-    plan = dataclasses.replace(TIMED, model=model, sizes=(1000, 1000))
+    model = replace(TIMED.model, dtype=torch.float32)
+    plan = replace(TIMED, model=model, sizes=(1000, 1000))
     k, v, q = torch.randn(500, 1, 16), torch.randn(500, 1, 16), torch.randn(116, 2, 16)
     span = speed.Span(stand_in(), plan, k, v, q, 384)
     assert len(span.stages) == 3
@@ -491,198 +472,11 @@ def test_sparse_and_dense_times_are_of_the_same_attention() -> None:
     assert places[384] == 0
     # Keys are given rotated, queries are not.
     turned = oracle.rotate(k, -places, plan.model.base)
-    want = oracle.prefill(q, turned, v, plan.model.chunking, plan.model.base, 0.25).out
+    want = oracle.prefill(q, turned, v, oracle.DualChunk(plan.model.chunking, plan.model.base, 0.25)).out
     torch.testing.assert_close(span.dense(), want, rtol=0, atol=1e-4)
 
 
-# The whole layer: one of our own, built from the oracle, in place of vLLM's
-
-
-class FakeOps:
-    """`vllm._custom_ops` as far as it matters here."""
-
-    def convert_vertical_slash_indexes_mergehead(self, *given: Any) -> tuple[torch.Tensor, ...]:
-        vertical, slash, context = given[2], given[3], given[6]
-        shape = (*vertical.shape[:2], -(-context // 64))
-        into = [
-            torch.zeros((*shape, *more), dtype=torch.int32) for more in ((), slash.shape[2:], (), vertical.shape[2:])
-        ]
-        torch.ops._C.convert_vertical_slash_indexes_mergehead(*into, *given)
-        return tuple(into)
-
-
-class Op(torch.nn.Module):
-    """What the rotary embedding derives from."""
-
-
-@dataclasses.dataclass
-class Metadata:
-    """What the layer is told."""
-
-    num_prefills: int
-    seq_lens: list[int]
-    orig_seq_lens: list[int]
-    slot_mapping: torch.Tensor
-    block_tables: torch.Tensor
-
-
-def fake_rotary(fault: str) -> type:
-    """`DualChunkRotaryEmbedding`."""
-
-    class Rotary(Op):
-        def __init__(self, head: int, _dim: int, _positions: int, base: float, _neox: bool, _dtype: Any, *chunks: int):
-            super().__init__()
-            self.head, self.base, self.chunking = head, base, oracle.Chunking(*chunks)
-
-        def forward(self, positions: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            places = oracle.query_positions(positions, self.chunking)
-            at = [places.intra, places.successive, places.inter, places.successive_critical, places.inter_critical]
-            if fault == "unclamped":
-                at[1] = places.successive_critical
-            q, k = q.view(len(q), -1, self.head), k.view(len(k), -1, self.head)
-            key = oracle.rotate(k, oracle.key_positions(positions, self.chunking), self.base).flatten(1)
-            queries = [oracle.rotate(q, place, self.base).flatten(1) for place in at]
-            return (queries[0], key, *queries[1:])
-
-    return Rotary
-
-
-class FakeLayer:
-    """`DualChunkFlashAttentionImpl`."""
-
-    fault = ""
-    backend: Any = None
-
-    def __init__(
-        self, num_heads: int, head_size: int, num_kv_heads: int, dual_chunk_attention_config: Any, layer_idx: int
-    ) -> None:
-        self.heads, self.dim, self.kv_heads, self.index = num_heads, head_size, num_kv_heads, layer_idx
-        self.config = dual_chunk_attention_config
-        self.chunking = oracle.Chunking(self.config["chunk_size"], self.config["local_size"])
-
-    def forward(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        cache: Any,
-        metadata: Metadata,
-        _k: float,
-        _v: float,
-        query_succ: Any,
-        query_inter: Any,
-        succ_critical: Any,
-        inter_critical: Any,
-    ) -> torch.Tensor:
-        count, end, whole = len(query), metadata.seq_lens[0], metadata.orig_seq_lens[0]
-        factor = oracle.length_factor(whole, self.config["original_max_position_embeddings"])
-        if self.fault != "keys without factor":
-            key = key * factor
-        k, v = (t.view(count, self.kv_heads, self.dim) for t in (key, value))
-        torch.ops._C_cache_ops.reshape_and_cache_flash(k, v, cache[0], cache[1], metadata.slot_mapping)
-        if self.fault == "stale value":
-            cache[1][metadata.block_tables[0, 0].long(), 0] = 0
-        pages = metadata.block_tables[0, : -(-end // cache.shape[2])].long()
-        k, v = (part[pages].flatten(0, 1)[:end] for part in cache)
-        queries = [
-            t.view(count, self.heads, self.dim) for t in (query, query_succ, query_inter, succ_critical, inter_critical)
-        ]
-        scale = self.dim**-0.5
-        if not metadata.num_prefills:
-            queries = [(q * factor).to(q.dtype) for q in queries]
-        else:
-            scale *= factor if self.fault != "softmax without factor" else 1
-        sparse = "sparse_attention_config" in self.config and metadata.num_prefills
-        out = torch.empty_like(queries[0])
-        for first, after in oracle.spans(end - count, end, self.chunking.stride):
-            rows = slice(first - end + count, after - end + count)
-            here = [q[rows] for q in queries]
-            out[rows] = self._span(here, k[:after], v[:after], first, scale, bool(sparse))
-        if self.fault == "nan":
-            out[0, 0, 0] = torch.nan
-        return out.flatten(1)
-
-    def _span(self, queries: Any, k: Any, v: Any, first: int, scale: float, sparse: bool) -> torch.Tensor:
-        stride, after = self.chunking.stride, len(k)
-        own = first // stride * stride
-        borders = [(own, after), (own - stride, own), (0, own - stride)]
-        borders = [(a, b) for a, b in borders if a >= 0 and b > a]
-        if self.fault == "no inter" or (self.fault == "decode without the past" and after - first == 1):
-            borders = borders[: 2 if self.fault == "no inter" else 1]
-        chosen = self._choose(queries, k, first, scale, len(borders)) if sparse else None
-        parts = []
-        for n, (a, b) in enumerate(borders):
-            q, size = queries[n], (len(queries[n]), b - a)
-            if chosen:
-                lines = self._convert([one[n] for one in chosen], *size, n == 0)
-                found = self.backend.sparse_attn_func(
-                    q[None],
-                    k[None, a:b],
-                    v[None, a:b],
-                    *lines,
-                    causal=n == 0,
-                    softmax_scale=scale,
-                    return_softmax_lse=True,
-                )
-                found = [part[0] for part in found]
-            else:
-                starts = [torch.tensor([0, length]) for length in size]
-                found = self.backend.flash_attn_varlen_func(
-                    q=q,
-                    k=k[a:b],
-                    v=v[a:b],
-                    cu_seqlens_q=starts[0],
-                    cu_seqlens_k=starts[1],
-                    max_seqlen_q=size[0],
-                    max_seqlen_k=size[1],
-                    softmax_scale=scale,
-                    causal=n == 0,
-                    return_softmax_lse=True,
-                )
-            parts.append(oracle.Partial(found[0].float(), found[1].t().float()))
-        if self.fault == "equal weights":
-            return torch.stack([part.out for part in parts]).mean(0)
-        return oracle.merge(parts).out
-
-    def _choose(self, queries: Any, k: Any, first: int, scale: float, stages: int) -> list[Any]:
-        table = self.config["sparse_attention_config"][self.index]
-        sizes = [tuple(table[str(head)][1:3]) for head in range(self.heads)]
-        if self.fault == "fewer lines":
-            sizes = [(vertical, slash - 1) for vertical, slash in sizes]
-        voting = [queries[n].float() for n in (0, 3, 4)]
-        if self.fault == "other voters":
-            voting = [one.flip(0) for one in voting]
-        found = oracle.select_vertical_slash(*voting, k.float(), self.chunking.stride, sizes, scale)
-        lines = [[one.intra, one.successive, one.inter][:stages] for one in found]
-        if self.fault == "shifted lines" and stages > 1:
-            for one in lines:
-                one[-1] = oracle.Stage(one[-1].vertical, one[-1].slash + 1)
-        return lines
-
-    def _convert(self, lines: Any, queries: int, keys: int, causal: bool) -> Any:
-        pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-        vertical, slash = (pad([getattr(one, name).int() for one in lines]) for name in ("vertical", "slash"))
-        counts = [
-            torch.tensor([len(getattr(one, name)) for one in lines], dtype=torch.int32)
-            for name in ("vertical", "slash")
-        ]
-        lengths = [torch.tensor([length], dtype=torch.int32) for length in (queries, keys)]
-        given = (*lengths, vertical[None], slash[None], *counts, queries, 64, 64, causal)
-        return self.backend.ops.convert_vertical_slash_indexes_mergehead(*given)
-
-
-def fake_modules(fault: str = "") -> layer.Modules:
-    """A layer that does what it must, or has a fault."""
-    backend = types.SimpleNamespace(
-        flash_attn_varlen_func=None,
-        flash_attn_with_kvcache=None,
-        sparse_attn_func=None,
-        ops=FakeOps(),
-        get_tensor_model_parallel_rank=None,
-        DualChunkFlashAttentionMetadata=Metadata,
-    )
-    backend.DualChunkFlashAttentionImpl = type("Faulty", (FakeLayer,), {"backend": backend, "fault": fault})
-    return layer.Modules(backend, types.SimpleNamespace(DualChunkRotaryEmbedding=fake_rotary(fault)))
+# The whole layer: one of our own, see `fake_layer`
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
@@ -721,10 +515,11 @@ def test_a_fault_of_the_layer_is_found(kind: str, fault: str, message: str) -> N
 
 
 @pytest.mark.parametrize("fault", [dropped_column, not_causal, base_two, next_block])
-def test_a_fault_of_a_kernel_is_found_in_the_layer(fault: Attention, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_a_kernel_is_found_in_the_layer(fault: SparseAttention, monkeypatch: pytest.MonkeyPatch) -> None:
     class Faulty(stand_ins.Functions):
-        def sparse_attn_func(self, q: Any, k: Any, v: Any, *lines: Any, **given: Any) -> Any:
-            return fault(q, k, v, Converted(*lines), given["softmax_scale"], given["causal"], torch.empty_like(q))
+        def sparse_attn_func(self, q: Any, k: Any, v: Any, *lines: Any, **options: Any) -> Any:
+            inputs = Inputs(q, k, v, options["softmax_scale"], options["causal"], torch.empty_like(q))
+            return fault(inputs, Converted(*lines))
 
     monkeypatch.setattr(stand_ins, "Functions", Faulty)
     with pytest.raises(Wrong, match="output is"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from attention_cases import BASE, SMALL, close, tensors
+from attention_cases import BASE, DUAL, close, tensors
 
 from dca.in_wheel_env import oracle
 from dca.in_wheel_env.oracle.blockwise import spans
@@ -65,7 +65,7 @@ def test_rows_beyond_the_queries_are_not_written() -> None:
 def test_counts_per_head_cut_the_lines_short() -> None:
     vertical = torch.tensor([[[1, 5, 700], [2, 3, 900]]], dtype=torch.int32)
     slash = torch.tensor([[[800, 100, 0], [600, 1, 0]]], dtype=torch.int32)
-    cut = oracle.convert([960], [960], vertical, slash, 960, True, [2, 1], [3, 2])
+    cut = oracle.convert(oracle.Batch([960], [960], vertical, slash, [2, 1], [3, 2], True))
     for head, (v, s) in enumerate((([1, 5], [800, 100, 0]), ([2], [600, 1]))):
         for m in range(15):
             want = oracle.convert_row_block(v, s, m * BLOCK, 960, 960, causal=True)
@@ -82,7 +82,7 @@ def test_full_cover_is_dense_attention() -> None:
         for causal in (True, False):
             slash = torch.arange(keys + (0 if causal else queries) - 1, -1, -1, dtype=torch.int32).expand(1, 4, -1)
             vertical = torch.zeros(1, 4, 1, dtype=torch.int32)
-            converted = oracle.convert([queries], [keys], vertical, slash, queries, causal)
+            converted = oracle.convert(oracle.Batch([queries], [keys], vertical, slash, None, None, causal))
             limits = torch.arange(keys - queries, keys) if causal else None
             close(
                 oracle.sparse_attention(q, k, v, converted, 0.3, causal),
@@ -97,11 +97,11 @@ def test_sparse_attention_is_attention_masked_to_the_attended_keys() -> None:
         rng = random.Random(seed)
         vertical = torch.tensor([[sorted(rng.sample(range(330), 20)) for _ in range(4)]], dtype=torch.int32)
         slash = torch.tensor([[sorted(rng.sample(range(330), 9), reverse=True) for _ in range(4)]], dtype=torch.int32)
-        converted = oracle.convert([150], [330], vertical, slash, 150, causal)
+        converted = oracle.convert(oracle.Batch([150], [330], vertical, slash, None, None, causal))
         mask = torch.zeros(4, 150, 330, dtype=torch.bool)
         for head in range(4):
             for row in range(3):
-                mask[head, row * 64 : row * 64 + 64, oracle.attended_keys(converted, 0, head, row, 330)] = True
+                mask[head, row * 64 : row * 64 + 64, oracle.attended_keys(converted, head, row, 330)] = True
         if causal:
             mask &= torch.arange(330)[None, :] <= torch.arange(180, 330)[:, None]
         out = torch.nn.functional.scaled_dot_product_attention(
@@ -141,16 +141,16 @@ def test_a_key_in_block_and_column_counts_twice() -> None:
 def test_lines_for_everything_are_dense_dual_chunk_attention(tokens: int, new: int) -> None:
     """A call for each span, because sizes stay clipped to the first span of a call."""
     q, k, v = tensors(tokens)
-    chunking = oracle.Chunking(256, 56)
-    for begin, end in spans(0 if new == 200 else max(0, tokens - new), tokens, chunking.stride):
+    dual = oracle.DualChunk(oracle.Chunking(256, 56), BASE, 0.3)
+    for begin, end in spans(0 if new == 200 else max(0, tokens - new), tokens, dual.chunking.stride):
         part = (q[begin:end], k[:end], v[:end])
-        sparse, _ = oracle.sparse_prefill(*part, chunking, BASE, 0.3, [(tokens, tokens)] * 4)
-        close(sparse, oracle.plain_attention(*part, chunking, BASE, 0.3))
+        sparse, _ = oracle.sparse_prefill(*part, dual, [(tokens, tokens)] * 4)
+        close(sparse, oracle.plain_attention(*part, dual))
 
 
 def test_sizes_stay_clipped_to_the_first_span_of_a_call() -> None:
     q, k, v = tensors(400)
-    _, chosen = oracle.sparse_prefill(q, k, v, oracle.Chunking(256, 56), BASE, 0.3, [(300, 400)] * 4)
+    _, chosen = oracle.sparse_prefill(q, k, v, oracle.DualChunk(oracle.Chunking(256, 56), BASE, 0.3), [(300, 400)] * 4)
     assert [(len(head.vertical), len(head.slash)) for span in chosen for head in span] == [(200, 200)] * 8
 
 
@@ -158,46 +158,47 @@ def test_sizes_stay_clipped_to_the_first_span_of_a_call() -> None:
 def test_rows_alone_are_those_of_the_whole(tokens: int) -> None:
     """Some rows of the last span, dense and sparse, from queries and keys that are rotated already."""
     chunking, sizes = oracle.Chunking(256, 56), [(40, 110), (90, 130), (30, 101), (200, 300)]
+    dual = oracle.DualChunk(chunking, BASE, 0.3)
     q, k, v = tensors(tokens)
     first = spans(0, tokens, chunking.stride)[-1][0]
-    dense = oracle.prefill(q[first:], k, v, chunking, BASE, 0.3)
-    sparse, chosen = oracle.sparse_prefill(q[first:], k, v, chunking, BASE, 0.3, sizes)
+    dense = oracle.prefill(q[first:], k, v, dual)
+    sparse, chosen = oracle.sparse_prefill(q[first:], k, v, dual, sizes)
     keys = oracle.rotate(k, oracle.key_positions(torch.arange(tokens), chunking), BASE)
     both = torch.cat((v, v.abs()), dim=-1)
     for row in range(0, tokens - first, BLOCK):
         rows = torch.tensor([row, *([row + 7, row + 63] if row + 63 < tokens - first else [])])
         places = oracle.query_positions(rows + first, chunking)
-        turned = [oracle.rotate(q[first + rows], at, BASE) for at in (places.intra, places.successive, places.inter)]
-        part = oracle.attend_stages(*turned, keys, both, rows + first, chunking.stride, 0.3)
+        turned = oracle.RotatedQueries(
+            *(oracle.rotate(q[first + rows], at, BASE) for at in (places.intra, places.successive, places.inter))
+        )
+        part = oracle.attend_stages(turned, keys, both, rows + first, chunking.stride, 0.3)
         close(oracle.Partial(part.out[..., :16], part.lse), oracle.Partial(dense.out[rows], dense.lse[rows]))
         for head in range(4):
-            lines = (chosen[0][head].intra, chosen[0][head].successive, chosen[0][head].inter)
-            part = oracle.attend_lines(
-                *(one[:, head] for one in turned),
-                keys[:, head // 2],
-                both[:, head // 2],
-                rows + first,
-                (first, tokens),
-                chunking.stride,
-                lines,
-                0.3,
-            )
+            selection = chosen[0][head]
+            stages = (selection.intra, selection.successive, selection.inter)
+            lines = oracle.SpanLines(first, tokens, chunking.stride, stages)
+            of_head = oracle.RotatedQueries(*(variant[:, head] for variant in turned))
+            part = oracle.attend_lines(of_head, keys[:, head // 2], both[:, head // 2], rows + first, lines, 0.3)
             want = oracle.Partial(sparse.out[rows, head], sparse.lse[rows, head])
             close(oracle.Partial(part.out[:, :16], part.lse), want)
+    single = same(q[:1, 0])
     with pytest.raises(ValueError, match="behind the span"):
-        oracle.attend_lines(
-            *[q[:1, 0]] * 3, k[:, 0], v[:, 0], torch.tensor([tokens + 64]), (first, tokens), 200, lines, 1.0
-        )
+        oracle.attend_lines(single, k[:, 0], v[:, 0], torch.tensor([tokens + 64]), lines, 1.0)
+
+
+def same(q: torch.Tensor) -> oracle.RotatedQueries:
+    """Queries that are the same for every stage."""
+    return oracle.RotatedQueries(q, q, q)
 
 
 def test_a_choice_from_its_voters_alone() -> None:
     q, k, _ = tensors(590)
-    whole = oracle.select_vertical_slash(q[420:], q[420:], q[420:], k, 200, [(60, 140)] * 4, 0.3)
-    voters = oracle.select_vertical_slash(q[-64:], q[-64:], q[-64:], k, 200, [(60, 140)] * 4, 0.3, span=170)
-    for one, other in zip(whole, voters):
+    whole = oracle.select_vertical_slash(same(q[420:]), k, 200, [(60, 140)] * 4, 0.3)
+    voters = oracle.select_vertical_slash(same(q[-64:]), k, 200, [(60, 140)] * 4, 0.3, span=170)
+    for expected, got in zip(whole, voters):
         for stage in ("intra", "successive", "inter"):
-            assert torch.equal(getattr(one, stage).slash, getattr(other, stage).slash)
-            assert torch.equal(getattr(one, stage).vertical, getattr(other, stage).vertical)
+            assert torch.equal(getattr(got, stage).slash, getattr(expected, stage).slash)
+            assert torch.equal(getattr(got, stage).vertical, getattr(expected, stage).vertical)
 
 
 def test_selection_follows_its_definition() -> None:
@@ -207,11 +208,13 @@ def test_selection_follows_its_definition() -> None:
     q, k, _ = tensors(tokens, heads=1, kv_heads=1)
     keys = oracle.rotate(k, oracle.key_positions(torch.arange(tokens), chunking), BASE)
     places = oracle.query_positions(torch.arange(begin, tokens), chunking)
-    variants = [
-        oracle.rotate(q[begin:], place, BASE)
-        for place in (places.intra, places.successive_critical, places.inter_critical)
-    ]
-    (got,) = oracle.select_vertical_slash(*variants, keys, c, [(60, 140)], 0.3)
+    voting = oracle.RotatedQueries(
+        *(
+            oracle.rotate(q[begin:], place, BASE)
+            for place in (places.intra, places.successive_critical, places.inter_critical)
+        )
+    )
+    (got,) = oracle.select_vertical_slash(voting, keys, c, [(60, 140)], 0.3)
     weights = torch.zeros(64, tokens, dtype=torch.float64)
     for row, i in enumerate(range(tokens - 64, tokens)):
         for j in range(i + 1):
@@ -232,7 +235,7 @@ def test_selection_follows_its_definition() -> None:
 
 def test_a_vertical_size_of_30_is_raised_to_130() -> None:
     q, k, _ = tensors(500, heads=1, kv_heads=1)
-    (got,) = oracle.select_vertical_slash(q, q, q, k, 1000, [(30, 120)], 0.3)
+    (got,) = oracle.select_vertical_slash(same(q), k, 1000, [(30, 120)], 0.3)
     assert (len(got.vertical), len(got.slash)) == (130, 120)
     assert got.successive is None
     assert got.inter is None
@@ -242,7 +245,7 @@ def test_a_stage_without_lines_gets_a_few() -> None:
     """Nothing chosen in the older chunks: five keys and five distances, evenly spread."""
     q, k = torch.ones(200, 1, 4, dtype=torch.float64), torch.zeros(600, 1, 4, dtype=torch.float64)
     k[450] = 9
-    (got,) = oracle.select_vertical_slash(q, q, q, k, 200, [(31, 101)], 1.0)
+    (got,) = oracle.select_vertical_slash(same(q), k, 200, [(31, 101)], 1.0)
     assert got.inter is not None
     assert got.successive is not None
     assert got.intra.vertical.tolist() == [50]
@@ -256,5 +259,5 @@ def test_a_stage_without_lines_gets_a_few() -> None:
 
 def test_dense_and_sparse_agree_within_one_small_chunk() -> None:
     q, k, v = tensors(32)
-    sparse, _ = oracle.sparse_prefill(q, k, v, SMALL, BASE, 0.3, [(32, 32)] * 4)
-    close(sparse, oracle.plain_attention(q, k, v, SMALL, BASE, 0.3))
+    sparse, _ = oracle.sparse_prefill(q, k, v, DUAL, [(32, 32)] * 4)
+    close(sparse, oracle.plain_attention(q, k, v, DUAL))

@@ -12,23 +12,35 @@ partial results merged by their log-sum-exp, a block of queries at a time. Each 
 from __future__ import annotations
 
 from .attention import Partial, attend, merge
-from .blockwise import attend_lines, attend_stages, decode, prefill, spans, sparse_prefill
-from .conversion import Converted, RowBlock, convert, convert_row_block
+from .blockwise import SpanLines, attend_lines, attend_stages, decode, prefill, spans, sparse_prefill
+from .conversion import Batch, Converted, RowBlock, convert, convert_row_block
 from .plain import plain_attention
-from .positions import Chunking, QueryPositions, key_positions, length_factor, query_positions, relative_distances
-from .rotary import rotate
+from .positions import (
+    Chunking,
+    DualChunk,
+    QueryPositions,
+    key_positions,
+    length_factor,
+    query_positions,
+    relative_distances,
+)
+from .rotary import RotatedQueries, rotate
 from .selection import RAISED, VOTERS, Selection, Stage, few_lines, select_vertical_slash, split_lines
 from .sparse import attend_chosen, attended_keys, row_block_keys, sparse_attention
 
 __all__ = [
     "RAISED",
     "VOTERS",
+    "Batch",
     "Chunking",
     "Converted",
+    "DualChunk",
     "Partial",
     "QueryPositions",
+    "RotatedQueries",
     "RowBlock",
     "Selection",
+    "SpanLines",
     "Stage",
     "attend",
     "attend_chosen",

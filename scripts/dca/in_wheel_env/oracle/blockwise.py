@@ -3,46 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .attention import Partial, attend, merge
-from .conversion import BLOCK, Converted, convert, convert_row_block
-from .positions import Chunking, key_positions, query_positions
-from .rotary import rotate
+from .conversion import BLOCK, Batch, Converted, convert, convert_row_block
+from .positions import DualChunk, key_positions, query_positions
+from .rotary import RotatedQueries, rotate
 from .selection import Selection, Stage, select_vertical_slash
 from .sparse import attend_chosen, row_block_keys, sparse_attention
 
 
-def prefill(q: Tensor, k: Tensor, v: Tensor, chunking: Chunking, base: float, scale: float) -> Partial:
+@dataclass(frozen=True)
+class SpanLines:
+    """What one head attends for the queries of one span.
+
+    Attributes:
+        first: the first token of the span.
+        after: the one behind its last.
+        stride: tokens of one chunk.
+        stages: the lines of the own chunk, of the previous one and of all older ones, as `split_lines` gives them.
+    """
+
+    first: int
+    after: int
+    stride: int
+    stages: Sequence[Stage | None]
+
+
+def prefill(q: Tensor, k: Tensor, v: Tensor, dual: DualChunk) -> Partial:
     """Dense attention of the last queries of a sequence to all of it; arguments and answer as `plain_attention`.
 
     Memory does not grow with the square of the length, so it also runs long.
     """
     begin, end = k.shape[0] - q.shape[0], k.shape[0]
-    rotated = _rotated_keys(k, chunking, base)
+    rotated = _rotated_keys(k, dual)
+    stride = dual.chunking.stride
     parts = []
-    for first, after in spans(begin, end, chunking.stride):
+    for first, after in spans(begin, end, stride):
         positions = torch.arange(first, after, device=q.device)
-        places = query_positions(positions, chunking)
+        places = query_positions(positions, dual.chunking)
         part = q[first - begin : after - begin]
-        intra, successive, inter = (
-            rotate(part, place, base) for place in (places.intra, places.successive, places.inter)
+        queries = RotatedQueries(
+            *(rotate(part, place, dual.base) for place in (places.intra, places.successive, places.inter))
         )
-        parts.append(attend_stages(intra, successive, inter, rotated, v, positions, chunking.stride, scale))
+        parts.append(attend_stages(queries, rotated, v, positions, stride, dual.scale))
     return Partial(torch.cat([part.out for part in parts]), torch.cat([part.lse for part in parts]))
 
 
 def attend_stages(
-    intra: Tensor, successive: Tensor, inter: Tensor, k: Tensor, v: Tensor, positions: Tensor, stride: int, scale: float
+    queries: RotatedQueries, k: Tensor, v: Tensor, positions: Tensor, stride: int, scale: float
 ) -> Partial:
     """Dense attention of some queries of one chunk to all keys before them, everything rotated already.
 
     Args:
-        intra: `[queries, heads, dim]`, rotated towards their own chunk.
-        successive: the same queries, rotated towards the previous chunk.
-        inter: the same queries, rotated towards all older chunks.
+        queries: `[queries, heads, dim]`.
         k: `[keys, kv_heads, dim]`, rotated.
         v: as `k`; its dim may be another.
         positions: int64 `[queries]`, absolute, all within one chunk.
@@ -51,89 +68,59 @@ def attend_stages(
     """
     own = int(positions[0]) // stride * stride
     previous, after = own - stride, int(positions.max()) + 1
-    stages = [attend(intra, k[own:after], v[own:after], scale, positions - own)]
+    stages = [attend(queries.intra, k[own:after], v[own:after], scale, positions - own)]
     if previous >= 0:
-        stages.append(attend(successive, k[previous:own], v[previous:own], scale))
+        stages.append(attend(queries.successive, k[previous:own], v[previous:own], scale))
     if previous > 0:
-        stages.append(attend(inter, k[:previous], v[:previous], scale))
+        stages.append(attend(queries.inter, k[:previous], v[:previous], scale))
     return merge(stages)
 
 
 def attend_lines(
-    intra: Tensor,
-    successive: Tensor,
-    inter: Tensor,
-    k: Tensor,
-    v: Tensor,
-    positions: Tensor,
-    span: tuple[int, int],
-    stride: int,
-    lines: Sequence[Stage | None],
-    scale: float,
+    queries: RotatedQueries, k: Tensor, v: Tensor, positions: Tensor, lines: SpanLines, scale: float
 ) -> Partial:
     """As `attend_stages`, for one head and for queries of one row of 64, which attend only the lines of their span.
 
     Args:
-        intra: `[queries, dim]`.
-        successive: as `intra`.
-        inter: as `intra`.
-        k: `[keys, dim]`.
+        queries: `[queries, dim]`.
+        k: `[keys, dim]`, rotated.
         v: as `k`; its dim may be another.
         positions: int64 `[queries]`, absolute, all within one row of 64 that is counted from the span's begin.
-        span: the first token of the span, and the one behind its last.
-        stride: tokens of one chunk.
-        lines: those of the own chunk, of the previous one and of all older ones, as `split_lines` gives them.
+        lines: the head's.
         scale: what logits are multiplied with.
 
     Returns:
         out `[queries, dim]` and lse `[queries]`.
     """
-    first, after = span
+    first, after, stride = lines.first, lines.after, lines.stride
     own = first // stride * stride
     row = (int(positions[0]) - first) // BLOCK * BLOCK
     parts = []
-    for q, (begin, end), stage in zip(
-        (intra, successive, inter), ((own, after), (own - stride, own), (0, own - stride)), lines
-    ):
+    for q, (begin, end), stage in zip(queries, ((own, after), (own - stride, own), (0, own - stride)), lines.stages):
         if stage is None:
             continue
         causal = begin == own
-        found = convert_row_block(
+        converted = convert_row_block(
             stage.vertical.tolist(), stage.slash.tolist(), row, after - first, end - begin, causal
         )
-        if found is None:
-            raise ValueError(f"positions {positions.tolist()} lie behind the span {span}")
+        if converted is None:
+            raise ValueError(f"positions {positions.tolist()} lie behind the span {(first, after)}")
         # A single query sees everything, also where the kernel is called with causality; here it is the last one.
         last = positions - begin if causal else torch.full_like(positions, end - begin)
-        parts.append(attend_chosen(q, k[begin:end], v[begin:end], row_block_keys(found, end - begin), scale, last))
+        parts.append(attend_chosen(q, k[begin:end], v[begin:end], row_block_keys(converted, end - begin), scale, last))
     whole = merge([Partial(part.out[:, None], part.lse[:, None]) for part in parts])
     return Partial(whole.out[:, 0], whole.lse[:, 0])
 
 
-def decode(q: Tensor, k: Tensor, v: Tensor, chunking: Chunking, base: float, scale: float) -> Partial:
-    """One new token of each head against a whole sequence, itself included; as `prefill` with a single query.
-
-    Args:
-        q: `[1, heads, dim]`.
-        k: as in `prefill`.
-        v: as in `prefill`.
-        chunking: as in `prefill`.
-        base: as in `prefill`.
-        scale: as in `prefill`.
-    """
+def decode(q: Tensor, k: Tensor, v: Tensor, dual: DualChunk) -> Partial:
+    """One new token of each head, `[1, heads, dim]`, against a whole sequence, itself included; as `prefill`."""
     if q.shape[0] != 1:
         raise ValueError(f"decode takes one query, not {q.shape[0]}")
-    return prefill(q, k, v, chunking, base, scale)
+    return prefill(q, k, v, dual)
 
 
 def sparse_prefill(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    chunking: Chunking,
-    base: float,
-    scale: float,
-    sizes: list[tuple[int, int]],
+    q: Tensor, k: Tensor, v: Tensor, dual: DualChunk, sizes: list[tuple[int, int]]
 ) -> tuple[Partial, list[list[Selection]]]:
     """As `prefill`, but every stage attends only what the span's last queries chose.
 
@@ -141,9 +128,7 @@ def sparse_prefill(
         q: as in `prefill`.
         k: as in `prefill`.
         v: as in `prefill`.
-        chunking: as in `prefill`.
-        base: as in `prefill`.
-        scale: as in `prefill`.
+        dual: as in `prefill`.
         sizes: per query head, its numbers of vertical and slash lines, from the model's sparse table.
 
     Returns:
@@ -151,19 +136,20 @@ def sparse_prefill(
         was clipped in one span stays so in the next ones of the same call.
     """
     begin, end = k.shape[0] - q.shape[0], k.shape[0]
-    rotated = _rotated_keys(k, chunking, base)
+    rotated = _rotated_keys(k, dual)
+    stride, base, scale = dual.chunking.stride, dual.base, dual.scale
     chosen: list[list[Selection]] = []
     parts = []
-    for first, after in spans(begin, end, chunking.stride):
-        own = first // chunking.stride * chunking.stride
-        previous = own - chunking.stride
-        places = query_positions(torch.arange(first, after, device=q.device), chunking)
+    for first, after in spans(begin, end, stride):
+        own = first // stride * stride
+        previous = own - stride
+        places = query_positions(torch.arange(first, after, device=q.device), dual.chunking)
         part = q[first - begin : after - begin]
         intra = rotate(part, places.intra, base)
         successive, inter = (rotate(part, place, base) for place in (places.successive, places.inter))
-        voting = [rotate(part, place, base) for place in (places.successive_critical, places.inter_critical)]
+        critical = (rotate(part, place, base) for place in (places.successive_critical, places.inter_critical))
         sizes = [(min(vertical, after), min(slash, after)) for vertical, slash in sizes]
-        selections = select_vertical_slash(intra, voting[0], voting[1], rotated[:after], chunking.stride, sizes, scale)
+        selections = select_vertical_slash(RotatedQueries(intra, *critical), rotated[:after], stride, sizes, scale)
         chosen.append(selections)
         stages = [_stage(intra, rotated[own:after], v[own:after], [s.intra for s in selections], scale, causal=True)]
         if previous >= 0:
@@ -182,8 +168,8 @@ def spans(begin: int, end: int, stride: int) -> list[tuple[int, int]]:
     return list(zip(borders, borders[1:])) if end > begin else []
 
 
-def _rotated_keys(k: Tensor, chunking: Chunking, base: float) -> Tensor:
-    return rotate(k, key_positions(torch.arange(k.shape[0], device=k.device), chunking), base)
+def _rotated_keys(k: Tensor, dual: DualChunk) -> Tensor:
+    return rotate(k, key_positions(torch.arange(k.shape[0], device=k.device), dual.chunking), dual.base)
 
 
 def _stage(q: Tensor, k: Tensor, v: Tensor, lines: list[Stage], scale: float, causal: bool) -> Partial:
@@ -198,4 +184,4 @@ def convert_stage(lines: list[Stage], queries: int, keys: int, causal: bool) -> 
     for head, line in enumerate(lines):
         vertical[0, head, : verticals[head]] = line.vertical
         slash[0, head, : slashes[head]] = line.slash
-    return convert([queries], [keys], vertical, slash, queries, causal, verticals, slashes)
+    return convert(Batch([queries], [keys], vertical, slash, verticals, slashes, causal))

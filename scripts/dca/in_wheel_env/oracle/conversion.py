@@ -18,6 +18,43 @@ class RowBlock(NamedTuple):
     columns: list[int]
 
 
+class Batch(NamedTuple):
+    """The arguments of one `convert_vertical_slash_indexes`."""
+
+    query_lengths: list[int]
+    """Per sequence."""
+    key_lengths: list[int]
+    """Per sequence."""
+    vertical: Tensor
+    """int32 `[batch, heads, verticals]`, ascending along the last dimension."""
+    slash: Tensor
+    """int32 `[batch, heads, slashes]`, descending."""
+    vertical_count: list[int] | None
+    """Per head, how many verticals count; None for all."""
+    slash_count: list[int] | None
+    """As `vertical_count`."""
+    causal: bool
+    """As in `convert_row_block`."""
+
+    @property
+    def longest(self) -> int:
+        """The `context_size` of the call."""
+        return max(self.query_lengths)
+
+    def lines(self, b: int, head: int) -> tuple[list[int], list[int]]:
+        """The verticals and slashes that count for one head of sequence `b`."""
+        vertical = self.vertical[b, head, : self.vertical_count[head] if self.vertical_count else None]
+        slash = self.slash[b, head, : self.slash_count[head] if self.slash_count else None]
+        return vertical.tolist(), slash.tolist()
+
+    def outputs(self, value: int) -> Converted:
+        """Outputs of this call, on the CPU, that hold nothing but `value`."""
+        batch, heads, verticals = self.vertical.shape
+        rows = -(-self.longest // BLOCK)
+        shapes = ((), (self.slash.shape[-1],), (), (verticals,))
+        return Converted(*(torch.full((batch, heads, rows, *more), value, dtype=torch.int32) for more in shapes))
+
+
 class Converted(NamedTuple):
     """The answer of `convert_vertical_slash_indexes`; all int32, R = ceil(longest / 64).
 
@@ -32,6 +69,10 @@ class Converted(NamedTuple):
     """`[batch, heads, R]`"""
     column_index: Tensor
     """`[batch, heads, R, verticals]`"""
+
+    def sequence(self, b: int) -> Converted:
+        """Of sequence `b` alone, a batch of one."""
+        return Converted(*(tensor[b : b + 1] for tensor in self))
 
 
 def convert_row_block(
@@ -64,28 +105,28 @@ def convert_row_block(
     else:
         start = after if causal else keys
         end = start + BLOCK
-    found = RowBlock([], [])
+    row = RowBlock([], [])
     waiting = list(vertical[::-1])
 
     def take_columns(before: int) -> None:
         while waiting and waiting[-1] < before:
             column = waiting.pop()
             if column < start:
-                found.columns.append(column)
+                row.columns.append(column)
 
     take_columns(end)
     for following in ends[1:]:
         if following > end + BLOCK:
-            found.offsets.extend(range(start, min(end, keys), BLOCK))
+            row.offsets.extend(range(start, min(end, keys), BLOCK))
             start, end = following - BLOCK, following
         elif following > end:
             end += BLOCK
         take_columns(end)
-    found.offsets.extend(range(start, min(end, keys), BLOCK))
+    row.offsets.extend(range(start, min(end, keys), BLOCK))
     if not causal:
         # Nothing hides the keys behind the last stretch.
-        found.columns.extend(column for column in reversed(waiting) if column < keys)
-    return found
+        row.columns.extend(column for column in reversed(waiting) if column < keys)
+    return row
 
 
 def _ends(slash: Sequence[int], first: int, after: int, causal: bool) -> list[int]:
@@ -100,44 +141,19 @@ def _ends(slash: Sequence[int], first: int, after: int, causal: bool) -> list[in
     return [max(after - distance, BLOCK) for distance in reached]
 
 
-def convert(
-    query_lengths: Sequence[int],
-    key_lengths: Sequence[int],
-    vertical: Tensor,
-    slash: Tensor,
-    longest: int,
-    causal: bool,
-    vertical_count: Sequence[int] | None = None,
-    slash_count: Sequence[int] | None = None,
-) -> Converted:
-    """All rows of all heads of a batch; what the kernel leaves unwritten is zero here.
-
-    Args:
-        query_lengths: per sequence.
-        key_lengths: per sequence.
-        vertical: int32 `[batch, heads, verticals]`, ascending along the last dimension.
-        slash: int32 `[batch, heads, slashes]`, descending.
-        longest: `context_size`, the longest of the query lengths.
-        causal: as in `convert_row_block`.
-        vertical_count: per head, how many verticals count; all if not given.
-        slash_count: as `vertical_count`.
-    """
-    batch, heads, verticals = vertical.shape
-    slashes = slash.shape[-1]
-    rows = -(-longest // BLOCK)
-    block_count = torch.zeros((batch, heads, rows), dtype=torch.int32)
-    column_count = torch.zeros_like(block_count)
-    block_offset = torch.zeros((batch, heads, rows, slashes), dtype=torch.int32)
-    column_index = torch.zeros((batch, heads, rows, verticals), dtype=torch.int32)
-    for b in range(batch):
+def convert(batch: Batch) -> Converted:
+    """All rows of all heads of a batch; what the kernel leaves unwritten is zero here."""
+    into = batch.outputs(0)
+    sequences, heads, rows = into.block_count.shape
+    for b in range(sequences):
+        lengths = (batch.query_lengths[b], batch.key_lengths[b])
         for h in range(heads):
-            v = vertical[b, h, : None if vertical_count is None else vertical_count[h]].tolist()
-            s = slash[b, h, : None if slash_count is None else slash_count[h]].tolist()
+            vertical, slash = batch.lines(b, h)
             for m in range(rows):
-                row = convert_row_block(v, s, m * BLOCK, query_lengths[b], key_lengths[b], causal)
+                row = convert_row_block(vertical, slash, m * BLOCK, *lengths, batch.causal)
                 if row is None:
                     continue
-                block_count[b, h, m], column_count[b, h, m] = len(row.offsets), len(row.columns)
-                block_offset[b, h, m, : len(row.offsets)] = torch.tensor(row.offsets, dtype=torch.int32)
-                column_index[b, h, m, : len(row.columns)] = torch.tensor(row.columns, dtype=torch.int32)
-    return Converted(block_count, block_offset, column_count, column_index)
+                into.block_count[b, h, m], into.column_count[b, h, m] = len(row.offsets), len(row.columns)
+                into.block_offset[b, h, m, : len(row.offsets)] = torch.tensor(row.offsets, dtype=torch.int32)
+                into.column_index[b, h, m, : len(row.columns)] = torch.tensor(row.columns, dtype=torch.int32)
+    return into

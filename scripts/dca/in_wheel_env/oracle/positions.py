@@ -37,6 +37,21 @@ class Chunking:
 
 
 @dataclass(frozen=True)
+class DualChunk:
+    """What dual chunk attention is computed with, besides queries, keys and values.
+
+    Attributes:
+        chunking: the lengths of the chunks.
+        base: `rope_theta`.
+        scale: what logits are multiplied with; the square of the length factor goes in here.
+    """
+
+    chunking: Chunking
+    base: float
+    scale: float
+
+
+@dataclass(frozen=True)
 class QueryPositions:
     """The rotary positions of the same queries towards different keys; each int64, shaped as the positions given.
 

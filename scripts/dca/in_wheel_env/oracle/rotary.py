@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class RotatedQueries(NamedTuple):
+    """The same queries, rotated once for each stage; all of one shape."""
+
+    intra: Tensor
+    """Towards keys of their own chunk."""
+    successive: Tensor
+    """Towards keys of the previous chunk."""
+    inter: Tensor
+    """Towards keys of all older chunks."""
 
 
 def inverse_frequencies(dim: int, base: float, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .attention import shared
+from .rotary import RotatedQueries
 
 # The queries that vote, the first keys and the nearest distances that are always attended, and what a vertical size of
 # 30, which those first keys would use up, is raised to.
@@ -51,9 +52,7 @@ class Selection:
 
 
 def select_vertical_slash(
-    intra: Tensor,
-    successive: Tensor,
-    inter: Tensor,
+    queries: RotatedQueries,
     k: Tensor,
     stride: int,
     sizes: list[tuple[int, int]],
@@ -62,28 +61,30 @@ def select_vertical_slash(
 ) -> list[Selection]:
     """Choose the lines of every head from what the span's last queries attend.
 
-    The queries given are rotated for the choice: without the clamp that the attention itself uses ("critical").
+    The queries are rotated for the choice: without the clamp that the attention itself uses ("critical").
 
     Args:
-        intra: `[span, heads, dim]`, the span's queries, rotated towards its own chunk.
-        successive: the same queries, rotated towards the previous chunk.
-        inter: the same queries, rotated towards all older chunks.
+        queries: `[span, heads, dim]`, the span's.
         k: `[end, kv_heads, dim]`, all keys up to the span's end, rotated.
         stride: tokens of one chunk.
         sizes: per head, how many vertical and how many slash lines it gets.
         scale: what logits are multiplied with.
         span: how many queries the span has, where fewer are given: its last ones, at least those that vote.
     """
-    given, heads, _ = intra.shape
-    span = given if span is None else span
+    count, heads, _ = queries.intra.shape
+    span = count if span is None else span
     end, voters = k.shape[0], min(span, VOTERS)
     own = (end - 1) // stride * stride
     previous = max(own - stride, 0)
-    k = shared(k, intra)
+    k = shared(k, queries.intra)
     logits = torch.cat(
         [
-            torch.einsum("ihd,jhd->hij", q[given - voters :], keys)
-            for q, keys in ((inter, k[:previous]), (successive, k[previous:own]), (intra, k[own:]))
+            torch.einsum("ihd,jhd->hij", q[count - voters :], keys)
+            for q, keys in (
+                (queries.inter, k[:previous]),
+                (queries.successive, k[previous:own]),
+                (queries.intra, k[own:]),
+            )
         ],
         dim=-1,
     )

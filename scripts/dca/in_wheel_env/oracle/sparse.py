@@ -9,13 +9,13 @@ from .attention import Partial, from_logits, shared
 from .conversion import BLOCK, Converted, RowBlock
 
 
-def attended_keys(converted: Converted, batch: int, head: int, row: int, keys: int) -> Tensor:
+def attended_keys(converted: Converted, head: int, row: int, keys: int) -> Tensor:
     """The keys of one row of 64 queries, blocks first: int64, one entry for each time that a key is summed.
 
-    A key that stands in a block and in a column as well counts twice, as it does in the kernel; a conversion that is
-    right never has one.
+    It is a row of the first sequence. A key that stands in a block and in a column as well counts twice, as it does in
+    the kernel; a conversion that is right never has one.
     """
-    at = (batch, head, row)
+    at = (0, head, row)
     offsets = converted.block_offset[at][: int(converted.block_count[at])].long()
     columns = converted.column_index[at][: int(converted.column_count[at])].long()
     return _spread(offsets, columns, keys)
@@ -28,8 +28,8 @@ def row_block_keys(row: RowBlock, keys: int) -> Tensor:
 
 def _spread(offsets: Tensor, columns: Tensor, keys: int) -> Tensor:
     blocks = (offsets[:, None] + torch.arange(BLOCK, device=offsets.device)).flatten()
-    found = torch.cat((blocks, columns))
-    return found[found < keys]
+    attended = torch.cat((blocks, columns))
+    return attended[attended < keys]
 
 
 def attend_chosen(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, scale: float, last: Tensor) -> Partial:
@@ -53,19 +53,16 @@ def attend_chosen(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, scale: float,
     return Partial(part.out[:, 0], part.lse[:, 0])
 
 
-def sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, converted: Converted, scale: float, causal: bool, batch: int = 0
-) -> Partial:
-    """What `sparse_attn_func` must answer for one sequence of a batch.
+def sparse_attention(q: Tensor, k: Tensor, v: Tensor, converted: Converted, scale: float, causal: bool) -> Partial:
+    """What `sparse_attn_func` must answer for one sequence.
 
     Args:
         q: `[queries, heads, dim]`, float32 or float64.
         k: `[keys, kv_heads, dim]`.
         v: as `k`; its dim may be another.
-        converted: which keys each row of 64 queries attends.
+        converted: which keys each row of 64 queries attends; of one sequence, see `Converted.sequence`.
         scale: what logits are multiplied with.
         causal: the queries are the last ones of the keys' sequence, and see no key after themselves.
-        batch: which sequence of `converted` this is.
 
     Returns:
         A row that attends nothing is zero with a log-sum-exp of +inf, which is the kernel's convention here and not
@@ -80,7 +77,7 @@ def sparse_attention(
     for head in range(heads):
         for row in range(-(-queries // BLOCK)):
             rows = slice(row * BLOCK, min(row * BLOCK + BLOCK, queries))
-            chosen = attended_keys(converted, batch, head, row, keys)
+            chosen = attended_keys(converted, head, row, keys)
             part = attend_chosen(q[rows, head], k[:, head], v[:, head], chosen, scale, last[rows])
             out[rows, head] = part.out
             lse[rows, head] = part.lse.masked_fill(part.lse == -torch.inf, torch.inf)

@@ -75,40 +75,47 @@ class Largest:
         return cls(torch.linalg.vector_norm(k.float(), dim=-1).amax(dim=0).double(), float(v.abs().max()))
 
 
-def bounded(
-    part: Partial,
-    q: Tensor,
-    largest: Largest,
-    keys: int,
-    scale: float,
-    dtype: torch.dtype,
-    *,
-    merged: bool = False,
-    logit: float = 0.0,
-) -> Reference:
-    """The bounds of this module.
+@dataclass(frozen=True)
+class Roundings:
+    """What decides how much the roundings of a kernel may change its answer.
 
-    Args:
-        part: the oracle's answer over values `with_absolutes`.
-        q: `[queries, heads, dim]`, what it was computed from.
-        largest: of the keys and values that it was computed from.
+    Attributes:
+        largest: of the keys and values that it computes from.
         keys: the most that a row attends.
         scale: what logits are multiplied with.
         dtype: of the kernel's tensors.
         merged: the answer is a merge of several stages.
         logit: by how much more logits may be off, for reasons outside of the kernel.
     """
-    unit = UNIT[dtype]
+
+    largest: Largest
+    keys: int
+    scale: float
+    dtype: torch.dtype
+    merged: bool = False
+    logit: float = 0.0
+
+
+def bounded(part: Partial, q: Tensor, by: Roundings) -> Reference:
+    """The bounds of this module.
+
+    Args:
+        part: the oracle's answer over values `with_absolutes`.
+        q: `[queries, heads, dim]`, what it was computed from.
+        by: the roundings that the bounds allow for.
+    """
+    unit, largest = UNIT[by.dtype], by.largest
     out, absolute = part.out.double().chunk(2, dim=-1)
     longest = largest.key.repeat_interleave(q.shape[1] // len(largest.key))
-    e = LOGIT * scale * torch.linalg.vector_norm(q.double(), dim=-1) * longest + logit
+    e = LOGIT * by.scale * torch.linalg.vector_norm(q.double(), dim=-1) * longest + by.logit
     lse = part.lse.double()
     empty = ~torch.isfinite(lse)
-    lse_bound = SLACK * (e + keys * SUM + LOGARITHM * (1 + lse.masked_fill(empty, 0).abs()))
-    relative = 2 * e + keys * SUM + unit
-    if merged:
+    lse_bound = SLACK * (e + by.keys * SUM + LOGARITHM * (1 + lse.masked_fill(empty, 0).abs()))
+    relative = 2 * e + by.keys * SUM + unit
+    if by.merged:
         relative = relative + 2 * unit + 2 * lse_bound
-    out_bound = SLACK * (unit * out.abs() + relative[..., None] * absolute + keys * TINY[dtype] * largest.value)
+    tiny = by.keys * TINY[by.dtype] * largest.value
+    out_bound = SLACK * (unit * out.abs() + relative[..., None] * absolute + tiny)
     # A row that attends nothing is not computed at all.
     return Reference(out, lse, out_bound.masked_fill(empty[..., None], 0), lse_bound.masked_fill(empty, 0))
 
@@ -169,8 +176,8 @@ class Worst:
 
 
 def _place(flat: int, shape: torch.Size) -> tuple[int, ...]:
-    found = []
+    place = []
     for size in reversed(shape):
-        found.append(flat % size)
+        place.append(flat % size)
         flat //= size
-    return tuple(reversed(found))
+    return tuple(reversed(place))

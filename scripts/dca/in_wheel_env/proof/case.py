@@ -1,13 +1,16 @@
-"""What a case is, and how it says that something is wrong."""
+"""What a case is, how it says that something is wrong, and the kernels that are under test on a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..oracle import Converted
 
 
 class Wrong(Exception):  # noqa: N818 - it is a finding about the wheel, not an error of ours
@@ -27,6 +30,79 @@ class Case:
     name: str
     proves: str
     run: Callable[[int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one call of attention computes from, and into what.
+
+    Attributes:
+        q: `[batch, queries, heads, dim]`; of sequences one behind the other `[tokens, heads, dim]`.
+        k: as `q`, with the keys and key heads.
+        v: as `k`.
+        scale: what logits are multiplied with.
+        causal: the queries are the last ones of the keys' sequence, and see no key after themselves.
+        out: as `q`, what the answer is written into; a new tensor if not given.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    causal: bool
+    out: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Where the sequences of a call lie that stand one behind the other.
+
+    Attributes:
+        query_starts: int32 `[sequences + 1]`, where each begins, and where the last one ends.
+        key_starts: as `query_starts`.
+        longest_query: the most queries of a sequence.
+        longest_key: the most keys of a sequence.
+    """
+
+    query_starts: Tensor
+    key_starts: Tensor
+    longest_query: int
+    longest_key: int
+
+    @classmethod
+    def of(cls, queries: Sequence[int], keys: Sequence[int], device: torch.device | str) -> Ragged:
+        """Of sequences with so many queries and keys each."""
+        query_starts, key_starts = (
+            torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+            for lengths in (queries, keys)
+        )
+        return cls(query_starts, key_starts, max(queries), max(keys))
+
+    def rows(self, b: int) -> tuple[slice, slice]:
+        """Where the queries of sequence `b` lie, and its keys."""
+        query, key = (slice(int(starts[b]), int(starts[b + 1])) for starts in (self.query_starts, self.key_starts))
+        return query, key
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is under test on a GPU.
+
+    Attributes:
+        source: where it comes from, for people.
+        convert: the op `convert_vertical_slash_indexes`, outputs first.
+        convert_mergehead: the op that takes a number of lines for each head.
+        sparse: to out and log-sum-exp `[batch, heads, queries]`.
+        dense: of ragged sequences, to out and log-sum-exp `[heads, queries]`.
+        sparse_ragged: as `dense`; not every release has it.
+    """
+
+    source: str
+    convert: Callable[..., Any]
+    convert_mergehead: Callable[..., Any]
+    sparse: Callable[[Inputs, Converted], tuple[Tensor, Tensor]]
+    dense: Callable[[Inputs, Ragged], tuple[Tensor, Tensor]]
+    sparse_ragged: Callable[[Inputs, Converted, Ragged], tuple[Tensor, Tensor]] | None = None
 
 
 def compare(what: str, got: Tensor, want: Tensor, atol: float) -> float:

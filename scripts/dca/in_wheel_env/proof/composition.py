@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,13 @@ CHUNKING = oracle.Chunking(size=640, local=192)
 ORIGINAL = 700
 HEADS, KV_HEADS, SCALE = 4, 2, DIM**-0.5
 # Vertical and slash sizes of each head; 30 is the size that the backend raises.
-SIZES = [(48, 106), (30, 101), (100, 112), (64, 108)]
+SIZES = ((48, 106), (30, 101), (100, 112), (64, 108))
+# Sizes of the heads of both GPUs of a tensor-parallel group.
+BOTH_RANKS = ((200, 180), (190, 170), (180, 160), (170, 150), *SIZES)
+# One line of each kind besides those that are always attended, so that most stages get none.
+FEW = ((31, 101),) * HEADS
+# More than the first span has keys; it clips them, and they stay so for the spans behind it.
+MANY = ((500, 600), (460, 450), (30, 900), (600, 101))
 # Lengths of prompts by the number of chunks that they reach into.
 LENGTHS = {"one chunk": 330, "two chunks": 800, "three chunks": 1200, "five chunks": 2101}
 # What one rounding to the dtype of the queries may change; both sides compute in float32 at least.
@@ -36,36 +42,46 @@ TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 def cases(modules: Modules, kernel: Kernel) -> list[Case]:
     """Prefill and decode, dense and sparse, over one, two, three and five chunks."""
-    found = []
+
+    def bench(setup: Setup) -> Callable[[int], Bench]:
+        return partial(Bench, modules, kernel, setup)
+
+    by_length = []
     for (title, length), sparse in itertools.product(LENGTHS.items(), (False, True)):
         kind = "sparse" if sparse else "dense"
         short = title.replace(" ", "-")
-        bench = partial(Bench, modules, kernel, sparse)
-        found += [
-            Case(f"prefill/{kind}/{short}", f"{kind} prefill over {title}", partial(_prefill, bench, length, 1)),
+        at_length = bench(Setup(sparse))
+        by_length += [
+            Case(f"prefill/{kind}/{short}", f"{kind} prefill over {title}", partial(_prefill, at_length, length, 1)),
             Case(
                 f"prefill/{kind}/{short}/in-pieces",
                 f"{kind} chunked prefill over {title}",
-                partial(_prefill, bench, length, 3),
+                partial(_prefill, at_length, length, 3),
             ),
             Case(
                 f"decode/{kind}/{short}",
                 f"decode behind a {kind} prefill over {title}",
-                partial(_decode, bench, length),
+                partial(_decode, at_length, length),
             ),
         ]
-    all_dense, all_sparse = partial(Bench, modules, kernel, False), partial(Bench, modules, kernel, True)
+    all_dense, all_sparse = bench(Setup(sparse=False)), bench(Setup(sparse=True))
+    below, second = bench(Setup(sparse=True, threshold=900)), bench(Setup(sparse=True, rank=1, sizes=BOTH_RANKS))
+    few, many = bench(Setup(sparse=True, sizes=FEW)), bench(Setup(sparse=True, sizes=MANY))
     return [
-        *found,
+        *by_length,
         Case("prefill/dense/batch", "dense prefill of several prompts at once", partial(_batch, all_dense)),
         Case("prefill/sparse/batch", "sparse prefill of several prompts at once", partial(_batch, all_sparse)),
         Case("decode/batch", "decode of sequences in different chunks at once", partial(_decode_batch, all_dense)),
         Case("mixed/batch", "prefill and decode in one batch", partial(_mixed, all_sparse)),
-        Case("prefill/sparse/short", "a prompt below the threshold is dense", partial(_short, modules, kernel)),
-        Case("prefill/sparse/rank", "the second GPU takes its own heads' lines", partial(_rank, modules, kernel)),
-        Case("prefill/sparse/few", "stages that no line was chosen for", partial(_few, modules, kernel)),
-        Case("prefill/sparse/many", "more lines than the first span has keys", partial(_many, modules, kernel)),
-        Case("prefill/unscaled", "no length factor without an original length", partial(_unscaled, modules, kernel)),
+        Case("prefill/sparse/short", "a prompt below the threshold is dense", partial(_prompt, below, 900)),
+        Case("prefill/sparse/rank", "the second GPU takes its own heads' lines", partial(_prompt, second, 1200)),
+        Case("prefill/sparse/few", "stages that no line was chosen for", partial(_prompt, few, 2101)),
+        Case("prefill/sparse/many", "more lines than the first span has keys", partial(_prompt, many, 1200)),
+        Case(
+            "prefill/unscaled",
+            "no length factor without an original length",
+            partial(_unscaled, bench(Setup(sparse=False, original=0))),
+        ),
         Case("config/defaults", "what a config leaves out is as models expect", partial(_defaults, modules, kernel)),
         Case("config/metadata", "each step is told the config and its prompts' lengths", partial(_metadata, modules)),
         Case(
@@ -102,27 +118,35 @@ class Random(Conversation):
     factors: list[float] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How the layer under test is configured.
+
+    Attributes:
+        sparse: whether it has a table of lines.
+        original: `original_max_position_embeddings`; 0 turns the length factor off.
+        threshold: prompts above it are sparse.
+        rank: which GPU of a tensor-parallel group it believes to be.
+        sizes: numbers of vertical and slash lines of every head of every rank.
+    """
+
+    sparse: bool
+    original: int = ORIGINAL
+    threshold: int = 100
+    rank: int = 0
+    sizes: tuple[tuple[int, int], ...] = SIZES
+
+
 class Bench:
     """The wheel's layer and rotary embedding with a paged cache, and the oracle beside them."""
 
-    def __init__(
-        self,
-        modules: Modules,
-        kernel: Kernel,
-        sparse: bool,
-        seed: int,
-        *,
-        original: int = ORIGINAL,
-        threshold: int = 100,
-        rank: int = 0,
-        sizes: Sequence[tuple[int, int]] = SIZES,
-    ) -> None:
-        self.modules, self.kernel, self.sparse, self.original, self.rank = modules, kernel, sparse, original, rank
-        self.threshold, self.sizes = threshold, list(sizes)
+    def __init__(self, modules: Modules, kernel: Kernel, setup: Setup, seed: int) -> None:
+        self.modules, self.kernel, self.setup = modules, kernel, setup
         self.random = torch.Generator().manual_seed(seed)
         self.free = torch.randperm(PAGES, generator=self.random)
-        with on_cpu(modules.backend, modules.rotary, kernel, rank):
-            self.layer = Layer(modules, _shape(original), PAGES, sizes if sparse else None, threshold)
+        sizes = setup.sizes if setup.sparse else None
+        with on_cpu(modules.backend, modules.rotary, kernel, setup.rank):
+            self.layer = Layer(modules, _shape(setup.original), PAGES, sizes, setup.threshold)
         self.worst: dict[str, float] = {}
 
     def sequence(self, prompt: int, new: int = 0) -> Random:
@@ -141,44 +165,47 @@ class Bench:
         Raises:
             Wrong: they differ.
         """
-        prefills = [(one, count) for one, count in work if one.done < one.prompt]
-        decodes = [(one, count) for one, count in work if one.done >= one.prompt]
+        prefills = [(sequence, count) for sequence, count in work if sequence.done < sequence.prompt]
+        decodes = [(sequence, count) for sequence, count in work if sequence.done >= sequence.prompt]
         ordered = prefills + decodes
-        rows = [torch.arange(one.done, one.done + count) for one, count in ordered]
+        rows = [torch.arange(sequence.done, sequence.done + count) for sequence, count in ordered]
         q, k, v = (
-            torch.cat([getattr(one, name)[at] for (one, _), at in zip(ordered, rows)]) for name in ("q", "k", "v")
+            torch.cat([getattr(sequence, name)[at] for (sequence, _), at in zip(ordered, rows)])
+            for name in ("q", "k", "v")
         )
-        with on_cpu(self.modules.backend, self.modules.rotary, self.kernel, self.rank) as functions:
+        with on_cpu(self.modules.backend, self.modules.rotary, self.kernel, self.setup.rank) as functions:
             turned = self.layer.turn(torch.cat(rows), q, k)
             got = self.layer.run(turned, v, self.layer.metadata(ordered))
         tolerance = max(TOLERANCE[dtype] for dtype in functions.seen)
         first = 0
-        for one, count in ordered:
-            what = f"{'decode' if one.done >= one.prompt else 'prefill'} of tokens {one.done} to {one.done + count - 1}"
-            want = self._want(one, count)
+        for sequence, count in ordered:
+            kind = "decode" if sequence.done >= sequence.prompt else "prefill"
+            what = f"{kind} of tokens {sequence.done} to {sequence.done + count - 1}"
+            want = self._want(sequence, count)
             worst = compare(what, got[first : first + count], want, tolerance)
             if worst / tolerance >= self.worst.get("largest difference", 0.0) / self.worst.get("allowed", 1.0):
                 self.worst |= {"largest difference": worst, "allowed": tolerance}
             first += count
-            one.done += count
+            sequence.done += count
 
-    def _want(self, one: Random, count: int) -> Tensor:
+    def _want(self, sequence: Random, count: int) -> Tensor:
         """What the oracle says of the next tokens of a sequence: `[count, heads, dim]`, float64."""
-        end = one.done + count
-        factor = oracle.length_factor(max(one.prompt, end), self.original)
+        begin, end = sequence.done, sequence.done + count
+        factor = oracle.length_factor(max(sequence.prompt, end), self.setup.original)
         # Keys keep the factor of the step that wrote them.
-        one.factors += [factor] * (end - len(one.factors))
-        k = one.k[:end].double() * torch.tensor(one.factors, dtype=torch.float64)[:, None, None]
-        q, v, scale = one.q[one.done : end].double(), one.v[:end].double(), SCALE * factor
-        if self.sparse and one.prompt > self.threshold and one.done < one.prompt:
-            sizes = self.sizes[self.rank * HEADS : self.rank * HEADS + HEADS]
-            found, chosen = oracle.sparse_prefill(q, k, v, CHUNKING, BASE, scale, sizes)
-            self._clear(chosen)
-            dense = oracle.prefill(q, k, v, CHUNKING, BASE, scale)
-            away = float((found.out - dense.out).abs().max())
-            self.worst["away from dense"] = max(away, self.worst.get("away from dense", 0.0))
-            return found.out
-        return oracle.prefill(q, k, v, CHUNKING, BASE, scale).out
+        sequence.factors += [factor] * (end - len(sequence.factors))
+        k = sequence.k[:end].double() * torch.tensor(sequence.factors, dtype=torch.float64)[:, None, None]
+        q, v = sequence.q[begin:end].double(), sequence.v[:end].double()
+        dual = oracle.DualChunk(CHUNKING, BASE, SCALE * factor)
+        dense = oracle.prefill(q, k, v, dual)
+        if not self.setup.sparse or sequence.prompt <= self.setup.threshold or begin >= sequence.prompt:
+            return dense.out
+        first = self.setup.rank * HEADS
+        sparse, chosen = oracle.sparse_prefill(q, k, v, dual, list(self.setup.sizes[first : first + HEADS]))
+        self._clear(chosen)
+        away = float((sparse.out - dense.out).abs().max())
+        self.worst["away from dense"] = max(away, self.worst.get("away from dense", 0.0))
+        return sparse.out
 
     def _clear(self, chosen: list[list[oracle.Selection]]) -> None:
         """Refuse random numbers whose choice of lines hangs on the last digits of a score."""
@@ -211,10 +238,10 @@ def clearly(run: Callable[[int], dict[str, Any]], seed: int) -> dict[str, Any]:
 def _prefill(bench: Callable[[int], Bench], length: int, pieces: int, seed: int) -> dict[str, Any]:
     def run(seed: int) -> dict[str, Any]:
         at = bench(seed)
-        one = at.sequence(length)
+        sequence = at.sequence(length)
         sizes = [length // pieces] * (pieces - 1)
         for size in [*sizes, length - sum(sizes)]:
-            at.step((one, size))
+            at.step((sequence, size))
         return {"tokens": length, "pieces": pieces, **at.worst}
 
     return clearly(run, seed)
@@ -225,10 +252,10 @@ def _decode(bench: Callable[[int], Bench], length: int, seed: int) -> dict[str, 
         at = bench(seed)
         # Ends short of a chunk's border, so that decoding crosses it.
         prompt = -(-length // CHUNKING.stride) * CHUNKING.stride - 3
-        one = at.sequence(prompt, 6)
-        at.step((one, prompt))
+        sequence = at.sequence(prompt, 6)
+        at.step((sequence, prompt))
         for _ in range(6):
-            at.step((one, 1))
+            at.step((sequence, 1))
         return {"prompt": prompt, "tokens": 6, **at.worst}
 
     return clearly(run, seed)
@@ -238,7 +265,7 @@ def _batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
     def run(seed: int) -> dict[str, Any]:
         at = bench(seed)
         several = [at.sequence(length) for length in (1200, 90, 800)]
-        at.step(*((one, one.prompt) for one in several))
+        at.step(*((sequence, sequence.prompt) for sequence in several))
         return {"prompts": len(several), **at.worst}
 
     return clearly(run, seed)
@@ -248,10 +275,10 @@ def _decode_batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
     def run(seed: int) -> dict[str, Any]:
         at = bench(seed)
         several = [at.sequence(length, 3) for length in (95, 446, 896, 1500, 2239)]
-        for one in several:
-            at.step((one, one.prompt))
+        for sequence in several:
+            at.step((sequence, sequence.prompt))
         for _ in range(3):
-            at.step(*((one, 1) for one in several))
+            at.step(*((sequence, 1) for sequence in several))
         return {"sequences": len(several), **at.worst}
 
     return clearly(run, seed)
@@ -269,61 +296,31 @@ def _mixed(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
     return clearly(run, seed)
 
 
-def _short(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
-    at = Bench(modules, kernel, True, seed, threshold=900)
-    one = at.sequence(900)
-    at.step((one, 900))
-    return at.worst
+def _prompt(bench: Callable[[int], Bench], length: int, seed: int) -> dict[str, Any]:
+    """A whole prompt in one step."""
 
-
-def _rank(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
     def run(seed: int) -> dict[str, Any]:
-        at = Bench(modules, kernel, True, seed, rank=1, sizes=[(200, 180), (190, 170), (180, 160), (170, 150), *SIZES])
-        one = at.sequence(1200)
-        at.step((one, 1200))
+        at = bench(seed)
+        at.step((at.sequence(length), length))
         return at.worst
 
     return clearly(run, seed)
 
 
-def _few(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
-    """One line of each kind besides those that are always attended: most stages get none of them."""
-
-    def run(seed: int) -> dict[str, Any]:
-        at = Bench(modules, kernel, True, seed, sizes=[(31, 101)] * HEADS)
-        one = at.sequence(2101)
-        at.step((one, 2101))
-        return at.worst
-
-    return clearly(run, seed)
-
-
-def _many(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
-    """The first span clips the sizes to its keys, and they stay so for the spans behind it."""
-
-    def run(seed: int) -> dict[str, Any]:
-        at = Bench(modules, kernel, True, seed, sizes=[(500, 600), (460, 450), (30, 900), (600, 101)])
-        one = at.sequence(1200)
-        at.step((one, 1200))
-        return at.worst
-
-    return clearly(run, seed)
-
-
-def _unscaled(modules: Modules, kernel: Kernel, seed: int) -> dict[str, Any]:
-    at = Bench(modules, kernel, False, seed, original=0)
-    one = at.sequence(1500, 2)
-    at.step((one, 1500))
-    at.step((one, 1))
-    at.step((one, 1))
+def _unscaled(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
+    at = bench(seed)
+    sequence = at.sequence(1500, 2)
+    at.step((sequence, 1500))
+    at.step((sequence, 1))
+    at.step((sequence, 1))
     return at.worst
 
 
 def _defaults(modules: Modules, kernel: Kernel, _seed: int) -> dict[str, Any]:
     table = [{str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(SIZES)}]
-    for given, enabled in (({}, False), ({"sparse_attention_config": table}, True)):
+    for config, enabled in (({}, False), ({"sparse_attention_config": table}, True)):
         with on_cpu(modules.backend, modules.rotary, kernel):
-            layer = implementation(modules, _shape(0), given, 0)
+            layer = implementation(modules, _shape(0), config, 0)
         _equal(
             layer,
             sparse_attention_enabled=enabled,
@@ -383,9 +380,9 @@ def _metadata(modules: Modules, _seed: int) -> dict[str, Any]:
     return {}
 
 
-def _equal(found: Any, **wanted: Any) -> None:
-    for name, want in wanted.items():
-        if (got := getattr(found, name)) != want:
+def _equal(owner: Any, **expected: Any) -> None:
+    for name, want in expected.items():
+        if (got := getattr(owner, name)) != want:
             raise Wrong(f"{name} is {got!r} in place of {want!r}")
 
 

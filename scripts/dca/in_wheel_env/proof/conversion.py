@@ -5,42 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..oracle import Converted, convert_row_block
+from ..oracle import Batch, Converted, convert_row_block
 from .case import Case, Wrong
 
 BLOCK = 64
 # What outputs hold before the kernel writes them; no position, no count.
 POISON = -7_777_777
-
-
-class Batch(NamedTuple):
-    """Arguments of one conversion, on the CPU; int32, shaped as the op's own."""
-
-    query_lengths: list[int]
-    key_lengths: list[int]
-    vertical: Tensor
-    slash: Tensor
-    vertical_count: list[int] | None
-    slash_count: list[int] | None
-    causal: bool
-
-    @property
-    def longest(self) -> int:
-        """The `context_size` of the call."""
-        return max(self.query_lengths)
-
-    def poisoned(self) -> Converted:
-        """Outputs that nothing has been written to."""
-        batch, heads, verticals = self.vertical.shape
-        rows = -(-self.longest // BLOCK)
-        shapes = ((), (self.slash.shape[-1],), (), (verticals,))
-        return Converted(*(torch.full((batch, heads, rows, *more), POISON, dtype=torch.int32) for more in shapes))
-
 
 # Runs the conversion under test into outputs that are given.
 Kernel = Callable[[Batch, Converted], None]
@@ -54,12 +28,12 @@ def cases(kernel: Kernel, rows: int, sampled: int) -> list[Case]:
         rows: how many random rows of 64 queries are compared.
         sampled: how many rows of a head are compared at a model's lengths.
     """
-    told = (
+    listed = (
         ("random", "index conversion equals the oracle, integer by integer", partial(_random, kernel, rows)),
         ("borders", "index conversion at borders: single queries, full and empty lines", partial(_borders, kernel)),
         ("long", "index conversion at the lengths of a 1M model", partial(_long, kernel, sampled)),
     )
-    return [Case(f"conversion/{name}", proves, run) for name, proves, run in told]
+    return [Case(f"conversion/{name}", proves, run) for name, proves, run in listed]
 
 
 def _random(kernel: Kernel, rows: int, seed: int) -> dict[str, Any]:
@@ -105,11 +79,11 @@ def _length(rng: random.Random) -> int:
 
 def _lines(rng: random.Random, count: int, limit: int) -> list[int]:
     """So many different numbers below a limit, ascending; some of them borders of blocks."""
-    found = {at for at in range(rng.randrange(BLOCK), limit, BLOCK) if rng.random() < 0.2}
-    found = set(rng.sample(sorted(found), min(count, len(found))))
-    while len(found) < count:
-        found.add(rng.randrange(limit))
-    return sorted(found)
+    borders = [at for at in range(rng.randrange(BLOCK), limit, BLOCK) if rng.random() < 0.2]
+    lines = set(rng.sample(borders, min(count, len(borders))))
+    while len(lines) < count:
+        lines.add(rng.randrange(limit))
+    return sorted(lines)
 
 
 def check(kernel: Kernel, batch: Batch, rows: list[int] | None = None) -> int:
@@ -123,14 +97,13 @@ def check(kernel: Kernel, batch: Batch, rows: list[int] | None = None) -> int:
     Raises:
         Wrong: a row differs, or something was written that must not be.
     """
-    into = batch.poisoned()
+    into = batch.outputs(POISON)
     kernel(batch, into)
     size, heads, count = into.block_count.shape
     checked = 0
     for b in range(size):
         for h in range(heads):
-            vertical = batch.vertical[b, h, : batch.vertical_count[h] if batch.vertical_count else None].tolist()
-            slash = batch.slash[b, h, : batch.slash_count[h] if batch.slash_count else None].tolist()
+            vertical, slash = batch.lines(b, h)
             for m in range(count) if rows is None else rows:
                 lengths = (batch.query_lengths[b], batch.key_lengths[b])
                 want = convert_row_block(vertical, slash, m * BLOCK, *lengths, batch.causal)
@@ -144,14 +117,13 @@ def _row(into: Converted, at: tuple[int, int, int], want: tuple[list[int], list[
     """What is wrong with a row; empty if nothing is."""
     counts = (int(into.block_count[at]), int(into.column_count[at]))
     if want is None:
-        written = [counts] if counts != (POISON, POISON) else []
-        return f"a row beyond the queries was written: {written[0]}" if written else ""
-    for name, count, found, expected in zip(
+        return f"a row beyond the queries was written: {counts}" if counts != (POISON, POISON) else ""
+    for name, count, written, expected in zip(
         ("block", "column"), counts, (into.block_offset[at], into.column_index[at]), want
     ):
         if count != len(expected):
             return f"{count} {name}s in place of {len(expected)}"
-        if (got := found[:count].tolist()) != expected:
+        if (got := written[:count].tolist()) != expected:
             first = next(n for n, pair in enumerate(zip(got, expected)) if pair[0] != pair[1])
             return f"{name} {first} is {got[first]} in place of {expected[first]}"
     return ""

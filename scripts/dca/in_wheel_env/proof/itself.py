@@ -77,9 +77,9 @@ def _dense(seed: int) -> dict[str, Any]:
     for chunking in (oracle.Chunking(48, 16), oracle.Chunking(40, 8), oracle.Chunking(33, 32), oracle.Chunking(60, 40)):
         for tokens, new in ((32, 32), (101, 101), (169, 23), (161, 1)):
             q, k, v = _tensors(tokens, seed)
-            given = (q[-new:], k, v, chunking, BASE, SCALE)
+            arguments = (q[-new:], k, v, oracle.DualChunk(chunking, BASE, SCALE))
             what = f"{new} of {tokens} tokens in chunks of {chunking.size} with {chunking.local}"
-            worst = max(worst, _same(what, oracle.prefill(*given), oracle.plain_attention(*given)))
+            worst = max(worst, _same(what, oracle.prefill(*arguments), oracle.plain_attention(*arguments)))
     return {"largest difference": worst}
 
 
@@ -89,7 +89,8 @@ def _sparse(seed: int) -> dict[str, Any]:
     stride = chunking.stride
     q, k, v = _tensors(tokens, seed)
     sizes = [(40, 110), (90, 130), (30, 101), (200, 180)]
-    sparse, chosen = oracle.sparse_prefill(q, k, v, chunking, BASE, SCALE, sizes)
+    dual = oracle.DualChunk(chunking, BASE, SCALE)
+    sparse, chosen = oracle.sparse_prefill(q, k, v, dual, sizes)
     allowed = torch.zeros(HEADS, tokens, tokens, dtype=torch.bool)
     for span, selections in enumerate(chosen):
         begin, end = span * stride, min(span * stride + stride, tokens)
@@ -102,13 +103,13 @@ def _sparse(seed: int) -> dict[str, Any]:
                 if stage is None:
                     continue
                 for row in range(0, end - begin, BLOCK):
-                    found = oracle.convert_row_block(
+                    converted = oracle.convert_row_block(
                         stage.vertical.tolist(), stage.slash.tolist(), row, end - begin, after - first, after == end
                     )
-                    if found is None:
+                    if converted is None:
                         raise Wrong(f"row block {row // BLOCK} of {end - begin} queries has no answer")
-                    keys = [offset + n for offset in found.offsets for n in range(BLOCK)] + found.columns
+                    keys = [offset + n for offset in converted.offsets for n in range(BLOCK)] + converted.columns
                     reached = [first + key for key in keys if key < after - first]
                     allowed[head, begin + row : min(begin + row + BLOCK, end), reached] = True
-    worst = _same("sparse prefill", sparse, oracle.plain_attention(q, k, v, chunking, BASE, SCALE, allowed))
+    worst = _same("sparse prefill", sparse, oracle.plain_attention(q, k, v, dual, allowed))
     return {"tokens": tokens, "largest difference": worst}

@@ -13,35 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import oracle
-from ..oracle import Converted
+from ..oracle import Batch, Converted
 from . import conversion, speed, whole
-from .bounds import UNIT, Largest, Reference, Worst, bounded, with_absolutes
-from .case import Case, Wrong
+from .bounds import UNIT, Largest, Reference, Roundings, Worst, bounded, with_absolutes
+from .case import Case, Inputs, Kernels, Ragged, Wrong
 from .conversion import BLOCK
 from .layer import Modules
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """What is under test.
-
-    Attributes:
-        source: where it comes from, for people.
-        convert: the op `convert_vertical_slash_indexes`, outputs first.
-        convert_mergehead: the op that takes a number of lines for each head.
-        sparse: `(q, k, v, converted, scale, causal, out)` to out and log-sum-exp; tensors
-            `[batch, tokens, heads, dim]`, log-sum-exp `[batch, heads, queries]`.
-        dense: `(q, k, v, query_starts, key_starts, longest_query, longest_key, scale, causal, out)` to out and
-            log-sum-exp; tensors `[tokens, heads, dim]`, log-sum-exp `[heads, queries]`.
-        sparse_ragged: as `dense`, with `converted` behind v; not every release has it.
-    """
-
-    source: str
-    convert: Callable[..., Any]
-    convert_mergehead: Callable[..., Any]
-    sparse: Callable[..., tuple[Tensor, Tensor]]
-    dense: Callable[..., tuple[Tensor, Tensor]]
-    sparse_ragged: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
 def load_kernels(bare: bool) -> Kernels:
@@ -57,16 +34,19 @@ def _of_vllm() -> Kernels:
     importlib.import_module("vllm._custom_ops")
     flash = importlib.import_module("vllm.vllm_flash_attn")
 
-    def sparse(q: Tensor, k: Tensor, v: Tensor, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
-        return flash.sparse_attn_func(
-            q, k, v, *converted, softmax_scale=scale, causal=causal, return_softmax_lse=True, out=out
+    def sparse(inputs: Inputs, converted: Converted) -> Any:
+        q, k, v = inputs.q, inputs.k, inputs.v
+        return flash.sparse_attn_func(q, k, v, *converted, **_options(inputs), return_softmax_lse=True)
+
+    def dense(inputs: Inputs, ragged: Ragged) -> Any:
+        return flash.flash_attn_varlen_func(
+            q=inputs.q, k=inputs.k, v=inputs.v, **_lengths(ragged), **_options(inputs), return_softmax_lse=True
         )
 
-    def dense(q: Tensor, k: Tensor, v: Tensor, *where: Any) -> Any:
-        return flash.flash_attn_varlen_func(q=q, k=k, v=v, **_ragged(*where), return_softmax_lse=True)
-
-    def ragged(q: Tensor, k: Tensor, v: Tensor, converted: Converted, *where: Any) -> Any:
-        return flash.sparse_attn_varlen_func(q, k, v, *converted, **_ragged(*where), return_softmax_lse=True)
+    def sparse_ragged(inputs: Inputs, converted: Converted, ragged: Ragged) -> Any:
+        return flash.sparse_attn_varlen_func(
+            inputs.q, inputs.k, inputs.v, *converted, **_lengths(ragged), **_options(inputs), return_softmax_lse=True
+        )
 
     ops = torch.ops._C
     return Kernels(
@@ -75,21 +55,20 @@ def _of_vllm() -> Kernels:
         ops.convert_vertical_slash_indexes_mergehead,
         sparse,
         dense,
-        ragged if hasattr(flash, "sparse_attn_varlen_func") else None,
+        sparse_ragged if hasattr(flash, "sparse_attn_varlen_func") else None,
     )
 
 
-def _ragged(
-    query_starts: Tensor, key_starts: Tensor, longest_query: int, longest_key: int, scale: float, causal: bool, out: Any
-) -> dict[str, Any]:
+def _options(inputs: Inputs) -> dict[str, Any]:
+    return {"softmax_scale": inputs.scale, "causal": inputs.causal, "out": inputs.out}
+
+
+def _lengths(ragged: Ragged) -> dict[str, Any]:
     return {
-        "cu_seqlens_q": query_starts,
-        "cu_seqlens_k": key_starts,
-        "max_seqlen_q": longest_query,
-        "max_seqlen_k": longest_key,
-        "softmax_scale": scale,
-        "causal": causal,
-        "out": out,
+        "cu_seqlens_q": ragged.query_starts,
+        "cu_seqlens_k": ragged.key_starts,
+        "max_seqlen_q": ragged.longest_query,
+        "max_seqlen_k": ragged.longest_key,
     }
 
 
@@ -100,15 +79,14 @@ def _of_modules() -> Kernels:
     def op(name: str) -> Any:
         return getattr(getattr(torch.ops, of[name]), name)
 
-    def sparse(q: Tensor, k: Tensor, v: Tensor, converted: Converted, scale: float, causal: bool, out: Any) -> Any:
-        given = {**converted._asdict(), "softmax_scale": scale, "causal": causal, "out": out}
-        return _call(op("fwd_sparse"), q=q, k=k, v=v, **given)
+    def sparse(inputs: Inputs, converted: Converted) -> Any:
+        return _call(op("fwd_sparse"), inputs, converted._asdict())
 
-    def dense(q: Tensor, k: Tensor, v: Tensor, *where: Any) -> Any:
-        return _call(op("varlen_fwd"), q=q, k=k, v=v, **_ragged(*where))
+    def dense(inputs: Inputs, ragged: Ragged) -> Any:
+        return _call(op("varlen_fwd"), inputs, _lengths(ragged))
 
-    def ragged(q: Tensor, k: Tensor, v: Tensor, converted: Converted, *where: Any) -> Any:
-        return _call(op("varlen_fwd_sparse"), q=q, k=k, v=v, **converted._asdict(), **_ragged(*where))
+    def sparse_ragged(inputs: Inputs, converted: Converted, ragged: Ragged) -> Any:
+        return _call(op("varlen_fwd_sparse"), inputs, {**converted._asdict(), **_lengths(ragged)})
 
     return Kernels(
         "bare kernels",
@@ -116,7 +94,7 @@ def _of_modules() -> Kernels:
         op("convert_vertical_slash_indexes_mergehead"),
         sparse,
         dense,
-        ragged if "varlen_fwd_sparse" in of else None,
+        sparse_ragged if "varlen_fwd_sparse" in of else None,
     )
 
 
@@ -136,9 +114,11 @@ _NEUTRAL = {
 }
 
 
-def _call(op: Any, **given: Any) -> tuple[Tensor, Tensor]:
-    given = {**_NEUTRAL, **given, "is_causal": given["causal"]}
-    out, lse, *_ = op(*(given[argument.name] for argument in op.default._schema.arguments))
+def _call(op: Any, inputs: Inputs, more: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Call an op by its schema; `more` are arguments by the name that the schema has for them."""
+    tensors = {"q": inputs.q, "k": inputs.k, "v": inputs.v}
+    known = {**_NEUTRAL, **tensors, **_options(inputs), **more, "is_causal": inputs.causal}
+    out, lse, *_ = op(*(known[argument.name] for argument in op.default._schema.arguments))
     return out, lse
 
 
@@ -211,13 +191,13 @@ def cases(
     extent = extent or (QUICK if quick else FULL)
     bench = Bench(kernels, extent, device)
     converting = bench.conversion()
-    found = conversion.cases(converting, extent.rows, extent.sampled)
-    found.append(
+    listed = conversion.cases(converting, extent.rows, extent.sampled)
+    listed.append(
         Case("conversion/same", f"index conversion gives the same {extent.runs} times", partial(_same_rows, bench))
     )
     for dtype, causal, (heads, kv_heads) in itertools.product(extent.dtypes, (True, False), extent.ranks):
         kind, name = "causal" if causal else "full", str(dtype).rpartition(".")[2]
-        found.append(
+        listed.append(
             Case(
                 f"sparse/{name}/{kind}/{heads}-{kv_heads}",
                 f"sparse attention of {heads} heads over {kv_heads} key heads in {name}, {_kind(causal)}",
@@ -226,13 +206,13 @@ def cases(
         )
     for dtype in extent.dtypes:
         name = str(dtype).rpartition(".")[2]
-        found.append(
+        listed.append(
             Case(f"dense/{name}", f"dense attention of ragged lengths in {name}", partial(_dense, bench, dtype))
         )
         if kernels.sparse_ragged:
             proves = f"sparse attention of ragged lengths in {name}"
-            found.append(Case(f"sparse/{name}/ragged", proves, partial(_sparse_ragged, bench, dtype)))
-    found += [
+            listed.append(Case(f"sparse/{name}/ragged", proves, partial(_sparse_ragged, bench, dtype)))
+    listed += [
         Case("sparse/own-columns", "every sequence of a batch attends its own columns", partial(_own_columns, bench)),
         Case("sparse/future", "causal sparse attention does not see what comes later", partial(_future, bench)),
         Case("sparse/empty", "a row that attends nothing is zero with +inf", partial(_empty, bench)),
@@ -241,26 +221,26 @@ def cases(
         Case("sparse/same", f"sparse attention gives the same bits {extent.runs} times", partial(_same, bench)),
     ]
     if modules:
-        found += whole.cases(modules, extent.layer, device, converting)
+        listed += whole.cases(modules, extent.layer, device, converting)
     if extent.timed:
-        found += speed.cases(kernels, extent.timed, device)
-    return [replace(case, run=partial(_settled, case.run, device)) for case in found]
+        listed += speed.cases(kernels, extent.timed, device)
+    return [replace(case, run=partial(_settled, case.run, device)) for case in listed]
 
 
 def left_out(kernels: Kernels, modules: Modules | None, *, quick: bool) -> list[str]:
     """What these cases do not prove, each in a few words."""
-    found = []
+    missing = []
     if not kernels.sparse_ragged:
-        found.append("sparse attention of ragged lengths: this release has no such function")
+        missing.append("sparse attention of ragged lengths: this release has no such function")
     if modules is None:
-        found.append("the whole layer: there are only kernels, without vLLM")
+        missing.append("the whole layer: there are only kernels, without vLLM")
     elif quick:
-        found.append("the whole layer at the lengths of a 1M model")
-    return [*found, "speed"] if quick else found
+        missing.append("the whole layer at the lengths of a 1M model")
+    return [*missing, "speed"] if quick else missing
 
 
 def _settled(run: Callable[[int], dict[str, Any]], device: str, seed: int) -> dict[str, Any]:
-    """Run a case and wait for the GPU, so that what goes wrong there is told of the case that it belongs to."""
+    """Run a case and wait for the GPU, so that an error there is reported by the case that caused it."""
     if device == "cpu":
         return run(seed)
     try:
@@ -301,9 +281,25 @@ class Problem:
     def reference(self, b: int, other: int | None = None) -> Reference:
         """What one sequence must answer; with `other`, what it would answer over another one's keys and values."""
         q, k, v = (t[b if other is None or t is self.q else other].double() for t in (self.q, self.k, self.v))
-        part = oracle.sparse_attention(q, k, with_absolutes(v), self.converted, self.scale, self.causal, b)
-        attended = int((self.converted.block_count[b] * BLOCK + self.converted.column_count[b]).max())
-        return bounded(part, q, Largest.of(k, v), attended, self.scale, self.q.dtype)
+        lines = self.converted.sequence(b)
+        part = oracle.sparse_attention(q, k, with_absolutes(v), lines, self.scale, self.causal)
+        return bounded(part, q, Roundings(Largest.of(k, v), _attended(lines), self.scale, self.q.dtype))
+
+
+def _attended(lines: Converted) -> int:
+    """The most keys that a row attends; each block counts whole."""
+    return int((lines.block_count * BLOCK + lines.column_count).max())
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the tensors of a call are: sequences, query heads, key heads, and tokens of each sequence."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
 
 
 @dataclass(frozen=True)
@@ -317,21 +313,21 @@ class Bench:
     def conversion(self) -> conversion.Kernel:
         """The index conversion as its own cases take it."""
 
-        def kernel(batch: conversion.Batch, into: Converted) -> None:
+        def kernel(batch: Batch, into: Converted) -> None:
             def numbers(values: Sequence[int]) -> Tensor:
                 return torch.tensor(values, dtype=torch.int32, device=self.device)
 
             outputs = [tensor.to(self.device) for tensor in into]
-            given = [numbers(batch.query_lengths), numbers(batch.key_lengths)]
-            given += [lines.to(self.device).contiguous() for lines in (batch.vertical, batch.slash)]
+            inputs = [numbers(batch.query_lengths), numbers(batch.key_lengths)]
+            inputs += [lines.to(self.device).contiguous() for lines in (batch.vertical, batch.slash)]
             sizes = (batch.longest, BLOCK, BLOCK, batch.causal)
             if batch.vertical_count is not None and batch.slash_count is not None:
                 counts = (numbers(batch.vertical_count), numbers(batch.slash_count))
-                self.kernels.convert_mergehead(*outputs, *given, *counts, *sizes)
+                self.kernels.convert_mergehead(*outputs, *inputs, *counts, *sizes)
             else:
-                self.kernels.convert(*outputs, *given, *sizes)
-            for told, output in zip(into, outputs):
-                told.copy_(output)
+                self.kernels.convert(*outputs, *inputs, *sizes)
+            for target, output in zip(into, outputs):
+                target.copy_(output)
 
         return kernel
 
@@ -339,39 +335,21 @@ class Bench:
         """Normal numbers, drawn on the CPU: a seed means the same everywhere."""
         return (torch.randn(*shape, generator=random) * spread).to(dtype).to(self.device)
 
-    def tensors(
-        self,
-        dtype: torch.dtype,
-        batch: int,
-        heads: int,
-        kv_heads: int,
-        queries: int,
-        keys: int,
-        random: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self, dtype: torch.dtype, sizes: Sizes, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values. Queries are sharpened, so that a single key can be missed."""
-        dim = self.extent.dim
+        of_keys = (sizes.batch, sizes.keys, sizes.kv_heads, self.extent.dim)
         return (
-            self.random((batch, queries, heads, dim), dtype, random, 2.0),
-            self.random((batch, keys, kv_heads, dim), dtype, random),
-            self.random((batch, keys, kv_heads, dim), dtype, random),
+            self.random((sizes.batch, sizes.queries, sizes.heads, self.extent.dim), dtype, random, 2.0),
+            self.random(of_keys, dtype, random),
+            self.random(of_keys, dtype, random),
         )
 
-    def problem(
-        self,
-        dtype: torch.dtype,
-        causal: bool,
-        batch: int,
-        heads: int,
-        kv_heads: int,
-        queries: int,
-        keys: int,
-        seed: int,
-    ) -> Problem:
+    def problem(self, dtype: torch.dtype, causal: bool, sizes: Sizes, seed: int) -> Problem:
         """A call with random lines."""
         random = torch.Generator().manual_seed(seed)
-        lines = random_lines([queries] * batch, [keys] * batch, heads, causal, random)
-        return Problem(*self.tensors(dtype, batch, heads, kv_heads, queries, keys, random), lines, causal)
+        queries, keys = [sizes.queries] * sizes.batch, [sizes.keys] * sizes.batch
+        lines = random_lines(queries, keys, sizes.heads, causal, random)
+        return Problem(*self.tensors(dtype, sizes, random), lines, causal)
 
     def run(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Out `[batch, queries, heads, dim]` and log-sum-exp `[batch, queries, heads]`, both over poison."""
@@ -379,10 +357,11 @@ class Bench:
         out = torch.full_like(q, torch.nan)
         self.poison(q.shape[0] * q.shape[1] * q.shape[2])
         converted = Converted(*(tensor.to(self.device) for tensor in problem.converted))
-        found, lse = self.kernels.sparse(q, problem.k, problem.v, converted, problem.scale, problem.causal, out)
-        if not _same_bits(found, out):
+        inputs = Inputs(q, problem.k, problem.v, problem.scale, problem.causal, out)
+        answer, lse = self.kernels.sparse(inputs, converted)
+        if not _same_bits(answer, out):
             raise Wrong("sparse attention: `out` was given, but not written to")
-        return found, lse.transpose(1, 2)
+        return answer, lse.transpose(1, 2)
 
     def poison(self, numbers: int) -> None:
         """Fill memory that the next outputs of this many float32 numbers are likely to get with NaN.
@@ -396,7 +375,15 @@ class Bench:
 def random_lines(
     queries: Sequence[int], keys: Sequence[int], heads: int, causal: bool, random: torch.Generator
 ) -> Converted:
-    """Conversions of random lines: few enough that most keys are left out, and some columns in every row."""
+    """Conversions of random lines: few enough that most keys are left out, and some columns in every row.
+
+    Args:
+        queries: per sequence.
+        keys: per sequence.
+        heads: query heads.
+        causal: as in `oracle.convert_row_block`.
+        random: on the CPU.
+    """
 
     def number(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=random))
@@ -416,19 +403,20 @@ def random_lines(
             distances[int(distances.argmin())] = 0
         vertical[b, h, : verticals[h]] = places
         slash[b, h, : slashes[h]] = distances.sort(descending=True).values
-    return oracle.convert(queries, keys, vertical, slash, max(queries), causal, verticals, slashes)
+    return oracle.convert(Batch(list(queries), list(keys), vertical, slash, verticals, slashes, causal))
 
 
 def _sparse(bench: Bench, dtype: torch.dtype, causal: bool, heads: int, kv_heads: int, seed: int) -> dict[str, Any]:
     worst, calls = Worst(), 0
     for batch, (queries, keys) in itertools.product(bench.extent.batches, bench.extent.lengths):
-        problem = bench.problem(dtype, causal, batch, heads, kv_heads, queries, keys, seed + calls)
+        problem = bench.problem(dtype, causal, Sizes(batch, heads, kv_heads, queries, keys), seed + calls)
         _check(problem, *bench.run(problem), worst)
         calls += 1
     return {"calls": calls, "unit roundoff": UNIT[dtype], **worst.figures}
 
 
 def _check(problem: Problem, out: Tensor, lse: Tensor, worst: Worst) -> None:
+    """Hold every sequence of an answer, as `Bench.run` gives it, against its reference."""
     batch, queries, heads, _ = problem.q.shape
     keys, kv_heads = problem.k.shape[1:3]
     for b in range(batch):
@@ -437,6 +425,7 @@ def _check(problem: Problem, out: Tensor, lse: Tensor, worst: Worst) -> None:
 
 
 def _hold(reference: Reference, out: Tensor, lse: Tensor, what: str, worst: Worst) -> None:
+    """Hold an answer, `[queries, heads, dim]` with its log-sum-exp `[queries, heads]`, against the reference."""
     worst.within("log-sum-exp", what, lse, reference.lse, reference.lse_bound)
     worst.within("output", what, out, reference.out, reference.out_bound)
 
@@ -447,6 +436,7 @@ def _own_columns(bench: Bench, seed: int) -> dict[str, Any]:
     heads, kv_heads = bench.extent.ranks[-1]
     random = torch.Generator().manual_seed(seed)
     batch, queries, keys, columns = 3, 130, 300, 70
+    sizes = Sizes(batch, heads, kv_heads, queries, keys)
     for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
         shape = (batch, heads, -(-queries // BLOCK))
         index = torch.stack(
@@ -458,7 +448,7 @@ def _own_columns(bench: Bench, seed: int) -> dict[str, Any]:
             torch.full(shape, columns, dtype=torch.int32),
             index.view(*shape, columns).to(torch.int32),
         )
-        problem = Problem(*bench.tensors(dtype, batch, heads, kv_heads, queries, keys, random), only, causal)
+        problem = Problem(*bench.tensors(dtype, sizes, random), only, causal)
         out, lse = bench.run(problem)
         for b in range(batch):
             what = f"columns of sequence {b} of {batch}"
@@ -486,7 +476,7 @@ def _future(bench: Bench, seed: int) -> dict[str, Any]:
     checked = 0
     for dtype, (queries, keys) in itertools.product(bench.extent.dtypes, ((200, 200), (256, 256), (150, 333))):
         random = torch.Generator().manual_seed(seed + checked)
-        q, k, v = bench.tensors(dtype, 2, heads, kv_heads, queries, keys, random)
+        q, k, v = bench.tensors(dtype, Sizes(2, heads, kv_heads, queries, keys), random)
         for lines in (
             random_lines([queries] * 2, [keys] * 2, heads, True, random),
             _everything(queries, keys, heads, 2, True),
@@ -515,7 +505,7 @@ def _everything(queries: int, keys: int, heads: int, batch: int, causal: bool) -
     reach = keys if causal else keys + queries
     slash = torch.arange(0, reach + BLOCK, BLOCK, dtype=torch.int32).flip(0).expand(batch, heads, -1)
     vertical = torch.zeros((batch, heads, 1), dtype=torch.int32)
-    return oracle.convert([queries] * batch, [keys] * batch, vertical, slash, queries, causal)
+    return oracle.convert(Batch([queries] * batch, [keys] * batch, vertical, slash, None, None, causal))
 
 
 def _empty(bench: Bench, seed: int) -> dict[str, Any]:
@@ -524,7 +514,7 @@ def _empty(bench: Bench, seed: int) -> dict[str, Any]:
     heads, kv_heads = bench.extent.ranks[-1]
     for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
         random = torch.Generator().manual_seed(seed)
-        q, k, v = bench.tensors(dtype, 2, heads, kv_heads, 300, 300, random)
+        q, k, v = bench.tensors(dtype, Sizes(2, heads, kv_heads, 300, 300), random)
         shape = (2, heads, 5)
         blocks, columns = (torch.zeros(shape, dtype=torch.int32) for _ in range(2))
         blocks[..., 1], columns[..., 3] = 1, 2
@@ -549,16 +539,15 @@ def _full_cover(bench: Bench, seed: int) -> dict[str, Any]:
     heads, kv_heads = bench.extent.ranks[0]
     for dtype, causal, (queries, keys) in itertools.product(bench.extent.dtypes, (True, False), bench.extent.lengths):
         random = torch.Generator().manual_seed(seed)
-        q, k, v = bench.tensors(dtype, 1, heads, kv_heads, queries, keys, random)
+        q, k, v = bench.tensors(dtype, Sizes(1, heads, kv_heads, queries, keys), random)
         problem = Problem(q, k, v, _everything(queries, keys, heads, 1, causal), causal)
         out, lse = bench.run(problem)
-        starts = [torch.tensor([0, n], dtype=torch.int32, device=bench.device) for n in (queries, keys)]
-        other = torch.full_like(q[0], torch.nan)
-        other, other_lse = bench.kernels.dense(q[0], k[0], v[0], *starts, queries, keys, problem.scale, causal, other)
+        inputs = Inputs(q[0], k[0], v[0], problem.scale, causal, torch.full_like(q[0], torch.nan))
+        other, other_lse = bench.kernels.dense(inputs, Ragged.of([queries], [keys], bench.device))
         last = torch.arange(keys - queries, keys, device=bench.device) if causal else None
         qs, ks = q[0].double(), k[0].double()
         part = oracle.attend(qs, ks, with_absolutes(v[0]), problem.scale, last)
-        reference = bounded(part, qs, Largest.of(ks, v), keys, problem.scale, dtype)
+        reference = bounded(part, qs, Roundings(Largest.of(ks, v), keys, problem.scale, dtype))
         what = f"{queries} queries and all of {keys} keys, {'' if causal else 'not '}causal"
         _hold(reference, out[0], lse[0], f"sparse attention, {what}", worst)
         _hold(reference, other, other_lse.t(), f"dense attention, {what}", worst)
@@ -572,17 +561,17 @@ def _leftovers(bench: Bench, seed: int) -> dict[str, Any]:
     random = torch.Generator().manual_seed(seed)
     calls = 0
     for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
-        problem = bench.problem(dtype, causal, 2, heads, kv_heads, 200, 400, seed)
+        problem = bench.problem(dtype, causal, Sizes(2, heads, kv_heads, 200, 400), seed)
         out, lse = bench.run(problem)
-        given = problem.converted
+        chosen = problem.converted
         others = []
-        for count, lines in ((given.block_count, given.block_offset), (given.column_count, given.column_index)):
+        for count, lines in ((chosen.block_count, chosen.block_offset), (chosen.column_count, chosen.column_index)):
             behind = torch.arange(lines.shape[-1]) >= count[..., None]
             # Places that exist, so that a kernel that reads them answers wrongly and does not fall over.
             others.append(
                 torch.where(behind, torch.randint(0, 330, lines.shape, generator=random).to(lines.dtype), lines)
             )
-        changed = Converted(given.block_count, others[0], given.column_count, others[1])
+        changed = Converted(chosen.block_count, others[0], chosen.column_count, others[1])
         out2, lse2 = bench.run(replace(problem, converted=changed))
         if not (_same_bits(out, out2) and _same_bits(lse, lse2)):
             raise Wrong(f"what stands behind the counts changes the answer ({dtype}, {_kind(causal)})")
@@ -594,7 +583,8 @@ def _same(bench: Bench, seed: int) -> dict[str, Any]:
     heads, kv_heads = bench.extent.ranks[0]
     for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
         queries, keys = bench.extent.lengths[-1]
-        problem = bench.problem(dtype, causal, bench.extent.batches[-1], heads, kv_heads, queries, keys, seed)
+        sizes = Sizes(bench.extent.batches[-1], heads, kv_heads, queries, keys)
+        problem = bench.problem(dtype, causal, sizes, seed)
         first = bench.run(problem)
         for again in range(1, bench.extent.runs):
             if not all(_same_bits(*pair) for pair in zip(first, bench.run(problem))):
@@ -608,10 +598,10 @@ def _same_rows(bench: Bench, seed: int) -> dict[str, Any]:
     rng, kernel = Random(seed), bench.conversion()
     for call in range(5):
         batch = conversion.random_batch(rng)
-        first = batch.poisoned()
+        first = batch.outputs(conversion.POISON)
         kernel(batch, first)
         for again in range(1, bench.extent.runs):
-            other = batch.poisoned()
+            other = batch.outputs(conversion.POISON)
             kernel(batch, other)
             for name, *pair in zip(Converted._fields, first, other):
                 if not torch.equal(*pair):
@@ -623,29 +613,30 @@ def _same_rows(bench: Bench, seed: int) -> dict[str, Any]:
 RAGGED = ((1, 70), (63, 191), (130, 130))
 
 
-def _ragged_tensors(bench: Bench, dtype: torch.dtype, random: torch.Generator) -> tuple[Any, ...]:
+def _ragged_inputs(bench: Bench, dtype: torch.dtype, causal: bool, random: torch.Generator) -> tuple[Inputs, Ragged]:
+    """A call of random numbers over the sequences of `RAGGED`; its output holds NaN."""
     heads, kv_heads = bench.extent.ranks[-1]
     queries, keys = zip(*RAGGED)
-    q, k, v = (t[0] for t in bench.tensors(dtype, 1, heads, kv_heads, sum(queries), sum(keys), random))
-    starts = [[0, *itertools.accumulate(lengths)] for lengths in (queries, keys)]
-    on = [torch.tensor(start, dtype=torch.int32, device=bench.device) for start in starts]
-    return q, k, v, starts, (*on, max(queries), max(keys))
+    sizes = Sizes(1, heads, kv_heads, sum(queries), sum(keys))
+    q, k, v = (tensor[0] for tensor in bench.tensors(dtype, sizes, random))
+    inputs = Inputs(q, k, v, float(q.shape[-1] ** -0.5), causal, torch.full_like(q, torch.nan))
+    return inputs, Ragged.of(queries, keys, bench.device)
 
 
 def _dense(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any]:
     worst = Worst()
     random = torch.Generator().manual_seed(seed)
     for causal in (True, False):
-        q, k, v, (query_starts, key_starts), where = _ragged_tensors(bench, dtype, random)
-        scale = float(q.shape[-1] ** -0.5)
+        inputs, ragged = _ragged_inputs(bench, dtype, causal, random)
+        q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
         bench.poison(q.shape[0] * q.shape[1])
-        out, lse = bench.kernels.dense(q, k, v, *where, scale, causal, torch.full_like(q, torch.nan))
+        out, lse = bench.kernels.dense(inputs, ragged)
         for b, (queries, keys) in enumerate(RAGGED):
-            rows, columns = (slice(starts[b], starts[b + 1]) for starts in (query_starts, key_starts))
+            rows, columns = ragged.rows(b)
             last = torch.arange(keys - queries, keys, device=bench.device) if causal else None
             qs, ks = q[rows].double(), k[columns].double()
             part = oracle.attend(qs, ks, with_absolutes(v[columns]), scale, last)
-            reference = bounded(part, qs, Largest.of(ks, v), keys, scale, dtype)
+            reference = bounded(part, qs, Roundings(Largest.of(ks, v), keys, scale, dtype))
             what = f"dense attention, sequence {b} of {queries} queries and {keys} keys, {_kind(causal)}"
             _hold(reference, out[rows], lse[:, rows].t(), what, worst)
     return {"unit roundoff": UNIT[dtype], **worst.figures}
@@ -658,20 +649,18 @@ def _sparse_ragged(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any
         raise Wrong("this release has no sparse attention of ragged lengths")
     queries, keys = ([pair[n] for pair in RAGGED] for n in (0, 1))
     for causal in (True, False):
-        q, k, v, (query_starts, key_starts), where = _ragged_tensors(bench, dtype, random)
-        scale = float(q.shape[-1] ** -0.5)
+        inputs, ragged = _ragged_inputs(bench, dtype, causal, random)
+        q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
         lines = random_lines(queries, keys, q.shape[1], causal, random)
         bench.poison(q.shape[0] * q.shape[1])
-        on = Converted(*(tensor.to(bench.device) for tensor in lines))
-        poisoned = torch.full_like(q, torch.nan)
-        out, lse = bench.kernels.sparse_ragged(q, k, v, on, *where, scale, causal, poisoned)
+        on_device = Converted(*(tensor.to(bench.device) for tensor in lines))
+        out, lse = bench.kernels.sparse_ragged(inputs, on_device, ragged)
         for b in range(len(RAGGED)):
-            rows, columns = (slice(starts[b], starts[b + 1]) for starts in (query_starts, key_starts))
+            rows, columns = ragged.rows(b)
             # Only a batch that is one query long everywhere drops causality; for a single query it is the same.
-            qs, ks = q[rows].double(), k[columns].double()
-            part = oracle.sparse_attention(qs, ks, with_absolutes(v[columns]), lines, scale, causal, b)
-            attended = int((lines.block_count[b] * BLOCK + lines.column_count[b]).max())
-            reference = bounded(part, qs, Largest.of(ks, v), attended, scale, dtype)
+            qs, ks, of_sequence = q[rows].double(), k[columns].double(), lines.sequence(b)
+            part = oracle.sparse_attention(qs, ks, with_absolutes(v[columns]), of_sequence, scale, causal)
+            reference = bounded(part, qs, Roundings(Largest.of(ks, v), _attended(of_sequence), scale, dtype))
             what = f"sequence {b} of {queries[b]} queries and {keys[b]} keys, {_kind(causal)}"
             _hold(reference, out[rows], lse[:, rows].t(), what, worst)
     return {"unit roundoff": UNIT[dtype], **worst.figures}

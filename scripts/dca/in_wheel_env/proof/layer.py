@@ -149,25 +149,25 @@ class Layer:
         query, key, *others = turned
         value = value.flatten(1)
         if "query_succ" in inspect.signature(self._layer.forward).parameters:
-            found = self._layer.forward(query, key.clone(), value, self.cache, metadata, 1.0, 1.0, *others)
+            out = self._layer.forward(query, key.clone(), value, self.cache, metadata, 1.0, 1.0, *others)
         else:
-            one = torch.tensor(1.0, device=self.shape.device)
-            owner = type("Layer", (), {"_k_scale": one, "_v_scale": one})()
+            scale = torch.tensor(1.0, device=self.shape.device)
+            owner = type("Layer", (), {"_k_scale": scale, "_v_scale": scale})()
             queries = torch.cat((query, *others), dim=-1)
-            found = self._layer.forward(owner, queries, key.clone(), value, self.cache, metadata)
-        return found.view(-1, self.shape.heads, self.shape.dim)
+            out = self._layer.forward(owner, queries, key.clone(), value, self.cache, metadata)
+        return out.view(-1, self.shape.heads, self.shape.dim)
 
     def metadata(self, work: Sequence[tuple[Conversation, int]]) -> Any:
         """What the engine tells the layer of the next tokens of some sequences, those with a prompt to do first."""
-        prefills = sum(one.done < one.prompt for one, _ in work)
-        lengths = [one.done + count for one, count in work]
+        prefills = sum(sequence.done < sequence.prompt for sequence, _ in work)
+        lengths = [sequence.done + count for sequence, count in work]
         tokens = [count for _, count in work]
         # The engine tells the whole prompt's length, also while it is prefilled in pieces.
-        whole = [max(one.prompt, length) for (one, _), length in zip(work, lengths)]
-        widest = max(len(one.pages) for one, _ in work)
+        whole = [max(sequence.prompt, length) for (sequence, _), length in zip(work, lengths)]
+        widest = max(len(sequence.pages) for sequence, _ in work)
         table = torch.zeros(len(work), widest, dtype=torch.int32)
-        for row, (one, _) in zip(table, work):
-            row[: len(one.pages)] = one.pages
+        for row, (sequence, _) in zip(table, work):
+            row[: len(sequence.pages)] = sequence.pages
         starts = [0, *itertools.accumulate(tokens)]
         shape = self.shape
 
@@ -179,7 +179,7 @@ class Layer:
             num_prefills=prefills,
             num_prefill_tokens=starts[prefills],
             num_decode_tokens=starts[-1] - starts[prefills],
-            slot_mapping=torch.cat([one.slots(count, shape.page) for one, count in work]),
+            slot_mapping=torch.cat([sequence.slots(count, shape.page) for sequence, count in work]),
             multi_modal_placeholder_index_maps=None,
             enable_kv_scales_calculation=False,
             seq_lens=lengths,
@@ -188,7 +188,7 @@ class Layer:
             orig_seq_lens_tensor=numbers(whole),
             max_prefill_seq_len=max(lengths[:prefills], default=0),
             max_decode_seq_len=max(lengths[prefills:], default=0),
-            context_lens_tensor=numbers([one.done for one, _ in work]),
+            context_lens_tensor=numbers([sequence.done for sequence, _ in work]),
             block_tables=table.to(shape.device),
             use_cuda_graph=False,
             max_query_len=max(tokens),
@@ -219,18 +219,19 @@ def implementation(modules: Modules, shape: Shape, config: dict[str, Any], index
     )
 
 
-def call(function: Callable[..., Any], **given: Any) -> Any:
+def call(function: Callable[..., Any], **arguments: Any) -> Any:
     """Call with those of the arguments that it knows; releases differ in what they take."""
     known = inspect.signature(function).parameters
-    return function(**{name: value for name, value in given.items() if name in known})
+    return function(**{name: value for name, value in arguments.items() if name in known})
 
 
 def run_rotary(rotary: Any, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     """Each `[tokens, heads * dim]`: query, key, succ, inter, succ critical, inter critical."""
     own = vars(type(rotary))
-    found = (rotary.forward_native if "forward_native" in own else rotary.forward)(positions, q, k)
-    if len(found) == 6:
-        return tuple(found)
-    query, key = found
+    forward = rotary.forward_native if "forward_native" in own else rotary.forward
+    turned = forward(positions, q, k)
+    if len(turned) == 6:
+        return tuple(turned)
+    query, key = turned
     five = query.chunk(5, dim=-1)
     return (five[0], key, *five[1:])

@@ -7,19 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import oracle
 from ..oracle import Converted, Stage
-from .case import Case
+from .case import Case, Inputs, Kernels, Ragged
 from .conversion import BLOCK
 from .layer import ONE_OF_FOUR, Model
-
-if TYPE_CHECKING:
-    from .kernels import Kernels
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,16 @@ def _curve(kernels: Kernels, plan: Plan, device: str, same: float, seed: int) ->
 
 
 def _prompt(kernels: Kernels, plan: Plan, device: str, same: float, tokens: int, seed: int) -> dict[str, Any]:
-    """One point of the curve: all pieces of a prompt, each cut where a chunk ends."""
+    """One point of the curve: all pieces of a prompt, each cut where a chunk ends.
+
+    Args:
+        kernels: what is timed.
+        plan: on what.
+        device: where it runs.
+        same: how much of a query and of a key is the same everywhere, see `PATTERNS`.
+        tokens: of the prompt.
+        seed: of its random numbers.
+    """
     random = torch.Generator(device).manual_seed(seed)
     fixed = torch.randn(1, 1, plan.model.dim, generator=random, device=device) * same
 
@@ -144,6 +150,16 @@ class Span:
     """The tokens of one piece in one chunk, against all tokens before them."""
 
     def __init__(self, kernels: Kernels, plan: Plan, k: Tensor, v: Tensor, q: Tensor, first: int) -> None:
+        """Rotate the queries.
+
+        Args:
+            kernels: what is timed.
+            plan: on what.
+            k: `[tokens, kv_heads, dim]`, of all tokens up to the last of the span, rotated.
+            v: as `k`, not rotated.
+            q: `[queries, heads, dim]`, of the span, not rotated.
+            first: the first token of the span.
+        """
         self.kernels, self.plan, self.k, self.v = kernels, plan, k, v
         self.end, self.stride = k.shape[0], plan.model.chunking.stride
         places = oracle.query_positions(torch.arange(first, self.end, device=q.device), plan.model.chunking)
@@ -154,8 +170,10 @@ class Span:
             )
 
         voters = slice(-min(len(q), 64), None)
-        self.turned = [turn(at) for at in (places.intra, places.successive, places.inter)]
-        self.voting = [turn(at, voters) for at in (places.intra, places.successive_critical, places.inter_critical)]
+        self.turned = oracle.RotatedQueries(*(turn(at) for at in (places.intra, places.successive, places.inter)))
+        self.voting = oracle.RotatedQueries(
+            *(turn(at, voters) for at in (places.intra, places.successive_critical, places.inter_critical))
+        )
         own = first // self.stride * self.stride
         # Where the keys of the stages lie: own chunk, previous chunk, all older ones.
         borders = ((own, self.end), (own - self.stride, own), (0, own - self.stride))
@@ -166,7 +184,7 @@ class Span:
     @property
     def queries(self) -> int:
         """How many there are."""
-        return len(self.turned[0])
+        return len(self.turned.intra)
 
     @property
     def scale(self) -> float:
@@ -177,13 +195,8 @@ class Span:
         """Flash attention in each stage, and their merge."""
         parts = []
         for n, (begin, after) in enumerate(self.stages):
-            starts = [
-                torch.tensor([0, count], dtype=torch.int32, device=self.k.device)
-                for count in (self.queries, after - begin)
-            ]
-            k, v = self.k[begin:after], self.v[begin:after]
-            sizes = (self.queries, after - begin)
-            parts.append(self.kernels.dense(self.turned[n], k, v, *starts, *sizes, self.scale, n == 0, None))
+            inputs = Inputs(self.turned[n], self.k[begin:after], self.v[begin:after], self.scale, n == 0)
+            parts.append(self.kernels.dense(inputs, Ragged.of([self.queries], [after - begin], self.k.device)))
         return _merged(parts)
 
     def sparse(self, clock: Clock) -> dict[str, float]:
@@ -196,11 +209,8 @@ class Span:
 
     def _select(self) -> None:
         sizes = [self.plan.sizes] * self.plan.model.heads
-        intra, successive, inter = self.voting
-        chosen = oracle.select_vertical_slash(
-            intra, successive, inter, self.k, self.stride, sizes, self.scale, self.queries
-        )
-        stages = [(one.intra, one.successive, one.inter)[: len(self.stages)] for one in chosen]
+        chosen = oracle.select_vertical_slash(self.voting, self.k, self.stride, sizes, self.scale, self.queries)
+        stages = [(head.intra, head.successive, head.inter)[: len(self.stages)] for head in chosen]
         self.lines = [[stage for stage in column if stage] for column in zip(*stages)]
 
     def _convert(self) -> None:
@@ -212,31 +222,33 @@ class Span:
     def _converted(self, lines: list[Stage], keys: int, causal: bool) -> Converted:
         device = self.k.device
         rows = -(-self.queries // BLOCK)
-        given, counts = [], []
+        padded, counts = [], []
         for name in ("vertical", "slash"):
             of_heads = [getattr(stage, name).to(torch.int32) for stage in lines]
-            given.append(torch.nn.utils.rnn.pad_sequence(of_heads, batch_first=True)[None])
-            counts.append(torch.tensor([len(one) for one in of_heads], dtype=torch.int32, device=device))
-        shapes = ((), (given[1].shape[-1],), (), (given[0].shape[-1],))
+            padded.append(torch.nn.utils.rnn.pad_sequence(of_heads, batch_first=True)[None])
+            counts.append(
+                torch.tensor([len(lines_of_head) for lines_of_head in of_heads], dtype=torch.int32, device=device)
+            )
+        shapes = ((), (padded[1].shape[-1],), (), (padded[0].shape[-1],))
         into = Converted(
             *(torch.empty((1, len(lines), rows, *more), dtype=torch.int32, device=device) for more in shapes)
         )
         lengths = [torch.tensor([count], dtype=torch.int32, device=device) for count in (self.queries, keys)]
-        self.kernels.convert_mergehead(*into, *lengths, *given, *counts, self.queries, BLOCK, BLOCK, causal)
+        self.kernels.convert_mergehead(*into, *lengths, *padded, *counts, self.queries, BLOCK, BLOCK, causal)
         return into
 
     def _attend(self) -> Tensor:
         parts = []
         for n, (converted, (begin, after)) in enumerate(zip(self.converted, self.stages)):
             q, k, v = self.turned[n][None], self.k[None, begin:after], self.v[None, begin:after]
-            out, lse = self.kernels.sparse(q, k, v, converted, self.scale, n == 0, None)
+            out, lse = self.kernels.sparse(Inputs(q, k, v, self.scale, n == 0), converted)
             parts.append((out[0], lse[0]))
         return _merged(parts)
 
     def attended(self) -> float:
         """Keys that a query attends, on average; each block counts whole."""
         return sum(
-            float((one.block_count.double() * BLOCK + one.column_count.double()).mean()) for one in self.converted
+            float((stage.block_count.double() * BLOCK + stage.column_count.double()).mean()) for stage in self.converted
         )
 
 

@@ -3,12 +3,15 @@
 The functions of flash attention are the oracle's, and so is the writing of the KV cache. The index conversion is the
 wheel's own source, compiled for the CPU, where it is at hand. Inputs that the real kernels would read wrongly are
 refused here: offsets that do not ascend, keys in a block and a column, lengths of zero.
+
+What has upstream's own signature is here and nowhere else, because it may have more parameters than our functions.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -16,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..oracle import Converted, attend, sparse_attention
+from ..oracle import Batch, Converted, Stage, attend, sparse_attention
 from .case import Wrong
-from .conversion import Batch, Kernel
+from .conversion import Kernel
 
 
 class Functions:
@@ -114,7 +117,8 @@ class Functions:
         converted = Converted(block_count, block_offset, column_count, column_index)
         out, lse = torch.empty_like(q), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
         for i in range(q.shape[0]):
-            part = sparse_attention(q[i].double(), k[i].double(), v[i].double(), converted, softmax_scale, causal, i)
+            of_sequence = (q[i].double(), k[i].double(), v[i].double(), converted.sequence(i))
+            part = sparse_attention(*of_sequence, softmax_scale, causal)
             out[i], lse[i] = part.out.to(out.dtype), part.lse.t().float()
         return (out, lse) if return_softmax_lse else out
 
@@ -152,7 +156,8 @@ class Ops:
     ) -> None:
         """The plain op."""
         into = Converted(block_count, block_offset, column_count, column_index)
-        self._convert(into, q_seqlens, kv_seqlens, vertical, slash, (context_size, block_m, block_n), causal)
+        batch = Batch(q_seqlens.tolist(), kv_seqlens.tolist(), vertical, slash, None, None, causal)
+        self._convert(into, batch, (context_size, block_m, block_n))
 
     def convert_vertical_slash_indexes_mergehead(
         self,
@@ -174,25 +179,22 @@ class Ops:
         """The op that takes a number of lines for each head."""
         into = Converted(block_count, block_offset, column_count, column_index)
         counts = (vertical_count.tolist(), slash_count.tolist())
-        self._convert(into, q_seqlens, kv_seqlens, vertical, slash, (context_size, block_m, block_n), causal, counts)
+        batch = Batch(q_seqlens.tolist(), kv_seqlens.tolist(), vertical, slash, *counts, causal)
+        self._convert(into, batch, (context_size, block_m, block_n))
 
-    def _convert(
-        self,
-        into: Converted,
-        q_seqlens: Tensor,
-        kv_seqlens: Tensor,
-        vertical: Tensor,
-        slash: Tensor,
-        sizes: tuple[int, int, int],
-        causal: bool,
-        counts: Any = (None, None),
-    ) -> None:
-        for name, tensor in (("vertical", vertical), ("slash", slash)):
+    def _convert(self, into: Converted, batch: Batch, sizes: tuple[int, int, int]) -> None:
+        """Check what the kernel does not, and run the index conversion.
+
+        Args:
+            into: the op's outputs.
+            batch: its lines and lengths.
+            sizes: its `context_size`, and how many queries and keys it is asked to take as a block.
+        """
+        for name, tensor in (("vertical", batch.vertical), ("slash", batch.slash)):
             if tensor.dtype != torch.int32:
                 raise Wrong(f"convert_vertical_slash_indexes: {name} indices are {tensor.dtype}")
-        _lines(vertical, counts[0], 1)
-        _lines(slash, counts[1], -1)
-        batch = Batch(q_seqlens.tolist(), kv_seqlens.tolist(), vertical, slash, counts[0], counts[1], causal)
+        _lines(batch.vertical, batch.vertical_count, 1)
+        _lines(batch.slash, batch.slash_count, -1)
         if sizes != (batch.longest, 64, 64):
             raise Wrong(f"convert_vertical_slash_indexes: sizes {sizes}")
         self._kernel(batch, into)
@@ -206,14 +208,59 @@ def _lines(lines: Tensor, counts: list[int] | None, step: int) -> None:
             raise Wrong(f"convert_vertical_slash_indexes: lines of head {h} are none, or not in order")
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """One conversion that a layer asked for; lines as the op gets them, on the CPU."""
+
+    queries: int
+    keys: int
+    vertical: Tensor
+    slash: Tensor
+    vertical_count: list[int]
+    slash_count: list[int]
+    causal: bool
+
+    def lines(self, head: int) -> Stage:
+        """Of one head."""
+        vertical, slash = self.vertical[0, head], self.slash[0, head]
+        return Stage(vertical[: self.vertical_count[head]].long(), slash[: self.slash_count[head]].long())
+
+
+@contextlib.contextmanager
+def conversions(backend: Any) -> Iterator[list[Conversion]]:
+    """Listen to the layer as it asks for conversions; they are done as ever."""
+    asked: list[Conversion] = []
+    real = backend.ops.convert_vertical_slash_indexes_mergehead
+
+    def listen(
+        q_lengths: Tensor,
+        k_lengths: Tensor,
+        vertical: Tensor,
+        slash: Tensor,
+        vertical_count: Tensor,
+        slash_count: Tensor,
+        context: int,
+        block_m: int,
+        block_n: int,
+        causal: bool,
+    ) -> Any:
+        sizes, counts = (int(q_lengths[0]), int(k_lengths[0])), (vertical_count.tolist(), slash_count.tolist())
+        asked.append(Conversion(*sizes, vertical.cpu(), slash.cpu(), *counts, bool(causal)))
+        lines = (q_lengths, k_lengths, vertical, slash, vertical_count, slash_count)
+        return real(*lines, context, block_m, block_n, causal)
+
+    with mock.patch.object(backend.ops, "convert_vertical_slash_indexes_mergehead", listen):
+        yield asked
+
+
 class _OnCpu(TorchFunctionMode):
     """Puts on the CPU whatever is asked to go to the GPU."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.device:
             return func(*args, **(kwargs or {}))
-        given = {key: _cpu(value) for key, value in (kwargs or {}).items()}
-        return func(*(_cpu(value) for value in args), **given)
+        named = {key: _cpu(value) for key, value in (kwargs or {}).items()}
+        return func(*(_cpu(value) for value in args), **named)
 
 
 def _cpu(value: Any) -> Any:

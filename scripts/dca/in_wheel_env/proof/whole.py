@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ContextManager
@@ -27,12 +27,12 @@ from torch import Tensor
 
 from .. import oracle
 from ..oracle import Stage
-from .bounds import SLACK, UNIT, Largest, Reference, Worst, bounded, with_absolutes
+from .bounds import SLACK, UNIT, Largest, Reference, Roundings, Worst, bounded, with_absolutes
 from .case import Case, Wrong
 from .conversion import BLOCK, Kernel
 from .layer import ONE_OF_FOUR, Conversation, Layer, Model, Modules, Shape
 from .speed import Clock
-from .stand_ins import on_cpu
+from .stand_ins import Conversion, conversions, on_cpu
 
 # Queries are sharpened: attention that is spread over a million keys answers zero, whatever it does.
 SHARP = 3.0
@@ -89,36 +89,44 @@ def cases(modules: Modules, plan: Plan, device: str, kernel: Kernel) -> list[Cas
         host: Callable[[], ContextManager[Any]] = partial(on_cpu, modules.backend, modules.rotary, kernel)
     else:
         host = partial(_on_gpu, modules.backend)
-    found = []
+    bench = Bench(modules, host, plan, device)
+    listed = []
     for (title, tokens), sparse in itertools.product(plan.lengths.items(), (False, True)):
         kind = "sparse" if sparse else "dense"
         more = "" if sparse else ", and a decoded token"
         proves = f"the whole layer, {kind}, on a prompt of {tokens:,} tokens{more}"
-        found.append(
-            Case(f"layer/{kind}/{title}", proves, partial(_layer, modules, host, plan, device, tokens, sparse))
-        )
-    return found
+        listed.append(Case(f"layer/{kind}/{title}", proves, partial(_layer, bench, tokens, sparse)))
+    return listed
 
 
 @contextlib.contextmanager
 def _on_gpu(backend: Any) -> Iterator[None]:
-    """The layer asks for its rank in a group of processes that there is none of here."""
+    """Answer the layer, which asks for its rank, in place of a group of processes: there is none here."""
     with mock.patch.object(backend, "get_tensor_model_parallel_rank", return_value=0):
         yield
 
 
-def _layer(
-    modules: Modules,
-    host: Callable[[], ContextManager[Any]],
-    plan: Plan,
-    device: str,
-    tokens: int,
-    sparse: bool,
-    seed: int,
-) -> dict[str, Any]:
-    run = Run(modules, host, plan, device, tokens, sparse, seed)
-    for begin in range(0, tokens, plan.piece):
-        run.prefill(min(begin + plan.piece, tokens))
+@dataclass(frozen=True)
+class Bench:
+    """What all cases run, and where.
+
+    Attributes:
+        modules: the wheel's Python of the layer.
+        host: what the layer is built and called in, in place of an engine.
+        plan: what the layer is run on.
+        device: where it runs.
+    """
+
+    modules: Modules
+    host: Callable[[], ContextManager[Any]]
+    plan: Plan
+    device: str
+
+
+def _layer(bench: Bench, tokens: int, sparse: bool, seed: int) -> dict[str, Any]:
+    run = Run(bench, tokens, sparse, seed)
+    for begin in range(0, tokens, bench.plan.piece):
+        run.prefill(min(begin + bench.plan.piece, tokens))
     if not sparse:
         run.decode()
     return {"tokens": tokens, "rows": run.rows, "ms in the layer": run.spent, **run.figures, **run.worst.figures}
@@ -134,25 +142,18 @@ class Run:
         figures: what else there is to tell.
     """
 
-    def __init__(
-        self,
-        modules: Modules,
-        host: Callable[[], ContextManager[Any]],
-        plan: Plan,
-        device: str,
-        tokens: int,
-        sparse: bool,
-        seed: int,
-    ) -> None:
-        self.modules, self.host, self.plan, self.sparse = modules, host, plan, sparse
+    def __init__(self, bench: Bench, tokens: int, sparse: bool, seed: int) -> None:
+        self.bench, self.sparse = bench, sparse
+        self.plan = plan = bench.plan
+        device = bench.device
         self.random = torch.Generator(device).manual_seed(seed)
         self.shape = Shape(**vars(plan.model), positions=tokens + 1, device=device)
         pages = -(-(tokens + 1) // self.shape.page)
         # As the engine builds a model; some tables are large.
-        with host(), torch.device(device):
-            self.layer = Layer(modules, self.shape, pages, plan.sizes if sparse else None, plan.threshold)
+        with bench.host(), torch.device(device):
+            self.layer = Layer(bench.modules, self.shape, pages, plan.sizes if sparse else None, plan.threshold)
         order = torch.randperm(pages, generator=self.random, device=device)
-        self.one = Conversation(order, tokens)
+        self.conversation = Conversation(order, tokens)
         self.worst, self.rows, self.spent = Worst(), 0, 0.0
         self.figures: dict[str, Any] = {}
 
@@ -160,81 +161,85 @@ class Run:
         shape = (count, heads, self.plan.model.dim)
         return (torch.randn(shape, generator=self.random, device=self.shape.device) * spread).to(self.plan.model.dtype)
 
-    def _step(self, count: int) -> tuple[dict[str, Tensor], Tensor, list[Call]]:
+    def _step(self, count: int) -> tuple[dict[str, Tensor], Tensor, list[Conversion]]:
         """The next tokens through the layer: rotated queries, its answer, and the conversions that it asked for."""
-        plan, first = self.plan, self.one.done
+        plan, first = self.plan, self.conversation.done
         q, k, v = (
             self._draw(count, plan.model.heads, SHARP),
             self._draw(count, plan.model.kv_heads),
             self._draw(count, plan.model.kv_heads),
         )
         positions = torch.arange(first, first + count, device=self.shape.device)
-        found: list[Tensor] = []
-        with self.host(), _conversions(self.modules.backend) as calls:
+        answers: list[Tensor] = []
+        with self.bench.host(), conversions(self.bench.modules.backend) as asked:
             turned = self.layer.turn(positions, q, k)
-            metadata = self.layer.metadata([(self.one, count)])
-            self.spent += Clock(self.shape.device).time(lambda: found.append(self.layer.run(turned, v, metadata)))
-        self.one.done += count
+            metadata = self.layer.metadata([(self.conversation, count)])
+            self.spent += Clock(self.shape.device).time(lambda: answers.append(self.layer.run(turned, v, metadata)))
+        self.conversation.done += count
         names = ("intra", "key", "successive", "inter", "successive critical", "inter critical")
-        views = {name: one.view(count, -1, plan.model.dim) for name, one in zip(names, turned)}
+        views = {name: tensor.view(count, -1, plan.model.dim) for name, tensor in zip(names, turned)}
         self._rotation(positions, q, k, views)
         self._cache(first, views["key"], v)
-        return views, found[0], calls
+        return views, answers[0], asked
 
     def prefill(self, end: int) -> None:
-        """Up to a token of the prompt."""
-        begin = self.one.done
-        turned, got, calls = self._step(end - begin)
-        scale = self.shape.scale * oracle.length_factor(self.one.prompt, self.plan.model.original)
+        """Prefill up to token `end` of the prompt, and hold every step of the layer against the oracle."""
+        begin = self.conversation.done
+        turned, got, asked = self._step(end - begin)
+        prompt, stride = self.conversation.prompt, self.plan.model.chunking.stride
+        scale = self.shape.scale * oracle.length_factor(prompt, self.plan.model.original)
         sizes = [(oracle.RAISED.get(vertical, vertical), slash) for vertical, slash in self.plan.sizes]
-        for first, after in oracle.spans(begin, end, self.plan.model.chunking.stride):
-            here = {name: one[first - begin : after - begin] for name, one in turned.items()}
-            at = self._cached(after)
-            what = f"tokens {first} to {after - 1} of {self.one.prompt}"
+        for first, after in oracle.spans(begin, end, stride):
+            of_span = {name: tensor[first - begin : after - begin] for name, tensor in turned.items()}
+            what = f"tokens {first} to {after - 1} of {prompt}"
+            span = Span(first, after, of_span, self._cached(after), scale, what)
             sizes = [(min(vertical, after), min(slash, after)) for vertical, slash in sizes]
             lines: list[list[Stage | None]] = []
             if self.sparse:
-                stages = 1 + min(first // self.plan.model.chunking.stride, 2)
-                asked, calls = calls[:stages], calls[stages:]
-                lines = self._lines(asked, here, at.k, first, after, sizes, scale, what)
-            self._rows(here, got[first - begin : after - begin], at, first, after, lines, scale, what)
-        if calls:
+                stages = 1 + min(first // stride, 2)
+                lines = self._lines(span, asked[:stages], sizes)
+                asked = asked[stages:]
+            self._rows(span, got[first - begin : after - begin], lines)
+        if asked:
             raise Wrong(
-                f"{len(calls)} conversions of indices more than there are stages, for tokens {begin} to {end - 1}"
+                f"{len(asked)} conversions of indices more than there are stages, for tokens {begin} to {end - 1}"
             )
 
     def decode(self) -> None:
-        """One token behind the prompt."""
+        """Decode one token behind the prompt, likewise."""
         turned, got, _ = self._step(1)
-        end = self.one.done
+        end = self.conversation.done
         at = self._cached(end)
         # The layer sharpens a decoded query itself, and rounds it.
         factor = torch.tensor(
             oracle.length_factor(end, self.plan.model.original), dtype=torch.float32, device=at.k.device
         )
-        given = [turned[name].float() for name in ("intra", "successive", "inter")]
-        variants = [(q * factor).to(self.plan.model.dtype) for q in given]
+        exact = [q.float() for q in _variants(turned)]
+        variants = oracle.RotatedQueries(*((q * factor).to(self.plan.model.dtype) for q in exact))
         # That factor may differ in its last digits, and then a number here and there is rounded to the other side.
         low, high = (
-            torch.stack([(q * (factor * (1 + by))).to(self.plan.model.dtype).double() for q in given])
+            torch.stack([(q * (factor * (1 + by))).to(self.plan.model.dtype).double() for q in exact])
             for by in (-(2.0**-22), 2.0**-22)
         )
         flips = self.shape.scale * float(torch.linalg.vector_norm(high - low, dim=-1).max() * at.largest.key.max())
         positions = torch.tensor([end - 1], device=at.k.device)
-        reference = self._dense(variants, at, positions, self.shape.scale, flips)
+        reference = self._dense(variants, positions, at, self.shape.scale, flips)
         what = f"decode of token {end - 1}"
         self.worst.within("decoded", what, got, reference.out, reference.out_bound)
 
     def _cached(self, end: int) -> Cached:
         """What the cache holds of the first tokens."""
-        pages = self.one.pages[: -(-end // self.shape.page)]
+        pages = self.conversation.pages[: -(-end // self.shape.page)]
         k, v = (self.layer.cache[part][pages].flatten(0, 1)[:end] for part in (0, 1))
         return Cached(k, v, with_absolutes(v), Largest.of(k, v))
 
     def _cache(self, first: int, key: Tensor, value: Tensor) -> None:
-        at = self._cached(self.one.done)
-        what = f"cache of tokens {first} to {self.one.done - 1}"
-        want = key.double() * oracle.length_factor(max(self.one.prompt, self.one.done), self.plan.model.original)
+        """Hold what the cache got from token `first` on against keys and values `[tokens, kv_heads, dim]`."""
+        at = self._cached(self.conversation.done)
+        what = f"cache of tokens {first} to {self.conversation.done - 1}"
+        want = key.double() * oracle.length_factor(
+            max(self.conversation.prompt, self.conversation.done), self.plan.model.original
+        )
         # The factor is rounded to the dtype, and so is the product.
         self.worst.within("cached key", what, at.k[first:], want, SLACK * 2 * UNIT[self.plan.model.dtype] * want.abs())
         if not torch.equal(at.v[first:], value):
@@ -263,131 +268,128 @@ class Run:
             what = f"{name} of tokens {int(positions[0])} to {int(positions[-1])}"
             self.worst.within("rotated", what, turned[name][some], want, SLACK * torch.cat((bound, bound), dim=-1))
 
-    def _some(self, count: int, wanted: int) -> Tensor:
-        """The first and the last of so many, and others: int64, ascending, on the device."""
-        more = torch.randint(count, (wanted,), generator=self.random, device=self.shape.device)
+    def _some(self, count: int, most: int) -> Tensor:
+        """At most `most` of the numbers below `count`, the first and the last among them: int64, ascending."""
+        more = torch.randint(count, (most,), generator=self.random, device=self.shape.device)
         more[0], more[-1] = 0, count - 1
         return more.unique()
 
-    def _rows(
-        self,
-        turned: dict[str, Tensor],
-        got: Tensor,
-        at: Cached,
-        first: int,
-        after: int,
-        lines: list[list[Stage | None]],
-        scale: float,
-        what: str,
-    ) -> None:
-        """Some rows of some blocks of 64, as the layer's kernels see them."""
-        queries = after - first
+    def _rows(self, span: Span, got: Tensor, lines: list[list[Stage | None]]) -> None:
+        """Some rows of some blocks of 64, as the layer's kernels see them.
+
+        Args:
+            span: where they lie.
+            got: `[queries, heads, dim]`, the layer's answer to the span.
+            lines: of every head, by stage; of dense attention none.
+        """
+        queries = span.after - span.first
         for block in self._some(-(-queries // BLOCK), self.plan.blocks).tolist():
             inside = min(BLOCK, queries - block * BLOCK)
             some = self._some(inside, 4) + block * BLOCK
-            variants = [turned[name][some] for name in ("intra", "successive", "inter")]
-            positions = some + first
+            variants = oracle.RotatedQueries(*(q[some] for q in span.variants))
             if self.sparse:
-                reference = self._sparse(variants, at, positions, (first, after), lines, scale)
+                reference = self._sparse(variants, some + span.first, span, lines)
             else:
-                reference = self._dense(variants, at, positions, scale, 0.0)
-            self.worst.within("output", f"{what}, block {block}", got[some], reference.out, reference.out_bound)
+                reference = self._dense(variants, some + span.first, span.at, span.scale, 0.0)
+            self.worst.within("output", f"{span.what}, block {block}", got[some], reference.out, reference.out_bound)
             self.rows += len(some)
 
     def _dense(
-        self, variants: Sequence[Tensor], at: Cached, positions: Tensor, scale: float, logit: float
+        self, variants: oracle.RotatedQueries, positions: Tensor, at: Cached, scale: float, logit: float
     ) -> Reference:
-        group = self.plan.model.heads // self.plan.model.kv_heads
+        """What some queries of one chunk must answer without lines.
+
+        Args:
+            variants: `[queries, heads, dim]`.
+            positions: int64 `[queries]`, absolute.
+            at: what the cache holds up to the last of them, or more.
+            scale: what logits are multiplied with.
+            logit: by how much more logits may be off than by the kernel's roundings.
+        """
+        group, stride = self.plan.model.heads // self.plan.model.kv_heads, self.plan.model.chunking.stride
+        rows = positions.repeat_interleave(group)
         parts = []
-        for one in range(self.plan.model.kv_heads):
+        for head in range(self.plan.model.kv_heads):
             # The heads that share keys stand below each other, so that keys are not repeated for each.
-            intra, successive, inter = (
-                q[:, one * group : (one + 1) * group].double().flatten(0, 1)[:, None] for q in variants
-            )
-            k, v = at.k[:, one : one + 1].double(), at.both[:, one : one + 1]
-            rows, stride = positions.repeat_interleave(group), self.plan.model.chunking.stride
-            part = oracle.attend_stages(intra, successive, inter, k, v, rows, stride, scale)
+            of_head = slice(head * group, (head + 1) * group)
+            queries = oracle.RotatedQueries(*(q[:, of_head].double().flatten(0, 1)[:, None] for q in variants))
+            k, v = at.k[:, head : head + 1].double(), at.both[:, head : head + 1]
+            part = oracle.attend_stages(queries, k, v, rows, stride, scale)
             size = (len(positions), group)
             parts.append(oracle.Partial(part.out.view(*size, -1), part.lse.view(size)))
         return self._bounded(parts, variants, at, scale, logit)
 
     def _sparse(
-        self,
-        variants: Sequence[Tensor],
-        at: Cached,
-        positions: Tensor,
-        span: tuple[int, int],
-        lines: list[list[Stage | None]],
-        scale: float,
+        self, variants: oracle.RotatedQueries, positions: Tensor, span: Span, lines: list[list[Stage | None]]
     ) -> Reference:
-        group, parts = self.plan.model.heads // self.plan.model.kv_heads, []
+        """What some queries of one row of 64 must answer with the lines of their span, as `_dense`."""
+        at, stride, parts = span.at, self.plan.model.chunking.stride, []
+        group = self.plan.model.heads // self.plan.model.kv_heads
         for head in range(self.plan.model.heads):
-            intra, successive, inter = (q[:, head].double() for q in variants)
-            k, v, stride = at.k[:, head // group], at.both[:, head // group], self.plan.model.chunking.stride
-            part = oracle.attend_lines(intra, successive, inter, k, v, positions, span, stride, lines[head], scale)
+            queries = oracle.RotatedQueries(*(q[:, head].double() for q in variants))
+            k, v = at.k[:, head // group], at.both[:, head // group]
+            of_head = oracle.SpanLines(span.first, span.after, stride, lines[head])
+            part = oracle.attend_lines(queries, k, v, positions, of_head, span.scale)
             parts.append(oracle.Partial(part.out[:, None], part.lse[:, None]))
-        return self._bounded(parts, variants, at, scale, 0.0)
+        return self._bounded(parts, variants, at, span.scale, 0.0)
 
     def _bounded(
-        self, parts: list[oracle.Partial], variants: Sequence[Tensor], at: Cached, scale: float, logit: float
+        self, parts: list[oracle.Partial], variants: oracle.RotatedQueries, at: Cached, scale: float, logit: float
     ) -> Reference:
         """The heads beside each other, with their bounds."""
         whole = oracle.Partial(torch.cat([part.out for part in parts], 1), torch.cat([part.lse for part in parts], 1))
         longest = torch.stack([q.double().abs() for q in variants]).amax(0)
-        dtype = self.plan.model.dtype
-        return bounded(whole, longest, at.largest, len(at.k), scale, dtype, merged=True, logit=logit)
+        roundings = Roundings(at.largest, len(at.k), scale, self.plan.model.dtype, merged=True, logit=logit)
+        return bounded(whole, longest, roundings)
 
-    def _lines(
-        self,
-        asked: list[Call],
-        turned: dict[str, Tensor],
-        k: Tensor,
-        first: int,
-        after: int,
-        sizes: list[tuple[int, int]],
-        scale: float,
-        what: str,
-    ) -> list[list[Stage | None]]:
-        """The lines of every head, by stage, after they were proven to be the right ones."""
-        stride, queries = self.plan.model.chunking.stride, after - first
-        own = first // stride * stride
-        lengths = [(queries, after - own), (queries, stride), (queries, own - stride)]
-        for n, call in enumerate(asked):
-            if (call.queries, call.keys, call.causal) != (*lengths[n], n == 0):
-                raise Wrong(f"{what}: stage {n} was converted for {call.queries} queries and {call.keys} keys")
-        if len(asked) != 1 + min(first // stride, 2):
+    def _lines(self, span: Span, asked: list[Conversion], sizes: list[tuple[int, int]]) -> list[list[Stage | None]]:
+        """The lines of every head, by stage, after they were proven to be the right ones.
+
+        Args:
+            span: what they were chosen for.
+            asked: the conversions that the layer asked for, by stage.
+            sizes: of every head, how many vertical and slash lines it gets.
+        """
+        stride, queries, what = self.plan.model.chunking.stride, span.after - span.first, span.what
+        own = span.first // stride * stride
+        lengths = [(queries, span.after - own), (queries, stride), (queries, own - stride)]
+        for n, conversion in enumerate(asked):
+            if (conversion.queries, conversion.keys, conversion.causal) != (*lengths[n], n == 0):
+                raise Wrong(
+                    f"{what}: stage {n} was converted for {conversion.queries} queries and {conversion.keys} keys"
+                )
+        if len(asked) != 1 + min(span.first // stride, 2):
             raise Wrong(f"{what}: {len(asked)} conversions of indices")
         voters = slice(-min(queries, oracle.VOTERS), None)
-        group, found = self.plan.model.heads // self.plan.model.kv_heads, []
+        group, lines_of_heads = self.plan.model.heads // self.plan.model.kv_heads, []
         same = 0.0
         for head in range(self.plan.model.heads):
-            stages = [call.lines(head) for call in asked]
-            vertical, slash = _chosen(stages, sizes[head], queries, after, stride, f"{what}, head {head}")
-            voting = [
-                turned[name][voters, head : head + 1].double()
-                for name in ("intra", "successive critical", "inter critical")
-            ]
-            intra, successive, inter = voting
-            keys = k[:, head // group, None].double()
-            (want,) = oracle.select_vertical_slash(
-                intra, successive, inter, keys, stride, [sizes[head]], scale, queries
+            stages = [conversion.lines(head) for conversion in asked]
+            vertical, slash = _chosen(stages, sizes[head], queries, span.after, stride, f"{what}, head {head}")
+            voting = oracle.RotatedQueries(
+                *(
+                    span.turned[name][voters, head : head + 1].double()
+                    for name in ("intra", "successive critical", "inter critical")
+                )
             )
+            keys = span.at.k[:, head // group, None].double()
+            (want,) = oracle.select_vertical_slash(voting, keys, stride, [sizes[head]], span.scale, queries)
             # A logit is a query times `scale`, rounded, times a key, rounded; a score is a sum of their exponentials
             # over that of all, and the higher of two scores may have lost as much as the lower one has won.
             products = max(float((q[:, 0].abs() @ keys[:, 0].abs().t()).max()) for q in voting)
-            factor = math.exp(4 * 2 * UNIT[self.plan.model.dtype] * products * scale)
+            factor = math.exp(4 * 2 * UNIT[self.plan.model.dtype] * products * span.scale)
             for name, lines, scores, best in (
                 ("vertical", vertical, want.vertical_scores, want.vertical),
                 ("slash", slash, want.slash_scores, want.slash),
             ):
                 _best(f"{what}, head {head}", name, lines.to(scores.device), scores, factor)
                 same += float(torch.isin(lines, best.cpu()).double().mean())
-            found.append([*stages, *[None] * (3 - len(stages))])
+            lines_of_heads.append([*stages, *[None] * (3 - len(stages))])
         share = same / (2 * self.plan.model.heads)
         self.figures["lines chosen as the oracle does"] = min(
             share, self.figures.get("lines chosen as the oracle does", 1.0)
         )
-        return found
+        return lines_of_heads
 
 
 @dataclass(frozen=True)
@@ -408,48 +410,33 @@ class Cached:
 
 
 @dataclass(frozen=True)
-class Call:
-    """One conversion that the layer asked for; lines as the op gets them, on the CPU."""
+class Span:
+    """The tokens of one piece in one chunk.
 
-    queries: int
-    keys: int
-    vertical: Tensor
-    slash: Tensor
-    vertical_count: list[int]
-    slash_count: list[int]
-    causal: bool
+    Attributes:
+        first: the first of them.
+        after: the one behind the last.
+        turned: `[queries, heads, dim]`, their queries and keys by how they were rotated.
+        at: what the cache holds up to the last of them.
+        scale: what logits are multiplied with.
+        what: which they are, for messages.
+    """
 
-    def lines(self, head: int) -> Stage:
-        """Of one head."""
-        vertical, slash = self.vertical[0, head], self.slash[0, head]
-        return Stage(vertical[: self.vertical_count[head]].long(), slash[: self.slash_count[head]].long())
+    first: int
+    after: int
+    turned: dict[str, Tensor]
+    at: Cached
+    scale: float
+    what: str
+
+    @property
+    def variants(self) -> oracle.RotatedQueries:
+        """The queries as they attend."""
+        return _variants(self.turned)
 
 
-@contextlib.contextmanager
-def _conversions(backend: Any) -> Iterator[list[Call]]:
-    """Listen to the layer as it asks for conversions; they are done as ever."""
-    asked: list[Call] = []
-    real = backend.ops.convert_vertical_slash_indexes_mergehead
-
-    def listen(
-        q_lengths: Tensor,
-        k_lengths: Tensor,
-        vertical: Tensor,
-        slash: Tensor,
-        vertical_count: Tensor,
-        slash_count: Tensor,
-        context: int,
-        block_m: int,
-        block_n: int,
-        causal: bool,
-    ) -> Any:
-        sizes, counts = (int(q_lengths[0]), int(k_lengths[0])), (vertical_count.tolist(), slash_count.tolist())
-        asked.append(Call(*sizes, vertical.cpu(), slash.cpu(), *counts, bool(causal)))
-        given = (q_lengths, k_lengths, vertical, slash, vertical_count, slash_count)
-        return real(*given, context, block_m, block_n, causal)
-
-    with mock.patch.object(backend.ops, "convert_vertical_slash_indexes_mergehead", listen):
-        yield asked
+def _variants(turned: dict[str, Tensor]) -> oracle.RotatedQueries:
+    return oracle.RotatedQueries(turned["intra"], turned["successive"], turned["inter"])
 
 
 def _chosen(
@@ -458,6 +445,14 @@ def _chosen(
     """The choice that these lines came from: keys, and keys on which the last query meets the diagonals.
 
     A stage that nothing was chosen for has a few lines all the same, which may or may not be part of the choice.
+
+    Args:
+        stages: the lines of one head, of the own chunk, the previous one and all older ones, as far as there are any.
+        size: how many keys and how many diagonals were chosen.
+        queries: how many the span has.
+        end: where the span ends, in tokens.
+        stride: tokens of one chunk.
+        what: whose lines these are, for the message.
 
     Raises:
         Wrong: there is no such choice of that size.
@@ -487,7 +482,18 @@ def _chosen(
 
 
 def _best(what: str, kind: str, lines: Tensor, scores: Tensor, factor: float) -> None:
-    """No line that was left out may score higher than a chosen one, by more than a factor."""
+    """Refuse a choice that left out a line with a score higher than a chosen one's by more than a factor.
+
+    Args:
+        what: whose lines these are, for the message.
+        kind: vertical or slash, for the message.
+        lines: int64, places of the chosen lines in `scores`.
+        scores: `[end]`, of all lines.
+        factor: how far two scores may be apart by the rounding of logits alone.
+
+    Raises:
+        Wrong: there is such a line.
+    """
     left = torch.ones_like(scores, dtype=torch.bool)
     left[lines] = False
     if not bool(left.any()):

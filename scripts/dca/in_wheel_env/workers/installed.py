@@ -25,8 +25,8 @@ if torch is not None and torch.submodule_search_locations:
     try:
         folder = pathlib.Path(next(iter(torch.submodule_search_locations)))
         text = (folder / "version.py").read_text(encoding="utf-8")
-        found = re.search(r"^cuda(?:: [^=]+)? = '([^']*)'", text, re.MULTILINE)
-        cuda = found.group(1) if found else ""
+        line = re.search(r"^cuda(?:: [^=]+)? = '([^']*)'", text, re.MULTILINE)
+        cuda = line.group(1) if line else ""
     except OSError:
         pass
 print(json.dumps({"python": platform.python_version(), "packages": packages, "torch_cuda": cuda}))

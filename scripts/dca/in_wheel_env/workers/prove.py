@@ -26,9 +26,9 @@ HERE = pathlib.Path(__file__).resolve().parent.parent
 REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
 
 
-def tell(**told: object) -> None:
+def tell(**line: object) -> None:
     """One line of the answer."""
-    print("PROOF " + json.dumps(told), flush=True)
+    print("PROOF " + json.dumps(line), flush=True)
 
 
 def load_packages(oracle: str) -> None:
@@ -94,23 +94,31 @@ def conversion_kernel(library: str) -> Callable[[Any, Any], None]:
     return kernel
 
 
-def run(cases: list[Any], seed: int, variant: str, wanted: list[str], first: bool) -> None:
-    """Run cases one by one, whatever happens to each; with `first` up to the first that fails."""
+def run(cases: list[Any], seed: int, variant: str, names: list[str], first: bool) -> None:
+    """Run cases one by one, whatever happens to each.
+
+    Args:
+        cases: of `dca.in_wheel_env.proof.case.Case`.
+        seed: of their random numbers.
+        variant: what they are run on.
+        names: of those to run; all if empty.
+        first: end with the first that fails.
+    """
     from dca.in_wheel_env.proof.case import Wrong
 
     for case in cases:
-        if wanted and case.name not in wanted:
+        if names and case.name not in names:
             continue
         started = time.monotonic()
-        told: dict[str, object] = {"variant": variant, "case": case.name, "proves": case.proves, "seed": seed}
+        result: dict[str, object] = {"variant": variant, "case": case.name, "proves": case.proves, "seed": seed}
         try:
-            told |= {"passed": True, "figures": case.run(seed)}
+            result |= {"passed": True, "figures": case.run(seed)}
         except Wrong as wrong:
-            told |= {"passed": False, "detail": str(wrong)}
+            result |= {"passed": False, "detail": str(wrong)}
         except Exception as error:
-            told |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
-        tell(**told, seconds=round(time.monotonic() - started, 3))
-        if first and not told["passed"]:
+            result |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
+        tell(**result, seconds=round(time.monotonic() - started, 3))
+        if first and not result["passed"]:
             return
 
 
@@ -128,10 +136,10 @@ def driver_version() -> str | None:
         management = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return None
-    told = ctypes.create_string_buffer(80)
-    if management.nvmlInit_v2() or management.nvmlSystemGetDriverVersion(told, ctypes.c_uint(len(told))):
+    version = ctypes.create_string_buffer(80)
+    if management.nvmlInit_v2() or management.nvmlSystemGetDriverVersion(version, ctypes.c_uint(len(version))):
         return None
-    return told.value.decode()
+    return version.value.decode()
 
 
 def tell_device() -> bool:
@@ -167,8 +175,8 @@ def cpu_cases(variant: dict[str, Any]) -> list[Any]:
 
     kernel = conversion_kernel(variant["kernel"])
     modules = layer_modules(variant["overlay"])
-    found = itself.cases() + conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
-    return found + (composition.cases(modules, kernel) if modules else [])
+    without_vllm = itself.cases() + conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
+    return without_vllm + (composition.cases(modules, kernel) if modules else [])
 
 
 def gpu_cases(variant: dict[str, Any]) -> list[Any]:
@@ -176,10 +184,10 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     from dca.in_wheel_env.proof import kernels
 
     modules = layer_modules(variant["overlay"])
-    found = kernels.load_kernels(bare=modules is None)
+    loaded = kernels.load_kernels(bare=modules is None)
     quick = bool(REQUEST.get("quick"))
-    tell(variant=variant["name"], kernels=found.source, left_out=kernels.left_out(found, modules, quick=quick))
-    return kernels.cases(found, modules, quick=quick)
+    tell(variant=variant["name"], kernels=loaded.source, left_out=kernels.left_out(loaded, modules, quick=quick))
+    return kernels.cases(loaded, modules, quick=quick)
 
 
 def main() -> None:
@@ -206,8 +214,8 @@ def main() -> None:
         except Exception as error:
             tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
             continue
-        wanted = variant.get("cases") or REQUEST["cases"]
-        run(cases, REQUEST["seed"], variant["name"], wanted, REQUEST.get("first", False))
+        names = variant.get("cases") or REQUEST["cases"]
+        run(cases, REQUEST["seed"], variant["name"], names, REQUEST.get("first", False))
 
 
 main()

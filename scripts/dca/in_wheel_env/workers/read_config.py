@@ -27,9 +27,9 @@ REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
 ROWS = 4
 
 
-def tell(**told: object) -> None:
+def tell(**line: object) -> None:
     """One line of the answer."""
-    print("READ " + json.dumps(told), flush=True)
+    print("READ " + json.dumps(line), flush=True)
 
 
 def number(value: Any) -> Any:
@@ -40,7 +40,7 @@ def number(value: Any) -> Any:
 
 
 def shape(config: Any, common: dict[str, Any]) -> None:
-    """Layers and heads, by the names that all readers share."""
+    """Add layers and heads, by the names that all readers share, to what is known of a folder."""
     heads = getattr(config, "num_attention_heads", None)
     dim = getattr(config, "head_dim", None)
     if dim is None and isinstance(heads, int) and heads:
@@ -61,18 +61,18 @@ def sliding(config: Any) -> bool:
 
 def scaling(config: Any) -> dict[str, Any]:
     """The scaling as this reader's config has it, under either name."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return dict(found) if isinstance(found, dict) else {}
+    values = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return dict(values) if isinstance(values, dict) else {}
 
 
-def scaling_told(config: Any) -> dict[str, Any]:
+def common_scaling(config: Any) -> dict[str, Any]:
     """The scaling in words that all readers share."""
-    found = scaling(config)
-    name = found.get("rope_type", found.get("type"))
+    own = scaling(config)
+    name = own.get("rope_type", own.get("type"))
     return {
         "type": number(name) if name not in (None, "default") else None,
-        "declared_factor": number(found.get("factor")),
-        "original": number(found.get("original_max_position_embeddings")),
+        "declared_factor": number(own.get("factor")),
+        "original": number(own.get("original_max_position_embeddings")),
     }
 
 
@@ -88,13 +88,13 @@ def transformers_reader() -> tuple[str, Any]:
         name = config.model_type
         module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
         owner = next(
-            one
-            for key, one in sorted(vars(module).items())
-            if key.endswith("RotaryEmbedding") and one.__module__ == module.__name__
+            value
+            for key, value in sorted(vars(module).items())
+            if key.endswith("RotaryEmbedding") and value.__module__ == module.__name__
         )
         rotary = owner(config=config)
         parameters = getattr(config, "rope_parameters", None) or {}
-        told: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "context": number(getattr(config, "max_position_embeddings", None)),
             "base": number(parameters.get("rope_theta", getattr(config, "rope_theta", None))),
             "attention_factor": number(getattr(rotary, "attention_scaling", 1.0)),
@@ -102,10 +102,10 @@ def transformers_reader() -> tuple[str, Any]:
             "rows": None,
             "dca": None,
             "knows_dca": False,
-            **scaling_told(config),
+            **common_scaling(config),
         }
-        shape(config, told)
-        return told
+        shape(config, facts)
+        return facts
 
     return transformers.__version__, read
 
@@ -118,10 +118,10 @@ class Enough(Exception):  # noqa: N818 - it is no error
 
 
 class Stub:
-    """Stands in the place of a layer with weights."""
+    """Stands in the place of a layer with weights, and takes whatever that takes."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        self.given = (given, named)
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
 
 
 def find(module: str, name: str) -> Any:
@@ -145,27 +145,27 @@ def few_rows(seen: dict[str, Any]) -> Iterator[None]:
     whole = torch.arange
     rotary = importlib.import_module("vllm.model_executor.layers.rotary_embedding")
     modules = [rotary] + [
-        importlib.import_module(f"{rotary.__name__}.{one.name}")
-        for one in pkgutil.iter_modules(getattr(rotary, "__path__", []))
+        importlib.import_module(f"{rotary.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(getattr(rotary, "__path__", []))
     ]
     owners = {
-        one
+        value
         for module in modules
-        for one in vars(module).values()
-        if isinstance(one, type) and "_compute_inv_freq" in vars(one)
+        for value in vars(module).values()
+        if isinstance(value, type) and "_compute_inv_freq" in vars(value)
     }
 
-    def arange(*given: Any, **named: Any) -> Any:
-        if len(given) == 1 and given[0] > 1024:
-            seen["rows"] = max(seen.get("rows", 0), int(given[0]))
-            given = (ROWS,)
-        return whole(*given, **named)
+    def arange(*bounds: Any, **named: Any) -> Any:
+        if len(bounds) == 1 and bounds[0] > 1024:
+            seen["rows"] = max(seen.get("rows", 0), int(bounds[0]))
+            bounds = (ROWS,)
+        return whole(*bounds, **named)
 
     def recorded(original: Any) -> Any:
-        def compute(self: Any, *given: Any) -> Any:
-            found = original(self, *given)
-            seen["inverse_frequencies"] = found.double().tolist()
-            return found
+        def compute(self: Any, *arguments: Any) -> Any:
+            frequencies = original(self, *arguments)
+            seen["inverse_frequencies"] = frequencies.double().tolist()
+            return frequencies
 
         return compute
 
@@ -211,19 +211,19 @@ def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     kept = vars(importlib.import_module("vllm.model_executor.layers.rotary_embedding")).get("_ROPE_DICT")
     if kept is not None:
         kept.clear()
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     seen: dict[str, Any] = {}
 
     def get_rope(*positional: Any, **named: Any) -> Any:
         bound = inspect.signature(original).bind(*positional, **named)
         bound.apply_defaults()
-        given.update(bound.arguments)
+        arguments.update(bound.arguments)
         with few_rows(seen):
-            made = original(*positional, **named)
-        table = getattr(made, "cos_sin_cache", None)
+            rotary = original(*positional, **named)
+        table = getattr(rotary, "cos_sin_cache", None)
         # The angle of the first row is 0, and its cosine 1: what stands there is the factor itself.
         seen["attention_factor"] = float(table[0, 0]) if table is not None else 1.0
-        seen["embedding"] = type(made).__name__
+        seen["embedding"] = type(rotary).__name__
         raise Enough
 
     original = module.get_rope
@@ -234,9 +234,9 @@ def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         patches.append(mock.patch.object(module, "get_tensor_model_parallel_world_size", return_value=1))
     patches.append(mock.patch.object(module, "get_rope", get_rope))
     layer = next(
-        one
-        for name, one in sorted(vars(module).items())
-        if name.endswith("DecoderLayer") and isinstance(one, type) and one.__module__ == module.__name__
+        value
+        for name, value in sorted(vars(module).items())
+        if name.endswith("DecoderLayer") and isinstance(value, type) and value.__module__ == module.__name__
     )
     known = {"config": config, "prefix": "model.layers.0", "cache_config": None, "quant_config": None}
     accepted = inspect.signature(layer).parameters
@@ -251,7 +251,7 @@ def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             layer(**{name: value for name, value in known.items() if name in accepted})
     if "embedding" not in seen:
         raise ValueError("its attention layer made no rotary embedding")
-    return given, seen
+    return arguments, seen
 
 
 def vllm_reader() -> tuple[str, Any]:
@@ -270,27 +270,27 @@ def vllm_reader() -> tuple[str, Any]:
         config = configs.get_config(folder, trust_remote_code=False)
         text = configs.get_hf_text_config(config)
         dca = sparse_table(config, folder)
-        given, seen = make_rotary(text)
-        asked = given.get("dual_chunk_attention_config") or (dca if dca else None)
-        told: dict[str, Any] = {
+        arguments, seen = make_rotary(text)
+        asked = arguments.get("dual_chunk_attention_config") or (dca if dca else None)
+        facts: dict[str, Any] = {
             "context": max_length(text),
-            "base": number(given.get("base")) or number(parameters(given).get("rope_theta")),
+            "base": number(arguments.get("base")) or number(parameters(arguments).get("rope_theta")),
             "rows": seen.get("rows"),
             "attention_factor": seen["attention_factor"],
             "inverse_frequencies": seen["inverse_frequencies"],
             "knows_dca": has_backend(),
-            "dca": dca_told(asked) if asked else None,
-            **scaling_told(text),
+            "dca": common_dca(asked) if asked else None,
+            **common_scaling(text),
         }
-        shape(text, told)
-        return told
+        shape(text, facts)
+        return facts
 
     return getattr(vllm, "__version__", "unknown"), read
 
 
-def parameters(given: dict[str, Any]) -> dict[str, Any]:
-    """The scaling that a rotary embedding was given."""
-    return dict(given.get("rope_parameters") or given.get("rope_scaling") or {})
+def parameters(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The scaling that a rotary embedding was made with."""
+    return dict(arguments.get("rope_parameters") or arguments.get("rope_scaling") or {})
 
 
 def has_backend() -> bool:
@@ -305,8 +305,7 @@ def has_backend() -> bool:
 
 def sparse_table(config: Any, folder: str) -> Any:
     """The config's dual chunk attention, with the sparse table where this version finds it."""
-    given = getattr(config, "dual_chunk_attention_config", None)
-    if given is None:
+    if getattr(config, "dual_chunk_attention_config", None) is None:
         return None
     owner = find("vllm.config", "ModelConfig")
     verify = getattr(owner, "verify_dual_chunk_attention_config", None)
@@ -315,10 +314,10 @@ def sparse_table(config: Any, folder: str) -> Any:
     return config.dual_chunk_attention_config
 
 
-def dca_told(config: Any) -> dict[str, Any]:
+def common_dca(config: Any) -> dict[str, Any]:
     """Dual chunk attention in words that all readers share."""
     table = config.get("sparse_attention_config")
-    rows = [len(one) for one in table] if isinstance(table, list) else []
+    rows = [len(layer) for layer in table] if isinstance(table, list) else []
     return {
         "chunk_size": number(config.get("chunk_size", 8192)),
         "local_size": number(config.get("local_size", 1024)),
@@ -367,11 +366,11 @@ def main() -> None:
     tell(version=version)
     for folder in REQUEST["folders"]:
         try:
-            told = read(folder)
+            facts = read(folder)
         except Exception as error:
             traceback.print_exc()
-            told = {"error": f"{type(error).__name__}: {error}"}
-        tell(folder=folder, **told)
+            facts = {"error": f"{type(error).__name__}: {error}"}
+        tell(folder=folder, **facts)
 
 
 main()

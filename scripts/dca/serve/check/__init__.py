@@ -82,18 +82,18 @@ def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None]
     names = [name for name in probes.PROBES if name not in asked.skipped]
     reporter.stage("requests", f"{server.shown}: {len(names) + 1} short ones")
     first, card = _models(server, budget, asked)
-    found = [first, *probes.run(asking, tuple(names), asked.needed, reporter)]
-    wanted = _range(asked, card)
+    probed = [first, *probes.run(asking, tuple(names), asked.needed, reporter)]
+    grid = _range(asked, card)
     seen: list[Needle] = []
     counter = None
-    if NEEDLES not in asked.skipped and not any(one.code == troubles.UNREACHABLE for one in found):
-        total = sum(wanted.lengths) * len(wanted.depths)
+    if NEEDLES not in asked.skipped and not any(probe.code == troubles.UNREACHABLE for probe in probed):
+        total = sum(grid.lengths) * len(grid.depths)
         reporter.stage(
             "needles",
-            f"{len(wanted.lengths)} lengths to {max(wanted.lengths):,} tokens at {len(wanted.depths)} depths: about "
+            f"{len(grid.lengths)} lengths to {max(grid.lengths):,} tokens at {len(grid.depths)} depths: about "
             f"{total:,} tokens" + (f", not past --max-cost {asked.limit.words}" if asked.limit.words else ""),
         )
-        counter = needles.calibrate(asking, wanted)
+        counter = needles.calibrate(asking, grid)
 
     def so_far() -> ServeCheck:
         result = ServeCheck(
@@ -101,11 +101,11 @@ def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None]
             model=server.hide(server.model),
             max_model_len=card.max_model_len,
             seed=asked.seed,
-            probes=tuple(found),
+            probes=tuple(probed),
             needles=tuple(seen),
-            lengths=wanted.lengths if counter else (),
-            depths=wanted.depths if counter else (),
-            reached=_reached(seen, wanted),
+            lengths=grid.lengths if counter else (),
+            depths=grid.depths if counter else (),
+            reached=_reached(seen, grid),
             chars_per_token=round(counter.ratio, 4) if counter else None,
             cost=budget.cost,
         )
@@ -114,11 +114,11 @@ def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None]
         return result.model_copy(update={"verdict": _verdict(result), "not_proven": open_to})
 
     if counter:
-        for one in needles.run(server, wanted, counter, budget, reporter):
-            seen.append(one)
+        for needle in needles.run(asking, grid, counter, reporter):
+            seen.append(needle)
             keep(so_far())
-        if seen and all(one.detail == needles.TOO_SHORT for one in seen):
-            # No prompt was sent, and not for its cost: nothing was seen of what was asked for.
+        if seen and all(needle.detail == needles.TOO_SHORT for needle in seen):
+            # Every prompt would be too short for the facts, so that none was sent and nothing is proven.
             seen[0] = seen[0].model_copy(update={"code": troubles.PROMPT, "remedy": LONGER})
     return so_far()
 
@@ -137,30 +137,30 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
         cards = server.cards(budget.deadline(asked.timeout))
     except RequestFailed as failed:
         budget.receive(None, None)
-        told = troubles.tell(failed)
-        if told.code == troubles.UNREACHABLE:
+        trouble = troubles.tell(failed)
+        if trouble.code == troubles.UNREACHABLE:
             raise DcaError(
                 "DCA-160",
-                f"{server.shown} cannot be asked: {told.detail}.",
-                remedy=told.remedy if failed.kind == "denied" else START,
+                f"{server.shown} cannot be asked: {trouble.detail}.",
+                remedy=trouble.remedy if failed.kind == "denied" else START,
             ) from None
         if not asked.model:
             raise DcaError(
                 "DCA-161",
-                f"{server.shown} does not list its models: {told.detail}.",
+                f"{server.shown} does not list its models: {trouble.detail}.",
                 remedy="name the model with --model, and the other requests are made all the same.",
             ) from None
-        found = Probe(
+        probe = Probe(
             name=probes.MODELS,
             proves=proves,
             status="failed",
-            code=told.code,
-            detail=told.detail,
-            remedy=told.remedy,
+            code=trouble.code,
+            detail=trouble.detail,
+            remedy=trouble.remedy,
             seconds=round(failed.seconds, 3),
             deadline=asked.timeout,
         )
-        return found, Card(id=asked.model)
+        return probe, Card(id=asked.model)
     budget.receive(None, None)
     about: dict[str, Any] = {
         "name": probes.MODELS,
@@ -209,32 +209,32 @@ def _range(asked: Request, card: Card) -> needles.Range:
     return needles.Range(tuple(sorted(set(lengths))), asked.depths, asked.needle_timeout, asked.seed)
 
 
-def _reached(seen: list[Needle], wanted: needles.Range) -> int:
+def _reached(seen: list[Needle], grid: needles.Range) -> int:
     """The greatest length at which every depth found its fact, and every shorter one did."""
     reached = 0
-    for length in wanted.lengths:
-        if sum(one.outcome == "found" for one in seen if one.length == length) < len(wanted.depths):
+    for length in grid.lengths:
+        if sum(needle.outcome == "found" for needle in seen if needle.length == length) < len(grid.depths):
             break
         reached = length
     return reached
 
 
-def _verdict(found: ServeCheck) -> str:
-    wrong = [one for one in found.probes if one.code]
+def _verdict(result: ServeCheck) -> str:
+    wrong = [probe for probe in result.probes if probe.code]
     words = []
     if wrong:
-        names = ", ".join(one.name for one in wrong)
-        words.append(f"{len(wrong)} of {len(found.probes)} short requests failed ({names})")
-    # The first of each kind: a fact that was lost says nothing of a prompt that was refused.
-    troubled = {one.outcome: one for one in reversed(found.needles) if one.code}
-    first = sorted(troubled.values(), key=found.needles.index)
-    words += [f"at {one.length:,} tokens, depth {one.depth:g} %, {one.detail}" for one in first]
-    if found.needles:
-        longest = max((one.tokens for one in found.needles if one.length == found.reached), default=0)
+        names = ", ".join(probe.name for probe in wrong)
+        words.append(f"{len(wrong)} of {len(result.probes)} short requests failed ({names})")
+    # One of each kind of failure, the first: a lost fact and a refused prompt have different causes.
+    troubled = {needle.outcome: needle for needle in reversed(result.needles) if needle.code}
+    first = sorted(troubled.values(), key=result.needles.index)
+    words += [f"at {needle.length:,} tokens, depth {needle.depth:g} %, {needle.detail}" for needle in first]
+    if result.needles:
+        longest = max((needle.tokens for needle in result.needles if needle.length == result.reached), default=0)
         words.append(
-            f"every fact was found up to {found.reached:,} tokens (the longest prompt had {longest:,}, and the answer "
+            f"every fact was found up to {result.reached:,} tokens (the longest prompt had {longest:,}, and the answer "
             f"{needles.ANSWER_TOKENS} at most)"
-            if found.reached
+            if result.reached
             else "no length passed at every depth"
         )
     elif not wrong:
@@ -242,30 +242,41 @@ def _verdict(found: ServeCheck) -> str:
     return "; ".join(words) + "."
 
 
-def _not_proven(found: ServeCheck, asked: Request, card: Card, doubted: str) -> tuple[str, ...]:
-    told = [f"{one.name}: refused by the server ({one.detail})" for one in found.probes if one.status == "refused"]
-    told += [f"{one.name}: not asked, because {one.detail}" for one in found.probes if one.status == "skipped"]
-    told += [f"{name}: left out by --skip" for name in asked.skipped]
-    if missing := len(found.lengths) * len(found.depths) - len(found.needles):
-        told.append(f"{_prompts(missing)}: not sent, because the check was ended before")
-    skipped: dict[str, list[Needle]] = {}
-    for one in found.needles:
-        if one.outcome == "skipped":
-            skipped.setdefault(one.detail, []).append(one)
-    told += [
-        f"{_prompts(len(those))}, the longest of {max(one.length for one in those):,} tokens: not sent, because {why}"
-        for why, those in skipped.items()
+def _not_proven(result: ServeCheck, asked: Request, card: Card, doubted: str) -> tuple[str, ...]:
+    """What the check leaves open, in words.
+
+    Args:
+        result: what was seen.
+        asked: what was to be checked.
+        card: what the server says of the model.
+        doubted: a count of tokens of the server's that no text has, in words; empty when there was none.
+    """
+    remains = [
+        f"{probe.name}: refused by the server ({probe.detail})" for probe in result.probes if probe.status == "refused"
     ]
+    remains += [
+        f"{probe.name}: not asked, because {probe.detail}" for probe in result.probes if probe.status == "skipped"
+    ]
+    remains += [f"{name}: left out by --skip" for name in asked.skipped]
+    if missing := len(result.lengths) * len(result.depths) - len(result.needles):
+        remains.append(f"{_prompts(missing)}: not sent, because the check was ended before")
+    skipped: dict[str, list[Needle]] = {}
+    for needle in result.needles:
+        if needle.outcome == "skipped":
+            skipped.setdefault(needle.detail, []).append(needle)
+    for why, prompts in skipped.items():
+        longest = max(needle.length for needle in prompts)
+        remains.append(f"{_prompts(len(prompts))}, the longest of {longest:,} tokens: not sent, because {why}")
     if doubted:
-        told.append(f"what the server counts: {doubted}, which no text has, is not believed")
-    if found.needles and not any(one.counted == "usage" for one in found.needles):
-        told.append("lengths: the server does not tell credibly how many tokens a prompt had; they are estimated")
-    if found.needles and not (asked.length or asked.lengths or card.max_model_len):
-        told.append("longer prompts: the server does not say what it takes, and no --length was asked for")
-    longest = max((one.length for one in found.needles), default=0)
-    if card.max_model_len and found.needles and longest < card.max_model_len:
-        told.append(f"prompts from {longest:,} to the {card.max_model_len:,} tokens that the server says it takes")
-    return tuple(told)
+        remains.append(f"what the server counts: {doubted}, which no text has, is not believed")
+    if result.needles and not any(needle.counted == "usage" for needle in result.needles):
+        remains.append("lengths: the server does not tell credibly how many tokens a prompt had; they are estimated")
+    if result.needles and not (asked.length or asked.lengths or card.max_model_len):
+        remains.append("longer prompts: the server does not say what it takes, and no --length was asked for")
+    longest = max((needle.length for needle in result.needles), default=0)
+    if card.max_model_len and result.needles and longest < card.max_model_len:
+        remains.append(f"prompts from {longest:,} to the {card.max_model_len:,} tokens that the server says it takes")
+    return tuple(remains)
 
 
 def _prompts(count: int) -> str:

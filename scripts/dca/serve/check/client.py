@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MOST_BYTES = 64 << 20
 """Of an answer that is read at once; the tokens of a million-token prompt as numbers are a tenth of it."""
-# What the client may throw that is no error of its own: its HTTP library has had two names.
+# Packages whose errors the client lets through; its HTTP library has had two names.
 TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio", "ssl")
 DENIED = (401, 403)
 # Refused now, or on the way, and not for what was asked: a time-out, a body too large for a proxy, too many requests.
@@ -64,12 +64,16 @@ def _printable(text: str) -> str:
     return text
 
 
-# More than this is no count of tokens, and would break what is reckoned with it.
+# No text has more tokens; larger numbers would break what is computed from them.
 Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
 class _Loose(BaseModel):
-    """A part of an answer: what is looked at must have its type, and there may be more."""
+    """A part of an answer: what is looked at must have its type, and there may be more.
+
+    The client's own types are not used. They refuse what clients live with, such as a finish_reason of the engine's own
+    or an answer without `created`, and do not look at what engines add, such as `max_model_len` and `reasoning`.
+    """
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
@@ -171,7 +175,7 @@ class Answer:
 
     def shown(self, text: str, most: int = 60) -> str:
         """A text of it on one line, in quotes, as people may see it."""
-        # Before it is cut: of half a secret nobody knows what it is.
+        # Secrets are hidden before the text is cut, because half a secret would not be recognised.
         line = " ".join(self.hide(text).split())
         return repr(line if len(line) <= most else line[: most - 1] + "…")
 
@@ -204,6 +208,7 @@ class Server:
         key: that it wants; empty for none.
         model: that is asked for.
         waiting: called about once a second while a request is under way, with its seconds.
+        usage_in_streams: whether it is asked to count tokens in streams; switched off when it refuses that.
     """
 
     base: str
@@ -279,12 +284,12 @@ class Server:
         reading = _Reading(int(more.get("max_tokens", 0)), self.hide)
 
         async def ask(client: openai.AsyncOpenAI) -> Answer:
-            given = dict(more)
+            fields = dict(more)
             if self.usage_in_streams:
-                given["stream_options"] = {"include_usage": True}
+                fields["stream_options"] = {"include_usage": True}
             reading.started = time.monotonic()
             stream = await client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": text}], stream=True, **given
+                model=self.model, messages=[{"role": "user", "content": text}], stream=True, **fields
             )
             async with stream:
                 await reading.read(stream)
@@ -310,10 +315,10 @@ class Server:
         place = self.base.removesuffix("/").removesuffix("/v1") + "/tokenize"
 
         async def ask(client: openai.AsyncOpenAI) -> Tokens:
-            told = await client.post(
+            body = await client.post(
                 place, cast_to=object, body={"model": self.model, "prompt": text, "add_special_tokens": False}
             )
-            return _checked(Tokens, told)
+            return _checked(Tokens, body)
 
         return self._ask(ask, deadline)
 
@@ -333,7 +338,7 @@ class Server:
                 http_client=library.DefaultAsyncHttpxClient(
                     verify=_context(), event_hooks={"response": [_bounded]}, headers={"Accept-Encoding": "identity"}
                 ),
-                # What the user has set for another service is not this server's business.
+                # The client would send these from the environment, where they are set for another service.
                 default_headers={"OpenAI-Organization": library.Omit(), "OpenAI-Project": library.Omit()},
             )
             async with client:
@@ -368,7 +373,7 @@ class Server:
             return RequestFailed("gone", _causes(error))
         if isinstance(error, library.APIError):
             return RequestFailed("broken", f"an error in the stream: {error.message}")
-        # Nested deeper than anybody can read.
+        # JSON that is nested too deeply for the parser is a RecursionError.
         if isinstance(error, (ValueError, RecursionError)):
             return RequestFailed("malformed", f"what it sent is no JSON: {error}")
         if type(error).__module__.partition(".")[0] in TRANSPORT:
@@ -429,7 +434,7 @@ async def _bounded(response: Any) -> None:
         async def aclose(self) -> None:
             await inner.aclose()
 
-    # Compressed it could be any size, and it was asked for as it is.
+    # The limit counts bytes as they come, so that a compressed body, which was not asked for, must not be unpacked.
     response.headers.pop("content-encoding", None)
     response.stream = Bounded()
 
@@ -495,7 +500,7 @@ class _Reading:
         return Answer(
             text=text,
             finish=self.finish,
-            calls=tuple((one[0], one[1]) for one in self.calls.values()),
+            calls=tuple((name, arguments) for name, arguments in self.calls.values()),
             prompt_tokens=self.usage.prompt_tokens,
             answer_tokens=self.usage.completion_tokens,
             thought=self.thought,
@@ -520,10 +525,10 @@ class _Reading:
             self.thought = self.thought or bool(thought)
             self.text.append(piece.content or "")
             for call in piece.tool_calls or ():
-                told = self.calls.setdefault(call.index, ["", ""])
+                parts = self.calls.setdefault(call.index, ["", ""])
                 function = call.function or Function()
-                told[0] += function.name or ""
-                told[1] += function.arguments or ""
+                parts[0] += function.name or ""
+                parts[1] += function.arguments or ""
 
 
 def _answer(body: Any, seconds: float, hide: Callable[[str], str]) -> Answer:
@@ -554,14 +559,14 @@ async def _body(request: AbstractAsyncContextManager[Any]) -> Any:
 L = TypeVar("L", bound=_Loose)
 
 
-def _checked(kind: type[L], told: Any) -> L:
+def _checked(kind: type[L], body: Any) -> L:
     try:
-        return kind.model_validate(told)
+        return kind.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        if isinstance(told, Mapping) and told.get("error"):
+        if isinstance(body, Mapping) and body.get("error"):
             raise RequestFailed(
-                "broken", f"an error with status 200: {json.dumps(told['error'], default=str)}"
+                "broken", f"an error with status 200: {json.dumps(body['error'], default=str)}"
             ) from None
         place = ".".join(map(str, first["loc"])) or "the answer"
         raise RequestFailed("malformed", f"{place}: {first['msg'].lower()}") from None
@@ -575,31 +580,31 @@ def _refusal(status: int, body: str) -> RequestFailed:
 def message_of(body: str) -> str:
     """The sentence in the body of a refusal, whichever form the server gives it."""
     try:
-        told = json.loads(body)
+        value = json.loads(body)
     except ValueError:
         return body or "no words"
-    while isinstance(told, Mapping):
-        inner = told.get("error") or told.get("message") or told.get("detail")
+    while isinstance(value, Mapping):
+        inner = value.get("error") or value.get("message") or value.get("detail")
         if inner is None:
             break
-        told = inner
-    return told if isinstance(told, str) else json.dumps(told)
+        value = inner
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _causes(error: BaseException) -> str:
     """An error and what it came from, once each."""
-    told: list[str] = []
+    causes: list[str] = []
     seen: BaseException | None = error
     while seen is not None:
         text = str(seen).strip() or type(seen).__name__
-        if not any(text in one for one in told):
-            told.append(text)
+        if not any(text in cause for cause in causes):
+            causes.append(text)
         seen = seen.__cause__ or seen.__context__
-    return ": ".join(told)
+    return ": ".join(causes)
 
 
 def _words(text: str, hide: Callable[[str], str]) -> str:
     """A server's own words on one line, without credentials and without what a terminal would obey."""
     line = " ".join(hide(text).split())
-    clean = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+    clean = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
     return clean if len(clean) <= WORDS else clean[: WORDS - 1] + "…"

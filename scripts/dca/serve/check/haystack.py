@@ -95,12 +95,12 @@ class Haystack:
             answer: of the model.
             hide: takes credentials out of what is shown of it.
         """
-        # Grouped digits are the same number.
+        # 1,234,567 and 1 234 567 are the number 1234567.
         plain = re.sub(r"(?<=\d)[,._\u202f\u00a0 ](?=\d)", "", answer)
         numbers = re.findall(r"\d+", plain)
         right = self.number in numbers
         # Whoever tells every town's number has not found the one that was asked for.
-        if wrong := next((one for one in numbers if one in self.others), None):
+        if wrong := next((number for number in numbers if number in self.others), None):
             return f"it told the number of another town, {wrong}, {'beside' if right else 'in place of'} {self.number}"
         if right:
             return ""
@@ -117,13 +117,13 @@ def monotonous(text: str) -> bool:
 
 def sentences(chance: random.Random, characters: int) -> list[str]:
     """Sentences that say nothing: so many characters in all, or up to one sentence less."""
-    made: list[str] = []
+    record: list[str] = []
     while True:
-        one = f"{chance.choice(PEOPLE)} {chance.choice(DEEDS)} {chance.choice(THINGS)} {chance.choice(TIMES)}."
-        characters -= len(one) + 1
+        sentence = f"{chance.choice(PEOPLE)} {chance.choice(DEEDS)} {chance.choice(THINGS)} {chance.choice(TIMES)}."
+        characters -= len(sentence) + 1
         if characters < 0:
-            return made
-        made.append(one)
+            return record
+        record.append(sentence)
 
 
 def build(characters: int, depth: float, seed: str) -> Haystack:
@@ -147,7 +147,7 @@ def build(characters: int, depth: float, seed: str) -> Haystack:
     )
     fixed = len(OPENING) + len(first) + len(question) + sum(len(fact) + 1 for fact in facts) + 1
     text = sentences(chance, characters - fixed)
-    # The others first: then the place of the fact that counts is not moved by them.
+    # The other towns' facts go in first, so that they do not move the fact that is asked for from its depth.
     for fact in facts[1:]:
         text.insert(chance.randint(0, len(text)), fact)
     text.insert(_place(text, depth), facts[0])
@@ -161,9 +161,9 @@ def shortest() -> int:
 
 def _place(text: list[str], depth: float) -> int:
     """Where a depth is, counted in characters."""
-    wanted, passed = sum(len(one) + 1 for one in text) * depth / 100, 0
-    for index, one in enumerate(text):
-        if passed >= wanted:
+    target, passed = sum(len(sentence) + 1 for sentence in text) * depth / 100, 0
+    for index, sentence in enumerate(text):
+        if passed >= target:
             return index
-        passed += len(one) + 1
+        passed += len(sentence) + 1
     return len(text)

@@ -26,7 +26,8 @@ class Cell(Value):
     """One prompt in the picture.
 
     Args:
-        x: of its corner; likewise y.
+        x: of its upper left corner.
+        y: of that corner.
         colour: of its outcome.
         word: the outcome.
         time: to the first token, in words; empty without one.
@@ -41,7 +42,7 @@ class Cell(Value):
     about: str
 
 
-def svg(found: ServeCheck) -> str:
+def svg(result: ServeCheck) -> str:
     """The picture: lengths from left to right, depths downwards."""
     import jinja2
 
@@ -49,33 +50,33 @@ def svg(found: ServeCheck) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     cells = [
-        _cell(one, LEFT + column * CELL, TOP + row * HEIGHT)
-        for column, length in enumerate(found.lengths)
-        for row, depth in enumerate(found.depths)
-        if (one := found.at(length, depth)) is not None
+        _cell(needle, LEFT + column * CELL, TOP + row * HEIGHT)
+        for column, length in enumerate(result.lengths)
+        for row, depth in enumerate(result.depths)
+        if (needle := result.at(length, depth)) is not None
     ]
     used = [outcome for outcome in COLOURS if any(cell.word == outcome for cell in cells)]
     return template.render(
-        found=found,
+        result=result,
         cells=cells,
         cell=CELL,
         tall=HEIGHT,
         left=LEFT,
         top=TOP,
-        width=max(LEFT + CELL * len(found.lengths) + 16, 640),
-        height=TOP + HEIGHT * len(found.depths) + 72,
-        lengths=[(LEFT + column * CELL + CELL // 2, tokens(one)) for column, one in enumerate(found.lengths)],
-        depths=[(TOP + row * HEIGHT + HEIGHT // 2 + 4, f"{one:g} %") for row, one in enumerate(found.depths)],
-        legend=[(LEFT + 84 * number, COLOURS[one], one) for number, one in enumerate(used)],
+        width=max(LEFT + CELL * len(result.lengths) + 16, 640),
+        height=TOP + HEIGHT * len(result.depths) + 72,
+        lengths=[(LEFT + column * CELL + CELL // 2, tokens(length)) for column, length in enumerate(result.lengths)],
+        depths=[(TOP + row * HEIGHT + HEIGHT // 2 + 4, f"{depth:g} %") for row, depth in enumerate(result.depths)],
+        legend=[(LEFT + 84 * number, COLOURS[outcome], outcome) for number, outcome in enumerate(used)],
     )
 
 
-def text(found: ServeCheck) -> list[str]:
+def text(result: ServeCheck) -> list[str]:
     """The same in letters: a column for each length, a row for each depth."""
-    rows = [["depth", *(tokens(length) for length in found.lengths)]]
-    for depth in found.depths:
-        cells = (found.at(length, depth) for length in found.lengths)
-        rows.append([f"{depth:g} %", *(_word(one) for one in cells)])
+    rows = [["depth", *(tokens(length) for length in result.lengths)]]
+    for depth in result.depths:
+        cells = (result.at(length, depth) for length in result.lengths)
+        rows.append([f"{depth:g} %", *(_word(needle) for needle in cells)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
 
@@ -92,18 +93,18 @@ def seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 
-def _word(one: Needle | None) -> str:
-    if one is None:
+def _word(needle: Needle | None) -> str:
+    if needle is None:
         return "-"
-    return f"found {seconds(one.first_token)}" if one.outcome == "found" else one.outcome.upper()
+    return f"found {seconds(needle.first_token)}" if needle.outcome == "found" else needle.outcome.upper()
 
 
-def _cell(one: Needle, x: int, y: int) -> Cell:
+def _cell(needle: Needle, x: int, y: int) -> Cell:
     return Cell(
         x=x,
         y=y,
-        colour=COLOURS[one.outcome],
-        word=one.outcome,
-        time=seconds(one.first_token),
-        about=f"{one.tokens:,} tokens, depth {one.depth:g} %: {one.detail}",
+        colour=COLOURS[needle.outcome],
+        word=needle.outcome,
+        time=seconds(needle.first_token),
+        about=f"{needle.tokens:,} tokens, depth {needle.depth:g} %: {needle.detail}",
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dca.foundation.events import Reporter
 from dca.serve.check import haystack, troubles
-from dca.serve.check.budget import Budget
-from dca.serve.check.client import Answer, RequestFailed, Server
+from dca.serve.check.client import Answer, RequestFailed
 from dca.serve.check.haystack import Haystack
 from dca.serve.check.probes import Asking
 from dca.serve.check.values import Needle, Outcome
@@ -55,12 +55,12 @@ class Range:
 
 def lengths_to(limit: int) -> tuple[int, ...]:
     """Lengths from the shortest, each twice the one before, and the limit itself."""
-    found, length = [], SHORTEST
-    # One that is nearly the limit would tell the same twice.
+    lengths, length = [], SHORTEST
+    # A length that is nearly the limit would tell the same twice.
     while length < 0.8 * limit:
-        found.append(length)
+        lengths.append(length)
         length *= 2
-    return (*found, limit)
+    return (*lengths, limit)
 
 
 class Counter:
@@ -96,8 +96,8 @@ class Counter:
     def characters(self, tokens: int) -> int:
         """Of a text for a prompt that is not longer than so many tokens, and hardly shorter."""
         room = tokens - self.overhead
-        wanted = max(1, int(room * self.ratio))
-        return max(0, int(wanted * (1 - self._spread(wanted))) - 8)
+        fitting = max(1, int(room * self.ratio))
+        return max(0, int(fitting * (1 - self._spread(fitting))) - 8)
 
     def tokens(self, characters: int) -> int:
         """Of a text, template included."""
@@ -112,7 +112,7 @@ class Counter:
         return 4 * SPREAD * math.sqrt(SENTENCE / (self.learnt or characters) + SENTENCE / max(characters, 1))
 
 
-def calibrate(asking: Asking, wanted: Range) -> Counter:
+def calibrate(asking: Asking, asked: Range) -> Counter:
     """Learn from the server how many characters of these texts make a token.
 
     Asks /tokenize, which takes no GPU; else sends a short prompt and a longer one and compares what the answers say
@@ -120,11 +120,11 @@ def calibrate(asking: Asking, wanted: Range) -> Counter:
     """
     counter = Counter()
     # About half of the longest prompt, so that no server is asked for more than it takes.
-    size = min(SAMPLE, 2 * max(wanted.lengths))
-    sample = haystack.build(size, 50, f"{wanted.seed} sample").text
+    size = min(SAMPLE, 2 * max(asked.lengths))
+    sample = haystack.build(size, 50, f"{asked.seed} sample").text
     counted = asking.counted
-    if counted is not None and not counted[0] / MOST <= counted[1] < max(wanted.lengths):
-        # A template may be long; the line of text in it is not longer than the longest prompt.
+    if counted is not None and not counted[0] / MOST <= counted[1] < max(asked.lengths):
+        # The count may be large for the characters, as a template may be long, but not larger than the longest prompt.
         counter.doubt(*counted)
         counted = None
     if not _tokenized(asking, sample, counter):
@@ -143,10 +143,10 @@ def calibrate(asking: Asking, wanted: Range) -> Counter:
 def _tokenized(asking: Asking, sample: str, counter: Counter) -> bool:
     """Whether the server has told how many tokens a text has, and that can be true."""
     try:
-        told = asking.server.tokenize(sample, asking.budget.deadline(asking.timeout))
+        tokens = asking.server.tokenize(sample, asking.budget.deadline(asking.timeout))
     except RequestFailed:
         return False
-    return counter.learn(len(sample), told.count, 0)
+    return counter.learn(len(sample), tokens.count, 0)
 
 
 def _sample(asking: Asking, sample: str) -> Answer | None:
@@ -168,45 +168,59 @@ def _spent(tokens: int | None, characters: int) -> int | None:
     return None if tokens is None or tokens * MOST < characters else tokens
 
 
-def run(server: Server, wanted: Range, counter: Counter, budget: Budget, reporter: Reporter) -> Iterator[Needle]:
-    """The prompts, from the shortest to the longest; what cannot pass any more is skipped, with the reason."""
-    total = sum(wanted.lengths) * len(wanted.depths)
+def run(asking: Asking, asked: Range, counter: Counter, reporter: Reporter) -> Iterator[Needle]:
+    """The prompts, from the shortest to the longest; what cannot pass any more is skipped, with the reason.
+
+    Args:
+        asking: the server, and what may be spent on it.
+        asked: the lengths and depths to try.
+        counter: characters of a token, as far as they are known; it learns from each answer.
+        reporter: told of each prompt.
+    """
+    total = sum(asked.lengths) * len(asked.depths)
     done, why, broken = 0, "", 0
-    for length in wanted.lengths:
+    for length in asked.lengths:
         refused = ""
-        for depth in wanted.depths:
+        for depth in asked.depths:
             if why or refused:
                 yield Needle(length=length, depth=depth, outcome="skipped", detail=why or refused)
                 continue
-            found = _one(server, wanted, counter, budget, reporter, (length, depth), (done, total))
+            waiting = f"{length:,} tokens, depth {depth:g} %: waiting"
+            asking.server.waiting = partial(_show, reporter, done, total, waiting)
+            needle = _needle(asking, asked, counter, length, depth)
             done += length
-            reporter.progress(done, total, f"{length:,} tokens, depth {depth:g} %: {found.outcome}")
-            yield found
-            broken = broken + 1 if found.outcome == "broken" else 0
-            if found.outcome == "skipped":
-                refused = found.detail
-            elif found.outcome == "refused":
+            reporter.progress(done, total, f"{length:,} tokens, depth {depth:g} %: {needle.outcome}")
+            yield needle
+            broken = broken + 1 if needle.outcome == "broken" else 0
+            if needle.outcome == "skipped":
+                refused = needle.detail
+            elif needle.outcome == "refused":
                 why = f"{length:,} tokens were refused"
-            elif found.outcome in END:
-                why = f"the server {'was gone' if found.outcome == 'gone' else 'hung'} at {length:,} tokens"
+            elif needle.outcome in END:
+                why = f"the server {'was gone' if needle.outcome == 'gone' else 'hung'} at {length:,} tokens"
             elif broken > 1:
                 why = f"the server failed twice at {length:,} tokens"
 
 
-def _one(
-    server: Server,
-    wanted: Range,
-    counter: Counter,
-    budget: Budget,
-    reporter: Reporter,
-    place: tuple[int, float],
-    so_far: tuple[int, int],
-) -> Needle:
-    length, depth = place
+def _show(reporter: Reporter, done: int, total: int, words: str, seconds: float) -> None:
+    reporter.progress(done, total, f"{words} {seconds:.0f} s")
+
+
+def _needle(asking: Asking, asked: Range, counter: Counter, length: int, depth: float) -> Needle:
+    """One prompt, and what came of it.
+
+    Args:
+        asking: the server, and what may be spent on it.
+        asked: where the deadline and the seed stand.
+        counter: characters of a token; it learns from the answer.
+        length: of prompt and answer together, in tokens.
+        depth: of the fact, in percent.
+    """
+    server, budget = asking.server, asking.budget
     characters = counter.characters(length - ANSWER_TOKENS)
     if characters < haystack.shortest():
         return Needle(length=length, depth=depth, outcome="skipped", detail=TOO_SHORT)
-    hay = haystack.build(characters, depth, f"{wanted.seed} {length} {depth:g}")
+    hay = haystack.build(characters, depth, f"{asked.seed} {length} {depth:g}")
     expected = counter.tokens(len(hay.text))
     about: dict[str, Any] = {
         "length": length,
@@ -218,30 +232,24 @@ def _one(
     most = counter.most(len(hay.text))
     if why := budget.forbids(most, ANSWER_TOKENS):
         return Needle(**about, outcome="skipped", detail=why)
-    given = wanted.timeout or 60 + SLOWEST * length
-    deadline = budget.deadline(given)
-    done, total = so_far
-
-    def waiting(seconds: float) -> None:
-        reporter.progress(done, total, f"{length:,} tokens, depth {depth:g} %: waiting {seconds:.0f} s")
-
-    server.waiting = waiting
+    timeout = asked.timeout or 60 + SLOWEST * length
+    deadline = budget.deadline(timeout)
     budget.send(most, ANSWER_TOKENS)
     try:
         answer = server.stream(hay.text, deadline, max_tokens=ANSWER_TOKENS, temperature=0)
     except RequestFailed as failed:
         nothing = 0 if failed.kind in ("refused", "denied") else None
         budget.receive(nothing, nothing)
-        if failed.kind == "hung" and deadline < given:
-            # It is not the server that was too slow for its deadline.
+        if failed.kind == "hung" and deadline < timeout:
+            # The time that is left of --max-cost ended it, not a deadline that the server has missed.
             return Needle(
                 **about, outcome="skipped", detail=f"--max-cost {budget.limit.words} ended it", seconds=deadline
             )
         return _failed(about, failed, deadline)
-    told = answer.prompt_tokens
-    budget.receive(_spent(told, len(hay.text)), answer.answer_tokens)
-    if told and counter.learn(len(hay.text), told, counter.overhead):
-        about |= {"tokens": told, "counted": "usage"}
+    counted = answer.prompt_tokens
+    budget.receive(_spent(counted, len(hay.text)), answer.answer_tokens)
+    if counted and counter.learn(len(hay.text), counted, counter.overhead):
+        about |= {"tokens": counted, "counted": "usage"}
     if answer.ignored:
         return _failed(about, RequestFailed("ignored", "an empty answer", seconds=answer.seconds), deadline)
     return _answered(about, hay, answer, deadline)

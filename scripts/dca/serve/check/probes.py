@@ -76,13 +76,13 @@ class Asking:
         server: asked.
         budget: that it goes on.
         timeout: seconds for one request.
+        counted: characters and tokens of the plain chat prompt; None where the server does not tell the latter.
     """
 
     server: Server
     budget: Budget
     timeout: float
     counted: tuple[int, int] | None = None
-    """Characters and tokens of the plain chat prompt, where the server told the latter."""
 
     def __call__(self, ask: Callable[..., Answer], text: str, tokens: int, **more: Any) -> Answer:
         """One request.
@@ -91,7 +91,7 @@ class Asking:
             RequestFailed: any kind.
             ProbeEnded: when it would cost too much.
         """
-        # A token is a byte at least.
+        # No token is shorter than a byte, so that a text has at most as many tokens as bytes.
         most = len(text.encode()) + OVERHEAD
         if why := self.budget.forbids(most, tokens):
             raise ProbeEnded("skipped", "", why)
@@ -104,7 +104,7 @@ class Asking:
             nothing = 0 if failed.kind in ("refused", "denied") else None
             self.budget.receive(nothing, nothing)
             if failed.kind == "hung" and deadline < self.timeout:
-                # It is not the server that was too slow for its deadline.
+                # The time that is left of --max-cost ended it, not a deadline that the server has missed.
                 raise ProbeEnded("skipped", "", f"--max-cost {self.budget.limit.words} ended it") from None
             raise
         self.budget.receive(answer.prompt_tokens, answer.answer_tokens)
@@ -144,12 +144,12 @@ def _sampling(asking: Asking) -> str:
                 "do without top_k and repetition_penalty, and the model repeats itself more.",
             ) from None
         if failed.kind in ("broken", "gone", "cut"):
-            told = troubles.tell(failed)
+            trouble = troubles.tell(failed)
             raise ProbeEnded(
                 "failed",
-                told.code,
-                told.detail,
-                f"{told.remedy} An engine without the op of the repetition penalty ends at the first such request: "
+                trouble.code,
+                trouble.detail,
+                f"{trouble.remedy} An engine without the op of the repetition penalty ends at the first such request: "
                 "`dca inspect WHEEL --model DIR` names what a wheel lacks.",
             ) from None
         raise
@@ -160,8 +160,8 @@ def _sense(asking: Asking) -> str:
     answer = asking(asking.server.chat, SUM, 16, temperature=0)
     _whole(answer)
     # Numbers of the question may stand beside it; any other is a result too.
-    told = {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", answer.text)}
-    if SUM_ANSWER not in told or told - {SUM_ANSWER, *SUMMANDS}:
+    numbers = {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", answer.text)}
+    if SUM_ANSWER not in numbers or numbers - {SUM_ANSWER, *SUMMANDS}:
         raise ProbeEnded(
             "failed",
             troubles.MODEL,
@@ -202,10 +202,10 @@ def _right_call(answer: Answer) -> None:
         )
     name, arguments = answer.calls[0]
     try:
-        told = json.loads(arguments)
+        call = json.loads(arguments)
     except ValueError:
-        told = None
-    if name != "get_weather" or not isinstance(told, dict) or not isinstance(told.get("city"), str):
+        call = None
+    if name != "get_weather" or not isinstance(call, dict) or not isinstance(call.get("city"), str):
         raise ProbeEnded(
             "failed",
             troubles.MODEL,
@@ -236,7 +236,7 @@ def _structured(asking: Asking) -> str:
         Book.model_validate_json(answer.text)
     except ValidationError as error:
         first = error.errors()[0]
-        # What is too much is named as the answer names it.
+        # The name of a key that is too much comes from the answer, and is shown like the rest of it.
         place = answer.shown(".".join(map(str, first["loc"]))) if first["loc"] else "the text"
         wrong = f"{place}: {first['msg'].lower()}"
     except ValueError:
@@ -285,7 +285,6 @@ PROBES: dict[str, tuple[str, Callable[[Asking], str]]] = {
     "structured": ("an answer keeps to a JSON schema", _structured),
 }
 MODELS = "models"
-NAMES = (MODELS, *PROBES)
 
 
 def run(asking: Asking, names: tuple[str, ...], needed: tuple[str, ...], reporter: Reporter) -> Iterator[Probe]:
@@ -303,24 +302,24 @@ def run(asking: Asking, names: tuple[str, ...], needed: tuple[str, ...], reporte
         if gone:
             yield Probe(name=name, proves=PROBES[name][0], status="skipped", detail=gone)
             continue
-        found = _one(asking, name)
-        if found.status == "refused" and name in needed:
-            found = found.model_copy(update={"status": "failed", "code": troubles.PROTOCOL})
-        if found.code == troubles.UNREACHABLE:
+        probe = _probe(asking, name)
+        if probe.status == "refused" and name in needed:
+            probe = probe.model_copy(update={"status": "failed", "code": troubles.PROTOCOL})
+        if probe.code == troubles.UNREACHABLE:
             gone = f"the server was gone after `{name}`"
-        yield found
+        yield probe
 
 
-def _one(asking: Asking, name: str) -> Probe:
+def _probe(asking: Asking, name: str) -> Probe:
     proves, ask = PROBES[name]
     started = time.monotonic()
-    told: dict[str, Any] = {"status": "passed"}
+    result: dict[str, Any] = {"status": "passed"}
     try:
-        told["detail"] = ask(asking)
+        result["detail"] = ask(asking)
     except ProbeEnded as other:
-        told = {"status": other.status, "code": other.code, "detail": other.detail, "remedy": other.remedy}
+        result = {"status": other.status, "code": other.code, "detail": other.detail, "remedy": other.remedy}
     except RequestFailed as failed:
         code, detail, remedy = troubles.tell(failed)
-        told = {"status": "failed", "code": code, "detail": detail, "remedy": remedy}
+        result = {"status": "failed", "code": code, "detail": detail, "remedy": remedy}
     seconds = round(time.monotonic() - started, 3)
-    return Probe(name=name, proves=proves, seconds=seconds, deadline=asking.timeout, **told)
+    return Probe(name=name, proves=proves, seconds=seconds, deadline=asking.timeout, **result)

@@ -10,7 +10,7 @@ from dca.serve.check.values import ServeCheck
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
-def render(found: ServeCheck) -> str:
+def render(result: ServeCheck) -> str:
     """The page."""
     import jinja2
     from markupsafe import Markup
@@ -19,5 +19,5 @@ def render(found: ServeCheck) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     # The picture escapes what it shows by itself.
-    picture = Markup(heat.svg(found)) if found.needles else ""  # noqa: S704
-    return template.render(found=found, picture=picture, seconds=heat.seconds)
+    picture = Markup(heat.svg(result)) if result.needles else ""  # noqa: S704
+    return template.render(result=result, picture=picture, seconds=heat.seconds)

@@ -12,7 +12,7 @@ UNREACHABLE, PROTOCOL, PROMPT, MODEL = "DCA-160", "DCA-161", "DCA-162", "DCA-163
 LOG = "read the end of the server's log; `dca explain LOG` tells what it is."
 PLAN = "`dca serve plan` tells the longest prompt that fits, and the flags that make more fit."
 
-# What mostly comes from something between here and the server, and says nothing of its engine.
+# Statuses that mostly come from a proxy before the server, and say nothing of its engine.
 BY_STATUS = {
     413: "a million tokens are 5 MB: let the proxy take bodies of that size (nginx: client_max_body_size), or ask the "
     "engine itself.",

@@ -136,8 +136,8 @@ class ServeCheck(Document):
     @property
     def troubles(self) -> tuple[Probe | Needle, ...]:
         """What is wrong, in the order in which it was met."""
-        every: tuple[Probe | Needle, ...] = (*self.probes, *self.needles)
-        return tuple(one for one in every if one.code)
+        parts: tuple[Probe | Needle, ...] = (*self.probes, *self.needles)
+        return tuple(part for part in parts if part.code)
 
     @property
     def passed(self) -> bool:
@@ -146,4 +146,4 @@ class ServeCheck(Document):
 
     def at(self, length: int, depth: float) -> Needle | None:
         """The prompt of one length and depth."""
-        return next((one for one in self.needles if (one.length, one.depth) == (length, depth)), None)
+        return next((needle for needle in self.needles if (needle.length, needle.depth) == (length, depth)), None)

@@ -1,0 +1,144 @@
+"""Reads and writes the records of an index, from which its pages are made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
+from dca.publish import layout
+from dca.publish.place import Place, raced
+from dca.publish.values import Record
+
+# So many records are asked for at once: a bucket takes some 30 ms to answer for each.
+READERS = 8
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A record as it lies in an index.
+
+    Args:
+        signature: of its file, which changes whenever the file does.
+        sha256: of its file.
+    """
+
+    record: Record
+    signature: str
+    sha256: str
+
+
+@dataclass
+class Known:
+    """The records of an index, as they were read last.
+
+    Args:
+        place: the index.
+        kept: the records by file name of their wheels.
+    """
+
+    place: Place
+    kept: dict[str, Kept] = field(default_factory=dict)
+
+    def listed(self, name: str) -> Record | None:
+        """A wheel's record, if it is listed."""
+        kept = self.kept.get(name)
+        return kept.record if kept is not None and kept.record.state == "listed" else None
+
+    def records(self) -> list[Record]:
+        """Every record, by file name."""
+        return [self.kept[name].record for name in sorted(self.kept)]
+
+    def sums(self) -> bytes:
+        """The hashes of all records' files."""
+        return sums({layout.record(name): kept.sha256 for name, kept in self.kept.items()})
+
+    def write(self, changed: Iterable[Record]) -> None:
+        """Write records.
+
+        Raises:
+            DcaError: DCA-906 when somebody else has changed one meanwhile.
+        """
+        # A copy with changes was not checked when it was made.
+        for record in [Record.model_validate(copy.model_dump()) for copy in changed]:
+            before = self.kept.get(record.file)
+            content = documents.dumps(record)
+            signature = self.place.put_record(record.file, content, before.signature if before else None)
+            self.kept[record.file] = Kept(record, signature, store.sha256_bytes(content))
+        self.place.barrier()
+
+    def refresh(self) -> bool:
+        """Read what has changed since it was read last; whether anything has.
+
+        Raises:
+            DcaError: DCA-908 for a record that is damaged, DCA-906 when somebody has just deleted one.
+        """
+        signatures = self.place.signatures()
+        same = {name for name, kept in self.kept.items() if signatures.get(name) == kept.signature}
+        gone = set(self.kept) - same
+        changed = sorted(set(signatures) - same)
+        for name in gone:
+            del self.kept[name]
+        with ThreadPoolExecutor(READERS) as readers:
+            for name, content in zip(changed, readers.map(self._read, changed), strict=True):
+                self.kept[name] = Kept(parse_record(name, content), signatures[name], store.sha256_bytes(content))
+        return bool(gone or changed)
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self.place.read(layout.record(name))
+        except FileNotFoundError:
+            raise raced(name) from None
+
+
+def read_records(place: Place) -> Known:
+    """The records of an index.
+
+    Raises:
+        DcaError: DCA-908 for a record that is damaged, DCA-906 when somebody has just deleted one.
+    """
+    known = Known(place)
+    known.refresh()
+    return known
+
+
+def sums(hashes: Mapping[str, str]) -> bytes:
+    """The sha256 of files by path, in the form that `sha256sum --check` reads."""
+    return "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(hashes.items())).encode()
+
+
+def parse_record(name: str, content: bytes) -> Record:
+    """A record from its file.
+
+    Raises:
+        DcaError: DCA-908.
+    """
+    try:
+        values = json.loads(content)
+        # In memory a record knows its own type; on disk only the schema's name says it.
+        record = Record.model_validate({**values, "schema": values.get("schema", "")})
+        if record.file != name:
+            raise ValueError(f"it is of {record.file}")  # noqa: TRY301 - one error for all that can be wrong
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DcaError(
+            "DCA-908",
+            f"{layout.shown(layout.record(name))} is damaged.",
+            why=reason(error),
+            remedy="restore it from a copy, or delete it and publish the wheel again; pages are made from records.",
+        ) from None
+    return record
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a record, and with which of its keys."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    words = first["msg"].removeprefix("Value error, ")
+    return f"{key if layout.is_plain(key) else ascii(key)}: {words}" if key else words
