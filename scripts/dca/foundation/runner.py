@@ -205,13 +205,15 @@ class _Program:
         process: the program, or the guardian above it.
         lifeline: held open as long as it is to run; None without a guardian.
         report: where the guardian says how the program ended.
+        ending: the words of that report, once it was read.
+        grace: as in `Supervision`.
     """
 
     name: str
     process: subprocess.Popen[bytes]
     lifeline: int | None = None
     report: int | None = None
-    told: tuple[str, ...] = ()
+    ending: tuple[str, ...] = ()
     grace: float = GRACE_SECONDS
 
     def end(self) -> None:
@@ -227,7 +229,7 @@ class _Program:
             # The guardian has waited already, and a second Ctrl-C means that nothing is waited for any more.
             end_session(self.process, self.grace if self.report is None else 0.0)
             if self.report is not None:
-                self.told = tuple(os.read(self.report, 1024).decode().split())
+                self.ending = tuple(os.read(self.report, 1024).decode().split())
                 os.close(self.report)
                 self.report = None
 
@@ -237,10 +239,10 @@ class _Program:
         Raises:
             DcaError: DCA-103 when it could not be started.
         """
-        if self.told[:1] == ("errno",):
-            raise _not_started(self.name, os.strerror(int(self.told[1])))
-        if self.told:
-            return os.waitstatus_to_exitcode(int(self.told[1]))
+        if self.ending[:1] == ("errno",):
+            raise _not_started(self.name, os.strerror(int(self.ending[1])))
+        if self.ending:
+            return os.waitstatus_to_exitcode(int(self.ending[1]))
         return int(self.process.returncode)
 
 
