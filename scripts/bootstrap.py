@@ -100,8 +100,8 @@ def install(*, dev: bool) -> None:
     """Create or complete `.venv` for the groups asked for."""
     locks = [LOCKS / "tool.txt", *([LOCKS / "dev.txt"] if dev else [])]
     stamp = VENV / (".dca-dev" if dev else ".dca-tool")
-    wanted = digest([ROOT / "pyproject.toml", *locks])
-    if stamp.is_file() and stamp.read_text() == wanted and (VENV / "bin/python").exists():
+    contents = digest([ROOT / "pyproject.toml", *locks])
+    if stamp.is_file() and stamp.read_text() == contents and (VENV / "bin/python").exists():
         return
     if python_version(VENV / "bin/python") != sys.version.split()[0] and VENV.exists():
         # Another Python was asked for, or an interrupted run left nothing that works.
@@ -110,7 +110,7 @@ def install(*, dev: bool) -> None:
     requirements = [argument for lock in locks for argument in ("-r", str(lock))]
     run([*installer, "--no-deps", "--require-hashes", *requirements])
     run([*installer, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
-    stamp.write_text(wanted)
+    stamp.write_text(contents)
 
 
 def main() -> None:

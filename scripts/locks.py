@@ -102,9 +102,9 @@ def reader_locks(cache: store.Store, scratch: Path) -> None:
     """What is put in front of an environment to read configs with another version; torch is the environment's."""
     for reader in readers.load_all():
         if reader.package:
-            wanted = scratch / f"{reader.name}.in"
-            wanted.write_text(f"{reader.package}\n")
-            solve([wanted], data.reader_lock(reader.name), cache, before=reader.lock_date)
+            inputs = scratch / f"{reader.name}.in"
+            inputs.write_text(f"{reader.package}\n")
+            solve([inputs], data.reader_lock(reader.name), cache, before=reader.lock_date)
 
 
 def main() -> None:
@@ -114,11 +114,11 @@ def main() -> None:
     parser.add_argument("--source", action="append", default=[], metavar="NAME=PATH", help="a recipe's local clone")
     parser.add_argument("--readers", action="store_true", help="also those of the readers of configs")
     parser.add_argument("--tool", action="store_true", help="also the tool's own locks, to the newest versions")
-    given = parser.parse_args()
-    sources = dict(text.split("=", 1) for text in given.source)
+    arguments = parser.parse_args()
+    sources = dict(text.split("=", 1) for text in arguments.source)
     with tempfile.TemporaryDirectory(prefix="dca-") as folder:
         cache = store.Store(Path(folder) / "cache").open()
-        if given.tool:
+        if arguments.tool:
             root = data.data_root()
             locks = root / "build/locks"
             solve(
@@ -133,11 +133,11 @@ def main() -> None:
                 cache,
                 before="",
             )
-        if given.readers:
+        if arguments.readers:
             reader_locks(cache, Path(folder))
         for path in sorted(data.recipes_folder().glob("*.toml")):
             recipe = recipes.load(path).recipe
-            if given.recipe and recipe.name not in given.recipe:
+            if arguments.recipe and recipe.name not in arguments.recipe:
                 continue
             if recipe.source.kind == "git" and recipe.name not in sources:
                 print(f"{recipe.name}: skipped; name a clone with --source {recipe.name}=PATH")

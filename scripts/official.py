@@ -46,7 +46,7 @@ def describe(file: Path) -> Member:
     if file.suffix != ".so":
         return Member(sha256=store.sha256_file(file))
     code = fatbin.read(file)
-    sass, ptx = (tuple(arch for arch in found if arch != NVCC_DEFAULT) for found in (code.sass, code.ptx))
+    sass, ptx = (tuple(arch for arch in named if arch != NVCC_DEFAULT) for named in (code.sass, code.ptx))
     return Member(sha256=store.sha256_file(file), sass=sass, ptx=ptx)
 
 
@@ -57,15 +57,15 @@ def digests(recipe: Recipe, registered: tuple[str, ...]) -> dict[str, str]:
         recipe: whose groups.
         registered: schemas, as the modules registered them.
     """
-    wanted = {op for group in recipe.groups.values() for op in (*group.ops, *group.answers)}
-    found: dict[str, str] = {}
+    named = {op for group in recipe.groups.values() for op in (*group.ops, *group.answers)}
+    by_name: dict[str, str] = {}
     for schema in registered:
         name = ops.op_name(schema)
-        if name in wanted and found.setdefault(name, ops.digest(schema)) != ops.digest(schema):
+        if name in named and by_name.setdefault(name, ops.digest(schema)) != ops.digest(schema):
             sys.exit(f"{name} is registered with two schemas; a recipe can hold only one.")
-    if missing := sorted(wanted - set(found)):
+    if missing := sorted(named - set(by_name)):
         sys.exit(f"the official wheel does not register {', '.join(missing)}.")
-    return dict(sorted(found.items()))
+    return dict(sorted(by_name.items()))
 
 
 def tables(official: OfficialWheel) -> str:
@@ -87,25 +87,25 @@ def _toml(value: str | tuple[str, ...]) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def read(recipe: Recipe, given: Path | None, cache: store.Store, reporter: Reporter) -> OfficialWheel:
+def read(recipe: Recipe, file: Path | None, cache: store.Store, reporter: Reporter) -> OfficialWheel:
     """What is in the official wheel of a recipe.
 
     Args:
         recipe: names the wheel.
-        given: the file; fetched from the package index when None. Its hash must be the recipe's.
+        file: the wheel; fetched from the package index when None. Its hash must be the recipe's.
         cache: for the download and the build environment.
         reporter: told of both.
     """
     official = recipe.official_wheel
     if official is None:
         sys.exit(f"{recipe.name} names no official wheel: write [official_wheel] with members = {{}} first.")
-    if given is None:
-        given = index.download(official, cache, lambda done, total: reporter.progress(done, total, official.file))
-    elif store.sha256_file(given) != official.sha256:
-        sys.exit(f"{given} is not {official.file} with sha256 {official.sha256}.")
+    if file is None:
+        file = index.download(official, cache, lambda done, total: reporter.progress(done, total, official.file))
+    elif store.sha256_file(file) != official.sha256:
+        sys.exit(f"{file} is not {official.file} with sha256 {official.sha256}.")
     own = machine.look().python
     assert own is not None  # noqa: S101 - it is the one that runs this
-    with tempfile.TemporaryDirectory(prefix="dca-") as scratch, zipfile.ZipFile(given) as wheel:
+    with tempfile.TemporaryDirectory(prefix="dca-") as scratch, zipfile.ZipFile(file) as wheel:
         names = members(recipe, wheel)
         for name in names:
             wheel.extract(name, scratch)
@@ -132,14 +132,14 @@ def main() -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--wheel", type=Path, help="the official wheel, where it is at hand already")
     parser.add_argument("--cache-dir", type=Path, default=os.environ.get("DCA_CACHE_DIR"), help="as for dca")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
         with terminal(as_json=False, quiet=False) as reporter:
-            recipe = recipes.find(given.recipe, recipes.load_all()).recipe
-            found = read(recipe, given.wheel, open_cache(given.cache_dir).open(), reporter)
+            recipe = recipes.find(arguments.recipe, recipes.load_all()).recipe
+            wheel = read(recipe, arguments.wheel, open_cache(arguments.cache_dir).open(), reporter)
     except DcaError as error:
         sys.exit(str(error))
-    print(tables(found), end="")
+    print(tables(wheel), end="")
 
 
 if __name__ == "__main__":

@@ -58,11 +58,11 @@ def pins(content: bytes, label: str, names: list[str], platform: str, url: str |
     """
     manifest = json.loads(content)
     # Manifests of before 12.2 do not say what release they are of.
-    if (told := manifest.get("release_label", label)) != label:
-        sys.exit(f"the manifest is that of CUDA {told}, not {label}.")
+    if (actual := manifest.get("release_label", label)) != label:
+        sys.exit(f"the manifest is that of CUDA {actual}, not {label}.")
     if missing := [name for name in names if platform not in manifest.get(name, {})]:
         sys.exit(f"the manifest of CUDA {label} has no {', '.join(missing)} for {platform}.")
-    found = [
+    components = [
         Component(
             name=name,
             version=manifest[name]["version"],
@@ -77,7 +77,7 @@ def pins(content: bytes, label: str, names: list[str], platform: str, url: str |
         label=label,
         manifest=f"redistrib_{label}.json",
         sha256=store.sha256_bytes(content),
-        components=tuple(found),
+        components=tuple(components),
     )
 
 
@@ -85,19 +85,19 @@ def table(pinned: Redist) -> str:
     """The TOML of a toolkit file's `[redist]`."""
     lines = ["[redist]", *(f"{key} = {json.dumps(getattr(pinned, key))}" for key in ("url", "label", "manifest"))]
     lines.append(f'sha256 = "{pinned.sha256}"')
-    for one in pinned.components:
-        lines += ["", "[[redist.components]]", *(f"{key} = {json.dumps(value)}" for key, value in one)]
+    for component in pinned.components:
+        lines += ["", "[[redist.components]]", *(f"{key} = {json.dumps(value)}" for key, value in component)]
     return "\n".join([*lines, ""])
 
 
 def version(pinned: Redist) -> str:
     """What the nvcc of a release says of itself."""
-    return next(one.version for one in pinned.components if one.name == COMPILER)
+    return next(component.version for component in pinned.components if component.name == COMPILER)
 
 
 def megabytes(pinned: Redist) -> int:
     """Size of the whole download, in MB, rounded up."""
-    return math.ceil(sum(one.size for one in pinned.components) / 1e6)
+    return math.ceil(sum(component.size for component in pinned.components) / 1e6)
 
 
 def renewed(text: str, pinned: Redist) -> str:
@@ -117,30 +117,30 @@ def main() -> None:
     parser.add_argument("--manifest", metavar="FILE|URL", help="that release's manifest, where it is at hand")
     parser.add_argument("--component", action="append", help="take these in place of the file's; may be repeated")
     parser.add_argument("--write", action="store_true", help="write it into the file")
-    given = parser.parse_args()
-    path = data.toolkits_folder() / f"{given.toolkit}.toml"
+    arguments = parser.parse_args()
+    path = data.toolkits_folder() / f"{arguments.toolkit}.toml"
     try:
         source = datafile.load(ToolkitSource, path)
         if source.redist is None:
-            sys.exit(f"{given.toolkit} names no archives of NVIDIA's: give it a [redist] first.")
-        label = given.label or source.redist.label
-        place = given.manifest or f"{redist.endpoint(source.redist)}redistrib_{label}.json"
-        names = given.component or [one.name for one in source.redist.components]
-        found = pins(read(place), label, names, f"linux-{source.machine}", source.redist.url)
-        if label == source.redist.label and found.sha256 != source.redist.sha256:
+            sys.exit(f"{arguments.toolkit} names no archives of NVIDIA's: give it a [redist] first.")
+        label = arguments.label or source.redist.label
+        place = arguments.manifest or f"{redist.endpoint(source.redist)}redistrib_{label}.json"
+        names = arguments.component or [component.name for component in source.redist.components]
+        pinned = pins(read(place), label, names, f"linux-{source.machine}", source.redist.url)
+        if label == source.redist.label and pinned.sha256 != source.redist.sha256:
             sys.exit(
-                f"the manifest of CUDA {label} is not the one that is pinned: sha256 {found.sha256},\n"
+                f"the manifest of CUDA {label} is not the one that is pinned: sha256 {pinned.sha256},\n"
                 f"pinned {source.redist.sha256}. A release's manifest does not change; ask another copy of it."
             )
-        if given.write:
-            store.write_bytes(path, renewed(path.read_text(encoding="utf-8"), found).encode())
+        if arguments.write:
+            store.write_bytes(path, renewed(path.read_text(encoding="utf-8"), pinned).encode())
             datafile.load(ToolkitSource, path)
     except DcaError as error:
         sys.exit(str(error))
-    if given.write:
-        print(f"{path}: CUDA {version(found)}, {megabytes(found)} MB; sha256 of the manifest {found.sha256}")
+    if arguments.write:
+        print(f"{path}: CUDA {version(pinned)}, {megabytes(pinned)} MB; sha256 of the manifest {pinned.sha256}")
     else:
-        print(f'version = "{version(found)}"\ndownload_mb = {megabytes(found)}\n\n{table(found)}', end="")
+        print(f'version = "{version(pinned)}"\ndownload_mb = {megabytes(pinned)}\n\n{table(pinned)}', end="")
 
 
 if __name__ == "__main__":

@@ -132,13 +132,13 @@ def test_a_python_that_is_not_installed_is_not_found() -> None:
 def test_a_python_that_is_found_tells_its_own_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uv = program(tmp_path / "uv", f'echo "$*" > "{tmp_path}/asked"; echo noise; echo {sys.executable}')
     monkeypatch.setattr(machine, "find_uv", lambda: uv)
-    found = machine.other_python("3.98")
-    assert found is not None
-    assert (found.version, found.path) == (platform.python_version(), sys.executable)
-    asked = (tmp_path / "asked").read_text().split()
-    assert asked[:2] == ["python", "find"]
-    assert "--no-python-downloads" in asked
-    assert asked[-1] == "3.98"
+    python = machine.other_python("3.98")
+    assert python is not None
+    assert (python.version, python.path) == (platform.python_version(), sys.executable)
+    arguments = (tmp_path / "asked").read_text().split()
+    assert arguments[:2] == ["python", "find"]
+    assert "--no-python-downloads" in arguments
+    assert arguments[-1] == "3.98"
 
 
 def test_a_python_that_does_not_run_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

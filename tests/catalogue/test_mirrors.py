@@ -28,10 +28,10 @@ BODY = b"whole " * 2000
 
 @pytest.fixture
 def other() -> Iterator[Place]:
-    one = Place()
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
+    place = Place()
+    yield place
+    place.server.shutdown()
+    place.server.server_close()
 
 
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Path:
@@ -52,15 +52,15 @@ def test_without_a_file_each_place_is_asked_itself(tmp_path: Path, monkeypatch: 
 
 
 def test_the_longest_beginning_decides_and_the_place_itself_comes_last_unless_it_is_named() -> None:
-    told = Config(
+    config = Config(
         mirrors={
             "https://github.com/": ("https://one/", "https://two/x/"),
             "https://github.com/own/": ("https://github.com/own/", "https://three/"),
         }
     )
-    assert places("https://github.com/a", told) == ("https://one/a", "https://two/x/a", "https://github.com/a")
-    assert places("https://github.com/own/a", told) == ("https://github.com/own/a", "https://three/a")
-    assert places("https://github.company/a", told) == ("https://github.company/a",)
+    assert places("https://github.com/a", config) == ("https://one/a", "https://two/x/a", "https://github.com/a")
+    assert places("https://github.com/own/a", config) == ("https://github.com/own/a", "https://three/a")
+    assert places("https://github.company/a", config) == ("https://github.company/a",)
 
 
 @pytest.mark.parametrize(
@@ -166,13 +166,13 @@ def test_archives_of_nvidia_come_from_the_first_of_several_places_that_has_them(
     place: Place, other: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DCA_REDIST_URL", raising=False)
-    one = Component(name="nvcc", version="1", relative_path="a/nvcc.tar.xz", sha256=sha(BODY), size=len(BODY))
+    component = Component(name="nvcc", version="1", relative_path="a/nvcc.tar.xz", sha256=sha(BODY), size=len(BODY))
     many = Redist(
         url=("https://one.invalid/redist", "https://two.invalid/redist/"),
         label="1",
         manifest="m.json",
         sha256=sha(BODY),
-        components=(one,),
+        components=(component,),
     )
     assert redist.endpoints(many) == ("https://one.invalid/redist/", "https://two.invalid/redist/")
     configure(
@@ -182,7 +182,7 @@ def test_archives_of_nvidia_come_from_the_first_of_several_places_that_has_them(
     )
     other.pages["/redist/a/nvcc.tar.xz"] = other.pages["/redist/m.json"] = ("x/y", BODY)
     assert redist.probe(many) == ""
-    assert redist.download(one, many, store.Store(tmp_path / "cache")).read_bytes() == BODY
+    assert redist.download(component, many, store.Store(tmp_path / "cache")).read_bytes() == BODY
     monkeypatch.setenv("DCA_REDIST_URL", place.url)
     assert redist.endpoints(many) == (f"{place.url}/",)
 
@@ -193,9 +193,9 @@ def test_archives_of_nvidia_come_from_the_first_of_several_places_that_has_them(
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """The folder that a git server's repositories are in, and the commit of the one that it has."""
-    one = Repository(tmp_path / "served/group/kit.git")
-    one.write("a", b"a")
-    commit = one.commit()
+    repository = Repository(tmp_path / "served/group/kit.git")
+    repository.write("a", b"a")
+    commit = repository.commit()
     web = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (GitHandler,), {"root": tmp_path / "served"}))
     threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{web.server_port}/", commit
@@ -208,11 +208,11 @@ def test_a_commit_comes_from_a_mirror_of_its_repository(
 ) -> None:
     url, commit = served
     configure(tmp_path, monkeypatch, f'[mirrors]\n"https://hub.invalid/" = ["http://127.0.0.1:9/", "{url}"]\n')
-    asked = "https://hub.invalid/group/kit.git/.git"
-    assert git.probe(asked) == ""
-    assert git.branch_head(asked, "main", local=False) == commit
+    clone = "https://hub.invalid/group/kit.git/.git"
+    assert git.probe(clone) == ""
+    assert git.branch_head(clone, "main", local=False) == commit
     started = time.monotonic()
-    repository = git.fetch([asked], commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
+    repository = git.fetch([clone], commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
     assert time.monotonic() - started < 20
     assert git.has_commit(repository, commit)
 
@@ -225,8 +225,8 @@ def test_a_mirror_without_the_commit_is_passed_over(
     old.write("a", b"older")
     old.commit()
     configure(tmp_path, monkeypatch, f'[mirrors]\n"https://hub.invalid/group/" = ["{url}old/", "{url}group/"]\n')
-    asked = "https://hub.invalid/group/kit.git/.git"
-    repository = git.fetch([asked], commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
+    clone = "https://hub.invalid/group/kit.git/.git"
+    repository = git.fetch([clone], commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
     git.export(repository, commit, tmp_path / "tree")
     assert (tmp_path / "tree/a").read_bytes() == b"a"
 
@@ -239,7 +239,7 @@ def test_a_git_server_that_stalls_is_left_for_the_next_one_in_time(
     url, commit = served
     if scale(50) != 50:
         monkeypatch.setattr(git, "STALL", ("-c", "http.lowSpeedLimit=10", "-c", "http.lowSpeedTime=1"))
-    asked: list[bytes] = []
+    requests: list[bytes] = []
 
     class Stalling(GitHandler):
         root = tmp_path / "served"
@@ -247,7 +247,7 @@ def test_a_git_server_that_stalls_is_left_for_the_next_one_in_time(
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if b"command=fetch" in body:
-                asked.append(body)
+                requests.append(body)
                 time.sleep(60)
             real, self.rfile = self.rfile, io.BytesIO(body)
             super().answer()
@@ -267,6 +267,6 @@ def test_a_git_server_that_stalls_is_left_for_the_next_one_in_time(
     print(f"a git server that stalls: left after {spent:.1f} s")
     assert git.has_commit(repository, commit)
     assert spent < 20
-    assert len(asked) == 1
+    assert len(requests) == 1
     web.shutdown()
     web.socket.close()

@@ -45,7 +45,7 @@ def test_what_a_config_says(tmp_path: Path, changed: dict[str, object], field: s
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "why"),
     [
         ([1], "no JSON object"),
         ({**DENSE, "architectures": []}, "`architectures` is not a list of names"),
@@ -57,11 +57,11 @@ def test_what_a_config_says(tmp_path: Path, changed: dict[str, object], field: s
         ({**DENSE, "quantization_config": "awq"}, "names no `quant_method`"),
     ],
 )
-def test_what_is_no_config_is_refused(tmp_path: Path, config: object, told: str) -> None:
+def test_what_is_no_config_is_refused(tmp_path: Path, config: object, why: str) -> None:
     with pytest.raises(DcaError) as refused:
         model_needs.read(write(tmp_path, config))
     assert refused.value.code == "DCA-205"
-    assert told in refused.value.why
+    assert why in refused.value.why
 
 
 def test_a_file_that_is_not_there_or_not_json_is_refused(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ MODEL = Model(name="m", architectures=("A",), head_dim=64, experts=8, quantizati
 
 def test_everything_that_is_lacking_is_named() -> None:
     missing = model_needs.lacks(MODEL, Coverage(architectures=("B",), head_dims=(128,), quantizations=("fp8",)))
-    for told in ("architecture A", "head dimension 64", "8 experts", "awq weights (it has fp8)"):
-        assert any(told in one for one in missing), missing
+    for lack in ("architecture A", "head dimension 64", "8 experts", "awq weights (it has fp8)"):
+        assert any(lack in text for text in missing), missing
     assert len(missing) == 4
 
 

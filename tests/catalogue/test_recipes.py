@@ -205,10 +205,10 @@ def test_every_archive_and_wheel_is_pinned_by_its_hash_and_every_repository_by_i
     commits = [(name, keys, value) for name, keys, value in seen if keys[-1] == "commit"]
     assert len(hashes) > 10
     assert len(commits) > 3
-    assert [one for one in hashes if not re.fullmatch(r"[0-9a-f]{64}", one[2])] == []
-    assert [one for one in commits if not re.fullmatch(r"[0-9a-f]{40}", one[2])] == []
+    assert [entry for entry in hashes if not re.fullmatch(r"[0-9a-f]{64}", entry[2])] == []
+    assert [entry for entry in commits if not re.fullmatch(r"[0-9a-f]{40}", entry[2])] == []
     # A hash that is that of nothing, or one that was only filled in.
-    assert [one for one in hashes if len(set(one[2])) < 8] == []
+    assert [entry for entry in hashes if len(set(entry[2])) < 8] == []
 
 
 @pytest.mark.parametrize("loaded", ALL, ids=lambda loaded: loaded.recipe.name)
@@ -255,16 +255,16 @@ class TestEachRecipe:
 
     def test_its_lock_pins_a_transformers_that_works(self, loaded: Loaded) -> None:
         assert loaded.locked["transformers"]
-        assert [one for one in loaded.locked["transformers"] if one not in SpecifierSet(">=4.37,<5")] == []
+        assert [version for version in loaded.locked["transformers"] if version not in SpecifierSet(">=4.37,<5")] == []
 
     def test_its_locks_keep_to_what_the_recipe_asks_for(self, loaded: Loaded) -> None:
         build = recipes.locked_versions(data.locks_folder(loaded.recipe.name) / "build.txt")
-        for asked, locked in ((loaded.recipe.build_requirements, build), (loaded.recipe.caps, loaded.locked)):
-            for text in asked:
+        for requirements, locked in ((loaded.recipe.build_requirements, build), (loaded.recipe.caps, loaded.locked)):
+            for text in requirements:
                 requirement = Requirement(text)
                 versions = locked[canonicalize_name(requirement.name)]
                 assert versions, text
-                assert [one for one in versions if one not in requirement.specifier] == [], text
+                assert [version for version in versions if version not in requirement.specifier] == [], text
 
     def test_its_locks_are_of_the_recipes_date(self, loaded: Loaded) -> None:
         for kind in ("run", "build"):
@@ -433,9 +433,9 @@ def test_it_can_be_built(loaded: Loaded, dca: RunDca, tmp_path: Path) -> None:
     recipe = loaded.recipe
     done = dca("wheel", "--recipe", recipe.name, "--with", QUICK, "--out", tmp_path, "--json", timeout=3000.0)
     assert done.returncode == 0, done.stderr[-4000:]
-    made = Made.model_validate_json(done.stdout)
-    (module,) = documents.read(Build, Path(made.run) / "build.json").modules
-    assert Path(made.wheel).parent == tmp_path
+    wheel = Made.model_validate_json(done.stdout)
+    (module,) = documents.read(Build, Path(wheel.run) / "build.json").modules
+    assert Path(wheel.wheel).parent == tmp_path
     assert {ops.op_name(schema) for schema in module.schemas} == set(recipe.groups[QUICK].ops)
     if recipe.official_wheel is not None:
         digests = {ops.op_name(schema): ops.digest(schema) for schema in module.schemas}

@@ -54,7 +54,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def found(tmp_path: Path, named: Path | None = None) -> list[FoundToolkit]:
     """What was found, without the toolkits that this machine really has."""
-    return [one for one in toolkits.discover(named) if Path(one.path).is_relative_to(tmp_path.resolve())]
+    return [kit for kit in toolkits.discover(named) if Path(kit.path).is_relative_to(tmp_path.resolve())]
 
 
 def test_a_machine_without_toolkits_has_none(tmp_path: Path, bare: Path) -> None:
@@ -68,7 +68,7 @@ def test_toolkits_come_in_the_order_they_are_preferred(
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "home", "12.6.20")))
     (bare / "nvcc").symlink_to(toolkit(tmp_path / "path-toolkit", "12.5.40") / "bin/nvcc")
     named = toolkit(tmp_path / "named", "12.4.131")
-    assert [(Path(one.path).name, one.version, one.origin) for one in found(tmp_path, named)] == [
+    assert [(Path(kit.path).name, kit.version, kit.origin) for kit in found(tmp_path, named)] == [
         ("named", "12.4.131", "--toolkit"),
         ("home", "12.6.20", "CUDA_HOME"),
         ("path-toolkit", "12.5.40", "nvcc on PATH"),
@@ -78,14 +78,14 @@ def test_toolkits_come_in_the_order_they_are_preferred(
 
 
 def test_a_whole_toolkit_lacks_nothing(tmp_path: Path, bare: Path) -> None:
-    (one,) = found(tmp_path, toolkit(tmp_path / "cuda"))
-    assert one == FoundToolkit(
+    (kit,) = found(tmp_path, toolkit(tmp_path / "cuda"))
+    assert kit == FoundToolkit(
         path=str((tmp_path / "cuda").resolve()),
         version="12.4.131",
         origin="--toolkit",
         fixes={"sinpi": "needed", "rsqrt": "needed"},
     )
-    assert one.line == "12.4"
+    assert kit.line == "12.4"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_a_whole_toolkit_lacks_nothing(tmp_path: Path, bare: Path) -> None:
     ],
 )
 def test_an_incomplete_toolkit_says_what_is_missing(part: str, what: str, tmp_path: Path, bare: Path) -> None:
-    (one,) = found(tmp_path, toolkit(tmp_path / "cuda", without=part))
-    assert one.missing == (what,)
+    (kit,) = found(tmp_path, toolkit(tmp_path / "cuda", without=part))
+    assert kit.missing == (what,)
 
 
 def test_parts_in_the_folder_of_the_target_count(tmp_path: Path, bare: Path) -> None:
@@ -124,13 +124,13 @@ def test_a_toolkit_that_several_places_name_is_listed_once(
     (bare / "nvcc").symlink_to(tmp_path / "cuda/bin/nvcc")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     monkeypatch.setenv("CONDA_PREFIX", f"{folder}/")
-    assert [(one.path, one.origin) for one in found(tmp_path)] == [(str(folder.resolve()), "CUDA_HOME")]
+    assert [(kit.path, kit.origin) for kit in found(tmp_path)] == [(str(folder.resolve()), "CUDA_HOME")]
 
 
 def test_a_wrapper_script_leads_to_the_toolkit_it_starts(tmp_path: Path, bare: Path) -> None:
     folder = toolkit(tmp_path / "real")
     script(bare / "nvcc", f'exec "{folder}/bin/nvcc" "$@"')
-    assert [(one.path, one.origin) for one in found(tmp_path)] == [(str(folder.resolve()), "nvcc on PATH")]
+    assert [(kit.path, kit.origin) for kit in found(tmp_path)] == [(str(folder.resolve()), "nvcc on PATH")]
 
 
 def test_a_program_named_nvcc_that_belongs_to_no_toolkit_is_left_out(tmp_path: Path, bare: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_path_with_spaces_and_other_letters_is_kept(wrapped: bool, tmp_path: P
         script(bare / "nvcc", f'exec "{folder}/bin/nvcc" "$@"')
     else:
         (bare / "nvcc").symlink_to(folder / "bin/nvcc")
-    assert [one.path for one in found(tmp_path)] == [str(folder.resolve())]
+    assert [kit.path for kit in found(tmp_path)] == [str(folder.resolve())]
 
 
 def test_a_folder_without_an_nvcc_is_no_toolkit(tmp_path: Path, bare: Path) -> None:
@@ -160,7 +160,7 @@ def test_an_nvcc_that_does_not_work_is_left_out(
 ) -> None:
     script(toolkit(tmp_path / "broken") / "bin/nvcc", body)
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "good")))
-    assert [Path(one.path).name for one in found(tmp_path, tmp_path / "broken")] == ["good"]
+    assert [Path(kit.path).name for kit in found(tmp_path, tmp_path / "broken")] == ["good"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_an_nvcc_that_cannot_be_started_is_left_out(
     nvcc.write_bytes(content)
     nvcc.chmod(mode)
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "good")))
-    assert [Path(one.path).name for one in found(tmp_path, tmp_path / "broken")] == ["good"]
+    assert [Path(kit.path).name for kit in found(tmp_path, tmp_path / "broken")] == ["good"]
 
 
 # --- the data files ------------------------------------------------------------------------------------------

@@ -83,15 +83,15 @@ def test_a_mistake_gets_one_message_with_its_code(
 
 def test_an_error_as_json_is_one_document(dca: RunDca, tmp_path: Path) -> None:
     done = dca("plan", "--cuda", "11.8", "--json", "--cache-dir", tmp_path)
-    told = json.loads(done.stdout)
-    assert (told["schema"], told["code"], told["exit"], done.returncode) == ("dca.error/1", "DCA-303", 3, 3)
+    document = json.loads(done.stdout)
+    assert (document["schema"], document["code"], document["exit"], done.returncode) == ("dca.error/1", "DCA-303", 3, 3)
 
 
 def test_a_plan_is_the_same_bytes_in_a_shuffled_environment(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
     noise = {f"DCA_NOISE_{number}": str(number) for number in range(50)}
     noise |= {"LC_ALL": "C", "LANG": "de_DE.UTF-8", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7", "MAX_JOBS": "99"}
     noise |= {"CXX": "clang++", "TORCH_CUDA_ARCH_LIST": "5.0", "NVCC_APPEND_FLAGS": "-O0", "CMAKE_GENERATOR": "Xcode"}
-    told = set()
+    codes = set()
     for seed in range(3):
         order = list({**os.environ, **noise}.items())
         random.Random(seed).shuffle(order)
@@ -103,10 +103,10 @@ def test_a_plan_is_the_same_bytes_in_a_shuffled_environment(dca: RunDca, cache: 
             check=True,
             env={**dict(order), "PYTHONPATH": str(ROOT / "scripts")},
         )
-        told.add(done.stdout)
-    assert len(told) == 1
+        codes.add(done.stdout)
+    assert len(codes) == 1
     plain = dca("plan", "--json", "--cache-dir", tmp_path)
-    assert plain.stdout in told
+    assert plain.stdout in codes
 
 
 def test_an_index_that_cannot_be_reached_is_no_plan_and_leaves_nothing(dca: RunDca, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_the_package_is_installed_with_its_data_outside_of_the_checkout(tmp_path
     done = subprocess.run([python, "-c", script], cwd=tmp_path, env=env, text=True, capture_output=True, check=True)
     root, names = done.stdout.splitlines()
     assert root.startswith(str(tmp_path / "venv"))
-    assert names == f"{[one.recipe.name for one in recipes.load_all()]} True"
+    assert names == f"{[loaded.recipe.name for loaded in recipes.load_all()]} True"
     assert (tmp_path / "venv/bin/dca").is_file()
 
 

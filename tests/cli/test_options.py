@@ -14,11 +14,11 @@ def test_one_value_may_name_several_companions(tmp_path: Path) -> None:
     first, second = tmp_path / "a clone", tmp_path / "b=c,d"
     first.mkdir()
     second.mkdir()
-    wanted = {"flash-attention": str(first), "flash-attention/csrc/cutlass": str(second)}
-    words = [f"{name}={path}" for name, path in wanted.items()]
-    assert options.companions(tuple(words)) == wanted
-    assert options.companions((" ".join(words),)) == wanted
-    assert options.companions((",".join(words),)) == wanted
+    paths = {"flash-attention": str(first), "flash-attention/csrc/cutlass": str(second)}
+    words = [f"{name}={path}" for name, path in paths.items()]
+    assert options.companions(tuple(words)) == paths
+    assert options.companions((" ".join(words),)) == paths
+    assert options.companions((",".join(words),)) == paths
 
 
 @pytest.mark.parametrize("text", ["flash-attention", "=x", "flash-attention=", ""])

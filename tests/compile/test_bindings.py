@@ -221,9 +221,9 @@ def test_a_second_branch_with_a_condition_of_its_own_is_not_lost(opening: str) -
         '#elif defined(OTHER)\n  ops.def("second() -> int");\n'
         '#else\n  ops.def("third() -> int");\n#endif\n}\n'
     )
-    wanted = ("_C::first",) if opening == "#ifndef" else ("_C::second", "_C::third")
-    text = bindings.generate(upstream, "_C", {"one": Group(module="_C", why="x", ops=wanted)}, ("USE_ROCM",))
-    assert len(statements(text)) == len(wanted)
+    ops = ("_C::first",) if opening == "#ifndef" else ("_C::second", "_C::third")
+    text = bindings.generate(upstream, "_C", {"one": Group(module="_C", why="x", ops=ops)}, ("USE_ROCM",))
+    assert len(statements(text)) == len(ops)
     assert text.count("#if") == text.count("#endif")
     assert "#elif" not in text
 
@@ -306,14 +306,14 @@ GROUPS = {"fa-64": (64,), "index": ()}
 def test_every_instantiation_that_is_left_out_has_one_stub() -> None:
     lines = [line for line in bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines() if line.startswith("template <>")]
     assert len(lines) == len(set(lines)) == 2 * 2 * 3 * 2
-    wanted = {
+    expected = {
         f"{function}<{dtype}, {dimension}, {causal}>"
         for function in SPEC.functions
         for dtype in SPEC.dtypes
         for dimension in SPEC.head_dims
         for causal in ("false", "true")
     }
-    assert {line.split("void ")[1].split("(")[0] for line in lines} == wanted
+    assert {line.split("void ")[1].split("(")[0] for line in lines} == expected
 
 
 def test_a_head_dimension_that_is_compiled_has_no_stub() -> None:
@@ -333,9 +333,11 @@ def test_a_stub_says_which_head_dimension_of_which_module_is_missing() -> None:
 
 @pytest.mark.parametrize(("dimension", "way"), [(64, "build with --with fa-64"), (256, "build with --profile full")])
 def test_a_stub_names_the_build_that_has_its_head_dimension(dimension: int, way: str) -> None:
-    told = [line for line in bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines() if f"dimension {dimension} " in line]
-    assert len(told) == 2 * 2 * 2
-    assert all(way in line for line in told)
+    lines = [
+        line for line in bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines() if f"dimension {dimension} " in line
+    ]
+    assert len(lines) == 2 * 2 * 2
+    assert all(way in line for line in lines)
 
 
 def test_stubs_stand_in_the_namespace_behind_their_headers() -> None:

@@ -68,14 +68,14 @@ def test_what_another_plan_has_placed_elsewhere_is_not_touched(tree: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("FAILED: CMakeFiles/_C.dir/csrc/a.cu.o ", "compiling a.cu.o failed."),
         ("FAILED: [code=2] CMakeFiles/_C.dir/csrc/a.cu.o ", "compiling a.cu.o failed."),
         ("FAILED: [code=1] _C.abi3.so ", "linking _C.abi3.so failed."),
     ],
 )
-def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, told: str, tmp_path: Path) -> None:
+def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, message: str, tmp_path: Path) -> None:
     """A stand-in for ninja in a build environment of its own."""
     ninja = tmp_path / "bin/ninja"
     store.write_bytes(
@@ -84,7 +84,7 @@ def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, told: 
     (tmp_path / "ninja").mkdir()
     with pytest.raises(DcaError) as failed:
         cmake.build(cmake.BuildFolder(tmp_path, tmp_path / "bin/python", {}), ["_C"], 1, quiet_run(tmp_path))
-    assert (failed.value.code, failed.value.what, failed.value.why) == ("DCA-603", told, "x.cu(3): error: no")
+    assert (failed.value.code, failed.value.what, failed.value.why) == ("DCA-603", message, "x.cu(3): error: no")
 
 
 def test_a_cache_of_another_source_is_made_anew(cmake_python: Path, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_nothing_of_where_the_folder_is_gets_into_a_module(
     cmake_python: Path, planned: Plan, toolkit: Path, tmp_path: Path
 ) -> None:
     """Real nvcc, in two folders of which one needs quoting; the second source lies below a project()."""
-    libraries, made = " ".join(f"-L{path}" for path in provide.folders(toolkit, "lib")), []
+    libraries, modules = " ".join(f"-L{path}" for path in provide.folders(toolkit, "lib")), []
     for place in ("here", "elsew'here with Räumen"):
         folder = tmp_path / place
         top = "cmake_minimum_required(VERSION 3.26)\nproject(p LANGUAGES CXX CUDA)\n"
@@ -136,9 +136,9 @@ def test_nothing_of_where_the_folder_is_gets_into_a_module(
         built = cmake.BuildFolder(folder, cmake_python, provide.compiler_environment(toolkit))
         cmake.configure(arguments, "", built, {}, quiet_run(folder))
         cmake.build(built, ["one", "two"], 2, quiet_run(folder))
-        made.append([(folder / "ninja" / name).read_bytes() for name in ("libone.so", "sub/libtwo.so")])
-    assert made[0] == made[1]
-    for module in made[0]:
+        modules.append([(folder / "ninja" / name).read_bytes() for name in ("libone.so", "sub/libtwo.so")])
+    assert modules[0] == modules[1]
+    for module in modules[0]:
         assert str(tmp_path).encode() not in module
         assert b"src/" in module
 
@@ -182,9 +182,9 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, cmake_python: Path) -> Project:
-    made = Project(tmp_path / "build", cmake_python)
-    assert made.build() == 3
-    return made
+    project = Project(tmp_path / "build", cmake_python)
+    assert project.build() == 3
+    return project
 
 
 def test_a_whole_build_is_left_alone(project: Project) -> None:
@@ -200,8 +200,8 @@ def test_objects_outlive_a_plan_that_does_not_want_them(project: Project) -> Non
     before = {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.o")}
     for sources in ("a.cpp", "a.cpp b.cpp c.cpp", "b.cpp c.cpp"):
         project.take(sources)
-        told = cmake.commands(project.folder, ["one"])
-        assert sum(" -c " in line for line in told) == len(sources.split())
+        commands = cmake.commands(project.folder, ["one"])
+        assert sum(" -c " in line for line in commands) == len(sources.split())
         assert cmake.sources(project.ninja, "one") == tuple(sources.split())
         assert project.build() == 0
         assert {path: path.stat().st_mtime_ns for path in project.ninja.rglob("*.o")} == before
@@ -226,9 +226,9 @@ def test_what_was_finished_before_the_kill_is_kept(project: Project) -> None:
     env = runner.environment()
     ninja = project.folder.program("ninja")
     assert runner.run([ninja, "-C", project.ninja, "CMakeFiles/one.dir/a.cpp.o"], env=env).ok
-    made = project.object("a").stat().st_mtime_ns
+    modified = project.object("a").stat().st_mtime_ns
     assert project.build() == 0
-    assert project.object("a").stat().st_mtime_ns == made
+    assert project.object("a").stat().st_mtime_ns == modified
 
 
 @pytest.mark.parametrize("name", [".ninja_log", ".ninja_deps"])
@@ -243,8 +243,8 @@ def test_a_log_that_was_cut_costs_at_most_what_it_no_longer_has(
         project.was_killed()
         lines = [line.split(b"\t") for line in content[:size].split(b"\n")[:-1]]
         logged = {line[3] for line in lines if len(line) == 5 and line[3].endswith(b".o")}
-        made = project.build()
-        assert made == 3 - len(logged) if name == ".ninja_log" else made <= 3
+        outcome = project.build()
+        assert outcome == 3 - len(logged) if name == ".ninja_log" else outcome <= 3
         assert project.build() == 0
         assert project.module.read_bytes() == whole
 

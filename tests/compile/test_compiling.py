@@ -67,16 +67,16 @@ class Running:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Ninja does not go on for the time of the block, so that the run cannot end in it."""
-        found = [
+        compilers = [
             process for process in psutil.process_iter(["cmdline"]) if self._is_ninja(process.info["cmdline"] or [])
         ]
-        assert found
-        for process in found:
+        assert compilers
+        for process in compilers:
             process.suspend()
         try:
             yield
         finally:
-            for process in found:
+            for process in compilers:
                 process.resume()
 
     def _is_ninja(self, words: Sequence[str]) -> bool:
@@ -105,9 +105,9 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
     It runs in another folder, with another umask, time zone, locale, home, user and number of jobs than the one in
     `small_cache`, at another time, and must give the same bytes.
     """
-    out, here = tmp_path / "Räder und mehr", tmp_path / "cache"
-    here.mkdir()
-    link_cache(here, cache)
+    out, cache_folder = tmp_path / "Räder und mehr", tmp_path / "cache"
+    cache_folder.mkdir()
+    link_cache(cache_folder, cache)
     planted = {
         "CXX": "/bin/false",
         "NVCC_PREPEND_FLAGS": "--nonsense",
@@ -117,10 +117,12 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
         "LC_ALL": "tr_TR.UTF-8",
         "HOME": str(tmp_path),
     }
-    elsewhere = Running(here, out, planted, as_somebody_else(), ("--jobs", "3"))
-    elsewhere.until(lambda: "_C_bindings" in "".join(log.read_text() for log in here.glob("build/*/ninja/.ninja_log")))
+    elsewhere = Running(cache_folder, out, planted, as_somebody_else(), ("--jobs", "3"))
+    elsewhere.until(
+        lambda: "_C_bindings" in "".join(log.read_text() for log in cache_folder.glob("build/*/ninja/.ninja_log"))
+    )
     elsewhere.until_it_compiles()
-    (finished,) = objects(here).items()
+    (finished,) = objects(cache_folder).items()
     run = elsewhere
     for number, times in ((signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGINT, 3)):
         run.until_it_compiles()
@@ -129,25 +131,25 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
             time.sleep(0.05)
         status, stderr = run.end()
         assert (status, stderr.count("Interrupted."), "Traceback" in stderr) == (130, 1, False), stderr
-        assert programs(str(here)) == []
-        assert leftovers(here) == []
+        assert programs(str(cache_folder)) == []
+        assert leftovers(cache_folder) == []
         assert not list(out.glob("*")) if out.exists() else True
-        assert dict([finished]) == objects(here)
-        run = Running(here, out, planted, as_somebody_else(), ("--jobs", "3"))
+        assert dict([finished]) == objects(cache_folder)
+        run = Running(cache_folder, out, planted, as_somebody_else(), ("--jobs", "3"))
 
     # Two runs of the same plan, and one of another.
     one = run
     one.until_it_compiles()
-    two = Running(here, out)
+    two = Running(cache_folder, out)
     source = tmp_path / "changed"
-    shutil.copytree(next(here.glob("tree/*/source")), source)
+    shutil.copytree(next(cache_folder.glob("tree/*/source")), source)
     (source / "vllm/version.py").write_text("# another\n")
     with one.held():
-        other = dca("wheel", *INDEX_ONLY[:-1], "9.0", "--list", "--cache-dir", here)
+        other = dca("wheel", *INDEX_ONLY[:-1], "9.0", "--list", "--cache-dir", cache_folder)
         assert other.returncode == 0, other.stderr
         assert "another run" not in other.stderr
         # Of the same archs, it would share the folder.
-        other = dca("wheel", *INDEX_ONLY, "--source", source, "--dirty", "--list", "--cache-dir", here)
+        other = dca("wheel", *INDEX_ONLY, "--source", source, "--dirty", "--list", "--cache-dir", cache_folder)
         assert other.returncode == 0, other.stderr
         assert f"another run (process {one.process.pid}) compiles another plan there: taking " in other.stderr
     status, stderr = one.end()
@@ -157,21 +159,23 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
     assert status == 0, stderr
     assert f"another run (process {one.process.pid}) makes the same wheel; waiting for it." in stderr
     assert "compile  " not in stderr
-    after = objects(here)
+    after = objects(cache_folder)
     assert after[finished[0]] == finished[1]
     assert len(after) == 2
 
-    first = make_small(dca, here, out)
+    first = make_small(dca, cache_folder, out)
     assert first.unchanged
     assert (first.objects, first.objects_compiled_now) == (2, 1)
     build = documents.read(Build, Path(first.run) / "build.json")
     (module,) = build.modules
-    assert [one.source for one in module.objects] == [
+    assert [compiled.source for compiled in module.objects] == [
         "generated/_C_bindings.cpp",
         "source/csrc/attention/vertical_slash_index.cu",
     ]
     # ninja writes no zeros in front.
-    assert all(one.seconds > 0 and re.fullmatch("[0-9a-f]{8,16}", one.command_hash) for one in module.objects)
+    assert all(
+        compiled.seconds > 0 and re.fullmatch("[0-9a-f]{8,16}", compiled.command_hash) for compiled in module.objects
+    )
     assert {schema.split("(")[0] for schema in module.schemas} == {
         "_C::convert_vertical_slash_indexes",
         "_C::convert_vertical_slash_indexes_mergehead",
@@ -180,12 +184,12 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
         assert [name for name in archive.namelist() if name.endswith(".so")] == ["vllm/_C.abi3.so"]
 
     Path(first.wheel).unlink()
-    back = make_small(dca, here, out)
+    back = make_small(dca, cache_folder, out)
     assert not back.unchanged
     assert back.objects_compiled_now == 0
     assert back.sha256 == first.sha256, "the same plan gave other bytes"
-    there = make_small(dca, small_cache, tmp_path / "there")
-    assert there.sha256 == first.sha256, "the same plan gave other bytes elsewhere"
+    copy = make_small(dca, small_cache, tmp_path / "there")
+    assert copy.sha256 == first.sha256, "the same plan gave other bytes elsewhere"
 
 
 def test_a_changed_line_of_python_compiles_no_kernel(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:
@@ -248,39 +252,39 @@ class Told(Silent):
 
 
 def test_plans_share_a_folder_and_none_waits_for_another(tmp_path: Path) -> None:
-    cache, told = store.Store(tmp_path), Told()
+    cache, reporter = store.Store(tmp_path), Told()
     shared, other = cache.folder("build", "k"), cache.folder("build", "k-two")
-    with compiling.locked("k", "k-one", Run(cache, told, tmp_path)) as one:
+    with compiling.locked("k", "k-one", Run(cache, reporter, tmp_path)) as one:
         finish(one)
-        with compiling.locked("k", "k-two", Run(cache, told, tmp_path)) as two:
+        with compiling.locked("k", "k-two", Run(cache, reporter, tmp_path)) as two:
             assert (one, two) == (shared, other)
             finish(two)
-    (note,) = told.notes
+    (note,) = reporter.notes
     assert "compiles another plan there: taking k-two." in note
     # A plan goes on where it began, and one that has only looked has begun nothing.
     with (
-        compiling.locked("k", "k-one", Run(cache, told, tmp_path)),
-        compiling.locked("k", "k-three", Run(cache, told, tmp_path)) as three,
+        compiling.locked("k", "k-one", Run(cache, reporter, tmp_path)),
+        compiling.locked("k", "k-three", Run(cache, reporter, tmp_path)) as three,
     ):
         cmake_only = three / "ninja/.ninja_log"
         store.write_bytes(cmake_only, b"# ninja log v6\n")
     for plan, folder in (("k-one", shared), ("k-two", other), ("k-three", shared), ("k-four", shared)):
-        with compiling.locked("k", plan, Run(cache, told, tmp_path)) as taken:
+        with compiling.locked("k", plan, Run(cache, reporter, tmp_path)) as taken:
             assert taken == folder, plan
 
 
 def test_two_runs_of_one_plan_are_never_in_two_folders(tmp_path: Path) -> None:
-    cache, told, taken = store.Store(tmp_path), Told(), []
+    cache, reporter, taken = store.Store(tmp_path), Told(), []
 
     def second() -> None:
-        with compiling.locked("k", "k-one", Run(store.Store(tmp_path), told, tmp_path)) as folder:
+        with compiling.locked("k", "k-one", Run(store.Store(tmp_path), reporter, tmp_path)) as folder:
             taken.append(folder)
 
     with compiling.locked("k", "k-one", Run(cache, Silent(), tmp_path)):
         thread = threading.Thread(target=second)
         thread.start()
-        assert wait_for(lambda: bool(told.notes), 10.0)
-        assert "compiles the same; waiting for it." in told.notes[0]
+        assert wait_for(lambda: bool(reporter.notes), 10.0)
+        assert "compiles the same; waiting for it." in reporter.notes[0]
         assert taken == []
     thread.join(10.0)
     assert taken == [cache.folder("build", "k")]
@@ -290,7 +294,7 @@ def test_memory_is_looked_at_when_the_folder_is_free(
     planned: Plan, all_recipes: tuple[recipes.Loaded, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has compiled in it until then takes none any more."""
-    cache, told, free = store.Store(tmp_path), Told(), [3 * 2**30]
+    cache, reporter, free = store.Store(tmp_path), Told(), [3 * 2**30]
     plan = planned.model_copy(update={"jobs": 8, "heavy_jobs": 8})
     recipe = recipes.find(plan.recipe, all_recipes).recipe
     torch = TorchFacts(version="2", cuda="12.4", cxx11_abi=False, includes=(), libraries="", python_include="")
@@ -301,30 +305,30 @@ def test_memory_is_looked_at_when_the_folder_is_free(
     def second() -> None:
         tree, log = Tree(folder=str(tmp_path), sources=(), members={}), tmp_path / "log"
         job = Job(plan=plan, recipe=recipe, tree=tree, toolkit=tmp_path, python=tmp_path, torch=torch)
-        with compiling.prepared(job, Run(cache, told, log)) as (allowed, _):
+        with compiling.prepared(job, Run(cache, reporter, log)) as (allowed, _):
             jobs.append(allowed)
 
     shared = compiling.build_key(plan, tmp_path, torch)
     with cache.lock("build", f"{shared}-{plan.key[:16]}"):
         thread = threading.Thread(target=second)
         thread.start()
-        assert wait_for(lambda: bool(told.notes), 10.0)
+        assert wait_for(lambda: bool(reporter.notes), 10.0)
         free[0] = 512 * 2**30
     thread.join(10.0)
     assert jobs == [8]
 
 
-@pytest.mark.parametrize("there", [None, b"", b"another"])
+@pytest.mark.parametrize("before", [None, b"", b"another"])
 def test_a_module_is_kept_whole_whatever_stood_there(
-    there: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut leaves an empty file under the name of one that was moved there before it was on the disk."""
+    """A power cut leaves an empty file under the name of one that was moved before before it was on the disk."""
     file = tmp_path / "_C.abi3.so"
     file.write_bytes(b"module")
     cache = store.Store(tmp_path / "cache")
     place = cache.download(store.sha256_file(file), file.name)
-    if there is not None:
-        store.write_bytes(place, there)
+    if before is not None:
+        store.write_bytes(place, before)
     synced: list[bytes] = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(f"/proc/self/fd/{number}").read_bytes()))
     for _ in range(2):

@@ -67,7 +67,7 @@ FULL = Full(
 @pytest.fixture(scope="module")
 def recipe(all_recipes: tuple[Loaded, ...]) -> Recipe:
     """A real recipe that offers the profile."""
-    return next(one.recipe for one in all_recipes if one.recipe.full and one.recipe.official_wheel)
+    return next(loaded.recipe for loaded in all_recipes if loaded.recipe.full and loaded.recipe.official_wheel)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_upstreams_cmake_compiles_with_the_given_companion_and_installs_where_th
     assert not any("PATH" in line or "libcuda" in line for line in needed(files[1]))
     sources = [cmake.sources(small.folder / "ninja", name) for name in names]
     assert sources == [("source/csrc/a.cpp", "source/csrc/b.cpp", "source/csrc/generated.cpp"), ("other/b.cpp",)]
-    assert [one.source for one in cmake.objects(small.folder / "ninja", "_A")] == list(sources[0])
+    assert [compiled.source for compiled in cmake.objects(small.folder / "ninja", "_A")] == list(sources[0])
     listed = cmake.commands(folder, names)
     assert len(listed) == 4 + 2
     # The archs that were asked for reached CMake, and not those that somebody once exported.
@@ -165,13 +165,13 @@ def test_upstreams_cmake_compiles_with_the_given_companion_and_installs_where_th
 
 
 def test_the_same_plan_gives_the_same_bytes_in_another_folder(small: Small, tmp_path: Path) -> None:
-    made = []
+    contents = []
     for name in ("one", "another"):
-        there = replace(small, folder=tmp_path / name)
-        there.build()
-        made.append((there.folder / "ninja/_A.abi3.so").read_bytes())
-    assert made[0] == made[1]
-    assert b"src/source/csrc/b.cpp" in made[0]
+        copy = replace(small, folder=tmp_path / name)
+        copy.build()
+        contents.append((copy.folder / "ninja/_A.abi3.so").read_bytes())
+    assert contents[0] == contents[1]
+    assert b"src/source/csrc/b.cpp" in contents[0]
 
 
 def test_a_changed_source_compiles_itself_alone_and_nothing_changed_configures_nothing(small: Small) -> None:
@@ -186,7 +186,7 @@ def test_a_changed_source_compiles_itself_alone_and_nothing_changed_configures_n
 
 
 def test_a_companion_that_cannot_be_had_is_left_out_of_the_configuration(small: Small) -> None:
-    (module,) = (one for one in small.plan.modules if one.name == "_A")
+    (module,) = (module for module in small.plan.modules if module.name == "_A")
     (small.job.tree.path("other") / "b.cpp").unlink()
     alone = replace(small, job=replace(small.job, plan=small.plan.model_copy(update={"modules": (module,)})))
     assert alone.build() == 3
@@ -250,25 +250,25 @@ def test_archs_are_chosen_as_upstreams_own_function_chooses_them(
 ) -> None:
     assert recipe.full is not None
     offered = recipe.full.archs
-    asked = [archs for size in (1, 2, 3) for archs in itertools.combinations(offered, size)]
+    requests = [archs for size in (1, 2, 3) for archs in itertools.combinations(offered, size)]
     known = {module.archs for module in recipe.full.modules.values() if module.archs}
-    cases = [(one, archs) for one in sorted(known) for archs in asked]
+    cases = [(archs_known, archs) for archs_known in sorted(known) for archs in requests]
     script = tmp_path / "archs.cmake"
     lines = [
-        f'cuda_archs_loose_intersection(FOUND "{";".join(one)}" "{";".join(archs)}")\nmessage("=${{FOUND}}")'
-        for one, archs in cases
+        f'cuda_archs_loose_intersection(FOUND "{";".join(archs_known)}" "{";".join(archs)}")\nmessage("=${{FOUND}}")'
+        for archs_known, archs in cases
     ]
     utilities = source / "cmake/utils.cmake"
     head = ["cmake_minimum_required(VERSION 3.26)", f'include("{utilities}")']
     script.write_text("\n".join([*head, *lines]) + "\n")
     done = runner.run([python.parent / "cmake", "-P", script], supervision=runner.Supervision(keep_lines=10_000))
     assert done.ok, done.text
-    found = [line[1:].split(";") for line in done.tail if line.startswith("=")]
-    assert len(found) == len(cases) > 100
-    for (one, archs), theirs in zip(cases, found, strict=True):
+    answers = [line[1:].split(";") for line in done.tail if line.startswith("=")]
+    assert len(answers) == len(cases) > 100
+    for (archs_known, archs), theirs in zip(cases, answers, strict=True):
         sass = {arch.removesuffix("+PTX").rstrip("a") for arch in theirs if arch}
         ptx = {arch.removesuffix("+PTX") for arch in theirs if arch.endswith("+PTX")}
-        assert tuple(map(set, nearest(one, archs))) == (sass, ptx), (one, archs)
+        assert tuple(map(set, nearest(archs_known, archs))) == (sass, ptx), (archs_known, archs)
 
 
 @pytest.fixture(scope="module")

@@ -505,7 +505,7 @@ def test_an_archive_that_would_fill_the_disk_is_refused_before_it_does(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In place of 256 MiB, which take a while to pack.
-    monkeypatch.setattr(index, "SMALL_UNPACKED", 16 << 20)
+    monkeypatch.setattr(archives, "SMALL_UNPACKED", 16 << 20)
     path, size = tmp_path / "bomb", 24 << 20
     if kind.startswith("tar"):
         info = tarfile.TarInfo("top/zeros")

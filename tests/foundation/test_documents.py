@@ -49,7 +49,7 @@ def backwards(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: backwards(value[key]) for key in reversed(list(value))}
     if isinstance(value, list):
-        return [backwards(one) for one in value]
+        return [backwards(item) for item in value]
     return value
 
 
@@ -89,8 +89,8 @@ def test_a_document_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_document_names_its_schema(tmp_path: Path) -> None:
     documents.write(Folder(paper=PAPER), tmp_path / "folder.json")
-    told = json.loads((tmp_path / "folder.json").read_bytes())
-    assert (told["schema"], told["paper"]["schema"]) == ("dca.folder/1", "dca.paper/1")
+    document = json.loads((tmp_path / "folder.json").read_bytes())
+    assert (document["schema"], document["paper"]["schema"]) == ("dca.folder/1", "dca.paper/1")
     assert documents.read(Folder, tmp_path / "folder.json").paper == PAPER
 
 

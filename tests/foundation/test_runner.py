@@ -66,8 +66,8 @@ def python(program: str) -> list[str]:
 def seen_by_child(**options: object) -> dict[str, str]:
     env = runner.environment(**options)  # type: ignore[arg-type]
     done = runner.run(python("import json, os; print(json.dumps(dict(os.environ)))"), env=env)
-    told: dict[str, str] = json.loads(done.tail[-1])
-    return told
+    environment: dict[str, str] = json.loads(done.tail[-1])
+    return environment
 
 
 def pids(path: Path) -> list[int]:

@@ -86,8 +86,8 @@ def test_no_message_log_or_error_shows_a_credential(
         assert absent(secret, git.probe(text))
     assert absent(secret, log.read_text())
     assert command_line(["config", "show", text]) != 0
-    told = capsys.readouterr()
-    assert absent(secret, told.out + told.err)
+    output = capsys.readouterr()
+    assert absent(secret, output.out + output.err)
 
 
 @pytest.mark.parametrize("shape", [name for name, text in sorted(SHAPES.items()) if text.lower().startswith("http")])
@@ -102,9 +102,9 @@ def test_an_index_with_a_credential_is_used_and_never_shown(
     for named in ("index.example:8443", "index.example", "INDEX.example", "s3.example", "blob.example"):
         text = text.replace(named, host)
     monkeypatch.setenv(variable, text)
-    wanted = IndexFile(package="thing", version="1.0", file="thing-1.0.tar.gz", sha256="0" * 64)
+    file = IndexFile(package="thing", version="1.0", file="thing-1.0.tar.gz", sha256="0" * 64)
     with pytest.raises(DcaError) as refused:
-        index.download(wanted, store.Store(tmp_path / "cache"))
+        index.download(file, store.Store(tmp_path / "cache"))
     assert absent(secret, str(refused.value))
     assert absent(secret, index.probe())
 
@@ -137,7 +137,7 @@ def test_what_netrc_and_the_environment_hold_is_known_wherever_it_turns_up(
     proxy = planted("password", chance)[0]
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:{quote(proxy + '@!', safe='')}@proxy.example:3128")
     every = [*kept.values(), in_netrc, proxy + "@!"]
-    text = " and ".join([*every, *(base64.b64encode(f"user:{one}".encode()).decode() for one in every[-2:])])
+    text = " and ".join([*every, *(base64.b64encode(f"user:{secret}".encode()).decode() for secret in every[-2:])])
     log = tmp_path / "log"
     runner.run(["printf", "%s\\n", text], log=log)
     for shown in (log.read_text(), str(DcaError("DCA-402", text, why=text)), secrets.redact(text)):
@@ -189,16 +189,30 @@ def test_no_document_of_a_build_shows_a_credential(
         "HTTPS_PROXY": f"http://user:{planted_here['proxy']}@127.0.0.1:9",
         "UV_INDEX_CORP_PASSWORD": planted_here["token"],
     }
-    told = ""
+    output = ""
     for words in (("plan", "--json"), ("fetch", "--json"), ("wheel",), ("fetch", "--bundle", tmp_path / "x.dca")):
         done = dca(*words, "--recipe", "vllm-0.10.2", "--prebuilt", "all", "--cache-dir", tmp_path / "cache", env=env)
-        told += done.stdout + done.stderr
-    assert "DCA-" in told
+        output += done.stdout + done.stderr
+    assert "DCA-" in output
     kept = "".join(
         path.read_text(errors="replace")
         for path in (tmp_path / "cache").rglob("*")
         if path.is_file() and path.suffix in (".json", ".log", ".txt", "")
     )
     for name, secret in planted_here.items():
-        assert absent(secret, told), name
+        assert absent(secret, output), name
         assert absent(secret, kept), name
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("https://user:pass@host/x", "https://host/x"),
+        ("see http://token@host:8080/a and https://u:p@other/b.", "see http://host:8080/a and https://other/b."),
+        ("https://user:p@ss@host/x", "https://host/x"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("mail me@example.org", "mail me@example.org"),
+    ],
+)
+def test_credentials_are_taken_out_of_a_text(text: str, clean: str) -> None:
+    assert redact(text) == clean

@@ -112,7 +112,7 @@ def small(planned: Plan, all_recipes: tuple, place: Place, tmp_path: Path, monke
     repository.write("csrc/deep/er/run.sh", b"#!/bin/sh\n", 0o755)
     repository.write("docs/long.txt", b"not needed\n" * 1000)
     commit = repository.commit()
-    real = next(one.recipe for one in all_recipes if one.recipe.name == planned.recipe)
+    real = next(loaded.recipe for loaded in all_recipes if loaded.recipe.name == planned.recipe)
     source = SdistSource(kind="sdist", package="thing", version="1.0", file=SDIST, sha256=sha(sdist))
     kit = Companion(
         source=GitSource(kind="git", urls=("https://nowhere.invalid/kit.git",), commit=commit), only=("csrc",)
@@ -148,11 +148,11 @@ def test_git_reads_a_pack_and_finds_every_object_in_it(small: Small, tmp_path: P
     gitpack.write(objects, tmp_path / "one.pack")
     gitpack.read(tmp_path / "one.pack", tmp_path / "bare", tmp_path / "log")
     for name, (kind, content) in objects.items():
-        for word, wanted in (("-t", kind.encode() + b"\n"), (kind, content)):
-            told = subprocess.run(
+        for word, output in (("-t", kind.encode() + b"\n"), (kind, content)):
+            answer = subprocess.run(
                 ["git", "-C", tmp_path / "bare", "cat-file", word, name], capture_output=True, check=True
             )
-            assert told.stdout == wanted
+            assert answer.stdout == output
     git.export(tmp_path / "bare", commit, tmp_path / "out")
     git.export(tmp_path / "clone", commit, tmp_path / "wanted")
     assert store.tree_hash(tmp_path / "out") == store.tree_hash(tmp_path / "wanted")
@@ -220,14 +220,15 @@ def test_a_stand_in_build_is_packed_and_taken_out_where_nothing_can_be_reached(
     packed = small.pack()
     assert sorted((part.kind, part.name) for part in packed.parts) == [("file", SDIST), ("file", WHEEL), ("git", "kit")]
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple/")
-    there = store.Store(tmp_path / "there", offline=True)
-    small.unpack(Path(packed.file), there)
-    tree = fetch.fetch(small.there(), small.recipe, Run(there, Silent(), tmp_path / "log"))
-    assert [one.tree for one in tree.sources] == [
-        one.tree for one in fetch.fetch(small.plan, small.recipe, Run(small.cache, Silent(), tmp_path / "log")).sources
+    elsewhere = store.Store(tmp_path / "there", offline=True)
+    small.unpack(Path(packed.file), elsewhere)
+    tree = fetch.fetch(small.there(), small.recipe, Run(elsewhere, Silent(), tmp_path / "log"))
+    assert [source.tree for source in tree.sources] == [
+        source.tree
+        for source in fetch.fetch(small.plan, small.recipe, Run(small.cache, Silent(), tmp_path / "log")).sources
     ]
     python = environments.make(
-        small.lock, small.plan.python_path, small.plan.python, Run(there, Silent(), tmp_path / "log")
+        small.lock, small.plan.python_path, small.plan.python, Run(elsewhere, Silent(), tmp_path / "log")
     )
     assert subprocess.run([python, "-c", "import tiny; print(tiny.VALUE)"], capture_output=True, check=True).stdout
 
@@ -241,20 +242,20 @@ def test_the_same_build_is_packed_to_the_same_bytes(small: Small, tmp_path: Path
 
 def test_nothing_is_taken_out_twice(small: Small, tmp_path: Path) -> None:
     packed = small.pack()
-    there = store.Store(tmp_path / "there", offline=True)
-    small.unpack(Path(packed.file), there)
-    before = {path: path.stat().st_mtime_ns for path in there.root.rglob("*") if path.is_file()}
-    small.unpack(Path(packed.file), there)
-    assert {path: path.stat().st_mtime_ns for path in there.root.rglob("*") if path.is_file()} == before
+    elsewhere = store.Store(tmp_path / "there", offline=True)
+    small.unpack(Path(packed.file), elsewhere)
+    before = {path: path.stat().st_mtime_ns for path in elsewhere.root.rglob("*") if path.is_file()}
+    small.unpack(Path(packed.file), elsewhere)
+    assert {path: path.stat().st_mtime_ns for path in elsewhere.root.rglob("*") if path.is_file()} == before
 
 
 def test_a_bundle_names_no_path_of_the_machine_that_packed_it(small: Small) -> None:
     with zipfile.ZipFile(small.pack().file) as archive:
         text = archive.read("bundle.json").decode()
-    asked = json.loads(text)["request"]
-    assert (asked["source"], asked["companions"], asked["toolkit"]) == (None, {}, None)
+    request = json.loads(text)["request"]
+    assert (request["source"], request["companions"], request["toolkit"]) == (None, {}, None)
     manifest = Manifest.model_validate_json(text)
-    assert {one.place for one in manifest.lock.sources} == {SDIST, "local"}
+    assert {source.place for source in manifest.lock.sources} == {SDIST, "local"}
     assert str(Path.home()) not in text
     assert str(small.folder) not in text
 
@@ -278,7 +279,7 @@ def test_a_packing_that_fails_leaves_nothing_and_keeps_an_older_bundle(small: Sm
         small.pack()
     assert refused.value.code == "DCA-402"
     assert path.read_bytes() == before
-    assert sorted(one.name for one in path.parent.iterdir() if one.name.endswith(".part")) == []
+    assert sorted(file.name for file in path.parent.iterdir() if file.name.endswith(".part")) == []
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -307,15 +308,15 @@ def odd_entry(name: str, mode: int = stat.S_IFREG | 0o644, compress: int = zipfi
 
 def odd_manifest(change: Callable[[dict[str, object]], None]) -> Callable[..., None]:
     def of(entries: dict[str, bytes], _: zipfile.ZipFile) -> None:
-        told = json.loads(entries["bundle.json"])
-        change(told)
-        entries["bundle.json"] = documents.canonical(told)
+        manifest = json.loads(entries["bundle.json"])
+        change(manifest)
+        entries["bundle.json"] = documents.canonical(manifest)
 
     return of
 
 
-def first_part(told: dict[str, list[dict[str, object]]], **changed: object) -> None:
-    told["parts"][0].update(changed)
+def first_part(manifest: dict[str, list[dict[str, object]]], **changed: object) -> None:
+    manifest["parts"][0].update(changed)
 
 
 PART = "parts/" + "0" * 64
@@ -330,24 +331,24 @@ HOSTILE: dict[str, Callable[..., None]] = {
     "no manifest": lambda entries, _: entries.pop("bundle.json"),
     "a manifest of text": lambda entries, _: entries.update({"bundle.json": b"x"}),
     "a deep manifest": lambda entries, _: entries.update({"bundle.json": b"[" * 100_000}),
-    "another schema": odd_manifest(lambda told: told.update(schema="dca.bundle/2")),
-    "a part less": odd_manifest(lambda told: told["parts"].pop()),
-    "a part twice": odd_manifest(lambda told: told["parts"].append(told["parts"][0])),
-    "another size": odd_manifest(lambda told: first_part(told, size=1)),
-    "a negative size": odd_manifest(lambda told: first_part(told, size=-1)),
-    "a name that climbs out": odd_manifest(lambda told: first_part(told, name="../../x")),
-    "an absolute name": odd_manifest(lambda told: first_part(told, name="/etc/x")),
-    "a hidden name": odd_manifest(lambda told: first_part(told, name=".bashrc")),
-    "a name with a newline": odd_manifest(lambda told: first_part(told, name="a\nb")),
-    "a commit that is none": odd_manifest(lambda told: first_part(told, commit="--upload-pack=x")),
-    "a path that climbs out": odd_manifest(lambda told: first_part(told, only=["../x"])),
-    "a request with a path": odd_manifest(lambda told: told["request"].update(source="/etc")),
-    "a request with a toolkit": odd_manifest(lambda told: told["request"].update(toolkit="/tmp/x")),
+    "another schema": odd_manifest(lambda manifest: manifest.update(schema="dca.bundle/2")),
+    "a part less": odd_manifest(lambda manifest: manifest["parts"].pop()),
+    "a part twice": odd_manifest(lambda manifest: manifest["parts"].append(manifest["parts"][0])),
+    "another size": odd_manifest(lambda manifest: first_part(manifest, size=1)),
+    "a negative size": odd_manifest(lambda manifest: first_part(manifest, size=-1)),
+    "a name that climbs out": odd_manifest(lambda manifest: first_part(manifest, name="../../x")),
+    "an absolute name": odd_manifest(lambda manifest: first_part(manifest, name="/etc/x")),
+    "a hidden name": odd_manifest(lambda manifest: first_part(manifest, name=".bashrc")),
+    "a name with a newline": odd_manifest(lambda manifest: first_part(manifest, name="a\nb")),
+    "a commit that is none": odd_manifest(lambda manifest: first_part(manifest, commit="--upload-pack=x")),
+    "a path that climbs out": odd_manifest(lambda manifest: first_part(manifest, only=["../x"])),
+    "a request with a path": odd_manifest(lambda manifest: manifest["request"].update(source="/etc")),
+    "a request with a toolkit": odd_manifest(lambda manifest: manifest["request"].update(toolkit="/tmp/x")),
     "a source of control characters": odd_manifest(
-        lambda told: next(one for one in told["parts"] if one["kind"] == "git").update(name="\x1b[2J")
+        lambda manifest: next(part for part in manifest["parts"] if part["kind"] == "git").update(name="\x1b[2J")
     ),
-    "a branch of control characters": odd_manifest(lambda told: told.update(followed={"\x1b[2J": "a" * 40})),
-    "a key more": odd_manifest(lambda told: told.update(run="me")),
+    "a branch of control characters": odd_manifest(lambda manifest: manifest.update(followed={"\x1b[2J": "a" * 40})),
+    "a key more": odd_manifest(lambda manifest: manifest.update(run="me")),
 }
 
 
@@ -388,11 +389,11 @@ def test_a_part_with_another_content_is_not_taken(small: Small, tmp_path: Path) 
                 entries[name] = entries[name][:-1] + bytes([entries[name][-1] ^ 1])
 
     bad = rewritten(Path(small.pack().file), tmp_path / "bad.dca", other)
-    there = store.Store(tmp_path / "there", offline=True)
+    elsewhere = store.Store(tmp_path / "there", offline=True)
     with pytest.raises(DcaError) as refused:
-        small.unpack(bad, there)
+        small.unpack(bad, elsewhere)
     assert refused.value.code == "DCA-401"
-    assert kept(there) == []
+    assert kept(elsewhere) == []
 
 
 def test_what_a_build_does_not_take_is_not_taken_out(small: Small, tmp_path: Path) -> None:
@@ -400,26 +401,28 @@ def test_what_a_build_does_not_take_is_not_taken_out(small: Small, tmp_path: Pat
     evil = b"evil"
 
     def more(entries: dict[str, bytes], _: zipfile.ZipFile) -> None:
-        told = json.loads(entries["bundle.json"])
-        told["parts"].append({"kind": "file", "name": SDIST, "sha256": sha(evil), "size": 4, "commit": "", "only": []})
-        entries["bundle.json"] = documents.canonical(told)
+        manifest = json.loads(entries["bundle.json"])
+        manifest["parts"].append(
+            {"kind": "file", "name": SDIST, "sha256": sha(evil), "size": 4, "commit": "", "only": []}
+        )
+        entries["bundle.json"] = documents.canonical(manifest)
         entries[f"parts/{sha(evil)}"] = evil
 
     path = rewritten(Path(small.pack().file), tmp_path / "more.dca", more)
-    there = store.Store(tmp_path / "there", offline=True)
-    small.unpack(path, there)
-    assert not (there.root / "downloads" / sha(evil)).exists()
-    assert (there.root / "downloads" / sha(sdist_bytes()) / SDIST).is_file()
+    elsewhere = store.Store(tmp_path / "there", offline=True)
+    small.unpack(path, elsewhere)
+    assert not (elsewhere.root / "downloads" / sha(evil)).exists()
+    assert (elsewhere.root / "downloads" / sha(sdist_bytes()) / SDIST).is_file()
 
 
 @pytest.mark.parametrize("kind", ["file", "git"])
 def test_a_bundle_that_lacks_a_part_says_which(kind: str, small: Small, tmp_path: Path) -> None:
     def less(entries: dict[str, bytes], _: zipfile.ZipFile) -> None:
-        told = json.loads(entries["bundle.json"])
-        gone = next(part for part in told["parts"] if part["kind"] == kind)
-        told["parts"].remove(gone)
+        manifest = json.loads(entries["bundle.json"])
+        gone = next(part for part in manifest["parts"] if part["kind"] == kind)
+        manifest["parts"].remove(gone)
         entries.pop(f"parts/{gone['sha256']}")
-        entries["bundle.json"] = documents.canonical(told)
+        entries["bundle.json"] = documents.canonical(manifest)
 
     bad = rewritten(Path(small.pack().file), tmp_path / "bad.dca", less)
     with pytest.raises(DcaError) as refused:
@@ -444,23 +447,23 @@ def test_git_objects_that_are_not_those_of_the_commit_are_not_kept(how: str, sma
     evil = (tmp_path / "evil.pack").read_bytes()
 
     def swapped(entries: dict[str, bytes], _: zipfile.ZipFile) -> None:
-        told = json.loads(entries["bundle.json"])
-        part = next(part for part in told["parts"] if part["kind"] == "git")
+        manifest = json.loads(entries["bundle.json"])
+        part = next(part for part in manifest["parts"] if part["kind"] == "git")
         entries.pop(f"parts/{part['sha256']}")
         part.update(sha256=sha(evil), size=len(evil))
         entries[f"parts/{sha(evil)}"] = evil
-        entries["bundle.json"] = documents.canonical(told)
+        entries["bundle.json"] = documents.canonical(manifest)
 
     good = Path(small.pack().file)
     bad = rewritten(good, tmp_path / "bad.dca", swapped)
-    there = store.Store(tmp_path / "there", offline=True)
+    elsewhere = store.Store(tmp_path / "there", offline=True)
     with pytest.raises(DcaError) as refused:
-        small.unpack(bad, there)
+        small.unpack(bad, elsewhere)
     assert refused.value.code == "DCA-410"
-    assert not list((there.root / "git").glob("*part*"))
+    assert not list((elsewhere.root / "git").glob("*part*"))
     # The cache is none the worse for it.
-    small.unpack(good, there)
-    fetch.fetch(small.there(), small.recipe, Run(there, Silent(), tmp_path / "log"))
+    small.unpack(good, elsewhere)
+    fetch.fetch(small.there(), small.recipe, Run(elsewhere, Silent(), tmp_path / "log"))
 
 
 @pytest.mark.parametrize("bit", range(16))
@@ -468,12 +471,12 @@ def test_an_entry_with_a_flag_that_packing_does_not_set_is_refused(bit: int, sma
     """In the list at the end of the file; before an entry, only what says how its name is spelt is read at all."""
     content = bytearray(Path(small.pack().file).read_bytes())
     content[content.rindex(b"PK\x01\x02") + 8 + bit // 8] ^= 1 << bit % 8
-    bad, there = tmp_path / "bad.dca", store.Store(tmp_path / "there", offline=True)
+    bad, elsewhere = tmp_path / "bad.dca", store.Store(tmp_path / "there", offline=True)
     bad.write_bytes(content)
     with pytest.raises(DcaError) as refused:
-        small.unpack(bad, there)
+        small.unpack(bad, elsewhere)
     assert refused.value.code == "DCA-410"
-    assert kept(there) == []
+    assert kept(elsewhere) == []
 
 
 def test_an_entry_whose_name_cannot_be_read_before_it_is_refused(small: Small, tmp_path: Path) -> None:
@@ -496,7 +499,7 @@ def test_every_changed_bit_and_every_cut_of_a_bundle_is_found(
     """Read and taken out, the changed file gives what the whole one gives, or an error with a code."""
     whole = Path(small.pack().file).read_bytes()
     small.unpack(Path(small.folder / "one.dca"), store.Store(tmp_path / "wanted", offline=True))
-    wanted = {
+    expected = {
         path.name: sha(path.read_bytes()) for path in (tmp_path / "wanted/downloads").rglob("*") if path.is_file()
     }
     bad, harmless = tmp_path / "bad.dca", 0
@@ -508,16 +511,18 @@ def test_every_changed_bit_and_every_cut_of_a_bundle_is_found(
         else:
             del changed[chance.randrange(len(whole)) :]
         bad.write_bytes(changed)
-        there = store.Store(tmp_path / f"there-{number}", offline=True)
+        elsewhere = store.Store(tmp_path / f"there-{number}", offline=True)
         refused = ""
         try:
-            small.unpack(bad, there)
+            small.unpack(bad, elsewhere)
         except DcaError as error:
             refused = error.code
-        found = {path.name: sha(path.read_bytes()) for path in (there.root / "downloads").rglob("*") if path.is_file()}
-        assert found == wanted or (refused in ("DCA-401", "DCA-410") and found.items() <= wanted.items())
+        downloads = {
+            path.name: sha(path.read_bytes()) for path in (elsewhere.root / "downloads").rglob("*") if path.is_file()
+        }
+        assert downloads == expected or (refused in ("DCA-401", "DCA-410") and downloads.items() <= expected.items())
         harmless += not refused
-        shutil.rmtree(there.root, ignore_errors=True)
+        shutil.rmtree(elsewhere.root, ignore_errors=True)
     print(f"{harmless} of {scale(1000)} changes were of bytes that say nothing, such as a time")
 
 
@@ -569,17 +574,19 @@ def test_the_lock_of_a_build_names_everything_that_goes_in(small: Small) -> None
     assert (source.pin, source.file) == (small.recipe.source.pin, SDIST)
     assert kit.urls == ("https://nowhere.invalid/kit.git",)
     assert kit.pin == f"commit:{small.recipe.companions['kit'].source.commit}"
-    assert all(len(one.tree) == 64 for one in lock.sources)
-    assert [(one.name, one.version, one.hashes) for one in lock.packages] == [("tiny", "1.0", (sha(tiny_wheel()),))]
+    assert all(len(source.tree) == 64 for source in lock.sources)
+    assert [(package.name, package.version, package.hashes) for package in lock.packages] == [
+        ("tiny", "1.0", (sha(tiny_wheel()),))
+    ]
 
 
 def test_packages_are_those_of_the_python_that_is_built_with() -> None:
     lock = data.locks_folder("vllm-0.10.2") / "build.txt"
     for python, version, old in (("3.9.20", "3.2.1", True), ("3.10.14", "3.4.2", True), ("3.12.1", "3.5", False)):
-        found = {one.name: one.version for one in lockfile.packages(lock, python)}
-        assert found["networkx"] == version
-        assert ("tomli" in found) == old
-    assert all(one.hashes for one in lockfile.packages(lock, "3.11.7"))
+        versions = {package.name: package.version for package in lockfile.packages(lock, python)}
+        assert versions["networkx"] == version
+        assert ("tomli" in versions) == old
+    assert all(package.hashes for package in lockfile.packages(lock, "3.11.7"))
 
 
 # --- the command line, without a network ---------------------------------------------------------------------
@@ -616,10 +623,10 @@ def run_isolated(*words: str | Path) -> str:
         check=False,
     )
     print(done.stdout.split("{")[0], done.stderr)
-    told = done.stdout.partition("interfaces:")[2].partition("routes: ")
+    interfaces = done.stdout.partition("interfaces:")[2].partition("routes: ")
     # A loopback that is down, and nothing else.
-    assert [line.split(":")[0].strip() for line in told[0].strip().splitlines()] in ([], ["lo"])
-    assert told[2].startswith("0\n")
+    assert [line.split(":")[0].strip() for line in interfaces[0].strip().splitlines()] in ([], ["lo"])
+    assert interfaces[2].startswith("0\n")
     assert "DNS fails" in done.stdout
     assert done.returncode == 0, done.stderr[-4000:]
     return "{" + done.stdout.partition("{")[2]
@@ -657,9 +664,9 @@ def test_a_wheel_is_made_from_a_bundle_on_a_machine_without_a_network_and_is_the
     assert packed.returncode == 0, packed.stderr[-4000:]
     wheel = make_small(dca, online, tmp_path / "online")
     words = ("wheel", "--bundle", file, "--offline", "--cache-dir", tmp_path / "empty", "--out", tmp_path / "offline")
-    made = json.loads(run_isolated(*words, "--json"))
-    assert made["sha256"] == wheel.sha256 == sha(Path(made["wheel"]).read_bytes())
-    print(f"{json.loads(packed.stdout)['bytes']} bytes packed; wheel {made['sha256']}")
+    result = json.loads(run_isolated(*words, "--json"))
+    assert result["sha256"] == wheel.sha256 == sha(Path(result["wheel"]).read_bytes())
+    print(f"{json.loads(packed.stdout)['bytes']} bytes packed; wheel {result['sha256']}")
     store.remove(tmp_path / "empty")
 
 
@@ -697,15 +704,15 @@ def test_what_the_command_line_says_comes_before_what_the_bundle_was_packed_for(
 ) -> None:
     own = Request(recipe="vllm-0.10.2", profile="kernels", archs=("8.0",), cuda="12.4", python="3.11")
     packed = Bundle(Path("x.dca"), Manifest.model_construct(request=own))
-    found: list[Request] = []
+    requests: list[Request] = []
 
     @click.command()
     @options.request
     def command(request: Request, update: str) -> None:
-        found.append(options.of_bundle(request, packed))
+        requests.append(options.of_bundle(request, packed))
 
     command.main(words, standalone_mode=False)
-    assert found == [own.model_copy(update=changed)]
+    assert requests == [own.model_copy(update=changed)]
     with pytest.raises(DcaError) as refused:
         command.main(["--recipe", "qwen-fork"], standalone_mode=False)
     assert refused.value.code == "DCA-201"
@@ -714,18 +721,18 @@ def test_what_the_command_line_says_comes_before_what_the_bundle_was_packed_for(
 def test_a_machine_with_a_toolkit_of_its_own_packs_one_that_can_be_brought(
     tmp_path: Path, cache: store.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Request(recipe="vllm-0.10.2", groups=("index-only",), archs=("8.0",))
+    request = Request(recipe="vllm-0.10.2", groups=("index-only",), archs=("8.0",))
     own = FoundToolkit(path="/opt/own", version="12.8.93", origin="CUDA_HOME")
     look = machine.look
-    monkeypatch.setattr(machine, "look", lambda **given: look(**given).model_copy(update={"toolkits": (own,)}))
-    built, _ = gather.make_plan(asked, cache)
-    packed, _ = gather.plan_to_pack(asked, cache)
+    monkeypatch.setattr(machine, "look", lambda **options: look(**options).model_copy(update={"toolkits": (own,)}))
+    built, _ = gather.make_plan(request, cache)
+    packed, _ = gather.plan_to_pack(request, cache)
     assert built.toolkit is not None
     assert built.toolkit.path == "/opt/own"
     assert packed.toolkit is not None
     assert packed.toolkit.path == ""
     monkeypatch.setattr(toolkits, "load_sources", lambda: ())
-    only, _ = gather.plan_to_pack(asked, store.Store(tmp_path / "cache"))
+    only, _ = gather.plan_to_pack(request, store.Store(tmp_path / "cache"))
     assert only.toolkit == built.toolkit
     assert any("--toolkit DIR" in note for note in bundle._notes(only))
 
@@ -736,12 +743,12 @@ def test_what_another_machine_planned_is_told_without_what_it_could_do_to_a_term
     choices = {**whole.manifest.choices, "host_compiler_version": "\x1b[2J9"}
     lock = whole.manifest.lock.model_copy(update={"plan": "another"})
     odd = Bundle(whole.path, whole.manifest.model_copy(update={"choices": choices, "lock": lock}))
-    (told,) = bundle.differences(odd, small.plan)
-    assert told.startswith("host_compiler_version was '\\x1b[2J9' and is ")
+    (difference,) = bundle.differences(odd, small.plan)
+    assert difference.startswith("host_compiler_version was '\\x1b[2J9' and is ")
 
 
 def test_a_part_is_found_by_commit_and_paths() -> None:
     part = Part(kind="git", name="kit", sha256="0" * 64, size=1, commit="a" * 40, only=("csrc",))
-    one = Bundle(Path("x"), Manifest.model_construct(parts=(part,)))
-    assert one.objects("a" * 40, ("csrc",)) is part
-    assert one.objects("a" * 40, ()) is None
+    packed = Bundle(Path("x"), Manifest.model_construct(parts=(part,)))
+    assert packed.objects("a" * 40, ("csrc",)) is part
+    assert packed.objects("a" * 40, ()) is None

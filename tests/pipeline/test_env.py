@@ -47,21 +47,21 @@ def test_the_file_of_the_project_is_the_one_that_follows_from_recipes_and_toolki
 
 @pytest.mark.parametrize("line", LINES)
 def test_each_environment_is_what_its_recipes_ask_for(line: str) -> None:
-    found = wanted(line)
-    takers = [one.recipe for one in ALL if line in one.recipe.cuda.supported]
-    assert found.recipes == tuple(recipe.name for recipe in takers)
-    pins = dict(one.split("=", 1) for one in found.dependencies if "=" in one and not one.startswith("cmake"))
+    environment = wanted(line)
+    takers = [loaded.recipe for loaded in ALL if line in loaded.recipe.cuda.supported]
+    assert environment.recipes == tuple(recipe.name for recipe in takers)
+    pins = dict(text.split("=", 1) for text in environment.dependencies if "=" in text and not text.startswith("cmake"))
     assert all(SpecifierSet(recipe.python).contains(pins["python"] + ".9") for recipe in takers)
     accepts = toolkits.load_versions().of(line)
     assert accepts is not None
     assert {pins["gcc_linux-64"], pins["gxx_linux-64"]} == {str(accepts.gcc_max)}
     assert pins["cuda-toolkit"] == line
-    assert found.channels[0].startswith(f"nvidia/label/cuda-{line}.")
-    (cmake,) = (Requirement(one) for one in found.dependencies if one.startswith("cmake"))
+    assert environment.channels[0].startswith(f"nvidia/label/cuda-{line}.")
+    (cmake,) = (Requirement(text) for text in environment.dependencies if text.startswith("cmake"))
     for recipe in takers:
-        (asked,) = (Requirement(one) for one in recipe.build_requirements if one.startswith("cmake"))
-        assert asked.specifier == cmake.specifier
-    assert {"ninja", "git", "ccache", "make", "uv"} <= set(found.dependencies)
+        (requirement,) = (Requirement(text) for text in recipe.build_requirements if text.startswith("cmake"))
+        assert requirement.specifier == cmake.specifier
+    assert {"ninja", "git", "ccache", "make", "uv"} <= set(environment.dependencies)
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -173,26 +173,26 @@ def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("line", LINES)
 def test_each_environment_solves_and_installs(line: str, channels: Path, tmp_path: Path) -> None:
     rattler = pytest.importorskip("rattler")
-    asked = wanted(line)
+    environment = wanted(line)
 
     async def made() -> list[Any]:
         records = await rattler.solve(
-            [rattler.Channel((channels / name).as_uri()) for name in asked.channels if name != "nodefaults"],
-            [rattler.MatchSpec(one) for one in asked.dependencies],
+            [rattler.Channel((channels / name).as_uri()) for name in environment.channels if name != "nodefaults"],
+            [rattler.MatchSpec(text) for text in environment.dependencies],
             platforms=["linux-64", "noarch"],
             gateway=rattler.Gateway(cache_dir=tmp_path / "lists"),
         )
         await rattler.install(records, target_prefix=tmp_path / "prefix", cache_dir=tmp_path / "packages")
         return list(records)
 
-    found = {record.name.normalized: str(record.version) for record in asyncio.run(made())}
-    assert found["cuda-toolkit"] == RELEASES[line]
-    assert found["cmake"] == "3.31.6"
-    assert found["python"].startswith(conda.PYTHON)
-    assert found["gxx_linux-64"].split(".")[0] == ("13" if line == "12.4" else "12")
-    assert set(PARTS) | set(PACKAGES) <= set(found)
+    versions = {record.name.normalized: str(record.version) for record in asyncio.run(made())}
+    assert versions["cuda-toolkit"] == RELEASES[line]
+    assert versions["cmake"] == "3.31.6"
+    assert versions["python"].startswith(conda.PYTHON)
+    assert versions["gxx_linux-64"].split(".")[0] == ("13" if line == "12.4" else "12")
+    assert set(PARTS) | set(PACKAGES) <= set(versions)
     installed = {path.name for path in (tmp_path / "prefix/share/made-up").iterdir()}
-    assert installed == set(found)
+    assert installed == set(versions)
 
 
 # --- by conda and its relatives, with programs that stand in for them -------------------------------------------
@@ -309,11 +309,13 @@ def test_the_tools_of_an_environment_come_from_the_recipes_lock() -> None:
 
 def test_the_recipe_of_an_environment_takes_the_line_and_this_python() -> None:
     for python in ("3.12.4", "3.13.1"):
-        takers = [one.recipe for one in ALL if SpecifierSet(one.recipe.python).contains(python)]
-        assert workspace.recipe_for("12.4", ALL, python) == next(one for one in takers if "12.4" in one.cuda.supported)
-    newest = next(one for one in ALL if "3.13.1" in SpecifierSet(one.recipe.python))
+        takers = [loaded.recipe for loaded in ALL if SpecifierSet(loaded.recipe.python).contains(python)]
+        assert workspace.recipe_for("12.4", ALL, python) == next(
+            taker for taker in takers if "12.4" in taker.cuda.supported
+        )
+    newest = next(loaded for loaded in ALL if "3.13.1" in SpecifierSet(loaded.recipe.python))
     assert workspace.recipe_for("12.4", (newest,), "3.13.1") == newest.recipe
-    oldest = next(one for one in ALL if "3.13.1" not in SpecifierSet(one.recipe.python))
+    oldest = next(loaded for loaded in ALL if "3.13.1" not in SpecifierSet(loaded.recipe.python))
     for known, line, python, code in (((oldest,), "12.4", "3.13.1", "DCA-306"), (ALL, "11.8", "3.12.0", "DCA-303")):
         with pytest.raises(DcaError) as refused:
             workspace.recipe_for(line, known, python)
@@ -357,23 +359,23 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
     profile: str | None, python: str, lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded = SimpleNamespace(recipe="vllm-0.10.2", profile=profile) if profile else None
-    told = SimpleNamespace(version="0.10.2+x", recorded=recorded)
+    subject = SimpleNamespace(version="0.10.2+x", recorded=recorded)
     ran: list[list[str]] = []
-    monkeypatch.setattr(inspection, "inspect", lambda *_: told)
+    monkeypatch.setattr(inspection, "inspect", lambda *_: subject)
     monkeypatch.setattr(machine, "own_python", lambda: machine.Python(version=python, path="/python", headers=True))
     monkeypatch.setattr(workspace, "_run", lambda words, *_: ran.append([str(word) for word in words]))
-    asked = (tmp_path / "x.whl", tmp_path / "run", quiet_run(tmp_path, store.Store(tmp_path / "cache")))
+    arguments = (tmp_path / "x.whl", tmp_path / "run", quiet_run(tmp_path, store.Store(tmp_path / "cache")))
     if not lock:
         with pytest.raises(DcaError) as refused:
-            workspace.with_wheel(*asked)
+            workspace.with_wheel(*arguments)
         assert refused.value.code == "DCA-306"
         assert (ran, (tmp_path / "run").exists()) == ([], False)
         return
-    made = workspace.with_wheel(*asked)
-    wanted = data.locks_folder("vllm-0.10.2") / lock
-    assert wanted.is_file()
-    assert [words[-1] for words in ran[1:]] == [str(wanted), str(tmp_path / "x.whl")]
-    assert any(str(wanted) in note for note in made.notes)
+    result = workspace.with_wheel(*arguments)
+    lock_file = data.locks_folder("vllm-0.10.2") / lock
+    assert lock_file.is_file()
+    assert [words[-1] for words in ran[1:]] == [str(lock_file), str(tmp_path / "x.whl")]
+    assert any(str(lock_file) in note for note in result.notes)
 
 
 def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: Path) -> None:
@@ -382,11 +384,11 @@ def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: P
         "env", "--engine", "uv", "--cuda", line, "--out", tmp_path / "work", "--json", env={"CUDA_HOME": str(toolkit)}
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["schema"], told["engine"]) == ("dca.environment/1", "uv")
+    document = json.loads(done.stdout)
+    assert (document["schema"], document["engine"]) == ("dca.environment/1", "uv")
     script = "which cmake ninja nvcc dca && nvcc --version && cmake --version && dca --version && echo $CUDAHOSTCXX"
     inside = subprocess.run(
-        ["/bin/bash", "-c", f"{told['activate']} && {script}"],
+        ["/bin/bash", "-c", f"{document['activate']} && {script}"],
         text=True,
         capture_output=True,
         check=True,
@@ -394,8 +396,8 @@ def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: P
     ).stdout
     places = inside.splitlines()[:4]
     assert all(place.startswith(str(tmp_path / "work")) for place in places), places
-    assert f"V{told['cuda']}" in inside
-    assert inside.rstrip().splitlines()[-1] == told["compiler"].split()[0]
+    assert f"V{document['cuda']}" in inside
+    assert inside.rstrip().splitlines()[-1] == document["compiler"].split()[0]
     # A project that knows nothing of this tool is configured, compiled and linked there.
     project = tmp_path / "project"
     project.mkdir()
@@ -405,7 +407,7 @@ def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: P
     )
     script = "nvcc k.cu -o by-nvcc && cmake -B b -D CMAKE_CUDA_ARCHITECTURES=80 && cmake --build b"
     done = subprocess.run(
-        ["/bin/bash", "-c", f"{told['activate']} && {script}"],
+        ["/bin/bash", "-c", f"{document['activate']} && {script}"],
         text=True,
         capture_output=True,
         cwd=project,

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 def info(wheel: Path, name: str) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
-        (path,) = [one for one in archive.namelist() if one.endswith(f".dist-info/{name}")]
+        (path,) = [entry for entry in archive.namelist() if entry.endswith(f".dist-info/{name}")]
         return archive.read(path)
 
 
@@ -35,21 +35,21 @@ def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> No
     for module in build.modules:
         assert bool(module.objects) == (module.origin == "compiled")
     (own,) = [module for module in build.modules if module.name == "_C"]
-    sources = {one.source: one for one in own.objects}
+    sources = {compiled.source: compiled for compiled in own.objects}
     assert "source/csrc/attention/vertical_slash_index.cu" in sources
-    assert all(one.seconds > 0 for one in own.objects)
-    for name, one in sources.items():
+    assert all(compiled.seconds > 0 for compiled in own.objects)
+    for name, compiled in sources.items():
         if name.startswith("source/"):
             file = Path(tree["folders"]["source"]) / name.removeprefix("source/")
-            assert documents.store.sha256_file(file) == one.sha256
+            assert documents.store.sha256_file(file) == compiled.sha256
 
 
 def test_the_record_in_the_wheel_says_what_it_was_made_of(wheel: Path, plan: Plan) -> None:
     record = json.loads(info(wheel, "dca.json"))
     assert record["schema"] == "dca.contents/4"
     assert (record["recipe"], record["archs"], record["groups"]) == (plan.recipe, list(plan.archs), list(plan.groups))
-    found = {module.path: module.sha256 for module in inspection.inspect(wheel).modules}
-    assert {module["path"]: module["sha256"] for module in record["modules"]} == found
+    hashes = {module.path: module.sha256 for module in inspection.inspect(wheel).modules}
+    assert {module["path"]: module["sha256"] for module in record["modules"]} == hashes
     assert "/" not in record["toolkit"]
     assert str(Path.home()) not in json.dumps(record)
 
@@ -62,8 +62,8 @@ def test_metadata_pins_torch_and_keeps_upstreams_requirements(wheel: Path, plan:
         if line.startswith("Requires-Dist:") and "extra ==" not in line
     ]
     by_name: dict[str, list[str]] = {}
-    for one in requirements:
-        by_name.setdefault(one.name.lower(), []).append(str(one.specifier))
+    for requirement in requirements:
+        by_name.setdefault(requirement.name.lower(), []).append(str(requirement.specifier))
     assert by_name["torch"] == [f"=={plan.torch}"]
     assert "<5" in by_name["transformers"]
     assert {"ray", "xformers", "torchvision", "fastapi", "tokenizers"} <= set(by_name)
@@ -72,7 +72,7 @@ def test_metadata_pins_torch_and_keeps_upstreams_requirements(wheel: Path, plan:
 
 
 def test_every_op_of_the_groups_is_registered(made: Made, plan: Plan, all_recipes: tuple[Any, ...]) -> None:
-    recipe = next(one.recipe for one in all_recipes if one.recipe.name == plan.recipe)
+    recipe = next(loaded.recipe for loaded in all_recipes if loaded.recipe.name == plan.recipe)
     build = documents.read(Build, Path(made.run) / "build.json")
     registered = {ops.op_name(schema) for module in build.modules for schema in module.schemas}
     for name in plan.groups:
@@ -113,15 +113,15 @@ def run_worker(python: Path, wheel: Path, folder: Path, capability: str, *words:
 @pytest.mark.parametrize("capability", ["8.0", "9.0"])
 def test_everything_that_serving_imports_does(run_python: Path, wheel: Path, tmp_path: Path, capability: str) -> None:
     output = run_worker(run_python, wheel, tmp_path, capability, "imports")
-    told = json.loads(next(line for line in output.splitlines() if line.startswith("TOLD ")).removeprefix("TOLD "))
-    assert told["failed"] == {}
+    answer = json.loads(next(line for line in output.splitlines() if line.startswith("TOLD ")).removeprefix("TOLD "))
+    assert answer["failed"] == {}
     # Missing, it would silently fall back to NCCL.
-    assert told["custom_all_reduce"] is True
-    assert told["flash_attention"] is True
-    assert told["repetition_penalties"] is True
-    assert told["sparse"] is True
-    assert "dca_guards" in told["plugins"]
-    assert told["version"] == wheel.name.split("-")[1]
+    assert answer["custom_all_reduce"] is True
+    assert answer["flash_attention"] is True
+    assert answer["repetition_penalties"] is True
+    assert answer["sparse"] is True
+    assert "dca_guards" in answer["plugins"]
+    assert answer["version"] == wheel.name.split("-")[1]
 
 
 def test_vllm_serve_help_works_on_the_simulated_platform(run_python: Path, wheel: Path, tmp_path: Path) -> None:

@@ -69,11 +69,11 @@ def reach(
     places = {"index": Reachability(ok=index, why="" if index else "no answer")}
     places |= {url: Reachability(ok=git, why="" if git else "no such host") for url in URLS}
     places |= {
-        f"apt:{one.name}": Reachability(ok=apt, why="" if apt else "no mirror") for one in toolkits.load_sources()
+        f"apt:{source.name}": Reachability(ok=apt, why="" if apt else "no mirror") for source in toolkits.load_sources()
     }
     places |= {
-        f"redist:{one.name}": Reachability(ok=redist, why="" if redist else "no such host")
-        for one in toolkits.load_sources()
+        f"redist:{source.name}": Reachability(ok=redist, why="" if redist else "no such host")
+        for source in toolkits.load_sources()
     }
     return Reach(places=places, local=local or {})
 
@@ -111,13 +111,13 @@ def test_a_bare_machine_gets_upstream_with_a_toolkit_brought() -> None:
 
 def test_every_recipe_passed_over_has_its_reason() -> None:
     plan = planned(Request())
-    over = {one.name: " ".join(reason.text for reason in one.reasons) for one in plan.passed_over}
+    over = {passed.name: " ".join(reason.text for reason in passed.reasons) for passed in plan.passed_over}
     assert "no such host" in over[FORK]
     assert set(NAMES) <= {*over, plan.recipe}
 
 
 def test_a_toolkit_of_another_major_version_is_passed_over_with_the_reason() -> None:
-    over = {one.name: one.reasons[0].text for one in planned(Request()).passed_over}
+    over = {passed.name: passed.reasons[0].text for passed in planned(Request()).passed_over}
     (text,) = [text for name, text in over.items() if CUDA13.path in name]
     assert "CUDA 12.8" in text
 
@@ -164,26 +164,26 @@ def test_strict_cuda_refuses_a_substitute() -> None:
 def test_a_cuda_that_no_recipe_supports_is_refused_by_each(cuda: str) -> None:
     codes = refused(Request(cuda=cuda))
     assert set(codes) == set(NAMES)
-    assert all("DCA-303" in one for one in codes.values())
+    assert all("DCA-303" in text for text in codes.values())
 
 
 def test_a_found_toolkit_that_fits_is_taken_before_one_is_brought() -> None:
-    found = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
-    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(CUDA13, found))))
+    kit = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
+    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(CUDA13, kit))))
     assert plan.toolkit is not None
     assert plan.toolkit.path == "/opt/cuda"
 
 
 def test_the_nearest_toolkit_wins() -> None:
-    found = FoundToolkit(path="/opt/cuda", version="12.8.1", origin="CUDA_HOME")
-    seen = world(machine(toolkits=(found,)))
+    kit = FoundToolkit(path="/opt/cuda", version="12.8.1", origin="CUDA_HOME")
+    seen = world(machine(toolkits=(kit,)))
     assert planned(Request(), seen).cuda == "12.8"
     assert planned(Request(cuda="12.1"), seen).cuda == "12.4"
 
 
 def passed(plan: Plan) -> dict[str, str]:
     """Why each toolkit was passed over, by how the plan calls it."""
-    return {one.name: one.reasons[0].text for one in plan.passed_over if one.name.startswith("toolkit ")}
+    return {passed.name: passed.reasons[0].text for passed in plan.passed_over if passed.name.startswith("toolkit ")}
 
 
 def test_where_the_archives_of_a_release_can_be_had_they_come_before_other_packages() -> None:
@@ -212,8 +212,8 @@ def test_of_two_that_are_as_near_the_smaller_download_is_taken() -> None:
 
 
 def test_a_toolkit_on_the_machine_comes_before_one_that_is_brought() -> None:
-    found = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
-    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(found,)), reach(redist=True)))
+    kit = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
+    plan = planned(Request(cuda="12.4"), world(machine(toolkits=(kit,)), reach(redist=True)))
     assert plan.toolkit is not None
     assert plan.toolkit.path == "/opt/cuda"
     assert list(passed(plan).values()).count("/opt/cuda is on this machine already.") == 2
@@ -229,7 +229,9 @@ def test_only_the_places_that_a_toolkit_takes_parts_from_must_be_in_reach() -> N
 
 
 def headers_choice(plan: Plan) -> str | None:
-    return next((f"{one.value}: {one.reason}" for one in plan.choices if one.subject == "CUDA headers"), None)
+    return next(
+        (f"{choice.value}: {choice.reason}" for choice in plan.choices if choice.subject == "CUDA headers"), None
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,10 +247,10 @@ def test_the_headers_of_a_downloaded_toolkit_are_fixed_whatever_the_glibc(glibc:
     plan = planned(Request(), world(machine(glibc=glibc)))
     assert plan.toolkit is not None
     assert list(plan.toolkit.fixes) == ["sinpi", "rsqrt"]
-    told = headers_choice(plan)
-    assert told is not None
-    assert told.startswith("fixed for glibc 2.41 and later: ")
-    assert said in told
+    choice = headers_choice(plan)
+    assert choice is not None
+    assert choice.startswith("fixed for glibc 2.41 and later: ")
+    assert said in choice
     assert plan.key == planned(Request()).key
 
 
@@ -288,10 +290,10 @@ def test_a_toolkit_whose_headers_cannot_be_fixed_is_passed_over_where_its_glibc_
 
 
 def test_an_incomplete_toolkit_is_passed_over_by_what_it_lacks() -> None:
-    found = FoundToolkit(path="/opt/cuda", version="12.8.1", origin="CUDA_HOME", missing=("cicc",))
-    plan = planned(Request(), world(machine(toolkits=(found,))))
+    kit = FoundToolkit(path="/opt/cuda", version="12.8.1", origin="CUDA_HOME", missing=("cicc",))
+    plan = planned(Request(), world(machine(toolkits=(kit,))))
     assert plan.cuda == "12.4"
-    assert any("no cicc" in one.reasons[0].text for one in plan.passed_over)
+    assert any("no cicc" in passed.reasons[0].text for passed in plan.passed_over)
 
 
 def test_a_named_toolkit_is_the_only_candidate() -> None:
@@ -350,9 +352,9 @@ def test_python_that_is_not_there_or_has_no_headers_is_refused() -> None:
 )
 def test_transformers_of_the_lock_is_checked(versions: tuple[str, ...], fine: bool) -> None:
     changed = tuple(
-        one.model_copy(update={"locked": {**one.locked, "transformers": versions}})
-        for one in RECIPES
-        if one.recipe.name == UPSTREAM
+        loaded.model_copy(update={"locked": {**loaded.locked, "transformers": versions}})
+        for loaded in RECIPES
+        if loaded.recipe.name == UPSTREAM
     )
     outcome = resolve(Request(), world(recipes=changed))
     assert isinstance(outcome, Plan) == fine
@@ -479,7 +481,7 @@ def test_heavy_sources_count_where_they_are_compiled() -> None:
     compiled = planned(Request(recipe=UPSTREAM), world(seen, reach(git=True)))
     assert copied.heavy_jobs == copied.jobs == 11
     assert compiled.heavy_jobs == 1
-    assert "1 of 4.3 GiB at a time" in next(one.reason for one in compiled.choices if one.subject == "jobs")
+    assert "1 of 4.3 GiB at a time" in next(choice.reason for choice in compiled.choices if choice.subject == "jobs")
 
 
 sizes = st.floats(min_value=0.1, max_value=600.0)
@@ -613,22 +615,22 @@ def test_an_arch_that_a_group_has_no_kernels_for_is_refused_with_the_way() -> No
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "lack"),
     [
         ({"quantization": "awq"}, "awq weights"),
         ({"quantization": "gptq"}, "gptq weights"),
         ({"architectures": ("LlamaForCausalLM",)}, "architecture LlamaForCausalLM"),
     ],
 )
-def test_what_lean_does_not_offer_a_model_is_refused_with_the_way(changed: dict[str, object], told: str) -> None:
-    asked = DENSE.model_copy(update=changed)
-    outcome = resolve(Request(recipe=UPSTREAM, model=asked), world())
+def test_what_lean_does_not_offer_a_model_is_refused_with_the_way(changed: dict[str, object], lack: str) -> None:
+    model = DENSE.model_copy(update=changed)
+    outcome = resolve(Request(recipe=UPSTREAM, model=model), world())
     assert isinstance(outcome, Cannot)
     (reason,) = outcome.passed_over[0].reasons
     assert reason.code == "DCA-312"
-    assert told in reason.text
+    assert lack in reason.text
     assert "--prebuilt all" in reason.remedy
-    assert planned(Request(recipe=UPSTREAM, model=asked, prebuilt=("all",))).serves.everything
+    assert planned(Request(recipe=UPSTREAM, model=model, prebuilt=("all",))).serves.everything
 
 
 def test_a_head_dimension_that_no_group_has_needs_the_copied_module() -> None:
@@ -737,7 +739,7 @@ def test_what_full_does_not_have_is_refused(changes: dict[str, object], codes: l
 
 def test_jobs_follow_the_memory_that_the_profiles_jobs_take() -> None:
     seen = machine(cores=64, memory_gib=25.0)
-    lean_gib = next(one.recipe.lean.job_memory_gib for one in RECIPES if one.recipe.name == UPSTREAM)
+    lean_gib = next(loaded.recipe.lean.job_memory_gib for loaded in RECIPES if loaded.recipe.name == UPSTREAM)
     lean, full = planned(Request(recipe=UPSTREAM), world(seen)), planned(FULL, world(seen, reach(git=True)))
     assert (lean.jobs, full.jobs) == (int(24 / lean_gib), 4)
 

@@ -65,16 +65,16 @@ class Repository:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    one = Repository(tmp_path / "repository")
-    one.write("README", b"read me\n")
-    one.write("csrc/kernel.cu", b"// kernel\r\n")
-    one.write("csrc/inner/data.bin", BINARY)
-    one.write("tools/run.sh", b"#!/bin/sh\n", 0o755)
-    one.write(".gitattributes", b"* text eol=lf\nREADME export-ignore\n*.bin filter=none\n")
-    one.write("with space/gr\u00fc\u00df.txt", b"x")
-    (one.path / "link").symlink_to("csrc/kernel.cu")
-    (one.path / "tools" / "up").symlink_to("../README")
-    return one
+    repository = Repository(tmp_path / "repository")
+    repository.write("README", b"read me\n")
+    repository.write("csrc/kernel.cu", b"// kernel\r\n")
+    repository.write("csrc/inner/data.bin", BINARY)
+    repository.write("tools/run.sh", b"#!/bin/sh\n", 0o755)
+    repository.write(".gitattributes", b"* text eol=lf\nREADME export-ignore\n*.bin filter=none\n")
+    repository.write("with space/gr\u00fc\u00df.txt", b"x")
+    (repository.path / "link").symlink_to("csrc/kernel.cu")
+    (repository.path / "tools" / "up").symlink_to("../README")
+    return repository
 
 
 def listed(folder: Path) -> list[str]:

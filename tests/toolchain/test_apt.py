@@ -66,9 +66,9 @@ def test_a_mirror_is_found_in_the_newer_format(text: str, tmp_path: Path) -> Non
 def test_a_source_that_is_switched_off_is_passed_over(value: str, tmp_path: Path) -> None:
     other = DEB822.replace("mirror.example", "other.example")
     folder = etc(tmp_path, {"apt/sources.list.d/debian.sources": f"{DEB822}Enabled: {value}\n\n{other}"})
-    found = apt.mirror("debian", folder)
-    assert found is not None
-    assert found.uri == "https://other.example/debian"
+    mirror = apt.mirror("debian", folder)
+    assert mirror is not None
+    assert mirror.uri == "https://other.example/debian"
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_what_cannot_give_packages_of_the_machines_suite_is_no_mirror(text: str,
 def test_a_key_that_stands_in_the_source_itself_is_no_path_of_a_keyring(tmp_path: Path) -> None:
     key = "Signed-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mQINBF: abc\n -----END PGP PUBLIC KEY BLOCK-----"
     text = DEB822.replace("Signed-By: /usr/share/keyrings/archive.gpg", key)
-    found = apt.mirror("debian", etc(tmp_path, {"apt/sources.list.d/debian.sources": text}))
-    assert found == Mirror("https://mirror.example/debian", "")
+    mirror = apt.mirror("debian", etc(tmp_path, {"apt/sources.list.d/debian.sources": text}))
+    assert mirror == Mirror("https://mirror.example/debian", "")
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_a_mirror_is_found_in_the_older_format(name: str, line: str, signed_by: 
         "deb cdrom:[Debian 12]/ bookworm main\n"
         f"deb https://other.example/debian sid main\n{line}\n"
     )
-    found = apt.mirror("debian", etc(tmp_path, {f"apt/{name}": text}))
-    assert found == Mirror("https://mirror.example/debian", signed_by)
+    mirror = apt.mirror("debian", etc(tmp_path, {f"apt/{name}": text}))
+    assert mirror == Mirror("https://mirror.example/debian", signed_by)
 
 
 def test_a_machine_of_another_distribution_has_no_mirror(tmp_path: Path) -> None:
@@ -142,22 +142,22 @@ def test_what_another_run_downloads_is_waited_for_and_its_folder_left_alone(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     package = AptPackage(name="thing", version="1.0-1", sha256=store.sha256_bytes(b"deb"))
-    wanted = WANTED.model_copy(update={"packages": (package,)})
+    release = WANTED.model_copy(update={"packages": (package,)})
     cache = store.Store(tmp_path / "cache")
-    place, under_way = cache.download(package.sha256, "thing.deb"), cache.folder("apt", wanted.suite) / "lists/partial"
+    place, under_way = cache.download(package.sha256, "thing.deb"), cache.folder("apt", release.suite) / "lists/partial"
     under_way.mkdir(parents=True)
-    waits, found = threading.Event(), []
+    waits, outcomes = threading.Event(), []
 
     def second() -> None:
-        found.extend(apt.download(wanted, cache, tmp_path / "log", waits.set))
+        outcomes.extend(apt.download(release, cache, tmp_path / "log", waits.set))
 
-    with cache.lock("apt", wanted.suite):
+    with cache.lock("apt", release.suite):
         thread = threading.Thread(target=second)
         thread.start()
         assert waits.wait(20)
         store.write_bytes(place, b"deb")
     thread.join(20)
-    assert found == [place]
+    assert outcomes == [place]
     assert under_way.is_dir()
 
 
@@ -200,10 +200,10 @@ def test_every_folder_of_the_configuration_lies_below_the_state(name: str, tmp_p
     settings = configure(state)
     folders = {key: value for key, value in settings.items() if key == "Dir" or key.startswith("Dir::")}
     outside = {
-        key: values for key, values in folders.items() if not all(Path(one).is_relative_to(state) for one in values)
+        key: values for key, values in folders.items() if not all(Path(path).is_relative_to(state) for path in values)
     }
     # What lies outside is read only: nothing, and the keys that the machine trusts.
-    assert {one for values in outside.values() for one in values} == {"/dev/null", "/etc/apt/trusted.gpg.d"}
+    assert {path for values in outside.values() for path in values} == {"/dev/null", "/etc/apt/trusted.gpg.d"}
     assert {"Dir", "Dir::State", "Dir::State::lists", "Dir::State::status", "Dir::Cache", "Dir::Etc"} <= set(folders)
     assert (state / "lists" / "partial").is_dir()
     assert (state / "cache" / "archives" / "partial").is_dir()

@@ -108,13 +108,13 @@ def test_a_toolkit_is_fixed_in_its_folder_and_records_it(tmp_path: Path) -> None
     raw = MATH_FUNCTIONS.encode() + b"// caf\xe9 \xff\n"
     header.write_bytes(raw)
     assert header_fixes.state(tmp_path, SINPI) == "needed"
-    told = headers.apply(tmp_path, FIXES, "the toolkit")
-    assert [(one.name, one.status) for one in told.fixes] == [("sinpi", "applied"), ("rsqrt", "applied")]
-    assert headers.record(tmp_path) == told.fixes
+    record = headers.apply(tmp_path, FIXES, "the toolkit")
+    assert [(fix.name, fix.status) for fix in record.fixes] == [("sinpi", "applied"), ("rsqrt", "applied")]
+    assert headers.record(tmp_path) == record.fixes
     assert header.read_bytes().endswith(b"// caf\xe9 \xff\n")
     assert header_fixes.state(tmp_path, SINPI) == "not needed"
     again = headers.apply(tmp_path, FIXES, "the toolkit")
-    assert {one.status for one in again.fixes} == {"not needed"}
+    assert {fix.status for fix in again.fixes} == {"not needed"}
 
 
 def test_the_header_of_a_target_is_found_and_a_link_to_it_is_not_another_one(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_header_of_a_target_is_found_and_a_link_to_it_is_not_another_one(tmp
 
 
 @pytest.mark.parametrize(
-    ("glibc", "wanted"),
+    ("glibc", "names"),
     [
         ("2.36", []),
         ("2.40", []),
@@ -136,8 +136,8 @@ def test_the_header_of_a_target_is_found_and_a_link_to_it_is_not_another_one(tmp
         ("2.100", ["sinpi", "rsqrt"]),
     ],
 )
-def test_which_glibc_wants_which_fix(glibc: str, wanted: list[str]) -> None:
-    assert [fix.name for fix in FIXES if fix.wanted_by(glibc)] == wanted
+def test_which_glibc_wants_which_fix(glibc: str, names: list[str]) -> None:
+    assert [fix.name for fix in FIXES if fix.wanted_by(glibc)] == names
 
 
 def test_every_toolkit_that_is_downloaded_has_the_fixes_of_its_line() -> None:
@@ -192,15 +192,15 @@ def test_a_toolkit_of_the_machine_is_not_changed_but_stood_in_for(own: Path, tmp
     assert not (over / "bin/nvcc").is_symlink()
     assert os.access(over / "bin/nvcc", os.X_OK)
     assert (over / "nvvm").resolve() == own / "nvvm"
-    assert [one.status for one in headers.record(over)] == ["applied", "applied"]
+    assert [fix.status for fix in headers.record(over)] == ["applied", "applied"]
 
 
 def test_the_stand_in_is_made_anew_only_when_the_toolkit_changed(own: Path, tmp_path: Path) -> None:
     cache = store.Store(tmp_path / "cache")
     first = headers.overlay(own, "12.4.131", (SINPI,), cache)
-    made = first.stat().st_mtime_ns
+    modified = first.stat().st_mtime_ns
     assert headers.overlay(own, "12.4.131", (SINPI,), cache) == first
-    assert first.stat().st_mtime_ns == made
+    assert first.stat().st_mtime_ns == modified
     assert headers.overlay(own, "12.4.131", (SINPI, RSQRT), cache) != first
     (own / "bin/nvcc").write_text("another nvcc")
     assert headers.overlay(own, "12.4.131", (SINPI,), cache) != first
@@ -291,12 +291,12 @@ def test_a_real_nvcc_compiles_what_a_newer_glibc_declares(toolkit: Path, planned
 
 def glibc_headers(suite: str, folder: Path) -> Path:
     """A folder that stands in for / of a release of Debian, with its libc6-dev and this machine's C++ headers."""
-    wanted = Apt(distribution="debian", suite=suite, components=("main",), architecture="amd64", packages=())
-    if why := apt.probe(wanted):
+    release = Apt(distribution="debian", suite=suite, components=("main",), architecture="amd64", packages=())
+    if why := apt.probe(release):
         pytest.skip(f"the headers of Debian {suite} cannot be had: {why}")
     mirror = apt.mirror("debian")
     assert mirror is not None
-    config = apt._configure(wanted, mirror, folder / "apt")
+    config = apt._configure(release, mirror, folder / "apt")
     env = runner.environment({"APT_CONFIG": str(config)}, network=True)
     for command in (["update"], ["download", "libc6-dev"]):
         # A mirror may stand still; nothing of these headers is built into anything.

@@ -54,10 +54,10 @@ def test_headers_of_python_that_do_not_compile_are_refused(planned: Plan, tmp_pa
 def test_a_toolkit_of_the_machine_is_stood_in_for_only_with_the_fixes_of_the_plan(
     planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
+    commands: list[list[str]] = []
 
     def overlay(folder: Path, version: str, fixes: tuple[HeaderFix, ...], cache: store.Store) -> Path:
-        asked.append([fix.name for fix in fixes])
+        commands.append([fix.name for fix in fixes])
         return tmp_path / "links"
 
     monkeypatch.setattr(headers, "overlay", overlay)
@@ -68,4 +68,4 @@ def test_a_toolkit_of_the_machine_is_stood_in_for_only_with_the_fixes_of_the_pla
     for fixes, folder in (({}, tmp_path), ({"sinpi": "0" * 64}, tmp_path / "links")):
         plan = planned.model_copy(update={"toolkit": own.model_copy(update={"fixes": fixes})})
         assert provide.toolkit(plan, (), Run(cache, Silent(), tmp_path / "log")) == folder
-    assert asked == [["sinpi"]]
+    assert commands == [["sinpi"]]

@@ -41,11 +41,11 @@ Member = tuple[tarfile.TarInfo, bytes]
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    one = Place()
-    monkeypatch.setenv(redist.OVERRIDE, f"{one.url}/redist")
-    yield one
-    one.server.shutdown()
-    one.server.server_close()
+    server = Place()
+    monkeypatch.setenv(redist.OVERRIDE, f"{server.url}/redist")
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
 
 
 @pytest.fixture
@@ -175,14 +175,17 @@ def test_every_place_of_every_toolkit_is_asked_and_the_lock_is_that_of_the_mirro
 ) -> None:
     serve(place, {})
     monkeypatch.setenv("UV_DEFAULT_INDEX", f"{place.url}/simple/")
-    sources = tuple(one for one in toolkits.load_sources() if one.apt is None)
+    sources = tuple(source for source in toolkits.load_sources() if source.apt is None)
     reach = gather.probe(Request(), (), sources)
-    assert {name for one in sources for name in one.places} == set(reach.places)
-    there = {name for name, told in reach.places.items() if told.ok}
-    assert there == {"index", *(f"redist:{one.name}" for one in sources if one.redist and one.redist.label == LABEL)}
-    here = gather._lock_path(Request(), (), sources, fresh)
+    assert {name for source in sources for name in source.places} == set(reach.places)
+    reached = {name for name, place in reach.places.items() if place.ok}
+    assert reached == {
+        "index",
+        *(f"redist:{source.name}" for source in sources if source.redist and source.redist.label == LABEL),
+    }
+    lock = gather._lock_path(Request(), (), sources, fresh)
     monkeypatch.setenv(redist.OVERRIDE, "https://user:secret@mirror.example")
-    assert gather._lock_path(Request(), (), sources, fresh) != here
+    assert gather._lock_path(Request(), (), sources, fresh) != lock
 
 
 # --- downloading ---------------------------------------------------------------------------------------------
@@ -192,8 +195,8 @@ BODY = bytes(range(256)) * 4000
 
 
 def asked(archive: bytes) -> tuple[Component, Redist]:
-    wanted = pinned({"cuda_nvcc": archive})
-    return wanted.components[0], wanted
+    release = pinned({"cuda_nvcc": archive})
+    return release.components[0], release
 
 
 def test_an_archive_is_kept_under_its_hash_and_not_fetched_again(place: Place, fresh: store.Store) -> None:
@@ -307,7 +310,7 @@ OTHERS = {"cuda_cccl": ["include"], "cuda_nvtx": ["include", "lib"], "cuda_profi
 
 
 def real(name: str = "nvidia-12.4") -> ToolkitSource:
-    return next(one for one in toolkits.load_sources() if one.name == name)
+    return next(source for source in toolkits.load_sources() if source.name == name)
 
 
 def source_of(archives: dict[str, bytes]) -> ToolkitSource:
@@ -447,9 +450,9 @@ def all_in_reach(sources: tuple[ToolkitSource, ...]) -> World:
 
 def some_plan(source: ToolkitSource) -> Plan:
     """A plan of any recipe, made to compile with one toolkit."""
-    found = resolve(Request(), all_in_reach(toolkits.load_sources()))
-    assert isinstance(found, Plan)
-    return found.model_copy(update={"cuda": source.line, "archs": ("8.0", "9.0")})
+    plan = resolve(Request(), all_in_reach(toolkits.load_sources()))
+    assert isinstance(plan, Plan)
+    return plan.model_copy(update={"cuda": source.line, "archs": ("8.0", "9.0")})
 
 
 # As NVIDIA's own begins: what nvcc finds by the folder it lies in.
@@ -513,7 +516,7 @@ def test_a_real_nvcc_packed_as_nvidia_does_is_brought_and_compiles(
 
 
 def test_a_real_nvcc_of_the_package_index_is_brought_and_compiles(cache: store.Store, tmp_path: Path) -> None:
-    (source,) = (one for one in toolkits.load_sources() if one.places == ("index",))
+    (source,) = (source for source in toolkits.load_sources() if source.places == ("index",))
     folder = provide.bring(source, Run(cache.open(), Silent(), tmp_path / "log"))
     kept_here = store.Store(tmp_path / "cache").open()
     provide.admit(folder, some_plan(source), Run(kept_here, Silent(), tmp_path / "log"))
@@ -529,17 +532,17 @@ def test_runs_that_admit_the_same_toolkit_at_once_do_not_mind_each_other(
     nvcc.write_text("#!/bin/sh\nexit 0\n")
     nvcc.chmod(0o755)
     at = store.Store(tmp_path / "cache")
-    one: Any = SimpleNamespace(host_compiler="g++", host_compiler_version="12", archs=("8.0",), cuda="12.4")
+    plan: Any = SimpleNamespace(host_compiler="g++", host_compiler_version="12", archs=("8.0",), cuda="12.4")
     remove, removed = store.remove, []
 
     def meanwhile(path: Path) -> None:
         removed.append(path)
         if len(removed) == 1:
-            provide.admit(tmp_path / "kit", one, Run(at, Silent(), tmp_path / "log"))
+            provide.admit(tmp_path / "kit", plan, Run(at, Silent(), tmp_path / "log"))
         remove(path)
 
     monkeypatch.setattr(store, "remove", meanwhile)
-    provide.admit(tmp_path / "kit", one, Run(at, Silent(), tmp_path / "log"))
+    provide.admit(tmp_path / "kit", plan, Run(at, Silent(), tmp_path / "log"))
     assert len(removed) == 2
     assert len(list((at.root / "admitted").iterdir())) == 1
     assert [path.name for path in at.root.rglob("kernel.cu")] == []
@@ -548,30 +551,33 @@ def test_runs_that_admit_the_same_toolkit_at_once_do_not_mind_each_other(
 # --- the toolkit files, and what writes them ---------------------------------------------------------------------
 
 
-OWN = [one.name for one in toolkits.load_sources() if one.redist]
+OWN = [source.name for source in toolkits.load_sources() if source.redist]
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_toolkit_file_of_archives_agrees_with_itself(name: str) -> None:
     source = real(name)
-    found = source.redist
-    assert found is not None
-    assert source.version == script.version(found)
-    assert source.download_mb == script.megabytes(found)
-    assert found.manifest == f"redistrib_{found.label}.json"
-    assert toolkits.cuda_line(found.label) == source.line
-    assert len({one.name for one in found.components}) == len(found.components)
-    assert len({one.sha256 for one in found.components}) == len(found.components)
-    for one in found.components:
+    release = source.redist
+    assert release is not None
+    assert source.version == script.version(release)
+    assert source.download_mb == script.megabytes(release)
+    assert release.manifest == f"redistrib_{release.label}.json"
+    assert toolkits.cuda_line(release.label) == source.line
+    assert len({component.name for component in release.components}) == len(release.components)
+    assert len({component.sha256 for component in release.components}) == len(release.components)
+    for component in release.components:
         platform = f"linux-{source.machine}"
-        assert one.relative_path == f"{one.name}/{platform}/{one.name}-{platform}-{one.version}-archive.tar.xz"
+        assert (
+            component.relative_path
+            == f"{component.name}/{platform}/{component.name}-{platform}-{component.version}-archive.tar.xz"
+        )
     taken = {origin.split("/")[1] for origin, _ in source.layout.copies if origin.startswith("redist/")}
-    assert taken == {one.name for one in found.components}
+    assert taken == {component.name for component in release.components}
     path = data.toolkits_folder() / f"{name}.toml"
-    assert script.renewed(path.read_text(encoding="utf-8"), found) == path.read_text(encoding="utf-8")
+    assert script.renewed(path.read_text(encoding="utf-8"), release) == path.read_text(encoding="utf-8")
 
 
-COMPONENTS = [one.name for one in (real().redist or ONE).components]
+COMPONENTS = [component.name for component in (real().redist or ONE).components]
 
 
 def manifest(label: str | None = "12.6.3") -> bytes:
@@ -620,11 +626,11 @@ def test_another_release_is_written_without_typing_a_hash(
     assert (after.version, after.line, after.download_mb) == ("12.6.85", "12.6", 6)
     assert after.redist is not None
     assert after.redist.sha256 == sha(manifest())
-    assert [one.sha256 for one in after.redist.components] == [
-        sha(f"{one.name} linux-x86_64".encode()) for one in after.redist.components
+    assert [component.sha256 for component in after.redist.components] == [
+        sha(f"{component.name} linux-x86_64".encode()) for component in after.redist.components
     ]
     assert after.layout == before.layout
-    assert [one.name for one in after.redist.components] == COMPONENTS
+    assert [component.name for component in after.redist.components] == COMPONENTS
 
 
 def test_without_being_told_to_write_it_prints_what_can_be_pasted(
@@ -634,9 +640,9 @@ def test_without_being_told_to_write_it_prints_what_can_be_pasted(
     run(
         monkeypatch, "new", "--label", "12.6.3", "--manifest", data_folder / "manifest.json", "--component", "cuda_nvcc"
     )
-    told = tomllib.loads(capsys.readouterr().out)
-    assert told["version"] == "12.6.85"
-    assert [one["name"] for one in told["redist"]["components"]] == ["cuda_nvcc"]
+    document = tomllib.loads(capsys.readouterr().out)
+    assert document["version"] == "12.6.85"
+    assert [component["name"] for component in document["redist"]["components"]] == ["cuda_nvcc"]
     assert (data_folder / "new.toml").read_bytes() == before
 
 
@@ -670,7 +676,7 @@ def test_another_manifest_of_the_release_that_is_pinned_is_refused(
 
 
 def test_a_toolkit_without_archives_has_nothing_to_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = next(one.name for one in toolkits.load_sources() if one.redist is None)
+    other = next(source.name for source in toolkits.load_sources() if source.redist is None)
     with pytest.raises(SystemExit) as refused:
         run(monkeypatch, other)
     assert "names no archives" in str(refused.value.code)

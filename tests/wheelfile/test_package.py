@@ -30,13 +30,13 @@ Version: this line of the description stays
 
 @pytest.fixture
 def recipe(all_recipes: tuple[Loaded, ...]) -> Recipe:
-    return next(one.recipe for one in all_recipes if one.recipe.name == "vllm-0.10.2")
+    return next(loaded.recipe for loaded in all_recipes if loaded.recipe.name == "vllm-0.10.2")
 
 
 def requirements(recipe: Recipe, folder: Path, text: str) -> list[str]:
     path = folder / "cuda.txt"
     path.write_text(text)
-    return [str(one) for one in package.cuda_requirements(path, recipe)]
+    return [str(requirement) for requirement in package.cuda_requirements(path, recipe)]
 
 
 def test_torch_is_pinned_to_the_one_built_against_whatever_upstream_says(recipe: Recipe, tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_metadata_gets_version_and_requirements_and_nothing_else_changes(recipe:
 
 def test_entry_points_are_added_to_upstreams_own() -> None:
     text = "[console_scripts]\nvllm = a:main\n\n[vllm.general_plugins]\nlora = b:register\n"
-    made = package.entry_points(text, {"vllm.general_plugins": {"dca_guards": "vllm.dca_guards:register"}}).decode()
-    assert "[vllm.general_plugins]\nlora = b:register\ndca_guards = vllm.dca_guards:register\n" in made
-    assert "[console_scripts]\nvllm = a:main\n" in made
+    points = package.entry_points(text, {"vllm.general_plugins": {"dca_guards": "vllm.dca_guards:register"}}).decode()
+    assert "[vllm.general_plugins]\nlora = b:register\ndca_guards = vllm.dca_guards:register\n" in points
+    assert "[console_scripts]\nvllm = a:main\n" in points
 
 
 def archive(folder: Path, recipe: Recipe, files: dict[str, bytes | Path]) -> Path:

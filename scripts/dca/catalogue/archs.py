@@ -21,12 +21,12 @@ def version(arch: str) -> tuple[int, int]:
 def how_reached(arch: str, sass: Collection[str], ptx: Collection[str]) -> str:
     """How a GPU of one arch runs code: "native", "same major (8.0)", "JIT from PTX 8.0", or "not"."""
     own = version(arch)
-    if any(version(one) == own for one in sass):
+    if any(version(built) == own for built in sass):
         return "native"
-    same = [one for one in sass if not one.endswith("a") and version(one)[0] == own[0] and version(one) < own]
+    same = [built for built in sass if not built.endswith("a") and version(built)[0] == own[0] and version(built) < own]
     if same:
         return f"same major ({max(same, key=version)})"
-    older = [one for one in ptx if _compiles(one, own)]
+    older = [built for built in ptx if _compiles(built, own)]
     if older:
         return f"JIT from PTX {max(older, key=version)}"
     return NOT

@@ -68,16 +68,16 @@ def fixed(text: str, fix: HeaderFix) -> str | None:
     bare: list[re.Match[str]] = []
     for declaration in fix.declarations:
         words = r"[ \t]+".join(re.escape(word) for word in declaration.split())
-        found = list(re.finditer(rf"(?<!\w){words}[ \t]*([^;\n]*);", text))
-        if len(found) != 1:
-            raise UnexpectedTextError(f"`{declaration};` is there {len(found)} times, not once")
-        if not found[0][1]:
-            bare.append(found[0])
+        matches = list(re.finditer(rf"(?<!\w){words}[ \t]*([^;\n]*);", text))
+        if len(matches) != 1:
+            raise UnexpectedTextError(f"`{declaration};` is there {len(matches)} times, not once")
+        if not matches[0][1]:
+            bare.append(matches[0])
     if not bare:
         return None
     if len(bare) != len(fix.declarations):
         raise UnexpectedTextError(f"{len(fix.declarations) - len(bare)} of {len(fix.declarations)} are fixed already")
-    for match in sorted(bare, key=lambda one: -one.start()):
+    for match in sorted(bare, key=re.Match.start, reverse=True):
         text = f"{text[: match.start(1)].rstrip()} {fix.specifier}{text[match.end(1) :]}"
     lines = [match.end() for match in re.finditer(rf"^{re.escape(fix.anchor)}\n", text, re.MULTILINE)]
     if len(lines) != 1:
@@ -96,10 +96,10 @@ def state(toolkit: Path, fix: HeaderFix) -> State:
 
 def files(toolkit: Path, fix: HeaderFix) -> list[Path]:
     """A header wherever a toolkit has it; each file once, whatever links lead to it."""
-    found = {path.resolve(): path for name in INCLUDES if (path := toolkit / name / fix.file).is_file()}
-    if not found:
+    paths = {path.resolve(): path for name in INCLUDES if (path := toolkit / name / fix.file).is_file()}
+    if not paths:
         raise UnexpectedTextError(f"there is no {fix.file}")
-    return list(found.values())
+    return list(paths.values())
 
 
 def read(path: Path) -> str:

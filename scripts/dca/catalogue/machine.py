@@ -93,7 +93,7 @@ def glibc() -> str:
 
 def host_compilers() -> tuple[Compiler, ...]:
     """g++, g++-N and conda's own g++ on PATH, newest first; the plain g++ before others of its version."""
-    found: dict[str, Compiler] = {}
+    compilers: dict[str, Compiler] = {}
     names = ["g++", *(f"g++-{major}" for major in range(16, 8, -1)), f"{platform.machine()}-conda-linux-gnu-g++"]
     for name in names:
         path = shutil.which(name)
@@ -101,9 +101,9 @@ def host_compilers() -> tuple[Compiler, ...]:
             continue
         done = runner.probe([path, "-dumpfullversion"])
         match = re.match(r"(\d+)\.\d+", done.tail[0]) if done.ok and done.tail else None
-        if match and done.tail[0] not in found:
-            found[done.tail[0]] = Compiler(path=path, major=int(match[1]), version=done.tail[0])
-    return tuple(sorted(found.values(), key=lambda compiler: -compiler.major))
+        if match and done.tail[0] not in compilers:
+            compilers[done.tail[0]] = Compiler(path=path, major=int(match[1]), version=done.tail[0])
+    return tuple(sorted(compilers.values(), key=lambda compiler: -compiler.major))
 
 
 def own_python() -> Python:
@@ -126,10 +126,10 @@ def other_python(version: str) -> Python | None:
         "import os,platform,sysconfig;print(platform.python_version());"
         "print(os.path.isfile(os.path.join(sysconfig.get_path('include'),'Python.h')))"
     )
-    told = runner.probe([path, "-I", "-c", probe])
-    if not told.ok or len(told.tail) != 2:
+    answer = runner.probe([path, "-I", "-c", probe])
+    if not answer.ok or len(answer.tail) != 2:
         return None
-    return Python(version=told.tail[0], path=path, headers=told.tail[1] == "True")
+    return Python(version=answer.tail[0], path=path, headers=answer.tail[1] == "True")
 
 
 def find_uv() -> Path:
@@ -146,8 +146,8 @@ def install_command(package: str) -> str:
     from packaging.requirements import Requirement
 
     extras = [Requirement(text) for text in metadata.requires("dca-build") or () if "extra ==" in text]
-    wanted = next((f"{one.name}{one.specifier}" for one in extras if one.name == package), package)
-    return shlex.join([str(find_uv()), "pip", "install", "--python", sys.executable, wanted])
+    requirement = next((f"{extra.name}{extra.specifier}" for extra in extras if extra.name == package), package)
+    return shlex.join([str(find_uv()), "pip", "install", "--python", sys.executable, requirement])
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -158,9 +158,9 @@ def gpus() -> tuple[Gpu, ...]:
     done = runner.probe([program, "--query-gpu=name,compute_cap", "--format=csv,noheader"])
     if not done.ok:
         return ()
-    found = []
+    cards = []
     for line in done.tail:
         name, _, arch = line.rpartition(",")
         if re.fullmatch(r"\s*\d+\.\d", arch):
-            found.append(Gpu(name=name.strip(), arch=arch.strip()))
-    return tuple(found)
+            cards.append(Gpu(name=name.strip(), arch=arch.strip()))
+    return tuple(cards)

@@ -79,14 +79,14 @@ def read(path: Path) -> Model:
     if not file.is_file():
         raise DcaError("DCA-204", f"--model: {file} is not a file.", remedy="name a model's folder or its config.json.")
     try:
-        given = _object(file.read_bytes())
+        config = _object(file.read_bytes())
         return Model(
             name=file.resolve().parent.name if file.name == "config.json" else file.name,
-            architectures=tuple(map(str, _list(given, "architectures"))),
-            head_dim=_head_dim(given),
-            experts=next((_integer(given, key) for key in EXPERTS if given.get(key) is not None), 0),
-            quantization=_quantization(given),
-            dual_chunk=bool(given.get("dual_chunk_attention_config")),
+            architectures=tuple(map(str, _list(config, "architectures"))),
+            head_dim=_head_dim(config),
+            experts=next((_integer(config, key) for key in EXPERTS if config.get(key) is not None), 0),
+            quantization=_quantization(config),
+            dual_chunk=bool(config.get("dual_chunk_attention_config")),
         )
     except (ValueError, RecursionError) as error:
         raise DcaError(
@@ -119,40 +119,40 @@ def lacks(model: Model, serves: Coverage) -> list[str]:
 
 
 def _object(content: bytes) -> dict[str, Any]:
-    given = json.loads(content)
-    if not isinstance(given, dict):
+    config = json.loads(content)
+    if not isinstance(config, dict):
         raise ValueError("it is no JSON object.")  # noqa: TRY004 - it is the file that is wrong
-    return given
+    return config
 
 
-def _list(given: dict[str, Any], key: str) -> list[Any]:
-    value = given.get(key)
+def _list(config: dict[str, Any], key: str) -> list[Any]:
+    value = config.get(key)
     if not isinstance(value, list) or not value:
         raise ValueError(f"`{key}` is not a list of names.")
     return value
 
 
-def _integer(given: dict[str, Any], key: str) -> int:
-    value = given.get(key)
+def _integer(config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"`{key}` is not a count: {value!r}.")
     return value
 
 
-def _head_dim(given: dict[str, Any]) -> int:
-    if given.get("head_dim") is not None:
-        return _integer(given, "head_dim")
-    size, heads = _integer(given, "hidden_size"), _integer(given, "num_attention_heads")
+def _head_dim(config: dict[str, Any]) -> int:
+    if config.get("head_dim") is not None:
+        return _integer(config, "head_dim")
+    size, heads = _integer(config, "hidden_size"), _integer(config, "num_attention_heads")
     if heads == 0 or size % heads:
         raise ValueError(f"hidden_size {size} is not a multiple of num_attention_heads {heads}.")
     return size // heads
 
 
-def _quantization(given: dict[str, Any]) -> str:
-    config = given.get("quantization_config")
-    if config is None:
+def _quantization(config: dict[str, Any]) -> str:
+    quantization = config.get("quantization_config")
+    if quantization is None:
         return ""
-    method = config.get("quant_method") if isinstance(config, dict) else None
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if not isinstance(method, str) or not method:
         raise ValueError("`quantization_config` names no `quant_method`.")
     return method.lower()

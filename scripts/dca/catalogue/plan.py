@@ -233,14 +233,14 @@ class Plan(Document):
             "heavy_jobs",
             "jobs_asked",
         }
-        here = {
+        machine = {
             "python_path": True,
             "host_compiler": True,
             "toolkit": {"path"},
             "sources": {"__all__": {"places", "origin"}},
             "modules": {"__all__": {"reason"}},
         }
-        exclude: dict[str, Any] = {**dict.fromkeys(telling, True), **here}
+        exclude: dict[str, Any] = {**dict.fromkeys(telling, True), **machine}
         if self.toolkit is None:
             exclude.pop("toolkit")
         return digest(self.model_dump(mode="json", exclude=exclude))[:16]

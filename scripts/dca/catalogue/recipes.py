@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
@@ -19,6 +18,7 @@ from dca.catalogue.model_needs import Serves
 from dca.foundation import data, datafile, documents, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
+from dca.foundation.suggestion import did_you_mean
 
 KERNELS = "kernels"
 KERNELS_PACKAGE = "dca_kernels"
@@ -357,7 +357,7 @@ class Recipe(Value):
         companion = self.companions[name]
         if not inner:
             return companion.source
-        return {one.path: one for one in companion.submodules}[inner]
+        return {submodule.path: submodule for submodule in companion.submodules}[inner]
 
     @property
     def profiles(self) -> tuple[str, ...]:
@@ -507,7 +507,9 @@ def load(path: Path) -> Loaded:
         recipe=recipe,
         digest=store.sha256_file(path),
         series_revision=series_revision(patches),
-        series_digest=documents.digest([store.tree_hash(one, skip=_is_cache) for one in added if one.is_dir()]),
+        series_digest=documents.digest(
+            [store.tree_hash(folder, skip=_is_cache) for folder in added if folder.is_dir()]
+        ),
         lock_digest=_file_digest(locks / "run.txt"),
         build_lock_digest=_file_digest(locks / "build.txt"),
         kernels_lock_digest=_file_digest(locks / f"{KERNELS}.txt"),
@@ -521,8 +523,8 @@ def _is_cache(name: str) -> bool:
 
 def load_all(folder: Path | None = None) -> tuple[Loaded, ...]:
     """Every recipe, by priority."""
-    found = [load(path) for path in sorted((folder or data.recipes_folder()).glob("*.toml"))]
-    return tuple(sorted(found, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)))
+    recipes = [load(path) for path in sorted((folder or data.recipes_folder()).glob("*.toml"))]
+    return tuple(sorted(recipes, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)))
 
 
 def find(name: str, recipes: tuple[Loaded, ...]) -> Loaded:
@@ -535,12 +537,11 @@ def find(name: str, recipes: tuple[Loaded, ...]) -> Loaded:
         if loaded.recipe.name == name:
             return loaded
     names = [loaded.recipe.name for loaded in recipes]
-    near = difflib.get_close_matches(name, names, n=1)
     raise DcaError(
         "DCA-203",
         f"there is no recipe `{name}`.",
         why=f"the recipes are: {', '.join(names)}.",
-        remedy=f"did you mean --recipe {near[0]}?" if near else "choose one of them with --recipe.",
+        remedy=did_you_mean(name, names, "choose one of them with --recipe.", "--recipe {}"),
     )
 
 
@@ -549,19 +550,19 @@ def series_revision(folder: Path) -> int:
     series = folder / "series"
     if not series.is_file():
         return 0
-    found = re.search(r"^# revision: (\d+)$", _text(series), re.MULTILINE)
-    if found is None:
+    match = re.search(r"^# revision: (\d+)$", _text(series), re.MULTILINE)
+    if match is None:
         raise DcaError("DCA-202", f"{series} has no line `# revision: N`.", remedy="add it.")
-    return int(found[1])
+    return int(match[1])
 
 
 def locked_versions(lock: Path) -> dict[str, tuple[str, ...]]:
     """Versions that a lock pins, per package name."""
-    found: dict[str, list[str]] = {}
+    pins: dict[str, list[str]] = {}
     if lock.is_file():
         for match in re.finditer(r"^([A-Za-z0-9._-]+)==([0-9][^\s;\\]*)", _text(lock), re.MULTILINE):
-            found.setdefault(match[1].lower(), []).append(match[2])
-    return {name: tuple(sorted(set(versions), key=Version)) for name, versions in sorted(found.items())}
+            pins.setdefault(match[1].lower(), []).append(match[2])
+    return {name: tuple(sorted(set(versions), key=Version)) for name, versions in sorted(pins.items())}
 
 
 def _text(path: Path) -> str:

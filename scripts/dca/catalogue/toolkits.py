@@ -176,9 +176,12 @@ class ToolkitSource(Value):
     def hashes(self) -> dict[str, str]:
         """The sha256 of every part that it is put together from, by file or package."""
         return {
-            **{one.file: one.sha256 for one in (self.redist.components if self.redist else ())},
-            **{f"{one.name} {one.version}": one.sha256 for one in (self.apt.packages if self.apt else ())},
-            **{one.file: one.sha256 for one in self.wheels},
+            **{component.file: component.sha256 for component in (self.redist.components if self.redist else ())},
+            **{
+                f"{package.name} {package.version}": package.sha256
+                for package in (self.apt.packages if self.apt else ())
+            },
+            **{wheel.file: wheel.sha256 for wheel in self.wheels},
         }
 
     @property
@@ -237,7 +240,9 @@ def load_sources() -> tuple[ToolkitSource, ...]:
     """Every place a toolkit can be had from, by name."""
     paths = sorted(path for path in data.toolkits_folder().glob("*.toml") if path.name != "cuda.toml")
     sources, versions = [datafile.load(ToolkitSource, path) for path in paths], load_versions()
-    return tuple(one.model_copy(update={"fixes": (*one.fixes, *versions.fixes_of(one.line))}) for one in sources)
+    return tuple(
+        source.model_copy(update={"fixes": (*source.fixes, *versions.fixes_of(source.line))}) for source in sources
+    )
 
 
 # What a toolkit must have to compile and link an extension module.
@@ -263,19 +268,21 @@ def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
         *((path, str(path)) for path in sorted(Path("/usr/local").glob("cuda-*"), reverse=True)),
         (_folder(os.environ.get("CONDA_PREFIX")), "the conda environment"),
     ]
-    found: dict[Path, FoundToolkit] = {}
+    toolkits: dict[Path, FoundToolkit] = {}
     versions = load_versions()
     for folder, origin in places:
         if folder is None or not (folder / "bin/nvcc").is_file():
             continue
         real = folder.resolve()
-        if real not in found:
+        if real not in toolkits:
             version = nvcc_version(folder / "bin/nvcc")
             if version:
                 missing = tuple(what for what, paths in _NEEDED.items() if not any((real / p).exists() for p in paths))
                 fixes = {fix.name: header_fixes.state(real, fix) for fix in versions.fixes_of(cuda_line(version))}
-                found[real] = FoundToolkit(path=str(real), version=version, origin=origin, missing=missing, fixes=fixes)
-    return tuple(found.values())
+                toolkits[real] = FoundToolkit(
+                    path=str(real), version=version, origin=origin, missing=missing, fixes=fixes
+                )
+    return tuple(toolkits.values())
 
 
 def _folder(value: str | None) -> Path | None:
@@ -289,8 +296,8 @@ def _of_program(program: str | None) -> Path | None:
     real = Path(program).resolve()
     if (real.parent.parent / "nvvm").is_dir():
         return real.parent.parent
-    told = runner.probe([program, "--dryrun", "-c", "-x", "cu", "/dev/null"])
-    for line in told.tail:
+    answer = runner.probe([program, "--dryrun", "-c", "-x", "cu", "/dev/null"])
+    for line in answer.tail:
         if line.startswith("#$ TOP="):
             return Path(line.removeprefix("#$ TOP=")).resolve()
     return None

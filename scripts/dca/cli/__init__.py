@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import os
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from dca.catalogue.failures import Known
     from dca.foundation.errors import DcaError
 
-# dca.foundation.errors.ExitCode.INTERRUPTED, which is not loaded yet.
+# The value of dca.foundation.errors.ExitCode.INTERRUPTED, without importing it.
 INTERRUPTED = 130
 # Each command's module is imported only when it is called, so that `dca --help` stays quick.
 COMMANDS = {
@@ -67,9 +66,10 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean `dca {near[0]}`?" if near else f" Commands: {', '.join(COMMANDS)}."
-            raise click.UsageError(f"there is no command `{args[0]}`.{hint}", ctx)
+            from dca.foundation.suggestion import did_you_mean
+
+            hint = did_you_mean(args[0], COMMANDS, f"commands: {', '.join(COMMANDS)}.", "`dca {}`")
+            raise click.UsageError(f"there is no command `{args[0]}`. {hint[0].upper()}{hint[1:]}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -93,12 +93,12 @@ def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -
 def main() -> None:
     """Run the command line and end with its exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # nohup has it ignored, and means that.
+        # Under nohup SIGHUP is ignored, and stays so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminated)
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
-        # Not waiting for threads that still ask the network.
+        # sys.exit would wait for threads that still ask the network.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
@@ -117,7 +117,7 @@ def run(arguments: list[str]) -> int:
     except click.UsageError as error:
         return _say(DcaError("DCA-201", error.format_message(), remedy=_usage(error)), as_json=as_json)
     except (KeyboardInterrupt, click.Abort, Interrupted):
-        # Everything has been cleaned up; one more Ctrl-C has nothing left to hurry.
+        # Everything has been cleaned up, so another Ctrl-C is ignored.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         click.echo(
@@ -128,7 +128,7 @@ def run(arguments: list[str]) -> int:
     except DcaError as error:
         return _say(error, as_json=as_json and not error.answered)
     except OSError as error:
-        # The error may be of standard output itself.
+        # Standard output itself may be what failed, so no JSON is written to it.
         return _say(from_os_error(error), as_json=False)
     return 0
 
@@ -159,17 +159,17 @@ def explanation_of(error: DcaError) -> tuple[Known, ...]:
 def _say(error: DcaError, *, as_json: bool) -> int:
     known = explanation_of(error)
     if as_json:
-        told = {
+        document = {
             "schema": "dca.error/1",
             "code": error.code,
             "exit": error.exit_code,
             "what": error.what,
             "why": error.why,
             "next": error.remedy,
-            "known": [one.model_dump(mode="json") for one in known],
+            "known": [failure.model_dump(mode="json") for failure in known],
         }
-        click.echo(json.dumps(told, indent=2, sort_keys=True))
+        click.echo(json.dumps(document, indent=2, sort_keys=True))
     click.echo(str(error), err=True)
-    for one in known[:1]:
-        click.echo(f"  Known: {one.title} ({one.id}). {one.cause}\n         {one.remedy}", err=True)
+    for failure in known[:1]:
+        click.echo(f"  Known: {failure.title} ({failure.id}). {failure.cause}\n         {failure.remedy}", err=True)
     return error.exit_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import shutil
@@ -17,6 +16,7 @@ from dca.doctor import GROUPS, Purpose, Report
 from dca.doctor.probes import PATIENCE, Probes, places
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
+from dca.foundation.suggestion import did_you_mean
 
 WAIT = 0.6
 """Seconds that the network is given among other checks; by itself it is given more."""
@@ -69,8 +69,7 @@ def command(
     if schema:
         click.echo(json.dumps(documents.json_schema(Report), indent=2))
         return
-    if cuda is not None and not re.fullmatch(r"[0-9]{1,2}\.[0-9]", cuda):
-        raise DcaError("DCA-201", f"--cuda {cuda} is not a CUDA version.", remedy="write it as 12.1.")
+    options.check_cuda(cuda)
     if model is not None and purpose != "serve":
         raise DcaError("DCA-201", "--model goes with --for serve.", remedy="add --for serve.")
     if model is not None and not model.exists():
@@ -116,8 +115,7 @@ def _names(flag: str, texts: tuple[str, ...]) -> tuple[str, ...]:
     names = tuple(name for text in texts for name in re.split(r"[,\s]+", text.lower()) if name)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"groups are {', '.join(GROUPS)}."
+            hint = did_you_mean(name, known, f"groups are {', '.join(GROUPS)}.")
             raise DcaError("DCA-201", f"{flag}: there is no check `{name}`.", remedy=hint)
     return names
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from dca.catalogue import failures
 from dca.catalogue.failures import Explanation, Known
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
+from dca.foundation.suggestion import did_you_mean
 
 
 @click.command("explain")
@@ -62,11 +62,11 @@ def _named(what: str, catalogue: failures.Catalogue) -> Known | None:
     known = catalogue.of(what)
     if known is None and not Path(what).suffix and "/" not in what:
         names = [*(failure.id for failure in catalogue.failures), *catalogue.codes]
-        near = difflib.get_close_matches(what if what.islower() else what.upper(), names, n=1)
+        spelt = what if what.islower() else what.upper()
         raise DcaError(
             "DCA-204",
             f"{what} is neither a file, nor a code, nor the name of a failure.",
-            remedy=f"did you mean {near[0]}?" if near else "`dca explain --list` shows all names.",
+            remedy=did_you_mean(spelt, names, "`dca explain --list` shows all names."),
         )
     return known
 

@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from dca.catalogue.plan import Request
 from dca.cli import options
+from dca.cli.packing import packed
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
 from dca.pipeline import gather, wheel
 from dca.pipeline.bundle import Packed
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where sources go, and where they come from.
+
+    Args:
+        file: the bundle that is packed; None for the cache alone.
+        offline: whether nothing may be fetched.
+    """
+
+    file: Path | None
+    offline: bool
+
+
 @click.command("fetch")
 @options.request
-@click.option(
-    "--bundle",
-    "file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Pack all that the build takes into one file, for `dca wheel --bundle FILE --offline`.",
+@packed(
+    Target,
+    "target",
+    click.option(
+        "--bundle",
+        "file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Pack all that the build takes into one file, for `dca wheel --bundle FILE --offline`.",
+    ),
+    options.offline,
 )
-@options.offline
 @options.cache
 @options.output
 def command(
-    request: Request,
-    file: Path | None,
-    offline: bool,
-    cache_dir: Path | None,
-    update: gather.Update,
-    as_json: bool,
-    quiet: bool,
+    request: Request, target: Target, cache_dir: Path | None, update: gather.Update, as_json: bool, quiet: bool
 ) -> None:
     """Bring the sources only: pinned, checked and patched; with --bundle, all that a build takes, in one file."""
-    cache = options.open_cache(cache_dir, offline=offline)
+    file, cache = target.file, options.open_cache(cache_dir, offline=target.offline)
     if file is not None and not options.can_be_written(options.resolve(file)):
         raise DcaError("DCA-204", f"--bundle: {file} cannot be written.", remedy="name another place.")
     planning = gather.make_plan if file is None else gather.plan_to_pack
@@ -49,7 +62,7 @@ def command(
         else:
             tree = wheel.sources_only(plan, world, cache, reporter)
     if file is not None:
-        text = documents.dumps(result).decode().rstrip() if as_json else told(result)
+        text = documents.dumps(result).decode().rstrip() if as_json else summary(result)
         click.echo(result.file if quiet and not as_json else text)
         return
     if as_json:
@@ -62,13 +75,13 @@ def command(
     click.echo(f"{'lock':<28} {wheel.sources_run(plan, cache) / 'lock.json'}")
 
 
-def told(packed: Packed) -> str:
+def summary(bundle: Packed) -> str:
     """What was packed, and what to do with it."""
     lines = [
-        packed.file,
-        f"  sha256 {packed.sha256}",
-        f"  {packed.bytes / 1e6:.0f} MB in {len(packed.parts)} parts, for {packed.version}",
+        bundle.file,
+        f"  sha256 {bundle.sha256}",
+        f"  {bundle.bytes / 1e6:.0f} MB in {len(bundle.parts)} parts, for {bundle.version}",
         "  On the machine without a network:",
-        f"    dca wheel --bundle {Path(packed.file).name} --offline",
+        f"    dca wheel --bundle {Path(bundle.file).name} --offline",
     ]
-    return "\n".join([*lines, *(f"  {note}" for note in packed.notes)])
+    return "\n".join([*lines, *(f"  {note}" for note in bundle.notes)])

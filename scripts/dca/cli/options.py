@@ -81,24 +81,10 @@ def request(function: F) -> F:
     ]
 
     @functools.wraps(function)
-    def wrapper(**given: Any) -> Any:
-        names = (
-            "recipe",
-            "cuda",
-            "archs",
-            "profile",
-            "groups",
-            "source",
-            "dirty",
-            "companions",
-            "prebuilt",
-            "toolkit",
-            "strict_cuda",
-            "python",
-            "model",
-            "jobs",
-        )
-        return function(request=make_request({name: given.pop(name) for name in names}), **given)
+    def wrapper(**values: Any) -> Any:
+        # Each field of a request is filled by the option of its name.
+        asked = {name: values.pop(name) for name in Request.model_fields}
+        return function(request=make_request(asked), **values)
 
     wrapped: Any = wrapper
     for option in reversed(options):
@@ -106,50 +92,61 @@ def request(function: F) -> F:
     return wrapped  # type: ignore[no-any-return]
 
 
-def make_request(given: dict[str, Any]) -> Request:
+def make_request(values: dict[str, Any]) -> Request:
     """The request for some options; numbers and paths are checked here.
+
+    Args:
+        values: as click reads them, by the request's fields.
 
     Raises:
         DcaError: DCA-201 for a value of the wrong form, DCA-204 for a path that is not there.
     """
-    if given["cuda"] is not None and not re.fullmatch(r"[0-9]{1,2}\.[0-9]", given["cuda"]):
-        raise DcaError("DCA-201", f"--cuda {given['cuda']} is not a CUDA version.", remedy="write it as 12.1.")
-    if given["python"] is not None and not re.fullmatch(r"3\.[0-9]{1,2}", given["python"]):
-        raise DcaError("DCA-201", f"--python {given['python']} is not a Python version.", remedy="write it as 3.12.")
-    if given["dirty"] and not (given["source"] or given["companions"]):
+    check_cuda(values["cuda"])
+    if values["python"] is not None and not re.fullmatch(r"3\.[0-9]{1,2}", values["python"]):
+        raise DcaError("DCA-201", f"--python {values['python']} is not a Python version.", remedy="write it as 3.12.")
+    if values["dirty"] and not (values["source"] or values["companions"]):
         raise DcaError(
             "DCA-201",
             "--dirty says how a local folder is taken, and none is named.",
             remedy="name one with --source or --companion.",
         )
     for flag, name in (("--arch", "archs"), ("--with", "groups"), ("--prebuilt", "prebuilt")):
-        if given[name] and not any(_words(words) for words in given[name]):
+        if values[name] and not _all_words(values[name]):
             raise DcaError("DCA-201", f"{flag} is empty.", remedy="give it a value, or leave it out.")
-    return Request(
-        recipe=given["recipe"],
-        cuda=given["cuda"],
-        archs=arch_list(given["archs"]),
-        profile=given["profile"],
-        groups=tuple(dict.fromkeys(word for words in given["groups"] for word in _words(words))),
-        source=local("--source", given["source"]),
-        dirty=given["dirty"],
-        companions=companions(given["companions"]),
-        prebuilt=tuple(dict.fromkeys(word for words in given["prebuilt"] for word in _words(words))),
-        toolkit=local("--toolkit", given["toolkit"]),
-        strict_cuda=given["strict_cuda"],
-        python=given["python"],
-        model=model_needs.read(given["model"]) if given["model"] else None,
-        jobs=given["jobs"],
-    )
+    checked = {
+        "archs": arch_list(values["archs"]),
+        "groups": _all_words(values["groups"]),
+        "source": local("--source", values["source"]),
+        "companions": companions(values["companions"]),
+        "prebuilt": _all_words(values["prebuilt"]),
+        "toolkit": local("--toolkit", values["toolkit"]),
+        "model": model_needs.read(values["model"]) if values["model"] else None,
+    }
+    return Request(**values | checked)
+
+
+def check_cuda(line: str | None) -> None:
+    """Refuse a value of --cuda that is not a CUDA line such as 12.1; None is fine.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    if line is not None and not re.fullmatch(r"[0-9]{1,2}\.[0-9]", line):
+        raise DcaError("DCA-201", f"--cuda {line} is not a CUDA version.", remedy="write it as 12.1.")
+
+
+def _all_words(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of an option that may be given more than once and hold several, each once."""
+    return tuple(dict.fromkeys(word for text in texts for word in _words(text)))
 
 
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[,;\s]+", text) if word]
 
 
-def arch_list(given: tuple[str, ...]) -> tuple[str, ...]:
+def arch_list(values: tuple[str, ...]) -> tuple[str, ...]:
     """The archs of --arch, which may be given more than once and hold several."""
-    return tuple(dict.fromkeys(arch(word) for words in given for word in _words(words)))
+    return tuple(dict.fromkeys(arch(word) for word in _all_words(values)))
 
 
 def arch(text: str) -> str:
@@ -168,10 +165,10 @@ def arch(text: str) -> str:
     return f"{match[1]}.{match[2]}{match[3].lower()}{(match[4] or '').upper()}"
 
 
-def companions(given: tuple[str, ...]) -> dict[str, str]:
+def companions(values: tuple[str, ...]) -> dict[str, str]:
     """NAME=PATH pairs; one value may hold several, with spaces or commas between, as make hands them on."""
-    found: dict[str, str] = {}
-    for text in (one for several in given for one in re.split(r"[\s,]+(?=[\w.+/-]+=)", several.strip())):
+    paths: dict[str, str] = {}
+    for text in (pair for several in values for pair in re.split(r"[\s,]+(?=[\w.+/-]+=)", several.strip())):
         name, separator, path = text.partition("=")
         if not separator or not name or not path:
             raise DcaError(
@@ -179,10 +176,10 @@ def companions(given: tuple[str, ...]) -> dict[str, str]:
                 f"--companion {text} is not NAME=PATH.",
                 remedy="write it as --companion NAME=/path/to/clone.",
             )
-        if name in found:
+        if name in paths:
             raise DcaError("DCA-201", f"--companion {name} is given twice.", remedy="give it once.")
-        found[name] = str(local("--companion", Path(path)))
-    return found
+        paths[name] = str(local("--companion", Path(path)))
+    return paths
 
 
 def local(flag: str, path: Path | None) -> str | None:
@@ -238,27 +235,26 @@ def offline(function: F) -> F:
     )(function)
 
 
-def of_bundle(asked: Request, packed: Bundle) -> Request:
+def of_bundle(typed: Request, packed: Bundle) -> Request:
     """The request that a bundle was packed for, with what the command line says besides.
 
     Raises:
         DcaError: DCA-201 when the command line asks for another recipe.
     """
     own = packed.manifest.request
-    if asked.recipe not in (None, own.recipe):
+    if typed.recipe not in (None, own.recipe):
         raise DcaError(
             "DCA-201",
-            f"--recipe {asked.recipe}: {packed.path.name} was packed for {own.recipe}.",
+            f"--recipe {typed.recipe}: {packed.path.name} was packed for {own.recipe}.",
             remedy="leave --recipe out, or name another bundle.",
         )
     context = click.get_current_context()
-    words = {"update", "pinned", "recipe"}
-    given = {
+    explicit = {
         name
-        for name in Request.model_fields.keys() - words
+        for name in Request.model_fields.keys() - {"recipe"}
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    return own.model_copy(update={name: getattr(asked, name) for name in given})
+    return own.model_copy(update={name: getattr(typed, name) for name in explicit})
 
 
 def terminal(*, as_json: bool, quiet: bool) -> Terminal:

@@ -56,7 +56,7 @@ def render(plan: Plan) -> str:
 
 
 def _entry(subject: str, value: str, reason: str) -> list[str]:
-    # A long name has a line of its own, so that the columns stay where they are.
+    # A long name has a line of its own, so that the columns stay aligned.
     head = [f"  {subject:<15} {value}"] if len(subject) <= 15 else [f"  {subject}", f"{'':<18}{value}"]
     return [*head, *_wrapped(reason, 18)]
 

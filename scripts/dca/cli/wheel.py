@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ import click
 from dca import inspection
 from dca.catalogue.plan import Plan, Request
 from dca.cli import options
+from dca.cli.packing import packed
 from dca.compile.compiling import Listing
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
@@ -19,57 +21,73 @@ from dca.pipeline import bundle, gather, wheel
 from dca.pipeline.wheel import Made
 
 
+@dataclass(frozen=True)
+class Making:
+    """How a wheel is made.
+
+    Args:
+        out: the folder that it goes to.
+        report: file that the result is also written to, as JSON.
+        listing: whether to stop before anything is compiled, and print the commands.
+        file: the bundle to build from.
+        offline: whether nothing may be fetched.
+    """
+
+    out: Path
+    report: Path | None
+    listing: bool
+    file: Path | None
+    offline: bool
+
+
 @click.command("wheel")
 @options.request
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("dist"),
-    show_default=True,
-    help="Where the wheel goes.",
+@packed(
+    Making,
+    "making",
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("dist"),
+        show_default=True,
+        help="Where the wheel goes.",
+    ),
+    click.option(
+        "--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as JSON."
+    ),
+    click.option(
+        "--list",
+        "listing",
+        is_flag=True,
+        help="Fetch and configure, print the commands that would compile and link, and stop.",
+    ),
+    click.option(
+        "--bundle",
+        "file",
+        type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        metavar="FILE",
+        help="Build what `dca fetch --bundle FILE` packed, from it.",
+    ),
+    options.offline,
 )
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as JSON.")
-@click.option(
-    "--list",
-    "listing",
-    is_flag=True,
-    help="Fetch and configure, print the commands that would compile and link, and stop.",
-)
-@click.option(
-    "--bundle",
-    "file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    metavar="FILE",
-    help="Build what `dca fetch --bundle FILE` packed, from it.",
-)
-@options.offline
 @options.cache
 @options.output
 def command(
-    request: Request,
-    out: Path,
-    report: Path | None,
-    listing: bool,
-    file: Path | None,
-    offline: bool,
-    cache_dir: Path | None,
-    update: gather.Update,
-    as_json: bool,
-    quiet: bool,
+    request: Request, making: Making, cache_dir: Path | None, update: gather.Update, as_json: bool, quiet: bool
 ) -> None:
     """Make a wheel: plan, fetch, patch, compile, package, inspect.
 
     What an earlier run finished is kept: the same command goes on where it stopped, and ends at once when nothing
     changed.
     """
-    cache, target = options.open_cache(cache_dir, offline=offline), options.resolve(out)
-    for flag, path in (("--out", target), ("--report", report)):
+    cache, target = options.open_cache(cache_dir, offline=making.offline), options.resolve(making.out)
+    for flag, path in (("--out", target), ("--report", making.report)):
         if path is not None and not options.can_be_written(path):
             raise DcaError("DCA-204", f"{flag}: {path} cannot be written.", remedy="name another place.")
-    packed = bundle.read(file) if file else None
-    if packed:
-        request = options.of_bundle(request, packed)
-    plan, world = gather.make_plan(request, cache, update=update, packed=packed)
+    source = bundle.read(making.file) if making.file else None
+    if source:
+        request = options.of_bundle(request, source)
+    plan, world = gather.make_plan(request, cache, update=update, packed=source)
     with options.terminal(as_json=as_json, quiet=quiet) as reporter:
         reporter.stage("plan", f"{plan.recipe}: {plan.version}")
         for choice in plan.choices:
@@ -77,15 +95,15 @@ def command(
                 reporter.note(f"{choice.value}: {choice.reason}")
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
-        if packed:
-            wheel.unpack(packed, plan, world, cache, reporter)
+        if source:
+            wheel.unpack(source, plan, world, cache, reporter)
         result = (
             wheel.list_commands(plan, world, cache, reporter)
-            if listing
+            if making.listing
             else wheel.make(plan, world, cache, target, reporter)
         )
-    if report is not None:
-        documents.write(result, report)
+    if making.report is not None:
+        documents.write(result, making.report)
     if as_json:
         click.echo(documents.dumps(result).decode(), nl=False)
     elif isinstance(result, Listing):
@@ -105,19 +123,19 @@ def counts(listing: Listing) -> str:
     return "\n".join(lines)
 
 
-def summary(plan: Plan, made: Made) -> str:
+def summary(plan: Plan, result: Made) -> str:
     """What was made, what of it was compiled, and how to install it."""
-    found = documents.read(inspection.Inspection, Path(made.run) / "inspection.json")
-    again = " (unchanged since an earlier run)" if made.unchanged else ""
-    lines = ["", f"{_relative(made.wheel)}{again}", f"  sha256 {made.sha256}"]
-    spent = f"{made.seconds:.0f} s" if made.seconds >= 10 else f"{made.seconds:.1f} s"
-    size = f"{made.bytes / 1e6:.1f} MB"
-    if made.unchanged:
+    inspected = documents.read(inspection.Inspection, Path(result.run) / "inspection.json")
+    again = " (unchanged since an earlier run)" if result.unchanged else ""
+    lines = ["", f"{_relative(result.wheel)}{again}", f"  sha256 {result.sha256}"]
+    spent = f"{result.seconds:.0f} s" if result.seconds >= 10 else f"{result.seconds:.1f} s"
+    size = f"{result.bytes / 1e6:.1f} MB"
+    if result.unchanged:
         lines.append(f"  {size}, checked in {spent}")
     else:
         lines.append(
-            f"  {size} in {spent}; {made.objects_compiled_now} of {made.objects} objects compiled now, "
-            f"{made.compile_seconds:.0f} compiler-seconds in all"
+            f"  {size} in {spent}; {result.objects_compiled_now} of {result.objects} objects compiled now, "
+            f"{result.compile_seconds:.0f} compiler-seconds in all"
         )
     lines.append("  DCA kernel modules")
     for module in plan.modules:
@@ -126,23 +144,23 @@ def summary(plan: Plan, made: Made) -> str:
             if module.origin == "compiled"
             else ("copied from the official wheel")
         )
-        lines.append(f"    {module.path:<46} {how}; {_archs(found, module.path)}")
+        lines.append(f"    {module.path:<46} {how}; {_archs(inspected, module.path)}")
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} in place of {plan.cuda_asked}; `dca plan` says what that means.")
         lines += [f"  Warning: {warning}" for warning in plan.warnings]
     lines += [
         "  Install it with its lock, in an environment of its own:",
-        f"    dca env --wheel {shlex.quote(_relative(made.wheel))}",
+        f"    dca env --wheel {shlex.quote(_relative(result.wheel))}",
         "  or into the one that is active:",
-        f"    uv pip install -r {shlex.quote(_relative(made.lock))}",
-        f"    uv pip install --no-deps {shlex.quote(_relative(made.wheel))}",
-        f"  Evidence: {made.run}",
+        f"    uv pip install -r {shlex.quote(_relative(result.lock))}",
+        f"    uv pip install --no-deps {shlex.quote(_relative(result.wheel))}",
+        f"  Evidence: {result.run}",
     ]
     return "\n".join(lines)
 
 
-def _archs(found: Inspection, path: str) -> str:
-    for module in found.modules:
+def _archs(inspected: Inspection, path: str) -> str:
+    for module in inspected.modules:
         if module.path == path:
             sass = ", ".join(f"sm_{arch.replace('.', '')}" for arch in module.sass)
             ptx = ", ".join(module.ptx)

@@ -67,7 +67,7 @@ class BuildFolder:
         return self.python.parent / name
 
 
-def place(wanted: Mapping[str, Path | bytes], folder: Path) -> str:
+def place(contents: Mapping[str, Path | bytes], folder: Path) -> str:
     """Bring the copies of the sources up to date, touching only what differs; the digest of all of them.
 
     Objects depend on these copies, so a patch of Python, or a new folder for the tree, compiles nothing again. What
@@ -75,23 +75,23 @@ def place(wanted: Mapping[str, Path | bytes], folder: Path) -> str:
     does not use: written again, it would be newer than the objects that are made of it.
 
     Args:
-        wanted: what goes into src/, by its path there; a file to copy, or the content itself.
+        contents: what goes into src/, by its path there; a file to copy, or the content itself.
         folder: the build folder.
     """
     source, record = folder / "src", folder / "placed"
     before = set(record.read_text().splitlines()) if record.is_file() else set()
     # Written before the first copy too: what a killed run has placed is still known to be ours.
-    store.write_bytes(record, "\n".join(sorted(before | set(wanted))).encode())
+    store.write_bytes(record, "\n".join(sorted(before | set(contents))).encode())
     hashes = {}
-    for name, what in wanted.items():
+    for name, what in contents.items():
         content = what if isinstance(what, bytes) else what.read_bytes()
         store.write_if_changed(source / name, content)
         hashes[name] = store.sha256_bytes(content)
-    places = {_place(name) for name in wanted}
-    gone = {name for name in before - set(wanted) if _place(name) in places}
+    places = {_place(name) for name in contents}
+    gone = {name for name in before - set(contents) if _place(name) in places}
     for name in gone:
         (source / name).unlink(missing_ok=True)
-    store.write_bytes(record, "\n".join(sorted((before | set(wanted)) - gone)).encode())
+    store.write_bytes(record, "\n".join(sorted((before | set(contents)) - gone)).encode())
     return documents.digest(hashes)
 
 
@@ -135,9 +135,9 @@ def configure(
         f"-DCMAKE_MAKE_PROGRAM={folder.program('ninja')}",
         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
     ]
-    told = [[str(word) for word in words], identity, prefixes.decode(), named.decode()]
-    wanted = documents.digest(told).encode()
-    if (folder.ninja / "build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == wanted:
+    inputs = [[str(word) for word in words], identity, prefixes.decode(), named.decode()]
+    digest = documents.digest(inputs).encode()
+    if (folder.ninja / "build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == digest:
         return
     run.reporter.stage("configure", "CMake")
     stamp.unlink(missing_ok=True)
@@ -160,13 +160,13 @@ def configure(
             remedy=f"see {run.log}.",
             output=done.tail,
         )
-    store.write_bytes(stamp, wanted)
+    store.write_bytes(stamp, digest)
 
 
 def _prefixes(names: Mapping[Path, str]) -> bytes:
     """Options for the host compiler, as a response file, in which any path can be written."""
     options = [f"-ffile-prefix-map={folder}={name}" for folder, name in names.items()]
-    return "".join(re.sub(r"([\\\s'\"])", r"\\\1", one) + "\n" for one in options).encode()
+    return "".join(re.sub(r"([\\\s'\"])", r"\\\1", option) + "\n" for option in options).encode()
 
 
 def _is_of(folder: Path, arguments: Sequence[str | Path]) -> bool:
@@ -221,7 +221,7 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> O
         if done.ok:
             break
         if "ninja: build stopped: interrupted by user." in done.tail:
-            # Somebody's signal reached ninja alone.
+            # A signal reached ninja but not this process.
             raise Interrupted
         short = _out_of_memory(done, host_memory.killed_since(kills, host_memory.kills()), jobs, run.log)
         if short is None:
@@ -231,8 +231,8 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> O
         run.reporter.note(f"{short.what} {_first(short.why)} Going on with {jobs // 2} at a time.")
         jobs //= 2
     marker.unlink()
-    made = [ninja / output for target in targets for output, _ in _entries(ninja, target)]
-    return Outcome(sum(path.is_file() and path.stat().st_mtime_ns >= started for path in made), jobs)
+    outputs = [ninja / output for target in targets for output, _ in _entries(ninja, target)]
+    return Outcome(sum(path.is_file() and path.stat().st_mtime_ns >= started for path in outputs), jobs)
 
 
 @contextlib.contextmanager
@@ -255,7 +255,7 @@ def _drop_unfinished(folder: Path, marker: Path) -> None:
     """
     log, deps = folder / ".ninja_log", folder / ".ninja_deps"
     for path, whole in ((log, _whole_lines), (deps, _whole_records)):
-        # What was cut would take with it what is written next.
+        # After a record that was cut off, ninja could not read what it writes next.
         if path.is_file() and (size := whole(content := path.read_bytes())) < len(content):
             store.write_bytes(path, content[:size])
     if not marker.is_file():
@@ -280,7 +280,7 @@ def _whole_records(content: bytes) -> int:
     """
     end = len(b"# ninjadeps\n") + 4
     while end + 4 <= len(content):
-        # The highest bit tells one kind of record from the other.
+        # The highest bit of the size is the kind of record.
         after = end + 4 + (int.from_bytes(content[end : end + 4], sys.byteorder) & 0x7FFFFFFF)
         if after > len(content):
             break
@@ -288,7 +288,7 @@ def _whole_records(content: bytes) -> int:
     return end
 
 
-# Of ninja's log: start and end in milliseconds, time of the output, output, hash of the command.
+# Fields in a line of ninja's log: start and end in milliseconds, time of the output, output, hash of the command.
 _LOG_FIELDS = 5
 # What compilers and linkers make; CMake's own outputs may be newer because it ran outside of ninja.
 _MADE = re.compile(r"\.(o|a|so(\.\d+)*)$")
@@ -311,7 +311,7 @@ def commands(folder: BuildFolder, targets: Sequence[str]) -> tuple[str, ...]:
     Raises:
         DcaError: DCA-603 when ninja cannot read the folder.
     """
-    # As many lines as there are commands: none may be dropped.
+    # Enough lines for every command: the runner drops the oldest beyond that.
     done = runner.run(
         [folder.program("ninja"), "-C", folder.ninja, "-t", "commands", *targets],
         env=folder.env,
@@ -337,11 +337,11 @@ def sources(folder: Path, target: str) -> tuple[str, ...]:
 def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
     """A target's lines of ninja's log, each with the source that it was made from as CMake names it."""
     logged = _logged(folder)
-    found = []
+    compiled = []
     for output, source in _entries(folder, target):
         if output in logged:
             started, ended, _, _, command = logged[output]
-            found.append(
+            compiled.append(
                 CompiledObject(
                     source=_name(source, folder),
                     sha256=store.sha256_file(source),
@@ -349,7 +349,7 @@ def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
                     command_hash=command,
                 )
             )
-    return tuple(sorted(found, key=lambda one: one.source))
+    return tuple(sorted(compiled, key=lambda built: built.source))
 
 
 def _entries(folder: Path, target: str) -> list[tuple[str, Path]]:
@@ -406,27 +406,27 @@ class _Failed:
 
     def words(self) -> str:
         """The lines that tell most."""
-        told = re.compile(r"\b(error|fatal|cannot find|undefined|Killed|signal|memory|bad_alloc)\b")
-        return "\n".join([line for line in self.lines if told.search(line)][:4] or self.lines[:6])
+        telling = re.compile(r"\b(error|fatal|cannot find|undefined|Killed|signal|memory|bad_alloc)\b")
+        return "\n".join([line for line in self.lines if telling.search(line)][:4] or self.lines[:6])
 
 
 def _failed(lines: Sequence[str]) -> list[_Failed]:
     """Every edge that failed, in ninja's order."""
-    found: list[tuple[str, int | None, list[str]]] = []
+    edges: list[tuple[str, int | None, list[str]]] = []
     open_ = False
     for line in lines:
         # Newer ninja puts the exit status before the name.
         if match := re.match(r"FAILED: (?:\[code=(\d+)\] )?(.*)", line):
             name = match[2].strip().split("/")[-1]
             what = f"{'compiling' if name.endswith('.o') else 'linking'} {name}"
-            found.append((what, int(match[1]) if match[1] else None, []))
+            edges.append((what, int(match[1]) if match[1] else None, []))
             open_ = True
         elif Watcher.STATUS.match(line) or line.startswith("ninja: "):
             open_ = False
         elif open_:
-            found[-1][2].append(line)
-    # The first line is the command.
-    return [_Failed(what, status, tuple(words[1:])) for what, status, words in found]
+            edges[-1][2].append(line)
+    # The first line of each is its command.
+    return [_Failed(what, status, tuple(words[1:])) for what, status, words in edges]
 
 
 # A compiler that says where in a source it stumbled has not run out of memory.
@@ -447,25 +447,25 @@ def _out_of_memory(done: runner.Completed, moved: str, jobs: int, log: Path) -> 
         jobs: how many compilers ran at once.
     """
     failed = _failed(done.tail)
-    killed = [one for one in failed if one.status == _STATUS_KILLED or any(map(_KILLED.search, one.lines))]
-    short = [*killed, *(one for one in failed if one not in killed and any(map(_EXHAUSTED.search, one.lines)))]
-    if len(short) < len(failed) or any(map(_DIAGNOSTIC.search, (line for one in failed for line in one.lines))):
+    killed = [edge for edge in failed if edge.status == _STATUS_KILLED or any(map(_KILLED.search, edge.lines))]
+    short = [*killed, *(edge for edge in failed if edge not in killed and any(map(_EXHAUSTED.search, edge.lines)))]
+    if len(short) < len(failed) or any(map(_DIAGNOSTIC.search, (line for edge in failed for line in edge.lines))):
         return None
     if not failed and not (done.returncode == -signal.SIGKILL and moved):
         return None
-    # ninja itself may be what the kernel has chosen.
+    # The kernel may have killed ninja itself.
     what = failed[0].what if failed else "ninja"
     if moved:
-        told = f"{what} was killed for memory."
+        summary = f"{what} was killed for memory."
     elif killed:
-        told = f"{what} was ended by signal 9, probably for memory."
+        summary = f"{what} was ended by signal 9, probably for memory."
     else:
-        told = f"{what} ran out of memory."
+        summary = f"{what} ran out of memory."
     free, limit = host_memory.available_bytes() / 2**30, host_memory.limit_bytes() / 2**30
     why = f"{jobs} {'ran at once' if jobs > 1 else 'ran alone'}, in {limit:.1f} GiB of which {free:.1f} are free now."
     return DcaError(
         "DCA-606",
-        told,
+        summary,
         why="\n".join([why, *([f"{moved}."] if moved else []), *([failed[0].words()] if failed else [])]),
         remedy="give the machine or the container more memory, or end other programs; then run the same command again: "
         f"what was finished is kept. The whole output is in {log}.",

@@ -111,7 +111,7 @@ def compile_modules(job: Job, run: Run) -> Build:
                     file = upstream.install(module, folder, run.log)
                 else:
                     file = lean.module_file(module, folder.path)
-                # The build folder may be used by the next run while this one still packages.
+                # Kept outside the build folder, which the next run may use while this one still packages.
                 kept = _keep(file, run.cache)
                 built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
     built += [_built(job, module, job.tree.official / module.path, (), run.log) for module in plan.copied]
@@ -121,7 +121,7 @@ def compile_modules(job: Job, run: Run) -> Build:
         host_compiler=plan.host_compiler_version,
         torch=job.torch.version,
         modules=tuple(built),
-        compile_seconds=round(sum(one.seconds for module in built for one in module.objects), 1),
+        compile_seconds=round(sum(compiled.seconds for module in built for compiled in module.objects), 1),
         objects_compiled_now=outcome.compiled,
         jobs=outcome.jobs,
         headers=headers.record(job.toolkit),
@@ -168,7 +168,7 @@ def prepared(job: Job, run: Run) -> Iterator[tuple[int, cmake.BuildFolder]]:
     shared = build_key(plan, job.cuda, job.torch)
     prepare = upstream.prepare if plan.profile == "full" else lean.prepare
     with locked(shared, f"{shared}-{plan.key[:16]}", run) as folder:
-        # Only now: what compiled in the folder until now has given its memory back.
+        # Asked after the wait for the lock: whatever compiled here before has released its memory.
         job = _as_memory_allows(job, run.reporter)
         yield job.plan.jobs, prepare(job, folder, run)
 
@@ -184,7 +184,7 @@ def locked(shared: str, own: str, run: Run) -> Iterator[Path]:
     def waiting() -> None:
         run.reporter.note(f"{run.cache.holder('build', own)} compiles the same; waiting for it.")
 
-    # The plan's lock first: two runs of one plan are never in two folders, whatever the second finds free.
+    # The plan's own lock is taken first, so that two runs of one plan never compile in two folders.
     with run.cache.lock("build", own, waiting), contextlib.ExitStack() as stack:
         folder = run.cache.folder("build", own)
         if not cmake.is_begun(folder):
@@ -235,8 +235,8 @@ def _keep(file: Path, cache: store.Store) -> Path:
 def _built(job: Job, module: PlannedModule, file: Path, objects: tuple[CompiledObject, ...], log: Path) -> BuiltModule:
     compiler = job.plan.host_compiler or str(runner.which("g++"))
     registered = ops.schemas(file, job.python, compiler, log)
-    found = {ops.op_name(schema) for schema in registered}
-    if missing := sorted(set(module.ops) - found):
+    names = {ops.op_name(schema) for schema in registered}
+    if missing := sorted(set(module.ops) - names):
         raise DcaError(
             "DCA-605",
             f"{module.name} was built but lacks {', '.join(missing)}.",

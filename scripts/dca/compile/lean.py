@@ -21,7 +21,7 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
     Raises:
         DcaError: DCA-602, DCA-604.
     """
-    # The project itself is placed too: a build folder belongs to the cache and not to one checkout.
+    # The project is copied too, because a build folder in the cache is shared by all checkouts of this tool.
     project = {f"lean/{name}": path for name, path in store.walk(data.lean_folder())}
     cmake.place({**_sources(job), **project}, folder)
     modules = _generate(job, folder)
@@ -35,7 +35,7 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
         "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DNDEBUG",
         "-DCMAKE_CUDA_FLAGS_RELEASE=-O2 -DNDEBUG",
     ]
-    # CMake itself watches all that it reads, but ninja lists its commands without asking it.
+    # `ninja -t commands` does not run CMake again when a file has changed, so the modules are part of the identity.
     cmake.configure(arguments, modules, build_folder, provide.names(job.cuda, job.torch), run)
     return build_folder
 
@@ -47,7 +47,7 @@ def module_file(module: PlannedModule, folder: Path) -> Path:
 
 def _sources(job: Job) -> dict[str, Path | bytes]:
     """The parts of the trees that are compiled."""
-    wanted: dict[str, Path | bytes] = {}
+    contents: dict[str, Path | bytes] = {}
     for module in job.plan.compiled:
         described = job.recipe.modules[module.name]
         paths = [*described.includes, *described.sources, *([described.bindings] if described.bindings else [])]
@@ -61,8 +61,8 @@ def _sources(job: Job) -> dict[str, Path | bytes]:
                     remedy="it is not the source of the job.recipe.",
                 )
             files = {f"{described.tree}/{top}/{name}": path for name, path in store.walk(root / top) if path.is_file()}
-            wanted |= files
-    return wanted
+            contents |= files
+    return contents
 
 
 def _generate(job: Job, folder: Path) -> str:
@@ -91,11 +91,11 @@ def _generate(job: Job, folder: Path) -> str:
             store.write_if_changed(path, text.encode())
             sources.append(path)
         if described.stubs:
-            dimensions = {name: one.head_dims for name, one in recipe.groups.items() if one.module == module.name}
+            dimensions = {name: group.head_dims for name, group in recipe.groups.items() if group.module == module.name}
             path = generated / f"{module.name}_stubs.cpp"
             store.write_if_changed(path, bindings.stubs(described.path, described.stubs, dimensions, own).encode())
             sources.append(path)
-        defines = [*described.defines, *(one for group in own.values() for one in group.defines)]
+        defines = [*described.defines, *(define for group in own.values() for define in group.defines)]
         lines += [
             _set(f"DCA_{module.name}_SOURCES", sources),
             _set(f"DCA_{module.name}_HEAVY", heavy),

@@ -31,16 +31,16 @@ def schemas(module: Path, python: Path, compiler: str, log: Path | None = None) 
     """
     with store.scratch() as folder:
         stand_in = driver_stand_in(module, folder, compiler)
-        told = runner.run([python, "-I", WORKERS / "list_ops.py", module, stand_in], log=log, timeout=LOAD_SECONDS)
-    if not told.ok:
+        answer = runner.run([python, "-I", WORKERS / "list_ops.py", module, stand_in], log=log, timeout=LOAD_SECONDS)
+    if not answer.ok:
         raise DcaError(
             "DCA-605",
             f"{module.name} does not load.",
-            why="\n".join(told.tail[-3:]),
-            output=told.tail,
+            why="\n".join(answer.tail[-3:]),
+            output=answer.tail,
             remedy="it needs another torch than the environment has, or a source is missing from its group.",
         )
-    return tuple(json.loads(told.tail[-1]))
+    return tuple(json.loads(answer.tail[-1]))
 
 
 def op_name(schema: str) -> str:
@@ -55,17 +55,17 @@ def digest(schema: str) -> str:
 
 def driver_stand_in(module: Path, folder: Path, compiler: str) -> Path:
     """A library named libcuda.so.1 that defines the driver symbols a module wants, each returning "no device"."""
-    names = [one.name for one in elf.read(module).undefined if re.fullmatch(r"cu[A-Z]\w*", one.name)]
+    names = [symbol.name for symbol in elf.read(module).undefined if re.fullmatch(r"cu[A-Z]\w*", symbol.name)]
     source = folder / "driver.cpp"
     source.write_text('extern "C" {\n' + "".join(f"int {name}() {{ return 100; }}\n" for name in names) + "}\n")
     library = folder / "libcuda.so.1"
-    made = runner.run([compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source], timeout=120.0)
-    if not made.ok:
+    done = runner.run([compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source], timeout=120.0)
+    if not done.ok:
         raise DcaError(
             "DCA-605",
             "the stand-in for the driver could not be compiled.",
-            why=made.text[-400:],
-            output=made.tail,
+            why=done.text[-400:],
+            output=done.tail,
             remedy="check the host compiler.",
         )
     return library

@@ -100,19 +100,19 @@ def _needed(companion: str, full: Full, plan: Plan) -> bool:
 
 def _sources(plan: Plan, full: Full, tree: Tree) -> dict[str, Path | bytes]:
     """What CMake reads of the source and of the companions that are needed."""
-    wanted: dict[str, Path | bytes] = {}
+    contents: dict[str, Path | bytes] = {}
     for name in full.inputs:
         path = tree.path("source") / name
         if not path.exists():
             raise DcaError("DCA-604", f"the source has no {name}.", remedy="it is not the source of the recipe.")
-        files = [("", path)] if path.is_file() else [(f"/{below}", one) for below, one in store.walk(path)]
-        wanted |= {f"source/{name}{below}": one for below, one in files if one.is_file()}
+        files = [("", path)] if path.is_file() else [(f"/{below}", file) for below, file in store.walk(path)]
+        contents |= {f"source/{name}{below}": file for below, file in files if file.is_file()}
     for name, companion in full.companions.items():
         if _needed(name, full, plan):
-            wanted |= {f"{name}/{below}": one for below, one in store.walk(tree.path(name)) if one.is_file()}
+            contents |= {f"{name}/{below}": file for below, file in store.walk(tree.path(name)) if file.is_file()}
         elif companion.file:
-            wanted[f"source/{companion.file}"] = b""
-    return wanted
+            contents[f"source/{companion.file}"] = b""
+    return contents
 
 
 def _driver(toolkit: Path, compiler: str, folder: Path, log: Path) -> Path:
@@ -130,16 +130,16 @@ def _driver(toolkit: Path, compiler: str, folder: Path, log: Path) -> Path:
     source, library = folder / "driver.cpp", folder / "libcuda.so"
     text = 'extern "C" {\n' + "".join(f"void {name}() {{}}\n" for name in names) + "}\n"
     if store.write_if_changed(source, text.encode()) or not library.is_file():
-        made = runner.run(
+        done = runner.run(
             [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source], log=log, timeout=120.0
         )
-        if not made.ok:
+        if not done.ok:
             source.unlink()
             raise DcaError(
                 "DCA-601",
                 "the stand-in for the driver's library could not be compiled.",
-                why=made.text[-400:],
-                output=made.tail,
+                why=done.text[-400:],
+                output=done.tail,
                 remedy="check the host compiler.",
             )
     return library

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from dca.catalogue.recipes import Name
 from dca.foundation import data, datafile
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
+from dca.foundation.suggestion import did_you_mean
 
 Count = Annotated[int, Field(gt=0, strict=True)]
 Base = Annotated[float, Field(gt=1)]
@@ -129,13 +129,11 @@ def find(name: str, known: tuple[KnownModel, ...]) -> KnownModel:
         if model.name.lower() == lower:
             return model
     names = [model.name for model in known]
-    near = difflib.get_close_matches(lower, [name.lower() for name in names], n=1)
-    hint = next((name for name in names if near and name.lower() == near[0]), "")
     raise DcaError(
         "DCA-214",
         f"there is no model `{name}` in build/models.",
         why=f"the models are: {', '.join(names)}.",
-        remedy=f"did you mean {hint}?" if hint else "choose one of them, or give the numbers by hand.",
+        remedy=did_you_mean(lower, names, "choose one of them, or give the numbers by hand.", any_case=True),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
+from dca.foundation.suggestion import did_you_mean
 from dca.toolchain import environments
 from dca.toolchain.environments import WORKERS
 
@@ -178,12 +178,11 @@ def find(name: str, known: Sequence[Reader]) -> Reader:
         if reader.name == name:
             return reader
     names = [reader.name for reader in known]
-    near = difflib.get_close_matches(name, names, n=1)
     raise DcaError(
         "DCA-211",
         f"there is no reader `{name}`.",
         why=f"the readers are: {', '.join(names)}.",
-        remedy=f"did you mean {near[0]}?" if near else "choose one of them.",
+        remedy=did_you_mean(name, names, "choose one of them."),
     )
 
 

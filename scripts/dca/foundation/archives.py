@@ -90,30 +90,49 @@ def _check_members(tar: tarfile.TarFile, archive: Path) -> list[str]:
             that is not below the folder, a member below a link, a hard link to anything but a file before it, a device;
             further for a name that stands there twice, and for more than an archive grows to.
     """
+    # "dir", "link" or "file" by path, for every member and every folder that a member's path implies.
     kinds: dict[str, str] = {}
     size, most = 0, _most(archive)
     for member in tar:
-        name = member.name.rstrip("/")
         _check_name(member.name, archive)
         size += member.size
         if size > most or len(kinds) > MOST_MEMBERS:
             raise _bomb(archive, size)
         if not (member.isreg() or member.isdir() or member.islnk() or member.issym()):
-            raise _leaves(archive, f"{name} is no file, folder or link")
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        name = "/".join(parts)
-        above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
-        if through := [one for one in above if kinds.get(one, "dir") != "dir"]:
-            raise _leaves(archive, f"{name}, which lies below {through[0]}, a {kinds[through[0]]}")
-        if name in kinds and not (member.isdir() and kinds[name] == "dir"):
-            raise _leaves(archive, f"{name}, which stands there twice")
-        if member.issym() or member.islnk():
-            _check_name(member.linkname, archive, up=member.issym())
-        if member.islnk() and kinds.get("/".join(p for p in member.linkname.split("/") if p != ".")) != "file":
-            raise _leaves(archive, f"{name} -> {member.linkname}, which is no file before it")
-        kinds[name] = "dir" if member.isdir() else "link" if member.issym() else "file"
-        kinds.update({one: "dir" for one in above if one not in kinds})
+            raise _leaves(archive, f"{member.name.rstrip('/')} is no file, folder or link")
+        parts = _parts(member.name)
+        folders = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+        _check_place(member, "/".join(parts), folders, kinds, archive)
+        _check_target(member, "/".join(parts), kinds, archive)
+        kinds["/".join(parts)] = "dir" if member.isdir() else "link" if member.issym() else "file"
+        kinds.update({folder: "dir" for folder in folders if folder not in kinds})
     return [member.name for member in tar.getmembers()]
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.split("/") if part not in ("", ".")]
+
+
+def _check_place(member: tarfile.TarInfo, name: str, folders: list[str], kinds: dict[str, str], archive: Path) -> None:
+    """Refuse a member that lies below a link or a file, or whose name stands there already.
+
+    Args:
+        name: its path.
+        folders: the folders above it, by path.
+        kinds: what the members before it are.
+    """
+    if through := [folder for folder in folders if kinds.get(folder, "dir") != "dir"]:
+        raise _leaves(archive, f"{name}, which lies below {through[0]}, a {kinds[through[0]]}")
+    if name in kinds and not (member.isdir() and kinds[name] == "dir"):
+        raise _leaves(archive, f"{name}, which stands there twice")
+
+
+def _check_target(member: tarfile.TarInfo, name: str, kinds: dict[str, str], archive: Path) -> None:
+    """Refuse a link by its target, as it is written; where a symbolic link leads is looked at once it lies there."""
+    if member.issym() or member.islnk():
+        _check_name(member.linkname, archive, up=member.issym())
+    if member.islnk() and kinds.get("/".join(part for part in member.linkname.split("/") if part != ".")) != "file":
+        raise _leaves(archive, f"{name} -> {member.linkname}, which is no file before it")
 
 
 def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from dca.foundation.errors import DcaError
+from dca.foundation.suggestion import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,7 +44,7 @@ def load(kind: type[M], path: Path) -> M:
 def _located(error: ValidationError, kind: type[BaseModel], path: Path, text: str, data: Any) -> DcaError:
     """The first mistake, with its place; a wrong key before a missing one, because it is often the same one."""
     errors = error.errors()
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    first = next((mistake for mistake in errors if mistake["type"] == "extra_forbidden"), errors[0])
     location = _real(first["loc"], data)
     line = find_line(text, location)
     where = f"{path}, line {line}" if line else f"{path}"
@@ -54,8 +54,8 @@ def _located(error: ValidationError, kind: type[BaseModel], path: Path, text: st
             "DCA-202", f"{where}: its content does not fit together.", why=first["msg"], remedy="correct it."
         )
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), sorted(_names(kind, location)), n=1)
-        hint = f"did you mean `{near[0]}`?" if near else "remove it, or see the other files of this folder."
+        otherwise = "remove it, or see the other files of this folder."
+        hint = did_you_mean(str(location[-1]), sorted(_names(kind, location)), otherwise, "`{}`")
         return DcaError("DCA-202", f"{where}: unknown key `{name}`.", remedy=hint)
     if first["type"] == "missing":
         return DcaError("DCA-202", f"{where}: the key `{name}` is missing.", remedy="add it.")
@@ -70,21 +70,21 @@ def _located(error: ValidationError, kind: type[BaseModel], path: Path, text: st
 
 def _real(location: Sequence[int | str], data: Any) -> list[int | str]:
     """A location without the names that pydantic adds for the chosen member of a union."""
-    found: list[int | str] = []
+    parts: list[int | str] = []
     for number, part in enumerate(location):
-        there = isinstance(data, (dict, list)) and (part in data if isinstance(data, dict) else isinstance(part, int))
-        if not there and number < len(location) - 1:
+        known = isinstance(data, (dict, list)) and (part in data if isinstance(data, dict) else isinstance(part, int))
+        if not known and number < len(location) - 1:
             continue
-        found.append(part)
-        data = data[part] if there else None
-    return found
+        parts.append(part)
+        data = data[part] if known else None
+    return parts
 
 
 def _names(kind: type[BaseModel], location: list[int | str]) -> set[str]:
     """The right keys of the table that the last part of a location stands in."""
     models = {kind}
     for part in location[:-1]:
-        # A part that is no field's name is a list position or the key of a map: the models stay.
+        # A part that names no field is a list position or the key of a map; the models stay the same.
         fields = [
             field for model in models for name, field in model.model_fields.items() if part in (name, field.alias)
         ]
@@ -107,9 +107,9 @@ def find_line(text: str, location: Sequence[int | str]) -> int | None:
         location: keys and list positions from the top, as pydantic gives them.
     """
     best: tuple[int, int] | None = None
-    for number, here in _keys(text):
-        depth = len(here)
-        if [str(part) for part in here] == [str(part) for part in location[:depth]] and (
+    for number, path in _keys(text):
+        depth = len(path)
+        if [str(part) for part in path] == [str(part) for part in location[:depth]] and (
             best is None or depth > best[0]
         ):
             best = (depth, number)
@@ -175,7 +175,7 @@ def _lines_of_value(text: str) -> int:
     return text.count("\n", 0, position)
 
 
-def _outside(text: str, wanted: str) -> int:
+def _outside(text: str, sought: str) -> int:
     """Where a character stands outside of quotes, or -1."""
     quote = ""
     for position, character in enumerate(text):
@@ -183,7 +183,7 @@ def _outside(text: str, wanted: str) -> int:
             quote = "" if character == quote else quote
         elif character in "\"'":
             quote = character
-        elif character == wanted:
+        elif character == sought:
             return position
     return -1
 

@@ -49,9 +49,9 @@ class Document(Value):
 
 def json_schema(kind: type[Document]) -> dict[str, Any]:
     """The JSON Schema of a document on disk."""
-    # What is written is what is read back, and the serializer's own schema says only that it is an object.
-    told = kind.model_json_schema(mode="validation")
-    return told | {"properties": {"schema": {"const": kind.SCHEMA}, **told["properties"]}}
+    # The schema for reading, which is the same: that of the serializer says only that it is an object.
+    schema = kind.model_json_schema(mode="validation")
+    return schema | {"properties": {"schema": {"const": kind.SCHEMA}, **schema["properties"]}}
 
 
 def canonical(data: Any) -> bytes:
@@ -93,10 +93,10 @@ def parse(kind: type[D], content: bytes, path: Path) -> D:
         DcaError: DCA-104 when they are no such document.
     """
     try:
-        # In memory a value knows its own type; on disk only the schema's name says it.
-        given = json.loads(content)
-        named = given.get("schema", "") if isinstance(given, dict) else ""
-        return kind.model_validate({**given, "schema": named} if isinstance(given, dict) else given)
+        # A file must name its schema; the models themselves accept values without a name.
+        value = json.loads(content)
+        named = value.get("schema", "") if isinstance(value, dict) else ""
+        return kind.model_validate({**value, "schema": named} if isinstance(value, dict) else value)
     except (ValueError, RecursionError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DcaError(

@@ -101,15 +101,15 @@ def _wait(child: int, woken: int, lifeline: int | None, end: float | None = None
 
 def _reap(child: int) -> int | None:
     """Collect whatever has ended; the program's wait status if it was among them."""
-    found = None
+    ended = None
     with contextlib.suppress(ChildProcessError):
         while True:
             process, status = os.waitpid(-1, os.WNOHANG)
             if process == 0:
                 break
             if process == child:
-                found = status
-    return found
+                ended = status
+    return ended
 
 
 def _end_all(child: int, status: int | None) -> int:
@@ -143,11 +143,11 @@ def _below() -> set[int]:
                     fields = stream.read().rpartition(b")")[2].split()
                 if fields[0] not in (b"Z", b"X"):
                     parents[int(name)], sessions[int(name)] = int(fields[1]), int(fields[3])
-    found = {process for process, session in sessions.items() if session == own}
+    members = {process for process, session in sessions.items() if session == own}
     below = {own}
     while more := {process for process, parent in parents.items() if parent in below} - below:
         below |= more
-    return (found | below) - {own}
+    return (members | below) - {own}
 
 
 if __name__ == "__main__":

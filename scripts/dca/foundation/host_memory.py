@@ -43,13 +43,13 @@ def available_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
     import psutil
 
     host = psutil.virtual_memory()
-    found = [int(host.available)]
+    free = [int(host.available)]
     for folder, names in _groups(proc, cgroup):
         limit, usage = _number(folder / names.limit), _number(folder / names.usage)
         if limit is not None and usage is not None and limit < host.total:
             stat = _fields(folder / "memory.stat")
-            found.append(limit - usage + sum(stat.get(name, 0) for name in names.cache))
-    return max(0, min(found))
+            free.append(limit - usage + sum(stat.get(name, 0) for name in names.cache))
+    return max(0, min(free))
 
 
 def kills(proc: Path = PROC, cgroup: Path = CGROUP) -> dict[str, int]:
@@ -95,13 +95,13 @@ def _number(file: Path) -> int | None:
 
 def _fields(file: Path) -> dict[str, int]:
     """A file of names and numbers."""
-    found = {}
+    numbers = {}
     with contextlib.suppress(OSError):
         for line in file.read_text().splitlines():
             name, _, number = line.partition(" ")
             if number.strip().isdigit():
-                found[name] = int(number)
-    return found
+                numbers[name] = int(number)
+    return numbers
 
 
 def limiting(proc: Path = PROC, cgroup: Path = CGROUP) -> str:
@@ -113,5 +113,5 @@ def limiting(proc: Path = PROC, cgroup: Path = CGROUP) -> str:
         for folder, names in _groups(proc, cgroup)
         if (limit := _number(file := folder / names.limit)) is not None
     ]
-    least = min(limits, default=None, key=lambda one: one[0])
+    least = min(limits, default=None, key=lambda pair: pair[0])
     return str(least[1]) if least and least[0] < psutil.virtual_memory().total else ""

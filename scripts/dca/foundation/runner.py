@@ -103,14 +103,14 @@ def which(program: str) -> Path:
     Raises:
         DcaError: DCA-103 when it is not on PATH.
     """
-    found = shutil.which(program)
-    if found is None:
+    path = shutil.which(program)
+    if path is None:
         raise DcaError(
             "DCA-103",
             f"`{program}` is not on PATH.",
             remedy=f"install {program} with your system's package manager and run the command again.",
         )
-    return Path(found)
+    return Path(path)
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,15 @@ class _Program:
         process: the program, or the guardian above it.
         lifeline: held open as long as it is to run; None without a guardian.
         report: where the guardian says how the program ended.
+        ending: the words of that report, once it was read.
+        grace: as in `Supervision`.
     """
 
     name: str
     process: subprocess.Popen[bytes]
     lifeline: int | None = None
     report: int | None = None
-    told: tuple[str, ...] = ()
+    ending: tuple[str, ...] = ()
     grace: float = GRACE_SECONDS
 
     def end(self) -> None:
@@ -220,14 +222,14 @@ class _Program:
             if self.lifeline is not None:
                 os.close(self.lifeline)
                 self.lifeline = None
-                # The guardian does it, with a grace of its own.
+                # A closed lifeline makes the guardian end the program, with the same grace.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(self.grace + GRACE_SECONDS)
         finally:
-            # The guardian has given its grace; and when the user pressed Ctrl-C a second time, it is over.
+            # The guardian has waited already, and a second Ctrl-C means that nothing is waited for any more.
             end_session(self.process, self.grace if self.report is None else 0.0)
             if self.report is not None:
-                self.told = tuple(os.read(self.report, 1024).decode().split())
+                self.ending = tuple(os.read(self.report, 1024).decode().split())
                 os.close(self.report)
                 self.report = None
 
@@ -237,10 +239,10 @@ class _Program:
         Raises:
             DcaError: DCA-103 when it could not be started.
         """
-        if self.told[:1] == ("errno",):
-            raise _not_started(self.name, os.strerror(int(self.told[1])))
-        if self.told:
-            return os.waitstatus_to_exitcode(int(self.told[1]))
+        if self.ending[:1] == ("errno",):
+            raise _not_started(self.name, os.strerror(int(self.ending[1])))
+        if self.ending:
+            return os.waitstatus_to_exitcode(int(self.ending[1]))
         return int(self.process.returncode)
 
 
@@ -308,7 +310,7 @@ def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callabl
 def probe(argv: Sequence[str | Path], timeout: float = 10.0) -> Completed:
     """Ask a program that may be missing or broken; one that cannot be started counts as failed (127)."""
     try:
-        # It ends by itself within seconds.
+        # Without a guardian, because the program ends by itself within seconds.
         return run(argv, timeout=timeout, supervision=Supervision(guarded=False))
     except DcaError as error:
         return Completed(tuple(str(word) for word in argv), 127, (error.what,), 0.0)
@@ -384,14 +386,14 @@ def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) 
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(grace)
     finally:
-        # Also when the user presses Ctrl-C a second time: then the grace is over.
-        # Looked at again until nothing is left: a process may fork while the others are being ended.
+        # Reached at once when the user presses Ctrl-C a second time. Repeated until nothing is left, because a process
+        # may fork while the others are being ended.
         end = time.monotonic() + GRACE_SECONDS
         while (left := _session(process.pid)) and time.monotonic() < end:
-            # The guardian last: it goes on with this if it is interrupted here.
-            for one in sorted(left, key=process.pid.__eq__):
+            # The guardian is killed last: if this is interrupted, it goes on with the rest.
+            for member in sorted(left, key=process.pid.__eq__):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
+                    os.kill(member, signal.SIGKILL)
             time.sleep(0.01)
         if process.stdout is not None:
             process.stdout.close()
@@ -400,7 +402,7 @@ def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) 
 
 def _session(session: int) -> list[int]:
     """Ids of the processes in a session, read from /proc."""
-    found = []
+    members = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -408,5 +410,5 @@ def _session(session: int) -> list[int]:
             # The program's name is in parentheses and may hold spaces; session is the fourth field after it.
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
+                members.append(int(entry.name))
+    return members

@@ -16,14 +16,15 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 HIDDEN = "***"
-# Shorter ones would be found in the middle of words.
+# A shorter secret would also match in the middle of ordinary words.
 _SHORTEST = 5
 _SECRET_NAME = re.compile(
     r"(?:PASSWORD|PASSWD|PASS|TOKEN|SECRET|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|(?:^|_)KEY|CREDENTIALS?)$", re.I
 )
-# A password may hold a slash that should have been quoted; a port and a path with @ in it are no password.
+# A password may contain a slash that should have been percent-encoded. A port, followed by a path that contains @, is
+# not a password.
 _USER = r"(?:[^/\s@]*@)+|[^\s/@:]*:(?!\d{1,5}/)[^\s@]*@"
-# One slash is what is left of two in a path.
+# A URL that was taken for a path has lost one of its two slashes.
 _IN_URL = re.compile(rf"(\b[A-Za-z][\w+.-]*:/{{1,2}})(?:{_USER})")
 _WHOLE_URL = re.compile(rf"(\b[A-Za-z][\w+.-]*://)(?:{_USER})?([^\s?#]*)(?:[?#]\S*)?")
 _ODD_URL = re.compile(r"[A-Za-z][\w+.-]*://([^\s@:]*):(?!\d{1,5}(?:/|$))(\S*)@")
@@ -32,7 +33,7 @@ _HEADER = re.compile(
     r"(?:(?:basic|bearer|token|negotiate)\s+)?[^\s'\"]+",
     re.I,
 )
-# Looked for first, because a compiler's lines are long.
+# Looked for before the regular expression is tried, which is slow on a compiler's long lines.
 _WORDS = ("authorization", "cookie", "api-key", "-token")
 _PARAMETER = re.compile(
     r"([?&;#](?:[\w.-]*(?:token|password|passwd|secret|signature|credential|api_?key|access_?key)[\w.-]*|sig|key|auth)=)"
@@ -48,8 +49,8 @@ def redact(text: str, *more: str) -> str:
         text: any.
         more: what is secret besides, also where it is quoted for JSON, Python, HTML or a URL.
     """
-    # First, because a part of it may look like a parameter or a header.
-    for secret in sorted({form for one in more for form in _quoted(one)}, key=len, reverse=True):
+    # Before anything else is hidden: a part of such a secret may look like a parameter or a header.
+    for secret in sorted({form for value in more for form in _quoted(value)}, key=len, reverse=True):
         pattern = re.escape(secret)
         text = re.sub(pattern if len(secret) >= _SHORTEST else rf"(?<!\w){pattern}(?!\w)", HIDDEN, text)
     return hider()(_WHOLE_URL.sub(r"\1\2", text))
@@ -80,19 +81,19 @@ def hider() -> Callable[[str], str]:
 
 def _known() -> set[str]:
     """The passwords and tokens that this process could hand on, as they are and as they are sent."""
-    found: set[str] = set()
+    secrets: set[str] = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and not _names_a_file(name, value):
-            found.add(value)
+            secrets.add(value)
         if "://" in value:
             for word in value.split():
-                found |= set(_of_url(word))
+                secrets |= set(_of_url(word))
     with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError, RuntimeError):
         path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
         for user, _, password in netrc.netrc(str(path)).hosts.values():
             if password:
-                found |= {password, *_sent(user or "", password)}
-    return {one for one in found if len(one) >= _SHORTEST}
+                secrets |= {password, *_sent(user or "", password)}
+    return {secret for secret in secrets if len(secret) >= _SHORTEST}
 
 
 def _names_a_file(name: str, value: str) -> bool:
@@ -117,13 +118,13 @@ def _quoted(secret: str) -> set[str]:
 
 
 def _of_url(url: str) -> Iterator[str]:
-    # Also where a password should have been quoted, and the URL is none.
+    # A password that should have been percent-encoded makes the URL invalid; it is a secret all the same.
     if odd := _ODD_URL.match(url):
         yield odd[2]
         yield from re.split(r"[/#?]", odd[2])
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
-        # A user name alone is a token.
+        # In a URL without a password, the user name is a token.
         secret = parts.password or parts.username
         if secret:
             yield secret

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from dca.foundation.errors import DcaError
 
-# What `flock` says where a file system has no locks, or the server that keeps them is not there.
+# Errors of `flock` on a file system without locks, or whose lock server is not there.
 _NO_LOCKS = frozenset((errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK))
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by dca; safe to delete when no build is running.\n"
-# What folders for the time of a block are called.
+# Name of the temporary folders that `scratch` makes.
 SCRATCH = "dca-scratch"
 
 
@@ -72,7 +72,7 @@ def tree_hash(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> s
 def walk(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> Iterator[tuple[str, Path]]:
     """Files and links below a folder, sorted, as (relative path, path); folders themselves are not named."""
     pending = [("", root)]
-    found: list[tuple[str, Path]] = []
+    files: list[tuple[str, Path]] = []
     while pending:
         prefix, folder = pending.pop()
         with os.scandir(folder) as entries:
@@ -83,8 +83,8 @@ def walk(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> Iterat
                 if entry.is_dir(follow_symlinks=False):
                     pending.append((relative + "/", Path(entry.path)))
                 else:
-                    found.append((relative, Path(entry.path)))
-    yield from sorted(found)
+                    files.append((relative, Path(entry.path)))
+    yield from sorted(files)
 
 
 def leads_out(link: Path, root: Path) -> bool:
@@ -181,7 +181,7 @@ def incoming_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         if path.exists() and not _exchanged(part, path):
-            # Moved aside before it is removed: half a folder never stands under the final name.
+            # Moved aside before it is removed, so that no incomplete folder ever has the final name.
             aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
             path.rename(aside / "old")
             part.rename(path)
@@ -190,13 +190,13 @@ def incoming_folder(path: Path) -> Iterator[Path]:
             part.rename(path)
     finally:
         if part.exists():
-            # Somebody may sweep what was exchanged.
+            # After an exchange this is the old folder, which another run may have swept meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 remove(part)
         os.close(descriptor)
 
 
-def _exchanged(one: Path, other: Path) -> bool:
+def _exchanged(new: Path, other: Path) -> bool:
     """Exchange the names of two folders, so that there is no moment without either; whether the system could."""
     import ctypes
 
@@ -207,7 +207,7 @@ def _exchanged(one: Path, other: Path) -> bool:
     except (OSError, AttributeError):
         return False
     # AT_FDCWD, and RENAME_EXCHANGE of linux/fs.h.
-    return bool(call(-100, os.fsencode(one), -100, os.fsencode(other), ctypes.c_uint(2)) == 0)
+    return bool(call(-100, os.fsencode(new), -100, os.fsencode(other), ctypes.c_uint(2)) == 0)
 
 
 @contextlib.contextmanager
@@ -241,10 +241,10 @@ def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
                 continue
         else:
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
-        # Where locks are not known, nobody gets one, and nothing is swept.
+        # On a file system without locks this fails, and so it does in `sweep`, which then removes nothing.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Somebody may have swept it before it was locked.
+        # Another run may have swept it before it was locked.
         if Path(name).exists():
             return Path(name), descriptor
         os.close(descriptor)
@@ -318,7 +318,7 @@ class Store:
         """Hold the lock of one folder; `waiting` is called once when somebody else holds it.
 
         The programs that are run meanwhile share in it (`held`): when this process is killed, the lock is free once
-        they are gone too. That takes the descriptor itself, which filelock does not give.
+        they are gone too.
 
         Raises:
             DcaError: DCA-102 where the file system knows no locks: nothing would keep two runs apart.
@@ -416,6 +416,9 @@ def sweep(path: Path) -> None:
                 descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    remove(part) if part.is_dir() else part.unlink()
+                    if part.is_dir():
+                        remove(part)
+                    else:
+                        part.unlink()
                 finally:
                     os.close(descriptor)

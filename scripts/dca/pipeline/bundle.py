@@ -44,7 +44,7 @@ from dca.toolchain import environments, lockfile, provide
 from dca.toolchain.lockfile import Lock
 
 MANIFEST = "bundle.json"
-# Generous: the largest so far is 40 kB.
+# The largest so far has 40 kB.
 _MANIFEST_BYTES = 16 << 20
 _PARTS = 100_000
 _BLOCK = 1 << 20
@@ -127,8 +127,8 @@ class Bundle:
 
     def objects(self, commit: str, only: tuple[str, ...]) -> Part | None:
         """The part with what is needed of a commit."""
-        wanted = ("git", commit, only)
-        return next((one for one in self.manifest.parts if (one.kind, one.commit, one.only) == wanted), None)
+        key = ("git", commit, only)
+        return next((part for part in self.manifest.parts if (part.kind, part.commit, part.only) == key), None)
 
 
 # --- packing -------------------------------------------------------------------------------------------------
@@ -166,21 +166,21 @@ def pack(contents: Contents, tree: fetch.Tree, request: Request, reach: Reach, r
     plan, recipe = contents.plan, contents.recipe
     with store.scratch(run.cache.open().root) as scratch:
         run.reporter.stage("bundle", "what the build takes")
-        found = {part.sha256: (part, file) for part, file in _parts(contents, run, scratch)}
-        order = sorted(found)
+        packed = {part.sha256: (part, file) for part, file in _parts(contents, run, scratch)}
+        order = sorted(packed)
         manifest = Manifest(
             tool=__version__,
             request=_asked(request, plan),
             lock=lockfile.lock(plan, recipe, tree, contents.toolkits),
             choices=_choices(plan),
-            parts=tuple(found[sha256][0] for sha256 in order),
+            parts=tuple(packed[sha256][0] for sha256 in order),
             followed={key: commit for key, commit in reach.followed.items() if key.startswith(f"{recipe.name}/")},
         )
         total = sum(part.size for part in manifest.parts)
         run.reporter.stage("pack", f"{len(order)} parts, {total / 1e6:.0f} MB")
         path.parent.mkdir(parents=True, exist_ok=True)
         with store.incoming(path) as part_path:
-            _write(part_path, manifest, {sha256: file for sha256, (_, file) in found.items()}, run.reporter)
+            _write(part_path, manifest, {sha256: file for sha256, (_, file) in packed.items()}, run.reporter)
             part_path.chmod(0o644)
             written = store.sha256_file(part_path)
             part_path.replace(path)
@@ -268,8 +268,8 @@ def _asked(request: Request, plan: Plan) -> Request:
 
 
 def _choices(plan: Plan) -> dict[str, str]:
-    told = {name: str(getattr(plan, name)) for name in _COMPARED}
-    return told | {"toolkit": f"{plan.toolkit.name} {plan.toolkit.version}" if plan.toolkit else "none"}
+    choices = {name: str(getattr(plan, name)) for name in _COMPARED}
+    return choices | {"toolkit": f"{plan.toolkit.name} {plan.toolkit.version}" if plan.toolkit else "none"}
 
 
 _COMPARED = (
@@ -340,8 +340,8 @@ def read(path: Path) -> Bundle:
         manifest = documents.parse(Manifest, content, path)
     except DcaError as error:
         raise _bad(path, f"{MANIFEST}: {error.why}") from None
-    told = {f"parts/{part.sha256}": part.size for part in manifest.parts}
-    if len(told) != len(manifest.parts) or told != {
+    sizes = {f"parts/{part.sha256}": part.size for part in manifest.parts}
+    if len(sizes) != len(manifest.parts) or sizes != {
         name: info.file_size for name, info in entries.items() if name != MANIFEST
     }:
         raise _bad(path, f"its parts are not those that {MANIFEST} names, each once and with its size")
@@ -365,7 +365,7 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     if len(infos) > _PARTS:
         raise ValueError(f"it has {len(infos)} entries")
     end = 0
-    for info in sorted(infos, key=lambda one: one.header_offset):
+    for info in sorted(infos, key=lambda entry: entry.header_offset):
         name = info.filename
         if name != MANIFEST and not re.fullmatch(r"parts/[0-9a-f]{64}", name):
             raise ValueError(f"it has an entry {name[:80]!r}")
@@ -379,14 +379,14 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         end = info.header_offset + 30 + len(name) + info.file_size
     if end > size:
         raise ValueError("it ends before its last entry")
-    found = {info.filename: info for info in infos}
-    if len(found) != len(infos):
+    by_name = {info.filename: info for info in infos}
+    if len(by_name) != len(infos):
         raise ValueError("it has an entry twice")
-    if MANIFEST not in found:
+    if MANIFEST not in by_name:
         raise ValueError(f"it has no {MANIFEST}")
-    if found[MANIFEST].file_size > _MANIFEST_BYTES:
-        raise ValueError(f"its {MANIFEST} has {found[MANIFEST].file_size} bytes")
-    return found
+    if by_name[MANIFEST].file_size > _MANIFEST_BYTES:
+        raise ValueError(f"its {MANIFEST} has {by_name[MANIFEST].file_size} bytes")
+    return by_name
 
 
 def _wrong(manifest: Manifest) -> str | None:
@@ -396,8 +396,8 @@ def _wrong(manifest: Manifest) -> str | None:
             return f"a part has the name {part.name[:80]!r}"
         if (part.kind == "git") != bool(part.commit):
             return f"the part {part.name[:80]!r} is neither a file nor of a commit"
-    asked = manifest.request
-    if asked.source or asked.companions or asked.toolkit or asked.dirty or not asked.recipe:
+    request = manifest.request
+    if request.source or request.companions or request.toolkit or request.dirty or not request.recipe:
         return "its request names a path, or no recipe"
     return None
 
@@ -453,7 +453,11 @@ def local_reach(
 
 def sources_of(recipe: Recipe) -> list[str]:
     """The names of all source trees that a recipe can take."""
-    below = [f"{name}/{one.path}" for name, companion in recipe.companions.items() for one in companion.submodules]
+    below = [
+        f"{name}/{submodule.path}"
+        for name, companion in recipe.companions.items()
+        for submodule in companion.submodules
+    ]
     return ["source", *recipe.companions, *below]
 
 
@@ -463,15 +467,15 @@ def unpack(bundle: Bundle, contents: Contents, run: Run) -> None:
     Raises:
         DcaError: DCA-401 for a part with another content, DCA-410 when a part is missing or the file is damaged.
     """
-    wanted = _wanted(bundle, contents, run.cache)
-    total = sum(bundle_part.size for bundle_part, _, _ in wanted)
-    if wanted:
-        run.reporter.stage("bundle", f"{len(wanted)} parts of {bundle.path.name}, {total / 1e6:.0f} MB")
+    parts = _wanted(bundle, contents, run.cache)
+    total = sum(part.size for part, _, _ in parts)
+    if parts:
+        run.reporter.stage("bundle", f"{len(parts)} parts of {bundle.path.name}, {total / 1e6:.0f} MB")
     done = 0
     with _reading(bundle.path):
         archive = zipfile.ZipFile(bundle.path)
     with archive:
-        for part, target, only in wanted:
+        for part, target, only in parts:
             if part.kind == "file":
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with store.incoming(target) as incoming:
@@ -481,7 +485,7 @@ def unpack(bundle: Bundle, contents: Contents, run: Run) -> None:
             else:
                 with store.scratch(run.cache.open().root) as scratch:
                     _take(bundle, archive, part, scratch / "objects.pack")
-                    # What is missing of it is found now: once the cache has it, nobody looks again.
+                    # Checked before it is kept, because nobody checks a repository that the cache has.
                     holds = functools.partial(_holds, bundle, part, only)
                     gitpack.read(scratch / "objects.pack", target, run.log, holds)
             done += part.size
@@ -508,13 +512,13 @@ def _wanted(bundle: Bundle, contents: Contents, cache: store.Store) -> list[tupl
     """The parts that are not in the cache yet, and where they go."""
     plan, recipe = contents.plan, contents.recipe
     files = {part.sha256: part for part in bundle.manifest.parts if part.kind == "file"}
-    found: list[tuple[Part, Path, tuple[str, ...]]] = []
+    parts: list[tuple[Part, Path, tuple[str, ...]]] = []
     for sha256, name in _wanted_files(bundle, contents, cache):
         target = cache.download(sha256, name)
         if not store.has_hash(target, sha256):
             if sha256 not in files:
                 raise _lacks(bundle, name, plan)
-            found.append((files[sha256], target, ()))
+            parts.append((files[sha256], target, ()))
     for source in plan.sources:
         if source.origin == "git":
             commit, only = source.pin.removeprefix("commit:"), fetch.wanted_paths(recipe, source.name)
@@ -522,8 +526,8 @@ def _wanted(bundle: Bundle, contents: Contents, cache: store.Store) -> list[tupl
                 part = bundle.objects(commit, only)
                 if part is None:
                     raise _lacks(bundle, f"commit {commit} of {source.name}", plan)
-                found.append((part, git.part_folder(commit, only, cache), only))
-    return found
+                parts.append((part, git.part_folder(commit, only, cache), only))
+    return parts
 
 
 def _wanted_files(bundle: Bundle, contents: Contents, cache: store.Store) -> Iterator[tuple[str, str]]:
@@ -540,9 +544,9 @@ def _wanted_files(bundle: Bundle, contents: Contents, cache: store.Store) -> Ite
             yield from ((sha256, name) for name, sha256 in provide.file_names(kit).items())
     lock = data.build_lock(plan.recipe, plan.profile)
     if environments.find(lock, plan.python_path, plan.python, cache) is None:
-        there = {part.sha256: part.name for part in bundle.manifest.parts if part.kind == "file"}
+        names = {part.sha256: part.name for part in bundle.manifest.parts if part.kind == "file"}
         for package in lockfile.packages(lock, plan.python):
-            wheels = [(sha256, there[sha256]) for sha256 in package.hashes if sha256 in there]
+            wheels = [(sha256, names[sha256]) for sha256 in package.hashes if sha256 in names]
             if not wheels:
                 raise _lacks(bundle, f"{package.name} {package.version} for Python {plan.python}", plan)
             yield from wheels
@@ -583,17 +587,17 @@ def differences(bundle: Bundle, plan: Plan) -> list[str]:
     if bundle.manifest.lock.plan == plan.key:
         return []
     then, now = bundle.manifest.choices, _choices(plan)
-    told = {
+    titles = {
         "recipe_digest": "the recipe's file",
         "series_digest": "the patch series",
         "lock_digest": "the run lock",
         "build_lock_digest": "the build lock",
     }
-    found = [
-        f"{told[name]} is another"
-        if name in told
+    lines = [
+        f"{titles[name]} is another"
+        if name in titles
         else f"{name} was {then.get(name, 'not told')[:100]!a} and is {now[name]!a}"
         for name in now
         if then.get(name) != now[name]
     ]
-    return found or ["the plan is another"]
+    return lines or ["the plan is another"]

@@ -58,34 +58,39 @@ def world(
         )
     sources = toolkits.load_sources()
     kept = documents.read_if_whole(Reach, _lock_path(request, known, sources, cache))
-    seen = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
-    if not own_toolkits and request.toolkit is None:
-        seen = seen.model_copy(update={"toolkits": ()})
+    host = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
+    # A toolkit that was packed is taken, and not one that happens to be on this machine.
+    if request.toolkit is None and (not own_toolkits or (packed and _has_toolkit(packed, sources))):
+        host = host.model_copy(update={"toolkits": ()})
     if packed:
-        followed = _accepted(packed, update)
-        known = follow(known, followed)
-        reach = bundle.reach(packed, known, sources)
-        if request.toolkit is None and any(set(kit.hashes.values()) <= packed.files for kit in sources):
-            # The toolkit that was packed, and not one that happens to be here.
-            seen = seen.model_copy(update={"toolkits": ()})
+        reach = _reach_of_bundle(packed, known, sources, update)
     elif cache.offline:
-        followed = kept.followed if kept else {}
-        known = follow(known, followed)
         reach = kept or _of_cache(known, sources, cache)
     elif kept and not update:
-        followed, reach = kept.followed, kept
-        known = follow(known, followed)
+        reach = kept
     else:
         followed = _heads(request, known, kept) if update == "follow" else {}
-        known = follow(known, followed)
-        reach = probe(request, known, sources)
+        reach = probe(request, follow(known, followed), sources).model_copy(update={"followed": followed})
+    loaded = follow(known, reach.followed)
     return World(
-        recipes=known,
+        recipes=loaded,
         toolkits=sources,
         cuda=toolkits.load_versions(),
-        machine=seen,
-        reach=reach.model_copy(update={"local": _local_trees(request, known), "followed": followed}),
+        machine=host,
+        reach=reach.model_copy(update={"local": _local_trees(request, loaded)}),
     )
+
+
+def _has_toolkit(packed: Bundle, sources: tuple[toolkits.ToolkitSource, ...]) -> bool:
+    return any(set(source.hashes.values()) <= packed.files for source in sources)
+
+
+def _reach_of_bundle(
+    packed: Bundle, known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, ...], update: Update
+) -> Reach:
+    """What can be reached in a bundle, with the commits that it was packed for."""
+    followed = _accepted(packed, update)
+    return bundle.reach(packed, follow(known, followed), sources).model_copy(update={"followed": followed})
 
 
 def follow(known: tuple[Loaded, ...], followed: dict[str, str]) -> tuple[Loaded, ...]:
@@ -95,7 +100,7 @@ def follow(known: tuple[Loaded, ...], followed: dict[str, str]) -> tuple[Loaded,
         known: the recipes.
         followed: commits by RECIPE/SOURCE.
     """
-    found = []
+    moved_recipes = []
     for loaded in known:
         recipe = loaded.recipe
         commit = followed.get(f"{recipe.name}/source")
@@ -105,13 +110,13 @@ def follow(known: tuple[Loaded, ...], followed: dict[str, str]) -> tuple[Loaded,
             if commit := followed.get(f"{recipe.name}/{name}"):
                 moved = companion.model_copy(update={"source": companion.source.model_copy(update={"commit": commit})})
                 recipe = recipe.model_copy(update={"companions": {**recipe.companions, name: moved}})
-        found.append(loaded.model_copy(update={"recipe": recipe}))
-    return tuple(found)
+        moved_recipes.append(loaded.model_copy(update={"recipe": recipe}))
+    return tuple(moved_recipes)
 
 
 def _heads(request: Request, known: tuple[Loaded, ...], kept: Reach | None) -> dict[str, str]:
     """The commits that branches are at, where those are not what is pinned; what cannot be told stays as it was."""
-    asked: dict[str, tuple[GitSource, str | None]] = {}
+    branches: dict[str, tuple[GitSource, str | None]] = {}
     for loaded in known:
         recipe = loaded.recipe
         if request.recipe in (None, recipe.name):
@@ -119,20 +124,20 @@ def _heads(request: Request, known: tuple[Loaded, ...], kept: Reach | None) -> d
             for name, path in named.items():
                 origin = recipe.origin(name)
                 if isinstance(origin, GitSource) and origin.branch:
-                    asked[f"{recipe.name}/{name}"] = (origin, path)
+                    branches[f"{recipe.name}/{name}"] = (origin, path)
 
     def head(origin: GitSource, path: str | None) -> str:
         if path is not None:
-            there = Path(path).is_dir() and git.is_repository(Path(path))
-            return git.branch_head(path, origin.branch, local=True) if there and not request.dirty else origin.commit
+            is_clone = Path(path).is_dir() and git.is_repository(Path(path))
+            return git.branch_head(path, origin.branch, local=True) if is_clone and not request.dirty else origin.commit
         return next(filter(None, (git.branch_head(url, origin.branch, local=False) for url in origin.urls)), "")
 
-    with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
-        told = {key: pool.submit(head, *one) for key, one in asked.items()}
-        found = {key: future.result() for key, future in told.items()}
+    with ThreadPoolExecutor(max_workers=max(1, len(branches))) as pool:
+        futures = {key: pool.submit(head, *branch) for key, branch in branches.items()}
+        commits = {key: future.result() for key, future in futures.items()}
     before = kept.followed if kept else {}
-    heads = {key: commit or before.get(key, "") for key, commit in found.items()}
-    return {key: commit for key, commit in heads.items() if commit and commit != asked[key][0].commit}
+    heads = {key: commit or before.get(key, "") for key, commit in commits.items()}
+    return {key: commit for key, commit in heads.items() if commit and commit != branches[key][0].commit}
 
 
 def _accepted(packed: Bundle, update: Update) -> dict[str, str]:
@@ -189,7 +194,7 @@ def make_plan(
     outcome = resolve(request, seen)
     if not isinstance(outcome, Plan):
         raise _no_plan(request, outcome.passed_over)
-    # A failure may pass by itself, so only what led to a plan is kept.
+    # What cannot be reached now may be reached later, so only what led to a plan is kept.
     lock = _lock_path(request, seen.recipes, seen.toolkits, cache)
     asked_network = packed is None and not cache.offline
     if asked_network and (update or documents.read_if_whole(Reach, lock) is None):
@@ -219,7 +224,7 @@ def _no_plan(request: Request, passed: tuple[PassedOver, ...]) -> DcaError:
     codes = {reason.code for reason in closest.reasons}
     named = request.recipe is not None
     why = [reason.text if named else f"{closest.name}: {reason.text}" for reason in closest.reasons]
-    why += [f"{one.name}: {one.reasons[0].text}" for one in reversed(others)]
+    why += [f"{other.name}: {other.reasons[0].text}" for other in reversed(others)]
     return DcaError(
         closest.reasons[0].code if named or len(codes) == 1 else "DCA-300",
         f"recipe {request.recipe} cannot be built as asked." if named else "no recipe can be built as asked.",
@@ -240,7 +245,7 @@ def _lock_path(
         "toolkits": [source.model_dump(mode="json", by_alias=True) for source in sources],
         # Hashed, because an address may hold a password.
         "index": store.sha256_bytes(index.endpoint().encode()),
-        "redist": [store.sha256_bytes(redist.endpoint(one.redist).encode()) for one in sources if one.redist],
+        "redist": [store.sha256_bytes(redist.endpoint(source.redist).encode()) for source in sources if source.redist],
     }
     if own := mirrors.config().mirrors:
         identity["mirrors"] = own
@@ -268,48 +273,48 @@ def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[toolkits.T
     probes: dict[str, Callable[[], str]] = {"index": index.probe}
     probes |= {url: partial(git.probe, url) for url in urls}
     probes |= {url: partial(index.probe_file, url) for url in files}
-    probes |= {f"apt:{one.name}": partial(apt.probe, one.apt) for one in sources if one.apt}
-    probes |= {f"redist:{one.name}": partial(redist.probe, one.redist) for one in sources if one.redist}
+    probes |= {f"apt:{source.name}": partial(apt.probe, source.apt) for source in sources if source.apt}
+    probes |= {f"redist:{source.name}": partial(redist.probe, source.redist) for source in sources if source.redist}
     with ThreadPoolExecutor(max_workers=len(probes)) as pool:
-        asked = {name: pool.submit(ask) for name, ask in probes.items()}
-        told = {name: future.result() for name, future in asked.items()}
-    return Reach(places={name: Reachability(ok=not why, why=why) for name, why in sorted(told.items())})
+        futures = {name: pool.submit(ask) for name, ask in probes.items()}
+        reasons = {name: future.result() for name, future in futures.items()}
+    return Reach(places={name: Reachability(ok=not why, why=why) for name, why in sorted(reasons.items())})
 
 
 def _local_trees(request: Request, known: tuple[Loaded, ...]) -> dict[str, LocalTree]:
     """What the user's own trees are; a git repository without the pinned commit is refused here."""
-    found: dict[str, LocalTree] = {}
-    asked = [loaded.recipe for loaded in known if request.recipe in (None, loaded.recipe.name)]
+    trees: dict[str, LocalTree] = {}
+    chosen = [loaded.recipe for loaded in known if request.recipe in (None, loaded.recipe.name)]
     if request.source is not None:
-        pins = [recipe.source for recipe in asked]
-        found["source"] = local_tree(Path(request.source), pins, dirty=request.dirty, flag="--source")
-        if found["source"].kind == "folder":
-            files = sorted({recipe.requirements for recipe in asked})
+        pins = [recipe.source for recipe in chosen]
+        trees["source"] = local_tree(Path(request.source), pins, dirty=request.dirty, flag="--source")
+        if trees["source"].kind == "folder":
+            files = sorted({recipe.requirements for recipe in chosen})
             if not any((Path(request.source) / file).is_file() for file in files):
                 raise DcaError(
                     "DCA-204",
-                    f"--source: {request.source} is not a source of {' or '.join(recipe.name for recipe in asked)}.",
+                    f"--source: {request.source} is not a source of {' or '.join(recipe.name for recipe in chosen)}.",
                     why=f"it has no {' or '.join(files)}.",
                     remedy="name the folder that holds the source itself.",
                 )
     for name, path in request.companions.items():
         sources = [
             source
-            for recipe in asked
+            for recipe in chosen
             for own, companion in recipe.companions.items()
             for key, source in {
                 own: companion.source,
                 **{
-                    f"{own}/{one.path}": GitSource(kind="git", urls=one.urls, commit=one.commit)
-                    for one in companion.submodules
+                    f"{own}/{submodule.path}": GitSource(kind="git", urls=submodule.urls, commit=submodule.commit)
+                    for submodule in companion.submodules
                 },
             }.items()
             if key == name
         ]
         # A name that no recipe has is refused by the resolver; its folder is not looked at.
         if sources:
-            found[name] = local_tree(Path(path), list(sources), dirty=request.dirty, flag=f"--companion {name}")
-    return found
+            trees[name] = local_tree(Path(path), list(sources), dirty=request.dirty, flag=f"--companion {name}")
+    return trees
 
 
 def local_tree(path: Path, pins: list[SdistSource | GitSource], *, dirty: bool, flag: str) -> LocalTree:
@@ -321,13 +326,13 @@ def local_tree(path: Path, pins: list[SdistSource | GitSource], *, dirty: bool, 
     if not path.exists():
         raise DcaError("DCA-204", f"{flag}: {path} does not exist.", remedy="check the path.")
     if path.is_file():
-        found = store.sha256_file(path)
-        wanted = [pin.sha256 for pin in pins if isinstance(pin, SdistSource)]
-        if found not in wanted:
+        digest = store.sha256_file(path)
+        pinned = [pin.sha256 for pin in pins if isinstance(pin, SdistSource)]
+        if digest not in pinned:
             raise DcaError(
                 "DCA-401",
                 f"{flag}: {path.name} is not the file that is pinned.",
-                why=f"sha256 wanted {' or '.join(wanted) or 'none: the recipe has a git source'},\nfound {found}.",
+                why=f"sha256 wanted {' or '.join(pinned) or 'none: the recipe has a git source'},\nfound {digest}.",
                 remedy="use the pinned sdist.",
             )
         return LocalTree(path=str(path), kind="sdist")

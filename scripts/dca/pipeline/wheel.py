@@ -68,10 +68,10 @@ def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Repo
     with cache.lock("run", folder.name, waiting):
         if (kept := _unchanged(record)) is not None:
             return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
-        made = _stages(plan, world, out, Run(cache, reporter, folder / "build.log"))
-        made = made.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
-        documents.write(made, record)
-    return made
+        result = _stages(plan, world, out, Run(cache, reporter, folder / "build.log"))
+        result = result.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+        documents.write(result, record)
+    return result
 
 
 def _tool() -> str:
@@ -85,16 +85,16 @@ def _unchanged(record: Path) -> Made | None:
     if not record.is_file():
         return None
     try:
-        made = documents.read(Made, record)
+        result = documents.read(Made, record)
         documents.read(inspection.Inspection, record.parent / "inspection.json")
-        stat = Path(made.wheel).stat()
+        stat = Path(result.wheel).stat()
     except (DcaError, OSError):
         return None
-    if stat.st_size != made.bytes:
+    if stat.st_size != result.bytes:
         return None
-    if stat.st_mtime_ns != made.modified_ns and store.sha256_file(Path(made.wheel)) != made.sha256:
+    if stat.st_mtime_ns != result.modified_ns and store.sha256_file(Path(result.wheel)) != result.sha256:
         return None
-    return made
+    return result
 
 
 def prepare(plan: Plan, world: World, run: Run) -> Job:
@@ -168,7 +168,7 @@ def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Pa
     """
     plan, document = job.plan, run.log.parent / "inspection.json"
     out.mkdir(parents=True, exist_ok=True)
-    # Plans may differ in what the name of a wheel does not tell: only one that was looked into replaces another.
+    # Different plans can give a wheel the same name: a wheel replaces another only after it was inspected.
     with store.scratch(out) as aside:
         wheel = package.package(job, build, aside, run)
         run.reporter.stage("inspect", wheel.name)
@@ -187,8 +187,8 @@ def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Pa
 
 
 def _recipe(plan: Plan, world: World) -> Recipe:
-    found = next(loaded.recipe for loaded in world.recipes if loaded.recipe.name == plan.recipe)
-    return found.of_profile(plan.profile)
+    chosen = next(loaded.recipe for loaded in world.recipes if loaded.recipe.name == plan.recipe)
+    return chosen.of_profile(plan.profile)
 
 
 def sources_run(plan: Plan, cache: store.Store) -> Path:

@@ -102,9 +102,9 @@ def recipe_for(line: str, known: tuple[Loaded, ...], python: str) -> Recipe:
     Raises:
         DcaError: DCA-303 when none compiles with the line, DCA-306 when none of those takes the Python.
     """
-    takers = [one.recipe for one in known if line in one.recipe.cuda.supported]
+    takers = [loaded.recipe for loaded in known if line in loaded.recipe.cuda.supported]
     if not takers:
-        lines = sorted({line for one in known for line in one.recipe.cuda.supported})
+        lines = sorted({line for loaded in known for line in loaded.recipe.cuda.supported})
         raise DcaError(
             "DCA-303",
             f"no recipe compiles with CUDA {line}.",
@@ -114,7 +114,7 @@ def recipe_for(line: str, known: tuple[Loaded, ...], python: str) -> Recipe:
     for recipe in takers:
         if SpecifierSet(recipe.python).contains(python):
             return recipe
-    ranges = ", ".join(f"{one.name} ({one.python})" for one in takers)
+    ranges = ", ".join(f"{taker.name} ({taker.python})" for taker in takers)
     raise DcaError(
         "DCA-306",
         f"Python {python} is outside the range of {ranges}.",
@@ -131,8 +131,8 @@ def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
     from dca import inspection
     from dca.smoke.subject import identify, own_python
 
-    found = inspection.inspect(wheel, None)
-    subject = identify(wheel, found, recipes.load_all())
+    inspected = inspection.inspect(wheel, None)
+    subject = identify(wheel, inspected, recipes.load_all())
     own = own_python(subject, "run it with another one: make env WHEEL=FILE PYTHON=python3.12")
     _claim(folder)
     run.reporter.stage("environment", f"{folder}: {wheel.name} and its lock")
@@ -198,7 +198,8 @@ def _toolkit(line: str, run: Run) -> Path:
             fixes = kit.needs(toolkits.load_versions().fixes_of(line), machine.glibc())
             return headers.overlay(Path(kit.path), kit.version, fixes, run.cache.open()) if fixes else Path(kit.path)
     sources = sorted(
-        (one for one in toolkits.load_sources() if one.line == line), key=lambda one: (one.rank, one.download_mb)
+        (source for source in toolkits.load_sources() if source.line == line),
+        key=lambda source: (source.rank, source.download_mb),
     )
     failed: DcaError | None = None
     for source in sources:
@@ -206,12 +207,12 @@ def _toolkit(line: str, run: Run) -> Path:
         if isinstance(brought, Path):
             return brought
         failed = brought
-    there = sorted({one.line for one in toolkits.load_sources()})
+    lines = sorted({source.line for source in toolkits.load_sources()})
     raise DcaError(
         "DCA-302",
         f"no toolkit of CUDA {line} is on this machine or can be brought.",
         why=failed.what if failed else "",
-        remedy=f"choose from {', '.join(there)} with --cuda; `dca doctor --only network` shows what can be reached.",
+        remedy=f"choose from {', '.join(lines)} with --cuda; `dca doctor --only network` shows what can be reached.",
     )
 
 

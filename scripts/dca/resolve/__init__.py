@@ -36,7 +36,7 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
     """
     passed: list[PassedOver] = []
     chosen: Plan | None = None
-    for loaded in sorted(world.recipes, key=lambda one: (one.recipe.priority, one.recipe.name)):
+    for loaded in sorted(world.recipes, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)):
         name = loaded.recipe.name
         if request.recipe is not None and name != request.recipe:
             continue
@@ -140,9 +140,9 @@ def _compiler(candidate: Candidate, draft: Draft, *, supported: bool) -> Compile
     if candidate.copies_all:
         return _official_cuda(candidate, draft)
     if supported:
-        found = choose_toolkit(candidate.request, candidate.recipe, candidate.world, draft)
-        if found is not None:
-            toolkit, host, facts = found
+        choice = choose_toolkit(candidate.request, candidate.recipe, candidate.world, draft)
+        if choice is not None:
+            toolkit, host, facts = choice
             return Compiler(line=facts.line, facts=facts, toolkit=toolkit, host=host)
     return Compiler()
 
@@ -182,9 +182,9 @@ def _target(
         substituted: whether that is another line than the one asked for.
     """
     request, machine = candidate.request, candidate.world.machine
-    asked, reason = _asked_archs(candidate, groups)
-    archs = tuple(sorted({arch.removesuffix("+PTX") for arch in asked}, key=Version))
-    ptx = tuple(sorted({arch.removesuffix("+PTX") for arch in asked if arch.endswith("+PTX")}, key=Version))
+    chosen, reason = _asked_archs(candidate, groups)
+    archs = tuple(sorted({arch.removesuffix("+PTX") for arch in chosen}, key=Version))
+    ptx = tuple(sorted({arch.removesuffix("+PTX") for arch in chosen if arch.endswith("+PTX")}, key=Version))
     found_here = "" if request.archs or not machine.gpus else " (a GPU of this machine)"
     for arch in archs:
         _check_arch(arch, found_here, candidate, facts, draft)

@@ -139,19 +139,19 @@ def check_transformers(loaded: Loaded, draft: Draft) -> None:
 
 def check_cuda(request: Request, recipe: Recipe, world: World, draft: Draft) -> bool:
     """Whether a toolkit can be looked for: the CUDA line asked for is one that torch's build can run on."""
-    asked, torch = request.cuda, recipe.torch
-    if asked is None:
+    line, torch = request.cuda, recipe.torch
+    if line is None:
         return True
-    if asked.split(".")[0] != torch.cuda.split(".")[0]:
+    if line.split(".")[0] != torch.cuda.split(".")[0]:
         draft.refuse(
             "DCA-303",
-            f"CUDA {asked}: torch {torch.version} is built for CUDA {torch.cuda}, and another "
+            f"CUDA {line}: torch {torch.version} is built for CUDA {torch.cuda}, and another "
             "major version cannot be linked with it.",
             f"ask for CUDA {torch.cuda.split('.')[0]}.x: any of them runs what is built here.",
         )
         return False
-    if world.cuda.of(asked) is None and asked not in recipe.cuda.supported:
+    if world.cuda.of(line) is None and line not in recipe.cuda.supported:
         known = ", ".join(version.line for version in world.cuda.versions)
-        draft.refuse("DCA-303", f"CUDA {asked} is not a version that is known here.", f"known: {known}.")
+        draft.refuse("DCA-303", f"CUDA {line} is not a version that is known here.", f"known: {known}.")
         return False
     return True

@@ -14,7 +14,7 @@ def full_modules(recipe: Recipe, full: Full, archs: tuple[str, ...], draft: Draf
 
     A module that has no kernels for any of them is left out, as upstream leaves it out.
     """
-    found: list[tuple[PlannedModule, str]] = []
+    planned_modules: list[tuple[PlannedModule, str]] = []
     left_out: list[str] = []
     members = recipe.official_wheel.members if recipe.official_wheel else {}
     for name, module in full.modules.items():
@@ -35,10 +35,10 @@ def full_modules(recipe: Recipe, full: Full, archs: tuple[str, ...], draft: Draf
             official=official.sha256 if official else "",
             at_least=bool(module.archs),
         )
-        found.append((planned, module.tree))
+        planned_modules.append((planned, module.tree))
     if left_out:
         draft.choose("left out", ", ".join(left_out), f"no kernels for {', '.join(archs)}.")
-    return found
+    return planned_modules
 
 
 def nearest(known: tuple[str, ...], asked: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -62,13 +62,13 @@ def nearest(known: tuple[str, ...], asked: tuple[str, ...]) -> tuple[tuple[str, 
             continue
         version = Version(arch)
         fit = [
-            one
-            for one in plain
-            if not one.endswith("a")
-            and Version(one) <= version
-            and (one in with_ptx or Version(one).major == version.major)
+            name
+            for name in plain
+            if not name.endswith("a")
+            and Version(name) <= version
+            and (name in with_ptx or Version(name).major == version.major)
         ]
         taken |= set(fit[-1:])
-    # Cubins and PTX are told without the suffix: the arch is the same.
+    # Reported without the suffix, which does not change the arch.
     sass = sorted({arch.rstrip("a") for arch in taken}, key=Version)
     return tuple(sass), tuple(sorted({arch.rstrip("a") for arch in taken & with_ptx}, key=Version))

@@ -58,7 +58,7 @@ def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], mo
     if "all" in request.prebuilt or request.profile == "full":
         return Coverage(everything=True)
     serving = [recipe.groups[name].serves for name in groups]
-    head_dims = {dimension for one in serving for dimension in one.head_dims}
+    head_dims = {dimension for serves in serving for dimension in serves.head_dims}
     for module in modules:
         stubs = recipe.modules[module.name].stubs
         # The official module has every instantiation that its sources refer to.
@@ -66,8 +66,8 @@ def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], mo
     return Coverage(
         architectures=() if any(recipe.groups[name].alone for name in groups) else recipe.lean.architectures,
         head_dims=tuple(sorted(head_dims)),
-        experts=any(one.experts for one in serving),
-        quantizations=tuple(sorted({method for one in serving for method in one.quantizations})),
+        experts=any(serves.experts for serves in serving),
+        quantizations=tuple(sorted({method for serves in serving for method in serves.quantizations})),
     )
 
 

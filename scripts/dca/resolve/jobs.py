@@ -43,7 +43,8 @@ def choose_jobs(
     reason = f"{cores} cores; {memory_gib:g} GiB of memory for jobs of {job_gib:g} GiB"
     if heavy_gib <= job_gib:
         return Jobs(count=count, heavy=count, reason=f"{reason}.")
-    # One heavy one must run some time, so the others leave room for it; then as many more as still fit.
+    # At least one heavy compiler has to run beside the others, so they leave room for it; then as many more heavy ones
+    # as still fit.
     count = max(1, min(count, 1 + int((spare - heavy_gib) / job_gib)))
     heavy = max(1, min(count, int((spare - count * job_gib) / (heavy_gib - job_gib))))
     return Jobs(count=count, heavy=heavy, reason=f"{reason}, and {heavy} of {heavy_gib:g} GiB at a time.")

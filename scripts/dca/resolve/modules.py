@@ -16,8 +16,8 @@ def choose_modules(candidate: Candidate, target: Target, sources: Sources, draft
         chosen = _official_modules(recipe, target)
     else:
         full = recipe.full if request.profile == "full" else None
-        wanted = full_modules(recipe, full, target.archs, draft) if full else _lean_modules(recipe, target)
-        chosen = [_compiled_or_copied(module, tree, candidate, target, sources) for module, tree in wanted]
+        planned = full_modules(recipe, full, target.archs, draft) if full else _lean_modules(recipe, target)
+        chosen = [_compiled_or_copied(module, tree, candidate, target, sources) for module, tree in planned]
     copied = [module for module in chosen if module.origin == "copied"]
     if copied:
         _plan_copies(copied, candidate, sources, draft)

@@ -30,17 +30,17 @@ def choose_sources(request: Request, recipe: Recipe, groups: tuple[str, ...], re
         if name not in needed or name in request.prebuilt or "all" in request.prebuilt:
             continue
         below = {
-            f"{name}/{one.path}": GitSource(kind="git", urls=one.urls, commit=one.commit)
-            for one in companion.submodules
+            f"{name}/{submodule.path}": GitSource(kind="git", urls=submodule.urls, commit=submodule.commit)
+            for submodule in companion.submodules
         }
         trees = {key: find_source(key, pin, reach) for key, pin in {name: companion.source, **below}.items()}
-        against = [tree for tree in trees.values() if isinstance(tree, Reason)]
+        reasons = [tree for tree in trees.values() if isinstance(tree, Reason)]
         # Somebody who names a clone wants it compiled; only what was not asked for is copied instead.
         named = any(key in request.companions for key in trees)
-        if against and (named or not companion.stand_in):
-            draft.reasons += against
-        elif against:
-            missing[name] = " ".join(reason.text for reason in against[:1])
+        if reasons and (named or not companion.stand_in):
+            draft.reasons += reasons
+        elif reasons:
+            missing[name] = " ".join(reason.text for reason in reasons[:1])
         else:
             planned |= {key: tree for key, tree in trees.items() if isinstance(tree, PlannedSource)}
     return Sources(planned, missing)
@@ -65,10 +65,10 @@ def find_source(name: str, source: SdistSource | GitSource, reach: Reach) -> Pla
     if ok:
         later = [url for url in source.urls if url not in ok]
         return PlannedSource(name=name, origin="git", places=(*ok, *later), pin=source.pin)
-    told = "; ".join(f"{url}: {reach.of(url).why}" for url in source.urls)
+    whys = "; ".join(f"{url}: {reach.of(url).why}" for url in source.urls)
     flag = "--source DIR" if name == "source" else f"--companion {name}=DIR"
     return Reason(
         code="DCA-301",
-        text=f"{'its git source' if name == 'source' else name} cannot be reached ({told}).",
+        text=f"{'its git source' if name == 'source' else name} cannot be reached ({whys}).",
         remedy=f"check the network, or name a local clone with {flag}.",
     )

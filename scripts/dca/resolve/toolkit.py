@@ -16,39 +16,39 @@ def choose_toolkit(
     request: Request, recipe: Recipe, world: World, draft: Draft
 ) -> tuple[PlannedToolkit, Compiler, CudaVersion] | None:
     """The toolkit nearest to what is asked for, with the reason against each other one."""
-    wanted = request.cuda or recipe.cuda.official[0]
+    line = request.cuda or recipe.cuda.official[0]
     fit: list[tuple[tuple[int, int, int, int, int], FoundToolkit | ToolkitSource, Compiler, CudaVersion]] = []
-    against: list[Reason] = []
+    reasons: list[Reason] = []
     candidates: list[FoundToolkit | ToolkitSource] = [*world.machine.toolkits, *world.toolkits]
     if request.toolkit is not None:
-        candidates = [one for one in world.machine.toolkits if one.origin == "--toolkit"]
+        candidates = [toolkit for toolkit in world.machine.toolkits if toolkit.origin == "--toolkit"]
     for order, candidate in enumerate(candidates):
         verdict = _fits(candidate, recipe, world)
         label = _label(candidate)
         if isinstance(verdict, Reason):
             draft.passed.append(PassedOver(name=f"toolkit {label}", reasons=(verdict,)))
-            against.append(verdict.model_copy(update={"text": f"{label}: {verdict.text}"}))
+            reasons.append(verdict.model_copy(update={"text": f"{label}: {verdict.text}"}))
         else:
             compiler, facts = verdict
-            distance = abs(_minor(candidate.line) - _minor(wanted))
-            # What is here already costs nothing; of what is brought, the kind decides, then the size of the download.
+            distance = abs(_minor(candidate.line) - _minor(line))
+            # A toolkit of this machine costs nothing; downloads are ordered by their kind and then by their size.
             cost = (1, candidate.rank, candidate.download_mb) if isinstance(candidate, ToolkitSource) else (0, 0, 0)
             fit.append(((distance, *cost, order), candidate, compiler, facts))
     if not fit:
-        wanting_compiler = any(reason.code == "DCA-308" for reason in against)
+        wanting_compiler = any(reason.code == "DCA-308" for reason in reasons)
         draft.refuse(
             "DCA-308" if wanting_compiler else "DCA-302",
             f"no CUDA toolkit for {recipe.name} (wants one of {', '.join(recipe.cuda.supported)}). "
-            + " ".join(reason.text for reason in against),
+            + " ".join(reason.text for reason in reasons),
             f"apt install g++-{_newest_accepted(candidates, recipe, world)}; it is detected beside a newer one."
             if wanting_compiler
             else "install one of these toolkits and name it with --toolkit DIR.",
         )
         return None
-    fit.sort(key=lambda one: one[0])
+    fit.sort(key=lambda pair: pair[0])
     _, taken, compiler, facts = fit[0]
     for _, other, _, _ in fit[1:]:
-        text = _behind(other, taken, wanted)
+        text = _behind(other, taken, line)
         draft.passed.append(PassedOver(name=f"toolkit {_label(other)}", reasons=(Reason(code="DCA-302", text=text),)))
     if request.strict_cuda and request.cuda and taken.line != request.cuda:
         supported = request.cuda in recipe.cuda.supported
@@ -69,7 +69,7 @@ def choose_toolkit(
     else:
         toolkit = PlannedToolkit(name="found", version=taken.version, path=taken.path, fixes=digests)
         reason = f"found by {taken.origin}"
-    exact = "the version asked for" if taken.line == request.cuda else f"the nearest to CUDA {wanted}"
+    exact = "the version asked for" if taken.line == request.cuda else f"the nearest to CUDA {line}"
     draft.choose("toolkit", _label(taken), f"{exact} that compiles {recipe.name}; {reason}.")
     if fixes:
         first = min((fix.glibc for fix in fixes), key=Version)
@@ -94,8 +94,9 @@ def _newest_accepted(candidates: list[FoundToolkit | ToolkitSource], recipe: Rec
     """The newest gcc that one of the toolkits accepts which only want an older one."""
     wanting = [
         facts.gcc_max
-        for one in candidates
-        if (facts := world.cuda.of(one.line)) and getattr(_fits(one, recipe, world), "code", "") == "DCA-308"
+        for candidate in candidates
+        if (facts := world.cuda.of(candidate.line))
+        and getattr(_fits(candidate, recipe, world), "code", "") == "DCA-308"
     ]
     return max(wanting)
 
@@ -109,19 +110,19 @@ def _fixes(taken: FoundToolkit | ToolkitSource, world: World) -> tuple[HeaderFix
 
 def _why_fixed(taken: FoundToolkit | ToolkitSource, fixes: tuple[HeaderFix, ...], world: World) -> str:
     libc = world.machine.glibc
-    wanted = [fix for fix in fixes if fix.wanted_by(libc)]
-    if not wanted:
+    needed = [fix for fix in fixes if fix.wanted_by(libc)]
+    if not needed:
         return f"with the {f'glibc {libc}' if libc else 'C library'} of this machine the fixes change nothing."
-    reason = f"{'; '.join(fix.reason for fix in wanted)}. nvcc rejects that, and this machine has glibc {libc}"
+    reason = f"{'; '.join(fix.reason for fix in needed)}. nvcc rejects that, and this machine has glibc {libc}"
     if isinstance(taken, FoundToolkit):
         return f"{reason}; {taken.path} stays as it is, and a folder of links in the cache has the fixed header."
     return f"{reason}."
 
 
-def _behind(other: FoundToolkit | ToolkitSource, taken: FoundToolkit | ToolkitSource, wanted: str) -> str:
+def _behind(other: FoundToolkit | ToolkitSource, taken: FoundToolkit | ToolkitSource, line: str) -> str:
     """Why another toolkit that would do comes after the one that is taken."""
-    if abs(_minor(taken.line) - _minor(wanted)) < abs(_minor(other.line) - _minor(wanted)):
-        return f"CUDA {taken.line} is nearer to {wanted}."
+    if abs(_minor(taken.line) - _minor(line)) < abs(_minor(other.line) - _minor(line)):
+        return f"CUDA {taken.line} is nearer to {line}."
     if isinstance(taken, FoundToolkit):
         if isinstance(other, FoundToolkit):
             return f"{taken.path} is found before it ({taken.origin})."
@@ -136,35 +137,35 @@ def _fits(
 ) -> tuple[Compiler, CudaVersion] | Reason:
     line, torch = candidate.line, recipe.torch
     facts = world.cuda.of(line)
-    against = ""
+    objection = ""
     if line.split(".")[0] != torch.cuda.split(".")[0]:
-        against = (
+        objection = (
             f"torch {torch.version} is built for CUDA {torch.cuda}, and what nvcc {line} makes needs another "
             "major version of the CUDA runtime."
         )
     elif line not in recipe.cuda.supported:
-        against = f"{recipe.name} is known to compile with {', '.join(recipe.cuda.supported)} only."
+        objection = f"{recipe.name} is known to compile with {', '.join(recipe.cuda.supported)} only."
     elif isinstance(candidate, FoundToolkit) and candidate.missing:
-        against = f"it is incomplete: no {', no '.join(candidate.missing)}."
+        objection = f"it is incomplete: no {', no '.join(candidate.missing)}."
     elif isinstance(candidate, FoundToolkit) and (broken := _unfixable(candidate, world)):
-        against = broken
+        objection = broken
     elif isinstance(candidate, ToolkitSource):
-        against = _cannot_be_brought(candidate, world)
-    if facts is None and not against:
-        against = f"nothing is known of CUDA {line} (build/toolkits)."
-    if against or facts is None:
-        return Reason(code="DCA-302", text=against)
-    compiler = next((one for one in world.machine.compilers if one.major <= facts.gcc_max), None)
+        objection = _cannot_be_brought(candidate, world)
+    if facts is None and not objection:
+        objection = f"nothing is known of CUDA {line} (build/toolkits)."
+    if objection or facts is None:
+        return Reason(code="DCA-302", text=objection)
+    compiler = next((gxx for gxx in world.machine.compilers if gxx.major <= facts.gcc_max), None)
     if compiler is None:
-        there = ", ".join(one.version for one in world.machine.compilers) or "none"
-        return Reason(code="DCA-308", text=f"it wants gcc {facts.gcc_max} or older; g++ found: {there}.")
+        versions = ", ".join(gxx.version for gxx in world.machine.compilers) or "none"
+        return Reason(code="DCA-308", text=f"it wants gcc {facts.gcc_max} or older; g++ found: {versions}.")
     return compiler, facts
 
 
-def _unfixable(found: FoundToolkit, world: World) -> str:
+def _unfixable(toolkit: FoundToolkit, world: World) -> str:
     libc = world.machine.glibc
-    for fix in world.cuda.fixes_of(found.line):
-        if found.fixes.get(fix.name) == "impossible" and fix.wanted_by(libc):
+    for fix in world.cuda.fixes_of(toolkit.line):
+        if toolkit.fixes.get(fix.name) == "impossible" and fix.wanted_by(libc):
             return f"{fix.reason}; this machine has glibc {libc}, and {fix.file} is not as NVIDIA published it."
     return ""
 

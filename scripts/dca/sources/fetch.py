@@ -99,9 +99,9 @@ def fetch(plan: Plan, recipe: Recipe, run: Run) -> Tree:
         "tree", key, lambda: run.reporter.note("another run is fetching the same sources; waiting for it.")
     ):
         if (kept := documents.read_if_whole(Tree, folder / "source.json")) is not None:
-            for one in kept.sources:
-                _tell_head(one.name, one.head, one.pin.removeprefix("commit:"), recipe, run.reporter)
-            # The cache may have been moved since.
+            for source in kept.sources:
+                _tell_head(source.name, source.head, source.pin.removeprefix("commit:"), recipe, run.reporter)
+            # The cache folder may have been moved since this was written.
             return kept.model_copy(update={"folder": str(folder)})
         store.sweep(folder)
         with store.incoming_folder(folder) as part:
@@ -122,7 +122,7 @@ def wanted_members(plan: Plan, recipe: Recipe) -> dict[str, str]:
         return {}
     paths = {module.path for module in plan.copied}
     for companion in recipe.companions.values():
-        # Module and Python folder always come from one source.
+        # A companion's modules and Python files belong together: all are copied, or none.
         if paths & set(companion.stand_in):
             paths |= set(companion.stand_in)
     return {path: recipe.official_wheel.members[path].sha256 for path in sorted(paths)}
@@ -151,10 +151,10 @@ def _bring(
         archives.unpack_sdist(archive, target)
     else:
         commit = source.pin.removeprefix("commit:")
-        found = repository(source, recipe, run.cache, run.log)
+        clone = repository(source, recipe, run.cache, run.log)
         if inner:
             _check_submodule(plan, source, recipe, run)
-        git.export(found, commit, target, wanted_paths(recipe, source.name))
+        git.export(clone, commit, target, wanted_paths(recipe, source.name))
         head = "" if run.cache.offline else _head(source, recipe)
         _tell_head(source.name, head, commit, recipe, run.reporter)
     return FetchedSource(name=source.name, pin=source.pin, place=redact(place), tree=store.tree_hash(target), head=head)
@@ -229,8 +229,8 @@ def _copy_folder(source: Path, target: Path, planned: PlannedSource) -> None:
         return [name for name in names if not_source(name)]
 
     shutil.copytree(source, target, symlinks=True, ignore=ignored)
-    found = store.tree_hash(target, skip=not_source)
-    if f"tree:{found}" != planned.pin:
+    digest = store.tree_hash(target, skip=not_source)
+    if f"tree:{digest}" != planned.pin:
         raise DcaError("DCA-405", f"{source} changed while it was being copied.", remedy="run the command again.")
 
 

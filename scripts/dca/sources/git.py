@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS = 5.0
 FETCH_SECONDS = 900.0
-# A server that sends next to nothing for so long is left for the next one. While it counts objects it reports that.
+# git gives up on a server that sends almost nothing for 12 s; then the next one is asked. A server that is still
+# counting objects reports progress, which is enough.
 STALL = ("-c", "http.lowSpeedLimit=10", "-c", "http.lowSpeedTime=12")
-# Objects arrive as one pack that is there whole or not at all. Unpacked as they come, a commit would be there, and what
-# belongs to it not, once a transfer was cut.
+# Objects are kept in one pack, which is complete or absent. If they were unpacked as they arrive, a transfer that is
+# cut off could leave a commit without its files.
 WHOLE = ("-c", "fetch.unpackLimit=1", "-c", "transfer.unpackLimit=1")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -45,13 +46,13 @@ def _refused(url: str) -> str:
 
 def probe(url: str) -> str:
     """Why a repository cannot be reached, at none of its places, or nothing when it can."""
-    told = [_probe(place) for place in mirrors.places(url)]
-    return "" if "" in told else told[-1]
+    reasons = [_probe(place) for place in mirrors.places(url)]
+    return "" if "" in reasons else reasons[-1]
 
 
 def _probe(url: str) -> str:
-    if against := _refused(url):
-        return against
+    if refusal := _refused(url):
+        return refusal
     done = runner.run(
         [runner.which("git"), "ls-remote", "--exit-code", "--quiet", "--end-of-options", url, "HEAD"],
         env=_environment(url),
@@ -107,8 +108,8 @@ def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path, only:
     """
     if not _COMMIT.fullmatch(commit):
         raise DcaError("DCA-405", f"{commit[:60]!r} is not a commit.", remedy="pin all 40 digits of its hash.")
-    if (there := kept(urls, commit, cache, only)) is not None:
-        return there
+    if (repository := kept(urls, commit, cache, only)) is not None:
+        return repository
     cache.must_fetch(f"commit {commit[:12]} of {redact(urls[0])}")
     with cache.lock("git", _own(urls)):
         # Another run may have had it in the meantime.
@@ -117,13 +118,13 @@ def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path, only:
 
 def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> Path:
     repository = make_empty(cache.folder("git", _own(urls)), log)
-    told: list[str] = []
+    reasons: list[str] = []
     output: tuple[str, ...] = ()
     places = [place for url in urls for place in mirrors.places(url)]
     for url in places:
-        # Connecting has no deadline in git, asking for the head of a repository has one here.
-        if against := _refused(url) or (len(places) > 1 and _probe(url)):
-            told.append(f"{url}: {against}")
+        # git has no timeout for connecting; `_probe` has one, so it goes first where there is another place to try.
+        if reason := _refused(url) or (len(places) > 1 and _probe(url)):
+            reasons.append(f"{url}: {reason}")
             continue
         done = runner.run(
             [
@@ -150,12 +151,12 @@ def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> P
         if done.ok and has_commit(repository, commit):
             return repository
         lines = [line for line in done.tail if line.startswith(("fatal:", "error:"))] or list(done.tail[-1:])
-        told.append(f"{url}: {lines[0] if lines else 'no answer'}")
+        reasons.append(f"{url}: {lines[0] if lines else 'no answer'}")
         output = done.tail
     raise DcaError(
         "DCA-405",
         f"commit {commit} could not be fetched.",
-        why=redact("\n".join(told)),
+        why=redact("\n".join(reasons)),
         output=output,
         remedy="check the network, or name a local clone with --source or --companion.",
     )
@@ -169,7 +170,7 @@ def make_empty(repository: Path, log: Path) -> Path:
     """
     if _is_whole(repository):
         return repository
-    # git writes it file by file; killed in between, it would be none.
+    # git writes it file by file, and would leave an unusable repository when it is killed in between.
     with store.incoming_folder(repository) as part:
         init(part, log)
     return repository
@@ -220,9 +221,9 @@ def branch_head(place: str, branch: str, *, local: bool) -> str:
                 timeout=PROBE_SECONDS,
             )
             lines = [re.match(r"([0-9a-f]{40})\t(.*)", line) for line in done.tail] if done.ok else []
-            # The name is a pattern to git.
-            if found := next((line[1] for line in lines if line and line[2] == f"refs/heads/{branch}"), ""):
-                return found
+            # git takes the name for a pattern and may list other branches too.
+            if head := next((line[1] for line in lines if line and line[2] == f"refs/heads/{branch}"), ""):
+                return head
         return ""
     try:
         with _open(Path(place)) as repo:
@@ -312,7 +313,7 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
     try:
         with _open(path) as repo:
             blobs = [item for item in _reachable(repo, commit, only) if isinstance(item, git.Blob)]
-            # Links last: no file is then ever written through one.
+            # Links are written last, so that no file is ever written through one.
             links = [blob for blob in blobs if blob.mode == git.Blob.link_mode]
             for blob in blobs:
                 if blob.mode != git.Blob.link_mode:
@@ -339,8 +340,8 @@ def objects(path: Path, commit: str, only: Sequence[str] = ()) -> dict[str, tupl
 
     try:
         with _open(path) as repo:
-            wanted = (repo.commit(commit), *_reachable(repo, commit, only))
-            return {item.hexsha: (item.type, repo.odb.stream(item.binsha).read()) for item in wanted}
+            items = (repo.commit(commit), *_reachable(repo, commit, only))
+            return {item.hexsha: (item.type, repo.odb.stream(item.binsha).read()) for item in items}
     except (git.exc.GitError, KeyError, ValueError) as error:
         raise _unreadable(path, commit, error) from None
 
@@ -348,13 +349,13 @@ def objects(path: Path, commit: str, only: Sequence[str] = ()) -> dict[str, tupl
 def _reachable(repo: git.Repo, commit: str, only: Sequence[str]) -> list[Any]:
     """The trees and blobs that are wanted of a commit, and the trees above them; submodules are none of them."""
     root = _verified(repo, repo.commit(commit)).tree
-    wanted = [_entry(root, name, commit) for name in only] if only else [root]
+    chosen = [_entry(root, name, commit) for name in only] if only else [root]
     above = [root / name for path in only for name in _parents(path)]
-    for item in (root, *above, *wanted):
+    for item in (root, *above, *chosen):
         _verified(repo, item)
-    trees = [item for item in wanted if item.type == "tree"]
+    trees = [item for item in chosen if item.type == "tree"]
     items = [_verified(repo, item) for tree in trees for item in tree.traverse() if item.type != "submodule"]
-    return [*({item.binsha: item for item in (root, *above) if item not in wanted}.values()), *wanted, *items]
+    return [*({item.binsha: item for item in (root, *above) if item not in chosen}.values()), *chosen, *items]
 
 
 def _unreadable(path: Path, commit: str, error: Exception) -> DcaError:
@@ -385,9 +386,9 @@ def _parents(path: str) -> list[str]:
 def _verified(repo: git.Repo, item: Any) -> Any:
     """An object whose content has the hash that names it; git itself does not look when it reads."""
     content = repo.odb.stream(item.binsha).read()
-    found = hashlib.sha1(f"{item.type} {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
-    if found != item.hexsha:
-        raise ValueError(f"the object {item.hexsha} has the content of {found}")
+    digest = hashlib.sha1(f"{item.type} {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    if digest != item.hexsha:
+        raise ValueError(f"the object {item.hexsha} has the content of {digest}")
     return item
 
 

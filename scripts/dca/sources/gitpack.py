@@ -51,20 +51,20 @@ def _pieces(objects: Mapping[str, tuple[str, bytes]]) -> Iterator[bytes]:
 def _head(kind: int, size: int) -> bytes:
     """Type and size: four bits of the size, then seven by seven, the lowest first."""
     byte, size = (kind << 4) | (size & 15), size >> 4
-    found = bytearray()
+    encoded = bytearray()
     while size:
-        found.append(byte | 0x80)
+        encoded.append(byte | 0x80)
         byte, size = size & 0x7F, size >> 7
-    return bytes(found) + bytes([byte])
+    return bytes(encoded) + bytes([byte])
 
 
 def _stored(content: bytes) -> bytes:
     """A zlib stream (RFC 1950) of stored blocks alone."""
     blocks = [content[at : at + _BLOCK] for at in range(0, len(content), _BLOCK)] or [b""]
-    found = bytearray(b"\x78\x01")
+    stream = bytearray(b"\x78\x01")
     for number, block in enumerate(blocks, 1):
-        found += struct.pack("<BHH", number == len(blocks), len(block), len(block) ^ 0xFFFF) + block
-    return bytes(found + struct.pack(">L", zlib.adler32(content)))
+        stream += struct.pack("<BHH", number == len(blocks), len(block), len(block) ^ 0xFFFF) + block
+    return bytes(stream + struct.pack(">L", zlib.adler32(content)))
 
 
 def read(path: Path, repository: Path, log: Path, accept: Callable[[Path], None] = lambda _: None) -> None:

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = (10.0, 12.0)  # connect, and between two blocks of data
-# A place that says nothing for so long, or sends less than that in it, is left for the next one: with what goes before
-# and after, that takes less than 20 s.
+# A place that does not answer within these seconds, or sends less than STALL_BYTES in STALL_SECONDS, is left for the
+# next one. Together with connecting, that takes less than 20 s.
 ANSWER_SECONDS = 15.0
 STALL_SECONDS = 15.0
 STALL_BYTES = 1 << 14
-# No file that is pinned is as large; a server that sends without end is not read further.
+# No pinned file is this large: a server that sends without end is not read further.
 MOST_BYTES = 8 << 30
 PROBE_SECONDS = 5.0
 BLOCK = 1 << 18
-# An archive is hashed as it lies on the server; a server that compresses on the way would give other bytes.
+# Hashes are those of the files on the server; compression on the way would change the bytes.
 _AS_IT_IS = {"Accept-Encoding": "identity"}
 Progress = Callable[[int, int], None]
 
@@ -80,8 +80,8 @@ def probe() -> str:
 
 def probe_file(url: str) -> str:
     """Why a file cannot be had from any of its places, or nothing when it can; asks for its head."""
-    told = [_probe_file(place) for place in mirrors.places(url)]
-    return "" if "" in told else told[-1]
+    reasons = [_probe_file(place) for place in mirrors.places(url)]
+    return "" if "" in reasons else reasons[-1]
 
 
 def _probe_file(url: str) -> str:
@@ -97,19 +97,19 @@ def _probe_file(url: str) -> str:
     return "" if answer.ok else f"it answers with status {answer.status_code}"
 
 
-def find(wanted: IndexFile) -> str:
+def find(pinned: IndexFile) -> str:
     """The URL of a pinned file.
 
     Raises:
         DcaError: DCA-402, DCA-403, or DCA-401 when the index itself names another hash.
     """
-    for package in files(wanted.package, wanted.file):
-        if package.filename == wanted.file:
+    for package in files(pinned.package, pinned.file):
+        if package.filename == pinned.file:
             named = package.digests.get("sha256")
-            if named and named != wanted.sha256:
-                raise wrong_hash(wanted.file, wanted.sha256, named)
+            if named and named != pinned.sha256:
+                raise wrong_hash(pinned.file, pinned.sha256, named)
             return package.url
-    raise missing(wanted.file)
+    raise missing(pinned.file)
 
 
 def files(package: str, what: str) -> list[DistributionPackage]:
@@ -165,28 +165,28 @@ def within(seconds: float, function: Callable[[], T], late: Callable[[], None]) 
 
     import requests
 
-    told: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
     left = threading.Event()
 
     def let_go() -> None:
         with contextlib.suppress(queue.Empty):
-            value, error = told.get_nowait()
-            for one in (value, getattr(error, "response", None)):
-                if isinstance(one, requests.Response):
-                    one.close()
+            value, error = outcome.get_nowait()
+            for answer in (value, getattr(error, "response", None)):
+                if isinstance(answer, requests.Response):
+                    answer.close()
             late()
 
     def work() -> None:
         try:
-            told.put((function(), None))
+            outcome.put((function(), None))
         except BaseException as error:
-            told.put((None, error))
+            outcome.put((None, error))
         if left.is_set():
             let_go()
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        value, error = told.get(timeout=seconds)
+        value, error = outcome.get(timeout=seconds)
     except queue.Empty:
         left.set()
         let_go()
@@ -195,7 +195,7 @@ def within(seconds: float, function: Callable[[], T], late: Callable[[], None]) 
         try:
             raise error
         finally:
-            # What it holds, an open answer among it, would otherwise wait for the garbage collector.
+            # Its traceback keeps everything that it refers to, an open answer too, until the garbage collector runs.
             del error
     return value  # type: ignore[return-value]
 
@@ -220,12 +220,12 @@ def unreachable(what: str, error: Exception) -> DcaError:
     )
 
 
-def wrong_hash(name: str, wanted: str, found: str) -> DcaError:
+def wrong_hash(name: str, pinned: str, actual: str) -> DcaError:
     """The error for a download that is not what was pinned."""
     return DcaError(
         "DCA-401",
         f"{name} is not the file that is pinned; it was not opened, and was deleted.",
-        why=f"sha256 wanted {wanted},\nfound {found}.",
+        why=f"sha256 wanted {pinned},\nfound {actual}.",
         remedy="run the command again; if it happens again, the server or a proxy serves another file.",
     )
 
@@ -239,7 +239,7 @@ def _reason(error: Exception) -> str:
     return redact(re.sub(r"^<[^>]*>: ", "", text) or type(error).__name__)
 
 
-def download(wanted: IndexFile, cache: store.Store, progress: Progress | None = None) -> Path:
+def download(pinned: IndexFile, cache: store.Store, progress: Progress | None = None) -> Path:
     """A pinned file of the index, from the cache or downloaded and checked.
 
     A source distribution that the index does not give is asked for at the other places that its recipe names.
@@ -248,19 +248,19 @@ def download(wanted: IndexFile, cache: store.Store, progress: Progress | None = 
         DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole, DCA-403 when the index lacks
             it, DCA-409 when it may not be fetched.
     """
-    kept = cache.download(wanted.sha256, wanted.file)
-    if store.has_hash(kept, wanted.sha256):
+    kept = cache.download(pinned.sha256, pinned.file)
+    if store.has_hash(kept, pinned.sha256):
         return kept
-    cache.must_fetch(wanted.file)
-    others = wanted.urls if isinstance(wanted, SdistSource) else ()
+    cache.must_fetch(pinned.file)
+    others = pinned.urls if isinstance(pinned, SdistSource) else ()
     failed: DcaError | None = None
     try:
-        others = (find(wanted), *others)
+        others = (find(pinned), *others)
     except DcaError as error:
         if not others:
             raise
         failed = error
-    return fetch_url(others, wanted.sha256, kept, progress, failed=failed)
+    return fetch_url(others, pinned.sha256, kept, progress, failed=failed)
 
 
 def fetch_url(
@@ -288,25 +288,25 @@ def fetch_url(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     places = [place for url in ((urls,) if isinstance(urls, str) else urls) for place in mirrors.places(url)]
-    told = [failed] if failed else []
+    errors = [failed] if failed else []
     for place in places:
         try:
             return _fetch_one(place, sha256, path, progress, size)
         except DcaError as error:  # noqa: PERF203 - the next place is asked then
-            # No other place has room on this machine's disk.
+            # Other errors, such as a full disk, are the same with every place.
             if error.code not in ("DCA-401", "DCA-402"):
                 raise
-            told.append(error)
-    raise told[0] if len(told) == 1 else nowhere(path.name, told)
+            errors.append(error)
+    raise errors[0] if len(errors) == 1 else nowhere(path.name, errors)
 
 
-def nowhere(name: str, told: list[DcaError]) -> DcaError:
+def nowhere(name: str, errors: list[DcaError]) -> DcaError:
     """The error for something that several places did not give, each with its reason."""
-    worst = next((error for error in told if error.code == "DCA-401"), told[-1])
+    worst = next((error for error in errors if error.code == "DCA-401"), errors[-1])
     return DcaError(
         worst.code,
-        f"none of {len(told)} places gave {name} as it is pinned.",
-        why="\n".join(f"{error.what} {error.why}".replace("\n", " ").strip() for error in told),
+        f"none of {len(errors)} places gave {name} as it is pinned.",
+        why="\n".join(f"{error.what} {error.why}".replace("\n", " ").strip() for error in errors),
         remedy=worst.remedy,
     )
 
@@ -365,13 +365,13 @@ def _blocks(answer: requests.Response) -> Iterator[bytes]:
 
 
 def members(
-    wheel: IndexFile, wanted: dict[str, str], cache: store.Store, progress: Progress | None = None
+    wheel: IndexFile, hashes: dict[str, str], cache: store.Store, progress: Progress | None = None
 ) -> dict[str, Path]:
     """Single members of a wheel on the index, read by range requests, each checked against its hash.
 
     Args:
         wheel: the wheel; only its name is used, since it is never downloaded whole.
-        wanted: sha256 by member path.
+        hashes: sha256 by member path.
         cache: where members are kept.
         progress: called with bytes done and in all.
     """
@@ -379,8 +379,8 @@ def members(
     from remotezip import RemoteZip, RemoteZipError
     from urllib3.exceptions import HTTPError
 
-    places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in wanted.items()}
-    missing = [path for path, place in places.items() if not store.has_hash(place, wanted[path])]
+    places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in hashes.items()}
+    missing = [path for path, place in places.items() if not store.has_hash(place, hashes[path])]
     if not missing:
         return places
     cache.must_fetch(f"{missing[0]} of {wheel.file}")
@@ -398,7 +398,7 @@ def members(
             total = sum(remote.getinfo(path).file_size for path in missing)
             counter = _Counter(total, progress)
             for path in missing:
-                _member(remote, path, wanted[path], places[path], counter)
+                _member(remote, path, hashes[path], places[path], counter)
     except (requests.RequestException, HTTPError, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise unreachable(f"{wheel.file} on the package index", error) from None
     return places

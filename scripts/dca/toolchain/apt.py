@@ -91,27 +91,27 @@ def _sources(folder: Path) -> Iterator[tuple[str, list[str], str]]:
                 yield match["uri"], [match["suite"]], signed[1] if signed else ""
 
 
-def probe(wanted: Apt) -> str:
+def probe(release: Apt) -> str:
     """Why the packages cannot be had from here, or nothing when they can."""
     import requests
 
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             return f"this machine has no {program}"
-    found = mirror(wanted.distribution)
-    if found is None:
-        return f"this machine's apt has no {wanted.distribution} mirror"
+    origin = mirror(release.distribution)
+    if origin is None:
+        return f"this machine's apt has no {release.distribution} mirror"
     try:
         with index.session() as http:
             answer = http.head(
-                f"{found.uri}/dists/{wanted.suite}/InRelease", timeout=PROBE_SECONDS, allow_redirects=True
+                f"{origin.uri}/dists/{release.suite}/InRelease", timeout=PROBE_SECONDS, allow_redirects=True
             )
     except requests.RequestException as error:
-        return f"the {wanted.distribution} mirror does not answer ({type(error).__name__})"
-    return "" if answer.ok else f"the mirror has no {wanted.distribution} {wanted.suite}"
+        return f"the {release.distribution} mirror does not answer ({type(error).__name__})"
+    return "" if answer.ok else f"the mirror has no {release.distribution} {release.suite}"
 
 
-def download(wanted: Apt, cache: store.Store, log: Path, waiting: Callable[[], None] = lambda: None) -> list[Path]:
+def download(release: Apt, cache: store.Store, log: Path, waiting: Callable[[], None] = lambda: None) -> list[Path]:
     """The packages, each with its pinned hash, in the order of the data file.
 
     Args:
@@ -121,13 +121,13 @@ def download(wanted: Apt, cache: store.Store, log: Path, waiting: Callable[[], N
         DcaError: DCA-402 when they cannot be had, DCA-401 when one is not what is pinned, DCA-409 when they may not be
             fetched.
     """
-    kept = {package: cache.download(package.sha256, f"{package.name}.deb") for package in wanted.packages}
+    kept = {package: cache.download(package.sha256, f"{package.name}.deb") for package in release.packages}
     if missing := _missing(kept):
         cache.must_fetch(f"{missing[0].name} {missing[0].version}")
-        # apt's lists and what it has under way lie in one folder, which each run makes anew.
-        with cache.lock("apt", wanted.suite, waiting):
+        # Each run makes the folder of apt's lists and partial downloads anew, so no two may use it at once.
+        with cache.lock("apt", release.suite, waiting):
             if missing := _missing(kept):
-                _fetch(wanted, missing, kept, cache, log)
+                _fetch(release, missing, kept, cache, log)
     return list(kept.values())
 
 
@@ -135,19 +135,21 @@ def _missing(kept: dict[AptPackage, Path]) -> list[AptPackage]:
     return [package for package, path in kept.items() if not store.has_hash(path, package.sha256)]
 
 
-def _fetch(wanted: Apt, missing: list[AptPackage], kept: dict[AptPackage, Path], cache: store.Store, log: Path) -> None:
+def _fetch(
+    release: Apt, missing: list[AptPackage], kept: dict[AptPackage, Path], cache: store.Store, log: Path
+) -> None:
     """Download what is missing to where it is kept."""
-    found = mirror(wanted.distribution)
-    if found is None:
+    origin = mirror(release.distribution)
+    if origin is None:
         raise DcaError(
             "DCA-402",
-            f"this machine's apt has no {wanted.distribution} mirror.",
+            f"this machine's apt has no {release.distribution} mirror.",
             remedy="name a CUDA toolkit with --toolkit DIR.",
         )
-    state = cache.folder("apt", wanted.suite)
+    state = cache.folder("apt", release.suite)
     if state.exists():
         store.remove(state)
-    config = _configure(wanted, found, state)
+    config = _configure(release, origin, state)
     env = runner.environment({"APT_CONFIG": str(config), "DEBIAN_FRONTEND": "noninteractive"}, network=True)
     updated = runner.run(["apt-get", "update"], env=env, log=log, timeout=APT_SECONDS)
     if not updated.ok:
@@ -169,25 +171,25 @@ def _fetch(wanted: Apt, missing: list[AptPackage], kept: dict[AptPackage, Path],
 
 
 def _failed(what: str, done: runner.Completed) -> DcaError:
-    told = [line for line in done.tail if line.startswith(("E:", "W:", "Err:"))] or list(done.tail[-3:])
+    complaints = [line for line in done.tail if line.startswith(("E:", "W:", "Err:"))] or list(done.tail[-3:])
     return DcaError(
         "DCA-402",
         f"the distribution's mirror: {what}.",
-        why="\n".join(told[:4]),
+        why="\n".join(complaints[:4]),
         output=done.tail,
         remedy="check the network and `apt-get update`, or name a toolkit with --toolkit DIR.",
     )
 
 
-def _configure(wanted: Apt, found: Mirror, state: Path) -> Path:
+def _configure(release: Apt, origin: Mirror, state: Path) -> Path:
     """A configuration whose every folder lies below `state`, so that the system's lists are not touched."""
     for name in ("lists/partial", "cache/archives/partial", "etc/preferences.d", "etc/sources.list.d"):
         (state / name).mkdir(parents=True)
     (state / "status").touch()
-    signed = f"Signed-By: {found.signed_by}\n" if found.signed_by else ""
+    signed = f"Signed-By: {origin.signed_by}\n" if origin.signed_by else ""
     (state / "etc/sources.list.d/dca.sources").write_text(
-        f"Types: deb\nURIs: {found.uri}\nSuites: {wanted.suite}\nComponents: {' '.join(wanted.components)}\n"
-        f"Architectures: {wanted.architecture}\n{signed}"
+        f"Types: deb\nURIs: {origin.uri}\nSuites: {release.suite}\nComponents: {' '.join(release.components)}\n"
+        f"Architectures: {release.architecture}\n{signed}"
     )
     lines = [
         f'Dir "{state}";',
@@ -201,7 +203,7 @@ def _configure(wanted: Apt, found: Mirror, state: Path) -> Path:
         'Dir::Etc::sourcelist "/dev/null";',
         'Dir::Etc::trustedparts "/etc/apt/trusted.gpg.d";',
         'Acquire::Languages "none";',
-        f'APT::Architecture "{wanted.architecture}";',
+        f'APT::Architecture "{release.architecture}";',
         'APT::Sandbox::User "root";',
         'Acquire::AllowInsecureRepositories "false";',
         'APT::Get::AllowUnauthenticated "false";',

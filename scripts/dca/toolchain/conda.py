@@ -50,9 +50,9 @@ class Environment(Value):
                 f"# Recipes that compile with this toolkit: {', '.join(self.recipes)}; the others pass it over.",
                 f"name: {self.name}",
                 "channels:",
-                *(f"  - {one}" for one in self.channels),
+                *(f"  - {channel}" for channel in self.channels),
                 "dependencies:",
-                *(f"  - {one}" for one in self.dependencies),
+                *(f"  - {dependency}" for dependency in self.dependencies),
                 "",
             ]
         )
@@ -66,8 +66,8 @@ def environment(
     Raises:
         DcaError: DCA-303 when no recipe compiles with it, DCA-302 when no release of it is known.
     """
-    takers = [one.recipe for one in known if line in one.recipe.cuda.supported]
-    lines = sorted({line for one in known for line in one.recipe.cuda.supported})
+    takers = [loaded.recipe for loaded in known if line in loaded.recipe.cuda.supported]
+    lines = sorted({line for loaded in known for line in loaded.recipe.cuda.supported})
     if not takers:
         raise DcaError(
             "DCA-303",
@@ -75,16 +75,16 @@ def environment(
             why=f"they do with {', '.join(lines)}.",
             remedy="choose one of them with --cuda.",
         )
-    release = next((one.redist.label for one in sources if one.redist and one.line == line), None)
+    release = next((source.redist.label for source in sources if source.redist and source.line == line), None)
     accepts = versions.of(line)
     if release is None or accepts is None:
-        there = sorted({one.line for one in sources if one.redist} & set(lines))
+        available = sorted({source.line for source in sources if source.redist} & set(lines))
         raise DcaError(
             "DCA-302",
             f"no release of CUDA {line} is known to build/toolkits.",
-            remedy=f"choose from {', '.join(there)} with --cuda.",
+            remedy=f"choose from {', '.join(available)} with --cuda.",
         )
-    # As the recipes write it, which is in the order that people read.
+    # The recipes' own text: `str` of a specifier set would reorder its parts.
     ranges = {
         text.removeprefix("cmake")
         for recipe in takers
@@ -119,7 +119,7 @@ def python_of(ranges: list[str]) -> str:
         DcaError: DCA-306 when there is none.
     """
     for minor in [PYTHON, *(f"3.{number}" for number in range(14, 9, -1))]:
-        if all(SpecifierSet(one).contains(f"{minor}.99") for one in ranges):
+        if all(SpecifierSet(specifier).contains(f"{minor}.99") for specifier in ranges):
             return minor
     raise DcaError("DCA-306", f"no Python is in all of {', '.join(ranges)}.", remedy="name one recipe with --recipe.")
 
@@ -129,7 +129,7 @@ def engine() -> Path | None:
     return next((Path(path) for name in ENGINES if (path := shutil.which(name))), None)
 
 
-def create(wanted: Environment, program: Path, folder: Path | None, reporter: Reporter, log: Path) -> Path:
+def create(environment: Environment, program: Path, folder: Path | None, reporter: Reporter, log: Path) -> Path:
     """Make an environment; its Python.
 
     Args:
@@ -139,15 +139,15 @@ def create(wanted: Environment, program: Path, folder: Path | None, reporter: Re
     Raises:
         DcaError: DCA-107 with the engine's own words.
     """
-    place = ["-p", str(folder.absolute())] if folder else ["-n", wanted.name]
+    place = ["-p", str(folder.absolute())] if folder else ["-n", environment.name]
     verb = ["create"] if program.name == "micromamba" else ["env", "create"]
     # conda itself took no -y for this command before 24; all of them take the variable.
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     env = runner.environment(kept | {"CONDA_ALWAYS_YES": "true", "MAMBA_ALWAYS_YES": "true"}, network=True)
-    reporter.stage("environment", f"{wanted.name}, by {program.name}: {', '.join(wanted.dependencies)}")
+    reporter.stage("environment", f"{environment.name}, by {program.name}: {', '.join(environment.dependencies)}")
     with store.scratch() as scratch:
         file = scratch / "environment.yml"
-        file.write_text(wanted.text(), encoding="utf-8")
+        file.write_text(environment.text(), encoding="utf-8")
         done = runner.run(
             [program, *verb, *place, "-f", file],
             env=env,
@@ -158,15 +158,15 @@ def create(wanted: Environment, program: Path, folder: Path | None, reporter: Re
             ),
         )
     if done.ok:
-        told = runner.run(
+        answer = runner.run(
             [program, "run", *place, "python", "-c", "import sys; print(sys.prefix)"], env=env, log=log, timeout=120.0
         )
-        if told.ok and told.tail and (python := Path(told.tail[-1].strip()) / "bin/python").exists():
+        if answer.ok and answer.tail and (python := Path(answer.tail[-1].strip()) / "bin/python").exists():
             return python
-        done = told
+        done = answer
     raise DcaError(
         "DCA-107",
-        f"{program.name} could not make the environment {wanted.name}.",
+        f"{program.name} could not make the environment {environment.name}.",
         why="it took too long." if done.timed_out else "\n".join(done.tail[-6:]),
         output=done.tail,
         remedy=f"see {log}. If it is there already: {program.name} env remove {' '.join(place)}. "

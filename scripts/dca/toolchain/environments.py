@@ -42,11 +42,11 @@ class TorchFacts(Value):
 
 def uv_environment(cache: store.Store) -> dict[str, str]:
     """The environment uv runs in: one cache for all environments, and none of the user's uv settings."""
-    # uv knows its own variables; what only pip is told is handed on.
-    told = {"UV_DEFAULT_INDEX": index.endpoint()} if "PIP_INDEX_URL" in os.environ else {}
+    # uv reads its own variables; an index that is named for pip alone is passed on.
+    index_setting = {"UV_DEFAULT_INDEX": index.endpoint()} if "PIP_INDEX_URL" in os.environ else {}
     fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_CONFIG": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
     fixed |= {"UV_OFFLINE": "1"} if cache.offline else {}
-    return runner.environment(told | fixed, network=True)
+    return runner.environment(index_setting | fixed, network=True)
 
 
 def build_environment(plan: Plan, run: Run) -> Path:
@@ -74,8 +74,8 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
         raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
     folder = _folder(lock, python_path, python, run.cache)
     interpreter = folder / "bin/python"
-    # Written last: an environment without it is not whole. It cannot be made elsewhere and moved, because scripts
-    # and pyvenv.cfg name its folder.
+    # Written last: an environment without it is incomplete. It cannot be made elsewhere and moved, because scripts and
+    # pyvenv.cfg contain its path.
     stamp = folder / ".whole"
     with run.cache.lock(
         "env", folder.name, lambda: run.reporter.note("another run is making the same environment; waiting.")
@@ -84,15 +84,15 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
             return interpreter
         run.reporter.stage("environment", f"{lock.parent.name} {lock.stem}: {_count(lock)} packages")
         uv, env = find_uv(), uv_environment(run.cache)
-        made = runner.run(
+        done = runner.run(
             [uv, "venv", "--clear", "--no-project", "--python", python_path, folder],
             env=env,
             log=run.log,
             timeout=300.0,
         )
-        if made.ok:
+        if done.ok:
             with store.scratch(run.cache.open().root) as scratch:
-                made = runner.run(
+                done = runner.run(
                     [
                         uv,
                         "pip",
@@ -110,18 +110,20 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
                         on_tick=lambda: run.reporter.progress(0, 0, "downloading and unpacking packages")
                     ),
                 )
-        if not made.ok:
+        if not done.ok:
             if folder.exists():
                 store.remove(folder)
-            why = "it took too long." if made.timed_out else "\n".join(made.tail[-6:])
+            why = "it took too long." if done.timed_out else "\n".join(done.tail[-6:])
+            if run.cache.offline:
+                remedy = "bring the wheels with `dca fetch --bundle FILE` where there is a network."
+            else:
+                remedy = f"see {run.log}; when it is the network, run the command again."
             raise DcaError(
                 "DCA-407",
                 f"the environment of {lock.parent.name} could not be made.",
                 why=why,
-                output=made.tail,
-                remedy="bring the wheels with `dca fetch --bundle FILE` where there is a network."
-                if run.cache.offline
-                else f"see {run.log}; when it is the network, run the command again.",
+                output=done.tail,
+                remedy=remedy,
             )
         stamp.touch()
     return interpreter
@@ -129,8 +131,8 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
 
 def _from(lock: Path, cache: store.Store, folder: Path) -> list[str]:
     """How uv is told of the wheels that a bundle has brought; without them, and with a network, it asks the index."""
-    wanted = set(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text(encoding="utf-8")))
-    kept = [wheel for sha256 in sorted(wanted) for wheel in cache.download(sha256, "x").parent.glob("*.whl")]
+    hashes = set(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text(encoding="utf-8")))
+    kept = [wheel for sha256 in sorted(hashes) for wheel in cache.download(sha256, "x").parent.glob("*.whl")]
     if not (cache.offline and kept):
         return []
     for wheel in kept:
@@ -169,19 +171,19 @@ def _wheel(package: LockedPackage, python: str, cache: store.Store, progress: in
         same = project == package.name and str(version) == str(Version(package.version))
         return (min(fitting), (-build[0], build[1]) if build else (0, "")) if fitting and same else None
 
-    found = [
+    kept = [
         (fit, wheel)
         for sha256 in package.hashes
         for wheel in cache.download(sha256, "x").parent.glob("*.whl")
         if (fit := rank(wheel.name)) and store.has_hash(wheel, sha256)
     ]
-    if found:
-        return min(found)[1]
+    if kept:
+        return min(kept)[1]
     cache.must_fetch(label)
     offered = {
-        fit: IndexFile(package=package.name, version=package.version, file=one.filename, sha256=one.digests["sha256"])
-        for one in index.files(package.name, label)
-        if one.digests.get("sha256") in package.hashes and (fit := rank(one.filename))
+        fit: IndexFile(package=package.name, version=package.version, file=file.filename, sha256=file.digests["sha256"])
+        for file in index.files(package.name, label)
+        if file.digests.get("sha256") in package.hashes and (fit := rank(file.filename))
     }
     if not offered:
         raise index.missing(label)
@@ -220,17 +222,17 @@ def look_at_torch(python: Path, log: Path | None = None) -> TorchFacts:
     Raises:
         DcaError: DCA-407 when it has none, or it does not load.
     """
-    told = runner.run([python, "-I", WORKERS / "torch_facts.py"], log=log, timeout=300.0)
-    if not told.ok:
+    answer = runner.run([python, "-I", WORKERS / "torch_facts.py"], log=log, timeout=300.0)
+    if not answer.ok:
         raise DcaError(
             "DCA-407",
             f"torch does not load with {python}.",
-            why="\n".join(told.tail[-4:]),
-            output=told.tail,
+            why="\n".join(answer.tail[-4:]),
+            output=answer.tail,
             remedy="name the Python of an environment that has the wheel's torch; if dca made it, delete its folder "
             "and run the command again.",
         )
-    return TorchFacts.model_validate(json.loads(told.tail[-1]))
+    return TorchFacts.model_validate(json.loads(answer.tail[-1]))
 
 
 def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:

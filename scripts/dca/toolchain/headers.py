@@ -56,7 +56,7 @@ def apply(toolkit: Path, fixes: Iterable[HeaderFix], label: str) -> Headers:
         try:
             for path in files(toolkit, fix):
                 if (text := fixed(read(path), fix)) is not None:
-                    # A link's target may be shared with what is not to be changed.
+                    # Where the path is a link, this replaces the link: its target may belong to another toolkit.
                     store.write_bytes(path, text.encode("latin-1"))
                     status = "applied"
         except (UnexpectedTextError, OSError) as error:
@@ -68,9 +68,9 @@ def apply(toolkit: Path, fixes: Iterable[HeaderFix], label: str) -> Headers:
                 "--toolkit DIR.",
             ) from None
         done.append(FixedHeader(name=fix.name, file=fix.file, sha256=fix.sha256, status=status))
-    told = Headers(fixes=tuple(done))
-    documents.write(told, toolkit / RECORD)
-    return told
+    headers = Headers(fixes=tuple(done))
+    documents.write(headers, toolkit / RECORD)
+    return headers
 
 
 def record(toolkit: Path | None) -> tuple[FixedHeader, ...]:

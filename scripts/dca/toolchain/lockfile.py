@@ -100,10 +100,10 @@ def lock(plan: Plan, recipe: Recipe, tree: Tree, toolkits: tuple[ToolkitSource, 
         plan=plan.key,
         version=plan.version,
         python=plan.python,
-        sources=tuple(_source(one, plan, recipe) for one in tree.sources),
+        sources=tuple(_source(source, plan, recipe) for source in tree.sources),
         official_wheel=LockedFile(name=official.file, sha256=official.sha256) if official else None,
         members=tree.members,
-        patches={one.name: one.sha256 for one in tree.patches},
+        patches={patch.name: patch.sha256 for patch in tree.patches},
         toolkit=_toolkit(plan, toolkits),
         packages=packages(data.build_lock(plan.recipe, plan.profile), plan.python),
     )
@@ -126,16 +126,20 @@ def _source(fetched: FetchedSource, plan: Plan, recipe: Recipe) -> LockedSource:
 def _toolkit(plan: Plan, known: tuple[ToolkitSource, ...]) -> LockedToolkit | None:
     if plan.toolkit is None:
         return None
-    source = next((one for one in known if one.name == plan.toolkit.name), None)
+    source = next((source for source in known if source.name == plan.toolkit.name), None)
     archives = []
     if source and source.redist:
         folders = redist.endpoints(source.redist)
         archives = [
-            LockedFile(name=one.file, sha256=one.sha256, urls=tuple(redact(url + one.relative_path) for url in folders))
-            for one in source.redist.components
+            LockedFile(
+                name=component.file,
+                sha256=component.sha256,
+                urls=tuple(redact(url + component.relative_path) for url in folders),
+            )
+            for component in source.redist.components
         ]
     rest = {} if source is None else source.hashes
-    named = {one.name for one in archives}
+    named = {archive.name for archive in archives}
     archives += [LockedFile(name=name, sha256=sha256) for name, sha256 in rest.items() if name not in named]
     return LockedToolkit(name=plan.toolkit.name, version=plan.toolkit.version, archives=tuple(archives))
 
@@ -151,8 +155,8 @@ def packages(path: Path, python: str) -> tuple[LockedPackage, ...]:
         DcaError: DCA-407 for a line that is not of that form.
     """
     minor = ".".join(python.split(".")[:2])
-    here = {**default_environment(), "python_full_version": python, "python_version": minor}
-    found = []
+    markers = {**default_environment(), "python_full_version": python, "python_version": minor}
+    locked = []
     for entry in re.split(r"\n(?=\S)", path.read_text(encoding="utf-8").replace("\\\n", " ")):
         head = entry.split("#")[0].strip() if entry.startswith("#") else entry.strip()
         if not head:
@@ -165,7 +169,9 @@ def packages(path: Path, python: str) -> tuple[LockedPackage, ...]:
                 why=head[:100],
                 remedy="make it with `make locks`.",
             )
-        if match[3] is None or Marker(match[3].strip()).evaluate({str(key): str(value) for key, value in here.items()}):
+        if match[3] is None or Marker(match[3].strip()).evaluate(
+            {str(key): str(value) for key, value in markers.items()}
+        ):
             hashes = tuple(re.findall(r"sha256:([0-9a-f]{64})", match[4]))
-            found.append(LockedPackage(name=canonicalize_name(match[1]), version=match[2], hashes=hashes))
-    return tuple(found)
+            locked.append(LockedPackage(name=canonicalize_name(match[1]), version=match[2], hashes=hashes))
+    return tuple(locked)

@@ -45,7 +45,7 @@ def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], run: Run) -> Path:
             run.reporter.stage("toolkit", f"{folder}, with fixed headers: {', '.join(fix.name for fix in fixes)}")
             folder = headers.overlay(folder, plan.toolkit.version, fixes, run.cache)
     else:
-        source = next(one for one in sources if one.name == plan.toolkit.name)
+        source = next(candidate for candidate in sources if candidate.name == plan.toolkit.name)
         folder = bring(source, run)
     admit(folder, plan, run)
     admit_python(plan, run.cache, run.log)
@@ -74,7 +74,7 @@ def bring(source: ToolkitSource, run: Run) -> Path:
             lay_out(source, parts, part)
             store.remove(parts)
             headers.apply(part, source.fixes, f"the toolkit from {source.title}")
-            # Each archive's links stayed inside of it; its parts may lie elsewhere now.
+            # Unpacking has checked each archive's links, but its parts have been moved since.
             if out := [name for name, path in store.walk(part) if path.is_symlink() and store.leads_out(path, part)]:
                 raise DcaError(
                     "DCA-408",
@@ -82,11 +82,11 @@ def bring(source: ToolkitSource, run: Run) -> Path:
                     why=f"{', '.join(out[:4])}.",
                     remedy=f"correct build/toolkits/{source.name}.toml.",
                 )
-            found = nvcc_version(part / "bin/nvcc")
-            if found != source.version:
+            version = nvcc_version(part / "bin/nvcc")
+            if version != source.version:
                 raise DcaError(
                     "DCA-408",
-                    f"the toolkit from {source.title} is {found or 'not one that runs'}.",
+                    f"the toolkit from {source.title} is {version or 'not one that runs'}.",
                     why=f"wanted {source.version}.",
                     remedy=f"correct build/toolkits/{source.name}.toml.",
                 )
@@ -106,9 +106,9 @@ def brought(source: ToolkitSource, cache: store.Store) -> bool:
 def file_names(source: ToolkitSource) -> dict[str, str]:
     """The sha256 of a toolkit's parts, by what their files are called in the cache."""
     return {
-        **{one.file: one.sha256 for one in (source.redist.components if source.redist else ())},
-        **{f"{one.name}.deb": one.sha256 for one in (source.apt.packages if source.apt else ())},
-        **{one.file: one.sha256 for one in source.wheels},
+        **{component.file: component.sha256 for component in (source.redist.components if source.redist else ())},
+        **{f"{package.name}.deb": package.sha256 for package in (source.apt.packages if source.apt else ())},
+        **{wheel.file: wheel.sha256 for wheel in source.wheels},
     }
 
 
@@ -124,8 +124,10 @@ def download(source: ToolkitSource, run: Run) -> tuple[dict[str, Path], list[Pat
 
     redistributables: dict[str, Path] = {}
     if source.redist:
-        for one in source.redist.components:
-            redistributables[one.name] = redist.download(one, source.redist, run.cache, telling(one.file))
+        for component in source.redist.components:
+            redistributables[component.name] = redist.download(
+                component, source.redist, run.cache, telling(component.file)
+            )
     packages: list[Path] = []
     if source.apt:
         busy = "another run is downloading packages of the same distribution; waiting."
@@ -165,19 +167,19 @@ def lay_out(source: ToolkitSource, parts: Path, folder: Path) -> None:
         DcaError: DCA-408 when a part is missing.
     """
     for origin, target in source.layout.copies:
-        here, there = parts / origin, folder / target
-        if not here.exists():
+        part, place = parts / origin, folder / target
+        if not part.exists():
             raise DcaError(
                 "DCA-408",
                 f"the parts of {source.title} hold no {origin}.",
                 remedy=f"correct build/toolkits/{source.name}.toml.",
             )
-        there.parent.mkdir(parents=True, exist_ok=True)
-        if here.is_dir():
-            # Links stay links: a library goes by three names, and is one file.
-            shutil.copytree(here, there, symlinks=True, dirs_exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if part.is_dir():
+            # Links are kept: a library is one file and two links to it.
+            shutil.copytree(part, place, symlinks=True, dirs_exist_ok=True)
         else:
-            shutil.copy2(here, there)
+            shutil.copy2(part, place)
     for link, target in source.layout.links:
         (folder / link).parent.mkdir(parents=True, exist_ok=True)
         (folder / link).symlink_to(target)
@@ -240,24 +242,24 @@ def admit_python(plan: Plan, cache: store.Store, log: Path) -> None:
         DcaError: DCA-306 with the compiler's own words.
     """
     probe = "import sysconfig; print(sysconfig.get_path('include')); print(sysconfig.get_path('platinclude'))"
-    told = runner.probe([plan.python_path, "-I", "-c", probe])
+    answer = runner.probe([plan.python_path, "-I", "-c", probe])
     with store.scratch(cache.open().root) as work:
         (work / "python.cpp").write_text("#include <Python.h>\n")
         done = runner.run(
             [
                 plan.host_compiler,
                 "-fsyntax-only",
-                *(f"-I{folder}" for folder in dict.fromkeys(told.tail)),
+                *(f"-I{folder}" for folder in dict.fromkeys(answer.tail)),
                 work / "python.cpp",
             ],
             log=log,
             timeout=60.0,
         )
-    if not (told.ok and done.ok):
+    if not (answer.ok and done.ok):
         raise DcaError(
             "DCA-306",
             f"g++ {plan.host_compiler_version} does not compile the headers of Python {plan.python}.",
-            why="\n".join((told if not told.ok else done).tail[-4:]),
+            why="\n".join((answer if not answer.ok else done).tail[-4:]),
             output=done.tail,
             remedy="install its development package, such as python3-dev, or name another Python with --python.",
         )
@@ -293,7 +295,7 @@ def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
         f"-DCMAKE_CUDA_HOST_COMPILER={host_compiler}",
         f"-DCMAKE_CUDA_COMPILER={folder / 'bin/nvcc'}",
         f"-DCUDAToolkit_ROOT={folder}",
-        # CMake looks at the compiler before it knows of the shared runtime, and there is no static one.
+        # CMake tests the compiler before it reads which runtime to use, and would link the static one, which is absent.
         "-DCMAKE_CUDA_FLAGS=--cudart=shared",
         "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
         "-DCMAKE_BUILD_TYPE=Release",

@@ -20,7 +20,7 @@ PROBE_SECONDS = 5.0
 OVERRIDE = "DCA_REDIST_URL"
 
 
-def endpoints(wanted: Redist) -> tuple[str, ...]:
+def endpoints(release: Redist) -> tuple[str, ...]:
     """The folders that the manifests lie in, each with a slash at its end: the data file's, or a mirror of its layout.
 
     They are in the order in which they are asked; a mirror that the environment names stands alone.
@@ -30,12 +30,12 @@ def endpoints(wanted: Redist) -> tuple[str, ...]:
     """
     if mirror := os.environ.get(OVERRIDE):
         return (checked(mirror),)
-    return tuple(url.rstrip("/") + "/" for url in wanted.urls)
+    return tuple(url.rstrip("/") + "/" for url in release.urls)
 
 
-def endpoint(wanted: Redist) -> str:
+def endpoint(release: Redist) -> str:
     """The first of them."""
-    return endpoints(wanted)[0]
+    return endpoints(release)[0]
 
 
 def checked(mirror: str) -> str:
@@ -61,15 +61,15 @@ def checked(mirror: str) -> str:
     return mirror.rstrip("/") + "/"
 
 
-def probe(wanted: Redist) -> str:
+def probe(release: Redist) -> str:
     """Why the archives cannot be had from here, or nothing when they can; asks each place for the manifest's head."""
-    told = ""
-    for url in endpoints(wanted):
-        for place in mirrors.places(url + wanted.manifest):
-            if not (against := _probe(place, wanted.manifest)):
+    first = ""
+    for url in endpoints(release):
+        for place in mirrors.places(url + release.manifest):
+            if not (reason := _probe(place, release.manifest)):
                 return ""
-            told = told or against
-    return told
+            first = first or reason
+    return first
 
 
 def _probe(url: str, manifest: str) -> str:
@@ -85,16 +85,16 @@ def _probe(url: str, manifest: str) -> str:
     return "" if answer.ok else f"the server answers with status {answer.status_code} for {manifest}"
 
 
-def download(one: Component, of: Redist, cache: store.Store, progress: index.Progress | None = None) -> Path:
+def download(component: Component, of: Redist, cache: store.Store, progress: index.Progress | None = None) -> Path:
     """A component's archive, from the cache or downloaded and checked.
 
     Raises:
         DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole, DCA-409 when it may not be
             fetched.
     """
-    kept = cache.download(one.sha256, one.file)
-    if store.has_hash(kept, one.sha256):
+    kept = cache.download(component.sha256, component.file)
+    if store.has_hash(kept, component.sha256):
         return kept
-    cache.must_fetch(one.file)
-    urls = tuple(url + one.relative_path for url in endpoints(of))
-    return index.fetch_url(urls, one.sha256, kept, progress, one.size)
+    cache.must_fetch(component.file)
+    urls = tuple(url + component.relative_path for url in endpoints(of))
+    return index.fetch_url(urls, component.sha256, kept, progress, component.size)

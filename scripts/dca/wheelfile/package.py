@@ -205,16 +205,16 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
         "toolkit": build.toolkit,
         "host_compiler": build.host_compiler,
         "torch": {"version": plan.torch, "cuda": plan.torch_cuda},
-        "sources": [{"name": one.name, "pin": one.pin, "tree": one.tree} for one in tree.sources],
+        "sources": [{"name": source.name, "pin": source.pin, "tree": source.tree} for source in tree.sources],
         "patched": tree.patched,
-        "patches": [one.model_dump(mode="json") for one in tree.patches],
+        "patches": [patch.model_dump(mode="json") for patch in tree.patches],
         "modules": [
             {
                 "path": module.path,
                 "origin": module.origin,
                 "sha256": module.sha256,
                 "schemas": sorted(module.schemas),
-                "sources": {one.source: one.sha256 for one in module.objects},
+                "sources": {compiled.source: compiled.sha256 for compiled in module.objects},
             }
             for module in build.modules
         ],
@@ -226,12 +226,12 @@ def cuda_requirements(path: Path, recipe: Recipe) -> list[Requirement]:
 
     Only this file's own lines are read: what it includes is what setup.py has already put into METADATA.
     """
-    found: list[Requirement] = []
+    requirements: list[Requirement] = []
     for raw in path.read_text().splitlines():
         line = raw.split(" #")[0].strip()
         if line and not line.startswith(("#", "-")):
             try:
-                found.append(Requirement(line))
+                requirements.append(Requirement(line))
             except InvalidRequirement as error:
                 raise DcaError(
                     "DCA-703",
@@ -240,7 +240,7 @@ def cuda_requirements(path: Path, recipe: Recipe) -> list[Requirement]:
                     remedy="adapt the recipe.",
                 ) from None
     pinned = Requirement(f"torch=={recipe.torch.version}")
-    others = [one for one in found if canonicalize_name(one.name) != "torch"]
+    others = [requirement for requirement in requirements if canonicalize_name(requirement.name) != "torch"]
     return [pinned, *others, *(Requirement(cap) for cap in recipe.caps)]
 
 
@@ -248,9 +248,9 @@ def metadata(text: str, version: str, requirements: list[Requirement]) -> bytes:
     """METADATA with the version and the added requirements; everything else stays as setup.py wrote it."""
     head, separator, body = text.partition("\n\n")
     lines = [f"Version: {version}" if line.startswith("Version:") else line for line in head.split("\n")]
-    names = {str(canonicalize_name(one.name)) for one in requirements if one.name == "torch"}
+    names = {str(canonicalize_name(requirement.name)) for requirement in requirements if requirement.name == "torch"}
     lines = [line for line in lines if not _names(line, names)]
-    added = [f"Requires-Dist: {one}" for one in requirements]
+    added = [f"Requires-Dist: {requirement}" for requirement in requirements]
     last = max(
         (n for n, line in enumerate(lines) if line.startswith("Requires-Dist:") and "extra ==" not in line),
         default=len(lines) - 1,

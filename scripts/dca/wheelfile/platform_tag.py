@@ -43,7 +43,11 @@ def platform_tag(modules: Iterable[Path]) -> str:
         references = policies.lddtree_external_references(ldd(module, exclude=BROUGHT), module.parent)
         fits.append(
             max(
-                (one.policy for one in references.values() if not one.libs and not one.blacklist),
+                (
+                    reference.policy
+                    for reference in references.values()
+                    if not reference.libs and not reference.blacklist
+                ),
                 default=policies.linux,
             )
         )

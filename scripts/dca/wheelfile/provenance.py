@@ -128,13 +128,13 @@ def _dependencies(job: Job, build: Build, toolkits: tuple[ToolkitSource, ...]) -
     yield {"name": "build lock", "digest": {"sha256": plan.build_lock_digest}}
     yield {"name": "run lock", "digest": {"sha256": plan.lock_digest}}
     for source in tree.sources:
-        told: Json = {"name": source.name, "annotations": {"tree": source.tree}}
+        described: Json = {"name": source.name, "annotations": {"tree": source.tree}}
         if source.name in tree.patched:
-            told["annotations"]["patchedTree"] = tree.patched[source.name]
+            described["annotations"]["patchedTree"] = tree.patched[source.name]
         if source.pin.startswith("tree:"):
-            yield told | {"digest": {"sha256": source.tree}}
+            yield described | {"digest": {"sha256": source.tree}}
         else:
-            yield told | _place(recipe.origin(source.name))
+            yield described | _place(recipe.origin(source.name))
     for patch in tree.patches:
         yield {
             "name": f"patch {patch.name}",
@@ -144,7 +144,7 @@ def _dependencies(job: Job, build: Build, toolkits: tuple[ToolkitSource, ...]) -
     for path, sha256 in tree.members.items():
         yield {"name": path, "digest": {"sha256": sha256}, "annotations": {"from": _official(recipe)}}
     if plan.toolkit:
-        known = next((one.hashes for one in toolkits if plan.toolkit and one.name == plan.toolkit.name), {})
+        known = next((toolkit.hashes for toolkit in toolkits if plan.toolkit and toolkit.name == plan.toolkit.name), {})
         yield {"name": f"toolkit {plan.toolkit.name}", "uri": f"pkg:generic/cuda-toolkit@{build.toolkit}"}
         for part, sha256 in known.items():
             yield {"name": f"toolkit {plan.toolkit.name}: {part}", "digest": {"sha256": sha256}}

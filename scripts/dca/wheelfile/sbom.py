@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Below .dist-info; where and under which name files of this kind lie is laid down by PEP 770 and CycloneDX.
 FILE = "sboms/dca.cdx.json"
-# Of this project's serial numbers, which are derived from the plan.
+# Namespace of this project's serial numbers, which are derived from the plan.
 NAMESPACE = uuid.UUID("6f0b5d0e-5d5b-5c8a-9a55-0d6f5dca0dca")
 
 
@@ -61,8 +61,8 @@ def sbom(job: Job, build: Build) -> bytes:
         serial_number=uuid.uuid5(NAMESPACE, plan.key),
         metadata=BomMetaData(component=wheel, tools=ToolRepository(components=[tool]), timestamp=recipe.time),
     )
-    sources = {one.name: _source(one, recipe, tree) for one in tree.sources}
-    patches = {one.name: _patch(one, recipe) for one in tree.patches if one.status != "not needed"}
+    sources = {source.name: _source(source, recipe, tree) for source in tree.sources}
+    patches = {patch.name: _patch(patch, recipe) for patch in tree.patches if patch.status != "not needed"}
     makers, fixes = list(_makers(plan, build)), list(_fixes(build))
     official = _official(recipe) if plan.copied else None
     modules = {module.path: _file(module.path, module.sha256, {"origin": module.origin}) for module in build.modules}
@@ -86,7 +86,9 @@ def sbom(job: Job, build: Build) -> bytes:
         if fixes and maker.bom_ref.value == "toolkit":
             bom.register_dependency(maker, fixes)
     for name, source in sources.items():
-        bom.register_dependency(source, [patches[one.name] for one in tree.patches if _changes(one, name, patches)])
+        bom.register_dependency(
+            source, [patches[patch.name] for patch in tree.patches if _changes(patch, name, patches)]
+        )
     text: str = JsonV1Dot6(bom).output_as_string(indent=1)
     return (text + "\n").encode()
 
@@ -156,28 +158,28 @@ def _file(name: str, sha256: str, properties: dict[str, str]) -> Component:
     )
 
 
-def _properties(given: dict[str, str]) -> list[Property]:
+def _properties(values: dict[str, str]) -> list[Property]:
     from cyclonedx.model import Property
 
-    return [Property(name=f"dca:{name}", value=value) for name, value in given.items() if value]
+    return [Property(name=f"dca:{name}", value=value) for name, value in values.items() if value]
 
 
 def _source(fetched: FetchedSource, recipe: Recipe, tree: Tree) -> Component:
     """A source tree: where its pin can be had in public, whatever copy it was really taken from."""
     ref = f"source:{fetched.name}"
-    told = {"pin": fetched.pin, "tree": fetched.tree, "patched-tree": tree.patched.get(fetched.name, "")}
+    facts = {"pin": fetched.pin, "tree": fetched.tree, "patched-tree": tree.patched.get(fetched.name, "")}
     if fetched.pin.startswith("tree:"):
-        # A folder as it is: nobody else has it.
-        return _component(ref, _Package(fetched.name, fetched.tree, f"pkg:generic/{fetched.name}"), properties=told)
+        # A folder that was taken as it is has no public address.
+        return _component(ref, _Package(fetched.name, fetched.tree, f"pkg:generic/{fetched.name}"), properties=facts)
     origin = recipe.origin(fetched.name)
     if isinstance(origin, SdistSource):
         return _component(
             ref,
             _Package(fetched.name, origin.version, f"pkg:pypi/{canonicalize_name(origin.package)}"),
             sha256=origin.sha256,
-            properties={**told, "file": origin.file},
+            properties={**facts, "file": origin.file},
         )
-    return _component(ref, _Package(fetched.name, origin.commit, _repository(origin.urls[0])), properties=told)
+    return _component(ref, _Package(fetched.name, origin.commit, _repository(origin.urls[0])), properties=facts)
 
 
 def _repository(url: str) -> str:
