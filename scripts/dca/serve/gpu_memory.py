@@ -5,8 +5,8 @@ All amounts are bytes of one rank. Symbols are those of docs/serve.md: N tokens 
 query heads and kv key heads of one rank, d elements of a head, h of a token's hidden state, i between the halves of an
 MLP.
 
-The formulas were derived from code and are not measured. The code is sighingnow/vllm at commit 91d5476, which
-build/recipes/qwen-fork.toml pins; under vllm/ there attention/backends/dual_chunk_flash_attn.py for `transients`,
+The formulas were derived from code and are not measured. The code is sighingnow/vllm at commit 91d5476,
+which a recipe pins; under vllm/ there attention/backends/dual_chunk_flash_attn.py for `transients`,
 model_executor/layers/rotary_embedding.py for `table_bytes`, model_executor/layers/fused_moe/fused_moe.py for
 `mlp_bytes`, worker/worker.py for what `step_bytes` counts, and core/block_manager.py for `free_blocks`. They reproduce
 the official minima, and the failure of 14B on four GPUs of 80 GB (docs/serve.md).
