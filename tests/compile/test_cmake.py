@@ -93,7 +93,7 @@ def test_a_cache_of_another_source_is_made_anew(cmake_python: Path, tmp_path: Pa
         store.write_bytes(
             tmp_path / name / "CMakeLists.txt", b"cmake_minimum_required(VERSION 3.26)\nproject(p NONE)\n"
         )
-        arguments = ["-S", tmp_path / name, "-DCMAKE_BUILD_TYPE=Release"]
+        arguments: list[str | Path] = ["-S", tmp_path / name, "-DCMAKE_BUILD_TYPE=Release"]
         folder = cmake.BuildFolder(tmp_path / "build", cmake_python, runner.environment())
         cmake.configure(arguments, "", folder, {}, quiet_run(tmp_path))
         kept = (tmp_path / "build/ninja/CMakeCache.txt").read_text()
@@ -126,7 +126,7 @@ def test_nothing_of_where_the_folder_is_gets_into_a_module(
         }
         for name, text in files.items():
             store.write_bytes(folder / "src" / name, text.encode())
-        arguments = [
+        arguments: list[str | Path] = [
             "-S",
             folder / "src",
             *provide.cmake_arguments(toolkit, planned.host_compiler),

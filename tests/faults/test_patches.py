@@ -392,11 +392,11 @@ def test_an_apply_goes_on_whenever_it_is_killed(
             path = tmp_path / "pristine" / name / f"pkg{number % 3}" / f"{number}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(TEXT * 20 + f"{number}\n")
-    for name, folder in (("0001-one.patch", "one"), ("0002-two.patch", "one/kernels")):
-        (tmp_path / "series" / folder).mkdir(parents=True, exist_ok=True)
+    for name, place in (("0001-one.patch", "one"), ("0002-two.patch", "one/kernels")):
+        (tmp_path / "series" / place).mkdir(parents=True, exist_ok=True)
         body = "@@ -4,5 +4,6 @@\n line 4\n line 5\n-line 6\n+LINE 6\n+more\n line 7\n line 8\n"
         parts = [plain(f"a/pkg{number % 3}/{number}.py", f"b/pkg{number % 3}/{number}.py", body) for number in range(6)]
-        (tmp_path / "series" / folder / name).write_text("".join(parts))
+        (tmp_path / "series" / place / name).write_text("".join(parts))
     (tmp_path / "series/one/series").write_text("# revision: 1\n0001-one.patch\nkernels/0002-two.patch\n")
     (tmp_path / "series/shared/pkg0").mkdir(parents=True)
     (tmp_path / "series/shared/pkg0/guards.py").write_text("guards = 1\n")

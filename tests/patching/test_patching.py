@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from dca import patching
-from dca.catalogue.recipes import Patches
-from dca.foundation import documents, store
+from dca.catalogue.plan import Plan
+from dca.catalogue.recipes import Patches, Recipe
+from dca.foundation import data, documents, store
 from dca.foundation.errors import DcaError
 from dca.patching.fitting import Examined, examine, report_of
 from dca.patching.report import Outcome, Report
@@ -396,14 +396,15 @@ class Build:
     """Patches a workshop's source as a build does, at a commit."""
 
     def __init__(self, shop: Workshop, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(patching.data, "patches_folder", lambda _: shop.folder)
+        monkeypatch.setattr(data, "patches_folder", lambda _: shop.folder)
         self.root, self.cache = root, store.Store(root / "cache").open()
         self.report = root / "run/patches.json"
 
     def patch(self, digest: str = "d", pin: str = "1" * 40) -> Tree:
         source = FetchedSource(name="source", pin=f"commit:{pin}", place="x", tree="0" * 64)
         tree = Tree(folder=str(self.root), sources=(source,), members={})
-        plan, recipe = SimpleNamespace(recipe="one", series_digest=digest), SimpleNamespace(patches=Patches())
+        plan = Plan.model_construct(recipe="one", series_digest=digest)
+        recipe = Recipe.model_construct(patches=Patches())
         return patching.patch(plan, recipe, tree, self.cache, self.root / "run/build.log")
 
     def kept(self) -> list[Path]:
@@ -525,8 +526,8 @@ def test_nothing_of_a_series_is_applied_when_one_patch_is_never_applied(shop: Wo
 
 def test_a_patched_source_is_shared_but_not_what_another_plan_had_beside_it(tmp_path: Path) -> None:
     cache = store.Store(tmp_path / "cache").open()
-    plan = SimpleNamespace(recipe="a recipe without a series", series_digest="")
-    recipe = SimpleNamespace(patches=Patches())
+    plan = Plan.model_construct(recipe="a recipe without a series", series_digest="")
+    recipe = Recipe.model_construct(patches=Patches())
     source = FetchedSource(name="source", pin="p", place="x", tree="0" * 64)
     trees = []
     for number, members in enumerate(({"vllm/a.so": "1" * 64}, {})):

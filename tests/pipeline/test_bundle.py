@@ -17,13 +17,14 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from dca.catalogue import machine, toolkits
 from dca.catalogue.plan import Plan, PlannedSource, Reach, Request
-from dca.catalogue.recipes import Companion, GitSource, Recipe, SdistSource
+from dca.catalogue.recipes import Companion, GitSource, Loaded, Recipe, SdistSource
 from dca.catalogue.toolkits import FoundToolkit
 from dca.cli import options
 from dca.foundation import data, documents, store
@@ -97,7 +98,9 @@ def sdist_bytes() -> bytes:
 
 
 @pytest.fixture
-def small(planned: Plan, all_recipes: tuple, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
+def small(
+    planned: Plan, all_recipes: tuple[Loaded, ...], place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Small:
     sdist, wheel = sdist_bytes(), tiny_wheel()
     place.offer(SDIST, sdist)
     place.pages["/simple/tiny/"] = ("text/html", f'<a href="/files/{WHEEL}#sha256={sha(wheel)}">{WHEEL}</a>'.encode())
@@ -143,8 +146,8 @@ def test_git_reads_a_pack_and_finds_every_object_in_it(small: Small, tmp_path: P
     objects = git.objects(tmp_path / "clone", commit)
     for size in (0, 1, 15, 16, 65534, 65535, 65536, 200_000):
         content = chance.randbytes(size)
-        name = subprocess.run(["git", "hash-object", "--stdin"], input=content, capture_output=True, check=True)
-        objects[name.stdout.decode().strip()] = ("blob", content)
+        hashed = subprocess.run(["git", "hash-object", "--stdin"], input=content, capture_output=True, check=True)
+        objects[hashed.stdout.decode().strip()] = ("blob", content)
     gitpack.write(objects, tmp_path / "one.pack")
     gitpack.read(tmp_path / "one.pack", tmp_path / "bare", tmp_path / "log")
     for name, (kind, content) in objects.items():
@@ -306,7 +309,7 @@ def odd_entry(name: str, mode: int = stat.S_IFREG | 0o644, compress: int = zipfi
     return change
 
 
-def odd_manifest(change: Callable[[dict[str, object]], None]) -> Callable[..., None]:
+def odd_manifest(change: Callable[[dict[str, Any]], object]) -> Callable[..., None]:
     def of(entries: dict[str, bytes], _: zipfile.ZipFile) -> None:
         manifest = json.loads(entries["bundle.json"])
         change(manifest)
@@ -315,7 +318,7 @@ def odd_manifest(change: Callable[[dict[str, object]], None]) -> Callable[..., N
     return of
 
 
-def first_part(manifest: dict[str, list[dict[str, object]]], **changed: object) -> None:
+def first_part(manifest: dict[str, Any], **changed: object) -> None:
     manifest["parts"][0].update(changed)
 
 

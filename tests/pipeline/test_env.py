@@ -148,7 +148,9 @@ def package(folder: Path, name: str, version: str, depends: list[str]) -> None:
             archive.addfile(info, io.BytesIO(inside))
     entry = index | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "size": file.stat().st_size}
     listed = folder / "linux-64/repodata.json"
-    known = json.loads(listed.read_text()) if listed.exists() else {"info": {"subdir": "linux-64"}, "packages": {}}
+    known: dict[str, Any] = {"info": {"subdir": "linux-64"}, "packages": {}}
+    if listed.exists():
+        known = json.loads(listed.read_text())
     known["packages"][file.name] = entry
     listed.write_text(json.dumps(known))
     (folder / "noarch").mkdir(exist_ok=True)

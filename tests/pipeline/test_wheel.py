@@ -15,7 +15,7 @@ from dca import inspection
 from dca.catalogue.plan import Plan
 from dca.compile import ops
 from dca.compile.compiling import Build
-from dca.foundation import documents
+from dca.foundation import documents, store
 from dca.pipeline.wheel import Made
 from tests.support import ROOT, RunDca
 
@@ -41,7 +41,7 @@ def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> No
     for name, compiled in sources.items():
         if name.startswith("source/"):
             file = Path(tree["folders"]["source"]) / name.removeprefix("source/")
-            assert documents.store.sha256_file(file) == compiled.sha256
+            assert store.sha256_file(file) == compiled.sha256
 
 
 def test_the_record_in_the_wheel_says_what_it_was_made_of(wheel: Path, plan: Plan) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import lzma
+import sys
 import tarfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -20,7 +21,6 @@ from dca.catalogue import machine, recipes, toolkits
 from dca.catalogue.plan import Plan, Reach, Reachability, Request
 from dca.catalogue.toolkits import Component, Redist, ToolkitSource
 from dca.foundation import data, datafile, store
-from dca.foundation.datafile import tomllib
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
@@ -29,6 +29,11 @@ from dca.resolve import World, resolve
 from dca.toolchain import provide, redist
 from tests.support import MATH_FUNCTIONS
 from tests.support.web import Place, sha
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 LABEL = "12.4.1"
 MANIFEST = f"redistrib_{LABEL}.json"
@@ -619,9 +624,13 @@ def test_another_release_is_written_without_typing_a_hash(
     by: str, data_folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.pages["/redist/redistrib_12.6.3.json"] = ("application/json", manifest())
-    named = {"file": data_folder / "manifest.json", "url": f"{place.url}/redist/redistrib_12.6.3.json"}.get(by)
+    options: dict[str, tuple[str | Path, ...]] = {
+        "file": ("--manifest", data_folder / "manifest.json"),
+        "url": ("--manifest", f"{place.url}/redist/redistrib_12.6.3.json"),
+        "the usual place": (),
+    }
     before = datafile.load(ToolkitSource, data_folder / "new.toml")
-    run(monkeypatch, "new", "--label", "12.6.3", *(["--manifest", named] if named else []), "--write")
+    run(monkeypatch, "new", "--label", "12.6.3", *options[by], "--write")
     after = datafile.load(ToolkitSource, data_folder / "new.toml")
     assert (after.version, after.line, after.download_mb) == ("12.6.85", "12.6", 6)
     assert after.redist is not None
