@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 # What a fixture costs, and so every test that asks for it, directly or through another one.
 MARKS = {
     **dict.fromkeys(("made", "small_cache", "torch_python", "fork_python"), "wheel"),
-    **dict.fromkeys(("planned", "toolkit", "cmake_python"), "network"),
+    **dict.fromkeys(("planned", "toolkit", "cmake_python", "server_packages"), "network"),
 }
 
 

@@ -414,6 +414,7 @@ QUICK = "index-only"
 """The group that every recipe has for a build of a few minutes."""
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("loaded", ON_THE_INDEX, ids=lambda loaded: loaded.recipe.name)
 @pytest.mark.parametrize("groups", [(), (QUICK,)], ids=["whole", QUICK])
 def test_it_can_be_planned(loaded: Loaded, groups: tuple[str, ...], dca: RunDca) -> None:

@@ -35,6 +35,7 @@ def test_help_names_every_command_and_loads_none(dca: RunDca) -> None:
         assert f"  {name} " in done.stdout
 
 
+@pytest.mark.network
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "code", "words"),
     [
@@ -81,12 +82,14 @@ def test_a_mistake_gets_one_message_with_its_code(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.network
 def test_an_error_as_json_is_one_document(dca: RunDca, tmp_path: Path) -> None:
     done = dca("plan", "--cuda", "11.8", "--json", "--cache-dir", tmp_path)
     document = json.loads(done.stdout)
     assert (document["schema"], document["code"], document["exit"], done.returncode) == ("dca.error/1", "DCA-303", 3, 3)
 
 
+@pytest.mark.network
 def test_a_plan_is_the_same_bytes_in_a_shuffled_environment(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
     noise = {f"DCA_NOISE_{number}": str(number) for number in range(50)}
     noise |= {"LC_ALL": "C", "LANG": "de_DE.UTF-8", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7", "MAX_JOBS": "99"}
@@ -184,6 +187,7 @@ def test_a_file_size_limit_that_stands_in_for_a_full_disk_leaves_nothing_half_ma
     assert (out / "a").read_text() == "old"
 
 
+@pytest.mark.network
 def test_a_full_device_is_named_as_such(cache: store.Store) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

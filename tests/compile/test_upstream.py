@@ -230,6 +230,7 @@ def source(dca: RunDca, recipe: Recipe) -> Path:
     return Tree.model_validate_json(done.stdout).path("source")
 
 
+@pytest.mark.network
 def test_the_recipe_names_what_upstreams_cmake_reads(source: Path, recipe: Recipe) -> None:
     full = recipe.full
     assert full is not None
@@ -277,6 +278,7 @@ def clones() -> list[str]:
     return [word for pair in shlex.split(os.environ.get("DCA_TEST_COMPANIONS", "")) for word in ("--companion", pair)]
 
 
+@pytest.mark.network
 def test_what_compiles_nothing_has_nothing_to_list(dca: RunDca, recipe: Recipe) -> None:
     done = dca("wheel", "--recipe", recipe.name, "--prebuilt", "all", "--list")
     assert done.returncode == 2

@@ -18,6 +18,8 @@ from dca.inspection import Inspection
 from dca.sources import index
 from tests.support import ROOT, RunDca
 
+pytestmark = pytest.mark.network
+
 OLD = {"7.0", "7.5", "8.0", "8.9", "9.0", "10.0"}
 NEW = OLD | {"8.7", "12.0"}
 FLASH = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"

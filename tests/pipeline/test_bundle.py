@@ -721,6 +721,7 @@ def test_what_the_command_line_says_comes_before_what_the_bundle_was_packed_for(
     assert refused.value.code == "DCA-201"
 
 
+@pytest.mark.network
 def test_a_machine_with_a_toolkit_of_its_own_packs_one_that_can_be_brought(
     tmp_path: Path, cache: store.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
