@@ -290,6 +290,7 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
                     "DCA-407",
                     f"{reader.title} could not be installed.",
                     why="\n".join(done.tail[-6:]),
+                    output=done.tail,
                     remedy=f"see {log}; when it is the network, run the command again.",
                 )
 

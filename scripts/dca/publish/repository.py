@@ -184,6 +184,8 @@ def _upload(twine: Path, repository: str, wheel: Path) -> None:
             "DCA-905",
             f"{repository} did not take {wheel.name}.",
             why="\n".join(words[-6:]) if not done.timed_out else f"it took longer than {UPLOAD_SECONDS:.0f} s.",
+            # Scrubbed too: the catalogue quotes a line of it.
+            output=tuple(words),
             remedy="mend that and run the command again: what was uploaded is found there. Name and password come from "
             "TWINE_USERNAME and TWINE_PASSWORD, the keyring or .pypirc.",
         )
