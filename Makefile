@@ -70,9 +70,14 @@ unit: dev ## the tests that need neither a wheel nor a network
 coverage: dev ## the unit tests with their coverage of branches
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "$(UNIT)" -q --cov --cov-report=term
 
-check: dev ## ruff, mypy, import rules, spelling, shell scripts
+check: dev ## ruff, mypy, import rules, spelling, shell scripts, data files, schemas
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo \
-		&& .venv/bin/codespell && .venv/bin/shellcheck .ci/run
+		&& .venv/bin/codespell && .venv/bin/shellcheck .ci/run && .venv/bin/python scripts/check_data.py \
+		&& .venv/bin/validate-pyproject pyproject.toml \
+		&& .venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml \
+		&& .venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml \
+		&& .venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms \
+			$(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 
 format: dev
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
