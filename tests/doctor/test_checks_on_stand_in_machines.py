@@ -377,7 +377,7 @@ def test_a_cuda_that_is_asked_for_must_build_a_recipe(asked: str, status: str, m
     machine.more = {"lines": (asked,)}
     result = machine.one("cuda.torch")
     assert result.status == status
-    assert "documents ask for CUDA 12.1 or 12.3" in result.details[0]
+    assert "documentation names CUDA 12.1 or 12.3" in result.details[0]
 
 
 def test_nvcc_and_the_torch_of_the_environment_are_of_one_major_version(
@@ -551,7 +551,7 @@ def test_gpus_that_are_not_visible_do_not_count(machine: Machine) -> None:
     for chosen in ("", "7", "-1"):
         machine.env = {"CUDA_VISIBLE_DEVICES": chosen}
         result = machine.one("gpus.present", "serve")
-        assert (result.status, result.found) == ("wrong", "none of 3 that CUDA_VISIBLE_DEVICES leaves")
+        assert (result.status, result.found) == ("wrong", "CUDA_VISIBLE_DEVICES hides all 3 GPUs")
         assert "CUDA_VISIBLE_DEVICES" in result.remedy
 
 

@@ -16,9 +16,12 @@ from dca.catalogue.recipes import Arch, CudaLine, HttpsUrl, IndexFile, Name, Rel
 from dca.foundation import data, datafile, runner
 from dca.foundation.documents import Value
 
+# SASS of any CUDA version runs on every driver of its major version; these are the oldest.
+FIRST_DRIVER = {11: 450, 12: 525, 13: 580}
+
 
 class CudaVersion(Value):
-    """What one CUDA version accepts and knows."""
+    """What one CUDA version supports."""
 
     line: CudaLine
     gcc_max: int
