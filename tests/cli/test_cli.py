@@ -54,7 +54,7 @@ def test_help_names_every_command_and_loads_none(dca: RunDca) -> None:
         (["plan", "--arch", ","], 2, "DCA-201", "--arch is empty"),
         (["plan", "--dirty"], 2, "DCA-201", "none is named"),
         (["plan", "--toolkit", "/usr"], 2, "DCA-204", "has no bin/nvcc"),
-        (["plan", "--recipe", "vllm-0.10.2", "--with", "index-only,core"], 3, "DCA-309", "stands alone"),
+        (["plan", "--recipe", "vllm-0.10.2", "--with", "index-only,core"], 3, "DCA-309", "cannot be combined"),
         (["plan", "--recipe", "vllm-0.10.2", "--strict-cuda", "--cuda", "12.1"], 3, "DCA-302", "leave --strict"),
         (["plan", "--recipe", "vllm-0.10.2", "--source", "/usr/share/keyrings"], 2, "DCA-204", "requirements/cuda.txt"),
         (["wheel", "--out", "/etc/hostname/dist"], 2, "DCA-204", "cannot be written"),

@@ -138,7 +138,7 @@ def test_another_cuda_of_the_major_version_is_substituted_and_said() -> None:
     assert plan.substituted
     assert plan.cuda == "12.4"
     (choice,) = [choice for choice in plan.choices if choice.subject == "CUDA"]
-    assert choice.value == "12.4 in place of 12.1"
+    assert choice.value == "12.4 instead of 12.1"
     assert "525" in choice.reason
 
 
@@ -191,7 +191,7 @@ def test_where_the_archives_of_a_release_can_be_had_they_come_before_other_packa
     assert plan.toolkit is not None
     assert (plan.toolkit.name, plan.toolkit.path) == ("nvidia-12.4", "")
     (text,) = [text for name, text in passed(plan).items() if "Debian" in name]
-    assert text == "it comes after NVIDIA's redistributable archives."
+    assert text == "lower precedence than NVIDIA's redistributable archives."
     (choice,) = [choice for choice in plan.choices if choice.subject == "toolkit"]
     assert "54 MB" in choice.reason
 
@@ -216,7 +216,7 @@ def test_a_toolkit_on_the_machine_comes_before_one_that_is_brought() -> None:
     plan = planned(Request(cuda="12.4"), world(machine(toolkits=(kit,)), reach(redist=True)))
     assert plan.toolkit is not None
     assert plan.toolkit.path == "/opt/cuda"
-    assert list(passed(plan).values()).count("/opt/cuda is on this machine already.") == 2
+    assert list(passed(plan).values()).count("/opt/cuda is already installed.") == 2
 
 
 def test_only_the_places_that_a_toolkit_takes_parts_from_must_be_in_reach() -> None:
@@ -225,7 +225,7 @@ def test_only_the_places_that_a_toolkit_takes_parts_from_must_be_in_reach() -> N
     assert plan.toolkit.name == "nvidia-12.4"
     over = passed(planned(Request(cuda="12.4")))
     (text,) = [text for name, text in over.items() if "12.4.131 (NVIDIA" in name]
-    assert text == "it cannot be had: no such host."
+    assert text == "it cannot be downloaded: no such host."
 
 
 def headers_choice(plan: Plan) -> str | None:
@@ -237,10 +237,10 @@ def headers_choice(plan: Plan) -> str | None:
 @pytest.mark.parametrize(
     ("glibc", "said"),
     [
-        ("2.36", "with the glibc 2.36 of this machine the fixes change nothing."),
-        ("", "with the C library of this machine the fixes change nothing."),
-        ("2.41", "glibc 2.41 declares sinpi, cospi, sinpif and cospif with noexcept, and this CUDA's header without."),
-        ("2.42", "glibc 2.42 declares rsqrt and rsqrtf with noexcept, and this CUDA's header without."),
+        ("2.36", "no effect with this machine's glibc 2.36."),
+        ("", "no effect with this machine's C library."),
+        ("2.41", "glibc 2.41 declares sinpi, cospi, sinpif and cospif with noexcept, and this CUDA's header without"),
+        ("2.42", "glibc 2.42 declares rsqrt and rsqrtf with noexcept, and this CUDA's header without"),
     ],
 )
 def test_the_headers_of_a_downloaded_toolkit_are_fixed_whatever_the_glibc(glibc: str, said: str) -> None:
@@ -273,9 +273,7 @@ def test_the_headers_of_a_toolkit_on_the_machine_are_fixed_only_where_its_glibc_
         assert (headers_choice(plan) is not None) == bool(plan.toolkit.fixes)
     assert fixes == {"old": [], "new": ["sinpi"], "newest": ["sinpi", "rsqrt"], "fixed by hand": []}
     plan = planned(Request(cuda="12.4"), world(machine(toolkits=(own,), glibc="2.41")))
-    assert "/opt/cuda stays as it is, and a folder of links in the cache has the fixed header." in str(
-        headers_choice(plan)
-    )
+    assert "/opt/cuda is not changed; a folder of links in the cache has the fixed header." in str(headers_choice(plan))
 
 
 def test_a_toolkit_whose_headers_cannot_be_fixed_is_passed_over_where_its_glibc_needs_it() -> None:
@@ -307,7 +305,7 @@ def test_a_compiler_that_is_too_new_is_refused_with_the_bound() -> None:
     outcome = resolve(Request(recipe=UPSTREAM), seen)
     assert isinstance(outcome, Cannot)
     reason = outcome.passed_over[0].reasons[0]
-    assert "gcc 13 or older; g++ found: 14.1.0" in reason.text
+    assert "gcc 13 or older; installed g++: 14.1.0" in reason.text
     assert reason.remedy.startswith("apt install g++-13")
 
 
@@ -410,7 +408,7 @@ def test_prebuilt_of_one_module_copies_that_one() -> None:
 def test_the_plan_says_when_no_build_is_needed_and_what_building_adds() -> None:
     advice = " ".join(planned(Request()).advice)
     assert "--prebuilt all" in advice
-    assert "What building adds" in advice
+    assert "A build adds" in advice
 
 
 def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() -> None:
@@ -718,7 +716,7 @@ def test_full_of_another_cuda_line_warns_of_what_reaches_a_gpu_only_by_ptx() -> 
     plan = planned(FULL.model_copy(update={"cuda": "12.1", "archs": ("9.0",)}), world(reached=reach(git=True)))
     assert plan.substituted
     (warning,) = plan.warnings
-    assert warning.startswith("_vllm_fa2_C is compiled and reaches 9.0 only by compiling its PTX")
+    assert warning.startswith("_vllm_fa2_C is compiled and runs on 9.0 only by compiling its PTX")
     (choice,) = (choice for choice in plan.choices if choice.subject == "CUDA")
     assert "no PTX is embedded" not in choice.reason
 
