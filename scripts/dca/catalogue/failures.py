@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -155,14 +155,10 @@ class Catalogue(Value):
 
     def of(self, name: str) -> Known | None:
         """The failure of that id, or the code."""
-        for failure in self.failures:
-            if failure.id == name.lower():
-                return _known(failure)
-        code = name.upper()
-        about = self.codes.get(code)
-        if about is None:
-            return None
-        return Known(id=code, title=about.title, cause=about.cause, remedy=about.remedy)
+        if failure := next((failure for failure in self.failures if failure.id == name.lower()), None):
+            return _known(failure)
+        code = self.codes.get(name.upper())
+        return Known(id=name.upper(), **code.model_dump()) if code else None
 
 
 class Known(Value):
@@ -242,15 +238,7 @@ def load(folder: Path | None = None) -> Catalogue:
 
 
 def _known(failure: Failure) -> Known:
-    return Known(
-        id=failure.id,
-        title=failure.title,
-        kind=failure.kind,
-        when=failure.when,
-        cause=failure.cause,
-        remedy=failure.remedy,
-        source=failure.source,
-    )
+    return Known.model_validate(failure.model_dump(include=set(Known.model_fields)))
 
 
 # --- the search ----------------------------------------------------------------------------------------------
@@ -280,7 +268,6 @@ class _Text:
 class _Seen:
     """What a search has found so far."""
 
-    failure: Failure | None
     line: int
     text: str
     count: int = 0
@@ -306,7 +293,7 @@ def _anchor(text: str) -> bytes:
     """A part of a text that every matching line contains: as long as possible, starting with a rare character."""
     pieces = [piece.encode() for piece in text.removeprefix("^").removesuffix("$").split("{}")]
     longest = max(pieces, key=len)
-    starts = range(max(1, len(longest) - _SHORTEST + 1)) if len(longest) > _SHORTEST else range(1)
+    starts = range(max(1, len(longest) - _SHORTEST + 1))
     start = min(starts, key=lambda place: (_COMMON.get(longest[place], 1), place))
     return longest[start : start + 40]
 
@@ -390,21 +377,18 @@ class _Search:
             line: the line.
             number: of the line, from 1.
         """
-        failures = {text.failure.id: text.failure for text in texts if text.pattern.search(line)}
-        for failure in failures.values():
-            self._count(failure.id, failure, number, line)
-        if word == CODE_ANCHOR:
-            for code in dict.fromkeys(CODE.findall(line)):
-                self._count(code, None, number, line)
-        elif word in self.alarms and number not in self.suspicious and _looks_wrong(line, self.harmless):
+        keys = [text.failure.id for text in texts if text.pattern.search(line)]
+        for key in [*keys, *(CODE.findall(line) if word == CODE_ANCHOR else ())]:
+            self._count(key, number, line)
+        if word in self.alarms and number not in self.suspicious and _looks_wrong(line, self.harmless):
             self.suspicious[number] = Line(line=number, text=shown(line))
             if len(self.suspicious) >= SUSPICIOUS:
                 self.alarms = ()
                 self._compiled = None
 
-    def _count(self, key: str, failure: Failure | None, number: int, line: str) -> None:
-        """Count a line once for a failure, by its id, or for a code, which has no failure."""
-        seen = self.seen.setdefault(key, _Seen(failure, number, shown(line)))
+    def _count(self, key: str, number: int, line: str) -> None:
+        """Count a line once for a failure, by its id, or for a code."""
+        seen = self.seen.setdefault(key, _Seen(number, shown(line)))
         if seen.last == number or seen.count >= ENOUGH:
             return
         seen.last = number
@@ -483,12 +467,11 @@ def _ordered(seen: dict[str, _Seen], known: Catalogue) -> tuple[Known, ...]:
         seen: by the id of the failure, or by the code.
         known: the catalogue.
     """
-    findings = []
-    for key, hit in seen.items():
-        finding = _known(hit.failure) if hit.failure is not None else known.of(key)
-        if finding is not None:
-            place = {"line": hit.line, "text": hit.text, "count": min(hit.count, ENOUGH)}
-            findings.append(finding.model_copy(update=place))
+    findings = [
+        finding.model_copy(update={"line": hit.line, "text": hit.text, "count": hit.count})
+        for key, hit in seen.items()
+        if (finding := known.of(key))
+    ]
     # A code comes after causes: the tool quotes the failing program's own output, which says more than the code.
     rank = {"cause": 0, "consequence": 2, "warning": 3, "silent": 3}
     return tuple(
@@ -507,14 +490,12 @@ def _at_the_end(last: bytes, lines: int, harmless: Sequence[str]) -> list[Line]:
         lines: how many the whole log has.
         harmless: those of the catalogue.
     """
-    texts = last.decode("utf-8", "replace").split("\n")
-    if texts and not texts[-1]:
-        texts.pop()
+    texts = last.decode("utf-8", "replace").removesuffix("\n").split("\n") if last else []
     first = lines - len(texts) + 1
     wrong = [
         Line(line=number, text=shown(text)) for number, text in enumerate(texts, first) if _looks_wrong(text, harmless)
     ]
-    return list(deque(wrong, maxlen=SUSPICIOUS))
+    return wrong[-SUSPICIOUS:]
 
 
 def drifted(installed: dict[str, str], catalogue: Catalogue | None = None) -> dict[str, tuple[Failure, ...]]:
