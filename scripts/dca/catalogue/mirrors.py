@@ -1,6 +1,6 @@
-"""The user's own mirrors: for the URL of a source, the places that are asked for it, in order.
+"""The user's own mirrors: the places to try, in order, for the URL of a source.
 
-Which place answers never matters for what is built: the pin decides.
+Which place answers does not affect what is built: the pin decides.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def _folder(url: str) -> str:
     parts = urlsplit(url)
     if not is_safe(url) or not url.endswith("/") or parts.query or parts.fragment:
         raise ValueError(
-            "must be the address of a folder that ends with `/`: https, or http on this machine, and no "
-            "user or password (netrc is for those)"
+            "must be the URL of a folder, ending in `/`: https, or http on this machine, without user and "
+            "password (put those into netrc)"
         )
     return url
 
@@ -59,15 +59,15 @@ class Config(Value):
     """The user's config.toml.
 
     Args:
-        mirrors: for the beginning of a URL, what stands in its place, in the order in which they are asked; the place
-            itself is asked last, unless it is named among them.
+        mirrors: for the beginning of a URL, its replacements in the order to try; the original comes last, unless it is
+            one of them.
     """
 
     mirrors: dict[FolderUrl, Annotated[tuple[FolderUrl, ...], Field(min_length=1)]] = {}
 
 
 def config_file() -> Path:
-    """The user's config.toml, which need not be there; DCA_CONFIG names another."""
+    """The user's config.toml, which need not exist; DCA_CONFIG names another."""
     if named := os.environ.get(FILE):
         return Path(named)
     from platformdirs import user_config_path
@@ -76,10 +76,10 @@ def config_file() -> Path:
 
 
 def config() -> Config:
-    """What the user has configured; nothing where there is no file, unless DCA_CONFIG names one.
+    """The user's configuration; empty if there is no file and DCA_CONFIG names none.
 
     Raises:
-        DcaError: DCA-202 for a wrong key or value, DCA-204 for a file that is named and not there.
+        DcaError: DCA-202 for a wrong key or value, DCA-204 if DCA_CONFIG names a file that does not exist.
     """
     path = config_file()
     if not path.is_file() and not os.environ.get(FILE):
@@ -88,11 +88,11 @@ def config() -> Config:
 
 
 def places(url: str, settings: Config | None = None) -> tuple[str, ...]:
-    """Where a URL's content is asked for, in order: the mirrors of the longest beginning that fits, then itself.
+    """The places to try for a URL, in order: the mirrors of the longest matching beginning, then itself.
 
     Args:
         url: as a recipe or an index names it.
-        settings: the user's, when not given.
+        settings: the user's own when None.
     """
     mirrors = (settings or config()).mirrors
     fitting = [prefix for prefix in mirrors if url.startswith(prefix)]
