@@ -433,7 +433,7 @@ def test_a_killed_runs_lock_is_free_once_its_programs_are_gone(tmp_path: Path) -
     process.wait()
     assert all(map(alive, processes))
     assert is_locked(tmp_path)
-    assert store.Store(tmp_path).holder("build", "one") == "another run, or what a killed one has left,"
+    assert store.Store(tmp_path).holder("build", "one") == "another run, or a leftover of a killed one,"
     os.kill(guardian, signal.SIGCONT)
     assert wait_for(lambda: not is_locked(tmp_path))
     assert not any(map(alive, processes))
