@@ -34,7 +34,7 @@ def _trusted(
         raise DcaError(
             "DCA-201",
             "--cert-identity and --cert-oidc-issuer need each other.",
-            why="an issuer of their own can give anybody any name.",
+            why="anybody can run an issuer that certifies any name.",
             remedy="give both, or none.",
         )
     if trust_config and not cert_identity:
