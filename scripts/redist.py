@@ -59,7 +59,7 @@ def pins(content: bytes, label: str, names: list[str], platform: str, url: str |
     manifest = json.loads(content)
     # Manifests before 12.2 do not name their release.
     if (actual := manifest.get("release_label", label)) != label:
-        sys.exit(f"the manifest is that of CUDA {actual}, not of {label}.")
+        sys.exit(f"the manifest is that of CUDA {actual}, not {label}.")
     if missing := [name for name in names if platform not in manifest.get(name, {})]:
         sys.exit(f"the manifest of CUDA {label} has no {', '.join(missing)} for {platform}.")
     components = [
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("toolkit", help="name of a file in build/toolkits that has a [redist]")
     parser.add_argument("--label", help="release, such as 12.6.3; by default that of the file")
     parser.add_argument(
-        "--manifest", metavar="FILE|URL", help="manifest of that release, if NVIDIA's server is not to be asked"
+        "--manifest", metavar="FILE|URL", help="manifest of that release; by default NVIDIA's server is asked"
     )
     parser.add_argument(
         "--component", action="append", help="component to take instead of those in the file; can be repeated"
