@@ -84,8 +84,8 @@ def test_only_and_skip_name_groups_and_checks(tmp_path: Path) -> None:
     [
         (["--only", "machin"], "did you mean machine?"),
         (["--skip", "gpus.awk"], "did you mean gpus.awq?"),
-        (["--only", "machine", "--skip", "machine"], "no check is left"),
-        (["--model", "/tmp"], "goes with --for serve"),
+        (["--only", "machine", "--skip", "machine"], "leave no check"),
+        (["--model", "/tmp"], "needs --for serve"),
         (["--for", "serve", "--model", "/no/such"], "does not exist"),
         (["--python", "/no/such/python"], "is not a program"),
         (["--cuda", "twelve"], "write it as 12.1"),

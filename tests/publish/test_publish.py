@@ -567,7 +567,7 @@ def test_a_mistake_on_the_command_line_gets_one_message(
     assert (done.returncode, done.stderr.count("DCA-")) == (exit_code, 1), done.stderr
     assert done.stderr.splitlines()[0].startswith(code)
     assert "Next:" in done.stderr
-    assert "secret" not in done.stderr.split("Why:")[0] or "holds a user or a password" in done.stderr
+    assert "secret" not in done.stderr.split("Why:")[0] or "holds a user name or password" in done.stderr
 
 
 @pytest.mark.parametrize(

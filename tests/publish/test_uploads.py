@@ -79,6 +79,19 @@ def test_a_password_goes_through_the_environment_alone(
         assert not {"TWINE_REPOSITORY_URL", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH"} & set(env)
 
 
+def test_an_upload_that_fails_hands_on_the_output_of_twine(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINE_PASSWORD", SECRET)
+    server = IndexServer(refuses=True)
+    with pytest.raises(DcaError) as refused:
+        upload(tmp_path, server, make(tmp_path))
+    assert refused.value.output == (
+        f"Uploading to {server.url} with ***",
+        f"ERROR HTTPError: 403 from {server.url}: the password *** is wrong",
+    )
+
+
 def test_without_its_index_nothing_is_uploaded(tmp_path: Path, program: Path) -> None:
     server = IndexServer()
     deeper = IndexServer()

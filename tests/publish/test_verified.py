@@ -129,7 +129,7 @@ def test_a_signature_that_no_longer_fits_is_taken_away(index: Path, tmp_path: Pa
         (("http://127.0.0.1:1/",), "DCA-402", "could not be reached"),
         (("ftp://host/",), "DCA-201", "not the URL of an index"),
         (("{folder}",), "DCA-904", "not an index"),
-        (("{index}", "--rebuild"), "DCA-201", "only who signed"),
+        (("{index}", "--rebuild"), "DCA-201", "--key or --cert-identity"),
     ],
 )
 def test_wrong_input_is_told(

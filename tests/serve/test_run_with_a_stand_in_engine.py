@@ -123,7 +123,7 @@ def test_the_engine_gets_the_plans_words_and_variables_and_its_log_is_shown_and_
     assert env["PATH"].startswith(str(engine.bin))
     assert "started" in done.stdout
     assert READY in engine.log.read_text()
-    assert "It serves: http://127.0.0.1:9001/v1" in done.stderr
+    assert "ready: http://127.0.0.1:9001/v1" in done.stderr
     assert "secret" not in done.stdout + done.stderr + engine.log.read_text()
 
 

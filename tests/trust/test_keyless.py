@@ -157,11 +157,11 @@ def test_an_index_signed_with_both_is_checked_for_either(dca: RunDca, trust: Pat
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("verify", "{wheel}", "--cert-identity", JOB), "belong together"),
-        (("verify", "{wheel}", "--cert-oidc-issuer", ISSUER), "belong together"),
-        (("verify", "{wheel}", "--trust-config", "x"), "only with --cert-identity"),
-        (("publish", "{wheel}", "--trust-config", "x"), "only with --sigstore"),
-        (("publish", "{wheel}", "--repository", "http://127.0.0.1:9/", "--sigstore"), "wheels and nothing else"),
+        (("verify", "{wheel}", "--cert-identity", JOB), "need each other"),
+        (("verify", "{wheel}", "--cert-oidc-issuer", ISSUER), "need each other"),
+        (("verify", "{wheel}", "--trust-config", "x"), "needs --cert-identity"),
+        (("publish", "{wheel}", "--trust-config", "x"), "needs --sigstore"),
+        (("publish", "{wheel}", "--repository", "http://127.0.0.1:9/", "--sigstore"), "can only upload wheels"),
     ],
 )
 def test_options_that_go_unused_are_refused(dca: RunDca, tmp_path: Path, words: tuple[str, ...], says: str) -> None:
