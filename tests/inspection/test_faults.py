@@ -120,7 +120,7 @@ def test_a_module_that_ends_early_is_found(bench: Bench, dca: RunDca) -> None:
     files = dict(bench.files)
     wheels.change_module(files, MODULE, lambda module: module[: len(module) * 9 // 10])
     code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    assert_is_found(code, message, f"{MODULE}: not a whole ELF file: ")
+    assert_is_found(code, message, f"{MODULE}: not a complete ELF file: ")
 
 
 def test_a_wrong_line_of_record_is_found(bench: Bench, dca: RunDca) -> None:
@@ -136,7 +136,7 @@ def test_a_wrong_line_of_record_is_found(bench: Bench, dca: RunDca) -> None:
 @pytest.mark.parametrize(
     ("platform", "in_wheel", "problem"),
     [
-        ("manylinux1_x86_64", False, "WHEEL says cp38-abi3-{own}, the file name cp38-abi3-manylinux1_x86_64."),
+        ("manylinux1_x86_64", False, "WHEEL says cp38-abi3-{own}, the file name says cp38-abi3-manylinux1_x86_64."),
         ("manylinux1_x86_64", True, "promises to run with glibc 2.5, but"),
         ("linux_aarch64", True, f"the tag says linux_aarch64, but {MODULE} is compiled for x86_64."),
     ],
@@ -159,4 +159,4 @@ def test_metadata_without_the_pin_of_torch_is_found(bench: Bench, dca: RunDca, i
     assert pin in files[path]
     files[path] = files[path].replace(pin, b"Requires-Dist: " + instead + b"\n")
     code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    assert_is_found(code, message, f"METADATA requires `{instead.decode()}`", f"planned was torch=={bench.plan.torch}")
+    assert_is_found(code, message, f"METADATA requires `{instead.decode()}`", f"torch=={bench.plan.torch} was planned")

@@ -26,6 +26,7 @@ from dca.publish.check import check
 from dca.publish.folder import Folder
 from tests.support import ROOT
 from tests.support.faulty import Faulty
+from tests.support.index_links import broken
 from tests.support.kills import killed_command, leftovers
 from tests.support.made_wheels import make, put
 from tests.support.served import pip, served, uv
@@ -101,8 +102,7 @@ class Scene:
 
     def left_right(self, number: int) -> None:
         """After an interruption: nothing that anybody meets is wrong, and the same command completes it."""
-        found = check(self.index)
-        assert found.wrong == ()
+        assert (check(self.index).wrong, broken(self.index)) == ((), [])
         reached = self.state(self.index)
         names = set(self.before) | set(self.after[number])
         # Of several wheels some may be there already; each of them is wholly the old one or the new one.
@@ -111,7 +111,7 @@ class Scene:
         # In this process, which has everything loaded.
         assert cli.run(self.commands[number][3:]) == 0
         found = check(self.index)
-        assert found.wrong == ()
+        assert (found.wrong, broken(self.index)) == ((), [])
         assert [one for one in found.behind if not one.endswith("belongs to no wheel.")] == []
         publish.gc(Folder(self.index))
         assert check(self.index).fine
@@ -153,7 +153,7 @@ def test_an_index_is_right_whenever_its_first_publishing_is_killed(
         store.remove(tmp_path / "index")
         killed += killed_command(words, whole * (0.3 + 0.7 * chance.random()))
         if (tmp_path / "index" / layout.SETTINGS).exists():
-            assert check(tmp_path / "index").wrong == ()
+            assert (check(tmp_path / "index").wrong, broken(tmp_path / "index")) == ((), [])
         subprocess.run(words, check=True, capture_output=True, env=env, cwd=ROOT)
         assert check(tmp_path / "index").fine
     print(f"{killed} kills")

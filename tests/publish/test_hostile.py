@@ -564,7 +564,7 @@ def test_a_wheel_that_says_what_cannot_be_is_not_published(scene: Scene, told: d
     wheel = make(
         scene.root / "more", "9.0", cuda=None, details=Details(changed={info: json.dumps(said | told).encode()})
     )
-    with pytest.raises(DcaError, match="cannot be") as error:
+    with pytest.raises(DcaError, match="metadata is invalid") as error:
         put(scene.index, wheel)
     assert error.value.code == "DCA-901"
     assert scene.files(scene.index) == scene.whole
@@ -578,26 +578,6 @@ def test_a_served_index_names_projects_and_no_paths(scene: Scene, name: Any) -> 
         verify_index(Served(web.url), NOBODY, Silent())
     assert error.value.code == "DCA-111"
     assert [path for _, path in web.asked] == ["/simple/index.json"]
-
-
-@pytest.mark.parametrize(
-    "link",
-    [
-        "javascript:alert(1)",
-        "file:///etc/passwd",
-        "data:text/html,x",
-        "%00",
-        "http://[/",
-        "a%0Ab",
-        "../../../keep.txt",
-    ],
-)
-def test_a_page_that_links_elsewhere_is_wrong(scene: Scene, link: str) -> None:
-    page = scene.index / "simple/vllm/index.html"
-    page.write_text(page.read_text().replace("<body>", f'<body><a href="{link}">x</a>'))
-    with untouched(scene):
-        wrong = check(scene.index).wrong
-    assert any(one.startswith("simple/vllm/index.html: ") and one.isprintable() for one in wrong)
 
 
 def test_a_file_that_is_no_wheel_is_wrong(scene: Scene) -> None:

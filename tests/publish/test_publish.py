@@ -31,6 +31,7 @@ from dca.smoke.values import LEVELS, CaseResult, Smoke
 from dca.trust import evidence
 from dca.trust.verify import verify
 from tests.support import RunDca
+from tests.support.index_links import broken
 from tests.support.made_wheels import USUAL, Details, make, put
 
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -120,7 +121,7 @@ def test_what_links_to_a_page_goes_before_the_page(tmp_path: Path, monkeypatch: 
     def one_by_one(place: Folder, paths: list[str], hashes: Mapping[str, str] | None = None) -> None:
         for path in paths:
             delete(place, [path], hashes)
-            assert check(index).wrong == ()
+            assert broken(index) == []
 
     monkeypatch.setattr(Folder, "delete", one_by_one)
     publish.remove(["1.0+cu121"], Folder(index))
@@ -152,7 +153,7 @@ INFO = "vllm-1.0+cu124.dist-info"
 @pytest.mark.parametrize(
     ("version", "details", "said"),
     [
-        ("1.0+dca1.cu124.dirty", USUAL, "sources that nobody else can have"),
+        ("1.0+dca1.cu124.dirty", USUAL, "local changes that nobody else can get"),
         (
             "1.0+cu124",
             Details(changed={f"{INFO}/METADATA": b"Metadata-Version: 2.1\nName: vllm\nVersion: 2.0\n"}),
@@ -163,8 +164,8 @@ INFO = "vllm-1.0+cu124.dist-info"
             Details(changed={f"{INFO}/WHEEL": b"Wheel-Version: 1.0\nTag: cp38-none-any\n"}),
             "WHEEL says cp38-none-any",
         ),
-        ("1.0+cu124", Details(head="Requires-Python: soon\n"), "Requires-Python is none"),
-        ("1.0+cu121", USUAL, "its version names CUDA 12.1, its record 12.4"),
+        ("1.0+cu124", Details(head="Requires-Python: soon\n"), "Requires-Python is invalid"),
+        ("1.0+cu121", USUAL, "its version names CUDA 12.1, but its record names 12.4"),
     ],
 )
 def test_a_wheel_that_does_not_tell_the_truth_is_refused(
@@ -257,7 +258,7 @@ def test_the_report_of_the_last_smoke_test_goes_along(tmp_path: Path) -> None:
 def test_a_failed_smoke_test_keeps_a_wheel_out(tmp_path: Path) -> None:
     wheel, report = make(tmp_path), tmp_path / "smoke.json"
     documents.write(smoke_of(wheel, passed=False), report)
-    assert "does not compute" in refused("DCA-901", tmp_path / "index", wheel, evidence=[report]).what
+    assert "smoke test failed" in refused("DCA-901", tmp_path / "index", wheel, evidence=[report]).what
 
 
 @pytest.mark.parametrize(
@@ -307,7 +308,7 @@ def test_a_wheel_that_any_smoke_test_found_wrong_stays_out_until_a_whole_one_pas
             (record,) = publish.publish([wheel], index, cache, Silent(), publish.Additions(evidence=more)).added
             assert [proof.kind for proof in record.evidence] == ["inspection", "smoke"]
         else:
-            with pytest.raises(DcaError, match="does not compute") as error:
+            with pytest.raises(DcaError, match="smoke test failed") as error:
                 publish.publish([wheel], index, cache, Silent(), publish.Additions(evidence=more))
             assert (error.value.code, "dca smoke --level" in error.value.remedy) == ("DCA-901", True)
     found = verify(wheel, evidence.collect(wheel, store.sha256_file(wheel), cache))
@@ -406,7 +407,7 @@ def test_an_empty_index_is_one(tmp_path: Path) -> None:
     put(tmp_path / "index", make(tmp_path))
     publish.remove(["1.0+dca1.cu124"], Folder(tmp_path / "index"))
     assert check(tmp_path / "index").fine
-    assert "no wheel here yet" in (tmp_path / "index/index.html").read_text()
+    assert "no wheels yet" in (tmp_path / "index/index.html").read_text()
 
 
 def test_copies_where_a_link_would_not_be_readable(tmp_path: Path) -> None:
@@ -453,7 +454,7 @@ def test_a_removed_wheel_keeps_its_record_as_it_was(tmp_path: Path) -> None:
     content = record.read_bytes()
     record.write_bytes(content.replace(b'"one"', b'"two"'))
     assert record.read_bytes() != content
-    assert check(index).behind == (f"{layout.record(wheel.name)} is not what it was when the pages were made.",)
+    assert check(index).behind == (f"{layout.record(wheel.name)} has changed since the pages were generated.",)
 
 
 @pytest.mark.parametrize("content", [b"", b"0" * 64 + b'\n{"lines":{"../../x":[]},"pages":{"../x":""}}'])

@@ -265,6 +265,6 @@ def test_what_the_store_says_is_told(tmp_path: Path, objects: Store, monkeypatch
         raise ClientError("AccessDenied")
 
     monkeypatch.setattr(objects, "put_object", denied)
-    with pytest.raises(DcaError, match="did not do what was asked") as refused:
+    with pytest.raises(DcaError, match="rejected the request") as refused:
         to_bucket(tmp_path, make(tmp_path))
     assert (refused.value.code, "AccessDenied" in refused.value.why) == ("DCA-905", True)

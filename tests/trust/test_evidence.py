@@ -347,7 +347,7 @@ def test_verify_says_it_in_words_and_ends_with_its_code(dca: RunDca, proven: Pro
     done = dca(*words)
     assert done.returncode == 0, done.stderr
     assert "ok    signature   signed with key" in done.stdout
-    assert "not proven: that it computes what it should" in done.stdout
+    assert "not proven: that it computes correctly" in done.stdout
     (tmp_path / evidence.SBOM).write_bytes(proven.files[evidence.SBOM] + b" ")
     done = dca(*words, "--json")
     assert done.returncode == 1
