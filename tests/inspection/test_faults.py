@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,34 +65,50 @@ def test_without_a_fault_nothing_is_found(bench: Bench, dca: RunDca, build_pytho
     assert bench.inspect(dca, wheel, bench.plan, "--python", build_python) == (0, "")
 
 
-def test_an_arch_that_is_missing_is_found(bench: Bench, dca: RunDca) -> None:
+def replaced(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    """Replaces bytes by as many others, so that the rest of the file stays."""
+    return lambda module: module.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("change", "loaded", "words"),
+    [
+        pytest.param(
+            lambda module: wheels.without_arch(module, 90),
+            False,
+            [f"{MODULE} lacks cubins for 9.0 (it has 8.0)."],
+            id="missing arch",
+        ),
+        pytest.param(
+            replaced(b"\0apply_repetition_pena", b"\0apply_repetition_penA"),
+            True,
+            [f"{MODULE} does not register _C::apply_repetition_penalties_."],
+            id="missing op",
+        ),
+        pytest.param(
+            replaced(b"Tensor weight, float epsilon", b"Tensor weight, float epsilom"),
+            True,
+            ["registers _C::rms_norm with another schema than the official wheel", "epsilom"],
+            id="changed schema",
+        ),
+        pytest.param(wheels.with_a_cut_cubin, False, [f"{MODULE}: the cubin for 8.0 at offset"], id="cut cubin"),
+        pytest.param(
+            lambda module: module[: len(module) * 9 // 10],
+            False,
+            [f"{MODULE}: not a complete ELF file: "],
+            id="module that ends early",
+        ),
+    ],
+)
+def test_a_fault_of_a_module_is_found(
+    bench: Bench, dca: RunDca, build_python: Path, change: Callable[[bytes], bytes], loaded: bool, words: list[str]
+) -> None:
     files = dict(bench.files)
-    wheels.change_module(files, MODULE, lambda module: wheels.without_arch(module, 90))
-    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    assert_is_found(code, message, f"{MODULE} lacks cubins for 9.0 (it has 8.0).")
-
-
-def test_an_op_that_is_missing_is_found(bench: Bench, dca: RunDca, build_python: Path) -> None:
-    files = dict(bench.files)
-    # The same length, so that everything else of the file stays: a module that registers another op instead.
-    wheels.change_module(
-        files, MODULE, lambda module: module.replace(b"\0apply_repetition_pena", b"\0apply_repetition_penA")
-    )
-    code, message = bench.inspect(
-        dca, wheels.write(files, bench.folder / bench.name), bench.plan, "--python", build_python
-    )
-    assert_is_found(code, message, f"{MODULE} does not register _C::apply_repetition_penalties_.")
-
-
-def test_a_schema_that_changed_is_found(bench: Bench, dca: RunDca, build_python: Path) -> None:
-    files = dict(bench.files)
-    wheels.change_module(
-        files, MODULE, lambda module: module.replace(b"Tensor weight, float epsilon", b"Tensor weight, float epsilom")
-    )
-    code, message = bench.inspect(
-        dca, wheels.write(files, bench.folder / bench.name), bench.plan, "--python", build_python
-    )
-    assert_is_found(code, message, "registers _C::rms_norm with another schema than the official wheel", "epsilom")
+    wheels.change_module(files, MODULE, change)
+    wheel = wheels.write(files, bench.folder / bench.name)
+    python: list[str | Path] = ["--python", build_python] if loaded else []
+    code, message = bench.inspect(dca, wheel, bench.plan, *python)
+    assert_is_found(code, message, *words)
 
 
 def test_a_copied_module_that_was_planned_from_source_is_found(bench: Bench, dca: RunDca) -> None:
@@ -107,20 +124,6 @@ def test_a_copied_module_that_was_planned_from_source_is_found(bench: Bench, dca
     assert_is_found(
         code, message, f"{FLASH} was planned to be compiled from source, but is copied from the official wheel."
     )
-
-
-def test_a_cut_cubin_is_found(bench: Bench, dca: RunDca) -> None:
-    files = dict(bench.files)
-    wheels.change_module(files, MODULE, wheels.with_a_cut_cubin)
-    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    assert_is_found(code, message, f"{MODULE}: the cubin for 8.0 at offset")
-
-
-def test_a_module_that_ends_early_is_found(bench: Bench, dca: RunDca) -> None:
-    files = dict(bench.files)
-    wheels.change_module(files, MODULE, lambda module: module[: len(module) * 9 // 10])
-    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    assert_is_found(code, message, f"{MODULE}: not a complete ELF file: ")
 
 
 def test_a_wrong_line_of_record_is_found(bench: Bench, dca: RunDca) -> None:

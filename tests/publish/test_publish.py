@@ -550,47 +550,34 @@ def test_readers_find_in_every_page_what_the_records_say(given_records: list[Rec
 @pytest.mark.parametrize(
     ("words", "exit_code", "code"),
     [
-        ([], 2, "DCA-201"),
-        (["{wheel}", "--links-to", "ftp://x/"], 2, "DCA-201"),
-        (["{wheel}", "--url", "https://user:secret@host/"], 2, "DCA-201"),
-        (["{wheel}", "--url", "https://host/?a=b"], 2, "DCA-201"),
-        (["{wheel}", "--url", "https://ho'st/"], 2, "DCA-201"),
-        (["{wheel}.no"], 2, "DCA-204"),
-        (["{wheel}", "--index", "{wheel}"], 2, "DCA-2"),
+        (["publish"], 2, "DCA-201"),
+        (["publish", "{wheel}", "--links-to", "ftp://x/"], 2, "DCA-201"),
+        (["publish", "{wheel}", "--url", "https://user:secret@host/"], 2, "DCA-201"),
+        (["publish", "{wheel}", "--url", "https://host/?a=b"], 2, "DCA-201"),
+        (["publish", "{wheel}", "--url", "https://ho'st/"], 2, "DCA-201"),
+        (["publish", "{wheel}.no"], 2, "DCA-204"),
+        (["publish", "{wheel}", "--index", "{wheel}"], 2, "DCA-2"),
+        (["index", "remove", "9.9"], 9, "DCA-904"),
+        (["index", "remove"], 2, "DCA-201"),
+        (["index", "yank", "--reason", "x"], 2, "DCA-201"),
+        (["index", "unyank"], 2, "DCA-201"),
+        (["index", "list", "1.0"], 2, "DCA-201"),
+        (["index", "gc", "1.0"], 2, "DCA-201"),
+        (["index", "list", "--s3", "s3://b"], 2, "DCA-201"),
+        (["index", "list", "--s3-endpoint", "http://x"], 2, "DCA-201"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_message(
-    dca_publish: Publish, tmp_path: Path, words: list[str], exit_code: int, code: str
+    dca_here: Publish, tmp_path: Path, words: list[str], exit_code: int, code: str
 ) -> None:
     words = [word.format(wheel=make(tmp_path)) for word in words]
-    index = [] if "--index" in words else ["--index", tmp_path / "index"]
-    done = dca_publish(*words, *index)
+    more = ["--cache-dir", tmp_path / "cache"] if words[0] == "publish" else []
+    more += [] if "--index" in words else ["--index", tmp_path / "index"]
+    done = dca_here(*words, *more)
     assert (done.returncode, done.stderr.count("DCA-")) == (exit_code, 1), done.stderr
     assert done.stderr.splitlines()[0].startswith(code)
     assert "Next:" in done.stderr
     assert "secret" not in done.stderr.split("Why:")[0] or "holds a user or a password" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "exit_code", "code"),
-    [
-        (["remove", "9.9"], 9, "DCA-904"),
-        (["remove"], 2, "DCA-201"),
-        (["yank", "--reason", "x"], 2, "DCA-201"),
-        (["unyank"], 2, "DCA-201"),
-        (["list", "1.0"], 2, "DCA-201"),
-        (["gc", "1.0"], 2, "DCA-201"),
-        (["list", "--s3", "s3://b"], 2, "DCA-201"),
-        (["list", "--s3-endpoint", "http://x"], 2, "DCA-201"),
-    ],
-)
-def test_a_mistake_in_changing_an_index_gets_one_message(
-    dca_index: DcaIndex, tmp_path: Path, words: list[str], exit_code: int, code: str
-) -> None:
-    done = dca_index(*words, "--index", tmp_path / "index")
-    assert (done.returncode, done.stderr.count("DCA-")) == (exit_code, 1), done.stderr
-    assert done.stderr.splitlines()[0].startswith(code)
-    assert "Next:" in done.stderr
     assert not (tmp_path / "index").exists()
 
 

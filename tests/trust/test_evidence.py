@@ -173,7 +173,7 @@ def test_provenance_names_the_wheel_and_every_part(wheel: Path, made: Made, part
 
 
 def test_an_envelope_opens_with_its_key_alone() -> None:
-    envelope = signing.sign(b"payload", KEY)
+    envelope = signing.KeySigner(KEY).sign(b"payload")
     mine, other = KEY.public_key(), OTHER.public_key()
     assert signing.opened(envelope, (other, mine)) == (b"payload", signing.key_id(mine))
     assert signing.opened(envelope, (other,)) == (b"payload", "")
@@ -217,7 +217,7 @@ def test_keys_of_openssl_are_read(tmp_path: Path) -> None:
     ]
     for words in commands:
         subprocess.run(["openssl", *words], check=True, capture_output=True)
-    envelope = signing.sign(b"payload", signing.private_key(private))
+    envelope = signing.KeySigner(signing.private_key(private)).sign(b"payload")
     for key in (signing.public_key(public), signing.public_key(private)):
         assert signing.opened(envelope, (key,))[1] == signing.key_id(key)
     with pytest.raises(DcaError, match="not an Ed25519 key"):

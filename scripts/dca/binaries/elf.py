@@ -73,11 +73,11 @@ class Library:
 
     Args:
         needed: names of the libraries that it requires, in their order.
-        soname: its own name; "" if it has none.
+
         undefined: dynamic symbols that other libraries must define, sorted by name.
         glibc: highest version of glibc that it requires, such as "2.34"; "" for none.
         glibcxx: the same for libstdc++'s GLIBCXX.
-        cxxabi: the same for libstdc++'s CXXABI.
+
         cxx11_abi: whether it passes the std::string of C++11 (True) or the old one (False) to torch; None if it passes
             none.
         machine: that it is compiled for, as platform tags spell it; "" if unknown.
@@ -85,17 +85,15 @@ class Library:
     """
 
     needed: tuple[str, ...]
-    soname: str
     undefined: tuple[Symbol, ...]
     glibc: str
     glibcxx: str
-    cxxabi: str
     cxx11_abi: bool | None
     sizes: dict[str, int]
     machine: str
 
 
-NOTHING = Library((), "", (), "", "", "", None, {}, "")
+NOTHING = Library((), (), "", "", None, {}, "")
 
 
 class Image:
@@ -201,22 +199,16 @@ def read(path: Path) -> Library:
                 (number,) = struct.unpack_from("<H", version_numbers, 2 * index)
                 version = versions.get(number & 0x7FFF, "")
             undefined.append(Symbol(name, version, info >> 4 == _WEAK))
-        needed, soname = _dynamic(image)
-        sizes = _sizes(image)
-        machine = MACHINES.get(image.header["e_machine"], "")
-    symbols = tuple(sorted(undefined))
-    version_names = versions.values()
-    return Library(
-        needed=needed,
-        soname=soname,
-        undefined=symbols,
-        glibc=_highest("GLIBC", version_names),
-        glibcxx=_highest("GLIBCXX", version_names),
-        cxxabi=_highest("CXXABI", version_names),
-        cxx11_abi=_cxx11_abi(torch_symbols(symbols)),
-        sizes=sizes,
-        machine=machine,
-    )
+        symbols = tuple(sorted(undefined))
+        return Library(
+            needed=_needed(image),
+            undefined=symbols,
+            glibc=_highest("GLIBC", versions.values()),
+            glibcxx=_highest("GLIBCXX", versions.values()),
+            cxx11_abi=_cxx11_abi(torch_symbols(symbols)),
+            sizes=_sizes(image),
+            machine=MACHINES.get(image.header["e_machine"], ""),
+        )
 
 
 def section_hashes(content: bytes) -> dict[str, str]:
@@ -329,15 +321,14 @@ def _highest(family: str, versions: Iterable[str]) -> str:
     return max(numbers, key=lambda text: tuple(map(int, text.split("."))), default="")
 
 
-def _dynamic(image: Image) -> tuple[tuple[str, ...], str]:
-    """DT_NEEDED and DT_SONAME."""
+def _needed(image: Image) -> tuple[str, ...]:
+    """The libraries in DT_NEEDED."""
     from elftools.elf.dynamic import DynamicSection
 
     with _parsing():
         section = image.parsed(".dynamic")
         tags = list(section.iter_tags()) if isinstance(section, DynamicSection) else []
-        needed = tuple(str(getattr(tag, "needed", "")) for tag in tags if tag.entry.d_tag == "DT_NEEDED")
-        return needed, next((str(getattr(tag, "soname", "")) for tag in tags if tag.entry.d_tag == "DT_SONAME"), "")
+        return tuple(str(getattr(tag, "needed", "")) for tag in tags if tag.entry.d_tag == "DT_NEEDED")
 
 
 def _sizes(image: Image) -> dict[str, int]:

@@ -70,7 +70,7 @@ class DeviceCode:
         sass_bytes: bytes of cubins per architecture, as stored (they may be compressed).
         ptx_bytes: bytes of PTX per architecture, as stored.
         code_bytes: bytes of machine code per architecture, uncompressed.
-        section_bytes: size of the sections.
+
         families: the kernels, the largest family first; their bytes add up to those of all cubins with kernels.
         tools: versions of the CUDA toolkit in the cubins, such as "12.8" or "13.0.88"; empty if they contain none.
         problems: a line for each damaged entry. A damaged entry is counted, but its kernels are not.
@@ -83,7 +83,7 @@ class DeviceCode:
     sass_bytes: dict[str, int] = field(default_factory=dict)
     ptx_bytes: dict[str, int] = field(default_factory=dict)
     code_bytes: dict[str, int] = field(default_factory=dict)
-    section_bytes: int = 0
+
     families: tuple[Family, ...] = ()
     tools: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -173,7 +173,7 @@ def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCod
                 # Release the pages that were read; otherwise a module of hundreds of MB would stay in memory.
                 page = entry.payload[0] // mmap.PAGESIZE * mmap.PAGESIZE
                 data.madvise(mmap.MADV_DONTNEED, page, entry.payload[1] - page)
-    return total.result(sum(end - start for start, end in places))
+    return total.result()
 
 
 _NOT_ZERO = re.compile(rb"[^\0]")
@@ -267,7 +267,7 @@ class _Sum:
             self.kernels.setdefault(name, Counter())[entry.arch] += share
             done += size
 
-    def result(self, section_bytes: int) -> DeviceCode:
+    def result(self) -> DeviceCode:
         return DeviceCode(
             sass=_sorted(self.count[CUBIN]),
             ptx=_sorted(self.count[PTX]),
@@ -276,7 +276,6 @@ class _Sum:
             sass_bytes=_sorted(self.stored[CUBIN]),
             ptx_bytes=_sorted(self.stored[PTX]),
             code_bytes=_sorted(self.code),
-            section_bytes=section_bytes,
             families=_families(self.kernels),
             # Cubins of the same toolkit may say "13.0" or "13.0.88".
             tools=_in_order(

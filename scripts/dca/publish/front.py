@@ -70,7 +70,7 @@ def _article(record: Record, settings: Settings) -> str:
         ("published", record.published[:10]),
     )
     text = _template(ARTICLE).render(
-        one=record,
+        wheel=record,
         link=(record.links_to + layout.url(record.file)) if record.links_to else layout.url(layout.wheel(record.file)),
         facts=[fact for fact in facts if fact[1]],
         uv=f"{requirement} uv pip install {options} -r -",

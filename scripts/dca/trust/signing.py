@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +25,6 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 # A key has a hundred bytes, an envelope some ten thousand; larger files are rejected.
 KEY_BYTES, ENVELOPE_BYTES = 1 << 16, 1 << 24
 NOT_OURS = "it is not in the form that this tool writes"
-KIND = "it is not an Ed25519 key."
 
 
 class BadSignatureError(ValueError):
@@ -62,7 +63,7 @@ class KeySigner:
 
     def sign(self, payload: bytes) -> bytes:
         """An envelope that contains a payload and its signature."""
-        return sign(payload, self.key)
+        return _envelope(payload, [(key_id(self.key.public_key()), self.key.sign(_encoded(payload)))])
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
@@ -74,12 +75,8 @@ def private_key(path: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    try:
-        key = load_pem_private_key(_read(path), None)
-    except (ValueError, TypeError) as error:
-        raise _no_key(path, f"{error}", "genpkey -algorithm ed25519 -out key.pem") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise _no_key(path, KIND, "genpkey -algorithm ed25519 -out key.pem")
+    load = functools.partial(load_pem_private_key, password=None)
+    key: Ed25519PrivateKey = _key(path, load, Ed25519PrivateKey, "genpkey -algorithm ed25519 -out key.pem")
     return key
 
 
@@ -92,15 +89,9 @@ def public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    content = _read(path)
-    if b"PRIVATE KEY" in content:
+    if b"PRIVATE KEY" in _read(path):
         return private_key(path).public_key()
-    try:
-        key = load_pem_public_key(content)
-    except ValueError as error:
-        raise _no_key(path, f"{error}", "pkey -in key.pem -pubout -out key.pub") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise _no_key(path, KIND, "pkey -in key.pem -pubout -out key.pub")
+    key: Ed25519PublicKey = _key(path, load_pem_public_key, Ed25519PublicKey, "pkey -in key.pem -pubout -out key.pub")
     return key
 
 
@@ -111,8 +102,16 @@ def _read(path: Path) -> bytes:
         return stream.read(KEY_BYTES)
 
 
-def _no_key(path: Path, why: str, command: str) -> DcaError:
-    return DcaError(
+def _key(path: Path, load: Callable[[bytes], object], kind: type, command: str) -> Any:
+    """Load a key; `command` is how openssl creates such a file."""
+    try:
+        key = load(_read(path))
+        if isinstance(key, kind):
+            return key
+        why = "it is another kind of key."
+    except (ValueError, TypeError) as error:
+        why = str(error)
+    raise DcaError(
         "DCA-220",
         f"{path} is not an Ed25519 key in a PEM file without a password.",
         why=why,
@@ -125,11 +124,6 @@ def key_id(key: Ed25519PublicKey) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
-
-
-def sign(payload: bytes, key: Ed25519PrivateKey) -> bytes:
-    """An envelope that contains a payload and its signature."""
-    return _envelope(payload, [(key_id(key.public_key()), key.sign(_encoded(payload)))])
 
 
 def _envelope(payload: bytes, signatures: list[tuple[str, bytes]]) -> bytes:

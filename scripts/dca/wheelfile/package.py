@@ -144,16 +144,13 @@ def _files(pure: Path, job: Job) -> dict[str, bytes | Path]:
             if name.endswith("/"):
                 continue
             top, _, rest = name.partition("/")
-            if top.endswith(".dist-info"):
-                if rest not in ("RECORD", "WHEEL", "METADATA", "entry_points.txt"):
-                    files[f"{info}/{rest}"] = wheel.read(name)
-                elif rest == "METADATA":
-                    requirements = cuda_requirements(tree.path("source") / recipe.requirements, recipe)
-                    files[f"{info}/METADATA"] = metadata(wheel.read(name).decode(), plan.version, requirements)
-                elif rest == "entry_points.txt":
-                    files[f"{info}/entry_points.txt"] = wheel.read(name)
-            else:
+            if not top.endswith(".dist-info"):
                 files[name] = wheel.read(name)
+            elif rest == "METADATA":
+                requirements = cuda_requirements(tree.path("source") / recipe.requirements, recipe)
+                files[f"{info}/METADATA"] = metadata(wheel.read(name).decode(), plan.version, requirements)
+            elif rest not in ("RECORD", "WHEEL"):
+                files[f"{info}/{rest}"] = wheel.read(name)
     points = files.get(f"{info}/entry_points.txt", b"")
     assert isinstance(points, bytes)  # noqa: S101 - read above
     files[f"{info}/entry_points.txt"] = entry_points(points.decode(), recipe.patches.entry_points)
@@ -248,8 +245,7 @@ def metadata(text: str, version: str, requirements: list[Requirement]) -> bytes:
     """METADATA with the version and the added requirements, else unchanged."""
     head, separator, body = text.partition("\n\n")
     lines = [f"Version: {version}" if line.startswith("Version:") else line for line in head.split("\n")]
-    names = {str(canonicalize_name(requirement.name)) for requirement in requirements if requirement.name == "torch"}
-    lines = [line for line in lines if not _names(line, names)]
+    lines = [line for line in lines if not _requires_torch(line)]
     added = [f"Requires-Dist: {requirement}" for requirement in requirements]
     last = max(
         (n for n, line in enumerate(lines) if line.startswith("Requires-Dist:") and "extra ==" not in line),
@@ -259,9 +255,8 @@ def metadata(text: str, version: str, requirements: list[Requirement]) -> bytes:
     return ("\n".join(lines) + separator + body).encode()
 
 
-def _names(line: str, names: set[str]) -> bool:
-    match = re.match(r"Requires-Dist:\s*([A-Za-z0-9._-]+)", line)
-    return bool(match and canonicalize_name(match[1]) in names)
+def _requires_torch(line: str) -> bool:
+    return re.match(r"Requires-Dist:\s*torch(?![A-Za-z0-9._-])", line, re.IGNORECASE) is not None
 
 
 def entry_points(text: str, added: dict[str, dict[str, str]]) -> bytes:
@@ -281,7 +276,6 @@ def entry_points(text: str, added: dict[str, dict[str, str]]) -> bytes:
 
 def _write(part: Path, files: dict[str, bytes | Path], recipe: Recipe, reporter: Reporter) -> None:
     """Write a zip file with sorted entries, the same time and modes for all, and RECORD last."""
-    stamp = recipe.time.timetuple()[:6]
     info = next(name.split("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
     rows: list[tuple[str, str, str]] = []
     total = sum(value.stat().st_size if isinstance(value, Path) else len(value) for value in files.values())
@@ -291,12 +285,8 @@ def _write(part: Path, files: dict[str, bytes | Path], recipe: Recipe, reporter:
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=_COMPRESSION) as wheel:
         for name in order:
             content = files[name]
-            entry = zipfile.ZipInfo(name, stamp)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3
-            entry.external_attr = (0o100755 if name.endswith(".so") else 0o100644) << 16
             seen, size = hashlib.sha256(), 0
-            with _open(content) as source, wheel.open(entry, "w", force_zip64=False) as target:
+            with _open(content) as source, wheel.open(_entry(name, recipe), "w", force_zip64=False) as target:
                 while block := source.read(1 << 20):
                     seen.update(block)
                     size += len(block)
@@ -307,11 +297,15 @@ def _write(part: Path, files: dict[str, bytes | Path], recipe: Recipe, reporter:
         rows.append((f"{info}/RECORD", "", ""))
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        entry = zipfile.ZipInfo(f"{info}/RECORD", stamp)
-        entry.compress_type = zipfile.ZIP_DEFLATED
-        entry.create_system = 3
-        entry.external_attr = 0o100644 << 16
-        wheel.writestr(entry, text.getvalue())
+        wheel.writestr(_entry(f"{info}/RECORD", recipe), text.getvalue())
+
+
+def _entry(name: str, recipe: Recipe) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, recipe.time.timetuple()[:6])
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.create_system = 3
+    entry.external_attr = (0o100755 if name.endswith(".so") else 0o100644) << 16
+    return entry
 
 
 def _open(content: bytes | Path) -> io.BufferedReader | io.BytesIO:
