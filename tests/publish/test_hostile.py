@@ -17,7 +17,7 @@ from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.publish import Additions, layout
-from dca.publish.bucket import Bucket
+from dca.publish.bucket import GRACE, Bucket
 from dca.publish.check import check
 from dca.publish.folder import Folder
 from dca.publish.place import Place
@@ -388,11 +388,6 @@ def test_no_place_goes_where_a_path_leads_out(scene: Scene, path: str, monkeypat
     assert (objects.objects, objects.deleted) == ({}, [])
 
 
-@pytest.fixture
-def objects(monkeypatch: pytest.MonkeyPatch) -> Store:
-    return instead_of_boto3(monkeypatch)
-
-
 @pytest.mark.parametrize(("inside", "field"), every_field(), ids=lambda one: str(one))
 def test_a_bucket_is_believed_no_more_than_a_folder(scene: Scene, objects: Store, inside: str, field: str) -> None:
     place = Bucket("s3://wheels/a/b")
@@ -416,7 +411,7 @@ def test_keys_of_a_bucket_are_names_like_any_other(scene: Scene, objects: Store,
     publish.publish(scene.wheels, place, store.Store(scene.root / "no-cache"), Silent())
     for key in (f"a/b/files/{name}", f"a/b/simple/{name}/", f"a/b/evidence/{name}"):
         objects.put_object(Bucket="wheels", Key=key, Body=b"x")
-        objects.objects[key][1]["LastModified"] -= 2 * bucket_grace()
+        objects.objects[key][1]["LastModified"] -= 2 * GRACE
     gone = publish.gc(place).deleted
     assert all(layout.is_plain(path) for path in gone)
     assert set(objects.deleted) <= {f"a/b/{path}" for path in gone}
@@ -424,12 +419,6 @@ def test_keys_of_a_bucket_are_names_like_any_other(scene: Scene, objects: Store,
     with pytest.raises(DcaError) as error:
         publish.listing(place)
     assert (error.value.code, str(error.value).replace("\n", "").isprintable()) == ("DCA-908", True)
-
-
-def bucket_grace() -> Any:
-    from dca.publish import bucket
-
-    return bucket.GRACE
 
 
 def linked(scene: Scene, path: str, target: Path) -> None:

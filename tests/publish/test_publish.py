@@ -35,7 +35,6 @@ from tests.support.index_links import broken
 from tests.support.made_wheels import USUAL, Details, make, put
 
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
-DcaIndex = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def files(index: Path) -> dict[str, bytes]:
@@ -605,7 +604,7 @@ def test_an_option_that_became_a_command_names_it(
     assert not index.exists()
 
 
-def test_the_command_line_from_publishing_to_removal(dca_publish: Publish, dca_index: DcaIndex, tmp_path: Path) -> None:
+def test_the_command_line_from_publishing_to_removal(dca_publish: Publish, dca_index: Publish, tmp_path: Path) -> None:
     wheel, index = make(tmp_path), tmp_path / "index"
     done = dca_publish(wheel, "--index", index, "--json", "--url", "https://host/i")
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from dca.publish.bucket import Bucket
 from dca.publish.folder import Folder
 from dca.publish.values import Published, Uploaded
 from tests.support.made_wheels import make
-from tests.support.uploads import IndexServer, Store, instead_of_boto3, twine
+from tests.support.uploads import IndexServer, Store, twine
 
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRET = "pass-Word+42"
@@ -133,11 +133,6 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_place_is_named_rightly(dca_publish: Publish, tmp_path: Path, words: list[str]) -> None:
     done = dca_publish(make(tmp_path), *words)
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "DCA-201"), done.stderr
-
-
-@pytest.fixture
-def objects(monkeypatch: pytest.MonkeyPatch) -> Store:
-    return instead_of_boto3(monkeypatch)
 
 
 def to_bucket(tmp_path: Path, *wheels: Path, url: str = "s3://wheels/a/b") -> Published:

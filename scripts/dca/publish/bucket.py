@@ -62,7 +62,7 @@ class Bucket:
             DcaError: DCA-904 if the prefix holds something else, DCA-905 if the store reports an error.
         """
         with _store_errors(self.name):
-            if new and not self._there(layout.SETTINGS):
+            if new and self._head(layout.SETTINGS) is None:
                 answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
                 if not answer.get("KeyCount"):
                     self._put(layout.SETTINGS, documents.dumps(Settings()), ASK)
@@ -76,7 +76,7 @@ class Bucket:
             DcaError: DCA-904 if there is none.
         """
         with _store_errors(self.name):
-            if not self._there(layout.SETTINGS):
+            if self._head(layout.SETTINGS) is None:
                 raise DcaError(
                     "DCA-904",
                     f"{self.name} is not an index that this tool made.",
@@ -183,23 +183,20 @@ class Bucket:
             for item in page.get("Contents", []):
                 yield item["Key"].removeprefix(self._prefix), item
 
-    def _there(self, path: str) -> bool:
+    def _head(self, path: str) -> Any:
+        """The description of a stored file; None if there is no such file."""
         try:
-            self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
-        except _errors() as error:
-            if _code(error) in NOT_THERE:
-                return False
-            raise
-        return True
-
-    def _sha256(self, path: str) -> str | None:
-        """The hash of a stored file, from its metadata or else from its bytes; None if there is no such file."""
-        try:
-            head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
+            return self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
         except _errors() as error:
             if _code(error) in NOT_THERE:
                 return None
             raise
+
+    def _sha256(self, path: str) -> str | None:
+        """The hash of a stored file, from its metadata or else from its bytes; None if there is no such file."""
+        head = self._head(path)
+        if head is None:
+            return None
         if value := head.get("Metadata", {}).get("sha256"):
             return str(value)
         seen = hashlib.sha256()

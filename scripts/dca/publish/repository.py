@@ -38,7 +38,6 @@ BELOW = ("+simple/", "simple/")
 VARIABLES = ("TWINE_USERNAME", "TWINE_PASSWORD", "TWINE_CERT", "TWINE_CLIENT_CERT")
 KEYRING_PREFIXES = ("XDG_", "DBUS_", "PYTHON_KEYRING_")
 HIDDEN = "***"
-OK = 200
 
 
 def upload(
@@ -116,7 +115,7 @@ def _simple(http: requests.Session, repository: str) -> str:
         for url in candidates:
             # Some servers redirect requests for missing pages, so redirects do not count.
             answer = http.get(url, timeout=index.TIMEOUT, allow_redirects=False, headers={"Accept": "text/html"})
-            if answer.status_code == OK and "html" in answer.headers.get("Content-Type", ""):
+            if answer.status_code == requests.codes.ok and "html" in answer.headers.get("Content-Type", ""):
                 return url
     except requests.RequestException as error:
         raise index.unreachable(repository, error) from None
