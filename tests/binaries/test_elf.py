@@ -1,4 +1,4 @@
-"""What shared libraries want and give: tiny ones that g++ makes here, and torch's own."""
+"""Symbols that shared libraries require and define: tiny libraries that g++ compiles here, and torch's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dca.catalogue import recipes
 from dca.catalogue.plan import Plan
 from dca.compile import ops
 
-# Stands in for torch's headers: what matters is how the names are mangled.
+# A stand-in for torch's headers: only the mangled names matter.
 C10 = """
 #include <string>
 namespace c10 { namespace detail {

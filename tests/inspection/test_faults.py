@@ -1,4 +1,4 @@
-"""Eight planted faults, each in a copy of the real wheel: the command line finds every one and says what it is."""
+"""Faults planted in copies of the real wheel: `dca inspect` finds and names each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ MODULE, FLASH = "vllm/_C.abi3.so", "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 class Bench:
     """A place to plant faults: the real wheel's files, and its plan.
 
-    Most faults are planted in a wheel without the copied module, whose 196 MB would only cost time; plan and record
-    then say so.
+    Most faults are planted in a wheel without the copied module of 196 MB, to save time; plan and record match that.
     """
 
     def __init__(self, wheel: Path, plan: Plan, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Looking into wheels: ours, damaged ones, and ones that lie."""
+"""Inspections of valid, damaged and wrongly labelled wheels."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ VERSION = "import vllm, importlib.metadata as m; print(m.version('vllm'), vllm.x
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four wheels of three CUDA versions, one that they need, and one that is yanked."""
+    """Four wheels for three CUDA versions, and a wheel that they require."""
     folder = tmp_path_factory.mktemp("published")
     wheels = [
         make(
@@ -83,7 +83,7 @@ def test_a_view_holds_one_cuda_version(web: Served, install, view: str, newest: 
 
 
 def test_installs_with_hashes(web: Served, install, index: Path) -> None:  # type: ignore[no-untyped-def]
-    """The install line that the page shows, as it stands there."""
+    """The install command of the page, unchanged."""
     page = (index / "index.html").read_text()
     wanted = re.search(r"echo (?:&#39;)(vllm==2.0\+dca1.cu124 --hash=sha256:[0-9a-f]{64})(?:&#39;)", page)
     assert wanted
@@ -108,7 +108,7 @@ def test_what_was_installed_runs(web: Served, python: Path, tmp_path: Path) -> N
 
 
 def test_resolving_takes_metadata_only(web: Served, python: Path) -> None:
-    """No body of a wheel is sent, by the server's own log."""
+    """By the server's log, no wheel is sent."""
     done = uv(
         "pip",
         "compile",

@@ -1,4 +1,4 @@
-"""What gets into an index and what does not, what its pages say, and what the other modes do."""
+"""What is published and what is rejected, the pages of an index, and `dca index`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def files(index: Path) -> dict[str, bytes]:
 
 
 def refused(code: str, index: Path, *wheels: Path, evidence: Sequence[Path] = ()) -> DcaError:
-    """The error of a publishing that changes nothing."""
+    """The error of a rejected publication, which changes nothing."""
     before = files(index) if index.exists() else {}
     with pytest.raises(DcaError) as error:
         put(index, *wheels, evidence=evidence)
@@ -101,7 +101,7 @@ def test_other_bytes_under_the_same_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_bytes_stay_refused_after_a_removal(tmp_path: Path) -> None:
-    """Whoever has the old hash in a lock must not be given something else."""
+    """Lock files may contain the old hash."""
     index, wheel = tmp_path / "index", make(tmp_path)
     put(index, wheel)
     publish.remove([wheel.name], Folder(index))
@@ -248,7 +248,7 @@ def test_the_report_of_the_last_smoke_test_goes_along(tmp_path: Path) -> None:
     documents.write(smoke_of(wheel, seconds=2.0), kept)
     (newer,) = publish.publish([wheel], Folder(tmp_path / "index"), cache, Silent()).changed
     assert newer.evidence[1].path != record.evidence[1].path
-    # What the older record named is nobody's now.
+    # The older report belongs to no wheel now.
     assert check(tmp_path / "index").wrong == ()
     assert publish.gc(Folder(tmp_path / "index")).deleted == (record.evidence[1].path,)
     assert check(tmp_path / "index").fine
@@ -280,7 +280,7 @@ def test_a_failed_smoke_test_keeps_a_wheel_out(tmp_path: Path) -> None:
 def test_a_wheel_that_any_smoke_test_found_wrong_stays_out_until_a_whole_one_passes(
     runs: list[str], fine: bool, tmp_path: Path, all_recipes: tuple[Loaded, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The runs one after the other, with a stand-in for the cases."""
+    """Runs in this order, with a stand-in for the cases."""
     wheel, cache = make(tmp_path, "0.10.2", cuda=None), store.Store(tmp_path / "cache")
     monkeypatch.setattr(engine, "_run", lambda *_: None)
     for number, words in enumerate(runs):
@@ -522,7 +522,7 @@ def records(draw: st.DrawFn) -> Record:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(records(), max_size=6, unique_by=lambda one: one.file))
 def test_readers_find_in_every_page_what_the_records_say(given_records: list[Record]) -> None:
-    """pypi-simple reads HTML and JSON alike, whatever stands in a record."""
+    """pypi-simple reads the same from HTML and JSON."""
     from pypi_simple import ProjectPage
 
     made = pages.render(given_records, Settings())
@@ -627,7 +627,7 @@ def test_the_default_index_is_in_dist(dca: RunDca, tmp_path: Path) -> None:
 
 
 def test_the_real_wheel_is_published(wheel: Path, tmp_path: Path, dca: RunDca) -> None:
-    # Whatever was found of it by tests that ask for what it does not promise.
+    # Replaces failed reports of other tests, which request more than the wheel supports.
     proven = dca("smoke", wheel, "--level", "static", "--quiet")
     assert proven.returncode == 0, proven.stderr
     done = dca("publish", wheel, "--index", tmp_path / "index", "--json")

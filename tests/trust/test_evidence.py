@@ -41,7 +41,7 @@ BY_KEY = Trusted((KEY.public_key(),))
 
 @dataclass(frozen=True)
 class Parts:
-    """What a wheel was made of."""
+    """What a wheel was built from."""
 
     job: Job
     build: Build
@@ -241,7 +241,7 @@ def proven(dca: RunDca, small_cache: Path, tmp_path_factory: pytest.TempPathFact
     wheel = Path(made.wheel)
     assert dca("smoke", wheel, "--level", "static", "--cache-dir", small_cache).returncode in (0, 8)
     files = evidence.collect(wheel, made.sha256, store.Store(small_cache))
-    # The group lacks what a model needs, and the smoke test says so: not what is looked at here.
+    # The group lacks ops that models need, so its smoke test fails; that is not tested here.
     del files[evidence.SMOKE]
     return Proven(wheel, files | evidence.sign(wheel.name, made.sha256, files, signing.KeySigner(KEY)))
 
@@ -317,7 +317,7 @@ def is_found(wheel: Path, files: dict[str, bytes]) -> bool:
 def test_a_changed_byte_is_found_wherever_it_is(
     proven: Proven, tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
-    """A bit of the wheel, of a document or of an envelope, each the same number of times."""
+    """A bit of the wheel, of a document or of an envelope, in turn."""
     target = tmp_path / proven.wheel.name
     missed = []
     for number in range(scale(500)):

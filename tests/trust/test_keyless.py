@@ -32,7 +32,7 @@ def instance() -> Iterator[Instance]:
 
 @pytest.fixture
 def trust(instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The trust configuration, on a machine that is nobody's CI, with a token."""
+    """The trust configuration, on a machine without a CI service, with a token."""
     for name in list(os.environ):
         if name.startswith(("GITHUB_", "ACTIONS_", "CIRCLE", "BUILDKITE", "GITLAB")) or name.endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -144,7 +144,7 @@ def test_an_index_signed_with_both_is_checked_for_either(dca: RunDca, trust: Pat
     code, told = run("verify", index, *cache)
     assert (code, "--cert-identity was not given" in told) == (0, True)
     assert run("verify", index, "--key", key, *cache)[0] == 1
-    # A second signature leaves the first where it is.
+    # A second signature keeps the first.
     assert run(*to, "--key", key)[0] == 0
     code, told = run("verify", index, "--key", key, *who, *cache)
     assert (code, told.count("ok    signature")) == (0, 2)

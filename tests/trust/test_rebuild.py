@@ -1,4 +1,4 @@
-"""`dca verify --rebuild`: the same wheel again, and where another one differs."""
+"""`dca verify --rebuild`: the same bytes again, and the differences of other wheels."""
 
 from __future__ import annotations
 

@@ -134,10 +134,10 @@ def _title(name: str) -> str:
 
 
 ABSENT = {
-    evidence.SBOM: "what it was built from: there is no bill of materials.",
-    evidence.PROVENANCE: "how it was built: there is no provenance.",
-    evidence.INSPECTION: "that it is unchanged since its inspection: there is no inspection.",
-    evidence.SMOKE: "that it computes correctly: there is no report of `dca smoke`.",
+    evidence.SBOM: "what it was built from (there is no bill of materials).",
+    evidence.PROVENANCE: "how it was built (there is no provenance).",
+    evidence.INSPECTION: "that it is unchanged since its inspection (there is no inspection).",
+    evidence.SMOKE: "that it computes correctly (there is no report of `dca smoke`).",
 }
 
 
@@ -170,7 +170,7 @@ def _recorded(inspected: Inspection, record: Json) -> Finding:
     if not inspected.recorded:
         if record:
             return Finding(check="record", status="wrong", says="its dca.json is damaged.")
-        says = "what it was built from: it has no readable dca.json."
+        says = "what it was built from (it has no readable dca.json)."
         return Finding(check="record", status="not proven", says=says)
     if absent := sorted(set(inspected.recorded.hashes) - {module.path for module in inspected.modules}):
         return Finding(check="record", status="wrong", says=f"its dca.json names {', '.join(absent)}, which it lacks.")
@@ -300,7 +300,7 @@ def _signatures(
             says = f"its evidence is not signed {'with a key' if scheme == 'dsse' else 'through Sigstore'}."
             findings.append(Finding(check="signature", status="wrong", says=says))
     if not findings:
-        findings = [Finding(check="signature", status="not proven", says="whose evidence this is: it is not signed.")]
+        findings = [Finding(check="signature", status="not proven", says="whose evidence this is (it is not signed).")]
     return signers, findings
 
 
@@ -327,12 +327,12 @@ def _signed(
         _same("the list of documents", sorted(actual), sorted(signed))
         for name, sha256 in actual.items():
             _same(f"the sha256 of {name}", sha256, signed[name])
-        return f"{len(actual)} documents are those that were signed."
+        return f"the documents match their signed hashes: {', '.join(actual) or 'none'}."
 
     def provenance_too() -> str:
         if opened(around_provenance) != files.get(evidence.PROVENANCE):
             raise _WrongError("it contains another provenance")
-        return "the provenance is the one that was signed."
+        return "the provenance matches the signed one."
 
     findings = [_finding(around_hashes, hashes)]
     if around_provenance in files:
@@ -351,7 +351,7 @@ def _signature(scheme: str, signer: str, trusted: Trusted) -> Finding:
         required, option, by = identity is not None, "--cert-identity", "by the given identity"
         says = f"signed by {signer}, as {identity.issuer} and a public log confirm." if identity else ""
     if not required:
-        says = f"who signed its evidence: there is a signature, but {option} was not given to check it."
+        says = f"who signed its evidence ({option} was not given to check the signature)."
         return Finding(check="signature", status="not proven", says=says)
     if not signer:
         return Finding(check="signature", status="wrong", says=f"its evidence is not signed {by}.")
