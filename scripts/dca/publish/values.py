@@ -26,15 +26,10 @@ MOST_BYTES = 1 << 53
 
 
 def _matches(pattern: Pattern[str] | str, what: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"{_quoted(value)} is not {what}")
-        return value
-
-    return AfterValidator(check)
+    return _is(re.compile(pattern).fullmatch, what)
 
 
-def _is(allowed: Callable[[str], bool], what: str) -> AfterValidator:
+def _is(allowed: Callable[[str], object], what: str) -> AfterValidator:
     def check(value: str) -> str:
         if not allowed(value):
             raise ValueError(f"{_quoted(value)} is not {what}")
