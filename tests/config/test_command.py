@@ -89,7 +89,7 @@ def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
         (("undo", "{}"), "no change to undo"),
         (("check", "{}", "--page-size", "0"), "DCA-201"),
         (("check", "nowhere"), "DCA-204"),
-        (("plot", "{}", "--out", "x.pdf"), "an .svg or a .png"),
+        (("plot", "{}", "--out", "x.pdf"), ".svg or .png file"),
         (("show", "{}", "--reader", "nobody"), "DCA-211"),
         (("show", "{}", "--reader", "transformers-5=/nowhere"), "is not a program"),
         (("readers", "--install", "vllm-current"), "cannot be installed by dca"),
