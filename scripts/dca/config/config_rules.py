@@ -33,7 +33,7 @@ OF_YARN = {
     "mrope_section",
 }
 FLOATS = ("factor", "attention_factor", "attn_factor", "extrapolation_factor", "beta_fast", "beta_slow", THETA)
-INTS = (ORIGINAL,)
+
 # Kinds of scaling with which vLLM multiplies the length.
 MULTIPLIED = ("yarn", "linear", "dynamic", "ntk")
 Severity = Literal["error", "warning"]
@@ -231,9 +231,8 @@ def spelling(subject: Subject) -> Iterator[Finding]:
                 yield _misspelt(subject, yarn[name], "a float", key, name)
             elif name in yarn and yarn[name] <= 0:
                 yield _misspelt(subject, yarn[name], "a positive float", key, name)
-        for name in INTS:
-            if name in yarn and count(yarn[name]) is None:
-                yield _misspelt(subject, yarn[name], "a positive integer", key, name)
+        if ORIGINAL in yarn and count(yarn[ORIGINAL]) is None:
+            yield _misspelt(subject, yarn[ORIGINAL], "a positive integer", key, ORIGINAL)
     for name in (LENGTH, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"):
         value = subject.config.get(name)
         if value is not None and count(value) is None:

@@ -93,18 +93,14 @@ class KnownModel(Value):
         )
 
 
+@cache
 def load_all(folder: Path | None = None) -> tuple[KnownModel, ...]:
     """Every model, by name.
 
     Raises:
         DcaError: DCA-202 for a wrong key or value.
     """
-    return _all(folder or data.models_folder())
-
-
-@cache
-def _all(folder: Path) -> tuple[KnownModel, ...]:
-    return tuple(_load(path) for path in sorted(folder.glob("*.toml")))
+    return tuple(_load(path) for path in sorted((folder or data.models_folder()).glob("*.toml")))
 
 
 def _load(path: Path) -> KnownModel:

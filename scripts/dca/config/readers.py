@@ -152,19 +152,15 @@ class Installed:
     paths: tuple[Path, ...] = ()
 
 
+@cache
 def load_all(folder: Path | None = None) -> tuple[Reader, ...]:
     """Every reader, in the order of the columns.
 
     Raises:
         DcaError: DCA-202 for a wrong key or value.
     """
-    return _all(folder or data.readers_folder())
-
-
-@cache
-def _all(folder: Path) -> tuple[Reader, ...]:
-    readers = [datafile.load(Reader, path) for path in sorted(folder.glob("*.toml"))]
-    # The engines first: they serve.
+    readers = [datafile.load(Reader, path) for path in sorted((folder or data.readers_folder()).glob("*.toml"))]
+    # The engines come first, because they serve.
     return tuple(sorted(readers, key=lambda reader: (reader.kind != "vllm", reader.recipe is None, reader.name)))
 
 

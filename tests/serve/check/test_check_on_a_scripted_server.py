@@ -167,14 +167,18 @@ def _fact(asked: Asked) -> str:
         ("OTHER", "another town's number"),
         ("ALL", "another town's number"),
         ("", "the answer is empty"),
+        # Reasoning up to the last token is no refused prompt.
+        ("THOUGHT", "the whole answer is reasoning"),
     ],
 )
 def test_a_wrong_answer_is_told_for_what_it_is(serve: Serve, check: Check, answer: str, words: str) -> None:
     def script(asked: Asked) -> Reply:
         if asked.kind != "needle":
             return scripted.right(asked)
+        if answer == "THOUGHT":
+            return Reply("", finish="length", tokens=64, thought="hm " * 64)
         right = scripted.right(asked).text
-        numbers = [one for one in re.findall(r"is (\d{7})\.", asked.text) if one != right]
+        numbers = [number for number in re.findall(r"is (\d{7})\.", asked.text) if number != right]
         return Reply({"OTHER": numbers[0], "ALL": "\n".join([right, *numbers])}.get(answer, answer))
 
     document = check(serve(script=script).url, *ONE, "--json").told
@@ -188,21 +192,6 @@ def test_a_number_written_in_groups_is_the_same_number(serve: Serve, check: Chec
         return Reply(f"It is {int(reply.text):,}.") if asked.kind == "needle" else reply
 
     assert check(serve(script=script).url, *ONE).code == 0
-
-
-def test_thinking_aloud_is_not_taken_for_a_refused_prompt(serve: Serve, check: Check) -> None:
-    def script(asked: Asked) -> Reply:
-        return (
-            Reply("", finish="length", tokens=64, thought="hm " * 64)
-            if asked.kind == "needle"
-            else scripted.right(asked)
-        )
-
-    document = check(serve(script=script).url, *ONE, "--json").told
-    assert (document["needles"][0]["outcome"], document["needles"][0]["detail"]) == (
-        "lost",
-        "the whole answer is reasoning",
-    )
 
 
 @pytest.mark.parametrize(
@@ -245,23 +234,21 @@ def test_a_right_sum_may_repeat_the_question(serve: Serve, check: Check, answer:
     assert done.code == 0, done.err
 
 
-def test_story_c4_a_tool_call_and_a_schema_are_proven_kept(serve: Serve, check: Check) -> None:
-    document = check(serve().url, "--skip", "needles", "--json").told
-    details = {probe["name"]: probe["detail"] for probe in document["probes"]}
-    assert details["tools"] == "the model itself chose to call it"
-    assert details["structured"] == "the answer follows the schema, with response_format"
+def probes(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The short requests of a check, by name."""
+    return {probe["name"]: probe for probe in document["probes"]}
 
 
-@pytest.mark.parametrize("refused", ["response_format", "guided_json"])
-def test_structured_output_goes_through_whichever_field_the_server_takes(
-    serve: Serve, check: Check, refused: str
+@pytest.mark.parametrize(
+    ("refused", "field"),
+    [((), "response_format"), (("response_format",), "guided_json"), (("guided_json",), "response_format")],
+)
+def test_story_c4_a_tool_call_and_a_schema_are_proven_kept_through_whichever_field_the_server_takes(
+    serve: Serve, check: Check, refused: tuple[str, ...], field: str
 ) -> None:
-    document = check(serve(refused=(refused,)).url, "--skip", "needles", "--json").told
-    detail = next(probe["detail"] for probe in document["probes"] if probe["name"] == "structured")
-    assert (
-        detail
-        == f"the answer follows the schema, with {'guided_json' if refused == 'response_format' else 'response_format'}"
-    )
+    document = check(serve(refused=refused).url, "--skip", "needles", "--json").told
+    assert probes(document)["tools"]["detail"] == "the model itself chose to call it"
+    assert probes(document)["structured"]["detail"].endswith(f"with {field}")
 
 
 def test_a_server_without_a_feature_passes_unless_the_feature_is_needed(serve: Serve, check: Check) -> None:
@@ -284,7 +271,7 @@ def test_a_tool_that_must_be_named_is_told_with_the_flags_that_mend_it(serve: Se
             handler.complete(asked)
 
     document = check(serve(tricks={"tools": only_named}).url, "--skip", "needles", "--json").told
-    probe = next(probe for probe in document["probes"] if probe["name"] == "tools")
+    probe = probes(document)["tools"]
     assert probe["status"] == "refused"
     assert "only when the client names the tool" in probe["detail"]
 
@@ -297,20 +284,17 @@ def test_story_c2_the_recommended_sampling_is_sent_and_an_engine_that_dies_of_it
     (sent,) = [request.body for request in place.asked if request.kind == "sampling"]
     assert (sent["temperature"], sent["top_p"], sent["top_k"], sent["repetition_penalty"]) == (0.7, 0.8, 20, 1.05)
     done = check(serve(tricks={"sampling": scripted.fail}).url, "--skip", "needles", "--json")
-    probe = next(probe for probe in done.told["probes"] if probe["name"] == "sampling")
+    probe = probes(done.told)["sampling"]
     assert (probe["status"], probe["code"], done.code) == ("failed", "DCA-161", 1)
     assert "dca inspect WHEEL --model DIR" in probe["remedy"]
 
 
 def test_story_b5_plain_completions_and_chat_are_asked_apart(serve: Serve, check: Check) -> None:
     place = serve(tricks={"completion": scripted.fail})
-    document = check(place.url, "--skip", "needles", "--json").told
-    assert {probe["name"]: probe["status"] for probe in document["probes"]}["completion"] == "failed"
-    assert {probe["name"]: probe["status"] for probe in document["probes"]}["chat"] == "passed"
-    document = check(serve().url, "--skip", "needles", "--json").told
-    assert "/v1/chat/completions" in next(
-        probe["detail"] for probe in document["probes"] if probe["name"] == "completion"
-    )
+    found = probes(check(place.url, "--skip", "needles", "--json").told)
+    assert (found["completion"]["status"], found["chat"]["status"]) == ("failed", "passed")
+    found = probes(check(serve().url, "--skip", "needles", "--json").told)
+    assert "/v1/chat/completions" in found["completion"]["detail"]
 
 
 # --- the prompt is refused -------------------------------------------------------------------------------------------
@@ -987,6 +971,6 @@ def test_an_error_of_our_own_is_not_taken_for_the_servers(serve: Serve, monkeypa
     def wrong(*_: Any) -> Any:
         raise KeyError("ours")
 
-    monkeypatch.setattr(client, "_answer", wrong)
+    monkeypatch.setattr(client, "_checked", wrong)
     with pytest.raises(KeyError, match="ours"):
         engine.check(engine.Request(url=serve().url), Silent())

@@ -136,7 +136,7 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
         cards = server.cards(budget.deadline(asked.timeout))
     except RequestFailed as failed:
         budget.receive(None, None)
-        trouble = troubles.tell(failed)
+        trouble = troubles.explain(failed)
         if trouble.code == troubles.UNREACHABLE:
             raise DcaError(
                 "DCA-160",

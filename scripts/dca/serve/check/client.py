@@ -199,10 +199,6 @@ class Answer:
         )
 
 
-def _nothing(_seconds: float) -> None:
-    return None
-
-
 @dataclass
 class Server:
     """A server under check.
@@ -218,7 +214,7 @@ class Server:
     base: str
     key: str = field(default="", repr=False)
     model: str = ""
-    waiting: Callable[[float], None] = _nothing
+    waiting: Callable[[float], None] = field(default=lambda _seconds: None)
     usage_in_streams: bool = True
 
     @property

@@ -255,7 +255,7 @@ def _needle(asking: Asking, asked: Range, counter: Counter, length: int, depth: 
 
 
 def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float) -> Needle:
-    code, detail, remedy = troubles.tell(failed, long=True)
+    code, detail, remedy = troubles.explain(failed, long=True)
     return Needle.model_validate(
         {
             **about,

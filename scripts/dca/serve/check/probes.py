@@ -144,7 +144,7 @@ def _sampling(asking: Asking) -> str:
                 "omit top_k and repetition_penalty; the model then repeats itself more.",
             ) from None
         if failed.kind in ("broken", "gone", "cut"):
-            trouble = troubles.tell(failed)
+            trouble = troubles.explain(failed)
             raise ProbeEnded(
                 "failed",
                 trouble.code,
@@ -319,7 +319,7 @@ def _probe(asking: Asking, name: str) -> Probe:
     except ProbeEnded as other:
         result = {"status": other.status, "code": other.code, "detail": other.detail, "remedy": other.remedy}
     except RequestFailed as failed:
-        code, detail, remedy = troubles.tell(failed)
+        code, detail, remedy = troubles.explain(failed)
         result = {"status": "failed", "code": code, "detail": detail, "remedy": remedy}
     seconds = round(time.monotonic() - started, 3)
     return Probe(name=name, proves=proves, seconds=seconds, deadline=asking.timeout, **result)

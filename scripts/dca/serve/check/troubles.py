@@ -34,7 +34,7 @@ OUTCOMES: dict[Trouble, Outcome] = {
 }
 
 
-class Told(NamedTuple):
+class Explanation(NamedTuple):
     """A failure, explained."""
 
     code: str
@@ -42,7 +42,7 @@ class Told(NamedTuple):
     remedy: str
 
 
-def tell(failed: RequestFailed, *, long: bool = False) -> Told:
+def explain(failed: RequestFailed, *, long: bool = False) -> Explanation:
     """A failed request in words.
 
     Args:
@@ -51,26 +51,26 @@ def tell(failed: RequestFailed, *, long: bool = False) -> Told:
     """
     words = failed.words
     if failed.status in BY_STATUS:
-        return Told(PROTOCOL, f"the request does not get through: {words}", BY_STATUS[failed.status])
+        return Explanation(PROTOCOL, f"the request does not get through: {words}", BY_STATUS[failed.status])
     if failed.kind == "gone":
         why = "A long prompt that ran out of GPU memory ends the engine. " + PLAN if long else "Is it still running?"
-        return Told(UNREACHABLE, f"the server does not answer: {words}", f"{LOG} {why}")
+        return Explanation(UNREACHABLE, f"the server does not answer: {words}", f"{LOG} {why}")
     if failed.kind == "denied":
-        return Told(
+        return Explanation(
             UNREACHABLE,
             f"the server rejects the key: {words}",
             "set a variable to the key that the server was started with (--api-key), and name it with --api-key-env.",
         )
     if failed.kind == "refused":
         if long:
-            return Told(
+            return Explanation(
                 PROMPT,
                 f"the server rejects the prompt: {words}",
                 f"start the server with a greater --max-model-len, or check a shorter --length. {PLAN}",
             )
-        return Told(PROTOCOL, f"the server rejects the request: {words}", LOG)
+        return Explanation(PROTOCOL, f"the server rejects the request: {words}", LOG)
     if failed.kind == "ignored":
-        return Told(
+        return Explanation(
             PROMPT,
             'the server ignored the prompt: an empty answer with finish_reason "length"',
             "the prompt requires more KV cache than the engine has; its log says `exceeds the capacity of "
@@ -78,23 +78,23 @@ def tell(failed: RequestFailed, *, long: bool = False) -> Told:
         )
     if failed.kind == "hung":
         where = "before the first token" if failed.first_token is None else "after the first token"
-        return Told(
+        return Explanation(
             PROTOCOL,
             f"{words}, {where if long else 'no answer'}",
             f"{LOG} If the server is only slow, increase {'--needle-timeout' if long else '--timeout'}.",
         )
     if failed.kind == "cut":
-        return Told(
+        return Explanation(
             PROTOCOL,
             f"the stream was cut: {words}",
             f"{LOG} A proxy in front of the server may also cut streams: check the engine directly.",
         )
     if failed.kind == "endless":
-        return Told(PROTOCOL, f"the server ignores max_tokens: {words}", LOG)
+        return Explanation(PROTOCOL, f"the server ignores max_tokens: {words}", LOG)
     if failed.kind == "malformed":
-        return Told(
+        return Explanation(
             PROTOCOL,
             f"the answer violates the protocol: {words}",
             "check that the URL belongs to an OpenAI-compatible server, and that no proxy answers in its place.",
         )
-    return Told(PROTOCOL, f"the server fails: {words}", f"{LOG}{' ' + PLAN if long else ''}")
+    return Explanation(PROTOCOL, f"the server fails: {words}", f"{LOG}{' ' + PLAN if long else ''}")
