@@ -79,7 +79,7 @@ def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
         (("set-dca", "{}", "--chunk", "4"), "belong together"),
         (("set-dca", "{}", "--length", "4"), "--length goes with"),
         (("set-dca", "{}", "--sparse-sizes", "4"), "no pair"),
-        (("set-dca", "{}", "--sparse-sizes", "0,4", "--model", MILLION), "1 or more"),
+        (("set-dca", "{}", "--sparse-sizes", "0,4", "--model", MILLION), "at least 1"),
         (("set-dca", "{}", "--sparse-sizes", "9" * 5000 + ",4"), "too large"),
         (("set-dca", "{}", "--sparse", "nowhere"), "does not exist"),
         (("set-dca", "{}", "--model", "none"), "DCA-214"),
