@@ -413,7 +413,7 @@ def _unbuilt(subject: Subject) -> Iterator[Finding]:
         yield _warning(
             "DCA-110",
             f"lean wheels of {recipe.name} have no kernels for {method} weights, and no group that adds them.",
-            f"build {'; or '.join(commands)}; --recipe plans for another engine."
+            f"run {'; or '.join(commands)}; --recipe plans for another engine."
             if commands
             else "use weights that are not quantized.",
         )
