@@ -278,7 +278,7 @@ def test_nothing_is_started_when_the_config_is_wrong(tmp_path: Path) -> None:
     assert not engine.notes.exists()
     # The plan finds it as well; this is the check's own.
     forced = engine.run("--force", skip="doctor smoke")
-    assert "config.json is not right; nothing was started" in forced.stderr
+    assert "config.json has errors; nothing was started" in forced.stderr
     assert not engine.notes.exists()
     assert engine.run("--force").returncode == 0
 
