@@ -22,6 +22,7 @@ from typing import ClassVar, Literal
 import pytest
 from pydantic import ValidationError
 
+from dca.catalogue.mirrors import places
 from dca.catalogue.recipes import GitSource
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
@@ -156,20 +157,20 @@ def test_no_hostile_git_url_or_ref_runs_anything(
         for url in chosen:
             if unchecked and "\0" in url:
                 continue
-            assert git.probe(url) != "", url
-            assert git.branch_head(url, "main", local=False) == "", url
+            assert git.probe(places(url)) != "", url
+            assert git.branch_head(places(url), "main") == "", url
             with pytest.raises(DcaError) as refused:
-                git.fetch([url], commit, cache, log)
+                git.fetch(places(url), commit, cache, log)
             assert refused.value.code == "DCA-405"
             assert not canary.exists(), (url, unchecked)
     web = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (GitHandler,), {"root": tmp_path}))
     threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{web.server_port}/repository/.git"
-    assert git.branch_head(url, "main", local=False) == commit
+    assert git.branch_head(places(url), "main") == commit
     for ref in chance.sample(refs, min(len(refs), max(8, scale(len(refs))))):
-        assert git.branch_head(url, ref, local=False) == "", ref
+        assert git.branch_head(places(url), ref) == "", ref
         with pytest.raises(DcaError):
-            git.fetch([url], ref, cache, log)
+            git.fetch(places(url), ref, cache, log)
         assert not canary.exists(), ref
     web.shutdown()
     web.server_close()
@@ -219,7 +220,7 @@ def test_what_a_repository_says_of_its_submodules_hooks_and_filters_runs_nothing
         canary.unlink(missing_ok=True)
         # Named by hand, its own configuration and hooks are there too.
         git.export(one.path, commit, folder / "local")
-        git.branch_head(str(one.path), "main", local=True)
+        git.branch_head(places(local=one.path), "main")
         git.objects(one.path, commit)
         assert not canary.exists(), text
         web = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (GitHandler,), {"root": folder / "served"}))
@@ -229,7 +230,7 @@ def test_what_a_repository_says_of_its_submodules_hooks_and_filters_runs_nothing
             one("config", "--unset-all", key)
         cache = store.Store(folder / "cache").open()
         url = f"http://127.0.0.1:{web.server_port}/repository/.git"
-        there = git.fetch([url], commit, cache, folder / "log")
+        there = git.fetch(places(url), commit, cache, folder / "log")
         git.export(there, commit, folder / "fetched")
         assert not canary.exists(), text
         assert store.tree_hash(folder / "fetched") == store.tree_hash(folder / "local")
@@ -276,7 +277,7 @@ def test_no_git_answer_that_was_cut_or_changed_is_taken_for_the_commit(
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
     url, log = f"http://127.0.0.1:{web.server_port}/repository/.git", tmp_path / "log"
-    git.export(git.fetch([url], commit, store.Store(tmp_path / "good").open(), log), commit, tmp_path / "wanted")
+    git.export(git.fetch(places(url), commit, store.Store(tmp_path / "good").open(), log), commit, tmp_path / "wanted")
     wanted, refused = store.tree_hash(tmp_path / "wanted"), 0
     cuts, flips = scale(64), scale(200)
     for number in range(cuts + flips):
@@ -293,7 +294,7 @@ def test_no_git_answer_that_was_cut_or_changed_is_taken_for_the_commit(
         Handler.change = staticmethod(cut if number < cuts else flip)
         cache = store.Store(tmp_path / f"cache-{number}").open()
         try:
-            repository = git.fetch([url], commit, cache, log)
+            repository = git.fetch(places(url), commit, cache, log)
         except DcaError as error:
             told = (error.code, bool(error.why))
             refused += 1
@@ -305,7 +306,7 @@ def test_no_git_answer_that_was_cut_or_changed_is_taken_for_the_commit(
             shutil.rmtree(tmp_path / f"tree-{number}")
         assert told == ("DCA-405", True)
         Handler.change = None
-        git.export(git.fetch([url], commit, cache, log), commit, tmp_path / "next")
+        git.export(git.fetch(places(url), commit, cache, log), commit, tmp_path / "next")
         assert store.tree_hash(tmp_path / "next") == wanted
         shutil.rmtree(tmp_path / "next")
         shutil.rmtree(cache.root)
@@ -568,14 +569,16 @@ def test_no_download_that_was_cut_or_changed_is_accepted(
     bodies += [BODY + chance.randbytes(chance.randrange(1, 9)) for _ in range(lengths)]
     for number, body in enumerate(bodies):  # noqa: B007 - the server reads it
         with pytest.raises(DcaError) as refused:
-            index.fetch_url(f"{place.url}/file", sha(BODY), tmp_path / "kept", size=len(BODY) if number % 2 else 0)
+            index.fetch_url(
+                places(f"{place.url}/file"), sha(BODY), tmp_path / "kept", size=len(BODY) if number % 2 else 0
+            )
         assert refused.value.code in ("DCA-401", "DCA-402")
         assert refused.value.why
         assert refused.value.remedy
         assert list(tmp_path.iterdir()) == []
     print(f"0 of {len(bodies)} accepted: {len(cuts)} cuts, {flips} flipped bits, {lengths} of another length")
     body = BODY
-    assert index.fetch_url(f"{place.url}/file", sha(BODY), tmp_path / "kept").read_bytes() == BODY
+    assert index.fetch_url(places(f"{place.url}/file"), sha(BODY), tmp_path / "kept").read_bytes() == BODY
 
 
 @pytest.fixture
@@ -616,7 +619,7 @@ def test_no_redirection_from_https_to_anything_else_is_followed(place: Place, se
     place.pages["/file"] = ("x/y", BODY)
     (tmp_path / "here").write_bytes(BODY)
     secure.pages["/file"] = ("x/y", BODY)
-    assert index.fetch_url(f"{secure.url}/file", sha(BODY), tmp_path / "kept").read_bytes() == BODY
+    assert index.fetch_url(places(f"{secure.url}/file"), sha(BODY), tmp_path / "kept").read_bytes() == BODY
     (tmp_path / "kept").unlink()
     targets = [
         f"{place.url}/file",
@@ -638,13 +641,13 @@ def test_no_redirection_from_https_to_anything_else_is_followed(place: Place, se
 
             secure.odd["/away"] = away
             with pytest.raises(DcaError) as refused:
-                index.fetch_url(f"{secure.url}/away", sha(BODY), tmp_path / "kept")
+                index.fetch_url(places(f"{secure.url}/away"), sha(BODY), tmp_path / "kept")
             assert refused.value.code == "DCA-402"
             assert place.asked == []
             if status == 301:
                 with pytest.raises(DcaError):
                     git.fetch(
-                        [f"{secure.url}/away"], "0" * 40, store.Store(tmp_path / "cache").open(), tmp_path / "log"
+                        places(f"{secure.url}/away"), "0" * 40, store.Store(tmp_path / "cache").open(), tmp_path / "log"
                     )
                 assert place.asked == []
     assert not (tmp_path / "kept").exists()
@@ -705,13 +708,13 @@ def test_a_server_that_stalls_is_left_for_the_next_one_in_time(
     other = Place()
     other.pages["/file"] = ("x/y", BODY)
     started = time.monotonic()
-    index.fetch_url((f"{place.url}/file", f"{other.url}/file"), sha(BODY), tmp_path / "kept")
+    index.fetch_url(places(f"{place.url}/file", f"{other.url}/file"), sha(BODY), tmp_path / "kept")
     spent = time.monotonic() - started
     print(f"{how.__name__}: left after {spent:.1f} s")
     assert (tmp_path / "kept").read_bytes() == BODY
     assert spent < (20 if whole else 8)
     with pytest.raises(DcaError) as refused:
-        index.fetch_url(f"{place.url}/file", sha(BODY), tmp_path / "alone")
+        index.fetch_url(places(f"{place.url}/file"), sha(BODY), tmp_path / "alone")
     assert refused.value.code == "DCA-402"
     assert refused.value.why
     other.server.shutdown()
@@ -734,7 +737,7 @@ def test_a_place_that_takes_no_connection_is_left_for_the_next_one_in_time(
         waiting.append(one)
     started = time.monotonic()
     dead = f"http://127.0.0.1:{full.getsockname()[1]}/file"
-    index.fetch_url((dead, f"{place.url}/file"), sha(BODY), tmp_path / "kept")
+    index.fetch_url(places(dead, f"{place.url}/file"), sha(BODY), tmp_path / "kept")
     spent = time.monotonic() - started
     print(f"no connection: left after {spent:.1f} s")
     assert spent < 20
@@ -751,6 +754,7 @@ from dca.sources import git, index
 from dca.foundation import archives, store
 from dca.foundation.events import Silent
 from dca.sources.fetch import FetchedSource, Tree
+from dca.catalogue.mirrors import places
 from dca.catalogue.recipes import SdistSource
 root, url, sdist, sha256, commit = sys.argv[1:]
 cache, log = store.Store(Path(root)).open(), Path(root) / "log"
@@ -763,7 +767,7 @@ with cache.lock("tree", "one"):
         store.sweep(target)
         with store.incoming_folder(target) as part:
             archives.unpack_sdist(index.download(source, cache), part / "source")
-            git.export(git.fetch([url], commit, cache, log), commit, part / "kit")
+            git.export(git.fetch(places(url), commit, cache, log), commit, part / "kit")
 print(store.tree_hash(target))
 """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dca.catalogue.mirrors import places
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.sources import git
@@ -400,7 +401,7 @@ def test_no_url_starts_a_program_or_reads_a_local_repository(
     (tmp_path / ".gitconfig").write_text('[protocol]\n\tallow = always\n[protocol "ext"]\n\tallow = always\n')
     monkeypatch.setenv("HOME", str(tmp_path))
     for url in canaries(tmp_path):
-        assert git.probe(url), f"{url!r} is said to be reachable"
+        assert git.probe(places(url)), f"{url!r} is said to be reachable"
     assert not (tmp_path / "canary").exists()
 
 
@@ -416,7 +417,7 @@ def test_the_canary_would_sing(repository: Repository, tmp_path: Path) -> None:
 def test_a_repository_that_does_not_answer_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    why = git.probe("https://user:secret@127.0.0.1:1/x.git")
+    why = git.probe(places("https://user:secret@127.0.0.1:1/x.git"))
     assert why
     assert "secret" not in why
 
@@ -431,7 +432,7 @@ def test_a_commit_that_is_in_the_cache_is_not_fetched(repository: Repository, tm
     cache = store.Store(tmp_path / "cache")
     kept = cache.folder("git", store.sha256_bytes(URL.encode())[:16])
     repository("clone", "--quiet", "--bare", ".", str(kept))
-    assert git.fetch([URL], commit, cache, tmp_path / "log") == kept
+    assert git.fetch(places(URL), commit, cache, tmp_path / "log") == kept
     assert not (tmp_path / "log").exists()
 
 
@@ -441,7 +442,7 @@ def test_a_commit_that_no_place_gives_is_an_error_that_names_every_place(
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(DcaError) as refused:
-        git.fetch([URL, "https://127.0.0.1:2/y.git"], "1" * 40, store.Store(tmp_path / "cache"), tmp_path / "log")
+        git.fetch(places(URL, "https://127.0.0.1:2/y.git"), "1" * 40, store.Store(tmp_path / "cache"), tmp_path / "log")
     assert refused.value.code == "DCA-405"
     assert URL in refused.value.why
     assert "127.0.0.1:2" in refused.value.why

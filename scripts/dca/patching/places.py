@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from dca.catalogue import mirrors
+from dca.catalogue.mirrors import Places
 from dca.catalogue.recipes import GitSource, Recipe, SdistSource
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
@@ -95,15 +97,15 @@ def bring(
             )
         archives.unpack_sdist(index.download(source, cache), folder)
         return Found(folder, source.file, source.pin)
-    reporter.stage("look", str(place or getattr(source, "urls", [""])[0]))
-    commit, urls = _commit(source, wanted), getattr(source, "urls", ())
-    repository = place or git.fetch(urls, commit, cache, log)
-    git.export(repository, commit, folder)
+    reporter.stage("look", str(place or source.urls[0]))
+    places = mirrors.places(*source.urls, local=place)
+    commit, urls = _commit(source, wanted, places), source.urls
+    git.export(git.fetch(places, commit, cache, log), commit, folder)
     name = "/".join(urls[-1].removesuffix(".git").split("/")[-2:]) if urls else place.name if place else ""
     return Found(folder, name, commit)
 
 
-def _commit(source: SdistSource | GitSource, wanted: Wanted) -> str:
+def _commit(source: SdistSource | GitSource, wanted: Wanted, places: Places) -> str:
     """The commit that is wanted.
 
     Raises:
@@ -112,14 +114,13 @@ def _commit(source: SdistSource | GitSource, wanted: Wanted) -> str:
     rev = wanted.rev or (source.commit if isinstance(source, GitSource) else "")
     if _COMMIT.fullmatch(rev):
         return rev
-    local = wanted.place is not None
-    places = [str(wanted.place)] if local else list(source.urls) if isinstance(source, GitSource) else []
-    for place in places:
-        if rev and (head := git.branch_head(place, rev, local=local)):
-            return head
+    if rev and (head := git.branch_head(places, rev)):
+        return head
     raise DcaError(
         "DCA-405",
-        f"there is no branch `{rev}` in {' or '.join(places)}." if rev else f"no commit of {wanted.place} is named.",
+        f"there is no branch `{rev}` in {wanted.place or ' or '.join(source.urls)}."
+        if rev
+        else f"no commit of {wanted.place} is named.",
         remedy="name a branch, or a commit with all its 40 digits.",
     )
 

@@ -204,6 +204,7 @@ def _parts(contents: Contents, run: Run, scratch: Path) -> Iterator[tuple[Part, 
     for source in plan.sources:
         if source.name == "official wheel":
             continue
+        places = fetch.places_of(source)
         if source.pin.startswith("tree:"):
             raise DcaError(
                 "DCA-201",
@@ -212,16 +213,11 @@ def _parts(contents: Contents, run: Run, scratch: Path) -> Iterator[tuple[Part, 
             )
         if source.pin.startswith("sha256:"):
             assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
-            local = source.origin == "local"
-            file = (
-                Path(source.places[0])
-                if local
-                else index.download(recipe.source, run.cache, progress(source.places[0]))
-            )
+            file = places.local or index.download(recipe.source, run.cache, progress(source.places[0]))
             yield _file(file, recipe.source.sha256, recipe.source.file), file
         else:
             commit, only = source.pin.removeprefix("commit:"), fetch.wanted_paths(recipe, source.name)
-            repository = fetch.repository(source, recipe, run.cache, run.log)
+            repository = git.fetch(places, commit, run.cache, run.log, only)
             file = scratch / f"{commit}-{len(list(scratch.iterdir()))}.pack"
             gitpack.write(git.objects(repository, commit, only), file)
             part = Part(

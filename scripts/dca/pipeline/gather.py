@@ -127,10 +127,10 @@ def _heads(request: Request, known: tuple[Loaded, ...], kept: Reach | None) -> d
                     branches[f"{recipe.name}/{name}"] = (origin, path)
 
     def head(origin: GitSource, path: str | None) -> str:
-        if path is not None:
-            is_clone = Path(path).is_dir() and git.is_repository(Path(path))
-            return git.branch_head(path, origin.branch, local=True) if is_clone and not request.dirty else origin.commit
-        return next(filter(None, (git.branch_head(url, origin.branch, local=False) for url in origin.urls)), "")
+        own = Path(path) if path is not None else None
+        if own and (request.dirty or not (own.is_dir() and git.is_repository(own))):
+            return origin.commit
+        return git.branch_head(mirrors.places(*origin.urls, local=own), origin.branch)
 
     with ThreadPoolExecutor(max_workers=max(1, len(branches))) as pool:
         futures = {key: pool.submit(head, *branch) for key, branch in branches.items()}
@@ -271,8 +271,8 @@ def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[toolkits.T
                 if f"{name}/{submodule.path}" not in request.companions:
                     urls.update(submodule.urls)
     probes: dict[str, Callable[[], str]] = {"index": index.probe}
-    probes |= {url: partial(git.probe, url) for url in urls}
-    probes |= {url: partial(index.probe_file, url) for url in files}
+    probes |= {url: partial(git.probe, mirrors.places(url)) for url in urls}
+    probes |= {url: partial(index.probe_file, mirrors.places(url)) for url in files}
     probes |= {f"apt:{source.name}": partial(apt.probe, source.apt) for source in sources if source.apt}
     probes |= {f"redist:{source.name}": partial(redist.probe, source.redist) for source in sources if source.redist}
     with ThreadPoolExecutor(max_workers=len(probes)) as pool:

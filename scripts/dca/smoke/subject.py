@@ -8,7 +8,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from dca.catalogue import machine, recipes
+from dca.catalogue import machine, mirrors, recipes
 from dca.catalogue.recipes import Recipe, SdistSource, SmokeFiles
 from dca.foundation import archives, data, documents, runner, store
 from dca.foundation.errors import DcaError
@@ -139,7 +139,8 @@ def kernel_source(
         path = target / name
     else:
         run.reporter.stage("fetch", f"source: {local or source.urls[0]}")
-        repository = local or git.fetch(source.urls, source.commit, run.cache, run.log)
+        places = mirrors.places(*source.urls, local=local)
+        repository = git.fetch(places, source.commit, run.cache, run.log)
         git.export(repository, source.commit, target, (name,))
         path = target / name
     if recorded:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from dca.catalogue import mirrors
+from dca.catalogue.mirrors import Places
 from dca.catalogue.plan import Plan, PlannedSource
 from dca.catalogue.recipes import GitSource, OfficialWheel, Recipe, SdistSource
 from dca.foundation import archives, documents, store
@@ -105,8 +108,9 @@ def fetch(plan: Plan, recipe: Recipe, run: Run) -> Tree:
             return kept.model_copy(update={"folder": str(folder)})
         store.sweep(folder)
         with store.incoming_folder(folder) as part:
+            where = {source.name: places_of(source) for source in plan.sources if source.name != "official wheel"}
             fetched = [
-                _bring(plan, source, recipe, part, run) for source in plan.sources if source.name != "official wheel"
+                _fetch(source, where, plan, recipe, part, run) for source in plan.sources if source.name in where
             ]
             if members:
                 assert recipe.official_wheel is not None  # noqa: S101 - the plan copies from it
@@ -128,54 +132,38 @@ def wanted_members(plan: Plan, recipe: Recipe) -> dict[str, str]:
     return {path: recipe.official_wheel.members[path].sha256 for path in sorted(paths)}
 
 
-def _bring(
-    plan: Plan,
-    source: PlannedSource,
-    recipe: Recipe,
-    part: Path,
-    run: Run,
+def places_of(source: PlannedSource) -> Places:
+    """Where a planned source is taken from; an sdist's URL is known only when the index is asked."""
+    if source.origin == "local":
+        return mirrors.places(local=Path(source.places[0]))
+    return mirrors.places(*source.places) if source.origin == "git" else Places()
+
+
+def _fetch(
+    source: PlannedSource, where: Mapping[str, Places], plan: Plan, recipe: Recipe, part: Path, run: Run
 ) -> FetchedSource:
     run.reporter.stage("fetch", f"{source.name}: {source.places[0]}")
     name, _, inner = source.name.partition("/")
     target = part / name / inner if inner else part / name
-    place, head = source.places[0], ""
+    places, place, head = where[source.name], source.places[0], ""
     if source.pin.startswith("tree:"):
         _copy_folder(Path(place), target, source)
     elif source.pin.startswith("sha256:"):
         assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
-        archive = (
-            Path(place)
-            if source.origin == "local"
-            else index.download(recipe.source, run.cache, lambda done, total: run.reporter.progress(done, total, place))
+        archive = places.local or index.download(
+            recipe.source, run.cache, lambda done, total: run.reporter.progress(done, total, place)
         )
         archives.unpack_sdist(archive, target)
     else:
         commit = source.pin.removeprefix("commit:")
-        clone = repository(source, recipe, run.cache, run.log)
+        only, branch = wanted_paths(recipe, source.name), _branch(source.name, recipe)
+        clone = git.fetch(places, commit, run.cache, run.log, only)
         if inner:
-            _check_submodule(plan, source, recipe, run)
-        git.export(clone, commit, target, wanted_paths(recipe, source.name))
-        head = "" if run.cache.offline else _head(source, recipe)
+            _check_submodule(plan, source, where, recipe, run)
+        git.export(clone, commit, target, only)
+        head = git.branch_head(places, branch) if branch and not run.cache.offline else ""
         _tell_head(source.name, head, commit, recipe, run.reporter)
     return FetchedSource(name=source.name, pin=source.pin, place=redact(place), tree=store.tree_hash(target), head=head)
-
-
-def repository(source: PlannedSource, recipe: Recipe, cache: store.Store, log: Path) -> Path:
-    """The repository that has a planned source's commit: the user's own, or the cache's, fetched where it is missing.
-
-    Raises:
-        DcaError: DCA-405 when it cannot be had, DCA-409 when it may not be fetched.
-    """
-    if source.origin == "local":
-        return Path(source.places[0])
-    commit = source.pin.removeprefix("commit:")
-    return git.fetch(source.places, commit, cache, log, wanted_paths(recipe, source.name))
-
-
-def _head(source: PlannedSource, recipe: Recipe) -> str:
-    """Where the branch is that the commit was found on; nothing where there is none or it cannot be told."""
-    branch = _branch(source.name, recipe)
-    return git.branch_head(source.places[0], branch, local=source.origin == "local") if branch else ""
 
 
 def _branch(name: str, recipe: Recipe) -> str:
@@ -206,15 +194,16 @@ def wanted_paths(recipe: Recipe, source: str) -> tuple[str, ...]:
     return next((below.only for below in companion.submodules if below.path == inner), ())
 
 
-def _check_submodule(plan: Plan, source: PlannedSource, recipe: Recipe, run: Run) -> None:
-    """The parent's own record of its submodule must be the commit that the recipe pins."""
+def _check_submodule(plan: Plan, source: PlannedSource, where: Mapping[str, Places], recipe: Recipe, run: Run) -> None:
+    """Check that the parent repository records the commit of its submodule that the recipe pins."""
     name, _, inner = source.name.partition("/")
     commit = source.pin.removeprefix("commit:")
     companion = recipe.companions[name]
     parent = plan.source(name)
     if parent is None or parent.pin != companion.source.pin:
         return
-    recorded = git.submodule_commit(repository(parent, recipe, run.cache, run.log), companion.source.commit, inner)
+    repository = git.fetch(where[name], companion.source.commit, run.cache, run.log, wanted_paths(recipe, name))
+    recorded = git.submodule_commit(repository, companion.source.commit, inner)
     if recorded != commit:
         raise DcaError(
             "DCA-405",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dca.catalogue import mirrors
+from dca.catalogue.mirrors import Places
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.secrets import redact
@@ -44,9 +45,9 @@ def _refused(url: str) -> str:
     return "it is not an https:// URL without user, password, spaces and control characters"
 
 
-def probe(url: str) -> str:
-    """Why a repository cannot be reached, at none of its places, or nothing when it can."""
-    reasons = [_probe(place) for place in mirrors.places(url)]
+def probe(places: Places) -> str:
+    """Why a repository cannot be reached at any of its places; empty when it can."""
+    reasons = [_probe(url) for url in places.asked]
     return "" if "" in reasons else reasons[-1]
 
 
@@ -93,37 +94,38 @@ def _own(urls: Sequence[str]) -> str:
     return store.sha256_bytes(urls[0].encode())[:16]
 
 
-def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path, only: Sequence[str] = ()) -> Path:
-    """A bare repository in the cache that has the commit, fetched from the first place that gives it.
+def fetch(places: Places, commit: str, cache: store.Store, log: Path, only: Sequence[str] = ()) -> Path:
+    """The repository that has a commit: the user's own, or the cache's, fetched from the first place that has it.
 
     Args:
-        urls: in order; the user's mirrors of each are asked before it.
-        commit: the pinned one, which alone decides.
-        cache: where it is kept.
+        places: where the repository is taken from.
+        commit: the pinned commit.
+        cache: where the repository is kept.
         log: of git.
         only: as in `kept`.
 
     Raises:
         DcaError: DCA-405 when none has it, DCA-409 when it may not be fetched.
     """
+    if places.local is not None:
+        return places.local
     if not _COMMIT.fullmatch(commit):
         raise DcaError("DCA-405", f"{commit[:60]!r} is not a commit.", remedy="pin all 40 digits of its hash.")
-    if (repository := kept(urls, commit, cache, only)) is not None:
+    if (repository := kept(places.urls, commit, cache, only)) is not None:
         return repository
-    cache.must_fetch(f"commit {commit[:12]} of {redact(urls[0])}")
-    with cache.lock("git", _own(urls)):
-        # Another run may have had it in the meantime.
-        return kept(urls, commit, cache, only) or _fetch(urls, commit, cache, log)
+    cache.must_fetch(f"commit {commit[:12]} of {redact(places.urls[0])}")
+    with cache.lock("git", _own(places.urls)):
+        # Another run may have fetched it in the meantime.
+        return kept(places.urls, commit, cache, only) or _fetch(places, commit, cache, log)
 
 
-def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> Path:
-    repository = make_empty(cache.folder("git", _own(urls)), log)
+def _fetch(places: Places, commit: str, cache: store.Store, log: Path) -> Path:
+    repository = make_empty(cache.folder("git", _own(places.urls)), log)
     reasons: list[str] = []
     output: tuple[str, ...] = ()
-    places = [place for url in urls for place in mirrors.places(url)]
-    for url in places:
+    for url in places.asked:
         # git has no timeout for connecting; `_probe` has one, so it goes first where there is another place to try.
-        if reason := _refused(url) or (len(places) > 1 and _probe(url)):
+        if reason := _refused(url) or (len(places.asked) > 1 and _probe(url)):
             reasons.append(f"{url}: {reason}")
             continue
         done = runner.run(
@@ -199,20 +201,19 @@ def _is_whole(repository: Path) -> bool:
     return (repository / "HEAD").is_file() and (repository / "objects").is_dir() and (repository / "refs").is_dir()
 
 
-def branch_head(place: str, branch: str, *, local: bool) -> str:
-    """The commit that a branch is at; nothing when it cannot be told, which is no error: the pin decides.
+def branch_head(places: Places, branch: str) -> str:
+    """The commit that a branch is at; empty when it is unknown, which is no error, because builds use the pin.
 
     Args:
-        place: a URL, or the path of a clone, whose own branch comes before those of its remotes.
+        places: where the repository is; in the user's own clone, its branches come before those of its remotes.
         branch: its name.
-        local: whether `place` is a path.
     """
     import git
 
     if "\0" in branch:
         return ""
-    if not local:
-        for url in mirrors.places(place):
+    if places.local is None:
+        for url in places.asked:
             if _refused(url):
                 continue
             done = runner.run(
@@ -226,7 +227,7 @@ def branch_head(place: str, branch: str, *, local: bool) -> str:
                 return head
         return ""
     try:
-        with _open(Path(place)) as repo:
+        with _open(places.local) as repo:
             refs = {ref.path: str(ref.commit.hexsha) for ref in repo.refs if ref.path.endswith(f"/{branch}")}
     except (git.exc.GitError, ValueError):
         return ""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from dca.catalogue import mirrors
+from dca.catalogue.mirrors import Places
 from dca.catalogue.recipes import IndexFile, SdistSource
 from dca.foundation import store
 from dca.foundation.errors import DcaError
@@ -78,9 +79,9 @@ def probe() -> str:
         return _reason(error)
 
 
-def probe_file(url: str) -> str:
-    """Why a file cannot be had from any of its places, or nothing when it can; asks for its head."""
-    reasons = [_probe_file(place) for place in mirrors.places(url)]
+def probe_file(places: Places) -> str:
+    """Why a file cannot be downloaded from any of its places; empty when it can. Sends HEAD requests."""
+    reasons = [_probe_file(url) for url in places.asked]
     return "" if "" in reasons else reasons[-1]
 
 
@@ -252,46 +253,43 @@ def download(pinned: IndexFile, cache: store.Store, progress: Progress | None = 
     if store.has_hash(kept, pinned.sha256):
         return kept
     cache.must_fetch(pinned.file)
-    others = pinned.urls if isinstance(pinned, SdistSource) else ()
+    urls = pinned.urls if isinstance(pinned, SdistSource) else ()
     failed: DcaError | None = None
     try:
-        others = (find(pinned), *others)
+        urls = (find(pinned), *urls)
     except DcaError as error:
-        if not others:
+        if not urls:
             raise
         failed = error
-    return fetch_url(others, pinned.sha256, kept, progress, failed=failed)
+    return fetch_url(mirrors.places(*urls), pinned.sha256, kept, progress, failed=failed)
 
 
 def fetch_url(
-    urls: str | tuple[str, ...],
+    places: Places,
     sha256: str,
     path: Path,
     progress: Progress | None = None,
     size: int = 0,
     failed: DcaError | None = None,
 ) -> Path:
-    """A URL's content at `path`, if it has the hash; otherwise nothing is left.
-
-    Each URL is asked for in turn, and the user's mirrors of it before it; the first content with the hash is taken.
+    """Download a file to `path`, from the first place whose content has the hash; otherwise nothing is left there.
 
     Args:
-        urls: read from its beginning; what an earlier run had of it was not kept.
-        sha256: that its content must have.
-        path: where it goes.
+        places: where it is asked for, in order; a download always starts from the beginning.
+        sha256: the hash that its content must have.
+        path: of the file to write.
         progress: called with bytes done and in all.
-        size: bytes that it has, where that is known: no more than one block beyond is read of anything longer.
-        failed: why a place before them did not give it.
+        size: of the file in bytes, where it is known: reading stops at most one block beyond it.
+        failed: why an earlier place did not have it.
 
     Raises:
         DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    places = [place for url in ((urls,) if isinstance(urls, str) else urls) for place in mirrors.places(url)]
     errors = [failed] if failed else []
-    for place in places:
+    for url in places.asked:
         try:
-            return _fetch_one(place, sha256, path, progress, size)
+            return _fetch_one(url, sha256, path, progress, size)
         except DcaError as error:  # noqa: PERF203 - the next place is asked then
             # Other errors, such as a full disk, are the same with every place.
             if error.code not in ("DCA-401", "DCA-402"):

@@ -64,12 +64,15 @@ def checked(mirror: str) -> str:
 def probe(release: Redist) -> str:
     """Why the archives cannot be had from here, or nothing when they can; asks each place for the manifest's head."""
     first = ""
-    for url in endpoints(release):
-        for place in mirrors.places(url + release.manifest):
-            if not (reason := _probe(place, release.manifest)):
-                return ""
-            first = first or reason
+    for url in _places(release, release.manifest).asked:
+        if not (reason := _probe(url, release.manifest)):
+            return ""
+        first = first or reason
     return first
+
+
+def _places(release: Redist, file: str) -> mirrors.Places:
+    return mirrors.places(*(url + file for url in endpoints(release)))
 
 
 def _probe(url: str, manifest: str) -> str:
@@ -96,5 +99,4 @@ def download(component: Component, of: Redist, cache: store.Store, progress: ind
     if store.has_hash(kept, component.sha256):
         return kept
     cache.must_fetch(component.file)
-    urls = tuple(url + component.relative_path for url in endpoints(of))
-    return index.fetch_url(urls, component.sha256, kept, progress, component.size)
+    return index.fetch_url(_places(of, component.relative_path), component.sha256, kept, progress, component.size)
