@@ -17,8 +17,8 @@ from dca.foundation.run import Run
 from dca.pipeline import gather
 from dca.sources import fetch, git, index
 from dca.toolchain import apt, lockfile
-from tests.sources.test_git import Repository
 from tests.sources.test_git_fetch import server
+from tests.support.repositories import Repository
 
 __all__ = ["server"]
 NAME = "vllm-0.10.2"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,7 @@ from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.sources import git, index
 from dca.toolchain import redist
-from tests.sources.test_git import Repository
-from tests.sources.test_git_fetch import GitHandler
+from tests.support.repositories import GitHandler, Repository, served
 from tests.support.web import Place, sha
 
 BODY = b"whole " * 2000
@@ -195,22 +192,19 @@ def test_archives_of_nvidia_come_from_the_first_of_several_places_that_has_them(
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
+def kit(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """The folder that a git server's repositories are in, and the commit of the one that it has."""
     repository = Repository(tmp_path / "served/group/kit.git")
     repository.write("a", b"a")
     commit = repository.commit()
-    web = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (GitHandler,), {"root": tmp_path / "served"}))
-    threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{web.server_port}/", commit
-    web.shutdown()
-    web.server_close()
+    with served(tmp_path / "served") as url:
+        yield url, commit
 
 
 def test_a_commit_comes_from_a_mirror_of_its_repository(
-    served: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, commit = served
+    url, commit = kit
     configure(tmp_path, monkeypatch, f'[mirrors]\n"https://hub.invalid/" = ["http://127.0.0.1:9/", "{url}"]\n')
     clone = "https://hub.invalid/group/kit.git/.git"
     assert git.probe(places(clone)) == ""
@@ -222,9 +216,9 @@ def test_a_commit_comes_from_a_mirror_of_its_repository(
 
 
 def test_a_mirror_without_the_commit_is_passed_over(
-    served: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, commit = served
+    url, commit = kit
     old = Repository(tmp_path / "served/old/kit.git")
     old.write("a", b"older")
     old.commit()
@@ -237,17 +231,15 @@ def test_a_mirror_without_the_commit_is_passed_over(
 
 @pytest.mark.proof
 def test_a_git_server_that_stalls_is_left_for_the_next_one_in_time(
-    served: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: Callable[[int], int]
+    kit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: Callable[[int], int]
 ) -> None:
     """It answers when asked for its refs, and then sends nothing; with the real deadline in `make prove`."""
-    url, commit = served
+    url, commit = kit
     if scale(50) != 50:
         monkeypatch.setattr(git, "STALL", ("-c", "http.lowSpeedLimit=10", "-c", "http.lowSpeedTime=1"))
     requests: list[bytes] = []
 
     class Stalling(GitHandler):
-        root = tmp_path / "served"
-
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if b"command=fetch" in body:
@@ -259,18 +251,13 @@ def test_a_git_server_that_stalls_is_left_for_the_next_one_in_time(
 
         do_GET = do_POST = answer  # noqa: N815 - the server's names
 
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Stalling)
-    web.daemon_threads = True
-    threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
-    slow = f"http://127.0.0.1:{web.server_port}/"
-    configure(tmp_path, monkeypatch, f'[mirrors]\n"https://hub.invalid/" = ["{slow}", "{url}"]\n')
-    started = time.monotonic()
-    place = "https://hub.invalid/group/kit.git/.git"
-    repository = git.fetch(places(place), commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
-    spent = time.monotonic() - started
-    print(f"a git server that stalls: left after {spent:.1f} s")
-    assert git.has_commit(repository, commit)
-    assert spent < 20
-    assert len(requests) == 1
-    web.shutdown()
-    web.socket.close()
+    with served(tmp_path / "served", Stalling) as slow:
+        configure(tmp_path, monkeypatch, f'[mirrors]\n"https://hub.invalid/" = ["{slow}", "{url}"]\n')
+        started = time.monotonic()
+        place = "https://hub.invalid/group/kit.git/.git"
+        repository = git.fetch(places(place), commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
+        spent = time.monotonic() - started
+        print(f"a git server that stalls: left after {spent:.1f} s")
+        assert git.has_commit(repository, commit)
+        assert spent < 20
+        assert len(requests) == 1

@@ -35,9 +35,9 @@ from dca.pipeline import bundle, gather
 from dca.pipeline.bundle import Bundle, Manifest, Part
 from dca.sources import fetch, git, gitpack
 from dca.toolchain import environments, lockfile
-from tests.sources.test_git import Repository
 from tests.support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small, quiet_run
 from tests.support.kills import killed_runs, leftovers, whole_run
+from tests.support.repositories import Repository
 from tests.support.web import Place, sha
 
 SDIST = "thing-1.0.tar.gz"

@@ -14,54 +14,9 @@ from dca.catalogue.mirrors import places
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.sources import git
+from tests.support.repositories import ENV, Repository
 
-ENV = {
-    "PATH": os.environ["PATH"],
-    "HOME": "/nonexistent",
-    "LC_ALL": "C",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_AUTHOR_NAME": "A",
-    "GIT_AUTHOR_EMAIL": "a@example.org",
-    "GIT_COMMITTER_NAME": "A",
-    "GIT_COMMITTER_EMAIL": "a@example.org",
-    "GIT_AUTHOR_DATE": "2025-01-01T00:00:00Z",
-    "GIT_COMMITTER_DATE": "2025-01-01T00:00:00Z",
-}
 BINARY = bytes(range(256)) * 5
-
-
-class Repository:
-    """A repository made with the git program."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(parents=True)
-        self("init", "--quiet", "--initial-branch=main")
-
-    def __call__(self, *words: str, text: bytes = b"") -> str:
-        done = subprocess.run(
-            ["git", "-C", str(self.path), *words], env=ENV, input=text, capture_output=True, check=True
-        )
-        return done.stdout.decode().strip()
-
-    def write(self, name: str, content: bytes, mode: int = 0o644) -> None:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        path.chmod(mode)
-
-    def commit(self) -> str:
-        self("add", "--all", "--force")
-        self("commit", "--quiet", "--allow-empty", "--message", "x")
-        return self("rev-parse", "HEAD")
-
-    def commit_tree(self, entries: list[tuple[str, bytes, str]]) -> str:
-        """A commit of (mode, content, path) that git's own commands would not make."""
-        for mode, content, path in entries:
-            blob = self("hash-object", "-w", "--stdin", text=content)
-            self("update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}")
-        return self("commit-tree", self("write-tree"), "-m", "x")
 
 
 @pytest.fixture
