@@ -1,6 +1,6 @@
-"""Brings the trees that a series is held against onto the disk without a plan: pinned, at another commit, or as given.
+"""Fetches the trees that a series is checked against: pinned, at another commit, or as the user gives them.
 
-What is brought is looked at and not built.
+They are read and never built, and need no plan.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Wanted(NamedTuple):
-    """Which state of a tree is looked at.
+    """The requested state of a tree.
 
     Args:
-        place: a local clone, an sdist or a folder; None for where the recipe has it from.
+        place: a local clone, an sdist or a folder; None for the recipe's URLs.
         rev: a commit or a branch; empty for the recipe's pin.
     """
 
@@ -37,8 +37,8 @@ class Found(NamedTuple):
     """A tree on the disk.
 
     Args:
-        place: what its base line calls it.
-        pin: as a series names it; empty for a folder that is taken as it is.
+        place: its name in the base line of a series.
+        pin: as a series records it; empty for an unpinned folder.
     """
 
     folder: Path
@@ -47,10 +47,10 @@ class Found(NamedTuple):
 
 
 def pinned(recipe: Recipe, tree: str) -> SdistSource | GitSource:
-    """What a recipe pins a tree to.
+    """The pinned source of a recipe's tree.
 
     Raises:
-        DcaError: DCA-203 for a tree that it does not have.
+        DcaError: DCA-203 for a tree that the recipe does not have.
     """
     if tree == SOURCE:
         return recipe.source
@@ -59,7 +59,7 @@ def pinned(recipe: Recipe, tree: str) -> SdistSource | GitSource:
             "DCA-203",
             f"the recipe {recipe.name} has no companion `{tree}`.",
             why=f"its companions are: {', '.join(recipe.companions) or 'none'}.",
-            remedy="correct the name; a patch of a companion lies in a folder of the companion's name.",
+            remedy="correct the name; patches of a companion are in a folder with the companion's name.",
         )
     return recipe.companions[tree].source
 
@@ -67,22 +67,27 @@ def pinned(recipe: Recipe, tree: str) -> SdistSource | GitSource:
 def bring(
     source: SdistSource | GitSource, wanted: Wanted, folder: Path, cache: store.Store, reporter: Reporter, log: Path
 ) -> Found:
-    """A tree at the state that is wanted, below a folder; one that is taken as it is stays where it is.
+    """Fetch a tree at the requested state; a local folder is used in place.
 
     Args:
-        folder: that is not there yet.
+        source: the recipe's pin.
+        wanted: the requested state.
+        folder: to write the tree to; it must not exist.
+        cache: of downloads.
+        reporter: of progress.
+        log: of git.
 
     Raises:
-        DcaError: DCA-201 or DCA-204 for what cannot be looked at, DCA-4nn when it cannot be had.
+        DcaError: DCA-201 or DCA-204 for a state that the place does not have, DCA-4nn when it cannot be fetched.
     """
     place = wanted.place
     if place is not None and not git.is_repository(place):
         if wanted.rev:
-            what = f"{place.name} is a file" if place.is_file() else f"{place} is no git repository"
+            what = f"{place.name} is a file" if place.is_file() else f"{place} is not a git repository"
             raise DcaError(
                 "DCA-204",
-                f"{what}, and `{wanted.rev}` was asked of it.",
-                remedy="name a clone, or leave the commit out.",
+                f"{what} and has no commit `{wanted.rev}`.",
+                remedy="give a clone, or omit the commit.",
             )
         if not place.is_file():
             return Found(place, place.name, "")
@@ -92,8 +97,8 @@ def bring(
         if wanted.rev:
             raise DcaError(
                 "DCA-201",
-                f"{source.file} has no commits, and `{wanted.rev}` was asked of it.",
-                remedy="name a clone, another sdist or a folder.",
+                f"{source.file} is an sdist and has no commit `{wanted.rev}`.",
+                remedy="give a clone, another sdist or a folder.",
             )
         archives.unpack_sdist(index.download(source, cache), folder)
         return Found(folder, source.file, source.pin)
@@ -106,7 +111,7 @@ def bring(
 
 
 def _commit(source: SdistSource | GitSource, wanted: Wanted, places: Places) -> str:
-    """The commit that is wanted.
+    """The requested commit.
 
     Raises:
         DcaError: DCA-405.
@@ -120,18 +125,23 @@ def _commit(source: SdistSource | GitSource, wanted: Wanted, places: Places) -> 
         "DCA-405",
         f"there is no branch `{rev}` in {wanted.place or ' or '.join(source.urls)}."
         if rev
-        else f"no commit of {wanted.place} is named.",
-        remedy="name a branch, or a commit with all its 40 digits.",
+        else f"no commit of {wanted.place} is given.",
+        remedy="give a branch, or a commit with all 40 digits.",
     )
 
 
 def bring_base(
     source: SdistSource | GitSource, base: Base, place: Path | None, folder: Path, cache: store.Store, log: Path
 ) -> Path | None:
-    """The tree that patches were written against; None when it cannot be had, which a rebase can do without.
+    """The tree that patches were written against; None when it cannot be fetched, because a rebase does not require it.
 
     Args:
-        place: where the tree is now; a clone often has the old commit as well.
+        source: the recipe's pin.
+        base: that the series records.
+        place: of the tree at its new state; a clone often has the old commit as well.
+        folder: to write the tree to.
+        cache: of downloads.
+        log: of git.
     """
     wanted = Wanted(rev=base.pin)
     try:

@@ -289,32 +289,32 @@ class Changing:
 @pytest.mark.parametrize(
     ("name", "fault", "message"),
     [
-        ("sparse/bfloat16/causal/4-2", not_causal, "lie beyond their bounds"),
-        ("sparse/bfloat16/causal/4-2", shifted_limit, "lie beyond their bounds"),
+        ("sparse/bfloat16/causal/4-2", not_causal, "exceed their bounds"),
+        ("sparse/bfloat16/causal/4-2", shifted_limit, "exceed their bounds"),
         ("sparse/bfloat16/full/4-2", first_columns, "sequence 1 of 2"),
         ("sparse/bfloat16/full/3-1", dropped_column, "log-sum-exp"),
         ("sparse/bfloat16/full/3-1", dropped_value, "output"),
         ("sparse/float16/full/3-1", dropped_value, "output"),
-        ("sparse/float16/full/3-1", next_block, "lie beyond their bounds"),
-        ("sparse/bfloat16/causal/3-1", next_block, "lie beyond their bounds"),
-        ("sparse/bfloat16/full/4-2", other_head, "lie beyond their bounds"),
+        ("sparse/float16/full/3-1", next_block, "exceed their bounds"),
+        ("sparse/bfloat16/causal/3-1", next_block, "exceed their bounds"),
+        ("sparse/bfloat16/full/4-2", other_head, "exceed their bounds"),
         ("sparse/bfloat16/full/4-2", not_a_number, "output is nan"),
         ("sparse/bfloat16/full/4-2", unwritten_row, "never written"),
         ("sparse/bfloat16/full/4-2", unwritten_sum, "log-sum-exp is nan"),
-        ("sparse/bfloat16/full/4-2", other_output, "not written to"),
+        ("sparse/bfloat16/full/4-2", other_output, "did not write to"),
         ("sparse/bfloat16/full/4-2", base_two, "log-sum-exp"),
         ("sparse/bfloat16/full/4-2", half_precision_sum, "log-sum-exp"),
         ("sparse/bfloat16/full/4-2", coarse_output, "output"),
         ("sparse/float16/full/4-2", coarse_output, "output"),
         ("sparse/own-columns", first_columns, "sequence 1 of a batch attends the columns of sequence 0"),
-        ("sparse/own-columns", dropped_column, "lie beyond their bounds"),
-        ("sparse/future", not_causal, "it sees the future"),
-        ("sparse/future", shifted_limit, "it sees the future"),
-        ("sparse/empty", empty_is_minus_infinity, "want 0 and inf"),
-        ("sparse/empty", empty_is_not_zeroed, "want 0 and inf"),
-        ("sparse/full-cover", next_block, "lie beyond their bounds"),
-        ("sparse/full-cover", not_causal, "lie beyond their bounds"),
-        ("sparse/leftovers", reads_leftovers, "behind the counts"),
+        ("sparse/own-columns", dropped_column, "exceed their bounds"),
+        ("sparse/future", not_causal, "it attends later keys"),
+        ("sparse/future", shifted_limit, "it attends later keys"),
+        ("sparse/empty", empty_is_minus_infinity, "expected 0 and inf"),
+        ("sparse/empty", empty_is_not_zeroed, "expected 0 and inf"),
+        ("sparse/full-cover", next_block, "exceed their bounds"),
+        ("sparse/full-cover", not_causal, "exceed their bounds"),
+        ("sparse/leftovers", reads_leftovers, "beyond the counts"),
         ("sparse/same", Changing(), "other bits"),
     ],
     ids=lambda value: getattr(value, "__name__", None) if callable(value) else str(value),
@@ -325,7 +325,7 @@ def test_a_fault_of_sparse_attention_is_found(name: str, fault: SparseAttention,
 
 
 def test_a_conversion_that_is_off_by_one_is_found() -> None:
-    with pytest.raises(Wrong, match="in place of"):
+    with pytest.raises(Wrong, match="instead of"):
         all_cases(stand_in(first=1))["conversion/random"](1)
 
 
