@@ -409,12 +409,14 @@ def _bad(path: Path, why: str) -> DcaError:
 
 def reach(bundle: Bundle, known: Iterable[Loaded], toolkits: Iterable[ToolkitSource]) -> Reach:
     """The places of the network that a bundle replaces."""
-
-    def has(origin: GitSource | Submodule, only: tuple[str, ...]) -> bool:
-        return bundle.objects(origin.commit, only) is not None
-
     kits = {kit.name for kit in toolkits if set(kit.hashes.values()) <= bundle.files}
-    return local_reach(known, toolkits, has, kits, "it is not in the bundle")
+    return local_reach(
+        known,
+        toolkits,
+        lambda origin, only: bundle.objects(origin.commit, only) is not None,
+        kits,
+        "it is not in the bundle",
+    )
 
 
 def local_reach(

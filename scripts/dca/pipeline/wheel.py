@@ -61,11 +61,11 @@ def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Repo
     key = documents.digest([plan.key, plan.python_path, plan.host_compiler, _tool(), str(out)])[:16]
     folder = cache.open().folder("run", f"{plan.recipe}-{key}")
     record = folder / "wheel.json"
-
-    def waiting() -> None:
-        reporter.note(f"{cache.holder('run', folder.name)} is building the same wheel; waiting.")
-
-    with cache.lock("run", folder.name, waiting):
+    with cache.lock(
+        "run",
+        folder.name,
+        lambda: reporter.note(f"{cache.holder('run', folder.name)} is building the same wheel; waiting."),
+    ):
         if (kept := _unchanged(record)) is not None:
             return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
         result = _stages(plan, world, out, Run(cache, reporter, folder / "build.log"))

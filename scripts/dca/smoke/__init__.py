@@ -119,7 +119,8 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     inspected = inspection.inspect(request.wheel, asked=request.archs or None)
     about = subject.identify(request.wheel, inspected, known)
     run = cache.open().folder("run", f"smoke-{inspected.sha256[:16]}")
-    findings = _Findings(cases=[case for case in static.check(inspected, about.recipe) if _asked(case.name, request)])
+    cases = static.check(inspected, about.recipe)
+    findings = _Findings(cases=[case for case in cases if not request.cases or case.name in request.cases])
     if request.level != "static":
         _run(request, about, findings, Run(cache, reporter, run / "smoke.log"))
     if not findings.cases:
@@ -169,10 +170,6 @@ def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
             file = run / f"smoke-{level}.json"
             if (before := documents.read_if_whole(Smoke, file)) and not before.passed:
                 file.unlink()
-
-
-def _asked(name: str, request: Request) -> bool:
-    return not request.cases or name in request.cases
 
 
 def _bare(inspected: inspection.Inspection) -> bool:

@@ -166,10 +166,7 @@ def _fetch(
 
 
 def _branch(name: str, recipe: Recipe) -> str:
-    try:
-        pinned = recipe.origin(name)
-    except KeyError:
-        return ""
+    pinned = recipe.origin(name)
     return pinned.branch if isinstance(pinned, GitSource) else ""
 
 

@@ -280,15 +280,25 @@ class Problem:
 
     def reference(self, b: int, other: int | None = None) -> Reference:
         """The expected output of one sequence; with `other`, over another sequence's keys and values."""
-        q, k, v = (t[b if other is None or t is self.q else other].double() for t in (self.q, self.k, self.v))
-        lines = self.converted.sequence(b)
-        part = oracle.sparse_attention(q, k, with_absolutes(v), lines, self.scale, self.causal)
-        return bounded(part, q, Roundings(Largest.of(k, v), _attended(lines), self.scale, self.q.dtype))
+        q, k, v = (t[b if other is None or t is self.q else other] for t in (self.q, self.k, self.v))
+        return sparse_reference(Inputs(q, k, v, self.scale, self.causal), self.converted.sequence(b))
 
 
-def _attended(lines: Converted) -> int:
-    """The largest number of keys that a row attends, counting complete blocks."""
-    return int((lines.block_count * BLOCK + lines.column_count).max())
+def sparse_reference(inputs: Inputs, lines: Converted) -> Reference:
+    """The expected output of sparse attention for one sequence, `[tokens, heads, dim]`."""
+    q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
+    part = oracle.sparse_attention(q, k, with_absolutes(v), lines, inputs.scale, inputs.causal)
+    # The largest number of keys that a row attends, counting complete blocks.
+    most = int((lines.block_count * BLOCK + lines.column_count).max())
+    return bounded(part, q, Roundings(Largest.of(k, v), most, inputs.scale, inputs.q.dtype))
+
+
+def dense_reference(inputs: Inputs) -> Reference:
+    """The expected output of dense attention for one sequence, `[tokens, heads, dim]`."""
+    q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
+    last = torch.arange(len(k) - len(q), len(k), device=q.device) if inputs.causal else None
+    part = oracle.attend(q, k, with_absolutes(v), inputs.scale, last)
+    return bounded(part, q, Roundings(Largest.of(k, v), len(k), inputs.scale, inputs.q.dtype))
 
 
 @dataclass(frozen=True)
@@ -548,10 +558,7 @@ def _full_cover(bench: Bench, seed: int) -> dict[str, Any]:
         out, lse = bench.run(problem)
         inputs = Inputs(q[0], k[0], v[0], problem.scale, causal, torch.full_like(q[0], torch.nan))
         other, other_lse = bench.kernels.dense(inputs, Ragged.of([queries], [keys], bench.device))
-        last = torch.arange(keys - queries, keys, device=bench.device) if causal else None
-        qs, ks = q[0].double(), k[0].double()
-        part = oracle.attend(qs, ks, with_absolutes(v[0]), problem.scale, last)
-        reference = bounded(part, qs, Roundings(Largest.of(ks, v), keys, problem.scale, dtype))
+        reference = dense_reference(inputs)
         what = f"{queries} queries and all of {keys} keys, {'' if causal else 'not '}causal"
         _hold(reference, out[0], lse[0], f"sparse attention, {what}", worst)
         _hold(reference, other, other_lse.t(), f"dense attention, {what}", worst)
@@ -627,20 +634,21 @@ def _ragged_inputs(bench: Bench, dtype: torch.dtype, causal: bool, random: torch
     return inputs, Ragged.of(queries, keys, bench.device)
 
 
+def _sequence(inputs: Inputs, ragged: Ragged, b: int) -> Inputs:
+    """The inputs of one ragged sequence."""
+    rows, columns = ragged.rows(b)
+    return replace(inputs, q=inputs.q[rows], k=inputs.k[columns], v=inputs.v[columns])
+
+
 def _dense(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any]:
     worst = Worst()
     random = torch.Generator().manual_seed(seed)
     for causal in (True, False):
         inputs, ragged = _ragged_inputs(bench, dtype, causal, random)
-        q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
-        bench.poison(q.shape[0] * q.shape[1])
+        bench.poison(inputs.q.shape[0] * inputs.q.shape[1])
         out, lse = bench.kernels.dense(inputs, ragged)
         for b, (queries, keys) in enumerate(RAGGED):
-            rows, columns = ragged.rows(b)
-            last = torch.arange(keys - queries, keys, device=bench.device) if causal else None
-            qs, ks = q[rows].double(), k[columns].double()
-            part = oracle.attend(qs, ks, with_absolutes(v[columns]), scale, last)
-            reference = bounded(part, qs, Roundings(Largest.of(ks, v), keys, scale, dtype))
+            rows, reference = ragged.rows(b)[0], dense_reference(_sequence(inputs, ragged, b))
             what = f"dense attention, sequence {b} of {queries} queries and {keys} keys, {_kind(causal)}"
             _hold(reference, out[rows], lse[:, rows].t(), what, worst)
     return {"unit roundoff": UNIT[dtype], **worst.figures}
@@ -654,17 +662,13 @@ def _sparse_ragged(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any
     queries, keys = ([pair[n] for pair in RAGGED] for n in (0, 1))
     for causal in (True, False):
         inputs, ragged = _ragged_inputs(bench, dtype, causal, random)
-        q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
-        lines = random_lines(queries, keys, q.shape[1], causal, random)
-        bench.poison(q.shape[0] * q.shape[1])
+        lines = random_lines(queries, keys, inputs.q.shape[1], causal, random)
+        bench.poison(inputs.q.shape[0] * inputs.q.shape[1])
         on_device = Converted(*(tensor.to(bench.device) for tensor in lines))
         out, lse = bench.kernels.sparse_ragged(inputs, on_device, ragged)
         for b in range(len(RAGGED)):
-            rows, columns = ragged.rows(b)
             # The kernel drops causality only if every sequence has one query; for one query it makes no difference.
-            qs, ks, of_sequence = q[rows].double(), k[columns].double(), lines.sequence(b)
-            part = oracle.sparse_attention(qs, ks, with_absolutes(v[columns]), of_sequence, scale, causal)
-            reference = bounded(part, qs, Roundings(Largest.of(ks, v), _attended(of_sequence), scale, dtype))
+            rows, reference = ragged.rows(b)[0], sparse_reference(_sequence(inputs, ragged, b), lines.sequence(b))
             what = f"sequence {b} of {queries[b]} queries and {keys[b]} keys, {_kind(causal)}"
             _hold(reference, out[rows], lse[:, rows].t(), what, worst)
     return {"unit roundoff": UNIT[dtype], **worst.figures}
