@@ -663,7 +663,7 @@ def test_without_being_told_to_write_it_prints_what_can_be_pasted(
         (["--label", "12.9.1"], "is that of CUDA 12.6.3, not 12.9.1"),
         (["--label", "12.6.3", "--component", "cuda_gone"], "has no cuda_gone for linux-x86_64"),
         (["--label", "12.6.3", "--manifest", "missing.json"], "missing.json does not exist"),
-        (["--label", "12.6.3", "--manifest", "http://mirror.example/x.json"], "cannot be a mirror"),
+        (["--label", "12.6.3", "--manifest", "http://mirror.example/x.json"], "is not the URL of a mirror"),
         (["--label", "12.6.3", "--manifest", "http://127.0.0.1:1/x.json"], "could not be reached"),
     ],
 )

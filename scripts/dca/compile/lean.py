@@ -1,4 +1,4 @@
-"""Prepares the lean profile: generates what our own CMake project reads, and configures it."""
+"""Prepares the lean profile: generates the inputs of our own CMake project, and configures it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dca.toolchain import provide
 
 
 def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
-    """Bring a build folder to where ninja can start.
+    """Prepare a build folder for ninja.
 
     Raises:
         DcaError: DCA-602, DCA-604.
@@ -41,7 +41,7 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
 
 
 def module_file(module: PlannedModule, folder: Path) -> Path:
-    """Where a module is linked to."""
+    """The path of a linked module."""
     return folder / "ninja/modules" / f"{module.name}.abi3.so"
 
 
@@ -58,7 +58,7 @@ def _sources(job: Job) -> dict[str, Path | bytes]:
                 raise DcaError(
                     "DCA-604",
                     f"the source has no folder {top}.",
-                    remedy="it is not the source of the job.recipe.",
+                    remedy="use the source that the recipe is for.",
                 )
             files = {f"{described.tree}/{top}/{name}": path for name, path in store.walk(root / top) if path.is_file()}
             contents |= files
@@ -66,7 +66,7 @@ def _sources(job: Job) -> dict[str, Path | bytes]:
 
 
 def _generate(job: Job, folder: Path) -> str:
-    """Write what CMake reads: the module list, which is returned, the registrations, the stubs."""
+    """Write the inputs of CMake: the module list, which is returned, the registrations, the stubs."""
     plan, recipe = job.plan, job.recipe
     groups = {name: recipe.groups[name] for name in plan.groups}
     generated, src = folder / "generated", folder / "src"
@@ -82,7 +82,7 @@ def _generate(job: Job, folder: Path) -> str:
             raise DcaError(
                 "DCA-604",
                 f"the source has no {missing[0].relative_to(src)}.",
-                remedy="it is not the source of the recipe, or the recipe's group is wrong.",
+                remedy="use the source that the recipe is for, or correct the recipe's group.",
             )
         if described.bindings:
             upstream = (src / described.tree / described.bindings).read_text(encoding="utf-8")
@@ -131,5 +131,5 @@ def _gencode(module: PlannedModule) -> list[str]:
 
 
 def _set(name: str, values: Iterable[object]) -> str:
-    """A CMake `set` whose values hold any character that a path can."""
+    """A CMake `set` whose values may have any character of a path."""
     return f"set({name}" + "".join(f"\n  [==[{value}]==]" for value in values) + ")"
