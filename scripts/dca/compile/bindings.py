@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from dca.catalogue.recipes import Group, Stubs
+from dca.compile import cpp
 from dca.foundation.errors import DcaError
 
 
@@ -110,7 +111,7 @@ def _answer(variable: str, statement: Statement, answer: bool) -> str:
 
 def parse(upstream: str, undefined: Collection[str]) -> tuple[str, list[Block]]:
     """Upstream's file as its head (includes) and its blocks, with conditionals on known macros resolved."""
-    text = _resolve_conditionals(_without_comments(upstream), undefined)
+    text = _resolve_conditionals(cpp.without_comments(upstream), undefined)
     blocks = []
     first = None
     position = 0
@@ -140,26 +141,9 @@ def _statements(body: str, variable: str) -> Iterator[Statement]:
                 yield Statement(statement, match[2], match[1])
 
 
-def _scan(text: str, position: int = 0) -> Iterator[tuple[int, str]]:
-    """Characters outside string and character literals, with their positions."""
-    quote = ""
-    while position < len(text):
-        character = text[position]
-        if quote:
-            if character == "\\":
-                position += 1
-            elif character == quote:
-                quote = ""
-        elif character in "\"'":
-            quote = character
-        else:
-            yield position, character
-        position += 1
-
-
 def _semicolon(text: str) -> int | None:
     depth = 0
-    for position, character in _scan(text):
+    for position, character in cpp.scan(text):
         depth += (character in "({[") - (character in ")}]")
         if character == ";" and depth == 0:
             return position
@@ -168,16 +152,11 @@ def _semicolon(text: str) -> int | None:
 
 def _closing(text: str, position: int) -> int:
     depth = 1
-    for end, character in _scan(text, position):
+    for end, character in cpp.scan(text, position):
         depth += (character == "{") - (character == "}")
         if depth == 0:
             return end
     raise DcaError("DCA-604", "upstream's registrations end inside a block.", remedy="fetch the source again.")
-
-
-def _without_comments(text: str) -> str:
-    pattern = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
-    return pattern.sub(lambda match: match[0] if match[0].startswith('"') else " ", text)
 
 
 def _resolve_conditionals(text: str, undefined: Collection[str]) -> str:

@@ -13,11 +13,11 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dca.compile import units
 from dca.foundation import data, documents, host_memory, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError, Interrupted
@@ -35,12 +35,15 @@ class CompiledObject(Value):
         sha256: of the source.
         seconds: as ninja measured it, in the build that compiled it.
         command_hash: ninja's own hash of the command line.
+        includes: of a unit, the sources that it is made of, each with its sha256; they are compiled as one, behind
+            stand-ins for torch's headers.
     """
 
     source: str
     sha256: str
     seconds: float
     command_hash: str
+    includes: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class Outcome:
     jobs: int
 
 
-def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> Outcome:
+def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run, started: int) -> Outcome:
     """Build targets.
 
     When compilers are killed for lack of memory, the build goes on with half as many in parallel, down to one.
@@ -198,12 +201,13 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> O
         folder: the configured build folder.
         targets: names of modules.
         jobs: how many compilers run in parallel.
+        run: the run.
+        started: nanoseconds; objects that are newer count as compiled now.
 
     Raises:
         DcaError: DCA-603 with the first failed source and the compiler's error, DCA-606 when memory does not suffice
             for one compiler.
     """
-    started = time.time_ns()
     watch = Watcher(run.reporter)
     ninja = folder.ninja
     marker, temporary = ninja / ".building", ninja / "tmp"
@@ -347,6 +351,7 @@ def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
                     sha256=store.sha256_file(source),
                     seconds=round((int(ended) - int(started)) / 1000, 2),
                     command_hash=command,
+                    includes=_included(source, folder),
                 )
             )
     return tuple(sorted(compiled, key=lambda built: built.source))
@@ -354,10 +359,17 @@ def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
 
 def _entries(folder: Path, target: str) -> list[tuple[str, Path]]:
     """(object, source) of a target; a nested project has its objects in its own folder."""
-    # Heavy sources have a target of their own (build/lean).
-    below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}(?:\.heavy)?\.dir/")
+    # Heavy sources and units have targets of their own (build/lean).
+    below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}(?:\.heavy|\.units)?\.dir/")
     entries = json.loads((folder / "compile_commands.json").read_text())
     return [(entry["output"], Path(entry["file"])) for entry in entries if below.match(entry["output"])]
+
+
+def _included(source: Path, folder: Path) -> dict[str, str]:
+    """The sources of a unit that dca generated, and nothing for any other source."""
+    if source.suffix != ".cu" or source.parent != folder.parent / "generated":
+        return {}
+    return {_name(path, folder): store.sha256_file(path) for path in units.sources_of(source)}
 
 
 def _name(source: Path, folder: Path) -> str:
@@ -427,6 +439,11 @@ def _failed(lines: Sequence[str]) -> list[_Failed]:
             edges[-1][2].append(line)
     # The first line of each is its command.
     return [_Failed(what, status, tuple(words[1:])) for what, status, words in edges]
+
+
+def failed_objects(lines: Sequence[str]) -> frozenset[str]:
+    """Names of the objects that did not compile, from ninja's lines."""
+    return frozenset(edge.what.removeprefix("compiling ") for edge in _failed(lines))
 
 
 # A compiler that names a place in a source has not run out of memory.

@@ -9,12 +9,13 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 from dca.catalogue.plan import Plan, PlannedModule
-from dca.compile import cmake, lean, ops, upstream
+from dca.compile import cmake, lean, ops, units, upstream
 from dca.compile.cmake import CompiledObject
 from dca.compile.job import Job
 from dca.foundation import documents, host_memory, runner, store
@@ -105,7 +106,7 @@ def compile_modules(job: Job, run: Run) -> Build:
         with prepared(job, run) as (jobs, folder):
             names = [module.name for module in plan.compiled]
             run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
-            outcome = cmake.build(folder, names, jobs, run)
+            outcome = _build(job, folder, jobs, run, time.time_ns())
             for module in plan.compiled:
                 if plan.profile == "full":
                     file = upstream.install(module, folder, run.log)
@@ -126,6 +127,22 @@ def compile_modules(job: Job, run: Run) -> Build:
         jobs=outcome.jobs,
         headers=headers.record(job.toolkit),
     )
+
+
+def _build(job: Job, folder: cmake.BuildFolder, jobs: int, run: Run, started: int) -> cmake.Outcome:
+    """Build a plan's modules; a unit that does not compile is taken apart, down to its sources as upstream has them.
+
+    Raises:
+        DcaError: as `cmake.build`, when a source does not compile by itself.
+    """
+    try:
+        return cmake.build(folder, [module.name for module in job.plan.compiled], jobs, run, started)
+    except DcaError as error:
+        failed = cmake.failed_objects(error.output)
+        if error.code != "DCA-603" or job.plan.profile == "full" or not units.take_apart(folder.path, failed):
+            raise
+        run.reporter.note(f"{', '.join(sorted(failed))} did not compile: its sources are compiled one by one.")
+        return _build(job, lean.prepare(job, folder.path, run), jobs, run, started)
 
 
 def _as_memory_allows(job: Job, reporter: Reporter) -> Job:
