@@ -168,9 +168,9 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
     assert (first.objects, first.objects_compiled_now) == (2, 1)
     build = documents.read(Build, Path(first.run) / "build.json")
     (module,) = build.modules
-    assert [compiled.source for compiled in module.objects] == [
-        "generated/_C_bindings.cpp",
-        "source/csrc/attention/vertical_slash_index.cu",
+    assert [(compiled.source, list(compiled.includes)) for compiled in module.objects] == [
+        ("generated/_C.index-only-1.cu", ["source/csrc/attention/vertical_slash_index.cu"]),
+        ("generated/_C_bindings.cpp", []),
     ]
     # ninja writes no zeros in front.
     assert all(

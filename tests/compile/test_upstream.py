@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,7 +100,7 @@ class Small:
 
     def build(self) -> int:
         names = [module.name for module in self.plan.compiled]
-        return cmake.build(self.prepare(), names, 1, quiet_run(self.folder), time.time_ns()).compiled
+        return cmake.build(self.prepare(), names, 1, quiet_run(self.folder)).compiled
 
     @property
     def log(self) -> Path:

@@ -57,7 +57,7 @@ def link_cache(folder: Path, cache: store.Store) -> Path:
 
 def objects(cache: Path) -> dict[str, int]:
     """When the objects of that build were written."""
-    return {path.name: path.stat().st_mtime_ns for path in cache.glob("build/*/ninja/CMakeFiles/_C.dir/**/*.o")}
+    return {path.name: path.stat().st_mtime_ns for path in cache.glob("build/*/ninja/CMakeFiles/_C*.dir/**/*.o")}
 
 
 def install(wheel: Path | None, lock: Path, folder: Path, cache: store.Store) -> Path:

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ class Outcome:
     jobs: int
 
 
-def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run, started: int) -> Outcome:
+def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run, started: int | None = None) -> Outcome:
     """Build targets.
 
     When compilers are killed for lack of memory, the build goes on with half as many in parallel, down to one.
@@ -202,12 +203,13 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run, star
         targets: names of modules.
         jobs: how many compilers run in parallel.
         run: the run.
-        started: nanoseconds; objects that are newer count as compiled now.
+        started: when the build began, in nanoseconds, if not now; objects that are newer count as compiled now.
 
     Raises:
         DcaError: DCA-603 with the first failed source and the compiler's error, DCA-606 when memory does not suffice
             for one compiler.
     """
+    started = started or time.time_ns()
     watch = Watcher(run.reporter)
     ninja = folder.ninja
     marker, temporary = ninja / ".building", ninja / "tmp"
