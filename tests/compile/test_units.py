@@ -86,7 +86,8 @@ def test_what_does_not_compile_is_taken_apart_down_to_its_sources(tree: dict[str
     assert not units.take_apart(tmp_path, ["_C_bindings.cpp.o"])
     assert units.take_apart(tmp_path, ["u-1.cu.o"])
     apart = units.Apart.read(tmp_path, "p")
-    assert (apart.alone, apart.plain) == ({tree["one"], tree["three"]}, frozenset())
+    assert apart.alone == {tree["one"], tree["three"]}
+    assert not apart.plain
     assert units.take_apart(tmp_path, ["u-2.cu.o", "u-1.cu.o"])
     assert units.Apart.read(tmp_path, "p").plain == {tree["big"]}
     # The same failure again is not the units' fault.

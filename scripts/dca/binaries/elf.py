@@ -73,11 +73,9 @@ class Library:
 
     Args:
         needed: names of the libraries that it requires, in their order.
-
         undefined: dynamic symbols that other libraries must define, sorted by name.
         glibc: highest version of glibc that it requires, such as "2.34"; "" for none.
         glibcxx: the same for libstdc++'s GLIBCXX.
-
         cxx11_abi: whether it passes the std::string of C++11 (True) or the old one (False) to torch; None if it passes
             none.
         machine: that it is compiled for, as platform tags spell it; "" if unknown.

@@ -158,6 +158,22 @@ def parse(section: bytes) -> DeviceCode:
     return _gather(section, [(0, len(section))])
 
 
+def cubins(section: bytes) -> Iterator[tuple[str, bytes]]:
+    """Each cubin in a section's content, unpacked, with the GPU architecture that it is for ("9.0", "9.0a").
+
+    Raises:
+        FatbinError: if sizes in it do not add up, or a cubin is damaged.
+    """
+    for entry in _entries(section, 0, len(section)):
+        if entry.kind == CUBIN:
+            try:
+                yield entry.exact, _unpack(entry, section[slice(*entry.payload)])
+            except _DamageError as damage:
+                raise FatbinError(
+                    f"the cubin for {entry.exact} at offset {entry.offset} is damaged: {damage}"
+                ) from None
+
+
 def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCode:
     """The device code in some sections.
 
