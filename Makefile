@@ -14,7 +14,7 @@ FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe)
         $(call flag,PREBUILT,prebuilt) $(call flag,JOBS,jobs) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check format clean
+.PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check docs format clean
 
 help: venv ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -74,9 +74,12 @@ check: dev ## ruff, mypy, import rules, spelling, shell scripts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo \
 		&& .venv/bin/codespell && .venv/bin/shellcheck .ci/run
 
+docs: dev ## the documentation as a website, in .site
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict && echo .site/index.html
+
 format: dev
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 clean: venv ## removes the wheels of dist and what checkers left; the index in dist, .venv and the cache stay
 	@find dist -mindepth 1 -maxdepth 1 ! -name index -exec rm -rf {} + 2>/dev/null || true
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -122,13 +122,13 @@ def main() -> None:
             root = data.data_root()
             locks = root / "build/locks"
             solve(
-                [Path("--group"), Path("bootstrap"), root / "pyproject.toml"],
+                ["--group", "bootstrap", root / "pyproject.toml"],
                 locks / "tool.txt",
                 cache,
                 before="",
             )
             solve(
-                [Path("--group"), Path("dev"), Path("-c"), locks / "tool.txt"],
+                ["--group", "dev", "--group", "docs", "-c", locks / "tool.txt"],
                 locks / "dev.txt",
                 cache,
                 before="",
