@@ -274,21 +274,22 @@ def subclasses(kind: type[Document]) -> set[type[Document]]:
 def document_page(kind: type[Document]) -> str:
     """The page of a document: its fields, then those of every value in it."""
     commands = " or ".join(f"`{command} --json`" for command in PRINTED.get(kind.SCHEMA, ()))
-    kinds: dict[type[BaseModel], None] = {kind: None}
-    queue: list[type[BaseModel]] = [kind]
-    while queue:
-        fresh = [below for below in inner_models(queue.pop(0)) if below not in kinds]
-        kinds.update(dict.fromkeys(fresh))
-        queue += fresh
-    first, *others = kinds
     return "\n".join(
         [
             f"# {kind.SCHEMA}\n",
             f"Printed by {commands}.\n" if commands else "Kept on disk.\n",
-            fields(first),
-            *(f"## {other.__name__} {{#{other.__name__.lower()}}}\n\n{fields(other)}" for other in others),
+            fields(kind),
+            *(f"## {other.__name__} {{#{other.__name__.lower()}}}\n\n{fields(other)}" for other in models_of(kind)[1:]),
         ]
     )
+
+
+def models_of(kind: type[BaseModel]) -> list[type[BaseModel]]:
+    """A model, and every model that is a value in it."""
+    found = [kind]
+    for model in found:
+        found += [below for below in dict.fromkeys(inner_models(model)) if below not in found]
+    return found
 
 
 def other_documents() -> str:

@@ -89,8 +89,15 @@ def test_the_reference_has_every_field_of_every_document(site: Path) -> None:
     for kind in reference.documents():
         page = shown(site, f"documents/{kind.SCHEMA.split('/')[0]}")
         assert kind.SCHEMA in page
-        names = {name for model in (kind, *reference.inner_models(kind)) for name in model.model_fields}
+        names = {name for model in reference.models_of(kind) for name in model.model_fields}
         assert {name for name in names if name not in page} == set()
+
+
+def test_every_field_of_a_printed_document_has_a_meaning() -> None:
+    printed = [kind for kind in reference.documents() if kind.SCHEMA in reference.PRINTED]
+    for model in {model for kind in printed for model in reference.models_of(kind)}:
+        _, described = reference.descriptions(model)
+        assert {name for name in model.model_fields if not described.get(name)} == set(), model
 
 
 def test_the_reference_has_every_code_and_failure(site: Path) -> None:

@@ -24,6 +24,7 @@ class Moved(Value):
     """
 
     file: str
+    """The file."""
     line: int
     by: int
 
@@ -40,6 +41,7 @@ class Conflict(Value):
     """
 
     file: str
+    """The file."""
     line: int
     reason: str
     expected: tuple[str, ...] = ()
@@ -65,6 +67,7 @@ class Outcome(Value):
     name: str
     tree: str
     status: Status
+    """What became of it."""
     sha256: str = ""
     what: str = ""
     lacks: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ class Finding(Value):
 
     check: str
     status: Status
+    """The result."""
     says: str
 
 
@@ -54,9 +55,11 @@ class Verification(Document):
 
     wheel: str
     sha256: str
+    """SHA-256 of the wheel."""
     key: str = ""
     identity: str = ""
     findings: tuple[Finding, ...]
+    """What each check says."""
 
     @property
     def wrong(self) -> tuple[Finding, ...]:
