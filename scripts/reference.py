@@ -45,6 +45,7 @@ OUTSIDE = {
     "examples/README.md": "examples.md",
 }
 CODES = "reference/codes.md"
+ROOT_CONTEXT = click.Context(cli.root, info_name="dca", **cli.root.context_settings)
 # The commands that print each document with --json; the other documents are only kept on disk.
 PRINTED = {
     "dca.commands/1": ("dca wheel --list",),
@@ -200,19 +201,16 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def overview() -> str:
     """The page of `dca` itself."""
     rows = [(f"[`dca {name}`]({name}.md)", inline(text)) for name, (_, text) in cli.COMMANDS.items()]
-    exits = [(str(value.value), inline(value.name.lower().replace("_", " "))) for value in ExitCode]
     return (
-        f"# dca\n\n{help_text(cli.root)}\n{table(('command', 'does'), rows)}\n"
-        f"## Exit codes\n\n{table(('exit code', 'name'), exits)}"
+        f"# dca\n\n{help_text(cli.root)}\n{options_table(cli.root, ROOT_CONTEXT)}\n{table(('command', 'does'), rows)}"
     )
 
 
 def command_page(name: str) -> str:
     """The page of a command and its subcommands."""
-    root = click.Context(cli.root, info_name="dca")
-    command = cli.root.get_command(root, name)
+    command = cli.root.get_command(ROOT_CONTEXT, name)
     assert command is not None  # noqa: S101 - its name is from the list of commands
-    return "\n".join(sections(command, click.Context(command, info_name=name, parent=root), 1))
+    return "\n".join(sections(command, click.Context(command, info_name=name, parent=ROOT_CONTEXT), 1))
 
 
 def sections(command: click.Command, context: click.Context, level: int) -> Iterator[str]:
@@ -220,20 +218,25 @@ def sections(command: click.Command, context: click.Context, level: int) -> Iter
     yield f"{'#' * level} {context.command_path}\n"
     yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
     yield help_text(command)
+    yield options_table(command, context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None  # noqa: S101 - the group itself lists it
+            yield from sections(inner, click.Context(inner, info_name=name, parent=context), level + 1)
+
+
+def options_table(command: click.Command, context: click.Context) -> str:
+    """A command's options."""
     options = [option for option in command.get_params(context) if isinstance(option, click.Option)]
-    yield table(
-        ("option", "meaning", "default"),
+    return table(
+        ("option", "meaning", "default, range, variable"),
         [
             (code(record[0]), inline(option.help or ""), inline(default(option, context)))
             for option in options
             if (record := option.get_help_record(context))
         ],
     )
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            inner = command.get_command(context, name)
-            assert inner is not None  # noqa: S101 - the group itself lists it
-            yield from sections(inner, click.Context(inner, info_name=name, parent=context), level + 1)
 
 
 def help_text(command: click.Command) -> str:
@@ -246,12 +249,12 @@ def help_text(command: click.Command) -> str:
 
 
 def default(option: click.Option, context: click.Context) -> str:
-    """An option's default, and the variable that sets it."""
+    """An option's default, its range, and the variable that sets it."""
     extra = option.get_help_extra(context)
     value = option.to_info_dict()["default"]
     text = extra.get("default") or (str(value) if isinstance(value, str | int | float) and value else "")
     variables = (option.envvar,) if isinstance(option.envvar, str) else option.envvar or ()
-    return "; ".join(filter(None, (text, listed(map(code, variables)))))
+    return "; ".join(filter(None, (text, extra.get("range", ""), listed(map(code, variables)))))
 
 
 # --- documents ---------------------------------------------------------------------------------------------------
@@ -508,8 +511,8 @@ def models_page() -> str:
                     "heads / KV heads",
                     "head dimension",
                     "tokens without DCA",
-                    "tokens",
-                    "GPU memory of the card's authors",
+                    "tokens with known settings",
+                    "GPU memory by its card",
                 ),
                 [
                     (

@@ -65,7 +65,7 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[c
 
 
 def options(command: click.Command) -> list[click.Option]:
-    return [option for option in command.params if isinstance(option, click.Option)]
+    return [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
 
 
 # --- the reference -----------------------------------------------------------------------------------------------
@@ -73,12 +73,10 @@ def options(command: click.Command) -> list[click.Option]:
 
 def test_the_reference_has_every_command_and_option(site: Path) -> None:
     pages = {name: shown(site, f"commands/{name}") for name in ("dca", *cli.COMMANDS)}
-    for command, context in commands(cli.root, click.Context(cli.root, info_name="dca")):
+    for command, context in commands(cli.root, reference.ROOT_CONTEXT):
         page = pages[[*context.command_path.split(), "dca"][1] if context.parent else "dca"]
         assert context.command_path in page
         assert words((command.help or "").split("\n\n")[0]) in page
-        if command is cli.root:
-            continue
         for option in options(command):
             if record := option.get_help_record(context):
                 assert words(record[0]) in page
