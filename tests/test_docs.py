@@ -23,8 +23,6 @@ from dca.catalogue import failures, recipes, toolkits
 from dca.config import models
 from tests.support import ROOT
 
-# One worker builds the site once.
-pytestmark = pytest.mark.xdist_group("docs")
 SOURCES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *(ROOT / name for name in reference.OUTSIDE),

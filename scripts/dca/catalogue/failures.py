@@ -177,17 +177,11 @@ class Known(Value):
 
     id: str
     title: str
-    """What happened."""
     kind: Kind = "cause"
-    """`cause`, `warning`, `consequence` or `silent`."""
     when: str = ""
-    """When it happens."""
     cause: str
-    """Why it happens."""
     remedy: str
-    """What to do."""
     source: str = ""
-    """Where it was seen or read."""
     line: int = 0
     text: str = ""
     count: int = 0
@@ -197,9 +191,7 @@ class Line(Value):
     """A line of a log, by its number from 1."""
 
     line: int
-    """Its number."""
     text: str
-    """Its text."""
 
 
 class Explanation(Document):

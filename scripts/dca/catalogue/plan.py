@@ -86,44 +86,32 @@ class Choice(Value):
     """One choice of a plan, and why it was made."""
 
     subject: str
-    """What was chosen."""
     value: str
-    """The choice."""
     reason: str
-    """Why."""
 
 
 class Check(Value):
     """A check of versions before anything is built."""
 
     subject: str
-    """What is checked."""
     found: str
-    """What was found."""
     wanted: str
-    """What is required."""
     reason: str
-    """Why these."""
 
 
 class Reason(Value):
     """Why something cannot be: a code of `errors`, the sentence, and the way that works if there is one."""
 
     code: str
-    """Error code."""
     text: str
-    """Why not."""
     remedy: str = ""
-    """What to do instead."""
 
 
 class PassedOver(Value):
     """Something that was looked at and not taken."""
 
     name: str
-    """Its name."""
     reasons: tuple[Reason, ...]
-    """Every reason against it."""
 
 
 class PlannedSource(Value):
@@ -155,19 +143,13 @@ class PlannedModule(Value):
     """
 
     name: str
-    """Name of the module."""
     path: str
-    """Path in the wheel."""
     origin: Origin
-    """Whether it is compiled or copied."""
     groups: tuple[str, ...]
-    """Groups whose ops it has."""
     sass: tuple[str, ...]
     ptx: tuple[str, ...]
-    """Archs it is to hold PTX for."""
     reached: dict[str, str]
     reason: str
-    """Why it is compiled or copied."""
     sha256: str = ""
     ops: dict[str, str] = {}
     official: str = ""
@@ -185,7 +167,6 @@ class PlannedToolkit(Value):
 
     name: str
     version: str
-    """Version of its nvcc."""
     path: str = ""
     fixes: dict[str, str] = {}
 
@@ -196,73 +177,42 @@ class Plan(Document):
     SCHEMA: ClassVar[str] = "dca.plan/1"
 
     recipe: str
-    """Name of the recipe."""
     title: str
-    """Title of the recipe."""
     recipe_digest: str
-    """SHA-256 of the recipe."""
     version: str
-    """The wheel's version."""
     profile: str
-    """Name of the profile."""
     groups: tuple[str, ...]
-    """Groups of ops that the wheel has."""
     archs: tuple[str, ...]
-    """GPU archs that the wheel is for."""
     ptx: tuple[str, ...]
-    """GPU archs that PTX is embedded for."""
     cuda_asked: str | None
-    """The CUDA line that was requested."""
     cuda: str
     """The CUDA line that compiles, or that the copied modules were compiled with."""
     substituted: bool
-    """Whether another CUDA line compiles than the requested one."""
     toolkit: PlannedToolkit | None
     """None when nothing is compiled."""
     host_compiler: str
-    """Path of g++; empty when nothing is compiled."""
     host_compiler_version: str
-    """Version of g++."""
     torch: str
-    """Version of torch that is compiled against."""
     torch_cuda: str
-    """That torch's CUDA line."""
     python: str
-    """Version of Python to build with."""
     python_path: str
-    """Its path."""
     jobs: int
-    """How many compilers run at once."""
     heavy_jobs: int = 1
     """How many of them may compile a heavy source."""
     jobs_asked: bool = False
-    """Whether that number was requested."""
     sources: tuple[PlannedSource, ...]
-    """Source trees of the build."""
     modules: tuple[PlannedModule, ...]
-    """The wheel's extension modules."""
     serves: Coverage
-    """Models that the wheel can serve."""
     series_revision: int
-    """Revision of the patch series."""
     series_digest: str
-    """SHA-256 of the patch series."""
     lock_digest: str
-    """SHA-256 of the lock that the wheel runs with."""
     build_lock_digest: str
-    """SHA-256 of the lock that the wheel is built with."""
     dirty: bool
-    """Whether a local folder is used as it is."""
     choices: tuple[Choice, ...]
-    """Every choice with its reason."""
     checks: tuple[Check, ...]
-    """Version checks before the build."""
     warnings: tuple[str, ...]
-    """What to know before building."""
     advice: tuple[str, ...]
-    """Whether the official wheel would do without a build, and what building adds."""
     passed_over: tuple[PassedOver, ...]
-    """Recipes and toolkits that were not chosen, with the reasons."""
 
     @property
     def key(self) -> str:

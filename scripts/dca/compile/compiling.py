@@ -52,19 +52,13 @@ class Build(Document):
     SCHEMA: ClassVar[str] = "dca.build/1"
 
     plan_key: str
-    """Key of the plan."""
     toolkit: str
-    """Version of the CUDA toolkit; empty when nothing is compiled."""
     host_compiler: str
-    """Version of g++."""
     torch: str
-    """Version of torch that was compiled against."""
     modules: tuple[BuiltModule, ...]
-    """The wheel's extension modules."""
     compile_seconds: float
     """Sum over the objects of this build; not the time this run took."""
     objects_compiled_now: int
-    """Objects that this run compiled; the others were there from earlier runs."""
     jobs: int = 0
     """How many compilers ran at once in the end; 0 when nothing is compiled."""
     headers: tuple[FixedHeader, ...] = ()
@@ -75,9 +69,7 @@ class ListedModule(Value):
     """A module that would be compiled, and the sources of its objects, named as in `CompiledObject`."""
 
     name: str
-    """Name of the module."""
     sources: tuple[str, ...]
-    """Sources of its objects."""
 
 
 class Listing(Document):
@@ -91,14 +83,10 @@ class Listing(Document):
     SCHEMA: ClassVar[str] = "dca.commands/1"
 
     plan_key: str
-    """Key of the plan."""
     version: str
-    """The wheel's version."""
     profile: str
-    """Name of the profile."""
     folder: str
     modules: tuple[ListedModule, ...]
-    """Modules that would be compiled."""
     commands: tuple[str, ...]
 
 

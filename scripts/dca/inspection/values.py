@@ -54,11 +54,9 @@ class InspectedModule(Value):
     """
 
     path: str
-    """Path in the wheel."""
     bytes: int
     stored: int
     sha256: str
-    """SHA-256 of the file."""
     sections: dict[str, int]
     sass: dict[str, int]
     ptx: dict[str, int]
@@ -73,7 +71,6 @@ class InspectedModule(Value):
     machine: str
     glibc: str
     glibcxx: str
-    """The newest GLIBCXX version that it wants."""
     cxx11_abi: bool | None
     torch_symbols: int
     missing_symbols: tuple[str, ...] | None
@@ -103,20 +100,13 @@ class Recorded(Value):
     """
 
     recipe: str
-    """Name of the recipe."""
     plan: str
     profile: str
-    """Name of the profile."""
     groups: tuple[str, ...]
-    """Groups of ops."""
     archs: tuple[str, ...]
-    """GPU archs that it was built for."""
     cuda: str
-    """CUDA line of the toolkit."""
     torch: str
-    """Version of torch that it was built against."""
     serves: Coverage
-    """Models that it can serve."""
     origins: dict[str, str]
     hashes: dict[str, str]
     sources: dict[str, str] = {}
@@ -147,25 +137,17 @@ class Inspection(Document):
     SCHEMA: ClassVar[str] = "dca.inspection/3"
 
     file: str
-    """Name of the wheel."""
     bytes: int
     unpacked: int
     sha256: str
-    """SHA-256 of the file."""
     name: str
-    """Name in METADATA."""
     version: str
-    """Version in METADATA."""
     tags: tuple[str, ...]
-    """Tags of the wheel."""
     requires_python: str
-    """Requires-Python in METADATA."""
     torch: str
     transformers: str
-    """What METADATA requires of transformers."""
     asked: tuple[str, ...]
     modules: tuple[InspectedModule, ...]
-    """Its extension modules."""
     cuda_libraries: tuple[str, ...]
     glibc: str
     checked_with_torch: str
@@ -175,7 +157,6 @@ class Inspection(Document):
     sparse_ops: bool | None
     recorded: Recorded | None
     files: int
-    """Number of its files."""
     problems: tuple[str, ...]
     planned: str = ""
     differences: tuple[str, ...] = ()

@@ -24,7 +24,6 @@ class Moved(Value):
     """
 
     file: str
-    """The file."""
     line: int
     by: int
 
@@ -41,7 +40,6 @@ class Conflict(Value):
     """
 
     file: str
-    """The file."""
     line: int
     reason: str
     expected: tuple[str, ...] = ()
@@ -67,7 +65,6 @@ class Outcome(Value):
     name: str
     tree: str
     status: Status
-    """What became of it."""
     sha256: str = ""
     what: str = ""
     lacks: tuple[str, ...] = ()

@@ -68,7 +68,6 @@ class Part(Value):
     kind: Literal["file", "git"]
     name: str
     sha256: Sha256
-    """SHA-256 of the file."""
     size: Annotated[int, Field(ge=0)]
     commit: Commit | Literal[""] = ""
     only: tuple[RelativePath, ...] = ()
@@ -106,17 +105,11 @@ class Packed(Document):
     SCHEMA: ClassVar[str] = "dca.packed/1"
 
     file: str
-    """The bundle."""
     sha256: str
-    """SHA-256 of the file."""
     bytes: int
-    """Size of the file."""
     version: str
-    """Version of the wheel that it is for."""
     plan: str
-    """Key of the plan."""
     parts: tuple[Part, ...]
-    """What it contains."""
     notes: tuple[str, ...] = ()
 
 

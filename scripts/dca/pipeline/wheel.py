@@ -38,24 +38,15 @@ class Made(Document):
 
     wheel: str
     sha256: str
-    """SHA-256 of the file."""
     bytes: int
-    """Size of the file."""
     modified_ns: int
-    """Modification time of the file, in nanoseconds."""
     run: str
     lock: str
-    """The lock to install it with."""
     compiled: tuple[str, ...]
-    """Modules that were compiled."""
     copied: tuple[str, ...]
-    """Modules that were copied from the official wheel."""
     objects: int
-    """Objects of the compiled modules."""
     objects_compiled_now: int
-    """Objects that this run compiled."""
     compile_seconds: float
-    """Sum of the compile times of all objects."""
     seconds: float
     unchanged: bool = False
 

@@ -87,7 +87,6 @@ class Evidence(Value):
     path: str
     sha256: Sha256
     bytes: Size
-    """Size of the file."""
     says: Text = ""
 
     @model_validator(mode="after")
@@ -123,28 +122,21 @@ class Record(Document):
 
     file: File
     sha256: Sha256
-    """SHA-256 of the file."""
     bytes: Size
-    """Size of the file."""
     published: Time
     project: Project
     version: str
-    """The wheel's version."""
     requires_python: Text
-    """Requires-Python in METADATA."""
     metadata_sha256: Sha256
     tags: tuple[str, ...]
-    """Tags of the wheel."""
     cuda: Cuda
     archs: tuple[Arch, ...]
     torch: Text
     recipe: Text
     evidence: tuple[Evidence, ...] = ()
-    """Files of evidence."""
     yanked: Text | None = None
     links_to: FolderUrl = ""
     state: State = "listed"
-    """`listed`; `leaving`: removed, its files may still exist; `gone`: its files are deleted."""
 
     @model_validator(mode="after")
     def _check_name(self) -> Record:
@@ -214,11 +206,8 @@ class Listing(Document):
     SCHEMA: ClassVar[str] = "dca.listing/1"
 
     index: str
-    """The folder or bucket."""
     url: str = ""
-    """Where it is served, as far as it is known."""
     wheels: tuple[Record, ...]
-    """Records of its wheels."""
 
 
 class Uploaded(Document):

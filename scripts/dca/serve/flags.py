@@ -32,11 +32,8 @@ class Variable(Value):
     """An environment variable, and why."""
 
     name: str
-    """Its name."""
     value: str
-    """Its value."""
     reason: str
-    """Why it is set."""
 
 
 def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Iterator[Flag]:

@@ -31,7 +31,6 @@ class CaseResult(Value):
     overlay: str = ""
     proves: str
     passed: bool
-    """Whether it passed."""
     detail: str = ""
     figures: dict[str, Any] = {}
     seed: int | None = None
@@ -72,23 +71,18 @@ class Smoke(Document):
 
     wheel: str
     sha256: str
-    """SHA-256 of the wheel."""
     version: str
     recipe: str
     level: Level
     python: str = ""
     torch: str = ""
-    """Version of torch; empty for `static`."""
     device: str = ""
     seed: int
-    """Seed of the random numbers."""
     sources: tuple[ProvenSource, ...] = ()
     cases: tuple[CaseResult, ...]
-    """The cases that were run."""
     partial: bool = False
     not_proven: tuple[str, ...] = ()
     seconds: float = 0.0
-    """How long the run took."""
 
     @property
     def tables(self) -> tuple[tuple[Level, str, tuple[CaseResult, ...]], ...]:

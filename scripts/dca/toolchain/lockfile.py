@@ -62,22 +62,16 @@ class LockedPackage(Value):
     """A Python package of the build environment, and the hashes of the files that are accepted for it."""
 
     name: str
-    """Name of the package."""
     version: str
-    """Its version."""
     hashes: tuple[str, ...]
-    """Accepted hashes."""
 
 
 class LockedToolkit(Value):
     """The CUDA toolkit, and the archives that it is put together from; none where it was on the machine."""
 
     name: str
-    """Name of the toolkit."""
     version: str
-    """Version of its nvcc."""
     archives: tuple[LockedFile, ...] = ()
-    """Archives that it is made of."""
 
 
 class Lock(Document):
@@ -86,25 +80,16 @@ class Lock(Document):
     SCHEMA: ClassVar[str] = "dca.lock/1"
 
     recipe: str
-    """Name of the recipe."""
     plan: str
-    """Key of the plan."""
     version: str
-    """The wheel's version."""
     python: str
-    """Version of Python to build with."""
     sources: tuple[LockedSource, ...]
-    """Source trees."""
     official_wheel: LockedFile | None = None
-    """The official wheel that files are copied from."""
     members: dict[str, str] = {}
     """Files that are copied out of the official wheel, by their sha256."""
     patches: dict[str, str] = {}
-    """SHA-256 of each patch."""
     toolkit: LockedToolkit | None = None
-    """The CUDA toolkit."""
     packages: tuple[LockedPackage, ...]
-    """Packages of the build environment."""
 
 
 def lock(plan: Plan, recipe: Recipe, tree: Tree, toolkits: tuple[ToolkitSource, ...]) -> Lock:

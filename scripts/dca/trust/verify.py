@@ -38,7 +38,6 @@ class Finding(Value):
 
     check: str
     status: Status
-    """The result."""
     says: str
 
 
@@ -55,11 +54,9 @@ class Verification(Document):
 
     wheel: str
     sha256: str
-    """SHA-256 of the wheel."""
     key: str = ""
     identity: str = ""
     findings: tuple[Finding, ...]
-    """What each check says."""
 
     @property
     def wrong(self) -> tuple[Finding, ...]:
