@@ -1,8 +1,8 @@
-# Thin: every target calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
-# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N CACHE=DIR BUNDLE=FILE OFFLINE=1 are passed on.
+# Every target only calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
+# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N CACHE=DIR BUNDLE=FILE OFFLINE=1 become its options.
 PYTHON ?= python3
 DCA := .venv/bin/dca
-# Packages of the caller's must not stand in for those of .venv.
+# The caller's Python packages must not replace those of .venv.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
 
@@ -16,70 +16,75 @@ FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe)
 .DEFAULT_GOAL := help
 .PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check docs format clean
 
-help: venv ## this list
+help: venv ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-venv: ## the project's own environment, .venv
+venv: ## create .venv, the project's own environment
 	@$(PYTHON) -I scripts/bootstrap.py
 
 dev:
 	@$(PYTHON) -I scripts/bootstrap.py --dev
 
-doctor: venv ## what is right on this machine, what is wrong, and what mends it; FOR=serve MODEL=DIR
+doctor: venv ## check this machine, and show how to fix what is wrong; FOR=serve MODEL=DIR
 	@$(DCA) doctor $(call flag,FOR,for) $(call flag,MODEL,model) $(call flag,RECIPE,recipe) $(call flag,CUDA,cuda) \
 		$(call flag,CACHE,cache-dir)
 
-env: venv ## an environment to build in, by conda or uv (ENGINE=conda insists), or with WHEEL=FILE to run it; OUT=DIR
+env: venv ## make an environment to build in, with conda or else uv (ENGINE=conda|uv), or to run WHEEL=FILE in; OUT=DIR
 	@$(DCA) env $(call flag,CUDA,cuda) $(call flag,RECIPE,recipe) $(call flag,ENGINE,engine) $(call flag,WHEEL,wheel) \
 		$(call flag,OUT,out) $(call flag,CACHE,cache-dir)
 
-plan: venv ## what would be built and why; nothing is fetched
+plan: venv ## show what would be built and why; download nothing
 	@$(DCA) plan $(FLAGS)
 
-fetch: venv ## the sources, pinned and patched; BUNDLE=FILE packs all that a build takes
+fetch: venv ## download, check and patch the sources; BUNDLE=FILE packs everything a build needs
 	@$(DCA) fetch $(FLAGS) $(call flag,BUNDLE,bundle) $(if $(strip $(OFFLINE)),--offline)
 
-wheel: venv ## a wheel in dist/; BUNDLE=FILE OFFLINE=1 builds without a network
+wheel: venv ## build a wheel in dist/; BUNDLE=FILE OFFLINE=1 builds without a network
 	@$(DCA) wheel $(FLAGS) $(call flag,BUNDLE,bundle) $(if $(strip $(OFFLINE)),--offline)
 
-inspect: venv ## what is in the wheels of dist/
+inspect: venv ## show what the wheels in dist/ contain
 	@for wheel in dist/*.whl; do $(DCA) inspect "$$wheel" || exit; done
 
-smoke: venv ## proof that the newest wheel of dist/ computes what it should; LEVEL=static|cpu|gpu WHEEL=FILE
+smoke: venv ## prove that the newest wheel in dist/ computes correct results; LEVEL=static|cpu|gpu WHEEL=FILE
 	@$(DCA) smoke $(if $(strip $(WHEEL)),"$$WHEEL") --quick $(call flag,LEVEL,level) $(call flag,SOURCE,source) \
 		$(call flag,ARCH,arch) $(call flag,CACHE,cache-dir)
 
-publish: venv ## the wheels of dist/ to an index in dist/index; WHEEL=FILE INDEX=DIR
+publish: venv ## publish the wheels in dist/ to the index dist/index; WHEEL=FILE INDEX=DIR
 	@$(DCA) publish $(if $(strip $(WHEEL)),"$$WHEEL",dist/*.whl) $(call flag,INDEX,index) $(call flag,CACHE,cache-dir)
 
-locks: venv ## solve the locks of every recipe again, as of its date
+locks: venv ## solve the locks of every recipe again, as of its lock date
 	@.venv/bin/python scripts/locks.py
 
-test: dev ## every test; needs the wheel of `make wheel`, and makes it if it is missing
+test: dev ## run every test; needs the wheel of `make wheel`, and builds it if it is missing
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-prove: dev ## the counted fault tests at their full count, and a small wheel of every recipe
+prove: dev ## run the counted fault tests at their full count, and build a small wheel of every recipe
 	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m "proof or whole"
 
-bench: dev ## the figures of docs/benchmarks.md
+bench: dev ## measure the figures of docs/benchmarks.md that take seconds
 	@.venv/bin/python scripts/bench.py
 
-unit: dev ## the tests that need neither a wheel nor a network
+unit: dev ## run the tests that need neither a wheel nor a network
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(UNIT)"
 
-coverage: dev ## the unit tests with their coverage of branches
+coverage: dev ## run the unit tests and report their branch coverage
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m "$(UNIT)" -q --cov --cov-report=term
 
-check: dev ## ruff, mypy, import rules, spelling, shell scripts
+check: dev ## run ruff, mypy, import rules, spelling and shell checks; validate data files and schemas
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo \
-		&& .venv/bin/codespell && .venv/bin/shellcheck .ci/run
+		&& .venv/bin/codespell && .venv/bin/shellcheck .ci/run && .venv/bin/python scripts/check_data.py \
+		&& .venv/bin/validate-pyproject pyproject.toml \
+		&& .venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml \
+		&& .venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml \
+		&& .venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms \
+			$(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 
-docs: dev ## the documentation as a website, in .site
+docs: dev ## build the documentation as a website in .site
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict && echo .site/index.html
 
 format: dev
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
-clean: venv ## removes the wheels of dist and what checkers left; the index in dist, .venv and the cache stay
+clean: venv ## remove the wheels in dist/ and the caches of the checks; keep dist/index, .venv and the cache
 	@find dist -mindepth 1 -maxdepth 1 ! -name index -exec rm -rf {} + 2>/dev/null || true
 	rm -rf .site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,11 +1,11 @@
-"""Take a model from ModelScope: download it first, then load the folder.
+"""Use a model from ModelScope: download it first, then load the folder.
 
     uv pip install modelscope
     python examples/from_modelscope.py Qwen/Qwen2.5-7B-Instruct-1M --into /models
 
-`VLLM_USE_MODELSCOPE=True vllm serve Qwen/...` works too, but then the sparse table of a 1M model is looked for on the
-other hub: where that one cannot be reached, it hangs or runs dense. A folder has everything beside its config.json.
-From the other hub: `huggingface-cli download Qwen/... --local-dir DIR`.
+`VLLM_USE_MODELSCOPE=True vllm serve Qwen/...` works too, but vLLM then searches Hugging Face for the sparse table of a
+1M model; without access to it, vLLM hangs or runs dense attention. A downloaded folder contains the table.
+From Hugging Face: `huggingface-cli download Qwen/... --local-dir DIR`.
 """
 
 import argparse
@@ -13,25 +13,25 @@ from pathlib import Path
 
 
 def download(name: str, into: Path) -> Path:
-    """A model's folder, downloaded where it is not there yet; what is whole is not loaded again."""
+    """Download a model into a folder; complete files are not downloaded again."""
     from modelscope import snapshot_download
 
     return Path(snapshot_download(name, local_dir=str(into / name.rpartition("/")[2])))
 
 
 def main() -> None:
-    """Download, and ask once."""
-    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    given.add_argument("name", help="on ModelScope")
-    given.add_argument("--into", type=Path, default=Path("models"), help="the folder of model folders")
-    given.add_argument("--length", type=int, default=32768)
-    asked = given.parse_args()
+    """Download the model, load it, and ask one question."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="the model's name on ModelScope")
+    parser.add_argument("--into", type=Path, default=Path("models"), help="folder to download into")
+    parser.add_argument("--length", type=int, default=32768, help="prompt and answer together, in tokens")
+    args = parser.parse_args()
 
-    folder = download(asked.name, asked.into)
+    folder = download(args.name, args.into)
     print(f"{folder}: serve it with `vllm serve {folder}`, or check it with `dca config check {folder}`")
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model=str(folder), max_model_len=asked.length, enforce_eager=True)
+    llm = LLM(model=str(folder), max_model_len=args.length, enforce_eager=True)
     sampling = SamplingParams(temperature=0.7, top_p=0.8, repetition_penalty=1.05, max_tokens=256)
     (output,) = llm.chat([{"role": "user", "content": "Where do you come from?"}], sampling)
     print(output.outputs[0].text)

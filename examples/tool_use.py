@@ -1,4 +1,4 @@
-"""Let a served model call a Python function, and answer with what the function returned.
+"""Let a served model call a Python function, and answer with the function's result.
 
 vllm serve MODEL --enable-auto-tool-choice --tool-call-parser hermes
 python examples/tool_use.py http://127.0.0.1:8000
@@ -12,7 +12,7 @@ from openai import OpenAI
 
 
 def get_weather(city: str) -> str:
-    """The weather in a city; a real one would be asked for here."""
+    """The weather in a city; a real program would ask a weather service."""
     return json.dumps({"city": city, "celsius": 21, "sky": "clear"})
 
 
@@ -33,25 +33,25 @@ TOOLS = [
 
 
 def main() -> None:
-    """Ask, run what the model calls, and let it answer."""
-    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    given.add_argument("url")
-    given.add_argument("question", nargs="?", default="What is the weather in Lisbon right now? Use the tool.")
-    given.add_argument("--model", help="the name that it is served under [the first that it lists]")
-    asked = given.parse_args()
+    """Ask a question, run the tool that the model calls, and print the answer."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("question", nargs="?", default="What is the weather in Lisbon right now? Use the tool.")
+    parser.add_argument("--model", help="name that the model is served under (default: the first in the server's list)")
+    args = parser.parse_args()
 
-    client = OpenAI(base_url=f"{asked.url}/v1", api_key=os.environ.get("VLLM_API_KEY", "none"))
-    model = asked.model or client.models.list().data[0].id
-    messages = [{"role": "user", "content": asked.question}]
+    client = OpenAI(base_url=f"{args.url}/v1", api_key=os.environ.get("VLLM_API_KEY", "none"))
+    model = args.model or client.models.list().data[0].id
+    messages = [{"role": "user", "content": args.question}]
     reply = (
         client.chat.completions.create(model=model, messages=messages, tools=TOOLS, max_tokens=256).choices[0].message
     )
     if not reply.tool_calls:
-        print(f"The model did not call the tool. It said: {reply.content}")
+        print(f"The model did not call the tool, but answered: {reply.content}")
         return
     messages.append(reply.model_dump(include={"role", "content", "tool_calls"}))
     for call in reply.tool_calls:
-        print(f"It calls {call.function.name}({call.function.arguments})")
+        print(f"The model calls {call.function.name}({call.function.arguments})")
         result = get_weather(**json.loads(call.function.arguments))
         messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
     answer = client.chat.completions.create(model=model, messages=messages, tools=TOOLS, max_tokens=256)

@@ -1,7 +1,7 @@
-"""Measures the figures of docs/benchmarks.md that take seconds, as medians, and prints them as a table.
+"""Measures the figures of docs/benchmarks.md that take seconds, and prints their medians as a table.
 
-Run by `make bench`, after `make wheel`. Nothing here asserts on a time; figures that take a whole build are measured by
-the commands that docs/benchmarks.md names.
+Run by `make bench`, after `make wheel`. It checks no time. Figures that take a whole build are measured with the
+commands in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def median(arguments: list[str], count: int) -> float:
         started = time.perf_counter()
         done = subprocess.run([DCA, *arguments], cwd=ROOT, check=False, capture_output=True)
         times.append(time.perf_counter() - started)
-        # 1: doctor found something wrong on this machine.
+        # Exit 1: doctor found something wrong on this machine.
         if done.returncode > 1:
             sys.exit(done.stderr.decode())
     return statistics.median(times)
@@ -38,12 +38,10 @@ def median(arguments: list[str], count: int) -> float:
 def main() -> None:
     """Print one row per case."""
     wheels = sorted((ROOT / "dist").glob("*.whl"))
-    cases = (
-        [*CASES, *((f"dca inspect {wheels[0].name}", ["inspect", str(wheels[0]), "--quiet"], 3),)] if wheels else CASES
-    )
+    cases = [*CASES, *((f"dca inspect {wheel.name}", ["inspect", str(wheel), "--quiet"], 3) for wheel in wheels[:1])]
     print("| command | runs | median |\n|---|---|---|")
     for name, arguments, count in cases:
-        print(f"| `{name}` | {count} | {median(list(arguments), count):.2f} s |")
+        print(f"| `{name}` | {count} | {median(arguments, count):.2f} s |")
         sys.stdout.flush()
 
 

@@ -1,9 +1,9 @@
 """Creates the project's own environment, `.venv`, from locks with hashes.
 
-Standard library only: it runs before anything is installed. uv is used where it is on PATH; otherwise venv and pip
-do the same work more slowly. A lock is installed as it stands and never resolved again, because a resolver that finds
-a newer release of a locked package can fail or choose that one. A stamp is written last, so an interrupted run is
-simply repeated, and a lock file lets several runs in one checkout wait for each other.
+Standard library only: it runs before anything is installed. It uses uv if that is on PATH; otherwise venv and pip do
+the same more slowly. A lock is installed as it is and never resolved again, because a resolver that finds a newer
+release of a locked package can fail or choose that one. A stamp is written last, so an interrupted run is repeated,
+and with a lock file several runs in one checkout wait for each other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VENV = ROOT / ".venv"
 LOCK_FILE = ROOT / ".venv.lock"
 LOCKS = ROOT / "build/locks"
 MINIMUM = (3, 10)
-# pip and Python read these from the caller's environment, and each of them would put packages elsewhere or find others.
+# pip and uv read these from the caller's environment; each would install packages elsewhere or choose others.
 REDIRECTING = {"PIP_PREFIX", "PIP_ROOT", "PIP_TARGET", "PIP_USER", "PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE"}
 
 
@@ -35,7 +35,7 @@ def fail(what: str, remedy: str) -> None:
 
 
 def isolated_environment() -> dict[str, str]:
-    """The caller's environment without what redirects Python or an installer to other packages."""
+    """The caller's environment without variables that redirect Python or an installer."""
     return {
         name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name not in REDIRECTING
     }
@@ -45,13 +45,13 @@ def run(argv: list[str]) -> None:
     """Run one program of the installation; its own output explains a failure."""
     if subprocess.run(argv, cwd=ROOT, check=False, env=isolated_environment()).returncode != 0:
         fail(
-            f"`{' '.join(argv[:4])} …` failed; its message is above.",
-            "fix the cause and run make again; an incomplete environment is never used.",
+            f"`{' '.join(argv[:4])} …` failed; its output is above.",
+            "fix the cause and run the same command again; an incomplete environment is never used.",
         )
 
 
 def digest(files: list[Path]) -> str:
-    """Hash of everything that determines the environment's content."""
+    """Hash of everything that determines the content of the environment."""
     combined = hashlib.sha256(f"{sys.version_info[:3]} {ROOT}".encode())
     for file in files:
         combined.update(file.read_bytes())
@@ -76,20 +76,20 @@ def only_one() -> Iterator[None]:
 
 
 def create() -> list[str]:
-    """Create an empty `.venv` unless there is one, and return the command that installs into it."""
+    """Create `.venv` if it is missing, and return the command that installs into it."""
     python = VENV / "bin/python"
     uv = shutil.which("uv")
     if uv:
         if not python.exists():
             run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)])
         return [uv, "pip", "install", "--quiet", "--python", str(python)]
-    # An environment that uv created has no pip, and uv may be gone since.
+    # An environment that uv created has no pip, and uv may have been removed since.
     if not python.exists() or not list(VENV.glob("lib/python*/site-packages/pip")):
         try:
             import ensurepip  # noqa: F401
         except ImportError:
             fail(
-                "this Python has neither uv nor the venv module's ensurepip.",
+                "uv is not on PATH, and this Python has no ensurepip, which venv needs.",
                 "install uv, or your system's python3-venv package.",
             )
         run([sys.executable, "-I", "-m", "venv", "--clear", str(VENV)])
@@ -97,14 +97,14 @@ def create() -> list[str]:
 
 
 def install(*, dev: bool) -> None:
-    """Create or complete `.venv` for the groups asked for."""
+    """Create or complete `.venv`."""
     locks = [LOCKS / "tool.txt", *([LOCKS / "dev.txt"] if dev else [])]
     stamp = VENV / (".dca-dev" if dev else ".dca-tool")
     contents = digest([ROOT / "pyproject.toml", *locks])
     if stamp.is_file() and stamp.read_text() == contents and (VENV / "bin/python").exists():
         return
     if python_version(VENV / "bin/python") != sys.version.split()[0] and VENV.exists():
-        # Another Python was asked for, or an interrupted run left nothing that works.
+        # It was made with another Python, or an interrupted run left it broken.
         shutil.rmtree(VENV)
     installer = create()
     requirements = [argument for lock in locks for argument in ("-r", str(lock))]
@@ -116,12 +116,12 @@ def install(*, dev: bool) -> None:
 def main() -> None:
     """Read the arguments, check the Python, and install."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dev", action="store_true", help="also install what the tests need")
+    parser.add_argument("--dev", action="store_true", help="also install what tests and checks need")
     arguments = parser.parse_args()
     if sys.version_info < MINIMUM:
         fail(
             f"Python {sys.version.split()[0]} is too old; 3.10 or later is required.",
-            "name another one: make PYTHON=python3.11 …",
+            "name a newer one: make PYTHON=python3.11 …",
         )
     with only_one():
         install(dev=arguments.dev)

@@ -1,7 +1,7 @@
-"""Solves the locks again: the tool's own, and for every recipe what it is built with and what its wheel runs with.
+"""Solves the locks again: those of every recipe, to build it and to run its wheel, and those of dca itself.
 
-Run by `make locks`. Each recipe is solved as of its own date, with hashes, for every Python of its range that this
-tool supports. A recipe whose source is not on the package index needs a local clone: `--source NAME=PATH`.
+Run by `make locks`. Each recipe is solved as of its own date, with hashes, for every Python version of its range that
+dca supports. A recipe whose source is not on the package index needs a local clone: `--source NAME=PATH`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def solve(
 
 
 def requirements(tree: Path, name: str) -> list[str]:
-    """Lines of a requirements file and of those it includes."""
+    """Lines of a requirements file and of the files that it includes."""
     lines: list[str] = []
     for raw in (tree / name).read_text().splitlines():
         line = raw.split(" #")[0].strip()
@@ -68,7 +68,7 @@ def requirements(tree: Path, name: str) -> list[str]:
 
 
 def oldest(recipe: Recipe | Kernels) -> str:
-    """The oldest Python of a range."""
+    """The oldest Python version of a recipe."""
     return next(f"3.{minor}" for minor in range(6, 30) if f"3.{minor}.99" in SpecifierSet(recipe.python))
 
 
@@ -99,7 +99,7 @@ def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch
 
 
 def reader_locks(cache: store.Store, scratch: Path) -> None:
-    """What is put in front of an environment to read configs with another version; torch is the environment's."""
+    """The packages that are added to an environment so that it reads configs with another version."""
     for reader in readers.load_all():
         if reader.package:
             inputs = scratch / f"{reader.name}.in"
@@ -108,12 +108,12 @@ def reader_locks(cache: store.Store, scratch: Path) -> None:
 
 
 def main() -> None:
-    """Solve all locks, or those of the recipes named."""
+    """Solve the locks of all recipes, or of the named ones."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", action="append", help="only this recipe; may be repeated")
-    parser.add_argument("--source", action="append", default=[], metavar="NAME=PATH", help="a recipe's local clone")
-    parser.add_argument("--readers", action="store_true", help="also those of the readers of configs")
-    parser.add_argument("--tool", action="store_true", help="also the tool's own locks, to the newest versions")
+    parser.add_argument("--recipe", action="append", help="solve only this recipe; can be repeated")
+    parser.add_argument("--source", action="append", default=[], metavar="NAME=PATH", help="local clone of a recipe")
+    parser.add_argument("--readers", action="store_true", help="also solve the locks of the readers of config.json")
+    parser.add_argument("--tool", action="store_true", help="also solve dca's own locks, with the newest versions")
     arguments = parser.parse_args()
     sources = dict(text.split("=", 1) for text in arguments.source)
     with tempfile.TemporaryDirectory(prefix="dca-") as folder:
@@ -121,18 +121,8 @@ def main() -> None:
         if arguments.tool:
             root = data.data_root()
             locks = root / "build/locks"
-            solve(
-                ["--group", "bootstrap", root / "pyproject.toml"],
-                locks / "tool.txt",
-                cache,
-                before="",
-            )
-            solve(
-                ["--group", "dev", "--group", "docs", "-c", locks / "tool.txt"],
-                locks / "dev.txt",
-                cache,
-                before="",
-            )
+            solve(["--group", "bootstrap", root / "pyproject.toml"], locks / "tool.txt", cache, before="")
+            solve(["--group", "dev", "--group", "docs", "-c", locks / "tool.txt"], locks / "dev.txt", cache, before="")
         if arguments.readers:
             reader_locks(cache, Path(folder))
         for path in sorted(data.recipes_folder().glob("*.toml")):

@@ -1,8 +1,8 @@
-"""Prints what a recipe says of the project's own wheel: the `[official_wheel]` tables, read from the wheel itself.
+"""Prints the `[official_wheel]` tables of a recipe, read from the official wheel.
 
-A step of adding a recipe, and again whenever its groups name other ops. The recipe must already name the wheel:
-package, version, file, sha256 and cuda. The modules are loaded in the recipe's build environment, which runs code of
-the wheel. Nothing is written: the tables go to standard output.
+Run it when you add a recipe, and whenever its groups name other ops. The recipe must already name the wheel: package,
+version, file, sha256 and cuda. The modules are loaded in the recipe's build environment, which runs code of the wheel.
+The tables are printed; no file is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 from dca.binaries import fatbin
 from dca.catalogue import machine, recipes
 from dca.catalogue.recipes import Member, OfficialWheel, Recipe
-from dca.cli.options import open_cache, terminal
+from dca.cli.options import open_cache
+from dca.cli.terminal import Terminal
 from dca.compile import ops
 from dca.foundation import data, runner, store
 from dca.foundation.errors import DcaError
@@ -27,12 +28,12 @@ from dca.foundation.run import Run
 from dca.sources import index
 from dca.toolchain import environments
 
-# What nvcc compiles for when nobody tells it: a kernel of another kind in a wheel for newer GPUs serves none of them.
+# The arch that nvcc compiles for by default; in a wheel for newer GPUs no kernel for it is of use.
 NVCC_DEFAULT = "5.2"
 
 
 def members(recipe: Recipe, wheel: zipfile.ZipFile) -> list[str]:
-    """The members that a build may copy: every extension module, and the Python that companions bring."""
+    """The members that a build may copy: every extension module, and the Python files of companions."""
     folders = tuple(f"{companion.python.to}/" for companion in recipe.companions.values() if companion.python)
     return sorted(
         name
@@ -71,7 +72,7 @@ def digests(recipe: Recipe, registered: tuple[str, ...]) -> dict[str, str]:
 def tables(official: OfficialWheel) -> str:
     """The TOML of a recipe's `[official_wheel]`."""
     keys = [key for key in OfficialWheel.model_fields if key not in ("members", "schemas")]
-    # What the recipe leaves to its default stays there.
+    # Keys that the recipe omits stay omitted.
     plain = [key for key in keys if key in official.model_fields_set]
     lines = ["[official_wheel]", *(f"{key} = {_toml(getattr(official, key))}" for key in plain)]
     lines += ["", "[official_wheel.schemas]"]
@@ -83,18 +84,18 @@ def tables(official: OfficialWheel) -> str:
 
 
 def _toml(value: str | tuple[str, ...]) -> str:
-    # What JSON and TOML write alike: a string, and a list of strings.
+    # JSON and TOML write strings and lists of strings alike.
     return json.dumps(value, ensure_ascii=False)
 
 
 def read(recipe: Recipe, file: Path | None, cache: store.Store, reporter: Reporter) -> OfficialWheel:
-    """What is in the official wheel of a recipe.
+    """The content of a recipe's official wheel.
 
     Args:
         recipe: names the wheel.
-        file: the wheel; fetched from the package index when None. Its hash must be the recipe's.
+        file: the wheel; downloaded from the package index when None. Its hash must be the recipe's.
         cache: for the download and the build environment.
-        reporter: told of both.
+        reporter: receives the progress of both.
     """
     official = recipe.official_wheel
     if official is None:
@@ -130,11 +131,11 @@ def main() -> None:
     """Print the tables of one recipe."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", required=True)
-    parser.add_argument("--wheel", type=Path, help="the official wheel, where it is at hand already")
+    parser.add_argument("--wheel", type=Path, help="the official wheel, if it is already on this machine")
     parser.add_argument("--cache-dir", type=Path, default=os.environ.get("DCA_CACHE_DIR"), help="as for dca")
     arguments = parser.parse_args()
     try:
-        with terminal(as_json=False, quiet=False) as reporter:
+        with Terminal() as reporter:
             recipe = recipes.find(arguments.recipe, recipes.load_all()).recipe
             wheel = read(recipe, arguments.wheel, open_cache(arguments.cache_dir).open(), reporter)
     except DcaError as error:

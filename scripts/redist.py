@@ -1,7 +1,7 @@
-"""Prints what a toolkit file says of NVIDIA's archives, read from one of their manifests: nobody types a hash.
+"""Prints the pins of NVIDIA's archives for a toolkit file, read from a manifest of NVIDIA, so that no hash is typed.
 
-To add a CUDA version, copy the file of a near one, change its name, and run this with `--label RELEASE --write`: it
-sets the version, the size of the download and the table `[redist]`, with the components that the file names already.
+To add a CUDA version, copy the file of a similar one, change its name, and run this with `--label RELEASE --write`: it
+sets the version, the size of the download and the table `[redist]`, with the components that the file already names.
 Without `--write` nothing is written.
 """
 
@@ -47,17 +47,17 @@ def read(place: str) -> bytes:
 
 
 def pins(content: bytes, label: str, names: list[str], platform: str, url: str | tuple[str, ...]) -> Redist:
-    """What a toolkit file says of one release.
+    """The pins of one release.
 
     Args:
         content: of the manifest.
-        label: the release that it must be of.
+        label: the release that the manifest must describe.
         names: the components to take.
         platform: as the manifest calls it ("linux-x86_64").
-        url: the folder that the manifest lies in, or several in the order in which they are asked.
+        url: the folder of the manifest, or several in the order in which they are tried.
     """
     manifest = json.loads(content)
-    # Manifests of before 12.2 do not say what release they are of.
+    # Manifests before 12.2 do not name their release.
     if (actual := manifest.get("release_label", label)) != label:
         sys.exit(f"the manifest is that of CUDA {actual}, not {label}.")
     if missing := [name for name in names if platform not in manifest.get(name, {})]:
@@ -91,7 +91,7 @@ def table(pinned: Redist) -> str:
 
 
 def version(pinned: Redist) -> str:
-    """What the nvcc of a release says of itself."""
+    """The version of a release's nvcc."""
     return next(component.version for component in pinned.components if component.name == COMPILER)
 
 
@@ -101,10 +101,10 @@ def megabytes(pinned: Redist) -> int:
 
 
 def renewed(text: str, pinned: Redist) -> str:
-    """A toolkit file's text with another release's pins; everything else stays as it is."""
+    """A toolkit file's text with another release's pins; everything else is unchanged."""
     text = re.sub(r"(?m)^version = .*$", f'version = "{version(pinned)}"', text, count=1)
     text = re.sub(r"(?m)^download_mb = .*$", f"download_mb = {megabytes(pinned)}", text, count=1)
-    # From its header to the last key of its last component: a comment after that belongs to what follows.
+    # From its header to the last key of its last component; a later comment belongs to what follows.
     whole = r"(?ms)^\[redist\]\n.*^\[\[redist\.components\]\]\n(?:\w+ = [^\n]*\n)+"
     return re.sub(whole, lambda _: table(pinned), text, count=1)
 
@@ -113,24 +113,28 @@ def main() -> None:
     """Print, or write, the pins of one toolkit file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("toolkit", help="name of a file in build/toolkits that has a [redist]")
-    parser.add_argument("--label", help='the release ("12.6.3"); that of the file if left out')
-    parser.add_argument("--manifest", metavar="FILE|URL", help="that release's manifest, where it is at hand")
-    parser.add_argument("--component", action="append", help="take these in place of the file's; may be repeated")
-    parser.add_argument("--write", action="store_true", help="write it into the file")
+    parser.add_argument("--label", help="release, such as 12.6.3; by default that of the file")
+    parser.add_argument(
+        "--manifest", metavar="FILE|URL", help="manifest of that release; by default NVIDIA's server is asked"
+    )
+    parser.add_argument(
+        "--component", action="append", help="component to take instead of those in the file; can be repeated"
+    )
+    parser.add_argument("--write", action="store_true", help="write the pins into the file")
     arguments = parser.parse_args()
     path = data.toolkits_folder() / f"{arguments.toolkit}.toml"
     try:
         source = datafile.load(ToolkitSource, path)
         if source.redist is None:
-            sys.exit(f"{arguments.toolkit} names no archives of NVIDIA's: give it a [redist] first.")
+            sys.exit(f"{arguments.toolkit} has no table [redist]: add one first.")
         label = arguments.label or source.redist.label
         place = arguments.manifest or f"{redist.endpoint(source.redist)}redistrib_{label}.json"
         names = arguments.component or [component.name for component in source.redist.components]
         pinned = pins(read(place), label, names, f"linux-{source.machine}", source.redist.url)
         if label == source.redist.label and pinned.sha256 != source.redist.sha256:
             sys.exit(
-                f"the manifest of CUDA {label} is not the one that is pinned: sha256 {pinned.sha256},\n"
-                f"pinned {source.redist.sha256}. A release's manifest does not change; ask another copy of it."
+                f"the manifest of CUDA {label} is not the pinned one: sha256 {pinned.sha256},\n"
+                f"pinned {source.redist.sha256}. A release's manifest never changes; try another copy of it."
             )
         if arguments.write:
             store.write_bytes(path, renewed(path.read_text(encoding="utf-8"), pinned).encode())

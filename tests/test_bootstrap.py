@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,16 +74,12 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
-def command(root: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-I", str(root / "scripts/bootstrap.py"), *arguments]
-
-
-def offline(root: Path, *, with_uv: bool) -> dict[str, str]:
-    """An environment in which the project's own wheels are all there is."""
+def start(root: Path, *arguments: str, with_uv: bool, **variables: str) -> subprocess.Popen[bytes]:
+    """The script, in an environment in which the project's own wheels are all there is."""
     wheels = str(root.parent / "wheels")
     folders = [str(Path(machine.find_uv()).parent)] if with_uv else []
     (settings := root.parent / "uv.toml").write_text("no-index = true\n")
-    return {
+    env = {
         "PATH": os.pathsep.join([*folders, "/usr/bin", "/bin"]),
         "HOME": str(root.parent),
         "PIP_NO_INDEX": "1",
@@ -93,44 +88,39 @@ def offline(root: Path, *, with_uv: bool) -> dict[str, str]:
         "UV_FIND_LINKS": wheels,
         "UV_CACHE_DIR": str(root.parent / "uv-cache"),
     }
+    return subprocess.Popen([sys.executable, "-I", root / "scripts/bootstrap.py", *arguments], env={**env, **variables})
 
 
-def versions(root: Path) -> str:
+def complete(root: Path, *, with_uv: bool, **variables: str) -> None:
+    """Run the script to its end; the environment then has what the locks name."""
+    assert start(root, "--dev", with_uv=with_uv, **variables).wait() == 0
     probe = "import base, extra, user; print(base.version, extra.version, user.version)"
-    return subprocess.run(
-        [root / ".venv/bin/python", "-I", "-c", probe], check=True, capture_output=True, text=True
-    ).stdout
+    assert subprocess.check_output([root / ".venv/bin/python", "-I", "-c", probe]) == b"1.0 1.0 1.0\n"
 
 
 @pytest.mark.parametrize("with_uv", [True, False])
 def test_a_lock_is_installed_as_it_stands_though_a_newer_release_is_out(project: Path, with_uv: bool) -> None:
-    subprocess.run(command(project, "--dev"), check=True, env=offline(project, with_uv=with_uv))
-    assert versions(project) == "1.0 1.0 1.0\n"
+    complete(project, with_uv=with_uv)
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("pip", ["pip==22.0.2", "pip==23.0.1", "pip"])
 def test_every_pip_since_22_installs_the_lock(project: Path, pip: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", project / ".venv"], check=True)
-    python = project / ".venv/bin/python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--upgrade", pip], check=True)
-    subprocess.run(command(project, "--dev"), check=True, env=offline(project, with_uv=False))
-    assert versions(project) == "1.0 1.0 1.0\n"
+    subprocess.run([project / ".venv/bin/python", "-m", "pip", "install", "-q", "--upgrade", pip], check=True)
+    complete(project, with_uv=False)
 
 
 @pytest.mark.parametrize("with_uv", [True, False])
 def test_two_runs_at_once_both_end_well(project: Path, with_uv: bool) -> None:
-    env = offline(project, with_uv=with_uv)
-    both = [subprocess.Popen(command(project, *more), env=env) for more in ([], ["--dev"])]
-    assert [one.wait() for one in both] == [0, 0]
-    subprocess.run(command(project, "--dev"), check=True, env=env)
-    assert versions(project) == "1.0 1.0 1.0\n"
+    both = [start(project, *more, with_uv=with_uv) for more in ([], ["--dev"])]
+    assert [run.wait() for run in both] == [0, 0]
+    complete(project, with_uv=with_uv)
 
 
 def test_an_environment_that_uv_made_is_completed_by_pip(project: Path) -> None:
-    subprocess.run(command(project), check=True, env=offline(project, with_uv=True))
-    subprocess.run(command(project, "--dev"), check=True, env=offline(project, with_uv=False))
-    assert versions(project) == "1.0 1.0 1.0\n"
+    assert start(project, with_uv=True).wait() == 0
+    complete(project, with_uv=False)
 
 
 def test_settings_of_the_caller_lead_no_package_elsewhere(project: Path, tmp_path: Path) -> None:
@@ -138,33 +128,20 @@ def test_settings_of_the_caller_lead_no_package_elsewhere(project: Path, tmp_pat
     for name in ("pip", "zipfile", "base"):
         (tmp_path / "shadow" / f"{name}.py").write_text("raise SystemExit('shadowed')\n")
     redirected = {"PYTHONPATH": str(tmp_path / "shadow"), "PIP_TARGET": str(tmp_path / "elsewhere"), "PIP_USER": "1"}
-    subprocess.run(command(project, "--dev"), check=True, env={**offline(project, with_uv=False), **redirected})
-    assert versions(project) == "1.0 1.0 1.0\n"
-
-
-@pytest.fixture
-def entry_points() -> Callable[..., subprocess.CompletedProcess[str]]:
-    def start(argv: list[str | Path], pythonpath: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        env = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": pythonpath}
-        return subprocess.run(argv, env=env, cwd=cwd, capture_output=True, text=True, check=False)
-
-    return start
+    complete(project, with_uv=False, **redirected)
 
 
 @pytest.mark.parametrize("pythonpath", ["{shadow}", ":{elsewhere}", "{shadow}:{scripts}"])
-def test_packages_on_pythonpath_change_nothing(
-    tmp_path: Path, pythonpath: str, entry_points: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_packages_on_pythonpath_change_nothing(tmp_path: Path, pythonpath: str) -> None:
     shadow = tmp_path / "shadow"
     shadow.mkdir()
     for name in ("click", "pydantic", "rich", "packaging"):
         (shadow / f"{name}.py").write_text("raise SystemExit('shadowed')\n")
-    given = pythonpath.format(shadow=shadow, scripts=ROOT / "scripts", elsewhere=tmp_path)
-    installed = Path(sys.executable).with_name("dca")
-    assert installed.is_file()
-    commands: list[list[str | Path]] = [[installed, "doctor", "--help"]]
+    folders = pythonpath.format(shadow=shadow, scripts=ROOT / "scripts", elsewhere=tmp_path)
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(shadow), "PYTHONPATH": folders}
+    commands: list[list[str | Path]] = [[Path(sys.executable).with_name("dca"), "doctor", "--help"]]
     if "scripts" in pythonpath:
         commands.append([sys.executable, "-m", "dca", "doctor", "--help"])
     for argv in commands:
-        done = entry_points(argv, given, shadow)
+        done = subprocess.run(argv, env=env, cwd=shadow, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, ""), argv

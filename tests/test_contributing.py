@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md, followed to the letter in a copy of the project: a recipe and a known failure are added."""
+"""CONTRIBUTING.md, followed to the letter in a copy of the project: a recipe, a known failure, the hooks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dca.catalogue import recipes
 from tests.support import ROOT
@@ -73,3 +74,55 @@ def test_the_failure_of_the_guide_is_added_and_found_in_a_log(project: Path) -> 
     known = dca(project, "explain", log, "--json")
     assert known.returncode == 0, known.stderr
     assert [failure["id"] for failure in json.loads(known.stdout)["found"]] == ["disk-quota-of-the-runner"]
+
+
+def test_the_hooks_run_what_make_check_runs() -> None:
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in repositories] == ["local"]
+    check = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert check
+
+    def programs(text: str) -> set[str]:
+        return set(re.findall(r"\.venv/bin/\S+(?: check| format| scripts/\S+| --builtin-schema \S+)?", text))
+
+    assert programs(check[1]) == programs("\n".join(hook["entry"] for hook in repositories[0]["hooks"]))
+
+
+MISTAKES = {
+    "build/recipes/vllm-0.10.2.toml": ("priority =", "priorty ="),
+    "build/toolkits/cuda.toml": ("schema =", "scheme ="),
+    "build/toolkits/nvidia-12.4.toml": ("version =", "vision ="),
+    "build/failures/serving.toml": ("cause =", "because ="),
+    "build/models/Qwen2-7B-Instruct.toml": ("layers = 28", 'layers = "28"'),
+    "build/readers/transformers-4.toml": ("kind =", "kin ="),
+    "build/serving/vllm-0.10.2.toml": ("recipe =", "recipe"),
+    "build/gpus/gpus.toml": ("context_gib =", "contexts_gib ="),
+    "pyproject.toml": ("dependencies = [", "dependencies = [1,"),
+    ".github/workflows/check.yml": ("runs-on:", "run-on:"),
+    ".github/dependabot.yml": ("weekly", "sometimes"),
+    ".github/ISSUE_TEMPLATE/bug.yml": ("type: textarea", "type: text"),
+}
+
+
+def test_the_hooks_name_each_file_with_a_planted_mistake(project: Path) -> None:
+    shutil.copytree(ROOT / ".github", project / ".github")
+    for name in (".pre-commit-config.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, project)
+    (project / ".venv").symlink_to(sys.prefix)
+    for file, (right, wrong) in MISTAKES.items():
+        text = (project / file).read_text()
+        assert right in text
+        (project / file).write_text(text.replace(right, wrong, 1))
+    subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    subprocess.run(["git", "add", "--all"], cwd=project, check=True)
+    slow = "ruff-check,ruff-format,mypy,import-linter,codespell"
+    done = subprocess.run(
+        [".venv/bin/pre-commit", "run", "--all-files"],
+        cwd=project,
+        env={**os.environ, "PRE_COMMIT_HOME": str(project / ".git/hooks"), "SKIP": slow},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert [file for file in MISTAKES if Path(file).name not in done.stdout] == []

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dca.catalogue import recipes, toolkits
+from dca.catalogue.mirrors import places
 from dca.catalogue.plan import Request
 from dca.catalogue.recipes import GitSource, Loaded
 from dca.foundation import store
@@ -16,8 +17,8 @@ from dca.foundation.run import Run
 from dca.pipeline import gather
 from dca.sources import fetch, git, index
 from dca.toolchain import apt, lockfile
-from tests.sources.test_git import Repository
 from tests.sources.test_git_fetch import server
+from tests.support.repositories import Repository
 
 __all__ = ["server"]
 NAME = "vllm-0.10.2"
@@ -51,7 +52,7 @@ def moved(server: tuple[str, str], all_recipes: tuple[Loaded, ...], monkeypatch:
 
 
 def head_of(tmp_path: Path) -> str:
-    return git.branch_head(str(tmp_path / "work"), "main", local=True)
+    return git.branch_head(places(local=tmp_path / "work"), "main")
 
 
 def test_a_branch_that_moved_is_followed_only_when_asked_and_remembered_until_told_otherwise(

@@ -1,3 +1,3 @@
 """Builds and proves vLLM wheels with dual chunk attention (DCA)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 def ignore_pythonpath() -> None:
-    """Drop the folders of PYTHONPATH from the import path, except the one that `dca` itself is imported from.
+    """Remove the folders of PYTHONPATH from the import path, except the one that `dca` itself is imported from.
 
-    An old pydantic or click in there would be found before the locked ones in the tool's own environment.
+    An old pydantic or click there would be found before the locked ones in dca's own environment.
     """
     pythonpath = os.environ.get("PYTHONPATH")
     if not pythonpath:
         return
-    # An empty entry is the working folder.
+    # An empty entry means the working folder.
     given = {os.path.realpath(folder) for folder in pythonpath.split(os.pathsep)}
     own = {str(Path(__file__).resolve().parent.parent), *map(os.path.realpath, sysconfig.get_paths().values())}
     sys.path[:] = [folder for folder in sys.path if not folder or os.path.realpath(folder) not in given - own]

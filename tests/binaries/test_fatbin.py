@@ -206,16 +206,16 @@ def more_compressed_than_stored() -> bytes:
 
 @pytest.fixture(autouse=True)
 def _no_endless_loop() -> Iterator[None]:
-    """End a test that reads in circles."""
+    """End a test that reads in circles, by its CPU time: other programs may slow it down."""
 
     def late(_number: int, _frame: FrameType | None) -> None:
         raise AssertionError("still reading after five seconds")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(5)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, 5)
     yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
 
 
 def test_cubins_and_ptx_are_counted_by_architecture() -> None:
@@ -227,7 +227,6 @@ def test_cubins_and_ptx_are_counted_by_architecture() -> None:
     assert code.sass_bytes == {"8.0": len(large) + len(small), "9.0": len(small)}
     assert code.ptx_bytes == {"9.0": len(text(90))}
     assert code.code_bytes == {"8.0": 5128, "9.0": 128}
-    assert code.section_bytes == len(section)
     assert code.problems == ()
 
 
@@ -310,14 +309,9 @@ def test_a_section_without_entries_holds_no_code(section: bytes) -> None:
 
 def test_a_section_that_is_cut_short_anywhere_is_refused() -> None:
     whole = container(entry(SASS, 80), entry(PTX, 90))
-    accepted = []
     for size in range(1, len(whole)):
-        try:
-            fatbin.parse(whole[:size])
-        except FatbinError:
-            continue
-        accepted.append(size)
-    assert accepted == []
+        with pytest.raises(FatbinError):
+            pytest.fail(f"{size} bytes are accepted: {fatbin.parse(whole[:size])}")
 
 
 def test_a_second_container_that_is_cut_short_is_refused() -> None:
@@ -472,14 +466,14 @@ def test_the_toolkit_is_told_by_what_the_cubins_say() -> None:
         pytest.param(
             entry(SASS, 80, cubin(80, header=Header(machine=62))), "for another machine", id="another machine"
         ),
-        pytest.param(entry(SASS, 80, os.urandom(999)), "not a whole ELF file", id="no ELF file"),
-        pytest.param(entry(SASS, 80, b""), "not a whole ELF file", id="nothing"),
-        pytest.param(entry(SASS, 80, flags=LZ4, unpacked=99), "cannot be uncompressed", id="LZ4, said too short"),
+        pytest.param(entry(SASS, 80, os.urandom(999)), "not a complete ELF file", id="no ELF file"),
+        pytest.param(entry(SASS, 80, b""), "not a complete ELF file", id="nothing"),
+        pytest.param(entry(SASS, 80, flags=LZ4, unpacked=99), "cannot be decompressed", id="LZ4, said too short"),
         pytest.param(entry(SASS, 80, flags=LZ4, unpacked=9999), "not 9999", id="LZ4, said too long"),
         pytest.param(entry(SASS, 80, flags=ZSTD, unpacked=9999), "not 9999", id="zstd, said too long"),
-        pytest.param(entry(SASS, 80, flags=ZSTD, unpacked=1 << 62), "it says that it has", id="zstd, absurd"),
-        pytest.param(entry(SASS, 80, flags=LZ4, unpacked=0), "it says that it has 0", id="LZ4, of no size"),
-        pytest.param(entry(SASS, 80, flags=LZ4, unpacked=1 << 30), "it says that it has 10737", id="LZ4, too much"),
+        pytest.param(entry(SASS, 80, flags=ZSTD, unpacked=1 << 62), "its header claims", id="zstd, absurd"),
+        pytest.param(entry(SASS, 80, flags=LZ4, unpacked=0), "its header claims 0", id="LZ4, of no size"),
+        pytest.param(entry(SASS, 80, flags=LZ4, unpacked=1 << 30), "its header claims 10737", id="LZ4, too much"),
         pytest.param(
             stored_entry(SASS, 80, Stored(frame(b"12345", 1 << 62), ZSTD, 9999)),
             "it has 4611686018427387904 bytes uncompressed, not 9999",
@@ -569,15 +563,10 @@ def test_the_device_code_of_a_module_is_read(tmp_path: Path) -> None:
     assert fatbin.read(tmp_path / "module.so") == fatbin.parse(section)
 
 
-def test_a_module_without_device_code_has_none(tmp_path: Path) -> None:
+def test_a_file_without_device_code_has_none(tmp_path: Path) -> None:
     (tmp_path / "module.so").write_bytes(module())
-    code = fatbin.read(tmp_path / "module.so")
-    assert (code.sass, code.ptx, code.section_bytes) == ({}, {}, 0)
-
-
-def test_a_real_program_without_device_code_has_none() -> None:
-    code = fatbin.read(Path(sys.executable))
-    assert (code.sass, code.ptx, code.section_bytes) == ({}, {}, 0)
+    for file in (tmp_path / "module.so", Path(sys.executable)):
+        assert fatbin.read(file) == fatbin.DeviceCode()
 
 
 @pytest.mark.parametrize("content", [b"", b"not an ELF file", b"\x7fELF", b"PK\x03\x04" + bytes(100)])
@@ -589,15 +578,10 @@ def test_what_is_not_elf_is_refused(content: bytes, tmp_path: Path) -> None:
 
 def test_a_module_that_is_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     whole = module(nv_fatbin=container(entry(SASS, 80)))
-    accepted = []
     for size in range(0, len(whole), 7):
         (tmp_path / "module.so").write_bytes(whole[:size])
-        try:
-            fatbin.read(tmp_path / "module.so")
-        except FatbinError:
-            continue
-        accepted.append(size)
-    assert accepted == []
+        with pytest.raises(FatbinError):
+            pytest.fail(f"{size} bytes are accepted: {fatbin.read(tmp_path / 'module.so')}")
 
 
 def test_a_module_with_damaged_device_code_is_refused(tmp_path: Path) -> None:
@@ -611,7 +595,6 @@ def test_relocatable_device_code_stands_in_a_section_of_its_own(tmp_path: Path) 
     (tmp_path / "module.so").write_bytes(module(nv_fatbin=first, __nv_relfatbin=second))
     code = fatbin.read(tmp_path / "module.so")
     assert (code.sass, code.ptx) == ({"8.0": 1, "9.0": 1}, {"9.0": 1})
-    assert code.section_bytes == len(first) + len(second)
 
 
 # --- what nvcc writes ---

@@ -1,4 +1,4 @@
-"""Names read out of symbols, held against what binutils' c++filt says."""
+"""Names read from symbols, compared with those of binutils' c++filt."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_every_name_of_a_compiled_library_is_what_cppfilt_says(tmp_path: Path) -
     subprocess.run(words, check=True, capture_output=True)
     symbols = sorted(name for name in elf.defined(library) if name.startswith("_Z"))
     assert len(symbols) > 50
-    # What is special in text only: conversions name a type, and a standard name is short here.
+    # Only the texts differ: conversions name a type, and standard names are shorter here.
     differ = {"cv", "TC", "li"}
     wrong = [
         (symbol, text, mangled.read(symbol).text)

@@ -488,7 +488,7 @@ def test_a_code_or_a_name_is_explained(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], b"DCA-201: nothing is named"),
+        ([], b"DCA-201: no log or code is named"),
         (["/no/such.log"], b"DCA-204: /no/such.log does not exist"),
         (["/tmp"], b"DCA-204: /tmp is a folder"),
         (["compiler-kiled"], b"did you mean compiler-killed?"),

@@ -55,21 +55,19 @@ def test_a_compiler_is_asked_for_its_full_version(only: Path) -> None:
     assert [compiler.version for compiler in machine.host_compilers()] == ["11.4.0"]
 
 
-@pytest.mark.parametrize("body", ["exit 1", "echo something else", "true", "echo 12.2.0; exit 3"])
-def test_a_compiler_that_does_not_tell_its_version_is_left_out(body: str, only: Path) -> None:
-    program(only / "g++", body)
-    program(only / "g++-11", "echo 11.4.0")
-    assert [compiler.major for compiler in machine.host_compilers()] == [11]
-
-
-def test_a_compiler_that_cannot_be_started_is_left_out(only: Path) -> None:
-    program(only / "g++", "echo 12.2.0", interpreter="/nonexistent/sh")
-    program(only / "g++-11", "echo 11.4.0")
-    assert [compiler.major for compiler in machine.host_compilers()] == [11]
-
-
-def test_a_compiler_for_another_processor_is_left_out(only: Path) -> None:
-    (only / "g++").write_bytes(b"\x7fELF\x02\x01\x01" + bytes(100))
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"#!/bin/sh\nexit 1\n", id="fails"),
+        pytest.param(b"#!/bin/sh\necho something else\n", id="no version"),
+        pytest.param(b"#!/bin/sh\n", id="no output"),
+        pytest.param(b"#!/bin/sh\necho 12.2.0; exit 3\n", id="fails after its version"),
+        pytest.param(b"#!/nonexistent/sh\necho 12.2.0\n", id="interpreter missing"),
+        pytest.param(b"\x7fELF\x02\x01\x01" + bytes(100), id="for another processor"),
+    ],
+)
+def test_a_compiler_that_does_not_report_its_version_is_left_out(content: bytes, only: Path) -> None:
+    (only / "g++").write_bytes(content)
     (only / "g++").chmod(0o755)
     program(only / "g++-11", "echo 11.4.0")
     assert [compiler.major for compiler in machine.host_compilers()] == [11]
@@ -92,19 +90,18 @@ def test_the_driver_is_asked_for_names_and_archs(only: Path) -> None:
     assert [gpu.name for gpu in machine.gpus()] == ["--query-gpu=name,compute_cap --format=csv,noheader"]
 
 
-def test_a_gpu_of_unknown_arch_is_left_out(only: Path) -> None:
-    program(only / "nvidia-smi", "echo 'Old, [N/A]'; echo; echo 'New, 8.6'")
-    assert [gpu.name for gpu in machine.gpus()] == ["New"]
-
-
-def test_a_driver_that_does_not_run_has_no_gpus(only: Path) -> None:
-    program(only / "nvidia-smi", "echo 'NVIDIA-SMI has failed, 9.0'; exit 9")
-    assert machine.gpus() == ()
-
-
-def test_a_driver_program_that_cannot_be_started_has_no_gpus(only: Path) -> None:
-    program(only / "nvidia-smi", "echo 'X, 9.0'", interpreter="/nonexistent/sh")
-    assert machine.gpus() == ()
+@pytest.mark.parametrize(
+    ("body", "interpreter", "names"),
+    [
+        ("echo 'Old, [N/A]'; echo; echo 'New, 8.6'", "/bin/sh", ["New"]),
+        ("echo 'NVIDIA-SMI has failed, 9.0'; exit 9", "/bin/sh", []),
+        ("echo 'X, 9.0'", "/nonexistent/sh", []),
+    ],
+    ids=["unknown arch", "driver fails", "driver cannot be started"],
+)
+def test_what_is_no_gpu_is_left_out(body: str, interpreter: str, names: list[str], only: Path) -> None:
+    program(only / "nvidia-smi", body, interpreter=interpreter)
+    assert [gpu.name for gpu in machine.gpus()] == names
 
 
 def test_a_machine_without_a_driver_has_no_gpus(only: Path) -> None:

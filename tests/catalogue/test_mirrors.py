@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,7 @@ from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.sources import git, index
 from dca.toolchain import redist
-from tests.sources.test_git import Repository
-from tests.sources.test_git_fetch import GitHandler
+from tests.support.repositories import GitHandler, Repository, served
 from tests.support.web import Place, sha
 
 BODY = b"whole " * 2000
@@ -45,10 +42,10 @@ def test_without_a_file_each_place_is_asked_itself(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("DCA_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert mirrors.config_file() == tmp_path / "dca/config.toml"
-    assert places("https://github.com/a/b.git") == ("https://github.com/a/b.git",)
+    assert places("https://github.com/a/b.git").asked == ("https://github.com/a/b.git",)
     (tmp_path / "dca").mkdir()
     (tmp_path / "dca/config.toml").write_text('[mirrors]\n"https://github.com/" = ["https://git.corp/hub/"]\n')
-    assert places("https://github.com/a/b.git") == ("https://git.corp/hub/a/b.git", "https://github.com/a/b.git")
+    assert places("https://github.com/a/b.git").asked == ("https://git.corp/hub/a/b.git", "https://github.com/a/b.git")
 
 
 def test_the_longest_beginning_decides_and_the_place_itself_comes_last_unless_it_is_named() -> None:
@@ -58,9 +55,13 @@ def test_the_longest_beginning_decides_and_the_place_itself_comes_last_unless_it
             "https://github.com/own/": ("https://github.com/own/", "https://three/"),
         }
     )
-    assert places("https://github.com/a", config) == ("https://one/a", "https://two/x/a", "https://github.com/a")
-    assert places("https://github.com/own/a", config) == ("https://github.com/own/a", "https://three/a")
-    assert places("https://github.company/a", config) == ("https://github.company/a",)
+    assert places("https://github.com/a", settings=config).asked == (
+        "https://one/a",
+        "https://two/x/a",
+        "https://github.com/a",
+    )
+    assert places("https://github.com/own/a", settings=config).asked == ("https://github.com/own/a", "https://three/a")
+    assert places("https://github.company/a", settings=config).asked == ("https://github.company/a",)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_a_mirror_with_another_file_is_passed_over_and_the_pin_decides(
     configure(tmp_path, monkeypatch, f'[mirrors]\n"{place.url}/" = ["{other.url}/mirror/"]\n')
     place.pages["/file"] = ("x/y", BODY)
     other.pages["/mirror/file"] = ("x/y", BODY[:-1] + b"?")
-    assert index.fetch_url(f"{place.url}/file", sha(BODY), tmp_path / "kept").read_bytes() == BODY
+    assert index.fetch_url(places(f"{place.url}/file"), sha(BODY), tmp_path / "kept").read_bytes() == BODY
     assert (other.asked, place.asked) == (["/mirror/file"], ["/file"])
 
 
@@ -124,7 +125,7 @@ def test_a_mirror_that_has_it_is_the_only_one_that_is_asked(
 ) -> None:
     configure(tmp_path, monkeypatch, f'[mirrors]\n"{place.url}/" = ["{other.url}/"]\n')
     other.pages["/file"] = ("x/y", BODY)
-    assert index.fetch_url(f"{place.url}/file", sha(BODY), tmp_path / "kept").read_bytes() == BODY
+    assert index.fetch_url(places(f"{place.url}/file"), sha(BODY), tmp_path / "kept").read_bytes() == BODY
     assert place.asked == []
 
 
@@ -134,7 +135,7 @@ def test_when_no_place_has_it_each_is_told(
     configure(tmp_path, monkeypatch, f'[mirrors]\n"{place.url}/" = ["{other.url}/", "http://127.0.0.1:9/"]\n')
     place.pages["/file"] = ("x/y", b"another")
     with pytest.raises(DcaError) as refused:
-        index.fetch_url(f"{place.url}/file", sha(BODY), tmp_path / "kept")
+        index.fetch_url(places(f"{place.url}/file"), sha(BODY), tmp_path / "kept")
     assert refused.value.code == "DCA-401"
     for named in (other.url, "127.0.0.1:9", sha(b"another")):
         assert named in refused.value.why
@@ -158,8 +159,8 @@ def test_an_sdist_that_the_index_does_not_give_comes_from_where_its_recipe_says(
     cache = store.Store(tmp_path / "cache")
     assert index.download(source, cache).read_bytes() == BODY
     assert [path for path in other.asked if "thing" in path] == ["/gone/thing-1.0.tar.gz", "/releases/thing-1.0.tar.gz"]
-    assert index.probe_file(gone) == "it answers with status 404"
-    assert index.probe_file(source.urls[1]) == ""
+    assert index.probe_file(places(gone)) == "it answers with status 404"
+    assert index.probe_file(places(source.urls[1])) == ""
 
 
 def test_archives_of_nvidia_come_from_the_first_of_several_places_that_has_them(
@@ -191,59 +192,54 @@ def test_archives_of_nvidia_come_from_the_first_of_several_places_that_has_them(
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
+def kit(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """The folder that a git server's repositories are in, and the commit of the one that it has."""
     repository = Repository(tmp_path / "served/group/kit.git")
     repository.write("a", b"a")
     commit = repository.commit()
-    web = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (GitHandler,), {"root": tmp_path / "served"}))
-    threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{web.server_port}/", commit
-    web.shutdown()
-    web.server_close()
+    with served(tmp_path / "served") as url:
+        yield url, commit
 
 
 def test_a_commit_comes_from_a_mirror_of_its_repository(
-    served: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, commit = served
+    url, commit = kit
     configure(tmp_path, monkeypatch, f'[mirrors]\n"https://hub.invalid/" = ["http://127.0.0.1:9/", "{url}"]\n')
     clone = "https://hub.invalid/group/kit.git/.git"
-    assert git.probe(clone) == ""
-    assert git.branch_head(clone, "main", local=False) == commit
+    assert git.probe(places(clone)) == ""
+    assert git.branch_head(places(clone), "main") == commit
     started = time.monotonic()
-    repository = git.fetch([clone], commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
+    repository = git.fetch(places(clone), commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
     assert time.monotonic() - started < 20
     assert git.has_commit(repository, commit)
 
 
 def test_a_mirror_without_the_commit_is_passed_over(
-    served: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, commit = served
+    url, commit = kit
     old = Repository(tmp_path / "served/old/kit.git")
     old.write("a", b"older")
     old.commit()
     configure(tmp_path, monkeypatch, f'[mirrors]\n"https://hub.invalid/group/" = ["{url}old/", "{url}group/"]\n')
     clone = "https://hub.invalid/group/kit.git/.git"
-    repository = git.fetch([clone], commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
+    repository = git.fetch(places(clone), commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
     git.export(repository, commit, tmp_path / "tree")
     assert (tmp_path / "tree/a").read_bytes() == b"a"
 
 
 @pytest.mark.proof
 def test_a_git_server_that_stalls_is_left_for_the_next_one_in_time(
-    served: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: Callable[[int], int]
+    kit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: Callable[[int], int]
 ) -> None:
     """It answers when asked for its refs, and then sends nothing; with the real deadline in `make prove`."""
-    url, commit = served
+    url, commit = kit
     if scale(50) != 50:
         monkeypatch.setattr(git, "STALL", ("-c", "http.lowSpeedLimit=10", "-c", "http.lowSpeedTime=1"))
     requests: list[bytes] = []
 
     class Stalling(GitHandler):
-        root = tmp_path / "served"
-
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if b"command=fetch" in body:
@@ -255,18 +251,13 @@ def test_a_git_server_that_stalls_is_left_for_the_next_one_in_time(
 
         do_GET = do_POST = answer  # noqa: N815 - the server's names
 
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Stalling)
-    web.daemon_threads = True
-    threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
-    slow = f"http://127.0.0.1:{web.server_port}/"
-    configure(tmp_path, monkeypatch, f'[mirrors]\n"https://hub.invalid/" = ["{slow}", "{url}"]\n')
-    started = time.monotonic()
-    place = "https://hub.invalid/group/kit.git/.git"
-    repository = git.fetch([place], commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
-    spent = time.monotonic() - started
-    print(f"a git server that stalls: left after {spent:.1f} s")
-    assert git.has_commit(repository, commit)
-    assert spent < 20
-    assert len(requests) == 1
-    web.shutdown()
-    web.socket.close()
+    with served(tmp_path / "served", Stalling) as slow:
+        configure(tmp_path, monkeypatch, f'[mirrors]\n"https://hub.invalid/" = ["{slow}", "{url}"]\n')
+        started = time.monotonic()
+        place = "https://hub.invalid/group/kit.git/.git"
+        repository = git.fetch(places(place), commit, store.Store(tmp_path / "cache").open(), tmp_path / "log")
+        spent = time.monotonic() - started
+        print(f"a git server that stalls: left after {spent:.1f} s")
+        assert git.has_commit(repository, commit)
+        assert spent < 20
+        assert len(requests) == 1

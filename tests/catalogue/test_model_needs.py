@@ -47,14 +47,14 @@ def test_what_a_config_says(tmp_path: Path, changed: dict[str, object], field: s
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ([1], "no JSON object"),
+        ([1], "not a JSON object"),
         ({**DENSE, "architectures": []}, "`architectures` is not a list of names"),
         ({**DENSE, "hidden_size": 100}, "not a multiple of num_attention_heads"),
         ({**DENSE, "num_attention_heads": 0}, "not a multiple of num_attention_heads"),
         ({**DENSE, "num_attention_heads": "28"}, "`num_attention_heads` is not a count"),
         ({**DENSE, "num_experts": -1}, "`num_experts` is not a count"),
-        ({**DENSE, "quantization_config": {}}, "names no `quant_method`"),
-        ({**DENSE, "quantization_config": "awq"}, "names no `quant_method`"),
+        ({**DENSE, "quantization_config": {}}, "has no `quant_method`"),
+        ({**DENSE, "quantization_config": "awq"}, "has no `quant_method`"),
     ],
 )
 def test_what_is_no_config_is_refused(tmp_path: Path, config: object, why: str) -> None:

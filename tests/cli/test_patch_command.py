@@ -82,25 +82,21 @@ class Shop:
             f"# by hand\n{bases}# revision: 4\n" + "".join(f"{name}\n" for name in names)
         )
 
+    def words(self, **changes: str | Path) -> list[str]:
+        """The options that name all this, some with other values."""
+        values = {
+            "recipe": "qwen-fork",
+            "series": self.series,
+            "source": self.source,
+            "companion": f"flash-attention={self.kernels}",
+            "at": "main",
+            "cache-dir": self.root / "cache",
+            **changes,
+        }
+        return [word for name, value in values.items() if value for word in (f"--{name}", str(value))]
+
     def run(self, *words: str | Path, at: str = "main") -> Done:
-        return self.raw(
-            words[0],
-            *words[1:],
-            "--recipe",
-            "qwen-fork",
-            "--series",
-            self.series,
-            "--source",
-            self.source,
-            "--companion",
-            f"flash-attention={self.kernels}",
-            "--at",
-            at,
-            "--at",
-            "flash-attention=main",
-            "--cache-dir",
-            self.root / "cache",
-        )
+        return self.raw(*words, *self.words(at=at), "--at", "flash-attention=main")
 
     def raw(self, *words: str | Path) -> Done:
         """Run `dca patch` inside of this process, which saves the start of one."""
@@ -190,22 +186,7 @@ def test_status_takes_a_commit_a_branch_a_folder_and_an_sdist(shop: Shop) -> Non
     subprocess.run(["tar", "-xzf", str(sdist), "-C", str(shop.root)], check=True)
     (shop.root / "one-1.0").rename(folder)
     for place, pin in ((folder, ""), (sdist, f"sha256:{store.sha256_file(sdist)}")):
-        done = shop.raw(
-            "status",
-            "--recipe",
-            "qwen-fork",
-            "--series",
-            shop.series,
-            "--source",
-            place,
-            "--companion",
-            f"flash-attention={shop.kernels}",
-            "--at",
-            "flash-attention=main",
-            "--json",
-            "--cache-dir",
-            shop.root / "cache",
-        )
+        done = shop.raw("status", *shop.words(source=place, at="flash-attention=main"), "--json")
         told = Report.model_validate(json.loads(done.stdout))
         assert (of(told), told.trees[0].pin) == (["clean"], pin)
 
@@ -231,14 +212,7 @@ def test_status_refuses_a_patch_that_is_never_applied_and_tells_of_the_others(sh
 )
 def test_what_cannot_be_looked_at_is_one_message(shop: Shop, words: list[str], code: str) -> None:
     shop.write(one=change("pkg/a.py", 20, "LINE 20"))
-    given = {
-        "--recipe": "qwen-fork",
-        "--series": str(shop.series),
-        "--source": str(shop.source),
-        "--companion": f"flash-attention={shop.kernels}",
-        "--at": "main",
-    } | {words[0]: words[1]}
-    done = shop.raw("status", *(word for pair in given.items() for word in pair))
+    done = shop.raw("status", *shop.words(**{words[0].removeprefix("--"): words[1]}))
     assert done.stderr.startswith(code) or f"\n{code}" in done.stderr, done.stderr
     assert done.returncode == int(code[4])
 
@@ -246,20 +220,7 @@ def test_what_cannot_be_looked_at_is_one_message(shop: Shop, words: list[str], c
 def test_the_command_ends_with_its_exit_code(shop: Shop, dca: RunDca) -> None:
     """In a process of its own, as a user starts it; and its schema."""
     shop.write(one=change("pkg/gone.py", 20, "LINE 20"))
-    done = dca(
-        "patch",
-        "status",
-        "--recipe",
-        "qwen-fork",
-        "--series",
-        shop.series,
-        "--source",
-        shop.source,
-        "--companion",
-        f"flash-attention={shop.kernels}",
-        "--at",
-        "main",
-    )
+    done = dca("patch", "status", *shop.words())
     assert (done.returncode, "DCA-501" in done.stderr) == (5, True)
     told = json.loads(dca("patch", "status", "--schema").stdout)
     assert told["properties"]["schema"] == {"const": "dca.patches/1"}

@@ -83,7 +83,9 @@ def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, messag
     )
     (tmp_path / "ninja").mkdir()
     with pytest.raises(DcaError) as failed:
-        cmake.build(cmake.BuildFolder(tmp_path, tmp_path / "bin/python", {}), ["_C"], 1, quiet_run(tmp_path))
+        cmake.build(
+            cmake.BuildFolder(tmp_path, tmp_path / "bin/python", {}), ["_C"], 1, quiet_run(tmp_path), time.time_ns()
+        )
     assert (failed.value.code, failed.value.what, failed.value.why) == ("DCA-603", message, "x.cu(3): error: no")
 
 
@@ -135,7 +137,7 @@ def test_nothing_of_where_the_folder_is_gets_into_a_module(
         ]
         built = cmake.BuildFolder(folder, cmake_python, provide.compiler_environment(toolkit))
         cmake.configure(arguments, "", built, {}, quiet_run(folder))
-        cmake.build(built, ["one", "two"], 2, quiet_run(folder))
+        cmake.build(built, ["one", "two"], 2, quiet_run(folder), time.time_ns())
         modules.append([(folder / "ninja" / name).read_bytes() for name in ("libone.so", "sub/libtwo.so")])
     assert modules[0] == modules[1]
     for module in modules[0]:
@@ -165,7 +167,7 @@ class Project:
         cmake.configure(["-S", folder / "src"], sources, self.folder, {}, quiet_run(folder))
 
     def build(self) -> int:
-        return cmake.build(self.folder, ["one"], 2, quiet_run(self.folder.path)).compiled
+        return cmake.build(self.folder, ["one"], 2, quiet_run(self.folder.path), time.time_ns()).compiled
 
     @property
     def module(self) -> Path:

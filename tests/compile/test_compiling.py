@@ -147,17 +147,17 @@ def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
     with one.held():
         other = dca("wheel", *INDEX_ONLY[:-1], "9.0", "--list", "--cache-dir", cache_folder)
         assert other.returncode == 0, other.stderr
-        assert "another run" not in other.stderr
+        assert "(process" not in other.stderr
         # Of the same archs, it would share the folder.
         other = dca("wheel", *INDEX_ONLY, "--source", source, "--dirty", "--list", "--cache-dir", cache_folder)
         assert other.returncode == 0, other.stderr
-        assert f"another run (process {one.process.pid}) compiles another plan there: taking " in other.stderr
+        assert f"another run (process {one.process.pid}) is compiling another plan in " in other.stderr
     status, stderr = one.end()
     assert status == 0, stderr
-    assert "another run" not in stderr
+    assert "(process" not in stderr
     status, stderr = two.end()
     assert status == 0, stderr
-    assert f"another run (process {one.process.pid}) makes the same wheel; waiting for it." in stderr
+    assert f"another run (process {one.process.pid}) is building the same wheel; waiting." in stderr
     assert "compile  " not in stderr
     after = objects(cache_folder)
     assert after[finished[0]] == finished[1]
@@ -260,7 +260,7 @@ def test_plans_share_a_folder_and_none_waits_for_another(tmp_path: Path) -> None
             assert (one, two) == (shared, other)
             finish(two)
     (note,) = reporter.notes
-    assert "compiles another plan there: taking k-two." in note
+    assert "is compiling another plan in k: using k-two." in note
     # A plan goes on where it began, and one that has only looked has begun nothing.
     with (
         compiling.locked("k", "k-one", Run(cache, reporter, tmp_path)),
@@ -284,7 +284,7 @@ def test_two_runs_of_one_plan_are_never_in_two_folders(tmp_path: Path) -> None:
         thread = threading.Thread(target=second)
         thread.start()
         assert wait_for(lambda: bool(reporter.notes), 10.0)
-        assert "compiles the same; waiting for it." in reporter.notes[0]
+        assert "is compiling the same plan; waiting." in reporter.notes[0]
         assert taken == []
     thread.join(10.0)
     assert taken == [cache.folder("build", "k")]

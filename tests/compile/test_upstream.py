@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,7 +101,7 @@ class Small:
 
     def build(self) -> int:
         names = [module.name for module in self.plan.compiled]
-        return cmake.build(self.prepare(), names, 1, quiet_run(self.folder)).compiled
+        return cmake.build(self.prepare(), names, 1, quiet_run(self.folder), time.time_ns()).compiled
 
     @property
     def log(self) -> Path:

@@ -39,7 +39,7 @@ def test_a_change_shows_its_lines_and_how_to_take_it_back(folder: Path) -> None:
         '"rope_type": "yarn"',
         "},",
     ]
-    assert f"`dca config undo {folder}` takes it back" in out
+    assert f"`dca config undo {folder}` undoes it" in out
     # Older readers want something else, and that is said.
     assert "transformers 4.51" in out
     assert run("undo", folder)[0] == 0
@@ -76,10 +76,10 @@ def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
         (("set-yarn", "{}", "--factor", "nan", "--original", "32768"), "DCA-201"),
         (("set-yarn", "{}", "--factor", "4"), "--original"),
         (("set-yarn", "{}", "--factor", "4", "--original", "32768", "--for", "transformer-5"), "did you mean"),
-        (("set-dca", "{}", "--chunk", "4"), "belong together"),
-        (("set-dca", "{}", "--length", "4"), "--length goes with"),
-        (("set-dca", "{}", "--sparse-sizes", "4"), "no pair"),
-        (("set-dca", "{}", "--sparse-sizes", "0,4", "--model", MILLION), "1 or more"),
+        (("set-dca", "{}", "--chunk", "4"), "need each other"),
+        (("set-dca", "{}", "--length", "4"), "--length needs"),
+        (("set-dca", "{}", "--sparse-sizes", "4"), "not a pair"),
+        (("set-dca", "{}", "--sparse-sizes", "0,4", "--model", MILLION), "at least 1"),
         (("set-dca", "{}", "--sparse-sizes", "9" * 5000 + ",4"), "too large"),
         (("set-dca", "{}", "--sparse", "nowhere"), "does not exist"),
         (("set-dca", "{}", "--model", "none"), "DCA-214"),
@@ -89,7 +89,7 @@ def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
         (("undo", "{}"), "no change to undo"),
         (("check", "{}", "--page-size", "0"), "DCA-201"),
         (("check", "nowhere"), "DCA-204"),
-        (("plot", "{}", "--out", "x.pdf"), "an .svg or a .png"),
+        (("plot", "{}", "--out", "x.pdf"), ".svg or .png file"),
         (("show", "{}", "--reader", "nobody"), "DCA-211"),
         (("show", "{}", "--reader", "transformers-5=/nowhere"), "is not a program"),
         (("readers", "--install", "vllm-current"), "cannot be installed by dca"),

@@ -111,7 +111,7 @@ def test_a_newer_file_keeps_its_base_for_older_readers() -> None:
     ("changed", "told"),
     [
         ({"dual_chunk_attention_config": DCA}, "multiplies the length"),
-        ({"rope_scaling": [1]}, "is no object"),
+        ({"rope_scaling": [1]}, "is not an object"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "per kind of layer"),
         ({"rope_theta": None}, "no rope_theta"),
         ({"rope_theta": "1e6"}, "no rope_theta"),

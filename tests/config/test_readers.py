@@ -19,7 +19,9 @@ from dca.config import Reading, YarnSetting, compare, readers, rotary
 from dca.config.readers import Installed
 from dca.config.rotary import Yarn
 from dca.foundation import store
+from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.toolchain import environments
 from tests.support.model_configs import DCA, DOCUMENTED, MILLION, MOE, ORDINARY, config, table, write
 
 KNOWN = {reader.name: reader for reader in readers.load_all()}
@@ -222,6 +224,21 @@ def test_a_python_without_the_package_is_told_in_its_own_words(tmp_path: Path) -
     told = {reading.reader: reading for reading in shown.readings}["transformers-5"]
     assert not told.installed
     assert "No module named 'transformers'" in told.why
+
+
+def test_an_installation_that_fails_hands_on_the_output_of_a_stand_in_for_uv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\nprintf 'line %s\\n' 1 2 3 4 5 6 7 8\nexit 2\n")
+    uv.chmod(0o755)
+    monkeypatch.setattr(readers, "find_uv", lambda: uv)
+    monkeypatch.setattr(environments, "make", lambda *_: tmp_path / "env/bin/python")
+    with pytest.raises(DcaError) as failed:
+        readers.install(KNOWN["transformers-5"], store.Store(tmp_path / "cache"), [], Silent(), tmp_path / "log")
+    assert failed.value.code == "DCA-407"
+    assert failed.value.output == tuple(f"line {number}" for number in range(1, 9))
+    assert failed.value.why.splitlines() == list(failed.value.output[2:])
 
 
 FAKE = """

@@ -84,8 +84,8 @@ def test_only_and_skip_name_groups_and_checks(tmp_path: Path) -> None:
     [
         (["--only", "machin"], "did you mean machine?"),
         (["--skip", "gpus.awk"], "did you mean gpus.awq?"),
-        (["--only", "machine", "--skip", "machine"], "no check is left"),
-        (["--model", "/tmp"], "goes with --for serve"),
+        (["--only", "machine", "--skip", "machine"], "leave no check"),
+        (["--model", "/tmp"], "needs --for serve"),
         (["--for", "serve", "--model", "/no/such"], "does not exist"),
         (["--python", "/no/such/python"], "is not a program"),
         (["--cuda", "twelve"], "write it as 12.1"),
@@ -120,7 +120,7 @@ def test_torch_is_not_imported_and_neither_are_the_packages_of_an_environment(tm
     done = run("--python", stand_in, "--only", "python,cuda.torch", "--json", cache=tmp_path / "cache")
     found = {result["code"]: result for result in json.loads(done.stdout)["results"]}
     assert found["python.transformers"]["status"] == "wrong"
-    assert "torch of the environment for CUDA 12.8" in found["cuda.torch"]["found"]
+    assert "torch: CUDA 12.8" in found["cuda.torch"]["found"]
     probe = (
         "import sys\nfrom dca.cli import run\n"
         f"run(['doctor', '--only', 'machine,cuda,python,gpus', '--quiet', '--cache-dir', {str(tmp_path)!r}])\n"
@@ -194,7 +194,7 @@ def test_the_real_library_is_understood_with_a_driver_that_stands_in(tmp_path: P
     )
     found = {result["code"]: result for result in json.loads(done.stdout)["results"]}
     assert found["gpus.present"]["found"] == "2 x NVIDIA H100, 9.0, 85.5 GB"
-    assert found["gpus.present"]["details"] == ["asked of NVML, driver 550.54.15"]
+    assert found["gpus.present"]["details"] == ["reported by NVML, driver 550.54.15"]
     assert {one["status"] for one in found.values()} == {"fine"}
 
 

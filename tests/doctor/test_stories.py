@@ -45,7 +45,7 @@ def test_story_a3_the_forks_branch_is_taken_without_a_key_and_the_documents_clon
     assert all(url.startswith("https://github.com/") for url in source.urls)
     (found,) = failures.explain_lines(CLONE.splitlines())
     assert found.id == "git-unreachable"
-    assert "take https://github.com/" in found.remedy
+    assert "https://github.com/" in found.remedy
 
 
 def test_story_c1_torch_is_the_one_that_the_wheel_was_built_for() -> None:

@@ -8,27 +8,25 @@ import os
 import random
 import shutil
 import socket
-import ssl
 import stat
 import tarfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
 from pydantic import ValidationError
 
+from dca.catalogue.mirrors import places
 from dca.catalogue.recipes import GitSource
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
 from dca.sources import git, index
-from tests.sources.test_git import Repository
-from tests.sources.test_git_fetch import GitHandler, run
 from tests.support.kills import killed_runs, leftovers, whole_run
+from tests.support.repositories import GitHandler, Repository, secured, served
 from tests.support.web import Place, sha
 
 pytestmark = pytest.mark.proof
@@ -156,23 +154,20 @@ def test_no_hostile_git_url_or_ref_runs_anything(
         for url in chosen:
             if unchecked and "\0" in url:
                 continue
-            assert git.probe(url) != "", url
-            assert git.branch_head(url, "main", local=False) == "", url
+            assert git.probe(places(url)) != "", url
+            assert git.branch_head(places(url), "main") == "", url
             with pytest.raises(DcaError) as refused:
-                git.fetch([url], commit, cache, log)
+                git.fetch(places(url), commit, cache, log)
             assert refused.value.code == "DCA-405"
             assert not canary.exists(), (url, unchecked)
-    web = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (GitHandler,), {"root": tmp_path}))
-    threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{web.server_port}/repository/.git"
-    assert git.branch_head(url, "main", local=False) == commit
-    for ref in chance.sample(refs, min(len(refs), max(8, scale(len(refs))))):
-        assert git.branch_head(url, ref, local=False) == "", ref
-        with pytest.raises(DcaError):
-            git.fetch([url], ref, cache, log)
-        assert not canary.exists(), ref
-    web.shutdown()
-    web.server_close()
+    with served(tmp_path) as base:
+        url = f"{base}repository/.git"
+        assert git.branch_head(places(url), "main") == commit
+        for ref in chance.sample(refs, min(len(refs), max(8, scale(len(refs))))):
+            assert git.branch_head(places(url), ref) == "", ref
+            with pytest.raises(DcaError):
+                git.fetch(places(url), ref, cache, log)
+            assert not canary.exists(), ref
 
 
 GITMODULES = [
@@ -219,23 +214,20 @@ def test_what_a_repository_says_of_its_submodules_hooks_and_filters_runs_nothing
         canary.unlink(missing_ok=True)
         # Named by hand, its own configuration and hooks are there too.
         git.export(one.path, commit, folder / "local")
-        git.branch_head(str(one.path), "main", local=True)
+        git.branch_head(places(local=one.path), "main")
         git.objects(one.path, commit)
         assert not canary.exists(), text
-        web = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (GitHandler,), {"root": folder / "served"}))
-        threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
-        # The server runs what its own configuration says; that is not what is looked at.
-        for key in ("core.fsmonitor", "core.hooksPath", "core.sshCommand", "credential.helper", "core.pager"):
-            one("config", "--unset-all", key)
-        cache = store.Store(folder / "cache").open()
-        url = f"http://127.0.0.1:{web.server_port}/repository/.git"
-        there = git.fetch([url], commit, cache, folder / "log")
-        git.export(there, commit, folder / "fetched")
-        assert not canary.exists(), text
-        assert store.tree_hash(folder / "fetched") == store.tree_hash(folder / "local")
-        assert not (folder / "escaped").exists()
-        web.shutdown()
-        web.server_close()
+        with served(folder / "served") as base:
+            # The server runs what its own configuration says; that is not what is looked at.
+            for key in ("core.fsmonitor", "core.hooksPath", "core.sshCommand", "credential.helper", "core.pager"):
+                one("config", "--unset-all", key)
+            cache = store.Store(folder / "cache").open()
+            url = f"{base}repository/.git"
+            there = git.fetch(places(url), commit, cache, folder / "log")
+            git.export(there, commit, folder / "fetched")
+            assert not canary.exists(), text
+            assert store.tree_hash(folder / "fetched") == store.tree_hash(folder / "local")
+            assert not (folder / "escaped").exists()
 
 
 class Meddling(GitHandler):
@@ -270,48 +262,44 @@ def test_no_git_answer_that_was_cut_or_changed_is_taken_for_the_commit(
     one.write("deep/er/run.sh", b"#!/bin/sh\n", 0o755)
     commit = one.commit()
 
-    class Handler(Meddling):
-        root = tmp_path / "served"
+    with served(tmp_path / "served", Meddling) as base:
+        url, log = f"{base}repository/.git", tmp_path / "log"
+        git.export(
+            git.fetch(places(url), commit, store.Store(tmp_path / "good").open(), log), commit, tmp_path / "wanted"
+        )
+        wanted, refused = store.tree_hash(tmp_path / "wanted"), 0
+        cuts, flips = scale(64), scale(200)
+        for number in range(cuts + flips):
 
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
-    url, log = f"http://127.0.0.1:{web.server_port}/repository/.git", tmp_path / "log"
-    git.export(git.fetch([url], commit, store.Store(tmp_path / "good").open(), log), commit, tmp_path / "wanted")
-    wanted, refused = store.tree_hash(tmp_path / "wanted"), 0
-    cuts, flips = scale(64), scale(200)
-    for number in range(cuts + flips):
+            def cut(body: bytes, at: int = number) -> bytes:
+                return body[: len(body) * at // max(cuts, 1)]
 
-        def cut(body: bytes, at: int = number) -> bytes:
-            return body[: len(body) * at // max(cuts, 1)]
+            def flip(body: bytes) -> bytes:
+                bit = chance.randrange(len(body) * 8)
+                changed = bytearray(body)
+                changed[bit // 8] ^= 1 << bit % 8
+                return bytes(changed)
 
-        def flip(body: bytes) -> bytes:
-            bit = chance.randrange(len(body) * 8)
-            changed = bytearray(body)
-            changed[bit // 8] ^= 1 << bit % 8
-            return bytes(changed)
-
-        Handler.change = staticmethod(cut if number < cuts else flip)
-        cache = store.Store(tmp_path / f"cache-{number}").open()
-        try:
-            repository = git.fetch([url], commit, cache, log)
-        except DcaError as error:
-            told = (error.code, bool(error.why))
-            refused += 1
-        else:
-            told = ("DCA-405", True)
-            # A bit of what is only said to people may change; what was fetched may not.
-            git.export(repository, commit, tmp_path / f"tree-{number}")
-            assert store.tree_hash(tmp_path / f"tree-{number}") == wanted
-            shutil.rmtree(tmp_path / f"tree-{number}")
-        assert told == ("DCA-405", True)
-        Handler.change = None
-        git.export(git.fetch([url], commit, cache, log), commit, tmp_path / "next")
-        assert store.tree_hash(tmp_path / "next") == wanted
-        shutil.rmtree(tmp_path / "next")
-        shutil.rmtree(cache.root)
-    print(f"{refused} of {cuts + flips} refused, the others have the pinned tree")
-    web.shutdown()
-    web.server_close()
+            Meddling.change = staticmethod(cut if number < cuts else flip)
+            cache = store.Store(tmp_path / f"cache-{number}").open()
+            try:
+                repository = git.fetch(places(url), commit, cache, log)
+            except DcaError as error:
+                told = (error.code, bool(error.why))
+                refused += 1
+            else:
+                told = ("DCA-405", True)
+                # A bit of what is only said to people may change; what was fetched may not.
+                git.export(repository, commit, tmp_path / f"tree-{number}")
+                assert store.tree_hash(tmp_path / f"tree-{number}") == wanted
+                shutil.rmtree(tmp_path / f"tree-{number}")
+            assert told == ("DCA-405", True)
+            Meddling.change = None
+            git.export(git.fetch(places(url), commit, cache, log), commit, tmp_path / "next")
+            assert store.tree_hash(tmp_path / "next") == wanted
+            shutil.rmtree(tmp_path / "next")
+            shutil.rmtree(cache.root)
+        print(f"{refused} of {cuts + flips} refused, the others have the pinned tree")
 
 
 # --- archives ------------------------------------------------------------------------------------------------
@@ -568,45 +556,27 @@ def test_no_download_that_was_cut_or_changed_is_accepted(
     bodies += [BODY + chance.randbytes(chance.randrange(1, 9)) for _ in range(lengths)]
     for number, body in enumerate(bodies):  # noqa: B007 - the server reads it
         with pytest.raises(DcaError) as refused:
-            index.fetch_url(f"{place.url}/file", sha(BODY), tmp_path / "kept", size=len(BODY) if number % 2 else 0)
+            index.fetch_url(
+                places(f"{place.url}/file"), sha(BODY), tmp_path / "kept", size=len(BODY) if number % 2 else 0
+            )
         assert refused.value.code in ("DCA-401", "DCA-402")
         assert refused.value.why
         assert refused.value.remedy
         assert list(tmp_path.iterdir()) == []
     print(f"0 of {len(bodies)} accepted: {len(cuts)} cuts, {flips} flipped bits, {lengths} of another length")
     body = BODY
-    assert index.fetch_url(f"{place.url}/file", sha(BODY), tmp_path / "kept").read_bytes() == BODY
+    assert index.fetch_url(places(f"{place.url}/file"), sha(BODY), tmp_path / "kept").read_bytes() == BODY
 
 
 @pytest.fixture
 def secure(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A server with https, whose certificate this process trusts."""
     folder = tmp_path_factory.mktemp("tls")
-    run(
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost,IP:127.0.0.1",
-        "-keyout",
-        folder / "key",
-        "-out",
-        folder / "crt",
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "crt", folder / "key")
     one = Place()
-    one.server.socket = context.wrap_socket(one.server.socket, server_side=True)
+    certificate = secured(one.server, folder)
     one.url = one.url.replace("http:", "https:")
     for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "GIT_SSL_CAINFO"):
-        monkeypatch.setenv(name, str(folder / "crt"))
+        monkeypatch.setenv(name, str(certificate))
     yield one
     one.server.shutdown()
     one.server.server_close()
@@ -616,7 +586,7 @@ def test_no_redirection_from_https_to_anything_else_is_followed(place: Place, se
     place.pages["/file"] = ("x/y", BODY)
     (tmp_path / "here").write_bytes(BODY)
     secure.pages["/file"] = ("x/y", BODY)
-    assert index.fetch_url(f"{secure.url}/file", sha(BODY), tmp_path / "kept").read_bytes() == BODY
+    assert index.fetch_url(places(f"{secure.url}/file"), sha(BODY), tmp_path / "kept").read_bytes() == BODY
     (tmp_path / "kept").unlink()
     targets = [
         f"{place.url}/file",
@@ -638,13 +608,13 @@ def test_no_redirection_from_https_to_anything_else_is_followed(place: Place, se
 
             secure.odd["/away"] = away
             with pytest.raises(DcaError) as refused:
-                index.fetch_url(f"{secure.url}/away", sha(BODY), tmp_path / "kept")
+                index.fetch_url(places(f"{secure.url}/away"), sha(BODY), tmp_path / "kept")
             assert refused.value.code == "DCA-402"
             assert place.asked == []
             if status == 301:
                 with pytest.raises(DcaError):
                     git.fetch(
-                        [f"{secure.url}/away"], "0" * 40, store.Store(tmp_path / "cache").open(), tmp_path / "log"
+                        places(f"{secure.url}/away"), "0" * 40, store.Store(tmp_path / "cache").open(), tmp_path / "log"
                     )
                 assert place.asked == []
     assert not (tmp_path / "kept").exists()
@@ -705,13 +675,13 @@ def test_a_server_that_stalls_is_left_for_the_next_one_in_time(
     other = Place()
     other.pages["/file"] = ("x/y", BODY)
     started = time.monotonic()
-    index.fetch_url((f"{place.url}/file", f"{other.url}/file"), sha(BODY), tmp_path / "kept")
+    index.fetch_url(places(f"{place.url}/file", f"{other.url}/file"), sha(BODY), tmp_path / "kept")
     spent = time.monotonic() - started
     print(f"{how.__name__}: left after {spent:.1f} s")
     assert (tmp_path / "kept").read_bytes() == BODY
     assert spent < (20 if whole else 8)
     with pytest.raises(DcaError) as refused:
-        index.fetch_url(f"{place.url}/file", sha(BODY), tmp_path / "alone")
+        index.fetch_url(places(f"{place.url}/file"), sha(BODY), tmp_path / "alone")
     assert refused.value.code == "DCA-402"
     assert refused.value.why
     other.server.shutdown()
@@ -734,7 +704,7 @@ def test_a_place_that_takes_no_connection_is_left_for_the_next_one_in_time(
         waiting.append(one)
     started = time.monotonic()
     dead = f"http://127.0.0.1:{full.getsockname()[1]}/file"
-    index.fetch_url((dead, f"{place.url}/file"), sha(BODY), tmp_path / "kept")
+    index.fetch_url(places(dead, f"{place.url}/file"), sha(BODY), tmp_path / "kept")
     spent = time.monotonic() - started
     print(f"no connection: left after {spent:.1f} s")
     assert spent < 20
@@ -751,6 +721,7 @@ from dca.sources import git, index
 from dca.foundation import archives, store
 from dca.foundation.events import Silent
 from dca.sources.fetch import FetchedSource, Tree
+from dca.catalogue.mirrors import places
 from dca.catalogue.recipes import SdistSource
 root, url, sdist, sha256, commit = sys.argv[1:]
 cache, log = store.Store(Path(root)).open(), Path(root) / "log"
@@ -763,7 +734,7 @@ with cache.lock("tree", "one"):
         store.sweep(target)
         with store.incoming_folder(target) as part:
             archives.unpack_sdist(index.download(source, cache), part / "source")
-            git.export(git.fetch([url], commit, cache, log), commit, part / "kit")
+            git.export(git.fetch(places(url), commit, cache, log), commit, part / "kit")
 print(store.tree_hash(target))
 """
 
@@ -778,20 +749,17 @@ def test_a_fetch_goes_on_whenever_it_is_killed(
     for number in range(100):
         one.write(f"{number % 7}/{number}", chance.randbytes(4000))
     commit = one.commit()
-    web = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (GitHandler,), {"root": tmp_path / "served"}))
-    threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{web.server_port}/repository/.git"
-    wanted = whole_run(FETCH, [str(tmp_path / "good"), url, place.url, sha(body), commit])
-    cache, kills = tmp_path / "cache", scale(200)
-    arguments = [str(cache), url, place.url, sha(body), commit]
-    for number in killed_runs(FETCH, arguments, kills, chance):
-        for file in (cache / "downloads").glob("*/*"):
-            assert file.name.endswith(".part") or sha(file.read_bytes()) == file.parent.name
-        assert not (cache / "tree/one").exists() or store.tree_hash(cache / "tree/one") == wanted
-        # Every fourth goes on with what several killed ones have left.
-        if number % 4 == 3 or number == kills - 1:
-            assert whole_run(FETCH, arguments) == wanted
-            assert leftovers(cache) == []
-            shutil.rmtree(cache)
-    web.shutdown()
-    web.server_close()
+    with served(tmp_path / "served") as base:
+        url = f"{base}repository/.git"
+        wanted = whole_run(FETCH, [str(tmp_path / "good"), url, place.url, sha(body), commit])
+        cache, kills = tmp_path / "cache", scale(200)
+        arguments = [str(cache), url, place.url, sha(body), commit]
+        for number in killed_runs(FETCH, arguments, kills, chance):
+            for file in (cache / "downloads").glob("*/*"):
+                assert file.name.endswith(".part") or sha(file.read_bytes()) == file.parent.name
+            assert not (cache / "tree/one").exists() or store.tree_hash(cache / "tree/one") == wanted
+            # Every fourth goes on with what several killed ones have left.
+            if number % 4 == 3 or number == kills - 1:
+                assert whole_run(FETCH, arguments) == wanted
+                assert leftovers(cache) == []
+                shutil.rmtree(cache)

@@ -59,19 +59,16 @@ def test_an_error_is_raised_and_printed_without_any_data_file() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_message_says_what_why_and_next() -> None:
-    error = DcaError("DCA-301", "It is not there.", why="one\ntwo", remedy="look\nagain")
-    assert str(error).splitlines() == [
-        "DCA-301: It is not there.",
-        "  Why:  one",
-        "        two",
-        "  Next: look",
-        "        again",
-    ]
-
-
-def test_a_message_without_reason_and_remedy_is_one_line() -> None:
-    assert str(DcaError("DCA-301", "It is not there.")) == "DCA-301: It is not there."
+@pytest.mark.parametrize(
+    ("parts", "lines"),
+    [
+        ({"why": "one\ntwo", "remedy": "look\nagain"}, ["  Why:  one", "        two", "  Next: look", "        again"]),
+        ({}, []),
+    ],
+)
+def test_a_message_says_what_why_and_next(parts: dict[str, str], lines: list[str]) -> None:
+    error = DcaError("DCA-301", "It is not there.", **parts)  # type: ignore[arg-type]
+    assert str(error).splitlines() == ["DCA-301: It is not there.", *lines]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

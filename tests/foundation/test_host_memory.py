@@ -52,58 +52,47 @@ def groups(tmp_path: Path) -> Groups:
 # --- limits --------------------------------------------------------------------------------------------------
 
 
-def test_without_groups_the_memory_is_the_hosts(groups: Groups) -> None:
-    assert groups.bytes == psutil.virtual_memory().total
-    groups.member("0::/\n")
-    assert groups.bytes == psutil.virtual_memory().total
-
-
-def test_the_own_groups_limit_counts(groups: Groups) -> None:
-    groups.member("0::/user/build\n")
-    groups.limit("user/build/memory.max", 100 * MIB)
-    assert groups.bytes == 100 * MIB
-
-
-def test_the_limit_of_a_group_further_up_counts(groups: Groups) -> None:
-    groups.member("0::/a/b/c\n")
-    groups.limit("a/b/c/memory.max", 300 * MIB)
-    groups.limit("a/b/memory.max", "max")
-    groups.limit("a/memory.max", 200 * MIB)
-    assert groups.bytes == 200 * MIB
-
-
-def test_a_container_that_sees_its_own_group_as_the_root_is_limited(groups: Groups) -> None:
-    groups.member("0::/\n")
-    groups.limit("memory.max", 64 * MIB)
-    assert groups.bytes == 64 * MIB
-
-
-def test_a_group_without_a_limit_limits_nothing(groups: Groups) -> None:
-    groups.member("0::/a\n")
-    groups.limit("a/memory.max", "max")
-    assert groups.bytes == psutil.virtual_memory().total
-
-
-def test_groups_of_the_first_version_count_too(groups: Groups) -> None:
-    groups.member("12:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n1:name=systemd:/docker/x\n")
-    groups.limit("memory/docker/x/memory.limit_in_bytes", 9223372036854771712)
-    groups.limit("memory/docker/memory.limit_in_bytes", 128 * MIB)
-    groups.limit("cpu,cpuacct/docker/x/memory.limit_in_bytes", 1)
-    assert groups.bytes == 128 * MIB
-
-
-def test_in_a_mixed_system_the_least_counts(groups: Groups) -> None:
-    groups.member("3:hugetlb,memory:/job\n0::/job\n")
-    groups.limit("memory/job/memory.limit_in_bytes", 96 * MIB)
-    groups.limit("job/memory.max", 112 * MIB)
-    assert groups.bytes == 96 * MIB
-
-
-def test_a_group_outside_of_what_is_seen_does_not_lead_out_of_the_folder(groups: Groups) -> None:
-    groups.member("0::/../../job\n")
-    groups.limit("../memory.max", 1)
-    groups.limit("job/memory.max", 80 * MIB)
-    assert groups.bytes == 80 * MIB
+@pytest.mark.parametrize(
+    ("member", "limits", "least"),
+    [
+        pytest.param("", {}, None, id="no groups"),
+        pytest.param("0::/\n", {}, None, id="the root group"),
+        pytest.param("0::/user/build\n", {"user/build/memory.max": 100}, 100, id="the own group"),
+        pytest.param(
+            "0::/a/b/c\n",
+            {"a/b/c/memory.max": 300, "a/b/memory.max": "max", "a/memory.max": 200},
+            200,
+            id="a group further up",
+        ),
+        pytest.param("0::/\n", {"memory.max": 64}, 64, id="a container that sees its own group as the root"),
+        pytest.param("0::/a\n", {"a/memory.max": "max"}, None, id="a group without a limit"),
+        pytest.param(
+            "12:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n1:name=systemd:/docker/x\n",
+            {
+                "memory/docker/x/memory.limit_in_bytes": 8796093022207,
+                "memory/docker/memory.limit_in_bytes": 128,
+                "cpu,cpuacct/docker/x/memory.limit_in_bytes": 1,
+            },
+            128,
+            id="the first version",
+        ),
+        pytest.param(
+            "3:hugetlb,memory:/job\n0::/job\n",
+            {"memory/job/memory.limit_in_bytes": 96, "job/memory.max": 112},
+            96,
+            id="both versions",
+        ),
+        pytest.param("0::/../../job\n", {"../memory.max": 1, "job/memory.max": 80}, 80, id="a path out of the folder"),
+    ],
+)
+def test_the_least_limit_of_the_groups_counts(
+    groups: Groups, member: str, limits: dict[str, int | str], least: int | None
+) -> None:
+    if member:
+        groups.member(member)
+    for file, limit in limits.items():
+        groups.limit(file, limit * MIB if isinstance(limit, int) else limit)
+    assert groups.bytes == (least * MIB if least else psutil.virtual_memory().total)
 
 
 # --- what is free --------------------------------------------------------------------------------------------

@@ -105,13 +105,14 @@ def test_the_program_has_nothing_to_read() -> None:
     assert runner.run(python("import sys; print(repr(sys.stdin.read()))")).tail == ("''",)
 
 
-def test_the_exit_status_is_returned() -> None:
-    done = runner.run(python("raise SystemExit(7)"))
-    assert (done.returncode, done.ok, done.timed_out) == (7, False, False)
-
-
-def test_the_signal_that_ended_it_is_returned() -> None:
-    assert runner.run(python("import os; os.kill(os.getpid(), 9)")).returncode == -signal.SIGKILL
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [("", 0), ("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL)],
+    ids=["success", "an exit status", "a signal"],
+)
+def test_how_the_program_ended_is_returned(program: str, code: int) -> None:
+    done = runner.run(python(program), timeout=60.0)
+    assert (done.returncode, done.ok, done.timed_out) == (code, code == 0, False)
 
 
 def test_a_missing_program_is_named() -> None:
@@ -204,12 +205,15 @@ def test_only_the_last_lines_are_kept_and_every_line_is_told() -> None:
     assert count == 50000
 
 
-def test_a_last_line_without_an_end_is_not_lost() -> None:
-    assert runner.run(python("print('a'); print('b', end='')")).tail == ("a", "b")
-
-
-def test_carriage_returns_at_the_end_of_a_line_are_dropped() -> None:
-    assert runner.run(python("print('a', end='\\r\\n')")).tail == ("a",)
+@pytest.mark.parametrize(
+    ("program", "lines"),
+    [
+        pytest.param("print('a'); print('b', end='')", ("a", "b"), id="a last line without an end"),
+        pytest.param("print('a', end='\\r\\n')", ("a",), id="a carriage return"),
+    ],
+)
+def test_lines_are_returned_without_their_ends(program: str, lines: tuple[str, ...]) -> None:
+    assert runner.run(python(program)).tail == lines
 
 
 def test_a_very_long_line_arrives_in_pieces_of_bounded_size() -> None:
@@ -257,20 +261,15 @@ def test_a_deadline_ends_the_program_and_all_its_children(tmp_path: Path) -> Non
     assert left_alive(family) == []
 
 
-def test_a_deadline_also_holds_for_a_program_that_never_stops_writing() -> None:
-    done = runner.run(["/bin/sh", "-c", "while :; do echo x; done"], timeout=0.5)
-    assert done.timed_out
-
-
-def test_a_deadline_also_holds_for_a_program_that_closed_its_output() -> None:
-    program = "import os, time; os.close(1); os.close(2); time.sleep(8)"
-    done = runner.run(python(program), timeout=0.5)
-    assert done.timed_out
-
-
-def test_a_program_that_ends_in_time_is_not_said_to_be_late() -> None:
-    done = runner.run(python("print(1)"), timeout=60.0)
-    assert (done.ok, done.timed_out) == (True, False)
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("while True: print('x')", id="never stops writing"),
+        pytest.param("import os, time; os.close(1); os.close(2); time.sleep(8)", id="closed its output"),
+    ],
+)
+def test_a_deadline_also_holds_for_a_program_that(program: str) -> None:
+    assert runner.run(python(program), timeout=0.5).timed_out
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
@@ -286,29 +285,7 @@ def test_an_interruption_leaves_no_process(kind: type[BaseException], tmp_path: 
     assert left_alive(family) == []
 
 
-def test_a_second_interruption_leaves_no_process_either(tmp_path: Path) -> None:
-    stubborn = FAMILY.replace("import os,", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport os,")
-    program = (
-        f"import sys; from dca.foundation import runner; runner.run([sys.executable, '-c', {stubborn!r}, sys.argv[1]])"
-    )
-    caller = subprocess.Popen(
-        [PYTHON, "-c", program, str(tmp_path / "pids")],
-        env={**os.environ, "PYTHONPATH": str(data.PACKAGE.parent)},
-        stderr=subprocess.DEVNULL,
-    )
-    assert wait_for((tmp_path / "pids").exists)
-    family = pids(tmp_path / "pids")
-    for _ in range(2):
-        caller.send_signal(signal.SIGINT)
-        time.sleep(1.0)
-    caller.wait(timeout=30)
-    left = left_alive(family)
-    for process in left:
-        os.kill(process, signal.SIGKILL)
-    assert left == []
-
-
-def test_a_second_interruption_waits_for_no_grace(tmp_path: Path) -> None:
+def test_a_second_interruption_waits_for_no_grace_and_leaves_no_process(tmp_path: Path) -> None:
     """Told by the order of events and not by a clock: the stubborn program outlives the grace of the first."""
     stubborn = FAMILY.replace("import os,", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport os,")
     program = (
@@ -433,7 +410,7 @@ def test_a_killed_runs_lock_is_free_once_its_programs_are_gone(tmp_path: Path) -
     process.wait()
     assert all(map(alive, processes))
     assert is_locked(tmp_path)
-    assert store.Store(tmp_path).holder("build", "one") == "another run, or what a killed one has left,"
+    assert store.Store(tmp_path).holder("build", "one") == "another run, or a leftover of a killed one,"
     os.kill(guardian, signal.SIGCONT)
     assert wait_for(lambda: not is_locked(tmp_path))
     assert not any(map(alive, processes))

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
+from dca.catalogue.mirrors import places
 from dca.catalogue.recipes import IndexFile
 from dca.cli import run as command_line
 from dca.foundation import runner, secrets, store
@@ -81,9 +82,9 @@ def test_no_message_log_or_error_shows_a_credential(
     assert absent(secret, str(index.unreachable(redact(around), OSError(around))))
     if "://" in text:
         with pytest.raises(DcaError) as refused:
-            git.fetch([text], "0" * 40, store.Store(tmp_path / "cache").open(), log)
+            git.fetch(places(text), "0" * 40, store.Store(tmp_path / "cache").open(), log)
         assert absent(secret, str(refused.value))
-        assert absent(secret, git.probe(text))
+        assert absent(secret, git.probe(places(text)))
     assert absent(secret, log.read_text())
     assert command_line(["config", "show", text]) != 0
     output = capsys.readouterr()

@@ -346,7 +346,7 @@ def test_the_holder_of_a_lock_is_named_while_it_lives(tmp_path: Path) -> None:
     cache = store.Store(tmp_path)
     with cache.lock("tree", "key"):
         assert cache.holder("tree", "key") == f"another run (process {os.getpid()})"
-    assert cache.holder("tree", "key") == "another run, or what a killed one has left,"
+    assert cache.holder("tree", "key") == "another run, or a leftover of a killed one,"
 
 
 def test_another_key_is_not_waited_for(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Eight planted faults, each in a copy of the real wheel: the command line finds every one and says what it is."""
+"""Faults planted in copies of the real wheel: `dca inspect` finds and names each."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,7 @@ MODULE, FLASH = "vllm/_C.abi3.so", "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 class Bench:
     """A place to plant faults: the real wheel's files, and its plan.
 
-    Most faults are planted in a wheel without the copied module, whose 196 MB would only cost time; plan and record
-    then say so.
+    Most faults are planted in a wheel without the copied module of 196 MB, to save time; plan and record match that.
     """
 
     def __init__(self, wheel: Path, plan: Plan, folder: Path) -> None:
@@ -64,34 +64,50 @@ def test_without_a_fault_nothing_is_found(bench: Bench, dca: RunDca, build_pytho
     assert bench.inspect(dca, wheel, bench.plan, "--python", build_python) == (0, "")
 
 
-def test_an_arch_that_is_missing_is_found(bench: Bench, dca: RunDca) -> None:
+def replaced(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    """Replaces bytes by as many others, so that the rest of the file stays."""
+    return lambda module: module.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("change", "loaded", "words"),
+    [
+        pytest.param(
+            lambda module: wheels.without_arch(module, 90),
+            False,
+            [f"{MODULE} lacks cubins for 9.0 (it has 8.0)."],
+            id="missing arch",
+        ),
+        pytest.param(
+            replaced(b"\0apply_repetition_pena", b"\0apply_repetition_penA"),
+            True,
+            [f"{MODULE} does not register _C::apply_repetition_penalties_."],
+            id="missing op",
+        ),
+        pytest.param(
+            replaced(b"Tensor weight, float epsilon", b"Tensor weight, float epsilom"),
+            True,
+            ["registers _C::rms_norm with another schema than the official wheel", "epsilom"],
+            id="changed schema",
+        ),
+        pytest.param(wheels.with_a_cut_cubin, False, [f"{MODULE}: the cubin for 8.0 at offset"], id="cut cubin"),
+        pytest.param(
+            lambda module: module[: len(module) * 9 // 10],
+            False,
+            [f"{MODULE}: not a complete ELF file: "],
+            id="module that ends early",
+        ),
+    ],
+)
+def test_a_fault_of_a_module_is_found(
+    bench: Bench, dca: RunDca, build_python: Path, change: Callable[[bytes], bytes], loaded: bool, words: list[str]
+) -> None:
     files = dict(bench.files)
-    wheels.change_module(files, MODULE, lambda module: wheels.without_arch(module, 90))
-    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    assert_is_found(code, message, f"{MODULE} lacks cubins for 9.0 (it has 8.0).")
-
-
-def test_an_op_that_is_missing_is_found(bench: Bench, dca: RunDca, build_python: Path) -> None:
-    files = dict(bench.files)
-    # The same length, so that everything else of the file stays: a module that registers another op instead.
-    wheels.change_module(
-        files, MODULE, lambda module: module.replace(b"\0apply_repetition_pena", b"\0apply_repetition_penA")
-    )
-    code, message = bench.inspect(
-        dca, wheels.write(files, bench.folder / bench.name), bench.plan, "--python", build_python
-    )
-    assert_is_found(code, message, f"{MODULE} does not register _C::apply_repetition_penalties_.")
-
-
-def test_a_schema_that_changed_is_found(bench: Bench, dca: RunDca, build_python: Path) -> None:
-    files = dict(bench.files)
-    wheels.change_module(
-        files, MODULE, lambda module: module.replace(b"Tensor weight, float epsilon", b"Tensor weight, float epsilom")
-    )
-    code, message = bench.inspect(
-        dca, wheels.write(files, bench.folder / bench.name), bench.plan, "--python", build_python
-    )
-    assert_is_found(code, message, "registers _C::rms_norm with another schema than the official wheel", "epsilom")
+    wheels.change_module(files, MODULE, change)
+    wheel = wheels.write(files, bench.folder / bench.name)
+    python: list[str | Path] = ["--python", build_python] if loaded else []
+    code, message = bench.inspect(dca, wheel, bench.plan, *python)
+    assert_is_found(code, message, *words)
 
 
 def test_a_copied_module_that_was_planned_from_source_is_found(bench: Bench, dca: RunDca) -> None:
@@ -109,20 +125,6 @@ def test_a_copied_module_that_was_planned_from_source_is_found(bench: Bench, dca
     )
 
 
-def test_a_cut_cubin_is_found(bench: Bench, dca: RunDca) -> None:
-    files = dict(bench.files)
-    wheels.change_module(files, MODULE, wheels.with_a_cut_cubin)
-    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    assert_is_found(code, message, f"{MODULE}: the cubin for 8.0 at offset")
-
-
-def test_a_module_that_ends_early_is_found(bench: Bench, dca: RunDca) -> None:
-    files = dict(bench.files)
-    wheels.change_module(files, MODULE, lambda module: module[: len(module) * 9 // 10])
-    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    assert_is_found(code, message, f"{MODULE}: not a whole ELF file: ")
-
-
 def test_a_wrong_line_of_record_is_found(bench: Bench, dca: RunDca) -> None:
     wheel = wheels.write(
         dict(bench.files),
@@ -136,7 +138,7 @@ def test_a_wrong_line_of_record_is_found(bench: Bench, dca: RunDca) -> None:
 @pytest.mark.parametrize(
     ("platform", "in_wheel", "problem"),
     [
-        ("manylinux1_x86_64", False, "WHEEL says cp38-abi3-{own}, the file name cp38-abi3-manylinux1_x86_64."),
+        ("manylinux1_x86_64", False, "WHEEL says cp38-abi3-{own}, the file name says cp38-abi3-manylinux1_x86_64."),
         ("manylinux1_x86_64", True, "promises to run with glibc 2.5, but"),
         ("linux_aarch64", True, f"the tag says linux_aarch64, but {MODULE} is compiled for x86_64."),
     ],
@@ -159,4 +161,4 @@ def test_metadata_without_the_pin_of_torch_is_found(bench: Bench, dca: RunDca, i
     assert pin in files[path]
     files[path] = files[path].replace(pin, b"Requires-Dist: " + instead + b"\n")
     code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.plan)
-    assert_is_found(code, message, f"METADATA requires `{instead.decode()}`", f"planned was torch=={bench.plan.torch}")
+    assert_is_found(code, message, f"METADATA requires `{instead.decode()}`", f"torch=={bench.plan.torch} was planned")

@@ -1,4 +1,4 @@
-"""Looking into wheels: ours, damaged ones, and ones that lie."""
+"""Inspections of valid, damaged and wrongly labelled wheels."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
     ("changed", "record", "problem"),
     [
         ({"vllm/extra.py": b"x"}, [row("vllm/__init__.py", b"")], "RECORD does not list vllm/extra.py."),
-        ({}, [row("vllm/gone.py", b"")], "RECORD lists vllm/gone.py, which is not there."),
+        ({}, [row("vllm/gone.py", b"")], "RECORD lists vllm/gone.py, which is missing."),
         ({"vllm/a.py": b"x"}, [row("vllm/a.py", b"y")], "RECORD has another hash or size for vllm/a.py."),
         ({"vllm-1.0.dist-info/METADATA": METADATA.replace(b"1.0", b"2.0")}, None, "METADATA says version 2.0"),
         ({"vllm-1.0.dist-info/WHEEL": WHEEL.replace(b"abi3", b"none")}, None, "WHEEL says cp38-none-linux_x86_64"),
-        ({"vllm/_C.abi3.so": b"\x7fELF cut off"}, None, "vllm/_C.abi3.so: not a whole ELF file"),
+        ({"vllm/_C.abi3.so": b"\x7fELF cut off"}, None, "vllm/_C.abi3.so: not a complete ELF file"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -98,7 +98,7 @@ def test_a_plan_that_the_wheel_does_not_keep_is_found(wheel: Path, plan: Plan) -
     module = plan.modules[0].model_copy(update={"sass": ("8.6",)})
     for changed, difference in (
         ({"version": "9.9"}, "the version is"),
-        ({"torch": "2.7.0"}, "planned was torch==2.7.0"),
+        ({"torch": "2.7.0"}, "torch==2.7.0 was planned"),
         ({"modules": (module, *plan.modules[1:])}, "lacks cubins for 8.6"),
         ({"modules": plan.modules[1:]}, "was not planned"),
         ({"modules": (*plan.modules, module.model_copy(update={"path": "vllm/_x.so"}))}, "vllm/_x.so is missing"),

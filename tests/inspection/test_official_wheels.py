@@ -1,4 +1,4 @@
-"""Wheels made elsewhere: what the official ones hold, read without running anything of them."""
+"""The official wheels, inspected without running their code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLASH = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 
 @dataclass(frozen=True)
 class Official:
-    """An official wheel, and what is known of it.
+    """An official wheel with its known facts.
 
     Args:
         core: archs of `_C`, besides a stray kernel for 5.2 that every one of them has.
@@ -91,7 +91,7 @@ def check(official: Official, inspected: Inspection) -> None:
     assert (inspected.dca_backend, inspected.index_ops, inspected.sparse_ops) == (official.backend, True, True)
     assert "libcudart.so.12" in inspected.cuda_libraries
     assert core.cxx11_abi is True
-    # The tag in WHEEL is not the one of the file name, and the file name's promises an older glibc than is needed.
+    # The tag in WHEEL differs from the file name's, which promises an older glibc than the modules need.
     assert len(inspected.problems) == 2
     assert inspected.problems[0].startswith("WHEEL says cp38-abi3-linux_x86_64, the file name")
     assert "promises to run with glibc 2.5" in inspected.problems[1]
@@ -114,7 +114,7 @@ def test_the_last_release_with_dual_chunk_attention(last: Path) -> None:
         "12.0": "JIT from PTX 8.0",
     }
     assert any(family.name == "flash::flash_fwd_sparse_kernel" for family in flash.families)
-    # Code for exactly one arch is told from code that later ones can run.
+    # Code for exactly one arch differs from code that later archs can run.
     assert "9.0a" in (inspected.module("vllm/_flashmla_C.abi3.so") or flash).exact
 
 

@@ -35,9 +35,9 @@ from dca.pipeline import bundle, gather
 from dca.pipeline.bundle import Bundle, Manifest, Part
 from dca.sources import fetch, git, gitpack
 from dca.toolchain import environments, lockfile
-from tests.sources.test_git import Repository
 from tests.support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small, quiet_run
 from tests.support.kills import killed_runs, leftovers, whole_run
+from tests.support.repositories import Repository
 from tests.support.web import Place, sha
 
 SDIST = "thing-1.0.tar.gz"
@@ -381,7 +381,7 @@ def test_entries_that_lie_over_one_another_are_refused(small: Small, tmp_path: P
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         infos[1].header_offset = infos[2].header_offset
-        with pytest.raises(ValueError, match="over another"):
+        with pytest.raises(ValueError, match="overlaps another"):
             bundle._entries(archive, path.stat().st_size)
 
 
@@ -431,7 +431,7 @@ def test_a_bundle_that_lacks_a_part_says_which(kind: str, small: Small, tmp_path
     with pytest.raises(DcaError) as refused:
         small.unpack(bad, store.Store(tmp_path / "there", offline=True))
     assert refused.value.code == "DCA-410"
-    assert "does not hold" in refused.value.what
+    assert "does not have" in refused.value.what
 
 
 @pytest.mark.parametrize("how", ["of another commit", "a file less", "a folder less"])

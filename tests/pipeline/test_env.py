@@ -283,10 +283,10 @@ def test_conda_can_be_insisted_on(tmp_path: Path) -> None:
         (["--cuda", "twelve"], "write it as 12.1"),
         (["--cuda", "13.0"], "DCA-303"),
         (["--wheel", "none.whl"], "is not a file"),
-        (["--wheel", str(ROOT / "README.md"), "--print"], "goes with --out alone"),
+        (["--wheel", str(ROOT / "README.md"), "--print"], "only be combined with --out"),
         (["--engine", "pip"], "DCA-201"),
         # uv would take the machine's, of which no release need be known.
-        (["--engine", "uv", "--cuda", "12.6"], "no toolkit of CUDA 12.6 is on this machine"),
+        (["--engine", "uv", "--cuda", "12.6"], "no toolkit of CUDA 12.6 is installed"),
         (["--engine", "uv", "--cuda", "12.1", "--recipe", "vllm-0.10.2"], "DCA-303"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from dca import cli
 from tests.support.served import environment
+from tests.support.uploads import Store, instead_of_boto3
 
 Dca = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -18,6 +19,12 @@ Dca = Callable[..., "subprocess.CompletedProcess[str]"]
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with pip, into which nothing is installed: tests name a folder of their own."""
     return environment(tmp_path_factory.mktemp("pip") / "venv")
+
+
+@pytest.fixture
+def objects(monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A stand-in for a bucket's objects."""
+    return instead_of_boto3(monkeypatch)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Whatever interrupts publishing leaves an index that is right, and the next command completes it."""
+"""An interruption at any point leaves a valid index, and the next command completes it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from dca.publish.check import check
 from dca.publish.folder import Folder
 from tests.support import ROOT
 from tests.support.faulty import Faulty
+from tests.support.index_links import broken
 from tests.support.kills import killed_command, leftovers
 from tests.support.made_wheels import make, put
 from tests.support.served import pip, served, uv
@@ -80,7 +81,7 @@ class Scene:
 
     @staticmethod
     def state(index: Path) -> State:
-        """What is listed, without the times at which it was."""
+        """The listed wheels, without their times."""
         return {
             one.file: (one.sha256, one.yanked, tuple(proof.path for proof in one.evidence))
             for one in publish.listing(Folder(index)).wheels
@@ -100,18 +101,17 @@ class Scene:
         return counts
 
     def left_right(self, number: int) -> None:
-        """After an interruption: nothing that anybody meets is wrong, and the same command completes it."""
-        found = check(self.index)
-        assert found.wrong == ()
+        """After an interruption no link is broken, and the same command completes the index."""
+        assert (check(self.index).wrong, broken(self.index)) == ((), [])
         reached = self.state(self.index)
         names = set(self.before) | set(self.after[number])
-        # Of several wheels some may be there already; each of them is wholly the old one or the new one.
+        # Some of several wheels may be published already; each has its old or its new state.
         for name in names:
             assert reached.get(name) in (self.before.get(name), self.after[number].get(name))
         # In this process, which has everything loaded.
         assert cli.run(self.commands[number][3:]) == 0
         found = check(self.index)
-        assert found.wrong == ()
+        assert (found.wrong, broken(self.index)) == ((), [])
         assert [one for one in found.behind if not one.endswith("belongs to no wheel.")] == []
         publish.gc(Folder(self.index))
         assert check(self.index).fine
@@ -120,7 +120,7 @@ class Scene:
 
 
 def points(counts: list[int], number: int, chance: random.Random) -> list[tuple[int, int]]:
-    """Calls of commands, each as likely as any other."""
+    """Random calls of the commands, all equally likely."""
     every = [(which, at) for which, count in enumerate(counts) for at in range(1, count + 1)]
     return [*chance.sample(every, min(number, len(every))), *chance.choices(every, k=max(0, number - len(every)))]
 
@@ -141,7 +141,7 @@ def test_an_index_is_right_whenever_publishing_is_killed(
 def test_an_index_is_right_whenever_its_first_publishing_is_killed(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
-    """At random times, without the library in between."""
+    """At random times, without the fault library."""
     words = [sys.executable, "-m", "dca", "publish", "--index", str(tmp_path / "index"), str(make(tmp_path))]
     words += ["--cache-dir", str(tmp_path / "cache")]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
@@ -153,7 +153,7 @@ def test_an_index_is_right_whenever_its_first_publishing_is_killed(
         store.remove(tmp_path / "index")
         killed += killed_command(words, whole * (0.3 + 0.7 * chance.random()))
         if (tmp_path / "index" / layout.SETTINGS).exists():
-            assert check(tmp_path / "index").wrong == ()
+            assert (check(tmp_path / "index").wrong, broken(tmp_path / "index")) == ((), [])
         subprocess.run(words, check=True, capture_output=True, env=env, cwd=ROOT)
         assert check(tmp_path / "index").fine
     print(f"{killed} kills")
@@ -172,7 +172,7 @@ def test_an_index_is_right_whatever_cannot_be_written(
         code = re.match(r"DCA-\d+", done.stderr)
         seen[code[0] if code else "fine"] = seen.get(code[0] if code else "fine", 0) + 1
         if done.returncode == 0:
-            # A folder that is not empty may be asked to go, and a leftover that cannot be removed is no failure.
+            # Removing a folder that is not empty may fail, and a leftover that cannot be removed is no error.
             assert scene.state(scene.index) == scene.after[which]
         else:
             assert done.returncode == 1, done.stderr
@@ -183,7 +183,7 @@ def test_an_index_is_right_whatever_cannot_be_written(
 
 
 def test_every_byte_counts(scene: Scene, chance: random.Random, scale: Callable[[int], int]) -> None:
-    """One bit changed anywhere: in a wheel, its metadata, evidence, a record, a page, or what the tool keeps."""
+    """One changed bit in a wheel, its metadata, evidence, a record, a page, or the files in .dca."""
     scene.start()
     publish.yank(["1.0+cu121"], "wrong", Folder(scene.index))
     assert check(scene.index).fine
@@ -215,7 +215,7 @@ def test_every_byte_counts(scene: Scene, chance: random.Random, scale: Callable[
 
 
 def test_publishers_at_once_lose_nothing(tmp_path: Path, python: Path, scale: Callable[[int], int]) -> None:
-    """Processes that publish to one index while somebody installs from it all the time."""
+    """Processes publish to one index while wheels are installed from it."""
     whole = scale(32) == 32
     publishers, wheels, rounds = (32, 50, 10) if whole else (4, 5, 1)
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
@@ -313,7 +313,7 @@ def test_one_more_wheel_rewrites_nothing_of_the_others(
     index, count = tmp_path / "index", max(500, scale(10_000))
     views = [("cu121", "12.1"), ("cu124", "12.4"), ("cu130", "13.0")]
     with monkeypatch.context() as patched:
-        # Only so that the scene is set in less time: nothing is killed here.
+        # To set up faster: nothing is killed here.
         patched.setattr(os, "fsync", lambda _: None)
         put(index, *(make(tmp_path / "dist", f"1.{n}+{views[n % 3][0]}", cuda=views[n % 3][1]) for n in range(count)))
     before = {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in store.walk(index)}

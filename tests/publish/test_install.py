@@ -19,7 +19,7 @@ VERSION = "import vllm, importlib.metadata as m; print(m.version('vllm'), vllm.x
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four wheels of three CUDA versions, one that they need, and one that is yanked."""
+    """Four wheels for three CUDA versions, and a wheel that they require."""
     folder = tmp_path_factory.mktemp("published")
     wheels = [
         make(
@@ -34,8 +34,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def web(index: Path) -> Iterator[Served]:
-    with served(index) as found:
-        yield found
+    with served(index) as web:
+        yield web
 
 
 @pytest.fixture(params=["pip", "uv"])
@@ -83,7 +83,7 @@ def test_a_view_holds_one_cuda_version(web: Served, install, view: str, newest: 
 
 
 def test_installs_with_hashes(web: Served, install, index: Path) -> None:  # type: ignore[no-untyped-def]
-    """The install line that the page shows, as it stands there."""
+    """The install command of the page, unchanged."""
     page = (index / "index.html").read_text()
     wanted = re.search(r"echo (?:&#39;)(vllm==2.0\+dca1.cu124 --hash=sha256:[0-9a-f]{64})(?:&#39;)", page)
     assert wanted
@@ -108,7 +108,7 @@ def test_what_was_installed_runs(web: Served, python: Path, tmp_path: Path) -> N
 
 
 def test_resolving_takes_metadata_only(web: Served, python: Path) -> None:
-    """No body of a wheel is sent, by the server's own log."""
+    """By the server's log, no wheel is sent."""
     done = uv(
         "pip",
         "compile",
@@ -130,47 +130,38 @@ def test_resolving_takes_metadata_only(web: Served, python: Path) -> None:
 
 
 def test_pip_resolves_with_metadata_only(web: Served, python: Path) -> None:
-    """The older wheel asks for a helper that there is not, which pip finds out without fetching its body."""
+    """The older wheel requires a helper that is missing; pip finds that out without downloading the wheel."""
     done = pip(python, "--dry-run", "--ignore-installed", "--index-url", f"{web.url}simple/", "vllm<2", "helper<1")
     assert done.returncode != 0
     assert web.bodies() == []
     assert any(path.endswith(".whl.metadata") for _, path in web.asked)
 
 
-def test_pypi_simple_reads_it(web: Served, index: Path) -> None:
-    with PyPISimple(f"{web.url}simple/") as client:
-        assert client.get_index_page().projects == ["helper", "vllm"]
-        page = client.get_project_page("vllm")
-    assert page.repository_version == "1.0"
-    for package in page.packages:
-        assert package.version in VERSIONS
-        assert package.digests["sha256"]
-        assert package.requires_python == ">=3.8"
-        assert package.has_metadata
-        assert package.metadata_digests is not None
-        assert package.metadata_digests["sha256"]
-        assert not package.is_yanked
-    with PyPISimple(f"{web.url}cu121/") as client:
-        assert [package.version for package in client.get_project_page("vllm").packages] == ["1.0+dca1.cu121"]
-
-
-def test_pypi_simple_reads_the_json(index: Path, python: Path) -> None:
-    with served(index, as_json=True) as web:
+@pytest.mark.parametrize(("as_json", "version"), [(False, "1.0"), (True, "1.1")], ids=["HTML", "JSON"])
+def test_pypi_simple_reads_it(index: Path, python: Path, as_json: bool, version: str) -> None:
+    with served(index, as_json=as_json) as web:
         with PyPISimple(f"{web.url}simple/") as client:
             assert client.get_index_page().projects == ["helper", "vllm"]
             page = client.get_project_page("vllm")
-            assert page.repository_version == "1.1"
-            assert page.versions == sorted(VERSIONS)
+            assert page.repository_version == version
+            assert sorted(package.version or "" for package in page.packages) == sorted(VERSIONS)
             for package in page.packages:
-                assert package.size == (index / "files" / package.filename).stat().st_size
-                assert package.upload_time is not None
                 assert package.digests["sha256"]
+                assert package.requires_python == ">=3.8"
+                assert package.metadata_digests is not None
+                assert package.metadata_digests["sha256"]
+                assert not package.is_yanked
                 assert client.get_package_metadata(package).startswith("Metadata-Version: 2.1\nName: vllm\n")
+                if as_json:
+                    assert package.size == (index / "files" / package.filename).stat().st_size
+                    assert package.upload_time is not None
+        with PyPISimple(f"{web.url}cu121/") as client:
+            assert [package.version for package in client.get_project_page("vllm").packages] == ["1.0+dca1.cu121"]
         words = ["--no-deps", "--index-url", f"{web.url}cu124/", "--dry-run", "--ignore-installed", "vllm"]
         assert "vllm-2.0+dca1.cu124" in pip(python, *words).stdout
         done = uv("pip", "compile", "--python", str(python), "--index-url", f"{web.url}simple/", "-", stdin="vllm")
         assert "vllm==2.0+dca2.cu130" in done.stdout
-        assert "/cu124/vllm/index.json" in {path for _, path in web.asked}
+        assert ("/cu124/vllm/index.json" in {path for _, path in web.asked}) == as_json
 
 
 def test_a_yanked_wheel_is_installed_only_when_asked_for(tmp_path: Path, python: Path) -> None:

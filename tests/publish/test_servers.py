@@ -91,7 +91,7 @@ def running(argv: Command, url: str, folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def pypiserver(servers: Path, tmp_path: Path) -> Iterator[str]:
-    """Asks nobody for a password; refuses names that are taken, whatever their bytes."""
+    """Needs no password; rejects names that are taken, even with the same bytes."""
     port = free_port()
     (tmp_path / "packages").mkdir()
     argv: Command = [
@@ -114,7 +114,7 @@ def pypiserver(servers: Path, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def devpi(servers: Path, tmp_path: Path) -> Iterator[str]:
-    """Wants a password; the index is volatile: it would overwrite what is there."""
+    """Needs a password; the index is volatile: it would overwrite existing files."""
     port, where = free_port(), tmp_path / "devpi"
     init = [servers / "devpi-init", "--serverdir", where, "--no-root-pypi", "--root-passwd", SECRET]
     subprocess.run(list(map(str, init)), check=True, capture_output=True)
@@ -198,7 +198,7 @@ def test_a_bucket_is_an_index(s3: str, run: Dca, python: Path, tmp_path: Path) -
     page = requests.get(f"{s3}wheels/a/b/simple/vllm/index.json", timeout=30)
     assert page.headers["Content-Type"] == "application/vnd.pypi.simple.v1+json"
     assert {file["filename"] for file in page.json()["files"]} == {one.name, two.name}
-    # Without a web server in between: the page of a folder answers for the folder's own name.
+    # Without a web server: a folder's page is also stored under the folder's name.
     for view, version in (("cu121", "1.0+dca1.cu121"), ("simple", "1.0+dca1.cu124")):
         words = ["--no-deps", "--index-url", f"{s3}wheels/a/b/{view}/", f"vllm=={version}"]
         installed = pip(python, "--target", str(tmp_path / "pip" / view), *words)

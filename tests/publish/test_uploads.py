@@ -1,4 +1,4 @@
-"""Uploads to index servers and buckets: what is refused, what is told to whom, and what happens when two meet.
+"""Uploads to index servers and buckets: what is rejected, who gets the password, and concurrent publishers.
 
 The servers here are stand-ins; test_servers.py has real ones.
 """
@@ -24,7 +24,7 @@ from dca.publish.bucket import Bucket
 from dca.publish.folder import Folder
 from dca.publish.values import Published, Uploaded
 from tests.support.made_wheels import make
-from tests.support.uploads import IndexServer, Store, instead_of_boto3, twine
+from tests.support.uploads import IndexServer, Store, twine
 
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRET = "pass-Word+42"
@@ -77,6 +77,19 @@ def test_a_password_goes_through_the_environment_alone(
         assert SECRET not in " ".join(words)
         assert env["TWINE_PASSWORD"] == SECRET
         assert not {"TWINE_REPOSITORY_URL", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH"} & set(env)
+
+
+def test_an_upload_that_fails_hands_on_the_output_of_twine(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINE_PASSWORD", SECRET)
+    server = IndexServer(refuses=True)
+    with pytest.raises(DcaError) as refused:
+        upload(tmp_path, server, make(tmp_path))
+    assert refused.value.output == (
+        f"Uploading to {server.url} with ***",
+        f"ERROR HTTPError: 403 from {server.url}: the password *** is wrong",
+    )
 
 
 def test_without_its_index_nothing_is_uploaded(tmp_path: Path, program: Path) -> None:
@@ -135,17 +148,12 @@ def test_a_place_is_named_rightly(dca_publish: Publish, tmp_path: Path, words: l
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "DCA-201"), done.stderr
 
 
-@pytest.fixture
-def objects(monkeypatch: pytest.MonkeyPatch) -> Store:
-    return instead_of_boto3(monkeypatch)
-
-
 def to_bucket(tmp_path: Path, *wheels: Path, url: str = "s3://wheels/a/b") -> Published:
     return publish.publish(wheels, Bucket(url), store.Store(tmp_path / "cache"), Silent())
 
 
 def pages_name(objects: Store, prefix: str = "a/b/") -> set[str]:
-    """Wheels on the page of the project, which answers for its folder too."""
+    """Wheels on the project's page, which is also stored under its folder's name."""
     text = objects.objects[f"{prefix}simple/vllm/index.json"][0]
     html = objects.objects[f"{prefix}simple/vllm/index.html"][0]
     assert objects.objects[f"{prefix}simple/vllm/"][0] == html
@@ -199,7 +207,7 @@ def test_a_bucket_with_something_else_is_left_alone(tmp_path: Path, objects: Sto
 
 
 def test_who_publishes_meanwhile_is_not_lost(tmp_path: Path, objects: Store) -> None:
-    """Another publisher comes in between our records and our pages, and once more between those."""
+    """Another publisher writes between our records and our pages, and again between our pages."""
     to_bucket(tmp_path, make(tmp_path, "0.1"))
     others = [make(tmp_path, "3.0"), make(tmp_path, "2.0")]
 
@@ -230,7 +238,7 @@ def test_a_record_that_somebody_changed_is_not_overwritten(tmp_path: Path, objec
 
 
 def test_a_lost_answer_is_no_race(tmp_path: Path, objects: Store) -> None:
-    """A store that took a record, and is given it again because its answer did not arrive."""
+    """The store has a record, and gets it again because its answer was lost."""
     put = objects.put_object
 
     def twice(**given: Any) -> Any:
@@ -265,6 +273,6 @@ def test_what_the_store_says_is_told(tmp_path: Path, objects: Store, monkeypatch
         raise ClientError("AccessDenied")
 
     monkeypatch.setattr(objects, "put_object", denied)
-    with pytest.raises(DcaError, match="did not do what was asked") as refused:
+    with pytest.raises(DcaError, match="rejected the request") as refused:
         to_bucket(tmp_path, make(tmp_path))
     assert (refused.value.code, "AccessDenied" in refused.value.why) == ("DCA-905", True)

@@ -59,7 +59,7 @@ def test_another_key_fails_and_none_proves_nothing(index: Path) -> None:
 
 
 def test_whoever_changes_wheel_record_and_pages_still_lacks_the_key(index: Path, tmp_path: Path) -> None:
-    """An attacker with the whole folder can make it agree with itself, but not sign it."""
+    """An attacker with write access can make the index consistent, but cannot sign it."""
     name = next(path.name for path in (index / "files").glob("*.whl") if "cu121" in path.name)
     record = json.loads((index / "records" / f"{name}.json").read_text())
     forged = make(tmp_path / "forged", "1.0+cu121", cuda="12.1", content="x = 'evil'\n")
@@ -79,7 +79,7 @@ def test_a_changed_page_is_found_from_afar(index: Path, path: str) -> None:
         try:
             problems = verify_index(Served(there.url), NOBODY, Silent()).problems
         except DcaError as error:
-            assert error.code == "DCA-111"  # noqa: PT017 - either is right
+            assert error.code == "DCA-111"  # noqa: PT017 - both are right
             return
     assert any(path in problem for problem in problems)
 
@@ -96,7 +96,7 @@ def test_missing_files_are_named(index: Path) -> None:
 
 
 def test_a_server_that_sends_without_end_is_left(index: Path) -> None:
-    """A record says how large a wheel is; no more of it is read."""
+    """No more bytes are read than the record's size of the wheel."""
     name = next((index / "files").glob("*cu124*.whl")).name
     place = Server()
     for path in index.rglob("*"):
@@ -129,7 +129,7 @@ def test_a_signature_that_no_longer_fits_is_taken_away(index: Path, tmp_path: Pa
         (("http://127.0.0.1:1/",), "DCA-402", "could not be reached"),
         (("ftp://host/",), "DCA-201", "not the URL of an index"),
         (("{folder}",), "DCA-904", "not an index"),
-        (("{index}", "--rebuild"), "DCA-201", "only who signed"),
+        (("{index}", "--rebuild"), "DCA-201", "--key or --cert-identity"),
     ],
 )
 def test_wrong_input_is_told(

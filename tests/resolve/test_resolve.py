@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from dca.catalogue import toolkits
 from dca.catalogue.machine import Compiler, Gpu, Machine, Python
 from dca.catalogue.model_needs import Model
-from dca.catalogue.plan import Cannot, LocalTree, Plan, Reach, Reachability, Request
+from dca.catalogue.plan import Cannot, LocalTree, Plan, PlannedToolkit, Reach, Reachability, Reason, Request
 from dca.catalogue.recipes import GitSource, Loaded, load_all
 from dca.catalogue.toolkits import FoundToolkit
 from dca.foundation import documents
@@ -94,6 +95,19 @@ def planned(request: Request, seen: World | None = None) -> Plan:
     return outcome
 
 
+def toolkit_of(plan: Plan) -> PlannedToolkit:
+    assert plan.toolkit is not None
+    return plan.toolkit
+
+
+def only_reason(request: Request, seen: World | None = None) -> Reason:
+    """The reason against the one recipe of a request."""
+    outcome = resolve(request, seen or world())
+    assert isinstance(outcome, Cannot), outcome.version
+    ((reason,),) = (over.reasons for over in outcome.passed_over)
+    return reason
+
+
 def refused(request: Request, seen: World | None = None) -> dict[str, list[str]]:
     outcome = resolve(request, seen or world())
     assert isinstance(outcome, Cannot), outcome.version
@@ -103,8 +117,7 @@ def refused(request: Request, seen: World | None = None) -> dict[str, list[str]]
 def test_a_bare_machine_gets_upstream_with_a_toolkit_brought() -> None:
     plan = planned(Request())
     assert plan.recipe == UPSTREAM
-    assert plan.toolkit is not None
-    assert (plan.toolkit.name, plan.cuda, plan.archs) == ("debian-12.4", "12.4", ("8.0", "9.0"))
+    assert (toolkit_of(plan).name, plan.cuda, plan.archs) == ("debian-12.4", "12.4", ("8.0", "9.0"))
     assert plan.version == f"0.10.2+dca{plan.series_revision}.cu124.lean.sm80.sm90"
     assert {module.name: module.origin for module in plan.modules} == {"_C": "compiled", "_vllm_fa2_C": "copied"}
 
@@ -138,7 +151,7 @@ def test_another_cuda_of_the_major_version_is_substituted_and_said() -> None:
     assert plan.substituted
     assert plan.cuda == "12.4"
     (choice,) = [choice for choice in plan.choices if choice.subject == "CUDA"]
-    assert choice.value == "12.4 in place of 12.1"
+    assert choice.value == "12.4 instead of 12.1"
     assert "525" in choice.reason
 
 
@@ -170,8 +183,7 @@ def test_a_cuda_that_no_recipe_supports_is_refused_by_each(cuda: str) -> None:
 def test_a_found_toolkit_that_fits_is_taken_before_one_is_brought() -> None:
     kit = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
     plan = planned(Request(cuda="12.4"), world(machine(toolkits=(CUDA13, kit))))
-    assert plan.toolkit is not None
-    assert plan.toolkit.path == "/opt/cuda"
+    assert toolkit_of(plan).path == "/opt/cuda"
 
 
 def test_the_nearest_toolkit_wins() -> None:
@@ -188,10 +200,9 @@ def passed(plan: Plan) -> dict[str, str]:
 
 def test_where_the_archives_of_a_release_can_be_had_they_come_before_other_packages() -> None:
     plan = planned(Request(cuda="12.4"), world(reached=reach(redist=True)))
-    assert plan.toolkit is not None
-    assert (plan.toolkit.name, plan.toolkit.path) == ("nvidia-12.4", "")
+    assert (toolkit_of(plan).name, toolkit_of(plan).path) == ("nvidia-12.4", "")
     (text,) = [text for name, text in passed(plan).items() if "Debian" in name]
-    assert text == "it comes after NVIDIA's redistributable archives."
+    assert text == "lower precedence than NVIDIA's redistributable archives."
     (choice,) = [choice for choice in plan.choices if choice.subject == "toolkit"]
     assert "54 MB" in choice.reason
 
@@ -200,32 +211,28 @@ def test_the_release_that_is_asked_for_is_brought_where_it_can_be_had() -> None:
     seen = world(reached=reach(redist=True))
     assert planned(Request(), seen).cuda == "12.8"
     strict = planned(Request(recipe=UPSTREAM, cuda="12.8", strict_cuda=True), seen)
-    assert strict.toolkit is not None
-    assert (strict.toolkit.name, strict.substituted) == ("nvidia-12.8", False)
+    assert (toolkit_of(strict).name, strict.substituted) == ("nvidia-12.8", False)
 
 
 def test_of_two_that_are_as_near_the_smaller_download_is_taken() -> None:
     plan = planned(Request(cuda="12.6"), world(reached=reach(redist=True, apt=False)))
-    assert plan.toolkit is not None
-    assert plan.toolkit.name == "nvidia-12.4"
+    assert toolkit_of(plan).name == "nvidia-12.4"
     assert "CUDA 12.4 is the smaller download." in passed(plan).values()
 
 
 def test_a_toolkit_on_the_machine_comes_before_one_that_is_brought() -> None:
     kit = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME")
     plan = planned(Request(cuda="12.4"), world(machine(toolkits=(kit,)), reach(redist=True)))
-    assert plan.toolkit is not None
-    assert plan.toolkit.path == "/opt/cuda"
-    assert list(passed(plan).values()).count("/opt/cuda is on this machine already.") == 2
+    assert toolkit_of(plan).path == "/opt/cuda"
+    assert list(passed(plan).values()).count("/opt/cuda is already installed.") == 2
 
 
 def test_only_the_places_that_a_toolkit_takes_parts_from_must_be_in_reach() -> None:
     plan = planned(Request(cuda="12.4"), world(reached=reach(redist=True, apt=False)))
-    assert plan.toolkit is not None
-    assert plan.toolkit.name == "nvidia-12.4"
+    assert toolkit_of(plan).name == "nvidia-12.4"
     over = passed(planned(Request(cuda="12.4")))
     (text,) = [text for name, text in over.items() if "12.4.131 (NVIDIA" in name]
-    assert text == "it cannot be had: no such host."
+    assert text == "it cannot be downloaded: no such host."
 
 
 def headers_choice(plan: Plan) -> str | None:
@@ -237,16 +244,15 @@ def headers_choice(plan: Plan) -> str | None:
 @pytest.mark.parametrize(
     ("glibc", "said"),
     [
-        ("2.36", "with the glibc 2.36 of this machine the fixes change nothing."),
-        ("", "with the C library of this machine the fixes change nothing."),
-        ("2.41", "glibc 2.41 declares sinpi, cospi, sinpif and cospif with noexcept, and this CUDA's header without."),
-        ("2.42", "glibc 2.42 declares rsqrt and rsqrtf with noexcept, and this CUDA's header without."),
+        ("2.36", "no effect with this machine's glibc 2.36."),
+        ("", "no effect with this machine's C library."),
+        ("2.41", "glibc 2.41 declares sinpi, cospi, sinpif and cospif with noexcept, and this CUDA's header without"),
+        ("2.42", "glibc 2.42 declares rsqrt and rsqrtf with noexcept, and this CUDA's header without"),
     ],
 )
 def test_the_headers_of_a_downloaded_toolkit_are_fixed_whatever_the_glibc(glibc: str, said: str) -> None:
     plan = planned(Request(), world(machine(glibc=glibc)))
-    assert plan.toolkit is not None
-    assert list(plan.toolkit.fixes) == ["sinpi", "rsqrt"]
+    assert list(toolkit_of(plan).fixes) == ["sinpi", "rsqrt"]
     choice = headers_choice(plan)
     assert choice is not None
     assert choice.startswith("fixed for glibc 2.41 and later: ")
@@ -267,25 +273,20 @@ def test_the_headers_of_a_toolkit_on_the_machine_are_fixed_only_where_its_glibc_
         ("fixed by hand", already, "2.41"),
     ):
         plan = planned(Request(cuda="12.4"), world(machine(toolkits=(kit,), glibc=glibc)))
-        assert plan.toolkit is not None
-        assert plan.toolkit.path == "/opt/cuda"
-        fixes[name] = list(plan.toolkit.fixes)
-        assert (headers_choice(plan) is not None) == bool(plan.toolkit.fixes)
+        assert toolkit_of(plan).path == "/opt/cuda"
+        fixes[name] = list(toolkit_of(plan).fixes)
+        assert (headers_choice(plan) is not None) == bool(toolkit_of(plan).fixes)
     assert fixes == {"old": [], "new": ["sinpi"], "newest": ["sinpi", "rsqrt"], "fixed by hand": []}
     plan = planned(Request(cuda="12.4"), world(machine(toolkits=(own,), glibc="2.41")))
-    assert "/opt/cuda stays as it is, and a folder of links in the cache has the fixed header." in str(
-        headers_choice(plan)
-    )
+    assert "/opt/cuda is not changed; a folder of links in the cache has the fixed header." in str(headers_choice(plan))
 
 
 def test_a_toolkit_whose_headers_cannot_be_fixed_is_passed_over_where_its_glibc_needs_it() -> None:
     odd = FoundToolkit(path="/opt/cuda", version="12.4.99", origin="CUDA_HOME", fixes={"sinpi": "impossible"})
     fine = planned(Request(cuda="12.4"), world(machine(toolkits=(odd,), glibc="2.40")))
-    assert fine.toolkit is not None
-    assert fine.toolkit.path == "/opt/cuda"
+    assert toolkit_of(fine).path == "/opt/cuda"
     plan = planned(Request(cuda="12.4"), world(machine(toolkits=(odd,), glibc="2.41")))
-    assert plan.toolkit is not None
-    assert plan.toolkit.path == ""
+    assert toolkit_of(plan).path == ""
     assert any("crt/math_functions.h is not as NVIDIA published it" in text for text in passed(plan).values())
 
 
@@ -296,21 +297,6 @@ def test_an_incomplete_toolkit_is_passed_over_by_what_it_lacks() -> None:
     assert any("no cicc" in passed.reasons[0].text for passed in plan.passed_over)
 
 
-def test_a_named_toolkit_is_the_only_candidate() -> None:
-    named = CUDA13.model_copy(update={"origin": "--toolkit"})
-    seen = world(machine(toolkits=(named,)))
-    assert refused(Request(recipe=UPSTREAM, toolkit=named.path), seen) == {UPSTREAM: ["DCA-302"]}
-
-
-def test_a_compiler_that_is_too_new_is_refused_with_the_bound() -> None:
-    seen = world(machine(compilers=(Compiler(path="/usr/bin/g++", major=14, version="14.1.0"),)))
-    outcome = resolve(Request(recipe=UPSTREAM), seen)
-    assert isinstance(outcome, Cannot)
-    reason = outcome.passed_over[0].reasons[0]
-    assert "gcc 13 or older; g++ found: 14.1.0" in reason.text
-    assert reason.remedy.startswith("apt install g++-13")
-
-
 def test_the_newest_compiler_within_the_bound_is_taken() -> None:
     several = tuple(Compiler(path=f"/usr/bin/g++-{n}", major=n, version=f"{n}.1.0") for n in (15, 14, 13, 12))
     assert planned(Request(), world(machine(compilers=several))).host_compiler == "/usr/bin/g++-13"
@@ -319,31 +305,6 @@ def test_the_newest_compiler_within_the_bound_is_taken() -> None:
 def test_archs_are_those_of_the_gpus_found() -> None:
     seen = world(machine(gpus=(Gpu(name="A100", arch="8.0"), Gpu(name="A100", arch="8.0"))))
     assert planned(Request(), seen).archs == ("8.0",)
-
-
-def test_an_arch_that_nvcc_does_not_know_is_refused() -> None:
-    assert refused(Request(recipe=UPSTREAM, archs=("10.0",))) == {UPSTREAM: ["DCA-304"]}
-
-
-def test_an_arch_below_the_profile_is_refused_with_the_way_that_works() -> None:
-    outcome = resolve(Request(recipe=UPSTREAM, archs=("7.5",)), world())
-    assert isinstance(outcome, Cannot)
-    (reason,) = outcome.passed_over[0].reasons
-    assert reason.code == "DCA-305"
-    assert "--prebuilt all" in reason.remedy
-    assert "--profile full --arch 7.5" in reason.remedy
-
-
-@pytest.mark.parametrize("version", ["3.8.18", "3.14.0"])
-def test_python_outside_the_range_is_refused(version: str) -> None:
-    seen = world(machine(python=PYTHON.model_copy(update={"version": version})))
-    assert refused(Request(recipe=UPSTREAM), seen) == {UPSTREAM: ["DCA-306"]}
-
-
-def test_python_that_is_not_there_or_has_no_headers_is_refused() -> None:
-    assert refused(Request(recipe=UPSTREAM, python="3.12"), world(machine(python=None))) == {UPSTREAM: ["DCA-306"]}
-    bare = machine(python=PYTHON.model_copy(update={"headers": False}))
-    assert refused(Request(recipe=UPSTREAM), world(bare)) == {UPSTREAM: ["DCA-306"]}
 
 
 @pytest.mark.parametrize(
@@ -379,16 +340,6 @@ def test_companions_are_compiled_from_local_clones() -> None:
     assert [module.name for module in plan.compiled] == ["_C", "_vllm_fa2_C"]
 
 
-def test_a_named_companion_without_its_submodule_is_refused_with_the_flag_that_helps() -> None:
-    local = {"flash-attention": LocalTree(path="/src/fa", kind="git")}
-    request = Request(recipe=UPSTREAM, companions={"flash-attention": "/src/fa"})
-    outcome = resolve(request, world(reached=reach(local=local)))
-    assert isinstance(outcome, Cannot)
-    (reason,) = outcome.passed_over[0].reasons
-    assert reason.code == "DCA-301"
-    assert "--companion flash-attention/csrc/cutlass=DIR" in reason.remedy
-
-
 def test_a_companion_that_no_group_needs_is_not_fetched() -> None:
     plan = planned(Request(recipe=UPSTREAM, groups=("index-only",)), world(reached=reach(git=True)))
     assert [source.name for source in plan.sources] == ["source"]
@@ -410,7 +361,7 @@ def test_prebuilt_of_one_module_copies_that_one() -> None:
 def test_the_plan_says_when_no_build_is_needed_and_what_building_adds() -> None:
     advice = " ".join(planned(Request()).advice)
     assert "--prebuilt all" in advice
-    assert "What building adds" in advice
+    assert "A build adds" in advice
 
 
 def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() -> None:
@@ -418,24 +369,6 @@ def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() 
     assert plan.groups == ("index-only",)
     assert [module.name for module in plan.modules] == ["_C"]
     assert ".lean.indexonly.sm80" in plan.version
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        Request(recipe=UPSTREAM, groups=("nope",)),
-        Request(recipe=UPSTREAM, profile="fat"),
-        Request(recipe=UPSTREAM, prebuilt=("nope",)),
-        Request(recipe=UPSTREAM, companions={"nope": "/x"}),
-    ],
-)
-def test_what_the_recipe_does_not_have_is_refused(request_: Request) -> None:
-    assert refused(request_) == {UPSTREAM: ["DCA-309"]}
-
-
-def test_without_the_index_nothing_can_be_built_and_each_reason_is_given() -> None:
-    codes = refused(Request(recipe=UPSTREAM), world(reached=reach(index=False)))
-    assert codes == {UPSTREAM: ["DCA-301", "DCA-302"]}
 
 
 def test_a_folder_taken_as_it_is_marks_the_version() -> None:
@@ -453,10 +386,6 @@ def test_the_fork_comes_first_where_its_sources_are() -> None:
     plan = planned(Request(cuda="12.1"), world(reached=reach(local=local)))
     assert plan.recipe == FORK
     assert plan.version.startswith("0.6.6.post2.dev0+dca")
-
-
-def test_another_operating_system_is_refused() -> None:
-    assert "DCA-310" in refused(Request(recipe=UPSTREAM), world(machine(system="Darwin", processor="arm64")))[UPSTREAM]
 
 
 def test_jobs_follow_cores_and_memory() -> None:
@@ -601,17 +530,9 @@ def test_a_group_narrows_the_default_archs_and_says_so() -> None:
     assert "Without 8.0" in next(choice.reason for choice in plan.choices if choice.subject == "archs")
 
 
-def test_an_arch_that_a_group_has_no_kernels_for_is_refused_with_the_way() -> None:
-    outcome = resolve(Request(recipe=UPSTREAM, groups=("fp8",), archs=("8.0", "9.0")), world())
-    assert isinstance(outcome, Cannot)
-    (reason,) = outcome.passed_over[0].reasons
-    assert reason.code == "DCA-305"
-    assert "`fp8`" in reason.text
-    assert "--prebuilt all" in reason.remedy
-    assert planned(Request(recipe=UPSTREAM, groups=("fp8",), archs=("8.0", "9.0"), prebuilt=("_C",))).archs == (
-        "8.0",
-        "9.0",
-    )
+def test_an_arch_that_a_group_has_no_kernels_for_is_fine_in_a_copied_module() -> None:
+    plan = planned(Request(recipe=UPSTREAM, groups=("fp8",), archs=("8.0", "9.0"), prebuilt=("_C",)))
+    assert plan.archs == ("8.0", "9.0")
 
 
 @pytest.mark.parametrize(
@@ -624,9 +545,7 @@ def test_an_arch_that_a_group_has_no_kernels_for_is_refused_with_the_way() -> No
 )
 def test_what_lean_does_not_offer_a_model_is_refused_with_the_way(changed: dict[str, object], lack: str) -> None:
     model = DENSE.model_copy(update=changed)
-    outcome = resolve(Request(recipe=UPSTREAM, model=model), world())
-    assert isinstance(outcome, Cannot)
-    (reason,) = outcome.passed_over[0].reasons
+    reason = only_reason(Request(recipe=UPSTREAM, model=model))
     assert reason.code == "DCA-312"
     assert lack in reason.text
     assert "--prebuilt all" in reason.remedy
@@ -638,10 +557,6 @@ def test_a_head_dimension_that_no_group_has_needs_the_copied_module() -> None:
     odd = DENSE.model_copy(update={"head_dim": 96})
     assert 96 in planned(Request(recipe=UPSTREAM, model=odd)).serves.head_dims
     assert refused(Request(recipe=UPSTREAM, model=odd), world(reached=reach(git=True))) == {UPSTREAM: ["DCA-312"]}
-
-
-def test_index_only_serves_no_model() -> None:
-    assert refused(Request(recipe=UPSTREAM, model=DENSE, groups=("index-only",))) == {UPSTREAM: ["DCA-309"]}
 
 
 def test_the_plan_says_which_ops_each_module_is_to_register() -> None:
@@ -679,14 +594,6 @@ def test_full_compiles_every_module_of_upstreams_cmake() -> None:
     assert by_name["cumem_allocator"].reached == {}
 
 
-def test_full_cannot_be_configured_without_the_companion_that_every_module_needs() -> None:
-    outcome = resolve(FULL, world())
-    assert isinstance(outcome, Cannot)
-    (reason,) = outcome.passed_over[0].reasons
-    assert reason.code == "DCA-301"
-    assert "--companion cutlass=DIR" in reason.remedy
-
-
 def test_full_copies_the_modules_whose_companion_cannot_be_had_and_says_why() -> None:
     request = FULL.model_copy(update={"companions": {"cutlass": "/src/cutlass"}})
     local = {"cutlass": LocalTree(path="/src/cutlass", kind="git")}
@@ -718,23 +625,9 @@ def test_full_of_another_cuda_line_warns_of_what_reaches_a_gpu_only_by_ptx() -> 
     plan = planned(FULL.model_copy(update={"cuda": "12.1", "archs": ("9.0",)}), world(reached=reach(git=True)))
     assert plan.substituted
     (warning,) = plan.warnings
-    assert warning.startswith("_vllm_fa2_C is compiled and reaches 9.0 only by compiling its PTX")
+    assert warning.startswith("_vllm_fa2_C is compiled and runs on 9.0 only by compiling its PTX")
     (choice,) = (choice for choice in plan.choices if choice.subject == "CUDA")
     assert "no PTX is embedded" not in choice.reason
-
-
-@pytest.mark.parametrize(
-    ("changes", "codes"),
-    [
-        ({"groups": ("core",)}, ["DCA-309"]),
-        ({"archs": ("9.0+PTX",)}, ["DCA-309"]),
-        ({"archs": ("10.0",)}, ["DCA-304"]),
-        ({"archs": ("6.0",)}, ["DCA-305"]),
-        ({"prebuilt": ("cutlass",)}, ["DCA-309"]),
-    ],
-)
-def test_what_full_does_not_have_is_refused(changes: dict[str, object], codes: list[str]) -> None:
-    assert refused(FULL.model_copy(update=changes), world(reached=reach(git=True))) == {UPSTREAM: codes}
 
 
 def test_jobs_follow_the_memory_that_the_profiles_jobs_take() -> None:
@@ -759,3 +652,76 @@ def test_upstream_takes_the_nearest_arch_that_it_knows(
     known: tuple[str, ...], asked: tuple[str, ...], sass: tuple[str, ...], ptx: tuple[str, ...]
 ) -> None:
     assert nearest(known, asked) == (sass, ptx)
+
+
+# --- what cannot be built ------------------------------------------------------------------------------------
+
+CLONE = {"flash-attention": LocalTree(path="/src/fa", kind="git")}
+NAMED = CUDA13.model_copy(update={"origin": "--toolkit"})
+GIT = world(reached=reach(git=True))
+
+
+def with_python(**changes: object) -> World:
+    return world(machine(python=PYTHON.model_copy(update=changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen", "codes"),
+    [
+        ({"toolkit": NAMED.path}, world(machine(toolkits=(NAMED,))), ["DCA-302"]),
+        ({"archs": ("10.0",)}, world(), ["DCA-304"]),
+        ({}, with_python(version="3.8.18"), ["DCA-306"]),
+        ({}, with_python(version="3.14.0"), ["DCA-306"]),
+        ({}, with_python(headers=False), ["DCA-306"]),
+        ({"python": "3.12"}, world(machine(python=None)), ["DCA-306"]),
+        ({"python": "3.99"}, world(machine(python=None)), ["DCA-306"]),
+        ({"groups": ("nope",)}, world(), ["DCA-309"]),
+        ({"profile": "fat"}, world(), ["DCA-309"]),
+        ({"prebuilt": ("nope",)}, world(), ["DCA-309"]),
+        ({"companions": {"nope": "/x"}}, world(), ["DCA-309"]),
+        # A group that stands alone serves no model.
+        ({"model": DENSE, "groups": ("index-only",)}, world(), ["DCA-309"]),
+        ({}, world(machine(system="Darwin")), ["DCA-310"]),
+        # Every reason is given at once.
+        ({}, world(reached=reach(index=False)), ["DCA-301", "DCA-302"]),
+        ({"profile": "full", "groups": ("core",)}, GIT, ["DCA-309"]),
+        ({"profile": "full", "archs": ("9.0+PTX",)}, GIT, ["DCA-309"]),
+        ({"profile": "full", "archs": ("10.0",)}, GIT, ["DCA-304"]),
+        ({"profile": "full", "archs": ("6.0",)}, GIT, ["DCA-305"]),
+        ({"profile": "full", "prebuilt": ("cutlass",)}, GIT, ["DCA-309"]),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_its_codes(changes: dict[str, Any], seen: World, codes: list[str]) -> None:
+    assert refused(Request(recipe=UPSTREAM, **changes), seen) == {UPSTREAM: codes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen", "code", "text", "remedies"),
+    [
+        (
+            {},
+            world(machine(compilers=(Compiler(path="/usr/bin/g++", major=14, version="14.1.0"),))),
+            "DCA-308",
+            "gcc 13 or older; installed g++: 14.1.0",
+            ("apt install g++-13",),
+        ),
+        ({"archs": ("7.5",)}, world(), "DCA-305", "7.5", ("--prebuilt all", "--profile full --arch 7.5")),
+        ({"groups": ("fp8",), "archs": ("8.0", "9.0")}, world(), "DCA-305", "`fp8`", ("--prebuilt all",)),
+        (
+            {"companions": {"flash-attention": "/src/fa"}},
+            world(reached=reach(local=CLONE)),
+            "DCA-301",
+            "flash-attention/csrc/cutlass",
+            ("--companion flash-attention/csrc/cutlass=DIR",),
+        ),
+        # Upstream's CMake cannot be configured without the companion that every module needs.
+        ({"profile": "full"}, world(), "DCA-301", "cutlass", ("--companion cutlass=DIR",)),
+    ],
+)
+def test_a_refusal_says_why_and_what_works_instead(
+    changes: dict[str, Any], seen: World, code: str, text: str, remedies: tuple[str, ...]
+) -> None:
+    reason = only_reason(Request(recipe=UPSTREAM, **changes), seen)
+    assert reason.code == code
+    assert text in reason.text
+    assert all(remedy in reason.remedy for remedy in remedies)

@@ -119,7 +119,7 @@ def test_several_machines_start_ray_with_the_variables_and_then_the_server(tmp_p
     for started in (head, worker):
         assert started["env"]["VLLM_ATTENTION_BACKEND"] == "DUAL_CHUNK_FLASH_ATTN"
     assert serve["argv"] == words(launch, launch.model)
-    assert "when `ray status` shows 8 GPUs" in command.shell(launch)
+    assert "once `ray status` shows 8 GPUs" in command.shell(launch)
 
 
 # --- docker --------------------------------------------------------------------------------------------------------
@@ -310,4 +310,4 @@ def test_a_pod_asks_for_the_gpus_that_the_server_uses(
     if machines > 1:
         # Ray in the pods sees what they claim, and on machines all that is there.
         assert f'"GPU", 0) < {machines * used})' in engine["command"][-1]
-        assert f"when `ray status` shows {machines * each} GPUs" in command.shell(launch)
+        assert f"once `ray status` shows {machines * each} GPUs" in command.shell(launch)

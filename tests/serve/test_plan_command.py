@@ -69,8 +69,8 @@ def test_what_does_not_fit_ends_with_one_and_names_what_does() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("DCA-150: ")
     longest = planned(FOURTEEN, "2x80").longest
-    assert f"--max-model-len {longest} fits" in done.stderr
-    assert re.search(rf"--max-model-len {longest} +the most that fits", done.stdout)
+    assert f"--max-model-len {longest}," in done.stderr
+    assert re.search(rf"--max-model-len {longest} +the maximum that fits", done.stdout)
     told = run("plan", FOURTEEN, "--gpus", "2x80", "--json")
     assert told.returncode == 1
     assert ServePlan.model_validate_json(told.stdout).errors

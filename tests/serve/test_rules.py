@@ -111,7 +111,7 @@ def test_a_cache_of_blocks_of_another_size_has_as_many_fewer(size: int, blocks: 
     assert flags(made)["--num-gpu-blocks-override"] == blocks
     assert flags(made).get("--block-size", "16") == str(size)
     (reason,) = [flag.reason for flag in made.flags if flag.name == "--num-gpu-blocks-override"]
-    assert f"blocks of {size}, and 1% of all must stay free" in reason
+    assert f"blocks of {size} tokens, and 1% of all blocks must stay free" in reason
     # What is asked for is counted in the same blocks.
     asked = planned(FOURTEEN, "4xA100-80", block_size=size, blocks=int(blocks))
     assert asked.planned.cache_tokens == int(blocks) * size
@@ -122,10 +122,10 @@ def test_a_cache_of_blocks_of_another_size_has_as_many_fewer(size: int, blocks: 
 @pytest.mark.parametrize(
     ("asked", "remedies"),
     [
-        ({"tp": 3, "pp": 2}, ["a smaller --pipeline-parallel-size, or more GPUs."] * 2),
-        ({"tp": 1, "pp": 2}, ["a smaller --pipeline-parallel-size, or more GPUs."]),
-        ({"tp": 2, "pp": 1}, ["a smaller --tensor-parallel-size, or more GPUs."]),
-        ({"tp": 3}, ["--tensor-parallel-size 1.", "a smaller --tensor-parallel-size, or more GPUs."]),
+        ({"tp": 3, "pp": 2}, ["use a smaller --pipeline-parallel-size, or more GPUs."] * 2),
+        ({"tp": 1, "pp": 2}, ["use a smaller --pipeline-parallel-size, or more GPUs."]),
+        ({"tp": 2, "pp": 1}, ["use a smaller --tensor-parallel-size, or more GPUs."]),
+        ({"tp": 3}, ["use --tensor-parallel-size 1.", "use a smaller --tensor-parallel-size, or more GPUs."]),
     ],
 )
 def test_ranks_that_are_too_many_have_a_remedy_that_can_be_done(asked: dict[str, int], remedies: list[str]) -> None:
@@ -152,7 +152,7 @@ def test_weights_are_quantized_by_whoever_publishes_them_except_fp8(tmp_path: Pa
     assert codes(planned(plain, "1xH100-80", quantization="fp8")) == []
     made = planned(plain, "1xH100-80", quantization="fp8")
     assert flags(made)["--quantization"] == "fp8"
-    assert any("loaded in 16 bits" in note for note in made.notes)
+    assert any("in 16 bits before it quantizes" in note for note in made.notes)
     awq = folder(tmp_path / "awq", quantization_config=AWQ)
     assert codes(planned(awq, "1xA100-80", quantization="gptq")) == ["DCA-157"]
     assert codes(planned(awq, "1xA100-80", quantization="awq")) == []
@@ -317,7 +317,7 @@ def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
     small = folder(tmp_path / "small", head_dim=64)
     assert any("head dimension 64" in one for one in found_by_wheel(small, wheel()))
     for_ninety = found_by_wheel(SEVEN, wheel(("9.0",)), "4xL40S")
-    assert any("built for 9.0, and not for 8.9" in one for one in for_ninety)
+    assert any("built for 9.0, not for 8.9" in one for one in for_ninety)
     # Cubins of 8.0 run on 8.9, and none of 9.0 do.
     assert found_by_wheel(SEVEN, wheel(("8.0",)), "4xL40S", length=65_536) == []
     assert len(found_by_wheel(SEVEN, wheel(("8.0",)), "4xH100-80")) == 1
@@ -412,7 +412,7 @@ def test_a_mixture_whose_table_is_not_known_is_counted_with_the_largest_known() 
     read = shape.read(THIRTY)[0]
     assert read.assumed
     assert (read.vertical, read.slash) == (22_032, 24_528)
-    assert any("not known here" in note for note in planned(THIRTY, "4xH100-80").notes)
+    assert any("sparse table is not known" in note for note in planned(THIRTY, "4xH100-80").notes)
 
 
 def test_a_model_whose_dual_chunk_settings_are_not_known_says_how_to_get_them() -> None:

@@ -123,7 +123,7 @@ def test_the_engine_gets_the_plans_words_and_variables_and_its_log_is_shown_and_
     assert env["PATH"].startswith(str(engine.bin))
     assert "started" in done.stdout
     assert READY in engine.log.read_text()
-    assert "It serves: http://127.0.0.1:9001/v1" in done.stderr
+    assert "ready: http://127.0.0.1:9001/v1" in done.stderr
     assert "secret" not in done.stdout + done.stderr + engine.log.read_text()
 
 
@@ -278,7 +278,7 @@ def test_nothing_is_started_when_the_config_is_wrong(tmp_path: Path) -> None:
     assert not engine.notes.exists()
     # The plan finds it as well; this is the check's own.
     forced = engine.run("--force", skip="doctor smoke")
-    assert "config.json is not right; nothing was started" in forced.stderr
+    assert "config.json has errors; nothing was started" in forced.stderr
     assert not engine.notes.exists()
     assert engine.run("--force").returncode == 0
 

@@ -95,7 +95,7 @@ def test_story_A2_the_memory_that_the_models_cards_ask_for() -> None:
         (FOURTEEN, "2xA100-80", True),
     ):
         plan = planned(name, where)
-        told = [note for note in plan.notes if "asks for" in note]
+        told = [note for note in plan.notes if "card requires" in note]
         assert len(told) == 1
         assert ("are below" in told[0]) is below
         assert plan.planned.fits is not below
@@ -164,13 +164,14 @@ def test_story_A7_a_cache_smaller_than_the_length_and_the_three_ways_out() -> No
     plan = planned(FOURTEEN, "2x80")
     assert plan.documented.ends == "cache"
     assert (
-        "larger than the maximum number of tokens that can be stored in KV cache" in way(plan, "as the documents").what
+        "larger than the maximum number of tokens that can be stored in KV cache"
+        in way(plan, "documented settings").what
     )
     # A shorter length, more tensor parallelism, smaller steps (slower).
     assert codes(plan) == ["DCA-150"]
-    assert plan.errors[0].remedy == f"--max-model-len {plan.longest} fits."
+    assert plan.errors[0].remedy == f"use --max-model-len {plan.longest}, which fits."
     assert planned(FOURTEEN, "2x80", length=plan.longest).planned.fits
-    assert way(plan, "4 such GPUs, --tensor-parallel-size 4").fits
+    assert way(plan, "4 of these GPUs, --tensor-parallel-size 4").fits
     assert plan.longest_batched < 131_072
     shorter = planned(FOURTEEN, "2x80", length=plan.longest, batched=131_072)
     assert not shorter.planned.fits
@@ -204,8 +205,8 @@ def test_story_A9_a_prompt_that_is_ignored_is_explained_and_the_plan_has_blocks_
     ignoring = planned(SEVEN, "4x80", blocks=63_125)
     assert ignoring.planned.ends == "ignored"
     assert codes(ignoring) == ["DCA-150"]
-    assert "more than 999,904 of 1,010,000 tokens with nothing and status 200" in ignoring.errors[0].what
-    assert ignoring.errors[0].remedy == "--max-model-len 999904 fits."
+    assert "more than 999,904 of 1,010,000 tokens with an empty text and status 200" in ignoring.errors[0].what
+    assert ignoring.errors[0].remedy == "use --max-model-len 999904, which fits."
     # So does the fork with every other model, and the V1 engine of later ones does not.
     for recipe, ends in (("qwen-fork", "ignored"), ("vllm-0.10.2", "")):
         assert planned(ORDINARY, "1xA100-80", blocks=2_048, recipe=recipe).planned.ends == ends
@@ -255,7 +256,7 @@ def test_story_B3_quantized_weights_that_cannot_be_divided(stored: dict[str, obj
     plan = planned(model, "4xA10", tp=tp, length=4096)
     assert codes(plan) == ["DCA-151"]
     assert "not aligned with the quantized weight shape" in plan.errors[0].what
-    assert "--tensor-parallel-size 1," in plan.errors[0].remedy
+    assert "--tensor-parallel-size 1, or" in plan.errors[0].remedy
     # Left to the plan, it is not divided.
     assert planned(model, "4xA10", length=4096).planned.settings.tp == 1
 
@@ -271,7 +272,7 @@ def test_story_B4_32b_on_two_t4_with_and_without_cuda_graphs(tmp_path: Path) -> 
     assert not planned(model, "2xT4", length=12_000, batched=12_000, graphs=True).planned.fits
     assert planned(model, "2xT4", graphs=True).longest < whole.longest
     # What kernels of quantized weights take for themselves is not in the formulas, and the plan says so.
-    assert any("buffers of their own" in note for note in whole.notes)
+    assert any("their own buffers" in note for note in whole.notes)
     # The allocator's setting is the user's own: the plan never adds it, and it is printed when asked for.
     words = (model, "--gpus", "2xT4", "--max-model-len", "7000")
     assert "PYTORCH_CUDA_ALLOC_CONF" not in printed(*words)
@@ -291,7 +292,7 @@ def test_story_B6_gpus_are_chosen_by_cuda_visible_devices() -> None:
     assert gpus.of_this_machine(seen, "1,2").count == 2
     assert gpus.of_this_machine(seen, "1,2").archs == ("9.0",)
     assert gpus.of_this_machine(seen, "0,1").memory_gib == 24.0
-    with pytest.raises(DcaError, match="no GPU here") as found:
+    with pytest.raises(DcaError, match="no GPU to plan for") as found:
         gpus.of_this_machine(seen, "")
     assert "CUDA_VISIBLE_DEVICES" in found.value.why
 

@@ -93,7 +93,7 @@ def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made) -> None:
     tree = documents.read(fetch.Tree, Path(made.run) / "source.json")
     kernel = next(source for source in report.sources if source.path == KERNEL)
     assert kernel.sha256 == store.sha256_file(tree.path("source") / KERNEL)
-    assert "by its own record" in kernel.origin
+    assert "according to the wheel's record" in kernel.origin
     assert any("only --level gpu" in text for text in report.not_proven)
 
 

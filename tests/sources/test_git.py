@@ -10,57 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from dca.catalogue.mirrors import places
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.sources import git
+from tests.support.repositories import ENV, Repository
 
-ENV = {
-    "PATH": os.environ["PATH"],
-    "HOME": "/nonexistent",
-    "LC_ALL": "C",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_AUTHOR_NAME": "A",
-    "GIT_AUTHOR_EMAIL": "a@example.org",
-    "GIT_COMMITTER_NAME": "A",
-    "GIT_COMMITTER_EMAIL": "a@example.org",
-    "GIT_AUTHOR_DATE": "2025-01-01T00:00:00Z",
-    "GIT_COMMITTER_DATE": "2025-01-01T00:00:00Z",
-}
 BINARY = bytes(range(256)) * 5
-
-
-class Repository:
-    """A repository made with the git program."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(parents=True)
-        self("init", "--quiet", "--initial-branch=main")
-
-    def __call__(self, *words: str, text: bytes = b"") -> str:
-        done = subprocess.run(
-            ["git", "-C", str(self.path), *words], env=ENV, input=text, capture_output=True, check=True
-        )
-        return done.stdout.decode().strip()
-
-    def write(self, name: str, content: bytes, mode: int = 0o644) -> None:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        path.chmod(mode)
-
-    def commit(self) -> str:
-        self("add", "--all", "--force")
-        self("commit", "--quiet", "--allow-empty", "--message", "x")
-        return self("rev-parse", "HEAD")
-
-    def commit_tree(self, entries: list[tuple[str, bytes, str]]) -> str:
-        """A commit of (mode, content, path) that git's own commands would not make."""
-        for mode, content, path in entries:
-            blob = self("hash-object", "-w", "--stdin", text=content)
-            self("update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}")
-        return self("commit-tree", self("write-tree"), "-m", "x")
 
 
 @pytest.fixture
@@ -400,7 +356,7 @@ def test_no_url_starts_a_program_or_reads_a_local_repository(
     (tmp_path / ".gitconfig").write_text('[protocol]\n\tallow = always\n[protocol "ext"]\n\tallow = always\n')
     monkeypatch.setenv("HOME", str(tmp_path))
     for url in canaries(tmp_path):
-        assert git.probe(url), f"{url!r} is said to be reachable"
+        assert git.probe(places(url)), f"{url!r} is said to be reachable"
     assert not (tmp_path / "canary").exists()
 
 
@@ -416,7 +372,7 @@ def test_the_canary_would_sing(repository: Repository, tmp_path: Path) -> None:
 def test_a_repository_that_does_not_answer_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    why = git.probe("https://user:secret@127.0.0.1:1/x.git")
+    why = git.probe(places("https://user:secret@127.0.0.1:1/x.git"))
     assert why
     assert "secret" not in why
 
@@ -431,7 +387,7 @@ def test_a_commit_that_is_in_the_cache_is_not_fetched(repository: Repository, tm
     cache = store.Store(tmp_path / "cache")
     kept = cache.folder("git", store.sha256_bytes(URL.encode())[:16])
     repository("clone", "--quiet", "--bare", ".", str(kept))
-    assert git.fetch([URL], commit, cache, tmp_path / "log") == kept
+    assert git.fetch(places(URL), commit, cache, tmp_path / "log") == kept
     assert not (tmp_path / "log").exists()
 
 
@@ -441,7 +397,7 @@ def test_a_commit_that_no_place_gives_is_an_error_that_names_every_place(
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(DcaError) as refused:
-        git.fetch([URL, "https://127.0.0.1:2/y.git"], "1" * 40, store.Store(tmp_path / "cache"), tmp_path / "log")
+        git.fetch(places(URL, "https://127.0.0.1:2/y.git"), "1" * 40, store.Store(tmp_path / "cache"), tmp_path / "log")
     assert refused.value.code == "DCA-405"
     assert URL in refused.value.why
     assert "127.0.0.1:2" in refused.value.why

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from dca.catalogue.mirrors import places
 from dca.catalogue.recipes import IndexFile
 from dca.foundation import store
 from dca.foundation.errors import DcaError
@@ -235,7 +236,7 @@ def test_a_file_that_is_named_but_gone_leaves_nothing_and_hides_what_is_secret(
     del place.pages["/files/thing-1.0.tar.gz"]
     url = place.url.replace("http://", "http://user:secret@") + "/files/thing-1.0.tar.gz?token=hidden"
     with pytest.raises(DcaError) as refused:
-        index.fetch_url(url, sha(CONTENT), cache.root / "file")
+        index.fetch_url(places(url), sha(CONTENT), cache.root / "file")
     assert refused.value.code == "DCA-402"
     assert "404" in refused.value.why
     assert "secret" not in str(refused.value)
@@ -291,7 +292,7 @@ def test_a_file_that_was_moved_is_followed_and_still_checked(place: Place, cache
     assert index.download(pinned(), cache).read_bytes() == CONTENT
     place.pages["/moved"] = ("application/octet-stream", b"other")
     with pytest.raises(DcaError) as refused:
-        index.fetch_url(f"{place.url}/files/thing-1.0.tar.gz", sha(CONTENT), cache.root / "again")
+        index.fetch_url(places(f"{place.url}/files/thing-1.0.tar.gz"), sha(CONTENT), cache.root / "again")
     assert refused.value.code == "DCA-401"
 
 

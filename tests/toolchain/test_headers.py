@@ -70,12 +70,12 @@ def test_a_header_that_somebody_else_fixed_stays_as_it_is(specifier: str) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ("extern double                 sinpi(double x);\n", "", "`double sinpi(double x);` is there 0 times"),
-        ("double                 sinpi(double x)", "double sinpi(double y)", "is there 0 times"),
-        ("extern float                  cospif(float x);\n", "float cospif(float x);\n" * 2, "is there 2 times"),
-        ("sinpi(double x);", "sinpi(double x) noexcept;", "1 of 4 are fixed already"),
-        ("#define __MATH_FUNCTIONS_H__\n", "", "is there 0 times, not once"),
-        ("#define __MATH_FUNCTIONS_H__\n", "#define __MATH_FUNCTIONS_H__\n" * 2, "is there 2 times"),
+        ("extern double                 sinpi(double x);\n", "", "`double sinpi(double x);` occurs 0 times"),
+        ("double                 sinpi(double x)", "double sinpi(double y)", "occurs 0 times"),
+        ("extern float                  cospif(float x);\n", "float cospif(float x);\n" * 2, "occurs 2 times"),
+        ("sinpi(double x);", "sinpi(double x) noexcept;", "1 of 4 are already fixed"),
+        ("#define __MATH_FUNCTIONS_H__\n", "", "occurs 0 times, not once"),
+        ("#define __MATH_FUNCTIONS_H__\n", "#define __MATH_FUNCTIONS_H__\n" * 2, "occurs 2 times"),
     ],
 )
 def test_another_text_is_refused_and_nothing_is_written(old: str, new: str, why: str, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ BY_KEY = Trusted((KEY.public_key(),))
 
 @dataclass(frozen=True)
 class Parts:
-    """What a wheel was made of."""
+    """What a wheel was built from."""
 
     job: Job
     build: Build
@@ -173,7 +173,7 @@ def test_provenance_names_the_wheel_and_every_part(wheel: Path, made: Made, part
 
 
 def test_an_envelope_opens_with_its_key_alone() -> None:
-    envelope = signing.sign(b"payload", KEY)
+    envelope = signing.KeySigner(KEY).sign(b"payload")
     mine, other = KEY.public_key(), OTHER.public_key()
     assert signing.opened(envelope, (other, mine)) == (b"payload", signing.key_id(mine))
     assert signing.opened(envelope, (other,)) == (b"payload", "")
@@ -217,7 +217,7 @@ def test_keys_of_openssl_are_read(tmp_path: Path) -> None:
     ]
     for words in commands:
         subprocess.run(["openssl", *words], check=True, capture_output=True)
-    envelope = signing.sign(b"payload", signing.private_key(private))
+    envelope = signing.KeySigner(signing.private_key(private)).sign(b"payload")
     for key in (signing.public_key(public), signing.public_key(private)):
         assert signing.opened(envelope, (key,))[1] == signing.key_id(key)
     with pytest.raises(DcaError, match="not an Ed25519 key"):
@@ -241,7 +241,7 @@ def proven(dca: RunDca, small_cache: Path, tmp_path_factory: pytest.TempPathFact
     wheel = Path(made.wheel)
     assert dca("smoke", wheel, "--level", "static", "--cache-dir", small_cache).returncode in (0, 8)
     files = evidence.collect(wheel, made.sha256, store.Store(small_cache))
-    # The group lacks what a model needs, and the smoke test says so: not what is looked at here.
+    # The group lacks ops that models need, so its smoke test fails; that is not tested here.
     del files[evidence.SMOKE]
     return Proven(wheel, files | evidence.sign(wheel.name, made.sha256, files, signing.KeySigner(KEY)))
 
@@ -317,7 +317,7 @@ def is_found(wheel: Path, files: dict[str, bytes]) -> bool:
 def test_a_changed_byte_is_found_wherever_it_is(
     proven: Proven, tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:
-    """A bit of the wheel, of a document or of an envelope, each the same number of times."""
+    """A bit of the wheel, of a document or of an envelope, in turn."""
     target = tmp_path / proven.wheel.name
     missed = []
     for number in range(scale(500)):
@@ -347,7 +347,7 @@ def test_verify_says_it_in_words_and_ends_with_its_code(dca: RunDca, proven: Pro
     done = dca(*words)
     assert done.returncode == 0, done.stderr
     assert "ok    signature   signed with key" in done.stdout
-    assert "not proven: that it computes what it should" in done.stdout
+    assert "not proven: that it computes correctly" in done.stdout
     (tmp_path / evidence.SBOM).write_bytes(proven.files[evidence.SBOM] + b" ")
     done = dca(*words, "--json")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The platform tag: real modules, compiled here."""
+"""The platform tag of modules that are compiled here."""
 
 from __future__ import annotations
 

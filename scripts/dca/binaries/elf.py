@@ -1,7 +1,7 @@
-"""Reads what a shared library wants from others and what it gives, without loading it.
+"""Reads what a shared library requires and defines, without loading it.
 
-pyelftools reads the header and the small tables. The long ones (sections of cubins, symbols of torch) are taken
-apart by struct.iter_unpack: with an object for each entry, as pyelftools makes it, torch's take 35 times as long.
+pyelftools reads the header and the small tables. struct.iter_unpack reads the long ones (sections of cubins, symbols of
+torch): pyelftools creates an object per entry, and takes 35 times as long for torch's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import IO, NamedTuple
 from dca.binaries import mangled
 
 _NOBITS = 8
-# The sections of a cubin that take no room in it either: variables and shared memory without an initial value.
-_TAKE_NO_ROOM = frozenset((_NOBITS, 0x70000007, 0x70000009, 0x7000000A, 0x70000015))
+# Further sections of a cubin that take no space in the file: variables and shared memory without an initial value.
+_NO_SPACE = frozenset((_NOBITS, 0x70000007, 0x70000009, 0x7000000A, 0x70000015))
 _ALLOCATED, _EXECUTABLE = 2, 4
 DEVICE_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -30,26 +30,26 @@ MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
 
 
 class ElfError(ValueError):
-    """A file that is not a whole ELF file."""
+    """The file is not a complete ELF file."""
 
 
-def _not_whole(why: object) -> ElfError:
-    return ElfError(f"not a whole ELF file: {why}")
+def _incomplete(why: object) -> ElfError:
+    return ElfError(f"not a complete ELF file: {why}")
 
 
 @contextmanager
 def _parsing() -> Iterator[None]:
-    """Makes an ElfError of whatever pyelftools raises for a damaged file, which is rarely its own class of error."""
+    """Convert errors to ElfError; for a damaged file pyelftools raises errors of many kinds."""
     try:
         yield
     except ElfError:
         raise
     except Exception as error:
-        raise _not_whole(error) from None
+        raise _incomplete(error) from None
 
 
 class Section(NamedTuple):
-    """One section header; offset and size in bytes, link the number of the section that it belongs to."""
+    """A section header; offset and size are in bytes, link is the number of a related section."""
 
     name: str
     type: int
@@ -60,7 +60,7 @@ class Section(NamedTuple):
 
 
 class Symbol(NamedTuple):
-    """A dynamic symbol; version is "" where it has none, weak says that it may stay undefined."""
+    """A dynamic symbol; version is "" if it has none, weak means that it may stay undefined."""
 
     name: str
     version: str = ""
@@ -69,43 +69,41 @@ class Symbol(NamedTuple):
 
 @dataclass(frozen=True)
 class Library:
-    """What a shared library says of itself.
+    """The facts about a shared library.
 
     Args:
-        needed: names of the libraries that it asks for, in their order.
-        soname: its own name; "" where it has none.
-        undefined: dynamic symbols that others must define, by name.
-        glibc: highest version of glibc that it asks for, as "2.34"; "" for none.
-        glibcxx: the same of libstdc++'s GLIBCXX.
-        cxxabi: the same of libstdc++'s CXXABI.
-        cxx11_abi: whether it passes torch the std::string of C++11 (True) or the old one (False); None when it
-            passes none.
-        machine: that it is compiled for, as platform tags spell it; "" for one that is not known here.
+        needed: names of the libraries that it requires, in their order.
+
+        undefined: dynamic symbols that other libraries must define, sorted by name.
+        glibc: highest version of glibc that it requires, such as "2.34"; "" for none.
+        glibcxx: the same for libstdc++'s GLIBCXX.
+
+        cxx11_abi: whether it passes the std::string of C++11 (True) or the old one (False) to torch; None if it passes
+            none.
+        machine: that it is compiled for, as platform tags spell it; "" if unknown.
         sizes: bytes of the file by kind: code, data, device (GPU code) and rest (symbols, headers, padding).
     """
 
     needed: tuple[str, ...]
-    soname: str
     undefined: tuple[Symbol, ...]
     glibc: str
     glibcxx: str
-    cxxabi: str
     cxx11_abi: bool | None
     sizes: dict[str, int]
     machine: str
 
 
-NOTHING = Library((), "", (), "", "", "", None, {}, "")
+NOTHING = Library((), (), "", "", None, {}, "")
 
 
 class Image:
-    """An ELF file, checked to hold what its section headers name.
+    """An ELF file that contains all sections of its headers.
 
     Args:
-        stream: the file, or a part of one in memory.
+        stream: the file, on disk or in memory.
 
     Raises:
-        ElfError: when it is not a whole 64-bit little-endian ELF file.
+        ElfError: if it is not a complete 64-bit little-endian ELF file.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -116,7 +114,7 @@ class Image:
             self.file = ELFFile(stream)
             self.size: int = self.file.stream_len
             if self.file.elfclass != 64 or not self.file.little_endian:
-                raise _not_whole("it is not of 64 bits, little-endian")
+                raise _incomplete("it is not 64-bit little-endian")
             self.header = self.file.header
             count = self.file.num_sections() if self.header["e_shoff"] else 0
             names = self.file.get_shstrndx() if count else 0
@@ -125,18 +123,18 @@ class Image:
     def _sections(self, count: int, names: int) -> tuple[Section, ...]:
         table, entry = self.header["e_shoff"], self.header["e_shentsize"]
         if not count or entry != _SECTION.size:
-            raise _not_whole("it has no section headers")
+            raise _incomplete("it has no section headers")
         if table + count * entry > self.size:
-            raise _not_whole(f"its section headers end {table + count * entry - self.size} bytes behind it")
+            raise _incomplete(f"its section headers end {table + count * entry - self.size} bytes after its end")
         segments = self.header["e_phoff"] + self.header["e_phnum"] * self.header["e_phentsize"]
         if self.header["e_phnum"] and segments > self.size:
-            raise _not_whole(f"its program headers end {segments - self.size} bytes behind it")
+            raise _incomplete(f"its program headers end {segments - self.size} bytes after its end")
         raw = list(_SECTION.iter_unpack(self._bytes(table, count * entry)))
         for _, kind, _, _, offset, size, *_ in raw:
-            if kind not in _TAKE_NO_ROOM and offset + size > self.size:
-                raise _not_whole(f"a section ends {offset + size - self.size} bytes behind it")
+            if kind not in _NO_SPACE and offset + size > self.size:
+                raise _incomplete(f"a section ends {offset + size - self.size} bytes after its end")
         if names >= count:
-            raise _not_whole("it does not name its sections")
+            raise _incomplete("its sections have no names")
         texts = self._bytes(raw[names][4], raw[names][5])
         return tuple(
             Section(_text(texts, name), kind, flags, offset, size, link)
@@ -148,28 +146,28 @@ class Image:
         return self.stream.read(size)
 
     def find(self, name: str) -> Section | None:
-        """The section of a name."""
+        """The section with a name."""
         return next((section for section in self.sections if section.name == name), None)
 
     def parsed(self, name: str) -> object:
-        """The section of a name as pyelftools has it; None where there is none."""
+        """The section with a name, as an object of pyelftools; None if there is none."""
         index = next((index for index, section in enumerate(self.sections) if section.name == name), None)
         return None if index is None else self.file.get_section(index)
 
     def content(self, section: Section | None) -> bytes:
-        """The bytes of a section; none for None and for one that takes no room in the file."""
-        return b"" if section is None or section.type in _TAKE_NO_ROOM else self._bytes(section.offset, section.size)
+        """The bytes of a section; b"" for None and for a section that takes no space in the file."""
+        return b"" if section is None or section.type in _NO_SPACE else self._bytes(section.offset, section.size)
 
     def symbols(self, table: Section | None) -> Iterator[tuple[str, int, int, int]]:
         """Name, info (binding and type), other and section number of each symbol in a table.
 
         Raises:
-            ElfError: when the table has no names or holds part of a symbol.
+            ElfError: if the table has no names or contains part of a symbol.
         """
         if table is None:
             return
         if table.link >= len(self.sections) or table.size % _SYMBOL.size:
-            raise _not_whole(f"its symbol table {table.name} is damaged")
+            raise _incomplete(f"its symbol table {table.name} is damaged")
         names = self.content(self.sections[table.link])
         for name, info, other, section, _, _ in _SYMBOL.iter_unpack(self.content(table)):
             yield _text(names, name), info, other, section
@@ -178,19 +176,19 @@ class Image:
 def _text(table: bytes, start: int) -> str:
     end = table.find(b"\0", start)
     if end < 0 or start > len(table):
-        raise _not_whole("a name stands outside of its table")
+        raise _incomplete("a name is outside its table")
     return table[start:end].decode("utf-8", "replace")
 
 
 def read(path: Path) -> Library:
-    """What a shared library says of itself.
+    """The facts about a shared library.
 
     Raises:
-        ElfError: when the file is not a whole ELF file.
+        ElfError: if the file is not a complete ELF file.
     """
     with path.open("rb") as stream:
         image = Image(stream)
-        versions = _wanted_versions(image)
+        versions = _required_versions(image)
         version_numbers = image.content(image.find(".gnu.version"))
         undefined = []
         for index, (name, info, _, section) in enumerate(image.symbols(image.find(".dynsym"))):
@@ -201,39 +199,33 @@ def read(path: Path) -> Library:
                 (number,) = struct.unpack_from("<H", version_numbers, 2 * index)
                 version = versions.get(number & 0x7FFF, "")
             undefined.append(Symbol(name, version, info >> 4 == _WEAK))
-        needed, soname = _dynamic(image)
-        sizes = _sizes(image)
-        machine = MACHINES.get(image.header["e_machine"], "")
-    symbols = tuple(sorted(undefined))
-    version_names = versions.values()
-    return Library(
-        needed=needed,
-        soname=soname,
-        undefined=symbols,
-        glibc=_highest("GLIBC", version_names),
-        glibcxx=_highest("GLIBCXX", version_names),
-        cxxabi=_highest("CXXABI", version_names),
-        cxx11_abi=_cxx11_abi(torch_symbols(symbols)),
-        sizes=sizes,
-        machine=machine,
-    )
+        symbols = tuple(sorted(undefined))
+        return Library(
+            needed=_needed(image),
+            undefined=symbols,
+            glibc=_highest("GLIBC", versions.values()),
+            glibcxx=_highest("GLIBCXX", versions.values()),
+            cxx11_abi=_cxx11_abi(torch_symbols(symbols)),
+            sizes=_sizes(image),
+            machine=MACHINES.get(image.header["e_machine"], ""),
+        )
 
 
 def section_hashes(content: bytes) -> dict[str, str]:
     """The sha256 of each section of a file in memory, by name.
 
     Raises:
-        ElfError: when it is not a whole one.
+        ElfError: if it is not a complete ELF file.
     """
     image = Image(io.BytesIO(content))
     return {section.name: hashlib.sha256(image.content(section)).hexdigest() for section in image.sections}
 
 
 def section(path: Path, name: str) -> bytes:
-    """The content of a section; none where there is none of that name.
+    """The content of the section with a name; b"" if there is none.
 
     Raises:
-        ElfError: when the file is not a whole ELF file.
+        ElfError: if the file is not a complete ELF file.
     """
     with path.open("rb") as stream:
         image = Image(stream)
@@ -241,10 +233,10 @@ def section(path: Path, name: str) -> bytes:
 
 
 def defined(path: Path) -> set[str]:
-    """Names of the dynamic symbols that a library defines for others.
+    """Names of the dynamic symbols that a library exports.
 
     Raises:
-        ElfError: when the file is not a whole ELF file.
+        ElfError: if the file is not a complete ELF file.
     """
     with path.open("rb") as stream:
         image = Image(stream)
@@ -254,12 +246,12 @@ def defined(path: Path) -> set[str]:
 def torch_symbols(undefined: Iterable[Symbol]) -> tuple[str, ...]:
     """Names of the symbols that torch's libraries must define: C++ of c10, ATen and torch, and torch's C interfaces.
 
-    What may stay undefined is left out.
+    Weak symbols are left out.
     """
     return tuple(symbol.name for symbol in undefined if not symbol.weak and _of_torch(symbol.name))
 
 
-# Sorts out most symbols, which are of libstdc++ and libc, because reading a mangled name takes much longer.
+# Quickly excludes most symbols, those of libstdc++ and libc: reading a mangled name takes much longer.
 _MAYBE_TORCH = re.compile(r"aoti_torch_|torch_|_Z\w*?(?:3c10|2at|5torch|6caffe2)")
 _TORCH = re.compile(r"(?:c10|at|torch|caffe2)::")
 
@@ -283,10 +275,10 @@ def missing_symbols(module: Path, folder: Path) -> tuple[str, ...]:
         folder: torch's `lib` folder.
 
     Raises:
-        ElfError: when one of the files is not a whole ELF file.
+        ElfError: if one of the files is not a complete ELF file.
     """
     missing = set(torch_symbols(read(module).undefined))
-    # Small ones first: what c10 defines need not be looked for in torch_cpu.
+    # The smallest libraries first: symbols that c10 defines need not be searched for in torch_cpu.
     for library in sorted(folder.glob("lib*.so"), key=lambda file: file.stat().st_size):
         if not missing:
             break
@@ -295,7 +287,7 @@ def missing_symbols(module: Path, folder: Path) -> tuple[str, ...]:
 
 
 def _cxx11_abi(names: Iterable[str]) -> bool | None:
-    """Which std::string torch is passed, by the symbols of torch: as `Library.cxx11_abi`."""
+    """`Library.cxx11_abi`, from the names of torch symbols."""
     abi = None
     for name in names:
         if "B5cxx11" in name or "NSt7__cxx11" in name:
@@ -308,8 +300,8 @@ def _cxx11_abi(names: Iterable[str]) -> bool | None:
     return abi
 
 
-def _wanted_versions(image: Image) -> dict[int, str]:
-    """Names of the symbol versions that others must have, by the number that the symbols use."""
+def _required_versions(image: Image) -> dict[int, str]:
+    """Names of the required symbol versions, by the number that the symbols use."""
     from elftools.elf.gnuversions import GNUVerNeedSection
 
     with _parsing():
@@ -317,31 +309,30 @@ def _wanted_versions(image: Image) -> dict[int, str]:
         if not isinstance(section, GNUVerNeedSection):
             return {}
         if section.num_versions() > section["sh_size"]:
-            raise _not_whole("its table of versions is damaged")
+            raise _incomplete("its table of versions is damaged")
         return {version["vna_other"]: version.name for _, versions in section.iter_versions() for version in versions}
 
 
 def _highest(family: str, versions: Iterable[str]) -> str:
-    """The highest number among the versions of one family: "2.34" for GLIBC and GLIBC_2.34; "" for none."""
-    # Only numbers of a few digits are read: Python refuses to convert thousands of digits, which no release has.
+    """The highest number among the versions of a family: "2.34" for GLIBC and GLIBC_2.34; "" for none."""
+    # Only numbers of up to nine digits: Python refuses to convert thousands of digits, which only a crafted file has.
     pattern = re.compile(rf"{family}_(\d{{1,9}}(?:\.\d{{1,9}})*)")
     numbers = [match[1] for version in versions if (match := pattern.fullmatch(version))]
     return max(numbers, key=lambda text: tuple(map(int, text.split("."))), default="")
 
 
-def _dynamic(image: Image) -> tuple[tuple[str, ...], str]:
-    """DT_NEEDED and DT_SONAME."""
+def _needed(image: Image) -> tuple[str, ...]:
+    """The libraries in DT_NEEDED."""
     from elftools.elf.dynamic import DynamicSection
 
     with _parsing():
         section = image.parsed(".dynamic")
         tags = list(section.iter_tags()) if isinstance(section, DynamicSection) else []
-        needed = tuple(str(getattr(tag, "needed", "")) for tag in tags if tag.entry.d_tag == "DT_NEEDED")
-        return needed, next((str(getattr(tag, "soname", "")) for tag in tags if tag.entry.d_tag == "DT_SONAME"), "")
+        return tuple(str(getattr(tag, "needed", "")) for tag in tags if tag.entry.d_tag == "DT_NEEDED")
 
 
 def _sizes(image: Image) -> dict[str, int]:
-    """Bytes of the file by kind, as `Library.sizes`."""
+    """`Library.sizes`."""
     sizes = {"code": 0, "data": 0, "device": 0}
     for section in image.sections:
         if section.type == _NOBITS or not section.flags & _ALLOCATED:

@@ -1,9 +1,9 @@
-"""Reads the device code of an extension module: for which GPU architectures, how much, and what kernels.
+"""Reads the device code of an extension module: its GPU architectures, sizes and kernels.
 
-No CUDA tool and no GPU is needed. The container's layout is not documented by NVIDIA; it is what nvcc 11 to 13 write:
-a 16-byte header (magic, version, header size, payload size), then entries, each with a header of its own that
-names kind (1 is PTX, 2 is a cubin), architecture, flags and the size of its payload, stored and uncompressed.
-A cubin is an ELF file with a section of code for each kernel.
+This needs no CUDA tool and no GPU. NVIDIA does not document the container's layout; this is what nvcc 11 to 13 write:
+a 16-byte header (magic, version, header size, payload size), then entries. Each entry has its own header with the kind
+(1 is PTX, 2 is a cubin), architecture, flags, and the size of its payload, stored and uncompressed. A cubin is an ELF
+file with a section of code for each kernel.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ LZ4, ZSTD, ARCH_ONLY, FAMILY_ONLY = 0x2000, 0x8000, 0x100000, 0x200000
 _HEADER = struct.Struct("<IHHQ")
 # kind, version, header size, stored size, compressed size, -, -, architecture, -, -, flags, -, uncompressed size
 _ENTRY = struct.Struct("<HHIQIIIIIIQQQ")
-# How much a header may claim that its payload holds uncompressed; one that claims more is damaged, and would cost that
-# much memory. No cubin has a GiB, a byte of LZ4 stands for 255 bytes at most, and four of zstd for a block of 128 KiB.
+# Limits of the uncompressed size that a header may claim. A larger one is damage, and decompressing would take as much
+# memory. No cubin has a GiB; a byte of LZ4 expands to 255 bytes at most, and four bytes of zstd to a block of 128 KiB.
 _MOST_BYTES = 1 << 30
 _MOST_OF_LZ4, _MOST_OF_ZSTD = 255, 1 << 15
-# Bytes of a zstd frame that are unpacked at once where it does not say how much it holds: 32 MiB at most.
+# Bytes of a zstd frame of unknown size that are decompressed at once, to 32 MiB at most.
 _STEP = 1 << 10
 _FUNCTION, _KERNEL = 2, 0x10
 
 
 class FatbinError(ValueError):
-    """A file that is no whole ELF file, or whose section is no sequence of fat binaries."""
+    """The file is not a complete ELF file, or its section is not a sequence of fat binaries."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Family:
     """All instances of one kernel.
 
     Args:
-        name: qualified, without template arguments. What a library's launcher runs stands in <> behind its name.
+        name: qualified, without template arguments; for a library's launcher followed by what it runs, in <>.
         kernels: number of distinct instances.
-        bytes: their share of the cubins that hold them, as stored.
-        archs: that they are compiled for, as "8.0".
+        bytes: their share of the cubins that contain them, as stored.
+        archs: that they are compiled for, such as "8.0".
     """
 
     name: str
@@ -65,15 +65,15 @@ class DeviceCode:
     Args:
         sass: number of cubins per architecture.
         ptx: number of PTX texts per architecture.
-        exact: the architectures of the cubins, with "9.0a" or "10.0f" for code that no later one can run.
-        exact_ptx: the same of the PTX texts.
+        exact: the architectures of the cubins, with "9.0a" or "10.0f" for code that later architectures cannot run.
+        exact_ptx: the same for the PTX texts.
         sass_bytes: bytes of cubins per architecture, as stored (they may be compressed).
         ptx_bytes: bytes of PTX per architecture, as stored.
         code_bytes: bytes of machine code per architecture, uncompressed.
-        section_bytes: size of the sections.
-        families: the kernels, those with the most bytes first. They add up to the cubins that hold any kernel.
-        tools: versions of the CUDA toolkit that made the cubins, as "12.8" or "13.0.88"; empty where they do not say.
-        problems: what is damaged, a line for each entry. A damaged entry is counted, its kernels are not.
+
+        families: the kernels, the largest family first; their bytes add up to those of all cubins with kernels.
+        tools: versions of the CUDA toolkit in the cubins, such as "12.8" or "13.0.88"; empty if they contain none.
+        problems: a line for each damaged entry. A damaged entry is counted, but its kernels are not.
     """
 
     sass: dict[str, int] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class DeviceCode:
     sass_bytes: dict[str, int] = field(default_factory=dict)
     ptx_bytes: dict[str, int] = field(default_factory=dict)
     code_bytes: dict[str, int] = field(default_factory=dict)
-    section_bytes: int = 0
+
     families: tuple[Family, ...] = ()
     tools: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -93,13 +93,13 @@ class _Entry(NamedTuple):
     """One entry of a container.
 
     Args:
-        offset: where it stands in its section.
+        offset: in its section.
         kind: PTX, CUBIN or another number.
-        number: its architecture, as 80 or 120.
-        flags: how it is compressed and what it is restricted to.
+        number: of its architecture, such as 80 or 120.
+        flags: its compression and restrictions.
         stored: bytes of its payload with padding.
-        unpacked: bytes of its payload when uncompressed; 0 when it is stored so.
-        payload: from where to where it stands in the data, without padding.
+        unpacked: bytes of its payload when decompressed; 0 if it is not compressed.
+        payload: start and end in the data, without padding.
     """
 
     offset: int
@@ -112,12 +112,12 @@ class _Entry(NamedTuple):
 
     @property
     def arch(self) -> str:
-        """What it is counted under."""
+        """Its architecture without restrictions."""
         return arch_name(self.number)
 
     @property
     def exact(self) -> str:
-        """Its architecture with what it is restricted to."""
+        """Its architecture with its restriction."""
         if self.flags & ARCH_ONLY:
             return f"{self.arch}a"
         if self.flags & FAMILY_ONLY:
@@ -131,12 +131,12 @@ def arch_name(number: int) -> str:
 
 
 def read(path: Path) -> DeviceCode:
-    """The device code of an ELF file; empty where it has none.
+    """The device code of an ELF file; empty if it has none.
 
-    One entry at a time is held in memory.
+    Only one entry at a time is in memory.
 
     Raises:
-        FatbinError: when the file is not a whole ELF file, or its device code cannot be walked.
+        FatbinError: if the file is not a complete ELF file, or its device code cannot be parsed.
     """
     with path.open("rb") as stream:
         try:
@@ -153,7 +153,7 @@ def parse(section: bytes) -> DeviceCode:
     """The device code of a section's content.
 
     Raises:
-        FatbinError: when sizes inside it do not add up, for example in a truncated file.
+        FatbinError: if its sizes are inconsistent, for example in a truncated file.
     """
     return _gather(section, [(0, len(section))])
 
@@ -163,17 +163,17 @@ def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCod
 
     Args:
         data: the file, or one section's content.
-        places: from which byte of it to which each section stands.
+        places: start and end of each section in it.
     """
     total = _Sum()
     for start, end in places:
         for entry in _entries(data, start, end):
             total.add(entry, data[slice(*entry.payload)])
             if isinstance(data, mmap.mmap):
-                # Give back the pages of what was read; a module of hundreds of MB would otherwise stay in memory whole.
+                # Release the pages that were read; otherwise a module of hundreds of MB would stay in memory.
                 page = entry.payload[0] // mmap.PAGESIZE * mmap.PAGESIZE
                 data.madvise(mmap.MADV_DONTNEED, page, entry.payload[1] - page)
-    return total.result(sum(end - start for start, end in places))
+    return total.result()
 
 
 _NOT_ZERO = re.compile(rb"[^\0]")
@@ -184,11 +184,11 @@ def _entries(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Entry]:
 
     Args:
         data: the file, or one section's content.
-        start: the section's first byte in it.
-        end: the byte behind its last one.
+        start: of the section in it.
+        end: of the section in it.
     """
     container_end = start
-    # Containers follow each other with nothing but zeros in between.
+    # There are only zeros between containers.
     while following := _NOT_ZERO.search(data, container_end, end):
         container = following.start()
         offset = container - start
@@ -196,18 +196,18 @@ def _entries(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Entry]:
             raise FatbinError(f"the header at offset {offset} is cut off")
         _, _, header_size, payload = _HEADER.unpack_from(data, container)
         if data[container : container + len(MAGIC)] != MAGIC or header_size < _HEADER.size:
-            raise FatbinError(f"what stands at offset {offset} is no fat binary")
+            raise FatbinError(f"the data at offset {offset} is not a fat binary")
         entry = container + header_size
         container_end = entry + payload
         if container_end > end:
-            raise FatbinError(f"the container at offset {offset} ends {container_end - end} bytes behind the section")
+            raise FatbinError(f"the container at offset {offset} ends {container_end - end} bytes after the section")
         while entry < container_end:
             if entry + _ENTRY.size > container_end:
                 raise FatbinError(f"the entry at offset {entry - start} is cut off")
             kind, _, header, stored, packed, _, _, number, _, _, flags, _, unpacked = _ENTRY.unpack_from(data, entry)
             body = entry + header
             if header < _ENTRY.size or packed > stored:
-                raise FatbinError(f"the entry at offset {entry - start} has sizes that do not add up")
+                raise FatbinError(f"the entry at offset {entry - start} has inconsistent sizes")
             if body + stored > container_end:
                 raise FatbinError(f"the entry at offset {entry - start} is larger than its container")
             if kind in {PTX, CUBIN}:
@@ -216,7 +216,7 @@ def _entries(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Entry]:
 
 
 class _DamageError(ValueError):
-    """What is wrong with one entry."""
+    """An entry is damaged; the message says how."""
 
 
 class _Sum:
@@ -261,13 +261,13 @@ class _Sum:
         self.tools |= _tools(cubin)
         done = 0
         for name in kernels:
-            # Cut at rounded places of the running sum, so that the shares add up to the whole.
+            # Round the running sum, so that the shares add up to the whole.
             size = code.get(name, 0)
             share = entry.stored * (done + size) // total - entry.stored * done // total if total else 0
             self.kernels.setdefault(name, Counter())[entry.arch] += share
             done += size
 
-    def result(self, section_bytes: int) -> DeviceCode:
+    def result(self) -> DeviceCode:
         return DeviceCode(
             sass=_sorted(self.count[CUBIN]),
             ptx=_sorted(self.count[PTX]),
@@ -276,9 +276,8 @@ class _Sum:
             sass_bytes=_sorted(self.stored[CUBIN]),
             ptx_bytes=_sorted(self.stored[PTX]),
             code_bytes=_sorted(self.code),
-            section_bytes=section_bytes,
             families=_families(self.kernels),
-            # One cubin says "13.0", another of the same toolkit "13.0.88".
+            # Cubins of the same toolkit may say "13.0" or "13.0.88".
             tools=_in_order(
                 version for version in self.tools if not any(other.startswith(f"{version}.") for other in self.tools)
             ),
@@ -292,7 +291,7 @@ def _unpack(entry: _Entry, payload: bytes) -> bytes:
         return payload
     most = len(payload) * (_MOST_OF_LZ4 if entry.flags & LZ4 else _MOST_OF_ZSTD)
     if not 0 < entry.unpacked <= min(_MOST_BYTES, most):
-        raise _DamageError(f"it says that it has {entry.unpacked} bytes uncompressed")
+        raise _DamageError(f"its header claims {entry.unpacked} bytes uncompressed")
     import lz4.block
     import zstandard
 
@@ -302,18 +301,18 @@ def _unpack(entry: _Entry, payload: bytes) -> bytes:
         else:
             content = _unpack_zstd(payload, entry.unpacked)
     except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
-        raise _DamageError(f"it cannot be uncompressed ({error})") from None
+        raise _DamageError(f"it cannot be decompressed ({error})") from None
     if len(content) != entry.unpacked:
         raise _DamageError(f"it has {len(content)} bytes uncompressed, not {entry.unpacked}")
     return content
 
 
 def _unpack_zstd(frame: bytes, most: int) -> bytes:
-    """A frame's content. The package takes memory for what a frame says that it holds, whatever bound it is given.
+    """A frame's content. The package would allocate the size that a frame claims, regardless of any limit.
 
     Args:
-        frame: as it is stored.
-        most: bytes that it may hold.
+        frame: as stored.
+        most: bytes that it may contain.
     """
     import zstandard
 
@@ -329,10 +328,10 @@ def _unpack_zstd(frame: bytes, most: int) -> bytes:
             raise _DamageError(f"it has more than {most} bytes uncompressed")
         if reader.eof:
             return bytes(content)
-    raise _DamageError("it cannot be uncompressed (it ends too early)")
+    raise _DamageError("it cannot be decompressed (it ends too early)")
 
 
-# Only numbers of a few digits are read, here and below: Python refuses to convert thousands of digits, which no real
+# Only numbers of up to nine digits, here and below: Python refuses to convert thousands of digits, which only a crafted
 # file has.
 _TARGET = re.compile(rb"^\.target\s+sm_(\d{1,9})", re.MULTILINE)
 
@@ -350,7 +349,7 @@ def _check_cubin(entry: _Entry, cubin: Image) -> None:
     machine, flags, version = header["e_machine"], header["e_flags"], header["e_ident"]["EI_ABIVERSION"]
     if machine != "EM_CUDA":
         raise _DamageError("it is an ELF file for another machine")
-    # The flags' layout changed with version 8; what a later version has there is not known.
+    # The flags' layout changed with version 8; later layouts are unknown.
     number = {7: flags & 0xFF, 8: flags >> 8 & 0xFF}.get(version, entry.number)
     if number != entry.number:
         raise _DamageError(f"its header says {arch_name(number)}")
@@ -360,9 +359,9 @@ _RELEASE = re.compile(rb"release \d+\.\d+, V(\d{1,9}\.\d{1,9}\.\d{1,9})\b")
 
 
 def _tools(cubin: Image) -> set[str]:
-    """Versions of the toolkit that a cubin names: an older one as its ELF version (124 for 12.4), a newer in a note."""
+    """Toolkit versions in a cubin: older toolkits write one as the ELF version (124 for 12.4), newer ones in a note."""
     version = cubin.header["e_version"]
-    if isinstance(version, int):  # pyelftools has names for 0 and 1, which say nothing
+    if isinstance(version, int):  # pyelftools returns names for 0 and 1, which are no toolkit versions
         return {arch_name(version)}
     return {version.decode() for version in _RELEASE.findall(cubin.content(cubin.find(".note.nv.tkinfo")))}
 
@@ -388,16 +387,16 @@ def _families(kernels: dict[str, Counter[str]]) -> tuple[Family, ...]:
     return tuple(sorted(families, key=lambda family: (-family.bytes, family.name)))
 
 
-# Kernels of these libraries run whatever they are given; its name says more than theirs.
+# Kernels of these libraries run what their arguments name, so the argument is the better name.
 _LAUNCHERS = re.compile(r"(?:.*::)?(?:cutlass|cub|thrust)::|at::native::")
-# In relocatable code nvcc sets the length and the name of the file before a kernel with internal linkage.
+# In relocatable code nvcc puts the length and the name of the file before a kernel with internal linkage.
 _STATIC = re.compile(r"__nv_static_(\d{1,9})_")
-# CUTLASS kernels are given wrapped in a guard that compiles them for some architectures only.
+# CUTLASS wraps kernels in a guard that compiles them only for some architectures.
 _GUARD = re.compile(r"(?:^|::)enable_(?:if_)?sm\w*$")
 
 
 def family_name(symbol: str) -> str:
-    """What a kernel is an instance of: "vllm::rms_norm_kernel", "cutlass::device_kernel<flash::FlashAttnFwd>"."""
+    """The family of a kernel: "vllm::rms_norm_kernel", "cutlass::device_kernel<flash::FlashAttnFwd>"."""
     if static := _STATIC.match(symbol):
         symbol = symbol[static.end() + int(static[1]) + 1 :]
     if not symbol.startswith("_Z"):

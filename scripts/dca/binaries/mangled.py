@@ -1,10 +1,10 @@
-"""Reads names out of mangled C++ symbols (the Itanium C++ ABI), as g++ and nvcc write them.
+"""Reads names from mangled C++ symbols (the Itanium C++ ABI), as g++ and nvcc write them.
 
-Only what names an entity is kept: its qualified name and, for an instance of a template, its arguments' names.
+It keeps only an entity's qualified name and, for an instance of a template, its arguments' names.
 
-Two others were tried on real kernels. `itanium_demangler` stops at the expressions in CUTLASS's and vLLM's names, and
-takes exponential time for crafted ones. c++filt is not on every machine, cannot read some of CUTLASS's kernels, and
-answers with text that would have to be taken apart again.
+Two alternatives fail on real kernels. `itanium_demangler` rejects the expressions in CUTLASS's and vLLM's names, and
+takes exponential time for crafted names. c++filt is not on every machine, cannot read some of CUTLASS's kernels, and
+returns text that would need parsing again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import NamedTuple
 
 
 class MangledError(ValueError):
-    """A symbol that is no mangled name, or uses what this reader does not know."""
+    """The symbol is not a mangled name, or uses an unsupported construct."""
 
 
 class Name(NamedTuple):
-    """What a function, class or variable is called.
+    """The name of a function, class or variable.
 
     Args:
         text: the qualified name without template arguments; empty for a built-in type, a pointer or a value.
-        arguments: of the last component, where that is an instance of a template.
+        arguments: of the last component, if it is an instance of a template.
     """
 
     text: str
@@ -51,40 +51,39 @@ _OPERATORS = {
 _UNARY = frozenset(("ps", "ng", "ad", "de", "co", "nt", "pp", "mm", "sz", "az", "nx", "te", "sp", "sZ", "tw"))
 _OF_TYPE = frozenset(("st", "at", "ti"))
 _CASTS = frozenset(("sc", "dc", "cc", "rc"))
-# A symbol may have been made by hand to use up time or memory: substitutions can double the length of a name with every
-# eight characters, and a qualified name is kept once for each of its parts. Both limits are far above what compilers
-# write.
+# A crafted symbol may use up time or memory: substitutions can double the length of a name with every eight characters,
+# and a qualified name is kept once for each of its parts. Both limits are far above what compilers write.
 _LONGEST = 1 << 15
 _MOST_TEXT = 1 << 22
-# Not part of what somebody called an entity: nvcc wraps what has internal linkage in a namespace named after the
-# file, and CUB and Thrust have an inline namespace named after the archs they were compiled for.
+# Namespaces that are not in the source: nvcc wraps entities with internal linkage in a namespace named after the file,
+# and CUB and Thrust have an inline namespace named after the archs they are compiled for.
 _WRAPPER = re.compile(r"_INTERNAL_.*|(?:CUB|THRUST)_\w+_NS")
 _ANONYMOUS = re.compile(r"_GLOBAL_[._$]N")
 
 
 def read(symbol: str) -> Name:
-    """The name of a symbol's entity; of a virtual table or type information, its class's.
+    """The name of a symbol's entity; for a virtual table or type information, the name of its class.
 
     Raises:
-        MangledError: when it cannot be read.
+        MangledError: if it cannot be read.
     """
     return _open(symbol, _Reader.entity)[1]
 
 
 def uses_old_string(symbol: str) -> bool:
-    """Whether a symbol's signature has the std::string that was the only one before C++11.
+    """Whether a symbol's signature contains the std::string from before C++11.
 
     Raises:
-        MangledError: when it cannot be read.
+        MangledError: if it cannot be read.
     """
     return _open(symbol, _Reader.encoding)[0].old_string
 
 
 def _open(symbol: str, read: Callable[[_Reader], Name]) -> tuple[_Reader, Name]:
     if not symbol.startswith("_Z"):
-        raise MangledError(f"{symbol} is no mangled name")
+        raise MangledError(f"{symbol} is not a mangled name")
     if len(symbol) > _LONGEST:
-        raise MangledError(f"a symbol of {len(symbol)} characters is not read")
+        raise MangledError(f"a symbol of {len(symbol)} characters is too long")
     reader = _Reader(symbol)
     try:
         return reader, read(reader)
@@ -93,14 +92,14 @@ def _open(symbol: str, read: Callable[[_Reader], Name]) -> tuple[_Reader, Name]:
 
 
 class _Reader:
-    """One pass over a symbol; a method reads what the ABI calls the same and leaves `position` behind it."""
+    """One pass over a symbol; each method reads the construct that the ABI calls by its name, from `position` on."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.position = 2
         self.substitutions: list[Name] = []  # what S_, S0_, ... stand for
         self.old_string = False
-        self.of_type: set[int] = set()  # where `resolved_in` has found a type
+        self.of_type: set[int] = set()  # positions where `resolved_in` found a type
         self.text_left = _MOST_TEXT
 
     def fail(self) -> MangledError:
@@ -188,7 +187,7 @@ class _Reader:
                 whole = Name(whole.text, self.arguments())
             else:
                 whole = Name(self.join(whole.text, self.component(whole.text)))
-                self.accept("M")  # a lambda in a member's initial value is to come
+                self.accept("M")  # a lambda in a member's initial value follows
             if not kept and self.peek() != "E":
                 self.keep(whole)
         return whole
@@ -337,7 +336,7 @@ class _Reader:
         self.match("[RO]?E")
 
     def d_type(self) -> Name:
-        """What begins with D: packs, decltype, vectors, exceptions of functions, and more built-in types."""
+        """A type that begins with D: a pack, decltype, vector, exception specification or further built-in type."""
         code = self.peek(2)
         if code in {"Dt", "DT"}:
             return self.keep(self.decltype())
@@ -440,12 +439,12 @@ class _Reader:
         """A name in a scope that depends on a template's arguments."""
         start, known = self.position, len(self.substitutions)
         if self.peek().isdigit() and start not in self.of_type:
-            # nvcc and the ABI end a list of scopes with E; g++ has a type there, which looks the same until then.
+            # nvcc and the ABI write a list of scopes that ends with E; g++ writes a type, which begins the same way.
             self.until_end(self.unresolved)
             if self.peek().isdigit() or self.peek(2) == "on":
                 self.unresolved()
                 return
-            # Remember it: otherwise what it contains would be tried both ways every time, twice as often at each level.
+            # Remember it: otherwise nested names would be tried both ways again, twice as often at each level.
             self.of_type.add(start)
             self.position = start
             del self.substitutions[known:]

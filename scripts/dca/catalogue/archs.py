@@ -1,8 +1,8 @@
-"""Says how a GPU of one architecture runs the code that a module holds.
+"""How a GPU of one architecture runs the code in a module.
 
 Source: CUDA C++ programming guide, binary and PTX compatibility. SASS runs on the same major version from its own minor
-version on; PTX is compiled at load by any newer driver. Code for an architecture with the suffix "a" runs on that one
-only, with "f" on its family: the same major version.
+version on; a driver compiles PTX at load for the same or a newer architecture. Code for an architecture with the suffix
+"a" runs only on that one, with "f" only on its family: the same major version.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Known failures: the catalogue of build/failures, and the search for its messages in logs of any size, in one pass."""
+"""Known failures: the catalogue in build/failures, and a search for its messages in logs of any size, in one pass."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,17 +24,17 @@ Kind = Literal["cause", "warning", "consequence", "silent"]
 
 BLOCK = 1 << 20
 LONGEST_LINE = 1 << 20
-"""Bytes without a line's end that are looked at by themselves, so that they need not fit into memory."""
+"""Bytes without a line end that are searched as one block, so that a line need not fit into memory."""
 CONTEXT = 6000
-"""Bytes before a message in which `near` is looked for: a traceback above it, or the command."""
+"""Bytes before a message that are searched for `near`: a traceback above it, or the command."""
 AROUND = 2000
-"""Bytes of a very long line that are looked at on either side of what was found."""
+"""Bytes of a very long line to keep on either side of a match."""
 SHOWN = 300
-"""Characters of a line that are shown."""
+"""Characters of a line to show."""
 ENOUGH = 100
-"""Times that a message is counted; a log may hold it on every line."""
+"""The highest count of a message; a log may have it on every line."""
 SUSPICIOUS = 6
-"""Lines that look like an error which are shown of each end of a log that nothing is known of."""
+"""Lines that look like an error to show from each end of a log without a known failure."""
 TAIL = 1 << 16
 CODE = re.compile(r"DCA-[0-9]{3}")
 CODE_ANCHOR = b"DCA-"
@@ -43,7 +43,7 @@ _LOOKS_WRONG = re.compile(
     r"(?:^|[\s:(])(?:fatal(?: error)?|error|panic|(?:\w+\.)*\w*(?:Error|Exception))(?: [A-Z]*\d+)?\s*:(?!:)|\bERROR\b"
     r"|^FAILED[: ]|CMake Error|\bSegmentation fault\b|\bAborted\b|undefined reference|\bKilled\b|^Traceback "
 )
-# What the lines of _LOOKS_WRONG hold, to be searched for in all of a log.
+# Every line that matches _LOOKS_WRONG contains one of these; the whole log is searched for them.
 _ALARMS = (
     b"Error",
     b"Exception",
@@ -68,20 +68,20 @@ class Failure(Value):
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)+$")]
     title: Words
     kind: Kind = "cause"
-    """A warning need not end anything, a consequence has its cause further above, and silent says nothing at all."""
+    """A warning may be harmless, a consequence has its cause further up in the log, and silent prints nothing."""
     texts: tuple[Words, ...] = ()
-    """What programs print, each in one line: {} stands for anything, ^ and $ for the line's ends."""
+    """What programs print, each in one line: {} matches anything, ^ and $ the line's ends."""
     near: tuple[Words, ...] = ()
-    """Words of which one must stand shortly above or in the line, where others print the same text."""
+    """Words of which one must be in the line or shortly above it, if other programs print the same text."""
     when: Words
     cause: Words
     remedy: Words
     source: Words
-    """Where it was seen or read."""
+    """Where the failure was seen or read about."""
     packages: tuple[RequirementText, ...] = ()
-    """What an environment must have for it not to happen."""
+    """Requirements that avoid the failure."""
     among: tuple[RequirementText, ...] = ()
-    """With which packages it happens; with any when empty."""
+    """The packages that it happens with; any when empty."""
     example: str = ""
     """Lines of a real log."""
 
@@ -94,7 +94,7 @@ class Failure(Value):
         return self
 
     def strikes(self, installed: dict[str, str]) -> tuple[str, ...]:
-        """Which of the packages that an environment has make it happen, each as `name version`.
+        """The packages of an environment that cause it, each as `name version`.
 
         Args:
             installed: versions by normalised name.
@@ -110,7 +110,7 @@ class Failure(Value):
 
 
 def _has(installed: dict[str, str], text: str) -> bool | None:
-    """Whether an environment satisfies a requirement; None when it has no such package at all.
+    """Whether an environment satisfies a requirement; None if it does not have the package.
 
     Args:
         installed: versions by normalised name.
@@ -126,15 +126,15 @@ class Failures(Value):
 
     schema_: Literal["dca.failures/1"] = Field(alias="schema")
     harmless: tuple[Words, ...] = ()
-    """Lines that look like an error, in logs of what went well."""
+    """Lines in logs of successful runs that look like errors."""
     failures: tuple[Failure, ...]
 
 
 class Code(Value):
-    """What is known of a code of this tool's own messages."""
+    """A code of this tool's own messages."""
 
     title: Words
-    """What it stands for."""
+    """Its meaning."""
     cause: Words
     remedy: Words
 
@@ -147,7 +147,7 @@ class Codes(Value):
 
 
 class Catalogue(Value):
-    """Everything that is known of failures."""
+    """All known failures and codes."""
 
     failures: tuple[Failure, ...]
     codes: dict[str, Code]
@@ -155,24 +155,20 @@ class Catalogue(Value):
 
     def of(self, name: str) -> Known | None:
         """The failure of that id, or the code."""
-        for failure in self.failures:
-            if failure.id == name.lower():
-                return _known(failure)
-        code = name.upper()
-        about = self.codes.get(code)
-        if about is None:
-            return None
-        return Known(id=code, title=about.title, cause=about.cause, remedy=about.remedy)
+        if failure := next((failure for failure in self.failures if failure.id == name.lower()), None):
+            return _known(failure)
+        code = self.codes.get(name.upper())
+        return Known(id=name.upper(), **code.model_dump()) if code else None
 
 
 class Known(Value):
-    """A failure as it is told.
+    """A known failure or code, as reported.
 
     Args:
         id: of the failure, or the code.
-        line: number of the first line that says it, from 1; 0 outside of a log.
+        line: number of the first line with its message, from 1; 0 outside a log.
         text: that line.
-        count: how many lines say it, `ENOUGH` for that many or more.
+        count: how many lines have its message, at most `ENOUGH`.
     """
 
     id: str
@@ -195,14 +191,14 @@ class Line(Value):
 
 
 class Explanation(Document):
-    """What a log says.
+    """The known failures in a log.
 
     Args:
         log: its name.
         lines: how many it has.
         size: bytes.
         found: known failures: causes in the order they occur, then consequences, then warnings.
-        suspicious: lines that look like an error; only when nothing was found but warnings.
+        suspicious: lines that look like an error; only if nothing but warnings was found.
     """
 
     SCHEMA: ClassVar[str] = "dca.explanation/1"
@@ -215,7 +211,7 @@ class Explanation(Document):
 
     @property
     def explained(self) -> bool:
-        """Whether the log holds no sign of a failure, or one that is known."""
+        """Whether the log shows no failure, or a known one."""
         return not self.suspicious
 
 
@@ -242,22 +238,14 @@ def load(folder: Path | None = None) -> Catalogue:
 
 
 def _known(failure: Failure) -> Known:
-    return Known(
-        id=failure.id,
-        title=failure.title,
-        kind=failure.kind,
-        when=failure.when,
-        cause=failure.cause,
-        remedy=failure.remedy,
-        source=failure.source,
-    )
+    return Known.model_validate(failure.model_dump(include=set(Known.model_fields)))
 
 
 # --- the search ----------------------------------------------------------------------------------------------
 
-# The search stops at every character that an anchor begins with, so anchors begin with rare ones. By their frequency in
-# the logs of builds: nine of ten characters are small letters, digits and parts of paths; spaces are one in forty, and
-# capital letters and other signs rarer still.
+# The search stops at every character that an anchor begins with, so anchors begin with rare ones. In build logs nine of
+# ten characters are lower-case letters, digits and parts of paths; spaces are one in forty; capital letters and other
+# characters are rarer still.
 _COMMON = (
     dict.fromkeys(b"abcdefghijklmnopqrstuvwxyz0123456789_/.-=>,", 9)
     | dict.fromkeys(b" ", 5)
@@ -280,7 +268,6 @@ class _Text:
 class _Seen:
     """What a search has found so far."""
 
-    failure: Failure | None
     line: int
     text: str
     count: int = 0
@@ -303,18 +290,18 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _anchor(text: str) -> bytes:
-    """A piece of a text that every line with it holds: as long as can be, from a rare character on."""
+    """A part of a text that every matching line contains: as long as possible, starting with a rare character."""
     pieces = [piece.encode() for piece in text.removeprefix("^").removesuffix("$").split("{}")]
     longest = max(pieces, key=len)
-    starts = range(max(1, len(longest) - _SHORTEST + 1)) if len(longest) > _SHORTEST else range(1)
+    starts = range(max(1, len(longest) - _SHORTEST + 1))
     start = min(starts, key=lambda place: (_COMMON.get(longest[place], 1), place))
     return longest[start : start + 40]
 
 
 def _trie(words: Sequence[bytes]) -> bytes:
-    """A pattern for any of some words that looks at each character of a log once."""
+    """A pattern for any of the words that reads each character of a log once."""
     if b"" in words:
-        # The shorter word is enough, because a line that holds it is checked for all of them.
+        # The shorter word is enough: a line that contains it is checked for all of them.
         return b""
     by_first: dict[bytes, list[bytes]] = {}
     for word in words:
@@ -349,17 +336,17 @@ class _Search:
         return self._compiled
 
     def _of(self, word: bytes) -> list[_Text]:
-        """The texts that a word which was found may be the beginning of."""
+        """The texts whose anchors begin with a matched word."""
         if word not in self._by_word:
             self._by_word[word] = [text for text in self.texts if text.anchor.startswith(word)]
         return self._by_word[word]
 
     def block(self, block: bytes, until: int) -> None:
-        """Look at the lines of a block that begin before a place.
+        """Search the lines of a block that begin before `until`.
 
         Args:
             block: bytes of the log.
-            until: the first byte of the block that is left for the next one.
+            until: the first byte that is left for the next block.
         """
         counted = 0
         match = self._finder().search(block)
@@ -382,41 +369,38 @@ class _Search:
         self.before = (self.before + block[:until])[-CONTEXT:]
 
     def _line(self, word: bytes, texts: list[_Text], line: str, number: int) -> None:
-        """Look at one line.
+        """Match one line.
 
         Args:
-            word: of the search, which the line holds.
-            texts: those that the word may be the beginning of.
+            word: the word that the search found in the line.
+            texts: those whose anchors begin with the word.
             line: the line.
             number: of the line, from 1.
         """
-        failures = {text.failure.id: text.failure for text in texts if text.pattern.search(line)}
-        for failure in failures.values():
-            self._count(failure.id, failure, number, line)
-        if word == CODE_ANCHOR:
-            for code in dict.fromkeys(CODE.findall(line)):
-                self._count(code, None, number, line)
-        elif word in self.alarms and number not in self.suspicious and _looks_wrong(line, self.harmless):
+        keys = [text.failure.id for text in texts if text.pattern.search(line)]
+        for key in [*keys, *(CODE.findall(line) if word == CODE_ANCHOR else ())]:
+            self._count(key, number, line)
+        if word in self.alarms and number not in self.suspicious and _looks_wrong(line, self.harmless):
             self.suspicious[number] = Line(line=number, text=shown(line))
             if len(self.suspicious) >= SUSPICIOUS:
                 self.alarms = ()
                 self._compiled = None
 
-    def _count(self, key: str, failure: Failure | None, number: int, line: str) -> None:
-        """Count a line once for a failure, by its id, or for a code, of which there is no failure."""
-        seen = self.seen.setdefault(key, _Seen(failure, number, shown(line)))
+    def _count(self, key: str, number: int, line: str) -> None:
+        """Count a line once for a failure, by its id, or for a code."""
+        seen = self.seen.setdefault(key, _Seen(number, shown(line)))
         if seen.last == number or seen.count >= ENOUGH:
             return
         seen.last = number
         seen.count += 1
         if seen.count == ENOUGH:
-            # It is searched for no longer, so that a message on every line takes no longer than the rest of the log.
+            # The search for it ends, so that a message on every line does not slow down the rest.
             self.texts = [text for text in self.texts if text.failure.id != key]
             self._compiled = None
 
 
 def _line_at(block: bytes, place: int) -> str:
-    """The line of a block that a place is in, or of a very long one what is near."""
+    """The line of a block at a place; of a very long line, only the part near the place."""
     near, far = max(0, place - AROUND), min(len(block), place + AROUND)
     start = max(block.rfind(b"\n", near, place), block.rfind(b"\r", near, place), near - 1) + 1
     ends = [end for end in (block.find(b"\n", place, far), block.find(b"\r", place, far)) if end >= 0]
@@ -428,21 +412,21 @@ def _looks_wrong(text: str, harmless: Sequence[str]) -> bool:
 
 
 def shown(text: str) -> str:
-    """A line of a log without what a terminal would obey, and not longer than a few lines."""
+    """A line of a log without control characters, cut to `SHOWN`."""
     plain = "".join(character if character.isprintable() else " " for character in text.strip())
     return plain if len(plain) <= SHOWN else plain[: SHOWN - 1] + "…"
 
 
 def explain(stream: BinaryIO, name: str, catalogue: Catalogue | None = None) -> Explanation:
-    """Search a log for known failures, from its beginning to its end, once; it may be of any size.
+    """Search a log of any size for known failures, in one pass.
 
     Args:
-        stream: the log's bytes, whatever they are.
-        name: what to call it.
+        stream: the log; any bytes are allowed.
+        name: of the log, for the report.
         catalogue: the project's own when None.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the log cannot be read.
     """
     known = catalogue or load()
     search = _Search(_texts(known.failures), known.harmless)
@@ -462,8 +446,7 @@ def explain(stream: BinaryIO, name: str, catalogue: Catalogue | None = None) -> 
         search.block(block, until)
         rest = block[until:]
         last = (last + block[:until])[-TAIL:]
-        ended_line = block[:until].endswith(b"\n") if until else True
-    lines = search.lines + (0 if ended_line or not last or last.endswith(b"\n") else 1)
+    lines = search.lines + bool(last and not last.endswith(b"\n"))
     findings = _ordered(search.seen, known)
     if any(finding.kind != "warning" for finding in findings):
         return Explanation(log=name, lines=lines, size=size, found=findings)
@@ -478,19 +461,18 @@ def explain_lines(lines: Iterable[str], name: str = "") -> tuple[Known, ...]:
 
 
 def _ordered(seen: dict[str, _Seen], known: Catalogue) -> tuple[Known, ...]:
-    """What was found, each root cause before what follows from it.
+    """The findings, each root cause before its consequences.
 
     Args:
         seen: by the id of the failure, or by the code.
         known: the catalogue.
     """
-    findings = []
-    for key, hit in seen.items():
-        finding = _known(hit.failure) if hit.failure is not None else known.of(key)
-        if finding is not None:
-            place = {"line": hit.line, "text": hit.text, "count": min(hit.count, ENOUGH)}
-            findings.append(finding.model_copy(update=place))
-    # A code stands behind causes: the tool quotes the failing program's own words, which say more than its code.
+    findings = [
+        finding.model_copy(update={"line": hit.line, "text": hit.text, "count": hit.count})
+        for key, hit in seen.items()
+        if (finding := known.of(key))
+    ]
+    # A code comes after causes: the tool quotes the failing program's own output, which says more than the code.
     rank = {"cause": 0, "consequence": 2, "warning": 3, "silent": 3}
     return tuple(
         sorted(
@@ -506,20 +488,18 @@ def _at_the_end(last: bytes, lines: int, harmless: Sequence[str]) -> list[Line]:
     Args:
         last: the end of the log.
         lines: how many the whole log has.
-        harmless: as the catalogue has them.
+        harmless: those of the catalogue.
     """
-    texts = last.decode("utf-8", "replace").split("\n")
-    if texts and not texts[-1]:
-        texts.pop()
+    texts = last.decode("utf-8", "replace").removesuffix("\n").split("\n") if last else []
     first = lines - len(texts) + 1
     wrong = [
         Line(line=number, text=shown(text)) for number, text in enumerate(texts, first) if _looks_wrong(text, harmless)
     ]
-    return list(deque(wrong, maxlen=SUSPICIOUS))
+    return wrong[-SUSPICIOUS:]
 
 
 def drifted(installed: dict[str, str], catalogue: Catalogue | None = None) -> dict[str, tuple[Failure, ...]]:
-    """Failures that an environment's packages will lead to, by package as `name version`.
+    """Failures that an environment's packages will cause, by package as `name version`.
 
     Args:
         installed: versions by normalised name.

@@ -1,7 +1,7 @@
-"""Fixes of CUDA's headers, whose declarations newer releases of glibc repeat with an exception specification.
+"""Fixes of CUDA's headers for newer releases of glibc, which repeat declarations with an exception specification.
 
-A fix is data (build/toolkits/cuda.toml); here is what it says, and what becomes of a header's text. `toolchain.headers`
-writes it.
+A fix is data (build/toolkits/cuda.toml). This module has its schema and applies it to a header's text;
+`toolchain.headers` writes the file.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class HeaderFix(Value):
     """A fix of one header.
 
     Args:
-        glibc: the first release of glibc that the header is rejected with.
-        file: the header, below a toolkit's include folder.
+        glibc: the first release of glibc with which nvcc rejects the header.
+        file: path of the header in the toolkit's include folder.
         reason: one sentence.
-        anchor: a line that the header has once; `prelude` is put below it.
+        anchor: a line that occurs once in the header; `prelude` is inserted below it.
         prelude: preprocessor lines that define `specifier`, as nothing for an older glibc.
-        declarations: each stands in the header once, and gets `specifier` before its semicolon.
+        declarations: each occurs once in the header, and gets `specifier` before its semicolon.
     """
 
     name: Name
@@ -43,11 +43,11 @@ class HeaderFix(Value):
 
     @property
     def sha256(self) -> str:
-        """Identity of the fix: of everything that it writes."""
+        """Identity of the fix: a hash of everything that it writes."""
         return documents.digest(self.model_dump(mode="json", exclude={"reason", "glibc"}))
 
     def wanted_by(self, glibc: str) -> bool:
-        """Whether a release of glibc rejects the header; never where the C library is another one."""
+        """Whether the header needs the fix with a release of glibc; never with another C library."""
         return bool(glibc) and _number(glibc) >= _number(self.glibc)
 
 
@@ -56,32 +56,32 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 class UnexpectedTextError(Exception):
-    """A header is not what a fix was written for."""
+    """A header does not have the text that a fix was written for."""
 
 
 def fixed(text: str, fix: HeaderFix) -> str | None:
-    """A header with a fix; None when it needs none.
+    """A header's text with a fix; None if it needs none.
 
     Raises:
-        UnexpectedTextError: when a declaration or the anchor is not there once, or some are fixed and others are not.
+        UnexpectedTextError: a declaration or the anchor does not occur once, or only some declarations are fixed.
     """
     bare: list[re.Match[str]] = []
     for declaration in fix.declarations:
         words = r"[ \t]+".join(re.escape(word) for word in declaration.split())
         matches = list(re.finditer(rf"(?<!\w){words}[ \t]*([^;\n]*);", text))
         if len(matches) != 1:
-            raise UnexpectedTextError(f"`{declaration};` is there {len(matches)} times, not once")
+            raise UnexpectedTextError(f"`{declaration};` occurs {len(matches)} times, not once")
         if not matches[0][1]:
             bare.append(matches[0])
     if not bare:
         return None
     if len(bare) != len(fix.declarations):
-        raise UnexpectedTextError(f"{len(fix.declarations) - len(bare)} of {len(fix.declarations)} are fixed already")
+        raise UnexpectedTextError(f"{len(fix.declarations) - len(bare)} of {len(fix.declarations)} are already fixed")
     for match in sorted(bare, key=re.Match.start, reverse=True):
         text = f"{text[: match.start(1)].rstrip()} {fix.specifier}{text[match.end(1) :]}"
     lines = [match.end() for match in re.finditer(rf"^{re.escape(fix.anchor)}\n", text, re.MULTILINE)]
     if len(lines) != 1:
-        raise UnexpectedTextError(f"the line `{fix.anchor}` is there {len(lines)} times, not once")
+        raise UnexpectedTextError(f"the line `{fix.anchor}` occurs {len(lines)} times, not once")
     return text[: lines[0]] + fix.prelude.lstrip("\n") + text[lines[0] :]
 
 
@@ -95,7 +95,7 @@ def state(toolkit: Path, fix: HeaderFix) -> State:
 
 
 def files(toolkit: Path, fix: HeaderFix) -> list[Path]:
-    """A header wherever a toolkit has it; each file once, whatever links lead to it."""
+    """Every file of a header in a toolkit; each once, even if links lead to it."""
     paths = {path.resolve(): path for name in INCLUDES if (path := toolkit / name / fix.file).is_file()}
     if not paths:
         raise UnexpectedTextError(f"there is no {fix.file}")
@@ -103,5 +103,5 @@ def files(toolkit: Path, fix: HeaderFix) -> list[Path]:
 
 
 def read(path: Path) -> str:
-    """A header's text. Every byte is a letter of latin-1, so that what is not touched stays as it is."""
+    """A header's text, as latin-1: every byte is a character, so that the rest of the file keeps its bytes."""
     return path.read_bytes().decode("latin-1")

@@ -40,15 +40,15 @@ class Python(Value):
 
 
 class Machine(Value):
-    """What was found on this machine.
+    """Facts about this machine.
 
     Args:
         system: "Linux" or another.
         processor: "x86_64", "aarch64", …
         cores: usable by this process.
         memory_gib: of the host or of the tightest cgroup, whichever is less.
-        python: None when the one asked for is not installed.
-        glibc: its release ("2.41"); empty where the C library is another one.
+        python: None if the requested one is not installed.
+        glibc: its release ("2.41"); empty if the C library is another one.
     """
 
     system: str
@@ -63,10 +63,10 @@ class Machine(Value):
 
 
 def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
-    """Look at this machine.
+    """The facts about this machine.
 
     Args:
-        python: the version asked for ("3.12"); the tool's own when None.
+        python: the requested version ("3.12"); the tool's own when None.
         toolkit: a CUDA toolkit named by the user.
     """
     return Machine(
@@ -83,7 +83,7 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
 
 
 def glibc() -> str:
-    """The release of glibc; empty where the C library is another one."""
+    """The release of glibc; empty if the C library is another one."""
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
     except (OSError, ValueError):
@@ -107,14 +107,14 @@ def host_compilers() -> tuple[Compiler, ...]:
 
 
 def own_python() -> Python:
-    """The Python that this tool itself runs on, outside of its virtual environment."""
+    """The Python that this tool itself runs on, outside its virtual environment."""
     path = Path(getattr(sys, "_base_executable", "") or sys.executable)
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     return Python(version=platform.python_version(), path=str(path), headers=headers.is_file())
 
 
 def other_python(version: str) -> Python | None:
-    """An installed Python of the version asked for, as uv finds it; nothing is downloaded."""
+    """An installed Python of a version, as uv finds it; nothing is downloaded."""
     if version == ".".join(platform.python_version_tuple()[:2]):
         return own_python()
     uv = find_uv()
@@ -140,7 +140,7 @@ def find_uv() -> Path:
 
 
 def install_command(package: str) -> str:
-    """The command that installs a package beside this tool, in the versions that an extra of it names."""
+    """The command that installs a package next to this tool, in the versions that its extras allow."""
     from importlib import metadata
 
     from packaging.requirements import Requirement
@@ -151,7 +151,7 @@ def install_command(package: str) -> str:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs, as the driver's own program names them; none where there is no driver."""
+    """The NVIDIA GPUs that nvidia-smi lists; none without a driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()

@@ -1,6 +1,6 @@
-"""The user's own mirrors: for the URL of a source, the places that are asked for it, in order.
+"""The places that a source is taken from: the user's own copy, or its URLs with the user's mirrors of them.
 
-Which place answers never matters for what is built: the pin decides.
+Which place answers does not change what is built: every download is checked against its pin.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ class Config(Value):
     """The user's config.toml.
 
     Args:
-        mirrors: for the beginning of a URL, what stands in its place, in the order in which they are asked; the place
-            itself is asked last, unless it is named among them.
+        mirrors: replacements for the prefix of a URL, in the order in which they are asked; the URL itself is asked
+            last, unless its prefix is listed among them.
     """
 
     mirrors: dict[FolderUrl, Annotated[tuple[FolderUrl, ...], Field(min_length=1)]] = {}
 
 
 def config_file() -> Path:
-    """The user's config.toml, which need not be there; DCA_CONFIG names another."""
+    """The path of the user's config.toml, which is optional; DCA_CONFIG names another file."""
     if named := os.environ.get(FILE):
         return Path(named)
     from platformdirs import user_config_path
@@ -76,10 +76,10 @@ def config_file() -> Path:
 
 
 def config() -> Config:
-    """What the user has configured; nothing where there is no file, unless DCA_CONFIG names one.
+    """The user's configuration; empty without a file, unless DCA_CONFIG names one.
 
     Raises:
-        DcaError: DCA-202 for a wrong key or value, DCA-204 for a file that is named and not there.
+        DcaError: DCA-202 for a wrong key or value, DCA-204 when DCA_CONFIG names a file that does not exist.
     """
     path = config_file()
     if not path.is_file() and not os.environ.get(FILE):
@@ -87,16 +87,37 @@ def config() -> Config:
     return datafile.load(Config, path)
 
 
-def places(url: str, settings: Config | None = None) -> tuple[str, ...]:
-    """Where a URL's content is asked for, in order: the mirrors of the longest beginning that fits, then itself.
+class Places(Value):
+    """Where a source is taken from: decided once, and handed to what probes and fetches.
 
     Args:
-        url: as a recipe or an index names it.
-        settings: the user's, when not given.
+        local: the user's own clone, archive or folder; then nothing is downloaded.
+        urls: the source's own addresses, in order; the first one names its folder in the cache.
+        asked: the addresses that are asked, in order: the mirrors of each URL, then the URL itself.
     """
+
+    local: Path | None = None
+    urls: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+
+
+def places(*urls: str, local: Path | None = None, settings: Config | None = None) -> Places:
+    """Decide where a source is taken from.
+
+    Args:
+        urls: as a recipe or an index names them, in order.
+        local: what the user named instead of them.
+        settings: the user's configuration; read from its file when not given.
+    """
+    if local is not None or not urls:
+        return Places(local=local, urls=urls)
     mirrors = (settings or config()).mirrors
-    fitting = [prefix for prefix in mirrors if url.startswith(prefix)]
-    if not fitting:
+    return Places(urls=urls, asked=tuple(place for url in urls for place in _with_mirrors(url, mirrors)))
+
+
+def _with_mirrors(url: str, mirrors: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The mirrors of the longest prefix that a URL starts with, then the URL itself."""
+    prefix = max((prefix for prefix in mirrors if url.startswith(prefix)), key=len, default=None)
+    if prefix is None:
         return (url,)
-    prefix = max(fitting, key=len)
     return tuple(dict.fromkeys([*(mirror + url.removeprefix(prefix) for mirror in mirrors[prefix]), url]))

@@ -1,4 +1,4 @@
-"""Reads from a model's config.json what a wheel must have to serve it."""
+"""Reads from a model's config.json what a wheel needs to serve it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 class Model(Value):
-    """What a model needs of a wheel.
+    """What a model needs from a wheel.
 
     Args:
         name: of its folder, for messages.
         architectures: classes that implement it, as config.json names them.
         head_dim: elements of one attention head.
         experts: number of routed experts; 0 for a dense model.
-        quantization: how its weights are stored ("fp8", "awq", …); empty when they are not quantized.
-        dual_chunk: whether it asks for dual chunk attention.
+        quantization: how its weights are stored ("fp8", "awq", …); empty if they are not quantized.
+        dual_chunk: whether its config.json sets dual chunk attention.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Model(Value):
 
 
 class Serves(Value):
-    """What a group of ops is for: a model with any of these needs it."""
+    """Which models need a group of ops: those with any of these properties."""
 
     experts: bool = False
     """Mixture-of-experts layers."""
@@ -52,14 +52,14 @@ class Serves(Value):
 
 
 class Coverage(Value):
-    """What models a wheel can serve.
+    """The models that a wheel can serve.
 
     Args:
-        architectures: whose ops it was made for; empty when that was not narrowed down.
-        head_dims: that its attention kernels have; empty for all.
+        architectures: those whose ops it has; empty for all.
+        head_dims: those of its attention kernels; empty for all.
         experts: whether it has the kernels for mixture-of-experts layers.
         quantizations: of weights, as `quant_method` in config.json.
-        everything: whether nothing was left out, so that the rest does not count.
+        everything: whether nothing was left out; then the other fields do not matter.
     """
 
     architectures: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ def read(path: Path) -> Model:
     """What the config.json at `path`, or in the folder `path`, says.
 
     Raises:
-        DcaError: DCA-204 when there is no such file, DCA-205 when it is not a model's configuration.
+        DcaError: DCA-204 if there is no such file, DCA-205 if it is not a model's configuration.
     """
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
@@ -98,7 +98,7 @@ def read(path: Path) -> Model:
 
 
 def lacks(model: Model, serves: Coverage) -> list[str]:
-    """What a model needs and a wheel does not have, each as the words that complete "it lacks …"."""
+    """What a model needs and a wheel lacks, each as the words that complete "it lacks …"."""
     if serves.everything:
         return []
     missing = []
@@ -121,7 +121,7 @@ def lacks(model: Model, serves: Coverage) -> list[str]:
 def _object(content: bytes) -> dict[str, Any]:
     config = json.loads(content)
     if not isinstance(config, dict):
-        raise ValueError("it is no JSON object.")  # noqa: TRY004 - it is the file that is wrong
+        raise ValueError("it is not a JSON object.")  # noqa: TRY004 - the file is wrong, not a type in the code
     return config
 
 
@@ -154,5 +154,5 @@ def _quantization(config: dict[str, Any]) -> str:
         return ""
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if not isinstance(method, str) or not method:
-        raise ValueError("`quantization_config` names no `quant_method`.")
+        raise ValueError("`quantization_config` has no `quant_method`.")
     return method.lower()

@@ -1,4 +1,4 @@
-"""The values of planning: what is asked for, what can be reached, and the plan itself."""
+"""The values of planning: the request, what can be reached, and the plan itself."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Request(Value):
     """What the user asked for.
 
     Args:
-        cuda: the CUDA line to run on ("12.1"); None for whatever fits best.
-        archs: GPU archs, each "9.0" or "9.0+PTX"; empty for those of the GPUs found, else the profile's.
+        cuda: the CUDA line ("12.1"); None for the one that fits best.
+        archs: GPU archs, each "9.0" or "9.0+PTX"; empty for those of the installed GPUs, else the profile's.
         groups: groups in addition to the profile's (--with).
         source: a local source tree or sdist, absolute.
         companions: local companion trees by name, absolute.
         prebuilt: module or companion names to copy from the official wheel, or "all".
         toolkit: a toolkit's folder, absolute.
-        model: that the wheel is to serve; its groups are added.
+        model: the model to serve; its groups are added.
         jobs: how many compilers run at once; None for as many as cores and memory allow.
     """
 
@@ -42,7 +42,7 @@ class Request(Value):
 
 
 class Reachability(Value):
-    """Whether one place could be reached, and what it said when not."""
+    """Whether one place could be reached, and why not."""
 
     ok: bool
     why: str = ""
@@ -52,8 +52,8 @@ class LocalTree(Value):
     """A local source that the user named.
 
     Args:
-        kind: git (the pinned commit is taken out of it), sdist (a file with the pinned hash), or folder (as it is).
-        tree: hash of a folder's content; empty for the others, whose pin says it.
+        kind: git (the pinned commit is exported), sdist (a file with the pinned hash), or folder (used as it is).
+        tree: hash of a folder's content; empty for the others, which have a pin.
     """
 
     path: str
@@ -62,12 +62,12 @@ class LocalTree(Value):
 
 
 class Reach(Document):
-    """What can be reached from here; probed once, then kept in the lock.
+    """What can be reached from this machine; probed once, then kept in the lock.
 
     Args:
         places: by name: "index", a git URL, or "redist:" or "apt:" with a toolkit's name.
         local: the trees the user named, by "source" or the companion's name.
-        followed: the commits that are built in place of pinned ones, because a branch moved and --update was given; by
+        followed: the commits to build instead of pinned ones, because a branch moved and --update was given; by
             RECIPE/SOURCE.
     """
 
@@ -78,12 +78,12 @@ class Reach(Document):
     followed: dict[str, str] = {}
 
     def of(self, place: str) -> Reachability:
-        """What is known of a place; one that was not probed counts as out of reach."""
+        """Whether a place could be reached; one that was not probed could not."""
         return self.places.get(place, Reachability(ok=False, why="not probed"))
 
 
 class Choice(Value):
-    """One choice of a plan, and why it was made."""
+    """One choice of a plan, and its reason."""
 
     subject: str
     value: str
@@ -100,7 +100,7 @@ class Check(Value):
 
 
 class Reason(Value):
-    """Why something cannot be: a code of `errors`, the sentence, and the way that works if there is one."""
+    """A reason against something: its code, the sentence, and what works instead, if anything."""
 
     code: str
     text: str
@@ -108,7 +108,7 @@ class Reason(Value):
 
 
 class PassedOver(Value):
-    """Something that was looked at and not taken."""
+    """Something that was considered and not chosen."""
 
     name: str
     reasons: tuple[Reason, ...]
@@ -121,7 +121,7 @@ class PlannedSource(Value):
         name: "source", a companion's name, or "official wheel".
         origin: index, git, or local.
         places: URLs in order, the index file's name, or the local path.
-        pin: what decides that it is the right one.
+        pin: a commit or hash that identifies the right content.
     """
 
     name: str
@@ -134,12 +134,12 @@ class PlannedModule(Value):
     """An extension module of the wheel.
 
     Args:
-        sass: archs it is to hold cubins for; exact when compiled, unless `at_least`.
-        reached: how each planned arch will run it.
-        sha256: of a copied module; a compiled one has none before it is compiled.
-        ops: what it is to register, with the digest of each schema where the official wheel's is known.
-        official: sha256 of the official wheel's module of this path, which a compiled one must not be.
-        at_least: whether it may hold code for more archs: upstream's CMake chooses them for each source by itself.
+        sass: the archs of its cubins; exact for a compiled module, unless `at_least`.
+        reached: how each planned arch runs it.
+        sha256: of a copied module; empty for a compiled one.
+        ops: the ops that it registers, with the digest of each schema if the official wheel's is known.
+        official: sha256 of the official wheel's module at this path, which a compiled one must not have.
+        at_least: whether it may have code for more archs, because upstream's CMake chooses them per source.
     """
 
     name: str
@@ -160,9 +160,9 @@ class PlannedToolkit(Value):
     """The CUDA toolkit that compiles.
 
     Args:
-        name: of the toolkit source, or "found".
-        path: of a toolkit that is on the machine.
-        fixes: of its headers, by name, each with its sha256; of one on the machine only those that its glibc needs.
+        name: of the toolkit's file in build/toolkits, or "found" for an installed one.
+        path: of an installed toolkit.
+        fixes: of its headers, by name, each with its sha256; for an installed one only those that this glibc needs.
     """
 
     name: str
@@ -186,10 +186,10 @@ class Plan(Document):
     ptx: tuple[str, ...]
     cuda_asked: str | None
     cuda: str
-    """The CUDA line that compiles, or that the copied modules were compiled with."""
+    """The CUDA line that compiles, or that compiled the copied modules."""
     substituted: bool
     toolkit: PlannedToolkit | None
-    """None when nothing is compiled."""
+    """None if nothing is compiled."""
     host_compiler: str
     host_compiler_version: str
     torch: str
@@ -218,8 +218,8 @@ class Plan(Document):
     def key(self) -> str:
         """Identity of what is built: two plans with the same key give the same wheel.
 
-        Explanations, paths of this machine, where a source with a pin comes from, the CUDA line that was only asked
-        for, and how many jobs run at once do not count.
+        It leaves out explanations, paths of this machine, where a pinned source comes from, the CUDA line that was only
+        requested, and how many jobs run at once.
         """
         telling = {
             "choices",
@@ -261,6 +261,6 @@ class Plan(Document):
 
 
 class Cannot(Value):
-    """No plan is possible: every recipe with the reasons against it."""
+    """No plan is possible: every recipe, with the reasons against it."""
 
     passed_over: tuple[PassedOver, ...]

@@ -1,4 +1,4 @@
-"""Recipes: the schema of build/recipes/*.toml, and reading them with the patches and locks that belong to them."""
+"""Recipes: the schema of build/recipes/*.toml, and how to load them with their patches and locks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SchemaDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 def _inside(path: str) -> str:
     parts = path.split("/")
     if not path or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or "" in parts[:-1]:
-        raise ValueError("must be a path inside its folder, with `/` and without `..`")
+        raise ValueError("must be a relative path inside its folder, with `/` and without `..`")
     return path
 
 
@@ -85,7 +85,7 @@ class SdistSource(IndexFile):
 
     kind: Literal["sdist"]
     urls: tuple[HttpsUrl, ...] = ()
-    """Other places of the same file, in the order in which they are asked when the index does not give it."""
+    """Other places with the same file, in the order to try if the index does not have it."""
 
     @property
     def pin(self) -> str:
@@ -94,7 +94,7 @@ class SdistSource(IndexFile):
 
 
 class GitSource(Value):
-    """A git repository: URLs in the order they are tried, and the commit that decides."""
+    """A git repository: URLs in the order to try, and the pinned commit."""
 
     kind: Literal["git"]
     urls: tuple[HttpsUrl, ...] = Field(min_length=1)
@@ -118,7 +118,7 @@ class Submodule(Value):
 
 
 class CopiedFolder(Value):
-    """Python that goes from a companion into the package."""
+    """Python files that are copied from a companion into the package."""
 
     from_: RelativePath = Field(alias="from")
     to: RelativePath
@@ -133,7 +133,7 @@ class Companion(Value):
     submodules: tuple[Submodule, ...] = ()
     python: CopiedFolder | None = None
     stand_in: tuple[RelativePath, ...] = ()
-    """Members of the official wheel, module and Python together, for when git cannot be reached."""
+    """Members of the official wheel, modules and Python files, to use if git cannot be reached."""
 
 
 class Member(Value):
@@ -145,17 +145,17 @@ class Member(Value):
 
 
 class OfficialWheel(IndexFile):
-    """The project's own wheel of the same version: what can stand in, and what makes a build unnecessary."""
+    """Upstream's own wheel of the same version: modules can be copied from it, or it makes a build unnecessary."""
 
     cuda: CudaLine
     machines: tuple[str, ...] = ("x86_64",)
     members: dict[RelativePath, Member]
     schemas: dict[str, SchemaDigest] = {}
-    """What its ops look like: digests (dca.compile.ops.digest) by op, for every op of the groups."""
+    """Digests (dca.compile.ops.digest) of the schemas of its ops, for every op of the groups."""
 
 
 class Torch(Value):
-    """The torch that is built against and that the wheel requires."""
+    """The torch that the wheel is built with and requires."""
 
     version: ReleaseText
     cuda: CudaLine
@@ -163,14 +163,14 @@ class Torch(Value):
 
 
 class Cuda(Value):
-    """CUDA toolkits: the one the project itself uses, and those known to compile the recipe."""
+    """CUDA lines: those that upstream uses, and those known to compile the recipe."""
 
     official: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
     supported: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
 
 
 class Stubs(Value):
-    """Template instantiations that are left out; each is defined to raise a clear error."""
+    """Template instantiations that are left out; each becomes a stub that raises a clear error."""
 
     headers: tuple[str, ...]
     namespace: str = ""
@@ -178,16 +178,16 @@ class Stubs(Value):
     parameters: str
     dtypes: tuple[str, ...]
     head_dims: tuple[int, ...]
-    """All that the sources refer to; those that no planned group has become stubs."""
+    """All head dimensions in the sources; those of no planned group become stubs."""
 
 
 class Module(Value):
-    """An extension module of the wheel, and how its sources are compiled."""
+    """An extension module of the wheel, and how to compile its sources."""
 
     path: RelativePath
     tree: str = "source"
     bindings: RelativePath | None = None
-    """Upstream's own registration of all ops; the lean one is generated from it."""
+    """Upstream's own registrations of all ops; the lean ones are generated from them."""
     sources: tuple[RelativePath, ...] = ()
     """Sources that every group of this module needs."""
     includes: tuple[RelativePath, ...] = ()
@@ -196,7 +196,7 @@ class Module(Value):
     """Macros that are never defined in this build; conditionals on them are resolved in the bindings."""
     cuda_flags: tuple[str, ...] = ()
     archs: tuple[Arch, ...] = ()
-    """GPU archs its kernels are written for; a planned arch is compiled natively when it is one of them."""
+    """GPU archs that its kernels are written for; a planned arch is compiled natively if it is one of them."""
     stubs: Stubs | None = None
 
 
@@ -209,21 +209,21 @@ class Group(Value):
     ops: tuple[str, ...] = ()
     """As `namespace::name`."""
     answers: dict[str, bool] = {}
-    """Capability questions that are answered without a kernel."""
+    """Ops that only report a capability, and the fixed answer of each."""
     defines: tuple[str, ...] = ()
     driver: bool = False
-    """Whether its sources call the driver API, so that the module needs libcuda.so.1."""
+    """Whether its sources call the driver API; then the module needs libcuda.so.1."""
     alone: bool = False
     """Whether it replaces the profile's groups rather than adding to them."""
     archs: tuple[Arch, ...] = ()
-    """GPU archs that it can serve; all of the profile's when empty."""
+    """GPU archs that it supports; all of the profile's when empty."""
     head_dims: tuple[int, ...] = ()
     """Head dimensions that its attention kernels are compiled for."""
     serves: Serves = Serves()
 
 
 class Lean(Value):
-    """The lean profile: its groups, and the GPU archs it is offered for."""
+    """The lean profile: its groups, and the GPU archs it supports."""
 
     groups: tuple[str, ...]
     archs: tuple[Arch, ...]
@@ -232,18 +232,18 @@ class Lean(Value):
     architectures: tuple[str, ...] = ()
     """Model architectures, as in a model's config.json, whose ops the groups were derived for."""
     heavy: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """GiB that compiling one source takes, by patterns of its path in its tree, where it is more than
-    `job_memory_gib`; measured."""
+    """GiB that compiling one source needs if that is more than `job_memory_gib`, by patterns of its path in its tree;
+    measured."""
     include: RelativePath | None = None
-    """A header of the lean project that every source is compiled behind, where the source needs other names."""
+    """A header of the lean project to include before every source, if the source needs other names."""
 
     def weight(self, source: str) -> float:
-        """GiB that compiling a source takes."""
+        """GiB that compiling a source needs."""
         return max([self.job_memory_gib, *(gib for pattern, gib in self.heavy.items() if fnmatchcase(source, pattern))])
 
 
 class Kernels(Lean):
-    """The kernels profile: the lean project's modules without the engine, for a torch that the engine does not know."""
+    """The kernels profile: the lean project's modules, without the engine, for a torch that the engine rejects."""
 
     python: str
     torch: Torch
@@ -256,25 +256,25 @@ class FullModule(Value):
     """An extension module of upstream's own CMake; its name is the target's and the install component's."""
 
     path: RelativePath
-    """Where upstream installs it, and where it is in the wheel."""
+    """Its path in upstream's installation and in the wheel."""
     tree: str = "source"
     archs: tuple[ArchOrPtx, ...] = ()
-    """What upstream's CMake compiles most of it for, with +PTX where it embeds PTX too: for each arch asked for it
-    takes the nearest of these. Empty for a module without device code."""
+    """The archs that upstream's CMake compiles most of it for, with +PTX if it embeds PTX too; each requested arch gets
+    the nearest of these. Empty for a module without device code."""
 
 
 class FullCompanion(Value):
-    """How upstream's CMake is given a companion's source tree."""
+    """How upstream's CMake gets a companion's source tree."""
 
     variable: CMakeName
-    """The CMake variable that names the folder; without it CMake would download."""
+    """The CMake variable that names the folder; without it CMake would download the tree."""
     file: RelativePath | None = None
-    """Upstream's CMake file that only adds this companion's modules: left empty when none of them is compiled.
-    Without one, CMake cannot be configured without the companion."""
+    """Upstream's CMake file that only adds this companion's modules; it is emptied if none of them is compiled.
+    If None, CMake cannot be configured without the companion."""
 
 
 class Full(Value):
-    """The full profile: what upstream's own CMake is told, and what it makes."""
+    """The full profile: the input of upstream's own CMake, and the modules it builds."""
 
     archs: tuple[Arch, ...]
     default_archs: Annotated[tuple[Arch, ...], Field(min_length=1)]
@@ -290,16 +290,16 @@ class Full(Value):
 
 
 class Patches(Value):
-    """What belongs to the series in patches/RECIPE besides itself."""
+    """What belongs to the patch series in patches/RECIPE."""
 
     added: tuple[Name, ...] = ()
     """Folders of patches/ whose files are added to the source; recipes may share them."""
     entry_points: dict[str, dict[str, str]] = {}
-    """What the wheel needs to load the added files."""
+    """The entry points of the wheel that load the added files."""
 
 
 class SmokeFiles(Value):
-    """Where the parts of dual chunk attention are that `dca smoke` runs."""
+    """The parts of dual chunk attention that `dca smoke` runs."""
 
     backend: str
     """The module of the wheel with the attention layer."""
@@ -316,7 +316,7 @@ class Recipe(Value):
     name: Name
     title: str
     priority: int
-    """Smaller is tried first."""
+    """The smallest is tried first."""
     package: Name
     base_version: str
     lock_date: Day
@@ -327,9 +327,9 @@ class Recipe(Value):
     requirements: RelativePath
     """Upstream's own list of CUDA requirements."""
     build_requirements: tuple[RequirementText, ...]
-    """What the build environment holds besides torch."""
+    """The packages of the build environment besides torch."""
     caps: tuple[RequirementText, ...] = ()
-    """Requirements and upper bounds that upstream did not know it needed."""
+    """Requirements and upper bounds that upstream's own list lacks."""
     official_wheel: OfficialWheel | None = None
     companions: dict[str, Companion] = {}
     modules: dict[str, Module]
@@ -342,11 +342,11 @@ class Recipe(Value):
 
     @property
     def time(self) -> datetime:
-        """What every file of its wheels is dated, so that the same plan gives the same bytes."""
+        """The timestamp of every file in its wheels, so that the same plan gives the same bytes."""
         return datetime.fromisoformat(self.lock_date).replace(tzinfo=timezone.utc)
 
     def origin(self, source: str) -> SdistSource | GitSource | Submodule:
-        """Where a source tree of a plan can be had in public; it is `source`, a companion, or a submodule of one.
+        """The public place of a source tree: `source`, a companion, or a submodule of one.
 
         Raises:
             KeyError: no source of the recipe has that name.
@@ -361,11 +361,11 @@ class Recipe(Value):
 
     @property
     def profiles(self) -> tuple[str, ...]:
-        """The profiles that it offers."""
+        """The profiles that it supports."""
         return ("lean", *(["full"] if self.full else []), *([KERNELS] if self.kernels else []))
 
     def of_profile(self, profile: str) -> Recipe:
-        """The recipe as a profile sees it: for bare kernels another torch, another place for the modules, no engine."""
+        """The recipe for a profile: for bare kernels with another torch, other module paths and no engine."""
         if profile != KERNELS or self.kernels is None:
             return self
         own = self.kernels
@@ -395,7 +395,7 @@ class Recipe(Value):
         )
 
     def offer(self, profile: str) -> Lean | Full:
-        """What a profile is offered for; the lean one's for a profile that the recipe does not have."""
+        """The settings of a profile; the lean one's for a profile that the recipe does not have."""
         return self.full if profile == "full" and self.full else self.lean
 
     @field_validator("python")
@@ -422,7 +422,7 @@ class Recipe(Value):
     def _names_exist(self) -> Recipe:
         for name, module in self.modules.items():
             if module.tree != "source" and module.tree not in self.companions:
-                raise ValueError(f"module `{name}` names the tree `{module.tree}`, which is no companion")
+                raise ValueError(f"module `{name}` names the tree `{module.tree}`, which is not a companion")
         for name, group in self.groups.items():
             if group.module not in self.modules:
                 raise ValueError(f"group `{name}` names the module `{group.module}`, which is not described")
@@ -439,7 +439,7 @@ class Recipe(Value):
         for name, companion in self.companions.items():
             for member in companion.stand_in:
                 if member not in members:
-                    raise ValueError(f"companion `{name}` stands in `{member}`, which the official wheel lacks")
+                    raise ValueError(f"companion `{name}` has `{member}` in stand_in, which the official wheel lacks")
         return self
 
 
@@ -448,7 +448,7 @@ def _heavy_sources_exist(profile: Lean, recipe: Recipe) -> None:
     sources += [source for module in recipe.modules.values() for source in module.sources]
     for pattern in profile.heavy:
         if not any(fnmatchcase(source, pattern) for source in sources):
-            raise ValueError(f"no source is called `{pattern}`, which is said to be heavy")
+            raise ValueError(f"no source matches `{pattern}` in heavy")
 
 
 def _full_names_exist(full: Full, companions: dict[str, Companion]) -> None:
@@ -457,11 +457,11 @@ def _full_names_exist(full: Full, companions: dict[str, Companion]) -> None:
             raise ValueError(f"full names the companion `{name}`, which is not described")
     for name, module in full.modules.items():
         if module.tree != "source" and module.tree not in full.companions:
-            raise ValueError(f"full's module `{name}` names the tree `{module.tree}`, which is no companion of full")
+            raise ValueError(f"full's module `{name}` names the tree `{module.tree}`, which is not a companion of full")
 
 
 class Loaded(Value):
-    """A recipe with what belongs to it: the series it is patched with and the versions its lock pins."""
+    """A recipe with the identity of its patch series and locks."""
 
     recipe: Recipe
     digest: str
@@ -474,15 +474,14 @@ class Loaded(Value):
     """Versions per package of the run lock; several where they differ by Python version."""
 
     def of_profile(self, profile: str) -> Loaded:
-        """As `Recipe.of_profile`, with the lock that belongs to it: bare kernels are built and run with one."""
+        """As `Recipe.of_profile`, with the profile's lock: bare kernels are built and run with the same one."""
         if profile != KERNELS or self.recipe.kernels is None:
             return self
-        digest = self.kernels_lock_digest
         return self.model_copy(
             update={
                 "recipe": self.recipe.of_profile(profile),
-                "lock_digest": digest,
-                "build_lock_digest": digest,
+                "lock_digest": self.kernels_lock_digest,
+                "build_lock_digest": self.kernels_lock_digest,
             }
         )
 
@@ -497,8 +496,8 @@ def load(path: Path) -> Loaded:
     if recipe.name != path.stem:
         raise DcaError(
             "DCA-202",
-            f"{path}: the name is `{recipe.name}`, the file's is `{path.stem}`.",
-            remedy="give both the same name.",
+            f"{path}: its `name` is `{recipe.name}`, not `{path.stem}`.",
+            remedy="give the file and the recipe the same name.",
         )
     patches = data.patches_folder(recipe.name)
     added = (patches, *map(data.patches_folder, recipe.patches.added))
@@ -569,7 +568,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise DcaError("DCA-202", f"{path} is not UTF-8 text.", remedy="make it again.") from None
+        raise DcaError("DCA-202", f"{path} is not UTF-8 text.", remedy="restore it, or save it as UTF-8.") from None
 
 
 def _file_digest(path: Path) -> str:

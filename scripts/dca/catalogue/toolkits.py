@@ -1,4 +1,4 @@
-"""CUDA toolkits: which are on the machine, which can be brought, and what each CUDA version accepts."""
+"""CUDA toolkits: which are installed, which can be downloaded, and what each CUDA version supports."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from dca.catalogue.recipes import Arch, CudaLine, HttpsUrl, IndexFile, Name, Rel
 from dca.foundation import data, datafile, runner
 from dca.foundation.documents import Value
 
+# SASS of any CUDA version runs on every driver of its major version; these are the oldest.
+FIRST_DRIVER = {11: 450, 12: 525, 13: 580}
+
 
 class CudaVersion(Value):
-    """What one CUDA version accepts and knows."""
+    """What one CUDA version supports."""
 
     line: CudaLine
     gcc_max: int
     archs: tuple[Arch, ...]
     driver_min: int
-    """The Linux driver that came with it; older ones of the same major version run its SASS but not its PTX."""
+    """The Linux driver released with it; older ones of the same major version run its SASS but not its PTX."""
     fixes: tuple[Name, ...] = ()
-    """What its headers need on newer releases of glibc."""
+    """The fixes that its headers need with newer releases of glibc."""
 
 
 class CudaVersions(Value):
@@ -45,11 +48,11 @@ class CudaVersions(Value):
         return self
 
     def of(self, line: str) -> CudaVersion | None:
-        """The version of that line, if it is known."""
+        """The version of a line, if it is known."""
         return next((version for version in self.versions if version.line == line), None)
 
     def fixes_of(self, line: str) -> tuple[HeaderFix, ...]:
-        """What the headers of a line need, in order; nothing for one that is not known."""
+        """The fixes that the headers of a line need, in order; empty for an unknown line."""
         version = self.of(line)
         names = version.fixes if version else ()
         return tuple(fix for fix in self.fixes if fix.name in names)
@@ -74,12 +77,12 @@ class Apt(Value):
 
 
 class Component(Value):
-    """One archive of NVIDIA's redistributables, as their manifest has it.
+    """One archive of NVIDIA's redistributables, as in their manifest.
 
     Args:
         name: as in the manifest ("cuda_nvcc").
-        version: its own, which need not be that of the release.
-        relative_path: below the base URL.
+        version: its own, which may differ from that of the release.
+        relative_path: relative to the base URL.
         size: bytes.
     """
 
@@ -91,19 +94,18 @@ class Component(Value):
 
     @property
     def file(self) -> str:
-        """The archive's own name."""
+        """The archive's file name."""
         return self.relative_path.rsplit("/", 1)[-1]
 
 
 class Redist(Value):
-    """Archives of NVIDIA's redistributables, written down from the manifest of one release.
+    """Archives of NVIDIA's redistributables, from the manifest of one release.
 
     Args:
-        url: the folder that the manifests lie in, or several in the order in which they are asked; DCA_REDIST_URL
-            names another.
+        url: the folder with the manifests, or several in the order to try; DCA_REDIST_URL names another.
         label: the release ("12.4.1").
         manifest: its manifest's name.
-        sha256: of the manifest that the components were read from.
+        sha256: of the manifest.
     """
 
     url: HttpsUrl | Annotated[tuple[HttpsUrl, ...], Field(min_length=1)]
@@ -141,13 +143,13 @@ class Layout(Value):
 
 
 class ToolkitSource(Value):
-    """Where a toolkit of one exact version can be had from: parts of one or more kinds, and how they are laid out."""
+    """A downloadable toolkit of one exact version: parts of one or more kinds, and their layout."""
 
     schema_: Literal["dca.toolkit/1"] = Field(alias="schema")
     name: Name
     title: str
     version: str
-    """That its nvcc says of itself."""
+    """The version that its nvcc reports."""
     machine: str
     download_mb: int
     redist: Redist | None = None
@@ -155,17 +157,17 @@ class ToolkitSource(Value):
     wheels: tuple[IndexFile, ...] = ()
     layout: Layout
     fixes: tuple[HeaderFix, ...] = ()
-    """Of its headers; `load_sources` takes those of its CUDA line from cuda.toml."""
+    """Of its headers; `load_sources` adds those of its CUDA line from cuda.toml."""
 
     @model_validator(mode="after")
     def _has_parts(self) -> ToolkitSource:
         if not (self.redist or self.apt or self.wheels):
-            raise ValueError("a toolkit is made of parts: [redist], [apt] or [[wheels]]")
+            raise ValueError("a toolkit is made of parts: it needs [redist], [apt] or [[wheels]]")
         return self
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Every place that it takes parts from, as `plan.Reach` names them; all of them must be in reach."""
+        """Every place that its parts come from, as `plan.Reach` names them; all of them must be reachable."""
         return (
             *((f"redist:{self.name}",) if self.redist else ()),
             *((f"apt:{self.name}",) if self.apt else ()),
@@ -174,7 +176,7 @@ class ToolkitSource(Value):
 
     @property
     def hashes(self) -> dict[str, str]:
-        """The sha256 of every part that it is put together from, by file or package."""
+        """The sha256 of every part, by file or package."""
         return {
             **{component.file: component.sha256 for component in (self.redist.components if self.redist else ())},
             **{
@@ -186,10 +188,10 @@ class ToolkitSource(Value):
 
     @property
     def rank(self) -> int:
-        """Which of several of the same CUDA line is taken, the smallest first.
+        """The order of several toolkits of the same CUDA line, the smallest first.
 
-        NVIDIA's archives are one release as it was published; what is put together out of a distribution's packages, or
-        of wheels that were made for running, lacks what only some programs need.
+        NVIDIA's archives are one release as published; toolkits from a distribution's packages, or from wheels made for
+        running programs, lack what only some programs need.
         """
         return 0 if self.redist else 1 if self.apt else 2
 
@@ -200,14 +202,14 @@ class ToolkitSource(Value):
 
 
 class FoundToolkit(Value):
-    """A toolkit on this machine.
+    """An installed toolkit.
 
     Args:
         path: its folder.
         version: of its nvcc.
         origin: how it was found.
-        missing: what a complete toolkit has and this one lacks.
-        fixes: whether its headers need each fix that its CUDA line has, by name.
+        missing: parts of a complete toolkit that it lacks.
+        fixes: whether its headers need each fix of its CUDA line, by name.
     """
 
     path: str
@@ -222,7 +224,7 @@ class FoundToolkit(Value):
         return cuda_line(self.version)
 
     def needs(self, fixes: tuple[HeaderFix, ...], glibc: str) -> tuple[HeaderFix, ...]:
-        """Those of its line's fixes that its headers need with a release of glibc."""
+        """The fixes that its headers need with a release of glibc."""
         return tuple(fix for fix in fixes if self.fixes.get(fix.name) == "needed" and fix.wanted_by(glibc))
 
 
@@ -232,12 +234,12 @@ def cuda_line(version: str) -> str:
 
 
 def load_versions() -> CudaVersions:
-    """What each CUDA version accepts and knows."""
+    """What each CUDA version supports."""
     return datafile.load(CudaVersions, data.toolkits_folder() / "cuda.toml")
 
 
 def load_sources() -> tuple[ToolkitSource, ...]:
-    """Every place a toolkit can be had from, by name."""
+    """Every downloadable toolkit, by name."""
     paths = sorted(path for path in data.toolkits_folder().glob("*.toml") if path.name != "cuda.toml")
     sources, versions = [datafile.load(ToolkitSource, path) for path in paths], load_versions()
     return tuple(
@@ -245,7 +247,7 @@ def load_sources() -> tuple[ToolkitSource, ...]:
     )
 
 
-# What a toolkit must have to compile and link an extension module.
+# What a toolkit needs to compile and link an extension module.
 _NEEDED = {
     "nvcc": ("bin/nvcc",),
     "ptxas": ("bin/ptxas",),
@@ -256,7 +258,7 @@ _NEEDED = {
 
 
 def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
-    """Toolkits on this machine, in the order they are preferred; each folder once.
+    """Installed toolkits, in order of preference; each folder once.
 
     Args:
         named: the folder given with --toolkit.
@@ -290,7 +292,7 @@ def _folder(value: str | None) -> Path | None:
 
 
 def _of_program(program: str | None) -> Path | None:
-    """The toolkit an nvcc belongs to; where nvcc is a wrapper script, nvcc itself says it."""
+    """The toolkit that an nvcc belongs to; if nvcc is a wrapper script, its dry run shows the toolkit."""
     if program is None:
         return None
     real = Path(program).resolve()
@@ -304,7 +306,7 @@ def _of_program(program: str | None) -> Path | None:
 
 
 def nvcc_version(nvcc: Path) -> str:
-    """The exact version of an nvcc ("12.4.131"), or nothing when it does not run."""
+    """The exact version of an nvcc ("12.4.131"); empty if it does not run."""
     done = runner.probe([nvcc, "--version"])
     match = re.search(r"release [\d.]+, V([\d.]+)", done.text)
     return match[1] if done.ok and match else ""

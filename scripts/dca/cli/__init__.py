@@ -20,51 +20,46 @@ if TYPE_CHECKING:
 
 # The value of dca.foundation.errors.ExitCode.INTERRUPTED, without importing it.
 INTERRUPTED = 130
-# Each command's module is imported only when it is called, so that `dca --help` stays quick.
+# Each command is the `command` of the module with its name, which is imported only when the command is called, so that
+# `dca --help` stays quick.
 COMMANDS = {
-    "doctor": ("dca.cli.doctor", "What is right on this machine, what is wrong, and what mends it."),
-    "env": ("dca.cli.env", "An environment to build in, with compilers and a CUDA toolkit, or to run a wheel in."),
-    "plan": ("dca.cli.plan", "What would be built and why; nothing is fetched."),
-    "fetch": ("dca.cli.fetch", "The sources only: pinned, checked and patched."),
-    "patch": ("dca.cli.patch", "A recipe's patches: what becomes of each, rebasing them, adding one."),
-    "wheel": ("dca.cli.wheel", "A wheel: plan, fetch, patch, compile, package, inspect."),
-    "inspect": ("dca.cli.inspect", "What is in a wheel: modules, GPU archs, ops, torch, sizes."),
-    "smoke": ("dca.cli.smoke", "Proof that a wheel's dual chunk attention computes what it should."),
-    "config": ("dca.cli.config", "YaRN and dual-chunk settings in a model's config.json."),
-    "serve": ("dca.cli.serve", "A server: will it fit, with which flags, its command, and does it answer."),
-    "publish": ("dca.cli.publish", "Wheels and their evidence to an index that pip and uv install from."),
-    "index": ("dca.cli.index", "A published index: list its wheels, yank or remove some, clean it up."),
-    "verify": ("dca.cli.verify", "A wheel against its evidence: what is proven of it, and what is not."),
-    "explain": ("dca.cli.explain", "What a log's failure is, or a code: cause and remedy."),
+    "doctor": "Check this machine, and show how to fix what is wrong.",
+    "env": "Make an environment to build in, or to run a wheel in.",
+    "plan": "Show what would be built and why; download nothing.",
+    "fetch": "Download, check and patch the sources.",
+    "patch": "Check, rebase and extend a recipe's patches.",
+    "wheel": "Build a wheel: plan, fetch, patch, compile, package, inspect.",
+    "inspect": "Show what a wheel contains: modules, GPU archs, ops, torch, sizes.",
+    "smoke": "Prove that a wheel's dual chunk attention computes correct results.",
+    "config": "Show, check and change long-context settings in a model's config.json.",
+    "serve": "Plan a server's memory and flags, start it, and check its answers.",
+    "publish": "Publish wheels and their evidence to an index for pip and uv.",
+    "index": "List, yank, remove and clean up the wheels of a published index.",
+    "verify": "Check a wheel against its evidence.",
+    "explain": "Explain the failure in a log, or an error code: cause and remedy.",
 }
 
 
 class Commands(click.Group):
-    """Commands that are loaded when they are used."""
+    """Commands that are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Names, in the order of the way through the house."""
+        """Names, in the order in which a wheel passes through the commands."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The command of that name; for the list of commands only its first line."""
-        if name not in COMMANDS:
-            return None
-        module, help_text = COMMANDS[name]
-        if ctx.resilient_parsing or ctx.meta.get("dca.listing"):
-            return click.Command(name, short_help=help_text)
-        command: click.Command = importlib.import_module(module).command
-        return command
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of that name."""
+        return importlib.import_module(f"dca.cli.{name}").command if name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The list of commands, without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or name the nearest one."""
+        """Find the command, or suggest the nearest name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from dca.foundation.suggestion import did_you_mean
 
@@ -76,11 +71,11 @@ class Commands(click.Group):
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="dca")
 def root() -> None:
-    """Builds and proves vLLM wheels with dual chunk attention.
+    """Build and prove vLLM wheels with dual chunk attention.
 
-    Exit codes: 0 fine; 1 a check failed; 2 wrong usage; 3 no plan possible; 4 source could not be had or is not what
-    was pinned; 5 a patch does not apply; 6 compile failed; 7 the wheel is not what was planned;
-    8 smoke failed; 9 publish failed; 130 interrupted.
+    Exit codes: 0 success; 1 a check failed; 2 wrong usage; 3 no plan is possible; 4 a source could not be downloaded
+    or differs from its pin; 5 a patch does not apply; 6 compilation failed; 7 the wheel differs from its plan;
+    8 a smoke test failed; 9 publishing failed; 130 interrupted.
     """
 
 
@@ -91,14 +86,14 @@ def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -
 
 
 def main() -> None:
-    """Run the command line and end with its exit code."""
+    """Run the command line and exit with its code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # Under nohup SIGHUP is ignored, and stays so.
+        # nohup ignores SIGHUP; that must stay so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminated)
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
-        # sys.exit would wait for threads that still ask the network.
+        # sys.exit would wait for threads that still use the network.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
@@ -115,13 +110,14 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.UsageError as error:
-        return _say(DcaError("DCA-201", error.format_message(), remedy=_usage(error)), as_json=as_json)
+        path = error.ctx.command_path if error.ctx else "dca"
+        return _say(DcaError("DCA-201", error.format_message(), remedy=f"see `{path} --help`."), as_json=as_json)
     except (KeyboardInterrupt, click.Abort, Interrupted):
-        # Everything has been cleaned up, so another Ctrl-C is ignored.
+        # Everything is cleaned up already, so another Ctrl-C is ignored.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         click.echo(
-            "Interrupted. Nothing half-made was left, and what is finished is kept: the same command goes on there.",
+            "Interrupted. Partial results were removed and finished ones kept; the same command continues from there.",
             err=True,
         )
         return INTERRUPTED
@@ -133,13 +129,8 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _usage(error: click.UsageError) -> str:
-    path = error.ctx.command_path if error.ctx else "dca"
-    return f"see `{path} --help`."
-
-
 def explanation_of(error: DcaError) -> tuple[Known, ...]:
-    """What the catalogue knows of the program that an error is about; nothing when it is about none."""
+    """The known failures in the output of the program that an error is about."""
     if not error.output:
         return ()
     from dca.catalogue import failures
@@ -171,5 +162,10 @@ def _say(error: DcaError, *, as_json: bool) -> int:
         click.echo(json.dumps(document, indent=2, sort_keys=True))
     click.echo(str(error), err=True)
     for failure in known[:1]:
-        click.echo(f"  Known: {failure.title} ({failure.id}). {failure.cause}\n         {failure.remedy}", err=True)
+        show_known(failure)
     return error.exit_code
+
+
+def show_known(failure: Known) -> None:
+    """Print a known failure to standard error."""
+    click.echo(f"  Known: {failure.title} ({failure.id}). {failure.cause}\n         {failure.remedy}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,63 +9,53 @@ import click
 
 from dca.catalogue import failures
 from dca.catalogue.failures import Explanation, Known
-from dca.foundation import documents
+from dca.cli import options
 from dca.foundation.errors import DcaError
 from dca.foundation.suggestion import did_you_mean
 
 
 @click.command("explain")
 @click.argument("what", metavar="LOG|-|CODE", required=False)
-@click.option("--list", "listing", is_flag=True, help="Every known failure and code, one line each.")
-@click.option("-v", "--verbose", is_flag=True, help="Also when it happens, and where it was seen.")
-@click.option("--json", "as_json", is_flag=True, help="The result as one JSON document.")
-@click.option("--schema", is_flag=True, help="The JSON Schema of that document.")
-def command(what: str | None, listing: bool, verbose: bool, as_json: bool, schema: bool) -> None:
-    """Say what a log's failure is, why it happened, and what to do.
+@click.option("--list", "listing", is_flag=True, help="List every known failure and code, one per line.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show when it happens, and where it was seen.")
+@options.json
+@options.schema(Explanation)
+def command(what: str | None, listing: bool, verbose: bool, as_json: bool) -> None:
+    """Explain a log's failure: what it is, why it happened, and what to do.
 
-    LOG is a file of any size, - is standard input, and CODE a code of dca's messages (DCA-606) or the name of a
-    failure. Exit 1 means that the log holds a failure that is not known.
+    LOG is a file of any size, - is standard input, and CODE is an error code of dca (DCA-606) or the name of a known
+    failure. Exit 1 means that the log holds an unknown failure.
     """
-    if schema:
-        click.echo(json.dumps(documents.json_schema(Explanation), indent=2))
-        return
-    catalogue = failures.load()
+    output, catalogue = options.Output(as_json, quiet=False), failures.load()
     if listing:
         click.echo(_list(catalogue))
         return
     if what is None:
-        raise DcaError("DCA-201", "nothing is named.", remedy="name a log, `-` for standard input, or a code: DCA-606.")
+        raise DcaError("DCA-201", "no log or code is named.", remedy="name a log, `-` for standard input, or DCA-606.")
     if what != "-" and not Path(what).exists() and (known := _named(what, catalogue)) is not None:
-        if as_json:
-            document = known.model_dump(mode="json") | {"schema": "dca.failure/1"}
-            click.echo(documents.canonical(document).decode(), nl=False)
-        else:
-            click.echo(render_one(known, verbose=True))
+        output.show(known.model_dump(mode="json") | {"schema": "dca.failure/1"}, render_one(known, verbose=True))
         return
     explanation = _read(what)
-    if as_json:
-        click.echo(documents.dumps(explanation).decode(), nl=False)
-    else:
-        click.echo(render(explanation, verbose=verbose))
+    output.show(explanation, render(explanation, verbose=verbose))
     if not explanation.explained:
         raise DcaError(
             "DCA-106",
-            f"{explanation.log} holds a failure that is not known.",
-            remedy="read the lines above, the first of them first. `dca explain --list` shows what is known.",
+            f"{explanation.log} holds an unknown failure.",
+            remedy="read the lines above, starting with the first. `dca explain --list` lists the known failures.",
             answered=True,
         )
 
 
 def _named(what: str, catalogue: failures.Catalogue) -> Known | None:
-    """The failure or code of that name; None when a file was meant."""
+    """The failure or code of that name; None when the name is a file's."""
     known = catalogue.of(what)
     if known is None and not Path(what).suffix and "/" not in what:
         names = [*(failure.id for failure in catalogue.failures), *catalogue.codes]
         spelt = what if what.islower() else what.upper()
         raise DcaError(
             "DCA-204",
-            f"{what} is neither a file, nor a code, nor the name of a failure.",
-            remedy=did_you_mean(spelt, names, "`dca explain --list` shows all names."),
+            f"{what} is not a file, a code or the name of a failure.",
+            remedy=did_you_mean(spelt, names, "`dca explain --list` lists all names."),
         )
     return known
 
@@ -93,9 +82,9 @@ def render(explanation: Explanation, *, verbose: bool = False) -> str:
     """An explanation as text."""
     lines = [f"{explanation.log}: {explanation.lines:,} lines"]
     if not explanation.found and not explanation.suspicious:
-        return f"{lines[0]}. No failure that is known, and no line that looks like one."
-    main = [known for known in explanation.found if known.kind != "warning"]
-    for number, known in enumerate(main):
+        return f"{lines[0]}. No known failure, and no line that looks like one."
+    failed = [known for known in explanation.found if known.kind != "warning"]
+    for number, known in enumerate(failed):
         following = "then" if known.kind == "consequence" else "and"
         lead = "What happened" if number == 0 else following
         lines += ["", f"{lead}: {render_one(known, verbose=verbose)}"]

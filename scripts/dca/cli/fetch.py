@@ -10,8 +10,6 @@ import click
 from dca.catalogue.plan import Request
 from dca.cli import options
 from dca.cli.packing import packed
-from dca.foundation import documents
-from dca.foundation.errors import DcaError
 from dca.pipeline import gather, wheel
 from dca.pipeline.bundle import Packed
 
@@ -21,8 +19,8 @@ class Target:
     """Where sources go, and where they come from.
 
     Args:
-        file: the bundle that is packed; None for the cache alone.
-        offline: whether nothing may be fetched.
+        file: the bundle to write; None for the cache alone.
+        offline: whether nothing may be downloaded.
     """
 
     file: Path | None
@@ -37,46 +35,43 @@ class Target:
     click.option(
         "--bundle",
         "file",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=options.FILE,
         metavar="FILE",
-        help="Pack all that the build takes into one file, for `dca wheel --bundle FILE --offline`.",
+        help="Pack everything the build needs into this file, for `dca wheel --bundle FILE --offline`.",
     ),
     options.offline,
 )
 @options.cache
 @options.output
 def command(
-    request: Request, target: Target, cache_dir: Path | None, update: gather.Update, as_json: bool, quiet: bool
+    request: Request, target: Target, cache_dir: Path | None, update: gather.Update, output: options.Output
 ) -> None:
-    """Bring the sources only: pinned, checked and patched; with --bundle, all that a build takes, in one file."""
-    file, cache = target.file, options.open_cache(cache_dir, offline=target.offline)
-    if file is not None and not options.can_be_written(options.resolve(file)):
-        raise DcaError("DCA-204", f"--bundle: {file} cannot be written.", remedy="name another place.")
-    planning = gather.make_plan if file is None else gather.plan_to_pack
-    plan, world = planning(request, cache, update=update)
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
-        for warning in plan.warnings if file else ():
-            reporter.note(f"Warning: {warning}")
-        if file is not None:
-            result = wheel.pack(plan, world, request, cache, options.resolve(file), reporter)
-        else:
-            tree = wheel.sources_only(plan, world, cache, reporter)
-    if file is not None:
-        text = documents.dumps(result).decode().rstrip() if as_json else summary(result)
-        click.echo(result.file if quiet and not as_json else text)
+    """Download the sources, check them against their pins, and patch them.
+
+    With --bundle, also download everything else that the build needs, and pack it into one file.
+    """
+    cache = options.open_cache(cache_dir, offline=target.offline)
+    if target.file is not None:
+        file = options.resolve(target.file)
+        options.check_writable("--bundle", file)
+        plan, world = gather.plan_to_pack(request, cache, update=update)
+        with output.terminal() as reporter:
+            for warning in plan.warnings:
+                reporter.note(f"Warning: {warning}")
+            packed_file = wheel.pack(plan, world, request, cache, file, reporter)
+        output.show(packed_file, packed_file.file if output.quiet else summary(packed_file), always=True)
         return
-    if as_json:
-        click.echo(documents.dumps(tree).decode(), nl=False)
-        return
-    for source in tree.sources:
-        click.echo(f"{source.name:<28} {source.pin[:60]}  {tree.path(source.name)}")
-    for patch in tree.patches:
-        click.echo(f"{'patch':<28} {patch.name}: {patch.status}")
-    click.echo(f"{'lock':<28} {wheel.sources_run(plan, cache) / 'lock.json'}")
+    plan, world = gather.make_plan(request, cache, update=update)
+    with output.terminal() as reporter:
+        tree = wheel.sources_only(plan, world, cache, reporter)
+    lines = [f"{source.name:<28} {source.pin[:60]}  {tree.path(source.name)}" for source in tree.sources]
+    lines += [f"{'patch':<28} {patch.name}: {patch.status}" for patch in tree.patches]
+    lines.append(f"{'lock':<28} {wheel.sources_run(plan, cache) / 'lock.json'}")
+    output.show(tree, "\n".join(lines), always=True)
 
 
 def summary(bundle: Packed) -> str:
-    """What was packed, and what to do with it."""
+    """A bundle as text, with the command that builds from it."""
     lines = [
         bundle.file,
         f"  sha256 {bundle.sha256}",

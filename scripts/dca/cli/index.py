@@ -1,19 +1,16 @@
-"""`dca index`, and what `dca publish` shares with it: how an index is named, and how the result is shown."""
+"""`dca index`, and what `dca publish` shares with it: the options that name an index, and the result as text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 from dca import publish
 from dca.cli import options
 from dca.cli.packing import packed
-from dca.foundation import documents
-from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.publish import layout
@@ -22,7 +19,6 @@ from dca.publish.front import UNKNOWN_URL, size
 from dca.publish.place import Place
 from dca.publish.values import Listing, Published, Record
 
-F = TypeVar("F", bound=Callable[..., Any])
 DIST_INDEX = Path("dist/index")
 
 
@@ -31,8 +27,8 @@ class Where:
     """The index that a command line names.
 
     Args:
-        index: its folder; None for the default one.
-        s3: URL of a bucket in place of a folder.
+        index: its folder; None for the default.
+        s3: URL of a bucket to use instead of a folder.
         s3_endpoint: URL of the store that has the bucket; None for Amazon's.
     """
 
@@ -41,10 +37,10 @@ class Where:
     s3_endpoint: str | None
 
     def check(self, *, repository: bool = False) -> None:
-        """One place is named.
+        """Reject options that name several places.
 
         Args:
-            repository: whether an index server is named besides.
+            repository: whether an index server is named too.
 
         Raises:
             DcaError: DCA-201.
@@ -52,16 +48,16 @@ class Where:
         places = {"--index": self.index is not None, "--s3": bool(self.s3), "--repository": repository}
         named = [flag for flag, is_named in places.items() if is_named]
         if len(named) > 1:
-            raise DcaError("DCA-201", f"{' and '.join(named)} are given together.", remedy="name one place at a time.")
+            raise DcaError("DCA-201", f"{' and '.join(named)} exclude each other.", remedy="give one of them.")
         if self.s3_endpoint and not self.s3:
-            raise DcaError("DCA-201", "--s3-endpoint is of use only with --s3.", remedy="leave it out.")
+            raise DcaError("DCA-201", "--s3-endpoint needs --s3.", remedy="omit it, or add --s3.")
 
     def place(self, reporter: Reporter, *, writes: bool = True) -> Place:
         """The index.
 
         Args:
-            reporter: who is told when another command holds its lock.
-            writes: whether it is going to be changed.
+            reporter: notified when another command holds its lock.
+            writes: whether it will be changed.
 
         Raises:
             DcaError: DCA-204 for a folder that cannot be written; DCA-103, 201 and 905 for a bucket.
@@ -71,104 +67,92 @@ class Where:
 
             return Bucket(self.s3, self.s3_endpoint)
         folder = DIST_INDEX if self.index is None else self.index
-        if writes and not options.can_be_written(folder):
-            raise DcaError("DCA-204", f"--index: {folder} cannot be written.", remedy="name another place.")
+        if writes:
+            options.check_writable("--index", folder)
         return Folder(folder, reporter.note)
 
 
-def place(function: F) -> F:
-    """--index, --s3 and --s3-endpoint, as one `where`."""
-    return packed(
-        Where,
-        "where",
-        click.option(
-            "--index",
-            type=click.Path(path_type=Path, file_okay=False),
-            metavar="DIR",
-            help="The folder of the index [dist/index].",
-        ),
-        click.option("--s3", metavar="URL", help="The index is in a bucket, s3://bucket/prefix, in place of a folder."),
-        click.option("--s3-endpoint", metavar="URL", help="The S3-compatible store [AWS_ENDPOINT_URL, else Amazon's]."),
-    )(function)
-
-
-def _names(function: F) -> F:
-    """The wheels that are changed."""
-    return click.argument("names", nargs=-1, required=True, metavar="NAME...")(function)
+place = packed(
+    Where,
+    "where",
+    click.option(
+        "--index", type=options.FOLDER, metavar="DIR", show_default=str(DIST_INDEX), help="Folder of the index."
+    ),
+    click.option("--s3", metavar="URL", help="Bucket of the index, s3://bucket/prefix, instead of a folder."),
+    click.option(
+        "--s3-endpoint", metavar="URL", show_default="AWS_ENDPOINT_URL, else Amazon's", help="S3-compatible store."
+    ),
+)
+_names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 
 
 @click.group("index")
 def command() -> None:
-    """Change an index that `dca publish` made, or show what is in it.
+    """List, yank, remove and clean up the wheels of an index that `dca publish` made.
 
     NAME is a wheel's file name, or a version for all its wheels: 1.0+dca1.cu124 or package==1.0+dca1.cu124.
     """
 
 
-@command.command("list", short_help="Show what is in the index.")
+@command.command("list", short_help="List the wheels of the index.")
 @place
 @options.output
-def list_wheels(where: Where, as_json: bool, quiet: bool) -> None:
-    """Show every wheel of the index, those that were removed among them."""
+def list_wheels(where: Where, output: options.Output) -> None:
+    """List every wheel of the index, removed ones too."""
     where.check()
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+    with output.terminal() as reporter:
         listing = publish.listing(where.place(reporter, writes=False))
-    show(listing, render_listing(listing), as_json=as_json, quiet=False)
+    output.show(listing, render_listing(listing), always=True)
 
 
-@command.command("yank", short_help="Let wheels be installed only by whoever asks for their exact version.")
+@command.command("yank", short_help="Yank wheels: only requests for their exact version install them.")
 @_names
-@click.option("--reason", metavar="TEXT", default="", help="Why; pip and uv show it.")
+@click.option("--reason", metavar="TEXT", default="", help="Reason, which pip and uv show.")
 @place
 @options.output
-def yank(names: tuple[str, ...], reason: str, where: Where, as_json: bool, quiet: bool) -> None:
-    """Let wheels be installed only by whoever asks for their exact version (PEP 592); they stay in the index."""
-    _change(lambda place: publish.yank(names, reason, place), where, as_json=as_json, quiet=quiet)
+def yank(names: tuple[str, ...], reason: str, where: Where, output: options.Output) -> None:
+    """Yank wheels (PEP 592): they stay in the index, but only requests for their exact version install them."""
+    _change(lambda place: publish.yank(names, reason, place), where, output)
 
 
-@command.command("unyank", short_help="Take a yank back.")
-@_names
-@place
-@options.output
-def unyank(names: tuple[str, ...], where: Where, as_json: bool, quiet: bool) -> None:
-    """Let yanked wheels be installed like any other again."""
-    _change(lambda place: publish.unyank(names, place), where, as_json=as_json, quiet=quiet)
-
-
-@command.command("remove", short_help="Take wheels out of the index.")
+@command.command("unyank", short_help="Undo a yank.")
 @_names
 @place
 @options.output
-def remove(names: tuple[str, ...], where: Where, as_json: bool, quiet: bool) -> None:
-    """Take wheels out of the index with their evidence; a name stays taken by the bytes that it had."""
-    _change(lambda place: publish.remove(names, place), where, as_json=as_json, quiet=quiet)
+def unyank(names: tuple[str, ...], where: Where, output: options.Output) -> None:
+    """Undo a yank: the wheels are installed like any other again."""
+    _change(lambda place: publish.unyank(names, place), where, output)
 
 
-@command.command("gc", short_help="Delete what belongs to no wheel.")
+@command.command("remove", short_help="Remove wheels from the index.")
+@_names
 @place
 @options.output
-def gc(where: Where, as_json: bool, quiet: bool) -> None:
-    """Delete what belongs to no wheel: files of interrupted commands, and evidence that was replaced."""
-    _change(publish.gc, where, as_json=as_json, quiet=quiet)
+def remove(names: tuple[str, ...], where: Where, output: options.Output) -> None:
+    """Remove wheels and their evidence from the index.
+
+    A removed wheel's name can only be used again for the same bytes.
+    """
+    _change(lambda place: publish.remove(names, place), where, output)
 
 
-def _change(change: Callable[[Place], Published], where: Where, *, as_json: bool, quiet: bool) -> None:
+@command.command("gc", short_help="Delete files that belong to no wheel.")
+@place
+@options.output
+def gc(where: Where, output: options.Output) -> None:
+    """Delete files that belong to no wheel: leftovers of interrupted commands, and evidence that was replaced."""
+    _change(publish.gc, where, output)
+
+
+def _change(change: Callable[[Place], Published], where: Where, output: options.Output) -> None:
     where.check()
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+    with output.terminal() as reporter:
         done = change(where.place(reporter))
-    show(done, render(done), as_json=as_json, quiet=quiet)
-
-
-def show(done: Document, text: str, *, as_json: bool, quiet: bool) -> None:
-    """Print what a command did: as JSON, as text, or not at all."""
-    if as_json:
-        click.echo(documents.dumps(done).decode(), nl=False)
-    elif not quiet:
-        click.echo(text)
+    output.show(done, render(done))
 
 
 def render(done: Published) -> str:
-    """What a command did, as text."""
+    """A change of the index as text."""
     lines = ["", done.index]
     for word, records in (("added", done.added), ("changed", done.changed), ("unchanged", done.unchanged)):
         for record in records:
@@ -184,7 +168,7 @@ def render(done: Published) -> str:
         first = listed[0]
         url = f"{done.url or UNKNOWN_URL}{first.view or layout.ALL}/"
         lines += [
-            "  Install it, after its lock:",
+            "  After its lock, install it with:",
             f"    uv pip install --no-deps --index-url {url} {first.project}=={first.version}",
         ]
     return "\n".join(lines)
@@ -197,14 +181,14 @@ def render_listing(listing: Listing) -> str:
         lines += [f"  {record.file}", f"      {_state(record)}, {record.published[:10]}, sha256 {record.sha256}"]
     listed = sum(record.state == "listed" for record in listing.wheels)
     yanked = sum(record.yanked is not None for record in listing.wheels)
-    lines.append(f"  {listed} wheels, {yanked} of them yanked" if listing.wheels else "  no wheel")
+    lines.append(f"  {listed} wheels, {yanked} of them yanked" if listing.wheels else "  no wheels")
     return "\n".join(lines)
 
 
 def _state(record: Record) -> str:
     if record.state != "listed":
         return "removed"
-    facts = [size(record.bytes), f"CUDA {record.cuda}" if record.cuda else "no CUDA named"]
+    facts = [size(record.bytes), f"CUDA {record.cuda}" if record.cuda else "CUDA not known"]
     if record.yanked is not None:
         facts.append(f"yanked: {record.yanked}" if record.yanked else "yanked")
     return ", ".join(facts)

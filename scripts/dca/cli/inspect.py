@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,31 +12,26 @@ from dca import inspection
 from dca.catalogue import model_needs, recipes
 from dca.catalogue.plan import Plan
 from dca.cli import options
+from dca.cli.packing import packed
+from dca.cli.terminal import wrapped
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
 from dca.inspection import InspectedModule, Inspection, missing
 from dca.toolchain import environments
 
-WIDTH = 110
 FAMILIES = 6
 MOST_PROBLEMS = 20
 
 
-def _schema(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        click.echo(documents.canonical(documents.json_schema(Inspection)).decode(), nl=False)
-        ctx.exit()
-
-
 @dataclass(frozen=True)
 class Checks:
-    """What a wheel is checked against, as the command line names it.
+    """What a wheel is checked against.
 
     Args:
         python: of an environment with the wheel's torch.
-        plan: the file of a plan.
-        archs: as --arch has them, which may be given more than once.
-        model: a model's config.json, or its folder.
+        plan: file of a plan.
+        archs: the values of --arch.
+        model: a model's config.json or folder.
     """
 
     python: Path | None
@@ -48,50 +40,32 @@ class Checks:
     model: Path | None
 
 
-def _checks(function: Callable[..., None]) -> Callable[..., None]:
-    """The options that become the `checks` of a command."""
-    file = click.Path(path_type=Path)
-
-    @click.option(
-        "--python",
-        type=file,
-        metavar="FILE",
-        help="A Python with the wheel's torch: symbols are checked against it, and modules are loaded, which runs "
-        "their code, to list their ops.",
-    )
-    @click.option("--plan", type=file, help="A plan.json to compare with; a difference is exit 7.")
-    @click.option("--arch", "archs", multiple=True, help="GPU archs that must be able to run it, such as 8.0,9.0.")
-    @click.option("--model", type=file, metavar="CONFIG", help="A model's config.json that it must serve.")
-    @functools.wraps(function)
-    def wrapper(
-        python: Path | None, plan: Path | None, archs: tuple[str, ...], model: Path | None, **others: Any
-    ) -> None:
-        function(checks=Checks(python, plan, archs, model), **others)
-
-    return wrapper
-
-
 @click.command("inspect")
-@click.argument("wheel", type=click.Path(path_type=Path))
-@_checks
-@click.option("-v", "--verbose", is_flag=True, help="Every kernel family, and schemas in place of names of ops.")
-@click.option(
-    "--schema",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_schema,
-    help="The JSON Schema of what --json prints, and nothing else.",
+@click.argument("wheel", type=options.PATH)
+@packed(
+    Checks,
+    "checks",
+    click.option(
+        "--python",
+        type=options.PATH,
+        metavar="FILE",
+        help="Python with the wheel's torch: check symbols against it, and load the modules to list their ops. Loading "
+        "runs their code.",
+    ),
+    click.option("--plan", type=options.PATH, help="plan.json to compare with; a difference is exit 7."),
+    click.option("--arch", "archs", multiple=True, help="GPU archs that must be able to run it, such as 8.0,9.0."),
+    click.option("--model", type=options.PATH, metavar="CONFIG", help="Config of a model that the wheel must serve."),
 )
+@click.option("-v", "--verbose", is_flag=True, help="Show every kernel family, and the schemas of ops.")
+@options.schema(Inspection)
 @options.output
-def command(wheel: Path, checks: Checks, verbose: bool, as_json: bool, quiet: bool) -> None:
-    """Show what is in a wheel: modules, GPU archs, kernels, ops, torch, CUDA, sizes.
+def command(wheel: Path, checks: Checks, verbose: bool, output: options.Output) -> None:
+    """Show what a wheel contains: modules, GPU archs, kernels, ops, torch, CUDA, sizes.
 
-    Works on any vLLM wheel, without a GPU and without CUDA. Nothing of the wheel is run unless --python is given.
+    Works on any vLLM wheel, without a GPU and without CUDA. No code of the wheel runs unless --python is given.
     """
-    for flag, file in (("--python", checks.python), ("--plan", checks.plan)):
-        if file is not None and not file.is_file():
-            raise DcaError("DCA-204", f"{flag}: {file} is not a file.", remedy="check the path.")
+    options.check_file("--python", checks.python)
+    options.check_file("--plan", checks.plan)
     model = model_needs.read(checks.model) if checks.model else None
     plan = documents.read(Plan, checks.plan) if checks.plan else None
     archs = options.arch_list(checks.archs) or (plan.archs if plan else ())
@@ -100,21 +74,18 @@ def command(wheel: Path, checks: Checks, verbose: bool, as_json: bool, quiet: bo
     unfit = inspection.unreached(inspected) if checks.archs else []
     if model:
         unfit += missing.lacking(inspected, model, recipes.load_all())
-    if as_json:
-        compared = {"planned": plan.key, "differences": tuple(differences)} if plan else {}
-        document = inspected.model_copy(update={**compared, "unfit": tuple(unfit)})
-        click.echo(documents.dumps(document).decode(), nl=False)
-    elif not quiet:
-        click.echo(render(inspected, verbose=verbose))
+    compared = {"planned": plan.key, "differences": tuple(differences)} if plan else {}
+    document = inspected.model_copy(update={**compared, "unfit": tuple(unfit)})
+    output.show(document, render(inspected, verbose=verbose))
     if differences:
         raise DcaError(
             "DCA-702" if plan else "DCA-701",
-            f"{wheel.name} is not {'what was planned' if plan else 'right'}.",
+            f"{wheel.name} {'differs from its plan' if plan else 'is faulty'}.",
             why=_some([*differences, *unfit]),
-            remedy="do not install or publish it; `dca wheel` builds one that is right."
+            remedy="do not install or publish it; `dca wheel` builds a right one."
             if inspected.recorded
-            else "what it says of itself cannot be relied on; `dca wheel` builds one that is right.",
-            answered=as_json,
+            else "do not rely on its metadata; `dca wheel` builds a right one.",
+            answered=output.as_json,
         )
     if unfit:
         raise DcaError(
@@ -122,12 +93,12 @@ def command(wheel: Path, checks: Checks, verbose: bool, as_json: bool, quiet: bo
             f"{wheel.name} does not fit.",
             why=_some(unfit),
             remedy=f"build one that does: `{_fitting(checks, archs)}`.",
-            answered=as_json,
+            answered=output.as_json,
         )
 
 
 def _inspect(wheel: Path, python: Path | None, archs: tuple[str, ...]) -> Inspection:
-    """What is in a wheel, for some GPU archs; with the help of an environment's Python where one is named."""
+    """What a wheel contains, and how some GPU archs run it; with an environment's Python, ops and symbols as well."""
     if python is None:
         return inspection.inspect(wheel, asked=archs)
     source = inspection.schemas.loaded(python)
@@ -135,7 +106,7 @@ def _inspect(wheel: Path, python: Path | None, archs: tuple[str, ...]) -> Inspec
 
 
 def _fitting(checks: Checks, archs: tuple[str, ...]) -> str:
-    """The command that builds a wheel for the archs and the model that were asked for."""
+    """The command that builds a wheel for the named archs and model."""
     words = ["dca wheel"]
     if checks.archs:
         words += ["--arch", ",".join(archs)]
@@ -145,7 +116,7 @@ def _fitting(checks: Checks, archs: tuple[str, ...]) -> str:
 
 
 def _some(problems: list[str]) -> str:
-    """The first problems: a wheel whose RECORD is of another one has a thousand of a kind."""
+    """The first problems: a wheel with another wheel's RECORD has a thousand of the same kind."""
     rest = len(problems) - MOST_PROBLEMS
     return "\n".join(problems[:MOST_PROBLEMS]) + (f"\nand {rest} more; --json lists them all." if rest > 0 else "")
 
@@ -159,7 +130,7 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         f"  Python        {inspected.requires_python or 'any'}",
         f"  torch         {inspected.torch or 'not required'}{_symbols(inspected)}",
         f"  transformers  {inspected.transformers or 'not required'}",
-        f"  CUDA          {', '.join(inspected.cuda_libraries) or 'no library of it'}",
+        f"  CUDA          {', '.join(inspected.cuda_libraries) or 'no CUDA libraries'}",
         f"  glibc         {inspected.glibc + ' or newer' if inspected.glibc else 'any'}",
         f"  DCA backend   {'present' if inspected.dca_backend else 'absent'}",
         f"  DCA index     {_present(inspected.index_ops)}",
@@ -172,20 +143,13 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
     for module in inspected.modules:
         lines += ["", f"  {module.path}  {_size(module.bytes)}, {_size(module.stored)} in the wheel"]
         for title, text in _module(module, verbose=verbose):
-            lines += textwrap.wrap(
-                text,
-                WIDTH,
-                initial_indent=f"      {title:<8}",
-                subsequent_indent=" " * 14,
-                break_on_hyphens=False,
-                break_long_words=False,
-            )
+            lines += wrapped(f"      {title:<8}", text)
     return "\n".join(lines)
 
 
 def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, str]]:
-    """The lines about a module, as titles and texts; a long text is wrapped by the caller."""
-    yield "is", ", ".join(f"{name} {_size(size)}" for name, size in module.sections.items() if size) or "nothing"
+    """The lines about a module, as titles and texts."""
+    yield "holds", ", ".join(f"{name} {_size(size)}" for name, size in module.sections.items() if size) or "nothing"
     if module.sass:
         yield (
             "cubins",
@@ -210,12 +174,12 @@ def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, st
         yield "kernels", ", ".join(texts)
     if module.tools:
         yield "made by", "CUDA " + ", ".join(module.tools)
-    yield "needs", ", ".join([*module.needed, *_wanted(module)]) or "nothing"
+    yield "needs", ", ".join([*module.needed, *_required(module)]) or "nothing"
     yield from _ops(module, verbose=verbose)
 
 
-def _wanted(module: InspectedModule) -> Iterator[str]:
-    """What a module needs beside libraries: versions, symbols and the C++ ABI."""
+def _required(module: InspectedModule) -> Iterator[str]:
+    """What a module requires besides libraries: versions, symbols and the C++ ABI."""
     if module.glibc:
         yield f"glibc {module.glibc}"
     if module.torch_symbols:
@@ -231,10 +195,10 @@ def _ops(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, str]]
         "loaded": "loaded here",
         "built": "loaded when built",
         "recorded": "recorded when built",
-        "strings": "read from its texts; --python FILE loads it to be sure",
+        "strings": "read from strings in the file; load it with --python FILE to be sure",
     }[module.schemas_from or "strings"]
     if not module.ops:
-        yield "ops", "none" if module.schemas_from != "strings" else "none among its texts"
+        yield "ops", "none" if module.schemas_from != "strings" else "none among the strings in the file"
         return
     yield "ops", f"{len(module.ops)}, {how}: {', '.join(() if verbose else module.ops)}".rstrip(": ")
     if verbose:
@@ -245,13 +209,13 @@ def _symbols(inspected: Inspection) -> str:
     if not inspected.checked_with_torch:
         return ""
     incomplete = any(module.missing_symbols for module in inspected.modules)
-    result = "some are missing" if incomplete else "every symbol that its modules want is there"
+    result = "symbols are missing" if incomplete else "it has every symbol that the modules need"
     return f"; checked with {inspected.checked_with_torch}: {result}"
 
 
 def _present(present: bool | None) -> str:
     if present is None:
-        return "not known"
+        return "unknown"
     return "present" if present else "absent"
 
 

@@ -1,105 +1,173 @@
-"""Options that several commands share, and the request they make."""
+"""Options that several commands share, what they mean, and how a result is shown."""
 
 from __future__ import annotations
 
-import functools
 import os
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import BaseModel
 
 from dca.catalogue import model_needs
 from dca.catalogue.plan import Request
+from dca.cli.packing import packed
 from dca.cli.terminal import Terminal
+from dca.foundation import documents
+from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.store import Store
 
 if TYPE_CHECKING:
     from dca.pipeline.bundle import Bundle
 
-F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+PATH = click.Path(path_type=Path)
 
 
-def output(function: F) -> F:
-    """--json and --quiet."""
-    function = click.option("--quiet", is_flag=True, help="Only errors and the result.")(function)
-    return click.option("--json", "as_json", is_flag=True, help="The result as one JSON document.")(function)
+@dataclass(frozen=True)
+class Output:
+    """How a command shows its progress and its result."""
+
+    as_json: bool
+    quiet: bool
+
+    def terminal(self) -> Terminal:
+        """Shows progress on standard error, so that standard output holds the result alone."""
+        return Terminal(quiet=self.quiet or self.as_json)
+
+    def show(self, result: BaseModel | dict[str, Any], text: str, *, always: bool = False) -> None:
+        """Print a result.
+
+        Args:
+            result: what --json prints.
+            text: what is printed without it.
+            always: whether --quiet prints the text too.
+        """
+        if self.as_json:
+            document = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+            click.echo(documents.canonical(document).decode(), nl=False)
+        elif text and (always or not self.quiet):
+            click.echo(text)
 
 
-def cache(function: F) -> F:
-    """--cache-dir."""
+json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+output = packed(Output, "output", json, click.option("--quiet", is_flag=True, help="Print only errors and the result."))
+cache = click.option(
+    "--cache-dir",
+    envvar="DCA_CACHE_DIR",
+    type=FOLDER,
+    show_envvar=True,
+    show_default="the user's cache folder",
+    help="Folder for downloads, environments and builds.",
+)
+offline = click.option(
+    "--offline", is_flag=True, help="Use no network; fail if something is missing from the cache and the bundle."
+)
+
+
+def schema(kind: type[Document]) -> Callable[[Any], Any]:
+    """--schema, for a command whose result is a `kind`."""
+
+    def show(context: click.Context, _: click.Parameter, asked: bool) -> None:
+        if asked and not context.resilient_parsing:
+            click.echo(documents.canonical(documents.json_schema(kind)).decode(), nl=False)
+            context.exit()
+
     return click.option(
-        "--cache-dir",
-        envvar="DCA_CACHE_DIR",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="Where downloads, environments and builds are kept [DCA_CACHE_DIR; the user's cache folder].",
-    )(function)
+        "--schema",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Print the JSON Schema of the result and exit.",
+    )
 
 
-def request(function: F) -> F:
-    """What to build."""
-    options = [
-        click.option("--recipe", help="The source line to build; the first that can be built when not given."),
-        click.option("--cuda", help="The CUDA line to run on, such as 12.1."),
+def request(function: Any) -> Any:
+    """What to build, as the parameter `request`; and `update`."""
+    for option in (
         click.option(
-            "--arch", "archs", multiple=True, help="GPU archs, such as 8.0,9.0 [the GPUs here, else 8.0,9.0]."
-        ),
-        click.option("--profile", default="lean", show_default=True, help="What is compiled."),
-        click.option("--with", "groups", multiple=True, metavar="GROUP", help="A group in addition to the profile's."),
-        click.option(
-            "--model",
-            type=click.Path(path_type=Path),
-            metavar="CONFIG",
-            help="A model's config.json, or its folder: the groups it needs are added.",
-        ),
-        click.option("--source", type=click.Path(path_type=Path), help="A local clone or the sdist."),
-        click.option("--dirty", is_flag=True, help="Take a local folder as it is; publish refuses such a wheel."),
-        click.option(
-            "--companion", "companions", multiple=True, metavar="NAME=PATH", help="A companion's local clone."
-        ),
-        click.option("--prebuilt", multiple=True, metavar="NAME|all", help="Copy from the official wheel."),
-        click.option("--toolkit", type=click.Path(path_type=Path), help="A CUDA toolkit's folder."),
-        click.option("--strict-cuda", is_flag=True, help="Refuse another CUDA version than the one asked for."),
-        click.option("--python", help="The Python version to build with, such as 3.12 [the tool's own]."),
-        click.option(
-            "--jobs",
-            type=click.IntRange(1),
-            metavar="N",
-            help="How many compilers run at once [as many as cores and memory allow].",
+            "--pinned",
+            "update",
+            flag_value="pinned",
+            help="Check again what can be downloaded, and return to the commits that recipes pin.",
         ),
         click.option(
             "--update",
             "update",
             flag_value="follow",
             default="",
-            help="Probe again what can be reached, and build what branches are at now in place of what was pinned.",
+            help="Check again what can be downloaded, and build the newest commits of branches instead of the pinned "
+            "ones.",
         ),
-        click.option("--pinned", "update", flag_value="pinned", help="Probe again, and go back to what recipes pin."),
-    ]
+        packed(
+            make_request,
+            "request",
+            click.option(
+                "--recipe", show_default="the first that can be built", help="Recipe to build, such as vllm-0.10.2."
+            ),
+            click.option("--cuda", show_default="the recipe's own", help="CUDA version to build for, such as 12.1."),
+            click.option(
+                "--arch",
+                "archs",
+                multiple=True,
+                show_default="the GPUs of this machine, else 8.0,9.0",
+                help="GPU architectures, such as 8.0,9.0.",
+            ),
+            click.option("--profile", default="lean", show_default=True, help="Profile: which modules to compile."),
+            click.option("--with", "groups", multiple=True, metavar="GROUP", help="Group to add to the profile's."),
+            click.option(
+                "--model", type=PATH, metavar="CONFIG", help="Model's config.json or folder; adds the groups it needs."
+            ),
+            click.option("--source", type=PATH, help="Local clone or sdist to build from."),
+            click.option(
+                "--dirty",
+                is_flag=True,
+                help="Build a local folder as it is, with its changes; `dca publish` rejects such a wheel.",
+            ),
+            click.option(
+                "--companion", "companions", multiple=True, metavar="NAME=PATH", help="Local clone of a companion."
+            ),
+            click.option(
+                "--prebuilt",
+                multiple=True,
+                metavar="NAME|all",
+                help="Module or companion to copy from the official wheel instead of compiling it.",
+            ),
+            click.option("--toolkit", type=PATH, help="Folder of the CUDA toolkit to use."),
+            click.option(
+                "--strict-cuda", is_flag=True, help="Fail if the build would use another CUDA version than --cuda."
+            ),
+            click.option(
+                "--python", show_default="the version that runs dca", help="Python version to build for, such as 3.12."
+            ),
+            click.option(
+                "--jobs",
+                type=click.IntRange(1),
+                metavar="N",
+                show_default="as many as cores and memory allow",
+                help="Number of compilers that run at once.",
+            ),
+        ),
+    ):
+        function = option(function)
+    return function
 
-    @functools.wraps(function)
-    def wrapper(**values: Any) -> Any:
-        # Each field of a request is filled by the option of its name.
-        asked = {name: values.pop(name) for name in Request.model_fields}
-        return function(request=make_request(asked), **values)
 
-    wrapped: Any = wrapper
-    for option in reversed(options):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[no-any-return]
-
-
-def make_request(values: dict[str, Any]) -> Request:
-    """The request for some options; numbers and paths are checked here.
+def make_request(**values: Any) -> Request:
+    """The request that these options make; their numbers and paths are checked.
 
     Args:
         values: as click reads them, by the request's fields.
 
     Raises:
-        DcaError: DCA-201 for a value of the wrong form, DCA-204 for a path that is not there.
+        DcaError: DCA-201 for a value of the wrong form, DCA-204 for a path that does not exist.
     """
     check_cuda(values["cuda"])
     if values["python"] is not None and not re.fullmatch(r"3\.[0-9]{1,2}", values["python"]):
@@ -107,18 +175,18 @@ def make_request(values: dict[str, Any]) -> Request:
     if values["dirty"] and not (values["source"] or values["companions"]):
         raise DcaError(
             "DCA-201",
-            "--dirty says how a local folder is taken, and none is named.",
+            "--dirty needs a local folder.",
             remedy="name one with --source or --companion.",
         )
     for flag, name in (("--arch", "archs"), ("--with", "groups"), ("--prebuilt", "prebuilt")):
-        if values[name] and not _all_words(values[name]):
-            raise DcaError("DCA-201", f"{flag} is empty.", remedy="give it a value, or leave it out.")
+        if values[name] and not all_words(values[name]):
+            raise DcaError("DCA-201", f"{flag} is empty.", remedy="give it a value, or omit it.")
     checked = {
         "archs": arch_list(values["archs"]),
-        "groups": _all_words(values["groups"]),
+        "groups": all_words(values["groups"]),
         "source": local("--source", values["source"]),
         "companions": companions(values["companions"]),
-        "prebuilt": _all_words(values["prebuilt"]),
+        "prebuilt": all_words(values["prebuilt"]),
         "toolkit": local("--toolkit", values["toolkit"]),
         "model": model_needs.read(values["model"]) if values["model"] else None,
     }
@@ -126,7 +194,7 @@ def make_request(values: dict[str, Any]) -> Request:
 
 
 def check_cuda(line: str | None) -> None:
-    """Refuse a value of --cuda that is not a CUDA line such as 12.1; None is fine.
+    """Reject a value of --cuda that is not a CUDA version such as 12.1.
 
     Raises:
         DcaError: DCA-201.
@@ -135,18 +203,14 @@ def check_cuda(line: str | None) -> None:
         raise DcaError("DCA-201", f"--cuda {line} is not a CUDA version.", remedy="write it as 12.1.")
 
 
-def _all_words(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of an option that may be given more than once and hold several, each once."""
-    return tuple(dict.fromkeys(word for text in texts for word in _words(text)))
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[,;\s]+", text) if word]
+def all_words(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The distinct words of an option that may be repeated, and may hold several words."""
+    return tuple(dict.fromkeys(word for text in texts for word in re.split(r"[,;\s]+", text) if word))
 
 
 def arch_list(values: tuple[str, ...]) -> tuple[str, ...]:
-    """The archs of --arch, which may be given more than once and hold several."""
-    return tuple(dict.fromkeys(arch(word) for word in _all_words(values)))
+    """The archs of --arch, which may be repeated and may hold several."""
+    return tuple(dict.fromkeys(arch(word) for word in all_words(values)))
 
 
 def arch(text: str) -> str:
@@ -160,13 +224,13 @@ def arch(text: str) -> str:
         raise DcaError(
             "DCA-201",
             f"--arch {text} is not a GPU architecture.",
-            remedy="write compute capabilities, such as 8.0,9.0.",
+            remedy="give compute capabilities, such as 8.0,9.0.",
         )
     return f"{match[1]}.{match[2]}{match[3].lower()}{(match[4] or '').upper()}"
 
 
 def companions(values: tuple[str, ...]) -> dict[str, str]:
-    """NAME=PATH pairs; one value may hold several, with spaces or commas between, as make hands them on."""
+    """NAME=PATH pairs; one value may hold several, separated by spaces or commas, as make passes them."""
     paths: dict[str, str] = {}
     for text in (pair for several in values for pair in re.split(r"[\s,]+(?=[\w.+/-]+=)", several.strip())):
         name, separator, path = text.partition("=")
@@ -183,10 +247,10 @@ def companions(values: tuple[str, ...]) -> dict[str, str]:
 
 
 def local(flag: str, path: Path | None) -> str | None:
-    """The absolute path of something that the user named.
+    """The absolute path of an option's file or folder.
 
     Raises:
-        DcaError: DCA-204 when it is not there.
+        DcaError: DCA-204 when it does not exist.
     """
     if path is None:
         return None
@@ -199,28 +263,57 @@ def resolve(path: Path) -> Path:
     """An absolute path.
 
     Raises:
-        DcaError: DCA-204 for links in a circle, DCA-201 for an empty one.
+        DcaError: DCA-204 for a circle of symbolic links, DCA-201 for an empty path.
     """
     if not str(path).strip() or path == Path():
-        raise DcaError("DCA-201", "a folder's name is empty.", remedy="name it, or `./` for this one.")
+        raise DcaError("DCA-201", "the name of a folder is empty.", remedy="name it, or use `./` for the current one.")
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:
-        raise DcaError("DCA-204", f"{path} leads in a circle.", why=str(error), remedy="check the links.") from None
+        raise DcaError(
+            "DCA-204", f"{path} is a circle of symbolic links.", why=str(error), remedy="check them."
+        ) from None
 
 
-def can_be_written(path: Path) -> bool:
-    """Whether a file or folder of that name can be made; asked before hours are spent."""
+def check_writable(flag: str, path: Path | None) -> None:
+    """Reject, before hours are spent, a file or folder that cannot be written.
+
+    Raises:
+        DcaError: DCA-204.
+    """
+    if path is None:
+        return
     above = path
     while not above.exists():
         above = above.absolute().parent
-    if above != path and not above.is_dir():
-        return False
-    return os.access(above, os.W_OK | (os.X_OK if above.is_dir() else 0))
+    is_folder = above.is_dir()
+    if not (above == path or is_folder) or not os.access(above, os.W_OK | (os.X_OK if is_folder else 0)):
+        raise DcaError("DCA-204", f"{flag}: {path} cannot be written.", remedy="choose another path.")
+
+
+def check_file(flag: str, path: Path | None) -> None:
+    """Reject a path that is not a file.
+
+    Raises:
+        DcaError: DCA-204.
+    """
+    if path is not None and not path.is_file():
+        raise DcaError("DCA-204", f"{flag}: {path} is not a file.", remedy="check the path.")
+
+
+def program(flag: str, name: Path | str) -> Path:
+    """The absolute path of a program; links are kept, because the Python of a virtual environment is one.
+
+    Raises:
+        DcaError: DCA-204.
+    """
+    if (path := shutil.which(name)) is None:
+        raise DcaError("DCA-204", f"{flag}: {name} is not a program.", remedy="check the path.")
+    return Path(path).absolute()
 
 
 def open_cache(folder: Path | None, *, offline: bool = False) -> Store:
-    """The cache named, or the user's own."""
+    """The named cache, or the user's own."""
     if folder is None:
         from platformdirs import user_cache_path
 
@@ -228,25 +321,18 @@ def open_cache(folder: Path | None, *, offline: bool = False) -> Store:
     return Store(resolve(folder), offline=offline)
 
 
-def offline(function: F) -> F:
-    """--offline."""
-    return click.option(
-        "--offline", is_flag=True, help="Use no network: what is not in the cache or the bundle is an error."
-    )(function)
-
-
 def of_bundle(typed: Request, packed: Bundle) -> Request:
-    """The request that a bundle was packed for, with what the command line says besides.
+    """The request that a bundle was packed for, changed by the options on the command line.
 
     Raises:
-        DcaError: DCA-201 when the command line asks for another recipe.
+        DcaError: DCA-201 when the command line names another recipe.
     """
     own = packed.manifest.request
     if typed.recipe not in (None, own.recipe):
         raise DcaError(
             "DCA-201",
             f"--recipe {typed.recipe}: {packed.path.name} was packed for {own.recipe}.",
-            remedy="leave --recipe out, or name another bundle.",
+            remedy="omit --recipe, or name another bundle.",
         )
     context = click.get_current_context()
     explicit = {
@@ -255,8 +341,3 @@ def of_bundle(typed: Request, packed: Bundle) -> Request:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
     return own.model_copy(update={name: getattr(typed, name) for name in explicit})
-
-
-def terminal(*, as_json: bool, quiet: bool) -> Terminal:
-    """Who shows progress: on standard error, so that standard output holds the result alone."""
-    return Terminal(quiet=quiet or as_json)

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def packed(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:
-    """Options whose values reach a command as one frozen dataclass.
+def packed(make: Callable[..., object], parameter: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Options whose values reach a command as one value.
 
     Args:
-        kind: the dataclass. Its fields have the names under which click hands on the options' values.
-        name: of the command's parameter that takes it.
+        make: makes that value; called with the options' values by their names. A dataclass has fields of these names.
+        parameter: the command's parameter that takes the value.
         options: click's decorators, in the order in which the help shows them.
     """
-    names = [field.name for field in fields(kind)]
+
+    def declare(target: Any) -> Any:
+        for option in reversed(options):
+            target = option(target)
+        return target
+
+    names = [option.name for option in declare(lambda: None).__click_params__]
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def wrapper(**values: Any) -> Any:
-            packed_values = {field: values.pop(field) for field in names}
-            return function(**{name: kind(**packed_values)}, **values)
+            own = {name: values.pop(name) for name in names}
+            return function(**{parameter: make(**own)}, **values)
 
-        wrapped: Any = wrapper
-        for option in reversed(options):
-            wrapped = option(wrapped)
-        return wrapped  # type: ignore[no-any-return]
+        return declare(wrapper)  # type: ignore[no-any-return]
 
     return decorate

@@ -12,7 +12,7 @@ import click
 from dca.catalogue import recipes
 from dca.cli import options
 from dca.cli.packing import packed
-from dca.foundation import data, documents, store
+from dca.foundation import data, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.patching import SOURCE, adding, fitting, folder, places, rebase, report
@@ -21,16 +21,8 @@ from dca.patching.report import Report
 
 
 @dataclass(frozen=True)
-class _Output:
-    """How a result is shown."""
-
-    as_json: bool
-    quiet: bool
-
-
-@dataclass(frozen=True)
 class _Header:
-    """What a patch says of itself."""
+    """The header of a patch."""
 
     what: str
     why: str
@@ -40,10 +32,10 @@ class _Header:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A series and the trees that it is held against, as they are asked for.
+    """The options that name a series and the trees that it is applied to.
 
     Args:
-        own: the folder of the series, unless it is the recipe's.
+        own: the folder of the series; None for the recipe's.
         companions: NAME=PATH of their clones, sdists or folders.
         revs: [NAME=]REV, commits or branches.
     """
@@ -56,10 +48,10 @@ class _Asked:
     cache_dir: Path | None
 
     def selection(self) -> _Selection:
-        """What is asked for.
+        """The series and the trees.
 
         Raises:
-            DcaError: DCA-201, DCA-203 or DCA-204 for what cannot be looked at.
+            DcaError: DCA-201, DCA-203 or DCA-204 for a wrong option.
         """
         known = recipes.load_all()
         if self.recipe is not None:
@@ -85,12 +77,12 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Selection:
-    """A series and the trees that it is held against.
+    """A series and the trees that it is applied to.
 
     Args:
         series: its folder.
-        added: folders whose files are added to the source, besides its own.
-        wanted: by tree.
+        added: folders whose files are added to the source, besides those of the series.
+        wanted: the state of each tree, by its name.
     """
 
     recipe: recipes.Recipe
@@ -104,8 +96,8 @@ class _Selection:
         return self.cache.folder("run", "patches") / f"{name}.log"
 
     @contextmanager
-    def brought(self, reporter: Reporter, log: Path, *only: str) -> Iterator[dict[str, Found]]:
-        """Trees on the disk, for the time of the block: all that the series is for, unless some are named."""
+    def trees(self, reporter: Reporter, log: Path, *only: str) -> Iterator[dict[str, Found]]:
+        """The trees on disk, for the time of the block: all that the series patches, or only those named."""
         names = only or tuple(dict.fromkeys([SOURCE, *(patch.tree for patch in folder.series(self.series))]))
         with store.scratch(self.cache.root) as scratch:
             yield {
@@ -125,76 +117,80 @@ _asked = packed(
     _Asked,
     "asked",
     options.cache,
-    click.option("--recipe", help="Whose series [the first recipe that has one]."),
+    click.option("--recipe", show_default="the first that has a series", help="Recipe of the series."),
     click.option(
         "--series",
         "own",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=options.FOLDER,
         metavar="DIR",
-        help="The folder of the series [patches/RECIPE].",
+        show_default="patches/RECIPE",
+        help="Folder of the series.",
     ),
-    click.option("--source", type=click.Path(path_type=Path), help="A local clone, an sdist or a folder."),
-    click.option("--companion", "companions", multiple=True, metavar="NAME=PATH", help="A companion's."),
+    click.option("--source", type=options.PATH, help="Local clone, sdist or folder of the source."),
+    click.option(
+        "--companion",
+        "companions",
+        multiple=True,
+        metavar="NAME=PATH",
+        help="Local clone, sdist or folder of a companion.",
+    ),
     click.option(
         "--at",
         "revs",
         multiple=True,
         metavar="[NAME=]REV",
-        help="A commit or branch of the source, or of a companion [the recipe's pin].",
+        show_default="the recipe's pin",
+        help="Commit or branch of the source, or of the companion NAME.",
     ),
 )
-_output = packed(_Output, "output", options.output)
 
 
 @click.group("patch")
 def command() -> None:
-    """A recipe's patches: what becomes of them, rebasing them, and adding one."""
+    """Check, rebase and extend a recipe's patches."""
 
 
-@command.command("status", short_help="What becomes of each patch on a source.")
+@command.command("status", short_help="Show whether each patch applies to a source.")
 @_asked
-@click.option("--schema", is_flag=True, help="The JSON Schema of the result, and nothing else.")
-@_output
-def status(asked: _Asked, schema: bool, output: _Output) -> None:
-    """Tell what becomes of every patch of a series on the pinned source, or on another.
+@options.schema(Report)
+@options.output
+def status(asked: _Asked, output: options.Output) -> None:
+    """Show how each patch of a series applies to the pinned source, or to another one.
 
-    Clean, at an offset, already there, in conflict (with file, line and both sides), or refused. Nothing is changed.
-    Ends with exit 5 unless all of them apply.
+    A patch is clean, at an offset, already there, in conflict (with file, line and both sides), or refused. Nothing is
+    changed. Exit 5 unless all of them apply.
     """
-    if schema:
-        click.echo(documents.canonical(documents.json_schema(Report)).decode(), nl=False)
-        return
     selection = asked.selection()
     with (
-        options.terminal(as_json=output.as_json, quiet=output.quiet) as reporter,
-        selection.brought(reporter, selection.log("look")) as trees,
+        output.terminal() as reporter,
+        selection.trees(reporter, selection.log("look")) as trees,
     ):
         examined = fitting.examine(
             selection.series, {name: tree.folder for name, tree in trees.items()}, selection.added
         )
         pins = {name: tree.pin for name, tree in trees.items()}
         result = fitting.report_of(selection.series, examined, pins, selection.recipe.name)
-    _tell(result, output)
-    _end(result, output, "rebase the series with `dca patch refresh`, or correct it by what is shown")
+    _show(result, output)
+    _end(result, output, "rebase the series with `dca patch refresh`, or correct the patches shown above")
 
 
 @command.command("refresh", short_help="Rebase the series onto a source that has moved.")
 @_asked
-@click.option("--drop", is_flag=True, help="Take patches out whose change the source already has.")
-@click.option("--dry-run", is_flag=True, help="Only show what would become of them.")
-@_output
-def refresh(asked: _Asked, drop: bool, dry_run: bool, output: _Output) -> None:
+@click.option("--drop", is_flag=True, help="Remove patches whose change the source already has.")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
+@options.output
+def refresh(asked: _Asked, drop: bool, dry_run: bool, output: options.Output) -> None:
     """Rebase the series onto a source that has moved, and write it back.
 
-    Patches are written anew for their new lines; where lines around one have changed, it is merged by way of its old
-    base. The new base and the next revision are written with them. All of it is written, or nothing.
+    Patches get their new line numbers; where the lines around a patch have changed, it is merged with the help of its
+    old base. The new base and the next revision are written too. Everything is written, or nothing.
     """
     selection = asked.selection()
     log = selection.log("refresh")
     with (
-        options.terminal(as_json=output.as_json, quiet=output.quiet) as reporter,
+        output.terminal() as reporter,
         store.scratch(selection.cache.root) as scratch,
-        selection.brought(reporter, log) as trees,
+        selection.trees(reporter, log) as trees,
     ):
         base: dict[str, Path] = {}
         for name, tree in trees.items():
@@ -206,94 +202,84 @@ def refresh(asked: _Asked, drop: bool, dry_run: bool, output: _Output) -> None:
                 base[name] = at
             else:
                 reporter.note(
-                    f"{name}: the old base {old.pin[:19]} is not at hand, so nothing can be merged by way of it."
+                    f"{name}: the old base {old.pin[:19]} is not available, so patches cannot be merged with its help."
                 )
         result = rebase.rebase(selection.series, trees, base, log, drop=drop, dry_run=dry_run)
         result = result.model_copy(update={"recipe": selection.recipe.name})
-    _tell(result, output)
-    _end(result, output, "correct these patches by what is shown, or make them anew with `dca patch new`")
+    _show(result, output)
+    _end(result, output, "correct the patches shown above, or make them anew with `dca patch new`")
     if not output.as_json:
         click.echo("Nothing was written." if dry_run else _written(result, selection))
 
 
 def _written(result: Report, selection: _Selection) -> str:
     if not result.written:
-        return "The series is as it should be; nothing was written."
+        return "The series needs no change; nothing was written."
     lines = [f"Written: {selection.series}, revision {result.revision}."]
     for tree in result.trees:
         pin = places.pinned(selection.recipe, tree.name).pin
         if tree.pin and tree.pin != pin.removeprefix("commit:"):
             now = f"The recipe {selection.recipe.name} still pins its {tree.name} to {pin}"
-            lines.append(f"{now}: build from {tree.pin} by setting it there.")
+            lines.append(f"{now}: set it to {tree.pin} there to build from it.")
     return "\n".join(lines)
 
 
 @command.command("new", short_help="Add a patch to the series.")
 @click.argument("name", metavar="NAME")
 @_asked
-@click.option("--tree", default=SOURCE, show_default=True, help="What it is for: the source, or a companion.")
+@click.option("--tree", default=SOURCE, show_default=True, help="Tree to patch: the source, or a companion.")
 @click.option(
     "--work",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.FOLDER,
     required=True,
     metavar="DIR",
-    help="Where the tree is edited; made when it is not there.",
+    help="Folder where the tree is edited; made if it does not exist.",
 )
 @packed(
     _Header,
     "header",
     click.option("--what", default="", help="What the patch does."),
-    click.option("--why", default="", help="Why it is needed: the defect, with its message."),
-    click.option("--upstream", default="", help="Where upstream stands."),
-    click.option("--test", default="", help="The test that fails without it, with its file."),
+    click.option("--why", default="", help="Why it is needed: the defect and its message."),
+    click.option("--upstream", default="", help="Status of the fix upstream: issue, PR or commit."),
+    click.option("--test", default="", help="Test that fails without it, with its file."),
 )
-@_output
-def new(name: str, asked: _Asked, tree: str, work: Path, header: _Header, output: _Output) -> None:
+@options.output
+def new(name: str, asked: _Asked, tree: str, work: Path, header: _Header, output: options.Output) -> None:
     """Add the patch NAME at the end of the series.
 
-    Run it once to get the patched tree in DIR, edit that, and run it again with --what, --why, --upstream and --test:
-    the difference becomes the patch.
+    Run it once to get the patched tree in DIR. Edit that tree, and run the command again with --what, --why, --upstream
+    and --test: the difference becomes the patch.
     """
     selection = asked.selection()
     places.pinned(selection.recipe, tree)
     target, log = options.resolve(work), selection.log("new")
     with (
-        options.terminal(as_json=output.as_json, quiet=output.quiet) as reporter,
-        selection.brought(reporter, log, tree) as trees,
+        output.terminal() as reporter,
+        selection.trees(reporter, log, tree) as trees,
     ):
         start = adding.Start(selection.series, tree, trees[tree], selection.added)
         if not target.exists():
             adding.make_work_folder(start, target)
-            patch_path, next_step = (
-                "",
-                f"edit {target}, then run the same command with --what, --why, --upstream and --test.",
-            )
+            patch_path = ""
+            next_step = f"edit {target}, then run the same command with --what, --why, --upstream and --test."
         else:
             fields = {"What": header.what, "Why": header.why, "Upstream": header.upstream, "Test": header.test}
             patch_path = str(adding.add(start, name, target, fields, log).path)
-            next_step = "look at it, then run its test, and `dca patch status`."
-    if output.as_json:
-        document = {"schema": "dca.patch-new/1", "work": str(target), "patch": patch_path, "next": next_step}
-        click.echo(documents.canonical(document).decode(), nl=False)
-    else:
-        click.echo(f"{patch_path or target}\nNext: {next_step}")
+            next_step = "read it, run its test, and run `dca patch status`."
+    document = {"schema": "dca.patch-new/1", "work": str(target), "patch": patch_path, "next": next_step}
+    output.show(document, f"{patch_path or target}\nNext: {next_step}", always=True)
 
 
-def _tell(result: Report, output: _Output) -> None:
-    if output.as_json:
-        click.echo(documents.dumps(result).decode(), nl=False)
-        return
-    if output.quiet:
-        return
-    click.echo(f"{result.recipe}, revision {result.revision}")
+def _show(result: Report, output: options.Output) -> None:
+    lines = [f"{result.recipe}, revision {result.revision}"]
     for tree in result.trees:
         base = "as its base" if tree.base == tree.pin else f"base {tree.base[:19]}" if tree.base else "no base"
-        click.echo(f"  {tree.name}: {tree.pin or 'a folder, as it is'} ({base})")
-    click.echo("\n".join(report.lines(result.patches)))
+        lines.append(f"  {tree.name}: {tree.pin or 'a folder, as it is'} ({base})")
+    output.show(result, "\n".join([*lines, *report.lines(result.patches)]))
 
 
-def _end(result: Report, output: _Output, remedy: str) -> None:
-    """Raise what a series ends with that does not apply.
+def _end(result: Report, output: options.Output, remedy: str) -> None:
+    """Reject a series that does not apply.
 
     Raises:
         DcaError: DCA-501 or DCA-502.
@@ -304,9 +290,9 @@ def _end(result: Report, output: _Output, remedy: str) -> None:
     if any(outcome.status == "refused" for outcome in result.bad):
         raise DcaError(
             "DCA-502",
-            f"never applied, or not to this tree: {names}.",
+            f"these patches cannot be applied to this tree: {names}.",
             answered=output.as_json,
-            remedy="write it as plain changes of text files, with git diff; nothing was changed.",
+            remedy="write them as plain changes of text files, with git diff; nothing was changed.",
         )
     total = sum(outcome.status != "added" for outcome in result.patches)
     what = f"{len(result.bad)} of {total} patches do not apply: {names}."

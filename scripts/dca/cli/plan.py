@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import click
 
 from dca.catalogue.plan import Plan, Request
-from dca.cli import options
-from dca.foundation import documents
+from dca.cli import options, terminal
 from dca.pipeline import gather
-
-WIDTH = 100
 
 
 @click.command("plan")
 @options.request
 @options.cache
 @options.output
-def command(request: Request, cache_dir: Path | None, update: gather.Update, as_json: bool, quiet: bool) -> None:
-    """Show what would be built and why; nothing is fetched.
+def command(request: Request, cache_dir: Path | None, update: gather.Update, output: options.Output) -> None:
+    """Show what would be built and why; download nothing.
 
-    Every choice stands with its reason, every recipe and toolkit passed over with its own.
+    Each choice is shown with its reason, and each recipe and toolkit that was passed over with the reason against it.
     """
     plan, _ = gather.make_plan(request, options.open_cache(cache_dir), update=update)
-    if as_json:
-        click.echo(documents.dumps(plan).decode(), nl=False)
-    else:
-        click.echo(plan.version if quiet else render(plan))
+    output.show(plan, plan.version if output.quiet else render(plan), always=True)
 
 
 def render(plan: Plan) -> str:
@@ -47,26 +40,15 @@ def render(plan: Plan) -> str:
         lines += ["", "Passed over"]
         for over in plan.passed_over:
             lines += [f"  {over.name}"]
-            lines += [line for reason in over.reasons for line in _wrapped(reason.text, 6)]
+            lines += [line for reason in over.reasons for line in terminal.wrapped(" " * 6, reason.text)]
     for title, texts in (("Warnings", plan.warnings), ("Do you need to build?", plan.advice)):
         if texts:
             lines += ["", title]
-            lines += [line for text in texts for line in _wrapped(text, 2)]
+            lines += [line for text in texts for line in terminal.wrapped("  ", text)]
     return "\n".join(lines)
 
 
 def _entry(subject: str, value: str, reason: str) -> list[str]:
     # A long name has a line of its own, so that the columns stay aligned.
     head = [f"  {subject:<15} {value}"] if len(subject) <= 15 else [f"  {subject}", f"{'':<18}{value}"]
-    return [*head, *_wrapped(reason, 18)]
-
-
-def _wrapped(text: str, indent: int) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return [*head, *terminal.wrapped(" " * 18, reason)]

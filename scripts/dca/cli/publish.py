@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -17,11 +15,10 @@ from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.store import Store
 from dca.publish import Additions, layout
-from dca.publish.values import Published, Uploaded
+from dca.publish.values import Uploaded
 from dca.trust import keyless, signing
 
-F = TypeVar("F", bound=Callable[..., Any])
-# Options of earlier versions, and what does the same now.
+# Options of earlier versions, and the `dca index` commands that replace them.
 MOVED = {
     "--list": "list",
     "--yank": "yank",
@@ -34,12 +31,12 @@ MOVED = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks for besides wheels and an index.
+    """How wheels are published.
 
     Args:
-        repository: URL or name of an index server, in place of an index of our own.
+        repository: URL or name of an index server to upload to, instead of an index of our own.
         repository_index: URL of that server's simple index.
-        evidence: files that are published beside the wheels.
+        evidence: files to publish beside the wheels.
         key: file of a key to sign with.
         sigstore: whether to sign with this machine's identity.
         trust_config: file that describes the Sigstore instance; None for the public one.
@@ -57,29 +54,29 @@ class Asked:
     links_to: str | None
 
     def check(self) -> None:
-        """No option goes unused.
+        """Reject options that would have no effect.
 
         Raises:
             DcaError: DCA-201.
         """
         if self.repository_index and not self.repository:
-            raise DcaError("DCA-201", "--repository-index is of use only with --repository.", remedy="leave it out.")
+            raise DcaError("DCA-201", "--repository-index needs --repository.", remedy="omit it.")
         if self.repository and (self.evidence or self.url or self.links_to or self.key or self.sigstore):
             raise DcaError(
                 "DCA-201",
-                "--repository takes wheels and nothing else.",
-                remedy="publish to an index of your own for the rest.",
+                "--repository can only upload wheels.",
+                remedy="omit --evidence, --url, --links-to, --key and --sigstore, or publish to a folder or bucket.",
             )
 
     def additions(self) -> Additions:
-        """What goes into the index beside the wheels.
+        """What is added to the index beside the wheels.
 
         Raises:
-            DcaError: DCA-201 for a URL that is none, and what a bad key or identity raises.
+            DcaError: DCA-201 for a wrong URL, and what a bad key or identity raises.
         """
         url, links_to = _url("--url", self.url), _url("--links-to", self.links_to)
         if self.trust_config and not self.sigstore:
-            raise DcaError("DCA-201", "--trust-config is of use only with --sigstore.", remedy="leave it out.")
+            raise DcaError("DCA-201", "--trust-config needs --sigstore.", remedy="omit it, or add --sigstore.")
         signers: list[signing.Signer] = []
         if self.key:
             signers.append(signing.KeySigner(signing.private_key(self.key)))
@@ -88,61 +85,63 @@ class Asked:
         return Additions(evidence=self.evidence, signers=tuple(signers), links_to=links_to, url=url)
 
 
-def _asked(function: F) -> F:
-    """The options of `Asked`."""
-    return packed(
-        Asked,
-        "asked",
-        click.option(
-            "--repository",
-            metavar="URL|NAME",
-            help="Upload to a package index server through twine, in place of an index of our own.",
-        ),
-        click.option(
-            "--repository-index",
-            metavar="URL",
-            help="Where that server is installed from [URL/+simple/ or URL/simple/].",
-        ),
-        click.option(
-            "--evidence",
-            type=click.Path(path_type=Path),
-            multiple=True,
-            metavar="FILE",
-            help="A report of a wheel that is published beside it [what `dca inspect` finds now and `dca smoke` found "
-            "last].",
-        ),
-        click.option(
-            "--key",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="An Ed25519 key in PEM to sign the evidence with; `dca verify --key` checks it.",
-        ),
-        click.option(
-            "--sigstore",
-            is_flag=True,
-            help="Experimental: sign the evidence with the identity of this CI job, or of $SIGSTORE_ID_TOKEN; a public "
-            "log keeps both.",
-        ),
-        click.option(
-            "--trust-config",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="With --sigstore: the trust configuration of an instance of one's own [the public one].",
-        ),
-        click.option("--url", metavar="URL", help="Where the index is served; install lines name it then. Remembered."),
-        click.option(
-            "--links-to",
-            metavar="URL",
-            help="A folder that these wheels are downloaded from in place of the index, such as a release's on GitHub.",
-        ),
-    )(function)
+_asked = packed(
+    Asked,
+    "asked",
+    click.option(
+        "--repository",
+        metavar="URL|NAME",
+        help="Upload to this package index server with twine, instead of an index of our own.",
+    ),
+    click.option(
+        "--repository-index",
+        metavar="URL",
+        show_default="URL/+simple/ or URL/simple/",
+        help="Simple index of that server.",
+    ),
+    click.option(
+        "--evidence",
+        type=options.PATH,
+        multiple=True,
+        metavar="FILE",
+        show_default="a new report of `dca inspect`, and the last of `dca smoke`",
+        help="Report to publish beside its wheel. Can be repeated.",
+    ),
+    click.option(
+        "--key",
+        type=options.PATH,
+        metavar="FILE",
+        help="Ed25519 key in PEM to sign the evidence with; `dca verify --key` checks it.",
+    ),
+    click.option(
+        "--sigstore",
+        is_flag=True,
+        help="Experimental: sign the evidence with the identity of this CI job, or of $SIGSTORE_ID_TOKEN. Identity and "
+        "signature are recorded in a public log.",
+    ),
+    click.option(
+        "--trust-config",
+        type=options.PATH,
+        metavar="FILE",
+        show_default="the public one",
+        help="Trust configuration of your own Sigstore instance; needs --sigstore.",
+    ),
+    click.option(
+        "--url", metavar="URL", help="URL where the index is served, for install commands; remembered by the index."
+    ),
+    click.option(
+        "--links-to",
+        metavar="URL",
+        help="Folder that these wheels are downloaded from instead of the index, such as a GitHub release's.",
+    ),
+)
 
 
 class _Publish(click.Command):
-    """Names the new command where somebody uses an option that has become one."""
+    """Names the command that has replaced an option of earlier versions."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The arguments that are left.
+        """The remaining arguments.
 
         Raises:
             DcaError: DCA-201.
@@ -167,31 +166,27 @@ class _Publish(click.Command):
 @options.cache
 @options.output
 def command(
-    wheels: tuple[Path, ...], where: index.Where, asked: Asked, cache_dir: Path | None, as_json: bool, quiet: bool
+    wheels: tuple[Path, ...], where: index.Where, asked: Asked, cache_dir: Path | None, output: options.Output
 ) -> None:
     """Publish wheels and their evidence to an index that pip and uv install from.
 
-    The index is a folder that any web server serves, or lies in a bucket; `dca index` shows and changes what is in it.
-    The same bytes again are fine; other bytes under a name that is taken are refused, as is a wheel that is not what it
-    says it is.
+    The index is a folder that any web server can serve, or lies in a bucket. `dca index` lists and changes it. A wheel
+    that is already there with the same bytes is left alone. Other bytes under an existing name are rejected, and so is
+    a wheel that is not what it claims to be.
     """
     if not wheels:
-        raise DcaError(
-            "DCA-201", "no wheel is named.", remedy="name wheels; `dca index` changes what is published already."
-        )
+        raise DcaError("DCA-201", "no wheel is named.", remedy="name wheels; `dca index` changes published ones.")
     where.check(repository=bool(asked.repository))
     asked.check()
     additions = asked.additions()
-    result: Published | Uploaded
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+    cache = options.open_cache(cache_dir)
+    with output.terminal() as reporter:
         if asked.repository:
-            cache = options.open_cache(cache_dir)
-            result = _upload(wheels, asked.repository, asked.repository_index, cache, reporter)
+            upload = _upload(wheels, asked.repository, asked.repository_index, cache, reporter)
+            output.show(upload, render_upload(upload))
         else:
-            place = where.place(reporter)
-            result = publish.publish(wheels, place, options.open_cache(cache_dir), reporter, additions)
-    text = render_upload(result) if isinstance(result, Uploaded) else index.render(result)
-    index.show(result, text, as_json=as_json, quiet=quiet)
+            published = publish.publish(wheels, where.place(reporter), cache, reporter, additions)
+            output.show(published, index.render(published))
 
 
 def _url(flag: str, url: str | None) -> str | None:
@@ -204,7 +199,7 @@ def _url(flag: str, url: str | None) -> str | None:
         return url
     if re.match(r"[^/]*//[^/?#]*@", url):
         raise DcaError(
-            "DCA-201", f"{flag} holds a user or a password, which everybody could read.", remedy="leave them out."
+            "DCA-201", f"{flag} holds a user name or password, which everybody could read.", remedy="omit them."
         )
     folder = url.rstrip("/") + "/"
     if not layout.is_folder_url(folder):
@@ -218,14 +213,14 @@ def _upload(
     if "://" in repository:
         _url("--repository", repository)
     elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", repository):
-        raise DcaError("DCA-201", f"--repository {repository} is neither a URL nor a name.", remedy="write a URL.")
+        raise DcaError("DCA-201", f"--repository {repository} is neither a URL nor a name.", remedy="give a URL.")
     from dca.publish.repository import upload
 
     return upload(wheels, repository, _url("--repository-index", simple), cache, reporter)
 
 
 def render_upload(done: Uploaded) -> str:
-    """What an upload did, as text."""
+    """An upload as text."""
     lines = ["", done.repository, *(f"  uploaded   {name}" for name in done.uploaded)]
     lines += [f"  unchanged  {name}" for name in done.unchanged]
     names = sorted({name.split("-")[0] for name in (*done.uploaded, *done.unchanged)})

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import re
-from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from dca.catalogue.failures import Known
-from dca.cli import options, serve_check
+from dca.cli import options, serve_check, show_known
+from dca.cli.packing import packed
+from dca.cli.serve_check import check_picture
+from dca.cli.terminal import wrapped
 from dca.config import plot
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
@@ -26,161 +26,215 @@ from dca.serve.gpus import GIB
 from dca.serve.plan import ServePlan
 from dca.serve.server_rules import Asked, Subject
 
-F = TypeVar("F", bound=Callable[..., Any])
 DIST = Path("dist")
 METHODS = ("fp8", "awq", "gptq")
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
 COUNT = click.IntRange(1, 2**31 - 1)
-FILE = click.Path(path_type=Path, dir_okay=False)
-WIDTH = 110
 
 
 @click.group("serve")
 def command() -> None:
-    """A server for a million tokens: will it fit, with which flags, its command, starting it, and does it answer."""
+    """Plan a server's memory and flags, start it, and check its answers."""
 
 
 command.add_command(serve_check.check)
 
 
-def _subject(function: F) -> F:
-    """What every command takes that plans: the model, the GPUs, and what the user fixes.
+@dataclass(frozen=True)
+class Wish:
+    """The model, the GPUs, and what the user fixes.
 
-    The function is given a `subject` and its `plan` in place of these options.
+    Args:
+        named: the GPUs of each machine; None for those of this machine.
+        recipe: the engine's; None for the wheel's, else the first that has the model's class.
+        wheel: a wheel to check against the model.
     """
-    taken = [
-        click.argument("model", metavar="MODEL"),
-        click.option("--gpus", "named", metavar="NxGIB", help="Such as 4x80 (GiB each) or 2xT4 [those here]."),
-        click.option(
-            "--machines",
-            type=click.IntRange(1, 512),
-            default=1,
-            show_default=True,
-            help="How many machines with these GPUs each.",
-        ),
-        click.option(
-            "--tp",
-            "--tensor-parallel-size",
-            "tp",
-            type=click.IntRange(1, 1024),
-            help="GPUs that share the heads [as many as can].",
-        ),
-        click.option(
-            "--pp",
-            "--pipeline-parallel-size",
-            "pp",
-            type=click.IntRange(1, 512),
-            default=1,
-            show_default=True,
-            help="Stages that share the layers.",
-        ),
-        click.option("--max-model-len", "length", type=COUNT, help="Tokens of prompt and answer [the model's own]."),
-        click.option("--max-num-batched-tokens", "batched", type=COUNT, help="Tokens of a step [the most that fits]."),
-        click.option("--max-num-seqs", "sequences", type=COUNT, help="Requests at once [1 with dual chunk attention]."),
-        click.option(
-            "--gpu-memory-utilization",
-            "utilization",
-            type=click.FloatRange(0.05, 1.0),
-            help="In place of counting the KV cache's blocks.",
-        ),
-        click.option("--num-gpu-blocks-override", "blocks", type=COUNT, help="Blocks of KV cache [those needed]."),
-        click.option("--quantization", type=click.Choice(METHODS), default=None, help="Of the weights."),
-        click.option("--kv-cache-dtype", type=click.Choice(CACHE_DTYPES), default="auto", show_default=True),
-        click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True),
-        click.option("--block-size", type=click.IntRange(1, 4096), default=16, show_default=True),
-        click.option("--enable-prefix-caching", "prefix_caching", is_flag=True),
-        click.option("--cuda-graphs", "graphs", is_flag=True, help="Insist on CUDA graphs."),
-        click.option("--recipe", help="The engine [the wheel's; the first that has the model's class]."),
-        click.option("--wheel", type=FILE, metavar="FILE", help="The wheel that is to serve it, to be checked."),
-    ]
-    fixed = {field.name for field in fields(Asked)}
 
-    @functools.wraps(function)
-    def wrapper(
-        model: str, named: str | None, machines: int, recipe: str | None, wheel: Path | None, **more: Any
-    ) -> Any:
-        asked = {name: more.pop(name) for name in fixed & more.keys()}
-        asked["quantization"] = asked["quantization"] or ""
-        if not model.strip():
+    model: str
+    named: str | None
+    machines: int
+    recipe: str | None
+    wheel: Path | None
+    asked: Asked
+
+    def plan(self, *, visible: str = "", local: bool = False) -> tuple[Subject, ServePlan]:
+        """What is served, and how.
+
+        Args:
+            visible: numbers of the GPUs to use; all when empty.
+            local: whether the server starts on this machine; without --gpus it does in any case.
+
+        Raises:
+            DcaError: DCA-201, and what `gpus.parse`, `gpus.of_this_machine` and `plans.subject_of` raise.
+        """
+        if not self.model.strip():
             raise DcaError("DCA-201", "the model's name is empty.", remedy="name a folder, or a model of build/models.")
-        if asked["utilization"] is not None and math.isnan(asked["utilization"]):
-            raise DcaError("DCA-201", "--gpu-memory-utilization is no number.", remedy="such as 0.85.")
-        if machines > 1 and named is None:
-            raise DcaError("DCA-201", "--machines wants the GPUs of one.", remedy="such as --gpus 8x80 --machines 2.")
-        visible = _visible(more.get("visible", ""))
+        if self.asked.utilization is not None and math.isnan(self.asked.utilization):
+            raise DcaError("DCA-201", "--gpu-memory-utilization is not a number.", remedy="give one such as 0.85.")
+        if self.machines > 1 and self.named is None:
+            raise DcaError("DCA-201", "--machines needs --gpus.", remedy="for example --gpus 8x80 --machines 2.")
+        if visible and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", visible):
+            what = f"--visible {visible} is not a list of GPU numbers."
+            raise DcaError("DCA-201", what, remedy="write it as 0,1,2,3.")
+        chosen = {gpus.VISIBLE: visible} if visible else {}
         cards = (
-            gpus.parse(named, machines) if named is not None else gpus.of_this_machine(chosen=visible.get(gpus.VISIBLE))
+            gpus.of_this_machine(chosen=chosen.get(gpus.VISIBLE))
+            if self.named is None
+            else gpus.parse(self.named, self.machines)
         )
-        # A server elsewhere does not see this shell's variables.
-        local = named is None or click.get_current_context().info_name == "run"
-        env = {**os.environ, **visible} if local else {}
-        subject, served = plans.subject_of(model, Asked(**asked), gpus=cards, recipe=recipe, wheel=wheel, env=env)
-        return function(subject=subject, plan=plans.make(subject, served), **more)
-
-    wrapped: Any = wrapper
-    for option in reversed(taken):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[no-any-return]
+        # A server on another machine does not see this shell's variables.
+        env = {**os.environ, **chosen} if local or self.named is None else {}
+        subject, served = plans.subject_of(
+            self.model, self.asked, gpus=cards, recipe=self.recipe, wheel=self.wheel, env=env
+        )
+        return subject, plans.make(subject, served)
 
 
-def _visible(text: str) -> dict[str, str]:
-    """--visible as a variable of the server; empty when it is not given.
+def _wish(model: str, named: str | None, machines: int, recipe: str | None, wheel: Path | None, **asked: Any) -> Wish:
+    return Wish(model, named, machines, recipe, wheel, Asked(**asked | {"quantization": asked["quantization"] or ""}))
 
-    Raises:
-        DcaError: DCA-201 for what are no numbers of GPUs.
-    """
-    if text and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", text):
-        raise DcaError("DCA-201", f"--visible {text} are no numbers of GPUs.", remedy="write it as 0,1,2,3.")
-    return {gpus.VISIBLE: text} if text else {}
+
+_subject = packed(
+    _wish,
+    "wish",
+    click.argument("model", metavar="MODEL"),
+    click.option(
+        "--gpus",
+        "named",
+        metavar="NxGIB",
+        show_default="those of this machine",
+        help="GPUs, such as 4x80 (GiB each) or 2xT4.",
+    ),
+    click.option(
+        "--machines",
+        type=click.IntRange(1, 512),
+        default=1,
+        show_default=True,
+        help="Number of machines with these GPUs each.",
+    ),
+    click.option(
+        "--tp",
+        "--tensor-parallel-size",
+        "tp",
+        type=click.IntRange(1, 1024),
+        show_default="as many as possible",
+        help="Number of GPUs that share the heads.",
+    ),
+    click.option(
+        "--pp",
+        "--pipeline-parallel-size",
+        "pp",
+        type=click.IntRange(1, 512),
+        default=1,
+        show_default=True,
+        help="Number of stages that share the layers.",
+    ),
+    click.option(
+        "--max-model-len", "length", type=COUNT, show_default="the model's own", help="Tokens of prompt and answer."
+    ),
+    click.option(
+        "--max-num-batched-tokens",
+        "batched",
+        type=COUNT,
+        show_default="the most that fits",
+        help="Tokens per step.",
+    ),
+    click.option(
+        "--max-num-seqs",
+        "sequences",
+        type=COUNT,
+        show_default="1 with dual chunk attention",
+        help="Number of concurrent requests.",
+    ),
+    click.option(
+        "--gpu-memory-utilization",
+        "utilization",
+        type=click.FloatRange(0.05, 1.0),
+        help="Share of the GPU's memory to use, instead of a counted number of KV cache blocks.",
+    ),
+    click.option(
+        "--num-gpu-blocks-override",
+        "blocks",
+        type=COUNT,
+        show_default="as many as needed",
+        help="Number of KV cache blocks.",
+    ),
+    click.option(
+        "--quantization",
+        type=click.Choice(METHODS),
+        show_default="that of config.json",
+        help="Quantization of the weights.",
+    ),
+    click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(CACHE_DTYPES),
+        default="auto",
+        show_default=True,
+        help="Data type of the KV cache.",
+    ),
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Data type of the activations."
+    ),
+    click.option(
+        "--block-size",
+        type=click.IntRange(1, 4096),
+        default=16,
+        show_default=True,
+        help="Tokens per block of the KV cache.",
+    ),
+    click.option(
+        "--enable-prefix-caching",
+        "prefix_caching",
+        is_flag=True,
+        help="Reuse what was computed for the same beginning of a prompt.",
+    ),
+    click.option("--cuda-graphs", "graphs", is_flag=True, help="Require CUDA graphs."),
+    click.option(
+        "--recipe",
+        show_default="the wheel's, else the first that has the model's class",
+        help="Recipe of the engine.",
+    ),
+    click.option("--wheel", type=options.FILE, metavar="FILE", help="Wheel that will serve the model; it is checked."),
+)
 
 
 # --- plan ----------------------------------------------------------------------------------------------------------
 
 
-@command.command("plan", short_help="Will it fit, what limits it, and the flags that make it fit.")
+@command.command("plan", short_help="Show whether it fits, what limits it, and the flags that make it fit.")
 @_subject
 @click.option(
-    "--plot", "picture", type=FILE, metavar="FILE", help="Draw memory over the prompt's length: .svg or .png."
+    "--plot",
+    "picture",
+    type=options.FILE,
+    metavar="FILE",
+    help="Draw memory over the length of the prompt: .svg or .png.",
 )
-@click.option("--report", type=FILE, metavar="FILE", help="Write all of it as a page of HTML.")
-@click.option("-v", "--verbose", is_flag=True, help="Every part of the memory, and other ways to make it fit.")
+@click.option("--report", type=options.FILE, metavar="FILE", help="Write everything to this file, as an HTML page.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show other ways to make it fit.")
 @options.output
-def plan(
-    subject: Subject,
-    plan: ServePlan,
-    picture: Path | None,
-    report: Path | None,
-    verbose: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Weights, KV cache, activations and sparse attention's buffers of each GPU against its memory.
+def plan(wish: Wish, picture: Path | None, report: Path | None, verbose: bool, output: options.Output) -> None:
+    """Compare weights, KV cache, activations and sparse attention's buffers of each GPU with its memory.
 
-    MODEL is a folder, a config.json, or a name in build/models. Exit 1 when it does not fit, or a setting is one that
-    would fail later.
+    MODEL is a folder, a config.json, or a name in build/models. Exit 1 when it does not fit, or when a setting would
+    fail later.
     """
-    _check_files(picture, report)
-    shown = chart.panels(plan, subject.shape, subject.gpus)
+    subject, made = wish.plan()
+    check_picture(picture)
+    options.check_writable("--report", report)
+    shown = chart.panels(made, subject.shape, subject.gpus)
     if picture is not None:
         store.write_bytes(picture, plot.as_file(chart.svg(shown), picture.suffix.lower(), "memory.svg"))
     if report is not None:
-        store.write_bytes(report, chart.page(plan, shown).encode())
-    if as_json:
-        click.echo(documents.dumps(plan).decode(), nl=False)
-    elif not quiet or plan.errors:
-        click.echo(render(plan, verbose=verbose))
-        if not quiet:
-            click.echo("\n" + chart.text(shown))
-    server_rules.refuse(plan.findings, f"{plan.model} is not to be served so.", answered=as_json)
+        store.write_bytes(report, chart.page(made, shown).encode())
+    text = render(made, verbose=verbose) + ("" if output.quiet else f"\n\n{chart.text(shown)}")
+    output.show(made, text, always=bool(made.errors))
+    server_rules.refuse(made.findings, _unfit(made), answered=output.as_json)
 
 
-def _check_files(*files: Path | None) -> None:
-    for file in files:
-        if file is not None and not options.can_be_written(file):
-            raise DcaError("DCA-204", f"{file} cannot be written.", remedy="name another place.")
-    if files[0] is not None:
-        plot.as_file("", files[0].suffix.lower() if files[0].suffix.lower() != ".png" else ".svg", "memory.svg")
+def _unfit(plan: ServePlan) -> str:
+    return f"{plan.model} must not be served with these settings."
 
 
 def render(plan: ServePlan, *, verbose: bool = False) -> str:
@@ -188,14 +242,15 @@ def render(plan: ServePlan, *, verbose: bool = False) -> str:
     best = plan.best
     lines = [f"{plan.model} on {plan.gpus}, by {plan.recipe}", ""]
     verdict = "fits" if plan.planned.fits else "does not fit"
-    lines.append(f"  {plan.planned.settings.length:,} tokens: {verdict}. {_upper(ways.ending(plan.planned))}")
+    ending = ways.ending(plan.planned)
+    lines.append(f"  {plan.planned.settings.length:,} tokens: {verdict}. {ending[:1].upper()}{ending[1:]}")
     if plan.longest:
         lines.append(f"  at most {plan.longest:,} tokens fit; the limit is {plan.binding}.")
-    minimum = f"; the model's card asks for {plan.minimum_gb} GB, at its full length" if plan.minimum_gb else ""
-    lines.append(f"  needed over all GPUs: {plan.needed_gb:.0f} GB{minimum}.")
+    minimum = f"; the model's card requires {plan.minimum_gb} GB at its full length" if plan.minimum_gb else ""
+    lines.append(f"  needed on all GPUs together: {plan.needed_gb:.0f} GB{minimum}.")
     for finding in plan.findings:
         lines += ["", f"  {finding.severity:<7}  {finding.code}  {finding.what}", f"{'':20}{finding.remedy}"]
-    lines += ["", "GiB of each GPU"]
+    lines += ["", "GiB per GPU"]
     for term in best.terms:
         lines.append(f"  {term.bytes / GIB:6.1f}  {term.what}")
     lines.append(f"  {best.total / GIB:6.1f}  of {best.card / GIB:g}, with a prompt of {best.settings.length:,} tokens")
@@ -203,84 +258,84 @@ def render(plan: ServePlan, *, verbose: bool = False) -> str:
     settings = [(f"{variable.name}={variable.value}", variable.reason) for variable in plan.environment]
     settings += [(" ".join(filter(None, (flag.name, flag.value))), flag.reason) for flag in plan.flags]
     width = max((len(name) for name, _ in settings), default=0)
-    lines += [line for name, reason in settings for line in _wrapped(f"  {name:<{width}}  ", reason)]
+    lines += [line for name, reason in settings for line in wrapped(f"  {name:<{width}}  ", reason)]
     if verbose or not plan.planned.fits:
         lines += ["", "other ways"]
         for way in plan.ways:
-            lines += _wrapped(f"  {'fits    ' if way.fits else 'does not'}  ", f"{way.change}: {way.what}")
-    lines += ["", *(line for text in plan.notes for line in _wrapped("  ", text))]
+            lines += wrapped(f"  {'fits    ' if way.fits else 'does not'}  ", f"{way.change}: {way.what}")
+    lines += ["", *(line for text in plan.notes for line in wrapped("  ", text))]
     return "\n".join(lines)
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _wrapped(head: str, text: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(
-        text,
-        max(WIDTH, len(head) + 30),
-        initial_indent=head,
-        subsequent_indent=" " * len(head),
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
 
 
 # --- command -------------------------------------------------------------------------------------------------------
 
 
-def _server(function: F) -> F:
-    """What is asked of a server beside its memory: the function is given a `server` in place of these options."""
-    taken = [
-        click.option("--served-model-name", "name", default="", help="What clients call the model."),
-        click.option("--host", default="", help="The address to listen on."),
-        click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True),
-        click.option("--api-key", is_flag=True, help="Ask for a key, which the server reads from VLLM_API_KEY."),
-        click.option("--tools", is_flag=True, help="Answer with calls of tools."),
-        click.option("--chat-template", default="", metavar="FILE", help="In place of the tokenizer's own."),
-        click.option("--modelscope", is_flag=True, help="The model's name is ModelScope's."),
-        click.option("--visible", default="", metavar="0,1", help="Numbers of the GPUs to use (CUDA_VISIBLE_DEVICES)."),
-        click.option("--alloc-conf", "alloc", default="", help="PYTORCH_CUDA_ALLOC_CONF."),
-        click.option("--force", is_flag=True, help="Although something is wrong."),
-    ]
-    asked = {field.name for field in fields(Server)}
+@dataclass(frozen=True)
+class Start:
+    """How a server is started.
 
-    @functools.wraps(function)
-    def wrapper(subject: Subject, tools: bool, **more: Any) -> Any:
-        parser = subject.engine.tool_parser if tools else ""
-        server = Server(tool_parser=parser, **{name: more.pop(name) for name in asked & more.keys()})
-        return function(subject=subject, server=server, **more)
+    Args:
+        server: its settings.
+        tools: whether it answers with tool calls.
+        force: whether errors of the plan are ignored.
+    """
 
-    wrapped: Any = wrapper
-    for option in reversed(taken):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[no-any-return]
+    server: Server
+    tools: bool
+    force: bool
+
+
+def _start(tools: bool, force: bool, **server: Any) -> Start:
+    return Start(Server(**server), tools, force)
+
+
+_server = packed(
+    _start,
+    "start",
+    click.option(
+        "--served-model-name",
+        "name",
+        default="",
+        show_default="the model's own",
+        help="Name that clients use for the model.",
+    ),
+    click.option("--host", default="", help="Address to listen on."),
+    click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on."),
+    click.option("--api-key", is_flag=True, help="Require a key, which the server reads from VLLM_API_KEY."),
+    click.option("--tools", is_flag=True, help="Answer with tool calls."),
+    click.option("--chat-template", default="", metavar="FILE", help="Chat template instead of the tokenizer's own."),
+    click.option("--modelscope", is_flag=True, help="Download the model by its name from ModelScope."),
+    click.option("--visible", default="", metavar="0,1", help="Numbers of the GPUs to use (CUDA_VISIBLE_DEVICES)."),
+    click.option("--alloc-conf", "alloc", default="", help="Value of PYTORCH_CUDA_ALLOC_CONF."),
+    click.option("--force", is_flag=True, help="Continue although the plan has errors."),
+)
 
 
 def _launch(
-    subject: Subject, plan: ServePlan, server: Server, *, image: str = "", program: str = "vllm"
+    subject: Subject, plan: ServePlan, start: Start, *, image: str = "", program: str = "vllm"
 ) -> commands.Launch:
-    """What is started, or the refusal of what cannot be.
+    """What is started.
 
     Args:
         subject: what is served.
         plan: how.
-        server: what is asked of it beside its memory.
+        start: what the server is started with beside that.
         image: of a container; the usual one when empty.
         program: `vllm`, or its path for a unit.
 
     Raises:
-        DcaError: DCA-201 for too few GPUs, a value that is none, or ModelScope where it does not work.
+        DcaError: an error of the plan, unless --force is given; DCA-201 for too few GPUs, a wrong value, or ModelScope
+            where it does not work.
     """
+    if not start.force:
+        server_rules.refuse(plan.findings, _unfit(plan))
+    server = replace(start.server, tool_parser=subject.engine.tool_parser if start.tools else "")
     visible, ranks = server.visible, plan.best.settings.tp * plan.best.settings.pp
     count = len(visible.split(","))
     if visible and count < ranks // subject.gpus.machines:
         raise DcaError(
             "DCA-201",
-            f"--visible {visible} leaves {count} GPUs, and the plan is for {ranks}.",
+            f"--visible {visible} leaves {count} GPUs, but the plan needs {ranks}.",
             remedy=f"--gpus {count}x{subject.gpus.memory_gib:g}",
         )
     for flag, text in (
@@ -290,107 +345,109 @@ def _launch(
         ("--alloc-conf", server.alloc),
         ("--image", image),
     ):
-        if any(not character.isprintable() for character in text) or text.startswith("-"):
-            raise DcaError("DCA-201", f"{flag} is no such value.", remedy="give it without control characters.")
+        if not text.isprintable() or text.startswith("-"):
+            what = f"the value of {flag} starts with a dash or holds control characters."
+            raise DcaError("DCA-201", what, remedy="remove them.")
     if server.modelscope and subject.shape.dual_chunk and subject.file is None:
         raise DcaError(
             "DCA-201",
-            "--modelscope: the engine looks for the sparse table of such a model in a local folder, or on "
-            "another hub, and would run dense.",
+            "--modelscope: the engine looks for the sparse table of such a model in a local folder or on another hub, "
+            "and would run dense.",
             remedy=f"modelscope download --model {plan.served} --local_dir DIR, and name DIR here.",
         )
     folder = subject.file is not None
     return commands.launch(plan, subject.gpus, server, folder=folder, image=image or commands.IMAGE, program=program)
 
 
-@command.command("command", short_help="The exact command, as shell, docker, systemd, k8s or Python.")
+@command.command("command", short_help="Print the exact command: shell, docker, systemd, k8s or Python.")
 @_subject
 @_server
-@click.option("--format", "form", type=click.Choice(list(commands.FORMATS)), default="shell", show_default=True)
-@click.option("--image", default="", help="A container's image [dca-serve].")
-@click.option("--vllm", "program", default="vllm", metavar="FILE", help="The program, with its path, for a unit.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(commands.FORMATS)),
+    default="shell",
+    show_default=True,
+    help="Form of the command.",
+)
+@click.option("--image", default="", show_default=commands.IMAGE, help="Image of the container.")
+@click.option(
+    "--vllm", "program", default="vllm", show_default=True, metavar="FILE", help="Program; a unit needs its path."
+)
 @options.output
-def show(
-    subject: Subject,
-    plan: ServePlan,
-    server: Server,
-    form: str,
-    image: str,
-    program: str,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def show(wish: Wish, start: Start, form: str, image: str, program: str, output: options.Output) -> None:
     """Print the command that starts the server, with its environment and the flags of `dca serve plan`."""
-    if not force:
-        server_rules.refuse(plan.findings, f"{plan.model} is not to be served so; nothing is printed.")
-    launch = _launch(subject, plan, server, image=image, program=program)
-    if as_json:
-        click.echo(documents.dumps(launch).decode(), nl=False)
-        return
+    subject, made = wish.plan(visible=start.server.visible)
+    launch = _launch(subject, made, start, image=image, program=program)
     text = commands.FORMATS[form](launch)
-    if form == "shell" and not quiet:
-        text = "\n".join([text, "", "# why", *commands.reasons(plan.flags)])
-    click.echo(text.rstrip("\n"))
+    if form == "shell" and not output.quiet:
+        text = "\n".join([text, "", "# why", *commands.reasons(made.flags)])
+    output.show(launch, text.rstrip("\n"), always=True)
 
 
 # --- run -----------------------------------------------------------------------------------------------------------
 
 
-@command.command("run", short_help="Start it, after doctor, config check and quick smoke are green.")
+@command.command("run", short_help="Start the server, after doctor, config check and a quick smoke test.")
 @_subject
 @_server
 @click.option(
     "--python",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     metavar="FILE",
-    help="Of the environment with the wheel [the active one; the newest in the cache].",
+    show_default="the active environment's, else the newest in the cache",
+    help="Python of the environment with the wheel.",
 )
 @click.option(
-    "--skip", "skipped", multiple=True, type=click.Choice(["doctor", "config", "smoke"]), help="A check to omit."
+    "--skip",
+    "skipped",
+    multiple=True,
+    type=click.Choice(["doctor", "config", "smoke"]),
+    help="Skip this check. Can be repeated.",
 )
-@click.option("--log", type=FILE, metavar="FILE", help="Where the server's output goes [the run's folder].")
+@click.option(
+    "--log",
+    type=options.FILE,
+    metavar="FILE",
+    show_default="in the cache",
+    help="File for the server's output.",
+)
 @options.cache
 @options.output
 def run(
-    subject: Subject,
-    plan: ServePlan,
-    server: Server,
+    wish: Wish,
+    start: Start,
     python: Path | None,
     skipped: tuple[str, ...],
     log: Path | None,
-    force: bool,
     cache_dir: Path | None,
-    as_json: bool,
-    quiet: bool,
+    output: options.Output,
 ) -> None:
-    """Start the server of `dca serve command` here, show its log with what is known of failures in it, and stop it.
+    """Start the server of `dca serve command` here, and show its log with the known failures in it.
 
-    Ctrl-C stops it: the server is asked to end, and has half a minute to free its GPUs.
+    Ctrl-C stops it: the server has half a minute to end and to free its GPUs.
     """
     from dca.serve import ready
     from dca.serve import run as serving
 
-    if not force:
-        server_rules.refuse(plan.findings, f"{plan.model} is not to be served so; nothing was started.")
+    subject, made = wish.plan(visible=start.server.visible, local=True)
+    launch = _launch(subject, made, start)
     if subject.gpus.machines > 1:
         raise DcaError(
             "DCA-201",
-            "several machines are not started from here.",
-            remedy="dca serve command prints what to start on each of them.",
+            "`dca serve run` starts a server on one machine only.",
+            remedy="`dca serve command` prints what to start on each machine.",
         )
-    if log is not None and not options.can_be_written(log):
-        raise DcaError("DCA-204", f"--log: {log} cannot be written.", remedy="name another place.")
-    launch = _launch(subject, plan, server)
+    options.check_writable("--log", log)
     if launch.api_key and not os.environ.get(commands.API_KEY):
         raise DcaError("DCA-201", f"--api-key: {commands.API_KEY} is not set.", remedy=f"export {commands.API_KEY}=…")
     cache = options.open_cache(cache_dir)
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+    with output.terminal() as reporter:
         interpreter = ready.python_of(subject, python, cache)
         program = serving.program(interpreter)
         ready.check(subject, interpreter, cache, reporter, skipped=skipped, wheels=sorted(DIST.glob("*.whl")))
     folder = cache.open().folder("run", "serve")
-    documents.write(plan, folder / "serve.json")
+    documents.write(made, folder / "serve.json")
     # Servers that run at once have different ports, so that each has its own log.
     target = log or folder / f"serve-{launch.port}.log"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -398,18 +455,14 @@ def run(
     env = serving.environment(launch.environment, interpreter)
 
     def tell(text: str) -> None:
-        if not as_json and not quiet:
+        if not output.as_json and not output.quiet:
             click.echo(text)
 
-    def known(failure: Known) -> None:
-        click.echo(f"  Known: {failure.title} ({failure.id}). {failure.cause}\n         {failure.remedy}", err=True)
-
     def started() -> None:
-        click.echo(f"  It serves: http://{launch.host or '127.0.0.1'}:{launch.port}/v1. Ctrl-C stops it.", err=True)
+        url = f"http://{launch.host or '127.0.0.1'}:{launch.port}/v1"
+        click.echo(f"  The server is ready: {url}. Ctrl-C stops it.", err=True)
 
-    watcher = serving.Watcher(tell=tell, known=known, ready=started)
-    if not quiet:
+    watcher = serving.Watcher(tell=tell, known=show_known, ready=started)
+    if not output.quiet:
         click.echo(f"  log: {target}", err=True)
-    served = serving.serve(argv, env, target, watcher)
-    if as_json:
-        click.echo(documents.dumps(served).decode(), nl=False)
+    output.show(serving.serve(argv, env, target, watcher), "")

@@ -6,10 +6,12 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dca.cli import options
+from dca.cli.packing import packed
 from dca.config import plot
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
@@ -21,51 +23,25 @@ from dca.serve.check.report import render as render_page
 
 LONGEST = 2 * 10**7
 MOST_CELLS = 1000
+MOST_SHOWN = 5
 BLANK = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 SECONDS = click.FloatRange(0.01, 10**6)
+MARKS = {"passed": "ok", "failed": "FAIL", "refused": "no", "skipped": "-"}
 
 
-def _schema(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        click.echo(documents.canonical(documents.json_schema(ServeCheck)).decode(), nl=False)
-        ctx.exit()
+def check_picture(path: Path | None) -> None:
+    """Reject, before anything else is done, a --plot that cannot be made here.
+
+    Raises:
+        DcaError: DCA-103, 201 or 204.
+    """
+    options.check_writable("--plot", path)
+    if path is not None:
+        plot.as_file(BLANK, path.suffix.lower(), f"{path.stem}.svg")
 
 
-@click.command("check", short_help="What a running server really answers, up to a million tokens.")
-@click.argument("url")
-@click.option("--model", default="", help="The name that it is served under [the server's only one].")
-@click.option("--api-key-env", "variable", metavar="NAME", help="An environment variable that holds the server's key.")
-@click.option(
-    "--length",
-    metavar="N",
-    help="The greatest length to try, in tokens, such as 1010000 or 1M [what the server takes].",
-)
-@click.option("--lengths", metavar="N,N", help="Just these lengths [from 4096 on, each twice the one before].")
-@click.option(
-    "--depths", metavar="P,P", default="0,25,50,75,100", show_default=True, help="Where the fact stands, in %."
-)
-@click.option("--max-cost", metavar="COST", help="Not more than this: 5M (tokens), 30min, or an amount beside --price.")
-@click.option("--price", metavar="IN[,OUT]", help="What a million tokens of prompts cost, and of answers.")
-@click.option("--timeout", type=SECONDS, default=engine.TIMEOUT, show_default=True, help="Seconds for a short request.")
-@click.option("--needle-timeout", type=SECONDS, help="Seconds for a long one [60, and 1.5 for a thousand tokens].")
-@click.option("--skip", "skipped", multiple=True, metavar="NAME", help=f"Leave out: {', '.join(PROBES)}, needles.")
-@click.option("--need", "needed", multiple=True, metavar="NAME", help="A feature whose refusal fails the check.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the texts.")
-@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="The heat map: .svg or .png.")
-@click.option(
-    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as a page of HTML."
-)
-@click.option(
-    "--schema",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_schema,
-    help="The JSON Schema of --json, and nothing else.",
-)
-@options.cache
-@options.output
-def check(
+def _request(
+    *,
     url: str,
     model: str,
     variable: str | None,
@@ -74,29 +50,17 @@ def check(
     depths: str,
     max_cost: str | None,
     price: str | None,
-    timeout: float,
-    needle_timeout: float | None,
     skipped: tuple[str, ...],
     needed: tuple[str, ...],
-    seed: int,
-    picture: Path | None,
-    report: Path | None,
-    cache_dir: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Ask a running OpenAI-compatible server for everything that clients of a long-context model rely on.
+    **others: Any,
+) -> Request:
+    """What is checked, from the options.
 
-    URL is such as http://HOST:8000. Short requests come first: models, chat, completion, streaming, sampling, tool
-    call, structured output. Then prompts of growing length with one fact in them, at several depths. Exit 1 when
-    something that was tried went wrong.
+    Raises:
+        DcaError: DCA-201.
     """
-    for flag, path in (("--plot", picture), ("--report", report)):
-        if path is not None and not options.can_be_written(path):
-            raise DcaError("DCA-204", f"{flag}: {path} cannot be written.", remedy="name another place.")
-    if picture is not None:
-        # Before anything is sent: whether such a file can be made here.
-        plot.as_file(BLANK, picture.suffix.lower(), "heat.svg")
+    if not model.isprintable():
+        raise DcaError("DCA-201", "--model holds characters that cannot be printed.", remedy="check the name.")
     asked = Request(
         url=url,
         model=model,
@@ -106,54 +70,127 @@ def check(
         depths=_depths(depths),
         skipped=_names("--skip", skipped, (*PROBES, engine.NEEDLES)),
         needed=_names("--need", needed, tuple(PROBES)),
-        timeout=timeout,
-        needle_timeout=needle_timeout,
         limit=limit_of(max_cost, price),
-        seed=seed,
+        **others,
     )
-    if not model.isprintable():
-        raise DcaError("DCA-201", "--model holds what cannot be printed.", remedy="check the name.")
     if contradicting := set(asked.skipped) & set(asked.needed):
-        raise DcaError("DCA-201", f"--skip and --need both name {min(contradicting)}.", remedy="leave one of them out.")
+        raise DcaError("DCA-201", f"--skip and --need both name {min(contradicting)}.", remedy="omit one of them.")
+    return asked
+
+
+@click.command("check", short_help="Check what a running server answers, up to a million tokens.")
+@packed(
+    _request,
+    "asked",
+    click.argument("url"),
+    click.option(
+        "--model", default="", show_default="the server's only one", help="Name that the model is served under."
+    ),
+    click.option("--api-key-env", "variable", metavar="NAME", help="Environment variable that holds the server's key."),
+    click.option(
+        "--length",
+        metavar="N",
+        show_default="the server's maximum",
+        help="Longest length to try, in tokens, such as 1010000 or 1M.",
+    ),
+    click.option(
+        "--lengths", metavar="N,N", show_default="4096, doubled up to the longest", help="Lengths to try, in tokens."
+    ),
+    click.option(
+        "--depths",
+        metavar="P,P",
+        default="0,25,50,75,100",
+        show_default=True,
+        help="Positions of the fact in the prompt, in %.",
+    ),
+    click.option(
+        "--max-cost",
+        metavar="COST",
+        help="Limit of the check: 5M (tokens), 30min, or an amount in the unit of --price.",
+    ),
+    click.option(
+        "--price", metavar="IN[,OUT]", help="Price of a million prompt tokens, and of a million answer tokens."
+    ),
+    click.option(
+        "--timeout", type=SECONDS, default=engine.TIMEOUT, show_default=True, help="Seconds for a short request."
+    ),
+    click.option(
+        "--needle-timeout",
+        type=SECONDS,
+        show_default="60, and 1.5 per thousand tokens",
+        help="Seconds for a long request.",
+    ),
+    click.option(
+        "--skip",
+        "skipped",
+        multiple=True,
+        metavar="NAME",
+        help=f"Skip this test: {', '.join(PROBES)} or needles. Can be repeated.",
+    ),
+    click.option(
+        "--need",
+        "needed",
+        multiple=True,
+        metavar="NAME",
+        help="Fail if the server refuses this feature. Can be repeated.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed for the test prompts."
+    ),
+)
+@click.option("--plot", "picture", type=options.FILE, help="Draw the heat map: .svg or .png.")
+@click.option("--report", type=options.FILE, help="Also write the result to this file, as an HTML page.")
+@options.schema(ServeCheck)
+@options.cache
+@options.output
+def check(
+    asked: Request, picture: Path | None, report: Path | None, cache_dir: Path | None, output: options.Output
+) -> None:
+    """Test on a running OpenAI-compatible server everything that clients of a long-context model rely on.
+
+    URL is such as http://HOST:8000. Short requests come first: models, chat, completion, streaming, sampling, tool
+    call, structured output. Then come prompts of growing length with one fact in them, at several depths. Exit 1 when
+    a test failed.
+    """
+    check_picture(picture)
+    options.check_writable("--report", report)
     if picture is not None and engine.NEEDLES in asked.skipped:
-        raise DcaError("DCA-201", "--plot draws what --skip needles leaves out.", remedy="leave one of them out.")
+        raise DcaError(
+            "DCA-201", "--plot draws the results of needles, which --skip omits.", remedy="omit one of them."
+        )
     cache = options.open_cache(cache_dir).open()
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+    with output.terminal() as reporter:
         result = engine.check(asked, reporter, lambda seen: _keep(seen, cache))
     _keep(result, cache)
     if report is not None:
         store.write_bytes(report, render_page(result).encode())
     if picture is not None and result.needles:
         store.write_bytes(picture, plot.as_file(heat.svg(result), picture.suffix.lower(), "heat.svg"))
-    if as_json:
-        click.echo(documents.dumps(result).decode(), nl=False)
-    elif not quiet:
-        click.echo(render(result))
+    output.show(result, render(result))
     if not result.passed:
-        first = result.troubles[0]
+        first, rest = result.troubles[0], len(result.troubles) - MOST_SHOWN
         raise DcaError(
             first.code,
-            f"{result.model} at {result.url} does not answer as it should: {len(result.troubles)} of "
-            f"{_tried(result)} requests went wrong.",
-            why="\n".join(f"{_place(trouble)}: {trouble.detail}" for trouble in result.troubles[:5])
-            + (f"\nand {len(result.troubles) - 5} more." if len(result.troubles) > 5 else ""),
+            f"{result.model} at {result.url}: {len(result.troubles)} of {_tried(result)} requests failed.",
+            why="\n".join(f"{_place(trouble)}: {trouble.detail}" for trouble in result.troubles[:MOST_SHOWN])
+            + (f"\nand {rest} more." if rest > 0 else ""),
             remedy=first.remedy,
-            answered=as_json,
+            answered=output.as_json,
         )
 
 
-# --- what is asked -------------------------------------------------------------------------------------------------
+# --- options -------------------------------------------------------------------------------------------------
 
 
 def _key(variable: str | None) -> str:
-    """The server's key, which never stands on a command line, where others see it."""
+    """The server's key; it is never on a command line, which other users can see."""
     if variable is None:
         return ""
     if not (key := os.environ.get(variable, "")):
         raise DcaError("DCA-201", f"--api-key-env: {variable} is not set, or empty.", remedy=f"export {variable}=KEY")
     if not key.isascii() or not key.isprintable():
         raise DcaError(
-            "DCA-201", f"--api-key-env: {variable} holds characters that no key has.", remedy="check what it is set to."
+            "DCA-201", f"--api-key-env: {variable} holds characters that no key has.", remedy="check its value."
         )
     return key
 
@@ -166,7 +203,7 @@ def _tokens(flag: str, text: str) -> int:
         raise DcaError(
             "DCA-201",
             f"{flag} {text} is not a number of tokens.",
-            remedy="write it as 131072, 128K or 1M; 256 at least.",
+            remedy="write it as 131072, 128K or 1M; the minimum is 256.",
         )
     return count
 
@@ -178,7 +215,9 @@ def _lengths(text: str | None, length: str | None) -> tuple[int, ...]:
         raise DcaError("DCA-201", "--length and --lengths exclude each other.", remedy="give one of them.")
     lengths = {_tokens("--lengths", word) for word in text.split(",")}
     if len(lengths) > MOST_CELLS:
-        raise DcaError("DCA-201", f"--lengths: {len(lengths)} are too many.", remedy="give a few.")
+        raise DcaError(
+            "DCA-201", f"--lengths: {len(lengths)} lengths are too many.", remedy=f"give at most {MOST_CELLS}."
+        )
     return tuple(sorted(lengths))
 
 
@@ -193,16 +232,14 @@ def _depths(text: str) -> tuple[float, ...]:
 
 
 def _names(flag: str, texts: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(word for words in texts for word in re.split(r"[,\s]+", words) if word))
+    names = options.all_words(texts)
     for name in names:
         if name not in known:
-            raise DcaError(
-                "DCA-201", f"{flag} {name}: there is no such request.", remedy=f"they are {', '.join(known)}."
-            )
+            raise DcaError("DCA-201", f"{flag}: there is no test `{name}`.", remedy=f"tests are {', '.join(known)}.")
     return names
 
 
-# --- what is told --------------------------------------------------------------------------------------------------
+# --- the result --------------------------------------------------------------------------------------------------
 
 
 def _keep(result: ServeCheck, cache: store.Store) -> None:
@@ -219,9 +256,6 @@ def _place(trouble: Probe | Needle) -> str:
     return trouble.name if isinstance(trouble, Probe) else f"{trouble.length:,} tokens, depth {trouble.depth:g} %"
 
 
-MARKS = {"passed": "ok", "failed": "FAIL", "refused": "no", "skipped": "-"}
-
-
 def render(result: ServeCheck) -> str:
     """A check as text."""
     takes = f", takes {result.max_model_len:,} tokens" if result.max_model_len else ""
@@ -235,7 +269,7 @@ def render(result: ServeCheck) -> str:
     if result.needles:
         lines += [
             "",
-            "  a fact in long prompts: across, their tokens; down, where it stands; time to the first token",
+            "  a fact in long prompts: columns are lengths, rows are depths; time to the first token",
             "",
         ]
         lines += [f"    {row}" for row in heat.text(result)]

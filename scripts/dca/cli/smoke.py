@@ -3,178 +3,147 @@
 from __future__ import annotations
 
 import os
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dca.catalogue import machine, recipes
 from dca.cli import options
 from dca.cli.packing import packed
-from dca.foundation import documents, store
+from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.smoke import CaseResult, Level, Request, Smoke, smoke
 from dca.smoke.report import render as render_page
 from dca.smoke.values import LEVELS
 
 DIST = Path("dist")
+MOST_SHOWN = 5
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What is tested, and how it is shown.
+def _request(
+    *,
+    wheel: Path | None,
+    level: Level | None,
+    python: Path | None,
+    source: Path | None,
+    overlays: tuple[Path, ...],
+    archs: tuple[str, ...],
+    **others: Any,
+) -> Request:
+    """What is tested, from the options.
 
-    Args:
-        level: cpu or gpu or another of LEVELS; None for gpu where there is one, else cpu.
-        python: a Python with the wheel's requirements; None for an environment made from its lock.
-        source: the source that the wheel was built from.
-        overlays: folders whose files stand in for those of wheel and source, each tried by itself.
-        archs: GPU archs that must be able to run it.
-        cases: names of the only cases to run.
-        seed: of the random numbers.
-        quick: whether there are fewer repetitions.
-        exitfirst: whether the first case that fails ends it.
-        report: file that the result is also written to, as HTML.
-        verbose: whether what was counted and measured is shown.
+    Raises:
+        DcaError: DCA-204.
     """
-
-    level: Level | None
-    python: Path | None
-    source: Path | None
-    overlays: tuple[Path, ...]
-    archs: tuple[str, ...]
-    cases: tuple[str, ...]
-    seed: int
-    quick: bool
-    exitfirst: bool
-    report: Path | None
-    verbose: bool
+    paths = {"--python": python, "--source": source}
+    for flag, path in paths.items():
+        options.local(flag, path)
+    for path in overlays:
+        if not path.is_dir():
+            raise DcaError("DCA-204", f"--overlay: {path} is not a folder.", remedy="check the path.")
+    chosen = wheel or _newest()
+    # The arguments with which a case is repeated.
+    words = [str(chosen), *(word for flag, path in paths.items() if path for word in (flag, str(path)))]
+    return Request(
+        wheel=chosen,
+        level=level or ("gpu" if machine.gpus() else "cpu"),
+        archs=options.arch_list(archs),
+        python=options.program("--python", python) if python else None,
+        source=options.resolve(source) if source else None,
+        overlays=tuple(dict.fromkeys(map(options.resolve, overlays))),
+        words=(*words, *(["--quick"] if others["quick"] else [])),
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        **others,
+    )
 
 
 @click.command("smoke")
-@click.argument("wheel", type=click.Path(path_type=Path), required=False)
 @packed(
-    Trial,
-    "trial",
-    click.option("--level", type=click.Choice(LEVELS), help="How far [gpu where there is one, else cpu]."),
+    _request,
+    "request",
+    click.argument("wheel", type=options.PATH, required=False),
+    click.option(
+        "--level", type=click.Choice(LEVELS), show_default="gpu if available, else cpu", help="Level of proof."
+    ),
     click.option(
         "--python",
-        type=click.Path(path_type=Path),
+        type=options.PATH,
         metavar="FILE",
-        help="A Python with the wheel's requirements, or with the wheel [an environment is made from its lock].",
+        show_default="an environment made from the wheel's lock",
+        help="Python with the wheel's requirements, or with the wheel.",
     ),
-    click.option(
-        "--source", type=click.Path(path_type=Path), help="A local clone or the sdist that it was built from."
-    ),
+    click.option("--source", type=options.PATH, help="Local clone or sdist that the wheel was built from."),
     click.option(
         "--overlay",
         "overlays",
-        type=click.Path(path_type=Path),
+        type=options.PATH,
         multiple=True,
         metavar="DIR",
-        help="A folder whose files stand in for those of wheel and source: tries a change without a build. Each of "
-        "several is tried by itself.",
+        help="Folder whose files replace those of wheel and source, to test a change without a build. Can be repeated; "
+        "each is tested alone.",
     ),
     click.option(
-        "--arch", "archs", multiple=True, help="GPU archs that must be able to run it [those it was built for]."
+        "--arch",
+        "archs",
+        multiple=True,
+        show_default="those it was built for",
+        help="GPU archs that must be able to run the wheel.",
     ),
-    click.option("--case", "cases", multiple=True, metavar="NAME", help="Only this case; may be given more than once."),
+    click.option("--case", "cases", multiple=True, metavar="NAME", help="Run only this case. Can be repeated."),
     click.option(
-        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the random numbers."
+        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed for random numbers."
     ),
-    click.option("--quick", is_flag=True, help="Fewer repetitions: what to run before serving."),
-    click.option("-x", "--exitfirst", is_flag=True, help="End with the first case that fails (of each overlay)."),
-    click.option(
-        "--report",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Also write the result here, as a page of HTML.",
-    ),
-    click.option("-v", "--verbose", is_flag=True, help="What was counted and measured, too."),
+    click.option("--quick", is_flag=True, help="Run fewer repetitions, as `dca serve run` does."),
+    click.option("-x", "--exitfirst", "first", is_flag=True, help="Stop at the first failed case (of each overlay)."),
 )
+@click.option("--report", type=options.FILE, help="Also write the result to this file, as an HTML page.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show what was counted and measured.")
 @options.cache
 @options.output
-def command(wheel: Path | None, trial: Trial, cache_dir: Path | None, as_json: bool, quiet: bool) -> None:
-    """Prove that a wheel's dual chunk attention computes what it should.
+def command(
+    request: Request, report: Path | None, verbose: bool, cache_dir: Path | None, output: options.Output
+) -> None:
+    """Prove that a wheel's dual chunk attention computes correct results.
 
-    Works on our wheels and on others of the same versions. Without WHEEL, the newest one in dist/ is taken.
+    Works on wheels of dca and on others of the same versions. The default WHEEL is the newest one in dist/.
     """
-    for flag, path in (("--python", trial.python), ("--source", trial.source)):
-        if path is not None and not path.exists():
-            raise DcaError("DCA-204", f"{flag}: {path} does not exist.", remedy="check the path.")
-    for path in trial.overlays:
-        if not path.is_dir():
-            raise DcaError("DCA-204", f"--overlay: {path} is not a folder.", remedy="check the path.")
-    if trial.report is not None and not options.can_be_written(trial.report):
-        raise DcaError("DCA-204", f"--report: {trial.report} cannot be written.", remedy="name another place.")
-    chosen = wheel or _newest()
-    request = Request(
-        wheel=chosen,
-        level=trial.level or ("gpu" if machine.gpus() else "cpu"),
-        archs=options.arch_list(trial.archs),
-        python=_program(trial.python) if trial.python else None,
-        source=options.resolve(trial.source) if trial.source else None,
-        overlays=tuple(dict.fromkeys(map(options.resolve, trial.overlays))),
-        quick=trial.quick,
-        first=trial.exitfirst,
-        seed=trial.seed,
-        cases=trial.cases,
-        words=tuple(_words(chosen, trial.python, trial.source, quick=trial.quick)),
-        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
-    )
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+    options.check_writable("--report", report)
+    with output.terminal() as reporter:
         result = smoke(request, recipes.load_all(), options.open_cache(cache_dir), reporter)
-    if trial.report is not None:
-        store.write_bytes(trial.report, render_page(result).encode())
-    if as_json:
-        click.echo(documents.dumps(result).decode(), nl=False)
-    elif not quiet:
-        click.echo(render(result, verbose=trial.verbose))
-    failed = [case for case in result.cases if not case.passed]
-    if failed:
+    if report is not None:
+        store.write_bytes(report, render_page(result).encode())
+    output.show(result, render(result, verbose=verbose))
+    if failed := [case for case in result.cases if not case.passed]:
+        rest = len(failed) - MOST_SHOWN
         raise DcaError(
             "DCA-801",
-            f"{result.wheel} does not compute what it should: {len(failed)} of {len(result.cases)} cases failed.",
-            why="\n".join(f"{_place(case)}: {case.detail}" for case in failed[:5])
-            + (f"\nand {len(failed) - 5} more." if len(failed) > 5 else ""),
+            f"{result.wheel} computes wrong results: {len(failed)} of {len(result.cases)} cases failed.",
+            why="\n".join(f"{_place(case)}: {case.detail}" for case in failed[:MOST_SHOWN])
+            + (f"\nand {rest} more." if rest > 0 else ""),
             remedy=f"do not serve it. Repeat one case: {failed[0].repeat}",
-            answered=as_json,
+            answered=output.as_json,
         )
 
 
 def _newest() -> Path:
-    """The wheel that `dca wheel` made last."""
+    """The newest wheel in dist/."""
     wheels = sorted(DIST.glob("*.whl"), key=lambda path: path.stat().st_mtime)
     if not wheels:
-        raise DcaError("DCA-204", "there is no wheel in dist/.", remedy="make one with `dca wheel`, or name a file.")
+        raise DcaError("DCA-204", "there is no wheel in dist/.", remedy="build one with `dca wheel`, or name a file.")
     return wheels[-1]
-
-
-def _program(python: Path) -> Path:
-    """A Python by its path, which is not resolved: a virtual environment's is a link."""
-    path = shutil.which(str(python))
-    if path is None:
-        raise DcaError("DCA-204", f"--python: {python} is not a program.", remedy="check the path.")
-    return Path(path).absolute()
-
-
-def _words(wheel: Path, *paths: Path | None, quick: bool) -> list[str]:
-    """The arguments that a repeated case needs as well."""
-    flags = ("--python", "--source")
-    pairs = [word for flag, path in zip(flags, paths, strict=True) if path for word in (flag, str(path))]
-    return [str(wheel), *pairs, *(["--quick"] if quick else [])]
 
 
 def render(result: Smoke, *, verbose: bool = False) -> str:
     """A smoke test as text."""
     ran_with = f"torch {result.torch}, Python {result.python}" if result.torch else ""
-    lines = ["", f"{result.wheel}", f"  held against {result.recipe}" + (f", with {ran_with}" if ran_with else "")]
+    lines = ["", f"{result.wheel}", f"  compared with {result.recipe}" + (f", with {ran_with}" if ran_with else "")]
     width = max(len(case.name) for case in result.cases)
     for level, overlay, cases in result.tables:
         lines += ["", f"  {level}" + (f", with {overlay}" if overlay else "")]
         for case in cases:
             lines.append(
-                f"    {'ok  ' if case.passed else 'FAIL'}  {case.name:<{width}}  {_told(case, verbose=verbose)}"
+                f"    {'ok  ' if case.passed else 'FAIL'}  {case.name:<{width}}  {_detail(case, verbose=verbose)}"
             )
     lines.append("")
     for source in result.sources:
@@ -183,7 +152,7 @@ def render(result: Smoke, *, verbose: bool = False) -> str:
     lines.append(f"  proven      {passed} of {len(result.cases)} cases in {result.seconds:.1f} s")
     lines += [f"  not proven  {text}" for text in result.not_proven]
     if result.partial:
-        lines.append("  not proven  all the cases that were not run.")
+        lines.append("  not proven  the cases that were not run.")
     return "\n".join(lines)
 
 
@@ -191,7 +160,7 @@ def _place(case: CaseResult) -> str:
     return f"{case.name} with {case.overlay}" if case.overlay else case.name
 
 
-def _told(case: CaseResult, *, verbose: bool) -> str:
+def _detail(case: CaseResult, *, verbose: bool) -> str:
     if not case.passed:
         return case.detail
     if not verbose:

@@ -1,28 +1,33 @@
-"""Shows a running build: a bar on a terminal, a line every 30 seconds without one."""
+"""Shows the progress of a command: a bar on a terminal, otherwise a line every 30 seconds."""
 
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 LINE_SECONDS = 30.0
+WIDTH = 110
 
 
 class Terminal:
     """A reporter that writes to standard error.
 
     Args:
-        quiet: say nothing.
+        quiet: whether nothing is written.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._live = not quiet and sys.stderr.isatty()
         self._last = 0.0
-        self._started = time.monotonic()
-        self._stage_started = self._started
-        self._bar: object | None = None
+        self._stage_started = time.monotonic()
+        self._bar: Progress | None = None
         self._stage = ""
 
     def __enter__(self) -> Terminal:
@@ -46,28 +51,26 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from rich.progress import Progress
-
-        if isinstance(self._bar, Progress):
+        if self._bar:
             self._bar.stop()
 
     def stage(self, name: str, detail: str = "") -> None:
-        """A stage begins: one line that stays."""
+        """A stage begins: a permanent line."""
         self._stage, self._stage_started, self._last = name, time.monotonic(), time.monotonic()
         self._print(f"{name:>12}  {detail}")
-        self._clear()
+        if self._bar:
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
 
     def note(self, text: str) -> None:
-        """One line that stays."""
+        """A permanent line."""
         self._print(f"{'':>12}  {text}")
 
     def progress(self, done: float, total: float, text: str) -> None:
-        """Move the bar, or write a line when 30 seconds have passed since the last."""
+        """Move the bar; without one, write a line if the last is 30 seconds old."""
         if self._quiet:
             return
-        from rich.progress import Progress
-
-        if isinstance(self._bar, Progress):
+        if self._bar:
             if not self._bar.task_ids:
                 self._bar.add_task(text, total=total or None, stage=self._stage)
             self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, description=text[:60])
@@ -80,19 +83,10 @@ class Terminal:
             left = f", about {_minutes(spent * (total - done) / done)} left" if done and total else ""
             self._print(f"{self._stage:>12}  {share} after {_minutes(spent)}{left}: {text}")
 
-    def _clear(self) -> None:
-        from rich.progress import Progress
-
-        if isinstance(self._bar, Progress):
-            for task in self._bar.task_ids:
-                self._bar.remove_task(task)
-
     def _print(self, line: str) -> None:
         if self._quiet:
             return
-        from rich.progress import Progress
-
-        if isinstance(self._bar, Progress):
+        if self._bar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
@@ -100,3 +94,15 @@ class Terminal:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def wrapped(head: str, text: str) -> list[str]:
+    """The lines of a long text, indented below its head."""
+    return textwrap.wrap(
+        text,
+        max(WIDTH, len(head) + 30),
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

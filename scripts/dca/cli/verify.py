@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 from dca.cli import options
-from dca.cli.index import show
 from dca.cli.packing import packed
 from dca.foundation import store
 from dca.foundation.errors import DcaError
@@ -21,48 +18,32 @@ from dca.trust import evidence, keyless, signing
 from dca.trust.rebuild import Local, rebuild
 from dca.trust.verify import Trusted, Verification, verify
 
-F = TypeVar("F", bound=Callable[..., Any])
-# So many problems are shown.
-MOST = 20
+MOST_SHOWN = 20
 SIGNS = {"proven": "ok  ", "wrong": "FAIL", "not proven": "--  "}
 
 
-@dataclass(frozen=True)
-class Signers:
-    """Whose signatures count, as the command line says it.
+def _trusted(
+    keys: tuple[Path, ...], cert_identity: str | None, cert_oidc_issuer: str | None, trust_config: Path | None
+) -> Trusted:
+    """Whose signatures count, from the options.
 
-    Args:
-        keys: files of keys, one of which must have signed.
-        cert_identity: who must have signed through Sigstore; None for nobody.
-        cert_oidc_issuer: URL of who vouches for that identity.
-        trust_config: file that describes the Sigstore instance; None for the public one.
+    Raises:
+        DcaError: DCA-201 for a half of an identity, and what a bad key or trust configuration raises.
     """
-
-    keys: tuple[Path, ...]
-    cert_identity: str | None
-    cert_oidc_issuer: str | None
-    trust_config: Path | None
-
-    def trusted(self) -> Trusted:
-        """The same with what the files hold.
-
-        Raises:
-            DcaError: DCA-201 for a half of an identity, and what a bad key or trust configuration raises.
-        """
-        if bool(self.cert_identity) != bool(self.cert_oidc_issuer):
-            raise DcaError(
-                "DCA-201",
-                "--cert-identity and --cert-oidc-issuer belong together.",
-                why="anybody can have any name with an issuer of their own.",
-                remedy="give both, or none.",
-            )
-        if self.trust_config and not self.cert_identity:
-            raise DcaError("DCA-201", "--trust-config is of use only with --cert-identity.", remedy="leave it out.")
-        public = tuple(map(signing.public_key, self.keys))
-        identity = None
-        if self.cert_identity and self.cert_oidc_issuer:
-            identity = keyless.identity(self.cert_identity, self.cert_oidc_issuer, self.trust_config)
-        return Trusted(public, identity)
+    if bool(cert_identity) != bool(cert_oidc_issuer):
+        raise DcaError(
+            "DCA-201",
+            "--cert-identity and --cert-oidc-issuer need each other.",
+            why="anybody can run an issuer that certifies any name.",
+            remedy="give both, or none.",
+        )
+    if trust_config and not cert_identity:
+        raise DcaError("DCA-201", "--trust-config needs --cert-identity.", remedy="omit it, or add --cert-identity.")
+    public = tuple(map(signing.public_key, keys))
+    identity = None
+    if cert_identity and cert_oidc_issuer:
+        identity = keyless.identity(cert_identity, cert_oidc_issuer, trust_config)
+    return Trusted(public, identity)
 
 
 @dataclass(frozen=True)
@@ -70,10 +51,10 @@ class Against:
     """What a wheel is checked against.
 
     Args:
-        folder: with its evidence; None for what runs on this machine left of it.
+        folder: with its evidence; None for the records of earlier runs on this machine.
         again: whether it is built again.
-        source: local clone or sdist for that.
-        companions: local clones for that, as NAME=PATH.
+        source: local clone or sdist to build from.
+        companions: local clones to build from, as NAME=PATH.
     """
 
     folder: Path | None
@@ -82,111 +63,102 @@ class Against:
     companions: tuple[str, ...]
 
 
-def _signers(function: F) -> F:
-    """The options of `Signers`."""
-    return packed(
-        Signers,
-        "signers",
-        click.option(
-            "--key",
-            "keys",
-            type=click.Path(path_type=Path),
-            multiple=True,
-            metavar="FILE",
-            help="An Ed25519 key in PEM, public or private, that must have signed the evidence; one of several is "
-            "enough.",
-        ),
-        click.option(
-            "--cert-identity",
-            metavar="NAME",
-            help="Experimental: who must have signed the evidence through Sigstore, the URL of a workflow or an e-mail "
-            "address.",
-        ),
-        click.option("--cert-oidc-issuer", metavar="URL", help="Who vouches for that identity; needed with it."),
-        click.option(
-            "--trust-config",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="The trust configuration of a Sigstore instance of one's own [the public one].",
-        ),
-    )(function)
-
-
-def _against(function: F) -> F:
-    """The options of `Against`."""
-    return packed(
-        Against,
-        "against",
-        click.option(
-            "--evidence",
-            "folder",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="Where its documents lie [what runs on this machine left of it].",
-        ),
-        click.option(
-            "--rebuild",
-            "again",
-            is_flag=True,
-            help="Also build it again from its provenance, from nothing, and compare; takes as long as building it.",
-        ),
-        click.option("--source", type=click.Path(path_type=Path), help="With --rebuild: a local clone or the sdist."),
-        click.option(
-            "--companion",
-            "companions",
-            multiple=True,
-            metavar="NAME=PATH",
-            help="With --rebuild: a companion's local clone.",
-        ),
-    )(function)
-
-
 @click.command("verify")
 @click.argument("target", metavar="WHEEL|INDEX")
-@_signers
-@_against
+@packed(
+    _trusted,
+    "trusted",
+    click.option(
+        "--key",
+        "keys",
+        type=options.PATH,
+        multiple=True,
+        metavar="FILE",
+        help="Ed25519 key in PEM, public or private, that must have signed the evidence. Can be repeated: one of them "
+        "is enough.",
+    ),
+    click.option(
+        "--cert-identity",
+        metavar="NAME",
+        help="Experimental: workflow URL or e-mail address that must have signed the evidence through Sigstore.",
+    ),
+    click.option("--cert-oidc-issuer", metavar="URL", help="Issuer of that identity; needed with --cert-identity."),
+    click.option(
+        "--trust-config",
+        type=options.PATH,
+        metavar="FILE",
+        show_default="the public one",
+        help="Trust configuration of your own Sigstore instance; needs --cert-identity.",
+    ),
+)
+@packed(
+    Against,
+    "against",
+    click.option(
+        "--evidence",
+        "folder",
+        type=options.PATH,
+        metavar="DIR",
+        show_default="the records of earlier runs on this machine",
+        help="Folder with the evidence.",
+    ),
+    click.option(
+        "--rebuild",
+        "again",
+        is_flag=True,
+        help="Also build the wheel again from its provenance, from scratch, and compare; takes as long as a build.",
+    ),
+    click.option("--source", type=options.PATH, help="Local clone or sdist for --rebuild."),
+    click.option(
+        "--companion",
+        "companions",
+        multiple=True,
+        metavar="NAME=PATH",
+        help="Local clone of a companion for --rebuild.",
+    ),
+)
 @options.cache
 @options.output
-def command(
-    target: str, signers: Signers, against: Against, cache_dir: Path | None, as_json: bool, quiet: bool
-) -> None:
-    """Check a wheel, or every wheel of an index, and say in words what is proven and what is not.
+def command(target: str, trusted: Trusted, against: Against, cache_dir: Path | None, output: options.Output) -> None:
+    """Check a wheel, or every wheel of an index, and report what is proven and what is not.
 
-    INDEX is a folder that `dca publish` made, or the URL where it is served. Nothing of a wheel is run.
+    INDEX is a folder that `dca publish` made, or the URL where it is served. No code of a wheel runs.
     """
     wheel = Path(target)
     if "://" in target or wheel.is_dir():
         if against.again or against.folder or against.source or against.companions:
-            raise DcaError("DCA-201", "of an index, only who signed can be asked.", remedy="name a wheel for the rest.")
+            raise DcaError(
+                "DCA-201",
+                "an index can only be checked with --key or --cert-identity.",
+                remedy="name a wheel, or omit --evidence, --rebuild, --source and --companion.",
+            )
         source = Served(_url(target)) if "://" in target else Folder(wheel)
-        trusted = signers.trusted()
-        with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+        with output.terminal() as reporter:
             verified = verify_index(source, trusted, reporter)
-        show(verified, render_index(verified), as_json=as_json, quiet=quiet)
-        _refuse_wrong_index(verified, answered=as_json)
+        output.show(verified, render_index(verified))
+        _reject_wrong_index(verified, answered=output.as_json)
         return
     if not wheel.is_file():
         raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name a .whl file, or an index.")
     if against.folder is not None and not against.folder.is_dir():
         raise DcaError("DCA-204", f"--evidence: {against.folder} is not a folder.", remedy="check the path.")
-    trusted = signers.trusted()
     sha256, cache = store.sha256_file(wheel), options.open_cache(cache_dir)
     files = evidence.read(against.folder) if against.folder else evidence.collect(wheel, sha256, cache)
     verification = verify(wheel, files, trusted)
     if against.again:
         local = Local(options.local("--source", against.source), options.companions(against.companions))
-        with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+        with output.terminal() as reporter:
             finding = rebuild(wheel, sha256, files, cache, reporter, local)
         verification = verification.model_copy(update={"findings": (*verification.findings, finding)})
-    show(verification, render(verification), as_json=as_json, quiet=quiet)
+    output.show(verification, render(verification))
     if wrong := verification.wrong:
         checks = f"{len(wrong)} of {len(verification.findings)} checks failed"
         raise DcaError(
             "DCA-111",
-            f"{verification.wheel} is not what its evidence says: {checks}.",
+            f"{verification.wheel} does not match its evidence: {checks}.",
             why="\n".join(finding.says for finding in wrong),
-            remedy="do not install it; get it, with its evidence, from where it was published.",
-            answered=as_json,
+            remedy="do not install it; download it again, with its evidence, from where it was published.",
+            answered=output.as_json,
         )
 
 
@@ -198,11 +170,11 @@ def _url(text: str) -> str:
     return text
 
 
-def _refuse_wrong_index(verified: VerifiedIndex, *, answered: bool) -> None:
-    """An error that sums up what is wrong with an index, if anything is.
+def _reject_wrong_index(verified: VerifiedIndex, *, answered: bool) -> None:
+    """Reject an index that is wrong.
 
     Args:
-        answered: whether standard output has it as JSON already.
+        answered: whether the result was printed as JSON.
 
     Raises:
         DcaError: DCA-111.
@@ -210,20 +182,20 @@ def _refuse_wrong_index(verified: VerifiedIndex, *, answered: bool) -> None:
     says = list(verified.problems)
     says += [f"{wheel.wheel}: {finding.says}" for wheel in verified.wheels for finding in wheel.wrong]
     if says:
-        rest = len(says) - MOST
+        rest = len(says) - MOST_SHOWN
         raise DcaError(
             "DCA-111",
-            f"{verified.index} is not what its evidence says: {len(says)} problems.",
-            why="\n".join([*says[:MOST], *([f"and {rest} more."] if rest > 0 else [])]),
-            remedy="do not install from it; `dca publish` to it again makes its pages anew.",
+            f"{verified.index} does not match its evidence: {len(says)} problems.",
+            why="\n".join([*says[:MOST_SHOWN], *([f"and {rest} more."] if rest > 0 else [])]),
+            remedy="do not install from it; `dca publish` to it again to make its pages anew.",
             answered=answered,
         )
 
 
 def render_index(verified: VerifiedIndex) -> str:
-    """What is proven of an index, as text."""
+    """The verification of an index as text."""
     lines = [render(wheel) for wheel in verified.wheels]
-    state = f"{len(verified.problems)} problems" if verified.problems else "every page and file is what the records say"
+    state = f"{len(verified.problems)} problems" if verified.problems else "every page and file matches the records"
     return "\n".join([*lines, "", f"{verified.index}: {len(verified.wheels)} wheels, {verified.pages} pages; {state}."])
 
 

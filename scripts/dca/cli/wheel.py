@@ -15,7 +15,6 @@ from dca.cli import options
 from dca.cli.packing import packed
 from dca.compile.compiling import Listing
 from dca.foundation import documents
-from dca.foundation.errors import DcaError
 from dca.inspection import Inspection
 from dca.pipeline import bundle, gather, wheel
 from dca.pipeline.wheel import Made
@@ -23,14 +22,14 @@ from dca.pipeline.wheel import Made
 
 @dataclass(frozen=True)
 class Making:
-    """How a wheel is made.
+    """How a wheel is built.
 
     Args:
-        out: the folder that it goes to.
+        out: its folder.
         report: file that the result is also written to, as JSON.
-        listing: whether to stop before anything is compiled, and print the commands.
+        listing: whether to print the compile commands and stop before they run.
         file: the bundle to build from.
-        offline: whether nothing may be fetched.
+        offline: whether nothing may be downloaded.
     """
 
     out: Path
@@ -45,50 +44,41 @@ class Making:
 @packed(
     Making,
     "making",
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path("dist"),
-        show_default=True,
-        help="Where the wheel goes.",
-    ),
-    click.option(
-        "--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as JSON."
-    ),
+    click.option("--out", type=options.FOLDER, default="dist", show_default=True, help="Folder to write the wheel to."),
+    click.option("--report", type=options.FILE, help="Also write the result to this file, as JSON."),
     click.option(
         "--list",
         "listing",
         is_flag=True,
-        help="Fetch and configure, print the commands that would compile and link, and stop.",
+        help="Download and configure, print the commands that would compile and link, and stop.",
     ),
     click.option(
         "--bundle",
         "file",
         type=click.Path(path_type=Path, dir_okay=False, exists=True),
         metavar="FILE",
-        help="Build what `dca fetch --bundle FILE` packed, from it.",
+        help="Build from this file, which `dca fetch --bundle FILE` packed.",
     ),
     options.offline,
 )
 @options.cache
 @options.output
 def command(
-    request: Request, making: Making, cache_dir: Path | None, update: gather.Update, as_json: bool, quiet: bool
+    request: Request, making: Making, cache_dir: Path | None, update: gather.Update, output: options.Output
 ) -> None:
-    """Make a wheel: plan, fetch, patch, compile, package, inspect.
+    """Build a wheel: plan, fetch, patch, compile, package, inspect.
 
-    What an earlier run finished is kept: the same command goes on where it stopped, and ends at once when nothing
-    changed.
+    Finished steps of an earlier run are kept: the same command continues where it stopped, and ends at once when
+    nothing has changed.
     """
     cache, target = options.open_cache(cache_dir, offline=making.offline), options.resolve(making.out)
-    for flag, path in (("--out", target), ("--report", making.report)):
-        if path is not None and not options.can_be_written(path):
-            raise DcaError("DCA-204", f"{flag}: {path} cannot be written.", remedy="name another place.")
+    options.check_writable("--out", target)
+    options.check_writable("--report", making.report)
     source = bundle.read(making.file) if making.file else None
     if source:
         request = options.of_bundle(request, source)
     plan, world = gather.make_plan(request, cache, update=update, packed=source)
-    with options.terminal(as_json=as_json, quiet=quiet) as reporter:
+    with output.terminal() as reporter:
         reporter.stage("plan", f"{plan.recipe}: {plan.version}")
         for choice in plan.choices:
             if choice.subject in ("CUDA", "copied modules"):
@@ -104,27 +94,24 @@ def command(
         )
     if making.report is not None:
         documents.write(result, making.report)
-    if as_json:
-        click.echo(documents.dumps(result).decode(), nl=False)
-    elif isinstance(result, Listing):
-        click.echo("\n".join(result.commands))
-        click.echo(counts(result), err=True)
-    elif quiet:
-        click.echo(result.wheel)
+    if isinstance(result, Listing):
+        output.show(result, "\n".join(result.commands), always=True)
+        if not output.as_json:
+            click.echo(counts(result), err=True)
     else:
-        click.echo(summary(plan, result))
+        output.show(result, result.wheel if output.quiet else summary(plan, result), always=True)
 
 
 def counts(listing: Listing) -> str:
-    """How many objects each module of a listing is linked from; on standard error, beside the commands."""
-    lines = [f"{listing.version}: {len(listing.commands)} commands, to be run in {listing.folder}"]
+    """How many objects each module of a listing is linked from."""
+    lines = [f"{listing.version}: {len(listing.commands)} commands, which run in {listing.folder}"]
     width = max(len(module.name) for module in listing.modules)
     lines += [f"  {module.name:<{width}} {len(module.sources):>4} objects" for module in listing.modules]
     return "\n".join(lines)
 
 
 def summary(plan: Plan, result: Made) -> str:
-    """What was made, what of it was compiled, and how to install it."""
+    """A wheel as text: what was compiled, and how to install it."""
     inspected = documents.read(inspection.Inspection, Path(result.run) / "inspection.json")
     again = " (unchanged since an earlier run)" if result.unchanged else ""
     lines = ["", f"{_relative(result.wheel)}{again}", f"  sha256 {result.sha256}"]
@@ -139,19 +126,16 @@ def summary(plan: Plan, result: Made) -> str:
         )
     lines.append("  DCA kernel modules")
     for module in plan.modules:
-        how = (
-            f"compiled from source with nvcc {plan.cuda}"
-            if module.origin == "compiled"
-            else ("copied from the official wheel")
-        )
+        compiled = f"compiled from source with nvcc {plan.cuda}"
+        how = compiled if module.origin == "compiled" else "copied from the official wheel"
         lines.append(f"    {module.path:<46} {how}; {_archs(inspected, module.path)}")
     if plan.substituted:
-        lines.append(f"  CUDA {plan.cuda} in place of {plan.cuda_asked}; `dca plan` says what that means.")
+        lines.append(f"  CUDA {plan.cuda} instead of {plan.cuda_asked}; `dca plan` explains what that means.")
         lines += [f"  Warning: {warning}" for warning in plan.warnings]
     lines += [
-        "  Install it with its lock, in an environment of its own:",
+        "  Install it with its lock in a new environment:",
         f"    dca env --wheel {shlex.quote(_relative(result.wheel))}",
-        "  or into the one that is active:",
+        "  or in the active environment:",
         f"    uv pip install -r {shlex.quote(_relative(result.lock))}",
         f"    uv pip install --no-deps {shlex.quote(_relative(result.wheel))}",
         f"  Evidence: {result.run}",

@@ -1,6 +1,6 @@
-"""Generates the lean registrations out of upstream's own: the statements of the wanted ops, and nothing else.
+"""Generates the lean registrations from upstream's: the statements of the requested ops, and nothing else.
 
-Schemas are upstream's by construction, because its own text is what gets compiled; none of it is committed.
+Schemas equal upstream's by construction, because upstream's own text is compiled; none of it is committed.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from dca.catalogue.recipes import Group, Stubs
+from dca.compile import cpp
 from dca.foundation.errors import DcaError
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement inside of a registration block, or a preprocessor line that is kept where it stands.
+    """A statement inside a registration block, or a preprocessor line, which keeps its place.
 
     Args:
         text: as upstream wrote it.
@@ -33,9 +34,9 @@ class Block:
     """One TORCH_LIBRARY block.
 
     Args:
-        opening: up to and with the brace.
-        suffix: what follows the module's name in its namespace ("_cache_ops"; empty for the module's own).
-        variable: the library's name inside of the block.
+        opening: the text up to and including the brace.
+        suffix: of the module's name in its namespace ("_cache_ops"; empty for the module's own).
+        variable: the library's name inside the block.
     """
 
     opening: str
@@ -56,7 +57,7 @@ def generate(upstream: str, module: str, groups: Mapping[str, Group], undefined:
     Args:
         upstream: text of upstream's torch_bindings.cpp.
         module: the module's name, which is the first namespace of its ops.
-        groups: the groups that go in.
+        groups: the groups to include.
         undefined: macros that are not defined in this build.
 
     Raises:
@@ -89,20 +90,20 @@ def generate(upstream: str, module: str, groups: Mapping[str, Group], undefined:
         raise DcaError(
             "DCA-604",
             f"upstream's registrations of {module} lack {', '.join(missing)}.",
-            remedy="correct the recipe's groups, or the source is not the one that it is for.",
+            remedy="correct the recipe's groups, or use the source that the recipe is for.",
         )
     return "\n".join([*lines, "REGISTER_EXTENSION(TORCH_EXTENSION_NAME)", ""])
 
 
 def _answer(variable: str, statement: Statement, answer: bool) -> str:
-    """An implementation that answers a capability question, for the arguments of its schema (all integers)."""
+    """An implementation that returns a constant to a capability query, whose arguments must all be integers."""
     match = re.search(r'"\s*\w+\(([^)]*)\)', re.sub(r'"\s*\n\s*"', "", statement.text))
     arguments = [part for part in (match[1].split(",") if match else []) if part.strip()]
     if not all(part.split()[0] in ("int", "SymInt") for part in arguments):
         raise DcaError(
             "DCA-604",
-            f"{statement.op} cannot be answered without a kernel: it takes more than integers.",
-            remedy="take it out of the recipe's answers.",
+            f"{statement.op} cannot have a constant answer: not all of its arguments are integers.",
+            remedy="remove it from the recipe's answers.",
         )
     types = ", ".join("int64_t" for _ in arguments)
     return f'  {variable}.impl("{statement.op}", []({types}) -> bool {{ return {str(answer).lower()}; }});'
@@ -110,7 +111,7 @@ def _answer(variable: str, statement: Statement, answer: bool) -> str:
 
 def parse(upstream: str, undefined: Collection[str]) -> tuple[str, list[Block]]:
     """Upstream's file as its head (includes) and its blocks, with conditionals on known macros resolved."""
-    text = _resolve_conditionals(_without_comments(upstream), undefined)
+    text = _resolve_conditionals(cpp.without_comments(upstream), undefined)
     blocks = []
     first = None
     position = 0
@@ -140,26 +141,9 @@ def _statements(body: str, variable: str) -> Iterator[Statement]:
                 yield Statement(statement, match[2], match[1])
 
 
-def _scan(text: str, position: int = 0) -> Iterator[tuple[int, str]]:
-    """Characters outside of string and character literals, with their positions."""
-    quote = ""
-    while position < len(text):
-        character = text[position]
-        if quote:
-            if character == "\\":
-                position += 1
-            elif character == quote:
-                quote = ""
-        elif character in "\"'":
-            quote = character
-        else:
-            yield position, character
-        position += 1
-
-
 def _semicolon(text: str) -> int | None:
     depth = 0
-    for position, character in _scan(text):
+    for position, character in cpp.scan(text):
         depth += (character in "({[") - (character in ")}]")
         if character == ";" and depth == 0:
             return position
@@ -168,25 +152,18 @@ def _semicolon(text: str) -> int | None:
 
 def _closing(text: str, position: int) -> int:
     depth = 1
-    for end, character in _scan(text, position):
+    for end, character in cpp.scan(text, position):
         depth += (character == "{") - (character == "}")
         if depth == 0:
             return end
-    raise DcaError(
-        "DCA-604", "upstream's registrations end in the middle of a block.", remedy="fetch the source again."
-    )
-
-
-def _without_comments(text: str) -> str:
-    pattern = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
-    return pattern.sub(lambda match: match[0] if match[0].startswith('"') else " ", text)
+    raise DcaError("DCA-604", "upstream's registrations end inside a block.", remedy="fetch the source again.")
 
 
 def _resolve_conditionals(text: str, undefined: Collection[str]) -> str:
     """The text with `#ifdef X`, `#ifndef X` and their `#else` resolved for macros known to be undefined."""
     lines: list[str] = []
-    # One entry per open conditional: None for one that is kept; else "on", "off", or "done" when an earlier branch
-    # was the one that is compiled.
+    # One entry per open conditional: None if it is kept; else "on", "off", or "done" when an earlier branch is the
+    # compiled one.
     stack: list[str | None] = []
     for line in text.splitlines():
         words = line.split()
@@ -198,7 +175,7 @@ def _resolve_conditionals(text: str, undefined: Collection[str]) -> str:
                 continue
         elif directive in ("#elif", "#else") and stack and stack[-1] is not None:
             if stack[-1] == "off" and directive == "#elif":
-                # The first branch is gone, so this one opens the conditional.
+                # The first branch is removed, so this one opens the conditional.
                 stack[-1] = None
                 line = line.replace("#elif", "#if", 1)
             else:
@@ -212,12 +189,12 @@ def _resolve_conditionals(text: str, undefined: Collection[str]) -> str:
 
 
 def stubs(module: str, spec: Stubs, groups: Mapping[str, Collection[int]], chosen: Collection[str]) -> str:
-    """Definitions of the left-out template instantiations, each raising an error that names the head dimension.
+    """Definitions of the template instantiations that are left out; each raises an error with its head dimension.
 
     Args:
         module: the module's path, for the error.
         spec: every instantiation that the sources refer to.
-        groups: the head dimensions of each group that may be built.
+        groups: the head dimensions of each group of the module.
         chosen: the groups whose instantiations are compiled.
     """
     compiled = {dimension for name in chosen for dimension in groups[name]}

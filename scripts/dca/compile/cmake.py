@@ -1,8 +1,8 @@
-"""A kept build folder: places its sources, configures it with CMake, builds it with ninja, reads what ninja did.
+"""Maintains a persistent build folder: copies sources to it, configures it with CMake, builds it with ninja.
 
-In it, `src/` holds copies of what is compiled, at a place that never changes, `ninja/` is CMake's binary folder,
-`configured` the identity of the last configuration, and `placed` the names of the copies. `ninja/.building` is there
-while ninja runs, and after a run that did not end well.
+In the folder, `src/` has copies of the sources, at a constant path, `ninja/` is CMake's binary folder, `configured` the
+identity of the last configuration, and `placed` the names of the copies. `ninja/.building` exists while ninja runs, and
+after a build that failed or was killed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dca.compile import units
 from dca.foundation import data, documents, host_memory, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError, Interrupted
@@ -28,29 +28,32 @@ CONFIGURE_SECONDS = 600.0
 
 
 class CompiledObject(Value):
-    """One line of ninja's log: an object, the source it was made from, and how long that took.
+    """One line of ninja's log: an object, its source, and how long it took to compile.
 
     Args:
-        source: tree and path, such as source/csrc/sampler.cu; `generated/…` for what dca wrote.
-        sha256: of that source.
-        seconds: as ninja measured it, in the run that made it.
+        source: tree and path, such as source/csrc/sampler.cu; `generated/…` for files that dca wrote.
+        sha256: of the source.
+        seconds: as ninja measured it, in the build that compiled it.
         command_hash: ninja's own hash of the command line.
+        includes: of a unit, the sources that it is made of, each with its sha256; they are compiled as one, behind
+            stand-ins for torch's headers.
     """
 
     source: str
     sha256: str
     seconds: float
     command_hash: str
+    includes: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
 class BuildFolder:
-    """A build folder, with what runs in it.
+    """A build folder and the programs that run in it.
 
     Args:
-        path: the folder; see the top of this module.
-        python: interpreter of the build environment, which CMake and ninja belong to.
-        env: what CMake, ninja and the compilers see.
+        path: of the folder, which this module's docstring describes.
+        python: interpreter of the build environment, which also has CMake and ninja.
+        env: variables for CMake, ninja and the compilers.
     """
 
     path: Path
@@ -68,19 +71,19 @@ class BuildFolder:
 
 
 def place(contents: Mapping[str, Path | bytes], folder: Path) -> str:
-    """Bring the copies of the sources up to date, touching only what differs; the digest of all of them.
+    """Update the copies of the sources, writing only those that differ, and return the digest of all.
 
-    Objects depend on these copies, so a patch of Python, or a new folder for the tree, compiles nothing again. What
-    upstream's CMake generates beside them stays, and so does what another plan has placed in places that this one
-    does not use: written again, it would be newer than the objects that are made of it.
+    Objects depend on these copies, so that a patch of Python, or another folder for the tree, recompiles nothing. Files
+    that upstream's CMake generates beside them stay. So do copies of another plan in folders that this plan does not
+    use: written again, they would be newer than their objects.
 
     Args:
-        contents: what goes into src/, by its path there; a file to copy, or the content itself.
+        contents: of src/, by path: a file to copy, or the content itself.
         folder: the build folder.
     """
     source, record = folder / "src", folder / "placed"
     before = set(record.read_text().splitlines()) if record.is_file() else set()
-    # Written before the first copy too: what a killed run has placed is still known to be ours.
+    # Also written before the first copy, so that copies of a killed build are recognized as ours.
     store.write_bytes(record, "\n".join(sorted(before | set(contents))).encode())
     hashes = {}
     for name, what in contents.items():
@@ -96,7 +99,7 @@ def place(contents: Mapping[str, Path | bytes], folder: Path) -> str:
 
 
 def _place(name: str) -> tuple[str, ...]:
-    """The part of a tree that a plan takes whole or not at all: its name and the first folder below."""
+    """The part of a tree that a plan uses completely or not at all: the tree's name and the first folder below."""
     return tuple(name.split("/")[:-1][:2])
 
 
@@ -107,17 +110,17 @@ def configure(
     names: Mapping[Path, str],
     run: Run,
 ) -> None:
-    """Configure ninja/ with CMake, unless it is configured with the same arguments already.
+    """Configure ninja/ with CMake, unless it is already configured with the same arguments.
 
     Args:
-        arguments: what CMake is told besides the folder and the generator.
-        identity: what else decides the outcome and CMake does not watch, such as the digest of `place`.
+        arguments: of CMake besides the folder and the generator.
+        identity: other inputs of the configuration that CMake does not watch, such as the digest of `place`.
         folder: the build folder.
-        names: what folders are called inside of modules, so that no path of this machine stands there; `src/` is
-            called so already.
+        names: that replace the paths of folders in modules, so that these have no path of this machine; `src` is
+            added.
 
     Raises:
-        DcaError: DCA-602 with CMake's own words.
+        DcaError: DCA-602 with CMake's error.
     """
     root, stamp = folder.path, folder.path / "configured"
     named = (data.lean_folder() / "names.cmake").read_bytes()
@@ -142,7 +145,7 @@ def configure(
     run.reporter.stage("configure", "CMake")
     stamp.unlink(missing_ok=True)
     if not _is_of(folder.ninja, arguments):
-        # CMake refuses a cache of another source, as an older version of this tool may have left it.
+        # CMake rejects a cache of another source, which an older version of dca may have left.
         (folder.ninja / "CMakeCache.txt").unlink(missing_ok=True)
     done = runner.run(
         [folder.program("cmake"), *words],
@@ -164,13 +167,13 @@ def configure(
 
 
 def _prefixes(names: Mapping[Path, str]) -> bytes:
-    """Options for the host compiler, as a response file, in which any path can be written."""
+    """Options for the host compiler in a response file, where a path may have any character."""
     options = [f"-ffile-prefix-map={folder}={name}" for folder, name in names.items()]
     return "".join(re.sub(r"([\\\s'\"])", r"\\\1", option) + "\n" for option in options).encode()
 
 
 def _is_of(folder: Path, arguments: Sequence[str | Path]) -> bool:
-    """Whether CMake's cache was made for the source that `arguments` name."""
+    """Whether CMake's cache is for the source in `arguments`."""
     cache = folder / "CMakeCache.txt"
     source = arguments[list(arguments).index("-S") + 1]
     return cache.is_file() and f"\nCMAKE_HOME_DIRECTORY:INTERNAL={source}\n" in cache.read_text(errors="replace")
@@ -178,32 +181,33 @@ def _is_of(folder: Path, arguments: Sequence[str | Path]) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a build came to.
+    """The outcome of a build.
 
     Args:
-        compiled: how many of the targets' objects were compiled in this run.
-        jobs: how many compilers ran at once in the end.
+        compiled: how many of the targets' objects this build compiled.
+        jobs: how many compilers ran in parallel at the end.
     """
 
     compiled: int
     jobs: int
 
 
-def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> Outcome:
-    """Bring targets up to date.
+def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run, started: int) -> Outcome:
+    """Build targets.
 
-    When compilers are killed for memory, what is missing is built with half as many at once, down to one.
+    When compilers are killed for lack of memory, the build goes on with half as many in parallel, down to one.
 
     Args:
         folder: the configured build folder.
         targets: names of modules.
-        jobs: how many compilers run at once.
+        jobs: how many compilers run in parallel.
+        run: the run.
+        started: nanoseconds; objects that are newer count as compiled now.
 
     Raises:
-        DcaError: DCA-603 with the first failed source and the compiler's own words, DCA-606 when the memory is not
-            enough for one compiler.
+        DcaError: DCA-603 with the first failed source and the compiler's error, DCA-606 when memory does not suffice
+            for one compiler.
     """
-    started = time.time_ns()
     watch = Watcher(run.reporter)
     ninja = folder.ninja
     marker, temporary = ninja / ".building", ninja / "tmp"
@@ -221,14 +225,14 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> O
         if done.ok:
             break
         if "ninja: build stopped: interrupted by user." in done.tail:
-            # A signal reached ninja but not this process.
+            # Ninja got the signal and this process did not.
             raise Interrupted
         short = _out_of_memory(done, host_memory.killed_since(kills, host_memory.kills()), jobs, run.log)
         if short is None:
             raise _failure(done, run.log)
         if jobs == 1:
             raise short
-        run.reporter.note(f"{short.what} {_first(short.why)} Going on with {jobs // 2} at a time.")
+        run.reporter.note(f"{short.what} {short.why.splitlines()[0]} Continuing with {jobs // 2} in parallel.")
         jobs //= 2
     marker.unlink()
     outputs = [ninja / output for target in targets for output, _ in _entries(ninja, target)]
@@ -237,7 +241,7 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> O
 
 @contextlib.contextmanager
 def _emptied(folder: Path) -> Iterator[None]:
-    """A folder for what compilers keep while they run: one that is killed leaves it, and nvcc's takes megabytes."""
+    """An empty folder for compilers' temporary files: a killed nvcc leaves megabytes."""
     if folder.exists():
         store.remove(folder)
     folder.mkdir()
@@ -248,14 +252,14 @@ def _emptied(folder: Path) -> Iterator[None]:
 
 
 def _drop_unfinished(folder: Path, marker: Path) -> None:
-    """Remove what a run that did not end well has written but not finished, where ninja would take it for finished.
+    """Remove unfinished outputs of a failed or killed build that ninja would consider finished.
 
-    ninja makes again what its log does not have, and what is older in its log than a source. That leaves an output that
-    was deleted, or linked again, and is in the log from an earlier run.
+    ninja builds again what is missing in its log, or older there than its source. It does not notice an unfinished
+    output that the log has from an earlier build.
     """
     log, deps = folder / ".ninja_log", folder / ".ninja_deps"
     for path, whole in ((log, _whole_lines), (deps, _whole_records)):
-        # After a record that was cut off, ninja could not read what it writes next.
+        # ninja could not read records that follow an incomplete one.
         if path.is_file() and (size := whole(content := path.read_bytes())) < len(content):
             store.write_bytes(path, content[:size])
     if not marker.is_file():
@@ -274,9 +278,9 @@ def _whole_lines(content: bytes) -> int:
 
 
 def _whole_records(content: bytes) -> int:
-    """Bytes of ninja's record of dependencies up to the last that is whole: each begins with its size.
+    """Bytes of ninja's dependency log up to its last complete record; each record begins with its size.
 
-    ninja sees itself that one was cut, but not where the cut is within the size.
+    ninja itself detects an incomplete record, unless the cut is within the size.
     """
     end = len(b"# ninjadeps\n") + 4
     while end + 4 <= len(content):
@@ -290,7 +294,7 @@ def _whole_records(content: bytes) -> int:
 
 # Fields in a line of ninja's log: start and end in milliseconds, time of the output, output, hash of the command.
 _LOG_FIELDS = 5
-# What compilers and linkers make; CMake's own outputs may be newer because it ran outside of ninja.
+# Outputs of compilers and linkers; CMake's outputs may be newer because it also runs outside ninja.
 _MADE = re.compile(r"\.(o|a|so(\.\d+)*)$")
 
 
@@ -306,12 +310,12 @@ def _lines(folder: Path) -> list[bytes]:
 
 
 def commands(folder: BuildFolder, targets: Sequence[str]) -> tuple[str, ...]:
-    """Every command that would make the targets from nothing, in the order ninja would start them.
+    """Every command that builds the targets from scratch, in the order in which ninja would start them.
 
     Raises:
         DcaError: DCA-603 when ninja cannot read the folder.
     """
-    # Enough lines for every command: the runner drops the oldest beyond that.
+    # Enough lines for every command: the runner drops older ones.
     done = runner.run(
         [folder.program("ninja"), "-C", folder.ninja, "-t", "commands", *targets],
         env=folder.env,
@@ -325,17 +329,17 @@ def commands(folder: BuildFolder, targets: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether anything was compiled in a build folder, by ninja's log."""
+    """Whether anything was compiled in a build folder, according to ninja's log."""
     return any(line.rsplit(b"\t", 1)[0].endswith(b".o") for line in _lines(folder / "ninja"))
 
 
 def sources(folder: Path, target: str) -> tuple[str, ...]:
-    """What a target's objects are made from, as `objects` names it; before anything is compiled."""
+    """The sources of a target's objects, named as in `objects`; available before anything is compiled."""
     return tuple(sorted(_name(source, folder) for _, source in _entries(folder, target)))
 
 
 def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
-    """A target's lines of ninja's log, each with the source that it was made from as CMake names it."""
+    """A target's objects according to ninja's log, each with its source according to CMake."""
     logged = _logged(folder)
     compiled = []
     for output, source in _entries(folder, target):
@@ -347,17 +351,25 @@ def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
                     sha256=store.sha256_file(source),
                     seconds=round((int(ended) - int(started)) / 1000, 2),
                     command_hash=command,
+                    includes=_included(source, folder),
                 )
             )
     return tuple(sorted(compiled, key=lambda built: built.source))
 
 
 def _entries(folder: Path, target: str) -> list[tuple[str, Path]]:
-    """(object, source) of a target; a project inside of the project has its objects in a folder of its own."""
-    # Heavy sources have a target of their own (build/lean).
-    below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}(?:\.heavy)?\.dir/")
+    """(object, source) of a target; a nested project has its objects in its own folder."""
+    # Heavy sources and units have targets of their own (build/lean).
+    below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}(?:\.heavy|\.units)?\.dir/")
     entries = json.loads((folder / "compile_commands.json").read_text())
     return [(entry["output"], Path(entry["file"])) for entry in entries if below.match(entry["output"])]
+
+
+def _included(source: Path, folder: Path) -> dict[str, str]:
+    """The sources of a unit that dca generated, and nothing for any other source."""
+    if source.suffix != ".cu" or source.parent != folder.parent / "generated":
+        return {}
+    return {_name(path, folder): store.sha256_file(path) for path in units.sources_of(source)}
 
 
 def _name(source: Path, folder: Path) -> str:
@@ -365,7 +377,7 @@ def _name(source: Path, folder: Path) -> str:
 
 
 def _logged(folder: Path) -> dict[str, list[str]]:
-    """Fields of ninja's log by output; the last line of each output counts."""
+    """Fields of the last line of each output in ninja's log."""
     lines = [line.decode(errors="surrogateescape").split("\t") for line in _lines(folder)]
     return {fields[3]: fields for fields in lines if len(fields) == _LOG_FIELDS}
 
@@ -386,18 +398,18 @@ class Watcher:
             self.tick()
 
     def tick(self) -> None:
-        """Tell again how far it is: objects take minutes, and silence looks like a hang."""
+        """Report the progress again: objects take minutes, and silence looks like a hang."""
         self._reporter.progress(*self._last)
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """An edge that failed, as ninja tells it.
+    """A failed build edge, as ninja reports it.
 
     Args:
         what: "compiling a.cu.o" or "linking _C.abi3.so".
-        status: its exit status; None where ninja is too old to tell.
-        lines: the compiler's own words, after the command.
+        status: its exit status; None when ninja is too old to report it.
+        lines: the compiler's output, after the command.
     """
 
     what: str
@@ -405,13 +417,13 @@ class _Failed:
     lines: tuple[str, ...]
 
     def words(self) -> str:
-        """The lines that tell most."""
-        telling = re.compile(r"\b(error|fatal|cannot find|undefined|Killed|signal|memory|bad_alloc)\b")
-        return "\n".join([line for line in self.lines if telling.search(line)][:4] or self.lines[:6])
+        """The most informative lines."""
+        informative = re.compile(r"\b(error|fatal|cannot find|undefined|Killed|signal|memory|bad_alloc)\b")
+        return "\n".join([line for line in self.lines if informative.search(line)][:4] or self.lines[:6])
 
 
 def _failed(lines: Sequence[str]) -> list[_Failed]:
-    """Every edge that failed, in ninja's order."""
+    """Every failed edge, in ninja's order."""
     edges: list[tuple[str, int | None, list[str]]] = []
     open_ = False
     for line in lines:
@@ -429,7 +441,12 @@ def _failed(lines: Sequence[str]) -> list[_Failed]:
     return [_Failed(what, status, tuple(words[1:])) for what, status, words in edges]
 
 
-# A compiler that says where in a source it stumbled has not run out of memory.
+def failed_objects(lines: Sequence[str]) -> frozenset[str]:
+    """Names of the objects that did not compile, from ninja's lines."""
+    return frozenset(edge.what.removeprefix("compiling ") for edge in _failed(lines))
+
+
+# A compiler that names a place in a source has not run out of memory.
 _DIAGNOSTIC = re.compile(r"(\(\d+\)|:\d+(:\d+)?): (fatal )?error\b|undefined reference")
 _KILLED = re.compile(r"died due to signal 9\b|Killed signal terminated|terminated with signal 9\b|^Killed$|: Killed\b")
 _EXHAUSTED = re.compile(
@@ -439,12 +456,12 @@ _STATUS_KILLED = 128 + signal.SIGKILL
 
 
 def _out_of_memory(done: runner.Completed, moved: str, jobs: int, log: Path) -> DcaError | None:
-    """The error for compilers that had too little memory; None when something else has failed.
+    """The error for compilers that ran out of memory; None when the failure has another cause.
 
     Args:
         done: ninja's run.
-        moved: which of the kernel's counters says that it killed for memory meanwhile.
-        jobs: how many compilers ran at once.
+        moved: which of the kernel's counters shows that it killed a process for memory meanwhile; may be empty.
+        jobs: how many compilers ran in parallel.
     """
     failed = _failed(done.tail)
     killed = [edge for edge in failed if edge.status == _STATUS_KILLED or any(map(_KILLED.search, edge.lines))]
@@ -456,29 +473,26 @@ def _out_of_memory(done: runner.Completed, moved: str, jobs: int, log: Path) -> 
     # The kernel may have killed ninja itself.
     what = failed[0].what if failed else "ninja"
     if moved:
-        summary = f"{what} was killed for memory."
+        summary = f"{what} was killed for lack of memory."
     elif killed:
-        summary = f"{what} was ended by signal 9, probably for memory."
+        summary = f"{what} was killed by signal 9, probably for lack of memory."
     else:
         summary = f"{what} ran out of memory."
     free, limit = host_memory.available_bytes() / 2**30, host_memory.limit_bytes() / 2**30
-    why = f"{jobs} {'ran at once' if jobs > 1 else 'ran alone'}, in {limit:.1f} GiB of which {free:.1f} are free now."
+    running = f"{jobs} compilers ran in parallel" if jobs > 1 else "one compiler ran"
+    why = f"{running}, with {limit:.1f} GiB of memory, of which {free:.1f} GiB are free now."
     return DcaError(
         "DCA-606",
         summary,
         why="\n".join([why, *([f"{moved}."] if moved else []), *([failed[0].words()] if failed else [])]),
-        remedy="give the machine or the container more memory, or end other programs; then run the same command again: "
-        f"what was finished is kept. The whole output is in {log}.",
+        remedy="give the machine or the container more memory, or stop other programs; then run the same command "
+        f"again: finished objects are kept. The complete output is in {log}.",
         output=done.tail,
     )
 
 
-def _first(text: str) -> str:
-    return text.split("\n", 1)[0]
-
-
 def _failure(done: runner.Completed, log: Path) -> DcaError:
-    """The error for a failed compile: the first failed edge and the compiler's own words."""
+    """The error for a failed build: the first failed edge and the compiler's error."""
     failed = _failed(done.tail)
     if not failed:
         why = "\n".join(done.tail[-6:]) or f"it ended with status {done.returncode}."
@@ -487,6 +501,6 @@ def _failure(done: runner.Completed, log: Path) -> DcaError:
         "DCA-603",
         f"{failed[0].what} failed.",
         why=failed[0].words(),
-        remedy=f"the whole output is in {log}; the next run goes on with what is missing.",
+        remedy=f"see the complete output in {log}; finished objects are kept for the next build.",
         output=done.tail,
     )

@@ -1,6 +1,6 @@
 """Compiles the modules of a plan with CMake and ninja: patched tree in, extension modules out.
 
-What CMake is given is the profile's: `lean` has our own small project, `upstream` runs the source's own.
+The profile decides about the CMake project: `lean` uses our own small one, `upstream` the source's.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 from dca.catalogue.plan import Plan, PlannedModule
-from dca.compile import cmake, lean, ops, upstream
+from dca.compile import cmake, lean, ops, units, upstream
 from dca.compile.cmake import CompiledObject
 from dca.compile.job import Job
 from dca.foundation import documents, host_memory, runner, store
@@ -32,9 +33,9 @@ class BuiltModule(Value):
     """An extension module that goes into the wheel.
 
     Args:
-        file: where it lies.
-        schemas: what it registered when it was loaded.
-        objects: what it was linked from; empty for a copied module.
+        file: its path.
+        schemas: that it registered when it was loaded.
+        objects: that it was linked from; empty for a copied module.
     """
 
     name: str
@@ -47,7 +48,7 @@ class BuiltModule(Value):
 
 
 class Build(Document):
-    """What was compiled, and out of what."""
+    """The compiled modules and their inputs."""
 
     SCHEMA: ClassVar[str] = "dca.build/1"
 
@@ -57,12 +58,12 @@ class Build(Document):
     torch: str
     modules: tuple[BuiltModule, ...]
     compile_seconds: float
-    """Sum over the objects of this build; not the time this run took."""
+    """Sum over the objects of this build, which is not the time that this run took."""
     objects_compiled_now: int
     jobs: int = 0
-    """How many compilers ran at once in the end; 0 when nothing is compiled."""
+    """How many compilers ran in parallel at the end; 0 when nothing is compiled."""
     headers: tuple[FixedHeader, ...] = ()
-    """What was fixed in the toolkit's headers."""
+    """The fixes of the toolkit's headers."""
 
 
 class ListedModule(Value):
@@ -73,11 +74,11 @@ class ListedModule(Value):
 
 
 class Listing(Document):
-    """The commands that would compile and link the modules of a plan, from nothing.
+    """The commands that compile and link the modules of a plan from scratch.
 
     Args:
-        folder: where they are to be run.
-        commands: in the order ninja would start them.
+        folder: to run them in.
+        commands: in the order in which ninja would start them.
     """
 
     SCHEMA: ClassVar[str] = "dca.commands/1"
@@ -91,9 +92,9 @@ class Listing(Document):
 
 
 def compile_modules(job: Job, run: Run) -> Build:
-    """All modules of the wheel, compiled or copied, each loaded once to see that its ops are there.
+    """All modules of the wheel, compiled or copied, each loaded once to check that it registers its ops.
 
-    The build folder is kept: a source that did not change is not compiled again, whatever else changed.
+    The build folder is kept: an unchanged source is not compiled again.
 
     Raises:
         DcaError: DCA-60n.
@@ -104,14 +105,14 @@ def compile_modules(job: Job, run: Run) -> Build:
     if plan.compiled:
         with prepared(job, run) as (jobs, folder):
             names = [module.name for module in plan.compiled]
-            run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} at a time")
-            outcome = cmake.build(folder, names, jobs, run)
+            run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
+            outcome = _build(job, folder, jobs, run, time.time_ns())
             for module in plan.compiled:
                 if plan.profile == "full":
                     file = upstream.install(module, folder, run.log)
                 else:
                     file = lean.module_file(module, folder.path)
-                # Kept outside the build folder, which the next run may use while this one still packages.
+                # Kept outside the build folder, which another run may use while this one still packages.
                 kept = _keep(file, run.cache)
                 built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
     built += [_built(job, module, job.tree.official / module.path, (), run.log) for module in plan.copied]
@@ -128,8 +129,24 @@ def compile_modules(job: Job, run: Run) -> Build:
     )
 
 
+def _build(job: Job, folder: cmake.BuildFolder, jobs: int, run: Run, started: int) -> cmake.Outcome:
+    """Build a plan's modules; a unit that does not compile is taken apart, down to its sources as upstream has them.
+
+    Raises:
+        DcaError: as `cmake.build`, when a source does not compile by itself.
+    """
+    try:
+        return cmake.build(folder, [module.name for module in job.plan.compiled], jobs, run, started)
+    except DcaError as error:
+        failed = cmake.failed_objects(error.output)
+        if error.code != "DCA-603" or job.plan.profile == "full" or not units.take_apart(folder.path, failed):
+            raise
+        run.reporter.note(f"{', '.join(sorted(failed))} did not compile: its sources are compiled one by one.")
+        return _build(job, lean.prepare(job, folder.path, run), jobs, run, started)
+
+
 def _as_memory_allows(job: Job, reporter: Reporter) -> Job:
-    """The job with fewer compilers at once where other programs use the memory that its plan counts on."""
+    """The job with fewer parallel compilers, if other programs use the memory that its plan counts on."""
     plan, recipe = job.plan, job.recipe
     free = host_memory.available_bytes() / 2**30
     heavy_gib = heaviest(recipe, plan.profile, plan.modules)
@@ -137,13 +154,13 @@ def _as_memory_allows(job: Job, reporter: Reporter) -> Job:
     if plan.jobs_asked or (jobs.count, jobs.heavy) >= (plan.jobs, plan.heavy_jobs):
         return job
     if jobs.count < plan.jobs:
-        reporter.note(f"{free:.1f} GiB of memory are free now: {jobs.count} at a time in place of {plan.jobs}.")
+        reporter.note(f"{free:.1f} GiB of memory are free now: {jobs.count} in parallel instead of {plan.jobs}.")
     fewer = plan.model_copy(update={"jobs": jobs.count, "heavy_jobs": min(jobs.heavy, plan.heavy_jobs)})
     return dataclasses.replace(job, plan=fewer)
 
 
 def list_commands(job: Job, run: Run) -> Listing:
-    """Configure as for `compile_modules`, and tell what would be run instead of running it.
+    """Configure as for `compile_modules`, and return the commands instead of running them.
 
     Raises:
         DcaError: DCA-602 to DCA-604.
@@ -163,26 +180,26 @@ def list_commands(job: Job, run: Run) -> Listing:
 
 @contextlib.contextmanager
 def prepared(job: Job, run: Run) -> Iterator[tuple[int, cmake.BuildFolder]]:
-    """A job's build folder, locked and configured, and how many compilers may run there at once."""
+    """A job's build folder, locked and configured, and how many compilers may run in parallel."""
     plan = job.plan
     shared = build_key(plan, job.cuda, job.torch)
     prepare = upstream.prepare if plan.profile == "full" else lean.prepare
     with locked(shared, f"{shared}-{plan.key[:16]}", run) as folder:
-        # Asked after the wait for the lock: whatever compiled here before has released its memory.
+        # Asked after waiting for the lock, when an earlier build in the folder has released its memory.
         job = _as_memory_allows(job, run.reporter)
         yield job.plan.jobs, prepare(job, folder, run)
 
 
 @contextlib.contextmanager
 def locked(shared: str, own: str, run: Run) -> Iterator[Path]:
-    """The build folder of a plan: the one that it shares with its like, or one of its own while that is in use.
+    """The build folder of a plan: the one that it shares with similar plans, or its own while that is in use.
 
-    Plans that differ in groups or sources share a folder, and so their objects. But none waits for another's compile,
-    and a plan goes on where it began.
+    Plans that differ in groups or sources share a folder, and so their objects. No plan waits for another one's build,
+    and a plan continues in the folder where it began.
     """
 
     def waiting() -> None:
-        run.reporter.note(f"{run.cache.holder('build', own)} compiles the same; waiting for it.")
+        run.reporter.note(f"{run.cache.holder('build', own)} is compiling the same plan; waiting.")
 
     # The plan's own lock is taken first, so that two runs of one plan never compile in two folders.
     with run.cache.lock("build", own, waiting), contextlib.ExitStack() as stack:
@@ -192,15 +209,15 @@ def locked(shared: str, own: str, run: Run) -> Iterator[Path]:
                 folder = run.cache.folder("build", shared)
             else:
                 run.reporter.note(
-                    f"{run.cache.holder('build', shared)} compiles another plan there: taking {folder.name}."
+                    f"{run.cache.holder('build', shared)} is compiling another plan in {shared}: using {folder.name}."
                 )
         yield folder
 
 
 def build_key(plan: Plan, toolkit: Path, torch: TorchFacts) -> str:
-    """Identity of a build folder: everything that would make every object different.
+    """Identity of a build folder: everything that affects every object.
 
-    Sources and groups do not count; ninja compiles what changed of them.
+    Sources and groups are not part of it, because ninja compiles those that changed.
     """
     key = documents.digest(
         [
@@ -240,7 +257,7 @@ def _built(job: Job, module: PlannedModule, file: Path, objects: tuple[CompiledO
         raise DcaError(
             "DCA-605",
             f"{module.name} was built but lacks {', '.join(missing)}.",
-            remedy="a source is missing from the recipe, or the op from this profile.",
+            remedy="add the missing source to the recipe, or remove the op from this profile.",
         )
     return BuiltModule(
         name=module.name,

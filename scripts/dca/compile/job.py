@@ -1,4 +1,4 @@
-"""What compiling and packaging work on: a plan, and everything that it needs at hand."""
+"""The input of compiling and packaging: a plan with its sources, toolkit and environment."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dca.toolchain.environments import TorchFacts
 
 @dataclass(frozen=True)
 class Job:
-    """A plan that can be carried out: nothing of it is looked up or fetched any more.
+    """A plan that can be executed, with everything fetched and resolved.
 
     Args:
         plan: the plan.
         recipe: its recipe, as the plan's profile sees it.
         tree: the patched sources.
-        toolkit: folder of the CUDA toolkit, its headers fixed; None for a plan that compiles nothing.
-        python: interpreter of the build environment, which torch, CMake and ninja belong to.
+        toolkit: folder of the CUDA toolkit with fixed headers; None for a plan that compiles nothing.
+        python: interpreter of the build environment, which also has torch, CMake and ninja.
         torch: facts about that environment's torch.
     """
 

@@ -1,4 +1,4 @@
-"""Prepares the lean profile: generates what our own CMake project reads, and configures it."""
+"""Prepares the lean profile: generates the inputs of our own CMake project, and configures it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dca.catalogue.plan import PlannedModule
-from dca.compile import bindings, cmake
+from dca.compile import bindings, cmake, units
 from dca.compile.job import Job
-from dca.foundation import data, store
+from dca.foundation import data, documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
 from dca.resolve import jobs
@@ -16,15 +16,17 @@ from dca.toolchain import provide
 
 
 def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
-    """Bring a build folder to where ninja can start.
+    """Prepare a build folder for ninja.
 
     Raises:
         DcaError: DCA-602, DCA-604.
     """
     # The project is copied too, because a build folder in the cache is shared by all checkouts of this tool.
     project = {f"lean/{name}": path for name, path in store.walk(data.lean_folder())}
-    cmake.place({**_sources(job), **project}, folder)
-    modules = _generate(job, folder)
+    placed = cmake.place({**_sources(job), **project}, folder)
+    apart = units.Apart.read(folder, placed)
+    documents.write(apart, folder / units.APART)
+    modules = _generate(job, folder, apart)
     build_folder = cmake.BuildFolder(folder, job.python, provide.compiler_environment(job.cuda))
     arguments: list[str | Path] = [
         "-S",
@@ -41,7 +43,7 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
 
 
 def module_file(module: PlannedModule, folder: Path) -> Path:
-    """Where a module is linked to."""
+    """The path of a linked module."""
     return folder / "ninja/modules" / f"{module.name}.abi3.so"
 
 
@@ -58,15 +60,15 @@ def _sources(job: Job) -> dict[str, Path | bytes]:
                 raise DcaError(
                     "DCA-604",
                     f"the source has no folder {top}.",
-                    remedy="it is not the source of the job.recipe.",
+                    remedy="use the source that the recipe is for.",
                 )
             files = {f"{described.tree}/{top}/{name}": path for name, path in store.walk(root / top) if path.is_file()}
             contents |= files
     return contents
 
 
-def _generate(job: Job, folder: Path) -> str:
-    """Write what CMake reads: the module list, which is returned, the registrations, the stubs."""
+def _generate(job: Job, folder: Path, apart: units.Apart) -> str:
+    """Write the inputs of CMake: the module list, which is returned, the units, the registrations, the stubs."""
     plan, recipe = job.plan, job.recipe
     groups = {name: recipe.groups[name] for name in plan.groups}
     generated, src = folder / "generated", folder / "src"
@@ -82,9 +84,13 @@ def _generate(job: Job, folder: Path) -> str:
             raise DcaError(
                 "DCA-604",
                 f"the source has no {missing[0].relative_to(src)}.",
-                remedy="it is not the source of the recipe, or the recipe's group is wrong.",
+                remedy="use the source that the recipe is for, or correct the recipe's group.",
             )
+        unit_files: list[Path] = []
         if described.bindings:
+            # Such a module is many small kernels, which take longer to read torch's headers than to compile.
+            unit_files = _units(job, module, folder, apart)
+            sources = [path for path in sources if path in apart.plain]
             upstream = (src / described.tree / described.bindings).read_text(encoding="utf-8")
             text = bindings.generate(upstream, module.name, own, described.undefined)
             path = generated / f"{module.name}_bindings.cpp"
@@ -99,6 +105,7 @@ def _generate(job: Job, folder: Path) -> str:
         lines += [
             _set(f"DCA_{module.name}_SOURCES", sources),
             _set(f"DCA_{module.name}_HEAVY", heavy),
+            _set(f"DCA_{module.name}_UNITS", unit_files),
             _set(f"DCA_{module.name}_INCLUDES", [src / described.tree / path for path in described.includes]),
             _set(f"DCA_{module.name}_DEFINES", defines),
             _set(f"DCA_{module.name}_CUDA_FLAGS", [*_gencode(module), *described.cuda_flags]),
@@ -121,6 +128,34 @@ def _generate(job: Job, folder: Path) -> str:
     return text
 
 
+def _units(job: Job, module: PlannedModule, folder: Path, apart: units.Apart) -> list[Path]:
+    """Write the units of a module's sources.
+
+    The profile's own groups are arranged together, and every other group by itself: with one group more, what was
+    compiled before stays.
+    """
+    recipe, files = job.recipe, []
+    tree = folder / "src" / recipe.modules[module.name].tree
+    heavy = recipe.lean.job_memory_gib
+    own = [name for name in module.groups if name in recipe.lean.groups]
+    parts = {"": own, **{name: [name] for name in module.groups if name not in own}}
+    placed = set(apart.plain)
+    for part, groups in parts.items():
+        listed = [
+            tree / source
+            for name in groups
+            for source in recipe.groups[name].sources
+            if recipe.lean.weight(source) <= heavy
+        ]
+        sources = [path for path in dict.fromkeys(listed) if path not in placed]
+        placed.update(sources)
+        for number, unit in enumerate(units.arrange(sources, alone=apart.alone), 1):
+            file = folder / "generated" / f"{module.name}.{part or 'units'}-{number}.cu"
+            store.write_if_changed(file, units.text(unit, file).encode())
+            files.append(file)
+    return files
+
+
 def _gencode(module: PlannedModule) -> list[str]:
     # CMake removes repeated options, and `-gencode` is repeated; the joined spelling is not.
     flags = provide.gencode(module.sass, module.ptx)
@@ -131,5 +166,5 @@ def _gencode(module: PlannedModule) -> list[str]:
 
 
 def _set(name: str, values: Iterable[object]) -> str:
-    """A CMake `set` whose values hold any character that a path can."""
+    """A CMake `set` whose values may have any character of a path."""
     return f"set({name}" + "".join(f"\n  [==[{value}]==]" for value in values) + ")"

@@ -18,12 +18,12 @@ LOAD_SECONDS = 300.0
 def schemas(module: Path, python: Path, compiler: str, log: Path | None = None) -> tuple[str, ...]:
     """Schemas that a module registers, sorted.
 
-    Where there is no driver, a stand-in for libcuda.so.1 is made on the spot from the symbols that the module wants:
-    it is enough to load the module and is never used to run anything.
+    Without a driver, the module is loaded with a stand-in for libcuda.so.1, compiled from the symbols that the module
+    requires; nothing is run with it.
 
     Args:
         module: the extension module.
-        python: of an environment with the torch that the module is for.
+        python: of an environment with the torch that the module requires.
         compiler: a host C++ compiler, for the stand-in.
 
     Raises:
@@ -38,7 +38,7 @@ def schemas(module: Path, python: Path, compiler: str, log: Path | None = None) 
             f"{module.name} does not load.",
             why="\n".join(answer.tail[-3:]),
             output=answer.tail,
-            remedy="it needs another torch than the environment has, or a source is missing from its group.",
+            remedy="use an environment with the torch that it requires, or add the missing source to its group.",
         )
     return tuple(json.loads(answer.tail[-1]))
 
@@ -49,23 +49,33 @@ def op_name(schema: str) -> str:
 
 
 def digest(schema: str) -> str:
-    """A short identity of a schema, as the torch of one recipe prints it; recipes hold these of the official wheel."""
+    """A short identity of a schema as a recipe's torch prints it; recipes record them for the official wheel."""
     return hashlib.sha256(schema.encode()).hexdigest()[:16]
 
 
 def driver_stand_in(module: Path, folder: Path, compiler: str) -> Path:
-    """A library named libcuda.so.1 that defines the driver symbols a module wants, each returning "no device"."""
+    """A library libcuda.so.1 with the driver's symbols that a module requires, each returning "no device"."""
     names = [symbol.name for symbol in elf.read(module).undefined if re.fullmatch(r"cu[A-Z]\w*", symbol.name)]
-    source = folder / "driver.cpp"
-    source.write_text('extern "C" {\n' + "".join(f"int {name}() {{ return 100; }}\n" for name in names) + "}\n")
-    library = folder / "libcuda.so.1"
-    done = runner.run([compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source], timeout=120.0)
-    if not done.ok:
-        raise DcaError(
-            "DCA-605",
-            "the stand-in for the driver could not be compiled.",
-            why=done.text[-400:],
-            output=done.tail,
-            remedy="check the host compiler.",
-        )
+    functions = "".join(f"int {name}() {{ return 100; }}\n" for name in names)
+    return compile_driver(functions, folder / "driver.cpp", folder / "libcuda.so.1", compiler, None, "DCA-605")
+
+
+def compile_driver(functions: str, source: Path, library: Path, compiler: str, log: Path | None, code: str) -> Path:
+    """Compile a stand-in for the driver's library, unless its source is unchanged.
+
+    Raises:
+        DcaError: with the code, when it does not compile.
+    """
+    if store.write_if_changed(source, f'extern "C" {{\n{functions}}}\n'.encode()) or not library.is_file():
+        command: list[str | Path] = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source]
+        done = runner.run(command, log=log, timeout=120.0)
+        if not done.ok:
+            source.unlink()
+            raise DcaError(
+                code,
+                "the stand-in for the driver's library could not be compiled.",
+                why=done.text[-400:],
+                output=done.tail,
+                remedy="check the host compiler.",
+            )
     return library

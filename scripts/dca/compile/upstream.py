@@ -1,6 +1,6 @@
-"""Prepares the full profile: configures upstream's own CMake with pinned local trees, and installs what it linked.
+"""Prepares the full profile: configures upstream's CMake with pinned local trees, and installs linked modules.
 
-Nothing is downloaded: every companion is given as a folder, and FetchContent is cut off.
+Nothing is downloaded: CMake gets every companion as a folder, and FetchContent is disabled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dca.catalogue.plan import Plan, PlannedModule
 from dca.catalogue.recipes import Full
-from dca.compile import cmake
+from dca.compile import cmake, ops
 from dca.compile.job import Job
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
@@ -22,7 +22,7 @@ INSTALL_SECONDS = 300.0
 
 
 def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
-    """Bring a build folder to where ninja can start.
+    """Prepare a build folder for ninja.
 
     Raises:
         DcaError: DCA-602, DCA-604.
@@ -31,12 +31,12 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
     assert full is not None  # noqa: S101 - the resolver offers the profile only then
     placed = cmake.place(_sources(plan, full, job.tree), folder)
     driver = _driver(toolkit, plan.host_compiler, folder / "driver", run.log)
-    # torch's CMake reads the archs from here, also when ninja starts CMake again.
+    # torch's CMake reads the archs from this variable, also when ninja runs CMake again.
     env = provide.compiler_environment(toolkit) | {"TORCH_CUDA_ARCH_LIST": ";".join(plan.archs)}
     # Upstream's own tools look for cmake and ninja on PATH.
     env["PATH"] = f"{job.python.parent}:{env['PATH']}"
     source = folder / "src"
-    # CMake names the runtime without saying where it is.
+    # CMake links the runtime without its folder.
     libraries = " ".join(f'"-L{path}"' for path in provide.folders(toolkit, "lib"))
     arguments: list[str | Path] = [
         "-S",
@@ -49,7 +49,7 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
         # The math libraries' headers, which torch's headers include, need not be in the toolkit.
         f"-DCMAKE_CXX_STANDARD_INCLUDE_DIRECTORIES={';'.join(job.torch.includes)}",
         f"-DCMAKE_CUDA_STANDARD_INCLUDE_DIRECTORIES={';'.join(job.torch.includes)}",
-        # As our own project: no search path of this machine in a module, and only libraries that it uses.
+        # As in our own project: no search path of this machine in a module, and only libraries that it uses.
         "-DCMAKE_SKIP_RPATH=ON",
         f"-DCMAKE_MODULE_LINKER_FLAGS={libraries} -Wl,--as-needed -Wl,--strip-all -Wl,--build-id=none",
         "-DFETCHCONTENT_FULLY_DISCONNECTED=ON",
@@ -68,10 +68,10 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
 
 
 def install(module: PlannedModule, folder: cmake.BuildFolder, log: Path) -> Path:
-    """Run upstream's own install rules for a module; where they put it.
+    """Run upstream's install rules for a module, and return the installed file.
 
     Raises:
-        DcaError: DCA-605 when that is not where the recipe says.
+        DcaError: DCA-605 when it is not at the path in the recipe.
     """
     prefix = folder.path / "installed"
     done = runner.run(
@@ -92,19 +92,19 @@ def install(module: PlannedModule, folder: cmake.BuildFolder, log: Path) -> Path
 
 
 def _needed(companion: str, full: Full, plan: Plan) -> bool:
-    """Whether CMake is given a companion: one of its modules is compiled, or nothing can be without it."""
+    """Whether CMake gets a companion: one of its modules is compiled, or no module can be compiled without it."""
     if full.companions[companion].file is None:
         return True
     return any(full.modules[module.name].tree == companion for module in plan.compiled)
 
 
 def _sources(plan: Plan, full: Full, tree: Tree) -> dict[str, Path | bytes]:
-    """What CMake reads of the source and of the companions that are needed."""
+    """The files of the source and of needed companions that CMake reads."""
     contents: dict[str, Path | bytes] = {}
     for name in full.inputs:
         path = tree.path("source") / name
         if not path.exists():
-            raise DcaError("DCA-604", f"the source has no {name}.", remedy="it is not the source of the recipe.")
+            raise DcaError("DCA-604", f"the source has no {name}.", remedy="use the source that the recipe is for.")
         files = [("", path)] if path.is_file() else [(f"/{below}", file) for below, file in store.walk(path)]
         contents |= {f"source/{name}{below}": file for below, file in files if file.is_file()}
     for name, companion in full.companions.items():
@@ -116,10 +116,10 @@ def _sources(plan: Plan, full: Full, tree: Tree) -> dict[str, Path | bytes]:
 
 
 def _driver(toolkit: Path, compiler: str, folder: Path, log: Path) -> Path:
-    """A library to link with in the place of the driver's, which exists only where a driver is.
+    """A stand-in for the driver's library to link with, because a machine without a driver has none.
 
-    It has every name that the toolkit's cuda.h declares, so that the linker notes the library for a module that uses
-    one, and only for those.
+    It defines every function that the toolkit's cuda.h declares. The linker records the library as needed only in
+    modules that use one of them.
 
     Raises:
         DcaError: DCA-601.
@@ -127,19 +127,5 @@ def _driver(toolkit: Path, compiler: str, folder: Path, log: Path) -> Path:
     headers = [folder / "cuda.h" for folder in provide.folders(toolkit, "include")]
     header = next(path for path in headers if path.is_file())
     names = sorted(set(re.findall(r"\bcu[A-Z]\w*", header.read_text(errors="replace"))))
-    source, library = folder / "driver.cpp", folder / "libcuda.so"
-    text = 'extern "C" {\n' + "".join(f"void {name}() {{}}\n" for name in names) + "}\n"
-    if store.write_if_changed(source, text.encode()) or not library.is_file():
-        done = runner.run(
-            [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source], log=log, timeout=120.0
-        )
-        if not done.ok:
-            source.unlink()
-            raise DcaError(
-                "DCA-601",
-                "the stand-in for the driver's library could not be compiled.",
-                why=done.text[-400:],
-                output=done.tail,
-                remedy="check the host compiler.",
-            )
-    return library
+    functions = "".join(f"void {name}() {{}}\n" for name in names)
+    return ops.compile_driver(functions, folder / "driver.cpp", folder / "libcuda.so", compiler, log, "DCA-601")

@@ -1,13 +1,12 @@
-"""YaRN and dual-chunk settings in a model's config.json: shows, checks and changes them, and takes changes back.
+"""YaRN and dual-chunk settings in a model's config.json: shows, checks, changes and restores them.
 
-Every function takes a model's folder and returns one `Config` document; nothing is printed. What cannot be done is a
-`DcaError`, and then nothing was changed. Weights are never opened.
+Every function takes a model's folder, returns one `Config` document and prints nothing. After a `DcaError` nothing has
+changed. Weights are never opened.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +15,7 @@ from dca.config import compare, config_rules, edit, folder, models, readers, tex
 from dca.config.compare import Row
 from dca.config.config_rules import PAGE, Finding
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
-from dca.config.folder import Change
+from dca.config.folder import Change, readable
 from dca.config.models import KnownModel
 from dca.config.readers import Installed, Reader, Reading
 from dca.config.text import Json
@@ -55,12 +54,12 @@ class Config(Document):
     """What a command found in a model's folder, or did to it.
 
     Args:
-        command: its name.
-        folder: of the model.
-        model: of build/models that it is; empty where that is not sure.
-        readings: what each reader makes of it (`show`).
-        rows: the same, side by side.
-        findings: problems, errors first (`check`, and of the result of every change).
+        command: the command's name.
+        folder: the model's folder.
+        model: its name in build/models; empty when it cannot be identified.
+        readings: how each reader reads it (`show`).
+        rows: the readings side by side.
+        findings: problems, errors first (from `check`, and after every change).
         change: what was changed.
         undone: the command that was undone (`undo`).
     """
@@ -78,7 +77,7 @@ class Config(Document):
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that are no mere warnings."""
+        """The findings that are errors."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
 
@@ -91,18 +90,18 @@ def show(
     wheels: Sequence[Path] = (),
     reporter: Reporter | None = None,
 ) -> Config:
-    """What readers make of a model's folder; each is run in its own environment.
+    """How readers read a model's folder; each runs in its own environment.
 
     Args:
         path: the folder.
-        cache: where their environments are.
-        names: of the readers; those of build/readers that are shown by themselves when empty.
-        pythons: a Python of the user's own for a reader, by its name.
-        wheels: files in which an engine's own Python is looked for.
-        reporter: told which one is running.
+        cache: the cache that contains their environments.
+        names: names of the readers; by default those that build/readers marks as shown.
+        pythons: the user's own Python for a reader, by the reader's name.
+        wheels: wheels to search for an engine's own Python code.
+        reporter: reports which reader is running.
 
     Raises:
-        DcaError: DCA-204, 206, 207 for the folder, DCA-211 for a reader that there is not.
+        DcaError: DCA-204, 206, 207 for the folder, DCA-211 for an unknown reader.
     """
     source = folder.read(path)
     own, known = dict(pythons or {}), readers.load_all()
@@ -130,27 +129,27 @@ def show(
 
 
 def reader_list(cache: store.Store, wheels: Sequence[Path] = ()) -> list[tuple[Reader, Installed | str]]:
-    """Every reader, and where it is or why it is not there."""
+    """Every reader, and where it is installed or why it is not."""
     return [(reader, readers.locate(reader, cache, wheels)) for reader in readers.load_all()]
 
 
 def check(
     path: Path, *, model: str | None = None, names: Sequence[str] = (), page: int = PAGE, ranks: int | None = None
 ) -> Config:
-    """The problems of a model's folder, by the rules alone.
+    """The problems of a model's folder, by the rules alone; runs no reader.
 
     Args:
         path: the folder.
-        model: its name in build/models, where it cannot be told by its shape.
-        names: readers that it is meant for.
-        page: tokens of one page of the KV cache.
+        model: its name in build/models, when its shape does not identify it.
+        names: readers it is meant for.
+        page: tokens per page of the KV cache.
         ranks: GPUs that share the heads.
 
     Raises:
-        DcaError: DCA-204, 206, 207 for the folder, DCA-211 and 214 for names that there are not, DCA-201 for numbers.
+        DcaError: DCA-204, 206, 207 for the folder, DCA-211 and 214 for unknown names, DCA-201 for impossible numbers.
     """
     if page < 1 or (ranks is not None and ranks < 1):
-        raise DcaError("DCA-201", "a page size and a tensor-parallel size are 1 or more.", remedy="correct it.")
+        raise DcaError("DCA-201", "--page-size and --tensor-parallel must be at least 1.", remedy="give 1 or more.")
     known = _known(model)
     source = folder.read(path)
     subject = _subject(path, source, names, known, page, ranks)
@@ -167,9 +166,9 @@ def set_yarn(
     Args:
         path: the model's folder.
         setting: the numbers.
-        names: readers that it is meant for; those that `show` asks by itself when empty.
-        dry_run: only say what would change.
-        out: a new folder that links to everything else in the old one.
+        names: readers it is meant for; by default those that `show` runs by default.
+        dry_run: only show what would change.
+        out: a new folder to make, with links to everything else in the old one.
 
     Raises:
         DcaError: DCA-211 and 212 for the readers; what `dca.config.edit.set_yarn` and `dca.config.folder.change` raise.
@@ -193,12 +192,12 @@ def set_dca(
 
     Args:
         path: the model's folder.
-        setting: the numbers; the known model's own when not given.
-        model: its name in build/models, where it cannot be told by its shape.
-        sparse: where the sparse table comes from: a file with it, alone or inside of a config, or the columns and
-            diagonals of one with the same for every head. None leaves the table as it is.
-        dry_run: only say what would change.
-        out: a new folder that links to everything else in the old one.
+        setting: the numbers; by default the known model's own.
+        model: its name in build/models, when its shape does not identify it.
+        sparse: source of the sparse table: a file with it, alone or inside a config, or the number of columns and
+            diagonals for every head. None keeps the current table.
+        dry_run: only show what would change.
+        out: a new folder to make, with links to everything else in the old one.
 
     Raises:
         DcaError: DCA-214 when the model's numbers are not known, DCA-213 for the table; what
@@ -208,11 +207,22 @@ def set_dca(
     sizes = sparse if isinstance(sparse, tuple) else None
     table = _table_in(sparse) if isinstance(sparse, Path) else None
     if sizes and min(sizes) < 1:
-        raise DcaError("DCA-201", "the sizes of a sparse table are 1 or more.", remedy="such as 1000,6096.")
+        raise DcaError(
+            "DCA-201", "--sparse-sizes: both sizes must be at least 1.", remedy="give two sizes, such as 1000,6096."
+        )
 
     def edited(source: Json) -> Json:
         config = source.plain()
-        numbers = setting or _own_setting(path, known or _model(path, config))
+        numbers = setting
+        if numbers is None:
+            own = known or _model(path, config)
+            if own is None:
+                raise DcaError(
+                    "DCA-214",
+                    f"the shape of {path} does not identify a model of build/models.",
+                    remedy="name the model with --model, or give --chunk, --local and --original.",
+                )
+            numbers = edit.setting_of(own)
         rows = edit.table_of_sizes(*_shape(source, config), *sizes) if sizes else table
         return edit.set_dca(source, numbers.model_copy(update={"table": rows}) if rows else numbers)
 
@@ -223,26 +233,28 @@ def use_1m(path: Path, *, dry_run: bool = False, out: Path | None = None) -> Con
     """Make the folder's own config_1m.json its config.json.
 
     Raises:
-        DcaError: DCA-204 when there is none; what `dca.config.edit.use_1m` and `dca.config.folder.change` raise.
+        DcaError: DCA-204 when it does not exist; what `dca.config.edit.use_1m` and `dca.config.folder.change` raise.
     """
     one_million = folder.read(path, folder.ONE_MILLION)
     return _changed(path, "use-1m", lambda source: edit.use_1m(source, one_million), dry_run, out)
 
 
 def drop_dca(path: Path, *, cap: int | None = None, dry_run: bool = False, out: Path | None = None) -> Config:
-    """Remove dual chunk attention, for engines that stop at it.
+    """Remove dual chunk attention, for engines that fail on it.
 
     Args:
         path: the model's folder.
-        cap: the longest context that stays, in tokens; what the model reads without it when not given.
-        dry_run: only say what would change.
-        out: a new folder that links to everything else in the old one.
+        cap: longest context to keep, in tokens; by default what the model supports without dual chunk attention.
+        dry_run: only show what would change.
+        out: a new folder to make, with links to everything else in the old one.
 
     Raises:
         DcaError: what `dca.config.edit.drop_dca` and `dca.config.folder.change` raise.
     """
     if cap is not None and not 0 < cap < edit.MOST:
-        raise DcaError("DCA-201", f"{cap} is no length.", remedy="give tokens, such as 262144.")
+        raise DcaError(
+            "DCA-201", f"--length {cap}: must be a positive number of tokens.", remedy="give tokens, such as 262144."
+        )
 
     def edited(source: Json) -> Json:
         model = _model(path, source.plain())
@@ -252,13 +264,13 @@ def drop_dca(path: Path, *, cap: int | None = None, dry_run: bool = False, out: 
 
 
 def undo(path: Path, *, dry_run: bool = False, force: bool = False) -> Config:
-    """Bring back what config.json was before the last change, to the byte.
+    """Restore config.json as it was before the last change, byte for byte.
 
     Raises:
-        DcaError: DCA-209 when there is nothing to undo, or it was changed since; those of `dca.config.folder.undo`.
+        DcaError: what `dca.config.folder.undo` raises.
     """
     change, undone = folder.undo(path, dry_run=dry_run, force=force)
-    return Config(command="undo", folder=readable(path), change=_safe(change), undone=undone)
+    return Config(command="undo", folder=readable(path), change=change, undone=undone)
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------
@@ -272,15 +284,15 @@ def _changed(
     out: Path | None,
     names: Sequence[str] = (),
 ) -> Config:
-    """Change a folder, and check what it is then.
+    """Change a folder, and check the result.
 
     Args:
         path: the model's folder.
-        command: its name, for the record.
-        change: gives config.json as it is to be, of what it is.
-        dry_run: only say what would change.
-        out: a new folder that links to everything else in the old one.
-        names: readers that it is meant for.
+        command: the command's name, for the record.
+        change: returns the new config.json, given the current one.
+        dry_run: only show what would change.
+        out: a new folder to make, with links to everything else in the old one.
+        names: readers it is meant for.
     """
     after: list[Json] = []
 
@@ -295,7 +307,7 @@ def _changed(
         folder=readable(path),
         model=_name(subject.model),
         findings=config_rules.check(subject),
-        change=_safe(record),
+        change=record,
     )
 
 
@@ -319,38 +331,19 @@ def _subject(
     )
 
 
-def readable(path: Path) -> str:
-    """A path as text that can be written; its bytes need not be UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _safe(change: Change) -> Change:
-    return change.model_copy(update={"file": readable(Path(change.file))})
-
-
 def _known(name: str | None) -> KnownModel | None:
     return models.find(name, models.load_all()) if name else None
 
 
 def _model(path: Path, config: dict[str, Any]) -> KnownModel | None:
     with contextlib.suppress(OSError, RuntimeError):
-        # A hub cache has the model's name in a folder above.
+        # In a hub cache, a parent folder has the model's name.
         return models.match(config, str(path.absolute()), models.load_all())
     return None
 
 
 def _name(model: KnownModel | None) -> str:
     return model.name if model else ""
-
-
-def _own_setting(path: Path, model: KnownModel | None) -> DualChunkSetting:
-    if model is None:
-        raise DcaError(
-            "DCA-214",
-            f"{path} is no model of build/models that can be told by its shape.",
-            remedy="name it with --model, or give --chunk, --local and --original.",
-        )
-    return edit.setting_of(model)
 
 
 def _shape(source: Json, config: dict[str, Any]) -> tuple[int, int]:
@@ -361,14 +354,14 @@ def _shape(source: Json, config: dict[str, Any]) -> tuple[int, int]:
     if not layers or not heads or layers * heads > 100_000:
         raise DcaError(
             "DCA-208",
-            f"{source.name} does not say how many layers and heads there are.",
+            f"{source.name} has no usable num_hidden_layers and num_attention_heads.",
             remedy="compare with the model's own file.",
         )
     return layers, heads
 
 
 def table_of(path: Path) -> Any:
-    """The content of the sparse table's own file; None without one, or what stands there if it cannot be parsed."""
+    """The content of the sparse table's own file; None without one, a text when it cannot be parsed."""
     if not (path / folder.TABLE).exists():
         return None
     try:
@@ -378,10 +371,10 @@ def table_of(path: Path) -> Any:
 
 
 def _table_in(path: Path) -> list[Any]:
-    """The sparse table of a file, which is a list, or a config with one inside."""
+    """The sparse table in a file: the list itself, or a config with the list inside."""
     data = folder.content(path).removeprefix(text.BOM)
     if data.lstrip()[:1] == b"[":
-        # The parser takes objects, so the list is put into one.
+        # The parser accepts only objects, so the list is wrapped in one.
         parsed = text.parse(b'{"list":' + data + b"}", str(path)).plain()
         return edit.table_in(parsed["list"] if len(parsed) == 1 else None, str(path))
     return edit.table_in(text.parse(data, str(path)).plain(), str(path))

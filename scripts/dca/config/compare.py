@@ -1,4 +1,4 @@
-"""What several readers make of one folder, side by side: rows of cells, and which rows they do not agree on."""
+"""How several readers read one folder, side by side: rows of cells, and the rows that differ."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ BETAS = {"beta_fast": rotary.BETA_FAST, "beta_slow": rotary.BETA_SLOW}
 
 
 class Row(Value):
-    """One thing that readers take from a config.
+    """One property that readers take from a config.
 
     Args:
-        name: of the thing.
-        cells: what each reader takes, by its name; None where it does not say.
-        differs: whether two of them take different things.
+        name: the property's name.
+        cells: each reader's value, by the reader's name; None where it does not report one.
+        differs: whether two readers have different values.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Row(Value):
 
 
 def table(readings: Sequence[Reading], config: dict[str, Any]) -> tuple[Row, ...]:
-    """The rows, for the readers that read the folder."""
+    """The rows, for the readers that could read the folder."""
     read = [reading for reading in readings if reading.read]
     rows = []
     for name, cell in CELLS:
@@ -43,7 +43,7 @@ def table(readings: Sequence[Reading], config: dict[str, Any]) -> tuple[Row, ...
 
 
 def yarn_of(config: dict[str, Any]) -> rotary.Yarn | None:
-    """The YaRN that a config asks for, wherever it is written; None without one, or with numbers that are none."""
+    """The YaRN setting of a config, under either key; None without one, or with unusable numbers."""
     for key in (SCALING, PARAMETERS):
         scaling = config.get(key)
         if isinstance(scaling, dict) and kind(scaling) == "yarn":
@@ -62,7 +62,7 @@ def yarn_of(config: dict[str, Any]) -> rotary.Yarn | None:
 
 
 def base_of(config: dict[str, Any]) -> float | None:
-    """The rope_theta of a config, wherever it is written."""
+    """The rope_theta of a config, from either place."""
     inside = config.get(PARAMETERS)
     for value in (config.get(THETA), inside.get(THETA) if isinstance(inside, dict) else None):
         base = number(value)
@@ -72,14 +72,14 @@ def base_of(config: dict[str, Any]) -> float | None:
 
 
 def head_dim_of(config: dict[str, Any]) -> int | None:
-    """Elements of one head."""
+    """Elements of one head; None when the config does not say it."""
     size, heads = count(config.get("hidden_size")), count(config.get("num_attention_heads"))
     dim = count(config.get("head_dim")) or (size // heads if size and heads else None)
     return dim if dim and 2 <= dim <= 4096 else None
 
 
 def frequencies(reading: Reading, config: dict[str, Any]) -> str | None:
-    """Whether a reader's inverse frequencies are those of the formula, to 1e-6."""
+    """Which formula a reader's inverse frequencies match to 1e-6."""
     base, inverse = reading.base, reading.inverse_frequencies
     if not inverse or not base or not 1 < base < MOST:
         return None
@@ -93,7 +93,7 @@ def frequencies(reading: Reading, config: dict[str, Any]) -> str | None:
 
 def _close(values: Sequence[float], formula: Sequence[float]) -> bool:
     return all(abs(value - other) <= CLOSE for value, other in zip(values, formula, strict=True)) and (
-        # The lowest frequencies are smaller than CLOSE, so that only their ratio tells whether they are the same.
+        # The lowest frequencies are smaller than CLOSE, so only their ratio shows whether they are the same.
         all(abs(value - other) <= 1e-4 * other for value, other in zip(values, formula, strict=True))
     )
 
@@ -107,8 +107,8 @@ def _scaling(reading: Reading, _config: dict[str, Any]) -> str:
 
 def _dca(reading: Reading, config: dict[str, Any]) -> str:
     if reading.dca is None:
-        return "off" if reading.knows_dca or not config.get(DCA) else "not known"
-    return "on" if reading.knows_dca else "asked for, and not there: stops"
+        return "off" if reading.knows_dca or not config.get(DCA) else "not supported"
+    return "on" if reading.knows_dca else "not supported: fails"
 
 
 def _chunk(reading: Reading, _config: dict[str, Any]) -> str | None:
@@ -122,9 +122,9 @@ def _table(reading: Reading, _config: dict[str, Any]) -> str | None:
     if reading.dca is None:
         return None
     if reading.dca.table_layers is None:
-        return "missing" if reading.dca.sparse else "none: dense"
+        return "missing" if reading.dca.sparse else "none: dense attention"
     matches = (reading.dca.table_layers, reading.dca.table_heads) == (reading.layers, reading.heads)
-    fits = "" if matches else ", not the model's"
+    fits = "" if matches else ", does not fit the model"
     return f"{reading.dca.table_layers} layers x {reading.dca.table_heads} heads{fits}"
 
 
@@ -132,18 +132,18 @@ def _integer(value: Any) -> str | None:
     return f"{value:,}" if count(value) else None if value is None else str(value)[:40]
 
 
-def _attention_factor(reading: Reading, _config: dict[str, Any]) -> str | None:
-    return None if reading.attention_factor is None else f"{reading.attention_factor:.6f}"
+def _decimal(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)
 
 
 CELLS: tuple[tuple[str, Callable[[Reading, dict[str, Any]], str | None]], ...] = (
     ("context length", lambda reading, _: _integer(reading.context)),
     ("rotary table rows", lambda reading, _: _integer(reading.rows)),
-    ("base (rope_theta)", lambda reading, _: None if reading.base is None else f"{reading.base:,.10g}"),
+    ("base (rope_theta)", lambda reading, _: _decimal(reading.base, ",.10g")),
     ("scaling", _scaling),
-    ("factor in effect", lambda reading, _: None if reading.factor is None else f"{reading.factor:.4g}"),
+    ("factor in effect", lambda reading, _: _decimal(reading.factor, ".4g")),
     ("original length", lambda reading, _: _integer(reading.original)),
-    ("attention factor", _attention_factor),
+    ("attention factor", lambda reading, _: _decimal(reading.attention_factor, ".6f")),
     ("inverse frequencies", frequencies),
     ("dual chunk attention", _dca),
     ("chunk, local, original", _chunk),

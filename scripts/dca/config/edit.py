@@ -1,4 +1,4 @@
-"""The settings themselves: text in, text out; nothing is read or written here."""
+"""The settings themselves: text in, text out; this module reads and writes no file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dca.foundation.errors import DcaError
 DCA, SCALING, PARAMETERS, THETA = "dual_chunk_attention_config", "rope_scaling", "rope_parameters", "rope_theta"
 LENGTH, ORIGINAL, TABLE = "max_position_embeddings", "original_max_position_embeddings", "sparse_attention_config"
 PATTERN = "vertical_and_slash"
-# What vLLM without dual chunk attention may be given of the models that have it.
+# The context length at which models with dual chunk attention still work without it.
 WITHOUT_DCA = 262_144
 MOST = 1 << 40
 
 
 class YarnSetting(Value):
-    """YaRN as the user wants it.
+    """YaRN as the user asks for it.
 
     Args:
-        factor: how many times the original length.
-        original: the length before, in tokens.
-        attention_factor: in place of the formula's.
+        factor: new length / original length.
+        original: length without YaRN, in tokens.
+        attention_factor: replaces the formula's value.
     """
 
     factor: float
@@ -36,26 +36,26 @@ class YarnSetting(Value):
 
     @property
     def length(self) -> int:
-        """The length with it, in tokens."""
+        """The length with YaRN, in tokens."""
         return int(self.original * self.factor)
 
 
 class Form(Value):
-    """How YaRN is written: where, and which max_position_embeddings stands beside it."""
+    """How YaRN is written: under which key, and with which max_position_embeddings."""
 
     place: Place = "rope_scaling"
     length: Length = "either"
 
 
 class DualChunkSetting(Value):
-    """Dual chunk attention as the user wants it; lengths in tokens.
+    """Dual chunk attention as the user asks for it; lengths in tokens.
 
     Args:
-        chunk_size: of dual chunk attention.
-        local_size: of dual chunk attention, smaller than a chunk.
-        original: the length above which keys are scaled; 0 for none.
-        length: max_position_embeddings with it; None leaves what is there.
-        table: the sparse table; None leaves what is there.
+        chunk_size: size of a chunk.
+        local_size: local_size of dual chunk attention; smaller than chunk_size.
+        original: length above which keys are scaled; 0 for no scaling.
+        length: max_position_embeddings to set; None keeps the current one.
+        table: sparse table to set; None keeps the current one.
     """
 
     chunk_size: int
@@ -66,7 +66,7 @@ class DualChunkSetting(Value):
 
 
 def form_for(readers: Sequence[Reader]) -> Form:
-    """The one way to write YaRN that several readers take.
+    """The way to write YaRN that works for all given readers.
 
     Raises:
         DcaError: DCA-212 when there is none.
@@ -77,9 +77,9 @@ def form_for(readers: Sequence[Reader]) -> Form:
         words = "; ".join(f"{reader.name}: {_wants(reader)}" for reader in readers)
         raise DcaError(
             "DCA-212",
-            f"no one config.json is right for {', '.join(reader.name for reader in readers)}.",
+            f"no single config.json is right for {', '.join(reader.name for reader in readers)}.",
             why=words + ".",
-            remedy="make a folder for each: --for READER --out DIR.",
+            remedy="make one folder per reader: --for READER --out DIR.",
         )
     return Form(place=places[0], length=lengths.pop() if lengths else "either")
 
@@ -96,7 +96,7 @@ def _wants(reader: Reader) -> str:
 def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None) -> Json:
     """Scale the rotary embedding with YaRN.
 
-    Other settings of a YaRN that is there already (betas) stay; those of another kind of scaling go.
+    Other settings of existing YaRN (betas) are kept; those of another kind of scaling are removed.
 
     Args:
         source: config.json.
@@ -104,7 +104,7 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None) -> Js
         form: how to write it.
 
     Raises:
-        DcaError: DCA-201 for numbers that are none, DCA-208 when the config does not allow it.
+        DcaError: DCA-201 for impossible numbers, DCA-208 when the config does not allow YaRN.
     """
     form = form or Form()
     _check_yarn(setting)
@@ -112,8 +112,8 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None) -> Js
     if config.get(DCA):
         raise DcaError(
             "DCA-208",
-            f"{source.name} has {DCA}, and YaRN beside it is not read.",
-            why=f"vLLM ignores {SCALING} with dual chunk attention, and multiplies the length by its factor even so.",
+            f"{source.name} has {DCA}, which excludes YaRN.",
+            why=f"vLLM ignores {SCALING} with dual chunk attention, but still multiplies the length by its factor.",
             remedy="remove dual chunk attention first: `dca config drop-dca DIR`.",
         )
     for name in (SCALING, PARAMETERS):
@@ -123,7 +123,7 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None) -> Js
     if form.place == "rope_parameters":
         source = _write_yarn(source, PARAMETERS, setting)
         source = text.put(source, (PARAMETERS, THETA), base)
-        # Where both are, the other one wins.
+        # If both exist, rope_scaling wins.
         source = text.remove(source, (SCALING,)) if SCALING in config else source
     else:
         source = _write_yarn(source, SCALING, setting)
@@ -138,20 +138,28 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None) -> Js
 
 def _check_yarn(setting: YarnSetting) -> None:
     if not 1 <= setting.factor < MOST:
-        raise DcaError("DCA-201", f"a factor of {setting.factor:g} is none.", remedy="give 1 or more, such as 4.")
+        raise DcaError(
+            "DCA-201", f"--factor {setting.factor:g}: must be at least 1.", remedy="give 1 or more, such as 4."
+        )
     if not 0 < setting.original < MOST or setting.length >= MOST:
-        raise DcaError("DCA-201", f"{setting.original} is no original length.", remedy="give tokens, such as 32768.")
+        raise DcaError(
+            "DCA-201",
+            f"--original {setting.original}: must be a positive number of tokens, and factor x original below 2**40.",
+            remedy="give tokens, such as 32768.",
+        )
     attention = setting.attention_factor
     if attention is not None and not 0 < attention < math.inf:
-        raise DcaError("DCA-201", f"{attention:g} is no attention factor.", remedy="give a number above 0.")
+        raise DcaError(
+            "DCA-201", f"--attention-factor {attention:g}: must be above 0.", remedy="give a positive number."
+        )
 
 
 def _check_scaling(source: Json, value: Any, name: str) -> None:
-    """Refuse a scaling that is no object, or one per kind of layer."""
+    """Reject a scaling that is not an object, or has one object per kind of layer."""
     if value is None:
         return
     if not isinstance(value, dict) or any(isinstance(part, dict) for part in value.values()):
-        what = "has one object per kind of layer" if isinstance(value, dict) else "is no object"
+        what = "has one object per kind of layer" if isinstance(value, dict) else "is not an object"
         raise DcaError(
             "DCA-208",
             f"{source.name}, line {source.line(name)}: `{name}` {what}.",
@@ -160,15 +168,15 @@ def _check_scaling(source: Json, value: Any, name: str) -> None:
 
 
 def _base(source: Json, config: dict[str, Any]) -> float:
-    """The model's rope_theta, wherever it stands; as the number that it is."""
+    """The model's rope_theta, from either place."""
     inside = config.get(PARAMETERS) or {}
     for value in (config.get(THETA), inside.get(THETA)):
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 1:
             return value
     raise DcaError(
         "DCA-208",
-        f"{source.name} has no rope_theta, and readers take different ones then.",
-        remedy=f"write the model's own {THETA} into it first; the model's page has it.",
+        f"{source.name} has no rope_theta; readers then use different defaults.",
+        remedy=f"first write the model's own {THETA}, from the model's page.",
     )
 
 
@@ -184,7 +192,7 @@ def _write_yarn(source: Json, key: str, setting: YarnSetting) -> Json:
     values |= {"factor": float(setting.factor), ORIGINAL: setting.original}
     attention = setting.attention_factor
     if attention is not None:
-        # One reader multiplies the formula's factor, the others replace it: the same number for both.
+        # One reader multiplies the formula's factor, the others replace it: both must end at the same number.
         values["attention_factor"] = float(attention)
         values["attn_factor"] = float(attention) / rotary.attention_factor(setting.factor)
     if not old:
@@ -195,29 +203,32 @@ def _write_yarn(source: Json, key: str, setting: YarnSetting) -> Json:
 
 
 def set_dca(source: Json, setting: DualChunkSetting) -> Json:
-    """Turn dual chunk attention on; YaRN, which is not read beside it, goes.
+    """Turn dual chunk attention on; remove YaRN, which vLLM does not read with it.
 
     Args:
         source: config.json.
         setting: the numbers, and the sparse table.
 
     Raises:
-        DcaError: DCA-201 for numbers that are none, DCA-208 and DCA-213 when config or table do not allow it.
+        DcaError: DCA-201 for impossible numbers, DCA-208 and DCA-213 when config or table do not allow it.
     """
     if not 0 < setting.local_size < setting.chunk_size < MOST:
         raise DcaError(
             "DCA-201",
-            f"a chunk of {setting.chunk_size} tokens with {setting.local_size} local ones is none.",
-            remedy="give a chunk size, and a smaller local size.",
+            f"--chunk {setting.chunk_size} --local {setting.local_size}: --local must be positive, and smaller than "
+            "--chunk.",
+            remedy="give a chunk size and a smaller local size.",
         )
     if not 0 <= setting.original < MOST or not 0 < (setting.length or 1) < MOST:
-        raise DcaError("DCA-201", "a length is negative, or none.", remedy="give tokens, such as 262144.")
+        raise DcaError(
+            "DCA-201", "--original or --length is negative or too large.", remedy="give tokens, such as 262144."
+        )
     config = source.plain()
     old = config.get(DCA)
     if old is not None and not isinstance(old, dict):
         raise DcaError(
             "DCA-208",
-            f"{source.name}, line {source.line(DCA)}: `{DCA}` is no object.",
+            f"{source.name}, line {source.line(DCA)}: `{DCA}` is not an object.",
             remedy="remove it by hand.",
         )
     if setting.table is not None:
@@ -234,7 +245,7 @@ def set_dca(source: Json, setting: DualChunkSetting) -> Json:
         source = text.put(source, (THETA,), _base(source, config))
     if setting.length:
         source = text.put(source, (LENGTH,), setting.length)
-    # The table is written last, because every edit parses the text again and the table is long.
+    # The table is written last: each edit parses the text again, and the table is long.
     if old is None:
         return text.put(source, (DCA,), values)
     for name, value in values.items():
@@ -243,20 +254,20 @@ def set_dca(source: Json, setting: DualChunkSetting) -> Json:
 
 
 def drop_dca(source: Json, cap: int = WITHOUT_DCA) -> Json:
-    """Remove dual chunk attention, and what is longer than a model does without it.
+    """Remove dual chunk attention, and cap the length at what the model supports without it.
 
     Args:
         source: config.json.
-        cap: the longest context that stays, in tokens.
+        cap: longest context to keep, in tokens.
 
     Raises:
-        DcaError: DCA-208 when the length is no number.
+        DcaError: DCA-208 when the length is not a number.
     """
     length = source.plain().get(LENGTH)
     if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):
         raise DcaError(
             "DCA-208",
-            f"{source.name}, line {source.line(LENGTH)}: `{LENGTH}` is no number.",
+            f"{source.name}, line {source.line(LENGTH)}: `{LENGTH}` is not a number.",
             remedy="correct it by hand.",
         )
     if DCA not in source.root.members:
@@ -266,14 +277,14 @@ def drop_dca(source: Json, cap: int = WITHOUT_DCA) -> Json:
 
 
 def use_1m(source: Json, one_million: Json) -> Json:
-    """Take the model's own file for a million tokens as its config.
+    """Use the model's own file for a million tokens as its config.
 
     Args:
         source: config.json.
         one_million: config_1m.json.
 
     Raises:
-        DcaError: DCA-208 when that file has no dual chunk attention, or is another model's.
+        DcaError: DCA-208 when that file has no dual chunk attention, or belongs to another model.
     """
     new, config = one_million.plain(), source.plain()
     if not isinstance(new.get(DCA), dict):
@@ -282,7 +293,7 @@ def use_1m(source: Json, one_million: Json) -> Json:
         if new.get(name) != config.get(name):
             raise DcaError(
                 "DCA-208",
-                f"{one_million.name} is another model's: its `{name}` is {new.get(name)!r:.40}.",
+                f"{one_million.name} belongs to another model: its `{name}` is {new.get(name)!r:.40}.",
                 why=f"in {source.name} it is {config.get(name)!r:.40}.",
                 remedy="download the model's own file.",
             )
@@ -296,10 +307,10 @@ def table_of_sizes(layers: int, heads: int, vertical: int, slash: int) -> list[d
     """A sparse table with the same sizes for every head.
 
     Args:
-        layers: of the model.
-        heads: of one layer.
-        vertical: columns that each head looks at.
-        slash: diagonals that each head looks at.
+        layers: layers of the model.
+        heads: query heads of one layer.
+        vertical: columns that each head attends to.
+        slash: diagonals that each head attends to.
     """
     return [{str(head): [PATTERN, vertical, slash, 1.0] for head in range(heads)} for _ in range(layers)]
 
@@ -314,12 +325,12 @@ def table_in(value: Any, name: str) -> list[dict[str, Any]]:
         inside = value.get(DCA)
         value = inside.get(TABLE) if isinstance(inside, dict) else value.get(TABLE)
     if not isinstance(value, list) or not value:
-        raise DcaError("DCA-213", f"{name} holds no sparse table.", remedy=f"name the model's own {TABLE}.json.")
+        raise DcaError("DCA-213", f"{name} has no sparse table.", remedy=f"name the model's own {TABLE}.json.")
     return value
 
 
 def check_table(table: Any, config: dict[str, Any], name: str) -> None:
-    """Refuse a table that is not the model's.
+    """Reject a table that does not fit the model.
 
     Raises:
         DcaError: DCA-213.
@@ -329,23 +340,23 @@ def check_table(table: Any, config: dict[str, Any], name: str) -> None:
         raise DcaError(
             "DCA-213",
             f"{name} does not fit the model: {wrong[0]}.",
-            remedy=f"use the {TABLE}.json that was published with this model.",
+            remedy=f"use the {TABLE}.json published with this model.",
         )
 
 
 def table_faults(table: Any, layers: Any, heads: Any) -> list[str]:
-    """What is wrong with a sparse table, as clauses; one for each kind."""
+    """What is wrong with a sparse table, as clauses; one for each kind of fault."""
     if not isinstance(table, list):
-        return ["it is no list with one object per layer"]
+        return ["it is not a list with one object per layer"]
     faults = []
     if isinstance(layers, int) and len(table) != layers:
-        faults.append(f"it has {len(table)} layers, the model {layers}")
+        faults.append(f"it has {len(table)} layers, the model has {layers}")
     for number, row in enumerate(table):
         if not isinstance(row, dict):
-            return [*faults, f"layer {number} is no object"]
+            return [*faults, f"layer {number} is not an object"]
         names = {str(head) for head in range(heads)} if isinstance(heads, int) and heads < MOST >> 20 else set(row)
         if set(row) != names:
-            return [*faults, f"layer {number} has {len(row)} heads, the model {heads}"]
+            return [*faults, f"layer {number} has {len(row)} heads, the model has {heads}"]
         for head, entry in row.items():
             if not _is_entry(entry):
                 return [*faults, f"layer {number}, head {head} is {str(entry)[:60]}"]
@@ -362,7 +373,7 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def setting_of(model: KnownModel, table: list[dict[str, Any]] | None = None) -> DualChunkSetting:
+def setting_of(model: KnownModel) -> DualChunkSetting:
     """A known model's own dual chunk attention.
 
     Raises:
@@ -372,7 +383,7 @@ def setting_of(model: KnownModel, table: list[dict[str, Any]] | None = None) -> 
     if own is None:
         raise DcaError(
             "DCA-214",
-            f"the dual chunk attention of {model.name} is not in build/models.",
+            f"build/models does not know the dual chunk attention of {model.name}.",
             remedy="give --chunk, --local and --original, or use its own file: `dca config use-1m DIR`.",
         )
     return DualChunkSetting(
@@ -380,5 +391,4 @@ def setting_of(model: KnownModel, table: list[dict[str, Any]] | None = None) -> 
         local_size=own.local_size,
         original=own.original_max_position_embeddings,
         length=own.max_position_embeddings,
-        table=table,
     )

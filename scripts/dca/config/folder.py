@@ -1,7 +1,7 @@
-"""A model's folder: reads its config.json, replaces it in one step, and keeps what `undo` needs.
+"""A model's folder: reads its config.json, replaces it atomically, and records what `undo` needs.
 
-Beside config.json lies `.dca-undo.json`, a stack of what was there before each change. It is written before the change
-and shortened after an undo; a step that was noted but not made is known by its hashes, and dropped.
+`.dca-undo.json` beside config.json is a stack of the content before each change. It is written before the change and
+shortened after an undo; a step that was recorded but not carried out is recognised by its hashes, and dropped.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ WAIT_SECONDS = 20.0
 
 
 class Was(Value):
-    """What config.json was.
+    """An earlier config.json.
 
     Args:
-        sha256: of the content, through a link too.
-        text: the content of a plain file, its byte-order mark included; empty for a link.
-        mode: its permissions.
-        link: where it led, when it was a link.
+        sha256: SHA-256 of the content, also behind a link.
+        text: content of a plain file, byte-order mark included; empty for a link.
+        mode: permissions.
+        link: target of the link; None for a plain file.
     """
 
     sha256: str
@@ -44,9 +44,9 @@ class Step(Value):
     """One change.
 
     Args:
-        command: that made it.
-        before: what was there.
-        after: sha256 of what it wrote.
+        command: the command that made it.
+        before: config.json before it.
+        after: SHA-256 of config.json after it.
     """
 
     command: str
@@ -55,7 +55,7 @@ class Step(Value):
 
 
 class Steps(Document):
-    """All changes that can be undone, the last one at the end."""
+    """All changes that can be undone, the latest last."""
 
     SCHEMA: ClassVar[str] = "dca.config-undo/1"
 
@@ -66,11 +66,11 @@ class Change(Value):
     """What a command did to a folder, or would do.
 
     Args:
-        file: the config.json that it concerns.
+        file: the config.json.
         changed: whether anything differs.
-        written: whether it was written; not with a dry run.
-        diff: unified, of the lines.
-        can_undo: how many changes of that folder can be undone now.
+        written: whether it was written; false for a dry run.
+        diff: unified diff of the lines.
+        can_undo: how many changes of that folder can now be undone.
     """
 
     file: str
@@ -80,41 +80,45 @@ class Change(Value):
     can_undo: int = 0
 
 
+def readable(path: Path) -> str:
+    """A path as valid UTF-8; bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def read(folder: Path, name: str = CONFIG) -> Json:
     """A file of a model's folder.
 
     Raises:
-        DcaError: DCA-204 when it is not there, DCA-207 when it is no regular file, DCA-206 when it cannot be parsed.
+        DcaError: DCA-204 when it does not exist, DCA-207 when it is not a regular file, DCA-206 when it cannot be
+            parsed.
     """
     return text.parse(content(_folder(folder) / name), str(folder / name))
 
 
 def _folder(folder: Path) -> Path:
     if not folder.is_dir():
-        what = f"{folder} is no folder." if folder.exists() else f"{folder} does not exist."
-        raise DcaError("DCA-204", what, remedy="name the folder of a model, the one with config.json.")
+        what = f"{folder} is not a folder." if folder.exists() else f"{folder} does not exist."
+        raise DcaError("DCA-204", what, remedy="name the model's folder, which contains config.json.")
     return folder
 
 
 def content(path: Path) -> bytes:
-    """A file's content, without waiting for whoever writes a FIFO and without reading a device."""
+    """A file's content; never blocks on a FIFO, never reads a device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:
-        what = f"{path} is a link to nothing." if path.is_symlink() else f"{path} does not exist."
-        raise DcaError("DCA-204", what, remedy="name the folder of a model, with its files.") from None
+        what = f"{path} is a broken link." if path.is_symlink() else f"{path} does not exist."
+        raise DcaError("DCA-204", what, remedy="name a folder that contains the model's files.") from None
     except OSError as error:
         raise DcaError(
             "DCA-207",
             f"{path} cannot be read.",
             why=error.strerror or str(error),
-            remedy="check what it is.",
+            remedy="check its type and permissions.",
         ) from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DcaError(
-                "DCA-207", f"{path} is no regular file.", remedy="put the model's own config.json in its place."
-            )
+            raise DcaError("DCA-207", f"{path} is not a regular file.", remedy="replace it with the model's own file.")
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
             return stream.read(text.MOST_BYTES + 1)
     finally:
@@ -130,19 +134,19 @@ def change(
     """Edit a folder's config.json, or make a new folder with the edited one.
 
     Args:
-        folder: of the model.
-        command: for the record.
-        edit: what to change; it is given the file as it is.
-        dry_run: only say what would change.
-        out: a new folder, with links to everything else in the old one.
+        folder: the model's folder.
+        command: the command's name, for the record.
+        edit: returns the edited file, given the current one.
+        dry_run: only show what would change.
+        out: a new folder to make, with links to everything else in the old one.
 
     Raises:
-        DcaError: DCA-204, 206 and 207 for what cannot be read or written, DCA-210 when another run holds the folder,
-            and what `edit` raises. Nothing is changed then.
+        DcaError: DCA-204, 206 and 207 for what cannot be read or written, DCA-210 when another process is changing the
+            folder, and what `edit` raises. Nothing is changed then.
     """
     if dry_run:
         source = read(folder)
-        return _told((out or folder) / CONFIG, source.text, edit(source).text, 0)
+        return _change_of((out or folder) / CONFIG, source.text, edit(source).text, 0)
     _folder(folder)
     with _held(folder):
         source = read(folder)
@@ -151,7 +155,7 @@ def change(
             return _new_folder(folder, out, source, edited)
         steps = pending_dropped(_steps(folder), _now(folder))
         if edited.data == source.data:
-            return _told(folder / CONFIG, source.text, edited.text, len(steps))
+            return _change_of(folder / CONFIG, source.text, edited.text, len(steps))
         _must_be_writable(folder)
         before = _now(folder)
         if before.link is None:
@@ -159,36 +163,36 @@ def change(
         steps = (*steps, Step(command=command, before=before, after=store.sha256_bytes(edited.data)))
         documents.write(Steps(steps=steps), folder / UNDO)
         store.write_bytes(folder / CONFIG, edited.data, mode=before.mode)
-        return _told(folder / CONFIG, source.text, edited.text, len(steps), written=True)
+        return _change_of(folder / CONFIG, source.text, edited.text, len(steps), written=True)
 
 
 def undo(folder: Path, *, dry_run: bool = False, force: bool = False) -> tuple[Change, str]:
-    """Bring back what config.json was before the last change, to the byte, a link as a link.
+    """Restore config.json as it was before the last change, byte for byte, and a link as a link.
 
     Args:
-        folder: of the model.
-        dry_run: only say what would change.
-        force: also when somebody else has changed the file since.
+        folder: the model's folder.
+        dry_run: only show what would change.
+        force: undo even if the file has changed since.
 
     Returns:
         The change, and the command that was undone.
 
     Raises:
-        DcaError: DCA-209 when there is nothing to undo or the file was changed since, and those of `change`.
+        DcaError: DCA-209 when there is nothing to undo or the file has changed since, and those of `change`.
     """
     _folder(folder)
     with contextlib.nullcontext() if dry_run else _held(folder):
         now = _now(folder)
         steps = pending_dropped(_steps(folder), now)
         if not steps:
-            raise DcaError("DCA-209", f"{folder} has no change to undo.", remedy="nothing needs to be done.")
+            raise DcaError("DCA-209", f"{folder} has no change to undo.", remedy="nothing to do.")
         last = steps[-1]
         if now.sha256 != last.after and not force:
             raise DcaError(
                 "DCA-209",
-                f"{folder / CONFIG} has been changed since `{last.command}`.",
+                f"{folder / CONFIG} has changed since `{last.command}`.",
                 why="undo would lose that change.",
-                remedy=f"--force brings back what was there before `{last.command}`.",
+                remedy=f"--force restores the file from before `{last.command}`.",
             )
         before = _content(folder, last.before)
         old, new = (data.decode("utf-8", "replace") for data in (_bytes_if_there(folder), before))
@@ -199,11 +203,11 @@ def undo(folder: Path, *, dry_run: bool = False, force: bool = False) -> tuple[C
             else:
                 store.write_bytes(folder / CONFIG, before, mode=last.before.mode)
             _keep(folder, steps[:-1])
-        return _told(folder / CONFIG, old, new, len(steps) - (not dry_run), written=not dry_run), last.command
+        return _change_of(folder / CONFIG, old, new, len(steps) - (not dry_run), written=not dry_run), last.command
 
 
 def first(folder: Path) -> bytes | None:
-    """What config.json was before all changes that can be undone; None where there is none, or it is gone."""
+    """config.json before all changes that can be undone; None without any, or when it no longer exists."""
     steps = pending_dropped(_steps(folder), _now(folder))
     with contextlib.suppress(DcaError):
         return _content(folder, steps[0].before) if steps else None
@@ -211,7 +215,7 @@ def first(folder: Path) -> bytes | None:
 
 
 def pending_dropped(steps: tuple[Step, ...], now: Was) -> tuple[Step, ...]:
-    """The steps without those that were noted and then not made, or undone and then not struck out."""
+    """The steps without those recorded but never carried out, and those undone but still recorded."""
     while steps and steps[-1].after != now.sha256 and _same(steps[-1].before, now):
         steps = steps[:-1]
     return steps
@@ -222,7 +226,7 @@ def _same(was: Was, now: Was) -> bool:
 
 
 def _now(folder: Path) -> Was:
-    """What config.json is now, without its text; one that is gone has no hash."""
+    """The current config.json without its text; the hash is empty when it does not exist."""
     path = folder / CONFIG
     if not path.exists():
         return Was(sha256="")
@@ -239,10 +243,10 @@ def _bytes_if_there(folder: Path) -> bytes:
 
 
 def _content(folder: Path, was: Was) -> bytes:
-    """The bytes that config.json had.
+    """The bytes of an earlier config.json.
 
     Raises:
-        DcaError: DCA-209 when it was a link, and what it led to is no more what it was.
+        DcaError: DCA-209 when it was a link, and the link's target is missing or has changed.
     """
     if was.link is None:
         return was.text.encode("utf-8")
@@ -252,7 +256,7 @@ def _content(folder: Path, was: Was) -> bytes:
             return data
     raise DcaError(
         "DCA-209",
-        f"{folder / CONFIG} was a link to {was.link}, and that is not what it was.",
+        f"{folder / CONFIG} was a link to {was.link}, which is missing or has changed since.",
         remedy="download the model's config.json again.",
     )
 
@@ -277,30 +281,34 @@ def _held(folder: Path) -> Iterator[None]:
     with store.folder_lock(folder, WAIT_SECONDS) as held:
         if not held:
             raise DcaError(
-                "DCA-210", f"another run is changing {folder}.", remedy="run the command again when it has ended."
+                "DCA-210",
+                f"another dca process is changing {folder}.",
+                remedy="run the command again when that process has ended.",
             )
         yield
 
 
 def _must_be_writable(folder: Path) -> None:
-    """Refuse what is read-only, also for root, whom the system would let through."""
+    """Reject a read-only file or folder, for root too."""
     path = folder / CONFIG
     for place in (folder, *(() if path.is_symlink() or not path.exists() else (path,))):
         if not place.stat().st_mode & 0o222 or not os.access(place, os.W_OK):
             raise DcaError(
                 "DCA-207",
                 f"{place} is read-only.",
-                remedy="make it writable, or make a new folder that links to this one: --out DIR.",
+                remedy="make it writable, or make a new folder with links to this one: --out DIR.",
             )
 
 
-def _told(file: Path, before: str, after: str, can_undo: int, *, written: bool = False) -> Change:
-    return Change(file=str(file), changed=before != after, written=written, diff=diff(before, after), can_undo=can_undo)
+def _change_of(file: Path, before: str, after: str, can_undo: int, *, written: bool = False) -> Change:
+    return Change(
+        file=readable(file), changed=before != after, written=written, diff=diff(before, after), can_undo=can_undo
+    )
 
 
 def diff(before: str, after: str) -> str:
     """The lines that differ, as a unified diff."""
-    # Not splitlines: it also splits at characters that are part of a string.
+    # Not splitlines, which also splits at characters inside strings.
     old, new = ([f"{line}\n" for line in text.replace("\r\n", "\n").split("\n")] for text in (before, after))
     return "".join(difflib.unified_diff(old, new, f"a/{CONFIG}", f"b/{CONFIG}", n=2))
 
@@ -309,25 +317,25 @@ def diff(before: str, after: str) -> str:
 
 
 def _new_folder(folder: Path, out: Path, source: Json, edited: Json) -> Change:
-    """A folder with its own config.json and links to everything else, made beside its name and moved there."""
+    """A folder with its own config.json and links to everything else; it is made under a temporary name and moved."""
     if out.resolve().is_relative_to(folder.resolve()):
-        raise DcaError("DCA-207", f"--out: {out} is inside of {folder}.", remedy="name a folder elsewhere.")
+        raise DcaError("DCA-207", f"--out: {out} is inside {folder}.", remedy="name a folder elsewhere.")
     if out.exists() or out.is_symlink():
         with contextlib.suppress(DcaError):
             if read(out).data == edited.data and _leads_to(out, folder):
-                return Change(file=str(out / CONFIG), changed=False, written=False)
-        raise DcaError("DCA-207", f"--out: {out} is there already.", remedy="name a new folder, or remove it.")
+                return Change(file=readable(out / CONFIG), changed=False, written=False)
+        raise DcaError("DCA-207", f"--out: {out} exists already.", remedy="name a new folder, or remove it.")
     if not out.parent.is_dir():
-        raise DcaError("DCA-204", f"--out: {out.parent} is no folder.", remedy="make it, or name another.")
+        raise DcaError("DCA-204", f"--out: {out.parent} is not a folder.", remedy="make it, or name another.")
     with store.incoming_folder(out) as part:
         for entry in _others(folder):
             (part / entry.name).symlink_to(entry.absolute())
         store.write_bytes(part / CONFIG, edited.data)
-    return _told(out / CONFIG, source.text, edited.text, 0, written=True).model_copy(update={"changed": True})
+    return _change_of(out / CONFIG, source.text, edited.text, 0, written=True).model_copy(update={"changed": True})
 
 
 def _others(folder: Path) -> list[Path]:
-    """Everything in a folder but its config.json and what the tool keeps."""
+    """Everything in a folder except its config.json and the tool's own files."""
     return [
         entry
         for entry in sorted(folder.iterdir())

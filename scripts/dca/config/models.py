@@ -1,4 +1,4 @@
-"""What is known of models: build/models/*.toml, and which of them a config.json is."""
+"""The known models, build/models/*.toml, and which of them a config.json belongs to."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class DualChunk(Value):
     local_size: Count
     original_max_position_embeddings: Count
     max_position_embeddings: Count
-    """With it, where the model's own config.json says another number without."""
+    """With dual chunk attention; the model's own config.json may have another number."""
 
 
 class OwnYarn(Value):
-    """The YaRN that the model's card names."""
+    """The YaRN setting on the model's card."""
 
     factor: Annotated[float, Field(ge=1)]
     original: Count
 
 
 class Sizes(Value):
-    """What a model's memory depends on besides its layers and heads; keys are those of config.json."""
+    """What a model's memory depends on besides its layers and heads; the keys are config.json's."""
 
     vocab_size: Count
     intermediate_size: Count
     attention_bias: bool
-    """Of the projections to queries, keys and values."""
+    """Whether the projections to queries, keys and values have a bias."""
     num_experts: Count | None = None
     num_experts_per_tok: Count | None = None
     moe_intermediate_size: Count | None = None
@@ -60,7 +60,7 @@ class KnownModel(Value):
     schema_: Literal["dca.model/1"] = Field(alias="schema")
     name: Name
     publisher: Name | None = None
-    """Who publishes it: what stands before its name on a hub."""
+    """The organisation before its name on a hub."""
     title: str
     architectures: Annotated[tuple[str, ...], Field(min_length=1)]
     model_type: str
@@ -74,9 +74,9 @@ class KnownModel(Value):
     native_length: Count
     """Tokens without dual chunk attention or YaRN."""
     vram_gb: Count | None = None
-    """GPU memory over all GPUs that its card asks for at its full length."""
+    """GPU memory over all GPUs that its card requires at its full length."""
     unverified: tuple[str, ...] = ()
-    """Keys whose numbers are second-hand."""
+    """Keys whose numbers come from a secondary source."""
     dual_chunk: DualChunk | None = None
     yarn: OwnYarn | None = None
     sizes: Sizes | None = None
@@ -93,18 +93,14 @@ class KnownModel(Value):
         )
 
 
+@cache
 def load_all(folder: Path | None = None) -> tuple[KnownModel, ...]:
     """Every model, by name.
 
     Raises:
         DcaError: DCA-202 for a wrong key or value.
     """
-    return _all(folder or data.models_folder())
-
-
-@cache
-def _all(folder: Path) -> tuple[KnownModel, ...]:
-    return tuple(_load(path) for path in sorted(folder.glob("*.toml")))
+    return tuple(_load(path) for path in sorted((folder or data.models_folder()).glob("*.toml")))
 
 
 def _load(path: Path) -> KnownModel:
@@ -112,14 +108,14 @@ def _load(path: Path) -> KnownModel:
     if model.name != path.stem:
         raise DcaError(
             "DCA-202",
-            f"{path}: the name is `{model.name}`, the file's is `{path.stem}`.",
+            f"{path}: the model is named `{model.name}`, the file `{path.stem}`.",
             remedy="give both the same name.",
         )
     return model
 
 
 def find(name: str, known: tuple[KnownModel, ...]) -> KnownModel:
-    """The model of that name; an organisation before it, and upper and lower case, do not count.
+    """The model of that name, in any case and with or without its organisation.
 
     Raises:
         DcaError: DCA-214 with the nearest name.
@@ -138,11 +134,11 @@ def find(name: str, known: tuple[KnownModel, ...]) -> KnownModel:
 
 
 def match(config: dict[str, Any], folder: str, known: tuple[KnownModel, ...]) -> KnownModel | None:
-    """The model that a config.json is, by its shape and then by name; None where that is not sure.
+    """The model that a config.json belongs to, by its shape and then by name; None when that is ambiguous.
 
     Args:
         config: the file's content.
-        folder: name of its folder, or a path that holds the model's name, as hub caches have it.
+        folder: its folder's name, or a path that contains the model's name, as in hub caches.
         known: the models.
     """
     alike = [model for model in known if model.has_shape_of(config)]
@@ -155,7 +151,7 @@ def match(config: dict[str, Any], folder: str, known: tuple[KnownModel, ...]) ->
         alike = [model for model in alike if model.dual_chunk or model.native_length >= 1 << 18]
     else:
         alike = [model for model in alike if model.max_position_embeddings == config.get("max_position_embeddings")]
-    # Several models that agree in all that is read of them are as good as one.
+    # Models that agree in everything the rules read are interchangeable.
     kinds = {(m.rope_theta, m.max_position_embeddings, m.native_length, m.dual_chunk) for m in alike}
     if len(kinds) != 1:
         return None

@@ -1,9 +1,8 @@
-"""A picture of what the settings do to a model's rotary frequencies and attention factor, before and after."""
+"""Draws a model's rotary frequencies and attention factor before and after the settings."""
 
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,16 +16,16 @@ WIDTH, HEIGHT, MARGIN = 720, 420, 64
 
 
 class Drawn(Document):
-    """What is drawn.
+    """The data of the drawing.
 
     Args:
-        folder: of the model.
+        folder: the model's folder.
         base: rope_theta.
         before: inverse frequencies before, in radians per token.
         after: inverse frequencies after, in radians per token.
         attention_before: attention factor before.
         attention_after: attention factor after.
-        settings: what is in effect after, in words.
+        settings: the settings in effect after, in words.
     """
 
     SCHEMA: ClassVar[str] = "dca.config-plot/1"
@@ -41,10 +40,10 @@ class Drawn(Document):
 
 
 def draw(path: Path) -> Drawn:
-    """The curves of a folder: before is what undo leads back to, else the same without scaling.
+    """The curves of a folder; "before" is the state that `undo` would restore, else the same config without scaling.
 
     Raises:
-        DcaError: DCA-204, 206, 207 for the folder, DCA-208 when the config has no base or heads.
+        DcaError: DCA-204, 206, 207 for the folder, DCA-208 when the config has no usable rope_theta or head size.
     """
     config = folder.read(path).plain()
     earlier = folder.first(path)
@@ -52,8 +51,8 @@ def draw(path: Path) -> Drawn:
     if base is None or dim is None:
         raise DcaError(
             "DCA-208",
-            f"{path} does not say its rope_theta, or how large a head is.",
-            remedy="see `dca config check`.",
+            f"{path}: config.json has no usable rope_theta or head size.",
+            remedy=f"see `dca config check {path}`.",
         )
     before = text.parse(earlier, "config.json").plain() if earlier else {}
     old_base = compare.base_of(before) or base
@@ -64,7 +63,7 @@ def draw(path: Path) -> Drawn:
         curves["after"] = (tuple(rotary.plain(dim, base)), 1.0)
         words = "dual chunk attention, plain frequencies"
     return Drawn(
-        folder=os.fsencode(path).decode("utf-8", "backslashreplace"),
+        folder=folder.readable(path),
         base=base,
         before=curves["before"][0],
         after=curves["after"][0],
@@ -82,23 +81,23 @@ def _curve(dim: int, base: float, config: dict[str, object]) -> tuple[tuple[floa
 
 
 def picture(drawn: Drawn, suffix: str) -> bytes:
-    """The file of a drawing; see `as_file`."""
+    """A drawing as a file; see `as_file`."""
     return as_file(svg(drawn), suffix, "rotary.svg")
 
 
 def as_file(page: str, suffix: str, example: str) -> bytes:
-    """An SVG as a file.
+    """An SVG as the bytes of a file.
 
     Args:
         page: the SVG.
-        suffix: of the file, `.svg` or `.png`.
-        example: of a name, for the message.
+        suffix: the file's suffix, `.svg` or `.png`.
+        example: a file name to suggest.
 
     Raises:
-        DcaError: DCA-201 for another suffix, DCA-103 when what turns it into a PNG is not installed.
+        DcaError: DCA-201 for another suffix, DCA-103 when a PNG is asked for and cairosvg is not installed.
     """
     if suffix not in (".svg", ".png"):
-        raise DcaError("DCA-201", f"a plot is an .svg or a .png, not `{suffix}`.", remedy=f"name it {example}.")
+        raise DcaError("DCA-201", f"a plot is an .svg or .png file, not `{suffix}`.", remedy=f"name it {example}.")
     if suffix == ".svg":
         return page.encode()
     try:
@@ -106,24 +105,20 @@ def as_file(page: str, suffix: str, example: str) -> bytes:
     except ImportError:
         raise DcaError(
             "DCA-103",
-            "a PNG needs the package cairosvg, which is not installed.",
-            remedy="name an .svg file, or install it beside dca: " + machine.install_command("cairosvg"),
+            "a PNG requires the package cairosvg, which is not installed.",
+            remedy="name an .svg file, or install cairosvg: " + machine.install_command("cairosvg"),
         ) from None
     png: bytes = cairosvg.svg2png(bytestring=page.encode())
     return png
 
 
 def svg(drawn: Drawn) -> str:
-    """The picture: pairs of a head from left to right, turns within a million tokens upwards, both curves."""
-    import jinja2
-
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    """The picture: pairs of a head's elements from left to right, inverse frequency upwards, both curves."""
     lowest = min(*drawn.before, *drawn.after)
     top, bottom = 0.0, math.floor(math.log10(lowest))
     lines = [(10**n, _y(10.0**n, bottom, top)) for n in range(bottom, 1)]
-    return template.render(
+    return filled(
+        TEMPLATE,
         drawn=drawn,
         width=WIDTH,
         height=HEIGHT,
@@ -133,6 +128,16 @@ def svg(drawn: Drawn) -> str:
         after=_points(drawn.after, bottom, top),
         same=drawn.before == drawn.after,
     )
+
+
+def filled(template: Path, **values: object) -> str:
+    """An HTML or SVG template, filled with escaped values."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
 
 
 def _points(values: tuple[float, ...], bottom: float, top: float) -> str:

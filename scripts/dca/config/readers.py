@@ -1,4 +1,4 @@
-"""Readers of a config.json: which there are (build/readers/*.toml), which are installed, and what each one says."""
+"""Readers of a config.json: the known ones (build/readers/*.toml), where they are installed, and running them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Length = Literal["original", "extended", "either"]
 
 
 class Wants(Value):
-    """How a reader wants YaRN and dual chunk attention to be written."""
+    """How a reader requires YaRN and dual chunk attention to be written."""
 
     places: tuple[Place, ...] = Field(min_length=1)
-    """Keys where it reads YaRN, the one that it likes best first."""
+    """Keys under which it reads YaRN, the preferred one first."""
     length: Length
-    """What max_position_embeddings must be beside YaRN."""
+    """What max_position_embeddings must be with YaRN."""
     dual_chunk: Literal["reads", "ignores", "stops"]
 
 
@@ -50,28 +50,28 @@ class Reader(Value):
     title: str
     kind: Literal["vllm", "transformers"]
     shown: bool
-    """Whether `show` asks it without being told to."""
+    """Whether `show` runs it by default."""
     recipe: Name | None = None
-    """The source line whose environment it runs in; none where only the user can name one."""
+    """The recipe whose environment it runs in; None when only the user can name one."""
     package: RequirementText | None = None
-    """What is put in front of that environment."""
+    """The package to install over that environment."""
     lock_date: Day = "2026-11-20"
-    """As of when `make locks` chooses what the package needs."""
+    """The date as of which `make locks` resolves the package's dependencies."""
     get: str = ""
-    """How to get it, where the tool cannot."""
+    """How to get it, when dca cannot install it."""
     wants: Wants
 
 
 class Chunks(Value):
-    """Dual chunk attention as a reader has it.
+    """Dual chunk attention as a reader reads it.
 
     Args:
         chunk_size: in tokens.
         local_size: in tokens.
-        original: the original length in tokens, which is 0 without a length factor.
+        original: the original length in tokens; 0 without a length factor.
         sparse: whether sparse attention is on.
         table_layers: layers of the sparse table; None without one.
-        table_heads: heads of its smallest layer; None without one.
+        table_heads: heads of the table's smallest layer; None without one.
     """
 
     chunk_size: Any = None
@@ -83,30 +83,30 @@ class Chunks(Value):
 
 
 class Reading(Value):
-    """What one reader makes of a folder.
+    """How one reader reads a folder.
 
     Args:
-        reader: its name.
-        title: as people call it.
-        version: of the package that ran; empty where it is not installed.
+        reader: the reader's name.
+        title: the reader's name for people.
+        version: version of the package that ran; empty when it is not installed.
         installed: whether it ran.
-        why: why it did not, or the reader's own words when it refused the folder.
-        context: the longest context in tokens that it allows by itself.
-        rows: of its rotary table; None where it has none.
+        why: why it did not run, or its own message when it rejected the folder.
+        context: longest context it allows by default, in tokens.
+        rows: rows of its rotary table; None without one.
         base: rope_theta.
-        type: of the scaling; None without one.
-        declared_factor: factor of the scaling, as its config has it.
+        type: type of the scaling; None without one.
+        declared_factor: factor of the scaling in its config.
         factor: what the lowest frequency is really divided by.
-        original: length before scaling, in tokens, as its config has it.
-        attention_factor: what its cosines and sines are multiplied with.
+        original: length before scaling in its config, in tokens.
+        attention_factor: multiplier of its cosines and sines.
         inverse_frequencies: in radians per token, head_dim/2 of them.
-        knows_dca: whether this version has dual chunk attention.
-        dca: as it reads it; None when it is off.
-        layers: of the model.
+        knows_dca: whether this version supports dual chunk attention.
+        dca: its dual chunk attention; None when that is off.
+        layers: layers of the model.
         heads: query heads of a layer.
         kv_heads: key heads of a layer.
         head_dim: elements of one head.
-        sliding_window: in tokens, where it is in use.
+        sliding_window: in tokens, if it is on.
     """
 
     reader: str
@@ -139,12 +139,12 @@ class Reading(Value):
 
 @dataclass(frozen=True)
 class Installed:
-    """A reader that can run.
+    """An installed reader.
 
     Args:
-        reader: which one it is.
-        python: of its environment.
-        paths: folders put in front of what that environment has.
+        reader: the reader.
+        python: Python of its environment.
+        paths: folders that precede that environment's packages on the import path.
     """
 
     reader: Reader
@@ -152,19 +152,15 @@ class Installed:
     paths: tuple[Path, ...] = ()
 
 
+@cache
 def load_all(folder: Path | None = None) -> tuple[Reader, ...]:
-    """Every reader, in the order of their columns.
+    """Every reader, in the order of the columns.
 
     Raises:
         DcaError: DCA-202 for a wrong key or value.
     """
-    return _all(folder or data.readers_folder())
-
-
-@cache
-def _all(folder: Path) -> tuple[Reader, ...]:
-    readers = [datafile.load(Reader, path) for path in sorted(folder.glob("*.toml"))]
-    # The engines first: they serve.
+    readers = [datafile.load(Reader, path) for path in sorted((folder or data.readers_folder()).glob("*.toml"))]
+    # The engines come first, because they serve.
     return tuple(sorted(readers, key=lambda reader: (reader.kind != "vllm", reader.recipe is None, reader.name)))
 
 
@@ -181,26 +177,26 @@ def find(name: str, known: Sequence[Reader]) -> Reader:
     raise DcaError(
         "DCA-211",
         f"there is no reader `{name}`.",
-        why=f"the readers are: {', '.join(names)}.",
+        why=f"the readers are {', '.join(names)}.",
         remedy=did_you_mean(name, names, "choose one of them."),
     )
 
 
 def get_hint(reader: Reader) -> str:
     """How to install a reader, in words."""
-    return reader.get or f"`dca config readers --install {reader.name}` makes its environment."
+    return reader.get or f"install it with `dca config readers --install {reader.name}`."
 
 
 # --- where they are ------------------------------------------------------------------------------------------------
 
 
 def locate(reader: Reader, cache: store.Store, wheels: Sequence[Path]) -> Installed | str:
-    """A reader that is installed, or why it is not; nothing is downloaded.
+    """The installed reader, or why it is not installed; downloads nothing.
 
     Args:
-        reader: wanted.
-        cache: where environments are.
-        wheels: files in which its own Python is looked for, where it is part of a wheel.
+        reader: the reader.
+        cache: the cache that contains the environments.
+        wheels: wheels to search for the engine's own Python code.
     """
     if reader.recipe is None:
         return "not installed"
@@ -212,22 +208,22 @@ def locate(reader: Reader, cache: store.Store, wheels: Sequence[Path]) -> Instal
         return Installed(reader, python, (overlay,)) if overlay.is_dir() else "not installed"
     wheel = _wheel(reader, wheels)
     if wheel is None:
-        return "its wheel is not in dist/"
+        return "no wheel of it in dist/"
     return Installed(reader, python, (_unpacked(wheel, cache),))
 
 
 def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter: Reporter, log: Path) -> Installed:
-    """Make a reader's environment; one that is there is kept.
+    """Make a reader's environment; an existing one is kept.
 
     Args:
-        reader: whose environment.
-        cache: where environments are.
-        wheels: files in which its own Python is looked for, where it is part of a wheel.
-        reporter: told of each step.
-        log: of the programs that are run.
+        reader: the reader.
+        cache: the cache for environments.
+        wheels: wheels to search for the engine's own Python code.
+        reporter: reports each step.
+        log: log file of the programs it runs.
 
     Raises:
-        DcaError: DCA-211 when the tool cannot get it, DCA-407 when its environment cannot be made.
+        DcaError: DCA-211 when dca cannot install it, DCA-407 when its environment cannot be made.
     """
     if reader.recipe is None:
         raise DcaError("DCA-211", f"{reader.title} cannot be installed by dca.", remedy=reader.get)
@@ -240,14 +236,14 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
     if isinstance(place, str):
         raise DcaError(
             "DCA-211",
-            f"{reader.title} has an environment, and its own Python is missing: {place}.",
-            remedy=f"build it with `dca wheel --recipe {reader.recipe}`, or name the file with --wheel.",
+            f"{reader.title} has an environment, but its own Python code is missing: {place}.",
+            remedy=f"build its wheel with `dca wheel --recipe {reader.recipe}`, or name the wheel with --wheel.",
         )
     return place
 
 
 def _base(reader: Reader, cache: store.Store) -> Path | None:
-    """The Python of the environment that a reader stands on."""
+    """The Python of the environment that a reader is installed over."""
     own = machine.own_python()
     return environments.find(data.run_lock(str(reader.recipe), "lean"), own.path, own.version, cache)
 
@@ -262,7 +258,9 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
     lock, folder = data.reader_lock(reader.name), _overlay(reader, cache, python)
     if not lock.is_file():
         raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
-    with cache.lock("reader", folder.name, lambda: reporter.note("another run is installing the same; waiting.")):
+    with cache.lock(
+        "reader", folder.name, lambda: reporter.note("another dca process is installing the same; waiting.")
+    ):
         if folder.is_dir():
             return
         reporter.stage("reader", reader.title)
@@ -291,12 +289,12 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
                     f"{reader.title} could not be installed.",
                     why="\n".join(done.tail[-6:]),
                     output=done.tail,
-                    remedy=f"see {log}; when it is the network, run the command again.",
+                    remedy=f"see {log}; after a network error, run the command again.",
                 )
 
 
 def _wheel(reader: Reader, wheels: Sequence[Path]) -> Path | None:
-    """The newest wheel of a reader's source line."""
+    """The newest wheel of a reader's recipe."""
     version = recipes.find(str(reader.recipe), recipes.load_all()).recipe.base_version
     fitting = []
     for path in wheels:
@@ -310,7 +308,7 @@ def _wheel(reader: Reader, wheels: Sequence[Path]) -> Path | None:
 
 
 def _unpacked(wheel: Path, cache: store.Store) -> Path:
-    """A wheel's Python in the cache; its compiled modules are left out."""
+    """A wheel's Python code, unpacked in the cache without its compiled modules."""
     folder = cache.open().folder("reader", f"wheel-{store.sha256_file(wheel)[:16]}")
     if not folder.is_dir():
         with cache.lock("reader", folder.name):
@@ -324,16 +322,16 @@ def _unpacked(wheel: Path, cache: store.Store) -> Path:
 
 
 def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path | None = None) -> list[Reading]:
-    """What a reader makes of some folders, by running it.
+    """Run a reader on some folders.
 
     Args:
         installed: the reader.
         folders: models' folders; one process reads them all.
-        scratch: a folder for the request, which is the reader's home as well.
-        log: of all that it prints.
+        scratch: a folder for the request; also the reader's home.
+        log: log file of its output.
 
     Returns:
-        One reading for each folder; of a reader that does not start, with its words in `why`.
+        One reading for each folder; when the reader does not start, `why` has its message.
     """
     answers: list[dict[str, Any]] = []
 
@@ -348,7 +346,7 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
     }
     file = scratch / f"{installed.reader.name}.json"
     file.write_bytes(documents.canonical(request))
-    # Nothing is to be asked of the network or sent anywhere, and no GPU is to be looked for.
+    # The reader must not use the network, send statistics, or look for a GPU.
     env = {
         "HOME": str(scratch),
         "HF_HUB_OFFLINE": "1",
@@ -370,18 +368,18 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
     read = {answer["folder"]: answer for answer in answers if "folder" in answer}
     broken = next((str(answer["broken"]) for answer in answers if "broken" in answer), "")
     ended = "it took too long" if done.timed_out else broken
-    silent = ended or (done.tail[-1] if done.tail else "it said nothing")
+    silent = ended or (done.tail[-1] if done.tail else "it printed nothing")
     return [_reading(installed.reader, version, read.get(str(folder.absolute())), silent) for folder in folders]
 
 
 def _reading(reader: Reader, version: str, answer: dict[str, Any] | None, silent: str) -> Reading:
-    """What a reader makes of one folder.
+    """A reader's answer for one folder.
 
     Args:
-        reader: that was run.
-        version: of its package; empty when it did not tell.
-        answer: what it said of the folder; None when it said nothing.
-        silent: why it said nothing.
+        reader: the reader.
+        version: version of its package; empty when it did not report one.
+        answer: its answer for the folder; None when it gave none.
+        silent: why it gave none.
     """
     about: dict[str, Any] = {
         "reader": reader.name,
@@ -403,16 +401,16 @@ def _reading(reader: Reader, version: str, answer: dict[str, Any] | None, silent
 
 
 def _clean(words: str) -> str:
-    """A reader's own words as text that can be written, on one line."""
+    """A reader's own message as valid UTF-8 on one line."""
     return " ".join(words.encode("utf-8", "backslashreplace").decode().split())[:500]
 
 
 def real_factor(reading: Reading) -> float | None:
-    """What the lowest frequency is divided by, whatever the config says; None where the base is not told."""
+    """What the lowest frequency is divided by, whatever the config says; None when the base is not known."""
     if not reading.base or reading.base <= 0 or not reading.inverse_frequencies:
         return None
     lowest = rotary.plain(2 * len(reading.inverse_frequencies), reading.base)[-1]
-    # Tables are made in single precision.
+    # Readers compute the frequencies in single precision.
     return float(f"{lowest / reading.inverse_frequencies[-1]:.5g}") if reading.inverse_frequencies[-1] else None
 
 

@@ -1,4 +1,4 @@
-"""The paper's formulas of YaRN in plain Python: what every reader's rotary embedding is held against."""
+"""The YaRN paper's formulas in plain Python, the reference for every reader's rotary embedding."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Yarn(Value):
     """YaRN's numbers (arXiv 2309.00071).
 
     Args:
-        factor: how many times the original length.
-        original: the length that the model was trained with, in tokens.
+        factor: new length / original length.
+        original: length the model was trained with, in tokens.
         beta_fast: turns within the original length above which a frequency is kept.
-        beta_slow: turns below which it is divided by `factor`.
-        truncate: whether the two borders between frequencies are whole numbers.
-        extrapolation: share of the kept frequencies, as one reader has it; the paper's is 1.
+        beta_slow: turns below which a frequency is divided by `factor`.
+        truncate: whether the two borders between frequencies are rounded to whole numbers.
+        extrapolation: share of the kept frequencies, which one reader has; 1 in the paper.
     """
 
     factor: float
@@ -38,7 +38,7 @@ def scaled(dim: int, base: float, yarn: Yarn) -> list[float]:
     """Inverse frequencies with YaRN, in radians per token.
 
     Raises:
-        ValueError: when the numbers have none (a factor, base or length that is not positive, base 1).
+        ValueError: when a factor, base or length is not positive, or the base is 1.
     """
     if min(base, yarn.factor, yarn.original, yarn.beta_fast, yarn.beta_slow) <= 0 or base == 1 or dim < 2:
         raise ValueError("factor, base, lengths and betas must be positive, and base not 1")
@@ -57,10 +57,10 @@ def scaled(dim: int, base: float, yarn: Yarn) -> list[float]:
 
 
 def _border(dim: int, base: float, yarn: Yarn, turns: float) -> float:
-    """The frequency's number that turns so often within the original length."""
+    """The index of the frequency that makes `turns` turns within the original length."""
     return dim * math.log(yarn.original / (2 * math.pi * turns)) / (2 * math.log(base))
 
 
 def attention_factor(factor: float, mscale: float = 1.0) -> float:
-    """What cosines and sines are multiplied with, so that logits are with its square."""
+    """The multiplier of cosines and sines; logits are multiplied by its square."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

@@ -1,7 +1,7 @@
-"""JSON text that keeps every byte nobody asked to change: a parser with places, and edits of single lines.
+"""JSON text with edits that keep every other byte: a parser that records positions, and edits of single keys.
 
-The round-trip parsers on the package index read JSON5, so they take what a model's readers refuse (comments, NaN, two
-keys of one name), and they are recursive. This one takes strict JSON only, in one pass with a stack of its own.
+The round-trip parsers on the package index read JSON5, so they accept what a model's readers reject (comments, NaN,
+duplicate keys), and they are recursive. This one accepts strict JSON only, in one pass with its own stack.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from dca.foundation.errors import DcaError
 
 BOM = b"\xef\xbb\xbf"
-# Far above any model's config.json, the ones with a sparse table inside included (about 400 KB for 94 layers).
+# Far above any model's config.json, even with a sparse table inside (about 400 KB for 94 layers).
 MOST_BYTES, MOST_VALUES, MOST_DEPTH, MOST_DIGITS = 16 << 20, 200_000, 200, 400
 WHITE = re.compile(r"[ \t\r\n]*")
 STRING = re.compile(r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"')
@@ -28,15 +28,15 @@ Kind = Literal["object", "array", "string", "number", "word"]
 
 @dataclass
 class Node:
-    """A value and its place.
+    """A value and its position.
 
     Args:
-        kind: what it is.
+        kind: the kind of value.
         start: offset of its first character in the text.
-        end: offset behind its last character.
-        value: of a string, number or word; None of an object or array.
-        members: of an object, in their order.
-        items: of an array.
+        end: offset after its last character.
+        value: the string, number or word; None for an object or array.
+        members: an object's keys, in their order.
+        items: an array's items.
     """
 
     kind: Kind
@@ -47,7 +47,7 @@ class Node:
     items: list[Node] = field(default_factory=list)
 
     def plain(self) -> Any:
-        """The value as Python has it. Depth is limited by the parser."""
+        """The value in Python's types; the parser limits its depth."""
         if self.kind == "object":
             return {name: member.value.plain() for name, member in self.members.items()}
         return [item.plain() for item in self.items] if self.kind == "array" else self.value
@@ -58,8 +58,8 @@ class Member:
     """A key of an object with its value.
 
     Args:
-        start: offset of the key's quote.
-        value: of the key.
+        start: offset of the key's opening quote.
+        value: the key's value.
     """
 
     start: int
@@ -68,7 +68,7 @@ class Member:
 
 @dataclass(frozen=True)
 class OneLine:
-    """A value that is written on one line, whatever the style around it."""
+    """A value to write on one line, whatever the style around it."""
 
     value: Any
 
@@ -78,10 +78,10 @@ class Json:
     """A JSON object as text.
 
     Args:
-        text: without a byte-order mark.
-        bom: whether it had one.
+        text: the text without a byte-order mark.
+        bom: whether the file begins with a byte-order mark.
         root: the object.
-        name: of the file, for messages.
+        name: the file's name, for messages.
     """
 
     text: str
@@ -91,21 +91,21 @@ class Json:
 
     @property
     def data(self) -> bytes:
-        """Its bytes."""
+        """The file's bytes."""
         return (BOM if self.bom else b"") + self.text.encode("utf-8")
 
     @property
     def newline(self) -> str:
-        """How its lines end."""
+        """The line ending."""
         return "\r\n" if "\r\n" in self.text else "\n"
 
     def plain(self) -> dict[str, Any]:
-        """The object as Python has it."""
+        """The object in Python's types."""
         value: dict[str, Any] = self.root.plain()
         return value
 
     def line(self, *path: str) -> int:
-        """The line, from 1, of a key or of the last one on the way to it that is there."""
+        """The line, from 1, of a key, or of the last key on the path that exists."""
         node, at = self.root, self.root.start
         for name in path:
             member = node.members.get(name)
@@ -116,17 +116,19 @@ class Json:
 
 
 def parse(data: bytes, name: str) -> Json:
-    """Read strict JSON whose top is an object.
+    """Read strict JSON with an object at the top level.
 
     Args:
         data: the file's bytes.
-        name: of the file, for messages.
+        name: the file's name, for messages.
 
     Raises:
         DcaError: DCA-206 with line and column.
     """
     if len(data) > MOST_BYTES:
-        raise _refused(name, f"it has {len(data):,} bytes, more than any model's config.", "name the right file.")
+        raise _refused(
+            name, f"it has {len(data):,} bytes, more than any model's config.json.", "name a model's config.json."
+        )
     bom = data.startswith(BOM)
     try:
         text = data[len(BOM) * bom :].decode("utf-8")
@@ -139,7 +141,7 @@ def parse(data: bytes, name: str) -> Json:
 
 
 def _refused(name: str, why: str, remedy: str) -> DcaError:
-    return DcaError("DCA-206", f"{name} is not JSON that can be edited without loss.", why=why, remedy=remedy)
+    return DcaError("DCA-206", f"{name} is not valid JSON, or cannot be edited without loss.", why=why, remedy=remedy)
 
 
 class _Parser:
@@ -149,10 +151,10 @@ class _Parser:
         self._text, self._name, self._at, self._count = text, name, 0, 0
 
     def object(self) -> Node:
-        """The object that the whole text is."""
+        """The object at the top level."""
         self._white()
         if not self._text[self._at :].strip():
-            raise _refused(self._name, "it is empty.", "copy the model's config.json here again.")
+            raise _refused(self._name, "it is empty.", "download the model's config.json again.")
         if self._peek() != "{":
             raise self._wrong("it must begin with `{`")
         root = self._value()
@@ -161,7 +163,7 @@ class _Parser:
             self._step(stack)
         self._white()
         if self._at < len(self._text):
-            raise self._wrong("there is something behind the end of the object")
+            raise self._wrong("there is text after the end of the object")
         return root
 
     def _step(self, stack: list[Node]) -> None:
@@ -188,25 +190,25 @@ class _Parser:
         if child.kind in ("object", "array"):
             stack.append(child)
             if len(stack) > MOST_DEPTH:
-                raise self._wrong(f"it is nested more than {MOST_DEPTH} deep", "name a model's config.json.")
+                raise self._wrong(f"it is nested more than {MOST_DEPTH} levels deep", "name a model's config.json.")
 
     def _member(self, node: Node) -> Node:
         start = self._at
         if self._peek() in ("'", "/", "#"):
-            raise self._wrong("JSON has neither comments nor single quotes")
+            raise self._wrong("JSON allows neither comments nor single quotes")
         if self._peek() != '"':
             raise self._wrong("a key in double quotes is missing")
         key = self._string()
         if key in node.members:
             first = self._text.count("\n", 0, node.members[key].start) + 1
             raise self._wrong(
-                f"the key {json.dumps(key)} is there twice, first on line {first}; each reader takes the one it likes",
+                f"the key {json.dumps(key)} is there twice, first on line {first}; readers differ in which they use",
                 "remove one of the two.",
                 start,
             )
         self._white()
         if self._peek() != ":":
-            raise self._wrong("a colon is missing behind the key")
+            raise self._wrong("a colon is missing after the key")
         self._at += 1
         self._white()
         value = self._value()
@@ -232,21 +234,21 @@ class _Parser:
             self._at = word.end()
             return Node("word", start, self._at, WORDS[word[0]])
         if word and word[0] in NOT_NUMBERS:
-            raise self._wrong(f"{word[0]} is no JSON number", "write a number, or null, or remove the key.")
-        raise self._wrong(f"`{word[0][:40]}` is no JSON value" if word else "a value is missing")
+            raise self._wrong(f"{word[0]} is not a JSON number", "write a number or null, or remove the key.")
+        raise self._wrong(f"`{word[0][:40]}` is not a JSON value" if word else "a value is missing")
 
     def _number(self, spelling: str, at: int) -> float:
         if len(spelling) > MOST_DIGITS:
             raise self._wrong(f"a number has {len(spelling):,} characters", "correct the number.", at)
         value: float = json.loads(spelling)
         if isinstance(value, float) and math.isinf(value):
-            raise self._wrong(f"{spelling} is more than a float holds, and is read as Infinity", "correct it.", at)
+            raise self._wrong(f"{spelling} exceeds the range of a float, and is read as Infinity", "correct it.", at)
         return value
 
     def _string(self) -> str:
         match = STRING.match(self._text, self._at)
         if match is None:
-            raise self._wrong("a string has no end, or holds a character that must be escaped")
+            raise self._wrong("a string has no end, or contains a character that must be escaped")
         self._at = match.end()
         value: str = json.loads(match[0])
         return value
@@ -259,7 +261,10 @@ class _Parser:
         return self._text[self._at : self._at + 1]
 
     def _wrong(
-        self, what: str, remedy: str = "correct that line, or copy the model's own file again.", at: int | None = None
+        self,
+        what: str,
+        remedy: str = "correct that line, or download the model's own file again.",
+        at: int | None = None,
     ) -> DcaError:
         place = self._at if at is None else at
         line = self._text.count("\n", 0, place) + 1
@@ -268,7 +273,7 @@ class _Parser:
 
 
 def same(node: Node, value: Any) -> bool:
-    """Whether a value is already written; 4 and 4.0 differ, 4.0 and 4.00 do not, nor does the order of keys."""
+    """Whether a node already has a value: 4 and 4.0 differ; 4.0 and 4.00, and the order of keys, do not."""
     if isinstance(value, OneLine):
         value = value.value
     if isinstance(value, dict):
@@ -287,25 +292,25 @@ def same(node: Node, value: Any) -> bool:
 
 
 def put(source: Json, path: tuple[str, ...], value: Any) -> Json:
-    """Set a key; objects on the way to it that are missing, or null, are made.
+    """Set a key; objects on the path that are missing or null are created.
 
     Args:
         source: the text; it is not changed.
-        path: keys from the top.
-        value: what JSON has; `OneLine` is written on one line.
+        path: keys from the top level.
+        value: a JSON value; `OneLine` is written on one line.
 
     Returns:
-        The new text; the same one where it says so already.
+        The new text; `source` itself when the key already has that value.
 
     Raises:
-        DcaError: DCA-208 when something on the way is no object.
+        DcaError: DCA-208 when a value on the path is not an object.
     """
     node = source.root
     for depth, name in enumerate(path):
         if node.kind != "object":
             raise DcaError(
                 "DCA-208",
-                f"{source.name}: `{'.'.join(path[:depth])}` is no object.",
+                f"{source.name}: `{'.'.join(path[:depth])}` is not an object.",
                 remedy="correct or remove it.",
             )
         member = node.members.get(name)
@@ -327,7 +332,7 @@ def _nested(path: tuple[str, ...], value: Any) -> Any:
 
 
 def remove(source: Json, path: tuple[str, ...]) -> Json:
-    """Remove a key with its line; the same text where it is not there."""
+    """Remove a key with its line; `source` itself when the key is missing."""
     node = source.root
     for name in path[:-1]:
         member = node.members.get(name)
@@ -349,7 +354,7 @@ def remove(source: Json, path: tuple[str, ...]) -> Json:
 
 
 def _insert(source: Json, node: Node, name: str, value: Any) -> Json:
-    """Insert a key where the alphabet puts it if the keys are in its order, else behind the last."""
+    """Insert a key: in alphabetical place if the keys are sorted, else after the last."""
     names = list(node.members)
     if not names:
         return _spliced(source, node.start, node.end, _rendered(source, {name: value}, _margin(source, node.start)))
@@ -369,7 +374,7 @@ def _insert(source: Json, node: Node, name: str, value: Any) -> Json:
 
 
 def _comma(source: Json, node: Node, names: list[str]) -> str:
-    """The comma of an object with what stands before it, as behind the first member."""
+    """The comma after an object's first member, with the white space before it."""
     if len(names) < 2:
         return ","
     behind = node.members[names[0]].value.end
@@ -394,13 +399,13 @@ def _white_before(source: Json, at: int) -> str:
 
 
 def _margin(source: Json, at: int) -> str:
-    """The white space that the line of an offset begins with."""
+    """The indentation of the line that contains an offset."""
     line = source.text[source.text.rfind("\n", 0, at) + 1 : at]
     return line[: len(line) - len(line.lstrip(" \t"))]
 
 
 def _colon(source: Json) -> str:
-    """What stands between a key and its value, as the first member has it."""
+    """The colon after the first key, with the white space around it."""
     for member in source.root.members.values():
         key = STRING.match(source.text, member.start)
         between = source.text[key.end() : member.value.start] if key else ": "
@@ -438,5 +443,5 @@ def _rendered(source: Json, value: Any, margin: str, *, flat: bool | None = None
 
 
 def _is_flat(source: Json) -> bool:
-    """Whether the whole object stands on one line."""
+    """Whether the whole object is on one line."""
     return bool(source.root.members) and "\n" not in source.text[source.root.start : source.root.end]

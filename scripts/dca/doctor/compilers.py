@@ -1,97 +1,83 @@
-"""Checks of host compiler, CMake, ninja and git."""
+"""Checks of the host compiler, CMake, ninja and git."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from packaging.requirements import Requirement
 
-from dca.doctor.values import Result, Subject, program_version, span
+from dca.doctor.values import Finding, Status, Subject, program_version, span
 
 
-def gcc(subject: Subject) -> Iterator[Result]:
-    """g++ against the newest one that each CUDA version takes."""
-    code = "compilers.gcc"
+def gcc(subject: Subject) -> Iterator[Finding]:
+    """g++ against the newest release that each CUDA version accepts."""
     bounds = {line: known.gcc_max for line in subject.cuda_lines if (known := subject.versions.of(line))}
     wanted = "; ".join(
-        f"g++ {most} or older for CUDA {span([line for line, bound in bounds.items() if bound == most])}"
-        for most in sorted(set(bounds.values()))
+        f"g++ {newest} or older for CUDA {span([line for line, bound in bounds.items() if bound == newest])}"
+        for newest in sorted(set(bounds.values()))
     )
-    found = ", ".join(f"{compiler.version} ({compiler.path})" for compiler in subject.compilers)
-    served = [line for line, most in bounds.items() if any(compiler.major <= most for compiler in subject.compilers)]
-    # The oldest serves every CUDA, and every distribution of today has it.
+    # The oldest one works with every CUDA, and every current distribution has it.
     remedy = f"apt install g++-{min(bounds.values(), default=12)}"
-    if not subject.compilers:
-        unreadable = program_version("g++")
-        yield Result(
-            code=code,
-            status="unknown" if unreadable else "wrong",
-            wanted=wanted,
-            found=f"{unreadable[0]} does not tell its version" if unreadable else "there is no g++",
-            remedy="apt install --reinstall g++" if unreadable else remedy,
-        )
-    elif not served:
-        yield Result(code=code, status="wrong", found=found, wanted=wanted, remedy=remedy)
-    elif len(served) < len(bounds):
-        yield Result(
-            code=code, status="note", found=f"{found}: for CUDA {span(served)} only", wanted=wanted, remedy=remedy
-        )
+    if subject.compilers:
+        found = ", ".join(f"{compiler.version} ({compiler.path})" for compiler in subject.compilers)
+        served = [
+            line for line, most in bounds.items() if any(compiler.major <= most for compiler in subject.compilers)
+        ]
+        if not served:
+            yield Finding("wrong", found, wanted, remedy)
+        elif len(served) < len(bounds):
+            yield Finding("note", f"{found}: for CUDA {span(served)} only", wanted, remedy)
+        else:
+            yield Finding("fine", found, wanted)
+    elif unreadable := program_version("g++"):
+        yield Finding("unknown", f"{unreadable[0]} reports no version", wanted, "apt install --reinstall g++")
     else:
-        yield Result(code=code, status="fine", found=found, wanted=wanted)
+        yield Finding("wrong", "g++ is not installed", wanted, remedy)
 
 
-def cmake(subject: Subject) -> Iterator[Result]:
-    """The machine's CMake: a build brings its own, and upstream's own way takes the first on PATH."""
-    code = "compilers.cmake"
+def cmake(subject: Subject) -> Iterator[Finding]:
+    """The machine's CMake: a build uses its own, but upstream's own build uses the first one on PATH."""
     asked = [
         text
         for loaded in subject.recipes
         for text in loaded.recipe.build_requirements
         if Requirement(text).name == "cmake"
     ]
-    ranges = [Requirement(text).specifier for text in asked]
-    # The requirement is shown as the recipe writes it, lower bound first, and not in the parser's order.
+    # Shown as the recipe writes it, lower bound first, and not in the parser's order.
     wanted = asked[0] if asked else "cmake"
-    remedy = f"pip install '{wanted}'; dca wheel brings its own"
-    program = program_version("cmake")
-    if program is None:
-        yield Result(code=code, status="note", found="none on PATH", wanted=wanted, remedy=remedy)
-        return
-    path, version = program
-    if not version:
-        yield Result(
-            code=code, status="unknown", found=f"{path} does not tell its version", wanted=wanted, remedy=remedy
-        )
-        return
-    fits = all(specifier.contains(version) for specifier in ranges)
-    # Not wrong: the build environment has a CMake of its own.
-    yield Result(
-        code=code,
-        status="fine" if fits else "note",
-        found=f"{version} ({path})",
-        wanted=wanted,
-        remedy="" if fits else remedy,
+    yield _program(
+        "cmake",
+        wanted,
+        f"pip install '{wanted}'; dca wheel installs its own",
+        # Not wrong: the build environment has its own CMake.
+        missing="note",
+        fits=lambda version: all(Requirement(text).specifier.contains(version) for text in asked),
     )
 
 
-def ninja(subject: Subject) -> Iterator[Result]:  # noqa: ARG001 - the signature of a check
-    """The machine's ninja; without it upstream's own way falls back to Make and its compilers have no limit."""
-    yield _program("compilers.ninja", "ninja", "pip install ninja; dca wheel brings its own", missing="note")
+def ninja(subject: Subject) -> Iterator[Finding]:  # noqa: ARG001 - the signature of a check
+    """The machine's ninja; without it upstream's own build falls back to Make and does not limit its compilers."""
+    yield _program("ninja", "ninja", "pip install ninja; dca wheel installs its own", missing="note")
 
 
-def git(subject: Subject) -> Iterator[Result]:  # noqa: ARG001 - the signature of a check
-    """git, which applies every recipe's patches, and fetches sources that are repositories."""
-    yield _program("compilers.git", "git", "apt install git", missing="wrong")
+def git(subject: Subject) -> Iterator[Finding]:  # noqa: ARG001 - the signature of a check
+    """git, which applies every recipe's patches and downloads sources that are repositories."""
+    yield _program("git", "git", "apt install git", missing="wrong")
 
 
-def _program(code: str, name: str, remedy: str, *, missing: str) -> Result:
+def _program(
+    name: str, wanted: str, remedy: str, *, missing: Status, fits: Callable[[str], bool] = lambda _: True
+) -> Finding:
+    """A program on PATH.
+
+    Args:
+        missing: the status when it is not on PATH, or in a version that does not fit.
+        fits: whether a version is a supported one.
+    """
     program = program_version(name)
     if program is None:
-        status = "wrong" if missing == "wrong" else "note"
-        return Result.model_validate(
-            {"code": code, "status": status, "found": "none on PATH", "wanted": name, "remedy": remedy}
-        )
+        return Finding(missing, "not on PATH", wanted, remedy)
     path, version = program
     if not version:
-        return Result(code=code, status="unknown", found=f"{path} does not run", wanted=name, remedy=remedy)
-    return Result(code=code, status="fine", found=f"{version} ({path})", wanted=name)
+        return Finding("unknown", f"{path} reports no version", wanted, remedy)
+    return Finding("fine" if fits(version) else missing, f"{version} ({path})", wanted, remedy)

@@ -1,4 +1,4 @@
-"""GPUs and their driver: by NVML where its Python library is installed, else by the driver's own program."""
+"""GPUs and their driver, from NVML if its Python library is installed, else from nvidia-smi."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Card(Value):
     """One GPU.
 
     Args:
-        name: as its driver calls it.
-        arch: its compute capability, such as 8.0.
+        name: as the driver reports it.
+        arch: compute capability, such as 8.0.
         memory_gb: 10^9 bytes.
     """
 
@@ -27,14 +27,14 @@ class Card(Value):
 
 
 class Seen(Value):
-    """What was found.
+    """The GPUs that were found.
 
     Args:
-        cards: the GPUs.
-        hidden: how many more there are, which a server does not see.
+        cards: the visible GPUs.
+        hidden: how many more there are that a server does not see.
         driver: its version ("550.54.15"); empty without one.
-        asked: who said so.
-        problem: why nothing could be read; empty when there simply is no driver.
+        asked: the source, NVML or nvidia-smi.
+        problem: why nothing could be read; empty if there is no driver.
     """
 
     cards: tuple[Card, ...] = ()
@@ -45,27 +45,23 @@ class Seen(Value):
 
     @property
     def memory_gb(self) -> float:
-        """Of all GPUs."""
+        """Total memory of the GPUs."""
         return sum(card.memory_gb for card in self.cards)
 
 
 def look() -> Seen:
     """The GPUs of this machine; a machine without a driver has none."""
     library = _library()
-    if library is not None:
-        seen = _by_library(library)
-        if seen is not None:
-            return seen
-    return _by_program()
+    return (_by_library(library) if library else None) or _by_program()
 
 
 def visible(seen: Seen, chosen: str | None) -> Seen:
-    """The GPUs that a server sees.
+    """The GPUs that are visible to a server.
 
     Args:
         seen: all that there are.
-        chosen: CUDA_VISIBLE_DEVICES, None where it is not set. As with CUDA, nothing behind the first that is not there
-            counts. Names of devices (UUIDs) count by their number.
+        chosen: CUDA_VISIBLE_DEVICES; None if it is not set. As in CUDA, the first device that does not exist ends the
+            list. Device UUIDs are not resolved: each one takes the next GPU.
     """
     if chosen is None:
         return seen
@@ -83,7 +79,7 @@ def visible(seen: Seen, chosen: str | None) -> Seen:
 
 
 def _library() -> Any:
-    """nvidia-ml-py; not the deprecated package that has a module of the same name."""
+    """The module of nvidia-ml-py; None if the deprecated pynvml, which has a module of the same name, is installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -98,7 +94,7 @@ def _library() -> Any:
 
 
 def _by_library(nvml: Any) -> Seen | None:
-    """What NVML tells; None when it has no driver to ask."""
+    """What NVML reports; None if there is no driver."""
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
@@ -131,7 +127,7 @@ def _by_program() -> Seen:
     asked = "name,compute_cap,memory.total,driver_version"
     done = runner.probe([program, f"--query-gpu={asked}", "--format=csv,noheader,nounits"])
     if not done.ok:
-        return Seen(asked="nvidia-smi", problem=done.tail[0] if done.tail else "nvidia-smi says nothing")
+        return Seen(asked="nvidia-smi", problem=done.tail[0] if done.tail else "no output")
     cards, driver = [], ""
     for line in done.tail:
         name, *rest = line.rsplit(",", 3)

@@ -1,4 +1,4 @@
-"""Asks the places that a build takes its parts from whether they are there: all at once, in the background."""
+"""Probes the servers that a build downloads from, all at once, in the background."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from dca.sources import index
 from dca.toolchain import apt, redist
 
 PATIENCE = 5.0
-"""Seconds that one place is given at most."""
+"""Seconds to wait for one server at most."""
 
 
 class Probes:
-    """Asks every place at once, in the background, whether it is there.
+    """Probes every place at once, in the background.
 
     Args:
-        places: by name, what tells why a place cannot be reached, or nothing when it can.
-        seconds: how long to wait for the last of them, from now on.
+        places: by name, a function that returns why a place cannot be reached, or nothing if it can.
+        seconds: how long to wait for all of them, from now on.
     """
 
     def __init__(self, places: Mapping[str, Callable[[], str]], seconds: float) -> None:
         self.seconds = seconds
         self._end = time.monotonic() + seconds
-        self._told: dict[str, str] = {}
-        # No pool of threads: at the end Python would wait for one that still asks.
+        self._answers: dict[str, str] = {}
+        # No pool of threads: on exit Python would wait for a probe that is still running.
         self._threads = {
             name: threading.Thread(target=self._ask, args=(name, ask), daemon=True) for name, ask in places.items()
         }
@@ -37,21 +37,21 @@ class Probes:
 
     def _ask(self, name: str, ask: Callable[[], str]) -> None:
         try:
-            self._told[name] = ask()
+            self._answers[name] = ask()
         except Exception as error:  # One place must not hide the others.
-            self._told[name] = f"it could not be asked ({type(error).__name__})"
+            self._answers[name] = f"the probe failed ({type(error).__name__})"
 
     def of(self, name: str) -> str | None:
-        """Why a place cannot be reached, or nothing when it can; None when it has not answered in time."""
+        """Why a place cannot be reached, or nothing if it can; None if it has not answered in time."""
         thread = self._threads.get(name)
         if thread is None:
             return None
         thread.join(max(0.0, self._end - time.monotonic()))
-        return self._told.get(name)
+        return self._answers.get(name)
 
 
 def places(known: tuple[Loaded, ...], sources: tuple[ToolkitSource, ...]) -> dict[str, Callable[[], str]]:
-    """Everything that builds of some recipes take parts from."""
+    """Every place that builds of the recipes download from."""
     asked: dict[str, Callable[[], str]] = {"index": partial(_index, known[0].recipe.package if known else "pip")}
     for url in repositories(known):
         asked[url] = partial(_repository, url)
@@ -78,12 +78,12 @@ def repositories(known: tuple[Loaded, ...]) -> tuple[str, ...]:
 
 
 def _index(package: str) -> str:
-    """Whether the package index answers for a package; its list of all projects is long."""
+    """Whether the package index answers for a package; its list of all projects would be long."""
     return _answer(index.endpoint().rstrip("/") + f"/{package}/")
 
 
 def _repository(url: str) -> str:
-    """Whether a repository answers as git asks; without a program, which would have to be ended."""
+    """Whether a repository answers git's first request; without git, which would have to be ended."""
     return _answer(url.rstrip("/") + "/info/refs?service=git-upload-pack")
 
 
@@ -92,13 +92,13 @@ def _answer(url: str) -> str:
 
     try:
         with index.session() as http, http.get(url, timeout=PATIENCE, stream=True) as answer:
-            return "" if answer.ok else f"it answers with status {answer.status_code}"
+            return "" if answer.ok else f"HTTP status {answer.status_code}"
     except requests.ConnectTimeout:
         return f"no answer within {PATIENCE:g} s"
     except requests.exceptions.ProxyError:
-        return "the proxy refuses or does not answer"
+        return "the proxy rejects the connection or does not answer"
     except requests.exceptions.SSLError:
-        return "its certificate is not trusted here"
+        return "its certificate is not trusted on this machine"
     except requests.RequestException as error:
-        name = "its name is not known here" if "resolve" in str(error).lower() else type(error).__name__
-        return f"it cannot be reached ({name})"
+        name = "unknown host name" if "resolve" in str(error).lower() else type(error).__name__
+        return f"cannot be reached ({name})"

@@ -1,4 +1,4 @@
-"""Checks of Python and of the packages of the environment that a wheel runs in, read without importing any."""
+"""Checks of Python and of the packages in the environment that a wheel runs in; none of them is imported."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from packaging.specifiers import SpecifierSet
 
 from dca.catalogue import failures, machine
-from dca.doctor.values import Result, Subject
+from dca.doctor.values import OTHER_PYTHON, Finding, Subject
 from dca.resolve.checks import TRANSFORMERS
 
-# What has moved under wheels before; told with -v.
+# Packages whose changes have broken wheels before; shown with -v.
 WATCHED = (
     "vllm",
     "torch",
@@ -31,21 +31,14 @@ WATCHED = (
 )
 
 
-def version(subject: Subject) -> Iterator[Result]:
+def version(subject: Subject) -> Iterator[Finding]:
     """Python against the range of each recipe, and its headers."""
-    code = "python.version"
     wanted = "; ".join(f"{loaded.recipe.python} for {loaded.recipe.name}" for loaded in subject.recipes)
     headers = True
     if subject.python is not None or subject.purpose == "serve":
         installed = subject.installed
         if isinstance(installed, str):
-            yield Result(
-                code=code,
-                status="unknown",
-                found=installed,
-                wanted=wanted,
-                remedy="name a Python that works: dca doctor --python FILE",
-            )
+            yield Finding("unknown", installed, wanted, OTHER_PYTHON)
             return
         number, where = installed.python, str(subject.environment[0]) if subject.environment else ""
     else:
@@ -54,142 +47,87 @@ def version(subject: Subject) -> Iterator[Result]:
     fits = [loaded.recipe.name for loaded in subject.recipes if SpecifierSet(loaded.recipe.python).contains(number)]
     found = f"{number} ({where})"
     if not fits:
-        yield Result(code=code, status="wrong", found=found, wanted=wanted, remedy="make wheel PYTHON=python3.12")
+        yield Finding("wrong", found, wanted, "make wheel PYTHON=python3.12")
     elif not headers:
-        yield Result(
-            code=code,
-            status="wrong",
-            found=f"{found} without its headers (Python.h)",
-            wanted=wanted,
-            remedy=f"apt install python{'.'.join(number.split('.')[:2])}-dev",
-        )
+        remedy = f"apt install python{'.'.join(number.split('.')[:2])}-dev"
+        yield Finding("wrong", f"{found} without its headers (Python.h)", wanted, remedy)
     elif len(fits) < len(subject.recipes):
-        yield Result(
-            code=code,
-            status="note",
-            found=f"{found}: for {', '.join(fits)} only",
-            wanted=wanted,
-            remedy="make wheel PYTHON=python3.12, for the others",
-        )
+        remedy = "make wheel PYTHON=python3.12, for the others"
+        yield Finding("note", f"{found}: for {', '.join(fits)} only", wanted, remedy)
     else:
-        yield Result(code=code, status="fine", found=found, wanted=wanted)
+        yield Finding("fine", found, wanted)
 
 
-def transformers(subject: Subject) -> Iterator[Result]:
-    """The transformers of the environment: older ones do not know the models, 5 removed what vLLM reads."""
-    code, wanted = "python.transformers", f"transformers {TRANSFORMERS}"
+def transformers(subject: Subject) -> Iterator[Finding]:
+    """The environment's transformers: older ones do not know the models, and 5 removed an attribute that vLLM reads."""
+    wanted = f"transformers {TRANSFORMERS}"
     installed = subject.installed
-    if subject.environment is None:
-        yield _no_environment(code, wanted, subject)
-    elif isinstance(installed, str):
-        yield _unreadable(code, wanted, installed)
-    elif "transformers" not in installed.packages:
-        wrong = subject.purpose == "serve"
-        yield Result(
-            code=code,
-            status="wrong" if wrong else "fine",
-            wanted=wanted,
-            found=f"none in {_where(subject)}",
-            remedy=_install(subject) if wrong else "",
-        )
-    else:
-        number = installed.packages["transformers"]
-        fits = TRANSFORMERS.contains(number, prereleases=True)
-        yield Result(
-            code=code,
-            status="fine" if fits else "wrong",
-            found=f"{number} in {_where(subject)}",
-            wanted=wanted,
-            remedy="" if fits else _install(subject),
-        )
-
-
-def packages(subject: Subject) -> Iterator[Result]:
-    """Other packages that have moved since the wheel was made, by the catalogue of failures."""
-    code, wanted = "python.packages", "what the wheel's lock names"
-    installed = subject.installed
-    if subject.environment is None:
-        yield _no_environment(code, wanted, subject)
-        return
     if isinstance(installed, str):
-        yield _unreadable(code, wanted, installed)
+        yield _no_packages(installed, wanted, subject)
         return
-    moved = failures.drifted(installed.packages)
-    details = tuple(f"{name} {installed.packages[name]}" for name in WATCHED if name in installed.packages)
-    broken = {package: known for package, known in moved.items() if not package.startswith("transformers ")}
-    for package, known in broken.items():
-        yield Result(
-            code=code,
-            status="wrong",
-            found=f"{package} in {_where(subject)}: {known[0].title}",
-            wanted=wanted,
-            remedy=known[0].remedy,
-            details=(f"dca explain {known[0].id}",),
-        )
-    if "vllm" not in installed.packages and subject.purpose == "serve":
-        yield Result(
-            code=code,
-            status="wrong",
-            found=f"no vllm in {_where(subject)}",
-            wanted=wanted,
-            details=details,
-            remedy="make wheel, then the line that it prints: dca env --wheel FILE",
-        )
-    elif not broken:
-        yield Result(
-            code=code,
-            status="fine",
-            found=f"{len(installed.packages)} packages in {_where(subject)}",
-            wanted=wanted,
-            details=details,
-        )
+    remedy = f"uv pip install {_python(subject)} 'transformers{TRANSFORMERS}'"
+    number = installed.packages.get("transformers")
+    if number is None:
+        yield Finding("wrong" if subject.purpose == "serve" else "fine", f"none in {_where(subject)}", wanted, remedy)
+    else:
+        fits = TRANSFORMERS.contains(number, prereleases=True)
+        yield Finding("fine" if fits else "wrong", f"{number} in {_where(subject)}", wanted, remedy)
 
 
-def pynvml(subject: Subject) -> Iterator[Result]:
-    """The deprecated package pynvml, which shadows nvidia-ml-py."""
-    code, wanted = "python.pynvml", "nvidia-ml-py alone"
+def packages(subject: Subject) -> Iterator[Finding]:
+    """Other packages in versions that are known to fail, by the catalogue of failures."""
+    wanted = "the versions in the wheel's lock"
     installed = subject.installed
-    if subject.environment is None:
-        yield _no_environment(code, wanted, subject)
-    elif isinstance(installed, str):
-        yield _unreadable(code, wanted, installed)
-    elif "pynvml" in installed.packages:
-        pip = f"--python {subject.environment[0]}"
-        yield Result(
-            code=code,
-            status="wrong" if subject.purpose == "serve" else "note",
-            wanted=wanted,
-            found=f"pynvml {installed.packages['pynvml']} in {_where(subject)}",
-            remedy=f"uv pip uninstall {pip} pynvml && uv pip install {pip} --reinstall nvidia-ml-py",
+    if isinstance(installed, str):
+        yield _no_packages(installed, wanted, subject)
+        return
+    details = tuple(f"{name} {installed.packages[name]}" for name in WATCHED if name in installed.packages)
+    broken = {
+        package: known[0]
+        for package, known in failures.drifted(installed.packages).items()
+        if not package.startswith("transformers ")
+    }
+    for package, failure in broken.items():
+        found = f"{package} in {_where(subject)}: {failure.title}"
+        yield Finding("wrong", found, wanted, failure.remedy, (f"dca explain {failure.id}",))
+    if "vllm" not in installed.packages and subject.purpose == "serve":
+        remedy = "make wheel, then run the command that it prints: dca env --wheel FILE"
+        yield Finding("wrong", f"no vllm in {_where(subject)}", wanted, remedy, details)
+    elif not broken:
+        found = f"{len(installed.packages)} packages in {_where(subject)}"
+        yield Finding("fine", found, wanted, details=details)
+
+
+def pynvml(subject: Subject) -> Iterator[Finding]:
+    """The deprecated package pynvml, which shadows nvidia-ml-py."""
+    wanted = "nvidia-ml-py without pynvml"
+    installed = subject.installed
+    if isinstance(installed, str):
+        yield _no_packages(installed, wanted, subject)
+    elif number := installed.packages.get("pynvml"):
+        pip = _python(subject)
+        yield Finding(
+            "wrong" if subject.purpose == "serve" else "note",
+            f"pynvml {number} in {_where(subject)}",
+            wanted,
+            f"uv pip uninstall {pip} pynvml && uv pip install {pip} --reinstall nvidia-ml-py",
         )
     else:
-        yield Result(code=code, status="fine", found=f"no pynvml in {_where(subject)}", wanted=wanted)
+        yield Finding("fine", f"no pynvml in {_where(subject)}", wanted)
 
 
-def _install(subject: Subject) -> str:
-    python = subject.environment[0] if subject.environment else "python"
-    return f"uv pip install --python {python} 'transformers{TRANSFORMERS}'"
+def _python(subject: Subject) -> str:
+    return f"--python {subject.environment[0]}" if subject.environment else ""
 
 
 def _where(subject: Subject) -> str:
     return f"{subject.environment[0]} ({subject.environment[1]})" if subject.environment else ""
 
 
-def _no_environment(code: str, wanted: str, subject: Subject) -> Result:
-    return Result(
-        code=code,
-        status="wrong" if subject.purpose == "serve" else "fine",
-        found="no environment to look at",
-        wanted=wanted if subject.purpose == "serve" else "",
-        remedy="name its Python: dca doctor --for serve --python FILE" if subject.purpose == "serve" else "",
-    )
-
-
-def _unreadable(code: str, wanted: str, why: str) -> Result:
-    return Result(
-        code=code,
-        status="unknown",
-        found=why,
-        wanted=wanted,
-        remedy="name a Python that works: dca doctor --python FILE",
-    )
+def _no_packages(why: str, wanted: str, subject: Subject) -> Finding:
+    """The finding when there is no environment, or its packages cannot be read."""
+    if subject.environment is not None:
+        return Finding("unknown", why, wanted, OTHER_PYTHON)
+    if subject.purpose == "serve":
+        return Finding("wrong", why, wanted, "name its Python: dca doctor --for serve --python FILE")
+    return Finding("fine", "no environment to check")

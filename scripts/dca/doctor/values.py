@@ -1,4 +1,4 @@
-"""What a check is given and what it gives back."""
+"""The input and the output of a check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dca.catalogue import machine
 from dca.catalogue import toolkits as kits
@@ -24,18 +24,29 @@ from dca.toolchain.environments import WORKERS
 
 Status = Literal["fine", "note", "wrong", "unknown"]
 Purpose = Literal["build", "serve"]
+OTHER_PYTHON = "name a Python that works: dca doctor --python FILE"
+
+
+class Finding(NamedTuple):
+    """What a check found; the fields are those of `Result`."""
+
+    status: Status
+    found: str
+    wanted: str = ""
+    remedy: str = ""
+    """Dropped when the status is fine."""
+    details: tuple[str, ...] = ()
 
 
 class Result(Value):
-    """What one check found.
+    """A finding and the code of its check.
 
     Args:
         code: of the check.
-        status: `wrong` must be mended first; a `note` is worth knowing, and the work gets around it; `unknown` could
-            not be read.
-        found: what is there.
-        wanted: what should be; empty where nothing is wanted.
-        remedy: one command, or one sentence, that mends it.
+        status: `wrong` must be fixed first; a `note` does not stop the work; `unknown` could not be read.
+        found: the actual state.
+        wanted: the required state; empty if there is no requirement.
+        remedy: one command, or one sentence, that fixes it.
         details: more, for -v.
     """
 
@@ -48,12 +59,12 @@ class Result(Value):
 
 
 class Installed(Value):
-    """What an environment's Python says of itself.
+    """What an environment's Python reports.
 
     Args:
         python: its version.
         packages: versions by normalised name.
-        torch_cuda: the CUDA line of its torch; empty without one.
+        torch_cuda: the CUDA line of its torch; empty without torch.
     """
 
     python: str
@@ -63,22 +74,22 @@ class Installed(Value):
 
 @dataclass
 class Subject:
-    """The machine, and what it is looked at for. What takes a program's time is asked once, when it is first wanted.
+    """The machine and the purpose of the check. Whatever starts a program is read once, when it is first used.
 
     Args:
-        purpose: what is to be done here.
-        recipes: those that count, by priority.
-        lines: CUDA lines asked for; empty for all that a recipe can be built with.
-        python: the Python of the environment to look at; the active environment's, or the newest run environment's of
-            the cache, when None.
+        purpose: build or serve.
+        recipes: those to check for, by priority.
+        lines: the CUDA lines requested; empty for all that a recipe can be built with.
+        python: the Python of the environment to check; None for the active environment's, else that of the newest run
+            environment in the cache.
         model: the model's folder.
-        dual_chunk: whether the model has dual chunk attention; None for what its config.json says.
-        dtype: that it will be served in; None for what its config.json says.
-        cache: where a build happens.
-        network: what can be reached; asked in the background.
-        root: of the file system.
-        proc: where the kernel tells of processes.
-        cgroup: where it tells of control groups.
+        dual_chunk: whether the model has dual chunk attention; None to read its config.json.
+        dtype: the dtype that it will be served in; None to read its config.json.
+        cache: the folder that a build uses.
+        network: the probes of servers, which run in the background.
+        root: the root of the file system.
+        proc: the folder of procfs.
+        cgroup: the folder of the cgroup file system.
         env: environment variables.
     """
 
@@ -98,12 +109,12 @@ class Subject:
 
     @cached_property
     def compilers(self) -> tuple[machine.Compiler, ...]:
-        """g++ of the machine, newest first."""
+        """The machine's g++ compilers, newest first."""
         return machine.host_compilers()
 
     @cached_property
     def glibc(self) -> str:
-        """The release of glibc; empty where the C library is another one."""
+        """The release of glibc; empty if the C library is another one."""
         return machine.glibc()
 
     @cached_property
@@ -113,22 +124,22 @@ class Subject:
 
     @cached_property
     def versions(self) -> kits.CudaVersions:
-        """What each CUDA version accepts."""
+        """What each CUDA version supports."""
         return kits.load_versions()
 
     @cached_property
     def gpus(self) -> nvidia.Seen:
-        """The GPUs that a server sees, and their driver."""
+        """The GPUs that are visible to a server, and their driver."""
         return nvidia.visible(nvidia.look(), self.env.get("CUDA_VISIBLE_DEVICES"))
 
     @cached_property
     def environment(self) -> tuple[Path, str] | None:
-        """The Python of the environment to look at, and how it was found."""
+        """The Python of the environment to check, and how it was found."""
         if self.python is not None:
             return self.python, "--python"
         for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
             folder = self.env.get(name)
-            # The tool's own environment is active where somebody works on the project; it runs no wheel.
+            # A contributor's active environment may be the tool's own, which runs no wheel.
             if folder and (Path(folder) / "bin/python").exists() and Path(folder).resolve() != Path(sys.prefix):
                 return Path(folder) / "bin/python", name
         stamps = [
@@ -141,34 +152,30 @@ class Subject:
 
     @cached_property
     def installed(self) -> Installed | str:
-        """What that environment has; in words why it cannot be told."""
+        """What that environment has, or a sentence that says why it cannot be read."""
         if self.environment is None:
-            return "no environment is active, and none was made yet"
+            return "no environment is active, and the cache has none"
         python = self.environment[0]
         done = runner.probe([python, "-I", WORKERS / "installed.py"])
-        # Warnings of a start-up file may stand around it.
+        # Python's start-up files may print warnings around it.
         answers = [line for line in done.tail if line.startswith("{")]
         try:
             return Installed.model_validate(json.loads(answers[-1]))
         except (ValueError, IndexError):
-            return f"{python} does not tell its packages: {done.tail[-1] if done.tail else 'it says nothing'}"
+            return f"{python} does not list its packages: {done.tail[-1] if done.tail else 'no output'}"
 
     @property
     def cuda_lines(self) -> tuple[str, ...]:
-        """CUDA lines that count: those asked for, or all that a recipe can be built with."""
+        """The CUDA lines to check for: those requested, or all that a recipe can be built with."""
         lines = {line for loaded in self.recipes for line in loaded.recipe.cuda.supported}
-        return (
-            tuple(sorted(set(self.lines) & lines or lines, key=order))
-            if self.lines
-            else tuple(sorted(lines, key=order))
-        )
+        return tuple(sorted(set(self.lines) & lines or lines, key=order))
 
     def takers(self, line: str) -> list[str]:
         """Recipes that a CUDA line can build."""
         return [loaded.recipe.name for loaded in self.recipes if line in loaded.recipe.cuda.supported]
 
 
-Check = Callable[[Subject], Iterator[Result]]
+Check = Callable[[Subject], Iterator[Finding]]
 
 
 def order(version: str) -> tuple[int, ...]:
@@ -177,7 +184,7 @@ def order(version: str) -> tuple[int, ...]:
 
 
 def span(values: tuple[str, ...] | list[str]) -> str:
-    """Versions in words: `12.1`, `12.1 and 12.3`, `12.4 to 12.9`."""
+    """Versions in words: `12.1`, `12.1 and 12.3`, `12.1, 12.3 and 12.4`."""
     versions = sorted(set(values), key=order)
     if len(versions) > 2:
         return f"{', '.join(versions[:-1])} and {versions[-1]}"
@@ -185,7 +192,7 @@ def span(values: tuple[str, ...] | list[str]) -> str:
 
 
 def program_version(name: str) -> tuple[str, str] | None:
-    """Path and version of a program on PATH; the version is empty when it does not tell one."""
+    """Path and version of a program on PATH; the version is empty if it reports none."""
     path = shutil.which(name)
     if path is None:
         return None

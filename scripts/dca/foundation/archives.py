@@ -1,6 +1,6 @@
-"""Unpacks archives that somebody else wrote: nothing leaves its folder, nothing grows without limit.
+"""Unpacks untrusted archives: nothing is written outside the target folder, and the unpacked size is limited.
 
-Every refusal is DCA-404, before or while anything is written; the caller unpacks into a folder that it throws away.
+Every rejection is DCA-404, before or while files are written; the caller unpacks into a folder that it discards.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
     """The single top folder of an sdist, or of any other tar archive that has one, as `folder`.
 
     Raises:
-        DcaError: DCA-404 for anything that would leave the folder, and for an archive that is damaged or has no such
-            folder.
+        DcaError: DCA-404 for anything that would leave the folder, and for an archive that is damaged or has no single
+            top folder.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as scratch:
         try:
@@ -46,7 +46,7 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise _damaged(archive, error) from None
         except OSError as error:
-            # gzip and bz2 say so in this way; an error of the disk has a number.
+            # gzip and bz2 report damage as an OSError without a number; an error of the disk has one.
             if error.errno:
                 raise
             raise _damaged(archive, error) from None
@@ -55,7 +55,7 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
             raise DcaError(
                 "DCA-404",
                 f"{archive.name} does not have one top folder.",
-                remedy="use the one that was published.",
+                remedy="use the published archive.",
             )
         top = Path(scratch) / tops[0]
         for _, path in store.walk(top):
@@ -65,7 +65,7 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
 
 
 def _check_stream(archive: Path) -> None:
-    """Read a gzip stream to its end: tarfile takes damage in the middle of it for the end of the archive."""
+    """Read a gzip stream to its end: tarfile takes damage in the middle for the end of the archive."""
     with archive.open("rb") as stream:
         if stream.read(2) != b"\x1f\x8b":
             return
@@ -78,17 +78,17 @@ def _check_stream(archive: Path) -> None:
 
 
 def _most(archive: Path) -> int:
-    """Bytes that an archive may unpack to: the largest that is pinned grows eightfold, text twentyfold."""
+    """Bytes that an archive may unpack to. The largest pinned one grows eightfold; text grows twentyfold."""
     return min(MOST_UNPACKED, max(SMALL_UNPACKED, archive.stat().st_size * MOST_GROWTH))
 
 
 def _check_members(tar: tarfile.TarFile, archive: Path) -> list[str]:
-    """The names of what a tar archive holds.
+    """The names of a tar archive's members.
 
     Raises:
-        DcaError: DCA-404 for whatever tarfile's own filter should refuse as well, and has not in every release: a name
-            that is not below the folder, a member below a link, a hard link to anything but a file before it, a device;
-            further for a name that stands there twice, and for more than an archive grows to.
+        DcaError: DCA-404 for members that some releases of tarfile's own filter accept: a name outside the folder, a
+            member below a link, a hard link to anything but an earlier file, a device. Also for a repeated name, and
+            for an archive that grows too much.
     """
     # "dir", "link" or "file" by path, for every member and every folder that a member's path implies.
     kinds: dict[str, str] = {}
@@ -99,7 +99,7 @@ def _check_members(tar: tarfile.TarFile, archive: Path) -> list[str]:
         if size > most or len(kinds) > MOST_MEMBERS:
             raise _bomb(archive, size)
         if not (member.isreg() or member.isdir() or member.islnk() or member.issym()):
-            raise _leaves(archive, f"{member.name.rstrip('/')} is no file, folder or link")
+            raise _leaves(archive, f"{member.name.rstrip('/')} is not a file, folder or link")
         parts = _parts(member.name)
         folders = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
         _check_place(member, "/".join(parts), folders, kinds, archive)
@@ -114,25 +114,25 @@ def _parts(name: str) -> list[str]:
 
 
 def _check_place(member: tarfile.TarInfo, name: str, folders: list[str], kinds: dict[str, str], archive: Path) -> None:
-    """Refuse a member that lies below a link or a file, or whose name stands there already.
+    """Reject a member below a link or a file, and a repeated name.
 
     Args:
         name: its path.
         folders: the folders above it, by path.
-        kinds: what the members before it are.
+        kinds: the kinds of the members before it.
     """
     if through := [folder for folder in folders if kinds.get(folder, "dir") != "dir"]:
         raise _leaves(archive, f"{name}, which lies below {through[0]}, a {kinds[through[0]]}")
     if name in kinds and not (member.isdir() and kinds[name] == "dir"):
-        raise _leaves(archive, f"{name}, which stands there twice")
+        raise _leaves(archive, f"{name}, which is there twice")
 
 
 def _check_target(member: tarfile.TarInfo, name: str, kinds: dict[str, str], archive: Path) -> None:
-    """Refuse a link by its target, as it is written; where a symbolic link leads is looked at once it lies there."""
+    """Reject a link by the text of its target; where a symbolic link leads is checked after unpacking."""
     if member.issym() or member.islnk():
         _check_name(member.linkname, archive, up=member.issym())
     if member.islnk() and kinds.get("/".join(part for part in member.linkname.split("/") if part != ".")) != "file":
-        raise _leaves(archive, f"{name} -> {member.linkname}, which is no file before it")
+        raise _leaves(archive, f"{name} -> {member.linkname}, which is not an earlier file")
 
 
 def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
@@ -168,9 +168,9 @@ def _check_entries(wheel: zipfile.ZipFile, archive: Path) -> None:
         _check_name(name, archive)
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _leaves(archive, f"{name} is {'a link' if kind == stat.S_IFLNK else 'no file'}")
+            raise _leaves(archive, f"{name} is {'a link' if kind == stat.S_IFLNK else 'not a file'}")
         if name.rstrip("/") in names:
-            raise _leaves(archive, f"{name}, which stands there twice")
+            raise _leaves(archive, f"{name}, which is there twice")
         names.add(name.rstrip("/"))
         size += info.file_size
         if size > most or len(names) > MOST_MEMBERS:
@@ -185,9 +185,9 @@ def _read_to_its_end(wheel: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
 
 
 def _check_name(name: str, archive: Path, *, up: bool = False) -> None:
-    """Refuse names that are not below their folder; a link's target may go `up`, and is looked at once it lies there.
+    """Reject names outside their folder; a link's target may go `up`, because it is checked after unpacking.
 
-    Names so long that the system would not resolve them are how links have been hidden from that look.
+    Links have been hidden from that check behind names too long for the system to resolve.
     """
     climbs = ".." in name.split("/") and not up
     if name.startswith("/") or climbs or "\\" in name or "\0" in name or len(os.fsencode(name)) > LONGEST_NAME:
@@ -211,4 +211,4 @@ def _bomb(archive: Path, size: int) -> DcaError:
 
 
 def _damaged(archive: Path, error: Exception) -> DcaError:
-    return DcaError("DCA-404", f"{archive.name} is damaged.", why=str(error), remedy="fetch it again.")
+    return DcaError("DCA-404", f"{archive.name} is damaged.", why=str(error), remedy="download it again.")

@@ -1,4 +1,4 @@
-"""Where the data lies: `build/` and `patches/` of a checkout, or the copies inside an installed package."""
+"""Finds the data: `build/` and `patches/` of a checkout, or the copies in an installed package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# What runs in a wheel's or a build's environment, where neither this tool nor its packages are installed.
+# Code that runs in the environment of a wheel or a build, where neither dca nor its packages are installed.
 IN_WHEEL_ENV = PACKAGE / "in_wheel_env"
 
 
@@ -25,7 +25,7 @@ def recipes_folder() -> Path:
 
 
 def toolkits_folder() -> Path:
-    """One TOML file per place a CUDA toolkit can be had from."""
+    """One TOML file per source of CUDA toolkits."""
     return data_root() / "build" / "toolkits"
 
 
@@ -35,12 +35,12 @@ def models_folder() -> Path:
 
 
 def gpus_file() -> Path:
-    """The GPUs that can be named, and the memory that a server takes outside of any formula."""
+    """The known GPUs, and the memory that a server uses beside what is calculated."""
     return data_root() / "build" / "gpus" / "gpus.toml"
 
 
 def serving_folder() -> Path:
-    """One TOML file per recipe: what its engine is started with."""
+    """One TOML file per recipe: how its engine is started."""
     return data_root() / "build" / "serving"
 
 
@@ -50,7 +50,7 @@ def readers_folder() -> Path:
 
 
 def reader_lock(reader: str) -> Path:
-    """The packages that are put in front of the environment a reader runs in."""
+    """The packages that are added to the environment in which a reader runs."""
     return data_root() / "build" / "locks" / "readers" / f"{reader}.txt"
 
 

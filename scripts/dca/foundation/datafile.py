@@ -24,7 +24,7 @@ def load(kind: type[M], path: Path) -> M:
     """Read one data file.
 
     Raises:
-        DcaError: DCA-202 with the place of the first mistake, DCA-204 when the file is not there.
+        DcaError: DCA-202 with the place of the first mistake, DCA-204 when the file does not exist.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def load(kind: type[M], path: Path) -> M:
     except UnicodeDecodeError:
         raise DcaError("DCA-202", f"{path} is not UTF-8 text.", remedy="save it as UTF-8.") from None
     except tomllib.TOMLDecodeError as error:
-        raise DcaError("DCA-202", f"{path} is not TOML.", why=str(error), remedy="mend that line.") from None
+        raise DcaError("DCA-202", f"{path} is not TOML.", why=str(error), remedy="fix that line.") from None
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -42,7 +42,7 @@ def load(kind: type[M], path: Path) -> M:
 
 
 def _located(error: ValidationError, kind: type[BaseModel], path: Path, text: str, data: Any) -> DcaError:
-    """The first mistake, with its place; a wrong key before a missing one, because it is often the same one."""
+    """The first mistake and its line; an unknown key before a missing one, because it is often that key misspelled."""
     errors = error.errors()
     first = next((mistake for mistake in errors if mistake["type"] == "extra_forbidden"), errors[0])
     location = _real(first["loc"], data)
@@ -51,10 +51,10 @@ def _located(error: ValidationError, kind: type[BaseModel], path: Path, text: st
     name = ".".join(str(part) for part in location)
     if not location:
         return DcaError(
-            "DCA-202", f"{where}: its content does not fit together.", why=first["msg"], remedy="correct it."
+            "DCA-202", f"{where}: the values contradict each other.", why=first["msg"], remedy="correct them."
         )
     if first["type"] == "extra_forbidden":
-        otherwise = "remove it, or see the other files of this folder."
+        otherwise = "remove it, or compare with the other files of this folder."
         hint = did_you_mean(str(location[-1]), sorted(_names(kind, location)), otherwise, "`{}`")
         return DcaError("DCA-202", f"{where}: unknown key `{name}`.", remedy=hint)
     if first["type"] == "missing":
@@ -81,10 +81,10 @@ def _real(location: Sequence[int | str], data: Any) -> list[int | str]:
 
 
 def _names(kind: type[BaseModel], location: list[int | str]) -> set[str]:
-    """The right keys of the table that the last part of a location stands in."""
+    """The known keys of the table that holds the last part of a location."""
     models = {kind}
     for part in location[:-1]:
-        # A part that names no field is a list position or the key of a map; the models stay the same.
+        # A part that is not a field is a list position or the key of a map; the models stay the same.
         fields = [
             field for model in models for name, field in model.model_fields.items() if part in (name, field.alias)
         ]
@@ -100,7 +100,7 @@ def _models(annotation: Any) -> set[type[BaseModel]]:
 
 
 def find_line(text: str, location: Sequence[int | str]) -> int | None:
-    """The line on which a key of a TOML text stands, or the last line on the way to it that is there.
+    """The line of a key in a TOML text, or of the deepest table above the key.
 
     Args:
         text: the TOML text.
@@ -150,7 +150,7 @@ def _keys(text: str) -> Iterator[tuple[int, list[int | str]]]:
 
 
 def _lines_of_value(text: str) -> int:
-    """How many further lines a value takes: arrays and texts may go over several."""
+    """How many further lines a value takes: arrays and strings may span several."""
     depth, quote, position = 0, "", 0
     while position < len(text):
         character = text[position]
@@ -176,7 +176,7 @@ def _lines_of_value(text: str) -> int:
 
 
 def _outside(text: str, sought: str) -> int:
-    """Where a character stands outside of quotes, or -1."""
+    """The position of a character outside of quotes, or -1."""
     quote = ""
     for position, character in enumerate(text):
         if quote:

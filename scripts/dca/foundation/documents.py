@@ -1,4 +1,4 @@
-"""JSON documents in and out: the base of every value that a stage returns and leaves on disk."""
+"""JSON documents: the base of every value that a stage returns and writes to disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ D = TypeVar("D", bound="Document")
 
 
 class Value(BaseModel):
-    """A frozen value that knows every one of its keys."""
+    """A frozen value that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,13 +49,13 @@ class Document(Value):
 
 def json_schema(kind: type[Document]) -> dict[str, Any]:
     """The JSON Schema of a document on disk."""
-    # The schema for reading, which is the same: that of the serializer says only that it is an object.
+    # The schema for reading is the same; that of the serializer only says that it is an object.
     schema = kind.model_json_schema(mode="validation")
     return schema | {"properties": {"schema": {"const": kind.SCHEMA}, **schema["properties"]}}
 
 
 def canonical(data: Any) -> bytes:
-    """Bytes of a JSON value that depend on the value alone: sorted keys, two spaces, one newline at the end."""
+    """A JSON value as bytes that depend on the value alone: sorted keys, two spaces, one newline at the end."""
     return (json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -70,12 +70,12 @@ def digest(data: Any) -> str:
 
 
 def write(document: BaseModel, path: Path) -> None:
-    """Write a document beside its final name and move it there."""
+    """Write a document atomically."""
     store.write_bytes(path, dumps(document))
 
 
 def read(kind: type[D], path: Path) -> D:
-    """Read a document back.
+    """Read a document.
 
     Raises:
         DcaError: DCA-104 when the file is not such a document.
@@ -87,13 +87,13 @@ def parse(kind: type[D], content: bytes, path: Path) -> D:
     """A document from its bytes.
 
     Args:
-        path: what a message calls it.
+        path: its name in messages.
 
     Raises:
-        DcaError: DCA-104 when they are no such document.
+        DcaError: DCA-104 when they are not such a document.
     """
     try:
-        # A file must name its schema; the models themselves accept values without a name.
+        # A file must name its schema; the models accept values without it.
         value = json.loads(content)
         named = value.get("schema", "") if isinstance(value, dict) else ""
         return kind.model_validate({**value, "schema": named} if isinstance(value, dict) else value)
@@ -108,7 +108,7 @@ def parse(kind: type[D], content: bytes, path: Path) -> D:
 
 
 def read_if_whole(kind: type[D], path: Path) -> D | None:
-    """Read a document that can be made again; None when it is not there or damaged."""
+    """Read a document that can be made again; None when it is missing or damaged."""
     if not path.is_file():
         return None
     try:

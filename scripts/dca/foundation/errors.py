@@ -1,7 +1,7 @@
-"""The one kind of error that users see: a stable code, what happened, why, and what to do next.
+"""The errors that users see: a stable code, what happened, why, and what to do next.
 
-The first digit of a code is the exit code of the command, so `DCA-304` always ends with exit 3. What each code stands
-for is in build/failures/codes.toml; raising and printing an error does not need that file.
+The first digit of a code is the exit code of the command, so `DCA-304` always ends with exit 3. Each code is explained
+in build/failures/codes.toml, which is not needed to raise and print an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dca.foundation.secrets import hide
 
 
 class ExitCode(IntEnum):
-    """What a command's exit status means; the same for every command (DESIGN section 3)."""
+    """What a command's exit status means; the same for every command."""
 
     OK = 0
     CHECK_FAILED = 1
@@ -41,8 +41,8 @@ class DcaError(Exception):
         why: the reason, or the program's own words.
         remedy: what to do next.
         answered: whether the command has already printed its result as JSON, with what is wrong in it.
-        output: last lines of the program that failed, if the error is about one; what the catalogue of known failures
-            says of them is printed with the error.
+        output: last lines of the program that failed, if there is one; known failures in them are printed with the
+            error.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DcaError(Exception):
             raise ValueError(f"{code} is not an error code")
         super().__init__(what)
         self.code = code
-        # It may quote a program, or a URL that the user gave.
+        # They may quote a program or a URL, with credentials.
         self.what = hide(what)
         self.why = hide(why)
         self.remedy = remedy
@@ -94,16 +94,16 @@ def from_os_error(error: OSError) -> DcaError:
 
 
 def disk_full(where: str, why: str = "") -> DcaError:
-    """The error for a disk without room, whoever noticed it.
+    """The error for a full disk, whichever program noticed it.
 
     Args:
-        where: words that follow "the disk is full", such as "at PATH"; or nothing.
+        where: words after "the disk is full", such as "at PATH"; may be empty.
         why: the system's or a program's own words.
     """
     return DcaError(
         "DCA-101",
         f"the disk is full{' ' + where if where else ''}.",
         why=why,
-        remedy="free some space, or put the cache elsewhere with --cache-dir (DCA_CACHE_DIR); "
-        "then run the same command again: what was finished is kept.",
+        remedy="free some space, or choose another cache folder with --cache-dir (DCA_CACHE_DIR); "
+        "then run the same command again: finished work is kept.",
     )

@@ -1,4 +1,4 @@
-"""How stages tell what they are doing; they print nothing themselves."""
+"""How stages report their progress; they print nothing themselves."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Protocol
 
 
 class Reporter(Protocol):
-    """Who listens to a running build: a terminal, a log, or nobody."""
+    """Receives the progress of a command, such as a terminal."""
 
     def stage(self, name: str, detail: str = "") -> None:
         """A stage begins."""
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """One line of information."""
 
     def progress(self, done: float, total: float, text: str) -> None:
         """How far the current stage is, in any unit."""
 
 
 class Silent:
-    """Listens and says nothing."""
+    """Discards the progress."""
 
     def stage(self, name: str, detail: str = "") -> None:
         """Nothing."""

@@ -1,7 +1,7 @@
-"""Stands between this tool and a program that it runs: when the tool is gone, however it went, all of that ends too.
+"""Runs one program for dca: when dca ends, for whatever reason, the program and all its children end too.
 
-`runner` starts it as a script (`python -I -S guardian.py …`) and as the leader of a session of its own. It needs
-the standard library alone, so that it is there in about ten milliseconds. It says nothing on the program's output.
+`runner` starts it as a script (`python -I -S guardian.py …`) and as the leader of its own session. It uses only the
+standard library, so that it starts in about ten milliseconds. It writes nothing to the program's output.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-# Ctrl-C, the end of a terminal and `kill` reach whole process groups; it has to outlive them to clean up.
+# Ctrl-C, the end of a terminal and `kill` reach whole process groups; the guardian must survive them to clean up.
 OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-# Python ignores these itself, and an ignored signal stays so in a program that is started.
+# Python ignores these, and a started program would inherit that.
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -26,15 +26,15 @@ def main(arguments: list[str]) -> None:
     """Run a program and report how it ended.
 
     Args:
-        arguments: descriptors of the lifeline, which is at its end when the tool is gone, and of the pipe for the
-            report ("wait STATUS", or "errno NUMBER" when there was nothing to run); the grace in seconds; descriptors
-            that the program is not to get, with commas between; the program and its arguments.
+        arguments: descriptors of the lifeline, which reaches its end when dca is gone, and of the pipe for the report
+            ("wait STATUS", or "errno NUMBER" when the program could not be started); the grace period in seconds;
+            descriptors that the program must not inherit, separated by commas; the program and its arguments.
     """
     lifeline, report, grace = int(arguments[0]), int(arguments[1]), float(arguments[2])
     kept = [int(word) for word in arguments[3].split(",") if word]
     for descriptor in (lifeline, report, *kept):
         os.set_inheritable(descriptor, False)
-    # Processes that left the session stay below this one.
+    # Processes that leave the session remain descendants of this one.
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     for number in OUTLIVED:
         signal.signal(number, signal.SIG_IGN)
     child = _start(arguments[4:], report)
-    # The output is the program's: its readers wait for its end and not for this process's.
+    # Close the output: its readers wait for the end of the program, not of this process.
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
@@ -64,14 +64,14 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _start(argv: list[str], report: int) -> int:
-    """Start the program; its id."""
+    """Start the program and return its id."""
     guardian = os.getpid()
     child = os.fork()
     if child:
         return child
     try:
-        # It is not to outlive this process either, which may be killed together with the tool. Asked and not forced:
-        # ninja then ends its compilers, which it alone knows by now.
+        # The program must not outlive this process either, which may be killed together with dca. SIGTERM and not
+        # SIGKILL: ninja then ends its compilers, which nothing else knows by then.
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != guardian:
             os._exit(1)
@@ -85,7 +85,7 @@ def _start(argv: list[str], report: int) -> int:
 
 
 def _wait(child: int, woken: int, lifeline: int | None, end: float | None = None) -> int | None:
-    """The program's wait status; None when the lifeline or the time has ended before it."""
+    """The program's wait status; None when the lifeline or the time ends first."""
     watched = [woken] if lifeline is None else [woken, lifeline]
     while True:
         left = None if end is None else max(0.0, end - time.monotonic())
@@ -100,7 +100,7 @@ def _wait(child: int, woken: int, lifeline: int | None, end: float | None = None
 
 
 def _reap(child: int) -> int | None:
-    """Collect whatever has ended; the program's wait status if it was among them."""
+    """Collect ended processes; the program's wait status if it is among them."""
     ended = None
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -113,9 +113,9 @@ def _reap(child: int) -> int | None:
 
 
 def _end_all(child: int, status: int | None) -> int:
-    """Kill until nothing is left: a process may fork while the others are being killed. The program's wait status.
+    """Kill until no process is left, because one may fork meanwhile; the program's wait status.
 
-    There is no deadline: the locks that this process holds must not be free while anything writes.
+    There is no deadline: the locks that this process holds must not be released while anything writes.
     """
     pause = 0.005
     while True:
@@ -132,9 +132,9 @@ def _end_all(child: int, status: int | None) -> int:
 
 
 def _below() -> set[int]:
-    """Living processes of this session, and those that descend from this process."""
+    """Living processes of this session, and descendants of this process."""
     own, parents, sessions = os.getpid(), {}, {}
-    # Without pathlib, which takes as long to load as all the rest.
+    # Without pathlib, which takes as long to import as everything else.
     for name in os.listdir("/proc"):  # noqa: PTH208
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""Memory that a build may use: the limits above this process, what of it is free now, and what the kernel killed."""
+"""Memory that a build may use: the limits of this process, what is free now, and what the kernel killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class _Names:
-    """What the files of a control group are called, and the lines in them."""
+    """The names of a control group's files, and of lines in them."""
 
     limit: str
     usage: str
@@ -28,9 +28,9 @@ _FIRST = _Names(
 
 
 def limit_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
-    """Memory that a build may use: the host's, or the least that any control group above this process allows.
+    """Memory that a build may use: the host's, or the lowest limit of the control groups of this process.
 
-    psutil reads the host's memory only; in a container the compilers are killed by the group's limit.
+    psutil only knows the host's memory; in a container the limit of the group kills the compilers.
     """
     import psutil
 
@@ -39,7 +39,7 @@ def limit_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
 
 
 def available_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
-    """What of it is free now: not used by other programs, here or in the control groups; file caches count as free."""
+    """Memory that is free now, on the host and in the control groups; file caches count as free."""
     import psutil
 
     host = psutil.virtual_memory()
@@ -53,14 +53,14 @@ def available_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
 
 
 def kills(proc: Path = PROC, cgroup: Path = CGROUP) -> dict[str, int]:
-    """How many processes the kernel has killed for memory, by the file that says so: of each group, and of the host."""
+    """How many processes the kernel has killed for memory, by the file with the counter: of each group and the host."""
     files = [folder / names.events for folder, names in _groups(proc, cgroup)]
     counts = {str(file): _fields(file).get("oom_kill") for file in [*files, proc / "vmstat"]}
     return {file: count for file, count in counts.items() if count is not None}
 
 
 def killed_since(before: dict[str, int], after: dict[str, int]) -> str:
-    """Which counter has moved, in words: the nearest group's; empty when none has."""
+    """The counter that has increased, as a phrase: the nearest group's; empty when none has."""
     for file, count in after.items():
         if count > before.get(file, count):
             return f"oom_kill in {file} went from {before[file]} to {count}"
@@ -87,14 +87,14 @@ def _groups(proc: Path, cgroup: Path) -> Iterator[tuple[Path, _Names]]:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; None for no file, and for "max"."""
+    """The number in a file; None for a missing file, and for "max"."""
     with contextlib.suppress(OSError, ValueError):
         return int(file.read_text())
     return None
 
 
 def _fields(file: Path) -> dict[str, int]:
-    """A file of names and numbers."""
+    """The numbers in a file of names and numbers."""
     numbers = {}
     with contextlib.suppress(OSError):
         for line in file.read_text().splitlines():
@@ -105,7 +105,7 @@ def _fields(file: Path) -> dict[str, int]:
 
 
 def limiting(proc: Path = PROC, cgroup: Path = CGROUP) -> str:
-    """The file of the control group that allows least; empty where the host's own memory is less, or none limits."""
+    """The file with the lowest limit of a control group; empty where the host's memory is less, or without limits."""
     import psutil
 
     limits = [

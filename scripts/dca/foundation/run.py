@@ -12,11 +12,11 @@ from dca.foundation.store import Store
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a command, as it goes through the stages.
+    """One run of a command, passed from stage to stage.
 
     Args:
-        cache: where everything lies that is kept from run to run.
-        reporter: is told of stages and progress.
+        cache: what is kept from run to run.
+        reporter: receives stages and progress.
         log: file that the output of programs is appended to.
     """
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from dca.foundation import secrets, store
 from dca.foundation.errors import DcaError, disk_full
 
-# What a program sees of the caller's environment. Everything else is left out, so that a CXX, PYTHONPATH or
-# NVCC_PREPEND_FLAGS that somebody once exported does not change a wheel.
+# The variables that a program inherits. Everything else is removed, so that an exported CXX, PYTHONPATH or
+# NVCC_PREPEND_FLAGS does not change a wheel.
 KEPT = ("HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "TERM")
-# Only programs that go to the network see how to get there.
+# Only programs that use the network inherit these.
 KEPT_NETWORK = (
     "ALL_PROXY",
     "HTTPS_PROXY",
@@ -50,7 +50,7 @@ KEPT_NETWORK = (
 )
 GRACE_SECONDS = 5.0
 GUARDIAN = Path(__file__).with_name("guardian.py")
-# How programs say ENOSPC and EDQUOT; whichever stage they belong to, that is the cause and not the stage.
+# How programs report ENOSPC and EDQUOT; in every stage that is the cause.
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
@@ -61,9 +61,9 @@ class Completed:
     Args:
         argv: what was run.
         returncode: its exit status; negative for a signal, as in subprocess.
-        tail: its last lines of output, standard output and error together.
+        tail: its last lines of output, standard output and standard error together.
         seconds: how long it ran.
-        timed_out: whether it was ended because of its deadline.
+        timed_out: whether it was stopped at its deadline.
     """
 
     argv: tuple[str, ...]
@@ -84,7 +84,7 @@ class Completed:
 
 
 def environment(extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
-    """The environment programs get: a few kept variables, a fixed locale and time zone, and `extra`."""
+    """The environment of a program: a few inherited variables, a fixed locale and time zone, and `extra`."""
     kept = KEPT + (KEPT_NETWORK if network else ())
     env = {name: os.environ[name] for name in kept if name in os.environ}
     env |= {
@@ -115,16 +115,16 @@ def which(program: str) -> Path:
 
 @dataclass(frozen=True)
 class Supervision:
-    """How a program is watched while it runs, and ended.
+    """How a program is watched while it runs, and stopped.
 
     Args:
         on_line: called with each line of output.
         on_tick: called about once a second while it runs.
         keep_lines: how many of its last lines are returned.
-        guarded: whether it is ended when this process is killed; without, it starts ten milliseconds sooner.
-        sharing: whether the program and all that it starts hold the locks as well, so that they stay held even when
-            this process and the guardian are killed at once. Not for a program that leaves a server behind.
-        grace: seconds that it has to end by itself when it is asked to, before it is forced.
+        guarded: whether it is stopped when this process is killed; without, it starts ten milliseconds sooner.
+        sharing: whether the program and its children hold the locks too, so that they stay held even when this process
+            and the guardian are killed at once. Not for a program that leaves a server behind.
+        grace: seconds between SIGTERM and SIGKILL.
     """
 
     on_line: Callable[[str], None] | None = None
@@ -147,19 +147,19 @@ def run(
     """Run a program to its end.
 
     Whatever ends the wait (its deadline, Ctrl-C, an error in `on_line`, kill -9 of this process) also ends every
-    process that it started: it runs in a session of its own below `guardian`, and nothing of that survives. The
+    process that the program started: it runs in its own session below `guardian`, and nothing of that survives. The
     locks that this process holds stay held until then.
 
     Args:
         argv: the program and its arguments; never a shell string.
         cwd: its working folder.
         env: its whole environment; `environment()` when not given.
-        log: a file that its output is appended to, without credentials.
+        log: file that its output is appended to, without credentials.
         timeout: its deadline in seconds.
-        supervision: how it is watched and ended.
+        supervision: how it is watched and stopped.
 
     Raises:
-        DcaError: DCA-103 when there is no such program, DCA-101 when it failed because the disk is full.
+        DcaError: DCA-103 when the program does not exist, DCA-101 when it failed because the disk is full.
     """
     words = tuple(str(word) for word in argv)
     started = time.monotonic()
@@ -198,13 +198,13 @@ def run(
 
 @dataclass
 class _Program:
-    """A program under way.
+    """A running program.
 
     Args:
         name: as it was called.
         process: the program, or the guardian above it.
-        lifeline: held open as long as it is to run; None without a guardian.
-        report: where the guardian says how the program ended.
+        lifeline: open as long as the program may run; None without a guardian.
+        report: where the guardian reports how the program ended.
         ending: the words of that report, once it was read.
         grace: as in `Supervision`.
     """
@@ -217,16 +217,16 @@ class _Program:
     grace: float = GRACE_SECONDS
 
     def end(self) -> None:
-        """End it and everything that it started: asked first, forced after a few seconds."""
+        """Stop it and everything that it started: SIGTERM first, SIGKILL after a few seconds."""
         try:
             if self.lifeline is not None:
                 os.close(self.lifeline)
                 self.lifeline = None
-                # A closed lifeline makes the guardian end the program, with the same grace.
+                # A closed lifeline makes the guardian stop the program, with the same grace.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(self.grace + GRACE_SECONDS)
         finally:
-            # The guardian has waited already, and a second Ctrl-C means that nothing is waited for any more.
+            # The guardian has waited already, and after a second Ctrl-C nothing is waited for.
             end_session(self.process, self.grace if self.report is None else 0.0)
             if self.report is not None:
                 self.ending = tuple(os.read(self.report, 1024).decode().split())
@@ -308,7 +308,7 @@ def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callabl
 
 
 def probe(argv: Sequence[str | Path], timeout: float = 10.0) -> Completed:
-    """Ask a program that may be missing or broken; one that cannot be started counts as failed (127)."""
+    """Run a program that may be missing or broken; one that cannot be started counts as failed (127)."""
     try:
         # Without a guardian, because the program ends by itself within seconds.
         return run(argv, timeout=timeout, supervision=Supervision(guarded=False))
@@ -360,12 +360,12 @@ class _LineReader:
                 self._open = False
                 if self._rest:
                     lines, self._rest = [*lines, self._rest], b""
-            # A very long line without an end must not fill the memory.
+            # A very long line must not fill the memory.
             if len(self._rest) > 1 << 20:
                 lines, self._rest = [*lines, self._rest], b""
             self._pending.extend(line.decode("utf-8", "replace").rstrip("\r") for line in lines)
         elif self._process.poll() is not None:
-            # The program is gone but something it left behind holds the pipe: do not wait for that.
+            # The program has ended, but a process that it left behind holds the pipe: do not wait for it.
             self._open = False
             if self._rest:
                 self._pending.append(self._rest.decode("utf-8", "replace"))
@@ -374,10 +374,9 @@ class _LineReader:
 
 
 def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
-    """End a program and everything in its session: asked first, forced after `grace` seconds.
+    """Stop a program and everything in its session: SIGTERM first, SIGKILL after `grace` seconds.
 
-    ninja puts each compiler into a process group of its own but not into another session, so the session is what
-    finds them all.
+    ninja puts each compiler into its own process group but not into another session, so the session finds them all.
     """
     try:
         if process.poll() is None:
@@ -386,11 +385,11 @@ def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) 
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(grace)
     finally:
-        # Reached at once when the user presses Ctrl-C a second time. Repeated until nothing is left, because a process
-        # may fork while the others are being ended.
+        # Reached at once when the user presses Ctrl-C a second time. Repeated until no process is left, because one may
+        # fork meanwhile.
         end = time.monotonic() + GRACE_SECONDS
         while (left := _session(process.pid)) and time.monotonic() < end:
-            # The guardian is killed last: if this is interrupted, it goes on with the rest.
+            # The guardian is killed last: if this is interrupted, it kills the rest.
             for member in sorted(left, key=process.pid.__eq__):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(member, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""Takes credentials out of what people read and keep: messages, logs, reports and locks.
+"""Removes credentials from messages, logs, reports and locks.
 
-It imports nothing of the tool, so that every room can use it.
+It imports nothing of dca, so that every module can use it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 HIDDEN = "***"
-# A shorter secret would also match in the middle of ordinary words.
+# A shorter secret would also match inside ordinary words.
 _SHORTEST = 5
 _SECRET_NAME = re.compile(
     r"(?:PASSWORD|PASSWD|PASS|TOKEN|SECRET|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|(?:^|_)KEY|CREDENTIALS?)$", re.I
 )
-# A password may contain a slash that should have been percent-encoded. A port, followed by a path that contains @, is
-# not a password.
+# A password may contain a slash that should be percent-encoded. A port followed by a path with @ is not a password.
 _USER = r"(?:[^/\s@]*@)+|[^\s/@:]*:(?!\d{1,5}/)[^\s@]*@"
-# A URL that was taken for a path has lost one of its two slashes.
+# A URL that was treated as a path has lost one of its two slashes.
 _IN_URL = re.compile(rf"(\b[A-Za-z][\w+.-]*:/{{1,2}})(?:{_USER})")
 _WHOLE_URL = re.compile(rf"(\b[A-Za-z][\w+.-]*://)(?:{_USER})?([^\s?#]*)(?:[?#]\S*)?")
 _ODD_URL = re.compile(r"[A-Za-z][\w+.-]*://([^\s@:]*):(?!\d{1,5}(?:/|$))(\S*)@")
@@ -33,7 +32,7 @@ _HEADER = re.compile(
     r"(?:(?:basic|bearer|token|negotiate)\s+)?[^\s'\"]+",
     re.I,
 )
-# Looked for before the regular expression is tried, which is slow on a compiler's long lines.
+# Tested before the regular expression, which is slow on a compiler's long lines.
 _WORDS = ("authorization", "cookie", "api-key", "-token")
 _PARAMETER = re.compile(
     r"([?&;#](?:[\w.-]*(?:token|password|passwd|secret|signature|credential|api_?key|access_?key)[\w.-]*|sig|key|auth)=)"
@@ -43,13 +42,12 @@ _PARAMETER = re.compile(
 
 
 def redact(text: str, *more: str) -> str:
-    """A text with the credentials, the query and the fragment of any URL in it taken out.
+    """A text without credentials, and without the queries and fragments of its URLs.
 
     Args:
-        text: any.
-        more: what is secret besides, also where it is quoted for JSON, Python, HTML or a URL.
+        more: further secrets, which are also found when quoted for JSON, Python, HTML or a URL.
     """
-    # Before anything else is hidden: a part of such a secret may look like a parameter or a header.
+    # First, because a part of such a secret may look like a parameter or a header.
     for secret in sorted({form for value in more for form in _quoted(value)}, key=len, reverse=True):
         pattern = re.escape(secret)
         text = re.sub(pattern if len(secret) >= _SHORTEST else rf"(?<!\w){pattern}(?!\w)", HIDDEN, text)
@@ -57,12 +55,12 @@ def redact(text: str, *more: str) -> str:
 
 
 def hide(text: str) -> str:
-    """A text with what is secret taken out, and URLs otherwise as they are."""
+    """A text without credentials; URLs keep the rest."""
     return hider()(text)
 
 
 def hider() -> Callable[[str], str]:
-    """What takes credentials out of many texts: of URLs and headers, and those known from environment and netrc."""
+    """A function that hides credentials: those in URLs and headers, and those known from environment and netrc."""
     known = sorted(_known(), key=len, reverse=True)
     values = re.compile("|".join(map(re.escape, known))) if known else None
 
@@ -80,7 +78,7 @@ def hider() -> Callable[[str], str]:
 
 
 def _known() -> set[str]:
-    """The passwords and tokens that this process could hand on, as they are and as they are sent."""
+    """The passwords and tokens that this process knows, as they are and as they are sent."""
     secrets: set[str] = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and not _names_a_file(name, value):
@@ -97,7 +95,7 @@ def _known() -> set[str]:
 
 
 def _names_a_file(name: str, value: str) -> bool:
-    """Whether a variable says where a secret lies; one secret in 64 begins with a slash by itself."""
+    """Whether a variable holds the path of a secret; one secret in 64 begins with a slash too."""
     if not value.startswith(("/", "~")):
         return False
     if name.upper().endswith(("CREDENTIAL", "CREDENTIALS")):
@@ -109,7 +107,7 @@ def _names_a_file(name: str, value: str) -> bool:
 
 
 def _quoted(secret: str) -> set[str]:
-    """A secret as it is, and as texts of several kinds spell it."""
+    """A secret as it is, and as several formats quote it."""
     import html
 
     if not secret.strip():
@@ -118,7 +116,7 @@ def _quoted(secret: str) -> set[str]:
 
 
 def _of_url(url: str) -> Iterator[str]:
-    # A password that should have been percent-encoded makes the URL invalid; it is a secret all the same.
+    # A password that should be percent-encoded makes the URL invalid, but is still a secret.
     if odd := _ODD_URL.match(url):
         yield odd[2]
         yield from re.split(r"[/#?]", odd[2])

@@ -1,4 +1,4 @@
-"""The only room that writes: atomic files and folders, locks, hashes, and the layout of the cache."""
+"""Writes files and folders atomically; locks, hashes, and the layout of the cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dca.foundation.errors import DcaError
 
-# Errors of `flock` on a file system without locks, or whose lock server is not there.
+# Errors of `flock` on a file system without locks, or without its lock server.
 _NO_LOCKS = frozenset((errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK))
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by dca; safe to delete when no build is running.\n"
 # Name of the temporary folders that `scratch` makes.
@@ -38,7 +38,7 @@ def sha256_file(path: Path) -> str:
 
 
 def has_hash(path: Path, sha256: str) -> bool:
-    """Whether a kept file is still what it was; one that is not is removed, so that it is fetched again."""
+    """Whether a file has this hash; one with another hash is removed, so that it is downloaded again."""
     if not path.is_file():
         return False
     if sha256_file(path) == sha256:
@@ -50,7 +50,7 @@ def has_hash(path: Path, sha256: str) -> bool:
 def tree_hash(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> str:
     """sha256 over the sorted paths, executable bits, link targets and contents below a folder.
 
-    Times, owners and the folder's own name do not count, so two copies of the same tree have the same hash.
+    Times, owners and the folder's own name do not count, so copies of a tree have the same hash.
 
     Args:
         root: the folder.
@@ -64,7 +64,7 @@ def tree_hash(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> s
             fields = ("exec" if path.stat().st_mode & 0o100 else "file", relative, sha256_file(path))
         else:
             raise OSError(errno.EINVAL, "neither a file, a folder nor a link", str(path))
-        # NUL is the one character that no name can have, so no two trees are spelt the same.
+        # No name can contain NUL, so no two trees are encoded the same.
         seen.update("\0".join((*fields, "")).encode("utf-8", "surrogateescape"))
     return seen.hexdigest()
 
@@ -88,7 +88,7 @@ def walk(root: Path, *, skip: Callable[[str], bool] = lambda _: False) -> Iterat
 
 
 def leads_out(link: Path, root: Path) -> bool:
-    """Whether a link leads out of a folder, also by way of other links, or in a circle."""
+    """Whether a link leads out of a folder, directly or through other links, or in a circle."""
     try:
         return not link.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):
@@ -96,7 +96,7 @@ def leads_out(link: Path, root: Path) -> bool:
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file beside its final name and move it there: afterwards the old or the new file stands, whole."""
+    """Write a file atomically: beside its final name, then moved there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with incoming(path) as part:
         with part.open("wb") as stream:
@@ -108,7 +108,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_link(path: Path, target: str) -> None:
-    """Make a link beside its final name and move it there; what stands there before is replaced, not followed."""
+    """Make a link atomically; an existing link is replaced, not followed."""
     with incoming(path) as part:
         part.unlink()
         part.symlink_to(target)
@@ -117,14 +117,14 @@ def write_link(path: Path, target: str) -> None:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, seconds: float) -> Iterator[bool]:
-    """Hold a folder against other runs of the tool, without a file in it.
+    """Lock a folder against other runs of dca, without a file in it.
 
     Args:
-        folder: that is there.
-        seconds: how long to wait for whoever holds it.
+        folder: an existing folder.
+        seconds: how long to wait for another run.
 
     Yields:
-        Whether it is held; on a file system without locks, too.
+        Whether it is locked; True on a file system without locks.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -137,7 +137,7 @@ def _flock(descriptor: int, end: float) -> bool:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # noqa: PERF203 - it is what is waited for
+        except BlockingIOError:  # noqa: PERF203 - expected while another run holds it
             if time.monotonic() > end:
                 return False
             time.sleep(0.02)
@@ -148,7 +148,7 @@ def _flock(descriptor: int, end: float) -> bool:
 
 
 def write_if_changed(path: Path, data: bytes) -> bool:
-    """Write a file only when its content differs, so that ninja sees no change where there is none."""
+    """Write a file only when its content differs, so that ninja does not rebuild."""
     if path.is_file() and path.read_bytes() == data:
         return False
     write_bytes(path, data)
@@ -157,9 +157,9 @@ def write_if_changed(path: Path, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def incoming(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file under way; whatever is left there on an error is removed.
+    """A temporary file beside `path`, which is removed at the end unless it was moved.
 
-    What a killed run left under way for the same `path` is removed first.
+    Leftovers of killed runs for the same `path` are removed first.
     """
     part, descriptor = _claim(path, folder=False)
     try:
@@ -171,9 +171,9 @@ def incoming(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def incoming_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path` when the block ends well, and disappears when it does not.
+    """A folder that becomes `path` when the block succeeds, and is removed otherwise.
 
-    What a killed run left under way for the same `path` is removed first.
+    Leftovers of killed runs for the same `path` are removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, descriptor = _claim(path, folder=True)
@@ -190,14 +190,14 @@ def incoming_folder(path: Path) -> Iterator[Path]:
             part.rename(path)
     finally:
         if part.exists():
-            # After an exchange this is the old folder, which another run may have swept meanwhile.
+            # After an exchange this is the old folder, which another run may have removed meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 remove(part)
         os.close(descriptor)
 
 
 def _exchanged(new: Path, other: Path) -> bool:
-    """Exchange the names of two folders, so that there is no moment without either; whether the system could."""
+    """Exchange the names of two folders atomically; whether the system supports it."""
     import ctypes
 
     if other.is_symlink() or not other.is_dir():
@@ -212,10 +212,10 @@ def _exchanged(new: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def scratch(parent: Path | None = None) -> Iterator[Path]:
-    """A folder for the time of the block; those that killed runs left are removed first.
+    """A temporary folder for the time of the block; those of killed runs are removed first.
 
     Args:
-        parent: where it is made; the system's place for temporary files when not given.
+        parent: folder in which it is made; the system's temporary folder by default.
     """
     part, descriptor = _claim((parent or Path(tempfile.gettempdir())) / SCRATCH, folder=True)
     try:
@@ -230,7 +230,7 @@ def _prefix(path: Path) -> str:
 
 
 def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
-    """A new file or folder beside `path`, and the descriptor whose lock tells others that its maker lives."""
+    """A new file or folder beside `path`, and a descriptor whose lock shows that its owner is alive."""
     sweep(path)
     while True:
         if folder:
@@ -241,17 +241,17 @@ def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
                 continue
         else:
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
-        # On a file system without locks this fails, and so it does in `sweep`, which then removes nothing.
+        # On a file system without locks this fails here and in `sweep`, which then removes nothing.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Another run may have swept it before it was locked.
+        # Another run may have removed it before it was locked.
         if Path(name).exists():
             return Path(name), descriptor
         os.close(descriptor)
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, also where folders were made read-only."""
+    """Remove a folder with everything in it, also read-only folders."""
 
     def unlock(function: Callable[..., object], name: str, _: object) -> None:
         for folder in (Path(name).parent, Path(name)):
@@ -267,32 +267,32 @@ def remove(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """The cache folder and what lies where in it.
+    """The cache folder and its layout.
 
     Args:
-        root: the cache folder; made with a CACHEDIR.TAG so that backups leave it out.
-        offline: whether what it lacks may not be fetched.
+        root: the cache folder; has a CACHEDIR.TAG so that backups skip it.
+        offline: whether downloads are forbidden.
     """
 
     root: Path
     offline: bool = False
 
     def must_fetch(self, what: str) -> None:
-        """Called by whoever is about to ask the network for something that is not here.
+        """Called before the network is asked for something that is not in the cache.
 
         Raises:
-            DcaError: DCA-409 for a cache that is used offline.
+            DcaError: DCA-409 for an offline cache.
         """
         if self.offline:
             raise DcaError(
                 "DCA-409",
-                f"{what} is not in the cache, and nothing is fetched with --offline.",
-                remedy="bring what the build needs in one file: `dca fetch --bundle FILE` where there is a network, "
-                "then `dca wheel --bundle FILE --offline` here.",
+                f"{what} is not in the cache, and --offline forbids to download it.",
+                remedy="run `dca fetch --bundle FILE` on a machine with a network, copy FILE here, "
+                "then run `dca wheel --bundle FILE --offline`.",
             )
 
     def open(self) -> Store:
-        """Make the folder where it is missing, and remove what killed runs left in it."""
+        """Create the folder if it is missing, and remove leftovers of killed runs."""
         self.root.mkdir(parents=True, exist_ok=True)
         sweep(self.root / SCRATCH)
         tag = self.root / "CACHEDIR.TAG"
@@ -301,27 +301,27 @@ class Store:
         return self
 
     def download(self, sha256: str, name: str) -> Path:
-        """Where a download with this hash lies."""
+        """The path of a download with this hash."""
         return self.root / "downloads" / sha256 / name
 
     def folder(self, kind: str, key: str) -> Path:
-        """Where something made by the tool lies: kind is tree, toolkit, env, build, run or lock."""
+        """The folder of something that dca made: kind is tree, toolkit, env, build, run or lock."""
         return self.root / kind / key
 
     @property
     def uv(self) -> Path:
-        """Uv's own cache: one for all environments, so that they share their files."""
+        """The cache of uv, which all environments share."""
         return self.root / "uv"
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the lock of one folder; `waiting` is called once when somebody else holds it.
+        """Hold the lock of one folder; `waiting` is called once when another run holds it.
 
-        The programs that are run meanwhile share in it (`held`): when this process is killed, the lock is free once
-        they are gone too.
+        The programs that run meanwhile share it (`held`): when this process is killed, the lock is released once they
+        have ended too.
 
         Raises:
-            DcaError: DCA-102 where the file system knows no locks: nothing would keep two runs apart.
+            DcaError: DCA-102 on a file system without locks, where two runs could collide.
         """
         with self._lock_file(kind, key) as descriptor:
             if not self._take(descriptor):
@@ -332,7 +332,7 @@ class Store:
 
     @contextlib.contextmanager
     def try_lock(self, kind: str, key: str) -> Iterator[bool]:
-        """Hold the lock of one folder as `lock` does, where nobody else holds it; whether that is so."""
+        """Hold the lock of one folder as `lock` does, unless another run holds it; whether it is held."""
         with self._lock_file(kind, key) as descriptor:
             if not self._take(descriptor):
                 yield False
@@ -351,7 +351,7 @@ class Store:
             os.close(descriptor)
 
     def _take(self, descriptor: int) -> bool:
-        """Lock an open file; whether nobody else has."""
+        """Lock an open file; False when another run has."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -361,19 +361,19 @@ class Store:
                 raise
             raise DcaError(
                 "DCA-102",
-                f"the cache folder {self.root} lies on a file system without locks.",
+                f"the cache folder {self.root} is on a file system without locks.",
                 why=f"flock says: {error.strerror}. Two runs could spoil each other's work there.",
                 remedy="put the cache on a local disk: --cache-dir DIR (DCA_CACHE_DIR), or make CACHE=DIR.",
             ) from None
         return True
 
     def holder(self, kind: str, key: str) -> str:
-        """Who holds a lock, in words for a message."""
+        """Who holds a lock, as words of a message."""
         with contextlib.suppress(OSError, ValueError):
             process = int(self._lock(kind, key).read_text())
             if Path(f"/proc/{process}").exists():
                 return f"another run (process {process})"
-        return "another run, or what a killed one has left,"
+        return "another run, or a leftover of a killed one,"
 
     def _lock(self, kind: str, key: str) -> Path:
         return self.root / "locks" / f"{kind}-{key}.lock"
@@ -385,7 +385,7 @@ _HELD: list[int] = []
 
 @contextlib.contextmanager
 def _holding(descriptor: int) -> Iterator[None]:
-    """What a taken lock is held for: its file names this process, and the programs that it runs share it."""
+    """Hold a taken lock: its file names this process, and the programs that it runs share it."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     _HELD.append(descriptor)
@@ -394,17 +394,17 @@ def _holding(descriptor: int) -> Iterator[None]:
     finally:
         _HELD.remove(descriptor)
         os.ftruncate(descriptor, 0)
-        # Closing alone would not free it for a program that has inherited the descriptor.
+        # Closing it would not release it while a program has inherited the descriptor.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def held() -> tuple[int, ...]:
-    """Descriptors of the locks that this process holds, for the programs that it runs to share in."""
+    """Descriptors of the locks that this process holds, for the programs that share them."""
     return tuple(_HELD)
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed runs left under way for a file or folder; what a living run makes is left alone."""
+    """Remove leftovers of killed runs for a file or folder; those of living runs are kept."""
     try:
         names = [entry.name for entry in os.scandir(path.parent)]
     except FileNotFoundError:

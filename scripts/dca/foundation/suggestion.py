@@ -1,4 +1,4 @@
-"""Suggests the name that somebody may have meant."""
+"""Suggests the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, form: str = "{}", *, any_case: bool = False) -> str:
-    """A question with the known name that is nearest to one that is not known.
+    """A question that suggests the known name nearest to an unknown one.
 
     Args:
-        name: what was written.
-        known: the names that there are.
-        otherwise: what to say when none of them is near.
-        form: how a name is written in the question, with `{}` in its place.
-        any_case: whether upper and lower case make no difference.
+        name: the unknown name.
+        known: the known names.
+        otherwise: returned when none of them is near.
+        form: how the question writes a name, with `{}` in its place.
+        any_case: whether case is ignored.
     """
     spelt = {other.lower() if any_case else other: other for other in known}
     near = difflib.get_close_matches(name.lower() if any_case else name, spelt, n=1)

@@ -1,4 +1,4 @@
-"""What runs in a wheel's or a build's environment: torch and the standard library alone, from Python 3.9 on.
+"""Code that runs in the environment of a wheel or a build, with torch and the standard library, from Python 3.9 on.
 
-Nothing here imports the rest of the tool, and the rest imports nothing from here: `workers` are started as programs.
+Nothing here imports the rest of dca, and the rest imports nothing from here: `workers` are started as programs.
 """

@@ -1,4 +1,4 @@
-"""Looks into a wheel, ours or anybody's, without a GPU or CUDA: what it holds, needs and promises."""
+"""Inspects any wheel, without a GPU or CUDA: its contents, its requirements and its tags."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from dca.toolchain.environments import TorchFacts
 
 __all__ = ["InspectedModule", "Inspection", "KernelFamily", "Recorded", "compare", "inspect", "schemas"]
 
-# What the readers of archives and texts raise for a file that is damaged, encrypted or not a wheel at all.
+# Errors of the readers for a file that is damaged, encrypted or not a wheel.
 DAMAGED = (*wheels.UNREADABLE, InvalidWheelFilename, InvalidRequirement, KeyError, StopIteration, ValueError)
-# Where every vLLM that has dual chunk attention keeps it, and the names that its kernels register.
+# The path of dual chunk attention in every vLLM that has it, and the names of its ops.
 BACKEND = "attention/backends/dual_chunk_flash_attn.py"
 INTERFACE = "flash_attn_interface.py"
 SPARSE_FUNCTION = b"def sparse_attn_func"
@@ -42,18 +42,18 @@ def inspect(
     torch: TorchFacts | None = None,
     asked: tuple[str, ...] | None = (),
 ) -> Inspection:
-    """What is in a wheel.
+    """Inspect a wheel.
 
     Args:
         wheel: the file.
-        source: how the ops of a module are found; by default from the wheel's own record, else from texts in the
-            module. Nothing of the wheel is run then.
-        torch: an environment's torch, to check C++ ABI and symbols against.
-        asked: GPU archs for each of which it is found out how the modules run there; None for those that the wheel says
-            it was built for.
+        source: how to find the ops of a module; by default from the wheel's own dca.json, else from texts in the
+            module, which runs no code of the wheel.
+        torch: an environment's torch, to check the C++ ABI and symbols against.
+        asked: GPU archs to report for how the modules run on them; None for the archs that the wheel says it was built
+            for.
 
     Raises:
-        DcaError: DCA-701 when it is no wheel, DCA-204 when there is no such file.
+        DcaError: DCA-701 if it is not a wheel, DCA-204 if there is no such file.
     """
     if not wheel.is_file():
         raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name a .whl file.")
@@ -76,7 +76,7 @@ def _inspect(
     torch: TorchFacts | None,
     asked: tuple[str, ...] | None,
 ) -> Inspection:
-    """What is in a wheel that has been opened; the arguments are those of `inspect`."""
+    """Inspect an opened wheel; the arguments are those of `inspect`."""
     name, version, _, tags = parse_wheel_filename(wheel.name)
     members = [member for member in archive.infolist() if not member.is_dir()]
     names = [member.filename for member in members]
@@ -102,7 +102,9 @@ def _inspect(
     problems += wheels.check_record(archive, info, digests)
     problems += _torch(modules, metadata, torch)
     problems += [
-        f"dca.json has no entry for {module.path} as it is." for module in modules if not _is_recorded(module, record)
+        f"dca.json has no entry for {module.path} with its sha256."
+        for module in modules
+        if record and record.hashes.get(module.path) != module.sha256
     ]
     interfaces = [path for path in names if path.endswith(f"/{INTERFACE}")]
     return Inspection(
@@ -136,13 +138,13 @@ def _inspect(
 def _unpacked(
     archive: zipfile.ZipFile, path: str, looker: Looker, digests: dict[str, tuple[str, int]]
 ) -> tuple[InspectedModule | None, list[str]]:
-    """Look into one module, unpacked for as long as that takes.
+    """Unpack one module, inspect it, and delete it.
 
     Args:
         archive: the wheel.
-        path: of the module in it.
-        looker: how it is looked into.
-        digests: what `wheels.check_record` takes; the module's own is added.
+        path: of the module in the wheel.
+        looker: how to inspect the module.
+        digests: for `wheels.check_record`; the module's digest is added.
     """
     with store.scratch() as scratch:
         file = scratch / path.rsplit("/", 1)[-1]
@@ -159,7 +161,7 @@ def _unpacked(
 
 
 def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[str, tuple[str, ...]]]:
-    """What a wheel of this tool says of itself, and the schemas in it by the module's sha256."""
+    """The content of a wheel's dca.json, and the schemas in it by the modules' sha256."""
     with contextlib.suppress(*wheels.UNREADABLE, ValueError, KeyError, TypeError, AttributeError):
         document = json.loads(archive.read(name))
         modules = document["modules"]
@@ -180,36 +182,32 @@ def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[
     return None, {}
 
 
-def _is_recorded(module: InspectedModule, record: Recorded | None) -> bool:
-    return record is None or record.hashes.get(module.path) == module.sha256
-
-
 def _torch(modules: list[InspectedModule], metadata: wheels.Metadata, torch: TorchFacts | None) -> list[str]:
-    """METADATA must pin the torch that the modules are linked with, and it must be the one they are checked with."""
+    """Check that METADATA pins torch, and that it is the version the modules are checked with."""
     if not any(module.torch_symbols for module in modules):
         return []
     required = metadata.requires("torch")
     if not metadata.pins("torch"):
-        return [f"its modules fit one version of torch only, but METADATA requires `{required or 'no torch'}`."]
+        return [f"its modules need one exact version of torch, but METADATA requires `{required or 'no torch'}`."]
     specifier = next(requirement.specifier for requirement in metadata.requirements if requirement.name == "torch")
     if torch and not specifier.contains(torch.version.split("+")[0], prereleases=True):
-        return [f"METADATA requires `{required}`, and it was checked with torch {torch.version}."]
+        return [f"METADATA requires `{required}`, but the modules were checked with torch {torch.version}."]
     return []
 
 
 def _registered(modules: list[InspectedModule], op: str) -> bool | None:
-    """Whether a module registers an op; None when no module told its ops."""
+    """Whether a module registers an op; None if the ops of no module are known."""
     if all(module.schemas is None for module in modules):
         return None
     return any(module.registers(op) for module in modules)
 
 
 def unreached(inspection: Inspection) -> list[str]:
-    """Modules with the kernels of dual chunk attention that an arch that was asked for cannot run."""
+    """Modules with kernels of dual chunk attention that one of the requested archs cannot run."""
     holders = [module for module in inspection.modules if module.registers(INDEX_OP) or module.registers(SPARSE_OP)]
     return [
-        f"{module.path} does not run on {arch}: it holds cubins for {', '.join(module.sass) or 'nothing'}"
-        f" and PTX for {', '.join(module.ptx) or 'nothing'}."
+        f"{module.path} does not run on {arch}: it has cubins for {', '.join(module.sass) or 'no arch'}"
+        f" and PTX for {', '.join(module.ptx) or 'no arch'}."
         for module in holders
         for arch, how in module.reached.items()
         if how == NOT

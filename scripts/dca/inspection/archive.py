@@ -1,4 +1,4 @@
-"""Checks a wheel as an archive: names, tags, METADATA and RECORD must tell the same story."""
+"""Checks a wheel as an archive: names, tags, METADATA and RECORD must agree."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from dca.inspection.values import InspectedModule
 
-# What zipfile and zlib raise for a member that is damaged, encrypted or compressed in an unknown way.
+# Errors of zipfile and zlib for a member that is damaged, encrypted or compressed in an unknown way.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
-# The glibc that each legacy platform tag promises to run on (PEP 513, 571, 599); the others say it themselves.
+# The glibc that legacy platform tags promise to run with (PEP 513, 571, 599); other tags contain it.
 LEGACY = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
 
 
 @dataclass
 class Metadata:
-    """METADATA, as far as it is looked at.
+    """The checked parts of METADATA.
 
     Args:
         fields: values by field name, in order.
-        requirements: those that hold for every installation, without extras.
+        requirements: those without extras.
     """
 
     fields: dict[str, list[str]]
     requirements: list[Requirement] = field(default_factory=list)
 
     def first(self, name: str) -> str:
-        """The first value of a field, or nothing."""
+        """The first value of a field, or ""."""
         return self.fields.get(name, [""])[0]
 
     def requires(self, name: str) -> str:
-        """What is required of a package."""
+        """The requirements on a package."""
         return ", ".join(
             str(requirement) for requirement in self.requirements if canonicalize_name(requirement.name) == name
         )
 
     def pins(self, name: str) -> bool:
-        """Whether one exact version of a package is required."""
+        """Whether an exact version of a package is required."""
         return any(
             specifier.operator in ("==", "===") and not specifier.version.endswith(".*")
             for requirement in self.requirements
@@ -57,10 +57,10 @@ class Metadata:
 
 
 def read_metadata(text: str) -> Metadata:
-    """METADATA's head.
+    """Parse METADATA, without its description.
 
     Raises:
-        InvalidRequirement: for a requirement that is none.
+        InvalidRequirement: for an invalid requirement.
     """
     fields: dict[str, list[str]] = {}
     for line in text.partition("\n\n")[0].splitlines():
@@ -75,7 +75,7 @@ def read_metadata(text: str) -> Metadata:
 
 
 def check_names(metadata: Metadata, info: str, name: str) -> list[str]:
-    """File name, .dist-info and METADATA must name the same package and version.
+    """Check that file name, .dist-info and METADATA name the same package and version.
 
     Args:
         metadata: of the wheel.
@@ -85,31 +85,31 @@ def check_names(metadata: Metadata, info: str, name: str) -> list[str]:
     project, version, _, _ = parse_wheel_filename(name)
     problems = []
     if metadata.first("Version") != str(version):
-        problems.append(f"METADATA says version {metadata.first('Version') or 'nothing'}, the file name {version}.")
+        problems.append(f"METADATA says version {metadata.first('Version') or '(none)'}, the file name says {version}.")
     if canonicalize_name(metadata.first("Name")) != project:
-        problems.append(f"METADATA says the name {metadata.first('Name') or 'nothing'}, the file name {project}.")
+        problems.append(f"METADATA says name {metadata.first('Name') or '(none)'}, the file name says {project}.")
     by_name = "-".join(name.split("-")[:2]) + ".dist-info"
     if info != by_name:
-        problems.append(f"the folder is {info}; by the file name it is {by_name}.")
+        problems.append(f"the metadata folder is {info}, but by the file name it must be {by_name}.")
     return problems
 
 
 def check_tags(text: str, name: str) -> list[str]:
-    """The tags in WHEEL must be those of the file name.
+    """Check that WHEEL has the tags of the file name.
 
     Args:
-        text: of WHEEL.
+        text: content of WHEEL.
         name: the wheel's file name.
     """
     tags = {line.removeprefix("Tag: ") for line in text.splitlines() if line.startswith("Tag: ")}
     in_name = {str(tag) for tag in parse_wheel_filename(name)[3]}
     if tags == in_name:
         return []
-    return [f"WHEEL says {', '.join(sorted(tags)) or 'no tag'}, the file name {', '.join(sorted(in_name))}."]
+    return [f"WHEEL says {', '.join(sorted(tags)) or 'no tag'}, the file name says {', '.join(sorted(in_name))}."]
 
 
 def check_platform(tags: Iterable[Tag], modules: Iterable[InspectedModule]) -> list[str]:
-    """A platform tag must not promise what a module does not keep; for each tag the worst module is named."""
+    """Check that every module runs on the platforms of the tags; for each tag, the worst module is reported."""
     by_glibc = sorted(modules, key=lambda module: number(module.glibc))
     problems = []
     for platform in sorted({tag.platform for tag in tags}):
@@ -126,37 +126,37 @@ def check_platform(tags: Iterable[Tag], modules: Iterable[InspectedModule]) -> l
 
 
 def number(version: str) -> tuple[int, ...]:
-    """A version as numbers, to compare with others: (2, 17) for "2.17"; none for ""."""
+    """A version as comparable numbers: (2, 17) for "2.17", () for ""."""
     return tuple(int(part) for part in version.split(".")) if version else ()
 
 
 def _promised(platform: str) -> tuple[int, int] | None:
-    """The glibc that a platform tag promises to run with; None when it promises none."""
+    """The glibc that a platform tag promises to run with; None if it promises none."""
     if match := re.match(r"manylinux_(\d+)_(\d+)_", platform):
         return int(match[1]), int(match[2])
     return LEGACY.get(platform.partition("_")[0])
 
 
 def check_record(archive: zipfile.ZipFile, info: str, digests: dict[str, tuple[str, int]] | None = None) -> list[str]:
-    """What RECORD says and the archive does not, and the other way round.
+    """Compare RECORD with the archive.
 
     Args:
         archive: the wheel.
         info: its .dist-info folder.
-        digests: unpadded base64 sha256 and size of members that were read already.
+        digests: unpadded base64 sha256 and size of members that are already read.
     """
     problems: list[str] = []
     record = f"{info}/RECORD"
     try:
         rows = list(csv.reader(io.StringIO(archive.read(record).decode())))
     except KeyError:
-        return ["there is no RECORD."]
+        return ["the wheel has no RECORD."]
     listed = {row[0]: row for row in rows if len(row) == 3}
     names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    problems += [f"RECORD has a line that is none: {','.join(row)}." for row in rows if row and len(row) != 3]
-    problems += [f"RECORD lists {name}, which is not there." for name in sorted(set(listed) - set(names))]
+    problems += [f"RECORD has an invalid line: {','.join(row)}." for row in rows if row and len(row) != 3]
+    problems += [f"RECORD lists {name}, which is missing." for name in sorted(set(listed) - set(names))]
     problems += [
-        f"{name} is twice in the archive." for name in sorted({name for name in names if names.count(name) > 1})
+        f"{name} is in the archive twice." for name in sorted({name for name in names if names.count(name) > 1})
     ]
     for name in sorted(set(names) - {record}):
         row = listed.get(name)
@@ -178,7 +178,7 @@ def check_record(archive: zipfile.ZipFile, info: str, digests: dict[str, tuple[s
 
 
 def digest(archive: zipfile.ZipFile, name: str, algorithm: str = "sha256") -> tuple[str, int]:
-    """A member's hash as RECORD writes it, and its size."""
+    """A member's hash, in RECORD's form, and its size."""
     digester, size = hashlib.new(algorithm), 0
     with archive.open(name) as stream:
         while block := stream.read(1 << 20):
@@ -188,5 +188,5 @@ def digest(archive: zipfile.ZipFile, name: str, algorithm: str = "sha256") -> tu
 
 
 def unpadded(value: bytes) -> str:
-    """A hash as RECORD writes it."""
+    """A hash in RECORD's form."""
     return base64.urlsafe_b64encode(value).rstrip(b"=").decode()

@@ -9,14 +9,15 @@ from dca.inspection.values import InspectedModule, Inspection
 
 
 def compare(inspection: Inspection, plan: Plan) -> list[str]:
-    """How a wheel differs from its plan; empty when it is what was planned."""
+    """The differences between a wheel and its plan; empty if there are none."""
     differences = list(inspection.problems)
     if inspection.version != plan.version:
-        differences.append(f"the version is {inspection.version}, planned was {plan.version}.")
+        differences.append(f"the version is {inspection.version}, but {plan.version} was planned.")
     if inspection.torch.replace(" ", "") != f"torch=={plan.torch}":
-        differences.append(f"METADATA requires `{inspection.torch or 'no torch'}`, planned was torch=={plan.torch}.")
+        required = inspection.torch or "no torch"
+        differences.append(f"METADATA requires `{required}`, but torch=={plan.torch} was planned.")
     if not inspection.dca_backend and plan.profile != KERNELS:
-        differences.append("the attention backend for dual chunks is not in it.")
+        differences.append("the backend for dual chunk attention is missing.")
     differences += _recorded(inspection, plan)
     for planned in plan.modules:
         module = inspection.module(planned.path)
@@ -35,9 +36,9 @@ def compare(inspection: Inspection, plan: Plan) -> list[str]:
 def _recorded(inspection: Inspection, plan: Plan) -> list[str]:
     record = inspection.recorded
     if record is None:
-        return ["it has no dca.json, so this tool did not make it."]
+        return ["it has no dca.json, so this tool did not build it."]
     if (record.recipe, record.plan) != (plan.recipe, plan.key):
-        return [f"its dca.json is of plan {record.plan} of {record.recipe}, not of {plan.key} of {plan.recipe}."]
+        return [f"its dca.json names plan {record.plan} of {record.recipe}, not {plan.key} of {plan.recipe}."]
     return []
 
 
@@ -63,16 +64,16 @@ def _archs(module: InspectedModule, planned: PlannedModule) -> list[str]:
             )
         more = [] if planned.at_least else [arch for arch in has if arch not in archs]
         if more:
-            differences.append(f"{planned.path} holds {what} for {', '.join(more)}, which was not planned.")
+            differences.append(f"{planned.path} has {what} for {', '.join(more)}, which was not planned.")
     return differences
 
 
 def _ops(module: InspectedModule, planned: PlannedModule, *, damaged: bool) -> list[str]:
-    """Ops that are missing, and schemas that are not the official wheel's; a damaged module's problems say why."""
+    """Missing ops, and schemas that differ from the official wheel's; a damaged module is reported elsewhere."""
     if module.schemas is None:
-        return [f"{planned.path} does not tell its ops."] if planned.ops and not damaged else []
+        return [f"the ops of {planned.path} could not be read."] if planned.ops and not damaged else []
     if module.schemas_from == "strings":
-        # Only names can be compared, and an op that upstream defines without a text cannot be seen.
+        # The texts contain neither namespaces nor the ops that upstream defines without a text.
         return []
     digests: dict[str, set[str]] = {}
     for schema in module.schemas:

@@ -1,4 +1,4 @@
-"""Looks into one extension module: device code, symbols, ops, and whether the torch at hand has what it wants."""
+"""Inspects one extension module: device code, symbols, ops, and whether torch defines the symbols it requires."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dca.toolchain.environments import TorchFacts
 
 @dataclass(frozen=True)
 class Looker:
-    """How modules are looked into.
+    """How to inspect modules.
 
     Args:
-        schemas: where their ops are found.
-        torch: an environment's torch, whose libraries are asked for symbols.
-        asked: archs for each of which it is found out how a module runs there.
+        schemas: finds their ops.
+        torch: an environment's torch, to look up symbols in its libraries.
+        asked: archs to report for how a module runs on them.
     """
 
     schemas: SchemaSource
@@ -28,13 +28,13 @@ class Looker:
     asked: tuple[str, ...] = ()
 
     def look(self, path: str, file: Path, sha256: str, stored: int) -> tuple[InspectedModule, list[str]]:
-        """A module, and what is wrong with it.
+        """Inspect a module; also return its problems.
 
         Args:
             path: in the wheel.
-            file: where it was unpacked.
+            file: the unpacked module.
             sha256: of the file.
-            stored: bytes that it takes in the wheel.
+            stored: compressed size in the wheel.
         """
         problems: list[str] = []
         code, library = fatbin.DeviceCode(), elf.NOTHING
@@ -48,7 +48,7 @@ class Looker:
         missing = self._missing(file, path, problems) if torch_symbols else ()
         if self.torch and library.cxx11_abi not in (None, self.torch.cxx11_abi):
             own = "new" if library.cxx11_abi else "old"
-            problems.append(f"{path} uses the {own} C++ ABI, torch {self.torch.version} the other.")
+            problems.append(f"{path} uses the {own} C++ ABI, but torch {self.torch.version} uses the other.")
         registered = None
         if torch_symbols and not problems:
             try:
@@ -87,17 +87,17 @@ class Looker:
         return module, problems
 
     def _missing(self, file: Path, path: str, problems: list[str]) -> tuple[str, ...] | None:
-        """The torch symbols that torch does not have; None when there is no torch to ask.
+        """The torch symbols that torch does not define; None without an installed torch.
 
         Args:
-            file: where the module was unpacked.
-            path: of it in the wheel.
-            problems: of the module; one is added when any symbol is missing.
+            file: the unpacked module.
+            path: of the module in the wheel.
+            problems: of the module; one is added if symbols are missing.
         """
         if self.torch is None:
             return None
         missing = elf.missing_symbols(file, Path(self.torch.libraries))
         if missing:
             some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-            problems.append(f"{path} wants symbols that torch {self.torch.version} does not have: {some}.")
+            problems.append(f"{path} requires symbols that torch {self.torch.version} does not define: {some}.")
         return missing

@@ -1,4 +1,4 @@
-"""Finds out which ops a module registers: by loading it, from a record, or from the texts inside of the file."""
+"""Finds the ops that a module registers: by loading it, from a record, or from the texts inside the file."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from dca.compile import ops
 from dca.compile.compiling import Build
 from dca.inspection.values import SchemaOrigin
 
-# A module's file and its sha256 in, its schemas and how they were found out; None when that way does not know them.
+# Takes a module's file and sha256; returns the schemas and their origin, or None if the source does not know them.
 SchemaSource = Callable[[Path, str], tuple[SchemaOrigin, tuple[str, ...]] | None]
 
-# What upstream hands to `def`: name, overload, arguments, result; never a line break, and nothing unprintable.
+# The text that upstream passes to `def`: name, overload, arguments, result; printable, without line breaks.
 _SCHEMA = re.compile(rb"(?<![\w.:])([a-z_]\w*(?:\.\w+)?\([\x20-\x7e]*?\) ?-> ?[\x20-\x7e]+)\x00")
 _ARGUMENT = re.compile(r"(?:Tensor|int|float|bool|str|SymInt|Scalar|ScalarType|Device|Any)\b")
 
 
 def loaded(python: Path, compiler: str = "g++") -> SchemaSource:
-    """Loads each module, which runs code of the wheel.
+    """Load each module; this runs code of the wheel.
 
     Args:
-        python: of an environment that has the wheel's torch.
+        python: of an environment with the wheel's torch.
         compiler: a host C++ compiler, for the stand-in of the driver.
     """
     return lambda file, _: ("loaded", ops.schemas(file, python, compiler))
 
 
 def built(build: Build) -> SchemaSource:
-    """From a build, which has loaded the very same modules."""
+    """Take the schemas from a build, which has loaded the same modules."""
     known = {module.sha256: module.schemas for module in build.modules}
     return lambda _file, sha256: ("built", known[sha256]) if sha256 in known else None
 
 
 def recorded(known: dict[str, tuple[str, ...]]) -> SchemaSource:
-    """From the record in a wheel: schemas by the sha256 of the module; nothing of the wheel is run."""
+    """Take the schemas from a wheel's dca.json, by the modules' sha256; this runs no code of the wheel."""
     return lambda _file, sha256: ("recorded", known[sha256]) if sha256 in known else None
 
 
 def strings(file: Path, _sha256: str) -> tuple[SchemaOrigin, tuple[str, ...]] | None:
-    """From the texts that upstream's registrations leave in the file, for modules that use torch's libraries.
+    """Take the schemas from the texts of upstream's registrations in a module that uses torch's libraries.
 
-    Their namespaces are not among them, nor ops that were defined without a text.
+    They lack namespaces, and the ops that are defined without a text.
     """
     data = elf.section(file, ".rodata")
     texts = (match[1].decode() for match in _SCHEMA.finditer(data))
@@ -56,7 +56,7 @@ def _is_schema(text: str) -> bool:
 
 
 def first_of(*sources: SchemaSource) -> SchemaSource:
-    """The first way that knows."""
+    """The first source that knows the schemas."""
 
     def ask(file: Path, sha256: str) -> tuple[SchemaOrigin, tuple[str, ...]] | None:
         return next((answer for source in sources if (answer := source(file, sha256)) is not None), None)

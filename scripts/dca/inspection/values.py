@@ -1,4 +1,4 @@
-"""What an inspection finds: the document and its parts."""
+"""The result of an inspection: the document and its parts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ SchemaOrigin = Literal["loaded", "built", "recorded", "strings"]
 
 
 class KernelFamily(Value):
-    """Kernels that are instantiations of one function.
+    """Kernels that are instances of one function template.
 
     Args:
         name: qualified, without template arguments.
-        kernels: how many there are.
-        bytes: as stored; a cubin's bytes are shared out by the size of its kernels.
-        archs: that they are there for.
+        kernels: number of kernels.
+        bytes: as stored; a cubin's bytes are divided by the size of its kernels.
+        archs: of the kernels.
     """
 
     name: str
@@ -30,27 +30,27 @@ class InspectedModule(Value):
     """An extension module of a wheel.
 
     Args:
-        bytes: unpacked.
-        stored: bytes that it takes in the wheel.
+        bytes: unpacked size.
+        stored: compressed size in the wheel.
         sections: bytes of code, data, device code and the rest (symbols, headers); they add up to `bytes`.
         sass: number of cubins per GPU arch.
         ptx: number of PTX texts per GPU arch.
-        exact: archs of the cubins and PTX texts with what they are restricted to, such as "9.0a".
+        exact: archs of the cubins and PTX texts with their restrictions, such as "9.0a".
         sass_bytes: bytes of cubins per GPU arch, as stored (they may be compressed).
-        ptx_bytes: the same of PTX.
+        ptx_bytes: bytes of PTX per GPU arch, as stored.
         code_bytes: bytes of instructions per GPU arch, uncompressed.
-        families: what the cubins consist of, the largest first.
-        tools: what the cubins say of the compiler that made them.
-        reached: how each arch that was asked for runs it; empty for a module without device code.
-        needed: shared libraries that it names.
+        families: kernels of the cubins, the largest family first.
+        tools: versions of the compiler, as the cubins state them.
+        reached: how each requested arch runs the module; empty for a module without device code.
+        needed: shared libraries that it requires.
         machine: that it is compiled for, as platform tags spell it.
-        glibc: the newest version that it wants; likewise glibcxx.
-        cxx11_abi: whether its torch symbols are of the new C++ ABI; None when they do not tell.
+        glibc: the newest version that it requires; likewise glibcxx.
+        cxx11_abi: whether its torch symbols have the new C++ ABI; None if they do not show it.
         torch_symbols: number of symbols that torch's libraries must define.
-        missing_symbols: those that they do not; None when no torch was there to ask.
-        schemas: what it registers, or as far as they can be read without loading it; None when that is not known.
-        schemas_from: loaded just now, by the build that made it, from the wheel's own record, or the texts inside of
-            the file (without namespaces, and only those that upstream wrote out).
+        missing_symbols: those that torch's libraries do not define; None without an installed torch.
+        schemas: of the ops that it registers, as far as known; None if unknown.
+        schemas_from: "loaded" now, "built" (by the build that compiled it), "recorded" (in the wheel's dca.json), or
+            "strings" (texts inside the file, without namespaces, and only of ops that upstream defines by text).
     """
 
     path: str
@@ -79,24 +79,24 @@ class InspectedModule(Value):
 
     @property
     def ops(self) -> tuple[str, ...] | None:
-        """Names of its ops, with their namespaces where those are known."""
+        """Names of its ops, with their namespaces if known."""
         if self.schemas is None:
             return None
         return tuple(sorted({schema.split("(")[0].split(".")[0] for schema in self.schemas}))
 
     def registers(self, name: str) -> bool:
-        """Whether an op of that name, without its namespace, is among the schemas."""
+        """Whether the schemas include an op of that name, in any namespace."""
         return any(op.rsplit("::", 1)[-1] == name for op in self.ops or ())
 
 
 class Recorded(Value):
-    """What a wheel of this tool says of itself in .dist-info/dca.json.
+    """The content of .dist-info/dca.json in a wheel of this tool.
 
     Args:
         plan: key of its plan.
-        origins: "compiled" or "copied", by path of module.
-        sources: sha256 of what its modules were compiled from, by name of tree and path.
-        hashes: sha256 by path of module.
+        origins: "compiled" or "copied", by the module's path.
+        sources: sha256 of the modules' source files, by name of tree and path.
+        hashes: sha256 by the module's path.
     """
 
     recipe: str
@@ -113,25 +113,25 @@ class Recorded(Value):
 
 
 class Inspection(Document):
-    """What is in a wheel.
+    """The contents of a wheel.
 
     Args:
-        bytes: of the file.
-        unpacked: of all of its members.
-        torch: what METADATA requires of it; likewise transformers.
-        asked: archs that were asked for.
-        cuda_libraries: of CUDA, that its modules need.
-        glibc: the newest version that a module wants.
-        checked_with_torch: the torch whose libraries were asked for symbols, or empty.
-        dca_backend: whether the attention backend for dual chunks is there.
-        sparse_functions: whether the Python around the sparse kernels is there.
-        index_ops: whether the index conversion is registered; None when no module told its ops.
-        sparse_ops: the same of the sparse-attention kernels.
-        recorded: what the wheel says of itself; None when this tool did not make it.
-        problems: what is wrong with it whatever was planned.
+        bytes: size of the file.
+        unpacked: total size of its members.
+        torch: METADATA's requirement; likewise transformers.
+        asked: the requested archs.
+        cuda_libraries: CUDA libraries that its modules require.
+        glibc: the newest version that a module requires.
+        checked_with_torch: version of the torch whose libraries were searched for symbols, or empty.
+        dca_backend: whether the wheel has the attention backend for dual chunks.
+        sparse_functions: whether the wheel has the Python functions for the sparse kernels.
+        index_ops: whether the index conversion is registered; None if the ops of no module are known.
+        sparse_ops: the same for the sparse-attention kernels.
+        recorded: content of the wheel's dca.json; None if this tool did not build the wheel.
+        problems: found without a plan.
         planned: key of the plan that it was compared with, or empty.
-        differences: how it differs from that plan, its problems among them.
-        unfit: why it does not serve the model or run on the archs that were asked for.
+        differences: from that plan, including the problems.
+        unfit: why it does not serve the requested model or run on the requested archs.
     """
 
     SCHEMA: ClassVar[str] = "dca.inspection/3"
@@ -163,5 +163,5 @@ class Inspection(Document):
     unfit: tuple[str, ...] = ()
 
     def module(self, path: str) -> InspectedModule | None:
-        """The module at a path."""
+        """The module with a path."""
         return next((module for module in self.modules if module.path == path), None)

@@ -1,6 +1,6 @@
-"""Applies a recipe's series to its source and its companions: pristine trees in, patched ones out, all reported.
+"""Applies a recipe's patch series to its source and its companions: unpatched trees in, patched trees and a report out.
 
-A patch of the series lies beside it, and one of a companion in a folder of the companion's name.
+Patches of the source are in the folder of the series, those of a companion in a subfolder with the companion's name.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ __all__ = ["SOURCE", "Patch", "check", "patch", "series"]
 def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path) -> Tree:
     """The trees of a plan with the recipe's patches and added files.
 
-    Pristine trees stay as they are; the patched ones are copies that appear whole or not at all. What became of the
-    series is left as `patches.json` beside the log, also when it does not apply.
+    The patched trees are copies, each complete once it exists. The report on the series is written to `patches.json`
+    beside the log, also when the series does not apply.
 
     Raises:
-        DcaError: DCA-501 when a patch does not apply, DCA-502 for one that is never applied.
+        DcaError: DCA-501 when a patch does not apply, DCA-502 when a patch is rejected.
     """
     folder = data.patches_folder(plan.recipe)
     pins = {source.name: source.pin.removeprefix("commit:") for source in tree.sources if "/" not in source.name}
     patched = [name for name in pins if name in {SOURCE, *(patch.tree for patch in series(folder))}]
-    # A companion's submodules lie inside of it.
+    # A companion's submodules are inside its folder.
     hashes = {source.name: source.tree for source in tree.sources if source.name.split("/")[0] in patched}
     key = documents.digest({"trees": hashes, "series": plan.series_digest})[:16]
     target = cache.folder("patched", key)
@@ -52,7 +52,7 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
                     shutil.copytree(tree.path(name), part / name, symlinks=True)
                     files.write(part / name)
                 hashes = {name: store.tree_hash(part / name) for name in patched}
-                # What is refused or in conflict has been raised before.
+                # `check` has raised an error for rejected and conflicting patches.
                 applied = [patch.model_dump(include=set(Applied.model_fields)) for patch in series_report.patches]
                 update = {"patched": hashes, "patches": tuple(map(Applied.model_validate, applied))}
                 kept = tree.model_copy(update=update)
@@ -60,16 +60,16 @@ def patch(plan: Plan, recipe: Recipe, tree: Tree, cache: store.Store, log: Path)
                 documents.write(series_report, part / "patches.json")
         else:
             documents.write(series_report, log.with_name("patches.json"))
-    # Only what patching made is taken from there: the rest is this plan's, and the cache may have been moved since.
+    # The rest of the record may have paths from before the cache was moved, so it is taken from this plan's tree.
     folders = {name: str(target / name) for name in patched}
     return tree.model_copy(update={"folders": folders, "patched": kept.patched, "patches": kept.patches})
 
 
 def check(series_report: Report) -> None:
-    """Refuse a series that does not apply as a whole, or that applies at other lines of the very source it is for.
+    """Reject a series that does not apply completely, or that applies at other lines of the source it was written for.
 
     Raises:
-        DcaError: DCA-502 when something of it is never applied, DCA-501 when it does not fit.
+        DcaError: DCA-502 when patches are rejected, DCA-501 when patches do not apply.
     """
     refused = [outcome for outcome in series_report.bad if outcome.status == "refused"]
     whole = "\n".join(report.lines(series_report.patches))
@@ -77,11 +77,11 @@ def check(series_report: Report) -> None:
         raise DcaError(
             "DCA-502",
             refused[0].why.splitlines()[0]
-            + (f" {len(refused)} of the series are never applied." if refused[1:] else ""),
+            + (f" {len(refused)} patches of the series are rejected." if refused[1:] else ""),
             why=whole,
-            remedy="write it as plain changes of text files, with git diff; nothing was changed.",
+            remedy="write it with git diff, as plain changes of text files; nothing was changed.",
         )
-    # On the very source that a patch was written for nothing can have moved.
+    # In the source that a patch was written for, no line can have moved.
     pinned = {tree.name for tree in series_report.trees if tree.pin and tree.pin == tree.base}
     moved = [outcome for outcome in series_report.patches if outcome.status == "offset" and outcome.tree in pinned]
     if bad := [*series_report.bad, *moved]:
@@ -90,6 +90,6 @@ def check(series_report: Report) -> None:
             "DCA-501",
             f"{len(bad)} of {total} patches do not apply.",
             why=whole,
-            remedy="the source moved: rebase the series with `dca patch refresh`, or correct the patches that are "
-            "named; nothing was changed.",
+            remedy="if the source has changed, rebase the series with `dca patch refresh`; else correct the listed "
+            "patches. Nothing was changed.",
         )

@@ -1,4 +1,4 @@
-"""Adds a patch to a series: the difference between a tree with the series and a copy of it that somebody edited."""
+"""Adds a patch to a series: the difference between a tree with the series and an edited copy of it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from dca.patching.places import Found
 from dca.sources.fetch import not_source
 
 CONTEXT = 1
-"""Lines around a change: a patch quotes as little of upstream as it can."""
+"""Lines of context around a change: a patch quotes as little of upstream as possible."""
 _NUMBER = re.compile(r"(\d{4})-")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 
 
 class Start(NamedTuple):
-    """What a new patch is made against.
+    """The series and the tree that a new patch is based on.
 
     Args:
         folder: of the series.
         tree: the source, or a companion.
-        found: the tree.
-        added: folders whose files recipes share.
+        found: the tree on the disk.
+        added: folders with added files that recipes share.
     """
 
     folder: Path
@@ -51,19 +51,20 @@ class Start(NamedTuple):
         if any(outcome.status in report.BAD for outcome in examined.outcomes):
             raise DcaError(
                 "DCA-501",
-                "the series does not apply to the tree that the patch is for.",
+                "the series does not apply to the tree of the new patch.",
                 why="\n".join(report.lines(examined.outcomes)),
-                remedy="rebase it first, with `dca patch refresh`.",
+                remedy="rebase the series first, with `dca patch refresh`.",
             )
         names = {outcome.name for outcome in examined.outcomes if outcome.status == "added"}
         return examined.files[self.tree], names
 
 
 def make_work_folder(start: Start, target: Path) -> None:
-    """Make the folder in which a new patch is written: a tree with the series and the added files.
+    """Create the folder in which the user edits a new patch: a tree with the series and the added files.
 
     Args:
-        target: the folder to make.
+        start: the series and its tree.
+        target: the folder to create.
 
     Raises:
         DcaError: DCA-501 when the series does not apply.
@@ -79,31 +80,31 @@ def make_work_folder(start: Start, target: Path) -> None:
 
 
 def add(start: Start, name: str, work: Path, header: Mapping[str, str], log: Path | None) -> Patch:
-    """A new patch at the end of a series: what a work folder has that its tree with the series has not.
+    """Add a patch at the end of a series: the difference between its tree with the series and a work folder.
 
     Args:
-        start: the series, whose folder is made when missing, and its tree.
-        name: of the patch, without number and ending.
-        work: the folder that was edited.
+        start: the series, whose folder is created when missing, and its tree.
+        name: of the patch, without number and extension.
+        work: the edited folder.
         header: What, Why, Upstream and Test.
         log: of git.
 
     Raises:
-        DcaError: DCA-201 for a name or a header that cannot be, DCA-501 when the series does not apply, DCA-502 for a
-            difference that is not one of text files, or none.
+        DcaError: DCA-201 for an invalid name or header, DCA-501 when the series does not apply, DCA-502 when there is
+            no difference, or not one of text files.
     """
     if not _NAME.fullmatch(name):
         raise DcaError(
             "DCA-201",
-            f"`{name}` is no name for a patch.",
-            remedy="use small letters, digits and hyphens, such as decode-past-one-chunk.",
+            f"`{name}` is not a valid name for a patch.",
+            remedy="use lowercase letters, digits and hyphens, such as decode-past-one-chunk.",
         )
     if lacks := [field for field in reading.FIELDS if not header.get(field, "").strip()]:
         raise DcaError(
             "DCA-201",
             f"the header of the patch lacks {', '.join(lacks)}.",
-            why="a patch says what it does, why, where upstream stands, and which test fails without it.",
-            remedy=f"give {', '.join(f'--{field.lower()}' for field in lacks)}.",
+            why="a patch must say what it does, why, what upstream's status is, and which test fails without it.",
+            remedy=f"add {', '.join(f'--{field.lower()}' for field in lacks)}.",
         )
     patches = series(start.folder)
     numbers = [int(match[1]) for patch in patches if (match := _NUMBER.match(patch.path.name))]
@@ -112,8 +113,8 @@ def add(start: Start, name: str, work: Path, header: Mapping[str, str], log: Pat
     patch = Patch(file, start.tree, start.folder / file)
     body = git.diff(*_difference(start, work), CONTEXT, log)
     if not body:
-        raise DcaError("DCA-502", f"{work} is what the series makes already.", remedy="edit it, then run this again.")
-    # Lines of at most 120 characters; one that begins with a space goes on with the one above.
+        raise DcaError("DCA-502", f"{work} has no changes.", remedy="edit files in it, then run the command again.")
+    # Lines of at most 120 characters; a line that begins with a space continues the one above.
     wrapper = textwrap.TextWrapper(108, break_long_words=False, break_on_hyphens=False)
     fields = [f"{field}: " + "\n ".join(wrapper.wrap(header[field])) for field in reading.FIELDS]
     text = reading.with_header("\n".join(fields), body, patch.path)
@@ -138,7 +139,7 @@ def _difference(start: Start, work: Path) -> tuple[dict[str, File | None], dict[
     for name in sorted(names - added):
         links = [path.readlink() if path.is_symlink() else None for path in (files.root / name, work / name)]
         if links[0] != links[1]:
-            raise DcaError("DCA-502", f"{name} is a link, or was one.", remedy="leave links as they are.")
+            raise DcaError("DCA-502", f"{name} is a changed link.", remedy="restore it: a patch cannot change links.")
         old, new = files.get(name), File.read(work / name)
         if links[0] is None and old != new:
             before[name], after[name] = old, new

@@ -1,4 +1,4 @@
-"""Holds a series against its trees without changing them: patches in, a report and the changed files out."""
+"""Checks how a series applies to its trees, without changing them: patches in, a report and the changed files out."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from dca.patching.reading import Change, Hunk, Text
 from dca.patching.report import Conflict, Moved, Outcome, Report, Status, TreeState
 
 MOST_SPOTS = 5
-"""How many places a message names."""
+"""How many places a message lists."""
 
 
 @dataclass
 class Files:
-    """The files of a tree, with what patches have made of them so far; the folder itself is only read.
+    """The files of a tree with the changes of patches so far; the folder itself is only read.
 
     Args:
         root: the folder.
-        now: files that were changed; None for one that is gone.
+        now: changed files; None for a deleted one.
     """
 
     root: Path
     now: dict[str, File | None] = field(default_factory=dict)
 
     def get(self, name: str) -> File | None:
-        """A file; None when there is none of that name."""
+        """A file; None when it does not exist."""
         return self.now[name] if name in self.now else File.read(self.root / name)
 
     def obstacle(self, name: str) -> str:
-        """Why nothing can be written to a path, in words; nothing when it can."""
+        """Why a file cannot be written to a path; empty when it can."""
         for part in (*map(str, reversed(PurePosixPath(name).parents[:-1])), name):
             if (self.root / part).is_symlink():
-                return f"{part} is a link" + (f", and {name} lies below it" if part != name else "")
+                return f"{part} is a link" + (f", and {name} is below it" if part != name else "")
             if part != name and self.get(part) is not None:
-                return f"{part} is a file, and {name} would lie below it"
+                return f"{part} is a file, and {name} would be below it"
         path = self.root / name
         if name not in self.now and path.exists() and not path.is_file():
-            return f"{name} is a folder or no plain file"
+            return f"{name} is not a regular file"
         if any(other.startswith(f"{name}/") for other, file in self.now.items() if file is not None):
             return f"{name} is a folder"
         return ""
 
     def write(self, root: Path) -> None:
-        """Write what was changed into a copy of the tree; a file that was there keeps its permissions."""
+        """Write the changed files to a copy of the tree; existing files keep their permissions."""
         for name, file in self.now.items():
             path = root / name
             if file is None:
@@ -62,11 +62,13 @@ class Files:
 
 
 class Held(NamedTuple):
-    """A change held against a file.
+    """How a change applies to a file.
 
     Args:
-        done: what git makes of the file.
-        several: of hunks that would fit in several places, these: lines from 1, by the index of the hunk.
+        change: of the patch.
+        file: that it is applied to.
+        done: the outcome of git.
+        several: the places of each hunk that fits in several: lines from 1, by the index of the hunk.
     """
 
     change: Change
@@ -76,16 +78,16 @@ class Held(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether all of it does, each hunk in one place."""
+        """Whether every hunk applies, and in one place only."""
         return self.done.fits and not self.several
 
 
 class Fit(NamedTuple):
-    """A patch held against its tree.
+    """How a patch applies to its tree.
 
     Args:
-        result: what becomes of the files, when it applies.
-        why: it is refused.
+        result: the files with the patch, when it applies.
+        why: it is rejected.
     """
 
     status: Status
@@ -94,18 +96,19 @@ class Fit(NamedTuple):
     conflicts: tuple[Conflict, ...] = ()
     why: str = ""
 
-    def told(self, outcome: Outcome) -> Outcome:
-        """What became of the patch, with what it says of itself."""
+    def added_to(self, outcome: Outcome) -> Outcome:
+        """The patch's description with this result."""
         update = {"status": self.status, "moved": self.moved, "conflicts": self.conflicts, "why": self.why}
         return outcome.model_copy(update=update)
 
 
 class Examined(NamedTuple):
-    """A series held against its trees.
+    """How a series applies to its trees.
 
     Args:
-        files: of each tree, with all that applies and what is added.
-        texts: of patches that are to be written anew for other lines, by name.
+        outcomes: of each patch and added file.
+        files: of each tree, with the patches that apply and the added files.
+        texts: of patches that must be rewritten for other lines, by name.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -120,17 +123,17 @@ def examine(
     base: Mapping[str, Path] | None = None,
     log: Path | None = None,
 ) -> Examined:
-    """What becomes of every patch of a series and every added file.
+    """Check every patch of a series and every added file.
 
-    A patch is held against what the ones before it have made; one that does not apply leaves no trace there, so that
-    the ones behind it are told of as well.
+    Each patch is applied to the result of those before it. A patch that does not apply changes nothing, so that those
+    after it are reported as well.
 
     Args:
         folder: of the series.
-        trees: the source and the companions that are there; a patch of another companion is not needed.
-        shared: folders whose files are added to the source, besides the series' own; None when nothing is added.
-        base: given for a series that is to be rebased: the trees that it was written against, as far as they are there.
-            A patch that fits at other lines only, or around which lines have changed, is merged by way of them.
+        trees: the source and the companions in use; a patch of another companion is not needed.
+        shared: folders with files that are added to the source, besides those of the series; None adds nothing.
+        base: to rebase the series, the available trees that it was written against. A patch that applies at other lines
+            only, or whose surrounding lines have changed, is merged with their help.
         log: of git, for rebasing.
     """
     files = {name: Files(root) for name, root in trees.items()}
@@ -147,7 +150,7 @@ def examine(
                 if fitted.status in ("offset", "merged"):
                     texts[patch.name] = _rewritten(text, now, fitted, patch.path, log)
             now.now.update(fitted.result)
-            outcome = fitted.told(outcome)
+            outcome = fitted.added_to(outcome)
         outcomes.append(outcome)
     for place in () if shared is None else (folder / ADDED, *shared):
         outcomes += _added(place, files[SOURCE])
@@ -155,7 +158,7 @@ def examine(
 
 
 def _opened(patch: Patch, files: Mapping[str, Files]) -> tuple[Outcome, Text | None]:
-    """What a patch says of itself, and its text when it is for one of the trees and may be applied there."""
+    """A patch's description, and its text if it is for one of the trees and may be applied there."""
     outcome = Outcome(name=patch.name, tree=patch.tree, status="not needed")
     try:
         text = reading.read(patch.path)
@@ -183,10 +186,10 @@ def _refused(outcome: Outcome, why: str) -> Outcome:
 
 
 def fit(text: Text, files: Files) -> Fit:
-    """Hold one patch against a tree.
+    """Check how one patch applies to a tree.
 
-    It is there already when taking it back would work. Where it fits as it stands, that decides; away from its
-    lines, fitting and being there at once means that nobody can tell.
+    The patch is there already when reverting it works. When it both applies and can be reverted, it applies if that is
+    at its own lines; at other lines, the case is ambiguous and a conflict.
     """
     try:
         forward = [_held(change, files.get(change.name)) for change in text.changes]
@@ -211,10 +214,10 @@ def fit(text: Text, files: Files) -> Fit:
 
 
 def _held(change: Change, file: File | None, *, reverse: bool = False) -> Held:
-    """A change held against a file, or with `reverse` the one that takes it back.
+    """How a change applies to a file, or with `reverse` how it can be reverted.
 
-    Away from its lines, and from where the hunk above has moved to, a hunk must fit in one place only: of several equal
-    ones nobody can tell which is meant, and git takes the nearest to where the patch says.
+    A hunk that moved otherwise than the hunk above it must fit in one place only: of several, git takes the one
+    nearest to the hunk's line in the patch, which may be the wrong one.
     """
     done = git.apply(change, file, reverse=reverse)
     for _ in change.hunks[1:] if any(done.moved) else ():
@@ -231,11 +234,14 @@ def _held(change: Change, file: File | None, *, reverse: bool = False) -> Held:
 
 
 def _merged(text: Text, now: Files, base: Files | None, fitted: Fit, log: Path | None) -> Fit:
-    """What becomes of a patch when it is merged with what has become of its files, where their old states are known.
+    """How a patch applies when it is merged with the changes of its files since it was written.
 
     Args:
-        base: the tree that it was written against; None when that is not there.
-        found: what becomes of it without.
+        text: the patch.
+        now: the tree.
+        base: the tree that it was written against; None when unavailable.
+        fitted: how it applies without a merge.
+        log: of git.
     """
     in_base = fit(text, base) if base is not None else Fit("conflict")
     if base is None or in_base.status not in ("clean", "offset"):
@@ -247,8 +253,8 @@ def _merged(text: Text, now: Files, base: Files | None, fitted: Fit, log: Path |
     merged = [git.merge(old, ours, theirs, log) for old, theirs, ours in states if old and theirs and ours]
     result = dict(zip(in_base.result, merged, strict=True))
     if fitted.status == "offset" and result != fitted.result:
-        # What it was written for has changed, or stands elsewhere; where it fits nevertheless, it fits by chance.
-        reason = "it fits here, and not where its own lines have gone: a merge with its old base says otherwise"
+        # The lines that it was written for have changed or moved, so that it fits here by accident.
+        reason = "it fits here, but a merge with its old base puts it elsewhere"
         conflicts = [Conflict(file=moved.file, line=moved.line + moved.by, reason=reason) for moved in fitted.moved]
         return Fit("conflict", conflicts=tuple(conflicts))
     if fitted.status == "offset" or None in merged:
@@ -259,20 +265,20 @@ def _merged(text: Text, now: Files, base: Files | None, fitted: Fit, log: Path |
 
 
 def _rewritten(text: Text, now: Files, fitted: Fit, path: Path, log: Path | None) -> str:
-    """A patch for the lines where it fits now."""
+    """A patch, rewritten for the lines where it fits now."""
     context = max(1, *(hunk.context for change in text.changes for hunk in change.hunks))
     before = {name: now.get(name) for name in fitted.result}
     return reading.with_header(text.header, git.diff(before, fitted.result, context, log), path)
 
 
 def _spots(file: File | None, lines: tuple[str, ...]) -> list[int]:
-    """Where lines stand in a file, from 1; nowhere when they are empty."""
+    """The places of lines in a file, from 1; none when the lines are empty."""
     file_lines = file.lines if file and "".join(lines).strip() else []
     return [at + 1 for at in range(len(file_lines)) if tuple(file_lines[at : at + len(lines)]) == lines]
 
 
 def _says_something(change: Change, before: File | None) -> bool:
-    """Whether a change can be told from its result, which empty lines alone cannot, unless they are the whole file."""
+    """Whether a change is recognizable in its result: it adds text, or it is the complete file."""
     return (
         change.kind != "changed"
         or any(line.strip() for hunk in change.hunks for line in hunk.new)
@@ -281,8 +287,8 @@ def _says_something(change: Change, before: File | None) -> bool:
 
 
 def _closest(lines: Sequence[str], wanted: Sequence[str], near: int) -> int:
-    """The index at which lines have most words in common with others; of equal ones the nearest."""
-    # A line that is the same altogether counts for more; one without words says nothing.
+    """The index of the lines that have most words in common with the wanted ones; of equal ones the nearest."""
+    # An identical line counts more; a line without words does not count.
     file_words, wanted_words = (
         [{*re.findall(r"\w+", line), *re.findall(r".*\w.*", line)} for line in side] for side in (lines, wanted)
     )
@@ -299,24 +305,24 @@ def _closest(lines: Sequence[str], wanted: Sequence[str], near: int) -> int:
 
 
 def _conflicts(held: Held, *, doubtful: bool) -> list[Conflict]:
-    """Where a change does not fit; where it does, with `doubtful`, when it looks as if it were there already, too."""
+    """Where a change does not fit; with `doubtful`, where it fits and seems to be there already."""
     change, done, first = held.change, held.done, held.change.hunks[0]
     lines = held.file.lines if held.file else []
     if doubtful:
-        reason = "what the patch makes is there already, and what it is to change is there too"
+        reason = "the result of the patch is there already, and so are the lines that it changes"
         return [_conflict(change, first, max(first.old_start + done.moved[0], 1), reason)]
     if not done.fits and (held.file is None or change.kind != "changed"):
         new = change.kind == "new"
-        reason = "the file is to be new, and another one is there" if new else "the file to be deleted is another one"
+        reason = "the patch adds this file, and it exists already" if new else "the file to delete has other content"
         reason = reason if held.file else "there is no such file"
         return [_conflict(change, first, max(first.old_start, 1), reason, lines)]
     conflicts = []
     for number in sorted({*done.rejected, *held.several}):
         hunk = change.hunks[number]
         at = _closest(lines, hunk.old, hunk.old_start - 1)
-        line, reason = at + 1, "the lines are not what the patch was written for"
+        line, reason = at + 1, "the lines differ from those that the patch was written for"
         if len(present := _spots(held.file, hunk.new)) == 1:
-            line, reason = present[0], "this part is there already, other parts of the patch are not"
+            line, reason = present[0], "this part of the patch is there already, others are not"
         elif number in held.several:
             reason = f"it fits at several lines: {', '.join(map(str, held.several[number][:MOST_SPOTS]))}"
         conflicts.append(_conflict(change, hunk, line, reason, lines[at : at + max(len(hunk.old), 1)]))
@@ -329,18 +335,18 @@ def _conflict(change: Change, hunk: Hunk, line: int, reason: str, found: Sequenc
 
 
 def _shown(line: str) -> str:
-    """A line for a report: without its newline, and printable."""
+    """A line for a report: printable, without its newline."""
     text = line.removesuffix("\n").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() or letter == "\t" else "\ufffd" for letter in text)
 
 
 def _added(folder: Path, source: Files) -> list[Outcome]:
-    """The files that a folder adds; refused where the source already has something else of that name."""
+    """The files that a folder adds; rejected where the source has another file of that name."""
     outcomes: list[Outcome] = []
     entries = store.walk(folder, skip=lambda relative: "__pycache__" in relative) if folder.is_dir() else ()
     for name, path in entries:
         outcome = Outcome(name=name, tree=SOURCE, status="added", files=(name,))
-        why = "it is a link, or no plain file" if path.is_symlink() or not path.is_file() else source.obstacle(name)
+        why = "it is not a regular file" if path.is_symlink() or not path.is_file() else source.obstacle(name)
         if not why:
             file, existing = File(path.read_bytes()), source.get(name)
             outcome = outcome.model_copy(update={"sha256": store.sha256_bytes(file.content)})
@@ -349,17 +355,19 @@ def _added(folder: Path, source: Files) -> list[Outcome]:
             elif existing.content == file.content:
                 outcome = outcome.model_copy(update={"status": "already there"})
             else:
-                why = "it exists in the source; give it another name"
+                why = "the source has a file of that name; rename it"
         outcomes.append(_refused(outcome, f"the added file {name}: {why}.") if why else outcome)
     return outcomes
 
 
 def report_of(folder: Path, examined: Examined, pins: Mapping[str, str], recipe: str = "") -> Report:
-    """The document of a series that was held against its trees.
+    """The report on a series.
 
     Args:
         folder: of the series.
-        pins: what each tree is pinned to; empty for a folder that is taken as it is.
+        examined: how it applies.
+        pins: of each tree; empty for an unpinned folder.
+        recipe: of the series; empty for a separate folder.
     """
     written = bases(folder)
     trees = tuple(

@@ -1,4 +1,4 @@
-"""A series as it lies on disk: its folder, its patches in order, and the sources that it was written against."""
+"""Reads and writes the folder of a series: its patches in order, and the sources that it was written against."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dca.foundation import store
 from dca.foundation.errors import DcaError
 
 SOURCE = "source"
-"""The tree that a patch is for unless it lies in a companion's folder."""
+"""The tree of a patch, unless it is in a companion's folder."""
 ADDED = "added"
 """The folder of a series whose files are added to the source."""
 _BASE = re.compile(r"^# base(?: of (?P<tree>[^\s:]+))?: (?P<place>\S+) (?P<pin>[0-9a-f]{40}|sha256:[0-9a-f]{64})$")
@@ -23,8 +23,8 @@ class Patch(NamedTuple):
 
     Args:
         name: as the series spells it.
-        tree: what it is for: the source, or a companion.
-        path: where it lies.
+        tree: that it changes: the source, or a companion.
+        path: of its file.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Patch(NamedTuple):
 
 
 class Base(NamedTuple):
-    """What the patches of a tree were written against.
+    """The source that the patches of a tree were written against.
 
     Args:
         place: OWNER/REPOSITORY, or the name of an sdist.
@@ -48,7 +48,7 @@ def series(folder: Path) -> list[Patch]:
     """The patches of a series, in order; lines that begin with # are comments.
 
     Raises:
-        DcaError: DCA-502 for a name that leads out of the folder, or that is there twice.
+        DcaError: DCA-502 for a name that leads out of the folder, or that occurs twice.
     """
     path = folder / "series"
     if not path.is_file():
@@ -60,15 +60,15 @@ def series(folder: Path) -> list[Patch]:
         if name.startswith("/") or {"", ".", ".."} & set(parts) or not name.isprintable() or names.count(name) > 1:
             raise DcaError(
                 "DCA-502",
-                f"{path} names `{name}`.",
-                why="a patch is named once, by its path below the folder of the series.",
+                f"{path} has an invalid line: `{name}`.",
+                why="each line must be the path of a patch below the folder of the series, and occur once.",
                 remedy="correct that line.",
             )
     return [Patch(name, name.rpartition("/")[0] or SOURCE, folder / name) for name in names]
 
 
 def bases(folder: Path) -> dict[str, Base]:
-    """What the patches of each tree were written against, by the tree's name."""
+    """The sources that the patches were written against, by the tree's name."""
     path = folder / "series"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     matches = (_BASE.match(line) for line in text.splitlines())
@@ -82,16 +82,14 @@ def rewrite(
     revision: int,
     check: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Write a series as a whole: afterwards the old or the new one stands.
-
-    Comments of the list and the added files stay.
+    """Replace a series atomically, keeping the comments of its list and the added files.
 
     Args:
-        folder: made when missing.
+        folder: created when missing.
         patches: the content of every patch by name, in order.
-        base: what the patches of each tree are written against.
+        base: the source that the patches of each tree are written against.
         revision: of the series.
-        check: called with the new folder before it becomes `folder`; raises to keep the old one.
+        check: called with the new folder before it replaces `folder`; raises to keep the old one.
     """
     path = folder / "series"
     old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -1,6 +1,6 @@
-"""What git does with patches: applies them, writes them and merges files, in a folder of its own.
+"""Applies and writes patches and merges files with git, in a separate folder.
 
-Neither a repository above that folder nor anybody's settings have a say, and git never sees a path of the tree.
+Git ignores repositories above that folder and all user settings, and never sees a path of the tree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ONE_SIDE = re.compile(r"^diff --git [ab]/(\S+) [ab]/\1\n", re.MULTILINE)
 
 
 class File(NamedTuple):
-    """A file of a tree: its bytes, and whether it can be run."""
+    """A file of a tree: its bytes, and whether it is executable."""
 
     content: bytes
     executable: bool = False
@@ -38,12 +38,12 @@ class File(NamedTuple):
         return cls(path.read_bytes(), bool(path.stat().st_mode & 0o100)) if path.is_file() else None
 
     def write(self, path: Path, mode: int | None = None) -> None:
-        """Write it; with the usual permissions when no mode is given."""
+        """Write it, with default permissions unless a mode is given."""
         store.write_bytes(path, self.content, mode=mode or (0o755 if self.executable else 0o644))
 
     @property
     def lines(self) -> list[str]:
-        """Its lines with their newlines; the last may have none. Bytes that are not UTF-8 are kept."""
+        """Its lines with their newlines, which the last may lack; bytes that are not UTF-8 are kept."""
         return re.findall(r"[^\n]*\n|[^\n]+", self.content.decode("utf-8", "surrogateescape"))
 
 
@@ -70,13 +70,13 @@ def _git(folder: Path, words: list[str], log: Path | None = None) -> runner.Comp
 
 
 class Applied(NamedTuple):
-    """What git made of a file with a change.
+    """The outcome of a change that git applied to a file.
 
     Args:
-        fits: whether all of the change does.
-        file: with it; None when it is gone.
-        moved: of each hunk, how many lines further down than the patch says git put it.
-        rejected: indexes of the hunks that fit nowhere.
+        fits: whether all hunks apply.
+        file: with the change; None when the change deletes it.
+        moved: for each hunk, how many lines below its line in the patch it applied.
+        rejected: indexes of the hunks that do not apply.
     """
 
     fits: bool
@@ -89,12 +89,13 @@ def apply(change: Change, file: File | None, shifts: Sequence[int] = (), *, reve
     """Apply a change to a file.
 
     Args:
-        file: None when there is none.
-        shifts: of each hunk, how many lines further down than the patch says git looks for it first.
-        reverse: whether the change is taken back instead.
+        change: of the file.
+        file: None when it does not exist.
+        shifts: for each hunk, how many lines below its line in the patch git looks for it first.
+        reverse: whether to revert the change instead.
 
     Raises:
-        DcaError: DCA-502 when git cannot read the change, or makes something else of it than it says.
+        DcaError: DCA-502 when git cannot read the change, or its result differs from the patch.
     """
     head = {
         "changed": "--- a/file\n+++ b/file\n",
@@ -110,31 +111,33 @@ def apply(change: Change, file: File | None, shifts: Sequence[int] = (), *, reve
         words = ["apply", "--verbose", "--reject", "--whitespace=nowarn", *(["--reverse"] if reverse else []), "patch"]
         done = _git(folder, words)
         result = File.read(folder / "file")
-    # Taking a change back, git tells how far up a hunk is.
+    # When git reverts a change, its offsets count upwards.
     offsets = {int(number): -int(by) if reverse else int(by) for number, by in _MOVED.findall(done.text)}
     moved = tuple(by + offsets.get(number, 0) for number, by in enumerate(shifts, start=1))
-    # What git made is what the patch says, or it is not taken: git has skipped patches without a word.
+    # Compare git's result with the patch, because git has skipped patches silently.
     lines = file.lines if file else []
     for hunk, by in zip(change.hunks, moved, strict=True):
         start, old, new = (hunk.old_start, hunk.new, hunk.old) if reverse else (hunk.new_start, hunk.old, hunk.new)
         at = max(start - 1, 0) + by
         lines[at : at + len(old)] = new
     if done.returncode not in (0, 1) or (done.ok and (result or File(b"")).content != File.of(lines).content):
-        raise DcaError("DCA-502", "git reads it in another way.", why=done.text, remedy="write it with git diff.")
+        raise DcaError("DCA-502", "git applies it differently.", why=done.text, remedy="write it with git diff.")
     if result is not None:
         result = result._replace(executable=file.executable if file else change.executable)
     return Applied(done.ok, result, moved, frozenset(int(number) - 1 for number in _REJECTED.findall(done.text)))
 
 
 def diff(before: Mapping[str, File | None], after: Mapping[str, File | None], context: int, log: Path | None) -> str:
-    """A patch from files to files, with as many lines around each change as are asked for; empty when nothing differs.
+    """A patch between two states of files; empty when nothing differs.
 
     Args:
-        before: by path; None for a file that is not there.
+        before: by path; None for a file that does not exist.
         after: the same paths.
+        context: lines around each change.
+        log: of git.
 
     Raises:
-        DcaError: DCA-103 without git, DCA-502 when it cannot tell the difference as text.
+        DcaError: DCA-103 without git, DCA-502 when git cannot write the difference as text.
     """
     options = "--no-index --no-prefix --no-color --no-ext-diff --no-textconv --no-renames --diff-algorithm=histogram"
     with store.scratch() as folder:
@@ -147,13 +150,13 @@ def diff(before: Mapping[str, File | None], after: Mapping[str, File | None], co
         if done.returncode not in (0, 1):
             raise DcaError("DCA-502", "git could not write the patch.", why=done.text, remedy="see the log.")
         text = (folder / "patch").read_bytes().decode("utf-8", "surrogateescape") if done.returncode else ""
-    # The name of the function around a hunk is a line of upstream that nobody needs; of a file that only one side has,
-    # git names that side twice.
+    # Remove the line of upstream that git adds to a hunk's header, the name of a function. For a file that exists on
+    # one side only, git repeats that side in the first line.
     return _ONE_SIDE.sub(r"diff --git a/\1 b/\1\n", _HUNK_NAMES.sub(r"\1\n", text))
 
 
 def merge(base: File, ours: File, theirs: File, log: Path | None) -> File | None:
-    """What two changes of a file make of it together; None when they touch the same lines.
+    """Merge two changes of a file; None when they conflict.
 
     Raises:
         DcaError: DCA-103 without git.

@@ -1,6 +1,6 @@
-"""Brings the trees that a series is held against onto the disk without a plan: pinned, at another commit, or as given.
+"""Fetches the trees that a series is checked against: pinned, at another commit, or as the user gives them.
 
-What is brought is looked at and not built.
+They are read and never built, and need no plan.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from dca.catalogue import mirrors
+from dca.catalogue.mirrors import Places
 from dca.catalogue.recipes import GitSource, Recipe, SdistSource
 from dca.foundation import archives, store
 from dca.foundation.errors import DcaError
@@ -20,10 +22,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Wanted(NamedTuple):
-    """Which state of a tree is looked at.
+    """The requested state of a tree.
 
     Args:
-        place: a local clone, an sdist or a folder; None for where the recipe has it from.
+        place: a local clone, an sdist or a folder; None for the recipe's URLs.
         rev: a commit or a branch; empty for the recipe's pin.
     """
 
@@ -35,8 +37,8 @@ class Found(NamedTuple):
     """A tree on the disk.
 
     Args:
-        place: what its base line calls it.
-        pin: as a series names it; empty for a folder that is taken as it is.
+        place: its name in the base line of a series.
+        pin: as a series records it; empty for an unpinned folder.
     """
 
     folder: Path
@@ -45,10 +47,10 @@ class Found(NamedTuple):
 
 
 def pinned(recipe: Recipe, tree: str) -> SdistSource | GitSource:
-    """What a recipe pins a tree to.
+    """The pinned source of a recipe's tree.
 
     Raises:
-        DcaError: DCA-203 for a tree that it does not have.
+        DcaError: DCA-203 for a tree that the recipe does not have.
     """
     if tree == SOURCE:
         return recipe.source
@@ -57,7 +59,7 @@ def pinned(recipe: Recipe, tree: str) -> SdistSource | GitSource:
             "DCA-203",
             f"the recipe {recipe.name} has no companion `{tree}`.",
             why=f"its companions are: {', '.join(recipe.companions) or 'none'}.",
-            remedy="correct the name; a patch of a companion lies in a folder of the companion's name.",
+            remedy="correct the name; patches of a companion are in a folder with the companion's name.",
         )
     return recipe.companions[tree].source
 
@@ -65,22 +67,27 @@ def pinned(recipe: Recipe, tree: str) -> SdistSource | GitSource:
 def bring(
     source: SdistSource | GitSource, wanted: Wanted, folder: Path, cache: store.Store, reporter: Reporter, log: Path
 ) -> Found:
-    """A tree at the state that is wanted, below a folder; one that is taken as it is stays where it is.
+    """Fetch a tree at the requested state; a local folder is used in place.
 
     Args:
-        folder: that is not there yet.
+        source: the recipe's pin.
+        wanted: the requested state.
+        folder: to write the tree to; it must not exist.
+        cache: of downloads.
+        reporter: of progress.
+        log: of git.
 
     Raises:
-        DcaError: DCA-201 or DCA-204 for what cannot be looked at, DCA-4nn when it cannot be had.
+        DcaError: DCA-201 or DCA-204 for a state that the place does not have, DCA-4nn when it cannot be fetched.
     """
     place = wanted.place
     if place is not None and not git.is_repository(place):
         if wanted.rev:
-            what = f"{place.name} is a file" if place.is_file() else f"{place} is no git repository"
+            what = f"{place.name} is a file" if place.is_file() else f"{place} is not a git repository"
             raise DcaError(
                 "DCA-204",
-                f"{what}, and `{wanted.rev}` was asked of it.",
-                remedy="name a clone, or leave the commit out.",
+                f"{what} and has no commit `{wanted.rev}`.",
+                remedy="give a clone, or omit the commit.",
             )
         if not place.is_file():
             return Found(place, place.name, "")
@@ -90,21 +97,21 @@ def bring(
         if wanted.rev:
             raise DcaError(
                 "DCA-201",
-                f"{source.file} has no commits, and `{wanted.rev}` was asked of it.",
-                remedy="name a clone, another sdist or a folder.",
+                f"{source.file} is an sdist and has no commit `{wanted.rev}`.",
+                remedy="give a clone, another sdist or a folder.",
             )
         archives.unpack_sdist(index.download(source, cache), folder)
         return Found(folder, source.file, source.pin)
-    reporter.stage("look", str(place or getattr(source, "urls", [""])[0]))
-    commit, urls = _commit(source, wanted), getattr(source, "urls", ())
-    repository = place or git.fetch(urls, commit, cache, log)
-    git.export(repository, commit, folder)
+    reporter.stage("look", str(place or source.urls[0]))
+    places = mirrors.places(*source.urls, local=place)
+    commit, urls = _commit(source, wanted, places), source.urls
+    git.export(git.fetch(places, commit, cache, log), commit, folder)
     name = "/".join(urls[-1].removesuffix(".git").split("/")[-2:]) if urls else place.name if place else ""
     return Found(folder, name, commit)
 
 
-def _commit(source: SdistSource | GitSource, wanted: Wanted) -> str:
-    """The commit that is wanted.
+def _commit(source: SdistSource | GitSource, wanted: Wanted, places: Places) -> str:
+    """The requested commit.
 
     Raises:
         DcaError: DCA-405.
@@ -112,25 +119,29 @@ def _commit(source: SdistSource | GitSource, wanted: Wanted) -> str:
     rev = wanted.rev or (source.commit if isinstance(source, GitSource) else "")
     if _COMMIT.fullmatch(rev):
         return rev
-    local = wanted.place is not None
-    places = [str(wanted.place)] if local else list(source.urls) if isinstance(source, GitSource) else []
-    for place in places:
-        if rev and (head := git.branch_head(place, rev, local=local)):
-            return head
+    if rev and (head := git.branch_head(places, rev)):
+        return head
     raise DcaError(
         "DCA-405",
-        f"there is no branch `{rev}` in {' or '.join(places)}." if rev else f"no commit of {wanted.place} is named.",
-        remedy="name a branch, or a commit with all its 40 digits.",
+        f"there is no branch `{rev}` in {wanted.place or ' or '.join(source.urls)}."
+        if rev
+        else f"no commit of {wanted.place} is given.",
+        remedy="give a branch, or a commit with all 40 digits.",
     )
 
 
 def bring_base(
     source: SdistSource | GitSource, base: Base, place: Path | None, folder: Path, cache: store.Store, log: Path
 ) -> Path | None:
-    """The tree that patches were written against; None when it cannot be had, which a rebase can do without.
+    """The tree that patches were written against; None when it cannot be fetched, because a rebase does not require it.
 
     Args:
-        place: where the tree is now; a clone often has the old commit as well.
+        source: the recipe's pin.
+        base: that the series records.
+        place: of the tree at its new state; a clone often has the old commit as well.
+        folder: to write the tree to.
+        cache: of downloads.
+        log: of git.
     """
     wanted = Wanted(rev=base.pin)
     try:

@@ -1,4 +1,4 @@
-"""Reads a patch file, and refuses whatever is more than plain changes of text files inside of one tree."""
+"""Reads a patch file, and rejects everything but plain changes of text files inside one tree."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from unidiff import PatchSet, UnidiffParseError
 from dca.foundation.errors import DcaError
 
 MOST_BYTES = 4 << 20
-"""A patch is written by hand; one that is larger is not one."""
+"""The size limit: patches are written by hand."""
 FIELDS = ("What", "Why", "Upstream", "Test")
-"""What the text above a patch says."""
+"""The fields of a patch's header."""
 _START = re.compile(r"^(?:diff --git |--- a/|--- /dev/null)", re.MULTILINE)
-# The version of git, at the end of a mail.
+# The version of git at the end of a patch from git format-patch.
 _SIGNATURE = re.compile(r"^-- \n\d.*\n+\Z", re.MULTILINE)
-# All that may stand outside of hunks, and only in this order. No other mode than that of a plain or an executable file
-# is named: links, submodules and changed modes are never written, nor is anything renamed, copied or binary.
+# Everything that is allowed outside hunks, in this order. The only modes are those of plain and executable files, so
+# links, submodules, changed modes, renames, copies and binary files are rejected.
 _SECTION = re.compile(
     r"""(?: diff\ --git\ a/(?P<name>\S+)\ b/(?P=name)\n
             (?: (?P<mode>new|deleted)\ file\ mode\ 100(?:644|(?P<executable>755))\n )?
@@ -31,18 +31,20 @@ _SECTION = re.compile(
             (?: \\\ No\ newline\ at\ end\ of\ file\n )? )+""",
     re.VERBOSE,
 )
-# What git itself reads in a tree, besides its own folder.
+# Files of a tree that git itself reads, and its own folder.
 _OF_GIT = (".git", ".gitmodules", ".gitattributes", "git~1")
 
 
 class Hunk(NamedTuple):
-    """One place of a file, as it is to be found and as it is to become; lines have their newlines.
+    """A hunk of a patch; lines include their newlines.
 
     Args:
-        old_start: the first line that is to be found, from 1; the line before when there is none.
-        new_start: the same of the result.
-        body: its lines as the patch has them, without the header.
-        context: how many lines at its beginning or its end stay as they are, whichever are more.
+        old_start: its first line in the old file, from 1; the line before when it has no old lines.
+        new_start: likewise in the new file.
+        old: the lines that it replaces.
+        new: the lines that replace them.
+        body: its lines as in the patch, without the header.
+        context: the number of unchanged lines at its beginning or its end, whichever is larger.
     """
 
     old_start: int
@@ -53,17 +55,19 @@ class Hunk(NamedTuple):
     context: int
 
     def text(self, shift: int) -> str:
-        """The hunk as a patch has it, for lines further down."""
+        """The hunk as in a patch, moved down by some lines."""
         starts = max(self.old_start + shift, 0), max(self.new_start + shift, 0)
         return f"@@ -{starts[0]},{len(self.old)} +{starts[1]},{len(self.new)} @@\n{self.body}"
 
 
 class Change(NamedTuple):
-    """What a patch does with one file.
+    """The change of one file in a patch.
 
     Args:
         name: of the file, below its tree.
-        executable: of a new file.
+        kind: of the change.
+        executable: whether a new file is executable.
+        hunks: at least one.
     """
 
     name: str
@@ -73,11 +77,11 @@ class Change(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A patch file that was read.
+    """The content of a patch file.
 
     Args:
         header: everything above the first change.
-        changes: one for each file.
+        changes: one per file.
     """
 
     header: str
@@ -85,17 +89,17 @@ class Text(NamedTuple):
 
     @property
     def fields(self) -> dict[str, str]:
-        """What the header says, by field; a line that begins with a space goes on with the one above."""
-        # What is no field ends the one above, as a field without a name.
+        """The header's fields; a line that begins with a space continues the one above."""
+        # Any other line ends the field above, as a field without a name.
         lines = re.findall(rf"^(?:({'|'.join(FIELDS)}):)?(.*(?:\n .*)*)", self.header, re.MULTILINE)
         return {name: re.sub(r"\s*\n\s*", " ", text.strip()) for name, text in lines if name}
 
 
 def read(path: Path) -> Text:
-    """A patch.
+    """Read a patch.
 
-    Refused are paths outside of the tree, changed modes, renames, links, submodules, binary content and what git reads;
-    also quoted paths, whose real name only git would know, and a file that is changed twice.
+    It is rejected if it has paths outside the tree, changed modes, renames, links, submodules, binary content, files
+    that git reads, quoted paths (only git knows their real names), or changes a file twice.
 
     Raises:
         DcaError: DCA-502.
@@ -103,7 +107,7 @@ def read(path: Path) -> Text:
     if path.is_symlink() or not path.is_file():
         raise DcaError(
             "DCA-502",
-            f"the series names {path.name}, which does not exist or is no plain file.",
+            f"{path.name} in the series does not exist or is not a regular file.",
             remedy=f"correct {path.parent / 'series'}.",
         )
     if path.stat().st_size > MOST_BYTES:
@@ -112,10 +116,11 @@ def read(path: Path) -> Text:
 
 
 def parse(content: bytes, path: Path) -> Text:
-    """A patch from its bytes.
+    """Parse a patch.
 
     Args:
-        path: what a message calls it.
+        content: of its file.
+        path: for messages.
 
     Raises:
         DcaError: DCA-502.
@@ -123,7 +128,7 @@ def parse(content: bytes, path: Path) -> Text:
     if b"\0" in content:
         raise refused(path, "is not text")
     if not content.endswith(b"\n"):
-        raise refused(path, "is cut short: its last line does not end")
+        raise refused(path, "is truncated: its last line has no newline")
     try:
         text = content.decode("utf-8")
         start = _START.search(text)
@@ -139,7 +144,7 @@ def parse(content: bytes, path: Path) -> Text:
     lines = [line for number, line in enumerate(body.split("\n"), start=1) if line and number not in inside]
     outside = "".join(f"{line}\n" for line in lines)
     if rest := _SECTION.sub("", outside):
-        raise refused(path, f"holds `{rest.splitlines()[0][:60]}`, which is never applied")
+        raise refused(path, f"has an unsupported line `{rest.splitlines()[0][:60]}`")
     changes = tuple(
         _change(path, section, tuple(map(_hunk, file)))
         for section, file in zip(_SECTION.finditer(outside), files, strict=True)
@@ -151,10 +156,10 @@ def parse(content: bytes, path: Path) -> Text:
 
 
 def with_header(header: str, body: str, path: Path) -> str:
-    """A patch file.
+    """The text of a patch file.
 
     Raises:
-        DcaError: DCA-502 when it is not one that this tool applies.
+        DcaError: DCA-502 when `parse` rejects it.
     """
     text = f"{header.rstrip()}\n\n{body}" if header.strip() else body
     parse(text.encode("utf-8", "surrogateescape"), path)
@@ -162,7 +167,7 @@ def with_header(header: str, body: str, path: Path) -> str:
 
 
 def _change(path: Path, section: re.Match[str], hunks: tuple[Hunk, ...]) -> Change:
-    """One file of a patch, from what stands above its hunks.
+    """The change of one file, from the lines above its hunks.
 
     Raises:
         DcaError: DCA-502.
@@ -173,37 +178,37 @@ def _change(path: Path, section: re.Match[str], hunks: tuple[Hunk, ...]) -> Chan
     name = (old if kind == "deleted" else new)[2:]
     said = {name, section["name"] or name, name if kind == "new" else old[2:]}
     if len(said) > 1 or (section["mode"] or kind) != kind:
-        raise refused(path, "can be read in two ways", ", ".join(sorted(said)))
+        raise refused(path, "is ambiguous", ", ".join(sorted(said)))
     _check_name(path, name)
     if any(hunk.old == hunk.new for hunk in hunks):
-        raise refused(path, f"has a place where it changes no line of {name}")
+        raise refused(path, f"has a hunk that changes no line of {name}")
     if kind != "changed" and (len(hunks) > 1 or (hunks[0].old if kind == "new" else hunks[0].new)):
-        raise refused(path, f"does not hold the whole of {name}")
+        raise refused(path, f"does not have the complete file {name}")
     return Change(name, kind, section["executable"] is not None, hunks)
 
 
 def _check_name(path: Path, name: str) -> None:
-    """Refuse a name that is not one of a file inside of the tree.
+    """Reject a name that is not the path of a file inside the tree.
 
     Raises:
         DcaError: DCA-502.
     """
     parts = name.split("/")
     if {"", ".", ".."} & set(parts) or "\\" in name or not name.isprintable():
-        raise refused(path, f"writes to {name[:200]!r}, which is not a path below its tree")
+        raise refused(path, f"changes {name[:200]!r}, which is not a path inside its tree")
     for part in parts:
-        # As file systems that fold letters would take it.
+        # As a case-insensitive file system would see it.
         plain = "".join(
             letter for letter in unicodedata.normalize("NFKC", part) if unicodedata.category(letter) != "Cf"
         )
         if plain.casefold().rstrip(". ").split(":")[0] in _OF_GIT:
-            raise refused(path, f"writes to {name[:200]!r}, which git reads")
+            raise refused(path, f"changes {name[:200]!r}, which git itself reads")
 
 
 def _hunk(read_hunk: ReadHunk) -> Hunk:
     old: list[str] = []
     new: list[str] = []
-    # An empty type is that of an empty line behind the hunk.
+    # A line after the hunk has an empty type.
     lines = [line for line in read_hunk if line.line_type]
     for number, line in enumerate(lines):
         unended = [after.line_type for after in lines[number + 1 : number + 2]] == ["\\"]
@@ -220,7 +225,7 @@ def _hunk(read_hunk: ReadHunk) -> Hunk:
 
 
 def refused(path: Path, what: str, why: str = "") -> DcaError:
-    """The error for a patch that is never applied."""
+    """The error for a patch that is rejected."""
     return DcaError(
-        "DCA-502", f"{path.name} {what}.", why=why, remedy="write it as plain changes of text files, with git diff."
+        "DCA-502", f"{path.name} {what}.", why=why, remedy="write it with git diff, as plain changes of text files."
     )

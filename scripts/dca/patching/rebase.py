@@ -1,4 +1,4 @@
-"""Rebases a series onto a source that has moved, and writes it back as a whole or not at all."""
+"""Rebases a series onto a changed source, and replaces it atomically."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _NUMBER = re.compile(r"^(\d{4})-")
 def rebase(
     folder: Path, onto: Mapping[str, Found], base: Mapping[str, Path], log: Path | None, *, drop: bool, dry_run: bool
 ) -> Report:
-    """Rebase a series onto trees that have moved, and write it back unless something of it does not apply.
+    """Rebase a series onto changed trees, and write it back if all of it applies.
 
-    A patch that fits as it stands is left alone; one that fits at other lines is written anew for them; where lines
-    around it have changed, the change is merged by way of the tree that it was written against. A patch that fits at
-    other lines must be what that merge says, too, if it can be made. Patches and bases are written together with the
-    next revision.
+    A patch that applies at its own lines is kept; one that applies at other lines is rewritten for them. If lines
+    around it have changed, it is merged with the help of the tree that it was written against. When that tree is
+    available, a patch that applies at other lines must also agree with the merge. Patches and bases are written
+    together, with the next revision.
 
     Args:
         folder: of the series.
         onto: the source and companions at their new state.
-        base: the states that the patches were written against, as far as they are there.
+        base: the available trees that the patches were written against.
         log: of git.
-        drop: whether patches leave the series whose change the source already has.
-        dry_run: whether nothing is written.
+        drop: whether to remove patches whose change the source already has.
+        dry_run: whether to write nothing.
     """
     examined = examine(folder, {name: tree.folder for name, tree in onto.items()}, None, base, log)
     result = report_of(folder, examined, {name: tree.pin for name, tree in onto.items()})
@@ -44,7 +44,7 @@ def rebase(
     now = {name: Base(tree.place, tree.pin) for name, tree in onto.items() if tree.pin}
     now = {name: base for name, base in now.items() if name not in known or known[name].pin != base.pin}
     if not (examined.texts or dropped or now):
-        # A run that was killed right behind its last step left the old series.
+        # A rebase that was killed directly after its last step left the old series.
         store.sweep(folder)
         return result
     contents: dict[str, bytes] = {}
@@ -61,7 +61,7 @@ def rebase(
 
 
 def _check_whole(part: Path, onto: Mapping[str, Found]) -> None:
-    """The series as it was written must apply as it stands."""
+    """Check that every patch of the rewritten series applies at its own lines."""
     examined = examine(part, {name: tree.folder for name, tree in onto.items()}, None)
     if wrong := [
         outcome for outcome in examined.outcomes if outcome.status not in ("clean", "already there", "not needed")

@@ -1,4 +1,4 @@
-"""What became of a series, patch by patch: the values that are written as JSON, and their text."""
+"""The report on a series, patch by patch: the values that are written as JSON, and their text."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dca.foundation.documents import Document, Value
 Status = Literal["clean", "offset", "already there", "merged", "added", "not needed", "conflict", "refused"]
 BAD: tuple[Status, ...] = ("conflict", "refused")
 MOST_CHARACTERS = 80
-"""How much of what a patch does is told on its line."""
+"""The length limit of a patch's description on its line."""
 MOST_LINES = 12
-"""How many lines of each side a message shows; the document has all."""
+"""How many lines of each side a message shows; the JSON document has all."""
 
 
 class Moved(Value):
-    """A hunk that fits at another line than the patch says.
+    """A hunk that applies at another line than in the patch.
 
     Args:
-        line: where the patch says, from 1.
-        by: how many lines further down it fits.
+        line: in the patch, from 1.
+        by: how many lines below it the hunk applies.
     """
 
     file: str
@@ -29,14 +29,14 @@ class Moved(Value):
 
 
 class Conflict(Value):
-    """A place where a patch does not fit.
+    """A place where a patch does not apply.
 
     Args:
-        line: of the source where it should, or of what comes closest to it; from 1.
+        line: of the most similar lines in the source, from 1.
         reason: in words.
-        expected: what the patch wants to find there.
-        found: what the source has.
-        wanted: what the patch would have made of it.
+        expected: the lines that the patch replaces.
+        found: the lines of the source.
+        wanted: the lines that the patch puts there.
     """
 
     file: str
@@ -48,18 +48,18 @@ class Conflict(Value):
 
 
 class Outcome(Value):
-    """What became of one patch or added file.
+    """The outcome of one patch or added file.
 
     Args:
-        name: as the series spells it, and of an added file where it is put.
-        tree: what it is for: the source, or a companion.
+        name: as the series spells it; for an added file, its path in the source.
+        tree: that it changes: the source, or a companion.
         sha256: of the patch or the added file; empty when it cannot be read.
-        what: what it does, in the words of its header.
-        lacks: fields that its header should have.
-        files: what it changes.
-        moved: hunks at other lines, of one that is at an offset.
-        conflicts: where it does not fit.
-        why: it was refused, with what is right instead.
+        what: it does, according to its header.
+        lacks: fields that its header lacks.
+        files: that it changes.
+        moved: hunks that apply at other lines.
+        conflicts: where it does not apply.
+        why: it was rejected, and what is allowed instead.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Outcome(Value):
 
 
 class TreeState(Value):
-    """A tree that a series was held against.
+    """A tree that a series was checked against.
 
     Args:
         name: the source, or a companion.
-        pin: what it is pinned to; empty for a folder that is taken as it is.
-        base: what the patches were written against; empty where the series does not say.
+        pin: of the tree; empty for an unpinned folder.
+        base: the pin that the patches were written against; empty when the series does not record it.
     """
 
     name: str
@@ -89,14 +89,14 @@ class TreeState(Value):
 
 
 class Report(Document):
-    """What became of a whole series.
+    """The report on a series.
 
     Args:
-        recipe: whose series it is; empty for a folder of its own.
+        recipe: of the series; empty for a separate folder.
         revision: of the series.
-        trees: what it was held against.
+        trees: that it was checked against.
         patches: every patch of the series in order, then every added file.
-        written: whether the series was written anew (`refresh`).
+        written: whether the series was rewritten (`dca patch refresh`).
     """
 
     SCHEMA: ClassVar[str] = "dca.patches/1"
@@ -109,12 +109,12 @@ class Report(Document):
 
     @property
     def bad(self) -> tuple[Outcome, ...]:
-        """What keeps the series from being applied."""
+        """The patches and files that prevent the series from being applied."""
         return tuple(outcome for outcome in self.patches if outcome.status in BAD)
 
 
 def lines(outcomes: tuple[Outcome, ...]) -> list[str]:
-    """A report as text: one line for each patch, and below it what is to be known of it."""
+    """A report as text: one line per patch, with details below it."""
     text: list[str] = []
     for outcome in outcomes:
         what = f"  {textwrap.shorten(outcome.what, MOST_CHARACTERS, placeholder=' …')}" if outcome.what else ""
@@ -126,7 +126,7 @@ def lines(outcomes: tuple[Outcome, ...]) -> list[str]:
         if outcome.why:
             text += [f"    {line}" for line in outcome.why.splitlines()]
         if outcome.lacks:
-            text.append(f"    its header does not say: {', '.join(outcome.lacks)}")
+            text.append(f"    its header lacks: {', '.join(outcome.lacks)}")
     return text
 
 

@@ -1,8 +1,8 @@
-"""Everything that a build takes in one file: packing it where there is a network, and reading it where there is none.
+"""Packs all inputs of a build into one file on a machine with a network, for a machine without one.
 
-A bundle is a zip whose entries are stored: `bundle.json`, then one entry per part, named after its sha256. What it says
-of itself is believed of nothing: the parts that a build takes are those that this tool's own recipes, locks and toolkit
-files pin, each checked against its pin when it is taken out.
+A bundle is a zip with uncompressed entries: `bundle.json`, then one entry per part, named after its sha256. Nothing
+that it says about itself is trusted: a build uses the parts that dca's own recipes, locks and toolkit files pin, and
+each part is checked against its pin when it is unpacked.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ from dca.toolchain import environments, lockfile, provide
 from dca.toolchain.lockfile import Lock
 
 MANIFEST = "bundle.json"
-# The largest so far has 40 kB.
+# The largest one so far has 40 kB.
 _MANIFEST_BYTES = 16 << 20
 _PARTS = 100_000
 _BLOCK = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+~-]{0,254}")
-# What is printed of a bundle must not move a terminal's cursor either.
+# Names are printed, so they must not have a terminal's control characters.
 _SOURCE = re.compile(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*")
 HasCommit = Callable[[GitSource | Submodule, tuple[str, ...]], bool]
 
 
 class Part(Value):
-    """One part.
+    """One part of a bundle.
 
     Args:
-        kind: a file as it was published, or the objects of a git commit.
+        kind: a file as published, or the objects of a git commit.
         name: of the file, or of the source.
         size: bytes.
         commit: of git objects.
-        only: the files and folders of the commit that they hold; all when empty.
+        only: the files and folders of the commit that are included; all when empty.
     """
 
     kind: Literal["file", "git"]
@@ -74,13 +74,13 @@ class Part(Value):
 
 
 class Manifest(Document):
-    """What a bundle says of itself.
+    """The description of a bundle, in the bundle.
 
     Args:
-        tool: version of this tool that packed it.
-        request: what was asked for, without paths of that machine.
-        lock: what the build takes.
-        choices: of the plan, to say where another machine plans another wheel.
+        tool: version of dca that packed it.
+        request: of the user, without paths of that machine.
+        lock: the inputs of the build.
+        choices: of the plan, to report how a plan on another machine differs.
         followed: as in `Reach`.
         parts: in the order of the file.
     """
@@ -99,7 +99,7 @@ class Packed(Document):
     """A bundle that was written.
 
     Args:
-        notes: what a build from it needs besides.
+        notes: what a build needs besides the bundle.
     """
 
     SCHEMA: ClassVar[str] = "dca.packed/1"
@@ -115,18 +115,18 @@ class Packed(Document):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose form was checked; the content of each part is checked when it is taken out."""
+    """A bundle whose format was checked; the content of each part is checked when it is unpacked."""
 
     path: Path
     manifest: Manifest
 
     @property
     def files(self) -> frozenset[str]:
-        """The sha256 of every file in it."""
+        """The sha256 of every file in the bundle."""
         return frozenset(part.sha256 for part in self.manifest.parts if part.kind == "file")
 
     def objects(self, commit: str, only: tuple[str, ...]) -> Part | None:
-        """The part with what is needed of a commit."""
+        """The part with the needed files of a commit."""
         key = ("git", commit, only)
         return next((part for part in self.manifest.parts if (part.kind, part.commit, part.only) == key), None)
 
@@ -136,12 +136,12 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a bundle is about.
+    """The build that a bundle is for.
 
     Args:
         plan: of the build.
         recipe: its recipe, as the plan's profile sees it.
-        toolkits: every toolkit that is known.
+        toolkits: every known toolkit.
     """
 
     plan: Plan
@@ -150,22 +150,22 @@ class Contents:
 
 
 def pack(contents: Contents, tree: fetch.Tree, request: Request, reach: Reach, run: Run, path: Path) -> Packed:
-    """Write everything that a build takes into one file; what the cache lacks of it is fetched.
+    """Write all inputs of a build to one file; those that the cache lacks are downloaded.
 
     Args:
         contents: the build.
         tree: its sources, fetched.
         request: that led to the plan.
         reach: that the plan was made with.
-        run: its cache is where parts are kept.
-        path: of the file; it appears whole or not at all.
+        run: whose cache keeps the parts.
+        path: of the file, which is complete once it exists.
 
     Raises:
-        DcaError: DCA-201 for sources that are not pinned, DCA-4nn when a part cannot be had.
+        DcaError: DCA-201 for sources that are not pinned, DCA-4nn when a part cannot be downloaded.
     """
     plan, recipe = contents.plan, contents.recipe
     with store.scratch(run.cache.open().root) as scratch:
-        run.reporter.stage("bundle", "what the build takes")
+        run.reporter.stage("bundle", "the inputs of the build")
         packed = {part.sha256: (part, file) for part, file in _parts(contents, run, scratch)}
         order = sorted(packed)
         manifest = Manifest(
@@ -204,24 +204,20 @@ def _parts(contents: Contents, run: Run, scratch: Path) -> Iterator[tuple[Part, 
     for source in plan.sources:
         if source.name == "official wheel":
             continue
+        places = fetch.places_of(source)
         if source.pin.startswith("tree:"):
             raise DcaError(
                 "DCA-201",
-                f"{source.places[0]} is a folder that is taken as it is, and a bundle holds pinned sources only.",
-                remedy="leave --dirty out, or copy that folder yourself and name it there with --source.",
+                f"{source.places[0]} is an unpinned folder, and a bundle may only have pinned sources.",
+                remedy="omit --dirty, or copy that folder to the other machine and give it there with --source.",
             )
         if source.pin.startswith("sha256:"):
             assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
-            local = source.origin == "local"
-            file = (
-                Path(source.places[0])
-                if local
-                else index.download(recipe.source, run.cache, progress(source.places[0]))
-            )
+            file = places.local or index.download(recipe.source, run.cache, progress(source.places[0]))
             yield _file(file, recipe.source.sha256, recipe.source.file), file
         else:
             commit, only = source.pin.removeprefix("commit:"), fetch.wanted_paths(recipe, source.name)
-            repository = fetch.repository(source, recipe, run.cache, run.log)
+            repository = git.fetch(places, commit, run.cache, run.log, only)
             file = scratch / f"{commit}-{len(list(scratch.iterdir()))}.pack"
             gitpack.write(git.objects(repository, commit, only), file)
             part = Part(
@@ -253,7 +249,7 @@ def _file(path: Path, sha256: str, name: str = "") -> Part:
 
 
 def _asked(request: Request, plan: Plan) -> Request:
-    """A request that leads to the same plan on another machine; nothing of it is a path."""
+    """A request that leads to the same plan on another machine, without any path."""
     return request.model_copy(
         update={
             "recipe": plan.recipe,
@@ -289,18 +285,18 @@ _COMPARED = (
 def _notes(plan: Plan) -> Iterator[str]:
     if plan.toolkit and plan.toolkit.path:
         yield (
-            f"CUDA {plan.toolkit.version} is this machine's own and not in it: the other machine needs one, named with "
-            "--toolkit DIR."
+            f"The bundle does not include this machine's CUDA {plan.toolkit.version}: the other machine needs its own, "
+            "given with --toolkit DIR."
         )
     if plan.compiled:
         yield (
-            f"The other machine needs this tool, at this commit, g++ {plan.host_compiler_version} for the same bytes, "
-            f"and Python {'.'.join(plan.python.split('.')[:2])}."
+            f"The other machine needs dca at this commit, Python {'.'.join(plan.python.split('.')[:2])}, and, for the "
+            f"same bytes, g++ {plan.host_compiler_version}."
         )
 
 
 def _write(path: Path, manifest: Manifest, files: dict[str, Path], reporter: Reporter) -> None:
-    """A zip with sorted entries, one time, one mode, nothing compressed."""
+    """A zip with sorted, uncompressed entries, all with the same time and mode."""
     total, done = sum(part.size for part in manifest.parts), 0
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_entry(MANIFEST), documents.dumps(manifest))
@@ -328,7 +324,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 
 def read(path: Path) -> Bundle:
-    """A bundle, its form checked and nothing of it opened.
+    """Read a bundle and check its format, without unpacking parts.
 
     Raises:
         DcaError: DCA-410 for anything that `pack` does not write.
@@ -344,7 +340,7 @@ def read(path: Path) -> Bundle:
     if len(sizes) != len(manifest.parts) or sizes != {
         name: info.file_size for name, info in entries.items() if name != MANIFEST
     }:
-        raise _bad(path, f"its parts are not those that {MANIFEST} names, each once and with its size")
+        raise _bad(path, f"its parts differ from those in {MANIFEST}")
     if (wrong := _wrong(manifest)) is not None:
         raise _bad(path, wrong)
     return Bundle(path, manifest)
@@ -352,7 +348,7 @@ def read(path: Path) -> Bundle:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Whatever zipfile says of a file that it cannot read is DCA-410."""
+    """Turn any error of zipfile about an unreadable file into DCA-410."""
     try:
         yield
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, KeyError) as error:
@@ -360,7 +356,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Entries by name; a ValueError for those that do not lie one after the other as `_write` puts them."""
+    """Entries by name; raises ValueError unless they follow one another as `_write` writes them."""
     infos = archive.infolist()
     if len(infos) > _PARTS:
         raise ValueError(f"it has {len(infos)} entries")
@@ -369,13 +365,13 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         name = info.filename
         if name != MANIFEST and not re.fullmatch(r"parts/[0-9a-f]{64}", name):
             raise ValueError(f"it has an entry {name[:80]!r}")
-        # No flag is set by `_write`; some make zipfile refuse an entry when it is opened.
+        # `_write` sets no flag; with some flags zipfile rejects an entry only when it is opened.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits:
-            raise ValueError(f"its entry {name} is not stored as it is")
+            raise ValueError(f"its entry {name} is compressed or has flags")
         if not stat.S_ISREG(info.external_attr >> 16):
-            raise ValueError(f"its entry {name} is no file")
+            raise ValueError(f"its entry {name} is not a file")
         if info.header_offset < end:
-            raise ValueError(f"its entry {name} lies over another one")
+            raise ValueError(f"its entry {name} overlaps another one")
         end = info.header_offset + 30 + len(name) + info.file_size
     if end > size:
         raise ValueError("it ends before its last entry")
@@ -390,15 +386,15 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 
 def _wrong(manifest: Manifest) -> str | None:
-    """What of a manifest `pack` would not write."""
+    """The first thing in a manifest that `pack` does not write."""
     for part in manifest.parts:
         if not (_NAME if part.kind == "file" else _SOURCE).fullmatch(part.name):
             return f"a part has the name {part.name[:80]!r}"
         if (part.kind == "git") != bool(part.commit):
-            return f"the part {part.name[:80]!r} is neither a file nor of a commit"
+            return f"the part {part.name[:80]!r} is neither a file nor a commit"
     request = manifest.request
     if request.source or request.companions or request.toolkit or request.dirty or not request.recipe:
-        return "its request names a path, or no recipe"
+        return "its request has a path, or no recipe"
     return None
 
 
@@ -412,26 +408,28 @@ def _bad(path: Path, why: str) -> DcaError:
 
 
 def reach(bundle: Bundle, known: Iterable[Loaded], toolkits: Iterable[ToolkitSource]) -> Reach:
-    """What a build can take from a bundle, in the words of what can be reached over a network."""
-
-    def has(origin: GitSource | Submodule, only: tuple[str, ...]) -> bool:
-        return bundle.objects(origin.commit, only) is not None
-
+    """The places of the network that a bundle replaces."""
     kits = {kit.name for kit in toolkits if set(kit.hashes.values()) <= bundle.files}
-    return local_reach(known, toolkits, has, kits, "it is not in the bundle")
+    return local_reach(
+        known,
+        toolkits,
+        lambda origin, only: bundle.objects(origin.commit, only) is not None,
+        kits,
+        "it is not in the bundle",
+    )
 
 
 def local_reach(
     known: Iterable[Loaded], toolkits: Iterable[ToolkitSource], has: HasCommit, kits: set[str], why: str
 ) -> Reach:
-    """What can be had without a network.
+    """The places whose content is available without a network.
 
     Args:
         known: every recipe.
         toolkits: every toolkit.
-        has: whether what is needed of a git source is there.
-        kits: names of the toolkits that are.
-        why: what is said of all else.
+        has: whether the needed files of a git source are available.
+        kits: names of the available toolkits.
+        why: the others are not.
     """
     places: dict[str, Reachability] = {"index": Reachability(ok=True)}
     for loaded in known:
@@ -452,7 +450,7 @@ def local_reach(
 
 
 def sources_of(recipe: Recipe) -> list[str]:
-    """The names of all source trees that a recipe can take."""
+    """The names of all source trees that a recipe can use."""
     below = [
         f"{name}/{submodule.path}"
         for name, companion in recipe.companions.items()
@@ -462,10 +460,10 @@ def sources_of(recipe: Recipe) -> list[str]:
 
 
 def unpack(bundle: Bundle, contents: Contents, run: Run) -> None:
-    """Put what a plan takes from a bundle into the cache, each part checked against the pin of the plan.
+    """Unpack the parts of a bundle that a plan uses to the cache, each checked against its pin in the plan.
 
     Raises:
-        DcaError: DCA-401 for a part with another content, DCA-410 when a part is missing or the file is damaged.
+        DcaError: DCA-401 for a part with other content, DCA-410 when a part is missing or the file is damaged.
     """
     parts = _wanted(bundle, contents, run.cache)
     total = sum(part.size for part, _, _ in parts)
@@ -485,7 +483,7 @@ def unpack(bundle: Bundle, contents: Contents, run: Run) -> None:
             else:
                 with store.scratch(run.cache.open().root) as scratch:
                     _take(bundle, archive, part, scratch / "objects.pack")
-                    # Checked before it is kept, because nobody checks a repository that the cache has.
+                    # Checked before it is kept, because repositories in the cache are not checked again.
                     holds = functools.partial(_holds, bundle, part, only)
                     gitpack.read(scratch / "objects.pack", target, run.log, holds)
             done += part.size
@@ -493,7 +491,7 @@ def unpack(bundle: Bundle, contents: Contents, run: Run) -> None:
 
 
 def _holds(bundle: Bundle, part: Part, only: tuple[str, ...], repository: Path) -> None:
-    """Refuse a repository that lacks something of what a part is to hold.
+    """Reject a repository that lacks an object of its part.
 
     Raises:
         DcaError: DCA-410.
@@ -504,12 +502,12 @@ def _holds(bundle: Bundle, part: Part, only: tuple[str, ...], repository: Path) 
         git.objects(repository, part.commit, only)
     except DcaError as error:
         raise _bad(
-            bundle.path, f"the part of {part.name} does not hold all of commit {part.commit}: {error.why}"
+            bundle.path, f"the part of {part.name} does not have all of commit {part.commit}: {error.why}"
         ) from None
 
 
 def _wanted(bundle: Bundle, contents: Contents, cache: store.Store) -> list[tuple[Part, Path, tuple[str, ...]]]:
-    """The parts that are not in the cache yet, and where they go."""
+    """The used parts that are not in the cache yet, and where they go."""
     plan, recipe = contents.plan, contents.recipe
     files = {part.sha256: part for part in bundle.manifest.parts if part.kind == "file"}
     parts: list[tuple[Part, Path, tuple[str, ...]]] = []
@@ -531,7 +529,7 @@ def _wanted(bundle: Bundle, contents: Contents, cache: store.Store) -> list[tupl
 
 
 def _wanted_files(bundle: Bundle, contents: Contents, cache: store.Store) -> Iterator[tuple[str, str]]:
-    """The sha256 and the name of every file that a build takes and that is not unpacked in the cache already."""
+    """The sha256 and the name of every file that a build uses and that is not yet unpacked in the cache."""
     plan, recipe = contents.plan, contents.recipe
     if isinstance(recipe.source, SdistSource) and any(
         source.origin == "index" and source.pin == recipe.source.pin for source in plan.sources
@@ -540,7 +538,12 @@ def _wanted_files(bundle: Bundle, contents: Contents, cache: store.Store) -> Ite
     for path, sha256 in fetch.wanted_members(plan, recipe).items():
         yield sha256, path.rsplit("/", 1)[-1]
     for kit in contents.toolkits:
-        if plan.toolkit and not plan.toolkit.path and kit.name == plan.toolkit.name and not provide.brought(kit, cache):
+        if (
+            plan.toolkit
+            and not plan.toolkit.path
+            and kit.name == plan.toolkit.name
+            and not provide.is_unpacked(kit, cache)
+        ):
             yield from ((sha256, name) for name, sha256 in provide.file_names(kit).items())
     lock = data.build_lock(plan.recipe, plan.profile)
     if environments.find(lock, plan.python_path, plan.python, cache) is None:
@@ -555,15 +558,14 @@ def _wanted_files(bundle: Bundle, contents: Contents, cache: store.Store) -> Ite
 def _lacks(bundle: Bundle, what: str, plan: Plan) -> DcaError:
     return DcaError(
         "DCA-410",
-        f"{bundle.path} does not hold {what}.",
-        why="\n".join(differences(bundle, plan)) or "it was not packed for what is asked for.",
-        remedy="pack it again with `dca fetch --bundle FILE` and the same options, from the same commit of this "
-        "project.",
+        f"{bundle.path} does not have {what}.",
+        why="\n".join(differences(bundle, plan)) or "it was not packed for this build.",
+        remedy="pack it again with `dca fetch --bundle FILE` and the same options, with dca at the same commit.",
     )
 
 
 def _take(bundle: Bundle, archive: zipfile.ZipFile, part: Part, target: Path) -> None:
-    """A part's content, no more of it than its size.
+    """Unpack a part, reading at most its size.
 
     Raises:
         DcaError: DCA-401, or DCA-410 when it cannot be read.
@@ -583,7 +585,7 @@ def _take(bundle: Bundle, archive: zipfile.ZipFile, part: Part, target: Path) ->
 
 
 def differences(bundle: Bundle, plan: Plan) -> list[str]:
-    """Why the wheel that is planned here is not the one that was planned where the bundle was packed."""
+    """How a plan differs from the one that the bundle was packed for."""
     if bundle.manifest.lock.plan == plan.key:
         return []
     then, now = bundle.manifest.choices, _choices(plan)
@@ -594,10 +596,10 @@ def differences(bundle: Bundle, plan: Plan) -> list[str]:
         "build_lock_digest": "the build lock",
     }
     lines = [
-        f"{titles[name]} is another"
+        f"{titles[name]} differs"
         if name in titles
-        else f"{name} was {then.get(name, 'not told')[:100]!a} and is {now[name]!a}"
+        else f"{name} was {then.get(name, 'unknown')[:100]!a} and is {now[name]!a}"
         for name in now
         if then.get(name) != now[name]
     ]
-    return lines or ["the plan is another"]
+    return lines or ["the plan's key differs"]

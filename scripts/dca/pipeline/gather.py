@@ -1,8 +1,8 @@
-"""Collects what the resolver needs to know: data files, this machine, and what can be reached."""
+"""Collects the input of the resolver: data files, this machine, and which places can be reached."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Literal
 
 from dca.catalogue import machine, mirrors, recipes, toolkits
 from dca.catalogue.plan import LocalTree, PassedOver, Plan, Reach, Reachability, Request
-from dca.catalogue.recipes import GitSource, Loaded, SdistSource
+from dca.catalogue.recipes import GitSource, Loaded, SdistSource, Submodule
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError, ExitCode
 from dca.pipeline import bundle
@@ -20,8 +20,9 @@ from dca.sources import git, index
 from dca.sources.fetch import not_source
 from dca.toolchain import apt, provide, redist
 
+Origin = SdistSource | GitSource | Submodule
 Update = Literal["", "follow", "pinned"]
-"""Whether to ask again what can be reached; and then, to build what branches are at now, or what recipes pin."""
+"""Whether to probe places again; "follow" builds the heads of branches, "pinned" the commits in recipes."""
 
 
 def world(
@@ -34,18 +35,18 @@ def world(
 ) -> World:
     """Everything besides the request that a plan depends on.
 
-    What can be reached is probed once, all places at the same time, and then read from the lock.
+    All places are probed once, in parallel; later runs read the result from the lock.
 
     Args:
-        request: what the user asked for; its recipe is checked to exist.
-        cache: where the lock lies; one that is offline is not probed for.
+        request: of the user; its recipe is checked to exist.
+        cache: of the lock; nothing is probed when it is offline.
         update: probe again even when there is a lock.
-        packed: a bundle, which then is what can be reached.
-        own_toolkits: whether this machine's own may be planned with when none is named.
+        packed: a bundle that replaces the network.
+        own_toolkits: whether the plan may use this machine's toolkits when the request names none.
 
     Raises:
-        DcaError: DCA-201, 203, 204, 401, 405 for what the request names, DCA-410 for a bundle of sources that are not
-            what the recipe pins, unless `update` accepts that.
+        DcaError: DCA-201, 203, 204, 401, 405 for what the request names, DCA-410 for a bundle with other commits than
+            the recipe pins, unless `update` accepts these.
     """
     known = recipes.load_all()
     if request.recipe is not None:
@@ -54,12 +55,12 @@ def world(
         raise DcaError(
             "DCA-204",
             f"--toolkit: {request.toolkit} has no bin/nvcc.",
-            remedy="name the folder of a CUDA toolkit, such as /usr/local/cuda-12.4.",
+            remedy="give the folder of a CUDA toolkit, such as /usr/local/cuda-12.4.",
         )
     sources = toolkits.load_sources()
     kept = documents.read_if_whole(Reach, _lock_path(request, known, sources, cache))
     host = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
-    # A toolkit that was packed is taken, and not one that happens to be on this machine.
+    # A toolkit in the bundle comes before those of this machine.
     if request.toolkit is None and (not own_toolkits or (packed and _has_toolkit(packed, sources))):
         host = host.model_copy(update={"toolkits": ()})
     if packed:
@@ -88,17 +89,17 @@ def _has_toolkit(packed: Bundle, sources: tuple[toolkits.ToolkitSource, ...]) ->
 def _reach_of_bundle(
     packed: Bundle, known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, ...], update: Update
 ) -> Reach:
-    """What can be reached in a bundle, with the commits that it was packed for."""
+    """The places that a bundle replaces, with the commits that it was packed for."""
     followed = _accepted(packed, update)
     return bundle.reach(packed, follow(known, followed), sources).model_copy(update={"followed": followed})
 
 
 def follow(known: tuple[Loaded, ...], followed: dict[str, str]) -> tuple[Loaded, ...]:
-    """Recipes with other commits than they pin.
+    """Recipes with other commits instead of the pinned ones.
 
     Args:
         known: the recipes.
-        followed: commits by RECIPE/SOURCE.
+        followed: the other commits, by RECIPE/SOURCE.
     """
     moved_recipes = []
     for loaded in known:
@@ -115,7 +116,7 @@ def follow(known: tuple[Loaded, ...], followed: dict[str, str]) -> tuple[Loaded,
 
 
 def _heads(request: Request, known: tuple[Loaded, ...], kept: Reach | None) -> dict[str, str]:
-    """The commits that branches are at, where those are not what is pinned; what cannot be told stays as it was."""
+    """The heads of branches that differ from the pinned commits; an unknown head stays as it was recorded before."""
     branches: dict[str, tuple[GitSource, str | None]] = {}
     for loaded in known:
         recipe = loaded.recipe
@@ -127,10 +128,10 @@ def _heads(request: Request, known: tuple[Loaded, ...], kept: Reach | None) -> d
                     branches[f"{recipe.name}/{name}"] = (origin, path)
 
     def head(origin: GitSource, path: str | None) -> str:
-        if path is not None:
-            is_clone = Path(path).is_dir() and git.is_repository(Path(path))
-            return git.branch_head(path, origin.branch, local=True) if is_clone and not request.dirty else origin.commit
-        return next(filter(None, (git.branch_head(url, origin.branch, local=False) for url in origin.urls)), "")
+        own = Path(path) if path is not None else None
+        if own and (request.dirty or not (own.is_dir() and git.is_repository(own))):
+            return origin.commit
+        return git.branch_head(mirrors.places(*origin.urls, local=own), origin.branch)
 
     with ThreadPoolExecutor(max_workers=max(1, len(branches))) as pool:
         futures = {key: pool.submit(head, *branch) for key, branch in branches.items()}
@@ -141,15 +142,15 @@ def _heads(request: Request, known: tuple[Loaded, ...], kept: Reach | None) -> d
 
 
 def _accepted(packed: Bundle, update: Update) -> dict[str, str]:
-    """The commits of a bundle that no recipe pins, where the user trusts whoever packed it."""
+    """The commits in a bundle that no recipe pins, if the user accepts them with --update."""
     followed = {} if update == "pinned" else dict(packed.manifest.followed)
     if followed and not update:
         name, commit = next(iter(followed.items()))
         raise DcaError(
             "DCA-410",
-            f"{packed.path} holds {name} at commit {commit[:12]}, which its branch was at and the recipe does not pin.",
-            why="a build runs what is in it, and only the pin says what that should be.",
-            remedy="add --update if you trust whoever packed it.",
+            f"{packed.path} has {name} at commit {commit[:12]} of its branch, which the recipe does not pin.",
+            why="a build runs this code, and only a pin proves that it is the expected one.",
+            remedy="add --update if you trust the author of the bundle.",
         )
     return followed
 
@@ -158,7 +159,7 @@ def _of_cache(known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, 
     kits = {
         kit.name
         for kit in sources
-        if provide.brought(kit, cache)
+        if provide.is_unpacked(kit, cache)
         or all(cache.download(sha256, name).is_file() for name, sha256 in provide.file_names(kit).items())
     }
     return bundle.local_reach(
@@ -166,7 +167,7 @@ def _of_cache(known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, 
         sources,
         lambda origin, only: git.kept(origin.urls, origin.commit, cache, only) is not None,
         kits,
-        "it is not in the cache, and nothing is fetched with --offline",
+        "it is not in the cache, and --offline forbids downloading it",
     )
 
 
@@ -178,13 +179,13 @@ def make_plan(
     packed: Bundle | None = None,
     own_toolkits: bool = True,
 ) -> tuple[Plan, World]:
-    """The plan for a request; what could be reached is kept in the lock when there is one.
+    """The plan for a request; the reachable places are recorded in the lock.
 
     Args:
-        request: what the user asked for.
-        cache: where the lock lies.
+        request: of the user.
+        cache: of the lock.
         update: as in `world`.
-        packed: as in `world`; its recipe decides.
+        packed: as in `world`.
         own_toolkits: as in `world`.
 
     Raises:
@@ -194,7 +195,7 @@ def make_plan(
     outcome = resolve(request, seen)
     if not isinstance(outcome, Plan):
         raise _no_plan(request, outcome.passed_over)
-    # What cannot be reached now may be reached later, so only what led to a plan is kept.
+    # A place that cannot be reached now may be reachable later, so only a result that led to a plan is recorded.
     lock = _lock_path(request, seen.recipes, seen.toolkits, cache)
     asked_network = packed is None and not cache.offline
     if asked_network and (update or documents.read_if_whole(Reach, lock) is None):
@@ -204,7 +205,7 @@ def make_plan(
 
 
 def plan_to_pack(request: Request, cache: store.Store, *, update: Update = "") -> tuple[Plan, World]:
-    """The plan for a bundle: with a toolkit that can be packed where there is one.
+    """The plan for a bundle: with a downloadable toolkit, which can be packed, if there is one.
 
     Raises:
         DcaError: as `make_plan`.
@@ -218,8 +219,7 @@ def plan_to_pack(request: Request, cache: store.Store, *, update: Update = "") -
 
 
 def _no_plan(request: Request, passed: tuple[PassedOver, ...]) -> DcaError:
-    # The last recipe is the one that comes closest to being possible: its reasons come first and whole, and its way
-    # out is the useful one.
+    # The last recipe comes closest to being possible: all its reasons come first, with its remedy.
     *others, closest = passed
     codes = {reason.code for reason in closest.reasons}
     named = request.recipe is not None
@@ -227,7 +227,9 @@ def _no_plan(request: Request, passed: tuple[PassedOver, ...]) -> DcaError:
     why += [f"{other.name}: {other.reasons[0].text}" for other in reversed(others)]
     return DcaError(
         closest.reasons[0].code if named or len(codes) == 1 else "DCA-300",
-        f"recipe {request.recipe} cannot be built as asked." if named else "no recipe can be built as asked.",
+        f"recipe {request.recipe} cannot be built with these options."
+        if named
+        else "no recipe can be built with these options.",
         why="\n".join(why),
         remedy="\n".join(dict.fromkeys(reason.remedy for reason in closest.reasons if reason.remedy)),
     )
@@ -243,7 +245,7 @@ def _lock_path(
         "request": request.model_dump(mode="json", exclude={"model", "jobs"}),
         "recipes": [loaded.digest for loaded in known],
         "toolkits": [source.model_dump(mode="json", by_alias=True) for source in sources],
-        # Hashed, because an address may hold a password.
+        # Hashed, because a URL may have a password.
         "index": store.sha256_bytes(index.endpoint().encode()),
         "redist": [store.sha256_bytes(redist.endpoint(source.redist).encode()) for source in sources if source.redist],
     }
@@ -253,26 +255,18 @@ def _lock_path(
 
 
 def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, ...]) -> Reach:
-    """Ask every place at once whether it is there; each has five seconds."""
+    """Probe all places in parallel, with a limit of five seconds each."""
     urls: set[str] = set()
     files: set[str] = set()
+    local = {*request.companions, *(["source"] if request.source is not None else [])}
     for loaded in known:
-        recipe = loaded.recipe
-        if request.recipe is not None and recipe.name != request.recipe:
-            continue
-        if isinstance(recipe.source, GitSource) and request.source is None:
-            urls.update(recipe.source.urls)
-        if isinstance(recipe.source, SdistSource) and request.source is None:
-            files.update(recipe.source.urls)
-        for name, companion in recipe.companions.items():
-            if name not in request.companions:
-                urls.update(companion.source.urls)
-            for submodule in companion.submodules:
-                if f"{name}/{submodule.path}" not in request.companions:
-                    urls.update(submodule.urls)
+        if request.recipe in (None, loaded.recipe.name):
+            for name in set(bundle.sources_of(loaded.recipe)) - local:
+                origin = loaded.recipe.origin(name)
+                (files if isinstance(origin, SdistSource) else urls).update(origin.urls)
     probes: dict[str, Callable[[], str]] = {"index": index.probe}
-    probes |= {url: partial(git.probe, url) for url in urls}
-    probes |= {url: partial(index.probe_file, url) for url in files}
+    probes |= {url: partial(git.probe, mirrors.places(url)) for url in urls}
+    probes |= {url: partial(index.probe_file, mirrors.places(url)) for url in files}
     probes |= {f"apt:{source.name}": partial(apt.probe, source.apt) for source in sources if source.apt}
     probes |= {f"redist:{source.name}": partial(redist.probe, source.redist) for source in sources if source.redist}
     with ThreadPoolExecutor(max_workers=len(probes)) as pool:
@@ -282,11 +276,11 @@ def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[toolkits.T
 
 
 def _local_trees(request: Request, known: tuple[Loaded, ...]) -> dict[str, LocalTree]:
-    """What the user's own trees are; a git repository without the pinned commit is refused here."""
+    """The user's own trees (--source, --companion); a git repository without the pinned commit is rejected."""
     trees: dict[str, LocalTree] = {}
     chosen = [loaded.recipe for loaded in known if request.recipe in (None, loaded.recipe.name)]
     if request.source is not None:
-        pins = [recipe.source for recipe in chosen]
+        pins = [recipe.origin("source") for recipe in chosen]
         trees["source"] = local_tree(Path(request.source), pins, dirty=request.dirty, flag="--source")
         if trees["source"].kind == "folder":
             files = sorted({recipe.requirements for recipe in chosen})
@@ -295,33 +289,21 @@ def _local_trees(request: Request, known: tuple[Loaded, ...]) -> dict[str, Local
                     "DCA-204",
                     f"--source: {request.source} is not a source of {' or '.join(recipe.name for recipe in chosen)}.",
                     why=f"it has no {' or '.join(files)}.",
-                    remedy="name the folder that holds the source itself.",
+                    remedy="give the top folder of the source.",
                 )
     for name, path in request.companions.items():
-        sources = [
-            source
-            for recipe in chosen
-            for own, companion in recipe.companions.items()
-            for key, source in {
-                own: companion.source,
-                **{
-                    f"{own}/{submodule.path}": GitSource(kind="git", urls=submodule.urls, commit=submodule.commit)
-                    for submodule in companion.submodules
-                },
-            }.items()
-            if key == name
-        ]
-        # A name that no recipe has is refused by the resolver; its folder is not looked at.
-        if sources:
-            trees[name] = local_tree(Path(path), list(sources), dirty=request.dirty, flag=f"--companion {name}")
+        pins = [recipe.origin(name) for recipe in chosen if name in bundle.sources_of(recipe)]
+        # The resolver rejects a name that no recipe has; its folder is not read.
+        if pins and name != "source":
+            trees[name] = local_tree(Path(path), pins, dirty=request.dirty, flag=f"--companion {name}")
     return trees
 
 
-def local_tree(path: Path, pins: list[SdistSource | GitSource], *, dirty: bool, flag: str) -> LocalTree:
-    """What a local source is: the pinned sdist, a repository that has the pinned commit, or a folder as it is.
+def local_tree(path: Path, pins: Sequence[Origin], *, dirty: bool, flag: str) -> LocalTree:
+    """The kind of a local source: the pinned sdist, a repository with the pinned commit, or an unpinned folder.
 
     Raises:
-        DcaError: DCA-204 when there is nothing, DCA-401 or DCA-405 when it is not what is pinned.
+        DcaError: DCA-204 when it does not exist, DCA-401 or DCA-405 when it differs from the pin.
     """
     if not path.exists():
         raise DcaError("DCA-204", f"{flag}: {path} does not exist.", remedy="check the path.")
@@ -331,12 +313,14 @@ def local_tree(path: Path, pins: list[SdistSource | GitSource], *, dirty: bool, 
         if digest not in pinned:
             raise DcaError(
                 "DCA-401",
-                f"{flag}: {path.name} is not the file that is pinned.",
-                why=f"sha256 wanted {' or '.join(pinned) or 'none: the recipe has a git source'},\nfound {digest}.",
-                remedy="use the pinned sdist.",
+                f"{flag}: {path.name} is not the pinned file.",
+                why=f"expected sha256 {' or '.join(pinned)},\nfound {digest}."
+                if pinned
+                else "the recipe pins a git commit, not a file.",
+                remedy="use the pinned sdist." if pinned else "give a clone that has the pinned commit.",
             )
         return LocalTree(path=str(path), kind="sdist")
-    commits = [pin.commit for pin in pins if isinstance(pin, GitSource)]
+    commits = [pin.commit for pin in pins if not isinstance(pin, SdistSource)]
     if git.is_repository(path) and not dirty:
         if any(git.has_commit(path, commit) for commit in commits):
             return LocalTree(path=str(path), kind="git")
@@ -344,7 +328,7 @@ def local_tree(path: Path, pins: list[SdistSource | GitSource], *, dirty: bool, 
         raise DcaError(
             "DCA-405",
             f"{flag}: the repository {path} does not have the pinned commit.",
-            why=f"wanted {wanted_commit}." if commits else "the recipe is pinned to an sdist, not to a commit.",
-            remedy="fetch that commit into it, or take the folder as it is with --dirty (publish refuses it).",
+            why=f"expected {wanted_commit}." if commits else "the recipe pins an sdist, not a commit.",
+            remedy="fetch that commit into it, or use the folder unpinned with --dirty (publish rejects such a wheel).",
         )
     return LocalTree(path=str(path), kind="folder", tree=store.tree_hash(path, skip=not_source))

@@ -1,4 +1,4 @@
-"""The whole way from a plan to an inspected wheel, with the run's documents beside its log."""
+"""Builds a plan's wheel and inspects it, with the run's documents beside its log."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from dca.wheelfile import package, provenance
 
 
 class Made(Document):
-    """A wheel that was made, and where its evidence lies.
+    """A wheel that was built, and the documents about it.
 
     Args:
         wheel: the file.
         run: folder with plan.json, source.json, lock.json, build.json, inspection.json, provenance.json and build.log.
         seconds: how long this run took.
-        unchanged: whether an earlier run had already made exactly this wheel.
+        unchanged: whether an earlier run had already built exactly this wheel.
     """
 
     SCHEMA: ClassVar[str] = "dca.wheel/1"
@@ -52,20 +52,20 @@ class Made(Document):
 
 
 def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Reporter) -> Made:
-    """The wheel of a plan in `out`, made now or found unchanged from an earlier run.
+    """Build the wheel of a plan in `out`, or find it unchanged from an earlier run.
 
     Raises:
-        DcaError: of the stage that failed; what earlier stages made is kept for the next run.
+        DcaError: of the failed stage; the results of earlier stages are kept for the next run.
     """
     started = time.monotonic()
     key = documents.digest([plan.key, plan.python_path, plan.host_compiler, _tool(), str(out)])[:16]
     folder = cache.open().folder("run", f"{plan.recipe}-{key}")
     record = folder / "wheel.json"
-
-    def waiting() -> None:
-        reporter.note(f"{cache.holder('run', folder.name)} makes the same wheel; waiting for it.")
-
-    with cache.lock("run", folder.name, waiting):
+    with cache.lock(
+        "run",
+        folder.name,
+        lambda: reporter.note(f"{cache.holder('run', folder.name)} is building the same wheel; waiting."),
+    ):
         if (kept := _unchanged(record)) is not None:
             return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
         result = _stages(plan, world, out, Run(cache, reporter, folder / "build.log"))
@@ -75,13 +75,13 @@ def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Repo
 
 
 def _tool() -> str:
-    """Identity of this tool and of the lean project: a wheel made by another state of them is made again."""
+    """Identity of this tool and of the lean project; when it changes, wheels are built again."""
     files = store.tree_hash(data.PACKAGE, skip=lambda name: "__pycache__" in name or name == "_data")
     return f"{__version__} {files} {store.tree_hash(data.lean_folder())}"
 
 
 def _unchanged(record: Path) -> Made | None:
-    """The earlier result, if its wheel still is what it was."""
+    """The earlier result, if its wheel has not changed."""
     if not record.is_file():
         return None
     try:
@@ -98,9 +98,9 @@ def _unchanged(record: Path) -> Made | None:
 
 
 def prepare(plan: Plan, world: World, run: Run) -> Job:
-    """The stages before compiling: toolkit at hand, sources pinned and patched, and the build environment.
+    """The stages before compiling: the toolkit, the pinned and patched sources, and the build environment.
 
-    The toolkit comes first: a machine that cannot compile says so before gigabytes of torch are downloaded.
+    The toolkit comes first, so that a machine that cannot compile fails before gigabytes of torch are downloaded.
     """
     recipe = _recipe(plan, world)
     toolkit = provide.toolkit(plan, world.toolkits, run) if plan.toolkit else None
@@ -111,7 +111,7 @@ def prepare(plan: Plan, world: World, run: Run) -> Job:
 
 
 def list_commands(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> compiling.Listing:
-    """What compiling the plan would run: everything is prepared and configured, and nothing compiled.
+    """The commands that compile the plan: prepares and configures everything, and compiles nothing.
 
     Raises:
         DcaError: DCA-201 for a plan that compiles nothing, and those of the stages.
@@ -119,8 +119,8 @@ def list_commands(plan: Plan, world: World, cache: store.Store, reporter: Report
     if not plan.compiled:
         raise DcaError(
             "DCA-201",
-            "--list: nothing is compiled, every module is copied from the official wheel.",
-            remedy="leave --prebuilt out.",
+            "--list: no module is compiled; all are copied from the official wheel.",
+            remedy="omit --prebuilt.",
         )
     folder = cache.open().folder("run", f"{plan.recipe}-list-{plan.key}")
     run = Run(cache, reporter, folder / "build.log")
@@ -131,7 +131,7 @@ def list_commands(plan: Plan, world: World, cache: store.Store, reporter: Report
 
 
 def _stages(plan: Plan, world: World, out: Path, run: Run) -> Made:
-    """Every stage from the plan on; their documents lie beside the run's log."""
+    """Run every stage and write its document beside the run's log."""
     folder, started = run.log.parent, datetime.now(timezone.utc)
     run.log.unlink(missing_ok=True)
     documents.write(plan, folder / "plan.json")
@@ -161,14 +161,14 @@ def _stages(plan: Plan, world: World, out: Path, run: Run) -> Made:
 
 
 def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Path, inspection.Inspection]:
-    """The wheel in `out`, and what an inspection found in it.
+    """The wheel in `out`, and its inspection.
 
     Raises:
-        DcaError: DCA-702 when it is not what was planned.
+        DcaError: DCA-702 when it differs from the plan.
     """
     plan, document = job.plan, run.log.parent / "inspection.json"
     out.mkdir(parents=True, exist_ok=True)
-    # Different plans can give a wheel the same name: a wheel replaces another only after it was inspected.
+    # Wheels of different plans can have the same name: a wheel replaces another only after its inspection.
     with store.scratch(out) as aside:
         wheel = package.package(job, build, aside, run)
         run.reporter.stage("inspect", wheel.name)
@@ -179,7 +179,7 @@ def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Pa
         if differences:
             raise DcaError(
                 "DCA-702",
-                f"{wheel.name} is not what was planned, and was deleted.",
+                f"{wheel.name} differs from its plan and was deleted.",
                 why="\n".join(differences),
                 remedy=f"see {run.log} and {document}.",
             )
@@ -192,12 +192,12 @@ def _recipe(plan: Plan, world: World) -> Recipe:
 
 
 def sources_run(plan: Plan, cache: store.Store) -> Path:
-    """Where the log and the lock of fetching alone lie."""
+    """The folder with the log and the lock of `dca fetch`."""
     return cache.folder("run", f"{plan.recipe}-sources-{plan.key}")
 
 
 def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> fetch.Tree:
-    """The plan's sources, pinned and patched, without building anything."""
+    """The plan's sources, pinned and patched; builds nothing."""
     folder = sources_run(plan, cache.open())
     run = Run(cache, reporter, folder / "build.log")
     recipe = _recipe(plan, world)
@@ -209,7 +209,7 @@ def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporte
 def pack(
     plan: Plan, world: World, request: Request, cache: store.Store, file: Path, reporter: Reporter
 ) -> bundle.Packed:
-    """Everything that the plan's build takes, as one file.
+    """Write all inputs of the plan's build to one file.
 
     Raises:
         DcaError: those of `bundle.pack`, and of fetching and patching.
@@ -220,16 +220,16 @@ def pack(
 
 
 def unpack(packed: bundle.Bundle, plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> None:
-    """What a plan takes from a bundle, into the cache; why another wheel is planned here than there is reported.
+    """Unpack the parts of a bundle that a plan uses to the cache, and report how the plan differs from the bundle's.
 
     Raises:
         DcaError: those of `bundle.unpack`.
     """
     log = cache.open().folder("run", f"{plan.recipe}-bundle-{plan.key}") / "build.log"
     for difference in bundle.differences(packed, plan):
-        reporter.note(f"not the wheel that was planned where the bundle was packed: {difference}")
-    # Two runs may be given the same bundle.
-    with cache.lock("bundle", "unpack", lambda: reporter.note("another run is unpacking a bundle; waiting for it.")):
+        reporter.note(f"this plan differs from the one that the bundle was packed for: {difference}")
+    # Two runs may use the same bundle.
+    with cache.lock("bundle", "unpack", lambda: reporter.note("another dca process is unpacking a bundle; waiting.")):
         bundle.unpack(packed, _contents(plan, world), Run(cache, reporter, log))
 
 

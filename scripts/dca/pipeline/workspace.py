@@ -1,4 +1,4 @@
-"""Environments for people to work in: with compilers and a CUDA toolkit to build in, or with a wheel to serve from."""
+"""Creates environments for users: one with compilers and a CUDA toolkit to build in, or one with a wheel to serve."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from packaging.specifiers import SpecifierSet
 
 from dca.catalogue import machine, recipes, toolkits
 from dca.catalogue.recipes import Loaded, Recipe
-from dca.catalogue.toolkits import ToolkitSource
 from dca.foundation import data, runner, store
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
-from dca.toolchain import environments, headers, provide
+from dca.toolchain import conda, environments, headers, provide
 
 MARK = ".dca-environment"
-"""In a folder that this module made, so that it may make it anew."""
+"""A file in every folder that this module created, which it may therefore replace."""
 TOOLS = ("cmake", "ninja")
 
 
 class Workspace(Document):
-    """An environment that was made.
+    """An environment that was created.
 
     Args:
-        engine: what made it.
-        folder: where it is.
-        cuda: the exact CUDA of its toolkit; empty for one that runs a wheel.
-        compiler: g++ that it builds with; empty where it is the environment's own, or none is needed.
-        activate: the command to begin with.
-        notes: what is not as in the conda environment.
+        engine: that created it.
+        folder: of the environment.
+        cuda: the exact CUDA version of its toolkit; empty for an environment that runs a wheel.
+        compiler: g++ that it builds with; empty when it is the environment's own, or none is needed.
+        activate: the command that activates it.
+        notes: differences from the conda environment.
     """
 
     SCHEMA: ClassVar[str] = "dca.environment/1"
@@ -46,16 +45,16 @@ class Workspace(Document):
 
 
 def with_toolkit(line: str, known: tuple[Loaded, ...], folder: Path, run: Run) -> Workspace:
-    """An environment to build in without conda: Python and tools by uv, the CUDA toolkit by this tool itself.
+    """Create an environment to build in without conda: uv installs Python and tools, dca the CUDA toolkit.
 
     Args:
         line: the CUDA line.
-        known: the recipes that it may serve; the first that takes the line and this Python says which tools.
-        folder: where it is made; one that this function did not make is left alone.
+        known: the recipes; the first one that supports the line and this Python decides about the tools.
+        folder: of the environment; another non-empty folder is rejected.
 
     Raises:
-        DcaError: DCA-303, 302, 306 and 308 when it is not possible here, DCA-204 for the folder, DCA-4nn when a part
-            cannot be had.
+        DcaError: DCA-303, 302, 306 and 308 when this machine does not allow it, DCA-204 for the folder, DCA-4nn when a
+            part cannot be downloaded.
     """
     own = machine.own_python()
     recipe = recipe_for(line, known, own.version)
@@ -72,13 +71,13 @@ def with_toolkit(line: str, known: tuple[Loaded, ...], folder: Path, run: Run) -
         _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", lock], env, run.log)
     notes = [
         *install_tool(python, run.cache, run.log),
-        "ccache is not part of it: install it with the system's package manager",
+        "ccache is not included: install it with the system's package manager",
     ]
     (folder / "cuda").symlink_to(kit)
     home = shlex.quote(str(folder.absolute() / "cuda"))
     with (folder / "bin/activate").open("a", encoding="utf-8") as stream:
         stream.write(
-            f"\n# CUDA {line} and the host compiler that it takes.\nexport CUDA_HOME={home}\n"
+            f"\n# CUDA {line} and a host compiler that it supports.\nexport CUDA_HOME={home}\n"
             f'export PATH="$CUDA_HOME/bin:$PATH" CUDAHOSTCXX={shlex.quote(compiler.path)}\n'
         )
     version = toolkits.nvcc_version(kit / "bin/nvcc")
@@ -88,42 +87,35 @@ def with_toolkit(line: str, known: tuple[Loaded, ...], folder: Path, run: Run) -
         cuda=version,
         compiler=f"{compiler.path} {compiler.version}",
         activate=f"source {shlex.quote(str(folder / 'bin/activate'))}",
-        notes=("g++ and git are the machine's own", *notes),
+        notes=("g++ and git are those of the machine", *notes),
     )
 
 
 def recipe_for(line: str, known: tuple[Loaded, ...], python: str) -> Recipe:
-    """The first recipe that compiles with a CUDA line and takes a Python.
+    """The first recipe that compiles with a CUDA line and supports a Python.
 
     Args:
-        known: in order of preference.
+        line: the CUDA line.
+        known: the recipes, in order of preference.
         python: its version.
 
     Raises:
-        DcaError: DCA-303 when none compiles with the line, DCA-306 when none of those takes the Python.
+        DcaError: DCA-303 when none compiles with the line, DCA-306 when none of those supports the Python.
     """
-    takers = [loaded.recipe for loaded in known if line in loaded.recipe.cuda.supported]
-    if not takers:
-        lines = sorted({line for loaded in known for line in loaded.recipe.cuda.supported})
-        raise DcaError(
-            "DCA-303",
-            f"no recipe compiles with CUDA {line}.",
-            why=f"they do with {', '.join(lines)}.",
-            remedy="choose one of them with --cuda.",
-        )
-    for recipe in takers:
+    supporting = conda.supporting(line, known)
+    for recipe in supporting:
         if SpecifierSet(recipe.python).contains(python):
             return recipe
-    ranges = ", ".join(f"{taker.name} ({taker.python})" for taker in takers)
+    ranges = ", ".join(f"{recipe.name} ({recipe.python})" for recipe in supporting)
     raise DcaError(
         "DCA-306",
         f"Python {python} is outside the range of {ranges}.",
-        remedy="run it with another one: make env PYTHON=python3.12",
+        remedy="use another Python: make env PYTHON=python3.12",
     )
 
 
 def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
-    """An environment to serve from: what a wheel's lock names, and the wheel.
+    """Create an environment to serve a wheel: the packages of its lock, and the wheel.
 
     Raises:
         DcaError: DCA-204, 701 and 802 for the wheel, DCA-306 for the Python, DCA-407 when it cannot be installed.
@@ -133,7 +125,7 @@ def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
 
     inspected = inspection.inspect(wheel, None)
     subject = identify(wheel, inspected, recipes.load_all())
-    own = own_python(subject, "run it with another one: make env WHEEL=FILE PYTHON=python3.12")
+    own = own_python(subject, "use another Python: make env WHEEL=FILE PYTHON=python3.12")
     _claim(folder)
     run.reporter.stage("environment", f"{folder}: {wheel.name} and its lock")
     uv, env = machine.find_uv(), environments.uv_environment(run.cache)
@@ -145,19 +137,19 @@ def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
         engine="uv",
         folder=str(folder),
         activate=f"source {shlex.quote(str(folder / 'bin/activate'))}",
-        notes=(f"install more with -c {subject.lock}, or what it names moves",),
+        notes=(f"install more packages with -c {subject.lock}, to keep the locked versions",),
     )
 
 
 def install_tool(python: Path, cache: store.Store, log: Path) -> list[str]:
-    """Install this tool from its checkout, with its lock; in words what was left out.
+    """Install dca from its checkout, with its lock; returns notes about what was left out.
 
     Raises:
         DcaError: DCA-407.
     """
     root = data.data_root()
     if not (root / "pyproject.toml").is_file():
-        return ["dca itself was not installed: it does not run from a checkout"]
+        return ["dca itself is not installed, because it does not run from a checkout"]
     uv, env = machine.find_uv(), environments.uv_environment(cache)
     _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", root / "build/locks/tool.txt"], env, log)
     _run([uv, "pip", "install", "--python", python, "--no-deps", "--no-build-isolation", "--editable", root], env, log)
@@ -165,15 +157,15 @@ def install_tool(python: Path, cache: store.Store, log: Path) -> list[str]:
 
 
 def locked(lock: Path, names: tuple[str, ...]) -> str:
-    """The entries of some packages out of a lock, with their hashes.
+    """The entries of some packages in a lock, with their hashes.
 
     Raises:
-        DcaError: DCA-407 when it lacks one.
+        DcaError: DCA-407 when one is missing.
     """
     entries = re.split(r"\n(?=\S)", lock.read_text(encoding="utf-8"))
     kept = [entry for entry in entries if entry.split("==")[0] in names]
     if {entry.split("==")[0] for entry in kept} != set(names):
-        raise DcaError("DCA-407", f"{lock} lacks one of {', '.join(names)}.", remedy="make it with `make locks`.")
+        raise DcaError("DCA-407", f"{lock} lacks one of {', '.join(names)}.", remedy="create it with `make locks`.")
     return "\n".join(kept) + "\n"
 
 
@@ -185,14 +177,14 @@ def _compiler(line: str) -> machine.Compiler:
             return compiler
     raise DcaError(
         "DCA-308",
-        f"no g++ that CUDA {line} takes is on PATH.",
-        why=f"it takes {most} or older.",
-        remedy=f"install one: apt install g++-{most}. The conda environment has its own.",
+        f"PATH has no g++ that CUDA {line} supports.",
+        why=f"it supports g++ {most} and older.",
+        remedy=f"install one, such as with apt install g++-{most}, or use the conda environment, which has its own.",
     )
 
 
 def _toolkit(line: str, run: Run) -> Path:
-    """A whole toolkit of a CUDA line: the machine's, else the first that can be brought."""
+    """A complete toolkit of a CUDA line: the machine's, else the first that can be downloaded."""
     for kit in toolkits.discover():
         if kit.line == line and not kit.missing:
             fixes = kit.needs(toolkits.load_versions().fixes_of(line), machine.glibc())
@@ -203,37 +195,29 @@ def _toolkit(line: str, run: Run) -> Path:
     )
     failed: DcaError | None = None
     for source in sources:
-        brought = _brought(source, run)
-        if isinstance(brought, Path):
-            return brought
-        failed = brought
+        try:
+            return provide.bring(source, run.opened())
+        except DcaError as error:  # noqa: PERF203 - the next source is tried then
+            if error.code not in ("DCA-402", "DCA-403"):
+                raise
+            run.reporter.note(f"{source.title}: {error.what}")
+            failed = error
     lines = sorted({source.line for source in toolkits.load_sources()})
     raise DcaError(
         "DCA-302",
-        f"no toolkit of CUDA {line} is on this machine or can be brought.",
+        f"no toolkit of CUDA {line} is installed or can be downloaded.",
         why=failed.what if failed else "",
         remedy=f"choose from {', '.join(lines)} with --cuda; `dca doctor --only network` shows what can be reached.",
     )
 
 
-def _brought(source: ToolkitSource, run: Run) -> Path | DcaError:
-    """A toolkit's folder, or why its parts cannot be reached."""
-    try:
-        return provide.bring(source, run.opened())
-    except DcaError as error:
-        if error.code not in ("DCA-402", "DCA-403"):
-            raise
-        run.reporter.note(f"{source.title}: {error.what}")
-        return error
-
-
 def _claim(folder: Path) -> None:
-    """An empty folder for an environment; one that holds something else than an environment of this tool is refused."""
+    """Create an empty folder for an environment; only an environment of this tool is replaced."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise DcaError("DCA-204", f"{folder} is not a folder.", remedy="name another place with --out.")
+        raise DcaError("DCA-204", f"{folder} is not a folder.", remedy="choose another folder with --out.")
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARK).is_file():
-            raise DcaError("DCA-204", f"{folder} holds something else.", remedy="name another place with --out.")
+            raise DcaError("DCA-204", f"{folder} is not empty.", remedy="choose another folder with --out.")
         store.remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).touch()
@@ -244,8 +228,8 @@ def _run(argv: list[str | Path], env: dict[str, str], log: Path) -> None:
     if not done.ok:
         raise DcaError(
             "DCA-407",
-            "the environment could not be made.",
+            "the environment could not be created.",
             why="it took too long." if done.timed_out else "\n".join(done.tail[-6:]),
             output=done.tail,
-            remedy=f"see {log}; when it is the network, run the command again.",
+            remedy=f"see {log}; if the network failed, run the command again.",
         )

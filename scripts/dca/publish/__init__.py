@@ -1,8 +1,9 @@
-"""Publishes wheels and what was proven of them to an index that any web server serves, and that a crash leaves right.
+"""Publishes wheels and their evidence to an index that any web server can serve and that stays valid after a crash.
 
-The records are the truth. A wheel's file and evidence are placed first, then its record, then the pages, which are made
-from all records; removing goes the other way round, after the record has said so. Whatever interrupts a command leaves
-pages whose every link leads to what it names, and the next command completes what is behind.
+The records are the source of truth. Publishing writes a wheel's file and evidence first, then its record, then the
+pages, which are generated from all records. Removing goes the other way: first it marks the record, then it updates the
+pages, then it deletes the files. After an interruption at any point every link on a page is valid, and the next command
+completes what is unfinished.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ __all__ = [
     "yank",
 ]
 
-# How often pages are made again because others published meanwhile, before it is left to them.
+# How often the pages are generated again because other publishers changed records meanwhile.
 ROUNDS = 20
 
 
@@ -49,10 +50,10 @@ class Additions:
     """What is published along with wheels.
 
     Args:
-        evidence: files that say something of the wheels, beside what this tool finds out itself.
-        signers: whoever signs the evidence. A signature by others stays where it still fits, and else is taken away.
-        links_to: URL of a folder that the wheels are downloaded from, in place of the index; None leaves that as it is.
-        url: where the index is served, which the index keeps; None leaves that as it is.
+        evidence: reports about the wheels, in addition to those that this tool collects.
+        signers: sign the evidence. Signatures by others are kept while they still match, and removed otherwise.
+        links_to: URL of a folder that the wheels are downloaded from instead of the index; None keeps the current one.
+        url: URL where the index is served, which the index stores; None keeps the current one.
     """
 
     evidence: Sequence[Path] = ()
@@ -67,18 +68,18 @@ NOTHING = Additions()
 def publish(
     wheels: Sequence[Path], place: Place, cache: store.Store, reporter: Reporter, additions: Additions = NOTHING
 ) -> Published:
-    """Publish wheels: all of them, or none when one is refused.
+    """Publish wheels: all of them, or none if one is rejected.
 
     Args:
         wheels: the files.
         place: the index.
-        cache: where `dca smoke` keeps its reports.
-        reporter: who is told of progress.
-        additions: what is published along with them.
+        cache: holds the reports of `dca smoke`.
+        reporter: receives progress.
+        additions: what is published along with the wheels.
 
     Raises:
-        DcaError: DCA-204, 701, 901 and 907 for wheels and evidence that are not published, DCA-902 for a name that is
-            taken by other bytes, DCA-904, 906 and 908 for an index that cannot be written.
+        DcaError: DCA-204, 701, 901 and 907 for rejected wheels and evidence, DCA-902 for a name that another file has,
+            DCA-904, 906 and 908 for an index that cannot be written.
     """
     hashes = {path: store.sha256_file(path) for path in _files(wheels)}
     shared = admit.share_out([admit.read_evidence(path) for path in additions.evidence], hashes)
@@ -116,31 +117,31 @@ def publish(
 
 
 def yank(names: Sequence[str], reason: str, place: Place) -> Published:
-    """Yank wheels (PEP 592): they stay, and are installed only by whoever asks for that exact version.
+    """Yank wheels (PEP 592): they stay in the index, but installers choose them only for that exact version.
 
     Raises:
-        DcaError: DCA-903 for a name that is not there.
+        DcaError: DCA-903 for a name that is not in the index.
     """
     text = " ".join("".join(character if character.isprintable() else " " for character in reason).split())
     return _change(names, place, lambda record: record.model_copy(update={"yanked": text}))
 
 
 def unyank(names: Sequence[str], place: Place) -> Published:
-    """Take a yank back.
+    """Undo a yank.
 
     Raises:
-        DcaError: DCA-903 for a name that is not there.
+        DcaError: DCA-903 for a name that is not in the index.
     """
     return _change(names, place, lambda record: record.model_copy(update={"yanked": None}))
 
 
 def remove(names: Sequence[str], place: Place) -> Published:
-    """Remove wheels with their evidence; their names stay taken by the bytes that they had.
+    """Remove wheels with their evidence; their names stay reserved for the same bytes.
 
-    Removing what was removed already is fine, so that a command that was interrupted can be given again.
+    Removing a removed wheel is no error, so an interrupted command can be repeated.
 
     Raises:
-        DcaError: DCA-903 for a name that was never there.
+        DcaError: DCA-903 for a name that was never in the index.
     """
 
     def leave(record: Record) -> Record:
@@ -150,7 +151,7 @@ def remove(names: Sequence[str], place: Place) -> Published:
 
 
 def gc(place: Place) -> Published:
-    """Delete what belongs to no wheel, such as what interrupted commands left, and make what is behind."""
+    """Delete files that belong to no wheel, such as leftovers of interrupted commands, and update the pages."""
     with place.writing():
         known = read_records(place)
         settings = _settle(known)
@@ -162,20 +163,20 @@ def gc(place: Place) -> Published:
 
 
 def listing(place: Place) -> Listing:
-    """What is in an index; it is not changed.
+    """The wheels of an index, which is only read.
 
     Raises:
-        DcaError: DCA-904 when there is none, DCA-908 for a record that is damaged.
+        DcaError: DCA-904 if there is no index, DCA-908 for a damaged record.
     """
     place.check()
     return Listing(index=place.name, url=_settings(place).url, wheels=tuple(read_records(place).records()))
 
 
 def _files(wheels: Sequence[Path]) -> list[Path]:
-    """The files, each once.
+    """The files without repetitions.
 
     Raises:
-        DcaError: DCA-204 for one that is none, DCA-902 for two of one name.
+        DcaError: DCA-204 for a path that is not a file, DCA-902 for two different files of the same name.
     """
     by_name: dict[str, Path] = {}
     for wheel in wheels:
@@ -190,13 +191,13 @@ def _files(wheels: Sequence[Path]) -> list[Path]:
 
 
 def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
-    """The record of the same bytes, if they are listed: they need not be looked into again.
+    """The record of the same bytes if they are listed; they need not be inspected again.
 
     Raises:
-        DcaError: DCA-902 when other bytes have the name; said before anything else is done.
+        DcaError: DCA-902 if the name belongs to other bytes; reported before any other work.
     """
     if not layout.PLAIN_NAME.fullmatch(wheel.name):
-        # Refused by whoever looks into it.
+        # `admit` rejects it.
         return None
     try:
         record = parse_record(wheel.name, place.read(layout.record(wheel.name)))
@@ -208,7 +209,7 @@ def _published(wheel: Path, sha256: str, place: Place) -> Record | None:
 
 
 def _check_free(wheels: dict[Path, str], known: Known) -> None:
-    """Refuse wheels whose name is taken, also by one whose name only spells the same thing in another way.
+    """Reject wheels whose name is taken, also by another spelling of the same name.
 
     Raises:
         DcaError: DCA-902.
@@ -226,32 +227,32 @@ def _check_free(wheels: dict[Path, str], known: Known) -> None:
             try:
                 same = parse_wheel_filename(other) == parse_wheel_filename(wheel.name)
             except InvalidWheelFilename:
-                # Said better by whoever looks into it.
+                # `admit` reports it.
                 continue
             if same:
                 raise DcaError(
                     "DCA-902",
-                    f"{wheel.name} has another name already: {other}.",
-                    why="both names mean the same version, build and tags; pip could not tell the files apart.",
+                    f"{wheel.name} is another spelling of {other}.",
+                    why="both names mean the same version, build and tags; pip cannot distinguish the files.",
                     remedy="publish one of them, or give the wheel another version.",
                 )
 
 
 def _folded(name: str) -> str:
-    """What two names have in common that mean the same: versions may end with any number of zeros."""
+    """A key that equivalent names share: versions may end with any number of zeros."""
     lower = name.lower()
     return re.sub(r"(\.0)+(?=[+-])", "", lower) if ".0+" in lower or ".0-" in lower else lower
 
 
 def _whole(candidate: Candidate, known: Known, shared: dict[Path, list[Report]], cache: store.Store) -> Candidate:
-    """A candidate that has all of its files; one that was listed a moment ago may have been removed since."""
+    """A candidate with all of its files; a wheel that was listed a moment ago may have been removed since."""
     if candidate.whole or known.listed(candidate.record.file):
         return candidate
     return admit.admit(candidate.wheel, candidate.record.sha256, shared[candidate.wheel], cache)
 
 
 def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
-    """A wheel's record after it was published once more."""
+    """A wheel's record after it is published again."""
     links = new.links_to if links_to is None else links_to
     if was is None:
         return new.model_copy(update={"links_to": links})
@@ -264,7 +265,7 @@ def _merged(new: Record, was: Record | None, links_to: str | None) -> Record:
 def _signed(
     record: Record, was: Record | None, candidate: Candidate, place: Place, signers: Sequence[Signer]
 ) -> Record:
-    """A record with the envelopes around its documents; their content is put with the candidate's."""
+    """A record with the signatures of its documents; their content is added to the candidate's evidence."""
     envelopes = {name.split(".")[0] for names in proof_of.ENVELOPES.values() for name in names}
     proofs = {proof.kind: proof for proof in record.evidence if proof.kind not in envelopes}
     before = {proof.kind: proof for proof in was.evidence if proof.kind not in envelopes} if was else {}
@@ -283,7 +284,7 @@ def _signed(
 
 
 def _place(candidate: Candidate, record: Record, place: Place, *, new: bool) -> None:
-    """The files that a record will name."""
+    """Write the files that a record will name."""
     if new:
         place.put(layout.wheel(record.file), candidate.wheel, record.sha256)
         place.put(layout.metadata(record.file), candidate.metadata, record.metadata_sha256)
@@ -311,12 +312,12 @@ def _change(
 
 
 def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
-    """The wheels that a user means: one by its file name, or all of one version.
+    """The wheels that a user names: one by its file name, or all wheels of a version.
 
     Args:
         name: as the user wrote it.
         known: the index.
-        removed: whether wheels that were removed count, where none that is listed has that name.
+        removed: whether removed wheels count if no listed wheel has that name.
 
     Raises:
         DcaError: DCA-903.
@@ -342,20 +343,20 @@ def _named(name: str, known: Known, *, removed: bool) -> list[Record]:
         raise DcaError(
             "DCA-903",
             f"{name} is a version of several packages.",
-            remedy="write it as " + " or ".join(f"{project}=={version}" for project in projects) + ".",
+            remedy="name the package: " + " or ".join(f"{project}=={version}" for project in projects) + ".",
         )
     raise DcaError(
         "DCA-903",
         f"{known.place.name} has no wheel {name}.",
         why="it was removed." if every else "",
-        remedy="publish the same file again to bring it back."
+        remedy="publish the same file again to restore it."
         if every
-        else "name a file or a version as `dca index list` shows it.",
+        else "name a file or a version that `dca index list` shows.",
     )
 
 
 def _paths(record: Record) -> dict[str, str]:
-    """Files that belong to a wheel, with their sha256."""
+    """Paths of the files that belong to a wheel, with their sha256."""
     if record.state != "listed":
         return {}
     own = {layout.wheel(record.file): record.sha256, layout.metadata(record.file): record.metadata_sha256}
@@ -370,11 +371,11 @@ def _settings(place: Place) -> Settings:
 
 
 def _settle(known: Known, *, url: str | None = None) -> Settings:
-    """Make the pages what the records say, and delete what removed wheels have left.
+    """Update the pages to the records, and delete the files of removed wheels.
 
     Args:
         known: the index.
-        url: where it is served, if that is new.
+        url: new URL where the index is served; None keeps the current one.
     """
     place = known.place
     settings = _settings(place)
@@ -388,7 +389,7 @@ def _settle(known: Known, *, url: str | None = None) -> Settings:
         place.barrier()
         obsolete = place.pages() - set(made)
         for depth in sorted({path.count("/") for path in obsolete}):
-            # First those that link to the others.
+            # Pages that link to others go first.
             place.delete(sorted(path for path in obsolete if path.count("/") == depth))
             place.barrier()
         leaving = [record for record in known.records() if record.state == "leaving"]

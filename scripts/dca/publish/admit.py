@@ -1,4 +1,4 @@
-"""Decides whether a wheel may be published, and makes its record: what it says of itself must be true."""
+"""Decides whether a wheel may be published, and makes its record: the wheel's own statements must be true."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ INSPECTION, SMOKE = "inspection", "smoke"
 
 @dataclass(frozen=True)
 class Report:
-    """A file that says something of a wheel, and what this tool reads in it.
+    """A report about a wheel, given as a file.
 
     Args:
-        kind: of it.
-        suffix: of its file, with the dot.
+        kind: of the report, such as "smoke".
+        suffix: of the file's name, with the dot.
         says: the result in a few words.
-        sha256: of the wheel that it names; empty when it names none that this tool can read.
+        sha256: of the wheel that the report names; empty if this tool cannot read its format.
     """
 
     path: Path
@@ -53,10 +53,10 @@ class Candidate:
     """A wheel that may be published.
 
     Args:
-        record: of it, with all of its evidence.
-        metadata: its METADATA.
-        evidence: content of its evidence by path; of what is published already only what is new.
-        whole: whether content is here for all that the record names.
+        record: the wheel's record with all evidence.
+        metadata: the wheel's METADATA.
+        evidence: content of the evidence by path; only what is new if the wheel is already published.
+        whole: whether `evidence` holds everything that the record names.
     """
 
     wheel: Path
@@ -67,10 +67,10 @@ class Candidate:
 
 
 def read_evidence(path: Path) -> Report:
-    """A file that says something of a wheel.
+    """Read a report about a wheel.
 
     Raises:
-        DcaError: DCA-204 when it cannot be read, DCA-901 when it speaks against the wheel.
+        DcaError: DCA-204 if it cannot be read.
     """
     try:
         size = path.stat().st_size
@@ -80,8 +80,9 @@ def read_evidence(path: Path) -> Report:
             "DCA-204", f"--evidence: {path} cannot be read.", why=error.strerror or "", remedy="name a file."
         ) from None
     if not content:
-        why = f"it has {size:,} bytes; at least one and at most {LARGEST_EVIDENCE:,} are taken."
-        raise DcaError("DCA-204", f"--evidence: {path} is no evidence.", why=why, remedy="name a report of a wheel.")
+        why = f"it has {size:,} bytes; 1 to {LARGEST_EVIDENCE:,} are accepted."
+        remedy = "name a report about a wheel."
+        raise DcaError("DCA-204", f"--evidence: {path} is empty or too large.", why=why, remedy=remedy)
     stem, dot, rest = path.name.partition(".")
     kind = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-") or "evidence"
     suffix = re.sub(r"[^A-Za-z0-9.]+", "", dot + rest) or ".txt"
@@ -100,14 +101,14 @@ def read_evidence(path: Path) -> Report:
 
 
 def share_out(reports: Sequence[Report], wheels: dict[Path, str]) -> dict[Path, list[Report]]:
-    """Which evidence is of which wheel.
+    """Assign each report to its wheels.
 
     Args:
         reports: the evidence.
         wheels: sha256 of the wheels by path.
 
     Raises:
-        DcaError: DCA-907, when evidence is of another wheel, or does not say which of several it is of.
+        DcaError: DCA-907 if a report is about another wheel, or names none of several wheels.
     """
     shared: dict[Path, list[Report]] = {wheel: [] for wheel in wheels}
     for report in reports:
@@ -121,18 +122,18 @@ def share_out(reports: Sequence[Report], wheels: dict[Path, str]) -> dict[Path, 
         if not owners:
             raise DcaError(
                 "DCA-907",
-                f"--evidence: {report.path} does not belong to a wheel that is named.",
-                why=f"it is of the wheel with sha256 {report.sha256}."
+                f"--evidence: {report.path} belongs to none of these wheels.",
+                why=f"it belongs to the wheel with sha256 {report.sha256}."
                 if report.sha256
-                else "it names the sha256 of none.",
-                remedy="publish one wheel at a time with its evidence, or make the evidence again for this wheel.",
+                else "it contains the sha256 of none of them.",
+                remedy="publish one wheel at a time with its evidence, or create the evidence for this wheel.",
             )
         for wheel in owners:
             if any(other.kind == report.kind for other in shared[wheel]):
                 raise DcaError(
                     "DCA-907",
-                    f"{wheel.name} is given evidence of the kind `{report.kind}` twice.",
-                    remedy="name one file of a kind, or rename one of them: the kind is the beginning of its name.",
+                    f"{wheel.name} has two --evidence files of the kind `{report.kind}`.",
+                    remedy="name one file per kind, or rename one of them: the kind is the name up to the first dot.",
                 )
             shared[wheel].append(report)
     return shared
@@ -146,16 +147,16 @@ def admit(
     Args:
         wheel: the file.
         sha256: of it.
-        reports: evidence that the user names.
-        cache: where `dca smoke` keeps its reports.
-        published: its record where the same bytes are published already: it is not looked into again then.
+        reports: evidence that the user gives.
+        cache: holds the reports of `dca smoke`.
+        published: its record if the same bytes are already published; then the wheel is not inspected again.
 
     Raises:
-        DcaError: DCA-204 and 701 when it is no wheel, DCA-901 when it must not be published.
+        DcaError: DCA-204 and 701 if it is not a wheel, DCA-901 if it must not be published.
     """
     if not layout.PLAIN_NAME.fullmatch(wheel.name):
-        why = "a name may hold letters, digits and . _ + ! - and ends with .whl."
-        raise DcaError("DCA-701", f"{wheel.name} is no name of a wheel.", why=why, remedy="name a .whl file.")
+        why = "a wheel's name consists of letters, digits and . _ + ! - and ends with .whl."
+        raise DcaError("DCA-701", f"{wheel.name} is not the name of a wheel.", why=why, remedy="name a .whl file.")
     texts: dict[str, tuple[bytes, str]] = {}
     if published is not None:
         record, metadata = published, b""
@@ -167,11 +168,11 @@ def admit(
         texts[INSPECTION + ".json"] = (documents.dumps(inspected), _inspected(inspected))
     own = evidence.collect(wheel, sha256, cache)
     if kept := _kept_smoke(own, sha256):
-        # Also where another report is given: nothing says that it is the newer one.
+        # Also if the user gives another report: it may be the older one.
         _refuse_failed(wheel, documents.parse(Smoke, kept.content, kept.path), kept.path)
         if not any(report.kind == SMOKE for report in reports):
             reports = [*reports, kept]
-    # What was published with it stays: the same wheel, made at another time, has another provenance.
+    # Published evidence stays: the same wheel, built at another time, has another provenance.
     kinds = {proof.kind for proof in record.evidence} | {report.kind for report in reports}
     texts |= {
         name: (own[name], says)
@@ -193,7 +194,7 @@ def admit(
 
 
 def placed(wheel: str, name: str, content: bytes, says: str) -> Evidence:
-    """Evidence and its place."""
+    """The record entry of a piece of evidence, with its path."""
     sha256 = store.sha256_bytes(content)
     kind, _, suffix = name.partition(".")
     path = layout.evidence(wheel, kind, sha256, suffix)
@@ -201,36 +202,36 @@ def placed(wheel: str, name: str, content: bytes, says: str) -> Evidence:
 
 
 def _refuse(wheel: Path, inspected: Inspection, sha256: str) -> None:
-    """Refuse a wheel that must not be published.
+    """Reject a wheel that must not be published.
 
     Raises:
         DcaError: DCA-901.
     """
     problems = list(inspected.problems)
     if inspected.sha256 != sha256:
-        problems.append("the file was changed while it was looked at.")
+        problems.append("the file changed during the inspection.")
     try:
         SpecifierSet(inspected.requires_python)
     except InvalidSpecifier as error:
-        problems.append(f"METADATA's Requires-Python is none: {error}.")
+        problems.append(f"METADATA's Requires-Python is invalid: {error}.")
     local = _segments(inspected.version)
     named = _cuda_in(local)
     if inspected.recorded and named and inspected.recorded.cuda and named != inspected.recorded.cuda:
-        problems.append(f"its version names CUDA {named}, its record {inspected.recorded.cuda}.")
+        problems.append(f"its version names CUDA {named}, but its record names {inspected.recorded.cuda}.")
     if "dirty" in local:
         raise DcaError(
             "DCA-901",
-            f"{wheel.name} is not published: it was made from sources that nobody else can have.",
-            why="its version says `.dirty`: a local folder was taken as it was.",
-            remedy="commit the change or make it a patch, and build again without --dirty.",
+            f"{wheel.name} is not published: it was built from local changes that nobody else can get.",
+            why="its version contains `.dirty`, which marks a build with --dirty.",
+            remedy="commit the changes or make them a patch, and build again without --dirty.",
         )
     if problems:
         rest = len(problems) - MOST_PROBLEMS
         raise DcaError(
             "DCA-901",
-            f"{wheel.name} is not published: what it says of itself is not true.",
+            f"{wheel.name} is not published: its content does not match its metadata.",
             why="\n".join([*problems[:MOST_PROBLEMS], *([f"and {rest} more."] if rest > 0 else [])]),
-            remedy="build it again; `dca inspect` shows all of it.",
+            remedy="build it again; `dca inspect` shows all problems.",
         )
 
 
@@ -239,14 +240,14 @@ def _refuse_failed(wheel: Path, smoke: Smoke, path: Path) -> None:
     if failed:
         raise DcaError(
             "DCA-901",
-            f"{wheel.name} is not published: it does not compute what it should.",
-            why=f"{len(failed)} of {len(smoke.cases)} cases of {path} failed, the first of them {failed[0].name}.",
-            remedy=f"mend it; where the report is out of date, `dca smoke --level {smoke.level} {wheel}`, all of it.",
+            f"{wheel.name} is not published: its smoke test failed.",
+            why=f"{len(failed)} of {len(smoke.cases)} cases of {path} failed, first {failed[0].name}.",
+            remedy=f"fix it; if the report is out of date, run all cases: `dca smoke --level {smoke.level} {wheel}`.",
         )
 
 
 def _kept_smoke(own: dict[str, bytes], sha256: str) -> Report | None:
-    """The report of a `dca smoke` of this wheel that failed, else of the last whole one."""
+    """The report of a failed `dca smoke` of this wheel, else of the last complete one."""
     path = Path(evidence.SMOKE)
     try:
         smoke = documents.parse(Smoke, own.get(evidence.SMOKE, b""), path)
@@ -254,7 +255,7 @@ def _kept_smoke(own: dict[str, bytes], sha256: str) -> Report | None:
         return None
     if smoke.sha256 != sha256:
         return None
-    # The commands that repeat its cases name this machine's folders, which are nobody else's concern.
+    # The commands that repeat its cases contain paths of this machine.
     cases = tuple(case.model_copy(update={"repeat": ""}) for case in smoke.cases)
     smoke = smoke.model_copy(update={"cases": cases})
     return Report(path, documents.dumps(smoke), SMOKE, ".json", _smoke(smoke), sha256)
@@ -274,16 +275,16 @@ def _record(inspected: Inspection, metadata_sha256: str) -> Record:
     """The record of a wheel, without its evidence.
 
     Raises:
-        DcaError: DCA-901 when the wheel says something of itself that cannot be.
+        DcaError: DCA-901 if the wheel's own statements are invalid.
     """
     try:
         return _filled(inspected, metadata_sha256)
     except ValidationError as error:
         raise DcaError(
             "DCA-901",
-            f"{inspected.file} is not published: what it says of itself cannot be.",
+            f"{inspected.file} is not published: its metadata is invalid.",
             why=reason(error),
-            remedy="build it again; `dca inspect` shows what it says.",
+            remedy="build it again; `dca inspect` shows its metadata.",
         ) from None
 
 
@@ -316,7 +317,7 @@ def _segments(version: str) -> list[str]:
 
 
 def _cuda_in(local: list[str]) -> str:
-    """The CUDA version that a local version names, such as cu124; nothing for forms that do not tell it whole."""
+    """The CUDA version that a local version names in full, such as cu124; else empty."""
     for segment in local:
         if match := re.fullmatch(r"cu([0-9]{2})([0-9])", segment):
             return f"{match[1]}.{match[2]}"

@@ -1,7 +1,7 @@
-"""An index in a bucket of an S3-compatible store. There is no lock: what must not be overwritten is put on condition.
+"""An index in a bucket of an S3-compatible store, without a lock: conditional writes prevent overwriting.
 
-A record is put only where it is still the one that was read, a wheel only where there is none; after the pages were put
-the records are looked at again, and the pages are made once more when somebody else has published meanwhile.
+A record is written only over the version that was read, and a wheel only if there is none of that name. After the pages
+are written the records are read again, and if another publisher has changed them the pages are generated once more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dca.publish.values import Settings
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-# What another publisher may be about to name in a record is left alone for so long.
+# `gc` spares newer files: another publisher may be about to name them in a record.
 GRACE = timedelta(days=1)
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 FOREVER, ASK = "public, max-age=31536000, immutable", "no-cache"
@@ -41,7 +41,7 @@ class Bucket:
 
     Args:
         url: s3://bucket/prefix.
-        endpoint: URL of the store; Amazon's, or what the environment names, when not given.
+        endpoint: URL of the store; None means the environment's, else Amazon's.
     """
 
     alone = False
@@ -49,20 +49,20 @@ class Bucket:
     def __init__(self, url: str, endpoint: str | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
-            raise DcaError("DCA-201", f"--s3 {url} is not a bucket.", remedy="write it as s3://bucket/prefix.")
+            raise DcaError("DCA-201", f"--s3 {url} is not a bucket's URL.", remedy="write it as s3://bucket/prefix.")
         self.name = url.rstrip("/")
         self._bucket, self._prefix = parts.netloc, f"{parts.path.strip('/')}/".lstrip("/")
         self._client = _client(endpoint)
 
     @contextlib.contextmanager
     def writing(self, *, new: bool = False) -> Iterator[None]:
-        """Nobody is kept waiting.
+        """Check for an index, or create one; other writers need not wait.
 
         Raises:
-            DcaError: DCA-904 where there is something else; DCA-905 for what the store refuses.
+            DcaError: DCA-904 if the prefix holds something else, DCA-905 if the store reports an error.
         """
-        with _told(self.name):
-            if new and not self._there(layout.SETTINGS):
+        with _store_errors(self.name):
+            if new and self._head(layout.SETTINGS) is None:
                 answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
                 if not answer.get("KeyCount"):
                     self._put(layout.SETTINGS, documents.dumps(Settings()), ASK)
@@ -70,30 +70,30 @@ class Bucket:
             yield
 
     def check(self) -> None:
-        """Whether there is an index.
+        """Check that there is an index.
 
         Raises:
-            DcaError: DCA-904.
+            DcaError: DCA-904 if there is none.
         """
-        with _told(self.name):
-            if not self._there(layout.SETTINGS):
+        with _store_errors(self.name):
+            if self._head(layout.SETTINGS) is None:
                 raise DcaError(
                     "DCA-904",
                     f"{self.name} is not an index that this tool made.",
                     why=f"it has no {layout.SETTINGS}.",
-                    remedy="name the place of an index, or an empty one to publish.",
+                    remedy="name the bucket and prefix of an index; to publish, an empty prefix.",
                 )
 
     def signatures(self) -> dict[str, str]:
-        """The records by their entity tags."""
-        with _told(self.name):
+        """The entity tags of the records, by name."""
+        with _store_errors(self.name):
             tags = {path: item["ETag"] for path, item in self._list(f"{layout.RECORDS}/")}
         names = {path.removeprefix(f"{layout.RECORDS}/"): tag for path, tag in tags.items()}
         return {name.removesuffix(".json"): tag for name, tag in names.items() if name.endswith(".whl.json")}
 
     def pages(self) -> set[str]:
-        """The pages, without the copies that answer for a folder."""
-        with _told(self.name):
+        """Paths of the pages, without the copies under their folders' names."""
+        with _store_errors(self.name):
             tops = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
             )
@@ -108,9 +108,9 @@ class Bucket:
             return paths
 
     def strays(self, wanted: set[str]) -> dict[str, int]:
-        """Files that belong to no wheel, and were not just put there by somebody else."""
+        """Sizes of files that belong to no wheel and are older than `GRACE`."""
         before = datetime.now(timezone.utc) - GRACE
-        with _told(self.name):
+        with _store_errors(self.name):
             return {
                 path: item["Size"]
                 for prefix in (f"{layout.FILES}/", f"{layout.EVIDENCE}/", layout.ROWS)
@@ -120,7 +120,7 @@ class Bucket:
 
     def read(self, path: str) -> bytes:
         """A file's content."""
-        with _told(self.name):
+        with _store_errors(self.name):
             try:
                 key = self._prefix + inside(path)
                 content: bytes = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
@@ -131,7 +131,7 @@ class Bucket:
             return content
 
     def put(self, path: str, content: bytes | Path, sha256: str) -> None:
-        """A file that records name with its hash; what is there with another is never replaced."""
+        """Write a file that records name with its hash; a file with another hash is never replaced."""
         name = inside(path).rsplit("/", 1)[-1]
         if (theirs := self._sha256(path)) == sha256:
             return
@@ -146,31 +146,31 @@ class Bucket:
                 raise taken(name, str(theirs), sha256) from None
 
     def put_record(self, name: str, content: bytes, was: str | None) -> str:
-        """A record, where the one that is there is still the one that was read."""
+        """Write a record if the stored one is still the one that was read."""
         condition = {"IfNoneMatch": "*"} if was is None else {"IfMatch": was}
         try:
             return self._put(inside(layout.record(name)), content, ASK, **condition)
         except _errors() as error:
             if _code(error) not in (*REFUSED, *NOT_THERE):
                 raise
-            # What was put, and put again because the answer was lost, is ours.
+            # boto3 repeats a write whose answer was lost: the record is then already ours.
             with contextlib.suppress(FileNotFoundError):
                 if self.read(layout.record(name)) == content:
                     return self.signatures()[name]
             raise raced(name) from None
 
     def put_page(self, path: str, content: bytes) -> None:
-        """A page; that of a folder also answers for the folder's own name, as a web server would."""
+        """Write a page; a folder's page also under the folder's own name, as a web server would answer."""
         self._put(inside(path), content, ASK)
         folder, _, name = path.rpartition("/")
         if name == layout.HTML and folder:
             self._put(f"{folder}/", content, ASK)
 
     def barrier(self) -> None:
-        """What a store has answered for is there."""
+        """Nothing to do: an acknowledged write is durable."""
 
     def delete(self, paths: list[str], hashes: Mapping[str, str] | None = None) -> None:  # noqa: ARG002 - no links here
-        """Delete files."""
+        """Delete files, and the copies of pages under their folders' names."""
         for path in [inside(path) for path in paths]:
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + path)
             folder, _, name = path.rpartition("/")
@@ -183,23 +183,20 @@ class Bucket:
             for item in page.get("Contents", []):
                 yield item["Key"].removeprefix(self._prefix), item
 
-    def _there(self, path: str) -> bool:
+    def _head(self, path: str) -> Any:
+        """The description of a stored file; None if there is no such file."""
         try:
-            self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
-        except _errors() as error:
-            if _code(error) in NOT_THERE:
-                return False
-            raise
-        return True
-
-    def _sha256(self, path: str) -> str | None:
-        """The hash of a file that is there: what was said when it was put, else that of its bytes."""
-        try:
-            head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
+            return self._client.head_object(Bucket=self._bucket, Key=self._prefix + path)
         except _errors() as error:
             if _code(error) in NOT_THERE:
                 return None
             raise
+
+    def _sha256(self, path: str) -> str | None:
+        """The hash of a stored file, from its metadata or else from its bytes; None if there is no such file."""
+        head = self._head(path)
+        if head is None:
+            return None
         if value := head.get("Metadata", {}).get("sha256"):
             return str(value)
         seen = hashlib.sha256()
@@ -209,7 +206,7 @@ class Bucket:
         return seen.hexdigest()
 
     def _put(self, path: str, content: bytes | Path, keep: str, *, sha256: str = "", **condition: str) -> str:
-        """Put one object whole; the store checks it against its hash."""
+        """Write one object; the store checks it against its hash."""
         sha256 = sha256 or store.sha256_bytes(content if isinstance(content, bytes) else content.read_bytes())
         with contextlib.ExitStack() as stack:
             body = content if isinstance(content, bytes) else stack.enter_context(content.open("rb"))
@@ -227,7 +224,7 @@ class Bucket:
 
 
 def _kind(path: str) -> str:
-    """The content type, which a store keeps beside the bytes: a page of JSON is one that pip can read."""
+    """The content type to store: JSON pages get the one that pip reads."""
     name = path.rsplit("/", 1)[-1]
     if name in ("", layout.HTML):
         return "text/html; charset=utf-8"
@@ -239,26 +236,26 @@ def _kind(path: str) -> str:
 
 
 def _client(endpoint: str | None) -> Any:
-    """A client for the store, with the credentials that boto3 finds in its usual places.
+    """A client for the store, with the credentials that boto3 finds.
 
     Raises:
-        DcaError: DCA-103 without boto3, DCA-905 when it is set up wrongly.
+        DcaError: DCA-103 without boto3, DCA-201 for an invalid endpoint, DCA-905 for an invalid configuration.
     """
     try:
         import boto3
     except ImportError:
         raise DcaError(
             "DCA-103",
-            "boto3 is not installed, and buckets are reached through it.",
+            "boto3 is not installed, which publishing to a bucket requires.",
             remedy=machine.install_command("boto3"),
         ) from None
-    with _told(endpoint or "the store"):
+    with _store_errors(endpoint or "the store"):
         try:
             return boto3.client("s3", endpoint_url=endpoint)
         except ValueError as error:
             raise DcaError(
                 "DCA-201",
-                f"--s3-endpoint {endpoint} is not the URL of a store.",
+                f"--s3-endpoint {endpoint} is not a valid URL.",
                 why=str(error),
                 remedy="write it as https://host:port.",
             ) from None
@@ -275,8 +272,8 @@ def _code(error: ClientError) -> str:
 
 
 @contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Errors of the store in this tool's words.
+def _store_errors(name: str) -> Iterator[None]:
+    """Convert errors of the store.
 
     Raises:
         DcaError: DCA-905.
@@ -289,7 +286,7 @@ def _told(name: str) -> Iterator[None]:
     except (BotoCoreError, Boto3Error, ClientError) as error:
         raise DcaError(
             "DCA-905",
-            f"{name} did not do what was asked.",
+            f"{name} rejected the request, or could not be reached.",
             why=str(error),
             remedy="check the bucket's name, the endpoint (--s3-endpoint or AWS_ENDPOINT_URL) and the credentials "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or a profile); then run the command again.",

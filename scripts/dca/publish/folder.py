@@ -1,4 +1,4 @@
-"""An index in a folder that any web server serves: files are placed whole, and last before anything names them."""
+"""An index in a folder that any web server serves. Each file is written completely, then moved to its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dca.publish import layout
 from dca.publish.place import inside
 from dca.publish.values import Settings
 
-# The folders that an operator may keep elsewhere, as symbolic links.
+# The folders that may be symbolic links to folders elsewhere.
 MAY_BE_LINKS = (layout.FILES, layout.EVIDENCE, layout.RECORDS)
 
 
@@ -23,11 +23,11 @@ class Folder:
     """An index in a folder.
 
     `files`, `evidence` and `records` may be symbolic links to other folders. Files are read and written there, but only
-    those with the hash that a record names are deleted there. No other symbolic link is followed.
+    files with the hash that a record names are deleted there. No other symbolic link is followed.
 
     Args:
-        root: the folder; made by the first command that writes.
-        waiting: called once when another command holds the lock, with words for whoever waits.
+        root: the folder; the first `dca publish` creates it.
+        waiting: called once with a message if another command holds the lock.
     """
 
     alone = True
@@ -40,13 +40,13 @@ class Folder:
 
     @contextlib.contextmanager
     def writing(self, *, new: bool = False) -> Iterator[None]:
-        """Hold the index's lock; readers of the folder are not kept waiting.
+        """Hold the index's lock; readers need not wait.
 
         Args:
-            new: whether the folder may become an index now.
+            new: whether an empty or missing folder becomes an index.
 
         Raises:
-            DcaError: DCA-904 when the folder holds something else, or symbolic links where it must not.
+            DcaError: DCA-904 if the folder holds something else, or has a symbolic link that is not allowed.
         """
         self._check_links()
         if new:
@@ -55,10 +55,10 @@ class Folder:
         locks = store.Store(self.root / layout.OWN)
 
         def waiting() -> None:
-            self._waiting(f"{locks.holder('publish', 'index')} writes this index; waiting for it.")
+            self._waiting(f"{locks.holder('publish', 'index')} is writing to this index; waiting for it.")
 
         with locks.lock("publish", "index", waiting):
-            # Whoever left something here is gone: only the holder of the lock writes.
+            # Only the holder of the lock writes here, so this is a leftover of a killed command.
             if (staging := self.root / layout.STAGING).exists():
                 store.remove(staging)
             _make(staging)
@@ -69,10 +69,10 @@ class Folder:
                 store.remove(staging)
 
     def check(self) -> None:
-        """Whether the folder is an index.
+        """Check that the folder is an index.
 
         Raises:
-            DcaError: DCA-904.
+            DcaError: DCA-904 if it is not.
         """
         if not (self.root / layout.SETTINGS).is_file():
             names = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
@@ -80,12 +80,12 @@ class Folder:
                 "DCA-904",
                 f"{self.root} is not an index that this tool made.",
                 why=f"it has no {layout.SETTINGS}"
-                + (f", and holds {', '.join(names[:3])}." if names else "; it is empty or not there."),
-                remedy="name the folder of an index; to publish, an empty one or one that does not exist yet.",
+                + (f", and holds {', '.join(names[:3])}." if names else "; it is empty or does not exist."),
+                remedy="name the folder of an index; to publish, an empty folder or one that does not exist yet.",
             )
 
     def _check_links(self) -> None:
-        """Refuse links where files are written or deleted by names that others may have too."""
+        """Reject links in folders where files are deleted by name, without a check of their hashes."""
         own = [layout.OWN, layout.STAGING, f"{layout.OWN}/locks", f"{layout.OWN}/locks/publish-index.lock"]
         views = (
             [path.name for path in self.root.iterdir() if layout.VIEW.fullmatch(path.name)]
@@ -97,7 +97,7 @@ class Folder:
                 raise linked(self.root, path)
 
     def _claim(self) -> None:
-        """Make an empty folder an index; anything else is left as it is."""
+        """Make an empty or missing folder an index; leave anything else unchanged."""
         if self.root.is_dir() and {path.name for path in self.root.iterdir()} - {layout.OWN}:
             return
         if not self.root.exists() or self.root.is_dir():
@@ -106,17 +106,17 @@ class Folder:
                 store.write_bytes(self.root / layout.SETTINGS, documents.dumps(Settings()))
 
     def signatures(self) -> dict[str, str]:
-        """The records; a signature is told by the file system alone."""
+        """The records' signatures, from the file system's metadata."""
         signatures = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root / layout.RECORDS) as entries:
             for entry in entries:
                 if entry.name.endswith(".whl.json"):
-                    # A link is refused when it is read; a broken one hides none of the others.
+                    # Reading a link is rejected later; a broken link must not hide the other records.
                     signatures[entry.name.removesuffix(".json")] = _signature(entry.stat(follow_symlinks=False))
         return signatures
 
     def pages(self) -> set[str]:
-        """The pages: those of all views, and the page for people."""
+        """Paths of the pages: those of all views, and the front page."""
         paths = {name for name in (layout.FRONT, layout.AS_IT_IS) if (self.root / name).is_file()}
         for view in self.root.iterdir():
             if layout.VIEW.fullmatch(view.name) and view.is_dir() and not view.is_symlink():
@@ -124,12 +124,12 @@ class Folder:
         return paths
 
     def strays(self, wanted: set[str]) -> dict[str, int]:
-        """Files that belong to no wheel; in a folder behind a link, nobody knows whose they are."""
+        """Sizes of files that belong to no wheel; folders behind links are skipped, they may hold other files."""
         sizes = {}
         for top in (layout.FILES, layout.EVIDENCE):
             if (self.root / top).is_dir() and not (self.root / top).is_symlink():
                 for relative, path in store.walk(self.root / top):
-                    # Not a name that no message could show; `dca verify` of the index reports it.
+                    # `dca verify` reports files whose names are not plain.
                     if f"{top}/{relative}" not in wanted and layout.is_plain(relative):
                         sizes[f"{top}/{relative}"] = path.lstat().st_size
         if (self.root / layout.ROWS).is_file():
@@ -141,7 +141,7 @@ class Folder:
         return to_read(self.root, path).read_bytes()
 
     def put(self, path: str, content: bytes | Path, sha256: str) -> None:
-        """A file by its hash: no record names another content under this path, so what is there may be replaced."""
+        """Write a file; no record names this path with another hash, so an existing file may be replaced."""
         target = to_write(self.root, path)
         if target.is_file() and not target.is_symlink() and store.sha256_file(target) == sha256:
             return
@@ -153,24 +153,24 @@ class Folder:
                 shutil.copyfile(content, part)
                 part.chmod(0o644)
             _sync(part)
-            # Of a link the bytes may have been changed since they were looked at.
+            # The file may have been changed since it was inspected.
             if (afterwards := store.sha256_file(part)) != sha256:
                 raise DcaError(
                     "DCA-901",
-                    f"{content.name} was changed while it was being published; it was not published.",
+                    f"{content.name} is not published: it was changed meanwhile.",
                     why=f"sha256 before {sha256},\nafterwards {afterwards}.",
-                    remedy="wait until whatever writes it is done, and run the command again.",
+                    remedy="wait until the program that writes it has finished, and run the command again.",
                 )
             self._move(part, target)
 
     def put_record(self, name: str, content: bytes, was: str | None) -> str:  # noqa: ARG002 - nobody else writes
-        """A record; the lock keeps others from changing it."""
+        """Write a record; the lock prevents concurrent changes."""
         target = to_write(self.root, layout.record(name))
         self._write(target, content)
         return _signature(target.stat())
 
     def put_page(self, path: str, content: bytes) -> None:
-        """A page, written only when it differs."""
+        """Write a page if it differs."""
         target = to_write(self.root, path)
         with contextlib.suppress(FileNotFoundError):
             if not target.is_symlink() and target.stat().st_size == len(content) and target.read_bytes() == content:
@@ -178,14 +178,14 @@ class Folder:
         self._write(target, content)
 
     def barrier(self) -> None:
-        """Make the names last, too: a file that was moved is safe only when its folder is."""
+        """Sync the folders: a moved file is durable only when its folder is."""
         for folder in sorted(self._touched):
             if folder.is_dir():
                 _sync(folder)
         self._touched.clear()
 
     def delete(self, paths: list[str], hashes: Mapping[str, str] | None = None) -> None:
-        """Delete files, and the folders that are empty then."""
+        """Delete files, and the folders that become empty."""
         files = [to_write(self.root, path) for path in paths]
         for path, file in zip(paths, files, strict=True):
             if (self.root / path.split("/")[0]).is_symlink() and "/" in path and file.is_file():
@@ -193,9 +193,9 @@ class Folder:
                 if file.is_symlink() or sha256 is None or store.sha256_file(file) != sha256:
                     raise DcaError(
                         "DCA-904",
-                        f"{path} was not deleted: another file is in its place.",
-                        why=f"{path.split('/')[0]} is a symbolic link, and what is there may not belong to the index.",
-                        remedy="delete the file yourself or move it away, then run the command again.",
+                        f"{path} was not deleted: it is not the file that its record names.",
+                        why=f"{path.split('/')[0]} is a symbolic link, so the file may not belong to the index.",
+                        remedy="delete or move the file yourself, then run the command again.",
                     )
         for file in files:
             file.unlink(missing_ok=True)
@@ -215,7 +215,7 @@ class Folder:
             self._move(part, target)
 
     def _staged(self, target: Path) -> Path:
-        # Not beside its final name: looking for leftovers among ten thousand files would take longer than writing one.
+        # In one folder, not beside the final name: a search for leftovers among 10,000 files would be slow.
         return self.root / layout.STAGING / target.name
 
     def _move(self, part: Path, target: Path) -> None:
@@ -229,10 +229,10 @@ class Folder:
 
 
 def to_write(root: Path, path: str) -> Path:
-    """Where a file of an index is written or deleted; a link in its place is replaced or deleted itself.
+    """The path to write or delete a file of an index; a link at that path is itself replaced or deleted.
 
     Raises:
-        DcaError: DCA-908 when its path leads out of the index, DCA-904 when a symbolic link does.
+        DcaError: DCA-908 if its path leads out of the index, DCA-904 if one of its folders is a symbolic link.
     """
     top, *more = inside(path).split("/")
     folder = root / top
@@ -244,10 +244,10 @@ def to_write(root: Path, path: str) -> Path:
 
 
 def to_read(root: Path, path: str) -> Path:
-    """Where a file of an index is read.
+    """The path to read a file of an index.
 
     Raises:
-        DcaError: DCA-908 when its path leads out of the index, DCA-904 when a symbolic link does.
+        DcaError: DCA-908 if its path leads out of the index, DCA-904 if it or one of its folders is a symbolic link.
     """
     file = to_write(root, path)
     if file.is_symlink():
@@ -255,18 +255,18 @@ def to_read(root: Path, path: str) -> Path:
     return file
 
 
-def linked(root: Path, path: str, why: str = "") -> DcaError:
+def linked(root: Path, path: str) -> DcaError:
     """The error for a symbolic link that is not followed."""
     return DcaError(
         "DCA-904",
-        f"{path} in the index {root} is a symbolic link; it was not followed.",
-        why=why or f"only {', '.join(MAY_BE_LINKS)} may be links.",
-        remedy="replace the link with the files that it leads to, or remove it.",
+        f"{path} in the index {root} is a symbolic link, which was not followed.",
+        why=f"only {', '.join(MAY_BE_LINKS)} may be links.",
+        remedy="replace the link with the files that it points to, or remove it.",
     )
 
 
 def _make(folder: Path) -> None:
-    """A folder that the web server may read, whatever this user's umask is."""
+    """Create a folder that the web server can read, regardless of the umask."""
     for path in [*reversed(folder.parents), folder]:
         if not path.is_dir():
             path.mkdir(exist_ok=True)
@@ -278,9 +278,9 @@ def _signature(status: os.stat_result) -> str:
 
 
 def _linked(source: Path, part: Path) -> bool:
-    """Whether a file could be linked in the place of `part`: on one file system no byte of a wheel is copied."""
+    """Try to hard-link a file as `part`, so that no bytes are copied within a file system; whether it worked."""
     status = source.stat()
-    # A link shares its owner and mode, and the web server must be able to read it.
+    # A hard link shares owner and mode, and the web server must be able to read the file.
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) != 0o644:
         return False
     link = part.with_name(f"{part.name}.link")

@@ -1,4 +1,4 @@
-"""The page for people: every wheel of an index with its install line, in one file that needs no network of its own."""
+"""The front page: every wheel of an index with its install commands, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import jinja2
 
 TEMPLATE, ARTICLE = Path(__file__).with_name("front.html"), Path(__file__).with_name("article.html")
-# Where the wheels come in the first of them.
+# The place of the wheels in the page's template.
 WHEELS = "<!-- wheels -->"
-# What stands in an install line when nobody has said where the index is served.
+# Stands for the index's URL in install commands while that is unknown.
 UNKNOWN_URL = "URL/"
-# The kinds whose files are shown first.
+# The kinds of evidence that are shown first.
 FIRST = ("smoke", "inspection", "sbom", "provenance")
-# What envelopes are called here, in place of their kinds.
+# The names of signatures on the page, by their kinds.
 ENVELOPES = {
     name.split(".")[0]: what
     for names in proof_of.ENVELOPES.values()
@@ -34,10 +34,10 @@ ENVELOPES = {
 
 
 def page(listed: Sequence[Record], settings: Settings) -> bytes:
-    """The page for people, with the newest wheels first.
+    """The front page, with the newest wheels first.
 
     Args:
-        listed: the records of the wheels that it shows.
+        listed: the records of the wheels to show.
         settings: of the index.
     """
     views = Counter(record.view for record in listed if record.view)
@@ -54,7 +54,7 @@ def page(listed: Sequence[Record], settings: Settings) -> bytes:
 
 
 def _article(record: Record, settings: Settings) -> str:
-    """A wheel as the page shows it, in one line."""
+    """A wheel's section of the page, in one line."""
     index = f"{settings.url or UNKNOWN_URL}{record.view or layout.ALL}/"
     requirement = f"echo '{record.project}=={record.version} --hash=sha256:{record.sha256}' |"
     options = f"--no-deps --require-hashes --index-url {index}"
@@ -70,7 +70,7 @@ def _article(record: Record, settings: Settings) -> str:
         ("published", record.published[:10]),
     )
     text = _template(ARTICLE).render(
-        one=record,
+        wheel=record,
         link=(record.links_to + layout.url(record.file)) if record.links_to else layout.url(layout.wheel(record.file)),
         facts=[fact for fact in facts if fact[1]],
         uv=f"{requirement} uv pip install {options} -r -",
@@ -94,12 +94,12 @@ def _template(path: Path) -> jinja2.Template:
 
 
 def size(count: int) -> str:
-    """Bytes in a unit that is read at a glance."""
+    """A size in MB or kB."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def tags(given: Sequence[str]) -> tuple[str, str]:
-    """The Python and the platform of a wheel's tags, in words."""
+    """The Python versions and the platforms of a wheel's tags, in words."""
     parsed: list[Tag] = sorted({tag for text in given for tag in parse_tag(text)}, key=str)
     pythons = sorted({tag.interpreter for tag in parsed})
     abi3 = any(tag.abi == "abi3" for tag in parsed)

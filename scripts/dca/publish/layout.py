@@ -1,14 +1,14 @@
-"""Where everything lies in an index, and how it is linked.
+"""The paths of an index, and how they are linked.
 
-    index.html                       the page for people
-    simple/…, cu124/…                the simple repository API: everything, and each CUDA version
+    index.html                       the front page
+    simple/…, cu124/…                the simple repository API: all wheels, and those of each CUDA version
     files/NAME.whl, NAME.whl.metadata
-    evidence/SHA256/…                what was proven of the wheel with that hash
-    records/NAME.whl.json            what every page is made from
-    .dca/                            the lock, and the hashes of the records that the pages were made from
+    evidence/SHA256/…                the evidence of the wheel with that hash
+    records/NAME.whl.json            the record of a wheel; all pages are generated from the records
+    .dca/                            the lock, and the hashes of the records that the pages were generated from
 
-All links are relative, so that the folder works wherever it is served. A wheel's page is two folders below the top in
-every view, so that one line of HTML fits them all.
+All links are relative, so the folder works at any URL. In every view a project's page is two folders below the top, so
+a wheel has the same line of HTML in all of them.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from urllib.parse import quote, urlsplit
 ALL = "simple"
 FILES, EVIDENCE, RECORDS, OWN = "files", "evidence", "records", ".dca"
 SETTINGS, SUMS, STAGING = f"{OWN}/index.json", f"{OWN}/records.sha256", f"{OWN}/incoming"
-# A cache that earlier versions kept; nobody reads it any more.
+# A cache of earlier versions, no longer read.
 ROWS = f"{OWN}/rows.json"
 FRONT = "index.html"
 HTML, JSON = "index.html", "index.json"
-# Without it GitHub Pages would have a program go over the folder that leaves files out.
+# Without this file GitHub Pages would run Jekyll, which leaves out files.
 AS_IT_IS = ".nojekyll"
 VIEW = re.compile(r"simple|cu[0-9]{2,4}")
-# Names that mean the same in a file system, in a URL and on a command line.
+# Names without characters that a file system, a URL or a command line treats specially.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
 # A project's canonical name, which is a folder of every view.
 PROJECT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*-?")
-PAGE = re.compile(rf"({VIEW.pattern})/(({PROJECT.pattern})/)?index\.(html|json)")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 TIME = re.compile(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z")
 KIND = re.compile(r"[a-z0-9_][a-z0-9_-]*")
@@ -43,7 +42,7 @@ def wheel(name: str) -> str:
 
 
 def metadata(name: str) -> str:
-    """Path of a wheel's METADATA, where PEP 658 wants it."""
+    """Path of a wheel's METADATA, as PEP 658 defines it."""
     return f"{FILES}/{name}.metadata"
 
 
@@ -53,29 +52,25 @@ def record(name: str) -> str:
 
 
 def evidence(wheel: str, kind: str, sha256: str, suffix: str) -> str:
-    """Path of a file about a wheel. Part of its hash is in its name: other bytes never replace it.
+    """Path of a piece of evidence. Its name contains a part of its hash, so other bytes never replace it.
 
     Args:
         wheel: sha256 of the wheel.
-        kind: of the file; likewise sha256.
+        kind: of the evidence.
+        sha256: of the evidence.
         suffix: of the file's name, without its first dot.
     """
     return f"{EVIDENCE}/{wheel}/{kind}-{sha256[:8]}.{suffix}"
 
 
 def is_plain(path: str) -> bool:
-    """Whether a path stays below the folder that it is relative to, however it is read."""
+    """Whether a path is printable and stays below its folder, on any operating system."""
     parts = path.split("/")
     return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(parts)
 
 
-def is_page(path: str) -> bool:
-    """Whether a path is one that a page can have."""
-    return path in (FRONT, AS_IT_IS) or PAGE.fullmatch(path) is not None
-
-
 def is_folder_url(url: str) -> bool:
-    """Whether a URL is that of a folder on a web server, without secrets, and safe in HTML and on a command line."""
+    """Whether a URL names a folder on a web server, holds no password, and is safe in HTML and on a command line."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -86,10 +81,10 @@ def is_folder_url(url: str) -> bool:
 
 
 def shown(path: str) -> str:
-    """A path that was read from an index, as messages show it: nothing in it reaches the terminal as a command."""
+    """A path from an index for a message: control characters are escaped."""
     return path if is_plain(path) else ascii(path)
 
 
 def url(path: str) -> str:
-    """A path as a part of a URL: `+` becomes %2B, which no server takes for a space."""
+    """A path as a part of a URL: `+` becomes %2B, because servers may read `+` as a space."""
     return quote(path)

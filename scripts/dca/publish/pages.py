@@ -1,6 +1,6 @@
-"""Makes every page of an index from its records: the same records give the same bytes.
+"""Generates every page of an index from its records: the same records give the same bytes.
 
-HTML as PEP 503, 592, 629, 658 and 714 say, JSON as PEP 691 and 700 do.
+HTML follows PEP 503, 592, 629, 658 and 714, JSON follows PEP 691 and 700.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ META = f'{{"meta":{{"api-version":"{JSON_VERSION}"}},\n'
 
 
 def render(records: Iterable[Record], settings: Settings) -> dict[str, bytes]:
-    """Every page by its path, those first that others link to.
+    """Every page by its path; a page comes before the pages that link to it.
 
     Args:
-        records: of the index, in any order; only those of listed wheels are shown.
+        records: of the index, in any order; the pages show only listed wheels.
         settings: of the index.
     """
     listed = sorted((record for record in records if record.state == "listed"), key=lambda record: record.file)
-    # A wheel has the same line on the page of its project in each view.
+    # A wheel has the same line in each view.
     anchors = {record.file: _anchor(record) for record in listed}
     entries = {record.file: _entry(record) for record in listed}
     pages: dict[str, bytes] = {}
@@ -60,14 +60,14 @@ def render(records: Iterable[Record], settings: Settings) -> dict[str, bytes]:
 
 
 def file_url(record: Record) -> str:
-    """Where a wheel is downloaded from, as a page two folders below the top names it."""
+    """A wheel's download URL, relative to a page two folders below the top."""
     if record.links_to:
         return record.links_to + layout.url(record.file)
     return "../../" + layout.url(layout.wheel(record.file))
 
 
 def _sheets(listed: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """The wheels of each page by view and project."""
+    """The wheels of each page, by view and project."""
     sheets: dict[tuple[str, str], list[Record]] = {}
     for record in listed:
         for view in filter(None, (layout.ALL, record.view)):
@@ -80,7 +80,7 @@ def _html(title: str, body: str) -> bytes:
 
 
 def _anchor(record: Record) -> str:
-    # Both names of the hash of METADATA: pip before 23.1 knows the first one only.
+    # The hash of METADATA under both names: pip before 23.1 knows only the first.
     parts = [
         f'<a href="{escape(file_url(record))}#sha256={record.sha256}"',
         f' data-dist-info-metadata="sha256={record.metadata_sha256}"',

@@ -1,4 +1,4 @@
-"""What an index is kept in, as its writer sees it: a folder, or a bucket of an S3-compatible store."""
+"""The storage of an index, as its writer sees it: a folder, or a bucket of an S3-compatible store."""
 
 from __future__ import annotations
 
@@ -12,115 +12,115 @@ from dca.publish import layout
 
 
 class Place(Protocol):
-    """Paths are relative, with `/`. What is put somewhere appears there whole or not at all.
+    """Storage with relative paths, separated by `/`. A file that is written appears completely or not at all.
 
-    Every method that takes a path raises DCA-908 for one that leads out of the index, and does nothing then.
+    Every method that takes a path raises DCA-908 for a path that leads out of the index, before it does anything.
     """
 
     name: str
-    # Whether only one command writes at a time; without that, what others wrote meanwhile is looked for.
+    # Whether only one command writes at a time; otherwise a writer looks for changes by others afterwards.
     alone: bool
 
     def writing(self, *, new: bool = False) -> contextlib.AbstractContextManager[None]:
-        """The time in which one command writes; an index is made where there is none yet only with `new`.
+        """A context in which one command writes; `new` allows it to create the index.
 
         Raises:
-            DcaError: DCA-904 for what is no index.
+            DcaError: DCA-904 if there is no index.
         """
 
     def check(self) -> None:
-        """Whether there is an index.
+        """Check that there is an index.
 
         Raises:
-            DcaError: DCA-904 when there is none.
+            DcaError: DCA-904 if there is none.
         """
 
     def signatures(self) -> dict[str, str]:
-        """Names of the records that are there, each with something that changes whenever the record does."""
+        """Signatures of the records by the wheels' names; a signature changes whenever the record does."""
 
     def pages(self) -> set[str]:
-        """Paths of the pages that are there."""
+        """Paths of the existing pages."""
 
     def strays(self, wanted: set[str]) -> dict[str, int]:
-        """Files that belong to no wheel, or that an earlier version left, with their sizes.
+        """Sizes by path of files that belong to no wheel or to an earlier version of this tool.
 
-        Not those that others may be writing.
+        Files that others may be writing are left out.
         """
 
     def read(self, path: str) -> bytes:
         """A file's content.
 
         Raises:
-            FileNotFoundError: when there is none.
+            FileNotFoundError: if there is no such file.
         """
 
     def put(self, path: str, content: bytes | Path, sha256: str) -> None:
-        """A file that other files will name with its hash; one with the same content is left as it is.
+        """Write a file that a record will name with its hash; a file with the same content is kept.
 
         Raises:
-            DcaError: DCA-902 when there is another that cannot be replaced.
+            DcaError: DCA-902 if there is another file that cannot be replaced.
         """
 
     def put_record(self, name: str, content: bytes, was: str | None) -> str:
-        """A wheel's record; its new signature.
+        """Write a wheel's record and return its new signature.
 
         Args:
             name: of the wheel.
             content: of the record.
-            was: the signature of the record that this was made from; None when there was none.
+            was: the signature of the record that is replaced; None for a new one.
 
         Raises:
-            DcaError: DCA-906 when somebody else has changed it meanwhile.
+            DcaError: DCA-906 if another publisher has changed it meanwhile.
         """
 
     def put_page(self, path: str, content: bytes) -> None:
-        """A page, or another file that is made from the records; in a folder it is written only when it differs."""
+        """Write a page, or another file that is generated from the records; in a folder only if it differs."""
 
     def barrier(self) -> None:
-        """Everything that was put so far lasts before anything that is put afterwards."""
+        """Make everything written so far durable before anything that is written afterwards."""
 
     def delete(self, paths: list[str], hashes: Mapping[str, str] | None = None) -> None:
-        """Delete files, as far as they are there.
+        """Delete the files that exist.
 
         Args:
-            paths: of the files; when one of them must not be deleted, none is.
-            hashes: sha256 of the files by path, where records name it.
+            paths: of the files; if one of them must not be deleted, none is.
+            hashes: sha256 of the files by path, as far as records name it.
 
         Raises:
-            DcaError: DCA-904 for a file behind a symbolic link that is not the index's own.
+            DcaError: DCA-904 for a file behind a symbolic link that does not have its hash.
         """
 
 
 def inside(path: str) -> str:
-    """The path, when it stays in the index.
+    """The path, if it stays in the index.
 
     Raises:
-        DcaError: DCA-908.
+        DcaError: DCA-908 if it does not.
     """
     if not layout.is_plain(path):
         raise DcaError(
             "DCA-908",
-            f"{path!a} is not a path inside of the index; it was not touched.",
+            f"{path!a} is not a path inside the index; the file was not touched.",
             why="a record names it, or a file or object in the index has such a name.",
-            remedy="find what names it with `dca verify` of the index, then restore that from a copy or delete it.",
+            remedy="find the record or file with `dca verify` of the index, then restore it from a copy or delete it.",
         )
     return path
 
 
 def raced(name: str) -> DcaError:
-    """The error for a record that changed while it was being changed."""
+    """The error for a record that another publisher changed at the same time."""
     return DcaError(
         "DCA-906",
-        f"the record of {name} was changed by somebody else meanwhile.",
-        remedy="run the command again: it starts from what is there now.",
+        f"the record of {name} was changed by another publisher meanwhile.",
+        remedy="run the command again; it starts from the changed record.",
     )
 
 
 def taken(name: str, theirs: str, ours: str) -> DcaError:
-    """The error for a name that is taken by other bytes."""
+    """The error for a name that another file has."""
     return DcaError(
         "DCA-902",
-        f"{name} is already there with other bytes; nothing was published.",
-        why=f"sha256 there {theirs},\nhere {ours}.\nLocks of those who installed it name the former.",
+        f"{name} is already published with other bytes; nothing was published.",
+        why=f"sha256 of the published file {theirs},\nof this file {ours}.\nLock files of its users name the former.",
         remedy="give the wheel another version: a higher revision, or a local version of your own.",
     )

@@ -1,4 +1,4 @@
-"""Reads and writes the records of an index, from which its pages are made."""
+"""Reads and writes the records of an index, from which its pages are generated."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dca.publish import layout
 from dca.publish.place import Place, raced
 from dca.publish.values import Record
 
-# So many records are asked for at once: a bucket takes some 30 ms to answer for each.
+# Records that are read at the same time: a bucket takes some 30 ms to answer for each.
 READERS = 8
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A record as it lies in an index.
+    """A record as it is stored.
 
     Args:
-        signature: of its file, which changes whenever the file does.
+        signature: of its file; changes whenever the file does.
         sha256: of its file.
     """
 
@@ -35,11 +35,11 @@ class Kept:
 
 @dataclass
 class Known:
-    """The records of an index, as they were read last.
+    """The records of an index, as last read.
 
     Args:
         place: the index.
-        kept: the records by file name of their wheels.
+        kept: the records by their wheels' file names.
     """
 
     place: Place
@@ -51,7 +51,7 @@ class Known:
         return kept.record if kept is not None and kept.record.state == "listed" else None
 
     def records(self) -> list[Record]:
-        """Every record, by file name."""
+        """Every record, sorted by file name."""
         return [self.kept[name].record for name in sorted(self.kept)]
 
     def sums(self) -> bytes:
@@ -62,9 +62,9 @@ class Known:
         """Write records.
 
         Raises:
-            DcaError: DCA-906 when somebody else has changed one meanwhile.
+            DcaError: DCA-906 if another publisher has changed one meanwhile.
         """
-        # A copy with changes was not checked when it was made.
+        # `model_copy` does not validate.
         for record in [Record.model_validate(copy.model_dump()) for copy in changed]:
             before = self.kept.get(record.file)
             content = documents.dumps(record)
@@ -73,10 +73,10 @@ class Known:
         self.place.barrier()
 
     def refresh(self) -> bool:
-        """Read what has changed since it was read last; whether anything has.
+        """Read the records that have changed since the last time; return whether there were any.
 
         Raises:
-            DcaError: DCA-908 for a record that is damaged, DCA-906 when somebody has just deleted one.
+            DcaError: DCA-908 for a damaged record, DCA-906 if another publisher has just deleted one.
         """
         signatures = self.place.signatures()
         same = {name for name, kept in self.kept.items() if signatures.get(name) == kept.signature}
@@ -100,7 +100,7 @@ def read_records(place: Place) -> Known:
     """The records of an index.
 
     Raises:
-        DcaError: DCA-908 for a record that is damaged, DCA-906 when somebody has just deleted one.
+        DcaError: DCA-908 for a damaged record, DCA-906 if another publisher has just deleted one.
     """
     known = Known(place)
     known.refresh()
@@ -108,7 +108,7 @@ def read_records(place: Place) -> Known:
 
 
 def sums(hashes: Mapping[str, str]) -> bytes:
-    """The sha256 of files by path, in the form that `sha256sum --check` reads."""
+    """The sha256 of files by path, in the format of `sha256sum --check`."""
     return "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(hashes.items())).encode()
 
 
@@ -123,19 +123,19 @@ def parse_record(name: str, content: bytes) -> Record:
         # In memory a record knows its own type; on disk only the schema's name says it.
         record = Record.model_validate({**values, "schema": values.get("schema", "")})
         if record.file != name:
-            raise ValueError(f"it is of {record.file}")  # noqa: TRY301 - one error for all that can be wrong
+            raise ValueError(f"it is the record of {record.file}")  # noqa: TRY301 - handled like all other damage
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DcaError(
             "DCA-908",
             f"{layout.shown(layout.record(name))} is damaged.",
             why=reason(error),
-            remedy="restore it from a copy, or delete it and publish the wheel again; pages are made from records.",
+            remedy="restore it from a copy, or delete it and publish the wheel again.",
         ) from None
     return record
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a record, and with which of its keys."""
+    """The damaged key of a record and what is wrong with it."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]

@@ -1,7 +1,7 @@
-"""Uploads wheels to any package index server through twine, after a look at what is there already.
+"""Uploads wheels to any package index server with twine, after a look at the files that the server already has.
 
-Servers differ in what they do with a name that is taken: some refuse, some overwrite. So the server's own index is
-asked first, and what cannot be asked is not uploaded to.
+If a name is taken, some servers reject the upload and others overwrite the file. So this module reads the server's own
+index first, and uploads nothing if it cannot.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ if TYPE_CHECKING:
     from pypi_simple import DistributionPackage, PyPISimple
 
 UPLOAD_SECONDS = 7200.0
-# Where servers keep their simple index below the URL that they are uploaded to.
+# Usual paths of a server's simple index, below its upload URL.
 BELOW = ("+simple/", "simple/")
-# What twine learns from its environment: never from its command line, which every user of the machine can read.
+# Variables that twine gets. Passwords are not passed on its command line, which every user of the machine can read.
 VARIABLES = ("TWINE_USERNAME", "TWINE_PASSWORD", "TWINE_CERT", "TWINE_CLIENT_CERT")
 KEYRING_PREFIXES = ("XDG_", "DBUS_", "PYTHON_KEYRING_")
 HIDDEN = "***"
-OK = 200
 
 
 def upload(
@@ -49,13 +48,13 @@ def upload(
     Args:
         wheels: the files.
         repository: URL, or the name of a section of .pypirc.
-        simple: URL of the server's simple index; where it usually is when not given.
-        cache: where `dca smoke` keeps its reports.
-        reporter: who is told of progress.
+        simple: URL of the server's simple index; None tries the usual paths.
+        cache: holds the reports of `dca smoke`.
+        reporter: receives progress.
 
     Raises:
-        DcaError: DCA-103 without twine, DCA-201 when the server's index cannot be found, DCA-402 when it does not
-            answer, DCA-901 and 902 for wheels that are not uploaded, DCA-905 when the server refuses them.
+        DcaError: DCA-103 without twine, DCA-201 if the server's index is not found, DCA-402 if it does not answer,
+            DCA-901 and 902 for rejected wheels, DCA-905 if the upload fails.
     """
     twine = _twine()
     hashes = {path: store.sha256_file(path) for path in wheels}
@@ -79,24 +78,23 @@ def upload(
 
 
 def _twine() -> Path:
-    """The program.
+    """The path of twine: beside this tool's Python, else on PATH.
 
     Raises:
-        DcaError: DCA-103.
+        DcaError: DCA-103 without twine.
     """
-    # Beside the Python of this tool, or wherever the user has it.
     program = shutil.which("twine", path=Path(sys.executable).parent) or shutil.which("twine")
     if program is None:
         raise DcaError(
             "DCA-103",
-            "twine is not installed, and uploads go through it.",
+            "twine is not installed, which --repository requires.",
             remedy=machine.install_command("twine"),
         )
     return Path(program)
 
 
 def _sign_in(http: requests.Session, repository: str, simple: str | None) -> None:
-    """Name and password for the server's index, if that is where they belong."""
+    """Use twine's user name and password for the server's index too, if it is on the same host."""
     user, password = os.environ.get("TWINE_USERNAME"), os.environ.get("TWINE_PASSWORD")
     if user and password and urlsplit(simple or repository)[:2] == urlsplit(repository)[:2]:
         http.auth = (user, password)
@@ -105,35 +103,35 @@ def _sign_in(http: requests.Session, repository: str, simple: str | None) -> Non
 
 
 def _simple(http: requests.Session, repository: str) -> str:
-    """The simple index of a server, looked for where servers have it.
+    """The URL of a server's simple index: the first of the usual paths that has a page.
 
     Raises:
-        DcaError: DCA-201, DCA-402.
+        DcaError: DCA-201 if there is none, DCA-402 if the server does not answer.
     """
     import requests
 
     candidates = [urljoin(repository.rstrip("/") + "/", path) for path in BELOW] if "://" in repository else []
     try:
         for url in candidates:
-            # Some servers send whoever asks for a page that they do not have from one to the next.
+            # Some servers redirect requests for missing pages, so redirects do not count.
             answer = http.get(url, timeout=index.TIMEOUT, allow_redirects=False, headers={"Accept": "text/html"})
-            if answer.status_code == OK and "html" in answer.headers.get("Content-Type", ""):
+            if answer.status_code == requests.codes.ok and "html" in answer.headers.get("Content-Type", ""):
                 return url
     except requests.RequestException as error:
         raise index.unreachable(repository, error) from None
     raise DcaError(
         "DCA-201",
-        f"the simple index of {repository} was not found, so what is there already cannot be looked up.",
-        why=f"asked: {', '.join(candidates)}." if candidates else "a name of .pypirc does not say where it is.",
-        remedy="name it with --repository-index URL: the one that pip installs from.",
+        f"the simple index of {repository} was not found, so the server's files cannot be listed.",
+        why=f"tried {', '.join(candidates)}." if candidates else "a name in .pypirc does not give its URL.",
+        remedy="give the index that pip installs from: --repository-index URL.",
     )
 
 
 def _is_there(http: requests.Session, simple: str, wheel: Path, sha256: str) -> bool:
-    """Whether a server has these bytes under this name.
+    """Whether a server has this file.
 
     Raises:
-        DcaError: DCA-902 when it has others, DCA-402 when it does not tell.
+        DcaError: DCA-902 if it has another file of the same name, DCA-402 if its index cannot be read.
     """
     import requests
     from pypi_simple import NoSuchProjectError, PyPISimple, UnsupportedContentTypeError
@@ -155,7 +153,7 @@ def _is_there(http: requests.Session, simple: str, wheel: Path, sha256: str) -> 
 
 
 def _downloaded(client: PyPISimple, package: DistributionPackage) -> str:
-    """The sha256 of what a server has, where its page does not say it."""
+    """The sha256 of a server's file, for servers whose pages do not give it."""
     with store.scratch() as scratch:
         path = scratch / package.filename
         client.download_package(package, path, verify=False, timeout=index.TIMEOUT)
@@ -169,7 +167,7 @@ def _upload(twine: Path, repository: str, wheel: Path) -> None:
         DcaError: DCA-905.
     """
     option = "--repository-url" if "://" in repository else "--repository"
-    # Those with prefixes are what keyring reads; without a terminal nobody is asked.
+    # The variables with these prefixes are for keyring.
     variables = {
         name: value for name, value in os.environ.items() if name in VARIABLES or name.startswith(KEYRING_PREFIXES)
     }
@@ -182,17 +180,17 @@ def _upload(twine: Path, repository: str, wheel: Path) -> None:
         words = [line for line in scrub(done.text).splitlines() if line.strip()]
         raise DcaError(
             "DCA-905",
-            f"{repository} did not take {wheel.name}.",
+            f"the upload of {wheel.name} to {repository} failed.",
             why="\n".join(words[-6:]) if not done.timed_out else f"it took longer than {UPLOAD_SECONDS:.0f} s.",
-            # Scrubbed too: the catalogue quotes a line of it.
+            # Scrubbed as well: the message may quote a line of it.
             output=tuple(words),
-            remedy="mend that and run the command again: what was uploaded is found there. Name and password come from "
-            "TWINE_USERNAME and TWINE_PASSWORD, the keyring or .pypirc.",
+            remedy="fix that and run the command again; wheels that are already uploaded are skipped. User name and "
+            "password come from TWINE_USERNAME and TWINE_PASSWORD, the keyring or .pypirc.",
         )
 
 
 def scrub(text: str) -> str:
-    """A program's words without colours, passwords and the credentials in URLs."""
+    """A program's output without colours, passwords and credentials in URLs."""
     if secret := os.environ.get("TWINE_PASSWORD"):
         text = text.replace(secret, HIDDEN)
     return redact(re.sub(r"\x1b\[[0-9;]*m", "", text))

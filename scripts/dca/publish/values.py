@@ -1,7 +1,7 @@
-"""What stands in an index: one record per wheel, from which every page is made.
+"""The documents of an index: one record per wheel, from which every page is generated.
 
-An index is read back from a disk or a server that others may write to, so every value checks its paths, names, links,
-hashes and sizes. Whoever has a value may use them.
+Others may write to the disk or server that an index is read from, so the models validate all paths, names, links,
+hashes and sizes.
 """
 
 from __future__ import annotations
@@ -18,23 +18,18 @@ from pydantic import AfterValidator, model_validator
 from dca.foundation.documents import Document, Value
 from dca.publish import layout
 
-# "leaving" is a wheel that was removed and whose files may still be there; "gone" is one whose files are not. The
-# name of a wheel that is gone stays taken: whoever has its hash in a lock must not be given other bytes under it.
+# "leaving" is a removed wheel whose files may still exist; those of a "gone" wheel are deleted. Its name stays taken,
+# because lock files may contain its hash.
 State = Literal["listed", "leaving", "gone"]
-# No file is as large; more cannot be exact in every reader of JSON.
+# Larger than any file; JSON readers may round larger numbers.
 MOST_BYTES = 1 << 53
 
 
 def _matches(pattern: Pattern[str] | str, what: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"{_quoted(value)} is not {what}")
-        return value
-
-    return AfterValidator(check)
+    return _is(re.compile(pattern).fullmatch, what)
 
 
-def _is(allowed: Callable[[str], bool], what: str) -> AfterValidator:
+def _is(allowed: Callable[[str], object], what: str) -> AfterValidator:
     def check(value: str) -> str:
         if not allowed(value):
             raise ValueError(f"{_quoted(value)} is not {what}")
@@ -44,7 +39,7 @@ def _is(allowed: Callable[[str], bool], what: str) -> AfterValidator:
 
 
 def _quoted(value: object) -> str:
-    """A value from outside as a message shows it: short, and without anything that a terminal obeys."""
+    """A value from outside for a message: shortened, and with control characters escaped."""
     text = ascii(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
 
@@ -74,13 +69,14 @@ FolderUrl = Annotated[
 
 
 class Evidence(Value):
-    """A file that says something of a wheel.
+    """A report about a wheel.
 
     Args:
-        kind: what it is: "inspection", "smoke", or what its file is called.
+        kind: "inspection", "smoke", or the name of the report's file.
         path: in the index.
-        sha256: of the file; likewise bytes.
-        says: the result in a few words, where this tool can read it.
+        sha256: of the file.
+        bytes: size of the file.
+        says: the result in a few words, if this tool can read the report.
     """
 
     kind: Kind
@@ -97,7 +93,7 @@ class Evidence(Value):
         expected = layout.evidence(wheel, self.kind, self.sha256, suffix)
         if not (layout.SHA256.fullmatch(wheel) and layout.SUFFIX.fullmatch(suffix) and self.path == expected):
             raise ValueError(
-                f"path {_quoted(self.path)} is not {layout.EVIDENCE}/SHA256/NAME, with kind and hash in NAME"
+                f"path {_quoted(self.path)} is not {layout.EVIDENCE}/SHA256/NAME with kind and hash in NAME"
             )
         return self
 
@@ -107,15 +103,15 @@ class Record(Document):
 
     Args:
         file: name of the wheel.
-        published: when it came into this index, UTC, as PEP 700 writes it.
-        project: its name, normalized.
-        metadata_sha256: of the METADATA that lies beside it.
-        cuda: CUDA version that it was compiled with, such as "12.4"; empty when nothing says so.
-        archs: GPU architectures that it holds code for.
-        torch: version that it requires.
-        recipe: that it was made from; empty for a wheel that this tool did not make.
-        yanked: the reason, which may be empty; None when it is not yanked.
-        links_to: URL of the folder that its file is downloaded from; empty for the index itself.
+        published: when it was added to this index, UTC, in the format of PEP 700.
+        project: the package's normalized name.
+        metadata_sha256: of the METADATA file beside the wheel.
+        cuda: CUDA version that the wheel was compiled with, such as "12.4"; empty if unknown.
+        archs: GPU architectures that the wheel contains code for.
+        torch: version of torch that the wheel requires.
+        recipe: that the wheel was built from; empty if this tool did not build it.
+        yanked: the reason, which may be empty; None if the wheel is not yanked.
+        links_to: URL of the folder that the wheel is downloaded from; empty for the index itself.
     """
 
     SCHEMA: ClassVar[str] = "dca.published/1"
@@ -146,29 +142,29 @@ class Record(Document):
         own = {"project": self.project, "version": self.version, "tags": tuple(sorted(set(self.tags)))}
         for key, value in named.items():
             if own[key] != value:
-                raise ValueError(f"{key} is {_quoted(own[key])}, but {self.file} says {value}")
+                raise ValueError(f"{key} is {_quoted(own[key])}, but the name {self.file} says {value}")
         return self
 
     @model_validator(mode="after")
     def _check_evidence(self) -> Record:
         for proof in self.evidence:
             if proof.path.split("/")[1] != self.sha256:
-                raise ValueError(f"path {proof.path} is evidence of another wheel")
+                raise ValueError(f"path {proof.path} is the evidence of another wheel")
         if len({proof.kind for proof in self.evidence}) != len(self.evidence):
             raise ValueError("two files of evidence have the same kind")
         return self
 
     @property
     def view(self) -> str:
-        """The folder of its CUDA version, such as "cu124"; empty when it has none."""
+        """The folder of its CUDA version, such as "cu124"; empty if that is unknown."""
         return f"cu{self.cuda.replace('.', '')}" if self.cuda else ""
 
 
 class Settings(Document):
-    """What is said of an index as a whole; a folder with this file is one.
+    """The settings of an index; a folder with this file is an index.
 
     Args:
-        url: where it is served, with a slash at the end; empty when that is not known.
+        url: URL where the index is served, with a slash at the end; empty if unknown.
     """
 
     SCHEMA: ClassVar[str] = "dca.index/1"
@@ -181,12 +177,12 @@ class Published(Document):
 
     Args:
         index: the folder or bucket.
-        url: where it is served, as far as it is known.
+        url: URL where the index is served; empty if unknown.
         added: records of wheels that were not listed before.
-        changed: of those whose evidence, links or state are other than before.
-        unchanged: of those that were there already, with the same bytes.
-        deleted: paths in the index whose files were deleted.
-        freed: bytes of these.
+        changed: records of wheels whose evidence, links or state changed.
+        unchanged: records of wheels that were already published with the same bytes.
+        deleted: paths of deleted files in the index.
+        freed: total size of the deleted files in bytes.
     """
 
     SCHEMA: ClassVar[str] = "dca.publish/1"
@@ -201,7 +197,7 @@ class Published(Document):
 
 
 class Listing(Document):
-    """The wheels of an index, those that were removed among them."""
+    """The wheels of an index, including removed ones."""
 
     SCHEMA: ClassVar[str] = "dca.listing/1"
 
@@ -214,10 +210,10 @@ class Uploaded(Document):
     """What an upload did.
 
     Args:
-        repository: where to.
-        index: the simple index that was asked before.
-        uploaded: names of wheels.
-        unchanged: names of those that were there already with the same bytes.
+        repository: the URL or name that was uploaded to.
+        index: URL of the server's simple index.
+        uploaded: names of the uploaded wheels.
+        unchanged: names of the wheels that the server already had with the same bytes.
     """
 
     SCHEMA: ClassVar[str] = "dca.upload/1"

@@ -1,4 +1,4 @@
-"""Checks an index, in a folder or where it is served, and every wheel of it against its evidence."""
+"""Checks an index, in a folder or at a URL, and each of its wheels against its evidence."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from dca.trust.verify import Trusted, Verification, verify
 if TYPE_CHECKING:
     import requests
 
-# More than a page of ten thousand wheels has.
+# Larger than a page of ten thousand wheels.
 PAGE_BYTES = 1 << 26
 
 
 class VerifiedIndex(Document):
-    """What is proven of an index.
+    """The result of checking an index.
 
     Args:
         index: the folder or URL.
-        pages: how many pages were compared with the records.
-        problems: what is wrong with pages, records and files.
-        wheels: what is proven of each wheel.
+        pages: number of pages that were compared with the records.
+        problems: of pages, records and files.
+        wheels: the result for each wheel.
     """
 
     SCHEMA: ClassVar[str] = "dca.verified-index/1"
@@ -49,7 +49,7 @@ class VerifiedIndex(Document):
 
 
 class Source(Protocol):
-    """Where an index is read from."""
+    """The storage that an index is read from."""
 
     name: str
 
@@ -57,22 +57,22 @@ class Source(Protocol):
         """File names of its wheels."""
 
     def read(self, path: str) -> bytes:
-        """A file of it.
+        """A file's content.
 
         Raises:
-            FileNotFoundError: it has none.
-            DcaError: DCA-904 and 908 when its path leads out of the index.
+            FileNotFoundError: if there is no such file.
+            DcaError: DCA-904 and 908 if its path leads out of the index.
         """
 
     def wheel(self, record: Record, folder: Path) -> Path:
-        """A wheel on this machine.
+        """The local path of a wheel; `folder` takes a downloaded one.
 
         Raises:
-            FileNotFoundError: it has none.
+            FileNotFoundError: if there is no such wheel.
         """
 
     def problems(self) -> tuple[str, ...]:
-        """What only whoever sees all files can say."""
+        """Problems that can only be found in a folder, where all files are visible."""
 
 
 class Folder:
@@ -86,68 +86,68 @@ class Folder:
         return [path.name.removesuffix(".json") for path in sorted((self.root / layout.RECORDS).glob("*.json"))]
 
     def read(self, path: str) -> bytes:
-        """A file of it."""
+        """A file's content."""
         return to_read(self.root, path).read_bytes()
 
-    def wheel(self, record: Record, folder: Path) -> Path:  # noqa: ARG002 - it is here already
-        """A wheel of it."""
+    def wheel(self, record: Record, folder: Path) -> Path:  # noqa: ARG002 - no download
+        """The path of a wheel."""
         path = to_read(self.root, layout.wheel(record.file))
         if not path.is_file():
             raise FileNotFoundError(path)
         return path
 
     def problems(self) -> tuple[str, ...]:
-        """What `check` finds."""
+        """The problems that `check` finds."""
         checked = check(self.root)
         return (*checked.wrong, *checked.behind)
 
 
 class Served:
-    """An index at a URL; nothing but its own files is asked for, and wheels where its pages link to."""
+    """An index at a URL; requests go to its own files only, and to the download URLs of its wheels."""
 
     def __init__(self, url: str) -> None:
         self.url = self.name = url.rstrip("/") + "/"
         self.http = index.session()
 
     def names(self) -> list[str]:
-        """File names of the wheels that its pages show."""
+        """File names of the wheels on its pages."""
         try:
             projects = json.loads(self.read(f"{layout.ALL}/{layout.JSON}"))["projects"]
             names = []
             for project in projects:
                 if not layout.PROJECT.fullmatch(project["name"]):
-                    raise ValueError(f"{project['name']!r} is not the name of a project")  # noqa: TRY301 - as below
+                    raise ValueError(f"{project['name']!r} is not the name of a project")  # noqa: TRY301 - see below
                 page = json.loads(self.read(f"{layout.ALL}/{project['name']}/{layout.JSON}"))
                 names += [str(file["filename"]) for file in page["files"]]
         except FileNotFoundError:
             raise DcaError(
                 "DCA-904",
-                f"{self.name} is no index that this tool made.",
+                f"{self.name} is not an index that this tool made.",
                 why=f"it has no {layout.ALL}/{layout.JSON}.",
-                remedy="name the URL that the index's folder is served at.",
+                remedy="name the URL where the index's folder is served.",
             ) from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DcaError(
                 "DCA-111",
                 f"the pages of {self.name} are damaged.",
                 why=f"{error!r}",
-                remedy="publish to it again, which makes its pages anew.",
+                remedy="publish to it again; that generates all pages.",
             ) from None
         if odd := [name for name in names if not layout.PLAIN_NAME.fullmatch(name)]:
             raise DcaError(
                 "DCA-111",
-                f"{self.name} shows {odd[0]!r}, which is no name of a wheel.",
+                f"{self.name} lists {odd[0]!r}, which is not the name of a wheel.",
                 remedy="do not install from it.",
             )
         return sorted(names)
 
     def read(self, path: str) -> bytes:
-        """A file of it."""
+        """A file's content."""
         with self._get(urljoin(self.url, layout.url(inside(path)))) as answer:
             return b"".join(self._blocks(answer, PAGE_BYTES))
 
     def wheel(self, record: Record, folder: Path) -> Path:
-        """A wheel of it, downloaded."""
+        """Download a wheel."""
         url = urljoin(self.url, layout.url(layout.wheel(record.file)))
         if record.links_to:
             url = urljoin(record.links_to, layout.url(record.file))
@@ -158,25 +158,25 @@ class Served:
         return target
 
     def problems(self) -> tuple[str, ...]:
-        """Files that nothing links to cannot be seen."""
+        """None: files without a link are not visible."""
         return ()
 
     def _get(self, url: str) -> requests.Response:
         import requests
 
         try:
-            # Hashed as it lies there.
+            # The bytes must be those of the file, to hash them.
             answer = self.http.get(url, stream=True, timeout=index.TIMEOUT, headers={"Accept-Encoding": "identity"})
         except requests.RequestException as error:
             raise index.unreachable(redact(self.url), error) from None
         if answer.status_code in (404, 403, 410):
             raise FileNotFoundError(url)
         if not answer.ok:
-            raise index.unreachable(redact(url), ValueError(f"it answers with status {answer.status_code}"))
+            raise index.unreachable(redact(url), ValueError(f"it answered with status {answer.status_code}"))
         return answer
 
     def _blocks(self, answer: requests.Response, most: int) -> Iterator[bytes]:
-        """What is sent, but never more than one block above what is expected."""
+        """The answer's body, up to one block more than the expected size."""
         import requests
 
         seen = 0
@@ -196,9 +196,10 @@ def verify_index(source: Source, trusted: Trusted, reporter: Reporter) -> Verifi
     Args:
         source: the index.
         trusted: whose signatures count, as for a wheel.
+        reporter: receives progress.
 
     Raises:
-        DcaError: DCA-904 when it is no index, DCA-402 when it cannot be reached, DCA-111 when its pages are damaged.
+        DcaError: DCA-904 if it is not an index, DCA-402 if it cannot be reached, DCA-111 if its pages are damaged.
     """
     records: list[Record] = []
     problems = list(source.problems())
@@ -226,17 +227,17 @@ def verify_index(source: Source, trusted: Trusted, reporter: Reporter) -> Verifi
 
 
 def _record(source: Source, name: str) -> Record | str:
-    """A wheel's record, or what is wrong with it."""
+    """A wheel's record, or its problem."""
     try:
         return parse_record(name, source.read(layout.record(name)))
     except FileNotFoundError:
-        return f"{layout.shown(layout.record(name))} is not there."
+        return f"{layout.shown(layout.record(name))} is missing."
     except DcaError as error:
         return f"{error.what} {error.why}"
 
 
 def _settings(source: Source, problems: list[str]) -> Settings:
-    """What is said of the index as a whole; it need not be served. What is wrong with it is added to `problems`."""
+    """The index's settings, which need not be served; an error is added to `problems`."""
     try:
         return Settings.model_validate_json(source.read(layout.SETTINGS))
     except FileNotFoundError:
@@ -246,9 +247,9 @@ def _settings(source: Source, problems: list[str]) -> Settings:
         return Settings()
 
 
-def _page(source: Source, path: str, wanted: bytes) -> list[str]:
+def _page(source: Source, path: str, expected: bytes) -> list[str]:
     try:
-        return [] if source.read(path) == wanted else [f"{path} is not what the records make of it."]
+        return [] if source.read(path) == expected else [f"{path} does not match the records."]
     except FileNotFoundError:
         return [f"{path} is missing."]
     except DcaError as error:
@@ -258,7 +259,7 @@ def _page(source: Source, path: str, wanted: bytes) -> list[str]:
 
 
 def _wheel(source: Source, record: Record, trusted: Trusted, folder: Path) -> tuple[Verification | None, list[str]]:
-    """What is proven of a wheel, and what is wrong with its files."""
+    """The verification of a wheel, and the problems of its files."""
     wrong, files = [], {}
     named = [(proof.path, proof.sha256, proof.kind) for proof in record.evidence]
     for path, sha256, kind in (*named, (layout.metadata(record.file), record.metadata_sha256, "")):
@@ -273,13 +274,13 @@ def _wheel(source: Source, record: Record, trusted: Trusted, folder: Path) -> tu
             wrong.append(error.what)
             continue
         if (actual := store.sha256_bytes(content)) != sha256:
-            wrong.append(f"{path} has sha256 {actual}; by its record it is {sha256}.")
+            wrong.append(f"{path} has sha256 {actual}, but its record says {sha256}.")
         if kind in evidence.BY_KIND:
             files[evidence.BY_KIND[kind]] = content
     try:
         wheel = source.wheel(record, folder)
         if (actual := store.sha256_file(wheel)) != record.sha256:
-            wrong.append(f"{record.file} has sha256 {actual}; by its record it is {record.sha256}.")
+            wrong.append(f"{record.file} has sha256 {actual}, but its record says {record.sha256}.")
         return verify(wheel, files, trusted), wrong
     except FileNotFoundError:
         return None, [*wrong, f"{layout.wheel(record.file)} is missing."]

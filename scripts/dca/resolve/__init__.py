@@ -1,16 +1,16 @@
-"""Chooses: from a request, the recipes, and what is known of machine and network, a plan or the reasons against it.
+"""Resolves a request to a plan, or to the reasons against it, from the recipes and the facts about machine and network.
 
-Pure: no file, clock, environment or network is read here, so the same input gives the same bytes.
+It reads no file, clock, environment or network, so the same input gives the same bytes.
 """
 
 from __future__ import annotations
 
 from packaging.version import Version
 
-from dca.catalogue.archs import how_reached
+from dca.catalogue.archs import NOT, how_reached
 from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
-from dca.catalogue.toolkits import CudaVersion
+from dca.catalogue.toolkits import FIRST_DRIVER, CudaVersion
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_served
@@ -21,15 +21,12 @@ from dca.resolve.toolkit import choose_toolkit
 
 __all__ = ["World", "resolve"]
 
-# SASS of any CUDA 12 runs on any CUDA 12 driver (minor-version compatibility); this is the first of them.
-FIRST_DRIVER = {12: 525, 11: 450}
-
 
 def resolve(request: Request, world: World) -> Plan | Cannot:
     """The plan for a request.
 
-    Without a recipe in the request, the first by priority that can be built is taken, and the others are listed
-    with the reason; with one, there is no falling back.
+    Without a recipe in the request, the plan uses the first recipe by priority that can be built, and lists the others
+    with the reason. With one, there is no fallback.
 
     Returns:
         A plan, or every recipe with the reasons against it.
@@ -41,7 +38,7 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
         if request.recipe is not None and name != request.recipe:
             continue
         if chosen is not None:
-            text = f"{chosen.recipe} comes first and can be built."
+            text = f"{chosen.recipe} has priority and can be built."
             passed.append(PassedOver(name=name, reasons=(Reason(code="DCA-300", text=text),)))
             continue
         drafted = _plan(request, loaded, world)
@@ -51,7 +48,7 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
             passed.append(PassedOver(name=name, reasons=tuple(drafted)))
     if chosen is None:
         return Cannot(passed_over=tuple(passed))
-    why = "asked for with --recipe." if request.recipe else "the first by priority that can be built here."
+    why = "requested with --recipe." if request.recipe else "the first by priority that can be built on this machine."
     recipe = Choice(subject="recipe", value=f"{chosen.recipe}: {chosen.title}", reason=why)
     return chosen.model_copy(
         update={"choices": (recipe, *chosen.choices), "passed_over": (*chosen.passed_over, *passed)}
@@ -59,7 +56,7 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
 
 
 def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]:
-    """One recipe's plan, or everything that speaks against it at once."""
+    """One recipe's plan, or all the reasons against it at once."""
     draft = Draft()
     check_machine(world.machine, draft)
     check_profile(request, loaded.recipe, draft)
@@ -72,7 +69,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     supported = check_cuda(request, recipe, world, draft)
     sources = choose_sources(request, recipe, groups, world.reach, draft)
     compiler = _compiler(candidate, draft, supported=supported)
-    substituted = bool(request.cuda and compiler.line and request.cuda != compiler.line)
+    substituted = bool(request.cuda and compiler.line not in ("", request.cuda))
     target = _target(candidate, groups, compiler.facts, draft, substituted=substituted)
     check_group_archs(request, recipe, groups, target.archs, draft)
     modules = choose_modules(candidate, target, sources, draft) if not draft.reasons else []
@@ -85,9 +82,9 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         return draft.reasons
     jobs = _jobs(candidate, modules, draft)
     version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft))
-    draft.choose("version", version, "base version, patch revision, CUDA that compiled, profile and archs.")
+    draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
     python = world.machine.python
-    assert python is not None  # noqa: S101 - check_python refused otherwise
+    assert python is not None  # noqa: S101 - check_python adds a reason otherwise
     return Plan(
         recipe=recipe.name,
         title=recipe.title,
@@ -117,7 +114,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         series_digest=candidate.loaded.series_digest,
         lock_digest=candidate.loaded.lock_digest,
         build_lock_digest=candidate.loaded.build_lock_digest,
-        dirty=_is_dirty(world),
+        dirty=world.dirty,
         choices=tuple(draft.choices),
         checks=tuple(draft.checks),
         warnings=tuple(draft.warnings),
@@ -126,16 +123,11 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     )
 
 
-def _is_dirty(world: World) -> bool:
-    """Whether a source is a folder that is taken as it is."""
-    return any(tree.kind == "folder" for tree in world.reach.local.values())
-
-
 def _compiler(candidate: Candidate, draft: Draft, *, supported: bool) -> Compiler:
     """The toolkit and the host compiler, or the CUDA line of the official wheel when all of it is copied.
 
     Args:
-        supported: whether the recipe supports the CUDA line that was asked for.
+        supported: whether the recipe supports the requested CUDA line.
     """
     if candidate.copies_all:
         return _official_cuda(candidate, draft)
@@ -155,9 +147,9 @@ def _official_cuda(candidate: Candidate, draft: Draft) -> Compiler:
         return Compiler()
     line = recipe.official_wheel.cuda
     if request.strict_cuda and request.cuda not in (None, line):
-        text = f"--strict-cuda: the official wheel is of CUDA {line}, not {request.cuda}."
+        text = f"--strict-cuda: the official wheel was built with CUDA {line}, not {request.cuda}."
         draft.refuse("DCA-302", text, "leave --strict-cuda out.")
-    draft.choose("toolkit", "none", "--prebuilt all: nothing is compiled.")
+    draft.choose("toolkit", "none", "--prebuilt all compiles nothing.")
     return Compiler(line=line, facts=candidate.world.cuda.of(line))
 
 
@@ -179,41 +171,41 @@ def _target(
 
     Args:
         facts: about the CUDA line that compiles.
-        substituted: whether that is another line than the one asked for.
+        substituted: whether that is another line than the requested one.
     """
     request, machine = candidate.request, candidate.world.machine
     chosen, reason = _asked_archs(candidate, groups)
     archs = tuple(sorted({arch.removesuffix("+PTX") for arch in chosen}, key=Version))
     ptx = tuple(sorted({arch.removesuffix("+PTX") for arch in chosen if arch.endswith("+PTX")}, key=Version))
-    found_here = "" if request.archs or not machine.gpus else " (a GPU of this machine)"
+    owner = "" if request.archs or not machine.gpus else " (a GPU of this machine)"
     for arch in archs:
-        _check_arch(arch, found_here, candidate, facts, draft)
+        _check_arch(arch, owner, candidate, facts, draft)
     if ptx and substituted:
-        draft.choose("PTX", "none", "the toolkit is not the CUDA asked for, and its PTX would need a newer driver.")
+        draft.choose("PTX", "none", "the toolkit is not the requested CUDA, and its PTX would need a newer driver.")
         ptx = ()
     draft.choose("archs", ", ".join(archs), reason)
     return Target(groups, archs, ptx)
 
 
 def _asked_archs(candidate: Candidate, groups: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """The archs that are asked for, found or taken by default, and the reason."""
+    """The requested, detected or default archs, and the reason."""
     request, recipe, machine = candidate.request, candidate.recipe, candidate.world.machine
     if request.archs:
-        return request.archs, "asked for with --arch."
+        return request.archs, "requested with --arch."
     if machine.gpus:
         names = ", ".join(sorted({gpu.name for gpu in machine.gpus}))
         return tuple(gpu.arch for gpu in machine.gpus), f"the GPUs of this machine: {names}."
     narrow = [recipe.groups[name].archs for name in groups if recipe.groups[name].archs]
     default = recipe.offer(request.profile).default_archs
     archs = tuple(arch for arch in default if all(arch in supported for supported in narrow))
-    reason = "no GPU here: the archs that dual chunk attention is served on."
+    reason = "this machine has no GPU: the default archs for serving dual chunk attention."
     if left_out := [arch for arch in default if arch not in archs]:
-        reason += f" Without {', '.join(left_out)}, which a group has no kernels for."
+        reason += f" Without {', '.join(left_out)}: a group has no kernels for it."
     return archs, reason
 
 
-def _check_arch(arch: str, found_here: str, candidate: Candidate, facts: CudaVersion | None, draft: Draft) -> None:
-    """Refuse an arch that the compiler or the profile does not have, and warn of one without sparse attention."""
+def _check_arch(arch: str, owner: str, candidate: Candidate, facts: CudaVersion | None, draft: Draft) -> None:
+    """Reject an arch that the compiler or the profile does not support, and warn about one without sparse attention."""
     recipe, profile = candidate.recipe, candidate.request.profile
     offered = recipe.offer(profile).archs
     if facts is not None and not candidate.copies_all and arch not in facts.archs:
@@ -225,7 +217,7 @@ def _check_arch(arch: str, found_here: str, candidate: Candidate, facts: CudaVer
     elif arch not in offered:
         draft.refuse(
             "DCA-305",
-            f"the {profile} profile is not offered for {arch}{found_here}: the "
+            f"the {profile} profile does not support {arch}{owner}: the "
             f"{'sparse-attention ' * (profile == 'lean')}kernels of {recipe.name} run on "
             f"{', '.join(offered)}.",
             _other_way(recipe, arch, profile),
@@ -233,7 +225,7 @@ def _check_arch(arch: str, found_here: str, candidate: Candidate, facts: CudaVer
     elif arch not in recipe.lean.archs:
         draft.warnings.append(
             f"the sparse-attention kernels of {recipe.name} run on {', '.join(recipe.lean.archs)}, not on {arch}: "
-            "there the wheel serves without dual chunk attention."
+            "on it the wheel works without dual chunk attention only."
         )
 
 
@@ -243,7 +235,7 @@ def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
     if official and any(arch in member.sass for member in official.members.values()):
         ways.append(
             f"--prebuilt all --arch {recipe.lean.default_archs[0]} copies every module of the official wheel, which "
-            f"has {arch} for the rest"
+            f"supports {arch} with its other kernels"
         )
     if profile == "lean" and recipe.full and arch in recipe.full.archs:
         ways.append(f"--profile full --arch {arch} compiles every module, which takes hours")
@@ -253,19 +245,19 @@ def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
 
 
 def _explain_substitution(candidate: Candidate, used: str, modules: list[PlannedModule], draft: Draft) -> None:
-    """Say that another CUDA line compiles than the one asked for, and what that means for the driver."""
+    """Explain that another CUDA line than the requested one compiles, and what that means for the driver."""
     asked, recipe, world = candidate.request.cuda, candidate.recipe, candidate.world
     major = used.split(".")[0]
     first = FIRST_DRIVER.get(int(major), 0)
-    runs = f"Compiled kernels (SASS) of any CUDA {major}.x run on every {major}.x driver from {first} on"
+    runs = f"Compiled kernels (SASS) of any CUDA {major}.x run on every {major}.x driver, {first} or newer"
     compiled = [module for module in modules if module.origin == "compiled"]
     if compiled:
         none = not any(module.ptx for module in compiled)
-        ptx = "no PTX is embedded" if none else "the PTX that upstream's CMake embeds needs a newer one"
-        reason = f"no CUDA {asked} toolkit can be had that compiles {recipe.name}. {runs}; {ptx}."
+        ptx = "no PTX is embedded" if none else "the PTX that upstream's CMake embeds needs a newer driver"
+        reason = f"no CUDA {asked} toolkit that compiles {recipe.name} is available. {runs}; {ptx}."
     else:
-        reason = f"nothing is compiled, and the official wheel is of CUDA {used}. {runs}; its PTX needs a newer one."
-    draft.choose("CUDA", f"{used} in place of {asked}", reason)
+        reason = f"the official wheel is of CUDA {used}, and nothing is compiled. {runs}; its PTX needs a newer driver."
+    draft.choose("CUDA", f"{used} instead of {asked}", reason)
     official = recipe.official_wheel
     for module in modules:
         jitted = [arch for arch, how in module.reached.items() if how.startswith("JIT")]
@@ -273,23 +265,25 @@ def _explain_substitution(candidate: Candidate, used: str, modules: list[Planned
         facts = world.cuda.of(official.cuda if copied and official else used)
         if jitted and facts is not None:
             draft.warnings.append(
-                f"{module.name} is {module.origin} and reaches {', '.join(jitted)} only by compiling its PTX at load, "
-                f"which needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not one of CUDA {asked}."
-                + (" To compile it from source instead, give its tree with --companion." if copied else "")
+                f"{module.name} is {module.origin} and runs on {', '.join(jitted)} only by compiling its PTX at load, "
+                f"which needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not of CUDA {asked}."
+                + (" To compile it from source instead, name its source with --companion." if copied else "")
             )
 
 
 def _followed(candidate: Candidate, sources: Sources, draft: Draft) -> list[str]:
-    """The commits of the plan that the recipe does not pin, shortened; each is reported."""
+    """The commits of the plan that the recipe does not pin; the plan warns about each."""
     planned, followed = sources.planned, candidate.world.reach.followed
-    moved = {name: followed.get(f"{candidate.recipe.name}/{name}", "") for name in planned}
-    for name, commit in moved.items():
-        if commit and planned[name].pin == f"commit:{commit}":
+    moved = []
+    for name, source in planned.items():
+        commit = followed.get(f"{candidate.recipe.name}/{name}")
+        if commit and source.pin == f"commit:{commit}":
+            moved.append(commit)
             draft.warnings.append(
-                f"{name} is at commit {commit[:12]}, where its branch was with --update, and not at the one that the "
-                "recipe pins. --pinned goes back to that."
+                f"{name} is at commit {commit[:12]}, to which --update moved it, not at the commit that the recipe "
+                "pins. --pinned returns to that."
             )
-    return [commit for name, commit in moved.items() if commit and planned[name].pin == f"commit:{commit}"]
+    return moved
 
 
 def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str]) -> str:
@@ -305,25 +299,25 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         local.append("prebuilt")
     else:
         local.append(request.profile)
-        # A wheel that is more or less than the profile must not carry the profile's name.
+        # A wheel with more or less than the profile must not have the profile's version.
         local += [_plain(name) for name in target.groups if name not in recipe.lean.groups]
         local += ["pre" + _plain(name) for name in request.prebuilt]
         local += ["sm" + arch.replace(".", "") for arch in target.archs]
         local += ["ptx" + arch.replace(".", "") for arch in target.ptx]
-    # Other sources than the recipe's must not carry its name either.
+    # Nor may one from other sources than the recipe's.
     local += ["git" + commit[:8] for commit in followed]
-    if _is_dirty(candidate.world):
+    if candidate.world.dirty:
         local.append("dirty")
     return f"{recipe.base_version}+{'.'.join(local)}"
 
 
 def _plain(name: str) -> str:
-    """A name in the letters that a local version may have."""
+    """A name reduced to the characters that a local version allows."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _advice(candidate: Candidate, archs: tuple[str, ...]) -> tuple[str, ...]:
-    """Honesty about not building: whether the project's own wheel would do."""
+    """Whether the official wheel would do without a build, and what a build adds."""
     recipe, world = candidate.recipe, candidate.world
     official, python = recipe.official_wheel, world.machine.python
     if official is None or python is None or candidate.copies_all:
@@ -331,20 +325,20 @@ def _advice(candidate: Candidate, archs: tuple[str, ...]) -> tuple[str, ...]:
     serving = [arch for arch in archs if _serves(recipe, arch)]
     if not serving or world.machine.processor not in official.machines:
         return ()
-    what = "this machine's GPUs" if world.machine.gpus else f"GPUs of {', '.join(serving)}"
+    what = "this machine's GPUs" if world.machine.gpus else f"GPUs of compute capability {', '.join(serving)}"
     facts = world.cuda.of(official.cuda)
-    driver = f" with a driver of CUDA {official.cuda}, {facts.driver_min} or newer" if facts else ""
+    driver = f" with the driver of CUDA {official.cuda} ({facts.driver_min}) or newer" if facts else ""
     patched = (
-        "this recipe's patches and guards (backend chosen by itself, unsafe settings refused)"
+        "this recipe's patches and guards, which choose the backend and reject unsafe settings"
         if candidate.loaded.series_revision
-        else "nothing of patches or guards, because this recipe has none"
+        else "no patches or guards, because this recipe has none"
     )
     return (
         f"You may not need to build: the official {official.package} {official.version} wheel (CUDA {official.cuda}, "
-        f"Python {recipe.python}) serves {what}{driver}. `dca wheel --recipe {recipe.name} --prebuilt all` copies all "
-        "of its modules and compiles nothing.",
-        "What building adds: DCA index and engine kernels from source for exactly these archs, torch pinned and what "
-        f"drifts kept back ({', '.join(recipe.caps)}), a record of what is in the wheel, and {patched}.",
+        f"Python {recipe.python}) supports {what}{driver}. `dca wheel --recipe {recipe.name} --prebuilt all` copies "
+        "all of its modules and compiles nothing.",
+        "A build adds: DCA index and engine kernels from source for exactly these archs, a pinned torch, upper bounds "
+        f"for packages that break it ({', '.join(recipe.caps)}), a record of the wheel's contents, and {patched}.",
     )
 
 
@@ -352,7 +346,4 @@ def _serves(recipe: Recipe, arch: str) -> bool:
     official = recipe.official_wheel
     members = official.members if official else {}
     paths = [module.path for module in recipe.modules.values()]
-    return all(
-        how_reached(arch, members[path].sass, members[path].ptx) != "not" if path in members else False
-        for path in paths
-    )
+    return all(path in members and how_reached(arch, members[path].sass, members[path].ptx) != NOT for path in paths)

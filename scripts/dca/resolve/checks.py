@@ -9,22 +9,22 @@ from dca.catalogue.plan import Check, Request
 from dca.catalogue.recipes import Loaded, Recipe
 from dca.resolve.draft import Draft, World
 
-# transformers before 4.37 does not know the models; 5 removed what the tokenizer code of every DCA release reads.
+# transformers before 4.37 does not know the models; 5 removed an attribute that every DCA release reads.
 TRANSFORMERS = SpecifierSet(">=4.37,<5")
 
 
 def check_machine(machine: Machine, draft: Draft) -> None:
-    """Wheels are built on Linux x86_64."""
+    """Wheels are built on Linux x86_64 only."""
     if machine.system != "Linux" or machine.processor != "x86_64":
         draft.refuse(
             "DCA-310",
-            f"wheels are built on Linux x86_64; this is {machine.system} {machine.processor}.",
-            "build on a Linux x86_64 machine or in a container there.",
+            f"wheels are built on Linux x86_64; this machine is {machine.system} {machine.processor}.",
+            "build on a Linux x86_64 machine, or in a container on one.",
         )
 
 
 def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
-    """The profile, the modules to copy and the companions named must be ones that the recipe has."""
+    """The recipe must have the profile, the modules to copy and the companions named."""
     if request.profile not in recipe.profiles:
         draft.refuse(
             "DCA-309",
@@ -35,7 +35,7 @@ def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
     if full and request.groups:
         draft.refuse(
             "DCA-309",
-            f"--with {request.groups[0]}: the full profile holds every op already.",
+            f"--with {request.groups[0]}: the full profile already has every op.",
             "leave --with out, or --profile full.",
         )
     if full and any(arch.endswith("+PTX") for arch in request.archs):
@@ -44,7 +44,7 @@ def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
             "+PTX: the full profile embeds the PTX that upstream's CMake chooses for each source.",
             "give --arch without +PTX.",
         )
-    # Only what the official wheel has in its place can be copied.
+    # A companion can be copied only if the official wheel has it.
     copied = {name for name, companion in recipe.companions.items() if companion.stand_in}
     names = set(full.modules if full else recipe.modules) | copied | {"all"}
     for name in request.prebuilt:
@@ -61,44 +61,25 @@ def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
     ]
     for name in request.companions:
         if name not in trees:
-            known = ", ".join(trees) or "none"
-            draft.refuse(
-                "DCA-309",
-                f"--companion {name}: {recipe.name} has no such companion.",
-                f"its companions: {known}.",
-            )
+            text = f"--companion {name}: {recipe.name} has no such companion."
+            draft.refuse("DCA-309", text, f"choose from {', '.join(trees)}." if trees else "leave it out.")
 
 
 def check_python(request: Request, recipe: Recipe, machine: Machine, draft: Draft) -> None:
-    """Python must be there, within the recipe's range, and have its headers."""
+    """Python must be installed, within the recipe's range, and have its headers."""
     python = machine.python
-    if request.python and not SpecifierSet(recipe.python).contains(f"{request.python}.0"):
-        draft.refuse(
-            "DCA-306",
-            f"Python {request.python} is outside of {recipe.python}, which {recipe.name} needs.",
-            "name another one with --python.",
-        )
+    version = python.version if python else request.python
+    if version and not SpecifierSet(recipe.python).contains(version, prereleases=True):
+        text = f"{recipe.name} needs Python {recipe.python}, not {version}."
+        draft.refuse("DCA-306", text, "name another one with --python, or make PYTHON=python3.11 …")
         return
     if python is None:
-        draft.refuse(
-            "DCA-306",
-            f"Python {request.python} is not installed.",
-            "install it, or leave --python out to use the tool's own.",
-        )
-        return
-    if not SpecifierSet(recipe.python).contains(python.version, prereleases=True):
-        draft.refuse(
-            "DCA-306",
-            f"Python {python.version} is outside of {recipe.python}, which {recipe.name} needs.",
-            "name another one with --python, or make PYTHON=python3.11 …",
-        )
+        text = f"Python {request.python} is not installed."
+        draft.refuse("DCA-306", text, "install it, or leave --python out to use the tool's own.")
         return
     if not python.headers:
-        draft.refuse(
-            "DCA-306",
-            f"Python {python.version} at {python.path} has no headers (Python.h).",
-            "install its development package, such as python3-dev.",
-        )
+        text = f"Python {python.version} at {python.path} has no headers (Python.h)."
+        draft.refuse("DCA-306", text, "install its development package, such as python3-dev.")
         return
     draft.checks.append(
         Check(subject="Python", found=python.version, wanted=recipe.python, reason="the recipe's range.")
@@ -106,12 +87,12 @@ def check_python(request: Request, recipe: Recipe, machine: Machine, draft: Draf
     draft.choose(
         "python",
         f"{python.version} at {python.path}",
-        "asked for with --python." if request.python else "the one this tool runs on.",
+        "requested with --python." if request.python else "the one that this tool runs on.",
     )
 
 
 def check_transformers(loaded: Loaded, draft: Draft) -> None:
-    """The lock must pin a transformers that works, whichever Python it is solved for."""
+    """The lock must pin a transformers that works, for every Python that it is solved for."""
     versions = loaded.locked.get("transformers", ())
     wrong = [version for version in versions if version not in TRANSFORMERS]
     if not versions:
@@ -123,7 +104,7 @@ def check_transformers(loaded: Loaded, draft: Draft) -> None:
     elif wrong:
         draft.refuse(
             "DCA-307",
-            f"the lock of {loaded.recipe.name} pins transformers {', '.join(wrong)}; {TRANSFORMERS} works.",
+            f"the lock of {loaded.recipe.name} pins transformers {', '.join(wrong)}; it needs {TRANSFORMERS}.",
             "correct the recipe's lock_date and run `make locks`.",
         )
     else:
@@ -132,26 +113,26 @@ def check_transformers(loaded: Loaded, draft: Draft) -> None:
                 subject="transformers",
                 found=", ".join(versions),
                 wanted=str(TRANSFORMERS),
-                reason="older ones do not know the models, 5 removed what the tokenizer code reads.",
+                reason="older ones do not know the models; 5 removed an attribute that the tokenizer code reads.",
             )
         )
 
 
 def check_cuda(request: Request, recipe: Recipe, world: World, draft: Draft) -> bool:
-    """Whether a toolkit can be looked for: the CUDA line asked for is one that torch's build can run on."""
+    """Whether a toolkit can be chosen: the requested CUDA line is known and of the major version of torch's build."""
     line, torch = request.cuda, recipe.torch
     if line is None:
         return True
     if line.split(".")[0] != torch.cuda.split(".")[0]:
         draft.refuse(
             "DCA-303",
-            f"CUDA {line}: torch {torch.version} is built for CUDA {torch.cuda}, and another "
-            "major version cannot be linked with it.",
-            f"ask for CUDA {torch.cuda.split('.')[0]}.x: any of them runs what is built here.",
+            f"CUDA {line}: torch {torch.version} is built for CUDA {torch.cuda} and cannot be linked with another "
+            "major version.",
+            f"use CUDA {torch.cuda.split('.')[0]}.x: its drivers run what any {torch.cuda.split('.')[0]}.x compiles.",
         )
         return False
     if world.cuda.of(line) is None and line not in recipe.cuda.supported:
         known = ", ".join(version.line for version in world.cuda.versions)
-        draft.refuse("DCA-303", f"CUDA {line} is not a version that is known here.", f"known: {known}.")
+        draft.refuse("DCA-303", f"CUDA {line} is not a known version.", f"choose from {known}.")
         return False
     return True

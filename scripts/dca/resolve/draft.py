@@ -1,4 +1,4 @@
-"""What is known besides the request, and what one recipe's plan collects on the way."""
+"""The input of the resolver besides the request, and the parts of one recipe's plan while it is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dca.catalogue.toolkits import CudaVersion, CudaVersions, ToolkitSource
 
 @dataclass(frozen=True)
 class World:
-    """Everything that is known besides the request."""
+    """The input of the resolver besides the request."""
 
     recipes: tuple[Loaded, ...]
     toolkits: tuple[ToolkitSource, ...]
@@ -21,10 +21,15 @@ class World:
     machine: Machine
     reach: Reach
 
+    @property
+    def dirty(self) -> bool:
+        """Whether a source is a folder that is used as it is."""
+        return any(tree.kind == "folder" for tree in self.reach.local.values())
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe that a request is tried with.
+    """A recipe to plan a request with.
 
     Args:
         loaded: the recipe with its patches and locks, as the request's profile sees it.
@@ -50,8 +55,8 @@ class Target:
     """What the modules are compiled for.
 
     Args:
-        groups: of ops.
-        archs: GPU architectures that the wheel is for.
+        groups: the groups of ops.
+        archs: the GPU architectures of the wheel.
         ptx: those of them that PTX is embedded for.
     """
 
@@ -62,11 +67,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Compiler:
-    """What compiles the modules; nothing of it for a plan that copies them all.
+    """What compiles the modules; a plan that copies them all has only `line` and `facts`.
 
     Args:
-        line: CUDA line, of the official wheel when nothing is compiled.
-        facts: what is known of that line.
+        line: the CUDA line; the official wheel's if nothing is compiled.
+        facts: about that line.
         toolkit: the CUDA toolkit.
         host: the C++ compiler.
     """
@@ -83,7 +88,7 @@ class Sources:
 
     Args:
         planned: by name.
-        missing: by name, why a tree cannot be had.
+        missing: by name, why a tree is not available.
     """
 
     planned: dict[str, PlannedSource]
@@ -92,7 +97,7 @@ class Sources:
 
 @dataclass
 class Draft:
-    """What one recipe's plan collects on the way."""
+    """The parts of one recipe's plan while it is made."""
 
     choices: list[Choice] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -101,9 +106,9 @@ class Draft:
     reasons: list[Reason] = field(default_factory=list)
 
     def choose(self, subject: str, value: str, reason: str) -> None:
-        """Note a choice with its reason."""
+        """Add a choice with its reason."""
         self.choices.append(Choice(subject=subject, value=value, reason=reason))
 
     def refuse(self, code: str, text: str, remedy: str = "") -> None:
-        """Note why the recipe cannot be built as asked."""
+        """Add a reason why the recipe cannot be built as requested."""
         self.reasons.append(Reason(code=code, text=text, remedy=remedy))

@@ -1,4 +1,4 @@
-"""Plans the modules of the full profile: what upstream's own CMake will make for the archs asked for."""
+"""Plans the modules of the full profile: what upstream's own CMake builds for the requested archs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dca.resolve.draft import Draft
 
 
 def full_modules(recipe: Recipe, full: Full, archs: tuple[str, ...], draft: Draft) -> list[tuple[PlannedModule, str]]:
-    """Every module that upstream's CMake makes for some archs, each with the source tree that it is compiled from.
+    """Every module that upstream's CMake builds for some archs, each with the source tree that it is compiled from.
 
-    A module that has no kernels for any of them is left out, as upstream leaves it out.
+    A module without kernels for any of them is left out, as in upstream's build.
     """
     planned_modules: list[tuple[PlannedModule, str]] = []
     left_out: list[str] = []
@@ -31,7 +31,7 @@ def full_modules(recipe: Recipe, full: Full, archs: tuple[str, ...], draft: Draf
             sass=sass,
             ptx=ptx,
             reached={},
-            reason="from source, by upstream's CMake.",
+            reason="compiled from source by upstream's CMake.",
             official=official.sha256 if official else "",
             at_least=bool(module.archs),
         )
@@ -42,11 +42,11 @@ def full_modules(recipe: Recipe, full: Full, archs: tuple[str, ...], draft: Draf
 
 
 def nearest(known: tuple[str, ...], asked: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The archs that upstream's CMake takes for those asked for: its cubins, and those it embeds PTX of as well.
+    """The archs that upstream's CMake compiles for the requested ones: those of its cubins, and those of its PTX.
 
-    The rule is upstream's `cuda_archs_loose_intersection`: for each arch asked for the newest known one that is not
-    newer and of the same major version, or of any if it comes with PTX; an arch with the suffix "a" only for exactly
-    that arch.
+    The rule is upstream's `cuda_archs_loose_intersection`: each requested arch gets the newest known one that is not
+    newer and has the same major version, or any major version if it comes with PTX. An arch with the suffix "a" counts
+    only for exactly that arch.
 
     >>> nearest(("8.0+PTX",), ("8.0", "9.0"))
     (('8.0',), ('8.0',))
@@ -69,6 +69,6 @@ def nearest(known: tuple[str, ...], asked: tuple[str, ...]) -> tuple[tuple[str, 
             and (name in with_ptx or Version(name).major == version.major)
         ]
         taken |= set(fit[-1:])
-    # Reported without the suffix, which does not change the arch.
+    # Without the suffix, which does not change the arch of the cubins.
     sass = sorted({arch.rstrip("a") for arch in taken}, key=Version)
     return tuple(sass), tuple(sorted({arch.rstrip("a") for arch in taken & with_ptx}, key=Version))

@@ -1,4 +1,4 @@
-"""Chooses the groups of ops: the profile's, those asked for, and those that a model needs."""
+"""Chooses the groups of ops: the profile's, the requested ones, and those that a model needs."""
 
 from __future__ import annotations
 
@@ -9,32 +9,27 @@ from dca.resolve.draft import Draft
 
 
 def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, ...]:
-    """The groups of the wheel, in the order in which they were asked for; none where everything is compiled."""
+    """The groups of the wheel, in the order requested; none if everything is compiled."""
     if request.profile == "full":
-        draft.choose("profile", "full", "upstream's own CMake: every module and every op.")
+        draft.choose("profile", "full", "upstream's own CMake builds every module and every op.")
         return ()
     for name in request.groups:
         if name not in recipe.groups:
-            draft.refuse(
-                "DCA-309",
-                f"{recipe.name} has no group `{name}` .",
-                f"its groups: {', '.join(sorted(recipe.groups))}.",
-            )
+            text = f"{recipe.name} has no group `{name}`."
+            draft.refuse("DCA-309", text, f"choose from {', '.join(sorted(recipe.groups))}.")
     known = [name for name in request.groups if name in recipe.groups]
     alone = [name for name in known if recipe.groups[name].alone]
     if alone and (len(known) > 1 or request.model):
-        other = "no other group" if len(known) > 1 else "no --model"
-        draft.refuse(
-            "DCA-309", f"--with {alone[0]} stands alone and goes with {other}.", f"give --with {alone[0]} only."
-        )
+        other = "another group" if len(known) > 1 else "--model"
+        draft.refuse("DCA-309", f"--with {alone[0]} cannot be combined with {other}.", f"give --with {alone[0]} only.")
     if alone:
         draft.choose("groups", alone[0], f"--with {alone[0]}: {recipe.groups[alone[0]].why}.")
         return (alone[0],)
     groups = tuple(dict.fromkeys([*recipe.lean.groups, *known]))
     reason = (
-        "the kernels profile: the DCA kernels alone, without the engine."
+        "the kernels profile: only the DCA kernels, without the engine."
         if request.profile == KERNELS
-        else "the lean profile: what the model calls, no more."
+        else "the lean profile: only the ops that the models call."
     )
     if request.model and "all" not in request.prebuilt:
         needed = _for_model(request.model, recipe, groups)
@@ -45,7 +40,7 @@ def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, 
 
 
 def _for_model(model: Model, recipe: Recipe, chosen: tuple[str, ...]) -> tuple[str, ...]:
-    """The groups that a model needs besides the chosen ones; what no group has is refused by `check_model`."""
+    """The groups that a model needs besides the chosen ones; `check_model` rejects what no group has."""
     return tuple(
         name
         for name, group in recipe.groups.items()
@@ -54,14 +49,14 @@ def _for_model(model: Model, recipe: Recipe, chosen: tuple[str, ...]) -> tuple[s
 
 
 def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], modules: list[PlannedModule]) -> Coverage:
-    """What models the wheel can serve."""
+    """The models that the wheel can serve."""
     if "all" in request.prebuilt or request.profile == "full":
         return Coverage(everything=True)
     serving = [recipe.groups[name].serves for name in groups]
     head_dims = {dimension for serves in serving for dimension in serves.head_dims}
     for module in modules:
         stubs = recipe.modules[module.name].stubs
-        # The official module has every instantiation that its sources refer to.
+        # The official module has every head dimension that its sources refer to.
         head_dims.update(stubs.head_dims if module.origin == "copied" and stubs else ())
     return Coverage(
         architectures=() if any(recipe.groups[name].alone for name in groups) else recipe.lean.architectures,
@@ -72,7 +67,7 @@ def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], mo
 
 
 def check_model(model: Model, recipe: Recipe, serves: Coverage, draft: Draft) -> None:
-    """Refuse a model that the planned wheel would not serve, naming what it lacks."""
+    """Reject a model that the planned wheel cannot serve, and name what it lacks."""
     for missing in lacks(model, serves):
         draft.refuse("DCA-312", f"{model.name}: the lean profile of {recipe.name} lacks {missing}.", everything(recipe))
 
@@ -80,7 +75,7 @@ def check_model(model: Model, recipe: Recipe, serves: Coverage, draft: Draft) ->
 def check_group_archs(
     request: Request, recipe: Recipe, groups: tuple[str, ...], archs: tuple[str, ...], draft: Draft
 ) -> None:
-    """Refuse archs that a group has no kernels for."""
+    """Reject archs that a group has no kernels for."""
     for name in groups:
         group = recipe.groups[name]
         if {"all", group.module, recipe.modules[group.module].tree} & set(request.prebuilt):
@@ -89,13 +84,13 @@ def check_group_archs(
             if group.archs and arch not in group.archs:
                 draft.refuse(
                     "DCA-305",
-                    f"the group `{name}` ({group.why}) serves {', '.join(group.archs)}, not {arch}.",
+                    f"the group `{name}` ({group.why}) supports {', '.join(group.archs)}, not {arch}.",
                     f"build for {', '.join(group.archs)}, or {everything(recipe)}",
                 )
 
 
 def everything(recipe: Recipe) -> str:
-    """The ways to a wheel that leaves nothing out."""
+    """How to get a wheel that leaves nothing out."""
     official, ways = recipe.official_wheel, []
     if official:
         ways.append(f"--prebuilt all copies the modules of the official {official.package} {official.version} wheel")
@@ -103,4 +98,4 @@ def everything(recipe: Recipe) -> str:
         ways.append("--profile full compiles every module, which takes hours")
     if not ways:
         return "choose a recipe with an official wheel and --prebuilt all."
-    return f"{'; '.join(ways)}. Nothing is left out then."
+    return f"{'; '.join(ways)}."

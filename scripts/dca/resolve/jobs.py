@@ -8,7 +8,7 @@ from dca.catalogue.plan import PlannedModule
 from dca.catalogue.recipes import Lean, Recipe
 from dca.foundation.documents import Value
 
-# What everything but the compilers takes: ninja, this tool, a desktop.
+# Memory of everything but the compilers: ninja, this tool, a desktop.
 RESERVE_GIB = 1.0
 
 
@@ -16,7 +16,7 @@ class Jobs(Value):
     """How many compilers run at once, and why.
 
     Args:
-        heavy: how many of them may be compiling a heavy source.
+        heavy: how many of them may compile a heavy source.
     """
 
     count: int
@@ -27,31 +27,30 @@ class Jobs(Value):
 def choose_jobs(
     cores: int, memory_gib: float, job_gib: float, heavy_gib: float = 0.0, asked: int | None = None
 ) -> Jobs:
-    """As many compilers as there are cores, and memory for; of the heavy sources as many as fit beside the others.
+    """As many compilers as cores and memory allow; heavy sources only as many as fit together with the others.
 
     Args:
-        cores: the most that is of use.
-        memory_gib: that a build may use.
-        job_gib: what one compiler takes.
-        heavy_gib: what it takes for the heaviest of the sources, where that is more.
-        asked: the user's own number, which is taken as it is.
+        cores: the upper limit.
+        memory_gib: the memory that a build may use.
+        job_gib: the memory that one compiler needs.
+        heavy_gib: the memory that it needs for the heaviest source, if that is more.
+        asked: the user's own number, which is used unchanged.
     """
     if asked is not None:
-        return Jobs(count=asked, heavy=asked, reason="asked for with --jobs.")
+        return Jobs(count=asked, heavy=asked, reason="requested with --jobs.")
     spare = memory_gib - RESERVE_GIB
     count = max(1, min(cores, int(spare / job_gib)))
     reason = f"{cores} cores; {memory_gib:g} GiB of memory for jobs of {job_gib:g} GiB"
     if heavy_gib <= job_gib:
         return Jobs(count=count, heavy=count, reason=f"{reason}.")
-    # At least one heavy compiler has to run beside the others, so they leave room for it; then as many more heavy ones
-    # as still fit.
+    # The others leave memory for one heavy compiler; after that, as many more heavy ones run as still fit.
     count = max(1, min(count, 1 + int((spare - heavy_gib) / job_gib)))
     heavy = max(1, min(count, int((spare - count * job_gib) / (heavy_gib - job_gib))))
-    return Jobs(count=count, heavy=heavy, reason=f"{reason}, and {heavy} of {heavy_gib:g} GiB at a time.")
+    return Jobs(count=count, heavy=heavy, reason=f"{reason}, of which {heavy} of {heavy_gib:g} GiB at a time.")
 
 
 def heaviest(recipe: Recipe, profile: str, modules: Iterable[PlannedModule]) -> float:
-    """GiB that the heaviest source of the compiled modules takes; 0 where the profile does not know its sources."""
+    """GiB that the heaviest source of the compiled modules needs; 0 if the profile does not list its sources."""
     offer = recipe.offer(profile)
     if not isinstance(offer, Lean):
         return 0.0
@@ -60,6 +59,6 @@ def heaviest(recipe: Recipe, profile: str, modules: Iterable[PlannedModule]) -> 
 
 
 def sources(recipe: Recipe, module: PlannedModule) -> tuple[str, ...]:
-    """What a module of the lean project is compiled from, by path in its tree; groups may share a source."""
+    """The sources of a module of the lean project, by path in its tree; groups may share a source."""
     groups = [source for name in module.groups for source in recipe.groups[name].sources]
     return tuple(dict.fromkeys([*recipe.modules[module.name].sources, *groups]))

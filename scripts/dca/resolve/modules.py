@@ -1,4 +1,4 @@
-"""Chooses which modules are compiled and which are copied, and says how each GPU arch will run them."""
+"""Chooses which modules are compiled and which are copied, and how each GPU arch runs them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _compiled_or_copied(
     recipe, prebuilt = candidate.recipe, candidate.request.prebuilt
     module = module.model_copy(update={"ops": _ops(module.name, recipe, module.groups or tuple(recipe.groups))})
     if module.name in prebuilt or tree in prebuilt:
-        return _copied(module, recipe, target.archs, "--prebuilt.")
+        return _copied(module, recipe, target.archs, "requested with --prebuilt.")
     if tree not in sources.planned:
         return _copied(module, recipe, target.archs, sources.missing[tree])
     reached = {arch: how_reached(arch, module.sass, module.ptx) for arch in target.archs} if module.sass else {}
@@ -58,12 +58,12 @@ def _official_modules(recipe: Recipe, target: Target) -> list[PlannedModule]:
                 reason="",
                 ops=_ops(name, recipe, groups),
             )
-            modules.append(_copied(module, recipe, target.archs, "--prebuilt all."))
+            modules.append(_copied(module, recipe, target.archs, "requested with --prebuilt all."))
     return modules
 
 
 def _plan_copies(copied: list[PlannedModule], candidate: Candidate, sources: Sources, draft: Draft) -> None:
-    """Plan the official wheel as a source, or refuse where it cannot be one."""
+    """Plan the official wheel as a source, or reject the plan if there is none."""
     recipe, index = candidate.recipe, candidate.world.reach.of("index")
     official = recipe.official_wheel
     if official is None:
@@ -77,11 +77,16 @@ def _plan_copies(copied: list[PlannedModule], candidate: Candidate, sources: Sou
     sources.planned["official wheel"] = PlannedSource(
         name="official wheel", origin="index", places=(official.file,), pin=f"sha256:{official.sha256}"
     )
-    _explain_copies(copied, official.cuda, draft)
+    draft.choose(
+        "copied modules",
+        ", ".join(module.name for module in copied),
+        f"from the official wheel (CUDA {official.cuda}), each with its pinned hash: "
+        + " ".join(sorted({module.reason for module in copied})),
+    )
 
 
 def _lean_modules(recipe: Recipe, target: Target) -> list[tuple[PlannedModule, str]]:
-    """The modules of some groups, each with the source tree that it is compiled from."""
+    """The modules of the groups, each with the source tree that it is compiled from."""
     groups, modules = target.groups, []
     for name in dict.fromkeys(recipe.groups[group].module for group in groups):
         module = recipe.modules[name]
@@ -94,7 +99,7 @@ def _lean_modules(recipe: Recipe, target: Target) -> list[tuple[PlannedModule, s
             sass=tuple(arch for arch in target.archs if arch in module.archs),
             ptx=target.ptx,
             reached={},
-            reason="from source.",
+            reason="compiled from source.",
             official=official.sha256 if official else "",
         )
         modules.append((planned, module.tree))
@@ -102,7 +107,7 @@ def _lean_modules(recipe: Recipe, target: Target) -> list[tuple[PlannedModule, s
 
 
 def _copied(module: PlannedModule, recipe: Recipe, archs: tuple[str, ...], reason: str) -> PlannedModule:
-    """A module as the official wheel has it."""
+    """A module copied from the official wheel."""
     member = recipe.official_wheel.members.get(module.path) if recipe.official_wheel else None
     sass, ptx = (member.sass, member.ptx) if member else ((), ())
     return PlannedModule(
@@ -123,13 +128,3 @@ def _ops(module: str, recipe: Recipe, groups: tuple[str, ...]) -> dict[str, str]
     known = recipe.official_wheel.schemas if recipe.official_wheel else {}
     own = [recipe.groups[name] for name in groups if recipe.groups[name].module == module]
     return {op: known.get(op, "") for op in sorted({op for group in own for op in (*group.ops, *group.answers)})}
-
-
-def _explain_copies(copied: list[PlannedModule], cuda: str, draft: Draft) -> None:
-    names = ", ".join(module.name for module in copied)
-    draft.choose(
-        "copied modules",
-        names,
-        f"from the official wheel (CUDA {cuda}), each member's hash pinned: "
-        + " ".join(sorted({module.reason for module in copied})),
-    )

@@ -8,7 +8,7 @@ from dca.resolve.draft import Draft, Sources
 
 
 def choose_sources(request: Request, recipe: Recipe, groups: tuple[str, ...], reach: Reach, draft: Draft) -> Sources:
-    """Where the recipe's own source and the companions of its groups come from, and why one cannot be had."""
+    """Where the recipe's own source and the companions of its groups come from, and why one is not available."""
     planned: dict[str, PlannedSource] = {}
     missing: dict[str, str] = {}
     own = find_source("source", recipe.source, reach)
@@ -17,7 +17,7 @@ def choose_sources(request: Request, recipe: Recipe, groups: tuple[str, ...], re
         draft.choose(
             "source",
             f"{own.pin} from {own.places[0]}",
-            "named by the user." if own.origin == "local" else "the recipe's first source that can be reached.",
+            "named with --source." if own.origin == "local" else "the recipe's first source that can be reached.",
         )
     else:
         draft.reasons.append(own)
@@ -35,19 +35,19 @@ def choose_sources(request: Request, recipe: Recipe, groups: tuple[str, ...], re
         }
         trees = {key: find_source(key, pin, reach) for key, pin in {name: companion.source, **below}.items()}
         reasons = [tree for tree in trees.values() if isinstance(tree, Reason)]
-        # Somebody who names a clone wants it compiled; only what was not asked for is copied instead.
+        # A companion whose clone is named must be compiled; only others are copied instead.
         named = any(key in request.companions for key in trees)
         if reasons and (named or not companion.stand_in):
             draft.reasons += reasons
         elif reasons:
-            missing[name] = " ".join(reason.text for reason in reasons[:1])
+            missing[name] = reasons[0].text
         else:
             planned |= {key: tree for key, tree in trees.items() if isinstance(tree, PlannedSource)}
     return Sources(planned, missing)
 
 
 def find_source(name: str, source: SdistSource | GitSource, reach: Reach) -> PlannedSource | Reason:
-    """Where one tree comes from: the user's own, the index, or the git URLs that can be reached first."""
+    """Where one tree comes from: a local one, the index, or git, with the URLs that can be reached first."""
     local = reach.local.get(name)
     if local is not None:
         pin = f"tree:{local.tree}" if local.kind == "folder" else source.pin

@@ -15,7 +15,7 @@ from dca.resolve.draft import Draft, World
 def choose_toolkit(
     request: Request, recipe: Recipe, world: World, draft: Draft
 ) -> tuple[PlannedToolkit, Compiler, CudaVersion] | None:
-    """The toolkit nearest to what is asked for, with the reason against each other one."""
+    """The toolkit nearest to the requested CUDA line; the draft gets the reason against every other one."""
     line = request.cuda or recipe.cuda.official[0]
     fit: list[tuple[tuple[int, int, int, int, int], FoundToolkit | ToolkitSource, Compiler, CudaVersion]] = []
     reasons: list[Reason] = []
@@ -31,16 +31,16 @@ def choose_toolkit(
         else:
             compiler, facts = verdict
             distance = abs(_minor(candidate.line) - _minor(line))
-            # A toolkit of this machine costs nothing; downloads are ordered by their kind and then by their size.
+            # An installed toolkit costs nothing; downloads are ordered by kind, then by size.
             cost = (1, candidate.rank, candidate.download_mb) if isinstance(candidate, ToolkitSource) else (0, 0, 0)
             fit.append(((distance, *cost, order), candidate, compiler, facts))
     if not fit:
         wanting_compiler = any(reason.code == "DCA-308" for reason in reasons)
         draft.refuse(
             "DCA-308" if wanting_compiler else "DCA-302",
-            f"no CUDA toolkit for {recipe.name} (wants one of {', '.join(recipe.cuda.supported)}). "
+            f"no CUDA toolkit for {recipe.name}, which supports {', '.join(recipe.cuda.supported)}. "
             + " ".join(reason.text for reason in reasons),
-            f"apt install g++-{_newest_accepted(candidates, recipe, world)}; it is detected beside a newer one."
+            f"apt install g++-{_newest_accepted(candidates, recipe, world)}; it is detected next to a newer one."
             if wanting_compiler
             else "install one of these toolkits and name it with --toolkit DIR.",
         )
@@ -54,8 +54,7 @@ def choose_toolkit(
         supported = request.cuda in recipe.cuda.supported
         draft.refuse(
             "DCA-302",
-            f"--strict-cuda: no CUDA {request.cuda} toolkit that compiles {recipe.name}; the nearest is "
-            f"{_label(taken)}.",
+            f"--strict-cuda: no CUDA {request.cuda} toolkit compiles {recipe.name}; the nearest is {_label(taken)}.",
             f"install CUDA {request.cuda} and name it with --toolkit DIR, or leave --strict-cuda out."
             if supported
             else f"leave --strict-cuda out; {recipe.name} compiles with {', '.join(recipe.cuda.supported)}.",
@@ -65,11 +64,11 @@ def choose_toolkit(
     digests = {fix.name: fix.sha256 for fix in fixes}
     if isinstance(taken, ToolkitSource):
         toolkit = PlannedToolkit(name=taken.name, version=taken.version, fixes=digests)
-        reason = f"brought into the cache ({taken.download_mb} MB), unpacked and not installed"
+        reason = f"downloaded into the cache ({taken.download_mb} MB) and unpacked, not installed"
     else:
         toolkit = PlannedToolkit(name="found", version=taken.version, path=taken.path, fixes=digests)
         reason = f"found by {taken.origin}"
-    exact = "the version asked for" if taken.line == request.cuda else f"the nearest to CUDA {line}"
+    exact = "the requested version" if taken.line == request.cuda else f"the nearest to CUDA {line}"
     draft.choose("toolkit", _label(taken), f"{exact} that compiles {recipe.name}; {reason}.")
     if fixes:
         first = min((fix.glibc for fix in fixes), key=Version)
@@ -91,7 +90,7 @@ def choose_toolkit(
 
 
 def _newest_accepted(candidates: list[FoundToolkit | ToolkitSource], recipe: Recipe, world: World) -> int:
-    """The newest gcc that one of the toolkits accepts which only want an older one."""
+    """The newest gcc that a toolkit accepts which lacks only a host compiler."""
     wanting = [
         facts.gcc_max
         for candidate in candidates
@@ -102,7 +101,7 @@ def _newest_accepted(candidates: list[FoundToolkit | ToolkitSource], recipe: Rec
 
 
 def _fixes(taken: FoundToolkit | ToolkitSource, world: World) -> tuple[HeaderFix, ...]:
-    """The fixes of a toolkit's headers: all of a downloaded one's, of the machine's own those that are needed here."""
+    """The fixes of a toolkit's headers: all for a downloaded one, those that this glibc needs for an installed one."""
     if isinstance(taken, ToolkitSource):
         return taken.fixes
     return taken.needs(world.cuda.fixes_of(taken.line), world.machine.glibc)
@@ -112,24 +111,24 @@ def _why_fixed(taken: FoundToolkit | ToolkitSource, fixes: tuple[HeaderFix, ...]
     libc = world.machine.glibc
     needed = [fix for fix in fixes if fix.wanted_by(libc)]
     if not needed:
-        return f"with the {f'glibc {libc}' if libc else 'C library'} of this machine the fixes change nothing."
-    reason = f"{'; '.join(fix.reason for fix in needed)}. nvcc rejects that, and this machine has glibc {libc}"
+        return f"the fixes have no effect with this machine's {f'glibc {libc}' if libc else 'C library'}."
+    reason = f"{'; '.join(fix.reason for fix in needed)}; nvcc rejects that, and this machine has glibc {libc}"
     if isinstance(taken, FoundToolkit):
-        return f"{reason}; {taken.path} stays as it is, and a folder of links in the cache has the fixed header."
+        return f"{reason}. {taken.path} is not changed; a folder of links in the cache has the fixed header."
     return f"{reason}."
 
 
 def _behind(other: FoundToolkit | ToolkitSource, taken: FoundToolkit | ToolkitSource, line: str) -> str:
-    """Why another toolkit that would do comes after the one that is taken."""
+    """Why a toolkit that fits is not the chosen one."""
     if abs(_minor(taken.line) - _minor(line)) < abs(_minor(other.line) - _minor(line)):
         return f"CUDA {taken.line} is nearer to {line}."
     if isinstance(taken, FoundToolkit):
         if isinstance(other, FoundToolkit):
-            return f"{taken.path} is found before it ({taken.origin})."
-        return f"{taken.path} is on this machine already."
+            return f"{taken.path} takes precedence ({taken.origin})."
+        return f"{taken.path} is already installed."
     if isinstance(other, ToolkitSource) and taken.rank == other.rank and taken.download_mb < other.download_mb:
         return f"CUDA {taken.line} is the smaller download."
-    return f"it comes after {taken.title}."
+    return f"lower precedence than {taken.title}."
 
 
 def _fits(
@@ -140,25 +139,25 @@ def _fits(
     objection = ""
     if line.split(".")[0] != torch.cuda.split(".")[0]:
         objection = (
-            f"torch {torch.version} is built for CUDA {torch.cuda}, and what nvcc {line} makes needs another "
+            f"torch {torch.version} is built for CUDA {torch.cuda}, and modules from nvcc {line} need another "
             "major version of the CUDA runtime."
         )
     elif line not in recipe.cuda.supported:
-        objection = f"{recipe.name} is known to compile with {', '.join(recipe.cuda.supported)} only."
+        objection = f"{recipe.name} supports only {', '.join(recipe.cuda.supported)}."
     elif isinstance(candidate, FoundToolkit) and candidate.missing:
         objection = f"it is incomplete: no {', no '.join(candidate.missing)}."
     elif isinstance(candidate, FoundToolkit) and (broken := _unfixable(candidate, world)):
         objection = broken
     elif isinstance(candidate, ToolkitSource):
-        objection = _cannot_be_brought(candidate, world)
+        objection = _unavailable(candidate, world)
     if facts is None and not objection:
-        objection = f"nothing is known of CUDA {line} (build/toolkits)."
+        objection = f"CUDA {line} is not in build/toolkits/cuda.toml."
     if objection or facts is None:
         return Reason(code="DCA-302", text=objection)
     compiler = next((gxx for gxx in world.machine.compilers if gxx.major <= facts.gcc_max), None)
     if compiler is None:
         versions = ", ".join(gxx.version for gxx in world.machine.compilers) or "none"
-        return Reason(code="DCA-308", text=f"it wants gcc {facts.gcc_max} or older; g++ found: {versions}.")
+        return Reason(code="DCA-308", text=f"it needs gcc {facts.gcc_max} or older; installed g++: {versions}.")
     return compiler, facts
 
 
@@ -170,13 +169,13 @@ def _unfixable(toolkit: FoundToolkit, world: World) -> str:
     return ""
 
 
-def _cannot_be_brought(source: ToolkitSource, world: World) -> str:
+def _unavailable(source: ToolkitSource, world: World) -> str:
     if source.machine != world.machine.processor:
-        return f"it is for {source.machine}."
+        return f"it is for {source.machine} machines."
     for place in source.places:
         reached = world.reach.of(place)
         if not reached.ok:
-            return f"it cannot be had: {reached.why}."
+            return f"it cannot be downloaded: {reached.why}."
     return ""
 
 

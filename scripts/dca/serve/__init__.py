@@ -1,1 +1,1 @@
-"""Serving a model: will it fit, with which flags, the command that starts it, and starting it."""
+"""Serving a model: whether it fits, with which flags, the command that starts it, starting it, and checking it."""

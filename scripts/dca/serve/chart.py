@@ -1,9 +1,10 @@
-"""A chart of one GPU's memory over the length of a prompt: stacked bars against the card, as a picture and as text."""
+"""A chart of one GPU's memory over the length of a prompt: stacked bars and the GPU's size, as SVG and as text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from dca.config.plot import filled
 from dca.foundation.documents import Value
 from dca.serve.gpus import GIB, Gpus
 from dca.serve.outcome import Outcome, held
@@ -12,13 +13,13 @@ from dca.serve.shape import Shape
 
 TEMPLATE = Path(__file__).with_name("chart.svg")
 PAGE = Path(__file__).with_name("report.html")
-# In the order they are stacked: name, what it is called, colour, and its sign in text.
+# In stacking order: name, title, colour, and sign in the text chart.
 PARTS = (
     ("weights", "weights", "#4c78a8", "W"),
     ("tables", "rotary tables", "#9ecae9", "t"),
     ("cache", "KV cache", "#54a24b", "K"),
     ("step", "activations", "#f2cf5b", "a"),
-    ("sparse", "attention's buffers", "#e45756", "s"),
+    ("sparse", "attention buffers", "#e45756", "s"),
     ("graphs", "CUDA graphs", "#b279a2", "g"),
     ("context", "CUDA context", "#9d9d9d", "c"),
 )
@@ -27,12 +28,12 @@ COLUMNS = 64
 
 
 class Bar(Value):
-    """One length.
+    """The bar of one prompt length.
 
     Args:
-        tokens: of the prompt.
-        parts: GiB by name, in the order they are stacked.
-        fits: whether the card has room.
+        tokens: tokens of the prompt.
+        parts: GiB by name, in stacking order.
+        fits: whether the GPU has enough memory.
     """
 
     tokens: int
@@ -41,18 +42,18 @@ class Bar(Value):
 
     @property
     def total(self) -> float:
-        """GiB."""
+        """GiB of all parts."""
         return sum(self.parts.values())
 
 
 class Panel(Value):
-    """One choice of settings.
+    """The bars of some settings.
 
     Args:
-        title: what it is.
+        title: title.
         card: GiB of the GPU.
-        usable: GiB of it without the share that is left over.
-        bars: by length.
+        usable: GiB of the GPU without the reserve.
+        bars: bars by length.
         starts: whether the server starts with these settings.
     """
 
@@ -64,10 +65,10 @@ class Panel(Value):
 
 
 def panels(plan: ServePlan, shape: Shape, gpus: Gpus) -> tuple[Panel, ...]:
-    """The settings of the documents, and those of the plan, each for one of the GPUs: all are alike."""
+    """The documented settings and the plan's, each for one GPU, as all GPUs hold the same."""
     ranks = plan.best.settings.tp * plan.best.settings.pp
     where = f"each of {ranks} GPUs" if ranks > 1 else "the GPU"
-    shown = [("as the documents have it", plan.documented), ("as planned", plan.planned)]
+    shown = [("documented settings", plan.documented), ("as planned", plan.planned)]
     if plan.instead is not None:
         shown[1:] = [(f"as planned, {plan.instead.settings.length:,} tokens", plan.instead)]
     return tuple(_panel(f"{title}: {where}", outcome, shape, gpus) for title, outcome in shown)
@@ -95,7 +96,7 @@ def _panel(title: str, outcome: Outcome, shape: Shape, gpus: Gpus) -> Panel:
 
 
 def text(shown: tuple[Panel, ...], columns: int = COLUMNS) -> str:
-    """The chart for a terminal; `|` is the card's end."""
+    """The chart for a terminal; `|` marks the GPU's size."""
     lines: list[str] = []
     for panel in shown:
         most = max(panel.card, *(bar.total for bar in panel.bars))
@@ -118,15 +119,11 @@ def text(shown: tuple[Panel, ...], columns: int = COLUMNS) -> str:
 
 def svg(shown: tuple[Panel, ...]) -> str:
     """The chart as a picture."""
-    import jinja2
-
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     most = max(max(panel.card, *(bar.total for bar in panel.bars)) for panel in shown) * 1.05
     used = {name for panel in shown for bar in panel.bars for name in bar.parts}
     step = next(width for width in (1, 2, 5, 10, 20, 50, 100, 200, most) if most / width <= 8)
-    return template.render(
+    return filled(
+        TEMPLATE,
         panels=[_drawn(panel, most, number) for number, panel in enumerate(shown)],
         legend=[(title, colour) for name, title, colour, _ in PARTS if name in used],
         lines=[(_y(step * n, most), f"{step * n:g}") for n in range(int(most / step) + 1)],
@@ -145,7 +142,7 @@ def _y(gib: float, most: float) -> float:
 
 
 def _drawn(panel: Panel, most: float, number: int) -> dict[str, object]:
-    """A panel with places in the picture."""
+    """A panel with its coordinates in the picture."""
     start = GAP + number * (WIDTH + GAP)
     inner = WIDTH - LEFT
     slot = inner / len(panel.bars)
@@ -189,11 +186,7 @@ def _short(tokens: int) -> str:
 
 def page(plan: ServePlan, shown: tuple[Panel, ...]) -> str:
     """The plan as one page of HTML, which needs no network and no JavaScript."""
-    import jinja2
     from markupsafe import Markup
 
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(PAGE.read_text(encoding="utf-8"))
-    # The picture was escaped when it was made.
-    return template.render(plan=plan, chart=Markup(svg(shown)), gib=GIB)  # noqa: S704
+    # svg() has already escaped its text.
+    return filled(PAGE, plan=plan, chart=Markup(svg(shown)), gib=GIB)  # noqa: S704

@@ -1,4 +1,4 @@
-"""Chooses an engine's settings: those of the documents, and the first that fit of those that the user leaves open."""
+"""Chooses an engine's settings: the documented ones, and the first that fit among those that the user leaves open."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from dca.serve.server_rules import Asked
 from dca.serve.shape import Shape
 
 DOCUMENTED_BATCH = 131_072
-"""max_num_batched_tokens, as the models' cards have it."""
+"""max_num_batched_tokens of the models' cards."""
 BATCHES = (131_072, 65_536, 32_768, 16_384, 8_192, 4_096, 2_048)
-"""What is tried for dual chunk attention: larger is faster, smaller needs less."""
+"""max_num_batched_tokens to try for dual chunk attention: larger is faster, smaller takes less memory."""
 PLAIN_BATCHES = (8_192, 2_048)
 CHUNKED_FROM = 32_768
-"""max_model_len above which vLLM prefills in chunks by itself."""
+"""max_model_len above which vLLM prefills in chunks by default."""
 PLAIN_CHUNK = 2_048
-"""max_num_batched_tokens of those chunks, vLLM's own default."""
+"""vLLM's default max_num_batched_tokens for those chunks."""
 PLAIN_SEQUENCES = 256
-"""max_num_seqs, vLLM's own default."""
+"""vLLM's default max_num_seqs."""
 HIGH_UTILIZATION = 0.95
 
 
 def ranks(shape: Shape, gpus: Gpus, pp: int = 1) -> int:
-    """The most GPUs that can share the model's heads, and its quantized weights where that is possible.
+    """The most GPUs that can share the model's heads, and if possible its quantized weights.
 
     Args:
         shape: the model.
-        gpus: of the server.
+        gpus: the server's GPUs.
         pp: stages that share the layers.
     """
     most = max(1, gpus.count // pp)
@@ -40,12 +40,12 @@ def ranks(shape: Shape, gpus: Gpus, pp: int = 1) -> int:
 
 
 def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
-    """The settings that the model's documents name: everything that they do not is vLLM's own default.
+    """The settings of the model's documentation, with vLLM's defaults for the rest.
 
     Args:
         shape: the model.
-        asked: what the user fixes.
-        length: of prompt and answer together, in tokens.
+        asked: the settings that the user fixes.
+        length: prompt and answer together, in tokens.
         tp: GPUs that share the heads.
     """
     batched = DOCUMENTED_BATCH if shape.dual_chunk else length if length <= CHUNKED_FROM else PLAIN_CHUNK
@@ -65,13 +65,13 @@ def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
 
 
 def choose(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Outcome:
-    """The first settings that fit, of those that the user leaves open; the ones that need least when none does.
+    """The first settings that fit, of those that the user leaves open; the ones that take least memory if none fits.
 
     Args:
         shape: the model.
-        gpus: of the server.
-        asked: what the user fixes.
-        length: of prompt and answer together, in tokens.
+        gpus: the server's GPUs.
+        asked: the settings that the user fixes.
+        length: prompt and answer together, in tokens.
         tp: GPUs that share the heads.
     """
     tried = list(_candidates(shape, asked, length, tp))
@@ -84,7 +84,7 @@ def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Se
     if shape.dual_chunk:
         limit = gpu_memory.list_limit(shape, base.layout)
         tried = [asked.batched] if asked.batched else [batch for batch in BATCHES if limit is None or batch <= limit]
-        # Where the user sets the utilisation, the cache takes what that leaves, and no blocks are counted.
+        # If the user sets the utilization, it determines the cache's size, and the plan sets no number of blocks.
         blocks = asked.blocks or (None if asked.utilization else exact_blocks(length, asked.block_size))
         for batched in tried:
             yield base.model_copy(update={"batched": min(batched, max(length, BLOCK)), "blocks": blocks})
@@ -104,8 +104,8 @@ def longest_of(shape: Shape, gpus: Gpus, asked: Asked, most: int, tp: int) -> tu
 
     Args:
         shape: the model.
-        gpus: of the server.
-        asked: what the user fixes.
+        gpus: the server's GPUs.
+        asked: the settings that the user fixes.
         most: tokens that the model allows.
         tp: GPUs that share the heads.
 
@@ -121,6 +121,6 @@ def longest_of(shape: Shape, gpus: Gpus, asked: Asked, most: int, tp: int) -> tu
         return 0, 0
     beyond = first(lambda count: count * block > most or not fits(count * block), 2, most // block + 1)
     whole = (beyond - 1) * block
-    # A prompt may end inside of the last block, so that the model's own length is tried as well.
+    # A prompt may end inside the last block, so the model's own length is tried as well.
     length = most if most - whole < block and fits(most) else whole
     return length, choose(shape, gpus, asked, length, tp).settings.batched

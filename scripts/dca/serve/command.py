@@ -1,4 +1,4 @@
-"""The command that starts a server, in the shapes that people use: a shell, a container, a unit, a cluster, Python."""
+"""The command that starts a server: for a shell, a container, systemd, Kubernetes or Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dca.serve.gpus import Gpus
 from dca.serve.plan import ServePlan
 
 PORT = 8000
-"""Where vLLM listens unless it is told otherwise."""
+"""vLLM's default port."""
 RAY_PORT = 6379
 IMAGE = "dca-serve"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -27,17 +27,17 @@ HUB_FOLDER = "/root/.cache"
 
 @dataclass(frozen=True)
 class Server:
-    """What is asked of a server beside its memory.
+    """A server's settings that do not affect its memory.
 
     Args:
-        name: what it calls the model; the model's own name when empty.
-        host: the address where it listens; the engine's own choice when empty.
-        port: where it listens.
-        api_key: whether it asks for a key, which it reads from its environment.
-        tool_parser: the engine's parser of tool calls; empty when tools are not called.
-        chat_template: a file to use in place of the tokenizer's own template; empty for that one.
-        modelscope: whether the model's name is one of ModelScope.
-        visible: numbers of the GPUs to use, for CUDA_VISIBLE_DEVICES; all when empty.
+        name: the model's name for clients; its own name when empty.
+        host: address to listen on; the engine's default when empty.
+        port: port to listen on.
+        api_key: whether it requires a key, which it reads from its environment.
+        tool_parser: the engine's parser of tool calls; empty for no tool calls.
+        chat_template: file that replaces the tokenizer's own template; empty for the tokenizer's.
+        modelscope: whether the model's name is ModelScope's.
+        visible: numbers of the GPUs to use, for CUDA_VISIBLE_DEVICES; empty for all.
         alloc: PYTORCH_CUDA_ALLOC_CONF; not set when empty.
     """
 
@@ -53,22 +53,22 @@ class Server:
 
 
 class Launch(Document):
-    """What is started.
+    """The command in a neutral form.
 
     Args:
         model: a folder, or a name on a hub.
-        folder: whether the model is a folder of this machine.
-        flags: of `vllm serve`, with their dashes, in order; None for those without a value.
-        environment: of the engine.
-        host: the address where it listens; the engine's own choice when empty.
-        port: where it listens.
-        api_key: whether it asks for a key, which it reads from its environment and which is never printed.
-        machines: that the GPUs are in.
-        each: GPUs of one machine.
-        used: GPUs of one machine that the server uses.
-        visible: numbers of the GPUs to use; all when empty.
-        image: of a container.
-        program: `vllm`, or its path for a unit.
+        folder: whether the model is a folder on this machine.
+        flags: flags of `vllm serve` with their dashes, in order; the value is None for flags without one.
+        environment: the engine's environment variables.
+        host: address to listen on; the engine's default when empty.
+        port: port to listen on.
+        api_key: whether it requires a key, which it reads from its environment and which is never printed.
+        machines: number of machines.
+        each: GPUs per machine.
+        used: GPUs per machine that the server uses.
+        visible: numbers of the GPUs to use; empty for all.
+        image: the container's image.
+        program: `vllm`, or its path in a systemd unit.
         title: what is served, and by which engine.
     """
 
@@ -91,11 +91,11 @@ class Launch(Document):
 
     @property
     def argv(self) -> list[str]:
-        """The command's words."""
+        """The command as a list of arguments."""
         return [self.program, *self.words(self.model)]
 
     def words(self, model: str) -> list[str]:
-        """The command's words behind the program, for a model at another place."""
+        """The arguments after the program, for a model at another path."""
         words = ["serve", model]
         for name, value in self.flags:
             words += [name] if value is None else [name, value]
@@ -103,22 +103,22 @@ class Launch(Document):
 
     @property
     def label(self) -> str:
-        """A name for containers, units and the like."""
+        """A name for containers, units and pods."""
         return re.sub(r"[^a-z0-9]+", "-", PurePosixPath(self.model).name.lower()).strip("-")[:40].strip("-") or "model"
 
 
 def launch(
     plan: ServePlan, gpus: Gpus, server: Server, *, folder: bool, image: str = IMAGE, program: str = "vllm"
 ) -> Launch:
-    """What is started for a plan.
+    """The command for a plan.
 
     Args:
-        plan: its flags and variables are taken as they are.
-        gpus: that it was made for.
-        server: what is asked of it beside its memory.
-        folder: whether the model is a folder of this machine.
-        image: of a container.
-        program: `vllm`, or its path for a unit.
+        plan: the plan, with its flags and environment variables.
+        gpus: the plan's GPUs.
+        server: the server's other settings.
+        folder: whether the model is a folder on this machine.
+        image: the container's image.
+        program: `vllm`, or its path in a systemd unit.
     """
     flags = [(flag.name, flag.value or None) for flag in plan.flags]
     if server.name:
@@ -166,7 +166,7 @@ def shell(launch: Launch) -> str:
             if "VLLM_USE_MODELSCOPE" in launch.environment
             else ("huggingface-cli download", "--local-dir")
         )
-        lines.append(f"# to download it first: {source} {shlex.quote(launch.model)} {into} DIR, and serve DIR")
+        lines.append(f"# to download the model first: {source} {shlex.quote(launch.model)} {into} DIR; then serve DIR")
     if launch.machines > 1:
         return "\n".join([*lines, *_ray_shell(launch)])
     return "\n".join([*lines, *_exports(launch), _broken(launch.argv)])
@@ -175,7 +175,7 @@ def shell(launch: Launch) -> str:
 def _exports(launch: Launch) -> list[str]:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in launch.environment.items()]
     if launch.api_key:
-        lines.append(f': "${{{API_KEY}:?export it first; it is not printed here}}"')
+        lines.append(f': "${{{API_KEY}:?export it first; dca does not print it}}"')
     return lines
 
 
@@ -194,31 +194,31 @@ def _broken(argv: list[str]) -> str:
 
 def _ray_shell(launch: Launch) -> list[str]:
     return [
-        f"# 1. on every machine, before ray starts: its workers get ray's environment. {launch.each} GPUs each.",
+        f"# 1. on every machine ({launch.each} GPUs each), before Ray starts: its workers inherit the variables",
         *_exports(launch),
         "",
         "# 2. on the first machine",
         f"ray start --head --port={RAY_PORT}",
         "",
-        f"# 3. on {_others(launch)}, with HEAD_ADDRESS set to the first one's",
+        f"# 3. on {_others(launch)}, with HEAD_ADDRESS set to the first machine's address",
         f'ray start --address="$HEAD_ADDRESS:{RAY_PORT}"',
         "",
-        f"# 4. on the first machine, when `ray status` shows {launch.machines * launch.each} GPUs",
+        f"# 4. on the first machine, once `ray status` shows {launch.machines * launch.each} GPUs",
         _broken(launch.argv),
     ]
 
 
 def docker(launch: Launch) -> str:
-    """`docker run`, one line for each kind of machine."""
+    """`docker run`; for several machines one command for each kind of machine."""
     lines = [
         f"# {launch.title}",
-        f"# the image: dca serve command MODEL --format dockerfile | docker build -t {launch.image} -f - .",
+        f"# build the image: dca serve command MODEL --format dockerfile | docker build -t {launch.image} -f - .",
     ]
     where = f"/models/{launch.label}" if launch.folder else launch.model
     common = ["docker", "run", "--rm", "--name", f"serve-{launch.label}"]
     common += ["--gpus", f'"device={launch.visible}"' if launch.visible else "all", "--ipc=host"]
     mount = ["-v", f"{launch.model}:{where}:ro"] if launch.folder else ["-v", f"model-cache:{HUB_FOLDER}"]
-    # CUDA counts the GPUs that the container sees.
+    # In a container, CUDA numbers only the GPUs that --gpus passes in.
     options = [
         word
         for name, value in launch.environment.items()
@@ -239,7 +239,7 @@ def docker(launch: Launch) -> str:
             "# 1. on the first machine",
             _docker_broken(common, head),
             "",
-            f"# 2. on {_others(launch)}, with HEAD_ADDRESS set to the first one's",
+            f"# 2. on {_others(launch)}, with HEAD_ADDRESS set to the first machine's address",
             _docker_broken(common, worker).replace(shlex.quote(worker[-2]), f'"{worker[-2]}"'),
             "",
             "# 3. on the first machine",
@@ -249,7 +249,7 @@ def docker(launch: Launch) -> str:
 
 
 def _docker_broken(words: list[str], inner: list[str]) -> str:
-    """Words of docker, each option on a line of its own, and those of what runs in the container likewise."""
+    """A docker command, with each option on its own line, also those of the command in the container."""
     lines = [" ".join(map(shlex.quote, words[:2]))]
     for word in words[2:]:
         if word.startswith("-"):
@@ -261,16 +261,16 @@ def _docker_broken(words: list[str], inner: list[str]) -> str:
 
 
 def _others(launch: Launch) -> str:
-    return "the other one" if launch.machines == 2 else f"the other {launch.machines - 1}"
+    return "the other machine" if launch.machines == 2 else f"the other {launch.machines - 1} machines"
 
 
 def dockerfile(launch: Launch) -> str:
-    """An image with a wheel and its lock, which lie in the folder it is built in."""
+    """A Dockerfile for an image with a wheel and its lock, which must be in the build context."""
     return _rendered("Dockerfile", launch, argv=json.dumps(["vllm"]))
 
 
 def systemd(launch: Launch) -> str:
-    """A unit; for several machines one for each of their parts."""
+    """A unit; for several machines also the units of Ray's head and workers."""
     program = launch.program if "/" in launch.program else f"/opt/vllm/bin/{launch.program}"
     ray = str(PurePosixPath(program).with_name("ray"))
     units = {f"serve-{launch.label}.service": [program, *launch.words(launch.model)]}
@@ -296,18 +296,18 @@ def systemd(launch: Launch) -> str:
 
 
 def _systemd(word: str) -> str:
-    """A word of a unit: `%` and `$` mean something to systemd, and so do quotes."""
+    """An argument escaped for a unit, where `%`, `$` and quotes are special."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"' if re.search(r"[\s\"'\\;]", escaped) or not escaped else escaped
 
 
 def k8s(launch: Launch) -> str:
-    """Manifests: a deployment and its service, or for several machines a stateful set whose first pod leads."""
+    """Manifests: a deployment and its service; for several machines a stateful set whose first pod is Ray's head."""
     where = f"/models/{launch.label}" if launch.folder else launch.model
     environment = {name: value for name, value in launch.environment.items() if name != "CUDA_VISIBLE_DEVICES"}
     argv = ["vllm", *launch.words(where)]
     head = f"serve-{launch.label}-0.serve-{launch.label}-pods"
-    # The engine counts ray's GPUs only once, so that the first pod waits until all of them have joined.
+    # The engine counts ray's GPUs only once, so the first pod waits until all GPUs have joined.
     lead = (
         f'ray start --head --port={RAY_PORT} && until python3 -c \'import ray, sys; ray.init(address="auto"); '
         f'sys.exit(ray.cluster_resources().get("GPU", 0) < {launch.machines * launch.used})\'; do sleep 5; done; '
@@ -372,5 +372,5 @@ FORMATS: dict[str, Callable[[Launch], str]] = {
 
 
 def reasons(flags: Iterable[Flag]) -> list[str]:
-    """Each flag with its reason, as comments."""
+    """The flags with their reasons, as comments."""
     return [f"#   {' '.join(filter(None, (flag.name, flag.value)))}: {flag.reason}" for flag in flags]

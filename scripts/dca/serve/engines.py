@@ -1,4 +1,4 @@
-"""What each recipe's engine is started with: build/serving/*.toml."""
+"""How each recipe's engine is started: build/serving/*.toml."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from dca.serve.shape import Shape
 
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
 V1 = "VLLM_USE_V1"
-"""Chooses between the engines of a vLLM that has two."""
+"""Selects the V0 or V1 engine of a vLLM that has both."""
 
 
 class Engine(Value):
-    """What a recipe's engine is started with."""
+    """How a recipe's engine is started."""
 
     schema_: Literal["dca.serving/1"] = Field(alias="schema")
     recipe: Name
     environment: dict[Variable, str]
-    """Variables that switch dual chunk attention on."""
+    """Environment variables that turn dual chunk attention on."""
     architectures: tuple[str, ...]
-    """Classes of models that have it."""
+    """Model classes with dual chunk attention."""
     tool_parser: str
     own_sampling: bool
 
     def is_v1(self, shape: Shape, env: Mapping[str, str]) -> bool:
-        """Whether a model is served by the V1 engine.
+        """Whether the V1 engine serves a model.
 
         Args:
             shape: the model.
-            env: variables that the server would see.
+            env: environment variables that the server would see.
         """
-        # A recipe that switches V1 off for dual chunk attention has V1, and serves every other model with it.
+        # A recipe that turns V1 off for dual chunk attention has V1, and serves every other model with it.
         return not shape.dual_chunk and V1 in self.environment and env.get(V1) != "0"
 
 
 @cache
 def load_all(folder: Path | None = None) -> tuple[Engine, ...]:
-    """Every recipe's.
+    """Every recipe's engine.
 
     Raises:
-        DcaError: DCA-202 for a wrong key or value, or a name that is not the file's.
+        DcaError: DCA-202 for a wrong key or value, or a recipe's name that differs from the file's.
     """
     engines = []
     for path in sorted((folder or data.serving_folder()).glob("*.toml")):
@@ -57,7 +57,7 @@ def load_all(folder: Path | None = None) -> tuple[Engine, ...]:
         if engine.recipe != path.stem:
             raise DcaError(
                 "DCA-202",
-                f"{path}: the recipe is `{engine.recipe}`, the file's name is `{path.stem}`.",
+                f"{path}: the recipe is named `{engine.recipe}`, the file `{path.stem}`.",
                 remedy="give both the same name.",
             )
         engines.append(engine)
@@ -75,21 +75,21 @@ def of(recipe: str) -> Engine:
             return engine
     raise DcaError(
         "DCA-203",
-        f"build/serving does not say what {recipe} is started with.",
-        remedy=f"choose one of {', '.join(engine.recipe for engine in load_all())} with --recipe.",
+        f"build/serving has no file for the recipe {recipe}.",
+        remedy=f"choose one of these with --recipe: {', '.join(engine.recipe for engine in load_all())}.",
     )
 
 
 def choose(shape: Shape, known: tuple[Loaded, ...], name: str | None = None) -> Engine:
-    """The engine to serve a model with: the one named, else the first recipe by priority that has the model's class.
+    """The engine that serves a model: the one named, else the first recipe by priority with the model's class.
 
     Args:
         shape: the model.
         known: every recipe, by priority.
-        name: of the engine's recipe.
+        name: name of the engine's recipe.
 
     Raises:
-        DcaError: DCA-203 for a name that there is not.
+        DcaError: DCA-203 for an unknown name.
     """
     if name is not None:
         return of(recipes.find(name, known).recipe.name)

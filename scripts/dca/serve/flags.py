@@ -1,4 +1,4 @@
-"""The flags and variables that an engine is started with, each with its reason."""
+"""The flags and environment variables that start an engine, each with its reason."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from dca.serve.outcome import UTILIZATION, Outcome, Settings
 from dca.serve.server_rules import Subject
 from dca.serve.shape import Shape
 
+AS_ASKED = "as asked for."
+
 
 class Flag(Value):
-    """A flag of `vllm serve`, and why.
+    """A flag of `vllm serve`, and its reason.
 
     Args:
-        name: with its dashes.
-        value: empty for one that has none.
-        reason: why it is given.
+        name: name with its dashes.
+        value: value; empty for a flag without one.
+        reason: why it is set.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Flag(Value):
 
 
 class Variable(Value):
-    """An environment variable, and why."""
+    """An environment variable, and its reason."""
 
     name: str
     value: str
@@ -41,8 +43,8 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
 
     Args:
         subject: what is served, and where.
-        planned: what becomes of it with the settings that the flags are for.
-        shortened: whether the length is the most that fits, in place of what was asked for.
+        planned: the settings, and their outcome.
+        shortened: whether the length is the maximum that fits instead of the one asked for.
     """
     shape, asked, settings = subject.shape, subject.asked, planned.settings
     if settings.tp > 1:
@@ -57,20 +59,22 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
         yield Flag(
             name="--distributed-executor-backend",
             value="ray",
-            reason=f"the GPUs are in {subject.gpus.machines} machines.",
+            reason=f"the GPUs are on {subject.gpus.machines} machines.",
         )
     reason = _reason_length(shape, settings.length, shortened=shortened)
     yield Flag(name="--max-model-len", value=str(settings.length), reason=reason)
     if asked.quantization and asked.quantization != subject.published.quantized.method:
-        yield Flag(name="--quantization", value=asked.quantization, reason="asked for; linear layers take less memory.")
+        yield Flag(
+            name="--quantization", value=asked.quantization, reason="as asked for; linear layers take less memory."
+        )
     if asked.dtype != "auto":
-        yield Flag(name="--dtype", value=asked.dtype, reason="asked for.")
+        yield Flag(name="--dtype", value=asked.dtype, reason=AS_ASKED)
     if asked.kv_cache_dtype != "auto":
-        yield Flag(name="--kv-cache-dtype", value=asked.kv_cache_dtype, reason="asked for; half the KV cache.")
+        yield Flag(name="--kv-cache-dtype", value=asked.kv_cache_dtype, reason="as asked for; halves the KV cache.")
     if asked.block_size != BLOCK:
-        yield Flag(name="--block-size", value=str(asked.block_size), reason="asked for.")
+        yield Flag(name="--block-size", value=str(asked.block_size), reason=AS_ASKED)
     if asked.prefix_caching:
-        yield Flag(name="--enable-prefix-caching", reason="asked for.")
+        yield Flag(name="--enable-prefix-caching", reason=AS_ASKED)
     yield from _memory_flags(subject, planned)
 
 
@@ -87,10 +91,10 @@ def _reason_tp(subject: Subject, settings: Settings) -> str:
 
 def _reason_length(shape: Shape, length: int, *, shortened: bool) -> str:
     if shortened:
-        return "the most that fits, prompt and answer together."
+        return "the maximum that fits, prompt and answer together."
     if length == min(shape.rows, shape.length):
-        return "all that the model was made for, prompt and answer together."
-    return f"asked for, prompt and answer together; the model was made for {min(shape.rows, shape.length):,}."
+        return "the model's own length, prompt and answer together."
+    return f"as asked for, prompt and answer together; the model's own length is {min(shape.rows, shape.length):,}."
 
 
 def _memory_flags(subject: Subject, planned: Outcome) -> Iterator[Flag]:
@@ -100,9 +104,9 @@ def _memory_flags(subject: Subject, planned: Outcome) -> Iterator[Flag]:
     if dual or chunked:
         yield Flag(
             name="--enable-chunked-prefill",
-            reason="prompts past one chunk are computed wrongly in one piece."
+            reason="a prompt longer than one chunk is computed wrongly in a single piece."
             if dual
-            else "prompts are computed in pieces, which need less memory.",
+            else "prompts are computed in pieces, which take less memory.",
         )
     default = settings.length if settings.length <= CHUNKED_FROM else PLAIN_CHUNK
     if dual or settings.batched != default:
@@ -112,15 +116,15 @@ def _memory_flags(subject: Subject, planned: Outcome) -> Iterator[Flag]:
             name="--enforce-eager",
             reason="dual chunk attention does not run in CUDA graphs."
             if dual
-            else "CUDA graphs take 1 to 3 GiB more, which are not there; decoding is slower without.",
+            else "CUDA graphs take another 1 to 3 GiB, which are not free; decoding is slower without them.",
         )
     if settings.sequences != PLAIN_SEQUENCES:
         yield Flag(
             name="--max-num-seqs",
             value=str(settings.sequences),
-            reason="one request of this length at a time; the KV cache has room for no more."
+            reason="the KV cache has room for one request of this length at a time."
             if dual and subject.asked.sequences is None
-            else "asked for.",
+            else AS_ASKED,
         )
     if settings.blocks is not None:
         yield Flag(
@@ -130,37 +134,40 @@ def _memory_flags(subject: Subject, planned: Outcome) -> Iterator[Flag]:
         yield Flag(
             name="--gpu-memory-utilization",
             value=f"{settings.utilization:g}",
-            reason="asked for."
+            reason=AS_ASKED
             if subject.asked.utilization
-            else f"{UTILIZATION:g} leaves too little for the KV cache of {settings.length:,} tokens.",
+            else f"{UTILIZATION:g} leaves too little memory for a KV cache of {settings.length:,} tokens.",
         )
 
 
 def _reason_batch(planned: Outcome, shape: Shape) -> str:
     batched = planned.settings.batched
     if shape.dual_chunk and batched == DOCUMENTED_BATCH:
-        return "as the documents have it: a prompt is computed in pieces of so many tokens."
-    return f"a prompt is computed in pieces of {batched:,} tokens: slower than larger ones, which would not fit."
+        return "the documented value: a prompt is computed in pieces of this many tokens."
+    return f"a prompt is computed in pieces of {batched:,} tokens; larger pieces are faster, but do not fit."
 
 
 def _reason_blocks(planned: Outcome, subject: Subject) -> str:
     settings = planned.settings
     if subject.asked.blocks is not None:
-        return f"asked for: {planned.cache_tokens:,} tokens, and prompts of {planned.prompt_tokens:,} at most."
+        return f"as asked for: {planned.cache_tokens:,} tokens, and prompts of at most {planned.prompt_tokens:,}."
     left = (planned.card - planned.term("weights") - planned.term("tables") - planned.term("cache")) / GIB
     return (
-        f"one request of {settings.length:,} tokens is {settings.wanted_blocks:,} blocks of {settings.block_size}, "
-        f"and {settings.watermark:.0%} of all must stay free, or the engine ignores the prompt. "
-        f"vLLM would give the KV cache every byte that it did not see in use, and it does not see the buffers of "
-        f"sparse attention. {left:.1f} GiB stay for activations and buffers, which take "
-        f"{(planned.term('step') + planned.term('sparse')) / GIB:.1f}."
+        f"one request of {settings.length:,} tokens takes {settings.wanted_blocks:,} blocks of {settings.block_size} "
+        f"tokens, and {settings.watermark:.0%} of all blocks must stay free, or the engine ignores the prompt. "
+        f"By default vLLM gives the KV cache all memory that its measurement leaves, but it does not measure the "
+        f"buffers of sparse attention. This leaves {left:.1f} GiB for activations and buffers, which take "
+        f"{(planned.term('step') + planned.term('sparse')) / GIB:.1f} GiB."
     )
 
 
 def environment(subject: Subject) -> Iterator[Variable]:
-    """Variables of the engine."""
+    """The engine's environment variables."""
     if not subject.shape.dual_chunk:
         return
-    reasons = {server_rules.BACKEND: "switches dual chunk attention on.", engines.V1: "only this engine has it."}
+    reasons = {
+        server_rules.BACKEND: "turns dual chunk attention on.",
+        engines.V1: "only the V0 engine supports dual chunk attention.",
+    }
     for name, value in subject.engine.environment.items():
-        yield Variable(name=name, value=value, reason=reasons.get(name, "dual chunk attention wants it."))
+        yield Variable(name=name, value=value, reason=reasons.get(name, "dual chunk attention requires it."))

@@ -1,4 +1,4 @@
-"""The GPUs that a model is to be served on: named by the user, or those of this machine."""
+"""The GPUs that serve a model: those the user names, or this machine's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GIB = 2**30
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MOST_GPUS = 4096
 MOST_GIB = 512.0
-"""More than any card has; larger numbers are names, such as 4090."""
+"""More than any GPU has; numbers from here on are names, such as 4090."""
 
 
 class KnownCard(Value):
@@ -48,12 +48,12 @@ class Gpus(Value):
     """GPUs of one server.
 
     Args:
-        count: over all machines.
-        machines: that they are in, the same number in each.
-        memory_gib: of each, 2^30 bytes; of the smallest where they differ.
-        archs: compute capabilities; empty when only their memory is known.
-        names: what they are called; empty when only their memory is known.
-        local: whether they are those of this machine.
+        count: GPUs over all machines.
+        machines: number of machines, each with the same number of GPUs.
+        memory_gib: memory of each GPU in 2^30 bytes; of the smallest if they differ.
+        archs: compute capabilities; empty when only the memory is known.
+        names: names of the GPUs; empty when only the memory is known.
+        local: whether they are this machine's.
     """
 
     count: Count
@@ -70,8 +70,8 @@ class Gpus(Value):
 
     @property
     def words(self) -> str:
-        """What they are, in words."""
-        where = f" in {self.machines} machines" if self.machines > 1 else ""
+        """A description for people."""
+        where = f" on {self.machines} machines" if self.machines > 1 else ""
         if not self.names:
             return f"{self.count} x {self.memory_gib:g} GiB{where}"
         return f"{self.count} x {' and '.join(self.names)} ({self.memory_gib:g} GiB){where}"
@@ -79,7 +79,7 @@ class Gpus(Value):
 
 @cache
 def load(path: Path | None = None) -> Known:
-    """The GPUs that can be named.
+    """The GPUs known by name.
 
     Raises:
         DcaError: DCA-202 for a wrong key or value.
@@ -91,9 +91,9 @@ def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
     """The GPUs of `--gpus`.
 
     Args:
-        text: COUNTxGIB or COUNTxNAME, several with commas between, for each machine.
-        machines: how many there are.
-        known: the GPUs that can be named; those of build/gpus when not given.
+        text: COUNTxGIB or COUNTxNAME, separated by commas, for each machine.
+        machines: number of machines.
+        known: the GPUs known by name; by default those of build/gpus.
 
     Raises:
         DcaError: DCA-201.
@@ -130,7 +130,7 @@ def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
 
 
 def _card(name: str, known: Known) -> KnownCard:
-    """The card of a name, in any case; its beginning is enough where only one has it."""
+    """The GPU of a name, in any case; an unambiguous beginning is enough."""
     lower = name.lower()
     exact = [card for card in known.cards if card.name.lower() == lower]
     alike = exact or [card for card in known.cards if card.name.lower().startswith(lower + "-")]
@@ -140,9 +140,9 @@ def _card(name: str, known: Known) -> KnownCard:
     near = [card.name for card in alike] or difflib.get_close_matches(name.upper(), names, n=2)
     raise DcaError(
         "DCA-201",
-        f"--gpus: {'which' if alike else 'there is no'} `{name}`{'?' if alike else '.'}",
-        why=f"known are {', '.join(names)}.",
-        remedy=f"{' or '.join(near)}; or give its memory in GiB: 4x80." if near else "give its memory in GiB: 4x80.",
+        f"--gpus: the GPU `{name}` is {'ambiguous' if alike else 'not known'}.",
+        why=f"the known GPUs are {', '.join(names)}.",
+        remedy=(f"did you mean {' or '.join(near)}? Else " if near else "") + "give its memory in GiB: 4x80.",
     )
 
 
@@ -152,13 +152,15 @@ def _no_size(number: str, known: Known) -> DcaError:
         "DCA-201",
         f"--gpus: no GPU has {number} GiB.",
         why="a number is the memory of each GPU in GiB.",
-        remedy=f"{' or '.join(named)}, if that is its name." if named else "give its memory in GiB: 4x80.",
+        remedy=f"if that is the GPU's name, write {' or '.join(named)}." if named else "give its memory in GiB: 4x80.",
     )
 
 
 def _wrong(text: str) -> DcaError:
     return DcaError(
-        "DCA-201", f"--gpus {text}: no GPUs.", remedy="write it as 4x80 (GiB each), 2xT4, or 1x24,1x48 for two kinds."
+        "DCA-201",
+        f"--gpus {text}: not a list of GPUs.",
+        remedy="write it as 4x80 (GiB each), 2xT4, or 1x24,1x48 for two kinds.",
     )
 
 
@@ -166,22 +168,22 @@ def of_this_machine(seen: nvidia.Seen | None = None, chosen: str | None = None) 
     """The GPUs of this machine that a server would see.
 
     Args:
-        seen: what is there; this machine is asked when not given.
-        chosen: CUDA_VISIBLE_DEVICES; the environment's when not given.
+        seen: the GPUs found; by default this machine is searched.
+        chosen: CUDA_VISIBLE_DEVICES; by default the environment's.
 
     Raises:
-        DcaError: DCA-103 when there is none, or none is visible.
+        DcaError: DCA-103 when there is no GPU, or none is visible.
     """
     seen = nvidia.look() if seen is None else seen
     seen = nvidia.visible(seen, os.environ.get(VISIBLE) if chosen is None else chosen)
     cards = seen.cards
     if not cards:
-        why = seen.problem or (f"{VISIBLE} leaves none of them." if seen.hidden else "no driver tells of one.")
+        why = seen.problem or (f"{VISIBLE} hides all GPUs." if seen.hidden else "no driver reports a GPU.")
         raise DcaError(
             "DCA-103",
-            "there is no GPU here to plan for.",
+            "this machine has no GPU to plan for.",
             why=why,
-            remedy="name the server's: --gpus 4x80 for four of 80 GiB.",
+            remedy="name the server's GPUs, such as --gpus 4x80 for four GPUs of 80 GiB.",
         )
     return Gpus(
         count=len(cards),

@@ -1,4 +1,4 @@
-"""What becomes of a server with given settings on given GPUs: whether it starts, and how long a prompt it bears."""
+"""The outcome of serving with some settings on some GPUs: whether the server starts, and its longest prompt."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dca.serve.shape import Quantized, Shape
 
 Ends = Literal["", "loading", "weights", "cache", "ignored", "room", "prompt", "graphs"]
 UTILIZATION = 0.90
-"""vLLM's own default."""
+"""vLLM's default gpu_memory_utilization."""
 
 
 class Settings(Value):
-    """What the engine is told.
+    """The engine's settings.
 
     Args:
         tp: ranks that share the heads.
@@ -28,11 +28,11 @@ class Settings(Value):
         batched: max_num_batched_tokens.
         sequences: max_num_seqs.
         utilization: gpu_memory_utilization.
-        blocks: num_gpu_blocks_override; None for as many as the utilisation leaves room for.
-        block_size: tokens of one block of the KV cache.
-        watermark: the share of all blocks that a prompt must leave free; 0 in the V1 engine.
+        blocks: num_gpu_blocks_override; None for as many as the utilization leaves room for.
+        block_size: tokens per block of the KV cache.
+        watermark: share of all blocks that a prompt must leave free; 0 in the V1 engine.
         eager: whether CUDA graphs are off.
-        cache_width: bytes of a number in the KV cache.
+        cache_width: bytes of one number in the KV cache.
     """
 
     tp: int = 1
@@ -49,7 +49,7 @@ class Settings(Value):
 
     @property
     def layout(self) -> Layout:
-        """How the model is spread."""
+        """How the model is distributed."""
         return Layout(tp=self.tp, pp=self.pp)
 
     @property
@@ -63,8 +63,8 @@ class Term(Value):
 
     Args:
         name: one of `weights`, `tables`, `cache`, `step`, `sparse`, `graphs`, `context`.
-        bytes: of one GPU, with a prompt of the whole length.
-        what: in words.
+        bytes: bytes of one GPU, with a prompt of the full length.
+        what: description for people.
     """
 
     name: str
@@ -73,18 +73,18 @@ class Term(Value):
 
 
 class Outcome(Value):
-    """What becomes of it.
+    """The outcome of serving with some settings.
 
     Args:
-        settings: the engine's.
-        terms: of one GPU's memory, with a prompt of the whole length; they add up to what is held at once.
+        settings: the engine's settings.
+        terms: the parts of one GPU's memory with a prompt of the full length; they add up to the peak.
         card: bytes of one GPU.
-        usable: of them, without the share that is left over.
-        cache_tokens: that the KV cache holds.
-        prompt_tokens: of the longest prompt that the engine takes; it ignores those that leave too few blocks free.
-        ends: what it fails at; empty when it does not: `loading` the weights, no room beside `weights` and activations
-            for any KV cache, a `cache` smaller than the length, prompts of the length `ignored`, no `room` for the
-            cache that was asked for, CUDA `graphs`, or a long `prompt`.
+        usable: bytes of one GPU without the reserve.
+        cache_tokens: tokens that the KV cache holds.
+        prompt_tokens: longest prompt that the engine accepts; it ignores a prompt that leaves too few blocks free.
+        ends: where it fails; empty when it does not: `loading` the weights; `weights` and activations leave no room for
+            any KV cache; the `cache` is smaller than the length; prompts of the length are `ignored`; no `room` for the
+            cache that was asked for; CUDA `graphs`; a long `prompt`.
         fails_at: tokens of the shortest prompt that runs out of memory; None when none does.
     """
 
@@ -99,37 +99,37 @@ class Outcome(Value):
 
     @property
     def fits(self) -> bool:
-        """Whether it starts and bears every prompt of its length."""
+        """Whether the server starts and answers every prompt up to its length."""
         return not self.ends
 
     @property
     def total(self) -> float:
-        """Bytes that are held at once."""
+        """Peak bytes of one GPU."""
         return sum(term.bytes for term in self.terms)
 
     def term(self, name: str) -> float:
-        """Bytes of one part."""
+        """Bytes of one part; 0 without it."""
         return next((term.bytes for term in self.terms if term.name == name), 0.0)
 
 
 def exact_blocks(length: int, block_size: int = BLOCK, watermark: float = gpu_memory.WATERMARK) -> int:
-    """The fewest blocks of which one request of a length leaves as many free as the engine wants.
+    """The fewest blocks with which one request of a length leaves as many free as the engine requires.
 
     Args:
-        length: in tokens.
-        block_size: tokens of one block.
-        watermark: the share of all blocks that must stay free.
+        length: length of the request, in tokens.
+        block_size: tokens per block.
+        watermark: share of all blocks that must stay free.
     """
     needed = math.ceil(length / block_size)
     blocks = needed
-    # Each round counts what stays free of the blocks of the one before, until nothing is added.
+    # Each round adds the free blocks that the previous total requires, until the total no longer grows.
     while (more := needed + gpu_memory.free_blocks(blocks, watermark)) > blocks:
         blocks = more
     return blocks
 
 
 def cache_bytes(shape: Shape, gpus: Gpus, settings: Settings) -> float:
-    """The KV cache that vLLM takes: what it is told, or all that the utilisation leaves beside what it measured."""
+    """The KV cache of vLLM: the blocks that are set, or all that the utilization leaves beside what it measures."""
     token = gpu_memory.token_bytes(shape, settings.layout, settings.cache_width)
     block = settings.block_size * token
     if settings.blocks is not None:
@@ -150,7 +150,7 @@ WORDS = {
     "tables": "rotary tables",
     "cache": "KV cache",
     "step": "activations of a step, which vLLM measures",
-    "sparse": "buffers of attention, which it does not",
+    "sparse": "buffers of attention, which vLLM does not measure",
     "graphs": "CUDA graphs (assumed)",
     "context": "CUDA context (assumed)",
 }
@@ -161,9 +161,9 @@ def amounts(shape: Shape, gpus: Gpus, settings: Settings, prompt: int) -> dict[s
 
     Args:
         shape: the model.
-        gpus: of the server.
-        settings: the engine's.
-        prompt: its tokens.
+        gpus: the server's GPUs.
+        settings: the engine's settings.
+        prompt: tokens of the prompt.
     """
     layout, known = settings.layout, cards.load()
     step = gpu_memory.step_bytes(shape, layout, min(settings.batched, max(prompt, 1)), settings.sequences)
@@ -186,25 +186,25 @@ def held(shape: Shape, gpus: Gpus, settings: Settings, prompt: int) -> tuple[Ter
 
 
 def usable_bytes(gpus: Gpus) -> float:
-    """Of one GPU, without the share that is left over."""
+    """Bytes of one GPU without the reserve."""
     return gpus.memory_gib * GIB * (1 - cards.load().spare_share)
 
 
 def cache_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     """Tokens that the KV cache holds."""
     token = gpu_memory.token_bytes(shape, settings.layout, settings.cache_width)
-    # The cache is a whole number of blocks, which the quotient of two floats may just miss.
+    # The cache is a whole number of blocks; the quotient of two floats may miss it by a rounding error.
     return round(cache_bytes(shape, gpus, settings) / token)
 
 
 def prompt_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
-    """Tokens of the longest prompt that the engine takes; it answers a longer one with nothing, and status 200."""
+    """Tokens of the longest prompt that the engine accepts; a longer one gets an empty answer with status 200."""
     blocks = cache_tokens(shape, gpus, settings) // settings.block_size
     return (blocks - gpu_memory.free_blocks(blocks, settings.watermark)) * settings.block_size
 
 
 def ending(shape: Shape, gpus: Gpus, settings: Settings) -> Ends:
-    """What a server fails at; empty when it does not."""
+    """Where a server fails; empty when it does not."""
     usable, context = usable_bytes(gpus), cards.load().context_gib * GIB
     tokens = cache_tokens(shape, gpus, settings)
     kept = gpu_memory.weight_bytes(shape, settings.layout)
@@ -227,7 +227,7 @@ def ending(shape: Shape, gpus: Gpus, settings: Settings) -> Ends:
 
 
 def outcome(shape: Shape, gpus: Gpus, settings: Settings) -> Outcome:
-    """What becomes of a server, which is asked one prompt at a time."""
+    """The outcome of serving one prompt at a time."""
     ends, usable = ending(shape, gpus, settings), usable_bytes(gpus)
 
     def too_much(prompt: int) -> bool:
@@ -246,7 +246,7 @@ def outcome(shape: Shape, gpus: Gpus, settings: Settings) -> Outcome:
 
 
 def first(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The smallest number from `low` on that something holds for, where it holds for `high` and all from there on."""
+    """The smallest number from `low` to `high` for which `holds` is true, which stays true for all larger numbers."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)

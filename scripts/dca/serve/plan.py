@@ -25,28 +25,28 @@ OFFICIAL = 1_000_000
 
 
 class ServePlan(Document):
-    """Whether a model fits, and how it is to be served.
+    """Whether a model fits, and with which settings to serve it.
 
     Args:
-        model: its name.
-        served: what to hand to the engine as the model.
-        recipe: the engine.
-        gpus: in words.
+        model: the model's name.
+        served: the model argument of `vllm serve`.
+        recipe: the engine's recipe.
+        gpus: the GPUs, described for people.
         gpu_count: GPUs over all machines.
-        gpu_gib: memory of each, in units of 2^30 bytes.
-        documented: with the settings that the model's documents name, and vLLM's own for the rest.
-        planned: with the settings of this plan.
-        instead: with the longest length that fits, when the one asked for does not.
-        binding: what limits the length, in words.
-        longest: tokens that fit with these GPUs, by the best settings; 0 when nothing does.
-        longest_batched: max_num_batched_tokens of that.
-        minimum_gb: GPU memory over all GPUs that the model's card asks for, 10^9 bytes; None without one.
-        needed_gb: the same as planned, without CUDA's own.
-        flags: of `vllm serve`: as planned, or for the longest length that fits.
-        environment: of the engine.
-        ways: others to make it fit.
+        gpu_gib: memory of each GPU, in units of 2^30 bytes.
+        documented: outcome with the settings of the model's documentation, and vLLM's defaults for the rest.
+        planned: outcome with the settings of this plan.
+        instead: outcome with the longest length that fits, when the one asked for does not.
+        binding: what limits the length, described for people.
+        longest: the most tokens that fit on these GPUs, with the best settings; 0 when nothing fits.
+        longest_batched: max_num_batched_tokens for that length.
+        minimum_gb: GPU memory over all GPUs that the model's card requires, in 10^9 bytes; None without one.
+        needed_gb: GPU memory over all GPUs as planned, without CUDA's own, in 10^9 bytes.
+        flags: flags of `vllm serve`, as planned or for the longest length that fits.
+        environment: the engine's environment variables.
+        ways: other ways to make it fit.
         findings: what is wrong, errors first.
-        notes: worth knowing.
+        notes: what else to know.
     """
 
     SCHEMA: ClassVar[str] = "dca.serve-plan/1"
@@ -73,12 +73,12 @@ class ServePlan(Document):
 
     @property
     def best(self) -> Outcome:
-        """What the flags are for."""
+        """The outcome that the flags are for."""
         return self.instead or self.planned
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """What must be mended first."""
+        """The findings to fix first."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
 
@@ -86,8 +86,8 @@ def make(subject: Subject, served: str) -> ServePlan:
     """The plan for a model on some GPUs.
 
     Args:
-        subject: all that counts; its settings are chosen here.
-        served: what to hand to the engine.
+        subject: model, GPUs and engine; `make` chooses the settings.
+        served: the model argument of `vllm serve`.
     """
     shape, gpus, asked = subject.shape, subject.gpus, subject.asked
     length = asked.length or min(shape.rows, shape.length)
@@ -126,22 +126,22 @@ def make(subject: Subject, served: str) -> ServePlan:
 
 
 def needed(planned: Outcome) -> float:
-    """Bytes over all GPUs that are held at once, without what is assumed of CUDA itself."""
+    """Peak bytes over all GPUs, without the assumed share of CUDA itself."""
     own = planned.total - planned.term("context") - planned.term("graphs")
     return own * planned.settings.tp * planned.settings.pp
 
 
 def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
     what = f"{subject.shape.name} does not fit on {subject.gpus.words} with {planned.settings.length:,} tokens"
-    # The engine loads all of the weights before it quantizes them.
+    # The engine loads all weights before it quantizes them.
     fewer = server_rules.fp8(subject) if planned.ends != "loading" else ""
-    remedy = "more or larger GPUs" + (f", or {fewer}." if fewer else ".")
-    remedy = f"--max-model-len {longest} fits." if longest else remedy
+    remedy = "use more or larger GPUs" + (f", or {fewer}." if fewer else ".")
+    remedy = f"use --max-model-len {longest}, which fits." if longest else remedy
     return Finding(code="DCA-150", severity="error", what=f"{what}: {ways.ending(planned)}", remedy=remedy)
 
 
 def _binding(shape: Shape, best: Outcome) -> str:
-    """What limits the length, at the largest that fits or, where none does, as planned."""
+    """What limits the length: at the largest length that fits, or as planned if none fits."""
     if best.ends == "loading":
         return "weights"
     if best.ends == "weights":
@@ -157,22 +157,25 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
     total = gpus.memory_gib * GIB * planned.settings.tp * planned.settings.pp / 1e9
     if shape.minimum_gb is not None and planned.settings.length >= OFFICIAL:
         word = "below" if total < shape.minimum_gb else "not below"
-        yield f"{total:.0f} GB of GPU memory are {word} the {shape.minimum_gb} GB that the model's card asks for."
+        yield f"{total:.0f} GB of GPU memory are {word} the {shape.minimum_gb} GB that the model's card requires."
     if shape.assumed:
-        yield "the sparse table is not known here; counted is the largest of the models whose table is."
+        yield "the model's sparse table is not known; the plan assumes the largest known one."
     if shape.dual_chunk and not shape.sparse:
-        yield "there is no sparse table: attention runs dense, 3 to 7 times slower at a million tokens."
+        yield "without a sparse table attention runs dense, 3 to 7 times slower at a million tokens."
     if len(gpus.names) > 1:
-        yield "the GPUs are of several kinds: the smallest memory counts for all of them."
+        yield "the GPUs differ: the plan gives all of them the memory of the smallest."
     if not gpus.archs:
-        yield "the GPUs' kind is not known, so that nothing is said of kernels and dtypes; name them: --gpus 4xA100-80."
+        yield "the kind of the GPUs is not known, so kernels and dtypes are not checked; name it: --gpus 4xA100-80."
     if gpus.count > planned.settings.tp * planned.settings.pp:
         left = gpus.count - planned.settings.tp * planned.settings.pp
-        yield f"{left} of {gpus.count} GPUs are left over: serve another copy on them (CUDA_VISIBLE_DEVICES chooses)."
+        yield f"{left} of {gpus.count} GPUs are unused: a second server can run on them (select with {cards.VISIBLE})."
     if shape.dual_chunk and not documented.fits and planned.fits:
-        yield f"as the documents have it: {ways.ending(documented)}"
+        yield f"with the documented settings: {ways.ending(documented)}"
     if subject.asked.pp > 1 and shape.dual_chunk:
-        yield "nobody has told of dual chunk attention with pipeline stages: try a short prompt and a long one first."
+        yield (
+            "we know of no report of pipeline parallelism with dual chunk attention: first try a short prompt and a "
+            "long one."
+        )
     yield from _weight_notes(subject)
     if not subject.engine.own_sampling:
         yield (
@@ -181,8 +184,8 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
         )
     known = cards.load()
     yield (
-        f"a model of memory, not a measurement; assumed are {known.context_gib:g} GiB for CUDA itself, and "
-        f"{known.spare_share:.0%} of each GPU is left over."
+        f"this is a model of memory, not a measurement; it assumes {known.context_gib:g} GiB for CUDA itself, and "
+        f"keeps {known.spare_share:.0%} of each GPU in reserve."
     )
 
 
@@ -190,17 +193,17 @@ def _weight_notes(subject: Subject) -> Iterator[str]:
     shape = subject.shape
     if shape.quantized.bits < 8:
         yield (
-            "kernels of 4-bit weights have buffers of their own, which are not counted: on small GPUs leave more room "
-            "than this plan does."
+            "kernels for 4-bit weights have their own buffers, which the plan does not count: on small GPUs leave more "
+            "room than the plan does."
         )
     if subject.wheel is None and (build := server_rules.optional(subject)):
-        yield f"kernels for {shape.quantized.method} weights are in no wheel by themselves: {build}."
+        yield f"wheels have kernels for {shape.quantized.method} weights only when you ask for them: {build}."
     if shape.quantized.online:
-        yield "weights are loaded in 16 bits before the engine quantizes them, and must fit so."
+        yield "the engine loads the weights in 16 bits before it quantizes them, and they must fit in 16 bits."
 
 
 def lengths(most: int, count: int = 8) -> tuple[int, ...]:
-    """Prompt lengths of a chart, from nothing to the longest, at round numbers."""
+    """Prompt lengths of a chart, from 0 to the longest, at round numbers."""
     step = math.ceil(most / count / 1024) * 1024 if most >= count * 1024 else max(1, math.ceil(most / count))
     return tuple(dict.fromkeys([0, *range(step, most, step), most]))
 
@@ -217,15 +220,15 @@ def subject_of(
     wheel: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> tuple[Subject, str]:
-    """All that a plan counts on, and what to hand to the engine as the model.
+    """The subject of a plan, and the model argument of `vllm serve`.
 
     Args:
         model: a folder, a config.json, or a name of build/models.
-        asked: what the user fixes.
-        gpus: of the server.
-        recipe: the engine's; the wheel's own, else the first that has the model's class.
-        wheel: a wheel to hold against the model.
-        env: variables that the server would see.
+        asked: the settings that the user fixes.
+        gpus: the server's GPUs.
+        recipe: the engine's recipe; by default the wheel's, else the first with the model's class.
+        wheel: a wheel to check against the model.
+        env: environment variables that the server would see.
 
     Raises:
         DcaError: what `dca.serve.shape.read`, `dca.serve.engines.choose` and `dca.inspection.inspect` raise.
@@ -255,5 +258,5 @@ def subject_of(
     )
     if file is not None:
         return subject, str(file.parent.absolute())
-    # A name with an organisation before it is the hub's own already.
+    # A name with an organisation is already the hub's.
     return subject, model if "/" in model else published.hub or model

@@ -1,4 +1,4 @@
-"""Whether a server may be started here: doctor, config check and quick smoke, in this order; the first red stops."""
+"""The checks before a server starts: doctor, config check and quick smoke, in this order, up to the first failure."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def python_of(subject: Subject, python: Path | None, cache: Store) -> Path:
 
     Args:
         subject: what is to be served.
-        python: that the user names.
-        cache: where environments are looked for when none is named.
+        python: the Python that the user names.
+        cache: the cache to search for an environment when the user names none.
 
     Raises:
-        DcaError: DCA-204 when the one named is none, DCA-103 when there is no environment.
+        DcaError: DCA-204 when `python` is not a program, DCA-103 when there is no environment.
     """
     if python is not None:
         program = shutil.which(str(python))
@@ -38,8 +38,8 @@ def python_of(subject: Subject, python: Path | None, cache: Store) -> Path:
     if environment is None:
         raise DcaError(
             "DCA-103",
-            "no environment is active, and none was made yet.",
-            remedy="make env WHEEL=FILE, and activate it or name its Python with --python.",
+            "no environment is active, and the cache has none.",
+            remedy="run make env WHEEL=FILE, then activate the environment or name its Python with --python.",
         )
     return environment[0].absolute()
 
@@ -66,25 +66,25 @@ def check(
 
     Args:
         subject: what is to be served.
-        python: of the environment to serve from.
-        cache: where the environment for smoke is.
-        reporter: told which one runs.
-        skipped: names of those to omit.
-        wheels: among which the one of the environment is looked for, when the subject names none.
+        python: Python of the environment to serve from.
+        cache: the cache with the environment for smoke.
+        reporter: reports which check is running.
+        skipped: names of the checks to omit.
+        wheels: wheels to search for the environment's, when the subject names none.
 
     Raises:
-        DcaError: DCA-105 when doctor, a code from DCA-120 on when config check, DCA-801 when smoke finds something
-            wrong; DCA-204 when no wheel is there to prove.
+        DcaError: when a check fails: DCA-105 for doctor, a code from DCA-120 on for config check, DCA-801 for smoke;
+            DCA-204 when there is no wheel to prove.
     """
     if "doctor" not in skipped:
         reporter.stage("doctor", "this machine, its environment and the model")
-        # Memory is the plan's, which counts it for the length that was asked for.
+        # The plan has already checked the memory, for the length that was asked for.
         entries = doctor.chosen("serve", (), ("network", "model.memory", "model.config", "model.table"))
         report = doctor.examine(_looked(subject, python, cache), entries)
         if report.wrong:
             raise DcaError(
                 "DCA-105",
-                f"doctor finds {len(report.wrong)} things wrong; nothing was started.",
+                f"dca doctor found {len(report.wrong)} problem{'s' * (len(report.wrong) > 1)}; nothing was started.",
                 why="\n".join(f"{result.code}: {result.found}" for result in report.wrong),
                 remedy="\n".join(dict.fromkeys(result.remedy for result in report.wrong)),
             )
@@ -94,7 +94,7 @@ def check(
         if errors:
             raise DcaError(
                 errors[0].code,
-                "the model's config.json is not right; nothing was started.",
+                f"{configs.readable(subject.file)} has errors; nothing was started.",
                 why="\n".join(finding.what for finding in errors),
                 remedy=errors[0].remedy,
             )
@@ -118,21 +118,21 @@ def _smoke(subject: Subject, python: Path, cache: Store, reporter: Reporter, whe
     if failed:
         raise DcaError(
             "DCA-801",
-            f"{len(failed)} of {len(result.cases)} cases of the smoke test fail; nothing was started.",
+            f"{len(failed)} of {len(result.cases)} cases of dca smoke failed; nothing was started.",
             why="\n".join(f"{case.name}: {case.detail}" for case in failed[:5]),
             remedy=failed[0].repeat,
         )
 
 
 def _wheel(python: Path, wheels: Sequence[Path]) -> Path:
-    """The file to prove: the newest of the version that the environment has."""
+    """The wheel to prove: the newest of the version that the environment has."""
     installed = sorted(python.parent.parent.glob("lib/python3*/site-packages/vllm-*.dist-info"))
     version = installed[0].name.split("-")[1].removesuffix(".dist") if installed else ""
     fitting = [path for path in wheels if version and path.name.startswith(f"vllm-{version}-")]
     if not fitting:
         raise DcaError(
             "DCA-204",
-            f"no wheel of version {version or 'of this environment'} is here to prove.",
-            remedy="name it with --wheel, or --skip smoke when it was proven elsewhere.",
+            f"found no wheel {f'of version {version}' if version else 'for this environment'} to prove.",
+            remedy="name it with --wheel, or use --skip smoke if it was proven elsewhere.",
         )
     return max(fitting, key=lambda path: path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""Starts a server, reads its log through the catalogue of known failures while it runs, and stops it cleanly."""
+"""Starts a server, searches its log for known failures while it runs, and stops it cleanly."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 
 STOP_SECONDS = 30.0
-"""That the server has to end its workers and free its GPUs when it is asked to."""
+"""Time for the server to end its workers and free its GPUs when it is stopped."""
 AROUND = 60
-"""Lines before one that looks wrong in which its cause is looked for."""
+"""Lines before an alarming one that are searched for its cause."""
 MOST_KINDS = 2000
-"""Lines of different kinds that are looked at while the server runs; its whole log is read when it has ended."""
+"""Most kinds of alarming lines examined while the server runs; the whole log is searched when it has ended."""
 READY = re.compile(r"Application startup complete|Uvicorn running on")
 ALARMING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL|Traceback)\b|Error|Exception|assert|killed|Killed")
-# What a server takes from its caller's environment, besides what every program does.
+# The caller's environment variables that a server gets, besides those that every program gets.
 PASSED = re.compile(
     r"(?:VLLM|CUDA|NVIDIA|NCCL|GLOO|HF|HUGGING_FACE|TRANSFORMERS|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|RAY|OMP|MKL|XDG|"
     r"MODELSCOPE|UCX|FI|IB|MASTER)_\w+|LD_LIBRARY_PATH|CC|CXX"
@@ -37,12 +37,12 @@ class Served(Document):
     """How a server ended.
 
     Args:
-        argv: what was started; secrets are no part of it.
+        argv: the command, which contains no secrets.
         log: file with its output.
-        returncode: its exit status, negative for a signal; None when it was stopped from here.
+        returncode: its exit status, negative for a signal; None when dca stopped it.
         ready: whether it ever served.
-        seconds: that it ran.
-        known: what the catalogue knows of its log.
+        seconds: how long it ran.
+        known: known failures in its log.
     """
 
     SCHEMA: ClassVar[str] = "dca.serve-run/1"
@@ -61,9 +61,9 @@ class Watcher:
 
     Args:
         tell: called with each line.
-        known: called once with each known failure, when it first occurs.
+        known: called with each known failure when it first occurs.
         ready: called once, when the server serves.
-        is_ready: whether the server has said that it serves.
+        is_ready: whether the log says that the server serves.
     """
 
     tell: Callable[[str], None]
@@ -75,14 +75,14 @@ class Watcher:
     _kinds: set[str] = field(default_factory=set)
 
     def line(self, text: str) -> None:
-        """One line of the log."""
+        """Process one line of the log."""
         self.tell(text)
         self._last.append(text)
         if not self.is_ready and READY.search(text):
             self.is_ready = True
             self.ready()
         if ALARMING.search(text) and self._is_new(text):
-            # A catalogue that cannot be read must not end a server.
+            # An unreadable catalogue must not stop the server.
             with contextlib.suppress(DcaError):
                 for failure in failures.explain_lines(self._last):
                     if failure.id not in self._seen:
@@ -90,7 +90,7 @@ class Watcher:
                         self.known(failure)
 
     def _is_new(self, text: str) -> bool:
-        """Whether no line was looked at that differs from this one in numbers alone; some come every second."""
+        """Whether no earlier line equals this one except for numbers; some lines repeat every second."""
         kind = re.sub(r"[0-9a-f]*\d[0-9a-f]*", "0", text[:400])
         if kind in self._kinds or len(self._kinds) >= MOST_KINDS:
             return False
@@ -99,12 +99,12 @@ class Watcher:
 
 
 def environment(extra: Mapping[str, str], python: Path, caller: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What the server sees: the caller's variables that concern it, and those of the plan.
+    """The server's environment variables: the caller's that concern it, and the plan's.
 
     Args:
-        extra: of the plan, which win.
-        python: of the environment it runs in, whose programs come first.
-        caller: variables of the caller; those of this process when not given.
+        extra: the plan's, which take precedence.
+        python: Python of the server's environment, whose programs come first in PATH.
+        caller: the caller's; by default those of this process.
     """
     caller = os.environ if caller is None else caller
     passed = {name: value for name, value in caller.items() if PASSED.fullmatch(name)}
@@ -123,23 +123,23 @@ def program(python: Path) -> Path:
         raise DcaError(
             "DCA-103",
             f"{python.parent} has no program `vllm`.",
-            remedy="make the wheel's environment, make env WHEEL=FILE, and name its Python: --python FILE",
+            remedy="make an environment with the wheel, make env WHEEL=FILE, and name its Python: --python FILE",
         )
     return file
 
 
 def serve(argv: list[str], env: Mapping[str, str], log: Path, watcher: Watcher) -> Served:
-    """Run a server until it ends, or until this process is interrupted: then it is asked to end, and waited for.
+    """Run a server until it ends, or until this process is interrupted, which stops the server and waits for it.
 
     Args:
-        argv: its command.
-        env: all variables that it sees.
-        log: file for its output; one that is there is replaced.
-        watcher: given each line.
+        argv: the server's command.
+        env: all its environment variables.
+        log: file for its output; an existing one is replaced.
+        watcher: processes each line.
 
     Raises:
         DcaError: DCA-159 when it ended with an error, DCA-103 when it could not be started.
-        KeyboardInterrupt, dca.foundation.errors.Interrupted: after it was stopped.
+        KeyboardInterrupt, dca.foundation.errors.Interrupted: when interrupted, after the server has been stopped.
     """
     started = time.monotonic()
     log.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a server's memory and its rules depend on, read from a model's config.json, or from what is known of a model."""
+"""The properties of a model that memory and rules depend on, from its config.json or from build/models."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from dca.config.models import KnownModel
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 
-# What the backend takes where the config does not say (its own defaults).
+# The backend's defaults, for configs without these keys.
 CHUNK, LOCAL = 8192, 1024
 FEW_VERTICALS, FEW_MORE = 30, 100
-"""The backend looks for 100 vertical lines more where a table says 30."""
+"""The backend uses 100 more vertical lines when a table says 30."""
 MOST = 1 << 32
-# Methods that mean 4 bits where config.json does not say how many, and methods that pack weights into 32-bit words.
+# Methods with 4 bits unless config.json says otherwise, and methods that pack weights into 32-bit words.
 FOUR = ("awq", "gptq")
 PACKED = ("awq", "gptq", "auto")
 
 
 class Quantized(Value):
-    """How linear layers' weights are stored.
+    """How the weights of linear layers are stored.
 
     Args:
-        method: as `quant_method` in config.json; empty when they are not quantized.
-        bits: of one weight.
-        group: weights that share a scale, along the input; 0 where a whole column or tensor does.
-        pack: weights that one 32-bit word holds; 1 where they are not packed.
-        online: whether the engine quantizes them itself, after it has loaded them as they are.
-        assumed: whether nothing says how many bits they have, and those of plain weights are counted.
+        method: `quant_method` in config.json; empty when they are not quantized.
+        bits: bits of one weight.
+        group: weights that share a scale, along the input; 0 when a whole column or tensor does.
+        pack: weights in one 32-bit word; 1 when they are not packed.
+        online: whether the engine quantizes them itself after loading.
+        assumed: whether `bits` is an assumption, because config.json does not say it.
     """
 
     method: str = ""
@@ -48,33 +48,33 @@ class Shape(Value):
     """A model.
 
     Args:
-        name: of its folder, or in build/models.
+        name: name of its folder, or in build/models.
         architectures: classes that implement it.
-        layers: how many there are.
-        hidden: elements of a token between layers.
+        layers: number of layers.
+        hidden: elements of a hidden state.
         inner: elements between the two halves of a dense layer's MLP.
         heads: query heads of a layer.
         kv_heads: key heads of a layer, and as many value heads.
         head_dim: elements of one head.
-        vocabulary: tokens that there are.
+        vocabulary: size of the vocabulary.
         tied: whether the output uses the embedding's weights.
         bias: whether queries, keys and values have a bias.
-        experts: of a mixture; 0 for a dense model.
+        experts: experts of a mixture; 0 for a dense model.
         chosen: experts that compute each token.
         expert_inner: elements between the two halves of one expert.
-        rows: of the rotary table: positions that there are.
-        length: tokens that the engine allows by itself.
-        original: tokens before dual chunk attention scales its keys; 0 when it does not.
-        chunk_size: of dual chunk attention, in tokens.
-        local_size: of dual chunk attention, in tokens; a chunk has so many less than chunk_size.
+        rows: rows of the rotary table, one for each position.
+        length: tokens that the engine allows by default.
+        original: length above which dual chunk attention scales keys; 0 when it does not.
+        chunk_size: chunk_size of dual chunk attention, in tokens.
+        local_size: local_size of dual chunk attention, in tokens.
         dual_chunk: whether dual chunk attention is on.
-        vertical: the largest number of columns in the sparse table; 0 without one.
-        slash: the largest number of diagonals in it; 0 without one.
-        assumed: whether the table is not known, and the largest of the known ones is counted in its place.
-        dtype: of weights that are not quantized, and of activations.
+        vertical: largest number of columns in the sparse table; 0 without one.
+        slash: largest number of diagonals in the sparse table; 0 without one.
+        assumed: whether the table is not known, and `vertical` and `slash` are those of the largest known table.
+        dtype: dtype of unquantized weights and of activations.
         quantized: how its weights are stored.
-        known: its name in build/models; empty when it is none of them.
-        minimum_gb: GPU memory over all GPUs that its card asks for at its full length; None when there is no such.
+        known: its name in build/models; empty when it is not there.
+        minimum_gb: GPU memory over all GPUs that its card requires at its full length; None without a number.
         hub: its name on a hub; empty when it is not known.
     """
 
@@ -109,7 +109,7 @@ class Shape(Value):
 
     @property
     def chunk(self) -> int:
-        """Tokens of one chunk, as the backend counts them."""
+        """Tokens of one chunk in the backend."""
         return self.chunk_size - self.local_size
 
     @property
@@ -122,11 +122,11 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
     """The model of a folder, a config.json, or a name of build/models.
 
     Returns:
-        It, the content of its config.json, and that file; None for a name.
+        The model, the content of its config.json, and that file; None in place of the file for a name.
 
     Raises:
-        DcaError: DCA-204, 206, 207 for a path, DCA-205 when its config.json lacks what memory depends on, DCA-214 for a
-            name that is not known or whose numbers are not.
+        DcaError: DCA-204, 206, 207 for a path, DCA-205 when its config.json lacks a number that memory depends on,
+            DCA-214 for an unknown name, or one whose numbers are not known.
     """
     path = Path(model)
     if not path.exists():
@@ -141,7 +141,7 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
         return shape_of(config, known.name, known, hub=_hub(known)), config, None
     file = path / folder.CONFIG if path.is_dir() else path
     config = text.parse(folder.content(file), configs.readable(file)).plain()
-    # The folder of a bare config.json may be any, so that its name does not tell which model it is.
+    # A single config.json may be in any folder, so the folder's name does not identify the model.
     near = str(path.absolute()) if path.is_dir() else ""
     matched = models.match(config, near, models.load_all())
     table = _inside(config)
@@ -156,14 +156,16 @@ def _hub(known: KnownModel) -> str:
 
 
 def config_of(known: KnownModel) -> dict[str, Any]:
-    """What the config.json of a known model says, as far as it is known.
+    """The known content of a known model's config.json.
 
     Raises:
-        DcaError: DCA-214 when its sizes are not.
+        DcaError: DCA-214 when its sizes are not known.
     """
     if known.sizes is None:
         raise DcaError(
-            "DCA-214", f"the sizes of {known.name} are not in build/models.", remedy="name its folder or config.json."
+            "DCA-214",
+            f"build/models does not know the sizes of {known.name}.",
+            remedy="name its folder or config.json.",
         )
     config: dict[str, Any] = {
         "architectures": list(known.architectures),
@@ -192,8 +194,8 @@ def shape_of(
 
     Args:
         config: the file's content.
-        name: what it is called.
-        known: which model of build/models it is.
+        name: the model's name.
+        known: the known model that it is; None if none.
         table: its sparse table; None without one.
         hub: its name on a hub.
 
@@ -240,13 +242,12 @@ def shape_of(
 
 
 def quantized(method: str, shape: Shape) -> Shape:
-    """A model with its weights quantized otherwise than its config.json says.
+    """A model with its weights quantized in another way than its config.json says.
 
     Args:
-        method: empty for what config.json says; `fp8`, which the engine does by itself when it loads weights that are
-            not quantized; or another, for which somebody publishes weights: counted are 4 bits and groups of 128, as
-            those mostly have.
-        shape: the model as its config.json says.
+        method: empty for config.json's; `fp8`, to which the engine itself quantizes when it loads unquantized weights;
+            or a method of published weights, for which 4 bits and groups of 128 are assumed, the usual choice.
+        shape: the model as its config.json describes it.
     """
     if not method or method == shape.quantized.method:
         return shape
@@ -256,7 +257,7 @@ def quantized(method: str, shape: Shape) -> Shape:
 
 
 def _derived(config: dict[str, Any], rows: int) -> int:
-    """Tokens that the engine allows: with YaRN the product, whatever the key beside it says."""
+    """Tokens that the engine allows; with YaRN factor x original, whatever max_position_embeddings is."""
     yarn = compare.yarn_of(config)
     if yarn is not None:
         return int(yarn.original * yarn.factor)
@@ -274,7 +275,7 @@ def _derived(config: dict[str, Any], rows: int) -> int:
 
 
 def _entries(dual: dict[str, Any], table: Any, known: KnownModel | None) -> tuple[int, int, bool]:
-    """The largest vertical and slash of the sparse table, and whether they are assumed."""
+    """The largest vertical and slash of the sparse table, and whether they are an assumption."""
     if not dual or dual.get("sparse_attention_enabled") is False:
         return 0, 0, False
     if table is not None:
@@ -289,7 +290,7 @@ def _entries(dual: dict[str, Any], table: Any, known: KnownModel | None) -> tupl
 
 
 def _largest(table: Any) -> tuple[int, int]:
-    """The largest entries of a sparse table; what is no entry does not count, and `dca config check` tells of it."""
+    """The largest entries of a sparse table; invalid entries are skipped, `dca config check` reports them."""
     vertical = slash = 0
     for layer in table if isinstance(table, list) else ():
         for entry in layer.values() if isinstance(layer, dict) else ():
@@ -311,13 +312,13 @@ def _bias(config: dict[str, Any], known: KnownModel | None, kind: str) -> bool:
         return bool(config["attention_bias"])
     if known is not None and known.sizes is not None:
         return known.sizes.attention_bias
-    # Biases take a few hundred kilobytes a layer, so that it is enough to go by a known model of the same type.
+    # Biases take a few hundred kilobytes per layer, so a known model of the same type is close enough.
     alike = [model.sizes.attention_bias for model in models.load_all() if model.sizes and model.model_type == kind]
     return bool(alike) and alike[0]
 
 
 def _stored(config: dict[str, Any]) -> Quantized:
-    """How the config says that weights are stored."""
+    """How the weights are stored, by the config's quantization_config."""
     stored = config.get("quantization_config")
     method = stored.get("quant_method") if isinstance(stored, dict) else None
     if not isinstance(stored, dict) or not isinstance(method, str) or not method:
@@ -327,7 +328,7 @@ def _stored(config: dict[str, Any]) -> Quantized:
         block = stored.get("weight_block_size")
         group = config_rules.count(block[1]) if isinstance(block, list) and len(block) == 2 else None
         return Quantized(method=method, bits=8, group=group or 0)
-    # compressed-tensors, and methods that write as it does, have groups of layers with settings of their own.
+    # compressed-tensors and methods of its form have groups of layers with their own settings.
     groups = stored.get("config_groups")
     groups = groups.values() if isinstance(groups, dict) else ()
     own = [settings.get("weights") for settings in groups if isinstance(settings, dict)]
@@ -336,7 +337,7 @@ def _stored(config: dict[str, Any]) -> Quantized:
     sizes = [weights.get("group_size") for weights in own if isinstance(weights, dict)]
     sizes.append(stored.get("group_size", stored.get("q_group_size")))
     group = max(config_rules.count(size) or 0 for size in sizes)
-    # 8-bit weights are packed only where the method, or the format, says that they are integers in 32-bit words.
+    # 8-bit weights are packed only if the method or the format says that they are integers in 32-bit words.
     packed = method.startswith(PACKED) or str(stored.get("format", "")).startswith("pack") or (bits or 16) < 8
     return Quantized(
         method=method,
@@ -348,16 +349,16 @@ def _stored(config: dict[str, Any]) -> Quantized:
 
 
 def _bits(method: str, stored: dict[str, Any], own: list[Any]) -> int | None:
-    """Bits of a quantized weight; None where nothing says so.
+    """Bits of a quantized weight; None if quantization_config does not say it.
 
     Args:
-        method: as `quant_method` has it, in lower case.
+        method: `quant_method` in lower case.
         stored: quantization_config.
-        own: weights of its groups of layers; None in it for layers whose weights are not quantized.
+        own: `weights` of its groups of layers; None for a group that is not quantized.
     """
     plain = Quantized().bits
     if own:
-        # Which layers a group holds is not looked at, so that the group with the most bits is counted for all.
+        # This ignores which layers a group has, and uses the largest number of bits for all.
         counts: list[int] = []
         for weights in own:
             bits = plain if weights is None else None
@@ -369,7 +370,7 @@ def _bits(method: str, stored: dict[str, Any], own: list[Any]) -> int | None:
         return min(plain, max(counts))
     named = [config_rules.count(stored.get(key)) for key in ("bits", "w_bit", "num_bits")]
     named += [bits for bits in (8, 4) if stored.get(f"load_in_{bits}bit") is True]
-    # FP8, NVFP4, W4A8_AWQ, fbgemm_fp8: the first number is the weights'.
+    # In FP8, NVFP4, W4A8_AWQ and fbgemm_fp8, the first number is the weights'.
     name = re.search(r"(?:fp|int|w|nf)(\d{1,2})", str(stored.get("quant_algo") or method).lower())
     named.append(config_rules.count(int(name[1])) if name else None)
     named += [4] if method.startswith(FOUR) else []
@@ -402,14 +403,14 @@ def _optional(config: dict[str, Any], key: str) -> int:
 def _lacks(name: str, key: str) -> DcaError:
     return DcaError(
         "DCA-205",
-        f"the config.json of {name} does not say `{key}` as a number that can be.",
-        why="memory depends on it.",
+        f"the config.json of {name} has no usable number for `{key}`.",
+        why="the memory depends on it.",
         remedy="restore the model's original config.json.",
     )
 
 
 def parameters(shape: Shape) -> int:
-    """How many parameters a model has; the norms of single heads, a few thousand, are left out.
+    """The number of a model's parameters, without the norms of single heads, which are a few thousand.
 
     P = 2*V*h + L*(h*(q+2kv)*d [+ (q+2kv)*d] + q*d*h + MLP + 2h) + h, where MLP is 3*h*i of a dense layer, and
     E*3*h*i + h*E of a mixture of E experts.

@@ -1,4 +1,4 @@
-"""What each single change of the documented settings does, in words."""
+"""The outcome of each single change of the documented settings, in words."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LOWEST_UTILIZATION = 0.50
 
 
 class Way(Value):
-    """One way to make it fit.
+    """One way to make a model fit.
 
     Args:
-        change: of the settings that the documents name.
-        fits: whether it does.
-        what: what becomes of it, in words.
+        change: change of the documented settings.
+        fits: whether the model then fits.
+        what: the outcome, in words.
     """
 
     change: str
@@ -31,12 +31,12 @@ class Way(Value):
 
 
 def ending(result: Outcome) -> str:
-    """What becomes of a server, as one sentence."""
+    """An outcome as one sentence."""
     settings = result.settings
     ranks, size = settings.tp * settings.pp, f"{result.card / GIB:.0f} GiB"
     at = f"each of {ranks} GPUs of {size}" if ranks > 1 else f"a GPU of {size}"
     if result.ends == "loading":
-        return f"the weights do not even load, {result.term('weights') / GIB:.1f} GiB of them on {at}."
+        return f"the weights do not load: they take {result.term('weights') / GIB:.1f} GiB on {at}."
     if result.ends == "weights":
         return (
             "weights and the activations of one step leave no room for any KV cache (No available memory for the cache "
@@ -44,44 +44,44 @@ def ending(result: Outcome) -> str:
         )
     if result.ends == "cache":
         return (
-            f"the KV cache holds {result.cache_tokens:,} of {settings.length:,} tokens, and the server does not start "
+            f"the server does not start: the KV cache holds {result.cache_tokens:,} of {settings.length:,} tokens "
             "(max seq len is larger than the maximum number of tokens that can be stored in KV cache)."
         )
     if result.ends == "ignored":
         return (
-            f"it starts, and answers prompts of more than {result.prompt_tokens:,} of {settings.length:,} tokens with "
-            f"nothing and status 200: the KV cache holds {result.cache_tokens:,}, and {settings.watermark:.0%} of it "
-            "stays free (exceeds the capacity of block_manager)."
+            f"the server starts, but answers prompts of more than {result.prompt_tokens:,} of {settings.length:,} "
+            f"tokens with an empty text and status 200: the KV cache holds {result.cache_tokens:,} tokens, and "
+            f"{settings.watermark:.0%} of it must stay free (exceeds the capacity of block_manager)."
         )
     if result.ends == "room":
         return (
             f"the KV cache of {result.cache_tokens:,} tokens, {result.term('cache') / GIB:.1f} GiB on {at}, "
-            "finds no room beside the weights."
+            "does not fit beside the weights."
         )
     if result.ends == "graphs":
-        return "it starts, and CUDA graphs then find no room."
+        return "the server starts, but CUDA graphs then do not fit."
     if result.ends == "prompt":
         return (
-            f"it starts, and runs out of memory at a prompt of about {result.fails_at:,} tokens "
+            f"the server starts, but runs out of memory at a prompt of about {result.fails_at:,} tokens "
             f"({result.total / GIB:.1f} of {result.card / GIB:.0f} GiB at {settings.length:,}; CUDA out of memory)."
         )
     left = (result.usable - result.total) / GIB
-    held = f"{result.total / GIB:.1f} of {result.card / GIB:.0f} GiB"
-    return f"it starts, and {held} are held at most ({left:.1f} are free)."
+    used = f"{result.total / GIB:.1f} of {result.card / GIB:.0f} GiB"
+    return f"the server starts, and uses at most {used} ({left:.1f} GiB are free)."
 
 
 def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterator[Way]:
-    """What each single change of the documented settings does.
+    """The outcome of each single change of the documented settings.
 
     Args:
         shape: the model.
-        gpus: of the server.
-        asked: what the user fixes.
-        length: of prompt and answer together, in tokens.
+        gpus: the server's GPUs.
+        asked: the settings that the user fixes.
+        length: prompt and answer together, in tokens.
         tp: GPUs that share the heads.
     """
     base = documented(shape, asked, length, tp)
-    yield _way(shape, gpus, base, "as the documents have it")
+    yield _way(shape, gpus, base, "documented settings")
     if shape.dual_chunk:
         exact = base.model_copy(update={"blocks": exact_blocks(length, asked.block_size)})
         yield _way(shape, gpus, exact, f"--num-gpu-blocks-override {exact.blocks}")
@@ -94,13 +94,13 @@ def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterat
     larger = next((ranks for ranks in range(tp + 1, 4 * tp + 1) if server_rules.divides(shape, ranks)), None)
     if larger is not None:
         more = gpus.model_copy(update={"count": larger * asked.pp, "machines": 1})
-        yield _chosen(shape, more, asked, length, larger, f"{larger} such GPUs, --tensor-parallel-size {larger}")
+        yield _chosen(shape, more, asked, length, larger, f"{larger} of these GPUs, --tensor-parallel-size {larger}")
     if not shape.quantized.method and all(order(arch) >= order(server_rules.OLDEST["fp8"]) for arch in gpus.archs):
         yield _chosen(quantized("fp8", shape), gpus, asked, length, tp, "--quantization fp8")
 
 
 def _chosen(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int, change: str) -> Way:
-    """A change with the best settings of its own."""
+    """A change with its own best settings."""
     result = choose(shape, gpus, asked, length, tp)
     own = f" --max-num-batched-tokens {result.settings.batched}" if shape.dual_chunk else ""
     own += f" --num-gpu-blocks-override {result.settings.blocks}" if result.settings.blocks else ""
@@ -113,7 +113,7 @@ def _way(shape: Shape, gpus: Gpus, settings: Settings, change: str) -> Way:
 
 
 def _utilization(shape: Shape, gpus: Gpus, base: Settings) -> Way:
-    """The highest utilisation that leaves room, in steps of 0.01."""
+    """The highest utilization that fits, in steps of 0.01."""
     steps = range(round(HIGH_UTILIZATION * 100), round(LOWEST_UTILIZATION * 100) - 1, -1)
     for share in steps:
         changed = base.model_copy(update={"utilization": share / 100, "blocks": None})
@@ -123,5 +123,5 @@ def _utilization(shape: Shape, gpus: Gpus, base: Settings) -> Way:
     return Way(
         change="--gpu-memory-utilization",
         fits=False,
-        what="no value works: where buffers and activations find room, the KV cache is too small.",
+        what="no value works: if buffers and activations fit, the KV cache is too small.",
     )

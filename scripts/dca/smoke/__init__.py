@@ -1,7 +1,7 @@
-"""Proves of a wheel that its dual chunk attention computes what it should: on a GPU, and as far as a CPU allows.
+"""Proves that a wheel's dual chunk attention computes the right results: on a GPU, and partly on a CPU.
 
-Three levels. `static` reads the wheel's files. `cpu` runs the source of the index conversion and the wheel's own Python
-on the CPU, against the oracle. `gpu` runs the kernels. Each includes the ones before it.
+There are three levels. `static` reads the wheel's files. `cpu` runs the source of the index conversion and the wheel's
+own Python on the CPU, against the oracle. `gpu` runs the kernels. Each level includes those before it.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from dca.toolchain.environments import WORKERS
 
 __all__ = ["CaseResult", "Level", "Request", "Smoke", "smoke"]
 
-# Random rows of 64 queries of the index conversion, and rows of a head at a model's length; the whole and --quick.
+# Random rows of 64 queries of the index conversion, and rows of a head at a model's length: without and with --quick.
 ROWS, SAMPLED = (100_000, 4_000), (200, 20)
 PROVE_SECONDS = 7200.0
 MARK = "PROOF "
-NOT_BY_STATIC = ("whether any kernel computes what it should: --level cpu proves part of it, --level gpu all.",)
+NOT_BY_STATIC = ("the results of the kernels: --level cpu proves part of them, --level gpu all.",)
 NOT_BY_CPU = (
     "the CUDA kernels of sparse and dense attention: only --level gpu runs them.",
-    "the index conversion as compiled for a GPU: proven is its source.",
+    "the index conversion as compiled for a GPU: only its source is proven.",
     "speed.",
 )
-NOT_OF_KERNELS = "dual chunk attention as a whole: these are bare kernels, without the engine's Python."
+NOT_OF_KERNELS = "dual chunk attention as a whole: the wheel has bare kernels, without the engine's Python."
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be proven.
+    """The request for a smoke test.
 
     Args:
         wheel: the file.
-        level: up to which level.
-        archs: GPU archs that must be able to run it; those it was built for when empty.
-        python: of an environment with the wheel's requirements; one is made when not given.
+        level: the highest to run.
+        archs: GPU archs that the wheel must support; those it was built for when empty.
+        python: of an environment with the wheel's requirements; one is created when not given.
         source: a clone or sdist with the source of the index conversion.
-        overlays: folders whose files stand in the place of the wheel's and the source's, at the same paths; every one
-            is tried by itself, and none is one variant: the wheel as it is.
+        overlays: folders whose files replace those of the wheel and of the source, at the same paths; each is proven
+            separately. Without any, the unchanged wheel is proven.
         quick: fewer repetitions.
-        first: whether a variant ends with its first case that fails.
+        first: whether a variant stops at its first failed case.
         seed: of all random numbers.
         cases: names; all when empty.
-        words: how the user named all this but the overlays, to repeat a case.
+        words: of the command line, without the overlays, to repeat a case.
         visible: CUDA_VISIBLE_DEVICES; None for every GPU.
     """
 
@@ -76,7 +76,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Variant:
-    """The wheel, or what an overlay makes of it, with the index conversion compiled for the CPU."""
+    """The wheel, or the wheel with an overlay, with the index conversion compiled for the CPU."""
 
     overlay: Path | None
     kernel: Path
@@ -88,11 +88,13 @@ class _Variant:
 
 @dataclass
 class _Findings:
-    """What has been found so far.
+    """The findings so far.
 
     Attributes:
-        environment: what the worker says that it runs with: versions of Python and torch, and the device.
-        left_out: what the cases of a GPU do not prove, in words.
+        cases: the results.
+        sources: the files that were run.
+        environment: of the worker, as it reports it: versions of Python and torch, and the device.
+        left_out: what the cases on a GPU do not prove, in words.
     """
 
     cases: list[CaseResult] = field(default_factory=list)
@@ -105,26 +107,27 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     """Prove a wheel.
 
     Returns:
-        What was found, failures among it. `smoke.json` in the run's folder holds the same, and `smoke-LEVEL.json` the
-        last of that level that says something of the wheel as it is: that all of it passes, or that any of it fails.
+        The findings, which may be failures. They are also in `smoke.json` in the run's folder. `smoke-LEVEL.json` has
+        the last findings of a level about the unchanged wheel: that every case passes, or that any case fails.
 
     Raises:
-        DcaError: DCA-802 when the wheel or the machine cannot be proven as asked, DCA-803 and 804 when the cases
-            cannot be run, and what making an environment and fetching a source raise.
+        DcaError: DCA-802 when the wheel or the machine does not allow the proof, DCA-803 and 804 when the cases cannot
+            be run, and the errors of creating an environment and fetching a source.
     """
     started = time.monotonic()
     reporter.stage("inspect", request.wheel.name)
     inspected = inspection.inspect(request.wheel, asked=request.archs or None)
     about = subject.identify(request.wheel, inspected, known)
     run = cache.open().folder("run", f"smoke-{inspected.sha256[:16]}")
-    findings = _Findings(cases=[case for case in static.check(inspected, about.recipe) if _asked(case.name, request)])
+    cases = static.check(inspected, about.recipe)
+    findings = _Findings(cases=[case for case in cases if not request.cases or case.name in request.cases])
     if request.level != "static":
         _run(request, about, findings, Run(cache, reporter, run / "smoke.log"))
     if not findings.cases:
         raise DcaError(
             "DCA-201",
             f"there is no case {', '.join(request.cases)} at level {request.level}.",
-            remedy="run without --case once: every case is listed by name.",
+            remedy="run once without --case, which lists every case by name.",
         )
     report = Smoke(
         wheel=inspected.file,
@@ -149,15 +152,14 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
 
 
 def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
-    """Keep a report that can be published with its wheel, or speaks against it.
+    """Keep a report that can be published with its wheel, or that reports a failure.
 
-    A whole run that passes is the answer to what its level and those below have found wrong before; the rest of a
-    partial one may be as wrong as it was.
+    A complete run that passes replaces earlier failures at its level and below; a partial run does not.
 
     Args:
-        report: of the wheel as it is.
+        report: about the unchanged wheel.
         run: folder of its reports.
-        more_archs: whether archs were named, which the wheel need not say that it was built for.
+        more_archs: whether the user named archs, which need not be those that the wheel was built for.
     """
     failed = {case.name for case in report.cases if not case.passed}
     if (report.partial and not failed) or (more_archs and failed == {f"static/{static.ARCHS}"}):
@@ -168,10 +170,6 @@ def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
             file = run / f"smoke-{level}.json"
             if (before := documents.read_if_whole(Smoke, file)) and not before.passed:
                 file.unlink()
-
-
-def _asked(name: str, request: Request) -> bool:
-    return not request.cases or name in request.cases
 
 
 def _bare(inspected: inspection.Inspection) -> bool:
@@ -194,7 +192,7 @@ def _run(request: Request, about: Subject, findings: _Findings, run: Run) -> Non
     """Run the cases of the levels above `static` in the wheel's environment, and add to the findings.
 
     Raises:
-        DcaError: DCA-802 when there is no GPU for the cases that want one, and others, see `smoke`.
+        DcaError: DCA-802 when there is no GPU for the cases that require one, and others, see `smoke`.
     """
     if request.cases and all(name.startswith("static/") for name in request.cases):
         return
@@ -227,13 +225,13 @@ def _run(request: Request, about: Subject, findings: _Findings, run: Run) -> Non
                     "DCA-802",
                     "there is no GPU to run the kernels on.",
                     why=missing,
-                    remedy="run it where one is; `--level cpu` proves what can be proven without.",
+                    remedy="use a machine with a GPU, or `--level cpu`, which proves a part without one.",
                 )
             _listen(lines, findings, "gpu")
 
 
 def _worker_request(request: Request, about: Subject, wheel: Path, variants: list[_Variant]) -> dict[str, Any]:
-    """What `workers/prove.py` is asked for, except the level."""
+    """The request for `workers/prove.py`, without the level."""
     rows, sampled = (numbers[request.quick] for numbers in (ROWS, SAMPLED))
     modules = {"backend": about.files.backend, "rotary": about.files.rotary}
     listed = [
@@ -273,18 +271,18 @@ def _python_files(about: Subject, overlay: Path | None, wheel: Path) -> list[Pro
 def prove(
     python: Path, request: dict[str, Any], folder: Path, reporter: Reporter, log: Path, *, visible: str | None = None
 ) -> list[dict[str, Any]]:
-    """Run the worker in a wheel's environment; the lines that it tells.
+    """Run the worker in a wheel's environment, and return the lines that it reports.
 
     Args:
         python: of the environment.
         request: for `workers/prove.py`.
-        folder: a scratch folder, its home as well.
-        reporter: told of every case.
-        log: of everything that it prints.
+        folder: a scratch folder, which also has the worker's home.
+        reporter: gets every case.
+        log: of everything that the worker prints.
         visible: CUDA_VISIBLE_DEVICES; None for every GPU.
 
     Raises:
-        DcaError: DCA-804 when it does not come to its end.
+        DcaError: DCA-804 when the worker fails.
     """
     lines: list[dict[str, Any]] = []
 
@@ -297,7 +295,7 @@ def prove(
     file.write_bytes(documents.canonical(request))
     home = folder / "home"
     home.mkdir(exist_ok=True)
-    # Nothing is to be sent anywhere, and no log of vLLM's own is to be kept.
+    # Nothing may be sent anywhere, and no log of vLLM may be kept.
     env = {"HOME": str(home), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CONFIGURE_LOGGING": "1"}
     if visible is not None:
         env["CUDA_VISIBLE_DEVICES"] = visible
@@ -312,16 +310,17 @@ def prove(
     if not done.ok:
         raise DcaError(
             "DCA-804",
-            "the cases were not run to their end" + (": it took too long." if done.timed_out else "."),
+            "the cases could not be run completely" + (": they took too long." if done.timed_out else "."),
             why="\n".join(text for text in done.tail[-4:] if not text.startswith(MARK)),
             output=tuple(text for text in done.tail if not text.startswith(MARK)),
-            remedy=f"see {log}; --python FILE names an environment of your own with the wheel's requirements.",
+            remedy=f"see {log}; with --python FILE, give the Python of your own environment with the wheel's "
+            "requirements.",
         )
     return lines
 
 
 def _listen(lines: list[dict[str, Any]], findings: _Findings, level: Level) -> None:
-    """Sort what the worker tells: cases, a wheel that cannot be imported, what it runs with and what it left out."""
+    """Sort the worker's lines: cases, a wheel that cannot be imported, its environment and what it left out."""
     for line in lines:
         if "broken" in line:
             proves = "the wheel's dual chunk attention can be imported"

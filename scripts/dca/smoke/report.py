@@ -10,7 +10,7 @@ from dca.smoke.values import CaseResult, Smoke
 
 TEMPLATE = Path(__file__).with_name("report.html")
 WIDTH, HEIGHT, MARGIN = 640, 260, 46
-# The figures that a case of speed tells: a list of lengths, and what each of them has.
+# The figures of a speed case: a list of prompt lengths with the times of each.
 CURVE, LENGTH, DENSE, SPARSE = "curve", "tokens", "dense ms", "sparse ms"
 
 
@@ -21,7 +21,7 @@ class Point(Value):
         tokens: length of the prompt.
         dense: milliseconds of dense attention.
         sparse: the same of sparse attention, the choice of its keys included.
-        x: place on the picture; likewise y.
+        x: place in the picture; likewise y.
     """
 
     tokens: int
@@ -37,12 +37,12 @@ class Point(Value):
 
 
 class Curve(Value):
-    """How much faster sparse attention is, by the length of the prompt.
+    """The speedup of sparse attention by the length of the prompt.
 
     Args:
         title: what was timed.
         points: by length.
-        lines: horizontal lines of the picture, and what they stand for.
+        lines: horizontal lines of the picture, with their labels.
     """
 
     title: str
@@ -62,7 +62,7 @@ def render(report: Smoke) -> str:
 
 
 def curve(case: CaseResult) -> Curve:
-    """The curve of a case of speed: a logarithmic axis of lengths, a linear one of how much faster sparse is."""
+    """The curve of a speed case: lengths on a logarithmic axis, speedups on a linear one."""
     rows = sorted((int(row[LENGTH]), float(row[DENSE]), float(row[SPARSE])) for row in case.figures[CURVE])
     first, last = math.log(rows[0][0]), math.log(rows[-1][0])
     top = max(1.0, *(dense / sparse for _, dense, sparse in rows))

@@ -10,9 +10,9 @@ from dca.compile import ops
 from dca.inspection import INDEX_OP, SPARSE_OP, Inspection
 from dca.smoke.values import CaseResult
 
-# What the backend calls; a wheel that has one and lacks the other dies at its first long prompt.
+# The backend calls both; a wheel that lacks one crashes at its first long prompt.
 INDEX_OPS = (INDEX_OP, f"{INDEX_OP}_mergehead")
-# The case that asks for the GPU archs that are named.
+# The case about the requested GPU archs.
 ARCHS = "archs"
 
 
@@ -24,20 +24,20 @@ def check(inspected: Inspection, recipe: Recipe) -> tuple[CaseResult, ...]:
 def _cases(inspected: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
     own = inspected.recorded is not None
     if own or not inspected.problems:
-        yield _case("files", "its files and tags are what it says of them", list(inspected.problems))
+        yield _case("files", "its files and tags match its own metadata", list(inspected.problems))
     else:
-        # Others' wheels that work have wrong tags; what that means is for the reader to judge.
-        yield _case("files", f"its modules can be read; noticed: {_some(list(inspected.problems))}", [])
+        # Working wheels of other projects may have wrong tags, so this is only reported.
+        yield _case("files", f"its modules can be read, with problems: {_some(list(inspected.problems))}", [])
     if not inspected.recorded or inspected.recorded.profile != KERNELS:
         parts = {
-            "the attention backend is not in it": inspected.dca_backend,
-            "the Python around the sparse kernels is not in it": inspected.sparse_functions,
+            "it lacks the attention backend": inspected.dca_backend,
+            "it lacks the Python functions for the sparse kernels": inspected.sparse_functions,
         }
         lacking = [text for text, present in parts.items() if not present]
-        yield _case("backend", "the dual chunk attention backend is there", lacking)
+        yield _case("backend", "it has the dual chunk attention backend", lacking)
     lacking = [f"no module registers {op}" for op in (*INDEX_OPS, SPARSE_OP) if not _holders(inspected, op)]
     holders = {op: next(iter(_holders(inspected, op)), "") for op in (*INDEX_OPS, SPARSE_OP)}
-    yield _case("ops", "the index conversion and the sparse attention are registered", lacking, holders)
+    yield _case("ops", "its modules register the index conversion and sparse attention", lacking, holders)
     archs = {
         module.path: sorted({*module.sass, *(f"{arch}+PTX" for arch in module.ptx)})
         for module in inspected.modules
@@ -53,7 +53,7 @@ def _archs(inspected: Inspection) -> str:
 
 
 def _schemas(inspected: Inspection, official: dict[str, str]) -> CaseResult:
-    """Compare the schemas that were recorded when the modules were loaded with the official wheel's."""
+    """Compare the schemas that the build recorded when it loaded the modules with those of the official wheel."""
     schemas = {ops.op_name(schema): schema for module in inspected.modules for schema in module.schemas or ()}
     wrong = [
         f"{op} is {schemas[op]}"
@@ -61,7 +61,7 @@ def _schemas(inspected: Inspection, official: dict[str, str]) -> CaseResult:
         if op in schemas and ops.digest(schemas[op]) != digest
     ]
     checked = len(set(official) & set(schemas))
-    return _case("schemas", "its ops take what the official wheel's take", wrong, {"ops": checked})
+    return _case("schemas", "its ops have the schemas of the official wheel", wrong, {"ops": checked})
 
 
 def _holders(inspected: Inspection, op: str) -> list[str]:
@@ -80,6 +80,6 @@ def _case(name: str, proves: str, wrong: list[str], figures: Mapping[str, object
 
 
 def _some(sentences: list[str]) -> str:
-    """The first of some sentences as one."""
+    """The first of several sentences as one."""
     some = [sentence.rstrip(".") for sentence in sentences[:3]]
     return "; ".join(some + ([f"and {len(sentences) - 3} more"] if len(sentences) > 3 else []))

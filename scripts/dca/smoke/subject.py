@@ -1,4 +1,4 @@
-"""What a smoke test is about: a wheel, the recipe that it is held against, and what it runs with."""
+"""The subject of a smoke test: a wheel, its recipe, and the environment and sources to run it with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from dca.catalogue import machine, recipes
+from dca.catalogue import machine, mirrors, recipes
 from dca.catalogue.recipes import Recipe, SdistSource, SmokeFiles
 from dca.foundation import archives, data, documents, runner, store
 from dca.foundation.errors import DcaError
@@ -27,8 +27,10 @@ class Subject:
     """A wheel and its recipe.
 
     Args:
-        inspected: what the inspection says of the wheel.
-        files: where the recipe says that the parts of dual chunk attention are.
+        wheel: the file.
+        inspected: the inspection of the wheel.
+        recipe: of the wheel.
+        files: paths of the parts of dual chunk attention, from the recipe.
     """
 
     wheel: Path
@@ -38,20 +40,20 @@ class Subject:
 
     @property
     def profile(self) -> str:
-        """That the wheel was built with; what nobody recorded it of counts as lean."""
+        """The profile that the wheel was built with; lean when it was not recorded."""
         return self.inspected.recorded.profile if self.inspected.recorded else "lean"
 
     @property
     def lock(self) -> Path:
-        """The packages that the wheel runs with."""
+        """The lock of the packages that the wheel runs with."""
         return data.run_lock(self.recipe.name, self.profile)
 
 
 def identify(wheel: Path, inspected: Inspection, known: tuple[recipes.Loaded, ...]) -> Subject:
-    """The recipe of a wheel: as it says itself, else the one of its version.
+    """The recipe of a wheel: the recorded one, else the one with its version.
 
     Raises:
-        DcaError: DCA-802 when no recipe is of that version, or it does not say what to prove.
+        DcaError: DCA-802 when no recipe has that version, or the recipe does not describe what to prove.
     """
     version = Version(inspected.version)
     for loaded in known:
@@ -65,17 +67,17 @@ def identify(wheel: Path, inspected: Inspection, known: tuple[recipes.Loaded, ..
     versions = ", ".join(sorted({loaded.recipe.base_version for loaded in known if loaded.recipe.smoke}))
     raise DcaError(
         "DCA-802",
-        f"{wheel.name} cannot be proven: no recipe is of version {version.public}.",
-        why=f"recipes that can be proven are of: {versions}.",
-        remedy="name a wheel of one of these versions.",
+        f"{wheel.name} cannot be proven: no recipe has the version {version.public}.",
+        why=f"recipes exist for the versions {versions}.",
+        remedy="give a wheel of one of these versions.",
     )
 
 
 def own_python(subject: Subject, remedy: str) -> machine.Python:
-    """The tool's own Python, where the wheel runs with it.
+    """The tool's own Python, if the wheel supports it.
 
     Raises:
-        DcaError: DCA-306 with that remedy, when it is outside of the range of the recipe in the wheel's profile.
+        DcaError: DCA-306 with the given remedy, when it is outside the range of the recipe in the wheel's profile.
     """
     own = machine.own_python()
     versions = subject.recipe.of_profile(subject.profile).python
@@ -86,20 +88,20 @@ def own_python(subject: Subject, remedy: str) -> machine.Python:
 
 
 def environment(subject: Subject, run: Run) -> Path:
-    """The Python of an environment with everything that the wheel needs, and without the wheel.
+    """The Python of an environment with everything that the wheel requires, but without the wheel.
 
     Raises:
-        DcaError: DCA-407 when it cannot be made, DCA-306 when this Python is none of the recipe's.
+        DcaError: DCA-407 when it cannot be created, DCA-306 when the recipe does not support this Python.
     """
-    own = own_python(subject, "name the Python of an environment with the wheel's requirements: --python FILE.")
+    own = own_python(subject, "give the Python of an environment with the wheel's requirements: --python FILE.")
     return environments.make(subject.lock, own.path, own.version, run)
 
 
 def unpack(subject: Subject, folder: Path) -> None:
-    """Unpack the wheel's Python, and of its modules those with the kernels: others may be large, and are not run.
+    """Unpack the wheel's Python and the modules with the kernels; other modules may be large and are not run.
 
     Raises:
-        DcaError: DCA-404 for a wheel that is damaged or leaves the folder.
+        DcaError: DCA-404 for a wheel that is damaged or has paths outside the folder.
     """
     holds = (INDEX_OP, SPARSE_OP)
     modules = {module.path for module in subject.inspected.modules if any(module.registers(op) for op in holds)}
@@ -113,13 +115,13 @@ def kernel_source(
 
     Args:
         subject: the wheel.
-        local: a clone or an sdist to take it from; None to fetch it.
-        overlay: a folder whose files stand in the place of the wheel's and the source's.
-        folder: where it is put.
-        run: where to keep and whom to tell of what is fetched.
+        local: a clone or an sdist that has it; None to fetch it.
+        overlay: a folder whose files replace those of the wheel and of the source.
+        folder: to write it to.
+        run: whose cache keeps what is fetched.
 
     Raises:
-        DcaError: DCA-4nn when it cannot be had.
+        DcaError: DCA-4nn when it cannot be fetched.
     """
     name = subject.files.kernel
     if overlay and (overlay / name).is_file():
@@ -139,23 +141,26 @@ def kernel_source(
         path = target / name
     else:
         run.reporter.stage("fetch", f"source: {local or source.urls[0]}")
-        repository = local or git.fetch(source.urls, source.commit, run.cache, run.log)
+        places = mirrors.places(*source.urls, local=local)
+        repository = git.fetch(places, source.commit, run.cache, run.log)
         git.export(repository, source.commit, target, (name,))
         path = target / name
     if recorded:
         if store.sha256_file(path) != recorded:
             raise DcaError(
                 "DCA-405",
-                f"{name} is not the file that the wheel's module was compiled from.",
-                why=f"its sha256 is {store.sha256_file(path)}, recorded is {recorded}.",
-                remedy="name the source that the wheel was built from with --source.",
+                f"the wheel's module was not compiled from this {name}.",
+                why=f"its sha256 is {store.sha256_file(path)}; the wheel recorded {recorded}.",
+                remedy="give the source that the wheel was built from with --source.",
             )
-        return path, _proven(name, path, "the file that the wheel's module was compiled from, by its own record")
-    return path, _proven(name, path, f"{source.pin}; nothing says that the wheel was made from it")
+        return path, _proven(
+            name, path, "the file that the wheel's module was compiled from, according to the wheel's record"
+        )
+    return path, _proven(name, path, f"{source.pin}; the wheel does not record that it was built from this file")
 
 
 def _kept(recipe: Recipe, name: str, cache: store.Store) -> Path | None:
-    """The file in a tree that an earlier run has fetched and checked."""
+    """The file in a tree that an earlier run fetched and checked."""
     for document in sorted(cache.root.glob("tree/*/source.json")):
         tree = documents.read_if_whole(fetch.Tree, document)
         if tree and any(source.name == "source" and source.pin == recipe.source.pin for source in tree.sources):
@@ -170,10 +175,10 @@ def _proven(name: str, path: Path, origin: str) -> ProvenSource:
 
 
 def kernel_for_cpu(source: Path, library: Path, log: Path) -> None:
-    """Compile the index conversion for the CPU, its source as it is.
+    """Compile the unchanged source of the index conversion for the CPU.
 
     Raises:
-        DcaError: DCA-803 when the compiler does not take it.
+        DcaError: DCA-803 when it does not compile.
     """
     compiler = next(iter(machine.host_compilers()), None)
     path = compiler.path if compiler else runner.which("g++")
@@ -204,5 +209,5 @@ def kernel_for_cpu(source: Path, library: Path, log: Path) -> None:
             f"{source.name} could not be compiled for the CPU.",
             why="\n".join(line for line in compilation.tail if "error" in line)[:600],
             output=compilation.tail,
-            remedy=f"see {log}; `--level static` needs no compiler, `--level gpu` no such source.",
+            remedy=f"see {log}; `--level static` needs no compiler.",
         )

@@ -1,4 +1,4 @@
-"""What a smoke test finds: the document and its parts."""
+"""The findings of a smoke test: the document and its parts."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dca.foundation.documents import Document, Value
 
 Level = Literal["static", "cpu", "gpu"]
 LEVELS: tuple[Level, ...] = ("static", "cpu", "gpu")
-"""Each includes those before it."""
+"""Each level includes those before it."""
 
 
 class CaseResult(Value):
     """One case.
 
     Args:
-        level: that it belongs to.
-        name: as `--case` takes it.
-        overlay: the folder that it was tried with, where there was one.
-        proves: what follows when it passes.
+        level: of the case.
+        name: for `--case`.
+        overlay: the folder that it was run with, if any.
+        proves: what is proven when it passes.
+        passed: whether it passed.
         detail: what is wrong, in a sentence; empty when it passed.
-        figures: what was counted and measured, by name.
+        figures: counts and measurements, by name.
         seed: of its random numbers; None when it has none.
         seconds: how long it ran.
-        repeat: the command that runs just this case again.
+        repeat: the command that runs only this case.
     """
 
     level: Level
@@ -44,7 +45,7 @@ class ProvenSource(Value):
     Args:
         path: in the source tree or in the wheel.
         sha256: of the file that was run.
-        origin: where it came from, and what says that it belongs to the wheel.
+        origin: where it came from, and what connects it with the wheel.
     """
 
     path: str
@@ -53,18 +54,19 @@ class ProvenSource(Value):
 
 
 class Smoke(Document):
-    """What was proven of a wheel, and what was not.
+    """What a smoke test proved about a wheel, and what it did not.
 
     Args:
         wheel: name of the file.
         version: of the wheel.
-        recipe: the source line that it is held against.
+        recipe: that it was checked against.
         level: the highest that was run.
-        python: version of Python that the cases ran with, and of torch; empty for `static`.
-        device: the GPU they ran on; empty without one.
+        python: version of Python; empty for `static`.
+        torch: version of torch; empty for `static`.
+        device: the GPU; empty without one.
         sources: the files that were run, with their hashes.
         partial: whether only some of the cases were run.
-        not_proven: what remains, in words.
+        not_proven: what was not proven, in words.
     """
 
     SCHEMA: ClassVar[str] = "dca.smoke/1"
@@ -86,7 +88,7 @@ class Smoke(Document):
 
     @property
     def tables(self) -> tuple[tuple[Level, str, tuple[CaseResult, ...]], ...]:
-        """The cases by level and overlay, in the order in which they ran."""
+        """The cases by level and overlay, in running order."""
         order = dict.fromkeys((case.level, case.overlay) for case in self.cases)
         return tuple(
             (level, overlay, tuple(case for case in self.cases if (case.level, case.overlay) == (level, overlay)))

@@ -1,11 +1,14 @@
-"""Brings the sources of a plan onto the disk, each checked against its pin: plan in, pristine tree out."""
+"""Downloads the sources of a plan, each checked against its pin: plan in, unpatched tree out."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from dca.catalogue import mirrors
+from dca.catalogue.mirrors import Places
 from dca.catalogue.plan import Plan, PlannedSource
 from dca.catalogue.recipes import GitSource, OfficialWheel, Recipe, SdistSource
 from dca.foundation import archives, documents, store
@@ -22,11 +25,10 @@ class FetchedSource(Value):
 
     Args:
         name: as in the plan.
-        pin: what it was checked against.
-        place: where it really came from.
+        pin: that it was checked against.
+        place: where it came from.
         tree: hash of its files.
-        head: the commit that the source's branch was at when it was fetched; empty when it has none or it cannot be
-            told.
+        head: the commit that the source's branch was at when it was fetched; empty without a branch or when unknown.
     """
 
     name: str
@@ -37,11 +39,11 @@ class FetchedSource(Value):
 
 
 class Applied(Value):
-    """One patch or added file of a series and what became of it.
+    """The outcome of one patch or added file of a series.
 
     Args:
-        name: as the series spells it, and of an added file where it was put.
-        status: "not needed" when its tree is no part of the plan.
+        name: as the series spells it; for an added file, its path in the source.
+        status: "not needed" when its tree is not part of the plan.
         sha256: of the patch or the added file.
     """
 
@@ -54,12 +56,12 @@ class Tree(Document):
     """The sources of one build on the disk.
 
     Args:
-        folder: holds one folder per source, and `official/` for copied members.
+        folder: with one folder per source, and `official/` for copied members.
         sources: the source trees.
         members: files of the official wheel, path to sha256.
-        folders: trees that lie apart, which is after patching, by name.
-        patched: hashes of these.
-        patches: the whole series, after patching.
+        folders: the patched trees, which lie in folders of their own, by name.
+        patched: their hashes.
+        patches: the outcome of the whole series.
     """
 
     SCHEMA: ClassVar[str] = "dca.source/3"
@@ -85,7 +87,7 @@ def fetch(plan: Plan, recipe: Recipe, run: Run) -> Tree:
     """The plan's sources, from the cache or fetched.
 
     Raises:
-        DcaError: DCA-4nn when a source cannot be had or is not what is pinned.
+        DcaError: DCA-4nn when a source cannot be downloaded or differs from its pin.
     """
     members = wanted_members(plan, recipe)
     identity = {
@@ -96,107 +98,89 @@ def fetch(plan: Plan, recipe: Recipe, run: Run) -> Tree:
     key = documents.digest(identity)[:16]
     folder = run.cache.folder("tree", key)
     with run.cache.lock(
-        "tree", key, lambda: run.reporter.note("another run is fetching the same sources; waiting for it.")
+        "tree", key, lambda: run.reporter.note("another dca process is fetching the same sources; waiting.")
     ):
         if (kept := documents.read_if_whole(Tree, folder / "source.json")) is not None:
             for source in kept.sources:
-                _tell_head(source.name, source.head, source.pin.removeprefix("commit:"), recipe, run.reporter)
+                _report_head(source.name, source.head, source.pin.removeprefix("commit:"), recipe, run.reporter)
             # The cache folder may have been moved since this was written.
             return kept.model_copy(update={"folder": str(folder)})
         store.sweep(folder)
         with store.incoming_folder(folder) as part:
+            where = {source.name: places_of(source) for source in plan.sources if source.name != "official wheel"}
             fetched = [
-                _bring(plan, source, recipe, part, run) for source in plan.sources if source.name != "official wheel"
+                _fetch(source, where, plan, recipe, part, run) for source in plan.sources if source.name in where
             ]
             if members:
                 assert recipe.official_wheel is not None  # noqa: S101 - the plan copies from it
-                _bring_members(recipe.official_wheel, members, part / "official", run)
+                _fetch_members(recipe.official_wheel, members, part / "official", run)
             tree = Tree(folder=str(folder), sources=tuple(fetched), members=members)
             documents.write(tree, part / "source.json")
     return tree
 
 
 def wanted_members(plan: Plan, recipe: Recipe) -> dict[str, str]:
-    """The members of the official wheel that a plan copies: modules, and the Python that belongs to them."""
+    """The members of the official wheel that a plan copies, with their hashes: modules and the Python around them."""
     if recipe.official_wheel is None or not plan.copied:
         return {}
     paths = {module.path for module in plan.copied}
     for companion in recipe.companions.values():
-        # A companion's modules and Python files belong together: all are copied, or none.
+        # A companion's modules and Python files must come from the same build: all are copied, or none.
         if paths & set(companion.stand_in):
             paths |= set(companion.stand_in)
     return {path: recipe.official_wheel.members[path].sha256 for path in sorted(paths)}
 
 
-def _bring(
-    plan: Plan,
-    source: PlannedSource,
-    recipe: Recipe,
-    part: Path,
-    run: Run,
+def places_of(source: PlannedSource) -> Places:
+    """Where a planned source is taken from; an sdist's URL is known only when the index is asked."""
+    if source.origin == "local":
+        return mirrors.places(local=Path(source.places[0]))
+    return mirrors.places(*source.places) if source.origin == "git" else Places()
+
+
+def _fetch(
+    source: PlannedSource, where: Mapping[str, Places], plan: Plan, recipe: Recipe, part: Path, run: Run
 ) -> FetchedSource:
     run.reporter.stage("fetch", f"{source.name}: {source.places[0]}")
     name, _, inner = source.name.partition("/")
     target = part / name / inner if inner else part / name
-    place, head = source.places[0], ""
+    places, place, head = where[source.name], source.places[0], ""
     if source.pin.startswith("tree:"):
         _copy_folder(Path(place), target, source)
     elif source.pin.startswith("sha256:"):
         assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
-        archive = (
-            Path(place)
-            if source.origin == "local"
-            else index.download(recipe.source, run.cache, lambda done, total: run.reporter.progress(done, total, place))
+        archive = places.local or index.download(
+            recipe.source, run.cache, lambda done, total: run.reporter.progress(done, total, place)
         )
         archives.unpack_sdist(archive, target)
     else:
         commit = source.pin.removeprefix("commit:")
-        clone = repository(source, recipe, run.cache, run.log)
+        only, branch = wanted_paths(recipe, source.name), _branch(source.name, recipe)
+        clone = git.fetch(places, commit, run.cache, run.log, only)
         if inner:
-            _check_submodule(plan, source, recipe, run)
-        git.export(clone, commit, target, wanted_paths(recipe, source.name))
-        head = "" if run.cache.offline else _head(source, recipe)
-        _tell_head(source.name, head, commit, recipe, run.reporter)
+            _check_submodule(plan, source, where, recipe, run)
+        git.export(clone, commit, target, only)
+        head = git.branch_head(places, branch) if branch and not run.cache.offline else ""
+        _report_head(source.name, head, commit, recipe, run.reporter)
     return FetchedSource(name=source.name, pin=source.pin, place=redact(place), tree=store.tree_hash(target), head=head)
 
 
-def repository(source: PlannedSource, recipe: Recipe, cache: store.Store, log: Path) -> Path:
-    """The repository that has a planned source's commit: the user's own, or the cache's, fetched where it is missing.
-
-    Raises:
-        DcaError: DCA-405 when it cannot be had, DCA-409 when it may not be fetched.
-    """
-    if source.origin == "local":
-        return Path(source.places[0])
-    commit = source.pin.removeprefix("commit:")
-    return git.fetch(source.places, commit, cache, log, wanted_paths(recipe, source.name))
-
-
-def _head(source: PlannedSource, recipe: Recipe) -> str:
-    """Where the branch is that the commit was found on; nothing where there is none or it cannot be told."""
-    branch = _branch(source.name, recipe)
-    return git.branch_head(source.places[0], branch, local=source.origin == "local") if branch else ""
-
-
 def _branch(name: str, recipe: Recipe) -> str:
-    try:
-        pinned = recipe.origin(name)
-    except KeyError:
-        return ""
+    pinned = recipe.origin(name)
     return pinned.branch if isinstance(pinned, GitSource) else ""
 
 
-def _tell_head(name: str, head: str, commit: str, recipe: Recipe, reporter: Reporter) -> None:
-    """Say that a branch has moved."""
+def _report_head(name: str, head: str, commit: str, recipe: Recipe, reporter: Reporter) -> None:
+    """Report that a branch has moved since its commit was pinned."""
     if head and head != commit:
         reporter.note(
-            f"{name}: the branch {_branch(name, recipe)} is at {head[:12]}; built is {commit[:12]}. "
-            "--update follows the branch."
+            f"{name}: the branch {_branch(name, recipe)} is at {head[:12]}; this build uses {commit[:12]}. "
+            "Use --update to follow the branch."
         )
 
 
 def wanted_paths(recipe: Recipe, source: str) -> tuple[str, ...]:
-    """The files and folders that are needed of a git source; everything when empty."""
+    """The files and folders of a git source that a build needs; everything when empty."""
     name, _, inner = source.partition("/")
     if name not in recipe.companions:
         return ()
@@ -206,20 +190,21 @@ def wanted_paths(recipe: Recipe, source: str) -> tuple[str, ...]:
     return next((below.only for below in companion.submodules if below.path == inner), ())
 
 
-def _check_submodule(plan: Plan, source: PlannedSource, recipe: Recipe, run: Run) -> None:
-    """The parent's own record of its submodule must be the commit that the recipe pins."""
+def _check_submodule(plan: Plan, source: PlannedSource, where: Mapping[str, Places], recipe: Recipe, run: Run) -> None:
+    """Check that the parent repository records the commit of its submodule that the recipe pins."""
     name, _, inner = source.name.partition("/")
     commit = source.pin.removeprefix("commit:")
     companion = recipe.companions[name]
     parent = plan.source(name)
     if parent is None or parent.pin != companion.source.pin:
         return
-    recorded = git.submodule_commit(repository(parent, recipe, run.cache, run.log), companion.source.commit, inner)
+    repository = git.fetch(where[name], companion.source.commit, run.cache, run.log, wanted_paths(recipe, name))
+    recorded = git.submodule_commit(repository, companion.source.commit, inner)
     if recorded != commit:
         raise DcaError(
             "DCA-405",
             f"the recipe pins the submodule {inner} to {commit}.",
-            why=f"its parent at {companion.source.commit} records {recorded or 'no such submodule'}.",
+            why=f"its parent repository records {recorded or 'no such submodule'} at {companion.source.commit}.",
             remedy="correct the recipe.",
         )
 
@@ -234,8 +219,8 @@ def _copy_folder(source: Path, target: Path, planned: PlannedSource) -> None:
         raise DcaError("DCA-405", f"{source} changed while it was being copied.", remedy="run the command again.")
 
 
-def _bring_members(wheel: OfficialWheel, members: dict[str, str], folder: Path, run: Run) -> None:
-    run.reporter.stage("fetch", f"{len(members)} members of {wheel.file}, by range")
+def _fetch_members(wheel: OfficialWheel, members: dict[str, str], folder: Path, run: Run) -> None:
+    run.reporter.stage("fetch", f"{len(members)} members of {wheel.file}, by range requests")
     places = index.members(
         wheel, members, run.cache, lambda done, total: run.reporter.progress(done, total, f"members of {wheel.file}")
     )
@@ -247,6 +232,6 @@ def _bring_members(wheel: OfficialWheel, members: dict[str, str], folder: Path, 
 
 
 def not_source(relative: str) -> bool:
-    """Whether a path of a folder that is taken as it is does not belong to its sources."""
+    """Whether a path is left out when a local folder is used as a source: git's data and Python's caches."""
     name = relative.rsplit("/", 1)[-1]
     return name in {".git", "__pycache__", ".venv", ".mypy_cache", ".pytest_cache"} or name.endswith(".pyc")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dca.catalogue import mirrors
+from dca.catalogue.mirrors import Places
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.secrets import redact
@@ -19,18 +20,18 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS = 5.0
 FETCH_SECONDS = 900.0
-# git gives up on a server that sends almost nothing for 12 s; then the next one is asked. A server that is still
-# counting objects reports progress, which is enough.
+# git gives up on a server that sends almost nothing for 12 s; then the next one is asked. The progress that a server
+# reports while it counts objects is enough to keep the connection.
 STALL = ("-c", "http.lowSpeedLimit=10", "-c", "http.lowSpeedTime=12")
-# Objects are kept in one pack, which is complete or absent. If they were unpacked as they arrive, a transfer that is
-# cut off could leave a commit without its files.
+# Keep objects in one pack, which is complete or absent. If git unpacked them as they arrive, an interrupted transfer
+# could leave a commit without its files.
 WHOLE = ("-c", "fetch.unpackLimit=1", "-c", "transfer.unpackLimit=1")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def _environment(url: str) -> dict[str, str]:
-    # No prompt for a password, and no transport that can run a program (ext::, ssh options). Plain http is for this
-    # machine itself, and never where https leads to.
+    # No prompt for a password, and no transport that can run a program (ext::, ssh options). Plain http is for servers
+    # on this machine only, and https never redirects to it.
     allowed = "https" if url.startswith("https://") else "http"
     return runner.environment(
         {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": allowed, "GIT_PROTOCOL_FROM_USER": "0"}, network=True
@@ -38,15 +39,15 @@ def _environment(url: str) -> dict[str, str]:
 
 
 def _refused(url: str) -> str:
-    """Why a URL is not handed to git, or nothing; recipes and mirrors are checked when they are read, too."""
+    """Why git must not get a URL, or nothing. Recipes and mirrors are also checked when they are read."""
     if mirrors.is_safe(url):
         return ""
     return "it is not an https:// URL without user, password, spaces and control characters"
 
 
-def probe(url: str) -> str:
-    """Why a repository cannot be reached, at none of its places, or nothing when it can."""
-    reasons = [_probe(place) for place in mirrors.places(url)]
+def probe(places: Places) -> str:
+    """Why a repository cannot be reached at any of its places; empty when it can."""
+    reasons = [_probe(url) for url in places.asked]
     return "" if "" in reasons else reasons[-1]
 
 
@@ -67,12 +68,12 @@ def _probe(url: str) -> str:
 
 
 def kept(urls: Sequence[str], commit: str, cache: store.Store, only: Sequence[str] = ()) -> Path | None:
-    """The repository of the cache that has what is needed of a commit, if there is one.
+    """The repository in the cache that has a commit and the files that are needed of it, if there is one.
 
     Args:
-        urls: where it is fetched from.
-        commit: the pinned one.
-        cache: where repositories lie.
+        urls: of the repository.
+        commit: the pinned commit.
+        cache: where repositories are kept.
         only: the files and folders that are needed; all when empty.
     """
     for folder in (cache.folder("git", _own(urls)), part_folder(commit, only, cache)):
@@ -82,9 +83,9 @@ def kept(urls: Sequence[str], commit: str, cache: store.Store, only: Sequence[st
 
 
 def part_folder(commit: str, only: Sequence[str], cache: store.Store) -> Path:
-    """Where a repository lies that has one commit and only some of its files, as they came out of a bundle.
+    """The cache's repository for one commit out of a bundle, which may have only some of its files.
 
-    It is apart from those that were fetched, and named after what it has, so that nobody looks there for more.
+    Its name is made of the commit and these files, so that it is never used for others.
     """
     return cache.folder("git", f"part-{store.sha256_bytes(' '.join((commit, *only)).encode())[:16]}")
 
@@ -93,37 +94,38 @@ def _own(urls: Sequence[str]) -> str:
     return store.sha256_bytes(urls[0].encode())[:16]
 
 
-def fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path, only: Sequence[str] = ()) -> Path:
-    """A bare repository in the cache that has the commit, fetched from the first place that gives it.
+def fetch(places: Places, commit: str, cache: store.Store, log: Path, only: Sequence[str] = ()) -> Path:
+    """The repository that has a commit: the user's own, or the cache's, fetched from the first place that has it.
 
     Args:
-        urls: in order; the user's mirrors of each are asked before it.
-        commit: the pinned one, which alone decides.
-        cache: where it is kept.
+        places: where the repository is taken from.
+        commit: the pinned commit.
+        cache: where the repository is kept.
         log: of git.
         only: as in `kept`.
 
     Raises:
-        DcaError: DCA-405 when none has it, DCA-409 when it may not be fetched.
+        DcaError: DCA-405 when no place has it, DCA-409 when --offline forbids fetching it.
     """
+    if places.local is not None:
+        return places.local
     if not _COMMIT.fullmatch(commit):
-        raise DcaError("DCA-405", f"{commit[:60]!r} is not a commit.", remedy="pin all 40 digits of its hash.")
-    if (repository := kept(urls, commit, cache, only)) is not None:
+        raise DcaError("DCA-405", f"{commit[:60]!r} is not a commit.", remedy="pin the full hash of 40 digits.")
+    if (repository := kept(places.urls, commit, cache, only)) is not None:
         return repository
-    cache.must_fetch(f"commit {commit[:12]} of {redact(urls[0])}")
-    with cache.lock("git", _own(urls)):
-        # Another run may have had it in the meantime.
-        return kept(urls, commit, cache, only) or _fetch(urls, commit, cache, log)
+    cache.must_fetch(f"commit {commit[:12]} of {redact(places.urls[0])}")
+    with cache.lock("git", _own(places.urls)):
+        # Another run may have fetched it in the meantime.
+        return kept(places.urls, commit, cache, only) or _fetch(places, commit, cache, log)
 
 
-def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> Path:
-    repository = make_empty(cache.folder("git", _own(urls)), log)
+def _fetch(places: Places, commit: str, cache: store.Store, log: Path) -> Path:
+    repository = make_empty(cache.folder("git", _own(places.urls)), log)
     reasons: list[str] = []
     output: tuple[str, ...] = ()
-    places = [place for url in urls for place in mirrors.places(url)]
-    for url in places:
-        # git has no timeout for connecting; `_probe` has one, so it goes first where there is another place to try.
-        if reason := _refused(url) or (len(places) > 1 and _probe(url)):
+    for url in places.asked:
+        # git has no timeout for connecting, `_probe` has: probe first when there is another place to try.
+        if reason := _refused(url) or (len(places.asked) > 1 and _probe(url)):
             reasons.append(f"{url}: {reason}")
             continue
         done = runner.run(
@@ -158,29 +160,29 @@ def _fetch(urls: Sequence[str], commit: str, cache: store.Store, log: Path) -> P
         f"commit {commit} could not be fetched.",
         why=redact("\n".join(reasons)),
         output=output,
-        remedy="check the network, or name a local clone with --source or --companion.",
+        remedy="check the network, or give a local clone with --source or --companion.",
     )
 
 
 def make_empty(repository: Path, log: Path) -> Path:
-    """A bare repository, made where there is none, without what the user's template would put into it.
+    """Create a bare repository unless it exists, without the user's template.
 
     Raises:
-        DcaError: DCA-405 when git cannot make it.
+        DcaError: DCA-405 when git cannot create it.
     """
     if _is_whole(repository):
         return repository
-    # git writes it file by file, and would leave an unusable repository when it is killed in between.
+    # git writes it file by file; killed in between, it would leave an unusable repository.
     with store.incoming_folder(repository) as part:
         init(part, log)
     return repository
 
 
 def init(folder: Path, log: Path) -> None:
-    """A bare repository in a folder that is there and empty.
+    """Create a bare repository in an existing empty folder.
 
     Raises:
-        DcaError: DCA-405 when git cannot make it.
+        DcaError: DCA-405 when git cannot create it.
     """
     done = runner.run(
         [runner.which("git"), "init", "--quiet", "--bare", "--template=", "--", str(folder)],
@@ -190,29 +192,32 @@ def init(folder: Path, log: Path) -> None:
     )
     if not done.ok:
         raise DcaError(
-            "DCA-405", f"{folder} could not be made.", why=done.text[-400:], output=done.tail, remedy=f"see {log}."
+            "DCA-405",
+            f"the git repository {folder} could not be created.",
+            why=done.text[-400:],
+            output=done.tail,
+            remedy=f"see {log}.",
         )
 
 
 def _is_whole(repository: Path) -> bool:
-    """Whether a bare repository of the cache is one, as git itself decides it."""
+    """Whether a folder of the cache is a bare repository, by the criteria of git itself."""
     return (repository / "HEAD").is_file() and (repository / "objects").is_dir() and (repository / "refs").is_dir()
 
 
-def branch_head(place: str, branch: str, *, local: bool) -> str:
-    """The commit that a branch is at; nothing when it cannot be told, which is no error: the pin decides.
+def branch_head(places: Places, branch: str) -> str:
+    """The commit that a branch is at; empty when it is unknown, which is no error, because builds use the pin.
 
     Args:
-        place: a URL, or the path of a clone, whose own branch comes before those of its remotes.
+        places: where the repository is; in the user's own clone, its branches come before those of its remotes.
         branch: its name.
-        local: whether `place` is a path.
     """
     import git
 
     if "\0" in branch:
         return ""
-    if not local:
-        for url in mirrors.places(place):
+    if places.local is None:
+        for url in places.asked:
             if _refused(url):
                 continue
             done = runner.run(
@@ -221,12 +226,12 @@ def branch_head(place: str, branch: str, *, local: bool) -> str:
                 timeout=PROBE_SECONDS,
             )
             lines = [re.match(r"([0-9a-f]{40})\t(.*)", line) for line in done.tail] if done.ok else []
-            # git takes the name for a pattern and may list other branches too.
+            # git treats the name as a pattern and may list other branches too.
             if head := next((line[1] for line in lines if line and line[2] == f"refs/heads/{branch}"), ""):
                 return head
         return ""
     try:
-        with _open(Path(place)) as repo:
+        with _open(places.local) as repo:
             refs = {ref.path: str(ref.commit.hexsha) for ref in repo.refs if ref.path.endswith(f"/{branch}")}
     except (git.exc.GitError, ValueError):
         return ""
@@ -255,18 +260,17 @@ def has_commit(path: Path, commit: str) -> bool:
             "DCA-405",
             f"{path} is not a git repository.",
             why=str(error),
-            remedy="name the folder of a clone.",
+            remedy="give the folder of a clone.",
         ) from None
     except (git.exc.ODBError, git.exc.GitCommandError, ValueError):
         return False
 
 
 def _open(path: Path) -> git.Repo:
-    """A repository to read objects from.
+    """Open a repository to read objects from it.
 
-    The user named it or this tool made it, so it is read also when somebody else owns it (a mounted volume, a
-    container's root). What such a clone could make git do while reading, fetching missing objects from a remote of
-    its own choice, is switched off.
+    The user gave it or this tool made it, so git reads it even when another user owns it (a mounted volume, a
+    container's root). A clone could make git fetch missing objects from a remote while reading; that is disabled.
     """
     import git
 
@@ -287,7 +291,7 @@ def _open(path: Path) -> git.Repo:
 
 
 def submodule_commit(path: Path, commit: str, submodule: str) -> str:
-    """The commit that a parent records for a submodule; nothing when there is none."""
+    """The commit that a parent repository records for a submodule; empty when it has no such submodule."""
     with _open(path) as repo:
         try:
             entry = repo.commit(commit).tree / submodule
@@ -297,12 +301,12 @@ def submodule_commit(path: Path, commit: str, submodule: str) -> str:
 
 
 def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> None:
-    """Write a commit's files below a folder; the repository's work tree and its filters have no say.
+    """Write a commit's files to a folder, ignoring the repository's work tree and its filters.
 
     Args:
         path: the repository.
         commit: the pinned commit.
-        folder: where to write; made when missing.
+        folder: to write to; created when missing.
         only: files and folders of the tree to write; all when empty.
 
     Raises:
@@ -313,7 +317,7 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
     try:
         with _open(path) as repo:
             blobs = [item for item in _reachable(repo, commit, only) if isinstance(item, git.Blob)]
-            # Links are written last, so that no file is ever written through one.
+            # Write links last, so that no file is written through one.
             links = [blob for blob in blobs if blob.mode == git.Blob.link_mode]
             for blob in blobs:
                 if blob.mode != git.Blob.link_mode:
@@ -326,7 +330,7 @@ def export(path: Path, commit: str, folder: Path, only: Sequence[str] = ()) -> N
 
 
 def objects(path: Path, commit: str, only: Sequence[str] = ()) -> dict[str, tuple[str, bytes]]:
-    """A commit and everything that `export` reads of it: type and content by hash, each content checked against it.
+    """A commit and every object that `export` reads: type and content by hash, each content checked against its hash.
 
     Args:
         path: the repository.
@@ -347,7 +351,7 @@ def objects(path: Path, commit: str, only: Sequence[str] = ()) -> dict[str, tupl
 
 
 def _reachable(repo: git.Repo, commit: str, only: Sequence[str]) -> list[Any]:
-    """The trees and blobs that are wanted of a commit, and the trees above them; submodules are none of them."""
+    """The requested trees and blobs of a commit, and the trees above them; submodules are left out."""
     root = _verified(repo, repo.commit(commit)).tree
     chosen = [_entry(root, name, commit) for name in only] if only else [root]
     above = [root / name for path in only for name in _parents(path)]
@@ -363,7 +367,7 @@ def _unreadable(path: Path, commit: str, error: Exception) -> DcaError:
         "DCA-405",
         f"commit {commit} of {path} cannot be read.",
         why=str(error),
-        remedy="the clone may be shallow or damaged: fetch it again.",
+        remedy="fetch the clone again; it may be shallow or damaged.",
     )
 
 
@@ -374,7 +378,7 @@ def _entry(root: git.Tree, name: str, commit: str) -> Any:
         raise DcaError(
             "DCA-405",
             f"commit {commit} has no {name}.",
-            remedy="correct what the recipe needs of this source (`only`), or its commit.",
+            remedy="correct `only` or the commit of this source in the recipe.",
         ) from None
 
 
@@ -384,11 +388,11 @@ def _parents(path: str) -> list[str]:
 
 
 def _verified(repo: git.Repo, item: Any) -> Any:
-    """An object whose content has the hash that names it; git itself does not look when it reads."""
+    """Check that an object's content has the hash that names it, which git does not do when it reads."""
     content = repo.odb.stream(item.binsha).read()
     digest = hashlib.sha1(f"{item.type} {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
     if digest != item.hexsha:
-        raise ValueError(f"the object {item.hexsha} has the content of {digest}")
+        raise ValueError(f"the content of the object {item.hexsha} has the hash {digest}")
     return item
 
 
@@ -415,11 +419,11 @@ def _link(blob: git.Blob, folder: Path) -> None:
 
 
 def _check_links(links: list[Path], folder: Path) -> None:
-    """Refuse links that lead out of the tree, also by way of other links."""
+    """Reject links that lead out of the tree, directly or through other links."""
     for link in links:
         if store.leads_out(link, folder):
             raise _leaves(f"{link.relative_to(folder)} -> {link.readlink()}")
 
 
 def _leaves(what: str) -> DcaError:
-    return DcaError("DCA-404", f"the tree holds a path that leaves its folder: {what}.", remedy="do not use it.")
+    return DcaError("DCA-404", f"the tree has a path that leads out of its folder: {what}.", remedy="do not use it.")

@@ -1,7 +1,7 @@
-"""Git objects as one pack file whose bytes depend on the objects alone, and reading such a file back.
+"""Writes git objects to one pack file whose bytes depend on the objects alone, and reads such a file back.
 
-It is a pack of version 2 (gitformat-pack) without deltas, its contents stored and not compressed: every git reads it,
-no version of git or zlib has a say in its bytes, and it cannot grow when it is opened.
+The file is a pack of version 2 (gitformat-pack) without deltas and without compression: every git reads it, its bytes
+do not depend on the version of git or zlib, and it does not grow when it is unpacked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dca.sources import git
 
 _KINDS = {"commit": 1, "tree": 2, "blob": 3}
 _BLOCK = 0xFFFF
-_TRAILER = 20
 INDEX_SECONDS = 600.0
 
 
@@ -28,7 +27,7 @@ def write(objects: Mapping[str, tuple[str, bytes]], path: Path) -> None:
 
     Args:
         objects: type and content by hash, as `dca.sources.git.objects` gives them.
-        path: of the file; it appears whole.
+        path: of the file, which is complete once it exists.
     """
     seen = hashlib.sha1(usedforsecurity=False)
     with store.incoming(path) as part:
@@ -49,7 +48,7 @@ def _pieces(objects: Mapping[str, tuple[str, bytes]]) -> Iterator[bytes]:
 
 
 def _head(kind: int, size: int) -> bytes:
-    """Type and size: four bits of the size, then seven by seven, the lowest first."""
+    """Type and size: four bits of the size, then seven at a time, lowest first."""
     byte, size = (kind << 4) | (size & 15), size >> 4
     encoded = bytearray()
     while size:
@@ -59,7 +58,7 @@ def _head(kind: int, size: int) -> bytes:
 
 
 def _stored(content: bytes) -> bytes:
-    """A zlib stream (RFC 1950) of stored blocks alone."""
+    """A zlib stream (RFC 1950) of stored blocks only."""
     blocks = [content[at : at + _BLOCK] for at in range(0, len(content), _BLOCK)] or [b""]
     stream = bytearray(b"\x78\x01")
     for number, block in enumerate(blocks, 1):
@@ -68,18 +67,18 @@ def _stored(content: bytes) -> bytes:
 
 
 def read(path: Path, repository: Path, log: Path, accept: Callable[[Path], None] = lambda _: None) -> None:
-    """Put the objects of a pack into a bare repository.
+    """Create a bare repository with the objects of a pack.
 
-    It is first held against what `write` writes: nothing else of what a pack could be is handed to git.
+    Git only gets a file that is byte for byte what `write` writes.
 
     Args:
         path: of the pack.
-        repository: that appears, whole or not at all.
+        repository: to create, completely or not at all.
         log: of git.
-        accept: given the repository before it has its name, to raise when something is missing of it.
+        accept: called with the repository before it is moved to its place; raises when something is missing in it.
 
     Raises:
-        DcaError: DCA-410 for any other file, DCA-405 when git does not take it, and what `accept` raises.
+        DcaError: DCA-410 for any other file, DCA-405 when git rejects it, and what `accept` raises.
     """
     name = check(path)
     with store.incoming_folder(repository) as part:
@@ -105,7 +104,7 @@ def read(path: Path, repository: Path, log: Path, accept: Callable[[Path], None]
 
 
 def check(path: Path) -> str:
-    """The checksum of a file that is byte for byte such a pack.
+    """The checksum of a pack, if the file is byte for byte what `write` writes.
 
     Raises:
         DcaError: DCA-410.
@@ -115,53 +114,47 @@ def check(path: Path) -> str:
         return _checked(content)
     except (ValueError, struct.error, IndexError) as error:
         raise DcaError(
-            "DCA-410", f"{path.name} is not a pack that this tool wrote.", why=str(error), remedy="pack it again."
+            "DCA-410", f"dca did not write the pack {path.name}.", why=str(error), remedy="pack it again."
         ) from None
 
 
 def _checked(content: bytes) -> str:
-    signature, version, count = struct.unpack_from(">4sLL", content)
-    if (signature, version) != (b"PACK", 2):
-        raise ValueError("it is no pack of version 2")
-    end = len(content) - _TRAILER
-    if hashlib.sha1(content[:end], usedforsecurity=False).digest() != content[end:]:
-        raise ValueError("its checksum is another")
-    at, names = 12, []
+    (count,) = struct.unpack_from(">8xL", content)
+    objects, at = {}, 12
     for _ in range(count):
-        name, at = _object(content, at, end)
-        names.append(name)
-    if at != end:
-        raise ValueError(f"{end - at} bytes follow the last object")
-    if names != sorted(set(names)):
-        raise ValueError("its objects are not in order, each once")
-    return content[end:].hex()
+        kind, text, at = _object(content, at)
+        name = hashlib.sha1(f"{kind} {len(text)}\0".encode() + text, usedforsecurity=False).hexdigest()
+        objects[name] = (kind, text)
+    seen, at = hashlib.sha1(usedforsecurity=False), 0
+    for piece in _pieces(objects):
+        if content[at : at + len(piece)] != piece:
+            raise ValueError(f"from byte {at} on, it is not what dca writes")
+        seen.update(piece)
+        at += len(piece)
+    if content[at:] != seen.digest():
+        raise ValueError("its checksum does not match its content")
+    return seen.hexdigest()
 
 
-def _object(content: bytes, at: int, end: int) -> tuple[str, int]:
-    """Hash of the object at a place, and where the next one begins."""
-    first = content[at]
-    kind = {number: name for name, number in _KINDS.items()}.get((first >> 4) & 7)
+def _object(content: bytes, at: int) -> tuple[str, bytes, int]:
+    """Kind and content of the object at an offset, and the offset of the next one."""
+    start, byte = at, content[at]
+    kind = {number: name for name, number in _KINDS.items()}.get((byte >> 4) & 7)
     if kind is None:
-        raise ValueError(f"an object at {at} is neither commit, tree nor blob")
-    size, shift, byte = first & 15, 4, first
-    start = at
+        raise ValueError(f"the object at byte {start} is neither commit, tree nor blob")
+    size, shift = byte & 15, 4
     while byte & 0x80:
         at += 1
         byte = content[at]
         size |= (byte & 0x7F) << shift
         shift += 7
-        if shift > 60:
-            raise ValueError(f"the size of an object at {start} is no size")
-    body = at + 1
     blocks = max(1, -(-size // _BLOCK))
-    stop = body + 2 + 5 * blocks + size + 4
-    if stop > end:
-        raise ValueError(f"an object at {start} goes beyond the end")
+    # After the size: two bytes of zlib, then each block after five bytes of its own, then four of a checksum.
+    first, end = at + 8, at + 7 + 5 * blocks + size
+    if end > len(content):
+        raise ValueError(f"the object at byte {start} ends beyond the file")
+    step = _BLOCK + 5
     text = b"".join(
-        content[place : place + min(_BLOCK, size - number * _BLOCK)]
-        for number in range(blocks)
-        for place in [body + 2 + number * (_BLOCK + 5) + 5]
+        content[place : min(place + _BLOCK, end - 4)] for place in range(first, first + blocks * step, step)
     )
-    if content[start:stop] != _head(_KINDS[kind], size) + _stored(text):
-        raise ValueError(f"an object at {start} is not stored as this tool does")
-    return hashlib.sha1(f"{kind} {size}\0".encode() + text, usedforsecurity=False).hexdigest(), stop
+    return kind, text, end

@@ -1,4 +1,4 @@
-"""The package index: finding pinned files, downloading them, and reading single members of a wheel by range."""
+"""Finds pinned files on the package index, downloads them, and reads single members of a wheel by range requests."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from dca.catalogue import mirrors
+from dca.catalogue.mirrors import Places
 from dca.catalogue.recipes import IndexFile, SdistSource
 from dca.foundation import store
 from dca.foundation.errors import DcaError
@@ -25,22 +26,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = (10.0, 12.0)  # connect, and between two blocks of data
-# A place that does not answer within these seconds, or sends less than STALL_BYTES in STALL_SECONDS, is left for the
-# next one. Together with connecting, that takes less than 20 s.
+# When a place does not answer within ANSWER_SECONDS, or sends less than STALL_BYTES in STALL_SECONDS, the next one is
+# asked. Including the time to connect, that takes less than 20 s.
 ANSWER_SECONDS = 15.0
 STALL_SECONDS = 15.0
 STALL_BYTES = 1 << 14
-# No pinned file is this large: a server that sends without end is not read further.
+# No pinned file is this large; reading stops here when a server sends endlessly.
 MOST_BYTES = 8 << 30
 PROBE_SECONDS = 5.0
 BLOCK = 1 << 18
-# Hashes are those of the files on the server; compression on the way would change the bytes.
+# Pinned hashes are those of the uncompressed files, so servers must not compress them.
 _AS_IT_IS = {"Accept-Encoding": "identity"}
 Progress = Callable[[int, int], None]
 
 
 def endpoint() -> str:
-    """The simple index in use: what uv or pip are told by their environment, else the one pypi-simple knows."""
+    """The simple index in use: the one that the variables of uv or pip name, else the default of pypi-simple."""
     from pypi_simple import PYPI_SIMPLE_ENDPOINT
 
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
@@ -50,7 +51,7 @@ def endpoint() -> str:
 
 
 def session() -> requests.Session:
-    """An HTTP session that refuses to be sent from https to anything else."""
+    """An HTTP session that rejects redirects from https to anything else."""
     import requests
 
     class Strict(requests.Session):
@@ -66,21 +67,21 @@ def session() -> requests.Session:
 
 
 def probe() -> str:
-    """Why the index cannot be reached, or nothing when it can."""
+    """Why the index cannot be reached; empty when it can."""
     import requests
 
     url = endpoint()
     try:
         with session() as http, http.get(url, timeout=PROBE_SECONDS, stream=True) as answer:
-            # Some mirrors do not serve the list of all projects; any answer shows that they are there.
+            # Some mirrors do not serve the list of all projects; any answer shows that they can be reached.
             return "" if answer.status_code < 500 else f"it answers with status {answer.status_code}"
     except requests.RequestException as error:
         return _reason(error)
 
 
-def probe_file(url: str) -> str:
-    """Why a file cannot be had from any of its places, or nothing when it can; asks for its head."""
-    reasons = [_probe_file(place) for place in mirrors.places(url)]
+def probe_file(places: Places) -> str:
+    """Why a file cannot be downloaded from any of its places; empty when it can. Sends HEAD requests."""
+    reasons = [_probe_file(url) for url in places.asked]
     return "" if "" in reasons else reasons[-1]
 
 
@@ -101,7 +102,7 @@ def find(pinned: IndexFile) -> str:
     """The URL of a pinned file.
 
     Raises:
-        DcaError: DCA-402, DCA-403, or DCA-401 when the index itself names another hash.
+        DcaError: DCA-402, DCA-403, or DCA-401 when the index itself lists another hash.
     """
     for package in files(pinned.package, pinned.file):
         if package.filename == pinned.file:
@@ -117,7 +118,7 @@ def files(package: str, what: str) -> list[DistributionPackage]:
 
     Args:
         package: the project's name.
-        what: the file that is wanted of it, for a message.
+        what: the requested file, for a message.
 
     Raises:
         DcaError: DCA-402, DCA-403.
@@ -147,18 +148,18 @@ def files(package: str, what: str) -> list[DistributionPackage]:
 
 
 def within(seconds: float, function: Callable[[], T], late: Callable[[], None]) -> T:
-    """What a function returns, if it does in time; what it does later is not waited for.
+    """Call a function and return its result, with a limit on the whole time.
 
-    The timeouts of requests are for single steps: a host of many addresses, or a server that sends its head letter by
-    letter, passes each of them and takes for ever.
+    The timeouts of requests limit single steps: a host with many addresses, or a server that sends its headers byte by
+    byte, never exceeds one and still takes forever.
 
     Args:
-        seconds: that it has.
-        function: runs in a thread of its own.
-        late: called when it has ended too late, to let go of what it opened meanwhile.
+        seconds: the limit.
+        function: runs in its own thread, which is not waited for after the limit.
+        late: called when the function ends after the limit, to close what it opened.
 
     Raises:
-        requests.Timeout: it did not.
+        requests.Timeout: the function did not return in time.
     """
     import queue
     import threading
@@ -195,18 +196,18 @@ def within(seconds: float, function: Callable[[], T], late: Callable[[], None]) 
         try:
             raise error
         finally:
-            # Its traceback keeps everything that it refers to, an open answer too, until the garbage collector runs.
+            # Its traceback refers to an open response, which would stay open until the garbage collector runs.
             del error
     return value  # type: ignore[return-value]
 
 
 def missing(file: str) -> DcaError:
-    """The error for a file that the index does not have."""
+    """The error for a file that is not on the index."""
     return DcaError(
         "DCA-403",
         f"the package index has no {file}.",
         why=f"index: {redact(endpoint())}",
-        remedy="use an index that carries it (UV_DEFAULT_INDEX).",
+        remedy="set UV_DEFAULT_INDEX to an index that has it.",
     )
 
 
@@ -221,12 +222,12 @@ def unreachable(what: str, error: Exception) -> DcaError:
 
 
 def wrong_hash(name: str, pinned: str, actual: str) -> DcaError:
-    """The error for a download that is not what was pinned."""
+    """The error for a download that differs from its pin."""
     return DcaError(
         "DCA-401",
-        f"{name} is not the file that is pinned; it was not opened, and was deleted.",
-        why=f"sha256 wanted {pinned},\nfound {actual}.",
-        remedy="run the command again; if it happens again, the server or a proxy serves another file.",
+        f"{name} is not the pinned file; it was deleted without being opened.",
+        why=f"expected sha256 {pinned},\nfound {actual}.",
+        remedy="run the command again; if the error stays, the server or a proxy serves another file.",
     )
 
 
@@ -242,58 +243,55 @@ def _reason(error: Exception) -> str:
 def download(pinned: IndexFile, cache: store.Store, progress: Progress | None = None) -> Path:
     """A pinned file of the index, from the cache or downloaded and checked.
 
-    A source distribution that the index does not give is asked for at the other places that its recipe names.
+    When the index does not have a source distribution, it is downloaded from the URLs in its recipe.
 
     Raises:
-        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole, DCA-403 when the index lacks
-            it, DCA-409 when it may not be fetched.
+        DcaError: DCA-401 when its hash differs, DCA-402 when it cannot be downloaded completely, DCA-403 when the index
+            does not have it, DCA-409 when --offline forbids downloading it.
     """
     kept = cache.download(pinned.sha256, pinned.file)
     if store.has_hash(kept, pinned.sha256):
         return kept
     cache.must_fetch(pinned.file)
-    others = pinned.urls if isinstance(pinned, SdistSource) else ()
+    urls = pinned.urls if isinstance(pinned, SdistSource) else ()
     failed: DcaError | None = None
     try:
-        others = (find(pinned), *others)
+        urls = (find(pinned), *urls)
     except DcaError as error:
-        if not others:
+        if not urls:
             raise
         failed = error
-    return fetch_url(others, pinned.sha256, kept, progress, failed=failed)
+    return fetch_url(mirrors.places(*urls), pinned.sha256, kept, progress, failed=failed)
 
 
 def fetch_url(
-    urls: str | tuple[str, ...],
+    places: Places,
     sha256: str,
     path: Path,
     progress: Progress | None = None,
     size: int = 0,
     failed: DcaError | None = None,
 ) -> Path:
-    """A URL's content at `path`, if it has the hash; otherwise nothing is left.
-
-    Each URL is asked for in turn, and the user's mirrors of it before it; the first content with the hash is taken.
+    """Download a file to `path`, from the first place whose content has the hash; otherwise nothing is left there.
 
     Args:
-        urls: read from its beginning; what an earlier run had of it was not kept.
-        sha256: that its content must have.
-        path: where it goes.
+        places: where it is asked for, in order; a download always starts from the beginning.
+        sha256: the hash that its content must have.
+        path: of the file to write.
         progress: called with bytes done and in all.
-        size: bytes that it has, where that is known: no more than one block beyond is read of anything longer.
-        failed: why a place before them did not give it.
+        size: of the file in bytes, where it is known: reading stops at most one block beyond it.
+        failed: why an earlier place did not have it.
 
     Raises:
-        DcaError: DCA-401 when its hash is another, DCA-402 when it cannot be had whole.
+        DcaError: DCA-401 when its hash differs, DCA-402 when it cannot be downloaded completely.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    places = [place for url in ((urls,) if isinstance(urls, str) else urls) for place in mirrors.places(url)]
     errors = [failed] if failed else []
-    for place in places:
+    for url in places.asked:
         try:
-            return _fetch_one(place, sha256, path, progress, size)
+            return _fetch_one(url, sha256, path, progress, size)
         except DcaError as error:  # noqa: PERF203 - the next place is asked then
-            # Other errors, such as a full disk, are the same with every place.
+            # Other errors, such as a full disk, would occur with every place.
             if error.code not in ("DCA-401", "DCA-402"):
                 raise
             errors.append(error)
@@ -301,11 +299,11 @@ def fetch_url(
 
 
 def nowhere(name: str, errors: list[DcaError]) -> DcaError:
-    """The error for something that several places did not give, each with its reason."""
+    """The error for a file that none of several places has, with the reason of each."""
     worst = next((error for error in errors if error.code == "DCA-401"), errors[-1])
     return DcaError(
         worst.code,
-        f"none of {len(errors)} places gave {name} as it is pinned.",
+        f"none of {len(errors)} places has {name} as pinned.",
         why="\n".join(f"{error.what} {error.why}".replace("\n", " ").strip() for error in errors),
         remedy=worst.remedy,
     )
@@ -350,27 +348,31 @@ def _answer(http: requests.Session, url: str) -> requests.Response:
 
 
 def _blocks(answer: requests.Response) -> Iterator[bytes]:
-    """What comes, as it comes; a server that sends next to nothing for a while has stalled."""
+    """The content, block by block.
+
+    Raises:
+        requests.Timeout: the server stalls, which is to send less than STALL_BYTES in STALL_SECONDS.
+    """
     import requests
 
-    since, come = time.monotonic(), 0
+    since, received = time.monotonic(), 0
     while block := answer.raw.read1(BLOCK, decode_content=False):
         yield block
-        come += len(block)
+        received += len(block)
         spent = time.monotonic() - since
-        if come >= STALL_BYTES:
-            since, come = time.monotonic(), 0
+        if received >= STALL_BYTES:
+            since, received = time.monotonic(), 0
         elif spent > STALL_SECONDS:
-            raise requests.Timeout(f"it sent {come} bytes within {spent:.0f} s")
+            raise requests.Timeout(f"it sent {received} bytes within {spent:.0f} s")
 
 
 def members(
     wheel: IndexFile, hashes: dict[str, str], cache: store.Store, progress: Progress | None = None
 ) -> dict[str, Path]:
-    """Single members of a wheel on the index, read by range requests, each checked against its hash.
+    """Members of a wheel on the index, read by range requests, each checked against its hash.
 
     Args:
-        wheel: the wheel; only its name is used, since it is never downloaded whole.
+        wheel: which is never downloaded completely.
         hashes: sha256 by member path.
         cache: where members are kept.
         progress: called with bytes done and in all.
@@ -393,31 +395,22 @@ def members(
                 raise DcaError(
                     "DCA-406",
                     f"{wheel.file} has no member {lacking[0]}.",
-                    remedy="the recipe names another wheel than the index carries.",
+                    remedy="correct the recipe: it describes another wheel than the one on the index.",
                 )
-            total = sum(remote.getinfo(path).file_size for path in missing)
-            counter = _Counter(total, progress)
+            sizes = {path: remote.getinfo(path).file_size for path in missing}
+            done = 0
             for path in missing:
-                _member(remote, path, hashes[path], places[path], counter)
+                for size in _member(remote, path, hashes[path], places[path]):
+                    done += size
+                    if progress:
+                        progress(done, sum(sizes.values()))
     except (requests.RequestException, HTTPError, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise unreachable(f"{wheel.file} on the package index", error) from None
     return places
 
 
-class _Counter:
-    """Bytes that have come, of all that are to come, for whoever is told of progress."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-
-    def add(self, size: int) -> None:
-        self.done += size
-        if self.progress:
-            self.progress(self.done, self.total)
-
-
-def _member(remote: zipfile.ZipFile, name: str, sha256: str, place: Path, counter: _Counter) -> None:
-    """One member of a remote wheel, kept when its content has the hash."""
+def _member(remote: zipfile.ZipFile, name: str, sha256: str, place: Path) -> Iterator[int]:
+    """Download one member of a remote wheel, and keep it when its content has the hash; the size of each block."""
     import hashlib
 
     seen = hashlib.sha256()
@@ -427,7 +420,7 @@ def _member(remote: zipfile.ZipFile, name: str, sha256: str, place: Path, counte
             while block := source.read(BLOCK):
                 stream.write(block)
                 seen.update(block)
-                counter.add(len(block))
+                yield len(block)
         if seen.hexdigest() != sha256:
             raise wrong_hash(name, sha256, seen.hexdigest())
         part.chmod(0o644)

@@ -1,11 +1,10 @@
-"""Packages of a Debian-like distribution, downloaded with a private apt configuration: no root, nothing installed.
+"""Downloads packages of a Debian-like distribution with a private apt configuration: no root, nothing installed.
 
-apt itself checks the archive's signature with the machine's own keyring; the mirror is the machine's own too.
+apt checks the archive's signature with the machine's keyring and downloads from the machine's mirror.
 """
 
 from __future__ import annotations
 
-import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,18 +22,18 @@ APT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where the machine gets its own distribution from.
+    """The mirror of the machine's own distribution.
 
     Args:
-        uri: the mirror.
-        signed_by: the keyring named beside it; empty for apt's trusted keys.
+        uri: of the mirror.
+        signed_by: its keyring; empty for apt's trusted keys.
     """
 
     uri: str
     signed_by: str
 
 
-# apt's own words for a switch that is off.
+# The values by which apt turns a setting off.
 _OFF = {"no", "false", "without", "off", "disable", "0"}
 
 
@@ -51,14 +50,8 @@ def mirror(distribution: str, etc: Path = Path("/etc")) -> Mirror | None:
 
 
 def _os_release(path: Path) -> dict[str, str]:
-    try:
-        return platform.freedesktop_os_release() if path == Path("/etc/os-release") else _parse_release(path)
-    except OSError:
-        return {}
-
-
-def _parse_release(path: Path) -> dict[str, str]:
-    pairs = (line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+    text = path.read_text() if path.is_file() else ""
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
     return {name: value.strip('"') for name, value in pairs}
 
 
@@ -66,7 +59,7 @@ def _sources(folder: Path) -> Iterator[tuple[str, list[str], str]]:
     """(URI, suites, keyring) of every source of binary packages, in both of apt's formats."""
     for path in sorted((folder / "sources.list.d").glob("*.sources")):
         for stanza in re.split(r"\n\s*\n", path.read_text(errors="replace")):
-            # A field's value goes on in lines that begin with a space; comments may stand between them.
+            # Lines that begin with a space continue a field's value; comments may stand between them.
             lines = [line for line in stanza.splitlines() if not line.startswith("#")]
             text = re.sub(r"\n[ \t]+", " ", "\n".join(lines))
             fields = {
@@ -92,7 +85,7 @@ def _sources(folder: Path) -> Iterator[tuple[str, list[str], str]]:
 
 
 def probe(release: Apt) -> str:
-    """Why the packages cannot be had from here, or nothing when they can."""
+    """Why the packages cannot be downloaded on this machine; empty when they can."""
     import requests
 
     for program in ("apt-get", "dpkg-deb"):
@@ -115,16 +108,16 @@ def download(release: Apt, cache: store.Store, log: Path, waiting: Callable[[], 
     """The packages, each with its pinned hash, in the order of the data file.
 
     Args:
-        waiting: called when another run is downloading of the same suite.
+        waiting: called when another process is downloading from the same suite.
 
     Raises:
-        DcaError: DCA-402 when they cannot be had, DCA-401 when one is not what is pinned, DCA-409 when they may not be
-            fetched.
+        DcaError: DCA-402 when they cannot be downloaded, DCA-401 when one differs from its pin, DCA-409 when --offline
+            forbids downloading them.
     """
     kept = {package: cache.download(package.sha256, f"{package.name}.deb") for package in release.packages}
     if missing := _missing(kept):
         cache.must_fetch(f"{missing[0].name} {missing[0].version}")
-        # Each run makes the folder of apt's lists and partial downloads anew, so no two may use it at once.
+        # Each download creates the folder of apt's lists and partial files again, so two must not share it.
         with cache.lock("apt", release.suite, waiting):
             if missing := _missing(kept):
                 _fetch(release, missing, kept, cache, log)
@@ -138,13 +131,13 @@ def _missing(kept: dict[AptPackage, Path]) -> list[AptPackage]:
 def _fetch(
     release: Apt, missing: list[AptPackage], kept: dict[AptPackage, Path], cache: store.Store, log: Path
 ) -> None:
-    """Download what is missing to where it is kept."""
+    """Download the missing packages to their places in the cache."""
     origin = mirror(release.distribution)
     if origin is None:
         raise DcaError(
             "DCA-402",
             f"this machine's apt has no {release.distribution} mirror.",
-            remedy="name a CUDA toolkit with --toolkit DIR.",
+            remedy="give a CUDA toolkit with --toolkit DIR.",
         )
     state = cache.folder("apt", release.suite)
     if state.exists():
@@ -153,7 +146,7 @@ def _fetch(
     env = runner.environment({"APT_CONFIG": str(config), "DEBIAN_FRONTEND": "noninteractive"}, network=True)
     updated = runner.run(["apt-get", "update"], env=env, log=log, timeout=APT_SECONDS)
     if not updated.ok:
-        raise _failed("its package lists could not be read", updated)
+        raise _failed("its package lists could not be downloaded", updated)
     folder = state / "debs"
     folder.mkdir()
     names = [f"{package.name}={package.version}" for package in missing]
@@ -177,12 +170,12 @@ def _failed(what: str, done: runner.Completed) -> DcaError:
         f"the distribution's mirror: {what}.",
         why="\n".join(complaints[:4]),
         output=done.tail,
-        remedy="check the network and `apt-get update`, or name a toolkit with --toolkit DIR.",
+        remedy="check the network and `apt-get update`, or give a toolkit with --toolkit DIR.",
     )
 
 
 def _configure(release: Apt, origin: Mirror, state: Path) -> Path:
-    """A configuration whose every folder lies below `state`, so that the system's lists are not touched."""
+    """A configuration with all its folders below `state`, so that apt does not touch the system's lists."""
     for name in ("lists/partial", "cache/archives/partial", "etc/preferences.d", "etc/sources.list.d"):
         (state / name).mkdir(parents=True)
     (state / "status").touch()
@@ -215,6 +208,6 @@ def _configure(release: Apt, origin: Mirror, state: Path) -> Path:
 
 
 def _proxies() -> list[str]:
-    """The machine's own proxy settings; nothing else of its configuration is taken over."""
+    """The machine's proxy settings, which are the only part of its configuration that is used."""
     dump = runner.run(["apt-config", "dump", "Acquire"], timeout=PROBE_SECONDS)
     return [line for line in dump.tail if re.match(r'Acquire::https?::Proxy\S* "', line)]

@@ -1,4 +1,4 @@
-"""The conda environment of a CUDA line: compilers, a complete toolkit and tools, derived from recipes and toolkits."""
+"""Creates the conda environment of a CUDA line: compilers, a complete toolkit and tools, as recipes require them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from dca.catalogue.recipes import Loaded
+from dca.catalogue.recipes import Loaded, Recipe
 from dca.catalogue.toolkits import CudaVersions, ToolkitSource
 from dca.foundation import runner, store
 from dca.foundation.documents import Value
@@ -18,9 +18,9 @@ from dca.foundation.events import Reporter
 
 ENGINES = ("micromamba", "mamba", "conda")
 PYTHON = "3.11"
-"""That everything was measured with; another one when a recipe does not take it."""
+"""The version that measurements were made with, used unless a recipe does not support it."""
 CREATE_SECONDS = 3600.0
-# What conda and its relatives are told by their environment, besides what every program gets.
+# Variables that configure conda, mamba and micromamba, kept besides those that every program gets.
 KEPT = ("CONDARC", "CONDA_ENVS_PATH", "CONDA_PKGS_DIRS", "MAMBARC", "MAMBA_ROOT_PREFIX", "MAMBA_EXE")
 
 
@@ -28,9 +28,9 @@ class Environment(Value):
     """An environment file.
 
     Args:
-        name: that it is activated by.
+        name: by which it is activated.
         cuda: the CUDA line of its toolkit.
-        recipes: that compile with it.
+        recipes: those that compile with it.
         channels, dependencies: as in the file.
     """
 
@@ -47,7 +47,7 @@ class Environment(Value):
                 f"# The conda environment for CUDA {self.cuda}: compilers and a complete toolkit.",
                 f"# Written by `dca env --cuda {self.cuda} --print`.",
                 f"#   conda env create -f environment.yml && conda activate {self.name} && make wheel CUDA={self.cuda}",
-                f"# Recipes that compile with this toolkit: {', '.join(self.recipes)}; the others pass it over.",
+                f"# Recipes that compile with this toolkit: {', '.join(self.recipes)}; the others do not use it.",
                 f"name: {self.name}",
                 "channels:",
                 *(f"  - {channel}" for channel in self.channels),
@@ -58,6 +58,28 @@ class Environment(Value):
         )
 
 
+def lines_of(known: tuple[Loaded, ...]) -> set[str]:
+    """The CUDA lines that recipes compile with."""
+    return {line for loaded in known for line in loaded.recipe.cuda.supported}
+
+
+def supporting(line: str, known: tuple[Loaded, ...]) -> list[Recipe]:
+    """The recipes that compile with a CUDA line.
+
+    Raises:
+        DcaError: DCA-303 when there is none.
+    """
+    recipes = [loaded.recipe for loaded in known if line in loaded.recipe.cuda.supported]
+    if not recipes:
+        raise DcaError(
+            "DCA-303",
+            f"no recipe compiles with CUDA {line}.",
+            why=f"supported: {', '.join(sorted(lines_of(known)))}.",
+            remedy="choose one of these with --cuda.",
+        )
+    return recipes
+
+
 def environment(
     line: str, known: tuple[Loaded, ...], sources: tuple[ToolkitSource, ...], versions: CudaVersions
 ) -> Environment:
@@ -66,38 +88,30 @@ def environment(
     Raises:
         DcaError: DCA-303 when no recipe compiles with it, DCA-302 when no release of it is known.
     """
-    takers = [loaded.recipe for loaded in known if line in loaded.recipe.cuda.supported]
-    lines = sorted({line for loaded in known for line in loaded.recipe.cuda.supported})
-    if not takers:
-        raise DcaError(
-            "DCA-303",
-            f"no recipe compiles with CUDA {line}.",
-            why=f"they do with {', '.join(lines)}.",
-            remedy="choose one of them with --cuda.",
-        )
+    recipes = supporting(line, known)
     release = next((source.redist.label for source in sources if source.redist and source.line == line), None)
     accepts = versions.of(line)
     if release is None or accepts is None:
-        available = sorted({source.line for source in sources if source.redist} & set(lines))
+        available = sorted({source.line for source in sources if source.redist} & lines_of(known))
         raise DcaError(
             "DCA-302",
-            f"no release of CUDA {line} is known to build/toolkits.",
+            f"build/toolkits has no release of CUDA {line}.",
             remedy=f"choose from {', '.join(available)} with --cuda.",
         )
-    # The recipes' own text: `str` of a specifier set would reorder its parts.
+    # The text as recipes have it: `str` of a specifier set would reorder its parts.
     ranges = {
         text.removeprefix("cmake")
-        for recipe in takers
+        for recipe in recipes
         for text in recipe.build_requirements
         if Requirement(text).name == "cmake"
     }
     return Environment(
         name=f"dca-cu{line.replace('.', '')}",
         cuda=line,
-        recipes=tuple(recipe.name for recipe in takers),
+        recipes=tuple(recipe.name for recipe in recipes),
         channels=(f"nvidia/label/cuda-{release}", "conda-forge", "nodefaults"),
         dependencies=(
-            f"python={python_of([recipe.python for recipe in takers])}",
+            f"python={python_of([recipe.python for recipe in recipes])}",
             "pip",
             "uv",
             "git",
@@ -113,7 +127,7 @@ def environment(
 
 
 def python_of(ranges: list[str]) -> str:
-    """A Python that is in every range: the one that is preferred, else the newest.
+    """A Python version within every range: the preferred one, else the newest.
 
     Raises:
         DcaError: DCA-306 when there is none.
@@ -121,7 +135,7 @@ def python_of(ranges: list[str]) -> str:
     for minor in [PYTHON, *(f"3.{number}" for number in range(14, 9, -1))]:
         if all(SpecifierSet(specifier).contains(f"{minor}.99") for specifier in ranges):
             return minor
-    raise DcaError("DCA-306", f"no Python is in all of {', '.join(ranges)}.", remedy="name one recipe with --recipe.")
+    raise DcaError("DCA-306", f"no Python is in all of {', '.join(ranges)}.", remedy="choose a recipe with --recipe.")
 
 
 def engine() -> Path | None:
@@ -130,21 +144,21 @@ def engine() -> Path | None:
 
 
 def create(environment: Environment, program: Path, folder: Path | None, reporter: Reporter, log: Path) -> Path:
-    """Make an environment; its Python.
+    """Create an environment and return its Python.
 
     Args:
         program: micromamba, mamba or conda.
-        folder: where it is to be; among the engine's own, by name, when None.
+        folder: of the environment; None creates it by name in the engine's own folder.
 
     Raises:
-        DcaError: DCA-107 with the engine's own words.
+        DcaError: DCA-107 with the engine's error.
     """
     place = ["-p", str(folder.absolute())] if folder else ["-n", environment.name]
     verb = ["create"] if program.name == "micromamba" else ["env", "create"]
-    # conda itself took no -y for this command before 24; all of them take the variable.
+    # conda has -y for this command only since version 24; all engines read the variable.
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     env = runner.environment(kept | {"CONDA_ALWAYS_YES": "true", "MAMBA_ALWAYS_YES": "true"}, network=True)
-    reporter.stage("environment", f"{environment.name}, by {program.name}: {', '.join(environment.dependencies)}")
+    reporter.stage("environment", f"{environment.name}, with {program.name}: {', '.join(environment.dependencies)}")
     with store.scratch() as scratch:
         file = scratch / "environment.yml"
         file.write_text(environment.text(), encoding="utf-8")
@@ -166,9 +180,9 @@ def create(environment: Environment, program: Path, folder: Path | None, reporte
         done = answer
     raise DcaError(
         "DCA-107",
-        f"{program.name} could not make the environment {environment.name}.",
+        f"{program.name} could not create the environment {environment.name}.",
         why="it took too long." if done.timed_out else "\n".join(done.tail[-6:]),
         output=done.tail,
-        remedy=f"see {log}. If it is there already: {program.name} env remove {' '.join(place)}. "
-        "Without conda the same is made by --engine uv (ENGINE=uv).",
+        remedy=f"see {log}. If the environment exists already: {program.name} env remove {' '.join(place)}. "
+        "Without conda, use --engine uv (ENGINE=uv).",
     )

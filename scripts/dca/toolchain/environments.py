@@ -1,4 +1,4 @@
-"""Makes the build and run environments with uv, from locks with hashes; never the tool's own."""
+"""Creates the build and run environments with uv, from locks with hashes; never the tool's own environment."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ WORKERS = data.IN_WHEEL_ENV / "workers"
 
 
 class TorchFacts(Value):
-    """What the build environment's torch says of itself."""
+    """Facts about the torch of the build environment."""
 
     version: str
     cuda: str
     cxx11_abi: bool
     includes: tuple[str, ...]
-    """Headers: torch's own, then those of the CUDA math libraries it was installed with."""
+    """Header folders: torch's own, then those of the CUDA math libraries that were installed with it."""
     libraries: str
     python_include: str
 
 
 def uv_environment(cache: store.Store) -> dict[str, str]:
-    """The environment uv runs in: one cache for all environments, and none of the user's uv settings."""
-    # uv reads its own variables; an index that is named for pip alone is passed on.
+    """The variables for uv: one cache for all environments, and none of the user's uv settings."""
+    # uv reads its own variables; an index that is set for pip only is passed on.
     index_setting = {"UV_DEFAULT_INDEX": index.endpoint()} if "PIP_INDEX_URL" in os.environ else {}
     fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_CONFIG": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
     fixed |= {"UV_OFFLINE": "1"} if cache.offline else {}
@@ -60,25 +60,25 @@ def build_environment(plan: Plan, run: Run) -> Path:
 
 
 def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
-    """An environment of exactly what a lock names; made once, then kept.
+    """The Python of an environment with exactly the packages of a lock, created once and kept.
 
     Args:
         lock: requirements with hashes.
-        python_path: the interpreter to make it from.
+        python_path: the interpreter that it is created from.
         python: its version.
 
     Raises:
         DcaError: DCA-407.
     """
     if not lock.is_file():
-        raise DcaError("DCA-407", f"{lock} does not exist.", remedy="make it with `make locks`.")
+        raise DcaError("DCA-407", f"{lock} does not exist.", remedy="create it with `make locks`.")
     folder = _folder(lock, python_path, python, run.cache)
     interpreter = folder / "bin/python"
-    # Written last: an environment without it is incomplete. It cannot be made elsewhere and moved, because scripts and
-    # pyvenv.cfg contain its path.
+    # Written last: an environment without it is incomplete. The environment cannot be created elsewhere and moved,
+    # because its scripts and pyvenv.cfg contain its path.
     stamp = folder / ".whole"
     with run.cache.lock(
-        "env", folder.name, lambda: run.reporter.note("another run is making the same environment; waiting.")
+        "env", folder.name, lambda: run.reporter.note("another dca process is creating the same environment; waiting.")
     ):
         if stamp.is_file() and interpreter.exists():
             return interpreter
@@ -115,12 +115,12 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
                 store.remove(folder)
             why = "it took too long." if done.timed_out else "\n".join(done.tail[-6:])
             if run.cache.offline:
-                remedy = "bring the wheels with `dca fetch --bundle FILE` where there is a network."
+                remedy = "pack the wheels with `dca fetch --bundle FILE` on a machine with a network."
             else:
-                remedy = f"see {run.log}; when it is the network, run the command again."
+                remedy = f"see {run.log}; if the network failed, run the command again."
             raise DcaError(
                 "DCA-407",
-                f"the environment of {lock.parent.name} could not be made.",
+                f"the environment of {lock.parent.name} could not be created.",
                 why=why,
                 output=done.tail,
                 remedy=remedy,
@@ -130,7 +130,7 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
 
 
 def _from(lock: Path, cache: store.Store, folder: Path) -> list[str]:
-    """How uv is told of the wheels that a bundle has brought; without them, and with a network, it asks the index."""
+    """Options by which uv takes the wheels of a bundle, when offline; empty when it downloads from the index."""
     hashes = set(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text(encoding="utf-8")))
     kept = [wheel for sha256 in sorted(hashes) for wheel in cache.download(sha256, "x").parent.glob("*.whl")]
     if not (cache.offline and kept):
@@ -141,7 +141,7 @@ def _from(lock: Path, cache: store.Store, folder: Path) -> list[str]:
 
 
 def wheels(lock: Path, python: str, cache: store.Store, progress: index.Progress | None = None) -> list[Path]:
-    """The wheels that an environment of a lock is made of on this kind of machine, in the cache.
+    """The wheels of a lock's packages for this kind of machine, from the cache or downloaded.
 
     Args:
         lock: requirements with hashes.
@@ -162,7 +162,7 @@ def _wheel(package: LockedPackage, python: str, cache: store.Store, progress: in
     label = f"a wheel of {package.name} {package.version} for Python {python} on this machine"
 
     def rank(name: str) -> tuple[int, tuple[int, str]] | None:
-        """How well a wheel fits, the smallest best; None when it does not."""
+        """How well a wheel fits, lowest is best; None when it does not fit."""
         try:
             project, version, build, tags = parse_wheel_filename(name)
         except InvalidWheelFilename:
@@ -191,7 +191,7 @@ def _wheel(package: LockedPackage, python: str, cache: store.Store, progress: in
 
 
 def _tags(python: str) -> list[Tag]:
-    """What wheels a Python of this machine takes, the best first."""
+    """The tags of the wheels that a Python of this machine supports, best first."""
     minor = (int(python.split(".")[0]), int(python.split(".")[1]))
     name = f"cp{minor[0]}{minor[1]}"
     platforms = list(platform_tags())
@@ -199,7 +199,7 @@ def _tags(python: str) -> list[Tag]:
 
 
 def find(lock: Path, python_path: str, python: str, cache: store.Store) -> Path | None:
-    """The Python of an environment that `make` has made before; None where it is not there or not whole."""
+    """The Python of an environment that `make` has created; None when it does not exist or is incomplete."""
     if not lock.is_file():
         return None
     folder = _folder(lock, python_path, python, cache)
@@ -217,10 +217,10 @@ def _count(lock: Path) -> int:
 
 
 def look_at_torch(python: Path, log: Path | None = None) -> TorchFacts:
-    """The torch of an environment, read by a worker there.
+    """The facts about an environment's torch, read by a worker in it.
 
     Raises:
-        DcaError: DCA-407 when it has none, or it does not load.
+        DcaError: DCA-407 when it has no torch, or torch does not load.
     """
     answer = runner.run([python, "-I", WORKERS / "torch_facts.py"], log=log, timeout=300.0)
     if not answer.ok:
@@ -229,14 +229,14 @@ def look_at_torch(python: Path, log: Path | None = None) -> TorchFacts:
             f"torch does not load with {python}.",
             why="\n".join(answer.tail[-4:]),
             output=answer.tail,
-            remedy="name the Python of an environment that has the wheel's torch; if dca made it, delete its folder "
-            "and run the command again.",
+            remedy="give the Python of an environment with the wheel's torch; if dca created it, delete its folder and "
+            "run the command again.",
         )
     return TorchFacts.model_validate(json.loads(answer.tail[-1]))
 
 
 def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:
-    """What the build environment's torch is; refused when it is not the recipe's.
+    """The facts about the build environment's torch, which must be the recipe's.
 
     Raises:
         DcaError: DCA-407.
@@ -249,7 +249,7 @@ def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:
         raise DcaError(
             "DCA-407",
             f"the build environment has torch {facts.version} for CUDA {facts.cuda}.",
-            why=f"the recipe wants {plan.torch} for CUDA {plan.torch_cuda}, C++11 ABI {abi}.",
-            remedy="correct the recipe's lock with `make locks`.",
+            why=f"the recipe requires {plan.torch} for CUDA {plan.torch_cuda}, C++11 ABI {abi}.",
+            remedy="solve the recipe's lock again with `make locks`.",
         )
     return facts

@@ -1,7 +1,7 @@
-"""Fixes the headers of toolkits (`catalogue.header_fixes` says how).
+"""Fixes the headers of toolkits, as `catalogue.header_fixes` describes.
 
-A downloaded toolkit is fixed in its folder. A toolkit of the machine is left as it is: a folder of links stands in for
-it, in which only the fixed header is another file.
+A downloaded toolkit is fixed in its folder. A toolkit of the machine is not changed: a folder of links to its files
+replaces it, with copies of the fixed headers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ RECORD = "dca-headers.json"
 
 
 class FixedHeader(Value):
-    """What became of a fix in a toolkit.
+    """The outcome of a fix in a toolkit.
 
     Args:
         sha256: of the fix.
-        status: `not needed` where the header has the declarations with an exception specification already.
+        status: `not needed` when the header already declares these functions with an exception specification.
     """
 
     name: str
@@ -34,7 +34,7 @@ class FixedHeader(Value):
 
 
 class Headers(Document):
-    """What was fixed in a toolkit's headers; it lies in the toolkit's folder."""
+    """The fixes of a toolkit's headers, recorded in the toolkit's folder."""
 
     SCHEMA: ClassVar[str] = "dca.headers/1"
 
@@ -42,13 +42,13 @@ class Headers(Document):
 
 
 def apply(toolkit: Path, fixes: Iterable[HeaderFix], label: str) -> Headers:
-    """Fix the headers of a toolkit in its folder, and record it there.
+    """Fix the headers of a toolkit in its folder, and record the fixes there.
 
     Args:
-        label: what a message calls the toolkit.
+        label: of the toolkit in messages.
 
     Raises:
-        DcaError: DCA-408 when a header is not what a fix was written for.
+        DcaError: DCA-408 when a header differs from the one that a fix was written for.
     """
     done = []
     for fix in fixes:
@@ -56,7 +56,7 @@ def apply(toolkit: Path, fixes: Iterable[HeaderFix], label: str) -> Headers:
         try:
             for path in files(toolkit, fix):
                 if (text := fixed(read(path), fix)) is not None:
-                    # Where the path is a link, this replaces the link: its target may belong to another toolkit.
+                    # This replaces a link, not its target, which may belong to another toolkit.
                     store.write_bytes(path, text.encode("latin-1"))
                     status = "applied"
         except (UnexpectedTextError, OSError) as error:
@@ -64,7 +64,7 @@ def apply(toolkit: Path, fixes: Iterable[HeaderFix], label: str) -> Headers:
                 "DCA-408",
                 f"the header {fix.file} of {label} could not be fixed for glibc {fix.glibc}.",
                 why=f"{error}.",
-                remedy=f"correct the fix `{fix.name}` in build/toolkits/cuda.toml, or name another toolkit with "
+                remedy=f"correct the fix `{fix.name}` in build/toolkits/cuda.toml, or give another toolkit with "
                 "--toolkit DIR.",
             ) from None
         done.append(FixedHeader(name=fix.name, file=fix.file, sha256=fix.sha256, status=status))
@@ -74,20 +74,20 @@ def apply(toolkit: Path, fixes: Iterable[HeaderFix], label: str) -> Headers:
 
 
 def record(toolkit: Path | None) -> tuple[FixedHeader, ...]:
-    """What was fixed in a toolkit's headers; nothing for one that is used as it is."""
+    """The recorded fixes of a toolkit's headers; empty for an unchanged toolkit."""
     if toolkit is None or not (toolkit / RECORD).is_file():
         return ()
     return documents.read(Headers, toolkit / RECORD).fixes
 
 
 def overlay(toolkit: Path, version: str, fixes: tuple[HeaderFix, ...], cache: store.Store) -> Path:
-    """A folder that stands in for a toolkit of the machine, in which only the fixed headers are other files.
+    """A folder that replaces a toolkit of the machine, with fixed copies of some headers.
 
-    nvcc looks for everything beside itself, and headers include each other by the folder that they were found in.
-    So all is a link except nvcc, which would follow a link to itself, and the folders on the way to the headers.
+    nvcc finds everything relative to its own file, and headers include each other relative to their folder. So
+    everything is a link except nvcc, which would follow a link to itself, and the folders that lead to the headers.
 
     Raises:
-        DcaError: DCA-408 when a header is not what a fix was written for.
+        DcaError: DCA-408 when a header differs from the one that a fix was written for.
     """
     folder = cache.folder("toolkit", f"own-{version}-{_identity(toolkit, fixes)}")
     with cache.lock("toolkit", folder.name):
@@ -100,7 +100,7 @@ def overlay(toolkit: Path, version: str, fixes: tuple[HeaderFix, ...], cache: st
             nvcc = part / "bin/nvcc"
             nvcc.unlink()
             shutil.copy2(toolkit / "bin/nvcc", nvcc)
-            for path in [path for name in INCLUDES for fix in fixes if (path := part / name / fix.file).is_file()]:
+            for path in list(_headers(part, fixes)):
                 content = path.read_bytes()
                 path.unlink()
                 path.write_bytes(content)
@@ -109,7 +109,7 @@ def overlay(toolkit: Path, version: str, fixes: tuple[HeaderFix, ...], cache: st
 
 
 def _identity(toolkit: Path, fixes: tuple[HeaderFix, ...]) -> str:
-    """What makes an overlay another one: the toolkit's place, its nvcc and headers, and the fixes."""
+    """Identity of an overlay: the toolkit's path, its nvcc and headers, and the fixes."""
     nvcc = (toolkit / "bin/nvcc").stat()
     return documents.digest(
         [
@@ -128,7 +128,7 @@ def _headers(toolkit: Path, fixes: tuple[HeaderFix, ...]) -> Iterator[Path]:
 
 
 def _link(origin: Path, target: Path, opened: list[Path]) -> None:
-    """Links to everything in a folder; those that are to be opened become folders of links themselves."""
+    """Link to everything in a folder; the `opened` folders become folders of links themselves."""
     target.mkdir(exist_ok=True)
     inside = {path.parts[0] for path in opened if path.parts}
     for entry in sorted(origin.iterdir()):

@@ -1,4 +1,4 @@
-"""Writes down what one build takes, each thing with what identifies it: the document `dca.lock/1`."""
+"""Records the inputs of one build with what identifies each: the document `dca.lock/1`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class LockedSource(Value):
 
     Args:
         name: as in the plan: "source", a companion, or COMPANION/SUBMODULE.
-        pin: commit:HASH, sha256:HASH of an sdist, or tree:HASH of a folder that was taken as it is.
-        urls: where it can be had, in order; an sdist's are those besides the package index.
+        pin: commit:HASH, sha256:HASH of an sdist, or tree:HASH of an unpinned folder (--dirty).
+        urls: where it can be downloaded, in order; for an sdist, those besides the package index.
         file: the sdist's name.
         branch: that the commit is on.
-        head: the commit that this branch was at when the source was fetched; empty where that could not be told.
-        tree: hash of the files that are used of it.
-        place: where it really came from; "local" for a clone or file that was named.
+        head: the commit that this branch was at when the source was fetched; empty when unknown.
+        tree: hash of the files that the build uses.
+        place: where it came from; "local" for the user's own clone or file.
     """
 
     name: str
@@ -49,8 +49,8 @@ class LockedFile(Value):
 
     Args:
         name: of the file or the package.
-        sha256: of it.
-        urls: where it can be had, where that is not an index or a distribution's mirror.
+        sha256: of the file.
+        urls: where it can be downloaded, unless from an index or a distribution's mirror.
     """
 
     name: str
@@ -59,7 +59,7 @@ class LockedFile(Value):
 
 
 class LockedPackage(Value):
-    """A Python package of the build environment, and the hashes of the files that are accepted for it."""
+    """A Python package of the build environment, with the hashes of its accepted files."""
 
     name: str
     version: str
@@ -67,7 +67,7 @@ class LockedPackage(Value):
 
 
 class LockedToolkit(Value):
-    """The CUDA toolkit, and the archives that it is put together from; none where it was on the machine."""
+    """The CUDA toolkit and its archives; without archives when it was installed on the machine."""
 
     name: str
     version: str
@@ -75,7 +75,7 @@ class LockedToolkit(Value):
 
 
 class Lock(Document):
-    """What a build takes."""
+    """The inputs of a build."""
 
     SCHEMA: ClassVar[str] = "dca.lock/1"
 
@@ -86,7 +86,7 @@ class Lock(Document):
     sources: tuple[LockedSource, ...]
     official_wheel: LockedFile | None = None
     members: dict[str, str] = {}
-    """Files that are copied out of the official wheel, by their sha256."""
+    """Files copied from the official wheel: path to sha256."""
     patches: dict[str, str] = {}
     toolkit: LockedToolkit | None = None
     packages: tuple[LockedPackage, ...]
@@ -145,14 +145,14 @@ def _toolkit(plan: Plan, known: tuple[ToolkitSource, ...]) -> LockedToolkit | No
 
 
 def packages(path: Path, python: str) -> tuple[LockedPackage, ...]:
-    """What a lock of requirements with hashes names for a Python on this kind of machine.
+    """The packages that a lock of requirements with hashes names for a Python on this kind of machine.
 
     Args:
-        path: as uv writes it.
+        path: of the lock, as uv writes it.
         python: the exact version.
 
     Raises:
-        DcaError: DCA-407 for a line that is not of that form.
+        DcaError: DCA-407 for a line in another form.
     """
     minor = ".".join(python.split(".")[:2])
     markers = {**default_environment(), "python_full_version": python, "python_version": minor}
@@ -165,9 +165,9 @@ def packages(path: Path, python: str) -> tuple[LockedPackage, ...]:
         if match is None:
             raise DcaError(
                 "DCA-407",
-                f"{path} holds a line that pins nothing.",
+                f"{path} has a line that pins nothing.",
                 why=head[:100],
-                remedy="make it with `make locks`.",
+                remedy="create the lock again with `make locks`.",
             )
         if match[3] is None or Marker(match[3].strip()).evaluate(
             {str(key): str(value) for key, value in markers.items()}

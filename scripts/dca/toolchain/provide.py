@@ -1,4 +1,4 @@
-"""Brings a toolkit into the cache, and admits a toolkit only after it compiled and linked a small kernel."""
+"""Downloads a toolkit to the cache, and accepts a toolkit only after it compiles and links a small kernel."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ extern "C" int dca_admit(float* values) { scale<<<1, 32>>>(values, 2.0f); return
 
 
 def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], run: Run) -> Path:
-    """The folder of the plan's toolkit, downloaded if need be, its headers fixed, and admitted.
+    """The folder of the plan's toolkit, downloaded if necessary, with fixed headers, and checked by `admit`.
 
-    A toolkit of the machine is not changed: where its headers need a fix, a folder of links stands in for it.
+    A toolkit of the machine is not changed: when its headers need a fix, a folder of links replaces it.
 
     Raises:
-        DcaError: DCA-4nn when it cannot be had or fixed, DCA-601 when it does not work, DCA-306 when Python's headers
-            do not compile.
+        DcaError: DCA-4nn when it cannot be downloaded or fixed, DCA-601 when it does not work, DCA-306 when Python's
+            headers do not compile.
     """
     assert plan.toolkit is not None  # noqa: S101 - only plans that compile come here
     if plan.toolkit.path:
@@ -56,12 +56,14 @@ def bring(source: ToolkitSource, run: Run) -> Path:
     """A toolkit's parts, downloaded, checked, and laid out as one folder.
 
     Raises:
-        DcaError: DCA-401 when a part is not what is pinned, DCA-402 or DCA-403 when it cannot be had, DCA-404 when it
-            cannot be unpacked safely, DCA-408 when the parts do not become the toolkit.
+        DcaError: DCA-401 when a part differs from its pin, DCA-402 or DCA-403 when it cannot be downloaded, DCA-404
+            when it cannot be unpacked safely, DCA-408 when the parts do not make up the toolkit.
     """
     folder = _folder(source, run.cache)
     with run.cache.lock(
-        "toolkit", folder.name, lambda: run.reporter.note("another run is bringing the same toolkit; waiting.")
+        "toolkit",
+        folder.name,
+        lambda: run.reporter.note("another dca process is downloading the same toolkit; waiting."),
     ):
         if folder.is_dir():
             return folder
@@ -74,11 +76,11 @@ def bring(source: ToolkitSource, run: Run) -> Path:
             lay_out(source, parts, part)
             store.remove(parts)
             headers.apply(part, source.fixes, f"the toolkit from {source.title}")
-            # Unpacking has checked each archive's links, but its parts have been moved since.
+            # Links were checked as each archive was unpacked, but the layout has moved its files since.
             if out := [name for name, path in store.walk(part) if path.is_symlink() and store.leads_out(path, part)]:
                 raise DcaError(
                     "DCA-408",
-                    f"the toolkit from {source.title} would have links that lead out of it.",
+                    f"the toolkit from {source.title} has links that lead out of its folder.",
                     why=f"{', '.join(out[:4])}.",
                     remedy=f"correct build/toolkits/{source.name}.toml.",
                 )
@@ -86,8 +88,10 @@ def bring(source: ToolkitSource, run: Run) -> Path:
             if version != source.version:
                 raise DcaError(
                     "DCA-408",
-                    f"the toolkit from {source.title} is {version or 'not one that runs'}.",
-                    why=f"wanted {source.version}.",
+                    f"the toolkit from {source.title} has nvcc {version}."
+                    if version
+                    else f"nvcc of the toolkit from {source.title} does not run.",
+                    why=f"expected {source.version}.",
                     remedy=f"correct build/toolkits/{source.name}.toml.",
                 )
     return folder
@@ -98,13 +102,13 @@ def _folder(source: ToolkitSource, cache: store.Store) -> Path:
     return cache.folder("toolkit", f"{source.name}-{key}")
 
 
-def brought(source: ToolkitSource, cache: store.Store) -> bool:
-    """Whether a toolkit stands in the cache."""
+def is_unpacked(source: ToolkitSource, cache: store.Store) -> bool:
+    """Whether a toolkit is in the cache."""
     return _folder(source, cache).is_dir()
 
 
 def file_names(source: ToolkitSource) -> dict[str, str]:
-    """The sha256 of a toolkit's parts, by what their files are called in the cache."""
+    """The sha256 of a toolkit's parts, by the names of their files in the cache."""
     return {
         **{component.file: component.sha256 for component in (source.redist.components if source.redist else ())},
         **{f"{package.name}.deb": package.sha256 for package in (source.apt.packages if source.apt else ())},
@@ -113,10 +117,10 @@ def file_names(source: ToolkitSource) -> dict[str, str]:
 
 
 def download(source: ToolkitSource, run: Run) -> tuple[dict[str, Path], list[Path], list[Path]]:
-    """A toolkit's parts as they are published: archives by component, Debian packages, wheels.
+    """A toolkit's parts as published: archives by component, Debian packages, wheels.
 
     Raises:
-        DcaError: DCA-401 when a part is not what is pinned, DCA-402, DCA-403 or DCA-409 when it cannot be had.
+        DcaError: DCA-401 when a part differs from its pin, DCA-402, DCA-403 or DCA-409 when it cannot be downloaded.
     """
 
     def telling(name: str) -> index.Progress:
@@ -130,7 +134,7 @@ def download(source: ToolkitSource, run: Run) -> tuple[dict[str, Path], list[Pat
             )
     packages: list[Path] = []
     if source.apt:
-        busy = "another run is downloading packages of the same distribution; waiting."
+        busy = "another dca process is downloading packages of the same distribution; waiting."
         packages = apt.download(source.apt, run.cache, run.log, lambda: run.reporter.note(busy))
     return (
         redistributables,
@@ -161,7 +165,7 @@ def _unpack(source: ToolkitSource, parts: Path, run: Run) -> None:
 
 
 def lay_out(source: ToolkitSource, parts: Path, folder: Path) -> None:
-    """Put the parts where the layout says.
+    """Copy the parts to where the toolkit's layout puts them.
 
     Raises:
         DcaError: DCA-408 when a part is missing.
@@ -171,12 +175,12 @@ def lay_out(source: ToolkitSource, parts: Path, folder: Path) -> None:
         if not part.exists():
             raise DcaError(
                 "DCA-408",
-                f"the parts of {source.title} hold no {origin}.",
+                f"the parts of {source.title} have no {origin}.",
                 remedy=f"correct build/toolkits/{source.name}.toml.",
             )
         place.parent.mkdir(parents=True, exist_ok=True)
         if part.is_dir():
-            # Links are kept: a library is one file and two links to it.
+            # Links stay links: a library is one file and two links to it.
             shutil.copytree(part, place, symlinks=True, dirs_exist_ok=True)
         else:
             shutil.copy2(part, place)
@@ -195,7 +199,7 @@ def admit(folder: Path, plan: Plan, run: Run) -> None:
     """Compile and link a small kernel for the plan's archs, once per toolkit and host compiler.
 
     Raises:
-        DcaError: DCA-601 with the compiler's own words.
+        DcaError: DCA-601 with the compiler's error.
     """
     nvcc = folder / "bin/nvcc"
     identity = f"{folder} {nvcc.stat().st_mtime_ns} {plan.host_compiler} {plan.host_compiler_version} {plan.archs}"
@@ -230,16 +234,16 @@ def admit(folder: Path, plan: Plan, run: Run) -> None:
             f"the toolkit {folder} could not compile a small kernel.",
             why="\n".join(done.tail[-6:]),
             output=done.tail,
-            remedy="name another one with --toolkit DIR.",
+            remedy="give another toolkit with --toolkit DIR.",
         )
     store.write_bytes(kept, identity.encode())
 
 
 def admit_python(plan: Plan, cache: store.Store, log: Path) -> None:
-    """Compile a line against Python's headers: the bindings of a module want them, after everything else.
+    """Compile a line against Python's headers, which a module's bindings need, and are compiled last.
 
     Raises:
-        DcaError: DCA-306 with the compiler's own words.
+        DcaError: DCA-306 with the compiler's error.
     """
     probe = "import sysconfig; print(sysconfig.get_path('include')); print(sysconfig.get_path('platinclude'))"
     answer = runner.probe([plan.python_path, "-I", "-c", probe])
@@ -261,30 +265,30 @@ def admit_python(plan: Plan, cache: store.Store, log: Path) -> None:
             f"g++ {plan.host_compiler_version} does not compile the headers of Python {plan.python}.",
             why="\n".join((answer if not answer.ok else done).tail[-4:]),
             output=done.tail,
-            remedy="install its development package, such as python3-dev, or name another Python with --python.",
+            remedy="install its development package, such as python3-dev, or choose another Python with --python.",
         )
 
 
 def compiler_environment(folder: Path) -> dict[str, str]:
-    """What nvcc and CMake see: this toolkit first, whatever else is on the machine."""
+    """The variables for nvcc and CMake, which put this toolkit before any other on the machine."""
     env = runner.environment({"CUDA_HOME": str(folder), "CUDA_PATH": str(folder), "CUDACXX": str(folder / "bin/nvcc")})
     return env | {"PATH": f"{folder / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"}
 
 
 def folders(toolkit: Path, kind: str) -> list[Path]:
-    """The folders that a toolkit has its headers ("include") or its libraries ("lib") in."""
+    """The folders with a toolkit's headers ("include") or its libraries ("lib")."""
     names = {"include": ("include",), "lib": ("lib64", "lib")}[kind]
     return [path for name in (*names, f"targets/x86_64-linux/{kind}") if (path := toolkit / name).is_dir()]
 
 
 def names(toolkit: Path, torch: TorchFacts) -> dict[Path, str]:
-    """What the folders besides the sources are called inside of modules, in the place of where they are."""
+    """Names that replace the paths of folders in compiled modules, apart from those of the sources."""
     site = Path(torch.libraries).parent.parent
     return {site: "site-packages", toolkit: "cuda", Path(torch.python_include): "python"}
 
 
 def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
-    """How CMake is told of a toolkit and a host compiler, whatever else is on the machine.
+    """CMake's arguments for a toolkit and a host compiler, independent of others on the machine.
 
     Args:
         folder: the toolkit's.
@@ -295,7 +299,7 @@ def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
         f"-DCMAKE_CUDA_HOST_COMPILER={host_compiler}",
         f"-DCMAKE_CUDA_COMPILER={folder / 'bin/nvcc'}",
         f"-DCUDAToolkit_ROOT={folder}",
-        # CMake tests the compiler before it reads which runtime to use, and would link the static one, which is absent.
+        # CMake tests the compiler before it reads which runtime to use, and would link the missing static one.
         "-DCMAKE_CUDA_FLAGS=--cudart=shared",
         "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
         "-DCMAKE_BUILD_TYPE=Release",

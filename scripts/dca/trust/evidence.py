@@ -1,4 +1,4 @@
-"""The evidence of a wheel: which documents belong to it, where they are found, and what is signed of them."""
+"""The evidence of a wheel: its documents, where they are found, and their signatures."""
 
 from __future__ import annotations
 
@@ -14,31 +14,28 @@ from dca.smoke.values import LEVELS, Smoke
 from dca.trust.signing import Signer
 from dca.wheelfile import provenance, sbom
 
-# The documents, by the names they have beside a wheel.
+# The names of the documents in an evidence folder.
 SBOM, PROVENANCE, INSPECTION, SMOKE = "sbom.cdx.json", "provenance.json", "inspection.json", "smoke.json"
 DOCUMENTS = (SBOM, PROVENANCE, INSPECTION, SMOKE)
-# The ways to sign, each with its envelopes: around the provenance by itself, as other programs expect it, and around
+# The signature schemes. Each has two envelopes: one contains the provenance alone, as other programs expect it, and one
 # the hashes of all documents.
 SCHEMES = ("dsse", "sigstore")
 ENVELOPES = {scheme: (f"provenance-{scheme}.json", f"evidence-{scheme}.json") for scheme in SCHEMES}
 FILES = (*DOCUMENTS, *(name for names in ENVELOPES.values() for name in names))
-# The same by their kinds, which is what an index calls them.
+# The same files by the kinds that an index uses.
 BY_KIND = {name.split(".")[0]: name for name in FILES}
 PREDICATE = "urn:dca-build:evidence:1"
-# More than any of them has; what is larger is not read.
+# Larger files are not read; no document is as large.
 MOST_BYTES = 1 << 26
 
 
 def collect(wheel: Path, sha256: str, cache: store.Store) -> dict[str, bytes]:
-    """What is at hand for a wheel: the bill of materials inside of it, and what runs on this machine left.
+    """The evidence for a wheel on this machine: the bill of materials inside it, and the records of earlier runs.
 
-    Of the smoke tests it is one that failed, where there is one, else the one of the highest level.
-
-    Args:
-        sha256: of the wheel.
+    Among the smoke reports it is a failed one, if any, else the one of the highest level.
 
     Raises:
-        DcaError: DCA-701 when it is no wheel.
+        DcaError: DCA-701 if it is not a wheel.
     """
     files = {SBOM: carried} if (carried := carried_sbom(wheel)) else {}
     for record in sorted(cache.root.glob("run/*/wheel.json")):
@@ -48,7 +45,7 @@ def collect(wheel: Path, sha256: str, cache: store.Store) -> dict[str, bytes]:
     reports = read(
         cache.root / "run" / f"smoke-{sha256[:16]}", tuple(f"smoke-{level}.json" for level in reversed(LEVELS))
     ).values()
-    # One level that fails is not outweighed by another that passes, which may have been run before.
+    # A report that passed does not outweigh one that failed: it may be older.
     ranked = [*filter(_fails, reports), *reports]
     return files | ({SMOKE: ranked[0]} if ranked else {})
 
@@ -61,10 +58,10 @@ def _fails(report: bytes) -> bool:
 
 
 def carried_sbom(wheel: Path) -> bytes:
-    """The bill of materials inside of a wheel; empty when it has none.
+    """The bill of materials inside a wheel; empty if there is none.
 
     Raises:
-        DcaError: DCA-701 when it is no wheel.
+        DcaError: DCA-701 if it is not a wheel.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -73,13 +70,13 @@ def carried_sbom(wheel: Path) -> bytes:
                     return archive.read(info)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise DcaError(
-            "DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="build it or get it again."
+            "DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="build it or download it again."
         ) from None
     return b""
 
 
 def read(folder: Path, names: tuple[str, ...] = FILES) -> dict[str, bytes]:
-    """The documents and envelopes that lie in a folder."""
+    """The documents and envelopes in a folder."""
     return {
         name: path.read_bytes()
         for name in names
@@ -88,7 +85,7 @@ def read(folder: Path, names: tuple[str, ...] = FILES) -> dict[str, bytes]:
 
 
 def hashes(wheel: str, sha256: str, files: dict[str, bytes]) -> dict[str, Any]:
-    """The in-toto statement that ties documents to a wheel."""
+    """The in-toto statement that binds documents to a wheel."""
     return {
         "_type": provenance.STATEMENT,
         "subject": [{"name": wheel, "digest": {"sha256": sha256}}],
@@ -98,16 +95,16 @@ def hashes(wheel: str, sha256: str, files: dict[str, bytes]) -> dict[str, Any]:
 
 
 def sign(wheel: str, sha256: str, files: dict[str, bytes], signer: Signer) -> dict[str, bytes]:
-    """The envelopes that one signer puts around the documents among some files.
+    """The envelopes of one signer.
 
     Args:
         wheel: name of the file.
         sha256: of the wheel.
-        files: the documents, by their names.
-        signer: whoever signs.
+        files: the documents to sign, by name; other files are ignored.
+        signer: signs them.
 
     Raises:
-        DcaError: as the signer does.
+        DcaError: if signing fails.
     """
     provenance_envelope, evidence_envelope = ENVELOPES[signer.scheme]
     signed = {provenance_envelope: signer.sign(files[PROVENANCE])} if PROVENANCE in files else {}

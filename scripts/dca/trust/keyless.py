@@ -1,8 +1,11 @@
-"""Signatures with an identity in place of a key: Sigstore bundles. Experimental.
+"""Experimental: signatures with an identity instead of a key (Sigstore bundles).
 
-https://docs.sigstore.dev/about/bundle/. A certificate authority vouches for ten minutes that a key belongs to whoever
-an identity provider says; a public log keeps when that was. The package `sigstore` is an extra, loaded when it is used.
-It has signed and verified with a stand-in for the services, and never with the public instance.
+This has never been run against the public Sigstore instance; the tests run the real client against a stand-in for its
+services.
+
+A certificate authority certifies for ten minutes that a key belongs to the identity that an identity provider confirms,
+and a public log records the time (https://docs.sigstore.dev/about/bundle/). The package `sigstore` is optional, and is
+imported when it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dca.catalogue import machine
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
 from dca.foundation.secrets import redact
-from dca.trust.signing import ENVELOPE_BYTES, PAYLOAD_TYPE, BadSignatureError
+from dca.trust.signing import ENVELOPE_BYTES, NOT_OURS, PAYLOAD_TYPE, BadSignatureError
 
 if TYPE_CHECKING:
     from sigstore.models import ClientTrustConfig
@@ -27,20 +30,20 @@ if TYPE_CHECKING:
     from sigstore.sign import SigningContext
     from sigstore.verify import Verifier
 
-# Where a person, or a service that no detector knows, puts an identity token; other Sigstore clients read it too.
+# An identity token for machines without a detected CI service; other Sigstore clients read this variable too.
 TOKEN = "SIGSTORE_ID_TOKEN"  # noqa: S105 - the name of a variable
-# A trust configuration is some twenty thousand bytes.
+# A trust configuration has some 20,000 bytes.
 TRUST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Signs with the identity that this machine has.
+    """Signs with the identity of this machine.
 
     Args:
         who: the identity, such as the URL of a workflow or an e-mail address.
-        token: that proves it, to the certificate authority alone.
-        context: the services that are asked.
+        token: proves the identity to the certificate authority.
+        context: the services to use.
     """
 
     who: str
@@ -50,14 +53,14 @@ class Signer:
 
     @property
     def says(self) -> str:
-        """Who signs, as an index shows it."""
+        """The signer, as an index shows it."""
         return f"by {self.who}, through Sigstore"
 
     def sign(self, payload: bytes) -> bytes:
-        """A bundle around an in-toto statement.
+        """A bundle that contains an in-toto statement and its signature.
 
         Raises:
-            DcaError: DCA-221 when the token has expired, DCA-402 when a service does not answer or refuses.
+            DcaError: DCA-221 if the token has expired, DCA-402 if a service does not answer or rejects the request.
         """
         from sigstore.dsse import Statement
         from sigstore.oidc import ExpiredIdentity
@@ -67,25 +70,25 @@ class Signer:
                 bundle = signer.sign_dsse(Statement(payload))
         except ExpiredIdentity:
             raise _no_identity("the identity token has expired.") from None
-        # Its services are spoken to by private parts that raise what they like: HTTP, JSON, X.509 errors.
+        # The package's private modules raise errors of many kinds: HTTP, JSON, X.509.
         except Exception as error:
             raise DcaError(
                 "DCA-402",
-                "Sigstore did not sign.",
+                "signing with Sigstore failed.",
                 why=redact(f"{type(error).__name__}: {error}"),
-                remedy="try again; or sign with a key of your own: --key FILE.",
+                remedy="try again, or sign with a key of your own: --key FILE.",
             ) from None
         return _canonical(json.loads(bundle.to_json()))
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who must have signed.
+    """The identity that must have signed.
 
     Args:
-        name: of the identity, as the certificate has it.
-        issuer: URL of the provider that says so.
-        verifier: with the roots that are trusted.
+        name: of the identity, as the certificate spells it.
+        issuer: URL of the provider that confirms the identity.
+        verifier: holds the trusted roots.
     """
 
     name: str
@@ -96,7 +99,7 @@ class Identity:
         """The statement in a bundle that this identity signed.
 
         Raises:
-            BadSignatureError: it is no bundle, or its signature, certificate or log entry does not hold.
+            BadSignatureError: it is not a bundle, or its signature, certificate or log entry is invalid.
         """
         from sigstore.models import Bundle
         from sigstore.verify import policy
@@ -106,55 +109,55 @@ class Identity:
             parsed = Bundle.from_json(bundle)
             kind, verified = self.verifier.verify_dsse(parsed, policy.Identity(identity=self.name, issuer=self.issuer))
             again = _canonical(json.loads(parsed.to_json()))
-        # A damaged certificate or log entry ends in whatever the parser that meets it raises.
+        # Parsers of damaged certificates and log entries raise errors of many kinds.
         except Exception as error:
-            raise BadSignatureError(f"it is not signed by {self.name}, or not as Sigstore signs: {error}") from None
-        # Also what no check reads has one spelling only, the spare bits of base64 among it.
+            raise BadSignatureError(f"it is not signed by {self.name}, or its signature is invalid: {error}") from None
+        # The bytes must be those that this tool writes, even where no check reads them, such as spare bits of base64.
         if again != bundle or not _names_its_log(json.loads(bundle)):
-            raise BadSignatureError("it is not as this tool writes it")
+            raise BadSignatureError(NOT_OURS)
         if kind != PAYLOAD_TYPE or verified != statement:
-            raise BadSignatureError("it is not around an in-toto statement")
+            raise BadSignatureError("it does not contain an in-toto statement")
         return verified
 
 
 def _names_its_log(bundle: Any) -> bool:
-    """Whether a line of signature names the log that its checkpoint is of; nobody signs that name."""
+    """Whether a signature line names the log of its checkpoint; that name itself is not signed."""
     (entry,) = bundle["verificationMaterial"]["tlogEntries"]
     note, _, lines = entry["inclusionProof"]["checkpoint"]["envelope"].partition("\n\n")
     return any(note.startswith(line.split(" ")[1]) for line in lines.splitlines() if line.startswith("\u2014 "))
 
 
 def payload(bundle: bytes) -> bytes:
-    """The statement in a bundle, whoever signed it.
+    """The statement in a bundle; its signature is not checked.
 
     Raises:
-        BadSignatureError: it is no bundle.
+        BadSignatureError: it is not a bundle.
     """
     if len(bundle) > ENVELOPE_BYTES:
         raise BadSignatureError("it is too large for a bundle")
     try:
         parsed: Any = json.loads(bundle)
         if _canonical(parsed) != bundle:
-            raise BadSignatureError("it is not as this tool writes it")
+            raise BadSignatureError(NOT_OURS)
         return base64.b64decode(parsed["dsseEnvelope"]["payload"], validate=True)
     except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
-        raise error if isinstance(error, BadSignatureError) else BadSignatureError("it is no Sigstore bundle") from None
+        raise error if isinstance(error, BadSignatureError) else BadSignatureError("it is not a bundle") from None
 
 
 def _canonical(bundle: Any) -> bytes:
-    # One way to write it, so that a changed byte is a change also where nothing is read.
+    # One spelling, so that every changed byte is detected.
     return documents.canonical(bundle)
 
 
 def signer(trust: Path | None = None) -> Signer:
-    """One for the identity of this machine: a CI service's own, or a token in $SIGSTORE_ID_TOKEN.
+    """A signer with the identity of this machine: of its CI service, or of the token in $SIGSTORE_ID_TOKEN.
 
     Args:
-        trust: a trust configuration of an instance of one's own; None means the public one.
+        trust: the trust configuration of a private Sigstore instance; None means the public instance.
 
     Raises:
-        DcaError: DCA-103 without `sigstore`, DCA-204 or 222 for a bad configuration, DCA-221 when there is no identity,
-            DCA-402 when its services cannot be reached.
+        DcaError: DCA-103 without `sigstore`, DCA-204 or 222 for a bad configuration, DCA-221 if there is no identity,
+            DCA-402 if the services cannot be reached.
     """
     _package()
     from sigstore.errors import Error
@@ -163,11 +166,11 @@ def signer(trust: Path | None = None) -> Signer:
 
     try:
         raw = os.environ.get(TOKEN) or detect_credential()
-    # A detector asks its service, which answers as it likes.
+    # A detector sends requests to its CI service, which may fail in many ways.
     except Exception as error:
-        raise _no_identity(redact(f"the service does not give one: {error}")) from None
+        raise _no_identity(redact(f"the CI service gave none: {error}")) from None
     if not raw:
-        raise _no_identity(f"this is no CI service that vouches for its jobs, and ${TOKEN} is not set.")
+        raise _no_identity(f"no CI service with an identity was detected, and ${TOKEN} is not set.")
     try:
         token = IdentityToken(raw)
     except IdentityError as error:
@@ -181,9 +184,9 @@ def signer(trust: Path | None = None) -> Signer:
 
 
 def identity(name: str, issuer: str, trust: Path | None = None) -> Identity:
-    """Who must have signed, with the roots that say whether they did.
+    """The identity that must have signed, with the trusted roots.
 
-    The public instance's roots are asked for, and where there is no network are those that came with `sigstore`.
+    The public instance's roots are downloaded; without a network, those inside the package `sigstore` are used.
 
     Raises:
         DcaError: DCA-103 without `sigstore`, DCA-204 or 222 for a bad configuration.
@@ -210,7 +213,7 @@ def _package() -> None:
     except ImportError:
         raise DcaError(
             "DCA-103",
-            "The package sigstore is not there.",
+            "the package sigstore is not installed.",
             remedy=machine.install_command("sigstore"),
         ) from None
 
@@ -225,9 +228,9 @@ def _config(trust: Path | None, *, offline: bool) -> ClientTrustConfig:
         except Error as error:
             raise DcaError(
                 "DCA-402",
-                "The roots that Sigstore trusts could not be fetched.",
+                "Sigstore's trusted roots could not be downloaded.",
                 why=f"{error}",
-                remedy="try again with a network; or sign with a key of your own: --key FILE.",
+                remedy="check the network and try again, or sign with a key of your own: --key FILE.",
             ) from error
     if not trust.is_file():
         raise DcaError("DCA-204", f"--trust-config: {trust} is not a file.", remedy="check the path.")
@@ -240,20 +243,20 @@ def _config(trust: Path | None, *, offline: bool) -> ClientTrustConfig:
 
 
 def _bad_trust(trust: Path | None, error: Exception) -> DcaError:
-    name = trust or "The trust configuration of Sigstore"
+    name = trust or "the public instance's configuration"
     return DcaError(
         "DCA-222",
-        f"{name} is no trust configuration that can be used.",
+        f"{name} is not a valid Sigstore trust configuration.",
         why=f"{error}".splitlines()[0],
-        remedy="get it again from whoever runs that Sigstore instance, or leave --trust-config out.",
+        remedy="get it again from the operator of that Sigstore instance, or omit --trust-config.",
     )
 
 
 def _no_identity(why: str) -> DcaError:
     return DcaError(
         "DCA-221",
-        "There is no identity to sign with.",
+        "there is no identity to sign with.",
         why=why,
-        remedy="in a GitHub workflow give the job `permissions: id-token: write`; elsewhere\n"
-        f"set {TOKEN} to what `python -m sigstore get-identity-token` prints; or sign with a key: --key FILE.",
+        remedy="in a GitHub workflow give the job `permissions: id-token: write`; elsewhere set\n"
+        f"{TOKEN} to the output of `python -m sigstore get-identity-token`; or sign with a key: --key FILE.",
     )

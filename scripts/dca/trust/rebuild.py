@@ -1,4 +1,4 @@
-"""Builds a wheel again from its provenance, from nothing and in another folder, and tells where the two differ."""
+"""Builds a wheel again from its provenance, from scratch and in another folder, and reports the differences."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dca.trust import evidence
 from dca.trust.verify import Finding
 from dca.wheelfile import provenance
 
-# What a build fetches and only reads; everything else is made anew.
+# Downloads, which a build only reads; everything else is built again.
 SHARED = ("downloads", "env", "toolkit", "uv", "lock")
 
 
 @dataclass(frozen=True)
 class Local:
-    """Sources on this machine that are built from in place of fetching them.
+    """Local sources to build from instead of downloading them.
 
     Args:
-        source: absolute path of a clone or an sdist; None to fetch it.
-        companions: absolute paths of the companions' clones, by their names.
+        source: absolute path of a clone or an sdist; None to download it.
+        companions: absolute paths of the companions' clones, by name.
     """
 
     source: str | None = None
@@ -40,14 +40,14 @@ FETCHED = Local()
 
 
 def request(statement: bytes, local: Local = FETCHED) -> Request:
-    """What must be asked for to get the same plan.
+    """The request that leads to the same plan.
 
     Args:
         statement: the provenance.
         local: sources on this machine.
 
     Raises:
-        DcaError: DCA-111 when the statement does not say.
+        DcaError: DCA-111 if the statement does not contain it.
     """
     try:
         definition = json.loads(statement)["predicate"]["buildDefinition"]
@@ -65,9 +65,9 @@ def request(statement: bytes, local: Local = FETCHED) -> Request:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DcaError(
             "DCA-111",
-            "the provenance does not say how the wheel was made.",
+            "the provenance does not say how the wheel was built.",
             why=f"{error!r}",
-            remedy="get it anew from where the wheel was published.",
+            remedy="download it again from the index where the wheel is published.",
         ) from None
 
 
@@ -79,31 +79,31 @@ def rebuild(
     reporter: Reporter,
     local: Local = FETCHED,
 ) -> Finding:
-    """Build a wheel again and compare; what is compiled is kept until they have been compared.
+    """Build a wheel again and compare; the build's files are deleted after the comparison.
 
     Args:
         path: the wheel.
-        sha256: of it.
-        files: its evidence; the provenance is needed.
-        cache: what it fetches from is kept here, and the build itself while it runs.
-        reporter: who is told of progress.
+        sha256: of the wheel.
+        files: its evidence; the provenance is required.
+        cache: holds the downloads, and the build while it runs.
+        reporter: receives progress.
         local: sources on this machine.
 
     Raises:
-        DcaError: DCA-111 without provenance, and all that building raises.
+        DcaError: DCA-111 without provenance, and all errors of a build.
     """
     if evidence.PROVENANCE not in files:
         raise DcaError(
             "DCA-111",
-            f"{path.name} cannot be built again: nothing says how it was made.",
+            f"{path.name} cannot be built again: there is no provenance for it.",
             remedy="name the folder with its provenance.json: --evidence DIR.",
         )
     plan, world = gather.make_plan(request(files[evidence.PROVENANCE], local), cache)
     if differences := _planned(plan, json.loads(files[evidence.PROVENANCE])):
-        says = "it cannot be built again as it was: " + "; ".join(differences) + "."
+        says = "it cannot be built again in the same way: " + "; ".join(differences) + "."
         return Finding(check="rebuild", status="not proven", says=says)
     root = cache.open().folder("rebuild", sha256[:16])
-    with cache.lock("rebuild", root.name, lambda: reporter.note("another run builds it again; waiting for it.")):
+    with cache.lock("rebuild", root.name, lambda: reporter.note("another command is rebuilding this wheel; waiting.")):
         root.mkdir(parents=True, exist_ok=True)
         for name in SHARED:
             (cache.root / name).mkdir(exist_ok=True)
@@ -111,22 +111,22 @@ def rebuild(
                 (root / name).symlink_to(cache.root / name)
         built = wheel.make(plan, world, store.Store(root), root / "dist", reporter)
         same = built.sha256 == sha256
-        says = "built again from its sources, in another folder, it has the same bytes."
+        says = "a rebuild from its sources, in another folder, has the same bytes."
         if not same:
-            says = "built again it differs: " + "; ".join(differing(path, Path(built.wheel))) + "."
+            says = "a rebuild differs: " + "; ".join(differing(path, Path(built.wheel))) + "."
         store.remove(root)
     return Finding(check="rebuild", status="proven" if same else "wrong", says=says)
 
 
 def _planned(plan: Plan, statement: Any) -> list[str]:
-    """Why this tool and machine plan another wheel today, in words; empty when they plan the same."""
+    """Why this version of the tool plans another wheel on this machine; empty if it plans the same."""
     definition = statement["predicate"]["buildDefinition"]
     if definition["internalParameters"]["plan"] == plan.key:
         return []
     parts = {part["name"]: part.get("digest", {}).get("sha256") for part in definition["resolvedDependencies"]}
     then, now = definition["internalParameters"]["choices"], plan.model_dump(mode="json")
     changed = [
-        f"the {name} is another"
+        f"the {name} has changed"
         for name, digest in (
             ("recipe", plan.recipe_digest),
             ("build lock", plan.build_lock_digest),
@@ -135,15 +135,15 @@ def _planned(plan: Plan, statement: Any) -> list[str]:
         if parts.get(name) != digest
     ]
     changed += [
-        f"{name} was {then[name]} and would be {now[name]}"
+        f"{name} was {then[name]} and is now {now[name]}"
         for name in sorted(then.keys() & now.keys() - {"modules"})
         if then[name] != now[name]
     ]
-    return changed or ["its plan is another"]
+    return changed or ["its plan has changed"]
 
 
 def differing(first: Path, second: Path) -> list[str]:
-    """Where two wheels differ, in words: files that only one has, and why the others are not the same."""
+    """The differences of two wheels: files that only one has, and how the others differ."""
     with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as other:
         names = [{info.filename for info in archive.infolist()} for archive in (one, other)]
         differences = [f"only the first has {name}" for name in sorted(names[0] - names[1])]
@@ -153,7 +153,7 @@ def differing(first: Path, second: Path) -> list[str]:
             if contents[0] != contents[1]:
                 differences.append(f"{name}: {_why(name, *contents)}")
     if not differences:
-        return ["every file is the same, but not how they are packed: another zlib, or another version of this tool"]
+        return ["all files are the same, but packed differently: by another zlib, or another version of this tool"]
     return differences
 
 
@@ -162,7 +162,7 @@ def _why(name: str, first: bytes, second: bytes) -> str:
         try:
             hashes = elf.section_hashes(first), elf.section_hashes(second)
         except elf.ElfError as error:
-            return f"one is no whole module ({error})"
+            return f"one is not a complete module ({error})"
         changed = [section for section in hashes[0] | hashes[1] if hashes[0].get(section) != hashes[1].get(section)]
         return f"sections {', '.join(changed) or 'none'} ({len(first)} and {len(second)} bytes)"
     lines = [content.decode("utf-8", "replace").splitlines() for content in (first, second)]

@@ -1,15 +1,17 @@
-"""Signatures with a key of one's own: DSSE envelopes, Ed25519.
+"""Signatures with a key: DSSE envelopes with Ed25519.
 
 https://github.com/secure-systems-lab/dsse/blob/v1.0.2/protocol.md. Keys are PEM files, as
-`openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` make them.
+`openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` create them.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,85 +22,76 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-# A key is a hundred bytes and an envelope some ten thousand; more is neither.
+# A key has a hundred bytes, an envelope some ten thousand; larger files are rejected.
 KEY_BYTES, ENVELOPE_BYTES = 1 << 16, 1 << 24
+NOT_OURS = "it is not in the form that this tool writes"
 
 
 class BadSignatureError(ValueError):
-    """An envelope that does not say what it should, in words."""
+    """An envelope or bundle that is damaged or wrongly signed; the message says how."""
 
 
 class Signer(Protocol):
-    """Whoever signs."""
+    """Signs evidence."""
 
     @property
     def scheme(self) -> str:
-        """What its envelopes are called: dsse or sigstore."""
+        """The signature scheme, a part of the envelopes' names: dsse or sigstore."""
         ...
 
     @property
     def says(self) -> str:
-        """Who signs, as an index shows it."""
+        """The signer, as an index shows it."""
         ...
 
     def sign(self, payload: bytes) -> bytes:
-        """An envelope around an in-toto statement."""
+        """An envelope that contains an in-toto statement and its signature."""
         ...
 
 
 @dataclass(frozen=True)
 class KeySigner:
-    """Signs with a key of one's own."""
+    """Signs with a private key."""
 
     key: Ed25519PrivateKey
     scheme = "dsse"
 
     @property
     def says(self) -> str:
-        """Who signs, as an index shows it."""
+        """The signer, as an index shows it."""
         return f"by key {key_id(self.key.public_key())[:16]}"
 
     def sign(self, payload: bytes) -> bytes:
-        """An envelope around a payload."""
-        return sign(payload, self.key)
+        """An envelope that contains a payload and its signature."""
+        return _envelope(payload, [(key_id(self.key.public_key()), self.key.sign(_encoded(payload)))])
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
     """The key to sign with.
 
     Raises:
-        DcaError: DCA-220 when the file is no such key, or one with a password.
+        DcaError: DCA-220 if the file is not such a key, or has a password.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    try:
-        key = load_pem_private_key(_read(path), None)
-    except (ValueError, TypeError) as error:
-        raise _no_key(path, f"{error}", "genpkey -algorithm ed25519 -out key.pem") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise _no_key(path, "it is a key of another kind.", "genpkey -algorithm ed25519 -out key.pem")
+    load = functools.partial(load_pem_private_key, password=None)
+    key: Ed25519PrivateKey = _key(path, load, Ed25519PrivateKey, "genpkey -algorithm ed25519 -out key.pem")
     return key
 
 
 def public_key(path: Path) -> Ed25519PublicKey:
-    """The key to check with; a private key is taken for its public half.
+    """The key to check signatures with; of a private key, its public half.
 
     Raises:
-        DcaError: DCA-220 when the file is no such key.
+        DcaError: DCA-220 if the file is not such a key.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    content = _read(path)
-    if b"PRIVATE KEY" in content:
+    if b"PRIVATE KEY" in _read(path):
         return private_key(path).public_key()
-    try:
-        key = load_pem_public_key(content)
-    except ValueError as error:
-        raise _no_key(path, f"{error}", "pkey -in key.pem -pubout -out key.pub") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise _no_key(path, "it is a key of another kind.", "pkey -in key.pem -pubout -out key.pub")
+    key: Ed25519PublicKey = _key(path, load_pem_public_key, Ed25519PublicKey, "pkey -in key.pem -pubout -out key.pub")
     return key
 
 
@@ -109,25 +102,28 @@ def _read(path: Path) -> bytes:
         return stream.read(KEY_BYTES)
 
 
-def _no_key(path: Path, why: str, command: str) -> DcaError:
-    return DcaError(
+def _key(path: Path, load: Callable[[bytes], object], kind: type, command: str) -> Any:
+    """Load a key; `command` is how openssl creates such a file."""
+    try:
+        key = load(_read(path))
+        if isinstance(key, kind):
+            return key
+        why = "it is another kind of key."
+    except (ValueError, TypeError) as error:
+        why = str(error)
+    raise DcaError(
         "DCA-220",
-        f"{path} is not an Ed25519 key in PEM without a password.",
+        f"{path} is not an Ed25519 key in a PEM file without a password.",
         why=why,
-        remedy=f"make one with: openssl {command}",
+        remedy=f"create one with: openssl {command}",
     )
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """What an envelope calls a key: the SHA-256 of its raw bytes."""
+    """The id of a key in an envelope: the SHA-256 of its raw bytes."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
-
-
-def sign(payload: bytes, key: Ed25519PrivateKey) -> bytes:
-    """An envelope around a payload, signed."""
-    return _envelope(payload, [(key_id(key.public_key()), key.sign(_encoded(payload)))])
 
 
 def _envelope(payload: bytes, signatures: list[tuple[str, bytes]]) -> bytes:
@@ -140,10 +136,10 @@ def _envelope(payload: bytes, signatures: list[tuple[str, bytes]]) -> bytes:
 
 
 def opened(envelope: bytes, keys: tuple[Ed25519PublicKey, ...]) -> tuple[bytes, str]:
-    """The payload of an envelope, and the id of the key among `keys` that signed it; "" when none of them did.
+    """The payload of an envelope, and the id of the key among `keys` that signed it; "" if none of them did.
 
     Raises:
-        BadSignatureError: it is no envelope, or a signature by one of the keys is wrong.
+        BadSignatureError: it is not an envelope, or a signature by one of the keys is wrong.
     """
     from cryptography.exceptions import InvalidSignature
 
@@ -162,7 +158,7 @@ def opened(envelope: bytes, keys: tuple[Ed25519PublicKey, ...]) -> tuple[bytes, 
 
 
 def _encoded(payload: bytes) -> bytes:
-    """What is really signed: the pre-authentication encoding of DSSE."""
+    """The bytes to sign: DSSE's pre-authentication encoding of a payload."""
     kind = PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
@@ -180,9 +176,9 @@ def _parts(envelope: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
             for signature in parsed["signatures"]
         ]
     except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
-        raise error if isinstance(error, BadSignatureError) else BadSignatureError("it is no DSSE envelope") from None
+        raise error if isinstance(error, BadSignatureError) else BadSignatureError("it is not an envelope") from None
     if not signatures:
         raise BadSignatureError("it has no signature")
     if _envelope(payload, signatures) != envelope:
-        raise BadSignatureError("it is not as this tool writes it")
+        raise BadSignatureError(NOT_OURS)
     return payload, signatures

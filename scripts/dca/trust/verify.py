@@ -1,4 +1,4 @@
-"""Checks a wheel against its evidence: every document against the wheel, the others, and the key that signed them."""
+"""Checks a wheel's evidence: the documents against the wheel and each other, and their signatures."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Json = dict[str, Any]
 
 
 class Finding(Value):
-    """What one check says.
+    """The result of one check.
 
     Args:
-        check: archive, record, sbom, provenance, inspection, smoke, hashes or signature.
-        says: what is proven, what is wrong, or what there is no proof of.
+        check: archive, record, sbom, provenance, inspection, smoke, evidence, signature or rebuild.
+        says: what is proven, what is wrong, or what is not proven.
     """
 
     check: str
@@ -42,12 +42,12 @@ class Finding(Value):
 
 
 class Verification(Document):
-    """What is proven of a wheel, and what is not.
+    """The result of verifying a wheel.
 
     Args:
         wheel: name of the file.
-        key: id of the key that signed its evidence, among those that were given; "" when none of them did.
-        identity: that signed its evidence through Sigstore, when it is the one that was given; else "".
+        key: id of the given key that signed its evidence; "" if none of them did.
+        identity: that signed its evidence through Sigstore, if it is the given one; else "".
     """
 
     SCHEMA: ClassVar[str] = "dca.verification/1"
@@ -65,16 +65,16 @@ class Verification(Document):
 
 
 class _WrongError(Exception):
-    """A document does not say what it must, in words."""
+    """What is wrong with a document."""
 
 
 @dataclass(frozen=True)
 class Trusted:
-    """Whose signatures count; evidence that lacks one of what is given is wrong.
+    """The signers that the evidence must have, as far as they are given.
 
     Args:
-        keys: one of which must have signed.
-        identity: that must have signed through Sigstore.
+        keys: one of them must have signed.
+        identity: must have signed through Sigstore.
     """
 
     keys: tuple[Ed25519PublicKey, ...] = ()
@@ -93,7 +93,7 @@ def verify(wheel: Path, files: Mapping[str, bytes], trusted: Trusted = NOBODY) -
         trusted: whose signatures count.
 
     Raises:
-        DcaError: DCA-204 when there is no such file, DCA-701 when it is no wheel.
+        DcaError: DCA-204 if there is no such file, DCA-701 if it is not a wheel.
     """
     inspected = inspection.inspect(wheel)
     record = _record(wheel)
@@ -129,15 +129,15 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _title(name: str) -> str:
-    """What a check is called, by the document that it looks at."""
+    """The name of the check of a document or envelope."""
     return name.split(".")[0].split("-")[0]
 
 
 ABSENT = {
-    evidence.SBOM: "what it was made of: there is no bill of materials.",
-    evidence.PROVENANCE: "how it was made: there is no provenance.",
-    evidence.INSPECTION: "that anybody looked into it before.",
-    evidence.SMOKE: "that it computes what it should: there is no smoke test of it (`dca smoke`).",
+    evidence.SBOM: "what it was built from (there is no bill of materials).",
+    evidence.PROVENANCE: "how it was built (there is no provenance).",
+    evidence.INSPECTION: "that it is unchanged since its inspection (there is no inspection).",
+    evidence.SMOKE: "that it computes correctly (there is no report of `dca smoke`).",
 }
 
 
@@ -146,7 +146,7 @@ def _absent(name: str) -> Finding:
 
 
 def _record(wheel: Path) -> Json:
-    """The wheel's own record; empty when it has none that can be read."""
+    """The wheel's own dca.json; empty if there is none or it is damaged."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             name = next(member for member in archive.namelist() if member.endswith(".dist-info/dca.json"))
@@ -162,30 +162,32 @@ def _archive(inspected: Inspection) -> Finding:
     return Finding(
         check="archive",
         status="proven",
-        says=f"{inspected.files} files are those of its RECORD; name, tags and METADATA agree.",
+        says=f"{inspected.files} files match its RECORD; name, tags and METADATA agree.",
     )
 
 
 def _recorded(inspected: Inspection, record: Json) -> Finding:
     if not inspected.recorded:
-        says = "what it was made from: this tool did not make it, or its record is damaged."
-        return Finding(check="record", status="wrong" if record else "not proven", says=says)
+        if record:
+            return Finding(check="record", status="wrong", says="its dca.json is damaged.")
+        says = "what it was built from (it has no readable dca.json)."
+        return Finding(check="record", status="not proven", says=says)
     if absent := sorted(set(inspected.recorded.hashes) - {module.path for module in inspected.modules}):
-        return Finding(check="record", status="wrong", says=f"its record names {', '.join(absent)}, which it lacks.")
+        return Finding(check="record", status="wrong", says=f"its dca.json names {', '.join(absent)}, which it lacks.")
     return Finding(
         check="record",
         status="proven",
-        says=f"its {len(inspected.modules)} modules are those of its record, of plan {inspected.recorded.plan}.",
+        says=f"its {len(inspected.modules)} modules match its dca.json, of plan {inspected.recorded.plan}.",
     )
 
 
 def _sbom(content: bytes, wheel: Path, inspected: Inspection, record: Json) -> str:
     if content != evidence.carried_sbom(wheel):
-        raise _WrongError("it is not the one inside of the wheel")
+        raise _WrongError("it is not the one inside the wheel")
     bom = json.loads(content)
     about = bom["metadata"]["component"]
     if about["version"] != inspected.version:
-        raise _WrongError(f"it is of version {about['version']}")
+        raise _WrongError(f"it is for version {about['version']}")
     _same("plan", _property(about, "plan"), record["plan"])
     components = {component["bom-ref"]: component for component in bom["components"]}
     for module in inspected.modules:
@@ -196,7 +198,7 @@ def _sbom(content: bytes, wheel: Path, inspected: Inspection, record: Json) -> s
     patches = {patch["sha256"] for patch in record["patches"] if patch["status"] != "not needed"}
     listed_patches = {_hash(component) for component in components.values() if _property(component, "patch")}
     _same("the patches", sorted(listed_patches), sorted(patches))
-    return f"its bill of materials: {len(components)} components, {len(patches)} patches and added files among them."
+    return f"its bill of materials has {len(components)} components, including {len(patches)} patches and added files."
 
 
 def _hash(component: Json | None) -> str:
@@ -210,7 +212,7 @@ def _property(component: Json, name: str) -> str:
 
 def _same(what: str, stated: object, actual: object) -> None:
     if stated != actual:
-        raise _WrongError(f"{what} is {_short(stated)} there, and {_short(actual)} in the wheel")
+        raise _WrongError(f"{what} is {_short(stated)}, but should be {_short(actual)}")
 
 
 def _short(value: object) -> str:
@@ -222,10 +224,10 @@ def _statement(content: bytes, predicate_type: str, inspected: Inspection) -> Js
     """The predicate of an in-toto statement about the wheel."""
     statement = json.loads(content)
     if (statement["_type"], statement["predicateType"]) != (provenance.STATEMENT, predicate_type):
-        raise _WrongError(f"it is no statement of the type {predicate_type}")
+        raise _WrongError(f"it is not a statement of the type {predicate_type}")
     subjects = {subject["digest"]["sha256"]: subject["name"] for subject in statement["subject"]}
     if inspected.sha256 not in subjects:
-        raise _WrongError(f"it is about a wheel with sha256 {', '.join(subjects)[:64]}")
+        raise _WrongError(f"it is about another wheel, with sha256 {', '.join(subjects)[:64]}")
     predicate: Json = statement["predicate"]
     return predicate
 
@@ -243,7 +245,7 @@ def _provenance(content: bytes, inspected: Inspection, record: Json) -> str:
     for patch in record["patches"]:
         _same(patch["name"], parts.get(f"patch {patch['name']}", {}).get("digest"), {"sha256": patch["sha256"]})
     builder, when = predicate["runDetails"]["builder"], predicate["runDetails"]["metadata"]["finishedOn"]
-    return f"made on {when[:10]} by dca-build {builder['version']['dca-build']} from {len(parts)} pinned parts."
+    return f"built on {when[:10]} by dca-build {builder['version']['dca-build']} from {len(parts)} pinned parts."
 
 
 def _inspection(content: bytes, inspected: Inspection) -> str:
@@ -262,7 +264,7 @@ def _inspection(content: bytes, inspected: Inspection) -> str:
         raise _WrongError(f"it found: {' '.join((*earlier.problems, *earlier.differences))}")
     by = f", symbols checked against torch {earlier.checked_with_torch}" if earlier.checked_with_torch else ""
     plan = f", compared with plan {earlier.planned}" if earlier.planned else ""
-    return f"it was inspected and nothing was wrong{plan}{by}."
+    return f"its inspection found no problems{plan}{by}."
 
 
 def _smoke(content: bytes, inspected: Inspection) -> str:
@@ -271,8 +273,8 @@ def _smoke(content: bytes, inspected: Inspection) -> str:
     if not smoke.passed:
         raise _WrongError(f"{sum(not case.passed for case in smoke.cases)} of {len(smoke.cases)} cases failed")
     if smoke.partial or any(case.overlay for case in smoke.cases):
-        raise _WrongError("it is not of all cases and of the wheel alone")
-    rest = f" Not: {' '.join(smoke.not_proven)}" if smoke.not_proven else ""
+        raise _WrongError("it is not a run of all cases on the unchanged wheel")
+    rest = f" Not proven: {' '.join(smoke.not_proven)}" if smoke.not_proven else ""
     return f"all {len(smoke.cases)} cases of level {smoke.level} pass, seed {smoke.seed}.{rest}"
 
 
@@ -280,40 +282,32 @@ def _document(kind: type[documents.D], content: bytes) -> documents.D:
     values = json.loads(content)
     document = kind.model_validate({**values, "schema": values.get("schema", "")})
     if documents.dumps(document) != content:
-        raise _WrongError("it is not as this tool writes it")
+        raise _WrongError(signing.NOT_OURS)
     return document
 
 
 def _signatures(
     files: Mapping[str, bytes], inspected: Inspection, trusted: Trusted
 ) -> tuple[dict[str, str], list[Finding]]:
-    """Who signed, by scheme, and what that says of the documents."""
-    expected = {"dsse": bool(trusted.keys), "sigstore": trusted.identity is not None}
-    signed = [scheme for scheme in evidence.SCHEMES if evidence.ENVELOPES[scheme][1] in files]
+    """The signer by scheme, and the findings about the signatures."""
     signers: dict[str, str] = {}
     findings: list[Finding] = []
     for scheme in evidence.SCHEMES:
-        if scheme in signed:
-            signers[scheme], says = _signed(scheme, files, inspected, trusted)
-            findings += says
-        elif expected[scheme]:
-            findings.append(Finding(check="signature", status="wrong", says=UNSIGNED[scheme]))
+        if evidence.ENVELOPES[scheme][1] in files:
+            signers[scheme], more = _signed(scheme, files, inspected, trusted)
+            findings += more
+        elif trusted.keys if scheme == "dsse" else trusted.identity:
+            says = f"its evidence is not signed {'with a key' if scheme == 'dsse' else 'through Sigstore'}."
+            findings.append(Finding(check="signature", status="wrong", says=says))
     if not findings:
-        says_nothing = "its evidence is not signed: nobody says that it is theirs."
-        findings = [Finding(check="signature", status="not proven", says=says_nothing)]
+        findings = [Finding(check="signature", status="not proven", says="whose evidence this is (it is not signed).")]
     return signers, findings
-
-
-UNSIGNED = {
-    "dsse": "its evidence is not signed with a key.",
-    "sigstore": "its evidence is not signed through Sigstore.",
-}
 
 
 def _signed(
     scheme: str, files: Mapping[str, bytes], inspected: Inspection, trusted: Trusted
 ) -> tuple[str, list[Finding]]:
-    """Who signed in one way, "" when nobody who counts did; and what that says of the documents."""
+    """The trusted signer of a scheme's envelopes, "" if there is none; and the findings about the envelopes."""
     around_provenance, around_hashes = evidence.ENVELOPES[scheme]
     signers: list[str] = []
 
@@ -330,15 +324,15 @@ def _signed(
     def hashes() -> str:
         signed = _statement(opened(around_hashes), evidence.PREDICATE, inspected)["files"]
         actual = {name: hashlib.sha256(files[name]).hexdigest() for name in evidence.DOCUMENTS if name in files}
-        _same("the list of documents", sorted(signed), sorted(actual))
+        _same("the list of documents", sorted(actual), sorted(signed))
         for name, sha256 in actual.items():
-            _same(name, sha256, signed[name])
-        return f"{len(actual)} documents are those that were signed."
+            _same(f"the sha256 of {name}", sha256, signed[name])
+        return f"the documents match their signed hashes: {', '.join(actual) or 'none'}."
 
     def provenance_too() -> str:
         if opened(around_provenance) != files.get(evidence.PROVENANCE):
-            raise _WrongError("it is around another provenance")
-        return "the provenance is the one that was signed."
+            raise _WrongError("it contains another provenance")
+        return "the provenance matches the signed one."
 
     findings = [_finding(around_hashes, hashes)]
     if around_provenance in files:
@@ -348,20 +342,17 @@ def _signed(
 
 
 def _signature(scheme: str, signer: str, trusted: Trusted) -> Finding:
-    """What is said of who signed."""
+    """The finding about a scheme's signer."""
+    identity = trusted.identity
     if scheme == "dsse":
-        asked, wrong = bool(trusted.keys), "it was not signed with a key that was given."
+        required, option, by = bool(trusted.keys), "--key", "with one of the given keys"
         says = f"signed with key {signer[:16]}…."
-        open_to = "its evidence is signed, but no key was given to check that with (--key)."
     else:
-        identity = trusted.identity
-        asked, wrong = identity is not None, "it was not signed by the identity that was given."
-        says = f"signed by {signer}, as {identity.issuer} says and a public log keeps." if identity else ""
-        open_to = (
-            "its evidence is signed through Sigstore, but nobody was named who must have done it (--cert-identity)."
-        )
-    if not asked:
-        return Finding(check="signature", status="not proven", says=open_to)
+        required, option, by = identity is not None, "--cert-identity", "by the given identity"
+        says = f"signed by {signer}, as {identity.issuer} and a public log confirm." if identity else ""
+    if not required:
+        says = f"who signed its evidence ({option} was not given to check the signature)."
+        return Finding(check="signature", status="not proven", says=says)
     if not signer:
-        return Finding(check="signature", status="wrong", says=wrong)
+        return Finding(check="signature", status="wrong", says=f"its evidence is not signed {by}.")
     return Finding(check="signature", status="proven", says=says)

@@ -1,4 +1,4 @@
-"""Makes the wheel: upstream's own Python and metadata, the modules, our record of what they are."""
+"""Makes the wheel from upstream's Python and metadata, the modules, and this tool's record of the contents."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _COMPRESSION = 6
 
 
 def package(job: Job, build: Build, out: Path, run: Run) -> Path:
-    """The wheel of a plan, in `out`; it appears there whole or not at all.
+    """Write the wheel of a plan to `out`, completely or not at all.
 
     Raises:
-        DcaError: DCA-703 when upstream's setup.py fails.
+        DcaError: DCA-703 if upstream's setup.py fails.
     """
     plan, recipe = job.plan, job.recipe
     run.reporter.stage("package", f"{recipe.package} {plan.version}")
@@ -59,9 +59,9 @@ def package(job: Job, build: Build, out: Path, run: Run) -> Path:
 
 
 def _pure_wheel(job: Job, scratch: Path, run: Run) -> Path:
-    """The wheel that upstream's setup.py makes of its Python alone; it chooses files and writes METADATA."""
+    """The wheel that upstream's setup.py makes of its Python code; setup.py chooses the files and writes METADATA."""
     source = scratch / "source"
-    # setup.py writes into its own folder; the patched tree must stay what its hash says.
+    # setup.py writes into its own folder, but the patched tree must not change.
     shutil.copytree(
         job.tree.path("source"), source, symlinks=True, ignore=shutil.ignore_patterns("csrc", "tests", ".git")
     )
@@ -95,7 +95,7 @@ def _pure_wheel(job: Job, scratch: Path, run: Run) -> Path:
     if not done.ok or len(wheels) != 1:
         raise DcaError(
             "DCA-703",
-            "upstream's setup.py could not make the Python part of the wheel.",
+            "upstream's setup.py failed to build the Python part of the wheel.",
             why="\n".join(done.tail[-6:]),
             output=done.tail,
             remedy=f"see {run.log}.",
@@ -104,7 +104,7 @@ def _pure_wheel(job: Job, scratch: Path, run: Run) -> Path:
 
 
 def _place_companions(job: Job, source: Path) -> None:
-    """Put each companion's Python where its module goes; both come from the same place."""
+    """Place each companion's Python code beside its module, from the same origin as the module."""
     tree = job.tree
     for name, companion in job.recipe.companions.items():
         if companion.python is None:
@@ -112,7 +112,7 @@ def _place_companions(job: Job, source: Path) -> None:
         copied = [path for path in companion.stand_in if path in tree.members]
         target = source / companion.python.to
         if copied:
-            # The folder is replaced, not filled up: files of another version must not stay in between.
+            # Replace the folder: files of another version must not remain.
             if target.exists():
                 shutil.rmtree(target)
             for path in copied:
@@ -130,12 +130,12 @@ def _place_companions(job: Job, source: Path) -> None:
 
 
 def _info(plan: Plan, recipe: Recipe) -> str:
-    """The folder of the wheel's own metadata."""
+    """The name of the wheel's .dist-info folder."""
     return f"{canonicalize_name(recipe.package).replace('-', '_')}-{plan.version}.dist-info"
 
 
 def _files(pure: Path, job: Job) -> dict[str, bytes | Path]:
-    """Upstream's part of the wheel, by its path: Python and metadata."""
+    """Upstream's part of the wheel by path: Python code and metadata."""
     plan, recipe, tree = job.plan, job.recipe, job.tree
     info = _info(plan, recipe)
     files: dict[str, bytes | Path] = {}
@@ -144,16 +144,13 @@ def _files(pure: Path, job: Job) -> dict[str, bytes | Path]:
             if name.endswith("/"):
                 continue
             top, _, rest = name.partition("/")
-            if top.endswith(".dist-info"):
-                if rest not in ("RECORD", "WHEEL", "METADATA", "entry_points.txt"):
-                    files[f"{info}/{rest}"] = wheel.read(name)
-                elif rest == "METADATA":
-                    requirements = cuda_requirements(tree.path("source") / recipe.requirements, recipe)
-                    files[f"{info}/METADATA"] = metadata(wheel.read(name).decode(), plan.version, requirements)
-                elif rest == "entry_points.txt":
-                    files[f"{info}/entry_points.txt"] = wheel.read(name)
-            else:
+            if not top.endswith(".dist-info"):
                 files[name] = wheel.read(name)
+            elif rest == "METADATA":
+                requirements = cuda_requirements(tree.path("source") / recipe.requirements, recipe)
+                files[f"{info}/METADATA"] = metadata(wheel.read(name).decode(), plan.version, requirements)
+            elif rest not in ("RECORD", "WHEEL"):
+                files[f"{info}/{rest}"] = wheel.read(name)
     points = files.get(f"{info}/entry_points.txt", b"")
     assert isinstance(points, bytes)  # noqa: S101 - read above
     files[f"{info}/entry_points.txt"] = entry_points(points.decode(), recipe.patches.entry_points)
@@ -161,14 +158,14 @@ def _files(pure: Path, job: Job) -> dict[str, bytes | Path]:
 
 
 def _bare_files(plan: Plan, recipe: Recipe) -> dict[str, bytes | Path]:
-    """What a wheel of bare kernels has in the place of upstream's Python: our loader, and metadata."""
+    """The Python part of a wheel of bare kernels: this tool's loader and metadata."""
     lines = [
         "Metadata-Version: 2.1",
         f"Name: {canonicalize_name(recipe.package)}",
         f"Version: {plan.version}",
         f"Summary: The dual chunk attention kernels of {plan.title}, without the engine",
         f"Requires-Python: {recipe.python}",
-        # Extension modules of torch load with the release that they were compiled against, and no other.
+        # Extension modules load only with the torch release that they were compiled against.
         f"Requires-Dist: torch=={plan.torch}",
     ]
     return {
@@ -178,7 +175,7 @@ def _bare_files(plan: Plan, recipe: Recipe) -> dict[str, bytes | Path]:
 
 
 def _own_files(job: Job, build: Build, tag: str) -> dict[str, bytes | Path]:
-    """What this tool puts into every wheel: the modules, and what they are."""
+    """The files that this tool adds to every wheel: the modules and their description."""
     info = _info(job.plan, job.recipe)
     files: dict[str, bytes | Path] = {module.path: Path(module.file) for module in build.modules}
     files[f"{info}/WHEEL"] = (
@@ -190,7 +187,7 @@ def _own_files(job: Job, build: Build, tag: str) -> dict[str, bytes | Path]:
 
 
 def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object]:
-    """What stands in `.dist-info/dca.json`: what the wheel was made of, without a path of the build machine."""
+    """The content of `.dist-info/dca.json`: what the wheel was built from, without paths of the build machine."""
     return {
         "schema": "dca.contents/4",
         "tool": __version__,
@@ -222,9 +219,9 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
 
 
 def cuda_requirements(path: Path, recipe: Recipe) -> list[Requirement]:
-    """Upstream's CUDA requirements, torch pinned to the one that was built against, and the recipe's caps.
+    """Upstream's CUDA requirements, torch pinned to the version of the build, and the recipe's upper bounds.
 
-    Only this file's own lines are read: what it includes is what setup.py has already put into METADATA.
+    Included files are not read: setup.py has already put their requirements into METADATA.
     """
     requirements: list[Requirement] = []
     for raw in path.read_text().splitlines():
@@ -235,7 +232,7 @@ def cuda_requirements(path: Path, recipe: Recipe) -> list[Requirement]:
             except InvalidRequirement as error:
                 raise DcaError(
                     "DCA-703",
-                    f"{path.name} holds `{line}`, which is no requirement.",
+                    f"{path.name} contains `{line}`, which is not a valid requirement.",
                     why=str(error),
                     remedy="adapt the recipe.",
                 ) from None
@@ -245,11 +242,10 @@ def cuda_requirements(path: Path, recipe: Recipe) -> list[Requirement]:
 
 
 def metadata(text: str, version: str, requirements: list[Requirement]) -> bytes:
-    """METADATA with the version and the added requirements; everything else stays as setup.py wrote it."""
+    """METADATA with the version and the added requirements, else unchanged."""
     head, separator, body = text.partition("\n\n")
     lines = [f"Version: {version}" if line.startswith("Version:") else line for line in head.split("\n")]
-    names = {str(canonicalize_name(requirement.name)) for requirement in requirements if requirement.name == "torch"}
-    lines = [line for line in lines if not _names(line, names)]
+    lines = [line for line in lines if not _requires_torch(line)]
     added = [f"Requires-Dist: {requirement}" for requirement in requirements]
     last = max(
         (n for n, line in enumerate(lines) if line.startswith("Requires-Dist:") and "extra ==" not in line),
@@ -259,13 +255,12 @@ def metadata(text: str, version: str, requirements: list[Requirement]) -> bytes:
     return ("\n".join(lines) + separator + body).encode()
 
 
-def _names(line: str, names: set[str]) -> bool:
-    match = re.match(r"Requires-Dist:\s*([A-Za-z0-9._-]+)", line)
-    return bool(match and canonicalize_name(match[1]) in names)
+def _requires_torch(line: str) -> bool:
+    return re.match(r"Requires-Dist:\s*torch(?![A-Za-z0-9._-])", line, re.IGNORECASE) is not None
 
 
 def entry_points(text: str, added: dict[str, dict[str, str]]) -> bytes:
-    """entry_points.txt with the recipe's entry points beside upstream's."""
+    """entry_points.txt with the recipe's entry points added to upstream's."""
     sections: dict[str, list[str]] = {}
     current = ""
     for line in text.splitlines():
@@ -280,23 +275,18 @@ def entry_points(text: str, added: dict[str, dict[str, str]]) -> bytes:
 
 
 def _write(part: Path, files: dict[str, bytes | Path], recipe: Recipe, reporter: Reporter) -> None:
-    """A zip with sorted entries, one time and one mode, RECORD last."""
-    stamp = recipe.time.timetuple()[:6]
+    """Write a zip file with sorted entries, the same time and modes for all, and RECORD last."""
     info = next(name.split("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
     rows: list[tuple[str, str, str]] = []
     total = sum(value.stat().st_size if isinstance(value, Path) else len(value) for value in files.values())
     done = 0
-    # Files of .dist-info come last, as the wheel specification recommends.
+    # The wheel specification recommends .dist-info at the end.
     order = sorted(files, key=lambda name: (name.startswith(f"{info}/"), name))
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=_COMPRESSION) as wheel:
         for name in order:
             content = files[name]
-            entry = zipfile.ZipInfo(name, stamp)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3
-            entry.external_attr = (0o100755 if name.endswith(".so") else 0o100644) << 16
             seen, size = hashlib.sha256(), 0
-            with _open(content) as source, wheel.open(entry, "w", force_zip64=False) as target:
+            with _open(content) as source, wheel.open(_entry(name, recipe), "w", force_zip64=False) as target:
                 while block := source.read(1 << 20):
                     seen.update(block)
                     size += len(block)
@@ -307,11 +297,15 @@ def _write(part: Path, files: dict[str, bytes | Path], recipe: Recipe, reporter:
         rows.append((f"{info}/RECORD", "", ""))
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        entry = zipfile.ZipInfo(f"{info}/RECORD", stamp)
-        entry.compress_type = zipfile.ZIP_DEFLATED
-        entry.create_system = 3
-        entry.external_attr = 0o100644 << 16
-        wheel.writestr(entry, text.getvalue())
+        wheel.writestr(_entry(f"{info}/RECORD", recipe), text.getvalue())
+
+
+def _entry(name: str, recipe: Recipe) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, recipe.time.timetuple()[:6])
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.create_system = 3
+    entry.external_attr = (0o100755 if name.endswith(".so") else 0o100644) << 16
+    return entry
 
 
 def _open(content: bytes | Path) -> io.BufferedReader | io.BytesIO:

@@ -1,4 +1,4 @@
-"""The platform tag that modules deserve: the oldest manylinux policy that has every symbol they want."""
+"""The platform tag for modules: the oldest manylinux policy that allows every symbol they require."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-# What torch and its packages bring into the environment; the loader finds them there, and no wheel of ours holds them.
-BROUGHT = frozenset(
+# Libraries that torch and its dependencies install; wheels of this tool do not include them.
+PROVIDED = frozenset(
     {
         "libtorch*.so*",
         "libc10*.so*",
@@ -22,9 +22,9 @@ BROUGHT = frozenset(
 
 
 def platform_tag(modules: Iterable[Path]) -> str:
-    """A manylinux tag (PEP 600) by auditwheel's policies, or `linux_x86_64` when a module fits none of them.
+    """A manylinux tag (PEP 600) by auditwheel's policies, or `linux_x86_64` if a module fits no policy.
 
-    A module fits none when it wants a library that is on no policy's list and is not torch's or CUDA's.
+    A module fits no policy if it requires a library that no policy allows and that is not torch's or CUDA's.
     """
     from auditwheel.architecture import Architecture
     from auditwheel.elfutils import elf_find_versioned_symbols
@@ -40,7 +40,7 @@ def platform_tag(modules: Iterable[Path]) -> str:
         with module.open("rb") as stream:
             for library, version in elf_find_versioned_symbols(ELFFile(stream)):
                 symbols[library].add(version)
-        references = policies.lddtree_external_references(ldd(module, exclude=BROUGHT), module.parent)
+        references = policies.lddtree_external_references(ldd(module, exclude=PROVIDED), module.parent)
         fits.append(
             max(
                 (

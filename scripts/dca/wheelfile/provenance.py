@@ -1,6 +1,7 @@
-"""What a wheel was made from, by what, and when: an in-toto statement with a SLSA provenance predicate.
+"""The provenance of a wheel: what it was built from, by which tool, and when.
 
-It lies beside the wheel, whose sha256 it names. https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance
+An in-toto statement with a SLSA provenance predicate, in a file beside the wheel, whose sha256 it names.
+https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dca.compile.job import Job
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
-# What `externalParameters` and `internalParameters` below mean; docs/evidence.md describes it.
+# Defines the meaning of `externalParameters` and `internalParameters`; docs/evidence.md describes them.
 BUILD_TYPE = "urn:dca-build:wheel:1"
 BUILDER = "urn:dca-build:local"
 
@@ -29,13 +30,13 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Invocation:
-    """One call of this tool that made a wheel.
+    """The run of this tool that built a wheel.
 
     Args:
         tool: hash of this tool's own files.
-        toolkits: every toolkit that is known, of which the plan names one.
-        started: when the build began; it ends when the statement is made.
-        name: what the run's folder is called.
+        toolkits: all known toolkits; the plan names one of them.
+        started: when the build began; it ends when the statement is created.
+        name: of the run's folder.
     """
 
     tool: str
@@ -45,14 +46,14 @@ class Invocation:
 
 
 def statement(wheel: str, sha256: str, job: Job, build: Build, invocation: Invocation) -> Json:
-    """The statement on a wheel that was just made.
+    """The statement about a wheel that was just built.
 
     Args:
         wheel: name of the file.
-        sha256: of it.
-        job: it was made for.
+        sha256: of the wheel.
+        job: that the wheel was built for.
         build: its modules.
-        invocation: that made it.
+        invocation: that built the wheel.
     """
     plan, recipe = job.plan, job.recipe
     return {
@@ -94,13 +95,13 @@ def _moment(time: datetime) -> str:
 
 
 def _asked_groups(plan: Plan, recipe: Recipe) -> list[str]:
-    """The groups that the profile does not have by itself."""
+    """The groups that the profile does not include."""
     offer = recipe.offer(plan.profile)
     return [name for name in plan.groups if not isinstance(offer, Lean) or name not in offer.groups]
 
 
 def _choices(plan: Plan) -> Json:
-    """The plan without explanations, and without what is of this machine alone."""
+    """The plan without explanations, and without values specific to this machine."""
     whole: Json = plan.model_dump(
         mode="json",
         include={"version", "cuda", "substituted", "torch", "torch_cuda", "python", "ptx", "series_revision", "dirty"},
@@ -122,7 +123,7 @@ def _environment(plan: Plan, build: Build) -> Json:
 
 
 def _dependencies(job: Job, build: Build, toolkits: tuple[ToolkitSource, ...]) -> Iterator[Json]:
-    """Everything that went in, each with what identifies it."""
+    """All inputs of the build, each with its digest or URI."""
     plan, recipe, tree = job.plan, job.recipe, job.tree
     yield {"name": "recipe", "digest": {"sha256": plan.recipe_digest}}
     yield {"name": "build lock", "digest": {"sha256": plan.build_lock_digest}}

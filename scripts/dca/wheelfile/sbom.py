@@ -1,7 +1,7 @@
-"""The bill of materials that every wheel carries: what it was made of, as CycloneDX.
+"""The bill of materials inside every wheel: what it was built from, as CycloneDX.
 
-It holds nothing that differs from run to run, no path of the build machine and no date, so that the same plan gives the
-same bytes.
+It contains no path of the build machine, no date of the build and nothing else that differs between runs, so the same
+plan gives the same bytes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from cyclonedx.model import Property
     from cyclonedx.model.component import Component
 
-# Below .dist-info; where and under which name files of this kind lie is laid down by PEP 770 and CycloneDX.
+# Path below .dist-info. PEP 770 defines the folder, CycloneDX the suffix.
 FILE = "sboms/dca.cdx.json"
-# Namespace of this project's serial numbers, which are derived from the plan.
+# Namespace for serial numbers, which are derived from the plan.
 NAMESPACE = uuid.UUID("6f0b5d0e-5d5b-5c8a-9a55-0d6f5dca0dca")
 
 
 def sbom(job: Job, build: Build) -> bytes:
     """The document: CycloneDX 1.6 as JSON (https://cyclonedx.org/docs/1.6/json).
 
-    The wheel depends on its modules, a module on what it was compiled from or copied out of, and a source on the
-    patches and files that changed it.
+    The wheel depends on its modules, a module on the sources it was compiled from or the wheel it was copied from, and
+    a source on the patches and added files.
     """
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
@@ -94,7 +94,7 @@ def sbom(job: Job, build: Build) -> bytes:
 
 
 def _changes(patch: Applied, source: str, known: dict[str, Component]) -> bool:
-    """Whether a patch or added file of the series is for that source; a companion's lie in a folder of its name."""
+    """Whether a patch or added file belongs to a source; those of a companion are in a folder with its name."""
     if patch.name not in known:
         return False
     of = patch.name.partition("/")[0] if patch.status != "added" and "/" in patch.name else "source"
@@ -103,7 +103,7 @@ def _changes(patch: Applied, source: str, known: dict[str, Component]) -> bool:
 
 @dataclass(frozen=True)
 class _Package:
-    """What package URLs can name.
+    """A package that has a package URL.
 
     Args:
         purl: package URL without the version (https://github.com/package-url/purl-spec).
@@ -122,11 +122,11 @@ def _component(
     program: bool = False,
     properties: dict[str, str] | None = None,
 ) -> Component:
-    """A component that package URLs can name.
+    """A component that has a package URL.
 
     Args:
-        ref: what the document's own references call it.
-        program: whether it is run, and not made a part of something.
+        ref: its reference within the document.
+        program: whether it is a program that the build runs.
     """
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import Component, ComponentType
@@ -165,11 +165,11 @@ def _properties(values: dict[str, str]) -> list[Property]:
 
 
 def _source(fetched: FetchedSource, recipe: Recipe, tree: Tree) -> Component:
-    """A source tree: where its pin can be had in public, whatever copy it was really taken from."""
+    """A source tree, with the public address of its pin even if the build used a local copy."""
     ref = f"source:{fetched.name}"
     facts = {"pin": fetched.pin, "tree": fetched.tree, "patched-tree": tree.patched.get(fetched.name, "")}
     if fetched.pin.startswith("tree:"):
-        # A folder that was taken as it is has no public address.
+        # A folder with local changes has no public address.
         return _component(ref, _Package(fetched.name, fetched.tree, f"pkg:generic/{fetched.name}"), properties=facts)
     origin = recipe.origin(fetched.name)
     if isinstance(origin, SdistSource):
@@ -199,7 +199,7 @@ def _patch(patch: Applied, recipe: Recipe) -> Component:
 
 
 def _makers(plan: Plan, build: Build) -> Iterator[Component]:
-    """What compiled the modules, and what they were compiled against."""
+    """The compilers of the modules, and the torch they were compiled against."""
     yield _component("torch", _Package("torch", plan.torch, "pkg:pypi/torch"), properties={"cuda": plan.torch_cuda})
     if plan.toolkit:
         yield _component(
@@ -212,7 +212,7 @@ def _makers(plan: Plan, build: Build) -> Iterator[Component]:
 
 
 def _fixes(build: Build) -> Iterator[Component]:
-    """What was changed in the toolkit's headers before anything was compiled."""
+    """The fixes that were applied to the toolkit's headers before compiling."""
     for fix in build.headers:
         if fix.status == "applied":
             yield _file(f"toolkit/{fix.file}: {fix.name}", fix.sha256, {"toolkit-fix": fix.status})

@@ -72,7 +72,7 @@ def test_what_it_can_do_passes(real: Real, check: Check) -> None:
     done = check(real.url, "--skip", "sense,tools,structured,needles", "--model", real.model)
     assert done.code == 0, done.err
     assert "every short request was answered." in done.out
-    assert "not proven  sampling: refused by the server" in done.out
+    assert "not proven  sampling: rejected by the server" in done.out
 
 
 def test_a_feature_that_is_needed_and_refused_fails(real: Real, check: Check) -> None:

@@ -59,14 +59,14 @@ def test_tool_use_asks_a_server_that_nobody_here_wrote(real: Real) -> None:
     """Random weights call nothing, and the example says so."""
     done = run("tool_use", real.url)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("The model did not call the tool. It said: ")
+    assert done.stdout.startswith("The model did not call the tool, but answered: ")
 
 
 def test_structured_output_asks_a_server_that_nobody_here_wrote(real: Real) -> None:
     """Random weights keep to no schema, and the example says so."""
     done = run("structured_output", real.url)
     assert done.returncode == 1
-    assert done.stderr.startswith("The answer does not keep to the schema: ")
+    assert done.stderr.startswith("The answer violates the schema: ")
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_story_c4_a_tool_is_called_and_its_result_answered_by_a_scripted_server(
     place = serve(script=script)
     done = run("tool_use", place.url)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == 'It calls get_weather({"city": "Lisbon"})\nIt is 21 degrees.\n'
+    assert done.stdout == 'The model calls get_weather({"city": "Lisbon"})\nIt is 21 degrees.\n'
     second = place.asked[-1].body["messages"]
     assert [message["role"] for message in second] == ["user", "assistant", "tool"]
     assert second[2]["tool_call_id"] == second[1]["tool_calls"][0]["id"]

@@ -1,7 +1,7 @@
 """How far a kernel may be from the oracle, derived from the dtype and from how flash attention adds.
 
-The oracle gets the very numbers that the kernel gets, already rounded to the dtype, and computes in float64. What is
-left are the kernel's own roundings. With u the unit roundoff of the dtype, n the keys of a row, p their weights and
+The oracle gets the same numbers as the kernel, already rounded to the dtype, and computes in float64. Only the kernel's
+own roundings remain. With u the unit roundoff of the dtype, n the keys of a row, p their weights and
 A = sum of p * |v|, which is computed beside the answer:
 
 - The products of q and k are exact in float32 and added in float32; `scale` and the exponential cost a few float32
@@ -14,7 +14,7 @@ A = sum of p * |v|, which is computed beside the answer:
 
 Answers of several stages are merged in the dtype: each is rounded as above, multiplied by its weight and rounded
 again, and the sum is rounded; weights are as wrong as twice the log-sum-exp is. Products of two such small numbers are
-left out of the formula; `SLACK` stands for them.
+left out of the formula; `SLACK` covers them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOGIT, SUM, LOGARITHM, SLACK = 2.0**-19, 2.0**-25, 2.0**-20, 1.1
 
 @dataclass(frozen=True)
 class Reference:
-    """What must come out, and how far from it is allowed.
+    """The expected output, and how far from it the kernel may be.
 
     Attributes:
         out: `[queries, heads, dim]`, float64.
@@ -53,17 +53,17 @@ class Reference:
 
 
 def with_absolutes(v: Tensor) -> Tensor:
-    """Values and their absolutes side by side: attention over both gives the answer and its A."""
+    """Values and their absolute values side by side: attention over both gives the output and A."""
     return torch.cat((v, v.abs()), dim=-1)
 
 
 @dataclass(frozen=True)
 class Largest:
-    """What bounds need to know of keys `[keys, kv_heads, dim]` and of values.
+    """The properties of keys `[keys, kv_heads, dim]` and values that bounds depend on.
 
     Attributes:
         key: `[kv_heads]`, the norm of the longest key.
-        value: the largest of the absolutes of the values.
+        value: the largest absolute value of the values.
     """
 
     key: Tensor
@@ -77,15 +77,15 @@ class Largest:
 
 @dataclass(frozen=True)
 class Roundings:
-    """What decides how much the roundings of a kernel may change its answer.
+    """The parameters of a kernel's rounding errors.
 
     Attributes:
-        largest: of the keys and values that it computes from.
-        keys: the most that a row attends.
-        scale: what logits are multiplied with.
+        largest: of the keys and values.
+        keys: the largest number that a row attends.
+        scale: the factor of logits.
         dtype: of the kernel's tensors.
-        merged: the answer is a merge of several stages.
-        logit: by how much more logits may be off, for reasons outside of the kernel.
+        merged: the output is a merge of several stages.
+        logit: additional error of logits, for reasons outside the kernel.
     """
 
     largest: Largest
@@ -97,12 +97,12 @@ class Roundings:
 
 
 def bounded(part: Partial, q: Tensor, by: Roundings) -> Reference:
-    """The bounds of this module.
+    """The oracle's output with the bounds that this module's docstring derives.
 
     Args:
-        part: the oracle's answer over values `with_absolutes`.
-        q: `[queries, heads, dim]`, what it was computed from.
-        by: the roundings that the bounds allow for.
+        part: the oracle's output over values `with_absolutes`.
+        q: `[queries, heads, dim]`, the queries.
+        by: the parameters of the bounds.
     """
     unit, largest = UNIT[by.dtype], by.largest
     out, absolute = part.out.double().chunk(2, dim=-1)
@@ -122,36 +122,36 @@ def bounded(part: Partial, q: Tensor, by: Roundings) -> Reference:
 
 @dataclass
 class Worst:
-    """The differences seen so far, to report the one that came nearest to its bound.
+    """Compares values with their bounds, and keeps the difference that came nearest to its bound.
 
     Attributes:
-        figures: that one, for each kind of value.
+        figures: that difference, for each kind of value.
     """
 
     figures: dict[str, Any] = field(default_factory=dict)
 
     def within(self, kind: str, what: str, got: Tensor, want: Tensor, bound: Tensor) -> None:
-        """Hold values against what must come out.
+        """Check that values are within their bounds.
 
         Args:
-            kind: the name to report it by.
-            what: where this is, for the message.
+            kind: of the values, for the report.
+            what: the place, for the message.
             got: of the kernel.
             want: of the oracle.
             bound: for each value.
 
         Raises:
-            Wrong: they have another shape, one is not finite where the other is, or they lie too far apart.
+            Wrong: the shapes differ, one is not finite where the other is, or a value exceeds its bound.
         """
         if got.shape != want.shape:
-            raise Wrong(f"{what}: {kind} has shape {tuple(got.shape)} in place of {tuple(want.shape)}")
+            raise Wrong(f"{what}: {kind} has shape {tuple(got.shape)} instead of {tuple(want.shape)}")
         got, want = got.double(), want.double()
         strange = ~torch.isfinite(got) & (got != want)
         if bool(strange.any()):
             at = tuple(int(n) for n in strange.nonzero()[0])
             raise Wrong(
-                f"{what}: {kind} is {float(got[at])} at {at}, want {float(want[at]):.6g}; {int(strange.sum())} such "
-                f"values of {strange.numel()}: wrong, or never written"
+                f"{what}: {kind} is {float(got[at])} at {at}, expected {float(want[at]):.6g}; {int(strange.sum())} "
+                f"such values of {strange.numel()}: wrong, or never written"
             )
         difference = (got - want).abs()
         difference[got == want] = 0
@@ -162,8 +162,8 @@ class Worst:
             at = tuple(int(n) for n in (difference - bound).nan_to_num(torch.inf).flatten().argmax().view(1))
             place = _place(at[0], got.shape)
             raise Wrong(
-                f"{what}: {kind} is {float(got[place]):.6g} at {place}, want {float(want[place]):.6g} within "
-                f"{float(bound[place]):.2g}; {float(beyond.double().mean()):.1%} of the values lie beyond their bounds"
+                f"{what}: {kind} is {float(got[place]):.6g} at {place}, expected {float(want[place]):.6g} within "
+                f"{float(bound[place]):.2g}; {float(beyond.double().mean()):.1%} of the values exceed their bounds"
             )
         share = difference / bound.clamp(min=1e-300)
         place = _place(int(share.flatten().argmax()), got.shape)

@@ -1,4 +1,4 @@
-"""What a case is, how it says that something is wrong, and the kernels that are under test on a GPU."""
+"""Cases, their findings, and the kernels that are under test on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..oracle import Converted
 
 
 class Wrong(Exception):  # noqa: N818 - it is a finding about the wheel, not an error of ours
-    """What was proven wrong, in one sentence."""
+    """A case failed; the message is one sentence about what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Case:
     """One thing to prove.
 
     Attributes:
-        name: stable, as `--case` takes it.
-        proves: what follows if it passes, in one line.
-        run: does it with a seed; returns figures to report, raises Wrong.
+        name: for `--case`; it does not change.
+        proves: what is proven when it passes, in one line.
+        run: called with a seed; returns figures for the report, or raises Wrong.
     """
 
     name: str
@@ -34,15 +34,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one call of attention computes from, and into what.
+    """The inputs of one call of attention, and its output.
 
     Attributes:
-        q: `[batch, queries, heads, dim]`; of sequences one behind the other `[tokens, heads, dim]`.
+        q: `[batch, queries, heads, dim]`; `[tokens, heads, dim]` for ragged sequences.
         k: as `q`, with the keys and key heads.
         v: as `k`.
         scale: what logits are multiplied with.
         causal: the queries are the last ones of the keys' sequence, and see no key after themselves.
-        out: as `q`, what the answer is written into; a new tensor if not given.
+        out: as `q`, the output tensor; a new one if not given.
     """
 
     q: Tensor
@@ -55,10 +55,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Where the sequences of a call lie that stand one behind the other.
+    """The places of ragged sequences, which follow one another in the tensors of a call.
 
     Attributes:
-        query_starts: int32 `[sequences + 1]`, where each begins, and where the last one ends.
+        query_starts: int32 `[sequences + 1]`, where each sequence begins, and where the last one ends.
         key_starts: as `query_starts`.
         longest_query: the most queries of a sequence.
         longest_key: the most keys of a sequence.
@@ -71,7 +71,7 @@ class Ragged:
 
     @classmethod
     def of(cls, queries: Sequence[int], keys: Sequence[int], device: torch.device | str) -> Ragged:
-        """Of sequences with so many queries and keys each."""
+        """The places of sequences with these numbers of queries and keys."""
         query_starts, key_starts = (
             torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
             for lengths in (queries, keys)
@@ -79,21 +79,21 @@ class Ragged:
         return cls(query_starts, key_starts, max(queries), max(keys))
 
     def rows(self, b: int) -> tuple[slice, slice]:
-        """Where the queries of sequence `b` lie, and its keys."""
+        """The places of the queries and of the keys of sequence `b`."""
         query, key = (slice(int(starts[b]), int(starts[b + 1])) for starts in (self.query_starts, self.key_starts))
         return query, key
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What is under test on a GPU.
+    """The kernels under test on a GPU.
 
     Attributes:
-        source: where it comes from, for people.
+        source: of the kernels, for messages.
         convert: the op `convert_vertical_slash_indexes`, outputs first.
-        convert_mergehead: the op that takes a number of lines for each head.
-        sparse: to out and log-sum-exp `[batch, heads, queries]`.
-        dense: of ragged sequences, to out and log-sum-exp `[heads, queries]`.
+        convert_mergehead: the op with its own number of lines for each head.
+        sparse: returns the output and log-sum-exp `[batch, heads, queries]`.
+        dense: of ragged sequences; returns the output and log-sum-exp `[heads, queries]`.
         sparse_ragged: as `dense`; not every release has it.
     """
 
@@ -106,18 +106,18 @@ class Kernels:
 
 
 def compare(what: str, got: Tensor, want: Tensor, atol: float) -> float:
-    """The largest difference of two tensors.
+    """The largest difference between two tensors.
 
     Raises:
         Wrong: they differ by more than `atol`, or one is not finite where the other is.
     """
     if got.shape != want.shape:
-        raise Wrong(f"{what}: shape {tuple(got.shape)} in place of {tuple(want.shape)}")
+        raise Wrong(f"{what}: shape {tuple(got.shape)} instead of {tuple(want.shape)}")
     got, want = got.to(torch.float64), want.to(torch.float64)
     wrong = ~torch.isfinite(got) & (got != want)
     if bool(wrong.any()):
         at = tuple(int(n) for n in wrong.nonzero()[0])
-        raise Wrong(f"{what}: {float(got[at])} at {at}, want {float(want[at]):.6g}; {int(wrong.sum())} such values")
+        raise Wrong(f"{what}: {float(got[at])} at {at}, expected {float(want[at]):.6g}; {int(wrong.sum())} such values")
     difference = (got - want).abs()
     difference[got == want] = 0
     worst = float(difference.max()) if difference.numel() else 0.0
@@ -125,7 +125,7 @@ def compare(what: str, got: Tensor, want: Tensor, atol: float) -> float:
         at = tuple(int(n) for n in (difference == difference.max()).nonzero()[0])
         share = float((difference > atol).double().mean())
         raise Wrong(
-            f"{what}: {float(got[at]):.6g} at {at}, want {float(want[at]):.6g}; {share:.1%} of the values differ by "
-            f"more than {atol:g}"
+            f"{what}: {float(got[at]):.6g} at {at}, expected {float(want[at]):.6g}; {share:.1%} of the values differ "
+            f"by more than {atol:g}"
         )
     return worst

@@ -1,4 +1,4 @@
-"""The wheel's own dual chunk attention, its Python run on the CPU, against the oracle."""
+"""Compares the wheel's dual chunk attention, its Python run on the CPU, with the oracle."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ HEADS, KV_HEADS, SCALE = 4, 2, DIM**-0.5
 SIZES = ((48, 106), (30, 101), (100, 112), (64, 108))
 # Sizes of the heads of both GPUs of a tensor-parallel group.
 BOTH_RANKS = ((200, 180), (190, 170), (180, 160), (170, 150), *SIZES)
-# One line of each kind besides those that are always attended, so that most stages get none.
+# One line of each kind besides those that are always attended, so that most stages have no chosen line.
 FEW = ((31, 101),) * HEADS
-# More than the first span has keys; it clips them, and they stay so for the spans behind it.
+# More lines than the first span has keys; it clips the sizes, also for the spans after it.
 MANY = ((500, 600), (460, 450), (30, 900), (600, 101))
-# Lengths of prompts by the number of chunks that they reach into.
+# Lengths of prompts by their number of chunks.
 LENGTHS = {"one chunk": 330, "two chunks": 800, "three chunks": 1200, "five chunks": 2101}
-# What one rounding to the dtype of the queries may change; both sides compute in float32 at least.
+# The effect of one rounding to the dtype of the queries; both sides compute at least in float32.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
@@ -60,7 +60,7 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
             ),
             Case(
                 f"decode/{kind}/{short}",
-                f"decode behind a {kind} prefill over {title}",
+                f"decode after a {kind} prefill over {title}",
                 partial(_decode, at_length, length),
             ),
         ]
@@ -74,16 +74,22 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
         Case("decode/batch", "decode of sequences in different chunks at once", partial(_decode_batch, all_dense)),
         Case("mixed/batch", "prefill and decode in one batch", partial(_mixed, all_sparse)),
         Case("prefill/sparse/short", "a prompt below the threshold is dense", partial(_prompt, below, 900)),
-        Case("prefill/sparse/rank", "the second GPU takes its own heads' lines", partial(_prompt, second, 1200)),
-        Case("prefill/sparse/few", "stages that no line was chosen for", partial(_prompt, few, 2101)),
+        Case("prefill/sparse/rank", "the second GPU uses the lines of its own heads", partial(_prompt, second, 1200)),
+        Case("prefill/sparse/few", "stages without chosen lines", partial(_prompt, few, 2101)),
         Case("prefill/sparse/many", "more lines than the first span has keys", partial(_prompt, many, 1200)),
         Case(
             "prefill/unscaled",
             "no length factor without an original length",
             partial(_unscaled, bench(Setup(sparse=False, original=0))),
         ),
-        Case("config/defaults", "what a config leaves out is as models expect", partial(_defaults, modules, kernel)),
-        Case("config/metadata", "each step is told the config and its prompts' lengths", partial(_metadata, modules)),
+        Case(
+            "config/defaults",
+            "missing config keys have the default values that models expect",
+            partial(_defaults, modules, kernel),
+        ),
+        Case(
+            "config/metadata", "each step gets the config and the lengths of its prompts", partial(_metadata, modules)
+        ),
         Case(
             "positions/1m",
             "rotary positions of the 1M models",
@@ -109,7 +115,7 @@ class Random(Conversation):
         q: `[tokens, heads, dim]`.
         k: `[tokens, kv_heads, dim]`.
         v: as `k`.
-        factors: what each key was multiplied with when it went into the cache.
+        factors: of each key when it was written to the cache.
     """
 
     q: Tensor = dataclasses.field(default_factory=torch.Tensor)
@@ -126,7 +132,7 @@ class Setup:
         sparse: whether it has a table of lines.
         original: `original_max_position_embeddings`; 0 turns the length factor off.
         threshold: prompts above it are sparse.
-        rank: which GPU of a tensor-parallel group it believes to be.
+        rank: in a tensor-parallel group, as the layer sees it.
         sizes: numbers of vertical and slash lines of every head of every rank.
     """
 
@@ -138,7 +144,7 @@ class Setup:
 
 
 class Bench:
-    """The wheel's layer and rotary embedding with a paged cache, and the oracle beside them."""
+    """The wheel's layer and rotary embedding with a paged cache, and the oracle to compare with."""
 
     def __init__(self, modules: Modules, kernel: Kernel, setup: Setup, seed: int) -> None:
         self.modules, self.kernel, self.setup = modules, kernel, setup
@@ -150,7 +156,7 @@ class Bench:
         self.worst: dict[str, float] = {}
 
     def sequence(self, prompt: int, new: int = 0) -> Random:
-        """A random sequence of a prompt and some tokens behind it."""
+        """A random sequence of a prompt and some tokens after it."""
         tokens = prompt + new
         q, k, v = (torch.randn(tokens, heads, DIM, generator=self.random) for heads in (HEADS, KV_HEADS, KV_HEADS))
         count = -(-tokens // PAGE)
@@ -158,7 +164,7 @@ class Bench:
         return Random(pages, prompt, q=q, k=k, v=v)
 
     def step(self, *work: tuple[Random, int]) -> None:
-        """Run the layer over the next tokens of some sequences and compare its answer with the oracle's.
+        """Run the layer over the next tokens of some sequences and compare its output with the oracle's.
 
         Prompts come first in a batch, as in the engine.
 
@@ -189,7 +195,7 @@ class Bench:
             sequence.done += count
 
     def _want(self, sequence: Random, count: int) -> Tensor:
-        """What the oracle says of the next tokens of a sequence: `[count, heads, dim]`, float64."""
+        """The oracle's output for the next tokens of a sequence: `[count, heads, dim]`, float64."""
         begin, end = sequence.done, sequence.done + count
         factor = oracle.length_factor(max(sequence.prompt, end), self.setup.original)
         # Keys keep the factor of the step that wrote them.
@@ -208,7 +214,7 @@ class Bench:
         return sparse.out
 
     def _clear(self, chosen: list[list[oracle.Selection]]) -> None:
-        """Refuse random numbers whose choice of lines hangs on the last digits of a score."""
+        """Reject random numbers for which the choice of lines depends on the last digits of a score."""
         for selection in itertools.chain.from_iterable(chosen):
             for scores, lines in (
                 (selection.vertical_scores, selection.vertical),
@@ -221,17 +227,17 @@ class Bench:
 
 
 class Unclear(Exception):  # noqa: N818 - it is no error: other random numbers are taken
-    """The random numbers at hand do not tell two choices of lines apart."""
+    """With these random numbers, two choices of lines have nearly equal scores."""
 
 
 def clearly(run: Callable[[int], dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Run with a seed, or the next one whose random numbers are clear."""
+    """Run with a seed, or the next one whose random numbers give a clear choice of lines."""
     for more in itertools.count():
         try:
             return run(seed + 1_000_003 * more)
         except Unclear:  # noqa: PERF203 - it is rare
             if more == 20:
-                raise Wrong("no random numbers tell the choices of lines apart") from None
+                raise Wrong("no seed gives a clear choice of lines") from None
     raise AssertionError
 
 
@@ -250,7 +256,7 @@ def _prefill(bench: Callable[[int], Bench], length: int, pieces: int, seed: int)
 def _decode(bench: Callable[[int], Bench], length: int, seed: int) -> dict[str, Any]:
     def run(seed: int) -> dict[str, Any]:
         at = bench(seed)
-        # Ends short of a chunk's border, so that decoding crosses it.
+        # The prompt ends before the end of a chunk, which decoding then crosses.
         prompt = -(-length // CHUNKING.stride) * CHUNKING.stride - 3
         sequence = at.sequence(prompt, 6)
         at.step((sequence, prompt))
@@ -332,7 +338,7 @@ def _defaults(modules: Modules, kernel: Kernel, _seed: int) -> dict[str, Any]:
 
 
 def _metadata(modules: Modules, _seed: int) -> dict[str, Any]:
-    """What the backend's builder adds to that of ordinary attention, which is left out."""
+    """Check what the backend's builder adds to that of ordinary attention, which is replaced."""
     backend = modules.backend
     config = {"chunk_size": 640, "local_size": 192, "original_max_position_embeddings": ORIGINAL}
     builder = object.__new__(backend.DualChunkFlashAttentionMetadataBuilder)
@@ -361,7 +367,7 @@ def _metadata(modules: Modules, _seed: int) -> dict[str, Any]:
         max_decode_query_len=1,
         query_start_loc=None,
         seq_start_loc=None,
-        # Releases differ in who tells whole lengths: this builder, or the ordinary one.
+        # Releases differ in which builder sets the whole lengths: this one or the ordinary one.
         orig_seq_lens=[900, 95],
         orig_seq_lens_tensor=torch.tensor([900, 95]),
     )
@@ -371,23 +377,23 @@ def _metadata(modules: Modules, _seed: int) -> dict[str, Any]:
                 mock.patch.object(backend.FlashAttentionMetadataBuilder, name, create=True, return_value=answer)
             )
         builder.prepare()
-        # A prompt of 900 tokens of which 300 are there, and one of 70 behind which 25 were written.
+        # A prompt of 900 tokens, 300 of them in the cache, and one of 70 with 25 generated tokens.
         builder._add_seq_group(SimpleNamespace(prompt_lens=[900, 70], seq_lens=[300, 95]), True, False)
         built = builder.build([300, 95], [300, 1], 0, 2)
     _equal(built, block_size=2 * PAGE, orig_seq_lens=[900, 95], **config)
     if built.orig_seq_lens_tensor.tolist() != [900, 95]:
-        raise Wrong(f"whole lengths are {built.orig_seq_lens_tensor.tolist()} in place of [900, 95]")
+        raise Wrong(f"whole lengths are {built.orig_seq_lens_tensor.tolist()} instead of [900, 95]")
     return {}
 
 
 def _equal(owner: Any, **expected: Any) -> None:
     for name, want in expected.items():
         if (got := getattr(owner, name)) != want:
-            raise Wrong(f"{name} is {got!r} in place of {want!r}")
+            raise Wrong(f"{name} is {got!r} instead of {want!r}")
 
 
 def _positions(modules: Modules, kernel: Kernel, chunking: oracle.Chunking, length: int, seed: int) -> dict[str, Any]:
-    """The tables themselves, up to a model's own length: at every border, and at random."""
+    """Check the rotary tables up to a model's length, at every border and at random positions."""
     base, dim, stride = 1e7, 8, chunking.stride
     borders = [
         n * stride + d for n in range(4) for d in (-1, 0, 1, chunking.local - 1, chunking.local, chunking.local + 1)
@@ -412,6 +418,6 @@ def _positions(modules: Modules, kernel: Kernel, chunking: oracle.Chunking, leng
         ("queries that choose in older chunks", others[3], places.inter_critical),
     ):
         turned = oracle.rotate(x.double(), want, base)
-        # Tables in float32: an angle of half a million turns has four digits left behind the point.
+        # Tables are in float32, where a large angle has few exact decimal places.
         worst = max(worst, compare(f"rotated {name}", got.view(turned.shape), turned, 0.08))
     return {"positions": len(positions), "largest difference": worst}

@@ -1,4 +1,4 @@
-"""The index conversion against the oracle, integer by integer."""
+"""Compares the index conversion with the oracle, integer by integer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..oracle import Batch, Converted, convert_row_block
 from .case import Case, Wrong
 
 BLOCK = 64
-# What outputs hold before the kernel writes them; no position, no count.
+# The content of outputs before the kernel writes them; neither a position nor a count.
 POISON = -7_777_777
 
-# Runs the conversion under test into outputs that are given.
+# Runs the conversion under test, writing to the given outputs.
 Kernel = Callable[[Batch, Converted], None]
 
 
@@ -46,7 +46,7 @@ def _random(kernel: Kernel, rows: int, seed: int) -> dict[str, Any]:
 
 
 def random_batch(rng: random.Random) -> Batch:
-    """Lengths, lines and counts of all kinds; borders of blocks more often than chance has them."""
+    """Random lengths, lines and counts, with borders of blocks more often than by chance."""
     size, heads, causal = rng.randint(1, 3), rng.randint(1, 4), rng.random() < 0.5
     queries = [_length(rng) for _ in range(size)]
     keys = [length + rng.choice((0, _length(rng))) if causal else _length(rng) for length in queries]
@@ -56,7 +56,7 @@ def random_batch(rng: random.Random) -> Batch:
     for _ in range(heads if merged else 1):
         verticals.append(rng.randint(1, min(90, *keys)))
         slashes.append(rng.randint(1, min(90, reach)))
-    # The op that merges heads takes its own number of lines for each, the plain one the same for all.
+    # The mergehead op has its own number of lines for each head, the plain op the same number for all.
     verticals, slashes = verticals * (1 if merged else heads), slashes * (1 if merged else heads)
     near = rng.random() < 0.5
     vertical = torch.full((size, heads, max(verticals)), 2**31 - 1, dtype=torch.int32)
@@ -72,13 +72,13 @@ def random_batch(rng: random.Random) -> Batch:
 
 
 def _length(rng: random.Random) -> int:
-    """A length, a third of the time a border of blocks or one beside it."""
+    """A random length; in a third of the cases within 1 of a block's border."""
     length = rng.randint(1, 1500)
     return max(1, length // BLOCK * BLOCK + rng.choice((-1, 0, 1))) if rng.random() < 0.3 else length
 
 
 def _lines(rng: random.Random, count: int, limit: int) -> list[int]:
-    """So many different numbers below a limit, ascending; some of them borders of blocks."""
+    """Different random numbers below a limit, ascending; some are borders of blocks."""
     borders = [at for at in range(rng.randrange(BLOCK), limit, BLOCK) if rng.random() < 0.2]
     lines = set(rng.sample(borders, min(count, len(borders))))
     while len(lines) < count:
@@ -87,7 +87,7 @@ def _lines(rng: random.Random, count: int, limit: int) -> list[int]:
 
 
 def check(kernel: Kernel, batch: Batch, rows: list[int] | None = None) -> int:
-    """Run a batch and compare it with the oracle; the number of rows compared.
+    """Run a batch and compare it with the oracle; returns the number of rows compared.
 
     Args:
         kernel: what is under test.
@@ -95,7 +95,7 @@ def check(kernel: Kernel, batch: Batch, rows: list[int] | None = None) -> int:
         rows: which rows of each head; all if not given.
 
     Raises:
-        Wrong: a row differs, or something was written that must not be.
+        Wrong: a row differs, or the kernel wrote to a row beyond the queries.
     """
     into = batch.outputs(POISON)
     kernel(batch, into)
@@ -114,7 +114,7 @@ def check(kernel: Kernel, batch: Batch, rows: list[int] | None = None) -> int:
 
 
 def _row(into: Converted, at: tuple[int, int, int], want: tuple[list[int], list[int]] | None) -> str:
-    """What is wrong with a row; empty if nothing is."""
+    """What is wrong with a row; empty if it is right."""
     counts = (int(into.block_count[at]), int(into.column_count[at]))
     if want is None:
         return f"a row beyond the queries was written: {counts}" if counts != (POISON, POISON) else ""
@@ -122,10 +122,10 @@ def _row(into: Converted, at: tuple[int, int, int], want: tuple[list[int], list[
         ("block", "column"), counts, (into.block_offset[at], into.column_index[at]), want
     ):
         if count != len(expected):
-            return f"{count} {name}s in place of {len(expected)}"
+            return f"{count} {name}s instead of {len(expected)}"
         if (got := written[:count].tolist()) != expected:
             first = next(n for n, pair in enumerate(zip(got, expected)) if pair[0] != pair[1])
-            return f"{name} {first} is {got[first]} in place of {expected[first]}"
+            return f"{name} {first} is {got[first]} instead of {expected[first]}"
     return ""
 
 
@@ -140,7 +140,7 @@ def _some(numbers: list[int]) -> str:
 
 
 def _borders(kernel: Kernel, _seed: int) -> dict[str, Any]:
-    """Cases that a random choice may miss."""
+    """Cases that random batches may miss."""
     checked = 0
     for causal in (True, False):
         for queries, keys in ((1, 1), (1, 64), (1, 65), (64, 64), (65, 65), (63, 640), (128, 129), (640, 640)):
@@ -157,7 +157,7 @@ def _borders(kernel: Kernel, _seed: int) -> dict[str, Any]:
 
 
 def _long(kernel: Kernel, sampled: int, seed: int) -> dict[str, Any]:
-    """Chunks, verticals and slashes as the smaller 1M model has them, in each of the three stages."""
+    """The chunks, verticals and slashes of the smaller 1M model, in each of the three stages."""
     rng = random.Random(seed)
     stride = 253_952
     checked = 0

@@ -1,6 +1,7 @@
-"""The oracle against itself and against what is known without it.
+"""Checks the oracle against itself and against independent computations.
 
-On a CPU it also stands in for the attention kernels, so a fault in what both sides share would cancel out elsewhere.
+On a CPU the oracle also replaces the attention kernels, so that other cases would not notice a fault that both sides
+share.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TOLERANCE = 1e-10
 
 
 def cases() -> list[Case]:
-    """The cases; they need nothing of the wheel."""
+    """The cases, which do not use the wheel."""
     return [
         Case("oracle/known", "the oracle's attention is a softmax, with its natural log-sum-exp", _known),
         Case("oracle/dense", "the oracle's chunks and merges give every pair its distance", _dense),
@@ -42,7 +43,7 @@ def _same(what: str, got: oracle.Partial, want: oracle.Partial) -> float:
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> oracle.Partial:
-    """Written out for one head at a time, with nothing of the oracle; `allowed` is bool `[heads, queries, keys]`."""
+    """Attention without any code of the oracle, one head at a time; `allowed` is bool `[heads, queries, keys]`."""
     out, lse = torch.zeros_like(q), torch.zeros_like(q[..., 0])
     for head in range(HEADS):
         shared = head * KV_HEADS // HEADS
@@ -107,7 +108,7 @@ def _sparse(seed: int) -> dict[str, Any]:
                         stage.vertical.tolist(), stage.slash.tolist(), row, end - begin, after - first, after == end
                     )
                     if converted is None:
-                        raise Wrong(f"row block {row // BLOCK} of {end - begin} queries has no answer")
+                        raise Wrong(f"row block {row // BLOCK} of {end - begin} queries has no conversion")
                     keys = [offset + n for offset in converted.offsets for n in range(BLOCK)] + converted.columns
                     reached = [first + key for key in keys if key < after - first]
                     allowed[head, begin + row : min(begin + row + BLOCK, end), reached] = True

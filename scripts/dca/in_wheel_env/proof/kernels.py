@@ -1,4 +1,4 @@
-"""The kernels of a wheel, run on a GPU, against the oracle; see `bounds` for how near they must come."""
+"""Compares the kernels of a wheel, run on a GPU, with the oracle, within the bounds of the module `bounds`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .layer import Modules
 
 
 def load_kernels(bare: bool) -> Kernels:
-    """The kernels that lie on the path of this process.
+    """The kernels that this process imports.
 
     Args:
-        bare: take the extension modules of `dca_kernels`; otherwise vLLM and its functions.
+        bare: import the extension modules of `dca_kernels` instead of vLLM and its functions.
     """
     return _of_modules() if bare else _of_vllm()
 
@@ -98,7 +98,7 @@ def _of_modules() -> Kernels:
     )
 
 
-# What the ops take beside the tensors, and what they call it; releases differ in which of these there are.
+# Neutral values of the ops' other arguments; releases differ in which of them the ops have.
 _NEUTRAL = {
     "alibi_slopes": None,
     "p_dropout": 0.0,
@@ -115,7 +115,7 @@ _NEUTRAL = {
 
 
 def _call(op: Any, inputs: Inputs, more: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Call an op by its schema; `more` are arguments by the name that the schema has for them."""
+    """Call an op with the arguments in its schema; `more` are further arguments by their names there."""
     tensors = {"q": inputs.q, "k": inputs.k, "v": inputs.v}
     known = {**_NEUTRAL, **tensors, **_options(inputs), **more, "is_causal": inputs.causal}
     out, lse, *_ = op(*(known[argument.name] for argument in op.default._schema.arguments))
@@ -124,7 +124,7 @@ def _call(op: Any, inputs: Inputs, more: dict[str, Any]) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is proven.
+    """The extent of the cases.
 
     Attributes:
         dim: of one head.
@@ -132,10 +132,10 @@ class Extent:
         lengths: of queries and keys.
         batches: sizes of batches.
         dtypes: of the tensors.
-        rows: random rows of 64 queries that the index conversion is compared on.
-        sampled: rows of a head at a model's lengths.
+        rows: random rows of 64 queries for the index conversion.
+        sampled: rows of a head at a model's lengths, likewise.
         runs: how often the same call must give the same bits.
-        layer: what the whole layer is run on.
+        layer: the inputs of the whole layer.
         timed: what is timed; nothing if not given.
     """
 
@@ -151,7 +151,7 @@ class Extent:
     timed: speed.Plan | None
 
 
-# The 1M models have 28 heads over 4 key heads, and 40 over 8; each by the ranks that it can be cut into.
+# The 1M models have 28 heads over 4 key heads, and 40 over 8; here split over all possible numbers of GPUs.
 FULL = Extent(
     dim=128,
     ranks=((28, 4), (14, 2), (7, 1), (40, 8), (20, 4), (10, 2), (5, 1)),
@@ -183,10 +183,10 @@ def cases(
 
     Args:
         kernels: what is under test.
-        modules: the wheel's Python of the layer; none where there are only kernels, see `left_out`.
-        quick: only what takes less than a minute.
-        device: where it runs.
-        extent: how much, in place of what `quick` stands for.
+        modules: the wheel's Python of the layer; None for bare kernels, see `left_out`.
+        quick: only cases that take less than a minute in all.
+        device: to run on.
+        extent: of the cases, instead of that of `quick`.
     """
     extent = extent or (QUICK if quick else FULL)
     bench = Bench(kernels, extent, device)
@@ -213,11 +213,11 @@ def cases(
             proves = f"sparse attention of ragged lengths in {name}"
             listed.append(Case(f"sparse/{name}/ragged", proves, partial(_sparse_ragged, bench, dtype)))
     listed += [
-        Case("sparse/own-columns", "every sequence of a batch attends its own columns", partial(_own_columns, bench)),
-        Case("sparse/future", "causal sparse attention does not see what comes later", partial(_future, bench)),
-        Case("sparse/empty", "a row that attends nothing is zero with +inf", partial(_empty, bench)),
-        Case("sparse/full-cover", "sparse attention to everything is dense attention", partial(_full_cover, bench)),
-        Case("sparse/leftovers", "what lies behind the counts is not attended", partial(_leftovers, bench)),
+        Case("sparse/own-columns", "each sequence of a batch attends its own columns", partial(_own_columns, bench)),
+        Case("sparse/future", "causal sparse attention does not attend later keys", partial(_future, bench)),
+        Case("sparse/empty", "a row that attends nothing has output 0 and log-sum-exp +inf", partial(_empty, bench)),
+        Case("sparse/full-cover", "sparse attention to all keys equals dense attention", partial(_full_cover, bench)),
+        Case("sparse/leftovers", "entries beyond the counts are not attended", partial(_leftovers, bench)),
         Case("sparse/same", f"sparse attention gives the same bits {extent.runs} times", partial(_same, bench)),
     ]
     if modules:
@@ -228,12 +228,12 @@ def cases(
 
 
 def left_out(kernels: Kernels, modules: Modules | None, *, quick: bool) -> list[str]:
-    """What these cases do not prove, each in a few words."""
+    """What these cases do not prove, in a few words each."""
     missing = []
     if not kernels.sparse_ragged:
-        missing.append("sparse attention of ragged lengths: this release has no such function")
+        missing.append("sparse attention of ragged lengths: this release does not have it")
     if modules is None:
-        missing.append("the whole layer: there are only kernels, without vLLM")
+        missing.append("the whole layer: the wheel has only kernels, without vLLM")
     elif quick:
         missing.append("the whole layer at the lengths of a 1M model")
     return [*missing, "speed"] if quick else missing
@@ -248,9 +248,9 @@ def _settled(run: Callable[[int], dict[str, Any]], device: str, seed: int) -> di
         torch.cuda.synchronize()
     except torch.cuda.OutOfMemoryError as error:
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
-        raise Wrong(f"this does not fit into the {total:.0f} GiB of this GPU, so it is not proven here") from error
+        raise Wrong(f"not proven: the case needs more than the {total:.0f} GiB of this GPU") from error
     finally:
-        # The next case may need it in one piece.
+        # The next case may need one large block of memory.
         torch.cuda.empty_cache()
     return figures
 
@@ -263,8 +263,8 @@ class Problem:
         q: `[batch, queries, heads, dim]`.
         k: `[batch, keys, kv_heads, dim]`.
         v: as `k`.
-        converted: what is attended, on the CPU.
-        causal: as the function takes it.
+        converted: the attended blocks and columns, on the CPU.
+        causal: as in the function.
     """
 
     q: Tensor
@@ -279,21 +279,31 @@ class Problem:
         return float(self.q.shape[-1] ** -0.5)
 
     def reference(self, b: int, other: int | None = None) -> Reference:
-        """What one sequence must answer; with `other`, what it would answer over another one's keys and values."""
-        q, k, v = (t[b if other is None or t is self.q else other].double() for t in (self.q, self.k, self.v))
-        lines = self.converted.sequence(b)
-        part = oracle.sparse_attention(q, k, with_absolutes(v), lines, self.scale, self.causal)
-        return bounded(part, q, Roundings(Largest.of(k, v), _attended(lines), self.scale, self.q.dtype))
+        """The expected output of one sequence; with `other`, over another sequence's keys and values."""
+        q, k, v = (t[b if other is None or t is self.q else other] for t in (self.q, self.k, self.v))
+        return sparse_reference(Inputs(q, k, v, self.scale, self.causal), self.converted.sequence(b))
 
 
-def _attended(lines: Converted) -> int:
-    """The most keys that a row attends; each block counts whole."""
-    return int((lines.block_count * BLOCK + lines.column_count).max())
+def sparse_reference(inputs: Inputs, lines: Converted) -> Reference:
+    """The expected output of sparse attention for one sequence, `[tokens, heads, dim]`."""
+    q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
+    part = oracle.sparse_attention(q, k, with_absolutes(v), lines, inputs.scale, inputs.causal)
+    # The largest number of keys that a row attends, counting complete blocks.
+    most = int((lines.block_count * BLOCK + lines.column_count).max())
+    return bounded(part, q, Roundings(Largest.of(k, v), most, inputs.scale, inputs.q.dtype))
+
+
+def dense_reference(inputs: Inputs) -> Reference:
+    """The expected output of dense attention for one sequence, `[tokens, heads, dim]`."""
+    q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
+    last = torch.arange(len(k) - len(q), len(k), device=q.device) if inputs.causal else None
+    part = oracle.attend(q, k, with_absolutes(v), inputs.scale, last)
+    return bounded(part, q, Roundings(Largest.of(k, v), len(k), inputs.scale, inputs.q.dtype))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the tensors of a call are: sequences, query heads, key heads, and tokens of each sequence."""
+    """The sizes of a call's tensors: sequences, query heads, key heads, and tokens of each sequence."""
 
     batch: int
     heads: int
@@ -304,14 +314,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Bench:
-    """The kernels, how much is proven of them, and where."""
+    """The kernels, the extent of their cases, and the device."""
 
     kernels: Kernels
     extent: Extent
     device: str
 
     def conversion(self) -> conversion.Kernel:
-        """The index conversion as its own cases take it."""
+        """The index conversion in the form that its cases call."""
 
         def kernel(batch: Batch, into: Converted) -> None:
             def numbers(values: Sequence[int]) -> Tensor:
@@ -332,11 +342,11 @@ class Bench:
         return kernel
 
     def random(self, shape: Sequence[int], dtype: torch.dtype, random: torch.Generator, spread: float = 1.0) -> Tensor:
-        """Normal numbers, drawn on the CPU: a seed means the same everywhere."""
+        """Normal random numbers, drawn on the CPU so that a seed gives the same numbers on every GPU."""
         return (torch.randn(*shape, generator=random) * spread).to(dtype).to(self.device)
 
     def tensors(self, dtype: torch.dtype, sizes: Sizes, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values. Queries are sharpened, so that a single key can be missed."""
+        """Queries, keys and values; queries are large, so that each single key matters."""
         of_keys = (sizes.batch, sizes.keys, sizes.kv_heads, self.extent.dim)
         return (
             self.random((sizes.batch, sizes.queries, sizes.heads, self.extent.dim), dtype, random, 2.0),
@@ -352,7 +362,7 @@ class Bench:
         return Problem(*self.tensors(dtype, sizes, random), lines, causal)
 
     def run(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """Out `[batch, queries, heads, dim]` and log-sum-exp `[batch, queries, heads]`, both over poison."""
+        """Output `[batch, queries, heads, dim]` and log-sum-exp `[batch, queries, heads]`, in poisoned memory."""
         q = problem.q
         out = torch.full_like(q, torch.nan)
         self.poison(q.shape[0] * q.shape[1] * q.shape[2])
@@ -360,13 +370,13 @@ class Bench:
         inputs = Inputs(q, problem.k, problem.v, problem.scale, problem.causal, out)
         answer, lse = self.kernels.sparse(inputs, converted)
         if not _same_bits(answer, out):
-            raise Wrong("sparse attention: `out` was given, but not written to")
+            raise Wrong("sparse attention did not write to the given `out`")
         return answer, lse.transpose(1, 2)
 
     def poison(self, numbers: int) -> None:
-        """Fill memory that the next outputs of this many float32 numbers are likely to get with NaN.
+        """Fill memory with NaN that the next outputs of this many float32 numbers are likely to use.
 
-        The allocator hands out freed memory again as it is; what a kernel leaves unwritten then shows.
+        The allocator reuses freed memory unchanged, so that values which a kernel does not write become visible.
         """
         held = [torch.full((numbers,), torch.nan, device=self.device) for _ in range(4)]
         del held
@@ -375,7 +385,7 @@ class Bench:
 def random_lines(
     queries: Sequence[int], keys: Sequence[int], heads: int, causal: bool, random: torch.Generator
 ) -> Converted:
-    """Conversions of random lines: few enough that most keys are left out, and some columns in every row.
+    """Conversions of random lines: few enough to leave out most keys, and with some columns in every row.
 
     Args:
         queries: per sequence.
@@ -416,7 +426,7 @@ def _sparse(bench: Bench, dtype: torch.dtype, causal: bool, heads: int, kv_heads
 
 
 def _check(problem: Problem, out: Tensor, lse: Tensor, worst: Worst) -> None:
-    """Hold every sequence of an answer, as `Bench.run` gives it, against its reference."""
+    """Compare every sequence of an output of `Bench.run` with its reference."""
     batch, queries, heads, _ = problem.q.shape
     keys, kv_heads = problem.k.shape[1:3]
     for b in range(batch):
@@ -425,13 +435,13 @@ def _check(problem: Problem, out: Tensor, lse: Tensor, worst: Worst) -> None:
 
 
 def _hold(reference: Reference, out: Tensor, lse: Tensor, what: str, worst: Worst) -> None:
-    """Hold an answer, `[queries, heads, dim]` with its log-sum-exp `[queries, heads]`, against the reference."""
+    """Compare an output `[queries, heads, dim]` and its log-sum-exp `[queries, heads]` with the reference."""
     worst.within("log-sum-exp", what, lse, reference.lse, reference.lse_bound)
     worst.within("output", what, out, reference.out, reference.out_bound)
 
 
 def _own_columns(bench: Bench, seed: int) -> dict[str, Any]:
-    """Columns alone, other ones in each sequence, and keys and values of their own."""
+    """Only columns, with different ones, keys and values in each sequence."""
     worst = Worst()
     heads, kv_heads = bench.extent.ranks[-1]
     random = torch.Generator().manual_seed(seed)
@@ -461,7 +471,11 @@ def _own_columns(bench: Bench, seed: int) -> dict[str, Any]:
 
 
 def _refuse_others(problem: Problem, b: int, out: Tensor, lse: Tensor) -> None:
-    """Say so if a sequence attended another one's keys and values."""
+    """Check whether a sequence attended another sequence's keys and values.
+
+    Raises:
+        Wrong: it did.
+    """
     for other in range(problem.q.shape[0]):
         try:
             _hold(problem.reference(b, other), out, lse, "", Worst())
@@ -471,7 +485,7 @@ def _refuse_others(problem: Problem, b: int, out: Tensor, lse: Tensor) -> None:
 
 
 def _future(bench: Bench, seed: int) -> dict[str, Any]:
-    """Keys and values behind a query are changed; its answer must keep every bit."""
+    """When keys and values after a query change, its output must keep every bit."""
     heads, kv_heads = bench.extent.ranks[-1]
     checked = 0
     for dtype, (queries, keys) in itertools.product(bench.extent.dtypes, ((200, 200), (256, 256), (150, 333))):
@@ -483,7 +497,7 @@ def _future(bench: Bench, seed: int) -> dict[str, Any]:
         ):
             out, lse = bench.run(Problem(q, k, v, lines, True))
             for first in (1, 64, 64 + 17, queries - 1):
-                # The first query that may notice; all before it must not.
+                # The first query that may change; those before it must not.
                 later = keys - queries + first
                 other_k, other_v = k.clone(), v.clone()
                 other_k[:, later:] = bench.random(k[:, later:].shape, dtype, random, 3.0)
@@ -493,15 +507,15 @@ def _future(bench: Bench, seed: int) -> dict[str, Any]:
                 if not bool(same.all()):
                     b, row, head = (int(n) for n in (~same).nonzero()[0])
                     raise Wrong(
-                        f"query {row} of {queries}, whose last key is {row + keys - queries}, answers otherwise when "
-                        f"keys from {later} on are changed (head {head}, sequence {b}, {dtype}): it sees the future"
+                        f"query {row} of {queries}, whose last key is {row + keys - queries}, changes when keys from "
+                        f"{later} on change (head {head}, sequence {b}, {dtype}): it attends later keys"
                     )
                 checked += 1
     return {"changes": checked}
 
 
 def _everything(queries: int, keys: int, heads: int, batch: int, causal: bool) -> Converted:
-    """A conversion that attends every key: one distance for each block, and so many that the first key is reached."""
+    """A conversion that attends every key: one distance per block, down to the first key."""
     reach = keys if causal else keys + queries
     slash = torch.arange(0, reach + BLOCK, BLOCK, dtype=torch.int32).flip(0).expand(batch, heads, -1)
     vertical = torch.zeros((batch, heads, 1), dtype=torch.int32)
@@ -509,7 +523,7 @@ def _everything(queries: int, keys: int, heads: int, batch: int, causal: bool) -
 
 
 def _empty(bench: Bench, seed: int) -> dict[str, Any]:
-    """Rows without anything beside rows with a block and with columns alone."""
+    """Rows that attend nothing, beside rows with a block and rows with columns only."""
     worst, rows = Worst(), 0
     heads, kv_heads = bench.extent.ranks[-1]
     for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
@@ -526,8 +540,8 @@ def _empty(bench: Bench, seed: int) -> dict[str, Any]:
             part = slice(row * BLOCK, row * BLOCK + BLOCK)
             if bool((out[:, part] != 0).any()) or not bool((lse[:, part] == torch.inf).all()):
                 raise Wrong(
-                    f"row block {row}, which attends nothing, answers {float(out[:, part].flatten()[0]):.6g} with a "
-                    f"log-sum-exp of {float(lse[:, part].flatten()[0]):.6g}, want 0 and inf ({dtype})"
+                    f"row block {row}, which attends nothing, has output {float(out[:, part].flatten()[0]):.6g} and "
+                    f"log-sum-exp {float(lse[:, part].flatten()[0]):.6g}, expected 0 and inf ({dtype})"
                 )
             rows += lse[:, part].numel()
         _check(problem, out, lse, worst)
@@ -544,10 +558,7 @@ def _full_cover(bench: Bench, seed: int) -> dict[str, Any]:
         out, lse = bench.run(problem)
         inputs = Inputs(q[0], k[0], v[0], problem.scale, causal, torch.full_like(q[0], torch.nan))
         other, other_lse = bench.kernels.dense(inputs, Ragged.of([queries], [keys], bench.device))
-        last = torch.arange(keys - queries, keys, device=bench.device) if causal else None
-        qs, ks = q[0].double(), k[0].double()
-        part = oracle.attend(qs, ks, with_absolutes(v[0]), problem.scale, last)
-        reference = bounded(part, qs, Roundings(Largest.of(ks, v), keys, problem.scale, dtype))
+        reference = dense_reference(inputs)
         what = f"{queries} queries and all of {keys} keys, {'' if causal else 'not '}causal"
         _hold(reference, out[0], lse[0], f"sparse attention, {what}", worst)
         _hold(reference, other, other_lse.t(), f"dense attention, {what}", worst)
@@ -556,7 +567,7 @@ def _full_cover(bench: Bench, seed: int) -> dict[str, Any]:
 
 
 def _leftovers(bench: Bench, seed: int) -> dict[str, Any]:
-    """The op that merges heads leaves memory as it is behind the counts; here other keys stand there."""
+    """Entries beyond the counts, which the mergehead op leaves unwritten, are set to other keys."""
     heads, kv_heads = bench.extent.ranks[-1]
     random = torch.Generator().manual_seed(seed)
     calls = 0
@@ -567,14 +578,14 @@ def _leftovers(bench: Bench, seed: int) -> dict[str, Any]:
         others = []
         for count, lines in ((chosen.block_count, chosen.block_offset), (chosen.column_count, chosen.column_index)):
             behind = torch.arange(lines.shape[-1]) >= count[..., None]
-            # Places that exist, so that a kernel that reads them answers wrongly and does not fall over.
+            # Valid positions, so that a kernel which reads them gives a wrong output instead of a crash.
             others.append(
                 torch.where(behind, torch.randint(0, 330, lines.shape, generator=random).to(lines.dtype), lines)
             )
         changed = Converted(chosen.block_count, others[0], chosen.column_count, others[1])
         out2, lse2 = bench.run(replace(problem, converted=changed))
         if not (_same_bits(out, out2) and _same_bits(lse, lse2)):
-            raise Wrong(f"what stands behind the counts changes the answer ({dtype}, {_kind(causal)})")
+            raise Wrong(f"entries beyond the counts change the output ({dtype}, {_kind(causal)})")
         calls += 2
     return {"calls": calls}
 
@@ -609,12 +620,12 @@ def _same_rows(bench: Bench, seed: int) -> dict[str, Any]:
     return {"runs": bench.extent.runs, "calls": 5}
 
 
-# Sequences of a batch one behind the other: a single query, one short of a block, one more than two.
+# Queries and keys of ragged sequences: a single query, a block less one, two blocks and two.
 RAGGED = ((1, 70), (63, 191), (130, 130))
 
 
 def _ragged_inputs(bench: Bench, dtype: torch.dtype, causal: bool, random: torch.Generator) -> tuple[Inputs, Ragged]:
-    """A call of random numbers over the sequences of `RAGGED`; its output holds NaN."""
+    """The random inputs of a call over the sequences of `RAGGED`; its output tensor is NaN."""
     heads, kv_heads = bench.extent.ranks[-1]
     queries, keys = zip(*RAGGED)
     sizes = Sizes(1, heads, kv_heads, sum(queries), sum(keys))
@@ -623,20 +634,21 @@ def _ragged_inputs(bench: Bench, dtype: torch.dtype, causal: bool, random: torch
     return inputs, Ragged.of(queries, keys, bench.device)
 
 
+def _sequence(inputs: Inputs, ragged: Ragged, b: int) -> Inputs:
+    """The inputs of one ragged sequence."""
+    rows, columns = ragged.rows(b)
+    return replace(inputs, q=inputs.q[rows], k=inputs.k[columns], v=inputs.v[columns])
+
+
 def _dense(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any]:
     worst = Worst()
     random = torch.Generator().manual_seed(seed)
     for causal in (True, False):
         inputs, ragged = _ragged_inputs(bench, dtype, causal, random)
-        q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
-        bench.poison(q.shape[0] * q.shape[1])
+        bench.poison(inputs.q.shape[0] * inputs.q.shape[1])
         out, lse = bench.kernels.dense(inputs, ragged)
         for b, (queries, keys) in enumerate(RAGGED):
-            rows, columns = ragged.rows(b)
-            last = torch.arange(keys - queries, keys, device=bench.device) if causal else None
-            qs, ks = q[rows].double(), k[columns].double()
-            part = oracle.attend(qs, ks, with_absolutes(v[columns]), scale, last)
-            reference = bounded(part, qs, Roundings(Largest.of(ks, v), keys, scale, dtype))
+            rows, reference = ragged.rows(b)[0], dense_reference(_sequence(inputs, ragged, b))
             what = f"dense attention, sequence {b} of {queries} queries and {keys} keys, {_kind(causal)}"
             _hold(reference, out[rows], lse[:, rows].t(), what, worst)
     return {"unit roundoff": UNIT[dtype], **worst.figures}
@@ -650,24 +662,20 @@ def _sparse_ragged(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any
     queries, keys = ([pair[n] for pair in RAGGED] for n in (0, 1))
     for causal in (True, False):
         inputs, ragged = _ragged_inputs(bench, dtype, causal, random)
-        q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
-        lines = random_lines(queries, keys, q.shape[1], causal, random)
-        bench.poison(q.shape[0] * q.shape[1])
+        lines = random_lines(queries, keys, inputs.q.shape[1], causal, random)
+        bench.poison(inputs.q.shape[0] * inputs.q.shape[1])
         on_device = Converted(*(tensor.to(bench.device) for tensor in lines))
         out, lse = bench.kernels.sparse_ragged(inputs, on_device, ragged)
         for b in range(len(RAGGED)):
-            rows, columns = ragged.rows(b)
-            # Only a batch that is one query long everywhere drops causality; for a single query it is the same.
-            qs, ks, of_sequence = q[rows].double(), k[columns].double(), lines.sequence(b)
-            part = oracle.sparse_attention(qs, ks, with_absolutes(v[columns]), of_sequence, scale, causal)
-            reference = bounded(part, qs, Roundings(Largest.of(ks, v), _attended(of_sequence), scale, dtype))
+            # The kernel drops causality only if every sequence has one query; for one query it makes no difference.
+            rows, reference = ragged.rows(b)[0], sparse_reference(_sequence(inputs, ragged, b), lines.sequence(b))
             what = f"sequence {b} of {queries[b]} queries and {keys[b]} keys, {_kind(causal)}"
             _hold(reference, out[rows], lse[:, rows].t(), what, worst)
     return {"unit roundoff": UNIT[dtype], **worst.figures}
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal, NaN at the same places included."""
+    """Whether tensors are equal, with NaN at the same places."""
     return a.shape == b.shape and bool(((a == b) | (torch.isnan(a) & torch.isnan(b))).all())
 
 

@@ -1,4 +1,4 @@
-"""The wheel's layer and rotary embedding, built and called as the engine does it, at any size and on any device."""
+"""Builds and calls the wheel's layer and rotary embedding as the engine does, at any size and on any device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Modules:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What of a model decides what its layers compute.
+    """The parameters of a model that affect its attention layers.
 
     Attributes:
         heads: query heads of this GPU.
@@ -46,11 +46,11 @@ class Model:
 
     @property
     def scale(self) -> float:
-        """What logits are multiplied with, without the length factor."""
+        """The factor of logits, without the length factor."""
         return float(self.dim**-0.5)
 
 
-# One of four GPUs that serve the smaller 1M model.
+# The smaller 1M model, as one of four GPUs sees it.
 ONE_OF_FOUR = Model(
     heads=7,
     kv_heads=1,
@@ -64,12 +64,12 @@ ONE_OF_FOUR = Model(
 
 @dataclasses.dataclass(frozen=True)
 class Shape(Model):
-    """A model with what of the engine around it decides the same.
+    """A model with the parameters of the engine that affect its attention layers.
 
     Attributes:
         positions: rows of the table of rotated keys.
         page: tokens of one page of the KV cache.
-        device: where it runs.
+        device: to run on.
     """
 
     positions: int
@@ -79,12 +79,12 @@ class Shape(Model):
 
 @dataclasses.dataclass
 class Conversation:
-    """A prompt and what follows it, with its place in the cache.
+    """A prompt and the tokens after it, with its pages in the cache.
 
     Attributes:
-        pages: int64, the pages of the cache that hold its tokens.
-        prompt: how many tokens the prompt has.
-        done: how many tokens lie in the cache.
+        pages: int64, the pages of the cache for its tokens.
+        prompt: the number of tokens of the prompt.
+        done: the number of tokens in the cache.
     """
 
     pages: Tensor
@@ -92,13 +92,13 @@ class Conversation:
     done: int = 0
 
     def slots(self, count: int, page: int) -> Tensor:
-        """Where the next tokens go: int64 `[count]`."""
+        """The slots of the next tokens in the cache: int64 `[count]`."""
         at = torch.arange(self.done, self.done + count, device=self.pages.device)
         return self.pages[at // page] * page + at % page
 
 
 class Layer:
-    """One attention layer of the wheel, with its rotary embedding and a paged cache that nothing was written to."""
+    """One attention layer of the wheel, with its rotary embedding and an empty paged cache."""
 
     def __init__(
         self, modules: Modules, shape: Shape, pages: int, sizes: Sequence[tuple[int, int]] | None, threshold: int
@@ -107,9 +107,9 @@ class Layer:
 
         Args:
             modules: of the wheel.
-            shape: what it computes.
-            pages: of the cache.
-            sizes: numbers of vertical and slash lines of every head of every rank; none for dense attention.
+            shape: of the model.
+            pages: number of pages of the cache.
+            sizes: numbers of vertical and slash lines of every head of every rank; None for dense attention.
             threshold: prompts above it are sparse.
         """
         self.modules, self.shape = modules, shape
@@ -123,7 +123,7 @@ class Layer:
             table = {str(head): ["vertical_and_slash", *size, 1.0] for head, size in enumerate(sizes)}
             others = {head: ["vertical_and_slash", 33, 103, 1.0] for head in table}
             config |= {
-                # It is the second of three layers: the others' lines must not be taken for its own.
+                # It is the second of three layers, to detect whether it uses another layer's lines.
                 "sparse_attention_config": [others, table, others],
                 "sparse_attention_enabled": True,
                 "sparse_attention_threshold": threshold,
@@ -145,7 +145,7 @@ class Layer:
         return run_rotary(self._rotary, positions, q.flatten(1), k.flatten(1))
 
     def run(self, turned: tuple[Tensor, ...], value: Tensor, metadata: Any) -> Tensor:
-        """The layer's answer, `[tokens, heads, dim]`; releases differ in how they take the queries."""
+        """The layer's output, `[tokens, heads, dim]`; releases differ in how they pass the queries."""
         query, key, *others = turned
         value = value.flatten(1)
         if "query_succ" in inspect.signature(self._layer.forward).parameters:
@@ -158,11 +158,11 @@ class Layer:
         return out.view(-1, self.shape.heads, self.shape.dim)
 
     def metadata(self, work: Sequence[tuple[Conversation, int]]) -> Any:
-        """What the engine tells the layer of the next tokens of some sequences, those with a prompt to do first."""
+        """The engine's metadata for the next tokens of some sequences; those with an unfinished prompt come first."""
         prefills = sum(sequence.done < sequence.prompt for sequence, _ in work)
         lengths = [sequence.done + count for sequence, count in work]
         tokens = [count for _, count in work]
-        # The engine tells the whole prompt's length, also while it is prefilled in pieces.
+        # The engine passes the whole prompt's length, also while it is prefilled in pieces.
         whole = [max(sequence.prompt, length) for (sequence, _), length in zip(work, lengths)]
         widest = max(len(sequence.pages) for sequence, _ in work)
         table = torch.zeros(len(work), widest, dtype=torch.int32)
@@ -220,7 +220,7 @@ def implementation(modules: Modules, shape: Shape, config: dict[str, Any], index
 
 
 def call(function: Callable[..., Any], **arguments: Any) -> Any:
-    """Call with those of the arguments that it knows; releases differ in what they take."""
+    """Call a function with the arguments that it has; releases differ in these."""
     known = inspect.signature(function).parameters
     return function(**{name: value for name, value in arguments.items() if name in known})
 

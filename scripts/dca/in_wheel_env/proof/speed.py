@@ -1,4 +1,4 @@
-"""How long sparse and dense prefill attention take; nothing here asserts on a time."""
+"""Measures the times of sparse and dense prefill attention; no case fails because of a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Plan:
         lengths: of the prompts, in tokens.
         piece: tokens that the engine prefills at once.
         sizes: numbers of vertical and slash lines of a head.
-        repeats: how often each piece is timed; the median counts.
+        repeats: how often each piece is timed; the median is reported.
     """
 
     model: Model
@@ -46,13 +46,13 @@ FULL = Plan(
     sizes=(1000, 6096),
 )
 
-# How much of a query and of a key is the same everywhere. What is the same depends, once rotated, on the distance
-# alone, so that diagonals beside each other are chosen together, as in trained models; noise scatters them.
+# The share of a constant vector in every query and key. After rotation, its contribution depends on the distance only,
+# so that neighbouring diagonals are chosen together, as in trained models; noise scatters them.
 PATTERNS = {"banded": 1.0, "scattered": 0.0}
 
 
 def cases(kernels: Kernels, plan: Plan, device: str) -> list[Case]:
-    """One case for each pattern; its figures hold the curve."""
+    """One case per pattern; its figures have the curve."""
     return [
         Case(
             f"speed/{name}",
@@ -81,15 +81,15 @@ def _curve(kernels: Kernels, plan: Plan, device: str, same: float, seed: int) ->
 
 
 def _prompt(kernels: Kernels, plan: Plan, device: str, same: float, tokens: int, seed: int) -> dict[str, Any]:
-    """One point of the curve: all pieces of a prompt, each cut where a chunk ends.
+    """One point of the curve: all pieces of a prompt, each split at the ends of chunks.
 
     Args:
-        kernels: what is timed.
-        plan: on what.
-        device: where it runs.
-        same: how much of a query and of a key is the same everywhere, see `PATTERNS`.
+        kernels: that are timed.
+        plan: the inputs.
+        device: to run on.
+        same: the share of the constant vector, see `PATTERNS`.
         tokens: of the prompt.
-        seed: of its random numbers.
+        seed: of the random numbers.
     """
     random = torch.Generator(device).manual_seed(seed)
     fixed = torch.randn(1, 1, plan.model.dim, generator=random, device=device) * same
@@ -100,7 +100,7 @@ def _prompt(kernels: Kernels, plan: Plan, device: str, same: float, tokens: int,
 
     places = oracle.key_positions(torch.arange(tokens, device=device), plan.model.chunking)
     k, v = draw(tokens, plan.model.kv_heads), draw(tokens, plan.model.kv_heads)
-    # In parts, because the whole prompt in float64 is not needed at once.
+    # In parts, to keep only a part of the prompt in float64.
     k = torch.cat(
         [oracle.rotate(part, at, plan.model.base) for part, at in zip(k.split(1 << 16), places.split(1 << 16))]
     )
@@ -122,18 +122,18 @@ def _prompt(kernels: Kernels, plan: Plan, device: str, same: float, tokens: int,
 
 
 def _median(runs: list[float]) -> float:
-    """Of all but the first, which warms up."""
+    """The median of all runs but the first, which warms up."""
     return statistics.median(runs[1:])
 
 
 class Clock:
-    """Milliseconds on a device, by its own events where it has them."""
+    """Measures milliseconds on a device, with CUDA events on a GPU."""
 
     def __init__(self, device: str) -> None:
         self._events = device != "cpu"
 
     def time(self, run: Callable[[], object]) -> float:
-        """How long something takes."""
+        """Run a function and return its time."""
         if not self._events:
             started = time.perf_counter()
             run()
@@ -153,8 +153,8 @@ class Span:
         """Rotate the queries.
 
         Args:
-            kernels: what is timed.
-            plan: on what.
+            kernels: that are timed.
+            plan: the inputs.
             k: `[tokens, kv_heads, dim]`, of all tokens up to the last of the span, rotated.
             v: as `k`, not rotated.
             q: `[queries, heads, dim]`, of the span, not rotated.
@@ -175,7 +175,7 @@ class Span:
             *(turn(at, voters) for at in (places.intra, places.successive_critical, places.inter_critical))
         )
         own = first // self.stride * self.stride
-        # Where the keys of the stages lie: own chunk, previous chunk, all older ones.
+        # The keys of the stages: own chunk, previous chunk, all older ones.
         borders = ((own, self.end), (own - self.stride, own), (0, own - self.stride))
         self.stages = [(begin, after) for begin, after in borders if begin >= 0 and after > begin]
         self.lines: list[list[Stage]] = []
@@ -183,16 +183,16 @@ class Span:
 
     @property
     def queries(self) -> int:
-        """How many there are."""
+        """The number of queries."""
         return len(self.turned.intra)
 
     @property
     def scale(self) -> float:
-        """What logits are multiplied with."""
+        """The factor of logits."""
         return self.plan.model.scale
 
     def dense(self) -> Tensor:
-        """Flash attention in each stage, and their merge."""
+        """Flash attention in each stage, merged."""
         parts = []
         for n, (begin, after) in enumerate(self.stages):
             inputs = Inputs(self.turned[n], self.k[begin:after], self.v[begin:after], self.scale, n == 0)
@@ -200,7 +200,7 @@ class Span:
         return _merged(parts)
 
     def sparse(self, clock: Clock) -> dict[str, float]:
-        """The same with lines: milliseconds of their choice, of the conversion, and of attention and merge."""
+        """Sparse attention: milliseconds of choosing lines, of the conversion, and of attention and merge."""
         return {
             "selection ms": clock.time(self._select),
             "conversion ms": clock.time(self._convert),
@@ -246,14 +246,14 @@ class Span:
         return _merged(parts)
 
     def attended(self) -> float:
-        """Keys that a query attends, on average; each block counts whole."""
+        """The average number of keys that a query attends, counting complete blocks."""
         return sum(
             float((stage.block_count.double() * BLOCK + stage.column_count.double()).mean()) for stage in self.converted
         )
 
 
 def _merged(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """One answer out of those of the stages: out `[queries, heads, dim]`, log-sum-exp `[heads, queries]`."""
+    """The merged outputs of the stages: out `[queries, heads, dim]`, log-sum-exp `[heads, queries]`."""
     if len(parts) == 1:
         return parts[0][0]
     weights = torch.softmax(torch.stack([lse for _, lse in parts]), dim=0).transpose(1, 2)[..., None]

@@ -1,10 +1,10 @@
-"""What stands in for the GPU when the wheel's own Python runs on a CPU.
+"""Stand-ins for GPU kernels, to run the wheel's own Python on a CPU.
 
-The functions of flash attention are the oracle's, and so is the writing of the KV cache. The index conversion is the
-wheel's own source, compiled for the CPU, where it is at hand. Inputs that the real kernels would read wrongly are
-refused here: offsets that do not ascend, keys in a block and a column, lengths of zero.
+The oracle computes the functions of flash attention. The index conversion is the wheel's own source, compiled for the
+CPU. Inputs that the real kernels would read wrongly raise `Wrong`: lines that are not in order, unsupported sizes of
+blocks, sequences that are longer than announced.
 
-What has upstream's own signature is here and nowhere else, because it may have more parameters than our functions.
+All functions with upstream's signatures are in this module, because these may have more parameters than our own.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .conversion import Kernel
 
 
 class Functions:
-    """The functions of flash attention that vLLM calls, answered by the oracle in float64.
+    """The functions of flash attention that vLLM calls, computed by the oracle in float64.
 
     Attributes:
-        seen: dtypes of the queries that they were given.
+        seen: dtypes of the queries so far.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Functions:
         return_softmax_lse: bool = False,
         **_more: Any,
     ) -> Any:
-        """Dense attention of sequences one behind the other: out `[tokens, heads, dim]`, lse `[heads, tokens]`."""
+        """Dense attention of ragged sequences: out `[tokens, heads, dim]`, lse `[heads, tokens]`."""
         self.seen.add(q.dtype)
         out, lse = torch.empty_like(q), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
         queries, keys = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
@@ -76,7 +76,7 @@ class Functions:
     ) -> Any:
         """One query per sequence against its pages: out `[batch, 1, heads, dim]`, lse `[batch, heads, 1]`.
 
-        A sequence without keys answers NaN: nobody may use what the kernel says of it.
+        The output of a sequence without keys is NaN, because callers must not use it.
         """
         self.seen.add(q.dtype)
         out, lse = (
@@ -124,7 +124,7 @@ class Functions:
 
 
 class Ops:
-    """The ops of vLLM that dual chunk attention calls, on the CPU; everything else stays what it is."""
+    """The ops of vLLM that dual chunk attention calls, on the CPU; other ops are the real ones."""
 
     def __init__(self, kernel: Kernel, real: Any) -> None:
         self._kernel, self._real = kernel, real
@@ -176,19 +176,19 @@ class Ops:
         block_n: int,
         causal: bool,
     ) -> None:
-        """The op that takes a number of lines for each head."""
+        """The op with its own number of lines for each head."""
         into = Converted(block_count, block_offset, column_count, column_index)
         counts = (vertical_count.tolist(), slash_count.tolist())
         batch = Batch(q_seqlens.tolist(), kv_seqlens.tolist(), vertical, slash, *counts, causal)
         self._convert(into, batch, (context_size, block_m, block_n))
 
     def _convert(self, into: Converted, batch: Batch, sizes: tuple[int, int, int]) -> None:
-        """Check what the kernel does not, and run the index conversion.
+        """Check inputs that the kernel does not check, and run the index conversion.
 
         Args:
             into: the op's outputs.
             batch: its lines and lengths.
-            sizes: its `context_size`, and how many queries and keys it is asked to take as a block.
+            sizes: its `context_size`, and the numbers of queries and keys of a block.
         """
         for name, tensor in (("vertical", batch.vertical), ("slash", batch.slash)):
             if tensor.dtype != torch.int32:
@@ -201,16 +201,16 @@ class Ops:
 
 
 def _lines(lines: Tensor, counts: list[int] | None, step: int) -> None:
-    """The kernel does not check that lines ascend, and that there is one."""
+    """Check that lines are in order and that there is at least one, which the kernel does not."""
     for b, h in torch.cartesian_prod(torch.arange(lines.shape[0]), torch.arange(lines.shape[1])).tolist():
         counted = lines[b, h, : counts[h] if counts else None]
         if not len(counted) or bool((counted.diff() * step <= 0).any()):
-            raise Wrong(f"convert_vertical_slash_indexes: lines of head {h} are none, or not in order")
+            raise Wrong(f"convert_vertical_slash_indexes: head {h} has no lines, or they are not in order")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """One conversion that a layer asked for; lines as the op gets them, on the CPU."""
+    """One conversion that a layer called; lines as the op gets them, on the CPU."""
 
     queries: int
     keys: int
@@ -221,14 +221,14 @@ class Conversion:
     causal: bool
 
     def lines(self, head: int) -> Stage:
-        """Of one head."""
+        """The lines of one head."""
         vertical, slash = self.vertical[0, head], self.slash[0, head]
         return Stage(vertical[: self.vertical_count[head]].long(), slash[: self.slash_count[head]].long())
 
 
 @contextlib.contextmanager
 def conversions(backend: Any) -> Iterator[list[Conversion]]:
-    """Listen to the layer as it asks for conversions; they are done as ever."""
+    """Record the conversions that the layer calls; they still run."""
     asked: list[Conversion] = []
     real = backend.ops.convert_vertical_slash_indexes_mergehead
 
@@ -254,7 +254,7 @@ def conversions(backend: Any) -> Iterator[list[Conversion]]:
 
 
 class _OnCpu(TorchFunctionMode):
-    """Puts on the CPU whatever is asked to go to the GPU."""
+    """Puts tensors on the CPU that the code puts on the GPU."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.device:
@@ -277,7 +277,7 @@ def on_cpu(backend: Any, rotary: Any, kernel: Kernel, rank: int = 0) -> Iterator
         backend: the module with the layer.
         rotary: the module with the rotary embedding.
         kernel: the index conversion.
-        rank: which GPU of a tensor-parallel group it believes to be.
+        rank: in a tensor-parallel group, as the layer sees it.
     """
     functions = Functions()
     ops = Ops(kernel, torch.ops._C)
@@ -288,7 +288,7 @@ def on_cpu(backend: Any, rotary: Any, kernel: Kernel, rank: int = 0) -> Iterator
             replaced.enter_context(mock.patch.object(torch.ops, namespace, ops))
         replaced.enter_context(mock.patch.object(backend, "get_tensor_model_parallel_rank", return_value=rank))
         replaced.enter_context(mock.patch.object(torch.cuda, "current_device", return_value=0))
-        # What chooses between the embedding's own ways to run would want a whole engine's configuration.
+        # The constructor that selects an implementation of the embedding requires an engine's configuration.
         chooser = rotary.DualChunkRotaryEmbedding.__bases__[0]
         replaced.enter_context(mock.patch.object(chooser, "__init__", torch.nn.Module.__init__))
         replaced.enter_context(_OnCpu())

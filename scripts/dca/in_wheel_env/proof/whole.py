@@ -1,14 +1,14 @@
-"""The wheel's whole layer at the lengths of a 1M model, against the oracle on rows here and there.
+"""Compares the wheel's whole layer, at the lengths of a 1M model, with the oracle on sampled rows.
 
-The layer runs as in the engine, a piece of the prompt at a time, and nothing of it is replaced but its rank. What it
-does is then followed step by step, each from what the step before really gave:
+The layer runs as in the engine, one piece of the prompt at a time; only its rank is replaced. Each step is checked with
+the real output of the step before it:
 
-- Rotated queries and keys are those of the oracle, within what the dtype of the tables allows.
-- The cache holds the rotated keys, times the length factor, and the values.
-- The lines that went into the index conversion are those of one choice for each head, fall to the stages as they
-  must, and no line was left out that scores higher than a chosen one. Scores differ by the rounding of logits to the
-  dtype, so that which of two nearly equal lines is chosen is left to the wheel.
-- The answer at rows here and there is what the oracle says of the rotated queries, the cache and those lines.
+- Rotated queries and keys equal those of the oracle, within the precision of the tables' dtype.
+- The cache has the rotated keys, multiplied by the length factor, and the values.
+- The lines that went into the index conversion come from one choice per head, are split correctly among the stages, and
+  no omitted line scores higher than a chosen one. Scores differ by the rounding of logits to the dtype, so the wheel
+  may choose either of two nearly equal lines.
+- The output at sampled rows equals the oracle's for the rotated queries, the cache and those lines.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from .layer import ONE_OF_FOUR, Conversation, Layer, Model, Modules, Shape
 from .speed import Clock
 from .stand_ins import Conversion, conversions, on_cpu
 
-# Queries are sharpened: attention that is spread over a million keys answers zero, whatever it does.
+# Queries are large: attention that is spread over a million keys gives zero, right or wrong.
 SHARP = 3.0
-# Angles are products of two float32 numbers, one of them a power.
+# The relative error of an angle: a product of two float32 numbers, one of them a power.
 ANGLE = 2.0**-21
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the layer is run on.
+    """The inputs of the layer.
 
     Attributes:
         model: as one GPU sees it.
-        lengths: of the prompts, by what they are called.
+        lengths: of the prompts, by their names in cases.
         piece: tokens that the engine prefills at once.
         sizes: numbers of vertical and slash lines of every head.
         threshold: prompts above it are sparse.
-        blocks: rows of 64 queries of each piece and chunk that are looked at.
+        blocks: checked rows of 64 queries of each piece and chunk.
     """
 
     model: Model
@@ -70,7 +70,7 @@ FULL = Plan(
     threshold=32_768,
     blocks=8,
 )
-# The same in small: four chunks, pieces that are no multiple of anything.
+# The same with a small model: four chunks, and pieces that are not a multiple of a chunk or block.
 QUICK = Plan(
     Model(
         heads=4, kv_heads=2, dim=128, base=1e6, chunking=oracle.Chunking(2560, 512), original=2560, dtype=torch.bfloat16
@@ -84,7 +84,7 @@ QUICK = Plan(
 
 
 def cases(modules: Modules, plan: Plan, device: str, kernel: Kernel) -> list[Case]:
-    """Dense and sparse, at each length; on a CPU by the stand-ins of `composition`, with an index conversion."""
+    """Dense and sparse cases at each length; on a CPU with `stand_ins` and the given index conversion."""
     if device == "cpu":
         host: Callable[[], ContextManager[Any]] = partial(on_cpu, modules.backend, modules.rotary, kernel)
     else:
@@ -101,20 +101,20 @@ def cases(modules: Modules, plan: Plan, device: str, kernel: Kernel) -> list[Cas
 
 @contextlib.contextmanager
 def _on_gpu(backend: Any) -> Iterator[None]:
-    """Answer the layer, which asks for its rank, in place of a group of processes: there is none here."""
+    """Return rank 0 to the layer, because there is no tensor-parallel group of processes."""
     with mock.patch.object(backend, "get_tensor_model_parallel_rank", return_value=0):
         yield
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cases run, and where.
+    """What the cases run with.
 
     Attributes:
         modules: the wheel's Python of the layer.
-        host: what the layer is built and called in, in place of an engine.
-        plan: what the layer is run on.
-        device: where it runs.
+        host: the context, instead of an engine, that the layer is built and called in.
+        plan: the inputs of the layer.
+        device: to run on.
     """
 
     modules: Modules
@@ -133,13 +133,13 @@ def _layer(bench: Bench, tokens: int, sparse: bool, seed: int) -> dict[str, Any]
 
 
 class Run:
-    """One prompt on its way through the layer.
+    """One prompt that the layer processes.
 
     Attributes:
         worst: the differences nearest to their bounds.
-        rows: how many rows were looked at.
-        spent: milliseconds in the layer, its rotary embedding not counted.
-        figures: what else there is to tell.
+        rows: how many rows were checked.
+        spent: milliseconds in the layer, without its rotary embedding.
+        figures: other figures of the report.
     """
 
     def __init__(self, bench: Bench, tokens: int, sparse: bool, seed: int) -> None:
@@ -149,7 +149,7 @@ class Run:
         self.random = torch.Generator(device).manual_seed(seed)
         self.shape = Shape(**vars(plan.model), positions=tokens + 1, device=device)
         pages = -(-(tokens + 1) // self.shape.page)
-        # As the engine builds a model; some tables are large.
+        # Tables are created on the device, as by the engine, because some are large.
         with bench.host(), torch.device(device):
             self.layer = Layer(bench.modules, self.shape, pages, plan.sizes if sparse else None, plan.threshold)
         order = torch.randperm(pages, generator=self.random, device=device)
@@ -162,7 +162,7 @@ class Run:
         return (torch.randn(shape, generator=self.random, device=self.shape.device) * spread).to(self.plan.model.dtype)
 
     def _step(self, count: int) -> tuple[dict[str, Tensor], Tensor, list[Conversion]]:
-        """The next tokens through the layer: rotated queries, its answer, and the conversions that it asked for."""
+        """Process the next tokens; returns rotated queries, the layer's output, and the conversions that it called."""
         plan, first = self.plan, self.conversation.done
         q, k, v = (
             self._draw(count, plan.model.heads, SHARP),
@@ -183,7 +183,7 @@ class Run:
         return views, answers[0], asked
 
     def prefill(self, end: int) -> None:
-        """Prefill up to token `end` of the prompt, and hold every step of the layer against the oracle."""
+        """Prefill up to token `end` of the prompt, and compare every step of the layer with the oracle."""
         begin = self.conversation.done
         turned, got, asked = self._step(end - begin)
         prompt, stride = self.conversation.prompt, self.plan.model.chunking.stride
@@ -201,22 +201,20 @@ class Run:
                 asked = asked[stages:]
             self._rows(span, got[first - begin : after - begin], lines)
         if asked:
-            raise Wrong(
-                f"{len(asked)} conversions of indices more than there are stages, for tokens {begin} to {end - 1}"
-            )
+            raise Wrong(f"{len(asked)} index conversions more than there are stages, for tokens {begin} to {end - 1}")
 
     def decode(self) -> None:
-        """Decode one token behind the prompt, likewise."""
+        """Decode one token after the prompt, and compare likewise."""
         turned, got, _ = self._step(1)
         end = self.conversation.done
         at = self._cached(end)
-        # The layer sharpens a decoded query itself, and rounds it.
+        # The layer multiplies a decoded query by the length factor, and rounds it.
         factor = torch.tensor(
             oracle.length_factor(end, self.plan.model.original), dtype=torch.float32, device=at.k.device
         )
         exact = [q.float() for q in _variants(turned)]
         variants = oracle.RotatedQueries(*((q * factor).to(self.plan.model.dtype) for q in exact))
-        # That factor may differ in its last digits, and then a number here and there is rounded to the other side.
+        # That factor may differ in its last digits, so that a few numbers are rounded in the other direction.
         low, high = (
             torch.stack([(q * (factor * (1 + by))).to(self.plan.model.dtype).double() for q in exact])
             for by in (-(2.0**-22), 2.0**-22)
@@ -228,13 +226,13 @@ class Run:
         self.worst.within("decoded", what, got, reference.out, reference.out_bound)
 
     def _cached(self, end: int) -> Cached:
-        """What the cache holds of the first tokens."""
+        """The first tokens in the cache."""
         pages = self.conversation.pages[: -(-end // self.shape.page)]
         k, v = (self.layer.cache[part][pages].flatten(0, 1)[:end] for part in (0, 1))
         return Cached(k, v, with_absolutes(v), Largest.of(k, v))
 
     def _cache(self, first: int, key: Tensor, value: Tensor) -> None:
-        """Hold what the cache got from token `first` on against keys and values `[tokens, kv_heads, dim]`."""
+        """Compare the cache from token `first` on with keys and values `[tokens, kv_heads, dim]`."""
         at = self._cached(self.conversation.done)
         what = f"cache of tokens {first} to {self.conversation.done - 1}"
         want = key.double() * oracle.length_factor(
@@ -243,10 +241,10 @@ class Run:
         # The factor is rounded to the dtype, and so is the product.
         self.worst.within("cached key", what, at.k[first:], want, SLACK * 2 * UNIT[self.plan.model.dtype] * want.abs())
         if not torch.equal(at.v[first:], value):
-            raise Wrong(f"{what}: the values are not those that were given")
+            raise Wrong(f"{what}: the values differ from the input")
 
     def _rotation(self, positions: Tensor, q: Tensor, k: Tensor, turned: dict[str, Tensor]) -> None:
-        """Rotated queries and keys, at rows here and there."""
+        """Compare rotated queries and keys at sampled rows with the oracle."""
         plan = self.plan
         some = self._some(len(positions), 64)
         places = oracle.query_positions(positions[some], plan.model.chunking)
@@ -269,18 +267,18 @@ class Run:
             self.worst.within("rotated", what, turned[name][some], want, SLACK * torch.cat((bound, bound), dim=-1))
 
     def _some(self, count: int, most: int) -> Tensor:
-        """At most `most` of the numbers below `count`, the first and the last among them: int64, ascending."""
+        """At most `most` numbers below `count`, including the first and the last: int64, ascending."""
         more = torch.randint(count, (most,), generator=self.random, device=self.shape.device)
         more[0], more[-1] = 0, count - 1
         return more.unique()
 
     def _rows(self, span: Span, got: Tensor, lines: list[list[Stage | None]]) -> None:
-        """Some rows of some blocks of 64, as the layer's kernels see them.
+        """Compare the output at sampled rows of sampled blocks of 64 with the oracle.
 
         Args:
-            span: where they lie.
-            got: `[queries, heads, dim]`, the layer's answer to the span.
-            lines: of every head, by stage; of dense attention none.
+            span: of the rows.
+            got: `[queries, heads, dim]`, the layer's output for the span.
+            lines: of every head, by stage; empty for dense attention.
         """
         queries = span.after - span.first
         for block in self._some(-(-queries // BLOCK), self.plan.blocks).tolist():
@@ -297,20 +295,20 @@ class Run:
     def _dense(
         self, variants: oracle.RotatedQueries, positions: Tensor, at: Cached, scale: float, logit: float
     ) -> Reference:
-        """What some queries of one chunk must answer without lines.
+        """The expected output of queries of one chunk for dense attention.
 
         Args:
             variants: `[queries, heads, dim]`.
             positions: int64 `[queries]`, absolute.
-            at: what the cache holds up to the last of them, or more.
-            scale: what logits are multiplied with.
-            logit: by how much more logits may be off than by the kernel's roundings.
+            at: the cache up to at least the last query.
+            scale: the factor of logits.
+            logit: additional error of logits besides the kernel's roundings.
         """
         group, stride = self.plan.model.heads // self.plan.model.kv_heads, self.plan.model.chunking.stride
         rows = positions.repeat_interleave(group)
         parts = []
         for head in range(self.plan.model.kv_heads):
-            # The heads that share keys stand below each other, so that keys are not repeated for each.
+            # Heads that share keys are stacked as rows, so that keys are not repeated for each.
             of_head = slice(head * group, (head + 1) * group)
             queries = oracle.RotatedQueries(*(q[:, of_head].double().flatten(0, 1)[:, None] for q in variants))
             k, v = at.k[:, head : head + 1].double(), at.both[:, head : head + 1]
@@ -322,7 +320,7 @@ class Run:
     def _sparse(
         self, variants: oracle.RotatedQueries, positions: Tensor, span: Span, lines: list[list[Stage | None]]
     ) -> Reference:
-        """What some queries of one row of 64 must answer with the lines of their span, as `_dense`."""
+        """The expected output of queries of one row of 64 with the lines of their span; arguments as in `_dense`."""
         at, stride, parts = span.at, self.plan.model.chunking.stride, []
         group = self.plan.model.heads // self.plan.model.kv_heads
         for head in range(self.plan.model.heads):
@@ -336,19 +334,19 @@ class Run:
     def _bounded(
         self, parts: list[oracle.Partial], variants: oracle.RotatedQueries, at: Cached, scale: float, logit: float
     ) -> Reference:
-        """The heads beside each other, with their bounds."""
+        """The output of all heads, with its bounds."""
         whole = oracle.Partial(torch.cat([part.out for part in parts], 1), torch.cat([part.lse for part in parts], 1))
         longest = torch.stack([q.double().abs() for q in variants]).amax(0)
         roundings = Roundings(at.largest, len(at.k), scale, self.plan.model.dtype, merged=True, logit=logit)
         return bounded(whole, longest, roundings)
 
     def _lines(self, span: Span, asked: list[Conversion], sizes: list[tuple[int, int]]) -> list[list[Stage | None]]:
-        """The lines of every head, by stage, after they were proven to be the right ones.
+        """The lines of every head, by stage, after checking that they are a correct choice.
 
         Args:
-            span: what they were chosen for.
-            asked: the conversions that the layer asked for, by stage.
-            sizes: of every head, how many vertical and slash lines it gets.
+            span: that they were chosen for.
+            asked: the conversions that the layer called, by stage.
+            sizes: the numbers of vertical and slash lines of every head.
         """
         stride, queries, what = self.plan.model.chunking.stride, span.after - span.first, span.what
         own = span.first // stride * stride
@@ -356,10 +354,11 @@ class Run:
         for n, conversion in enumerate(asked):
             if (conversion.queries, conversion.keys, conversion.causal) != (*lengths[n], n == 0):
                 raise Wrong(
-                    f"{what}: stage {n} was converted for {conversion.queries} queries and {conversion.keys} keys"
+                    f"{what}: stage {n} was converted for {conversion.queries} queries and {conversion.keys} keys, "
+                    f"expected {lengths[n][0]} and {lengths[n][1]}"
                 )
         if len(asked) != 1 + min(span.first // stride, 2):
-            raise Wrong(f"{what}: {len(asked)} conversions of indices")
+            raise Wrong(f"{what}: {len(asked)} index conversions")
         voters = slice(-min(queries, oracle.VOTERS), None)
         group, lines_of_heads = self.plan.model.heads // self.plan.model.kv_heads, []
         same = 0.0
@@ -374,8 +373,8 @@ class Run:
             )
             keys = span.at.k[:, head // group, None].double()
             (want,) = oracle.select_vertical_slash(voting, keys, stride, [sizes[head]], span.scale, queries)
-            # A logit is a query times `scale`, rounded, times a key, rounded; a score is a sum of their exponentials
-            # over that of all, and the higher of two scores may have lost as much as the lower one has won.
+            # A logit is a query times `scale`, rounded, times a key, rounded. A score is the sum of some exponentials
+            # of logits divided by the sum of all. Rounding may lower one score and raise another by the same factor.
             products = max(float((q[:, 0].abs() @ keys[:, 0].abs().t()).max()) for q in voting)
             factor = math.exp(4 * 2 * UNIT[self.plan.model.dtype] * products * span.scale)
             for name, lines, scores, best in (
@@ -394,13 +393,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Cached:
-    """Keys and values as they lie in the cache.
+    """Keys and values in the cache.
 
     Attributes:
         k: `[end, kv_heads, dim]`, rotated.
         v: as `k`, not rotated.
-        both: `[end, kv_heads, 2 * dim]`, values and their absolutes.
-        largest: of both.
+        both: `[end, kv_heads, 2 * dim]`, values and their absolute values.
+        largest: of keys and values, for bounds.
     """
 
     k: Tensor
@@ -414,12 +413,12 @@ class Span:
     """The tokens of one piece in one chunk.
 
     Attributes:
-        first: the first of them.
-        after: the one behind the last.
-        turned: `[queries, heads, dim]`, their queries and keys by how they were rotated.
-        at: what the cache holds up to the last of them.
-        scale: what logits are multiplied with.
-        what: which they are, for messages.
+        first: the first token.
+        after: the token after the last.
+        turned: `[queries, heads, dim]`, the queries and keys by kind of rotation.
+        at: the cache up to the last token.
+        scale: the factor of logits.
+        what: names the tokens in messages.
     """
 
     first: int
@@ -431,7 +430,7 @@ class Span:
 
     @property
     def variants(self) -> oracle.RotatedQueries:
-        """The queries as they attend."""
+        """The queries as attention uses them."""
         return _variants(self.turned)
 
 
@@ -442,20 +441,20 @@ def _variants(turned: dict[str, Tensor]) -> oracle.RotatedQueries:
 def _chosen(
     stages: list[Stage], size: tuple[int, int], queries: int, end: int, stride: int, what: str
 ) -> tuple[Tensor, Tensor]:
-    """The choice that these lines came from: keys, and keys on which the last query meets the diagonals.
+    """The choice that these lines came from: keys, and the keys at which the last query meets the diagonals.
 
-    A stage that nothing was chosen for has a few lines all the same, which may or may not be part of the choice.
+    A stage without chosen lines has a few lines nevertheless, which may or may not be part of the choice.
 
     Args:
-        stages: the lines of one head, of the own chunk, the previous one and all older ones, as far as there are any.
+        stages: the lines of one head in its own chunk, the previous one and all older ones, if they exist.
         size: how many keys and how many diagonals were chosen.
-        queries: how many the span has.
-        end: where the span ends, in tokens.
+        queries: the number of queries of the span.
+        end: of the span, in tokens.
         stride: tokens of one chunk.
-        what: whose lines these are, for the message.
+        what: names the head in the message.
 
     Raises:
-        Wrong: there is no such choice of that size.
+        Wrong: no choice of that size gives these lines.
     """
     own = (end - 1) // stride * stride
     firsts = (own, own - stride, 0)
@@ -478,21 +477,21 @@ def _chosen(
         ):
             return vertical, slash
     counts = [(len(stage.vertical), len(stage.slash)) for stage in stages]
-    raise Wrong(f"{what}: vertical and slash lines {counts} of the stages come from no choice of {size}")
+    raise Wrong(f"{what}: no choice of {size} lines gives the vertical and slash lines {counts} of the stages")
 
 
 def _best(what: str, kind: str, lines: Tensor, scores: Tensor, factor: float) -> None:
-    """Refuse a choice that left out a line with a score higher than a chosen one's by more than a factor.
+    """Check that no omitted line scores higher than a chosen one by more than a factor.
 
     Args:
-        what: whose lines these are, for the message.
+        what: names the head in the message.
         kind: vertical or slash, for the message.
-        lines: int64, places of the chosen lines in `scores`.
+        lines: int64, indexes of the chosen lines in `scores`.
         scores: `[end]`, of all lines.
-        factor: how far two scores may be apart by the rounding of logits alone.
+        factor: by which two scores may differ because of the rounding of logits.
 
     Raises:
-        Wrong: there is such a line.
+        Wrong: an omitted line does.
     """
     left = torch.ones_like(scores, dtype=torch.bool)
     left[lines] = False
@@ -501,6 +500,6 @@ def _best(what: str, kind: str, lines: Tensor, scores: Tensor, factor: float) ->
     lowest, highest = float(scores[lines].min()), float(scores[left].max())
     if highest > lowest * factor:
         raise Wrong(
-            f"{what}: {kind} line {int(scores.masked_fill(~left, -1).argmax())} scores {highest:.3g} and was left out, "
-            f"one that was chosen scores {lowest:.3g}; they may differ by a factor of {factor:.3g}"
+            f"{what}: {kind} line {int(scores.masked_fill(~left, -1).argmax())} scores {highest:.3g} and was left out; "
+            f"a chosen line scores {lowest:.3g}. Rounding allows a factor of {factor:.3g}"
         )

@@ -9,16 +9,16 @@ import re
 
 packages: "dict[str, str]" = {}
 for distribution in importlib.metadata.distributions():
-    # A package that was removed by half has a folder without its METADATA, and a disk may have damaged one.
+    # A partly removed package has a folder without METADATA, and a METADATA may be damaged.
     try:
         name, version = distribution.metadata["Name"], distribution.version
     except (AttributeError, KeyError, TypeError, ValueError, OSError):
         continue
-    # The first that is found is the one that is imported.
+    # Python imports the first one on the path.
     if name and version:
         packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
 
-# torch says its CUDA in a file that can be read; importing it takes seconds.
+# torch's CUDA version is in a file; importing torch takes seconds.
 cuda = ""
 torch = importlib.util.find_spec("torch")
 if torch is not None and torch.submodule_search_locations:

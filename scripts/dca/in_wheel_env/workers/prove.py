@@ -1,9 +1,9 @@
 """Worker in a wheel's environment: runs the cases of a smoke test and prints each result as one line of JSON.
 
-Argument: a file with the request, see `dca.smoke.request`. Lines begin with `PROOF `, because vLLM prints as well.
+Argument: a file with the request that `dca.smoke` writes. Lines begin with `PROOF `, because vLLM prints as well.
 
-At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs on stand-ins for the
-rest. At the level "gpu", the wheel's own kernels run on the first GPU; without `modules` they are bare kernels.
+At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs with stand-ins for the
+other kernels. At the level "gpu", the wheel's kernels run on the first GPU; without `modules` they are bare kernels.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
 
 
 def tell(**line: object) -> None:
-    """One line of the answer."""
+    """Print one line of the result."""
     print("PROOF " + json.dumps(line), flush=True)
 
 
 def load_packages(oracle: str) -> None:
-    """Give the oracle and the proof a package to be in, without the rest of the tool or its folder on the path."""
+    """Create a package for the oracle and the proof, without the rest of dca, and without its folder on the path."""
     for name in ("dca", "dca.in_wheel_env"):
         home = types.ModuleType(name)
         home.__path__ = [str(HERE)] if name == "dca.in_wheel_env" else []
@@ -41,11 +41,11 @@ def load_packages(oracle: str) -> None:
 
 
 def load(name: str, file: pathlib.Path) -> types.ModuleType:
-    """A module of that name from that file, run anew."""
+    """Load a module with a name from a file."""
     folder = [str(file.parent)] if file.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folder)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is no module")
+        raise ImportError(f"{file} is not a module")
     module = importlib.util.module_from_spec(spec)
     if folder:
         sys.modules[name] = module
@@ -54,19 +54,19 @@ def load(name: str, file: pathlib.Path) -> types.ModuleType:
 
 
 def unload(prefix: str) -> None:
-    """Forget modules, so that other files can take their place."""
+    """Unload modules, so that others can be loaded from other files."""
     for name in [name for name in sys.modules if name == prefix or name.startswith(f"{prefix}.")]:
         del sys.modules[name]
 
 
 def wheel_module(name: str, overlay: str | None) -> types.ModuleType:
-    """A module of the wheel, or of the overlay where that has it."""
+    """A module of the overlay if it has it, else of the wheel."""
     module = importlib.import_module(name)
     path = pathlib.Path(overlay or "", *name.split(".")).with_suffix(".py")
     if not overlay or not path.is_file():
         return module
     registry = importlib.import_module("vllm.model_executor.custom_op").CustomOp.op_registry
-    # vLLM refuses a class whose name is registered, and the wheel's own already is.
+    # vLLM rejects a class whose name is registered, as that of the wheel already is.
     with mock.patch.dict(registry, clear=True):
         return load(name, path)
 
@@ -95,14 +95,14 @@ def conversion_kernel(library: str) -> Callable[[Any, Any], None]:
 
 
 def run(cases: list[Any], seed: int, variant: str, names: list[str], first: bool) -> None:
-    """Run cases one by one, whatever happens to each.
+    """Run cases one by one and report each result; a failed case does not stop the others.
 
     Args:
-        cases: of `dca.in_wheel_env.proof.case.Case`.
+        cases: each a `dca.in_wheel_env.proof.case.Case`.
         seed: of their random numbers.
-        variant: what they are run on.
-        names: of those to run; all if empty.
-        first: end with the first that fails.
+        variant: that they run on.
+        names: of the cases to run; all if empty.
+        first: stop after the first failure.
     """
     from dca.in_wheel_env.proof.case import Wrong
 
@@ -123,7 +123,7 @@ def run(cases: list[Any], seed: int, variant: str, names: list[str], first: bool
 
 
 def place(error: Exception) -> str:
-    """Where the wheel's own code failed, else where ours did."""
+    """The line of the wheel's code that failed, else of ours."""
     frames = traceback.extract_tb(error.__traceback__)
     of_wheel = [frame for frame in frames if "/vllm/" in frame.filename]
     last = (of_wheel or frames)[-1]
@@ -131,7 +131,7 @@ def place(error: Exception) -> str:
 
 
 def driver_version() -> str | None:
-    """Of the GPU's driver, as its own tools print it."""
+    """The version of the GPU's driver, as its own tools print it."""
     try:
         management = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -143,7 +143,7 @@ def driver_version() -> str | None:
 
 
 def tell_device() -> bool:
-    """Tell what this runs on; whether there is a GPU at all."""
+    """Report the GPU; returns whether there is one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -161,7 +161,7 @@ def tell_device() -> bool:
 
 
 def layer_modules(overlay: str | None) -> Any:
-    """The wheel's Python of the layer; none of bare kernels."""
+    """The wheel's Python of the layer; None for bare kernels."""
     from dca.in_wheel_env.proof.layer import Modules
 
     if REQUEST["modules"] is None:
@@ -170,7 +170,7 @@ def layer_modules(overlay: str | None) -> Any:
 
 
 def cpu_cases(variant: dict[str, Any]) -> list[Any]:
-    """What a CPU can prove of a variant."""
+    """The cases of a variant for the CPU."""
     from dca.in_wheel_env.proof import composition, conversion, itself
 
     kernel = conversion_kernel(variant["kernel"])
@@ -180,7 +180,7 @@ def cpu_cases(variant: dict[str, Any]) -> list[Any]:
 
 
 def gpu_cases(variant: dict[str, Any]) -> list[Any]:
-    """What a GPU can prove of a variant; tells what is left out."""
+    """The cases of a variant for the GPU; reports what they leave out."""
     from dca.in_wheel_env.proof import kernels
 
     modules = layer_modules(variant["overlay"])

@@ -1,8 +1,8 @@
-"""Worker in a reader's environment: tells what that reader makes of models' folders, one line of JSON for each.
+"""Worker in a reader's environment: prints how that reader interprets models' folders, as one line of JSON for each.
 
 Argument: a file with the request: `kind` of reader, `paths` to put in front of sys.path, `folders` to read. Lines begin
-with `READ `, because readers print as well. No weight is opened: the reader's own classes are made of the config alone,
-with its linear layers replaced, and its rotary embedding with the first rows of its table only.
+with `READ `, because readers print as well. No weights are read: the reader's own classes are created from the config
+alone, without linear layers, and with only the first rows of the rotary table.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from typing import Any
 from unittest import mock
 
 REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
-# The first rows of a table tell its factor; whole ones take gigabytes.
+# The first rows of a table show its factor; a complete table takes gigabytes.
 ROWS = 4
 
 
 def tell(**line: object) -> None:
-    """One line of the answer."""
+    """Print one line of the result."""
     print("READ " + json.dumps(line), flush=True)
 
 
 def number(value: Any) -> Any:
-    """A number as JSON has it; what is none is told as text."""
+    """A value for JSON; other types as text."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
 
 
 def shape(config: Any, common: dict[str, Any]) -> None:
-    """Add layers and heads, by the names that all readers share, to what is known of a folder."""
+    """Add layers and heads, under the names that all readers share, to the facts about a folder."""
     heads = getattr(config, "num_attention_heads", None)
     dim = getattr(config, "head_dim", None)
     if dim is None and isinstance(heads, int) and heads:
@@ -60,13 +60,13 @@ def sliding(config: Any) -> bool:
 
 
 def scaling(config: Any) -> dict[str, Any]:
-    """The scaling as this reader's config has it, under either name."""
+    """The scaling in this reader's config, under either of its names."""
     values = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     return dict(values) if isinstance(values, dict) else {}
 
 
 def common_scaling(config: Any) -> dict[str, Any]:
-    """The scaling in words that all readers share."""
+    """The scaling under the names that all readers share."""
     own = scaling(config)
     name = own.get("rope_type", own.get("type"))
     return {
@@ -80,7 +80,7 @@ def common_scaling(config: Any) -> dict[str, Any]:
 
 
 def transformers_reader() -> tuple[str, Any]:
-    """Its version, and what reads one folder."""
+    """The version of transformers, and a function that reads one folder."""
     import transformers
 
     def read(folder: str) -> dict[str, Any]:
@@ -114,18 +114,18 @@ def transformers_reader() -> tuple[str, Any]:
 
 
 class Enough(Exception):  # noqa: N818 - it is no error
-    """The layer has made its rotary embedding; nothing more of it is wanted."""
+    """The layer has created its rotary embedding; nothing more is needed."""
 
 
 class Stub:
-    """Stands in the place of a layer with weights, and takes whatever that takes."""
+    """Replaces a layer with weights, and accepts any arguments."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
 
 def find(module: str, name: str) -> Any:
-    """A name of a module, or of the modules below it: versions have moved it about."""
+    """An attribute of a module or of its submodules, because versions differ in where it is."""
     owner = importlib.import_module(module)
     if hasattr(owner, name):
         return getattr(owner, name)
@@ -139,7 +139,7 @@ def find(module: str, name: str) -> Any:
 
 @contextlib.contextmanager
 def few_rows(seen: dict[str, Any]) -> Iterator[None]:
-    """Tables are made with their first rows only; how many they would have is kept, and the frequencies too."""
+    """Create tables with their first rows only, and record the number of rows and the frequencies."""
     import torch
 
     whole = torch.arange
@@ -171,11 +171,11 @@ def few_rows(seen: dict[str, Any]) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch("torch.arange", arange))
-        # Which kernel would run it is asked of the platform, and here there is none.
+        # Choosing a kernel requires a platform, which does not exist here.
         op = importlib.import_module("vllm.model_executor.custom_op").CustomOp
         stack.enter_context(mock.patch.object(op, "dispatch_forward", lambda self, *_, **__: self.forward_native))
         stack.enter_context(mock.patch.object(op, "enabled", classmethod(lambda *_: False)))
-        # The embedding of chunks asks for a GPU while it is made, and makes its table on it.
+        # The embedding of dual chunk attention creates its table on the current GPU.
         stack.enter_context(mock.patch("torch.cuda.current_device", return_value=0))
         if hasattr(torch, "accelerator"):
             stack.enter_context(mock.patch("torch.accelerator.current_device_index", return_value=0))
@@ -194,7 +194,7 @@ def few_rows(seen: dict[str, Any]) -> Iterator[None]:
 
 
 def layer_module(architectures: Any) -> Any:
-    """The module of the model's class, by vLLM's own table."""
+    """The module of the model's class, from vLLM's own table."""
     registry = importlib.import_module("vllm.model_executor.models.registry")
     tables = [value for key, value in vars(registry).items() if key.endswith("_MODELS") and isinstance(value, dict)]
     for name in architectures or []:
@@ -205,9 +205,9 @@ def layer_module(architectures: Any) -> Any:
 
 
 def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Make the model's first attention layer as vLLM does; what its rotary embedding was given, and is."""
+    """Create the model's first attention layer as vLLM does; the arguments and facts of its rotary embedding."""
     module = layer_module(config.architectures)
-    # Embeddings of earlier folders are kept by their numbers, and one that is kept is not made again.
+    # vLLM caches embeddings by their parameters and would not create an equal one again.
     kept = vars(importlib.import_module("vllm.model_executor.layers.rotary_embedding")).get("_ROPE_DICT")
     if kept is not None:
         kept.clear()
@@ -221,13 +221,13 @@ def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         with few_rows(seen):
             rotary = original(*positional, **named)
         table = getattr(rotary, "cos_sin_cache", None)
-        # The angle of the first row is 0, and its cosine 1: what stands there is the factor itself.
+        # The angle of the first row is 0, and its cosine 1: the value is the factor itself.
         seen["attention_factor"] = float(table[0, 0]) if table is not None else 1.0
         seen["embedding"] = type(rotary).__name__
         raise Enough
 
     original = module.get_rope
-    # Whichever class of the module calls `get_rope` is the attention; its caller is the layer.
+    # The class of the module that calls `get_rope` is the attention; its caller is the layer.
     names = ("QKVParallelLinear", "RowParallelLinear", "ColumnParallelLinear", "Attention", "RMSNorm")
     patches: list[Any] = [mock.patch.object(module, name, Stub) for name in names if hasattr(module, name)]
     if hasattr(module, "get_tensor_model_parallel_world_size"):
@@ -243,19 +243,19 @@ def make_rotary(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if "vllm_config" in accepted:
         hf = types.SimpleNamespace(hf_config=config, hf_text_config=config)
         known["vllm_config"] = types.SimpleNamespace(model_config=hf, cache_config=None, quant_config=None)
-    # torch keeps no Stub as a submodule of a module; it is an attribute like any other.
+    # torch does not register a Stub as a submodule; it is a plain attribute.
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
         with contextlib.suppress(Enough):
             layer(**{name: value for name, value in known.items() if name in accepted})
     if "embedding" not in seen:
-        raise ValueError("its attention layer made no rotary embedding")
+        raise ValueError("its attention layer created no rotary embedding")
     return arguments, seen
 
 
 def vllm_reader() -> tuple[str, Any]:
-    """Its version, and what reads one folder."""
+    """The version of vLLM, and a function that reads one folder."""
     import torch
     import vllm
 
@@ -289,7 +289,7 @@ def vllm_reader() -> tuple[str, Any]:
 
 
 def parameters(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The scaling that a rotary embedding was made with."""
+    """The scaling that a rotary embedding was created with."""
     return dict(arguments.get("rope_parameters") or arguments.get("rope_scaling") or {})
 
 
@@ -304,7 +304,7 @@ def has_backend() -> bool:
 
 
 def sparse_table(config: Any, folder: str) -> Any:
-    """The config's dual chunk attention, with the sparse table where this version finds it."""
+    """The config's dual chunk attention, with the sparse table if this version finds it."""
     if getattr(config, "dual_chunk_attention_config", None) is None:
         return None
     owner = find("vllm.config", "ModelConfig")
@@ -315,7 +315,7 @@ def sparse_table(config: Any, folder: str) -> Any:
 
 
 def common_dca(config: Any) -> dict[str, Any]:
-    """Dual chunk attention in words that all readers share."""
+    """Dual chunk attention under the names that all readers share."""
     table = config.get("sparse_attention_config")
     rows = [len(layer) for layer in table] if isinstance(table, list) else []
     return {
@@ -329,10 +329,10 @@ def common_dca(config: Any) -> dict[str, Any]:
 
 
 def max_length(config: Any) -> int:
-    """The length that vLLM derives when none is asked for."""
+    """The length that vLLM derives when the user gives none."""
     owner = find("vllm.config", "ModelConfig")
     if hasattr(owner, "get_and_verify_max_len"):
-        # The method, where there is one: plugins hook into it.
+        # The method, if it exists, because plugins hook into it.
         model = types.SimpleNamespace(
             hf_config=config,
             hf_text_config=config,

@@ -7,11 +7,11 @@ import sysconfig
 import torch
 
 site = pathlib.Path(torch.__file__).parent.parent
-# Headers of the CUDA math libraries that torch's headers include. Never its runtime's: those are of torch's own CUDA
-# version, and must not get under another version's nvcc.
+# Headers of the CUDA math libraries, which torch's headers include. Never those of its runtime, whose CUDA version is
+# torch's and may differ from that of nvcc.
 MATH = ("cublas", "cusparse", "cusolver", "cufft", "curand", "cuda_nvrtc", "nvtx")
-# From CUDA 13 on all of them lie in one folder, the runtime's too. There is only one line of them so far, and a recipe
-# names it as the only one that it compiles with.
+# Since CUDA 13 all of them are in one folder, together with the runtime's. There is only one such folder so far, and a
+# recipe with it compiles with that CUDA line only.
 TOGETHER = ("cu13",)
 includes = [site / "torch/include", site / "torch/include/torch/csrc/api/include"]
 includes += [site / "nvidia" / name / "include" for name in (*MATH, *TOGETHER)]

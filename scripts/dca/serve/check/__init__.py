@@ -1,4 +1,4 @@
-"""Whether a running server really answers: the protocol, and prompts up to the length that it is to take."""
+"""Checks a running server: the protocol, and prompts up to the length that it should accept."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ __all__ = ["DEPTHS", "Cost", "Limit", "Needle", "Probe", "Request", "ServeCheck"
 DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 TIMEOUT = 60.0
 LONGER = (
-    "ask for longer prompts (--length), of a server that takes them (--max-model-len), or leave them out with "
-    "--skip needles."
+    "check longer prompts (--length) on a server that accepts them (--max-model-len), or omit them with --skip needles."
 )
-START = "start the server, or correct the URL; a server listens only when its model is loaded, which takes minutes."
+START = "start the server, or correct the URL; a server listens only once its model is loaded, which takes minutes."
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be checked.
+    """What to check.
 
     Args:
-        url: of the server.
-        model: that is asked, by the name it is served under; the server's only one when empty.
-        key: that the server wants.
-        length: the greatest, prompt and answer together, in tokens; what the server says it takes when None.
-        lengths: in place of lengths that double up to it.
-        depths: of the fact, in percent.
-        skipped: names of probes that are left out, or `needles`.
-        needed: names of probes that must not be refused.
+        url: the server's URL.
+        model: the name that the model is served under; empty for the server's only model.
+        key: the server's key.
+        length: greatest length, prompt and answer together, in tokens; None for what the server reports.
+        lengths: exact lengths; empty for lengths that double up to `length`.
+        depths: depths of the fact, in percent.
+        skipped: names of probes to omit, or `needles`.
+        needed: names of probes whose refusal is a failure.
         timeout: seconds for a short request.
-        needle_timeout: seconds for a long one; a minute and what its length adds when None.
-        limit: what the check may cost.
-        seed: of the texts.
+        needle_timeout: seconds for a long prompt; None for a time-out that grows with its length.
+        limit: limit on the check's cost.
+        seed: seed of the texts.
     """
 
     url: str
@@ -61,26 +60,26 @@ NEEDLES = "needles"
 
 
 def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None] = lambda _: None) -> ServeCheck:
-    """Ask a server for everything that a client of a long-context model relies on.
+    """Check everything that a client of a long-context model relies on.
 
     Args:
-        asked: what is to be checked.
-        reporter: told of each request.
-        keep: given what was seen so far, after each long prompt: they may take hours, and be interrupted.
+        asked: what to check.
+        reporter: reports each request.
+        keep: called with the result so far after each long prompt; these may take hours, and be interrupted.
 
     Returns:
-        What was seen, good or bad.
+        The result, good or bad.
 
     Raises:
-        DcaError: DCA-160 when nobody answers at the URL or the key is refused, DCA-201 for a URL or a model that
-            cannot be asked, DCA-103 without the client library.
+        DcaError: DCA-160 when nothing answers at the URL or the key is rejected, DCA-201 for an invalid URL or model,
+            DCA-103 without the client library.
     """
     load()
     server = Server(base_of(asked.url), key=asked.key, model=asked.model)
     budget = Budget(asked.limit)
     asking = probes.Asking(server, budget, asked.timeout)
     names = [name for name in probes.PROBES if name not in asked.skipped]
-    reporter.stage("requests", f"{server.shown}: {len(names) + 1} short ones")
+    reporter.stage("requests", f"{server.shown}: {len(names) + 1} short requests")
     first, card = _models(server, budget, asked)
     probed = [first, *probes.run(asking, tuple(names), asked.needed, reporter)]
     grid = _range(asked, card)
@@ -90,8 +89,8 @@ def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None]
         total = sum(grid.lengths) * len(grid.depths)
         reporter.stage(
             "needles",
-            f"{len(grid.lengths)} lengths to {max(grid.lengths):,} tokens at {len(grid.depths)} depths: about "
-            f"{total:,} tokens" + (f", not past --max-cost {asked.limit.words}" if asked.limit.words else ""),
+            f"{len(grid.lengths)} lengths up to {max(grid.lengths):,} tokens at {len(grid.depths)} depths: about "
+            f"{total:,} tokens" + (f", limited by --max-cost {asked.limit.words}" if asked.limit.words else ""),
         )
         counter = needles.calibrate(asking, grid)
 
@@ -118,37 +117,37 @@ def check(asked: Request, reporter: Reporter, keep: Callable[[ServeCheck], None]
             seen.append(needle)
             keep(so_far())
         if seen and all(needle.detail == needles.TOO_SHORT for needle in seen):
-            # Every prompt would be too short for the facts, so that none was sent and nothing is proven.
+            # All prompts are too short for the facts, so none was sent and nothing is proven.
             seen[0] = seen[0].model_copy(update={"code": troubles.PROMPT, "remedy": LONGER})
     return so_far()
 
 
 def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card]:
-    """Ask /v1/models, and settle which model is meant.
+    """Request /v1/models, and choose the model to check.
 
     Raises:
         DcaError: DCA-160, DCA-201.
     """
     proves = "the server lists its models"
     if why := budget.forbids(0, 0):
-        raise DcaError("DCA-201", f"nothing can be asked: {why}.", remedy="allow more with --max-cost.")
+        raise DcaError("DCA-201", f"no request is possible: {why}.", remedy="allow more with --max-cost.")
     budget.send(0, 0)
     try:
         cards = server.cards(budget.deadline(asked.timeout))
     except RequestFailed as failed:
         budget.receive(None, None)
-        trouble = troubles.tell(failed)
+        trouble = troubles.explain(failed)
         if trouble.code == troubles.UNREACHABLE:
             raise DcaError(
                 "DCA-160",
-                f"{server.shown} cannot be asked: {trouble.detail}.",
+                f"{server.shown} cannot be checked: {trouble.detail}.",
                 remedy=trouble.remedy if failed.kind == "denied" else START,
             ) from None
         if not asked.model:
             raise DcaError(
                 "DCA-161",
                 f"{server.shown} does not list its models: {trouble.detail}.",
-                remedy="name the model with --model, and the other requests are made all the same.",
+                remedy="name the model with --model; the other requests do not need the list.",
             ) from None
         probe = Probe(
             name=probes.MODELS,
@@ -169,13 +168,13 @@ def _models(server: Server, budget: Budget, asked: Request) -> tuple[Probe, Card
         "deadline": asked.timeout,
     }
     if not cards and asked.model:
-        return Probe(**about, status="failed", code="DCA-161", detail="it lists none", remedy=troubles.LOG), Card(
+        return Probe(**about, status="failed", code="DCA-161", detail="the list is empty", remedy=troubles.LOG), Card(
             id=asked.model
         )
     card = _chosen(cards, asked.model, server.hide)
     server.model = card.id
-    takes = f", takes {card.max_model_len:,} tokens" if card.max_model_len else ""
-    return Probe(**about, status="passed", detail=f"{server.hide(card.id)}{takes}"), card
+    maximum = f", at most {card.max_model_len:,} tokens" if card.max_model_len else ""
+    return Probe(**about, status="passed", detail=f"{server.hide(card.id)}{maximum}"), card
 
 
 def _chosen(cards: list[Card], name: str, hide: Callable[[str], str]) -> Card:
@@ -190,7 +189,7 @@ def _chosen(cards: list[Card], name: str, hide: Callable[[str], str]) -> Card:
             why=f"it serves: {names}.",
             remedy="name one of them with --model; `vllm serve --served-model-name` sets the name.",
         )
-    # The adapters that an engine loads beside its model have no length of their own.
+    # Adapters that an engine loads in addition to its model report no length.
     whole = [card for card in cards if card.max_model_len] or cards
     if len(whole) != 1:
         raise DcaError(
@@ -210,7 +209,7 @@ def _range(asked: Request, card: Card) -> needles.Range:
 
 
 def _reached(seen: list[Needle], grid: needles.Range) -> int:
-    """The greatest length at which every depth found its fact, and every shorter one did."""
+    """The greatest length at which, as at every shorter one, the fact was found at every depth."""
     reached = 0
     for length in grid.lengths:
         if sum(needle.outcome == "found" for needle in seen if needle.length == length) < len(grid.depths):
@@ -225,15 +224,15 @@ def _verdict(result: ServeCheck) -> str:
     if wrong:
         names = ", ".join(probe.name for probe in wrong)
         words.append(f"{len(wrong)} of {len(result.probes)} short requests failed ({names})")
-    # One of each kind of failure, the first: a lost fact and a refused prompt have different causes.
+    # The first failure of each kind: a lost fact and a rejected prompt have different causes.
     troubled = {needle.outcome: needle for needle in reversed(result.needles) if needle.code}
     first = sorted(troubled.values(), key=result.needles.index)
     words += [f"at {needle.length:,} tokens, depth {needle.depth:g} %, {needle.detail}" for needle in first]
     if result.needles:
         longest = max((needle.tokens for needle in result.needles if needle.length == result.reached), default=0)
         words.append(
-            f"every fact was found up to {result.reached:,} tokens (the longest prompt had {longest:,}, and the answer "
-            f"{needles.ANSWER_TOKENS} at most)"
+            f"every fact was found up to {result.reached:,} tokens (the longest prompt had {longest:,}, its answer at "
+            f"most {needles.ANSWER_TOKENS})"
             if result.reached
             else "no length passed at every depth"
         )
@@ -246,20 +245,20 @@ def _not_proven(result: ServeCheck, asked: Request, card: Card, doubted: str) ->
     """What the check leaves open, in words.
 
     Args:
-        result: what was seen.
-        asked: what was to be checked.
-        card: what the server says of the model.
-        doubted: a count of tokens of the server's that no text has, in words; empty when there was none.
+        result: the result.
+        asked: what to check.
+        card: the server's description of the model.
+        doubted: an impossible token count of the server's, in words; empty when there was none.
     """
     remains = [
-        f"{probe.name}: refused by the server ({probe.detail})" for probe in result.probes if probe.status == "refused"
+        f"{probe.name}: rejected by the server ({probe.detail})" for probe in result.probes if probe.status == "refused"
     ]
     remains += [
-        f"{probe.name}: not asked, because {probe.detail}" for probe in result.probes if probe.status == "skipped"
+        f"{probe.name}: not sent, because {probe.detail}" for probe in result.probes if probe.status == "skipped"
     ]
-    remains += [f"{name}: left out by --skip" for name in asked.skipped]
+    remains += [f"{name}: omitted by --skip" for name in asked.skipped]
     if missing := len(result.lengths) * len(result.depths) - len(result.needles):
-        remains.append(f"{_prompts(missing)}: not sent, because the check was ended before")
+        remains.append(f"{_prompts(missing)}: not sent, because the check was interrupted")
     skipped: dict[str, list[Needle]] = {}
     for needle in result.needles:
         if needle.outcome == "skipped":
@@ -268,14 +267,14 @@ def _not_proven(result: ServeCheck, asked: Request, card: Card, doubted: str) ->
         longest = max(needle.length for needle in prompts)
         remains.append(f"{_prompts(len(prompts))}, the longest of {longest:,} tokens: not sent, because {why}")
     if doubted:
-        remains.append(f"what the server counts: {doubted}, which no text has, is not believed")
+        remains.append(f"the server's token count of {doubted}: impossible, and therefore ignored")
     if result.needles and not any(needle.counted == "usage" for needle in result.needles):
-        remains.append("lengths: the server does not tell credibly how many tokens a prompt had; they are estimated")
+        remains.append("lengths: the server reports no credible token count for a prompt; they are estimated")
     if result.needles and not (asked.length or asked.lengths or card.max_model_len):
-        remains.append("longer prompts: the server does not say what it takes, and no --length was asked for")
+        remains.append("longer prompts: the server does not report its maximum, and --length is not given")
     longest = max((needle.length for needle in result.needles), default=0)
     if card.max_model_len and result.needles and longest < card.max_model_len:
-        remains.append(f"prompts from {longest:,} to the {card.max_model_len:,} tokens that the server says it takes")
+        remains.append(f"prompts from {longest:,} to the {card.max_model_len:,} tokens that the server reports")
     return tuple(remains)
 
 

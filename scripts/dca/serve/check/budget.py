@@ -1,4 +1,4 @@
-"""What a check may cost, in tokens, time or money, and what it has cost so far."""
+"""The limit on a check's cost, in tokens, time or money, and its cost so far."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NEXT = "write it as 500k or 5M (tokens), 90s, 30min or 2h (time), or as an amoun
 
 @dataclass(frozen=True)
 class Limit:
-    """What must not be passed; None where there is no such limit.
+    """The limit on a check's cost; None for no limit.
 
     Args:
-        tokens: of prompts and answers together.
-        seconds: of waiting for answers.
-        money: in the currency of the prices.
-        prices: of a million tokens of prompts, and of answers.
-        words: as it was given.
+        tokens: tokens of prompts and answers together.
+        seconds: seconds of waiting for answers.
+        money: amount, in the currency of the prices.
+        prices: price of a million tokens of prompts, and of answers.
+        words: value of `--max-cost`.
     """
 
     tokens: int | None = None
@@ -34,7 +34,7 @@ class Limit:
 
 
 def limit_of(text: str | None, price: str | None) -> Limit:
-    """What `--max-cost` and `--price` say.
+    """The limit that `--max-cost` and `--price` set.
 
     Raises:
         DcaError: DCA-201.
@@ -53,7 +53,7 @@ def limit_of(text: str | None, price: str | None) -> Limit:
         return Limit(money=amount, prices=prices, words=text)
     tokens = amount * TOKENS[unit]
     if tokens != int(tokens):
-        raise DcaError("DCA-201", f"--max-cost {text} is no whole number of tokens.", remedy=NEXT)
+        raise DcaError("DCA-201", f"--max-cost {text} is not a whole number of tokens.", remedy=NEXT)
     return Limit(tokens=int(tokens), prices=prices, words=text)
 
 
@@ -65,14 +65,14 @@ def _prices(text: str | None) -> tuple[float, float] | None:
         raise DcaError(
             "DCA-201",
             f"--price {text} is not a price.",
-            remedy="write what a million tokens of prompts cost, and of answers where that is another: 0.35,1.05.",
+            remedy="write the price of a million prompt tokens, and of answer tokens if it differs: 0.35,1.05.",
         )
     return float(match[1]), float(match[2] or match[1])
 
 
 @dataclass
 class Budget:
-    """What is left of a limit."""
+    """The cost so far, against a limit."""
 
     limit: Limit
     requests: int = 0
@@ -82,35 +82,35 @@ class Budget:
     _sent: tuple[int, int, float] = field(default=(0, 0, 0.0), repr=False)
 
     def forbids(self, prompt: int, answer: int) -> str:
-        """Why a request must not be sent; empty when it may be.
+        """Why a request must not be sent; empty when it may be sent.
 
         Args:
-            prompt: tokens that its prompt has at most.
-            answer: tokens that its answer has at most.
+            prompt: maximum tokens of its prompt.
+            answer: maximum tokens of its answer.
         """
         tokens = self.prompt_tokens + self.answer_tokens + prompt + answer
         if self.limit.tokens is not None and tokens > self.limit.tokens:
-            return f"it would pass --max-cost {self.limit.words}: {tokens:,} tokens in all"
+            return f"it would exceed --max-cost {self.limit.words}: {tokens:,} tokens in total"
         if self.limit.seconds is not None and self.seconds >= self.limit.seconds:
             return f"--max-cost {self.limit.words} is used up"
         money = self._money(self.prompt_tokens + prompt, self.answer_tokens + answer)
         if self.limit.money is not None and money is not None and money > self.limit.money:
-            return f"it would pass --max-cost {self.limit.words}: {money:.2f} in all"
+            return f"it would exceed --max-cost {self.limit.words}: {money:.2f} in total"
         return ""
 
     def deadline(self, seconds: float) -> float:
-        """A request's deadline: what it is given, or what time is left where that is less."""
+        """A request's deadline: its time-out, or the time left if that is less."""
         return seconds if self.limit.seconds is None else max(0.05, min(seconds, self.limit.seconds - self.seconds))
 
     def send(self, prompt: int, answer: int) -> None:
-        """A request is sent; until its answer is here it counts as what it may cost at most."""
+        """Record a request; until its answer arrives, it counts with its maximum cost."""
         self._sent = (prompt, answer, time.monotonic())
         self.requests += 1
         self.prompt_tokens += prompt
         self.answer_tokens += answer
 
     def receive(self, prompt: int | None, answer: int | None) -> None:
-        """Its answer is here, or its failure; what nobody counted stays as it was."""
+        """Record its answer or failure; a count of None keeps the maximum."""
         expected_prompt, expected_answer, started = self._sent
         self.seconds += time.monotonic() - started
         self.prompt_tokens += (expected_prompt if prompt is None else prompt) - expected_prompt
@@ -118,7 +118,7 @@ class Budget:
 
     @property
     def cost(self) -> Cost:
-        """What it has cost."""
+        """The cost so far."""
         money = self._money(self.prompt_tokens, self.answer_tokens)
         return Cost(
             requests=self.requests,

@@ -1,4 +1,4 @@
-"""The server under check: the `openai` client, with a deadline for each whole request; its answers are mistrusted."""
+"""The server under check: the `openai` client, with a deadline for each whole request and validated answers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_BYTES = 64 << 20
-"""Of an answer that is read at once; the tokens of a million-token prompt as numbers are a tenth of it."""
-# Packages whose errors the client lets through; its HTTP library has had two names.
+"""Maximum size of an answer; ten times a million token numbers, which /tokenize returns for the longest prompts."""
+# Packages whose errors the client passes on; its HTTP library has had two names.
 TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio", "ssl")
 DENIED = (401, 403)
-# Refused now, or on the way, and not for what was asked: a time-out, a body too large for a proxy, too many requests.
+# Rejections for temporary reasons, or by a proxy: a time-out, a body too large for a proxy, too many requests.
 PASSING = (408, 413, 429)
 BROKEN = 500
 WORDS = 300
@@ -38,17 +38,17 @@ TICK_SECONDS = 1.0
 
 
 class RequestFailed(Exception):  # noqa: N818 - a result, which every caller takes
-    """A request that did not end with an answer.
+    """A request that failed.
 
     Args:
         kind: how it failed.
-        words: what was seen, as the server said it; `Server` makes of it what may be shown.
-        status: of the HTTP response; 0 where there was none.
-        seconds: until then.
+        words: the server's own words; `Server` makes them safe to show.
+        status: status of the HTTP response; 0 without one.
+        seconds: seconds until it failed.
     """
 
     first_token: float | None = None
-    """Seconds to the first token of a stream; None when none had come."""
+    """Seconds to the first token of a stream; None without one."""
 
     def __init__(self, kind: Trouble, words: str, *, status: int = 0, seconds: float = 0.0) -> None:
         super().__init__(kind)
@@ -60,22 +60,26 @@ class RequestFailed(Exception):  # noqa: N818 - a result, which every caller tak
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("it holds what cannot be printed")
+        raise ValueError("it contains unprintable characters")
     return text
 
 
-# No text has more tokens; larger numbers would break what is computed from them.
+# No text has more tokens; larger numbers would break later computations.
 Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
 class _Loose(BaseModel):
-    """A part of an answer: what is looked at must have its type, and there may be more.
+    """A part of an answer: the fields used here must have the right type, others are ignored.
 
-    The client's own types are not used. They refuse what clients live with, such as a finish_reason of the engine's own
-    or an answer without `created`, and do not look at what engines add, such as `max_model_len` and `reasoning`.
+    The client's own types do not fit: validated, they reject what clients tolerate, such as an engine's own
+    finish_reason or an answer without `created`, and they lack what engines add, such as `max_model_len` and
+    `reasoning`.
     """
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+L = TypeVar("L", bound=_Loose)
 
 
 class Function(_Loose):
@@ -93,7 +97,7 @@ class ToolCall(_Loose):
 
 
 class Message(_Loose):
-    """A message, or the piece of it that one event of a stream brings."""
+    """A message, or the piece of it in one event of a stream."""
 
     content: str | None = None
     reasoning: str | None = None
@@ -102,7 +106,7 @@ class Message(_Loose):
 
 
 class Choice(_Loose):
-    """One choice of an answer; `text` is what /v1/completions has in place of a message."""
+    """One choice of an answer; /v1/completions has `text` instead of a message."""
 
     finish_reason: str | None = None
     message: Message | None = None
@@ -111,7 +115,7 @@ class Choice(_Loose):
 
 
 class Usage(_Loose):
-    """Tokens as the server counted them."""
+    """The server's token counts."""
 
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
@@ -145,20 +149,20 @@ class Tokens(_Loose):
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """An answer.
 
     Args:
-        text: of the answer, without what a model thinks aloud.
-        finish: finish_reason; empty where none came.
-        calls: name and arguments of tool calls.
-        prompt_tokens: as the server counted; None where it does not tell.
-        answer_tokens: likewise.
-        thought: whether the model thought aloud.
-        first_token: seconds until the first piece of a stream; None without one.
-        last_token: seconds until the last piece.
-        pieces: of a stream.
-        seconds: in all.
-        hide: takes credentials out of what is shown of it.
+        text: text of the answer, without the model's reasoning.
+        finish: finish_reason; empty without one.
+        calls: name and arguments of each tool call.
+        prompt_tokens: the server's count of the prompt's tokens; None without one.
+        answer_tokens: the server's count of the answer's tokens; None without one.
+        thought: whether the answer contains reasoning.
+        first_token: seconds to the first piece of a stream; None without one.
+        last_token: seconds to the last piece of a stream; None without one.
+        pieces: pieces of a stream.
+        seconds: total seconds.
+        hide: removes credentials from the text to show.
     """
 
     text: str
@@ -174,17 +178,17 @@ class Answer:
     hide: Callable[[str], str] = field(default=secrets.redact, repr=False, compare=False)
 
     def shown(self, text: str, most: int = 60) -> str:
-        """A text of it on one line, in quotes, as people may see it."""
-        # Secrets are hidden before the text is cut, because half a secret would not be recognised.
+        """A text of the answer on one line, in quotes, safe to show."""
+        # Secrets are removed before the text is cut, because half a secret would not be recognised.
         line = " ".join(self.hide(text).split())
         return repr(line if len(line) <= most else line[: most - 1] + "…")
 
     @property
     def ignored(self) -> bool:
-        """Whether the engine ended the request without having taken the prompt.
+        """Whether the engine ignored the prompt.
 
-        It answers 200 with nothing and finish_reason "length" when the prompt needs more blocks of the KV cache than
-        there are. A model that spent all its tokens on thinking has not been ignored.
+        The engine answers with status 200, an empty text and finish_reason "length" when the prompt requires more
+        blocks of the KV cache than there are. An answer that is all reasoning is not ignored.
         """
         return (
             self.finish == "length"
@@ -195,35 +199,31 @@ class Answer:
         )
 
 
-def _nothing(_seconds: float) -> None:
-    return None
-
-
 @dataclass
 class Server:
     """A server under check.
 
     Args:
-        base: its URL, up to and with /v1.
-        key: that it wants; empty for none.
-        model: that is asked for.
-        waiting: called about once a second while a request is under way, with its seconds.
-        usage_in_streams: whether it is asked to count tokens in streams; switched off when it refuses that.
+        base: its URL, including /v1.
+        key: its key; empty for none.
+        model: the model to check.
+        waiting: called about once a second during a request, with the seconds so far.
+        usage_in_streams: whether to request token counts in streams; turned off when the server rejects that.
     """
 
     base: str
     key: str = field(default="", repr=False)
     model: str = ""
-    waiting: Callable[[float], None] = _nothing
+    waiting: Callable[[float], None] = field(default=lambda _seconds: None)
     usage_in_streams: bool = True
 
     @property
     def shown(self) -> str:
-        """Its URL without credentials."""
+        """The URL without credentials."""
         return self.hide(self.base)
 
     def hide(self, text: str) -> str:
-        """A text without credentials, the server's own key among them: a gateway may say it back."""
+        """A text without credentials, including the server's own key, which a gateway may echo."""
         return secrets.redact(text, self.key)
 
     def cards(self, deadline: float) -> list[Card]:
@@ -232,51 +232,33 @@ class Server:
         Raises:
             RequestFailed: any kind.
         """
-
-        async def ask(client: openai.AsyncOpenAI) -> list[Card]:
-            return _checked(Cards, await _body(client.models.with_streaming_response.list())).data
-
-        return self._ask(ask, deadline)
+        return self._read(Cards, lambda client: client.models.with_streaming_response.list(), deadline)[0].data
 
     def chat(self, text: str, deadline: float, **more: Any) -> Answer:
-        """One chat request, answered at once.
+        """Send one chat request, without streaming.
 
         Args:
-            text: of the user's message.
+            text: the user's message.
             deadline: seconds.
             more: fields of the request; `extra_body` for those that are not OpenAI's.
 
         Raises:
             RequestFailed: any kind.
         """
-
-        async def ask(client: openai.AsyncOpenAI) -> Answer:
-            started = time.monotonic()
-            body = await _body(
-                client.chat.completions.with_streaming_response.create(
-                    model=self.model, messages=[{"role": "user", "content": text}], **more
-                )
-            )
-            return _answer(body, time.monotonic() - started, self.hide)
-
-        return self._ask(ask, deadline)
+        fields = {"model": self.model, "messages": [{"role": "user", "content": text}], **more}
+        return self._answer(lambda client: client.chat.completions.with_streaming_response.create(**fields), deadline)
 
     def complete(self, text: str, deadline: float, **more: Any) -> Answer:
-        """One request to /v1/completions, answered at once.
+        """Send one request to /v1/completions.
 
         Raises:
             RequestFailed: any kind.
         """
-
-        async def ask(client: openai.AsyncOpenAI) -> Answer:
-            started = time.monotonic()
-            body = await _body(client.completions.with_streaming_response.create(model=self.model, prompt=text, **more))
-            return _answer(body, time.monotonic() - started, self.hide)
-
-        return self._ask(ask, deadline)
+        fields = {"model": self.model, "prompt": text, **more}
+        return self._answer(lambda client: client.completions.with_streaming_response.create(**fields), deadline)
 
     def stream(self, text: str, deadline: float, **more: Any) -> Answer:
-        """One chat request, answered as a stream.
+        """Send one chat request, with streaming.
 
         Raises:
             RequestFailed: any kind; `cut` when the stream ends without a finish_reason.
@@ -307,7 +289,7 @@ class Server:
             raise
 
     def tokenize(self, text: str, deadline: float) -> Tokens:
-        """How many tokens a text has, asked of /tokenize beside /v1; engines have it, OpenAI does not.
+        """Count a text's tokens with /tokenize, which is outside /v1; engines have it, OpenAI does not.
 
         Raises:
             RequestFailed: any kind.
@@ -322,8 +304,44 @@ class Server:
 
         return self._ask(ask, deadline)
 
+    def _read(
+        self,
+        kind: type[L],
+        request: Callable[[openai.AsyncOpenAI], AbstractAsyncContextManager[Any]],
+        deadline: float,
+    ) -> tuple[L, float]:
+        """Send one request, and return the body of its response and the seconds it took."""
+
+        async def ask(client: openai.AsyncOpenAI) -> tuple[L, float]:
+            started = time.monotonic()
+            async with request(client) as response:
+                body = json.loads(await response.read())
+            return _checked(kind, body), time.monotonic() - started
+
+        return self._ask(ask, deadline)
+
+    def _answer(
+        self, request: Callable[[openai.AsyncOpenAI], AbstractAsyncContextManager[Any]], deadline: float
+    ) -> Answer:
+        response, seconds = self._read(Response, request, deadline)
+        if not response.choices:
+            raise RequestFailed("malformed", "the answer has no choices", seconds=seconds)
+        choice, usage = response.choices[0], response.usage or Usage()
+        message = choice.message or Message(content=choice.text)
+        calls = [call.function for call in message.tool_calls or () if call.function is not None]
+        return Answer(
+            text=message.content or "",
+            finish=choice.finish_reason or "",
+            calls=tuple((call.name or "", call.arguments or "") for call in calls),
+            prompt_tokens=usage.prompt_tokens,
+            answer_tokens=usage.completion_tokens,
+            thought=bool(message.reasoning or message.reasoning_content),
+            seconds=seconds,
+            hide=self.hide,
+        )
+
     def _ask(self, ask: Callable[[openai.AsyncOpenAI], Coroutine[Any, Any, T]], deadline: float) -> T:
-        """Run one request to its end or its deadline, whichever comes first.
+        """Run one request up to its deadline.
 
         Read time-outs alone do not bound a request: a server that sends a byte now and then keeps it open for ever.
         """
@@ -338,7 +356,7 @@ class Server:
                 http_client=library.DefaultAsyncHttpxClient(
                     verify=_context(), event_hooks={"response": [_bounded]}, headers={"Accept-Encoding": "identity"}
                 ),
-                # The client would send these from the environment, where they are set for another service.
+                # The client would take these from the environment, where they belong to another service.
                 default_headers={"OpenAI-Organization": library.Omit(), "OpenAI-Project": library.Omit()},
             )
             async with client:
@@ -361,21 +379,21 @@ class Server:
 
     @staticmethod
     def _failed(error: Exception, deadline: float) -> RequestFailed | None:
-        """What an error of the client means; None for one that is no answer of the server's."""
+        """The failure that an error of the client means; None for an error that the server did not cause."""
         library = load()
         if isinstance(error, RequestFailed):
             return error
         if isinstance(error, (asyncio.TimeoutError, TimeoutError, library.APITimeoutError)):
-            return RequestFailed("hung", f"no end within {deadline:g} s")
+            return RequestFailed("hung", f"not finished within {deadline:g} s")
         if isinstance(error, library.APIStatusError):
             return _refusal(error.status_code, error.response.text if error.response.is_closed else str(error))
         if isinstance(error, library.APIConnectionError):
             return RequestFailed("gone", _causes(error))
         if isinstance(error, library.APIError):
             return RequestFailed("broken", f"an error in the stream: {error.message}")
-        # JSON that is nested too deeply for the parser is a RecursionError.
+        # Deeply nested JSON raises a RecursionError.
         if isinstance(error, (ValueError, RecursionError)):
-            return RequestFailed("malformed", f"what it sent is no JSON: {error}")
+            return RequestFailed("malformed", f"the answer is not JSON: {error}")
         if type(error).__module__.partition(".")[0] in TRANSPORT:
             return RequestFailed("gone", _causes(error))
         return None
@@ -398,7 +416,7 @@ def load() -> Any:
     except ImportError:
         raise DcaError(
             "DCA-103",
-            "checking a server needs the package openai, which is not installed.",
+            "dca serve check requires the package openai, which is not installed.",
             remedy=machine.install_command("openai"),
         ) from None
     return openai
@@ -406,20 +424,20 @@ def load() -> Any:
 
 @cache
 def _http() -> Any:
-    """The HTTP library of the client, which has had two names."""
+    """The client's HTTP library, which has had two names."""
     kinds = (kind.__module__.partition(".")[0] for kind in load().DefaultAsyncHttpxClient.__mro__)
     return importlib.import_module(next(name for name in kinds if name in TRANSPORT))
 
 
 @cache
 def _context() -> ssl.SSLContext:
-    """What it checks certificates with; making that takes longer than a short request."""
+    """The TLS context, cached because making one takes longer than a short request."""
     context: ssl.SSLContext = _http().create_ssl_context()
     return context
 
 
 async def _bounded(response: Any) -> None:
-    """Let no body be read past a limit: not a page of errors, nor a line of a stream that never ends."""
+    """Limit the size of a response's body, of errors and streams too."""
     inner = response.stream
 
     class Bounded(_http().AsyncByteStream):  # type: ignore[misc]
@@ -434,13 +452,13 @@ async def _bounded(response: Any) -> None:
         async def aclose(self) -> None:
             await inner.aclose()
 
-    # The limit counts bytes as they come, so that a compressed body, which was not asked for, must not be unpacked.
+    # The limit counts bytes as they arrive, so a compressed body, which was not requested, must stay packed.
     response.headers.pop("content-encoding", None)
     response.stream = Bounded()
 
 
 def base_of(url: str) -> str:
-    """A server's URL as the client wants it: with /v1 where no path is given.
+    """A server's URL for the client: with /v1 if it has no path.
 
     Raises:
         DcaError: DCA-201.
@@ -460,11 +478,11 @@ def base_of(url: str) -> str:
 
 
 class _Reading:
-    """A stream as it is read: what has come so far, and when.
+    """The content of a stream so far, and its times.
 
     Args:
-        most: tokens that were asked for; a stream of many more pieces has no end.
-        hide: as an `Answer` has it.
+        most: requested tokens; a stream of many more pieces is endless.
+        hide: removes credentials from the text to show.
     """
 
     def __init__(self, most: int, hide: Callable[[str], str]) -> None:
@@ -486,10 +504,10 @@ class _Reading:
                 raise RequestFailed("malformed", f"an event of the stream is {event!r}")
             self._take(_checked(Response, event.model_dump(warnings=False)))
             if self.most and self.pieces > 4 * self.most + 64:
-                raise RequestFailed("endless", f"{self.pieces} pieces for {self.most} tokens, and no end")
+                raise RequestFailed("endless", f"{self.pieces} pieces for {self.most} requested tokens, and more")
 
     def answer(self) -> Answer:
-        """All of it.
+        """The whole answer.
 
         Raises:
             RequestFailed: `cut` without a finish_reason.
@@ -531,34 +549,6 @@ class _Reading:
                 parts[1] += function.arguments or ""
 
 
-def _answer(body: Any, seconds: float, hide: Callable[[str], str]) -> Answer:
-    response = _checked(Response, body)
-    if not response.choices:
-        raise RequestFailed("malformed", "the answer has no choices")
-    choice, usage = response.choices[0], response.usage or Usage()
-    message = choice.message or Message(content=choice.text)
-    calls = [call.function for call in message.tool_calls or () if call.function is not None]
-    return Answer(
-        text=message.content or "",
-        finish=choice.finish_reason or "",
-        calls=tuple((call.name or "", call.arguments or "") for call in calls),
-        prompt_tokens=usage.prompt_tokens,
-        answer_tokens=usage.completion_tokens,
-        thought=bool(message.reasoning or message.reasoning_content),
-        seconds=seconds,
-        hide=hide,
-    )
-
-
-async def _body(request: AbstractAsyncContextManager[Any]) -> Any:
-    """The JSON of an answer."""
-    async with request as response:
-        return json.loads(await response.read())
-
-
-L = TypeVar("L", bound=_Loose)
-
-
 def _checked(kind: type[L], body: Any) -> L:
     try:
         return kind.model_validate(body)
@@ -578,11 +568,11 @@ def _refusal(status: int, body: str) -> RequestFailed:
 
 
 def message_of(body: str) -> str:
-    """The sentence in the body of a refusal, whichever form the server gives it."""
+    """The message in the body of an error response, whatever its form."""
     try:
         value = json.loads(body)
     except ValueError:
-        return body or "no words"
+        return body or "without a message"
     while isinstance(value, Mapping):
         inner = value.get("error") or value.get("message") or value.get("detail")
         if inner is None:
@@ -592,7 +582,7 @@ def message_of(body: str) -> str:
 
 
 def _causes(error: BaseException) -> str:
-    """An error and what it came from, once each."""
+    """The messages of an error and its causes, without duplicates."""
     causes: list[str] = []
     seen: BaseException | None = error
     while seen is not None:
@@ -604,7 +594,7 @@ def _causes(error: BaseException) -> str:
 
 
 def _words(text: str, hide: Callable[[str], str]) -> str:
-    """A server's own words on one line, without credentials and without what a terminal would obey."""
+    """A server's own words on one line, without credentials and terminal control characters."""
     line = " ".join(hide(text).split())
     clean = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
     return clean if len(clean) <= WORDS else clean[: WORDS - 1] + "…"

@@ -1,4 +1,4 @@
-"""Long texts with one fact in them: what is asked of a server to see how far it really reads."""
+"""Long texts with one fact in them, to measure how far a server really reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Plain words, so that every tokenizer takes about as many characters for a token, whatever the language it likes.
+# Plain words, which every tokenizer splits into about the same number of tokens.
 PEOPLE = (
     "The clerk",
     "A surveyor",
@@ -74,13 +74,13 @@ OPENING = (
 
 @dataclass(frozen=True)
 class Haystack:
-    """A prompt, and what its answer must hold.
+    """A prompt, and the right answer.
 
     Args:
         text: the prompt.
-        place: the town that is asked for.
-        number: its number.
-        others: numbers of the other towns, which are wrong answers that look right.
+        place: the town that the question names.
+        number: the town's number.
+        others: numbers of the other towns, plausible wrong answers.
     """
 
     text: str
@@ -89,34 +89,34 @@ class Haystack:
     others: tuple[str, ...]
 
     def judge(self, answer: str, hide: Callable[[str], str] = str) -> str:
-        """Empty when an answer holds the number and no other town's; else in words what it holds instead.
+        """Why an answer is wrong; empty when it has the number, and no other town's.
 
         Args:
-            answer: of the model.
-            hide: takes credentials out of what is shown of it.
+            answer: the model's answer.
+            hide: removes credentials from the text to show.
         """
         # 1,234,567 and 1 234 567 are the number 1234567.
         plain = re.sub(r"(?<=\d)[,._\u202f\u00a0 ](?=\d)", "", answer)
         numbers = re.findall(r"\d+", plain)
         right = self.number in numbers
-        # Whoever tells every town's number has not found the one that was asked for.
+        # An answer with every town's number has not found the right one.
         if wrong := next((number for number in numbers if number in self.others), None):
-            return f"it told the number of another town, {wrong}, {'beside' if right else 'in place of'} {self.number}"
+            return f"it has another town's number, {wrong}, {'beside' if right else 'instead of'} {self.number}"
         if right:
             return ""
         if monotonous(answer):
-            return f"the answer is one character over and over: {hide(answer).strip()[:20]!r}"
-        return f"the answer does not hold {self.number}: {' '.join(hide(answer).split())[:80]!r}"
+            return f"the answer repeats one character: {hide(answer).strip()[:20]!r}"
+        return f"the answer does not contain {self.number}: {' '.join(hide(answer).split())[:80]!r}"
 
 
 def monotonous(text: str) -> bool:
-    """Whether a text is one character over and over, as of an engine whose numbers overflowed."""
+    """Whether a text repeats one character, as after a numeric overflow in the engine."""
     seen = text.strip()
     return len(seen) >= 8 and len(set(seen)) == 1
 
 
 def sentences(chance: random.Random, characters: int) -> list[str]:
-    """Sentences that say nothing: so many characters in all, or up to one sentence less."""
+    """Filler sentences, with this many characters in total or up to one sentence less."""
     record: list[str] = []
     while True:
         sentence = f"{chance.choice(PEOPLE)} {chance.choice(DEEDS)} {chance.choice(THINGS)} {chance.choice(TIMES)}."
@@ -130,11 +130,11 @@ def build(characters: int, depth: float, seed: str) -> Haystack:
     """A prompt of a length, with the fact at a depth.
 
     Args:
-        characters: of the whole prompt at most; it is up to a sentence shorter, and never shorter than facts and
+        characters: maximum characters of the prompt; it is up to a sentence shorter, but never shorter than facts and
             question.
-        depth: of the fact, in percent of the record.
-        seed: of the text; another one gives another text from the first line on, so that no server answers from a
-            prefix that it has seen.
+        depth: depth of the fact, in percent of the record.
+        seed: seed of the text; texts of different seeds differ from the first line on, so that no server answers from
+            a cached prefix.
     """
     chance = random.Random(seed)  # noqa: S311 - texts, not secrets
     places = chance.sample(PLACES, DISTRACTORS + 1)
@@ -147,7 +147,7 @@ def build(characters: int, depth: float, seed: str) -> Haystack:
     )
     fixed = len(OPENING) + len(first) + len(question) + sum(len(fact) + 1 for fact in facts) + 1
     text = sentences(chance, characters - fixed)
-    # The other towns' facts go in first, so that they do not move the fact that is asked for from its depth.
+    # The other towns' facts are inserted first, so that they do not shift the fact from its depth.
     for fact in facts[1:]:
         text.insert(chance.randint(0, len(text)), fact)
     text.insert(_place(text, depth), facts[0])
@@ -155,12 +155,12 @@ def build(characters: int, depth: float, seed: str) -> Haystack:
 
 
 def shortest() -> int:
-    """Characters of a prompt with the facts and nothing else."""
+    """Characters of a prompt without filler."""
     return max(len(build(0, 0, str(seed)).text) for seed in range(4))
 
 
 def _place(text: list[str], depth: float) -> int:
-    """Where a depth is, counted in characters."""
+    """The index of the first sentence at or after a depth, measured in characters."""
     target, passed = sum(len(sentence) + 1 for sentence in text) * depth / 100, 0
     for index, sentence in enumerate(text):
         if passed >= target:

@@ -1,15 +1,16 @@
-"""The heat map of a check: where in prompts of which length a fact was found."""
+"""The heat map of a check: at which lengths and depths the fact was found."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from dca.config.plot import filled
 from dca.foundation.documents import Value
 from dca.serve.check.values import Needle, Outcome, ServeCheck
 
 TEMPLATE = Path(__file__).with_name("heat.svg")
 CELL, HEIGHT, LEFT, TOP = 96, 44, 76, 64
-# Not by hue alone: each cell says its outcome in a word as well.
+# Each cell also names its outcome, so that the picture does not depend on colour alone.
 COLOURS: dict[Outcome, str] = {
     "found": "#2e7d32",
     "lost": "#c62828",
@@ -26,12 +27,12 @@ class Cell(Value):
     """One prompt in the picture.
 
     Args:
-        x: of its upper left corner.
-        y: of that corner.
-        colour: of its outcome.
+        x: left edge.
+        y: upper edge.
+        colour: colour of the outcome.
         word: the outcome.
-        time: to the first token, in words; empty without one.
-        about: all of it, for whoever points at it.
+        time: time to the first token, as text; empty without one.
+        about: tooltip.
     """
 
     x: int
@@ -44,11 +45,6 @@ class Cell(Value):
 
 def svg(result: ServeCheck) -> str:
     """The picture: lengths from left to right, depths downwards."""
-    import jinja2
-
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     cells = [
         _cell(needle, LEFT + column * CELL, TOP + row * HEIGHT)
         for column, length in enumerate(result.lengths)
@@ -56,7 +52,8 @@ def svg(result: ServeCheck) -> str:
         if (needle := result.at(length, depth)) is not None
     ]
     used = [outcome for outcome in COLOURS if any(cell.word == outcome for cell in cells)]
-    return template.render(
+    return filled(
+        TEMPLATE,
         result=result,
         cells=cells,
         cell=CELL,
@@ -72,7 +69,7 @@ def svg(result: ServeCheck) -> str:
 
 
 def text(result: ServeCheck) -> list[str]:
-    """The same in letters: a column for each length, a row for each depth."""
+    """The heat map as text: a column for each length, a row for each depth."""
     rows = [["depth", *(tokens(length) for length in result.lengths)]]
     for depth in result.depths:
         cells = (result.at(length, depth) for length in result.lengths)
@@ -82,14 +79,14 @@ def text(result: ServeCheck) -> list[str]:
 
 
 def tokens(count: int) -> str:
-    """A length as people write it: 8K, 1010000 as 1.01M."""
+    """A length for people: 8K, 1.01M."""
     if count >= 1_000_000:
         return f"{count / 1e6:.4g}M"
     return f"{count // 1024}K" if count % 1024 == 0 else f"{count:,}"
 
 
 def seconds(value: float | None) -> str:
-    """A time in words."""
+    """A time as text."""
     return "" if value is None else f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 

@@ -17,34 +17,33 @@ from dca.serve.check.values import Needle, Outcome
 
 ANSWER_TOKENS = 64
 CHARS_PER_TOKEN = 4.0
-"""Of plain English, where nobody counts."""
+"""Characters per token of plain English, for servers that report no count."""
 LEAST, MOST = 0.5, 16.0
-"""Characters of these texts that a token can have: a tokenizer of bytes makes one of each, the largest vocabularies one
-of five. Chinese and code lie between as well."""
+"""Credible range of characters per token of these texts: a byte tokenizer has 1, the largest vocabularies about 5."""
 TEMPLATE_TOKENS = 64
-"""What is left free for a chat template that nobody has counted."""
+"""Tokens reserved for a chat template of unknown length."""
 SAMPLE = 40_000
-"""Characters of the text that is counted before the first prompt, at most."""
+"""Maximum characters of the text that is counted before the first prompt."""
 SENTENCE, SPREAD = 65, 0.07
-"""Characters of a sentence, and how much its characters per token differ from the others', one standard deviation."""
+"""Characters of a sentence, and the standard deviation of its characters per token, as a share."""
 SLOWEST = 0.0015
-"""Seconds per token that a prompt is given: 12 minutes is what a million tokens take without sparse attention, on the
-machines of the models' own report; this is twice that."""
+"""Time-out in seconds per token: twice the 12 minutes that the models' own report needs for a million tokens without
+sparse attention."""
 SHORTEST, LONGEST_UNASKED, LONGEST = 4096, 8192, 10**7
 TOO_SHORT = "too short for the facts and the question"
 END = ("gone", "hung")
-"""After these the server is gone, or still at work on what nobody waits for."""
+"""After these outcomes the server is gone, or still busy with an abandoned prompt."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What is asked for.
+    """The prompts to send.
 
     Args:
-        lengths: of prompts and answers together, in tokens, growing.
-        depths: in percent.
-        timeout: seconds for a prompt; None for a minute and what its length adds.
-        seed: of the texts.
+        lengths: lengths of prompt and answer together, in tokens, ascending.
+        depths: depths of the fact, in percent.
+        timeout: time-out of a prompt in seconds; None for 60 s plus `SLOWEST` per token.
+        seed: seed of the texts.
     """
 
     lengths: tuple[int, ...]
@@ -54,9 +53,9 @@ class Range:
 
 
 def lengths_to(limit: int) -> tuple[int, ...]:
-    """Lengths from the shortest, each twice the one before, and the limit itself."""
+    """Lengths from the shortest, each twice the previous, and the limit itself."""
     lengths, length = [], SHORTEST
-    # A length that is nearly the limit would tell the same twice.
+    # A length close to the limit would add nothing to the limit itself.
     while length < 0.8 * limit:
         lengths.append(length)
         length *= 2
@@ -64,22 +63,22 @@ def lengths_to(limit: int) -> tuple[int, ...]:
 
 
 class Counter:
-    """How many characters make a token, as far as the server tells, and can be believed."""
+    """The characters per token, learned from the server's counts as far as they are credible."""
 
     def __init__(self) -> None:
         self.ratio = CHARS_PER_TOKEN
         self.overhead = TEMPLATE_TOKENS
         self.learnt = 0
         self.doubted = ""
-        """A count of the server's that no text has, in words."""
+        """The server's first impossible count, in words."""
 
     def learn(self, characters: int, tokens: int, template: int) -> bool:
-        """Take what the server counted in a text; whether it can be true.
+        """Learn from the server's count for a text; returns whether it is credible.
 
         Args:
-            characters: of the text.
-            tokens: as the server counted.
-            template: how many of them are of something else.
+            characters: characters of the text.
+            tokens: the server's count.
+            template: how many of these tokens are not the text's.
         """
         own = tokens - template
         if not LEAST * own <= characters <= MOST * own:
@@ -90,41 +89,41 @@ class Counter:
         return True
 
     def doubt(self, characters: int, tokens: int) -> None:
-        """Remember the first count that is not believed."""
+        """Remember the first count that is not credible."""
         self.doubted = self.doubted or f"{tokens:,} tokens for {characters:,} characters"
 
     def characters(self, tokens: int) -> int:
-        """Of a text for a prompt that is not longer than so many tokens, and hardly shorter."""
+        """Characters of a text that makes a prompt of at most this many tokens, and hardly fewer."""
         room = tokens - self.overhead
         fitting = max(1, int(room * self.ratio))
         return max(0, int(fitting * (1 - self._spread(fitting))) - 8)
 
     def tokens(self, characters: int) -> int:
-        """Of a text, template included."""
+        """Estimated tokens of a text, template included."""
         return int(characters / self.ratio) + self.overhead
 
     def most(self, characters: int) -> int:
-        """The same, and hardly ever more."""
+        """Upper estimate of the tokens of a text, template included."""
         return int(characters / self.ratio * (1 + self._spread(characters))) + self.overhead + 8
 
     def _spread(self, characters: int) -> float:
-        """How far the text that was counted and one that is sent may be apart, as a share: four standard deviations."""
+        """Four standard deviations of the difference between the counted text and another one, as a share."""
         return 4 * SPREAD * math.sqrt(SENTENCE / (self.learnt or characters) + SENTENCE / max(characters, 1))
 
 
 def calibrate(asking: Asking, asked: Range) -> Counter:
     """Learn from the server how many characters of these texts make a token.
 
-    Asks /tokenize, which takes no GPU; else sends a short prompt and a longer one and compares what the answers say
-    was in them. A server that tells neither, or what cannot be true, is estimated.
+    Asks /tokenize, which uses no GPU; else sends a short prompt and a longer one, and compares the counts in the
+    answers. If the server reports neither, or impossible counts, the number is estimated.
     """
     counter = Counter()
-    # About half of the longest prompt, so that no server is asked for more than it takes.
+    # About half of the longest prompt, so that the sample is not too long for the server.
     size = min(SAMPLE, 2 * max(asked.lengths))
     sample = haystack.build(size, 50, f"{asked.seed} sample").text
     counted = asking.counted
     if counted is not None and not counted[0] / MOST <= counted[1] < max(asked.lengths):
-        # The count may be large for the characters, as a template may be long, but not larger than the longest prompt.
+        # The template may be long, so the count may be large for these characters, but not above the longest prompt.
         counter.doubt(*counted)
         counted = None
     if not _tokenized(asking, sample, counter):
@@ -141,7 +140,7 @@ def calibrate(asking: Asking, asked: Range) -> Counter:
 
 
 def _tokenized(asking: Asking, sample: str, counter: Counter) -> bool:
-    """Whether the server has told how many tokens a text has, and that can be true."""
+    """Whether /tokenize has returned a credible count for a text."""
     try:
         tokens = asking.server.tokenize(sample, asking.budget.deadline(asking.timeout))
     except RequestFailed:
@@ -164,18 +163,18 @@ def _sample(asking: Asking, sample: str) -> Answer | None:
 
 
 def _spent(tokens: int | None, characters: int) -> int | None:
-    """Tokens of a prompt as the server counted them; None for fewer than any text has. More are believed: it bills."""
+    """The server's count of a prompt's tokens; None if impossibly low. A high one counts, because it may be billed."""
     return None if tokens is None or tokens * MOST < characters else tokens
 
 
 def run(asking: Asking, asked: Range, counter: Counter, reporter: Reporter) -> Iterator[Needle]:
-    """The prompts, from the shortest to the longest; what cannot pass any more is skipped, with the reason.
+    """Send the prompts, from the shortest to the longest; those that can no longer pass are skipped, with the reason.
 
     Args:
-        asking: the server, and what may be spent on it.
-        asked: the lengths and depths to try.
-        counter: characters of a token, as far as they are known; it learns from each answer.
-        reporter: told of each prompt.
+        asking: the server and the budget.
+        asked: the prompts to send.
+        counter: the characters per token; it learns from each answer.
+        reporter: reports each prompt.
     """
     total = sum(asked.lengths) * len(asked.depths)
     done, why, broken = 0, "", 0
@@ -195,7 +194,7 @@ def run(asking: Asking, asked: Range, counter: Counter, reporter: Reporter) -> I
             if needle.outcome == "skipped":
                 refused = needle.detail
             elif needle.outcome == "refused":
-                why = f"{length:,} tokens were refused"
+                why = f"{length:,} tokens were rejected"
             elif needle.outcome in END:
                 why = f"the server {'was gone' if needle.outcome == 'gone' else 'hung'} at {length:,} tokens"
             elif broken > 1:
@@ -207,14 +206,14 @@ def _show(reporter: Reporter, done: int, total: int, words: str, seconds: float)
 
 
 def _needle(asking: Asking, asked: Range, counter: Counter, length: int, depth: float) -> Needle:
-    """One prompt, and what came of it.
+    """Send one prompt.
 
     Args:
-        asking: the server, and what may be spent on it.
-        asked: where the deadline and the seed stand.
-        counter: characters of a token; it learns from the answer.
-        length: of prompt and answer together, in tokens.
-        depth: of the fact, in percent.
+        asking: the server and the budget.
+        asked: the time-out and the seed.
+        counter: the characters per token; it learns from the answer.
+        length: prompt and answer together, in tokens.
+        depth: depth of the fact, in percent.
     """
     server, budget = asking.server, asking.budget
     characters = counter.characters(length - ANSWER_TOKENS)
@@ -241,7 +240,7 @@ def _needle(asking: Asking, asked: Range, counter: Counter, length: int, depth: 
         nothing = 0 if failed.kind in ("refused", "denied") else None
         budget.receive(nothing, nothing)
         if failed.kind == "hung" and deadline < timeout:
-            # The time that is left of --max-cost ended it, not a deadline that the server has missed.
+            # The time left of --max-cost has ended the request before the server missed its deadline.
             return Needle(
                 **about, outcome="skipped", detail=f"--max-cost {budget.limit.words} ended it", seconds=deadline
             )
@@ -256,7 +255,7 @@ def _needle(asking: Asking, asked: Range, counter: Counter, length: int, depth: 
 
 
 def _failed(about: dict[str, Any], failed: RequestFailed, deadline: float) -> Needle:
-    code, detail, remedy = troubles.tell(failed, long=True)
+    code, detail, remedy = troubles.explain(failed, long=True)
     return Needle.model_validate(
         {
             **about,
@@ -276,10 +275,10 @@ def _answered(about: dict[str, Any], hay: Haystack, answer: Answer, deadline: fl
     outcome: Outcome = "lost" if wrong else "found"
     detail, remedy = wrong or f"{hay.number} of {hay.place}", ""
     if wrong and not answer.text:
-        detail = "all of the answer went into thinking aloud" if answer.thought else "the answer is empty"
+        detail = "the whole answer is reasoning" if answer.thought else "the answer is empty"
     if wrong:
         remedy = (
-            "past one chunk this is what a wrong table, RoPE or kernel looks like: prove the wheel with `dca smoke`, "
+            "beyond one chunk, a wrong sparse table, RoPE or kernel has this effect: prove the wheel with `dca smoke`, "
             "and check the model's folder with `dca config check`."
         )
     speed, tokens = None, answer.answer_tokens or answer.pieces

@@ -1,4 +1,4 @@
-"""Short requests, one for each thing that clients of the OpenAI protocol rely on."""
+"""Short requests, one for each feature of the OpenAI protocol that clients rely on."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ TOOL = {
         },
     },
 }
-BOOK = "Tell a book that you know: its title, the year in which it appeared, and whether it is a novel."
-# What the models' cards recommend against repetition: two of the fields are not OpenAI's.
+BOOK = "Name a book that you know: its title, the year in which it appeared, and whether it is a novel."
+# The sampling that the models' cards recommend; the fields in extra_body are not OpenAI's.
 SAMPLING = {"temperature": 0.7, "top_p": 0.8, "extra_body": {"top_k": 20, "repetition_penalty": 1.05}}
 TOOL_FLAGS = "start the server with --enable-auto-tool-choice --tool-call-parser hermes (or the model's own parser)."
 OVERHEAD = 512
-"""Tokens that a chat template, with a tool in it, adds at most."""
+"""Maximum tokens that a chat template with a tool adds."""
 
 
 class Book(BaseModel):
-    """What a structured answer must be."""
+    """The schema of the structured answer."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -54,12 +54,12 @@ class Book(BaseModel):
 
 
 class ProbeEnded(Exception):  # noqa: N818 - a result, which every caller takes
-    """A probe that ended in another way than by passing.
+    """A probe that did not pass.
 
     Args:
-        status: of the probe.
-        code: of what is wrong; empty when nothing is.
-        detail: what was seen.
+        status: the probe's status.
+        code: error code; empty when nothing is wrong.
+        detail: what was observed.
         remedy: what to do.
     """
 
@@ -70,13 +70,13 @@ class ProbeEnded(Exception):  # noqa: N818 - a result, which every caller takes
 
 @dataclass
 class Asking:
-    """How probes ask: each request within its deadline and the budget.
+    """Sends the probes' requests, each within its deadline and the budget.
 
     Args:
-        server: asked.
-        budget: that it goes on.
+        server: the server.
+        budget: the budget.
         timeout: seconds for one request.
-        counted: characters and tokens of the plain chat prompt; None where the server does not tell the latter.
+        counted: characters and tokens of the first chat prompt; None when the server does not report the tokens.
     """
 
     server: Server
@@ -85,13 +85,13 @@ class Asking:
     counted: tuple[int, int] | None = None
 
     def __call__(self, ask: Callable[..., Answer], text: str, tokens: int, **more: Any) -> Answer:
-        """One request.
+        """Send one request.
 
         Raises:
             RequestFailed: any kind.
             ProbeEnded: when it would cost too much.
         """
-        # No token is shorter than a byte, so that a text has at most as many tokens as bytes.
+        # No token is shorter than a byte, so a text has at most as many tokens as bytes.
         most = len(text.encode()) + OVERHEAD
         if why := self.budget.forbids(most, tokens):
             raise ProbeEnded("skipped", "", why)
@@ -100,11 +100,11 @@ class Asking:
         try:
             answer = ask(text, deadline, max_tokens=tokens, **more)
         except RequestFailed as failed:
-            # What was refused has cost nothing.
+            # A rejected request costs nothing.
             nothing = 0 if failed.kind in ("refused", "denied") else None
             self.budget.receive(nothing, nothing)
             if failed.kind == "hung" and deadline < self.timeout:
-                # The time that is left of --max-cost ended it, not a deadline that the server has missed.
+                # The time left of --max-cost has ended the request before the server missed its deadline.
                 raise ProbeEnded("skipped", "", f"--max-cost {self.budget.limit.words} ended it") from None
             raise
         self.budget.receive(answer.prompt_tokens, answer.answer_tokens)
@@ -118,12 +118,12 @@ def _chat(asking: Asking) -> str:
     _whole(answer)
     if answer.prompt_tokens:
         asking.counted = (len(READY), answer.prompt_tokens)
-    return f"{answer.answer_tokens} tokens" if answer.answer_tokens else "the server does not tell tokens (no usage)"
+    return f"{answer.answer_tokens} tokens" if answer.answer_tokens else "the server reports no token count (no usage)"
 
 
 def _completion(asking: Asking) -> str:
     _whole(asking(asking.server.complete, COUNT, 16, temperature=0))
-    return "chat models have no template there and ramble: clients of theirs use /v1/chat/completions"
+    return "without a chat template, chat models ramble here: use /v1/chat/completions for them"
 
 
 def _stream(asking: Asking) -> str:
@@ -141,16 +141,16 @@ def _sampling(asking: Asking) -> str:
                 "refused",
                 "",
                 failed.words,
-                "do without top_k and repetition_penalty, and the model repeats itself more.",
+                "omit top_k and repetition_penalty; the model then repeats itself more.",
             ) from None
         if failed.kind in ("broken", "gone", "cut"):
-            trouble = troubles.tell(failed)
+            trouble = troubles.explain(failed)
             raise ProbeEnded(
                 "failed",
                 trouble.code,
                 trouble.detail,
-                f"{trouble.remedy} An engine without the op of the repetition penalty ends at the first such request: "
-                "`dca inspect WHEEL --model DIR` names what a wheel lacks.",
+                f"{trouble.remedy} An engine without the op for the repetition penalty ends at the first such request: "
+                "`dca inspect WHEEL --model DIR` shows what a wheel lacks.",
             ) from None
         raise
     return "temperature 0.7, top_p 0.8, top_k 20, repetition_penalty 1.05"
@@ -159,14 +159,14 @@ def _sampling(asking: Asking) -> str:
 def _sense(asking: Asking) -> str:
     answer = asking(asking.server.chat, SUM, 16, temperature=0)
     _whole(answer)
-    # Numbers of the question may stand beside it; any other is a result too.
+    # The answer may repeat the question's numbers; any other number is a second result.
     numbers = {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", answer.text)}
     if SUM_ANSWER not in numbers or numbers - {SUM_ANSWER, *SUMMANDS}:
         raise ProbeEnded(
             "failed",
             troubles.MODEL,
             f"17 + 25 is {answer.shown(answer.text)}",
-            "prove the wheel with `dca smoke`, and check its folder with `dca config check`.",
+            "prove the wheel with `dca smoke`, and check the model's folder with `dca config check`.",
         )
     return f"17 + 25 is {SUM_ANSWER}"
 
@@ -189,7 +189,7 @@ def _tools(asking: Asking) -> str:
     _right_call(answer)
     if refused:
         raise ProbeEnded("refused", "", f"only when the client names the tool: {refused}", TOOL_FLAGS)
-    return "called by the model's own choice"
+    return "the model itself chose to call it"
 
 
 def _right_call(answer: Answer) -> None:
@@ -197,8 +197,8 @@ def _right_call(answer: Answer) -> None:
         raise ProbeEnded(
             "failed",
             troubles.MODEL,
-            f"the model answered {answer.shown(answer.text)} in place of a call",
-            f"where the text holds the call, {TOOL_FLAGS}",
+            f"the model answered {answer.shown(answer.text)} instead of a call",
+            f"if the text contains the call, {TOOL_FLAGS}",
         )
     name, arguments = answer.calls[0]
     try:
@@ -236,33 +236,33 @@ def _structured(asking: Asking) -> str:
         Book.model_validate_json(answer.text)
     except ValidationError as error:
         first = error.errors()[0]
-        # The name of a key that is too much comes from the answer, and is shown like the rest of it.
+        # The name of an extra key comes from the answer, so it is shown in the same safe way.
         place = answer.shown(".".join(map(str, first["loc"]))) if first["loc"] else "the text"
         wrong = f"{place}: {first['msg'].lower()}"
     except ValueError:
-        wrong = "it is no text"
+        wrong = "it is not valid text"
     else:
-        return f"kept, through {how}"
+        return f"the answer follows the schema, with {how}"
     raise ProbeEnded(
         "failed",
         troubles.MODEL,
-        f"the schema is not kept ({wrong}): {answer.shown(answer.text)}",
-        "a server that takes the field and does not decode under it needs another --guided-decoding-backend.",
+        f"the answer violates the schema ({wrong}): {answer.shown(answer.text)}",
+        "the server accepts the field but does not enforce it: start it with another --guided-decoding-backend.",
     )
 
 
 def _whole(answer: Answer) -> None:
-    """Refuse an answer that is none.
+    """Reject an empty or broken answer.
 
     Raises:
-        ProbeEnded: always then.
+        ProbeEnded: for such an answer.
     """
     if answer.thought and not answer.text:
         raise ProbeEnded(
             "failed",
             troubles.PROTOCOL,
-            "all of the answer went into thinking aloud",
-            "this model thinks aloud: check a model that does not, or switch its thinking off.",
+            "the whole answer is reasoning",
+            "the answer's tokens all went into reasoning: turn reasoning off, or check a model without it.",
         )
     if not answer.text:
         detail = f"an empty answer with finish_reason {answer.shown(answer.finish)}"
@@ -270,31 +270,31 @@ def _whole(answer: Answer) -> None:
     if not answer.finish:
         raise ProbeEnded("failed", troubles.PROTOCOL, "an answer without a finish_reason", troubles.LOG)
     if monotonous(answer.text):
-        detail = f"the answer is one character over and over: {answer.shown(answer.text)}"
-        remedy = "numbers overflow: serve in bfloat16; then `dca smoke`."
+        detail = f"the answer repeats one character: {answer.shown(answer.text)}"
+        remedy = "numbers overflow in the engine: serve in bfloat16, and prove the wheel with `dca smoke`."
         raise ProbeEnded("failed", troubles.MODEL, detail, remedy)
 
 
 PROBES: dict[str, tuple[str, Callable[[Asking], str]]] = {
     "chat": ("a chat request is answered", _chat),
     "completion": ("a plain completion is answered", _completion),
-    "stream": ("a chat request is answered piece by piece, to the end", _stream),
-    "sampling": ("the sampling that the models' cards recommend is taken", _sampling),
-    "sense": ("the model answers with sense", _sense),
-    "tools": ("the model calls a tool, and the server says so", _tools),
-    "structured": ("an answer keeps to a JSON schema", _structured),
+    "stream": ("a chat request is streamed to the end", _stream),
+    "sampling": ("the sampling that the models' cards recommend is accepted", _sampling),
+    "sense": ("the answer makes sense", _sense),
+    "tools": ("the model calls a tool, and the server returns it as a call", _tools),
+    "structured": ("an answer follows a JSON schema", _structured),
 }
 MODELS = "models"
 
 
 def run(asking: Asking, names: tuple[str, ...], needed: tuple[str, ...], reporter: Reporter) -> Iterator[Probe]:
-    """The probes of these names, in their order; once the server is gone the rest is skipped.
+    """Run probes in order; once the server is gone, the rest is skipped.
 
     Args:
-        asking: how they ask.
-        names: of PROBES.
-        needed: those whose refusal is a failure.
-        reporter: told of each.
+        asking: sends their requests.
+        names: names of PROBES.
+        needed: names of the probes whose refusal is a failure.
+        reporter: reports each probe.
     """
     gone = ""
     for number, name in enumerate(names):
@@ -319,7 +319,7 @@ def _probe(asking: Asking, name: str) -> Probe:
     except ProbeEnded as other:
         result = {"status": other.status, "code": other.code, "detail": other.detail, "remedy": other.remedy}
     except RequestFailed as failed:
-        code, detail, remedy = troubles.tell(failed)
+        code, detail, remedy = troubles.explain(failed)
         result = {"status": "failed", "code": code, "detail": detail, "remedy": remedy}
     seconds = round(time.monotonic() - started, 3)
     return Probe(name=name, proves=proves, seconds=seconds, deadline=asking.timeout, **result)

@@ -1,4 +1,4 @@
-"""What a check of a running server finds: the document and its parts."""
+"""The result of checking a running server: the document and its parts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 from dca.foundation.documents import Document, Value
 
 Trouble = Literal["gone", "denied", "refused", "broken", "malformed", "cut", "hung", "ignored", "endless"]
-"""How a request can fail: nobody listens any more; 401 or 403; another 4xx; a 5xx, or an error in the stream; an answer
-that is not of the protocol; a stream without an end; the deadline; an empty answer with finish_reason "length", which
-is how an engine says that it did not take the prompt; more than was asked for, without an end."""
+"""How a request can fail: connection refused or lost; 401 or 403; another 4xx; a 5xx, or an error in the stream; an
+answer that violates the protocol; a stream without a finish_reason; the deadline; an empty answer with finish_reason
+"length", by which an engine says that it ignored the prompt; an answer that goes on far past what was asked for."""
 
 Status = Literal["passed", "failed", "refused", "skipped"]
 Outcome = Literal["found", "lost", "refused", "hung", "cut", "broken", "gone", "skipped"]
@@ -17,18 +17,18 @@ Counted = Literal["usage", "estimate"]
 
 
 class Probe(Value):
-    """One short request, and what came of it.
+    """One short request, and its result.
 
     Args:
-        name: as `--skip` and `--need` take it.
-        proves: what follows when it passes.
-        status: `refused` is a feature that the server says it does not offer; it fails the check only where the
-            feature is needed.
-        code: of what is wrong; empty when nothing is.
-        detail: what was seen, in one sentence.
+        name: its name for `--skip` and `--need`.
+        proves: what it proves when it passes.
+        status: `refused` means that the server says it does not offer the feature; this fails the check only for a
+            feature that `--need` names.
+        code: error code; empty when nothing is wrong.
+        detail: what was observed, in one sentence.
         remedy: what to do about it.
         seconds: how long it took.
-        deadline: seconds that it was given.
+        deadline: its deadline in seconds.
     """
 
     name: str
@@ -42,24 +42,24 @@ class Probe(Value):
 
 
 class Needle(Value):
-    """One long prompt with a fact in it, and whether the model told the fact.
+    """One long prompt with a fact in it, and whether the model answered with the fact.
 
     Args:
-        length: tokens that the prompt was to have.
-        depth: where the fact stands, in percent of the text; 0 is its beginning.
-        tokens: that the prompt had.
-        counted: whether the server counted them, with its answer, or they are estimated from other texts.
-        characters: of the prompt.
-        outcome: what came of it.
-        code: of what is wrong; empty when the fact was found, or the prompt not sent. Where none at all was sent, and
-            not for its cost, the first has one.
-        detail: what was seen, in one sentence.
+        length: intended tokens of prompt and answer together.
+        depth: position of the fact, in percent of the text; 0 is the beginning.
+        tokens: actual tokens of the prompt.
+        counted: whether the server counted `tokens` in its answer (`usage`), or they are estimated from other texts.
+        characters: characters of the prompt.
+        outcome: the result.
+        code: error code; empty when the fact was found or the prompt was not sent. If no prompt at all was sent, and
+            not because of its cost, the first one has a code.
+        detail: what was observed, in one sentence.
         remedy: what to do about it.
-        first_token: seconds to the first token of the answer; None where none came.
-        prefill_speed: tokens of the prompt per second until then.
-        decode_speed: tokens of the answer per second after it; None for an answer of one token.
-        seconds: in all.
-        deadline: seconds that it was given.
+        first_token: seconds to the first token of the answer; None without one.
+        prefill_speed: tokens of the prompt per second up to the first token.
+        decode_speed: tokens of the answer per second after the first one; None for an answer of one token.
+        seconds: total seconds.
+        deadline: its deadline in seconds.
     """
 
     length: int
@@ -79,15 +79,15 @@ class Needle(Value):
 
 
 class Cost(Value):
-    """What a check took of the server.
+    """The cost of a check.
 
     Args:
-        requests: sent.
-        prompt_tokens: in them; a request that failed counts as what it was to have.
-        answer_tokens: that came back.
-        seconds: of waiting for answers.
-        money: at the prices given; None without prices.
-        limit: what `--max-cost` said.
+        requests: requests sent.
+        prompt_tokens: tokens of their prompts; a failed request counts with its estimate.
+        answer_tokens: tokens of their answers.
+        seconds: seconds of waiting for answers.
+        money: cost at the prices of `--price`; None without it.
+        limit: value of `--max-cost`.
     """
 
     requests: int = 0
@@ -99,22 +99,22 @@ class Cost(Value):
 
 
 class ServeCheck(Document):
-    """What a running server was seen to answer.
+    """The result of checking a running server.
 
     Args:
-        url: of the server, without credentials.
-        model: that was asked, by the name it is served under.
-        max_model_len: tokens that the server says it takes, prompt and answer together.
-        seed: of the texts.
+        url: the server's URL, without credentials.
+        model: the name that the model is served under.
+        max_model_len: tokens that the server says it accepts, prompt and answer together.
+        seed: seed of the texts.
         probes: short requests.
-        needles: long ones, by length and depth.
-        lengths: that were to be tried, in tokens.
-        depths: that were to be tried, in percent.
-        reached: the greatest length at which the fact was found at every depth; 0 for none.
-        chars_per_token: of the texts, as counted.
-        cost: what it took.
-        verdict: in one sentence.
-        not_proven: what remains, in words.
+        needles: long prompts, by length and depth.
+        lengths: lengths to try, in tokens.
+        depths: depths to try, in percent.
+        reached: the greatest length up to which the fact was found at every depth; 0 for none.
+        chars_per_token: characters per token of the texts, as counted.
+        cost: the cost.
+        verdict: the verdict, in one sentence.
+        not_proven: what the check leaves open, in words.
     """
 
     SCHEMA: ClassVar[str] = "dca.serve-check/1"
@@ -135,7 +135,7 @@ class ServeCheck(Document):
 
     @property
     def troubles(self) -> tuple[Probe | Needle, ...]:
-        """What is wrong, in the order in which it was met."""
+        """The requests that went wrong, in order."""
         parts: tuple[Probe | Needle, ...] = (*self.probes, *self.needles)
         return tuple(part for part in parts if part.code)
 
@@ -145,5 +145,5 @@ class ServeCheck(Document):
         return not self.troubles
 
     def at(self, length: int, depth: float) -> Needle | None:
-        """The prompt of one length and depth."""
+        """The prompt of this length and depth; None if it was not tried."""
         return next((needle for needle in self.needles if (needle.length, needle.depth) == (length, depth)), None)

@@ -1,0 +1,40 @@
+"""Loads every TOML file of build/ as `dca` does. Run by `make check` and before each commit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from dca.catalogue import failures, recipes, toolkits
+from dca.config import models, readers
+from dca.foundation.errors import DcaError
+from dca.serve import engines, gpus
+
+LOADERS: tuple[Callable[[], object], ...] = (
+    recipes.load_all,
+    toolkits.load_versions,
+    toolkits.load_sources,
+    failures.load,
+    models.load_all,
+    readers.load_all,
+    engines.load_all,
+    gpus.load,
+)
+
+
+def mistake(load: Callable[[], object]) -> str:
+    """The first mistake in the files of one loader."""
+    try:
+        load()
+    except DcaError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    """Exit 1 with the mistakes."""
+    sys.exit("\n".join(filter(None, map(mistake, LOADERS))) or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Follows the links of an index's pages as installers do, without knowing its records."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pypi_simple import IndexPage, ProjectPage
+
+from dca.foundation import store
+from dca.publish import layout
+
+
+def broken(index: Path) -> list[str]:
+    """Links that lead nowhere, or to a file whose hash is not the one on the page."""
+    links = re.findall(r'href="([^"]+)"', front.read_text()) if (front := index / layout.FRONT).is_file() else []
+    problems = [f"{layout.FRONT}: {link}" for link in links if not (index / unquote(link)).exists()]
+    pages = [page for view in index.iterdir() if layout.VIEW.fullmatch(view.name) for page in view.rglob("index.*")]
+    for page in pages:
+        text, project = page.read_text(), page.parent.name
+        html = page.name == layout.HTML
+        if page.parent.parent == index:
+            projects = (IndexPage.from_html(text) if html else IndexPage.from_json_data(json.loads(text))).projects
+            problems += [f"{page}: {name}" for name in projects if not (page.parent / name / page.name).is_file()]
+            continue
+        if html:
+            packages = ProjectPage.from_html(project, text, base_url=page.as_uri()).packages
+        else:
+            packages = ProjectPage.from_json_data(json.loads(text), base_url=page.as_uri()).packages
+        for package in packages:
+            file = Path(unquote(urlsplit(package.url).path))
+            metadata = file.with_name(f"{file.name}.metadata")
+            for path, digests in ((file, package.digests), (metadata, package.metadata_digests)):
+                if not path.is_file() or digests != {"sha256": store.sha256_file(path)}:
+                    problems.append(f"{page}: {path}")
+    return problems
