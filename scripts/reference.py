@@ -200,7 +200,7 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def overview() -> str:
     """The page of `dca` itself."""
-    rows = [(f"[`dca {name}`]({name}.md)", inline(text)) for name, (_, text) in cli.COMMANDS.items()]
+    rows = [(f"[`dca {name}`]({name}.md)", inline(text)) for name, text in cli.COMMANDS.items()]
     return (
         f"# dca\n\n{help_text(cli.root)}\n{options_table(cli.root, ROOT_CONTEXT)}\n{table(('command', 'does'), rows)}"
     )
