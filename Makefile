@@ -14,7 +14,7 @@ FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe)
         $(call flag,PREBUILT,prebuilt) $(call flag,JOBS,jobs) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check format clean
+.PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check docs format clean
 
 help: venv ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -79,9 +79,12 @@ check: dev ## run ruff, mypy, import rules, spelling and shell checks; validate 
 		&& .venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms \
 			$(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 
+docs: dev ## build the documentation as a website in .site
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict && echo .site/index.html
+
 format: dev
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 clean: venv ## remove the wheels in dist/ and the caches of the checks; keep dist/index, .venv and the cache
 	@find dist -mindepth 1 -maxdepth 1 ! -name index -exec rm -rf {} + 2>/dev/null || true
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -122,7 +122,7 @@ def main() -> None:
             root = data.data_root()
             locks = root / "build/locks"
             solve(["--group", "bootstrap", root / "pyproject.toml"], locks / "tool.txt", cache, before="")
-            solve(["--group", "dev", "-c", locks / "tool.txt"], locks / "dev.txt", cache, before="")
+            solve(["--group", "dev", "--group", "docs", "-c", locks / "tool.txt"], locks / "dev.txt", cache, before="")
         if arguments.readers:
             reader_locks(cache, Path(folder))
         for path in sorted(data.recipes_folder().glob("*.toml")):

@@ -85,12 +85,15 @@ def test_no_function_outside_of_the_command_line_is_let_off() -> None:
 
 
 def test_the_documented_order_is_the_one_that_is_held() -> None:
-    """docs/architecture.md shows the folders as the contract in pyproject.toml has them."""
+    """docs/architecture.md and its picture show the folders as the contract in pyproject.toml has them."""
     layers = re.search(r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
     assert layers
     contract = [re.findall(r"[a-z_]+", line) for line in layers[1].strip().splitlines()]
     text = (ROOT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| \d+ \| (.*?) \|", text, re.MULTILINE)
     assert [re.findall(r"`([a-z_]+)`", row) for row in rows] == contract
+    picture = (ROOT / "docs/architecture.svg").read_text().splitlines()
+    drawn = [re.findall(r'y="\d+">([a-z_]+)<', line) for line in picture]
+    assert [line for line in drawn if line] == contract
     folders = {path.parent.name for path in (ROOT / "scripts/dca").glob("*/__init__.py")}
     assert folders == {name for line in contract for name in line}

@@ -169,6 +169,12 @@ class Known(Value):
         line: number of the first line with its message, from 1; 0 outside a log.
         text: that line.
         count: how many lines have its message, at most `ENOUGH`.
+        title: what happened.
+        kind: `cause`, `warning`, `consequence` or `silent`.
+        when: when it happens.
+        cause: why it happens.
+        remedy: what to do.
+        source: where it was seen or read.
     """
 
     id: str
@@ -184,7 +190,12 @@ class Known(Value):
 
 
 class Line(Value):
-    """A line of a log, by its number from 1."""
+    """A line of a log, by its number from 1.
+
+    Args:
+        line: its number.
+        text: its text.
+    """
 
     line: int
     text: str

@@ -83,7 +83,13 @@ class Reach(Document):
 
 
 class Choice(Value):
-    """One choice of a plan, and its reason."""
+    """One choice of a plan, and its reason.
+
+    Args:
+        subject: what was chosen.
+        value: the choice.
+        reason: why.
+    """
 
     subject: str
     value: str
@@ -91,7 +97,14 @@ class Choice(Value):
 
 
 class Check(Value):
-    """A check of versions before anything is built."""
+    """A check of versions before anything is built.
+
+    Args:
+        subject: what is checked.
+        found: what was found.
+        wanted: what is required.
+        reason: why these.
+    """
 
     subject: str
     found: str
@@ -100,7 +113,13 @@ class Check(Value):
 
 
 class Reason(Value):
-    """A reason against something: its code, the sentence, and what works instead, if anything."""
+    """A reason against something: its code, the sentence, and what works instead, if anything.
+
+    Args:
+        code: error code.
+        text: why not.
+        remedy: what to do instead.
+    """
 
     code: str
     text: str
@@ -108,7 +127,12 @@ class Reason(Value):
 
 
 class PassedOver(Value):
-    """Something that was considered and not chosen."""
+    """Something that was considered and not chosen.
+
+    Args:
+        name: its name.
+        reasons: every reason against it.
+    """
 
     name: str
     reasons: tuple[Reason, ...]
@@ -140,6 +164,12 @@ class PlannedModule(Value):
         ops: the ops that it registers, with the digest of each schema if the official wheel's is known.
         official: sha256 of the official wheel's module at this path, which a compiled one must not have.
         at_least: whether it may have code for more archs, because upstream's CMake chooses them per source.
+        name: name of the module.
+        path: path in the wheel.
+        origin: whether it is compiled or copied.
+        groups: groups whose ops it has.
+        ptx: archs it is to hold PTX for.
+        reason: why it is compiled or copied.
     """
 
     name: str
@@ -163,6 +193,7 @@ class PlannedToolkit(Value):
         name: of the toolkit's file in build/toolkits, or "found" for an installed one.
         path: of an installed toolkit.
         fixes: of its headers, by name, each with its sha256; for an installed one only those that this glibc needs.
+        version: version of its nvcc.
     """
 
     name: str
@@ -172,7 +203,41 @@ class PlannedToolkit(Value):
 
 
 class Plan(Document):
-    """Every choice of one build, each with its reason; the same plan gives the same wheel."""
+    """Every choice of one build, each with its reason; the same plan gives the same wheel.
+
+    Args:
+        recipe: name of the recipe.
+        title: title of the recipe.
+        recipe_digest: SHA-256 of the recipe.
+        version: the wheel's version.
+        profile: name of the profile.
+        groups: groups of ops that the wheel has.
+        archs: GPU archs that the wheel is for.
+        ptx: GPU archs that PTX is embedded for.
+        cuda_asked: the CUDA line that was requested.
+        substituted: whether another CUDA line compiles than the requested one.
+        host_compiler: path of g++; empty when nothing is compiled.
+        host_compiler_version: version of g++.
+        torch: version of torch that is compiled against.
+        torch_cuda: that torch's CUDA line.
+        python: version of Python to build with.
+        python_path: its path.
+        jobs: how many compilers run at once.
+        jobs_asked: whether that number was requested.
+        sources: source trees of the build.
+        modules: the wheel's extension modules.
+        serves: models that the wheel can serve.
+        series_revision: revision of the patch series.
+        series_digest: SHA-256 of the patch series.
+        lock_digest: SHA-256 of the lock that the wheel runs with.
+        build_lock_digest: SHA-256 of the lock that the wheel is built with.
+        dirty: whether a local folder is used as it is.
+        choices: every choice with its reason.
+        checks: version checks before the build.
+        warnings: what to know before building.
+        advice: whether the official wheel would do without a build, and what building adds.
+        passed_over: recipes and toolkits that were not chosen, with the reasons.
+    """
 
     SCHEMA: ClassVar[str] = "dca.plan/1"
 

@@ -48,7 +48,16 @@ class BuiltModule(Value):
 
 
 class Build(Document):
-    """The compiled modules and their inputs."""
+    """The compiled modules and their inputs.
+
+    Args:
+        plan_key: key of the plan.
+        toolkit: version of the CUDA toolkit; empty when nothing is compiled.
+        host_compiler: version of g++.
+        torch: version of torch that was compiled against.
+        modules: the wheel's extension modules.
+        objects_compiled_now: objects that this run compiled; the others were there from earlier runs.
+    """
 
     SCHEMA: ClassVar[str] = "dca.build/1"
 
@@ -67,7 +76,12 @@ class Build(Document):
 
 
 class ListedModule(Value):
-    """A module that would be compiled, and the sources of its objects, named as in `CompiledObject`."""
+    """A module that would be compiled, and the sources of its objects, named as in `CompiledObject`.
+
+    Args:
+        name: name of the module.
+        sources: sources of its objects.
+    """
 
     name: str
     sources: tuple[str, ...]
@@ -79,6 +93,10 @@ class Listing(Document):
     Args:
         folder: to run them in.
         commands: in the order in which ninja would start them.
+        plan_key: key of the plan.
+        version: the wheel's version.
+        profile: name of the profile.
+        modules: modules that would be compiled.
     """
 
     SCHEMA: ClassVar[str] = "dca.commands/1"

@@ -51,6 +51,9 @@ class InspectedModule(Value):
         schemas: of the ops that it registers, as far as known; None if unknown.
         schemas_from: "loaded" now, "built" (by the build that compiled it), "recorded" (in the wheel's dca.json), or
             "strings" (texts inside the file, without namespaces, and only of ops that upstream defines by text).
+        path: path in the wheel.
+        sha256: SHA-256 of the file.
+        glibcxx: the newest GLIBCXX version that it wants.
     """
 
     path: str
@@ -97,6 +100,13 @@ class Recorded(Value):
         origins: "compiled" or "copied", by the module's path.
         sources: sha256 of the modules' source files, by name of tree and path.
         hashes: sha256 by the module's path.
+        recipe: name of the recipe.
+        profile: name of the profile.
+        groups: groups of ops.
+        archs: GPU archs that it was built for.
+        cuda: cUDA line of the toolkit.
+        torch: version of torch that it was built against.
+        serves: models that it can serve.
     """
 
     recipe: str
@@ -132,6 +142,15 @@ class Inspection(Document):
         planned: key of the plan that it was compared with, or empty.
         differences: from that plan, including the problems.
         unfit: why it does not serve the requested model or run on the requested archs.
+        file: name of the wheel.
+        sha256: SHA-256 of the file.
+        name: name in METADATA.
+        version: version in METADATA.
+        tags: tags of the wheel.
+        requires_python: Requires-Python in METADATA.
+        transformers: what METADATA requires of transformers.
+        modules: its extension modules.
+        files: number of its files.
     """
 
     SCHEMA: ClassVar[str] = "dca.inspection/3"

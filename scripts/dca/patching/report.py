@@ -21,6 +21,7 @@ class Moved(Value):
     Args:
         line: in the patch, from 1.
         by: how many lines below it the hunk applies.
+        file: the file.
     """
 
     file: str
@@ -37,6 +38,7 @@ class Conflict(Value):
         expected: the lines that the patch replaces.
         found: the lines of the source.
         wanted: the lines that the patch puts there.
+        file: the file.
     """
 
     file: str
@@ -60,6 +62,7 @@ class Outcome(Value):
         moved: hunks that apply at other lines.
         conflicts: where it does not apply.
         why: it was rejected, and what is allowed instead.
+        status: what became of it.
     """
 
     name: str

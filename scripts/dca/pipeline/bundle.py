@@ -63,6 +63,7 @@ class Part(Value):
         size: bytes.
         commit: of git objects.
         only: the files and folders of the commit that are included; all when empty.
+        sha256: SHA-256 of the file.
     """
 
     kind: Literal["file", "git"]
@@ -100,6 +101,12 @@ class Packed(Document):
 
     Args:
         notes: what a build needs besides the bundle.
+        file: the bundle.
+        sha256: SHA-256 of the file.
+        bytes: size of the file.
+        version: version of the wheel that it is for.
+        plan: key of the plan.
+        parts: what it contains.
     """
 
     SCHEMA: ClassVar[str] = "dca.packed/1"

@@ -32,6 +32,15 @@ class Made(Document):
         run: folder with plan.json, source.json, lock.json, build.json, inspection.json, provenance.json and build.log.
         seconds: how long this run took.
         unchanged: whether an earlier run had already built exactly this wheel.
+        sha256: SHA-256 of the file.
+        bytes: size of the file.
+        modified_ns: modification time of the file, in nanoseconds.
+        lock: the lock to install it with.
+        compiled: modules that were compiled.
+        copied: modules that were copied from the official wheel.
+        objects: objects of the compiled modules.
+        objects_compiled_now: objects that this run compiled.
+        compile_seconds: sum of the compile times of all objects.
     """
 
     SCHEMA: ClassVar[str] = "dca.wheel/1"

@@ -112,6 +112,13 @@ class Record(Document):
         recipe: that the wheel was built from; empty if this tool did not build it.
         yanked: the reason, which may be empty; None if the wheel is not yanked.
         links_to: URL of the folder that the wheel is downloaded from; empty for the index itself.
+        sha256: SHA-256 of the file.
+        bytes: size of the file.
+        version: the wheel's version.
+        requires_python: Requires-Python in METADATA.
+        tags: tags of the wheel.
+        evidence: files of evidence.
+        state: `listed`; `leaving`: removed, its files may still exist; `gone`: its files are deleted.
     """
 
     SCHEMA: ClassVar[str] = "dca.published/1"
@@ -197,7 +204,13 @@ class Published(Document):
 
 
 class Listing(Document):
-    """The wheels of an index, including removed ones."""
+    """The wheels of an index, including removed ones.
+
+    Args:
+        index: the folder or bucket.
+        url: where it is served, as far as it is known.
+        wheels: records of its wheels.
+    """
 
     SCHEMA: ClassVar[str] = "dca.listing/1"
 

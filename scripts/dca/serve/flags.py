@@ -31,7 +31,13 @@ class Flag(Value):
 
 
 class Variable(Value):
-    """An environment variable, and its reason."""
+    """An environment variable, and its reason.
+
+    Args:
+        name: its name.
+        value: its value.
+        reason: why it is set.
+    """
 
     name: str
     value: str

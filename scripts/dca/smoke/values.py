@@ -67,6 +67,10 @@ class Smoke(Document):
         sources: the files that were run, with their hashes.
         partial: whether only some of the cases were run.
         not_proven: what was not proven, in words.
+        sha256: SHA-256 of the wheel.
+        seed: seed of the random numbers.
+        cases: the cases that were run.
+        seconds: how long the run took.
     """
 
     SCHEMA: ClassVar[str] = "dca.smoke/1"

@@ -59,7 +59,13 @@ class LockedFile(Value):
 
 
 class LockedPackage(Value):
-    """A Python package of the build environment, with the hashes of its accepted files."""
+    """A Python package of the build environment, with the hashes of its accepted files.
+
+    Args:
+        name: name of the package.
+        version: its version.
+        hashes: accepted hashes.
+    """
 
     name: str
     version: str
@@ -67,7 +73,13 @@ class LockedPackage(Value):
 
 
 class LockedToolkit(Value):
-    """The CUDA toolkit and its archives; without archives when it was installed on the machine."""
+    """The CUDA toolkit and its archives; without archives when it was installed on the machine.
+
+    Args:
+        name: name of the toolkit.
+        version: version of its nvcc.
+        archives: archives that it is made of.
+    """
 
     name: str
     version: str
@@ -75,7 +87,19 @@ class LockedToolkit(Value):
 
 
 class Lock(Document):
-    """The inputs of a build."""
+    """The inputs of a build.
+
+    Args:
+        recipe: name of the recipe.
+        plan: key of the plan.
+        version: the wheel's version.
+        python: version of Python to build with.
+        sources: source trees.
+        official_wheel: the official wheel that files are copied from.
+        patches: SHA-256 of each patch.
+        toolkit: the CUDA toolkit.
+        packages: packages of the build environment.
+    """
 
     SCHEMA: ClassVar[str] = "dca.lock/1"
 

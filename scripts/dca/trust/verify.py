@@ -34,6 +34,7 @@ class Finding(Value):
     Args:
         check: archive, record, sbom, provenance, inspection, smoke, evidence, signature or rebuild.
         says: what is proven, what is wrong, or what is not proven.
+        status: the result.
     """
 
     check: str
@@ -48,6 +49,8 @@ class Verification(Document):
         wheel: name of the file.
         key: id of the given key that signed its evidence; "" if none of them did.
         identity: that signed its evidence through Sigstore, if it is the given one; else "".
+        sha256: SHA-256 of the wheel.
+        findings: what each check says.
     """
 
     SCHEMA: ClassVar[str] = "dca.verification/1"
