@@ -16,6 +16,7 @@ import pytest
 from dca.catalogue import machine, recipes
 from dca.foundation import store
 from tests.support import ROOT, RunDca
+from tests.support.prepared import run_dca
 
 
 def test_help_names_every_command_and_loads_none(dca: RunDca) -> None:
@@ -66,14 +67,7 @@ def test_a_mistake_gets_one_message_with_its_code(
     dca: RunDca, tmp_path: Path, arguments: list[str], exit_code: int, code: str, words: str
 ) -> None:
     more = [] if arguments[0] in ("inspect", "whel") else ["--cache-dir", str(tmp_path / "cache")]
-    done = subprocess.run(
-        [sys.executable, "-m", "dca", *arguments, *more],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
-    )
+    done = run_dca(*arguments, *more, cwd=tmp_path)
     assert done.returncode == exit_code, done.stderr
     assert done.stderr.startswith(f"{code}: ")
     assert words in done.stderr

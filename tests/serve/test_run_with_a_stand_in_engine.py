@@ -23,6 +23,7 @@ from dca.serve import ready
 from dca.serve import run as serving
 from dca.smoke import CaseResult, Smoke
 from tests.support import ROOT, alive, left_alive, wait_for
+from tests.support.prepared import run_dca
 from tests.support.serving import DCA, MILLION, SEVEN, folder, subject
 
 READY = "INFO:     Application startup complete."
@@ -97,9 +98,7 @@ class StandIn:
         return {"PATH": self.path, "HOME": str(self.cache.parent), "PYTHONPATH": str(ROOT / "scripts"), **more}
 
     def run(self, *more: str, skip: str = "doctor config smoke", **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.argv(*more, skip=skip), env=self.env(**env), text=True, capture_output=True, timeout=120, check=False
-        )
+        return run_dca(*self.argv(*more, skip=skip)[3:], env=self.env(**env), timeout=120)
 
     @property
     def told(self) -> dict[str, object]:
