@@ -22,7 +22,7 @@ from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
 from dca.toolchain import environments, provide
-from tests.support import ROOT, RunDca, install, link_cache, make_small
+from tests.support import ROOT, SHARE, RunDca, install, link_cache, make_small
 from tests.support.prepared import run_dca
 from tests.support.web import Place
 
@@ -110,9 +110,10 @@ def dca(cache: store.Store) -> RunDca:
         timeout: float = 600.0,
     ) -> subprocess.CompletedProcess[str]:
         # `inspect` alone looks at one file and has no cache.
-        more = [] if "--cache-dir" in arguments or arguments[0] == "inspect" else ["--cache-dir", cache.root]
+        if "--cache-dir" not in arguments and arguments[0] != "inspect":
+            arguments += ("--cache-dir", cache.root)
         given = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), **(env or {})}
-        return run_dca(*arguments, *more, cwd=cwd, env=given, timeout=timeout)
+        return run_dca(*arguments, cwd=cwd, env=given, timeout=timeout)
 
     return call
 
@@ -222,5 +223,4 @@ def chance(commit: str, request: pytest.FixtureRequest) -> random.Random:
 @pytest.fixture
 def scale() -> Callable[[int], int]:
     """How many repetitions of a counted fault test to run: about 1/50 of them, or all with DCA_PROOF_SCALE=1."""
-    share = float(os.environ.get("DCA_PROOF_SCALE", "0.02"))
-    return lambda count: max(1, round(count * share))
+    return lambda count: max(1, round(count * SHARE))

@@ -23,7 +23,7 @@ from dca.catalogue.failures import Explanation, Failure
 from dca.cli import explanation_of, root
 from dca.foundation import data, runner
 from dca.foundation.errors import DcaError
-from tests.support import ROOT
+from tests.support import ROOT, examples
 from tests.support.prepared import run_dca
 
 ALL = failures.load()
@@ -303,7 +303,7 @@ def test_binary_junk_does_no_harm(chance: random.Random) -> None:
     assert ids(explain(b"\xff\xfe\x00" + NEEDLE + b"\x00\x1b")) == ["cuda-home-unset"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.one_of(st.binary(max_size=60), st.sampled_from([failure.example.encode() for failure in LOUD])), max_size=8

@@ -196,6 +196,7 @@ def test_a_full_device_is_named_as_such(cache: store.Store) -> None:
     assert done.stderr.startswith("DCA-101: the disk is full")
 
 
+@pytest.mark.slow
 def test_the_package_is_installed_with_its_data_outside_of_the_checkout(tmp_path: Path) -> None:
     """`pip install .` as a user runs it, then the data from an empty folder."""
     python, copy = tmp_path / "venv/bin/python", tmp_path / "copy"
