@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import random
@@ -73,6 +74,7 @@ def guard_codes() -> dict[str, str]:
     raise AssertionError
 
 
+@functools.cache
 def code_uses() -> dict[str, set[str]]:
     """The codes in the texts of the package and the guards, by the files they are in; docstrings do not count."""
     uses: dict[str, set[str]] = {}

@@ -154,6 +154,7 @@ def test_the_result_as_one_document(tmp_path: Path) -> None:
     assert [entry["id"] for entry in document["known"]] == ["prompt-over-cache"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_dca_ends_the_server_and_its_workers(number: signal.Signals, tmp_path: Path) -> None:
     # The server ends by itself when it is asked to, and says so; a worker of it would not.
@@ -187,6 +188,7 @@ def test_whatever_ends_dca_ends_the_server_and_its_workers(number: signal.Signal
         assert "Interrupted" in wrong
 
 
+@pytest.mark.slow
 def test_a_server_that_takes_its_time_is_given_it(tmp_path: Path) -> None:
     # Longer than programs of a build get.
     body = (
