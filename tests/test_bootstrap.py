@@ -102,12 +102,14 @@ def versions(root: Path) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_uv", [True, False])
 def test_a_lock_is_installed_as_it_stands_though_a_newer_release_is_out(project: Path, with_uv: bool) -> None:
     subprocess.run(command(project, "--dev"), check=True, env=offline(project, with_uv=with_uv))
     assert versions(project) == "1.0 1.0 1.0\n"
 
 
+@pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize("pip", ["pip==22.0.2", "pip==23.0.1", "pip"])
 def test_every_pip_since_22_installs_the_lock(project: Path, pip: str) -> None:
@@ -118,6 +120,7 @@ def test_every_pip_since_22_installs_the_lock(project: Path, pip: str) -> None:
     assert versions(project) == "1.0 1.0 1.0\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_uv", [True, False])
 def test_two_runs_at_once_both_end_well(project: Path, with_uv: bool) -> None:
     env = offline(project, with_uv=with_uv)
@@ -127,12 +130,14 @@ def test_two_runs_at_once_both_end_well(project: Path, with_uv: bool) -> None:
     assert versions(project) == "1.0 1.0 1.0\n"
 
 
+@pytest.mark.slow
 def test_an_environment_that_uv_made_is_completed_by_pip(project: Path) -> None:
     subprocess.run(command(project), check=True, env=offline(project, with_uv=True))
     subprocess.run(command(project, "--dev"), check=True, env=offline(project, with_uv=False))
     assert versions(project) == "1.0 1.0 1.0\n"
 
 
+@pytest.mark.slow
 def test_settings_of_the_caller_lead_no_package_elsewhere(project: Path, tmp_path: Path) -> None:
     (tmp_path / "shadow").mkdir()
     for name in ("pip", "zipfile", "base"):

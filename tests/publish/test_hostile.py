@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,13 +118,13 @@ class Scene:
 
     Args:
         root: the index is two folders below it.
+        published: the wheels and the index, which are copied.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, published: Path) -> None:
+        shutil.copytree(published, root, dirs_exist_ok=True)
         self.root, self.index = root, root / "site" / "index"
-        self.wheels = [make(root / "dist", "1.0+cu124"), make(root / "dist", "2.0+cu121", cuda="12.1")]
-        self.third = make(root / "dist", "3.0+cu124")
-        put(self.index, *self.wheels)
+        *self.wheels, self.third = sorted((root / "dist").iterdir())
         self.outside = root / "outside"
         self.outside.mkdir()
         for path in (root, root / "site", self.outside):
@@ -184,9 +185,18 @@ class Scene:
         assert len(list((self.root / "dist").iterdir())) == 3
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("published")
+    wheels = [make(root / "dist", "1.0+cu124"), make(root / "dist", "2.0+cu121", cuda="12.1")]
+    make(root / "dist", "3.0+cu124")
+    put(root / "site" / "index", *wheels)
+    return root
+
+
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
+def scene(tmp_path: Path, published: Path) -> Scene:
+    return Scene(tmp_path, published)
 
 
 _HEARD: list[list[str]] = []

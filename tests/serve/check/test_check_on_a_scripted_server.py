@@ -373,6 +373,7 @@ BAD: dict[str, tuple[scripted.Trick, str, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_a_misbehaving_server_gets_its_verdict_for_a_long_prompt_within_the_deadline(
     serve: Serve, check: Check, name: str
@@ -408,6 +409,7 @@ SHORT: dict[str, tuple[scripted.Trick, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 @pytest.mark.parametrize("kind", ["chat", "completion", "sense"])
 def test_a_misbehaving_server_gets_its_verdict_for_a_short_request_within_the_deadline(
@@ -425,6 +427,7 @@ def test_a_misbehaving_server_gets_its_verdict_for_a_short_request_within_the_de
     assert done.err.startswith(code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(BAD) - {"400", "hangs", "drips headers"}))
 def test_a_misbehaving_server_gets_its_verdict_for_a_short_stream(serve: Serve, check: Check, name: str) -> None:
     trick, _, code, _ = BAD[name]
@@ -470,6 +473,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_end_in_a_verdict_that_can_be_printed(serve: Serve, check: Check, name: str) -> None:
     for kinds in (("chat",), ("sense", "tools", "structured"), ("stream", "needle")):
@@ -669,6 +673,7 @@ SECRETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret.key)
 @pytest.mark.parametrize("how", scripted.ECHOES)
 def test_a_key_that_the_server_says_back_is_shown_and_kept_nowhere(
