@@ -4,6 +4,8 @@ PYTHON ?= python3
 DCA := .venv/bin/dca
 # The caller's Python packages must not replace those of .venv.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
+# Tests are compiled once, not for each run.
+unexport PYTHONDONTWRITEBYTECODE
 export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
 
 UNIT := not wheel and not network and not slow and not proof and not whole and not gpu and not git
@@ -58,8 +60,8 @@ locks: venv ## solve the locks of every recipe again, as of its lock date
 test: dev ## run every test; needs the wheel of `make wheel`, and builds it if it is missing
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-prove: dev ## run the counted fault tests at their full count, and build a small wheel of every recipe
-	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m "proof or whole"
+prove: dev ## run every test at its full count, and build a small wheel of every recipe
+	@DCA_PROOF_SCALE=1 .venv/bin/python -m pytest -m "proof or whole or not (gpu or git)"
 
 bench: dev ## measure the figures of docs/benchmarks.md that take seconds
 	@.venv/bin/python scripts/bench.py

@@ -266,7 +266,8 @@ def documents() -> tuple[type[Document], ...]:
     for module in pkgutil.walk_packages(dca.__path__, "dca."):
         if not module.name.startswith(("dca.in_wheel_env", "dca.__main__")):
             importlib.import_module(module.name)
-    return tuple(sorted(subclasses(Document), key=lambda kind: kind.SCHEMA))
+    kinds = (kind for kind in subclasses(Document) if kind.__module__.startswith("dca."))
+    return tuple(sorted(kinds, key=lambda kind: kind.SCHEMA))
 
 
 def subclasses(kind: type[Document]) -> set[type[Document]]:

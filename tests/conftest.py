@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,7 +22,8 @@ from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
 from dca.toolchain import environments, provide
-from tests.support import ROOT, RunDca, install, link_cache, make_small
+from tests.support import ROOT, SHARE, RunDca, install, link_cache, make_small
+from tests.support.prepared import run_dca
 from tests.support.web import Place
 
 # Whoever starts the tests in the background hands down an ignored Ctrl-C, and nohup an ignored end of the terminal;
@@ -109,12 +109,11 @@ def dca(cache: store.Store) -> RunDca:
         env: dict[str, str] | None = None,
         timeout: float = 600.0,
     ) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "dca", *map(str, arguments)]
         # `inspect` alone looks at one file and has no cache.
-        if "--cache-dir" not in words and words[3] != "inspect":
-            words += ["--cache-dir", str(cache.root)]
+        if "--cache-dir" not in arguments and arguments[0] != "inspect":
+            arguments += ("--cache-dir", cache.root)
         given = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), **(env or {})}
-        return subprocess.run(words, cwd=cwd, env=given, text=True, capture_output=True, timeout=timeout, check=False)
+        return run_dca(*arguments, cwd=cwd, env=given, timeout=timeout)
 
     return call
 
@@ -224,5 +223,4 @@ def chance(commit: str, request: pytest.FixtureRequest) -> random.Random:
 @pytest.fixture
 def scale() -> Callable[[int], int]:
     """How many repetitions of a counted fault test to run: about 1/50 of them, or all with DCA_PROOF_SCALE=1."""
-    share = float(os.environ.get("DCA_PROOF_SCALE", "0.02"))
-    return lambda count: max(1, round(count * share))
+    return lambda count: max(1, round(count * SHARE))

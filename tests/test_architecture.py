@@ -39,6 +39,7 @@ def test_the_folders_import_downwards_only(copy: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "line"),
     [

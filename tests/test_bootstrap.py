@@ -98,11 +98,13 @@ def complete(root: Path, *, with_uv: bool, **variables: str) -> None:
     assert subprocess.check_output([root / ".venv/bin/python", "-I", "-c", probe]) == b"1.0 1.0 1.0\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_uv", [True, False])
 def test_a_lock_is_installed_as_it_stands_though_a_newer_release_is_out(project: Path, with_uv: bool) -> None:
     complete(project, with_uv=with_uv)
 
 
+@pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize("pip", ["pip==22.0.2", "pip==23.0.1", "pip"])
 def test_every_pip_since_22_installs_the_lock(project: Path, pip: str) -> None:
@@ -111,6 +113,7 @@ def test_every_pip_since_22_installs_the_lock(project: Path, pip: str) -> None:
     complete(project, with_uv=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_uv", [True, False])
 def test_two_runs_at_once_both_end_well(project: Path, with_uv: bool) -> None:
     both = [start(project, *more, with_uv=with_uv) for more in ([], ["--dev"])]
@@ -118,11 +121,13 @@ def test_two_runs_at_once_both_end_well(project: Path, with_uv: bool) -> None:
     complete(project, with_uv=with_uv)
 
 
+@pytest.mark.slow
 def test_an_environment_that_uv_made_is_completed_by_pip(project: Path) -> None:
     assert start(project, with_uv=True).wait() == 0
     complete(project, with_uv=False)
 
 
+@pytest.mark.slow
 def test_settings_of_the_caller_lead_no_package_elsewhere(project: Path, tmp_path: Path) -> None:
     (tmp_path / "shadow").mkdir()
     for name in ("pip", "zipfile", "base"):

@@ -77,6 +77,7 @@ def test_what_a_library_says_of_itself(build: Build) -> None:
     assert list(library.undefined) == sorted(library.undefined)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flag", "new"), [(1, True), (0, False)])
 def test_the_abi_of_strings_is_told(build: Build, flag: int, new: bool) -> None:
     define = f"-D_GLIBCXX_USE_CXX11_ABI={flag}"

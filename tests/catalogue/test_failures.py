@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import random
@@ -23,7 +24,8 @@ from dca.catalogue.failures import Explanation, Failure
 from dca.cli import explanation_of, root
 from dca.foundation import data, runner
 from dca.foundation.errors import DcaError
-from tests.support import ROOT
+from tests.support import ROOT, examples
+from tests.support.prepared import run_dca
 
 ALL = failures.load()
 LOUD = [failure for failure in ALL.failures if failure.texts]
@@ -72,6 +74,7 @@ def guard_codes() -> dict[str, str]:
     raise AssertionError
 
 
+@functools.cache
 def code_uses() -> dict[str, set[str]]:
     """The codes in the texts of the package and the guards, by the files they are in; docstrings do not count."""
     uses: dict[str, set[str]] = {}
@@ -302,7 +305,7 @@ def test_binary_junk_does_no_harm(chance: random.Random) -> None:
     assert ids(explain(b"\xff\xfe\x00" + NEEDLE + b"\x00\x1b")) == ["cuda-home-unset"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.one_of(st.binary(max_size=60), st.sampled_from([failure.example.encode() for failure in LOUD])), max_size=8
@@ -435,14 +438,8 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
 # --- the command ---------------------------------------------------------------------------------------------
 
 
-def call(*words: str | Path, log: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "scripts")}
-    argv = [sys.executable, "-m", "dca", *map(str, words)]
-    return subprocess.run(argv, input=log, check=False, capture_output=True, env=env)
-
-
-def run(*arguments: str | Path, log: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return call("explain", *arguments, log=log)
+def run(*arguments: str | Path, log: bytes = b"") -> subprocess.CompletedProcess[str]:
+    return run_dca("explain", *arguments, env={"PATH": "/usr/bin:/bin"}, data=log)
 
 
 def test_a_log_is_explained(tmp_path: Path) -> None:
@@ -450,10 +447,9 @@ def test_a_log_is_explained(tmp_path: Path) -> None:
     log.write_text(BEFORE + LOUD[0].example)
     done = run(log)
     assert done.returncode == 0, done.stderr
-    text = done.stdout.decode()
-    assert f"What happened: {LOUD[0].title} ({LOUD[0].id})" in text
-    assert f"Next: {LOUD[0].remedy}" in text
-    assert done.stderr == b""
+    assert f"What happened: {LOUD[0].title} ({LOUD[0].id})" in done.stdout
+    assert f"Next: {LOUD[0].remedy}" in done.stdout
+    assert done.stderr == ""
 
 
 def test_standard_input_is_explained_as_json() -> None:
@@ -474,37 +470,37 @@ def test_the_schema_is_that_of_what_is_printed() -> None:
 def test_an_unknown_failure_ends_with_1() -> None:
     done = run("-", log=b"RuntimeError: something new\n")
     assert done.returncode == 1
-    assert b"The failure is unknown" in done.stdout
-    assert done.stderr.startswith(b"DCA-106: ")
+    assert "The failure is unknown" in done.stdout
+    assert done.stderr.startswith("DCA-106: ")
 
 
 @pytest.mark.parametrize("name", ["DCA-606", "dca-606", "DCA-812", "jobs-divided", "Compiler-Killed"])
 def test_a_code_or_a_name_is_explained(name: str) -> None:
     done = run(name)
     assert done.returncode == 0, done.stderr
-    assert b"Next: " in done.stdout
+    assert "Next: " in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], b"DCA-201: no log or code is named"),
-        (["/no/such.log"], b"DCA-204: /no/such.log does not exist"),
-        (["/tmp"], b"DCA-204: /tmp is a folder"),
-        (["compiler-kiled"], b"did you mean compiler-killed?"),
-        (["DCA-6060"], b"did you mean DCA-60"),
+        ([], "DCA-201: no log or code is named"),
+        (["/no/such.log"], "DCA-204: /no/such.log does not exist"),
+        (["/tmp"], "DCA-204: /tmp is a folder"),
+        (["compiler-kiled"], "did you mean compiler-killed?"),
+        (["DCA-6060"], "did you mean DCA-60"),
     ],
 )
-def test_a_mistake_gets_one_message(arguments: list[str], words: bytes) -> None:
+def test_a_mistake_gets_one_message(arguments: list[str], words: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
-    assert b"Traceback" not in done.stderr
-    assert done.stdout == b""
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_everything_that_is_known_is_listed() -> None:
-    listed = run("--list").stdout.decode().splitlines()
+    listed = run("--list").stdout.splitlines()
     assert {line.split()[0] for line in listed} >= {failure.id for failure in ALL.failures} | set(ALL.codes)
 
 
@@ -528,8 +524,7 @@ def test_a_command_that_fails_on_a_program_says_what_is_known(tmp_path: Path) ->
     stand_in.write_text(f"#!/bin/sh\n{words}")
     stand_in.chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT / "scripts"), "HOME": str(tmp_path)}
-    argv = [sys.executable, "-m", "dca", "env", "--engine", "conda", "--cache-dir", str(tmp_path / "cache"), "--json"]
-    done = subprocess.run(argv, env=env, text=True, capture_output=True, check=False)
+    done = run_dca("env", "--engine", "conda", "--cache-dir", tmp_path / "cache", "--json", env=env)
     assert done.stderr.startswith("DCA-107: ")
     assert "  Known: a repository could not be cloned (git-unreachable)." in done.stderr
     assert [known["id"] for known in json.loads(done.stdout)["known"]] == ["git-unreachable"]

@@ -17,6 +17,7 @@ import pytest
 from dca.catalogue import machine, recipes
 from dca.foundation import store
 from tests.support import ROOT, RunDca
+from tests.support.prepared import run_dca
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
 
@@ -68,7 +69,7 @@ def test_a_mistake_gets_one_message_with_its_code(
     tmp_path: Path, arguments: list[str], exit_code: int, code: str, words: str
 ) -> None:
     more = [] if arguments[0] in ("inspect", "whel") else ["--cache-dir", str(tmp_path / "cache")]
-    done = python("-m", "dca", *arguments, *more, cwd=tmp_path)
+    done = run_dca(*arguments, *more, cwd=tmp_path)
     assert done.returncode == exit_code, done.stderr
     assert done.stderr.startswith(f"{code}: ")
     assert words in done.stderr
@@ -169,6 +170,7 @@ def test_a_full_device_is_named_as_such(cache: store.Store) -> None:
     assert done.stderr.startswith("DCA-101: the disk is full")
 
 
+@pytest.mark.slow
 def test_the_package_is_installed_with_its_data_outside_of_the_checkout(tmp_path: Path) -> None:
     """`pip install .` as a user runs it, then the data from an empty folder."""
     python, copy = tmp_path / "venv/bin/python", tmp_path / "copy"

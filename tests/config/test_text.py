@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dca.config import text
 from dca.config.text import Json, OneLine
 from dca.foundation.errors import DcaError
+from tests.support import examples
 from tests.support.model_configs import changed, config, styled
 
 
@@ -34,7 +35,7 @@ INDENTS = st.sampled_from([None, 0, 2, 4, "\t"])
 
 
 @given(OBJECTS, INDENTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_what_is_parsed_is_what_python_reads(value: dict[str, object], indent: int | str | None) -> None:
     written = json.dumps(value, indent=indent)
     result = parse(written)
@@ -43,7 +44,7 @@ def test_what_is_parsed_is_what_python_reads(value: dict[str, object], indent: i
 
 
 @given(OBJECTS, st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), VALUES, INDENTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_a_key_that_is_set_and_removed_leaves_the_others(
     value: dict[str, object], key: str, new: object, indent: int | str | None
 ) -> None:

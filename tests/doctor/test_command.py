@@ -17,6 +17,7 @@ from dca.doctor import Report
 from dca.foundation import data
 from tests.support import ROOT
 from tests.support.machines import PYTHON
+from tests.support.prepared import run_dca
 
 # Nothing outside of this machine is asked.
 CLOSED = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple/", "HTTPS_PROXY": "http://127.0.0.1:9"}
@@ -25,8 +26,7 @@ CLOSED = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple/", "HTTPS_PROXY": "http
 def run(*arguments: str | Path, cache: Path, **env: str) -> subprocess.CompletedProcess[str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     given = {**kept, **CLOSED, "PYTHONPATH": str(ROOT / "scripts"), **env}
-    argv = [sys.executable, "-m", "dca", "doctor", *map(str, arguments), "--cache-dir", str(cache)]
-    return subprocess.run(argv, env=given, text=True, capture_output=True, timeout=60, check=False)
+    return run_dca("doctor", *arguments, "--cache-dir", cache, env=given, timeout=60)
 
 
 @pytest.mark.parametrize("purpose", ["build", "serve"])

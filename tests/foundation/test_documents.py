@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from dca.foundation import documents
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
+from tests.support import examples
 
 
 class Part(Value):
@@ -53,20 +54,20 @@ def backwards(value: Any) -> Any:
     return value
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(json_values)
 def test_canonical_bytes_do_not_depend_on_the_order_of_keys(value: Any) -> None:
     assert documents.canonical(value) == documents.canonical(backwards(value))
     assert documents.digest(value) == documents.digest(backwards(value))
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(json_values)
 def test_canonical_bytes_are_json_of_the_same_value(value: Any) -> None:
     assert json.loads(documents.canonical(value)) == value
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(json_values, json_values)
 def test_different_values_have_different_digests(left: Any, right: Any) -> None:
     same = documents.canonical(left) == documents.canonical(right)

@@ -252,6 +252,7 @@ def test_a_path_that_is_not_utf8_can_be_logged(tmp_path: Path) -> None:
 # --- its end -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_the_program_and_all_its_children(tmp_path: Path) -> None:
     done = runner.run([*python(FAMILY), str(tmp_path / "pids")], timeout=4.0)
     assert done.timed_out

@@ -175,6 +175,7 @@ def test_what_is_told_to_be_secret_is_hidden_however_it_is_quoted(secret: str) -
     assert secrets.redact("of passp4ss and bps4p", "p4s", "") == "of passp4ss and bps4p"
 
 
+@pytest.mark.slow
 def test_no_document_of_a_build_shows_a_credential(
     dca: RunDca, tmp_path: Path, chance: random.Random, place: Place
 ) -> None:

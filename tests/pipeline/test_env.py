@@ -8,7 +8,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +25,7 @@ from dca.foundation.events import Silent
 from dca.pipeline import workspace
 from dca.toolchain import conda
 from tests.support import ROOT, RunDca, quiet_run
+from tests.support.prepared import run_dca
 
 ALL = recipes.load_all()
 LINES = ("12.1", "12.3", "12.4")
@@ -267,8 +267,7 @@ def call(*arguments: str | Path, path: str, cwd: Path) -> subprocess.CompletedPr
         "PYTHONPATH": str(ROOT / "scripts"),
         "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple/",
     }
-    argv = [sys.executable, "-m", "dca", "env", *map(str, arguments)]
-    return subprocess.run(argv, cwd=cwd, env=env, text=True, capture_output=True, check=False, timeout=60)
+    return run_dca("env", *arguments, cwd=cwd, env=env, timeout=60)
 
 
 def test_conda_can_be_insisted_on(tmp_path: Path) -> None:

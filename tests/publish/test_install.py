@@ -13,6 +13,7 @@ from pypi_simple import PyPISimple
 from tests.support.made_wheels import Details, make, put
 from tests.support.served import Served, pip, says, served, uv
 
+pytestmark = pytest.mark.slow
 VERSIONS = {"1.0+dca1.cu121": "12.1", "1.0+dca1.cu124": "12.4", "2.0+dca1.cu124": "12.4", "2.0+dca2.cu130": "13.0"}
 VERSION = "import vllm, importlib.metadata as m; print(m.version('vllm'), vllm.x)"
 

@@ -30,7 +30,7 @@ from dca.publish.values import Evidence, Record, Settings
 from dca.smoke.values import LEVELS, CaseResult, Smoke
 from dca.trust import evidence
 from dca.trust.verify import verify
-from tests.support import RunDca
+from tests.support import RunDca, examples
 from tests.support.index_links import broken
 from tests.support.made_wheels import USUAL, Details, make, put
 
@@ -519,7 +519,7 @@ def records(draw: st.DrawFn) -> Record:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(records(), max_size=6, unique_by=lambda one: one.file))
 def test_readers_find_in_every_page_what_the_records_say(given_records: list[Record]) -> None:
     """pypi-simple reads the same from HTML and JSON."""

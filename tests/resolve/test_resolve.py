@@ -20,6 +20,7 @@ from dca.foundation import documents
 from dca.resolve import World, resolve
 from dca.resolve.full import nearest
 from dca.resolve.jobs import RESERVE_GIB, choose_jobs
+from tests.support import examples
 
 RECIPES = load_all()
 NAMES = [loaded.recipe.name for loaded in RECIPES]
@@ -472,7 +473,7 @@ worlds = st.builds(
 
 
 @given(requests, worlds)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_every_outcome_explains_itself_and_repeats_to_the_byte(request: Request, seen: World) -> None:
     outcome = resolve(request, seen)
     assert documents.dumps(outcome) == documents.dumps(resolve(request, seen))

@@ -23,6 +23,7 @@ from dca.serve import ready
 from dca.serve import run as serving
 from dca.smoke import CaseResult, Smoke
 from tests.support import ROOT, alive, left_alive, wait_for
+from tests.support.prepared import run_dca
 from tests.support.serving import DCA, MILLION, SEVEN, folder, subject
 
 READY = "INFO:     Application startup complete."
@@ -97,9 +98,7 @@ class StandIn:
         return {"PATH": self.path, "HOME": str(self.cache.parent), "PYTHONPATH": str(ROOT / "scripts"), **more}
 
     def run(self, *more: str, skip: str = "doctor config smoke", **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.argv(*more, skip=skip), env=self.env(**env), text=True, capture_output=True, timeout=120, check=False
-        )
+        return run_dca(*self.argv(*more, skip=skip)[3:], env=self.env(**env), timeout=120)
 
     @property
     def told(self) -> dict[str, object]:
@@ -155,6 +154,7 @@ def test_the_result_as_one_document(tmp_path: Path) -> None:
     assert [entry["id"] for entry in document["known"]] == ["prompt-over-cache"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_dca_ends_the_server_and_its_workers(number: signal.Signals, tmp_path: Path) -> None:
     # The server ends by itself when it is asked to, and says so; a worker of it would not.
@@ -188,6 +188,7 @@ def test_whatever_ends_dca_ends_the_server_and_its_workers(number: signal.Signal
         assert "Interrupted" in wrong
 
 
+@pytest.mark.slow
 def test_a_server_that_takes_its_time_is_given_it(tmp_path: Path) -> None:
     # Longer than programs of a build get.
     body = (

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from dca.catalogue import machine
 from dca.foundation import runner, store
@@ -18,6 +20,7 @@ from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
 from dca.toolchain import environments
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 # What the fixes of CUDA's headers look for, as crt/math_functions.h has it; the rest of that file does not count.
 MATH_FUNCTIONS = """\
@@ -30,9 +33,22 @@ extern double                 cospi(double x);
 extern float                  cospif(float x);
 inline double sinpi(double a);
 """
+# Of the repetitions of a counted fault test; `make prove` sets it to 1, which asks for every case of the others too.
+SHARE = float(os.environ.get("DCA_PROOF_SCALE", "0.02"))
 RunDca = Callable[..., subprocess.CompletedProcess[str]]
 # The quickest real build: two objects, about 90 s.
 INDEX_ONLY = ("--recipe", "vllm-0.10.2", "--with", "index-only", "--arch", "8.0")
+
+
+def examples(count: int) -> int:
+    """How many generated examples to try: all of them in `make prove`, else a fifth."""
+    return count if SHARE >= 1 else count // 5
+
+
+def some(cases: Iterable[T], chance: random.Random) -> list[T]:
+    """All cases in `make prove`, else three, which differ from commit to commit."""
+    every = list(cases)
+    return every if SHARE >= 1 else chance.sample(every, min(3, len(every)))
 
 
 def quiet_run(folder: Path, cache: store.Store | None = None) -> Run:

@@ -109,9 +109,7 @@ def request(function: Any) -> Any:
         packed(
             make_request,
             "request",
-            click.option(
-                "--recipe", show_default="the first that can be built", help="Recipe to build, such as vllm-0.10.2."
-            ),
+            click.option("--recipe", show_default="the first that can be built", help="Recipe to build."),
             click.option("--cuda", show_default="the recipe's own", help="CUDA version to build for, such as 12.1."),
             click.option(
                 "--arch",

@@ -5,7 +5,7 @@ A rank is one of the `tp` GPUs that share the heads (tensor parallel) in one of 
 prompt so far, H query heads and kv key heads of one rank, d elements of a head, h elements of a hidden state, i
 elements between the two halves of an MLP.
 
-The formulas are derived from code, not measured: sighingnow/vllm at commit 91d5476, which recipe qwen-fork pins.
+The formulas are derived from code, not measured: sighingnow/vllm at commit 91d5476.
 `transients` is derived from vllm/attention/backends/dual_chunk_flash_attn.py, `table_bytes` from
 vllm/model_executor/layers/rotary_embedding.py, `mlp_bytes` from vllm/model_executor/layers/fused_moe/fused_moe.py,
 `step_bytes` from vllm/worker/worker.py, and `free_blocks` from vllm/core/block_manager.py. They reproduce the official

@@ -360,6 +360,7 @@ BAD: dict[str, tuple[scripted.Trick, str, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_a_misbehaving_server_gets_its_verdict_for_a_long_prompt_within_the_deadline(
     serve: Serve, check: Check, name: str
@@ -395,6 +396,7 @@ SHORT: dict[str, tuple[scripted.Trick, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 @pytest.mark.parametrize("kind", ["chat", "completion", "sense"])
 def test_a_misbehaving_server_gets_its_verdict_for_a_short_request_within_the_deadline(
@@ -412,6 +414,7 @@ def test_a_misbehaving_server_gets_its_verdict_for_a_short_request_within_the_de
     assert done.err.startswith(code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(BAD) - {"400", "hangs", "drips headers"}))
 def test_a_misbehaving_server_gets_its_verdict_for_a_short_stream(serve: Serve, check: Check, name: str) -> None:
     trick, _, code, _ = BAD[name]
@@ -457,6 +460,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_end_in_a_verdict_that_can_be_printed(serve: Serve, check: Check, name: str) -> None:
     for kinds in (("chat",), ("sense", "tools", "structured"), ("stream", "needle")):
@@ -656,6 +660,7 @@ SECRETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret.key)
 @pytest.mark.parametrize("how", scripted.ECHOES)
 def test_a_key_that_the_server_says_back_is_shown_and_kept_nowhere(
@@ -864,6 +869,7 @@ def test_quiet_says_nothing_of_what_is_well(serve: Serve, check: Check) -> None:
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
     serve: Serve, tmp_path: Path, number: signal.Signals

@@ -75,6 +75,7 @@ def serve() -> Iterator[Callable[..., Scripted]]:
         yield lambda **how: stack.enter_context(serving(Scripted(**how)))
 
 
+@pytest.mark.slow
 def test_the_client_sends_the_recommended_sampling_to_a_scripted_server(serve: Callable[..., Scripted]) -> None:
     place = serve()
     done = run("openai_client", place.url, "Hello", "--model", scripted.MODEL)
@@ -83,6 +84,7 @@ def test_the_client_sends_the_recommended_sampling_to_a_scripted_server(serve: C
     assert [sent[name] for name in ("temperature", "top_p", "repetition_penalty", "top_k")] == [0.7, 0.8, 1.05, 20]
 
 
+@pytest.mark.slow
 def test_story_c4_a_tool_is_called_and_its_result_answered_by_a_scripted_server(
     serve: Callable[..., Scripted],
 ) -> None:
@@ -101,6 +103,7 @@ def test_story_c4_a_tool_is_called_and_its_result_answered_by_a_scripted_server(
     assert second[2]["tool_call_id"] == second[1]["tool_calls"][0]["id"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "field"), [((), "response_format"), (("--guided",), "guided_json")])
 def test_story_c4_structured_output_is_read_back_from_a_scripted_server(
     serve: Callable[..., Scripted], words: tuple[str, ...], field: str

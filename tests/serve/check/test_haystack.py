@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from dca.foundation.errors import DcaError
 from dca.serve.check import haystack, needles
 from dca.serve.check.budget import Budget, limit_of
+from tests.support import examples
 from tests.support.scripted_server import count
 
 SEEDS = st.integers(0, 10**9).map(str)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(characters=st.integers(0, 60_000), depth=st.floats(0, 100), seed=SEEDS)
 def test_a_text_is_as_long_as_asked_or_a_sentence_less(characters: int, depth: float, seed: str) -> None:
     length = len(haystack.build(characters, depth, seed).text)
@@ -27,7 +28,7 @@ def test_a_text_is_as_long_as_asked_or_a_sentence_less(characters: int, depth: f
         assert length > characters - 130
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(depth=st.floats(0, 100), seed=SEEDS)
 def test_the_fact_stands_at_its_depth_and_once(depth: float, seed: str) -> None:
     hay = haystack.build(40_000, depth, seed)
@@ -36,7 +37,7 @@ def test_the_fact_stands_at_its_depth_and_once(depth: float, seed: str) -> None:
     assert abs(100 * hay.text.index(fact) / len(hay.text) - depth) < 2
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(seed=SEEDS, other=SEEDS)
 def test_another_seed_is_another_text_from_its_first_line_on(seed: str, other: str) -> None:
     first, second = (haystack.build(3000, 50, one).text for one in (seed, other))
@@ -45,7 +46,7 @@ def test_another_seed_is_another_text_from_its_first_line_on(seed: str, other: s
     assert haystack.build(3000, 50, seed).text == first
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(seed=SEEDS)
 def test_every_other_number_is_a_wrong_answer(seed: str) -> None:
     hay = haystack.build(3000, 50, seed)
