@@ -91,8 +91,8 @@ def _serve(connection: socket.socket) -> None:
     """Answer calls, and return in the process of each."""
     from dca.cli import COMMANDS
 
-    for module, _ in COMMANDS.values():
-        importlib.import_module(module)
+    for name in COMMANDS:
+        importlib.import_module(f"dca.cli.{name}")
     gc.freeze()
     while True:
         head, streams, _, _ = socket.recv_fds(connection, 4, 3)
