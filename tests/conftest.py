@@ -67,6 +67,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 MARKS = {
     **dict.fromkeys(("made", "small_cache", "torch_python", "fork_python"), "wheel"),
     **dict.fromkeys(("planned", "toolkit", "cmake_python", "server_packages"), "network"),
+    # The built documentation, and a git server.
+    **dict.fromkeys(("site", "server"), "slow"),
 }
 
 

@@ -146,6 +146,7 @@ def test_the_site_loads_nothing_from_a_network(site: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/index.md").write_text("# One\n\n[two](#three)\n")

@@ -20,6 +20,9 @@ from dca.toolchain import apt, lockfile
 from tests.sources.test_git_fetch import server
 from tests.support.repositories import Repository
 
+# Each test starts servers or programs.
+pytestmark = pytest.mark.slow
+
 __all__ = ["server"]
 NAME = "vllm-0.10.2"
 COPYING = Request(recipe=NAME, prebuilt=("all",))

@@ -20,6 +20,9 @@ from dca.catalogue import recipes
 from dca.catalogue.plan import Plan
 from dca.compile import ops
 
+# The libraries are compiled.
+pytestmark = pytest.mark.slow
+
 # A stand-in for torch's headers: only the mangled names matter.
 C10 = """
 #include <string>
@@ -77,7 +80,6 @@ def test_what_a_library_says_of_itself(build: Build) -> None:
     assert list(library.undefined) == sorted(library.undefined)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("flag", "new"), [(1, True), (0, False)])
 def test_the_abi_of_strings_is_told(build: Build, flag: int, new: bool) -> None:
     define = f"-D_GLIBCXX_USE_CXX11_ABI={flag}"

@@ -20,6 +20,9 @@ from dca.patching.report import Report
 from tests.support import RunDca
 from tests.support.series import apply_series
 
+# Each test runs git several times.
+pytestmark = pytest.mark.slow
+
 GIT = {
     "PATH": os.environ["PATH"],
     "HOME": "/nonexistent",

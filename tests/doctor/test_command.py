@@ -19,6 +19,9 @@ from tests.support import ROOT
 from tests.support.machines import PYTHON
 from tests.support.prepared import run_dca
 
+# The whole machine is looked at.
+pytestmark = pytest.mark.slow
+
 # Nothing outside of this machine is asked.
 CLOSED = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple/", "HTTPS_PROXY": "http://127.0.0.1:9"}
 

@@ -17,6 +17,9 @@ from dca.foundation import data, runner, store
 from dca.foundation.errors import DcaError
 from tests.support import alive, left_alive, wait_for
 
+# Programs are started, waited for and killed.
+pytestmark = pytest.mark.slow
+
 PYTHON = sys.executable
 PLANTED = (
     "CXX",
@@ -252,7 +255,6 @@ def test_a_path_that_is_not_utf8_can_be_logged(tmp_path: Path) -> None:
 # --- its end -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_deadline_ends_the_program_and_all_its_children(tmp_path: Path) -> None:
     done = runner.run([*python(FAMILY), str(tmp_path / "pids")], timeout=4.0)
     assert done.timed_out

@@ -35,6 +35,9 @@ from tests.support.made_wheels import Details, make, put
 from tests.support.served import served
 from tests.support.uploads import Store, instead_of_boto3
 
+# Every field and command is tried, each with an index of its own.
+pytestmark = pytest.mark.slow
+
 GOOD, OTHER = "vllm-1.0+cu124-py3-none-any.whl", "vllm-2.0+cu121-py3-none-any.whl"
 # {root} is the test's folder, {sha} the wheel's hash. No other existing file is named, because a bug would delete it.
 PATHS = (

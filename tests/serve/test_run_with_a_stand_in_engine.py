@@ -26,6 +26,9 @@ from tests.support import ROOT, alive, left_alive, wait_for
 from tests.support.prepared import run_dca
 from tests.support.serving import DCA, MILLION, SEVEN, folder, subject
 
+# Each test starts servers or programs.
+pytestmark = pytest.mark.slow
+
 READY = "INFO:     Application startup complete."
 IGNORED = (
     "WARNING 01-31 12:34:56 scheduler.py:965] Input prompt (612345 tokens) + lookahead slots (0) is too long "
@@ -154,7 +157,6 @@ def test_the_result_as_one_document(tmp_path: Path) -> None:
     assert [entry["id"] for entry in document["known"]] == ["prompt-over-cache"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_dca_ends_the_server_and_its_workers(number: signal.Signals, tmp_path: Path) -> None:
     # The server ends by itself when it is asked to, and says so; a worker of it would not.
@@ -188,7 +190,6 @@ def test_whatever_ends_dca_ends_the_server_and_its_workers(number: signal.Signal
         assert "Interrupted" in wrong
 
 
-@pytest.mark.slow
 def test_a_server_that_takes_its_time_is_given_it(tmp_path: Path) -> None:
     # Longer than programs of a build get.
     body = (

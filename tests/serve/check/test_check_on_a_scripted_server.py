@@ -28,6 +28,9 @@ from tests.support import ROOT, wait_for
 from tests.support import scripted_server as scripted
 from tests.support.scripted_server import Asked, Reply, Scripted, serving
 
+# Each test starts servers or programs.
+pytestmark = pytest.mark.slow
+
 Serve = Callable[..., Scripted]
 ONE = ("--lengths", "2048", "--depths", "50")
 TIMEOUT = 0.6
@@ -360,7 +363,6 @@ BAD: dict[str, tuple[scripted.Trick, str, str, str]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_a_misbehaving_server_gets_its_verdict_for_a_long_prompt_within_the_deadline(
     serve: Serve, check: Check, name: str
@@ -396,7 +398,6 @@ SHORT: dict[str, tuple[scripted.Trick, str, str]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 @pytest.mark.parametrize("kind", ["chat", "completion", "sense"])
 def test_a_misbehaving_server_gets_its_verdict_for_a_short_request_within_the_deadline(
@@ -414,7 +415,6 @@ def test_a_misbehaving_server_gets_its_verdict_for_a_short_request_within_the_de
     assert done.err.startswith(code)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(BAD) - {"400", "hangs", "drips headers"}))
 def test_a_misbehaving_server_gets_its_verdict_for_a_short_stream(serve: Serve, check: Check, name: str) -> None:
     trick, _, code, _ = BAD[name]
@@ -460,7 +460,6 @@ HOSTILE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_end_in_a_verdict_that_can_be_printed(serve: Serve, check: Check, name: str) -> None:
     for kinds in (("chat",), ("sense", "tools", "structured"), ("stream", "needle")):
@@ -660,7 +659,6 @@ SECRETS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret.key)
 @pytest.mark.parametrize("how", scripted.ECHOES)
 def test_a_key_that_the_server_says_back_is_shown_and_kept_nowhere(
@@ -869,7 +867,6 @@ def test_quiet_says_nothing_of_what_is_well(serve: Serve, check: Check) -> None:
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_end_while_the_server_hangs_is_one_at_once_and_keeps_what_was_seen(
     serve: Serve, tmp_path: Path, number: signal.Signals
