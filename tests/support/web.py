@@ -67,8 +67,9 @@ class Place:
         to.send_header("Content-Length", str(len(body)))
         to.end_headers()
         if to.command != "HEAD":
-            to.wfile.write(body)
+            # Counted first: the client goes on as soon as it has the last byte.
             self.sent += len(body)
+            to.wfile.write(body)
 
     def offer(self, name: str, body: bytes, *, digest: str | None = None, as_json: bool = False) -> None:
         """Put a file and the page of its project there; `digest` is what the page says of it."""

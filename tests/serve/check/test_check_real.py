@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import jsonschema
 import pytest
 
 from tests.serve.check.conftest import Check, Done, Real
@@ -62,6 +61,9 @@ def test_its_own_count_of_tokens_keeps_every_prompt_within_its_length(whole: Don
 
 
 def test_the_document_keeps_to_the_schema_that_is_told(whole: Done, check: Check) -> None:
+    # It takes seconds to import, which every run that collects this file would pay.
+    import jsonschema
+
     schema = check("--schema").told
     jsonschema.validate(whole.told, schema)
     with pytest.raises(jsonschema.ValidationError):
