@@ -136,6 +136,7 @@ def test_settings_of_the_caller_lead_no_package_elsewhere(project: Path, tmp_pat
     complete(project, with_uv=False, **redirected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pythonpath", ["{shadow}", ":{elsewhere}", "{shadow}:{scripts}"])
 def test_packages_on_pythonpath_change_nothing(tmp_path: Path, pythonpath: str) -> None:
     shadow = tmp_path / "shadow"

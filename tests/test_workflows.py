@@ -118,6 +118,7 @@ def runner(tmp_path: Path) -> Runner:
     return Runner(tmp_path)
 
 
+@pytest.mark.slow
 @each_workflow
 def test_the_steps_run_in_a_fresh_clone_with_stand_ins_for_make_and_uploads(path: Path, runner: Runner) -> None:
     version = __version__

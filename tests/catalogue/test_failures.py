@@ -147,6 +147,7 @@ def test_a_failure_is_found_among_other_lines_and_is_the_only_one(failure: Failu
     assert (known.cause, known.remedy) == (failure.cause, failure.remedy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_each_text_of_a_failure_is_found_and_names_it_alone(failure: Failure) -> None:
     for text in failure.texts:
@@ -155,6 +156,7 @@ def test_each_text_of_a_failure_is_found_and_names_it_alone(failure: Failure) ->
         assert ids(explain(f"{BEFORE}  File {context}\n{line}\n{AFTER}")) == [failure.id], text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_a_failure_is_found_in_colour_in_progress_lines_and_in_the_logs_of_servers(failure: Failure) -> None:
     for line in failure.example.strip().splitlines():
@@ -354,6 +356,7 @@ def test_a_message_in_a_very_long_line_is_found_wherever_it_stands(place: int) -
     assert len(explanation.found[0].text) <= failures.SHOWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [*range((1 << 20) - 40, (1 << 20) + 3, 3)])
 def test_a_message_at_the_border_of_two_blocks_is_found(place: int) -> None:
     filler = b"a line of a log\n" * (place // 16) + b"x" * (place % 16)

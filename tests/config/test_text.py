@@ -124,6 +124,7 @@ def test_rows_of_a_table_stand_on_one_line_each() -> None:
     assert edited.text == '{\n  "a": 1,\n  "t": [\n    {"0": [1, 2]},\n    {"0": [3, 4]}\n  ]\n}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "told"),
     [

@@ -622,6 +622,7 @@ def slowly() -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "status"), [(lambda: "", "fine"), (lambda: "refused", "wrong"), (slowly, "unknown")])
 def test_the_index_answers_or_not(
     place: object, status: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
@@ -663,11 +664,13 @@ def test_repositories_answer_or_are_named(why: str, recipe: str | None, status: 
     assert len(result.details) == len(machine.places)
 
 
+@pytest.mark.slow
 def test_repositories_that_do_not_answer_in_time_are_unknown(machine: Machine) -> None:
     machine.places = dict.fromkeys(probes.repositories(machine.known), slowly)
     assert machine.one("network.sources").status == "unknown"
 
 
+@pytest.mark.slow
 def test_a_toolkit_can_be_brought_or_is_there(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     names = probes.places(machine.known, toolkits.load_sources())
     machine.places = dict.fromkeys(names, lambda: "")

@@ -186,6 +186,7 @@ def built(tmp_path: Path, outputs: list[str], jobs: int, ends: str = "exit 1") -
 KILLED = "was killed by signal 9, probably for lack of memory."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "words", "told"),
     [

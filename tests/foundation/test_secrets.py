@@ -66,6 +66,7 @@ def test_there_are_as_many_shapes_as_promised() -> None:
     assert len(SHAPES) >= 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", sorted(SHAPES))
 def test_no_message_log_or_error_shows_a_credential(
     shape: str, tmp_path: Path, chance: random.Random, capsys: pytest.CaptureFixture[str]

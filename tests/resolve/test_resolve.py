@@ -472,6 +472,7 @@ worlds = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(requests, worlds)
 @settings(max_examples=examples(400), deadline=None)
 def test_every_outcome_explains_itself_and_repeats_to_the_byte(request: Request, seen: World) -> None:

@@ -36,6 +36,9 @@ from tests.support.serving import (
     way,
 )
 
+# Each story runs commands.
+pytestmark = pytest.mark.slow
+
 
 def printed(*words: str) -> str:
     """What `dca serve command` prints."""
