@@ -64,12 +64,12 @@ def test_a_branch_that_moved_is_followed_only_when_asked_and_remembered_until_to
     cache, head = store.Store(tmp_path / "cache"), head_of(tmp_path)
     pins = []
     for update in ("", "follow", "", "pinned", ""):
-        plan, world = gather.make_plan(COPYING, cache, update=update)
+        planned = gather.make_plan(COPYING, cache, update=update)
+        plan, source = planned.plan, planned.recipe.source
         pins.append(plan.sources[0].pin.removeprefix("commit:"))
         followed = pins[-1] == head
         assert (f"git{head[:8]}" in plan.version) == followed
         assert any("--pinned" in warning for warning in plan.warnings) == followed
-        source = world.recipes[0].recipe.source
         assert isinstance(source, GitSource)
         assert source.commit == pins[-1]
     assert pins == [moved, head, head, moved, moved]
@@ -77,8 +77,8 @@ def test_a_branch_that_moved_is_followed_only_when_asked_and_remembered_until_to
 
 def test_two_plans_of_two_commits_are_two_wheels(moved: str, tmp_path: Path) -> None:
     cache = store.Store(tmp_path / "cache")
-    pinned, _ = gather.make_plan(COPYING, cache)
-    followed, _ = gather.make_plan(COPYING, cache, update="follow")
+    pinned = gather.make_plan(COPYING, cache).plan
+    followed = gather.make_plan(COPYING, cache, update="follow").plan
     assert pinned.key != followed.key
     assert pinned.version != followed.version
 
@@ -89,15 +89,15 @@ def test_a_branch_that_cannot_be_asked_stays_where_it_was(
     cache, head = store.Store(tmp_path / "cache"), head_of(tmp_path)
     gather.make_plan(COPYING, cache, update="follow")
     monkeypatch.setattr(git, "branch_head", lambda *_, **__: "")
-    again, _ = gather.make_plan(COPYING, cache, update="follow")
+    again = gather.make_plan(COPYING, cache, update="follow").plan
     assert again.sources[0].pin == f"commit:{head}"
 
 
 def test_a_branch_that_moved_is_reported_by_every_fetch_and_stands_in_the_lock(moved: str, tmp_path: Path) -> None:
     cache, head = store.Store(tmp_path / "cache"), head_of(tmp_path)
-    plan, world = gather.make_plan(COPYING, cache)
-    recipe = world.recipes[0].recipe
-    plan = plan.model_copy(update={"sources": plan.sources[:1], "modules": ()})
+    planned = gather.make_plan(COPYING, cache)
+    recipe = planned.recipe
+    plan = planned.plan.model_copy(update={"sources": planned.plan.sources[:1], "modules": ()})
     for _ in range(2):
         told = Told()
         tree = fetch.fetch(plan, recipe, Run(cache.open(), told, tmp_path / "log"))
@@ -114,7 +114,7 @@ def test_the_branch_of_a_clone_is_followed_too(moved: str, tmp_path: Path) -> No
     with pytest.raises(DcaError) as refused:
         gather.make_plan(asked, store.Store(tmp_path / "cache"))
     assert refused.value.code == "DCA-405"
-    plan, _ = gather.make_plan(asked, store.Store(tmp_path / "cache"), update="follow")
+    plan = gather.make_plan(asked, store.Store(tmp_path / "cache"), update="follow").plan
     assert plan.sources[0].pin == f"commit:{head}"
 
 
@@ -151,7 +151,7 @@ def test_offline_nothing_is_asked_and_a_branch_stays_where_the_lock_has_it(
 
     for module, name in ((git, "probe"), (git, "branch_head"), (index, "probe"), (apt, "probe")):
         monkeypatch.setattr(module, name, asked)
-    plan, _ = gather.make_plan(COPYING, store.Store(cache.root, offline=True))
+    plan = gather.make_plan(COPYING, store.Store(cache.root, offline=True)).plan
     assert plan.sources[0].pin == f"commit:{head}"
 
 

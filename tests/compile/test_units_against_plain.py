@@ -79,9 +79,10 @@ def test_units_hold_the_kernels_of_the_plain_way(recipe: str, cache: store.Store
             pytest.skip(f"needs clones: {', '.join(missing)}")
         named = {name: os.environ[variable] for name, variable in CLONES.items()}
         request = Request(recipe=recipe, source=named.pop("source"), companions=named)
-    plan, world = gather.make_plan(request, cache)
+    planned = gather.make_plan(request, cache)
+    plan = planned.plan
     run = Run(cache, Silent(), tmp_path / "build.log")
-    job = wheel.prepare(plan, world, run)
+    job = wheel.prepare(planned, run)
     objects, module = built(job, tmp_path / "units", run, plain=False)
     plain_objects, plain_module = built(job, tmp_path / "plain", run, plain=True)
     assert len(objects) < len(plain_objects)

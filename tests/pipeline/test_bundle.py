@@ -33,6 +33,7 @@ from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.pipeline import bundle, gather
 from dca.pipeline.bundle import Bundle, Manifest, Part
+from dca.pipeline.planned import Planned
 from dca.sources import fetch, git, gitpack
 from dca.toolchain import environments, lockfile
 from tests.support import INDEX_ONLY, ROOT, RunDca, link_cache, make_small, quiet_run
@@ -57,8 +58,8 @@ class Small:
     def pack(self, name: str = "one.dca", cache: store.Store | None = None) -> bundle.Packed:
         run = quiet_run(self.folder, cache or self.cache)
         tree = fetch.fetch(self.plan, self.recipe, run)
-        contents = bundle.Contents(self.plan, self.recipe, ())
-        return bundle.pack(contents, tree, Request(), Reach(places={}), run, self.folder / name)
+        contents = Planned(self.plan, self.recipe, (), Reach(places={}))
+        return bundle.pack(contents, tree, Request(), run, self.folder / name)
 
     def there(self) -> Plan:
         """The plan of a machine that has nothing of it: every source comes from where the recipe says."""
@@ -68,7 +69,7 @@ class Small:
         return self.plan.model_copy(update={"sources": (self.plan.sources[0], kit)})
 
     def unpack(self, path: Path, cache: store.Store) -> None:
-        contents = bundle.Contents(self.there(), self.recipe, ())
+        contents = Planned(self.there(), self.recipe, (), Reach(places={}))
         bundle.unpack(bundle.read(path), contents, quiet_run(self.folder, cache))
 
 
@@ -267,7 +268,7 @@ def test_a_folder_as_it_is_is_not_packed(small: Small, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     dirty = PlannedSource(name="kit", origin="local", places=(str(tmp_path / "folder"),), pin="tree:" + "0" * 64)
     small.plan = small.plan.model_copy(update={"sources": (small.plan.sources[0], dirty)})
-    contents = bundle.Contents(small.plan, small.recipe, ())
+    contents = Planned(small.plan, small.recipe, (), Reach(places={}))
     with pytest.raises(DcaError) as refused:
         list(bundle._parts(contents, quiet_run(tmp_path, small.cache), tmp_path))
     assert refused.value.code == "DCA-201"
@@ -534,6 +535,7 @@ def test_every_changed_bit_and_every_cut_of_a_bundle_is_found(
 PACK = """
 import sys, zipfile
 from pathlib import Path
+from dca.pipeline.planned import Planned
 from dca.pipeline import bundle
 from dca.foundation import documents, store
 from dca.foundation.events import Silent
@@ -729,14 +731,14 @@ def test_a_machine_with_a_toolkit_of_its_own_packs_one_that_can_be_brought(
     own = FoundToolkit(path="/opt/own", version="12.8.93", origin="CUDA_HOME")
     look = machine.look
     monkeypatch.setattr(machine, "look", lambda **options: look(**options).model_copy(update={"toolkits": (own,)}))
-    built, _ = gather.make_plan(request, cache)
-    packed, _ = gather.plan_to_pack(request, cache)
+    built = gather.make_plan(request, cache).plan
+    packed = gather.plan_to_pack(request, cache).plan
     assert built.toolkit is not None
     assert built.toolkit.path == "/opt/own"
     assert packed.toolkit is not None
     assert packed.toolkit.path == ""
     monkeypatch.setattr(toolkits, "load_sources", lambda: ())
-    only, _ = gather.plan_to_pack(request, store.Store(tmp_path / "cache"))
+    only = gather.plan_to_pack(request, store.Store(tmp_path / "cache")).plan
     assert only.toolkit == built.toolkit
     assert any("--toolkit DIR" in note for note in bundle._notes(only))
 

@@ -14,6 +14,7 @@ from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.pipeline import gather, wheel
+from dca.pipeline.planned import Planned
 from dca.sources import fetch
 from dca.toolchain import environments, headers, provide
 
@@ -32,10 +33,11 @@ def test_a_toolkit_that_does_not_work_is_refused_before_sources_and_environment_
     monkeypatch.setattr(fetch, "fetch", too_early)
     monkeypatch.setattr(environments, "build_environment", too_early)
     cache = store.Store(tmp_path / "cache")
-    world = gather.world(Request(recipe=planned.recipe), cache)
+    seen = gather.world(Request(recipe=planned.recipe), cache)
+    (loaded,) = [loaded for loaded in seen.recipes if loaded.recipe.name == planned.recipe]
     plan = planned.model_copy(update={"toolkit": PlannedToolkit(name=toolkits.load_sources()[0].name, version="1")})
     with pytest.raises(DcaError) as refused:
-        wheel.prepare(plan, world, Run(cache, Silent(), tmp_path / "log"))
+        wheel.prepare(Planned(plan, loaded.recipe, seen.toolkits, seen.reach), Run(cache, Silent(), tmp_path / "log"))
     assert refused.value.code == "DCA-601"
 
 

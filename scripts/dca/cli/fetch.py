@@ -54,19 +54,19 @@ def command(
     if target.file is not None:
         file = options.resolve(target.file)
         options.check_writable("--bundle", file)
-        plan, world = gather.plan_to_pack(request, cache, update=update)
+        planned = gather.plan_to_pack(request, cache, update=update)
         with output.terminal() as reporter:
-            for warning in plan.warnings:
+            for warning in planned.plan.warnings:
                 reporter.note(f"Warning: {warning}")
-            packed_file = wheel.pack(plan, world, request, cache, file, reporter)
+            packed_file = wheel.pack(planned, request, cache, file, reporter)
         output.show(packed_file, packed_file.file if output.quiet else summary(packed_file), always=True)
         return
-    plan, world = gather.make_plan(request, cache, update=update)
+    planned = gather.make_plan(request, cache, update=update)
     with output.terminal() as reporter:
-        tree = wheel.sources_only(plan, world, cache, reporter)
+        tree = wheel.sources_only(planned, cache, reporter)
     lines = [f"{source.name:<28} {source.pin[:60]}  {tree.path(source.name)}" for source in tree.sources]
     lines += [f"{'patch':<28} {patch.name}: {patch.status}" for patch in tree.patches]
-    lines.append(f"{'lock':<28} {wheel.sources_run(plan, cache) / 'lock.json'}")
+    lines.append(f"{'lock':<28} {wheel.sources_run(planned.plan, cache) / 'lock.json'}")
     output.show(tree, "\n".join(lines), always=True)
 
 

@@ -20,7 +20,7 @@ def command(request: Request, cache_dir: Path | None, update: gather.Update, out
 
     Each choice is shown with its reason, and each recipe and toolkit that was passed over with the reason against it.
     """
-    plan, _ = gather.make_plan(request, options.open_cache(cache_dir), update=update)
+    plan = gather.make_plan(request, options.open_cache(cache_dir), update=update).plan
     output.show(plan, plan.version if output.quiet else render(plan), always=True)
 
 

@@ -77,7 +77,8 @@ def command(
     source = bundle.read(making.file) if making.file else None
     if source:
         request = options.of_bundle(request, source)
-    plan, world = gather.make_plan(request, cache, update=update, packed=source)
+    planned = gather.make_plan(request, cache, update=update, packed=source)
+    plan = planned.plan
     with output.terminal() as reporter:
         reporter.stage("plan", f"{plan.recipe}: {plan.version}")
         for choice in plan.choices:
@@ -86,11 +87,11 @@ def command(
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
         if source:
-            wheel.unpack(source, plan, world, cache, reporter)
+            wheel.unpack(source, planned, cache, reporter)
         result = (
-            wheel.list_commands(plan, world, cache, reporter)
+            wheel.list_commands(planned, cache, reporter)
             if making.listing
-            else wheel.make(plan, world, cache, target, reporter)
+            else wheel.make(planned, cache, target, reporter)
         )
     if making.report is not None:
         documents.write(result, making.report)

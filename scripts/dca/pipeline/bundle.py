@@ -39,6 +39,7 @@ from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
 from dca.foundation.secrets import redact
+from dca.pipeline.planned import Planned
 from dca.sources import fetch, git, gitpack, index
 from dca.toolchain import environments, lockfile, provide
 from dca.toolchain.lockfile import Lock
@@ -141,29 +142,13 @@ class Bundle:
 # --- packing -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Contents:
-    """The build that a bundle is for.
-
-    Args:
-        plan: of the build.
-        recipe: its recipe, as the plan's profile sees it.
-        toolkits: every known toolkit.
-    """
-
-    plan: Plan
-    recipe: Recipe
-    toolkits: tuple[ToolkitSource, ...]
-
-
-def pack(contents: Contents, tree: fetch.Tree, request: Request, reach: Reach, run: Run, path: Path) -> Packed:
+def pack(contents: Planned, tree: fetch.Tree, request: Request, run: Run, path: Path) -> Packed:
     """Write all inputs of a build to one file; those that the cache lacks are downloaded.
 
     Args:
         contents: the build.
         tree: its sources, fetched.
         request: that led to the plan.
-        reach: that the plan was made with.
         run: whose cache keeps the parts.
         path: of the file, which is complete once it exists.
 
@@ -181,7 +166,9 @@ def pack(contents: Contents, tree: fetch.Tree, request: Request, reach: Reach, r
             lock=lockfile.lock(plan, recipe, tree, contents.toolkits),
             choices=_choices(plan),
             parts=tuple(packed[sha256][0] for sha256 in order),
-            followed={key: commit for key, commit in reach.followed.items() if key.startswith(f"{recipe.name}/")},
+            followed={
+                key: commit for key, commit in contents.reach.followed.items() if key.startswith(f"{recipe.name}/")
+            },
         )
         total = sum(part.size for part in manifest.parts)
         run.reporter.stage("pack", f"{len(order)} parts, {total / 1e6:.0f} MB")
@@ -202,7 +189,7 @@ def pack(contents: Contents, tree: fetch.Tree, request: Request, reach: Reach, r
     )
 
 
-def _parts(contents: Contents, run: Run, scratch: Path) -> Iterator[tuple[Part, Path]]:
+def _parts(contents: Planned, run: Run, scratch: Path) -> Iterator[tuple[Part, Path]]:
     plan, recipe = contents.plan, contents.recipe
 
     def progress(name: str) -> index.Progress:
@@ -466,7 +453,7 @@ def sources_of(recipe: Recipe) -> list[str]:
     return ["source", *recipe.companions, *below]
 
 
-def unpack(bundle: Bundle, contents: Contents, run: Run) -> None:
+def unpack(bundle: Bundle, contents: Planned, run: Run) -> None:
     """Unpack the parts of a bundle that a plan uses to the cache, each checked against its pin in the plan.
 
     Raises:
@@ -513,7 +500,7 @@ def _holds(bundle: Bundle, part: Part, only: tuple[str, ...], repository: Path) 
         ) from None
 
 
-def _wanted(bundle: Bundle, contents: Contents, cache: store.Store) -> list[tuple[Part, Path, tuple[str, ...]]]:
+def _wanted(bundle: Bundle, contents: Planned, cache: store.Store) -> list[tuple[Part, Path, tuple[str, ...]]]:
     """The used parts that are not in the cache yet, and where they go."""
     plan, recipe = contents.plan, contents.recipe
     files = {part.sha256: part for part in bundle.manifest.parts if part.kind == "file"}
@@ -535,7 +522,7 @@ def _wanted(bundle: Bundle, contents: Contents, cache: store.Store) -> list[tupl
     return parts
 
 
-def _wanted_files(bundle: Bundle, contents: Contents, cache: store.Store) -> Iterator[tuple[str, str]]:
+def _wanted_files(bundle: Bundle, contents: Planned, cache: store.Store) -> Iterator[tuple[str, str]]:
     """The sha256 and the name of every file that a build uses and that is not yet unpacked in the cache."""
     plan, recipe = contents.plan, contents.recipe
     if isinstance(recipe.source, SdistSource) and any(

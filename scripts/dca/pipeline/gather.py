@@ -15,6 +15,7 @@ from dca.foundation import documents, store
 from dca.foundation.errors import DcaError, ExitCode
 from dca.pipeline import bundle
 from dca.pipeline.bundle import Bundle
+from dca.pipeline.planned import Planned
 from dca.resolve import World, resolve
 from dca.sources import git, index
 from dca.sources.fetch import not_source
@@ -178,7 +179,7 @@ def make_plan(
     update: Update = "",
     packed: Bundle | None = None,
     own_toolkits: bool = True,
-) -> tuple[Plan, World]:
+) -> Planned:
     """The plan for a request; the reachable places are recorded in the lock.
 
     Args:
@@ -201,10 +202,11 @@ def make_plan(
     if asked_network and (update or documents.read_if_whole(Reach, lock) is None):
         cache.open()
         documents.write(seen.reach.model_copy(update={"local": {}}), lock)
-    return outcome, seen
+    recipe = next(loaded.recipe for loaded in seen.recipes if loaded.recipe.name == outcome.recipe)
+    return Planned(outcome, recipe.of_profile(outcome.profile), seen.toolkits, seen.reach)
 
 
-def plan_to_pack(request: Request, cache: store.Store, *, update: Update = "") -> tuple[Plan, World]:
+def plan_to_pack(request: Request, cache: store.Store, *, update: Update = "") -> Planned:
     """The plan for a bundle: with a downloadable toolkit, which can be packed, if there is one.
 
     Raises:

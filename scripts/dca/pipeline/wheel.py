@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from dca import __version__, inspection, patching
 from dca.catalogue.plan import Plan, Request
-from dca.catalogue.recipes import Recipe
 from dca.compile import compiling
 from dca.compile.job import Job
 from dca.foundation import data, documents, store
@@ -18,7 +17,7 @@ from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
 from dca.pipeline import bundle
-from dca.resolve import World
+from dca.pipeline.planned import Planned
 from dca.sources import fetch
 from dca.toolchain import environments, lockfile, provide
 from dca.wheelfile import package, provenance
@@ -60,13 +59,13 @@ class Made(Document):
     unchanged: bool = False
 
 
-def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Reporter) -> Made:
+def make(planned: Planned, cache: store.Store, out: Path, reporter: Reporter) -> Made:
     """Build the wheel of a plan in `out`, or find it unchanged from an earlier run.
 
     Raises:
         DcaError: of the failed stage; the results of earlier stages are kept for the next run.
     """
-    started = time.monotonic()
+    plan, started = planned.plan, time.monotonic()
     key = documents.digest([plan.key, plan.python_path, plan.host_compiler, _tool(), str(out)])[:16]
     folder = cache.open().folder("run", f"{plan.recipe}-{key}")
     record = folder / "wheel.json"
@@ -77,7 +76,7 @@ def make(plan: Plan, world: World, cache: store.Store, out: Path, reporter: Repo
     ):
         if (kept := _unchanged(record)) is not None:
             return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
-        result = _stages(plan, world, out, Run(cache, reporter, folder / "build.log"))
+        result = _stages(planned, out, Run(cache, reporter, folder / "build.log"))
         result = result.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
         documents.write(result, record)
     return result
@@ -106,25 +105,26 @@ def _unchanged(record: Path) -> Made | None:
     return result
 
 
-def prepare(plan: Plan, world: World, run: Run) -> Job:
+def prepare(planned: Planned, run: Run) -> Job:
     """The stages before compiling: the toolkit, the pinned and patched sources, and the build environment.
 
     The toolkit comes first, so that a machine that cannot compile fails before gigabytes of torch are downloaded.
     """
-    recipe = _recipe(plan, world)
-    toolkit = provide.toolkit(plan, world.toolkits, run) if plan.toolkit else None
+    plan, recipe = planned.plan, planned.recipe
+    toolkit = provide.toolkit(plan, planned.toolkits, run) if plan.toolkit else None
     tree = patching.patch(plan, recipe, fetch.fetch(plan, recipe, run), run.cache, run.log)
     python = environments.build_environment(plan, run)
     torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log)
     return Job(plan=plan, recipe=recipe, tree=tree, toolkit=toolkit, python=python, torch=torch)
 
 
-def list_commands(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> compiling.Listing:
+def list_commands(planned: Planned, cache: store.Store, reporter: Reporter) -> compiling.Listing:
     """The commands that compile the plan: prepares and configures everything, and compiles nothing.
 
     Raises:
         DcaError: DCA-201 for a plan that compiles nothing, and those of the stages.
     """
+    plan = planned.plan
     if not plan.compiled:
         raise DcaError(
             "DCA-201",
@@ -134,23 +134,23 @@ def list_commands(plan: Plan, world: World, cache: store.Store, reporter: Report
     folder = cache.open().folder("run", f"{plan.recipe}-list-{plan.key}")
     run = Run(cache, reporter, folder / "build.log")
     run.log.unlink(missing_ok=True)
-    listing = compiling.list_commands(prepare(plan, world, run), run)
+    listing = compiling.list_commands(prepare(planned, run), run)
     documents.write(listing, folder / "commands.json")
     return listing
 
 
-def _stages(plan: Plan, world: World, out: Path, run: Run) -> Made:
+def _stages(planned: Planned, out: Path, run: Run) -> Made:
     """Run every stage and write its document beside the run's log."""
-    folder, started = run.log.parent, datetime.now(timezone.utc)
+    plan, folder, started = planned.plan, run.log.parent, datetime.now(timezone.utc)
     run.log.unlink(missing_ok=True)
     documents.write(plan, folder / "plan.json")
-    job = prepare(plan, world, run)
+    job = prepare(planned, run)
     documents.write(job.tree, folder / "source.json")
-    documents.write(lockfile.lock(plan, job.recipe, job.tree, world.toolkits), folder / "lock.json")
+    documents.write(lockfile.lock(plan, job.recipe, job.tree, planned.toolkits), folder / "lock.json")
     build = compiling.compile_modules(job, run)
     documents.write(build, folder / "build.json")
     wheel, inspected = _packaged(job, build, out, run)
-    invocation = provenance.Invocation(tool=_tool(), toolkits=world.toolkits, started=started, name=folder.name)
+    invocation = provenance.Invocation(tool=_tool(), toolkits=planned.toolkits, started=started, name=folder.name)
     statement = provenance.statement(wheel.name, inspected.sha256, job, build, invocation)
     store.write_bytes(folder / "provenance.json", documents.canonical(statement))
     return Made(
@@ -195,52 +195,42 @@ def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Pa
         return wheel.replace(out / wheel.name), inspected
 
 
-def _recipe(plan: Plan, world: World) -> Recipe:
-    chosen = next(loaded.recipe for loaded in world.recipes if loaded.recipe.name == plan.recipe)
-    return chosen.of_profile(plan.profile)
-
-
 def sources_run(plan: Plan, cache: store.Store) -> Path:
     """The folder with the log and the lock of `dca fetch`."""
     return cache.folder("run", f"{plan.recipe}-sources-{plan.key}")
 
 
-def sources_only(plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> fetch.Tree:
+def sources_only(planned: Planned, cache: store.Store, reporter: Reporter) -> fetch.Tree:
     """The plan's sources, pinned and patched; builds nothing."""
+    plan, recipe = planned.plan, planned.recipe
     folder = sources_run(plan, cache.open())
     run = Run(cache, reporter, folder / "build.log")
-    recipe = _recipe(plan, world)
     tree = patching.patch(plan, recipe, fetch.fetch(plan, recipe, run), cache, run.log)
-    documents.write(lockfile.lock(plan, recipe, tree, world.toolkits), folder / "lock.json")
+    documents.write(lockfile.lock(plan, recipe, tree, planned.toolkits), folder / "lock.json")
     return tree
 
 
-def pack(
-    plan: Plan, world: World, request: Request, cache: store.Store, file: Path, reporter: Reporter
-) -> bundle.Packed:
+def pack(planned: Planned, request: Request, cache: store.Store, file: Path, reporter: Reporter) -> bundle.Packed:
     """Write all inputs of the plan's build to one file.
 
     Raises:
         DcaError: those of `bundle.pack`, and of fetching and patching.
     """
-    tree = sources_only(plan, world, cache, reporter)
-    run = Run(cache, reporter, sources_run(plan, cache) / "build.log")
-    return bundle.pack(_contents(plan, world), tree, request, world.reach, run, file)
+    tree = sources_only(planned, cache, reporter)
+    run = Run(cache, reporter, sources_run(planned.plan, cache) / "build.log")
+    return bundle.pack(planned, tree, request, run, file)
 
 
-def unpack(packed: bundle.Bundle, plan: Plan, world: World, cache: store.Store, reporter: Reporter) -> None:
+def unpack(packed: bundle.Bundle, planned: Planned, cache: store.Store, reporter: Reporter) -> None:
     """Unpack the parts of a bundle that a plan uses to the cache, and report how the plan differs from the bundle's.
 
     Raises:
         DcaError: those of `bundle.unpack`.
     """
+    plan = planned.plan
     log = cache.open().folder("run", f"{plan.recipe}-bundle-{plan.key}") / "build.log"
     for difference in bundle.differences(packed, plan):
         reporter.note(f"this plan differs from the one that the bundle was packed for: {difference}")
     # Two runs may use the same bundle.
     with cache.lock("bundle", "unpack", lambda: reporter.note("another dca process is unpacking a bundle; waiting.")):
-        bundle.unpack(packed, _contents(plan, world), Run(cache, reporter, log))
-
-
-def _contents(plan: Plan, world: World) -> bundle.Contents:
-    return bundle.Contents(plan=plan, recipe=_recipe(plan, world), toolkits=world.toolkits)
+        bundle.unpack(packed, planned, Run(cache, reporter, log))

@@ -98,8 +98,8 @@ def rebuild(
             f"{path.name} cannot be built again: there is no provenance for it.",
             remedy="name the folder with its provenance.json: --evidence DIR.",
         )
-    plan, world = gather.make_plan(request(files[evidence.PROVENANCE], local), cache)
-    if differences := _planned(plan, json.loads(files[evidence.PROVENANCE])):
+    planned = gather.make_plan(request(files[evidence.PROVENANCE], local), cache)
+    if differences := _differences(planned.plan, json.loads(files[evidence.PROVENANCE])):
         says = "it cannot be built again in the same way: " + "; ".join(differences) + "."
         return Finding(check="rebuild", status="not proven", says=says)
     root = cache.open().folder("rebuild", sha256[:16])
@@ -109,7 +109,7 @@ def rebuild(
             (cache.root / name).mkdir(exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 (root / name).symlink_to(cache.root / name)
-        built = wheel.make(plan, world, store.Store(root), root / "dist", reporter)
+        built = wheel.make(planned, store.Store(root), root / "dist", reporter)
         same = built.sha256 == sha256
         says = "a rebuild from its sources, in another folder, has the same bytes."
         if not same:
@@ -118,7 +118,7 @@ def rebuild(
     return Finding(check="rebuild", status="proven" if same else "wrong", says=says)
 
 
-def _planned(plan: Plan, statement: Any) -> list[str]:
+def _differences(plan: Plan, statement: Any) -> list[str]:
     """Why this version of the tool plans another wheel on this machine; empty if it plans the same."""
     definition = statement["predicate"]["buildDefinition"]
     if definition["internalParameters"]["plan"] == plan.key:
