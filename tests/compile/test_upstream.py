@@ -282,7 +282,7 @@ def clones() -> list[str]:
 def test_what_compiles_nothing_has_nothing_to_list(dca: RunDca, recipe: Recipe) -> None:
     done = dca("wheel", "--recipe", recipe.name, "--prebuilt", "all", "--list")
     assert done.returncode == 2
-    assert "DCA-201: --list: nothing is compiled" in done.stderr
+    assert "DCA-201: --list: no module is compiled" in done.stderr
 
 
 @pytest.mark.git

@@ -35,9 +35,7 @@ def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> No
     for module in build.modules:
         assert bool(module.objects) == (module.origin == "compiled")
     (own,) = [module for module in build.modules if module.name == "_C"]
-    sources = {compiled.source: compiled.sha256 for compiled in own.objects}
-    for compiled in own.objects:
-        sources |= compiled.includes
+    sources = {name: sha256 for compiled in own.objects for name, sha256 in compiled.sources.items()}
     assert "source/csrc/attention/vertical_slash_index.cu" in sources
     assert all(compiled.seconds > 0 for compiled in own.objects)
     for name, sha256 in sources.items():

@@ -46,6 +46,11 @@ class CompiledObject(Value):
     command_hash: str
     includes: dict[str, str] = {}
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The sha256 of every source that it was compiled from: its own, and those of a unit."""
+        return {self.source: self.sha256, **self.includes}
+
 
 @dataclass(frozen=True)
 class BuildFolder:

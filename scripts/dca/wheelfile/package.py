@@ -211,7 +211,7 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
                 "origin": module.origin,
                 "sha256": module.sha256,
                 "schemas": sorted(module.schemas),
-                "sources": {compiled.source: compiled.sha256 for compiled in module.objects},
+                "sources": {name: sha256 for compiled in module.objects for name, sha256 in compiled.sources.items()},
             }
             for module in build.modules
         ],
