@@ -66,7 +66,7 @@ prove: dev ## run every test at its full count, and build a small wheel of every
 bench: dev ## measure the figures of docs/benchmarks.md that take seconds
 	@.venv/bin/python scripts/bench.py
 
-unit: dev ## run the tests that need neither a wheel nor a network
+unit: dev ## run the quick tests, which need neither a wheel nor a network
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(UNIT)"
 
 coverage: dev ## run the unit tests and report their branch coverage

@@ -159,7 +159,7 @@ def _build(job: Job, folder: cmake.BuildFolder, jobs: int, run: Run, started: in
         failed = cmake.failed_objects(error.output)
         if error.code != "DCA-603" or job.plan.profile == "full" or not units.take_apart(folder.path, failed):
             raise
-        run.reporter.note(f"{', '.join(sorted(failed))} did not compile: its sources are compiled one by one.")
+        run.reporter.note(f"{', '.join(sorted(failed))} did not compile; compiling its sources one by one.")
         return _build(job, lean.prepare(job, folder.path, run), jobs, run, started)
 
 
