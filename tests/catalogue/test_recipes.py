@@ -359,10 +359,13 @@ def test_a_bad_value_is_refused_with_its_line(old: str, new: str, tmp_path: Path
         ("[full.companions.other]", "[full.companions.another]", "another"),
         ('tree = "other"', 'tree = "another"', "another"),
         ('stand_in = ["thing/_C.abi3.so"]', 'stand_in = ["thing/missing.so"]', "thing/missing.so"),
+        ('why = "all of it"', 'why = "all of it"\nhead_dims = [128]', "head dimension 128"),
+        ('why = "all of it"', 'why = "all of it"\ndtypes = ["float16"]', "data type float16"),
     ],
 )
 def test_a_name_that_is_described_nowhere_is_refused(old: str, new: str, named: str, tmp_path: Path) -> None:
-    assert f"`{named}`" in refuse(tmp_path, old, new).why
+    why = refuse(tmp_path, old, new).why
+    assert f"`{named}`" in why or f"the {named}," in why
 
 
 def test_a_file_must_have_its_recipes_name(tmp_path: Path) -> None:

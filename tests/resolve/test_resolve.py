@@ -19,7 +19,7 @@ from dca.catalogue.toolkits import FoundToolkit
 from dca.foundation import documents
 from dca.resolve import World, resolve
 from dca.resolve.full import nearest
-from dca.resolve.jobs import RESERVE_GIB, choose_jobs
+from dca.resolve.jobs import RESERVE_GIB, choose_jobs, sources
 from tests.support import examples
 
 RECIPES = load_all()
@@ -512,6 +512,10 @@ DENSE = Model(name="dense", architectures=("Qwen2ForCausalLM",), head_dim=128)
         ({}, set()),
         ({"dual_chunk": True}, set()),
         ({"head_dim": 64}, {"hdim64"}),
+        ({"dtype": "float16"}, {"fp16"}),
+        # vLLM computes it in bfloat16 by itself.
+        ({"dtype": "float32"}, set()),
+        ({"head_dim": 64, "dtype": "float16"}, {"hdim64", "fp16"}),
         ({"experts": 128, "architectures": ("Qwen3MoeForCausalLM",)}, {"moe"}),
         ({"quantization": "fp8"}, {"fp8"}),
         ({"quantization": "fp8", "experts": 60, "architectures": ("Qwen2MoeForCausalLM",)}, {"fp8", "moe"}),
@@ -554,11 +558,44 @@ def test_what_lean_does_not_offer_a_model_is_refused_with_the_way(changed: dict[
     assert planned(Request(recipe=UPSTREAM, model=model, prebuilt=("all",))).serves.everything
 
 
-def test_a_head_dimension_that_no_group_has_needs_the_copied_module() -> None:
-    # Copied, flash-attention has every head dimension; compiled, only those of the groups.
+def test_the_fork_computes_a_float32_model_in_float16() -> None:
+    for dtype, more in (("float32", {"fp16"}), ("bfloat16", set())):
+        model = DENSE.model_copy(update={"dtype": dtype})
+        plan = planned(Request(recipe=FORK, model=model), world(reached=reach(git=True)))
+        default = planned(Request(recipe=FORK), world(reached=reach(git=True)))
+        assert set(plan.groups) - set(default.groups) == more
+
+
+@pytest.mark.parametrize("git", [True, False], ids=["compiled", "copied"])
+def test_compiled_or_copied_a_module_has_the_kernels_of_the_groups(git: bool) -> None:
+    seen = world(reached=reach(git=git))
+    serves = planned(Request(recipe=UPSTREAM), seen).serves
+    assert (serves.head_dims, serves.dtypes) == ((128,), ("bfloat16",))
+    serves = planned(Request(recipe=UPSTREAM, groups=("hdim64", "fp16")), seen).serves
+    assert (serves.head_dims, serves.dtypes) == ((64, 128), ("bfloat16", "float16"))
     odd = DENSE.model_copy(update={"head_dim": 96})
-    assert 96 in planned(Request(recipe=UPSTREAM, model=odd)).serves.head_dims
-    assert refused(Request(recipe=UPSTREAM, model=odd), world(reached=reach(git=True))) == {UPSTREAM: ["DCA-312"]}
+    assert refused(Request(recipe=UPSTREAM, model=odd), seen) == {UPSTREAM: ["DCA-312"]}
+
+
+def test_a_module_that_is_copied_whole_has_the_kernels_of_no_group_too() -> None:
+    odd = DENSE.model_copy(update={"head_dim": 96, "dtype": "float16"})
+    request = Request(recipe=UPSTREAM, model=odd, prebuilt_whole=True)
+    serves = planned(request).serves
+    assert (serves.head_dims, serves.dtypes, serves.everything) == ((), (), False)
+    # Compiled, there is nothing to keep.
+    assert refused(request, world(reached=reach(git=True))) == {UPSTREAM: ["DCA-312"]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sources_of_a_data_type_are_compiled_for_its_group_only(name: str) -> None:
+    for groups, dtypes in ((), {"bf16"}), (("fp16",), {"bf16", "fp16"}):
+        request = Request(recipe=name, groups=groups)
+        plan = planned(request, world(reached=reach(git=True, redist=True)))
+        recipe = next(loaded.recipe for loaded in RECIPES if loaded.recipe.name == name)
+        compiled = {source for module in plan.compiled for source in sources(recipe, module)}
+        kernels = {source for source in compiled if "flash_fwd" in source}
+        assert {dtype for source in kernels for dtype in ("bf16", "fp16") if dtype in source} == dtypes
+        assert len(kernels) == 6 * len(dtypes)
 
 
 def test_the_plan_says_which_ops_each_module_is_to_register() -> None:

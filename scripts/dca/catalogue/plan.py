@@ -20,6 +20,8 @@ class Request(Value):
         source: a local source tree or sdist, absolute.
         companions: local companion trees by name, absolute.
         prebuilt: module or companion names to copy from the official wheel, or "all".
+        prebuilt_whole: whether a copied module keeps the kernels that no group of the wheel promises; with "all" in
+            `prebuilt` it does so anyway.
         toolkit: a toolkit's folder, absolute.
         model: the model to serve; its groups are added.
         jobs: how many compilers run at once; None for as many as cores and memory allow.
@@ -34,6 +36,7 @@ class Request(Value):
     dirty: bool = False
     companions: dict[str, str] = {}
     prebuilt: tuple[str, ...] = ()
+    prebuilt_whole: bool = False
     strict_cuda: bool = False
     python: str | None = None
     toolkit: str | None = None

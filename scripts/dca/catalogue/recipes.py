@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from dca.catalogue import mirrors
-from dca.catalogue.model_needs import Serves
+from dca.catalogue.model_needs import Model, Serves
 from dca.foundation import data, datafile, documents, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
@@ -169,16 +169,38 @@ class Cuda(Value):
     supported: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
 
 
+class KernelDtype(Value):
+    """A data type of attention kernels."""
+
+    type: str
+    """The C++ type that the kernels are instantiated with."""
+    sources: str
+    """Pattern of the paths of the sources with its instantiations; they are compiled only for a group with the data
+    type."""
+
+
+class KernelFunctions(Value):
+    """Function templates with the same parameters."""
+
+    names: tuple[str, ...]
+    parameters: str
+    head_dims: tuple[int, ...] = ()
+    """The head dimensions that they are instantiated for, if not all."""
+
+
 class Stubs(Value):
-    """Template instantiations that are left out; each becomes a stub that raises a clear error."""
+    """Template instantiations that the sources refer to.
+
+    Those for a head dimension or a data type of no planned group are left out; each becomes a stub that raises a clear
+    error.
+    """
 
     headers: tuple[str, ...]
     namespace: str = ""
-    functions: tuple[str, ...]
-    parameters: str
-    dtypes: tuple[str, ...]
-    head_dims: tuple[int, ...]
-    """All head dimensions in the sources; those of no planned group become stubs."""
+    functions: tuple[KernelFunctions, ...]
+    dtypes: Annotated[dict[str, KernelDtype], Field(min_length=1)]
+    """By torch's name."""
+    head_dims: Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 class Module(Value):
@@ -218,7 +240,9 @@ class Group(Value):
     archs: tuple[Arch, ...] = ()
     """GPU archs that it supports; all of the profile's when empty."""
     head_dims: tuple[int, ...] = ()
-    """Head dimensions that its attention kernels are compiled for."""
+    """Head dimensions that the module's attention kernels are compiled for, in every data type of the plan's groups."""
+    dtypes: tuple[str, ...] = ()
+    """Data types that they are compiled for, as torch names them, for every head dimension of the plan's groups."""
     serves: Serves = Serves()
 
 
@@ -324,6 +348,8 @@ class Recipe(Value):
     source: Annotated[SdistSource | GitSource, Field(discriminator="kind")]
     torch: Torch
     cuda: Cuda
+    auto_dtypes: dict[str, str] = {}
+    """What the engine computes in unless told otherwise (`--dtype auto`), by a model's data type where it differs."""
     requirements: RelativePath
     """Upstream's own list of CUDA requirements."""
     build_requirements: tuple[RequirementText, ...]
@@ -358,6 +384,10 @@ class Recipe(Value):
         if not inner:
             return companion.source
         return {submodule.path: submodule for submodule in companion.submodules}[inner]
+
+    def computing(self, model: Model) -> Model:
+        """A model with the data type that the engine computes it in if told nothing."""
+        return model.model_copy(update={"dtype": self.auto_dtypes.get(model.dtype, model.dtype)})
 
     @property
     def profiles(self) -> tuple[str, ...]:
@@ -426,6 +456,7 @@ class Recipe(Value):
         for name, group in self.groups.items():
             if group.module not in self.modules:
                 raise ValueError(f"group `{name}` names the module `{group.module}`, which is not described")
+            _kernels_exist(name, group, self.modules[group.module].stubs)
         for profile in (self.lean, *([self.kernels] if self.kernels else [])):
             if lacking := [name for name in profile.groups if name not in self.groups]:
                 raise ValueError(
@@ -441,6 +472,15 @@ class Recipe(Value):
                 if member not in members:
                     raise ValueError(f"companion `{name}` has `{member}` in stand_in, which the official wheel lacks")
         return self
+
+
+def _kernels_exist(name: str, group: Group, stubs: Stubs | None) -> None:
+    for what, own, known in (
+        ("head dimension", group.head_dims, stubs.head_dims if stubs else ()),
+        ("data type", group.dtypes, stubs.dtypes if stubs else ()),
+    ):
+        if lacking := [value for value in own if value not in known]:
+            raise ValueError(f"group `{name}` names the {what} {lacking[0]}, which its module's stubs do not describe")
 
 
 def _heavy_sources_exist(profile: Lean, recipe: Recipe) -> None:

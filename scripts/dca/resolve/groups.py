@@ -32,7 +32,7 @@ def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, 
         else "the lean profile: only the ops that the models call."
     )
     if request.model and "all" not in request.prebuilt:
-        needed = _for_model(request.model, recipe, groups)
+        needed = _for_model(recipe.computing(request.model), recipe, groups)
         reason += f" {', '.join(needed)}: {request.model.name} needs it." if needed else ""
         groups = (*groups, *needed)
     draft.choose("groups", ", ".join(groups), reason)
@@ -52,15 +52,16 @@ def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], mo
     """The models that the wheel can serve."""
     if "all" in request.prebuilt or request.profile == "full":
         return Coverage(everything=True)
-    serving = [recipe.groups[name].serves for name in groups]
-    head_dims = {dimension for serves in serving for dimension in serves.head_dims}
-    for module in modules:
-        stubs = recipe.modules[module.name].stubs
-        # The official module has every head dimension that its sources refer to.
-        head_dims.update(stubs.head_dims if module.origin == "copied" and stubs else ())
+    own = [recipe.groups[name] for name in groups]
+    serving = [group.serves for group in own]
+    # Compiled or copied, an attention module has the kernels of the groups, so that both wheels serve the same models.
+    whole = request.prebuilt_whole and any(
+        module.origin == "copied" and recipe.modules[module.name].stubs for module in modules
+    )
     return Coverage(
-        architectures=() if any(recipe.groups[name].alone for name in groups) else recipe.lean.architectures,
-        head_dims=tuple(sorted(head_dims)),
+        architectures=() if any(group.alone for group in own) else recipe.lean.architectures,
+        head_dims=() if whole else tuple(sorted({dimension for group in own for dimension in group.head_dims})),
+        dtypes=() if whole else tuple(sorted({dtype for group in own for dtype in group.dtypes})),
         experts=any(serves.experts for serves in serving),
         quantizations=tuple(sorted({method for serves in serving for method in serves.quantizations})),
     )
@@ -68,7 +69,7 @@ def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], mo
 
 def check_model(model: Model, recipe: Recipe, serves: Coverage, draft: Draft) -> None:
     """Reject a model that the planned wheel cannot serve, and name what it lacks."""
-    for missing in lacks(model, serves):
+    for missing in lacks(recipe.computing(model), serves):
         draft.refuse("DCA-312", f"{model.name}: the lean profile of {recipe.name} lacks {missing}.", everything(recipe))
 
 
