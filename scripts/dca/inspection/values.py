@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from dca.catalogue.model_needs import Coverage
+from dca.catalogue.model_needs import Coverage, LeftOut
 from dca.foundation.documents import Document, Value
 
 SchemaOrigin = Literal["loaded", "built", "recorded", "strings"]
@@ -107,6 +107,7 @@ class Recorded(Value):
         cuda: cUDA line of the toolkit.
         torch: version of torch that it was built against.
         serves: models that it can serve.
+        left_out: attention kernels that it does not have.
     """
 
     recipe: str
@@ -119,6 +120,7 @@ class Recorded(Value):
     serves: Coverage
     origins: dict[str, str]
     hashes: dict[str, str]
+    left_out: LeftOut = LeftOut()
     sources: dict[str, str] = {}
 
 

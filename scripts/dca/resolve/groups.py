@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dca.catalogue.model_needs import Coverage, Model, lacks
+from dca.catalogue.model_needs import Coverage, LeftOut, Model, lacks
 from dca.catalogue.plan import PlannedModule, Request
 from dca.catalogue.recipes import KERNELS, Recipe
 from dca.resolve.draft import Draft
@@ -64,6 +64,33 @@ def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], mo
         dtypes=() if whole else tuple(sorted({dtype for group in own for dtype in group.dtypes})),
         experts=any(serves.experts for serves in serving),
         quantizations=tuple(sorted({method for serves in serving for method in serves.quantizations})),
+    )
+
+
+def what_is_left_out(recipe: Recipe, modules: list[PlannedModule], serves: Coverage, command: str) -> LeftOut:
+    """The attention kernels that upstream has and the wheel does not.
+
+    Args:
+        recipe: that is planned.
+        modules: of the wheel.
+        serves: what it serves.
+        command: that builds it.
+    """
+    adding: dict[int | str, str] = {}
+    for module in modules if not serves.everything else ():
+        adding |= recipe.adding(module.name, copied=module.origin == "copied")
+    return LeftOut(
+        command=command,
+        head_dims={
+            value: option
+            for value, option in adding.items()
+            if isinstance(value, int) and serves.head_dims and value not in serves.head_dims
+        },
+        dtypes={
+            value: option
+            for value, option in adding.items()
+            if isinstance(value, str) and serves.dtypes and value not in serves.dtypes
+        },
     )
 
 
