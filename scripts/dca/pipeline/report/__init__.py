@@ -229,7 +229,9 @@ def _by_arch(compiled: Iterable[ObjectTime]) -> tuple[Cost, ...]:
             spent[arch] += seconds
     if not spent:
         return ()
-    return _costs({**spent, ALL_ARCHS: max(0.0, total - sum(spent.values()))})
+    both = max(0.0, total - sum(spent.values()))
+    by_number = sorted(_costs(spent, total), key=lambda cost: (len(cost.name), cost.name))
+    return (*by_number, *_costs({ALL_ARCHS: both}, total))
 
 
 def _by_group(compiled: Iterable[ObjectTime], groups: dict[str, tuple[str, ...]]) -> tuple[Cost, ...]:
@@ -247,13 +249,12 @@ def _by_group(compiled: Iterable[ObjectTime], groups: dict[str, tuple[str, ...]]
             # The first part is the name of the tree.
             owner = owners.get(source.partition("/")[2], SHARED)
             spent[owner] += one.seconds * (size / length if length else 1 / len(one.sources))
-    return _costs(spent)
+    return _costs(spent, sum(spent.values()))
 
 
-def _costs(spent: Mapping[str, float]) -> tuple[Cost, ...]:
+def _costs(spent: Mapping[str, float], total: float) -> tuple[Cost, ...]:
     """The largest first."""
-    total = sum(spent.values()) or 1.0
     return tuple(
-        Cost(name=name, seconds=round(seconds, 2), share=round(seconds / total, 4))
+        Cost(name=name, seconds=round(seconds, 2), share=round(min(1.0, seconds / total), 4) if total else 0.0)
         for name, seconds in sorted(spent.items(), key=lambda item: -item[1])
     )

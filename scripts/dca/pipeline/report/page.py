@@ -19,10 +19,11 @@ STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 4
 TICKS = 10
 # Narrower bars have no text: per cent of the chart.
 LABELLED = 6.0
+TIME_LABELLED = 14.0
 # A bar that ends further to the right has its note on the left.
 NOTE_ENDS = 80.0
 # The colours of modules are in the template.
-COLOURS = 5
+COLOURS = 6
 # Of the memory chart.
 HEIGHT = 100.0
 
@@ -133,7 +134,8 @@ def _stages(times: Timeline) -> tuple[Row, ...]:
                 total += ended - stage.started
                 spent = duration(ended - stage.started)
                 about = f"{name}: {spent}, from {duration(stage.started)} to {duration(ended)}"
-                bars.append(_bar((stage.started, ended), times, "stage", spent, about))
+                bar = _bar((stage.started, ended), times, "stage", spent, about)
+                bars.append(bar if bar.width >= TIME_LABELLED else bar.model_copy(update={"label": ""}))
         row = Row(name=name, bars=tuple(bars), note="" if any(bar.label for bar in bars) else duration(total))
         rows.append(row.model_copy(update={"before": row.end > NOTE_ENDS}))
     return tuple(rows)
@@ -202,12 +204,12 @@ def _points(times: Timeline, values: Iterable[tuple[float, int]], limit: float) 
 def duration(seconds: float) -> str:
     """A time span for people: 0.4 s, 75 s, 12 min 5 s, 2 h 3 min."""
     if seconds < 9.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if seconds == 0 or seconds >= 0.05 else "< 0.1 s"
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
     if whole < 7200:
-        return f"{whole // 60} min {whole % 60} s"
+        return f"{whole // 60} min {whole % 60} s".removesuffix(" 0 s")
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
