@@ -89,3 +89,14 @@ def test_a_timeline_on_disk_has_no_times_that_cannot_be_drawn() -> None:
             Timeline.model_validate({**whole, **wrong})
     # An end before the start is of a clock that was set back, not an error.
     assert ObjectTime(source="a", module="m", started=5, ended=4).seconds == 0
+
+
+def test_the_newest_of_the_earlier_runs_counts_and_what_was_not_finished_does_not() -> None:
+    def times(*objects: ObjectTime) -> Timeline:
+        return Timeline(began="", seconds=9, memory_limit=1, stages=(), objects=objects, memory=())
+
+    a, b = (ObjectTime(source=name, module="m", started=1, ended=3) for name in "ab")
+    recorder = Recorder(
+        earlier=[times(a, b), times(a.model_copy(update={"ended": 8}), b.model_copy(update={"finished": False}))]
+    )
+    assert recorder.earlier == {("m", "a"): 7, ("m", "b"): 2}

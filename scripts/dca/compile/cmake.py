@@ -259,9 +259,14 @@ def _watched(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -
     named = {output: (target, source) for target in targets for output, source in _entries(ninja, target)}
     pending = list(_pending(folder, targets)) if named else []
     logged = set(_lines(ninja))
+    # This folder's own record is of the same archs, compiler and toolkit.
+    earlier = {
+        output: run.times.earlier.get((target, _name(source, ninja))) for output, (target, source) in named.items()
+    }
+    recorded = {output: seconds for output, seconds in earlier.items() if seconds is not None}
     estimate = Estimate(
         order=pending,
-        recorded={output: _seconds(fields) for output, fields in _logged(ninja).items()},
+        recorded=recorded | {output: _seconds(fields) for output, fields in _logged(ninja).items()},
         heavy=[output for output in pending if ".heavy.dir/" in output],
         lanes=Lanes(jobs, folder.heavy_jobs or jobs),
     )

@@ -166,6 +166,9 @@ class Watcher:
         self._running = tuple(sorted((job.output for job in working), key=self._started.__getitem__))
         self._run.times.sample(sum(process.resident for process in processes))
         spent = {output: now - self._started[output] for output in self._running}
+        if not any(self._counts) and not working:
+            # Ninja has nothing to do.
+            return
         names = tuple((Path(output).name.removesuffix(".o"), spent[output]) for output in self._running)
         self._run.reporter.work(Work(*self._counts, names, self._estimate.left(self._finished, spent)))
 

@@ -109,10 +109,15 @@ class Recorder:
 
     Args:
         clock: seconds, as time.monotonic returns them.
+        earlier: timelines of earlier runs, the newest last.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, earlier: Iterable[Timeline] = ()) -> None:
         self._clock, self._zero = clock, clock()
+        self.earlier = {
+            (one.module, one.source): one.seconds for times in earlier for one in times.objects if one.finished
+        }
+        """Seconds that objects took in earlier runs, by module and source."""
         self._began = datetime.now(timezone.utc)
         self._lock = threading.Lock()
         self._stages: list[StageTime] = []

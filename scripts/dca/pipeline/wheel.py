@@ -18,6 +18,7 @@ from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
+from dca.foundation.timeline import Recorder, Timeline
 from dca.pipeline import bundle
 from dca.pipeline.planned import Planned
 from dca.sources import fetch
@@ -25,6 +26,8 @@ from dca.toolchain import environments, lockfile, provide
 from dca.wheelfile import package, provenance
 
 REQUEST = "request.json"
+# Enough for every object of a recipe, also after some runs that compiled little.
+EARLIER_RUNS = 8
 
 
 class Made(Document):
@@ -81,7 +84,8 @@ def make(planned: Planned, cache: store.Store, out: Path, reporter: Reporter) ->
     ):
         if (kept := _unchanged(record)) is not None:
             return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
-        with _timed(Run(cache, reporter, folder / "build.log")) as run:
+        times = Recorder(earlier=_earlier(folder.parent, plan.recipe))
+        with _timed(Run(cache, reporter, folder / "build.log", times)) as run:
             result = _stages(planned, out, run)
         result = result.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
         documents.write(result, record)
@@ -103,6 +107,16 @@ def _timed(run: Run) -> Iterator[Run]:
         # It is no reason for a run to fail, nor to hide why it failed.
         with contextlib.suppress(OSError):
             documents.write(run.times.timeline(error), file)
+
+
+def _earlier(runs: Path, recipe: str) -> list[Timeline]:
+    """The newest timelines of a recipe's runs, the newest last."""
+    found: list[Timeline | None] = []
+    # Another run may remove its own meanwhile.
+    with contextlib.suppress(OSError):
+        files = sorted(runs.glob(f"{recipe}-*/{timeline.FILE}"), key=lambda file: file.stat().st_mtime_ns)
+        found += (documents.read_if_whole(Timeline, file) for file in files[-EARLIER_RUNS:])
+    return [times for times in found if times is not None]
 
 
 def _tool() -> str:
