@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -15,14 +16,18 @@ import click
 import pytest
 
 from dca.catalogue.model_needs import Model
-from dca.catalogue.plan import Asked, Plan, Request
+from dca.catalogue.plan import Asked, Plan, Reach, Request
+from dca.catalogue.recipes import load_all
 from dca.cli import options, run
 from dca.compile.cmake import CompiledObject
 from dca.compile.compiling import Build, BuiltModule
 from dca.foundation import documents, store
-from dca.foundation.errors import DcaError
+from dca.foundation.errors import DcaError, Interrupted
+from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.foundation.timeline import FILE, MemoryUse, ObjectTime, StageTime, Timeline
-from dca.pipeline import report
+from dca.pipeline import report, wheel
+from dca.pipeline.planned import Planned
 from dca.pipeline.report import page
 from dca.pipeline.report.lanes import lanes
 from dca.pipeline.report.trace import trace
@@ -143,6 +148,36 @@ def test_a_run_that_failed_shows_where_and_what_was_stopped(plan: Plan, tmp_path
     assert "Failed with DCA-603" in text
     assert "dca explain DCA-603" in text
     assert text.count("not finished") >= 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "says"),
+    [
+        (DcaError("DCA-603", "no", remedy="x"), "DCA-603", "Failed with DCA-603"),
+        (KeyboardInterrupt(), "KeyboardInterrupt", "Interrupted"),
+        (Interrupted(), "Interrupted", "Interrupted"),
+        (OSError(errno.ENOSPC, "full"), "DCA-101", "Failed with DCA-101"),
+    ],
+)
+def test_a_run_leaves_its_timeline_however_it_ends(
+    failure: BaseException, error: str, says: str, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stages(planned: Planned, out: Path, run: Run) -> None:
+        documents.write(plan, run.log.parent / "plan.json")
+        with run.times.stage("fetch"):
+            raise failure
+
+    monkeypatch.setattr(wheel, "_stages", stages)
+    recipe = next(loaded.recipe for loaded in load_all() if loaded.recipe.name == plan.recipe)
+    contents = Planned(plan, recipe, (), Reach(places={}))
+    with pytest.raises(type(failure)):
+        wheel.make(contents, store.Store(tmp_path), tmp_path / "dist", Silent())
+    (file,) = tmp_path.glob(f"run/*/{FILE}")
+    result = report.read(file.parent, options.spelled)
+    assert result.timeline is not None
+    assert (result.timeline.error, result.timeline.stages[0].name) == (error, "fetch")
+    assert result.timeline.stages[0].ended is not None
+    assert says in page.render(result)
 
 
 def test_what_a_document_says_cannot_change_the_page(plan: Plan, tmp_path: Path) -> None:
@@ -282,7 +317,7 @@ def test_a_run_is_found_by_its_folder_its_name_its_wheel_json_or_as_the_newest(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = cache / "run" / NAME
-    wheel = Made(
+    made = Made(
         wheel="/w.whl",
         sha256="0" * 64,
         bytes=9_500_000,
@@ -296,7 +331,7 @@ def test_a_run_is_found_by_its_folder_its_name_its_wheel_json_or_as_the_newest(
         compile_seconds=80.0,
         seconds=100.0,
     )
-    documents.write(wheel, tmp_path / "elsewhere.json")
+    documents.write(made, tmp_path / "elsewhere.json")
     for words in ([], [folder], [NAME], [tmp_path / "elsewhere.json"]):
         code, out, err = report_of(capsys, *words, "--cache-dir", cache, "--quiet")
         assert (code, out, err) == (0, f"{folder}/report.html\n", "")

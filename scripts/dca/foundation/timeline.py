@@ -86,7 +86,8 @@ class Timeline(Document):
     Args:
         began: when, as ISO 8601 in UTC.
         seconds: how long the run took.
-        error: code of the error that ended it; "interrupted" for Ctrl-C; empty for a run that succeeded.
+        error: what ended it: the code of an error, "KeyboardInterrupt" for Ctrl-C, "Interrupted" for a signal; empty
+            for a run that succeeded.
         memory_limit: bytes that the run may use; of the machine, or of its control group.
         stages: in the order in which they began.
         objects: that this run compiled and linked, in the order in which they began.

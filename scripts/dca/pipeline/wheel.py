@@ -15,7 +15,7 @@ from dca.compile import compiling
 from dca.compile.job import Job
 from dca.foundation import data, documents, store, timeline
 from dca.foundation.documents import Document
-from dca.foundation.errors import DcaError
+from dca.foundation.errors import DcaError, from_os_error
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
 from dca.foundation.timeline import Recorder, Timeline
@@ -95,13 +95,18 @@ def make(planned: Planned, cache: store.Store, out: Path, reporter: Reporter) ->
 @contextlib.contextmanager
 def _timed(run: Run) -> Iterator[Run]:
     """Write a run's timeline beside its log, also when the run fails."""
-    file, error = run.log.parent / timeline.FILE, "interrupted"
+    file, error = run.log.parent / timeline.FILE, ""
     file.unlink(missing_ok=True)
     try:
         yield run
-        error = ""
     except DcaError as failure:
         error = failure.code
+        raise
+    except OSError as failure:
+        error = from_os_error(failure).code
+        raise
+    except BaseException as failure:
+        error = type(failure).__name__
         raise
     finally:
         # It is no reason for a run to fail, nor to hide why it failed.
