@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import threading
 import time
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 LINE_SECONDS = 30.0
 WIDTH = 110
 
 
+@dataclass
+class _Stage:
+    """The stage of one thread: when it began, when its last line was written, and its bar."""
+
+    name: str = ""
+    started: float = field(default_factory=time.monotonic)
+    written: float = 0.0
+    bar: TaskID | None = None
+
+
 class Terminal:
-    """A reporter that writes to standard error.
+    """A reporter that writes to standard error. Stages in several threads each have a bar or lines of their own.
 
     Args:
         quiet: whether nothing is written.
@@ -25,10 +37,9 @@ class Terminal:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._live = not quiet and sys.stderr.isatty()
-        self._last = 0.0
-        self._stage_started = time.monotonic()
         self._bar: Progress | None = None
-        self._stage = ""
+        self._stages: dict[int, _Stage] = {}
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Terminal:
         if self._live:
@@ -56,11 +67,10 @@ class Terminal:
 
     def stage(self, name: str, detail: str = "") -> None:
         """A stage begins: a permanent line."""
-        self._stage, self._stage_started, self._last = name, time.monotonic(), time.monotonic()
-        self._print(f"{name:>12}  {detail}")
-        if self._bar:
-            for task in self._bar.task_ids:
-                self._bar.remove_task(task)
+        with self._lock:
+            self._print(f"{name:>12}  {detail}")
+            self._end(threading.get_ident(), *self._gone())
+            self._stages[threading.get_ident()] = _Stage(name, written=time.monotonic())
 
     def note(self, text: str) -> None:
         """A permanent line."""
@@ -70,26 +80,41 @@ class Terminal:
         """Move the bar; without one, write a line if the last is 30 seconds old."""
         if self._quiet:
             return
-        if self._bar:
-            if not self._bar.task_ids:
-                self._bar.add_task(text, total=total or None, stage=self._stage)
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, description=text[:60])
-            return
-        now = time.monotonic()
-        if now - self._last >= LINE_SECONDS:
-            self._last = now
-            share = f"{100 * done / total:3.0f} %" if total else ""
-            spent = now - self._stage_started
-            left = f", about {_minutes(spent * (total - done) / done)} left" if done and total else ""
-            self._print(f"{self._stage:>12}  {share} after {_minutes(spent)}{left}: {text}")
+        with self._lock:
+            self._end(*self._gone())
+            stage = self._stages.setdefault(threading.get_ident(), _Stage())
+            if self._bar:
+                if stage.bar is None:
+                    stage.bar = self._bar.add_task(text, total=total or None, stage=stage.name)
+                self._bar.update(stage.bar, completed=done, total=total or None, description=text[:60])
+                return
+            now = time.monotonic()
+            if now - stage.written >= LINE_SECONDS:
+                stage.written = now
+                share = f"{100 * done / total:3.0f} %" if total else ""
+                spent = now - stage.started
+                left = f", about {_minutes(spent * (total - done) / done)} left" if done and total else ""
+                self._print(f"{stage.name:>12}  {share} after {_minutes(spent)}{left}: {text}")
+
+    def _gone(self) -> set[int]:
+        """The threads that have ended."""
+        return {*self._stages} - {thread.ident or 0 for thread in threading.enumerate()}
+
+    def _end(self, *threads: int) -> None:
+        """Remove the stages of threads, with their bars."""
+        for thread in threads:
+            stage = self._stages.pop(thread, None)
+            if self._bar and stage and stage.bar is not None:
+                self._bar.remove_task(stage.bar)
 
     def _print(self, line: str) -> None:
         if self._quiet:
             return
-        if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        with self._lock:
+            if self._bar:
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
 
 def _minutes(seconds: float) -> str:

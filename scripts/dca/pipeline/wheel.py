@@ -11,7 +11,7 @@ from dca import __version__, inspection, patching
 from dca.catalogue.plan import Plan, Request
 from dca.compile import compiling
 from dca.compile.job import Job
-from dca.foundation import data, documents, store
+from dca.foundation import data, documents, store, together
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
@@ -106,16 +106,33 @@ def _unchanged(record: Path) -> Made | None:
 
 
 def prepare(planned: Planned, run: Run) -> Job:
-    """The stages before compiling: the toolkit, the pinned and patched sources, and the build environment.
+    """The stages before compiling, at the same time: the toolkit, the patched sources, and the build environment.
 
-    The toolkit comes first, so that a machine that cannot compile fails before gigabytes of torch are downloaded.
+    A toolkit that is already here is tried first, so that a machine that cannot compile fails before gigabytes of torch
+    are downloaded.
+
+    Raises:
+        DcaError: of the stage that failed first; the others have ended then.
     """
     plan, recipe = planned.plan, planned.recipe
-    toolkit = provide.toolkit(plan, planned.toolkits, run) if plan.toolkit else None
-    tree = patching.patch(plan, recipe, fetch.fetch(plan, recipe, run), run.cache, run.log)
-    python = environments.build_environment(plan, run)
-    torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log)
-    return Job(plan=plan, recipe=recipe, tree=tree, toolkit=toolkit, python=python, torch=torch)
+
+    def toolkit() -> Path | None:
+        return provide.toolkit(plan, planned.toolkits, run) if plan.toolkit else None
+
+    def sources() -> fetch.Tree:
+        return patching.patch(plan, recipe, fetch.fetch(plan, recipe, run), run.cache, run.log)
+
+    def environment() -> tuple[Path, environments.TorchFacts]:
+        python = environments.build_environment(plan, run)
+        return python, environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log)
+
+    if provide.is_here(plan, planned.toolkits, run.cache):
+        toolkit()
+    run.cache.open()
+    with together.Tasks() as tasks:
+        tree, kit, built_with = tasks.start(sources), tasks.start(toolkit), tasks.start(environment)
+    python, torch = built_with.result
+    return Job(plan=plan, recipe=recipe, tree=tree.result, toolkit=kit.result, python=python, torch=torch)
 
 
 def list_commands(planned: Planned, cache: store.Store, reporter: Reporter) -> compiling.Listing:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from dca.catalogue import mirrors
 from dca.catalogue.mirrors import Places
 from dca.catalogue.recipes import IndexFile, SdistSource
-from dca.foundation import store
+from dca.foundation import store, together
 from dca.foundation.errors import DcaError
 from dca.foundation.secrets import redact
 
@@ -187,10 +187,12 @@ def within(seconds: float, function: Callable[[], T], late: Callable[[], None]) 
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        value, error = outcome.get(timeout=seconds)
-    except queue.Empty:
+        value, error = together.take(outcome, seconds)
+    except (queue.Empty, together.Stopped) as ended:
         left.set()
         let_go()
+        if isinstance(ended, together.Stopped):
+            raise
         raise requests.Timeout(f"no answer within {seconds:g} s") from None
     if error is not None:
         try:
@@ -357,6 +359,7 @@ def _blocks(answer: requests.Response) -> Iterator[bytes]:
 
     since, received = time.monotonic(), 0
     while block := answer.raw.read1(BLOCK, decode_content=False):
+        together.check()
         yield block
         received += len(block)
         spent = time.monotonic() - since
@@ -418,6 +421,7 @@ def _member(remote: zipfile.ZipFile, name: str, sha256: str, place: Path) -> Ite
     with store.incoming(place) as part:
         with remote.open(name) as source, part.open("wb") as stream:
             while block := source.read(BLOCK):
+                together.check()
                 stream.write(block)
                 seen.update(block)
                 yield len(block)
