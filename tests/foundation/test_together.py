@@ -26,8 +26,17 @@ def forever() -> None:
         time.sleep(0.01)
 
 
-def fail() -> None:
+def fail(when: Callable[[], object] = lambda: None) -> None:
+    when()
     raise FAILED
+
+
+def at_once(*functions: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
+    """Run functions as tasks; `then` is the rest of the block."""
+    with together.Tasks() as tasks:
+        for function in functions:
+            tasks.start(function)
+        then()
 
 
 def test_tasks_run_at_the_same_time_and_return_their_results() -> None:
@@ -52,34 +61,43 @@ def test_the_first_failure_ends_the_others_and_is_the_one_that_is_raised() -> No
             ended.append("cleaned")
             raise DcaError("DCA-102", "a later error, which follows from the stop.")
 
-    with pytest.raises(DcaError) as raised, together.Tasks() as tasks:
-        tasks.start(cleaning)
-        tasks.start(fail)
+    with pytest.raises(DcaError) as raised:
+        at_once(cleaning, fail)
     assert raised.value is FAILED
     assert ended == ["cleaned"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), DcaError("DCA-407", "the block itself fails.")])
 def test_an_error_of_the_block_ends_the_tasks(error: BaseException) -> None:
-    with pytest.raises(type(error)), together.Tasks() as tasks:
-        tasks.start(forever)
+    ended = threading.Event()
+
+    def cleaning() -> None:
+        try:
+            forever()
+        finally:
+            ended.set()
+
+    def broken() -> None:
         raise error
-    assert all(not thread.is_alive() for thread in tasks._threads)
+
+    with pytest.raises(type(error)):
+        at_once(cleaning, then=broken)
+    assert ended.is_set()
 
 
 def test_the_stop_reaches_tasks_of_a_task() -> None:
-    inside: list[threading.Thread] = []
+    begun, ended = threading.Event(), threading.Event()
 
-    def outer() -> None:
-        with together.Tasks() as tasks:
-            tasks.start(forever)
-            inside.extend(tasks._threads)
+    def inner() -> None:
+        begun.set()
+        try:
+            forever()
+        finally:
+            ended.set()
 
-    with pytest.raises(DcaError), together.Tasks() as tasks:
-        tasks.start(outer)
-        assert wait_for(lambda: len(inside) == 1)
-        tasks.start(fail)
-    assert not inside[0].is_alive()
+    with pytest.raises(DcaError):
+        at_once(lambda: at_once(inner), lambda: fail(lambda: begun.wait(10)))
+    assert ended.is_set()
 
 
 def blocked_by_a_lock(folder: Path) -> None:
@@ -99,15 +117,17 @@ def waiting_for_a_queue(_: Path) -> None:
 @pytest.mark.parametrize("work", [blocked_by_a_lock, running_a_program, waiting_for_a_queue])
 def test_a_task_that_waits_is_stopped_within_seconds(work: Callable[[Path], None], tmp_path: Path) -> None:
     started = time.monotonic()
-    with store.Store(tmp_path).lock("tree", "key"), pytest.raises(DcaError) as raised, together.Tasks() as tasks:
-        tasks.start(lambda: work(tmp_path))
-        if work is running_a_program:
-            assert wait_for(lambda: (tmp_path / "pid").is_file() and bool((tmp_path / "pid").read_text()))
-        tasks.start(fail)
+    pid = tmp_path / "pid"
+
+    def later() -> None:
+        assert work is not running_a_program or wait_for(lambda: pid.is_file() and bool(pid.read_text()))
+        fail()
+
+    with store.Store(tmp_path).lock("tree", "key"), pytest.raises(DcaError) as raised:
+        at_once(lambda: work(tmp_path), later)
     assert raised.value is FAILED
     assert time.monotonic() - started < 8
-    if work is running_a_program:
-        assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+    assert not (pid.is_file() and Path(f"/proc/{pid.read_text()}").exists())
 
 
 def test_a_stopped_task_leaves_no_file_half_written(tmp_path: Path) -> None:
@@ -116,10 +136,8 @@ def test_a_stopped_task_leaves_no_file_half_written(tmp_path: Path) -> None:
             part.write_bytes(b"half")
             forever()
 
-    with pytest.raises(DcaError), together.Tasks() as tasks:
-        tasks.start(write)
-        assert wait_for(lambda: bool(list(tmp_path.iterdir())))
-        tasks.start(fail)
+    with pytest.raises(DcaError):
+        at_once(write, lambda: fail(lambda: wait_for(lambda: bool(list(tmp_path.iterdir())))))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,9 +153,7 @@ def test_locks_of_one_thread_may_end_while_another_starts_programs(tmp_path: Pat
         while time.monotonic() < until:
             assert runner.run(["true"]).ok
 
-    with together.Tasks() as tasks:
-        for function in (lock, lock, start, start):
-            tasks.start(function)
+    at_once(lock, lock, start, start)
 
 
 INTERRUPTED = """

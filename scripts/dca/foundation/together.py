@@ -74,8 +74,13 @@ class Task(Generic[T]):
 
     def check(self) -> None:
         """Raise the error that ended the function, if one did."""
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            # Its traceback refers to this frame: without this, what is open there stays so until garbage is collected.
+            del error
 
     @property
     def result(self) -> T:

@@ -40,6 +40,10 @@ _AS_IT_IS = {"Accept-Encoding": "identity"}
 Progress = Callable[[int, int], None]
 
 
+class NoRangesError(DcaError):
+    """The index serves no parts of files."""
+
+
 def endpoint() -> str:
     """The simple index in use: the one that the variables of uv or pip name, else the default of pypi-simple."""
     from pypi_simple import PYPI_SIMPLE_ENDPOINT
@@ -213,9 +217,9 @@ def missing(file: str) -> DcaError:
     )
 
 
-def unreachable(what: str, error: Exception) -> DcaError:
+def unreachable(what: str, error: Exception, kind: type[DcaError] = DcaError) -> DcaError:
     """The error for a place that does not answer."""
-    return DcaError(
+    return kind(
         "DCA-402",
         f"{what} could not be reached.",
         why=_reason(error),
@@ -379,9 +383,14 @@ def members(
         hashes: sha256 by member path.
         cache: where members are kept.
         progress: called with bytes done and in all.
+
+    Raises:
+        NoRangesError: the index serves no parts of files.
+        DcaError: DCA-401 when a hash differs, DCA-402, DCA-403 or DCA-409 when a member cannot be downloaded, DCA-406
+            when the wheel has no such member.
     """
     import requests
-    from remotezip import RemoteZip, RemoteZipError
+    from remotezip import RangeNotSupported, RemoteZip, RemoteZipError
     from urllib3.exceptions import HTTPError
 
     places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in hashes.items()}
@@ -408,7 +417,8 @@ def members(
                     if progress:
                         progress(done, sum(sizes.values()))
     except (requests.RequestException, HTTPError, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise unreachable(f"{wheel.file} on the package index", error) from None
+        kind = NoRangesError if isinstance(error, RangeNotSupported) else DcaError
+        raise unreachable(f"{wheel.file} on the package index", error, kind) from None
     return places
 
 

@@ -104,7 +104,8 @@ def build_environment(plan: Plan, run: Run) -> Path:
     """The Python of the recipe's build environment: its torch, cmake, ninja and setuptools.
 
     What only serves to run torch is not downloaded: of such packages the environment has the headers, and stand-ins for
-    the libraries. An environment with the whole lock is used when there is one.
+    the libraries. An environment with the whole lock is used when there is one, and created when the index serves no
+    single files.
 
     Raises:
         DcaError: DCA-401, DCA-402, DCA-403, DCA-407, DCA-409.
@@ -116,7 +117,11 @@ def build_environment(plan: Plan, run: Run) -> Path:
         raise _no_lock(lock)
     compiler = plan.host_compiler or str(runner.which("g++"))
     wanted = _Environment(lock, plan.python_path, plan.python, build_packages(plan).partial)
-    return _make(wanted, run, compiler)
+    try:
+        return _make(wanted, run, compiler)
+    except index.NoRangesError:
+        run.reporter.note("The package index serves no single files of wheels, so all packages are downloaded.")
+        return make(lock, plan.python_path, plan.python, run)
 
 
 class BuildPackages(NamedTuple):
@@ -202,7 +207,7 @@ def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
         members = [
             tasks.start(functools.partial(index.members, wheel, wheel.members, run.cache)) for wheel in wanted.partial
         ]
-        _install(wanted, folder, run)
+        tasks.start(functools.partial(_install, wanted, folder, run))
     if not wanted.partial:
         return
     python = folder / "bin/python"
