@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import textwrap
 import threading
@@ -19,12 +20,17 @@ WIDTH = 110
 
 @dataclass
 class _Stage:
-    """The stage of one thread: when it began, when its last line was written, and its bar."""
+    """A stage: the thread in which it began, when, when its last line was written, and its bar."""
 
     name: str = ""
-    started: float = field(default_factory=time.monotonic)
     written: float = 0.0
     bar: TaskID | None = None
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+    started: float = field(default_factory=time.monotonic)
+
+
+# Tasks of a stage belong to it, and run in threads of their own.
+_STAGE: contextvars.ContextVar[_Stage | None] = contextvars.ContextVar("stage", default=None)
 
 
 class Terminal:
@@ -38,7 +44,7 @@ class Terminal:
         self._quiet = quiet
         self._live = not quiet and sys.stderr.isatty()
         self._bar: Progress | None = None
-        self._stages: dict[int, _Stage] = {}
+        self._bars: list[_Stage] = []
         self._lock = threading.RLock()
 
     def __enter__(self) -> Terminal:
@@ -69,8 +75,8 @@ class Terminal:
         """A stage begins: a permanent line."""
         with self._lock:
             self._print(f"{name:>12}  {detail}")
-            self._end(threading.get_ident(), *self._gone())
-            self._stages[threading.get_ident()] = _Stage(name, written=time.monotonic())
+            _STAGE.set(_Stage(name, time.monotonic()))
+            self._remove_bars()
 
     def note(self, text: str) -> None:
         """A permanent line."""
@@ -81,11 +87,13 @@ class Terminal:
         if self._quiet:
             return
         with self._lock:
-            self._end(*self._gone())
-            stage = self._stages.setdefault(threading.get_ident(), _Stage())
+            if (stage := _STAGE.get()) is None:
+                _STAGE.set(stage := _Stage())
             if self._bar:
+                self._remove_bars()
                 if stage.bar is None:
                     stage.bar = self._bar.add_task(text, total=total or None, stage=stage.name)
+                    self._bars.append(stage)
                 self._bar.update(stage.bar, completed=done, total=total or None, description=text[:60])
                 return
             now = time.monotonic()
@@ -96,16 +104,13 @@ class Terminal:
                 left = f", about {_minutes(spent * (total - done) / done)} left" if done and total else ""
                 self._print(f"{stage.name:>12}  {share} after {_minutes(spent)}{left}: {text}")
 
-    def _gone(self) -> set[int]:
-        """The threads that have ended."""
-        return {*self._stages} - {thread.ident or 0 for thread in threading.enumerate()}
-
-    def _end(self, *threads: int) -> None:
-        """Remove the stages of threads, with their bars."""
-        for thread in threads:
-            stage = self._stages.pop(thread, None)
-            if self._bar and stage and stage.bar is not None:
+    def _remove_bars(self) -> None:
+        """Remove the bars of stages that have ended: their thread has another one, or has ended too."""
+        for stage in tuple(self._bars):
+            ended = stage.thread is threading.current_thread() and stage is not _STAGE.get()
+            if self._bar and stage.bar is not None and (ended or not stage.thread.is_alive()):
                 self._bar.remove_task(stage.bar)
+                self._bars.remove(stage)
 
     def _print(self, line: str) -> None:
         if self._quiet:

@@ -35,6 +35,7 @@ def sha256_file(path: Path) -> str:
     seen = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
+            together.check()
             seen.update(block)
     return seen.hexdigest()
 
