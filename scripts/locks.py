@@ -34,9 +34,9 @@ OLDEST_PYTHON = "3.10"
 # Smaller wheels are installed as they are.
 WHOLE_BYTES = 20 << 20
 # Members that a build needs: headers of the CUDA libraries, which torch's headers include, and programs.
-NEEDED = re.compile(r"nvidia/[^/]+/include/(?!.*\.py$).+|.*/bin/[^/.]+")
+NEEDED = re.compile(r"(nvidia/)?[^/]+/include/(?!.*\.py$).+|.*/bin/[^/.]+")
 # Where torch's libraries look for those that they require.
-LIBRARY = re.compile(r"nvidia/[^/]+/lib/lib[^/]+\.so[0-9.]*")
+LIBRARY = re.compile(r"(nvidia/)?[^/]+/lib/lib[^/]+\.so[0-9.]*")
 
 
 def solve(

@@ -18,7 +18,7 @@ from dca.toolchain.stand_ins import StandIn
 # A library with symbol versions, one without, and one that stays; torch's library uses all three, libc and Python.
 SOURCES = {
     "nvidia/foo/lib/libfoo.so.1": 'extern "C" int fooDo() { return 1; } extern "C" int fooMore() { return 1; }',
-    "nvidia/bar/lib/libbar.so.2": 'extern "C" int barDo() { return 1; }',
+    "bar/lib/libbar.so.2": 'extern "C" int barDo() { return 1; }',
     "nvidia/baz/lib/libbaz.so.3": 'extern "C" int bazDo() { return 1; }',
     "torch/lib/libtorch.so": """
         #include <cstdio>
@@ -45,19 +45,19 @@ def compiled(path: Path, source: str, *words: str | Path) -> Path:
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """Packages of which two are then gone, as after an installation without them."""
-    site, (versions) = tmp_path / "site", tmp_path / "versions"
+    site, versions = tmp_path / "site", tmp_path / "versions"
     versions.write_text(VERSIONS)
-    folders = [site / f"nvidia/{name}/lib" for name in ("foo", "bar", "baz")]
-    links = [f"-Wl,-rpath,$ORIGIN/../../nvidia/{folder.parent.name}/lib" for folder in folders]
+    folders = ("nvidia/foo/lib", "bar/lib", "nvidia/baz/lib")
+    links = [f"-Wl,-rpath,$ORIGIN/../../{folder}" for folder in folders]
     for name, source in SOURCES.items():
         words: list[str | Path] = []
         if "foo" in name:
             words = [f"-Wl,--version-script={versions}"]
         if "torch" in name:
-            words = [*(path for folder in folders for path in folder.glob("*.so.*[0-9]")), *links]
+            words = [*(path for folder in folders for path in (site / folder).glob("*.so.*[0-9]")), *links]
         compiled(site / name, source, *words)
-    for name in ("foo", "bar"):
-        shutil.rmtree(site / f"nvidia/{name}")
+    for name in ("nvidia/foo", "bar"):
+        shutil.rmtree(site / name)
     (site / "nvidia/foo/include").mkdir(parents=True)
     (site / "nvidia/foo/include/foo.h").write_text(HEADER)
     return site
@@ -65,7 +65,7 @@ def site(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(site: Path, tmp_path: Path) -> dict[Path, StandIn]:
-    absent = [site / "nvidia/foo/lib/libfoo.so.1", site / "nvidia/bar/lib/libbar.so.2", site / "nvidia/x/lib/libx.so.1"]
+    absent = [site / "nvidia/foo/lib/libfoo.so.1", site / "bar/lib/libbar.so.2", site / "nvidia/x/lib/libx.so.1"]
     return stand_ins.of_torch(site, absent, PYTHON, tmp_path / "log")
 
 
@@ -100,7 +100,7 @@ def test_torch_is_loaded_with_stand_ins_and_not_without(site: Path, made: dict[P
 
 def test_a_call_of_a_stand_in_does_not_go_unnoticed(site: Path, made: dict[Path, StandIn], tmp_path: Path) -> None:
     write(made, tmp_path)
-    assert load(site / "nvidia/bar/lib/libbar.so.2", code="one.barDo()").returncode < 0
+    assert load(site / "bar/lib/libbar.so.2", code="one.barDo()").returncode < 0
 
 
 @pytest.mark.parametrize(("name", "loads"), [("fooMore", True), ("fooUnknown", False)])
@@ -118,7 +118,7 @@ def test_a_module_may_import_what_the_library_has_and_nothing_else(
 def test_names_of_an_importer_whose_other_library_is_missing_are_left_undefined(site: Path, tmp_path: Path) -> None:
     """The driver's library is such a one: it has these names, where it is."""
     driver = compiled(tmp_path / "libdriver.so.1", 'extern "C" int drive() { return 1; }')
-    bar = compiled(site / "nvidia/bar/lib/libbar.so.2", SOURCES["nvidia/bar/lib/libbar.so.2"])
+    bar = compiled(site / "bar/lib/libbar.so.2", SOURCES["bar/lib/libbar.so.2"])
     source = 'extern "C" int drive(); extern "C" int barDo(); extern "C" int use() { return drive() + barDo(); }'
     compiled(site / "torch/lib/libtorch_nvrtc.so", source, driver, bar)
     made = stand_ins.of_torch(site, [bar], PYTHON, tmp_path / "log")

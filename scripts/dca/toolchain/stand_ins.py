@@ -96,7 +96,7 @@ def of_torch(site: Path, absent: Sequence[Path], python: Path, log: Path) -> dic
     """
     paths = {path.name: path for path in absent}
     own = sorted((site / "torch/lib").glob("lib*.so*"))
-    here = {path.name: path for path in (*own, *site.glob("nvidia/*/lib/lib*.so*"))}
+    here = {path.name: path for pattern in ("*", "nvidia/*") for path in site.glob(f"{pattern}/lib/lib*.so*")}
     defined = {name for path in own for name in elf.defined(path)}
     functions: dict[str, dict[str, set[str]]] = {}
     for library in own:
