@@ -132,9 +132,7 @@ def test_the_hooks_name_each_file_with_a_planted_mistake(project: Path) -> None:
 @pytest.mark.slow
 def test_tests_of_one_file_stay_on_one_worker() -> None:
     """Else each worker makes the costly fixtures again; what keeps them together has broken without a word before."""
-    target = re.search(
-        r"^unit:.*\n\t@.venv/bin/python -m (pytest .*) -m", (ROOT / "Makefile").read_text(), re.MULTILINE
-    )
+    target = re.search(r"^unit:.*\n.* -m (pytest .*) -m", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert target
     files = ["tests/catalogue/test_archs.py", "tests/foundation/test_suggestion.py"]
     done = subprocess.run(

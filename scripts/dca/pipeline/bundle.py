@@ -504,7 +504,7 @@ def _wanted(bundle: Bundle, contents: Planned, cache: store.Store) -> list[tuple
     plan, recipe = contents.plan, contents.recipe
     files = {part.sha256: part for part in bundle.manifest.parts if part.kind == "file"}
     parts: list[tuple[Part, Path, tuple[str, ...]]] = []
-    for sha256, name in _wanted_files(bundle, contents, cache):
+    for sha256, name in dict.fromkeys(_wanted_files(bundle, contents, cache)):
         target = cache.download(sha256, name)
         if not store.has_hash(target, sha256):
             if sha256 not in files:
