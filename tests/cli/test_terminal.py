@@ -1,5 +1,4 @@
-<<<<<<< HEAD
-"""The progress of stages that run at the same time, on a terminal and without one."""
+"""What progress looks like on a terminal and without one, also of stages that run at the same time."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ import pytest
 from dca.cli import terminal
 from dca.cli.terminal import Terminal
 from dca.foundation import together
+from dca.foundation.events import Work
 
 NAMES = ("fetch", "environment", "toolkit")
 
@@ -36,6 +36,27 @@ def in_threads(reporter: Terminal, then: Callable[[], None] = lambda: None) -> N
         meeting.wait()
         then()
         meeting.wait()
+
+
+@pytest.mark.parametrize(
+    ("work", "line"),
+    [
+        (
+            Work(3, 15, (("sampler.cu", 100.0), ("cache_kernels.cu", 4.0)), 400.0),
+            "3 of 15 after 0 s, about 7 min left: sampler.cu (2 min), cache_kernels.cu (4 s)",
+        ),
+        (Work(0, 2, (("a.cu", 31.0),), None), "0 of 2 after 0 s, no estimate: a.cu (31 s)"),
+        (Work(14, 15, (), 0.0), "14 of 15 after 0 s, about 0 s left: "),
+    ],
+)
+def test_a_line_names_what_runs_now_and_the_time_that_is_left(
+    work: Work, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
+    with terminal.Terminal() as shown:
+        shown.stage("compile", "_C")
+        shown.work(work)
+    assert capsys.readouterr().err.splitlines() == ["     compile  _C", f"     compile  {line}"]
 
 
 def test_each_line_names_its_own_stage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,34 +101,3 @@ def test_on_a_terminal_each_stage_has_a_bar_until_it_ends(monkeypatch: pytest.Mo
         assert bars.tasks == []
         reporter.progress(1, 2, "half")
         assert [task.fields["stage"] for task in bars.tasks] == ["configure"]
-=======
-"""What progress looks like where there is no terminal: a line every half minute."""
-
-from __future__ import annotations
-
-import pytest
-
-from dca.cli import terminal
-from dca.foundation.events import Work
-
-
-@pytest.mark.parametrize(
-    ("work", "line"),
-    [
-        (
-            Work(3, 15, (("sampler.cu", 100.0), ("cache_kernels.cu", 4.0)), 400.0),
-            "3 of 15 after 0 s, about 7 min left: sampler.cu (2 min), cache_kernels.cu (4 s)",
-        ),
-        (Work(0, 2, (("a.cu", 31.0),), None), "0 of 2 after 0 s, no estimate: a.cu (31 s)"),
-        (Work(14, 15, (), 0.0), "14 of 15 after 0 s, about 0 s left: "),
-    ],
-)
-def test_a_line_names_what_runs_now_and_the_time_that_is_left(
-    work: Work, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
-    with terminal.Terminal() as shown:
-        shown.stage("compile", "_C")
-        shown.work(work)
-    assert capsys.readouterr().err.splitlines() == ["     compile  _C", f"     compile  {line}"]
->>>>>>> main

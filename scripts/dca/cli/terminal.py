@@ -22,13 +22,18 @@ WIDTH = 110
 
 @dataclass
 class _Stage:
-    """A stage: the thread in which it began, when, when its last line was written, and its bar."""
+    """A stage: when its last line was written, its bar, the thread in which it began, and when."""
 
     name: str = ""
     written: float = 0.0
     bar: TaskID | None = None
     thread: threading.Thread = field(default_factory=threading.current_thread)
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.started
 
 
 # Tasks of a stage belong to it, and run in threads of their own.
@@ -87,12 +92,12 @@ class Terminal:
     def progress(self, done: float, total: float, text: str) -> None:
         """Move the bar; without one, write a line if the last is 30 seconds old."""
         share = f"{100 * done / total:3.0f} %" if total else ""
-        left = _left(self._spent * (total - done) / done) if done and total else ""
+        left = _left(self._stage.spent * (total - done) / done) if done and total else ""
         self._show((done, total), share, left, text)
 
     def work(self, work: Work) -> None:
         """Likewise. The bar shows the share of the estimated time; without an estimate, of the commands."""
-        spent = self._spent
+        spent = self._stage.spent
         running = ", ".join(f"{name} ({_minutes(seconds)})" for name, seconds in work.running)
         share, left = (float(work.finished), float(work.total)), "no estimate"
         if work.left is not None:
@@ -100,9 +105,11 @@ class Terminal:
         self._show(share, f"{work.finished} of {work.total}", left, running)
 
     @property
-    def _spent(self) -> float:
-        """Seconds since the stage began."""
-        return time.monotonic() - self._stage_started
+    def _stage(self) -> _Stage:
+        """The stage of this thread or task."""
+        if (stage := _STAGE.get()) is None:
+            _STAGE.set(stage := _Stage())
+        return stage
 
     def _show(self, share: tuple[float, float], how_far: str, left: str, text: str) -> None:
         """Show progress.
@@ -115,24 +122,21 @@ class Terminal:
         """
         if self._quiet:
             return
-<<<<<<< HEAD
         with self._lock:
-            if (stage := _STAGE.get()) is None:
-                _STAGE.set(stage := _Stage())
+            stage = self._stage
             if self._bar:
+                done, total = share
                 self._remove_bars()
                 if stage.bar is None:
-                    stage.bar = self._bar.add_task(text, total=total or None, stage=stage.name)
+                    stage.bar = self._bar.add_task(text, total=total or None, stage=stage.name, left=left)
                     self._bars.append(stage)
-                self._bar.update(stage.bar, completed=done, total=total or None, description=text[:60])
+                self._bar.update(stage.bar, completed=done, total=total or None, description=text[:60], left=left)
                 return
             now = time.monotonic()
             if now - stage.written >= LINE_SECONDS:
                 stage.written = now
-                share = f"{100 * done / total:3.0f} %" if total else ""
-                spent = now - stage.started
-                left = f", about {_minutes(spent * (total - done) / done)} left" if done and total else ""
-                self._print(f"{stage.name:>12}  {share} after {_minutes(spent)}{left}: {text}")
+                words = f"{how_far} after {_minutes(stage.spent)}{left and f', {left}'}"
+                self._print(f"{stage.name:>12}  {words}: {text}")
 
     def _remove_bars(self) -> None:
         """Remove the bars of stages that have ended: their thread has another one, or has ended too."""
@@ -141,20 +145,6 @@ class Terminal:
             if self._bar and stage.bar is not None and (ended or not stage.thread.is_alive()):
                 self._bar.remove_task(stage.bar)
                 self._bars.remove(stage)
-=======
-        if self._bar:
-            done, total = share
-            if not self._bar.task_ids:
-                self._bar.add_task(text, total=total or None, stage=self._stage, left=left)
-            task = self._bar.task_ids[0]
-            self._bar.update(task, completed=done, total=total or None, description=text[:60], left=left)
-            return
-        now = time.monotonic()
-        if now - self._last >= LINE_SECONDS:
-            self._last = now
-            words = f"{how_far} after {_minutes(self._spent)}{left and f', {left}'}"
-            self._print(f"{self._stage:>12}  {words}: {text}")
->>>>>>> main
 
     def _print(self, line: str) -> None:
         if self._quiet:
