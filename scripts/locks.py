@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from dca.catalogue import machine, recipes
+from dca.catalogue import compiler_caches, machine, recipes
 from dca.catalogue.recipes import Kernels, Recipe
 from dca.config import readers
 from dca.foundation import archives, data, runner, store
@@ -107,12 +107,22 @@ def reader_locks(cache: store.Store, scratch: Path) -> None:
             solve([inputs], data.reader_lock(reader.name), cache, before=reader.lock_date)
 
 
+def cache_locks(cache: store.Store, scratch: Path) -> None:
+    """The compiler caches that are installed from the package index."""
+    for compiler_cache in compiler_caches.load_all():
+        if compiler_cache.version:
+            inputs = scratch / f"{compiler_cache.name}.in"
+            inputs.write_text(f"{compiler_cache.name}=={compiler_cache.version}\n")
+            solve([inputs], data.cache_lock(compiler_cache.name), cache, before="")
+
+
 def main() -> None:
     """Solve the locks of all recipes, or of the named ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", action="append", help="solve only this recipe; can be repeated")
     parser.add_argument("--source", action="append", default=[], metavar="NAME=PATH", help="local clone of a recipe")
     parser.add_argument("--readers", action="store_true", help="also solve the locks of the readers of config.json")
+    parser.add_argument("--caches", action="store_true", help="also solve the locks of the compiler caches")
     parser.add_argument("--tool", action="store_true", help="also solve dca's own locks, with the newest versions")
     arguments = parser.parse_args()
     sources = dict(text.split("=", 1) for text in arguments.source)
@@ -123,6 +133,8 @@ def main() -> None:
             locks = root / "build/locks"
             solve(["--group", "bootstrap", root / "pyproject.toml"], locks / "tool.txt", cache, before="")
             solve(["--group", "dev", "--group", "docs", "-c", locks / "tool.txt"], locks / "dev.txt", cache, before="")
+        if arguments.caches:
+            cache_locks(cache, Path(folder))
         if arguments.readers:
             reader_locks(cache, Path(folder))
         for path in sorted(data.recipes_folder().glob("*.toml")):
