@@ -127,8 +127,8 @@ def compile_modules(job: Job, run: Run) -> Build:
     if plan.compiled:
         with prepared(job, run) as (jobs, folder):
             names = [module.name for module in plan.compiled]
-            run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
             with compiler_cache.running(job, folder, run) as cache:
+                run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
                 outcome = _build(job, cache, jobs, run, time.time_ns())
             used = cache.use()
             for module in plan.compiled:
