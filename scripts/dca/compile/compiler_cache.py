@@ -82,15 +82,17 @@ class _Unusable(Exception):  # noqa: N818 - a reason, and no error of the build
 
 
 @dataclass(frozen=True)
-class _Counts:
+class Counts:
+    """What a cache has counted, as in `CacheUse`."""
+
     hits: int = 0
     misses: int = 0
     errors: int = 0
 
-    def since(self, before: _Counts) -> _Counts:
+    def since(self, before: Counts) -> Counts:
         """What was counted after `before`; nothing is less than nothing if the counter has ended."""
         pairs = ((self.hits, before.hits), (self.misses, before.misses), (self.errors, before.errors))
-        return _Counts(*(max(0, now - then) for now, then in pairs))
+        return Counts(*(max(0, now - then) for now, then in pairs))
 
 
 class _Tool(Protocol):
@@ -107,7 +109,7 @@ class _Tool(Protocol):
     def alive(self) -> bool:
         """Whether it can still be used."""
 
-    def counts(self) -> _Counts:
+    def counts(self) -> Counts:
         """The hits and misses so far."""
 
     def finish(self) -> None:
@@ -133,7 +135,7 @@ class Session:
         self._tool: _Tool | None = None
         self._off = ""
         self._closed = self._retried = False
-        self._before = self._counts = _Counts()
+        self._before = self._counts = Counts()
         self._switching = threading.Lock()
 
     def begin(self, tool: _Tool) -> None:
@@ -285,18 +287,19 @@ class _Places:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """Every folder."""
-        return (self.root, *self.probes, *provide.names(self.job.cuda, self.job.torch))
+        """Every folder, also without links."""
+        named = (self.root, *self.probes, *provide.names(self.job.cuda, self.job.torch))
+        return tuple(dict.fromkeys([*named, *(folder.resolve() for folder in named)]))
 
 
-_LAUNCH = """\
+LAUNCH = """\
 #!/bin/sh
 # Written by dca for one build: through sccache as long as its server can be reached.
 [ -S {socket} ] || exec "$@"
 [ "$1" != {nvcc} ] || {{ shift; set -- "${{0%/*}}/nvcc" "$@"; }}
 exec {program} "$@"
 """
-_NVCC = """\
+NVCC = """\
 #!/bin/sh
 # sccache runs what nvcc says that it would run, and hashes its arguments. The path of the build folder in them would
 # make them different in each cache folder.
@@ -354,8 +357,8 @@ class _Sccache:
         nvcc = shlex.quote(str(places.job.cuda / "bin/nvcc"))
         program, socket = shlex.quote(str(self._program)), shlex.quote(str(self._socket))
         self.scripts = {
-            "launch": _LAUNCH.format(nvcc=nvcc, program=program, socket=socket),
-            "nvcc": _NVCC.format(nvcc=nvcc),
+            "launch": LAUNCH.format(nvcc=nvcc, program=program, socket=socket),
+            "nvcc": NVCC.format(nvcc=nvcc),
         }
 
     def _wait(self) -> None:
@@ -376,19 +379,19 @@ class _Sccache:
         """Whether its server runs."""
         return self._server.running
 
-    def counts(self) -> _Counts:
+    def counts(self) -> Counts:
         """From the server's statistics; nothing if it has ended."""
         if not self._server.running:
             # Asked now, sccache would start another server.
-            return _Counts()
+            return Counts()
         done = self._ask("--show-stats", "--stats-format=json")
         try:
             stats = json.loads(done.text)["stats"]
             hits, misses = (sum(stats[name]["counts"].values()) for name in ("cache_hits", "cache_misses"))
             errors = ("cache_read_errors", "cache_write_errors", "cache_timeouts")
-            return _Counts(hits, misses, sum(stats[name] for name in errors))
+            return Counts(hits, misses, sum(stats[name] for name in errors))
         except (ValueError, KeyError, TypeError, AttributeError):
-            return _Counts()
+            return Counts()
 
     def finish(self) -> None:
         """Let the server store what it has."""
@@ -431,12 +434,12 @@ class _Ccache:
         """Nothing runs that could end."""
         return True
 
-    def counts(self) -> _Counts:
+    def counts(self) -> Counts:
         """From the log of what each call counted."""
         words = self._log.read_text().split() if self._log.is_file() else []
         hits = sum(word in ("direct_cache_hit", "preprocessed_cache_hit") for word in words)
         errors = sum(word in ("internal_error", "remote_storage_error", "remote_storage_timeout") for word in words)
-        return _Counts(hits, words.count("cache_miss"), errors)
+        return Counts(hits, words.count("cache_miss"), errors)
 
     def finish(self) -> None:
         """Nothing runs."""
