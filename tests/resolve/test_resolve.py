@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dca.catalogue import compiler_caches, toolkits
-from dca.catalogue.compiler_caches import Asked, FoundCache
+from dca.catalogue.compiler_caches import CacheOption, FoundCache
 from dca.catalogue.machine import Compiler, Gpu, Machine, Python
 from dca.catalogue.model_needs import Model
 from dca.catalogue.plan import Cannot, LocalTree, Plan, PlannedToolkit, Reach, Reachability, Reason, Request
@@ -752,7 +752,7 @@ def caches(shared: str = "", ccache: str = "") -> tuple[FoundCache, ...]:
     ],
 )
 def test_the_compiler_cache_is_the_one_asked_for_or_a_shared_one(
-    asked: Asked, found: tuple[FoundCache, ...], chosen: str | None, said: str
+    asked: CacheOption, found: tuple[FoundCache, ...], chosen: str | None, said: str
 ) -> None:
     plan = planned(Request(compiler_cache=asked), world(machine(caches=found)))
     assert (plan.compiler_cache.name if plan.compiler_cache else None) == chosen

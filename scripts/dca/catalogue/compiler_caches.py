@@ -15,7 +15,7 @@ from dca.catalogue.recipes import Name
 from dca.foundation import data, datafile, runner
 from dca.foundation.documents import Value
 
-Asked = Literal["auto", "sccache", "ccache", "off"]
+CacheOption = Literal["auto", "sccache", "ccache", "off"]
 """The values of --compiler-cache; the names in it are those of the data files."""
 Variable = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from dca.catalogue.compiler_caches import Asked
+from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.model_needs import Coverage, Model
 from dca.foundation.documents import Document, Value, digest
 
@@ -41,7 +41,19 @@ class Request(Value):
     toolkit: str | None = None
     model: Model | None = None
     jobs: int | None = None
-    compiler_cache: Asked = "auto"
+    compiler_cache: CacheOption = "auto"
+
+
+class Asked(Document):
+    """The request of a run, kept beside its plan.
+
+    Args:
+        request: of the user.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.request/1"
+
+    request: Request
 
 
 class Reachability(Value):

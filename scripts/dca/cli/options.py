@@ -14,7 +14,7 @@ import click
 from pydantic import BaseModel
 
 from dca.catalogue import model_needs
-from dca.catalogue.compiler_caches import Asked
+from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.plan import Request
 from dca.cli.packing import packed
 from dca.cli.terminal import Terminal
@@ -155,7 +155,7 @@ def request(function: Any) -> Any:
             ),
             click.option(
                 "--compiler-cache",
-                type=click.Choice(get_args(Asked)),
+                type=click.Choice(get_args(CacheOption)),
                 default="auto",
                 show_default=True,
                 help="Compiler cache to use; auto uses one that variables such as SCCACHE_REDIS_ENDPOINT share.",
@@ -197,6 +197,26 @@ def make_request(**values: Any) -> Request:
         "model": model_needs.read(values["model"]) if values["model"] else None,
     }
     return Request(**values | checked)
+
+
+def spelled(asked: Request) -> list[str]:
+    """The options that make a request, as words of a command line; its model has no words, but its groups have.
+
+    Args:
+        asked: the request.
+    """
+    words = []
+    for option in reversed(request(lambda **_: None).__click_params__):
+        value = getattr(asked, option.name, None)
+        if option.name == "model" or value in (None, False, (), {}):
+            continue
+        if value is True:
+            words.append(option.opts[0])
+        elif isinstance(value, dict):
+            words += [word for name, path in value.items() for word in (option.opts[0], f"{name}={path}")]
+        elif value != Request.model_fields[option.name].default:
+            words += [option.opts[0], ",".join(value) if isinstance(value, tuple) else str(value)]
+    return words
 
 
 def check_cuda(line: str | None) -> None:

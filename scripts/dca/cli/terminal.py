@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from dca.foundation.events import Work
+
 LINE_SECONDS = 30.0
 WIDTH = 110
 
@@ -33,14 +35,14 @@ class Terminal:
     def __enter__(self) -> Terminal:
         if self._live:
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             self._bar = Progress(
                 TextColumn("{task.fields[stage]:>12}", style="bold green"),
                 BarColumn(bar_width=30),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}", style="cyan"),
                 TextColumn("{task.description}"),
                 console=Console(stderr=True),
                 transient=True,
@@ -68,20 +70,47 @@ class Terminal:
 
     def progress(self, done: float, total: float, text: str) -> None:
         """Move the bar; without one, write a line if the last is 30 seconds old."""
+        share = f"{100 * done / total:3.0f} %" if total else ""
+        left = _left(self._spent * (total - done) / done) if done and total else ""
+        self._show((done, total), share, left, text)
+
+    def work(self, work: Work) -> None:
+        """Likewise. The bar shows the share of the estimated time; without an estimate, of the commands."""
+        spent = self._spent
+        running = ", ".join(f"{name} ({_minutes(seconds)})" for name, seconds in work.running)
+        share, left = (float(work.finished), float(work.total)), "no estimate"
+        if work.left is not None:
+            share, left = (spent, spent + work.left), _left(work.left)
+        self._show(share, f"{work.finished} of {work.total}", left, running)
+
+    @property
+    def _spent(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self._stage_started
+
+    def _show(self, share: tuple[float, float], how_far: str, left: str, text: str) -> None:
+        """Show progress.
+
+        Args:
+            share: what is done, and the total; 0 if that is unknown.
+            how_far: the same in words.
+            left: time that is left, in words.
+            text: what is done now.
+        """
         if self._quiet:
             return
         if self._bar:
+            done, total = share
             if not self._bar.task_ids:
-                self._bar.add_task(text, total=total or None, stage=self._stage)
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, description=text[:60])
+                self._bar.add_task(text, total=total or None, stage=self._stage, left=left)
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=done, total=total or None, description=text[:60], left=left)
             return
         now = time.monotonic()
         if now - self._last >= LINE_SECONDS:
             self._last = now
-            share = f"{100 * done / total:3.0f} %" if total else ""
-            spent = now - self._stage_started
-            left = f", about {_minutes(spent * (total - done) / done)} left" if done and total else ""
-            self._print(f"{self._stage:>12}  {share} after {_minutes(spent)}{left}: {text}")
+            words = f"{how_far} after {_minutes(self._spent)}{left and f', {left}'}"
+            self._print(f"{self._stage:>12}  {words}: {text}")
 
     def _print(self, line: str) -> None:
         if self._quiet:
@@ -94,6 +123,10 @@ class Terminal:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _left(seconds: float) -> str:
+    return f"about {_minutes(seconds)} left"
 
 
 def wrapped(head: str, text: str) -> list[str]:

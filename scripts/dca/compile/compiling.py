@@ -127,19 +127,21 @@ def compile_modules(job: Job, run: Run) -> Build:
     if plan.compiled:
         with prepared(job, run) as (jobs, folder):
             names = [module.name for module in plan.compiled]
-            with compiler_cache.running(job, folder, run) as cache:
+            with run.times.stage("compile"), compiler_cache.running(job, folder, run) as cache:
                 run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
                 outcome = _build(job, cache, jobs, run, time.time_ns())
             used = cache.use()
-            for module in plan.compiled:
-                if plan.profile == "full":
-                    file = upstream.install(module, folder, run.log)
-                else:
-                    file = lean.module_file(module, folder.path)
-                # Kept outside the build folder, which another run may use while this one still packages.
-                kept = _keep(file, run.cache)
-                built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
-    built += [_built(job, module, job.tree.official / module.path, (), run.log) for module in plan.copied]
+            with run.times.stage("load"):
+                for module in plan.compiled:
+                    if plan.profile == "full":
+                        file = upstream.install(module, folder, run.log)
+                    else:
+                        file = lean.module_file(module, folder.path)
+                    # Kept outside the build folder, which another run may use while this one still packages.
+                    kept = _keep(file, run.cache)
+                    built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
+    with run.times.stage("load"):
+        built += [_built(job, module, job.tree.official / module.path, (), run.log) for module in plan.copied]
     return Build(
         plan_key=plan.key,
         toolkit=plan.toolkit.version if plan.toolkit else "",
@@ -218,7 +220,9 @@ def prepared(job: Job, run: Run) -> Iterator[tuple[int, cmake.BuildFolder]]:
     with locked(shared, f"{shared}-{plan.key[:16]}", run) as folder:
         # Asked after waiting for the lock, when an earlier build in the folder has released its memory.
         job = _as_memory_allows(job, run.reporter)
-        yield job.plan.jobs, prepare(job, folder, run)
+        with run.times.stage("configure"):
+            configured = prepare(job, folder, run)
+        yield job.plan.jobs, configured
 
 
 @contextlib.contextmanager
