@@ -304,6 +304,40 @@ def test_sccache_passes_the_probe_and_leaves_no_server(
     assert programs(f"{tmp_path}/") == []
 
 
+HOLDS = """
+import sys, time
+from pathlib import Path
+from dca.compile import compiler_cache
+from dca.foundation import store
+from tests.compile.test_compiler_cache import a_build
+from tests.support import quiet_run
+root, cache, planned = Path(sys.argv[1]), store.Store(Path(sys.argv[2])), compiler_cache.PlannedCache
+job, folder = a_build(root / "build", root / "cuda/bin/nvcc", planned(name="sccache", version="0.16.0"))
+# Without a kernel there is nothing to probe.
+(folder.ninja / "compile_commands.json").write_text("[]")
+with compiler_cache.running(job, folder, quiet_run(root, cache)) as session:
+    (root / "begun").write_text(session.use().off or "used")
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_or_interrupted_build_leaves_no_server(
+    number: signal.Signals, cache: store.Store, tmp_path: Path
+) -> None:
+    folder = linked(tmp_path / "cache", cache)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}"}
+    run = subprocess.Popen([sys.executable, "-c", HOLDS, tmp_path, folder], env=env, stderr=subprocess.DEVNULL)
+    assert wait_for((tmp_path / "begun").is_file, 60.0)
+    assert (tmp_path / "begun").read_text() == "used"
+    assert len(programs(f"{folder}/env/")) >= 1
+    run.send_signal(number)
+    run.wait()
+    assert wait_for(lambda: not programs(f"{folder}/env/"))
+
+
 class Redis:
     """A real Redis on loopback, which keeps nothing on disk."""
 
@@ -333,6 +367,50 @@ def redis(tmp_path: Path) -> Iterator[Callable[[], Redis]]:
     yield start
     for one in started:
         one.end()
+
+
+@pytest.mark.whole
+@pytest.mark.network
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_waits_for_a_redis_that_is_gone_compiles_within_seconds(
+    number: signal.Signals,
+    redis: Callable[[], Redis],
+    cache: store.Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """sccache alone waits a minute for each part of an object. A stopped Redis accepts connections."""
+    server = redis()
+    monkeypatch.setenv("SCCACHE_REDIS_ENDPOINT", server.url)
+    planned = PlannedCache(name="sccache", version="0.16.0", shared="Redis")
+    job, folder = a_build(tmp_path / "build", tmp_path / "cuda/bin/nvcc", planned)
+    store.write_bytes(folder.ninja / "compile_commands.json", b"[]")
+    run = quiet_run(tmp_path, store.Store(linked(tmp_path / "cache", cache)))
+    with compiler_cache.running(job, folder, run) as session:
+
+        def seconds(name: str) -> float:
+            source, started = tmp_path / f"{name}.cpp", time.monotonic()
+            source.write_text(f"int {name}();")
+            words: list[str | Path] = [
+                folder.path / cmake.LAUNCHER,
+                "g++",
+                "-c",
+                source,
+                "-o",
+                source.with_suffix(".o"),
+            ]
+            done = runner.run(words, env=session.folder.env)
+            assert done.ok, done.text
+            return time.monotonic() - started
+
+        seconds("one")
+        server.process.send_signal(number)
+        assert seconds("two") < 15
+        assert seconds("three") < 2
+        use = session.use()
+    assert use is not None
+    assert use.off.startswith(f"Redis at {server.url} does not answer any more")
+    assert programs(f"{tmp_path}/cache/env/") == []
 
 
 def small(dca: RunDca, folder: Path, url: str, *more: str) -> Made:
