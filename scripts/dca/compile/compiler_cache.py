@@ -256,6 +256,8 @@ def _started(
     known = compiler_caches.find(planned.name)
     variables = runner.passed(known.passed)
     remote = known.remote(variables) if planned.shared else None
+    if remote and run.cache.offline:
+        raise _Unusable(f"--offline forbids to ask {remote.kind}.")
     address = remote.address(variables) if remote else ""
     if remote and (why := silence(address)):
         raise _Unusable(f"{remote.kind} at {secrets.redact(address)} does not answer: {why}.")
@@ -282,8 +284,8 @@ class _Places:
 
     @property
     def probes(self) -> tuple[Path, ...]:
-        """Folders of the probe, which differ in length and depth."""
-        return self.work / "plain", self.work / "first", self.work / "another/second", self.work / "changed"
+        """Folders of the probe, whose paths differ in length; not in depth, because ccache makes paths relative."""
+        return self.work / "plain", self.work / "first", self.work / "another folder", self.work / "changed"
 
     @property
     def all(self) -> tuple[Path, ...]:
