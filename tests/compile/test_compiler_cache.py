@@ -413,11 +413,11 @@ def test_what_waits_for_a_redis_that_is_gone_compiles_within_seconds(
     assert programs(f"{tmp_path}/cache/env/") == []
 
 
-def small(dca: RunDca, folder: Path, url: str, *more: str) -> Made:
-    """The wheel with the group index-only, compiled through the sccache of a Redis."""
+def small(dca: RunDca, folder: Path, *more: str, **variables: str) -> Made:
+    """The wheel with the group index-only, compiled through what the variables configure."""
     done = dca(
         *("wheel", *INDEX_ONLY, "--cache-dir", folder, "--out", folder / "dist", "--json", *more),
-        env={"SCCACHE_REDIS_ENDPOINT": url},
+        env=variables,
         timeout=1800.0,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -432,17 +432,21 @@ def forget(folder: Path) -> None:
 
 @pytest.mark.whole
 @pytest.mark.network
+@pytest.mark.parametrize(
+    ("variable", "storage"), [("SCCACHE_REDIS_ENDPOINT", "Redis"), ("CCACHE_REMOTE_STORAGE", "remote storage")]
+)
 def test_another_cache_folder_finds_in_redis_what_one_has_compiled(
-    dca: RunDca, cache: store.Store, redis: Callable[[], Redis], tmp_path: Path
+    variable: str, storage: str, dca: RunDca, cache: store.Store, redis: Callable[[], Redis], tmp_path: Path
 ) -> None:
+    assert shutil.which("ccache"), "install ccache: apt-get install ccache"
     one, other = (linked(tmp_path / name, cache) for name in ("one", "another cache, longer"))
-    url = redis().url
-    plain = small(dca, one, url, "--compiler-cache", "off")
+    shared = {variable: redis().url}
+    plain = small(dca, one, "--compiler-cache", "off")
     forget(one)
-    cold, warm = small(dca, one, url), small(dca, other, url)
+    cold, warm = small(dca, one, **shared), small(dca, other, **shared)
     assert cold.compiler_cache is not None
     assert warm.compiler_cache is not None
-    assert (cold.compiler_cache.storage, cold.compiler_cache.hits, cold.compiler_cache.off) == ("Redis", 0, "")
+    assert (cold.compiler_cache.storage, cold.compiler_cache.hits, cold.compiler_cache.off) == (storage, 0, "")
     assert (warm.compiler_cache.hits, warm.compiler_cache.misses) == (cold.compiler_cache.misses, 0)
     assert warm.compile_seconds * 5 <= cold.compile_seconds, (warm.compile_seconds, cold.compile_seconds)
     assert plain.sha256 == cold.sha256 == warm.sha256
@@ -460,7 +464,7 @@ def test_redis_killed_or_stopped_in_the_middle_costs_less_than_compiling_twice(
     chance: random.Random,
 ) -> None:
     folder = linked(tmp_path / "cache", cache)
-    cold = small(dca, folder, redis().url)
+    cold = small(dca, folder, SCCACHE_REDIS_ENDPOINT=redis().url)
     for number in range(scale(20)):
         forget(folder)
         server, started = redis(), time.monotonic()
