@@ -178,10 +178,13 @@ class Session:
         """
         silent = 0
         while self._tool is not None and not ended.wait(WATCH_SECONDS):
-            if not self._tool.alive():
+            alive = self._tool.alive()
+            silent = silent + 1 if address and (why := silence(address)) else 0
+            if ended.is_set():
+                return
+            if not alive:
                 self.switch_off("it ended by itself.")
                 return
-            silent = silent + 1 if address and (why := silence(address)) else 0
             if silent == 2:
                 self.switch_off(f"{kind} at {secrets.redact(address)} does not answer any more: {why}.")
                 return
