@@ -546,7 +546,9 @@ class _Probe:
             timeout=COMPILE_SECONDS,
         )
         if not (done.ok and made.is_file()):
-            raise _Unusable(f"a small kernel does not compile {'through it' if through else 'without it'}: {done.text}")
+            raise _Unusable(
+                f"a small kernel does not compile {'through it' if through else 'without it'}: {done.text[-400:]}"
+            )
         return made
 
 
