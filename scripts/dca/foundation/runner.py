@@ -10,13 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dca.foundation import secrets, store
+from dca.foundation import secrets, store, together
 from dca.foundation.errors import DcaError, disk_full
 
 # The variables that a program inherits. Everything else is removed, so that an exported CXX, PYTHONPATH or
@@ -97,6 +99,13 @@ def environment(extra: Mapping[str, str] | None = None, *, network: bool = False
     return env | dict(extra or {})
 
 
+def passed(patterns: Sequence[str]) -> dict[str, str]:
+    """The caller's variables whose names match one of the patterns, for the one program that they are meant for."""
+    return {
+        name: value for name, value in os.environ.items() if value and any(fnmatchcase(name, one) for one in patterns)
+    }
+
+
 def which(program: str) -> Path:
     """A program's path.
 
@@ -146,9 +155,9 @@ def run(
 ) -> Completed:
     """Run a program to its end.
 
-    Whatever ends the wait (its deadline, Ctrl-C, an error in `on_line`, kill -9 of this process) also ends every
-    process that the program started: it runs in its own session below `guardian`, and nothing of that survives. The
-    locks that this process holds stay held until then.
+    Whatever ends the wait (its deadline, Ctrl-C, another task's failure, an error in `on_line`, kill -9 of this
+    process) also ends every process that the program started: it runs in its own session below `guardian`, and nothing
+    of that survives. The locks that this process holds stay held until then.
 
     Args:
         argv: the program and its arguments; never a shell string.
@@ -161,6 +170,7 @@ def run(
     Raises:
         DcaError: DCA-103 when the program does not exist, DCA-101 when it failed because the disk is full.
     """
+    together.check()
     words = tuple(str(word) for word in argv)
     started = time.monotonic()
     tail: deque[str] = deque(maxlen=supervision.keep_lines)
@@ -194,6 +204,82 @@ def run(
     if returncode != 0 and any(sign in line for line in tail for sign in DISK_FULL):
         raise disk_full(f"while {Path(words[0]).name} was running")
     return Completed(words, returncode, tuple(tail), time.monotonic() - started, timed_out)
+
+
+class Beside:
+    """A program that runs beside this one; its methods may be called from any thread.
+
+    Args:
+        program: the running program.
+        log: file that its output is appended to.
+        keep_lines: how many of its last lines are kept.
+    """
+
+    def __init__(self, program: _Program, log: Path | None, keep_lines: int) -> None:
+        self._program = program
+        self._ending = threading.Lock()
+        self._ended = False
+        self._tail: deque[str] = deque(maxlen=keep_lines)
+        self._reader = threading.Thread(target=self._read, args=(log,), daemon=True)
+        self._reader.start()
+
+    def _read(self, log: Path | None) -> None:
+        hide = secrets.hider()
+        output = self._program.process.stdout
+        assert output is not None  # noqa: S101 - it is a pipe
+        # It is closed while this reads when the program does not end by itself.
+        with contextlib.suppress(OSError, ValueError):
+            for line in output:
+                text = hide(line.decode("utf-8", "replace").rstrip("\r\n"))
+                self._tail.append(text)
+                if log is not None:
+                    with log.open("a", encoding="utf-8") as stream:
+                        stream.write(f"{text}\n")
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self._ended and self._program.process.poll() is None
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """Its last lines of output, without credentials."""
+        return tuple(self._tail)
+
+    def end(self) -> None:
+        """Stop it and everything that it started, unless it has ended."""
+        with self._ending:
+            if not self._ended:
+                self._program.end()
+                self._ended = True
+
+
+@contextlib.contextmanager
+def beside(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    supervision: Supervision = Supervision(),
+) -> Iterator[Beside]:
+    """A program that runs beside this one for the time of the block, and ends with it as in `run`.
+
+    Args:
+        argv: the program and its arguments; never a shell string.
+        env: its whole environment; `environment()` when not given.
+        log: file that its output is appended to, without credentials.
+        supervision: how it is stopped; it is not watched.
+
+    Raises:
+        DcaError: DCA-103 when the program does not exist.
+    """
+    words = tuple(str(word) for word in argv)
+    program = _start(words, None, dict(env) if env is not None else environment(), supervision)
+    one = Beside(program, log, supervision.keep_lines)
+    try:
+        yield one
+    finally:
+        one.end()
 
 
 @dataclass
@@ -255,12 +341,12 @@ def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], superv
     grace = supervision.grace
     if not supervision.guarded:
         return _Program(words[0], _open(words[0], words, cwd, env, ()), grace=grace)
-    locks = store.held()
     (below, lifeline), (report, above) = os.pipe(), os.pipe()
-    kept = "" if supervision.sharing else ",".join(map(str, locks))
-    argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(grace), kept, *words)
     try:
-        process = _open(words[0], argv, cwd, env, (below, above, *locks))
+        with store.held() as locks:
+            kept = "" if supervision.sharing else ",".join(map(str, locks))
+            argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(grace), kept, *words)
+            process = _open(words[0], argv, cwd, env, (below, above, *locks))
     except DcaError:
         os.close(lifeline)
         os.close(report)
@@ -300,6 +386,7 @@ def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callabl
     while process.poll() is None:
         if end is not None and time.monotonic() > end:
             return False
+        together.check()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
         if on_tick is not None:
@@ -353,6 +440,7 @@ class _LineReader:
         return self._pending.popleft()
 
     def _read(self) -> None:
+        together.check()
         if self._selector.select(timeout=1.0):
             block = os.read(self._descriptor, 1 << 16)
             *lines, self._rest = (self._rest + block).split(b"\n")
