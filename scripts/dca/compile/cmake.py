@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dca.compile import units, watching
-from dca.compile.estimate import Estimate, Lanes
+from dca.compile.estimate import Estimate, Lanes, typical
 from dca.foundation import data, documents, host_memory, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError, Interrupted
@@ -290,9 +290,10 @@ def _watched(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -
         ninja, targets, {output: (target, source) for target in targets for output, source in _entries(ninja, target)}
     )
     pending = list(_pending(folder, targets)) if outputs.objects else []
-    recorded = {output: earlier[outputs.key(output)] for output in pending if outputs.key(output) in earlier}
-    # This folder's own record is of the same archs, compiler and toolkit.
-    recorded |= {output: _seconds(fields) for output, fields in _logged(ninja).items()}
+    records = {output: [*earlier.get(outputs.key(output), ())] for output in pending}
+    for output, fields in _logged(ninja).items():
+        records.setdefault(output, []).append(_seconds(fields))
+    recorded = {output: typical(seconds) for output, seconds in records.items() if seconds}
     estimate = Estimate(
         # A link without a record takes no time, compared with a compiler.
         order=[output for output in pending if output in outputs.objects or output in recorded],
