@@ -89,6 +89,25 @@ def test_the_first_failure_is_told_as_old_and_new_ninja_say_it(line: str, messag
     assert (failed.value.code, failed.value.what, failed.value.why) == ("DCA-603", message, "x.cu(3): error: no")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "place", ["plain", "a b", "q'uo\"te", "100%", "%{!x:y}", "p|q", "back\\slash", "ü{x}:*;=!", "t\tab", "#h", "a #b"]
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_path_of_any_folder_is_replaced(place: str, relative: bool, tmp_path: Path) -> None:
+    root = tmp_path / place
+    store.write_bytes(root / "src/a.cpp", b"const char *file() { return __FILE__; }\n")
+    store.write_bytes(root / "generated/prefixes.specs", cmake.SPECS)
+    ninja = root / "ninja"
+    store.write_bytes(root / "generated/prefixes.rsp", cmake.prefixes({root / "src": "src"}, ninja))
+    ninja.mkdir()
+    source = "../src/a.cpp" if relative else root / "src/a.cpp"
+    done = runner.run(["g++", "-specs=../generated/prefixes.specs", "-S", "-o", "-", source], cwd=ninja)
+    assert [line for line in done.tail if "a.cpp" in line and ".string" in line] == ['\t.string\t"src/a.cpp"'], (
+        done.text
+    )
+
+
 def test_a_cache_of_another_source_is_made_anew(cmake_python: Path, tmp_path: Path) -> None:
     """As an older version of this tool, or another checkout, may have left it."""
     for name in ("one", "two"):

@@ -27,6 +27,12 @@ from dca.foundation.run import Run
 from dca.foundation.timeline import ObjectTime
 
 CONFIGURE_SECONDS = 600.0
+LAUNCHER = Path("generated/launch")
+"""Starts every compiler. It is part of each command, so with or without a compiler cache ninja compiles the same."""
+SPECS = b"*cc1plus:\n+ @../generated/prefixes.rsp\n\n"
+"""Lets g++ hand a response file on unread: a compiler cache would put its paths into the keys of objects."""
+PLAIN = b'#!/bin/sh\nexec "$@"\n'
+"""The launcher without a compiler cache."""
 
 
 class CompiledObject(Value):
@@ -133,8 +139,12 @@ def configure(
     """
     root, stamp = folder.path, folder.path / "configured"
     named = (data.lean_folder() / "names.cmake").read_bytes()
-    prefixes = _prefixes({root / "src": "src", root / "generated": "generated", **names})
-    store.write_if_changed(root / "generated/prefixes.rsp", prefixes)
+    named_folders = prefixes({root / "src": "src", root / "generated": "generated", **names}, folder.ninja)
+    store.write_if_changed(root / "generated/prefixes.rsp", named_folders)
+    store.write_if_changed(root / "generated/prefixes.specs", SPECS)
+    launcher = root / LAUNCHER
+    if not launcher.is_file():
+        store.write_bytes(launcher, PLAIN, mode=0o755)
     store.write_if_changed(root / "generated/names.cmake", named)
     words = [
         *arguments,
@@ -146,8 +156,10 @@ def configure(
         "Ninja",
         f"-DCMAKE_MAKE_PROGRAM={folder.program('ninja')}",
         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
+        f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}",
+        f"-DCMAKE_CUDA_COMPILER_LAUNCHER={launcher}",
     ]
-    inputs = [[str(word) for word in words], identity, prefixes.decode(), named.decode()]
+    inputs = [[str(word) for word in words], identity, named_folders.decode(), named.decode()]
     digest = documents.digest(inputs).encode()
     if (folder.ninja / "build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == digest:
         return
@@ -175,9 +187,15 @@ def configure(
     store.write_bytes(stamp, digest)
 
 
-def _prefixes(names: Mapping[Path, str]) -> bytes:
-    """Options for the host compiler in a response file, where a path may have any character."""
-    options = [f"-ffile-prefix-map={folder}={name}" for folder, name in names.items()]
+def prefixes(names: Mapping[Path, str], start: Path) -> bytes:
+    """Options of the C++ compiler proper in a response file, where a path may have any character.
+
+    Args:
+        names: of the folders whose paths they replace in what is compiled.
+        start: the folder that compilers run in; ccache makes paths relative to it.
+    """
+    paths = [(place, name) for folder, name in names.items() for place in (folder, os.path.relpath(folder, start))]
+    options = [f"-ffile-prefix-map={place}={name}" for place, name in paths]
     return "".join(re.sub(r"([\\\s'\"])", r"\\\1", option) + "\n" for option in options).encode()
 
 
@@ -516,7 +534,9 @@ def failed_objects(lines: Sequence[str]) -> frozenset[str]:
 
 # A compiler that names a place in a source has not run out of memory.
 _DIAGNOSTIC = re.compile(r"(\(\d+\)|:\d+(:\d+)?): (fatal )?error\b|undefined reference")
-_KILLED = re.compile(r"died due to signal 9\b|Killed signal terminated|terminated with signal 9\b|^Killed$|: Killed\b")
+_KILLED = re.compile(
+    r"died due to signal 9\b|Killed signal terminated|(?:terminated with|killed by) signal 9\b|^Killed$|: Killed\b"
+)
 _EXHAUSTED = re.compile(
     r"virtual memory exhausted|out of memory|std::bad_alloc|[Cc]annot allocate memory|[Mm]emory allocation fail"
 )
