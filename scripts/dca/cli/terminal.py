@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import textwrap
+import threading
 import time
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from dca.foundation.events import Work
 
@@ -17,8 +20,28 @@ LINE_SECONDS = 30.0
 WIDTH = 110
 
 
+@dataclass
+class _Stage:
+    """A stage: when its last line was written, its bar, the thread in which it began, and when."""
+
+    name: str = ""
+    written: float = 0.0
+    bar: TaskID | None = None
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.started
+
+
+# Tasks of a stage belong to it, and run in threads of their own.
+_STAGE: contextvars.ContextVar[_Stage | None] = contextvars.ContextVar("stage", default=None)
+
+
 class Terminal:
-    """A reporter that writes to standard error.
+    """A reporter that writes to standard error. Stages in several threads each have a bar or lines of their own.
 
     Args:
         quiet: whether nothing is written.
@@ -27,10 +50,9 @@ class Terminal:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._live = not quiet and sys.stderr.isatty()
-        self._last = 0.0
-        self._stage_started = time.monotonic()
         self._bar: Progress | None = None
-        self._stage = ""
+        self._bars: list[_Stage] = []
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Terminal:
         if self._live:
@@ -58,11 +80,10 @@ class Terminal:
 
     def stage(self, name: str, detail: str = "") -> None:
         """A stage begins: a permanent line."""
-        self._stage, self._stage_started, self._last = name, time.monotonic(), time.monotonic()
-        self._print(f"{name:>12}  {detail}")
-        if self._bar:
-            for task in self._bar.task_ids:
-                self._bar.remove_task(task)
+        with self._lock:
+            self._print(f"{name:>12}  {detail}")
+            _STAGE.set(_Stage(name, time.monotonic()))
+            self._remove_bars()
 
     def note(self, text: str) -> None:
         """A permanent line."""
@@ -71,12 +92,12 @@ class Terminal:
     def progress(self, done: float, total: float, text: str) -> None:
         """Move the bar; without one, write a line if the last is 30 seconds old."""
         share = f"{100 * done / total:3.0f} %" if total else ""
-        left = _left(self._spent * (total - done) / done) if done and total else ""
+        left = _left(self._stage.spent * (total - done) / done) if done and total else ""
         self._show((done, total), share, left, text)
 
     def work(self, work: Work) -> None:
         """Likewise. The bar shows the share of the estimated time; without an estimate, of the commands."""
-        spent = self._spent
+        spent = self._stage.spent
         running = ", ".join(f"{name} ({_minutes(seconds)})" for name, seconds in work.running)
         share, left = (float(work.finished), float(work.total)), "no estimate"
         if work.left is not None:
@@ -84,9 +105,11 @@ class Terminal:
         self._show(share, f"{work.finished} of {work.total}", left, running)
 
     @property
-    def _spent(self) -> float:
-        """Seconds since the stage began."""
-        return time.monotonic() - self._stage_started
+    def _stage(self) -> _Stage:
+        """The stage of this thread or task."""
+        if (stage := _STAGE.get()) is None:
+            _STAGE.set(stage := _Stage())
+        return stage
 
     def _show(self, share: tuple[float, float], how_far: str, left: str, text: str) -> None:
         """Show progress.
@@ -99,26 +122,38 @@ class Terminal:
         """
         if self._quiet:
             return
-        if self._bar:
-            done, total = share
-            if not self._bar.task_ids:
-                self._bar.add_task(text, total=total or None, stage=self._stage, left=left)
-            task = self._bar.task_ids[0]
-            self._bar.update(task, completed=done, total=total or None, description=text[:60], left=left)
-            return
-        now = time.monotonic()
-        if now - self._last >= LINE_SECONDS:
-            self._last = now
-            words = f"{how_far} after {_minutes(self._spent)}{left and f', {left}'}"
-            self._print(f"{self._stage:>12}  {words}: {text}")
+        with self._lock:
+            stage = self._stage
+            if self._bar:
+                done, total = share
+                self._remove_bars()
+                if stage.bar is None:
+                    stage.bar = self._bar.add_task(text, total=total or None, stage=stage.name, left=left)
+                    self._bars.append(stage)
+                self._bar.update(stage.bar, completed=done, total=total or None, description=text[:60], left=left)
+                return
+            now = time.monotonic()
+            if now - stage.written >= LINE_SECONDS:
+                stage.written = now
+                words = f"{how_far} after {_minutes(stage.spent)}{left and f', {left}'}"
+                self._print(f"{stage.name:>12}  {words}: {text}")
+
+    def _remove_bars(self) -> None:
+        """Remove the bars of stages that have ended: their thread has another one, or has ended too."""
+        for stage in tuple(self._bars):
+            ended = stage.thread is threading.current_thread() and stage is not _STAGE.get()
+            if self._bar and stage.bar is not None and (ended or not stage.thread.is_alive()):
+                self._bar.remove_task(stage.bar)
+                self._bars.remove(stage)
 
     def _print(self, line: str) -> None:
         if self._quiet:
             return
-        if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        with self._lock:
+            if self._bar:
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
 
 def _minutes(seconds: float) -> str:

@@ -14,7 +14,7 @@ from dca.catalogue.plan import Asked, Plan, Request
 from dca.compile import compiling
 from dca.compile.compiler_cache import CacheUse
 from dca.compile.job import Job
-from dca.foundation import data, documents, store, timeline
+from dca.foundation import data, documents, store, timeline, together
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError, from_os_error
 from dca.foundation.events import Reporter
@@ -151,21 +151,38 @@ def _unchanged(record: Path) -> Made | None:
 
 
 def prepare(planned: Planned, run: Run) -> Job:
-    """The stages before compiling: the toolkit, the pinned and patched sources, and the build environment.
+    """The stages before compiling, at the same time: the toolkit, the patched sources, and the build environment.
 
-    The toolkit comes first, so that a machine that cannot compile fails before gigabytes of torch are downloaded.
+    A toolkit that is already here is tried first, so that a machine that cannot compile fails before gigabytes of torch
+    are downloaded.
+
+    Raises:
+        DcaError: of the stage that failed first; the others have ended then.
     """
     plan, recipe = planned.plan, planned.recipe
-    with run.times.stage("toolkit"):
-        toolkit = provide.toolkit(plan, planned.toolkits, run) if plan.toolkit else None
-    with run.times.stage("fetch"):
-        fetched = fetch.fetch(plan, recipe, run)
-    with run.times.stage("patch"):
-        tree = patching.patch(plan, recipe, fetched, run.cache, run.log)
-    with run.times.stage("environment"):
-        python = environments.build_environment(plan, run)
-        torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log)
-    return Job(plan=plan, recipe=recipe, tree=tree, toolkit=toolkit, python=python, torch=torch)
+
+    def toolkit() -> Path | None:
+        with run.times.stage("toolkit"):
+            return provide.toolkit(plan, planned.toolkits, run) if plan.toolkit else None
+
+    def sources() -> fetch.Tree:
+        with run.times.stage("fetch"):
+            fetched = fetch.fetch(plan, recipe, run)
+        with run.times.stage("patch"):
+            return patching.patch(plan, recipe, fetched, run.cache, run.log)
+
+    def environment() -> tuple[Path, environments.TorchFacts]:
+        with run.times.stage("environment"):
+            python = environments.build_environment(plan, run)
+            return python, environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log)
+
+    here = toolkit() if provide.is_here(plan, planned.toolkits, run.cache) else None
+    with together.Tasks() as tasks:
+        tree, built_with = tasks.start(sources), tasks.start(environment)
+        downloaded = None if here else tasks.start(toolkit)
+    python, torch = built_with.result
+    kit = downloaded.result if downloaded else here
+    return Job(plan=plan, recipe=recipe, tree=tree.result, toolkit=kit, python=python, torch=torch)
 
 
 def list_commands(planned: Planned, cache: store.Store, reporter: Reporter) -> compiling.Listing:
