@@ -11,6 +11,7 @@ from typing import ClassVar
 from dca.catalogue import recipes
 from dca.catalogue.plan import Asked, Plan, Request
 from dca.catalogue.recipes import Lean, Loaded
+from dca.compile.compiler_cache import CacheUse
 from dca.compile.compiling import Build
 from dca.foundation import documents, timeline
 from dca.foundation.documents import Document, Value
@@ -68,6 +69,7 @@ class Report(Document):
         command: that builds it again; empty if the request is not known.
         made: the wheel; None if the run did not finish.
         jobs: how many compilers ran in parallel; 0 if unknown.
+        compiler_cache: how a compiler cache was used; None without one.
         timeline: of the run; None if it has none.
         objects: of the wheel, the slowest first; of a run that did not finish, those that it compiled.
         archs: cost of each GPU arch, from samples taken once a second, and of the work for all archs.
@@ -82,6 +84,7 @@ class Report(Document):
     command: str
     made: Made | None
     jobs: int
+    compiler_cache: CacheUse | None = None
     timeline: Timeline | None
     objects: tuple[ObjectCost, ...]
     archs: tuple[Cost, ...]
@@ -159,6 +162,7 @@ def read(folder: Path, spelled: Callable[[Request], Sequence[str]]) -> Report:
         command=shlex.join(["dca", "wheel", *spelled(request)]) if request else "",
         made=made,
         jobs=build.jobs if build else 0,
+        compiler_cache=build.compiler_cache if build else None,
         timeline=times,
         objects=_objects(build, compiled),
         archs=_by_arch(compiled),
