@@ -157,13 +157,34 @@ class PlannedSource(Value):
     pin: str
 
 
+class KeptKernels(Value):
+    """The attention kernels that a copied module keeps; it keeps those of an unknown kind too.
+
+    Args:
+        head_dims: their head dimensions.
+        dtypes: their data types, as torch names them.
+    """
+
+    head_dims: tuple[int, ...]
+    dtypes: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The kernels in words."""
+        dimensions = ", ".join(map(str, self.head_dims))
+        return f"head dimension{'s' * (len(self.head_dims) > 1)} {dimensions}, {', '.join(self.dtypes)}"
+
+
 class PlannedModule(Value):
     """An extension module of the wheel.
 
     Args:
-        sass: the archs of its cubins; exact for a compiled module, unless `at_least`.
+        sass: the archs of its cubins; exact for a module that is compiled or keeps part of its kernels, unless
+            `at_least`.
         reached: how each planned arch runs it.
-        sha256: of a copied module; empty for a compiled one.
+        sha256: of a copied module in the official wheel; empty for a compiled one.
+        keeps: kernels of a copied module that go into the wheel, as cubins of the planned archs; None for all of them,
+            as they are.
         ops: the ops that it registers, with the digest of each schema if the official wheel's is known.
         official: sha256 of the official wheel's module at this path, which a compiled one must not have.
         at_least: whether it may have code for more archs, because upstream's CMake chooses them per source.
@@ -184,6 +205,7 @@ class PlannedModule(Value):
     reached: dict[str, str]
     reason: str
     sha256: str = ""
+    keeps: KeptKernels | None = None
     ops: dict[str, str] = {}
     official: str = ""
     at_least: bool = False
@@ -227,6 +249,7 @@ class Plan(Document):
         python_path: its path.
         jobs: how many compilers run at once.
         jobs_asked: whether that number was requested.
+        prebuilt_whole: whether it was requested that copied modules keep all of their kernels.
         sources: source trees of the build.
         modules: the wheel's extension modules.
         serves: models that the wheel can serve.
@@ -268,6 +291,7 @@ class Plan(Document):
     heavy_jobs: int = 1
     """How many of them may compile a heavy source."""
     jobs_asked: bool = False
+    prebuilt_whole: bool = False
     sources: tuple[PlannedSource, ...]
     modules: tuple[PlannedModule, ...]
     serves: Coverage

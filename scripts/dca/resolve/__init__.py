@@ -81,7 +81,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     if draft.reasons:
         return draft.reasons
     jobs = _jobs(candidate, modules, draft)
-    version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft))
+    version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft), modules)
     draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
     python = world.machine.python
     assert python is not None  # noqa: S101 - check_python adds a reason otherwise
@@ -107,6 +107,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         jobs=jobs.count,
         heavy_jobs=jobs.heavy,
         jobs_asked=request.jobs is not None,
+        prebuilt_whole=request.prebuilt_whole,
         sources=tuple(sources.planned.values()),
         modules=tuple(modules),
         serves=serves,
@@ -286,12 +287,13 @@ def _followed(candidate: Candidate, sources: Sources, draft: Draft) -> list[str]
     return moved
 
 
-def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str]) -> str:
+def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str], modules: list[PlannedModule]) -> str:
     """The wheel's version.
 
     Args:
         cuda: line that compiles.
         followed: commits that the recipe does not pin.
+        modules: of the wheel.
     """
     request, recipe = candidate.request, candidate.recipe
     local = [f"dca{candidate.loaded.series_revision}", "cu" + cuda.replace(".", "")]
@@ -302,6 +304,7 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         # A wheel with more or less than the profile must not have the profile's version.
         local += [_plain(name) for name in target.groups if name not in recipe.lean.groups]
         local += ["pre" + _plain(name) for name in request.prebuilt]
+        local += ["whole"] if request.prebuilt_whole and any(module.origin == "copied" for module in modules) else []
         local += ["sm" + arch.replace(".", "") for arch in target.archs]
         local += ["ptx" + arch.replace(".", "") for arch in target.ptx]
     # Nor may one from other sources than the recipe's.
