@@ -249,7 +249,8 @@ class Plan(Document):
         python_path: its path.
         jobs: how many compilers run at once.
         jobs_asked: whether that number was requested.
-        prebuilt_whole: whether it was requested that copied modules keep all of their kernels.
+        prebuilt: modules and companions that were requested to be copied, or "all".
+        prebuilt_whole: whether copied modules were requested to keep all of their kernels.
         sources: source trees of the build.
         modules: the wheel's extension modules.
         serves: models that the wheel can serve.
@@ -291,6 +292,7 @@ class Plan(Document):
     heavy_jobs: int = 1
     """How many of them may compile a heavy source."""
     jobs_asked: bool = False
+    prebuilt: tuple[str, ...] = ()
     prebuilt_whole: bool = False
     sources: tuple[PlannedSource, ...]
     modules: tuple[PlannedModule, ...]
@@ -310,8 +312,8 @@ class Plan(Document):
     def key(self) -> str:
         """Identity of what is built: two plans with the same key give the same wheel.
 
-        It leaves out explanations, paths of this machine, where a pinned source comes from, the CUDA line that was only
-        requested, and how many jobs run at once.
+        It leaves out explanations, paths of this machine, where a pinned source comes from, how many jobs run at once,
+        and what was only requested: the CUDA line and the copies.
         """
         telling = {
             "choices",
@@ -324,6 +326,8 @@ class Plan(Document):
             "jobs",
             "heavy_jobs",
             "jobs_asked",
+            "prebuilt",
+            "prebuilt_whole",
         }
         machine = {
             "python_path": True,

@@ -43,17 +43,14 @@ def _recorded(inspection: Inspection, plan: Plan) -> list[str]:
 
 
 def _code(module: InspectedModule, planned: PlannedModule, record: Recorded | None) -> list[str]:
-    """Whether a module's code comes from where the plan takes it, for the planned archs."""
+    """Whether a module comes from where the plan takes it, and has code for the planned archs."""
+    made = record.rewritten.get(planned.path) if record else None
     if planned.origin == "compiled":
-        copy = (
-            [f"{planned.path} was planned to be compiled from source, but is copied from the official wheel."]
-            if planned.official and module.sha256 == planned.official
-            else []
-        )
-        return copy + _archs(module, planned)
+        copies = {module.sha256, made.official if made else ""}
+        text = f"{planned.path} was planned to be compiled from source, but is copied from the official wheel."
+        return ([text] if planned.official in copies - {""} else []) + _archs(module, planned)
     if module.sha256 == planned.sha256:
         return []
-    made = record.rewritten.get(planned.path) if record else None
     if planned.keeps is None or made is None or (made.official, made.keeps) != (planned.sha256, planned.keeps):
         return [f"{planned.path} is not the official wheel's: sha256 {module.sha256}."]
     return _archs(module, planned)

@@ -107,6 +107,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         jobs=jobs.count,
         heavy_jobs=jobs.heavy,
         jobs_asked=request.jobs is not None,
+        prebuilt=request.prebuilt,
         prebuilt_whole=request.prebuilt_whole,
         sources=tuple(sources.planned.values()),
         modules=tuple(modules),

@@ -69,7 +69,7 @@ def statement(wheel: str, sha256: str, job: Job, build: Build, invocation: Invoc
                     "groups": _asked_groups(plan, recipe),
                     "archs": [f"{arch}+PTX" if arch in plan.ptx else arch for arch in plan.archs],
                     "cuda": plan.cuda_asked or plan.cuda,
-                    "prebuilt": [module.name for module in plan.copied],
+                    "prebuilt": list(plan.prebuilt),
                     "prebuiltWhole": plan.prebuilt_whole,
                 },
                 "internalParameters": {
