@@ -50,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = zlib.crc32(_commit().encode())
 
 
+# Before the hook of xdist's worker, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs a machine that this one is not, and say what goes to one worker."""
     _mark(items)
@@ -80,18 +82,24 @@ def _mark(items: list[pytest.Item]) -> None:
 
 
 # Fixtures that take a minute: their tests go to one worker, and begin first.
-COSTLY = ("small_cache", "run_python")
+COSTLY = ("small_cache", "run_python", "server_packages")
+LONG = frozenset({"wheel", "network", "slow"})
 
 
 def _group(items: list[pytest.Item]) -> None:
-    """Tests of a costly fixture, and else those of a file, stay together; costly groups come first."""
+    """Tests of a costly fixture, and else those of a file, stay together; quick groups come last, to fill the gaps."""
     groups: dict[str, list[pytest.Item]] = {name: [] for name in COSTLY}
     for item in items:
         wanted = getattr(item, "fixturenames", ())
         name = next((name for name in COSTLY if name in wanted), item.nodeid.partition("::")[0])
         groups.setdefault(name, []).append(item)
         item.add_marker(pytest.mark.xdist_group(name))
-    items[:] = [item for group in groups.values() for item in group]
+    quick = {name for name, group in groups.items() if not any(_is_long(item) for item in group)}
+    items[:] = [item for name in sorted(groups, key=quick.__contains__) for item in groups[name]]
+
+
+def _is_long(item: pytest.Item) -> bool:
+    return any(mark.name in LONG for mark in item.iter_markers())
 
 
 @pytest.fixture(scope="session")

@@ -127,3 +127,22 @@ def test_the_hooks_name_each_file_with_a_planted_mistake(project: Path) -> None:
     )
     assert done.returncode == 1
     assert [file for file in MISTAKES if Path(file).name not in done.stdout] == []
+
+
+@pytest.mark.slow
+def test_tests_of_one_file_stay_on_one_worker() -> None:
+    """Else each worker makes the costly fixtures again; what keeps them together has broken without a word before."""
+    target = re.search(r"^unit:.*\n.* -m (pytest .*) -m", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert target
+    files = ["tests/catalogue/test_archs.py", "tests/foundation/test_suggestion.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", *target[1].split(), "-v", "-p", "no:cacheprovider", *files],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    workers = re.findall(r"^\[(gw\d)\].* (\S+)::.*@(\S+)", done.stdout, re.MULTILINE)
+    assert {file for _, file, group in workers if file == group} == set(files)
+    assert len({(worker, file) for worker, file, _ in workers}) == 2

@@ -26,7 +26,7 @@ from dca.sources import index
 from tests.support import ROOT, RunDca, install
 
 WORKER = ROOT / "tests/workers/record_ops.py"
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,6 @@ def test_schemas_are_the_official_wheels(made: Made, bench: Bench, build_python:
     assert set(own.schemas) - official == set()
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("name", ["vllm-0.10.1.1", "vllm-0.9.2"])
 def test_the_lists_of_earlier_releases_are_those_derived(
     name: str, all_recipes: tuple[Loaded, ...], dca: RunDca, cache: store.Store, tmp_path: Path

@@ -72,6 +72,13 @@ def test_bash_and_shellcheck_accept_every_step_and_no_step_holds_an_expression(p
 
 
 @each_workflow
+def test_every_action_is_pinned_to_a_commit(path: Path) -> None:
+    """Whoever owns a tag can move it; Dependabot updates a commit with the version in the comment behind it."""
+    for action in re.findall(r"uses: (.+)", path.read_text()):
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", action)
+
+
+@each_workflow
 def test_every_option_that_a_step_gives_to_dca_and_uv_exists(path: Path) -> None:
     for program, words in re.findall(r"\.venv/bin/(dca|uv) ([^|&;)\n]*)", "\n".join(scripts(path))):
         commands = re.match(r"(?:[a-z]+ )*", words)

@@ -221,6 +221,7 @@ def test_a_compile_goes_on_whenever_it_is_killed(
         assert not (ninja / ".building").exists()
 
 
+@pytest.mark.whole
 def test_a_lean_compile_goes_on_whenever_it_is_killed(
     dca: RunDca, small_cache: Path, tmp_path: Path, chance: random.Random, scale: Callable[[int], int]
 ) -> None:

@@ -17,7 +17,7 @@ from dca.compile import ops
 from dca.compile.compiling import Build
 from dca.foundation import documents, store
 from dca.pipeline.wheel import Made
-from tests.support import ROOT, RunDca
+from tests.support import ROOT, RunDca, make_small
 
 WORKER = ROOT / "tests/workers/import_everything.py"
 pytestmark = pytest.mark.slow
@@ -141,9 +141,10 @@ def test_vllm_is_imported_without_any_simulation(run_python: Path, tmp_path: Pat
     assert "+dca" in done.stdout
 
 
-def test_a_run_whose_inspection_was_lost_is_made_again(dca: RunDca, made: Made) -> None:
+def test_a_run_whose_inspection_was_lost_is_made_again(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:
+    made = make_small(dca, small_cache, tmp_path)
     (Path(made.run) / "inspection.json").unlink()
-    again = Made.model_validate(json.loads(dca("wheel", "--json").stdout))
+    again = make_small(dca, small_cache, tmp_path)
     assert not again.unchanged
     assert again.sha256 == made.sha256
     assert again.objects_compiled_now == 0

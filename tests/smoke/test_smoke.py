@@ -116,7 +116,7 @@ def test_a_fault_is_found_and_its_case_can_be_repeated(dca: RunDca, wheel: Path,
     assert report_from(again.stdout).cases[0].detail == failed.detail
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_several_overlays_are_tried_each_by_itself(dca: RunDca, wheel: Path, overlay: Path, tmp_path: Path) -> None:
     same = tmp_path / "same"
     with zipfile.ZipFile(wheel) as archive:
@@ -138,7 +138,7 @@ def test_several_overlays_are_tried_each_by_itself(dca: RunDca, wheel: Path, ove
     assert f"decode/dense/two-chunks with {overlay}: " in dca(*words).stderr
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_conversion_that_is_another_is_found(dca: RunDca, wheel: Path, made: Made, tmp_path: Path) -> None:
     tree = documents.read(fetch.Tree, Path(made.run) / "source.json")
     text = (tree.path("source") / KERNEL).read_text()
@@ -163,7 +163,7 @@ def test_a_source_that_does_not_compile_ends_with_what_to_do(dca: RunDca, wheel:
     assert "--level static" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_backend_that_does_not_load_fails_as_a_case(dca: RunDca, wheel: Path, tmp_path: Path) -> None:
     file = tmp_path / BACKEND
     file.parent.mkdir(parents=True)

@@ -504,7 +504,7 @@ def repacked(toolkit: Path) -> dict[str, bytes]:
     return {name: body.getvalue() for name, body in bodies.items()}
 
 
-@pytest.mark.network
+@pytest.mark.whole
 def test_a_real_nvcc_packed_as_nvidia_does_is_brought_and_compiles(
     place: Place, cache: store.Store, fresh: store.Store
 ) -> None:
