@@ -14,11 +14,13 @@ from dca.binaries import fatbin, rewriting
 from dca.binaries.fatbin import CUBIN, PTX
 from dca.catalogue.plan import KeptKernels, Plan, PlannedModule
 from dca.catalogue.recipes import Loaded
-from dca.compile import copied
+from dca.compile import copied, ops
+from dca.compile.compiling import Build
 from dca.compile.copied import Rewritten
 from dca.compile.job import Job
-from dca.foundation import runner, store
+from dca.foundation import documents, runner, store
 from dca.foundation.run import Run
+from dca.pipeline.wheel import Made
 from dca.sources.fetch import Tree
 from dca.toolchain import device_tools
 from dca.toolchain.device_tools import Tool
@@ -239,3 +241,35 @@ def test_code_for_other_archs_than_planned_keeps_the_module(job: Job, tmp_path: 
     file, how, note = copied.rewritten(job, module, quiet_run(tmp_path))
     assert (file, how) == (official(job), None)
     assert "cubins for 8.0, 9.0" in note
+
+
+@pytest.mark.whole
+def test_the_official_module_keeps_the_promised_kernels_with_their_code_and_loads_as_before(
+    made: Made, plan: Plan, toolkit: Path, build_python: Path, tmp_path: Path
+) -> None:
+    run = Path(made.run)
+    build, tree = documents.read(Build, run / "build.json"), documents.read(Tree, run / "source.json")
+    (module,) = [module for module in build.modules if module.rewritten]
+    (planned_module,) = [planned for planned in plan.modules if planned.path == module.path]
+    official, file = tree.official / module.path, Path(module.file)
+    before, after = (rewriting.read(path.read_bytes()) for path in (official, file))
+    kept = 0
+    for slots in zip(before.slots, after.slots, strict=True):
+        own, new = (
+            {(code.kind, code.arch): code for code in fatbin.codes(module_.container(slot))}
+            for module_, slot in zip((before, after), slots, strict=True)
+        )
+        assert set(new) == {(CUBIN, arch) for arch in plan.archs}
+        if any(code.kernels for code in new.values()):
+            kept += 1
+            assert new[CUBIN, "8.0"] == own[CUBIN, "8.0"]
+            assert new[CUBIN, "9.0"].kernels == own[PTX, "8.0"].kernels
+    assert module.rewritten is not None
+    assert kept == module.rewritten.kept
+    words: list[str | Path] = [toolkit / "bin/cuobjdump", "-lelf", file]
+    listed = subprocess.run(words, text=True, capture_output=True, check=True).stdout.split()
+    for arch, count in fatbin.read(file).sass.items():
+        assert sum(name.endswith(f"sm_{arch.replace('.', '')}.cubin") for name in listed) == count
+    schemas = [ops.schemas(path, build_python, plan.host_compiler) for path in (official, file)]
+    assert schemas[0] == schemas[1]
+    assert set(planned_module.ops) <= {ops.op_name(schema) for schema in schemas[0]}
