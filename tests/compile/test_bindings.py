@@ -305,6 +305,13 @@ SPEC = Stubs(
     head_dims=(32, 64, 256),
 )
 MODULE = Module(path="pkg/flash/_fa_C.abi3.so", stubs=SPEC)
+ADDING: dict[int | str, str] = {
+    32: "--profile full",
+    64: "--with fa-64",
+    256: "--profile full",
+    "bfloat16": "--with fa-64",
+    "float16": "--with fp16",
+}
 GROUPS = {
     "fa-64": Group(module="_fa_C", why="x", head_dims=(64,), dtypes=("bfloat16",)),
     "fp16": Group(module="_fa_C", why="x", dtypes=("float16",)),
@@ -313,7 +320,8 @@ GROUPS = {
 
 def stubs(*chosen: str, spec: Stubs = SPEC) -> dict[str, str]:
     """The text of each stub, by the instantiation that it stands for."""
-    lines = [line for line in bindings.stubs(MODULE, spec, GROUPS, chosen).splitlines() if "template <>" in line]
+    text = bindings.stubs(MODULE, spec, [GROUPS[name] for name in chosen], ADDING)
+    lines = [line for line in text.splitlines() if "template <>" in line]
     by_name = {line.split("void ")[1].split("(")[0]: line for line in lines}
     assert len(by_name) == len(lines)
     return by_name
@@ -352,6 +360,8 @@ def test_a_kernel_of_a_chosen_head_dimension_and_data_type_has_no_stub() -> None
         ),
         ([], "run_<bf16_t, 64, true>", "head dimension 64 in bfloat16 is not in"),
         ([], "run_<half_t, 64, true>", "build with --with fa-64 --with fp16"),
+        # A build of everything takes no groups.
+        ([], "run_<half_t, 256, true>", 'build with --profile full")'),
         (["fa-64"], "run_<bf16_t, 256, true>", "head dimension 256 is not in"),
         (["fa-64"], "run_<bf16_t, 256, true>", "build with --profile full"),
         (["fa-64"], "run_<half_t, 256, true>", "head dimension 256 in float16 is not in"),
@@ -368,7 +378,7 @@ def test_a_stub_has_the_parameters_of_its_function() -> None:
 
 
 def test_stubs_stand_in_the_namespace_behind_their_headers() -> None:
-    lines = bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines()
+    lines = bindings.stubs(MODULE, SPEC, (), ADDING).splitlines()
     assert [line for line in lines if line.startswith("#include")][1:] == ['#include "flash.h"', '#include "types.h"']
     assert lines.index("namespace FLASH {") < min(at for at, line in enumerate(lines) if "template" in line)
     assert "\n".join(lines).count("{") == "\n".join(lines).count("}")
@@ -376,5 +386,5 @@ def test_stubs_stand_in_the_namespace_behind_their_headers() -> None:
 
 def test_stubs_of_a_source_without_a_namespace_stand_at_the_top() -> None:
     bare = SPEC.model_copy(update={"namespace": ""})
-    assert "namespace" not in bindings.stubs(MODULE, bare, GROUPS, ())
+    assert "namespace" not in bindings.stubs(MODULE, bare, (), ADDING)
     assert stubs(spec=bare) == stubs()

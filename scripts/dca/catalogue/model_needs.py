@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,37 @@ class Coverage(Value):
     experts: bool = False
     quantizations: tuple[str, ...] = ()
     everything: bool = False
+
+
+class LeftOut(Value):
+    """Attention kernels that upstream has and a wheel does not, each with the options of a build that adds them.
+
+    Args:
+        command: that builds the wheel again, without paths of the machine that built it.
+        head_dims: the options by head dimension.
+        dtypes: the options by data type, as torch names it.
+    """
+
+    command: str = ""
+    head_dims: dict[int, str] = {}
+    dtypes: dict[str, str] = {}
+
+    def build(self, model: Model) -> str:
+        """The command that builds the wheel with the kernels that a model needs; empty if none of them was left out."""
+        options = together([self.head_dims.get(model.head_dim, ""), self.dtypes.get(model.dtype, "")])
+        return f"{self.command} {options}" if options else ""
+
+
+def together(options: Iterable[str]) -> str:
+    """The options of one build that has what each of some options adds: a build of everything needs no group besides.
+
+    >>> together(["--with hdim64", "", "--with fp16"])
+    '--with fp16 --with hdim64'
+    >>> together(["--with fp16", "--profile full"])
+    '--profile full'
+    """
+    given = sorted(set(options) - {""})
+    return next((option for option in given if not option.startswith("--with")), " ".join(given))
 
 
 def read(path: Path) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from dca.catalogue.model_needs import Coverage, Model
+from dca.catalogue.model_needs import Coverage, LeftOut, Model
 from dca.foundation.documents import Document, Value, digest
 
 Origin = Literal["compiled", "copied"]
@@ -254,6 +254,7 @@ class Plan(Document):
         sources: source trees of the build.
         modules: the wheel's extension modules.
         serves: models that the wheel can serve.
+        left_out: attention kernels that it does not have.
         series_revision: revision of the patch series.
         series_digest: SHA-256 of the patch series.
         lock_digest: SHA-256 of the lock that the wheel runs with.
@@ -297,6 +298,7 @@ class Plan(Document):
     sources: tuple[PlannedSource, ...]
     modules: tuple[PlannedModule, ...]
     serves: Coverage
+    left_out: LeftOut = LeftOut()
     series_revision: int
     series_digest: str
     lock_digest: str

@@ -31,6 +31,7 @@ ArchOrPtx = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?(\+PT
 CudaLine = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 CMakeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EntryPoint = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 SchemaDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -133,6 +134,8 @@ class CopiedFolder(Value):
 
     from_: RelativePath = Field(alias="from")
     to: RelativePath
+    guard: EntryPoint = ""
+    """A function of an added file, as module:name, that the package calls with its own name when it is imported."""
 
 
 class Companion(Value):
@@ -423,6 +426,24 @@ class Recipe(Value):
     def computing(self, model: Model) -> Model:
         """A model with the data type that the engine computes it in if told nothing."""
         return model.model_copy(update={"dtype": self.auto_dtypes.get(model.dtype, model.dtype)})
+
+    def adding(self, module: str, *, copied: bool = False) -> dict[int | str, str]:
+        """The options of a build that has each head dimension and each data type of a module's attention kernels.
+
+        Args:
+            module: name of the module.
+            copied: whether it is copied from the official wheel.
+        """
+        stubs = self.modules[module].stubs
+        if stubs is None:
+            return {}
+        whole = "--profile full" if self.full else "--prebuilt all"
+        known: list[int | str] = [*stubs.head_dims, *stubs.dtypes]
+        options = dict.fromkeys(known, "--prebuilt-whole" if copied else whole)
+        for name, group in self.groups.items():
+            own: list[int | str] = [*group.head_dims, *group.dtypes]
+            options |= dict.fromkeys(own, f"--with {name}") if group.module == module else {}
+        return options
 
     @property
     def profiles(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from dca.cli.packing import packed
 from dca.cli.terminal import wrapped
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
-from dca.inspection import InspectedModule, Inspection, missing
+from dca.inspection import InspectedModule, Inspection, Recorded, missing
 from dca.toolchain import environments
 
 FAMILIES = 6
@@ -140,6 +140,7 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         lines.append(
             f"  made by dca   {record.recipe}, {record.profile}: {', '.join(record.groups)}; plan {record.plan}"
         )
+        lines += wrapped("  attention     ", _attention(record))
     for module in inspected.modules:
         lines += ["", f"  {module.path}  {_size(module.bytes)}, {_size(module.stored)} in the wheel"]
         if record and (made := record.rewritten.get(module.path)):
@@ -150,6 +151,17 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         for title, text in _module(module, verbose=verbose):
             lines += wrapped(f"      {title:<8}", text)
     return "\n".join(lines)
+
+
+def _attention(record: Recorded) -> str:
+    """The head dimensions and data types of the attention kernels, and the options of a build that adds others."""
+    serves, left_out = record.serves, record.left_out
+    sizes, dtypes = ", ".join(map(str, serves.head_dims)), ", ".join(serves.dtypes)
+    by_option: dict[str, list[str]] = {}
+    for value, option in (*sorted(left_out.head_dims.items()), *left_out.dtypes.items()):
+        by_option.setdefault(option, []).append(str(value))
+    others = [f"{option} adds {', '.join(values)}" for option, values in by_option.items()]
+    return "; ".join([f"head dimension {sizes or 'any'} in {dtypes or 'any data type'}", *others])
 
 
 def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, str]]:

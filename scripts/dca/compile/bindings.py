@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from dca.catalogue.model_needs import together
 from dca.catalogue.recipes import Group, Module, Stubs
 from dca.compile import cpp
 from dca.foundation.errors import DcaError
@@ -189,28 +190,29 @@ def _resolve_conditionals(text: str, undefined: Collection[str]) -> str:
     return "\n".join(lines)
 
 
-def stubs(described: Module, spec: Stubs, groups: Mapping[str, Group], chosen: Collection[str]) -> str:
+def stubs(described: Module, spec: Stubs, chosen: Iterable[Group], adding: Mapping[int | str, str]) -> str:
     """Definitions of the template instantiations that are left out; each raises an error that says what is missing.
 
     Args:
         described: the module.
         spec: every instantiation that its sources refer to.
-        groups: all groups of the module.
-        chosen: the names of those that are compiled.
+        chosen: the groups whose instantiations are compiled.
+        adding: the options of a build that has each head dimension and data type.
     """
-    compiled = set[int | str]()
-    for name in chosen:
-        compiled.update(groups[name].head_dims, groups[name].dtypes)
+    compiled: set[int | str] = set()
+    for group in chosen:
+        compiled.update(group.head_dims, group.dtypes)
     file = described.path.rsplit("/", 1)[-1]
     definitions = []
     for functions in spec.functions:
         dimensions = functions.head_dims or spec.head_dims
         for name, (dtype, of), dimension in itertools.product(functions.names, spec.dtypes.items(), dimensions):
-            lacking = {value for value in (dimension, dtype) if value not in compiled}
+            lacking: list[int | str] = [value for value in (dimension, dtype) if value not in compiled]
             if not lacking:
                 continue
-            text = f"{_missing(dimension, dtype, lacking)} is not in this lean build of {file}; "
-            text += f"build with {_way(groups, lacking)}"
+            missing = " in ".join(f"head dimension {value}" if value == dimension else dtype for value in lacking)
+            options = together(adding[value] for value in lacking)
+            text = f"{missing} is not in this lean build of {file}; build with {options}"
             definitions += [
                 f"template <> void {name}<{of.type}, {dimension}, {causal}>({functions.parameters}) "
                 f'{{ TORCH_CHECK(false, "{text}"); }}'
@@ -221,19 +223,3 @@ def stubs(described: Module, spec: Stubs, groups: Mapping[str, Group], chosen: C
     if spec.namespace:
         definitions = [f"namespace {spec.namespace} {{", *definitions, "}"]
     return "\n".join([head, *includes, *definitions, ""])
-
-
-def _missing(dimension: int, dtype: str, lacking: Collection[int | str]) -> str:
-    if dimension not in lacking:
-        return dtype
-    return f"head dimension {dimension}" + (f" in {dtype}" if dtype in lacking else "")
-
-
-def _way(groups: Mapping[str, Group], lacking: Collection[int | str]) -> str:
-    """The options of a build that has head dimensions and data types."""
-    having: dict[int | str, str] = {}
-    for name, group in groups.items():
-        having |= dict.fromkeys(group.head_dims, name) | dict.fromkeys(group.dtypes, name)
-    if any(value not in having for value in lacking):
-        return "--profile full"
-    return " ".join(sorted(f"--with {having[value]}" for value in lacking))

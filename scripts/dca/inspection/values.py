@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from dca.catalogue.model_needs import Coverage
+from dca.catalogue.model_needs import Coverage, LeftOut
 from dca.compile.copied import Rewritten
 from dca.foundation.documents import Document, Value
 
@@ -110,6 +110,7 @@ class Recorded(Value):
         cuda: cUDA line of the toolkit.
         torch: version of torch that it was built against.
         serves: models that it can serve.
+        left_out: attention kernels that it does not have.
     """
 
     recipe: str
@@ -122,6 +123,7 @@ class Recorded(Value):
     serves: Coverage
     origins: dict[str, str]
     hashes: dict[str, str]
+    left_out: LeftOut = LeftOut()
     sources: dict[str, str] = {}
     rewritten: dict[str, Rewritten] = {}
 

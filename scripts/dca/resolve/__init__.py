@@ -13,7 +13,7 @@ from dca.catalogue.recipes import KERNELS, Loaded, Recipe
 from dca.catalogue.toolkits import FIRST_DRIVER, CudaVersion
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
-from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_served
+from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_left_out, what_is_served
 from dca.resolve.jobs import Jobs, choose_jobs, heaviest
 from dca.resolve.modules import choose_modules
 from dca.resolve.sources import choose_sources
@@ -112,6 +112,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         sources=tuple(sources.planned.values()),
         modules=tuple(modules),
         serves=serves,
+        left_out=what_is_left_out(recipe, modules, serves, _command(candidate, target, compiler.line)),
         series_revision=candidate.loaded.series_revision,
         series_digest=candidate.loaded.series_digest,
         lock_digest=candidate.loaded.lock_digest,
@@ -313,6 +314,26 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
     if candidate.world.dirty:
         local.append("dirty")
     return f"{recipe.base_version}+{'.'.join(local)}"
+
+
+def _command(candidate: Candidate, target: Target, cuda: str) -> str:
+    """The command that builds the wheel, without paths of this machine.
+
+    Args:
+        cuda: line that compiles.
+    """
+    recipe, profile = candidate.recipe, candidate.request.profile
+    archs = ",".join(f"{arch}+PTX" if arch in target.ptx else arch for arch in target.archs)
+    added = [name for name in target.groups if name not in recipe.lean.groups]
+    options = {
+        "--recipe": recipe.name,
+        "--profile": "" if profile == "lean" else profile,
+        "--cuda": cuda,
+        "--arch": archs,
+        "--with": ",".join(added),
+        "--prebuilt": ",".join(candidate.request.prebuilt),
+    }
+    return " ".join(["dca wheel", *(f"{option} {value}" for option, value in options.items() if value)])
 
 
 def _plain(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dca.catalogue.model_needs import Coverage, Model, lacks
+from dca.catalogue.model_needs import Coverage, LeftOut, Model, lacks
 from dca.catalogue.plan import KeptKernels, PlannedModule, Request
 from dca.catalogue.recipes import KERNELS, Recipe
 from dca.resolve.draft import Candidate, Draft
@@ -89,6 +89,33 @@ def keeps_all(candidate: Candidate, module: str) -> str:
     if described is None or described.stubs is None or described.stubs.kernels is None:
         return f"The recipe does not say what the kernels of {module} are compiled for."
     return ""
+
+
+def what_is_left_out(recipe: Recipe, modules: list[PlannedModule], serves: Coverage, command: str) -> LeftOut:
+    """The attention kernels that upstream has and the wheel does not.
+
+    Args:
+        recipe: that is planned.
+        modules: of the wheel.
+        serves: what it serves.
+        command: that builds it.
+    """
+    adding: dict[int | str, str] = {}
+    for module in modules if not serves.everything else ():
+        adding |= recipe.adding(module.name, copied=module.origin == "copied")
+    return LeftOut(
+        command=command,
+        head_dims={
+            value: option
+            for value, option in adding.items()
+            if isinstance(value, int) and serves.head_dims and value not in serves.head_dims
+        },
+        dtypes={
+            value: option
+            for value, option in adding.items()
+            if isinstance(value, str) and serves.dtypes and value not in serves.dtypes
+        },
+    )
 
 
 def check_model(model: Model, recipe: Recipe, serves: Coverage, draft: Draft) -> None:
