@@ -165,61 +165,29 @@ def replaced(module: Module, containers: Sequence[bytes]) -> bytes:
     Raises:
         RewritingError: if they are larger than what they replace, or no program header is to spare.
     """
-    if len(containers) != len(module.slots):
-        raise ValueError("one container for each slot")
-    places: dict[bytes, int] = {}
-    content = b""
-    for container in containers:
-        if container not in places:
-            places[container] = len(content)
-            content += container + bytes(-len(container) % _ALIGNMENT)
-    if len(content) > module.code.size:
-        raise RewritingError(f"the new device code has {len(content)} bytes, more than the {module.code.size} before")
-    file = bytearray(module.data)
-    file[module.code.offset : module.code.offset + module.code.size] = content.ljust(module.code.size, b"\0")
-    for slot, container in zip(module.slots, containers, strict=True):
-        for place in (slot.pointer, slot.addend):
-            _WORD.pack_into(file, place, module.code.address + places[container])
+    code, places, content = module.code, {}, bytearray()
+    for container in dict.fromkeys(containers):
+        places[container] = code.address + len(content)
+        content += container + bytes(-len(container) % _ALIGNMENT)
+    if len(content) > code.size:
+        raise RewritingError(f"the new device code has {len(content)} bytes, more than the {code.size} before")
     try:
-        return _cut(file, module.code, len(content))
+        hole = _unused(module, len(content))
+        file = bytearray(module.data[: code.offset]) + content
+        file += bytes(hole.start - len(file) + code.offset + code.size - hole.end)
+        file += memoryview(module.data)[code.offset + code.size :]
+        for slot, container in zip(module.slots, containers, strict=True):
+            for place in (slot.pointer, slot.addend):
+                _WORD.pack_into(file, hole.moved(place), places[container])
+        _change_headers(file, code, len(content), hole)
     except struct.error:
         raise RewritingError("its headers have numbers that cannot be") from None
-
-
-def _cut(file: bytearray, code: Section, used: int) -> bytes:
-    """The file without the whole pages of a section that are not used any more.
-
-    Args:
-        file: the module with its new containers, of the size that it had.
-        code: the section with the containers.
-        used: bytes from its start that stay.
-    """
-    (program,), (sections,) = _WORD.unpack_from(file, _PROGRAM_AT), _WORD.unpack_from(file, _SECTIONS_AT)
-    program_size, program_count, section_size, section_count = _COUNTS.unpack_from(file, _COUNTS_AT)
-    if (program_size, section_size) != (_PROGRAM_HEADER.size, _SECTION_HEADER.size):
-        raise RewritingError("its headers have an unknown size")
-    table = slice(program, program + program_size * program_count)
-    segments = [_Segment(*fields) for fields in _PROGRAM_HEADER.iter_unpack(file[table])]
-    page = max((segment.alignment for segment in segments if segment.type == _LOAD), default=0)
-    if page < _PAGE or page & (page - 1):
-        raise RewritingError(f"its segments are aligned to {page} bytes")
-    hole = _Hole(-(-(code.offset + used) // page) * page, (code.offset + code.size) // page * page)
-    if hole.size > 0:
-        file[table] = b"".join(segment.packed() for segment in _split(segments, hole))
-        _WORD.pack_into(file, _SECTIONS_AT, hole.moved(sections))
-    for place in range(sections, sections + section_size * section_count, section_size):
-        name, kind, flags, address, offset, size, *rest = _SECTION_HEADER.unpack_from(file, place)
-        if offset == code.offset and size == code.size:
-            size = used
-        elif hole.size > 0 and kind != _NO_SPACE:
-            offset = hole.moved(offset, size)
-        _SECTION_HEADER.pack_into(file, place, name, kind, flags, address, offset, size, *rest)
-    return bytes(file[: hole.start] + file[hole.end :]) if hole.size > 0 else bytes(file)
+    return bytes(file)
 
 
 @dataclass(frozen=True)
 class _Hole:
-    """The part of a file that is cut out; start and end are offsets."""
+    """The part of a file that is cut out, which may be empty; start and end are offsets."""
 
     start: int
     end: int
@@ -235,6 +203,49 @@ class _Hole:
         if offset < self.end:
             raise RewritingError(f"something at offset {offset:#x} lies between its containers")
         return offset - self.size
+
+
+def _segments(file: bytes | bytearray) -> tuple[slice, list[_Segment]]:
+    """Where the program headers are, and what they say."""
+    (start,), (size, count, *_) = _WORD.unpack_from(file, _PROGRAM_AT), _COUNTS.unpack_from(file, _COUNTS_AT)
+    if size != _PROGRAM_HEADER.size:
+        raise RewritingError("its program headers have an unknown size")
+    table = slice(start, start + size * count)
+    return table, [_Segment(*fields) for fields in _PROGRAM_HEADER.iter_unpack(file[table])]
+
+
+def _unused(module: Module, used: int) -> _Hole:
+    """The whole pages of the section with the containers after so many bytes that are used."""
+    page = max((segment.alignment for segment in _segments(module.data)[1] if segment.type == _LOAD), default=0)
+    if page < _PAGE or page & (page - 1):
+        raise RewritingError(f"its segments are aligned to {page} bytes")
+    end = module.code.offset + module.code.size
+    hole = _Hole(-(-(module.code.offset + used) // page) * page, end // page * page)
+    return hole if hole.size > 0 else _Hole(end, end)
+
+
+def _change_headers(file: bytearray, code: Section, used: int, hole: _Hole) -> None:
+    """Adapt the headers of a file to a hole that is cut out already.
+
+    Args:
+        file: whose headers are those of before.
+        code: the section with the containers, of before.
+        used: its bytes now.
+        hole: what is cut out.
+    """
+    for place in (_PROGRAM_AT, _SECTIONS_AT):
+        _WORD.pack_into(file, place, hole.moved(*_WORD.unpack_from(file, place)))
+    if hole.size:
+        table, segments = _segments(file)
+        file[table] = b"".join(segment.packed() for segment in _split(segments, hole))
+    (sections,), (*_, size, count) = _WORD.unpack_from(file, _SECTIONS_AT), _COUNTS.unpack_from(file, _COUNTS_AT)
+    for place in range(sections, sections + size * count, size):
+        name, kind, flags, address, offset, length, *rest = _SECTION_HEADER.unpack_from(file, place)
+        if (offset, length) == (code.offset, code.size):
+            length = used
+        elif kind != _NO_SPACE:
+            offset = hole.moved(offset, length)
+        _SECTION_HEADER.pack_into(file, place, name, kind, flags, address, offset, length, *rest)
 
 
 def _split(segments: Sequence[_Segment], hole: _Hole) -> list[_Segment]:
