@@ -7,20 +7,36 @@ dca supports. A recipe whose source is not on the package index needs a local cl
 from __future__ import annotations
 
 import argparse
+import base64
+import csv
+import json
+import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name, parse_wheel_filename
+from remotezip import RemoteZip
 
 from dca.catalogue import machine, recipes
-from dca.catalogue.recipes import Kernels, Recipe
+from dca.catalogue import partial_wheels as catalogue
+from dca.catalogue.partial_wheels import PartialWheel
+from dca.catalogue.recipes import IndexFile, Kernels, Recipe
 from dca.config import readers
 from dca.foundation import archives, data, runner, store
 from dca.sources import index
-from dca.toolchain import environments
+from dca.toolchain import environments, lockfile
 
 OLDEST_PYTHON = "3.10"
+# Smaller wheels are installed as they are.
+WHOLE_BYTES = 20 << 20
+# Members that a build needs: headers of the CUDA libraries, which torch's headers include, and programs.
+NEEDED = re.compile(r"(nvidia/)?[^/]+/include/(?!.*\.py$).+|.*/bin/[^/.]+")
+# Where torch's libraries look for those that they require.
+LIBRARY = re.compile(r"(nvidia/)?[^/]+/lib/lib[^/]+\.so[0-9.]*")
 
 
 def solve(
@@ -55,6 +71,52 @@ def solve(
     print(f"{target.relative_to(data.data_root())}")
 
 
+def partial_wheels(lock: Path, requirements: Iterable[str]) -> None:
+    """Record the large wheels of a lock of which a build needs only some files.
+
+    These are packages that torch requires and the build itself does not. Of their wheels a build needs headers and
+    programs; torch is loaded with stand-ins for their libraries.
+    """
+    own = {"torch", *(canonicalize_name(Requirement(text).name) for text in requirements)}
+    texts = []
+    entries = {lockfile.package_name(entry): entry for entry in lockfile.entries(lock)}
+    for name in sorted(entries.keys() - own):
+        for file in index.files(name, name):
+            sha256 = file.digests.get("sha256", "")
+            if f"sha256:{sha256}" in entries[name] and file.filename.endswith("x86_64.whl"):
+                version = str(parse_wheel_filename(file.filename)[1])
+                wheel = partial_wheel(IndexFile(package=name, version=version, file=file.filename, sha256=sha256))
+                texts += [_table(wheel)] if wheel else []
+    target = catalogue.path(lock)
+    header = f'# Made by `make locks` from {lock.name}. Do not edit.\nschema = "dca.partial/1"\n'
+    store.write_bytes(target, "\n".join([header, *texts]).encode())
+    print(f"{target.relative_to(data.data_root())}")
+
+
+def partial_wheel(wheel: IndexFile) -> PartialWheel | None:
+    """What a build needs of a wheel, according to the wheel's RECORD; None if it is small."""
+    with index.session() as http, RemoteZip(index.find(wheel), session=http, timeout=index.TIMEOUT) as remote:
+        if sum(member.compress_size for member in remote.infolist()) < WHOLE_BYTES:
+            return None
+        (record,) = (name for name in remote.namelist() if name.endswith(".dist-info/RECORD"))
+        rows = list(csv.reader(remote.read(record).decode().splitlines()))
+    hashes = {path: base64.urlsafe_b64decode(text[7:] + "=").hex() for path, text, _ in rows if text[:7] == "sha256="}
+    return PartialWheel(
+        **wheel.model_dump(),
+        members={path: sha256 for path, sha256 in sorted(hashes.items()) if NEEDED.fullmatch(path)},
+        libraries=tuple(path for path in sorted(hashes) if LIBRARY.fullmatch(path)),
+    )
+
+
+def _table(wheel: PartialWheel) -> str:
+    """The TOML of a partial wheel; JSON and TOML write strings and lists of strings alike."""
+    values = wheel.model_dump(mode="json")
+    lines = ["[[wheels]]", *(f"{key} = {json.dumps(values[key])}" for key in values if key != "members")]
+    members = (f"{json.dumps(path)} = {json.dumps(sha256)}" for path, sha256 in wheel.members.items())
+    lines += ["", "[wheels.members]", *members]
+    return "\n".join([*lines, ""])
+
+
 def requirements(tree: Path, name: str) -> list[str]:
     """Lines of a requirements file and of the files that it includes."""
     lines: list[str] = []
@@ -80,11 +142,14 @@ def recipe_locks(recipe: Recipe, source: str | None, cache: store.Store, scratch
     build.write_text("\n".join([f"torch=={recipe.torch.version}", *recipe.build_requirements]) + "\n")
     python = oldest(recipe)
     solve([build], folder / "build.txt", cache, before=recipe.lock_date, python=python)
+    partial_wheels(folder / "build.txt", recipe.build_requirements)
     if recipe.kernels:
         kernels = scratch / "kernels.in"
         own = recipe.kernels
         kernels.write_text("\n".join([f"torch=={own.torch.version}", *own.build_requirements]) + "\n")
-        solve([kernels], data.build_lock(recipe.name, "kernels"), cache, before=own.lock_date, python=oldest(own))
+        lock = data.build_lock(recipe.name, "kernels")
+        solve([kernels], lock, cache, before=own.lock_date, python=oldest(own))
+        partial_wheels(lock, own.build_requirements)
     tree = scratch / recipe.name
     if source is not None:
         from dca.sources import git

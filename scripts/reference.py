@@ -61,6 +61,7 @@ PRINTED = {
     "dca.packed/1": ("dca fetch --bundle FILE",),
     "dca.patches/1": ("dca patch status", "dca patch refresh"),
     "dca.plan/1": ("dca plan",),
+    "dca.report/1": ("dca report",),
     "dca.publish/1": ("dca publish", "dca index yank", "dca index unyank", "dca index remove", "dca index gc"),
     "dca.serve-check/1": ("dca serve check",),
     "dca.serve-command/1": ("dca serve command",),

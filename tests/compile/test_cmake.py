@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from dca.catalogue.plan import Plan
 from dca.compile import cmake
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent, Work
 from dca.toolchain import provide
 from tests.support import quiet_run
 
@@ -253,3 +255,58 @@ def test_what_compilers_left_in_their_temporary_folder_goes(project: Project) ->
     store.write_bytes(project.ninja / "tmp/tmpxft_1_a.cudafe1.cpp", b"left")
     project.build()
     assert not (project.ninja / "tmp").exists()
+
+
+# --- what a build tells while it runs, and records -----------------------------------------------------------
+
+SLOW = """#include <regex>
+#include <string>
+int NAME() { return std::regex_match(std::string("NAME"), std::wregex(L"a").flags() ? std::regex("b") : std::regex()); }
+"""
+
+
+class Told(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+
+    def work(self, work: Work) -> None:
+        self.works.append(work)
+
+
+def test_a_build_names_what_runs_now_and_records_what_it_compiled(project: Project) -> None:
+    """The real ninja and g++, two at a time; c.cpp is up to date."""
+    for name in ("a", "b"):
+        (project.folder.path / f"src/{name}.cpp").write_text(SLOW.replace("NAME", name))
+    for again in (False, True):
+        told = Told()
+        run = dataclasses.replace(quiet_run(project.folder.path), reporter=told)
+        began = time.monotonic()
+        cmake.build(project.folder, ["one"], 2, run)
+        times = run.times.timeline()
+        if again:
+            assert (times.objects, told.works) == ((), [])
+            continue
+        assert {(one.source, one.module, one.finished) for one in times.objects} == {
+            ("a.cpp", "one", True),
+            ("b.cpp", "one", True),
+        }
+        assert all(0 <= one.started < one.ended <= time.monotonic() - began for one in times.objects)
+        assert {size for one in times.objects for size in one.sources.values()} == {len(SLOW.replace("NAME", "a"))}
+        running = {tuple(sorted(name for name, _ in work.running)) for work in told.works}
+        assert ("a.cpp", "b.cpp") in running
+        assert not any("c.cpp" in names for names in running)
+        # All three were compiled before, so there is an estimate.
+        assert all(work.left is not None and work.left >= 0 for work in told.works)
+        assert times.memory[0].own > 0
+
+
+def test_an_object_that_was_not_finished_is_recorded_too(project: Project) -> None:
+    (project.folder.path / "src/a.cpp").write_text(SLOW.replace("NAME", "a") + "int x = no;\n")
+    run = quiet_run(project.folder.path)
+    with pytest.raises(DcaError, match=r"compiling a\.cpp\.o failed"):
+        cmake.build(project.folder, ["one"], 1, run)
+    (one,) = run.times.timeline().objects
+    assert (one.source, one.finished) == ("a.cpp", False)
+    assert one.ended > one.started

@@ -18,7 +18,7 @@ from dca.compile import copied, ops
 from dca.compile.compiling import Build
 from dca.compile.copied import Rewritten
 from dca.compile.job import Job
-from dca.foundation import documents, runner, store
+from dca.foundation import documents, store
 from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
 from dca.sources.fetch import Tree
@@ -76,7 +76,7 @@ def job(
     containers = []
     for name in KERNELS:
         content = text(name)
-        cubin = device_tools.assemble(content, "8.0", Tool(ptxas, "", ""), run, runner.Supervision())
+        cubin = device_tools.assemble(content, "8.0", Tool(ptxas, "", ""), run)
         containers.append(container(entry(PTX, 80, content, flags=LZ4), entry(CUBIN, 80, cubin)))
     target = job.tree.official / module_of(job).path
     target.parent.mkdir(parents=True)

@@ -374,7 +374,8 @@ def test_a_file_system_without_locks_is_named_and_not_worked_on(
     cache = store.Store(tmp_path / "cache")
     with pytest.raises(DcaError) as refused, cache.lock("tree", "key"):
         pytest.fail("went on without a lock")
-    assert store.held() == ()
+    with store.held() as held:
+        assert held == ()
     assert refused.value.code == "DCA-102"
     assert str(tmp_path / "cache") in refused.value.what
     assert os.strerror(number) in refused.value.why

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from dca.catalogue import toolkits
 from dca.catalogue.header_fixes import HeaderFix
 from dca.catalogue.plan import Plan, PlannedToolkit, Request
-from dca.foundation import store
+from dca.foundation import store, together
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
@@ -19,19 +21,32 @@ from dca.sources import fetch
 from dca.toolchain import environments, headers, provide
 
 
-def test_a_toolkit_that_does_not_work_is_refused_before_sources_and_environment_are_downloaded(
-    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("here", [True, False])
+def test_a_toolkit_that_does_not_work_is_refused_before_sources_and_environment_are_there(
+    here: bool, planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One that is here before they are begun, one that must be downloaded while they are."""
+    begun, ended = threading.Barrier(3, timeout=20), []
+
     def refuse(*_: object) -> None:
+        if not here:
+            begun.wait()
         raise DcaError("DCA-601", "the toolkit could not compile a small kernel.")
 
-    def too_early(*_: object) -> None:
-        raise AssertionError("too early")
+    def download(*_: object) -> None:
+        try:
+            begun.wait()
+            while True:
+                together.check()
+                time.sleep(0.01)
+        finally:
+            ended.append(1)
 
     monkeypatch.setattr(provide, "bring", lambda *_: tmp_path)
+    monkeypatch.setattr(provide, "is_unpacked", lambda *_: here)
     monkeypatch.setattr(provide, "admit", refuse)
-    monkeypatch.setattr(fetch, "fetch", too_early)
-    monkeypatch.setattr(environments, "build_environment", too_early)
+    monkeypatch.setattr(fetch, "fetch", download)
+    monkeypatch.setattr(environments, "build_environment", download)
     cache = store.Store(tmp_path / "cache")
     seen = gather.world(Request(recipe=planned.recipe), cache)
     (loaded,) = [loaded for loaded in seen.recipes if loaded.recipe.name == planned.recipe]
@@ -39,6 +54,7 @@ def test_a_toolkit_that_does_not_work_is_refused_before_sources_and_environment_
     with pytest.raises(DcaError) as refused:
         wheel.prepare(Planned(plan, loaded.recipe, seen.toolkits, seen.reach), Run(cache, Silent(), tmp_path / "log"))
     assert refused.value.code == "DCA-601"
+    assert len(ended) == (0 if here else 2)
 
 
 def test_headers_of_python_that_do_not_compile_are_refused(planned: Plan, tmp_path: Path) -> None:

@@ -44,6 +44,18 @@ class Request(Value):
     jobs: int | None = None
 
 
+class Asked(Document):
+    """The request of a run, kept beside its plan.
+
+    Args:
+        request: of the user.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.request/1"
+
+    request: Request
+
+
 class Reachability(Value):
     """Whether one place could be reached, and why not."""
 

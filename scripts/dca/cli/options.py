@@ -196,6 +196,26 @@ def make_request(**values: Any) -> Request:
     return Request(**values | checked)
 
 
+def spelled(asked: Request) -> list[str]:
+    """The options that make a request, as words of a command line; its model has no words, but its groups have.
+
+    Args:
+        asked: the request.
+    """
+    words = []
+    for option in reversed(request(lambda **_: None).__click_params__):
+        value = getattr(asked, option.name, None)
+        if option.name == "model" or value in (None, False, (), {}):
+            continue
+        if value is True:
+            words.append(option.opts[0])
+        elif isinstance(value, dict):
+            words += [word for name, path in value.items() for word in (option.opts[0], f"{name}={path}")]
+        elif value != Request.model_fields[option.name].default:
+            words += [option.opts[0], ",".join(value) if isinstance(value, tuple) else str(value)]
+    return words
+
+
 def check_cuda(line: str | None) -> None:
     """Reject a value of --cuda that is not a CUDA version such as 12.1.
 

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import textwrap
+import threading
 import time
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
+
+    from dca.foundation.events import Work
 
 LINE_SECONDS = 30.0
 WIDTH = 110
 
 
+@dataclass
+class _Stage:
+    """A stage: when its last line was written, its bar, the thread in which it began, and when."""
+
+    name: str = ""
+    written: float = 0.0
+    bar: TaskID | None = None
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.started
+
+
+# Tasks of a stage belong to it, and run in threads of their own.
+_STAGE: contextvars.ContextVar[_Stage | None] = contextvars.ContextVar("stage", default=None)
+
+
 class Terminal:
-    """A reporter that writes to standard error.
+    """A reporter that writes to standard error. Stages in several threads each have a bar or lines of their own.
 
     Args:
         quiet: whether nothing is written.
@@ -25,22 +50,21 @@ class Terminal:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._live = not quiet and sys.stderr.isatty()
-        self._last = 0.0
-        self._stage_started = time.monotonic()
         self._bar: Progress | None = None
-        self._stage = ""
+        self._bars: list[_Stage] = []
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Terminal:
         if self._live:
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             self._bar = Progress(
                 TextColumn("{task.fields[stage]:>12}", style="bold green"),
                 BarColumn(bar_width=30),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}", style="cyan"),
                 TextColumn("{task.description}"),
                 console=Console(stderr=True),
                 transient=True,
@@ -56,11 +80,10 @@ class Terminal:
 
     def stage(self, name: str, detail: str = "") -> None:
         """A stage begins: a permanent line."""
-        self._stage, self._stage_started, self._last = name, time.monotonic(), time.monotonic()
-        self._print(f"{name:>12}  {detail}")
-        if self._bar:
-            for task in self._bar.task_ids:
-                self._bar.remove_task(task)
+        with self._lock:
+            self._print(f"{name:>12}  {detail}")
+            _STAGE.set(_Stage(name, time.monotonic()))
+            self._remove_bars()
 
     def note(self, text: str) -> None:
         """A permanent line."""
@@ -68,32 +91,77 @@ class Terminal:
 
     def progress(self, done: float, total: float, text: str) -> None:
         """Move the bar; without one, write a line if the last is 30 seconds old."""
+        share = f"{100 * done / total:3.0f} %" if total else ""
+        left = _left(self._stage.spent * (total - done) / done) if done and total else ""
+        self._show((done, total), share, left, text)
+
+    def work(self, work: Work) -> None:
+        """Likewise. The bar shows the share of the estimated time; without an estimate, of the commands."""
+        spent = self._stage.spent
+        running = ", ".join(f"{name} ({_minutes(seconds)})" for name, seconds in work.running)
+        share, left = (float(work.finished), float(work.total)), "no estimate"
+        if work.left is not None:
+            share, left = (spent, spent + work.left), _left(work.left)
+        self._show(share, f"{work.finished} of {work.total}", left, running)
+
+    @property
+    def _stage(self) -> _Stage:
+        """The stage of this thread or task."""
+        if (stage := _STAGE.get()) is None:
+            _STAGE.set(stage := _Stage())
+        return stage
+
+    def _show(self, share: tuple[float, float], how_far: str, left: str, text: str) -> None:
+        """Show progress.
+
+        Args:
+            share: what is done, and the total; 0 if that is unknown.
+            how_far: the same in words.
+            left: time that is left, in words.
+            text: what is done now.
+        """
         if self._quiet:
             return
-        if self._bar:
-            if not self._bar.task_ids:
-                self._bar.add_task(text, total=total or None, stage=self._stage)
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, description=text[:60])
-            return
-        now = time.monotonic()
-        if now - self._last >= LINE_SECONDS:
-            self._last = now
-            share = f"{100 * done / total:3.0f} %" if total else ""
-            spent = now - self._stage_started
-            left = f", about {_minutes(spent * (total - done) / done)} left" if done and total else ""
-            self._print(f"{self._stage:>12}  {share} after {_minutes(spent)}{left}: {text}")
+        with self._lock:
+            stage = self._stage
+            if self._bar:
+                done, total = share
+                self._remove_bars()
+                if stage.bar is None:
+                    stage.bar = self._bar.add_task(text, total=total or None, stage=stage.name, left=left)
+                    self._bars.append(stage)
+                self._bar.update(stage.bar, completed=done, total=total or None, description=text[:60], left=left)
+                return
+            now = time.monotonic()
+            if now - stage.written >= LINE_SECONDS:
+                stage.written = now
+                words = f"{how_far} after {_minutes(stage.spent)}{left and f', {left}'}"
+                self._print(f"{stage.name:>12}  {words}: {text}")
+
+    def _remove_bars(self) -> None:
+        """Remove the bars of stages that have ended: their thread has another one, or has ended too."""
+        for stage in tuple(self._bars):
+            ended = stage.thread is threading.current_thread() and stage is not _STAGE.get()
+            if self._bar and stage.bar is not None and (ended or not stage.thread.is_alive()):
+                self._bar.remove_task(stage.bar)
+                self._bars.remove(stage)
 
     def _print(self, line: str) -> None:
         if self._quiet:
             return
-        if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        with self._lock:
+            if self._bar:
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _left(seconds: float) -> str:
+    return f"about {_minutes(seconds)} left"
 
 
 def wrapped(head: str, text: str) -> list[str]:

@@ -144,6 +144,7 @@ def summary(plan: Plan, result: Made) -> str:
         f"    uv pip install -r {shlex.quote(_relative(result.lock))}",
         f"    uv pip install --no-deps {shlex.quote(_relative(result.wheel))}",
         f"  Evidence: {result.run}",
+        f"  Where the time went: dca report {Path(result.run).name}",
     ]
     return "\n".join(lines)
 

@@ -14,16 +14,17 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dca.compile import units
+from dca.compile import units, watching
+from dca.compile.estimate import Estimate, Lanes
 from dca.foundation import data, documents, host_memory, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError, Interrupted
-from dca.foundation.events import Reporter
 from dca.foundation.run import Run
+from dca.foundation.timeline import ObjectTime
 
 CONFIGURE_SECONDS = 600.0
 
@@ -60,11 +61,13 @@ class BuildFolder:
         path: of the folder, which this module's docstring describes.
         python: interpreter of the build environment, which also has CMake and ninja.
         env: variables for CMake, ninja and the compilers.
+        heavy_jobs: how many compilers may compile a heavy source; None for as many as run in parallel.
     """
 
     path: Path
     python: Path
     env: Mapping[str, str]
+    heavy_jobs: int | None = None
 
     @property
     def ninja(self) -> Path:
@@ -215,17 +218,16 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run, star
             for one compiler.
     """
     started = started or time.time_ns()
-    watch = Watcher(run.reporter)
     ninja = folder.ninja
     marker, temporary = ninja / ".building", ninja / "tmp"
     while True:
         _drop_unfinished(ninja, marker)
         store.write_bytes(marker, b"\n".join(_lines(ninja)))
         kills = host_memory.kills()
-        with _emptied(temporary):
+        with _emptied(temporary), _watched(folder, targets, jobs, run) as watch:
             done = runner.run(
                 [folder.program("ninja"), "-C", ninja, "-j", str(jobs), *targets],
-                env={**folder.env, "NINJA_STATUS": "[%f/%t %r] ", "TMPDIR": str(temporary)},
+                env={**folder.env, "NINJA_STATUS": STATUS, "TMPDIR": str(temporary)},
                 log=run.log,
                 supervision=runner.Supervision(on_line=watch, on_tick=watch.tick, keep_lines=4000, sharing=True),
             )
@@ -244,6 +246,69 @@ def build(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run, star
     marker.unlink()
     outputs = [ninja / output for target in targets for output, _ in _entries(ninja, target)]
     return Outcome(sum(path.is_file() and path.stat().st_mtime_ns >= started for path in outputs), jobs)
+
+
+STATUS = "[%f/%t %r] "
+"""Ninja's variable NINJA_STATUS, as `Watcher` reads it."""
+
+
+@contextlib.contextmanager
+def _watched(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> Iterator[watching.Watcher]:
+    """Watch one run of ninja, and record what it compiled, also when it fails."""
+    ninja = folder.ninja
+    named = {output: (target, source) for target in targets for output, source in _entries(ninja, target)}
+    pending = list(_pending(folder, targets)) if named else []
+    logged = set(_lines(ninja))
+    # This folder's own record is of the same archs, compiler and toolkit.
+    earlier = {
+        output: run.times.earlier.get((target, _name(source, ninja))) for output, (target, source) in named.items()
+    }
+    recorded = {output: seconds for output, seconds in earlier.items() if seconds is not None}
+    estimate = Estimate(
+        order=pending,
+        recorded=recorded | {output: _seconds(fields) for output, fields in _logged(ninja).items()},
+        heavy=[output for output in pending if ".heavy.dir/" in output],
+        lanes=Lanes(jobs, folder.heavy_jobs or jobs),
+    )
+    watch, begun = watching.Watcher(ninja, estimate, run), run.times.now()
+    try:
+        yield watch
+    finally:
+        seen = {output: (started, ended, False) for output, started, ended in watch.seen()}
+        for line in _lines(ninja):
+            fields = line.decode(errors="surrogateescape").split("\t")
+            if line not in logged and len(fields) == _LOG_FIELDS:
+                started, ended = (round(begun + int(field) / 1000, 3) for field in fields[:2])
+                seen[fields[3]] = (started, ended, True)
+        for output, (started, ended, finished) in seen.items():
+            target, source = named.get(output) or (_linked(output, targets), None)
+            if target:
+                timed = ObjectTime(
+                    source=_name(source, ninja) if source else Path(output).name,
+                    module=target,
+                    started=started,
+                    ended=ended,
+                    finished=finished,
+                    sources={_name(path, ninja): path.stat().st_size for path in _sources_of(source, ninja)},
+                    archs=watch.archs(output, ended - started),
+                )
+                run.times.add([timed])
+
+
+def _linked(output: str, targets: Iterable[str]) -> str:
+    """The target whose module is an output; empty for any other output."""
+    return next((target for target in targets if Path(output).name.startswith(f"{target}.")), "")
+
+
+def _pending(folder: BuildFolder, targets: Sequence[str]) -> Iterator[str]:
+    """What ninja would make, in the order in which it would start it."""
+    done = runner.run(
+        [folder.program("ninja"), "-C", folder.ninja, "-n", *targets],
+        env={**folder.env, "NINJA_STATUS": STATUS},
+        # Without a guardian, because it ends by itself at once.
+        supervision=runner.Supervision(keep_lines=100_000, guarded=False),
+    )
+    return watching.listed(done.tail)
 
 
 @contextlib.contextmanager
@@ -351,13 +416,12 @@ def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
     compiled = []
     for output, source in _entries(folder, target):
         if output in logged:
-            started, ended, _, _, command = logged[output]
             compiled.append(
                 CompiledObject(
                     source=_name(source, folder),
                     sha256=store.sha256_file(source),
-                    seconds=round((int(ended) - int(started)) / 1000, 2),
-                    command_hash=command,
+                    seconds=_seconds(logged[output]),
+                    command_hash=logged[output][4],
                     includes=_included(source, folder),
                 )
             )
@@ -368,15 +432,27 @@ def _entries(folder: Path, target: str) -> list[tuple[str, Path]]:
     """(object, source) of a target; a nested project has its objects in its own folder."""
     # Heavy sources and units have targets of their own (build/lean).
     below = re.compile(rf"(?:.*/)?CMakeFiles/{re.escape(target)}(?:\.heavy|\.units)?\.dir/")
-    entries = json.loads((folder / "compile_commands.json").read_text())
+    commands_file = folder / "compile_commands.json"
+    entries = json.loads(commands_file.read_text()) if commands_file.is_file() else []
     return [(entry["output"], Path(entry["file"])) for entry in entries if below.match(entry["output"])]
 
 
 def _included(source: Path, folder: Path) -> dict[str, str]:
     """The sources of a unit that dca generated, and nothing for any other source."""
-    if source.suffix != ".cu" or source.parent != folder.parent / "generated":
+    if not _is_unit(source, folder):
         return {}
     return {_name(path, folder): store.sha256_file(path) for path in units.sources_of(source)}
+
+
+def _is_unit(source: Path, folder: Path) -> bool:
+    return source.suffix == ".cu" and source.parent == folder.parent / "generated"
+
+
+def _sources_of(source: Path | None, folder: Path) -> tuple[Path, ...]:
+    """The sources of a unit; any other source itself."""
+    if source is None:
+        return ()
+    return units.sources_of(source) if _is_unit(source, folder) else (source,)
 
 
 def _name(source: Path, folder: Path) -> str:
@@ -389,24 +465,9 @@ def _logged(folder: Path) -> dict[str, list[str]]:
     return {fields[3]: fields for fields in lines if len(fields) == _LOG_FIELDS}
 
 
-class Watcher:
-    """Turns ninja's status lines into progress."""
-
-    STATUS = re.compile(r"^\[(\d+)/(\d+) \d+\] (.*)")
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._last = (0, 0, "the first objects")
-
-    def __call__(self, line: str) -> None:
-        """Read one line of ninja's output."""
-        if match := self.STATUS.match(line):
-            self._last = (int(match[1]), int(match[2]), match[3].rsplit("/", 1)[-1])
-            self.tick()
-
-    def tick(self) -> None:
-        """Report the progress again: objects take minutes, and silence looks like a hang."""
-        self._reporter.progress(*self._last)
+def _seconds(fields: Sequence[str]) -> float:
+    """How long a command of ninja's log took."""
+    return round((int(fields[1]) - int(fields[0])) / 1000, 2)
 
 
 @dataclass(frozen=True)
@@ -440,7 +501,7 @@ def _failed(lines: Sequence[str]) -> list[_Failed]:
             what = f"{'compiling' if name.endswith('.o') else 'linking'} {name}"
             edges.append((what, int(match[1]) if match[1] else None, []))
             open_ = True
-        elif Watcher.STATUS.match(line) or line.startswith("ninja: "):
+        elif watching.Watcher.STATUS.match(line) or line.startswith("ninja: "):
             open_ = False
         elif open_:
             edges[-1][2].append(line)

@@ -129,18 +129,22 @@ def compile_modules(job: Job, run: Run) -> Build:
         with prepared(job, run) as (jobs, folder):
             names = [module.name for module in plan.compiled]
             run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
-            outcome = _build(job, folder, jobs, run, time.time_ns())
-            for module in plan.compiled:
-                if plan.profile == "full":
-                    file = upstream.install(module, folder, run.log)
-                else:
-                    file = lean.module_file(module, folder.path)
-                # Kept outside the build folder, which another run may use while this one still packages.
-                kept = _keep(file, run.cache)
-                built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
+            with run.times.stage("compile"):
+                outcome = _build(job, folder, jobs, run, time.time_ns())
+            with run.times.stage("load"):
+                for module in plan.compiled:
+                    if plan.profile == "full":
+                        file = upstream.install(module, folder, run.log)
+                    else:
+                        file = lean.module_file(module, folder.path)
+                    # Kept outside the build folder, which another run may use while this one still packages.
+                    kept = _keep(file, run.cache)
+                    built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
     for module in plan.copied:
-        file, how, note = copied.rewritten(job, module, run)
-        made = _built(job, module, file, (), run.log)
+        with run.times.stage("rewrite"):
+            file, how, note = copied.rewritten(job, module, run)
+        with run.times.stage("load"):
+            made = _built(job, module, file, (), run.log)
         built.append(made.model_copy(update={"rewritten": how, "note": note}))
     return Build(
         plan_key=plan.key,
@@ -213,7 +217,9 @@ def prepared(job: Job, run: Run) -> Iterator[tuple[int, cmake.BuildFolder]]:
     with locked(shared, f"{shared}-{plan.key[:16]}", run) as folder:
         # Asked after waiting for the lock, when an earlier build in the folder has released its memory.
         job = _as_memory_allows(job, run.reporter)
-        yield job.plan.jobs, prepare(job, folder, run)
+        with run.times.stage("configure"):
+            configured = prepare(job, folder, run)
+        yield job.plan.jobs, configured
 
 
 @contextlib.contextmanager

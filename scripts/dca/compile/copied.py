@@ -8,9 +8,7 @@ for each arch replaces all others: CUDA can still load it and register their ker
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +19,8 @@ from dca.binaries.rewriting import RewritingError
 from dca.catalogue import archs
 from dca.catalogue.plan import KeptKernels, Plan, PlannedModule
 from dca.compile.job import Job
-from dca.foundation import runner, store
+from dca.foundation import store, together
 from dca.foundation.documents import Value
-from dca.foundation.errors import Interrupted
 from dca.foundation.run import Run
 from dca.toolchain import device_tools
 from dca.toolchain.device_tools import Tool, ToolError
@@ -198,34 +195,26 @@ def _assembled(texts: Collection[_Text], jobs: int, tools: _Tools) -> dict[_Text
     Raises:
         ToolError: if one does not compile, or not to the kernels of its text.
     """
-    stop = threading.Event()
-
-    def tick() -> None:
-        if stop.is_set():
-            raise Interrupted
-
-    def cubin(text: _Text) -> Code:
-        content = device_tools.assemble(text.ptx, text.arch, tools.ptxas, tools.run, runner.Supervision(on_tick=tick))
-        code = Code(CUBIN, text.arch, content)
-        if code.kernels != Code(PTX, text.arch, text.ptx).kernels:
-            raise ToolError(f"ptxas {tools.ptxas.version} compiled other kernels for {text.arch} than the PTX has")
-        return code
-
+    # The longest first, so that none of them is left for the end; the threads take them from one iterator.
+    pending = iter(sorted(texts, key=lambda text: len(text.ptx), reverse=True))
     cubins: dict[_Text, Code] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        # The longest first, so that none of them is left for the end.
-        running = {
-            pool.submit(cubin, text): text for text in sorted(texts, key=lambda text: len(text.ptx), reverse=True)
-        }
-        try:
-            for future in as_completed(running):
-                cubins[running[future]] = future.result()
-                tools.run.reporter.progress(len(cubins), len(running), "cubins")
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+
+    def work() -> None:
+        for text in pending:
+            cubins[text] = _cubin(text, tools)
+            tools.run.reporter.progress(len(cubins), len(texts), "cubins")
+
+    with together.Tasks() as tasks:
+        for _ in range(min(jobs, len(texts))):
+            tasks.start(work)
     return cubins
+
+
+def _cubin(text: _Text, tools: _Tools) -> Code:
+    code = Code(CUBIN, text.arch, device_tools.assemble(text.ptx, text.arch, tools.ptxas, tools.run))
+    if code.kernels != Code(PTX, text.arch, text.ptx).kernels:
+        raise ToolError(f"ptxas {tools.ptxas.version} compiled other kernels for {text.arch} than the PTX has")
+    return code
 
 
 def _check(content: bytes, containers: Sequence[bytes], module: PlannedModule) -> None:

@@ -27,7 +27,9 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
     apart = units.Apart.read(folder, placed)
     documents.write(apart, folder / units.APART)
     modules = _generate(job, folder, apart)
-    build_folder = cmake.BuildFolder(folder, job.python, provide.compiler_environment(job.cuda))
+    build_folder = cmake.BuildFolder(
+        folder, job.python, provide.compiler_environment(job.cuda), heavy_jobs=job.plan.heavy_jobs
+    )
     arguments: list[str | Path] = [
         "-S",
         folder / "src/lean",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from dca.binaries import elf
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
+from dca.toolchain import stand_ins
 from dca.toolchain.environments import WORKERS
+from dca.toolchain.stand_ins import StandIn
 
 LOAD_SECONDS = 300.0
 
@@ -56,26 +59,9 @@ def digest(schema: str) -> str:
 def driver_stand_in(module: Path, folder: Path, compiler: str) -> Path:
     """A library libcuda.so.1 with the driver's symbols that a module requires, each returning "no device"."""
     names = [symbol.name for symbol in elf.read(module).undefined if re.fullmatch(r"cu[A-Z]\w*", symbol.name)]
-    functions = "".join(f"int {name}() {{ return 100; }}\n" for name in names)
-    return compile_driver(functions, folder / "driver.cpp", folder / "libcuda.so.1", compiler, None, "DCA-605")
+    return stand_ins.compile_library(driver(names), folder / "libcuda.so.1", compiler, None, "DCA-605")
 
 
-def compile_driver(functions: str, source: Path, library: Path, compiler: str, log: Path | None, code: str) -> Path:
-    """Compile a stand-in for the driver's library, unless its source is unchanged.
-
-    Raises:
-        DcaError: with the code, when it does not compile.
-    """
-    if store.write_if_changed(source, f'extern "C" {{\n{functions}}}\n'.encode()) or not library.is_file():
-        command: list[str | Path] = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source]
-        done = runner.run(command, log=log, timeout=120.0)
-        if not done.ok:
-            source.unlink()
-            raise DcaError(
-                code,
-                "the stand-in for the driver's library could not be compiled.",
-                why=done.text[-400:],
-                output=done.tail,
-                remedy="check the host compiler.",
-            )
-    return library
+def driver(functions: Collection[str]) -> StandIn:
+    """A stand-in for the driver's library, whose functions return "no device"."""
+    return StandIn("libcuda.so.1", {"": functions}, "return 100;")

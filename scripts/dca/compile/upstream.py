@@ -16,7 +16,7 @@ from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
 from dca.sources.fetch import Tree
-from dca.toolchain import provide
+from dca.toolchain import provide, stand_ins
 
 INSTALL_SECONDS = 300.0
 
@@ -127,5 +127,4 @@ def _driver(toolkit: Path, compiler: str, folder: Path, log: Path) -> Path:
     headers = [folder / "cuda.h" for folder in provide.folders(toolkit, "include")]
     header = next(path for path in headers if path.is_file())
     names = sorted(set(re.findall(r"\bcu[A-Z]\w*", header.read_text(errors="replace"))))
-    functions = "".join(f"void {name}() {{}}\n" for name in names)
-    return ops.compile_driver(functions, folder / "driver.cpp", folder / "libcuda.so", compiler, log, "DCA-601")
+    return stand_ins.compile_library(ops.driver(names), folder / "libcuda.so", compiler, log, "DCA-601")

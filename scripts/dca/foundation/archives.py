@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from dca.foundation import store
+from dca.foundation import store, together
 from dca.foundation.errors import DcaError
 
 if not hasattr(tarfile, "data_filter"):
@@ -40,7 +40,7 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
             _check_stream(archive)
             with tarfile.open(archive) as tar:
                 names = _check_members(tar, archive)
-                tar.extractall(scratch, filter="data")
+                tar.extractall(scratch, filter=_filter)  # noqa: S202 - the filter is tarfile's own "data"
         except tarfile.FilterError as error:
             raise _leaves(archive, str(error)) from None
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -64,6 +64,11 @@ def unpack_sdist(archive: Path, folder: Path) -> None:
         top.rename(folder)
 
 
+def _filter(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    together.check()
+    return tarfile.data_filter(member, folder)
+
+
 def _check_stream(archive: Path) -> None:
     """Read a gzip stream to its end: tarfile takes damage in the middle for the end of the archive."""
     with archive.open("rb") as stream:
@@ -72,6 +77,7 @@ def _check_stream(archive: Path) -> None:
     read, most = 0, _most(archive)
     with gzip.open(archive) as content:
         while block := content.read(1 << 20):
+            together.check()
             read += len(block)
             if read > most:
                 raise _bomb(archive, read)
@@ -152,8 +158,9 @@ def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = la
             members = [info for info in wheel.infolist() if wanted(info.filename)]
             for info in members:
                 _read_to_its_end(wheel, info)
-            wheel.extractall(folder, members)  # noqa: S202 - every name was checked above
             for info in members:
+                together.check()
+                wheel.extract(info, folder)
                 if (info.external_attr >> 16) & 0o100 and not info.is_dir():
                     (folder / info.filename).chmod(0o755)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Work:
+    """How far a build is.
+
+    Args:
+        finished: how many commands have finished.
+        total: how many commands there are.
+        running: what runs now, the longest first, each with the seconds since it began.
+        left: estimate of the seconds that are left; None without an estimate.
+    """
+
+    finished: int
+    total: int
+    running: tuple[tuple[str, float], ...]
+    left: float | None
 
 
 class Reporter(Protocol):
@@ -17,6 +35,9 @@ class Reporter(Protocol):
     def progress(self, done: float, total: float, text: str) -> None:
         """How far the current stage is, in any unit."""
 
+    def work(self, work: Work) -> None:
+        """How far the current stage is, which runs several commands in parallel."""
+
 
 class Silent:
     """Discards the progress."""
@@ -28,4 +49,7 @@ class Silent:
         """Nothing."""
 
     def progress(self, done: float, total: float, text: str) -> None:
+        """Nothing."""
+
+    def work(self, work: Work) -> None:
         """Nothing."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dca.foundation import secrets, store
+from dca.foundation import secrets, store, together
 from dca.foundation.errors import DcaError, disk_full
 
 # The variables that a program inherits. Everything else is removed, so that an exported CXX, PYTHONPATH or
@@ -146,9 +146,9 @@ def run(
 ) -> Completed:
     """Run a program to its end.
 
-    Whatever ends the wait (its deadline, Ctrl-C, an error in `on_line`, kill -9 of this process) also ends every
-    process that the program started: it runs in its own session below `guardian`, and nothing of that survives. The
-    locks that this process holds stay held until then.
+    Whatever ends the wait (its deadline, Ctrl-C, another task's failure, an error in `on_line`, kill -9 of this
+    process) also ends every process that the program started: it runs in its own session below `guardian`, and nothing
+    of that survives. The locks that this process holds stay held until then.
 
     Args:
         argv: the program and its arguments; never a shell string.
@@ -161,6 +161,7 @@ def run(
     Raises:
         DcaError: DCA-103 when the program does not exist, DCA-101 when it failed because the disk is full.
     """
+    together.check()
     words = tuple(str(word) for word in argv)
     started = time.monotonic()
     tail: deque[str] = deque(maxlen=supervision.keep_lines)
@@ -255,12 +256,12 @@ def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], superv
     grace = supervision.grace
     if not supervision.guarded:
         return _Program(words[0], _open(words[0], words, cwd, env, ()), grace=grace)
-    locks = store.held()
     (below, lifeline), (report, above) = os.pipe(), os.pipe()
-    kept = "" if supervision.sharing else ",".join(map(str, locks))
-    argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(grace), kept, *words)
     try:
-        process = _open(words[0], argv, cwd, env, (below, above, *locks))
+        with store.held() as locks:
+            kept = "" if supervision.sharing else ",".join(map(str, locks))
+            argv = (sys.executable, "-I", "-S", str(GUARDIAN), str(below), str(above), str(grace), kept, *words)
+            process = _open(words[0], argv, cwd, env, (below, above, *locks))
     except DcaError:
         os.close(lifeline)
         os.close(report)
@@ -300,6 +301,7 @@ def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callabl
     while process.poll() is None:
         if end is not None and time.monotonic() > end:
             return False
+        together.check()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
         if on_tick is not None:
@@ -353,6 +355,7 @@ class _LineReader:
         return self._pending.popleft()
 
     def _read(self) -> None:
+        together.check()
         if self._selector.select(timeout=1.0):
             block = os.read(self._descriptor, 1 << 16)
             *lines, self._rest = (self._rest + block).split(b"\n")

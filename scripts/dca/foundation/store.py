@@ -9,11 +9,13 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dca.foundation import together
 from dca.foundation.errors import DcaError
 
 # Errors of `flock` on a file system without locks, or without its lock server.
@@ -33,6 +35,7 @@ def sha256_file(path: Path) -> str:
     seen = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
+            together.check()
             seen.update(block)
     return seen.hexdigest()
 
@@ -231,6 +234,7 @@ def _prefix(path: Path) -> str:
 
 def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
     """A new file or folder beside `path`, and a descriptor whose lock shows that its owner is alive."""
+    together.check()
     sweep(path)
     while True:
         if folder:
@@ -326,7 +330,9 @@ class Store:
         with self._lock_file(kind, key) as descriptor:
             if not self._take(descriptor):
                 waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                while not self._take(descriptor):
+                    together.check()
+                    time.sleep(together.LOOK_SECONDS)
             with _holding(descriptor):
                 yield
 
@@ -381,6 +387,8 @@ class Store:
 
 # Descriptors of the locks that this process holds.
 _HELD: list[int] = []
+# Held while a program is started, so that no other thread closes a lock that the program inherits.
+_INHERITING = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -392,15 +400,18 @@ def _holding(descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
-        _HELD.remove(descriptor)
+        with _INHERITING:
+            _HELD.remove(descriptor)
         os.ftruncate(descriptor, 0)
         # Closing it would not release it while a program has inherited the descriptor.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def held() -> tuple[int, ...]:
-    """Descriptors of the locks that this process holds, for the programs that share them."""
-    return tuple(_HELD)
+@contextlib.contextmanager
+def held() -> Iterator[tuple[int, ...]]:
+    """Descriptors of the locks that this process holds, for a program that shares them; open during the block."""
+    with _INHERITING:
+        yield tuple(_HELD)
 
 
 def sweep(path: Path) -> None:

@@ -33,7 +33,7 @@ from dca.catalogue.recipes import (
     Submodule,
 )
 from dca.catalogue.toolkits import ToolkitSource
-from dca.foundation import data, documents, store
+from dca.foundation import documents, store
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
@@ -233,8 +233,7 @@ def _parts(contents: Planned, run: Run, scratch: Path) -> Iterator[tuple[Part, P
             archives, packages, wheels = provide.download(kit, run)
             for file in (*archives.values(), *packages, *wheels):
                 yield _file(file, file.parent.name), file
-    lock = data.build_lock(plan.recipe, plan.profile)
-    for file in environments.wheels(lock, plan.python, run.cache, progress("wheels of the build environment")):
+    for file in environments.inputs(plan, run.cache, progress("packages of the build environment")):
         yield _file(file, file.parent.name), file
 
 
@@ -505,7 +504,7 @@ def _wanted(bundle: Bundle, contents: Planned, cache: store.Store) -> list[tuple
     plan, recipe = contents.plan, contents.recipe
     files = {part.sha256: part for part in bundle.manifest.parts if part.kind == "file"}
     parts: list[tuple[Part, Path, tuple[str, ...]]] = []
-    for sha256, name in _wanted_files(bundle, contents, cache):
+    for sha256, name in dict.fromkeys(_wanted_files(bundle, contents, cache)):
         target = cache.download(sha256, name)
         if not store.has_hash(target, sha256):
             if sha256 not in files:
@@ -539,10 +538,12 @@ def _wanted_files(bundle: Bundle, contents: Planned, cache: store.Store) -> Iter
             and not provide.is_unpacked(kit, cache)
         ):
             yield from ((sha256, name) for name, sha256 in provide.file_names(kit).items())
-    lock = data.build_lock(plan.recipe, plan.profile)
-    if environments.find(lock, plan.python_path, plan.python, cache) is None:
+    if environments.find_build(plan, cache) is None:
         names = {part.sha256: part.name for part in bundle.manifest.parts if part.kind == "file"}
-        for package in lockfile.packages(lock, plan.python):
+        complete, partial = environments.build_packages(plan)
+        for wheel in partial:
+            yield from ((sha256, path.rsplit("/", 1)[-1]) for path, sha256 in wheel.members.items())
+        for package in complete:
             wheels = [(sha256, names[sha256]) for sha256 in package.hashes if sha256 in names]
             if not wheels:
                 raise _lacks(bundle, f"{package.name} {package.version} for Python {plan.python}", plan)

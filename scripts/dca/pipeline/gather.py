@@ -203,7 +203,7 @@ def make_plan(
         cache.open()
         documents.write(seen.reach.model_copy(update={"local": {}}), lock)
     recipe = next(loaded.recipe for loaded in seen.recipes if loaded.recipe.name == outcome.recipe)
-    return Planned(outcome, recipe.of_profile(outcome.profile), seen.toolkits, seen.reach)
+    return Planned(outcome, recipe.of_profile(outcome.profile), seen.toolkits, seen.reach, request)
 
 
 def plan_to_pack(request: Request, cache: store.Store, *, update: Update = "") -> Planned:

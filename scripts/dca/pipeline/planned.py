@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dca.catalogue.plan import Plan, Reach
+from dca.catalogue.plan import Plan, Reach, Request
 from dca.catalogue.recipes import Recipe
 from dca.catalogue.toolkits import ToolkitSource
 
@@ -18,9 +18,11 @@ class Planned:
         recipe: its recipe, as the plan's profile sees it.
         toolkits: every known toolkit.
         reach: what could be reached when it was made.
+        request: that led to it.
     """
 
     plan: Plan
     recipe: Recipe
     toolkits: tuple[ToolkitSource, ...]
     reach: Reach
+    request: Request = field(default_factory=Request)

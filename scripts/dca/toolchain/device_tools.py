@@ -12,6 +12,7 @@ from packaging.version import Version
 from dca.binaries.fatbin import PTX, Code
 from dca.foundation import documents, runner, store
 from dca.foundation.run import Run
+from dca.toolchain import environments
 
 # Far more than the largest PTX text takes.
 TOOL_SECONDS = 1800.0
@@ -34,16 +35,15 @@ def find_ptxas(python: Path, toolkit: Path, cuda: str) -> Tool:
     """A ptxas that can compile the PTX of a CUDA version.
 
     Args:
-        python: of the build environment; its packages may contain one, as triton does.
+        python: of the build environment, whose packages may contain one.
         toolkit: whose own is the second choice.
         cuda: the version, such as 12.8. An older ptxas does not know the instructions of its PTX.
 
     Raises:
         ToolError: if there is none.
     """
-    packaged = sorted((python.parent.parent / "lib").glob("python*/site-packages/**/bin/ptxas"))
     older = []
-    for path in (*packaged, toolkit / "bin/ptxas"):
+    for path in filter(None, (environments.ptxas(python), toolkit / "bin/ptxas")):
         version = _version(path)
         if version and Version(version).release[:2] >= Version(cuda).release[:2]:
             return Tool(path, version, store.sha256_file(path))
@@ -70,7 +70,7 @@ def _version(program: Path) -> str:
     return found[1] if answer.ok and found else ""
 
 
-def assemble(ptx: bytes, arch: str, ptxas: Tool, run: Run, supervision: runner.Supervision) -> bytes:
+def assemble(ptx: bytes, arch: str, ptxas: Tool, run: Run) -> bytes:
     """The cubin of a PTX text, from the cache or compiled.
 
     Args:
@@ -78,7 +78,6 @@ def assemble(ptx: bytes, arch: str, ptxas: Tool, run: Run, supervision: runner.S
         arch: such as 9.0 or 9.0a.
         ptxas: compiles it.
         run: whose cache keeps the cubin.
-        supervision: of the compiler.
 
     Raises:
         ToolError: if it does not compile.
@@ -89,7 +88,7 @@ def assemble(ptx: bytes, arch: str, ptxas: Tool, run: Run, supervision: runner.S
             return kept.read_bytes()
     with store.scratch(run.cache.open().root) as work:
         (work / "text.ptx").write_bytes(ptx.rstrip(b"\0"))
-        _call([ptxas.path, f"-arch=sm_{_number(arch)}", "text.ptx", "-o", "cubin"], work, run, supervision)
+        _call([ptxas.path, f"-arch=sm_{_number(arch)}", "text.ptx", "-o", "cubin"], work, run)
         cubin = (work / "cubin").read_bytes()
     store.write_bytes(folder / f"{store.sha256_bytes(cubin)}.cubin", cubin)
     return cubin
@@ -107,7 +106,7 @@ def pack(images: Sequence[Code], fatbinary: Tool, run: Run) -> bytes:
             (work / str(number)).write_bytes(image.content)
             kind = "ptx" if image.kind == PTX else "elf"
             words.append(f"--image3=kind={kind},sm={_number(image.arch)},file={number}")
-        _call(words, work, run, runner.Supervision())
+        _call(words, work, run)
         return (work / "container").read_bytes()
 
 
@@ -115,13 +114,13 @@ def _number(arch: str) -> str:
     return arch.replace(".", "")
 
 
-def _call(words: Sequence[str | Path], work: Path, run: Run, supervision: runner.Supervision) -> None:
+def _call(words: Sequence[str | Path], work: Path, run: Run) -> None:
     """Run a program in a folder.
 
     Raises:
         ToolError: with the program's first error.
     """
-    done = runner.run(words, cwd=work, log=run.log, timeout=TOOL_SECONDS, supervision=supervision)
+    done = runner.run(words, cwd=work, log=run.log, timeout=TOOL_SECONDS)
     if not done.ok:
         why = "it took too long" if done.timed_out else next((line for line in done.tail if "rror" in line), done.text)
         raise ToolError(f"{Path(words[0]).name} failed: {why.strip()[-400:]}")

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from packaging.tags import Tag, compatible_tags, cpython_tags, platform_tags
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
+from dca.catalogue import partial_wheels as catalogue
 from dca.catalogue.machine import find_uv
+from dca.catalogue.partial_wheels import PartialWheel
 from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import IndexFile
-from dca.foundation import data, documents, runner, store
+from dca.foundation import data, documents, runner, store, together
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
 from dca.sources import index
+from dca.toolchain import stand_ins
 
 if TYPE_CHECKING:
     from dca.toolchain.lockfile import LockedPackage
 
 INSTALL_SECONDS = 1800.0
+# Written when an environment is complete.
+STAMP = ".whole"
 WORKERS = data.IN_WHEEL_ENV / "workers"
 
 
@@ -49,14 +60,93 @@ def uv_environment(cache: store.Store) -> dict[str, str]:
     return runner.environment(index_setting | fixed, network=True)
 
 
+@dataclass(frozen=True)
+class _Environment:
+    """What an environment is made of.
+
+    Args:
+        lock: requirements with hashes.
+        python_path: the interpreter that it is created from.
+        python: its version.
+        partial: the lock's packages of which it has only some files.
+    """
+
+    lock: Path
+    python_path: str
+    python: str
+    partial: tuple[PartialWheel, ...] = ()
+
+    def folder(self, cache: store.Store) -> Path:
+        """Where it is kept."""
+        inputs = [self.python, self.python_path, store.sha256_file(self.lock)]
+        name = f"{self.lock.parent.name}-{self.lock.stem}"
+        if self.partial:
+            inputs.append(documents.digest([wheel.model_dump(mode="json") for wheel in self.partial]))
+            name += "-partial"
+        return cache.folder("env", f"{name}-{store.sha256_bytes(' '.join(inputs).encode())[:16]}")
+
+    def find(self, cache: store.Store) -> Path | None:
+        """Its Python; None when it does not exist or is incomplete."""
+        folder = self.folder(cache)
+        interpreter = folder / "bin/python"
+        return interpreter if (folder / STAMP).is_file() and interpreter.exists() else None
+
+    @property
+    def requirements(self) -> list[str]:
+        """The entries of the lock for the packages that it has completely."""
+        from dca.toolchain import lockfile
+
+        absent = {canonicalize_name(wheel.package) for wheel in self.partial}
+        return [entry for entry in lockfile.entries(self.lock) if lockfile.package_name(entry) not in absent]
+
+
 def build_environment(plan: Plan, run: Run) -> Path:
     """The Python of the recipe's build environment: its torch, cmake, ninja and setuptools.
 
+    What only serves to run torch is not downloaded: of such packages the environment has the headers, and stand-ins for
+    the libraries. An environment with the whole lock is used when there is one, and created when the index serves no
+    single files.
+
     Raises:
-        DcaError: DCA-407.
+        DcaError: DCA-401, DCA-402, DCA-403, DCA-407, DCA-409.
     """
     lock = data.build_lock(plan.recipe, plan.profile)
-    return make(lock, plan.python_path, plan.python, run)
+    if (python := find(lock, plan.python_path, plan.python, run.cache)) is not None:
+        return python
+    if not lock.is_file():
+        raise _no_lock(lock)
+    compiler = plan.host_compiler or str(runner.which("g++"))
+    wanted = _Environment(lock, plan.python_path, plan.python, build_packages(plan).partial)
+    try:
+        return _make(wanted, run, compiler)
+    except index.NoRangesError:
+        run.reporter.note("The package index serves no single files of wheels, so all packages are downloaded.")
+        return make(lock, plan.python_path, plan.python, run)
+
+
+class BuildPackages(NamedTuple):
+    """The packages of a build environment: those that it has completely, and wheels of which it has some files."""
+
+    complete: tuple[LockedPackage, ...]
+    partial: tuple[PartialWheel, ...]
+
+
+def build_packages(plan: Plan) -> BuildPackages:
+    """The packages of a plan's build environment, on this kind of machine."""
+    from dca.toolchain import lockfile
+
+    lock = data.build_lock(plan.recipe, plan.profile)
+    locked = {package.name: package for package in lockfile.packages(lock, plan.python)}
+    order = _order(plan.python)
+    partial = {
+        name: wheel
+        for wheel in catalogue.load(lock)
+        if (name := canonicalize_name(wheel.package)) in locked
+        and wheel.sha256 in locked[name].hashes
+        and _rank(wheel.file, locked[name], order) is not None
+    }
+    complete = tuple(package for name, package in locked.items() if name not in partial)
+    return BuildPackages(complete, tuple(partial.values()))
 
 
 def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
@@ -70,63 +160,126 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
     Raises:
         DcaError: DCA-407.
     """
+    return _make(_Environment(lock, python_path, python), run)
+
+
+def _make(wanted: _Environment, run: Run, compiler: str = "") -> Path:
+    """The Python of an environment; the compiler is for the stand-ins of one that is partial.
+
+    Raises:
+        DcaError: those of `build_environment`.
+    """
+    lock = wanted.lock
     if not lock.is_file():
-        raise DcaError("DCA-407", f"{lock} does not exist.", remedy="create it with `make locks`.")
-    folder = _folder(lock, python_path, python, run.cache)
-    interpreter = folder / "bin/python"
-    # Written last: an environment without it is incomplete. The environment cannot be created elsewhere and moved,
-    # because its scripts and pyvenv.cfg contain its path.
-    stamp = folder / ".whole"
+        raise _no_lock(lock)
+    folder = wanted.folder(run.cache)
     with run.cache.lock(
         "env", folder.name, lambda: run.reporter.note("another dca process is creating the same environment; waiting.")
     ):
-        if stamp.is_file() and interpreter.exists():
-            return interpreter
-        run.reporter.stage("environment", f"{lock.parent.name} {lock.stem}: {_count(lock)} packages")
-        uv, env = find_uv(), uv_environment(run.cache)
-        done = runner.run(
-            [uv, "venv", "--clear", "--no-project", "--python", python_path, folder],
-            env=env,
-            log=run.log,
-            timeout=300.0,
-        )
-        if done.ok:
-            with store.scratch(run.cache.open().root) as scratch:
-                done = runner.run(
-                    [
-                        uv,
-                        "pip",
-                        "sync",
-                        "--python",
-                        interpreter,
-                        "--require-hashes",
-                        *_from(lock, run.cache, scratch),
-                        lock,
-                    ],
-                    env=env,
-                    log=run.log,
-                    timeout=INSTALL_SECONDS,
-                    supervision=runner.Supervision(
-                        on_tick=lambda: run.reporter.progress(0, 0, "downloading and unpacking packages")
-                    ),
-                )
-        if not done.ok:
+        if (kept := wanted.find(run.cache)) is not None:
+            return kept
+        count = len(wanted.requirements)
+        parts = f", files of {len(wanted.partial)} others" if wanted.partial else ""
+        run.reporter.stage("environment", f"{lock.parent.name} {lock.stem}: {count} packages{parts}")
+        # The environment cannot be created elsewhere and moved, because its scripts and pyvenv.cfg contain its path.
+        try:
+            _fill(wanted, folder, run, compiler)
+        except BaseException:
             if folder.exists():
                 store.remove(folder)
-            why = "it took too long." if done.timed_out else "\n".join(done.tail[-6:])
-            if run.cache.offline:
-                remedy = "pack the wheels with `dca fetch --bundle FILE` on a machine with a network."
-            else:
-                remedy = f"see {run.log}; if the network failed, run the command again."
-            raise DcaError(
-                "DCA-407",
-                f"the environment of {lock.parent.name} could not be created.",
-                why=why,
-                output=done.tail,
-                remedy=remedy,
+            raise
+        # Written last: an environment without it is incomplete.
+        (folder / STAMP).touch()
+    return folder / "bin/python"
+
+
+def _no_lock(lock: Path) -> DcaError:
+    return DcaError("DCA-407", f"{lock} does not exist.", remedy="create it with `make locks`.")
+
+
+def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
+    """Create an environment in its folder.
+
+    Raises:
+        DcaError: those of `build_environment`.
+    """
+    with together.Tasks() as tasks:
+        members = [
+            tasks.start(functools.partial(index.members, wheel, wheel.members, run.cache)) for wheel in wanted.partial
+        ]
+        tasks.start(functools.partial(_install, wanted, folder, run))
+    if not wanted.partial:
+        return
+    python = folder / "bin/python"
+    (site,) = folder.glob("lib/python*/site-packages")
+    for task in members:
+        for name, file in task.result.items():
+            target = site / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            if target.parent.name == "bin":
+                target.chmod(0o755)
+    absent = [site / name for wheel in wanted.partial for name in wheel.libraries]
+    with together.Tasks() as tasks:
+        for path, library in stand_ins.of_torch(site, absent, python, run.log).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tasks.start(functools.partial(stand_ins.compile_library, library, path, compiler, run.log, "DCA-407"))
+
+
+def _install(wanted: _Environment, folder: Path, run: Run) -> None:
+    """Install an environment's packages with uv.
+
+    Raises:
+        DcaError: DCA-407.
+    """
+    uv, env = find_uv(), uv_environment(run.cache)
+    done = runner.run(
+        [uv, "venv", "--clear", "--no-project", "--python", wanted.python_path, folder],
+        env=env,
+        log=run.log,
+        timeout=300.0,
+    )
+    if done.ok:
+        with store.scratch(run.cache.open().root) as scratch:
+            requirements = scratch / "requirements.txt"
+            requirements.write_text("\n".join(wanted.requirements), encoding="utf-8")
+            done = runner.run(
+                [
+                    uv,
+                    "pip",
+                    "sync",
+                    "--python",
+                    folder / "bin/python",
+                    "--require-hashes",
+                    *_from(requirements, run.cache, scratch),
+                    requirements,
+                ],
+                env=env,
+                log=run.log,
+                timeout=INSTALL_SECONDS,
+                supervision=runner.Supervision(
+                    on_tick=lambda: run.reporter.progress(0, 0, "downloading and unpacking packages")
+                ),
             )
-        stamp.touch()
-    return interpreter
+    if not done.ok:
+        why = "it took too long." if done.timed_out else "\n".join(done.tail[-6:])
+        if run.cache.offline:
+            remedy = "pack the wheels with `dca fetch --bundle FILE` on a machine with a network."
+        else:
+            remedy = f"see {run.log}; if the network failed, run the command again."
+        raise DcaError(
+            "DCA-407",
+            f"the environment of {wanted.lock.parent.name} could not be created.",
+            why=why,
+            output=done.tail,
+            remedy=remedy,
+        )
+
+
+def ptxas(python: Path) -> Path | None:
+    """The PTX assembler that comes with a build environment's torch; None when it has none."""
+    found = sorted(python.parent.parent.glob("lib/python*/site-packages/*/backends/nvidia/bin/ptxas"))
+    return found[0] if found else None
 
 
 def _from(lock: Path, cache: store.Store, folder: Path) -> list[str]:
@@ -140,42 +293,25 @@ def _from(lock: Path, cache: store.Store, folder: Path) -> list[str]:
     return ["--no-index", "--find-links", str(folder)]
 
 
-def wheels(lock: Path, python: str, cache: store.Store, progress: index.Progress | None = None) -> list[Path]:
-    """The wheels of a lock's packages for this kind of machine, from the cache or downloaded.
-
-    Args:
-        lock: requirements with hashes.
-        python: the exact version that the environment is for.
-        cache: where they are kept.
-        progress: called with bytes done and in all.
+def inputs(plan: Plan, cache: store.Store, progress: index.Progress | None = None) -> list[Path]:
+    """The files that the build environment is made of on this kind of machine, from the cache or downloaded.
 
     Raises:
         DcaError: DCA-403 when the index has no wheel of the lock for this machine, and those of downloading.
     """
-    from dca.toolchain import lockfile
-
-    return [_wheel(package, python, cache, progress) for package in lockfile.packages(lock, python)]
+    complete, partial = build_packages(plan)
+    members = [index.members(wheel, wheel.members, cache, progress).values() for wheel in partial]
+    return [*chain.from_iterable(members), *(_wheel(package, plan.python, cache, progress) for package in complete)]
 
 
 def _wheel(package: LockedPackage, python: str, cache: store.Store, progress: index.Progress | None) -> Path:
-    order = {tag: number for number, tag in enumerate(_tags(python))}
+    order = _order(python)
     label = f"a wheel of {package.name} {package.version} for Python {python} on this machine"
-
-    def rank(name: str) -> tuple[int, tuple[int, str]] | None:
-        """How well a wheel fits, lowest is best; None when it does not fit."""
-        try:
-            project, version, build, tags = parse_wheel_filename(name)
-        except InvalidWheelFilename:
-            return None
-        fitting = [order[tag] for tag in tags if tag in order]
-        same = project == package.name and str(version) == str(Version(package.version))
-        return (min(fitting), (-build[0], build[1]) if build else (0, "")) if fitting and same else None
-
     kept = [
         (fit, wheel)
         for sha256 in package.hashes
         for wheel in cache.download(sha256, "x").parent.glob("*.whl")
-        if (fit := rank(wheel.name)) and store.has_hash(wheel, sha256)
+        if (fit := _rank(wheel.name, package, order)) and store.has_hash(wheel, sha256)
     ]
     if kept:
         return min(kept)[1]
@@ -183,11 +319,27 @@ def _wheel(package: LockedPackage, python: str, cache: store.Store, progress: in
     offered = {
         fit: IndexFile(package=package.name, version=package.version, file=file.filename, sha256=file.digests["sha256"])
         for file in index.files(package.name, label)
-        if file.digests.get("sha256") in package.hashes and (fit := rank(file.filename))
+        if file.digests.get("sha256") in package.hashes and (fit := _rank(file.filename, package, order))
     }
     if not offered:
         raise index.missing(label)
     return index.download(offered[min(offered)], cache, progress)
+
+
+def _rank(name: str, package: LockedPackage, order: Mapping[Tag, int]) -> tuple[int, tuple[int, str]] | None:
+    """How well a wheel fits, lowest is best; None when it does not fit."""
+    try:
+        project, version, build, tags = parse_wheel_filename(name)
+    except InvalidWheelFilename:
+        return None
+    fitting = [order[tag] for tag in tags if tag in order]
+    same = project == package.name and str(version) == str(Version(package.version))
+    return (min(fitting), (-build[0], build[1]) if build else (0, "")) if fitting and same else None
+
+
+def _order(python: str) -> dict[Tag, int]:
+    """The tags of the wheels that a Python of this machine supports, with their places in the order of preference."""
+    return {tag: number for number, tag in enumerate(_tags(python))}
 
 
 def _tags(python: str) -> list[Tag]:
@@ -200,20 +352,14 @@ def _tags(python: str) -> list[Tag]:
 
 def find(lock: Path, python_path: str, python: str, cache: store.Store) -> Path | None:
     """The Python of an environment that `make` has created; None when it does not exist or is incomplete."""
-    if not lock.is_file():
-        return None
-    folder = _folder(lock, python_path, python, cache)
-    interpreter = folder / "bin/python"
-    return interpreter if (folder / ".whole").is_file() and interpreter.exists() else None
+    return _Environment(lock, python_path, python).find(cache) if lock.is_file() else None
 
 
-def _folder(lock: Path, python_path: str, python: str, cache: store.Store) -> Path:
-    key = store.sha256_bytes(f"{python} {python_path} {store.sha256_file(lock)}".encode())[:16]
-    return cache.folder("env", f"{lock.parent.name}-{lock.stem}-{key}")
-
-
-def _count(lock: Path) -> int:
-    return sum("==" in line and not line.startswith((" ", "#")) for line in lock.read_text().splitlines())
+def find_build(plan: Plan, cache: store.Store) -> Path | None:
+    """The Python of the build environment, whole or partial; None when it does not exist or is incomplete."""
+    lock = data.build_lock(plan.recipe, plan.profile)
+    whole = _Environment(lock, plan.python_path, plan.python)
+    return whole.find(cache) or dataclasses.replace(whole, partial=build_packages(plan).partial).find(cache)
 
 
 def look_at_torch(python: Path, log: Path | None = None) -> TorchFacts:

@@ -168,6 +168,21 @@ def _toolkit(plan: Plan, known: tuple[ToolkitSource, ...]) -> LockedToolkit | No
     return LockedToolkit(name=plan.toolkit.name, version=plan.toolkit.version, archives=tuple(archives))
 
 
+_ENTRY = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;([^\n]*?))?\s*((?:--hash=sha256:[0-9a-f]{64}\s*)+)")
+
+
+def entries(path: Path) -> list[str]:
+    """The entries of a lock of requirements with hashes, each as one line."""
+    texts = re.split(r"\n(?=\S)", path.read_text(encoding="utf-8").replace("\\\n", " "))
+    heads = [text.split("#")[0].strip() if text.startswith("#") else text.strip() for text in texts]
+    return [head for head in heads if head]
+
+
+def package_name(entry: str) -> str:
+    """The name of the package that an entry of a lock pins."""
+    return canonicalize_name(re.split(r"[=;\s]", entry, maxsplit=1)[0])
+
+
 def packages(path: Path, python: str) -> tuple[LockedPackage, ...]:
     """The packages that a lock of requirements with hashes names for a Python on this kind of machine.
 
@@ -181,16 +196,13 @@ def packages(path: Path, python: str) -> tuple[LockedPackage, ...]:
     minor = ".".join(python.split(".")[:2])
     markers = {**default_environment(), "python_full_version": python, "python_version": minor}
     locked = []
-    for entry in re.split(r"\n(?=\S)", path.read_text(encoding="utf-8").replace("\\\n", " ")):
-        head = entry.split("#")[0].strip() if entry.startswith("#") else entry.strip()
-        if not head:
-            continue
-        match = re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;([^\n]*?))?\s*((?:--hash=sha256:[0-9a-f]{64}\s*)+)", head)
+    for entry in entries(path):
+        match = _ENTRY.match(entry)
         if match is None:
             raise DcaError(
                 "DCA-407",
                 f"{path} has a line that pins nothing.",
-                why=head[:100],
+                why=entry[:100],
                 remedy="create the lock again with `make locks`.",
             )
         if match[3] is None or Marker(match[3].strip()).evaluate(

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dca.catalogue.plan import Plan
+from dca.catalogue.plan import Plan, PlannedToolkit
 from dca.catalogue.toolkits import ToolkitSource, cuda_line, load_versions, nvcc_version
 from dca.foundation import archives, documents, runner, store
 from dca.foundation.errors import DcaError
@@ -38,6 +38,7 @@ def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], run: Run) -> Path:
             headers do not compile.
     """
     assert plan.toolkit is not None  # noqa: S101 - only plans that compile come here
+    admit_python(plan, run.cache, run.log)
     if plan.toolkit.path:
         folder = Path(plan.toolkit.path)
         known = load_versions().fixes_of(cuda_line(plan.toolkit.version))
@@ -45,11 +46,20 @@ def toolkit(plan: Plan, sources: tuple[ToolkitSource, ...], run: Run) -> Path:
             run.reporter.stage("toolkit", f"{folder}, with fixed headers: {', '.join(fix.name for fix in fixes)}")
             folder = headers.overlay(folder, plan.toolkit.version, fixes, run.cache)
     else:
-        source = next(candidate for candidate in sources if candidate.name == plan.toolkit.name)
-        folder = bring(source, run)
+        folder = bring(_source(plan.toolkit, sources), run)
     admit(folder, plan, run)
-    admit_python(plan, run.cache, run.log)
     return folder
+
+
+def is_here(plan: Plan, sources: tuple[ToolkitSource, ...], cache: store.Store) -> bool:
+    """Whether nothing of the plan's toolkit must be downloaded."""
+    if plan.toolkit is None:
+        return False
+    return bool(plan.toolkit.path) or is_unpacked(_source(plan.toolkit, sources), cache)
+
+
+def _source(planned: PlannedToolkit, sources: tuple[ToolkitSource, ...]) -> ToolkitSource:
+    return next(source for source in sources if source.name == planned.name)
 
 
 def bring(source: ToolkitSource, run: Run) -> Path:

@@ -1,0 +1,151 @@
+"""Compiles stand-ins for shared libraries that are not there, so that the loader finds every name that others import.
+
+A stand-in is only loaded: whatever calls one of its functions ends with an error, or at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dca.binaries import elf
+from dca.foundation import data, documents, runner, store
+from dca.foundation.errors import DcaError
+
+COMPILE_SECONDS = 120.0
+LOAD_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A shared library with functions of the same names as another's.
+
+    Args:
+        soname: its name for the loader.
+        functions: their names, by symbol version; "" is the key of those without one.
+        body: of each function.
+    """
+
+    soname: str
+    functions: Mapping[str, Collection[str]]
+    body: str = "__builtin_trap();"
+
+    @property
+    def source(self) -> str:
+        """Its C++ source."""
+        names = sorted({name for names in self.functions.values() for name in names})
+        return 'extern "C" {\n' + "".join(f"int {name}() {{ {self.body} }}\n" for name in names) + "}\n"
+
+    @property
+    def versions(self) -> str:
+        """Its linker's version script; "" without symbol versions."""
+        nodes = {version: names for version, names in self.functions.items() if version and names}
+        return "".join(
+            f'"{version}" {{ global: {" ".join(f"{name};" for name in sorted(names))} local: *; }};\n'
+            for version, names in sorted(nodes.items())
+        )
+
+
+def compile_library(library: StandIn, path: Path, compiler: str, log: Path | None, code: str) -> Path:
+    """Compile a stand-in, unless its source is unchanged, and return its path.
+
+    Raises:
+        DcaError: with the code, when it does not compile.
+    """
+    source, script = path.with_name(f"{path.name}.cpp"), path.with_name(f"{path.name}.versions")
+    changed = [store.write_if_changed(source, library.source.encode())]
+    options: list[str | Path] = [f"-Wl,-soname,{library.soname}"]
+    if library.versions:
+        changed.append(store.write_if_changed(script, library.versions.encode()))
+        options.append(f"-Wl,--version-script={script}")
+    if any(changed) or not path.is_file():
+        done = runner.run(
+            [compiler, "-shared", "-fPIC", *options, "-o", path, source], log=log, timeout=COMPILE_SECONDS
+        )
+        if not done.ok:
+            source.unlink()
+            raise DcaError(
+                code,
+                f"the stand-in for {library.soname} could not be compiled.",
+                why=done.text[-400:],
+                output=done.tail,
+                remedy="check the host compiler.",
+            )
+    return path
+
+
+def of_torch(site: Path, absent: Sequence[Path], python: Path, log: Path) -> dict[Path, StandIn]:
+    """Stand-ins for absent libraries: what torch's libraries import from them, and what their headers declare.
+
+    A symbol with a version is of the library that the version is of. One without may be of any: if no library that is
+    there defines it, an absent one must. Extension modules import functions of the headers, some without requiring the
+    library: torch does.
+
+    Args:
+        site: folder of an environment's packages.
+        absent: where the libraries would be; those that torch does not require get no stand-in.
+        python: of the environment.
+        log: for the output of programs.
+
+    Raises:
+        DcaError: DCA-407.
+    """
+    paths = {path.name: path for path in absent}
+    own = sorted((site / "torch/lib").glob("lib*.so*"))
+    here = {path.name: path for pattern in ("*", "nvidia/*") for path in site.glob(f"{pattern}/lib/lib*.so*")}
+    defined = {name for path in own for name in elf.defined(path)}
+    functions: dict[str, dict[str, set[str]]] = {}
+    for library in own:
+        imports = elf.imports(library)
+        required = [name for name in imports.needed if name in paths]
+        for name in required:
+            functions.setdefault(name, defaultdict(set))
+        for symbol in imports.undefined:
+            if symbol.file in required:
+                functions[symbol.file][symbol.version].add(symbol.name)
+        loose = {symbol.name for symbol in imports.undefined if not symbol.version and not symbol.weak} - defined
+        if required and loose:
+            others = [str(here.get(name, name)) for name in imports.needed if here.get(name) not in own]
+            missing = _undefined(sorted(loose), [name for name in others if name not in paths], python, log)
+            # The loader searches all that are required, so any of them may define these.
+            soname = min(required, key=lambda candidate: len(functions[candidate]))
+            functions[soname][min(functions[soname], default="")].update(missing)
+    for soname, versions in functions.items():
+        versions[min(versions, default="")].update(_declared(paths[soname]) - set().union(*versions.values()))
+    return {paths[soname]: StandIn(soname, versions) for soname, versions in functions.items()}
+
+
+def _declared(library: Path) -> set[str]:
+    """The functions of a library's headers that begin with its name, as all of them do."""
+    prefix = library.name.removeprefix("lib").split(".")[0]
+    function = re.compile(rf"\b{re.escape(prefix)}\w*(?=\s*\()")
+    headers = (file for file in (library.parent.parent / "include").rglob("*") if file.is_file())
+    return {name for file in headers for name in function.findall(file.read_text(errors="replace"))}
+
+
+def _undefined(names: Sequence[str], libraries: Sequence[str], python: Path, log: Path) -> tuple[str, ...]:
+    """The names that neither a Python nor any of these libraries defines, according to the loader.
+
+    None if one of the libraries is not there, such as that of the driver, because it may define them.
+
+    Raises:
+        DcaError: DCA-407.
+    """
+    with store.scratch() as folder:
+        question = folder / "names.json"
+        store.write_bytes(question, documents.canonical({"names": names, "libraries": libraries}))
+        worker = data.IN_WHEEL_ENV / "workers/undefined_names.py"
+        answer = runner.run([python, "-I", worker, question], log=log, timeout=LOAD_SECONDS)
+    if not answer.ok:
+        raise DcaError(
+            "DCA-407",
+            "the libraries that torch requires could not be examined.",
+            why="\n".join(answer.tail[-4:]),
+            output=answer.tail,
+            remedy=f"see {log}.",
+        )
+    return tuple(json.loads(answer.tail[-1]))
