@@ -590,6 +590,44 @@ def test_compiled_or_copied_a_module_has_the_kernels_of_the_groups(git: bool) ->
     assert refused(Request(recipe=UPSTREAM, model=odd), seen) == {UPSTREAM: ["DCA-312"]}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "git", "odd"),
+    [
+        (UPSTREAM, False, "--prebuilt-whole"),
+        (UPSTREAM, True, "--profile full"),
+        (FORK, True, "--profile full"),
+        ("vllm-0.9.2", True, "--prebuilt all"),
+    ],
+)
+def test_what_is_left_out_comes_with_the_build_that_adds_it(recipe: str, git: bool, odd: str) -> None:
+    request = Request(recipe=recipe, cuda="12.4", archs=("8.0", "9.0+PTX"), groups=("fp16",))
+    seen = world(reached=reach(git=git))
+    bare = planned(request.model_copy(update={"groups": ()}), seen)
+    command = f"dca wheel --recipe {recipe} --cuda 12.4 --arch 8.0,9.0+PTX"
+    assert bare.left_out.dtypes == {"float16": "--with fp16"}
+    assert bare.left_out.head_dims[96] == odd
+    half = DENSE.model_copy(update={"dtype": "float16"})
+    assert bare.left_out.build(DENSE) == ""
+    assert bare.left_out.build(half) == f"{command} --with fp16"
+    # The build of everything takes no groups.
+    assert bare.left_out.build(half.model_copy(update={"head_dim": 96})) == f"{command} {odd}"
+    with_it = planned(request, seen)
+    assert with_it.left_out.build(half) == ""
+    assert with_it.left_out.command == f"{command} --with fp16"
+    assert "fp16" in with_it.version
+    assert with_it.key != bare.key
+
+
+def test_nothing_is_left_out_of_a_build_of_everything() -> None:
+    for request in (
+        Request(recipe=UPSTREAM, prebuilt=("all",)),
+        Request(recipe=UPSTREAM, prebuilt_whole=True),
+        Request(recipe=UPSTREAM, groups=("index-only",)),
+    ):
+        left_out = planned(request).left_out
+        assert (left_out.head_dims, left_out.dtypes) == ({}, {})
+
+
 def test_a_module_that_is_copied_whole_has_the_kernels_of_no_group_too() -> None:
     odd = DENSE.model_copy(update={"head_dim": 96, "dtype": "float16"})
     request = Request(recipe=UPSTREAM, model=odd, prebuilt_whole=True)

@@ -352,7 +352,7 @@ def test_a_wheel_without_the_data_type_is_found_with_the_build_that_has_it(
     assert len(found) == lacks
     for finding in found:
         assert "float16 (it has bfloat16)" in finding.what
-        assert "dca wheel --with fp16" in finding.remedy
+        assert "dca wheel --with fp16; or use --dtype bfloat16." in finding.remedy
     assert found_by_wheel(model, wheel(dtypes=("bfloat16", "float16")), recipe=recipe, **asked) == []
     # Without a wheel, the plan says what to build.
     notes = [note for note in planned(model, "8xH100-80", recipe=recipe, **asked).notes if "WITH=fp16" in note]

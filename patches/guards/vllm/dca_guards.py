@@ -441,10 +441,8 @@ class Kernels(NamedTuple):
             head_dim: elements of a head.
         """
         size = self._size(head_dim)
-        return [
-            *([f"head dimension {head_dim}"] if size in self.missing_head_dims else []),
-            *([dtype] if dtype in self.missing_dtypes else []),
-        ]
+        lacking = [f"head dimension {head_dim}"] if size in self.missing_head_dims else []
+        return [*lacking, *([dtype] if size and dtype in self.missing_dtypes else [])]
 
     def build(self, dtype: str, head_dim: int) -> str:
         """The command that builds the wheel with such kernels."""

@@ -92,6 +92,14 @@ class LeftOut(Value):
     head_dims: dict[int, str] = {}
     dtypes: dict[str, str] = {}
 
+    @property
+    def by_option(self) -> dict[str, list[str]]:
+        """The head dimensions and data types by the options that add them."""
+        values: dict[str, list[str]] = {}
+        for value, option in (*sorted(self.head_dims.items()), *self.dtypes.items()):
+            values.setdefault(option, []).append(str(value))
+        return values
+
     def build(self, model: Model) -> str:
         """The command that builds the wheel with the kernels that a model needs; empty if none of them was left out."""
         options = together([self.head_dims.get(model.head_dim, ""), self.dtypes.get(model.dtype, "")])

@@ -157,10 +157,7 @@ def _attention(record: Recorded) -> str:
     """The head dimensions and data types of the attention kernels, and the options of a build that adds others."""
     serves, left_out = record.serves, record.left_out
     sizes, dtypes = ", ".join(map(str, serves.head_dims)), ", ".join(serves.dtypes)
-    by_option: dict[str, list[str]] = {}
-    for value, option in (*sorted(left_out.head_dims.items()), *left_out.dtypes.items()):
-        by_option.setdefault(option, []).append(str(value))
-    others = [f"{option} adds {', '.join(values)}" for option, values in by_option.items()]
+    others = [f"{option} adds {', '.join(values)}" for option, values in left_out.by_option.items()]
     return "; ".join([f"head dimension {sizes or 'any'} in {dtypes or 'any data type'}", *others])
 
 

@@ -80,6 +80,11 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         _explain_substitution(candidate, compiler.line, modules, draft)
     if draft.reasons:
         return draft.reasons
+    left_out = what_is_left_out(recipe, modules, serves, _command(candidate, target, compiler.line))
+    if left_out.head_dims or left_out.dtypes:
+        kernels = f"head dimension {', '.join(map(str, serves.head_dims))} in {' and '.join(serves.dtypes)}"
+        others = "; ".join(f"{option} adds {', '.join(values)}" for option, values in left_out.by_option.items())
+        draft.choose("attention kernels", kernels, f"those of the groups. {others}.")
     jobs = _jobs(candidate, modules, draft)
     version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft), modules)
     draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
@@ -112,7 +117,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         sources=tuple(sources.planned.values()),
         modules=tuple(modules),
         serves=serves,
-        left_out=what_is_left_out(recipe, modules, serves, _command(candidate, target, compiler.line)),
+        left_out=left_out,
         series_revision=candidate.loaded.series_revision,
         series_digest=candidate.loaded.series_digest,
         lock_digest=candidate.loaded.lock_digest,

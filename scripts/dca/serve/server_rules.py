@@ -403,12 +403,8 @@ def wheel(subject: Subject) -> Iterator[Finding]:
         yield from _unbuilt(subject)
         return
     for lack in missing.lacking(inspected, subject.model, subject.known):
-        extra = f" MODEL={subject.file.parent}" if subject.file is not None else ""
-        built = inspected.recorded.left_out.build(subject.model) if inspected.recorded else ""
         yield _error(
-            "DCA-110",
-            f"{inspected.file}: {lack}",
-            f"build one with the required groups: {built or f'make wheel{extra}'}.",
+            "DCA-110", f"{inspected.file}: {lack}", f"build one with the required groups: {_build(subject, inspected)}."
         )
     if inspected.recorded and inspected.recorded.archs:
         for arch in subject.gpus.archs:
@@ -418,6 +414,17 @@ def wheel(subject: Subject) -> Iterator[Finding]:
                     f"{inspected.file} was built for {', '.join(inspected.recorded.archs)}, not for {arch}.",
                     f"build one for it: make wheel ARCH={arch}.",
                 )
+
+
+def _build(subject: Subject, inspected: Inspection) -> str:
+    """The command that builds a wheel with what this one lacks, or the data type that this one has."""
+    model, record = subject.model, inspected.recorded
+    if record is None or not (built := record.left_out.build(model)):
+        return "make wheel" + (f" MODEL={subject.file.parent}" if subject.file is not None else "")
+    others = [
+        name for name in record.serves.dtypes if not record.left_out.build(model.model_copy(update={"dtype": name}))
+    ]
+    return built + (f"; or use --dtype {others[0]}" if others else "")
 
 
 def _unbuilt(subject: Subject) -> Iterator[Finding]:
