@@ -15,7 +15,18 @@ from dca.catalogue import compiler_caches, toolkits
 from dca.catalogue.compiler_caches import CacheOption, FoundCache
 from dca.catalogue.machine import Compiler, Gpu, Machine, Python
 from dca.catalogue.model_needs import Model
-from dca.catalogue.plan import Cannot, LocalTree, Plan, PlannedToolkit, Reach, Reachability, Reason, Request
+from dca.catalogue.plan import (
+    Cannot,
+    KeptKernels,
+    LocalTree,
+    Plan,
+    PlannedModule,
+    PlannedToolkit,
+    Reach,
+    Reachability,
+    Reason,
+    Request,
+)
 from dca.catalogue.recipes import GitSource, Loaded, load_all
 from dca.catalogue.toolkits import FoundToolkit
 from dca.foundation import documents
@@ -161,8 +172,10 @@ def test_another_cuda_of_the_major_version_is_substituted_and_said() -> None:
 
 def test_substitution_embeds_no_ptx_and_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
     plan = planned(Request(cuda="12.1", archs=("9.0+PTX",)))
-    assert plan.ptx == ()
-    assert any("570" in warning and "9.0" in warning for warning in plan.warnings)
+    assert (plan.ptx, plan.warnings) == ((), ())
+    # The official module has PTX alone for 9.0.
+    whole = planned(Request(cuda="12.1", archs=("9.0+PTX",), prebuilt_whole=True))
+    assert any("570" in warning and "9.0" in warning for warning in whole.warnings)
 
 
 def test_the_exact_cuda_is_not_called_substituted() -> None:
@@ -860,3 +873,79 @@ def test_a_plan_that_compiles_nothing_has_no_compiler_cache() -> None:
     plan = planned(Request(recipe="vllm-0.10.2", prebuilt=("all",)), world(machine(caches=caches("Redis"))))
     assert plan.compiler_cache is None
     assert not any(choice.subject == "compiler cache" for choice in plan.choices)
+
+
+FLASH = "_vllm_fa2_C"
+
+
+def copied(plan: Plan) -> PlannedModule:
+    (module,) = [module for module in plan.copied if module.name == FLASH]
+    return module
+
+
+def choices(plan: Plan, subject: str) -> str:
+    return " ".join(f"{choice.value}: {choice.reason}" for choice in plan.choices if choice.subject == subject)
+
+
+@pytest.mark.parametrize(
+    ("request_", "head_dims", "dtypes", "sass", "ptx"),
+    [
+        (Request(), (128,), ("bfloat16",), ("8.0", "9.0"), ()),
+        (Request(groups=("hdim64", "fp16")), (64, 128), ("bfloat16", "float16"), ("8.0", "9.0"), ()),
+        # Its PTX is for 8.0, and becomes cubins of every arch.
+        (Request(archs=("8.6", "9.0+PTX")), (128,), ("bfloat16",), ("8.6", "9.0"), ("8.0",)),
+    ],
+)
+def test_a_copied_module_keeps_what_the_groups_promise_for_each_arch(
+    request_: Request,
+    head_dims: tuple[int, ...],
+    dtypes: tuple[str, ...],
+    sass: tuple[str, ...],
+    ptx: tuple[str, ...],
+) -> None:
+    plan = planned(request_.model_copy(update={"recipe": UPSTREAM}))
+    module = copied(plan)
+    assert module.keeps == KeptKernels(head_dims=head_dims, dtypes=dtypes)
+    assert (module.sass, module.ptx) == (sass, ptx)
+    assert set(module.reached.values()) == {"native"}
+    assert (plan.serves.head_dims, plan.serves.dtypes) == (head_dims, dtypes)
+    assert f"{FLASH}: {module.keeps.text}: What the groups promise" in choices(plan, "copied kernels")
+
+
+@pytest.mark.parametrize(
+    ("request_", "reached_", "why"),
+    [
+        (Request(prebuilt_whole=True), world(), "Requested with --prebuilt-whole."),
+        (Request(prebuilt=("all",)), world(), "there is no toolkit"),
+        (FULL.model_copy(update={"prebuilt": (FLASH, "_vllm_fa3_C", "flashmla")}), GIT, "leaves nothing out"),
+        (Request(prebuilt=("_C",)), world(), "does not say what the kernels of _C are compiled for"),
+    ],
+)
+def test_a_copied_module_keeps_everything_with_the_reason(request_: Request, reached_: World, why: str) -> None:
+    plan = planned(request_.model_copy(update={"recipe": UPSTREAM}), reached_)
+    name = "_C" if request_.prebuilt == ("_C",) else FLASH
+    (module,) = [module for module in plan.copied if module.name == name]
+    assert module.keeps is None
+    assert why in choices(plan, "copied kernels")
+
+
+def test_a_wheel_with_every_kernel_of_a_copied_module_has_a_version_of_its_own() -> None:
+    plan, whole = planned(Request()), planned(Request(prebuilt_whole=True))
+    assert whole.version == plan.version.replace(".lean.", ".lean.whole.")
+    assert whole.key != plan.key
+    assert (whole.serves.head_dims, whole.serves.dtypes) == ((), ())
+    # Where nothing is copied it makes no difference.
+    assert planned(Request(recipe=UPSTREAM, prebuilt_whole=True), GIT).key == planned(Request(recipe=UPSTREAM), GIT).key
+
+
+def test_a_copied_module_of_a_recipe_without_the_names_of_its_kernels_keeps_everything() -> None:
+    def without(loaded: Loaded) -> Loaded:
+        module = loaded.recipe.modules[FLASH]
+        stubs = module.stubs.model_copy(update={"kernels": None}) if module.stubs else None
+        modules = {**loaded.recipe.modules, FLASH: module.model_copy(update={"stubs": stubs})}
+        return loaded.model_copy(update={"recipe": loaded.recipe.model_copy(update={"modules": modules})})
+
+    recipes = tuple(without(loaded) for loaded in RECIPES if loaded.recipe.name == UPSTREAM)
+    plan = planned(Request(), world(recipes=recipes))
+    assert copied(plan).keeps is None
+    assert plan.serves.head_dims == ()

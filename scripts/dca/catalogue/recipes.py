@@ -6,7 +6,7 @@ import re
 from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -67,6 +67,17 @@ def _day(text: str) -> str:
     return text
 
 
+def _kernel_pattern(text: str) -> str:
+    try:
+        groups = set(re.compile(text).groupindex)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression: {error}") from None
+    if groups != {"head_dim", "dtype"}:
+        raise ValueError("must have the groups `head_dim` and `dtype`, and no other")
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_kernel_pattern)]
 Day = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_day)]
 RequirementText = Annotated[str, AfterValidator(_requirement)]
 ReleaseText = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$")]
@@ -182,6 +193,18 @@ class KernelDtype(Value):
     type."""
 
 
+class Kernel(NamedTuple):
+    """What an attention kernel is compiled for.
+
+    Args:
+        head_dim: head dimension.
+        dtype: data type, as torch names it.
+    """
+
+    head_dim: int
+    dtype: str
+
+
 class KernelFunctions(Value):
     """Function templates with the same parameters."""
 
@@ -204,6 +227,18 @@ class Stubs(Value):
     dtypes: Annotated[dict[str, KernelDtype], Field(min_length=1)]
     """By torch's name."""
     head_dims: Annotated[tuple[int, ...], Field(min_length=1)]
+    kernels: Pattern | None = None
+    """Matches the mangled names of attention kernels; its groups are `head_dim`, and `dtype` for the last part of the
+    C++ type. Without it a copied module keeps all of its kernels."""
+
+    def kernel(self, symbol: str) -> Kernel | None:
+        """What a kernel is compiled for; None if it is no attention kernel, or for a data type that is not listed."""
+        match = re.search(self.kernels, symbol) if self.kernels else None
+        if match is None:
+            return None
+        dtypes = {dtype.type.rpartition("::")[2]: name for name, dtype in self.dtypes.items()}
+        dtype = dtypes.get(match["dtype"])
+        return Kernel(int(match["head_dim"]), dtype) if dtype else None
 
 
 class Module(Value):

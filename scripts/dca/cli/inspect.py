@@ -145,6 +145,11 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         lines += wrapped("  attention     ", _attention(record))
     for module in inspected.modules:
         lines += ["", f"  {module.path}  {_size(module.bytes)}, {_size(module.stored)} in the wheel"]
+        if record and (made := record.rewritten.get(module.path)):
+            text = (
+                f"the official wheel's module with sha256 {made.official}; of its attention kernels {made.keeps.text}"
+            )
+            lines += wrapped(f"      {'from':<8}", text)
         for title, text in _module(module, verbose=verbose):
             lines += wrapped(f"      {title:<8}", text)
     return "\n".join(lines)

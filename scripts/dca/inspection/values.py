@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.compile.copied import Rewritten
 from dca.foundation.documents import Document, Value
 
 SchemaOrigin = Literal["loaded", "built", "recorded", "strings"]
@@ -100,6 +101,8 @@ class Recorded(Value):
         origins: "compiled" or "copied", by the module's path.
         sources: sha256 of the modules' source files, by name of tree and path.
         hashes: sha256 by the module's path.
+        rewritten: how copied modules differ from the official wheel's, by path; those that are as they are there are
+            not named.
         recipe: name of the recipe.
         profile: name of the profile.
         groups: groups of ops.
@@ -122,6 +125,7 @@ class Recorded(Value):
     hashes: dict[str, str]
     left_out: LeftOut = LeftOut()
     sources: dict[str, str] = {}
+    rewritten: dict[str, Rewritten] = {}
 
 
 class Inspection(Document):

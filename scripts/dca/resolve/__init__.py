@@ -89,7 +89,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     jobs = _jobs(candidate, modules, draft)
     compiles = compiler.toolkit if any(module.origin == "compiled" for module in modules) else None
     cache = choose_cache(candidate, compiles.version, draft) if compiles else None
-    version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft))
+    version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft), modules)
     draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
     python = world.machine.python
     assert python is not None  # noqa: S101 - check_python adds a reason otherwise
@@ -116,6 +116,8 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         heavy_jobs=jobs.heavy,
         jobs_asked=request.jobs is not None,
         compiler_cache=cache,
+        prebuilt=request.prebuilt,
+        prebuilt_whole=request.prebuilt_whole,
         sources=tuple(sources.planned.values()),
         modules=tuple(modules),
         serves=serves,
@@ -296,12 +298,13 @@ def _followed(candidate: Candidate, sources: Sources, draft: Draft) -> list[str]
     return moved
 
 
-def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str]) -> str:
+def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str], modules: list[PlannedModule]) -> str:
     """The wheel's version.
 
     Args:
         cuda: line that compiles.
         followed: commits that the recipe does not pin.
+        modules: of the wheel.
     """
     request, recipe = candidate.request, candidate.recipe
     local = [f"dca{candidate.loaded.series_revision}", "cu" + cuda.replace(".", "")]
@@ -312,6 +315,7 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         # A wheel with more or less than the profile must not have the profile's version.
         local += [_plain(name) for name in target.groups if name not in recipe.lean.groups]
         local += ["pre" + _plain(name) for name in request.prebuilt]
+        local += ["whole"] if request.prebuilt_whole and any(module.origin == "copied" for module in modules) else []
         local += ["sm" + arch.replace(".", "") for arch in target.archs]
         local += ["ptx" + arch.replace(".", "") for arch in target.ptx]
     # Nor may one from other sources than the recipe's.

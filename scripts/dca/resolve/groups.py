@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dca.catalogue.model_needs import Coverage, LeftOut, Model, lacks
-from dca.catalogue.plan import PlannedModule, Request
+from dca.catalogue.plan import KeptKernels, PlannedModule, Request
 from dca.catalogue.recipes import KERNELS, Recipe
-from dca.resolve.draft import Draft
+from dca.resolve.draft import Candidate, Draft
 
 
 def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, ...]:
@@ -55,16 +55,40 @@ def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], mo
     own = [recipe.groups[name] for name in groups]
     serving = [group.serves for group in own]
     # Compiled or copied, an attention module has the kernels of the groups, so that both wheels serve the same models.
-    whole = request.prebuilt_whole and any(
-        module.origin == "copied" and recipe.modules[module.name].stubs for module in modules
+    whole = any(
+        module.origin == "copied" and module.keeps is None and recipe.modules[module.name].stubs for module in modules
     )
+    kernels = promised(recipe, groups)
     return Coverage(
         architectures=() if any(group.alone for group in own) else recipe.lean.architectures,
-        head_dims=() if whole else tuple(sorted({dimension for group in own for dimension in group.head_dims})),
-        dtypes=() if whole else tuple(sorted({dtype for group in own for dtype in group.dtypes})),
+        head_dims=() if whole else kernels.head_dims,
+        dtypes=() if whole else kernels.dtypes,
         experts=any(serves.experts for serves in serving),
         quantizations=tuple(sorted({method for serves in serving for method in serves.quantizations})),
     )
+
+
+def promised(recipe: Recipe, groups: tuple[str, ...]) -> KeptKernels:
+    """The attention kernels of some groups."""
+    own = [recipe.groups[name] for name in groups]
+    return KeptKernels(
+        head_dims=tuple(sorted({dimension for group in own for dimension in group.head_dims})),
+        dtypes=tuple(sorted({dtype for group in own for dtype in group.dtypes})),
+    )
+
+
+def keeps_all(candidate: Candidate, module: str) -> str:
+    """Why a copied module keeps all of its kernels; "" if it keeps those that the groups promise."""
+    described = candidate.recipe.modules.get(module)
+    if candidate.request.prebuilt_whole:
+        return "Requested with --prebuilt-whole."
+    if candidate.copies_all:
+        return "--prebuilt all compiles nothing, so there is no toolkit to pack other fat binaries with."
+    if candidate.request.profile == "full":
+        return "The full profile leaves nothing out."
+    if described is None or described.stubs is None or described.stubs.kernels is None:
+        return f"The recipe does not say what the kernels of {module} are compiled for."
+    return ""
 
 
 def what_is_left_out(recipe: Recipe, modules: list[PlannedModule], serves: Coverage, command: str) -> LeftOut:
