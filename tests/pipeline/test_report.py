@@ -304,26 +304,6 @@ def test_the_trace_has_every_span_in_microseconds(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("used", "said"),
-    [
-        (None, None),
-        (CacheUse(name="sccache", version="1", storage="Redis", hits=3, misses=4), "of 7 parts found; sccache, Redis<"),
-        (CacheUse(name="ccache", version="1", storage="local", off="<no>"), "ccache, local; switched off: &lt;no&gt;"),
-    ],
-)
-def test_what_a_compiler_cache_had_is_on_the_page(
-    used: CacheUse | None, said: str | None, plan: Plan, tmp_path: Path
-) -> None:
-    built = CompiledObject(source="source/a.cu", sha256="0" * 64, seconds=1.0, command_hash="0")
-    folder = saved(tmp_path, plan, built=(built,))
-    build = documents.read(Build, folder / "build.json")
-    documents.write(build.model_copy(update={"compiler_cache": used}), folder / "build.json")
-    text = page.render(report.read(folder, options.spelled))
-    assert ("Compiler cache" in text) == (used is not None)
-    assert said is None or said in text
-
-
-@pytest.mark.parametrize(
     "asked",
     [
         Request(),
