@@ -1,13 +1,13 @@
 # Every target only calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
-# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all PREBUILT_WHOLE=1 JOBS=N CACHE=DIR BUNDLE=FILE OFFLINE=1 become its
-# options.
+# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all PREBUILT_WHOLE=1 JOBS=N COMPILER_CACHE=NAME CACHE=DIR BUNDLE=FILE
+# OFFLINE=1 become its options.
 PYTHON ?= python3
 DCA := .venv/bin/dca
 # The caller's Python packages must not replace those of .venv.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 # Tests are compiled once, not for each run.
 unexport PYTHONDONTWRITEBYTECODE
-export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
+export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
 
 UNIT := not wheel and not network and not slow and not proof and not whole and not gpu and not git
 
@@ -15,7 +15,7 @@ flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
         $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
         $(call flag,PREBUILT,prebuilt) $(if $(strip $(PREBUILT_WHOLE)),--prebuilt-whole) $(call flag,JOBS,jobs) \
-        $(call flag,CACHE,cache-dir)
+        $(call flag,COMPILER_CACHE,compiler-cache) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check docs format clean

@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from remotezip import RemoteZip
 
-from dca.catalogue import machine, recipes
+from dca.catalogue import compiler_caches, machine, recipes
 from dca.catalogue import partial_wheels as catalogue
 from dca.catalogue.partial_wheels import PartialWheel
 from dca.catalogue.recipes import IndexFile, Kernels, Recipe
@@ -172,12 +172,22 @@ def reader_locks(cache: store.Store, scratch: Path) -> None:
             solve([inputs], data.reader_lock(reader.name), cache, before=reader.lock_date)
 
 
+def cache_locks(cache: store.Store, scratch: Path) -> None:
+    """The compiler caches that are installed from the package index."""
+    for compiler_cache in compiler_caches.load_all():
+        if compiler_cache.version:
+            inputs = scratch / f"{compiler_cache.name}.in"
+            inputs.write_text(f"{compiler_cache.name}=={compiler_cache.version}\n")
+            solve([inputs], data.cache_lock(compiler_cache.name), cache, before="")
+
+
 def main() -> None:
     """Solve the locks of all recipes, or of the named ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", action="append", help="solve only this recipe; can be repeated")
     parser.add_argument("--source", action="append", default=[], metavar="NAME=PATH", help="local clone of a recipe")
     parser.add_argument("--readers", action="store_true", help="also solve the locks of the readers of config.json")
+    parser.add_argument("--caches", action="store_true", help="also solve the locks of the compiler caches")
     parser.add_argument("--tool", action="store_true", help="also solve dca's own locks, with the newest versions")
     arguments = parser.parse_args()
     sources = dict(text.split("=", 1) for text in arguments.source)
@@ -188,6 +198,8 @@ def main() -> None:
             locks = root / "build/locks"
             solve(["--group", "bootstrap", root / "pyproject.toml"], locks / "tool.txt", cache, before="")
             solve(["--group", "dev", "--group", "docs", "-c", locks / "tool.txt"], locks / "dev.txt", cache, before="")
+        if arguments.caches:
+            cache_locks(cache, Path(folder))
         if arguments.readers:
             reader_locks(cache, Path(folder))
         for path in sorted(data.recipes_folder().glob("*.toml")):

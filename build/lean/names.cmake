@@ -1,10 +1,11 @@
 # Read after every project(), upstream's own too: nothing of where this machine keeps its files gets into a module.
 
 # What folders are called in the place of their paths (__FILE__). The file is named from the folder that ninja runs in,
-# because nvcc hands no option on that has a space in it.
+# because nvcc hands no option on that has a space in it. It names a response file in turn, which compiler caches would
+# read if it stood here, so that its paths were in their keys.
 add_compile_options(
-  "$<$<COMPILE_LANGUAGE:CXX>:@../generated/prefixes.rsp>"
-  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=@../generated/prefixes.rsp>")
+  "$<$<COMPILE_LANGUAGE:CXX>:-specs=../generated/prefixes.specs>"
+  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-specs=../generated/prefixes.specs>")
 
 # A hash of a source's path gets into the names of its kernels that have no name outside. cudafe++ is told another path:
 # the one below DCA_ROOT.

@@ -274,3 +274,17 @@ def test_torch_defines_what_the_wheel_wants(
     symbol = next(name for name in elf.torch_symbols(library.undefined) if name.startswith("_ZN3c104"))
     module.write_bytes(content.replace(symbol.encode() + b"\0", symbol[:-1].encode() + b"Q\0"))
     assert elf.missing_symbols(module, folder) == (symbol[:-1] + "Q",)
+
+
+def test_objects_are_the_same_whatever_the_name_of_the_source(tmp_path: Path) -> None:
+    """As nvcc's are, whose temporary files have random names."""
+    texts = {"a.cpp": "int f() { return 1; }", "longer.cpp": "int f() { return 1; }", "b.cpp": "int f() { return 2; }"}
+    texts["c.cpp"] = "int g() { return 1; }"
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        subprocess.run(["g++", "-c", name], cwd=tmp_path, check=True)
+    one = tmp_path / "a.o"
+    assert one.read_bytes() != (tmp_path / "longer.o").read_bytes()
+    assert elf.same_objects(one, tmp_path / "longer.o")
+    assert not elf.same_objects(one, tmp_path / "b.o")
+    assert not elf.same_objects(one, tmp_path / "c.o")

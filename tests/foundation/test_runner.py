@@ -475,3 +475,46 @@ def test_signals_are_as_usual_in_the_program() -> None:
     masks = [int(word, 16) for word in runner.run(python(f"{own}; {program}")).text.split()]
     # 32 and 33 are the C library's own; whoever starts a program by posix_spawn may hand them down ignored.
     assert [mask & ~(0b11 << 31) for mask in masks] == [0, 0]
+
+
+# --- a program beside this one -------------------------------------------------------------------------------
+
+
+def test_a_program_beside_this_one_ends_with_the_block_and_its_words_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_PASSWORD", "geheim-und-lang")
+    log, says = tmp_path / "log", "print('geheim-und-lang', flush=True); import time; time.sleep(600)"
+    with runner.beside([PYTHON, "-c", says], log=log) as one:
+        assert wait_for(lambda: bool(one.tail))
+        assert one.running
+    assert not one.running
+    assert one.tail == ("***",)
+    assert log.read_text() == "***\n"
+    one.end()
+
+
+def test_a_program_beside_this_one_may_end_by_itself() -> None:
+    with runner.beside([PYTHON, "-c", "print('done')"]) as one:
+        assert wait_for(lambda: not one.running)
+        assert one.tail == ("done",)
+
+
+def test_kill_9_ends_a_program_beside_this_one_and_what_it_started(tmp_path: Path) -> None:
+    script = CALLER.replace("runner.run(", "with runner.beside(").replace(
+        "SHARING))", "True)): import time; time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [PYTHON, "-c", script, str(tmp_path), ESCAPED], env={**os.environ, "PYTHONPATH": str(data.PACKAGE.parent)}
+    )
+    assert wait_for((tmp_path / "pids").exists)
+    processes = pids(tmp_path / "pids")
+    process.kill()
+    process.wait()
+    assert left_alive(processes) == []
+
+
+def test_only_variables_that_are_named_are_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ONE_A", "1"), ("ONE_B", ""), ("OTHER", "2"), ("TWO", "3")):
+        monkeypatch.setenv(name, value)
+    assert runner.passed(["ONE_*", "TWO"]) == {"ONE_A": "1", "TWO": "3"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dca.catalogue import toolkits
+from dca.catalogue import compiler_caches, toolkits
+from dca.catalogue.compiler_caches import CacheOption, FoundCache
 from dca.catalogue.machine import Compiler, Gpu, Machine, Python
 from dca.catalogue.model_needs import Model
 from dca.catalogue.plan import (
@@ -96,6 +98,7 @@ def world(seen: Machine | None = None, reached: Reach | None = None, recipes: tu
         recipes=recipes,
         toolkits=toolkits.load_sources(),
         cuda=toolkits.load_versions(),
+        caches=compiler_caches.load_all(),
         machine=seen or machine(),
         reach=reached or reach(),
     )
@@ -815,6 +818,54 @@ def test_a_refusal_says_why_and_what_works_instead(
     assert reason.code == code
     assert text in reason.text
     assert all(remedy in reason.remedy for remedy in remedies)
+
+
+def caches(shared: str = "", ccache: str = "") -> tuple[FoundCache, ...]:
+    return (
+        FoundCache(name="sccache", version="0.16.0", shared=shared),
+        FoundCache(name="ccache", version=ccache, path="/usr/bin/ccache" if ccache else ""),
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "chosen", "said"),
+    [
+        ("auto", caches(), None, "no variable configures a shared one"),
+        ("auto", caches("Redis"), "sccache", "a variable configures Redis."),
+        ("off", caches("Redis"), None, "requested with --compiler-cache off."),
+        ("sccache", caches(), "sccache", "requested with --compiler-cache sccache."),
+        ("ccache", caches("Redis", ccache="4.7.5"), "ccache", "requested with --compiler-cache ccache."),
+        ("ccache", caches(), None, "ccache is not on PATH."),
+        ("ccache", (), None, "ccache is not on PATH."),
+    ],
+)
+def test_the_compiler_cache_is_the_one_asked_for_or_a_shared_one(
+    asked: CacheOption, found: tuple[FoundCache, ...], chosen: str | None, said: str
+) -> None:
+    plan = planned(Request(compiler_cache=asked), world(machine(caches=found)))
+    assert (plan.compiler_cache.name if plan.compiler_cache else None) == chosen
+    assert said in next(choice.reason for choice in plan.choices if choice.subject == "compiler cache")
+    assert any("not on PATH" in warning for warning in plan.warnings) == ("PATH" in said)
+    # The wheel is the same, so the plan is.
+    assert plan.key == planned(Request(compiler_cache="off")).key
+
+
+def test_a_compiler_cache_that_breaks_on_the_toolkit_is_not_used() -> None:
+    """No recipe compiles with such a CUDA yet: the data say that this one breaks."""
+    (sccache, *rest) = compiler_caches.load_all()
+    breaks = tuple(one.model_copy(update={"cuda": ">=12"}) for one in sccache.breaks)
+    seen = dataclasses.replace(
+        world(machine(caches=caches("Redis"))), caches=(sccache.model_copy(update={"breaks": breaks}), *rest)
+    )
+    plan = planned(Request(), seen)
+    assert plan.compiler_cache is None
+    assert any("does not work with CUDA" in warning for warning in plan.warnings)
+
+
+def test_a_plan_that_compiles_nothing_has_no_compiler_cache() -> None:
+    plan = planned(Request(recipe="vllm-0.10.2", prebuilt=("all",)), world(machine(caches=caches("Redis"))))
+    assert plan.compiler_cache is None
+    assert not any(choice.subject == "compiler cache" for choice in plan.choices)
 
 
 FLASH = "_vllm_fa2_C"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dca.binaries import elf
 from dca.catalogue import partial_wheels
 from dca.catalogue.plan import Plan
 from dca.foundation import data, store
@@ -183,6 +184,17 @@ def test_an_index_that_serves_no_parts_gets_everything_installed_and_that_is_tol
     assert (site(python) / "nvidia/math/lib/libmath.so.1").stat().st_size > 1 << 20
     assert [note for note in index.notes if "all packages are downloaded" in note]
     assert len(list((index.cache.root / "env").glob("*"))) == 1
+
+
+def test_a_damaged_library_of_torch_is_reported(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object) -> None:
+        raise elf.ElfError("not a complete ELF file: it ends early")
+
+    monkeypatch.setattr(elf, "imports", damaged)
+    with pytest.raises(DcaError) as refused:
+        index.make()
+    assert (refused.value.code, "ends early" in refused.value.why) == ("DCA-407", True)
+    assert list((index.cache.root / "env").glob("*")) == []
 
 
 def test_without_an_index_one_error_says_so(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from dca.foundation.store import Store
 from dca.pipeline import gather
 from dca.pipeline.wheel import Made
 from dca.trust import evidence, rebuild
+from dca.wheelfile import provenance
 from tests.support import RunDca, make_small
 
 
@@ -61,6 +62,14 @@ def test_the_request_is_the_one_that_was_made(made: Made, cache: Store) -> None:
     assert asked.groups == ()
     assert (asked.prebuilt, asked.prebuilt_whole) == ((), False)
     assert gather.make_plan(asked, cache).plan.key == Plan.model_validate(plan).key
+
+
+def test_nothing_is_taken_from_a_compiler_cache_when_a_wheel_is_built_again() -> None:
+    """What others have stored there proves nothing."""
+    asked = {"recipe": "r", "profile": "lean", "groups": [], "archs": ["8.0"], "cuda": "12.4", "prebuilt": []}
+    definition = {"buildType": provenance.BUILD_TYPE, "externalParameters": asked}
+    content = json.dumps({"predicate": {"buildDefinition": definition}}).encode()
+    assert rebuild.request(content).compiler_cache == "off"
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"predicate": {"buildDefinition": {"buildType": "other"}}}'])

@@ -248,6 +248,30 @@ def section_hashes(content: bytes) -> dict[str, str]:
     return {section.name: hashlib.sha256(image.content(section)).hexdigest() for section in image.sections}
 
 
+_FILE = 4
+"""The type of a symbol that names the source of an object file (STT_FILE)."""
+_OF_SYMBOLS = (".symtab", ".strtab", ".shstrtab")
+
+
+def same_objects(first: Path, second: Path) -> bool:
+    """Whether two object files differ in nothing but the name of the file that was compiled.
+
+    nvcc compiles temporary files with random names. Linked with --strip-all, such objects give the same bytes.
+
+    Raises:
+        ElfError: if one is not a complete ELF file.
+    """
+    return _contents(first) == _contents(second)
+
+
+def _contents(path: Path) -> list[object]:
+    with path.open("rb") as stream:
+        image = Image(stream)
+        sections = [(one, image.content(one)) for one in image.sections if one.name not in _OF_SYMBOLS]
+        symbols = [one for one in image.symbols(image.find(".symtab")) if one[1] & 0xF != _FILE]
+    return [*((one.name, one.type, one.flags, content) for one, content in sections), *symbols]
+
+
 def section(path: Path, name: str) -> bytes:
     """The content of the section with a name; b"" if there is none.
 

@@ -11,6 +11,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from dca.catalogue import compiler_caches
+from dca.catalogue.compiler_caches import FoundCache
 from dca.catalogue.toolkits import FoundToolkit, discover
 from dca.foundation import host_memory, runner
 from dca.foundation.documents import Value
@@ -49,6 +51,7 @@ class Machine(Value):
         memory_gib: of the host or of the tightest cgroup, whichever is less.
         python: None if the requested one is not installed.
         glibc: its release ("2.41"); empty if the C library is another one.
+        caches: of compilers, by priority.
     """
 
     system: str
@@ -60,6 +63,7 @@ class Machine(Value):
     gpus: tuple[Gpu, ...]
     toolkits: tuple[FoundToolkit, ...]
     glibc: str = ""
+    caches: tuple[FoundCache, ...] = ()
 
 
 def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
@@ -79,6 +83,7 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
         gpus=gpus(),
         toolkits=discover(toolkit),
         glibc=glibc(),
+        caches=compiler_caches.look(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.model_needs import Coverage, LeftOut, Model
 from dca.foundation.documents import Document, Value, digest
 
@@ -25,6 +26,7 @@ class Request(Value):
         toolkit: a toolkit's folder, absolute.
         model: the model to serve; its groups are added.
         jobs: how many compilers run at once; None for as many as cores and memory allow.
+        compiler_cache: the compiler cache to use; "auto" uses one that a variable of the caller shares.
     """
 
     recipe: str | None = None
@@ -42,6 +44,7 @@ class Request(Value):
     toolkit: str | None = None
     model: Model | None = None
     jobs: int | None = None
+    compiler_cache: CacheOption = "auto"
 
 
 class Asked(Document):
@@ -239,6 +242,22 @@ class PlannedToolkit(Value):
     fixes: dict[str, str] = {}
 
 
+class PlannedCache(Value):
+    """The compiler cache that a build goes through.
+
+    Args:
+        name: its name.
+        version: its version.
+        path: of an installed one; empty if it is installed from its lock.
+        shared: the kind of remote that the caller's variables configure; empty for the cache folder.
+    """
+
+    name: str
+    version: str
+    path: str = ""
+    shared: str = ""
+
+
 class Plan(Document):
     """Every choice of one build, each with its reason; the same plan gives the same wheel.
 
@@ -261,6 +280,7 @@ class Plan(Document):
         python_path: its path.
         jobs: how many compilers run at once.
         jobs_asked: whether that number was requested.
+        compiler_cache: the compiler cache that the build goes through.
         prebuilt: modules and companions that were requested to be copied, or "all".
         prebuilt_whole: whether copied modules were requested to keep all of their kernels.
         sources: source trees of the build.
@@ -305,6 +325,7 @@ class Plan(Document):
     heavy_jobs: int = 1
     """How many of them may compile a heavy source."""
     jobs_asked: bool = False
+    compiler_cache: PlannedCache | None = None
     prebuilt: tuple[str, ...] = ()
     prebuilt_whole: bool = False
     sources: tuple[PlannedSource, ...]
@@ -327,7 +348,7 @@ class Plan(Document):
         """Identity of what is built: two plans with the same key give the same wheel.
 
         It leaves out explanations, paths of this machine, where a pinned source comes from, how many jobs run at once,
-        and what was only requested: the CUDA line and the copies.
+        the compiler cache, and what was only requested: the CUDA line and the copies.
         """
         telling = {
             "choices",
@@ -340,6 +361,7 @@ class Plan(Document):
             "jobs",
             "heavy_jobs",
             "jobs_asked",
+            "compiler_cache",
             "prebuilt",
             "prebuilt_whole",
         }

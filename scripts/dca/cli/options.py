@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from pydantic import BaseModel
 
 from dca.catalogue import model_needs
+from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.plan import Request
 from dca.cli.packing import packed
 from dca.cli.terminal import Terminal
@@ -156,6 +157,13 @@ def request(function: Any) -> Any:
                 metavar="N",
                 show_default="as many as cores and memory allow",
                 help="Number of compilers that run at once.",
+            ),
+            click.option(
+                "--compiler-cache",
+                type=click.Choice(get_args(CacheOption)),
+                default="auto",
+                show_default=True,
+                help="Compiler cache to use; auto uses one that variables such as SCCACHE_REDIS_ENDPOINT share.",
             ),
         ),
     ):

@@ -13,6 +13,7 @@ from dca import inspection
 from dca.catalogue.plan import Plan, Request
 from dca.cli import options
 from dca.cli.packing import packed
+from dca.compile.compiler_cache import CacheUse
 from dca.compile.compiling import Build, Listing
 from dca.foundation import documents
 from dca.inspection import Inspection
@@ -82,7 +83,7 @@ def command(
     with output.terminal() as reporter:
         reporter.stage("plan", f"{plan.recipe}: {plan.version}")
         for choice in plan.choices:
-            if choice.subject in ("CUDA", "copied modules", "copied kernels"):
+            if choice.subject in ("CUDA", "copied modules", "copied kernels", "compiler cache"):
                 reporter.note(f"{choice.value}: {choice.reason}")
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
@@ -126,6 +127,8 @@ def summary(plan: Plan, result: Made) -> str:
             f"  {size} in {spent}; {result.objects_compiled_now} of {result.objects} objects compiled now, "
             f"{result.compile_seconds:.0f} compiler-seconds in all"
         )
+    if used := result.compiler_cache:
+        lines.append(f"  {compiler_cache(used)}")
     lines.append("  DCA kernel modules")
     kept = {module.path: module.rewritten.keeps for module in build.modules if module.rewritten}
     for module in plan.modules:
@@ -147,6 +150,15 @@ def summary(plan: Plan, result: Made) -> str:
         f"  Where the time went: dca report {Path(result.run).name}",
     ]
     return "\n".join(lines)
+
+
+def compiler_cache(used: CacheUse) -> str:
+    """How a compiler cache was used, as text."""
+    name = f"compiler cache {used.name} {used.version} ({used.storage})"
+    if used.off:
+        return f"{name}: switched off. {used.off}"
+    errors = f", {used.errors} errors" if used.errors else ""
+    return f"{name}: {used.hits} of {used.hits + used.misses} parts found{errors}"
 
 
 def _archs(inspected: Inspection, path: str) -> str:

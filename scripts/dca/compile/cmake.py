@@ -14,12 +14,12 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dca.compile import units, watching
-from dca.compile.estimate import Estimate, Lanes
+from dca.compile.estimate import Estimate, Lanes, typical
 from dca.foundation import data, documents, host_memory, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError, Interrupted
@@ -27,6 +27,12 @@ from dca.foundation.run import Run
 from dca.foundation.timeline import ObjectTime
 
 CONFIGURE_SECONDS = 600.0
+LAUNCHER = Path("generated/launch")
+"""Starts every compiler. It is part of each command, so with or without a compiler cache ninja compiles the same."""
+SPECS = b"*cc1plus:\n+ @../generated/prefixes.rsp\n\n"
+"""Lets g++ hand a response file on unread: a compiler cache would put its paths into the keys of objects."""
+PLAIN = b'#!/bin/sh\nexec "$@"\n'
+"""The launcher without a compiler cache."""
 
 
 class CompiledObject(Value):
@@ -133,8 +139,12 @@ def configure(
     """
     root, stamp = folder.path, folder.path / "configured"
     named = (data.lean_folder() / "names.cmake").read_bytes()
-    prefixes = _prefixes({root / "src": "src", root / "generated": "generated", **names})
-    store.write_if_changed(root / "generated/prefixes.rsp", prefixes)
+    named_folders = prefixes({root / "src": "src", root / "generated": "generated", **names}, folder.ninja)
+    store.write_if_changed(root / "generated/prefixes.rsp", named_folders)
+    store.write_if_changed(root / "generated/prefixes.specs", SPECS)
+    launcher = root / LAUNCHER
+    if not launcher.is_file():
+        store.write_bytes(launcher, PLAIN, mode=0o755)
     store.write_if_changed(root / "generated/names.cmake", named)
     words = [
         *arguments,
@@ -146,8 +156,10 @@ def configure(
         "Ninja",
         f"-DCMAKE_MAKE_PROGRAM={folder.program('ninja')}",
         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
+        f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}",
+        f"-DCMAKE_CUDA_COMPILER_LAUNCHER={launcher}",
     ]
-    inputs = [[str(word) for word in words], identity, prefixes.decode(), named.decode()]
+    inputs = [[str(word) for word in words], identity, named_folders.decode(), named.decode()]
     digest = documents.digest(inputs).encode()
     if (folder.ninja / "build.ninja").is_file() and stamp.is_file() and stamp.read_bytes() == digest:
         return
@@ -175,9 +187,15 @@ def configure(
     store.write_bytes(stamp, digest)
 
 
-def _prefixes(names: Mapping[Path, str]) -> bytes:
-    """Options for the host compiler in a response file, where a path may have any character."""
-    options = [f"-ffile-prefix-map={folder}={name}" for folder, name in names.items()]
+def prefixes(names: Mapping[Path, str], start: Path) -> bytes:
+    """Options of the C++ compiler proper in a response file, where a path may have any character.
+
+    Args:
+        names: of the folders whose paths they replace in what is compiled.
+        start: the folder that compilers run in; ccache makes paths relative to it.
+    """
+    paths = [(place, name) for folder, name in names.items() for place in (folder, os.path.relpath(folder, start))]
+    options = [f"-ffile-prefix-map={place}={name}" for place, name in paths]
     return "".join(re.sub(r"([\\\s'\"])", r"\\\1", option) + "\n" for option in options).encode()
 
 
@@ -252,52 +270,78 @@ STATUS = "[%f/%t %r] "
 """Ninja's variable NINJA_STATUS, as `Watcher` reads it."""
 
 
+@dataclass(frozen=True)
+class _Outputs:
+    """What ninja makes for some targets.
+
+    Args:
+        ninja: CMake's binary folder.
+        targets: their names.
+        objects: target and source of each object.
+    """
+
+    ninja: Path
+    targets: Sequence[str]
+    objects: Mapping[str, tuple[str, Path]]
+
+    def key(self, output: str) -> tuple[str, str]:
+        """Target and name of an output, as in `ObjectTime`; the target is empty for one that is not recorded."""
+        if output in self.objects:
+            target, source = self.objects[output]
+            return target, _name(source, self.ninja)
+        file = Path(output).name
+        return next((target for target in self.targets if file.startswith(f"{target}.")), ""), file
+
+    def sources(self, output: str) -> dict[str, int]:
+        """Bytes of each source of an object, by its name; empty for a module."""
+        if output not in self.objects:
+            return {}
+        paths = _sources_of(self.objects[output][1], self.ninja)
+        return {_name(path, self.ninja): path.stat().st_size for path in paths}
+
+
 @contextlib.contextmanager
 def _watched(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> Iterator[watching.Watcher]:
     """Watch one run of ninja, and record what it compiled, also when it fails."""
-    ninja = folder.ninja
-    named = {output: (target, source) for target in targets for output, source in _entries(ninja, target)}
-    pending = list(_pending(folder, targets)) if named else []
-    logged = set(_lines(ninja))
-    # This folder's own record is of the same archs, compiler and toolkit.
-    earlier = {
-        output: run.times.earlier.get((target, _name(source, ninja))) for output, (target, source) in named.items()
-    }
-    recorded = {output: seconds for output, seconds in earlier.items() if seconds is not None}
+    ninja, earlier = folder.ninja, run.times.earlier
+    outputs = _Outputs(
+        ninja, targets, {output: (target, source) for target in targets for output, source in _entries(ninja, target)}
+    )
+    pending = list(_pending(folder, targets)) if outputs.objects else []
+    records = {output: [*earlier.get(outputs.key(output), ())] for output in pending}
+    for output, fields in _logged(ninja).items():
+        records.setdefault(output, []).append(_seconds(fields))
+    recorded = {output: typical(seconds) for output, seconds in records.items() if seconds}
     estimate = Estimate(
-        order=pending,
-        recorded=recorded | {output: _seconds(fields) for output, fields in _logged(ninja).items()},
+        # A link without a record takes no time, compared with a compiler.
+        order=[output for output in pending if output in outputs.objects or output in recorded],
+        recorded=recorded,
         heavy=[output for output in pending if ".heavy.dir/" in output],
         lanes=Lanes(jobs, folder.heavy_jobs or jobs),
     )
-    watch, begun = watching.Watcher(ninja, estimate, run), run.times.now()
+    watch, logged, begun = watching.Watcher(ninja, estimate, run, len(pending)), set(_lines(ninja)), run.times.now()
     try:
         yield watch
     finally:
-        seen = {output: (started, ended, False) for output, started, ended in watch.seen()}
+        spans = {output: (started, ended, False) for output, started, ended in watch.seen()}
         for line in _lines(ninja):
             fields = line.decode(errors="surrogateescape").split("\t")
             if line not in logged and len(fields) == _LOG_FIELDS:
                 started, ended = (round(begun + int(field) / 1000, 3) for field in fields[:2])
-                seen[fields[3]] = (started, ended, True)
-        for output, (started, ended, finished) in seen.items():
-            target, source = named.get(output) or (_linked(output, targets), None)
-            if target:
-                timed = ObjectTime(
-                    source=_name(source, ninja) if source else Path(output).name,
-                    module=target,
-                    started=started,
-                    ended=ended,
-                    finished=finished,
-                    sources={_name(path, ninja): path.stat().st_size for path in _sources_of(source, ninja)},
-                    archs=watch.archs(output, ended - started),
-                )
-                run.times.add([timed])
-
-
-def _linked(output: str, targets: Iterable[str]) -> str:
-    """The target whose module is an output; empty for any other output."""
-    return next((target for target in targets if Path(output).name.startswith(f"{target}.")), "")
+                spans[fields[3]] = (started, ended, True)
+        run.times.add(
+            ObjectTime(
+                source=outputs.key(output)[1],
+                module=outputs.key(output)[0],
+                started=started,
+                ended=ended,
+                finished=finished,
+                sources=outputs.sources(output),
+                archs=watch.archs(output, ended - started),
+            )
+            for output, (started, ended, finished) in spans.items()
+            if outputs.key(output)[0]
+        )
 
 
 def _pending(folder: BuildFolder, targets: Sequence[str]) -> Iterator[str]:
@@ -448,10 +492,8 @@ def _is_unit(source: Path, folder: Path) -> bool:
     return source.suffix == ".cu" and source.parent == folder.parent / "generated"
 
 
-def _sources_of(source: Path | None, folder: Path) -> tuple[Path, ...]:
+def _sources_of(source: Path, folder: Path) -> tuple[Path, ...]:
     """The sources of a unit; any other source itself."""
-    if source is None:
-        return ()
     return units.sources_of(source) if _is_unit(source, folder) else (source,)
 
 
@@ -516,7 +558,9 @@ def failed_objects(lines: Sequence[str]) -> frozenset[str]:
 
 # A compiler that names a place in a source has not run out of memory.
 _DIAGNOSTIC = re.compile(r"(\(\d+\)|:\d+(:\d+)?): (fatal )?error\b|undefined reference")
-_KILLED = re.compile(r"died due to signal 9\b|Killed signal terminated|terminated with signal 9\b|^Killed$|: Killed\b")
+_KILLED = re.compile(
+    r"died due to signal 9\b|Killed signal terminated|(?:terminated with|killed by) signal 9\b|^Killed$|: Killed\b"
+)
 _EXHAUSTED = re.compile(
     r"virtual memory exhausted|out of memory|std::bad_alloc|[Cc]annot allocate memory|[Mm]emory allocation fail"
 )

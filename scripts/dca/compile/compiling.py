@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from dca.catalogue.plan import Plan, PlannedModule
-from dca.compile import cmake, copied, lean, ops, units, upstream
+from dca.compile import cmake, compiler_cache, copied, lean, ops, units, upstream
 from dca.compile.cmake import CompiledObject
+from dca.compile.compiler_cache import CacheUse, Session
 from dca.compile.copied import Rewritten
 from dca.compile.job import Job
 from dca.foundation import documents, host_memory, runner, store
@@ -78,6 +79,8 @@ class Build(Document):
     """How many compilers ran in parallel at the end; 0 when nothing is compiled."""
     headers: tuple[FixedHeader, ...] = ()
     """The fixes of the toolkit's headers."""
+    compiler_cache: CacheUse | None = None
+    """None when none was to be used."""
 
 
 class ListedModule(Value):
@@ -125,12 +128,14 @@ def compile_modules(job: Job, run: Run) -> Build:
     plan = job.plan
     built: list[BuiltModule] = []
     outcome = cmake.Outcome(compiled=0, jobs=0)
+    used = None
     if plan.compiled:
         with prepared(job, run) as (jobs, folder):
             names = [module.name for module in plan.compiled]
-            run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
-            with run.times.stage("compile"):
-                outcome = _build(job, folder, jobs, run, time.time_ns())
+            with run.times.stage("compile"), compiler_cache.running(job, folder, run) as cache:
+                run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
+                outcome = _build(job, cache, jobs, run, time.time_ns())
+            used = cache.use()
             with run.times.stage("load"):
                 for module in plan.compiled:
                     if plan.profile == "full":
@@ -156,23 +161,30 @@ def compile_modules(job: Job, run: Run) -> Build:
         objects_compiled_now=outcome.compiled,
         jobs=outcome.jobs,
         headers=headers.record(job.toolkit),
+        compiler_cache=used,
     )
 
 
-def _build(job: Job, folder: cmake.BuildFolder, jobs: int, run: Run, started: int) -> cmake.Outcome:
+def _build(job: Job, cache: Session, jobs: int, run: Run, started: int) -> cmake.Outcome:
     """Build a plan's modules; a unit that does not compile is taken apart, down to its sources as upstream has them.
+
+    A compiler cache that fails is not used any more.
 
     Raises:
         DcaError: as `cmake.build`, when a source does not compile by itself.
     """
     try:
-        return cmake.build(folder, [module.name for module in job.plan.compiled], jobs, run, started)
+        return cmake.build(cache.folder, [module.name for module in job.plan.compiled], jobs, run, started)
     except DcaError as error:
-        failed = cmake.failed_objects(error.output)
-        if error.code != "DCA-603" or job.plan.profile == "full" or not units.take_apart(folder.path, failed):
+        if error.code != "DCA-603":
             raise
-        run.reporter.note(f"{', '.join(sorted(failed))} did not compile; compiling its sources one by one.")
-        return _build(job, lean.prepare(job, folder.path, run), jobs, run, started)
+        if not cache.failed(error):
+            failed, folder = cmake.failed_objects(error.output), cache.folder.path
+            if job.plan.profile == "full" or not units.take_apart(folder, failed):
+                raise
+            run.reporter.note(f"{', '.join(sorted(failed))} did not compile; compiling its sources one by one.")
+            lean.prepare(job, folder, run)
+        return _build(job, cache, jobs, run, started)
 
 
 def _as_memory_allows(job: Job, reporter: Reporter) -> Job:

@@ -54,6 +54,16 @@ def reader_lock(reader: str) -> Path:
     return data_root() / "build" / "locks" / "readers" / f"{reader}.txt"
 
 
+def caches_folder() -> Path:
+    """One TOML file per compiler cache."""
+    return data_root() / "build" / "caches"
+
+
+def cache_lock(name: str) -> Path:
+    """The package that a compiler cache is installed from."""
+    return data_root() / "build" / "locks" / "caches" / f"{name}.txt"
+
+
 def locks_folder(recipe: str) -> Path:
     """The locks of one recipe: `run.txt`, `build.txt`, and `kernels.txt` where it offers bare kernels."""
     return data_root() / "build" / "locks" / recipe

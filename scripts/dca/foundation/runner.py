@@ -10,10 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dca.foundation import secrets, store, together
@@ -95,6 +97,13 @@ def environment(extra: Mapping[str, str] | None = None, *, network: bool = False
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     return env | dict(extra or {})
+
+
+def passed(patterns: Sequence[str]) -> dict[str, str]:
+    """The caller's variables whose names match one of the patterns, for the one program that they are meant for."""
+    return {
+        name: value for name, value in os.environ.items() if value and any(fnmatchcase(name, one) for one in patterns)
+    }
 
 
 def which(program: str) -> Path:
@@ -195,6 +204,82 @@ def run(
     if returncode != 0 and any(sign in line for line in tail for sign in DISK_FULL):
         raise disk_full(f"while {Path(words[0]).name} was running")
     return Completed(words, returncode, tuple(tail), time.monotonic() - started, timed_out)
+
+
+class Beside:
+    """A program that runs beside this one; its methods may be called from any thread.
+
+    Args:
+        program: the running program.
+        log: file that its output is appended to.
+        keep_lines: how many of its last lines are kept.
+    """
+
+    def __init__(self, program: _Program, log: Path | None, keep_lines: int) -> None:
+        self._program = program
+        self._ending = threading.Lock()
+        self._ended = False
+        self._tail: deque[str] = deque(maxlen=keep_lines)
+        self._reader = threading.Thread(target=self._read, args=(log,), daemon=True)
+        self._reader.start()
+
+    def _read(self, log: Path | None) -> None:
+        hide = secrets.hider()
+        output = self._program.process.stdout
+        assert output is not None  # noqa: S101 - it is a pipe
+        # It is closed while this reads when the program does not end by itself.
+        with contextlib.suppress(OSError, ValueError):
+            for line in output:
+                text = hide(line.decode("utf-8", "replace").rstrip("\r\n"))
+                self._tail.append(text)
+                if log is not None:
+                    with log.open("a", encoding="utf-8") as stream:
+                        stream.write(f"{text}\n")
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self._ended and self._program.process.poll() is None
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """Its last lines of output, without credentials."""
+        return tuple(self._tail)
+
+    def end(self) -> None:
+        """Stop it and everything that it started, unless it has ended."""
+        with self._ending:
+            if not self._ended:
+                self._program.end()
+                self._ended = True
+
+
+@contextlib.contextmanager
+def beside(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    supervision: Supervision = Supervision(),
+) -> Iterator[Beside]:
+    """A program that runs beside this one for the time of the block, and ends with it as in `run`.
+
+    Args:
+        argv: the program and its arguments; never a shell string.
+        env: its whole environment; `environment()` when not given.
+        log: file that its output is appended to, without credentials.
+        supervision: how it is stopped; it is not watched.
+
+    Raises:
+        DcaError: DCA-103 when the program does not exist.
+    """
+    words = tuple(str(word) for word in argv)
+    program = _start(words, None, dict(env) if env is not None else environment(), supervision)
+    one = Beside(program, log, supervision.keep_lines)
+    try:
+        yield one
+    finally:
+        one.end()
 
 
 @dataclass

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from dca.catalogue import machine, mirrors, recipes, toolkits
+from dca.catalogue import compiler_caches, machine, mirrors, recipes, toolkits
 from dca.catalogue.plan import LocalTree, PassedOver, Plan, Reach, Reachability, Request
 from dca.catalogue.recipes import GitSource, Loaded, SdistSource, Submodule
 from dca.foundation import documents, store
@@ -78,6 +78,7 @@ def world(
         recipes=loaded,
         toolkits=sources,
         cuda=toolkits.load_versions(),
+        caches=compiler_caches.load_all(),
         machine=host,
         reach=reach.model_copy(update={"local": _local_trees(request, loaded)}),
     )
@@ -244,7 +245,7 @@ def _lock_path(
     cache: store.Store,
 ) -> Path:
     identity: dict[str, object] = {
-        "request": request.model_dump(mode="json", exclude={"model", "jobs"}),
+        "request": request.model_dump(mode="json", exclude={"model", "jobs", "compiler_cache"}),
         "recipes": [loaded.digest for loaded in known],
         "toolkits": [source.model_dump(mode="json", by_alias=True) for source in sources],
         # Hashed, because a URL may have a password.

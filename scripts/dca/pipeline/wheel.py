@@ -12,6 +12,7 @@ from typing import ClassVar
 from dca import __version__, inspection, patching
 from dca.catalogue.plan import Asked, Plan, Request
 from dca.compile import compiling
+from dca.compile.compiler_cache import CacheUse
 from dca.compile.job import Job
 from dca.foundation import data, documents, store, timeline, together
 from dca.foundation.documents import Document
@@ -48,6 +49,7 @@ class Made(Document):
         objects: objects of the compiled modules.
         objects_compiled_now: objects that this run compiled.
         compile_seconds: sum of the compile times of all objects.
+        compiler_cache: how a compiler cache was used; None when none was to be used.
     """
 
     SCHEMA: ClassVar[str] = "dca.wheel/1"
@@ -63,6 +65,7 @@ class Made(Document):
     objects: int
     objects_compiled_now: int
     compile_seconds: float
+    compiler_cache: CacheUse | None = None
     seconds: float
     unchanged: bool = False
 
@@ -230,6 +233,7 @@ def _stages(planned: Planned, out: Path, run: Run) -> Made:
         objects=sum(len(module.objects) for module in build.modules),
         objects_compiled_now=build.objects_compiled_now,
         compile_seconds=build.compile_seconds,
+        compiler_cache=build.compiler_cache,
         seconds=0.0,
     )
 

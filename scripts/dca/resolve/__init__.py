@@ -12,6 +12,7 @@ from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, 
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
 from dca.catalogue.toolkits import FIRST_DRIVER, CudaVersion
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
+from dca.resolve.compiler_cache import choose_cache
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_left_out, what_is_served
 from dca.resolve.jobs import Jobs, choose_jobs, heaviest
@@ -86,6 +87,8 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         others = "; ".join(f"{option} adds {', '.join(values)}" for option, values in left_out.by_option.items())
         draft.choose("attention kernels", kernels, f"those of the groups. {others}.")
     jobs = _jobs(candidate, modules, draft)
+    compiles = compiler.toolkit if any(module.origin == "compiled" for module in modules) else None
+    cache = choose_cache(candidate, compiles.version, draft) if compiles else None
     version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft), modules)
     draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
     python = world.machine.python
@@ -112,6 +115,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         jobs=jobs.count,
         heavy_jobs=jobs.heavy,
         jobs_asked=request.jobs is not None,
+        compiler_cache=cache,
         prebuilt=request.prebuilt,
         prebuilt_whole=request.prebuilt_whole,
         sources=tuple(sources.planned.values()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dca.catalogue import machine
+from dca.catalogue.compiler_caches import CompilerCache
 from dca.catalogue.machine import Machine
 from dca.catalogue.plan import Check, Choice, PassedOver, PlannedSource, PlannedToolkit, Reach, Reason, Request
 from dca.catalogue.recipes import Loaded, Recipe
@@ -20,6 +21,7 @@ class World:
     cuda: CudaVersions
     machine: Machine
     reach: Reach
+    caches: tuple[CompilerCache, ...] = ()
 
     @property
     def dirty(self) -> bool:

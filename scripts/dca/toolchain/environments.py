@@ -18,6 +18,7 @@ from packaging.tags import Tag, compatible_tags, cpython_tags, platform_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
+from dca.binaries import elf
 from dca.catalogue import partial_wheels as catalogue
 from dca.catalogue.machine import find_uv
 from dca.catalogue.partial_wheels import PartialWheel
@@ -220,8 +221,17 @@ def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
             if target.parent.name == "bin":
                 target.chmod(0o755)
     absent = [site / name for wheel in wanted.partial for name in wheel.libraries]
+    try:
+        libraries = stand_ins.of_torch(site, absent, python, run.log)
+    except elf.ElfError as error:
+        raise DcaError(
+            "DCA-407",
+            "a library of torch is damaged.",
+            why=str(error),
+            remedy=f"delete {run.cache.uv}, then run the command again.",
+        ) from None
     with together.Tasks() as tasks:
-        for path, library in stand_ins.of_torch(site, absent, python, run.log).items():
+        for path, library in libraries.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             tasks.start(functools.partial(stand_ins.compile_library, library, path, compiler, run.log, "DCA-407"))
 

@@ -62,6 +62,8 @@ def request(statement: bytes, local: Local = FETCHED) -> Request:
             prebuilt_whole=asked.get("prebuiltWhole", False),
             source=local.source,
             companions=local.companions,
+            # What others compiled proves nothing.
+            compiler_cache="off",
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DcaError(

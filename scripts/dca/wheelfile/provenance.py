@@ -125,6 +125,7 @@ def _environment(plan: Plan, build: Build) -> Json:
         "torch": build.torch,
         "python": plan.python,
         "jobs": build.jobs,
+        "compiler_cache": build.compiler_cache.model_dump(mode="json") if build.compiler_cache else None,
     }
 
 
