@@ -1,5 +1,6 @@
 # Every target only calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
-# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all JOBS=N COMPILER_CACHE=NAME CACHE=DIR BUNDLE=FILE OFFLINE=1 become its options.
+# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all PREBUILT_WHOLE=1 JOBS=N COMPILER_CACHE=NAME CACHE=DIR BUNDLE=FILE
+# OFFLINE=1 become its options.
 PYTHON ?= python3
 DCA := .venv/bin/dca
 # The caller's Python packages must not replace those of .venv.
@@ -13,7 +14,7 @@ UNIT := not wheel and not network and not slow and not proof and not whole and n
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
         $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
-        $(call flag,PREBUILT,prebuilt) $(call flag,JOBS,jobs) \
+        $(call flag,PREBUILT,prebuilt) $(if $(strip $(PREBUILT_WHOLE)),--prebuilt-whole) $(call flag,JOBS,jobs) \
         $(call flag,COMPILER_CACHE,compiler-cache) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help

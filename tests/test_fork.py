@@ -81,7 +81,7 @@ def test_every_kernel_is_compiled_from_source_and_every_op_is_there(made: Made, 
     for name in plan.groups:
         assert {*recipe.groups[name].ops, *recipe.groups[name].answers} <= registered
     compiled = {one.source for module in build.modules for one in module.objects}
-    assert len([name for name in compiled if "flash_fwd_sparse_hdim128" in name]) == 4
+    assert len([name for name in compiled if "flash_fwd_sparse_hdim128" in name]) == 2
     found = documents.read(inspection.Inspection, Path(made.run) / "inspection.json")
     assert found.dca_backend
     assert {tuple(module.sass) for module in found.modules} == {("8.0",)}
@@ -162,4 +162,4 @@ def test_a_head_dimension_that_is_left_out_says_so_when_it_is_called(build: Buil
     script = f"import ctypes, torch; ctypes.CDLL({module.file!r})[{name!r}](None, None)"
     done = subprocess.run([python, "-I", "-c", script], text=True, capture_output=True, check=False, timeout=300)
     assert done.returncode != 0
-    assert "head dimension 64 is not in this lean build of vllm_flash_attn_c.abi3.so" in done.stderr
+    assert "head dimension 64 in float16 is not in this lean build of vllm_flash_attn_c.abi3.so" in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dca.catalogue.archs import how_reached
+from dca.catalogue.archs import how_reached, nearest
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,21 @@ from dca.catalogue.archs import how_reached
 )
 def test_how_an_arch_is_reached(arch: str, sass: tuple[str, ...], ptx: tuple[str, ...], how: str) -> None:
     assert how_reached(arch, sass, ptx) == how
+
+
+@pytest.mark.parametrize(
+    ("arch", "sass", "ptx", "built"),
+    [
+        ("8.0", ("8.0",), (), "8.0"),
+        ("9.0", ("9.0a",), (), "9.0"),
+        # A cubin compiled from PTX is better than that of an older arch.
+        ("8.6", ("8.0",), ("8.0",), "8.6"),
+        ("8.6", ("7.0", "8.0"), (), "8.0"),
+        ("9.0", ("8.0",), ("9.0a",), "9.0"),
+        ("9.0", ("8.0",), ("10.0",), ""),
+    ],
+)
+def test_the_best_cubins_that_a_module_can_have_for_an_arch(
+    arch: str, sass: tuple[str, ...], ptx: tuple[str, ...], built: str
+) -> None:
+    assert nearest(arch, sass, ptx) == built

@@ -22,7 +22,8 @@ def write(folder: Path, config: object) -> Path:
 def test_a_folder_and_its_config_say_the_same(tmp_path: Path) -> None:
     folder = write(tmp_path, DENSE)
     assert model_needs.read(folder) == model_needs.read(folder / "config.json")
-    assert model_needs.read(folder) == Model(name=tmp_path.name, architectures=("Qwen2ForCausalLM",), head_dim=128)
+    expected = Model(name=tmp_path.name, architectures=("Qwen2ForCausalLM",), head_dim=128, dtype="float32")
+    assert model_needs.read(folder) == expected
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,10 @@ def test_a_folder_and_its_config_say_the_same(tmp_path: Path) -> None:
         ({"head_dim": 64}, "head_dim", 64),
         # Some configs write null for what the class computes.
         ({"head_dim": None}, "head_dim", 128),
+        # transformers 5 writes `dtype`; what states none is float32.
+        ({"torch_dtype": "float16"}, "dtype", "float16"),
+        ({"torch_dtype": None, "dtype": "torch.bfloat16"}, "dtype", "bfloat16"),
+        ({}, "dtype", "float32"),
         ({"num_experts": 128}, "experts", 128),
         ({"num_local_experts": 8}, "experts", 8),
         ({"num_experts": 0}, "experts", 0),
@@ -53,6 +58,7 @@ def test_what_a_config_says(tmp_path: Path, changed: dict[str, object], field: s
         ({**DENSE, "num_attention_heads": 0}, "not a multiple of num_attention_heads"),
         ({**DENSE, "num_attention_heads": "28"}, "`num_attention_heads` is not a count"),
         ({**DENSE, "num_experts": -1}, "`num_experts` is not a count"),
+        ({**DENSE, "torch_dtype": 16}, "`torch_dtype` is not the name"),
         ({**DENSE, "quantization_config": {}}, "has no `quant_method`"),
         ({**DENSE, "quantization_config": "awq"}, "has no `quant_method`"),
     ],
@@ -74,21 +80,30 @@ def test_a_file_that_is_not_there_or_not_json_is_refused(tmp_path: Path) -> None
     assert broken.value.code == "DCA-205"
 
 
-MODEL = Model(name="m", architectures=("A",), head_dim=64, experts=8, quantization="awq")
+MODEL = Model(name="m", architectures=("A",), head_dim=64, dtype="float16", experts=8, quantization="awq")
 
 
 def test_everything_that_is_lacking_is_named() -> None:
-    missing = model_needs.lacks(MODEL, Coverage(architectures=("B",), head_dims=(128,), quantizations=("fp8",)))
-    for lack in ("architecture A", "head dimension 64", "8 experts", "awq weights (it has fp8)"):
+    coverage = Coverage(architectures=("B",), head_dims=(128,), dtypes=("bfloat16",), quantizations=("fp8",))
+    missing = model_needs.lacks(MODEL, coverage)
+    for lack in (
+        "architecture A",
+        "head dimension 64",
+        "float16 (it has bfloat16)",
+        "8 experts",
+        "awq weights (it has fp8)",
+    ):
         assert any(lack in text for text in missing), missing
-    assert len(missing) == 4
+    assert len(missing) == 5
 
 
 @pytest.mark.parametrize(
     "coverage",
     [
         Coverage(everything=True),
-        Coverage(architectures=("A", "B"), head_dims=(64, 128), experts=True, quantizations=("awq",)),
+        Coverage(
+            architectures=("A", "B"), head_dims=(64, 128), dtypes=("float16",), experts=True, quantizations=("awq",)
+        ),
         # What was not narrowed down is there.
         Coverage(experts=True, quantizations=("awq",)),
     ],

@@ -271,6 +271,17 @@ class TestEachRecipe:
             first = (data.locks_folder(loaded.recipe.name) / f"{kind}.txt").read_text(encoding="utf-8").splitlines()[0]
             assert loaded.recipe.lock_date in first
 
+    def test_the_kernels_of_its_attention_module_are_told_apart_by_their_names(self, loaded: Loaded) -> None:
+        described = [module.stubs for module in loaded.recipe.modules.values() if module.stubs]
+        assert described
+        # A module that is only ever compiled needs no names.
+        for stubs in (stubs for stubs in described if loaded.recipe.official_wheel):
+            name = "_ZN5flash16flash_fwd_kernelI23Flash_fwd_kernel_traitsILi{}ELi64ELb0EN7cutlass{}E4RestEEvv"
+            assert stubs.kernel(name.format(64, "6half_t")) == (64, "float16")
+            assert stubs.kernel(name.format(256, "10bfloat16_t")) == (256, "bfloat16")
+            assert stubs.kernel(name.format(128, "12float_e4m3_t")) is None
+            assert stubs.kernel("_ZN4vllm15rms_norm_kernelEv") is None
+
     def test_it_is_identified_by_its_file_and_its_locks(self, loaded: Loaded) -> None:
         for digest in (loaded.digest, loaded.lock_digest, loaded.build_lock_digest):
             assert re.fullmatch(r"[0-9a-f]{64}", digest)
@@ -307,6 +318,14 @@ def test_the_smallest_recipe_is_read(tmp_path: Path) -> None:
     assert isinstance(loaded.recipe.source, GitSource)
     assert loaded.recipe.source.pin == f"commit:{COMMIT}"
     assert (loaded.series_revision, loaded.lock_digest, loaded.locked) == (0, "", {})
+
+
+@pytest.mark.parametrize("pattern", ["(", "no groups", "(?P<head_dim>.)", "(?P<head_dim>.)(?P<dtype>.)(?P<more>.)"])
+def test_a_pattern_of_kernels_has_their_head_dimension_and_data_type(pattern: str, tmp_path: Path) -> None:
+    stubs = "[modules._C.stubs]\nheaders = []\nfunctions = []\nhead_dims = [64]\n"
+    stubs += f"kernels = '{pattern}'\ndtypes = {{ float16 = {{ type = 'half', sources = '*' }} }}\n"
+    error = refuse(tmp_path, "[groups.core]", f"{stubs}\n[groups.core]")
+    assert "kernels" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -359,10 +378,13 @@ def test_a_bad_value_is_refused_with_its_line(old: str, new: str, tmp_path: Path
         ("[full.companions.other]", "[full.companions.another]", "another"),
         ('tree = "other"', 'tree = "another"', "another"),
         ('stand_in = ["thing/_C.abi3.so"]', 'stand_in = ["thing/missing.so"]', "thing/missing.so"),
+        ('why = "all of it"', 'why = "all of it"\nhead_dims = [128]', "head dimension 128"),
+        ('why = "all of it"', 'why = "all of it"\ndtypes = ["float16"]', "data type float16"),
     ],
 )
 def test_a_name_that_is_described_nowhere_is_refused(old: str, new: str, named: str, tmp_path: Path) -> None:
-    assert f"`{named}`" in refuse(tmp_path, old, new).why
+    why = refuse(tmp_path, old, new).why
+    assert f"`{named}`" in why or f"the {named}," in why
 
 
 def test_a_file_must_have_its_recipes_name(tmp_path: Path) -> None:

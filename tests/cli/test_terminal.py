@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -57,6 +58,22 @@ def test_a_line_names_what_runs_now_and_the_time_that_is_left(
         shown.stage("compile", "_C")
         shown.work(work)
     assert capsys.readouterr().err.splitlines() == ["     compile  _C", f"     compile  {line}"]
+
+
+def test_time_is_estimated_from_what_is_counted_and_not_from_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packaging builds a wheel for half a minute before it counts bytes."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stage = terminal._Stage("package")
+    now += 37
+    assert stage.left(1, 100) is None
+    now += 2
+    assert stage.left(21, 100) == pytest.approx(2 * 79 / 20)
+    # Another file, which is counted from its own start.
+    now += 9
+    assert stage.left(0, 50) is None
+    now += 1
+    assert stage.left(25, 50) == pytest.approx(1.0)
 
 
 def test_each_line_names_its_own_stage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

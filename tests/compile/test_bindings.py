@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dca.catalogue.recipes import Group, Stubs
+from dca.catalogue.recipes import Group, KernelDtype, KernelFunctions, Module, Stubs
 from dca.compile import bindings
 from dca.foundation.errors import DcaError
 
@@ -291,63 +291,100 @@ def test_a_module_of_another_name_has_its_own_namespaces() -> None:
 
 # --- stubs ---------------------------------------------------------------------------------------------------
 
-MODULE = "pkg/flash/_fa_C.abi3.so"
 SPEC = Stubs(
     headers=("flash.h", "types.h"),
     namespace="FLASH",
-    functions=("run_", "run_split"),
-    parameters="Params &, cudaStream_t",
-    dtypes=("half", "bfloat16"),
+    functions=(
+        KernelFunctions(names=("run_", "run_split"), parameters="Params &, cudaStream_t"),
+        KernelFunctions(names=("run_sparse",), parameters="Sparse &", head_dims=(64,)),
+    ),
+    dtypes={
+        "float16": KernelDtype(type="half_t", sources="*_fp16_*"),
+        "bfloat16": KernelDtype(type="bf16_t", sources="*_bf16_*"),
+    },
     head_dims=(32, 64, 256),
 )
-GROUPS = {"fa-64": (64,), "index": ()}
+MODULE = Module(path="pkg/flash/_fa_C.abi3.so", stubs=SPEC)
+ADDING: dict[int | str, str] = {
+    32: "--profile full",
+    64: "--with fa-64",
+    256: "--profile full",
+    "bfloat16": "--with fa-64",
+    "float16": "--with fp16",
+}
+GROUPS = {
+    "fa-64": Group(module="_fa_C", why="x", head_dims=(64,), dtypes=("bfloat16",)),
+    "fp16": Group(module="_fa_C", why="x", dtypes=("float16",)),
+}
+
+
+def stubs(*chosen: str, spec: Stubs = SPEC) -> dict[str, str]:
+    """The text of each stub, by the instantiation that it stands for."""
+    text = bindings.stubs(MODULE, spec, [GROUPS[name] for name in chosen], ADDING)
+    lines = [line for line in text.splitlines() if "template <>" in line]
+    by_name = {line.split("void ")[1].split("(")[0]: line for line in lines}
+    assert len(by_name) == len(lines)
+    return by_name
 
 
 def test_every_instantiation_that_is_left_out_has_one_stub() -> None:
-    lines = [line for line in bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines() if line.startswith("template <>")]
-    assert len(lines) == len(set(lines)) == 2 * 2 * 3 * 2
-    expected = {
-        f"{function}<{dtype}, {dimension}, {causal}>"
-        for function in SPEC.functions
-        for dtype in SPEC.dtypes
-        for dimension in SPEC.head_dims
+    sizes = {"run_": (32, 64, 256), "run_split": (32, 64, 256), "run_sparse": (64,)}
+    assert stubs().keys() == {
+        f"{function}<{dtype.type}, {dimension}, {causal}>"
+        for function, dimensions in sizes.items()
+        for dtype in SPEC.dtypes.values()
+        for dimension in dimensions
         for causal in ("false", "true")
     }
-    assert {line.split("void ")[1].split("(")[0] for line in lines} == expected
 
 
-def test_a_head_dimension_that_is_compiled_has_no_stub() -> None:
-    text = bindings.stubs(MODULE, SPEC, GROUPS, ["fa-64"])
-    assert ", 64," not in text
-    assert text.count("template <>") == 2 * 2 * 2 * 2
+def test_a_kernel_of_a_chosen_head_dimension_and_data_type_has_no_stub() -> None:
+    compiled = stubs().keys() - stubs("fa-64").keys()
+    assert compiled == {
+        f"{name}<bf16_t, 64, {causal}>" for name in ("run_", "run_split", "run_sparse") for causal in ("false", "true")
+    }
+    # A data type adds itself in every head dimension that is there.
+    compiled = stubs("fa-64").keys() - stubs("fa-64", "fp16").keys()
+    assert compiled == {
+        f"{name}<half_t, 64, {causal}>" for name in ("run_", "run_split", "run_sparse") for causal in ("false", "true")
+    }
 
 
-def test_a_stub_says_which_head_dimension_of_which_module_is_missing() -> None:
-    line = next(
-        line for line in bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines() if "run_<half, 64, true>" in line
-    )
-    assert "TORCH_CHECK(false" in line
-    assert "head dimension 64" in line
-    assert "_fa_C.abi3.so" in line
+@pytest.mark.parametrize(
+    ("chosen", "kernel", "says"),
+    [
+        (
+            ["fa-64"],
+            "run_<half_t, 64, true>",
+            '"float16 is not in this lean build of _fa_C.abi3.so; build with --with fp16',
+        ),
+        ([], "run_<bf16_t, 64, true>", "head dimension 64 in bfloat16 is not in"),
+        ([], "run_<half_t, 64, true>", "build with --with fa-64 --with fp16"),
+        # A build of everything takes no groups.
+        ([], "run_<half_t, 256, true>", 'build with --profile full")'),
+        (["fa-64"], "run_<bf16_t, 256, true>", "head dimension 256 is not in"),
+        (["fa-64"], "run_<bf16_t, 256, true>", "build with --profile full"),
+        (["fa-64"], "run_<half_t, 256, true>", "head dimension 256 in float16 is not in"),
+    ],
+)
+def test_a_stub_says_what_is_missing_and_which_build_has_it(chosen: list[str], kernel: str, says: str) -> None:
+    assert 'TORCH_CHECK(false, "' in (stub := stubs(*chosen)[kernel])
+    assert says in stub
 
 
-@pytest.mark.parametrize(("dimension", "way"), [(64, "build with --with fa-64"), (256, "build with --profile full")])
-def test_a_stub_names_the_build_that_has_its_head_dimension(dimension: int, way: str) -> None:
-    lines = [
-        line for line in bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines() if f"dimension {dimension} " in line
-    ]
-    assert len(lines) == 2 * 2 * 2
-    assert all(way in line for line in lines)
+def test_a_stub_has_the_parameters_of_its_function() -> None:
+    assert "run_<half_t, 64, true>(Params &, cudaStream_t)" in stubs()["run_<half_t, 64, true>"]
+    assert "run_sparse<half_t, 64, true>(Sparse &)" in stubs()["run_sparse<half_t, 64, true>"]
 
 
 def test_stubs_stand_in_the_namespace_behind_their_headers() -> None:
-    lines = bindings.stubs(MODULE, SPEC, GROUPS, ()).splitlines()
+    lines = bindings.stubs(MODULE, SPEC, (), ADDING).splitlines()
     assert [line for line in lines if line.startswith("#include")][1:] == ['#include "flash.h"', '#include "types.h"']
     assert lines.index("namespace FLASH {") < min(at for at, line in enumerate(lines) if "template" in line)
     assert "\n".join(lines).count("{") == "\n".join(lines).count("}")
 
 
 def test_stubs_of_a_source_without_a_namespace_stand_at_the_top() -> None:
-    text = bindings.stubs(MODULE, SPEC.model_copy(update={"namespace": ""}), GROUPS, ())
-    assert "namespace" not in text
-    assert text.count("template <>") == 2 * 2 * 3 * 2
+    bare = SPEC.model_copy(update={"namespace": ""})
+    assert "namespace" not in bindings.stubs(MODULE, bare, (), ADDING)
+    assert stubs(spec=bare) == stubs()

@@ -14,6 +14,7 @@ from dca.compile import cmake
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent, Work
+from dca.foundation.timeline import ObjectTime, Recorder, Timeline
 from dca.toolchain import provide
 from tests.support import quiet_run
 
@@ -319,6 +320,20 @@ def test_a_build_names_what_runs_now_and_records_what_it_compiled(project: Proje
         # All three were compiled before, so there is an estimate.
         assert all(work.left is not None and work.left >= 0 for work in told.works)
         assert times.memory[0].own > 0
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_new_folder_has_an_estimate_from_the_runs_of_others(known: bool, cmake_python: Path, tmp_path: Path) -> None:
+    """The link has no record there, and counts for nothing."""
+    project, told = Project(tmp_path / "build", cmake_python), Told()
+    spans = [ObjectTime(source=f"{name}.cpp", module="one", started=1, ended=101) for name in "abc"]
+    times = Timeline(began="", seconds=200, memory_limit=1, stages=(), objects=tuple(spans), memory=())
+    recorder = Recorder(earlier=[times] if known else [])
+    run = dataclasses.replace(quiet_run(tmp_path / "build"), reporter=told, times=recorder)
+    cmake.build(project.folder, ["one"], 2, run)
+    first = told.works[0]
+    assert first.total == 4
+    assert first.left == (pytest.approx(200, abs=5) if known else None)
 
 
 def test_an_object_that_was_not_finished_is_recorded_too(project: Project) -> None:

@@ -350,6 +350,12 @@ class Redis:
         self.url = f"redis://127.0.0.1:{self.port}"
         assert wait_for(lambda: silence(self.url) == "")
 
+    def size(self) -> int:
+        """How many parts of objects it holds; sccache also writes a key to see whether it may."""
+        with socket.create_connection(("127.0.0.1", self.port)) as stream:
+            stream.sendall(b"DBSIZE\r\n")
+            return int(stream.recv(100)[1:]) - 1
+
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -465,6 +471,7 @@ def test_redis_killed_or_stopped_in_the_middle_costs_less_than_compiling_twice(
 ) -> None:
     folder = linked(tmp_path / "cache", cache)
     cold = small(dca, folder, SCCACHE_REDIS_ENDPOINT=redis().url)
+    assert cold.compiler_cache is not None
     for number in range(scale(20)):
         forget(folder)
         server, started = redis(), time.monotonic()
@@ -477,15 +484,21 @@ def test_redis_killed_or_stopped_in_the_middle_costs_less_than_compiling_twice(
             stderr=subprocess.PIPE,
             text=True,
         )
+        # The last part is never there, so something is compiled when it happens.
+        parts = chance.randrange(cold.compiler_cache.misses)
         assert wait_for(lambda: bool(programs(f"{folder}/build/")), 300.0)
-        time.sleep(chance.random() * cold.compile_seconds / 2)
+        while server.size() < parts:
+            assert run.poll() is None
+            time.sleep(0.05)
         # Every fourth is stopped: it accepts connections, and does not answer.
         server.process.send_signal(signal.SIGSTOP if number % 4 == 3 else signal.SIGKILL)
         stdout, stderr = run.communicate(timeout=1800.0)
         seconds = time.monotonic() - started
         assert run.returncode == 0, stderr[-4000:]
         made = Made.model_validate(json.loads(stdout))
-        print(f"{number}: {seconds:.1f} s of {cold.seconds:.1f} s cold; {made.compiler_cache}")
+        assert made.compiler_cache is not None
+        print(f"{number}: after {parts} parts; {seconds:.1f} s of {cold.seconds:.1f} s cold; {made.compiler_cache.off}")
+        assert made.compiler_cache.off.startswith("Redis at ")
         assert made.sha256 == cold.sha256
         assert seconds < 2 * cold.seconds, (seconds, cold.seconds)
         assert programs(f"{tmp_path}/") == []

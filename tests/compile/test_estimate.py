@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from dca.compile.estimate import Estimate, Lanes
+from dca.compile.estimate import Estimate, Lanes, typical
 
 # Seconds that some of the fork's objects took for one arch, two at a time; the first of each kind is the slowest.
 RECORDED = (
@@ -109,3 +109,18 @@ def test_an_object_that_takes_longer_than_its_record_slows_what_follows() -> Non
     assert before == pytest.approx(100.0)
     # Three times as slow, less the trust in the record, and what ran too long is about to end.
     assert 60 * 2.5 < late < 60 * 4
+
+
+@pytest.mark.parametrize(
+    ("records", "seconds"),
+    [
+        ([5.0], 5.0),
+        ([200.0, 75.0], 75.0),
+        ([75.0, 200.0], 200.0),
+        ([75.0, 80.0, 0.6], 80.0),
+        ([0.5, 75.0], 75.0),
+        ([0.0], 0.0),
+    ],
+)
+def test_the_newest_record_counts_that_is_not_of_a_compiler_cache(records: list[float], seconds: float) -> None:
+    assert typical(records) == seconds

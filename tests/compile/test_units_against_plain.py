@@ -35,10 +35,10 @@ def kernels(objects: list[Path], cuobjdump: Path) -> dict[tuple[str, str], str]:
     """By arch and section, what the objects hold for each kernel: a hash, or the resources that it takes."""
     found: dict[tuple[str, str], str] = {}
     for path in objects:
-        for arch, cubin in fatbin.cubins(elf.section(path, ".nv_fatbin")):
-            for name, digest in elf.section_hashes(cubin).items():
+        for code in fatbin.codes(elf.section(path, ".nv_fatbin")):
+            for name, digest in elf.section_hashes(code.content).items():
                 if _TELLING.fullmatch(name):
-                    assert found.setdefault((arch, _HASHED.sub(r"\1", name)), digest) == digest, name
+                    assert found.setdefault((code.arch, _HASHED.sub(r"\1", name)), digest) == digest, name
         # Registers, stack, shared and local memory.
         arch, function = "", ""
         done = subprocess.run([cuobjdump, "-res-usage", path], text=True, capture_output=True, check=True)

@@ -108,7 +108,7 @@ class Played:
         estimate = Estimate(
             ["a.cu.o", "b.cu.o", "c.cu.o"], {"a.cu.o": 10.0, "b.cu.o": 4.0, "c.cu.o": 6.0}, (), Lanes(2, 2)
         )
-        self.watcher = Watcher(FOLDER, estimate, self.run, lambda: [NINJA, *self.running])
+        self.watcher = Watcher(FOLDER, estimate, self.run, 3, lambda: [NINJA, *self.running])
 
     def second(self, *running: list[Process], line: str = "") -> Work:
         self.now += 1.0

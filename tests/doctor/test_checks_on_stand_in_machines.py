@@ -711,7 +711,7 @@ FOURTEEN = SEVEN | {
     "num_attention_heads": 40,
     "num_key_value_heads": 8,
 }
-MODEL_CODES = ("model.config", "model.table", "model.memory", "model.parallel")
+MODEL_CODES = ("model.config", "model.table", "model.kernels", "model.memory", "model.parallel")
 
 
 def model(machine: Machine, config: object, *, table: bool = True) -> None:
@@ -762,7 +762,50 @@ def test_weights_and_cache_are_those_of_the_memory_model(
 def test_a_model_that_is_as_it_should_be_is_fine(machine: Machine) -> None:
     model(machine, SEVEN)
     machine.gpus(*[H100] * 4)
-    assert [result.status for result in machine.report("model", purpose="serve").results] == ["fine"] * 4
+    machine.more["python"] = machine.python({}, record=record())
+    assert [result.status for result in machine.report("model", purpose="serve").results] == ["fine"] * 5
+
+
+def record(recipe: str = "vllm-0.10.2", **serves: object) -> str:
+    """dca.json of a wheel with the kernels of the default groups."""
+    default = {"architectures": ["Qwen2ForCausalLM"], "head_dims": [128], "dtypes": ["bfloat16"]}
+    left_out = {"command": "dca wheel", "head_dims": {"64": "--with hdim64"}, "dtypes": {"float16": "--with fp16"}}
+    return json.dumps({"recipe": recipe, "serves": default | serves, "left_out": left_out, "more": 1})
+
+
+@pytest.mark.parametrize(
+    ("changed", "installed", "status", "words"),
+    [
+        ({}, record(), "fine", "has them"),
+        ({"torch_dtype": "float16"}, record(), "wrong", "float16"),
+        ({"torch_dtype": "float16"}, record(dtypes=["bfloat16", "float16"]), "fine", "has them"),
+        # What --dtype auto makes of it depends on the engine.
+        ({"torch_dtype": "float32"}, record(), "fine", "has them"),
+        ({"torch_dtype": "float32"}, record("qwen-fork"), "wrong", "float16"),
+        ({"num_attention_heads": 56}, record(), "wrong", "head dimension 64"),
+        ({"num_experts": 8}, record(), "wrong", "8 experts"),
+        # A wheel of an earlier version says nothing of data types.
+        ({"torch_dtype": "float16"}, record(dtypes=[]), "fine", "has them"),
+        ({}, None, "note", "no wheel of this tool"),
+        ({}, "{", "unknown", "JSON"),
+        ({}, "[]", "unknown", "Record"),
+    ],
+)
+def test_kernels_of_the_installed_wheel_are_held_against_the_model(
+    changed: dict[str, object], installed: str | None, status: str, words: str, machine: Machine
+) -> None:
+    model(machine, SEVEN | changed)
+    machine.more["python"] = machine.python({}, record=installed)
+    result = machine.one("model.kernels", "serve")
+    assert (result.status, words in result.found) == (status, True), result
+    if "float16" in words:
+        assert result.remedy == "dca wheel --with fp16"
+
+
+def test_the_data_type_that_is_asked_for_counts(machine: Machine) -> None:
+    model(machine, SEVEN)
+    machine.more |= {"python": machine.python({}, record=record()), "dtype": "float16"}
+    assert machine.one("model.kernels", "serve").status == "wrong"
 
 
 def test_a_missing_or_foreign_table_is_told(machine: Machine) -> None:
@@ -789,7 +832,7 @@ def test_a_config_that_cannot_be_read_is_no_traceback(content: str, machine: Mac
 
 
 def test_a_model_that_is_not_named_is_to_know(machine: Machine) -> None:
-    assert [machine.one(code, "serve").status for code in MODEL_CODES] == ["note"] * 4
+    assert [machine.one(code, "serve").status for code in MODEL_CODES] == ["note"] * 5
 
 
 @pytest.mark.parametrize(("cards", "status"), [(4, "fine"), (1, "fine"), (3, "note"), (8, "note"), (0, "wrong")])

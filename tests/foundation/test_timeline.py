@@ -91,7 +91,7 @@ def test_a_timeline_on_disk_has_no_times_that_cannot_be_drawn() -> None:
     assert ObjectTime(source="a", module="m", started=5, ended=4).seconds == 0
 
 
-def test_the_newest_of_the_earlier_runs_counts_and_what_was_not_finished_does_not() -> None:
+def test_earlier_runs_are_known_without_what_they_did_not_finish() -> None:
     def times(*objects: ObjectTime) -> Timeline:
         return Timeline(began="", seconds=9, memory_limit=1, stages=(), objects=objects, memory=())
 
@@ -99,4 +99,4 @@ def test_the_newest_of_the_earlier_runs_counts_and_what_was_not_finished_does_no
     recorder = Recorder(
         earlier=[times(a, b), times(a.model_copy(update={"ended": 8}), b.model_copy(update={"finished": False}))]
     )
-    assert recorder.earlier == {("m", "a"): 7, ("m", "b"): 2}
+    assert recorder.earlier == {("m", "a"): [2, 7], ("m", "b"): [2]}

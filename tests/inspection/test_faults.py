@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ MODULE, FLASH = "vllm/_C.abi3.so", "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 class Bench:
     """A place to plant faults: the real wheel's files, and its plan.
 
-    Most faults are planted in a wheel without the copied module of 196 MB, to save time; plan and record match that.
+    Most faults are planted in a wheel without the copied module, to save time; plan and record match that.
     """
 
     def __init__(self, wheel: Path, plan: Plan, folder: Path) -> None:
@@ -123,6 +124,39 @@ def test_a_copied_module_that_was_planned_from_source_is_found(bench: Bench, dca
     assert_is_found(
         code, message, f"{FLASH} was planned to be compiled from source, but is copied from the official wheel."
     )
+
+
+def without_its_origin(record: dict[str, Any]) -> None:
+    del record["rewritten"]
+
+
+def of_another_module(record: dict[str, Any]) -> None:
+    record["rewritten"]["official"] = "0" * 64
+
+
+def with_other_kernels(record: dict[str, Any]) -> None:
+    record["rewritten"]["keeps"]["head_dims"] = [64]
+
+
+@pytest.mark.parametrize("change", [without_its_origin, of_another_module, with_other_kernels])
+def test_a_module_that_is_not_made_from_the_official_one_as_planned_is_found(
+    bench: Bench, dca: RunDca, change: Callable[[dict[str, Any]], None]
+) -> None:
+    files = dict(bench.whole)
+    path = f"{wheels.info(files)}/dca.json"
+    document = json.loads(files[path])
+    (record,) = [module for module in document["modules"] if module["path"] == FLASH]
+    change(record)
+    files[path] = json.dumps(document).encode()
+    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.whole_plan)
+    assert_is_found(code, message, f"{FLASH} is not the official wheel's: sha256 {record['sha256']}.")
+
+
+def test_a_copied_module_without_a_planned_arch_is_found(bench: Bench, dca: RunDca) -> None:
+    files = dict(bench.whole)
+    wheels.change_module(files, FLASH, lambda module: wheels.without_arch(module, 90))
+    code, message = bench.inspect(dca, wheels.write(files, bench.folder / bench.name), bench.whole_plan)
+    assert_is_found(code, message, f"{FLASH} lacks cubins for 9.0 (it has 8.0).")
 
 
 def test_a_wrong_line_of_record_is_found(bench: Bench, dca: RunDca) -> None:

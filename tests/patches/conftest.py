@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from dca.catalogue import recipes
 from dca.catalogue.recipes import GitSource, Loaded
 from dca.foundation import data, store
 from tests.support import install
-from tests.support.guards import PATCHES, Fork
+from tests.support.guards import PATCHES, Fork, kernels_of_the_default_groups
 from tests.support.series import apply_series
 
 FORK = "qwen-fork"
@@ -127,7 +128,7 @@ def fork_python(
 
 
 def installed_tree(fork: Fork, recipe: recipes.Recipe) -> Path:
-    """The patched tree with what packaging adds to it: its version, the companion's Python, the entry points."""
+    """The patched tree with what packaging adds: version, companion's Python, entry points, what was left out."""
     tree, version = fork.patched, recipe.base_version
     (tree / "vllm" / "_version.py").write_text(f'__version__ = version = "{version}"\n__version_tuple__ = (0, 6, 6)\n')
     for path in (fork.kernels_patched / "vllm_flash_attn").glob("*.py"):
@@ -140,4 +141,5 @@ def installed_tree(fork: Fork, recipe: recipes.Recipe) -> Path:
         for group, members in recipe.patches.entry_points.items()
     ]
     (info / "entry_points.txt").write_text("".join(points))
+    (info / "dca.json").write_text(json.dumps(kernels_of_the_default_groups(recipe)))
     return tree

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 import os
 import pickle
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -29,6 +32,17 @@ def lists(heads: int, gpus: int, tokens: int, widest: tuple[int, int] = (22032, 
     table = table_for(2, heads)
     table[1]["0"] = ["vertical_and_slash", *widest, 0.5]
     guards.check_sparse_lists({"sparse_attention_config": table}, 2, heads, gpus, tokens, CHUNKS.chunk_len)
+
+
+RECORD = {
+    "serves": {"head_dims": [128], "dtypes": ["bfloat16"]},
+    "left_out": {
+        "command": "dca wheel --recipe r",
+        "head_dims": {"64": "--with hdim64", "96": "--profile full", "256": "--profile full"},
+        "dtypes": {"float16": "--with fp16"},
+    },
+}
+KERNELS = guards.read_kernels(RECORD)
 
 
 # One row per refusal: its code, words that its message must have, and the call.
@@ -120,6 +134,32 @@ REFUSALS: list[tuple[str, list[str], Callable[[], object]]] = [
         ["max_num_batched_tokens=253952", "28 heads", "24528 entries", "--max-num-batched-tokens 200064"],
         lambda: lists(28, 1, 253952),
     ),
+    (
+        "DCA-823",
+        ["no attention kernels for float16", "--dtype bfloat16", "built with: dca wheel --recipe r --with fp16. "],
+        lambda: guards.check_kernels(KERNELS, "float16", 128, ""),
+    ),
+    (
+        "DCA-823",
+        ["no attention kernels for head dimension 64. ", "with head dimension 128 only", "--recipe r --with hdim64. "],
+        lambda: guards.check_kernels(KERNELS, "bfloat16", 64, "FLASH_ATTN"),
+    ),
+    (
+        "DCA-823",
+        ["head dimension 64 in float16", "--with fp16 --with hdim64"],
+        lambda: guards.check_kernels(KERNELS, "float16", 64, guards.BACKEND),
+    ),
+    # A build of everything needs no group; the kernel for 256 serves 224.
+    (
+        "DCA-823",
+        ["head dimension 224", "--recipe r --profile full. "],
+        lambda: guards.check_kernels(KERNELS, "float16", 224, ""),
+    ),
+    (
+        "DCA-823",
+        ["flash_attn_varlen_func was called in float16", "for float16. ", "--with fp16. "],
+        lambda: guards.check_call(KERNELS, "flash_attn_varlen_func", "float16", 120),
+    ),
 ]
 
 
@@ -137,7 +177,7 @@ def test_every_code_is_used_by_a_message() -> None:
     refused = {code for code, _, _ in REFUSALS}
     assert set(guards.CODES) == refused | {"DCA-815"}
     assert_is_a_whole_message(guards.length_notice(1048576, 1010000), "DCA-815")
-    assert list(guards.CODES) == [f"DCA-{number}" for number in range(811, 823)]
+    assert list(guards.CODES) == [f"DCA-{number}" for number in range(811, 824)]
 
 
 def test_the_documentation_has_a_row_for_each_code() -> None:
@@ -266,6 +306,110 @@ def test_dense_by_accident_is_a_warning() -> None:
     assert notice is not None
     assert_is_a_whole_message(notice, "DCA-816")
     assert "slow" in notice
+
+
+# --- the wheel's kernels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "backend"),
+    [
+        ("bfloat16", 128, ""),
+        ("bfloat16", 128, "DUAL_CHUNK_FLASH_ATTN"),
+        ("float16", 128, "XFORMERS"),
+        # vLLM takes another backend for sizes that flash-attention is not given.
+        ("bfloat16", 80, ""),
+        ("float16", 576, ""),
+        ("float32", 128, ""),
+    ],
+)
+def test_a_model_that_the_wheel_has_kernels_for_is_accepted(dtype: str, head_dim: int, backend: str) -> None:
+    guards.check_kernels(KERNELS, dtype, head_dim, backend)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        # Wheels of earlier versions, which had both data types.
+        {"serves": {"head_dims": [128]}},
+        {"serves": {"head_dims": [], "dtypes": []}, "left_out": {"command": "", "head_dims": {}, "dtypes": {}}},
+    ],
+)
+def test_a_wheel_without_anything_left_out_refuses_nothing(record: object) -> None:
+    assert guards.read_kernels(record) is None
+
+
+class Queries(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+
+
+FLASH = """
+def flash_attn_varlen_func(q, k, v, causal=False):
+    return causal
+
+def is_fa_version_supported(fa_version):
+    return True
+
+def _forward(q):
+    return "private"
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Installs the guards with a record, and imports a flash-attention package that calls them as the wheel's does."""
+
+    def install(record: str) -> Any:
+        site = tmp_path / "site"
+        for name, text in {
+            "vllm/__init__.py": "",
+            "vllm/dca_guards.py": GUARDS_FILE.read_text(),
+            "vllm/flash/interface.py": FLASH,
+            "vllm/flash/__init__.py": "from .interface import *\nfrom .interface import _forward\n"
+            "from vllm.dca_guards import guard_attention\n\nguard_attention(__name__)\n",
+            "vllm-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: vllm\nVersion: 1.0\n",
+            "vllm-1.0.dist-info/dca.json": record,
+        }.items():
+            (site / name).parent.mkdir(parents=True, exist_ok=True)
+            (site / name).write_text(text)
+        monkeypatch.syspath_prepend(str(site))
+        return importlib.import_module("vllm.flash")
+
+    yield install
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("queries", "words"),
+    [
+        (Queries("torch.float16", (9, 4, 128)), "float16"),
+        (Queries("torch.bfloat16", (9, 4, 64)), "head dimension 64"),
+    ],
+)
+def test_every_call_of_an_attention_function_is_checked(
+    queries: Queries, words: str, installed: Callable[[str], Any]
+) -> None:
+    flash = installed(json.dumps(RECORD))
+    for module in (flash, flash.interface):
+        assert module.flash_attn_varlen_func(Queries("torch.bfloat16", (9, 4, 128)), None, None, causal=True) is True
+        with pytest.raises(ValueError, match=f"no kernels for {words}[.] .*DCA-823"):
+            module.flash_attn_varlen_func(queries, None, None)
+        with pytest.raises(ValueError, match=f"no kernels for {words}[.] .*DCA-823"):
+            module.flash_attn_varlen_func(k=None, v=None, q=queries)
+        # Functions without queries, and those that others call, are left as they are.
+        assert not hasattr(module.is_fa_version_supported, "__wrapped__")
+        assert not hasattr(module._forward, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    "record", ["", "{}", "[1]", "{", '{"left_out": {}}', '{"serves": [], "left_out": {"head_dims": 1}}']
+)
+def test_a_record_that_cannot_be_read_refuses_nothing(record: str, installed: Callable[[str], Any]) -> None:
+    flash = installed(record)
+    assert flash.flash_attn_varlen_func(Queries("torch.float16", (9, 4, 64)), None, None) is False
 
 
 # --- what hooks share, around stand-ins for vLLM's objects ---------------------------------------------------

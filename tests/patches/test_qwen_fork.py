@@ -25,6 +25,7 @@ from tests.support import ROOT, guards
 from tests.support.guards import (
     EAGER,
     FITTING,
+    HEADS_128,
     PATCHES,
     PLAIN,
     QWEN_1M,
@@ -429,6 +430,8 @@ REFUSED: dict[str, tuple[Case, str, list[str]]] = {
         ["--num-scheduler-steps 8", OP],
     ),
     "a draft model without the op and without DCA": (Case(DRAFT, dca=None), "DCA-821", ["modelfirst", OP]),
+    # The fork computes it in float16.
+    "a float32 model": (Case(EAGER, config={**HEADS_128, "torch_dtype": "float32"}), "DCA-823", ["--with fp16"]),
 }
 
 ACCEPTED: dict[str, Case] = {

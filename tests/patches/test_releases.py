@@ -28,6 +28,7 @@ from tests.support.guards import (
     assert_is_a_whole_message,
     backend_answers,
     configured,
+    kernels_of_the_default_groups,
     load_shared_hooks,
     messages,
     run_worker,
@@ -222,6 +223,7 @@ def with_entry_points(tree: Path, recipe: recipes.Recipe) -> Path:
         for group, members in recipe.patches.entry_points.items()
     ]
     (info / "entry_points.txt").write_text("".join(points))
+    (info / "dca.json").write_text(json.dumps(kernels_of_the_default_groups(recipe)))
     return tree
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from tests.support.guards import (
     ACCEPTED,
     BACKEND_FILE,
+    EAGER,
+    HEADS_128,
     PATCHES,
     REFUSED,
     Case,
@@ -23,6 +26,7 @@ from tests.support.guards import (
     installed_root,
     load_hooks,
     messages,
+    run_worker,
 )
 
 RECIPE = "vllm-0.10.2"
@@ -55,7 +59,12 @@ WITHOUT_DCA: dict[str, Case] = {
     "plain, V0": Case({"enable_prefix_caching": True, "kv_cache_dtype": "fp8"}, dca=None, env={"VLLM_USE_V1": "0"}),
 }
 
-CASES = {**{name: case for name, (case, _, _) in REFUSED.items()}, **ACCEPTED, **WITHOUT_DCA}
+WITH_KERNELS: dict[str, Case] = {
+    # vLLM computes it in bfloat16.
+    "a float32 model": Case(EAGER, config={**HEADS_128, "torch_dtype": "float32"}),
+}
+
+CASES = {**{name: case for name, (case, _, _) in REFUSED.items()}, **ACCEPTED, **WITHOUT_DCA, **WITH_KERNELS}
 
 
 @functools.cache
@@ -86,7 +95,40 @@ def test_an_engine_is_not_configured_with(name: str, run_python: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_call_without_kernels_is_refused_outside_of_an_engine(run_python: Path, tmp_path: Path) -> None:
+    run_worker(run_python, CALLS, tmp_path, str(tmp_path / "told"))
+    told = json.loads((tmp_path / "told").read_text())
+    assert told.pop("bfloat16 128") == "reached the op"
+    assert "float16. " in told["float16 128"]
+    assert "head dimension 64. " in told["bfloat16 64"]
+    for text in told.values():
+        assert_is_a_whole_message(text, "DCA-823")
+        assert "flash_attn_varlen_func" in text
+
+
+# Calls the wheel's attention function on the CPU, where its op has no kernel: what is not refused gets as far as that.
+CALLS = """
+import json, sys
+import torch
+from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+told = {}
+for dtype, size in ((torch.bfloat16, 128), (torch.float16, 128), (torch.bfloat16, 64)):
+    q, starts = torch.zeros(4, 2, size, dtype=dtype), torch.tensor([0, 4], dtype=torch.int32)
+    try:
+        flash_attn_varlen_func(q, q, q, 4, starts, 4, cu_seqlens_k=starts)
+        text = "answered"
+    except ValueError as error:
+        text = str(error)
+    except (NotImplementedError, AttributeError):
+        text = "reached the op"
+    told[f"{str(dtype).split('.')[1]} {size}"] = text
+open(sys.argv[1], "w").write(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ACCEPTED, *WITH_KERNELS])
 def test_an_engine_is_configured_with(name: str, run_python: Path) -> None:
     accepted(run_python, name)
 

@@ -20,6 +20,7 @@ from dca.catalogue.plan import Asked, Plan, Reach, Request
 from dca.catalogue.recipes import load_all
 from dca.cli import options, run
 from dca.compile.cmake import CompiledObject
+from dca.compile.compiler_cache import CacheUse
 from dca.compile.compiling import Build, BuiltModule
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError, Interrupted
@@ -110,6 +111,18 @@ def test_seconds_are_split_by_arch_and_by_group(plan: Plan, tmp_path: Path) -> N
     assert result.notes == ()
 
 
+def test_a_cuda_object_without_a_sample_is_not_counted_for_all_archs(plan: Plan, tmp_path: Path) -> None:
+    hit = ObjectTime(source="generated/_C.units-2.cu", module="_C", started=30, ended=50, sources={KERNEL: 1})
+    times = TIMES.model_copy(update={"objects": (*TIMES.objects, hit)})
+    result = report.read(saved(tmp_path, plan, times), options.spelled)
+    assert {cost.name: cost.seconds for cost in result.archs} == {
+        "8.0": 20,
+        "9.0": 30,
+        report.ALL_ARCHS: 30,
+        report.NOT_SAMPLED: 20,
+    }
+
+
 def test_objects_of_an_earlier_run_are_listed_and_marked(plan: Plan, tmp_path: Path) -> None:
     built = objects(("generated/_C.units-1.cu", 60), ("generated/_C_bindings.cpp", 20), ("generated/old.cu", 70))
     result = report.read(saved(tmp_path, plan, built=built), options.spelled)
@@ -119,6 +132,29 @@ def test_objects_of_an_earlier_run_are_listed_and_marked(plan: Plan, tmp_path: P
         ("_C_bindings.cpp", True),
     ]
     assert "from an earlier run" in page.render(result)
+
+
+@pytest.mark.parametrize(
+    ("used", "says"),
+    [
+        (
+            CacheUse(name="sccache", version="0.16.0", storage="redis", hits=9, misses=3),
+            "75 % found<small>9 of 12 parts;",
+        ),
+        (CacheUse(name="sccache", version="0.16.0", storage="local"), "not asked"),
+        (CacheUse(name="sccache", version="0.16.0", storage="redis", off="it <died>."), "cache: it &lt;died&gt;."),
+        (None, ""),
+    ],
+)
+def test_hits_of_a_compiler_cache_are_shown(used: CacheUse | None, says: str, plan: Plan, tmp_path: Path) -> None:
+    saved(tmp_path, plan, built=objects(("generated/_C.units-1.cu", 60)))
+    build = documents.read(Build, tmp_path / "build.json")
+    documents.write(build.model_copy(update={"compiler_cache": used}), tmp_path / "build.json")
+    result = report.read(tmp_path, options.spelled)
+    assert result.compiler_cache == used
+    text = page.render(result)
+    assert text.count(says) >= 1
+    assert ("Compiler cache" in text) == (used is not None)
 
 
 def test_a_group_has_no_cost_once_the_recipe_has_changed(plan: Plan, tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_nothing_is_cut_off_and_every_text_can_be_read(dark: bool, tmp_path: Pat
     ]
     saved(tmp_path, plan, TIMES.model_copy(update={"objects": (*TIMES.objects, *more), "error": "DCA-603"}))
     documents.write(Asked(request=Request(source="/a/path/" + "that-is-very-long-" * 9)), tmp_path / "request.json")
-    (tmp_path / "page.html").write_text(page.render(report.read(tmp_path, options.spelled)))
+    text = page.render(report.read(tmp_path, options.spelled))
+    # What is folded is checked too.
+    (tmp_path / "page.html").write_text(text.replace("<details>", "<details open>"))
     for width, result in measured(tmp_path, dark=dark).items():
         assert result["scroll"] <= int(width), (width, result)
         assert result["dark"] == dark

@@ -46,7 +46,7 @@ def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> No
 
 def test_the_record_in_the_wheel_says_what_it_was_made_of(wheel: Path, plan: Plan) -> None:
     record = json.loads(info(wheel, "dca.json"))
-    assert record["schema"] == "dca.contents/4"
+    assert record["schema"] == "dca.contents/5"
     assert (record["recipe"], record["archs"], record["groups"]) == (plan.recipe, list(plan.archs), list(plan.groups))
     hashes = {module.path: module.sha256 for module in inspection.inspect(wheel).modules}
     assert {module["path"]: module["sha256"] for module in record["modules"]} == hashes

@@ -15,13 +15,24 @@ from dca.catalogue import compiler_caches, toolkits
 from dca.catalogue.compiler_caches import CacheOption, FoundCache
 from dca.catalogue.machine import Compiler, Gpu, Machine, Python
 from dca.catalogue.model_needs import Model
-from dca.catalogue.plan import Cannot, LocalTree, Plan, PlannedToolkit, Reach, Reachability, Reason, Request
+from dca.catalogue.plan import (
+    Cannot,
+    KeptKernels,
+    LocalTree,
+    Plan,
+    PlannedModule,
+    PlannedToolkit,
+    Reach,
+    Reachability,
+    Reason,
+    Request,
+)
 from dca.catalogue.recipes import GitSource, Loaded, load_all
 from dca.catalogue.toolkits import FoundToolkit
 from dca.foundation import documents
 from dca.resolve import World, resolve
 from dca.resolve.full import nearest
-from dca.resolve.jobs import RESERVE_GIB, choose_jobs
+from dca.resolve.jobs import RESERVE_GIB, choose_jobs, sources
 from tests.support import examples
 
 RECIPES = load_all()
@@ -161,8 +172,10 @@ def test_another_cuda_of_the_major_version_is_substituted_and_said() -> None:
 
 def test_substitution_embeds_no_ptx_and_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
     plan = planned(Request(cuda="12.1", archs=("9.0+PTX",)))
-    assert plan.ptx == ()
-    assert any("570" in warning and "9.0" in warning for warning in plan.warnings)
+    assert (plan.ptx, plan.warnings) == ((), ())
+    # The official module has PTX alone for 9.0.
+    whole = planned(Request(cuda="12.1", archs=("9.0+PTX",), prebuilt_whole=True))
+    assert any("570" in warning and "9.0" in warning for warning in whole.warnings)
 
 
 def test_the_exact_cuda_is_not_called_substituted() -> None:
@@ -515,6 +528,10 @@ DENSE = Model(name="dense", architectures=("Qwen2ForCausalLM",), head_dim=128)
         ({}, set()),
         ({"dual_chunk": True}, set()),
         ({"head_dim": 64}, {"hdim64"}),
+        ({"dtype": "float16"}, {"fp16"}),
+        # vLLM computes it in bfloat16 by itself.
+        ({"dtype": "float32"}, set()),
+        ({"head_dim": 64, "dtype": "float16"}, {"hdim64", "fp16"}),
         ({"experts": 128, "architectures": ("Qwen3MoeForCausalLM",)}, {"moe"}),
         ({"quantization": "fp8"}, {"fp8"}),
         ({"quantization": "fp8", "experts": 60, "architectures": ("Qwen2MoeForCausalLM",)}, {"fp8", "moe"}),
@@ -557,11 +574,82 @@ def test_what_lean_does_not_offer_a_model_is_refused_with_the_way(changed: dict[
     assert planned(Request(recipe=UPSTREAM, model=model, prebuilt=("all",))).serves.everything
 
 
-def test_a_head_dimension_that_no_group_has_needs_the_copied_module() -> None:
-    # Copied, flash-attention has every head dimension; compiled, only those of the groups.
+def test_the_fork_computes_a_float32_model_in_float16() -> None:
+    for dtype, more in (("float32", {"fp16"}), ("bfloat16", set())):
+        model = DENSE.model_copy(update={"dtype": dtype})
+        plan = planned(Request(recipe=FORK, model=model), world(reached=reach(git=True)))
+        default = planned(Request(recipe=FORK), world(reached=reach(git=True)))
+        assert set(plan.groups) - set(default.groups) == more
+
+
+@pytest.mark.parametrize("git", [True, False], ids=["compiled", "copied"])
+def test_compiled_or_copied_a_module_has_the_kernels_of_the_groups(git: bool) -> None:
+    seen = world(reached=reach(git=git))
+    serves = planned(Request(recipe=UPSTREAM), seen).serves
+    assert (serves.head_dims, serves.dtypes) == ((128,), ("bfloat16",))
+    serves = planned(Request(recipe=UPSTREAM, groups=("hdim64", "fp16")), seen).serves
+    assert (serves.head_dims, serves.dtypes) == ((64, 128), ("bfloat16", "float16"))
     odd = DENSE.model_copy(update={"head_dim": 96})
-    assert 96 in planned(Request(recipe=UPSTREAM, model=odd)).serves.head_dims
-    assert refused(Request(recipe=UPSTREAM, model=odd), world(reached=reach(git=True))) == {UPSTREAM: ["DCA-312"]}
+    assert refused(Request(recipe=UPSTREAM, model=odd), seen) == {UPSTREAM: ["DCA-312"]}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "git", "odd"),
+    [
+        (UPSTREAM, False, "--prebuilt-whole"),
+        (UPSTREAM, True, "--profile full"),
+        (FORK, True, "--profile full"),
+        ("vllm-0.9.2", True, "--prebuilt all"),
+    ],
+)
+def test_what_is_left_out_comes_with_the_build_that_adds_it(recipe: str, git: bool, odd: str) -> None:
+    request = Request(recipe=recipe, cuda="12.4", archs=("8.0", "9.0+PTX"), groups=("fp16",))
+    seen = world(reached=reach(git=git))
+    bare = planned(request.model_copy(update={"groups": ()}), seen)
+    command = f"dca wheel --recipe {recipe} --cuda 12.4 --arch 8.0,9.0+PTX"
+    assert bare.left_out.dtypes == {"float16": "--with fp16"}
+    assert bare.left_out.head_dims[96] == odd
+    half = DENSE.model_copy(update={"dtype": "float16"})
+    assert bare.left_out.build(DENSE) == ""
+    assert bare.left_out.build(half) == f"{command} --with fp16"
+    # The build of everything takes no groups.
+    assert bare.left_out.build(half.model_copy(update={"head_dim": 96})) == f"{command} {odd}"
+    with_it = planned(request, seen)
+    assert with_it.left_out.build(half) == ""
+    assert with_it.left_out.command == f"{command} --with fp16"
+    assert "fp16" in with_it.version
+    assert with_it.key != bare.key
+
+
+def test_nothing_is_left_out_of_a_build_of_everything() -> None:
+    for request in (
+        Request(recipe=UPSTREAM, prebuilt=("all",)),
+        Request(recipe=UPSTREAM, prebuilt_whole=True),
+        Request(recipe=UPSTREAM, groups=("index-only",)),
+    ):
+        left_out = planned(request).left_out
+        assert (left_out.head_dims, left_out.dtypes) == ({}, {})
+
+
+def test_a_module_that_is_copied_whole_has_the_kernels_of_no_group_too() -> None:
+    odd = DENSE.model_copy(update={"head_dim": 96, "dtype": "float16"})
+    request = Request(recipe=UPSTREAM, model=odd, prebuilt_whole=True)
+    serves = planned(request).serves
+    assert (serves.head_dims, serves.dtypes, serves.everything) == ((), (), False)
+    # Compiled, there is nothing to keep.
+    assert refused(request, world(reached=reach(git=True))) == {UPSTREAM: ["DCA-312"]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sources_of_a_data_type_are_compiled_for_its_group_only(name: str) -> None:
+    for groups, dtypes in ((), {"bf16"}), (("fp16",), {"bf16", "fp16"}):
+        request = Request(recipe=name, groups=groups)
+        plan = planned(request, world(reached=reach(git=True, redist=True)))
+        recipe = next(loaded.recipe for loaded in RECIPES if loaded.recipe.name == name)
+        compiled = {source for module in plan.compiled for source in sources(recipe, module)}
+        kernels = {source for source in compiled if "flash_fwd" in source}
+        assert {dtype for source in kernels for dtype in ("bf16", "fp16") if dtype in source} == dtypes
+        assert len(kernels) == 6 * len(dtypes)
 
 
 def test_the_plan_says_which_ops_each_module_is_to_register() -> None:
@@ -778,3 +866,79 @@ def test_a_plan_that_compiles_nothing_has_no_compiler_cache() -> None:
     plan = planned(Request(recipe="vllm-0.10.2", prebuilt=("all",)), world(machine(caches=caches("Redis"))))
     assert plan.compiler_cache is None
     assert not any(choice.subject == "compiler cache" for choice in plan.choices)
+
+
+FLASH = "_vllm_fa2_C"
+
+
+def copied(plan: Plan) -> PlannedModule:
+    (module,) = [module for module in plan.copied if module.name == FLASH]
+    return module
+
+
+def choices(plan: Plan, subject: str) -> str:
+    return " ".join(f"{choice.value}: {choice.reason}" for choice in plan.choices if choice.subject == subject)
+
+
+@pytest.mark.parametrize(
+    ("request_", "head_dims", "dtypes", "sass", "ptx"),
+    [
+        (Request(), (128,), ("bfloat16",), ("8.0", "9.0"), ()),
+        (Request(groups=("hdim64", "fp16")), (64, 128), ("bfloat16", "float16"), ("8.0", "9.0"), ()),
+        # Its PTX is for 8.0, and becomes cubins of every arch.
+        (Request(archs=("8.6", "9.0+PTX")), (128,), ("bfloat16",), ("8.6", "9.0"), ("8.0",)),
+    ],
+)
+def test_a_copied_module_keeps_what_the_groups_promise_for_each_arch(
+    request_: Request,
+    head_dims: tuple[int, ...],
+    dtypes: tuple[str, ...],
+    sass: tuple[str, ...],
+    ptx: tuple[str, ...],
+) -> None:
+    plan = planned(request_.model_copy(update={"recipe": UPSTREAM}))
+    module = copied(plan)
+    assert module.keeps == KeptKernels(head_dims=head_dims, dtypes=dtypes)
+    assert (module.sass, module.ptx) == (sass, ptx)
+    assert set(module.reached.values()) == {"native"}
+    assert (plan.serves.head_dims, plan.serves.dtypes) == (head_dims, dtypes)
+    assert f"{FLASH}: {module.keeps.text}: What the groups promise" in choices(plan, "copied kernels")
+
+
+@pytest.mark.parametrize(
+    ("request_", "reached_", "why"),
+    [
+        (Request(prebuilt_whole=True), world(), "Requested with --prebuilt-whole."),
+        (Request(prebuilt=("all",)), world(), "there is no toolkit"),
+        (FULL.model_copy(update={"prebuilt": (FLASH, "_vllm_fa3_C", "flashmla")}), GIT, "leaves nothing out"),
+        (Request(prebuilt=("_C",)), world(), "does not say what the kernels of _C are compiled for"),
+    ],
+)
+def test_a_copied_module_keeps_everything_with_the_reason(request_: Request, reached_: World, why: str) -> None:
+    plan = planned(request_.model_copy(update={"recipe": UPSTREAM}), reached_)
+    name = "_C" if request_.prebuilt == ("_C",) else FLASH
+    (module,) = [module for module in plan.copied if module.name == name]
+    assert module.keeps is None
+    assert why in choices(plan, "copied kernels")
+
+
+def test_a_wheel_with_every_kernel_of_a_copied_module_has_a_version_of_its_own() -> None:
+    plan, whole = planned(Request()), planned(Request(prebuilt_whole=True))
+    assert whole.version == plan.version.replace(".lean.", ".lean.whole.")
+    assert whole.key != plan.key
+    assert (whole.serves.head_dims, whole.serves.dtypes) == ((), ())
+    # Where nothing is copied it makes no difference.
+    assert planned(Request(recipe=UPSTREAM, prebuilt_whole=True), GIT).key == planned(Request(recipe=UPSTREAM), GIT).key
+
+
+def test_a_copied_module_of_a_recipe_without_the_names_of_its_kernels_keeps_everything() -> None:
+    def without(loaded: Loaded) -> Loaded:
+        module = loaded.recipe.modules[FLASH]
+        stubs = module.stubs.model_copy(update={"kernels": None}) if module.stubs else None
+        modules = {**loaded.recipe.modules, FLASH: module.model_copy(update={"stubs": stubs})}
+        return loaded.model_copy(update={"recipe": loaded.recipe.model_copy(update={"modules": modules})})
+
+    recipes = tuple(without(loaded) for loaded in RECIPES if loaded.recipe.name == UPSTREAM)
+    plan = planned(Request(), world(recipes=recipes))
+    assert copied(plan).keeps is None
+    assert plan.serves.head_dims == ()

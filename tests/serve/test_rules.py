@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dca.catalogue import failures
-from dca.catalogue.model_needs import Coverage
+from dca.catalogue.model_needs import Coverage, LeftOut
 from dca.config import models
 from dca.foundation import data
 from dca.foundation.errors import DcaError
@@ -264,7 +264,7 @@ def test_quantized_weights_are_divided_as_far_as_their_groups_allow(group: int, 
 
 
 def wheel(archs: tuple[str, ...] = ("8.0", "9.0"), **serves: Any) -> Inspection:
-    told = {"architectures": ("Qwen2ForCausalLM",), "head_dims": (128,), **serves}
+    told = {"architectures": ("Qwen2ForCausalLM",), "head_dims": (128,), "dtypes": ("bfloat16",), **serves}
     recorded = Recorded(
         recipe="qwen-fork",
         plan="p",
@@ -276,6 +276,7 @@ def wheel(archs: tuple[str, ...] = ("8.0", "9.0"), **serves: Any) -> Inspection:
         serves=Coverage.model_validate(told),
         origins={},
         hashes={},
+        left_out=LeftOut(command="dca wheel", head_dims={64: "--with hdim64"}, dtypes={"float16": "--with fp16"}),
     )
     return Inspection(
         file="vllm-1-cp38-abi3-linux_x86_64.whl",
@@ -324,6 +325,38 @@ def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
     assert len(found_by_wheel(SEVEN, wheel(("8.9",)), "4xA100-80")) == 1
     without = wheel().model_copy(update={"dca_backend": False})
     assert any("does not have its backend" in one for one in found_by_wheel(SEVEN, without))
+
+
+@pytest.mark.parametrize(
+    ("asked", "changed", "recipe", "lacks"),
+    [
+        ({"dtype": "half"}, {}, "qwen-fork", True),
+        ({"dtype": "float16"}, {}, "vllm-0.10.2", True),
+        ({}, {"torch_dtype": "float16"}, "vllm-0.10.2", True),
+        ({"dtype": "bfloat16"}, {"torch_dtype": "float16"}, "vllm-0.10.2", False),
+        # --dtype auto: the fork takes float16 for a float32 model, later versions bfloat16; unstated is float32.
+        ({}, {"torch_dtype": "float32"}, "qwen-fork", True),
+        ({}, {"torch_dtype": "float32"}, "vllm-0.10.2", False),
+        ({}, {"torch_dtype": None}, "qwen-fork", True),
+        ({"dtype": "bfloat16"}, {"torch_dtype": None}, "qwen-fork", False),
+        ({}, {}, "qwen-fork", False),
+    ],
+)
+def test_a_wheel_without_the_data_type_is_found_with_the_build_that_has_it(
+    asked: dict[str, Any], changed: dict[str, Any], recipe: str, lacks: bool, tmp_path: Path
+) -> None:
+    model = folder(tmp_path, **changed)
+    about, served = subject(model, "8xH100-80", recipe=recipe, **asked)
+    about = server_rules.Subject(**{**vars(about), "wheel": wheel(), "known": ALL})
+    found = [finding for finding in plan.make(about, served).errors if finding.code == "DCA-110"]
+    assert len(found) == lacks
+    for finding in found:
+        assert "float16 (it has bfloat16)" in finding.what
+        assert "dca wheel --with fp16; or use --dtype bfloat16." in finding.remedy
+    assert found_by_wheel(model, wheel(dtypes=("bfloat16", "float16")), recipe=recipe, **asked) == []
+    # Without a wheel, the plan says what to build.
+    notes = [note for note in planned(model, "8xH100-80", recipe=recipe, **asked).notes if "WITH=fp16" in note]
+    assert len(notes) == lacks
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from dca.catalogue.recipes import Recipe
+
 PATCHES = Path(__file__).parents[2] / "patches"
 GUARDS_FILE = PATCHES / "guards" / "vllm" / "dca_guards.py"
 BACKEND_FILE = Path("vllm/attention/backends/dual_chunk_flash_attn.py")
@@ -68,6 +70,29 @@ class Fork(NamedTuple):
 QWEN_1M = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
 
 
+def kernels_of_the_default_groups(recipe: Recipe) -> dict[str, Any]:
+    """What a wheel's dca.json says of its attention kernels."""
+    groups = [recipe.groups[name] for name in recipe.lean.groups]
+    has = {value for group in groups for value in (*group.head_dims, *group.dtypes)}
+    adding = {
+        value: option
+        for module in recipe.modules
+        for value, option in recipe.adding(module).items()
+        if value not in has
+    }
+    return {
+        "serves": {
+            "head_dims": sorted(value for value in has if isinstance(value, int)),
+            "dtypes": sorted(value for value in has if isinstance(value, str)),
+        },
+        "left_out": {
+            "command": f"dca wheel --recipe {recipe.name}",
+            "head_dims": {str(value): option for value, option in adding.items() if isinstance(value, int)},
+            "dtypes": {value: option for value, option in adding.items() if isinstance(value, str)},
+        },
+    }
+
+
 def table_for(layers: int, heads: int, slash_size: int = 6096) -> list[dict[str, list[Any]]]:
     return [{str(head): ["vertical_and_slash", 1000, slash_size, 0.5] for head in range(heads)} for _ in range(layers)]
 
@@ -109,6 +134,8 @@ PLAIN = "@plain"
 
 EAGER = {"enforce_eager": True}
 FITTING = table_for(2, 4)
+# Four heads of 128, and of 64; a wheel of the default groups has kernels for the former, in bfloat16.
+HEADS_128, HEADS_64 = {"hidden_size": 512}, {"hidden_size": 256}
 
 # Each is expected to be refused by every version, with this code and these words.
 REFUSED: dict[str, tuple[Case, str, list[str]]] = {
@@ -164,6 +191,15 @@ REFUSED: dict[str, tuple[Case, str, list[str]]] = {
         "DCA-819",
         ["253936", "block size, 32"],
     ),
+    "half": (
+        Case({**EAGER, "dtype": "half"}, config=HEADS_128),
+        "DCA-823",
+        ["float16", "--dtype bfloat16", "dca wheel --recipe", "--with fp16"],
+    ),
+    "a float16 model": (Case(EAGER, config={**HEADS_128, "torch_dtype": "float16"}), "DCA-823", ["--with fp16"]),
+    "half without DCA": (Case({"dtype": "half"}, dca=None, config=HEADS_128), "DCA-823", ["--with fp16"]),
+    "heads of 64": (Case(EAGER, config=HEADS_64), "DCA-823", ["head dimension 64", "dca wheel --recipe"]),
+    "heads of 64 without DCA": (Case(dca=None, config=HEADS_64), "DCA-823", ["head dimension 64"]),
 }
 
 ACCEPTED: dict[str, Case] = {
@@ -182,6 +218,11 @@ ACCEPTED: dict[str, Case] = {
     ),
     "dense": Case(EAGER),
     "dense on purpose": Case(EAGER, {**QWEN_1M, "sparse_attention_enabled": False}),
+    "heads of 128": Case(EAGER, config=HEADS_128),
+    "a float16 model in bfloat16": Case({**EAGER, "dtype": "bfloat16"}, config={**HEADS_128, "torch_dtype": "float16"}),
+    "half, another backend": Case(
+        {"dtype": "half"}, dca=None, config=HEADS_128, env={"VLLM_ATTENTION_BACKEND": "XFORMERS"}
+    ),
     "prefill in one piece, within one chunk": Case(
         {**EAGER, "enable_chunked_prefill": False, "max_model_len": 253952}, table=FITTING
     ),

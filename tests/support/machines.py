@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,9 +71,11 @@ class Machine:
         lines = "".join(f"echo '{card}, {driver}'\n" for card in cards)
         self.program("nvidia-smi", lines)
 
-    def python(self, packages: dict[str, str], *, number: str = "3.11.7", torch_cuda: str = "") -> Path:
-        answer = json.dumps({"python": number, "packages": packages, "torch_cuda": torch_cuda})
-        return self.program("python-of-an-environment", f"echo '{answer}'")
+    def python(
+        self, packages: dict[str, str], *, number: str = "3.11.7", torch_cuda: str = "", record: str | None = None
+    ) -> Path:
+        answer = {"python": number, "packages": packages, "torch_cuda": torch_cuda, "record": record}
+        return self.program("python-of-an-environment", f"printf '%s\\n' {shlex.quote(json.dumps(answer))}")
 
     def recipe(self, name: str) -> None:
         self.known = (recipes.find(name, ALL),)

@@ -274,6 +274,45 @@ def test_without_the_key_nobody_is_named_and_with_another_it_fails(proven: Prove
     assert not verify(proven.wheel, bare).wrong
 
 
+@pytest.fixture(scope="module")
+def documents_of(wheel: Path, made: Made) -> dict[str, bytes]:
+    """The documents about the wheel, in which a module of the official wheel was written anew."""
+    return {evidence.SBOM: evidence.carried_sbom(wheel)} | evidence.read(Path(made.run), (evidence.PROVENANCE,))
+
+
+def test_bill_of_materials_and_provenance_have_both_hashes_of_a_rewritten_module(
+    documents_of: dict[str, bytes], parts: Parts
+) -> None:
+    (module,) = [module for module in parts.build.modules if module.rewritten]
+    (planned,) = [planned for planned in parts.plan.modules if planned.path == module.path]
+    assert module.rewritten is not None
+    assert module.rewritten.official == planned.sha256 != module.sha256
+    told = {one["bom-ref"]: one for one in json.loads(documents_of[evidence.SBOM])["components"]}
+    component = told[f"file:{module.path}"]
+    assert component["hashes"][0]["content"] == module.sha256
+    assert {"name": "dca:official-sha256", "value": planned.sha256} in component["properties"]
+    assert {"ptxas", "fatbinary"} <= set(told)
+    definition = json.loads(documents_of[evidence.PROVENANCE])["predicate"]["buildDefinition"]
+    assert definition["internalParameters"]["rewritten"][module.path]["sha256"] == module.sha256
+    inputs = {one["name"]: one.get("digest") for one in definition["resolvedDependencies"]}
+    assert inputs[module.path] == {"sha256": planned.sha256}
+
+
+@pytest.mark.parametrize("name", [evidence.SBOM, evidence.PROVENANCE])
+@pytest.mark.parametrize("what", ["official", "sha256"])
+def test_another_origin_of_a_rewritten_module_is_found(
+    wheel: Path, documents_of: dict[str, bytes], parts: Parts, name: str, what: str
+) -> None:
+    assert not verify(wheel, documents_of).wrong
+    (module,) = [module for module in parts.build.modules if module.rewritten]
+    assert module.rewritten is not None
+    sha256 = module.sha256 if what == "sha256" else module.rewritten.official
+    content = documents_of[name].replace(sha256.encode(), b"0" * 64)
+    assert content != documents_of[name]
+    (wrong,) = verify(wheel, documents_of | {name: content}).wrong
+    assert wrong.check == name.split(".")[0]
+
+
 @pytest.mark.parametrize("name", [evidence.SBOM, evidence.PROVENANCE, evidence.INSPECTION])
 def test_a_document_of_another_wheel_is_found_without_a_key(proven: Proven, name: str) -> None:
     content = proven.files[name].replace(store.sha256_file(proven.wheel).encode(), b"0" * 64)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dca.catalogue.plan import Plan
 from dca.foundation.errors import DcaError
 from dca.foundation.store import Store
+from dca.pipeline import gather
 from dca.pipeline.wheel import Made
 from dca.trust import evidence, rebuild
 from dca.wheelfile import provenance
@@ -53,12 +55,13 @@ def test_other_packing_of_the_same_files_is_said_to_be_that(tmp_path: Path) -> N
     assert "packed differently" in told
 
 
-def test_the_request_is_the_one_that_was_made(made: Made) -> None:
+def test_the_request_is_the_one_that_was_made(made: Made, cache: Store) -> None:
     asked = rebuild.request((Path(made.run) / evidence.PROVENANCE).read_bytes())
     plan = json.loads((Path(made.run) / "plan.json").read_bytes())
     assert (asked.recipe, asked.profile, list(asked.archs)) == (plan["recipe"], plan["profile"], plan["archs"])
     assert asked.groups == ()
-    assert asked.prebuilt == tuple(module["name"] for module in plan["modules"] if module["origin"] == "copied")
+    assert (asked.prebuilt, asked.prebuilt_whole) == ((), False)
+    assert gather.make_plan(asked, cache).plan.key == Plan.model_validate(plan).key
 
 
 def test_nothing_is_taken_from_a_compiler_cache_when_a_wheel_is_built_again() -> None:

@@ -3,19 +3,25 @@
 
 vLLM leaves several choices to the user that it does not check: a wrong one ends in a bare assert, in an error at
 the first long prompt, or in wrong answers. The checks here make the choices that have only one right answer and
-refuse the others. A model whose config has no `dual_chunk_attention_config` is left alone.
+refuse the others. Of a model whose config has no `dual_chunk_attention_config` only what the wheel lacks is checked.
 
 The module belongs to no version of vLLM and imports neither it nor torch: a check takes plain values, and what is
 read from vLLM's objects at the end has the same names in all versions with DCA. `dca_hooks`, which each version has
-of its own, calls them while the engine is being configured, before any weight is loaded.
+of its own, calls them while the engine is being configured, before any weight is loaded. `vllm.vllm_flash_attn` calls
+`guard_attention` when it is imported.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import inspect
+import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 BACKEND_VAR = "VLLM_ATTENTION_BACKEND"
@@ -29,6 +35,8 @@ KERNEL_BLOCK = 16
 ROWS = 64
 STEP_OP = "advance_step_flashattn"
 NGRAM = "[ngram]"
+# The sizes that flash-attention's kernels are made for are multiples of this; a head of another size takes the next.
+HEAD_STEP = 32
 # Speculators that have no attention of their own.
 NO_ATTENTION = ("medusa", "mlp_speculator")
 
@@ -45,6 +53,7 @@ CODES: dict[str, str] = {
     "DCA-820": "without chunked prefill, prompts past one chunk get wrong answers",
     "DCA-821": "the model or the wheel cannot decode several tokens per step",
     "DCA-822": "so many tokens per step overflow the sparse kernel's offsets",
+    "DCA-823": "the wheel has no attention kernels for the data type or the head dimension",
 }
 
 # A child of vLLM's own logger, so that its handlers and its level apply.
@@ -412,6 +421,112 @@ def check_sparse_lists(
     )
 
 
+class Kernels(NamedTuple):
+    """The attention kernels of the wheel, and those of upstream that were left out of it.
+
+    Each of the latter has the options of a build that adds it to `command`, which builds this wheel.
+    """
+
+    head_dims: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    missing_head_dims: Mapping[int, str]
+    missing_dtypes: Mapping[str, str]
+    command: str
+
+    def lacking(self, dtype: str, head_dim: int) -> list[str]:
+        """What the kernels for such heads lack, in words; nothing where upstream has none either.
+
+        Args:
+            dtype: as torch names it.
+            head_dim: elements of a head.
+        """
+        size = self._size(head_dim)
+        lacking = [f"head dimension {head_dim}"] if size in self.missing_head_dims else []
+        return [*lacking, *([dtype] if size and dtype in self.missing_dtypes else [])]
+
+    def build(self, dtype: str, head_dim: int) -> str:
+        """The command that builds the wheel with such kernels."""
+        size = self._size(head_dim)
+        options = {self.missing_head_dims.get(size, ""), self.missing_dtypes.get(dtype, "")} - {""}
+        # What builds everything needs no groups besides.
+        everything = [option for option in options if not option.startswith("--with")]
+        return " ".join([self.command, *(everything[:1] or sorted(options))])
+
+    def _size(self, head_dim: int) -> int:
+        """The size of the kernel that heads are computed with; 0 if upstream has none either."""
+        known = sorted({*self.head_dims, *self.missing_head_dims})
+        return next((size for size in known if head_dim <= size), 0)
+
+    def __str__(self) -> str:
+        return f"{' and '.join(self.dtypes)} with head dimension {' and '.join(map(str, self.head_dims))}"
+
+
+def read_kernels(record: object) -> Kernels | None:
+    """Read the wheel's `dca.json`; None if nothing was left out of the wheel.
+
+    Raises:
+        LookupError, TypeError, ValueError: for a record of another form.
+    """
+    if not isinstance(record, Mapping) or "left_out" not in record:
+        return None  # a wheel from before there was anything to leave out
+    serves, left = record["serves"], record["left_out"]
+    kernels = Kernels(
+        head_dims=tuple(map(int, serves["head_dims"])),
+        dtypes=tuple(map(str, serves["dtypes"])),
+        missing_head_dims={int(size): str(option) for size, option in left["head_dims"].items()},
+        missing_dtypes={str(dtype): str(option) for dtype, option in left["dtypes"].items()},
+        command=str(left["command"]),
+    )
+    return kernels if kernels.missing_head_dims or kernels.missing_dtypes else None
+
+
+def check_kernels(kernels: Kernels, dtype: str, head_dim: int, backend: str) -> None:
+    """Refuse a model that the wheel has no attention kernels for, which would stop the engine at the first prompt.
+
+    Args:
+        kernels: of the wheel.
+        dtype: that the model is computed in, as torch names it.
+        head_dim: of the model.
+        backend: the value of VLLM_ATTENTION_BACKEND.
+    """
+    # Other backends have kernels of their own, and vLLM takes one of them for heads of a size between two kernels.
+    if (backend and "FLASH_ATTN" not in backend) or head_dim % HEAD_STEP:
+        return
+    lacking = kernels.lacking(dtype, head_dim)
+    if lacking:
+        todo = f"Install a wheel that was built with: {kernels.build(dtype, head_dim)}"
+        others = [other for other in kernels.dtypes if not kernels.lacking(other, head_dim)]
+        if others:
+            todo = f"Pass --dtype {others[0]}. Or install a wheel that was built with: {kernels.build(dtype, head_dim)}"
+        raise _refusal(
+            "DCA-823",
+            f"The model is to be computed in {dtype} with head dimension {head_dim}, and this wheel has no attention "
+            f"kernels for {' in '.join(lacking)}",
+            f"It has them for {kernels} only, and the first prompt would stop the engine",
+            todo,
+        )
+
+
+def check_call(kernels: Kernels, name: str, dtype: str, head_dim: int) -> None:
+    """Refuse a call of an attention function that the wheel has no kernels for.
+
+    Args:
+        kernels: of the wheel.
+        name: of the function.
+        dtype: of the queries, as torch names it.
+        head_dim: of the queries.
+    """
+    lacking = kernels.lacking(dtype, head_dim)
+    if lacking:
+        raise _refusal(
+            "DCA-823",
+            f"{name} was called in {dtype} with head dimension {head_dim}, and this wheel has no kernels for "
+            f"{' in '.join(lacking)}",
+            f"It has them for {kernels} only",
+            f"Install a wheel that was built with: {kernels.build(dtype, head_dim)}",
+        )
+
+
 # What every version's hooks share. The names that are read here are the same in all of them.
 
 
@@ -430,6 +545,50 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 
     setattr(guarded, _MARK, True)
     setattr(owner, name, guarded)
+
+
+@functools.lru_cache(maxsize=1)
+def wheel_kernels() -> Kernels | None:
+    """Return the attention kernels that the wheel's own record says it has; None if nothing is known to be missing."""
+    package = Path(__file__).resolve().parent
+    for installed in importlib.metadata.distributions(name=package.name, path=[str(package.parent)]):
+        record = installed.read_text("dca.json")
+        try:
+            return read_kernels(json.loads(record)) if record else None
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            _logger.warning("dca.json of this wheel cannot be read, so its kernels are not checked: %s", error)
+    return None
+
+
+def guard_attention(package: str) -> None:
+    """Let the public functions of an imported flash-attention package refuse what the wheel has no kernels for."""
+    kernels = wheel_kernels()
+    if kernels is not None:
+        guard_functions(sys.modules[package], kernels)
+
+
+def guard_functions(package: Any, kernels: Kernels) -> None:
+    """Put the check around each public function of a package that takes queries first, also where it is defined."""
+
+    def checked(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        q = args[0] if args else kwargs["q"]
+        check_call(kernels, original.__name__, _name_of(q.dtype), q.shape[-1])
+        return original(*args, **kwargs)
+
+    for name, function in list(vars(package).items()):
+        if inspect.isfunction(function) and not name.startswith("_") and next(_parameters(function), "") == "q":
+            home = sys.modules[function.__module__]
+            wrap(home, name, checked)
+            setattr(package, name, getattr(home, name))
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[str]:
+    return iter(inspect.signature(function).parameters)
+
+
+def _name_of(dtype: object) -> str:
+    """Return torch's name of a data type."""
+    return str(dtype).rpartition(".")[2]
 
 
 def dca_config(hf_config: Any) -> Any:
@@ -474,7 +633,10 @@ def check_model(model_config: Any, engine_args: Any) -> dict[str, str]:
 
 def check_engine(vllm_config: Any) -> None:
     """Check the whole config: every default is filled in and vLLM has loaded the sparse attention table."""
-    model_config = vllm_config.model_config
+    model_config, kernels = vllm_config.model_config, wheel_kernels()
+    if kernels is not None and vllm_config.device_config.device_type == "cuda":
+        dtype, backend = _name_of(model_config.dtype), os.environ.get(BACKEND_VAR, "")
+        check_kernels(kernels, dtype, model_config.get_head_size(), backend)
     config = dca_config(model_config.hf_config)
     if config is None:
         return

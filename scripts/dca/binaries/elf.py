@@ -21,7 +21,7 @@ from dca.binaries import mangled
 _NOBITS = 8
 # Further sections of a cubin that take no space in the file: variables and shared memory without an initial value.
 _NO_SPACE = frozenset((_NOBITS, 0x70000007, 0x70000009, 0x7000000A, 0x70000015))
-_ALLOCATED, _EXECUTABLE = 2, 4
+ALLOCATED, _EXECUTABLE = 2, 4
 DEVICE_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
@@ -57,6 +57,7 @@ class Section(NamedTuple):
     offset: int
     size: int
     link: int
+    address: int
 
 
 class Symbol(NamedTuple):
@@ -139,8 +140,8 @@ class Image:
             raise _incomplete("its sections have no names")
         texts = self._bytes(raw[names][4], raw[names][5])
         return tuple(
-            Section(_text(texts, name), kind, flags, offset, size, link)
-            for name, kind, flags, _, offset, size, link, *_ in raw
+            Section(_text(texts, name), kind, flags, offset, size, link, address)
+            for name, kind, flags, address, offset, size, link, *_ in raw
         )
 
     def _bytes(self, offset: int, size: int) -> bytes:
@@ -389,7 +390,7 @@ def _sizes(image: Image) -> dict[str, int]:
     """`Library.sizes`."""
     sizes = {"code": 0, "data": 0, "device": 0}
     for section in image.sections:
-        if section.type == _NOBITS or not section.flags & _ALLOCATED:
+        if section.type == _NOBITS or not section.flags & ALLOCATED:
             continue
         if section.flags & _EXECUTABLE:
             kind = "code"

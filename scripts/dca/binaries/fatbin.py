@@ -23,6 +23,7 @@ from dca.binaries.elf import ElfError, Image
 
 MAGIC = struct.pack("<IH", 0xBA55ED50, 1)
 PTX, CUBIN = 1, 2
+_KINDS = {PTX: "PTX", CUBIN: "cubin"}
 # An entry's flags. "a" code runs on exactly one architecture, "f" code on its family.
 LZ4, ZSTD, ARCH_ONLY, FAMILY_ONLY = 0x2000, 0x8000, 0x100000, 0x200000
 _HEADER = struct.Struct("<IHHQ")
@@ -158,20 +159,66 @@ def parse(section: bytes) -> DeviceCode:
     return _gather(section, [(0, len(section))])
 
 
-def cubins(section: bytes) -> Iterator[tuple[str, bytes]]:
-    """Each cubin in a section's content, unpacked, with the GPU architecture that it is for ("9.0", "9.0a").
+@dataclass(frozen=True)
+class Code:
+    """A PTX text or a cubin.
+
+    Args:
+        kind: PTX or CUBIN.
+        arch: the GPU architecture that it is for, with its restriction ("9.0", "9.0a").
+        content: its bytes, uncompressed.
+    """
+
+    kind: int
+    arch: str
+    content: bytes
+
+    @property
+    def kernels(self) -> frozenset[str]:
+        """The symbols of its kernels."""
+        if self.kind == PTX:
+            return frozenset(name.decode() for name in _ENTRY_POINT.findall(self.content))
+        return frozenset(_kernels(Image(io.BytesIO(self.content))))
+
+
+def codes(section: bytes) -> Iterator[Code]:
+    """Everything in a section's content, or in one container.
 
     Raises:
-        FatbinError: if sizes in it do not add up, or a cubin is damaged.
+        FatbinError: if sizes in it do not add up, or it contains something damaged or of an unknown kind.
     """
     for entry in _entries(section, 0, len(section)):
-        if entry.kind == CUBIN:
-            try:
-                yield entry.exact, _unpack(entry, section[slice(*entry.payload)])
-            except _DamageError as damage:
-                raise FatbinError(
-                    f"the cubin for {entry.exact} at offset {entry.offset} is damaged: {damage}"
-                ) from None
+        if entry.kind not in _KINDS:
+            raise FatbinError(f"the entry at offset {entry.offset} is of an unknown kind ({entry.kind})")
+        if entry.unpacked and not entry.flags & (LZ4 | ZSTD):
+            raise FatbinError(f"the entry at offset {entry.offset} is compressed in an unknown way")
+        try:
+            content = _unpack(entry, section[slice(*entry.payload)])
+            if entry.kind == CUBIN:
+                _check_cubin(entry, Image(io.BytesIO(content)))
+            else:
+                _check_ptx(entry, content)
+        except (_DamageError, ElfError) as damage:
+            raise FatbinError(_damaged(entry, damage)) from None
+        yield Code(entry.kind, entry.exact, content)
+
+
+def container_end(data: bytes, start: int, end: int) -> int:
+    """Where a container ends.
+
+    Args:
+        data: the file, or one section's content.
+        start: of the container in it.
+        end: of the section in it.
+
+    Raises:
+        FatbinError: if there is none, or it ends after the section.
+    """
+    return _container(data, start, start, end)[1]
+
+
+def _damaged(entry: _Entry, damage: Exception) -> str:
+    return f"the {_KINDS[entry.kind]} for {entry.exact} at offset {entry.offset} is damaged: {damage}"
 
 
 def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCode:
@@ -184,6 +231,8 @@ def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCod
     total = _Sum()
     for start, end in places:
         for entry in _entries(data, start, end):
+            if entry.kind not in _KINDS:
+                continue
             total.add(entry, data[slice(*entry.payload)])
             if isinstance(data, mmap.mmap):
                 # Release the pages that were read; otherwise a module of hundreds of MB would stay in memory.
@@ -195,8 +244,29 @@ def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCod
 _NOT_ZERO = re.compile(rb"[^\0]")
 
 
+def _container(data: bytes | mmap.mmap, container: int, start: int, end: int) -> tuple[int, int]:
+    """Where the entries of a container begin and end.
+
+    Args:
+        data: the file, or one section's content.
+        container: its position in it.
+        start: of the section in it.
+        end: of the section in it.
+    """
+    offset = container - start
+    if container + _HEADER.size > end:
+        raise FatbinError(f"the header at offset {offset} is cut off")
+    _, _, header_size, payload = _HEADER.unpack_from(data, container)
+    if data[container : container + len(MAGIC)] != MAGIC or header_size < _HEADER.size:
+        raise FatbinError(f"the data at offset {offset} is not a fat binary")
+    container_end = container + header_size + payload
+    if container_end > end:
+        raise FatbinError(f"the container at offset {offset} ends {container_end - end} bytes after the section")
+    return container + header_size, container_end
+
+
 def _entries(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Entry]:
-    """The PTX texts and cubins in a section.
+    """The entries in a section.
 
     Args:
         data: the file, or one section's content.
@@ -206,17 +276,7 @@ def _entries(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Entry]:
     container_end = start
     # There are only zeros between containers.
     while following := _NOT_ZERO.search(data, container_end, end):
-        container = following.start()
-        offset = container - start
-        if container + _HEADER.size > end:
-            raise FatbinError(f"the header at offset {offset} is cut off")
-        _, _, header_size, payload = _HEADER.unpack_from(data, container)
-        if data[container : container + len(MAGIC)] != MAGIC or header_size < _HEADER.size:
-            raise FatbinError(f"the data at offset {offset} is not a fat binary")
-        entry = container + header_size
-        container_end = entry + payload
-        if container_end > end:
-            raise FatbinError(f"the container at offset {offset} ends {container_end - end} bytes after the section")
+        entry, container_end = _container(data, following.start(), start, end)
         while entry < container_end:
             if entry + _ENTRY.size > container_end:
                 raise FatbinError(f"the entry at offset {entry - start} is cut off")
@@ -226,8 +286,7 @@ def _entries(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Entry]:
                 raise FatbinError(f"the entry at offset {entry - start} has inconsistent sizes")
             if body + stored > container_end:
                 raise FatbinError(f"the entry at offset {entry - start} is larger than its container")
-            if kind in {PTX, CUBIN}:
-                yield _Entry(entry - start, kind, number, flags, stored, unpacked, (body, body + (packed or stored)))
+            yield _Entry(entry - start, kind, number, flags, stored, unpacked, (body, body + (packed or stored)))
             entry = body + stored
 
 
@@ -259,8 +318,7 @@ class _Sum:
             else:
                 _check_ptx(entry, content)
         except (_DamageError, ElfError) as damage:
-            kind = "cubin" if entry.kind == CUBIN else "PTX"
-            self.problems.append(f"the {kind} for {entry.exact} at offset {entry.offset} is damaged: {damage}")
+            self.problems.append(_damaged(entry, damage))
 
     def _add_cubin(self, entry: _Entry, content: bytes) -> None:
         cubin = Image(io.BytesIO(content))
@@ -270,8 +328,7 @@ class _Sum:
             for section in cubin.sections
             if section.name.startswith(".text.")
         }
-        table = cubin.symbols(cubin.find(".symtab"))
-        kernels = [name for name, info, other, _ in table if info & 15 == _FUNCTION and other & _KERNEL]
+        kernels = _kernels(cubin)
         total = sum(code.get(name, 0) for name in kernels)
         self.code[entry.arch] += sum(code.values())
         self.tools |= _tools(cubin)
@@ -299,6 +356,11 @@ class _Sum:
             ),
             problems=tuple(self.problems),
         )
+
+
+def _kernels(cubin: Image) -> list[str]:
+    table = cubin.symbols(cubin.find(".symtab"))
+    return [name for name, info, other, _ in table if info & 15 == _FUNCTION and other & _KERNEL]
 
 
 def _unpack(entry: _Entry, payload: bytes) -> bytes:
@@ -350,6 +412,7 @@ def _unpack_zstd(frame: bytes, most: int) -> bytes:
 # Only numbers of up to nine digits, here and below: Python refuses to convert thousands of digits, which only a crafted
 # file has.
 _TARGET = re.compile(rb"^\.target\s+sm_(\d{1,9})", re.MULTILINE)
+_ENTRY_POINT = re.compile(rb"^\s*(?:\.(?:visible|weak)\s+)?\.entry\s+([\w$%]{1,32768})", re.MULTILINE)
 
 
 def _check_ptx(entry: _Entry, content: bytes) -> None:

@@ -20,16 +20,35 @@ def version(arch: str) -> tuple[int, int]:
 
 def how_reached(arch: str, sass: Collection[str], ptx: Collection[str]) -> str:
     """How a GPU of one arch runs code: "native", "same major (8.0)", "JIT from PTX 8.0", or "not"."""
-    own = version(arch)
-    if any(version(built) == own for built in sass):
+    if any(version(built) == version(arch) for built in sass):
         return "native"
-    same = [built for built in sass if not built.endswith("a") and version(built)[0] == own[0] and version(built) < own]
-    if same:
-        return f"same major ({max(same, key=version)})"
-    older = [built for built in ptx if _compiles(built, own)]
-    if older:
-        return f"JIT from PTX {max(older, key=version)}"
+    if same := _same_major(arch, sass):
+        return f"same major ({same})"
+    if older := compilable(arch, ptx):
+        return f"JIT from PTX {older}"
     return NOT
+
+
+def compilable(arch: str, ptx: Collection[str]) -> str:
+    """The newest PTX that can be compiled for an arch; "" if there is none."""
+    return max((built for built in ptx if _compiles(built, version(arch))), key=version, default="")
+
+
+def nearest(arch: str, sass: Collection[str], ptx: Collection[str]) -> str:
+    """The arch of the best cubins for a GPU: its own if it has them or PTX can be compiled, else of the same major.
+
+    "" if there are none.
+    """
+    if any(version(built) == version(arch) for built in sass) or compilable(arch, ptx):
+        return arch
+    return _same_major(arch, sass)
+
+
+def _same_major(arch: str, sass: Collection[str]) -> str:
+    """The newest older arch whose cubins a GPU runs; "" if there is none."""
+    own = version(arch)
+    same = [built for built in sass if not built.endswith("a") and version(built)[0] == own[0] and version(built) < own]
+    return max(same, key=version, default="")
 
 
 def _compiles(ptx: str, own: tuple[int, int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from dca.foundation.errors import DcaError
 
 # How models name the number of their experts, by family of architectures.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# The data type of a config that states none.
+UNSTATED_DTYPE = "float32"
 
 
 class Model(Value):
@@ -21,6 +24,7 @@ class Model(Value):
         architectures: classes that implement it, as config.json names them.
         head_dim: elements of one attention head.
         experts: number of routed experts; 0 for a dense model.
+        dtype: the data type that config.json states for its weights and activations, as torch names it.
         quantization: how its weights are stored ("fp8", "awq", …); empty if they are not quantized.
         dual_chunk: whether its config.json sets dual chunk attention.
     """
@@ -28,6 +32,7 @@ class Model(Value):
     name: str
     architectures: tuple[str, ...]
     head_dim: int
+    dtype: str = "bfloat16"
     experts: int = 0
     quantization: str = ""
     dual_chunk: bool = False
@@ -39,6 +44,8 @@ class Serves(Value):
     experts: bool = False
     """Mixture-of-experts layers."""
     head_dims: tuple[int, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    """That the engine computes attention in, as torch names them."""
     quantizations: tuple[str, ...] = ()
     """As `quant_method` in a model's config.json."""
 
@@ -47,6 +54,7 @@ class Serves(Value):
         return (
             (self.experts and model.experts > 0)
             or model.head_dim in self.head_dims
+            or model.dtype in self.dtypes
             or model.quantization in self.quantizations
         )
 
@@ -56,7 +64,8 @@ class Coverage(Value):
 
     Args:
         architectures: those whose ops it has; empty for all.
-        head_dims: those of its attention kernels; empty for all.
+        head_dims: those of its attention kernels; empty for all that upstream has.
+        dtypes: those of its attention kernels, as torch names them; empty for all that upstream has.
         experts: whether it has the kernels for mixture-of-experts layers.
         quantizations: of weights, as `quant_method` in config.json.
         everything: whether nothing was left out; then the other fields do not matter.
@@ -64,9 +73,49 @@ class Coverage(Value):
 
     architectures: tuple[str, ...] = ()
     head_dims: tuple[int, ...] = ()
+    dtypes: tuple[str, ...] = ()
     experts: bool = False
     quantizations: tuple[str, ...] = ()
     everything: bool = False
+
+
+class LeftOut(Value):
+    """Attention kernels that upstream has and a wheel does not, each with the options of a build that adds them.
+
+    Args:
+        command: that builds the wheel again, without paths of the machine that built it.
+        head_dims: the options by head dimension.
+        dtypes: the options by data type, as torch names it.
+    """
+
+    command: str = ""
+    head_dims: dict[int, str] = {}
+    dtypes: dict[str, str] = {}
+
+    @property
+    def by_option(self) -> dict[str, list[str]]:
+        """The head dimensions and data types by the options that add them."""
+        values: dict[str, list[str]] = {}
+        for value, option in (*sorted(self.head_dims.items()), *self.dtypes.items()):
+            values.setdefault(option, []).append(str(value))
+        return values
+
+    def build(self, model: Model) -> str:
+        """The command that builds the wheel with the kernels that a model needs; empty if none of them was left out."""
+        options = together([self.head_dims.get(model.head_dim, ""), self.dtypes.get(model.dtype, "")])
+        return f"{self.command} {options}" if options else ""
+
+
+def together(options: Iterable[str]) -> str:
+    """The options of one build that has what each of some options adds: a build of everything needs no group besides.
+
+    >>> together(["--with hdim64", "", "--with fp16"])
+    '--with fp16 --with hdim64'
+    >>> together(["--with fp16", "--profile full"])
+    '--profile full'
+    """
+    given = sorted(set(options) - {""})
+    return next((option for option in given if not option.startswith("--with")), " ".join(given))
 
 
 def read(path: Path) -> Model:
@@ -84,6 +133,7 @@ def read(path: Path) -> Model:
             name=file.resolve().parent.name if file.name == "config.json" else file.name,
             architectures=tuple(map(str, _list(config, "architectures"))),
             head_dim=_head_dim(config),
+            dtype=_dtype(config),
             experts=next((_integer(config, key) for key in EXPERTS if config.get(key) is not None), 0),
             quantization=_quantization(config),
             dual_chunk=bool(config.get("dual_chunk_attention_config")),
@@ -98,7 +148,12 @@ def read(path: Path) -> Model:
 
 
 def lacks(model: Model, serves: Coverage) -> list[str]:
-    """What a model needs and a wheel lacks, each as the words that complete "it lacks …"."""
+    """What a model needs and a wheel lacks, each as the words that complete "it lacks …".
+
+    Args:
+        model: with the data type that the engine computes in (`Recipe.computing`).
+        serves: by the wheel.
+    """
     if serves.everything:
         return []
     missing = []
@@ -110,6 +165,8 @@ def lacks(model: Model, serves: Coverage) -> list[str]:
         missing.append(
             f"attention kernels for head dimension {model.head_dim} (it has {', '.join(map(str, serves.head_dims))})"
         )
+    if serves.dtypes and model.dtype not in serves.dtypes:
+        missing.append(f"attention kernels for {model.dtype} (it has {', '.join(serves.dtypes)})")
     if model.experts and not serves.experts:
         missing.append(f"kernels for mixture of experts ({model.experts} experts)")
     if model.quantization and model.quantization not in serves.quantizations:
@@ -146,6 +203,14 @@ def _head_dim(config: dict[str, Any]) -> int:
     if heads == 0 or size % heads:
         raise ValueError(f"hidden_size {size} is not a multiple of num_attention_heads {heads}.")
     return size // heads
+
+
+def _dtype(config: dict[str, Any]) -> str:
+    # transformers 5 renamed the key.
+    value = next((config[key] for key in ("torch_dtype", "dtype") if config.get(key) is not None), UNSTATED_DTYPE)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"`torch_dtype` is not the name of a data type: {value!r}.")
+    return value.removeprefix("torch.")
 
 
 def _quantization(config: dict[str, Any]) -> str:

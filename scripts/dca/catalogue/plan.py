@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from dca.catalogue.compiler_caches import CacheOption
-from dca.catalogue.model_needs import Coverage, Model
+from dca.catalogue.model_needs import Coverage, LeftOut, Model
 from dca.foundation.documents import Document, Value, digest
 
 Origin = Literal["compiled", "copied"]
@@ -21,6 +21,8 @@ class Request(Value):
         source: a local source tree or sdist, absolute.
         companions: local companion trees by name, absolute.
         prebuilt: module or companion names to copy from the official wheel, or "all".
+        prebuilt_whole: whether a copied module keeps the kernels that no group of the wheel promises; with "all" in
+            `prebuilt` it does so anyway.
         toolkit: a toolkit's folder, absolute.
         model: the model to serve; its groups are added.
         jobs: how many compilers run at once; None for as many as cores and memory allow.
@@ -36,6 +38,7 @@ class Request(Value):
     dirty: bool = False
     companions: dict[str, str] = {}
     prebuilt: tuple[str, ...] = ()
+    prebuilt_whole: bool = False
     strict_cuda: bool = False
     python: str | None = None
     toolkit: str | None = None
@@ -169,13 +172,34 @@ class PlannedSource(Value):
     pin: str
 
 
+class KeptKernels(Value):
+    """The attention kernels that a copied module keeps; it keeps those of an unknown kind too.
+
+    Args:
+        head_dims: their head dimensions.
+        dtypes: their data types, as torch names them.
+    """
+
+    head_dims: tuple[int, ...]
+    dtypes: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The kernels in words."""
+        dimensions = ", ".join(map(str, self.head_dims))
+        return f"head dimension{'s' * (len(self.head_dims) > 1)} {dimensions}, {', '.join(self.dtypes)}"
+
+
 class PlannedModule(Value):
     """An extension module of the wheel.
 
     Args:
-        sass: the archs of its cubins; exact for a compiled module, unless `at_least`.
+        sass: the archs of its cubins; exact for a module that is compiled or keeps part of its kernels, unless
+            `at_least`.
         reached: how each planned arch runs it.
-        sha256: of a copied module; empty for a compiled one.
+        sha256: of a copied module in the official wheel; empty for a compiled one.
+        keeps: kernels of a copied module that go into the wheel, as cubins of the planned archs; None for all of them,
+            as they are.
         ops: the ops that it registers, with the digest of each schema if the official wheel's is known.
         official: sha256 of the official wheel's module at this path, which a compiled one must not have.
         at_least: whether it may have code for more archs, because upstream's CMake chooses them per source.
@@ -196,6 +220,7 @@ class PlannedModule(Value):
     reached: dict[str, str]
     reason: str
     sha256: str = ""
+    keeps: KeptKernels | None = None
     ops: dict[str, str] = {}
     official: str = ""
     at_least: bool = False
@@ -256,9 +281,12 @@ class Plan(Document):
         jobs: how many compilers run at once.
         jobs_asked: whether that number was requested.
         compiler_cache: the compiler cache that the build goes through.
+        prebuilt: modules and companions that were requested to be copied, or "all".
+        prebuilt_whole: whether copied modules were requested to keep all of their kernels.
         sources: source trees of the build.
         modules: the wheel's extension modules.
         serves: models that the wheel can serve.
+        left_out: attention kernels that it does not have.
         series_revision: revision of the patch series.
         series_digest: SHA-256 of the patch series.
         lock_digest: SHA-256 of the lock that the wheel runs with.
@@ -298,9 +326,12 @@ class Plan(Document):
     """How many of them may compile a heavy source."""
     jobs_asked: bool = False
     compiler_cache: PlannedCache | None = None
+    prebuilt: tuple[str, ...] = ()
+    prebuilt_whole: bool = False
     sources: tuple[PlannedSource, ...]
     modules: tuple[PlannedModule, ...]
     serves: Coverage
+    left_out: LeftOut = LeftOut()
     series_revision: int
     series_digest: str
     lock_digest: str
@@ -316,8 +347,8 @@ class Plan(Document):
     def key(self) -> str:
         """Identity of what is built: two plans with the same key give the same wheel.
 
-        It leaves out explanations, paths of this machine, where a pinned source comes from, the CUDA line that was only
-        requested, how many jobs run at once, and the compiler cache.
+        It leaves out explanations, paths of this machine, where a pinned source comes from, how many jobs run at once,
+        the compiler cache, and what was only requested: the CUDA line and the copies.
         """
         telling = {
             "choices",
@@ -331,6 +362,8 @@ class Plan(Document):
             "heavy_jobs",
             "jobs_asked",
             "compiler_cache",
+            "prebuilt",
+            "prebuilt_whole",
         }
         machine = {
             "python_path": True,

@@ -6,7 +6,7 @@ import re
 from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from dca.catalogue import mirrors
-from dca.catalogue.model_needs import Serves
+from dca.catalogue.model_needs import Model, Serves
 from dca.foundation import data, datafile, documents, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
@@ -31,6 +31,7 @@ ArchOrPtx = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]a?(\+PT
 CudaLine = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 CMakeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EntryPoint = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 SchemaDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -66,6 +67,17 @@ def _day(text: str) -> str:
     return text
 
 
+def _kernel_pattern(text: str) -> str:
+    try:
+        groups = set(re.compile(text).groupindex)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression: {error}") from None
+    if groups != {"head_dim", "dtype"}:
+        raise ValueError("must have the groups `head_dim` and `dtype`, and no other")
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_kernel_pattern)]
 Day = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_day)]
 RequirementText = Annotated[str, AfterValidator(_requirement)]
 ReleaseText = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$")]
@@ -122,6 +134,8 @@ class CopiedFolder(Value):
 
     from_: RelativePath = Field(alias="from")
     to: RelativePath
+    guard: EntryPoint = ""
+    """A function of an added file, as module:name, that the package calls with its own name when it is imported."""
 
 
 class Companion(Value):
@@ -169,16 +183,62 @@ class Cuda(Value):
     supported: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
 
 
+class KernelDtype(Value):
+    """A data type of attention kernels."""
+
+    type: str
+    """The C++ type that the kernels are instantiated with."""
+    sources: str
+    """Pattern of the paths of the sources with its instantiations; they are compiled only for a group with the data
+    type."""
+
+
+class Kernel(NamedTuple):
+    """What an attention kernel is compiled for.
+
+    Args:
+        head_dim: head dimension.
+        dtype: data type, as torch names it.
+    """
+
+    head_dim: int
+    dtype: str
+
+
+class KernelFunctions(Value):
+    """Function templates with the same parameters."""
+
+    names: tuple[str, ...]
+    parameters: str
+    head_dims: tuple[int, ...] = ()
+    """The head dimensions that they are instantiated for, if not all."""
+
+
 class Stubs(Value):
-    """Template instantiations that are left out; each becomes a stub that raises a clear error."""
+    """Template instantiations that the sources refer to.
+
+    Those for a head dimension or a data type of no planned group are left out; each becomes a stub that raises a clear
+    error.
+    """
 
     headers: tuple[str, ...]
     namespace: str = ""
-    functions: tuple[str, ...]
-    parameters: str
-    dtypes: tuple[str, ...]
-    head_dims: tuple[int, ...]
-    """All head dimensions in the sources; those of no planned group become stubs."""
+    functions: tuple[KernelFunctions, ...]
+    dtypes: Annotated[dict[str, KernelDtype], Field(min_length=1)]
+    """By torch's name."""
+    head_dims: Annotated[tuple[int, ...], Field(min_length=1)]
+    kernels: Pattern | None = None
+    """Matches the mangled names of attention kernels; its groups are `head_dim`, and `dtype` for the last part of the
+    C++ type. Without it a copied module keeps all of its kernels."""
+
+    def kernel(self, symbol: str) -> Kernel | None:
+        """What a kernel is compiled for; None if it is no attention kernel, or for a data type that is not listed."""
+        match = re.search(self.kernels, symbol) if self.kernels else None
+        if match is None:
+            return None
+        dtypes = {dtype.type.rpartition("::")[2]: name for name, dtype in self.dtypes.items()}
+        dtype = dtypes.get(match["dtype"])
+        return Kernel(int(match["head_dim"]), dtype) if dtype else None
 
 
 class Module(Value):
@@ -218,7 +278,9 @@ class Group(Value):
     archs: tuple[Arch, ...] = ()
     """GPU archs that it supports; all of the profile's when empty."""
     head_dims: tuple[int, ...] = ()
-    """Head dimensions that its attention kernels are compiled for."""
+    """Head dimensions that the module's attention kernels are compiled for, in every data type of the plan's groups."""
+    dtypes: tuple[str, ...] = ()
+    """Data types that they are compiled for, as torch names them, for every head dimension of the plan's groups."""
     serves: Serves = Serves()
 
 
@@ -324,6 +386,8 @@ class Recipe(Value):
     source: Annotated[SdistSource | GitSource, Field(discriminator="kind")]
     torch: Torch
     cuda: Cuda
+    auto_dtypes: dict[str, str] = {}
+    """What the engine computes in unless told otherwise (`--dtype auto`), by a model's data type where it differs."""
     requirements: RelativePath
     """Upstream's own list of CUDA requirements."""
     build_requirements: tuple[RequirementText, ...]
@@ -358,6 +422,28 @@ class Recipe(Value):
         if not inner:
             return companion.source
         return {submodule.path: submodule for submodule in companion.submodules}[inner]
+
+    def computing(self, model: Model) -> Model:
+        """A model with the data type that the engine computes it in if told nothing."""
+        return model.model_copy(update={"dtype": self.auto_dtypes.get(model.dtype, model.dtype)})
+
+    def adding(self, module: str, *, copied: bool = False) -> dict[int | str, str]:
+        """The options of a build that has each head dimension and each data type of a module's attention kernels.
+
+        Args:
+            module: name of the module.
+            copied: whether it is copied from the official wheel.
+        """
+        stubs = self.modules[module].stubs
+        if stubs is None:
+            return {}
+        whole = "--profile full" if self.full else "--prebuilt all"
+        known: list[int | str] = [*stubs.head_dims, *stubs.dtypes]
+        options = dict.fromkeys(known, "--prebuilt-whole" if copied else whole)
+        for name, group in self.groups.items():
+            own: list[int | str] = [*group.head_dims, *group.dtypes]
+            options |= dict.fromkeys(own, f"--with {name}") if group.module == module else {}
+        return options
 
     @property
     def profiles(self) -> tuple[str, ...]:
@@ -426,6 +512,7 @@ class Recipe(Value):
         for name, group in self.groups.items():
             if group.module not in self.modules:
                 raise ValueError(f"group `{name}` names the module `{group.module}`, which is not described")
+            _kernels_exist(name, group, self.modules[group.module].stubs)
         for profile in (self.lean, *([self.kernels] if self.kernels else [])):
             if lacking := [name for name in profile.groups if name not in self.groups]:
                 raise ValueError(
@@ -441,6 +528,15 @@ class Recipe(Value):
                 if member not in members:
                     raise ValueError(f"companion `{name}` has `{member}` in stand_in, which the official wheel lacks")
         return self
+
+
+def _kernels_exist(name: str, group: Group, stubs: Stubs | None) -> None:
+    for what, own, known in (
+        ("head dimension", group.head_dims, stubs.head_dims if stubs else ()),
+        ("data type", group.dtypes, stubs.dtypes if stubs else ()),
+    ):
+        if lacking := [value for value in own if value not in known]:
+            raise ValueError(f"group `{name}` names the {what} {lacking[0]}, which its module's stubs do not describe")
 
 
 def _heavy_sources_exist(profile: Lean, recipe: Recipe) -> None:

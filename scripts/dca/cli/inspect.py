@@ -16,7 +16,7 @@ from dca.cli.packing import packed
 from dca.cli.terminal import wrapped
 from dca.foundation import documents
 from dca.foundation.errors import DcaError
-from dca.inspection import InspectedModule, Inspection, missing
+from dca.inspection import InspectedModule, Inspection, Recorded, missing
 from dca.toolchain import environments
 
 FAMILIES = 6
@@ -140,11 +140,25 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         lines.append(
             f"  made by dca   {record.recipe}, {record.profile}: {', '.join(record.groups)}; plan {record.plan}"
         )
+        lines += wrapped("  attention     ", _attention(record))
     for module in inspected.modules:
         lines += ["", f"  {module.path}  {_size(module.bytes)}, {_size(module.stored)} in the wheel"]
+        if record and (made := record.rewritten.get(module.path)):
+            text = (
+                f"the official wheel's module with sha256 {made.official}; of its attention kernels {made.keeps.text}"
+            )
+            lines += wrapped(f"      {'from':<8}", text)
         for title, text in _module(module, verbose=verbose):
             lines += wrapped(f"      {title:<8}", text)
     return "\n".join(lines)
+
+
+def _attention(record: Recorded) -> str:
+    """The head dimensions and data types of the attention kernels, and the options of a build that adds others."""
+    serves, left_out = record.serves, record.left_out
+    sizes, dtypes = ", ".join(map(str, serves.head_dims)), ", ".join(serves.dtypes)
+    others = [f"{option} adds {', '.join(values)}" for option, values in left_out.by_option.items()]
+    return "; ".join([f"head dimension {sizes or 'any'} in {dtypes or 'any data type'}", *others])
 
 
 def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, str]]:

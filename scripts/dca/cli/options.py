@@ -139,6 +139,11 @@ def request(function: Any) -> Any:
                 metavar="NAME|all",
                 help="Module or companion to copy from the official wheel instead of compiling it.",
             ),
+            click.option(
+                "--prebuilt-whole",
+                is_flag=True,
+                help="Keep every kernel of copied modules, also for head dimensions and data types of no group.",
+            ),
             click.option("--toolkit", type=PATH, help="Folder of the CUDA toolkit to use."),
             click.option(
                 "--strict-cuda", is_flag=True, help="Fail if the build would use another CUDA version than --cuda."

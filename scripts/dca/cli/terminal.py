@@ -22,13 +22,25 @@ WIDTH = 110
 
 @dataclass
 class _Stage:
-    """A stage: when its last line was written, its bar, the thread in which it began, and when."""
+    """A stage: when its last line was written, its bar, the thread in which it began, and when.
+
+    `counted` is what it counts to, how much of that was done when it began to count, and when that was.
+    """
 
     name: str = ""
     written: float = 0.0
     bar: TaskID | None = None
     thread: threading.Thread = field(default_factory=threading.current_thread)
     started: float = field(default_factory=time.monotonic)
+    counted: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def left(self, done: float, total: float) -> float | None:
+        """Seconds that are left at the pace since it began to count; None while that is unknown."""
+        now = time.monotonic()
+        if self.counted[0] != total:
+            self.counted = (total, done, now)
+        _, before, since = self.counted
+        return (now - since) * (total - done) / (done - before) if done > before else None
 
     @property
     def spent(self) -> float:
@@ -92,8 +104,9 @@ class Terminal:
     def progress(self, done: float, total: float, text: str) -> None:
         """Move the bar; without one, write a line if the last is 30 seconds old."""
         share = f"{100 * done / total:3.0f} %" if total else ""
-        left = _left(self._stage.spent * (total - done) / done) if done and total else ""
-        self._show((done, total), share, left, text)
+        with self._lock:
+            left = self._stage.left(done, total)
+            self._show((done, total), share, "" if left is None else _left(left), text)
 
     def work(self, work: Work) -> None:
         """Likewise. The bar shows the share of the estimated time; without an estimate, of the commands."""

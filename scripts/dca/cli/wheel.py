@@ -14,7 +14,7 @@ from dca.catalogue.plan import Plan, Request
 from dca.cli import options
 from dca.cli.packing import packed
 from dca.compile.compiler_cache import CacheUse
-from dca.compile.compiling import Listing
+from dca.compile.compiling import Build, Listing
 from dca.foundation import documents
 from dca.inspection import Inspection
 from dca.pipeline import bundle, gather, wheel
@@ -83,7 +83,7 @@ def command(
     with output.terminal() as reporter:
         reporter.stage("plan", f"{plan.recipe}: {plan.version}")
         for choice in plan.choices:
-            if choice.subject in ("CUDA", "copied modules", "compiler cache"):
+            if choice.subject in ("CUDA", "copied modules", "copied kernels", "compiler cache"):
                 reporter.note(f"{choice.value}: {choice.reason}")
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
@@ -115,6 +115,7 @@ def counts(listing: Listing) -> str:
 def summary(plan: Plan, result: Made) -> str:
     """A wheel as text: what was compiled, and how to install it."""
     inspected = documents.read(inspection.Inspection, Path(result.run) / "inspection.json")
+    build = documents.read(Build, Path(result.run) / "build.json")
     again = " (unchanged since an earlier run)" if result.unchanged else ""
     lines = ["", f"{_relative(result.wheel)}{again}", f"  sha256 {result.sha256}"]
     spent = f"{result.seconds:.0f} s" if result.seconds >= 10 else f"{result.seconds:.1f} s"
@@ -129,10 +130,13 @@ def summary(plan: Plan, result: Made) -> str:
     if used := result.compiler_cache:
         lines.append(f"  {compiler_cache(used)}")
     lines.append("  DCA kernel modules")
+    kept = {module.path: module.rewritten.keeps for module in build.modules if module.rewritten}
     for module in plan.modules:
         compiled = f"compiled from source with nvcc {plan.cuda}"
         how = compiled if module.origin == "compiled" else "copied from the official wheel"
-        lines.append(f"    {module.path:<46} {how}; {_archs(inspected, module.path)}")
+        line = f"    {module.path:<46} {how}; {_archs(inspected, module.path)}"
+        lines.append(f"{line}; {kept[module.path].text}" if module.path in kept else line)
+    lines += [f"  Warning: {module.note}" for module in build.modules if module.note]
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} instead of {plan.cuda_asked}; `dca plan` explains what that means.")
         lines += [f"  Warning: {warning}" for warning in plan.warnings]

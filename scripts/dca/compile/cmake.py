@@ -14,12 +14,12 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dca.compile import units, watching
-from dca.compile.estimate import Estimate, Lanes
+from dca.compile.estimate import Estimate, Lanes, typical
 from dca.foundation import data, documents, host_memory, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError, Interrupted
@@ -270,52 +270,78 @@ STATUS = "[%f/%t %r] "
 """Ninja's variable NINJA_STATUS, as `Watcher` reads it."""
 
 
+@dataclass(frozen=True)
+class _Outputs:
+    """What ninja makes for some targets.
+
+    Args:
+        ninja: CMake's binary folder.
+        targets: their names.
+        objects: target and source of each object.
+    """
+
+    ninja: Path
+    targets: Sequence[str]
+    objects: Mapping[str, tuple[str, Path]]
+
+    def key(self, output: str) -> tuple[str, str]:
+        """Target and name of an output, as in `ObjectTime`; the target is empty for one that is not recorded."""
+        if output in self.objects:
+            target, source = self.objects[output]
+            return target, _name(source, self.ninja)
+        file = Path(output).name
+        return next((target for target in self.targets if file.startswith(f"{target}.")), ""), file
+
+    def sources(self, output: str) -> dict[str, int]:
+        """Bytes of each source of an object, by its name; empty for a module."""
+        if output not in self.objects:
+            return {}
+        paths = _sources_of(self.objects[output][1], self.ninja)
+        return {_name(path, self.ninja): path.stat().st_size for path in paths}
+
+
 @contextlib.contextmanager
 def _watched(folder: BuildFolder, targets: Sequence[str], jobs: int, run: Run) -> Iterator[watching.Watcher]:
     """Watch one run of ninja, and record what it compiled, also when it fails."""
-    ninja = folder.ninja
-    named = {output: (target, source) for target in targets for output, source in _entries(ninja, target)}
-    pending = list(_pending(folder, targets)) if named else []
-    logged = set(_lines(ninja))
-    # This folder's own record is of the same archs, compiler and toolkit.
-    earlier = {
-        output: run.times.earlier.get((target, _name(source, ninja))) for output, (target, source) in named.items()
-    }
-    recorded = {output: seconds for output, seconds in earlier.items() if seconds is not None}
+    ninja, earlier = folder.ninja, run.times.earlier
+    outputs = _Outputs(
+        ninja, targets, {output: (target, source) for target in targets for output, source in _entries(ninja, target)}
+    )
+    pending = list(_pending(folder, targets)) if outputs.objects else []
+    records = {output: [*earlier.get(outputs.key(output), ())] for output in pending}
+    for output, fields in _logged(ninja).items():
+        records.setdefault(output, []).append(_seconds(fields))
+    recorded = {output: typical(seconds) for output, seconds in records.items() if seconds}
     estimate = Estimate(
-        order=pending,
-        recorded=recorded | {output: _seconds(fields) for output, fields in _logged(ninja).items()},
+        # A link without a record takes no time, compared with a compiler.
+        order=[output for output in pending if output in outputs.objects or output in recorded],
+        recorded=recorded,
         heavy=[output for output in pending if ".heavy.dir/" in output],
         lanes=Lanes(jobs, folder.heavy_jobs or jobs),
     )
-    watch, begun = watching.Watcher(ninja, estimate, run), run.times.now()
+    watch, logged, begun = watching.Watcher(ninja, estimate, run, len(pending)), set(_lines(ninja)), run.times.now()
     try:
         yield watch
     finally:
-        seen = {output: (started, ended, False) for output, started, ended in watch.seen()}
+        spans = {output: (started, ended, False) for output, started, ended in watch.seen()}
         for line in _lines(ninja):
             fields = line.decode(errors="surrogateescape").split("\t")
             if line not in logged and len(fields) == _LOG_FIELDS:
                 started, ended = (round(begun + int(field) / 1000, 3) for field in fields[:2])
-                seen[fields[3]] = (started, ended, True)
-        for output, (started, ended, finished) in seen.items():
-            target, source = named.get(output) or (_linked(output, targets), None)
-            if target:
-                timed = ObjectTime(
-                    source=_name(source, ninja) if source else Path(output).name,
-                    module=target,
-                    started=started,
-                    ended=ended,
-                    finished=finished,
-                    sources={_name(path, ninja): path.stat().st_size for path in _sources_of(source, ninja)},
-                    archs=watch.archs(output, ended - started),
-                )
-                run.times.add([timed])
-
-
-def _linked(output: str, targets: Iterable[str]) -> str:
-    """The target whose module is an output; empty for any other output."""
-    return next((target for target in targets if Path(output).name.startswith(f"{target}.")), "")
+                spans[fields[3]] = (started, ended, True)
+        run.times.add(
+            ObjectTime(
+                source=outputs.key(output)[1],
+                module=outputs.key(output)[0],
+                started=started,
+                ended=ended,
+                finished=finished,
+                sources=outputs.sources(output),
+                archs=watch.archs(output, ended - started),
+            )
+            for output, (started, ended, finished) in spans.items()
+            if outputs.key(output)[0]
+        )
 
 
 def _pending(folder: BuildFolder, targets: Sequence[str]) -> Iterator[str]:
@@ -466,10 +492,8 @@ def _is_unit(source: Path, folder: Path) -> bool:
     return source.suffix == ".cu" and source.parent == folder.parent / "generated"
 
 
-def _sources_of(source: Path | None, folder: Path) -> tuple[Path, ...]:
+def _sources_of(source: Path, folder: Path) -> tuple[Path, ...]:
     """The sources of a unit; any other source itself."""
-    if source is None:
-        return ()
     return units.sources_of(source) if _is_unit(source, folder) else (source,)
 
 

@@ -374,7 +374,8 @@ class _Sccache:
             if time.monotonic() > end:
                 raise _Unusable(f"sccache did not start within {START_SECONDS:.0f} s; its storage does not answer.")
             time.sleep(0.05)
-        raise _Unusable("sccache did not start: " + (" ".join(self._server.tail[-3:]) or "it ended without a word."))
+        said = next((line for line in self._server.tail if "error" in line.lower()), "it ended without a word.")
+        raise _Unusable(f"sccache did not start: {said[:300]}")
 
     def _ask(self, *arguments: str, timeout: float = ANSWER_SECONDS) -> runner.Completed:
         env = runner.environment({**self.env, "SCCACHE_NO_DAEMON": "1"})

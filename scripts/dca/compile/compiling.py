@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from dca.catalogue.plan import Plan, PlannedModule
-from dca.compile import cmake, compiler_cache, lean, ops, units, upstream
+from dca.compile import cmake, compiler_cache, copied, lean, ops, units, upstream
 from dca.compile.cmake import CompiledObject
 from dca.compile.compiler_cache import CacheUse, Session
+from dca.compile.copied import Rewritten
 from dca.compile.job import Job
 from dca.foundation import documents, host_memory, runner, store
 from dca.foundation.documents import Document, Value
@@ -37,6 +38,8 @@ class BuiltModule(Value):
         file: its path.
         schemas: that it registered when it was loaded.
         objects: that it was linked from; empty for a copied module.
+        rewritten: how it differs from the official wheel's; None for one that is as it is there, or compiled.
+        note: why it is copied as it is, although the plan keeps part of its kernels.
     """
 
     name: str
@@ -46,6 +49,8 @@ class BuiltModule(Value):
     sha256: str
     schemas: tuple[str, ...]
     objects: tuple[CompiledObject, ...] = ()
+    rewritten: Rewritten | None = None
+    note: str = ""
 
 
 class Build(Document):
@@ -140,8 +145,12 @@ def compile_modules(job: Job, run: Run) -> Build:
                     # Kept outside the build folder, which another run may use while this one still packages.
                     kept = _keep(file, run.cache)
                     built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
-    with run.times.stage("load"):
-        built += [_built(job, module, job.tree.official / module.path, (), run.log) for module in plan.copied]
+    for module in plan.copied:
+        with run.times.stage("rewrite"):
+            file, how, note = copied.rewritten(job, module, run)
+        with run.times.stage("load"):
+            made = _built(job, module, file, (), run.log)
+        built.append(made.model_copy(update={"rewritten": how, "note": note}))
     return Build(
         plan_key=plan.key,
         toolkit=plan.toolkit.version if plan.toolkit else "",

@@ -13,6 +13,23 @@ OVERDUE = 0.05
 """Share of the time since it began that an object is expected to take, once it has taken longer than expected."""
 
 
+CACHED = 0.1
+"""Share of its longest time below which an object came out of a compiler cache."""
+
+
+def typical(records: Sequence[float]) -> float:
+    """Seconds that an object is expected to take.
+
+    It is the newest record that is not of a compiler cache: an estimate that is too long shrinks soon, and one that is
+    too short grows.
+
+    Args:
+        records: seconds that it took, the newest last.
+    """
+    longest = max(records)
+    return next(seconds for seconds in reversed(records) if seconds >= CACHED * longest)
+
+
 @dataclass(frozen=True)
 class Lanes:
     """How many compilers run in parallel.

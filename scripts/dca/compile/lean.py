@@ -99,9 +99,9 @@ def _generate(job: Job, folder: Path, apart: units.Apart) -> str:
             store.write_if_changed(path, text.encode())
             sources.append(path)
         if described.stubs:
-            dimensions = {name: group.head_dims for name, group in recipe.groups.items() if group.module == module.name}
+            text = bindings.stubs(described, described.stubs, own.values(), recipe.adding(module.name))
             path = generated / f"{module.name}_stubs.cpp"
-            store.write_if_changed(path, bindings.stubs(described.path, described.stubs, dimensions, own).encode())
+            store.write_if_changed(path, text.encode())
             sources.append(path)
         defines = [*described.defines, *(define for group in own.values() for define in group.defines)]
         lines += [

@@ -123,17 +123,23 @@ class Watcher:
         folder: that ninja builds.
         estimate: of the time that is left.
         run: whose reporter gets the progress, and whose records get the memory.
+        total: how many commands ninja will run.
         look: returns the running programs.
     """
 
     STATUS = re.compile(r"^\[(\d+)/(\d+) \d+\] (.*)")
 
     def __init__(
-        self, folder: Path, estimate: Estimate, run: Run, look: Callable[[], Sequence[Process]] = descendants
+        self,
+        folder: Path,
+        estimate: Estimate,
+        run: Run,
+        total: int,
+        look: Callable[[], Sequence[Process]] = descendants,
     ) -> None:
         self._folder, self._estimate, self._run, self._look = folder, estimate, run, look
         self._looked = float("-inf")
-        self._counts = (0, len(estimate.order))
+        self._counts = (0, total)
         self._started: dict[str, float] = {}
         self._running: tuple[str, ...] = ()
         self._finished: dict[str, float] = {}

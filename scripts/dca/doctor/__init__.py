@@ -56,6 +56,7 @@ CHECKS: tuple[Entry, ...] = (
     Entry("network.toolkits", "download servers of CUDA toolkits", network.kits, serving=False),
     Entry("model.config", "the model's config.json", model.settings, building=False),
     Entry("model.table", "its sparse attention table", model.table, building=False),
+    Entry("model.kernels", "whether the installed wheel has the model's kernels", model.kernels, building=False),
     Entry("model.memory", "total GPU memory against the official minimum", model.memory, building=False),
     Entry("model.parallel", "whether the GPUs can split the model's heads", model.parallel, building=False),
 )

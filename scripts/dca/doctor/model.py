@@ -11,7 +11,7 @@ from typing import Any
 from dca import config
 from dca.catalogue import model_needs
 from dca.config import config_rules, models
-from dca.doctor.values import Finding, Status, Subject
+from dca.doctor.values import OTHER_PYTHON, Finding, Record, Status, Subject
 from dca.foundation.errors import DcaError
 
 TABLE_CODES = ("DCA-124", "DCA-125")
@@ -90,6 +90,31 @@ def memory(subject: Subject) -> Iterator[Finding]:
         f"{math.ceil(floor / 80)} GPUs of 80 GB or more, or vllm serve with a shorter --max-model-len",
         details,
     )
+
+
+def kernels(subject: Subject) -> Iterator[Finding]:
+    """Whether the installed wheel of this tool has every kernel that the model needs."""
+    wanted = "a wheel with the model's kernels"
+    if subject.model is None:
+        yield _unnamed(wanted)
+        return
+    model, installed = model_needs.read(subject.model), subject.installed
+    if isinstance(installed, str):
+        yield Finding("unknown" if subject.environment else "note", installed, wanted, OTHER_PYTHON)
+        return
+    if installed.record is None:
+        yield Finding("note", "the environment has no wheel of this tool", wanted, "dca inspect WHEEL --model DIR")
+        return
+    record = Record.model_validate_json(installed.record)
+    own = next((loaded.recipe for loaded in subject.recipes if loaded.recipe.name == record.recipe), None)
+    dtype = subject.dtype or (own.computing(model) if own else model).dtype
+    model = model.model_copy(update={"dtype": dtype})
+    wanted = f"kernels for head dimension {model.head_dim} in {dtype}, and for the model's layers and weights"
+    if lacking := model_needs.lacks(model, record.serves):
+        remedy = record.left_out.build(model) or f"make wheel MODEL={subject.model}"
+        yield Finding("wrong", f"the installed wheel lacks {'; '.join(lacking)}", wanted, remedy)
+    else:
+        yield Finding("fine", f"the installed wheel of {record.recipe} has them", wanted)
 
 
 def parallel(subject: Subject) -> Iterator[Finding]:

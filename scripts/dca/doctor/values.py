@@ -13,8 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pydantic import BaseModel
+
 from dca.catalogue import machine
 from dca.catalogue import toolkits as kits
+from dca.catalogue.model_needs import Coverage, LeftOut
 from dca.catalogue.recipes import Loaded
 from dca.doctor import nvidia
 from dca.doctor.probes import Probes
@@ -58,6 +61,20 @@ class Result(Value):
     details: tuple[str, ...] = ()
 
 
+class Record(BaseModel):
+    """The part of a wheel's dca.json that is checked.
+
+    Args:
+        recipe: name of its recipe.
+        serves: models that it can serve.
+        left_out: attention kernels that it does not have.
+    """
+
+    recipe: str
+    serves: Coverage
+    left_out: LeftOut = LeftOut()
+
+
 class Installed(Value):
     """What an environment's Python reports.
 
@@ -65,11 +82,13 @@ class Installed(Value):
         python: its version.
         packages: versions by normalised name.
         torch_cuda: the CUDA line of its torch; empty without torch.
+        record: dca.json of an installed wheel of this tool.
     """
 
     python: str
     packages: dict[str, str]
     torch_cuda: str = ""
+    record: str | None = None
 
 
 @dataclass

@@ -309,7 +309,7 @@ class Store:
         return self.root / "downloads" / sha256 / name
 
     def folder(self, kind: str, key: str) -> Path:
-        """The folder of something that dca made: kind is tree, toolkit, env, build, run or lock."""
+        """The folder of something that dca made: kind is tree, toolkit, env, build, compiled, run or lock."""
         return self.root / kind / key
 
     @property

@@ -115,10 +115,10 @@ class Recorder:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, earlier: Iterable[Timeline] = ()) -> None:
         self._clock, self._zero = clock, clock()
-        self.earlier = {
-            (one.module, one.source): one.seconds for times in earlier for one in times.objects if one.finished
-        }
-        """Seconds that objects took in earlier runs, by module and source."""
+        self.earlier: dict[tuple[str, str], list[float]] = {}
+        """Seconds that objects took in earlier runs, by module and source, the newest last."""
+        for one in (one for times in earlier for one in times.objects if one.finished):
+            self.earlier.setdefault((one.module, one.source), []).append(one.seconds)
         self._began = datetime.now(timezone.utc)
         self._lock = threading.Lock()
         self._stages: list[StageTime] = []

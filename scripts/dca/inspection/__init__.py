@@ -12,7 +12,7 @@ from packaging.requirements import InvalidRequirement
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from dca.catalogue.archs import NOT
-from dca.catalogue.model_needs import Coverage
+from dca.catalogue.model_needs import Coverage, LeftOut
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.inspection import archive as wheels
@@ -174,9 +174,11 @@ def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[
             cuda=document["cuda"],
             torch=document["torch"]["version"],
             serves=Coverage.model_validate(document["serves"]),
+            left_out=LeftOut.model_validate(document.get("left_out", {})),
             origins={module["path"]: module["origin"] for module in modules},
             hashes={module["path"]: module["sha256"] for module in modules},
             sources={name: sha256 for module in modules for name, sha256 in module["sources"].items()},
+            rewritten={module["path"]: module["rewritten"] for module in modules if "rewritten" in module},
         )
         return record, {module["sha256"]: tuple(map(str, module["schemas"])) for module in modules}
     return None, {}

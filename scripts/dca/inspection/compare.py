@@ -5,7 +5,7 @@ from __future__ import annotations
 from dca.catalogue.plan import Plan, PlannedModule
 from dca.catalogue.recipes import KERNELS
 from dca.compile import ops
-from dca.inspection.values import InspectedModule, Inspection
+from dca.inspection.values import InspectedModule, Inspection, Recorded
 
 
 def compare(inspection: Inspection, plan: Plan) -> list[str]:
@@ -25,7 +25,7 @@ def compare(inspection: Inspection, plan: Plan) -> list[str]:
             differences.append(f"{planned.path} is missing.")
         else:
             damaged = any(planned.path.rsplit("/", 1)[-1] in problem for problem in inspection.problems)
-            differences += _module(module, planned, damaged=damaged)
+            differences += _code(module, planned, inspection.recorded) + _ops(module, planned, damaged=damaged)
     planned_paths = {planned.path for planned in plan.modules}
     differences += [
         f"{module.path} was not planned." for module in inspection.modules if module.path not in planned_paths
@@ -42,17 +42,18 @@ def _recorded(inspection: Inspection, plan: Plan) -> list[str]:
     return []
 
 
-def _module(module: InspectedModule, planned: PlannedModule, *, damaged: bool) -> list[str]:
-    differences = []
-    if planned.origin == "copied" and module.sha256 != planned.sha256:
-        differences.append(f"{planned.path} is not the official wheel's: sha256 {module.sha256}.")
+def _code(module: InspectedModule, planned: PlannedModule, record: Recorded | None) -> list[str]:
+    """Whether a module comes from where the plan takes it, and has code for the planned archs."""
+    made = record.rewritten.get(planned.path) if record else None
     if planned.origin == "compiled":
-        if planned.official and module.sha256 == planned.official:
-            differences.append(
-                f"{planned.path} was planned to be compiled from source, but is copied from the official wheel."
-            )
-        differences += _archs(module, planned)
-    return differences + _ops(module, planned, damaged=damaged)
+        copies = {module.sha256, made.official if made else ""}
+        text = f"{planned.path} was planned to be compiled from source, but is copied from the official wheel."
+        return ([text] if planned.official in copies - {""} else []) + _archs(module, planned)
+    if module.sha256 == planned.sha256:
+        return []
+    if planned.keeps is None or made is None or (made.official, made.keeps) != (planned.sha256, planned.keeps):
+        return [f"{planned.path} is not the official wheel's: sha256 {module.sha256}."]
+    return _archs(module, planned)
 
 
 def _archs(module: InspectedModule, planned: PlannedModule) -> list[str]:

@@ -24,9 +24,11 @@ def lacking(inspection: Inspection, model: Model, recipes: tuple[Loaded, ...]) -
     if model.dual_chunk and not inspection.dca_backend:
         reasons.append(f"{model.name} requires dual chunk attention, but the wheel does not have its backend.")
     if inspection.recorded:
+        own = (loaded.recipe for loaded in recipes if loaded.recipe.name == inspection.recorded.recipe)
+        computed = recipe.computing(model) if (recipe := next(own, None)) else model
         return reasons + [
             f"{model.name} requires what the wheel lacks: {missing}."
-            for missing in lacks(model, inspection.recorded.serves)
+            for missing in lacks(computed, inspection.recorded.serves)
         ]
     version = Version(inspection.version).public
     recipe = next((loaded.recipe for loaded in recipes if loaded.recipe.base_version == version), None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from dca.catalogue.model_needs import Coverage
+from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.compile.copied import Rewritten
 from dca.foundation.documents import Document, Value
 
 SchemaOrigin = Literal["loaded", "built", "recorded", "strings"]
@@ -100,6 +101,8 @@ class Recorded(Value):
         origins: "compiled" or "copied", by the module's path.
         sources: sha256 of the modules' source files, by name of tree and path.
         hashes: sha256 by the module's path.
+        rewritten: how copied modules differ from the official wheel's, by path; those that are as they are there are
+            not named.
         recipe: name of the recipe.
         profile: name of the profile.
         groups: groups of ops.
@@ -107,6 +110,7 @@ class Recorded(Value):
         cuda: cUDA line of the toolkit.
         torch: version of torch that it was built against.
         serves: models that it can serve.
+        left_out: attention kernels that it does not have.
     """
 
     recipe: str
@@ -119,7 +123,9 @@ class Recorded(Value):
     serves: Coverage
     origins: dict[str, str]
     hashes: dict[str, str]
+    left_out: LeftOut = LeftOut()
     sources: dict[str, str] = {}
+    rewritten: dict[str, Rewritten] = {}
 
 
 class Inspection(Document):

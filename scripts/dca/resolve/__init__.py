@@ -14,7 +14,7 @@ from dca.catalogue.toolkits import FIRST_DRIVER, CudaVersion
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.compiler_cache import choose_cache
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
-from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_served
+from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_left_out, what_is_served
 from dca.resolve.jobs import Jobs, choose_jobs, heaviest
 from dca.resolve.modules import choose_modules
 from dca.resolve.sources import choose_sources
@@ -81,10 +81,15 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         _explain_substitution(candidate, compiler.line, modules, draft)
     if draft.reasons:
         return draft.reasons
+    left_out = what_is_left_out(recipe, modules, serves, _command(candidate, target, compiler.line))
+    if left_out.head_dims or left_out.dtypes:
+        kernels = f"head dimension {', '.join(map(str, serves.head_dims))} in {' and '.join(serves.dtypes)}"
+        others = "; ".join(f"{option} adds {', '.join(values)}" for option, values in left_out.by_option.items())
+        draft.choose("attention kernels", kernels, f"those of the groups. {others}.")
     jobs = _jobs(candidate, modules, draft)
     compiles = compiler.toolkit if any(module.origin == "compiled" for module in modules) else None
     cache = choose_cache(candidate, compiles.version, draft) if compiles else None
-    version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft))
+    version = _version(candidate, target, compiler.line, _followed(candidate, sources, draft), modules)
     draft.choose("version", version, "base version, patch revision, CUDA that compiles, profile and archs.")
     python = world.machine.python
     assert python is not None  # noqa: S101 - check_python adds a reason otherwise
@@ -111,9 +116,12 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         heavy_jobs=jobs.heavy,
         jobs_asked=request.jobs is not None,
         compiler_cache=cache,
+        prebuilt=request.prebuilt,
+        prebuilt_whole=request.prebuilt_whole,
         sources=tuple(sources.planned.values()),
         modules=tuple(modules),
         serves=serves,
+        left_out=left_out,
         series_revision=candidate.loaded.series_revision,
         series_digest=candidate.loaded.series_digest,
         lock_digest=candidate.loaded.lock_digest,
@@ -290,12 +298,13 @@ def _followed(candidate: Candidate, sources: Sources, draft: Draft) -> list[str]
     return moved
 
 
-def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str]) -> str:
+def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str], modules: list[PlannedModule]) -> str:
     """The wheel's version.
 
     Args:
         cuda: line that compiles.
         followed: commits that the recipe does not pin.
+        modules: of the wheel.
     """
     request, recipe = candidate.request, candidate.recipe
     local = [f"dca{candidate.loaded.series_revision}", "cu" + cuda.replace(".", "")]
@@ -306,6 +315,7 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
         # A wheel with more or less than the profile must not have the profile's version.
         local += [_plain(name) for name in target.groups if name not in recipe.lean.groups]
         local += ["pre" + _plain(name) for name in request.prebuilt]
+        local += ["whole"] if request.prebuilt_whole and any(module.origin == "copied" for module in modules) else []
         local += ["sm" + arch.replace(".", "") for arch in target.archs]
         local += ["ptx" + arch.replace(".", "") for arch in target.ptx]
     # Nor may one from other sources than the recipe's.
@@ -313,6 +323,26 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
     if candidate.world.dirty:
         local.append("dirty")
     return f"{recipe.base_version}+{'.'.join(local)}"
+
+
+def _command(candidate: Candidate, target: Target, cuda: str) -> str:
+    """The command that builds the wheel, without paths of this machine.
+
+    Args:
+        cuda: line that compiles.
+    """
+    recipe, profile = candidate.recipe, candidate.request.profile
+    archs = ",".join(f"{arch}+PTX" if arch in target.ptx else arch for arch in target.archs)
+    added = [name for name in target.groups if name not in recipe.lean.groups]
+    options = {
+        "--recipe": recipe.name,
+        "--profile": "" if profile == "lean" else profile,
+        "--cuda": cuda,
+        "--arch": archs,
+        "--with": ",".join(added),
+        "--prebuilt": ",".join(candidate.request.prebuilt),
+    }
+    return " ".join(["dca wheel", *(f"{option} {value}" for option, value in options.items() if value)])
 
 
 def _plain(name: str) -> str:

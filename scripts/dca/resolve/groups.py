@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dca.catalogue.model_needs import Coverage, Model, lacks
-from dca.catalogue.plan import PlannedModule, Request
+from dca.catalogue.model_needs import Coverage, LeftOut, Model, lacks
+from dca.catalogue.plan import KeptKernels, PlannedModule, Request
 from dca.catalogue.recipes import KERNELS, Recipe
-from dca.resolve.draft import Draft
+from dca.resolve.draft import Candidate, Draft
 
 
 def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def choose_groups(request: Request, recipe: Recipe, draft: Draft) -> tuple[str, 
         else "the lean profile: only the ops that the models call."
     )
     if request.model and "all" not in request.prebuilt:
-        needed = _for_model(request.model, recipe, groups)
+        needed = _for_model(recipe.computing(request.model), recipe, groups)
         reason += f" {', '.join(needed)}: {request.model.name} needs it." if needed else ""
         groups = (*groups, *needed)
     draft.choose("groups", ", ".join(groups), reason)
@@ -52,23 +52,75 @@ def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], mo
     """The models that the wheel can serve."""
     if "all" in request.prebuilt or request.profile == "full":
         return Coverage(everything=True)
-    serving = [recipe.groups[name].serves for name in groups]
-    head_dims = {dimension for serves in serving for dimension in serves.head_dims}
-    for module in modules:
-        stubs = recipe.modules[module.name].stubs
-        # The official module has every head dimension that its sources refer to.
-        head_dims.update(stubs.head_dims if module.origin == "copied" and stubs else ())
+    own = [recipe.groups[name] for name in groups]
+    serving = [group.serves for group in own]
+    # Compiled or copied, an attention module has the kernels of the groups, so that both wheels serve the same models.
+    whole = any(
+        module.origin == "copied" and module.keeps is None and recipe.modules[module.name].stubs for module in modules
+    )
+    kernels = promised(recipe, groups)
     return Coverage(
-        architectures=() if any(recipe.groups[name].alone for name in groups) else recipe.lean.architectures,
-        head_dims=tuple(sorted(head_dims)),
+        architectures=() if any(group.alone for group in own) else recipe.lean.architectures,
+        head_dims=() if whole else kernels.head_dims,
+        dtypes=() if whole else kernels.dtypes,
         experts=any(serves.experts for serves in serving),
         quantizations=tuple(sorted({method for serves in serving for method in serves.quantizations})),
     )
 
 
+def promised(recipe: Recipe, groups: tuple[str, ...]) -> KeptKernels:
+    """The attention kernels of some groups."""
+    own = [recipe.groups[name] for name in groups]
+    return KeptKernels(
+        head_dims=tuple(sorted({dimension for group in own for dimension in group.head_dims})),
+        dtypes=tuple(sorted({dtype for group in own for dtype in group.dtypes})),
+    )
+
+
+def keeps_all(candidate: Candidate, module: str) -> str:
+    """Why a copied module keeps all of its kernels; "" if it keeps those that the groups promise."""
+    described = candidate.recipe.modules.get(module)
+    if candidate.request.prebuilt_whole:
+        return "Requested with --prebuilt-whole."
+    if candidate.copies_all:
+        return "--prebuilt all compiles nothing, so there is no toolkit to pack other fat binaries with."
+    if candidate.request.profile == "full":
+        return "The full profile leaves nothing out."
+    if described is None or described.stubs is None or described.stubs.kernels is None:
+        return f"The recipe does not say what the kernels of {module} are compiled for."
+    return ""
+
+
+def what_is_left_out(recipe: Recipe, modules: list[PlannedModule], serves: Coverage, command: str) -> LeftOut:
+    """The attention kernels that upstream has and the wheel does not.
+
+    Args:
+        recipe: that is planned.
+        modules: of the wheel.
+        serves: what it serves.
+        command: that builds it.
+    """
+    adding: dict[int | str, str] = {}
+    for module in modules if not serves.everything else ():
+        adding |= recipe.adding(module.name, copied=module.origin == "copied")
+    return LeftOut(
+        command=command,
+        head_dims={
+            value: option
+            for value, option in adding.items()
+            if isinstance(value, int) and serves.head_dims and value not in serves.head_dims
+        },
+        dtypes={
+            value: option
+            for value, option in adding.items()
+            if isinstance(value, str) and serves.dtypes and value not in serves.dtypes
+        },
+    )
+
+
 def check_model(model: Model, recipe: Recipe, serves: Coverage, draft: Draft) -> None:
     """Reject a model that the planned wheel cannot serve, and name what it lacks."""
-    for missing in lacks(model, serves):
+    for missing in lacks(recipe.computing(model), serves):
         draft.refuse("DCA-312", f"{model.name}: the lean profile of {recipe.name} lacks {missing}.", everything(recipe))
 
 

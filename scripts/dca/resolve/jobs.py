@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from dca.catalogue.plan import PlannedModule
 from dca.catalogue.recipes import Lean, Recipe
@@ -59,6 +60,13 @@ def heaviest(recipe: Recipe, profile: str, modules: Iterable[PlannedModule]) -> 
 
 
 def sources(recipe: Recipe, module: PlannedModule) -> tuple[str, ...]:
-    """The sources of a module of the lean project, by path in its tree; groups may share a source."""
-    groups = [source for name in module.groups for source in recipe.groups[name].sources]
-    return tuple(dict.fromkeys([*recipe.modules[module.name].sources, *groups]))
+    """The sources of a module of the lean project, by path in its tree; groups may share a source.
+
+    Sources of a data type that no group has are left out.
+    """
+    described, groups = recipe.modules[module.name], [recipe.groups[name] for name in module.groups]
+    dtypes = {dtype for group in groups for dtype in group.dtypes}
+    known = described.stubs.dtypes if described.stubs else {}
+    left_out = [dtype.sources for name, dtype in known.items() if name not in dtypes]
+    every = dict.fromkeys([*described.sources, *(source for group in groups for source in group.sources)])
+    return tuple(source for source in every if not any(fnmatchcase(source, pattern) for pattern in left_out))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dca.catalogue.archs import how_reached
+from dca.catalogue.archs import compilable, how_reached, nearest, version
 from dca.catalogue.plan import PlannedModule, PlannedSource
 from dca.catalogue.recipes import Recipe
 from dca.resolve.draft import Candidate, Draft, Sources, Target
 from dca.resolve.full import full_modules
+from dca.resolve.groups import keeps_all, promised
 
 
 def choose_modules(candidate: Candidate, target: Target, sources: Sources, draft: Draft) -> list[PlannedModule]:
     """Each module of the wheel: compiled from source, or copied from the official wheel."""
     request, recipe = candidate.request, candidate.recipe
     if candidate.copies_all:
-        chosen = _official_modules(recipe, target)
+        chosen = _official_modules(candidate, target)
     else:
         full = recipe.full if request.profile == "full" else None
         planned = full_modules(recipe, full, target.archs, draft) if full else _lean_modules(recipe, target)
@@ -30,15 +31,16 @@ def _compiled_or_copied(
     recipe, prebuilt = candidate.recipe, candidate.request.prebuilt
     module = module.model_copy(update={"ops": _ops(module.name, recipe, module.groups or tuple(recipe.groups))})
     if module.name in prebuilt or tree in prebuilt:
-        return _copied(module, recipe, target.archs, "requested with --prebuilt.")
+        return _copied(module, candidate, target, "requested with --prebuilt.")
     if tree not in sources.planned:
-        return _copied(module, recipe, target.archs, sources.missing[tree])
+        return _copied(module, candidate, target, sources.missing[tree])
     reached = {arch: how_reached(arch, module.sass, module.ptx) for arch in target.archs} if module.sass else {}
     return module.model_copy(update={"reached": reached})
 
 
-def _official_modules(recipe: Recipe, target: Target) -> list[PlannedModule]:
+def _official_modules(candidate: Candidate, target: Target) -> list[PlannedModule]:
     """Every module of the official wheel, copied."""
+    recipe = candidate.recipe
     if recipe.official_wheel is None:
         return []
     names = {module.path: name for name, module in recipe.modules.items()}
@@ -58,7 +60,7 @@ def _official_modules(recipe: Recipe, target: Target) -> list[PlannedModule]:
                 reason="",
                 ops=_ops(name, recipe, groups),
             )
-            modules.append(_copied(module, recipe, target.archs, "requested with --prebuilt all."))
+            modules.append(_copied(module, candidate, target, "requested with --prebuilt all."))
     return modules
 
 
@@ -83,6 +85,15 @@ def _plan_copies(copied: list[PlannedModule], candidate: Candidate, sources: Sou
         f"from the official wheel (CUDA {official.cuda}), each with its pinned hash: "
         + " ".join(sorted({module.reason for module in copied})),
     )
+    kept = [f"{module.name}: {module.keeps.text}" for module in copied if module.keeps]
+    why = {keeps_all(candidate, module.name) or _KEPT for module in copied}
+    draft.choose("copied kernels", "; ".join(kept) or "all", " ".join(sorted(why)))
+
+
+_KEPT = (
+    "What the groups promise stays; for the archs that have no cubin, the build environment's ptxas compiles its PTX. "
+    "--prebuilt-whole copies every kernel, as it is."
+)
 
 
 def _lean_modules(recipe: Recipe, target: Target) -> list[tuple[PlannedModule, str]]:
@@ -106,10 +117,16 @@ def _lean_modules(recipe: Recipe, target: Target) -> list[tuple[PlannedModule, s
     return modules
 
 
-def _copied(module: PlannedModule, recipe: Recipe, archs: tuple[str, ...], reason: str) -> PlannedModule:
-    """A module copied from the official wheel."""
+def _copied(module: PlannedModule, candidate: Candidate, target: Target, reason: str) -> PlannedModule:
+    """A module copied from the official wheel: whole, or with the kernels that the groups promise."""
+    recipe = candidate.recipe
     member = recipe.official_wheel.members.get(module.path) if recipe.official_wheel else None
     sass, ptx = (member.sass, member.ptx) if member else ((), ())
+    keeps = None if keeps_all(candidate, module.name) else promised(recipe, target.groups)
+    if keeps:
+        near = {nearest(arch, sass, ptx) for arch in target.archs}
+        embedded = {compilable(arch, ptx) for arch in target.ptx}
+        sass, ptx = (tuple(sorted(archs - {""}, key=version)) for archs in (near, embedded))
     return PlannedModule(
         name=module.name,
         path=module.path,
@@ -117,9 +134,10 @@ def _copied(module: PlannedModule, recipe: Recipe, archs: tuple[str, ...], reaso
         groups=module.groups,
         sass=sass,
         ptx=ptx,
-        reached={arch: how_reached(arch, sass, ptx) for arch in archs} if sass or ptx else {},
+        reached={arch: how_reached(arch, sass, ptx) for arch in target.archs} if sass or ptx else {},
         reason=reason,
         sha256=member.sha256 if member else "",
+        keeps=keeps,
         ops=module.ops,
     )
 

@@ -198,6 +198,11 @@ def _weight_notes(subject: Subject) -> Iterator[str]:
         )
     if subject.wheel is None and (build := server_rules.optional(subject)):
         yield f"wheels have kernels for {shape.quantized.method} weights only when you ask for them: {build}."
+    if subject.wheel is None and (build := server_rules.attention_groups(subject)):
+        yield (
+            f"wheels have attention kernels for head dimension {shape.head_dim} in {subject.dtype} only when you ask "
+            f"for them: {build}."
+        )
     if shape.quantized.online:
         yield "the engine loads the weights in 16 bits before it quantizes them, and they must fit in 16 bits."
 

@@ -101,8 +101,26 @@ class Subject:
     @property
     def dtype(self) -> str:
         """The dtype of the activations."""
-        asked = {"half": "float16", "auto": self.shape.dtype}
+        own = self.shape.dtype
+        asked = {
+            "half": "float16",
+            "float": "float32",
+            "auto": self.recipe.recipe.auto_dtypes.get(own, own),
+        }
         return asked.get(self.asked.dtype, self.asked.dtype)
+
+    @property
+    def model(self) -> Model:
+        """The model, as far as a wheel must fit it."""
+        return Model(
+            name=self.shape.name,
+            architectures=self.shape.architectures,
+            head_dim=self.shape.head_dim,
+            dtype=self.dtype,
+            experts=self.shape.experts,
+            quantization=self.shape.quantized.method,
+            dual_chunk=self.shape.dual_chunk,
+        )
 
 
 def _error(code: str, what: str, remedy: str) -> Finding:
@@ -379,22 +397,15 @@ def classes(subject: Subject) -> Iterator[Finding]:
 
 
 def wheel(subject: Subject) -> Iterator[Finding]:
-    """DCA-110: a wheel that lacks kernels for the model's weights, experts or heads, or cubins for the GPUs."""
-    inspected, shape = subject.wheel, subject.shape
+    """DCA-110: a wheel that lacks kernels for the model's weights, experts, heads or dtype, or cubins for the GPUs."""
+    inspected = subject.wheel
     if inspected is None:
         yield from _unbuilt(subject)
         return
-    model = Model(
-        name=shape.name,
-        architectures=shape.architectures,
-        head_dim=shape.head_dim,
-        experts=shape.experts,
-        quantization=shape.quantized.method,
-        dual_chunk=shape.dual_chunk,
-    )
-    for lack in missing.lacking(inspected, model, subject.known):
-        extra = f" MODEL={subject.file.parent}" if subject.file is not None else ""
-        yield _error("DCA-110", f"{inspected.file}: {lack}", f"build one with the required groups: make wheel{extra}.")
+    for lack in missing.lacking(inspected, subject.model, subject.known):
+        yield _error(
+            "DCA-110", f"{inspected.file}: {lack}", f"build one with the required groups: {_build(subject, inspected)}."
+        )
     if inspected.recorded and inspected.recorded.archs:
         for arch in subject.gpus.archs:
             if not any(_runs(own, arch) for own in inspected.recorded.archs):
@@ -403,6 +414,17 @@ def wheel(subject: Subject) -> Iterator[Finding]:
                     f"{inspected.file} was built for {', '.join(inspected.recorded.archs)}, not for {arch}.",
                     f"build one for it: make wheel ARCH={arch}.",
                 )
+
+
+def _build(subject: Subject, inspected: Inspection) -> str:
+    """The command that builds a wheel with what this one lacks, or the data type that this one has."""
+    model, record = subject.model, inspected.recorded
+    if record is None or not (built := record.left_out.build(model)):
+        return "make wheel" + (f" MODEL={subject.file.parent}" if subject.file is not None else "")
+    others = [
+        name for name in record.serves.dtypes if not record.left_out.build(model.model_copy(update={"dtype": name}))
+    ]
+    return built + (f"; or use --dtype {others[0]}" if others else "")
 
 
 def _unbuilt(subject: Subject) -> Iterator[Finding]:
@@ -457,6 +479,18 @@ def optional(subject: Subject) -> str:
     if not groups or set(groups) & set(recipe.lean.groups):
         return ""
     return next(iter(builds(subject, method)), "")
+
+
+def attention_groups(subject: Subject) -> str:
+    """The build command for the model's attention kernels; empty unless an optional group of the recipe has them."""
+    recipe, model = subject.recipe.recipe, subject.model
+    groups = [
+        name
+        for name, group in recipe.groups.items()
+        if (model.head_dim in group.serves.head_dims or model.dtype in group.serves.dtypes)
+        and name not in recipe.lean.groups
+    ]
+    return f"make wheel RECIPE={recipe.name} WITH={','.join(groups)}" if groups else ""
 
 
 def fp8(subject: Subject) -> str:

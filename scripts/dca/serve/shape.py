@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dca import config as configs
-from dca.catalogue.model_needs import EXPERTS
+from dca.catalogue.model_needs import EXPERTS, UNSTATED_DTYPE
 from dca.config import compare, config_rules, folder, models, text
 from dca.config.edit import DCA, LENGTH, ORIGINAL, TABLE
 from dca.config.models import KnownModel
@@ -233,7 +233,7 @@ def shape_of(
         vertical=vertical,
         slash=slash,
         assumed=assumed,
-        dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch."),
+        dtype=str(config.get("torch_dtype") or config.get("dtype") or UNSTATED_DTYPE).removeprefix("torch."),
         quantized=_stored(config),
         known=known.name.split(" or ")[0] if known else "",
         minimum_gb=known.vram_gb if known else None,

@@ -245,6 +245,7 @@ def _worker_request(request: Request, about: Subject, wheel: Path, variants: lis
         "rows": rows,
         "sampled": sampled,
         "quick": request.quick,
+        "dtypes": list(recorded.serves.dtypes) if (recorded := about.inspected.recorded) else [],
         "seed": request.seed,
         "cases": list(request.cases),
         "modules": None if _bare(about.inspected) else modules,

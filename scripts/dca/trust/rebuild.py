@@ -59,6 +59,7 @@ def request(statement: bytes, local: Local = FETCHED) -> Request:
             archs=tuple(asked["archs"]),
             cuda=asked["cuda"],
             prebuilt=tuple(asked["prebuilt"]),
+            prebuilt_whole=asked.get("prebuiltWhole", False),
             source=local.source,
             companions=local.companions,
             # What others compiled proves nothing.

@@ -194,7 +194,10 @@ def _sbom(content: bytes, wheel: Path, inspected: Inspection, record: Json) -> s
     _same("plan", _property(about, "plan"), record["plan"])
     components = {component["bom-ref"]: component for component in bom["components"]}
     for module in inspected.modules:
-        _same(module.path, _hash(components.get(f"file:{module.path}")), module.sha256)
+        component = components.get(f"file:{module.path}", {})
+        _same(module.path, _hash(component), module.sha256)
+        official = _rewritten(inspected).get(module.path, {}).get("official", "")
+        _same(f"the origin of {module.path}", _property(component, "official-sha256"), official)
     for source in record["sources"]:
         listed = components.get(f"source:{source['name']}", {})
         _same(source["name"], (_property(listed, "pin"), _property(listed, "tree")), (source["pin"], source["tree"]))
@@ -204,8 +207,15 @@ def _sbom(content: bytes, wheel: Path, inspected: Inspection, record: Json) -> s
     return f"its bill of materials has {len(components)} components, including {len(patches)} patches and added files."
 
 
-def _hash(component: Json | None) -> str:
-    hashes = (component or {}).get("hashes", [])
+def _rewritten(inspected: Inspection) -> dict[str, Json]:
+    """How modules of the official wheel were written anew, by path, each with the sha256 of the result."""
+    made = inspected.recorded.rewritten if inspected.recorded else {}
+    hashes = {module.path: module.sha256 for module in inspected.modules}
+    return {path: {"sha256": hashes.get(path, ""), **how.model_dump(mode="json")} for path, how in made.items()}
+
+
+def _hash(component: Json) -> str:
+    hashes = component.get("hashes", [])
     return next((str(digest["content"]) for digest in hashes if digest["alg"] == "SHA-256"), "")
 
 
@@ -247,6 +257,9 @@ def _provenance(content: bytes, inspected: Inspection, record: Json) -> str:
             _same(source["name"], set(parts[source["name"]]["digest"].values()), {source["pin"].partition(":")[2]})
     for patch in record["patches"]:
         _same(patch["name"], parts.get(f"patch {patch['name']}", {}).get("digest"), {"sha256": patch["sha256"]})
+    for path, made in _rewritten(inspected).items():
+        _same(f"the origin of {path}", parts[path]["digest"], {"sha256": made["official"]})
+    _same("the list of rewritten modules", definition["internalParameters"].get("rewritten", {}), _rewritten(inspected))
     builder, when = predicate["runDetails"]["builder"], predicate["runDetails"]["metadata"]["finishedOn"]
     return f"built on {when[:10]} by dca-build {builder['version']['dca-build']} from {len(parts)} pinned parts."
 

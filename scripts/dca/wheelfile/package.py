@@ -127,6 +127,12 @@ def _place_companions(job: Job, source: Path) -> None:
                 target,
                 ignore=shutil.ignore_patterns("*.toml", "__pycache__"),
             )
+        else:
+            continue
+        if companion.python.guard:
+            module, _, function = companion.python.guard.partition(":")
+            with (target / "__init__.py").open("a", encoding="utf-8") as package:
+                package.write(f"\n\n# Added by dca.\nfrom {module} import {function}\n\n{function}(__name__)\n")
 
 
 def _info(plan: Plan, recipe: Recipe) -> str:
@@ -189,7 +195,7 @@ def _own_files(job: Job, build: Build, tag: str) -> dict[str, bytes | Path]:
 def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object]:
     """The content of `.dist-info/dca.json`: what the wheel was built from, without paths of the build machine."""
     return {
-        "schema": "dca.contents/4",
+        "schema": "dca.contents/5",
         "tool": __version__,
         "plan": plan.key,
         "recipe": plan.recipe,
@@ -198,6 +204,7 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
         "groups": list(plan.groups),
         "archs": list(plan.archs),
         "serves": plan.serves.model_dump(mode="json"),
+        "left_out": plan.left_out.model_dump(mode="json"),
         "cuda": plan.cuda,
         "toolkit": build.toolkit,
         "host_compiler": build.host_compiler,
@@ -212,6 +219,7 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
                 "sha256": module.sha256,
                 "schemas": sorted(module.schemas),
                 "sources": {name: sha256 for compiled in module.objects for name, sha256 in compiled.sources.items()},
+                **({"rewritten": module.rewritten.model_dump(mode="json")} if module.rewritten else {}),
             }
             for module in build.modules
         ],

@@ -69,12 +69,18 @@ def statement(wheel: str, sha256: str, job: Job, build: Build, invocation: Invoc
                     "groups": _asked_groups(plan, recipe),
                     "archs": [f"{arch}+PTX" if arch in plan.ptx else arch for arch in plan.archs],
                     "cuda": plan.cuda_asked or plan.cuda,
-                    "prebuilt": [module.name for module in plan.copied],
+                    "prebuilt": list(plan.prebuilt),
+                    "prebuiltWhole": plan.prebuilt_whole,
                 },
                 "internalParameters": {
                     "plan": plan.key,
                     "choices": _choices(plan),
                     "environment": _environment(plan, build),
+                    "rewritten": {
+                        module.path: {"sha256": module.sha256, **module.rewritten.model_dump(mode="json")}
+                        for module in build.modules
+                        if module.rewritten
+                    },
                 },
                 "resolvedDependencies": list(_dependencies(job, build, invocation.toolkits)),
             },

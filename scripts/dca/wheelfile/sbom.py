@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from dca import __version__
 from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import Recipe, SdistSource
-from dca.compile.compiling import Build
+from dca.compile.compiling import Build, BuiltModule
 from dca.compile.job import Job
 from dca.sources.fetch import Applied, FetchedSource, Tree
 
@@ -33,8 +33,8 @@ NAMESPACE = uuid.UUID("6f0b5d0e-5d5b-5c8a-9a55-0d6f5dca0dca")
 def sbom(job: Job, build: Build) -> bytes:
     """The document: CycloneDX 1.6 as JSON (https://cyclonedx.org/docs/1.6/json).
 
-    The wheel depends on its modules, a module on the sources it was compiled from or the wheel it was copied from, and
-    a source on the patches and added files.
+    The wheel depends on its modules, a module on the sources it was compiled from or the wheel it was copied from (and
+    on the programs that wrote it with fewer kernels), and a source on the patches and added files.
     """
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
@@ -63,14 +63,15 @@ def sbom(job: Job, build: Build) -> bytes:
     )
     sources = {source.name: _source(source, recipe, tree) for source in tree.sources}
     patches = {patch.name: _patch(patch, recipe) for patch in tree.patches if patch.status != "not needed"}
-    makers, fixes = list(_makers(plan, build)), list(_fixes(build))
+    makers, fixes, device_tools = list(_makers(plan, build)), list(_fixes(build)), list(_device_tools(build))
     official = _official(recipe) if plan.copied else None
-    modules = {module.path: _file(module.path, module.sha256, {"origin": module.origin}) for module in build.modules}
+    modules = {module.path: _file(module.path, module.sha256, _origin(module)) for module in build.modules}
     every = [
         *sources.values(),
         *patches.values(),
         *makers,
         *fixes,
+        *device_tools,
         *([official] if official else []),
         *modules.values(),
     ]
@@ -78,10 +79,8 @@ def sbom(job: Job, build: Build) -> bytes:
         bom.components.add(component)
     bom.register_dependency(wheel, [*modules.values(), sources["source"]] if "source" in sources else modules.values())
     for module in build.modules:
-        compiled = module.origin == "compiled"
-        bom.register_dependency(
-            modules[module.path], [*sources.values(), *makers] if compiled else [official] if official else []
-        )
+        origins = [*sources.values(), *makers] if module.origin == "compiled" else [official] if official else []
+        bom.register_dependency(modules[module.path], [*origins, *(device_tools if module.rewritten else [])])
     for maker in makers:
         if fixes and maker.bom_ref.value == "toolkit":
             bom.register_dependency(maker, fixes)
@@ -209,6 +208,28 @@ def _makers(plan: Plan, build: Build) -> Iterator[Component]:
             properties={"provider": plan.toolkit.name},
         )
         yield _component("host-compiler", _Package("gcc", build.host_compiler, "pkg:generic/gcc"), program=True)
+
+
+def _origin(module: BuiltModule) -> dict[str, str]:
+    """Where a module comes from; for one of the official wheel with fewer kernels, from which file."""
+    rewritten = module.rewritten
+    return {
+        "origin": module.origin,
+        "official-sha256": rewritten.official if rewritten else "",
+        "kernels": rewritten.keeps.text if rewritten else "",
+    }
+
+
+def _device_tools(build: Build) -> Iterator[Component]:
+    """What wrote the copied modules with fewer kernels."""
+    versions = {
+        (name, version)
+        for module in build.modules
+        if module.rewritten
+        for name, version in (("ptxas", module.rewritten.ptxas), ("fatbinary", module.rewritten.fatbinary))
+    }
+    for name, version in sorted(versions):
+        yield _component(name, _Package(name, version, f"pkg:generic/{name}"), program=True)
 
 
 def _fixes(build: Build) -> Iterator[Component]:

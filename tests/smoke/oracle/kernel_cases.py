@@ -137,7 +137,7 @@ def stand_in(sparse: SparseAttention = right_sparse, first: int = 0, **more: Any
 
 
 def all_cases(under_test: Kernels, modules: layer.Modules | None = None) -> dict[str, Any]:
-    cases = kernels.cases(under_test, modules, quick=False, device="cpu", extent=EXTENT)
+    cases = kernels.cases(under_test, modules, EXTENT, device="cpu")
     return {case.name: case.run for case in cases}
 
 
@@ -153,14 +153,28 @@ def test_the_oracle_in_place_of_the_kernels_passes(name: str) -> None:
 
 
 def test_names_are_unique_and_what_is_left_out_is_named() -> None:
-    for quick in (True, False):
-        names = [case.name for case in kernels.cases(stand_in(), None, quick=quick, device="cpu")]
+    for extent in (kernels.QUICK, kernels.FULL):
+        names = [case.name for case in kernels.cases(stand_in(), None, extent, device="cpu")]
         assert len(names) == len(set(names))
     bare = stand_in(sparse_ragged=None)
     assert not any("ragged" in name for name in all_cases(bare))
-    assert len(kernels.left_out(bare, None, quick=False)) == 2
-    assert not kernels.left_out(stand_in(), layer.Modules(None, None), quick=False)
-    assert len(kernels.left_out(stand_in(), layer.Modules(None, None), quick=True)) == 2
+    modules = layer.Modules(None, None)
+    assert len(kernels.left_out(bare, None, kernels.FULL, quick=False)) == 2
+    assert not kernels.left_out(stand_in(), modules, kernels.FULL, quick=False)
+    assert len(kernels.left_out(stand_in(), modules, kernels.QUICK, quick=True)) == 2
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_data_type_that_a_wheel_lacks_has_no_case_and_is_named(quick: bool) -> None:
+    def names(*dtypes: str) -> set[str]:
+        extent = kernels.extent_of(dtypes, quick=quick)
+        return {case.name for case in kernels.cases(stand_in(), None, extent, device="cpu")}
+
+    assert names() == names("bfloat16", "float16")
+    assert names() - names("bfloat16") == {name for name in names() if "/float16" in name} != set()
+    modules = layer.Modules(None, None)
+    (line,) = kernels.left_out(stand_in(), modules, kernels.extent_of(["bfloat16"], quick=False), quick=False)
+    assert "float16" in line
 
 
 # Faults of sparse attention; each takes what the right function takes.

@@ -131,7 +131,7 @@ class Extent:
         ranks: query heads and key heads of one GPU of a tensor-parallel group.
         lengths: of queries and keys.
         batches: sizes of batches.
-        dtypes: of the tensors.
+        dtypes: of the tensors, of which a wheel may have only some.
         rows: random rows of 64 queries for the index conversion.
         sampled: rows of a head at a model's lengths, likewise.
         runs: how often the same call must give the same bits.
@@ -176,19 +176,26 @@ QUICK = replace(
 )
 
 
-def cases(
-    kernels: Kernels, modules: Modules | None, *, quick: bool, device: str = "cuda", extent: Extent | None = None
-) -> list[Case]:
+def extent_of(dtypes: Sequence[str], *, quick: bool) -> Extent:
+    """The extent of the cases of a wheel.
+
+    Args:
+        dtypes: those that its kernels have, as torch names them; all when empty.
+        quick: only cases that take less than a minute in all.
+    """
+    extent = QUICK if quick else FULL
+    return replace(extent, dtypes=tuple(dtype for dtype in extent.dtypes if not dtypes or _name(dtype) in dtypes))
+
+
+def cases(kernels: Kernels, modules: Modules | None, extent: Extent, *, device: str = "cuda") -> list[Case]:
     """The cases.
 
     Args:
         kernels: what is under test.
         modules: the wheel's Python of the layer; None for bare kernels, see `left_out`.
-        quick: only cases that take less than a minute in all.
+        extent: of the cases.
         device: to run on.
-        extent: of the cases, instead of that of `quick`.
     """
-    extent = extent or (QUICK if quick else FULL)
     bench = Bench(kernels, extent, device)
     converting = bench.conversion()
     listed = conversion.cases(converting, extent.rows, extent.sampled)
@@ -196,7 +203,7 @@ def cases(
         Case("conversion/same", f"index conversion gives the same {extent.runs} times", partial(_same_rows, bench))
     )
     for dtype, causal, (heads, kv_heads) in itertools.product(extent.dtypes, (True, False), extent.ranks):
-        kind, name = "causal" if causal else "full", str(dtype).rpartition(".")[2]
+        kind, name = "causal" if causal else "full", _name(dtype)
         listed.append(
             Case(
                 f"sparse/{name}/{kind}/{heads}-{kv_heads}",
@@ -205,7 +212,7 @@ def cases(
             )
         )
     for dtype in extent.dtypes:
-        name = str(dtype).rpartition(".")[2]
+        name = _name(dtype)
         listed.append(
             Case(f"dense/{name}", f"dense attention of ragged lengths in {name}", partial(_dense, bench, dtype))
         )
@@ -227,9 +234,17 @@ def cases(
     return [replace(case, run=partial(_settled, case.run, device)) for case in listed]
 
 
-def left_out(kernels: Kernels, modules: Modules | None, *, quick: bool) -> list[str]:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).rpartition(".")[2]
+
+
+def left_out(kernels: Kernels, modules: Modules | None, extent: Extent, *, quick: bool) -> list[str]:
     """What these cases do not prove, in a few words each."""
-    missing = []
+    missing = [
+        f"attention in {_name(dtype)}: the wheel has no kernels for it"
+        for dtype in FULL.dtypes
+        if dtype not in extent.dtypes
+    ]
     if not kernels.sparse_ragged:
         missing.append("sparse attention of ragged lengths: this release does not have it")
     if modules is None:

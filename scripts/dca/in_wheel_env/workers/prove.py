@@ -186,8 +186,10 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     modules = layer_modules(variant["overlay"])
     loaded = kernels.load_kernels(bare=modules is None)
     quick = bool(REQUEST.get("quick"))
-    tell(variant=variant["name"], kernels=loaded.source, left_out=kernels.left_out(loaded, modules, quick=quick))
-    return kernels.cases(loaded, modules, quick=quick)
+    extent = kernels.extent_of(REQUEST["dtypes"], quick=quick)
+    left_out = kernels.left_out(loaded, modules, extent, quick=quick)
+    tell(variant=variant["name"], kernels=loaded.source, left_out=left_out)
+    return kernels.cases(loaded, modules, extent)
 
 
 def main() -> None:

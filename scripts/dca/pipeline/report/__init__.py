@@ -11,6 +11,7 @@ from typing import ClassVar
 from dca.catalogue import recipes
 from dca.catalogue.plan import Asked, Plan, Request
 from dca.catalogue.recipes import Lean, Loaded
+from dca.compile.compiler_cache import CacheUse
 from dca.compile.compiling import Build
 from dca.foundation import documents, timeline
 from dca.foundation.documents import Document, Value
@@ -22,6 +23,7 @@ from dca.pipeline.wheel import REQUEST, Made
 
 PAGE = "report.html"
 ALL_ARCHS = "all archs"
+NOT_SAMPLED = "not sampled"
 SHARED = "shared by all groups"
 
 
@@ -68,6 +70,7 @@ class Report(Document):
         command: that builds it again; empty if the request is not known.
         made: the wheel; None if the run did not finish.
         jobs: how many compilers ran in parallel; 0 if unknown.
+        compiler_cache: how one was used; None if none was to be used, or the run did not come that far.
         timeline: of the run; None if it has none.
         objects: of the wheel, the slowest first; of a run that did not finish, those that it compiled.
         archs: cost of each GPU arch, from samples taken once a second, and of the work for all archs.
@@ -82,6 +85,7 @@ class Report(Document):
     command: str
     made: Made | None
     jobs: int
+    compiler_cache: CacheUse | None = None
     timeline: Timeline | None
     objects: tuple[ObjectCost, ...]
     archs: tuple[Cost, ...]
@@ -159,6 +163,7 @@ def read(folder: Path, spelled: Callable[[Request], Sequence[str]]) -> Report:
         command=shlex.join(["dca", "wheel", *spelled(request)]) if request else "",
         made=made,
         jobs=build.jobs if build else 0,
+        compiler_cache=build.compiler_cache if build else None,
         timeline=times,
         objects=_objects(build, compiled),
         archs=_by_arch(compiled),
@@ -220,18 +225,19 @@ def _objects(build: Build | None, compiled: Sequence[ObjectTime]) -> tuple[Objec
 
 
 def _by_arch(compiled: Iterable[ObjectTime]) -> tuple[Cost, ...]:
-    """The seconds for each arch, and for all archs together."""
+    """The seconds for each arch, and for all archs together; those of CUDA sources without a sample by themselves."""
     spent: defaultdict[str, float] = defaultdict(float)
-    total = 0.0
+    rest: defaultdict[str, float] = defaultdict(float)
     for one in compiled:
-        total += one.seconds
         for arch, seconds in one.archs.items():
             spent[arch] += seconds
+        sampled = one.archs or not one.source.endswith(".cu")
+        rest[ALL_ARCHS if sampled else NOT_SAMPLED] += max(0.0, one.seconds - sum(one.archs.values()))
     if not spent:
         return ()
-    both = max(0.0, total - sum(spent.values()))
+    total = sum(spent.values()) + sum(rest.values())
     by_number = sorted(_costs(spent, total), key=lambda cost: (len(cost.name), cost.name))
-    return (*by_number, *_costs({ALL_ARCHS: both}, total))
+    return (*by_number, *_costs(rest, total))
 
 
 def _by_group(compiled: Iterable[ObjectTime], groups: dict[str, tuple[str, ...]]) -> tuple[Cost, ...]:
