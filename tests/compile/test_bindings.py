@@ -372,6 +372,12 @@ def test_a_stub_says_what_is_missing_and_which_build_has_it(chosen: list[str], k
     assert says in stub
 
 
+def test_a_stub_of_what_no_build_has_names_none() -> None:
+    text = bindings.stubs(MODULE, SPEC, (), {})
+    assert "build with" not in text
+    assert 'head dimension 256 in float16 is not in this lean build of _fa_C.abi3.so");' in text
+
+
 def test_a_stub_has_the_parameters_of_its_function() -> None:
     assert "run_<half_t, 64, true>(Params &, cudaStream_t)" in stubs()["run_<half_t, 64, true>"]
     assert "run_sparse<half_t, 64, true>(Sparse &)" in stubs()["run_sparse<half_t, 64, true>"]

@@ -621,6 +621,13 @@ def test_what_is_left_out_comes_with_the_build_that_adds_it(recipe: str, git: bo
     assert with_it.key != bare.key
 
 
+def test_bare_kernels_have_no_build_of_everything() -> None:
+    plan = planned(Request(recipe=UPSTREAM, profile="kernels", archs=("9.0",)), world(reached=reach(git=True)))
+    assert plan.left_out.head_dims == {64: "--with hdim64"}
+    assert plan.left_out.dtypes == {"float16": "--with fp16"}
+    assert plan.left_out.command == "dca wheel --recipe vllm-0.10.2 --profile kernels --cuda 13.0 --arch 9.0"
+
+
 def test_nothing_is_left_out_of_a_build_of_everything() -> None:
     for request in (
         Request(recipe=UPSTREAM, prebuilt=("all",)),

@@ -437,9 +437,10 @@ class Recipe(Value):
         stubs = self.modules[module].stubs
         if stubs is None:
             return {}
-        whole = "--profile full" if self.full else "--prebuilt all"
+        whole = "--prebuilt-whole" if copied else "--profile full" if self.full else "--prebuilt all"
         known: list[int | str] = [*stubs.head_dims, *stubs.dtypes]
-        options = dict.fromkeys(known, "--prebuilt-whole" if copied else whole)
+        # Bare kernels have no build of everything.
+        options = dict.fromkeys(known, whole) if self.full or self.official_wheel else {}
         for name, group in self.groups.items():
             own: list[int | str] = [*group.head_dims, *group.dtypes]
             options |= dict.fromkeys(own, f"--with {name}") if group.module == module else {}

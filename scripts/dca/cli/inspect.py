@@ -92,7 +92,7 @@ def command(wheel: Path, checks: Checks, verbose: bool, output: options.Output) 
             "DCA-110",
             f"{wheel.name} does not fit.",
             why=_some(unfit),
-            remedy=f"build one that does: `{_fitting(checks, archs)}`.",
+            remedy=f"build one that does: `{_fitting(inspected, checks, archs)}`.",
             answered=output.as_json,
         )
 
@@ -105,9 +105,11 @@ def _inspect(wheel: Path, python: Path | None, archs: tuple[str, ...]) -> Inspec
     return inspection.inspect(wheel, source, torch=environments.look_at_torch(python), asked=archs)
 
 
-def _fitting(checks: Checks, archs: tuple[str, ...]) -> str:
-    """The command that builds a wheel for the named archs and model."""
+def _fitting(inspected: Inspection, checks: Checks, archs: tuple[str, ...]) -> str:
+    """The command that builds a wheel of the same recipe for the named archs and model."""
     words = ["dca wheel"]
+    if inspected.recorded:
+        words += ["--recipe", inspected.recorded.recipe]
     if checks.archs:
         words += ["--arch", ",".join(archs)]
     if checks.model:

@@ -211,8 +211,8 @@ def stubs(described: Module, spec: Stubs, chosen: Iterable[Group], adding: Mappi
             if not lacking:
                 continue
             missing = " in ".join(f"head dimension {value}" if value == dimension else dtype for value in lacking)
-            options = together(adding[value] for value in lacking)
-            text = f"{missing} is not in this lean build of {file}; build with {options}"
+            options = together(adding.get(value, "") for value in lacking)
+            text = f"{missing} is not in this lean build of {file}" + (f"; build with {options}" if options else "")
             definitions += [
                 f"template <> void {name}<{of.type}, {dimension}, {causal}>({functions.parameters}) "
                 f'{{ TORCH_CHECK(false, "{text}"); }}'
