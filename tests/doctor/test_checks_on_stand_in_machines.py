@@ -129,7 +129,7 @@ def test_memory_that_others_use_is_to_know(machine: Machine, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("free", "made", "status"), [(50, False, "fine"), (5, False, "wrong"), (5, True, "fine"), (1, True, "wrong")]
+    ("free", "made", "status"), [(50, False, "fine"), (4, False, "wrong"), (4, True, "fine"), (1, True, "wrong")]
 )
 def test_disk_is_looked_at_where_the_build_will_be(
     free: float, made: bool, status: str, machine: Machine, monkeypatch: pytest.MonkeyPatch

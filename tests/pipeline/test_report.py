@@ -307,7 +307,9 @@ def test_the_trace_has_every_span_in_microseconds(plan: Plan) -> None:
     "asked",
     [
         Request(),
-        Request(recipe="vllm-0.10.2", archs=("8.0", "9.0+PTX"), groups=("moe",), cuda="12.4", jobs=3),
+        Request(
+            recipe="vllm-0.10.2", archs=("8.0", "9.0+PTX"), groups=("moe",), cuda="12.4", jobs=3, compiler_cache="off"
+        ),
         Request(recipe="vllm-0.10.2", prebuilt=("all",)),
         Request(recipe="vllm-0.10.2", groups=("index-only",)),
         Request(recipe="vllm-0.10.2", cuda="12.6"),

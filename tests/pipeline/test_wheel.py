@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from dca import inspection
 from dca.catalogue.plan import Plan
+from dca.cli.wheel import summary
 from dca.compile import ops
 from dca.compile.compiling import Build
 from dca.foundation import documents, store
@@ -42,6 +43,30 @@ def test_compiled_modules_are_provably_from_source(made: Made, plan: Plan) -> No
         if name.startswith("source/"):
             file = Path(tree["folders"]["source"]) / name.removeprefix("source/")
             assert store.sha256_file(file) == sha256
+
+
+def test_the_wheel_is_small_and_says_which_kernels_a_copied_module_keeps(
+    made: Made, plan: Plan, tmp_path: Path
+) -> None:
+    build = documents.read(Build, Path(made.run) / "build.json")
+    inspected = documents.read(inspection.Inspection, Path(made.run) / "inspection.json")
+    assert made.bytes < 15e6
+    assert sum(module.bytes for module in inspected.modules) < 15e6
+    (copied,) = plan.copied
+    assert copied.keeps is not None
+    kept = f"copied from the official wheel; sm_80, sm_90; {copied.keeps.text}"
+    assert kept in summary(plan, made)
+    # One that could not be rewritten is as it was, which is said.
+    note = f"{copied.path} is copied as it is, with all of its kernels: it has no PTX."
+    modules = tuple(
+        module.model_copy(update={"rewritten": None, "note": note}) if module.rewritten else module
+        for module in build.modules
+    )
+    documents.write(build.model_copy(update={"modules": modules}), tmp_path / "build.json")
+    documents.write(inspected, tmp_path / "inspection.json")
+    text = summary(plan, made.model_copy(update={"run": str(tmp_path)}))
+    assert f"Warning: {note}" in text
+    assert kept not in text
 
 
 def test_the_record_in_the_wheel_says_what_it_was_made_of(wheel: Path, plan: Plan) -> None:

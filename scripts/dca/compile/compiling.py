@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import time
@@ -20,7 +21,7 @@ from dca.compile.cmake import CompiledObject
 from dca.compile.compiler_cache import CacheUse, Session
 from dca.compile.copied import Rewritten
 from dca.compile.job import Job
-from dca.foundation import documents, host_memory, runner, store
+from dca.foundation import documents, host_memory, runner, store, together
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
@@ -129,28 +130,26 @@ def compile_modules(job: Job, run: Run) -> Build:
     built: list[BuiltModule] = []
     outcome = cmake.Outcome(compiled=0, jobs=0)
     used = None
-    if plan.compiled:
-        with prepared(job, run) as (jobs, folder):
-            names = [module.name for module in plan.compiled]
-            with run.times.stage("compile"), compiler_cache.running(job, folder, run) as cache:
-                run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
-                outcome = _build(job, cache, jobs, run, time.time_ns())
-            used = cache.use()
-            with run.times.stage("load"):
-                for module in plan.compiled:
-                    if plan.profile == "full":
-                        file = upstream.install(module, folder, run.log)
-                    else:
-                        file = lean.module_file(module, folder.path)
-                    # Kept outside the build folder, which another run may use while this one still packages.
-                    kept = _keep(file, run.cache)
-                    built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
-    for module in plan.copied:
-        with run.times.stage("rewrite"):
-            file, how, note = copied.rewritten(job, module, run)
-        with run.times.stage("load"):
-            made = _built(job, module, file, (), run.log)
-        built.append(made.model_copy(update={"rewritten": how, "note": note}))
+    with together.Tasks() as tasks:
+        # While this thread waits for the compilers.
+        copies = [tasks.start(functools.partial(_copied, job, module, run)) for module in plan.copied]
+        if plan.compiled:
+            with prepared(job, run) as (jobs, folder):
+                names = [module.name for module in plan.compiled]
+                with run.times.stage("compile"), compiler_cache.running(job, folder, run) as cache:
+                    run.reporter.stage("compile", f"{', '.join(names)} for {', '.join(plan.archs)}, {jobs} in parallel")
+                    outcome = _build(job, cache, jobs, run, time.time_ns())
+                used = cache.use()
+                with run.times.stage("load"):
+                    for module in plan.compiled:
+                        if plan.profile == "full":
+                            file = upstream.install(module, folder, run.log)
+                        else:
+                            file = lean.module_file(module, folder.path)
+                        # Kept outside the build folder, which another run may use while this one still packages.
+                        kept = _keep(file, run.cache)
+                        built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
+    built += [copy.result for copy in copies]
     return Build(
         plan_key=plan.key,
         toolkit=plan.toolkit.version if plan.toolkit else "",
@@ -163,6 +162,15 @@ def compile_modules(job: Job, run: Run) -> Build:
         headers=headers.record(job.toolkit),
         compiler_cache=used,
     )
+
+
+def _copied(job: Job, module: PlannedModule, run: Run) -> BuiltModule:
+    """A copied module, with the kernels that the plan keeps."""
+    with run.times.stage("rewrite"):
+        file, how, note = copied.rewritten(job, module, run)
+    with run.times.stage("load"):
+        built = _built(job, module, file, (), run.log)
+    return built.model_copy(update={"rewritten": how, "note": note})
 
 
 def _build(job: Job, cache: Session, jobs: int, run: Run, started: int) -> cmake.Outcome:

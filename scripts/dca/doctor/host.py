@@ -16,8 +16,8 @@ from dca.foundation.secrets import redact
 
 GLIBC = (2, 28)
 """The oldest that current torch wheels support (manylinux_2_28); those of torch 2.5 support 2.17."""
-FRESH_GB = 12.0
-"""A first build needs 9.1 GB of cache (docs/benchmarks.md) and space to unpack."""
+FRESH_GB = 5.0
+"""A first build needs 2.9 GB of cache (docs/benchmarks.md), and space to unpack and to compile."""
 AGAIN_GB = 2.0
 SWAP_GIB = 4.0
 """Host memory that vLLM pins for each GPU by default."""

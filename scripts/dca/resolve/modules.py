@@ -91,8 +91,8 @@ def _plan_copies(copied: list[PlannedModule], candidate: Candidate, sources: Sou
 
 
 _KEPT = (
-    "What the groups promise stays; for the archs that have no cubin, the build environment's ptxas compiles its PTX. "
-    "--prebuilt-whole copies every kernel, as it is."
+    "What the groups promise stays; ptxas of the build environment compiles its PTX for the archs without a cubin. "
+    "--prebuilt-whole keeps every kernel."
 )
 
 

@@ -204,7 +204,7 @@ def _points(times: Timeline, values: Iterable[tuple[float, int]], limit: float) 
 def duration(seconds: float) -> str:
     """A time span for people: 0.4 s, 75 s, 12 min 5 s, 2 h 3 min."""
     if seconds < 9.95:
-        return f"{seconds:.1f} s" if seconds == 0 or seconds >= 0.05 else "< 0.1 s"
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "< 0.1 s"
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
