@@ -22,7 +22,7 @@ from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.pipeline.wheel import Made
 from dca.toolchain import environments, provide
-from tests.support import ROOT, SHARE, RunDca, install, link_cache, make_small
+from tests.support import ROOT, SHARE, RunDca, install_on_top, link_cache, make_small
 from tests.support.prepared import run_dca
 from tests.support.web import Place
 
@@ -175,11 +175,14 @@ def toolkit(planned: Plan, cache: store.Store, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
-def run_python(wheel: Path, made: Made, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A fresh environment with the wheel, installed by the two lines that `dca wheel` prints."""
-    folder = tmp_path_factory.mktemp("run") / "venv"
-    yield install(wheel, Path(made.lock), folder, cache)
-    store.remove(folder)
+def run_python(
+    wheel: Path, made: Made, plan: Plan, cache: store.Store, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An environment with the wheel, on top of the one with its lock that smoke uses and the cache keeps."""
+    folder = tmp_path_factory.mktemp("run")
+    run = Run(cache, Silent(), folder / "log")
+    locked = environments.make(Path(made.lock), plan.python_path, plan.python, run)
+    return install_on_top(wheel, locked, folder / "venv", cache)
 
 
 @pytest.fixture(scope="session")

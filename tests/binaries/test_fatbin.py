@@ -610,4 +610,5 @@ def test_every_cubin_of_the_wheel_is_whole_and_its_kernels_are_named(wheel: Path
         assert not [family.name for family in code.families if family.name.startswith("_Z")]
         # All but what holds no kernel at all, such as the libraries' own empty cubins.
         assert sum(family.bytes for family in code.families) > 0.99 * sum(code.sass_bytes.values())
-        assert all(code.code_bytes[arch] < code.sass_bytes[arch] for arch in code.sass)
+        # A rewritten module's cubins are compressed.
+        assert planned_module.keeps or all(code.code_bytes[arch] < code.sass_bytes[arch] for arch in code.sass)

@@ -138,6 +138,7 @@ def test_where_not_even_one_fits_the_error_says_so(
     assert "give the machine or the container more memory" in told
 
 
+@pytest.mark.whole
 def test_stand_in_a_compiler_killed_by_hand_is_said_to_be_killed_probably_for_memory(
     folder: Path, cmake_python: Path
 ) -> None:

@@ -16,7 +16,7 @@ from dca.catalogue import recipes
 from dca.catalogue.recipes import Loaded, SdistSource
 from dca.foundation import archives, data, store
 from dca.sources import index
-from tests.support import install
+from tests.support import install, install_on_top
 from tests.support.guards import (
     ACCEPTED,
     BACKEND_FILE,
@@ -190,23 +190,14 @@ def outcomes(
     tree = with_entry_points(trees.patched, recipe)
     named = os.environ.get(f"DCA_TEST_RUN_{name.upper().replace('-', '_').replace('.', '_')}")
     python = (
-        install(None, data.run_lock(name, "lean"), folder, cache) if not named else beside(Path(named), folder, cache)
+        install_on_top(None, Path(named), folder, cache)
+        if named
+        else install(None, data.run_lock(name, "lean"), folder, cache)
     )
     [packages] = folder.glob("lib/python3*/site-packages")
     (packages / "aaa-tree.pth").write_text(f"{tree}\n")
     yield configured(python, cases_of(name))
     store.remove(folder)
-
-
-def beside(python: Path, folder: Path, cache: store.Store) -> Path:
-    """An empty environment that finds the packages of another one."""
-    empty = folder.with_name("empty.txt")
-    empty.write_text("")
-    made = install(None, empty, folder, cache)
-    [packages] = folder.glob("lib/python3*/site-packages")
-    [there] = python.parent.parent.glob("lib/python3*/site-packages")
-    (packages / "packages.pth").write_text(f"{there}\n")
-    return made
 
 
 def with_entry_points(tree: Path, recipe: recipes.Recipe) -> Path:

@@ -18,7 +18,7 @@ from dca.compile import ops
 from dca.compile.compiling import Build
 from dca.foundation import documents, store
 from dca.pipeline.wheel import Made
-from tests.support import ROOT, RunDca, make_small
+from tests.support import ROOT, RunDca, install, make_small
 
 WORKER = ROOT / "tests/workers/import_everything.py"
 pytestmark = pytest.mark.slow
@@ -151,6 +151,22 @@ def test_everything_that_serving_imports_does(run_python: Path, wheel: Path, tmp
 
 def test_vllm_serve_help_works_on_the_simulated_platform(run_python: Path, wheel: Path, tmp_path: Path) -> None:
     assert "usage: vllm serve" in run_worker(run_python, wheel, tmp_path, "9.0", "serve", "--help")
+
+
+@pytest.mark.whole
+def test_vllm_is_imported_after_the_two_lines_that_a_build_prints(
+    wheel: Path, made: Made, cache: store.Store, tmp_path: Path
+) -> None:
+    python = install(wheel, Path(made.lock), tmp_path / "venv", cache)
+    done = subprocess.run(
+        [python, "-I", "-c", "import vllm; print(vllm.__version__)"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == wheel.name.split("-")[1]
 
 
 def test_vllm_is_imported_without_any_simulation(run_python: Path, tmp_path: Path) -> None:

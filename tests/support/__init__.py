@@ -76,20 +76,28 @@ def objects(cache: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in cache.glob("build/*/ninja/CMakeFiles/_C*.dir/**/*.o")}
 
 
-def install(wheel: Path | None, lock: Path, folder: Path, cache: store.Store) -> Path:
+def install(wheel: Path | None, lock: Path | None, folder: Path, cache: store.Store) -> Path:
     """A new environment with a lock and its wheel, by the two lines that `dca wheel` prints; its Python."""
     uv, env = machine.find_uv(), environments.uv_environment(cache)
     python = folder / "bin/python"
-    commands: list[list[str | Path]] = [
-        [uv, "venv", "--python", sys.executable, folder],
-        [uv, "pip", "install", "--python", python, "-r", lock],
-    ]
+    commands: list[list[str | Path]] = [[uv, "venv", "--python", sys.executable, folder]]
+    if lock:
+        commands.append([uv, "pip", "install", "--python", python, "-r", lock])
     if wheel:
         commands.append([uv, "pip", "install", "--python", python, "--no-deps", wheel])
     for argv in commands:
         done = runner.run(argv, env=env, timeout=1800.0)
         assert done.ok, done.text[-3000:]
     return python
+
+
+def install_on_top(wheel: Path | None, python: Path, folder: Path, cache: store.Store) -> Path:
+    """A new environment with the packages of another one, which are not copied, and with a wheel; its Python."""
+    top = install(wheel, None, folder, cache)
+    (packages,) = python.parent.parent.glob("lib/python3*/site-packages")
+    (own,) = folder.glob("lib/python3*/site-packages")
+    (own / "locked.pth").write_text(f"{packages}\n")
+    return top
 
 
 def alive(process: int) -> bool:
