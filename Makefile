@@ -59,7 +59,7 @@ publish: venv ## publish the wheels in dist/ to the index dist/index; WHEEL=FILE
 locks: venv ## solve the locks of every recipe again, as of its lock date
 	@.venv/bin/python scripts/locks.py
 
-test: dev ## run every test; needs the wheel of `make wheel`, and builds it if it is missing
+test: dev ## run the tests but those marked `whole`; needs the wheel of `make wheel`, and builds it if it is missing
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 prove: dev ## run every test at its full count, and build a small wheel of every recipe
