@@ -64,7 +64,8 @@ def install(request: pytest.FixtureRequest, python: Path, tmp_path: Path) -> obj
 def test_installs_by_version(web: Served, install) -> None:  # type: ignore[no-untyped-def]
     found = install("--index-url", f"{web.url}simple/", "vllm==1.0+dca1.cu121")
     assert found == ["helper-1.5", "vllm-1.0+dca1.cu121"]
-    assert sorted(web.bodies()) == ["helper-1.5-py3-none-any.whl", "vllm-1.0+dca1.cu121-py3-none-any.whl"]
+    # pip 23.0 asks for each twice.
+    assert set(web.bodies()) == {"helper-1.5-py3-none-any.whl", "vllm-1.0+dca1.cu121-py3-none-any.whl"}
     assert web.errors() == []
 
 

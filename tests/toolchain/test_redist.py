@@ -166,12 +166,12 @@ def test_a_mirror_without_the_manifest_says_which_it_lacks(place: Place) -> None
     assert redist.probe(ONE) == f"the server answers with status 404 for {MANIFEST}"
 
 
-def test_a_mirror_that_is_not_there_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_that_is_not_there_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(redist.OVERRIDE, "http://user:secret@127.0.0.1:1/redist")
     assert "does not answer" in redist.probe(ONE)
     assert "secret" not in redist.probe(ONE)
     with pytest.raises(DcaError) as refused:
-        redist.download(ONE.components[0], ONE, store.Store(Path("/nonexistent-cache")))
+        redist.download(ONE.components[0], ONE, store.Store(tmp_path))
     assert refused.value.code == "DCA-402"
 
 
