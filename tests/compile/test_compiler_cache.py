@@ -23,7 +23,7 @@ from dca.catalogue.plan import Plan, PlannedCache
 from dca.compile import cmake, compiler_cache
 from dca.compile.compiler_cache import Session, silence
 from dca.compile.job import Job
-from dca.foundation import runner, store
+from dca.foundation import environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.pipeline.wheel import Made
 from dca.toolchain import provide
@@ -67,7 +67,7 @@ def a_build(root: Path, nvcc: Path, planned: PlannedCache) -> tuple[Job, cmake.B
         python=".".join(map(str, sys.version_info[:3])),
     )
     job = SimpleNamespace(plan=plan, cuda=nvcc.parent.parent, torch=torch)
-    return cast("Job", job), cmake.BuildFolder(root, Path(sys.executable), runner.environment())
+    return cast("Job", job), cmake.BuildFolder(root, Path(sys.executable), environment.of())
 
 
 @pytest.fixture

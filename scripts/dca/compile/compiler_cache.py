@@ -26,7 +26,7 @@ from dca.catalogue import compiler_caches
 from dca.catalogue.plan import PlannedCache
 from dca.compile import cmake
 from dca.compile.job import Job
-from dca.foundation import data, documents, runner, secrets, store
+from dca.foundation import data, documents, environment, runner, secrets, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
@@ -257,7 +257,7 @@ def _started(
         _Unusable: with the reason.
     """
     known = compiler_caches.find(planned.name)
-    variables = runner.passed(known.passed)
+    variables = environment.passed(known.passed)
     remote = known.remote(variables) if planned.shared else None
     if remote and run.cache.offline:
         raise _Unusable(f"--offline forbids to ask {remote.kind}.")
@@ -353,7 +353,7 @@ class _Sccache:
         self._server = stack.enter_context(
             runner.beside(
                 [self._program],
-                env=runner.environment(server, network=True),
+                env=environment.of("network", server),
                 log=run.log,
                 supervision=runner.Supervision(sharing=True, grace=1.0),
             )
@@ -378,7 +378,7 @@ class _Sccache:
         raise _Unusable(f"sccache did not start: {said[:300]}")
 
     def _ask(self, *arguments: str, timeout: float = ANSWER_SECONDS) -> runner.Completed:
-        env = runner.environment({**self.env, "SCCACHE_NO_DAEMON": "1"})
+        env = environment.of("compiler", {**self.env, "SCCACHE_NO_DAEMON": "1"})
         return runner.run([self._program, *arguments], env=env, timeout=timeout)
 
     def alive(self) -> bool:
