@@ -202,6 +202,7 @@ def test_an_index_that_serves_no_parts_gives_the_whole_package_and_that_is_told(
     (note,) = index.notes
     assert note.startswith(f"{file_of('math')} (1 MB) is downloaded completely: ")
     assert "partial" in python.parent.parent.name
+    assert list(index.cache.root.glob(f"downloads/*/{file_of('math')}")) == []
     sent = index.place.sent
     assert environments.inputs(index.plan, index.cache, Silent())
     # The complete packages, which uv keeps for itself.

@@ -229,10 +229,7 @@ def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
         DcaError: those of `build_environment`.
     """
     with together.Tasks() as tasks:
-        members = [
-            tasks.start(functools.partial(index.members, wheel, wheel.members, run.cache, run.reporter))
-            for wheel in wanted.partial
-        ]
+        members = [tasks.start(functools.partial(_members, wheel, run.cache, run.reporter)) for wheel in wanted.partial]
         tasks.start(functools.partial(_install, wanted, folder, run))
     if not wanted.partial:
         return
@@ -259,6 +256,17 @@ def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
         for path, library in libraries.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             tasks.start(functools.partial(stand_ins.compile_library, library, path, compiler, run.log, "DCA-407"))
+
+
+def _members(wheel: PartialWheel, cache: store.Store, reporter: Reporter) -> dict[str, Path]:
+    """The files of a partial wheel; a wheel that was downloaded completely is gigabytes that nothing else needs.
+
+    Raises:
+        DcaError: those of `index.members`.
+    """
+    files = index.members(wheel, wheel.members, cache, reporter)
+    cache.download(wheel.sha256, wheel.file).unlink(missing_ok=True)
+    return files
 
 
 def _install(wanted: _Environment, folder: Path, run: Run) -> None:
@@ -335,7 +343,7 @@ def inputs(plan: Plan, cache: store.Store, reporter: Reporter) -> list[Path]:
         DcaError: DCA-403 when the index has no wheel of the lock for this machine, and those of downloading.
     """
     complete, partial = build_packages(plan)
-    members = [index.members(wheel, wheel.members, cache, reporter).values() for wheel in partial]
+    members = [_members(wheel, cache, reporter).values() for wheel in partial]
 
     def progress(done: int, total: int) -> None:
         reporter.progress(done, total, "packages of the build environment")
