@@ -275,7 +275,7 @@ def _explain_substitution(candidate: Candidate, used: str, modules: list[Planned
     asked, recipe = candidate.request.cuda, candidate.recipe
     major = used.split(".")[0]
     first = candidate.world.cuda.drivers.of(f"{major}.0")
-    runs = f"Machine code of any CUDA {major}.x runs on every driver of CUDA {major}.x, {first.driver} or newer."
+    runs = f"Machine code of any CUDA {major}.x runs on every driver of CUDA {major}.x: {first}."
     if any(module.origin == "compiled" for module in modules):
         reason = f"no CUDA {asked} toolkit that compiles {recipe.name} is available."
     else:
@@ -363,7 +363,8 @@ def _advice(candidate: Candidate, archs: tuple[str, ...]) -> tuple[str, ...]:
     ]
     if not serving or world.machine.processor not in official.machines:
         return ()
-    what = "this machine's GPUs" if world.machine.gpus else f"GPUs of compute capability {', '.join(serving)}"
+    own = bool(world.machine.gpus) and {gpu.arch for gpu in world.machine.gpus} <= set(serving)
+    what = "this machine's GPUs" if own else f"GPUs of compute capability {', '.join(serving)}"
     wheel = f"the official {official.package} {official.version} wheel (CUDA {official.cuda}, Python {recipe.python})"
     needs = {arch: drivers.most(drivers.of_official(recipe, arch, world.cuda.drivers)) for arch in serving}
     lacking = drivers.lacking(candidate, needs)
@@ -375,7 +376,7 @@ def _advice(candidate: Candidate, archs: tuple[str, ...]) -> tuple[str, ...]:
         else "no patches or guards, because this recipe has none"
     )
     return (
-        f"You may not need to build: {wheel} supports {what} with {drivers.oldest(needs)}. "
+        f"You may not need to build: {wheel} supports {what} with driver {drivers.oldest(needs)}. "
         f"`dca wheel --recipe {recipe.name} --prebuilt all` copies all of its modules and compiles nothing.",
         "A build adds: DCA index and engine kernels from source for exactly these archs, a pinned torch, upper bounds "
         f"for packages that break it ({', '.join(recipe.caps)}), a record of the wheel's contents, and {patched}.",
