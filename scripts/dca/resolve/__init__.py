@@ -87,7 +87,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     drivers.explain_ptx(candidate, target, modules, compiler.line, draft)
     if draft.reasons:
         return draft.reasons
-    left_out = what_is_left_out(recipe, modules, serves, _command(candidate, target, compiler.line))
+    left_out = what_is_left_out(recipe, modules, serves, _command(candidate, target))
     if left_out.head_dims or left_out.dtypes:
         kernels = f"head dimension {', '.join(map(str, serves.head_dims))} in {' and '.join(serves.dtypes)}"
         others = "; ".join(f"{option} adds {', '.join(values)}" for option, values in left_out.by_option.items())
@@ -310,8 +310,9 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
     local = [f"dca{candidate.loaded.series_revision}", "cu" + cuda.replace(".", "")]
     if candidate.copies_all:
         local.append("prebuilt")
-        # The official wheel's modules have code for other archs too, so only what is left out makes a difference.
-        local += ["sm" + arch.replace(".", "") for arch in target.archs if target.without]
+        # The modules have code for more archs than the plan is for.
+        if target.archs != recipe.lean.default_archs:
+            local += ["sm" + arch.replace(".", "") for arch in target.archs]
     else:
         local.append(request.profile)
         # A wheel with more or less than the profile must not have the profile's version.
@@ -327,11 +328,10 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
     return f"{recipe.base_version}+{'.'.join(local)}"
 
 
-def _command(candidate: Candidate, target: Target, cuda: str) -> str:
+def _command(candidate: Candidate, target: Target) -> str:
     """The command that builds the wheel, without paths of this machine.
 
-    Args:
-        cuda: line that compiles.
+    It leaves the CUDA version out, which would also stand for a driver.
     """
     recipe, profile = candidate.recipe, candidate.request.profile
     archs = ",".join(f"{arch}+PTX" if arch in target.ptx else arch for arch in target.archs)
@@ -339,7 +339,6 @@ def _command(candidate: Candidate, target: Target, cuda: str) -> str:
     options = {
         "--recipe": recipe.name,
         "--profile": "" if profile == "lean" else profile,
-        "--cuda": cuda,
         "--arch": archs,
         "--with": ",".join(added),
         "--prebuilt": ",".join(candidate.request.prebuilt),
