@@ -1,8 +1,8 @@
-# Every target only calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
+# Every target only calls `dca`. CUDA=12.1 ARCH=9.0 DRIVER=550.54 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
 # COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all PREBUILT_WHOLE=1 TOOLKIT=DIR JOBS=N COMPILER_CACHE=NAME CACHE=DIR
 # BUNDLE=FILE OFFLINE=1 become its options.
-VARIABLES := CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT PREBUILT_WHOLE TOOLKIT JOBS COMPILER_CACHE \
-             CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE OFFLINE
+VARIABLES := CUDA ARCH DRIVER RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT PREBUILT_WHOLE TOOLKIT JOBS \
+             COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE OFFLINE
 # Only what is on the command line counts: ARCH=x86_64 in the environment is about something else.
 INHERITED := $(strip $(foreach name,$(VARIABLES) PYTHON,$(if $(filter environment,$(origin $(name))),$(if $($(name)),$(name)))))
 $(foreach name,$(INHERITED),$(eval export INHERITED_$(name) := $$(value $(name))))
@@ -20,8 +20,8 @@ export $(foreach name,$(VARIABLES),$(if $($(name)),$(name)))
 UNIT := not wheel and not network and not slow and not proof and not whole and not gpu and not git
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
-FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
-        $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
+FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,DRIVER,driver) $(call flag,RECIPE,recipe) \
+        $(call flag,PROFILE,profile) $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
         $(call flag,PREBUILT,prebuilt) $(if $(strip $(PREBUILT_WHOLE)),--prebuilt-whole) $(call flag,TOOLKIT,toolkit) \
         $(call flag,JOBS,jobs) $(call flag,COMPILER_CACHE,compiler-cache) $(call flag,CACHE,cache-dir)
 
