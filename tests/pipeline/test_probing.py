@@ -136,10 +136,8 @@ def test_a_lock_of_an_earlier_version_is_read_and_its_failures_are_asked_again(p
 def test_how_long_a_failure_is_believed(ago: float, seconds: float, outdated: bool) -> None:
     asked = (datetime.now(timezone.utc) - timedelta(seconds=ago)).strftime(probing.TIME)
     failed = Reachability(ok=False, why="refused", asked=asked, seconds=seconds)
-    assert probing._is_outdated(failed, "9") is outdated
-    assert not probing._is_outdated(failed.model_copy(update={"ok": True}), "9")
-    # What this command has asked itself.
-    assert not probing._is_outdated(failed, asked)
+    assert probing._is_outdated(failed) is outdated
+    assert not probing._is_outdated(failed.model_copy(update={"ok": True}))
 
 
 def test_what_a_machine_sets_and_make_ignores_is_in_the_plan(plans: Plans) -> None:

@@ -35,7 +35,8 @@ def world(
 ) -> World:
     """Everything besides the request that a plan depends on.
 
-    All places are probed once, in parallel; later runs read the result from the lock.
+    All places are probed once, in parallel; later runs read the result from the lock, and probe again what failed and
+    would make a better plan.
 
     Args:
         request: of the user; its recipe is checked to exist.
@@ -77,7 +78,7 @@ def world(
         followed = _heads(request, known, kept) if update == "follow" else {}
         reach = probing.probe(request, follow(known, followed), sources).model_copy(update={"followed": followed})
     loaded = follow(known, reach.followed)
-    return World(
+    seen = World(
         recipes=loaded,
         toolkits=sources,
         cuda=toolkits.load_versions(),
@@ -85,6 +86,7 @@ def world(
         machine=host,
         reach=reach.model_copy(update={"local": _local_trees(request, loaded)}),
     )
+    return probing.again(request, seen) if reach is kept and not cache.offline else seen
 
 
 def _has_toolkit(packed: Bundle, sources: tuple[toolkits.ToolkitSource, ...]) -> bool:
@@ -196,19 +198,16 @@ def make_plan(
     Raises:
         DcaError: DCA-3nn with every recipe's reasons when no plan is possible.
     """
-    began, asks_network = probing.now(), packed is None and not cache.offline
     seen = world(request, cache, update=update, packed=packed, own_toolkits=own_toolkits)
-    known = seen.reach
-    if asks_network:
-        seen = probing.again(request, seen, began)
     outcome = resolve(request, seen)
     if not isinstance(outcome, Plan):
         raise settings.explained(_no_plan(request, outcome.passed_over))
     # A place that cannot be reached now may be reachable later, so only a result that led to a plan is recorded.
     lock = _lock_path(request, seen.recipes, seen.toolkits, cache)
-    if asks_network and (update or seen.reach != known or documents.read_if_whole(Reach, lock) is None):
+    asks_network, reach = packed is None and not cache.offline, seen.reach.model_copy(update={"local": {}})
+    if asks_network and documents.read_if_whole(Reach, lock) != reach:
         cache.open()
-        documents.write(seen.reach.model_copy(update={"local": {}}), lock)
+        documents.write(reach, lock)
     missing = probing.out_of_reach(request, seen, outcome) if asks_network else ()
     outcome = outcome.model_copy(update={"out_of_reach": missing, "ignored": settings.ignored()})
     recipe = next(loaded.recipe for loaded in seen.recipes if loaded.recipe.name == outcome.recipe)

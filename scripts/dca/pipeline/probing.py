@@ -24,11 +24,6 @@ TIME = "%Y-%m-%dT%H:%M:%SZ"
 PATIENCE = 20
 
 
-def now() -> str:
-    """The time, in UTC."""
-    return datetime.now(timezone.utc).strftime(TIME)
-
-
 def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[ToolkitSource, ...]) -> Reach:
     """Probe all places in parallel, with a limit of five seconds each."""
     return Reach(places=_ask(_probes(request, known, sources)))
@@ -56,7 +51,7 @@ def _probes(
 
 def _ask(probes: Mapping[str, Callable[[], str]]) -> dict[str, Reachability]:
     def one(ask: Callable[[], str]) -> Reachability:
-        asked, began = now(), time.monotonic()
+        asked, began = datetime.now(timezone.utc).strftime(TIME), time.monotonic()
         why = ask()
         return Reachability(ok=not why, why=why, asked=asked, seconds=round(time.monotonic() - began, 1))
 
@@ -65,15 +60,9 @@ def _ask(probes: Mapping[str, Callable[[], str]]) -> dict[str, Reachability]:
         return {name: futures[name].result() for name in sorted(futures)}
 
 
-def again(request: Request, seen: World, since: str) -> World:
-    """The world after asking those places again that failed before, if a better plan were possible with them.
-
-    Args:
-        request: of the user.
-        seen: what is known.
-        since: places that were asked at this time or later are not asked again.
-    """
-    failed = {name for name, place in seen.reach.places.items() if _is_outdated(place, since)}
+def again(request: Request, seen: World) -> World:
+    """The world after asking those places again that failed for an earlier plan, if a better plan needs them."""
+    failed = {name for name, place in seen.reach.places.items() if _is_outdated(place)}
     if not failed or better(request, seen, resolve(request, seen)) is None:
         return seen
     probes = _probes(request, seen.recipes, seen.toolkits)
@@ -82,9 +71,9 @@ def again(request: Request, seen: World, since: str) -> World:
     return dataclasses.replace(seen, reach=reach)
 
 
-def _is_outdated(place: Reachability, since: str) -> bool:
+def _is_outdated(place: Reachability) -> bool:
     """Whether a place was out of reach so long ago that it may be in reach now."""
-    if place.ok or place.asked >= since:
+    if place.ok:
         return False
     try:
         asked = datetime.strptime(place.asked, TIME).replace(tzinfo=timezone.utc)
