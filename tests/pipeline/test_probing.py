@@ -75,9 +75,13 @@ def test_a_place_that_comes_into_reach_makes_the_plan_better_without_update(plan
     assert first["toolkit"]["name"] == "found"
     assert f"redist:{BETTER.name}" in out_of_reach(first)
     (place,) = [place for place in first["out_of_reach"] if place["place"] == f"redist:{BETTER.name}"]
-    asked = datetime.strptime(place["asked"], probing.TIME).replace(tzinfo=timezone.utc)
+    asked = datetime.strptime(place["since"], probing.TIME).replace(tzinfo=timezone.utc)
     assert before <= asked <= datetime.now(timezone.utc)
     assert "404" in place["why"]
+    # As long as nothing changes, so does no byte of the plan, although everything that failed was asked again.
+    same = plans.plan()
+    assert MANIFEST in same["asked"]
+    assert same | {"asked": []} == first | {"asked": []}
     plans.serve()
     second = plans.plan()
     assert second["toolkit"]["name"] == BETTER.name

@@ -65,13 +65,15 @@ class Reachability(Value):
     """Whether one place could be reached, and why not.
 
     Args:
-        asked: when it was asked, in UTC, such as 2026-11-29T08:00:00Z; empty if it was not.
+        asked: when it was asked last, in UTC, such as 2026-11-29T08:00:00Z; empty if it was not.
+        since: when it was first asked in vain, if it has been out of reach ever since.
         seconds: how long it took to find out.
     """
 
     ok: bool
     why: str = ""
     asked: str = ""
+    since: str = ""
     seconds: float = 0.0
 
 
@@ -171,12 +173,12 @@ class OutOfReach(Value):
     Args:
         place: as in `Reach`.
         why: it could not be reached.
-        asked: when that was found out, in UTC.
+        since: when that was first found out, in UTC; it has been out of reach ever since.
     """
 
     place: str
     why: str
-    asked: str
+    since: str
 
 
 class Ignored(Value):

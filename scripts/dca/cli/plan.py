@@ -44,8 +44,8 @@ def render(plan: Plan) -> str:
     if plan.out_of_reach:
         lines += ["", "Out of reach; another plan would be possible with"]
         for place in plan.out_of_reach:
-            lines += [f"  {place.place}", *terminal.wrapped(" " * 6, f"{place.why} (asked {place.asked}).")]
-        lines += terminal.wrapped("  ", "The next plan asks again.")
+            lines += [f"  {place.place}", *terminal.wrapped(" " * 6, f"{place.why} (since {place.since}).")]
+        lines += terminal.wrapped("  ", "Every plan asks again.")
     if plan.ignored:
         lines += ["", "Set by you and ignored, because it would change the build"]
         for name, about in ignored(plan).items():

@@ -53,7 +53,8 @@ def _ask(probes: Mapping[str, Callable[[], str]]) -> dict[str, Reachability]:
     def one(ask: Callable[[], str]) -> Reachability:
         asked, began = datetime.now(timezone.utc).strftime(TIME), time.monotonic()
         why = ask()
-        return Reachability(ok=not why, why=why, asked=asked, seconds=round(time.monotonic() - began, 1))
+        seconds = round(time.monotonic() - began, 1)
+        return Reachability(ok=not why, why=why, asked=asked, since=asked if why else "", seconds=seconds)
 
     with ThreadPoolExecutor(max_workers=max(1, len(probes))) as pool:
         futures = {name: pool.submit(one, ask) for name, ask in probes.items()}
@@ -67,6 +68,9 @@ def again(request: Request, seen: World) -> World:
         return seen
     probes = _probes(request, seen.recipes, seen.toolkits)
     answers = _ask({name: ask for name, ask in probes.items() if name in failed})
+    for name, place in answers.items():
+        if not place.ok and (since := seen.reach.of(name).since):
+            answers[name] = place.model_copy(update={"since": since})
     reach = seen.reach.model_copy(update={"places": {**seen.reach.places, **answers}})
     return dataclasses.replace(seen, reach=reach)
 
@@ -102,7 +106,7 @@ def out_of_reach(request: Request, seen: World, outcome: Plan) -> tuple[OutOfRea
         return ()
     failed = {name: place for name, place in seen.reach.places.items() if not place.ok}
     return tuple(
-        OutOfReach(place=name, why=failed[name].why, asked=failed[name].asked)
+        OutOfReach(place=name, why=failed[name].why, since=failed[name].since)
         for name in dict.fromkeys(_needed(hopeful, seen))
         if name in failed
     )
