@@ -95,9 +95,10 @@ def _generate(job: Job, folder: Path, apart: units.Apart) -> str:
             sources = [path for path in sources if path in apart.plain]
             upstream = (src / described.tree / described.bindings).read_text(encoding="utf-8")
             text = bindings.generate(upstream, module.name, own, described.undefined)
-            path = generated / f"{module.name}_bindings.cpp"
-            store.write_if_changed(path, text.encode())
-            sources.append(path)
+            path = generated / f"{module.name}{units.BINDINGS}"
+            # Upstream's declarations are in headers, one of which defines an op as well.
+            store.write_if_changed(path, f"#define {units.FACTORIES}\n{text}".encode())
+            (sources if path in apart.plain else unit_files).append(path)
         if described.stubs:
             text = bindings.stubs(described, described.stubs, own.values(), recipe.adding(module.name))
             path = generated / f"{module.name}_stubs.cpp"
