@@ -24,6 +24,7 @@ class Request(Value):
         prebuilt_whole: whether a copied module keeps the kernels that no group of the wheel promises; with "all" in
             `prebuilt` it does so anyway.
         toolkit: a toolkit's folder, absolute.
+        try_toolkit: whether to take a toolkit of a CUDA line that the recipe has not been compiled with.
         model: the model to serve; its groups are added.
         jobs: how many compilers run at once; None for as many as cores and memory allow.
         compiler_cache: the compiler cache to use; "auto" uses one that a variable of the caller shares.
@@ -42,6 +43,7 @@ class Request(Value):
     strict_cuda: bool = False
     python: str | None = None
     toolkit: str | None = None
+    try_toolkit: bool = False
     model: Model | None = None
     jobs: int | None = None
     compiler_cache: CacheOption = "auto"
@@ -393,6 +395,14 @@ class Plan(Document):
 
 
 class Cannot(Value):
-    """No plan is possible: every recipe, with the reasons against it."""
+    """No plan is possible: every recipe, with the reasons against it.
+
+    Args:
+        passed_over: every recipe, by priority.
+        nearest: name of the recipe that needs the smallest change to be possible.
+        ways: changes of the request with which a plan is possible, as sentences.
+    """
 
     passed_over: tuple[PassedOver, ...]
+    nearest: str
+    ways: tuple[str, ...] = ()

@@ -163,6 +163,7 @@ class OfficialWheel(IndexFile):
 
     cuda: CudaLine
     machines: tuple[str, ...] = ("x86_64",)
+    """Processors that the release has a wheel for; modules are copied from the one of x86_64."""
     members: dict[RelativePath, Member]
     schemas: dict[str, SchemaDigest] = {}
     """Digests (dca.compile.ops.digest) of the schemas of its ops, for every op of the groups."""
@@ -181,6 +182,11 @@ class Cuda(Value):
 
     official: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
     supported: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
+
+    def includes(self, line: str) -> bool:
+        """Whether a line is one of those known to compile the recipe, or lies between two of them."""
+        known = sorted(map(Version, self.supported))
+        return line in self.supported or known[0] < Version(line) < known[-1]
 
 
 class KernelDtype(Value):

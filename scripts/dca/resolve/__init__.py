@@ -11,6 +11,7 @@ from dca.catalogue.archs import NOT, how_reached
 from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
 from dca.catalogue.toolkits import FIRST_DRIVER, CudaVersion
+from dca.resolve import ways
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.compiler_cache import choose_cache
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
@@ -30,8 +31,19 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
     with the reason. With one, there is no fallback.
 
     Returns:
-        A plan, or every recipe with the reasons against it.
+        A plan, or every recipe with the reasons against it, and the changes with which there would be a plan.
     """
+    outcome = _first(request, world)
+    if isinstance(outcome, Plan):
+        return outcome
+    nearest, found = ways.find(request, world, _first)
+    names = [over.name for over in outcome]
+    fewest = min(outcome, key=lambda over: len(over.reasons)).name
+    return Cannot(passed_over=tuple(outcome), nearest=nearest if nearest in names else fewest, ways=found)
+
+
+def _first(request: Request, world: World) -> Plan | list[PassedOver]:
+    """The plan of the first recipe by priority that can be built, or every recipe with the reasons against it."""
     passed: list[PassedOver] = []
     chosen: Plan | None = None
     for loaded in sorted(world.recipes, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)):
@@ -48,7 +60,7 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
         else:
             passed.append(PassedOver(name=name, reasons=tuple(drafted)))
     if chosen is None:
-        return Cannot(passed_over=tuple(passed))
+        return passed
     why = "requested with --recipe." if request.recipe else "the first by priority that can be built on this machine."
     recipe = Choice(subject="recipe", value=f"{chosen.recipe}: {chosen.title}", reason=why)
     return chosen.model_copy(
@@ -59,7 +71,10 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
 def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]:
     """One recipe's plan, or all the reasons against it at once."""
     draft = Draft()
-    check_machine(world.machine, draft)
+    check_machine(world, draft)
+    if draft.reasons:
+        # On another machine, nothing else would be the same.
+        return draft.reasons
     check_profile(request, loaded.recipe, draft)
     candidate = Candidate(request, loaded.of_profile(request.profile), world)
     recipe = candidate.recipe
@@ -67,7 +82,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     check_python(request, recipe, world.machine, draft)
     if request.profile != KERNELS:
         check_transformers(candidate.loaded, draft)
-    supported = check_cuda(request, recipe, world, draft)
+    supported = check_cuda(request, recipe, draft)
     sources = choose_sources(request, recipe, groups, world.reach, draft)
     compiler = _compiler(candidate, draft, supported=supported)
     substituted = bool(request.cuda and compiler.line not in ("", request.cuda))
@@ -78,7 +93,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     if not draft.reasons and request.model:
         check_model(request.model, recipe, serves, draft)
     if not draft.reasons and request.cuda and substituted:
-        _explain_substitution(candidate, compiler.line, modules, draft)
+        _explain_substitution(candidate, compiler, modules, draft)
     if draft.reasons:
         return draft.reasons
     left_out = what_is_left_out(recipe, modules, serves, _command(candidate, target, compiler.line))
@@ -144,10 +159,7 @@ def _compiler(candidate: Candidate, draft: Draft, *, supported: bool) -> Compile
     if candidate.copies_all:
         return _official_cuda(candidate, draft)
     if supported:
-        choice = choose_toolkit(candidate.request, candidate.recipe, candidate.world, draft)
-        if choice is not None:
-            toolkit, host, facts = choice
-            return Compiler(line=facts.line, facts=facts, toolkit=toolkit, host=host)
+        return choose_toolkit(candidate.request, candidate.recipe, candidate.world, draft) or Compiler()
     return Compiler()
 
 
@@ -206,11 +218,13 @@ def _asked_archs(candidate: Candidate, groups: tuple[str, ...]) -> tuple[tuple[s
         return request.archs, "requested with --arch."
     if machine.gpus:
         names = ", ".join(sorted({gpu.name for gpu in machine.gpus}))
-        return tuple(gpu.arch for gpu in machine.gpus), f"the GPUs of this machine: {names}."
+        hidden = f" CUDA_VISIBLE_DEVICES hides {machine.hidden_gpus} more." if machine.hidden_gpus else ""
+        return tuple(gpu.arch for gpu in machine.gpus), f"the GPUs of this machine: {names}.{hidden}"
     narrow = [recipe.groups[name].archs for name in groups if recipe.groups[name].archs]
     default = recipe.offer(request.profile).default_archs
     archs = tuple(arch for arch in default if all(arch in supported for supported in narrow))
-    reason = "this machine has no GPU: the default archs for serving dual chunk attention."
+    none = "CUDA_VISIBLE_DEVICES hides all GPUs" if machine.hidden_gpus else "this machine has no GPU"
+    reason = f"{none}: the default archs for serving dual chunk attention."
     if left_out := [arch for arch in default if arch not in archs]:
         reason += f" Without {', '.join(left_out)}: a group has no kernels for it."
     return archs, reason
@@ -220,19 +234,19 @@ def _check_arch(arch: str, owner: str, candidate: Candidate, facts: CudaVersion 
     """Reject an arch that the compiler or the profile does not support, and warn about one without sparse attention."""
     recipe, profile = candidate.recipe, candidate.request.profile
     offered = recipe.offer(profile).archs
-    if facts is not None and not candidate.copies_all and arch not in facts.archs:
-        draft.refuse(
-            "DCA-304",
-            f"nvcc {facts.line} does not know the GPU architecture {arch}.",
-            f"choose from {', '.join(known for known in facts.archs if known in offered)}.",
-        )
-    elif arch not in offered:
+    if arch not in offered:
         draft.refuse(
             "DCA-305",
             f"the {profile} profile does not support {arch}{owner}: the "
             f"{'sparse-attention ' * (profile == 'lean')}kernels of {recipe.name} run on "
             f"{', '.join(offered)}.",
             _other_way(recipe, arch, profile),
+        )
+    elif facts is not None and not candidate.copies_all and arch not in facts.archs:
+        draft.refuse(
+            "DCA-304",
+            f"nvcc {facts.line} does not know the GPU architecture {arch}{owner}.",
+            f"choose from {', '.join(known for known in facts.archs if known in offered)}.",
         )
     elif arch not in recipe.lean.archs:
         draft.warnings.append(
@@ -256,9 +270,9 @@ def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
     return f"build for {', '.join(recipe.lean.default_archs)}."
 
 
-def _explain_substitution(candidate: Candidate, used: str, modules: list[PlannedModule], draft: Draft) -> None:
+def _explain_substitution(candidate: Candidate, compiler: Compiler, modules: list[PlannedModule], draft: Draft) -> None:
     """Explain that another CUDA line than the requested one compiles, and what that means for the driver."""
-    asked, recipe, world = candidate.request.cuda, candidate.recipe, candidate.world
+    asked, used, recipe, world = candidate.request.cuda, compiler.line, candidate.recipe, candidate.world
     major = used.split(".")[0]
     first = FIRST_DRIVER.get(int(major), 0)
     runs = f"Compiled kernels (SASS) of any CUDA {major}.x run on every {major}.x driver, {first} or newer"
@@ -266,7 +280,7 @@ def _explain_substitution(candidate: Candidate, used: str, modules: list[Planned
     if compiled:
         none = not any(module.ptx for module in compiled)
         ptx = "no PTX is embedded" if none else "the PTX that upstream's CMake embeds needs a newer driver"
-        reason = f"no CUDA {asked} toolkit that compiles {recipe.name} is available. {runs}; {ptx}."
+        reason = f"{_why_substituted(candidate, compiler)} {runs}; {ptx}."
     else:
         reason = f"the official wheel is of CUDA {used}, and nothing is compiled. {runs}; its PTX needs a newer driver."
     draft.choose("CUDA", f"{used} instead of {asked}", reason)
@@ -281,6 +295,21 @@ def _explain_substitution(candidate: Candidate, used: str, modules: list[Planned
                 f"which needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not of CUDA {asked}."
                 + (" To compile it from source instead, name its source with --companion." if copied else "")
             )
+
+
+def _why_substituted(candidate: Candidate, compiler: Compiler) -> str:
+    """Why no toolkit of the requested CUDA line compiles."""
+    asked, recipe = candidate.request.cuda or "", candidate.recipe
+    if candidate.world.cuda.of(asked) is None:
+        return (
+            f"no toolkit of CUDA {asked} is known; as what nvidia-smi prints, it is the newest CUDA that the driver "
+            "supports."
+        )
+    if not recipe.cuda.includes(asked):
+        return f"{recipe.name} compiles with CUDA {', '.join(recipe.cuda.supported)}, not {asked}."
+    if compiler.rejected:
+        return " ".join(compiler.rejected)
+    return f"no toolkit of CUDA {asked} is available."
 
 
 def _followed(candidate: Candidate, sources: Sources, draft: Draft) -> list[str]:

@@ -76,12 +76,14 @@ class Compiler:
         facts: about that line.
         toolkit: the CUDA toolkit.
         host: the C++ compiler.
+        rejected: why each toolkit of the requested CUDA line was not taken, if one of another line was.
     """
 
     line: str = ""
     facts: CudaVersion | None = None
     toolkit: PlannedToolkit | None = None
     host: machine.Compiler | None = None
+    rejected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
