@@ -170,16 +170,8 @@ def test_another_cuda_of_the_major_version_is_substituted_and_said() -> None:
     assert "525" in choice.reason
 
 
-def test_substitution_embeds_no_ptx_and_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
-    plan = planned(Request(cuda="12.1", archs=("9.0+PTX",)))
-    assert (plan.ptx, plan.warnings) == ((), ())
-    # The official module has PTX alone for 9.0.
-    whole = planned(Request(cuda="12.1", archs=("9.0+PTX",), prebuilt_whole=True))
-    assert any("570" in warning and "9.0" in warning for warning in whole.warnings)
-
-
 def test_the_exact_cuda_is_not_called_substituted() -> None:
-    plan = planned(Request(cuda="12.4", archs=("8.0", "9.0+PTX")))
+    plan = planned(Request(recipe=UPSTREAM, cuda="12.4", archs=("8.0", "9.0+PTX")), world(reached=reach(git=True)))
     assert not plan.substituted
     assert plan.ptx == ("9.0",)
     assert plan.warnings == ()
@@ -807,13 +799,13 @@ def test_full_leaves_out_what_has_no_kernels_for_the_archs_and_warns_below_the_s
     assert any("without dual chunk attention" in warning for warning in old.warnings)
 
 
-def test_full_of_another_cuda_line_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
-    plan = planned(FULL.model_copy(update={"cuda": "12.1", "archs": ("9.0",)}), world(reached=reach(git=True)))
-    assert plan.substituted
-    (warning,) = plan.warnings
-    assert warning.startswith("_vllm_fa2_C is compiled and runs on 9.0 only by compiling its PTX")
-    (choice,) = (choice for choice in plan.choices if choice.subject == "CUDA")
-    assert "no PTX is embedded" not in choice.reason
+def test_full_of_another_cuda_line_leaves_out_what_its_driver_reaches_only_by_ptx() -> None:
+    older = FULL.model_copy(update={"cuda": "12.1"})
+    plan = planned(older, world(reached=reach(git=True)))
+    assert (plan.substituted, plan.archs) == (True, ("8.0",))
+    assert any("Without 9.0: _vllm_fa2_C has only PTX of CUDA 12.4" in warning for warning in plan.warnings)
+    named = only_reason(older.model_copy(update={"archs": ("9.0",)}), world(reached=reach(git=True)))
+    assert named.code == "DCA-313"
 
 
 def test_jobs_follow_the_memory_that_the_profiles_jobs_take() -> None:

@@ -7,7 +7,6 @@ from packaging.specifiers import SpecifierSet
 from dca.catalogue.machine import Machine
 from dca.catalogue.plan import Check, Request
 from dca.catalogue.recipes import Loaded, Recipe
-from dca.catalogue.toolkits import FIRST_DRIVER
 from dca.resolve.draft import Draft, World
 
 # transformers before 4.37 does not know the models; 5 removed an attribute that every DCA release reads.
@@ -128,7 +127,7 @@ def check_transformers(loaded: Loaded, draft: Draft) -> None:
         )
 
 
-def check_cuda(request: Request, recipe: Recipe, draft: Draft) -> bool:
+def check_cuda(request: Request, recipe: Recipe, world: World, draft: Draft) -> bool:
     """Whether a toolkit can be chosen: the requested CUDA line is of the major version of torch's build.
 
     It need not be a toolkit's: nvidia-smi prints the line that a driver supports, and some drivers came without a
@@ -140,7 +139,7 @@ def check_cuda(request: Request, recipe: Recipe, draft: Draft) -> bool:
     asked, own = (int(version.split(".")[0]) for version in (line, torch.cuda))
     if asked != own:
         newer = f"A driver of CUDA {line} runs what CUDA {own}.x compiles."
-        older = f"CUDA {own}.x needs driver {FIRST_DRIVER.get(own, 0)} or newer."
+        older = f"CUDA {own}.x needs {world.cuda.drivers.of(f'{own}.0')} or newer."
         draft.refuse(
             "DCA-303",
             f"CUDA {line}: torch {torch.version} is built for CUDA {torch.cuda} and cannot be linked with another "

@@ -60,7 +60,7 @@ def choose_toolkit(request: Request, recipe: Recipe, world: World, draft: Draft)
         draft.passed.append(PassedOver(name=f"toolkit {_label(other)}", reasons=(Reason(code="DCA-302", text=text),)))
     if request.strict_cuda and request.cuda and taken.line != request.cuda:
         supported = request.cuda in recipe.cuda.supported
-        exact = [candidate for candidate in candidates if candidate.line == request.cuda]
+        asked = [candidate for candidate in candidates if candidate.line == request.cuda]
         wanting_compiler = any(reason.code == "DCA-308" for reason in rejected)
         draft.refuse(
             "DCA-308" if wanting_compiler else "DCA-302",
@@ -71,7 +71,7 @@ def choose_toolkit(request: Request, recipe: Recipe, world: World, draft: Draft)
                     *(reason.text for reason in rejected),
                 ]
             ),
-            _install_compiler(exact, request, recipe, world)
+            _install_compiler(asked, request, recipe, world)
             if wanting_compiler
             else f"install CUDA {request.cuda} and name it with --toolkit DIR."
             if supported
