@@ -175,6 +175,10 @@ class Torch(Value):
     version: ReleaseText
     cuda: CudaLine
     cxx11_abi: bool
+    ptxas: CudaLine | None = None
+    """The CUDA version of the ptxas that its build environment has, in Triton's package."""
+    archs: tuple[Arch, ...] = ()
+    """GPU archs that the index's build of it has machine code for, if that is not enough for all of the recipe's."""
 
 
 class Cuda(Value):
@@ -296,6 +300,8 @@ class Lean(Value):
     groups: tuple[str, ...]
     archs: tuple[Arch, ...]
     default_archs: Annotated[tuple[Arch, ...], Field(min_length=1)]
+    untried: tuple[Arch, ...] = ()
+    """Those of `archs` that nobody has run the kernels on."""
     job_memory_gib: Annotated[float, Field(gt=0)]
     architectures: tuple[str, ...] = ()
     """Model architectures, as in a model's config.json, whose ops the groups were derived for."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from packaging.version import Version
 
+from dca.catalogue.archs import NOT, how_reached
 from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
 from dca.catalogue.toolkits import CudaVersion
@@ -18,7 +19,7 @@ from dca.resolve.compiler_cache import choose_cache
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_left_out, what_is_served
 from dca.resolve.jobs import Jobs, choose_jobs, heaviest
-from dca.resolve.modules import choose_modules
+from dca.resolve.modules import choose_modules, machine_code
 from dca.resolve.sources import choose_sources
 from dca.resolve.toolkit import choose_toolkit
 
@@ -207,7 +208,8 @@ def _target(candidate: Candidate, groups: tuple[str, ...], facts: CudaVersion | 
     owner = "" if request.archs or not machine.gpus else " (a GPU of this machine)"
     for arch in archs:
         _check_arch(arch, owner, candidate, facts, draft)
-    return Target(groups, archs, ptx, reason)
+    _warn_about_archs(archs, candidate, draft)
+    return Target(groups, archs, ptx, reason, nvcc=facts)
 
 
 def _for_drivers(candidate: Candidate, target: Target, sources: Sources, cuda: str, draft: Draft) -> Target:
@@ -255,17 +257,44 @@ def _check_arch(arch: str, owner: str, candidate: Candidate, facts: CudaVersion 
             f"{', '.join(offered)}.",
             _other_way(recipe, arch, profile),
         )
-    elif facts is not None and not candidate.copies_all and arch not in facts.archs:
+    elif facts is not None and not candidate.copies_all and not _compiles(arch, candidate, facts):
+        first = next((cuda.line for cuda in candidate.world.cuda.versions if arch in cuda.archs), "")
+        newer = f"name a toolkit of CUDA {first} or newer with --toolkit DIR, or " if first else ""
         draft.refuse(
             "DCA-304",
             f"nvcc {facts.line} does not know the GPU architecture {arch}{owner}.",
-            f"choose from {', '.join(known for known in facts.archs if known in offered)}.",
+            f"{newer}choose from {', '.join(known for known in facts.archs if known in offered)}.",
         )
     elif arch not in recipe.lean.archs:
         draft.warnings.append(
             f"the sparse-attention kernels of {recipe.name} run on {', '.join(recipe.lean.archs)}, not on {arch}: "
             "on it the wheel works without dual chunk attention only."
         )
+
+
+def _compiles(arch: str, candidate: Candidate, nvcc: CudaVersion) -> bool:
+    """Whether a GPU arch can be compiled for. PTX, and all of upstream's CMake, need an nvcc that knows the arch."""
+    request, lean = candidate.request, candidate.recipe.lean
+    if request.profile == "full" or f"{arch}+PTX" in request.archs:
+        return arch in nvcc.archs
+    return machine_code(arch, lean.archs, candidate, nvcc) != ("", "")
+
+
+def _warn_about_archs(archs: tuple[str, ...], candidate: Candidate, draft: Draft) -> None:
+    """Warn about GPUs that nobody has run the kernels on, and those that the index's torch has no machine code for."""
+    recipe, table = candidate.recipe, candidate.world.cuda
+    if untried := [arch for arch in archs if arch in recipe.lean.untried]:
+        draft.warnings.append(
+            f"nobody has run the kernels of {recipe.name} on a GPU of compute capability {' or '.join(untried)} yet."
+        )
+    torch = recipe.torch
+    for arch in archs:
+        if torch.archs and how_reached(arch, torch.archs, ()) == NOT and arch in recipe.lean.archs:
+            newer = next(cuda.line for cuda in table.versions if arch in cuda.archs)
+            draft.warnings.append(
+                f"the package index's torch {torch.version} is built for CUDA {torch.cuda} and has no machine code for "
+                f"{arch}: replace it by PyTorch's own build of {torch.version} for CUDA {newer} or newer."
+            )
 
 
 def _other_way(recipe: Recipe, arch: str, profile: str) -> str:

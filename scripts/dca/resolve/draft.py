@@ -63,6 +63,7 @@ class Target:
         ptx: those of them that PTX is embedded for.
         why: they were chosen.
         without: archs that the plan left out because of their driver, each with the reason.
+        nvcc: about the CUDA line that compiles; None if nothing is compiled or no toolkit can be.
     """
 
     groups: tuple[str, ...]
@@ -70,6 +71,7 @@ class Target:
     ptx: tuple[str, ...]
     why: str = ""
     without: Mapping[str, str] = field(default_factory=dict)
+    nvcc: CudaVersion | None = None
 
 
 @dataclass(frozen=True)
