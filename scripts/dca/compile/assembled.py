@@ -58,9 +58,7 @@ def assembled(job: Job, module: PlannedModule, file: Path, run: Run) -> tuple[Pa
         before = rewriting.read(file.read_bytes())
         images = [tuple(_wanted(before.container(slot), module)) for slot in before.slots]
         texts = {image for several in images for image in several if isinstance(image, Text)}
-        run.reporter.stage(
-            "assemble", f"{module.name}: ptxas {tools.ptxas.version} compiles {len(texts)} cubins for {made}"
-        )
+        run.reporter.stage("assemble", f"{module.name}: ptxas {tools.ptxas.version} compiles its PTX for {made}")
         content = device_code.replaced(before, images, module, job.plan.jobs, tools)
     except device_code.ERRORS as error:
         raise DcaError(
