@@ -177,6 +177,24 @@ def test_the_exact_cuda_is_not_called_substituted() -> None:
     assert plan.warnings == ()
 
 
+@pytest.mark.parametrize("copied", [{"prebuilt": ("all",)}, {"prebuilt_whole": True}])
+def test_a_plan_that_leaves_an_arch_out_is_that_of_the_others(copied: dict[str, Any]) -> None:
+    """As a wheel is built again: its archs are named, and no driver is too old."""
+    request = Request(cuda="12.1", **copied)
+    plan = planned(request)
+    assert (plan.archs, plan.drivers) == (("8.0",), {"8.0": "525"})
+    assert plan.version.endswith(".sm80")
+    again = planned(request.model_copy(update={"archs": plan.archs, "driver": "9999"}))
+    assert (again.key, again.version) == (plan.key, plan.version)
+    both = planned(request.model_copy(update={"driver": "9999"}))
+    assert (both.archs, both.drivers) == (("8.0", "9.0"), {"8.0": "525", "9.0": "570"})
+    assert both.key != plan.key
+
+
+def test_a_driver_does_not_change_what_is_built() -> None:
+    assert planned(Request(driver="550.54.15")).key == planned(Request()).key
+
+
 def test_strict_cuda_refuses_a_substitute() -> None:
     assert refused(Request(recipe=UPSTREAM, cuda="12.1", strict_cuda=True)) == {UPSTREAM: ["DCA-302"]}
     assert planned(Request(recipe=UPSTREAM, cuda="12.4", strict_cuda=True)).cuda == "12.4"
@@ -684,7 +702,7 @@ def test_what_is_left_out_comes_with_the_build_that_adds_it(recipe: str, git: bo
     request = Request(recipe=recipe, cuda="12.4", archs=("8.0", "9.0+PTX"), groups=("fp16",))
     seen = world(reached=reach(git=git))
     bare = planned(request.model_copy(update={"groups": ()}), seen)
-    command = f"dca wheel --recipe {recipe} --cuda 12.4 --arch 8.0,9.0+PTX"
+    command = f"dca wheel --recipe {recipe} --arch 8.0,9.0+PTX"
     assert bare.left_out.dtypes == {"float16": "--with fp16"}
     assert bare.left_out.head_dims[96] == odd
     half = DENSE.model_copy(update={"dtype": "float16"})
@@ -703,7 +721,7 @@ def test_bare_kernels_have_no_build_of_everything() -> None:
     plan = planned(Request(recipe=UPSTREAM, profile="kernels", archs=("9.0",)), world(reached=reach(git=True)))
     assert plan.left_out.head_dims == {64: "--with hdim64"}
     assert plan.left_out.dtypes == {"float16": "--with fp16"}
-    assert plan.left_out.command == "dca wheel --recipe vllm-0.10.2 --profile kernels --cuda 13.0 --arch 9.0"
+    assert plan.left_out.command == "dca wheel --recipe vllm-0.10.2 --profile kernels --arch 9.0"
 
 
 def test_nothing_is_left_out_of_a_build_of_everything() -> None:

@@ -31,8 +31,8 @@ class Release(Value):
     archs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The branch in words."""
-        return f"driver {self.driver} (CUDA {self.cuda})" if self.driver else f"a driver of CUDA {self.cuda}"
+        """The branch and later ones in words."""
+        return f"{self.driver} (CUDA {self.cuda}) or newer" if self.driver else f"of CUDA {self.cuda} or newer"
 
 
 class Driver(Value):

@@ -141,7 +141,7 @@ def summary(plan: Plan, result: Made) -> str:
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} instead of {plan.cuda_asked}; `dca plan` explains what that means.")
     if choice := next((choice for choice in plan.choices if choice.subject == "driver"), None):
-        lines.append(f"  Needs {choice.value}")
+        lines.append(f"  Needs driver {choice.value}")
     lines += [f"  Warning: {warning}" for warning in plan.warnings]
     lines += [
         "  Install it with its lock in a new environment:",

@@ -14,7 +14,7 @@ from pathlib import Path
 from dca.binaries import fatbin, rewriting
 from dca.binaries.fatbin import CUBIN, PTX, Code
 from dca.binaries.rewriting import RewritingError
-from dca.catalogue import archs
+from dca.catalogue import archs, toolkits
 from dca.catalogue.plan import KeptKernels, Plan, PlannedModule
 from dca.compile import device_code
 from dca.compile.device_code import Image, Text, Tools
@@ -22,6 +22,7 @@ from dca.compile.job import Job
 from dca.foundation import store
 from dca.foundation.documents import Value
 from dca.foundation.run import Run
+from dca.resolve.drivers import of_official
 
 _VERSION = re.compile(rb"^\.version\s+(\d{1,9}\.\d{1,9})", re.MULTILINE)
 _EMPTY = b".version %b\n.target sm_%b\n.address_size 64\n"
@@ -83,10 +84,18 @@ def rewritten(job: Job, module: PlannedModule, run: Run) -> tuple[Path, Rewritte
         empty = _empty(before, module)
         content = device_code.replaced(before, [several or empty for several in images], module, job.plan.jobs, tools)
     except device_code.ERRORS as error:
-        note = f"{module.path} is copied as it is, with all of its kernels: {error}."
+        needs = _needs_as_it_is(job, module)
+        note = " ".join([f"{module.path} is copied as it is, with all of its kernels: {error}.", *needs])
         run.reporter.note(note)
         return official, None, note
     return device_code.keep(content, official.name, run), how, ""
+
+
+def _needs_as_it_is(job: Job, module: PlannedModule) -> list[str]:
+    """The drivers that compile the official module's PTX, for the archs that it has no machine code for."""
+    known = toolkits.load_versions().drivers
+    needs = [need for arch in job.plan.archs for need in of_official(job.recipe, arch, known)]
+    return [f"{need.text}." for need in needs if need.module == module.name and need.at_load]
 
 
 def _images(before: rewriting.Module, job: Job, module: PlannedModule) -> list[tuple[Image, ...]]:

@@ -102,7 +102,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     drivers.explain_ptx(candidate, target, modules, compiler.line, draft)
     if draft.reasons:
         return draft.reasons
-    left_out = what_is_left_out(recipe, modules, serves, _command(candidate, target, compiler.line))
+    left_out = what_is_left_out(recipe, modules, serves, _command(candidate, target))
     if left_out.head_dims or left_out.dtypes:
         kernels = f"head dimension {', '.join(map(str, serves.head_dims))} in {' and '.join(serves.dtypes)}"
         others = "; ".join(f"{option} adds {', '.join(values)}" for option, values in left_out.by_option.items())
@@ -317,7 +317,7 @@ def _explain_substitution(candidate: Candidate, compiler: Compiler, modules: lis
     asked, used = candidate.request.cuda, compiler.line
     major = used.split(".")[0]
     first = candidate.world.cuda.drivers.of(f"{major}.0")
-    runs = f"Machine code of any CUDA {major}.x runs on every driver of CUDA {major}.x, {first.driver} or newer."
+    runs = f"Machine code of any CUDA {major}.x runs on every driver of CUDA {major}.x: {first}."
     if any(module.origin == "compiled" for module in modules):
         reason = _why_substituted(candidate, compiler)
     else:
@@ -367,8 +367,9 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
     local = [f"dca{candidate.loaded.series_revision}", "cu" + cuda.replace(".", "")]
     if candidate.copies_all:
         local.append("prebuilt")
-        # The official wheel's modules have code for other archs too, so only what is left out makes a difference.
-        local += ["sm" + arch.replace(".", "") for arch in target.archs if target.without]
+        # The modules have code for more archs than the plan is for.
+        if target.archs != recipe.lean.default_archs:
+            local += ["sm" + arch.replace(".", "") for arch in target.archs]
     else:
         local.append(request.profile)
         # A wheel with more or less than the profile must not have the profile's version.
@@ -384,11 +385,10 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
     return f"{recipe.base_version}+{'.'.join(local)}"
 
 
-def _command(candidate: Candidate, target: Target, cuda: str) -> str:
+def _command(candidate: Candidate, target: Target) -> str:
     """The command that builds the wheel, without paths of this machine.
 
-    Args:
-        cuda: line that compiles.
+    It leaves the CUDA version out, which would also stand for a driver.
     """
     recipe, profile = candidate.recipe, candidate.request.profile
     archs = ",".join(f"{arch}+PTX" if arch in target.ptx else arch for arch in target.archs)
@@ -396,7 +396,6 @@ def _command(candidate: Candidate, target: Target, cuda: str) -> str:
     options = {
         "--recipe": recipe.name,
         "--profile": "" if profile == "lean" else profile,
-        "--cuda": cuda,
         "--arch": archs,
         "--with": ",".join(added),
         "--prebuilt": ",".join(candidate.request.prebuilt),
@@ -420,7 +419,8 @@ def _advice(candidate: Candidate, archs: tuple[str, ...]) -> tuple[str, ...]:
     ]
     if not serving or world.machine.processor not in official.machines:
         return ()
-    what = "this machine's GPUs" if world.machine.gpus else f"GPUs of compute capability {', '.join(serving)}"
+    own = bool(world.machine.gpus) and {gpu.arch for gpu in world.machine.gpus} <= set(serving)
+    what = "this machine's GPUs" if own else f"GPUs of compute capability {', '.join(serving)}"
     wheel = f"the official {official.package} {official.version} wheel (CUDA {official.cuda}, Python {recipe.python})"
     needs = {arch: drivers.most(drivers.of_official(recipe, arch, world.cuda.drivers)) for arch in serving}
     lacking = drivers.lacking(candidate, needs)
@@ -432,7 +432,7 @@ def _advice(candidate: Candidate, archs: tuple[str, ...]) -> tuple[str, ...]:
         else "no patches or guards, because this recipe has none"
     )
     return (
-        f"You may not need to build: {wheel} supports {what} with {drivers.oldest(needs)}. "
+        f"You may not need to build: {wheel} supports {what} with driver {drivers.oldest(needs)}. "
         f"`dca wheel --recipe {recipe.name} --prebuilt all` copies all of its modules and compiles nothing.",
         "A build adds: DCA index and engine kernels from source for exactly these archs, a pinned torch, upper bounds "
         f"for packages that break it ({', '.join(recipe.caps)}), a record of the wheel's contents, and {patched}.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from packaging.version import Version
@@ -23,6 +23,7 @@ class Need:
         arch: of the GPU.
         cuda: that compiled the module.
         at_load: whether the driver compiles its PTX.
+        copied: whether it is a module of the official wheel.
         oldest: the driver.
     """
 
@@ -30,16 +31,17 @@ class Need:
     arch: str
     cuda: str
     at_load: bool
+    copied: bool
     oldest: Release
 
     @property
     def text(self) -> str:
         """What needs the driver."""
         if self.at_load:
-            return f"{self.module} has only PTX of CUDA {self.cuda} for {self.arch}, which needs {self.oldest} or newer"
+            return f"{self.module} has only PTX of CUDA {self.cuda} for {self.arch}, which needs driver {self.oldest}"
         if self.arch in self.oldest.archs:
-            return f"GPUs of compute capability {self.arch} need {self.oldest} or newer"
-        return f"machine code of CUDA {self.cuda} needs {self.oldest} or newer"
+            return f"GPUs of compute capability {self.arch} need driver {self.oldest}"
+        return f"machine code of CUDA {self.cuda} needs driver {self.oldest}"
 
 
 def most(needs: Iterable[Need]) -> Need:
@@ -47,31 +49,40 @@ def most(needs: Iterable[Need]) -> Need:
     return max(needs, key=lambda need: (Version(need.oldest.cuda), need.at_load))
 
 
-def needs_of(modules: Iterable[tuple[str, str, Mapping[str, str]]], arch: str, drivers: Drivers) -> list[Need]:
-    """What modules need of the driver on a GPU.
+@dataclass(frozen=True)
+class Code:
+    """A module's code for one GPU.
 
     Args:
-        modules: name, the CUDA version that compiled it, and how each arch runs it.
-        arch: of the GPU.
-        drivers: that are known.
+        module: its name.
+        cuda: that compiled it, or the PTX that it was compiled from.
+        copied: whether it is a module of the official wheel.
+        how: the GPU runs it.
     """
-    return [
-        Need(name, arch, cuda, compiled_at_load(how), drivers.needed(arch, how, cuda))
-        for name, cuda, reached in modules
-        if (how := reached.get(arch, NOT)) != NOT
-    ]
+
+    module: str
+    cuda: str
+    copied: bool
+    how: str
+
+    def need(self, arch: str, drivers: Drivers) -> Need:
+        """What it needs of the driver on a GPU that runs it."""
+        oldest = drivers.needed(arch, self.how, self.cuda)
+        return Need(self.module, arch, self.cuda, compiled_at_load(self.how), self.copied, oldest)
 
 
 def of_official(recipe: Recipe, arch: str, drivers: Drivers) -> list[Need]:
     """What a recipe's modules need as they are in the official wheel; those without code for the arch are missing."""
     official = recipe.official_wheel
-    members = official.members if official else {}
-    modules = [
-        (name, official.cuda, {arch: how_reached(arch, members[module.path].sass, members[module.path].ptx)})
-        for name, module in recipe.modules.items()
-        if official and module.path in members
+    if official is None:
+        return []
+    members = {name: official.members.get(module.path) for name, module in recipe.modules.items()}
+    codes = [
+        Code(name, official.cuda, copied=True, how=how_reached(arch, member.sass, member.ptx))
+        for name, member in members.items()
+        if member
     ]
-    return needs_of(modules, arch, drivers)
+    return [code.need(arch, drivers) for code in codes if code.how != NOT]
 
 
 def of_plan(candidate: Candidate, target: Target, modules: list[PlannedModule], cuda: str) -> dict[str, Need]:
@@ -80,9 +91,16 @@ def of_plan(candidate: Candidate, target: Target, modules: list[PlannedModule], 
     Args:
         cuda: that compiles.
     """
-    compiled = [(module.name, _cuda(module, candidate, cuda), module.reached) for module in modules]
-    all_needs = {arch: needs_of(compiled, arch, candidate.world.cuda.drivers) for arch in target.archs}
-    return {arch: most(needs) for arch, needs in all_needs.items() if needs}
+    table = candidate.world.cuda.drivers
+    needs = {
+        arch: [
+            Code(module.name, _cuda(module, candidate, cuda), module.origin == "copied", how).need(arch, table)
+            for module in modules
+            if (how := module.reached.get(arch, NOT)) != NOT
+        ]
+        for arch in target.archs
+    }
+    return {arch: most(own) for arch, own in needs.items() if own}
 
 
 def _cuda(module: PlannedModule, candidate: Candidate, cuda: str) -> str:
@@ -130,20 +148,22 @@ def fit(candidate: Candidate, target: Target, needs: dict[str, Need], draft: Dra
 
 
 def _remedy(candidate: Candidate, need: Need) -> str:
-    request, recipe = candidate.request, candidate.recipe
-    ways = [f"install {need.oldest} or newer"]
-    driver = known(candidate, need.arch)
-    # A driver compiles the PTX of an older nvcc.
-    older = [line for line in recipe.cuda.supported if driver and driver[0].runs(Release(cuda=line, driver=0))]
-    if need.at_load and candidate.copies_all:
-        ways.insert(0, f"leave --prebuilt all out, so that the wheel has machine code for {need.arch}")
-    elif need.at_load and request.prebuilt_whole:
-        ways.insert(0, f"leave --prebuilt-whole out, so that the wheel has machine code for {need.arch}")
-    elif need.at_load and older:
-        ways.insert(0, f"compile with --cuda {max(older, key=Version)}")
-    if not request.driver:
+    ways = [*_other_options(candidate, need), f"install driver {need.oldest}"]
+    if not candidate.request.driver:
         ways.append("name the driver of the machine that the wheel is for with --driver")
     return f"{', or '.join(ways)}."
+
+
+def _other_options(candidate: Candidate, need: Need) -> list[str]:
+    """The options that give a module machine code, or PTX that the driver compiles."""
+    request, driver = candidate.request, known(candidate, need.arch)
+    if not need.at_load or driver is None:
+        return []
+    if need.copied:
+        given = [f"--prebuilt {name}" for name in request.prebuilt] + ["--prebuilt-whole"] * request.prebuilt_whole
+        return [f"leave {given[0]} out, so that the wheel has machine code for {need.arch}"] if given else []
+    lines = [line for line in candidate.recipe.cuda.supported if driver[0].runs(Release(cuda=line, driver=0))]
+    return [f"compile with --cuda {max(lines, key=Version)}"] if lines else []
 
 
 def explain(candidate: Candidate, needs: dict[str, Need], draft: Draft) -> None:
@@ -166,14 +186,16 @@ def explain_ptx(candidate: Candidate, target: Target, modules: list[PlannedModul
         return
     newest = max(lines, key=Version)
     needed = table.compiling(newest)
-    draft.choose("PTX", ", ".join(target.ptx), f"requested with --arch; newer GPUs run it with {needed} or newer.")
+    draft.choose("PTX", ", ".join(target.ptx), f"requested with --arch; newer GPUs run it with driver {needed}.")
     for why in dict.fromkeys(
         driver[1] for arch in target.ptx if (driver := known(candidate, arch)) and not driver[0].runs(needed)
     ):
-        draft.warnings.append(f"the embedded PTX is of CUDA {newest}, which needs {needed} or newer; {why}.")
+        draft.warnings.append(f"the embedded PTX is of CUDA {newest}, which needs driver {needed}; {why}.")
 
 
 def oldest(needs: dict[str, Need]) -> str:
     """The oldest driver of each arch in words."""
-    texts = {arch: f"{need.oldest} or newer" for arch, need in needs.items()}
-    return "; ".join(dict.fromkeys(texts.values()) if len(set(texts.values())) == 1 else map(": ".join, texts.items()))
+    archs: dict[str, list[str]] = {}
+    for arch, need in needs.items():
+        archs.setdefault(str(need.oldest), []).append(arch)
+    return ", ".join(f"{driver} for {' and '.join(own)}" for driver, own in archs.items())
