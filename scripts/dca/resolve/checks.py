@@ -139,7 +139,7 @@ def check_cuda(request: Request, recipe: Recipe, world: World, draft: Draft) -> 
     asked, own = (int(version.split(".")[0]) for version in (line, torch.cuda))
     if asked != own:
         newer = f"A driver of CUDA {line} runs what CUDA {own}.x compiles."
-        older = f"CUDA {own}.x needs {world.cuda.drivers.of(f'{own}.0')} or newer."
+        older = f"CUDA {own}.x needs driver {world.cuda.drivers.of(f'{own}.0')}."
         draft.refuse(
             "DCA-303",
             f"CUDA {line}: torch {torch.version} is built for CUDA {torch.cuda} and cannot be linked with another "
