@@ -115,7 +115,7 @@ ARCHIVE = Unread(what="zip archives", why="not unpacked", files=3, bytes=9, some
             "H100",
             "550",
             "yes",
-            "the 2 files of GPU code has machine code for it",
+            "one of the 2 files of GPU code has machine code for it",
         ),
         (inspected(tags=("py3-none-macosx_11_0_arm64",)), "H100", "", "no", "a wheel for macosx_11_0_arm64"),
     ],

@@ -110,7 +110,7 @@ def test_record_is_right_and_metadata_comes_last(recipe: Recipe, tmp_path: Path)
     }
     with zipfile.ZipFile(archive(tmp_path, recipe, files)) as wheel:
         names, listed = wheel.namelist(), record.read(wheel, "vllm-1.0.dist-info")
-        contents = Contents(Looker(lambda *_: None), listed.algorithm)
+        contents = Contents(Looker(lambda *_: None), tmp_path, listed.algorithm)
         contents.add_all(in_wheel(wheel))
         assert list(record.check(listed, names, contents.seen)) == []
         assert names == ["a.py", 'vllm/z,"strange".py', "vllm-1.0.dist-info/METADATA", "vllm-1.0.dist-info/RECORD"]

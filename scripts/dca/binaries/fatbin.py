@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Literal, NamedTuple, Protocol
 
 from dca.binaries import elf, mangled
 from dca.binaries.elf import ElfError, Image
@@ -191,68 +191,63 @@ def read(path: Path, work: Work | None = None) -> DeviceCode:
     return replace(code, unread={**code.unread, FOR_AMD: amd}) if amd else code
 
 
-def read_container(path: Path, work: Work | None = None) -> DeviceCode:
-    """The device code of a file that holds fat binaries and nothing else.
+BareKind = Literal["cubin", "fat binary", "PTX"]
+
+
+class Bare:
+    """Adds up the device code of files that hold nothing else.
 
     Args:
-        path: of the file.
-        work: what reading it may take.
-
-    Raises:
-        FatbinError: if it holds something else.
-        TooLargeError: if it is larger than what is read.
+        work: what reading them may take.
     """
-    with path.open("rb") as stream:
-        return _gather(_File(stream), [(0, path.stat().st_size)], work or Work())
+
+    def __init__(self, work: Work) -> None:
+        self._sum = _Sum(work)
+
+    def add(self, file: Path, kind: BareKind, name: str) -> None:
+        """Add a file.
+
+        Args:
+            file: the file.
+            kind: what it is.
+            name: for problems.
+
+        Raises:
+            FatbinError: if it is something else, or names no GPU architecture.
+            TooLargeError: if it is larger than what is read.
+        """
+        self._sum.name = f"{name}: "
+        with file.open("rb") as stream:
+            size = stream.seek(0, io.SEEK_END)
+            if kind == "fat binary":
+                entries = _entries(_File(stream), 0, size, self._sum.work)
+            else:
+                entries = iter([_of_cubin(stream, size) if kind == "cubin" else _of_ptx(stream, size)])
+            for entry in entries:
+                self._sum.add(entry, _File(stream))
+
+    def result(self) -> DeviceCode:
+        """The device code of all files."""
+        return self._sum.result()
 
 
-def read_cubin(path: Path, work: Work | None = None) -> DeviceCode:
-    """The device code of a file that is a cubin.
-
-    Args:
-        path: of the file.
-        work: what reading it may take.
-
-    Raises:
-        FatbinError: if it is not complete, or its header names no architecture.
-        TooLargeError: if it is larger than what is read.
-    """
+def _of_cubin(stream: IO[bytes], size: int) -> _Entry:
     try:
-        with path.open("rb") as stream:
-            image = Image(stream, work)
+        number = _arch_in(Image(stream).header)
     except ElfError as error:
         raise FatbinError(str(error)) from None
-    number = _arch_in(image.header)
     if number is None:
         raise FatbinError("its header names its GPU architecture in an unknown way")
-    return _single(path, _Entry(0, CUBIN, number, 0, image.size, 0, (0, image.size)), work)
+    return _Entry(0, CUBIN, number, 0, size, 0, (0, size))
 
 
-def read_ptx(path: Path, work: Work | None = None) -> DeviceCode:
-    """The device code of a file that is a PTX text.
-
-    Args:
-        path: of the file.
-        work: what reading it may take.
-
-    Raises:
-        FatbinError: if it names no architecture.
-        TooLargeError: if it is larger than what is read.
-    """
-    with path.open("rb") as stream:
-        target, size = _TARGET.search(stream.read(MOST_CODE)), path.stat().st_size
+def _of_ptx(stream: IO[bytes], size: int) -> _Entry:
+    stream.seek(0)
+    target = _TARGET.search(stream.read(MOST_CODE))
     if target is None or int(target[1]) > _MOST_ARCH:
         raise FatbinError("it names no GPU architecture")
     flags = {b"a": ARCH_ONLY, b"f": FAMILY_ONLY}.get(target[2], 0)
-    return _single(path, _Entry(0, PTX, int(target[1]), flags, size, 0, (0, size)), work)
-
-
-def _single(path: Path, entry: _Entry, work: Work | None) -> DeviceCode:
-    """The device code of a file that is one entry's content."""
-    total = _Sum(work or Work())
-    with path.open("rb") as stream:
-        total.add(entry, _File(stream))
-    return total.result()
+    return _Entry(0, PTX, int(target[1]), flags, size, 0, (0, size))
 
 
 def parse(section: bytes) -> DeviceCode:
@@ -420,6 +415,8 @@ class _Sum:
 
     def __init__(self, work: Work) -> None:
         self.work = work
+        self.name = ""
+        """Of the file that is added, before each problem."""
         self.count: dict[int, Counter[str]] = {PTX: Counter(), CUBIN: Counter()}
         self.stored: dict[int, Counter[str]] = {PTX: Counter(), CUBIN: Counter()}
         self.exact: dict[int, set[str]] = {PTX: set(), CUBIN: set()}
@@ -462,7 +459,7 @@ class _Sum:
 
     def _add_problem(self, problem: str) -> None:
         if len(self.problems) < _MOST_PROBLEMS:
-            self.problems.append(problem)
+            self.problems.append(self.name + problem)
         elif len(self.problems) == _MOST_PROBLEMS:
             self.problems.append("more of its device code is damaged")
 

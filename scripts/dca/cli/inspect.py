@@ -192,6 +192,7 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         lines += wrapped("  not read      ", f"{left.what} ({left.why}): {left.some[0]}{more}, {_size(left.bytes)}")
     for module in inspected.modules:
         kind = "" if module.kind == "library" else f"{module.kind}, "
+        kind += f"{module.files} files, " if module.files > 1 else ""
         in_wheel = f", {_size(module.stored)} in the wheel" if inspected.form == "wheel" else ""
         lines += ["", f"  {module.path}  {kind}{_size(module.bytes)}{in_wheel}"]
         if record and (made := record.rewritten.get(module.path)):

@@ -122,8 +122,10 @@ def _inspect(
     problems += wheels.check_tags(zips.read(archive, f"{info}/WHEEL").decode("utf-8", "replace"), wheel.name)
     listed = lists.read(archive, info)
     work = Work()
-    contents = Contents(Looker(_sources(known, source, work), torch, asked, work), listed.algorithm)
-    contents.add_all(in_wheel(archive))
+    looker = Looker(_sources(known, source, work), torch, asked, work)
+    with store.scratch() as scratch:
+        contents = Contents(looker, scratch, listed.algorithm)
+        contents.add_all(in_wheel(archive))
     modules = contents.modules
     problems += contents.problems
     problems += wheels.check_platform(tags, modules)
@@ -162,9 +164,10 @@ def _loose(path: Path, looker: Looker) -> Inspection:
         path: of it.
         looker: how to inspect the modules.
     """
-    contents = Contents(looker)
     files = list(_files(path))
-    contents.add_all(files)
+    with store.scratch() as scratch:
+        contents = Contents(looker, scratch)
+        contents.add_all(files)
     if path.is_file() and not contents.modules and not contents.unread:
         raise DcaError(
             "DCA-701",

@@ -6,9 +6,11 @@ import struct
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
+from dca.binaries.fatbin import BareKind
+
 HEAD = 64
 """Bytes that the kind of a file is told by."""
-ModuleKind = Literal["library", "object", "program", "cubin", "fat binary", "PTX"]
+ModuleKind = Literal["library", "object", "program"] | BareKind
 
 
 class Unknown(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,28 +16,25 @@ from dca.inspection.schemas import SchemaSource
 from dca.inspection.values import InspectedModule, KernelFamily
 from dca.toolchain.environments import TorchFacts
 
-# How GPU code is read that is a file of its own.
-_BARE: dict[ModuleKind, Callable[[Path, Work], DeviceCode]] = {
-    "cubin": fatbin.read_cubin,
-    "fat binary": fatbin.read_container,
-    "PTX": fatbin.read_ptx,
-}
-
 
 class Stored(NamedTuple):
-    """A file of compiled code.
+    """A file of compiled code, or files of GPU code that are told together.
 
     Args:
         path: in the wheel or folder.
         kind: what it is.
-        sha256: of it.
+        bytes: its size.
         stored: its compressed size in the wheel.
+        sha256: of it; empty for several files.
+        files: how many.
     """
 
     path: str
     kind: ModuleKind
-    sha256: str
+    bytes: int
     stored: int
+    sha256: str
+    files: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,13 +64,10 @@ class Looker:
             TooLargeError: it is larger than what is read.
         """
         path, problems = stored.path, list[str]()
-        code, library = fatbin.DeviceCode(), elf.NOTHING
+        code, library = DeviceCode(), elf.NOTHING
         try:
-            if bare := _BARE.get(stored.kind):
-                code = bare(file, self.work)
-            else:
-                library = elf.read(file, self.work)
-                code = fatbin.read(file, self.work)
+            library = elf.read(file, self.work)
+            code = fatbin.read(file, self.work)
         except (elf.ElfError, fatbin.FatbinError) as error:
             problems.append(f"{path}: {error}.")
         problems += [f"{path}: {problem}." for problem in code.problems]
@@ -89,14 +82,38 @@ class Looker:
                 registered = self.schemas(file, stored.sha256)
             except DcaError as error:
                 problems.append(f"{error.what} {error.why}")
+        module = self._module(stored, code).model_copy(
+            update={
+                "sections": library.sizes,
+                "needed": library.needed,
+                "machine": library.machine,
+                "glibc": library.glibc,
+                "glibcxx": library.glibcxx,
+                "cxx11_abi": library.cxx11_abi,
+                "torch_symbols": len(torch_symbols),
+                "stable_abi": bool(torch_symbols) and all(elf.is_stable(name) for name in torch_symbols),
+                "missing_symbols": missing,
+                "schemas_from": registered[0] if registered else None,
+                "schemas": registered[1] if registered else None,
+            }
+        )
+        return module, problems
+
+    def bare(self, stored: Stored, code: DeviceCode) -> tuple[InspectedModule, list[str]]:
+        """GPU code in files of its own, and its problems.
+
+        Args:
+            stored: what is known of the files.
+            code: what is in them.
+        """
+        return self._module(stored, code), [f"{problem}." for problem in code.problems]
+
+    def _module(self, stored: Stored, code: DeviceCode) -> InspectedModule:
+        """A module with its device code, and nothing that host code has."""
         archs = self.asked if code.sass or code.ptx else ()
-        module = InspectedModule(
-            path=path,
-            kind=stored.kind,
-            bytes=file.stat().st_size,
-            stored=stored.stored,
-            sha256=stored.sha256,
-            sections=library.sizes,
+        return InspectedModule(
+            **stored._asdict(),
+            sections={},
             sass=code.sass,
             ptx=code.ptx,
             exact=tuple(dict.fromkeys([*code.exact, *code.exact_ptx])),
@@ -114,18 +131,14 @@ class Looker:
             ),
             tools=code.tools,
             reached={arch: how_reached(arch, code.exact, code.exact_ptx) for arch in archs},
-            needed=library.needed,
-            machine=library.machine,
-            glibc=library.glibc,
-            glibcxx=library.glibcxx,
-            cxx11_abi=library.cxx11_abi,
-            torch_symbols=len(torch_symbols),
-            stable_abi=bool(torch_symbols) and all(elf.is_stable(name) for name in torch_symbols),
-            missing_symbols=missing,
-            schemas_from=registered[0] if registered else None,
-            schemas=registered[1] if registered else None,
+            needed=(),
+            machine="",
+            glibc="",
+            glibcxx="",
+            cxx11_abi=None,
+            torch_symbols=0,
+            missing_symbols=(),
         )
-        return module, problems
 
     def _missing(self, file: Path, path: str, problems: list[str]) -> tuple[str, ...] | None:
         """The torch symbols that torch does not define; None without an installed torch.

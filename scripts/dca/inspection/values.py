@@ -53,6 +53,7 @@ class InspectedModule(Value):
         missing_symbols: those that torch's libraries do not define; None without an installed torch.
         stable_abi: whether all of its torch symbols belong to the stable ABI, which later releases of torch keep.
         kind: what the file is.
+        files: how many files; GPU code in files of its own is told by folder, and has a sha256 only if it is one file.
         exact_sass: exact archs of the cubins that a driver loads.
         exact_ptx: exact archs of the PTX texts.
         ptx_versions: newest version of the PTX language by exact GPU arch; a driver reads the versions up to its own.
@@ -90,6 +91,7 @@ class InspectedModule(Value):
     schemas: tuple[str, ...] | None = None
     schemas_from: SchemaOrigin | None = None
     kind: ModuleKind = "library"
+    files: int = 1
     stable_abi: bool = False
     exact_sass: tuple[str, ...] = ()
     exact_ptx: tuple[str, ...] = ()

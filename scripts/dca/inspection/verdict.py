@@ -143,7 +143,8 @@ def _gpu(inspection: Inspection, modules: Sequence[InspectedModule], target: Tar
     with_code = [module for module in modules if module.sass or module.ptx or module.unread.keys() - {FOR_AMD}]
     groups = [(module.path, [module]) for module in with_code if module.kind in _WITH_HOST_CODE]
     if bare := [module for module in with_code if module.kind not in _WITH_HOST_CODE]:
-        groups.append((bare[0].path if len(bare) == 1 else f"the {len(bare)} files of GPU code", bare))
+        files = sum(module.files for module in bare)
+        groups.append((bare[0].path if files == 1 else f"one of the {files} files of GPU code", bare))
     if not groups:
         yield _Part("yes", "it has no GPU code of its own.")
     drivers = load_versions().drivers
@@ -172,8 +173,8 @@ def _judge(name: str, modules: Sequence[InspectedModule], target: Target, driver
     needed = drivers.needed(target.arch, how, cuda)
     if target.driver and not target.driver.runs(needed):
         made = f" of CUDA {cuda}" if at_load else ""
-        return _Judged(name, _Part("no", f"{name} {way}{made}, which needs {needed} or newer."))
-    return _Judged(name, _Part("yes", f"{name} {way}; it needs {needed} or newer."))
+        return _Judged(name, _Part("no", f"{name} {way}{made}, which needs driver {needed}."))
+    return _Judged(name, _Part("yes", f"{name} {way}; it needs driver {needed}."))
 
 
 def _not_reached(
