@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import ValidationError
 
 from dca import inspection
-from dca.foundation import documents
+from dca.foundation import documents, zips
 from dca.foundation.documents import Document, Value
 from dca.inspection import Inspection
-from dca.inspection.archive import UNREADABLE
 from dca.smoke import Smoke
 from dca.trust import evidence, keyless, signing
 from dca.wheelfile import provenance
@@ -151,11 +149,11 @@ def _absent(name: str) -> Finding:
 def _record(wheel: Path) -> Json:
     """The wheel's own dca.json; empty if there is none or it is damaged."""
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with zips.opened(wheel) as archive:
             name = next(member for member in archive.namelist() if member.endswith(".dist-info/dca.json"))
-            record = json.loads(archive.read(name))
+            record = json.loads(zips.read(archive, name))
             return record if isinstance(record, dict) else {}
-    except (StopIteration, ValueError, RecursionError, *UNREADABLE):
+    except (StopIteration, ValueError, RecursionError, *zips.UNREADABLE):
         return {}
 
 
