@@ -139,7 +139,9 @@ def summary(plan: Plan, result: Made) -> str:
     lines += [f"  Warning: {module.note}" for module in build.modules if module.note]
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} instead of {plan.cuda_asked}; `dca plan` explains what that means.")
-        lines += [f"  Warning: {warning}" for warning in plan.warnings]
+    if choice := next((choice for choice in plan.choices if choice.subject == "driver"), None):
+        lines.append(f"  Needs driver {choice.value}")
+    lines += [f"  Warning: {warning}" for warning in plan.warnings]
     lines += [
         "  Install it with its lock in a new environment:",
         f"    dca env --wheel {shlex.quote(_relative(result.wheel))}",
