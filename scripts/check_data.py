@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from dca.catalogue import compiler_caches, failures, partial_wheels, recipes, toolkits
+from dca.catalogue import compiler_caches, failures, host_packages, partial_wheels, recipes, toolkits
 from dca.config import models, readers
 from dca.foundation.errors import DcaError
 from dca.serve import engines, gpus
@@ -16,6 +16,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     toolkits.load_sources,
     partial_wheels.load_all,
     compiler_caches.load_all,
+    host_packages.load,
     failures.load,
     models.load_all,
     readers.load_all,

@@ -11,8 +11,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from dca.catalogue import compiler_caches
+from dca.catalogue import compiler_caches, host_packages
 from dca.catalogue.compiler_caches import FoundCache
+from dca.catalogue.host_packages import Installer
 from dca.catalogue.toolkits import FoundToolkit, discover
 from dca.foundation import host_memory, runner
 from dca.foundation.documents import Value
@@ -52,6 +53,8 @@ class Machine(Value):
         python: None if the requested one is not installed.
         glibc: its release ("2.41"); empty if the C library is another one.
         caches: of compilers, by priority.
+        git: whether git is on PATH.
+        installer: how something is installed.
     """
 
     system: str
@@ -64,6 +67,8 @@ class Machine(Value):
     toolkits: tuple[FoundToolkit, ...]
     glibc: str = ""
     caches: tuple[FoundCache, ...] = ()
+    git: bool = True
+    installer: Installer = Installer()
 
 
 def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
@@ -84,6 +89,8 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
         toolkits=discover(toolkit),
         glibc=glibc(),
         caches=compiler_caches.look(),
+        git=shutil.which("git") is not None,
+        installer=host_packages.look(),
     )
 
 

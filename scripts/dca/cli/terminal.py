@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import re
 import sys
 import textwrap
 import threading
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from dca.cli.pasting import pasteable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 30.0
 WIDTH = 110
+# Stands for a space where a line must not end; no text contains it.
+_NO_BREAK = "\0"
 
 
 @dataclass
@@ -162,6 +167,7 @@ class Terminal:
     def _print(self, line: str) -> None:
         if self._quiet:
             return
+        line = pasteable(line)
         with self._lock:
             if self._bar:
                 self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -178,12 +184,14 @@ def _left(seconds: float) -> str:
 
 
 def wrapped(head: str, text: str) -> list[str]:
-    """The lines of a long text, indented below its head."""
-    return textwrap.wrap(
-        text,
+    """The lines of a long text, indented below its head; a command in backquotes stays on one line."""
+    whole = re.sub(r"`[^`]*`", lambda match: match[0].replace(" ", _NO_BREAK), text)
+    lines = textwrap.wrap(
+        whole,
         max(WIDTH, len(head) + 30),
         initial_indent=head,
         subsequent_indent=" " * len(head),
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace(_NO_BREAK, " ") for line in lines]

@@ -176,7 +176,7 @@ def variables(subject: Subject) -> Iterator[Finding]:
     names = ", ".join(changing) or "none that matters"
     if subject.purpose == "build":
         harmful = [name for name in changing if name not in READ]
-        wanted = "none; dca wheel ignores them, pip and CMake do not" if harmful else ""
+        wanted = "none; a build ignores them, pip and CMake do not" if harmful else ""
         yield Finding("note" if harmful else "fine", names, wanted, f"unset {' '.join(harmful)}", details)
         return
     for name, right in (BACKEND, ENGINE):

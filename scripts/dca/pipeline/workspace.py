@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from packaging.specifiers import SpecifierSet
 
-from dca.catalogue import machine, recipes, toolkits
+from dca.catalogue import host_packages, machine, recipes, toolkits
 from dca.catalogue.recipes import Loaded, Recipe
 from dca.foundation import data, runner, store
 from dca.foundation.documents import Document
@@ -172,14 +172,15 @@ def locked(lock: Path, names: tuple[str, ...]) -> str:
 def _compiler(line: str) -> machine.Compiler:
     accepts = toolkits.load_versions().of(line)
     most = accepts.gcc_max if accepts else 12
-    for compiler in machine.host_compilers():
+    found = machine.host_compilers()
+    for compiler in found:
         if compiler.major <= most:
             return compiler
     raise DcaError(
         "DCA-308",
         f"PATH has no g++ that CUDA {line} supports.",
         why=f"it supports g++ {most} and older.",
-        remedy=f"install one, such as with apt install g++-{most}, or use the conda environment, which has its own.",
+        remedy=f"{host_packages.look().gxx(most, others=bool(found))}\nThe conda environment has its own g++.",
     )
 
 

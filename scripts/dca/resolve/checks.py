@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from packaging.specifiers import SpecifierSet
 
+from dca.catalogue.host_packages import GIT, HEADERS
 from dca.catalogue.machine import Machine
 from dca.catalogue.plan import Check, Request
 from dca.catalogue.recipes import Loaded, Recipe
@@ -14,12 +15,16 @@ TRANSFORMERS = SpecifierSet(">=4.37,<5")
 
 
 def check_machine(machine: Machine, draft: Draft) -> None:
-    """Wheels are built on Linux x86_64 only."""
+    """Wheels are built on Linux x86_64 only, and git applies the patches."""
     if machine.system != "Linux" or machine.processor != "x86_64":
         draft.refuse(
             "DCA-310",
             f"wheels are built on Linux x86_64; this machine is {machine.system} {machine.processor}.",
             "build on a Linux x86_64 machine, or in a container on one.",
+        )
+    if not machine.git:
+        draft.refuse(
+            "DCA-310", "git is not installed; it applies the recipe's patches.", machine.installer.command(GIT)
         )
 
 
@@ -66,7 +71,7 @@ def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
 
 
 def check_python(request: Request, recipe: Recipe, machine: Machine, draft: Draft) -> None:
-    """Python must be installed, within the recipe's range, and have its headers."""
+    """Python must be installed, within the recipe's range, and have its headers if something is compiled."""
     python = machine.python
     version = python.version if python else request.python
     if version and not SpecifierSet(recipe.python).contains(version, prereleases=True):
@@ -77,9 +82,12 @@ def check_python(request: Request, recipe: Recipe, machine: Machine, draft: Draf
         text = f"Python {request.python} is not installed."
         draft.refuse("DCA-306", text, "install it, or leave --python out to use the tool's own.")
         return
-    if not python.headers:
+    if not python.headers and "all" not in request.prebuilt:
         text = f"Python {python.version} at {python.path} has no headers (Python.h)."
-        draft.refuse("DCA-306", text, "install its development package, such as python3-dev.")
+        line = ".".join(python.version.split(".")[:2])
+        draft.refuse(
+            "DCA-306", text, f"{machine.installer.command(HEADERS, line)}\nOr compile nothing: --prebuilt all."
+        )
         return
     draft.checks.append(
         Check(subject="Python", found=python.version, wanted=recipe.python, reason="the recipe's range.")

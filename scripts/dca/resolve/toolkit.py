@@ -40,7 +40,7 @@ def choose_toolkit(
             "DCA-308" if wanting_compiler else "DCA-302",
             f"no CUDA toolkit for {recipe.name}, which supports {', '.join(recipe.cuda.supported)}. "
             + " ".join(reason.text for reason in reasons),
-            f"apt install g++-{_newest_accepted(candidates, recipe, world)}; it is detected next to a newer one."
+            _compiler_to_install(candidates, recipe, world)
             if wanting_compiler
             else "install one of these toolkits and name it with --toolkit DIR.",
         )
@@ -89,15 +89,17 @@ def choose_toolkit(
     return toolkit, compiler, facts
 
 
-def _newest_accepted(candidates: list[FoundToolkit | ToolkitSource], recipe: Recipe, world: World) -> int:
-    """The newest gcc that a toolkit accepts which lacks only a host compiler."""
+def _compiler_to_install(candidates: list[FoundToolkit | ToolkitSource], recipe: Recipe, world: World) -> str:
+    """How to get the newest g++ that a toolkit accepts which lacks only a host compiler."""
     wanting = [
         facts.gcc_max
         for candidate in candidates
         if (facts := world.cuda.of(candidate.line))
         and getattr(_fits(candidate, recipe, world), "code", "") == "DCA-308"
     ]
-    return max(wanting)
+    machine = world.machine
+    command = machine.installer.gxx(max(wanting), others=bool(machine.compilers))
+    return f"{command}\nIt is detected next to a newer one." if machine.compilers else command
 
 
 def _fixes(taken: FoundToolkit | ToolkitSource, world: World) -> tuple[HeaderFix, ...]:
