@@ -15,7 +15,7 @@ from dca.catalogue import compiler_caches, host_packages, toolkits
 from dca.catalogue.compiler_caches import CacheOption, FoundCache
 from dca.catalogue.host_packages import Installer
 from dca.catalogue.machine import Compiler, Gpu, Machine, Python
-from dca.catalogue.model_needs import Model
+from dca.catalogue.model_needs import Model, lacks
 from dca.catalogue.plan import (
     Cannot,
     KeptKernels,
@@ -395,6 +395,7 @@ def test_the_plan_says_when_no_build_is_needed_and_what_building_adds() -> None:
 def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() -> None:
     plan = planned(Request(recipe=UPSTREAM, groups=("index-only",), archs=("8.0",)))
     assert plan.groups == ("index-only",)
+    assert lacks(DENSE, plan.serves)
     assert [module.name for module in plan.modules] == ["_C"]
     assert ".lean.indexonly.sm80" in plan.version
 

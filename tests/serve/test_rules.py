@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dca.catalogue import failures
-from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.catalogue.model_needs import NO_MODEL, Coverage, LeftOut
 from dca.config import models
 from dca.foundation import data
 from dca.foundation.errors import DcaError
@@ -323,6 +323,8 @@ def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
     assert found_by_wheel(SEVEN, wheel(("8.0",)), "4xL40S", length=65_536) == []
     assert len(found_by_wheel(SEVEN, wheel(("8.0",)), "4xH100-80")) == 1
     assert len(found_by_wheel(SEVEN, wheel(("8.9",)), "4xA100-80")) == 1
+    tests_only = found_by_wheel(SEVEN, wheel(architectures=NO_MODEL))
+    assert any("not a wheel to serve with" in one for one in tests_only)
     without = wheel().model_copy(update={"dca_backend": False})
     assert any("does not have its backend" in one for one in found_by_wheel(SEVEN, without))
 

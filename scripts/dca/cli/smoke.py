@@ -11,6 +11,7 @@ import click
 from dca.catalogue import machine, recipes
 from dca.cli import options
 from dca.cli.packing import packed
+from dca.cli.terminal import wrapped
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.smoke import CaseResult, Level, Request, Smoke, smoke
@@ -150,6 +151,7 @@ def render(result: Smoke, *, verbose: bool = False) -> str:
         lines.append(f"  ran         {source.path}  sha256 {source.sha256[:16]}…, {source.origin}")
     passed = sum(case.passed for case in result.cases)
     lines.append(f"  proven      {passed} of {len(result.cases)} cases in {result.seconds:.1f} s")
+    lines += [line for text in result.left_out for line in wrapped("  left out    ", f"by design, {text}")]
     lines += [f"  not proven  {text}" for text in result.not_proven]
     if result.partial:
         lines.append("  not proven  the cases that were not run.")
