@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from dca.catalogue import mirrors
 from dca.catalogue.mirrors import Places
 from dca.catalogue.recipes import IndexFile, SdistSource
-from dca.foundation import store, together
+from dca.foundation import certificates, store, together
 from dca.foundation.errors import DcaError
 from dca.foundation.secrets import redact
 
@@ -37,6 +37,10 @@ PROBE_SECONDS = 5.0
 BLOCK = 1 << 18
 # Pinned hashes are those of the uncompressed files, so servers must not compress them.
 _AS_IT_IS = {"Accept-Encoding": "identity"}
+TRUST = (
+    "if a proxy of your network signs its connections: add its authority to the system's certificates, or name a file "
+    "that has it: export SSL_CERT_FILE=FILE."
+)
 Progress = Callable[[int, int], None]
 
 
@@ -55,7 +59,7 @@ def endpoint() -> str:
 
 
 def session() -> requests.Session:
-    """An HTTP session that rejects redirects from https to anything else."""
+    """An HTTP session that trusts the system's certificates and rejects redirects from https to anything else."""
     import requests
 
     class Strict(requests.Session):
@@ -67,7 +71,9 @@ def session() -> requests.Session:
                 raise requests.exceptions.InvalidSchema(f"redirected from https to {redact(target)}")
             return target
 
-    return Strict()
+    http = Strict()
+    http.verify = certificates.bundle() or True
+    return http
 
 
 def probe() -> str:
@@ -223,7 +229,9 @@ def unreachable(what: str, error: Exception, kind: type[DcaError] = DcaError) ->
         "DCA-402",
         f"{what} could not be reached.",
         why=_reason(error),
-        remedy="check the network and the proxy settings, then run the command again.",
+        remedy=TRUST
+        if _is_untrusted(error)
+        else "check the network and the proxy settings, then run the command again.",
     )
 
 
@@ -235,6 +243,13 @@ def wrong_hash(name: str, pinned: str, actual: str) -> DcaError:
         why=f"expected sha256 {pinned},\nfound {actual}.",
         remedy="run the command again; if the error stays, the server or a proxy serves another file.",
     )
+
+
+def _is_untrusted(error: Exception) -> bool:
+    """Whether a server's certificate is not trusted."""
+    import requests
+
+    return isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def _reason(error: Exception) -> str:
