@@ -287,6 +287,7 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
                 env=environments.uv_environment(cache),
                 log=log,
                 timeout=INSTALL_SECONDS,
+                supervision=environments.Downloads(reporter).watching,
             )
             if not done.ok:
                 raise DcaError(

@@ -14,7 +14,7 @@ from dca.catalogue.recipes import GitSource, OfficialWheel, Recipe, SdistSource
 from dca.foundation import archives, documents, store
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.events import Reporter, downloading
 from dca.foundation.run import Run
 from dca.foundation.secrets import redact
 from dca.sources import git, index
@@ -149,9 +149,7 @@ def _fetch(
         _copy_folder(Path(place), target, source)
     elif source.pin.startswith("sha256:"):
         assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
-        archive = places.local or index.download(
-            recipe.source, run.cache, lambda done, total: run.reporter.progress(done, total, place)
-        )
+        archive = places.local or index.download(recipe.source, run.cache, downloading(run.reporter, place))
         archives.unpack_sdist(archive, target)
     else:
         commit = source.pin.removeprefix("commit:")
@@ -221,9 +219,7 @@ def _copy_folder(source: Path, target: Path, planned: PlannedSource) -> None:
 
 def _fetch_members(wheel: OfficialWheel, members: dict[str, str], folder: Path, run: Run) -> None:
     run.reporter.stage("fetch", f"{len(members)} members of {wheel.file}, by range requests")
-    places = index.members(
-        wheel, members, run.cache, lambda done, total: run.reporter.progress(done, total, f"members of {wheel.file}")
-    )
+    places = index.members(wheel, members, run.cache, downloading(run.reporter, f"members of {wheel.file}"))
     for path, place in places.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)

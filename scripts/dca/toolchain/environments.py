@@ -27,6 +27,7 @@ from dca.catalogue.recipes import IndexFile
 from dca.foundation import data, documents, runner, store, together
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 from dca.foundation.run import Run
 from dca.sources import index
 from dca.toolchain import stand_ins
@@ -59,6 +60,37 @@ def uv_environment(cache: store.Store) -> dict[str, str]:
     fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_CONFIG": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
     fixed |= {"UV_OFFLINE": "1"} if cache.offline else {}
     return runner.environment(index_setting | fixed, network=True)
+
+
+class Downloads:
+    """Reports what uv downloads, from its own words.
+
+    Args:
+        reporter: receives the progress.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        # In MiB, by package; what is not listed is smaller than one.
+        self._sizes: dict[str, float] = {}
+        self._done: set[str] = set()
+
+    @property
+    def watching(self) -> runner.Supervision:
+        """How a uv is watched."""
+        return runner.Supervision(on_line=self._line, on_tick=self._tick)
+
+    def _line(self, line: str) -> None:
+        if begun := re.fullmatch(r"Downloading (\S+) \(([0-9.]+)([KMG])iB\)", line.strip()):
+            self._sizes[begun[1]] = float(begun[2]) * {"K": 1 / 1024, "M": 1, "G": 1024}[begun[3]]
+        elif ended := re.fullmatch(r"Downloaded (\S+)", line.strip()):
+            self._done.add(ended[1])
+
+    def _tick(self) -> None:
+        running = [f"{name} ({size:.0f} MiB)" for name, size in self._sizes.items() if name not in self._done]
+        done, total = sum(self._sizes[name] for name in self._done & self._sizes.keys()), sum(self._sizes.values())
+        text = f"downloading {', '.join(running)}" if running else "resolving, unpacking and linking packages"
+        self._reporter.progress(done, total, f"{done:.0f} of {total:.0f} MiB, {text}" if total else text)
 
 
 @dataclass(frozen=True)
@@ -267,9 +299,7 @@ def _install(wanted: _Environment, folder: Path, run: Run) -> None:
                 env=env,
                 log=run.log,
                 timeout=INSTALL_SECONDS,
-                supervision=runner.Supervision(
-                    on_tick=lambda: run.reporter.progress(0, 0, "downloading and unpacking packages")
-                ),
+                supervision=Downloads(run.reporter).watching,
             )
     if not done.ok:
         why = "it took too long." if done.timed_out else "\n".join(done.tail[-6:])
