@@ -114,7 +114,7 @@ def test_a_second_run_finds_the_wheel_unchanged(dca: RunDca, made: Made) -> None
 def run_worker(python: Path, wheel: Path, folder: Path, capability: str, *words: str) -> str:
     with zipfile.ZipFile(wheel) as archive:
         module = Path(archive.extract("vllm/_C.abi3.so", folder))
-    stand_in = ops.driver_stand_in(module, folder, "g++")
+    stand_in = ops.driver_stand_in(module, folder)
     env = {
         "HOME": str(folder),
         "PATH": "/usr/bin:/bin",

@@ -53,7 +53,7 @@ def version(subject: Subject) -> Iterator[Finding]:
         remedy = subject.installer.command(HEADERS, ".".join(number.split(".")[:2]))
         yield Finding("wrong", f"{found} without its headers (Python.h)", wanted, remedy)
     elif len(fits) < len(subject.recipes):
-        remedy = "make wheel PYTHON=python3.12, for the others"
+        remedy = "for the others: make wheel PYTHON=python3.12"
         yield Finding("note", f"{found}: for {', '.join(fits)} only", wanted, remedy)
     else:
         yield Finding("fine", found, wanted)

@@ -148,10 +148,9 @@ def build_environment(plan: Plan, run: Run) -> Path:
         return python
     if not lock.is_file():
         raise _no_lock(lock)
-    compiler = plan.host_compiler or str(runner.which("g++"))
     wanted = _Environment(lock, plan.python_path, plan.python, build_packages(plan).partial)
     try:
-        return _make(wanted, run, compiler)
+        return _make(wanted, run)
     except index.NoRangesError:
         run.reporter.note("The package index serves no single files of wheels, so all packages are downloaded.")
         return make(lock, plan.python_path, plan.python, run)
@@ -196,8 +195,8 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
     return _make(_Environment(lock, python_path, python), run)
 
 
-def _make(wanted: _Environment, run: Run, compiler: str = "") -> Path:
-    """The Python of an environment; the compiler is for the stand-ins of one that is partial.
+def _make(wanted: _Environment, run: Run) -> Path:
+    """The Python of an environment.
 
     Raises:
         DcaError: those of `build_environment`.
@@ -216,7 +215,7 @@ def _make(wanted: _Environment, run: Run, compiler: str = "") -> Path:
         run.reporter.stage("environment", f"{lock.parent.name} {lock.stem}: {count} packages{parts}")
         # The environment cannot be created elsewhere and moved, because its scripts and pyvenv.cfg contain its path.
         try:
-            _fill(wanted, folder, run, compiler)
+            _fill(wanted, folder, run)
         except BaseException:
             if folder.exists():
                 store.remove(folder)
@@ -230,7 +229,7 @@ def _no_lock(lock: Path) -> DcaError:
     return DcaError("DCA-407", f"{lock} does not exist.", remedy="create it with `make locks`.")
 
 
-def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
+def _fill(wanted: _Environment, folder: Path, run: Run) -> None:
     """Create an environment in its folder.
 
     Raises:
@@ -262,10 +261,8 @@ def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
             why=str(error),
             remedy=f"delete {run.cache.uv}, then run the command again.",
         ) from None
-    with together.Tasks() as tasks:
-        for path, library in libraries.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tasks.start(functools.partial(stand_ins.compile_library, library, path, compiler, run.log, "DCA-407"))
+    for path, library in libraries.items():
+        library.write(path)
 
 
 def _install(wanted: _Environment, folder: Path, run: Run) -> None:
