@@ -1,4 +1,4 @@
-# Every target only calls `dca`. CUDA=12.1 ARCH=9.0 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
+# Every target only calls `dca`. CUDA=12.1 ARCH=9.0 DRIVER=550.54 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
 # COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all PREBUILT_WHOLE=1 JOBS=N COMPILER_CACHE=NAME CACHE=DIR BUNDLE=FILE
 # OFFLINE=1 become its options.
 PYTHON ?= python3
@@ -7,13 +7,13 @@ DCA := .venv/bin/dca
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 # Tests are compiled once, not for each run.
 unexport PYTHONDONTWRITEBYTECODE
-export CUDA ARCH RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
+export CUDA ARCH DRIVER RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
 
 UNIT := not wheel and not network and not slow and not proof and not whole and not gpu and not git
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
-FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,RECIPE,recipe) $(call flag,PROFILE,profile) \
-        $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
+FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,DRIVER,driver) $(call flag,RECIPE,recipe) \
+        $(call flag,PROFILE,profile) $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
         $(call flag,PREBUILT,prebuilt) $(if $(strip $(PREBUILT_WHOLE)),--prebuilt-whole) $(call flag,JOBS,jobs) \
         $(call flag,COMPILER_CACHE,compiler-cache) $(call flag,CACHE,cache-dir)
 

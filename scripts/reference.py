@@ -484,13 +484,13 @@ def toolkits_page() -> str:
             ),
             "## What each CUDA version accepts\n",
             table(
-                ("CUDA", "newest gcc", "GPU architectures", "oldest driver", "header fixes"),
+                ("CUDA", "newest gcc", "GPU architectures", "its driver", "header fixes"),
                 [
                     (
                         version.line,
                         str(version.gcc_max),
                         listed(version.archs),
-                        str(version.driver_min),
+                        str(known.drivers.of(version.line).driver),
                         listed(map(code, version.fixes)),
                     )
                     for version in known.versions

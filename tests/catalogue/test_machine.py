@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from dca.catalogue import machine
+from dca.catalogue.drivers import Driver
 from dca.catalogue.machine import Compiler, Gpu
 
 
@@ -106,6 +107,41 @@ def test_what_is_no_gpu_is_left_out(body: str, interpreter: str, names: list[str
 
 def test_a_machine_without_a_driver_has_no_gpus(only: Path) -> None:
     assert machine.gpus() == ()
+
+
+SECTION = """==============NVSMI LOG==============
+Timestamp                                 : Sat Nov 28 12:00:00 2026
+{}
+Attached GPUs                             : 8
+GPU 00000000:1B:00.0
+    Compute Mode                          : Default
+"""
+
+
+@pytest.mark.parametrize(
+    ("report", "version", "cuda"),
+    [
+        ("Driver Version                : 550.54.15\nCUDA Version                 : 12.4", "550.54.15", "12.4"),
+        # cuda-compat
+        ("Driver Version                : 535.183.01\nCUDA Version                 : 12.8", "535.183.01", "12.8"),
+        ("DRIVER version : 595.45.04\nCUDA UMD Version : 13.2", "595.45.04", "13.2"),
+        # No libcuda: the CUDA version of the branch.
+        ("Driver Version                : 470.256.02\nCUDA Version                 : N/A", "470.256.02", "11.4"),
+    ],
+)
+def test_the_driver_and_the_cuda_that_it_supports(report: str, version: str, cuda: str, only: Path) -> None:
+    program(only / "nvidia-smi", f"echo '{SECTION.format(report)}'")
+    assert machine.driver() == Driver(version=version, cuda=cuda)
+
+
+@pytest.mark.parametrize("body", ["echo 'NVIDIA-SMI has failed'; exit 9", "echo 'no version'", "exit 0"])
+def test_a_driver_that_reports_nothing_is_none(body: str, only: Path) -> None:
+    program(only / "nvidia-smi", body)
+    assert machine.driver() is None
+
+
+def test_a_machine_without_nvidia_smi_has_no_driver(only: Path) -> None:
+    assert machine.driver() is None
 
 
 # --- Python --------------------------------------------------------------------------------------------------

@@ -184,12 +184,12 @@ def test_the_line_of_a_version_is_major_and_minor(version: str, line: str) -> No
 
 
 def test_known_cuda_versions_ask_for_no_older_compilers_and_drivers_than_those_before() -> None:
-    versions = toolkits.load_versions().versions
+    versions, drivers = toolkits.load_versions().versions, toolkits.load_versions().drivers
     lines = [tuple(map(int, version.line.split("."))) for version in versions]
     assert lines == sorted(set(lines))
     for older, newer in pairwise(versions):
         assert older.gcc_max <= newer.gcc_max
-        assert older.driver_min < newer.driver_min
+        assert drivers.of(older.line).driver < drivers.of(newer.line).driver
     assert toolkits.load_versions().of("1.0") is None
 
 

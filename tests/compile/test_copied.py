@@ -213,6 +213,7 @@ def test_a_damaged_module_stays_as_it_is_with_a_note(job: Job, edit: object, why
     assert (file, how) == (official(spoilt), None)
     assert "is copied as it is, with all of its kernels: " in note
     assert why in note
+    assert "_vllm_fa2_C has only PTX of CUDA 12.8 for 9.0, which needs driver 570 (CUDA 12.8) or newer." in note
     assert not (tmp_path / "cache/downloads").exists()
 
 

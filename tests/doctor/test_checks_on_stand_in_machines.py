@@ -404,13 +404,45 @@ def test_nvcc_and_the_torch_of_the_environment_are_of_one_major_version(
     assert machine.one("cuda.torch").status == "unknown"
 
 
+H100 = "NVIDIA H100 80GB HBM3, 9.0, 81559"
+A100 = "NVIDIA A100-SXM4-80GB, 8.0, 81920"
+PTX = "_vllm_fa2_C has only PTX of CUDA 12.8 for 9.0, which needs driver 570 (CUDA 12.8) or newer"
+
+
 @pytest.mark.parametrize(
-    ("driver", "status"), [("580.65.06", "fine"), ("535.104.05", "note"), ("470.57.02", "wrong"), ("odd", "wrong")]
+    ("cards", "driver", "status", "found"),
+    [
+        ((H100,), "580.65.06", "fine", "580.65.06: CUDA 13.0 and older"),
+        ((H100,), "570.86.15", "fine", "570.86.15: CUDA 12.8 and older"),
+        ((H100,), "550.54.15", "note", f"550.54.15: CUDA 12.4 and older; in the official wheel {PTX}"),
+        # The official wheel has machine code for 8.0.
+        ((A100,), "550.54.15", "fine", "550.54.15: CUDA 12.4 and older"),
+        ((A100, H100), "535.104.05", "note", f"535.104.05: CUDA 12.2 and older; in the official wheel {PTX}"),
+        ((A100,), "470.57.02", "wrong", "470.57.02: CUDA 11.4"),
+        ((H100,), "odd", "wrong", "odd: CUDA unknown"),
+    ],
 )
-def test_the_driver_is_held_against_cuda(driver: str, status: str, machine: Machine) -> None:
+def test_the_driver_is_held_against_cuda(
+    cards: tuple[str, ...], driver: str, status: str, found: str, machine: Machine
+) -> None:
     machine.recipe(LAST)
-    machine.gpus("NVIDIA H100, 9.0, 81559", driver=driver)
-    assert machine.one("cuda.driver", "serve").status == status
+    machine.gpus(*cards, driver=driver)
+    result = machine.one("cuda.driver", "serve")
+    assert (result.status, result.found) == (status, found)
+    # To build, no driver is needed.
+    assert machine.one("cuda.driver").status == ("note" if status == "wrong" else status)
+
+
+def test_the_cuda_that_nvml_reports_counts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for NVML: its driver is of CUDA 12.4."""
+    cards = [("NVIDIA H100 PCIe", (9, 0), 80 * 10**9)]
+    monkeypatch.setattr(nvidia, "_library", lambda: library(cards))
+    machine.recipe(LAST)
+    assert machine.one("cuda.driver").found == f"550.54.15: CUDA 12.4 and older; in the official wheel {PTX}"
+    compat = library(cards)
+    compat.nvmlSystemGetCudaDriverVersion_v2 = lambda: 12080
+    monkeypatch.setattr(nvidia, "_library", lambda: compat)
+    assert machine.one("cuda.driver").found == "550.54.15: CUDA 12.8 and older"
 
 
 def test_a_driver_is_needed_to_serve_and_not_to_build(machine: Machine) -> None:
@@ -496,7 +528,6 @@ def test_the_active_environment_is_looked_at_and_else_the_caches(machine: Machin
 
 # --- GPUs ----------------------------------------------------------------------------------------------------
 
-H100 = "NVIDIA H100 80GB HBM3, 9.0, 81559"
 T4 = "Tesla T4, 7.5, 15360"
 V100 = "Tesla V100-SXM2-32GB, 7.0, 32768"
 B200 = "NVIDIA B200, 10.0, 183359"

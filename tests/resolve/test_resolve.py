@@ -174,19 +174,29 @@ def test_another_cuda_of_the_major_version_is_substituted_and_said() -> None:
     assert "525" in choice.reason
 
 
-def test_substitution_embeds_no_ptx_and_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
-    plan = planned(Request(cuda="12.1", archs=("9.0+PTX",)))
-    assert (plan.ptx, plan.warnings) == ((), ())
-    # The official module has PTX alone for 9.0.
-    whole = planned(Request(cuda="12.1", archs=("9.0+PTX",), prebuilt_whole=True))
-    assert any("570" in warning and "9.0" in warning for warning in whole.warnings)
-
-
 def test_the_exact_cuda_is_not_called_substituted() -> None:
-    plan = planned(Request(cuda="12.4", archs=("8.0", "9.0+PTX")))
+    plan = planned(Request(recipe=UPSTREAM, cuda="12.4", archs=("8.0", "9.0+PTX")), world(reached=reach(git=True)))
     assert not plan.substituted
     assert plan.ptx == ("9.0",)
     assert plan.warnings == ()
+
+
+@pytest.mark.parametrize("copied", [{"prebuilt": ("all",)}, {"prebuilt_whole": True}])
+def test_a_plan_that_leaves_an_arch_out_is_that_of_the_others(copied: dict[str, Any]) -> None:
+    """As a wheel is built again: its archs are named, and no driver is too old."""
+    request = Request(cuda="12.1", **copied)
+    plan = planned(request)
+    assert (plan.archs, plan.drivers) == (("8.0",), {"8.0": "525"})
+    assert plan.version.endswith(".sm80")
+    again = planned(request.model_copy(update={"archs": plan.archs, "driver": "9999"}))
+    assert (again.key, again.version) == (plan.key, plan.version)
+    both = planned(request.model_copy(update={"driver": "9999"}))
+    assert (both.archs, both.drivers) == (("8.0", "9.0"), {"8.0": "525", "9.0": "570"})
+    assert both.key != plan.key
+
+
+def test_a_driver_does_not_change_what_is_built() -> None:
+    assert planned(Request(driver="550.54.15")).key == planned(Request()).key
 
 
 def test_strict_cuda_refuses_a_substitute() -> None:
@@ -618,7 +628,7 @@ def test_what_is_left_out_comes_with_the_build_that_adds_it(recipe: str, git: bo
     request = Request(recipe=recipe, cuda="12.4", archs=("8.0", "9.0+PTX"), groups=("fp16",))
     seen = world(reached=reach(git=git))
     bare = planned(request.model_copy(update={"groups": ()}), seen)
-    command = f"dca wheel --recipe {recipe} --cuda 12.4 --arch 8.0,9.0+PTX"
+    command = f"dca wheel --recipe {recipe} --arch 8.0,9.0+PTX"
     assert bare.left_out.dtypes == {"float16": "--with fp16"}
     assert bare.left_out.head_dims[96] == odd
     half = DENSE.model_copy(update={"dtype": "float16"})
@@ -637,7 +647,7 @@ def test_bare_kernels_have_no_build_of_everything() -> None:
     plan = planned(Request(recipe=UPSTREAM, profile="kernels", archs=("9.0",)), world(reached=reach(git=True)))
     assert plan.left_out.head_dims == {64: "--with hdim64"}
     assert plan.left_out.dtypes == {"float16": "--with fp16"}
-    assert plan.left_out.command == "dca wheel --recipe vllm-0.10.2 --profile kernels --cuda 13.0 --arch 9.0"
+    assert plan.left_out.command == "dca wheel --recipe vllm-0.10.2 --profile kernels --arch 9.0"
 
 
 def test_nothing_is_left_out_of_a_build_of_everything() -> None:
@@ -733,13 +743,13 @@ def test_full_leaves_out_what_has_no_kernels_for_the_archs_and_warns_below_the_s
     assert any("without dual chunk attention" in warning for warning in old.warnings)
 
 
-def test_full_of_another_cuda_line_warns_of_what_reaches_a_gpu_only_by_ptx() -> None:
-    plan = planned(FULL.model_copy(update={"cuda": "12.1", "archs": ("9.0",)}), world(reached=reach(git=True)))
-    assert plan.substituted
-    (warning,) = plan.warnings
-    assert warning.startswith("_vllm_fa2_C is compiled and runs on 9.0 only by compiling its PTX")
-    (choice,) = (choice for choice in plan.choices if choice.subject == "CUDA")
-    assert "no PTX is embedded" not in choice.reason
+def test_full_of_another_cuda_line_leaves_out_what_its_driver_reaches_only_by_ptx() -> None:
+    older = FULL.model_copy(update={"cuda": "12.1"})
+    plan = planned(older, world(reached=reach(git=True)))
+    assert (plan.substituted, plan.archs) == (True, ("8.0",))
+    assert any("Without 9.0: _vllm_fa2_C has only PTX of CUDA 12.4" in warning for warning in plan.warnings)
+    named = only_reason(older.model_copy(update={"archs": ("9.0",)}), world(reached=reach(git=True)))
+    assert named.code == "DCA-313"
 
 
 def test_jobs_follow_the_memory_that_the_profiles_jobs_take() -> None:

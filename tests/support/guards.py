@@ -282,6 +282,8 @@ VARIABLES = ("VLLM_ATTENTION_BACKEND", "VLLM_USE_V1")
 CONFIG_WORKER = (
     SIMULATED
     + """
+# vLLM imports it only for a model with dual chunk attention, and that takes seconds: every such case would do it.
+import vllm.model_executor.model_loader
 from vllm.engine.arg_utils import EngineArgs
 
 

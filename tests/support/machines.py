@@ -131,6 +131,7 @@ def library(cards: list[tuple[str, tuple[int, int], int]], *, error: str = "") -
         nvmlDeviceGetCudaComputeCapability=lambda card: card[1],
         nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(total=card[2]),
         nvmlSystemGetDriverVersion=lambda: "550.54.15",
+        nvmlSystemGetCudaDriverVersion_v2=lambda: 12040,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dca.catalogue import toolkits
 from dca.catalogue.plan import Plan
 from dca.foundation.errors import DcaError
 from dca.foundation.store import Store
@@ -70,6 +71,15 @@ def test_nothing_is_taken_from_a_compiler_cache_when_a_wheel_is_built_again() ->
     definition = {"buildType": provenance.BUILD_TYPE, "externalParameters": asked}
     content = json.dumps({"predicate": {"buildDefinition": definition}}).encode()
     assert rebuild.request(content).compiler_cache == "off"
+
+
+def test_a_wheel_is_built_again_whatever_this_machines_driver() -> None:
+    asked = {"recipe": "r", "profile": "lean", "groups": [], "archs": ["9.0"], "cuda": "12.1", "prebuilt": ["all"]}
+    definition = {"buildType": provenance.BUILD_TYPE, "externalParameters": asked}
+    request = rebuild.request(json.dumps({"predicate": {"buildDefinition": definition}}).encode())
+    drivers = toolkits.load_versions().drivers
+    assert request.driver
+    assert all(drivers.driver(request.driver).runs(release) for release in drivers.releases)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"predicate": {"buildDefinition": {"buildType": "other"}}}'])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 NOT = "not"
+_AT_LOAD = "JIT from PTX "
 
 
 def version(arch: str) -> tuple[int, int]:
@@ -25,8 +26,13 @@ def how_reached(arch: str, sass: Collection[str], ptx: Collection[str]) -> str:
     if same := _same_major(arch, sass):
         return f"same major ({same})"
     if older := compilable(arch, ptx):
-        return f"JIT from PTX {older}"
+        return _AT_LOAD + older
     return NOT
+
+
+def compiled_at_load(how: str) -> bool:
+    """Whether a GPU runs code only because the driver compiles its PTX at load."""
+    return how.startswith(_AT_LOAD)
 
 
 def compilable(arch: str, ptx: Collection[str]) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from dca.catalogue import compiler_caches, host_packages
 from dca.catalogue.compiler_caches import FoundCache
+from dca.catalogue.drivers import Driver
 from dca.catalogue.host_packages import Installer
-from dca.catalogue.toolkits import FoundToolkit, discover
+from dca.catalogue.toolkits import FoundToolkit, discover, load_versions
 from dca.foundation import host_memory, runner
 from dca.foundation.documents import Value
 
@@ -55,6 +56,7 @@ class Machine(Value):
         caches: of compilers, by priority.
         git: whether git is on PATH.
         installer: how something is installed.
+        driver: of the GPUs; None without one.
     """
 
     system: str
@@ -69,6 +71,7 @@ class Machine(Value):
     caches: tuple[FoundCache, ...] = ()
     git: bool = True
     installer: Installer = Installer()
+    driver: Driver | None = None
 
 
 def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
@@ -91,6 +94,7 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
         caches=compiler_caches.look(),
         git=shutil.which("git") is not None,
         installer=host_packages.look(),
+        driver=driver(),
     )
 
 
@@ -176,3 +180,18 @@ def gpus() -> tuple[Gpu, ...]:
         if re.fullmatch(r"\s*\d+\.\d", arch):
             cards.append(Gpu(name=name.strip(), arch=arch.strip()))
     return tuple(cards)
+
+
+def driver() -> Driver | None:
+    """The NVIDIA driver, as nvidia-smi reports it; None without one.
+
+    The CUDA version is that of the libcuda in use, which may be a newer one of the package cuda-compat.
+    """
+    program = shutil.which("nvidia-smi")
+    # One section, because the versions come first and only the last lines are kept.
+    done = runner.probe([program, "-q", "-d", "COMPUTE"]) if program else None
+    if done is None or not done.ok:
+        return None
+    version = re.search(r"\bdriver version\s*:\s*(\d{1,4}(?:\.\d+)*)", done.text, re.IGNORECASE)
+    cuda = re.search(r"\bcuda(?: \w+)? version\s*:\s*(\d{1,3}\.\d{1,2})", done.text, re.IGNORECASE)
+    return load_versions().drivers.driver(version[1], cuda[1] if cuda else "") if version else None

@@ -27,6 +27,7 @@ class Request(Value):
         model: the model to serve; its groups are added.
         jobs: how many compilers run at once; None for as many as cores and memory allow.
         compiler_cache: the compiler cache to use; "auto" uses one that a variable of the caller shares.
+        driver: the driver's version on the machine that the wheel is for; None for this machine's, if it has such GPUs.
     """
 
     recipe: str | None = None
@@ -45,6 +46,7 @@ class Request(Value):
     model: Model | None = None
     jobs: int | None = None
     compiler_cache: CacheOption = "auto"
+    driver: str | None = None
 
 
 class Asked(Document):
@@ -270,6 +272,7 @@ class Plan(Document):
         groups: groups of ops that the wheel has.
         archs: GPU archs that the wheel is for.
         ptx: GPU archs that PTX is embedded for.
+        drivers: by arch, the oldest driver branch that runs the wheel ("570").
         cuda_asked: the CUDA line that was requested.
         substituted: whether another CUDA line compiles than the requested one.
         host_compiler: path of g++; empty when nothing is compiled.
@@ -309,6 +312,7 @@ class Plan(Document):
     groups: tuple[str, ...]
     archs: tuple[str, ...]
     ptx: tuple[str, ...]
+    drivers: dict[str, str] = {}
     cuda_asked: str | None
     cuda: str
     """The CUDA line that compiles, or that compiled the copied modules."""
@@ -364,6 +368,7 @@ class Plan(Document):
             "compiler_cache",
             "prebuilt",
             "prebuilt_whole",
+            "drivers",
         }
         machine = {
             "python_path": True,

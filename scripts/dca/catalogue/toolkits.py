@@ -11,13 +11,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dca.catalogue import header_fixes
+from dca.catalogue.drivers import Drivers
 from dca.catalogue.header_fixes import HeaderFix
 from dca.catalogue.recipes import Arch, CudaLine, HttpsUrl, IndexFile, Name, RelativePath, Sha256
 from dca.foundation import data, datafile, runner
 from dca.foundation.documents import Value
-
-# SASS of any CUDA version runs on every driver of its major version; these are the oldest.
-FIRST_DRIVER = {11: 450, 12: 525, 13: 580}
 
 
 class CudaVersion(Value):
@@ -26,8 +24,6 @@ class CudaVersion(Value):
     line: CudaLine
     gcc_max: int
     archs: tuple[Arch, ...]
-    driver_min: int
-    """The Linux driver released with it; older ones of the same major version run its SASS but not its PTX."""
     fixes: tuple[Name, ...] = ()
     """The fixes that its headers need with newer releases of glibc."""
 
@@ -37,6 +33,7 @@ class CudaVersions(Value):
 
     schema_: Literal["dca.cuda/1"] = Field(alias="schema")
     versions: tuple[CudaVersion, ...]
+    drivers: Drivers
     fixes: tuple[HeaderFix, ...] = ()
 
     @model_validator(mode="after")

@@ -120,6 +120,12 @@ def request(function: Any) -> Any:
                 show_default="the GPUs of this machine, else 8.0,9.0",
                 help="GPU architectures, such as 8.0,9.0.",
             ),
+            click.option(
+                "--driver",
+                metavar="VERSION",
+                show_default="this machine's",
+                help="NVIDIA driver of the machine that the wheel is for, such as 550.54.",
+            ),
             click.option("--profile", default="lean", show_default=True, help="Profile: which modules to compile."),
             click.option("--with", "groups", multiple=True, metavar="GROUP", help="Group to add to the profile's."),
             click.option(
@@ -184,6 +190,12 @@ def make_request(**values: Any) -> Request:
     check_cuda(values["cuda"])
     if values["python"] is not None and not re.fullmatch(r"3\.[0-9]{1,2}", values["python"]):
         raise DcaError("DCA-201", f"--python {values['python']} is not a Python version.", remedy="write it as 3.12.")
+    if values["driver"] is not None and not re.fullmatch(r"[0-9]{3,4}(\.[0-9]{1,4}){0,2}", values["driver"]):
+        raise DcaError(
+            "DCA-201",
+            f"--driver {values['driver']} is not a driver version.",
+            remedy="write it as 550.54.15, as nvidia-smi shows it.",
+        )
     if values["dirty"] and not (values["source"] or values["companions"]):
         raise DcaError(
             "DCA-201",

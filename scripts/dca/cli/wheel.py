@@ -147,15 +147,18 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
     lines += [f"  Warning: {module.note}" for module in build.modules if module.note]
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} instead of {plan.cuda_asked}; `dca plan` explains what that means.")
-        lines += [f"  Warning: {warning}" for warning in plan.warnings]
+    if choice := next((choice for choice in plan.choices if choice.subject == "driver"), None):
+        lines.append(f"  Needs driver {choice.value}")
+    lines += [f"  Warning: {warning}" for warning in plan.warnings]
     if not_to_serve:
         lines += wrapped("  Warning: ", f"{not_to_serve}. `dca wheel --recipe {plan.recipe}` builds one.")
     lines += [
         "  Install it with its lock in a new environment:",
         f"    dca env --wheel {shlex.quote(_relative(result.wheel))}",
         "  or in the active environment:",
-        f"    uv pip install -r {shlex.quote(_relative(result.lock))}",
-        f"    uv pip install --no-deps {shlex.quote(_relative(result.wheel))}",
+        # Without --python, uv would take the tool's own environment in a checkout.
+        f'    uv pip install --python "$VIRTUAL_ENV" -r {shlex.quote(_relative(result.lock))}',
+        f'    uv pip install --python "$VIRTUAL_ENV" --no-deps {shlex.quote(_relative(result.wheel))}',
         f"  Evidence: {result.run}",
         f"  Where the time went: dca report {Path(result.run).name}",
     ]

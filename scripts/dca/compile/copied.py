@@ -16,12 +16,13 @@ from dca.binaries import fatbin, rewriting
 from dca.binaries.elf import ElfError
 from dca.binaries.fatbin import CUBIN, PTX, Code, FatbinError
 from dca.binaries.rewriting import RewritingError
-from dca.catalogue import archs
+from dca.catalogue import archs, toolkits
 from dca.catalogue.plan import KeptKernels, Plan, PlannedModule
 from dca.compile.job import Job
 from dca.foundation import store, together
 from dca.foundation.documents import Value
 from dca.foundation.run import Run
+from dca.resolve.drivers import of_official
 from dca.toolchain import device_tools
 from dca.toolchain.device_tools import Tool, ToolError
 
@@ -104,13 +105,21 @@ def rewritten(job: Job, module: PlannedModule, run: Run) -> tuple[Path, Rewritte
         content = rewriting.replaced(before, containers)
         _check(content, containers, module)
     except (RewritingError, FatbinError, ElfError, ToolError) as error:
-        note = f"{module.path} is copied as it is, with all of its kernels: {error}."
+        needs = _needs_as_it_is(job, module)
+        note = " ".join([f"{module.path} is copied as it is, with all of its kernels: {error}.", *needs])
         run.reporter.note(note)
         return official, None, note
     file = run.cache.download(store.sha256_bytes(content), official.name)
     if not store.has_hash(file, file.parent.name):
         store.write_bytes(file, content)
     return file, how, ""
+
+
+def _needs_as_it_is(job: Job, module: PlannedModule) -> list[str]:
+    """The drivers that compile the official module's PTX, for the archs that it has no machine code for."""
+    known = toolkits.load_versions().drivers
+    needs = [need for arch in job.plan.archs for need in of_official(job.recipe, arch, known)]
+    return [f"{need.text}." for need in needs if need.module == module.name and need.at_load]
 
 
 def _images(before: rewriting.Module, job: Job, module: PlannedModule) -> list[tuple[Code | _Text, ...]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from dca.catalogue.toolkits import FIRST_DRIVER
+from dca.catalogue.drivers import Driver
 from dca.doctor.values import OTHER_PYTHON, Finding, Subject, order, span
+from dca.resolve.drivers import of_official
 
 NVTX = ("lib64/libnvToolsExt.so", "lib/libnvToolsExt.so", "targets/x86_64-linux/lib/libnvToolsExt.so")
 NVTX_GONE_FROM = Version("2.8")
@@ -143,12 +144,10 @@ def torch(subject: Subject) -> Iterator[Finding]:
 
 def driver(subject: Subject) -> Iterator[Finding]:
     """The driver against CUDA: it runs machine code of its whole major version, but PTX only up to its own version."""
-    lines, serve = subject.cuda_lines, subject.purpose == "serve"
+    lines, serve, table = subject.cuda_lines, subject.purpose == "serve", subject.versions.drivers
     if serve and not subject.lines:
         lines = tuple(sorted({loaded.recipe.torch.cuda for loaded in subject.recipes}, key=order)) or lines
-    known = [version for line in lines if (version := subject.versions.of(line))]
-    first = [FIRST_DRIVER.get(order(version.line)[0], version.driver_min) for version in known]
-    least = min(first, default=FIRST_DRIVER[12])
+    least = min((table.of(f"{order(line)[0]}.0").driver for line in lines), default=0)
     wanted = f"{least} or later"
     seen = subject.gpus
     if seen.problem:
@@ -158,18 +157,29 @@ def driver(subject: Subject) -> Iterator[Finding]:
         remedy = "install NVIDIA's driver, or docker run --gpus all"
         yield Finding("wrong", "none", wanted, remedy) if serve else Finding("fine", "none")
     else:
-        word = seen.driver.split(".")[0]
-        major = int(word) if word.isdigit() else 0
-        own = [version.line for version in known if version.driver_min <= major]
-        if major < least:
-            remedy = "apt install nvidia-driver, or download it from NVIDIA"
-            yield Finding("wrong" if serve else "note", seen.driver, wanted, remedy)
-        elif not own:
-            yield Finding(
-                "note",
-                f"{seen.driver}: machine code of CUDA {span([version.line for version in known])}, not its PTX",
-                f"{min(version.driver_min for version in known)} for PTX as well",
-                "build for the GPU's own architecture: make wheel ARCH=X.Y",
-            )
-        else:
-            yield Finding("fine", f"{seen.driver}: CUDA {span(own)} and older", wanted)
+        yield _driver(subject, table.driver(seen.driver, seen.cuda), lines, wanted)
+
+
+def _driver(subject: Subject, found: Driver, lines: tuple[str, ...], wanted: str) -> Finding:
+    """Whether a driver runs machine code of some CUDA lines, and the PTX of the official wheels."""
+    table, majors = subject.versions.drivers, {order(line)[0] for line in lines}
+    text = f"{found.version}: CUDA {found.cuda or 'unknown'}"
+    if not any(found.runs(table.of(f"{major}.0")) for major in majors):
+        remedy = "apt install nvidia-driver, or download it from NVIDIA"
+        return Finding("wrong" if subject.purpose == "serve" else "note", text, wanted, remedy)
+    lacking = {
+        need.text: need.oldest
+        for loaded in subject.recipes
+        for arch in dict.fromkeys(card.arch for card in subject.gpus.cards)
+        for need in of_official(loaded.recipe, arch, table)
+        if not found.runs(need.oldest)
+    }
+    if not lacking:
+        return Finding("fine", f"{text} and older", wanted)
+    return Finding(
+        "note",
+        f"{text} and older; in the official wheel {next(iter(lacking))}",
+        f"{max(release.driver for release in lacking.values())} or later for the official wheel",
+        "install that driver, or build: make wheel compiles machine code for this GPU",
+        tuple(lacking),
+    )

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from dca.catalogue import machine
 from dca.foundation import runner
 from dca.foundation.documents import Value
 
@@ -33,6 +34,7 @@ class Seen(Value):
         cards: the visible GPUs.
         hidden: how many more there are that a server does not see.
         driver: its version ("550.54.15"); empty without one.
+        cuda: the CUDA version that it reports to support; empty if it reports none.
         asked: the source, NVML or nvidia-smi.
         problem: why nothing could be read; empty if there is no driver.
     """
@@ -40,6 +42,7 @@ class Seen(Value):
     cards: tuple[Card, ...] = ()
     hidden: int = 0
     driver: str = ""
+    cuda: str = ""
     asked: str = ""
     problem: str = ""
 
@@ -100,7 +103,8 @@ def _by_library(nvml: Any) -> Seen | None:
     except nvml.NVMLError:
         return None
     try:
-        return Seen(cards=tuple(_cards(nvml)), driver=_text(nvml.nvmlSystemGetDriverVersion()), asked="NVML")
+        driver = _text(nvml.nvmlSystemGetDriverVersion())
+        return Seen(cards=tuple(_cards(nvml)), driver=driver, cuda=_cuda(nvml), asked="NVML")
     except nvml.NVMLError as error:
         return Seen(asked="NVML", problem=str(error))
     finally:
@@ -114,6 +118,15 @@ def _cards(nvml: Any) -> Iterator[Card]:
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         total = nvml.nvmlDeviceGetMemoryInfo(handle).total
         yield Card(name=_text(nvml.nvmlDeviceGetName(handle)), arch=f"{major}.{minor}", memory_gb=total / 1e9)
+
+
+def _cuda(nvml: Any) -> str:
+    """The CUDA version of libcuda ("12.4"); empty without that library."""
+    try:
+        number = nvml.nvmlSystemGetCudaDriverVersion_v2()
+    except nvml.NVMLError:
+        return ""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _text(value: str | bytes) -> str:
@@ -135,4 +148,5 @@ def _by_program() -> Seen:
         if re.fullmatch(r"\d+\.\d", arch) and mebibytes.isdigit():
             cards.append(Card(name=name.strip(), arch=arch, memory_gb=int(mebibytes) * 2**20 / 1e9))
             driver = version
-    return Seen(cards=tuple(cards), driver=driver, asked="nvidia-smi")
+    own = machine.driver()
+    return Seen(cards=tuple(cards), driver=driver, cuda=own.cuda if own else "", asked="nvidia-smi")

@@ -5,12 +5,14 @@ It reads no file, clock, environment or network, so the same input gives the sam
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from packaging.version import Version
 
-from dca.catalogue.archs import NOT, how_reached
 from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
-from dca.catalogue.toolkits import FIRST_DRIVER, CudaVersion
+from dca.catalogue.toolkits import CudaVersion
+from dca.resolve import drivers
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.compiler_cache import choose_cache
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
@@ -71,17 +73,21 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     sources = choose_sources(request, recipe, groups, world.reach, draft)
     compiler = _compiler(candidate, draft, supported=supported)
     substituted = bool(request.cuda and compiler.line not in ("", request.cuda))
-    target = _target(candidate, groups, compiler.facts, draft, substituted=substituted)
+    target = _target(candidate, groups, compiler.facts, draft)
     check_group_archs(request, recipe, groups, target.archs, draft)
+    target = _for_drivers(candidate, target, sources, compiler.line, draft)
     modules = choose_modules(candidate, target, sources, draft) if not draft.reasons else []
     serves = what_is_served(request, recipe, groups, modules)
     if not draft.reasons and request.model:
         check_model(request.model, recipe, serves, draft)
     if not draft.reasons and request.cuda and substituted:
         _explain_substitution(candidate, compiler.line, modules, draft)
+    needs = drivers.of_plan(candidate, target, modules, compiler.line)
+    drivers.explain(candidate, needs, draft)
+    drivers.explain_ptx(candidate, target, modules, compiler.line, draft)
     if draft.reasons:
         return draft.reasons
-    left_out = what_is_left_out(recipe, modules, serves, _command(candidate, target, compiler.line))
+    left_out = what_is_left_out(recipe, modules, serves, _command(candidate, target))
     if left_out.head_dims or left_out.dtypes:
         kernels = f"head dimension {', '.join(map(str, serves.head_dims))} in {' and '.join(serves.dtypes)}"
         others = "; ".join(f"{option} adds {', '.join(values)}" for option, values in left_out.by_option.items())
@@ -102,6 +108,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
         groups=groups,
         archs=target.archs,
         ptx=target.ptx,
+        drivers={arch: str(need.oldest.driver) for arch, need in needs.items()},
         cuda_asked=request.cuda,
         cuda=compiler.line,
         substituted=substituted,
@@ -176,14 +183,11 @@ def _jobs(candidate: Candidate, modules: list[PlannedModule], draft: Draft) -> J
     return jobs
 
 
-def _target(
-    candidate: Candidate, groups: tuple[str, ...], facts: CudaVersion | None, draft: Draft, *, substituted: bool
-) -> Target:
+def _target(candidate: Candidate, groups: tuple[str, ...], facts: CudaVersion | None, draft: Draft) -> Target:
     """The GPU archs to build for, and those that PTX is embedded for.
 
     Args:
         facts: about the CUDA line that compiles.
-        substituted: whether that is another line than the requested one.
     """
     request, machine = candidate.request, candidate.world.machine
     chosen, reason = _asked_archs(candidate, groups)
@@ -192,11 +196,21 @@ def _target(
     owner = "" if request.archs or not machine.gpus else " (a GPU of this machine)"
     for arch in archs:
         _check_arch(arch, owner, candidate, facts, draft)
-    if ptx and substituted:
-        draft.choose("PTX", "none", "the toolkit is not the requested CUDA, and its PTX would need a newer driver.")
-        ptx = ()
-    draft.choose("archs", ", ".join(archs), reason)
-    return Target(groups, archs, ptx)
+    return Target(groups, archs, ptx, reason)
+
+
+def _for_drivers(candidate: Candidate, target: Target, sources: Sources, cuda: str, draft: Draft) -> Target:
+    """The target with the archs that their driver runs.
+
+    Args:
+        cuda: line that compiles.
+    """
+    if not draft.reasons:
+        # How the modules of all archs would run; what is left out may change the modules.
+        trial = choose_modules(candidate, target, replace(sources, planned=dict(sources.planned)), Draft())
+        target = drivers.fit(candidate, target, drivers.of_plan(candidate, target, trial, cuda), draft)
+    draft.choose("archs", ", ".join(target.archs), " ".join([target.why, *target.without.values()]))
+    return target
 
 
 def _asked_archs(candidate: Candidate, groups: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
@@ -257,30 +271,16 @@ def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
 
 
 def _explain_substitution(candidate: Candidate, used: str, modules: list[PlannedModule], draft: Draft) -> None:
-    """Explain that another CUDA line than the requested one compiles, and what that means for the driver."""
-    asked, recipe, world = candidate.request.cuda, candidate.recipe, candidate.world
+    """Explain why another CUDA line than the requested one compiles."""
+    asked, recipe = candidate.request.cuda, candidate.recipe
     major = used.split(".")[0]
-    first = FIRST_DRIVER.get(int(major), 0)
-    runs = f"Compiled kernels (SASS) of any CUDA {major}.x run on every {major}.x driver, {first} or newer"
-    compiled = [module for module in modules if module.origin == "compiled"]
-    if compiled:
-        none = not any(module.ptx for module in compiled)
-        ptx = "no PTX is embedded" if none else "the PTX that upstream's CMake embeds needs a newer driver"
-        reason = f"no CUDA {asked} toolkit that compiles {recipe.name} is available. {runs}; {ptx}."
+    first = candidate.world.cuda.drivers.of(f"{major}.0")
+    runs = f"Machine code of any CUDA {major}.x runs on every driver of CUDA {major}.x: {first}."
+    if any(module.origin == "compiled" for module in modules):
+        reason = f"no CUDA {asked} toolkit that compiles {recipe.name} is available."
     else:
-        reason = f"the official wheel is of CUDA {used}, and nothing is compiled. {runs}; its PTX needs a newer driver."
-    draft.choose("CUDA", f"{used} instead of {asked}", reason)
-    official = recipe.official_wheel
-    for module in modules:
-        jitted = [arch for arch, how in module.reached.items() if how.startswith("JIT")]
-        copied = module.origin == "copied"
-        facts = world.cuda.of(official.cuda if copied and official else used)
-        if jitted and facts is not None:
-            draft.warnings.append(
-                f"{module.name} is {module.origin} and runs on {', '.join(jitted)} only by compiling its PTX at load, "
-                f"which needs a driver of CUDA {facts.line} ({facts.driver_min}) or newer, not of CUDA {asked}."
-                + (" To compile it from source instead, name its source with --companion." if copied else "")
-            )
+        reason = f"the official wheel is of CUDA {used}, and nothing is compiled."
+    draft.choose("CUDA", f"{used} instead of {asked}", f"{reason} {runs}")
 
 
 def _followed(candidate: Candidate, sources: Sources, draft: Draft) -> list[str]:
@@ -310,6 +310,9 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
     local = [f"dca{candidate.loaded.series_revision}", "cu" + cuda.replace(".", "")]
     if candidate.copies_all:
         local.append("prebuilt")
+        # The modules have code for more archs than the plan is for.
+        if target.archs != recipe.lean.default_archs:
+            local += ["sm" + arch.replace(".", "") for arch in target.archs]
     else:
         local.append(request.profile)
         # A wheel with more or less than the profile must not have the profile's version.
@@ -325,11 +328,10 @@ def _version(candidate: Candidate, target: Target, cuda: str, followed: list[str
     return f"{recipe.base_version}+{'.'.join(local)}"
 
 
-def _command(candidate: Candidate, target: Target, cuda: str) -> str:
+def _command(candidate: Candidate, target: Target) -> str:
     """The command that builds the wheel, without paths of this machine.
 
-    Args:
-        cuda: line that compiles.
+    It leaves the CUDA version out, which would also stand for a driver.
     """
     recipe, profile = candidate.recipe, candidate.request.profile
     archs = ",".join(f"{arch}+PTX" if arch in target.ptx else arch for arch in target.archs)
@@ -337,7 +339,6 @@ def _command(candidate: Candidate, target: Target, cuda: str) -> str:
     options = {
         "--recipe": recipe.name,
         "--profile": "" if profile == "lean" else profile,
-        "--cuda": cuda,
         "--arch": archs,
         "--with": ",".join(added),
         "--prebuilt": ",".join(candidate.request.prebuilt),
@@ -356,28 +357,26 @@ def _advice(candidate: Candidate, archs: tuple[str, ...]) -> tuple[str, ...]:
     official, python = recipe.official_wheel, world.machine.python
     if official is None or python is None or candidate.copies_all:
         return ()
-    serving = [arch for arch in archs if _serves(recipe, arch)]
+    serving = [
+        arch for arch in archs if len(drivers.of_official(recipe, arch, world.cuda.drivers)) == len(recipe.modules)
+    ]
     if not serving or world.machine.processor not in official.machines:
         return ()
-    what = "this machine's GPUs" if world.machine.gpus else f"GPUs of compute capability {', '.join(serving)}"
-    facts = world.cuda.of(official.cuda)
-    driver = f" with the driver of CUDA {official.cuda} ({facts.driver_min}) or newer" if facts else ""
+    own = bool(world.machine.gpus) and {gpu.arch for gpu in world.machine.gpus} <= set(serving)
+    what = "this machine's GPUs" if own else f"GPUs of compute capability {', '.join(serving)}"
+    wheel = f"the official {official.package} {official.version} wheel (CUDA {official.cuda}, Python {recipe.python})"
+    needs = {arch: drivers.most(drivers.of_official(recipe, arch, world.cuda.drivers)) for arch in serving}
+    lacking = drivers.lacking(candidate, needs)
+    if lacking:
+        return (f"A build is needed: {wheel} does not run on {', '.join(lacking)}: {'; '.join(lacking.values())}",)
     patched = (
         "this recipe's patches and guards, which choose the backend and reject unsafe settings"
         if candidate.loaded.series_revision
         else "no patches or guards, because this recipe has none"
     )
     return (
-        f"You may not need to build: the official {official.package} {official.version} wheel (CUDA {official.cuda}, "
-        f"Python {recipe.python}) supports {what}{driver}. `dca wheel --recipe {recipe.name} --prebuilt all` copies "
-        "all of its modules and compiles nothing.",
+        f"You may not need to build: {wheel} supports {what} with driver {drivers.oldest(needs)}. "
+        f"`dca wheel --recipe {recipe.name} --prebuilt all` copies all of its modules and compiles nothing.",
         "A build adds: DCA index and engine kernels from source for exactly these archs, a pinned torch, upper bounds "
         f"for packages that break it ({', '.join(recipe.caps)}), a record of the wheel's contents, and {patched}.",
     )
-
-
-def _serves(recipe: Recipe, arch: str) -> bool:
-    official = recipe.official_wheel
-    members = official.members if official else {}
-    paths = [module.path for module in recipe.modules.values()]
-    return all(path in members and how_reached(arch, members[path].sass, members[path].ptx) != NOT for path in paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dca.catalogue import machine
@@ -60,11 +61,15 @@ class Target:
         groups: the groups of ops.
         archs: the GPU architectures of the wheel.
         ptx: those of them that PTX is embedded for.
+        why: they were chosen.
+        without: archs that the plan left out because of their driver, each with the reason.
     """
 
     groups: tuple[str, ...]
     archs: tuple[str, ...]
     ptx: tuple[str, ...]
+    why: str = ""
+    without: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

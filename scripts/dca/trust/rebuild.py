@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dca.binaries import elf
+from dca.catalogue import toolkits
 from dca.catalogue.plan import Plan, Request
 from dca.foundation import store
 from dca.foundation.errors import DcaError
@@ -64,6 +65,8 @@ def request(statement: bytes, local: Local = FETCHED) -> Request:
             companions=local.companions,
             # What others compiled proves nothing.
             compiler_cache="off",
+            # The wheel is not for this machine.
+            driver=str(toolkits.load_versions().drivers.releases[-1].driver),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DcaError(
