@@ -74,6 +74,8 @@ def test_time_is_estimated_from_what_is_counted_and_not_from_what_came_before(mo
     assert stage.left(0, 50) is None
     now += 1
     assert stage.left(25, 50) == pytest.approx(1.0)
+    # Nothing is known of an end.
+    assert [stage.left(done, 0) for done in (1, 2)] == [None, None]
 
 
 def test_each_line_names_its_own_stage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ class _Stage:
         if self.counted[0] != total:
             self.counted = (total, done, now)
         _, before, since = self.counted
-        return (now - since) * (total - done) / (done - before) if done > before else None
+        return (now - since) * (total - done) / (done - before) if before < done <= total else None
 
     @property
     def spent(self) -> float:
