@@ -120,12 +120,15 @@ def test_a_stage_that_reports_nothing_is_shown_and_not_one_that_waits_for_it(
         reporter.stage("plan", "for all")
         with together.Tasks() as tasks:
             tasks.start(work)
+        time.sleep(0.2)
         reporter.stage("package", "the wheel")
         reporter.progress(1, 4, "METADATA")
         time.sleep(0.2)
     lines = capsys.readouterr().err.splitlines()
     time.sleep(0.1)
-    names = [line.split()[0] for line in lines]
+    # After them, it is not known by its own name what it does.
+    assert any(line.startswith(f"{'':>12}  after ") for line in lines)
+    names = [line.split()[0] for line in lines if line[:12].strip()]
     assert names == sorted(names, key=["plan", "admit", "package"].index)
     assert [names.count(name) > 2 for name in ("plan", "admit", "package")] == [False, True, True]
     # What it said last is said again.

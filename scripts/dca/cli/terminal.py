@@ -37,12 +37,14 @@ class _Stage:
 
     `within` is the stage of the thread that started its thread. `counted` is what it counts to, how much of that was
     done when it began to count, and when that was. `said` is how far it is, what is left, and what it does, in words.
+    `split` is whether it has started others since, which say more than it does.
     """
 
     name: str = ""
     written: float = 0.0
     within: _Stage | None = None
     said: tuple[str, str, str] = ("", "", "")
+    split: bool = False
     bar: TaskID | None = None
     thread: threading.Thread = field(default_factory=threading.current_thread)
     started: float = field(default_factory=time.monotonic)
@@ -66,7 +68,7 @@ class _Stage:
         """How far it is, as a line."""
         how_far, left, text = self.said
         words = " ".join(filter(None, (how_far, f"after {_minutes(self.spent)}{left and f', {left}'}")))
-        return f"{self.name:>12}  {words}{text and f': {text}'}"
+        return f"{'' if self.split else self.name:>12}  {words}{text and f': {text}'}"
 
 
 # Tasks of a stage belong to it, and run in threads of their own.
@@ -141,6 +143,8 @@ class Terminal:
             self._print(f"{name:>12}  {detail}")
             before, thread = _STAGE.get(), threading.current_thread()
             within = before.within if before and before.thread is thread else before
+            if within:
+                within.split = True
             _STAGE.set(stage := _Stage(name, time.monotonic(), within))
             self._stages[thread] = stage
             self._remove_bars()
@@ -191,7 +195,7 @@ class Terminal:
                 bar = self._add_bar(stage, total) if stage.bar is None else stage.bar
                 self._bar.update(bar, completed=done, total=total or None, description=text[:60], left=left)
                 return
-            stage.said = (how_far, left, text)
+            stage.said, stage.split = (how_far, left, text), False
             self._write(stage)
 
     def _add_bar(self, stage: _Stage, total: float) -> TaskID:
