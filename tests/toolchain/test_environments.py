@@ -246,7 +246,7 @@ def test_what_uv_downloads_is_reported_with_its_size() -> None:
     watching.on_tick()
     assert said == [
         (0, 0, "resolving, unpacking and linking packages"),
-        (0, 874, "0 of 874 MiB, downloading torch (847 MiB), cmake (26 MiB), tiny (0 MiB)"),
+        (0, 874, "0 of 874 MiB, downloading torch (847 MiB), cmake (26 MiB), 1 more"),
         (26, 874, "26 of 874 MiB, downloading torch (847 MiB), tiny (0 MiB)"),
         (874, 874, "874 of 874 MiB, resolving, unpacking and linking packages"),
     ]

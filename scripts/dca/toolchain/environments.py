@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from dca.toolchain.lockfile import LockedPackage
 
 INSTALL_SECONDS = 1800.0
+# Downloads that are named at once.
+MOST_SHOWN = 2
 # Written when an environment is complete.
 STAMP = ".whole"
 WORKERS = data.IN_WHEEL_ENV / "workers"
@@ -87,7 +89,9 @@ class Downloads:
             self._done.add(ended[1])
 
     def _tick(self) -> None:
-        running = [f"{name} ({size:.0f} MiB)" for name, size in self._sizes.items() if name not in self._done]
+        left = sorted(self._sizes.keys() - self._done, key=lambda name: (-self._sizes[name], name))
+        running = [f"{name} ({self._sizes[name]:.0f} MiB)" for name in left[:MOST_SHOWN]]
+        running += [f"{len(left) - MOST_SHOWN} more"] if len(left) > MOST_SHOWN else []
         done, total = sum(self._sizes[name] for name in self._done & self._sizes.keys()), sum(self._sizes.values())
         text = f"downloading {', '.join(running)}" if running else "resolving, unpacking and linking packages"
         self._reporter.progress(done, total, f"{done:.0f} of {total:.0f} MiB, {text}" if total else text)
