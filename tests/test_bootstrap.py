@@ -104,11 +104,10 @@ def test_a_lock_is_installed_as_it_stands_though_a_newer_release_is_out(project:
     complete(project, with_uv=with_uv)
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 @pytest.mark.network
-@pytest.mark.parametrize(
-    "pip", ["pip==23.0.1", *(pytest.param(pip, marks=pytest.mark.whole) for pip in ("pip==22.0.2", "pip"))]
-)
+@pytest.mark.parametrize("pip", ["pip==22.0.2", "pip==23.0.1", "pip"])
 def test_every_pip_since_22_installs_the_lock(project: Path, pip: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", project / ".venv"], check=True)
     subprocess.run([project / ".venv/bin/python", "-m", "pip", "install", "-q", "--upgrade", pip], check=True)
@@ -123,6 +122,7 @@ def test_two_runs_at_once_both_end_well(project: Path, with_uv: bool) -> None:
     complete(project, with_uv=with_uv)
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_an_environment_that_uv_made_is_completed_by_pip(project: Path) -> None:
     assert start(project, with_uv=True).wait() == 0

@@ -21,7 +21,10 @@ import pytest
 
 from dca.catalogue.plan import Plan, PlannedCache
 from dca.compile import cmake, compiler_cache
-from dca.compile.compiler_cache import Session, silence
+from dca.compile.compiler_cache import Session
+from dca.compile.compiler_cache import sccache as sccache_tool
+from dca.compile.compiler_cache.remote import silence
+from dca.compile.compiler_cache.tool import ANSWER_SECONDS, Counts
 from dca.compile.job import Job
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
@@ -125,7 +128,7 @@ def test_what_a_dry_run_names_is_below_the_build_folder(fails: bool, tmp_path: P
     lines = [f'#$ cicc --orig_src_path_name "{root}/generated/a.cu" "{root}/x"', f'#$ gcc "{root}/generated/a.cu"']
     nvcc = program(tmp_path / "nvcc", f"printf '%s\\n' {shlex.join(lines)} >&2; exit {3 if fails else 0}")
     script = root / "generated/nvcc"
-    store.write_bytes(script, compiler_cache.NVCC.format(nvcc=shlex.quote(str(nvcc))).encode(), mode=0o755)
+    store.write_bytes(script, sccache_tool.NVCC.format(nvcc=shlex.quote(str(nvcc))).encode(), mode=0o755)
     dry = subprocess.run([script, "-c", "--dryrun", "--keep"], capture_output=True, text=True, check=False)
     assert dry.stderr.splitlines() == ['#$ cicc --orig_src_path_name "generated/a.cu" "x"', lines[1]]
     assert dry.returncode == (3 if fails else 0)
@@ -139,7 +142,7 @@ def test_without_a_server_compilers_are_started_without_sccache(tmp_path: Path) 
     words = {"socket": str(there), "program": str(program(tmp_path / "sccache", 'echo "sccache $@"'))}
     compiler = program(tmp_path / "nvcc", 'echo "nvcc $@"')
     store.write_bytes(
-        tmp_path / "launch", compiler_cache.LAUNCH.format(nvcc=shlex.quote(str(compiler)), **words).encode(), mode=0o755
+        tmp_path / "launch", sccache_tool.LAUNCH.format(nvcc=shlex.quote(str(compiler)), **words).encode(), mode=0o755
     )
 
     def said() -> str:
@@ -164,8 +167,8 @@ class Tool:
     def alive(self) -> bool:
         return self.living
 
-    def counts(self) -> compiler_cache.Counts:
-        return compiler_cache.Counts(hits=3, misses=1)
+    def counts(self) -> Counts:
+        return Counts(hits=3, misses=1)
 
     def finish(self) -> None:
         self.end()
@@ -238,7 +241,7 @@ def test_a_cache_that_ends_or_whose_remote_falls_silent_is_switched_off(
 def test_an_address_that_leads_nowhere_is_told_at_once(address: str) -> None:
     started = time.monotonic()
     assert silence(address)
-    assert time.monotonic() - started < compiler_cache.ANSWER_SECONDS
+    assert time.monotonic() - started < ANSWER_SECONDS
 
 
 def test_any_answer_will_do(place: Place) -> None:
@@ -252,7 +255,7 @@ def test_a_server_that_accepts_and_says_nothing_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         started = time.monotonic()
         assert silence(f"redis://127.0.0.1:{server.getsockname()[1]}")
-        assert time.monotonic() - started < compiler_cache.ANSWER_SECONDS + 2
+        assert time.monotonic() - started < ANSWER_SECONDS + 2
 
 
 # --- the real ones -------------------------------------------------------------------------------------------
@@ -307,12 +310,13 @@ def test_sccache_passes_the_probe_and_leaves_no_server(
 HOLDS = """
 import sys, time
 from pathlib import Path
+from dca.catalogue.plan import PlannedCache
 from dca.compile import compiler_cache
 from dca.foundation import store
 from tests.compile.test_compiler_cache import a_build
 from tests.support import quiet_run
-root, cache, planned = Path(sys.argv[1]), store.Store(Path(sys.argv[2])), compiler_cache.PlannedCache
-job, folder = a_build(root / "build", root / "cuda/bin/nvcc", planned(name="sccache", version="0.16.0"))
+root, cache = Path(sys.argv[1]), store.Store(Path(sys.argv[2]))
+job, folder = a_build(root / "build", root / "cuda/bin/nvcc", PlannedCache(name="sccache", version="0.16.0"))
 # Without a kernel there is nothing to probe.
 (folder.ninja / "compile_commands.json").write_text("[]")
 with compiler_cache.running(job, folder, quiet_run(root, cache)) as session:

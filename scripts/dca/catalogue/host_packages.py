@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -97,7 +98,15 @@ def look(etc: Path = Path("/etc")) -> Installer:
     Args:
         etc: the folder with os-release.
     """
-    release = _release(etc / "os-release")
+    return of(_release(etc / "os-release"))
+
+
+def of(release: Mapping[str, str]) -> Installer:
+    """How this user installs something on a distribution.
+
+    Args:
+        release: the fields of its os-release.
+    """
     names = [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
     known = {name: distribution for distribution in load().distributions for name in distribution.ids}
     found = next((known[name] for name in names if name in known), None)
