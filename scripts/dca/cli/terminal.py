@@ -67,7 +67,7 @@ class _Stage:
     def line(self) -> str:
         """How far it is, as a line."""
         how_far, left, text = self.said
-        words = " ".join(filter(None, (how_far, f"after {_minutes(self.spent)}{left and f', {left}'}")))
+        words = " ".join(filter(None, (how_far, f"after {_elapsed(self.spent)}{left and f', {left}'}")))
         return f"{'' if self.split else self.name:>12}  {words}{text and f': {text}'}"
 
 
@@ -232,6 +232,12 @@ class Terminal:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _elapsed(seconds: float) -> str:
+    """To the second, because the next line follows in ten."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _left(seconds: float) -> str:
