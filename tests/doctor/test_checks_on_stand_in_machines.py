@@ -250,6 +250,13 @@ def test_gcc_is_held_against_the_toolkits_that_can_be_had(
     assert (result.status, result.remedy.removeprefix("sudo ")) == (status, remedy)
 
 
+def test_while_a_server_has_not_answered_a_compiler_for_every_toolkit_is_named(machine: Machine) -> None:
+    (machine.root / "etc/os-release").write_text('ID=debian\nVERSION_ID="13"\n')
+    assert machine.one("compilers.gcc").remedy.removeprefix("sudo ") == "apt install g++-12"
+    (machine.root / "etc/os-release").write_text('ID=debian\nVERSION_ID="12"\n')
+    assert machine.one("compilers.gcc").remedy.removeprefix("sudo ") == "apt install g++"
+
+
 def test_gcc_is_held_against_the_cuda_that_is_asked_for(machine: Machine) -> None:
     machine.program("g++", "echo 13.2.0")
     machine.more = {"lines": ("12.1",)}

@@ -19,7 +19,8 @@ def gcc(subject: Subject) -> Iterator[Finding]:
     )
     # What no toolkit can be had for is not built with.
     usable = {line: bound for line, bound in bounds.items() if line in subject.obtainable} or bounds
-    remedy = subject.installer.gxx(max(usable.values(), default=12), others=bool(subject.compilers))
+    # One that works with all of the others, because a server that has not answered may not have its toolkit.
+    remedy = subject.installer.gxx(min(usable.values(), default=12), others=bool(subject.compilers))
     if subject.compilers:
         found = ", ".join(f"{compiler.version} ({compiler.path})" for compiler in subject.compilers)
         served = [

@@ -93,9 +93,7 @@ def check_python(request: Request, recipe: Recipe, machine: Machine, draft: Draf
     if not python.headers and "all" not in request.prebuilt:
         text = f"Python {python.version} at {python.path} has no headers (Python.h)."
         line = ".".join(python.version.split(".")[:2])
-        draft.refuse(
-            "DCA-306", text, f"{machine.installer.command(HEADERS, line)}\nOr compile nothing: --prebuilt all."
-        )
+        draft.refuse("DCA-306", text, machine.installer.command(HEADERS, line))
         return
     draft.checks.append(
         Check(subject="Python", found=python.version, wanted=recipe.python, reason="the recipe's range.")
