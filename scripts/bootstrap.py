@@ -9,6 +9,7 @@ and with a lock file several runs in one checkout wait for each other.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import fcntl
 import hashlib
@@ -16,6 +17,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +28,14 @@ VENV = ROOT / ".venv"
 LOCK_FILE = ROOT / ".venv.lock"
 LOCKS = ROOT / "build/locks"
 MINIMUM = (3, 10)
+REPORT_SECONDS = 8.0
+# The system's trusted authorities, as in scripts/dca/foundation/certificates.py.
+CERTIFICATES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
 # pip and uv read these from the caller's environment; each would install packages elsewhere or choose others.
 REDIRECTING = {"PIP_PREFIX", "PIP_ROOT", "PIP_TARGET", "PIP_USER", "PIP_CONSTRAINT", "UV_CONSTRAINT", "UV_OVERRIDE"}
 
@@ -35,19 +47,51 @@ def fail(what: str, remedy: str) -> None:
 
 
 def isolated_environment() -> dict[str, str]:
-    """The caller's environment without variables that redirect Python or an installer."""
-    return {
+    """The caller's environment without variables that redirect Python or an installer, and with trusted certificates.
+
+    pip and uv trust a list of authorities of their own, which lacks that of a company's proxy.
+    """
+    env = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name not in REDIRECTING
     }
+    named = next((env[name] for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT") if env.get(name)), None)
+    trusted = named or next((path for path in CERTIFICATES if Path(path).is_file()), None)
+    return {**({"SSL_CERT_FILE": trusted, "PIP_CERT": trusted} if trusted else {}), **env}
 
 
-def run(argv: list[str]) -> None:
-    """Run one program of the installation; its own output explains a failure."""
-    if subprocess.run(argv, cwd=ROOT, check=False, env=isolated_environment()).returncode != 0:
+def run(argv: list[str], what: str) -> None:
+    """Run one program of the installation; report that it still runs, and its output if it fails.
+
+    Args:
+        argv: the program and its arguments.
+        what: what it does, for the report.
+    """
+    started, lines = time.monotonic(), collections.deque[str](maxlen=200)
+    # uv and pip leave locks and folders behind.
+    with tempfile.TemporaryDirectory(prefix="dca-") as folder:
+        env = {**isolated_environment(), "TMPDIR": folder}
+        with subprocess.Popen(
+            argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process:
+            reader = threading.Thread(target=lines.extend, args=(process.stdout or (),), daemon=True)
+            reader.start()
+            while True:
+                reader.join(REPORT_SECONDS)
+                if not reader.is_alive():
+                    break
+                now = lines[-1].strip() if lines else ""
+                say(f"{what}, {time.monotonic() - started:.0f} s{': ' * bool(now)}{now[:90]}")
+    if process.returncode != 0:
+        print("".join(lines), file=sys.stderr)
         fail(
             f"`{' '.join(argv[:4])} …` failed; its output is above.",
             "fix the cause and run the same command again; an incomplete environment is never used.",
         )
+
+
+def say(text: str) -> None:
+    """Report progress."""
+    print(f"   bootstrap  {text}", file=sys.stderr, flush=True)
 
 
 def digest(files: list[Path]) -> str:
@@ -71,7 +115,11 @@ def python_version(python: Path) -> str:
 def only_one() -> Iterator[None]:
     """Wait until no other run changes the environment of this checkout."""
     with LOCK_FILE.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another run is installing into .venv; waiting.")
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
@@ -81,8 +129,8 @@ def create() -> list[str]:
     uv = shutil.which("uv")
     if uv:
         if not python.exists():
-            run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)])
-        return [uv, "pip", "install", "--quiet", "--python", str(python)]
+            run([uv, "venv", "--clear", "--python", sys.executable, str(VENV)], "creating .venv")
+        return [uv, "pip", "install", "--python", str(python)]
     # An environment that uv created has no pip, and uv may have been removed since.
     if not python.exists() or not list(VENV.glob("lib/python*/site-packages/pip")):
         try:
@@ -92,8 +140,8 @@ def create() -> list[str]:
                 "uv is not on PATH, and this Python has no ensurepip, which venv needs.",
                 "install uv, or your system's python3-venv package.",
             )
-        run([sys.executable, "-I", "-m", "venv", "--clear", str(VENV)])
-    return [str(python), "-I", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        run([sys.executable, "-I", "-m", "venv", "--clear", str(VENV)], "creating .venv")
+    return [str(python), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
 
 
 def install(*, dev: bool) -> None:
@@ -108,8 +156,11 @@ def install(*, dev: bool) -> None:
         shutil.rmtree(VENV)
     installer = create()
     requirements = [argument for lock in locks for argument in ("-r", str(lock))]
-    run([*installer, "--no-deps", "--require-hashes", *requirements])
-    run([*installer, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+    names = {line.split("==")[0] for lock in locks for line in lock.read_text().splitlines() if line[:1].isalnum()}
+    what = f"installing {len(names)} packages into .venv with {'uv' if 'pip' in installer[1:2] else 'pip'}"
+    say(f"{what}.")
+    run([*installer, "--no-deps", "--require-hashes", *requirements], what)
+    run([*installer, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)], "installing dca into .venv")
     stamp.write_text(contents)
 
 

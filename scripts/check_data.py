@@ -5,7 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from dca.catalogue import compiler_caches, failures, partial_wheels, recipes, toolkits, torch_releases
+from dca.catalogue import (
+    compiler_caches,
+    failures,
+    host_packages,
+    partial_wheels,
+    recipes,
+    toolkits,
+    torch_releases,
+)
 from dca.config import models, readers
 from dca.foundation.errors import DcaError
 from dca.serve import engines, gpus
@@ -17,6 +25,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     partial_wheels.load_all,
     torch_releases.load,
     compiler_caches.load_all,
+    host_packages.load,
     failures.load,
     models.load_all,
     readers.load_all,

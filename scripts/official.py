@@ -21,7 +21,7 @@ from dca.catalogue.recipes import Member, OfficialWheel, Recipe
 from dca.cli.options import open_cache
 from dca.cli.terminal import Terminal
 from dca.compile import ops
-from dca.foundation import data, runner, store
+from dca.foundation import data, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
@@ -113,12 +113,7 @@ def read(recipe: Recipe, file: Path | None, cache: store.Store, reporter: Report
         lock = data.locks_folder(recipe.name) / "build.txt"
         python = environments.make(lock, own.path, own.version, Run(cache, reporter, Path(scratch) / "log"))
         paths = {module.path for module in recipe.modules.values()}
-        registered = [
-            schema
-            for name in names
-            if name in paths
-            for schema in ops.schemas(Path(scratch) / name, python, str(runner.which("g++")))
-        ]
+        registered = [schema for name in names if name in paths for schema in ops.schemas(Path(scratch) / name, python)]
         return official.model_copy(
             update={
                 "members": {name: describe(Path(scratch) / name) for name in names},

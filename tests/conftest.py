@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,13 @@ def _group(items: list[pytest.Item]) -> None:
 
 def _is_long(item: pytest.Item) -> bool:
     return any(mark.name in LONG for mark in item.iter_markers())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Put what tests and programs leave in the temporary folder into the session's, which is removed with it."""
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
+    tempfile.tempdir = None
 
 
 @pytest.fixture(scope="session")

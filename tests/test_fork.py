@@ -71,7 +71,7 @@ def bench(made: Made, build: Build, recipe: Recipe, python: Path, tmp_path_facto
     source = Path(json.loads((Path(made.run) / "source.json").read_text())["folders"]["source"])
     known = {ops.op_name(schema) for module in build.modules for schema in module.schemas}
     own = next(Path(module.file) for module in build.modules if module.name == "_C")
-    return Bench(recipe, python, {}, ops.driver_stand_in(own, folder, "g++"), source, folder, known)
+    return Bench(recipe, python, {}, ops.driver_stand_in(own, folder), source, folder, known)
 
 
 def test_every_kernel_is_compiled_from_source_and_every_op_is_there(made: Made, build: Build, recipe: Recipe) -> None:

@@ -212,7 +212,7 @@ def set_up(recipe: Recipe, python: Path, source: Path, cache: store.Store, folde
     paths = {f"vllm.{name}": f"vllm/{name}.abi3.so" for name in ("_C", "_moe_C")}
     brought = index.members(official, {path: official.members[path].sha256 for path in paths.values()}, cache, Silent())
     modules = {name: brought[path] for name, path in paths.items()}
-    driver = ops.driver_stand_in(modules["vllm._C"], folder, "g++")
+    driver = ops.driver_stand_in(modules["vllm._C"], folder)
     return Bench(recipe, python, modules, driver, source, folder, set(official.schemas))
 
 
@@ -272,7 +272,7 @@ def test_an_op_that_is_missing_is_noticed(bench: Bench, chance: random.Random) -
 def test_schemas_are_the_official_wheels(made: Made, bench: Bench, build_python: Path) -> None:
     """Compared from two processes, because two libraries cannot register the same ops in one."""
     build = documents.read(Build, Path(made.run) / "build.json")
-    official = set(ops.schemas(bench.modules["vllm._C"], build_python, "g++"))
+    official = set(ops.schemas(bench.modules["vllm._C"], build_python))
     (own,) = [module for module in build.modules if module.name == "_C"]
     assert own.origin == "compiled"
     assert len(own.schemas) >= len(bench.listed(())) - 4

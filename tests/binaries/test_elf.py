@@ -187,7 +187,7 @@ def test_what_is_hidden_or_local_is_not_defined_for_others(build: Build) -> None
 
 
 def test_the_stand_in_of_the_driver_defines_what_a_module_wants(build: Build, tmp_path: Path) -> None:
-    stand_in = ops.driver_stand_in(build("module.so", MODULE), tmp_path, "g++")
+    stand_in = ops.driver_stand_in(build("module.so", MODULE), tmp_path)
     assert "cuInit" in elf.defined(stand_in)
 
 

@@ -82,7 +82,6 @@ def test_units_hold_the_kernels_of_the_plain_way(recipe: str, cache: store.Store
         named = {name: os.environ[variable] for name, variable in CLONES.items()}
         request = Request(recipe=recipe, source=named.pop("source"), companions=named)
     planned = gather.make_plan(request, cache)
-    plan = planned.plan
     run = Run(cache, Silent(), tmp_path / "build.log")
     job = wheel.prepare(planned, run)
     objects, module = built(job, tmp_path / "units", run, plain=False)
@@ -92,9 +91,7 @@ def test_units_hold_the_kernels_of_the_plain_way(recipe: str, cache: store.Store
     ours, plain = kernels(objects, cuobjdump), kernels(plain_objects, cuobjdump)
     assert any("REG:" in usage for usage in ours.values())
     assert ours == plain
-    assert ops.schemas(module, job.python, plan.host_compiler) == ops.schemas(
-        plain_module, job.python, plan.host_compiler
-    )
+    assert ops.schemas(module, job.python) == ops.schemas(plain_module, job.python)
 
     def undefined(path: Path) -> set[str]:
         return {symbol.name for symbol in elf.read(path).undefined if not symbol.version.startswith("GLIBCXX")}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dca import config as api
+from dca.cli.config import render_show
 from dca.config import Reading, YarnSetting, compare, readers, rotary
 from dca.config.readers import Installed
 from dca.config.rotary import Yarn
@@ -214,6 +215,19 @@ def test_readers_that_are_not_installed_say_so_and_how_to_get_them(tmp_path: Pat
         reading.why for reading in shown.readings if reading.reader == "transformers-5"
     )
     assert shown.rows == ()
+    text = render_show(shown)
+    assert "dca config readers --install transformers-5 " in text
+    assert f"`dca config check {folder}`" in text
+    assert "\n\n\n" not in text
+
+
+def test_an_engine_is_not_downloaded_without_its_wheel(tmp_path: Path) -> None:
+    engine = next(one for one in KNOWN.values() if one.recipe and not one.package)
+    cache = store.Store(tmp_path / "cache")
+    with pytest.raises(DcaError, match="no wheel of it in dist/") as caught:
+        readers.install(engine, cache, [], Silent(), tmp_path / "log")
+    assert caught.value.code == "DCA-211"
+    assert not cache.root.exists()
 
 
 def test_a_python_without_the_package_is_told_in_its_own_words(tmp_path: Path) -> None:
@@ -222,6 +236,7 @@ def test_a_python_without_the_package_is_told_in_its_own_words(tmp_path: Path) -
     folder = write(tmp_path / "m", config(ORDINARY))
     shown = api.show(folder, store.Store(tmp_path / "cache"), pythons={"transformers-5": Path(sys.executable)})
     told = {reading.reader: reading for reading in shown.readings}["transformers-5"]
+    assert told.why in render_show(shown)
     assert not told.installed
     assert "No module named 'transformers'" in told.why
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -226,6 +227,34 @@ def test_gcc_is_held_against_each_cuda(versions: list[str], status: str, machine
     for version in versions:
         machine.program(f"g++-{version.split('.')[0]}", f"echo {version}")
     assert machine.one("compilers.gcc").status == status
+
+
+@pytest.mark.parametrize(
+    ("versions", "status", "remedy"),
+    [
+        # CUDA 12.8 would take it, but only 12.4 can be had.
+        (["14.2.0"], "wrong", "apt install g++-13"),
+        ([], "wrong", "apt install g++-13"),
+        (["14.2.0", "13.3.0"], "note", "apt install g++-12"),
+    ],
+)
+def test_gcc_is_held_against_the_toolkits_that_can_be_had(
+    versions: list[str], status: str, remedy: str, machine: Machine
+) -> None:
+    (machine.root / "etc/os-release").write_text('ID=debian\nVERSION_ID="13"\n')
+    places = {place for source in toolkits.load_sources() for place in source.places}
+    machine.places = {place: partial(str, "no such host" * place.startswith("redist:")) for place in places}
+    for version in versions:
+        machine.program(f"g++-{version.split('.')[0]}", f"echo {version}")
+    result = machine.one("compilers.gcc")
+    assert (result.status, result.remedy.removeprefix("sudo ")) == (status, remedy)
+
+
+def test_while_a_server_has_not_answered_a_compiler_for_every_toolkit_is_named(machine: Machine) -> None:
+    (machine.root / "etc/os-release").write_text('ID=debian\nVERSION_ID="13"\n')
+    assert machine.one("compilers.gcc").remedy.removeprefix("sudo ") == "apt install g++-12"
+    (machine.root / "etc/os-release").write_text('ID=debian\nVERSION_ID="12"\n')
+    assert machine.one("compilers.gcc").remedy.removeprefix("sudo ") == "apt install g++"
 
 
 def test_gcc_is_held_against_the_cuda_that_is_asked_for(machine: Machine) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dca.foundation import data, runner, store
+from dca.foundation import data, environment, runner, store
 from dca.foundation.errors import DcaError
 from tests.support import alive, left_alive, wait_for
 
@@ -265,6 +265,40 @@ def test_an_error_in_a_tick_ends_the_program(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stop"):
         runner.run([*python(FAMILY), str(tmp_path / "pids")], supervision=runner.Supervision(on_tick=tick))
     assert left_alive(pids(tmp_path / "pids")) == []
+
+
+# Leaves a file and a folder, and says where.
+LEAVING = "import os, tempfile; tempfile.mkdtemp(); f = tempfile.mkstemp()[1]; print(os.path.dirname(f), flush=True); "
+
+
+@pytest.mark.parametrize("then", ["pass", "os.abort()", "import time; time.sleep(60)"])
+def test_what_a_program_leaves_in_the_temporary_folder_is_removed(
+    then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    done = runner.run([PYTHON, "-c", LEAVING + then], timeout=3.0)
+    assert Path(done.tail[0]).parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_that_is_named_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = runner.run([PYTHON, "-c", LEAVING], env=environment.of("compiler", {"TMPDIR": str(tmp_path)}))
+    assert done.tail == (str(tmp_path),)
+    assert len(list(tmp_path.iterdir())) == 2
+    # A server keeps what the next one can use.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    runner.run([PYTHON, "-c", LEAVING], supervision=runner.Supervision(scratch=False))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_program_gets_a_temporary_folder_where_the_named_one_does_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    done = runner.run([PYTHON, "-c", "import os; print(os.path.isdir(os.environ['TMPDIR']))"])
+    assert done.tail == ("True",)
 
 
 def test_a_program_that_fails_for_want_of_disk_is_named_by_that_cause() -> None:

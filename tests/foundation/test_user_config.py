@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dca.foundation import user_config
+from dca.foundation import certificates, user_config
 from dca.foundation.environment import Setting
 
 GIT = """\
@@ -31,6 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for name in ("XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_COUNT", "PIP_CONFIG_FILE", "UV_CONFIG_FILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(certificates, "variables", dict)
     return tmp_path
 
 

@@ -607,7 +607,7 @@ def fork_bench(
     if not os.environ.get("DCA_TEST_WHEEL_QWEN_FORK"):
         pytest.skip("needs a compiled wheel: name it in DCA_TEST_WHEEL_QWEN_FORK")
     [own] = fork_python.parent.parent.glob("lib/python3*/site-packages/vllm/_C.abi3.so")
-    driver = ops.driver_stand_in(own, tmp_path_factory.mktemp("driver"), "g++")
+    driver = ops.driver_stand_in(own, tmp_path_factory.mktemp("driver"))
     groups = [fork_recipe.groups[name] for name in fork_recipe.lean.groups]
     listed = sorted({op for group in groups for op in (*group.ops, *group.answers)})
     return {

@@ -127,7 +127,7 @@ def test_a_wheel_is_found_unchanged_after_its_cache_was_moved(dca: RunDca, made:
 def run_worker(python: Path, wheel: Path, folder: Path, capability: str, *words: str) -> str:
     with zipfile.ZipFile(wheel) as archive:
         module = Path(archive.extract("vllm/_C.abi3.so", folder))
-    stand_in = ops.driver_stand_in(module, folder, "g++")
+    stand_in = ops.driver_stand_in(module, folder)
     env = {
         "HOME": str(folder),
         "PATH": "/usr/bin:/bin",

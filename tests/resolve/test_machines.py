@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from dca.catalogue import machine, recipes, toolkits
+from dca.catalogue import host_packages, machine, recipes, toolkits
 from dca.catalogue.machine import Compiler, Gpu, Machine, Python
 from dca.catalogue.plan import Reach, Reachability
 from dca.catalogue.toolkits import FoundToolkit
@@ -85,6 +85,7 @@ def facts(row: Row) -> Machine:
             for version in row.toolkits
         ),
         glibc=system.glibc,
+        installer=host_packages.of(dict(zip(("ID", "VERSION_ID"), row.distribution.lower().split(), strict=False))),
     )
 
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dca.catalogue import compiler_caches, toolkits
+from dca.catalogue import compiler_caches, host_packages, toolkits
 from dca.catalogue.compiler_caches import CacheOption, FoundCache
+from dca.catalogue.host_packages import Installer
 from dca.catalogue.machine import Compiler, Gpu, Machine, Python
-from dca.catalogue.model_needs import Model
+from dca.catalogue.model_needs import Model, lacks
 from dca.catalogue.plan import (
     Cannot,
     KeptKernels,
@@ -41,6 +42,9 @@ NAMES = [loaded.recipe.name for loaded in RECIPES]
 FORK, UPSTREAM = "qwen-fork", "vllm-0.10.2"
 GCC12 = Compiler(path="/usr/bin/g++", major=12, version="12.2.0")
 PYTHON = Python(version="3.11.7", path="/usr/bin/python3.11", headers=True)
+# A user with sudo on a distribution whose own g++ is 12.
+DEBIAN = Installer(commands=host_packages.load().distributions[0].commands, gcc=12, prefix="sudo")
+TRIXIE = DEBIAN.model_copy(update={"gcc": 14})
 CUDA13 = FoundToolkit(path="/usr/local/cuda-13.0", version="13.0.88", origin="nvcc on PATH")
 URLS = sorted(
     {
@@ -459,6 +463,13 @@ def test_a_companion_that_no_group_needs_is_not_fetched() -> None:
     assert [source.name for source in plan.sources] == ["source"]
 
 
+def test_prebuilt_all_needs_neither_a_compiler_nor_headers() -> None:
+    bare = machine(compilers=(), python=PYTHON.model_copy(update={"headers": False}))
+    plan = planned(Request(recipe=UPSTREAM, prebuilt=("all",)), world(bare))
+    assert not plan.compiled
+    assert plan.host_compiler == ""
+
+
 def test_prebuilt_all_compiles_nothing() -> None:
     plan = planned(Request(recipe=UPSTREAM, prebuilt=("all",)))
     assert plan.toolkit is None
@@ -481,6 +492,7 @@ def test_the_plan_says_when_no_build_is_needed_and_what_building_adds() -> None:
 def test_a_group_that_stands_alone_replaces_the_profile_and_marks_the_version() -> None:
     plan = planned(Request(recipe=UPSTREAM, groups=("index-only",), archs=("8.0",)))
     assert plan.groups == ("index-only",)
+    assert lacks(DENSE, plan.serves)
     assert [module.name for module in plan.modules] == ["_C"]
     assert ".lean.indexonly.sm80" in plan.version
 
@@ -904,10 +916,34 @@ def test_what_cannot_be_built_is_refused_with_its_codes(changes: dict[str, Any],
     [
         (
             {},
-            world(machine(compilers=(Compiler(path="/usr/bin/g++", major=14, version="14.1.0"),))),
+            world(machine(compilers=(Compiler(path="/usr/bin/g++", major=14, version="14.1.0"),), installer=TRIXIE)),
             "DCA-308",
             "gcc 13 or older; installed g++: 14.1.0",
-            ("apt install g++-13",),
+            ("sudo apt install g++-13\n",),
+        ),
+        # The distribution's own g++ would be too new as well.
+        (
+            {},
+            world(machine(compilers=(), installer=TRIXIE)),
+            "DCA-308",
+            "installed g++: none",
+            ("sudo apt install g++-13",),
+        ),
+        ({}, world(machine(compilers=(), installer=DEBIAN)), "DCA-308", "none", ("sudo apt install g++",)),
+        ({}, world(machine(git=False, installer=DEBIAN)), "DCA-310", "git is not installed", ("sudo apt install git",)),
+        (
+            {"prebuilt": ("all",)},
+            world(machine(git=False, installer=DEBIAN)),
+            "DCA-310",
+            "git is not installed",
+            ("sudo apt install git",),
+        ),
+        (
+            {},
+            world(machine(python=PYTHON.model_copy(update={"headers": False}), installer=DEBIAN)),
+            "DCA-306",
+            "Python.h",
+            ("sudo apt install python3.11-dev",),
         ),
         ({"archs": ("7.5",)}, world(), "DCA-305", "7.5", ("--prebuilt all", "--profile full --arch 7.5")),
         ({"groups": ("fp8",), "archs": ("8.0", "9.0")}, world(), "DCA-305", "`fp8`", ("--prebuilt all",)),

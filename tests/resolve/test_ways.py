@@ -16,9 +16,11 @@ from dca.pipeline import gather
 from dca.resolve import World, resolve
 from tests.resolve.test_resolve import (
     CUDA13,
+    DEBIAN,
     FORK,
     NAMES,
     PYTHON,
+    TRIXIE,
     UPSTREAM,
     machine,
     reach,
@@ -82,7 +84,7 @@ LOCAL = {
         ),
         pytest.param(
             Request(cuda="12.1", strict_cuda=True),
-            world(machine(toolkits=(kit("12.1.105"),), compilers=(GCC13,)), reach(git=True)),
+            world(machine(toolkits=(kit("12.1.105"),), compilers=(GCC13,), installer=TRIXIE), reach(git=True)),
             FORK,
             "DCA-308",
             "it needs gcc 12 or older; installed g++: 13.2.0.",
@@ -91,7 +93,9 @@ LOCAL = {
         ),
         pytest.param(
             Request(cuda="12.1"),
-            world(machine(toolkits=(kit("12.1.105"),), compilers=(GCC13,)), reach(git=True, apt=False)),
+            world(
+                machine(toolkits=(kit("12.1.105"),), compilers=(GCC13,), installer=TRIXIE), reach(git=True, apt=False)
+            ),
             FORK,
             "DCA-308",
             "it needs gcc 12 or older; installed g++: 13.2.0.",
@@ -100,7 +104,10 @@ LOCAL = {
         ),
         pytest.param(
             Request(source="/src"),
-            world(machine(toolkits=(kit("12.3.107"),), compilers=(GCC14,)), reach(apt=False, local=LOCAL)),
+            world(
+                machine(toolkits=(kit("12.3.107"),), compilers=(GCC14,), installer=TRIXIE),
+                reach(apt=False, local=LOCAL),
+            ),
             FORK,
             "DCA-308",
             "installed g++: 14.2.0",
@@ -157,11 +164,11 @@ LOCAL = {
         ),
         pytest.param(
             Request(),
-            world(machine(python=PYTHON.model_copy(update={"headers": False}))),
+            world(machine(python=PYTHON.model_copy(update={"headers": False}), installer=DEBIAN)),
             UPSTREAM,
             "DCA-306",
             "no headers",
-            "python3-dev",
+            "apt install python3.11-dev",
             id="no headers",
         ),
         pytest.param(

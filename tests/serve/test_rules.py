@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dca.catalogue import failures
-from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.catalogue.model_needs import NO_MODEL, Coverage, LeftOut
+from dca.cli.serve import render
 from dca.config import models
 from dca.foundation import data
 from dca.foundation.errors import DcaError
@@ -368,6 +369,8 @@ def test_a_wheel_without_what_the_model_calls_is_found(tmp_path: Path) -> None:
     assert found_by_wheel(SEVEN, wheel(("8.0",)), "4xL40S", length=65_536) == []
     assert len(found_by_wheel(SEVEN, wheel(("8.0",)), "4xH100-80")) == 1
     assert len(found_by_wheel(SEVEN, wheel(("8.9",)), "4xA100-80")) == 1
+    tests_only = found_by_wheel(SEVEN, wheel(architectures=NO_MODEL))
+    assert any("not a wheel to serve with" in one for one in tests_only)
     without = wheel().model_copy(update={"dca_backend": False})
     assert any("does not have its backend" in one for one in found_by_wheel(SEVEN, without))
 
@@ -693,6 +696,7 @@ def test_the_engine_is_the_first_that_has_the_models_class() -> None:
     assert engines.choose(shape.read(SEVEN)[0], ALL).recipe == "qwen-fork"
     assert engines.choose(shape.read(THIRTY)[0], ALL).recipe == "vllm-0.10.2"
     assert engines.choose(shape.read(SEVEN)[0], ALL, "vllm-0.9.2").recipe == "vllm-0.9.2"
+    assert "that has Qwen2ForCausalLM with dual chunk attention." in engines.why(shape.read(SEVEN)[0], ALL)
     with pytest.raises(DcaError) as refused:
         engines.choose(shape.read(SEVEN)[0], ALL, "vllm-9")
     assert refused.value.code == "DCA-203"
@@ -711,3 +715,18 @@ def test_a_wrong_key_of_the_data_is_refused_with_its_place(tmp_path: Path) -> No
     with pytest.raises(DcaError, match="qwen-fork") as refused:
         engines.load_all(tmp_path / "serving")
     assert refused.value.code == "DCA-202"
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "reason"),
+    [
+        (SEVEN, None, "the first by priority that has Qwen2ForCausalLM with dual chunk attention."),
+        (SEVEN, "vllm-0.10.2", "requested with --recipe."),
+        ("Qwen1.5-7B-Chat", None, "the first by priority that has Qwen2ForCausalLM. "),
+    ],
+)
+def test_a_plan_says_why_it_is_for_its_recipe(model: str, recipe: str | None, reason: str) -> None:
+    cards = gpus.parse("4x80", 1)
+    made = plan.make(*plan.subject_of(model, server_rules.Asked(), gpus=cards, recipe=recipe))
+    assert made.recipe_reason.startswith(reason)
+    assert "\n  recipe: the " in render(made).replace("requested", "the requested")

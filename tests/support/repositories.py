@@ -120,12 +120,16 @@ def served(root: Path, handler: type[GitHandler] = GitHandler, tls: Path | None 
 
 
 def secured(server: Server, folder: Path) -> Path:
-    """Let a server speak TLS with a new certificate for this machine; the certificate."""
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost", "-addext", names]
-    subprocess.run(["openssl", *words, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    """Let a server speak TLS with a certificate for this machine, of a new authority; the authority's certificate."""
+    key = f"{folder}/key.pem"
+    authority, own = f"{folder}/certificate.pem", f"{folder}/own.pem"
+    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    signed = ["-CA", authority, "-CAkey", f"{folder}/authority.pem", "-addext", "basicConstraints=CA:FALSE"]
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    itself = ["-subj", "/CN=authority", "-keyout", f"{folder}/authority.pem", "-out", authority]
+    for more in (itself, [*named, *signed, "-keyout", key, "-out", own]):
+        subprocess.run([*words, *more], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(own, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    return certificate
+    return Path(authority)

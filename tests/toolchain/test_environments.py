@@ -288,3 +288,31 @@ def test_a_mistake_in_the_file_is_reported_with_its_line(index: Index) -> None:
     with pytest.raises(DcaError) as refused:
         index.make()
     assert (refused.value.code, "line 7" in refused.value.what) == ("DCA-202", True), json.dumps(refused.value.what)
+
+
+def test_what_uv_downloads_is_reported_with_its_size() -> None:
+    said: list[tuple[float, float, str]] = []
+
+    class Listening(Silent):
+        def progress(self, done: float, total: float, text: str) -> None:
+            said.append((round(done), round(total), text))
+
+    watching = environments.Downloads(Listening()).watching
+    assert watching.on_line is not None
+    assert watching.on_tick is not None
+    watching.on_tick()
+    for line in ("Downloading torch (846.9MiB)", "Downloading cmake (26.5MiB)", "Downloading tiny (512.0KiB)"):
+        watching.on_line(line)
+    watching.on_tick()
+    for line in (" Downloaded cmake", "Resolved 3 packages in 1s", " Downloaded unlisted"):
+        watching.on_line(line)
+    watching.on_tick()
+    for line in (" Downloaded torch", " Downloaded tiny"):
+        watching.on_line(line)
+    watching.on_tick()
+    assert said == [
+        (0, 0, "resolving, unpacking and linking packages"),
+        (0, 874, "0 of 874 MiB, downloading torch (847 MiB), cmake (26 MiB), 1 more"),
+        (26, 874, "26 of 874 MiB, downloading torch (847 MiB), tiny (0 MiB)"),
+        (874, 874, "874 of 874 MiB, resolving, unpacking and linking packages"),
+    ]

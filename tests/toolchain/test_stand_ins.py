@@ -1,17 +1,16 @@
-"""Stand-ins for libraries that are not there, made with the real g++ and loaded by the real loader."""
+"""Stand-ins for libraries that are not there, loaded by the real loader and linked by the real linker."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dca.binaries import elf
-from dca.foundation.errors import DcaError
+from dca.compile import ops
 from dca.toolchain import stand_ins
 from dca.toolchain.stand_ins import StandIn
 
@@ -69,10 +68,9 @@ def made(site: Path, tmp_path: Path) -> dict[Path, StandIn]:
     return stand_ins.of_torch(site, absent, PYTHON, tmp_path / "log")
 
 
-def write(libraries: dict[Path, StandIn], folder: Path) -> None:
+def write(libraries: dict[Path, StandIn]) -> None:
     for path, library in libraries.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stand_ins.compile_library(library, path, "g++", folder / "log", "DCA-407")
+        library.write(path)
 
 
 def load(*libraries: Path, code: str = "") -> subprocess.CompletedProcess[str]:
@@ -92,14 +90,14 @@ def test_a_stand_in_has_what_is_imported_from_the_library_and_what_its_headers_d
 def test_torch_is_loaded_with_stand_ins_and_not_without(site: Path, made: dict[Path, StandIn], tmp_path: Path) -> None:
     torch = site / "torch/lib/libtorch.so"
     assert "libfoo.so.1" in load(torch).stderr
-    write(made, tmp_path)
+    write(made)
     # What is there is used as it is, Python's own functions too.
     done = load(torch, code="assert one.real() == 2")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_call_of_a_stand_in_does_not_go_unnoticed(site: Path, made: dict[Path, StandIn], tmp_path: Path) -> None:
-    write(made, tmp_path)
+    write(made)
     assert load(site / "bar/lib/libbar.so.2", code="one.barDo()").returncode < 0
 
 
@@ -107,7 +105,7 @@ def test_a_call_of_a_stand_in_does_not_go_unnoticed(site: Path, made: dict[Path,
 def test_a_module_may_import_what_the_library_has_and_nothing_else(
     name: str, loads: bool, site: Path, made: dict[Path, StandIn], tmp_path: Path
 ) -> None:
-    write(made, tmp_path)
+    write(made)
     source = f'extern "C" int {name}(); extern "C" int use() {{ return {name}(); }}'
     module = compiled(tmp_path / "module.so", source, "-Wl,--no-as-needed", site / "torch/lib/libtorch.so")
     done = load(site / "torch/lib/libtorch.so", module)
@@ -126,23 +124,54 @@ def test_names_of_an_importer_whose_other_library_is_missing_are_left_undefined(
 
 
 @pytest.mark.parametrize("change", ["", "source", "gone"])
-def test_a_stand_in_is_compiled_when_it_changes(change: str, tmp_path: Path) -> None:
+def test_a_stand_in_is_written_when_it_changes(change: str, tmp_path: Path) -> None:
     library, path = StandIn("libx.so.1", {"": ["one"]}), tmp_path / "libx.so.1"
-    stand_ins.compile_library(library, path, "g++", None, "DCA-601")
+    library.write(path)
     before = path.stat().st_mtime_ns
     if change == "gone":
         path.unlink()
     changed = StandIn("libx.so.1", {"": ["one", "two"]}) if change == "source" else library
-    stand_ins.compile_library(changed, path, "g++", None, "DCA-601")
+    changed.write(path)
     assert (path.stat().st_mtime_ns == before) is (not change)
-    assert {"one"} | ({"two"} if change == "source" else set()) <= elf.defined(path)
+    assert {"one"} | ({"two"} if change == "source" else set()) == elf.defined(path)
 
 
-def test_a_stand_in_that_does_not_compile_is_refused_and_tried_again(tmp_path: Path) -> None:
-    compile_it: Callable[[str], Path] = lambda compiler: stand_ins.compile_library(  # noqa: E731
-        StandIn("libx.so.1", {"": ["one"]}), tmp_path / "libx.so.1", compiler, None, "DCA-407"
+def test_without_a_compiler_a_driver_is_stood_in_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = compiled(tmp_path / "module.so", 'extern "C" int cuInit(int); extern "C" int use() { return cuInit(0); }')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    driver = ops.driver_stand_in(module, tmp_path)
+    code = f"ctypes.CDLL({str(driver)!r}, os.RTLD_GLOBAL); two = ctypes.CDLL({str(module)!r}); print(two.use())"
+    assert load(code=code).stdout == "100\n"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 40, 2000])
+def test_every_name_is_found_by_the_loader_and_by_the_linker(count: int, tmp_path: Path) -> None:
+    """The linker takes the names of each version, and the loader then binds a program to them."""
+    names = [f"f{number * 7919}" for number in range(count)]
+    functions = {"": names[::3], "V_1": names[1::3], "libz.so.9": names[2::3]}
+    library = StandIn("libx.so.1", functions, stand_ins.NO_DEVICE).write(tmp_path / "libx.so.1")
+    assert elf.defined(library) == set(names)
+    source = "".join(f'extern "C" int {name}(); ' for name in names)
+    calls = " + ".join(f"{name}()" for name in names) or "0"
+    user = compiled(
+        tmp_path / "user.so",
+        f'{source} extern "C" int use() {{ return {calls}; }}',
+        library,
+        "-Wl,--no-undefined,-z,now",
+        f"-Wl,-rpath,{tmp_path}",
     )
-    with pytest.raises(DcaError) as refused:
-        compile_it("false")
-    assert (refused.value.code, "libx.so.1" in refused.value.what) == ("DCA-407", True)
-    assert compile_it("g++").is_file()
+    done = load(user, code="print(one.use())")
+    assert (done.stdout, done.stderr) == (f"{100 * count}\n", "")
+    wanted = {symbol.name: symbol.version for symbol in elf.imports(user).undefined if symbol.name in names}
+    assert wanted == {name: version for version, own in functions.items() for name in own}
+
+
+def test_a_library_without_any_function_is_loaded(tmp_path: Path) -> None:
+    done = load(StandIn("libx.so.1", {"": [], "V_1": []}).write(tmp_path / "libx.so.1"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_loader_asks_for_no_stack_that_can_be_executed(tmp_path: Path) -> None:
+    library = StandIn("libx.so.1", {"": ["one"]}).write(tmp_path / "libx.so.1")
+    code = "print([line for line in open('/proc/self/maps') if '[stack]' in line and 'x' in line.split()[1]])"
+    assert load(library, code=code).stdout == "[]\n"

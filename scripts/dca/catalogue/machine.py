@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from dca.catalogue import compiler_caches
+from dca.catalogue import compiler_caches, host_packages
 from dca.catalogue.compiler_caches import FoundCache
 from dca.catalogue.drivers import Driver
+from dca.catalogue.host_packages import Installer
 from dca.catalogue.toolkits import FoundToolkit, discover, load_versions
 from dca.foundation import host_memory, runner
 from dca.foundation.documents import Value
@@ -59,6 +60,8 @@ class Machine(Value):
         hidden_gpus: how many more there are, which CUDA_VISIBLE_DEVICES hides.
         glibc: its release ("2.41"); empty if the C library is another one.
         caches: of compilers, by priority.
+        git: whether git is on PATH.
+        installer: how something is installed.
         driver: of the GPUs; None without one.
     """
 
@@ -73,6 +76,8 @@ class Machine(Value):
     glibc: str = ""
     caches: tuple[FoundCache, ...] = ()
     hidden_gpus: int = 0
+    git: bool = True
+    installer: Installer = Installer()
     driver: Driver | None = None
 
 
@@ -97,6 +102,8 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
         toolkits=discover(toolkit),
         glibc=glibc(),
         caches=compiler_caches.look(),
+        git=shutil.which("git") is not None,
+        installer=host_packages.look(),
         driver=driver(),
     )
 

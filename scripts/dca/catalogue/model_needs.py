@@ -59,11 +59,15 @@ class Serves(Value):
         )
 
 
+# The architectures of a wheel that is not to serve with.
+NO_MODEL = ("none",)
+
+
 class Coverage(Value):
     """The models that a wheel can serve.
 
     Args:
-        architectures: those whose ops it has; empty for all.
+        architectures: those whose ops it has; empty for all, NO_MODEL for none.
         head_dims: those of its attention kernels; empty for all that upstream has.
         dtypes: those of its attention kernels, as torch names them; empty for all that upstream has.
         experts: whether it has the kernels for mixture-of-experts layers.
@@ -156,6 +160,8 @@ def lacks(model: Model, serves: Coverage) -> list[str]:
     """
     if serves.everything:
         return []
+    if serves.architectures == NO_MODEL:
+        return ["the ops and the attention kernels that every model needs: it is not a wheel to serve with"]
     missing = []
     if serves.architectures and not set(model.architectures) & set(serves.architectures):
         missing.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -449,6 +449,11 @@ class Recipe(Value):
         if not inner:
             return companion.source
         return {submodule.path: submodule for submodule in companion.submodules}[inner]
+
+    def not_to_serve(self, groups: Collection[str]) -> str:
+        """What a wheel of these groups is made of, if it is not one to serve with; else empty."""
+        alone = [name for name in groups if name in self.groups and self.groups[name].alone]
+        return f"{alone[0]}, {self.groups[alone[0]].why}" if alone else ""
 
     def computing(self, model: Model) -> Model:
         """A model with the data type that the engine computes it in if told nothing."""

@@ -147,6 +147,8 @@ def explanation_of(error: DcaError) -> tuple[Known, ...]:
 
 
 def _say(error: DcaError, *, as_json: bool) -> int:
+    from dca.cli.pasting import pasteable
+
     known = explanation_of(error)
     if as_json:
         document = {
@@ -159,7 +161,7 @@ def _say(error: DcaError, *, as_json: bool) -> int:
             "known": [failure.model_dump(mode="json") for failure in known],
         }
         click.echo(json.dumps(document, indent=2, sort_keys=True))
-    click.echo(str(error), err=True)
+    click.echo(pasteable(str(error)), err=True)
     for failure in known[:1]:
         show_known(failure)
     return error.exit_code
@@ -167,4 +169,7 @@ def _say(error: DcaError, *, as_json: bool) -> int:
 
 def show_known(failure: Known) -> None:
     """Print a known failure to standard error."""
-    click.echo(f"  Known: {failure.title} ({failure.id}). {failure.cause}\n         {failure.remedy}", err=True)
+    from dca.cli.pasting import pasteable
+
+    text = f"  Known: {failure.title} ({failure.id}). {failure.cause}\n         {failure.remedy}"
+    click.echo(pasteable(text), err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -400,12 +402,34 @@ def render_show(result: Config) -> str:
         if any(row.differs for row in result.rows):
             lines += ["", "  ≠  the readers disagree."]
     others = [reading for reading in result.readings if not reading.read]
+    if all(_absent(reading) for reading in result.readings):
+        return "\n".join([*lines, *_installing(result.folder, {reading.reader for reading in others})])
     if others:
         lines.append("")
     for reading in others:
         verb = "rejects it" if reading.installed else "did not run"
         lines.append(f"  {' '.join(filter(None, (reading.title, _version(reading.version), verb)))}: {reading.why}")
     return "\n".join(lines)
+
+
+def _absent(reading: readers.Reading) -> bool:
+    """Whether a reader is not installed, and was not named with a Python of the user's either."""
+    hint = readers.get_hint(readers.find(reading.reader, readers.load_all()))
+    return not reading.installed and reading.why.endswith(hint)
+
+
+def _installing(folder: str, names: set[str]) -> Iterator[str]:
+    """How to get the readers that were asked, when none of them is installed."""
+    asked = [reader for reader in readers.load_all() if reader.name in names]
+    own = [(f"dca config readers --install {reader.name}", reader) for reader in asked if reader.recipe]
+    if own:
+        yield "  No reader is installed, so there is nothing to show. Install one:"
+        width = max(len(command) for command, _ in own)
+        for command, reader in own:
+            needs = [reader.cost, "" if reader.package else "needs its wheel in dist/"]
+            yield f"    {command:<{width}}  # {'; '.join(filter(None, (reader.title, *needs)))}"
+    yield from (f"  {reader.title} is not installed: {reader.get}" for reader in asked if not reader.recipe)
+    yield f"  No reader is needed for `dca config check {shlex.quote(folder)}`."
 
 
 def _version(text: str) -> str:

@@ -116,7 +116,7 @@ def command(wish: Wish, cache_dir: Path | None, output: options.Output) -> None:
 
 def _by_conda(environment: conda.Environment, program: Path, out: Path | None, run: Run) -> Workspace:
     python = conda.create(environment, program, out, run.reporter, run.log)
-    notes = workspace.install_tool(python, run.cache, run.log)
+    notes = workspace.install_tool(python, run)
     return Workspace.model_validate(
         {
             "engine": program.name,

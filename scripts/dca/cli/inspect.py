@@ -220,6 +220,8 @@ def _answer(inspected: Inspection) -> Iterator[str]:
 def _attention(record: Recorded) -> str:
     """The head dimensions and data types of the attention kernels, and the options of a build that adds others."""
     serves, left_out = record.serves, record.left_out
+    if serves.architectures == model_needs.NO_MODEL:
+        return "none: it is not a wheel to serve with"
     sizes, dtypes = ", ".join(map(str, serves.head_dims)), ", ".join(serves.dtypes)
     others = [f"{option} adds {', '.join(values)}" for option, values in left_out.by_option.items()]
     return "; ".join([f"head dimension {sizes or 'any'} in {dtypes or 'any data type'}", *others])

@@ -17,6 +17,7 @@ from dca.catalogue import model_needs
 from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.plan import Request
 from dca.cli.packing import packed
+from dca.cli.pasting import pasteable
 from dca.cli.terminal import Terminal
 from dca.foundation import documents
 from dca.foundation.documents import Document
@@ -54,7 +55,7 @@ class Output:
             document = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
             click.echo(documents.canonical(document).decode(), nl=False)
         elif text and (always or not self.quiet):
-            click.echo(text)
+            click.echo(pasteable(text))
 
 
 json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")

@@ -240,7 +240,8 @@ def _unfit(plan: ServePlan) -> str:
 def render(plan: ServePlan, *, verbose: bool = False) -> str:
     """A plan as text."""
     best = plan.best
-    lines = [f"{plan.model} on {plan.gpus}, by {plan.recipe}", ""]
+    lines = [f"{plan.model} on {plan.gpus}, by {plan.recipe}"]
+    lines += [*wrapped("  recipe: ", plan.recipe_reason), ""]
     verdict = "fits" if plan.planned.fits else "does not fit"
     ending = ways.ending(plan.planned)
     lines.append(f"  {plan.planned.settings.length:,} tokens: {verdict}. {ending[:1].upper()}{ending[1:]}")

@@ -11,6 +11,7 @@ import click
 from dca.catalogue import machine, recipes
 from dca.cli import options
 from dca.cli.packing import packed
+from dca.cli.terminal import wrapped
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.smoke import SEEDS, CaseResult, Level, Request, Smoke, drawn_seed, smoke
@@ -155,6 +156,7 @@ def render(result: Smoke, *, verbose: bool = False) -> str:
     passed = sum(case.passed for case in result.cases)
     seed = "" if result.level == "static" else f", with seed {result.seed}"
     lines.append(f"  proven      {passed} of {len(result.cases)} cases in {result.seconds:.1f} s{seed}")
+    lines += [line for text in result.left_out for line in wrapped("  left out    ", f"by design, {text}")]
     lines += [f"  not proven  {text}" for text in result.not_proven]
     if result.partial:
         lines.append("  not proven  the cases that were not run.")

@@ -1,8 +1,12 @@
-"""Shows the progress of a command: a bar on a terminal, otherwise a line every 30 seconds."""
+"""Shows the progress of a command: a bar on a terminal, otherwise a line at least every ten seconds.
+
+A stage that reports nothing is shown all the same, with the time that it has taken.
+"""
 
 from __future__ import annotations
 
 import contextvars
+import re
 import sys
 import textwrap
 import threading
@@ -11,24 +15,36 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from dca.cli.pasting import pasteable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from dca.foundation.events import Work
 
-LINE_SECONDS = 30.0
+LINE_SECONDS = 10.0
+# After this a stage without progress gets a bar; most end sooner.
+BAR_SECONDS = 2.0
+BEAT_SECONDS = 1.0
 WIDTH = 110
+# Stands for a space where a line must not end; no text contains it.
+_NO_BREAK = "\0"
 
 
 @dataclass
 class _Stage:
     """A stage: when its last line was written, its bar, the thread in which it began, and when.
 
-    `counted` is what it counts to, how much of that was done when it began to count, and when that was.
+    `within` is the stage of the thread that started its thread. `counted` is what it counts to, how much of that was
+    done when it began to count, and when that was. `said` is how far it is, what is left, and what it does, in words.
+    `split` is whether it has started others since, which say more than it does.
     """
 
     name: str = ""
     written: float = 0.0
+    within: _Stage | None = None
+    said: tuple[str, str, str] = ("", "", "")
+    split: bool = False
     bar: TaskID | None = None
     thread: threading.Thread = field(default_factory=threading.current_thread)
     started: float = field(default_factory=time.monotonic)
@@ -40,12 +56,19 @@ class _Stage:
         if self.counted[0] != total:
             self.counted = (total, done, now)
         _, before, since = self.counted
-        return (now - since) * (total - done) / (done - before) if done > before else None
+        return (now - since) * (total - done) / (done - before) if before < done <= total else None
 
     @property
     def spent(self) -> float:
         """Seconds since it began."""
         return time.monotonic() - self.started
+
+    @property
+    def line(self) -> str:
+        """How far it is, as a line."""
+        how_far, left, text = self.said
+        words = " ".join(filter(None, (how_far, f"after {_elapsed(self.spent)}{left and f', {left}'}")))
+        return f"{'' if self.split else self.name:>12}  {words}{text and f': {text}'}"
 
 
 # Tasks of a stage belong to it, and run in threads of their own.
@@ -64,7 +87,10 @@ class Terminal:
         self._live = not quiet and sys.stderr.isatty()
         self._bar: Progress | None = None
         self._bars: list[_Stage] = []
+        # What each thread is at.
+        self._stages: dict[threading.Thread, _Stage] = {}
         self._lock = threading.RLock()
+        self._over = threading.Event()
 
     def __enter__(self) -> Terminal:
         if self._live:
@@ -82,19 +108,45 @@ class Terminal:
                 transient=True,
             )
             self._bar.start()
+        if not self._quiet:
+            threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._over.set()
+        with self._lock:
+            if self._bar:
+                self._bar.stop()
+
+    def _beat(self) -> None:
+        """Show again what stages are at that have not reported for a while."""
+        while not self._over.wait(BEAT_SECONDS):
+            with self._lock:
+                self._stages = {thread: stage for thread, stage in self._stages.items() if thread.is_alive()}
+                working = list(self._stages.values())
+                for stage in working:
+                    # A stage that waits for others is not shown beside them.
+                    if not self._over.is_set() and not any(other.within is stage for other in working):
+                        self._show_again(stage)
+
+    def _show_again(self, stage: _Stage) -> None:
+        if not self._bar:
+            self._write(stage)
+        elif stage.bar is None and stage.spent >= BAR_SECONDS:
+            self._add_bar(stage, 0.0)
 
     def stage(self, name: str, detail: str = "") -> None:
         """A stage begins: a permanent line."""
         with self._lock:
             self._print(f"{name:>12}  {detail}")
-            _STAGE.set(_Stage(name, time.monotonic()))
+            before, thread = _STAGE.get(), threading.current_thread()
+            within = before.within if before and before.thread is thread else before
+            if within:
+                within.split = True
+            _STAGE.set(stage := _Stage(name, time.monotonic(), within))
+            self._stages[thread] = stage
             self._remove_bars()
 
     def note(self, text: str) -> None:
@@ -102,7 +154,7 @@ class Terminal:
         self._print(f"{'':>12}  {text}")
 
     def progress(self, done: float, total: float, text: str) -> None:
-        """Move the bar; without one, write a line if the last is 30 seconds old."""
+        """Move the bar; without one, write a line if the last is ten seconds old."""
         share = f"{100 * done / total:3.0f} %" if total else ""
         with self._lock:
             left = self._stage.left(done, total)
@@ -140,16 +192,24 @@ class Terminal:
             if self._bar:
                 done, total = share
                 self._remove_bars()
-                if stage.bar is None:
-                    stage.bar = self._bar.add_task(text, total=total or None, stage=stage.name, left=left)
-                    self._bars.append(stage)
-                self._bar.update(stage.bar, completed=done, total=total or None, description=text[:60], left=left)
+                bar = self._add_bar(stage, total) if stage.bar is None else stage.bar
+                self._bar.update(bar, completed=done, total=total or None, description=text[:60], left=left)
                 return
-            now = time.monotonic()
-            if now - stage.written >= LINE_SECONDS:
-                stage.written = now
-                words = f"{how_far} after {_minutes(stage.spent)}{left and f', {left}'}"
-                self._print(f"{stage.name:>12}  {words}: {text}")
+            stage.said, stage.split = (how_far, left, text), False
+            self._write(stage)
+
+    def _add_bar(self, stage: _Stage, total: float) -> TaskID:
+        assert self._bar is not None  # noqa: S101 - only called with one
+        stage.bar = self._bar.add_task("", total=total or None, stage=stage.name, left="")
+        self._bars.append(stage)
+        return stage.bar
+
+    def _write(self, stage: _Stage) -> None:
+        """Write the line of a stage, unless the last one is recent."""
+        now = time.monotonic()
+        if now - stage.written >= LINE_SECONDS:
+            stage.written = now
+            self._print(stage.line)
 
     def _remove_bars(self) -> None:
         """Remove the bars of stages that have ended: their thread has another one, or has ended too."""
@@ -162,6 +222,7 @@ class Terminal:
     def _print(self, line: str) -> None:
         if self._quiet:
             return
+        line = pasteable(line)
         with self._lock:
             if self._bar:
                 self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -173,17 +234,25 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
+def _elapsed(seconds: float) -> str:
+    """To the second, because the next line follows in ten."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def _left(seconds: float) -> str:
     return f"about {_minutes(seconds)} left"
 
 
 def wrapped(head: str, text: str) -> list[str]:
-    """The lines of a long text, indented below its head."""
-    return textwrap.wrap(
-        text,
+    """The lines of a long text, indented below its head; a command in backquotes stays on one line."""
+    whole = re.sub(r"`[^`]*`", lambda match: match[0].replace(" ", _NO_BREAK), text)
+    lines = textwrap.wrap(
+        whole,
         max(WIDTH, len(head) + 30),
         initial_indent=head,
         subsequent_indent=" " * len(head),
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace(_NO_BREAK, " ") for line in lines]

@@ -14,6 +14,7 @@ from dca.catalogue.archs import version
 from dca.catalogue.plan import Plan, Request
 from dca.cli import options
 from dca.cli.packing import packed
+from dca.cli.terminal import wrapped
 from dca.compile.compiler_cache import CacheUse
 from dca.compile.compiling import Build, Listing
 from dca.foundation import documents
@@ -105,7 +106,8 @@ def command(
         if not output.as_json:
             click.echo(counts(result), err=True)
     else:
-        output.show(result, result.wheel if output.quiet else summary(plan, result), always=True)
+        text = summary(plan, result, planned.recipe.not_to_serve(plan.groups))
+        output.show(result, result.wheel if output.quiet else text, always=True)
 
 
 def counts(listing: Listing) -> str:
@@ -116,8 +118,14 @@ def counts(listing: Listing) -> str:
     return "\n".join(lines)
 
 
-def summary(plan: Plan, result: Made) -> str:
-    """A wheel as text: what was compiled, and how to install it."""
+def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
+    """A wheel as text: what was compiled, and how to install it.
+
+    Args:
+        plan: of the wheel.
+        result: the wheel.
+        not_to_serve: what it is made of, if it is not one to serve with.
+    """
     inspected = documents.read(inspection.Inspection, Path(result.run) / "inspection.json")
     build = documents.read(Build, Path(result.run) / "build.json")
     again = " (unchanged since an earlier run)" if result.unchanged else ""
@@ -146,12 +154,15 @@ def summary(plan: Plan, result: Made) -> str:
     if choice := next((choice for choice in plan.choices if choice.subject == "driver"), None):
         lines.append(f"  Needs driver {choice.value}")
     lines += [f"  Warning: {warning}" for warning in plan.warnings]
+    if not_to_serve:
+        lines += wrapped("  Warning: ", f"{not_to_serve}. `dca wheel --recipe {plan.recipe}` builds one.")
     lines += [
         "  Install it with its lock in a new environment:",
         f"    dca env --wheel {shlex.quote(_relative(result.wheel))}",
         "  or in the active environment:",
-        f"    uv pip install -r {shlex.quote(_relative(result.lock))}",
-        f"    uv pip install --no-deps {shlex.quote(_relative(result.wheel))}",
+        # Without --python, uv would take the tool's own environment in a checkout.
+        f'    uv pip install --python "$VIRTUAL_ENV" -r {shlex.quote(_relative(result.lock))}',
+        f'    uv pip install --python "$VIRTUAL_ENV" --no-deps {shlex.quote(_relative(result.wheel))}',
         f"  Evidence: {result.run}",
         f"  Where the time went: dca report {Path(result.run).name}",
     ]

@@ -22,7 +22,7 @@ from dca.compile.cmake import CompiledObject
 from dca.compile.compiler_cache import CacheUse, Session
 from dca.compile.copied import Rewritten
 from dca.compile.job import Job
-from dca.foundation import documents, host_memory, runner, store, together
+from dca.foundation import documents, host_memory, store, together
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
@@ -309,8 +309,7 @@ def _keep(file: Path, cache: store.Store) -> Path:
 
 
 def _built(job: Job, module: PlannedModule, file: Path, objects: tuple[CompiledObject, ...], log: Path) -> BuiltModule:
-    compiler = job.plan.host_compiler or str(runner.which("g++"))
-    registered = ops.schemas(file, job.python, compiler, log)
+    registered = ops.schemas(file, job.python, log)
     names = {ops.op_name(schema) for schema in registered}
     if missing := sorted(set(module.ops) - names):
         raise DcaError(

@@ -11,29 +11,28 @@ from pathlib import Path
 from dca.binaries import elf
 from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
-from dca.toolchain import stand_ins
 from dca.toolchain.environments import WORKERS
-from dca.toolchain.stand_ins import StandIn
+from dca.toolchain.stand_ins import NO_DEVICE, StandIn
 
 LOAD_SECONDS = 300.0
 
 
-def schemas(module: Path, python: Path, compiler: str, log: Path | None = None) -> tuple[str, ...]:
+def schemas(module: Path, python: Path, log: Path | None = None) -> tuple[str, ...]:
     """Schemas that a module registers, sorted.
 
-    Without a driver, the module is loaded with a stand-in for libcuda.so.1, compiled from the symbols that the module
+    Without a driver, the module is loaded with a stand-in for libcuda.so.1, which has the symbols that the module
     requires; nothing is run with it.
 
     Args:
         module: the extension module.
         python: of an environment with the torch that the module requires.
-        compiler: a host C++ compiler, for the stand-in.
+        log: for the output of the worker.
 
     Raises:
         DcaError: DCA-605 when the module does not load.
     """
     with store.scratch() as folder:
-        stand_in = driver_stand_in(module, folder, compiler)
+        stand_in = driver_stand_in(module, folder)
         answer = runner.run([python, "-I", WORKERS / "list_ops.py", module, stand_in], log=log, timeout=LOAD_SECONDS)
     if not answer.ok:
         raise DcaError(
@@ -56,12 +55,12 @@ def digest(schema: str) -> str:
     return hashlib.sha256(schema.encode()).hexdigest()[:16]
 
 
-def driver_stand_in(module: Path, folder: Path, compiler: str) -> Path:
+def driver_stand_in(module: Path, folder: Path) -> Path:
     """A library libcuda.so.1 with the driver's symbols that a module requires, each returning "no device"."""
     names = [symbol.name for symbol in elf.read(module).undefined if re.fullmatch(r"cu[A-Z]\w*", symbol.name)]
-    return stand_ins.compile_library(driver(names), folder / "libcuda.so.1", compiler, None, "DCA-605")
+    return driver(names).write(folder / "libcuda.so.1")
 
 
 def driver(functions: Collection[str]) -> StandIn:
     """A stand-in for the driver's library, whose functions return "no device"."""
-    return StandIn("libcuda.so.1", {"": functions}, "return 100;")
+    return StandIn("libcuda.so.1", {"": functions}, NO_DEVICE)

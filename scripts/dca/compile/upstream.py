@@ -16,7 +16,7 @@ from dca.foundation import runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
 from dca.sources.fetch import Tree
-from dca.toolchain import provide, stand_ins
+from dca.toolchain import provide
 
 INSTALL_SECONDS = 300.0
 
@@ -30,7 +30,7 @@ def prepare(job: Job, folder: Path, run: Run) -> cmake.BuildFolder:
     plan, toolkit, full = job.plan, job.cuda, job.recipe.full
     assert full is not None  # noqa: S101 - the resolver offers the profile only then
     placed = cmake.place(_sources(plan, full, job.tree), folder)
-    driver = _driver(toolkit, plan.host_compiler, folder / "driver", run.log)
+    driver = _driver(toolkit, folder / "driver")
     # torch's CMake reads the archs from this variable, also when ninja runs CMake again.
     env = provide.compiler_environment(toolkit) | {"TORCH_CUDA_ARCH_LIST": ";".join(plan.archs)}
     # Upstream's own tools look for cmake and ninja on PATH.
@@ -115,16 +115,13 @@ def _sources(plan: Plan, full: Full, tree: Tree) -> dict[str, Path | bytes]:
     return contents
 
 
-def _driver(toolkit: Path, compiler: str, folder: Path, log: Path) -> Path:
+def _driver(toolkit: Path, folder: Path) -> Path:
     """A stand-in for the driver's library to link with, because a machine without a driver has none.
 
     It defines every function that the toolkit's cuda.h declares. The linker records the library as needed only in
     modules that use one of them.
-
-    Raises:
-        DcaError: DCA-601.
     """
     headers = [folder / "cuda.h" for folder in provide.folders(toolkit, "include")]
     header = next(path for path in headers if path.is_file())
     names = sorted(set(re.findall(r"\bcu[A-Z]\w*", header.read_text(errors="replace"))))
-    return stand_ins.compile_library(ops.driver(names), folder / "libcuda.so", compiler, log, "DCA-601")
+    return ops.driver(names).write(folder / "libcuda.so")

@@ -28,6 +28,7 @@ from dca.toolchain.environments import WORKERS
 MARK = "READ "
 READ_SECONDS = 300.0
 INSTALL_SECONDS = 900.0
+NO_WHEEL = "no wheel of it in dist/"
 Place = Literal["rope_scaling", "rope_parameters"]
 Length = Literal["original", "extended", "either"]
 
@@ -59,6 +60,8 @@ class Reader(Value):
     """The date as of which `make locks` resolves the package's dependencies."""
     get: str = ""
     """How to get it, when dca cannot install it."""
+    cost: str = ""
+    """Disk space and time that its installation took, measured; readers of one recipe share most of it."""
     wants: Wants
 
 
@@ -208,7 +211,7 @@ def locate(reader: Reader, cache: store.Store, wheels: Sequence[Path]) -> Instal
         return Installed(reader, python, (overlay,)) if overlay.is_dir() else "not installed"
     wheel = _wheel(reader, wheels)
     if wheel is None:
-        return "no wheel of it in dist/"
+        return NO_WHEEL
     return Installed(reader, python, (_unpacked(wheel, cache),))
 
 
@@ -227,18 +230,20 @@ def install(reader: Reader, cache: store.Store, wheels: Sequence[Path], reporter
     """
     if reader.recipe is None:
         raise DcaError("DCA-211", f"{reader.title} cannot be installed by dca.", remedy=reader.get)
+    if not reader.package and _wheel(reader, wheels) is None:
+        # Before gigabytes are downloaded.
+        raise DcaError(
+            "DCA-211",
+            f"{reader.title} cannot be installed: its own Python code is missing, {NO_WHEEL}.",
+            remedy=f"build its wheel with `dca wheel --recipe {reader.recipe}`, or name the wheel with --wheel.",
+        )
     own = machine.own_python()
     lock = data.run_lock(reader.recipe, "lean")
     python = environments.make(lock, own.path, own.version, Run(cache, reporter, log))
     if reader.package:
         _make_overlay(reader, cache, python, reporter, log)
     place = locate(reader, cache, wheels)
-    if isinstance(place, str):
-        raise DcaError(
-            "DCA-211",
-            f"{reader.title} has an environment, but its own Python code is missing: {place}.",
-            remedy=f"build its wheel with `dca wheel --recipe {reader.recipe}`, or name the wheel with --wheel.",
-        )
+    assert isinstance(place, Installed)  # noqa: S101 - everything that it needs was made or checked above
     return place
 
 
@@ -282,6 +287,7 @@ def _make_overlay(reader: Reader, cache: store.Store, python: Path, reporter: Re
                 env=environments.uv_environment(cache),
                 log=log,
                 timeout=INSTALL_SECONDS,
+                supervision=environments.Downloads(reporter).watching,
             )
             if not done.ok:
                 raise DcaError(

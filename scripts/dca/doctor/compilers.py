@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from packaging.requirements import Requirement
 
+from dca.catalogue.host_packages import GIT
 from dca.doctor.values import Finding, Status, Subject, program_version, span
 
 
@@ -16,21 +17,25 @@ def gcc(subject: Subject) -> Iterator[Finding]:
         f"g++ {newest} or older for CUDA {span([line for line, bound in bounds.items() if bound == newest])}"
         for newest in sorted(set(bounds.values()))
     )
-    # The oldest one works with every CUDA, and every current distribution has it.
-    remedy = f"apt install g++-{min(bounds.values(), default=12)}"
+    # What no toolkit can be had for is not built with.
+    usable = {line: bound for line, bound in bounds.items() if line in subject.obtainable} or bounds
+    # One that works with all of the others, because a server that has not answered may not have its toolkit.
+    remedy = subject.installer.gxx(min(usable.values(), default=12), others=bool(subject.compilers))
     if subject.compilers:
         found = ", ".join(f"{compiler.version} ({compiler.path})" for compiler in subject.compilers)
         served = [
             line for line, most in bounds.items() if any(compiler.major <= most for compiler in subject.compilers)
         ]
-        if not served:
+        if not set(served) & set(usable):
             yield Finding("wrong", found, wanted, remedy)
         elif len(served) < len(bounds):
+            missed = max(bound for line, bound in bounds.items() if line not in served)
+            remedy = subject.installer.gxx(missed, others=True)
             yield Finding("note", f"{found}: for CUDA {span(served)} only", wanted, remedy)
         else:
             yield Finding("fine", found, wanted)
     elif unreadable := program_version("g++"):
-        yield Finding("unknown", f"{unreadable[0]} reports no version", wanted, "apt install --reinstall g++")
+        yield Finding("unknown", f"{unreadable[0]} reports no version", wanted, "g++ --version")
     else:
         yield Finding("wrong", "g++ is not installed", wanted, remedy)
 
@@ -48,7 +53,7 @@ def cmake(subject: Subject) -> Iterator[Finding]:
     yield _program(
         "cmake",
         wanted,
-        f"pip install '{wanted}'; dca wheel installs its own",
+        f"nothing to do: a build installs its own {wanted}",
         # Not wrong: the build environment has its own CMake.
         missing="note",
         fits=lambda version: all(Requirement(text).specifier.contains(version) for text in asked),
@@ -57,12 +62,12 @@ def cmake(subject: Subject) -> Iterator[Finding]:
 
 def ninja(subject: Subject) -> Iterator[Finding]:  # noqa: ARG001 - the signature of a check
     """The machine's ninja; without it upstream's own build falls back to Make and does not limit its compilers."""
-    yield _program("ninja", "ninja", "pip install ninja; dca wheel installs its own", missing="note")
+    yield _program("ninja", "ninja", "nothing to do: a build installs its own", missing="note")
 
 
-def git(subject: Subject) -> Iterator[Finding]:  # noqa: ARG001 - the signature of a check
+def git(subject: Subject) -> Iterator[Finding]:
     """git, which applies every recipe's patches and downloads sources that are repositories."""
-    yield _program("git", "git", "apt install git", missing="wrong")
+    yield _program("git", "git", subject.installer.command(GIT), missing="wrong")
 
 
 def _program(

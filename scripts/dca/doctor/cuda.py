@@ -19,7 +19,7 @@ NVTX_GONE_FROM = Version("2.8")
 
 def found(subject: Subject) -> Iterator[Finding]:
     """Every CUDA toolkit of the machine, and which recipes it builds."""
-    wanted = f"CUDA {span(subject.cuda_lines)}, or none: dca wheel downloads one"
+    wanted = f"CUDA {span(subject.cuda_lines)}, or none: a build downloads one"
     for kit in subject.toolkits:
         takers = subject.takers(kit.line)
         place = f"nvcc {kit.version} in {kit.path} ({kit.origin})"
@@ -36,7 +36,7 @@ def found(subject: Subject) -> Iterator[Finding]:
             "note",
             f"{place} does not fit {', '.join(torches)}",
             wanted,
-            "nothing to do: dca wheel does not use it",
+            "nothing to do: a build does not use it",
             (f"--profile kernels can use it: {', '.join(bare)}",) if bare else (),
         )
     for folder in _unreadable(subject):
@@ -47,7 +47,7 @@ def found(subject: Subject) -> Iterator[Finding]:
         if home and not any((folder / "bin/nvcc").exists() for folder in folders("CUDA_HOME", subject.env)):
             yield Finding("note", f"CUDA_HOME={home} has no bin/nvcc", wanted, "unset CUDA_HOME")
         else:
-            yield Finding("fine", "none is installed; dca wheel downloads one", wanted)
+            yield Finding("fine", "none is installed; a build downloads one", wanted)
 
 
 def _unreadable(subject: Subject) -> list[str]:
@@ -75,7 +75,7 @@ def complete(subject: Subject) -> Iterator[Finding]:
             "wrong" if kit.missing else "note" if missing else "fine",
             f"{kit.path} lacks {', '.join(missing)}" if missing else f"{kit.path} has everything",
             wanted,
-            "install the missing parts, or let dca wheel download a toolkit: unset CUDA_HOME",
+            "install the missing parts, or let a build download a toolkit: unset CUDA_HOME",
         )
     if not fitting:
         yield Finding("fine", "no installed toolkit is used", wanted)
@@ -101,14 +101,14 @@ def headers(subject: Subject) -> Iterator[Finding]:
                 "wrong",
                 f"{about}: nvcc {kit.version} rejects the headers in {kit.path}, and they cannot be fixed",
                 wanted,
-                "reinstall that toolkit, or let dca wheel download one: unset CUDA_HOME",
+                "reinstall that toolkit, or let a build download one: unset CUDA_HOME",
                 details,
             )
     yield Finding(
         "note",
         f"{about}: nvcc rejects the unfixed headers of CUDA {span(list(wanting))}",
         wanted,
-        "nothing to do: dca wheel fixes the headers it uses and does not change an installed toolkit; "
+        "nothing to do: a build fixes the headers it uses and does not change an installed toolkit; "
         "other builds need a newer CUDA",
         details,
     )
@@ -139,7 +139,7 @@ def torch(subject: Subject) -> Iterator[Finding]:
     elif versions and isinstance(installed, str) and subject.environment is not None:
         yield Finding("unknown", f"{about}; {installed}", wanted, OTHER_PYTHON, details)
     else:
-        remedy = "nothing to do: dca wheel downloads a toolkit that fits"
+        remedy = "nothing to do: a build downloads a toolkit that fits"
         yield Finding("fine" if fit or not versions else "note", about, wanted, remedy, details)
 
 

@@ -138,7 +138,7 @@ def variables(subject: Subject) -> Iterator[Finding]:
     names = ", ".join(changing) or "none that matters"
     if subject.purpose == "build":
         harmful = [name for name in changing if name not in READ]
-        wanted = "none; dca wheel ignores them, pip and CMake do not" if harmful else ""
+        wanted = "none; a build ignores them, pip and CMake do not" if harmful else ""
         yield Finding("note" if harmful else "fine", names, wanted, f"unset {' '.join(harmful)}", details)
         return
     if subject.model is not None and not subject.needs_dual_chunk and changing.get(BACKEND[0]) == BACKEND[1]:

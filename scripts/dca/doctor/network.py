@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from dca.catalogue import toolkits
 from dca.catalogue.recipes import GitSource
-from dca.doctor.probes import PATIENCE, repositories
+from dca.doctor.probes import PATIENCE, UNTRUSTED, repositories
 from dca.doctor.values import Finding, Subject
 from dca.foundation.secrets import redact
 from dca.sources import index
@@ -59,7 +59,9 @@ def package_index(subject: Subject) -> Iterator[Finding]:
             "note" if kept else "wrong",
             f"{where}: {why}",
             "a package index that answers" + ("; the cache has earlier downloads" if kept else ""),
-            "export UV_DEFAULT_INDEX=URL of a mirror, or HTTPS_PROXY=http://HOST:PORT",
+            index.TRUST
+            if why == UNTRUSTED
+            else "export UV_DEFAULT_INDEX=URL of a mirror, or HTTPS_PROXY=http://HOST:PORT",
         )
     else:
         yield Finding("fine", where)

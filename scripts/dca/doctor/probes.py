@@ -14,6 +14,7 @@ from dca.toolchain import apt, redist
 
 PATIENCE = 5.0
 """Seconds to wait for one server at most."""
+UNTRUSTED = "its certificate is not trusted on this machine"
 
 
 class Probes:
@@ -98,7 +99,7 @@ def _answer(url: str) -> str:
     except requests.exceptions.ProxyError:
         return "the proxy rejects the connection or does not answer"
     except requests.exceptions.SSLError:
-        return "its certificate is not trusted on this machine"
+        return UNTRUSTED
     except requests.RequestException as error:
         name = "unknown host name" if "resolve" in str(error).lower() else type(error).__name__
         return f"cannot be reached ({name})"

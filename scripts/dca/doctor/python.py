@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from packaging.specifiers import SpecifierSet
 
 from dca.catalogue import failures, machine
+from dca.catalogue.host_packages import HEADERS
 from dca.catalogue.recipes import PLUGINS
 from dca.doctor.values import OTHER_PYTHON, Finding, Subject
 from dca.resolve.checks import TRANSFORMERS
@@ -50,10 +51,10 @@ def version(subject: Subject) -> Iterator[Finding]:
     if not fits:
         yield Finding("wrong", found, wanted, "make wheel PYTHON=python3.12")
     elif not headers:
-        remedy = f"apt install python{'.'.join(number.split('.')[:2])}-dev"
+        remedy = subject.installer.command(HEADERS, ".".join(number.split(".")[:2]))
         yield Finding("wrong", f"{found} without its headers (Python.h)", wanted, remedy)
     elif len(fits) < len(subject.recipes):
-        remedy = "make wheel PYTHON=python3.12, for the others"
+        remedy = "for the others: make wheel PYTHON=python3.12"
         yield Finding("note", f"{found}: for {', '.join(fits)} only", wanted, remedy)
     else:
         yield Finding("fine", found, wanted)

@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from dca.catalogue import machine, model_needs
+from dca.catalogue import host_packages, machine, model_needs
 from dca.catalogue import toolkits as kits
+from dca.catalogue.host_packages import Installer
 from dca.catalogue.model_needs import Coverage, LeftOut
 from dca.catalogue.recipes import Loaded
 from dca.doctor import nvidia
@@ -133,6 +134,11 @@ class Subject:
         return machine.host_compilers()
 
     @cached_property
+    def installer(self) -> Installer:
+        """How something is installed on the machine."""
+        return host_packages.look(self.root / "etc")
+
+    @cached_property
     def glibc(self) -> str:
         """The release of glibc; empty if the C library is another one."""
         return machine.glibc()
@@ -204,6 +210,16 @@ class Subject:
         """The CUDA lines to check for: those requested, or all that a recipe can be built with."""
         lines = {line for loaded in self.recipes for line in loaded.recipe.cuda.supported}
         return tuple(sorted(set(self.lines) & lines or lines, key=order))
+
+    @cached_property
+    def obtainable(self) -> frozenset[str]:
+        """The CUDA lines for which a toolkit is installed, in the cache, or not known to be out of reach."""
+        lines = {kit.line for kit in self.toolkits if not kit.missing}
+        for source in kits.load_sources():
+            cached = any(self.cache.glob(f"toolkit/{source.name}-*/bin/nvcc"))
+            if cached or not any(self.network.of(place) for place in source.places):
+                lines.add(source.line)
+        return frozenset(lines)
 
     def takers(self, line: str) -> list[str]:
         """Recipes that a CUDA line can build."""

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from dca.foundation import certificates
 from dca.foundation.errors import DcaError
 from dca.foundation.secrets import redact
 
@@ -259,6 +260,12 @@ def of(
         caller: the user's variables; by default those of this process.
     """
     env = passed((*EVERY, *PASSED[program]), caller)
+    trusted = certificates.variables() if caller is None else {}
+    if program == "git":
+        # Configuration of the user about certificates, which `user_config` hands on, must come first.
+        env |= {name: value for name, value in trusted.items() if name != "GIT_SSL_CAINFO"}
+    elif program != "compiler":
+        env |= trusted
     if "TMPDIR" in env:
         # Programs run in other folders than this one.
         env["TMPDIR"] = str(Path(env["TMPDIR"]).absolute())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +38,16 @@ class Reporter(Protocol):
 
     def work(self, work: Work) -> None:
         """How far the current stage is, which runs several commands in parallel."""
+
+
+def downloading(reporter: Reporter, name: str) -> Callable[[int, int], None]:
+    """Reports a download: a function of its bytes done and in all, which are 0 if unknown."""
+
+    def report(done: int, total: int) -> None:
+        size = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
+        reporter.progress(done, total, f"{size}, {name}")
+
+    return report
 
 
 class Silent:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dca.foundation import environment, secrets, store, together
@@ -83,6 +83,8 @@ class Supervision:
         sharing: whether the program and its children hold the locks too, so that they stay held even when this process
             and the guardian are killed at once. Not for a program that leaves a server behind.
         grace: seconds between SIGTERM and SIGKILL.
+        scratch: whether a guarded program that inherits TMPDIR gets a folder of its own instead, which is removed when
+            it ends: torch, uv and nvcc leave files behind.
     """
 
     on_line: Callable[[str], None] | None = None
@@ -91,6 +93,7 @@ class Supervision:
     guarded: bool = True
     sharing: bool = False
     grace: float = GRACE_SECONDS
+    scratch: bool = True
 
 
 def run(
@@ -242,6 +245,7 @@ class _Program:
         report: where the guardian reports how the program ended.
         ending: the words of that report, once it was read.
         grace: as in `Supervision`.
+        after: what is left to do when it has ended.
     """
 
     name: str
@@ -250,6 +254,7 @@ class _Program:
     report: int | None = None
     ending: tuple[str, ...] = ()
     grace: float = GRACE_SECONDS
+    after: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def end(self) -> None:
         """Stop it and everything that it started: SIGTERM first, SIGKILL after a few seconds."""
@@ -267,6 +272,9 @@ class _Program:
                 self.ending = tuple(os.read(self.report, 1024).decode().split())
                 os.close(self.report)
                 self.report = None
+            # Whatever still writes there does not make the program's success a failure.
+            with contextlib.suppress(OSError):
+                self.after.close()
 
     def returncode(self) -> int:
         """The exit status of a program that has ended, negative for a signal.
@@ -292,6 +300,9 @@ def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], superv
     grace = supervision.grace
     if not supervision.guarded:
         return _Program(words[0], _open(words[0], words, cwd, env, ()), grace=grace)
+    after = contextlib.ExitStack()
+    if supervision.scratch and env.get("TMPDIR") == os.environ.get("TMPDIR"):
+        env = {**env, "TMPDIR": str(after.enter_context(store.scratch()))}
     (below, lifeline), (report, above) = os.pipe(), os.pipe()
     try:
         with store.held() as locks:
@@ -301,11 +312,12 @@ def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], superv
     except DcaError:
         os.close(lifeline)
         os.close(report)
+        after.close()
         raise
     finally:
         os.close(below)
         os.close(above)
-    return _Program(words[0], process, lifeline, report, grace=grace)
+    return _Program(words[0], process, lifeline, report, grace=grace, after=after)
 
 
 def _open(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dca.foundation import environment, runner
+from dca.foundation import certificates, environment, runner
 from dca.foundation.environment import Setting
 
 if sys.version_info >= (3, 11):
@@ -58,11 +58,16 @@ def git() -> tuple[Setting, ...]:
 
 
 def git_network() -> dict[str, str]:
-    """Variables that hand on the user's proxies and certificates for git, from its configuration."""
-    kept = [setting for setting in git() if environment.GIT_PASSED.fullmatch(setting.key)]
+    """Variables that hand on the user's proxies and certificates for git.
+
+    Its configuration comes before the authorities that all programs trust.
+    """
+    trusted = certificates.variables().get("GIT_SSL_CAINFO")
+    kept = [("http.sslCAInfo", trusted)] if trusted else []
+    kept += [(setting.key, setting.value) for setting in git() if environment.GIT_PASSED.fullmatch(setting.key)]
     variables = {"GIT_CONFIG_COUNT": str(len(kept))}
-    for number, setting in enumerate(kept):
-        variables |= {f"GIT_CONFIG_KEY_{number}": setting.key, f"GIT_CONFIG_VALUE_{number}": setting.value}
+    for number, (key, value) in enumerate(kept):
+        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
     return variables if kept else {}
 
 

@@ -21,14 +21,13 @@ LONGEST_SCHEMA = 1 << 13
 _ARGUMENT = re.compile(r"(?:Tensor|int|float|bool|str|SymInt|Scalar|ScalarType|Device|Any)\b")
 
 
-def loaded(python: Path, compiler: str = "g++") -> SchemaSource:
+def loaded(python: Path) -> SchemaSource:
     """Load each module; this runs code of the wheel.
 
     Args:
         python: of an environment with the wheel's torch.
-        compiler: a host C++ compiler, for the stand-in of the driver.
     """
-    return lambda file, _: ("loaded", ops.schemas(file, python, compiler))
+    return lambda file, _: ("loaded", ops.schemas(file, python))
 
 
 def built(build: Build) -> SchemaSource:

@@ -36,7 +36,7 @@ from dca.catalogue.toolkits import ToolkitSource
 from dca.foundation import documents, store
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.events import Reporter, downloading
 from dca.foundation.run import Run
 from dca.foundation.secrets import redact
 from dca.pipeline.planned import Planned
@@ -193,7 +193,7 @@ def _parts(contents: Planned, run: Run, scratch: Path) -> Iterator[tuple[Part, P
     plan, recipe = contents.plan, contents.recipe
 
     def progress(name: str) -> index.Progress:
-        return lambda done, total: run.reporter.progress(done, total, name)
+        return downloading(run.reporter, name)
 
     for source in plan.sources:
         if source.name == "official wheel":

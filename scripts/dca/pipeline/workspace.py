@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from packaging.specifiers import SpecifierSet
 
-from dca.catalogue import machine, recipes, toolkits
+from dca.catalogue import host_packages, machine, recipes, toolkits
 from dca.catalogue.recipes import Loaded, Recipe
 from dca.foundation import data, runner, store
 from dca.foundation.documents import Document
@@ -65,13 +65,13 @@ def with_toolkit(line: str, known: tuple[Loaded, ...], folder: Path, run: Run) -
     run.reporter.stage("environment", f"{folder}: {', '.join(TOOLS)} and this tool")
     uv, env = machine.find_uv(), environments.uv_environment(run.cache)
     python = folder / "bin/python"
-    _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, run.log)
+    _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, run)
     with store.scratch() as scratch:
         lock = scratch / "tools.txt"
         lock.write_text(locked(data.build_lock(recipe.name, "lean"), TOOLS), encoding="utf-8")
-        _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", lock], env, run.log)
+        _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", lock], env, run)
     notes = [
-        *install_tool(python, run.cache, run.log),
+        *install_tool(python, run),
         "ccache is not included: install it with the system's package manager",
     ]
     (folder / "cuda").symlink_to(kit)
@@ -133,9 +133,9 @@ def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
     run.reporter.stage("environment", f"{folder}: {wheel.name} and its lock")
     uv, env = machine.find_uv(), environments.uv_environment(run.cache)
     python = folder / "bin/python"
-    _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, run.log)
-    _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", subject.lock], env, run.log)
-    _run([uv, "pip", "install", "--python", python, "--no-deps", wheel.absolute()], env, run.log)
+    _run([uv, "venv", "--allow-existing", "--no-project", "--python", own.path, folder], env, run)
+    _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", subject.lock], env, run)
+    _run([uv, "pip", "install", "--python", python, "--no-deps", wheel.absolute()], env, run)
     return Workspace(
         engine="uv",
         folder=str(folder),
@@ -156,7 +156,7 @@ def _guards(recipe: recipes.Recipe) -> tuple[str, ...]:
     )
 
 
-def install_tool(python: Path, cache: store.Store, log: Path) -> list[str]:
+def install_tool(python: Path, run: Run) -> list[str]:
     """Install dca from its checkout, with its lock; returns notes about what was left out.
 
     Raises:
@@ -165,9 +165,9 @@ def install_tool(python: Path, cache: store.Store, log: Path) -> list[str]:
     root = data.data_root()
     if not (root / "pyproject.toml").is_file():
         return ["dca itself is not installed, because it does not run from a checkout"]
-    uv, env = machine.find_uv(), environments.uv_environment(cache)
-    _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", root / "build/locks/tool.txt"], env, log)
-    _run([uv, "pip", "install", "--python", python, "--no-deps", "--no-build-isolation", "--editable", root], env, log)
+    uv, env = machine.find_uv(), environments.uv_environment(run.cache)
+    _run([uv, "pip", "install", "--python", python, "--require-hashes", "-r", root / "build/locks/tool.txt"], env, run)
+    _run([uv, "pip", "install", "--python", python, "--no-deps", "--no-build-isolation", "--editable", root], env, run)
     return []
 
 
@@ -187,14 +187,15 @@ def locked(lock: Path, names: tuple[str, ...]) -> str:
 def _compiler(line: str) -> machine.Compiler:
     accepts = toolkits.load_versions().of(line)
     most = accepts.gcc_max if accepts else 12
-    for compiler in machine.host_compilers():
+    found = machine.host_compilers()
+    for compiler in found:
         if compiler.major <= most:
             return compiler
     raise DcaError(
         "DCA-308",
         f"PATH has no g++ that CUDA {line} supports.",
         why=f"it supports g++ {most} and older.",
-        remedy=f"install one, such as with apt install g++-{most}, or use the conda environment, which has its own.",
+        remedy=f"{host_packages.look().gxx(most, others=bool(found))}\nThe conda environment has its own g++.",
     )
 
 
@@ -238,13 +239,14 @@ def _claim(folder: Path) -> None:
     (folder / MARK).touch()
 
 
-def _run(argv: list[str | Path], env: dict[str, str], log: Path) -> None:
-    done = runner.run(argv, env=env, log=log, timeout=environments.INSTALL_SECONDS)
+def _run(argv: list[str | Path], env: dict[str, str], run: Run) -> None:
+    watching = environments.Downloads(run.reporter).watching
+    done = runner.run(argv, env=env, log=run.log, timeout=environments.INSTALL_SECONDS, supervision=watching)
     if not done.ok:
         raise DcaError(
             "DCA-407",
             "the environment could not be created.",
             why="it took too long." if done.timed_out else "\n".join(done.tail[-6:]),
             output=done.tail,
-            remedy=f"see {log}; if the network failed, run the command again.",
+            remedy=f"see {run.log}; if the network failed, run the command again.",
         )

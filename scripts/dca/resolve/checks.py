@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from packaging.specifiers import SpecifierSet
 
+from dca.catalogue.host_packages import GIT, HEADERS
 from dca.catalogue.machine import Machine
 from dca.catalogue.plan import Check, Request
 from dca.catalogue.recipes import Loaded, Recipe
@@ -14,9 +15,12 @@ TRANSFORMERS = SpecifierSet(">=4.37,<5")
 
 
 def check_machine(world: World, draft: Draft) -> None:
-    """Wheels are built on Linux x86_64 only, and run only there."""
+    """Wheels are built on Linux x86_64 only, and run only there; git applies the patches."""
     machine = world.machine
     if machine.system == "Linux" and machine.processor == "x86_64":
+        if not machine.git:
+            text = "git is not installed; it applies the recipe's patches."
+            draft.refuse("DCA-310", text, machine.installer.command(GIT))
         return
     remedy = "build on a Linux x86_64 machine; the wheel also runs only on one."
     for loaded in world.recipes:
@@ -75,7 +79,7 @@ def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
 
 
 def check_python(request: Request, recipe: Recipe, machine: Machine, draft: Draft) -> None:
-    """Python must be installed, within the recipe's range, and have its headers."""
+    """Python must be installed, within the recipe's range, and have its headers if something is compiled."""
     python = machine.python
     version = python.version if python else request.python
     if version and not SpecifierSet(recipe.python).contains(version, prereleases=True):
@@ -86,9 +90,10 @@ def check_python(request: Request, recipe: Recipe, machine: Machine, draft: Draf
         text = f"Python {request.python} is not installed."
         draft.refuse("DCA-306", text, "install it, or leave --python out to use the tool's own.")
         return
-    if not python.headers:
+    if not python.headers and "all" not in request.prebuilt:
         text = f"Python {python.version} at {python.path} has no headers (Python.h)."
-        draft.refuse("DCA-306", text, "install its development package, such as python3-dev.")
+        line = ".".join(python.version.split(".")[:2])
+        draft.refuse("DCA-306", text, machine.installer.command(HEADERS, line))
         return
     draft.checks.append(
         Check(subject="Python", found=python.version, wanted=recipe.python, reason="the recipe's range.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dca.catalogue.model_needs import Coverage, LeftOut, Model, lacks
+from dca.catalogue.model_needs import NO_MODEL, Coverage, LeftOut, Model, lacks
 from dca.catalogue.plan import KeptKernels, PlannedModule, Request
 from dca.catalogue.recipes import KERNELS, Recipe
 from dca.resolve.draft import Candidate, Draft
@@ -60,7 +60,7 @@ def what_is_served(request: Request, recipe: Recipe, groups: tuple[str, ...], mo
     )
     kernels = promised(recipe, groups)
     return Coverage(
-        architectures=() if any(group.alone for group in own) else recipe.lean.architectures,
+        architectures=NO_MODEL if recipe.not_to_serve(groups) else recipe.lean.architectures,
         head_dims=() if whole else kernels.head_dims,
         dtypes=() if whole else kernels.dtypes,
         experts=any(serves.experts for serves in serving),

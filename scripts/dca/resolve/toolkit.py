@@ -128,7 +128,9 @@ def _install_compiler(
         if (facts := world.cuda.nearest(candidate.line))
         and getattr(_fits(candidate, request, recipe, world), "code", "") == "DCA-308"
     ]
-    return f"apt install g++-{max(wanting)}; it is detected next to a newer one."
+    machine = world.machine
+    command = machine.installer.gxx(max(wanting), others=bool(machine.compilers))
+    return f"{command}\nIt is detected next to a newer one." if machine.compilers else command
 
 
 def _fixes(taken: FoundToolkit | ToolkitSource, world: World) -> tuple[HeaderFix, ...]:

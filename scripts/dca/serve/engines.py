@@ -93,10 +93,18 @@ def choose(shape: Shape, known: tuple[Loaded, ...], name: str | None = None) -> 
     """
     if name is not None:
         return of(recipes.find(name, known).recipe.name)
-    classes = set(shape.architectures)
-    for loaded in known:
-        engine = of(loaded.recipe.name)
-        served = engine.architectures if shape.dual_chunk else loaded.recipe.lean.architectures
-        if classes & set(served):
-            return engine
-    return of(known[0].recipe.name)
+    fitting = (of(loaded.recipe.name) for loaded in known if _serves(shape, loaded))
+    return next(fitting, of(known[0].recipe.name))
+
+
+def _serves(shape: Shape, loaded: Loaded) -> bool:
+    """Whether a recipe's engine has a model's class, with dual chunk attention if the model has it."""
+    served = of(loaded.recipe.name).architectures if shape.dual_chunk else loaded.recipe.lean.architectures
+    return bool(set(shape.architectures) & set(served))
+
+
+def why(shape: Shape, known: tuple[Loaded, ...]) -> str:
+    """Why `choose` takes an engine for a model if no name is given."""
+    classes, dual = " or ".join(shape.architectures), " with dual chunk attention" * shape.dual_chunk
+    has = " that has" if any(_serves(shape, loaded) for loaded in known) else ", although no recipe has"
+    return f"the first by priority{has} {classes}{dual}. --recipe or --wheel chooses another."

@@ -31,6 +31,7 @@ class ServePlan(Document):
         model: the model's name.
         served: the model argument of `vllm serve`.
         recipe: the engine's recipe.
+        recipe_reason: why this recipe.
         gpus: the GPUs, described for people.
         gpu_count: GPUs over all machines.
         gpu_gib: memory of each GPU, in units of 2^30 bytes.
@@ -54,6 +55,7 @@ class ServePlan(Document):
     model: str
     served: str
     recipe: str
+    recipe_reason: str
     gpus: str
     gpu_count: int
     gpu_gib: float
@@ -106,6 +108,7 @@ def make(subject: Subject, served: str) -> ServePlan:
         model=shape.name,
         served=served,
         recipe=subject.engine.recipe,
+        recipe_reason=subject.recipe_reason,
         gpus=gpus.words,
         gpu_count=gpus.count,
         gpu_gib=gpus.memory_gib,
@@ -241,9 +244,10 @@ def subject_of(
     published, _, file = read(model)
     known = recipes.load_all()
     inspected = inspection.inspect(wheel) if wheel is not None else None
-    if recipe is None and inspected is not None and inspected.recorded is not None:
-        recipe = inspected.recorded.recipe
     shape = quantized(asked.quantization, published)
+    reason = "requested with --recipe." if recipe else engines.why(shape, known)
+    if recipe is None and wheel is not None and inspected is not None and inspected.recorded is not None:
+        recipe, reason = inspected.recorded.recipe, f"the recipe of {wheel.name}."
     engine = engines.choose(shape, known, recipe)
     asked = replace(asked, v1=engine.is_v1(shape, env or {}))
     settings = Settings(length=1, batched=1)
@@ -258,6 +262,7 @@ def subject_of(
         file=file,
         wheel=inspected,
         wheel_file=wheel,
+        recipe_reason=reason,
         known=known,
         env=dict(env or {}),
     )

@@ -114,6 +114,13 @@ def _smoke(subject: Subject, python: Path, cache: Store, reporter: Reporter, whe
         visible=subject.env.get(gpus.VISIBLE),
     )
     result = smoke.smoke(request, recipes.load_all(), cache, reporter)
+    if result.left_out:
+        raise DcaError(
+            "DCA-110",
+            f"{wheel.name} is not a wheel to serve with; nothing was started.",
+            why="\n".join(result.left_out),
+            remedy=f"build one: `dca wheel --recipe {subject.engine.recipe}`.",
+        )
     failed = [case for case in result.cases if not case.passed]
     if failed:
         raise DcaError(

@@ -136,7 +136,9 @@ def serve(argv: list[str], env: Mapping[str, str], log: Path, watcher: Watcher) 
     """
     started = time.monotonic()
     log.unlink(missing_ok=True)
-    done = runner.run(argv, env=env, log=log, supervision=runner.Supervision(on_line=watcher.line, grace=STOP_SECONDS))
+    # What the server keeps there, such as compiled kernels, also serves the next one.
+    watched = runner.Supervision(on_line=watcher.line, grace=STOP_SECONDS, scratch=False)
+    done = runner.run(argv, env=env, log=log, supervision=watched)
     with log.open("rb") as stream:
         explained = failures.explain(stream, str(log))
     served = Served(

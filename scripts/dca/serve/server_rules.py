@@ -81,6 +81,7 @@ class Subject:
         file: config.json; None for a model given by name only.
         wheel: the wheel's content; None when none was named.
         wheel_file: the wheel's path.
+        recipe_reason: why this recipe.
         known: every recipe, to suggest other wheels.
         env: environment variables that the server would see.
     """
@@ -95,6 +96,7 @@ class Subject:
     file: Path | None = None
     wheel: Inspection | None = None
     wheel_file: Path | None = None
+    recipe_reason: str = ""
     known: tuple[Loaded, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from dca import inspection
 from dca.catalogue.recipes import KERNELS, Recipe
@@ -21,23 +21,41 @@ def check(inspected: Inspection, recipe: Recipe) -> tuple[CaseResult, ...]:
     return tuple(_cases(inspected, recipe))
 
 
+def left_out(inspected: Inspection, recipe: Recipe) -> tuple[str, ...]:
+    """What a wheel lacks by design, in words; empty for one to serve with."""
+    groups = inspected.recorded.groups if inspected.recorded else ()
+    why = recipe.not_to_serve(groups)
+    absent = [op for op in (*INDEX_OPS, SPARSE_OP) if not _promised(op, groups, recipe)]
+    return (f"{', '.join(absent)}: the wheel has the group {why}.",) if why and absent else ()
+
+
+def _promised(op: str, groups: Collection[str], recipe: Recipe) -> bool:
+    """Whether a wheel of these groups has an op; a wheel to serve with has all of dual chunk attention's."""
+    own = [recipe.groups[name] for name in groups if name in recipe.groups]
+    return not recipe.not_to_serve(groups) or any(name.endswith(f"::{op}") for group in own for name in group.ops)
+
+
 def _cases(inspected: Inspection, recipe: Recipe) -> Iterator[CaseResult]:
     own = inspected.recorded is not None
+    groups = inspected.recorded.groups if inspected.recorded else ()
+    promised = [op for op in (*INDEX_OPS, SPARSE_OP) if _promised(op, groups, recipe)]
     if own or not inspected.problems:
         yield _case("files", "its files and tags match its own metadata", list(inspected.problems))
     else:
         # Working wheels of other projects may have wrong tags, so this is only reported.
         yield _case("files", f"its modules can be read, with problems: {_some(list(inspected.problems))}", [])
     if not inspected.recorded or inspected.recorded.profile != KERNELS:
+        sparse = inspected.sparse_functions or SPARSE_OP not in promised
         parts = {
             "it lacks the attention backend": inspected.dca_backend,
-            "it lacks the Python functions for the sparse kernels": inspected.sparse_functions,
+            "it lacks the Python functions for the sparse kernels": sparse,
         }
         lacking = [text for text, present in parts.items() if not present]
         yield _case("backend", "it has the dual chunk attention backend", lacking)
-    lacking = [f"no module registers {op}" for op in (*INDEX_OPS, SPARSE_OP) if not _holders(inspected, op)]
-    holders = {op: next(iter(_holders(inspected, op)), "") for op in (*INDEX_OPS, SPARSE_OP)}
-    yield _case("ops", "its modules register the index conversion and sparse attention", lacking, holders)
+    lacking = [f"no module registers {op}" for op in promised if not _holders(inspected, op)]
+    holders = {op: next(iter(_holders(inspected, op)), "") for op in promised}
+    what = "the index conversion and sparse attention" if SPARSE_OP in promised else "the index conversion"
+    yield _case("ops", f"its modules register {what}", lacking, holders)
     archs = {
         module.path: sorted({*module.sass, *(f"{arch}+PTX" for arch in module.ptx)})
         for module in inspected.modules

@@ -67,6 +67,7 @@ class Smoke(Document):
         sources: the files that were run, with their hashes.
         partial: whether only some of the cases were run.
         not_proven: what was not proven, in words.
+        left_out: what the wheel lacks by design, in words; such a wheel is not one to serve with.
         sha256: SHA-256 of the wheel.
         seed: seed of the random numbers.
         cases: the cases that were run.
@@ -88,6 +89,7 @@ class Smoke(Document):
     cases: tuple[CaseResult, ...]
     partial: bool = False
     not_proven: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property

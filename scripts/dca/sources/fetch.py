@@ -14,7 +14,7 @@ from dca.catalogue.recipes import GitSource, OfficialWheel, Recipe, SdistSource
 from dca.foundation import archives, documents, store
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.events import Reporter, downloading
 from dca.foundation.run import Run
 from dca.foundation.secrets import redact
 from dca.sources import git, index
@@ -149,9 +149,7 @@ def _fetch(
         _copy_folder(Path(place), target, source)
     elif source.pin.startswith("sha256:"):
         assert isinstance(recipe.source, SdistSource)  # noqa: S101 - only sdists are pinned so
-        archive = places.local or index.download(
-            recipe.source, run.cache, lambda done, total: run.reporter.progress(done, total, place)
-        )
+        archive = places.local or index.download(recipe.source, run.cache, downloading(run.reporter, place))
         archives.unpack_sdist(archive, target)
     else:
         commit = source.pin.removeprefix("commit:")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ def probe(places: Places) -> str:
 def _probe(url: str) -> str:
     if refusal := _refused(url):
         return refusal
+    if shutil.which("git") is None:
+        return "git is not installed"
     done = runner.run(
         [runner.which("git"), "ls-remote", "--exit-code", "--quiet", "--end-of-options", url, "HEAD"],
         env=_environment(url),

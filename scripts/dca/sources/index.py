@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from dca.catalogue import mirrors
 from dca.catalogue.mirrors import Places
 from dca.catalogue.recipes import IndexFile, SdistSource
-from dca.foundation import store, together
+from dca.foundation import certificates, store, together
 from dca.foundation.errors import DcaError
-from dca.foundation.events import Reporter
+from dca.foundation.events import Reporter, downloading
 from dca.foundation.secrets import redact
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ PROBE_SECONDS = 5.0
 BLOCK = 1 << 18
 # Pinned hashes are those of the uncompressed files, so servers must not compress them.
 _AS_IT_IS = {"Accept-Encoding": "identity"}
+TRUST = (
+    "if a proxy of your network signs its connections: add its authority to the system's certificates, or name a file "
+    "that has it: export SSL_CERT_FILE=FILE."
+)
 Progress = Callable[[int, int], None]
 
 
@@ -54,7 +58,7 @@ def endpoint() -> str:
 
 
 def session() -> requests.Session:
-    """An HTTP session that rejects redirects from https to anything else."""
+    """An HTTP session that trusts the system's certificates and rejects redirects from https to anything else."""
     import requests
 
     class Strict(requests.Session):
@@ -66,7 +70,9 @@ def session() -> requests.Session:
                 raise requests.exceptions.InvalidSchema(f"redirected from https to {redact(target)}")
             return target
 
-    return Strict()
+    http = Strict()
+    http.verify = certificates.bundle() or True
+    return http
 
 
 def probe() -> str:
@@ -222,7 +228,9 @@ def unreachable(what: str, error: Exception) -> DcaError:
         "DCA-402",
         f"{what} could not be reached.",
         why=_reason(error),
-        remedy="check the network and the proxy settings, then run the command again.",
+        remedy=TRUST
+        if _is_untrusted(error)
+        else "check the network and the proxy settings, then run the command again.",
     )
 
 
@@ -234,6 +242,13 @@ def wrong_hash(name: str, pinned: str, actual: str) -> DcaError:
         why=f"expected sha256 {pinned},\nfound {actual}.",
         remedy="run the command again; if the error stays, the server or a proxy serves another file.",
     )
+
+
+def _is_untrusted(error: Exception) -> bool:
+    """Whether a server's certificate is not trusted."""
+    import requests
+
+    return isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def _reason(error: Exception) -> str:
@@ -451,13 +466,14 @@ def _download_whole(wheel: IndexFile, cache: store.Store, why: str, reporter: Re
         DcaError: as `download`.
     """
     noted: list[str] = []
+    report = downloading(reporter, wheel.file)
 
     def progress(done: int, total: int) -> None:
         if not noted:
             size = f" ({total / 1e6:.0f} MB)" if total else ""
             noted.append(f"{wheel.file}{size} is downloaded completely: {why}.")
             reporter.note(noted[0])
-        reporter.progress(done, total, wheel.file)
+        report(done, total)
 
     download(wheel, cache, progress)
 
@@ -478,10 +494,11 @@ def _read(
             remedy="correct the recipe: it describes another wheel than the one on the index.",
         )
     total, done = sum(opened.getinfo(path).file_size for path in hashes), 0
+    report = downloading(reporter, f"members of {wheel.file}")
     for path, sha256 in hashes.items():
         for size in _member(opened, path, sha256, places[path]):
             done += size
-            reporter.progress(done, total, f"members of {wheel.file}")
+            report(done, total)
 
 
 def _member(opened: zipfile.ZipFile, name: str, sha256: str, place: Path) -> Iterator[int]:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from dca.toolchain.lockfile import LockedPackage
 
 INSTALL_SECONDS = 1800.0
+# Downloads that are named at once.
+MOST_SHOWN = 2
 # Written when an environment is complete.
 STAMP = ".whole"
 WORKERS = data.IN_WHEEL_ENV / "workers"
@@ -69,6 +71,39 @@ def uv_environment(cache: store.Store) -> dict[str, str]:
     named = {"UV_DEFAULT_INDEX": index.endpoint()} if index.named_by() else {}
     fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
     return environment.of("uv", named | fixed | ({"UV_OFFLINE": "1"} if cache.offline else {}))
+
+
+class Downloads:
+    """Reports what uv downloads, from its own words.
+
+    Args:
+        reporter: receives the progress.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        # In MiB, by package; what is not listed is smaller than one.
+        self._sizes: dict[str, float] = {}
+        self._done: set[str] = set()
+
+    @property
+    def watching(self) -> runner.Supervision:
+        """How a uv is watched."""
+        return runner.Supervision(on_line=self._line, on_tick=self._tick)
+
+    def _line(self, line: str) -> None:
+        if begun := re.fullmatch(r"Downloading (\S+) \(([0-9.]+)([KMG])iB\)", line.strip()):
+            self._sizes[begun[1]] = float(begun[2]) * {"K": 1 / 1024, "M": 1, "G": 1024}[begun[3]]
+        elif ended := re.fullmatch(r"Downloaded (\S+)", line.strip()):
+            self._done.add(ended[1])
+
+    def _tick(self) -> None:
+        left = sorted(self._sizes.keys() - self._done, key=lambda name: (-self._sizes[name], name))
+        running = [f"{name} ({self._sizes[name]:.0f} MiB)" for name in left[:MOST_SHOWN]]
+        running += [f"{len(left) - MOST_SHOWN} more"] if len(left) > MOST_SHOWN else []
+        done, total = sum(self._sizes[name] for name in self._done & self._sizes.keys()), sum(self._sizes.values())
+        text = f"downloading {', '.join(running)}" if running else "resolving, unpacking and linking packages"
+        self._reporter.progress(done, total, f"{done:.0f} of {total:.0f} MiB, {text}" if total else text)
 
 
 @dataclass(frozen=True)
@@ -126,9 +161,8 @@ def build_environment(plan: Plan, run: Run) -> Path:
         return python
     if not lock.is_file():
         raise _no_lock(lock)
-    compiler = plan.host_compiler or str(runner.which("g++"))
     wanted = _Environment(lock, plan.python_path, plan.python, build_packages(plan).partial)
-    return _make(wanted, run, compiler)
+    return _make(wanted, run)
 
 
 class BuildPackages(NamedTuple):
@@ -170,8 +204,8 @@ def make(lock: Path, python_path: str, python: str, run: Run) -> Path:
     return _make(_Environment(lock, python_path, python), run)
 
 
-def _make(wanted: _Environment, run: Run, compiler: str = "") -> Path:
-    """The Python of an environment; the compiler is for the stand-ins of one that is partial.
+def _make(wanted: _Environment, run: Run) -> Path:
+    """The Python of an environment.
 
     Raises:
         DcaError: those of `build_environment`.
@@ -192,7 +226,7 @@ def _make(wanted: _Environment, run: Run, compiler: str = "") -> Path:
             run.reporter.note(f"{folder} was moved or copied here and names its old place: creating it again.")
             store.remove(folder)
         try:
-            _fill(wanted, folder, run, compiler)
+            _fill(wanted, folder, run)
         except BaseException:
             if folder.exists():
                 store.remove(folder)
@@ -222,7 +256,7 @@ def _no_lock(lock: Path) -> DcaError:
     return DcaError("DCA-407", f"{lock} does not exist.", remedy="create it with `make locks`.")
 
 
-def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
+def _fill(wanted: _Environment, folder: Path, run: Run) -> None:
     """Create an environment in its folder.
 
     Raises:
@@ -252,10 +286,8 @@ def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
             why=str(error),
             remedy=f"delete {run.cache.uv}, then run the command again.",
         ) from None
-    with together.Tasks() as tasks:
-        for path, library in libraries.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tasks.start(functools.partial(stand_ins.compile_library, library, path, compiler, run.log, "DCA-407"))
+    for path, library in libraries.items():
+        library.write(path)
 
 
 def _members(wheel: PartialWheel, cache: store.Store, reporter: Reporter) -> dict[str, Path]:
@@ -300,9 +332,7 @@ def _install(wanted: _Environment, folder: Path, run: Run) -> None:
                 env=env,
                 log=run.log,
                 timeout=INSTALL_SECONDS,
-                supervision=runner.Supervision(
-                    on_tick=lambda: run.reporter.progress(0, 0, "downloading and unpacking packages")
-                ),
+                supervision=Downloads(run.reporter).watching,
             )
     if not done.ok:
         why = "it took too long." if done.timed_out else "\n".join(done.tail[-6:])

@@ -11,6 +11,7 @@ from dca.catalogue.plan import Plan, PlannedToolkit
 from dca.catalogue.toolkits import ToolkitSource, cuda_line, load_versions, nvcc_version
 from dca.foundation import archives, documents, environment, runner, store
 from dca.foundation.errors import DcaError
+from dca.foundation.events import downloading
 from dca.foundation.run import Run
 from dca.sources import index
 from dca.toolchain import apt, headers, redist
@@ -134,7 +135,7 @@ def download(source: ToolkitSource, run: Run) -> tuple[dict[str, Path], list[Pat
     """
 
     def telling(name: str) -> index.Progress:
-        return lambda done, total: run.reporter.progress(done, total, name)
+        return downloading(run.reporter, name)
 
     redistributables: dict[str, Path] = {}
     if source.redist:

@@ -1,6 +1,6 @@
-"""Compiles stand-ins for shared libraries that are not there, so that the loader finds every name that others import.
+"""Writes stand-ins for shared libraries that are not there, so that the loader finds every name that others import.
 
-A stand-in is only loaded: whatever calls one of its functions ends with an error, or at once.
+A stand-in is only loaded: whatever calls one of its functions ends with an error, or at once. No compiler is needed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dca.binaries import elf
+from dca.binaries import elf, elf_writer
 from dca.foundation import data, documents, runner, store
 from dca.foundation.errors import DcaError
 
-COMPILE_SECONDS = 120.0
 LOAD_SECONDS = 120.0
+
+
+# Machine code: of an illegal instruction, and of returning "no device".
+TRAP, NO_DEVICE = b"\x0f\x0b", b"\xb8\x64\x00\x00\x00\xc3"
 
 
 @dataclass(frozen=True)
@@ -27,55 +30,17 @@ class StandIn:
     Args:
         soname: its name for the loader.
         functions: their names, by symbol version; "" is the key of those without one.
-        body: of each function.
+        code: of each function.
     """
 
     soname: str
     functions: Mapping[str, Collection[str]]
-    body: str = "__builtin_trap();"
+    code: bytes = TRAP
 
-    @property
-    def source(self) -> str:
-        """Its C++ source."""
-        names = sorted({name for names in self.functions.values() for name in names})
-        return 'extern "C" {\n' + "".join(f"int {name}() {{ {self.body} }}\n" for name in names) + "}\n"
-
-    @property
-    def versions(self) -> str:
-        """Its linker's version script; "" without symbol versions."""
-        nodes = {version: names for version, names in self.functions.items() if version and names}
-        return "".join(
-            f'"{version}" {{ global: {" ".join(f"{name};" for name in sorted(names))} local: *; }};\n'
-            for version, names in sorted(nodes.items())
-        )
-
-
-def compile_library(library: StandIn, path: Path, compiler: str, log: Path | None, code: str) -> Path:
-    """Compile a stand-in, unless its source is unchanged, and return its path.
-
-    Raises:
-        DcaError: with the code, when it does not compile.
-    """
-    source, script = path.with_name(f"{path.name}.cpp"), path.with_name(f"{path.name}.versions")
-    changed = [store.write_if_changed(source, library.source.encode())]
-    options: list[str | Path] = [f"-Wl,-soname,{library.soname}"]
-    if library.versions:
-        changed.append(store.write_if_changed(script, library.versions.encode()))
-        options.append(f"-Wl,--version-script={script}")
-    if any(changed) or not path.is_file():
-        done = runner.run(
-            [compiler, "-shared", "-fPIC", *options, "-o", path, source], log=log, timeout=COMPILE_SECONDS
-        )
-        if not done.ok:
-            source.unlink()
-            raise DcaError(
-                code,
-                f"the stand-in for {library.soname} could not be compiled.",
-                why=done.text[-400:],
-                output=done.tail,
-                remedy="check the host compiler.",
-            )
-    return path
+    def write(self, path: Path) -> Path:
+        """Write it, unless the file is the same already, and return its path."""
+        store.write_if_changed(path, elf_writer.shared_library(self.soname, self.functions, self.code))
+        return path
 
 
 def of_torch(site: Path, absent: Sequence[Path], python: Path, log: Path) -> dict[Path, StandIn]:
