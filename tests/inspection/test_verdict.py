@@ -92,7 +92,7 @@ ARCHIVE = Unread(what="zip archives", why="not unpacked", files=3, bytes=9, some
             "3 Windows libraries are not looked into, such as pkg/_C.pyd",
         ),
         (inspected(module(unread={"of the unknown kind 9": 2})), "H100", "", "unknown", "2 of the unknown kind 9"),
-        (inspected(module(relocatable={"9.0": 1}, sass={"9.0": 1})), "H100", "", "no", "only relocatable code for 9.0"),
+        (inspected(module(relocatable={"9.0": 1})), "H100", "", "no", "only relocatable code for 9.0"),
         (inspected(module(exact_sass=("9.0",))), "H100", "550", "unknown", "which driver that needs cannot be read"),
         (
             inspected(module(exact_sass=("9.0",), needed=("libcudart.so.13",))),

@@ -57,7 +57,8 @@ class InspectedModule(Value):
         exact_sass: exact archs of the cubins that a driver loads.
         exact_ptx: exact archs of the PTX texts.
         ptx_versions: newest version of the PTX language by exact GPU arch; a driver reads the versions up to its own.
-        relocatable: number of cubins per exact arch that only a linker reads, so that no GPU runs them as they are.
+        relocatable: number of cubins and PTX texts per exact arch that only a linker reads, so that no GPU runs them as
+            they are; they are not in `sass` and `ptx`.
         unread: number of entries in its fat binaries that are not looked into, by what they are.
         schemas: of the ops that it registers, as far as known; None if unknown.
         schemas_from: "loaded" now, "built" (by the build that compiled it), "recorded" (in the wheel's dca.json), or

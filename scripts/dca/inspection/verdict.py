@@ -140,7 +140,11 @@ def _gpu(inspection: Inspection, modules: Sequence[InspectedModule], target: Tar
     for left in inspection.unread:
         if left.cuda:
             yield _Part("unknown", f"{left.files} {left.what} are not looked into, such as {left.some[0]}: {left.why}.")
-    with_code = [module for module in modules if module.sass or module.ptx or module.unread.keys() - {FOR_AMD}]
+    with_code = [
+        module
+        for module in modules
+        if module.sass or module.ptx or module.relocatable or module.unread.keys() - {FOR_AMD}
+    ]
     groups = [(module.path, [module]) for module in with_code if module.kind in _WITH_HOST_CODE]
     if bare := [module for module in with_code if module.kind not in _WITH_HOST_CODE]:
         files = sum(module.files for module in bare)
