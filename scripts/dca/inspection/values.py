@@ -157,6 +157,7 @@ class Unread(Value):
         bytes: of all of them, unpacked.
         some: the first paths.
         cuda: whether code for NVIDIA GPUs can be in them.
+        host: whether host code can be in them, which may be linked with torch's libraries.
     """
 
     what: str
@@ -165,6 +166,7 @@ class Unread(Value):
     bytes: int
     some: tuple[str, ...]
     cuda: bool
+    host: bool
 
 
 class Answer(Value):
