@@ -97,6 +97,8 @@ def _elf(head: bytes) -> ModuleKind | Unknown:
         return Unknown(
             f"{'32-bit' if head[4] == 1 else 'big-endian'} ELF files", "CUDA has no such platform", host=True
         )
+    if len(head) == HEAD and struct.unpack_from("<Q", head, 40)[0] == struct.unpack_from("<H", head, 60)[0] == 0:
+        return Unknown("ELF files without section headers", "only these say where code lies", cuda=True, host=True)
     return "cubin" if machine == _CUDA else _TYPES.get(kind, "library")
 
 
