@@ -51,7 +51,7 @@ def test_help_names_every_command_and_loads_none() -> None:
         (["plan", "--source", "/no/such/folder"], 2, "DCA-204", "does not exist"),
         (["plan", "--companion", "flash-attention"], 2, "DCA-201", "NAME=PATH"),
         (["plan", "--cuda", "11.8"], 3, "DCA-303", "CUDA 12.x"),
-        (["plan", "--recipe", "vllm-0.10.2", "--arch", "10.0"], 3, "DCA-304", "choose from 8.0"),
+        (["plan", "--recipe", "vllm-0.10.2", "--arch", "12.0+PTX"], 3, "DCA-304", "choose from 8.0"),
         (["plan", "--recipe", "vllm-0.10.2", "--arch", "7.5"], 3, "DCA-305", "--prebuilt all"),
         (["plan", "--recipe", "vllm-0.10.2", "--python", "3.99"], 3, "DCA-306", "needs Python >=3.9"),
         (["plan", "--arch", ","], 2, "DCA-201", "--arch is empty"),

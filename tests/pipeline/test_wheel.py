@@ -56,6 +56,9 @@ def test_the_wheel_is_small_and_says_which_kernels_a_copied_module_keeps(
     assert copied.keeps is not None
     kept = f"copied from the official wheel; sm_80, sm_90; {copied.keeps.text}"
     assert kept in summary(plan, made)
+    assert "Needs driver 525 (CUDA 12.0) or newer for 8.0 and 9.0" in summary(plan, made)
+    warned = plan.model_copy(update={"warnings": ("the driver is old.",)})
+    assert "Warning: the driver is old." in summary(warned, made)
     # One that could not be rewritten is as it was, which is said.
     note = f"{copied.path} is copied as it is, with all of its kernels: it has no PTX."
     modules = tuple(

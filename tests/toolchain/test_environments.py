@@ -135,8 +135,7 @@ def test_what_a_build_does_not_need_is_not_downloaded_and_torch_loads(index: Ind
 
 
 def test_the_assembler_that_comes_with_torch_is_there(index: Index) -> None:
-    assembler = environments.ptxas(index.make())
-    assert assembler is not None
+    (assembler,) = environments.ptxas(index.make())
     assert subprocess.run([assembler], capture_output=True, check=True).stdout == b"assembled\n"
 
 

@@ -539,7 +539,7 @@ def test_runs_that_admit_the_same_toolkit_at_once_do_not_mind_each_other(
     nvcc.write_text("#!/bin/sh\nexit 0\n")
     nvcc.chmod(0o755)
     at = store.Store(tmp_path / "cache")
-    plan: Any = SimpleNamespace(host_compiler="g++", host_compiler_version="12", archs=("8.0",), cuda="12.4")
+    plan: Any = SimpleNamespace(host_compiler="g++", host_compiler_version="12", nvcc_archs=("8.0",), cuda="12.4")
     remove, removed = store.remove, []
 
     def meanwhile(path: Path) -> None:

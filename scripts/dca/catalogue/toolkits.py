@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
+from packaging.version import Version
 from pydantic import AfterValidator, Field, model_validator
 
 from dca.catalogue import header_fixes
@@ -47,6 +48,13 @@ class CudaVersions(Value):
     def of(self, line: str) -> CudaVersion | None:
         """The version of a line, if it is known."""
         return next((version for version in self.versions if version.line == line), None)
+
+    def nearest(self, line: str) -> CudaVersion | None:
+        """The version of a line; for an unknown one, what is known of the nearest of its major version, older first."""
+        wanted = Version(line)
+        known = {Version(own.line): own for own in self.versions if Version(own.line).major == wanted.major}
+        near = max((own for own in known if own <= wanted), default=min(known, default=None))
+        return known[near].model_copy(update={"line": line}) if near else None
 
     def fixes_of(self, line: str) -> tuple[HeaderFix, ...]:
         """The fixes that the headers of a line need, in order; empty for an unknown line."""

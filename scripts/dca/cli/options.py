@@ -152,6 +152,11 @@ def request(function: Any) -> Any:
             ),
             click.option("--toolkit", type=PATH, help="Folder of the CUDA toolkit to use."),
             click.option(
+                "--try-toolkit",
+                is_flag=True,
+                help="Also use a toolkit of a CUDA version outside the recipe's range, of the same major version.",
+            ),
+            click.option(
                 "--strict-cuda", is_flag=True, help="Fail if the build would use another CUDA version than --cuda."
             ),
             click.option(

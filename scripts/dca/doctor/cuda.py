@@ -181,5 +181,5 @@ def _driver(subject: Subject, found: Driver, lines: tuple[str, ...], wanted: str
         f"{text} and older; in the official wheel {next(iter(lacking))}",
         f"{max(release.driver for release in lacking.values())} or later for the official wheel",
         "install that driver, or build: make wheel compiles machine code for this GPU",
-        tuple(lacking),
+        tuple(lacking)[1:],
     )

@@ -266,6 +266,7 @@ def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[
             hashes={module["path"]: module["sha256"] for module in modules},
             sources={name: sha256 for module in modules for name, sha256 in module["sources"].items()},
             rewritten={module["path"]: module["rewritten"] for module in modules if "rewritten" in module},
+            assembled={module["path"]: module["assembled"] for module in modules if "assembled" in module},
         )
         return record, {module["sha256"]: tuple(map(str, module["schemas"])) for module in modules}
     return None, {}

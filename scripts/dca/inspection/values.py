@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.compile.assembled import Assembled
 from dca.compile.copied import Rewritten
 from dca.foundation.documents import Document, Value
 from dca.inspection.kinds import ModuleKind
@@ -122,6 +123,7 @@ class Recorded(Value):
         hashes: sha256 by the module's path.
         rewritten: how copied modules differ from the official wheel's, by path; those that are as they are there are
             not named.
+        assembled: the machine code of compiled modules that nvcc did not make, by path.
         recipe: name of the recipe.
         profile: name of the profile.
         groups: groups of ops.
@@ -145,6 +147,7 @@ class Recorded(Value):
     left_out: LeftOut = LeftOut()
     sources: dict[str, str] = {}
     rewritten: dict[str, Rewritten] = {}
+    assembled: dict[str, Assembled] = {}
 
 
 class Unread(Value):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from dca.catalogue import compiler_caches, machine, mirrors, recipes, toolkits
-from dca.catalogue.plan import LocalTree, PassedOver, Plan, Reach, Reachability, Request
+from dca.catalogue.plan import Cannot, LocalTree, Plan, Reach, Reachability, Request
 from dca.catalogue.recipes import GitSource, Loaded, SdistSource, Submodule
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError, ExitCode
@@ -196,7 +196,7 @@ def make_plan(
     seen = world(request, cache, update=update, packed=packed, own_toolkits=own_toolkits)
     outcome = resolve(request, seen)
     if not isinstance(outcome, Plan):
-        raise _no_plan(request, outcome.passed_over)
+        raise refusal(request, outcome)
     # A place that cannot be reached now may be reachable later, so only a result that led to a plan is recorded.
     lock = _lock_path(request, seen.recipes, seen.toolkits, cache)
     asked_network = packed is None and not cache.offline
@@ -221,20 +221,35 @@ def plan_to_pack(request: Request, cache: store.Store, *, update: Update = "") -
         return make_plan(request, cache, update=update)
 
 
-def _no_plan(request: Request, passed: tuple[PassedOver, ...]) -> DcaError:
-    # The last recipe comes closest to being possible: all its reasons come first, with its remedy.
-    *others, closest = passed
+def refusal(request: Request, outcome: Cannot) -> DcaError:
+    """The error for a request that no plan is possible for.
+
+    It has all reasons against the nearest recipe, the first against each other one, and the ways out: changed options
+    first.
+    """
+    closest = next(over for over in outcome.passed_over if over.name == outcome.nearest)
+    others = [over for over in outcome.passed_over if over is not closest]
     codes = {reason.code for reason in closest.reasons}
     named = request.recipe is not None
-    why = [reason.text if named else f"{closest.name}: {reason.text}" for reason in closest.reasons]
-    why += [f"{other.name}: {other.reasons[0].text}" for other in reversed(others)]
+    # What every recipe has against it is said once, of the others only the first sentence.
+    shared = {reason.text for reason in closest.reasons}.intersection(
+        *({reason.text for reason in over.reasons} for over in others)
+    )
+    why = [
+        reason.text if named or reason.text in shared else f"{closest.name}: {reason.text}"
+        for reason in closest.reasons
+    ]
+    firsts = {over.name: over.reasons[0].text for over in others if over.reasons[0].text not in shared}
+    why += [f"{name}: {text.partition('. ')[0].removesuffix('.')}." for name, text in firsts.items()]
+    own = dict.fromkeys(reason.remedy for reason in closest.reasons if reason.remedy)
+    remedies = [*outcome.ways, *(text for text in own if not any(way.startswith(text[:-1]) for way in outcome.ways))]
     return DcaError(
         closest.reasons[0].code if named or len(codes) == 1 else "DCA-300",
         f"recipe {request.recipe} cannot be built with these options."
         if named
         else "no recipe can be built with these options.",
         why="\n".join(why),
-        remedy="\n".join(dict.fromkeys(reason.remedy for reason in closest.reasons if reason.remedy)),
+        remedy="\n".join(remedies),
     )
 
 

@@ -286,10 +286,9 @@ def _install(wanted: _Environment, folder: Path, run: Run) -> None:
         )
 
 
-def ptxas(python: Path) -> Path | None:
-    """The PTX assembler that comes with a build environment's torch; None when it has none."""
-    found = sorted(python.parent.parent.glob("lib/python*/site-packages/*/backends/nvidia/bin/ptxas"))
-    return found[0] if found else None
+def ptxas(python: Path) -> list[Path]:
+    """The PTX assemblers that come with a build environment's torch; some have one more, for newer GPUs."""
+    return sorted(python.parent.parent.glob("lib/python*/site-packages/*/backends/nvidia/bin/ptxas*"))
 
 
 def _from(lock: Path, cache: store.Store, folder: Path) -> list[str]:

@@ -206,13 +206,14 @@ def lay_out(source: ToolkitSource, parts: Path, folder: Path) -> None:
 
 
 def admit(folder: Path, plan: Plan, run: Run) -> None:
-    """Compile and link a small kernel for the plan's archs, once per toolkit and host compiler.
+    """Compile and link a small kernel for the archs that nvcc compiles for, once per toolkit and host compiler.
 
     Raises:
         DcaError: DCA-601 with the compiler's error.
     """
     nvcc = folder / "bin/nvcc"
-    identity = f"{folder} {nvcc.stat().st_mtime_ns} {plan.host_compiler} {plan.host_compiler_version} {plan.archs}"
+    archs = plan.nvcc_archs
+    identity = f"{folder} {nvcc.stat().st_mtime_ns} {plan.host_compiler} {plan.host_compiler_version} {archs}"
     kept = run.cache.folder("admitted", store.sha256_bytes(identity.encode())[:16])
     if kept.is_file():
         return
@@ -229,7 +230,7 @@ def admit(folder: Path, plan: Plan, run: Run) -> None:
                 "-fPIC",
                 "-ccbin",
                 plan.host_compiler,
-                *gencode(plan.archs, ()),
+                *gencode(archs, ()),
                 "-o",
                 work / "kernel.so",
                 work / "kernel.cu",

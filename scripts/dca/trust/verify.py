@@ -212,6 +212,12 @@ def _rewritten(inspected: Inspection) -> dict[str, Json]:
     return {path: {"sha256": hashes.get(path, ""), **how.model_dump(mode="json")} for path, how in made.items()}
 
 
+def _assembled(inspected: Inspection) -> dict[str, Json]:
+    """The machine code of compiled modules that nvcc did not make, by path."""
+    made = inspected.recorded.assembled if inspected.recorded else {}
+    return {path: how.model_dump(mode="json") for path, how in made.items()}
+
+
 def _hash(component: Json) -> str:
     hashes = component.get("hashes", [])
     return next((str(digest["content"]) for digest in hashes if digest["alg"] == "SHA-256"), "")
@@ -257,7 +263,9 @@ def _provenance(content: bytes, inspected: Inspection, record: Json) -> str:
         _same(patch["name"], parts.get(f"patch {patch['name']}", {}).get("digest"), {"sha256": patch["sha256"]})
     for path, made in _rewritten(inspected).items():
         _same(f"the origin of {path}", parts[path]["digest"], {"sha256": made["official"]})
-    _same("the list of rewritten modules", definition["internalParameters"].get("rewritten", {}), _rewritten(inspected))
+    stated = definition["internalParameters"]
+    _same("the list of rewritten modules", stated.get("rewritten", {}), _rewritten(inspected))
+    _same("the machine code that nvcc did not make", stated.get("assembled", {}), _assembled(inspected))
     builder, when = predicate["runDetails"]["builder"], predicate["runDetails"]["metadata"]["finishedOn"]
     return f"built on {when[:10]} by dca-build {builder['version']['dca-build']} from {len(parts)} pinned parts."
 

@@ -220,6 +220,7 @@ def record_of_contents(plan: Plan, tree: Tree, build: Build) -> dict[str, object
                 "schemas": sorted(module.schemas),
                 "sources": {name: sha256 for compiled in module.objects for name, sha256 in compiled.sources.items()},
                 **({"rewritten": module.rewritten.model_dump(mode="json")} if module.rewritten else {}),
+                **({"assembled": module.assembled.model_dump(mode="json")} if module.assembled else {}),
             }
             for module in build.modules
         ],
