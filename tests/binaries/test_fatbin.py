@@ -156,7 +156,7 @@ def test_relocatable_cubins_are_counted_and_no_driver_loads_them() -> None:
     whole = bytearray(cubin(90))
     struct.pack_into("<H", whole, 16, 1)
     code = fatbin.parse(container(entry(SASS, 80), entry(SASS, 90, bytes(whole))))
-    assert (code.sass, code.exact, code.relocatable) == ({"8.0": 1, "9.0": 1}, ("8.0",), {"9.0": 1})
+    assert (code.sass, code.exact, code.relocatable) == ({"8.0": 1}, ("8.0",), {"9.0": 1})
 
 
 def test_the_newest_version_of_ptx_is_told_by_arch() -> None:
@@ -474,7 +474,7 @@ def test_relocatable_device_code_stands_in_a_section_of_its_own(tmp_path: Path) 
     first, second = container(entry(SASS, 80)), container(entry(SASS, 90), entry(PTX, 90))
     (tmp_path / "module.so").write_bytes(module(nv_fatbin=first, __nv_relfatbin=second))
     code = fatbin.read(tmp_path / "module.so")
-    assert (code.sass, code.ptx) == ({"8.0": 1, "9.0": 1}, {"9.0": 1})
+    assert (code.sass, code.ptx, code.relocatable) == ({"8.0": 1}, {}, {"9.0": 2})
 
 
 # --- what nvcc writes ---
@@ -598,7 +598,14 @@ def test_device_code_of_the_newest_toolkit(of_newest: Path) -> None:
 
 def test_relocatable_device_code_of_nvcc(objects: Path) -> None:
     assert b"__nv_relfatbin" in objects.read_bytes()
-    check(fatbin.read(objects))
+    code = fatbin.read(objects)
+    assert (code.sass, code.ptx, code.relocatable) == ({}, {}, {"8.0": 2, "9.0": 1, "9.0a": 1})
+
+
+def test_relocatable_device_code_of_nvcc_that_is_linked_stays_beside_what_a_driver_loads(own: Compiler) -> None:
+    code = fatbin.read(own("linked.so", "-shared", "-rdc=true"))
+    assert (code.sass, code.problems) == ({"8.0": 1, "9.0": 2}, ())
+    assert code.relocatable["9.0"] > 0
 
 
 @pytest.mark.network

@@ -215,6 +215,12 @@ MACH, PE = b"\xcf\xfa\xed\xfe" + bytes(60), b"MZ" + bytes(58) + struct.pack("<I"
         ("_C.so", b"\0asm\1\0\0\0", "WebAssembly modules", False),
         ("_C.so", b"\x7fELF\1\1\1" + bytes(9) + struct.pack("<HH", 3, 40) + bytes(40), "32-bit ELF files", False),
         ("_C.so", b"\x7fELF\2\2\1" + bytes(9) + struct.pack(">HH", 3, 22) + bytes(40), "big-endian ELF files", False),
+        (
+            "tool",
+            b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HH", 2, 62) + bytes(99),
+            "ELF files without section headers",
+            True,
+        ),
         ("k.hsaco", b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HH", 3, 224) + bytes(40), "AMD GPU code files", False),
         ("k.bc", b"BC\xc0\xde" + bytes(9), "LLVM bitcode files", False),
         ("libx.a", b"!<arch>\n" + bytes(9), "static libraries", False),

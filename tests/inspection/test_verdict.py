@@ -10,7 +10,7 @@ import pytest
 
 from dca.catalogue import toolkits, torch_releases
 from dca.foundation.errors import DcaError
-from dca.inspection import verdict
+from dca.inspection import kinds, verdict
 from dca.inspection.values import Answer, InspectedModule, Inspection, Unread
 from dca.inspection.verdict import Target
 from dca.serve import gpus
@@ -56,8 +56,10 @@ def ask(thing: Inspection, gpu: str = "", driver: str = "", torch: str = "") -> 
 NATIVE = module(exact_sass=("8.0", "9.0"), tools=("12.8",))
 NEW_PTX = module(exact_sass=("8.0",), exact_ptx=("8.0",), ptx_versions={"8.0": "8.7"}, tools=("12.8",))
 FOR_HOPPER = module("pkg/_fa3.so", exact_sass=("9.0a",), tools=("12.8",))
-WINDOWS = Unread(what="Windows libraries", why="another system", files=3, bytes=9, some=("pkg/_C.pyd",), cuda=True)
-ARCHIVE = Unread(what="zip archives", why="not unpacked", files=3, bytes=9, some=("pkg/a.npz",), cuda=False)
+WINDOWS = Unread(
+    what=kinds.WINDOWS.what, why="another system", files=3, bytes=9, some=("pkg/_C.pyd",), cuda=True, host=True
+)
+ARCHIVE = Unread(what="zip archives", why="not unpacked", files=3, bytes=9, some=("pkg/a.npz",), cuda=False, host=False)
 
 
 @pytest.mark.parametrize(
@@ -84,15 +86,36 @@ ARCHIVE = Unread(what="zip archives", why="not unpacked", files=3, bytes=9, some
         (inspected(NATIVE, module("pkg/b.so", exact_sass=("7.0",))), "H100", "", "no", "pkg/b.so has no code for 9.0"),
         (inspected(), "H100", "550", "yes", "it has no GPU code of its own."),
         (inspected(unread=(ARCHIVE,)), "H100", "550", "yes", "it has no GPU code of its own."),
+        # Programs for Windows lie beside Python files that run everywhere.
+        (inspected(unread=(WINDOWS,), tags=("py3-none-any",)), "H100", "", "yes", "no GPU code of its own"),
+        (inspected(unread=(WINDOWS,), tags=("cp312-cp312-win_amd64",)), "H100", "", "unknown", "are not looked into"),
         (
-            inspected(unread=(WINDOWS,)),
+            inspected(module("a.ptx", kind="PTX", exact_ptx=("9.0a",))),
+            "A100",
+            "",
+            "unknown",
+            "for other GPUs alone (a.ptx)",
+        ),
+        (
+            inspected(NATIVE, module("b.so", exact_sass=("7.0",))),
+            "A100",
+            "",
+            "no",
+            "1 other modules with GPU code run.",
+        ),
+        # Of libraries for several versions of CUDA a package loads the one that fits.
+        (
+            inspected(
+                module("pkg/libx_cuda130.so", exact_sass=("9.0",), tools=("13.0",)),
+                module("pkg/libx_cuda124.so", exact_sass=("9.0",), tools=("12.4",)),
+            ),
             "H100",
             "550",
-            "unknown",
-            "3 Windows libraries are not looked into, such as pkg/_C.pyd",
+            "yes",
+            "pkg/libx_cuda124.so has machine code for it",
         ),
         (inspected(module(unread={"of the unknown kind 9": 2})), "H100", "", "unknown", "2 of the unknown kind 9"),
-        (inspected(module(relocatable={"9.0": 1}, sass={"9.0": 1})), "H100", "", "no", "only relocatable code for 9.0"),
+        (inspected(module(relocatable={"9.0": 1})), "H100", "", "no", "only relocatable code for 9.0"),
         (inspected(module(exact_sass=("9.0",))), "H100", "550", "unknown", "which driver that needs cannot be read"),
         (
             inspected(module(exact_sass=("9.0",), needed=("libcudart.so.13",))),
@@ -115,7 +138,7 @@ ARCHIVE = Unread(what="zip archives", why="not unpacked", files=3, bytes=9, some
             "H100",
             "550",
             "yes",
-            "one of the 2 files of GPU code has machine code for it",
+            "the GPU code in 2 files has machine code for it",
         ),
         (inspected(tags=("py3-none-macosx_11_0_arm64",)), "H100", "", "no", "a wheel for macosx_11_0_arm64"),
     ],

@@ -25,6 +25,7 @@ from dca.binaries.limits import MOST_CODE, MOST_KERNELS, MOST_TEXT, TooLargeErro
 MAGIC = struct.pack("<IH", 0xBA55ED50, 1)
 PTX, CUBIN = 1, 2
 _KINDS = {PTX: "PTX", CUBIN: "cubin"}
+_RELOCATABLE_SECTION = "__nv_relfatbin"
 _AMD_SECTION, FOR_AMD = ".hip_fatbin", "for AMD GPUs"
 # What a driver does not load as it is.
 _OTHER_KINDS = {8: "LTO-IR, which is compiled when it is linked"}
@@ -85,8 +86,8 @@ class DeviceCode:
         tools: versions of the CUDA toolkit in the cubins, such as "12.8" or "13.0.88"; empty if they contain none.
         ptx_versions: the newest version of the PTX language per exact architecture, such as "8.7"; a driver reads the
             versions up to its own.
-        relocatable: number of cubins per exact architecture that only a linker reads. They are counted in `sass` too,
-            but are not in `exact`: a driver does not load them.
+        relocatable: number of cubins and PTX texts per exact architecture that only a linker reads: those of
+            `__nv_relfatbin`, and cubins that are object files. No driver loads them, and nothing else counts them.
         unread: number of entries by what they are, for those that are not looked into: of an unknown kind, compressed
             in an unknown way, or too large.
         problems: a line for each damaged entry. A damaged entry is counted, but its kernels are not.
@@ -185,8 +186,15 @@ def read(path: Path, work: Work | None = None) -> DeviceCode:
             named = Image(stream, work).sections
         except ElfError as error:
             raise FatbinError(str(error)) from None
-        sections = [section for section in named if section.name in elf.DEVICE_SECTIONS]
-        code = _gather(_File(stream), [(section.offset, section.offset + section.size) for section in sections], work)
+        code = _gather(
+            _File(stream),
+            [
+                (section.offset, section.offset + section.size, section.name == _RELOCATABLE_SECTION)
+                for section in named
+                if section.name in elf.DEVICE_SECTIONS
+            ],
+            work,
+        )
     amd = sum(section.name == _AMD_SECTION for section in named)
     return replace(code, unread={**code.unread, FOR_AMD: amd}) if amd else code
 
@@ -257,7 +265,7 @@ def parse(section: bytes) -> DeviceCode:
         FatbinError: if its sizes are inconsistent, for example in a truncated file.
         TooLargeError: if it is larger than what is read.
     """
-    return _gather(section, [(0, len(section))], Work())
+    return _gather(section, [(0, len(section), False)], Work())
 
 
 @dataclass(frozen=True)
@@ -323,18 +331,21 @@ def _damaged(entry: _Entry, damage: Exception) -> str:
     return f"the {_KINDS[entry.kind]} for {entry.exact} at offset {entry.offset} is damaged: {damage}"
 
 
-def _gather(data: _Data, places: list[tuple[int, int]], work: Work) -> DeviceCode:
+def _gather(data: _Data, places: list[tuple[int, int, bool]], work: Work) -> DeviceCode:
     """The device code in some sections.
 
     Args:
         data: the file, or one section's content.
-        places: start and end of each section in it.
+        places: start and end of each section in it, and whether only a linker reads it.
         work: what reading it may take.
     """
     total = _Sum(work)
-    for start, end in places:
+    for start, end, relocatable in places:
         for entry in _entries(data, start, end, work):
-            total.add(entry, data)
+            if relocatable and entry.kind in _KINDS:
+                total.relocatable[entry.exact] += 1
+            else:
+                total.add(entry, data)
     return total.result()
 
 
@@ -440,22 +451,22 @@ class _Sum:
         if entry.kind not in _KINDS:
             self.unread[_OTHER_KINDS.get(entry.kind, f"of the unknown kind {entry.kind}")] += 1
             return
-        self.count[entry.kind][entry.arch] += 1
-        self.stored[entry.kind][entry.arch] += entry.stored
-        loadable = True
         if unread := _unread(entry):
             self.unread[f"{_KINDS[entry.kind]} for {entry.exact}, {unread}"] += 1
         else:
             try:
                 content = _unpack(entry, data[slice(*entry.payload)])
                 self.work.spend(len(content) // _BYTES_OF_A_UNIT[entry.kind])
-                loadable = self._add_cubin(entry, content) if entry.kind == CUBIN else self._add_ptx(entry, content)
+                if entry.kind == PTX:
+                    self._add_ptx(entry, content)
+                elif not self._add_cubin(entry, content):
+                    self.relocatable[entry.exact] += 1
+                    return
             except (_DamageError, ElfError) as damage:
                 self._add_problem(_damaged(entry, damage))
-        if loadable:
-            self.exact[entry.kind].add(entry.exact)
-        else:
-            self.relocatable[entry.exact] += 1
+        self.count[entry.kind][entry.arch] += 1
+        self.stored[entry.kind][entry.arch] += entry.stored
+        self.exact[entry.kind].add(entry.exact)
 
     def _add_problem(self, problem: str) -> None:
         if len(self.problems) < _MOST_PROBLEMS:
@@ -463,19 +474,19 @@ class _Sum:
         elif len(self.problems) == _MOST_PROBLEMS:
             self.problems.append("more of its device code is damaged")
 
-    def _add_ptx(self, entry: _Entry, content: bytes) -> bool:
-        """Add a PTX text; whether a driver can load it."""
+    def _add_ptx(self, entry: _Entry, content: bytes) -> None:
         _check_ptx(entry, content)
         if version := _PTX_VERSION.search(content):
             number = int(version[1]), int(version[2])
             self.ptx_versions[entry.exact] = max(self.ptx_versions.get(entry.exact, (0, 0)), number)
-        return True
 
     def _add_cubin(self, entry: _Entry, content: bytes) -> bool:
-        """Add a cubin; whether a driver can load it."""
+        """Add a cubin; False, and nothing is added, if it is an object file, which no driver loads."""
         self.work.spend(_CUBIN_UNITS)
         cubin = Image(io.BytesIO(content), self.work)
         _check_cubin(entry, cubin)
+        if cubin.header.type == elf.RELOCATABLE:
+            return False
         code = {
             section.name.removeprefix(".text."): section.size
             for section in cubin.sections
@@ -493,7 +504,7 @@ class _Sum:
             share = entry.stored * (done + size) // total - entry.stored * done // total if total else 0
             self._sizes_of(name)[entry.arch] += share
             done += size
-        return cubin.header.type != elf.RELOCATABLE
+        return True
 
     def _sizes_of(self, kernel: str) -> Counter[str]:
         """The bytes of a kernel by architecture."""

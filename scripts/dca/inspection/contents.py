@@ -17,6 +17,7 @@ from dca.binaries.limits import TooLargeError
 from dca.foundation import zips
 from dca.inspection import kinds
 from dca.inspection.archive import unpadded
+from dca.inspection.kinds import is_bare
 from dca.inspection.modules import Looker, Stored
 from dca.inspection.record import Seen
 from dca.inspection.values import InspectedModule, Unread
@@ -117,7 +118,7 @@ class Contents:
         try:
             self._add(file)
         except zips.MethodError as error:
-            self.leave(kinds.Unknown("files", str(error), cuda=True), file)
+            self.leave(kinds.Unknown("files", str(error), cuda=True, host=True), file)
             self.problems.append(f"{file.path}: {error}, which pip reads and uv refuses.")
         except zips.UNREADABLE as error:
             self.problems.append(f"{file.path} is damaged: {error}.")
@@ -129,7 +130,7 @@ class Contents:
 
     def leave(self, kind: kinds.Unknown, file: File, files: int = 1) -> None:
         """Count a file that is not looked into, or several."""
-        none = Unread(what=kind.what, why=kind.why, files=0, bytes=0, some=(), cuda=kind.cuda)
+        none = Unread(what=kind.what, why=kind.why, files=0, bytes=0, some=(), cuda=kind.cuda, host=kind.host)
         before = self._unread.get((kind.what, kind.why), none)
         some = (*before.some, file.path)[:_SOME]
         added = {"files": before.files + files, "bytes": before.bytes + file.size, "some": some}
@@ -137,7 +138,7 @@ class Contents:
 
     def _leave(self, why: str, stored: Stored) -> None:
         """Count compiled code that is too much."""
-        kind = kinds.Unknown("libraries and GPU code", why, cuda=True)
+        kind = kinds.Unknown("libraries and GPU code", why, cuda=True, host=not is_bare(stored.kind))
         self.leave(kind, File(stored.path, stored.bytes, stored.stored, lambda: iter(())), stored.files)
 
     def _add(self, file: File) -> None:
@@ -168,7 +169,7 @@ class Contents:
             self._leave(f"more than {MOST_MODULES} of them are not inspected", stored)
             return
         try:
-            if stored.kind not in ("cubin", "fat binary", "PTX"):
+            if not is_bare(stored.kind):
                 self._keep(*self.looker.look(stored, file))
                 return
             code = group.code if group else Bare(self.looker.work)

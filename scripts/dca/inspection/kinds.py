@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import struct
 from pathlib import PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard, get_args
 
 from dca.binaries.fatbin import BareKind
 
 HEAD = 64
 """Bytes that the kind of a file is told by."""
 ModuleKind = Literal["library", "object", "program"] | BareKind
+
+
+def is_bare(kind: ModuleKind) -> TypeGuard[BareKind]:
+    """Whether a file is GPU code and nothing else."""
+    return kind in get_args(BareKind)
 
 
 class Unknown(NamedTuple):
@@ -20,22 +25,26 @@ class Unknown(NamedTuple):
         what: the kind, as a plural.
         why: why it is not looked into.
         cuda: whether code for NVIDIA GPUs can be in it that runs as it is.
+        host: whether host code can be in it, which may be linked with torch's libraries.
     """
 
     what: str
     why: str
     cuda: bool = False
+    host: bool = False
 
 
 _OTHER = "written for another system than Linux"
+MACOS = Unknown("macOS libraries (Mach-O)", _OTHER, host=True)
+WINDOWS = Unknown("Windows libraries and programs (PE)", _OTHER, cuda=True, host=True)
 _AMD = "written for AMD GPUs"
 _PACKED = "archives are not unpacked"
 # Magic numbers, from the formats' own specifications and file(1)'s tables.
 _MAGIC: tuple[tuple[bytes, Unknown], ...] = (
-    (b"\xcf\xfa\xed\xfe", Unknown("macOS libraries (Mach-O)", _OTHER)),
-    (b"\xce\xfa\xed\xfe", Unknown("macOS libraries (Mach-O)", _OTHER)),
-    (b"\xfe\xed\xfa\xcf", Unknown("macOS libraries (Mach-O)", _OTHER)),
-    (b"\xfe\xed\xfa\xce", Unknown("macOS libraries (Mach-O)", _OTHER)),
+    (b"\xcf\xfa\xed\xfe", MACOS),
+    (b"\xce\xfa\xed\xfe", MACOS),
+    (b"\xfe\xed\xfa\xcf", MACOS),
+    (b"\xfe\xed\xfa\xce", MACOS),
     (b"MTLB", Unknown("Metal libraries", "written for Apple GPUs")),
     (b"\0asm", Unknown("WebAssembly modules", _OTHER)),
     (b"__CLANG_OFFLOAD_BUNDLE__", Unknown("GPU code bundles of clang", _AMD)),
@@ -55,7 +64,6 @@ _FAT_MACH = (b"\xca\xfe\xba\xbe", b"\xca\xfe\xba\xbf")
 # More architectures than one macOS library holds; a Java class has its version there, which is larger.
 _MOST_MACH = 40
 _FAT_BINARY = b"\x50\xed\x55\xba"
-_WINDOWS = Unknown("Windows libraries and programs (PE)", _OTHER, cuda=True)
 _TYPES: dict[int, ModuleKind] = {1: "object", 2: "program", 3: "library"}
 _CUDA, _AMDGPU = 190, 224
 
@@ -72,10 +80,10 @@ def kind(path: str, head: bytes) -> ModuleKind | Unknown | None:
     if head.startswith(_FAT_BINARY):
         return "fat binary"
     if head.startswith(_FAT_MACH) and len(head) >= 8 and int.from_bytes(head[4:8], "big") <= _MOST_MACH:
-        return _MAGIC[0][1]
+        return MACOS
     # The offset of the header that follows; DOS programs and texts have none.
     if head.startswith(b"MZ") and len(head) == HEAD and 0 < struct.unpack_from("<I", head, 60)[0] < 1 << 16:
-        return _WINDOWS
+        return WINDOWS
     known = next((unknown for magic, unknown in _MAGIC if head.startswith(magic)), None)
     return known or _by_name(path)
 
@@ -86,7 +94,11 @@ def _elf(head: bytes) -> ModuleKind | Unknown:
     if machine == _AMDGPU:
         return Unknown("AMD GPU code files", _AMD)
     if head[4] != 2 or not little:
-        return Unknown(f"{'32-bit' if head[4] == 1 else 'big-endian'} ELF files", "CUDA has no such platform")
+        return Unknown(
+            f"{'32-bit' if head[4] == 1 else 'big-endian'} ELF files", "CUDA has no such platform", host=True
+        )
+    if len(head) == HEAD and struct.unpack_from("<Q", head, 40)[0] == struct.unpack_from("<H", head, 60)[0] == 0:
+        return Unknown("ELF files without section headers", "only these say where code lies", cuda=True, host=True)
     return "cubin" if machine == _CUDA else _TYPES.get(kind, "library")
 
 
@@ -96,5 +108,5 @@ def _by_name(path: str) -> ModuleKind | Unknown | None:
     if suffix == "so" or ".so." in name:
         return "library"
     named: dict[str, ModuleKind | Unknown] = {"cubin": "cubin", "fatbin": "fat binary", "ptx": "PTX"}
-    named |= dict.fromkeys(("pyd", "dll", "exe"), _WINDOWS) | {"dylib": _MAGIC[0][1]}
+    named |= dict.fromkeys(("pyd", "dll", "exe"), WINDOWS) | {"dylib": MACOS}
     return named.get(suffix)

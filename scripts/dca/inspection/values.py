@@ -58,7 +58,8 @@ class InspectedModule(Value):
         exact_sass: exact archs of the cubins that a driver loads.
         exact_ptx: exact archs of the PTX texts.
         ptx_versions: newest version of the PTX language by exact GPU arch; a driver reads the versions up to its own.
-        relocatable: number of cubins per exact arch that only a linker reads, so that no GPU runs them as they are.
+        relocatable: number of cubins and PTX texts per exact arch that only a linker reads, so that no GPU runs them as
+            they are; they are not in `sass` and `ptx`.
         unread: number of entries in its fat binaries that are not looked into, by what they are.
         schemas: of the ops that it registers, as far as known; None if unknown.
         schemas_from: "loaded" now, "built" (by the build that compiled it), "recorded" (in the wheel's dca.json), or
@@ -159,6 +160,7 @@ class Unread(Value):
         bytes: of all of them, unpacked.
         some: the first paths.
         cuda: whether code for NVIDIA GPUs can be in them.
+        host: whether host code can be in them, which may be linked with torch's libraries.
     """
 
     what: str
@@ -167,6 +169,7 @@ class Unread(Value):
     bytes: int
     some: tuple[str, ...]
     cuda: bool
+    host: bool
 
 
 class Answer(Value):

@@ -6,7 +6,7 @@ A yes says that nothing that was read speaks against it. A module with code for 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from dca.catalogue.archs import NOT, compiled_at_load, how_reached
 from dca.catalogue.drivers import Driver, Drivers, Release
 from dca.catalogue.toolkits import load_versions
 from dca.catalogue.torch_releases import Torch
-from dca.inspection.values import Answer, InspectedModule, Inspection, Says
+from dca.inspection.kinds import MACOS, WINDOWS, is_bare
+from dca.inspection.values import Answer, InspectedModule, Inspection, Says, Unread
 
 _NAMED = 3
 # Libraries of CUDA whose soname has the number of CUDA's major version.
@@ -26,8 +27,8 @@ _RUNTIME = re.compile(r"lib(?:cudart|cublas|cublasLt|nvrtc|nvJitLink)\.so\.(\d+)
 # Folders of the kernels library (huggingface.co/docs/kernels): torch28-cxx11-cu128-x86_64-linux.
 _VARIANT = re.compile(r"torch(\d)(\d+)-cxx(?:11|98)-([a-z]+\d*)-\w+-\w+")
 _NO_NVIDIA = re.compile(r"(?:macosx|ios|emscripten|pyodide|android)_")
-# Host code loads the GPU code of these; of GPU code in files of its own a program chooses what it needs.
-_WITH_HOST_CODE = ("library", "program", "object")
+# What differs between libraries for several versions of CUDA, of which a package loads one: libx_cuda124.so.
+_CUDA_IN_NAME = re.compile(r"cu(?:da)?_?\d{2,3}(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def answer(inspection: Inspection, target: Target) -> Answer:
         target: what it is to run on.
     """
     modules, parts = _chosen(inspection, target)
-    parts += _platform(inspection)
     if target.arch:
+        parts += _platform(inspection)
         parts += _gpu(inspection, modules, target)
     if target.torch:
         parts += _torch(inspection, modules, target.torch)
@@ -137,23 +138,67 @@ class _Judged(NamedTuple):
 
 def _gpu(inspection: Inspection, modules: Sequence[InspectedModule], target: Target) -> Iterator[_Part]:
     """The answer for GPU and driver."""
-    for left in inspection.unread:
-        if left.cuda:
-            yield _Part("unknown", f"{left.files} {left.what} are not looked into, such as {left.some[0]}: {left.why}.")
-    with_code = [module for module in modules if module.sass or module.ptx or module.unread.keys() - {FOR_AMD}]
-    groups = [(module.path, [module]) for module in with_code if module.kind in _WITH_HOST_CODE]
-    if bare := [module for module in with_code if module.kind not in _WITH_HOST_CODE]:
-        files = sum(module.files for module in bare)
-        groups.append((bare[0].path if files == 1 else f"one of the {files} files of GPU code", bare))
-    if not groups:
-        yield _Part("yes", "it has no GPU code of its own.")
+    yield from _left(left for left in _relevant(inspection) if left.cuda)
+    with_code = [
+        module
+        for module in modules
+        if module.sass or module.ptx or module.relocatable or module.unread.keys() - {FOR_AMD}
+    ]
     drivers = load_versions().drivers
-    judged = [_judge(name, group, target, drivers) for name, group in groups]
-    counted = [one for one in judged if not one.elsewhere] or judged
-    yield from (one.part for one in counted)
-    if elsewhere := [one.name for one in judged if one not in counted]:
-        names = ", ".join(elsewhere[:_NAMED]) + f" and {len(elsewhere) - _NAMED} more" * (len(elsewhere) > _NAMED)
+    alternatives: dict[str, list[_Judged]] = {}
+    for module in with_code:
+        if not is_bare(module.kind):
+            key = _CUDA_IN_NAME.sub("cu", module.path)
+            alternatives.setdefault(key, []).append(_judge(module.path, [module], target, drivers))
+    judged = [min(some, key=lambda one: _RANK[one.part.says]) for some in alternatives.values()]
+    if bare := [module for module in with_code if is_bare(module.kind)]:
+        files = sum(module.files for module in bare)
+        judged.append(_judge(bare[0].path if files == 1 else f"the GPU code in {files} files", bare, target, drivers))
+    if not judged:
+        yield _Part("yes", "it has no GPU code of its own.")
+    yield from _counted(judged, beside=inspection.form == "wheel" and not alternatives)
+
+
+_RANK: dict[Says, int] = {"yes": 0, "unknown": 1, "no": 2}
+
+
+def _counted(judged: list[_Judged], *, beside: bool) -> Iterator[_Part]:
+    """The answers that count: those of modules for other GPUs alone do not.
+
+    Args:
+        judged: the answers.
+        beside: whether they are about GPU code that lies beside a wheel's Python, which may compile what it needs.
+    """
+    elsewhere = [one for one in judged if one.elsewhere]
+    counted = [one for one in judged if not one.elsewhere]
+    names = ", ".join(one.name for one in elsewhere[:_NAMED]) + f" and {len(elsewhere) - _NAMED} more" * (
+        len(elsewhere) > _NAMED
+    )
+    if elsewhere and not counted and beside:
+        yield _Part("unknown", f"all of its GPU code is for other GPUs alone ({names}); it may need none on this one.")
+        return
+    yield from (one.part for one in counted or judged)
+    if elsewhere and counted:
         yield _Part("yes", f"for other GPUs alone, and not counted: {names}.")
+    running = sum(one.part.says == "yes" for one in counted)
+    if running and any(one.part.says == "no" for one in counted):
+        yield _Part("no", f"{running} other modules with GPU code run.")
+
+
+def _relevant(inspection: Inspection) -> Iterator[Unread]:
+    """What is not looked into and may be loaded: libraries for Windows and macOS only on these systems."""
+    platforms = {tag.rsplit("-", 1)[-1] for tag in inspection.tags}
+    foreign = {MACOS.what: "macosx", WINDOWS.what: "win"}
+    for left in inspection.unread:
+        system = foreign.get(left.what)
+        if not (system and platforms) or any(platform.startswith(system) for platform in platforms):
+            yield left
+
+
+def _left(some: Iterable[Unread]) -> Iterator[_Part]:
+    for left in some:
+        verb = "are" if left.files > 1 else "is"
+        yield _Part("unknown", f"{left.files} {left.what} {verb} not looked into, such as {left.some[0]}: {left.why}.")
 
 
 def _judge(name: str, modules: Sequence[InspectedModule], target: Target, drivers: Drivers) -> _Judged:
@@ -231,10 +276,13 @@ def _cubin_cuda(modules: Sequence[InspectedModule]) -> str | None:
 
 def _torch(inspection: Inspection, modules: Sequence[InspectedModule], torch: Torch) -> Iterator[_Part]:
     """The answer for a release of torch."""
-    if inspection.torch and not _accepts(inspection.torch, torch):
-        yield _Part("no", f"its METADATA requires {inspection.torch}.")
+    if inspection.torch:
+        says: Says = "yes" if _accepts(inspection.torch, torch) else "no"
+        yield _Part(says, f"its METADATA requires {inspection.torch}.")
+    left = [left for left in _relevant(inspection) if left.host]
+    yield from _left(left)
     users = [module for module in modules if module.torch_symbols]
-    if not users:
+    if not users and not left:
         yield _Part("yes", "no module of it uses torch's libraries.")
     bundled = {module.path.rsplit("/", 1)[-1] for module in inspection.modules}
     for module in users:
