@@ -36,6 +36,7 @@ from dca.resolve.jobs import RESERVE_GIB, choose_jobs, sources
 from tests.support import examples
 
 RECIPES = load_all()
+DRIVERS = toolkits.load_versions().drivers
 NAMES = [loaded.recipe.name for loaded in RECIPES]
 FORK, UPSTREAM = "qwen-fork", "vllm-0.10.2"
 GCC12 = Compiler(path="/usr/bin/g++", major=12, version="12.2.0")
@@ -561,14 +562,16 @@ requests = st.builds(
     groups=st.lists(st.sampled_from(["index-only", "core", "nope"]), max_size=2).map(tuple),
     prebuilt=st.lists(st.sampled_from(["all", "_C", "flash-attention", "nope"]), max_size=2).map(tuple),
     strict_cuda=st.booleans(),
+    driver=st.sampled_from([None, "450.80.02", "535.183.01", "550", "580.65.06"]),
 )
 worlds = st.builds(
-    lambda cores, memory, gcc, gpus, python, index, git, apt: world(
+    lambda cores, memory, gcc, gpus, driver, python, index, git, apt: world(
         machine(
             cores=cores,
             memory_gib=memory,
             compilers=tuple(Compiler(path=f"/g++-{n}", major=n, version=f"{n}.1.0") for n in gcc),
             gpus=tuple(Gpu(name=f"GPU {arch}", arch=arch) for arch in gpus),
+            driver=driver and DRIVERS.driver(driver),
             python=python and PYTHON.model_copy(update={"version": python}),
         ),
         reach(index=index, git=git, apt=apt),
@@ -577,6 +580,7 @@ worlds = st.builds(
     st.floats(0.5, 512),
     st.lists(st.sampled_from([11, 12, 13, 14, 15]), max_size=3, unique=True),
     st.lists(st.sampled_from(["7.0", "8.0", "9.0", "12.0"]), max_size=2),
+    st.sampled_from([None, "470.256.02", "550.54.15", "570.86.15"]),
     st.sampled_from([None, "3.8.18", "3.10.13", "3.12.1", "3.14.0"]),
     st.booleans(),
     st.booleans(),
@@ -601,6 +605,10 @@ def test_every_outcome_explains_itself_and_repeats_to_the_byte(request: Request,
     # Whatever the profile, each module that is compiled serves at least one of the archs.
     assert all(set(module.reached.values()) != {"not"} for module in outcome.compiled)
     assert "cpu" not in outcome.version
+    # What is planned runs with the driver that is named.
+    if request.driver:
+        branch = int(request.driver.split(".")[0])
+        assert all(int(driver) <= branch for driver in outcome.drivers.values())
     assert outcome.cuda.split(".")[0] == outcome.torch_cuda.split(".")[0]
     assert Plan.model_validate(json.loads(documents.dumps(outcome))) == outcome
 
