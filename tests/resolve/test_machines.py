@@ -18,7 +18,7 @@ from dca.cli import plan
 from dca.foundation import datafile
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
-from dca.pipeline import bundle, gather
+from dca.pipeline import bundle, probing
 
 
 class Distribution(Value):
@@ -113,7 +113,7 @@ def test_a_machine_gets_the_right_verdict(
 ) -> None:
     monkeypatch.setattr(recipes, "load_all", known)
     monkeypatch.setattr(machine, "look", lambda **_: facts(row))
-    monkeypatch.setattr(gather, "probe", lambda *_: reach(row))
+    monkeypatch.setattr(probing, "probe", lambda *_: reach(row))
     said, text = verdict(shlex.split(row.options), tmp_path, capsys)
     assert said == row.says
     # Sentences are wrapped to the width of the terminal.

@@ -138,6 +138,15 @@ LOCAL = {
             id="only a toolkit outside of the range",
         ),
         pytest.param(
+            Request(archs=("9.0",), driver="550.54", prebuilt_whole=True),
+            world(),
+            UPSTREAM,
+            "DCA-313",
+            "_vllm_fa2_C has only PTX of CUDA 12.8 for 9.0",
+            "leave --prebuilt-whole out",
+            id="PTX that the driver does not compile",
+        ),
+        pytest.param(
             Request(recipe="vllm-0.9.2", groups=("fp8",)),
             world(),
             "vllm-0.9.2",
@@ -224,6 +233,8 @@ def _followed(request: Request, way: str) -> Request:
             "--cuda": {"cuda": None, "strict_cuda": False},
             "--python": {"python": None},
             "--with": {"groups": tuple(group for group in request.groups if group != words[2])},
+            "--prebuilt": {"prebuilt": tuple(name for name in request.prebuilt if name != words[2])},
+            "--prebuilt-whole": {"prebuilt_whole": False},
         }
         given: dict[str, dict[str, object]] = {
             "--arch": {"archs": tuple(words[1].split(","))},

@@ -121,5 +121,6 @@ class Draft:
         self.choices.append(Choice(subject=subject, value=value, reason=reason))
 
     def refuse(self, code: str, text: str, remedy: str = "") -> None:
-        """Add a reason why the recipe cannot be built as requested."""
-        self.reasons.append(Reason(code=code, text=text, remedy=remedy))
+        """Add a reason why the recipe cannot be built as requested; once, if several archs have the same."""
+        reason = Reason(code=code, text=text, remedy=remedy)
+        self.reasons += [reason] if reason not in self.reasons else []

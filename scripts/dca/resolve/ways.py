@@ -138,13 +138,24 @@ def _left_out(request: Request) -> Iterator[_Change]:
         )
     if request.python is not None:
         yield _Change(lambda plan: f"leave --python out: Python {plan.python} is installed", {"python": None})
+    if request.prebuilt_whole:
+        yield _Change(
+            lambda plan: (
+                f"leave --prebuilt-whole out: the copied modules of {plan.recipe} get machine code for "
+                f"{', '.join(plan.archs)}"
+            ),
+            {"prebuilt_whole": False},
+        )
+    for name in request.prebuilt:
+        rest = tuple(module for module in request.prebuilt if module != name)
+        yield _Change(partial(_without, f"--prebuilt {name}"), {"prebuilt": rest})
     for name in request.groups:
         left = tuple(group for group in request.groups if group != name)
-        yield _Change(partial(_without_group, name), {"groups": left})
+        yield _Change(partial(_without, f"--with {name}"), {"groups": left})
 
 
-def _without_group(name: str, plan: Plan) -> str:
-    return f"leave --with {name} out of a wheel of {plan.recipe}"
+def _without(option: str, plan: Plan) -> str:
+    return f"leave {option} out of a wheel of {plan.recipe}"
 
 
 def _otherwise(request: Request) -> Iterator[_Change]:
