@@ -533,6 +533,20 @@ def test_the_active_environment_is_looked_at_and_else_the_caches(machine: Machin
     assert "VIRTUAL_ENV" in machine.one("python.transformers").found
 
 
+def test_a_toolkit_between_two_versions_of_a_recipe_is_one_that_a_plan_uses(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.recipe("qwen-fork")
+    monkeypatch.setenv("CUDA_HOME", str(machine.toolkit(machine.root / "cuda", "12.2.140")))
+    result = machine.one("cuda.toolkits")
+    assert result.status == "fine"
+    assert "nobody has compiled with that CUDA version" in result.found
+    # What nvidia-smi prints need not be the version of a toolkit.
+    for line, status in (("12.7", "fine"), ("13.1", "wrong")):
+        machine.more = {"lines": (line,)}
+        assert machine.one("cuda.torch").status == status
+
+
 # --- GPUs ----------------------------------------------------------------------------------------------------
 
 T4 = "Tesla T4, 7.5, 15360"

@@ -78,6 +78,7 @@ RIGHT: list[dict[str, Any]] = [
     {"model": THIRTY, "where": "4xH100-80"},
     {"model": ORDINARY, "where": "1xA100-80"},
     {"where": "8xA100-80"},
+    {"where": "4xB200", "recipe": "vllm-0.10.2"},
 ]
 
 
@@ -102,6 +103,17 @@ def test_a_right_choice_is_left_alone(changed: dict[str, Any]) -> None:
     assert codes(made) == []
     assert made.planned.fits
     server_rules.refuse(made.findings, "It is not to be served so.")
+
+
+def test_a_gpu_that_nobody_has_tried_gets_a_warning_and_one_without_kernels_the_recipes_that_have_them() -> None:
+    given = {**GOOD, "where": "4xB200"}
+    model, where = given.pop("model"), given.pop("where")
+    tried = planned(model, where, **given | {"recipe": "vllm-0.10.2"})
+    assert [(one.code, one.severity) for one in tried.findings if "nobody has run" in one.what] == [
+        ("DCA-153", "warning")
+    ]
+    (error,) = planned(model, where, **given).errors
+    assert error.remedy.startswith("serve with a wheel of vllm-0.10.2 or vllm-0.10.1.1 (--recipe), ")
 
 
 def warnings(made: plan.ServePlan) -> dict[str, str]:

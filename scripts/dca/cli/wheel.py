@@ -143,8 +143,9 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
         lines.append(f"  {compiler_cache(used)}")
     lines.append("  DCA kernel modules")
     kept = {module.path: module.rewritten.keeps for module in build.modules if module.rewritten}
+    assembled = {module.path: f" and ptxas {made.ptxas}" for module in build.modules if (made := module.assembled)}
     for module in plan.modules:
-        compiled = f"compiled from source with nvcc {plan.cuda}"
+        compiled = f"compiled from source with nvcc {plan.cuda}{assembled.get(module.path, '')}"
         how = compiled if module.origin == "compiled" else "copied from the official wheel"
         line = f"    {module.path:<46} {how}; {_archs(inspected, module.path)}"
         lines.append(f"{line}; {kept[module.path].text}" if module.path in kept else line)

@@ -24,7 +24,9 @@ def found(subject: Subject) -> Iterator[Finding]:
         takers = subject.takers(kit.line)
         place = f"nvcc {kit.version} in {kit.path} ({kit.origin})"
         if kit.line in subject.cuda_lines and takers:
-            yield Finding("fine", f"{place}, for {', '.join(takers)}", wanted)
+            tried = any(kit.line in loaded.recipe.cuda.supported for loaded in subject.recipes)
+            untried = "" if tried else "; nobody has compiled with that CUDA version, so dca wheel warns"
+            yield Finding("fine", f"{place}, for {', '.join(takers)}{untried}", wanted)
             continue
         torches = sorted({f"torch {loaded.recipe.torch.version}" for loaded in subject.recipes})
         bare = [
@@ -125,7 +127,8 @@ def torch(subject: Subject) -> Iterator[Finding]:
         for recipe in recipes
     )
     wanted = "; ".join(f"{span(recipe.cuda.supported)} for {recipe.name}" for recipe in recipes)
-    if unsupported := [line for line in subject.lines if not subject.takers(line)]:
+    majors = {order(recipe.torch.cuda)[0] for recipe in recipes}
+    if unsupported := [line for line in subject.lines if order(line)[0] not in majors]:
         yield Finding("wrong", f"CUDA {unsupported[0]} builds no recipe", wanted, "make wheel CUDA=12.4", details)
         return
     fit = [line for line in versions if subject.takers(line)]

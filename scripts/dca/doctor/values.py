@@ -208,7 +208,7 @@ class Subject:
     @property
     def cuda_lines(self) -> tuple[str, ...]:
         """The CUDA lines to check for: those requested, or all that a recipe can be built with."""
-        lines = {line for loaded in self.recipes for line in loaded.recipe.cuda.supported}
+        lines = {version.line for version in self.versions.versions if self.takers(version.line)}
         return tuple(sorted(set(self.lines) & lines or lines, key=order))
 
     @cached_property
@@ -223,7 +223,7 @@ class Subject:
 
     def takers(self, line: str) -> list[str]:
         """Recipes that a CUDA line can build."""
-        return [loaded.recipe.name for loaded in self.recipes if line in loaded.recipe.cuda.supported]
+        return [loaded.recipe.name for loaded in self.recipes if loaded.recipe.cuda.includes(line)]
 
 
 Check = Callable[[Subject], Iterator[Finding]]

@@ -267,7 +267,9 @@ def _lock_path(
     cache: store.Store,
 ) -> Path:
     identity: dict[str, object] = {
-        "request": request.model_dump(mode="json", exclude={"model", "jobs", "compiler_cache", "driver"}),
+        "request": request.model_dump(
+            mode="json", exclude={"model", "jobs", "compiler_cache", "driver", "try_toolkit"}
+        ),
         "recipes": [loaded.digest for loaded in known],
         "toolkits": [source.model_dump(mode="json", by_alias=True) for source in sources],
         # Hashed, because a URL may have a password.

@@ -105,7 +105,7 @@ def choose_toolkit(request: Request, recipe: Recipe, world: World, draft: Draft)
         Check(
             subject="CUDA",
             found=taken.version,
-            wanted=", ".join(recipe.cuda.supported),
+            wanted=_range(taken.line, recipe),
             reason=f"torch {recipe.torch.version} is built for CUDA {recipe.torch.cuda}, the same major version.",
         )
     )
@@ -116,6 +116,15 @@ def choose_toolkit(request: Request, recipe: Recipe, world: World, draft: Draft)
         host=compiler,
         rejected=tuple(reason.text for reason in rejected),
     )
+
+
+def _range(line: str, recipe: Recipe) -> str:
+    """The range that a CUDA line is within: the recipe's versions, between two of them, or their major version."""
+    supported = recipe.cuda.supported
+    if line in supported:
+        return ", ".join(supported)
+    known = sorted(supported, key=Version)
+    return f"{known[0]} to {known[-1]}" if recipe.cuda.includes(line) else f"{line.split('.')[0]}.x"
 
 
 def _install_compiler(

@@ -226,17 +226,25 @@ def abilities(subject: Subject) -> Iterator[Finding]:
 
 
 def kernels(subject: Subject) -> Iterator[Finding]:
-    """DCA-153: GPUs, or a dtype, that the kernels of dual chunk attention do not support."""
+    """DCA-153: GPUs, or a dtype, that the kernels of dual chunk attention do not support, or were not run on yet."""
     if not subject.shape.dual_chunk:
         return
-    supported = {arch.rstrip("a") for arch in subject.recipe.recipe.lean.archs}
+    recipe = subject.recipe.recipe
+    supported = {arch.rstrip("a") for arch in recipe.lean.archs}
     for arch in subject.gpus.archs:
         if arch not in supported:
             yield _error(
                 "DCA-153",
                 f"the kernels of dual chunk attention support compute capability "
                 f"{', '.join(sorted(supported, key=order))}, not {arch}.",
-                "use another GPU, or serve up to 262,144 tokens without it: dca config drop-dca DIR --out DIR2.",
+                f"{_other_recipes(arch, subject)}use another GPU, or serve up to 262,144 tokens without it: dca config "
+                "drop-dca DIR --out DIR2.",
+            )
+        elif arch in recipe.lean.untried:
+            yield _warning(
+                "DCA-153",
+                f"nobody has run the kernels of {recipe.name} on a GPU of compute capability {arch} yet.",
+                "prove them on the GPU first: dca smoke WHEEL --level gpu.",
             )
     sparse = subject.recipe.recipe.sparse_head_dims
     if subject.shape.sparse and sparse and subject.shape.head_dim not in sparse:
@@ -253,6 +261,12 @@ def kernels(subject: Subject) -> Iterator[Finding]:
             f"the kernels of dual chunk attention support bfloat16 and float16, not {subject.dtype}.",
             "use --dtype bfloat16.",
         )
+
+
+def _other_recipes(arch: str, subject: Subject) -> str:
+    """The recipes whose kernels support a GPU, as the first way out; "" if there is none."""
+    names = [loaded.recipe.name for loaded in subject.known if arch in loaded.recipe.lean.archs]
+    return f"serve with a wheel of {' or '.join(names)} (--recipe), " if names else ""
 
 
 def refused(subject: Subject) -> Iterator[Finding]:
