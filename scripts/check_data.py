@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from dca.catalogue import compiler_caches, failures, partial_wheels, recipes, toolkits
+from dca.catalogue import compiler_caches, failures, partial_wheels, recipes, toolkits, torch_releases
 from dca.config import models, readers
 from dca.foundation.errors import DcaError
 from dca.serve import engines, gpus
@@ -15,6 +15,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     toolkits.load_versions,
     toolkits.load_sources,
     partial_wheels.load_all,
+    torch_releases.load,
     compiler_caches.load_all,
     failures.load,
     models.load_all,

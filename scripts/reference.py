@@ -464,7 +464,7 @@ def served(group: Group) -> str:
 
 
 def toolkits_page() -> str:
-    """Every toolkit that can be downloaded, and what CUDA versions accept."""
+    """Every toolkit that can be downloaded, what CUDA versions accept, and their drivers."""
     known = toolkits.load_versions()
     return "\n".join(
         [
@@ -484,16 +484,23 @@ def toolkits_page() -> str:
             ),
             "## What each CUDA version accepts\n",
             table(
-                ("CUDA", "newest gcc", "GPU architectures", "its driver", "header fixes"),
+                ("CUDA", "newest gcc", "GPU architectures", "header fixes"),
                 [
                     (
                         version.line,
                         str(version.gcc_max),
                         listed(version.archs),
-                        str(known.drivers.of(version.line).driver),
                         listed(map(code, version.fixes)),
                     )
                     for version in known.versions
+                ],
+            ),
+            "## The driver of each CUDA version\n",
+            table(
+                ("CUDA", "driver", "PTX", "GPU architectures that it is the first to know"),
+                [
+                    (release.cuda, str(release.driver), release.ptx, listed(release.archs))
+                    for release in known.drivers.releases
                 ],
             ),
         ]

@@ -134,9 +134,35 @@ def test_longer_headers_are_skipped_by_their_own_size() -> None:
     assert (code.sass, code.ptx) == ({"8.0": 1}, {"12.0": 1})
 
 
-def test_entries_of_other_kinds_are_passed_over() -> None:
-    code = fatbin.parse(container(entry(8, 80), entry(SASS, 89)))
-    assert (code.sass, code.ptx) == ({"8.9": 1}, {})
+def test_entries_that_are_not_looked_into_are_counted_and_named() -> None:
+    packed = stored_entry(SASS, 90, Stored(b"packed by a compressor of tomorrow", 0x11, 999))
+    code = fatbin.parse(container(entry(8, 80), entry(77, 80), entry(77, 90), packed, entry(SASS, 89)))
+    assert (code.sass, code.ptx, code.problems) == ({"8.9": 1, "9.0": 1}, {}, ())
+    assert code.unread == {
+        "LTO-IR, which is compiled when it is linked": 1,
+        "cubin for 9.0, compressed in an unknown way": 1,
+        "of the unknown kind 77": 2,
+    }
+
+
+def test_code_larger_than_what_is_read_is_counted_and_named() -> None:
+    size = (64 << 20) + 1
+    content = zstandard.ZstdCompressor(level=1).compress(bytes(size))
+    code = fatbin.parse(container(stored_entry(SASS, 80, Stored(content, ZSTD, size))))
+    assert (code.sass, code.problems, code.unread) == ({"8.0": 1}, (), {"cubin for 8.0, larger than 64 MiB": 1})
+
+
+def test_relocatable_cubins_are_counted_and_no_driver_loads_them() -> None:
+    whole = bytearray(cubin(90))
+    struct.pack_into("<H", whole, 16, 1)
+    code = fatbin.parse(container(entry(SASS, 80), entry(SASS, 90, bytes(whole))))
+    assert (code.sass, code.exact, code.relocatable) == ({"8.0": 1, "9.0": 1}, ("8.0",), {"9.0": 1})
+
+
+def test_the_newest_version_of_ptx_is_told_by_arch() -> None:
+    texts = [text(80).replace(b"8.4", version) for version in (b"8.9", b"8.10", b"7.0")]
+    code = fatbin.parse(container(*(entry(PTX, 80, one) for one in texts), entry(PTX, 90)))
+    assert code.ptx_versions == {"8.0": "8.10", "9.0": "8.4"}
 
 
 def test_a_payload_that_holds_the_magic_number_is_not_read_as_a_container() -> None:

@@ -105,6 +105,30 @@ def test_what_is_no_gpu_is_left_out(body: str, interpreter: str, names: list[str
     assert [gpu.name for gpu in machine.gpus()] == names
 
 
+@pytest.mark.parametrize(
+    ("chosen", "names", "hidden"),
+    [
+        (None, ["T400", "A100", "H100"], 0),
+        ("1", ["A100"], 2),
+        ("2, 0", ["H100", "T400"], 1),
+        ("", [], 3),
+        ("-1", [], 3),
+        ("1,7,2", ["A100"], 2),
+        ("GPU-8932f937,GPU-1f2a", ["T400", "A100"], 1),
+    ],
+)
+def test_a_plan_is_for_the_gpus_that_programs_see(
+    chosen: str | None, names: list[str], hidden: int, only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(only / "nvidia-smi", "echo 'T400, 7.5'; echo 'A100, 8.0'; echo 'H100, 9.0'")
+    if chosen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    seen = machine.look()
+    assert ([gpu.name for gpu in seen.gpus], seen.hidden_gpus) == (names, hidden)
+
+
 def test_a_machine_without_a_driver_has_no_gpus(only: Path) -> None:
     assert machine.gpus() == ()
 

@@ -169,6 +169,7 @@ def test_nvidias_own_tool_reads_the_module(job: Job, toolkit: Path, tmp_path: Pa
     [
         (("8.0",), (), [(CUBIN, "8.0")]),
         (("8.6", "8.9"), (), [(CUBIN, "8.6"), (CUBIN, "8.9")]),
+        (("8.0", "10.0", "12.0"), (), [(CUBIN, "8.0"), (CUBIN, "10.0"), (CUBIN, "12.0")]),
         (("9.0",), ("9.0",), [(CUBIN, "9.0"), (PTX, "8.0")]),
     ],
 )
@@ -238,10 +239,10 @@ def test_ptx_that_does_not_compile_keeps_the_module(job: Job, tmp_path: Path) ->
 
 
 def test_code_for_other_archs_than_planned_keeps_the_module(job: Job, tmp_path: Path) -> None:
-    module = module_of(job, sass=("8.0",))
+    module = module_of(job, ptx=("8.0",))
     file, how, note = copied.rewritten(job, module, quiet_run(tmp_path))
     assert (file, how) == (official(job), None)
-    assert "cubins for 8.0, 9.0" in note
+    assert "cubins for 8.0, 9.0 and PTX for none" in note
 
 
 @pytest.mark.whole

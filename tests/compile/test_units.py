@@ -48,7 +48,7 @@ def test_the_names_that_a_source_defines() -> None:
 def tree(tmp_path: Path) -> dict[str, Path]:
     """Four sources of which two define the same function."""
     texts = {
-        "big.cu": "void big() {}\n" + "//" * 500,
+        "big.cu": "void big() {}\n" + ";" * 1000,
         "one.cu": "#define N 1\nvoid one() {}\nvoid same() {}\n",
         "two.cu": "void two() {}\nvoid same() {}\n",
         "sub/three.cu": "void three() {}\n",
@@ -78,18 +78,43 @@ def test_a_unit_holds_no_path_of_this_machine_and_no_macro_of_the_source_before(
     assert units.sources_of(file) == (tree["one"], tree["three"])
 
 
+def test_sources_that_need_the_same_dear_headers_go_together(tmp_path: Path) -> None:
+    texts = {
+        "long.cu": ";" * 10_000 + "\nauto a = torch::from_blob(p, n);\n",
+        "makes.cu": "auto a = torch::empty({1}, options);\n",
+        "sorts.cu": ";" * 8_000 + "\n#include <cub/cub.cuh>\n",
+        "sums.cu": "  # include <cub/util_type.cuh>\n",
+        "plain.cu": "torch::Tensor a; // torch::empty({1})\n",
+    }
+    for name, text in texts.items():
+        store.write_bytes(tmp_path / name, text.encode())
+    arranged = units.arrange([tmp_path / name for name in texts])
+    assert [[path.name for path in unit] for unit in arranged] == [
+        ["long.cu", "makes.cu"],
+        ["sorts.cu", "sums.cu", "plain.cu"],
+    ]
+    factories = [units.FACTORIES in units.text(unit, tmp_path / "generated/u.cu") for unit in arranged]
+    assert factories == [True, False]
+    # What did not compile with others is given everything.
+    assert units.FACTORIES in units.text([tmp_path / "plain.cu"], tmp_path / "generated/u.cu")
+
+
 def test_what_does_not_compile_is_taken_apart_down_to_its_sources(tree: dict[str, Path], tmp_path: Path) -> None:
     documents.write(units.Apart(placed="p"), tmp_path / units.APART)
     generated = tmp_path / "generated"
     store.write_bytes(generated / "u-1.cu", units.text([tree["one"], tree["three"]], generated / "u-1.cu").encode())
     store.write_bytes(generated / "u-2.cu", units.text([tree["big"]], generated / "u-2.cu").encode())
-    assert not units.take_apart(tmp_path, ["_C_bindings.cpp.o"])
+    store.write_bytes(generated / "other.cpp", b"")
+    assert not units.take_apart(tmp_path, ["other.cpp.o", "gone.cu.o"])
     assert units.take_apart(tmp_path, ["u-1.cu.o"])
     apart = units.Apart.read(tmp_path, "p")
     assert apart.alone == {tree["one"], tree["three"]}
     assert not apart.plain
     assert units.take_apart(tmp_path, ["u-2.cu.o", "u-1.cu.o"])
     assert units.Apart.read(tmp_path, "p").plain == {tree["big"]}
+    store.write_bytes(generated / f"_C{units.BINDINGS}", b"")
+    assert units.take_apart(tmp_path, [f"_C{units.BINDINGS}.o"])
+    assert units.Apart.read(tmp_path, "p").plain == {tree["big"], generated / f"_C{units.BINDINGS}"}
     # The same failure again is not the units' fault.
     assert not units.take_apart(tmp_path, ["u-2.cu.o", "u-1.cu.o"])
     # Of other sources nothing is known.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -35,7 +36,8 @@ def kernels(objects: list[Path], cuobjdump: Path) -> dict[tuple[str, str], str]:
     """By arch and section, what the objects hold for each kernel: a hash, or the resources that it takes."""
     found: dict[tuple[str, str], str] = {}
     for path in objects:
-        for code in fatbin.codes(elf.section(path, ".nv_fatbin")):
+        image = elf.Image(io.BytesIO(path.read_bytes()))
+        for code in fatbin.codes(image.content(image.find(".nv_fatbin"))):
             for name, digest in elf.section_hashes(code.content).items():
                 if _TELLING.fullmatch(name):
                     assert found.setdefault((code.arch, _HASHED.sub(r"\1", name)), digest) == digest, name

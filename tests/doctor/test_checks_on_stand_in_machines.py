@@ -519,7 +519,7 @@ CODES = ("gpus.present", "gpus.kernels", "gpus.bfloat16", "gpus.awq")
         ("NVIDIA A100, 8.0, 81920", ["fine", "fine", "fine", "fine"]),
         (T4, ["fine", "wrong", "wrong", "fine"]),
         (V100, ["fine", "wrong", "wrong", "note"]),
-        (B200, ["fine", "wrong", "fine", "fine"]),
+        (B200, ["fine", "fine", "fine", "fine"]),
     ],
 )
 def test_what_runs_on_a_gpu(card: str, serve: list[str], machine: Machine) -> None:

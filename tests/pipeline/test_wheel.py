@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -56,6 +57,9 @@ def test_the_wheel_is_small_and_says_which_kernels_a_copied_module_keeps(
     assert copied.keeps is not None
     kept = f"copied from the official wheel; sm_80, sm_90; {copied.keeps.text}"
     assert kept in summary(plan, made)
+    assert "Needs driver 525 (CUDA 12.0) or newer for 8.0 and 9.0" in summary(plan, made)
+    warned = plan.model_copy(update={"warnings": ("the driver is old.",)})
+    assert "Warning: the driver is old." in summary(warned, made)
     # One that could not be rewritten is as it was, which is said.
     note = f"{copied.path} is copied as it is, with all of its kernels: it has no PTX."
     modules = tuple(
@@ -109,6 +113,15 @@ def test_a_second_run_finds_the_wheel_unchanged(dca: RunDca, made: Made) -> None
     again = Made.model_validate(json.loads(done.stdout))
     assert again.unchanged
     assert again.sha256 == made.sha256
+
+
+def test_a_wheel_is_found_unchanged_after_its_cache_was_moved(dca: RunDca, made: Made, tmp_path: Path) -> None:
+    moved = tmp_path / "run" / Path(made.run).name
+    shutil.copytree(made.run, moved)
+    again = Made.model_validate(json.loads(dca("wheel", "--json", "--cache-dir", tmp_path).stdout))
+    assert (again.unchanged, again.run, again.sha256) == (True, str(moved), made.sha256)
+    # Its summary reads the documents of the run.
+    assert str(moved) in dca("wheel", "--cache-dir", tmp_path).stdout
 
 
 def run_worker(python: Path, wheel: Path, folder: Path, capability: str, *words: str) -> str:

@@ -27,7 +27,7 @@ from dca.catalogue.plan import (
     Reason,
     Request,
 )
-from dca.catalogue.recipes import GitSource, Loaded, load_all
+from dca.catalogue.recipes import Cuda, GitSource, Loaded, load_all
 from dca.catalogue.toolkits import FoundToolkit
 from dca.foundation import documents
 from dca.resolve import World, resolve
@@ -36,6 +36,7 @@ from dca.resolve.jobs import RESERVE_GIB, choose_jobs, sources
 from tests.support import examples
 
 RECIPES = load_all()
+DRIVERS = toolkits.load_versions().drivers
 NAMES = [loaded.recipe.name for loaded in RECIPES]
 FORK, UPSTREAM = "qwen-fork", "vllm-0.10.2"
 GCC12 = Compiler(path="/usr/bin/g++", major=12, version="12.2.0")
@@ -200,11 +201,72 @@ def test_strict_cuda_refuses_a_substitute() -> None:
     assert planned(Request(recipe=UPSTREAM, cuda="12.4", strict_cuda=True)).cuda == "12.4"
 
 
-@pytest.mark.parametrize("cuda", ["11.8", "13.0", "12.7"])
+@pytest.mark.parametrize("cuda", ["11.8", "13.0", "13.2"])
 def test_a_cuda_that_no_recipe_supports_is_refused_by_each(cuda: str) -> None:
     codes = refused(Request(cuda=cuda))
     assert set(codes) == set(NAMES)
     assert all("DCA-303" in text for text in codes.values())
+
+
+@pytest.mark.parametrize(
+    ("cuda", "kits", "taken"),
+    [
+        # What nvidia-smi prints: no toolkit has that line, so the newest that is not newer compiles.
+        ("12.7", ("12.4.131", "12.6.85", "12.8.93"), "12.6"),
+        ("12.7", ("12.8.93", "12.4.131"), "12.4"),
+        ("12.0", ("12.4.131", "12.6.85"), "12.4"),
+        ("12.7", ("12.8.93", "12.9.86"), "12.8"),
+        ("12.5", ("12.6.85", "12.4.131"), "12.4"),
+        ("12.8", ("12.9.86", "12.4.131"), "12.4"),
+    ],
+)
+def test_a_requested_cuda_that_is_no_toolkit_takes_the_newest_that_is_not_newer(
+    cuda: str, kits: tuple[str, ...], taken: str
+) -> None:
+    found = tuple(FoundToolkit(path=f"/cuda-{kit}", version=kit, origin="/usr/local") for kit in kits)
+    plan = planned(Request(recipe=UPSTREAM, cuda=cuda), world(machine(toolkits=found), reach(apt=False)))
+    assert plan.cuda == taken
+    (why,) = [choice.reason for choice in plan.choices if choice.subject == "CUDA"]
+    assert ("nvidia-smi" in why) == (cuda in ("12.7", "12.0"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "version", "tried", "fine"),
+    [
+        (FORK, "12.2.140", False, True),
+        (FORK, "12.5.82", False, False),
+        (FORK, "12.5.82", True, True),
+        (FORK, "12.0.140", True, True),
+        (UPSTREAM, "12.7.1", False, False),  # Nothing is known of such an nvcc.
+        (UPSTREAM, "12.7.1", True, True),
+        (UPSTREAM, "12.2.140", False, False),
+        (UPSTREAM, "12.2.140", True, True),
+        (UPSTREAM, "13.1.48", True, False),
+        (UPSTREAM, "11.8.89", True, False),
+    ],
+)
+def test_an_untried_toolkit_inside_the_range_is_taken_with_a_warning_and_outside_only_on_request(
+    recipe: str, version: str, tried: bool, fine: bool
+) -> None:
+    kit = FoundToolkit(path="/cuda", version=version, origin="--toolkit")
+    request = Request(recipe=recipe, toolkit="/cuda", try_toolkit=tried)
+    seen = world(machine(toolkits=(kit,)), reach(git=True))
+    if not fine:
+        assert only_reason(request, seen).code == "DCA-302"
+        return
+    plan = planned(request, seen)
+    assert toolkit_of(plan).version == version
+    assert f"CUDA {kit.line} has not been tried with {recipe}" in " ".join(plan.warnings)
+    assert toolkit_of(planned(Request(cuda="12.4"), world(machine(toolkits=(kit,))))).version == "12.4.131"
+
+
+def test_a_substitution_gives_the_reason_against_the_requested_toolkit() -> None:
+    kit = FoundToolkit(path="/usr/local/cuda-12.1", version="12.1.105", origin="/usr/local/cuda-12.1")
+    gcc13 = Compiler(path="/usr/bin/g++", major=13, version="13.2.0")
+    plan = planned(Request(cuda="12.1"), world(machine(toolkits=(kit,), compilers=(gcc13,)), reach(git=True)))
+    (choice,) = [choice for choice in plan.choices if choice.subject == "CUDA"]
+    assert choice.value == "12.4 instead of 12.1"
+    assert "CUDA 12.1.105 (/usr/local/cuda-12.1): it needs gcc 12 or older; installed g++: 13.2.0." in choice.reason
 
 
 def test_a_found_toolkit_that_fits_is_taken_before_one_is_brought() -> None:
@@ -241,8 +303,21 @@ def test_the_release_that_is_asked_for_is_brought_where_it_can_be_had() -> None:
     assert (toolkit_of(strict).name, strict.substituted) == ("nvidia-12.8", False)
 
 
-def test_of_two_that_are_as_near_the_smaller_download_is_taken() -> None:
+def test_of_two_that_are_as_near_the_older_is_taken_and_without_a_request_the_smaller_download() -> None:
     plan = planned(Request(cuda="12.6"), world(reached=reach(redist=True, apt=False)))
+    assert toolkit_of(plan).name == "nvidia-12.4"
+    assert "CUDA 12.8 is newer than 12.6." in passed(plan).values()
+    between = tuple(
+        loaded.model_copy(
+            update={
+                "recipe": loaded.recipe.model_copy(
+                    update={"cuda": Cuda(official=("12.6",), supported=("12.4", "12.8"))}
+                )
+            }
+        )
+        for loaded in RECIPES
+    )
+    plan = planned(Request(recipe=UPSTREAM), world(reached=reach(redist=True, apt=False), recipes=between))
     assert toolkit_of(plan).name == "nvidia-12.4"
     assert "CUDA 12.4 is the smaller download." in passed(plan).values()
 
@@ -332,6 +407,18 @@ def test_the_newest_compiler_within_the_bound_is_taken() -> None:
 def test_archs_are_those_of_the_gpus_found() -> None:
     seen = world(machine(gpus=(Gpu(name="A100", arch="8.0"), Gpu(name="A100", arch="8.0"))))
     assert planned(Request(), seen).archs == ("8.0",)
+
+
+@pytest.mark.parametrize(
+    ("shown", "hidden", "said"),
+    [
+        ((Gpu(name="A100", arch="8.0"),), 1, "the GPUs of this machine: A100. CUDA_VISIBLE_DEVICES hides 1 more."),
+        ((), 2, "CUDA_VISIBLE_DEVICES hides all GPUs: the default archs for serving dual chunk attention."),
+    ],
+)
+def test_hidden_gpus_are_not_built_for_and_the_plan_says_so(shown: tuple[Gpu, ...], hidden: int, said: str) -> None:
+    plan = planned(Request(), world(machine(gpus=shown, hidden_gpus=hidden)))
+    assert next(choice.reason for choice in plan.choices if choice.subject == "archs") == said
 
 
 @pytest.mark.parametrize(
@@ -475,14 +562,16 @@ requests = st.builds(
     groups=st.lists(st.sampled_from(["index-only", "core", "nope"]), max_size=2).map(tuple),
     prebuilt=st.lists(st.sampled_from(["all", "_C", "flash-attention", "nope"]), max_size=2).map(tuple),
     strict_cuda=st.booleans(),
+    driver=st.sampled_from([None, "450.80.02", "535.183.01", "550", "580.65.06"]),
 )
 worlds = st.builds(
-    lambda cores, memory, gcc, gpus, python, index, git, apt: world(
+    lambda cores, memory, gcc, gpus, driver, python, index, git, apt: world(
         machine(
             cores=cores,
             memory_gib=memory,
             compilers=tuple(Compiler(path=f"/g++-{n}", major=n, version=f"{n}.1.0") for n in gcc),
             gpus=tuple(Gpu(name=f"GPU {arch}", arch=arch) for arch in gpus),
+            driver=driver and DRIVERS.driver(driver),
             python=python and PYTHON.model_copy(update={"version": python}),
         ),
         reach(index=index, git=git, apt=apt),
@@ -491,6 +580,7 @@ worlds = st.builds(
     st.floats(0.5, 512),
     st.lists(st.sampled_from([11, 12, 13, 14, 15]), max_size=3, unique=True),
     st.lists(st.sampled_from(["7.0", "8.0", "9.0", "12.0"]), max_size=2),
+    st.sampled_from([None, "470.256.02", "550.54.15", "570.86.15"]),
     st.sampled_from([None, "3.8.18", "3.10.13", "3.12.1", "3.14.0"]),
     st.booleans(),
     st.booleans(),
@@ -515,6 +605,10 @@ def test_every_outcome_explains_itself_and_repeats_to_the_byte(request: Request,
     # Whatever the profile, each module that is compiled serves at least one of the archs.
     assert all(set(module.reached.values()) != {"not"} for module in outcome.compiled)
     assert "cpu" not in outcome.version
+    # What is planned runs with the driver that is named.
+    if request.driver:
+        branch = int(request.driver.split(".")[0])
+        assert all(int(driver) <= branch for driver in outcome.drivers.values())
     assert outcome.cuda.split(".")[0] == outcome.torch_cuda.split(".")[0]
     assert Plan.model_validate(json.loads(documents.dumps(outcome))) == outcome
 
@@ -779,7 +873,7 @@ def with_python(**changes: object) -> World:
     ("changes", "seen", "codes"),
     [
         ({"toolkit": NAMED.path}, world(machine(toolkits=(NAMED,))), ["DCA-302"]),
-        ({"archs": ("10.0",)}, world(), ["DCA-304"]),
+        ({"archs": ("7.0",)}, world(), ["DCA-305"]),
         ({}, with_python(version="3.8.18"), ["DCA-306"]),
         ({}, with_python(version="3.14.0"), ["DCA-306"]),
         ({}, with_python(headers=False), ["DCA-306"]),

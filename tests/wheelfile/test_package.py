@@ -11,7 +11,9 @@ import pytest
 from dca.catalogue.recipes import Loaded, Recipe
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
-from dca.inspection.archive import check_record
+from dca.inspection import record
+from dca.inspection.contents import Contents, in_wheel
+from dca.inspection.modules import Looker
 from dca.wheelfile import package
 
 METADATA = """Metadata-Version: 2.4
@@ -107,7 +109,9 @@ def test_record_is_right_and_metadata_comes_last(recipe: Recipe, tmp_path: Path)
         "a.py": b"",
     }
     with zipfile.ZipFile(archive(tmp_path, recipe, files)) as wheel:
-        assert check_record(wheel, "vllm-1.0.dist-info") == []
-        names = wheel.namelist()
+        names, listed = wheel.namelist(), record.read(wheel, "vllm-1.0.dist-info")
+        contents = Contents(Looker(lambda *_: None), tmp_path, listed.algorithm)
+        contents.add_all(in_wheel(wheel))
+        assert list(record.check(listed, names, contents.seen)) == []
         assert names == ["a.py", 'vllm/z,"strange".py', "vllm-1.0.dist-info/METADATA", "vllm-1.0.dist-info/RECORD"]
         assert {info.date_time for info in wheel.infolist()} == {(2025, 9, 20, 0, 0, 0)}

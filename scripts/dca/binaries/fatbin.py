@@ -9,30 +9,39 @@ file with a section of code for each kernel.
 from __future__ import annotations
 
 import io
-import mmap
+import os
 import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Literal, NamedTuple, Protocol
 
 from dca.binaries import elf, mangled
 from dca.binaries.elf import ElfError, Image
+from dca.binaries.limits import MOST_CODE, MOST_KERNELS, MOST_TEXT, TooLargeError, Work
 
 MAGIC = struct.pack("<IH", 0xBA55ED50, 1)
 PTX, CUBIN = 1, 2
 _KINDS = {PTX: "PTX", CUBIN: "cubin"}
+_AMD_SECTION, FOR_AMD = ".hip_fatbin", "for AMD GPUs"
+# What a driver does not load as it is.
+_OTHER_KINDS = {8: "LTO-IR, which is compiled when it is linked"}
 # An entry's flags. "a" code runs on exactly one architecture, "f" code on its family.
 LZ4, ZSTD, ARCH_ONLY, FAMILY_ONLY = 0x2000, 0x8000, 0x100000, 0x200000
 _HEADER = struct.Struct("<IHHQ")
 # kind, version, header size, stored size, compressed size, -, -, architecture, -, -, flags, -, uncompressed size
 _ENTRY = struct.Struct("<HHIQIIIIIIQQQ")
-# Limits of the uncompressed size that a header may claim. A larger one is damage, and decompressing would take as much
-# memory. No cubin has a GiB; a byte of LZ4 expands to 255 bytes at most, and four bytes of zstd to a block of 128 KiB.
-_MOST_BYTES = 1 << 30
+# Limits of the uncompressed size that a header may claim. A larger one is damage: a byte of LZ4 expands to 255 bytes at
+# most, and four bytes of zstd to a block of 128 KiB.
 _MOST_OF_LZ4, _MOST_OF_ZSTD = 255, 1 << 15
+# No GPU has such an architecture: 120 is 12.0.
+_MOST_ARCH = 9999
+_MOST_PROBLEMS = 1000
+# What looking at an entry takes besides its bytes, in units of work.
+_ENTRY_UNITS, _CUBIN_UNITS, _KERNEL_UNITS = 10, 100, 10
+_BYTES_OF_A_UNIT = {PTX: 100, CUBIN: 1000}
 # Bytes of a zstd frame of unknown size that are decompressed at once, to 32 MiB at most.
 _STEP = 1 << 10
 _FUNCTION, _KERNEL = 2, 0x10
@@ -74,6 +83,12 @@ class DeviceCode:
 
         families: the kernels, the largest family first; their bytes add up to those of all cubins with kernels.
         tools: versions of the CUDA toolkit in the cubins, such as "12.8" or "13.0.88"; empty if they contain none.
+        ptx_versions: the newest version of the PTX language per exact architecture, such as "8.7"; a driver reads the
+            versions up to its own.
+        relocatable: number of cubins per exact architecture that only a linker reads. They are counted in `sass` too,
+            but are not in `exact`: a driver does not load them.
+        unread: number of entries by what they are, for those that are not looked into: of an unknown kind, compressed
+            in an unknown way, or too large.
         problems: a line for each damaged entry. A damaged entry is counted, but its kernels are not.
     """
 
@@ -87,7 +102,27 @@ class DeviceCode:
 
     families: tuple[Family, ...] = ()
     tools: tuple[str, ...] = ()
+    ptx_versions: dict[str, str] = field(default_factory=dict)
+    relocatable: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+
+class _Data(Protocol):
+    """A file, or one section's content, of which parts can be taken."""
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """The bytes from one offset to another."""
+
+
+class _File:
+    """A file whose parts are read when they are taken, so that none of it stays in memory."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._descriptor = stream.fileno()
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        return os.pread(self._descriptor, part.stop - part.start, part.start)
 
 
 class _Entry(NamedTuple):
@@ -131,23 +166,88 @@ def arch_name(number: int) -> str:
     return f"{number // 10}.{number % 10}"
 
 
-def read(path: Path) -> DeviceCode:
-    """The device code of an ELF file; empty if it has none.
+def read(path: Path, work: Work | None = None) -> DeviceCode:
+    """The device code of an ELF file that host code registers; empty if it has none.
 
     Only one entry at a time is in memory.
 
+    Args:
+        path: of the file.
+        work: what reading it may take.
+
     Raises:
         FatbinError: if the file is not a complete ELF file, or its device code cannot be parsed.
+        TooLargeError: if it is larger than what is read.
     """
+    work = work or Work()
     with path.open("rb") as stream:
         try:
-            sections = [section for section in Image(stream).sections if section.name in elf.DEVICE_SECTIONS]
+            named = Image(stream, work).sections
         except ElfError as error:
             raise FatbinError(str(error)) from None
-        if not any(section.size for section in sections):
-            return DeviceCode()
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _gather(data, [(section.offset, section.offset + section.size) for section in sections])
+        sections = [section for section in named if section.name in elf.DEVICE_SECTIONS]
+        code = _gather(_File(stream), [(section.offset, section.offset + section.size) for section in sections], work)
+    amd = sum(section.name == _AMD_SECTION for section in named)
+    return replace(code, unread={**code.unread, FOR_AMD: amd}) if amd else code
+
+
+BareKind = Literal["cubin", "fat binary", "PTX"]
+
+
+class Bare:
+    """Adds up the device code of files that hold nothing else.
+
+    Args:
+        work: what reading them may take.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._sum = _Sum(work)
+
+    def add(self, file: Path, kind: BareKind, name: str) -> None:
+        """Add a file.
+
+        Args:
+            file: the file.
+            kind: what it is.
+            name: for problems.
+
+        Raises:
+            FatbinError: if it is something else, or names no GPU architecture.
+            TooLargeError: if it is larger than what is read.
+        """
+        self._sum.name = f"{name}: "
+        with file.open("rb") as stream:
+            size = stream.seek(0, io.SEEK_END)
+            if kind == "fat binary":
+                entries = _entries(_File(stream), 0, size, self._sum.work)
+            else:
+                entries = iter([_of_cubin(stream, size) if kind == "cubin" else _of_ptx(stream, size)])
+            for entry in entries:
+                self._sum.add(entry, _File(stream))
+
+    def result(self) -> DeviceCode:
+        """The device code of all files."""
+        return self._sum.result()
+
+
+def _of_cubin(stream: IO[bytes], size: int) -> _Entry:
+    try:
+        number = _arch_in(Image(stream).header)
+    except ElfError as error:
+        raise FatbinError(str(error)) from None
+    if number is None:
+        raise FatbinError("its header names its GPU architecture in an unknown way")
+    return _Entry(0, CUBIN, number, 0, size, 0, (0, size))
+
+
+def _of_ptx(stream: IO[bytes], size: int) -> _Entry:
+    stream.seek(0)
+    target = _TARGET.search(stream.read(MOST_CODE))
+    if target is None or int(target[1]) > _MOST_ARCH:
+        raise FatbinError("it names no GPU architecture")
+    flags = {b"a": ARCH_ONLY, b"f": FAMILY_ONLY}.get(target[2], 0)
+    return _Entry(0, PTX, int(target[1]), flags, size, 0, (0, size))
 
 
 def parse(section: bytes) -> DeviceCode:
@@ -155,8 +255,9 @@ def parse(section: bytes) -> DeviceCode:
 
     Raises:
         FatbinError: if its sizes are inconsistent, for example in a truncated file.
+        TooLargeError: if it is larger than what is read.
     """
-    return _gather(section, [(0, len(section))])
+    return _gather(section, [(0, len(section))], Work())
 
 
 @dataclass(frozen=True)
@@ -187,7 +288,8 @@ def codes(section: bytes) -> Iterator[Code]:
     Raises:
         FatbinError: if sizes in it do not add up, or it contains something damaged or of an unknown kind.
     """
-    for entry in _entries(section, 0, len(section)):
+    work = Work()
+    for entry in _entries(section, 0, len(section), work):
         if entry.kind not in _KINDS:
             raise FatbinError(f"the entry at offset {entry.offset} is of an unknown kind ({entry.kind})")
         if entry.unpacked and not entry.flags & (LZ4 | ZSTD):
@@ -195,10 +297,10 @@ def codes(section: bytes) -> Iterator[Code]:
         try:
             content = _unpack(entry, section[slice(*entry.payload)])
             if entry.kind == CUBIN:
-                _check_cubin(entry, Image(io.BytesIO(content)))
+                _check_cubin(entry, Image(io.BytesIO(content), work))
             else:
                 _check_ptx(entry, content)
-        except (_DamageError, ElfError) as damage:
+        except (_DamageError, ElfError, TooLargeError) as damage:
             raise FatbinError(_damaged(entry, damage)) from None
         yield Code(entry.kind, entry.exact, content)
 
@@ -221,30 +323,38 @@ def _damaged(entry: _Entry, damage: Exception) -> str:
     return f"the {_KINDS[entry.kind]} for {entry.exact} at offset {entry.offset} is damaged: {damage}"
 
 
-def _gather(data: bytes | mmap.mmap, places: list[tuple[int, int]]) -> DeviceCode:
+def _gather(data: _Data, places: list[tuple[int, int]], work: Work) -> DeviceCode:
     """The device code in some sections.
 
     Args:
         data: the file, or one section's content.
         places: start and end of each section in it.
+        work: what reading it may take.
     """
-    total = _Sum()
+    total = _Sum(work)
     for start, end in places:
-        for entry in _entries(data, start, end):
-            if entry.kind not in _KINDS:
-                continue
-            total.add(entry, data[slice(*entry.payload)])
-            if isinstance(data, mmap.mmap):
-                # Release the pages that were read; otherwise a module of hundreds of MB would stay in memory.
-                page = entry.payload[0] // mmap.PAGESIZE * mmap.PAGESIZE
-                data.madvise(mmap.MADV_DONTNEED, page, entry.payload[1] - page)
+        for entry in _entries(data, start, end, work):
+            total.add(entry, data)
     return total.result()
 
 
-_NOT_ZERO = re.compile(rb"[^\0]")
+# Bytes that are looked through at once for what follows zeros, at first and at most.
+_FEW, _MANY = 64, 1 << 20
 
 
-def _container(data: bytes | mmap.mmap, container: int, start: int, end: int) -> tuple[int, int]:
+def _not_zero(data: _Data, start: int, end: int, work: Work) -> int:
+    """The offset of the next byte that is not zero; the end if there is none."""
+    step = _FEW
+    while start < end:
+        block = data[start : min(start + step, end)]
+        work.spend(1 + len(block) // 1000)
+        if rest := block.lstrip(b"\0"):
+            return start + len(block) - len(rest)
+        start, step = start + len(block), min(2 * step, _MANY)
+    return end
+
+
+def _container(data: _Data, container: int, start: int, end: int) -> tuple[int, int]:
     """Where the entries of a container begin and end.
 
     Args:
@@ -256,8 +366,9 @@ def _container(data: bytes | mmap.mmap, container: int, start: int, end: int) ->
     offset = container - start
     if container + _HEADER.size > end:
         raise FatbinError(f"the header at offset {offset} is cut off")
-    _, _, header_size, payload = _HEADER.unpack_from(data, container)
-    if data[container : container + len(MAGIC)] != MAGIC or header_size < _HEADER.size:
+    header = data[container : container + _HEADER.size]
+    _, _, header_size, payload = _HEADER.unpack(header)
+    if not header.startswith(MAGIC) or header_size < _HEADER.size:
         raise FatbinError(f"the data at offset {offset} is not a fat binary")
     container_end = container + header_size + payload
     if container_end > end:
@@ -265,27 +376,32 @@ def _container(data: bytes | mmap.mmap, container: int, start: int, end: int) ->
     return container + header_size, container_end
 
 
-def _entries(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[_Entry]:
+def _entries(data: _Data, start: int, end: int, work: Work) -> Iterator[_Entry]:
     """The entries in a section.
 
     Args:
         data: the file, or one section's content.
         start: of the section in it.
         end: of the section in it.
+        work: what reading it may take.
     """
     container_end = start
     # There are only zeros between containers.
-    while following := _NOT_ZERO.search(data, container_end, end):
-        entry, container_end = _container(data, following.start(), start, end)
+    while (following := _not_zero(data, container_end, end, work)) < end:
+        entry, container_end = _container(data, following, start, end)
         while entry < container_end:
+            work.spend(_ENTRY_UNITS)
             if entry + _ENTRY.size > container_end:
                 raise FatbinError(f"the entry at offset {entry - start} is cut off")
-            kind, _, header, stored, packed, _, _, number, _, _, flags, _, unpacked = _ENTRY.unpack_from(data, entry)
+            fields = _ENTRY.unpack(data[entry : entry + _ENTRY.size])
+            kind, _, header, stored, packed, _, _, number, _, _, flags, _, unpacked = fields
             body = entry + header
             if header < _ENTRY.size or packed > stored:
                 raise FatbinError(f"the entry at offset {entry - start} has inconsistent sizes")
             if body + stored > container_end:
                 raise FatbinError(f"the entry at offset {entry - start} is larger than its container")
+            if kind in _KINDS and number > _MOST_ARCH:
+                raise FatbinError(f"the entry at offset {entry - start} is for an architecture that cannot be")
             yield _Entry(entry - start, kind, number, flags, stored, unpacked, (body, body + (packed or stored)))
             entry = body + stored
 
@@ -297,31 +413,68 @@ class _DamageError(ValueError):
 class _Sum:
     """Adds entries up."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.name = ""
+        """Of the file that is added, before each problem."""
         self.count: dict[int, Counter[str]] = {PTX: Counter(), CUBIN: Counter()}
         self.stored: dict[int, Counter[str]] = {PTX: Counter(), CUBIN: Counter()}
         self.exact: dict[int, set[str]] = {PTX: set(), CUBIN: set()}
         self.code: Counter[str] = Counter()
         self.kernels: dict[str, Counter[str]] = {}
         """Bytes by architecture of each kernel."""
+        self.text_left = MOST_TEXT
         self.tools: set[str] = set()
+        self.ptx_versions: dict[str, tuple[int, int]] = {}
+        self.relocatable: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
         self.problems: list[str] = []
 
-    def add(self, entry: _Entry, payload: bytes) -> None:
+    def add(self, entry: _Entry, data: _Data) -> None:
+        """Count an entry, and look into it unless that is not possible here.
+
+        Args:
+            entry: its header.
+            data: in which its payload is.
+        """
+        if entry.kind not in _KINDS:
+            self.unread[_OTHER_KINDS.get(entry.kind, f"of the unknown kind {entry.kind}")] += 1
+            return
         self.count[entry.kind][entry.arch] += 1
         self.stored[entry.kind][entry.arch] += entry.stored
-        self.exact[entry.kind].add(entry.exact)
-        try:
-            content = _unpack(entry, payload)
-            if entry.kind == CUBIN:
-                self._add_cubin(entry, content)
-            else:
-                _check_ptx(entry, content)
-        except (_DamageError, ElfError) as damage:
-            self.problems.append(_damaged(entry, damage))
+        loadable = True
+        if unread := _unread(entry):
+            self.unread[f"{_KINDS[entry.kind]} for {entry.exact}, {unread}"] += 1
+        else:
+            try:
+                content = _unpack(entry, data[slice(*entry.payload)])
+                self.work.spend(len(content) // _BYTES_OF_A_UNIT[entry.kind])
+                loadable = self._add_cubin(entry, content) if entry.kind == CUBIN else self._add_ptx(entry, content)
+            except (_DamageError, ElfError) as damage:
+                self._add_problem(_damaged(entry, damage))
+        if loadable:
+            self.exact[entry.kind].add(entry.exact)
+        else:
+            self.relocatable[entry.exact] += 1
 
-    def _add_cubin(self, entry: _Entry, content: bytes) -> None:
-        cubin = Image(io.BytesIO(content))
+    def _add_problem(self, problem: str) -> None:
+        if len(self.problems) < _MOST_PROBLEMS:
+            self.problems.append(self.name + problem)
+        elif len(self.problems) == _MOST_PROBLEMS:
+            self.problems.append("more of its device code is damaged")
+
+    def _add_ptx(self, entry: _Entry, content: bytes) -> bool:
+        """Add a PTX text; whether a driver can load it."""
+        _check_ptx(entry, content)
+        if version := _PTX_VERSION.search(content):
+            number = int(version[1]), int(version[2])
+            self.ptx_versions[entry.exact] = max(self.ptx_versions.get(entry.exact, (0, 0)), number)
+        return True
+
+    def _add_cubin(self, entry: _Entry, content: bytes) -> bool:
+        """Add a cubin; whether a driver can load it."""
+        self.work.spend(_CUBIN_UNITS)
+        cubin = Image(io.BytesIO(content), self.work)
         _check_cubin(entry, cubin)
         code = {
             section.name.removeprefix(".text."): section.size
@@ -329,6 +482,7 @@ class _Sum:
             if section.name.startswith(".text.")
         }
         kernels = _kernels(cubin)
+        self.work.spend(_KERNEL_UNITS * len(kernels))
         total = sum(code.get(name, 0) for name in kernels)
         self.code[entry.arch] += sum(code.values())
         self.tools |= _tools(cubin)
@@ -337,8 +491,18 @@ class _Sum:
             # Round the running sum, so that the shares add up to the whole.
             size = code.get(name, 0)
             share = entry.stored * (done + size) // total - entry.stored * done // total if total else 0
-            self.kernels.setdefault(name, Counter())[entry.arch] += share
+            self._sizes_of(name)[entry.arch] += share
             done += size
+        return cubin.header.type != elf.RELOCATABLE
+
+    def _sizes_of(self, kernel: str) -> Counter[str]:
+        """The bytes of a kernel by architecture."""
+        if kernel not in self.kernels:
+            self.text_left -= len(kernel)
+            if len(self.kernels) == MOST_KERNELS or self.text_left < 0:
+                raise TooLargeError("it has more kernels than are counted")
+            self.kernels[kernel] = Counter()
+        return self.kernels[kernel]
 
     def result(self) -> DeviceCode:
         return DeviceCode(
@@ -349,13 +513,35 @@ class _Sum:
             sass_bytes=_sorted(self.stored[CUBIN]),
             ptx_bytes=_sorted(self.stored[PTX]),
             code_bytes=_sorted(self.code),
-            families=_families(self.kernels),
+            families=_families(self.kernels, self.work),
             # Cubins of the same toolkit may say "13.0" or "13.0.88".
             tools=_in_order(
                 version for version in self.tools if not any(other.startswith(f"{version}.") for other in self.tools)
             ),
+            ptx_versions={
+                arch: f"{major}.{minor}"
+                for arch, (major, minor) in sorted(self.ptx_versions.items(), key=lambda item: _by_number(item[0]))
+            },
+            relocatable=_sorted(self.relocatable),
+            unread=dict(sorted(self.unread.items())),
             problems=tuple(self.problems),
         )
+
+
+def _unread(entry: _Entry) -> str:
+    """Why an entry is not looked into; "" if it is."""
+    if entry.unpacked and not entry.flags & (LZ4 | ZSTD):
+        return "compressed in an unknown way"
+    start, end = entry.payload
+    if end - start > MOST_CODE or MOST_CODE < entry.unpacked <= _possible(entry):
+        return f"larger than {MOST_CODE >> 20} MiB"
+    return ""
+
+
+def _possible(entry: _Entry) -> int:
+    """The most bytes that what is stored of a compressed entry can have uncompressed."""
+    start, end = entry.payload
+    return (end - start) * (_MOST_OF_LZ4 if entry.flags & LZ4 else _MOST_OF_ZSTD)
 
 
 def _kernels(cubin: Image) -> list[str]:
@@ -367,8 +553,7 @@ def _unpack(entry: _Entry, payload: bytes) -> bytes:
     """An entry's content, uncompressed."""
     if not entry.flags & (LZ4 | ZSTD):
         return payload
-    most = len(payload) * (_MOST_OF_LZ4 if entry.flags & LZ4 else _MOST_OF_ZSTD)
-    if not 0 < entry.unpacked <= min(_MOST_BYTES, most):
+    if not 0 < entry.unpacked <= _possible(entry):
         raise _DamageError(f"its header claims {entry.unpacked} bytes uncompressed")
     import lz4.block
     import zstandard
@@ -398,8 +583,8 @@ def _unpack_zstd(frame: bytes, most: int) -> bytes:
     if size > most:
         raise _DamageError(f"it has {size} bytes uncompressed, not {most}")
     if size >= 0:
-        return zstandard.ZstdDecompressor().decompress(frame)
-    reader, content = zstandard.ZstdDecompressor().decompressobj(), bytearray()
+        return zstandard.ZstdDecompressor(max_window_size=MOST_CODE).decompress(frame)
+    reader, content = zstandard.ZstdDecompressor(max_window_size=MOST_CODE).decompressobj(), bytearray()
     for start in range(0, len(frame), _STEP):
         content += reader.decompress(frame[start : start + _STEP])
         if len(content) > most:
@@ -411,7 +596,8 @@ def _unpack_zstd(frame: bytes, most: int) -> bytes:
 
 # Only numbers of up to nine digits, here and below: Python refuses to convert thousands of digits, which only a crafted
 # file has.
-_TARGET = re.compile(rb"^\.target\s+sm_(\d{1,9})", re.MULTILINE)
+_TARGET = re.compile(rb"^\.target\s+sm_(\d{1,9})([af]?)", re.MULTILINE)
+_PTX_VERSION = re.compile(rb"^\.version\s+(\d{1,3})\.(\d{1,3})", re.MULTILINE)
 _ENTRY_POINT = re.compile(rb"^\s*(?:\.(?:visible|weak)\s+)?\.entry\s+([\w$%]{1,32768})", re.MULTILINE)
 
 
@@ -424,14 +610,17 @@ def _check_ptx(entry: _Entry, content: bytes) -> None:
 
 
 def _check_cubin(entry: _Entry, cubin: Image) -> None:
-    header = cubin.header
-    machine, flags, version = header["e_machine"], header["e_flags"], header["e_ident"]["EI_ABIVERSION"]
-    if machine != "EM_CUDA":
+    if cubin.header.machine != elf.CUDA:
         raise _DamageError("it is an ELF file for another machine")
-    # The flags' layout changed with version 8; later layouts are unknown.
-    number = {7: flags & 0xFF, 8: flags >> 8 & 0xFF}.get(version, entry.number)
-    if number != entry.number:
+    number = _arch_in(cubin.header)
+    if number is not None and number != entry.number:
         raise _DamageError(f"its header says {arch_name(number)}")
+
+
+def _arch_in(header: elf.Header) -> int | None:
+    """The architecture in a cubin's header; None if it is written in an unknown way."""
+    # The flags' layout changed with version 8; later layouts are unknown.
+    return {7: header.flags & 0xFF, 8: header.flags >> 8 & 0xFF}.get(header.abi_version)
 
 
 _RELEASE = re.compile(rb"release \d+\.\d+, V(\d{1,9}\.\d{1,9}\.\d{1,9})\b")
@@ -439,20 +628,22 @@ _RELEASE = re.compile(rb"release \d+\.\d+, V(\d{1,9}\.\d{1,9}\.\d{1,9})\b")
 
 def _tools(cubin: Image) -> set[str]:
     """Toolkit versions in a cubin: older toolkits write one as the ELF version (124 for 12.4), newer ones in a note."""
-    version = cubin.header["e_version"]
-    if isinstance(version, int):  # pyelftools returns names for 0 and 1, which are no toolkit versions
-        return {arch_name(version)}
-    return {version.decode() for version in _RELEASE.findall(cubin.content(cubin.find(".note.nv.tkinfo")))}
+    version = cubin.header.version
+    if version > 1:  # the version of ELF itself
+        return {arch_name(version)} if version <= _MOST_ARCH else set()
+    return {version.decode() for version in _RELEASE.findall(cubin.table(cubin.find(".note.nv.tkinfo")))}
 
 
-def _families(kernels: dict[str, Counter[str]]) -> tuple[Family, ...]:
+def _families(kernels: dict[str, Counter[str]], work: Work) -> tuple[Family, ...]:
     """Kernels by family, the largest first.
 
     Args:
         kernels: bytes per architecture of each kernel, by its symbol.
+        work: what reading their names may take.
     """
     instances: dict[str, list[Counter[str]]] = {}
     for symbol, sizes in kernels.items():
+        work.spend(len(symbol))
         instances.setdefault(family_name(symbol), []).append(sizes)
     families = [
         Family(

@@ -109,7 +109,7 @@ def read(data: bytes) -> Module:
         RewritingError: if its device code is not reached by wrappers alone.
     """
     image = Image(io.BytesIO(data))
-    if image.header["e_machine"] != "EM_X86_64":
+    if image.header.machine != elf.X86_64:
         raise RewritingError("it is not a library for x86_64")
     named = {name: [section for section in image.sections if section.name == name] for name in (_CODE, _WRAPPERS)}
     if any([section.type for section in found] != [_CONTENT] for found in named.values()) or image.find(_RELOCATABLE):

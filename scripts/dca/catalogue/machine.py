@@ -9,7 +9,9 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from dca.catalogue import compiler_caches
 from dca.catalogue.compiler_caches import FoundCache
@@ -17,6 +19,8 @@ from dca.catalogue.drivers import Driver
 from dca.catalogue.toolkits import FoundToolkit, discover, load_versions
 from dca.foundation import host_memory, runner
 from dca.foundation.documents import Value
+
+_Card = TypeVar("_Card")
 
 
 class Compiler(Value):
@@ -51,6 +55,8 @@ class Machine(Value):
         cores: usable by this process.
         memory_gib: of the host or of the tightest cgroup, whichever is less.
         python: None if the requested one is not installed.
+        gpus: those that programs of CUDA see.
+        hidden_gpus: how many more there are, which CUDA_VISIBLE_DEVICES hides.
         glibc: its release ("2.41"); empty if the C library is another one.
         caches: of compilers, by priority.
         driver: of the GPUs; None without one.
@@ -66,6 +72,7 @@ class Machine(Value):
     toolkits: tuple[FoundToolkit, ...]
     glibc: str = ""
     caches: tuple[FoundCache, ...] = ()
+    hidden_gpus: int = 0
     driver: Driver | None = None
 
 
@@ -76,6 +83,8 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
         python: the requested version ("3.12"); the tool's own when None.
         toolkit: a CUDA toolkit named by the user.
     """
+    all_gpus = gpus()
+    seen = visible(all_gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     return Machine(
         system=platform.system(),
         processor=platform.machine(),
@@ -83,7 +92,8 @@ def look(*, python: str | None = None, toolkit: Path | None = None) -> Machine:
         memory_gib=round(host_memory.limit_bytes() / 2**30, 1),
         compilers=host_compilers(),
         python=own_python() if python is None else other_python(python),
-        gpus=gpus(),
+        gpus=seen,
+        hidden_gpus=max(0, len(all_gpus) - len(seen)),
         toolkits=discover(toolkit),
         glibc=glibc(),
         caches=compiler_caches.look(),
@@ -100,14 +110,16 @@ def glibc() -> str:
     return version if name == "glibc" else ""
 
 
-def host_compilers() -> tuple[Compiler, ...]:
-    """g++, g++-N and conda's own g++ on PATH, newest first; the plain g++ before others of its version."""
-    compilers: dict[str, Compiler] = {}
+def compilers_on_path() -> tuple[str, ...]:
+    """Paths of g++, g++-N and conda's own g++ on PATH, whether or not they start."""
     names = ["g++", *(f"g++-{major}" for major in range(16, 8, -1)), f"{platform.machine()}-conda-linux-gnu-g++"]
-    for name in names:
-        path = shutil.which(name)
-        if path is None:
-            continue
+    return tuple(path for name in names if (path := shutil.which(name)))
+
+
+def host_compilers() -> tuple[Compiler, ...]:
+    """The compilers on PATH, newest first; the plain g++ before others of its version."""
+    compilers: dict[str, Compiler] = {}
+    for path in compilers_on_path():
         done = runner.probe([path, "-dumpfullversion"])
         match = re.match(r"(\d+)\.\d+", done.tail[0]) if done.ok and done.tail else None
         if match and done.tail[0] not in compilers:
@@ -157,6 +169,29 @@ def install_command(package: str) -> str:
     extras = [Requirement(text) for text in metadata.requires("dca-build") or () if "extra ==" in text]
     requirement = next((f"{extra.name}{extra.specifier}" for extra in extras if extra.name == package), package)
     return shlex.join([str(find_uv()), "pip", "install", "--python", sys.executable, requirement])
+
+
+def visible(cards: Sequence[_Card], chosen: str | None) -> tuple[_Card, ...]:
+    """The GPUs that programs of CUDA see.
+
+    Args:
+        cards: all that there are.
+        chosen: CUDA_VISIBLE_DEVICES; None if it is not set. As in CUDA, the first device that does not exist ends the
+            list. Device UUIDs are not resolved: each one takes the next GPU.
+    """
+    if chosen is None:
+        return tuple(cards)
+    left: list[_Card] = []
+    for word in [part.strip() for part in chosen.split(",")] if chosen.strip() else []:
+        if word.isascii() and word.isdigit():
+            if int(word) >= len(cards):
+                break
+            left.append(cards[int(word)])
+        elif re.match(r"(GPU|MIG)-", word) and len(left) < len(cards):
+            left.append(cards[len(left)])
+        else:
+            break
+    return tuple(left)
 
 
 def gpus() -> tuple[Gpu, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from dca.catalogue.archs import version
 from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.model_needs import Coverage, LeftOut, Model
 from dca.foundation.documents import Document, Value, digest
@@ -24,6 +25,7 @@ class Request(Value):
         prebuilt_whole: whether a copied module keeps the kernels that no group of the wheel promises; with "all" in
             `prebuilt` it does so anyway.
         toolkit: a toolkit's folder, absolute.
+        try_toolkit: whether to take a toolkit of a CUDA line that the recipe has not been compiled with.
         model: the model to serve; its groups are added.
         jobs: how many compilers run at once; None for as many as cores and memory allow.
         compiler_cache: the compiler cache to use; "auto" uses one that a variable of the caller shares.
@@ -43,6 +45,7 @@ class Request(Value):
     strict_cuda: bool = False
     python: str | None = None
     toolkit: str | None = None
+    try_toolkit: bool = False
     model: Model | None = None
     jobs: int | None = None
     compiler_cache: CacheOption = "auto"
@@ -62,10 +65,19 @@ class Asked(Document):
 
 
 class Reachability(Value):
-    """Whether one place could be reached, and why not."""
+    """Whether one place could be reached, and why not.
+
+    Args:
+        asked: when it was asked last, in UTC, such as 2026-11-29T08:00:00Z; empty if it was not.
+        since: when it was first asked in vain, if it has been out of reach ever since.
+        seconds: how long it took to find out.
+    """
 
     ok: bool
     why: str = ""
+    asked: str = ""
+    since: str = ""
+    seconds: float = 0.0
 
 
 class LocalTree(Value):
@@ -158,6 +170,34 @@ class PassedOver(Value):
     reasons: tuple[Reason, ...]
 
 
+class OutOfReach(Value):
+    """A place that could not be reached, and that another, better plan would use.
+
+    Args:
+        place: as in `Reach`.
+        why: it could not be reached.
+        since: when that was first found out, in UTC; it has been out of reach ever since.
+    """
+
+    place: str
+    why: str
+    since: str
+
+
+class Ignored(Value):
+    """What the user has set and no program of a build gets, although it would change the build.
+
+    Args:
+        name: of the variable, or the file, key and value of a configuration.
+        changes: what it would change.
+        instead: how to have that with dca; empty if there is no such way.
+    """
+
+    name: str
+    changes: str
+    instead: str = ""
+
+
 class PlannedSource(Value):
     """A source tree of the build.
 
@@ -205,6 +245,8 @@ class PlannedModule(Value):
         ops: the ops that it registers, with the digest of each schema if the official wheel's is known.
         official: sha256 of the official wheel's module at this path, which a compiled one must not have.
         at_least: whether it may have code for more archs, because upstream's CMake chooses them per source.
+        assembled: the archs of `sass` that nvcc does not know, each with the arch whose PTX nvcc makes instead, for
+            ptxas of the build environment.
         name: name of the module.
         path: path in the wheel.
         origin: whether it is compiled or copied.
@@ -226,6 +268,17 @@ class PlannedModule(Value):
     ops: dict[str, str] = {}
     official: str = ""
     at_least: bool = False
+    assembled: dict[str, str] = {}
+
+    @property
+    def nvcc_sass(self) -> tuple[str, ...]:
+        """The archs of the cubins that nvcc makes."""
+        return tuple(arch for arch in self.sass if arch not in self.assembled)
+
+    @property
+    def nvcc_ptx(self) -> tuple[str, ...]:
+        """The archs of the PTX that nvcc makes."""
+        return tuple(sorted({*self.ptx, *self.assembled.values()}, key=version))
 
 
 class PlannedToolkit(Value):
@@ -300,6 +353,8 @@ class Plan(Document):
         warnings: what to know before building.
         advice: whether the official wheel would do without a build, and what building adds.
         passed_over: recipes and toolkits that were not chosen, with the reasons.
+        out_of_reach: places that a better plan would use; the next plan asks them again.
+        ignored: the user's variables and configuration that no program of the build gets.
     """
 
     SCHEMA: ClassVar[str] = "dca.plan/1"
@@ -346,6 +401,8 @@ class Plan(Document):
     warnings: tuple[str, ...]
     advice: tuple[str, ...]
     passed_over: tuple[PassedOver, ...]
+    out_of_reach: tuple[OutOfReach, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
     @property
     def key(self) -> str:
@@ -360,6 +417,8 @@ class Plan(Document):
             "warnings",
             "advice",
             "passed_over",
+            "out_of_reach",
+            "ignored",
             "cuda_asked",
             "substituted",
             "jobs",
@@ -380,11 +439,23 @@ class Plan(Document):
         exclude: dict[str, Any] = {**dict.fromkeys(telling, True), **machine}
         if self.toolkit is None:
             exclude.pop("toolkit")
-        return digest(self.model_dump(mode="json", exclude=exclude))[:16]
+        dumped = self.model_dump(mode="json", exclude=exclude)
+        for module in dumped["modules"]:
+            # Without any, a plan keeps the key that it had before there were such modules.
+            if not module["assembled"]:
+                del module["assembled"]
+        return digest(dumped)[:16]
 
     def source(self, name: str) -> PlannedSource | None:
         """The source tree of that name."""
         return next((source for source in self.sources if source.name == name), None)
+
+    @property
+    def nvcc_archs(self) -> tuple[str, ...]:
+        """The archs that nvcc compiles the modules for, cubins and PTX."""
+        return tuple(
+            sorted({arch for module in self.compiled for arch in (*module.nvcc_sass, *module.nvcc_ptx)}, key=version)
+        )
 
     @property
     def compiled(self) -> tuple[PlannedModule, ...]:
@@ -398,6 +469,14 @@ class Plan(Document):
 
 
 class Cannot(Value):
-    """No plan is possible: every recipe, with the reasons against it."""
+    """No plan is possible: every recipe, with the reasons against it.
+
+    Args:
+        passed_over: every recipe, by priority.
+        nearest: name of the recipe that needs the smallest change to be possible.
+        ways: changes of the request with which a plan is possible, as sentences.
+    """
 
     passed_over: tuple[PassedOver, ...]
+    nearest: str
+    ways: tuple[str, ...] = ()

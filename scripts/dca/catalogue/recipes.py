@@ -166,6 +166,7 @@ class OfficialWheel(IndexFile):
 
     cuda: CudaLine
     machines: tuple[str, ...] = ("x86_64",)
+    """Processors that the release has a wheel for; modules are copied from the one of x86_64."""
     members: dict[RelativePath, Member]
     schemas: dict[str, SchemaDigest] = {}
     """Digests (dca.compile.ops.digest) of the schemas of its ops, for every op of the groups."""
@@ -177,6 +178,10 @@ class Torch(Value):
     version: ReleaseText
     cuda: CudaLine
     cxx11_abi: bool
+    ptxas: CudaLine | None = None
+    """The CUDA version of the ptxas that its build environment has, in Triton's package."""
+    archs: tuple[Arch, ...] = ()
+    """GPU archs that the index's build of it has machine code for, if that is not enough for all of the recipe's."""
 
 
 class Cuda(Value):
@@ -184,6 +189,11 @@ class Cuda(Value):
 
     official: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
     supported: Annotated[tuple[CudaLine, ...], Field(min_length=1)]
+
+    def includes(self, line: str) -> bool:
+        """Whether a line is one of those known to compile the recipe, or lies between two of them."""
+        known = sorted(map(Version, self.supported))
+        return line in self.supported or known[0] < Version(line) < known[-1]
 
 
 class KernelDtype(Value):
@@ -293,6 +303,8 @@ class Lean(Value):
     groups: tuple[str, ...]
     archs: tuple[Arch, ...]
     default_archs: Annotated[tuple[Arch, ...], Field(min_length=1)]
+    untried: tuple[Arch, ...] = ()
+    """Those of `archs` that nobody has run the kernels on."""
     job_memory_gib: Annotated[float, Field(gt=0)]
     architectures: tuple[str, ...] = ()
     """Model architectures, as in a model's config.json, whose ops the groups were derived for."""

@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
+from packaging.version import Version
 from pydantic import AfterValidator, Field, model_validator
 
 from dca.catalogue import header_fixes
 from dca.catalogue.drivers import Drivers
 from dca.catalogue.header_fixes import HeaderFix
 from dca.catalogue.recipes import Arch, CudaLine, HttpsUrl, IndexFile, Name, RelativePath, Sha256
-from dca.foundation import data, datafile, runner
+from dca.foundation import data, datafile, environment, runner
 from dca.foundation.documents import Value
 
 
@@ -47,6 +48,13 @@ class CudaVersions(Value):
     def of(self, line: str) -> CudaVersion | None:
         """The version of a line, if it is known."""
         return next((version for version in self.versions if version.line == line), None)
+
+    def nearest(self, line: str) -> CudaVersion | None:
+        """The version of a line; for an unknown one, what is known of the nearest of its major version, older first."""
+        wanted = Version(line)
+        known = {Version(own.line): own for own in self.versions if Version(own.line).major == wanted.major}
+        near = max((own for own in known if own <= wanted), default=min(known, default=None))
+        return known[near].model_copy(update={"line": line}) if near else None
 
     def fixes_of(self, line: str) -> tuple[HeaderFix, ...]:
         """The fixes that the headers of a line need, in order; empty for an unknown line."""
@@ -262,7 +270,7 @@ def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
     """
     places: list[tuple[Path | None, str]] = [
         (named, "--toolkit"),
-        (_folder(os.environ.get("CUDA_HOME")), "CUDA_HOME"),
+        *((folder, "CUDA_HOME") for folder in environment.folders("CUDA_HOME")),
         (_of_program(shutil.which("nvcc")), "nvcc on PATH"),
         *((path, str(path)) for path in sorted(Path("/usr/local").glob("cuda-*"), reverse=True)),
         (_folder(os.environ.get("CONDA_PREFIX")), "the conda environment"),

@@ -107,9 +107,8 @@ def run(arguments: list[str]) -> int:
     arguments = arguments or ["--help"]
     as_json = "--json" in arguments
     try:
-        root.main(args=arguments, prog_name="dca", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        return end.exit_code
+        # Commands return nothing; a code is that of `Context.exit`.
+        return root.main(args=arguments, prog_name="dca", standalone_mode=False) or 0
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "dca"
         return _say(DcaError("DCA-201", error.format_message(), remedy=f"see `{path} --help`."), as_json=as_json)
@@ -127,7 +126,6 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         # Standard output itself may be what failed, so no JSON is written to it.
         return _say(from_os_error(error), as_json=False)
-    return 0
 
 
 def explanation_of(error: DcaError) -> tuple[Known, ...]:

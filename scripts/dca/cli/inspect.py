@@ -9,18 +9,23 @@ from pathlib import Path
 import click
 
 from dca import inspection
-from dca.catalogue import model_needs, recipes
+from dca.catalogue import model_needs, recipes, torch_releases
 from dca.catalogue.plan import Plan
+from dca.catalogue.toolkits import load_versions
 from dca.cli import options
 from dca.cli.packing import packed
 from dca.cli.terminal import wrapped
 from dca.foundation import documents
-from dca.foundation.errors import DcaError
-from dca.inspection import InspectedModule, Inspection, Recorded, missing
+from dca.foundation.errors import DcaError, ExitCode
+from dca.inspection import InspectedModule, Inspection, Recorded, missing, verdict
+from dca.inspection.verdict import Target
+from dca.serve import gpus
 from dca.toolchain import environments
 
 FAMILIES = 6
 MOST_PROBLEMS = 20
+SAYS = {"yes": "Yes", "no": "No", "unknown": "Cannot tell"}
+EXIT_CODES = {"yes": ExitCode.OK, "no": ExitCode.CHECK_FAILED, "unknown": ExitCode.CANNOT_TELL}
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,34 @@ class Checks:
     model: Path | None
 
 
+def target(gpu: str | None, driver: str | None, torch: str | None) -> Target | None:
+    """What something is to run on; None if nothing was asked for.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    options.check_driver(driver)
+    if driver and not gpu:
+        raise DcaError("DCA-201", "--driver needs --gpu.", remedy="name the GPU as well: --gpu H100 --driver 550.")
+    if not gpu and not torch:
+        return None
+    return Target(
+        gpu=gpu or "",
+        arch=gpus.arch_of("--gpu", gpu) if gpu else "",
+        driver=load_versions().drivers.driver(driver) if driver else None,
+        torch=torch_releases.parse(torch) if torch else None,
+    )
+
+
 @click.command("inspect")
-@click.argument("wheel", type=options.PATH)
+@click.argument("file", type=options.PATH)
+@packed(
+    target,
+    "asked",
+    click.option("--gpu", metavar="NAME|ARCH", help="GPU that is to run it, such as H100 or 9.0."),
+    click.option("--driver", metavar="VERSION", help="NVIDIA driver of that GPU, such as 550 or 550.54.15."),
+    click.option("--torch", metavar="VERSION", help="torch that is to load it, such as 2.8 or 2.8.0+cu129."),
+)
 @packed(
     Checks,
     "checks",
@@ -59,28 +90,30 @@ class Checks:
 @click.option("-v", "--verbose", is_flag=True, help="Show every kernel family, and the schemas of ops.")
 @options.schema(Inspection)
 @options.output
-def command(wheel: Path, checks: Checks, verbose: bool, output: options.Output) -> None:
-    """Show what a wheel contains: modules, GPU archs, kernels, ops, torch, CUDA, sizes.
+def command(file: Path, asked: Target | None, checks: Checks, verbose: bool, output: options.Output) -> None:
+    """Show what a wheel, a library or a folder of kernels contains, and whether it runs on a GPU, driver and torch.
 
-    Works on any vLLM wheel, without a GPU and without CUDA. No code of the wheel runs unless --python is given.
+    Works on any wheel, .so, .cubin, .fatbin, .ptx or folder with them, without a GPU and without CUDA. No code of it
+    runs unless --python is given. With --gpu or --torch the exit code is the answer: 0 yes, 1 no, 10 cannot tell.
     """
     options.check_file("--python", checks.python)
     options.check_file("--plan", checks.plan)
     model = model_needs.read(checks.model) if checks.model else None
     plan = documents.read(Plan, checks.plan) if checks.plan else None
     archs = options.arch_list(checks.archs) or (plan.archs if plan else ())
-    inspected = _inspect(wheel, checks.python, archs)
+    inspected = _inspect(file, checks.python, archs)
     differences = inspection.compare(inspected, plan) if plan else list(inspected.problems)
     unfit = inspection.unreached(inspected) if checks.archs else []
     if model:
         unfit += missing.lacking(inspected, model, recipes.load_all())
     compared = {"planned": plan.key, "differences": tuple(differences)} if plan else {}
-    document = inspected.model_copy(update={**compared, "unfit": tuple(unfit)})
-    output.show(document, render(inspected, verbose=verbose))
-    if differences:
+    answered = verdict.answer(inspected, asked) if asked else None
+    document = inspected.model_copy(update={**compared, "unfit": tuple(unfit), "answer": answered})
+    output.show(document, render(document, verbose=verbose))
+    if differences and (plan or not answered):
         raise DcaError(
             "DCA-702" if plan else "DCA-701",
-            f"{wheel.name} {'differs from its plan' if plan else 'is faulty'}.",
+            f"{inspected.file} {'differs from its plan' if plan else 'is faulty'}.",
             why=_some([*differences, *unfit]),
             remedy="do not install or publish it; `dca wheel` builds a right one."
             if inspected.recorded
@@ -90,19 +123,21 @@ def command(wheel: Path, checks: Checks, verbose: bool, output: options.Output) 
     if unfit:
         raise DcaError(
             "DCA-110",
-            f"{wheel.name} does not fit.",
+            f"{inspected.file} does not fit.",
             why=_some(unfit),
             remedy=f"build one that does: `{_fitting(inspected, checks, archs)}`.",
             answered=output.as_json,
         )
+    if answered:
+        click.get_current_context().exit(EXIT_CODES[answered.says])
 
 
-def _inspect(wheel: Path, python: Path | None, archs: tuple[str, ...]) -> Inspection:
-    """What a wheel contains, and how some GPU archs run it; with an environment's Python, ops and symbols as well."""
+def _inspect(file: Path, python: Path | None, archs: tuple[str, ...]) -> Inspection:
+    """What a file contains, and how some GPU archs run it; with an environment's Python, ops and symbols as well."""
     if python is None:
-        return inspection.inspect(wheel, asked=archs)
+        return inspection.inspect(file, asked=archs)
     source = inspection.schemas.loaded(python)
-    return inspection.inspect(wheel, source, torch=environments.look_at_torch(python), asked=archs)
+    return inspection.inspect(file, source, torch=environments.look_at_torch(python), asked=archs)
 
 
 def _fitting(inspected: Inspection, checks: Checks, archs: tuple[str, ...]) -> str:
@@ -120,31 +155,46 @@ def _fitting(inspected: Inspection, checks: Checks, archs: tuple[str, ...]) -> s
 def _some(problems: list[str]) -> str:
     """The first problems: a wheel with another wheel's RECORD has a thousand of the same kind."""
     rest = len(problems) - MOST_PROBLEMS
-    return "\n".join(problems[:MOST_PROBLEMS]) + (f"\nand {rest} more; --json lists them all." if rest > 0 else "")
+    return "\n".join(problems[:MOST_PROBLEMS]) + (f"\nand {rest} more; --json lists them." if rest > 0 else "")
 
 
 def render(inspected: Inspection, *, verbose: bool = False) -> str:
     """An inspection as text."""
     lines = [
+        *_answer(inspected),
         f"{inspected.file}  {_size(inspected.bytes)}, {_size(inspected.unpacked)} unpacked, {inspected.files} files",
-        f"  version       {inspected.version}",
-        f"  tags          {', '.join(inspected.tags)}",
-        f"  Python        {inspected.requires_python or 'any'}",
-        f"  torch         {inspected.torch or 'not required'}{_symbols(inspected)}",
-        f"  transformers  {inspected.transformers or 'not required'}",
+    ]
+    if inspected.form == "wheel":
+        lines += [
+            f"  version       {inspected.version}",
+            f"  tags          {', '.join(inspected.tags)}",
+            f"  Python        {inspected.requires_python or 'any'}",
+            f"  torch         {inspected.torch or 'not required'}{_symbols(inspected)}",
+        ]
+    lines += [
         f"  CUDA          {', '.join(inspected.cuda_libraries) or 'no CUDA libraries'}",
         f"  glibc         {inspected.glibc + ' or newer' if inspected.glibc else 'any'}",
-        f"  DCA backend   {'present' if inspected.dca_backend else 'absent'}",
-        f"  DCA index     {_present(inspected.index_ops)}",
-        f"  sparse attn   {_present(inspected.sparse_ops)}; its Python {_present(inspected.sparse_functions)}",
     ]
+    if inspected.transformers or inspected.dca_backend or inspected.index_ops or inspected.sparse_ops:
+        lines += [
+            f"  transformers  {inspected.transformers or 'not required'}",
+            f"  DCA backend   {'present' if inspected.dca_backend else 'absent'}",
+            f"  DCA index     {_present(inspected.index_ops)}",
+            f"  sparse attn   {_present(inspected.sparse_ops)}; its Python {_present(inspected.sparse_functions)}",
+        ]
     if record := inspected.recorded:
         lines.append(
             f"  made by dca   {record.recipe}, {record.profile}: {', '.join(record.groups)}; plan {record.plan}"
         )
         lines += wrapped("  attention     ", _attention(record))
+    for left in inspected.unread:
+        more = f" and {left.files - 1} more" if left.files > 1 else ""
+        lines += wrapped("  not read      ", f"{left.what} ({left.why}): {left.some[0]}{more}, {_size(left.bytes)}")
     for module in inspected.modules:
-        lines += ["", f"  {module.path}  {_size(module.bytes)}, {_size(module.stored)} in the wheel"]
+        kind = "" if module.kind == "library" else f"{module.kind}, "
+        kind += f"{module.files} files, " if module.files > 1 else ""
+        in_wheel = f", {_size(module.stored)} in the wheel" if inspected.form == "wheel" else ""
+        lines += ["", f"  {module.path}  {kind}{_size(module.bytes)}{in_wheel}"]
         if record and (made := record.rewritten.get(module.path)):
             text = (
                 f"the official wheel's module with sha256 {made.official}; of its attention kernels {made.keeps.text}"
@@ -153,6 +203,18 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
         for title, text in _module(module, verbose=verbose):
             lines += wrapped(f"      {title:<8}", text)
     return "\n".join(lines)
+
+
+def _answer(inspected: Inspection) -> Iterator[str]:
+    """The answer to what was asked, and what is wrong besides."""
+    if answer := inspected.answer:
+        yield f"{SAYS[answer.says]}: {inspected.file} {answer.asked}"
+        for reason in [
+            *answer.reasons[:MOST_PROBLEMS],
+            *(f"Besides: {fault}" for fault in inspected.problems[:MOST_PROBLEMS]),
+        ]:
+            yield from wrapped("  - ", reason)
+        yield ""
 
 
 def _attention(record: Recorded) -> str:
@@ -165,7 +227,8 @@ def _attention(record: Recorded) -> str:
 
 def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, str]]:
     """The lines about a module, as titles and texts."""
-    yield "holds", ", ".join(f"{name} {_size(size)}" for name, size in module.sections.items() if size) or "nothing"
+    if module.sections:
+        yield "holds", ", ".join(f"{name} {_size(size)}" for name, size in module.sections.items() if size) or "nothing"
     if module.sass:
         yield (
             "cubins",
@@ -177,8 +240,14 @@ def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, st
     if module.ptx:
         yield (
             "PTX",
-            ", ".join(f"{arch} ({count}, {_size(module.ptx_bytes[arch])})" for arch, count in module.ptx.items()),
+            ", ".join(f"{arch} ({count}, {_size(module.ptx_bytes[arch])})" for arch, count in module.ptx.items())
+            + "".join(f"; version {version} for {arch}" for arch, version in module.ptx_versions.items()),
         )
+    if module.relocatable:
+        archs = ", ".join(f"{arch} ({count})" for arch, count in module.relocatable.items())
+        yield "", f"relocatable, for a linker alone: {archs}"
+    if module.unread:
+        yield "not read", ", ".join(f"{count} {what}" for what, count in module.unread.items())
     if module.reached:
         yield "runs on", "; ".join(f"{arch}: {how}" for arch, how in module.reached.items())
     if module.families:
@@ -190,7 +259,8 @@ def _module(module: InspectedModule, *, verbose: bool) -> Iterator[tuple[str, st
         yield "kernels", ", ".join(texts)
     if module.tools:
         yield "made by", "CUDA " + ", ".join(module.tools)
-    yield "needs", ", ".join([*module.needed, *_required(module)]) or "nothing"
+    if module.sections:
+        yield "needs", ", ".join([*module.needed, *_required(module)]) or "nothing"
     yield from _ops(module, verbose=verbose)
 
 
@@ -199,7 +269,7 @@ def _required(module: InspectedModule) -> Iterator[str]:
     if module.glibc:
         yield f"glibc {module.glibc}"
     if module.torch_symbols:
-        yield f"{module.torch_symbols} symbols of torch"
+        yield f"{module.torch_symbols} symbols of torch{', all of its stable ABI' if module.stable_abi else ''}"
     if module.cxx11_abi is not None:
         yield f"the {'new' if module.cxx11_abi else 'old'} C++ ABI"
 

@@ -152,6 +152,11 @@ def request(function: Any) -> Any:
             ),
             click.option("--toolkit", type=PATH, help="Folder of the CUDA toolkit to use."),
             click.option(
+                "--try-toolkit",
+                is_flag=True,
+                help="Also use a toolkit of a CUDA version outside the recipe's range, of the same major version.",
+            ),
+            click.option(
                 "--strict-cuda", is_flag=True, help="Fail if the build would use another CUDA version than --cuda."
             ),
             click.option(
@@ -189,12 +194,7 @@ def make_request(**values: Any) -> Request:
     check_cuda(values["cuda"])
     if values["python"] is not None and not re.fullmatch(r"3\.[0-9]{1,2}", values["python"]):
         raise DcaError("DCA-201", f"--python {values['python']} is not a Python version.", remedy="write it as 3.12.")
-    if values["driver"] is not None and not re.fullmatch(r"[0-9]{3,4}(\.[0-9]{1,4}){0,2}", values["driver"]):
-        raise DcaError(
-            "DCA-201",
-            f"--driver {values['driver']} is not a driver version.",
-            remedy="write it as 550.54.15, as nvidia-smi shows it.",
-        )
+    check_driver(values["driver"])
     if values["dirty"] and not (values["source"] or values["companions"]):
         raise DcaError(
             "DCA-201",
@@ -244,6 +244,20 @@ def check_cuda(line: str | None) -> None:
     """
     if line is not None and not re.fullmatch(r"[0-9]{1,2}\.[0-9]", line):
         raise DcaError("DCA-201", f"--cuda {line} is not a CUDA version.", remedy="write it as 12.1.")
+
+
+def check_driver(version: str | None) -> None:
+    """Reject a value of --driver that is not the version of a driver.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    if version is not None and not re.fullmatch(r"[0-9]{3,4}(\.[0-9]{1,4}){0,2}", version):
+        raise DcaError(
+            "DCA-201",
+            f"--driver {version} is not a driver version.",
+            remedy="write it as 550.54.15, as nvidia-smi shows it.",
+        )
 
 
 def all_words(texts: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from dca import inspection
+from dca.catalogue.archs import version
 from dca.catalogue.plan import Plan, Request
 from dca.cli import options
 from dca.cli.packing import packed
@@ -87,6 +88,9 @@ def command(
                 reporter.note(f"{choice.value}: {choice.reason}")
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
+        if plan.ignored:
+            names = ", ".join(dict.fromkeys(one.name.partition(" = ")[0] for one in plan.ignored))
+            reporter.note(f"Ignored: {names}. `dca plan` says what that would change.")
         if source:
             wheel.unpack(source, planned, cache, reporter)
         result = (
@@ -166,7 +170,7 @@ def compiler_cache(used: CacheUse) -> str:
 def _archs(inspected: Inspection, path: str) -> str:
     for module in inspected.modules:
         if module.path == path:
-            sass = ", ".join(f"sm_{arch.replace('.', '')}" for arch in module.sass)
+            sass = ", ".join(f"sm_{arch.replace('.', '')}" for arch in sorted(module.sass, key=version))
             ptx = ", ".join(module.ptx)
             return (sass or "no device code") + (f", PTX {ptx}" if ptx else "")
     return "not in the wheel"

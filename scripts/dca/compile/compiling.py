@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from dca.catalogue.plan import Plan, PlannedModule
 from dca.compile import cmake, compiler_cache, copied, lean, ops, units, upstream
+from dca.compile.assembled import Assembled, assembled
 from dca.compile.cmake import CompiledObject
 from dca.compile.compiler_cache import CacheUse, Session
 from dca.compile.copied import Rewritten
@@ -41,6 +42,7 @@ class BuiltModule(Value):
         objects: that it was linked from; empty for a copied module.
         rewritten: how it differs from the official wheel's; None for one that is as it is there, or compiled.
         note: why it is copied as it is, although the plan keeps part of its kernels.
+        assembled: the machine code that nvcc did not make; None if there is none.
     """
 
     name: str
@@ -52,6 +54,7 @@ class BuiltModule(Value):
     objects: tuple[CompiledObject, ...] = ()
     rewritten: Rewritten | None = None
     note: str = ""
+    assembled: Assembled | None = None
 
 
 class Build(Document):
@@ -147,8 +150,12 @@ def compile_modules(job: Job, run: Run) -> Build:
                         else:
                             file = lean.module_file(module, folder.path)
                         # Kept outside the build folder, which another run may use while this one still packages.
-                        kept = _keep(file, run.cache)
-                        built.append(_built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log))
+                        if module.assembled:
+                            kept, how = assembled(job, module, file, run)
+                        else:
+                            kept, how = _keep(file, run.cache), None
+                        own = _built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log)
+                        built.append(own.model_copy(update={"assembled": how}))
     built += [copy.result for copy in copies]
     return Build(
         plan_key=plan.key,

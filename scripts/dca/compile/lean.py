@@ -95,9 +95,10 @@ def _generate(job: Job, folder: Path, apart: units.Apart) -> str:
             sources = [path for path in sources if path in apart.plain]
             upstream = (src / described.tree / described.bindings).read_text(encoding="utf-8")
             text = bindings.generate(upstream, module.name, own, described.undefined)
-            path = generated / f"{module.name}_bindings.cpp"
-            store.write_if_changed(path, text.encode())
-            sources.append(path)
+            path = generated / f"{module.name}{units.BINDINGS}"
+            # Upstream's declarations are in headers, one of which defines an op as well.
+            store.write_if_changed(path, f"#define {units.FACTORIES}\n{text}".encode())
+            (sources if path in apart.plain else unit_files).append(path)
         if described.stubs:
             text = bindings.stubs(described, described.stubs, own.values(), recipe.adding(module.name))
             path = generated / f"{module.name}_stubs.cpp"
@@ -110,7 +111,9 @@ def _generate(job: Job, folder: Path, apart: units.Apart) -> str:
             _set(f"DCA_{module.name}_UNITS", unit_files),
             _set(f"DCA_{module.name}_INCLUDES", [src / described.tree / path for path in described.includes]),
             _set(f"DCA_{module.name}_DEFINES", defines),
-            _set(f"DCA_{module.name}_CUDA_FLAGS", [*_gencode(module), *described.cuda_flags]),
+            _set(f"DCA_{module.name}_CUDA_FLAGS", [*gencode(module), *described.cuda_flags]),
+            # The note of a fixed identity is a program header to spare, for the rewriting.
+            _set(f"DCA_{module.name}_BUILD_ID", ["0x00" if module.assembled else "none"]),
             _set(f"DCA_{module.name}_DRIVER", ["ON" if any(group.driver for group in own.values()) else "OFF"]),
         ]
     store.write_if_changed(generated / "driver.cpp", b"// Nothing: only the library's name counts.\n")
@@ -158,13 +161,16 @@ def _units(job: Job, module: PlannedModule, folder: Path, apart: units.Apart) ->
     return files
 
 
-def _gencode(module: PlannedModule) -> list[str]:
+def gencode(module: PlannedModule) -> list[str]:
+    """Nvcc's flags for the code of a module that it is to make."""
     # CMake removes repeated options, and `-gencode` is repeated; the joined spelling is not.
-    flags = provide.gencode(module.sass, module.ptx)
-    return [
+    flags = provide.gencode(module.nvcc_sass, module.nvcc_ptx)
+    joined = [
         f"{flag}={value}".replace("-gencode=", "--generate-code=")
         for flag, value in zip(flags[::2], flags[1::2], strict=True)
     ]
+    # Cubins replace the PTX later and are packed compressed: they must not need more room than it.
+    return [*joined, *(["--no-compress"] if module.assembled else [])]
 
 
 def _set(name: str, values: Iterable[object]) -> str:

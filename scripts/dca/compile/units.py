@@ -30,7 +30,8 @@ class Apart(Document):
     Args:
         placed: digest of the build folder's sources, as `cmake.place` returns it.
         alone: sources that get a unit of their own, because one that they were in did not compile.
-        plain: sources that are compiled with torch's own headers, because their own unit did not compile either.
+        plain: sources that are compiled with torch's own headers, because their own unit did not compile either, and
+            registrations.
     """
 
     SCHEMA: ClassVar[str] = "dca.apart/1"
@@ -47,6 +48,8 @@ class Apart(Document):
 
 
 APART = Path("generated/apart.json")
+BINDINGS = "_bindings.cpp"
+"""How the names of generated registrations end."""
 FACTORIES = "DCA_TORCH_FACTORIES"
 """The macro with which the stand-in for `torch/all.h` has torch's functions that make tensors."""
 _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
@@ -88,7 +91,7 @@ def sources_of(file: Path) -> tuple[Path, ...]:
 
 
 def take_apart(folder: Path, failed: Collection[str]) -> bool:
-    """Note for the next configuration that units did not compile; whether any of those that failed is a unit.
+    """Note for the next configuration what did not compile behind the stand-ins; whether anything of it is new.
 
     Args:
         folder: the build folder.
@@ -96,10 +99,14 @@ def take_apart(folder: Path, failed: Collection[str]) -> bool:
     """
     apart = documents.read(Apart, folder / APART)
     alone, plain = set(apart.alone), set(apart.plain)
-    for unit in (folder / "generated").glob("*.cu"):
-        if f"{unit.name}.o" in failed:
-            sources = sources_of(unit)
+    for file in sorted((folder / "generated").iterdir()):
+        if f"{file.name}.o" not in failed:
+            continue
+        if file.suffix == ".cu":
+            sources = sources_of(file)
             (alone if len(sources) > 1 else plain).update(sources)
+        elif file.name.endswith(BINDINGS):
+            plain.add(file)
     after = Apart(placed=apart.placed, alone=frozenset(alone), plain=frozenset(plain))
     documents.write(after, folder / APART)
     return after != apart

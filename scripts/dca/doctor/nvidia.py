@@ -63,22 +63,10 @@ def visible(seen: Seen, chosen: str | None) -> Seen:
 
     Args:
         seen: all that there are.
-        chosen: CUDA_VISIBLE_DEVICES; None if it is not set. As in CUDA, the first device that does not exist ends the
-            list. Device UUIDs are not resolved: each one takes the next GPU.
+        chosen: CUDA_VISIBLE_DEVICES, as `machine.visible` reads it; None if it is not set.
     """
-    if chosen is None:
-        return seen
-    left: list[Card] = []
-    for word in [part.strip() for part in chosen.split(",")] if chosen.strip() else []:
-        if word.isascii() and word.isdigit():
-            if int(word) >= len(seen.cards):
-                break
-            left.append(seen.cards[int(word)])
-        elif re.match(r"(GPU|MIG)-", word) and len(left) < len(seen.cards):
-            left.append(seen.cards[len(left)])
-        else:
-            break
-    return seen.model_copy(update={"cards": tuple(left), "hidden": max(0, len(seen.cards) - len(left))})
+    left = machine.visible(seen.cards, chosen)
+    return seen.model_copy(update={"cards": left, "hidden": max(0, len(seen.cards) - len(left))})
 
 
 def _library() -> Any:

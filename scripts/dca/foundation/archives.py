@@ -23,7 +23,7 @@ if not hasattr(tarfile, "data_filter"):
     # Python 3.10 has filters from 3.10.12 on, 3.11 from 3.11.4 on. The package is the tarfile of a later Python.
     from backports import tarfile  # type: ignore[no-redef]
 
-# What an archive may unpack to; see `_most`.
+# What an archive may unpack to; see `most_unpacked`.
 MOST_UNPACKED, SMALL_UNPACKED, MOST_GROWTH, MOST_MEMBERS = 32 << 30, 256 << 20, 100, 500_000
 LONGEST_NAME = 1024
 
@@ -74,7 +74,7 @@ def _check_stream(archive: Path) -> None:
     with archive.open("rb") as stream:
         if stream.read(2) != b"\x1f\x8b":
             return
-    read, most = 0, _most(archive)
+    read, most = 0, most_unpacked(archive)
     with gzip.open(archive) as content:
         while block := content.read(1 << 20):
             together.check()
@@ -83,7 +83,7 @@ def _check_stream(archive: Path) -> None:
                 raise _bomb(archive, read)
 
 
-def _most(archive: Path) -> int:
+def most_unpacked(archive: Path) -> int:
     """Bytes that an archive may unpack to. The largest pinned one grows eightfold; text grows twentyfold."""
     return min(MOST_UNPACKED, max(SMALL_UNPACKED, archive.stat().st_size * MOST_GROWTH))
 
@@ -98,7 +98,7 @@ def _check_members(tar: tarfile.TarFile, archive: Path) -> list[str]:
     """
     # "dir", "link" or "file" by path, for every member and every folder that a member's path implies.
     kinds: dict[str, str] = {}
-    size, most = 0, _most(archive)
+    size, most = 0, most_unpacked(archive)
     for member in tar:
         _check_name(member.name, archive)
         size += member.size
@@ -169,7 +169,7 @@ def unpack_wheel(archive: Path, folder: Path, wanted: Callable[[str], bool] = la
 
 def _check_entries(wheel: zipfile.ZipFile, archive: Path) -> None:
     names: set[str] = set()
-    size, most = 0, _most(archive)
+    size, most = 0, most_unpacked(archive)
     for info in wheel.infolist():
         name = info.filename
         _check_name(name, archive)

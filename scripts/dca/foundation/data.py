@@ -39,6 +39,11 @@ def gpus_file() -> Path:
     return data_root() / "build" / "gpus" / "gpus.toml"
 
 
+def torch_file() -> Path:
+    """The known releases of torch."""
+    return data_root() / "build" / "torch" / "releases.toml"
+
+
 def serving_folder() -> Path:
     """One TOML file per recipe: how its engine is started."""
     return data_root() / "build" / "serving"

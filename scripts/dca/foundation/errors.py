@@ -26,6 +26,8 @@ class ExitCode(IntEnum):
     WHEEL = 7
     SMOKE = 8
     PUBLISH = 9
+    CANNOT_TELL = 10
+    """Of `dca inspect` alone: the answer is neither yes nor no. No error has it."""
     INTERRUPTED = 130
 
 

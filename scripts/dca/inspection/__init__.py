@@ -1,23 +1,27 @@
-"""Inspects any wheel, without a GPU or CUDA: its contents, its requirements and its tags."""
+"""Inspects any wheel, library or folder without a GPU or CUDA: its contents, its requirements and its tags."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import InvalidRequirement
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
+from dca.binaries.limits import Work
 from dca.catalogue.archs import NOT
 from dca.catalogue.model_needs import Coverage, LeftOut
-from dca.foundation import store
+from dca.foundation import store, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import archive as wheels
+from dca.inspection import record as lists
 from dca.inspection import schemas
 from dca.inspection.compare import compare
+from dca.inspection.contents import Contents, File, in_wheel, on_disk
 from dca.inspection.modules import Looker
 from dca.inspection.schemas import SchemaSource
 from dca.inspection.values import InspectedModule, Inspection, KernelFamily, Recorded
@@ -26,7 +30,10 @@ from dca.toolchain.environments import TorchFacts
 __all__ = ["InspectedModule", "Inspection", "KernelFamily", "Recorded", "compare", "inspect", "schemas"]
 
 # Errors of the readers for a file that is damaged, encrypted or not a wheel.
-DAMAGED = (*wheels.UNREADABLE, InvalidWheelFilename, InvalidRequirement, KeyError, StopIteration, ValueError)
+DAMAGED = (*zips.UNREADABLE, InvalidWheelFilename, InvalidRequirement, KeyError, ValueError)
+MOST_PROBLEMS = 1000
+MOST_OWN = 1 << 20
+"""Bytes of dca.json that are read; JSON takes up to twenty times as many in memory."""
 # The path of dual chunk attention in every vLLM that has it, and the names of its ops.
 BACKEND = "attention/backends/dual_chunk_flash_attn.py"
 INTERFACE = "flash_attn_interface.py"
@@ -36,16 +43,16 @@ CUDA_LIBRARIES = ("libcu", "libnv", "libnccl")
 
 
 def inspect(
-    wheel: Path,
+    path: Path,
     source: SchemaSource | None = None,
     *,
     torch: TorchFacts | None = None,
     asked: tuple[str, ...] | None = (),
 ) -> Inspection:
-    """Inspect a wheel.
+    """Inspect a wheel, a file of compiled code, or a folder with such files.
 
     Args:
-        wheel: the file.
+        path: of it.
         source: how to find the ops of a module; by default from the wheel's own dca.json, else from texts in the
             module, which runs no code of the wheel.
         torch: an environment's torch, to check the C++ ABI and symbols against.
@@ -53,20 +60,44 @@ def inspect(
             for.
 
     Raises:
-        DcaError: DCA-701 if it is not a wheel, DCA-204 if there is no such file.
+        DcaError: DCA-701 if it is not a wheel, or holds more than is read; DCA-204 if there is no such file.
     """
-    if not wheel.is_file():
-        raise DcaError("DCA-204", f"{wheel} is not a file.", remedy="name a .whl file.")
+    if path.is_dir() or (path.is_file() and path.suffix != ".whl"):
+        work = Work()
+        return _loose(path, Looker(_sources({}, source, work), torch, asked or (), work))
+    if not path.is_file():
+        raise DcaError(
+            "DCA-204", f"{path} is not a file.", remedy="name a wheel, a library, or a folder with libraries."
+        )
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            return _inspect(wheel, archive, source, torch, asked)
+        with zips.opened(path) as archive:
+            return _inspect(path, archive, source, torch, asked)
+    except zips.LimitError as error:
+        raise DcaError(
+            "DCA-701",
+            f"{path.name} holds more than is read.",
+            why=f"{error}.",
+            remedy="do not use it, unless you know who made it.",
+        ) from None
     except DAMAGED as error:
         raise DcaError(
             "DCA-701",
-            f"{wheel.name} is not a wheel.",
+            f"{path.name} is not a wheel.",
             why=str(error) or "it has no METADATA.",
             remedy="name a wheel by its full file name, or build it again.",
         ) from None
+
+
+def _sources(known: dict[str, tuple[str, ...]], source: SchemaSource | None, work: Work) -> SchemaSource:
+    """How to find the ops of a module.
+
+    Args:
+        known: schemas that the wheel records, by the modules' sha256.
+        source: the first to ask.
+        work: what reading texts may take.
+    """
+    first = [source] if source else []
+    return schemas.first_of(*first, schemas.recorded(known), schemas.strings(work))
 
 
 def _inspect(
@@ -80,26 +111,25 @@ def _inspect(
     name, version, _, tags = parse_wheel_filename(wheel.name)
     members = [member for member in archive.infolist() if not member.is_dir()]
     names = [member.filename for member in members]
-    info = next(path.split("/")[0] for path in names if path.endswith(".dist-info/METADATA"))
-    metadata = wheels.read_metadata(archive.read(f"{info}/METADATA").decode("utf-8", "replace"))
+    info = wheels.info_folder(names)
+    metadata = wheels.read_metadata(archive, info)
     record, known = _record(archive, f"{info}/dca.json")
     if asked is None:
         asked = record.archs if record else ()
-    sources = [schemas.recorded(known), schemas.strings]
-    if source:
-        sources.insert(0, source)
-    looker = Looker(schemas.first_of(*sources), torch, asked)
     problems = wheels.check_names(metadata, info, wheel.name)
-    problems += wheels.check_tags(archive.read(f"{info}/WHEEL").decode(), wheel.name)
-    digests: dict[str, tuple[str, int]] = {}
-    modules = []
-    for path in sorted({path for path in names if path.endswith(".so")}):
-        module, wrong = _unpacked(archive, path, looker, digests)
-        if module:
-            modules.append(module)
-        problems += wrong
+    if (size := archive.getinfo(f"{info}/METADATA").file_size) > zips.MOST_TEXT:
+        problems.append(f"METADATA has {size} bytes, more than the {zips.MOST_TEXT} that are read of it.")
+    problems += wheels.check_tags(zips.read(archive, f"{info}/WHEEL").decode("utf-8", "replace"), wheel.name)
+    listed = lists.read(archive, info)
+    work = Work()
+    looker = Looker(_sources(known, source, work), torch, asked, work)
+    with store.scratch() as scratch:
+        contents = Contents(looker, scratch, listed.algorithm)
+        contents.add_all(in_wheel(archive))
+    modules = contents.modules
+    problems += contents.problems
     problems += wheels.check_platform(tags, modules)
-    problems += wheels.check_record(archive, info, digests)
+    problems += lists.check(listed, names, contents.seen)
     problems += _torch(modules, metadata, torch)
     problems += [
         f"dca.json has no entry for {module.path} with its sha256."
@@ -118,52 +148,109 @@ def _inspect(
         requires_python=metadata.first("Requires-Python"),
         torch=metadata.requires("torch"),
         transformers=metadata.requires("transformers"),
-        asked=asked,
-        modules=tuple(modules),
-        cuda_libraries=tuple(
-            sorted({library for module in modules for library in module.needed if library.startswith(CUDA_LIBRARIES)})
-        ),
-        glibc=max((module.glibc for module in modules), key=wheels.number, default=""),
-        checked_with_torch=torch.version if torch else "",
         dca_backend=any(path.endswith(f"/{BACKEND}") for path in names),
-        sparse_functions=any(SPARSE_FUNCTION in archive.read(path) for path in interfaces),
-        index_ops=_registered(modules, INDEX_OP),
-        sparse_ops=_registered(modules, SPARSE_OP),
+        sparse_functions=any(_has_sparse_function(archive, path) for path in interfaces),
         recorded=record,
         files=len(names),
-        problems=tuple(dict.fromkeys(problems)),
+        problems=_some(problems),
+        **_of_modules(contents, asked, torch),
     )
 
 
-def _unpacked(
-    archive: zipfile.ZipFile, path: str, looker: Looker, digests: dict[str, tuple[str, int]]
-) -> tuple[InspectedModule | None, list[str]]:
-    """Unpack one module, inspect it, and delete it.
+def _loose(path: Path, looker: Looker) -> Inspection:
+    """Inspect a file of compiled code, or a folder with such files.
 
     Args:
-        archive: the wheel.
-        path: of the module in the wheel.
-        looker: how to inspect the module.
-        digests: for `wheels.check_record`; the module's digest is added.
+        path: of it.
+        looker: how to inspect the modules.
     """
+    files = list(_files(path))
     with store.scratch() as scratch:
-        file = scratch / path.rsplit("/", 1)[-1]
-        sha256 = hashlib.sha256()
-        try:
-            with archive.open(path) as stream, file.open("wb") as target:
-                while block := stream.read(1 << 20):
-                    sha256.update(block)
-                    target.write(block)
-        except wheels.UNREADABLE as error:
-            return None, [f"{path} is damaged: {error}."]
-        digests[path] = (wheels.unpadded(sha256.digest()), file.stat().st_size)
-        return looker.look(path, file, sha256.hexdigest(), archive.getinfo(path).compress_size)
+        contents = Contents(looker, scratch)
+        contents.add_all(files)
+    if path.is_file() and not contents.modules and not contents.unread:
+        raise DcaError(
+            "DCA-701",
+            f"{path.name} is neither a wheel nor compiled code.",
+            remedy="name a wheel, a library (.so), GPU code (.cubin, .fatbin, .ptx), or a folder with them.",
+        )
+    return Inspection(
+        form="file" if path.is_file() else "folder",
+        file=path.resolve().name,
+        bytes=sum(file.size for file in files),
+        unpacked=sum(file.size for file in files),
+        sha256=store.sha256_file(path) if path.is_file() else "",
+        name="",
+        version="",
+        tags=(),
+        requires_python="",
+        torch="",
+        transformers="",
+        dca_backend=False,
+        sparse_functions=False,
+        recorded=None,
+        files=len(files),
+        problems=_some(contents.problems),
+        **_of_modules(contents, looker.asked, looker.torch),
+    )
+
+
+def _files(path: Path) -> Iterator[File]:
+    """The files to inspect; links to files are followed, because caches of downloads consist of them."""
+    if path.is_file():
+        yield on_disk(path.name, path)
+        return
+    for number, (relative, file) in enumerate(store.walk(path)):
+        if number == zips.MOST_ENTRIES:
+            raise DcaError(
+                "DCA-701",
+                f"{path} has more than {zips.MOST_ENTRIES} files.",
+                remedy="name a folder that holds only what you want to inspect.",
+            )
+        if file.is_file():
+            yield on_disk(relative, file)
+
+
+def _of_modules(contents: Contents, asked: tuple[str, ...], torch: TorchFacts | None) -> dict[str, Any]:
+    """The fields of the result that come from the modules.
+
+    Args:
+        contents: with the modules.
+        asked: GPU archs that were asked for.
+        torch: that they were checked with.
+    """
+    modules = contents.modules
+    return {
+        "asked": asked,
+        "modules": tuple(modules),
+        "unread": contents.unread,
+        "cuda_libraries": tuple(
+            sorted({library for module in modules for library in module.needed if library.startswith(CUDA_LIBRARIES)})
+        ),
+        "glibc": max((module.glibc for module in modules), key=wheels.number, default=""),
+        "checked_with_torch": torch.version if torch else "",
+        "index_ops": _registered(modules, INDEX_OP),
+        "sparse_ops": _registered(modules, SPARSE_OP),
+    }
+
+
+def _some(problems: Iterable[str]) -> tuple[str, ...]:
+    """The problems, once each; of very many the first."""
+    every = list(dict.fromkeys(problems))
+    rest = len(every) - MOST_PROBLEMS
+    return tuple(every[:MOST_PROBLEMS]) + ((f"{rest} more of such problems.",) if rest > 0 else ())
+
+
+def _has_sparse_function(archive: zipfile.ZipFile, path: str) -> bool:
+    with contextlib.suppress(*zips.UNREADABLE):
+        return SPARSE_FUNCTION in zips.read(archive, path)
+    return False
 
 
 def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[str, tuple[str, ...]]]:
     """The content of a wheel's dca.json, and the schemas in it by the modules' sha256."""
-    with contextlib.suppress(*wheels.UNREADABLE, ValueError, KeyError, TypeError, AttributeError):
-        document = json.loads(archive.read(name))
+    with contextlib.suppress(*zips.UNREADABLE, ValueError, KeyError, TypeError, AttributeError):
+        document = json.loads(zips.read(archive, name, MOST_OWN))
         modules = document["modules"]
         record = Recorded(
             recipe=document["recipe"],
@@ -179,6 +266,7 @@ def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[
             hashes={module["path"]: module["sha256"] for module in modules},
             sources={name: sha256 for module in modules for name, sha256 in module["sources"].items()},
             rewritten={module["path"]: module["rewritten"] for module in modules if "rewritten" in module},
+            assembled={module["path"]: module["assembled"] for module in modules if "assembled" in module},
         )
         return record, {module["sha256"]: tuple(map(str, module["schemas"])) for module in modules}
     return None, {}
@@ -186,7 +274,7 @@ def _record(archive: zipfile.ZipFile, name: str) -> tuple[Recorded | None, dict[
 
 def _torch(modules: list[InspectedModule], metadata: wheels.Metadata, torch: TorchFacts | None) -> list[str]:
     """Check that METADATA pins torch, and that it is the version the modules are checked with."""
-    if not any(module.torch_symbols for module in modules):
+    if all(module.stable_abi or not module.torch_symbols for module in modules):
         return []
     required = metadata.requires("torch")
     if not metadata.pins("torch"):

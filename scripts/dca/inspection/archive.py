@@ -1,25 +1,24 @@
-"""Checks a wheel as an archive: names, tags, METADATA and RECORD must agree."""
+"""Checks a wheel as an archive: names, tags and METADATA must agree."""
 
 from __future__ import annotations
 
 import base64
-import csv
-import hashlib
-import io
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from packaging.requirements import Requirement
 from packaging.tags import Tag
 from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
 
+from dca.foundation import zips
 from dca.inspection.values import InspectedModule
 
-# Errors of zipfile and zlib for a member that is damaged, encrypted or compressed in an unknown way.
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+MOST_HEAD = 1 << 20
+"""Bytes of METADATA before its description."""
+MOST_REQUIREMENTS, LONGEST_REQUIREMENT = 10_000, 1 << 13
 # The glibc that legacy platform tags promise to run with (PEP 513, 571, 599); other tags contain it.
 LEGACY = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
 
@@ -35,6 +34,11 @@ class Metadata:
 
     fields: dict[str, list[str]]
     requirements: list[Requirement] = field(default_factory=list)
+
+    @property
+    def torch(self) -> Requirement | None:
+        """The requirement on torch."""
+        return next((one for one in self.requirements if canonicalize_name(one.name) == "torch"), None)
 
     def first(self, name: str) -> str:
         """The first value of a field, or ""."""
@@ -56,18 +60,59 @@ class Metadata:
         )
 
 
-def read_metadata(text: str) -> Metadata:
+def info_folder(names: Iterable[str]) -> str:
+    """The .dist-info folder of a wheel: those of packages that it carries lie deeper.
+
+    Args:
+        names: paths of its files.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in names:
+        folder, _, file = name.partition("/")
+        if file == "METADATA" and folder.endswith(".dist-info"):
+            return folder
+    raise ValueError("it has no METADATA")
+
+
+def read_metadata(archive: zipfile.ZipFile, info: str) -> Metadata:
     """Parse METADATA, without its description.
+
+    Args:
+        archive: the wheel.
+        info: its .dist-info folder.
 
     Raises:
         InvalidRequirement: for an invalid requirement.
+        LimitError: it has more fields than are read; other kinds of `UNREADABLE` if it is damaged.
+    """
+    head = b""
+    for block in zips.blocks(archive, archive.getinfo(f"{info}/METADATA")):
+        head += block
+        if b"\n\n" in head or b"\n\r\n" in head:
+            break
+        if len(head) > MOST_HEAD:
+            raise zips.LimitError(f"METADATA has more than {MOST_HEAD} bytes before its description")
+    return parse_metadata(head.decode("utf-8", "replace"))
+
+
+def parse_metadata(text: str) -> Metadata:
+    """`read_metadata`, of a text.
+
+    Raises:
+        InvalidRequirement: for an invalid requirement.
+        LimitError: it has more requirements than are read, or a longer one.
     """
     fields: dict[str, list[str]] = {}
-    for line in text.partition("\n\n")[0].splitlines():
+    for line in text.replace("\r\n", "\n").partition("\n\n")[0].split("\n"):
         key, separator, value = line.partition(": ")
         if separator and not line.startswith(" "):
             fields.setdefault(key, []).append(value)
-    requirements = [Requirement(line) for line in fields.get("Requires-Dist", [])]
+    listed = fields.get("Requires-Dist", [])
+    if len(listed) > MOST_REQUIREMENTS or any(len(line) > LONGEST_REQUIREMENT for line in listed):
+        raise zips.LimitError("METADATA has more requirements than are read, or longer ones")
+    requirements = [Requirement(line) for line in listed]
     always = [
         requirement for requirement in requirements if not (requirement.marker and "extra" in str(requirement.marker))
     ]
@@ -84,14 +129,23 @@ def check_names(metadata: Metadata, info: str, name: str) -> list[str]:
     """
     project, version, _, _ = parse_wheel_filename(name)
     problems = []
-    if metadata.first("Version") != str(version):
+    if not _is_version(metadata.first("Version"), version):
         problems.append(f"METADATA says version {metadata.first('Version') or '(none)'}, the file name says {version}.")
     if canonicalize_name(metadata.first("Name")) != project:
         problems.append(f"METADATA says name {metadata.first('Name') or '(none)'}, the file name says {project}.")
-    by_name = "-".join(name.split("-")[:2]) + ".dist-info"
-    if info != by_name:
+    own, _, own_version = info.removesuffix(".dist-info").partition("-")
+    if canonicalize_name(own) != project or not _is_version(own_version, version):
+        by_name = "-".join(name.split("-")[:2]) + ".dist-info"
         problems.append(f"the metadata folder is {info}, but by the file name it must be {by_name}.")
     return problems
+
+
+def _is_version(text: str, version: Version) -> bool:
+    """Whether a text is a version, in whatever form."""
+    try:
+        return Version(text) == version
+    except InvalidVersion:
+        return False
 
 
 def check_tags(text: str, name: str) -> list[str]:
@@ -135,56 +189,6 @@ def _promised(platform: str) -> tuple[int, int] | None:
     if match := re.match(r"manylinux_(\d+)_(\d+)_", platform):
         return int(match[1]), int(match[2])
     return LEGACY.get(platform.partition("_")[0])
-
-
-def check_record(archive: zipfile.ZipFile, info: str, digests: dict[str, tuple[str, int]] | None = None) -> list[str]:
-    """Compare RECORD with the archive.
-
-    Args:
-        archive: the wheel.
-        info: its .dist-info folder.
-        digests: unpadded base64 sha256 and size of members that are already read.
-    """
-    problems: list[str] = []
-    record = f"{info}/RECORD"
-    try:
-        rows = list(csv.reader(io.StringIO(archive.read(record).decode())))
-    except KeyError:
-        return ["the wheel has no RECORD."]
-    listed = {row[0]: row for row in rows if len(row) == 3}
-    names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    problems += [f"RECORD has an invalid line: {','.join(row)}." for row in rows if row and len(row) != 3]
-    problems += [f"RECORD lists {name}, which is missing." for name in sorted(set(listed) - set(names))]
-    problems += [
-        f"{name} is in the archive twice." for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    for name in sorted(set(names) - {record}):
-        row = listed.get(name)
-        if row is None:
-            problems.append(f"RECORD does not list {name}.")
-            continue
-        algorithm, _, listed_hash = row[1].partition("=")
-        try:
-            if algorithm == "sha256" and digests and name in digests:
-                own_hash, size = digests[name]
-            else:
-                own_hash, size = digest(archive, name, algorithm or "sha256")
-        except (*UNREADABLE, ValueError) as error:
-            problems.append(f"{name} is damaged: {error}.")
-            continue
-        if own_hash != listed_hash or (row[2] and size != int(row[2])):
-            problems.append(f"RECORD has another hash or size for {name}.")
-    return problems
-
-
-def digest(archive: zipfile.ZipFile, name: str, algorithm: str = "sha256") -> tuple[str, int]:
-    """A member's hash, in RECORD's form, and its size."""
-    digester, size = hashlib.new(algorithm), 0
-    with archive.open(name) as stream:
-        while block := stream.read(1 << 20):
-            digester.update(block)
-            size += len(block)
-    return unpadded(digester.digest()), size
 
 
 def unpadded(value: bytes) -> str:

@@ -1,16 +1,40 @@
-"""Inspects one extension module: device code, symbols, ops, and whether torch defines the symbols it requires."""
+"""Inspects one file of compiled code: device code, symbols, ops, and whether torch defines the symbols it requires."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from dca.binaries import elf, fatbin
+from dca.binaries.fatbin import DeviceCode
+from dca.binaries.limits import Work
 from dca.catalogue.archs import how_reached
 from dca.foundation.errors import DcaError
+from dca.inspection.kinds import ModuleKind
 from dca.inspection.schemas import SchemaSource
 from dca.inspection.values import InspectedModule, KernelFamily
 from dca.toolchain.environments import TorchFacts
+
+
+class Stored(NamedTuple):
+    """A file of compiled code, or files of GPU code that are told together.
+
+    Args:
+        path: in the wheel or folder.
+        kind: what it is.
+        bytes: its size.
+        stored: its compressed size in the wheel.
+        sha256: of it; empty for several files.
+        files: how many.
+    """
+
+    path: str
+    kind: ModuleKind
+    bytes: int
+    stored: int
+    sha256: str
+    files: int = 1
 
 
 @dataclass(frozen=True)
@@ -21,30 +45,33 @@ class Looker:
         schemas: finds their ops.
         torch: an environment's torch, to look up symbols in its libraries.
         asked: archs to report for how a module runs on them.
+        work: what all of them together may take.
     """
 
     schemas: SchemaSource
     torch: TorchFacts | None = None
     asked: tuple[str, ...] = ()
+    work: Work = field(default_factory=Work)
 
-    def look(self, path: str, file: Path, sha256: str, stored: int) -> tuple[InspectedModule, list[str]]:
+    def look(self, stored: Stored, file: Path) -> tuple[InspectedModule, list[str]]:
         """Inspect a module; also return its problems.
 
         Args:
-            path: in the wheel.
+            stored: what is known of it already.
             file: the unpacked module.
-            sha256: of the file.
-            stored: compressed size in the wheel.
+
+        Raises:
+            TooLargeError: it is larger than what is read.
         """
-        problems: list[str] = []
-        code, library = fatbin.DeviceCode(), elf.NOTHING
+        path, problems = stored.path, list[str]()
+        code, library = DeviceCode(), elf.NOTHING
         try:
-            library = elf.read(file)
-            code = fatbin.read(file)
+            library = elf.read(file, self.work)
+            code = fatbin.read(file, self.work)
         except (elf.ElfError, fatbin.FatbinError) as error:
             problems.append(f"{path}: {error}.")
         problems += [f"{path}: {problem}." for problem in code.problems]
-        torch_symbols = elf.torch_symbols(library.undefined)
+        torch_symbols = elf.torch_symbols(library.undefined, self.work)
         missing = self._missing(file, path, problems) if torch_symbols else ()
         if self.torch and library.cxx11_abi not in (None, self.torch.cxx11_abi):
             own = "new" if library.cxx11_abi else "old"
@@ -52,21 +79,51 @@ class Looker:
         registered = None
         if torch_symbols and not problems:
             try:
-                registered = self.schemas(file, sha256)
+                registered = self.schemas(file, stored.sha256)
             except DcaError as error:
                 problems.append(f"{error.what} {error.why}")
+        module = self._module(stored, code).model_copy(
+            update={
+                "sections": library.sizes,
+                "needed": library.needed,
+                "machine": library.machine,
+                "glibc": library.glibc,
+                "glibcxx": library.glibcxx,
+                "cxx11_abi": library.cxx11_abi,
+                "torch_symbols": len(torch_symbols),
+                "stable_abi": bool(torch_symbols) and all(elf.is_stable(name) for name in torch_symbols),
+                "missing_symbols": missing,
+                "schemas_from": registered[0] if registered else None,
+                "schemas": registered[1] if registered else None,
+            }
+        )
+        return module, problems
+
+    def bare(self, stored: Stored, code: DeviceCode) -> tuple[InspectedModule, list[str]]:
+        """GPU code in files of its own, and its problems.
+
+        Args:
+            stored: what is known of the files.
+            code: what is in them.
+        """
+        return self._module(stored, code), [f"{problem}." for problem in code.problems]
+
+    def _module(self, stored: Stored, code: DeviceCode) -> InspectedModule:
+        """A module with its device code, and nothing that host code has."""
         archs = self.asked if code.sass or code.ptx else ()
-        module = InspectedModule(
-            path=path,
-            bytes=file.stat().st_size,
-            stored=stored,
-            sha256=sha256,
-            sections=library.sizes,
+        return InspectedModule(
+            **stored._asdict(),
+            sections={},
             sass=code.sass,
             ptx=code.ptx,
             exact=tuple(dict.fromkeys([*code.exact, *code.exact_ptx])),
+            exact_sass=code.exact,
+            exact_ptx=code.exact_ptx,
             sass_bytes=code.sass_bytes,
             ptx_bytes=code.ptx_bytes,
+            ptx_versions=code.ptx_versions,
+            relocatable=code.relocatable,
+            unread=code.unread,
             code_bytes=code.code_bytes,
             families=tuple(
                 KernelFamily(name=family.name, kernels=family.kernels, bytes=family.bytes, archs=family.archs)
@@ -74,17 +131,14 @@ class Looker:
             ),
             tools=code.tools,
             reached={arch: how_reached(arch, code.exact, code.exact_ptx) for arch in archs},
-            needed=library.needed,
-            machine=library.machine,
-            glibc=library.glibc,
-            glibcxx=library.glibcxx,
-            cxx11_abi=library.cxx11_abi,
-            torch_symbols=len(torch_symbols),
-            missing_symbols=missing,
-            schemas_from=registered[0] if registered else None,
-            schemas=registered[1] if registered else None,
+            needed=(),
+            machine="",
+            glibc="",
+            glibcxx="",
+            cxx11_abi=None,
+            torch_symbols=0,
+            missing_symbols=(),
         )
-        return module, problems
 
     def _missing(self, file: Path, path: str, problems: list[str]) -> tuple[str, ...] | None:
         """The torch symbols that torch does not define; None without an installed torch.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dca.binaries import elf
+from dca.binaries.limits import Work
 from dca.compile import ops
 from dca.compile.compiling import Build
 from dca.inspection.values import SchemaOrigin
@@ -15,7 +16,8 @@ from dca.inspection.values import SchemaOrigin
 SchemaSource = Callable[[Path, str], tuple[SchemaOrigin, tuple[str, ...]] | None]
 
 # The text that upstream passes to `def`: name, overload, arguments, result; printable, without line breaks.
-_SCHEMA = re.compile(rb"(?<![\w.:])([a-z_]\w*(?:\.\w+)?\([\x20-\x7e]*?\) ?-> ?[\x20-\x7e]+)\x00")
+_SCHEMA = re.compile(rb"(?<![\w.:])([a-z_]\w*(?:\.\w+)?\([\x20-\x7e]*?\) ?-> ?[\x20-\x7e]+)\Z")
+LONGEST_SCHEMA = 1 << 13
 _ARGUMENT = re.compile(r"(?:Tensor|int|float|bool|str|SymInt|Scalar|ScalarType|Device|Any)\b")
 
 
@@ -40,14 +42,24 @@ def recorded(known: dict[str, tuple[str, ...]]) -> SchemaSource:
     return lambda _file, sha256: ("recorded", known[sha256]) if sha256 in known else None
 
 
-def strings(file: Path, _sha256: str) -> tuple[SchemaOrigin, tuple[str, ...]] | None:
+def strings(work: Work) -> SchemaSource:
     """Take the schemas from the texts of upstream's registrations in a module that uses torch's libraries.
 
     They lack namespaces, and the ops that are defined without a text.
+
+    Args:
+        work: what reading the texts may take.
     """
-    data = elf.section(file, ".rodata")
-    texts = (match[1].decode() for match in _SCHEMA.finditer(data))
-    return "strings", tuple(sorted({text for text in texts if _is_schema(text)}))
+
+    def found(file: Path) -> Iterator[str]:
+        for text in elf.strings(file, ".rodata", LONGEST_SCHEMA, work):
+            if b"->" in text:
+                # The expression looks at what follows each bracket.
+                work.spend(text.count(b"(") * len(text) // 50)
+                if match := _SCHEMA.search(text):
+                    yield match[1].decode()
+
+    return lambda file, _sha256: ("strings", tuple(sorted({text for text in found(file) if _is_schema(text)})))
 
 
 def _is_schema(text: str) -> bool:

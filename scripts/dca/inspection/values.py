@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dca.catalogue.model_needs import Coverage, LeftOut
+from dca.compile.assembled import Assembled
 from dca.compile.copied import Rewritten
 from dca.foundation.documents import Document, Value
+from dca.inspection.kinds import ModuleKind
 
+Says = Literal["yes", "no", "unknown"]
 SchemaOrigin = Literal["loaded", "built", "recorded", "strings"]
 
 
@@ -28,7 +31,7 @@ class KernelFamily(Value):
 
 
 class InspectedModule(Value):
-    """An extension module of a wheel.
+    """A file of compiled code: an extension module, a library, or GPU code in a file of its own.
 
     Args:
         bytes: unpacked size.
@@ -36,7 +39,7 @@ class InspectedModule(Value):
         sections: bytes of code, data, device code and the rest (symbols, headers); they add up to `bytes`.
         sass: number of cubins per GPU arch.
         ptx: number of PTX texts per GPU arch.
-        exact: archs of the cubins and PTX texts with their restrictions, such as "9.0a".
+        exact: archs of the cubins and PTX texts that a driver loads, with their restrictions, such as "9.0a".
         sass_bytes: bytes of cubins per GPU arch, as stored (they may be compressed).
         ptx_bytes: bytes of PTX per GPU arch, as stored.
         code_bytes: bytes of instructions per GPU arch, uncompressed.
@@ -49,6 +52,14 @@ class InspectedModule(Value):
         cxx11_abi: whether its torch symbols have the new C++ ABI; None if they do not show it.
         torch_symbols: number of symbols that torch's libraries must define.
         missing_symbols: those that torch's libraries do not define; None without an installed torch.
+        stable_abi: whether all of its torch symbols belong to the stable ABI, which later releases of torch keep.
+        kind: what the file is.
+        files: how many files; GPU code in files of its own is told by folder, and has a sha256 only if it is one file.
+        exact_sass: exact archs of the cubins that a driver loads.
+        exact_ptx: exact archs of the PTX texts.
+        ptx_versions: newest version of the PTX language by exact GPU arch; a driver reads the versions up to its own.
+        relocatable: number of cubins per exact arch that only a linker reads, so that no GPU runs them as they are.
+        unread: number of entries in its fat binaries that are not looked into, by what they are.
         schemas: of the ops that it registers, as far as known; None if unknown.
         schemas_from: "loaded" now, "built" (by the build that compiled it), "recorded" (in the wheel's dca.json), or
             "strings" (texts inside the file, without namespaces, and only of ops that upstream defines by text).
@@ -80,6 +91,14 @@ class InspectedModule(Value):
     missing_symbols: tuple[str, ...] | None
     schemas: tuple[str, ...] | None = None
     schemas_from: SchemaOrigin | None = None
+    kind: ModuleKind = "library"
+    files: int = 1
+    stable_abi: bool = False
+    exact_sass: tuple[str, ...] = ()
+    exact_ptx: tuple[str, ...] = ()
+    ptx_versions: dict[str, str] = {}
+    relocatable: dict[str, int] = {}
+    unread: dict[str, int] = {}
 
     @property
     def ops(self) -> tuple[str, ...] | None:
@@ -103,6 +122,7 @@ class Recorded(Value):
         hashes: sha256 by the module's path.
         rewritten: how copied modules differ from the official wheel's, by path; those that are as they are there are
             not named.
+        assembled: the machine code of compiled modules that nvcc did not make, by path.
         recipe: name of the recipe.
         profile: name of the profile.
         groups: groups of ops.
@@ -126,10 +146,47 @@ class Recorded(Value):
     left_out: LeftOut = LeftOut()
     sources: dict[str, str] = {}
     rewritten: dict[str, Rewritten] = {}
+    assembled: dict[str, Assembled] = {}
+
+
+class Unread(Value):
+    """Files that are not looked into: what is in them is unknown.
+
+    Args:
+        what: their kind.
+        why: why they are not looked into.
+        files: how many.
+        bytes: of all of them, unpacked.
+        some: the first paths.
+        cuda: whether code for NVIDIA GPUs can be in them.
+    """
+
+    what: str
+    why: str
+    files: int
+    bytes: int
+    some: tuple[str, ...]
+    cuda: bool
+
+
+class Answer(Value):
+    """Whether something runs on what it was asked for.
+
+    Args:
+        asked: the GPU, driver and torch, in words.
+        says: "unknown" if that cannot be told from the files.
+        reasons: why.
+    """
+
+    asked: str
+    says: Says
+    reasons: tuple[str, ...]
 
 
 class Inspection(Document):
-    """The contents of a wheel.
+    """The contents of a wheel, of a file of compiled code, or of a folder with such files.
+
+    What only a wheel has is empty for the others.
 
     Args:
         bytes: size of the file.
@@ -148,6 +205,9 @@ class Inspection(Document):
         planned: key of the plan that it was compared with, or empty.
         differences: from that plan, including the problems.
         unfit: why it does not serve the requested model or run on the requested archs.
+        form: what was inspected.
+        unread: files that can hold compiled code and are not looked into.
+        answer: whether it runs on the GPU, driver and torch that were asked for; None if none was.
         file: name of the wheel.
         sha256: SHA-256 of the file.
         name: name in METADATA.
@@ -186,6 +246,9 @@ class Inspection(Document):
     planned: str = ""
     differences: tuple[str, ...] = ()
     unfit: tuple[str, ...] = ()
+    form: Literal["wheel", "file", "folder"] = "wheel"
+    unread: tuple[Unread, ...] = ()
+    answer: Answer | None = None
 
     def module(self, path: str) -> InspectedModule | None:
         """The module with a path."""

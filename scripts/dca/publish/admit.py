@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,7 +14,7 @@ from packaging.version import Version
 from pydantic import ValidationError
 
 from dca import inspection
-from dca.foundation import documents, store
+from dca.foundation import documents, store, zips
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection
 from dca.publish import layout
@@ -325,6 +324,6 @@ def _cuda_in(local: list[str]) -> str:
 
 
 def _metadata(wheel: Path) -> bytes:
-    with zipfile.ZipFile(wheel) as archive:
+    with zips.opened(wheel) as archive:
         name = next(member for member in archive.namelist() if member.endswith(".dist-info/METADATA"))
-        return archive.read(name)
+        return zips.read(archive, name)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dca.foundation import documents, store
+from dca.foundation import documents, store, zips
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
-from dca.inspection.archive import UNREADABLE
 from dca.publish import layout, pages
 from dca.publish.folder import Folder, to_read
 from dca.publish.records import parse_record, sums
@@ -103,11 +101,11 @@ def _wheel(root: Path, record: Record) -> Iterator[str]:
 
 def _metadata(wheel: Path, record: Record) -> Iterator[str]:
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with zips.opened(wheel) as archive:
             names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-            if [store.sha256_bytes(archive.read(name)) for name in names[:1]] != [record.metadata_sha256]:
+            if [store.sha256_bytes(zips.read(archive, name)) for name in names[:1]] != [record.metadata_sha256]:
                 yield f"{layout.metadata(record.file)} is not the METADATA inside the wheel."
-    except UNREADABLE as error:
+    except zips.UNREADABLE as error:
         yield f"{layout.wheel(record.file)} is not a wheel: {str(error)!a}."
 
 

@@ -9,16 +9,17 @@ from dataclasses import replace
 
 from packaging.version import Version
 
+from dca.catalogue.archs import NOT, how_reached
 from dca.catalogue.plan import Cannot, Choice, PassedOver, Plan, PlannedModule, Reason, Request
 from dca.catalogue.recipes import KERNELS, Loaded, Recipe
 from dca.catalogue.toolkits import CudaVersion
-from dca.resolve import drivers
+from dca.resolve import drivers, ways
 from dca.resolve.checks import check_cuda, check_machine, check_profile, check_python, check_transformers
 from dca.resolve.compiler_cache import choose_cache
 from dca.resolve.draft import Candidate, Compiler, Draft, Sources, Target, World
 from dca.resolve.groups import check_group_archs, check_model, choose_groups, what_is_left_out, what_is_served
 from dca.resolve.jobs import Jobs, choose_jobs, heaviest
-from dca.resolve.modules import choose_modules
+from dca.resolve.modules import choose_modules, machine_code
 from dca.resolve.sources import choose_sources
 from dca.resolve.toolkit import choose_toolkit
 
@@ -32,8 +33,19 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
     with the reason. With one, there is no fallback.
 
     Returns:
-        A plan, or every recipe with the reasons against it.
+        A plan, or every recipe with the reasons against it, and the changes with which there would be a plan.
     """
+    outcome = _first(request, world)
+    if isinstance(outcome, Plan):
+        return outcome
+    nearest, found = ways.find(request, world, _first)
+    names = [over.name for over in outcome]
+    fewest = min(outcome, key=lambda over: len(over.reasons)).name
+    return Cannot(passed_over=tuple(outcome), nearest=nearest if nearest in names else fewest, ways=found)
+
+
+def _first(request: Request, world: World) -> Plan | list[PassedOver]:
+    """The plan of the first recipe by priority that can be built, or every recipe with the reasons against it."""
     passed: list[PassedOver] = []
     chosen: Plan | None = None
     for loaded in sorted(world.recipes, key=lambda loaded: (loaded.recipe.priority, loaded.recipe.name)):
@@ -50,7 +62,7 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
         else:
             passed.append(PassedOver(name=name, reasons=tuple(drafted)))
     if chosen is None:
-        return Cannot(passed_over=tuple(passed))
+        return passed
     why = "requested with --recipe." if request.recipe else "the first by priority that can be built on this machine."
     recipe = Choice(subject="recipe", value=f"{chosen.recipe}: {chosen.title}", reason=why)
     return chosen.model_copy(
@@ -61,7 +73,10 @@ def resolve(request: Request, world: World) -> Plan | Cannot:
 def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]:
     """One recipe's plan, or all the reasons against it at once."""
     draft = Draft()
-    check_machine(world.machine, draft)
+    check_machine(world, draft)
+    if draft.reasons:
+        # On another machine, nothing else would be the same.
+        return draft.reasons
     check_profile(request, loaded.recipe, draft)
     candidate = Candidate(request, loaded.of_profile(request.profile), world)
     recipe = candidate.recipe
@@ -81,7 +96,7 @@ def _plan(request: Request, loaded: Loaded, world: World) -> Plan | list[Reason]
     if not draft.reasons and request.model:
         check_model(request.model, recipe, serves, draft)
     if not draft.reasons and request.cuda and substituted:
-        _explain_substitution(candidate, compiler.line, modules, draft)
+        _explain_substitution(candidate, compiler, modules, draft)
     needs = drivers.of_plan(candidate, target, modules, compiler.line)
     drivers.explain(candidate, needs, draft)
     drivers.explain_ptx(candidate, target, modules, compiler.line, draft)
@@ -151,10 +166,7 @@ def _compiler(candidate: Candidate, draft: Draft, *, supported: bool) -> Compile
     if candidate.copies_all:
         return _official_cuda(candidate, draft)
     if supported:
-        choice = choose_toolkit(candidate.request, candidate.recipe, candidate.world, draft)
-        if choice is not None:
-            toolkit, host, facts = choice
-            return Compiler(line=facts.line, facts=facts, toolkit=toolkit, host=host)
+        return choose_toolkit(candidate.request, candidate.recipe, candidate.world, draft) or Compiler()
     return Compiler()
 
 
@@ -196,7 +208,8 @@ def _target(candidate: Candidate, groups: tuple[str, ...], facts: CudaVersion | 
     owner = "" if request.archs or not machine.gpus else " (a GPU of this machine)"
     for arch in archs:
         _check_arch(arch, owner, candidate, facts, draft)
-    return Target(groups, archs, ptx, reason)
+    _warn_about_archs(archs, candidate, draft)
+    return Target(groups, archs, ptx, reason, nvcc=facts)
 
 
 def _for_drivers(candidate: Candidate, target: Target, sources: Sources, cuda: str, draft: Draft) -> Target:
@@ -220,11 +233,13 @@ def _asked_archs(candidate: Candidate, groups: tuple[str, ...]) -> tuple[tuple[s
         return request.archs, "requested with --arch."
     if machine.gpus:
         names = ", ".join(sorted({gpu.name for gpu in machine.gpus}))
-        return tuple(gpu.arch for gpu in machine.gpus), f"the GPUs of this machine: {names}."
+        hidden = f" CUDA_VISIBLE_DEVICES hides {machine.hidden_gpus} more." if machine.hidden_gpus else ""
+        return tuple(gpu.arch for gpu in machine.gpus), f"the GPUs of this machine: {names}.{hidden}"
     narrow = [recipe.groups[name].archs for name in groups if recipe.groups[name].archs]
     default = recipe.offer(request.profile).default_archs
     archs = tuple(arch for arch in default if all(arch in supported for supported in narrow))
-    reason = "this machine has no GPU: the default archs for serving dual chunk attention."
+    none = "CUDA_VISIBLE_DEVICES hides all GPUs" if machine.hidden_gpus else "this machine has no GPU"
+    reason = f"{none}: the default archs for serving dual chunk attention."
     if left_out := [arch for arch in default if arch not in archs]:
         reason += f" Without {', '.join(left_out)}: a group has no kernels for it."
     return archs, reason
@@ -234,13 +249,7 @@ def _check_arch(arch: str, owner: str, candidate: Candidate, facts: CudaVersion 
     """Reject an arch that the compiler or the profile does not support, and warn about one without sparse attention."""
     recipe, profile = candidate.recipe, candidate.request.profile
     offered = recipe.offer(profile).archs
-    if facts is not None and not candidate.copies_all and arch not in facts.archs:
-        draft.refuse(
-            "DCA-304",
-            f"nvcc {facts.line} does not know the GPU architecture {arch}.",
-            f"choose from {', '.join(known for known in facts.archs if known in offered)}.",
-        )
-    elif arch not in offered:
+    if arch not in offered:
         draft.refuse(
             "DCA-305",
             f"the {profile} profile does not support {arch}{owner}: the "
@@ -248,11 +257,44 @@ def _check_arch(arch: str, owner: str, candidate: Candidate, facts: CudaVersion 
             f"{', '.join(offered)}.",
             _other_way(recipe, arch, profile),
         )
+    elif facts is not None and not candidate.copies_all and not _compiles(arch, candidate, facts):
+        first = next((cuda.line for cuda in candidate.world.cuda.versions if arch in cuda.archs), "")
+        newer = f"name a toolkit of CUDA {first} or newer with --toolkit DIR, or " if first else ""
+        draft.refuse(
+            "DCA-304",
+            f"nvcc {facts.line} does not know the GPU architecture {arch}{owner}.",
+            f"{newer}choose from {', '.join(known for known in facts.archs if known in offered)}.",
+        )
     elif arch not in recipe.lean.archs:
         draft.warnings.append(
             f"the sparse-attention kernels of {recipe.name} run on {', '.join(recipe.lean.archs)}, not on {arch}: "
             "on it the wheel works without dual chunk attention only."
         )
+
+
+def _compiles(arch: str, candidate: Candidate, nvcc: CudaVersion) -> bool:
+    """Whether a GPU arch can be compiled for. PTX, and all of upstream's CMake, need an nvcc that knows the arch."""
+    request, lean = candidate.request, candidate.recipe.lean
+    if request.profile == "full" or f"{arch}+PTX" in request.archs:
+        return arch in nvcc.archs
+    return machine_code(arch, lean.archs, candidate, nvcc) != ("", "")
+
+
+def _warn_about_archs(archs: tuple[str, ...], candidate: Candidate, draft: Draft) -> None:
+    """Warn about GPUs that nobody has run the kernels on, and those that the index's torch has no machine code for."""
+    recipe, table = candidate.recipe, candidate.world.cuda
+    if untried := [arch for arch in archs if arch in recipe.lean.untried]:
+        draft.warnings.append(
+            f"nobody has run the kernels of {recipe.name} on a GPU of compute capability {' or '.join(untried)} yet."
+        )
+    torch = recipe.torch
+    for arch in archs:
+        if torch.archs and how_reached(arch, torch.archs, ()) == NOT and arch in recipe.lean.archs:
+            newer = next(cuda.line for cuda in table.versions if arch in cuda.archs)
+            draft.warnings.append(
+                f"the package index's torch {torch.version} is built for CUDA {torch.cuda} and has no machine code for "
+                f"{arch}: replace it by PyTorch's own build of {torch.version} for CUDA {newer} or newer."
+            )
 
 
 def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
@@ -270,17 +312,32 @@ def _other_way(recipe: Recipe, arch: str, profile: str) -> str:
     return f"build for {', '.join(recipe.lean.default_archs)}."
 
 
-def _explain_substitution(candidate: Candidate, used: str, modules: list[PlannedModule], draft: Draft) -> None:
+def _explain_substitution(candidate: Candidate, compiler: Compiler, modules: list[PlannedModule], draft: Draft) -> None:
     """Explain why another CUDA line than the requested one compiles."""
-    asked, recipe = candidate.request.cuda, candidate.recipe
+    asked, used = candidate.request.cuda, compiler.line
     major = used.split(".")[0]
     first = candidate.world.cuda.drivers.of(f"{major}.0")
     runs = f"Machine code of any CUDA {major}.x runs on every driver of CUDA {major}.x: {first}."
     if any(module.origin == "compiled" for module in modules):
-        reason = f"no CUDA {asked} toolkit that compiles {recipe.name} is available."
+        reason = _why_substituted(candidate, compiler)
     else:
         reason = f"the official wheel is of CUDA {used}, and nothing is compiled."
     draft.choose("CUDA", f"{used} instead of {asked}", f"{reason} {runs}")
+
+
+def _why_substituted(candidate: Candidate, compiler: Compiler) -> str:
+    """Why no toolkit of the requested CUDA line compiles."""
+    asked, recipe = candidate.request.cuda or "", candidate.recipe
+    if candidate.world.cuda.of(asked) is None:
+        return (
+            f"no toolkit of CUDA {asked} is known; as what nvidia-smi prints, it is the newest CUDA that the driver "
+            "supports."
+        )
+    if not recipe.cuda.includes(asked):
+        return f"{recipe.name} compiles with CUDA {', '.join(recipe.cuda.supported)}, not {asked}."
+    if compiler.rejected:
+        return " ".join(compiler.rejected)
+    return f"no toolkit of CUDA {asked} is available."
 
 
 def _followed(candidate: Candidate, sources: Sources, draft: Draft) -> list[str]:

@@ -13,14 +13,23 @@ from dca.resolve.draft import Draft, World
 TRANSFORMERS = SpecifierSet(">=4.37,<5")
 
 
-def check_machine(machine: Machine, draft: Draft) -> None:
-    """Wheels are built on Linux x86_64 only."""
-    if machine.system != "Linux" or machine.processor != "x86_64":
-        draft.refuse(
-            "DCA-310",
-            f"wheels are built on Linux x86_64; this machine is {machine.system} {machine.processor}.",
-            "build on a Linux x86_64 machine, or in a container on one.",
-        )
+def check_machine(world: World, draft: Draft) -> None:
+    """Wheels are built on Linux x86_64 only, and run only there."""
+    machine = world.machine
+    if machine.system == "Linux" and machine.processor == "x86_64":
+        return
+    remedy = "build on a Linux x86_64 machine; the wheel also runs only on one."
+    for loaded in world.recipes:
+        official = loaded.recipe.official_wheel
+        if official and machine.system == "Linux" and machine.processor in official.machines:
+            wheel = f"{official.package}=={official.version}"
+            remedy += f" Upstream's own wheel is for this one too, without patches and guards: pip install {wheel}."
+            break
+    draft.refuse(
+        "DCA-310",
+        f"wheels are built on Linux x86_64; this machine is {machine.system} {machine.processor}.",
+        remedy,
+    )
 
 
 def check_profile(request: Request, recipe: Recipe, draft: Draft) -> None:
@@ -119,20 +128,22 @@ def check_transformers(loaded: Loaded, draft: Draft) -> None:
 
 
 def check_cuda(request: Request, recipe: Recipe, world: World, draft: Draft) -> bool:
-    """Whether a toolkit can be chosen: the requested CUDA line is known and of the major version of torch's build."""
+    """Whether a toolkit can be chosen: the requested CUDA line is of the major version of torch's build.
+
+    It need not be a toolkit's: nvidia-smi prints the line that a driver supports, and some drivers came without a
+    toolkit of their line.
+    """
     line, torch = request.cuda, recipe.torch
     if line is None:
         return True
-    if line.split(".")[0] != torch.cuda.split(".")[0]:
+    asked, own = (int(version.split(".")[0]) for version in (line, torch.cuda))
+    if asked != own:
+        newer = f"A driver of CUDA {line} runs what CUDA {own}.x compiles."
+        older = f"CUDA {own}.x needs driver {world.cuda.drivers.of(f'{own}.0')}."
         draft.refuse(
             "DCA-303",
             f"CUDA {line}: torch {torch.version} is built for CUDA {torch.cuda} and cannot be linked with another "
-            "major version.",
-            f"use CUDA {torch.cuda.split('.')[0]}.x: its drivers run what any {torch.cuda.split('.')[0]}.x compiles.",
+            f"major version. {newer if asked > own else older}",
+            "leave --cuda out.",
         )
-        return False
-    if world.cuda.of(line) is None and line not in recipe.cuda.supported:
-        known = ", ".join(version.line for version in world.cuda.versions)
-        draft.refuse("DCA-303", f"CUDA {line} is not a known version.", f"choose from {known}.")
-        return False
-    return True
+    return asked == own

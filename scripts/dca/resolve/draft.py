@@ -63,6 +63,7 @@ class Target:
         ptx: those of them that PTX is embedded for.
         why: they were chosen.
         without: archs that the plan left out because of their driver, each with the reason.
+        nvcc: about the CUDA line that compiles; None if nothing is compiled or no toolkit can be.
     """
 
     groups: tuple[str, ...]
@@ -70,6 +71,7 @@ class Target:
     ptx: tuple[str, ...]
     why: str = ""
     without: Mapping[str, str] = field(default_factory=dict)
+    nvcc: CudaVersion | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,14 @@ class Compiler:
         facts: about that line.
         toolkit: the CUDA toolkit.
         host: the C++ compiler.
+        rejected: why each toolkit of the requested CUDA line was not taken, if one of another line was.
     """
 
     line: str = ""
     facts: CudaVersion | None = None
     toolkit: PlannedToolkit | None = None
     host: machine.Compiler | None = None
+    rejected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,5 +121,6 @@ class Draft:
         self.choices.append(Choice(subject=subject, value=value, reason=reason))
 
     def refuse(self, code: str, text: str, remedy: str = "") -> None:
-        """Add a reason why the recipe cannot be built as requested."""
-        self.reasons.append(Reason(code=code, text=text, remedy=remedy))
+        """Add a reason why the recipe cannot be built as requested; once, if several archs have the same."""
+        reason = Reason(code=code, text=text, remedy=remedy)
+        self.reasons += [reason] if reason not in self.reasons else []

@@ -155,13 +155,10 @@ def _remedy(candidate: Candidate, need: Need) -> str:
 
 
 def _other_options(candidate: Candidate, need: Need) -> list[str]:
-    """The options that give a module machine code, or PTX that the driver compiles."""
-    request, driver = candidate.request, known(candidate, need.arch)
-    if not need.at_load or driver is None:
+    """The option that gives a compiled module PTX that the driver compiles."""
+    driver = known(candidate, need.arch)
+    if not need.at_load or need.copied or driver is None:
         return []
-    if need.copied:
-        given = [f"--prebuilt {name}" for name in request.prebuilt] + ["--prebuilt-whole"] * request.prebuilt_whole
-        return [f"leave {given[0]} out, so that the wheel has machine code for {need.arch}"] if given else []
     lines = [line for line in candidate.recipe.cuda.supported if driver[0].runs(Release(cuda=line, driver=0))]
     return [f"compile with --cuda {max(lines, key=Version)}"] if lines else []
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dca.catalogue.archs import compilable, how_reached, nearest, version
 from dca.catalogue.plan import PlannedModule, PlannedSource
 from dca.catalogue.recipes import Recipe
+from dca.catalogue.toolkits import CudaVersion
 from dca.resolve.draft import Candidate, Draft, Sources, Target
 from dca.resolve.full import full_modules
 from dca.resolve.groups import keeps_all, promised
@@ -17,8 +20,9 @@ def choose_modules(candidate: Candidate, target: Target, sources: Sources, draft
         chosen = _official_modules(candidate, target)
     else:
         full = recipe.full if request.profile == "full" else None
-        planned = full_modules(recipe, full, target.archs, draft) if full else _lean_modules(recipe, target)
+        planned = full_modules(recipe, full, target.archs, draft) if full else _lean_modules(candidate, target)
         chosen = [_compiled_or_copied(module, tree, candidate, target, sources) for module, tree in planned]
+    _explain_assembled(chosen, candidate, target, draft)
     copied = [module for module in chosen if module.origin == "copied"]
     if copied:
         _plan_copies(copied, candidate, sources, draft)
@@ -36,6 +40,18 @@ def _compiled_or_copied(
         return _copied(module, candidate, target, sources.missing[tree])
     reached = {arch: how_reached(arch, module.sass, module.ptx) for arch in target.archs} if module.sass else {}
     return module.model_copy(update={"reached": reached})
+
+
+def _explain_assembled(modules: list[PlannedModule], candidate: Candidate, target: Target, draft: Draft) -> None:
+    """Explain which machine code ptxas of the build environment makes of what nvcc compiles."""
+    made = {arch: ptx for module in modules for arch, ptx in module.assembled.items()}
+    if made and target.nvcc:
+        draft.choose(
+            "machine code",
+            f"{', '.join(made)} by ptxas {candidate.recipe.torch.ptxas}",
+            f"nvcc {target.nvcc.line} does not know {', '.join(made)}; ptxas of the build environment compiles its PTX "
+            f"for {', '.join(dict.fromkeys(made.values()))}.",
+        )
 
 
 def _official_modules(candidate: Candidate, target: Target) -> list[PlannedModule]:
@@ -96,19 +112,45 @@ _KEPT = (
 )
 
 
-def _lean_modules(recipe: Recipe, target: Target) -> list[tuple[PlannedModule, str]]:
+def machine_code(arch: str, written: Collection[str], candidate: Candidate, nvcc: CudaVersion) -> tuple[str, str]:
+    """How machine code for a GPU is made: by nvcc, or from nvcc's PTX by ptxas of the build environment.
+
+    Args:
+        arch: of the GPU.
+        written: archs that the sources are written for.
+        candidate: whose build environment it is.
+        nvcc: that compiles.
+
+    Returns:
+        The arch of the cubin that the GPU runs, "" if there can be none; and that of the PTX that it is compiled from,
+        "" for one of nvcc.
+    """
+    known = [own for own in written if own in nvcc.archs]
+    if own := nearest(arch, known, ()):
+        return own, ""
+    ptxas = candidate.world.cuda.of(candidate.recipe.torch.ptxas or "")
+    own = nearest(arch, [own for own in written if ptxas and own in ptxas.archs], ())
+    ptx = compilable(own, known) if own else ""
+    return (own, ptx) if ptx else ("", "")
+
+
+def _lean_modules(candidate: Candidate, target: Target) -> list[tuple[PlannedModule, str]]:
     """The modules of the groups, each with the source tree that it is compiled from."""
-    groups, modules = target.groups, []
+    recipe, groups, modules = candidate.recipe, target.groups, []
     for name in dict.fromkeys(recipe.groups[group].module for group in groups):
         module = recipe.modules[name]
         official = recipe.official_wheel.members.get(module.path) if recipe.official_wheel else None
+        made = {}
+        if target.nvcc:
+            made = dict(machine_code(arch, module.archs, candidate, target.nvcc) for arch in target.archs)
         planned = PlannedModule(
             name=name,
             path=module.path,
             origin="compiled",
             groups=tuple(group for group in groups if recipe.groups[group].module == name),
-            sass=tuple(arch for arch in target.archs if arch in module.archs),
+            sass=tuple(sorted(filter(None, made), key=version)),
             ptx=target.ptx,
+            assembled={arch: ptx for arch, ptx in made.items() if ptx},
             reached={},
             reason="compiled from source.",
             official=official.sha256 if official else "",
@@ -124,7 +166,7 @@ def _copied(module: PlannedModule, candidate: Candidate, target: Target, reason:
     sass, ptx = (member.sass, member.ptx) if member else ((), ())
     keeps = None if keeps_all(candidate, module.name) else promised(recipe, target.groups)
     if keeps:
-        near = {nearest(arch, sass, ptx) for arch in target.archs}
+        near = {_rewritten(arch, sass, ptx, candidate) for arch in target.archs}
         embedded = {compilable(arch, ptx) for arch in target.ptx}
         sass, ptx = (tuple(sorted(archs - {""}, key=version)) for archs in (near, embedded))
     return PlannedModule(
@@ -140,6 +182,14 @@ def _copied(module: PlannedModule, candidate: Candidate, target: Target, reason:
         keeps=keeps,
         ops=module.ops,
     )
+
+
+def _rewritten(arch: str, sass: tuple[str, ...], ptx: tuple[str, ...], candidate: Candidate) -> str:
+    """The arch of the cubin that a GPU runs in a rewritten module: one that it has, or that ptxas compiles."""
+    own, ptxas = nearest(arch, sass, ptx), candidate.world.cuda.of(candidate.recipe.torch.ptxas or "")
+    if ptxas is None or own != arch or arch in {*sass, *ptxas.archs}:
+        return own
+    return nearest(arch, ptxas.archs, ())
 
 
 def _ops(module: str, recipe: Recipe, groups: tuple[str, ...]) -> dict[str, str]:

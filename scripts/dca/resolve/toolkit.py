@@ -9,38 +9,45 @@ from dca.catalogue.machine import Compiler
 from dca.catalogue.plan import Check, PassedOver, PlannedToolkit, Reason, Request
 from dca.catalogue.recipes import Recipe
 from dca.catalogue.toolkits import CudaVersion, FoundToolkit, ToolkitSource
+from dca.resolve import draft as drafts
 from dca.resolve.draft import Draft, World
 
 
-def choose_toolkit(
-    request: Request, recipe: Recipe, world: World, draft: Draft
-) -> tuple[PlannedToolkit, Compiler, CudaVersion] | None:
-    """The toolkit nearest to the requested CUDA line; the draft gets the reason against every other one."""
+def choose_toolkit(request: Request, recipe: Recipe, world: World, draft: Draft) -> drafts.Compiler | None:
+    """The toolkit nearest to the requested CUDA line; the draft gets the reason against every other one.
+
+    A toolkit of that line or an older one comes before a newer one: a driver runs all that it compiles.
+    """
     line = request.cuda or recipe.cuda.official[0]
-    fit: list[tuple[tuple[int, int, int, int, int], FoundToolkit | ToolkitSource, Compiler, CudaVersion]] = []
+    fit: list[tuple[tuple[int, int, int, int, int, int], FoundToolkit | ToolkitSource, Compiler, CudaVersion]] = []
     reasons: list[Reason] = []
+    rejected: list[Reason] = []
     candidates: list[FoundToolkit | ToolkitSource] = [*world.machine.toolkits, *world.toolkits]
     if request.toolkit is not None:
         candidates = [toolkit for toolkit in world.machine.toolkits if toolkit.origin == "--toolkit"]
     for order, candidate in enumerate(candidates):
-        verdict = _fits(candidate, recipe, world)
+        verdict = _fits(candidate, request, recipe, world)
         label = _label(candidate)
         if isinstance(verdict, Reason):
             draft.passed.append(PassedOver(name=f"toolkit {label}", reasons=(verdict,)))
-            reasons.append(verdict.model_copy(update={"text": f"{label}: {verdict.text}"}))
+            said = verdict.model_copy(update={"text": f"{label}: {verdict.text}"})
+            # Of the toolkits that could be downloaded, only those for this recipe are worth a word.
+            reasons += [said] if isinstance(candidate, FoundToolkit) or _suits(candidate.line, request, recipe) else []
+            rejected += [said] if candidate.line == request.cuda else []
         else:
             compiler, facts = verdict
-            distance = abs(_minor(candidate.line) - _minor(line))
+            above = _minor(candidate.line) - _minor(line)
             # An installed toolkit costs nothing; downloads are ordered by kind, then by size.
             cost = (1, candidate.rank, candidate.download_mb) if isinstance(candidate, ToolkitSource) else (0, 0, 0)
-            fit.append(((distance, *cost, order), candidate, compiler, facts))
+            newer = int(request.cuda is not None and above > 0)
+            fit.append(((newer, abs(above), *cost, order), candidate, compiler, facts))
     if not fit:
         wanting_compiler = any(reason.code == "DCA-308" for reason in reasons)
         draft.refuse(
             "DCA-308" if wanting_compiler else "DCA-302",
             f"no CUDA toolkit for {recipe.name}, which supports {', '.join(recipe.cuda.supported)}. "
             + " ".join(reason.text for reason in reasons),
-            f"apt install g++-{_newest_accepted(candidates, recipe, world)}; it is detected next to a newer one."
+            _install_compiler(candidates, request, recipe, world)
             if wanting_compiler
             else "install one of these toolkits and name it with --toolkit DIR.",
         )
@@ -48,18 +55,34 @@ def choose_toolkit(
     fit.sort(key=lambda pair: pair[0])
     _, taken, compiler, facts = fit[0]
     for _, other, _, _ in fit[1:]:
-        text = _behind(other, taken, line)
+        is_newer = request.cuda is not None and _minor(taken.line) <= _minor(line) < _minor(other.line)
+        text = f"CUDA {other.line} is newer than {line}." if is_newer else _behind(other, taken, line)
         draft.passed.append(PassedOver(name=f"toolkit {_label(other)}", reasons=(Reason(code="DCA-302", text=text),)))
     if request.strict_cuda and request.cuda and taken.line != request.cuda:
         supported = request.cuda in recipe.cuda.supported
+        asked = [candidate for candidate in candidates if candidate.line == request.cuda]
+        wanting_compiler = any(reason.code == "DCA-308" for reason in rejected)
         draft.refuse(
-            "DCA-302",
-            f"--strict-cuda: no CUDA {request.cuda} toolkit compiles {recipe.name}; the nearest is {_label(taken)}.",
-            f"install CUDA {request.cuda} and name it with --toolkit DIR, or leave --strict-cuda out."
+            "DCA-308" if wanting_compiler else "DCA-302",
+            " ".join(
+                [
+                    f"--strict-cuda: no CUDA {request.cuda} toolkit compiles {recipe.name}; the nearest is "
+                    f"{_label(taken)}.",
+                    *(reason.text for reason in rejected),
+                ]
+            ),
+            _install_compiler(asked, request, recipe, world)
+            if wanting_compiler
+            else f"install CUDA {request.cuda} and name it with --toolkit DIR."
             if supported
-            else f"leave --strict-cuda out; {recipe.name} compiles with {', '.join(recipe.cuda.supported)}.",
+            else "leave --strict-cuda out.",
         )
         return None
+    if taken.line not in recipe.cuda.supported:
+        draft.warnings.append(
+            f"CUDA {taken.line} has not been tried with {recipe.name}, which was compiled with "
+            f"{', '.join(recipe.cuda.supported)}."
+        )
     fixes = _fixes(taken, world)
     digests = {fix.name: fix.sha256 for fix in fixes}
     if isinstance(taken, ToolkitSource):
@@ -86,18 +109,26 @@ def choose_toolkit(
             reason=f"torch {recipe.torch.version} is built for CUDA {recipe.torch.cuda}, the same major version.",
         )
     )
-    return toolkit, compiler, facts
+    return drafts.Compiler(
+        line=facts.line,
+        facts=facts,
+        toolkit=toolkit,
+        host=compiler,
+        rejected=tuple(reason.text for reason in rejected),
+    )
 
 
-def _newest_accepted(candidates: list[FoundToolkit | ToolkitSource], recipe: Recipe, world: World) -> int:
-    """The newest gcc that a toolkit accepts which lacks only a host compiler."""
+def _install_compiler(
+    candidates: list[FoundToolkit | ToolkitSource], request: Request, recipe: Recipe, world: World
+) -> str:
+    """How to get the newest gcc that a toolkit accepts which lacks only a host compiler."""
     wanting = [
         facts.gcc_max
         for candidate in candidates
-        if (facts := world.cuda.of(candidate.line))
-        and getattr(_fits(candidate, recipe, world), "code", "") == "DCA-308"
+        if (facts := world.cuda.nearest(candidate.line))
+        and getattr(_fits(candidate, request, recipe, world), "code", "") == "DCA-308"
     ]
-    return max(wanting)
+    return f"apt install g++-{max(wanting)}; it is detected next to a newer one."
 
 
 def _fixes(taken: FoundToolkit | ToolkitSource, world: World) -> tuple[HeaderFix, ...]:
@@ -132,17 +163,17 @@ def _behind(other: FoundToolkit | ToolkitSource, taken: FoundToolkit | ToolkitSo
 
 
 def _fits(
-    candidate: FoundToolkit | ToolkitSource, recipe: Recipe, world: World
+    candidate: FoundToolkit | ToolkitSource, request: Request, recipe: Recipe, world: World
 ) -> tuple[Compiler, CudaVersion] | Reason:
     line, torch = candidate.line, recipe.torch
-    facts = world.cuda.of(line)
+    facts = world.cuda.nearest(line) if request.try_toolkit else world.cuda.of(line)
     objection = ""
     if line.split(".")[0] != torch.cuda.split(".")[0]:
         objection = (
             f"torch {torch.version} is built for CUDA {torch.cuda}, and modules from nvcc {line} need another "
             "major version of the CUDA runtime."
         )
-    elif line not in recipe.cuda.supported:
+    elif not _suits(line, request, recipe):
         objection = f"{recipe.name} supports only {', '.join(recipe.cuda.supported)}."
     elif isinstance(candidate, FoundToolkit) and candidate.missing:
         objection = f"it is incomplete: no {', no '.join(candidate.missing)}."
@@ -159,6 +190,12 @@ def _fits(
         versions = ", ".join(gxx.version for gxx in world.machine.compilers) or "none"
         return Reason(code="DCA-308", text=f"it needs gcc {facts.gcc_max} or older; installed g++: {versions}.")
     return compiler, facts
+
+
+def _suits(line: str, request: Request, recipe: Recipe) -> bool:
+    """Whether a recipe can be compiled with a CUDA line, or is to be tried with it."""
+    same_major = line.split(".")[0] == recipe.torch.cuda.split(".")[0]
+    return same_major and (request.try_toolkit or recipe.cuda.includes(line))
 
 
 def _unfixable(toolkit: FoundToolkit, world: World) -> str:

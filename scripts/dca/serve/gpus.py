@@ -129,6 +129,37 @@ def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
     )
 
 
+def arch_of(flag: str, name: str) -> str:
+    """The compute capability of a GPU.
+
+    Args:
+        flag: the option that names it, for messages.
+        name: of a known GPU, in any case, also without the memory that tells it from others of its kind; or a compute
+            capability such as 9.0, sm_90.
+
+    Raises:
+        DcaError: DCA-201.
+    """
+    if match := re.fullmatch(r"(?:sm_?|compute_?)?(\d{1,2})\.?(\d)[af]?", name, re.IGNORECASE):
+        return f"{match[1]}.{match[2]}"
+    plain = re.sub(r"[\s_]+", "-", name.strip()).lower()
+    named = [
+        card
+        for card in load().cards
+        if f"{card.name.lower()}-".startswith(f"{plain}-")
+        or any(plain == known.lower().replace(" ", "-") for known in card.names)
+    ]
+    archs = {card.arch for card in named}
+    if len(archs) == 1:
+        return archs.pop()
+    raise DcaError(
+        "DCA-201",
+        f"{flag}: the GPU `{name}` is not known.",
+        why=f"the known GPUs are {', '.join(card.name for card in load().cards)}.",
+        remedy=f"give its compute capability: {flag} 9.0.",
+    )
+
+
 def _card(name: str, known: Known) -> KnownCard:
     """The GPU of a name, in any case; an unambiguous beginning is enough."""
     lower = name.lower()

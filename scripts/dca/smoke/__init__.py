@@ -17,7 +17,7 @@ from typing import Any
 from dca import inspection
 from dca.catalogue import recipes
 from dca.catalogue.recipes import KERNELS
-from dca.foundation import documents, runner, store
+from dca.foundation import documents, environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
@@ -349,7 +349,7 @@ def prove(
     done = runner.run(
         [python, "-I", WORKERS / "prove.py", file],
         cwd=home,
-        env=runner.environment(env),
+        env=environment.of("compiler", env),
         log=log,
         timeout=PROVE_SECONDS,
         supervision=runner.Supervision(on_line=read),

@@ -43,7 +43,7 @@ def find_ptxas(python: Path, toolkit: Path, cuda: str) -> Tool:
         ToolError: if there is none.
     """
     older = []
-    for path in filter(None, (environments.ptxas(python), toolkit / "bin/ptxas")):
+    for path in (*environments.ptxas(python), toolkit / "bin/ptxas"):
         version = _version(path)
         if version and Version(version).release[:2] >= Version(cuda).release[:2]:
             return Tool(path, version, store.sha256_file(path))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from pathlib import Path
 from typing import Any
 
-from dca.foundation import documents, store
+from dca.foundation import documents, store, zips
 from dca.foundation.errors import DcaError
 from dca.pipeline.wheel import Made
 from dca.smoke.values import LEVELS, Smoke
@@ -64,11 +63,11 @@ def carried_sbom(wheel: Path) -> bytes:
         DcaError: DCA-701 if it is not a wheel.
     """
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with zips.opened(wheel) as archive:
             for info in archive.infolist():
                 if info.filename.endswith(f".dist-info/{sbom.FILE}") and info.file_size <= MOST_BYTES:
-                    return archive.read(info)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+                    return zips.read(archive, info.filename, MOST_BYTES)
+    except (*zips.UNREADABLE, OSError, ValueError) as error:
         raise DcaError(
             "DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="build it or download it again."
         ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import ValidationError
 
 from dca import inspection
-from dca.foundation import documents
+from dca.foundation import documents, zips
 from dca.foundation.documents import Document, Value
 from dca.inspection import Inspection
-from dca.inspection.archive import UNREADABLE
 from dca.smoke import Smoke
 from dca.trust import evidence, keyless, signing
 from dca.wheelfile import provenance
@@ -151,11 +149,11 @@ def _absent(name: str) -> Finding:
 def _record(wheel: Path) -> Json:
     """The wheel's own dca.json; empty if there is none or it is damaged."""
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with zips.opened(wheel) as archive:
             name = next(member for member in archive.namelist() if member.endswith(".dist-info/dca.json"))
-            record = json.loads(archive.read(name))
+            record = json.loads(zips.read(archive, name))
             return record if isinstance(record, dict) else {}
-    except (StopIteration, ValueError, RecursionError, *UNREADABLE):
+    except (StopIteration, ValueError, RecursionError, *zips.UNREADABLE):
         return {}
 
 
@@ -214,6 +212,12 @@ def _rewritten(inspected: Inspection) -> dict[str, Json]:
     return {path: {"sha256": hashes.get(path, ""), **how.model_dump(mode="json")} for path, how in made.items()}
 
 
+def _assembled(inspected: Inspection) -> dict[str, Json]:
+    """The machine code of compiled modules that nvcc did not make, by path."""
+    made = inspected.recorded.assembled if inspected.recorded else {}
+    return {path: how.model_dump(mode="json") for path, how in made.items()}
+
+
 def _hash(component: Json) -> str:
     hashes = component.get("hashes", [])
     return next((str(digest["content"]) for digest in hashes if digest["alg"] == "SHA-256"), "")
@@ -259,7 +263,9 @@ def _provenance(content: bytes, inspected: Inspection, record: Json) -> str:
         _same(patch["name"], parts.get(f"patch {patch['name']}", {}).get("digest"), {"sha256": patch["sha256"]})
     for path, made in _rewritten(inspected).items():
         _same(f"the origin of {path}", parts[path]["digest"], {"sha256": made["official"]})
-    _same("the list of rewritten modules", definition["internalParameters"].get("rewritten", {}), _rewritten(inspected))
+    stated = definition["internalParameters"]
+    _same("the list of rewritten modules", stated.get("rewritten", {}), _rewritten(inspected))
+    _same("the machine code that nvcc did not make", stated.get("assembled", {}), _assembled(inspected))
     builder, when = predicate["runDetails"]["builder"], predicate["runDetails"]["metadata"]["finishedOn"]
     return f"built on {when[:10]} by dca-build {builder['version']['dca-build']} from {len(parts)} pinned parts."
 

@@ -81,6 +81,11 @@ def statement(wheel: str, sha256: str, job: Job, build: Build, invocation: Invoc
                         for module in build.modules
                         if module.rewritten
                     },
+                    "assembled": {
+                        module.path: module.assembled.model_dump(mode="json")
+                        for module in build.modules
+                        if module.assembled
+                    },
                 },
                 "resolvedDependencies": list(_dependencies(job, build, invocation.toolkits)),
             },

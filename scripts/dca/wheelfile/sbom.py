@@ -80,7 +80,9 @@ def sbom(job: Job, build: Build) -> bytes:
     bom.register_dependency(wheel, [*modules.values(), sources["source"]] if "source" in sources else modules.values())
     for module in build.modules:
         origins = [*sources.values(), *makers] if module.origin == "compiled" else [official] if official else []
-        bom.register_dependency(modules[module.path], [*origins, *(device_tools if module.rewritten else [])])
+        bom.register_dependency(
+            modules[module.path], [*origins, *(device_tools if module.rewritten or module.assembled else [])]
+        )
     for maker in makers:
         if fixes and maker.bom_ref.value == "toolkit":
             bom.register_dependency(maker, fixes)
@@ -212,21 +214,24 @@ def _makers(plan: Plan, build: Build) -> Iterator[Component]:
 
 def _origin(module: BuiltModule) -> dict[str, str]:
     """Where a module comes from; for one of the official wheel with fewer kernels, from which file."""
-    rewritten = module.rewritten
+    rewritten, assembled = module.rewritten, module.assembled
     return {
         "origin": module.origin,
         "official-sha256": rewritten.official if rewritten else "",
         "kernels": rewritten.keeps.text if rewritten else "",
+        "machine-code": ", ".join(f"{arch} from PTX {ptx}" for arch, ptx in assembled.archs.items())
+        if assembled
+        else "",
     }
 
 
 def _device_tools(build: Build) -> Iterator[Component]:
-    """What wrote the copied modules with fewer kernels."""
+    """What wrote the copied modules with fewer kernels, and machine code that nvcc did not make."""
     versions = {
         (name, version)
         for module in build.modules
-        if module.rewritten
-        for name, version in (("ptxas", module.rewritten.ptxas), ("fatbinary", module.rewritten.fatbinary))
+        if (made := module.rewritten or module.assembled)
+        for name, version in (("ptxas", made.ptxas), ("fatbinary", made.fatbinary))
     }
     for name, version in sorted(versions):
         yield _component(name, _Package(name, version, f"pkg:generic/{name}"), program=True)

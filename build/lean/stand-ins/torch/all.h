@@ -8,8 +8,10 @@
 #include <ATen/DeviceGuard.h>
 #include <ATen/Dispatch.h>
 #include <ATen/TensorUtils.h>
+#ifdef DCA_TORCH_FACTORIES
 // torch::empty, torch::zeros and torch::from_blob are not those of ATen.
 #include <torch/csrc/autograd/generated/variable_factories.h>
+#endif
 #pragma pop_macro("AT_PER_OPERATOR_HEADERS")
 #include <optional>
 
