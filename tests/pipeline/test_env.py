@@ -365,6 +365,7 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
     monkeypatch.setattr(inspection, "inspect", lambda *_: subject)
     monkeypatch.setattr(machine, "own_python", lambda: machine.Python(version=python, path="/python", headers=True))
     monkeypatch.setattr(workspace, "_run", lambda words, *_: ran.append([str(word) for word in words]))
+    monkeypatch.setenv("VLLM_PLUGINS", "lora")
     named = "vllm" if profile != "kernels" else "dca_kernels"
     path = tmp_path / f"{named}-0.10.2+x-cp38-abi3-manylinux1_x86_64.whl"
     arguments = (path, tmp_path / "run", quiet_run(tmp_path, store.Store(tmp_path / "cache")))
@@ -379,6 +380,9 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
     assert lock_file.is_file()
     assert [words[-1] for words in ran[1:]] == [str(lock_file), str(path)]
     assert any(str(lock_file) in note for note in result.notes)
+    # A plugin that is not loaded cannot say so itself.
+    assert "VLLM_PLUGINS=lora leaves out dca_guards" in result.notes[-1]
+    assert "export VLLM_PLUGINS=lora,dca_guards" in result.notes[-1]
 
 
 def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: Path) -> None:

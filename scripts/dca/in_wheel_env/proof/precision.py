@@ -68,7 +68,7 @@ def _choice(
     modules: Modules, dtype: torch.dtype, host: Callable[[], ContextManager[Any]], device: str, seed: int
 ) -> dict[str, Any]:
     rng, random_signs = source(seed, str(dtype)), torch.Generator().manual_seed(seed)
-    tokens = rng.randint(4 * CHUNKING.stride + 130, 5 * CHUNKING.stride)
+    tokens = rng.randint(2 * CHUNKING.stride + 130, 3 * CHUNKING.stride)
     pages = -(-tokens // PAGE)
     shape = Exact(HEADS, KV_HEADS, DIM, 1e4, CHUNKING, 0, dtype, tokens, PAGE, device)
     with host(), torch.device(device):
