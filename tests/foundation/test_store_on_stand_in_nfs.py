@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -122,10 +121,8 @@ def test_a_file_system_that_cannot_hold_a_cache_is_refused_by_its_name(
         assert said == ""
         return
     kind, mounted = store._mounted(tmp_path)
-    assert said.startswith(
-        f"DCA-102: the cache folder {tmp_path} is on a file system without {named} ({kind}, mounted at"
-    )
-    assert f"mounted at {mounted})" in said
+    place = f"a file system without {named} ({kind}, mounted at {mounted})"
+    assert said.startswith(f"DCA-102: the cache folder {tmp_path} is on {place}.")
     assert "--cache-dir" in said
     assert [name for name in names(tmp_path) if name != "CACHEDIR.TAG"] == []
 
@@ -135,11 +132,8 @@ def test_the_file_system_of_a_folder_is_the_one_that_is_mounted_nearest() -> Non
     assert store._mounted(Path("/nonexistent"))[1] == "/"
 
 
-def test_a_file_system_is_tried_once(tmp_path: Path) -> None:
-    cache = store.Store(tmp_path)
-    cache.open()
-    began = time.monotonic()
-    for _ in range(200):
-        cache.open()
-    assert time.monotonic() - began < 5
+def test_a_file_system_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.Store(tmp_path).open()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    store.Store(tmp_path).open()
     assert names(tmp_path) == ["CACHEDIR.TAG"]
