@@ -122,6 +122,18 @@ def test_a_machine_gets_the_right_verdict(
     assert [never for never in row.never if never in text] == []
 
 
+def test_for_another_driver_nothing_is_probed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = TABLE.machines[0]
+    answers = iter([reach(row)])
+    monkeypatch.setattr(recipes, "load_all", known)
+    monkeypatch.setattr(machine, "look", lambda **_: facts(row))
+    monkeypatch.setattr(probing, "probe", lambda *_: next(answers))
+    said = [verdict(options, tmp_path, capsys)[0] for options in ([], ["--driver", "550.54"], ["--driver", "580"])]
+    assert said == [row.says] * 3
+
+
 def verdict(options: list[str], cache: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     """The first line of `dca plan`, without the patch revision and the name of a recipe; and all that it prints."""
     try:

@@ -141,8 +141,12 @@ def variables(subject: Subject) -> Iterator[Finding]:
         wanted = "none; dca wheel ignores them, pip and CMake do not" if harmful else ""
         yield Finding("note" if harmful else "fine", names, wanted, f"unset {' '.join(harmful)}", details)
         return
+    if subject.model is not None and not subject.needs_dual_chunk and changing.get(BACKEND[0]) == BACKEND[1]:
+        found = f"{BACKEND[0]}={BACKEND[1]}, but the model's config.json has no dual_chunk_attention_config"
+        yield Finding("wrong", found, f"{BACKEND[0]} unset", f"unset {BACKEND[0]}", details)
+        return
     for name, right in (BACKEND, ENGINE):
-        if subject.model is not None and changing.get(name, right) != right:
+        if subject.model is not None and subject.needs_dual_chunk and changing.get(name, right) != right:
             wanted = f"{name} unset, or {right}"
             yield Finding("wrong", f"{name}={changing[name]}", wanted, f"unset {name}", details)
             return
