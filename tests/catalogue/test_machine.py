@@ -46,6 +46,19 @@ def test_compilers_come_newest_first_and_the_plain_name_before_others_of_its_ver
     )
 
 
+@pytest.mark.parametrize("launcher", machine.LAUNCHERS)
+def test_a_link_to_a_compiler_cache_is_no_compiler(
+    launcher: str, only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "g++").symlink_to(program(tmp_path / "opt" / launcher, "echo 12.2.0"))
+    monkeypatch.setenv("PATH", f"{links}:{only}")
+    assert machine.host_compilers() == ()
+    real = program(only / "g++", "echo 12.2.0")
+    assert [compiler.path for compiler in machine.host_compilers()] == [str(real)]
+
+
 def test_the_compiler_of_a_conda_environment_is_found(only: Path) -> None:
     conda = program(only / f"{platform.machine()}-conda-linux-gnu-g++", "echo 12.4.0")
     assert machine.host_compilers() == (Compiler(path=str(conda), major=12, version="12.4.0"),)

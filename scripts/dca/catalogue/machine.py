@@ -24,6 +24,10 @@ from dca.foundation.documents import Value
 _Card = TypeVar("_Card")
 
 
+LAUNCHERS = ("ccache", "sccache", "buildcache", "distcc", "icecc")
+"""Programs that stand for a compiler where a link to them has its name."""
+
+
 class Compiler(Value):
     """A host C++ compiler."""
 
@@ -120,7 +124,13 @@ def glibc() -> str:
 def compilers_on_path() -> tuple[str, ...]:
     """Paths of g++, g++-N and conda's own g++ on PATH, whether or not they start."""
     names = ["g++", *(f"g++-{major}" for major in range(16, 8, -1)), f"{platform.machine()}-conda-linux-gnu-g++"]
-    return tuple(path for name in names if (path := shutil.which(name)))
+    return tuple(path for name in names if (path := _real(name)))
+
+
+def _real(name: str) -> str | None:
+    """The first program of a name on PATH that is not a link to a compiler cache, which has settings of its own."""
+    found = (shutil.which(name, path=folder) for folder in os.get_exec_path())
+    return next((path for path in found if path and Path(path).resolve().name not in LAUNCHERS), None)
 
 
 def host_compilers() -> tuple[Compiler, ...]:

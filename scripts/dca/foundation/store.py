@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -196,7 +198,7 @@ def incoming_folder(path: Path) -> Iterator[Path]:
             # After an exchange this is the old folder, which another run may have removed meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 remove(part)
-        os.close(descriptor)
+        _release(descriptor, part)
 
 
 def _exchanged(new: Path, other: Path) -> bool:
@@ -230,7 +232,7 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
         yield part
     finally:
         remove(part)
-        os.close(descriptor)
+        _release(descriptor, part)
 
 
 def _prefix(path: Path) -> str:
@@ -252,11 +254,48 @@ def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
         # On a file system without locks this fails here and in `sweep`, which then removes nothing.
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            descriptor = _locked(descriptor, Path(name))
         # Another run may have removed it before it was locked.
         if Path(name).exists():
             return Path(name), descriptor
-        os.close(descriptor)
+        _release(descriptor, Path(name))
+
+
+def _locked(descriptor: int, part: Path, flags: int = 0) -> int:
+    """Lock an open temporary file or folder, and return the descriptor that holds the lock.
+
+    NFS locks only what is open for writing, which a folder cannot be: there a file beside it is locked.
+
+    Raises:
+        OSError: without locks, or when another process has this one.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+    else:
+        return descriptor
+    beside = os.open(_beside(part), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(beside, fcntl.LOCK_EX | flags)
+    except OSError:
+        os.close(beside)
+        raise
+    os.close(descriptor)
+    return beside
+
+
+def _beside(part: Path) -> Path:
+    """The file that is locked in place of a folder."""
+    return part.with_name(f"{part.name}.lock")
+
+
+def _release(descriptor: int, part: Path) -> None:
+    """Release the lock of a temporary file or folder that is gone."""
+    if (beside := _beside(part)).exists():
+        beside.unlink(missing_ok=True)
+    os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -301,8 +340,13 @@ class Store:
             )
 
     def open(self) -> Store:
-        """Create the folder if it is missing, and remove leftovers of killed runs."""
+        """Create the folder if it is missing, and remove leftovers of killed runs.
+
+        Raises:
+            DcaError: DCA-102 on a file system that cannot hold a cache.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
+        _check_file_system(self.root, self.root.stat().st_dev)
         sweep(self.root / SCRATCH)
         tag = self.root / "CACHEDIR.TAG"
         if not tag.exists():
@@ -370,12 +414,8 @@ class Store:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            raise DcaError(
-                "DCA-102",
-                f"the cache folder {self.root} is on a file system without locks.",
-                why=f"flock says: {error.strerror}. Two runs could spoil each other's work there.",
-                remedy="put the cache on a local disk: --cache-dir DIR (DCA_CACHE_DIR), or make CACHE=DIR.",
-            ) from None
+            why = f"flock says: {error.strerror}. Two runs could spoil each other's work there."
+            raise _unsuitable(self.root, "locks", why) from None
         return True
 
     def holder(self, kind: str, key: str) -> str:
@@ -388,6 +428,53 @@ class Store:
 
     def _lock(self, kind: str, key: str) -> Path:
         return self.root / "locks" / f"{kind}-{key}.lock"
+
+
+@functools.cache
+def _check_file_system(root: Path, device: int) -> None:  # noqa: ARG001 - another device is another file system
+    """Check that the file system of the cache has what environments, toolkits and builds need, besides locks.
+
+    Raises:
+        DcaError: DCA-102.
+    """
+    with scratch(root) as folder:
+        program = folder / "program"
+        program.write_bytes(b"#!/bin/sh\n")
+        program.chmod(0o755)
+        if not os.access(program, os.X_OK):
+            raise _unsuitable(root, "programs", "Programs there cannot be started; it may be mounted with noexec.")
+        if program.with_name("PROGRAM").exists():
+            raise _unsuitable(root, "capital letters", "Names that differ in capital letters only are one file there.")
+        try:
+            program.with_name("link").symlink_to(program.name)
+        except OSError as error:
+            raise _unsuitable(root, "symbolic links", f"symlink says: {error.strerror}.") from None
+
+
+def _unsuitable(root: Path, lacking: str, why: str) -> DcaError:
+    kind, mounted = _mounted(root)
+    return DcaError(
+        "DCA-102",
+        f"the cache folder {root} is on a file system without {lacking}"
+        + (f" ({kind}, mounted at {mounted})." if kind else "."),
+        why=why,
+        remedy="put the cache on a local disk: --cache-dir DIR (DCA_CACHE_DIR), or make CACHE=DIR.",
+    )
+
+
+def _mounted(path: Path) -> tuple[str, str]:
+    """The kind of file system that has a folder, and where it is mounted; empty if the system does not say."""
+    found = ("", "")
+    try:
+        # The last mount of a place hides earlier ones.
+        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            fields, _, after = line.partition(" - ")
+            place = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields.split()[4])
+            if path.resolve().is_relative_to(place) and len(place) >= len(found[1]):
+                found = (after.split()[0], place)
+    except (OSError, IndexError):
+        pass
+    return found
 
 
 # Descriptors of the locks that this process holds.
@@ -429,11 +516,13 @@ def sweep(path: Path) -> None:
         if name.startswith(_prefix(path)) and name.endswith(".part"):
             part = path.parent / name
             with contextlib.suppress(OSError):
-                descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
+                descriptor = os.open(part, os.O_NOFOLLOW | (os.O_RDONLY if part.is_dir() else os.O_RDWR))
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    descriptor = _locked(descriptor, part, fcntl.LOCK_NB)
                     if part.is_dir():
                         remove(part)
+                        if _beside(part).exists():
+                            _beside(part).unlink(missing_ok=True)
                     else:
                         part.unlink()
                 finally:
