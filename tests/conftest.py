@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
 import os
 import random
@@ -101,6 +103,18 @@ def _group(items: list[pytest.Item]) -> None:
 
 def _is_long(item: pytest.Item) -> bool:
     return any(mark.name in LONG for mark in item.iter_markers())
+
+
+# As it is before the session has one of its own.
+TEMPORARY = Path(tempfile.gettempdir())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove pytest's own folder from the temporary one, unless failed tests or other runs have something there."""
+    if not hasattr(config, "workerinput"):
+        folder = TEMPORARY / f"pytest-of-{getpass.getuser()}"
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -292,15 +292,6 @@ def test_a_temporary_folder_that_is_named_is_left_alone(tmp_path: Path, monkeypa
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_program_gets_a_temporary_folder_where_the_named_one_does_not_exist(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    done = runner.run([PYTHON, "-c", "import os; print(os.path.isdir(os.environ['TMPDIR']))"])
-    assert done.tail == ("True",)
-
-
 def test_a_program_that_fails_for_want_of_disk_is_named_by_that_cause() -> None:
     with pytest.raises(DcaError) as refused:
         runner.run(["/bin/sh", "-c", "exec cat /proc/version > /dev/full"])
