@@ -1,32 +1,45 @@
 # Every target only calls `dca`. CUDA=12.1 ARCH=9.0 DRIVER=550.54 RECIPE=… PROFILE=… WITH=… MODEL=CONFIG SOURCE=…
-# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all PREBUILT_WHOLE=1 JOBS=N COMPILER_CACHE=NAME CACHE=DIR BUNDLE=FILE
-# OFFLINE=1 become its options.
-PYTHON ?= python3
+# COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all PREBUILT_WHOLE=1 TOOLKIT=DIR JOBS=N COMPILER_CACHE=NAME CACHE=DIR
+# BUNDLE=FILE OFFLINE=1 become its options.
+VARIABLES := CUDA ARCH DRIVER RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT PREBUILT_WHOLE TOOLKIT JOBS \
+             COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE OFFLINE
+# Only what is on the command line counts: ARCH=x86_64 in the environment is about something else.
+INHERITED := $(strip $(foreach name,$(VARIABLES) PYTHON,$(if $(filter environment,$(origin $(name))),$(if $($(name)),$(name)))))
+$(foreach name,$(INHERITED),$(eval export INHERITED_$(name) := $$(value $(name))))
+$(foreach name,$(VARIABLES),$(eval $(name) :=))
+PYTHON := python3
+UNKNOWN := $(strip $(foreach name,$(filter-out $(VARIABLES) PYTHON SHELL MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $(name))),$(name))))
 DCA := .venv/bin/dca
 # The caller's Python packages must not replace those of .venv.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 # Tests are compiled once, not for each run.
 unexport PYTHONDONTWRITEBYTECODE
-export CUDA ARCH DRIVER RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT JOBS COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE
+unexport $(VARIABLES)
+export $(foreach name,$(VARIABLES),$(if $($(name)),$(name)))
 
 UNIT := not wheel and not network and not slow and not proof and not whole and not gpu and not git
 
 flag = $(if $(strip $($(1))),--$(2) "$$$(1)")
 FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,DRIVER,driver) $(call flag,RECIPE,recipe) \
         $(call flag,PROFILE,profile) $(call flag,WITH,with) $(call flag,MODEL,model) $(call flag,SOURCE,source) $(call flag,COMPANION,companion) \
-        $(call flag,PREBUILT,prebuilt) $(if $(strip $(PREBUILT_WHOLE)),--prebuilt-whole) $(call flag,JOBS,jobs) \
-        $(call flag,COMPILER_CACHE,compiler-cache) $(call flag,CACHE,cache-dir)
+        $(call flag,PREBUILT,prebuilt) $(if $(strip $(PREBUILT_WHOLE)),--prebuilt-whole) $(call flag,TOOLKIT,toolkit) \
+        $(call flag,JOBS,jobs) $(call flag,COMPILER_CACHE,compiler-cache) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check docs format clean
+.PHONY: help variables venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check docs format clean
 
 help: venv ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-venv: ## create .venv, the project's own environment
+variables:
+ifneq ($(UNKNOWN) $(INHERITED), )
+	@$(PYTHON) -I scripts/make_variables.py --known $(VARIABLES) PYTHON --unknown $(UNKNOWN) --inherited $(INHERITED)
+endif
+
+venv: variables ## create .venv, the project's own environment
 	@$(PYTHON) -I scripts/bootstrap.py
 
-dev:
+dev: variables
 	@$(PYTHON) -I scripts/bootstrap.py --dev
 
 doctor: venv ## check this machine, and show how to fix what is wrong; FOR=serve MODEL=DIR

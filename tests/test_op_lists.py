@@ -21,6 +21,7 @@ from dca.catalogue.recipes import Loaded, Recipe
 from dca.compile import bindings, ops
 from dca.compile.compiling import Build
 from dca.foundation import data, documents, runner, store
+from dca.foundation.events import Silent
 from dca.pipeline.wheel import Made
 from dca.sources import index
 from tests.support import ROOT, RunDca, install
@@ -209,7 +210,7 @@ def set_up(recipe: Recipe, python: Path, source: Path, cache: store.Store, folde
     official = recipe.official_wheel
     assert official is not None
     paths = {f"vllm.{name}": f"vllm/{name}.abi3.so" for name in ("_C", "_moe_C")}
-    brought = index.members(official, {path: official.members[path].sha256 for path in paths.values()}, cache)
+    brought = index.members(official, {path: official.members[path].sha256 for path in paths.values()}, cache, Silent())
     modules = {name: brought[path] for name, path in paths.items()}
     driver = ops.driver_stand_in(modules["vllm._C"], folder, "g++")
     return Bench(recipe, python, modules, driver, source, folder, set(official.schemas))

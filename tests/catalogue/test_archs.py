@@ -16,6 +16,10 @@ from dca.catalogue.archs import how_reached, nearest
         ("9.0", ("8.0",), ("8.0",), "JIT from PTX 8.0"),
         ("9.0", ("8.0",), (), "not"),
         ("8.9", ("8.0", "8.6"), ("8.0",), "same major (8.6)"),
+        # Machine code of a Jetson runs on no other GPU.
+        ("8.9", ("8.0", "8.7"), (), "same major (8.0)"),
+        ("10.3", ("10.1",), ("9.0",), "JIT from PTX 9.0"),
+        ("8.7", ("8.7",), (), "native"),
         ("12.0", ("8.0", "9.0"), ("8.0", "9.0"), "JIT from PTX 9.0"),
         ("8.0", (), ("9.0",), "not"),
         # Code with an "a" runs on that arch only, with an "f" on its family.

@@ -11,7 +11,7 @@ import pytest
 
 from dca.catalogue.plan import Plan
 from dca.compile import cmake
-from dca.foundation import runner, store
+from dca.foundation import environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent, Work
 from dca.foundation.timeline import ObjectTime, Recorder, Timeline
@@ -116,7 +116,7 @@ def test_a_cache_of_another_source_is_made_anew(cmake_python: Path, tmp_path: Pa
             tmp_path / name / "CMakeLists.txt", b"cmake_minimum_required(VERSION 3.26)\nproject(p NONE)\n"
         )
         arguments: list[str | Path] = ["-S", tmp_path / name, "-DCMAKE_BUILD_TYPE=Release"]
-        folder = cmake.BuildFolder(tmp_path / "build", cmake_python, runner.environment())
+        folder = cmake.BuildFolder(tmp_path / "build", cmake_python, environment.of())
         cmake.configure(arguments, "", folder, {}, quiet_run(tmp_path))
         kept = (tmp_path / "build/ninja/CMakeCache.txt").read_text()
         assert f"CMAKE_HOME_DIRECTORY:INTERNAL={tmp_path / name}\n" in kept
@@ -172,7 +172,7 @@ class Project:
     """A build folder with three small sources and a module, built by the real CMake, ninja and g++."""
 
     def __init__(self, folder: Path, python: Path) -> None:
-        self.folder = cmake.BuildFolder(folder, python, runner.environment())
+        self.folder = cmake.BuildFolder(folder, python, environment.of())
         self.ninja = self.folder.ninja
         for name in ("a", "b", "c"):
             store.write_bytes(folder / f"src/{name}.cpp", f"#include <string>\nint {name}() {{ return 1; }}\n".encode())
@@ -245,7 +245,7 @@ def test_what_was_finished_before_the_kill_is_kept(project: Project) -> None:
     project.was_killed()
     (project.ninja.parent / "src/a.cpp").write_text("int a() { return 2; }\n")
     # ninja alone, as it was before the kill; the object is finished and the module is not.
-    env = runner.environment()
+    env = environment.of()
     ninja = project.folder.program("ninja")
     assert runner.run([ninja, "-C", project.ninja, "CMakeFiles/one.dir/a.cpp.o"], env=env).ok
     modified = project.object("a").stat().st_mtime_ns

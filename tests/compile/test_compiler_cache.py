@@ -26,7 +26,7 @@ from dca.compile.compiler_cache import sccache as sccache_tool
 from dca.compile.compiler_cache.remote import silence
 from dca.compile.compiler_cache.tool import ANSWER_SECONDS, Counts
 from dca.compile.job import Job
-from dca.foundation import runner, store
+from dca.foundation import environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.pipeline.wheel import Made
 from dca.toolchain import provide
@@ -70,7 +70,7 @@ def a_build(root: Path, nvcc: Path, planned: PlannedCache) -> tuple[Job, cmake.B
         python=".".join(map(str, sys.version_info[:3])),
     )
     job = SimpleNamespace(plan=plan, cuda=nvcc.parent.parent, torch=torch)
-    return cast("Job", job), cmake.BuildFolder(root, Path(sys.executable), runner.environment())
+    return cast("Job", job), cmake.BuildFolder(root, Path(sys.executable), environment.of())
 
 
 @pytest.fixture

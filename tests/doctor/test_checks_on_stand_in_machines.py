@@ -755,6 +755,61 @@ def model(machine: Machine, config: object, *, table: bool = True) -> None:
     machine.more = {"model": folder}
 
 
+def test_the_backend_is_wrong_for_a_model_without_dual_chunk_attention(machine: Machine) -> None:
+    machine.env = {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN"}
+    model(machine, SEVEN | {"dual_chunk_attention_config": None}, table=False)
+    result = machine.one("machine.variables", "serve")
+    assert result.status == "wrong"
+    assert "no dual_chunk_attention_config" in result.found
+    # And another one is right for it.
+    machine.env = {"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}
+    assert machine.one("machine.variables", "serve").status == "note"
+
+
+@pytest.mark.parametrize(
+    ("listed", "dual_chunk", "status"),
+    [
+        (None, True, "fine"),
+        ("lora,dca_guards", True, "fine"),
+        ("lora", True, "wrong"),
+        ("", True, "wrong"),
+        ("lora", False, "note"),
+    ],
+)
+def test_a_list_of_plugins_without_the_guards_is_told(
+    listed: str | None, dual_chunk: bool, status: str, machine: Machine
+) -> None:
+    machine.env = {} if listed is None else {"VLLM_PLUGINS": listed}
+    machine.more = {"dual_chunk": dual_chunk}
+    result = machine.one("python.plugins", "serve")
+    assert result.status == status
+    assert status == "fine" or "dca_guards" in result.remedy
+
+
+@pytest.mark.parametrize(
+    ("heads", "recipe", "status"),
+    [(28, "vllm-0.10.2", None), (14, "vllm-0.10.2", "wrong"), (14, "", "note"), (14, "qwen-fork", None)],
+)
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("enabled", [True, False, None])
+def test_a_sparse_table_is_for_heads_of_128(
+    heads: int, recipe: str, status: str | None, inside: bool, enabled: bool | None, machine: Machine
+) -> None:
+    if recipe:
+        machine.recipe(recipe)
+    dual: dict[str, object] = {"chunk_size": 262144, "local_size": 8192}
+    if inside:
+        row = {str(head): ["vertical_and_slash", 30, 800, 1.0] for head in range(heads)}
+        dual["sparse_attention_config"] = [row] * 28
+    if enabled is not None:
+        dual["sparse_attention_enabled"] = enabled
+    sizes = {"hidden_size": 3584, "head_dim": 3584 // 28 * heads // 28, "num_attention_heads": heads}
+    model(machine, SEVEN | sizes | {"dual_chunk_attention_config": dual}, table=not inside)
+    found = [result for result in machine.all("model.table", "serve") if "head dimension" in result.found]
+    expected = [] if status is None or enabled is False else [status]
+    assert [result.status for result in found] == expected
+
+
 @pytest.mark.parametrize(
     ("config", "cards", "status"),
     [(SEVEN, 2, "fine"), (SEVEN, 1, "wrong"), (FOURTEEN, 4, "fine"), (FOURTEEN, 3, "wrong"), (SEVEN, 0, "wrong")],

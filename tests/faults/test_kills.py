@@ -136,13 +136,13 @@ COMPILE = """
 import sys
 from pathlib import Path
 from dca.compile import cmake
-from dca.foundation import runner
+from dca.foundation import environment
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.foundation.store import Store
 folder, python = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
-env = runner.environment()
+env = environment.of()
 cmake.place({path.name: path for path in (folder / "tree").iterdir()}, folder)
 run = Run(Store(folder), Silent(), folder / "log")
 build_folder = cmake.BuildFolder(folder, python, env)

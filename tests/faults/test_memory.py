@@ -24,7 +24,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from dca.compile import cmake
-from dca.foundation import runner
+from dca.foundation import environment
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
@@ -34,7 +34,7 @@ class Told(Silent):
 folder, python, group, jobs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 if group:
     Path(group, "cgroup.procs").write_text(str(__import__("os").getpid()))
-env = runner.environment()
+env = environment.of()
 run = Run(Store(folder), Told(), folder / "log")
 build_folder = cmake.BuildFolder(folder, python, env)
 cmake.configure(["-S", folder / "src"], "", build_folder, {}, run)

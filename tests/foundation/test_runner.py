@@ -21,56 +21,10 @@ from tests.support import alive, left_alive, wait_for
 pytestmark = pytest.mark.slow
 
 PYTHON = sys.executable
-PLANTED = (
-    "CXX",
-    "CC",
-    "CUDAHOSTCXX",
-    "CXXFLAGS",
-    "CFLAGS",
-    "LDFLAGS",
-    "CPATH",
-    "LIBRARY_PATH",
-    "LD_LIBRARY_PATH",
-    "LD_PRELOAD",
-    "NVCC_PREPEND_FLAGS",
-    "NVCC_APPEND_FLAGS",
-    "CUDA_HOME",
-    "CUDAARCHS",
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "PYTHONSTARTUP",
-    "CMAKE_BUILD_TYPE",
-    "CMAKE_GENERATOR",
-    "CMAKE_ARGS",
-    "MAX_JOBS",
-    "NVCC_THREADS",
-    "TORCH_CUDA_ARCH_LIST",
-    "VLLM_TARGET_DEVICE",
-    "SETUPTOOLS_SCM_PRETEND_VERSION",
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_SSH_COMMAND",
-    "UV_CONFIG_FILE",
-    "PIP_INDEX_URL",
-    "SOURCE_DATE_EPOCH",
-    "LANGUAGE",
-    "BASH_ENV",
-    "ENV",
-    "VIRTUAL_ENV",
-)
-PROXIES = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "UV_DEFAULT_INDEX")
 
 
 def python(program: str) -> list[str]:
     return [PYTHON, "-c", program]
-
-
-def seen_by_child(**options: object) -> dict[str, str]:
-    env = runner.environment(**options)  # type: ignore[arg-type]
-    done = runner.run(python("import json, os; print(json.dumps(dict(os.environ)))"), env=env)
-    environment: dict[str, str] = json.loads(done.tail[-1])
-    return environment
 
 
 def pids(path: Path) -> list[int]:
@@ -150,37 +104,6 @@ def test_a_program_that_failed_because_the_disk_is_full_says_so(reason: str) -> 
 
 def test_a_program_that_only_speaks_of_a_full_disk_is_fine() -> None:
     assert runner.run(["/bin/sh", "-c", "echo 'No space left on device'"]).ok
-
-
-# --- environment ---------------------------------------------------------------------------------------------
-
-
-def test_what_somebody_once_exported_does_not_reach_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*PLANTED, *PROXIES):
-        monkeypatch.setenv(name, "/planted")
-    seen = seen_by_child()
-    assert [name for name, value in seen.items() if name in PLANTED or "/planted" in value] == []
-    assert seen["PATH"] == os.environ["PATH"]
-
-
-def test_only_programs_that_go_to_the_network_see_the_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*PLANTED, *PROXIES):
-        monkeypatch.setenv(name, "/planted")
-    seen = seen_by_child(network=True)
-    assert {name for name, value in seen.items() if value == "/planted"} == set(PROXIES)
-
-
-def test_locale_time_zone_and_hash_seed_are_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LC_ALL", "LANG", "TZ", "PYTHONHASHSEED"):
-        monkeypatch.setenv(name, "planted")
-    seen = seen_by_child()
-    assert [seen[name] for name in ("LC_ALL", "TZ", "PYTHONHASHSEED")] == ["C.UTF-8", "UTC", "0"]
-
-
-def test_what_is_added_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAX_JOBS", "64")
-    seen = seen_by_child(extra={"MAX_JOBS": "2", "TZ": "Asia/Tokyo"})
-    assert (seen["MAX_JOBS"], seen["TZ"]) == ("2", "Asia/Tokyo")
 
 
 # --- output --------------------------------------------------------------------------------------------------
@@ -512,9 +435,3 @@ def test_kill_9_ends_a_program_beside_this_one_and_what_it_started(tmp_path: Pat
     process.kill()
     process.wait()
     assert left_alive(processes) == []
-
-
-def test_only_variables_that_are_named_are_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("ONE_A", "1"), ("ONE_B", ""), ("OTHER", "2"), ("TWO", "3")):
-        monkeypatch.setenv(name, value)
-    assert runner.passed(["ONE_*", "TWO"]) == {"ONE_A": "1", "TWO": "3"}

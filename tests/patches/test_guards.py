@@ -53,13 +53,22 @@ REFUSALS: list[tuple[str, list[str], Callable[[], object]]] = [
         lambda: guards.choose_backend({"VLLM_ATTENTION_BACKEND": "FLASHINFER"}),
     ),
     ("DCA-811", ["VLLM_USE_V1=1", "V0"], lambda: guards.choose_backend({"VLLM_USE_V1": "1"})),
-    ("DCA-812", ["CUDA graphs", "--enforce-eager"], lambda: guards.check_eager(False)),
+    (
+        "DCA-811",
+        ["VLLM_ATTENTION_BACKEND=DUAL_CHUNK_FLASH_ATTN", "no dual_chunk_attention_config", "process of its own"],
+        lambda: guards.check_backend_without_dca({"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN"}),
+    ),
     ("DCA-813", ["fp8_e5m2", "--kv-cache-dtype"], lambda: guards.check_kv_cache_dtype("fp8_e5m2")),
     ("DCA-813", ["fp8", "--quantization fp8"], lambda: guards.check_kv_cache_dtype("fp8")),
     (
         "DCA-814",
         ["1010000", "262144", "--enable-prefix-caching"],
         lambda: guards.check_prefix_caching(True, 1010000, 262144),
+    ),
+    (
+        "DCA-814",
+        ["--kv-transfer-config", "LMCacheConnector", "262145", "--max-model-len 262144"],
+        lambda: guards.check_transfer("LMCacheConnector", 262145, 262144),
     ),
     (
         "DCA-816",
@@ -157,6 +166,18 @@ REFUSALS: list[tuple[str, list[str], Callable[[], object]]] = [
     ),
     (
         "DCA-823",
+        ["sparse attention table and head dimension 64. ", "head dimension 128 only", "sparse_attention_enabled"],
+        lambda: guards.check_sparse_heads({"sparse_attention_config": table_for(1, 1)}, 64, (128,)),
+    ),
+    (
+        "DCA-823",
+        ["head dimension 256. ", "128 and 192 only"],
+        lambda: guards.check_sparse_heads(
+            {"sparse_attention_config": table_for(1, 1), "sparse_attention_enabled": True}, 256, (128, 192)
+        ),
+    ),
+    (
+        "DCA-823",
         ["flash_attn_varlen_func was called in float16", "for float16. ", "--with fp16. "],
         lambda: guards.check_call(KERNELS, "flash_attn_varlen_func", "float16", 120),
     ),
@@ -175,9 +196,15 @@ def test_a_wrong_choice_is_refused_with_its_code(code: str, words: list[str], ca
 
 def test_every_code_is_used_by_a_message() -> None:
     refused = {code for code, _, _ in REFUSALS}
-    assert set(guards.CODES) == refused | {"DCA-815"}
-    assert_is_a_whole_message(guards.length_notice(1048576, 1010000), "DCA-815")
-    assert list(guards.CODES) == [f"DCA-{number}" for number in range(811, 824)]
+    notices = {
+        "DCA-812": guards.eager_notice(),
+        "DCA-815": guards.length_notice(1048576, 1010000),
+        "DCA-824": guards.plugins_notice({"VLLM_PLUGINS": "lora"}),
+    }
+    assert set(guards.CODES) == refused | set(notices)
+    for code, notice in notices.items():
+        assert_is_a_whole_message(notice, code)
+    assert list(guards.CODES) == [f"DCA-{number}" for number in range(811, 825)]
 
 
 def test_the_documentation_has_a_row_for_each_code() -> None:
@@ -234,6 +261,71 @@ def test_prefix_caching_is_left_alone_where_keys_are_not_scaled(
     enabled: bool | None, length: int, original: int, setting: bool | None
 ) -> None:
     assert guards.check_prefix_caching(enabled, length, original) is setting
+
+
+@pytest.mark.parametrize(
+    ("connector", "length", "original"),
+    [(None, 1010000, 262144), ("LMCacheConnector", 262144, 262144), ("LMCacheConnector", 1010000, 0)],
+)
+def test_a_connector_is_accepted_where_keys_are_not_scaled(connector: str | None, length: int, original: int) -> None:
+    guards.check_transfer(connector, length, original)
+
+
+@pytest.mark.parametrize(
+    ("config", "head_dim", "has"),
+    [
+        ({"sparse_attention_config": table_for(1, 1)}, 128, (128,)),
+        ({"sparse_attention_config": table_for(1, 1), "sparse_attention_enabled": False}, 64, (128,)),
+        ({"sparse_attention_config": []}, 64, (128,)),
+        ({}, 64, (128,)),
+    ],
+)
+def test_heads_that_have_sparse_kernels_or_need_none_are_accepted(
+    config: dict[str, Any], head_dim: int, has: tuple[int, ...]
+) -> None:
+    guards.check_sparse_heads(config, head_dim, has)
+
+
+@pytest.mark.parametrize(
+    ("environ", "left_out"),
+    [
+        ({}, False),
+        ({"VLLM_PLUGINS": "lora,dca_guards"}, False),
+        ({"VLLM_PLUGINS": "lora"}, True),
+        ({"VLLM_PLUGINS": ""}, True),
+        # vLLM compares names as they stand between the commas.
+        ({"VLLM_PLUGINS": "lora, dca_guards"}, True),
+    ],
+)
+def test_a_list_of_plugins_without_the_guards_is_noticed(environ: dict[str, str], left_out: bool) -> None:
+    assert (guards.plugins_notice(environ) is not None) is left_out
+
+
+def test_the_flash_attention_package_says_that_the_guards_are_left_out(
+    installed: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is imported without the plugin, which cannot say so itself."""
+    monkeypatch.setenv("VLLM_PLUGINS", "lora")
+    installed("{}")
+    [line] = [record.getMessage() for record in caplog.records if "VLLM_PLUGINS" in record.getMessage()]
+    assert_is_a_whole_message(line, "DCA-824")
+
+
+@pytest.mark.parametrize("eager", [True, False, None])
+def test_cuda_graphs_are_turned_off_and_that_is_said(
+    eager: bool | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    model_config = SimpleNamespace(
+        hf_config=SimpleNamespace(dual_chunk_attention_config=QWEN_1M), max_model_len=1000, enforce_eager=bool(eager)
+    )
+    args = SimpleNamespace(enforce_eager=eager, enable_prefix_caching=None)
+    with caplog.at_level("INFO"):
+        guards.check_model(model_config, args)
+    assert args.enforce_eager is True
+    assert model_config.enforce_eager is True
+    said = [record.getMessage() for record in caplog.records if "(DCA-812)" in record.getMessage()]
+    assert len(said) == (0 if eager else 1)
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128])

@@ -549,8 +549,8 @@ import pickle
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 (ROOT / "config.json").write_text(json.dumps({**BASE, "dual_chunk_attention_config": json.load(sys.stdin)}))
-for name, eager in (("eager", True), ("graphs", False)):
-    args = AsyncEngineArgs(model=str(ROOT), skip_tokenizer_init=True, enforce_eager=eager)
+for name, more in (("graphs", {}), ("FP8 KV cache", {"kv_cache_dtype": "fp8"})):
+    args = AsyncEngineArgs(model=str(ROOT), skip_tokenizer_init=True, enforce_eager=False, **more)
     (ROOT / f"{name}.pickle").write_bytes(pickle.dumps(args))
 """
 )
@@ -562,10 +562,12 @@ import vllm.plugins
 from vllm.engine.multiprocessing.engine import MQLLMEngine
 
 told = {}
-for name in ("graphs", "eager"):
+for name in ("FP8 KV cache", "graphs"):
     args = pickle.loads((ROOT / f"{name}.pickle").read_bytes())
     told["loaded before " + name] = vllm.plugins.plugins_loaded
-    MQLLMEngine.__init__ = lambda self, **given: told.update(length=given["vllm_config"].model_config.max_model_len)
+    MQLLMEngine.__init__ = lambda self, vllm_config, **given: told.update(
+        length=vllm_config.model_config.max_model_len, eager=vllm_config.model_config.enforce_eager
+    )
     MQLLMEngine.cleanup = lambda self: None
     try:
         MQLLMEngine.from_engine_args(args, None, "")
@@ -582,9 +584,10 @@ def test_the_engines_process_meets_the_guards_too(fork_python: Path, tmp_path: P
     run_worker(fork_python, SERVER_WORKER, tmp_path, str(tmp_path), given=json.dumps(QWEN_1M))
     run_worker(fork_python, ENGINE_WORKER, tmp_path, str(tmp_path))
     told = json.loads((tmp_path / "told.json").read_text())
-    assert told["loaded before graphs"] is False
-    assert_is_a_whole_message(told["graphs"], "DCA-812")
-    assert "eager" not in told
+    assert told["loaded before FP8 KV cache"] is False
+    assert_is_a_whole_message(told["FP8 KV cache"], "DCA-813")
+    assert "graphs" not in told
+    assert told["eager"] is True
     assert told["length"] == LONGEST
     assert told["environ"] == {"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}
 

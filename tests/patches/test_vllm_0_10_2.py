@@ -143,6 +143,16 @@ def test_the_backend_and_the_engine_are_chosen_for_the_user(run_python: Path) ->
 
 
 @pytest.mark.slow
+def test_cuda_graphs_are_turned_off_for_the_user(run_python: Path) -> None:
+    outcome = accepted(run_python, "CUDA graphs")
+    assert outcome["config"] == accepted(run_python, "nothing set")["config"]
+    assert outcome["config"]["eager"] is True
+    [eager, backend] = messages(outcome)["INFO"]
+    assert_is_a_whole_message(backend, "DCA-811")
+    assert_is_a_whole_message(eager, "DCA-812")
+
+
+@pytest.mark.slow
 def test_what_is_chosen_gives_the_same_engine_as_setting_it(run_python: Path) -> None:
     by_user = accepted(run_python, "all set")
     assert by_user["config"] == accepted(run_python, "nothing set")["config"]

@@ -365,7 +365,9 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
     monkeypatch.setattr(inspection, "inspect", lambda *_: subject)
     monkeypatch.setattr(machine, "own_python", lambda: machine.Python(version=python, path="/python", headers=True))
     monkeypatch.setattr(workspace, "_run", lambda words, *_: ran.append([str(word) for word in words]))
-    arguments = (tmp_path / "x.whl", tmp_path / "run", quiet_run(tmp_path, store.Store(tmp_path / "cache")))
+    named = "vllm" if profile != "kernels" else "dca_kernels"
+    path = tmp_path / f"{named}-0.10.2+x-cp38-abi3-manylinux1_x86_64.whl"
+    arguments = (path, tmp_path / "run", quiet_run(tmp_path, store.Store(tmp_path / "cache")))
     if not lock:
         with pytest.raises(DcaError) as refused:
             workspace.with_wheel(*arguments)
@@ -375,7 +377,7 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
     result = workspace.with_wheel(*arguments)
     lock_file = data.locks_folder("vllm-0.10.2") / lock
     assert lock_file.is_file()
-    assert [words[-1] for words in ran[1:]] == [str(lock_file), str(tmp_path / "x.whl")]
+    assert [words[-1] for words in ran[1:]] == [str(lock_file), str(path)]
     assert any(str(lock_file) in note for note in result.notes)
 
 

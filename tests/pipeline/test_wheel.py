@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -112,6 +113,15 @@ def test_a_second_run_finds_the_wheel_unchanged(dca: RunDca, made: Made) -> None
     again = Made.model_validate(json.loads(done.stdout))
     assert again.unchanged
     assert again.sha256 == made.sha256
+
+
+def test_a_wheel_is_found_unchanged_after_its_cache_was_moved(dca: RunDca, made: Made, tmp_path: Path) -> None:
+    moved = tmp_path / "run" / Path(made.run).name
+    shutil.copytree(made.run, moved)
+    again = Made.model_validate(json.loads(dca("wheel", "--json", "--cache-dir", tmp_path).stdout))
+    assert (again.unchanged, again.run, again.sha256) == (True, str(moved), made.sha256)
+    # Its summary reads the documents of the run.
+    assert str(moved) in dca("wheel", "--cache-dir", tmp_path).stdout
 
 
 def run_worker(python: Path, wheel: Path, folder: Path, capability: str, *words: str) -> str:

@@ -18,7 +18,7 @@ from dca.cli import plan
 from dca.foundation import datafile
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
-from dca.pipeline import bundle, gather
+from dca.pipeline import bundle, probing
 
 
 class Distribution(Value):
@@ -113,13 +113,25 @@ def test_a_machine_gets_the_right_verdict(
 ) -> None:
     monkeypatch.setattr(recipes, "load_all", known)
     monkeypatch.setattr(machine, "look", lambda **_: facts(row))
-    monkeypatch.setattr(gather, "probe", lambda *_: reach(row))
+    monkeypatch.setattr(probing, "probe", lambda *_: reach(row))
     said, text = verdict(shlex.split(row.options), tmp_path, capsys)
     assert said == row.says
     # Sentences are wrapped to the width of the terminal.
     text = " ".join(text.split())
     assert [more for more in row.more if more not in text] == []
     assert [never for never in row.never if never in text] == []
+
+
+def test_for_another_driver_nothing_is_probed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = TABLE.machines[0]
+    answers = iter([reach(row)])
+    monkeypatch.setattr(recipes, "load_all", known)
+    monkeypatch.setattr(machine, "look", lambda **_: facts(row))
+    monkeypatch.setattr(probing, "probe", lambda *_: next(answers))
+    said = [verdict(options, tmp_path, capsys)[0] for options in ([], ["--driver", "550.54"], ["--driver", "580"])]
+    assert said == [row.says] * 3
 
 
 def verdict(options: list[str], cache: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:

@@ -49,7 +49,6 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"where": "4xB200"}, ["DCA-153"]),
     ({"kv_cache_dtype": "fp8_e4m3"}, ["DCA-154"]),
     ({"prefix_caching": True}, ["DCA-154"]),
-    ({"graphs": True}, ["DCA-154"]),
     ({"block_size": 8}, ["DCA-154"]),
     ({"block_size": 24}, ["DCA-154"]),
     ({"env": {"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}}, ["DCA-155"]),
@@ -102,6 +101,52 @@ def test_a_right_choice_is_left_alone(changed: dict[str, Any]) -> None:
     assert codes(made) == []
     assert made.planned.fits
     server_rules.refuse(made.findings, "It is not to be served so.")
+
+
+def warnings(made: plan.ServePlan) -> dict[str, str]:
+    return {finding.code: finding.what for finding in made.findings if finding.severity == "warning"}
+
+
+def test_cuda_graphs_have_one_right_answer_which_is_set_and_said() -> None:
+    made = planned(SEVEN, "4xA100-80", graphs=True)
+    assert codes(made) == []
+    assert "--enforce-eager" in flags(made)
+    assert "--cuda-graphs" in warnings(made)["DCA-154"]
+    assert flags(made) == flags(planned(SEVEN, "4xA100-80"))
+
+
+@pytest.mark.parametrize(("listed", "told"), [("lora", True), ("", True), ("lora,dca_guards", False), (None, False)])
+def test_a_list_of_plugins_without_the_guards_is_told(listed: str | None, told: bool) -> None:
+    made = planned(SEVEN, "4xA100-80", env={} if listed is None else {"VLLM_PLUGINS": listed})
+    assert codes(made) == []
+    assert ("DCA-155" in warnings(made)) is told
+    # Without dual chunk attention there is nothing to guard.
+    assert not warnings(planned(ORDINARY, "1xA100-80", env={"VLLM_PLUGINS": "lora"}))
+
+
+TABLE = [{str(head): ["vertical_and_slash", 1000, 6096, 1.0] for head in range(14)} for _ in range(28)]
+
+
+@pytest.mark.parametrize(
+    ("heads", "more", "recipe", "wanted"),
+    [
+        (14, {}, "vllm-0.10.2", ["DCA-153"]),
+        (14, {}, "vllm-0.9.2", ["DCA-153"]),
+        (14, {"sparse_attention_enabled": False}, "vllm-0.10.2", []),
+        # Its sparse kernels have the head dimensions of the dense ones.
+        (14, {}, "qwen-fork", []),
+        (28, {}, "vllm-0.10.2", []),
+    ],
+)
+def test_a_sparse_table_is_for_heads_of_128(
+    heads: int, more: dict[str, Any], recipe: str, wanted: list[str], tmp_path: Path
+) -> None:
+    table = TABLE if heads == 14 else [{**row, **{str(head): row["0"] for head in range(heads)}} for row in TABLE]
+    dual = {**DCA, "sparse_attention_config": table, **more}
+    size: dict[str, Any] = {"hidden_size": 256 * 14, "num_attention_heads": heads, "num_key_value_heads": 2}
+    model = folder(tmp_path / "m", dual_chunk_attention_config=dual, max_position_embeddings=MILLION, **size)
+    made = planned(model, "4xA100-80", recipe=recipe, length=262_144)
+    assert [code for code in codes(made) if code == "DCA-153"] == wanted
 
 
 @pytest.mark.parametrize(("size", "blocks"), [(16, "63762"), (32, "31881"), (64, "15941")])

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from dca.catalogue import recipes
 from dca.foundation import documents, store
+from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
+from dca.foundation.store import Store
 from dca.pipeline.wheel import Made
-from dca.smoke import CaseResult, Smoke, prove
+from dca.smoke import CaseResult, Request, Smoke, prove, smoke, subject
 from dca.smoke.report import render
 from dca.sources import fetch
 from tests.support import RunDca
@@ -95,6 +98,7 @@ def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made) -> None:
     assert kernel.sha256 == store.sha256_file(tree.path("source") / KERNEL)
     assert "according to the wheel's record" in kernel.origin
     assert any("only --level gpu" in text for text in report.not_proven)
+    assert all(f"--seed {report.seed}" in case.repeat for case in report.cases if case.level == "cpu")
 
 
 @pytest.mark.slow
@@ -136,6 +140,42 @@ def test_several_overlays_are_tried_each_by_itself(dca: RunDca, wheel: Path, ove
     assert str(same) not in report.cases[-1].repeat
     assert sum(source.path == BACKEND for source in report.sources) == 2
     assert f"decode/dense/two-chunks with {overlay}: " in dca(*words).stderr
+
+
+@pytest.mark.whole
+def test_an_overlay_that_crashes_or_does_not_compile_keeps_the_results_of_the_others(
+    dca: RunDca, wheel: Path, made: Made, overlay: Path, tmp_path: Path
+) -> None:
+    tree = documents.read(fetch.Tree, Path(made.run) / "source.json")
+    text = (tree.path("source") / KERNEL).read_text()
+    bodies = {
+        "crash": text.replace("  column_count[0] =", "  __builtin_trap();\n  column_count[0] ="),
+        "none": "no C++",
+    }
+    words: list[str | Path] = ["smoke", wheel, "--level", "cpu", "--quick", "--json", "--overlay", overlay]
+    for name, body in bodies.items():
+        file = tmp_path / name / KERNEL
+        file.parent.mkdir(parents=True)
+        file.write_text(body)
+        words += ["--overlay", tmp_path / name]
+    same = tmp_path / "same"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(BACKEND, same)
+    cases = ("--case", "conversion/rows", "--case", "decode/dense/two-chunks", "--case", "prefill/sparse/two-chunks")
+    done = dca(*words, "--overlay", same, *cases)
+    assert done.returncode == 8, done.stderr
+    results = {(Path(case.overlay).name, case.name): case for case in report_from(done.stdout).cases}
+    assert (
+        "SIGILL" in results["crash", "conversion/rows"].detail
+        or "SIGTRAP" in results["crash", "conversion/rows"].detail
+    )
+    assert results["crash", "decode/dense/two-chunks"].passed
+    assert not results["crash", "prefill/sparse/two-chunks"].passed
+    assert "could not be compiled for the CPU" in results["none", "conversion/compiles"].detail
+    assert not results[overlay.name, "decode/dense/two-chunks"].passed
+    assert all(case.passed for (name, _), case in results.items() if name == "same")
+    assert sum(name == "same" for name, _ in results) == 3
+    assert "libcuda" not in done.stderr
 
 
 @pytest.mark.whole
@@ -200,6 +240,41 @@ def test_a_wheel_of_no_known_version_is_told(dca: RunDca, tmp_path: Path) -> Non
     assert done.returncode == 8
     assert "DCA-802" in done.stderr
     assert "0.10.2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "numpy-2.3.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+        "numpy-0.10.2-py3-none-any.whl",
+        "vllm-0.11.0-cp38-abi3-manylinux1_x86_64.whl",
+        "vllm-0.10.2rc3-cp38-abi3-manylinux1_x86_64.whl",
+        "dca_kernels-0.11.0+dca1.cu130.kernels-cp38-abi3-linux_x86_64.whl",
+        "bitsandbytes-0.45.0-py3-none-win_amd64.whl",
+    ],
+)
+def test_a_wheel_of_no_recipe_is_refused_before_it_is_read(name: str, tmp_path: Path) -> None:
+    wheel = tmp_path / name
+    wheel.write_bytes(b"not even an archive")
+    with pytest.raises(DcaError) as refused:
+        subject.candidates(wheel, recipes.load_all())
+    assert refused.value.code == "DCA-802"
+    assert "vllm 0.10.2" in refused.value.why
+    with pytest.raises(DcaError) as refused:
+        smoke(Request(wheel, "cpu"), recipes.load_all(), Store(tmp_path / "cache"), Silent())
+    assert refused.value.code == "DCA-802"
+
+
+@pytest.mark.parametrize("name", ["vllm-0.10.2+dca9.cu124-cp38-abi3-linux_x86_64.whl", "vllm-0.9.2-py3-none-any.whl"])
+def test_a_wheel_of_a_recipe_is_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"not even an archive")
+    with pytest.raises(DcaError) as refused:
+        smoke(Request(tmp_path / name, "cpu"), recipes.load_all(), Store(tmp_path / "cache"), Silent())
+    assert refused.value.code == "DCA-701"
+
+
+def test_each_run_draws_another_seed() -> None:
+    assert len({Request(Path("a.whl"), "cpu").seed for _ in range(9)}) > 1
 
 
 def test_somebody_elses_wheel_without_the_backend_fails(dca: RunDca, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.sources import git
 from tests.support.repositories import Repository, served
+from tests.support.web import Place
 
 
 @pytest.fixture
@@ -76,3 +77,61 @@ def test_a_commit_that_nobody_has_is_an_error_with_each_url(server: tuple[str, s
         git.fetch(places(url), "0" * 40, store.Store(tmp_path / "cache").open(), tmp_path / "log")
     assert refused.value.code == "DCA-405"
     assert url in refused.value.why
+
+
+# --- the user's own configuration of git ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's configuration of git."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / ".gitconfig"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[url "ssh://git@127.0.0.1/"]\ninsteadOf = {url}',
+        '[url "https://127.0.0.1:9/"]\ninsteadOf = {url}',
+        "[transfer]\nfsckObjects = true\n[fetch]\nrecurseSubmodules = true\n[fetch.fsck]\nbadTimezone = error",
+        "[protocol]\nallow = never",
+        "[http]\nsslVerify = true\nuserAgent = none\nsslCAPath =",
+        "no configuration [",
+    ],
+)
+def test_the_users_configuration_does_not_change_where_git_fetches_from(
+    text: str, server: tuple[str, str], settings: Path, tmp_path: Path
+) -> None:
+    url, pinned = server
+    settings.write_text(text.format(url=url.removesuffix("repository.git")))
+    assert git.probe(places(url)) == ""
+    repository = git.fetch(places(url), pinned, store.Store(tmp_path / "cache").open(), tmp_path / "log")
+    git.export(repository, pinned, tmp_path / "tree")
+    assert (tmp_path / "tree/a.txt").read_text() == "pinned\n"
+
+
+def test_a_certificate_that_the_user_trusts_by_configuration_is_trusted(
+    server: tuple[str, str], settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = server
+    for name in ("GIT_SSL_CAINFO", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name)
+    assert "certificate" in git.probe(places(url))
+    settings.write_text(f'[http "{url.removesuffix("/repository.git")}"]\nsslCAInfo = {tmp_path / "certificate.pem"}\n')
+    assert git.probe(places(url)) == ""
+    settings.write_text("[http]\nsslVerify = false\n")
+    assert "certificate" in git.probe(places(url))
+
+
+@pytest.mark.parametrize("table", ["http", 'http "{url}"'])
+def test_a_proxy_that_the_user_configured_for_git_is_asked(
+    table: str, server: tuple[str, str], settings: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    settings.write_text(f"[{table.format(url=server[0])}]\nproxy = {place.url}\n")
+    # The server is no proxy.
+    assert "501" in git.probe(places(server[0]))

@@ -134,6 +134,8 @@ PLAIN = "@plain"
 
 EAGER = {"enforce_eager": True}
 FITTING = table_for(2, 4)
+# What a --kv-transfer-config says; the worker makes vLLM's own value of it.
+TRANSFER = {"kv_connector": "PyNcclConnector", "kv_role": "kv_producer", "kv_rank": 0, "kv_parallel_size": 2}
 # Four heads of 128, and of 64; a wheel of the default groups has kernels for the former, in bfloat16.
 HEADS_128, HEADS_64 = {"hidden_size": 512}, {"hidden_size": 256}
 
@@ -145,7 +147,16 @@ REFUSED: dict[str, tuple[Case, str, list[str]]] = {
         ["VLLM_ATTENTION_BACKEND=FLASH_ATTN"],
     ),
     "the V1 engine": (Case(EAGER, env={"VLLM_USE_V1": "1"}), "DCA-811", ["VLLM_USE_V1=1"]),
-    "CUDA graphs": (Case(), "DCA-812", ["--enforce-eager"]),
+    "the backend without DCA": (
+        Case(dca=None, config={"hidden_size": 512}, env={"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN"}),
+        "DCA-811",
+        ["VLLM_ATTENTION_BACKEND=DUAL_CHUNK_FLASH_ATTN", "no dual_chunk_attention_config"],
+    ),
+    "a KV connector past the original length": (
+        Case({**EAGER, "kv_transfer_config": TRANSFER, "max_model_len": 262145}, table=FITTING),
+        "DCA-814",
+        ["--kv-transfer-config", "262145", "262144"],
+    ),
     "an FP8 KV cache": (Case({**EAGER, "kv_cache_dtype": "fp8"}), "DCA-813", ["fp8"]),
     "prefix caching past the original length": (
         Case({**EAGER, "enable_prefix_caching": True, "max_model_len": 262145}),
@@ -204,6 +215,8 @@ REFUSED: dict[str, tuple[Case, str, list[str]]] = {
 
 ACCEPTED: dict[str, Case] = {
     "nothing set": Case(EAGER, table=FITTING),
+    "CUDA graphs": Case(table=FITTING),
+    "a KV connector": Case({**EAGER, "kv_transfer_config": TRANSFER, "max_model_len": 262144}, table=FITTING),
     "all set": Case(EAGER, table=FITTING, env={"VLLM_ATTENTION_BACKEND": "DUAL_CHUNK_FLASH_ATTN", "VLLM_USE_V1": "0"}),
     "FP8 weights": Case({**EAGER, "quantization": "fp8"}, table=FITTING),
     "prefix caching": Case({**EAGER, "enable_prefix_caching": True, "max_model_len": 262144}, table=FITTING),
@@ -270,7 +283,7 @@ class SimulatedGPU(NonNvmlCudaPlatform):
 vllm.platforms._current_platform = SimulatedGPU()
 ROOT = Path(sys.argv[1])
 BASE = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128,
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 512, "intermediate_size": 128,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
     "max_position_embeddings": 1010000, "rope_theta": 10000000.0, "torch_dtype": "bfloat16",
 }
@@ -284,6 +297,7 @@ CONFIG_WORKER = (
     + """
 # vLLM imports it only for a model with dual chunk attention, and that takes seconds: every such case would do it.
 import vllm.model_executor.model_loader
+from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 
 
@@ -301,6 +315,8 @@ def configure(number, case):
     for op in case["ops"]:
         library.define(op + "() -> ()")
     args = {name: str(ROOT / "modelfirst") if value == "@plain" else value for name, value in case["args"].items()}
+    if "kv_transfer_config" in args:
+        args["kv_transfer_config"] = KVTransferConfig(**args["kv_transfer_config"])
     logged = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append([record.levelname, record.getMessage()])
@@ -315,6 +331,7 @@ def configure(number, case):
             "max_model_len": made.model_config.max_model_len,
             "scheduled_len": made.scheduler_config.max_model_len,
             "seed": made.model_config.seed,
+            "eager": made.model_config.enforce_eager,
             "quantization": made.model_config.quantization,
             "prefix_caching": made.cache_config.enable_prefix_caching,
             "block_size": made.cache_config.block_size,

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -27,6 +28,11 @@ from tests.support.web import Place, sha
 from tests.toolchain.test_stand_ins import compiled
 
 HEADER = b"int mathDo(void);\nint mathMore(void);\n"
+TORCH = b"""
+from torch import version
+__version__ = "2.8.0"
+def compiled_with_cxx11_abi(): return True
+"""
 PROGRAM = b"#!/bin/sh\necho assembled\n"
 
 
@@ -61,7 +67,17 @@ class Index:
         source = 'extern "C" int mathDo(); extern "C" int use() { return mathDo(); }'
         torch = compiled(folder / "libtorch.so", source, library, "-Wl,-rpath,$ORIGIN/../../nvidia/math/lib")
         self.wheels = {
-            "torch": wheel("torch", {"torch/__init__.py": b"", "torch/lib/libtorch.so": torch.read_bytes()}),
+            "torch": wheel(
+                "torch",
+                {
+                    "torch/__init__.py": TORCH,
+                    "torch/version.py": b"cuda = '12.8'\n",
+                    "torch/include/x.h": b"",
+                    "torch/lib/libtorch.so": torch.read_bytes(),
+                    "torch/tool.py": b"def main():\n    print('a program')\n",
+                    "torch-1.0.dist-info/entry_points.txt": b"[console_scripts]\nthing = torch.tool:main\n",
+                },
+            ),
             "math": wheel(
                 "math",
                 {
@@ -173,16 +189,67 @@ def test_a_header_that_is_not_the_pinned_one_is_refused_and_nothing_stays(index:
 
 # remotezip leaves an answer open that it did not expect.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_an_index_that_serves_no_parts_gets_everything_installed_and_that_is_told(index: Index) -> None:
+def test_an_index_that_serves_no_parts_gives_the_whole_package_and_that_is_told(index: Index) -> None:
     def whole(to: BaseHTTPRequestHandler) -> None:
         del to.headers["Range"]
         index.place.send(to, *index.place.pages[f"/files/{file_of('math')}"])
 
     index.place.odd[f"/files/{file_of('math')}"] = whole
     python = index.make()
-    assert (site(python) / "nvidia/math/lib/libmath.so.1").stat().st_size > 1 << 20
-    assert [note for note in index.notes if "all packages are downloaded" in note]
-    assert len(list((index.cache.root / "env").glob("*"))) == 1
+    assert (site(python) / "nvidia/math/include/math.h").read_bytes() == HEADER
+    assert is_loaded(python, site(python) / "torch/lib/libtorch.so")
+    (note,) = index.notes
+    assert note.startswith(f"{file_of('math')} (1 MB) is downloaded completely: ")
+    assert "partial" in python.parent.parent.name
+    assert list(index.cache.root.glob(f"downloads/*/{file_of('math')}")) == []
+    sent = index.place.sent
+    assert environments.inputs(index.plan, index.cache, Silent())
+    # The complete packages, which uv keeps for itself.
+    assert index.place.sent - sent < 1 << 20
+
+
+@pytest.mark.parametrize("how", ["moved", "copied", "seen by two names"])
+def test_an_environment_works_in_another_place(how: str, index: Index, tmp_path: Path) -> None:
+    python = index.make()
+    before = environments.torch_facts(index.plan, python, True, tmp_path / "log")
+    other = tmp_path / "another place"
+    if how == "moved":
+        index.cache.root.rename(other)
+    elif how == "copied":
+        shutil.copytree(index.cache.root, other, symlinks=True)
+        shutil.rmtree(index.cache.root)
+    else:
+        other.symlink_to(index.cache.root)
+    index.place.asked.clear()
+    there = index.make(store.Store(other))
+    assert there.is_relative_to(other)
+    assert index.place.asked == index.notes == []
+    assert is_loaded(there, site(there) / "torch/lib/libtorch.so")
+    # A program of a package, and what a build asks of torch.
+    assert subprocess.run([there.parent / "thing"], capture_output=True, check=True).stdout == b"a program\n"
+    facts = environments.torch_facts(index.plan, there, True, tmp_path / "log")
+    assert Path(facts.libraries).is_relative_to(other)
+    assert facts == before.with_paths(lambda path: path.replace(str(index.cache.root), str(other)))
+    assert all(Path(folder).is_dir() for folder in facts.includes)
+
+
+def test_an_environment_of_an_earlier_version_stays_where_it_is_and_is_made_again_elsewhere(
+    index: Index, tmp_path: Path
+) -> None:
+    folder = index.make().parent.parent
+    config = folder / "pyvenv.cfg"
+    text = re.sub("(?m)^relocatable.*\n", "", config.read_text())
+    activate = f"VIRTUAL_ENV='{folder}'\nexport VIRTUAL_ENV\n"
+    config.write_text(text)
+    (folder / "bin/activate").write_text(activate)
+    (folder / "old").touch()
+    assert (index.make().parent.parent / "old").exists()
+    index.cache.root.rename(other := tmp_path / "another place")
+    assert environments.find_build(index.plan, store.Store(other)) is None
+    there = index.make(store.Store(other))
+    assert not (there.parent.parent / "old").exists()
+    assert [note for note in index.notes if "moved or copied here" in note and str(other) in note]
+    assert subprocess.run([there.parent / "thing"], capture_output=True, check=True).stdout == b"a program\n"
 
 
 def test_a_damaged_library_of_torch_is_reported(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +273,7 @@ def test_without_an_index_one_error_says_so(index: Index, monkeypatch: pytest.Mo
 
 
 def test_the_files_of_a_bundle_are_enough_without_an_index(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = environments.inputs(index.plan, index.cache)
+    files = environments.inputs(index.plan, index.cache, Silent())
     assert sorted(file.name for file in files) == sorted(["math.h", "ptxas", file_of("torch")])
     assert not index.downloaded
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple/")

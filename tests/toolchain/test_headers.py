@@ -11,7 +11,7 @@ import pytest
 
 from dca.catalogue import header_fixes, toolkits
 from dca.catalogue.toolkits import Apt
-from dca.foundation import runner, store
+from dca.foundation import environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.toolchain import apt, headers
 from tests.support import MATH_FUNCTIONS
@@ -297,7 +297,7 @@ def glibc_headers(suite: str, folder: Path) -> Path:
     mirror = apt.mirror("debian")
     assert mirror is not None
     config = apt._configure(release, mirror, folder / "apt")
-    env = runner.environment({"APT_CONFIG": str(config)}, network=True)
+    env = environment.of("network", {"APT_CONFIG": str(config)})
     for command in (["update"], ["download", "libc6-dev"]):
         # A mirror may stand still; nothing of these headers is built into anything.
         words = ["apt-get", "-o", "Acquire::Check-Valid-Until=false", *command]

@@ -24,7 +24,7 @@ from dca.foundation import data, datafile, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
-from dca.pipeline import gather
+from dca.pipeline import gather, probing
 from dca.resolve import World, resolve
 from dca.toolchain import provide, redist
 from tests.support import MATH_FUNCTIONS
@@ -181,7 +181,7 @@ def test_every_place_of_every_toolkit_is_asked_and_the_lock_is_that_of_the_mirro
     serve(place, {})
     monkeypatch.setenv("UV_DEFAULT_INDEX", f"{place.url}/simple/")
     sources = tuple(source for source in toolkits.load_sources() if source.apt is None)
-    reach = gather.probe(Request(), (), sources)
+    reach = probing.probe(Request(), (), sources)
     assert {name for source in sources for name in source.places} == set(reach.places)
     reached = {name for name, place in reach.places.items() if place.ok}
     assert reached == {

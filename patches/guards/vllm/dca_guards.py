@@ -26,7 +26,10 @@ from typing import Any, NamedTuple
 
 BACKEND_VAR = "VLLM_ATTENTION_BACKEND"
 ENGINE_VAR = "VLLM_USE_V1"
+PLUGINS_VAR = "VLLM_PLUGINS"
 BACKEND = "DUAL_CHUNK_FLASH_ATTN"
+# The name of the guards among vLLM's plugins.
+PLUGIN = "dca_guards"
 TABLE_FILE = "sparse_attention_config.json"
 PATTERN = "vertical_and_slash"
 # What flash-attention asks of the blocks of a paged KV cache.
@@ -37,6 +40,8 @@ STEP_OP = "advance_step_flashattn"
 NGRAM = "[ngram]"
 # The sizes that flash-attention's kernels are made for are multiples of this; a head of another size takes the next.
 HEAD_STEP = 32
+# The only head dimension that upstream's sparse kernels are compiled for.
+SPARSE_HEAD_DIMS = (128,)
 # Speculators that have no attention of their own.
 NO_ATTENTION = ("medusa", "mlp_speculator")
 
@@ -44,7 +49,7 @@ CODES: dict[str, str] = {
     "DCA-811": "the attention backend or the engine is not the one that dual chunk attention needs",
     "DCA-812": "CUDA graphs do not work with dual chunk attention",
     "DCA-813": "an FP8 KV cache does not work with dual chunk attention",
-    "DCA-814": "prefix caching would reuse keys that were scaled for another length",
+    "DCA-814": "keys that were scaled for another length would be reused",
     "DCA-815": "max_model_len is larger than the rotary embedding's table",
     "DCA-816": "there is no sparse attention table",
     "DCA-817": "the sparse attention table does not cover the model's layers and heads",
@@ -53,7 +58,8 @@ CODES: dict[str, str] = {
     "DCA-820": "without chunked prefill, prompts past one chunk get wrong answers",
     "DCA-821": "the model or the wheel cannot decode several tokens per step",
     "DCA-822": "so many tokens per step overflow the sparse kernel's offsets",
-    "DCA-823": "the wheel has no attention kernels for the data type or the head dimension",
+    "DCA-823": "there are no attention kernels for the data type or the head dimension",
+    "DCA-824": "the guards of dual chunk attention are not loaded",
 }
 
 # A child of vLLM's own logger, so that its handlers and its level apply.
@@ -162,16 +168,43 @@ def backend_notice(chosen: Mapping[str, str]) -> str:
     )
 
 
-def check_eager(enforce_eager: bool) -> None:
-    """Refuse CUDA graphs: they would replay lengths that the backend computes anew in every step."""
-    if not enforce_eager:
+def check_backend_without_dca(environ: Mapping[str, str]) -> None:
+    """Refuse the backend of DCA for a model whose config does not ask for it: it would end in a bare assert."""
+    if environ.get(BACKEND_VAR, "") == BACKEND:
         raise _refusal(
-            "DCA-812",
-            "CUDA graphs are on, and the model uses dual chunk attention",
-            "The lengths of its chunks are computed on the CPU in every step, and a captured graph would "
-            "repeat old ones",
-            "Pass --enforce-eager, or enforce_eager=True in Python",
+            "DCA-811",
+            f"{BACKEND_VAR}={BACKEND} is set, by you or by an engine that this process started earlier, but the "
+            "model's config has no dual_chunk_attention_config",
+            "That backend takes the sizes of its chunks from there, and serves no other models",
+            f"Unset {BACKEND_VAR} and start this model in a process of its own, or restore the key from the model's "
+            "original config.json",
         )
+
+
+def eager_notice() -> str:
+    """Say that CUDA graphs were turned off: they would replay lengths that the backend computes in every step."""
+    return _text(
+        "DCA-812",
+        "Using --enforce-eager, without CUDA graphs",
+        "The model uses dual chunk attention, whose chunk lengths are computed on the CPU in every step, and a "
+        "captured graph would repeat old ones",
+        "Pass --enforce-eager, or enforce_eager=True in Python, to silence this line",
+    )
+
+
+def plugins_notice(environ: Mapping[str, str]) -> str | None:
+    """Return a warning if the user's list of vLLM's plugins leaves the guards out."""
+    listed = environ.get(PLUGINS_VAR)
+    # The same reading as vLLM's.
+    if listed is None or PLUGIN in listed.split(","):
+        return None
+    return _text(
+        "DCA-824",
+        f"{PLUGINS_VAR}={listed} leaves out {PLUGIN}",
+        "Wrong settings for models with dual chunk attention are then not refused, and neither the attention backend "
+        "nor the engine is chosen for them",
+        f"Add {PLUGIN} to {PLUGINS_VAR}, or unset it",
+    )
 
 
 def check_kv_cache_dtype(dtype: str) -> None:
@@ -203,6 +236,27 @@ def check_prefix_caching(enabled: bool | None, max_model_len: int, original_max:
             f"Remove --enable-prefix-caching, or pass --max-model-len {original_max} or less",
         )
     return False
+
+
+def check_transfer(connector: str | None, max_model_len: int, original_max: int) -> None:
+    """Refuse a KV connector where cached keys depend on the request's length, as prefix caching is refused.
+
+    What a connector stores or sends is taken up by whichever request begins with the same tokens.
+
+    Args:
+        connector: name of the one in `--kv-transfer-config`, if there is one.
+        max_model_len: of the engine.
+        original_max: up to this length keys are not scaled; 0 if they never are.
+    """
+    if connector and 0 < original_max < max_model_len:
+        raise _refusal(
+            "DCA-814",
+            f"--kv-transfer-config names the connector {connector} with max_model_len={max_model_len}, past the "
+            f"model's original length of {original_max}",
+            "There, dual chunk attention scales keys by the length of the whole request before it caches them, so a "
+            "request of another length would take over keys with a wrong scale",
+            f"Remove --kv-transfer-config, or pass --max-model-len {original_max} or less",
+        )
 
 
 def length_notice(asked: int, rows: int) -> str:
@@ -257,6 +311,27 @@ def check_sparse_table(config: Mapping[str, Any], layers: int, heads: int, model
             for head, entry in row.items():
                 _check_entry(entry, layer, head)
     return None
+
+
+def check_sparse_heads(config: Mapping[str, Any], head_dim: int, has: Sequence[int]) -> None:
+    """Refuse a sparse attention table for heads that the sparse kernel is not compiled for.
+
+    Args:
+        config: `dual_chunk_attention_config`.
+        head_dim: of the model.
+        has: head dimensions of the sparse kernel.
+    """
+    table = config.get("sparse_attention_config")
+    if not table or not config.get("sparse_attention_enabled", True) or head_dim in has:
+        return
+    raise _refusal(
+        "DCA-823",
+        f"The model has a sparse attention table and head dimension {head_dim}",
+        f"The sparse kernels are compiled for head dimension {' and '.join(map(str, has))} only, and the first prompt "
+        "past the sparse threshold would stop the engine",
+        "Set sparse_attention_enabled to false in dual_chunk_attention_config of config.json, which is slower for long "
+        "prompts",
+    )
 
 
 def _missing_table(flag_given: bool, enabled: bool, model: str) -> str | None:
@@ -561,7 +636,14 @@ def wheel_kernels() -> Kernels | None:
 
 
 def guard_attention(package: str) -> None:
-    """Let the public functions of an imported flash-attention package refuse what the wheel has no kernels for."""
+    """Let the public functions of an imported flash-attention package refuse what the wheel has no kernels for.
+
+    It also warns if the other guards are not loaded.
+    """
+    # The one place that is reached without the plugin.
+    notice = plugins_notice(os.environ)
+    if notice is not None:
+        _logger.warning("%s", notice)
     kernels = wheel_kernels()
     if kernels is not None:
         guard_functions(sys.modules[package], kernels)
@@ -617,10 +699,14 @@ def check_model(model_config: Any, engine_args: Any) -> dict[str, str]:
     """
     config = dca_config(model_config.hf_config)
     if config is None:
+        check_backend_without_dca(os.environ)
         return {}
     chunks = read_chunks(config)
     chosen = choose_backend(os.environ)
-    check_eager(bool(engine_args.enforce_eager))
+    if not engine_args.enforce_eager:
+        # Both are read from here on: by the engine's arguments, and by everything that is made from the config.
+        engine_args.enforce_eager = model_config.enforce_eager = True
+        _logger.info("%s", eager_notice())
     # Here "not set" can still be told from "on", in the versions that know the difference.
     engine_args.enable_prefix_caching = check_prefix_caching(
         engine_args.enable_prefix_caching, model_config.max_model_len, chunks.original_max
@@ -631,10 +717,16 @@ def check_model(model_config: Any, engine_args: Any) -> dict[str, str]:
     return chosen
 
 
-def check_engine(vllm_config: Any) -> None:
-    """Check the whole config: every default is filled in and vLLM has loaded the sparse attention table."""
+def check_engine(vllm_config: Any, sparse_head_dims: Sequence[int] | None = SPARSE_HEAD_DIMS) -> None:
+    """Check the whole config: every default is filled in and vLLM has loaded the sparse attention table.
+
+    Args:
+        vllm_config: vLLM's whole config.
+        sparse_head_dims: head dimensions of the sparse kernels of this version; None if they have those of the dense
+            ones.
+    """
     model_config, kernels = vllm_config.model_config, wheel_kernels()
-    if kernels is not None and vllm_config.device_config.device_type == "cuda":
+    if kernels is not None and _on_gpu(vllm_config):
         dtype, backend = _name_of(model_config.dtype), os.environ.get(BACKEND_VAR, "")
         check_kernels(kernels, dtype, model_config.get_head_size(), backend)
     config = dca_config(model_config.hf_config)
@@ -646,8 +738,17 @@ def check_engine(vllm_config: Any) -> None:
     check_kv_cache_dtype(cache_config.cache_dtype)
     check_block_size(chunks, cache_config.block_size)
     check_chunked_prefill(scheduler_config.chunked_prefill_enabled, model_config.max_model_len, chunks.chunk_len)
+    transfer = vllm_config.kv_transfer_config
+    check_transfer(transfer and transfer.kv_connector, model_config.max_model_len, chunks.original_max)
     notice = check_sparse_table(config, text_config.num_hidden_layers, heads, model_config.model)
+    if sparse_head_dims is not None and _on_gpu(vllm_config):
+        check_sparse_heads(config, model_config.get_head_size(), sparse_head_dims)
     gpus, tokens = vllm_config.parallel_config.tensor_parallel_size, scheduler_config.max_num_batched_tokens
     check_sparse_lists(config, text_config.num_hidden_layers, heads, gpus, tokens, chunks.chunk_len)
     if notice is not None:
         _logger.warning("%s", notice)
+
+
+def _on_gpu(vllm_config: Any) -> bool:
+    """Whether attention is computed by the wheel's own kernels; engines for CPUs have others."""
+    return bool(vllm_config.device_config.device_type == "cuda")

@@ -1,8 +1,8 @@
 """How a GPU of one architecture runs the code in a module.
 
 Source: CUDA C++ programming guide, binary and PTX compatibility. SASS runs on the same major version from its own minor
-version on; a driver compiles PTX at load for the same or a newer architecture. Code for an architecture with the suffix
-"a" runs only on that one, with "f" only on its family: the same major version.
+version on, but that of a Jetson on no other GPU. A driver compiles PTX at load for the same or a newer architecture.
+Code for an architecture with the suffix "a" runs only on that one, with "f" only on its family: the same major version.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 NOT = "not"
+JETSON = ("5.3", "6.2", "7.2", "8.7", "10.1", "11.0")
 _AT_LOAD = "JIT from PTX "
 
 
@@ -53,7 +54,11 @@ def nearest(arch: str, sass: Collection[str], ptx: Collection[str]) -> str:
 def _same_major(arch: str, sass: Collection[str]) -> str:
     """The newest older arch whose cubins a GPU runs; "" if there is none."""
     own = version(arch)
-    same = [built for built in sass if not built.endswith("a") and version(built)[0] == own[0] and version(built) < own]
+    same = [
+        built
+        for built in sass
+        if not built.endswith("a") and built not in JETSON and version(built)[0] == own[0] and version(built) < own
+    ]
     return max(same, key=version, default="")
 
 

@@ -110,14 +110,16 @@ def glibc() -> str:
     return version if name == "glibc" else ""
 
 
-def host_compilers() -> tuple[Compiler, ...]:
-    """g++, g++-N and conda's own g++ on PATH, newest first; the plain g++ before others of its version."""
-    compilers: dict[str, Compiler] = {}
+def compilers_on_path() -> tuple[str, ...]:
+    """Paths of g++, g++-N and conda's own g++ on PATH, whether or not they start."""
     names = ["g++", *(f"g++-{major}" for major in range(16, 8, -1)), f"{platform.machine()}-conda-linux-gnu-g++"]
-    for name in names:
-        path = shutil.which(name)
-        if path is None:
-            continue
+    return tuple(path for name in names if (path := shutil.which(name)))
+
+
+def host_compilers() -> tuple[Compiler, ...]:
+    """The compilers on PATH, newest first; the plain g++ before others of its version."""
+    compilers: dict[str, Compiler] = {}
+    for path in compilers_on_path():
         done = runner.probe([path, "-dumpfullversion"])
         match = re.match(r"(\d+)\.\d+", done.tail[0]) if done.ok and done.tail else None
         if match and done.tail[0] not in compilers:

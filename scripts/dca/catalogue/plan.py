@@ -65,10 +65,19 @@ class Asked(Document):
 
 
 class Reachability(Value):
-    """Whether one place could be reached, and why not."""
+    """Whether one place could be reached, and why not.
+
+    Args:
+        asked: when it was asked last, in UTC, such as 2026-11-29T08:00:00Z; empty if it was not.
+        since: when it was first asked in vain, if it has been out of reach ever since.
+        seconds: how long it took to find out.
+    """
 
     ok: bool
     why: str = ""
+    asked: str = ""
+    since: str = ""
+    seconds: float = 0.0
 
 
 class LocalTree(Value):
@@ -159,6 +168,34 @@ class PassedOver(Value):
 
     name: str
     reasons: tuple[Reason, ...]
+
+
+class OutOfReach(Value):
+    """A place that could not be reached, and that another, better plan would use.
+
+    Args:
+        place: as in `Reach`.
+        why: it could not be reached.
+        since: when that was first found out, in UTC; it has been out of reach ever since.
+    """
+
+    place: str
+    why: str
+    since: str
+
+
+class Ignored(Value):
+    """What the user has set and no program of a build gets, although it would change the build.
+
+    Args:
+        name: of the variable, or the file, key and value of a configuration.
+        changes: what it would change.
+        instead: how to have that with dca; empty if there is no such way.
+    """
+
+    name: str
+    changes: str
+    instead: str = ""
 
 
 class PlannedSource(Value):
@@ -316,6 +353,8 @@ class Plan(Document):
         warnings: what to know before building.
         advice: whether the official wheel would do without a build, and what building adds.
         passed_over: recipes and toolkits that were not chosen, with the reasons.
+        out_of_reach: places that a better plan would use; the next plan asks them again.
+        ignored: the user's variables and configuration that no program of the build gets.
     """
 
     SCHEMA: ClassVar[str] = "dca.plan/1"
@@ -362,6 +401,8 @@ class Plan(Document):
     warnings: tuple[str, ...]
     advice: tuple[str, ...]
     passed_over: tuple[PassedOver, ...]
+    out_of_reach: tuple[OutOfReach, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
     @property
     def key(self) -> str:
@@ -376,6 +417,8 @@ class Plan(Document):
             "warnings",
             "advice",
             "passed_over",
+            "out_of_reach",
+            "ignored",
             "cuda_asked",
             "substituted",
             "jobs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,6 +23,8 @@ from dca.foundation.suggestion import did_you_mean
 
 KERNELS = "kernels"
 KERNELS_PACKAGE = "dca_kernels"
+PLUGINS, PLUGINS_GROUP = "VLLM_PLUGINS", "vllm.general_plugins"
+"""The list of plugins that vLLM loads, all without it, and the entry points that they have."""
 """Distribution and import name of a wheel of bare kernels."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -371,6 +374,16 @@ class Patches(Value):
     entry_points: dict[str, dict[str, str]] = {}
     """The entry points of the wheel that load the added files."""
 
+    def not_loaded(self, env: Mapping[str, str]) -> tuple[str, ...]:
+        """The plugins of the wheel that vLLM leaves out, because the user's list of plugins does not name them.
+
+        Args:
+            env: environment variables of the server.
+        """
+        listed = env.get(PLUGINS)
+        plugins = self.entry_points.get(PLUGINS_GROUP, {})
+        return () if listed is None else tuple(name for name in plugins if name not in listed.split(","))
+
 
 class SmokeFiles(Value):
     """The parts of dual chunk attention that `dca smoke` runs."""
@@ -414,6 +427,8 @@ class Recipe(Value):
     full: Full | None = None
     kernels: Kernels | None = None
     smoke: SmokeFiles | None = None
+    sparse_head_dims: tuple[int, ...] = ()
+    """Head dimensions of the sparse kernels; empty where they have those of the dense ones."""
     patches: Patches = Patches()
 
     @property

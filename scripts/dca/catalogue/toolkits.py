@@ -15,7 +15,7 @@ from dca.catalogue import header_fixes
 from dca.catalogue.drivers import Drivers
 from dca.catalogue.header_fixes import HeaderFix
 from dca.catalogue.recipes import Arch, CudaLine, HttpsUrl, IndexFile, Name, RelativePath, Sha256
-from dca.foundation import data, datafile, runner
+from dca.foundation import data, datafile, environment, runner
 from dca.foundation.documents import Value
 
 
@@ -270,7 +270,7 @@ def discover(named: Path | None = None) -> tuple[FoundToolkit, ...]:
     """
     places: list[tuple[Path | None, str]] = [
         (named, "--toolkit"),
-        (_folder(os.environ.get("CUDA_HOME")), "CUDA_HOME"),
+        *((folder, "CUDA_HOME") for folder in environment.folders("CUDA_HOME")),
         (_of_program(shutil.which("nvcc")), "nvcc on PATH"),
         *((path, str(path)) for path in sorted(Path("/usr/local").glob("cuda-*"), reverse=True)),
         (_folder(os.environ.get("CONDA_PREFIX")), "the conda environment"),

@@ -41,11 +41,29 @@ def render(plan: Plan) -> str:
         for over in plan.passed_over:
             lines += [f"  {over.name}"]
             lines += [line for reason in over.reasons for line in terminal.wrapped(" " * 6, reason.text)]
+    if plan.out_of_reach:
+        lines += ["", "Out of reach; another plan would be possible with"]
+        for place in plan.out_of_reach:
+            lines += [f"  {place.place}", *terminal.wrapped(" " * 6, f"{place.why} (since {place.since}).")]
+        lines += terminal.wrapped("  ", "Every plan asks again.")
+    if plan.ignored:
+        lines += ["", "Set by you and ignored, because it would change the build"]
+        for name, about in ignored(plan).items():
+            lines += [*terminal.wrapped("  ", name), *terminal.wrapped(" " * 6, about)]
     for title, texts in (("Warnings", plan.warnings), ("Do you need to build?", plan.advice)):
         if texts:
             lines += ["", title]
             lines += [line for text in texts for line in terminal.wrapped("  ", text)]
     return "\n".join(lines)
+
+
+def ignored(plan: Plan) -> dict[str, str]:
+    """The ignored settings of a plan: those that change the same in one line, and what that is."""
+    groups: dict[str, list[str]] = {}
+    for one in plan.ignored:
+        instead = f"; dca has {one.instead} for it" if one.instead else ""
+        groups.setdefault(f"{one.changes}{instead}.", []).append(one.name)
+    return {", ".join(names): about for about, names in groups.items()}
 
 
 def _entry(subject: str, value: str, reason: str) -> list[str]:

@@ -13,7 +13,7 @@ from dca.cli import options
 from dca.cli.packing import packed
 from dca.foundation import store
 from dca.foundation.errors import DcaError
-from dca.smoke import CaseResult, Level, Request, Smoke, smoke
+from dca.smoke import SEEDS, CaseResult, Level, Request, Smoke, drawn_seed, smoke
 from dca.smoke.report import render as render_page
 from dca.smoke.values import LEVELS
 
@@ -92,7 +92,11 @@ def _request(
     ),
     click.option("--case", "cases", multiple=True, metavar="NAME", help="Run only this case. Can be repeated."),
     click.option(
-        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed for random numbers."
+        "--seed",
+        type=click.IntRange(0, SEEDS - 1),
+        default=drawn_seed,
+        show_default="drawn anew, and reported",
+        help="Seed for random numbers, lengths of prompts among them.",
     ),
     click.option("--quick", is_flag=True, help="Run fewer repetitions, as `dca serve run` does."),
     click.option("-x", "--exitfirst", "first", is_flag=True, help="Stop at the first failed case (of each overlay)."),
@@ -149,7 +153,8 @@ def render(result: Smoke, *, verbose: bool = False) -> str:
     for source in result.sources:
         lines.append(f"  ran         {source.path}  sha256 {source.sha256[:16]}…, {source.origin}")
     passed = sum(case.passed for case in result.cases)
-    lines.append(f"  proven      {passed} of {len(result.cases)} cases in {result.seconds:.1f} s")
+    seed = "" if result.level == "static" else f", with seed {result.seed}"
+    lines.append(f"  proven      {passed} of {len(result.cases)} cases in {result.seconds:.1f} s{seed}")
     lines += [f"  not proven  {text}" for text in result.not_proven]
     if result.partial:
         lines.append("  not proven  the cases that were not run.")

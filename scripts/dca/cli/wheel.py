@@ -88,6 +88,9 @@ def command(
                 reporter.note(f"{choice.value}: {choice.reason}")
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
+        if plan.ignored:
+            names = ", ".join(dict.fromkeys(one.name.partition(" = ")[0] for one in plan.ignored))
+            reporter.note(f"Ignored: {names}. `dca plan` says what that would change.")
         if source:
             wheel.unpack(source, planned, cache, reporter)
         result = (

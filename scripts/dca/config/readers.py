@@ -16,7 +16,7 @@ from dca.catalogue import machine, recipes
 from dca.catalogue.machine import find_uv
 from dca.catalogue.recipes import Day, Name, RequirementText
 from dca.config import rotary
-from dca.foundation import archives, data, datafile, documents, runner, store
+from dca.foundation import archives, data, datafile, documents, environment, runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
@@ -359,7 +359,7 @@ def ask(installed: Installed, folders: Sequence[Path], scratch: Path, log: Path 
     done = runner.run(
         [installed.python, "-I", WORKERS / "read_config.py", file],
         cwd=scratch,
-        env=runner.environment(env),
+        env=environment.of("compiler", env),
         log=log,
         timeout=READ_SECONDS,
         supervision=runner.Supervision(on_line=line),

@@ -46,6 +46,7 @@ CHECKS: tuple[Entry, ...] = (
     Entry("python.transformers", "transformers of the run environment", python.transformers),
     Entry("python.packages", "other packages, against known failures", python.packages),
     Entry("python.pynvml", "the deprecated package pynvml", python.pynvml),
+    Entry("python.plugins", "whether vLLM loads the wheel's guards", python.plugins, building=False),
     Entry("gpus.present", "name, compute capability and memory of each GPU", gpus.present),
     Entry("gpus.kernels", "GPUs that the kernels of dual chunk attention run on", gpus.kernels),
     Entry("gpus.bfloat16", "support for bfloat16", gpus.bfloat16),

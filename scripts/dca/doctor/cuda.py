@@ -9,6 +9,7 @@ from packaging.version import Version
 
 from dca.catalogue.drivers import Driver
 from dca.doctor.values import OTHER_PYTHON, Finding, Subject, order, span
+from dca.foundation.environment import folders
 from dca.resolve.drivers import of_official
 
 NVTX = ("lib64/libnvToolsExt.so", "lib/libnvToolsExt.so", "targets/x86_64-linux/lib/libnvToolsExt.so")
@@ -43,7 +44,7 @@ def found(subject: Subject) -> Iterator[Finding]:
         yield Finding("unknown", f"{nvcc} reports no version", wanted, f"{nvcc} --version")
     if not subject.toolkits:
         home = subject.env.get("CUDA_HOME", "")
-        if home and not (Path(home) / "bin/nvcc").exists():
+        if home and not any((folder / "bin/nvcc").exists() for folder in folders("CUDA_HOME", subject.env)):
             yield Finding("note", f"CUDA_HOME={home} has no bin/nvcc", wanted, "unset CUDA_HOME")
         else:
             yield Finding("fine", "none is installed; dca wheel downloads one", wanted)
@@ -51,9 +52,9 @@ def found(subject: Subject) -> Iterator[Finding]:
 
 def _unreadable(subject: Subject) -> list[str]:
     """Folders with an nvcc that was not detected as a toolkit."""
-    folders = [Path(subject.env[name]) for name in ("CUDA_HOME", "CONDA_PREFIX") if subject.env.get(name)]
-    folders += sorted((subject.root / "usr/local").glob("cuda-*"))
-    real = dict.fromkeys(str(folder.resolve()) for folder in folders if (folder / "bin/nvcc").is_file())
+    places = [folder for name in ("CUDA_HOME", "CONDA_PREFIX") for folder in folders(name, subject.env)]
+    places += sorted((subject.root / "usr/local").glob("cuda-*"))
+    real = dict.fromkeys(str(folder.resolve()) for folder in places if (folder / "bin/nvcc").is_file())
     return [folder for folder in real if folder not in {kit.path for kit in subject.toolkits}]
 
 

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dca.catalogue import model_needs
 from dca.doctor.model import config_of
 from dca.doctor.nvidia import Card
 from dca.doctor.values import Finding, Subject, order, span
-from dca.foundation.errors import DcaError
 
 BFLOAT16 = (8, 0)
 AWQ = (7, 5)
@@ -67,7 +65,7 @@ def kernels(subject: Subject) -> Iterator[Finding]:
         (by_recipe,) if by_recipe else (),
     )
     lacking = [card for card in subject.gpus.cards if card.arch not in archs]
-    yield _check(subject, ability, lacking, needed=_dual_chunk(subject))
+    yield _check(subject, ability, lacking, needed=subject.needs_dual_chunk)
 
 
 def bfloat16(subject: Subject) -> Iterator[Finding]:
@@ -81,25 +79,9 @@ def bfloat16(subject: Subject) -> Iterator[Finding]:
 def awq(subject: Subject) -> Iterator[Finding]:
     """AWQ weights."""
     lacking = [card for card in subject.gpus.cards if order(card.arch) < AWQ]
-    model = _read(subject)
+    model = subject.described
     ability = Ability("AWQ weights", "compute capability 7.5 or later", "GPTQ weights, or the model's own")
     yield _check(subject, ability, lacking, needed=model is not None and model.quantization == "awq")
-
-
-def _read(subject: Subject) -> model_needs.Model | None:
-    """What the model's config.json says; None without a model or if it cannot be read."""
-    try:
-        return model_needs.read(subject.model) if subject.model else None
-    except DcaError:
-        return None
-
-
-def _dual_chunk(subject: Subject) -> bool:
-    """Whether dual chunk attention is needed; without a model it is."""
-    if subject.dual_chunk is not None:
-        return subject.dual_chunk
-    model = _read(subject)
-    return model is None or model.dual_chunk
 
 
 def _dtype(subject: Subject) -> str:

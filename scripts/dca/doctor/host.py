@@ -7,11 +7,12 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dca.catalogue.machine import glibc
 from dca.doctor.values import Finding, Subject
-from dca.foundation import host_memory
+from dca.foundation import environment, host_memory
 from dca.foundation.secrets import redact
 
 GLIBC = (2, 28)
@@ -24,45 +25,6 @@ SWAP_GIB = 4.0
 PROCESSORS = ("x86_64", "aarch64")
 JOBS = "set how many compilers run at once: dca wheel --jobs N"
 
-# Variables that change a build which does not remove them, and what they change; * matches any ending.
-OF_BUILDS = {
-    "CC": "the C compiler",
-    "CXX": "the C++ compiler",
-    "CUDAHOSTCXX": "nvcc's host compiler",
-    "NVCC_CCBIN": "nvcc's host compiler",
-    "NVCC_PREPEND_FLAGS": "flags of every nvcc",
-    "NVCC_APPEND_FLAGS": "flags of every nvcc",
-    "CFLAGS": "flags of every compiler",
-    "CXXFLAGS": "flags of every compiler",
-    "CPPFLAGS": "flags of every compiler",
-    "CUDAFLAGS": "flags of every nvcc",
-    "LDFLAGS": "flags of the linker",
-    "CPATH": "headers to use first",
-    "C_INCLUDE_PATH": "headers to use first",
-    "CPLUS_INCLUDE_PATH": "headers to use first",
-    "LIBRARY_PATH": "libraries to link first",
-    "LD_LIBRARY_PATH": "libraries to load first",
-    "LD_PRELOAD": "a library in every program",
-    "CMAKE_*": "CMake's own choices",
-    "CUDACXX": "which nvcc CMake uses",
-    "CUDA_HOME": "which toolkit is used",
-    "CUDA_PATH": "which toolkit is used",
-    "CUDAARCHS": "GPU architectures",
-    "TORCH_CUDA_ARCH_LIST": "GPU architectures",
-    "MAX_JOBS": "how many compilers run at once",
-    "NVCC_THREADS": "divides how many compilers run at once",
-    "MAKEFLAGS": "how many compilers run at once",
-    "CMAKE_BUILD_PARALLEL_LEVEL": "how many compilers run at once",
-    "PYTHONPATH": "packages to import first",
-    "PYTHONHOME": "Python's own library",
-    "SETUPTOOLS_SCM_PRETEND_VERSION*": "the wheel's version",
-    "VLLM_TARGET_DEVICE": "what is built",
-    "VLLM_USE_PRECOMPILED": "copies modules instead of building them",
-    "VLLM_CUTLASS_SRC_DIR": "a companion's source",
-    "VLLM_FLASH_ATTN_SRC_DIR": "a companion's source",
-    "FETCHCONTENT_BASE_DIR": "where CMake keeps companions",
-    "USE_*": "parts of torch extensions",
-}
 # dca itself reads this variable, and its plan says so.
 READ = ("CUDA_HOME",)
 OF_SERVING = {
@@ -167,20 +129,24 @@ def disk(subject: Subject) -> Iterator[Finding]:
 
 def variables(subject: Subject) -> Iterator[Finding]:
     """Environment variables that silently change a build, or how a model is served."""
-    known = OF_BUILDS if subject.purpose == "build" else OF_SERVING
-    changing = {name: value for name, value in sorted(subject.env.items()) if _about(name, known)}
-    # `make` sets it for whatever it starts, `make doctor` included.
-    if "MAKELEVEL" in subject.env:
-        changing.pop("MAKEFLAGS", None)
-    details = tuple(f"{name}={_safe(name, value)}: {_about(name, known)}" for name, value in changing.items())
+    if why := environment.temporary_is_wrong(temporary := subject.env.get("TMPDIR", "")):
+        wanted = "a folder for temporary files, which every build needs"
+        yield Finding("wrong", f"TMPDIR={temporary}: {why}", wanted, "unset TMPDIR")
+    about = _about_builds(subject) if subject.purpose == "build" else _about_serving(subject)
+    changing = {name: subject.env[name] for name in about}
+    details = tuple(f"{name}={_safe(name, subject.env[name])}: {what}" for name, what in about.items())
     names = ", ".join(changing) or "none that matters"
     if subject.purpose == "build":
         harmful = [name for name in changing if name not in READ]
         wanted = "none; dca wheel ignores them, pip and CMake do not" if harmful else ""
         yield Finding("note" if harmful else "fine", names, wanted, f"unset {' '.join(harmful)}", details)
         return
+    if subject.model is not None and not subject.needs_dual_chunk and changing.get(BACKEND[0]) == BACKEND[1]:
+        found = f"{BACKEND[0]}={BACKEND[1]}, but the model's config.json has no dual_chunk_attention_config"
+        yield Finding("wrong", found, f"{BACKEND[0]} unset", f"unset {BACKEND[0]}", details)
+        return
     for name, right in (BACKEND, ENGINE):
-        if subject.model is not None and changing.get(name, right) != right:
+        if subject.model is not None and subject.needs_dual_chunk and changing.get(name, right) != right:
             wanted = f"{name} unset, or {right}"
             yield Finding("wrong", f"{name}={changing[name]}", wanted, f"unset {name}", details)
             return
@@ -188,11 +154,18 @@ def variables(subject: Subject) -> Iterator[Finding]:
     yield Finding("note" if changing else "fine", names, "", remedy, details)
 
 
-def _about(name: str, known: dict[str, str]) -> str:
-    """What a variable changes; empty for an unknown one."""
-    if name in known:
-        return known[name]
-    return next((what for key, what in known.items() if key.endswith("*") and name.startswith(key[:-1])), "")
+def _about_builds(subject: Subject) -> dict[str, str]:
+    """The variables that change a build which does not leave them out, and what each changes."""
+    return {one.name: one.changes for one in environment.unused(caller=subject.env)}
+
+
+def _about_serving(subject: Subject) -> dict[str, str]:
+    """The variables that change how a model is served, and what each changes."""
+    found = {}
+    for name in sorted(subject.env):
+        if what := next((what for key, what in OF_SERVING.items() if fnmatchcase(name, key)), ""):
+            found[name] = what
+    return found
 
 
 def _safe(name: str, value: str) -> str:

@@ -14,6 +14,7 @@ from dca.config import config_rules, models
 from dca.doctor.values import OTHER_PYTHON, Finding, Record, Status, Subject
 from dca.foundation.errors import DcaError
 
+DUAL = "dual_chunk_attention_config"
 TABLE_CODES = ("DCA-124", "DCA-125")
 # GPUs of one large machine: `parallel` lists sizes up to this number, even if this machine has fewer.
 ONE_MACHINE = 8
@@ -27,8 +28,36 @@ def settings(subject: Subject) -> Iterator[Finding]:
 
 
 def table(subject: Subject) -> Iterator[Finding]:
-    """The sparse table next to it."""
+    """The sparse table next to it, and the kernels for it."""
     yield from _findings(subject, "a sparse table for every layer and head", table=True)
+    yield from _sparse_heads(subject)
+
+
+def _sparse_heads(subject: Subject) -> Iterator[Finding]:
+    """A sparse table for heads that the sparse kernels of some recipes do not have."""
+    settings = config_of(subject.model) if subject.model else ""
+    dual = settings.get(DUAL) if isinstance(settings, dict) else None
+    if subject.model is None or not isinstance(dual, dict) or dual.get("sparse_attention_enabled") is False:
+        return
+    folder = subject.model if subject.model.is_dir() else subject.model.parent
+    if not dual.get("sparse_attention_config") and config.table_of(folder) is None:
+        return
+    size = model_needs.read(subject.model).head_dim
+    without = [
+        loaded.recipe
+        for loaded in subject.recipes
+        if loaded.recipe.sparse_head_dims and size not in loaded.recipe.sparse_head_dims
+    ]
+    if without:
+        status: Status = "wrong" if len(without) == len(subject.recipes) else "note"
+        names = ", ".join(recipe.name for recipe in without)
+        has = sorted({dim for recipe in without for dim in recipe.sparse_head_dims})
+        yield Finding(
+            status,
+            f"a sparse table for head dimension {size}, which the sparse kernels of {names} do not have",
+            f"head dimension {' or '.join(map(str, has))}",
+            f"set sparse_attention_enabled to false in {DUAL} of config.json",
+        )
 
 
 def _findings(subject: Subject, wanted: str, *, table: bool) -> Iterator[Finding]:

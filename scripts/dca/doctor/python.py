@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from packaging.specifiers import SpecifierSet
 
 from dca.catalogue import failures, machine
+from dca.catalogue.recipes import PLUGINS
 from dca.doctor.values import OTHER_PYTHON, Finding, Subject
 from dca.resolve.checks import TRANSFORMERS
 
@@ -114,6 +115,20 @@ def pynvml(subject: Subject) -> Iterator[Finding]:
         )
     else:
         yield Finding("fine", f"no pynvml in {_where(subject)}", wanted)
+
+
+def plugins(subject: Subject) -> Iterator[Finding]:
+    """Whether vLLM loads the guards of a wheel: they are a plugin, and cannot say that they are not loaded."""
+    wanted = "the wheel's guards among vLLM's plugins"
+    left_out = {name: None for loaded in subject.recipes for name in loaded.recipe.patches.not_loaded(subject.env)}
+    if not left_out:
+        yield Finding("fine", "loaded, if the wheel has them", wanted)
+        return
+    listed = subject.env[PLUGINS]
+    names = ", ".join(left_out)
+    found = f"{PLUGINS}={listed} leaves out {names}: wrong settings are not refused"
+    remedy = f"export {PLUGINS}={','.join(filter(None, (listed, *left_out)))}"
+    yield Finding("wrong" if subject.needs_dual_chunk else "note", found, wanted, remedy)
 
 
 def _python(subject: Subject) -> str:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from dca.catalogue import machine
+from dca.catalogue import machine, model_needs
 from dca.catalogue import toolkits as kits
 from dca.catalogue.model_needs import Coverage, LeftOut
 from dca.catalogue.recipes import Loaded
@@ -23,6 +23,7 @@ from dca.doctor import nvidia
 from dca.doctor.probes import Probes
 from dca.foundation import host_memory, runner
 from dca.foundation.documents import Value
+from dca.foundation.errors import DcaError
 from dca.toolchain.environments import WORKERS
 
 Status = Literal["fine", "note", "wrong", "unknown"]
@@ -150,6 +151,21 @@ class Subject:
     def gpus(self) -> nvidia.Seen:
         """The GPUs that are visible to a server, and their driver."""
         return nvidia.visible(nvidia.look(), self.env.get("CUDA_VISIBLE_DEVICES"))
+
+    @cached_property
+    def described(self) -> model_needs.Model | None:
+        """What the model's config.json says; None without a model or if it cannot be read."""
+        try:
+            return model_needs.read(self.model) if self.model else None
+        except DcaError:
+            return None
+
+    @property
+    def needs_dual_chunk(self) -> bool:
+        """Whether dual chunk attention is needed; without a model it is."""
+        if self.dual_chunk is not None:
+            return self.dual_chunk
+        return self.described is None or self.described.dual_chunk
 
     @cached_property
     def environment(self) -> tuple[Path, str] | None:

@@ -1,4 +1,4 @@
-"""The one place that starts programs: argument list, scrubbed environment, log, deadline, process group."""
+"""The one place that starts programs: argument list, environment, log, deadline, process group."""
 
 from __future__ import annotations
 
@@ -15,41 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dca.foundation import secrets, store, together
+from dca.foundation import environment, secrets, store, together
 from dca.foundation.errors import DcaError, disk_full
 
-# The variables that a program inherits. Everything else is removed, so that an exported CXX, PYTHONPATH or
-# NVCC_PREPEND_FLAGS does not change a wheel.
-KEPT = ("HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "TERM")
-# Only programs that use the network inherit these.
-KEPT_NETWORK = (
-    "ALL_PROXY",
-    "HTTPS_PROXY",
-    "HTTP_PROXY",
-    "NO_PROXY",
-    "all_proxy",
-    "https_proxy",
-    "http_proxy",
-    "no_proxy",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-    "UV_INDEX",
-    "UV_INDEX_URL",
-    "UV_DEFAULT_INDEX",
-    "UV_EXTRA_INDEX_URL",
-    "UV_HTTP_TIMEOUT",
-    "UV_NATIVE_TLS",
-    "UV_SYSTEM_CERTS",
-    "UV_KEYRING_PROVIDER",
-    "UV_PYTHON_INSTALL_DIR",
-    "NETRC",
-)
 GRACE_SECONDS = 5.0
 GUARDIAN = Path(__file__).with_name("guardian.py")
 # How programs report ENOSPC and EDQUOT; in every stage that is the cause.
@@ -83,27 +53,6 @@ class Completed:
     def text(self) -> str:
         """The last lines of output as one text."""
         return "\n".join(self.tail)
-
-
-def environment(extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
-    """The environment of a program: a few inherited variables, a fixed locale and time zone, and `extra`."""
-    kept = KEPT + (KEPT_NETWORK if network else ())
-    env = {name: os.environ[name] for name in kept if name in os.environ}
-    env |= {
-        "LC_ALL": "C.UTF-8",
-        "LANG": "C.UTF-8",
-        "TZ": "UTC",
-        "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    return env | dict(extra or {})
-
-
-def passed(patterns: Sequence[str]) -> dict[str, str]:
-    """The caller's variables whose names match one of the patterns, for the one program that they are meant for."""
-    return {
-        name: value for name, value in os.environ.items() if value and any(fnmatchcase(name, one) for one in patterns)
-    }
 
 
 def which(program: str) -> Path:
@@ -162,7 +111,7 @@ def run(
     Args:
         argv: the program and its arguments; never a shell string.
         cwd: its working folder.
-        env: its whole environment; `environment()` when not given.
+        env: its whole environment; `environment.of()` when not given.
         log: file that its output is appended to, without credentials.
         timeout: its deadline in seconds.
         supervision: how it is watched and stopped.
@@ -182,7 +131,7 @@ def run(
             stream = stack.enter_context(log.open("ab"))
             stream.write(hide(f"+ {shlex.join(words)}\n").encode("utf-8", "surrogateescape"))
             stream.flush()
-        program = _start(words, cwd, dict(env) if env is not None else environment(), supervision)
+        program = _start(words, cwd, dict(env) if env is not None else environment.of(), supervision)
         process = program.process
         timed_out = False
         try:
@@ -266,7 +215,7 @@ def beside(
 
     Args:
         argv: the program and its arguments; never a shell string.
-        env: its whole environment; `environment()` when not given.
+        env: its whole environment; `environment.of()` when not given.
         log: file that its output is appended to, without credentials.
         supervision: how it is stopped; it is not watched.
 
@@ -274,7 +223,7 @@ def beside(
         DcaError: DCA-103 when the program does not exist.
     """
     words = tuple(str(word) for word in argv)
-    program = _start(words, None, dict(env) if env is not None else environment(), supervision)
+    program = _start(words, None, dict(env) if env is not None else environment.of(), supervision)
     one = Beside(program, log, supervision.keep_lines)
     try:
         yield one
@@ -336,8 +285,10 @@ def _start(words: tuple[str, ...], cwd: Path | None, env: dict[str, str], superv
     """Start a program.
 
     Raises:
-        DcaError: DCA-103, DCA-204.
+        DcaError: DCA-103, DCA-204, DCA-215.
     """
+    if (temporary := env.get("TMPDIR")) is not None:
+        environment.check_temporary(temporary)
     grace = supervision.grace
     if not supervision.guarded:
         return _Program(words[0], _open(words[0], words, cwd, env, ()), grace=grace)
@@ -396,9 +347,13 @@ def _ended(process: subprocess.Popen[bytes], end: float | None, on_tick: Callabl
 
 def probe(argv: Sequence[str | Path], timeout: float = 10.0) -> Completed:
     """Run a program that may be missing or broken; one that cannot be started counts as failed (127)."""
+    env = environment.of()
+    if environment.temporary_is_wrong(env.get("TMPDIR", "")):
+        # What says its version needs no temporary files.
+        del env["TMPDIR"]
     try:
         # Without a guardian, because the program ends by itself within seconds.
-        return run(argv, timeout=timeout, supervision=Supervision(guarded=False))
+        return run(argv, env=env, timeout=timeout, supervision=Supervision(guarded=False))
     except DcaError as error:
         return Completed(tuple(str(word) for word in argv), 127, (error.what,), 0.0)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dca.foundation import together
+from dca.foundation import environment, together
 from dca.foundation.errors import DcaError
 
 # Errors of `flock` on a file system without locks, or without its lock server.
@@ -219,7 +219,12 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
 
     Args:
         parent: folder in which it is made; the system's temporary folder by default.
+
+    Raises:
+        DcaError: DCA-215 when TMPDIR names no folder for that.
     """
+    if parent is None:
+        environment.check_temporary()
     part, descriptor = _claim((parent or Path(tempfile.gettempdir())) / SCRATCH, folder=True)
     try:
         yield part

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dca.foundation import runner, store
+from dca.foundation import environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.patching.reading import Change
 
@@ -48,17 +48,7 @@ class File(NamedTuple):
 
 
 def _git(folder: Path, words: list[str], log: Path | None = None) -> runner.Completed:
-    env = runner.environment(
-        {
-            "LC_ALL": "C",
-            "GIT_DIR": "/nonexistent",
-            "GIT_CEILING_DIRECTORIES": str(folder),
-            "GIT_CONFIG_GLOBAL": "/dev/null",
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_ATTR_NOSYSTEM": "1",
-            "XDG_CONFIG_HOME": "/nonexistent",
-        }
-    )
+    env = environment.of("git", {"LC_ALL": "C", "GIT_DIR": "/nonexistent", "GIT_CEILING_DIRECTORIES": str(folder)})
     return runner.run(
         [runner.which("git"), *words],
         cwd=folder,

@@ -226,14 +226,14 @@ def _parts(contents: Planned, run: Run, scratch: Path) -> Iterator[tuple[Part, P
     members = fetch.wanted_members(plan, recipe)
     if members:
         assert recipe.official_wheel is not None  # noqa: S101 - the plan copies from it
-        for name, file in index.members(recipe.official_wheel, members, run.cache, progress("official wheel")).items():
+        for name, file in index.members(recipe.official_wheel, members, run.cache, run.reporter).items():
             yield _file(file, members[name]), file
     for kit in contents.toolkits:
         if plan.toolkit and not plan.toolkit.path and kit.name == plan.toolkit.name:
             archives, packages, wheels = provide.download(kit, run)
             for file in (*archives.values(), *packages, *wheels):
                 yield _file(file, file.parent.name), file
-    for file in environments.inputs(plan, run.cache, progress("packages of the build environment")):
+    for file in environments.inputs(plan, run.cache, run.reporter):
         yield _file(file, file.parent.name), file
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from dca.catalogue import compiler_caches, machine, mirrors, recipes, toolkits
-from dca.catalogue.plan import Cannot, LocalTree, Plan, Reach, Reachability, Request
+from dca.catalogue.plan import Cannot, LocalTree, Plan, Reach, Request
 from dca.catalogue.recipes import GitSource, Loaded, SdistSource, Submodule
-from dca.foundation import documents, store
+from dca.foundation import documents, environment, store
 from dca.foundation.errors import DcaError, ExitCode
-from dca.pipeline import bundle
+from dca.pipeline import bundle, probing, settings
 from dca.pipeline.bundle import Bundle
 from dca.pipeline.planned import Planned
 from dca.resolve import World, resolve
 from dca.sources import git, index
 from dca.sources.fetch import not_source
-from dca.toolchain import apt, provide, redist
+from dca.toolchain import provide, redist
 
 Origin = SdistSource | GitSource | Submodule
 Update = Literal["", "follow", "pinned"]
@@ -36,7 +35,8 @@ def world(
 ) -> World:
     """Everything besides the request that a plan depends on.
 
-    All places are probed once, in parallel; later runs read the result from the lock.
+    All places are probed once, in parallel; later runs read the result from the lock, and probe again what failed and
+    would make a better plan.
 
     Args:
         request: of the user; its recipe is checked to exist.
@@ -46,8 +46,9 @@ def world(
         own_toolkits: whether the plan may use this machine's toolkits when the request names none.
 
     Raises:
-        DcaError: DCA-201, 203, 204, 401, 405 for what the request names, DCA-410 for a bundle with other commits than
-            the recipe pins, unless `update` accepts these.
+        DcaError: DCA-201, 203, 204, 401, 405 for what the request names, DCA-215 for a TMPDIR that cannot be used,
+            DCA-306 for a Python that does not start without a variable of the user's, DCA-410 for a bundle with other
+            commits than the recipe pins, unless `update` accepts these.
     """
     known = recipes.load_all()
     if request.recipe is not None:
@@ -58,9 +59,12 @@ def world(
             f"--toolkit: {request.toolkit} has no bin/nvcc.",
             remedy="give the folder of a CUDA toolkit, such as /usr/local/cuda-12.4.",
         )
+    environment.check_temporary()
     sources = toolkits.load_sources()
     kept = documents.read_if_whole(Reach, _lock_path(request, known, sources, cache))
     host = machine.look(python=request.python, toolkit=Path(request.toolkit) if request.toolkit else None)
+    settings.check_python(host.python)
+    host = settings.without_broken(host)
     # A toolkit in the bundle comes before those of this machine.
     if request.toolkit is None and (not own_toolkits or (packed and _has_toolkit(packed, sources))):
         host = host.model_copy(update={"toolkits": ()})
@@ -72,9 +76,9 @@ def world(
         reach = kept
     else:
         followed = _heads(request, known, kept) if update == "follow" else {}
-        reach = probe(request, follow(known, followed), sources).model_copy(update={"followed": followed})
+        reach = probing.probe(request, follow(known, followed), sources).model_copy(update={"followed": followed})
     loaded = follow(known, reach.followed)
-    return World(
+    seen = World(
         recipes=loaded,
         toolkits=sources,
         cuda=toolkits.load_versions(),
@@ -82,6 +86,7 @@ def world(
         machine=host,
         reach=reach.model_copy(update={"local": _local_trees(request, loaded)}),
     )
+    return probing.again(request, seen) if reach is kept and not cache.offline else seen
 
 
 def _has_toolkit(packed: Bundle, sources: tuple[toolkits.ToolkitSource, ...]) -> bool:
@@ -196,13 +201,15 @@ def make_plan(
     seen = world(request, cache, update=update, packed=packed, own_toolkits=own_toolkits)
     outcome = resolve(request, seen)
     if not isinstance(outcome, Plan):
-        raise refusal(request, outcome)
+        raise settings.explained(refusal(request, outcome))
     # A place that cannot be reached now may be reachable later, so only a result that led to a plan is recorded.
     lock = _lock_path(request, seen.recipes, seen.toolkits, cache)
-    asked_network = packed is None and not cache.offline
-    if asked_network and (update or documents.read_if_whole(Reach, lock) is None):
+    asks_network, reach = packed is None and not cache.offline, seen.reach.model_copy(update={"local": {}})
+    if asks_network and documents.read_if_whole(Reach, lock) != reach:
         cache.open()
-        documents.write(seen.reach.model_copy(update={"local": {}}), lock)
+        documents.write(reach, lock)
+    missing = probing.out_of_reach(request, seen, outcome) if asks_network else ()
+    outcome = outcome.model_copy(update={"out_of_reach": missing, "ignored": settings.ignored()})
     recipe = next(loaded.recipe for loaded in seen.recipes if loaded.recipe.name == outcome.recipe)
     return Planned(outcome, recipe.of_profile(outcome.profile), seen.toolkits, seen.reach, request)
 
@@ -270,27 +277,6 @@ def _lock_path(
     if own := mirrors.config().mirrors:
         identity["mirrors"] = own
     return cache.folder("lock", documents.digest(identity)[:16]).with_suffix(".json")
-
-
-def probe(request: Request, known: tuple[Loaded, ...], sources: tuple[toolkits.ToolkitSource, ...]) -> Reach:
-    """Probe all places in parallel, with a limit of five seconds each."""
-    urls: set[str] = set()
-    files: set[str] = set()
-    local = {*request.companions, *(["source"] if request.source is not None else [])}
-    for loaded in known:
-        if request.recipe in (None, loaded.recipe.name):
-            for name in set(bundle.sources_of(loaded.recipe)) - local:
-                origin = loaded.recipe.origin(name)
-                (files if isinstance(origin, SdistSource) else urls).update(origin.urls)
-    probes: dict[str, Callable[[], str]] = {"index": index.probe}
-    probes |= {url: partial(git.probe, mirrors.places(url)) for url in urls}
-    probes |= {url: partial(index.probe_file, mirrors.places(url)) for url in files}
-    probes |= {f"apt:{source.name}": partial(apt.probe, source.apt) for source in sources if source.apt}
-    probes |= {f"redist:{source.name}": partial(redist.probe, source.redist) for source in sources if source.redist}
-    with ThreadPoolExecutor(max_workers=len(probes)) as pool:
-        futures = {name: pool.submit(ask) for name, ask in probes.items()}
-        reasons = {name: future.result() for name, future in futures.items()}
-    return Reach(places={name: Reachability(ok=not why, why=why) for name, why in sorted(reasons.items())})
 
 
 def _local_trees(request: Request, known: tuple[Loaded, ...]) -> dict[str, LocalTree]:

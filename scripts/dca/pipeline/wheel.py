@@ -147,7 +147,8 @@ def _unchanged(record: Path) -> Made | None:
         return None
     if stat.st_mtime_ns != result.modified_ns and store.sha256_file(Path(result.wheel)) != result.sha256:
         return None
-    return result
+    # The cache folder may have been moved since.
+    return result.model_copy(update={"run": str(record.parent)})
 
 
 def prepare(planned: Planned, run: Run) -> Job:

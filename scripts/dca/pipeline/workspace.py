@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -121,8 +122,10 @@ def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
         DcaError: DCA-204, 701 and 802 for the wheel, DCA-306 for the Python, DCA-407 when it cannot be installed.
     """
     from dca import inspection
-    from dca.smoke.subject import identify, own_python
+    from dca.smoke.subject import candidates, identify, own_python
 
+    if wheel.is_file():
+        candidates(wheel, recipes.load_all())
     inspected = inspection.inspect(wheel, None)
     subject = identify(wheel, inspected, recipes.load_all())
     own = own_python(subject, "use another Python: make env WHEEL=FILE PYTHON=python3.12")
@@ -137,7 +140,19 @@ def with_wheel(wheel: Path, folder: Path, run: Run) -> Workspace:
         engine="uv",
         folder=str(folder),
         activate=f"source {shlex.quote(str(folder / 'bin/activate'))}",
-        notes=(f"install more packages with -c {subject.lock}, to keep the locked versions",),
+        notes=(f"install more packages with -c {subject.lock}, to keep the locked versions", *_guards(subject.recipe)),
+    )
+
+
+def _guards(recipe: recipes.Recipe) -> tuple[str, ...]:
+    """A note if vLLM would leave out the wheel's guards; a plugin that is not loaded cannot say so."""
+    left_out = recipe.patches.not_loaded(os.environ)
+    if not left_out:
+        return ()
+    listed, names = os.environ[recipes.PLUGINS], ", ".join(left_out)
+    return (
+        f"{recipes.PLUGINS}={listed} leaves out {names}: the wheel then does not refuse wrong settings. Run: "
+        f"export {recipes.PLUGINS}={','.join(filter(None, (listed, *left_out)))}",
     )
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 from packaging.utils import parse_wheel_filename
 
 from dca.catalogue import machine
-from dca.foundation import runner, store
+from dca.foundation import environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.secrets import redact
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 UPLOAD_SECONDS = 7200.0
 # Usual paths of a server's simple index, below its upload URL.
 BELOW = ("+simple/", "simple/")
-# Variables that twine gets. Passwords are not passed on its command line, which every user of the machine can read.
-VARIABLES = ("TWINE_USERNAME", "TWINE_PASSWORD", "TWINE_CERT", "TWINE_CLIENT_CERT")
-KEYRING_PREFIXES = ("XDG_", "DBUS_", "PYTHON_KEYRING_")
 HIDDEN = "***"
 
 
@@ -167,13 +164,9 @@ def _upload(twine: Path, repository: str, wheel: Path) -> None:
         DcaError: DCA-905.
     """
     option = "--repository-url" if "://" in repository else "--repository"
-    # The variables with these prefixes are for keyring.
-    variables = {
-        name: value for name, value in os.environ.items() if name in VARIABLES or name.startswith(KEYRING_PREFIXES)
-    }
     done = runner.run(
         [twine, "upload", "--non-interactive", "--disable-progress-bar", option, repository, "--", wheel],
-        env=runner.environment(variables | {"NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}, network=True),
+        env=environment.of("twine", {"NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}),
         timeout=UPLOAD_SECONDS,
     )
     if not done.ok:

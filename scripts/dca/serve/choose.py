@@ -57,7 +57,7 @@ def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
         sequences=asked.sequences or (1 if shape.dual_chunk else PLAIN_SEQUENCES),
         utilization=asked.utilization or UTILIZATION,
         blocks=asked.blocks,
-        eager=shape.dual_chunk and not asked.graphs,
+        eager=shape.dual_chunk,
         block_size=asked.block_size,
         watermark=0.0 if asked.v1 and not shape.dual_chunk else gpu_memory.WATERMARK,
         cache_width=1 if asked.kv_cache_dtype.startswith("fp8") else gpu_memory.HALF,

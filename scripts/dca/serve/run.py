@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from collections import deque
@@ -14,6 +13,7 @@ from typing import ClassVar
 
 from dca.catalogue import failures
 from dca.catalogue.failures import Known
+from dca.foundation import environment as variables
 from dca.foundation import runner
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
@@ -26,11 +26,6 @@ MOST_KINDS = 2000
 """Most kinds of alarming lines examined while the server runs; the whole log is searched when it has ended."""
 READY = re.compile(r"Application startup complete|Uvicorn running on")
 ALARMING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL|Traceback)\b|Error|Exception|assert|killed|Killed")
-# The caller's environment variables that a server gets, besides those that every program gets.
-PASSED = re.compile(
-    r"(?:VLLM|CUDA|NVIDIA|NCCL|GLOO|HF|HUGGING_FACE|TRANSFORMERS|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|RAY|OMP|MKL|XDG|"
-    r"MODELSCOPE|UCX|FI|IB|MASTER)_\w+|LD_LIBRARY_PATH|CC|CXX"
-)
 
 
 class Served(Document):
@@ -106,9 +101,7 @@ def environment(extra: Mapping[str, str], python: Path, caller: Mapping[str, str
         python: Python of the server's environment, whose programs come first in PATH.
         caller: the caller's; by default those of this process.
     """
-    caller = os.environ if caller is None else caller
-    passed = {name: value for name, value in caller.items() if PASSED.fullmatch(name)}
-    env = runner.environment({**passed, **extra}, network=True)
+    env = variables.of("server", extra, caller)
     return env | {"PATH": f"{python.parent}:{env.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dca import config as configs
 from dca.catalogue.model_needs import Model
-from dca.catalogue.recipes import Loaded
+from dca.catalogue.recipes import PLUGINS, Loaded
 from dca.config import models
 from dca.config.config_rules import Finding, can_share
 from dca.doctor.values import order
@@ -236,6 +236,15 @@ def kernels(subject: Subject) -> Iterator[Finding]:
                 f"{', '.join(sorted(supported, key=order))}, not {arch}.",
                 "use another GPU, or serve up to 262,144 tokens without it: dca config drop-dca DIR --out DIR2.",
             )
+    sparse = subject.recipe.recipe.sparse_head_dims
+    if subject.shape.sparse and sparse and subject.shape.head_dim not in sparse:
+        yield _error(
+            "DCA-153",
+            f"the sparse kernels of {subject.recipe.recipe.name} are for head dimension "
+            f"{' and '.join(map(str, sparse))}, not {subject.shape.head_dim}: the first prompt past the sparse "
+            "threshold would stop the engine.",
+            "set sparse_attention_enabled to false in dual_chunk_attention_config of config.json.",
+        )
     if subject.dtype not in KERNEL_DTYPES:
         yield _error(
             "DCA-153",
@@ -264,10 +273,11 @@ def refused(subject: Subject) -> Iterator[Finding]:
             f"omit --enable-prefix-caching, or use --max-model-len {shape.original}.",
         )
     if asked.graphs:
-        yield _error(
+        yield _warning(
             "DCA-154",
-            "--cuda-graphs: in every step the CPU computes the chunk lengths, which CUDA graphs do not support.",
-            "omit --cuda-graphs; the plan then uses --enforce-eager.",
+            "--cuda-graphs: in every step the CPU computes the chunk lengths, which CUDA graphs do not support; the "
+            "plan uses --enforce-eager.",
+            "omit --cuda-graphs.",
         )
     if asked.block_size % gpu_memory.BLOCK or shape.chunk % asked.block_size:
         yield _error(
@@ -300,6 +310,13 @@ def variables(subject: Subject) -> Iterator[Finding]:
                 "DCA-155",
                 f"{LONGER} is set in this shell: a position past the rotary table is a device-side assert on the GPU.",
                 f"unset {LONGER}",
+            )
+        if plugins := subject.recipe.recipe.patches.not_loaded(subject.env):
+            yield _warning(
+                "DCA-155",
+                f"{PLUGINS}={subject.env[PLUGINS]} is set in this shell, and leaves out {', '.join(plugins)}: the "
+                "wheel's guards, which refuse wrong settings, are then not loaded.",
+                f"export {PLUGINS}={','.join(filter(None, (subject.env[PLUGINS], *plugins)))}",
             )
     elif subject.env.get(BACKEND) in subject.engine.environment.values():
         yield _error(

@@ -7,6 +7,7 @@ own Python on the CPU, against the oracle. `gpu` runs the kernels. Each level in
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 from dca import inspection
 from dca.catalogue import recipes
 from dca.catalogue.recipes import KERNELS
-from dca.foundation import documents, runner, store
+from dca.foundation import documents, environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
@@ -25,12 +26,18 @@ from dca.smoke.subject import Subject
 from dca.smoke.values import LEVELS, CaseResult, Level, ProvenSource, Smoke
 from dca.toolchain.environments import WORKERS
 
-__all__ = ["CaseResult", "Level", "Request", "Smoke", "smoke"]
+__all__ = ["SEEDS", "CaseResult", "Level", "Request", "Smoke", "drawn_seed", "smoke"]
 
 # Random rows of 64 queries of the index conversion, and rows of a head at a model's length: without and with --quick.
 ROWS, SAMPLED = (100_000, 4_000), (200, 20)
 PROVE_SECONDS = 7200.0
+# After this, a case counts as one that does not end: without and with --quick.
+CASE_SECONDS = (3600.0, 300.0)
+# Seeds are below this.
+SEEDS = 2**31
 MARK = "PROOF "
+# Where a traceback begins: of an exception, and of a signal.
+TRACEBACK, FATAL = "Traceback (most recent call last):", "Fatal Python error:"
 NOT_BY_STATIC = ("the results of the kernels: --level cpu proves part of them, --level gpu all.",)
 NOT_BY_CPU = (
     "the CUDA kernels of sparse and dense attention: only --level gpu runs them.",
@@ -38,6 +45,11 @@ NOT_BY_CPU = (
     "speed.",
 )
 NOT_OF_KERNELS = "dual chunk attention as a whole: the wheel has bare kernels, without the engine's Python."
+
+
+def drawn_seed() -> int:
+    """A seed that no earlier run need have had."""
+    return secrets.randbelow(SEEDS)
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Request:
             separately. Without any, the unchanged wheel is proven.
         quick: fewer repetitions.
         first: whether a variant stops at its first failed case.
-        seed: of all random numbers.
+        seed: of all random numbers; drawn if not given, so that lengths differ from run to run.
         cases: names; all when empty.
         words: of the command line, without the overlays, to repeat a case.
         visible: CUDA_VISIBLE_DEVICES; None for every GPU.
@@ -68,7 +80,7 @@ class Request:
     overlays: tuple[Path, ...] = ()
     quick: bool = False
     first: bool = False
-    seed: int = 0
+    seed: int = field(default_factory=drawn_seed)
     cases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     visible: str | None = None
@@ -115,6 +127,9 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
             be run, and the errors of creating an environment and fetching a source.
     """
     started = time.monotonic()
+    if request.wheel.is_file():
+        # An inspection unpacks every module, which takes a minute for a wheel that is not to be proven at all.
+        subject.candidates(request.wheel, known)
     reporter.stage("inspect", request.wheel.name)
     inspected = inspection.inspect(request.wheel, asked=request.archs or None)
     about = subject.identify(request.wheel, inspected, known)
@@ -208,8 +223,15 @@ def _run(request: Request, about: Subject, findings: _Findings, run: Run) -> Non
             source, proven = subject.kernel_source(about, request.source, overlay, folder, run)
             findings.sources.append(proven)
             kernel = folder / f"conversion-{proven.sha256}.so"
-            if not kernel.is_file():
-                subject.kernel_for_cpu(source, kernel, run.log)
+            try:
+                if not kernel.is_file():
+                    subject.kernel_for_cpu(source, kernel, run.log)
+            except DcaError as error:
+                if len(request.overlays) < 2:
+                    raise
+                # The other overlays can be proven all the same.
+                findings.cases.append(_not_compiled(overlay, error))
+                continue
             variants.append(_Variant(overlay, kernel))
         findings.sources = list(dict.fromkeys(findings.sources))
         asked = _worker_request(request, about, folder / "wheel", variants)
@@ -230,6 +252,18 @@ def _run(request: Request, about: Subject, findings: _Findings, run: Run) -> Non
             _listen(lines, findings, "gpu")
 
 
+def _not_compiled(overlay: Path | None, error: DcaError) -> CaseResult:
+    """The failed case of an overlay whose source of the index conversion does not compile."""
+    return CaseResult(
+        level="cpu",
+        name="conversion/compiles",
+        overlay=str(overlay or ""),
+        proves="the source of the index conversion compiles for the CPU",
+        passed=False,
+        detail=f"{error.what} {error.why}".strip(),
+    )
+
+
 def _worker_request(request: Request, about: Subject, wheel: Path, variants: list[_Variant]) -> dict[str, Any]:
     """The request for `workers/prove.py`, without the level."""
     rows, sampled = (numbers[request.quick] for numbers in (ROWS, SAMPLED))
@@ -245,6 +279,7 @@ def _worker_request(request: Request, about: Subject, wheel: Path, variants: lis
         "rows": rows,
         "sampled": sampled,
         "quick": request.quick,
+        "case_seconds": CASE_SECONDS[request.quick],
         "dtypes": list(recorded.serves.dtypes) if (recorded := about.inspected.recorded) else [],
         "seed": request.seed,
         "cases": list(request.cases),
@@ -286,11 +321,22 @@ def prove(
         DcaError: DCA-804 when the worker fails.
     """
     lines: list[dict[str, Any]] = []
+    # What was printed since the last result, by the wheel's own code if that crashed.
+    said: list[str] = []
 
     def read(text: str) -> None:
-        if text.startswith(MARK):
-            lines.append(json.loads(text.removeprefix(MARK)))
-            reporter.progress(len(lines), 0, str(lines[-1].get("case", "")))
+        if not text.startswith(MARK):
+            said.append(text)
+            return
+        line = json.loads(text.removeprefix(MARK))
+        if "begins" in line:
+            reporter.progress(len(lines), 0, line["begins"])
+        else:
+            if line.pop("crashed", False):
+                place = "broken" if "broken" in line else "detail"
+                line[place] += _last_words(said)
+            lines.append(line)
+        said.clear()
 
     file = folder / "request.json"
     file.write_bytes(documents.canonical(request))
@@ -303,21 +349,31 @@ def prove(
     done = runner.run(
         [python, "-I", WORKERS / "prove.py", file],
         cwd=home,
-        env=runner.environment(env),
+        env=environment.of("compiler", env),
         log=log,
         timeout=PROVE_SECONDS,
         supervision=runner.Supervision(on_line=read),
     )
     if not done.ok:
+        printed = tuple(text for text in done.tail if not text.startswith(MARK))
+        # vLLM warns of a missing driver on every machine without a GPU: only what ended the process counts.
+        last = next((n for n in reversed(range(len(printed))) if printed[n].startswith(TRACEBACK)), len(printed))
         raise DcaError(
             "DCA-804",
             "the cases could not be run completely" + (": they took too long." if done.timed_out else "."),
-            why="\n".join(text for text in done.tail[-4:] if not text.startswith(MARK)),
-            output=tuple(text for text in done.tail if not text.startswith(MARK)),
+            why="\n".join(printed[-4:]),
+            output=printed[last:],
             remedy=f"see {log}; with --python FILE, give the Python of your own environment with the wheel's "
             "requirements.",
         )
     return lines
+
+
+def _last_words(said: list[str]) -> str:
+    """What a process printed before it crashed, without the traceback that Python prints of itself."""
+    end = next((n for n, text in enumerate(said) if text.startswith(FATAL)), len(said))
+    words = [text.strip() for text in said[:end] if text.strip()]
+    return f": {'; '.join(words[-2:])[:300]}" if words else ""
 
 
 def _listen(lines: list[dict[str, Any]], findings: _Findings, level: Level) -> None:

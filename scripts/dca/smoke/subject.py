@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
-from packaging.version import Version
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from dca.catalogue import machine, mirrors, recipes
-from dca.catalogue.recipes import Recipe, SdistSource, SmokeFiles
+from dca.catalogue.recipes import KERNELS_PACKAGE, Recipe, SdistSource, SmokeFiles
 from dca.foundation import archives, data, documents, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
@@ -49,27 +49,50 @@ class Subject:
         return data.run_lock(self.recipe.name, self.profile)
 
 
+def candidates(wheel: Path, known: tuple[recipes.Loaded, ...]) -> tuple[Recipe, ...]:
+    """The recipes whose package and version a wheel's file name has, without a look into the file.
+
+    Raises:
+        DcaError: DCA-802 when there is none, DCA-701 when it is not the name of a wheel.
+    """
+    try:
+        name, version, _, _ = parse_wheel_filename(wheel.name)
+    except InvalidWheelFilename as error:
+        raise DcaError("DCA-701", f"{wheel.name} is not a wheel.", why=str(error), remedy="name a .whl file.") from None
+    provable = [loaded.recipe for loaded in known if loaded.recipe.smoke]
+    packages = {recipe.name: {recipe.package, *([KERNELS_PACKAGE] if recipe.kernels else [])} for recipe in provable}
+    found = tuple(
+        recipe
+        for recipe in provable
+        if version.public == recipe.base_version and name in map(canonicalize_name, packages[recipe.name])
+    )
+    if not found:
+        versions = ", ".join(sorted({f"{recipe.package} {recipe.base_version}" for recipe in provable}))
+        raise DcaError(
+            "DCA-802",
+            f"{wheel.name} cannot be proven: no recipe builds {name} {version.public}.",
+            why=f"recipes exist for {versions}.",
+            remedy="give a wheel of one of these versions.",
+        )
+    return found
+
+
 def identify(wheel: Path, inspected: Inspection, known: tuple[recipes.Loaded, ...]) -> Subject:
     """The recipe of a wheel: the recorded one, else the one with its version.
 
     Raises:
         DcaError: DCA-802 when no recipe has that version, or the recipe does not describe what to prove.
     """
-    version = Version(inspected.version)
-    for loaded in known:
-        recipe = loaded.recipe
-        if inspected.recorded:
-            named = inspected.recorded.recipe == recipe.name
-        else:
-            named = version.public == recipe.base_version
-        if named and recipe.smoke:
+    found = candidates(wheel, known)
+    recorded = inspected.recorded.recipe if inspected.recorded else found[0].name
+    for recipe in found:
+        if recipe.name == recorded and recipe.smoke:
             return Subject(wheel, inspected, recipe, recipe.smoke)
-    versions = ", ".join(sorted({loaded.recipe.base_version for loaded in known if loaded.recipe.smoke}))
     raise DcaError(
         "DCA-802",
-        f"{wheel.name} cannot be proven: no recipe has the version {version.public}.",
-        why=f"recipes exist for the versions {versions}.",
-        remedy="give a wheel of one of these versions.",
+        f"{wheel.name} cannot be proven: it was built from the recipe {recorded}, which is not known here.",
+        why=f"recipes of its version are {', '.join(recipe.name for recipe in found)}.",
+        remedy="use the version of dca that built it.",
     )
 
 

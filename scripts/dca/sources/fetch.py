@@ -220,10 +220,8 @@ def _copy_folder(source: Path, target: Path, planned: PlannedSource) -> None:
 
 
 def _fetch_members(wheel: OfficialWheel, members: dict[str, str], folder: Path, run: Run) -> None:
-    run.reporter.stage("fetch", f"{len(members)} members of {wheel.file}, by range requests")
-    places = index.members(
-        wheel, members, run.cache, lambda done, total: run.reporter.progress(done, total, f"members of {wheel.file}")
-    )
+    run.reporter.stage("fetch", f"{len(members)} members of {wheel.file}")
+    places = index.members(wheel, members, run.cache, run.reporter)
     for path, place in places.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dca.catalogue import mirrors
 from dca.catalogue.mirrors import Places
-from dca.foundation import runner, store
+from dca.foundation import environment, runner, store, user_config
 from dca.foundation.errors import DcaError
 from dca.foundation.secrets import redact
 
@@ -33,9 +33,8 @@ def _environment(url: str) -> dict[str, str]:
     # No prompt for a password, and no transport that can run a program (ext::, ssh options). Plain http is for servers
     # on this machine only, and https never redirects to it.
     allowed = "https" if url.startswith("https://") else "http"
-    return runner.environment(
-        {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": allowed, "GIT_PROTOCOL_FROM_USER": "0"}, network=True
-    )
+    fixed = {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": allowed, "GIT_PROTOCOL_FROM_USER": "0"}
+    return environment.of("git", {**user_config.git_network(), **fixed})
 
 
 def _refused(url: str) -> str:
@@ -186,7 +185,7 @@ def init(folder: Path, log: Path) -> None:
     """
     done = runner.run(
         [runner.which("git"), "init", "--quiet", "--bare", "--template=", "--", str(folder)],
-        env=runner.environment(),
+        env=environment.of("git"),
         log=log,
         timeout=60.0,
     )
@@ -276,6 +275,7 @@ def _open(path: Path) -> git.Repo:
 
     repo = git.Repo(path, expand_vars=False)
     repo.git.update_environment(
+        **environment.FIXED["git"],
         GIT_CONFIG_COUNT="1",
         GIT_CONFIG_KEY_0="safe.directory",
         GIT_CONFIG_VALUE_0="*",

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from dca.foundation import runner, store
+from dca.foundation import environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.sources import git
 
@@ -88,7 +88,7 @@ def read(path: Path, repository: Path, log: Path, accept: Callable[[Path], None]
         shutil.copyfile(path, pack)
         done = runner.run(
             [runner.which("git"), "-C", str(part), "index-pack", f"--max-input-size={pack.stat().st_size}", str(pack)],
-            env=runner.environment(),
+            env=environment.of("git"),
             log=log,
             timeout=INDEX_SECONDS,
         )

@@ -18,6 +18,7 @@ from dca.catalogue.mirrors import Places
 from dca.catalogue.recipes import IndexFile, SdistSource
 from dca.foundation import store, together
 from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 from dca.foundation.secrets import redact
 
 if TYPE_CHECKING:
@@ -40,18 +41,16 @@ _AS_IT_IS = {"Accept-Encoding": "identity"}
 Progress = Callable[[int, int], None]
 
 
-class NoRangesError(DcaError):
-    """The index serves no parts of files."""
+def named_by() -> str:
+    """The variable of uv or pip that names the simple index in use; empty for the default one."""
+    return next((name for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL") if os.environ.get(name)), "")
 
 
 def endpoint() -> str:
     """The simple index in use: the one that the variables of uv or pip name, else the default of pypi-simple."""
     from pypi_simple import PYPI_SIMPLE_ENDPOINT
 
-    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
-        if value := os.environ.get(name):
-            return value
-    return PYPI_SIMPLE_ENDPOINT
+    return os.environ[name] if (name := named_by()) else PYPI_SIMPLE_ENDPOINT
 
 
 def session() -> requests.Session:
@@ -217,9 +216,9 @@ def missing(file: str) -> DcaError:
     )
 
 
-def unreachable(what: str, error: Exception, kind: type[DcaError] = DcaError) -> DcaError:
+def unreachable(what: str, error: Exception) -> DcaError:
     """The error for a place that does not answer."""
-    return kind(
+    return DcaError(
         "DCA-402",
         f"{what} could not be reached.",
         why=_reason(error),
@@ -373,63 +372,126 @@ def _blocks(answer: requests.Response) -> Iterator[bytes]:
             raise requests.Timeout(f"it sent {received} bytes within {spent:.0f} s")
 
 
-def members(
-    wheel: IndexFile, hashes: dict[str, str], cache: store.Store, progress: Progress | None = None
-) -> dict[str, Path]:
-    """Members of a wheel on the index, read by range requests, each checked against its hash.
+def members(wheel: IndexFile, hashes: dict[str, str], cache: store.Store, reporter: Reporter) -> dict[str, Path]:
+    """Members of a wheel on the index, each checked against its hash.
+
+    They are read by range requests. Where that does not work, the wheel is downloaded completely, and kept.
 
     Args:
-        wheel: which is never downloaded completely.
+        wheel: that has them.
         hashes: sha256 by member path.
         cache: where members are kept.
-        progress: called with bytes done and in all.
+        reporter: receives the progress, and why a wheel is downloaded completely.
 
     Raises:
-        NoRangesError: the index serves no parts of files.
         DcaError: DCA-401 when a hash differs, DCA-402, DCA-403 or DCA-409 when a member cannot be downloaded, DCA-406
             when the wheel has no such member.
+    """
+    places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in hashes.items()}
+    missing = {path: sha256 for path, sha256 in hashes.items() if not store.has_hash(places[path], sha256)}
+    if not missing:
+        return places
+    if not store.has_hash(cache.download(wheel.sha256, wheel.file), wheel.sha256):
+        cache.must_fetch(f"{next(iter(missing))} of {wheel.file}")
+        try:
+            _read_parts(wheel, missing, places, reporter)
+        except _NoPartsError as why:
+            _download_whole(wheel, cache, str(why), reporter)
+        else:
+            return places
+    try:
+        with zipfile.ZipFile(cache.download(wheel.sha256, wheel.file)) as whole:
+            _read(whole, wheel, missing, places, reporter)
+    except _UNREADABLE as error:
+        raise DcaError(
+            "DCA-406",
+            f"{wheel.file} cannot be read as a wheel.",
+            why=str(error),
+            remedy="correct the recipe: its hash is that of another file.",
+        ) from None
+    return places
+
+
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError)
+
+
+class _NoPartsError(Exception):
+    """A wheel cannot be read in parts; the message says why."""
+
+
+def _read_parts(wheel: IndexFile, hashes: dict[str, str], places: dict[str, Path], reporter: Reporter) -> None:
+    """Download members by range requests.
+
+    Raises:
+        _NoPartsError: the server does not serve parts, or not the right ones.
+        DcaError: as `members`.
     """
     import requests
     from remotezip import RangeNotSupported, RemoteZip, RemoteZipError
     from urllib3.exceptions import HTTPError
 
-    places = {path: cache.download(sha256, path.rsplit("/", 1)[-1]) for path, sha256 in hashes.items()}
-    missing = [path for path, place in places.items() if not store.has_hash(place, hashes[path])]
-    if not missing:
-        return places
-    cache.must_fetch(f"{missing[0]} of {wheel.file}")
     url = find(wheel)
     try:
         with session() as http, RemoteZip(url, session=http, timeout=TIMEOUT) as remote:
-            names = set(remote.namelist())
-            lacking = [path for path in missing if path not in names]
-            if lacking:
-                raise DcaError(
-                    "DCA-406",
-                    f"{wheel.file} has no member {lacking[0]}.",
-                    remedy="correct the recipe: it describes another wheel than the one on the index.",
-                )
-            sizes = {path: remote.getinfo(path).file_size for path in missing}
-            done = 0
-            for path in missing:
-                for size in _member(remote, path, hashes[path], places[path]):
-                    done += size
-                    if progress:
-                        progress(done, sum(sizes.values()))
-    except (requests.RequestException, HTTPError, RemoteZipError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        kind = NoRangesError if isinstance(error, RangeNotSupported) else DcaError
-        raise unreachable(f"{wheel.file} on the package index", error, kind) from None
-    return places
+            _read(remote, wheel, hashes, places, reporter)
+    except RangeNotSupported:
+        raise _NoPartsError("the package index does not serve parts of files") from None
+    except (requests.RequestException, HTTPError, RemoteZipError, *_UNREADABLE) as error:
+        # remotezip has only the text of the error that it met.
+        cause = error.__context__ if isinstance(error, RemoteZipError) else error
+        if isinstance(cause, (requests.ConnectionError, requests.Timeout, HTTPError)):
+            raise unreachable(f"{wheel.file} on the package index", error) from None
+        raise _NoPartsError(f"the package index does not serve its parts ({_reason(error)})") from None
 
 
-def _member(remote: zipfile.ZipFile, name: str, sha256: str, place: Path) -> Iterator[int]:
-    """Download one member of a remote wheel, and keep it when its content has the hash; the size of each block."""
+def _download_whole(wheel: IndexFile, cache: store.Store, why: str, reporter: Reporter) -> None:
+    """Download a wheel, and report its size and the reason.
+
+    Raises:
+        DcaError: as `download`.
+    """
+    noted: list[str] = []
+
+    def progress(done: int, total: int) -> None:
+        if not noted:
+            size = f" ({total / 1e6:.0f} MB)" if total else ""
+            noted.append(f"{wheel.file}{size} is downloaded completely: {why}.")
+            reporter.note(noted[0])
+        reporter.progress(done, total, wheel.file)
+
+    download(wheel, cache, progress)
+
+
+def _read(
+    opened: zipfile.ZipFile, wheel: IndexFile, hashes: dict[str, str], places: dict[str, Path], reporter: Reporter
+) -> None:
+    """Write members of an open wheel to their places.
+
+    Raises:
+        DcaError: DCA-401, DCA-406.
+    """
+    names = set(opened.namelist())
+    if lacking := [path for path in hashes if path not in names]:
+        raise DcaError(
+            "DCA-406",
+            f"{wheel.file} has no member {lacking[0]}.",
+            remedy="correct the recipe: it describes another wheel than the one on the index.",
+        )
+    total, done = sum(opened.getinfo(path).file_size for path in hashes), 0
+    for path, sha256 in hashes.items():
+        for size in _member(opened, path, sha256, places[path]):
+            done += size
+            reporter.progress(done, total, f"members of {wheel.file}")
+
+
+def _member(opened: zipfile.ZipFile, name: str, sha256: str, place: Path) -> Iterator[int]:
+    """Write one member of an open wheel to its place when its content has the hash; yields the size of each block."""
     import hashlib
 
     seen = hashlib.sha256()
     place.parent.mkdir(parents=True, exist_ok=True)
     with store.incoming(place) as part:
-        with remote.open(name) as source, part.open("wb") as stream:
+        with opened.open(name) as source, part.open("wb") as stream:
             while block := source.read(BLOCK):
                 together.check()
                 stream.write(block)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dca.catalogue.toolkits import Apt, AptPackage
-from dca.foundation import runner, store
+from dca.foundation import environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.sources import index
 
@@ -143,7 +143,7 @@ def _fetch(
     if state.exists():
         store.remove(state)
     config = _configure(release, origin, state)
-    env = runner.environment({"APT_CONFIG": str(config), "DEBIAN_FRONTEND": "noninteractive"}, network=True)
+    env = environment.of("network", {"APT_CONFIG": str(config), "DEBIAN_FRONTEND": "noninteractive"})
     updated = runner.run(["apt-get", "update"], env=env, log=log, timeout=APT_SECONDS)
     if not updated.ok:
         raise _failed("its package lists could not be downloaded", updated)

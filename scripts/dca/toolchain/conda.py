@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from packaging.specifiers import SpecifierSet
 
 from dca.catalogue.recipes import Loaded, Recipe
 from dca.catalogue.toolkits import CudaVersions, ToolkitSource
+from dca.foundation import environment as variables
 from dca.foundation import runner, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
@@ -20,8 +20,6 @@ ENGINES = ("micromamba", "mamba", "conda")
 PYTHON = "3.11"
 """The version that measurements were made with, used unless a recipe does not support it."""
 CREATE_SECONDS = 3600.0
-# Variables that configure conda, mamba and micromamba, kept besides those that every program gets.
-KEPT = ("CONDARC", "CONDA_ENVS_PATH", "CONDA_PKGS_DIRS", "MAMBARC", "MAMBA_ROOT_PREFIX", "MAMBA_EXE")
 
 
 class Environment(Value):
@@ -156,8 +154,7 @@ def create(environment: Environment, program: Path, folder: Path | None, reporte
     place = ["-p", str(folder.absolute())] if folder else ["-n", environment.name]
     verb = ["create"] if program.name == "micromamba" else ["env", "create"]
     # conda has -y for this command only since version 24; all engines read the variable.
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    env = runner.environment(kept | {"CONDA_ALWAYS_YES": "true", "MAMBA_ALWAYS_YES": "true"}, network=True)
+    env = variables.of("conda", {"CONDA_ALWAYS_YES": "true", "MAMBA_ALWAYS_YES": "true"})
     reporter.stage("environment", f"{environment.name}, with {program.name}: {', '.join(environment.dependencies)}")
     with store.scratch() as scratch:
         file = scratch / "environment.yml"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-import os
 import re
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,9 +25,10 @@ from dca.catalogue.machine import find_uv
 from dca.catalogue.partial_wheels import PartialWheel
 from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import IndexFile
-from dca.foundation import data, documents, runner, store, together
+from dca.foundation import data, documents, environment, runner, store, together
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 from dca.foundation.run import Run
 from dca.sources import index
 from dca.toolchain import stand_ins
@@ -51,14 +53,22 @@ class TorchFacts(Value):
     libraries: str
     python_include: str
 
+    def with_paths(self, change: Callable[[str], str]) -> TorchFacts:
+        """The same facts with other paths."""
+        return self.model_copy(
+            update={
+                "includes": tuple(map(change, self.includes)),
+                "libraries": change(self.libraries),
+                "python_include": change(self.python_include),
+            }
+        )
+
 
 def uv_environment(cache: store.Store) -> dict[str, str]:
-    """The variables for uv: one cache for all environments, and none of the user's uv settings."""
-    # uv reads its own variables; an index that is set for pip only is passed on.
-    index_setting = {"UV_DEFAULT_INDEX": index.endpoint()} if "PIP_INDEX_URL" in os.environ else {}
-    fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_CONFIG": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
-    fixed |= {"UV_OFFLINE": "1"} if cache.offline else {}
-    return runner.environment(index_setting | fixed, network=True)
+    """The variables for uv: one cache for all environments, and one index, which is dca's own."""
+    named = {"UV_DEFAULT_INDEX": index.endpoint()} if index.named_by() else {}
+    fixed = {"UV_CACHE_DIR": str(cache.uv), "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    return environment.of("uv", named | fixed | ({"UV_OFFLINE": "1"} if cache.offline else {}))
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,8 @@ class _Environment:
         """Its Python; None when it does not exist or is incomplete."""
         folder = self.folder(cache)
         interpreter = folder / "bin/python"
-        return interpreter if (folder / STAMP).is_file() and interpreter.exists() else None
+        whole = (folder / STAMP).is_file() and interpreter.exists()
+        return interpreter if whole and _is_at_home(folder) else None
 
     @property
     def requirements(self) -> list[str]:
@@ -105,8 +116,7 @@ def build_environment(plan: Plan, run: Run) -> Path:
     """The Python of the recipe's build environment: its torch, cmake, ninja and setuptools.
 
     What only serves to run torch is not downloaded: of such packages the environment has the headers, and stand-ins for
-    the libraries. An environment with the whole lock is used when there is one, and created when the index serves no
-    single files.
+    the libraries. An environment with the whole lock is used when there is one.
 
     Raises:
         DcaError: DCA-401, DCA-402, DCA-403, DCA-407, DCA-409.
@@ -118,11 +128,7 @@ def build_environment(plan: Plan, run: Run) -> Path:
         raise _no_lock(lock)
     compiler = plan.host_compiler or str(runner.which("g++"))
     wanted = _Environment(lock, plan.python_path, plan.python, build_packages(plan).partial)
-    try:
-        return _make(wanted, run, compiler)
-    except index.NoRangesError:
-        run.reporter.note("The package index serves no single files of wheels, so all packages are downloaded.")
-        return make(lock, plan.python_path, plan.python, run)
+    return _make(wanted, run, compiler)
 
 
 class BuildPackages(NamedTuple):
@@ -182,7 +188,9 @@ def _make(wanted: _Environment, run: Run, compiler: str = "") -> Path:
         count = len(wanted.requirements)
         parts = f", files of {len(wanted.partial)} others" if wanted.partial else ""
         run.reporter.stage("environment", f"{lock.parent.name} {lock.stem}: {count} packages{parts}")
-        # The environment cannot be created elsewhere and moved, because its scripts and pyvenv.cfg contain its path.
+        if (folder / STAMP).is_file():
+            run.reporter.note(f"{folder} was moved or copied here and names its old place: creating it again.")
+            store.remove(folder)
         try:
             _fill(wanted, folder, run, compiler)
         except BaseException:
@@ -192,6 +200,22 @@ def _make(wanted: _Environment, run: Run, compiler: str = "") -> Path:
         # Written last: an environment without it is incomplete.
         (folder / STAMP).touch()
     return folder / "bin/python"
+
+
+def _is_at_home(folder: Path) -> bool:
+    """Whether the programs of an environment find it: it is relocatable, or where it was created.
+
+    Versions of dca before 0.3 created environments that are not relocatable.
+    """
+    config = (folder / "pyvenv.cfg").read_text(encoding="utf-8", errors="replace")
+    if re.search(r"^relocatable\s*=\s*true\s*$", config, re.MULTILINE):
+        return True
+    # Of a folder with a blank in it, the path is in quotes.
+    with contextlib.suppress(OSError):
+        script = (folder / "bin/activate").read_text(encoding="utf-8", errors="replace")
+        named = re.search(r"^\s*VIRTUAL_ENV=(.+)$", script, re.MULTILINE)
+        return named is not None and Path(shlex.split(named[1])[0]).resolve() == folder.resolve()
+    return False
 
 
 def _no_lock(lock: Path) -> DcaError:
@@ -205,9 +229,7 @@ def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
         DcaError: those of `build_environment`.
     """
     with together.Tasks() as tasks:
-        members = [
-            tasks.start(functools.partial(index.members, wheel, wheel.members, run.cache)) for wheel in wanted.partial
-        ]
+        members = [tasks.start(functools.partial(_members, wheel, run.cache, run.reporter)) for wheel in wanted.partial]
         tasks.start(functools.partial(_install, wanted, folder, run))
     if not wanted.partial:
         return
@@ -236,6 +258,17 @@ def _fill(wanted: _Environment, folder: Path, run: Run, compiler: str) -> None:
             tasks.start(functools.partial(stand_ins.compile_library, library, path, compiler, run.log, "DCA-407"))
 
 
+def _members(wheel: PartialWheel, cache: store.Store, reporter: Reporter) -> dict[str, Path]:
+    """The files of a partial wheel; a wheel that was downloaded completely is gigabytes that nothing else needs.
+
+    Raises:
+        DcaError: those of `index.members`.
+    """
+    files = index.members(wheel, wheel.members, cache, reporter)
+    cache.download(wheel.sha256, wheel.file).unlink(missing_ok=True)
+    return files
+
+
 def _install(wanted: _Environment, folder: Path, run: Run) -> None:
     """Install an environment's packages with uv.
 
@@ -244,7 +277,7 @@ def _install(wanted: _Environment, folder: Path, run: Run) -> None:
     """
     uv, env = find_uv(), uv_environment(run.cache)
     done = runner.run(
-        [uv, "venv", "--clear", "--no-project", "--python", wanted.python_path, folder],
+        [uv, "venv", "--clear", "--relocatable", "--no-project", "--python", wanted.python_path, folder],
         env=env,
         log=run.log,
         timeout=300.0,
@@ -302,14 +335,18 @@ def _from(lock: Path, cache: store.Store, folder: Path) -> list[str]:
     return ["--no-index", "--find-links", str(folder)]
 
 
-def inputs(plan: Plan, cache: store.Store, progress: index.Progress | None = None) -> list[Path]:
+def inputs(plan: Plan, cache: store.Store, reporter: Reporter) -> list[Path]:
     """The files that the build environment is made of on this kind of machine, from the cache or downloaded.
 
     Raises:
         DcaError: DCA-403 when the index has no wheel of the lock for this machine, and those of downloading.
     """
     complete, partial = build_packages(plan)
-    members = [index.members(wheel, wheel.members, cache, progress).values() for wheel in partial]
+    members = [_members(wheel, cache, reporter).values() for wheel in partial]
+
+    def progress(done: int, total: int) -> None:
+        reporter.progress(done, total, "packages of the build environment")
+
     return [*chain.from_iterable(members), *(_wheel(package, plan.python, cache, progress) for package in complete)]
 
 
@@ -396,10 +433,13 @@ def torch_facts(plan: Plan, python: Path, abi: bool, log: Path) -> TorchFacts:
     Raises:
         DcaError: DCA-407.
     """
-    kept = python.parent.parent / ".torch.json"
+    folder = python.parent.parent
+    kept = folder / ".torch.json"
     if not kept.is_file():
-        store.write_bytes(kept, documents.dumps(look_at_torch(python, log)))
-    facts = TorchFacts.model_validate(json.loads(kept.read_text()))
+        # Relative, because the environment may be moved with the cache.
+        found = look_at_torch(python, log).with_paths(lambda path: path.removeprefix(f"{folder}/"))
+        store.write_bytes(kept, documents.dumps(found))
+    facts = TorchFacts.model_validate(json.loads(kept.read_text())).with_paths(lambda path: str(folder / path))
     if (facts.version.split("+")[0], facts.cuda, facts.cxx11_abi) != (plan.torch, plan.torch_cuda, abi):
         raise DcaError(
             "DCA-407",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dca.catalogue.plan import Plan, PlannedToolkit
 from dca.catalogue.toolkits import ToolkitSource, cuda_line, load_versions, nvcc_version
-from dca.foundation import archives, documents, runner, store
+from dca.foundation import archives, documents, environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
 from dca.sources import index
@@ -282,7 +282,9 @@ def admit_python(plan: Plan, cache: store.Store, log: Path) -> None:
 
 def compiler_environment(folder: Path) -> dict[str, str]:
     """The variables for nvcc and CMake, which put this toolkit before any other on the machine."""
-    env = runner.environment({"CUDA_HOME": str(folder), "CUDA_PATH": str(folder), "CUDACXX": str(folder / "bin/nvcc")})
+    env = environment.of(
+        "compiler", {"CUDA_HOME": str(folder), "CUDA_PATH": str(folder), "CUDACXX": str(folder / "bin/nvcc")}
+    )
     return env | {"PATH": f"{folder / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"}
 
 
@@ -314,6 +316,9 @@ def cmake_arguments(folder: Path, host_compiler: str) -> list[str]:
         "-DCMAKE_CUDA_FLAGS=--cudart=shared",
         "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
         "-DCMAKE_BUILD_TYPE=Release",
+        # Packages that the user or the system registered with CMake would be found first.
+        "-DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF",
+        "-DCMAKE_FIND_USE_SYSTEM_PACKAGE_REGISTRY=OFF",
     ]
 
 

@@ -20,7 +20,7 @@ from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import KERNELS, Recipe
 from dca.compile.compiling import Build
 from dca.compile.job import Job
-from dca.foundation import data, documents, runner, store
+from dca.foundation import data, documents, environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
@@ -70,7 +70,9 @@ def _pure_wheel(job: Job, scratch: Path, run: Run) -> Path:
         "VLLM_TARGET_DEVICE": "empty",
         "SETUPTOOLS_SCM_PRETEND_VERSION": job.plan.version,
         "SOURCE_DATE_EPOCH": str(int(job.recipe.time.timestamp())),
-        "PATH": f"{job.python.parent}:{runner.environment().get('PATH', '')}",
+        # setup.py reads the configuration of distutils in the home folder.
+        "HOME": str(scratch),
+        "PATH": f"{job.python.parent}:{environment.of().get('PATH', '')}",
     }
     done = runner.run(
         [

@@ -5,10 +5,12 @@ What vLLM calls has vLLM's own signature here, so it may have more parameters th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -72,8 +74,15 @@ class FakeLayer:
     backend: Any = None
 
     def __init__(
-        self, num_heads: int, head_size: int, num_kv_heads: int, dual_chunk_attention_config: Any, layer_idx: int
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int,
+        dual_chunk_attention_config: Any,
+        layer_idx: int,
     ) -> None:
+        self.scale = scale
         self.heads, self.dim, self.kv_heads, self.index = num_heads, head_size, num_kv_heads, layer_idx
         self.config = dual_chunk_attention_config
         self.chunking = oracle.Chunking(self.config["chunk_size"], self.config["local_size"])
@@ -93,7 +102,7 @@ class FakeLayer:
         inter_critical: Any,
     ) -> torch.Tensor:
         count, end, whole = len(query), metadata.seq_lens[0], metadata.orig_seq_lens[0]
-        factor = oracle.length_factor(whole, self.config["original_max_position_embeddings"])
+        factor = oracle.length_factor(whole, self.config.get("original_max_position_embeddings", 0))
         if self.fault != "keys without factor":
             key = key * factor
         k, v = (t.view(count, self.kv_heads, self.dim) for t in (key, value))
@@ -105,7 +114,7 @@ class FakeLayer:
         queries = [
             t.view(count, self.heads, self.dim) for t in (query, query_succ, query_inter, succ_critical, inter_critical)
         ]
-        scale = self.dim**-0.5
+        scale = self.scale
         if not metadata.num_prefills:
             queries = [(q * factor).to(q.dtype) for q in queries]
         else:
@@ -170,7 +179,8 @@ class FakeLayer:
         voting = oracle.RotatedQueries(*(queries[n].float() for n in (0, 3, 4)))
         if self.fault == "other voters":
             voting = oracle.RotatedQueries(*(q.flip(0) for q in voting))
-        chosen = oracle.select_vertical_slash(voting, k.float(), self.chunking.stride, sizes, scale)
+        with self._softmax(k.dtype):
+            chosen = oracle.select_vertical_slash(voting, k.float(), self.chunking.stride, sizes, scale)
         lines = [[head.intra, head.successive, head.inter][:stages] for head in chosen]
         if self.fault == "shifted lines" and stages > 1:
             for of_head in lines:
@@ -178,6 +188,12 @@ class FakeLayer:
                 assert last is not None
                 of_head[-1] = oracle.Stage(last.vertical, last.slash + 1)
         return lines
+
+    def _softmax(self, dtype: torch.dtype) -> Any:
+        """The softmax that the choice is made with."""
+        right = torch.softmax
+        rounded = mock.patch.object(torch, "softmax", lambda x, dim: right(x, dim).to(dtype).float())
+        return rounded if self.fault == "voting in the dtype" else contextlib.nullcontext()
 
     def _convert(self, lines: Any, queries: int, keys: int, causal: bool) -> Any:
         pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)

@@ -46,7 +46,8 @@ def _create_engine_config(original: Callable[..., Any], engine_args: Any, *args:
     vllm_config = original(engine_args, *args, **kwargs)
     if vllm_config.device_config.device_type == "cuda":
         _check_steps(vllm_config)
-    dca_guards.check_engine(vllm_config)
+    # Its flash-attention has sparse kernels for every head dimension that it has dense ones for.
+    dca_guards.check_engine(vllm_config, sparse_head_dims=None)
     return vllm_config
 
 

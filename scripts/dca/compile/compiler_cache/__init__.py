@@ -21,7 +21,7 @@ from dca.compile.compiler_cache.remote import silence
 from dca.compile.compiler_cache.sccache import Sccache
 from dca.compile.compiler_cache.tool import Counts, Places, Tool, Unusable, write_scripts
 from dca.compile.job import Job
-from dca.foundation import runner, secrets, store
+from dca.foundation import environment, secrets, store
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
@@ -181,7 +181,7 @@ def _started(
         Unusable: with the reason.
     """
     known = compiler_caches.find(planned.name)
-    variables = runner.passed(known.passed)
+    variables = environment.passed(known.passed)
     remote = known.remote(variables) if planned.shared else None
     if remote and run.cache.offline:
         raise Unusable(f"--offline forbids to ask {remote.kind}.")

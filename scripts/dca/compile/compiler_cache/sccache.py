@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from dca.compile.compiler_cache.tool import ANSWER_SECONDS, Counts, Places, Unusable
-from dca.foundation import data, runner, store
+from dca.foundation import data, environment, runner, store
 from dca.foundation.run import Run
 from dca.toolchain import environments
 
@@ -76,7 +76,7 @@ class Sccache:
         self._server = stack.enter_context(
             runner.beside(
                 [self._program],
-                env=runner.environment(server, network=True),
+                env=environment.of("network", server),
                 log=run.log,
                 supervision=runner.Supervision(sharing=True, grace=1.0),
             )
@@ -101,7 +101,7 @@ class Sccache:
         raise Unusable(f"sccache did not start: {said[:300]}")
 
     def _ask(self, *arguments: str, timeout: float = ANSWER_SECONDS) -> runner.Completed:
-        env = runner.environment({**self.env, "SCCACHE_NO_DAEMON": "1"})
+        env = environment.of("compiler", {**self.env, "SCCACHE_NO_DAEMON": "1"})
         return runner.run([self._program, *arguments], env=env, timeout=timeout)
 
     def alive(self) -> bool:

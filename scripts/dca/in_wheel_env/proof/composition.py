@@ -19,6 +19,7 @@ from .case import Case, Wrong, compare
 from .conversion import Kernel
 from .layer import Conversation, Layer, Shape, call, implementation, run_rotary
 from .layer import Modules as Modules
+from .lengths import cuts, source
 from .stand_ins import on_cpu
 
 PAGE, PAGES, DIM, BASE = 16, 400, 32, 10_000.0
@@ -34,8 +35,15 @@ BOTH_RANKS = ((200, 180), (190, 170), (180, 160), (170, 150), *SIZES)
 FEW = ((31, 101),) * HEADS
 # More lines than the first span has keys; it clips the sizes, also for the spans after it.
 MANY = ((500, 600), (460, 450), (30, 900), (600, 101))
-# Lengths of prompts by their number of chunks.
-LENGTHS = {"one chunk": 330, "two chunks": 800, "three chunks": 1200, "five chunks": 2101}
+# Between which lengths prompts are drawn, by their number of chunks; the shortest is longer than its heads have lines.
+LENGTHS = {
+    "one chunk": (260, CHUNKING.stride - 1),
+    "two chunks": (CHUNKING.stride + 1, 2 * CHUNKING.stride),
+    "three chunks": (2 * CHUNKING.stride + 1, 3 * CHUNKING.stride),
+    "five chunks": (4 * CHUNKING.stride + 1, 5 * CHUNKING.stride),
+}
+# The most pieces that a prompt is cut into.
+PIECES = 5
 # The effect of one rounding to the dtype of the queries; both sides compute at least in float32.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -47,21 +55,25 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
         return partial(Bench, modules, kernel, setup)
 
     by_length = []
-    for (title, length), sparse in itertools.product(LENGTHS.items(), (False, True)):
+    for (title, lengths), sparse in itertools.product(LENGTHS.items(), (False, True)):
         kind = "sparse" if sparse else "dense"
         short = title.replace(" ", "-")
         at_length = bench(Setup(sparse))
         by_length += [
-            Case(f"prefill/{kind}/{short}", f"{kind} prefill over {title}", partial(_prefill, at_length, length, 1)),
+            Case(
+                f"prefill/{kind}/{short}",
+                f"{kind} prefill of a whole prompt over {title}",
+                partial(_prefill, at_length, lengths, 1),
+            ),
             Case(
                 f"prefill/{kind}/{short}/in-pieces",
                 f"{kind} chunked prefill over {title}",
-                partial(_prefill, at_length, length, 3),
+                partial(_prefill, at_length, lengths, PIECES),
             ),
             Case(
                 f"decode/{kind}/{short}",
                 f"decode after a {kind} prefill over {title}",
-                partial(_decode, at_length, length),
+                partial(_decode, at_length, lengths[1]),
             ),
         ]
     all_dense, all_sparse = bench(Setup(sparse=False)), bench(Setup(sparse=True))
@@ -69,6 +81,16 @@ def cases(modules: Modules, kernel: Kernel) -> list[Case]:
     few, many = bench(Setup(sparse=True, sizes=FEW)), bench(Setup(sparse=True, sizes=MANY))
     return [
         *by_length,
+        Case(
+            "prefill/whole/without-blocks",
+            "prompts of one chunk when chunked prefill is off",
+            partial(_without_blocks, bench(Setup(sparse=True, original=0))),
+        ),
+        Case(
+            "prefill/sparse/short-pieces",
+            "a prompt above the threshold is sparse in pieces below it",
+            partial(_short_pieces, bench(Setup(sparse=True, threshold=300))),
+        ),
         Case("prefill/dense/batch", "dense prefill of several prompts at once", partial(_batch, all_dense)),
         Case("prefill/sparse/batch", "sparse prefill of several prompts at once", partial(_batch, all_sparse)),
         Case("decode/batch", "decode of sequences in different chunks at once", partial(_decode_batch, all_dense)),
@@ -163,10 +185,14 @@ class Bench:
         pages, self.free = self.free[:count], self.free[count:]
         return Random(pages, prompt, q=q, k=k, v=v)
 
-    def step(self, *work: tuple[Random, int]) -> None:
+    def step(self, *work: tuple[Random, int], blocks: bool = True) -> None:
         """Run the layer over the next tokens of some sequences and compare its output with the oracle's.
 
         Prompts come first in a batch, as in the engine.
+
+        Args:
+            work: the sequences, each with a number of tokens.
+            blocks: as in `Layer.metadata`; without, every prompt is whole, and dense within its one chunk.
 
         Raises:
             Wrong: they differ.
@@ -181,20 +207,20 @@ class Bench:
         )
         with on_cpu(self.modules.backend, self.modules.rotary, self.kernel, self.setup.rank) as functions:
             turned = self.layer.turn(torch.cat(rows), q, k)
-            got = self.layer.run(turned, v, self.layer.metadata(ordered))
+            got = self.layer.run(turned, v, self.layer.metadata(ordered, blocks=blocks))
         tolerance = max(TOLERANCE[dtype] for dtype in functions.seen)
         first = 0
         for sequence, count in ordered:
             kind = "decode" if sequence.done >= sequence.prompt else "prefill"
             what = f"{kind} of tokens {sequence.done} to {sequence.done + count - 1}"
-            want = self._want(sequence, count)
+            want = self._want(sequence, count, dense=not blocks)
             worst = compare(what, got[first : first + count], want, tolerance)
             if worst / tolerance >= self.worst.get("largest difference", 0.0) / self.worst.get("allowed", 1.0):
                 self.worst |= {"largest difference": worst, "allowed": tolerance}
             first += count
             sequence.done += count
 
-    def _want(self, sequence: Random, count: int) -> Tensor:
+    def _want(self, sequence: Random, count: int, *, dense: bool) -> Tensor:
         """The oracle's output for the next tokens of a sequence: `[count, heads, dim]`, float64."""
         begin, end = sequence.done, sequence.done + count
         factor = oracle.length_factor(max(sequence.prompt, end), self.setup.original)
@@ -203,13 +229,13 @@ class Bench:
         k = sequence.k[:end].double() * torch.tensor(sequence.factors, dtype=torch.float64)[:, None, None]
         q, v = sequence.q[begin:end].double(), sequence.v[:end].double()
         dual = oracle.DualChunk(CHUNKING, BASE, SCALE * factor)
-        dense = oracle.prefill(q, k, v, dual)
-        if not self.setup.sparse or sequence.prompt <= self.setup.threshold or begin >= sequence.prompt:
-            return dense.out
+        to_all = oracle.prefill(q, k, v, dual)
+        if dense or not self.setup.sparse or sequence.prompt <= self.setup.threshold or begin >= sequence.prompt:
+            return to_all.out
         first = self.setup.rank * HEADS
         sparse, chosen = oracle.sparse_prefill(q, k, v, dual, list(self.setup.sizes[first : first + HEADS]))
         self._clear(chosen)
-        away = float((sparse.out - dense.out).abs().max())
+        away = float((sparse.out - to_all.out).abs().max())
         self.worst["away from dense"] = max(away, self.worst.get("away from dense", 0.0))
         return sparse.out
 
@@ -241,16 +267,49 @@ def clearly(run: Callable[[int], dict[str, Any]], seed: int) -> dict[str, Any]:
     raise AssertionError
 
 
-def _prefill(bench: Callable[[int], Bench], length: int, pieces: int, seed: int) -> dict[str, Any]:
+def _prefill(bench: Callable[[int], Bench], lengths: tuple[int, int], pieces: int, seed: int) -> dict[str, Any]:
+    """A prompt of a drawn length, whole or in pieces that are cut at random places."""
+
     def run(seed: int) -> dict[str, Any]:
-        at = bench(seed)
-        sequence = at.sequence(length)
-        sizes = [length // pieces] * (pieces - 1)
-        for size in [*sizes, length - sum(sizes)]:
-            at.step((sequence, size))
-        return {"tokens": length, "pieces": pieces, **at.worst}
+        rng = source(seed, lengths, pieces)
+        length = rng.randint(*lengths)
+        return _in_pieces(bench(seed), cuts(rng, length, rng.randint(min(2, pieces), pieces)))
 
     return clearly(run, seed)
+
+
+def _in_pieces(at: Bench, sizes: list[int]) -> dict[str, Any]:
+    sequence = at.sequence(sum(sizes))
+    for size in sizes:
+        at.step((sequence, size))
+    return {"tokens": sum(sizes), "pieces": len(sizes), **at.worst}
+
+
+def _short_pieces(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
+    """Pieces that a layer takes for short prompts, or for short parts of a chunk, if it looks at them alone.
+
+    They cross the ends of chunks, and some have a single token or fewer than choose the lines.
+    """
+
+    def run(seed: int) -> dict[str, Any]:
+        rng = source(seed)
+        stride = CHUNKING.stride
+        sizes = [rng.randint(120, 290), 1, rng.randint(2, 60)]
+        # Up to the end of the chunk but for one token, and over it; then a chunk in two pieces, and a single token.
+        sizes.append(stride - sum(sizes) - 1)
+        first = rng.randint(65, 250)
+        sizes += [2, first, stride - first, rng.randint(1, 63), 1]
+        return _in_pieces(bench(seed), sizes)
+
+    return clearly(run, seed)
+
+
+def _without_blocks(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
+    rng = source(seed)
+    at = bench(seed)
+    several = [at.sequence(length) for length in (rng.randint(2, 99), CHUNKING.stride, rng.randint(101, 300), 1)]
+    at.step(*((sequence, sequence.prompt) for sequence in several), blocks=False)
+    return {"prompts": len(several), **at.worst}
 
 
 def _decode(bench: Callable[[int], Bench], length: int, seed: int) -> dict[str, Any]:
@@ -269,8 +328,9 @@ def _decode(bench: Callable[[int], Bench], length: int, seed: int) -> dict[str, 
 
 def _batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
     def run(seed: int) -> dict[str, Any]:
-        at = bench(seed)
-        several = [at.sequence(length) for length in (1200, 90, 800)]
+        at, rng = bench(seed), source(seed)
+        lengths = (rng.randint(*LENGTHS["three chunks"]), rng.randint(1, 99), rng.randint(*LENGTHS["two chunks"]))
+        several = [at.sequence(length) for length in lengths]
         at.step(*((sequence, sequence.prompt) for sequence in several))
         return {"prompts": len(several), **at.worst}
 
@@ -280,7 +340,10 @@ def _batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
 def _decode_batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
     def run(seed: int) -> dict[str, Any]:
         at = bench(seed)
-        several = [at.sequence(length, 3) for length in (95, 446, 896, 1500, 2239)]
+        # Three at the ends of chunks, and two anywhere.
+        rng = source(seed, "decode")
+        between = [rng.randint(*lengths) for lengths in ((1, 300), (1345, 1791))]
+        several = [at.sequence(length, 3) for length in (446, 896, 2239, *between)]
         for sequence in several:
             at.step((sequence, sequence.prompt))
         for _ in range(3):
@@ -292,11 +355,13 @@ def _decode_batch(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
 
 def _mixed(bench: Callable[[int], Bench], seed: int) -> dict[str, Any]:
     def run(seed: int) -> dict[str, Any]:
-        at = bench(seed)
-        old, new = at.sequence(960, 2), at.sequence(1050)
+        at, rng = bench(seed), source(seed)
+        length = rng.randint(*LENGTHS["three chunks"])
+        first = rng.randint(1, length - 1)
+        old, new = at.sequence(960, 2), at.sequence(length)
         at.step((old, 960))
-        at.step((new, 525), (old, 1))
-        at.step((new, 525), (old, 1))
+        at.step((new, first), (old, 1))
+        at.step((new, length - first), (old, 1))
         return {"sequences": 2, **at.worst}
 
     return clearly(run, seed)

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from random import Random
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from .. import oracle
 from ..oracle import Batch, Converted
-from . import conversion, speed, whole
+from . import conversion, precision, speed, whole
 from .bounds import UNIT, Largest, Reference, Roundings, Worst, bounded, with_absolutes
 from .case import Case, Inputs, Kernels, Ragged, Wrong
 from .conversion import BLOCK
 from .layer import Modules
+from .lengths import draw, spread
 
 
 def load_kernels(bare: bool) -> Kernels:
@@ -130,6 +132,7 @@ class Extent:
         dim: of one head.
         ranks: query heads and key heads of one GPU of a tensor-parallel group.
         lengths: of queries and keys.
+        drawn: how many more are drawn from the seed.
         batches: sizes of batches.
         dtypes: of the tensors, of which a wheel may have only some.
         rows: random rows of 64 queries for the index conversion.
@@ -142,6 +145,7 @@ class Extent:
     dim: int
     ranks: tuple[tuple[int, int], ...]
     lengths: tuple[tuple[int, int], ...]
+    drawn: int
     batches: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...]
     rows: int
@@ -151,11 +155,15 @@ class Extent:
     timed: speed.Plan | None
 
 
+# Queries of a call of attention; there are up to twice as many keys.
+MOST_QUERIES = 700
+
 # The 1M models have 28 heads over 4 key heads, and 40 over 8; here split over all possible numbers of GPUs.
 FULL = Extent(
     dim=128,
     ranks=((28, 4), (14, 2), (7, 1), (40, 8), (20, 4), (10, 2), (5, 1)),
     lengths=((1, 200), (64, 64), (65, 65), (130, 333), (192, 640), (577, 1001)),
+    drawn=3,
     batches=(1, 3),
     dtypes=(torch.bfloat16, torch.float16),
     rows=20_000,
@@ -167,7 +175,8 @@ FULL = Extent(
 QUICK = replace(
     FULL,
     ranks=((7, 1), (10, 2)),
-    lengths=((65, 65), (130, 333)),
+    lengths=((65, 65),),
+    drawn=2,
     batches=(2,),
     rows=2_000,
     sampled=10,
@@ -229,6 +238,7 @@ def cases(kernels: Kernels, modules: Modules | None, extent: Extent, *, device: 
     ]
     if modules:
         listed += whole.cases(modules, extent.layer, device, converting)
+        listed += precision.cases(modules, extent.dtypes, whole.host(modules, device, converting), device)
     if extent.timed:
         listed += speed.cases(kernels, extent.timed, device)
     return [replace(case, run=partial(_settled, case.run, device)) for case in listed]
@@ -335,6 +345,12 @@ class Bench:
     extent: Extent
     device: str
 
+    def lengths(self, seed: int) -> list[tuple[int, int]]:
+        """Queries and keys of the calls of a case: the fixed ones, and some that are drawn."""
+        rng = Random(seed)
+        queries = spread(rng, 2, MOST_QUERIES, self.extent.drawn) if self.extent.drawn else []
+        return [*self.extent.lengths, *((count, draw(rng, count, 2 * MOST_QUERIES)) for count in queries)]
+
     def conversion(self) -> conversion.Kernel:
         """The index conversion in the form that its cases call."""
 
@@ -433,7 +449,7 @@ def random_lines(
 
 def _sparse(bench: Bench, dtype: torch.dtype, causal: bool, heads: int, kv_heads: int, seed: int) -> dict[str, Any]:
     worst, calls = Worst(), 0
-    for batch, (queries, keys) in itertools.product(bench.extent.batches, bench.extent.lengths):
+    for batch, (queries, keys) in itertools.product(bench.extent.batches, bench.lengths(seed)):
         problem = bench.problem(dtype, causal, Sizes(batch, heads, kv_heads, queries, keys), seed + calls)
         _check(problem, *bench.run(problem), worst)
         calls += 1
@@ -566,7 +582,8 @@ def _empty(bench: Bench, seed: int) -> dict[str, Any]:
 def _full_cover(bench: Bench, seed: int) -> dict[str, Any]:
     worst, between = Worst(), 0.0
     heads, kv_heads = bench.extent.ranks[0]
-    for dtype, causal, (queries, keys) in itertools.product(bench.extent.dtypes, (True, False), bench.extent.lengths):
+    of_calls = itertools.product(bench.extent.dtypes, (True, False), bench.lengths(seed))
+    for dtype, causal, (queries, keys) in of_calls:
         random = torch.Generator().manual_seed(seed)
         q, k, v = bench.tensors(dtype, Sizes(1, heads, kv_heads, queries, keys), random)
         problem = Problem(q, k, v, _everything(queries, keys, heads, 1, causal), causal)
@@ -608,7 +625,7 @@ def _leftovers(bench: Bench, seed: int) -> dict[str, Any]:
 def _same(bench: Bench, seed: int) -> dict[str, Any]:
     heads, kv_heads = bench.extent.ranks[0]
     for dtype, causal in itertools.product(bench.extent.dtypes, (True, False)):
-        queries, keys = bench.extent.lengths[-1]
+        queries, keys = bench.lengths(seed)[-1]
         sizes = Sizes(bench.extent.batches[-1], heads, kv_heads, queries, keys)
         problem = bench.problem(dtype, causal, sizes, seed)
         first = bench.run(problem)
@@ -619,8 +636,6 @@ def _same(bench: Bench, seed: int) -> dict[str, Any]:
 
 
 def _same_rows(bench: Bench, seed: int) -> dict[str, Any]:
-    from random import Random
-
     rng, kernel = Random(seed), bench.conversion()
     for call in range(5):
         batch = conversion.random_batch(rng)
@@ -635,14 +650,22 @@ def _same_rows(bench: Bench, seed: int) -> dict[str, Any]:
     return {"runs": bench.extent.runs, "calls": 5}
 
 
-# Queries and keys of ragged sequences: a single query, a block less one, two blocks and two.
+# Queries and keys of ragged sequences: a single query, a block less one, two blocks and two; more are drawn.
 RAGGED = ((1, 70), (63, 191), (130, 130))
 
 
-def _ragged_inputs(bench: Bench, dtype: torch.dtype, causal: bool, random: torch.Generator) -> tuple[Inputs, Ragged]:
-    """The random inputs of a call over the sequences of `RAGGED`; its output tensor is NaN."""
+def _ragged_lengths(seed: int) -> list[tuple[int, int]]:
+    rng = Random(seed)
+    queries = draw(rng, 2, MOST_QUERIES)
+    return [*RAGGED, (queries, draw(rng, queries, 2 * MOST_QUERIES))]
+
+
+def _ragged_inputs(
+    bench: Bench, dtype: torch.dtype, causal: bool, lengths: list[tuple[int, int]], random: torch.Generator
+) -> tuple[Inputs, Ragged]:
+    """The random inputs of a call over sequences of these lengths; its output tensor is NaN."""
     heads, kv_heads = bench.extent.ranks[-1]
-    queries, keys = zip(*RAGGED)
+    queries, keys = zip(*lengths)
     sizes = Sizes(1, heads, kv_heads, sum(queries), sum(keys))
     q, k, v = (tensor[0] for tensor in bench.tensors(dtype, sizes, random))
     inputs = Inputs(q, k, v, float(q.shape[-1] ** -0.5), causal, torch.full_like(q, torch.nan))
@@ -657,12 +680,12 @@ def _sequence(inputs: Inputs, ragged: Ragged, b: int) -> Inputs:
 
 def _dense(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any]:
     worst = Worst()
-    random = torch.Generator().manual_seed(seed)
+    random, lengths = torch.Generator().manual_seed(seed), _ragged_lengths(seed)
     for causal in (True, False):
-        inputs, ragged = _ragged_inputs(bench, dtype, causal, random)
+        inputs, ragged = _ragged_inputs(bench, dtype, causal, lengths, random)
         bench.poison(inputs.q.shape[0] * inputs.q.shape[1])
         out, lse = bench.kernels.dense(inputs, ragged)
-        for b, (queries, keys) in enumerate(RAGGED):
+        for b, (queries, keys) in enumerate(lengths):
             rows, reference = ragged.rows(b)[0], dense_reference(_sequence(inputs, ragged, b))
             what = f"dense attention, sequence {b} of {queries} queries and {keys} keys, {_kind(causal)}"
             _hold(reference, out[rows], lse[:, rows].t(), what, worst)
@@ -674,14 +697,15 @@ def _sparse_ragged(bench: Bench, dtype: torch.dtype, seed: int) -> dict[str, Any
     random = torch.Generator().manual_seed(seed)
     if bench.kernels.sparse_ragged is None:
         raise Wrong("this release has no sparse attention of ragged lengths")
-    queries, keys = ([pair[n] for pair in RAGGED] for n in (0, 1))
+    lengths = _ragged_lengths(seed)
+    queries, keys = ([pair[n] for pair in lengths] for n in (0, 1))
     for causal in (True, False):
-        inputs, ragged = _ragged_inputs(bench, dtype, causal, random)
+        inputs, ragged = _ragged_inputs(bench, dtype, causal, lengths, random)
         lines = random_lines(queries, keys, inputs.q.shape[1], causal, random)
         bench.poison(inputs.q.shape[0] * inputs.q.shape[1])
         on_device = Converted(*(tensor.to(bench.device) for tensor in lines))
         out, lse = bench.kernels.sparse_ragged(inputs, on_device, ragged)
-        for b in range(len(RAGGED)):
+        for b in range(len(lengths)):
             # The kernel drops causality only if every sequence has one query; for one query it makes no difference.
             rows, reference = ragged.rows(b)[0], sparse_reference(_sequence(inputs, ragged, b), lines.sequence(b))
             what = f"sequence {b} of {queries[b]} queries and {keys[b]} keys, {_kind(causal)}"

@@ -157,8 +157,13 @@ class Layer:
             out = self._layer.forward(owner, queries, key.clone(), value, self.cache, metadata)
         return out.view(-1, self.shape.heads, self.shape.dim)
 
-    def metadata(self, work: Sequence[tuple[Conversation, int]]) -> Any:
-        """The engine's metadata for the next tokens of some sequences; those with an unfinished prompt come first."""
+    def metadata(self, work: Sequence[tuple[Conversation, int]], *, blocks: bool = True) -> Any:
+        """The engine's metadata for the next tokens of some sequences; those with an unfinished prompt come first.
+
+        Args:
+            work: the sequences, each with a number of tokens.
+            blocks: whether the engine passes the pages of prompts, as it does if it prefills in pieces.
+        """
         prefills = sum(sequence.done < sequence.prompt for sequence, _ in work)
         lengths = [sequence.done + count for sequence, count in work]
         tokens = [count for _, count in work]
@@ -189,7 +194,7 @@ class Layer:
             max_prefill_seq_len=max(lengths[:prefills], default=0),
             max_decode_seq_len=max(lengths[prefills:], default=0),
             context_lens_tensor=numbers([sequence.done for sequence, _ in work]),
-            block_tables=table.to(shape.device),
+            block_tables=(table if blocks else table[:, :0]).to(shape.device),
             use_cuda_graph=False,
             max_query_len=max(tokens),
             max_decode_query_len=1,

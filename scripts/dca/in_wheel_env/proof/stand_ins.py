@@ -253,6 +253,15 @@ def conversions(backend: Any) -> Iterator[list[Conversion]]:
         yield asked
 
 
+def without_sparse_attention(backend: Any) -> Any:
+    """A context in which sparse attention is not computed, for what happens before it."""
+
+    def nothing(q: Tensor, *_lines: Any, **_more: Any) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(q), q.new_zeros((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+
+    return mock.patch.object(backend, "sparse_attn_func", nothing)
+
+
 class _OnCpu(TorchFunctionMode):
     """Puts tensors on the CPU that the code puts on the GPU."""
 

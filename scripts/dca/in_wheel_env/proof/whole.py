@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +28,10 @@ from .. import oracle
 from ..oracle import Stage
 from .bounds import SLACK, UNIT, Largest, Reference, Roundings, Worst, bounded, with_absolutes
 from .case import Case, Wrong
+from .choice import Voting, checked
 from .conversion import BLOCK, Kernel
 from .layer import ONE_OF_FOUR, Conversation, Layer, Model, Modules, Shape
+from .lengths import LONGEST, STRIDE, source
 from .speed import Clock
 from .stand_ins import Conversion, conversions, on_cpu
 
@@ -41,42 +42,72 @@ ANGLE = 2.0**-21
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A prompt, by the numbers that its length is drawn from.
+
+    Attributes:
+        shortest: in tokens.
+        longest: in tokens.
+        piece: tokens that the engine prefills at once; drawn if 0.
+    """
+
+    shortest: int
+    longest: int
+    piece: int
+
+    def draw(self, seed: int) -> tuple[int, int]:
+        """The length, and the tokens of a piece."""
+        rng = source(seed, self)
+        tokens = rng.randint(self.shortest, self.longest)
+        return tokens, self.piece or rng.randint(tokens // 8, tokens // 2)
+
+    def __str__(self) -> str:
+        some = f"{self.shortest:,}" if self.shortest == self.longest else f"{self.shortest:,} to {self.longest:,}"
+        whole = ", prefilled at once" if self.piece >= self.longest else ""
+        return f"a prompt of {some} tokens{whole}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The inputs of the layer.
 
     Attributes:
         model: as one GPU sees it.
-        lengths: of the prompts, by their names in cases.
-        piece: tokens that the engine prefills at once.
+        prompts: by their names in cases.
         sizes: numbers of vertical and slash lines of every head.
         threshold: prompts above it are sparse.
         blocks: checked rows of 64 queries of each piece and chunk.
     """
 
     model: Model
-    lengths: dict[str, int]
-    piece: int
+    prompts: dict[str, Prompt]
     sizes: tuple[tuple[int, int], ...]
     threshold: int
     blocks: int
 
 
+# What the models' pages tell users to prefill at once.
+PIECE = 131_072
 # Sizes from the model's table, the largest among them.
 FULL = Plan(
     ONE_OF_FOUR,
-    lengths={"1-chunk": 262_144, "2-chunks": 524_288, "4-chunks": 1_048_576},
-    piece=131_072,
+    prompts={
+        "1-chunk": Prompt(262_144, 262_144, PIECE),
+        "2-chunks": Prompt(524_288, 524_288, PIECE),
+        "4-chunks": Prompt(1_048_576, 1_048_576, PIECE),
+        "whole": Prompt(STRIDE + 1, 330_000, 330_000),
+        "drawn": Prompt(STRIDE + 1, LONGEST, 0),
+    },
     sizes=(*[(1000, 6096)] * 3, (30, 800), (3048, 8144), (22_032, 18_532), (19_532, 24_528)),
     threshold=32_768,
     blocks=8,
 )
-# The same with a small model: four chunks, and pieces that are not a multiple of a chunk or block.
+# The same with a small model: four chunks in pieces, and two at once.
 QUICK = Plan(
     Model(
         heads=4, kv_heads=2, dim=128, base=1e6, chunking=oracle.Chunking(2560, 512), original=2560, dtype=torch.bfloat16
     ),
-    lengths={"small": 6_900},
-    piece=1_990,
+    prompts={"small": Prompt(6_145, 7_500, 0), "small-whole": Prompt(2_100, 2_900, 2_900)},
     sizes=((100, 200), (30, 150), (300, 250), (64, 101)),
     threshold=1000,
     blocks=4,
@@ -85,18 +116,21 @@ QUICK = Plan(
 
 def cases(modules: Modules, plan: Plan, device: str, kernel: Kernel) -> list[Case]:
     """Dense and sparse cases at each length; on a CPU with `stand_ins` and the given index conversion."""
-    if device == "cpu":
-        host: Callable[[], ContextManager[Any]] = partial(on_cpu, modules.backend, modules.rotary, kernel)
-    else:
-        host = partial(_on_gpu, modules.backend)
-    bench = Bench(modules, host, plan, device)
+    bench = Bench(modules, host(modules, device, kernel), plan, device)
     listed = []
-    for (title, tokens), sparse in itertools.product(plan.lengths.items(), (False, True)):
+    for (title, prompt), sparse in itertools.product(plan.prompts.items(), (False, True)):
         kind = "sparse" if sparse else "dense"
         more = "" if sparse else ", and a decoded token"
-        proves = f"the whole layer, {kind}, on a prompt of {tokens:,} tokens{more}"
-        listed.append(Case(f"layer/{kind}/{title}", proves, partial(_layer, bench, tokens, sparse)))
+        proves = f"the whole layer, {kind}, on {prompt}{more}"
+        listed.append(Case(f"layer/{kind}/{title}", proves, partial(_layer, bench, prompt, sparse)))
     return listed
+
+
+def host(modules: Modules, device: str, kernel: Kernel) -> Callable[[], ContextManager[Any]]:
+    """The context, instead of an engine, that a layer is built and called in."""
+    if device == "cpu":
+        return partial(on_cpu, modules.backend, modules.rotary, kernel)
+    return partial(_on_gpu, modules.backend)
 
 
 @contextlib.contextmanager
@@ -123,13 +157,21 @@ class Bench:
     device: str
 
 
-def _layer(bench: Bench, tokens: int, sparse: bool, seed: int) -> dict[str, Any]:
+def _layer(bench: Bench, prompt: Prompt, sparse: bool, seed: int) -> dict[str, Any]:
+    tokens, piece = prompt.draw(seed)
     run = Run(bench, tokens, sparse, seed)
-    for begin in range(0, tokens, bench.plan.piece):
-        run.prefill(min(begin + bench.plan.piece, tokens))
+    for begin in range(0, tokens, piece):
+        run.prefill(min(begin + piece, tokens))
     if not sparse:
         run.decode()
-    return {"tokens": tokens, "rows": run.rows, "ms in the layer": run.spent, **run.figures, **run.worst.figures}
+    return {
+        "tokens": tokens,
+        "tokens at once": piece,
+        "rows": run.rows,
+        "ms in the layer": run.spent,
+        **run.figures,
+        **run.worst.figures,
+    }
 
 
 class Run:
@@ -348,47 +390,16 @@ class Run:
             asked: the conversions that the layer called, by stage.
             sizes: the numbers of vertical and slash lines of every head.
         """
-        stride, queries, what = self.plan.model.chunking.stride, span.after - span.first, span.what
-        own = span.first // stride * stride
-        lengths = [(queries, span.after - own), (queries, stride), (queries, own - stride)]
-        for n, conversion in enumerate(asked):
-            if (conversion.queries, conversion.keys, conversion.causal) != (*lengths[n], n == 0):
-                raise Wrong(
-                    f"{what}: stage {n} was converted for {conversion.queries} queries and {conversion.keys} keys, "
-                    f"expected {lengths[n][0]} and {lengths[n][1]}"
-                )
-        if len(asked) != 1 + min(span.first // stride, 2):
-            raise Wrong(f"{what}: {len(asked)} index conversions")
-        voters = slice(-min(queries, oracle.VOTERS), None)
-        group, lines_of_heads = self.plan.model.heads // self.plan.model.kv_heads, []
-        same = 0.0
-        for head in range(self.plan.model.heads):
-            stages = [conversion.lines(head) for conversion in asked]
-            vertical, slash = _chosen(stages, sizes[head], queries, span.after, stride, f"{what}, head {head}")
-            voting = oracle.RotatedQueries(
-                *(
-                    span.turned[name][voters, head : head + 1].double()
-                    for name in ("intra", "successive critical", "inter critical")
-                )
-            )
-            keys = span.at.k[:, head // group, None].double()
-            (want,) = oracle.select_vertical_slash(voting, keys, stride, [sizes[head]], span.scale, queries)
-            # A logit is a query times `scale`, rounded, times a key, rounded. A score is the sum of some exponentials
-            # of logits divided by the sum of all. Rounding may lower one score and raise another by the same factor.
-            products = max(float((q[:, 0].abs() @ keys[:, 0].abs().t()).max()) for q in voting)
-            factor = math.exp(4 * 2 * UNIT[self.plan.model.dtype] * products * span.scale)
-            for name, lines, scores, best in (
-                ("vertical", vertical, want.vertical_scores, want.vertical),
-                ("slash", slash, want.slash_scores, want.slash),
-            ):
-                _best(f"{what}, head {head}", name, lines.to(scores.device), scores, factor)
-                same += float(torch.isin(lines, best.cpu()).double().mean())
-            lines_of_heads.append([*stages, *[None] * (3 - len(stages))])
-        share = same / (2 * self.plan.model.heads)
+        voters = slice(-min(span.after - span.first, oracle.VOTERS), None)
+        names = ("intra", "successive critical", "inter critical")
+        queries = oracle.RotatedQueries(*(span.turned[name][voters] for name in names))
+        stride = self.plan.model.chunking.stride
+        voting = Voting(span.first, span.after, stride, queries, span.at.k, span.scale, span.what)
+        lines, share = checked(voting, asked, sizes, UNIT[self.plan.model.dtype])
         self.figures["lines chosen as the oracle does"] = min(
             share, self.figures.get("lines chosen as the oracle does", 1.0)
         )
-        return lines_of_heads
+        return lines
 
 
 @dataclass(frozen=True)
@@ -436,70 +447,3 @@ class Span:
 
 def _variants(turned: dict[str, Tensor]) -> oracle.RotatedQueries:
     return oracle.RotatedQueries(turned["intra"], turned["successive"], turned["inter"])
-
-
-def _chosen(
-    stages: list[Stage], size: tuple[int, int], queries: int, end: int, stride: int, what: str
-) -> tuple[Tensor, Tensor]:
-    """The choice that these lines came from: keys, and the keys at which the last query meets the diagonals.
-
-    A stage without chosen lines has a few lines nevertheless, which may or may not be part of the choice.
-
-    Args:
-        stages: the lines of one head in its own chunk, the previous one and all older ones, if they exist.
-        size: how many keys and how many diagonals were chosen.
-        queries: the number of queries of the span.
-        end: of the span, in tokens.
-        stride: tokens of one chunk.
-        what: names the head in the message.
-
-    Raises:
-        Wrong: no choice of that size gives these lines.
-    """
-    own = (end - 1) // stride * stride
-    firsts = (own, own - stride, 0)
-    lasts = (end - 1, own + queries - 1, own - stride + queries - 1)
-    lengths = (end - own, stride, own - stride)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    verticals, slashes = [], []
-    for stage, first, last, keys in zip(stages, firsts, lasts, lengths):
-        few = oracle.few_lines(keys)
-        verticals.append([stage.vertical + first, *([nothing] if torch.equal(stage.vertical, few) else [])])
-        slashes.append([last - stage.slash, *([nothing] if torch.equal(stage.slash, few.flip(0)) else [])])
-    for parts in itertools.product(itertools.product(*verticals), itertools.product(*slashes)):
-        vertical, slash = (torch.cat(part).unique() for part in parts)
-        if (len(vertical), len(slash)) != size:
-            continue
-        split = oracle.split_lines(vertical, slash, end, queries, stride)
-        if all(
-            want is not None and torch.equal(want.vertical, got.vertical) and torch.equal(want.slash, got.slash)
-            for want, got in zip(split, stages)
-        ):
-            return vertical, slash
-    counts = [(len(stage.vertical), len(stage.slash)) for stage in stages]
-    raise Wrong(f"{what}: no choice of {size} lines gives the vertical and slash lines {counts} of the stages")
-
-
-def _best(what: str, kind: str, lines: Tensor, scores: Tensor, factor: float) -> None:
-    """Check that no omitted line scores higher than a chosen one by more than a factor.
-
-    Args:
-        what: names the head in the message.
-        kind: vertical or slash, for the message.
-        lines: int64, indexes of the chosen lines in `scores`.
-        scores: `[end]`, of all lines.
-        factor: by which two scores may differ because of the rounding of logits.
-
-    Raises:
-        Wrong: an omitted line does.
-    """
-    left = torch.ones_like(scores, dtype=torch.bool)
-    left[lines] = False
-    if not bool(left.any()):
-        return
-    lowest, highest = float(scores[lines].min()), float(scores[left].max())
-    if highest > lowest * factor:
-        raise Wrong(
-            f"{what}: {kind} line {int(scores.masked_fill(~left, -1).argmax())} scores {highest:.3g} and was left out; "
-            f"a chosen line scores {lowest:.3g}. Rounding allows a factor of {factor:.3g}"
-        )

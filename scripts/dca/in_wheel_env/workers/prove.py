@@ -4,16 +4,25 @@ Argument: a file with the request that `dca.smoke` writes. Lines begin with `PRO
 
 At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs with stand-ins for the
 other kernels. At the level "gpu", the wheel's kernels run on the first GPU; without `modules` they are bare kernels.
+
+Each variant runs in a child of this process, because a wrong kernel may end its process, damage its memory or never
+return. Then the case that it ran has failed, and a new child runs the cases behind it. CUDA is used in children only:
+it does not survive a fork.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import faulthandler
 import importlib
 import importlib.util
 import json
+import mmap
+import os
 import pathlib
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -24,6 +33,30 @@ from unittest import mock
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
+# Signals that come from outside and are no finding about the wheel; SIGKILL is also how the system ends a process when
+# memory runs out.
+FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+TICK_SECONDS = 0.02
+
+
+class Progress:
+    """What a child is doing, in memory that it shares with its parent."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 4096)
+
+    def set(self, **state: object) -> None:
+        """Replace the state."""
+        written = json.dumps({**state, "at": time.monotonic()}).encode()
+        self._shared[: len(written) + 1] = written + b"\0"
+
+    def get(self) -> dict[str, Any]:
+        """The last state that was set; empty before."""
+        written = bytes(self._shared[:]).partition(b"\0")[0]
+        # A child that was killed while it wrote leaves half of it.
+        with contextlib.suppress(ValueError):
+            return dict(json.loads(written)) if written else {}
+        return {}
 
 
 def tell(**line: object) -> None:
@@ -51,12 +84,6 @@ def load(name: str, file: pathlib.Path) -> types.ModuleType:
         sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def unload(prefix: str) -> None:
-    """Unload modules, so that others can be loaded from other files."""
-    for name in [name for name in sys.modules if name == prefix or name.startswith(f"{prefix}.")]:
-        del sys.modules[name]
 
 
 def wheel_module(name: str, overlay: str | None) -> types.ModuleType:
@@ -94,23 +121,23 @@ def conversion_kernel(library: str) -> Callable[[Any, Any], None]:
     return kernel
 
 
-def run(cases: list[Any], seed: int, variant: str, names: list[str], first: bool) -> None:
+def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress) -> None:
     """Run cases one by one and report each result; a failed case does not stop the others.
 
     Args:
         cases: each a `dca.in_wheel_env.proof.case.Case`.
-        seed: of their random numbers.
         variant: that they run on.
-        names: of the cases to run; all if empty.
-        first: stop after the first failure.
+        skip: how many of them were run before.
+        progress: of this process.
     """
     from dca.in_wheel_env.proof.case import Wrong
 
-    for case in cases:
-        if names and case.name not in names:
-            continue
+    seed = REQUEST["seed"]
+    for number, case in enumerate(cases[skip:], start=skip + 1):
+        result: dict[str, object] = {"variant": variant["name"], "case": case.name, "proves": case.proves, "seed": seed}
+        progress.set(number=number, result=result)
+        tell(begins=case.name)
         started = time.monotonic()
-        result: dict[str, object] = {"variant": variant, "case": case.name, "proves": case.proves, "seed": seed}
         try:
             result |= {"passed": True, "figures": case.run(seed)}
         except Wrong as wrong:
@@ -118,8 +145,27 @@ def run(cases: list[Any], seed: int, variant: str, names: list[str], first: bool
         except Exception as error:
             result |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
         tell(**result, seconds=round(time.monotonic() - started, 3))
-        if first and not result["passed"]:
-            return
+        if not result["passed"]:
+            if REQUEST.get("first"):
+                break
+            if not device_works():
+                # CUDA refuses every further call of this process.
+                progress.set(number=number, again=True)
+                return
+    progress.set(finished=True)
+
+
+def device_works() -> bool:
+    """Whether the GPU still takes work from this process; an illegal address in a kernel ends that."""
+    if REQUEST.get("level", "cpu") != "gpu":
+        return True
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return False
+    return True
 
 
 def place(error: Exception) -> str:
@@ -171,12 +217,15 @@ def layer_modules(overlay: str | None) -> Any:
 
 def cpu_cases(variant: dict[str, Any]) -> list[Any]:
     """The cases of a variant for the CPU."""
-    from dca.in_wheel_env.proof import composition, conversion, itself
+    from dca.in_wheel_env.proof import composition, conversion, itself, precision, whole
 
     kernel = conversion_kernel(variant["kernel"])
     modules = layer_modules(variant["overlay"])
-    without_vllm = itself.cases() + conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
-    return without_vllm + (composition.cases(modules, kernel) if modules else [])
+    listed = itself.cases() + conversion.cases(kernel, REQUEST["rows"], REQUEST["sampled"])
+    if modules:
+        listed += composition.cases(modules, kernel)
+        listed += precision.cases(modules, precision.DTYPES, whole.host(modules, "cpu", kernel), "cpu")
+    return listed
 
 
 def gpu_cases(variant: dict[str, Any]) -> list[Any]:
@@ -192,6 +241,93 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     return kernels.cases(loaded, modules, extent)
 
 
+def child(variant: dict[str, Any], skip: int, progress: Progress) -> None:
+    """Load a variant and run its cases, in a process of its own."""
+    # Where Python was when a signal ended it, for the log.
+    faulthandler.enable()
+    on_gpu = REQUEST.get("level", "cpu") == "gpu"
+    if on_gpu and not tell_device():
+        progress.set(finished=True, stop=True)
+        return
+    load_packages(variant["oracle"] or str(HERE / "oracle"))
+    try:
+        cases = gpu_cases(variant) if on_gpu else cpu_cases(variant)
+    except Exception as error:
+        tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
+        progress.set(finished=True)
+        return
+    names = variant.get("cases") or REQUEST["cases"]
+    run([case for case in cases if not names or case.name in names], variant, skip, progress)
+
+
+def fork(variant: dict[str, Any], skip: int, progress: Progress) -> int:
+    """Start a child; returns its process ID."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        child(variant, skip, progress)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Nothing that the parent has registered to run at exit.
+        os._exit(status)
+    raise AssertionError
+
+
+def wait(pid: int, progress: Progress) -> str:
+    """Wait for a child to end; returns how it did, in words.
+
+    Raises:
+        SystemExit: a signal from outside ended it.
+    """
+    limit = REQUEST.get("case_seconds")
+    started = time.monotonic()
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            break
+        if limit and time.monotonic() - max(started, progress.get().get("at", started)) > limit:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return f"it did not end within {limit:g} s"
+        time.sleep(TICK_SECONDS)
+    if not os.WIFSIGNALED(status):
+        return f"it ended its process with status {os.WEXITSTATUS(status)}"
+    by = signal.Signals(os.WTERMSIG(status))
+    if by in FROM_OUTSIDE:
+        sys.exit(f"{by.name} killed the process of a case: it came from outside, or memory ran out")
+    return f"it crashed with {by.name} ({signal.strsignal(by)})"
+
+
+def prove(variant: dict[str, Any]) -> bool:
+    """Run every case on a variant; returns whether the other variants can be run."""
+    done = 0
+    while True:
+        progress = Progress()
+        ended = wait(fork(variant, done, progress), progress)
+        state = progress.get()
+        if state.get("finished"):
+            return not state.get("stop")
+        if state.get("again"):
+            done = state["number"]
+            continue
+        if "result" not in state:
+            tell(variant=variant["name"], broken=ended, crashed=True)
+            return True
+        seconds = round(time.monotonic() - state["at"], 3)
+        tell(**state["result"], passed=False, detail=ended, crashed=True, seconds=seconds)
+        if REQUEST.get("first"):
+            return True
+        done = state["number"]
+
+
 def main() -> None:
     """Run every case on every variant."""
     if REQUEST["wheel"]:
@@ -205,19 +341,14 @@ def main() -> None:
 
     torch.set_num_threads(REQUEST["threads"])
     tell(python=platform.python_version(), torch=torch.__version__)
-    on_gpu = REQUEST.get("level", "cpu") == "gpu"
-    if on_gpu and not tell_device():
-        return
+    if REQUEST.get("level", "cpu") == "cpu" and REQUEST["modules"]:
+        # Once for all children. What is wrong with them is told by a child.
+        with contextlib.suppress(Exception):
+            for name in REQUEST["modules"].values():
+                importlib.import_module(name)
     for variant in REQUEST["variants"]:
-        unload("dca")
-        load_packages(variant["oracle"] or str(HERE / "oracle"))
-        try:
-            cases = gpu_cases(variant) if on_gpu else cpu_cases(variant)
-        except Exception as error:
-            tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
-            continue
-        names = variant.get("cases") or REQUEST["cases"]
-        run(cases, REQUEST["seed"], variant["name"], names, REQUEST.get("first", False))
+        if not prove(variant):
+            return
 
 
 main()

@@ -1,0 +1,91 @@
+"""A kernel that ends its process, or never returns, is a failed case; the other cases and variants still run."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dca.foundation.errors import DcaError
+from dca.foundation.events import Silent
+from dca.smoke import prove
+
+# What the index conversion does in the place of its work, and how its case fails.
+FAULTS = {
+    "segfault": ("*(volatile int *)16 = 1;", "it crashed with SIGSEGV (Segmentation fault)"),
+    "exception": ('throw std::runtime_error("no such device");', "what():  no such device"),
+    "exit": ("exit(0);", "it ended its process with status 0"),
+    "status": ("_exit(3);", "it ended its process with status 3"),
+    "endless": ("for (volatile int i = 0;; i = i) {}", "it did not end within 2 s"),
+    "nothing": ("", "row blocks were not written"),
+}
+KERNEL = """
+#include <csignal>
+#include <cstdlib>
+#include <stdexcept>
+#include <unistd.h>
+#include <cstdint>
+extern "C" void convert(int*, int*, int*, int*, int*, int*, int*, int*, int*, int*, int64_t, int64_t, int64_t, int64_t,
+                        int64_t, int causal) { %s }
+"""
+CASES = ("conversion/random", "conversion/borders", "oracle/known")
+
+
+def library(folder: Path, name: str, body: str) -> str:
+    source = folder / f"{name}.cpp"
+    source.write_text(KERNEL % body)
+    file = source.with_suffix(".so")
+    subprocess.run(["g++", "-O1", "-shared", "-fPIC", source, "-o", file], check=True)
+    return str(file)
+
+
+def proven(python: Path, folder: Path, kernels: dict[str, str], *, first: bool = False) -> list[dict[str, Any]]:
+    variants = [{"name": name, "oracle": None, "overlay": None, "kernel": file} for name, file in kernels.items()]
+    request = {
+        "wheel": "",
+        "driver": None,
+        "threads": 1,
+        "rows": 100,
+        "sampled": 2,
+        "case_seconds": 2,
+        "seed": 1,
+        "modules": None,
+        "variants": variants,
+        "cases": CASES,
+        "first": first,
+    }
+    return prove(python, request, folder, Silent(), folder / "log")
+
+
+@pytest.mark.slow
+def test_a_crash_is_a_failed_case_in_its_own_words(build_python: Path, tmp_path: Path) -> None:
+    kernels = {name: library(tmp_path, name, body) for name, (body, _) in FAULTS.items()}
+    # One that is not even a library.
+    (tmp_path / "none.so").write_text("this is no library")
+    lines = proven(build_python, tmp_path, {**kernels, "unloadable": str(tmp_path / "none.so")})
+    for name, (_, words) in FAULTS.items():
+        of_variant = {line["case"]: line for line in lines if line.get("variant") == name}
+        assert list(of_variant) == ["oracle/known", "conversion/random", "conversion/borders"]
+        assert of_variant["oracle/known"]["passed"] is True
+        for case in ("conversion/random", "conversion/borders"):
+            assert of_variant[case]["passed"] is False
+            assert words in of_variant[case]["detail"]
+            assert of_variant[case]["seed"] == 1
+    assert [line["broken"] for line in lines if line.get("variant") == "unloadable"]
+    ended = proven(build_python, tmp_path, {name: kernels[name] for name in ("segfault", "nothing")}, first=True)
+    told = [(line["variant"], line["case"]) for line in ended if "case" in line]
+    assert told == [(name, case) for name in ("segfault", "nothing") for case in ("oracle/known", "conversion/random")]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_from_outside_is_no_finding(build_python: Path, tmp_path: Path) -> None:
+    kernel = library(
+        tmp_path, "killed", 'fputs("libcuda.so.1: cannot open shared object file\\n", stderr); raise(SIGKILL);'
+    )
+    with pytest.raises(DcaError) as error:
+        proven(build_python, tmp_path, {"": kernel})
+    assert error.value.code == "DCA-804"
+    assert "SIGKILL killed the process of a case" in error.value.why
+    assert "libcuda" not in "\n".join(error.value.output)
