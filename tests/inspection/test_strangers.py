@@ -182,7 +182,6 @@ WHEELS = (
         "vllm-0.8.5-cp38-abi3-manylinux1_x86_64.whl",
         "74bfe92953bee1269c1e1c27827bc156777751cdd6a3457ee8e27dd8ebf1e247",
         faults=(TAG, GLIBC),
-        runs="no",
         torch="no",
     ),
     Wheel(
