@@ -602,12 +602,6 @@ def test_relocatable_device_code_of_nvcc(objects: Path) -> None:
     assert (code.sass, code.ptx, code.relocatable) == ({}, {}, {"8.0": 2, "9.0": 1, "9.0a": 1})
 
 
-def test_relocatable_device_code_of_nvcc_that_is_linked_stays_beside_what_a_driver_loads(own: Compiler) -> None:
-    code = fatbin.read(own("linked.so", "-shared", "-rdc=true"))
-    assert (code.sass, code.problems) == ({"8.0": 1, "9.0": 2}, ())
-    assert code.relocatable["9.0"] > 0
-
-
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["plain", "packed"])
 def test_damage_in_what_nvcc_wrote_is_found(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:

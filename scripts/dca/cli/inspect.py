@@ -177,7 +177,7 @@ def render(inspected: Inspection, *, verbose: bool = False) -> str:
     ]
     if inspected.transformers or inspected.dca_backend or inspected.index_ops or inspected.sparse_ops:
         lines += [
-            f"  transformers  {inspected.transformers or 'not required'}",
+            *([f"  transformers  {inspected.transformers}"] if inspected.transformers else []),
             f"  DCA backend   {'present' if inspected.dca_backend else 'absent'}",
             f"  DCA index     {_present(inspected.index_ops)}",
             f"  sparse attn   {_present(inspected.sparse_ops)}; its Python {_present(inspected.sparse_functions)}",
