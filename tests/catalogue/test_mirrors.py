@@ -20,6 +20,9 @@ from dca.toolchain import redist
 from tests.support.repositories import GitHandler, Repository, served
 from tests.support.web import Place, sha
 
+# Starts servers and programs.
+pytestmark = pytest.mark.slow
+
 BODY = b"whole " * 2000
 
 

@@ -106,6 +106,7 @@ def test_a_plan_is_the_same_bytes_in_a_shuffled_environment(dca: RunDca, cache: 
     assert noisy == plain
 
 
+@pytest.mark.slow
 def test_an_index_that_cannot_be_reached_is_no_plan_and_leaves_nothing_and_no_credentials(
     dca: RunDca, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_an_index_that_cannot_be_reached_is_no_plan_and_leaves_nothing_and_no_cr
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sdist_with_another_hash_is_refused(dca: RunDca, tmp_path: Path) -> None:
     (tmp_path / "vllm-0.10.2.tar.gz").write_bytes(b"something else")
     done = dca(

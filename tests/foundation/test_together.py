@@ -17,6 +17,9 @@ from dca.foundation import runner, store, together
 from dca.foundation.errors import DcaError
 from tests.support import ROOT, wait_for
 
+# Starts servers and programs.
+pytestmark = pytest.mark.slow
+
 FAILED = DcaError("DCA-402", "the server could not be reached.")
 
 

@@ -26,6 +26,9 @@ from dca.publish.values import Published, Uploaded
 from tests.support.made_wheels import make
 from tests.support.uploads import IndexServer, Store, twine
 
+# Starts servers and programs.
+pytestmark = pytest.mark.slow
+
 Publish = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRET = "pass-Word+42"
 

@@ -41,7 +41,7 @@ CHECKS: tuple[Entry, ...] = (
     Entry("cuda.complete", "missing parts of those toolkits", cuda.complete, serving=False),
     Entry("cuda.headers", "CUDA's headers against glibc", cuda.headers, serving=False),
     Entry("cuda.torch", "nvcc against torch's CUDA", cuda.torch, serving=False),
-    Entry("cuda.driver", "the NVIDIA driver against CUDA", cuda.driver),
+    Entry("cuda.driver", "the NVIDIA driver against CUDA, and against the PTX of the official wheels", cuda.driver),
     Entry("python.version", "Python against the range of each recipe", python.version),
     Entry("python.transformers", "transformers of the run environment", python.transformers),
     Entry("python.packages", "other packages, against known failures", python.packages),
