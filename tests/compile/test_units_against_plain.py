@@ -61,8 +61,9 @@ def built(job: Job, folder: Path, run: Run, *, plain: bool) -> tuple[list[Path],
     if plain:
         tree = folder / "src" / job.recipe.modules["_C"].tree
         apart = documents.read(units.Apart, folder / units.APART)
-        everything = frozenset(tree / source for source in jobs.sources(job.recipe, module))
-        documents.write(apart.model_copy(update={"plain": everything}), folder / units.APART)
+        everything = {tree / source for source in jobs.sources(job.recipe, module)}
+        everything.add(folder / "generated" / f"_C{units.BINDINGS}")
+        documents.write(apart.model_copy(update={"plain": frozenset(everything)}), folder / units.APART)
         prepared = lean.prepare(job, folder, run)
     cmake.build(prepared, ["_C"], job.plan.jobs, run)
     objects = [folder / "ninja" / output for output, _ in cmake._entries(folder / "ninja", "_C")]
