@@ -30,7 +30,6 @@ pytestmark = [
         os.geteuid() != 0 or shutil.which("debootstrap") is None, reason="debootstrap is missing, or needs root"
     ),
 ]
-MIRROR = "http://deb.debian.org/debian"
 README = (ROOT / "README.md").read_text()
 # What a system has from its administrator: names, certificates, and how apt reaches its mirror.
 OF_THE_MACHINE = (
@@ -86,7 +85,7 @@ def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp(request.param) / "root"
     mirror = apt.mirror("debian")
     words = ["debootstrap", "--variant=minbase", "--include=ca-certificates", request.param, root]
-    subprocess.run([*words, mirror.uri if mirror else MIRROR], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*words, *([mirror.uri] if mirror else [])], check=True, stdout=subprocess.DEVNULL)
     for name in OF_THE_MACHINE:
         origin = Path("/", name)
         if origin.is_dir():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dca.foundation import certificates, user_config
-from dca.foundation.environment import Setting
+from dca.foundation.user_config import Setting
 
 GIT = """\
 [url "ssh://git@github.com/"]

@@ -34,7 +34,7 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ignored() -> dict[str, str]:
-    return {one.name: one.changes for one in settings.ignored()}
+    return {one.name: one.changes for one in settings.ignored_now()}
 
 
 def toolkit(folder: Path) -> Path:
@@ -114,7 +114,7 @@ def test_a_compiler_that_does_not_start_without_it_is_not_used_and_told(driver: 
     program(module / "g++", f'case $1 in -dumpfullversion) {driver};; *) exec "$(dirname "$0")/proper";; esac')
     host = settings.without_broken(machine.look())
     assert str(module / "g++") not in [compiler.path for compiler in host.compilers]
-    ((name, changes),) = [(one.name, one.changes) for one in settings.ignored() if "g++" in one.changes]
+    ((name, changes),) = [(one.name, one.changes) for one in settings.ignored_now() if "g++" in one.changes]
     assert name == "LD_LIBRARY_PATH"
     assert f"g++ at {module / 'g++'} requires libneeded.so.6" in changes
     error = settings.explained(DcaError("DCA-308", "no compiler.", why="none.", remedy="install one."))

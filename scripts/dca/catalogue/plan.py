@@ -8,6 +8,7 @@ from dca.catalogue.archs import version
 from dca.catalogue.compiler_caches import CacheOption
 from dca.catalogue.model_needs import Coverage, LeftOut, Model
 from dca.foundation.documents import Document, Value, digest
+from dca.foundation.ignored import Ignored
 
 Origin = Literal["compiled", "copied"]
 
@@ -182,20 +183,6 @@ class OutOfReach(Value):
     place: str
     why: str
     since: str
-
-
-class Ignored(Value):
-    """What the user has set and no program of a build gets, although it would change the build.
-
-    Args:
-        name: of the variable, or the file, key and value of a configuration.
-        changes: what it would change.
-        instead: how to have that with dca; empty if there is no such way.
-    """
-
-    name: str
-    changes: str
-    instead: str = ""
 
 
 class PlannedSource(Value):

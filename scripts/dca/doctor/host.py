@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dca.catalogue.machine import glibc
 from dca.doctor.values import Finding, Subject
-from dca.foundation import environment, host_memory
+from dca.foundation import environment, host_memory, ignored
 from dca.foundation.secrets import redact
 
 GLIBC = (2, 28)
@@ -156,7 +156,7 @@ def variables(subject: Subject) -> Iterator[Finding]:
 
 def _about_builds(subject: Subject) -> dict[str, str]:
     """The variables that change a build which does not leave them out, and what each changes."""
-    return {one.name: one.changes for one in environment.unused(caller=subject.env)}
+    return {one.name: one.changes for one in ignored.of(caller=subject.env)}
 
 
 def _about_serving(subject: Subject) -> dict[str, str]:

@@ -1,18 +1,18 @@
-"""Reads the user's configuration files of git, pip and uv, for the part of it that `environment` hands on or names."""
+"""Reads the configuration files of git, pip and uv, and hands on what git's says about proxies and certificates."""
 
 from __future__ import annotations
 
 import configparser
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from dca.foundation import certificates, environment, runner
-from dca.foundation.environment import Setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,8 +20,28 @@ else:
     import tomli as tomllib
 
 GIT_SECONDS = 10.0
+# Keys of git's configuration that are handed on, each with an optional URL: how to pass a proxy, whom to trust.
+_GIT_PASSED = re.compile(
+    r"http\.(?:.+\.)?(?:proxy|proxyauthmethod|proxyssl(?:cainfo|cert|key)|ssl(?:cainfo|capath|cert|key)|version)"
+)
 # What git finds its configuration by, and what it reads as a part of it.
 _GIT_FINDS = ("XDG_CONFIG_HOME", "GIT_CONFIG_*")
+
+
+class Setting(NamedTuple):
+    """A key of a user's configuration file.
+
+    Args:
+        program: whose configuration it is.
+        file: that has it.
+        key: its name, with those of the tables around it.
+        value: as text.
+    """
+
+    program: Literal["git", "pip", "uv"]
+    file: Path
+    key: str
+    value: str
 
 
 def read() -> tuple[Setting, ...]:
@@ -64,7 +84,7 @@ def git_network() -> dict[str, str]:
     """
     trusted = certificates.variables().get("GIT_SSL_CAINFO")
     kept = [("http.sslCAInfo", trusted)] if trusted else []
-    kept += [(setting.key, setting.value) for setting in git() if environment.GIT_PASSED.fullmatch(setting.key)]
+    kept += [(setting.key, setting.value) for setting in git() if _GIT_PASSED.fullmatch(setting.key)]
     variables = {"GIT_CONFIG_COUNT": str(len(kept))}
     for number, (key, value) in enumerate(kept):
         variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}

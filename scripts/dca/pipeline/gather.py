@@ -209,7 +209,7 @@ def make_plan(
         cache.open()
         documents.write(reach, lock)
     missing = probing.out_of_reach(request, seen, outcome) if asks_network else ()
-    outcome = outcome.model_copy(update={"out_of_reach": missing, "ignored": settings.ignored()})
+    outcome = outcome.model_copy(update={"out_of_reach": missing, "ignored": settings.ignored_now()})
     recipe = next(loaded.recipe for loaded in seen.recipes if loaded.recipe.name == outcome.recipe)
     return Planned(outcome, recipe.of_profile(outcome.profile), seen.toolkits, seen.reach, request)
 

@@ -8,43 +8,40 @@ from collections.abc import Iterator
 
 from dca.catalogue import machine
 from dca.catalogue.machine import Machine, Python
-from dca.catalogue.plan import Ignored
-from dca.foundation import environment, runner, user_config
-from dca.foundation.environment import Unused
+from dca.foundation import environment, ignored, runner, user_config
 from dca.foundation.errors import DcaError
+from dca.foundation.ignored import Ignored
 from dca.sources import index
 
 LIBRARIES = "LD_LIBRARY_PATH"
 _MISSING = re.compile(r"error while loading shared libraries: ([^:]+):")
 
 
-def ignored() -> tuple[Ignored, ...]:
+def ignored_now() -> tuple[Ignored, ...]:
     """What the user has set and no program of a build gets, although it would change the build."""
     own = index.endpoint()
     # An index that is named twice is used.
     used = [name for name in os.environ if name.endswith("INDEX_URL") and os.environ[name] == own]
     settings = [setting for setting in user_config.read() if setting.value != own]
-    others = environment.unused(settings, (*used, index.named_by(), "CUDA_HOME"))
-    found = sorted((*_cuda_home(), *others, *_compilers()), key=lambda one: one.name)
-    return tuple(Ignored(**one._asdict()) for one in found)
+    others = ignored.of(settings, (*used, index.named_by(), "CUDA_HOME"))
+    return tuple(sorted((*_cuda_home(), *others, *_compilers()), key=lambda one: one.name))
 
 
-def _compilers() -> Iterator[Unused]:
+def _compilers() -> Iterator[Ignored]:
     for path, library in _broken().items():
-        yield Unused(LIBRARIES, f"which g++ is used: {_says(path, library)}")
+        yield Ignored(name=LIBRARIES, changes=f"which g++ is used: {_says(path, library)}")
 
 
-def _cuda_home() -> Iterator[Unused]:
+def _cuda_home() -> Iterator[Ignored]:
     """CUDA_HOME, unless it names one folder with a toolkit, as it should."""
     value = os.environ.get("CUDA_HOME", "")
     toolkits = [folder for folder in environment.folders("CUDA_HOME") if (folder / "bin/nvcc").is_file()]
     if value and not toolkits:
-        yield Unused(
-            f"CUDA_HOME={value}", "which toolkit is used, but it names no folder with bin/nvcc", "--toolkit DIR"
-        )
+        text = "which toolkit is used, but it names no folder with bin/nvcc"
+        yield Ignored(name=f"CUDA_HOME={value}", changes=text, instead="--toolkit DIR")
     elif value and value.rstrip("/") != str(toolkits[0]):
         text = f"which toolkit is used; it is not the name of one folder, and {toolkits[0]} is taken from it"
-        yield Unused(f"CUDA_HOME={value}", text, "--toolkit DIR")
+        yield Ignored(name=f"CUDA_HOME={value}", changes=text, instead="--toolkit DIR")
 
 
 def check_python(python: Python | None) -> None:
