@@ -130,7 +130,7 @@ DCA_NOT_INLINE void load_matrices(Warp &w, u32 line, Rows<u32, count> to, A base
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, SHARED, address, 16, false, at);
+  locate(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, SHARED, address, 16, READ_MATRIX, at);
   u32 value[count][32];
   for (int i = 0; i < count; i++)
     for (u32 l = 0; l < 32; l++) {
@@ -150,7 +150,7 @@ DCA_NOT_INLINE void store_matrices(Warp &w, u32 line, A base, s64 offset, Rows<u
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, SHARED, address, 16, true, at);
+  locate(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, SHARED, address, 16, WRITE, at);
   for (int i = 0; i < count; i++)
     for (u32 l = 0; l < 32; l++) {
       if (!transposed) {

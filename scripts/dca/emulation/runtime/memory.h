@@ -27,27 +27,30 @@ inline bool accessible(const Grid &grid, u64 address, u64 bytes, bool write) {
   fault(w, lane, line, "address", text("%s of %u bytes at 0x%llx is outside of %s memory", write ? "a write" : "a read", bytes,
                                        static_cast<unsigned long long>(address), space));
 }
-DCA_NOT_INLINE inline void check_states(Warp &w, u32 lane, u32 line, u64 offset, u32 bytes, bool write) {
+// What an access does: of memory that was not written, a matrix is loaded with rows that are masked later.
+enum Access { READ, WRITE, READ_MATRIX };
+DCA_NOT_INLINE inline void check_states(Warp &w, u32 lane, u32 line, u64 offset, u32 bytes, Access access) {
   u8 *states = w.cta->states.data() + offset;
   for (u32 i = 0; i < bytes; i++) {
     if (states[i] == PENDING)
       fault(w, lane, line, "asynchronous",
             text("%s of shared memory at %llu, which an asynchronous copy writes that was not waited for",
-                 write ? "a write" : "a read", static_cast<unsigned long long>(offset + i)));
-    if (!write && states[i] == UNWRITTEN)
+                 access == WRITE ? "a write" : "a read", static_cast<unsigned long long>(offset + i)));
+    if (access == READ && states[i] == UNWRITTEN)
       fault(w, lane, line, "uninitialized", text("a read of shared memory at %llu, which nothing has written",
                                                  static_cast<unsigned long long>(offset + i)));
-    if (write) states[i] = WRITTEN;
+    if (access == WRITE) states[i] = WRITTEN;
   }
 }
-inline char *shared_at(Warp &w, u32 lane, u32 line, u64 offset, u32 bytes, bool write) {
+inline char *shared_at(Warp &w, u32 lane, u32 line, u64 offset, u32 bytes, Access access) {
   Cta &cta = *w.cta;
-  if (offset + bytes > cta.shared.size() || offset + bytes < offset) outside(w, lane, line, offset, bytes, write, "shared");
-  if (!cta.states.empty()) check_states(w, lane, line, offset, bytes, write);
+  if (offset + bytes > cta.shared.size() || offset + bytes < offset) outside(w, lane, line, offset, bytes, access == WRITE, "shared");
+  if (!cta.states.empty()) check_states(w, lane, line, offset, bytes, access);
   return cta.shared.data() + offset;
 }
 // The host's address of what each lane accesses. All bytes of a warp that lie in one allocation are checked at once.
-DCA_NOT_INLINE inline void locate(Warp &w, u32 m, u32 line, Space space, const u64 *address, u32 bytes, bool write, char **at) {
+DCA_NOT_INLINE inline void locate(Warp &w, u32 m, u32 line, Space space, const u64 *address, u32 bytes, Access access, char **at) {
+  const bool write = access == WRITE;
   Cta &cta = *w.cta;
   const Grid &grid = *cta.grid;
   const u64 local = reinterpret_cast<u64>(w.local), local_bytes = grid.code->local_bytes;
@@ -61,7 +64,7 @@ DCA_NOT_INLINE inline void locate(Warp &w, u32 m, u32 line, Space space, const u
                                           static_cast<unsigned long long>(a)));
     }
     if (space == SHARED || (space == GENERIC && a >> 56 == SHARED_WINDOW >> 56)) {
-      at[l] = shared_at(w, l, line, space == SHARED ? a : a - SHARED_WINDOW, bytes, write);
+      at[l] = shared_at(w, l, line, space == SHARED ? a : a - SHARED_WINDOW, bytes, access);
       continue;
     }
     at[l] = reinterpret_cast<char *>(a);
@@ -96,7 +99,7 @@ DCA_NOT_INLINE void load(Warp &w, u32 m, u32 line, Rows<R, count> to, A base, s6
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, m, line, space, address, sizeof(T) * count, false, at);
+  locate(w, m, line, space, address, sizeof(T) * count, READ, at);
   LANES(m) {
     T value[count];
     memcpy(value, at[l], sizeof value);
@@ -109,7 +112,7 @@ DCA_NOT_INLINE void store(Warp &w, u32 m, u32 line, A base, s64 offset, Sources<
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, m, line, space, address, sizeof(T) * count, true, at);
+  locate(w, m, line, space, address, sizeof(T) * count, WRITE, at);
   LANES(m) {
     T value[count];
     for (int i = 0; i < count; i++) value[i] = from<T>(sources.from[i], l);
@@ -173,8 +176,8 @@ DCA_NOT_INLINE void atomic(Warp &w, u32 m, u32 line, R *to, A base, s64 offset, 
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, m, line, space, address, sizeof(T), false, at);
-  locate(w, m, line, space, address, sizeof(T), true, at);
+  locate(w, m, line, space, address, sizeof(T), READ, at);
+  locate(w, m, line, space, address, sizeof(T), WRITE, at);
   LANES(m) {
     // Another thread of the host may run another grid.
     auto *place = reinterpret_cast<Bits<T> *>(at[l]);
@@ -211,7 +214,7 @@ DCA_NOT_INLINE void copy_async(Warp &w, u32 m, u32 line, D to, s64 to_offset, A 
   }
   u32 whole = 0;
   LANES(reading) if (from<u32>(size, l) == bytes) whole |= 1u << l;
-  if (whole) locate(w, whole, line, GLOBAL, address, bytes, false, at);
+  if (whole) locate(w, whole, line, GLOBAL, address, bytes, READ, at);
   LANES(reading & ~whole) if (!accessible(*w.cta->grid, address[l], from<u32>(size, l), false))
     outside(w, l, line, address[l], from<u32>(size, l), false, "global");
   bool late = !w.cta->grid->services.seed || (drawn(*w.cta->grid) & 1);
@@ -219,7 +222,7 @@ DCA_NOT_INLINE void copy_async(Warp &w, u32 m, u32 line, D to, s64 to_offset, A 
     if (destination[l] & (bytes - 1))
       fault(w, l, line, "alignment", text("cp.async of %u bytes to shared memory at %llu, which is no multiple of them", bytes,
                                           static_cast<unsigned long long>(destination[l])));
-    shared_at(w, l, line, destination[l], bytes, true);
+    shared_at(w, l, line, destination[l], bytes, WRITE);
     Copy copy{l, w.group[l], static_cast<u32>(destination[l]), bytes, reading >> l & 1 ? from<u32>(size, l) : 0, address[l], false};
     if (!late) carry_out(w, copy);
     copy.done = !late;
