@@ -75,8 +75,11 @@ def test_an_arch_that_it_was_not_built_for_fails(dca: RunDca, wheel: Path) -> No
 
 
 @pytest.mark.slow
-def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made) -> None:
-    done = dca("smoke", wheel, "--level", "cpu", "--json")
+@pytest.mark.parametrize(
+    ("words", "row_blocks"), [(["--quick"], 2_000), pytest.param([], 100_000, marks=pytest.mark.whole)]
+)
+def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made, words: list[str], row_blocks: int) -> None:
+    done = dca("smoke", wheel, "--level", "cpu", *words, "--json")
     assert done.returncode == 0, done.stderr
     report = report_from(done.stdout)
     assert report.passed
@@ -89,7 +92,7 @@ def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made) -> None:
                 f"decode/{kind}/{chunks}",
             } <= names
     random = next(case for case in report.cases if case.name == "conversion/random")
-    assert random.figures["row blocks"] >= 100_000
+    assert random.figures["row blocks"] >= row_blocks
     for case in report.cases:
         if "away from dense" in case.figures:
             assert case.figures["away from dense"] > 1000 * case.figures["largest difference"], "sparse and yet dense"
