@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from dca.catalogue import recipes
+from dca.cli.smoke import render as render_text
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
@@ -24,6 +25,7 @@ from dca.foundation.store import Store
 from dca.pipeline.wheel import Made
 from dca.smoke import CaseResult, Request, Smoke, prove, smoke, subject
 from dca.smoke.report import render
+from dca.smoke.values import KNOWN
 from dca.sources import fetch
 from tests.support import RunDca
 
@@ -394,6 +396,18 @@ def test_the_page_tells_what_failed_and_how_to_repeat_it() -> None:
     assert "dca smoke x" in page
     assert "this &amp; that" in page
     assert not re.search(r"(src|href)=|https?:|@import|<script", page), "it must need nothing else"
+
+
+def test_a_known_fault_is_shown_and_condemns_nothing() -> None:
+    case = CaseResult(level="gpu", name="a", proves="b", passed=True, figures={KNOWN: "its last row is lost"})
+    page = report_of(case)
+    assert "All 1 cases passed" in page
+    assert ">note<" in page
+    assert "its last row is lost" in page
+    text = render_text(
+        Smoke(wheel="w", sha256="0" * 64, version="1", recipe="none", level="gpu", seed=0, cases=(case,)), verbose=False
+    )
+    assert "note  a  b; known fault: its last row is lost" in text
 
 
 def test_the_page_draws_the_speed_curve() -> None:
