@@ -42,9 +42,7 @@ def _saturated(result: Number) -> Number:
     return Number(False, Fraction(1)) if result.infinite or result.magnitude > 1 else result
 
 
-def _elementwise(
-    form: Form, kind: str, count: int, value: Callable[..., Expected]
-) -> list[Definition]:
+def _elementwise(form: Form, kind: str, count: int, value: Callable[..., Expected]) -> list[Definition]:
     """An instruction of one type, or of two halves of 16 bits that are computed alike."""
     if kind not in PACKED:
         return [form.definition((kind,) * count, (kind,), value)]
@@ -80,7 +78,9 @@ def _arithmetic(count: int, exact: Exact, *, roundings: bool = True) -> Callable
             raise UndefinedError(f"{form.text}: only 16-bit numbers have relu")
         if kind not in {"f32", "f64"} and rounding != "rn":
             raise UndefinedError(f"{form.text}: 16-bit numbers are rounded to the nearest")
-        if (ftz and "f16" not in kind.replace("bf16", "") and kind != "f32") or (sat and kind in {"f64", "bf16", "bf16x2"}):
+        if (ftz and "f16" not in kind.replace("bf16", "") and kind != "f32") or (
+            sat and kind in {"f64", "bf16", "bf16x2"}
+        ):
             raise UndefinedError(form.text)
         part = PACKED.get(kind, kind)
 
@@ -331,9 +331,7 @@ def _compare(name: str, kind: str, a: int, b: int) -> bool:
         if name in {"num", "nan"} or left.nan or right.nan:
             return (left.nan or right.nan) == (name == "nan" or name in UNORDERED)
         most = Fraction(2) ** 2000
-        x, y = (
-            (-most if each.negative else most) if each.infinite else each.exact for each in (left, right)
-        )
+        x, y = ((-most if each.negative else most) if each.infinite else each.exact for each in (left, right))
         name = name.removesuffix("u")
     else:
         x, y = number(a, kind), number(b, kind)

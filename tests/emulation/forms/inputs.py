@@ -14,8 +14,41 @@ CASES = 384
 def _of_integer(bits: int) -> list[int]:
     top = 1 << (bits - 1)
     near_float = [1 << 11, (1 << 11) + 1, (1 << 24) - 1, (1 << 24) + 1, (1 << 25) + 3, (1 << 53) + 1, (1 << 31) + 128]
-    edges = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 0x8180, top - 1, top, top + 1]
-    edges += [2 * top - 1, 2 * top - 2, 2 * top - 128, 2 * top - 129, 0xAAAAAAAAAAAAAAAA, 0x5555555555555555, *near_float]
+    edges = [
+        0,
+        1,
+        2,
+        3,
+        7,
+        8,
+        15,
+        16,
+        17,
+        31,
+        32,
+        33,
+        63,
+        64,
+        65,
+        127,
+        128,
+        129,
+        255,
+        256,
+        0x8180,
+        top - 1,
+        top,
+        top + 1,
+    ]
+    edges += [
+        2 * top - 1,
+        2 * top - 2,
+        2 * top - 128,
+        2 * top - 129,
+        0xAAAAAAAAAAAAAAAA,
+        0x5555555555555555,
+        *near_float,
+    ]
     return sorted({each & (2 * top - 1) for each in edges})
 
 
@@ -30,19 +63,43 @@ def _of_float(form: Format) -> list[int]:
         if exponent < form.bias:
             power = one + (exponent << form.fraction)
             edges += [power - 1, power, power + 1]
-    edges += [form.largest - 1, form.largest, form.exponent_mask, form.exponent_mask | 1, form.nan, form.exponent_mask | half_step]
+    edges += [
+        form.largest - 1,
+        form.largest,
+        form.exponent_mask,
+        form.exponent_mask | 1,
+        form.nan,
+        form.exponent_mask | half_step,
+    ]
     return [each | sign for each in edges for sign in (0, form.sign)]
 
 
 # Exponents and fractions of an f32 that lie half way between two numbers of a smaller format, or next to that.
-_HALF_WAY = [0x1000, 0x1001, 0x0FFF, 0x3000, 0x8000, 0x8001, 0x7FFF, 0x18000, 0x80000, 0x80001, 0x7FFFF, 0x180000, 0x200000, 0x300000]
+_HALF_WAY = [
+    0x1000,
+    0x1001,
+    0x0FFF,
+    0x3000,
+    0x8000,
+    0x8001,
+    0x7FFF,
+    0x18000,
+    0x80000,
+    0x80001,
+    0x7FFFF,
+    0x180000,
+    0x200000,
+    0x300000,
+]
 
 
 def _drawn_float(form: Format, draw: random.Random) -> int:
     roll = draw.random()
     if roll < 0.3:
         return draw.getrandbits(form.bits)
-    exponent = form.bias + draw.randint(-12, 12) if roll < 0.8 else draw.choice([0, 1, 2, form.bias - 14, form.bias - 24])
+    exponent = (
+        form.bias + draw.randint(-12, 12) if roll < 0.8 else draw.choice([0, 1, 2, form.bias - 14, form.bias - 24])
+    )
     fraction = draw.choice(_HALF_WAY) if form.bits == 32 and draw.random() < 0.3 else draw.getrandbits(form.fraction)
     if form.bits == 32 and draw.random() < 0.2:
         fraction = (fraction & 0x1FFFF) | draw.getrandbits(6) << 17

@@ -29,7 +29,9 @@ def wrapped(value: int, kind: str) -> int:
 
 def clamped(value: int, kind: str) -> int:
     """The bits of the nearest integer of a type."""
-    low, high = (-(1 << (width(kind) - 1)), (1 << (width(kind) - 1)) - 1) if kind[0] == "s" else (0, (1 << width(kind)) - 1)
+    low, high = (
+        (-(1 << (width(kind) - 1)), (1 << (width(kind) - 1)) - 1) if kind[0] == "s" else (0, (1 << width(kind)) - 1)
+    )
     return wrapped(min(max(value, low), high), kind)
 
 
@@ -282,9 +284,7 @@ def _dot(form: Form) -> list[Definition]:
     result = "s32" if "s32" in {first, second} else "u32"
 
     def value(a: int, b: int, c: int) -> int:
-        parts = (
-            number(a >> 8 * i, f"{first[0]}8") * number(b >> 8 * i, f"{second[0]}8") for i in range(4)
-        )
+        parts = (number(a >> 8 * i, f"{first[0]}8") * number(b >> 8 * i, f"{second[0]}8") for i in range(4))
         return wrapped(sum(parts) + c, result)
 
     return [form.definition((first, second, result), (result,), value)]

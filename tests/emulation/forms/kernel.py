@@ -11,7 +11,6 @@ from pathlib import Path
 from dca.emulation.kernels import compiled
 from dca.emulation.launch import Launch, launch
 from dca.foundation.store import Store
-
 from tests.emulation.forms.definition import Definition, accepts
 from tests.emulation.forms.inputs import CASES, draw_cases
 from tests.emulation.forms.integers import width
@@ -21,7 +20,14 @@ _THREADS = 128
 _SLOT = 8
 CONSTANTS = bytes(range(0x71, 0x81))
 # The registers of each type, as nvcc names them.
-_CLASSES = {"pred": ("pred", "%p"), 16: ("b16", "%rs"), 32: ("b32", "%r"), 64: ("b64", "%rd"), "f32": ("f32", "%f"), "f64": ("f64", "%fd")}
+_CLASSES = {
+    "pred": ("pred", "%p"),
+    16: ("b16", "%rs"),
+    32: ("b32", "%r"),
+    64: ("b64", "%rd"),
+    "f32": ("f32", "%f"),
+    "f64": ("f64", "%fd"),
+}
 
 
 class Body:
@@ -42,7 +48,7 @@ class Body:
     def register(self, kind: str) -> str:
         """A new register for a type."""
         key: str | int = kind if kind in _CLASSES else width(kind)
-        place = _CLASSES[key]  # type: ignore[index]
+        place = _CLASSES[key]
         self._used[place] = self._used.get(place, 0) + 1
         return f"{place[1]}{self._used[place]}"
 
@@ -152,15 +158,15 @@ def wrong(definitions: Sequence[Definition], cache: Store, seed: int) -> list[st
     """A line for each form that gives a wrong result, with its first wrong case."""
     draw = random.Random(seed)
     cases = [draw_cases(each.reads, draw) for each in definitions]
-    given = b"".join(
-        struct.pack(f"<{CASES}Q", *column) for each in cases for column in zip(*each, strict=True)
-    )
+    given = b"".join(struct.pack(f"<{CASES}Q", *column) for each in cases for column in zip(*each, strict=True))
     outputs = sum(len(each.writes) for each in definitions)
     raw = run(compiled(cache, text_of(definitions), "forms"), given, outputs * CASES * _SLOT)
     lines, start = [], 0
     for each, inputs in zip(definitions, cases, strict=True):
         size = CASES * _SLOT
-        columns = [struct.unpack(f"<{CASES}Q", raw[start + i * size : start + (i + 1) * size]) for i in range(len(each.writes))]
+        columns = [
+            struct.unpack(f"<{CASES}Q", raw[start + i * size : start + (i + 1) * size]) for i in range(len(each.writes))
+        ]
         start += size * len(each.writes)
         lines += _wrong_cases(each, inputs, columns)
     return lines

@@ -14,7 +14,6 @@ from dca.emulation.launch import Launch, launch
 from dca.emulation.translation.table import FORMS
 from dca.foundation.errors import DcaError
 from dca.foundation.store import Store
-
 from tests.emulation.forms import kernel, memory, trial, warp
 from tests.emulation.forms.definition import Definition, UndefinedError
 from tests.emulation.forms.definitions import define
@@ -196,7 +195,23 @@ NEIGHBOURS = [
     ("bar.sync", "bar.cluster.sync"),
     ("cp.async.cg.shared.global.L2::128B", "cp.async.cg.shared.global.L2::cache_hint"),
 ]
-MODIFIERS = ("sat", "ftz", "rn", "rz", "rm", "rp", "rni", "relu", "satfinite", "NaN", "cc", "wide", "hi", "volatile", "nc")
+MODIFIERS = (
+    "sat",
+    "ftz",
+    "rn",
+    "rz",
+    "rm",
+    "rp",
+    "rni",
+    "relu",
+    "satfinite",
+    "NaN",
+    "cc",
+    "wide",
+    "hi",
+    "volatile",
+    "nc",
+)
 
 
 def text_with(form: str, other: str) -> str:

@@ -133,9 +133,7 @@ def _votes(text: str, draw: random.Random) -> list[Trial]:
                 body.add(f"{text} {found}, {odd}, {mask};")
                 body.store(kind, found, results)
 
-            def expected(
-                words: list[tuple[int, ...]], lane: int, thread: int, halves: bool = halves
-            ) -> Sequence[int]:
+            def expected(words: list[tuple[int, ...]], lane: int, thread: int, halves: bool = halves) -> Sequence[int]:
                 group = [i for i in range(WARP) if not halves or i // 16 == lane // 16]
                 odd = [words[i][0] & 1 for i in group]
                 if mode == "ballot":
@@ -292,7 +290,8 @@ def _barrier_reductions(text: str, draw: random.Random) -> list[Trial]:
         data = _predicates(draw)
         odd = [each[0] & 1 for each in _words(data)]
         total = {"popc": sum(odd), "and": int(all(odd)), "or": int(any(odd))}[operation]
-        trials.append(_trial(text, write, data, lambda words, lane, thread, total=total: [total]))
+        right = struct.pack("<I", total).ljust(PART, b"\xcc")
+        trials.append(Trial(text, write, data, THREADS * right))
     return trials
 
 
@@ -593,7 +592,7 @@ def _switches(text: str, draw: random.Random) -> list[Trial]:
 
 def _function(returns: str) -> str:
     """A device function that returns early for odd numbers."""
-    return f""".func (.param .b32 result) mixed_{returns.replace('.', '_')}(.param .b32 first, .param .b64 second)
+    return f""".func (.param .b32 result) mixed_{returns.replace(".", "_")}(.param .b32 first, .param .b64 second)
 {{
 	.reg .pred %p<2>;
 	.reg .b32 %r<6>;
