@@ -155,10 +155,8 @@ def _extreme(form: Form) -> list[Definition]:
         left, right = decode(a, part).nan, decode(b, part).nan
         if (left and right) or (nan and (left or right)):
             return _nan(part)
-        if left or right:
-            found = b if left else a
-        else:
-            found = (max if form.opcode == "max" else min)(a, b, key=order)
+        kept = [bits for bits, missing in ((a, left), (b, right)) if not missing]
+        found = (max if form.opcode == "max" else min)(kept, key=order)
         return found | xor if absolute else found
 
     return _elementwise(form, kind, 2, value)
@@ -170,7 +168,7 @@ def _near(exact: float, relative: float, absolute: float = 0.0) -> Within:
     return Within(Fraction(exact) - error, Fraction(exact) + error, "f32")
 
 
-# What each approximation computes, its largest relative error and its largest absolute error, as the ISA documents them.
+# What each approximation computes, its largest relative and absolute error, as the ISA documents them.
 APPROXIMATE: dict[str, tuple[Callable[[float], float], float, float]] = {
     "ex2": (lambda a: 2.0**a, 2.0**-22, 0.0),
     "lg2": (math.log2, 2.0**-22, 2.0**-22),
@@ -282,6 +280,9 @@ def _divide_approximately(form: Form) -> list[Definition]:
     def value(a: int, b: int) -> Expected:
         x, y = (decode(flushed(each, "f32") if ftz else each, "f32") for each in (a, b))
         exact = numbers.divide(x, y)
+        if not full and x.infinite and not y.infinite and y.magnitude > _HUGE:
+            # The reciprocal of so large a number is 0.
+            return FORMATS["f32"].nan
         if exact.nan or x.infinite or y.infinite or x.zero or y.zero:
             return encode(exact, "f32")
         if full and not _TINY <= y.magnitude <= _HUGE:

@@ -353,8 +353,8 @@ def _matrices(text: str, draw: random.Random) -> list[Trial]:
     return [_trial(text, write, _plain(draw), loaded if loads else stored)]
 
 
-def _products(text: str, draw: random.Random) -> list[Trial]:
-    """mma: small integers, whose sums are exact in any order, then numbers whose sums may be rounded differently."""
+def _product(text: str) -> tuple[int, str]:
+    """The depth of a product, and the type of its factors."""
     form = Form(text)
     for each in ("sync", "aligned"):
         form.need(each)
@@ -364,6 +364,12 @@ def _products(text: str, draw: random.Random) -> list[Trial]:
     kind = form.need("f16", "bf16")
     form.need(kind)
     form.need("f32")
+    return depth, kind
+
+
+def _products(text: str, draw: random.Random) -> list[Trial]:
+    """mma: small integers, whose sums are exact in any order, then numbers whose sums may be rounded differently."""
+    depth, kind = _product(text)
     of_a, of_b = depth // 4, depth // 8
 
     def write(body: Body, given: str, results: str) -> None:

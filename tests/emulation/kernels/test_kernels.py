@@ -65,7 +65,17 @@ class _Dim3(ctypes.Structure):
 def on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """small.cu as host code."""
     library = tmp_path_factory.mktemp("host") / "small.so"
-    flags = ("-O1", "-std=c++17", "-ffp-contract=off", "-fwrapv", "-fno-strict-aliasing", "-fPIC", "-shared", "-x", "c++")
+    flags = (
+        "-O1",
+        "-std=c++17",
+        "-ffp-contract=off",
+        "-fwrapv",
+        "-fno-strict-aliasing",
+        "-fPIC",
+        "-shared",
+        "-x",
+        "c++",
+    )
     ended = runner.run((runner.which("g++"), *flags, SOURCE, "-o", library), timeout=TIMEOUT)
     assert ended.ok, ended.tail
     return ctypes.CDLL(str(library))
@@ -90,7 +100,11 @@ def drawn(chance: random.Random) -> bytes:
 def through_host(code: ctypes.CDLL, kernel: Kernel, given: bytes) -> bytes:
     results = ctypes.create_string_buffer(4 * WORDS)
     getattr(code, f"host_{kernel.name}")(
-        ctypes.create_string_buffer(given, len(given)), results, kernel.number, _Dim3(*kernel.grid), _Dim3(*kernel.block)
+        ctypes.create_string_buffer(given, len(given)),
+        results,
+        kernel.number,
+        _Dim3(*kernel.grid),
+        _Dim3(*kernel.block),
     )
     return results.raw
 
