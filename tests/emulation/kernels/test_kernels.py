@@ -40,13 +40,36 @@ class Kernel:
     shared: int = 0
 
 
+NAMES = [
+    "scale_and_add",
+    "hash",
+    "reduce_in_shared",
+    "reduce_in_warp",
+    "scan_in_warp",
+    "histogram",
+    "collatz",
+    "sort_in_local_memory",
+    "branches",
+    "long_integers",
+    "bytes",
+    "doubles",
+    "round_floats",
+    "compare_floats",
+    "look_up",
+    "convert_numbers",
+    "mandelbrot",
+    "search",
+    "votes",
+    "atomics",
+    "calls",
+    "global_variable",
+    "stencil",
+    "pack_bytes",
+    "early_exit",
+    "multiply_matrices",
+]
 KERNELS = [
-    *map(
-        Kernel,
-        "scale_and_add hash reduce_in_shared reduce_in_warp scan_in_warp histogram collatz sort_in_local_memory branches "
-        "long_integers bytes doubles round_floats compare_floats look_up convert_numbers mandelbrot search votes atomics "
-        "calls global_variable stencil pack_bytes early_exit multiply_matrices".split(),
-    ),
+    *map(Kernel, NAMES),
     Kernel("transpose", grid=(4, 1, 1)),
     Kernel("sort_bitonic", shared=512),
     Kernel("scan_in_shared", shared=1024),
