@@ -533,7 +533,8 @@ def _store(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
     items = self.items(source, int(lanes), one)
     space = "LOCAL" if form.op == "PARAM" else form.op
     values = _sources(self, items, kind, one)
-    yield f"store<{space}, {cpp(kind)}, {access}>(w, {self.guarded(one)}, {one.line}, {self.address(address, one)}, {values});"
+    to = f"w, {self.guarded(one)}, {one.line}, {self.address(address, one)}"
+    yield f"store<{space}, {cpp(kind)}, {access}>({to}, {values});"
 
 
 def _atomic(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
