@@ -155,10 +155,8 @@ def _extreme(form: Form) -> list[Definition]:
         left, right = decode(a, part).nan, decode(b, part).nan
         if (left and right) or (nan and (left or right)):
             return _nan(part)
-        if left or right:
-            found = b if left else a
-        else:
-            found = (max if form.opcode == "max" else min)(a, b, key=order)
+        kept = [bits for bits, missing in ((a, left), (b, right)) if not missing]
+        found = (max if form.opcode == "max" else min)(kept, key=order)
         return found | xor if absolute else found
 
     return _elementwise(form, kind, 2, value)
@@ -170,7 +168,7 @@ def _near(exact: float, relative: float, absolute: float = 0.0) -> Within:
     return Within(Fraction(exact) - error, Fraction(exact) + error, "f32")
 
 
-# What each approximation computes, its largest relative error and its largest absolute error, as the ISA documents them.
+# What each approximation computes, its largest relative and absolute error, as the ISA documents them.
 APPROXIMATE: dict[str, tuple[Callable[[float], float], float, float]] = {
     "ex2": (lambda a: 2.0**a, 2.0**-22, 0.0),
     "lg2": (math.log2, 2.0**-22, 2.0**-22),
@@ -282,6 +280,9 @@ def _divide_approximately(form: Form) -> list[Definition]:
     def value(a: int, b: int) -> Expected:
         x, y = (decode(flushed(each, "f32") if ftz else each, "f32") for each in (a, b))
         exact = numbers.divide(x, y)
+        if not full and x.infinite and not y.infinite and y.magnitude > _HUGE:
+            # The reciprocal of so large a number is 0.
+            return FORMATS["f32"].nan
         if exact.nan or x.infinite or y.infinite or x.zero or y.zero:
             return encode(exact, "f32")
         if full and not _TINY <= y.magnitude <= _HUGE:
@@ -356,26 +357,22 @@ def _set_predicate(form: Form) -> list[Definition]:
     def compare(a: int, b: int) -> bool:
         return _compare(name, kind, flushed(a, kind) if ftz else a, flushed(b, kind) if ftz else b)
 
-    if not joined:
-        return [
-            form.definition((kind, kind), ("pred",), lambda a, b: int(compare(a, b))),
-            form.definition(
-                (kind, kind),
-                ("pred", "pred"),
-                lambda a, b: (int(compare(a, b)), int(not compare(a, b))),
-                "{d0}|{d1}, {a0}, {a1}",
-            ),
-        ]
-    join = {"and": lambda t, c: t & c, "or": lambda t, c: t | c, "xor": lambda t, c: t ^ c}[joined]
-    return [
-        form.definition((kind, kind, "pred"), ("pred",), lambda a, b, c: join(int(compare(a, b)), c)),
-        form.definition(
-            (kind, kind, "pred"),
-            ("pred", "pred"),
-            lambda a, b, c: (join(int(compare(a, b)), c), join(int(not compare(a, b)), c)),
-            "{d0}|{d1}, {a0}, {a1}, {a2}",
-        ),
-    ]
+    join: Callable[[int, int], int] = {
+        "": lambda t, c: t,
+        "and": lambda t, c: t & c,
+        "or": lambda t, c: t | c,
+        "xor": lambda t, c: t ^ c,
+    }[joined]
+    reads = (kind, kind, "pred") if joined else (kind, kind)
+    sources = ", ".join(f"{{a{i}}}" for i in range(len(reads)))
+
+    def both(a: int, b: int, c: int = 0) -> tuple[int, int]:
+        return join(int(compare(a, b)), c), join(int(not compare(a, b)), c)
+
+    one = form.definition(reads, ("pred",), lambda *bits: both(*bits)[0])
+    if width(kind) == 16 and floating:
+        return [one]
+    return [one, form.definition(reads, ("pred", "pred"), both, f"{{d0}}|{{d1}}, {sources}")]
 
 
 def _set_number(form: Form) -> list[Definition]:
@@ -478,7 +475,7 @@ def _check_conversion(form: Form, kinds: tuple[str, str], rounding: tuple[str, s
     """Refuse what the ISA does not have: a rounding that is missing, or one where nothing is rounded."""
     kind, source = kinds
     whole, rounded = rounding
-    ftz, _ = flags
+    ftz, sat = flags
     floats = [each for each in kinds if each in FORMATS]
     if len(floats) == 2:
         narrows = FORMATS[kind].bits < FORMATS[source].bits or (kind != source and FORMATS[kind].bits == 16)
@@ -488,9 +485,16 @@ def _check_conversion(form: Form, kinds: tuple[str, str], rounding: tuple[str, s
     elif source in FORMATS:
         wrong = not whole
     else:
-        wrong = bool(whole or rounded)
-    if wrong or (ftz and "f32" not in kinds):
+        # Nothing is saturated where every value fits.
+        wrong = bool(whole or rounded) or (sat and _fits(source, kind))
+    of_bf16 = "bf16" in kinds and len(floats) == 1 and (sat or bool({"u8", "s8"} & set(kinds)))
+    if wrong or of_bf16 or (ftz and "f32" not in kinds):
         raise UndefinedError(form.text)
+
+
+def _fits(source: str, kind: str) -> bool:
+    edges = [0, 1 << (width(source) - 1), (1 << (width(source) - 1)) - 1, (1 << width(source)) - 1]
+    return all(wrapped(number(each, source), kind) == clamped(number(each, source), kind) for each in edges)
 
 
 def _between_integers(form: Form, kinds: tuple[str, str], sat: bool) -> list[Definition]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from dca.emulation.kernels import compiled
 from dca.emulation.launch import Launch, launch
 from dca.foundation.store import Store
-
 from tests.emulation.forms.definition import Definition, accepts
 from tests.emulation.forms.inputs import CASES, draw_cases
 from tests.emulation.forms.integers import width
@@ -49,7 +48,7 @@ class Body:
     def register(self, kind: str) -> str:
         """A new register for a type."""
         key: str | int = kind if kind in _CLASSES else width(kind)
-        place = _CLASSES[key]  # type: ignore[index]
+        place = _CLASSES[key]
         self._used[place] = self._used.get(place, 0) + 1
         return f"{place[1]}{self._used[place]}"
 

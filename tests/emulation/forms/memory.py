@@ -51,14 +51,17 @@ def access(text: str) -> Access:
         raise UndefinedError(text)
     space = form.choice(*SPACES)
     cached = form.choice(*CACHES)
-    if form.choice("nc") and (space != "global" or form.opcode != "ld"):
-        raise UndefinedError(text)
+    if form.choice("nc"):
+        if space != "global" or form.opcode != "ld":
+            raise UndefinedError(text)
+        # ptxas takes it on either side.
+        cached = cached or form.choice(*CACHES)
     form.choice(*HINTS)
     form.choice(*PREFETCH)
     vector = form.choice("v2", "v4")
     found = Access(space, int(vector[1:]) if vector else 1, form.need(*KINDS))
     constant = form.opcode == "st" and space in {"const", "param"}
-    if form.next() or found.count * width(found.kind) > 128 or constant or (cached and semantics):
+    if form.next() or found.count * width(found.kind) > 128 or constant or (semantics and (cached or space == "local")):
         raise UndefinedError(text)
     return found
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from dca.emulation.kernels import compiled
 from dca.foundation.store import Store
-
 from tests.emulation.forms.kernel import Body, run
 
 THREADS = 64

@@ -9,9 +9,9 @@ from fractions import Fraction
 
 from tests.emulation.forms import numbers
 from tests.emulation.forms.definition import Form, UndefinedError
-from tests.emulation.forms.integers import number, wrapped
+from tests.emulation.forms.integers import number, width, wrapped
 from tests.emulation.forms.kernel import CONSTANTS, Body
-from tests.emulation.forms.memory import filled_buffer, shared_buffer
+from tests.emulation.forms.memory import KINDS, filled_buffer, shared_buffer
 from tests.emulation.forms.trial import PART, THREADS, Trial, thread_index
 
 WARP = 32
@@ -290,7 +290,8 @@ def _barrier_reductions(text: str, draw: random.Random) -> list[Trial]:
         data = _predicates(draw)
         odd = [each[0] & 1 for each in _words(data)]
         total = {"popc": sum(odd), "and": int(all(odd)), "or": int(any(odd))}[operation]
-        trials.append(_trial(text, write, data, lambda words, lane, thread, total=total: [total]))
+        right = struct.pack("<I", total).ljust(PART, b"\xcc")
+        trials.append(Trial(text, write, data, THREADS * right))
     return trials
 
 
@@ -352,8 +353,8 @@ def _matrices(text: str, draw: random.Random) -> list[Trial]:
     return [_trial(text, write, _plain(draw), loaded if loads else stored)]
 
 
-def _products(text: str, draw: random.Random) -> list[Trial]:
-    """mma: small integers, whose sums are exact in any order, then numbers whose sums may be rounded differently."""
+def _product(text: str) -> tuple[int, str]:
+    """The depth of a product, and the type of its factors."""
     form = Form(text)
     for each in ("sync", "aligned"):
         form.need(each)
@@ -363,6 +364,12 @@ def _products(text: str, draw: random.Random) -> list[Trial]:
     kind = form.need("f16", "bf16")
     form.need(kind)
     form.need("f32")
+    return depth, kind
+
+
+def _products(text: str, draw: random.Random) -> list[Trial]:
+    """mma: small integers, whose sums are exact in any order, then numbers whose sums may be rounded differently."""
+    depth, kind = _product(text)
     of_a, of_b = depth // 4, depth // 8
 
     def write(body: Body, given: str, results: str) -> None:
@@ -641,6 +648,55 @@ def _calls(text: str, draw: random.Random) -> list[Trial]:
     return [_trial(text, write, bytes(data), expected)]
 
 
+def _arguments(text: str, draw: random.Random) -> list[Trial]:
+    """st.param: an argument of a function that gives its bytes back."""
+    form = Form(text)
+    form.need("param")
+    vector = form.choice("v2", "v4")
+    count, kind = int(vector[1:]) if vector else 1, form.need(*KINDS)
+    size = count * width(kind) // 8
+    register = f"{kind[0]}16" if width(kind) == 8 else kind
+
+    def write(body: Body, given: str, results: str) -> None:
+        body.module[_ECHO] = None
+        names = [body.load(register, f"{given}+{32 + 8 * i}") for i in range(count)]
+        listed = names[0] if count == 1 else "{" + ", ".join(names) + "}"
+        body.add("{")
+        body.add(".param .align 16 .b8 a0[16]; .param .align 16 .b8 back[16];")
+        for i in range(0, 16, 4):
+            body.add(f"st.param.b32 [a0+{i}], {body.load('b32', f'{given}+{i}')};")
+        body.add(f"{text} [a0], {listed};")
+        body.add("call.uni (back), echo, (a0);")
+        for i in range(0, 16, 4):
+            word = body.register("b32")
+            body.add(f"ld.param.b32 {word}, [back+{i}];")
+            body.store("b32", word, f"{results}+{i}")
+        body.add("}")
+
+    def expected(words: list[tuple[int, ...]], lane: int, thread: int) -> Sequence[int]:
+        whole = struct.pack(f"<{_WORDS}I", *words[lane])
+        stored = b"".join(whole[32 + 8 * i : 32 + 8 * i + size // count] for i in range(count))
+        return struct.unpack("<4I", stored + whole[size:16])
+
+    return [_trial(text, write, _plain(draw), expected)]
+
+
+_ECHO = """.func (.param .align 16 .b8 result[16]) echo(.param .align 16 .b8 first[16])
+{
+	.reg .b32 %r<5>;
+	ld.param.u32 %r1, [first];
+	ld.param.u32 %r2, [first+4];
+	ld.param.u32 %r3, [first+8];
+	ld.param.u32 %r4, [first+12];
+	st.param.b32 [result], %r1;
+	st.param.b32 [result+4], %r2;
+	st.param.b32 [result+8], %r3;
+	st.param.b32 [result+12], %r4;
+	ret;
+}
+"""
+
+
 MAKERS: dict[str, Make] = {
     "shfl": _shuffles,
     "vote": _votes,
@@ -668,6 +724,8 @@ def trials(text: str, draw: random.Random) -> list[Trial]:
         UndefinedError: if it is none of these.
     """
     opcode, *modifiers = text.split(".")
+    if text.startswith("st.param."):
+        return _arguments(text, draw)
     if opcode in {"bar", "barrier"}:
         if modifiers[0] == "warp":
             return _warp_barriers(text, draw)

@@ -440,8 +440,8 @@ template <class H, bool ftz, bool sat> struct Mul16 {
   using B = Of16<H, ftz, sat>;
   static H of(H a, H b) { return B::out(wide(B::in(a)) * wide(B::in(b))); }
 };
-// .relu: negative results and NaN become +0.
-template <class H> inline H relu16(H h) { return {static_cast<u16>(h.bits & 0x8000 || is_nan(wide(h)) ? 0 : h.bits)}; }
+// .relu: negative results become +0; NaN stays, and is the canonical one, which is not negative.
+template <class H> inline H relu16(H h) { return {static_cast<u16>(h.bits & 0x8000 ? 0 : h.bits)}; }
 template <class H, bool ftz, bool sat, bool relu> struct Fma16 {
   using B = Of16<H, ftz, sat>;
   static H of(H a, H b, H c) {
@@ -608,7 +608,7 @@ template <> inline const Format &format_of_pair<e5m2x2>() { return E5M2; }
 template <class X, bool relu> struct CvtPair8 {
   static u32 one(f32 x) {
     u32 bits = narrowed(x, format_of_pair<X>(), rn, true);
-    return relu && (bits & 0x80 || is_nan(x)) ? 0 : bits;
+    return relu && bits & 0x80 ? 0 : bits;
   }
   static X of(f32 a, f32 b) { return {static_cast<u16>(one(a) << 8 | one(b))}; }
 };

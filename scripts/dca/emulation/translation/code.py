@@ -532,8 +532,9 @@ def _store(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
     address, source = one.operands[0], one.operands[1]
     items = self.items(source, int(lanes), one)
     space = "LOCAL" if form.op == "PARAM" else form.op
-    values = f"{self.address(address, one)}, {_sources(self, items, kind, one)}"
-    yield f"store<{space}, {cpp(kind)}, {access}>(w, {self.guarded(one)}, {one.line}, {values});"
+    values = _sources(self, items, kind, one)
+    to = f"w, {self.guarded(one)}, {one.line}, {self.address(address, one)}"
+    yield f"store<{space}, {cpp(kind)}, {access}>({to}, {values});"
 
 
 def _atomic(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
