@@ -28,6 +28,7 @@ CHECKS = {"addresses": 1, "shared": 2, "races": 4}
 DRIVER, NVML = "libcuda.so.1", "libnvidia-ml.so.1"
 COMPILE_SECONDS = 600.0
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-Wl,-z,defs")
+_EMPTY = ("-shared", "-nostdlib", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN")
 _RUN_TIME = re.compile(r"libcudart\.so\.(\d+)")
 _OLDEST = 12
 _HEADERS = ("cuda.h", "cuda_runtime_api.h", "driver_types.h")
@@ -179,7 +180,7 @@ def make(wanted: RunTime, run: Run) -> Device:
     compiler = next(iter(machine.host_compilers()), None)
     path, version = (compiler.path, compiler.version) if compiler else (str(runner.which("g++")), "")
     names = _names(wanted)
-    inputs = [version, path, *_FLAGS, *names, wanted.name, store.sha256_file(ABI), store.tree_hash(SOURCES)]
+    inputs = [version, path, *_FLAGS, *_EMPTY, VERSIONS, *names, wanted.name, store.sha256_file(ABI), store.tree_hash(SOURCES)]
     inputs += [store.sha256_file(wanted.headers / name) for name in _HEADERS]
     folder = run.cache.folder("emulation", f"device-{documents.digest(inputs)[:16]}")
     device = Device(folder, wanted.name)
@@ -204,8 +205,7 @@ def _compile(folder: Path, wanted: RunTime, compiler: str, names: tuple[str, ...
     argv = [compiler, *_FLAGS, *include, *map(str, sorted(SOURCES.glob("*.cpp"))), str(missing)]
     _run([*argv, *link, "-o", str(folder / wanted.name)], run)
     for name in (DRIVER, NVML):
-        empty = [compiler, "-shared", "-nostdlib", "-Wl,--no-as-needed", str(folder / wanted.name)]
-        _run([*empty, f"-Wl,-soname,{name}", "-Wl,-rpath,$ORIGIN", "-o", str(folder / name)], run)
+        _run([compiler, *_EMPTY, str(folder / wanted.name), f"-Wl,-soname,{name}", "-o", str(folder / name)], run)
 
 
 def _run(argv: list[str], run: Run) -> None:
