@@ -50,7 +50,7 @@ class Image:
             "DCA-835",
             f"the kernel {fatbin.family_name(entry)} is launched, and cannot be emulated: {why}.",
             why=f"only PTX is emulated; the kernel's symbol is {entry}.",
-            remedy="use a module with PTX for this device, name the PTX that was kept with --ptx FILE, or avoid the kernel.",
+            remedy="use a module with PTX for this device, name the kept PTX with --ptx FILE, or avoid the kernel.",
         )
 
 
