@@ -100,6 +100,7 @@ def as_somebody_else() -> list[str]:
     return words
 
 
+@pytest.mark.whole
 def test_interrupted_resumed_repeated_and_the_same_bytes_elsewhere(
     dca: RunDca, cache: store.Store, small_cache: Path, tmp_path: Path
 ) -> None:

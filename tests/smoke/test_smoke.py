@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from dca.catalogue import recipes
+from dca.cli.smoke import render as render_text
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
@@ -24,6 +25,7 @@ from dca.foundation.store import Store
 from dca.pipeline.wheel import Made
 from dca.smoke import CaseResult, Request, Smoke, prove, smoke, subject
 from dca.smoke.report import render
+from dca.smoke.values import KNOWN
 from dca.sources import fetch
 from tests.support import RunDca
 
@@ -75,8 +77,11 @@ def test_an_arch_that_it_was_not_built_for_fails(dca: RunDca, wheel: Path) -> No
 
 
 @pytest.mark.slow
-def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made) -> None:
-    done = dca("smoke", wheel, "--level", "cpu", "--json")
+@pytest.mark.parametrize(
+    ("words", "row_blocks"), [(["--quick"], 2_000), pytest.param([], 100_000, marks=pytest.mark.whole)]
+)
+def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made, words: list[str], row_blocks: int) -> None:
+    done = dca("smoke", wheel, "--level", "cpu", *words, "--json")
     assert done.returncode == 0, done.stderr
     report = report_from(done.stdout)
     assert report.passed
@@ -89,7 +94,7 @@ def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made) -> None:
                 f"decode/{kind}/{chunks}",
             } <= names
     random = next(case for case in report.cases if case.name == "conversion/random")
-    assert random.figures["row blocks"] >= 100_000
+    assert random.figures["row blocks"] >= row_blocks
     for case in report.cases:
         if "away from dense" in case.figures:
             assert case.figures["away from dense"] > 1000 * case.figures["largest difference"], "sparse and yet dense"
@@ -391,6 +396,18 @@ def test_the_page_tells_what_failed_and_how_to_repeat_it() -> None:
     assert "dca smoke x" in page
     assert "this &amp; that" in page
     assert not re.search(r"(src|href)=|https?:|@import|<script", page), "it must need nothing else"
+
+
+def test_a_known_fault_is_shown_and_condemns_nothing() -> None:
+    case = CaseResult(level="gpu", name="a", proves="b", passed=True, figures={KNOWN: "its last row is lost"})
+    page = report_of(case)
+    assert "All 1 cases passed" in page
+    assert ">note<" in page
+    assert "its last row is lost" in page
+    text = render_text(
+        Smoke(wheel="w", sha256="0" * 64, version="1", recipe="none", level="gpu", seed=0, cases=(case,)), verbose=False
+    )
+    assert "note  a  b; known fault: its last row is lost" in text
 
 
 def test_the_page_draws_the_speed_curve() -> None:

@@ -16,7 +16,7 @@ from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.smoke import SEEDS, CaseResult, Level, Request, Smoke, drawn_seed, smoke
 from dca.smoke.report import render as render_page
-from dca.smoke.values import LEVELS
+from dca.smoke.values import KNOWN, LEVELS
 
 DIST = Path("dist")
 MOST_SHOWN = 5
@@ -147,9 +147,8 @@ def render(result: Smoke, *, verbose: bool = False) -> str:
     for level, overlay, cases in result.tables:
         lines += ["", f"  {level}" + (f", with {overlay}" if overlay else "")]
         for case in cases:
-            lines.append(
-                f"    {'ok  ' if case.passed else 'FAIL'}  {case.name:<{width}}  {_detail(case, verbose=verbose)}"
-            )
+            sign = "FAIL" if not case.passed else "note" if KNOWN in case.figures else "ok"
+            lines.append(f"    {sign:<4}  {case.name:<{width}}  {_detail(case, verbose=verbose)}")
     lines.append("")
     for source in result.sources:
         lines.append(f"  ran         {source.path}  sha256 {source.sha256[:16]}…, {source.origin}")
@@ -170,6 +169,8 @@ def _place(case: CaseResult) -> str:
 def _detail(case: CaseResult, *, verbose: bool) -> str:
     if not case.passed:
         return case.detail
+    if known := case.figures.get(KNOWN):
+        return f"{case.proves}; {KNOWN}: {known}"
     if not verbose:
         return case.proves
     figures = ", ".join(

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from dca.foundation.documents import Value
-from dca.smoke.values import CaseResult, Smoke
+from dca.smoke.values import KNOWN, CaseResult, Smoke
 
 TEMPLATE = Path(__file__).with_name("report.html")
 WIDTH, HEIGHT, MARGIN = 640, 260, 46
@@ -58,7 +58,9 @@ def render(report: Smoke) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     curves = [curve(case) for case in report.cases if case.figures.get(CURVE)]
-    return template.render(report=report, curves=curves, width=WIDTH, height=HEIGHT, margin=MARGIN, figures=_figures)
+    return template.render(
+        report=report, curves=curves, width=WIDTH, height=HEIGHT, margin=MARGIN, known=KNOWN, figures=_figures
+    )
 
 
 def curve(case: CaseResult) -> Curve:

@@ -9,6 +9,8 @@ from dca.foundation.documents import Document, Value
 Level = Literal["static", "cpu", "gpu"]
 LEVELS: tuple[Level, ...] = ("static", "cpu", "gpu")
 """Each level includes those before it."""
+KNOWN = "known fault"
+"""The figure of a passed case that names a fault of a function which dual chunk attention never calls."""
 
 
 class CaseResult(Value):

@@ -18,7 +18,7 @@ from fake_layer import fake_modules
 from dca.in_wheel_env import oracle
 from dca.in_wheel_env.oracle import Batch, Converted
 from dca.in_wheel_env.proof import bounds, kernels, layer, speed, stand_ins, whole
-from dca.in_wheel_env.proof.case import Inputs, Kernels, Ragged, Wrong
+from dca.in_wheel_env.proof.case import KNOWN, Inputs, Kernels, Paged, Ragged, Wrong
 
 BF16, FP16 = torch.bfloat16, torch.float16
 LAYER = whole.Plan(
@@ -40,12 +40,14 @@ EXTENT = kernels.Extent(
     ranks=((4, 2), (3, 1)),
     lengths=((1, 70), (65, 65), (130, 201)),
     drawn=2,
+    longest=700,
+    changing=((200, 200), (256, 256), (150, 333)),
     batches=(2,),
     dtypes=(BF16, FP16),
     rows=60,
     sampled=1,
     runs=3,
-    layer=LAYER,
+    layers=(LAYER,),
     timed=TIMED,
 )
 
@@ -112,6 +114,17 @@ def right_dense(inputs: Inputs, ragged: Ragged) -> Answer:
     return (answer if inputs.out is None else inputs.out.copy_(answer)), lse
 
 
+def right_paged(inputs: Inputs, paged: Paged) -> Answer:
+    assert inputs.out is not None
+    sums = []
+    for b, count in enumerate(paged.lengths.tolist()):
+        k, v = (cache[paged.table[b].long()].flatten(0, 1)[:count] for cache in (inputs.k, inputs.v))
+        ragged = Ragged.of([inputs.q.shape[1]], [count], "cpu")
+        inputs.out[b], lse = right_dense(replace(inputs, q=inputs.q[b], k=k, v=v, out=None), ragged)
+        sums.append(lse)
+    return inputs.out, torch.stack(sums)
+
+
 def right_ragged(inputs: Inputs, converted: Converted, ragged: Ragged) -> Answer:
     assert inputs.out is not None
     lse = torch.empty(inputs.q.shape[1], inputs.q.shape[0])
@@ -131,6 +144,7 @@ def stand_in(sparse: SparseAttention = right_sparse, first: int = 0, **more: Any
         ops.convert_vertical_slash_indexes_mergehead,
         sparse,
         right_dense,
+        right_paged,
         right_ragged,
     )
     return replace(right, **more)
@@ -155,27 +169,28 @@ def test_the_oracle_in_place_of_the_kernels_passes(name: str) -> None:
 
 
 def test_names_are_unique_and_what_is_left_out_is_named() -> None:
-    for extent in (kernels.QUICK, kernels.FULL):
+    for extent in kernels.EXTENTS.values():
         names = [case.name for case in kernels.cases(stand_in(), None, extent, device="cpu")]
         assert len(names) == len(set(names))
     bare = stand_in(sparse_ragged=None)
     assert not any("ragged" in name for name in all_cases(bare))
     modules = layer.Modules(None, None)
-    assert len(kernels.left_out(bare, None, kernels.FULL, quick=False)) == 2
-    assert not kernels.left_out(stand_in(), modules, kernels.FULL, quick=False)
-    assert len(kernels.left_out(stand_in(), modules, kernels.QUICK, quick=True)) == 2
+    assert len(kernels.left_out(bare, None, kernels.FULL)) == 2
+    assert not kernels.left_out(stand_in(), modules, kernels.FULL)
+    for extent in (kernels.QUICK, kernels.KERNELS, kernels.KERNELS_QUICK):
+        assert len(kernels.left_out(stand_in(), modules, extent)) == 2
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_a_data_type_that_a_wheel_lacks_has_no_case_and_is_named(quick: bool) -> None:
+@pytest.mark.parametrize(("emulated", "quick"), kernels.EXTENTS)
+def test_a_data_type_that_a_wheel_lacks_has_no_case_and_is_named(emulated: bool, quick: bool) -> None:
     def names(*dtypes: str) -> set[str]:
-        extent = kernels.extent_of(dtypes, quick=quick)
+        extent = kernels.extent_of(dtypes, emulated=emulated, quick=quick)
         return {case.name for case in kernels.cases(stand_in(), None, extent, device="cpu")}
 
     assert names() == names("bfloat16", "float16")
     assert names() - names("bfloat16") == {name for name in names() if "/float16" in name} != set()
     modules = layer.Modules(None, None)
-    (line,) = kernels.left_out(stand_in(), modules, kernels.extent_of(["bfloat16"], quick=False), quick=False)
+    (line,) = kernels.left_out(stand_in(), modules, kernels.extent_of(["bfloat16"], emulated=False, quick=False))
     assert "float16" in line
 
 
@@ -382,7 +397,7 @@ def test_a_fault_of_ragged_attention_is_found(fault: str) -> None:
             inputs = replace(inputs, k=inputs.k.roll(1, 0))
         out, lse = right(inputs, *more)
         if fault == "nan":
-            out[-1, 0, 0] = torch.nan
+            out[int(more[-1].query_starts[-1]) - 1, 0, 0] = torch.nan
         return out, lse
 
     under_test = stand_in(dense=partial(faulty, right_dense), sparse_ragged=partial(faulty, right_ragged))
@@ -392,6 +407,43 @@ def test_a_fault_of_ragged_attention_is_found(fault: str) -> None:
 
 
 # Bounds
+
+
+def padded_ragged(inputs: Inputs, converted: Converted, ragged: Ragged, error: float = 0.0) -> Answer:
+    """Its log-sum-exp lies in the padded layout of flash attention."""
+    out, lse = right_ragged(inputs, converted, ragged)
+    padded = torch.full_like(lse, torch.nan).flatten()
+    for b in range(len(ragged.query_starts) - 1):
+        rows = ragged.rows(b)[0]
+        for head in range(len(lse)):
+            first = (b * len(lse) + head) * ragged.longest_query
+            padded[first : first + rows.stop - rows.start] = lse[head, rows] + error
+    return out, padded.view_as(lse)
+
+
+def test_the_known_layout_of_a_log_sum_exp_is_named_and_condemns_nothing() -> None:
+    name = "sparse/bfloat16/ragged"
+    figures = all_cases(stand_in(sparse_ragged=padded_ragged))[name](1)
+    assert "never calls it" in figures[KNOWN]
+    assert KNOWN not in all_cases(stand_in())[name](1)
+    with pytest.raises(Wrong, match="log-sum-exp is"):
+        all_cases(stand_in(sparse_ragged=partial(padded_ragged, error=0.01)))[name](1)
+
+
+@pytest.mark.parametrize("fault", ["last page", "other page", "reads behind the end"])
+def test_a_fault_of_paged_attention_is_found(fault: str) -> None:
+    def paged(inputs: Inputs, places: Paged) -> Answer:
+        lengths, table = places.lengths.clone(), places.table.clone()
+        if fault == "last page":
+            lengths[-1] -= 1
+        elif fault == "other page":
+            table[2, [0, 8]] = table[2, [8, 0]]
+        else:
+            lengths[-2] += 1
+        return right_paged(inputs, replace(places, lengths=lengths, table=table))
+
+    with pytest.raises(Wrong, match="keys in pages"):
+        all_cases(stand_in(paged=paged))["paged/bfloat16"](1)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])

@@ -17,6 +17,11 @@ class Wrong(Exception):  # noqa: N818 - it is a finding about the wheel, not an 
     """A case failed; the message is one sentence about what is wrong."""
 
 
+# The figure of a case that passes although it found a fault: of a function that dual chunk attention never calls. Its
+# value is a sentence about the fault.
+KNOWN = "known fault"
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing to prove.
@@ -85,6 +90,21 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class Paged:
+    """The places of keys in pages, for a call whose `k` and `v` are `[pages, page, kv_heads, dim]`.
+
+    Attributes:
+        table: int32 `[batch, most pages of a sequence]`, the pages of each sequence in order.
+        lengths: int32 `[batch]`, the number of keys of each sequence.
+        splits: how many parts of the keys are attended apart and combined; 0 lets the wheel choose.
+    """
+
+    table: Tensor
+    lengths: Tensor
+    splits: int
+
+
+@dataclass(frozen=True)
 class Kernels:
     """The kernels under test on a GPU.
 
@@ -94,6 +114,7 @@ class Kernels:
         convert_mergehead: the op with its own number of lines for each head.
         sparse: returns the output and log-sum-exp `[batch, heads, queries]`.
         dense: of ragged sequences; returns the output and log-sum-exp `[heads, queries]`.
+        paged: of sequences whose keys lie in pages; returns the output and log-sum-exp `[batch, heads, queries]`.
         sparse_ragged: as `dense`; not every release has it.
     """
 
@@ -102,6 +123,7 @@ class Kernels:
     convert_mergehead: Callable[..., Any]
     sparse: Callable[[Inputs, Converted], tuple[Tensor, Tensor]]
     dense: Callable[[Inputs, Ragged], tuple[Tensor, Tensor]]
+    paged: Callable[[Inputs, Paged], tuple[Tensor, Tensor]]
     sparse_ragged: Callable[[Inputs, Converted, Ragged], tuple[Tensor, Tensor]] | None = None
 
 

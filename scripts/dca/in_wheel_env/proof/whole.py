@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ContextManager
 from unittest import mock
@@ -49,11 +49,13 @@ class Prompt:
         shortest: in tokens.
         longest: in tokens.
         piece: tokens that the engine prefills at once; drawn if 0.
+        dense: also run dense attention, whose time grows with the square of the length.
     """
 
     shortest: int
     longest: int
     piece: int
+    dense: bool = True
 
     def draw(self, seed: int) -> tuple[int, int]:
         """The length, and the tokens of a piece."""
@@ -113,12 +115,40 @@ QUICK = Plan(
     blocks=4,
 )
 
+# For an emulated GPU. A chunk is three row blocks of 64 queries and a quarter, so that each ends within one; the
+# lengths end in the third row block of a chunk.
+EMULATED = Plan(
+    Model(
+        heads=4, kv_heads=2, dim=128, base=1e6, chunking=oracle.Chunking(288, 80), original=400, dtype=torch.bfloat16
+    ),
+    prompts={
+        f"{chunks}-chunk{'s' * (chunks > 1)}": Prompt((chunks - 1) * 208 + 130, (chunks - 1) * 208 + 191, 0)
+        for chunks in range(1, 6)
+    },
+    sizes=((30, 70), (20, 50), (60, 90), (40, 64)),
+    threshold=100,
+    blocks=3,
+)
+# A chunk of 66 row blocks: two more than the index conversion puts into one thread block.
+TILED = Plan(
+    Model(
+        heads=1, kv_heads=1, dim=128, base=1e6, chunking=oracle.Chunking(4352, 128), original=4352, dtype=torch.bfloat16
+    ),
+    prompts={"tiled": Prompt(2 * 4224 + 4161, 2 * 4224 + 4223, 3 * 4224, dense=False)},
+    sizes=((30, 60),),
+    threshold=1000,
+    blocks=4,
+)
+EMULATED_QUICK = replace(EMULATED, prompts={"3-chunks": Prompt(2 * 208 + 130, 2 * 208 + 191, 3 * 208)}, blocks=2)
+
 
 def cases(modules: Modules, plan: Plan, device: str, kernel: Kernel) -> list[Case]:
     """Dense and sparse cases at each length; on a CPU with `stand_ins` and the given index conversion."""
     bench = Bench(modules, host(modules, device, kernel), plan, device)
     listed = []
     for (title, prompt), sparse in itertools.product(plan.prompts.items(), (False, True)):
+        if not (sparse or prompt.dense):
+            continue
         kind = "sparse" if sparse else "dense"
         more = "" if sparse else ", and a decoded token"
         proves = f"the whole layer, {kind}, on {prompt}{more}"

@@ -3,7 +3,8 @@
 Argument: a file with the request that `dca.smoke` writes. Lines begin with `PROOF `, because vLLM prints as well.
 
 At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs with stand-ins for the
-other kernels. At the level "gpu", the wheel's kernels run on the first GPU; without `modules` they are bare kernels.
+other kernels. At the level "gpu", the wheel's kernels run on the first GPU; without `modules` they are bare kernels. At
+the level "kernels" the same, on an emulated GPU that this process was started behind.
 
 Each variant runs in a child of this process, because a wrong kernel may end its process, damage its memory or never
 return. Then the case that it ran has failed, and a new child runs the cases behind it. CUDA is used in children only:
@@ -33,6 +34,8 @@ from unittest import mock
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
+LEVEL = REQUEST.get("level", "cpu")
+ON_DEVICE = LEVEL in ("kernels", "gpu")
 # Signals that come from outside and are no finding about the wheel; SIGKILL is also how the system ends a process when
 # memory runs out.
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -157,7 +160,7 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
 
 def device_works() -> bool:
     """Whether the GPU still takes work from this process; an illegal address in a kernel ends that."""
-    if REQUEST.get("level", "cpu") != "gpu":
+    if not ON_DEVICE:
         return True
     import torch
 
@@ -230,28 +233,28 @@ def cpu_cases(variant: dict[str, Any]) -> list[Any]:
 
 def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     """The cases of a variant for the GPU; reports what they leave out."""
-    from dca.in_wheel_env.proof import kernels
+    from dca.in_wheel_env.proof import kernels, ops
 
+    before = ops.registered()
     modules = layer_modules(variant["overlay"])
     loaded = kernels.load_kernels(bare=modules is None)
-    quick = bool(REQUEST.get("quick"))
-    extent = kernels.extent_of(REQUEST["dtypes"], quick=quick)
-    left_out = kernels.left_out(loaded, modules, extent, quick=quick)
+    others = ops.registered() - before
+    extent = kernels.extent_of(REQUEST["dtypes"], emulated=LEVEL == "kernels", quick=bool(REQUEST.get("quick")))
+    left_out = [*kernels.left_out(loaded, modules, extent), *ops.left_out(others)]
     tell(variant=variant["name"], kernels=loaded.source, left_out=left_out)
-    return kernels.cases(loaded, modules, extent)
+    return [*ops.cases(others, extent.dtypes, "cuda"), *kernels.cases(loaded, modules, extent)]
 
 
 def child(variant: dict[str, Any], skip: int, progress: Progress) -> None:
     """Load a variant and run its cases, in a process of its own."""
     # Where Python was when a signal ended it, for the log.
     faulthandler.enable()
-    on_gpu = REQUEST.get("level", "cpu") == "gpu"
-    if on_gpu and not tell_device():
+    if ON_DEVICE and not tell_device():
         progress.set(finished=True, stop=True)
         return
     load_packages(variant["oracle"] or str(HERE / "oracle"))
     try:
-        cases = gpu_cases(variant) if on_gpu else cpu_cases(variant)
+        cases = gpu_cases(variant) if ON_DEVICE else cpu_cases(variant)
     except Exception as error:
         tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
         progress.set(finished=True)
@@ -341,7 +344,7 @@ def main() -> None:
 
     torch.set_num_threads(REQUEST["threads"])
     tell(python=platform.python_version(), torch=torch.__version__)
-    if REQUEST.get("level", "cpu") == "cpu" and REQUEST["modules"]:
+    if not ON_DEVICE and REQUEST["modules"]:
         # Once for all children. What is wrong with them is told by a child.
         with contextlib.suppress(Exception):
             for name in REQUEST["modules"].values():

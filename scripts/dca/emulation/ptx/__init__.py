@@ -1,0 +1,1 @@
+"""Reads PTX text, the assembly language of CUDA kernels."""

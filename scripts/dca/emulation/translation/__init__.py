@@ -1,0 +1,1 @@
+"""Translates PTX to C++ for the run time in ../runtime."""
