@@ -232,6 +232,6 @@ def _unusable(file: Path, why: str) -> DcaError:
         "DCA-839",
         f"the kept PTX in {file} cannot be used.",
         why=f"{why}.",
-        remedy=f"take the file WHEEL{SUFFIX} that was written beside the wheel, or make it again with "
-        "`dca wheel --ptx-of WHEEL`.",
+        remedy=f"take the file {SUFFIX} from beside the wheel; or make it: the `dca wheel` that built the wheel, or "
+        "`dca verify WHEEL --rebuild`, writes it beside the same bytes.",
     )
