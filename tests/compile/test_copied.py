@@ -104,7 +104,7 @@ def changed(job: Job, folder: Path, content: bytes) -> Job:
 
 
 def done(job: Job, run: Run, module: PlannedModule | None = None) -> tuple[Path, Rewritten]:
-    file, how, note = copied.rewritten(job, module or module_of(job), run)
+    file, how, note, _ = copied.rewritten(job, module or module_of(job), run)
     assert how is not None, note
     assert note == ""
     return file, how
@@ -140,6 +140,11 @@ def test_the_kernels_that_are_kept_get_a_cubin_for_each_arch_and_the_others_an_e
             for module, slot in zip((before, after), slots, strict=True)
         )
         assert not new["8.0"].kernels or new["8.0"] == own["8.0"]
+
+
+def test_the_ptx_of_the_kept_kernels_is_handed_on(job: Job, tmp_path: Path) -> None:
+    ptx = copied.rewritten(job, module_of(job), quiet_run(tmp_path)).ptx
+    assert [(code.kind, code.arch, sorted(code.kernels)) for code in ptx] == [(PTX, "8.0", [name]) for name in KEPT]
 
 
 def test_the_same_module_gives_the_same_bytes_and_nothing_is_compiled_twice(job: Job, tmp_path: Path) -> None:
@@ -183,13 +188,13 @@ def test_other_archs_and_ptx_are_kept_as_planned(
 
 
 def test_a_module_that_keeps_everything_is_not_touched(job: Job, tmp_path: Path) -> None:
-    assert copied.rewritten(job, module_of(job, keeps=None), quiet_run(tmp_path)) == (official(job), None, "")
+    assert copied.rewritten(job, module_of(job, keeps=None), quiet_run(tmp_path)) == copied.Copied(official(job))
 
 
 def test_a_module_that_was_changed_on_the_disk_is_not_read(job: Job, tmp_path: Path) -> None:
     spoilt = changed(job, tmp_path / "tree", b"anything")
     module = module_of(job)
-    assert copied.rewritten(spoilt, module, quiet_run(tmp_path)) == (official(spoilt), None, "")
+    assert copied.rewritten(spoilt, module, quiet_run(tmp_path)) == copied.Copied(official(spoilt))
 
 
 def without_compression_flag(content: bytes) -> bytes:
@@ -210,7 +215,7 @@ def without_compression_flag(content: bytes) -> bytes:
 def test_a_damaged_module_stays_as_it_is_with_a_note(job: Job, edit: object, why: str, tmp_path: Path) -> None:
     assert callable(edit)
     spoilt = changed(job, tmp_path / "tree", edit(official(job).read_bytes()))
-    file, how, note = copied.rewritten(spoilt, module_of(spoilt), quiet_run(tmp_path / "cache"))
+    file, how, note, _ = copied.rewritten(spoilt, module_of(spoilt), quiet_run(tmp_path / "cache"))
     assert (file, how) == (official(spoilt), None)
     assert "is copied as it is, with all of its kernels: " in note
     assert why in note
@@ -221,7 +226,7 @@ def test_a_damaged_module_stays_as_it_is_with_a_note(job: Job, edit: object, why
 def test_a_machine_without_a_ptxas_for_its_ptx_keeps_the_module(job: Job, tmp_path: Path) -> None:
     # The toolkit has one of CUDA 12.4 only.
     bare = dataclasses.replace(job, python=tmp_path / "env/bin/python")
-    file, how, note = copied.rewritten(bare, module_of(bare), quiet_run(tmp_path))
+    file, how, note, _ = copied.rewritten(bare, module_of(bare), quiet_run(tmp_path))
     assert (file, how) == (official(bare), None)
     assert f"needs a ptxas of CUDA {job.recipe.official_wheel.cuda if job.recipe.official_wheel else ''}" in note
 
@@ -232,7 +237,7 @@ def test_ptx_that_does_not_compile_keeps_the_module(job: Job, tmp_path: Path) ->
     (tmp_path / "build").mkdir()
     module = fat_modules.build(tmp_path / "build", [broken])
     spoilt = changed(job, tmp_path / "tree", module.read_bytes())
-    file, how, note = copied.rewritten(spoilt, module_of(spoilt), run)
+    file, how, note, _ = copied.rewritten(spoilt, module_of(spoilt), run)
     assert (file, how) == (official(spoilt), None)
     assert "ptxas failed: " in note
     assert "nonsense" in note
@@ -240,7 +245,7 @@ def test_ptx_that_does_not_compile_keeps_the_module(job: Job, tmp_path: Path) ->
 
 def test_code_for_other_archs_than_planned_keeps_the_module(job: Job, tmp_path: Path) -> None:
     module = module_of(job, ptx=("8.0",))
-    file, how, note = copied.rewritten(job, module, quiet_run(tmp_path))
+    file, how, note, _ = copied.rewritten(job, module, quiet_run(tmp_path))
     assert (file, how) == (official(job), None)
     assert "cubins for 8.0, 9.0 and PTX for none" in note
 

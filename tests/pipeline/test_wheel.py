@@ -13,12 +13,14 @@ import pytest
 from packaging.requirements import Requirement
 
 from dca import inspection
+from dca.binaries import fatbin, rewriting
+from dca.catalogue import kept_ptx
 from dca.catalogue.plan import Plan
 from dca.cli.wheel import summary
 from dca.compile import ops
 from dca.compile.compiling import Build
 from dca.foundation import documents, store
-from dca.pipeline.wheel import Made
+from dca.pipeline.wheel import Made, unchanged
 from tests.support import ROOT, RunDca, install, make_small
 
 WORKER = ROOT / "tests/workers/import_everything.py"
@@ -106,6 +108,41 @@ def test_every_op_of_the_groups_is_registered(made: Made, plan: Plan, all_recipe
     registered = {ops.op_name(schema) for module in build.modules for schema in module.schemas}
     for name in plan.groups:
         assert set(recipe.groups[name].ops) | set(recipe.groups[name].answers) <= registered
+
+
+def test_every_kernel_of_the_wheel_has_its_ptx_beside_it(made: Made, wheel: Path, plan: Plan, tmp_path: Path) -> None:
+    build = documents.read(Build, Path(made.run) / "build.json")
+    file = kept_ptx.beside(wheel)
+    assert build.ptx is not None
+    assert made.ptx == build.ptx
+    assert build.ptx.sha256 == store.sha256_file(file)
+    assert f"{file.name}: the PTX of" in summary(plan, made)
+    kept, counted = kept_ptx.read(file), 0
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path, [module.path for module in plan.modules])
+    for module in plan.modules:
+        read = rewriting.read((tmp_path / module.path).read_bytes())
+        for slot in read.slots:
+            for code in fatbin.codes(read.container(slot)):
+                for kernel in sorted(code.kernels)[:20]:
+                    ptx = kept.find(tmp_path / module.path, kernel, code.arch, code.kernels)
+                    assert ptx is not None
+                    assert f".entry {kernel}(".encode() in ptx
+                    counted += 1
+    assert counted > 100
+    (byproduct,) = json.loads((Path(made.run) / "provenance.json").read_text())["predicate"]["runDetails"]["byproducts"]
+    assert byproduct == {"name": file.name, "digest": {"sha256": build.ptx.sha256}}
+
+
+def test_a_wheel_without_its_kept_ptx_is_built_again(made: Made, wheel: Path, tmp_path: Path) -> None:
+    shutil.copy2(wheel, tmp_path)
+    shutil.copy2(kept_ptx.beside(wheel), tmp_path)
+    shutil.copy2(Path(made.run) / "inspection.json", tmp_path)
+    record = tmp_path / "wheel.json"
+    documents.write(made.model_copy(update={"wheel": str(tmp_path / wheel.name)}), record)
+    assert unchanged(record) is not None
+    kept_ptx.beside(tmp_path / wheel.name).write_bytes(b"spoilt")
+    assert unchanged(record) is None
 
 
 def test_a_second_run_finds_the_wheel_unchanged(dca: RunDca, made: Made) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dca.catalogue import toolkits
+from dca.catalogue import kept_ptx, toolkits
 from dca.catalogue.plan import Plan
 from dca.foundation.errors import DcaError
 from dca.foundation.store import Store
@@ -113,8 +113,25 @@ def test_without_provenance_nothing_can_be_built_again(dca: RunDca, wheel: Path,
 @pytest.mark.whole
 def test_a_small_wheel_built_again_has_the_same_bytes(dca: RunDca, small_cache: Path, tmp_path: Path) -> None:
     made = make_small(dca, small_cache, tmp_path)
+    kept = kept_ptx.beside(Path(made.wheel))
+    before = kept.read_bytes()
+    kept.unlink()
     done = dca("verify", made.wheel, "--rebuild", "--json", "--cache-dir", small_cache, timeout=3000.0)
     assert done.returncode == 0, done.stderr
     found = {one["check"]: one["status"] for one in json.loads(done.stdout)["findings"]}
     assert found["rebuild"] == "proven"
+    assert kept.read_bytes() == before
     assert not list(Store(small_cache).root.glob("rebuild/*"))
+
+
+def test_the_ptx_of_a_rebuild_is_written_beside_a_wheel_without_it(tmp_path: Path) -> None:
+    built, wheel = tmp_path / "rebuilt/a-1-py3-none-any.whl", tmp_path / "a-1-py3-none-any.whl"
+    assert rebuild.keep_ptx(built, wheel) == ""
+    built.parent.mkdir()
+    kept_ptx.beside(built).write_bytes(b"texts")
+    assert rebuild.keep_ptx(built, wheel) == " Its PTX is in a-1-py3-none-any.ptx.zip now."
+    assert kept_ptx.beside(wheel).read_bytes() == b"texts"
+    assert rebuild.keep_ptx(built, wheel) == ""
+    kept_ptx.beside(wheel).write_bytes(b"spoilt")
+    assert rebuild.keep_ptx(built, wheel) != ""
+    assert "could not be written" in rebuild.keep_ptx(built, tmp_path / "a-1-py3-none-any.ptx.zip" / "b.whl")

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, Protocol
@@ -137,6 +137,7 @@ class _Entry(NamedTuple):
         stored: bytes of its payload with padding.
         unpacked: bytes of its payload when decompressed; 0 if it is not compressed.
         payload: start and end in the data, without padding.
+        end: of the entry with padding, in its section.
     """
 
     offset: int
@@ -146,6 +147,7 @@ class _Entry(NamedTuple):
     stored: int
     unpacked: int
     payload: tuple[int, int]
+    end: int
 
     @property
     def arch(self) -> str:
@@ -246,7 +248,7 @@ def _of_cubin(stream: IO[bytes], size: int) -> _Entry:
         raise FatbinError(str(error)) from None
     if number is None:
         raise FatbinError("its header names its GPU architecture in an unknown way")
-    return _Entry(0, CUBIN, number, 0, size, 0, (0, size))
+    return _Entry(0, CUBIN, number, 0, size, 0, (0, size), size)
 
 
 def _of_ptx(stream: IO[bytes], size: int) -> _Entry:
@@ -255,7 +257,7 @@ def _of_ptx(stream: IO[bytes], size: int) -> _Entry:
     if target is None or int(target[1]) > _MOST_ARCH:
         raise FatbinError("it names no GPU architecture")
     flags = {b"a": ARCH_ONLY, b"f": FAMILY_ONLY}.get(target[2], 0)
-    return _Entry(0, PTX, int(target[1]), flags, size, 0, (0, size))
+    return _Entry(0, PTX, int(target[1]), flags, size, 0, (0, size), size)
 
 
 def parse(section: bytes) -> DeviceCode:
@@ -324,6 +326,34 @@ def cubin(content: bytes) -> Code:
     if number is None:
         raise FatbinError("its header names its GPU architecture in an unknown way")
     return Code(CUBIN, arch_name(number), content)
+
+
+def divided(container: bytes, dropped: Collection[str]) -> tuple[bytes, bytes]:
+    """A container without the PTX of some archs, and one with all of its PTX; entries stay as they are.
+
+    nvcc makes the first too when it is told to embed no PTX.
+
+    Args:
+        container: one container, and nothing else.
+        dropped: archs whose PTX is left out, with their restriction ("9.0", "9.0a").
+
+    Raises:
+        FatbinError: if sizes in it do not add up, or it is more than one container.
+    """
+    start, end = _container(container, 0, 0, len(container))
+    if end != len(container):
+        raise FatbinError("it has more than one fat binary")
+    stays, texts = bytearray(), bytearray()
+    for entry in _entries(container, 0, end, Work()):
+        raw = container[entry.offset : entry.end]
+        if entry.kind == PTX:
+            texts += raw
+        if entry.kind != PTX or entry.exact not in dropped:
+            stays += raw
+    magic, version, size, _ = _HEADER.unpack_from(container)
+    rest = container[_HEADER.size : start]
+    without, of_ptx = (_HEADER.pack(magic, version, size, len(entries)) + rest + entries for entries in (stays, texts))
+    return without, of_ptx
 
 
 def container_end(data: bytes, start: int, end: int) -> int:
@@ -426,7 +456,8 @@ def _entries(data: _Data, start: int, end: int, work: Work) -> Iterator[_Entry]:
                 raise FatbinError(f"the entry at offset {entry - start} is larger than its container")
             if kind in _KINDS and number > _MOST_ARCH:
                 raise FatbinError(f"the entry at offset {entry - start} is for an architecture that cannot be")
-            yield _Entry(entry - start, kind, number, flags, stored, unpacked, (body, body + (packed or stored)))
+            payload = body, body + (packed or stored)
+            yield _Entry(entry - start, kind, number, flags, stored, unpacked, payload, body + stored - start)
             entry = body + stored
 
 

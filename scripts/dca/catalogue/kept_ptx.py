@@ -22,6 +22,8 @@ from dca.foundation.errors import DcaError
 
 SUFFIX = ".ptx.zip"
 """How its name ends; it begins as the wheel's does."""
+FILE = "ptx.zip"
+"""Its name among the documents of a run."""
 _MANIFEST = "ptx.json"
 # Names of C++ kernels are long: a module with thousands of them has some megabytes.
 _MOST_MANIFEST = 64 << 20
@@ -79,14 +81,14 @@ class KeptPtx(Value):
     """The record of a file of kept PTX, in build.json.
 
     Args:
-        file: its name; it is beside the wheel.
         sha256: of the file.
+        modules: paths in the wheel of the modules whose PTX it has.
         texts: how many it has.
         archs: their targets.
     """
 
-    file: str
     sha256: str
+    modules: tuple[str, ...]
     texts: int
     archs: tuple[str, ...]
 
@@ -121,8 +123,8 @@ def write(file: Path, modules: Mapping[str, str], texts: Iterable[tuple[Text, by
         part.chmod(0o644)
         part.replace(file)
     return KeptPtx(
-        file=file.name,
         sha256=store.sha256_file(file),
+        modules=tuple(sorted(modules)),
         texts=len(listed),
         archs=tuple(sorted({text.arch for text, _ in listed}, key=lambda arch: (archs.version(arch), arch))),
     )
@@ -230,6 +232,6 @@ def _unusable(file: Path, why: str) -> DcaError:
         "DCA-839",
         f"the kept PTX in {file} cannot be used.",
         why=f"{why}.",
-        remedy=f"take the file WHEEL{SUFFIX} that was written beside the wheel, or make it again with "
-        "`dca wheel --ptx-of WHEEL`.",
+        remedy=f"take the file {SUFFIX} from beside the wheel; or make it: the `dca wheel` that built the wheel, or "
+        "`dca verify WHEEL --rebuild`, writes it beside the same bytes.",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from dca import inspection
+from dca.catalogue import kept_ptx
 from dca.catalogue.archs import version
 from dca.catalogue.plan import Plan, Request
 from dca.cli import options
@@ -149,6 +150,11 @@ def summary(plan: Plan, result: Made, not_to_serve: str = "") -> str:
         how = compiled if module.origin == "compiled" else "copied from the official wheel"
         line = f"    {module.path:<46} {how}; {_archs(inspected, module.path)}"
         lines.append(f"{line}; {kept[module.path].text}" if module.path in kept else line)
+    if result.ptx:
+        names = " and ".join(Path(module).name for module in result.ptx.modules)
+        lines += wrapped(
+            "  ", f"{kept_ptx.beside(Path(result.wheel)).name}: the PTX of {names}, for proofs without a GPU"
+        )
     lines += [f"  Warning: {module.note}" for module in build.modules if module.note]
     if plan.substituted:
         lines.append(f"  CUDA {plan.cuda} instead of {plan.cuda_asked}; `dca plan` explains what that means.")

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dca.compile import units, watching
+from dca.compile import keeping, units, watching
 from dca.compile.estimate import Estimate, Lanes, typical
 from dca.foundation import data, documents, host_memory, runner, store
 from dca.foundation.documents import Value
@@ -29,6 +29,8 @@ from dca.foundation.timeline import ObjectTime
 CONFIGURE_SECONDS = 600.0
 LAUNCHER = Path("generated/launch")
 """Starts every compiler. It is part of each command, so with or without a compiler cache ninja compiles the same."""
+KEEPER = Path("generated/keep-ptx")
+"""Starts the launcher for nvcc, and keeps the PTX that nvcc makes (`keeping`)."""
 SPECS = b"*cc1plus:\n+ @../generated/prefixes.rsp\n\n"
 """Lets g++ hand a response file on unread: a compiler cache would put its paths into the keys of objects."""
 PLAIN = b'#!/bin/sh\nexec "$@"\n'
@@ -142,6 +144,7 @@ def configure(
     named_folders = prefixes({root / "src": "src", root / "generated": "generated", **names}, folder.ninja)
     store.write_if_changed(root / "generated/prefixes.rsp", named_folders)
     store.write_if_changed(root / "generated/prefixes.specs", SPECS)
+    store.write_if_changed(root / KEEPER, keeping.script(), mode=0o755)
     launcher = root / LAUNCHER
     if not launcher.is_file():
         store.write_bytes(launcher, PLAIN, mode=0o755)
@@ -157,7 +160,7 @@ def configure(
         f"-DCMAKE_MAKE_PROGRAM={folder.program('ninja')}",
         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
         f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}",
-        f"-DCMAKE_CUDA_COMPILER_LAUNCHER={launcher}",
+        f"-DCMAKE_CUDA_COMPILER_LAUNCHER={root / KEEPER};{launcher}",
     ]
     inputs = [[str(word) for word in words], identity, named_folders.decode(), named.decode()]
     digest = documents.digest(inputs).encode()
@@ -470,6 +473,12 @@ def objects(folder: Path, target: str) -> tuple[CompiledObject, ...]:
                 )
             )
     return tuple(sorted(compiled, key=lambda built: built.source))
+
+
+def object_files(folder: Path, target: str) -> list[tuple[Path, str]]:
+    """The files of a target's objects that nvcc compiles, each with its source, named as in `objects`."""
+    entries = _entries(folder, target)
+    return [(folder / output, _name(source, folder)) for output, source in entries if source.suffix == ".cu"]
 
 
 def _entries(folder: Path, target: str) -> list[tuple[str, Path]]:

@@ -11,12 +11,14 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from dca.catalogue import kept_ptx
+from dca.catalogue.kept_ptx import KeptPtx
 from dca.catalogue.plan import Plan, PlannedModule
-from dca.compile import cmake, compiler_cache, copied, lean, ops, units, upstream
+from dca.compile import cmake, compiler_cache, copied, keeping, lean, ops, units, upstream
 from dca.compile.assembled import Assembled, assembled
 from dca.compile.cmake import CompiledObject
 from dca.compile.compiler_cache import CacheUse, Session
@@ -85,6 +87,8 @@ class Build(Document):
     """The fixes of the toolkit's headers."""
     compiler_cache: CacheUse | None = None
     """None when none was to be used."""
+    ptx: KeptPtx | None = None
+    """The PTX of compiled and rewritten modules, in a file beside the wheel; None if there is none."""
 
 
 class ListedModule(Value):
@@ -129,8 +133,9 @@ def compile_modules(job: Job, run: Run) -> Build:
     Raises:
         DcaError: DCA-60n.
     """
-    plan = job.plan
+    plan, toolkit = job.plan, job.plan.toolkit.version if job.plan.toolkit else ""
     built: list[BuiltModule] = []
+    texts: keeping.Texts = []
     outcome = cmake.Outcome(compiled=0, jobs=0)
     used = None
     with together.Tasks() as tasks:
@@ -156,10 +161,16 @@ def compile_modules(job: Job, run: Run) -> Build:
                             kept, how = _keep(file, run.cache), None
                         own = _built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log)
                         built.append(own.model_copy(update={"assembled": how}))
-    built += [copy.result for copy in copies]
+                with run.times.stage("keep PTX"):
+                    for module in plan.compiled:
+                        files = cmake.object_files(folder.ninja, module.name)
+                        texts += keeping.of_objects(files, module.path, toolkit)
+    for copy in copies:
+        built.append(copy.result[0])
+        texts += copy.result[1]
     return Build(
         plan_key=plan.key,
-        toolkit=plan.toolkit.version if plan.toolkit else "",
+        toolkit=toolkit,
         host_compiler=plan.host_compiler_version,
         torch=job.torch.version,
         modules=tuple(built),
@@ -168,16 +179,30 @@ def compile_modules(job: Job, run: Run) -> Build:
         jobs=outcome.jobs,
         headers=headers.record(job.toolkit),
         compiler_cache=used,
+        ptx=_kept_ptx(built, texts, run),
     )
 
 
-def _copied(job: Job, module: PlannedModule, run: Run) -> BuiltModule:
-    """A copied module, with the kernels that the plan keeps."""
+def _kept_ptx(built: Iterable[BuiltModule], texts: keeping.Texts, run: Run) -> KeptPtx | None:
+    """Write the kept PTX beside the run's log."""
+    file, named = run.log.parent / kept_ptx.FILE, {text.module for text, _ in texts}
+    if not texts:
+        file.unlink(missing_ok=True)
+        return None
+    with run.times.stage("keep PTX"):
+        return kept_ptx.write(file, {module.path: module.sha256 for module in built if module.path in named}, texts)
+
+
+def _copied(job: Job, module: PlannedModule, run: Run) -> tuple[BuiltModule, keeping.Texts]:
+    """A copied module, with the kernels that the plan keeps, and the PTX that it no longer has."""
     with run.times.stage("rewrite"):
-        file, how, note = copied.rewritten(job, module, run)
+        copy = copied.rewritten(job, module, run)
     with run.times.stage("load"):
-        built = _built(job, module, file, (), run.log)
-    return built.model_copy(update={"rewritten": how, "note": note})
+        built = _built(job, module, copy.file, (), run.log)
+    texts: keeping.Texts = []
+    if wheel := job.recipe.official_wheel:
+        texts = keeping.records(copy.ptx, module.path, module.path, wheel.cuda)
+    return built.model_copy(update={"rewritten": copy.how, "note": copy.note}), texts
 
 
 def _build(job: Job, cache: Session, jobs: int, run: Run, started: int) -> cmake.Outcome:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dca.binaries import fatbin, rewriting
 from dca.binaries.fatbin import CUBIN, PTX, Code
@@ -50,11 +51,24 @@ class Rewritten(Value):
     fatbinary: str
 
 
-def rewritten(job: Job, module: PlannedModule, run: Run) -> tuple[Path, Rewritten | None, str]:
-    """A copied module as the plan wants it; one that cannot be rewritten stays as it is.
+class Copied(NamedTuple):
+    """A copied module.
 
-    Returns:
-        Its file; how it was rewritten, if it was; and why it was not although that was planned.
+    Args:
+        file: its path.
+        how: how it was rewritten; None if it is as in the official wheel.
+        note: why it was not rewritten although that was planned.
+        ptx: of a rewritten module, the PTX of its containers in the official wheel.
+    """
+
+    file: Path
+    how: Rewritten | None = None
+    note: str = ""
+    ptx: tuple[Code, ...] = ()
+
+
+def rewritten(job: Job, module: PlannedModule, run: Run) -> Copied:
+    """A copied module as the plan wants it; one that cannot be rewritten stays as it is.
 
     Raises:
         DcaError: when the disk is full.
@@ -62,11 +76,12 @@ def rewritten(job: Job, module: PlannedModule, run: Run) -> tuple[Path, Rewritte
     official, wheel = job.tree.official / module.path, job.recipe.official_wheel
     # A file that was changed on the disk is not read; the comparison of the wheel with its plan rejects it.
     if module.keeps is None or wheel is None or store.sha256_file(official) != module.sha256:
-        return official, None, ""
+        return Copied(official)
     try:
         tools = Tools.find(job, wheel.cuda, run)
         before = rewriting.read(official.read_bytes())
-        images = _images(before, job, module)
+        kept = [_kept(tuple(fatbin.codes(before.container(slot))), job, module) for slot in before.slots]
+        images = [tuple(_wanted(codes, job.plan, module)) if codes else () for codes in kept]
         how = Rewritten(
             official=module.sha256,
             keeps=module.keeps,
@@ -87,8 +102,9 @@ def rewritten(job: Job, module: PlannedModule, run: Run) -> tuple[Path, Rewritte
         needs = _needs_as_it_is(job, module)
         note = " ".join([f"{module.path} is copied as it is, with all of its kernels: {error}.", *needs])
         run.reporter.note(note)
-        return official, None, note
-    return device_code.keep(content, official.name, run), how, ""
+        return Copied(official, note=note)
+    ptx = tuple(code for codes in kept for code in codes if code.kind == PTX)
+    return Copied(device_code.keep(content, official.name, run), how, ptx=ptx)
 
 
 def _needs_as_it_is(job: Job, module: PlannedModule) -> list[str]:
@@ -98,22 +114,17 @@ def _needs_as_it_is(job: Job, module: PlannedModule) -> list[str]:
     return [f"{need.text}." for need in needs if need.module == module.name and need.at_load]
 
 
-def _images(before: rewriting.Module, job: Job, module: PlannedModule) -> list[tuple[Image, ...]]:
-    """What each container is to have; nothing for those of which no kernel is kept."""
+def _kept(codes: tuple[Code, ...], job: Job, module: PlannedModule) -> tuple[Code, ...]:
+    """The code of a container; nothing if none of its kernels is kept."""
     stubs, keeps = job.recipe.modules[module.name].stubs, module.keeps
     assert stubs is not None  # noqa: S101 - only such modules are planned to keep some kernels
     assert keeps is not None  # noqa: S101 - as `rewritten` has seen
-    images: list[tuple[Image, ...]] = []
-    for slot in before.slots:
-        codes = tuple(fatbin.codes(before.container(slot)))
-        # Kernels of an unknown kind are kept, and so is a container without any, which may have variables.
-        kernels = {stubs.kernel(symbol) for code in codes for symbol in code.kernels} or {None}
-        is_kept = any(
-            kernel is None or (kernel.head_dim in keeps.head_dims and kernel.dtype in keeps.dtypes)
-            for kernel in kernels
-        )
-        images.append(tuple(_wanted(codes, job.plan, module)) if is_kept else ())
-    return images
+    # Kernels of an unknown kind are kept, and so is a container without any, which may have variables.
+    kernels = {stubs.kernel(symbol) for code in codes for symbol in code.kernels} or {None}
+    is_kept = any(
+        kernel is None or (kernel.head_dim in keeps.head_dims and kernel.dtype in keeps.dtypes) for kernel in kernels
+    )
+    return codes if is_kept else ()
 
 
 def _wanted(codes: Sequence[Code], plan: Plan, module: PlannedModule) -> Iterator[Image]:

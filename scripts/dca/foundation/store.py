@@ -152,11 +152,11 @@ def _flock(descriptor: int, end: float) -> bool:
             return True
 
 
-def write_if_changed(path: Path, data: bytes) -> bool:
+def write_if_changed(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
     """Write a file only when its content differs, so that ninja does not rebuild."""
     if path.is_file() and path.read_bytes() == data:
         return False
-    write_bytes(path, data)
+    write_bytes(path, data, mode=mode)
     return True
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from dca import __version__, inspection, patching
+from dca.catalogue import kept_ptx
+from dca.catalogue.kept_ptx import KeptPtx
 from dca.catalogue.plan import Asked, Plan, Request
 from dca.compile import compiling
 from dca.compile.compiler_cache import CacheUse
@@ -36,8 +38,8 @@ class Made(Document):
 
     Args:
         wheel: the file.
-        run: folder with request.json, plan.json, source.json, lock.json, build.json, inspection.json, provenance.json,
-            timeline.json and build.log.
+        run: folder with request.json, plan.json, source.json, lock.json, build.json, ptx.zip, inspection.json,
+            provenance.json, timeline.json and build.log.
         seconds: how long this run took.
         unchanged: whether an earlier run had already built exactly this wheel.
         sha256: SHA-256 of the file.
@@ -50,6 +52,7 @@ class Made(Document):
         objects_compiled_now: objects that this run compiled.
         compile_seconds: sum of the compile times of all objects.
         compiler_cache: how a compiler cache was used; None when none was to be used.
+        ptx: the kept PTX beside the wheel; None if there is none.
     """
 
     SCHEMA: ClassVar[str] = "dca.wheel/1"
@@ -66,6 +69,7 @@ class Made(Document):
     objects_compiled_now: int
     compile_seconds: float
     compiler_cache: CacheUse | None = None
+    ptx: KeptPtx | None = None
     seconds: float
     unchanged: bool = False
 
@@ -85,7 +89,7 @@ def make(planned: Planned, cache: store.Store, out: Path, reporter: Reporter) ->
         folder.name,
         lambda: reporter.note(f"{cache.holder('run', folder.name)} is building the same wheel; waiting."),
     ):
-        if (kept := _unchanged(record)) is not None:
+        if (kept := unchanged(record)) is not None:
             return kept.model_copy(update={"seconds": round(time.monotonic() - started, 2), "unchanged": True})
         times = Recorder(earlier=_earlier(folder.parent, plan.recipe))
         with _timed(Run(cache, reporter, folder / "build.log", times)) as run:
@@ -133,7 +137,7 @@ def _tool() -> str:
     return f"{__version__} {files} {store.tree_hash(data.lean_folder())}"
 
 
-def _unchanged(record: Path) -> Made | None:
+def unchanged(record: Path) -> Made | None:
     """The earlier result, if its wheel has not changed."""
     if not record.is_file():
         return None
@@ -146,6 +150,8 @@ def _unchanged(record: Path) -> Made | None:
     if stat.st_size != result.bytes:
         return None
     if stat.st_mtime_ns != result.modified_ns and store.sha256_file(Path(result.wheel)) != result.sha256:
+        return None
+    if result.ptx and not store.has_hash(kept_ptx.beside(Path(result.wheel)), result.ptx.sha256):
         return None
     # The cache folder may have been moved since.
     return result.model_copy(update={"run": str(record.parent)})
@@ -235,6 +241,7 @@ def _stages(planned: Planned, out: Path, run: Run) -> Made:
         objects_compiled_now=build.objects_compiled_now,
         compile_seconds=build.compile_seconds,
         compiler_cache=build.compiler_cache,
+        ptx=build.ptx,
         seconds=0.0,
     )
 
@@ -264,7 +271,18 @@ def _packaged(job: Job, build: compiling.Build, out: Path, run: Run) -> tuple[Pa
                 why="\n".join(differences),
                 remedy=f"see {run.log} and {document}.",
             )
+        # Before the wheel, which a run that is killed here would leave without.
+        _place_ptx(build, out / wheel.name, run)
         return wheel.replace(out / wheel.name), inspected
+
+
+def _place_ptx(build: compiling.Build, wheel: Path, run: Run) -> None:
+    """Copy the kept PTX beside a wheel, or remove that of an earlier wheel of its name."""
+    target = kept_ptx.beside(wheel)
+    if build.ptx is None:
+        target.unlink(missing_ok=True)
+    else:
+        store.write_bytes(target, (run.log.parent / kept_ptx.FILE).read_bytes())
 
 
 def sources_run(plan: Plan, cache: store.Store) -> Path:

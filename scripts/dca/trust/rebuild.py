@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dca.binaries import elf
-from dca.catalogue import toolkits
+from dca.catalogue import kept_ptx, toolkits
 from dca.catalogue.plan import Plan, Request
 from dca.foundation import store
 from dca.foundation.errors import DcaError
@@ -118,10 +118,24 @@ def rebuild(
         built = wheel.make(planned, store.Store(root), root / "dist", reporter)
         same = built.sha256 == sha256
         says = "a rebuild from its sources, in another folder, has the same bytes."
-        if not same:
+        if same:
+            says += keep_ptx(Path(built.wheel), path)
+        else:
             says = "a rebuild differs: " + "; ".join(differing(path, Path(built.wheel))) + "."
         store.remove(root)
     return Finding(check="rebuild", status="proven" if same else "wrong", says=says)
+
+
+def keep_ptx(built: Path, wheel: Path) -> str:
+    """Copy the PTX that a rebuild kept beside the wheel, which may have been built without; a sentence if it was."""
+    source, target = kept_ptx.beside(built), kept_ptx.beside(wheel)
+    if not source.is_file() or (target.is_file() and store.sha256_file(target) == store.sha256_file(source)):
+        return ""
+    try:
+        store.write_bytes(target, source.read_bytes())
+    except OSError as error:
+        return f" Its PTX could not be written to {target}: {error.strerror}."
+    return f" Its PTX is in {target.name} now."
 
 
 def _differences(plan: Plan, statement: Any) -> list[str]:

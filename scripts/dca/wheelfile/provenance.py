@@ -10,9 +10,11 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from dca import __version__
+from dca.catalogue import kept_ptx
 from dca.catalogue.plan import Plan
 from dca.catalogue.recipes import GitSource, Lean, Recipe, SdistSource, Submodule
 from dca.catalogue.toolkits import ToolkitSource
@@ -96,9 +98,17 @@ def statement(wheel: str, sha256: str, job: Job, build: Build, invocation: Invoc
                     "startedOn": _moment(invocation.started),
                     "finishedOn": _moment(datetime.now(timezone.utc)),
                 },
+                "byproducts": _byproducts(wheel, build),
             },
         },
     }
+
+
+def _byproducts(wheel: str, build: Build) -> list[Json]:
+    """The kept PTX beside the wheel."""
+    if build.ptx is None:
+        return []
+    return [{"name": kept_ptx.beside(Path(wheel)).name, "digest": {"sha256": build.ptx.sha256}}]
 
 
 def _moment(time: datetime) -> str:

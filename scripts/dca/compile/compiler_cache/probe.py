@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dca.binaries import elf
 from dca.catalogue.plan import PlannedCache
-from dca.compile import cmake
+from dca.compile import cmake, keeping
 from dca.compile.compiler_cache.tool import Places, Tool, Unusable, write_scripts
 from dca.foundation import documents, runner, store
 from dca.foundation.run import Run
@@ -39,7 +39,7 @@ def admit(tool: Tool, planned: PlannedCache, places: Places, folder: cmake.Build
     flags = _flags(folder)
     if not flags:
         return
-    identity = [planned.name, planned.version, places.job.plan.host_compiler_version, flags, _SMALL]
+    identity = [planned.name, planned.version, places.job.plan.host_compiler_version, flags, _SMALL, keeping.SCRIPT]
     kept = run.cache.folder("admitted", documents.digest(identity)[:16])
     if kept.is_file():
         return
@@ -65,7 +65,8 @@ def _flags(folder: cmake.BuildFolder) -> tuple[str, ...]:
     for entry in json.loads((folder.ninja / "compile_commands.json").read_text()):
         if Path(entry["file"]).suffix != ".cu":
             continue
-        words = [word for word in shlex.split(entry["command"]) if word != str(folder.path / cmake.LAUNCHER)]
+        started = {str(folder.path / cmake.KEEPER), str(folder.path / cmake.LAUNCHER)}
+        words = [word for word in shlex.split(entry["command"]) if word not in started]
         named = {index + shift for index, word in enumerate(words) for shift in (0, 1) if word in _NAMING}
         return tuple(
             word for index, word in enumerate(words) if index not in named and not word.startswith(("-Xcudafe=", "-MD"))
@@ -112,11 +113,12 @@ class _Probe:
         store.write_bytes(generated / "prefixes.specs", cmake.SPECS)
         names = provide.names(self.places.job.cuda, self.places.job.torch)
         store.write_bytes(generated / "prefixes.rsp", cmake.prefixes({generated: "generated", **names}, ninja))
+        store.write_bytes(root / cmake.KEEPER, keeping.script(), mode=0o755)
         write_scripts(root, self.tool.scripts if through else {})
         files = ["-MD", "-MT", made.name, "-MF", f"{made.name}.d", "-x", "cu", "-c", str(source), "-o", made.name]
         naming = "-Xcudafe=--orig_src_path_name=generated/probe.cu"
         done = runner.run(
-            [launcher, *self.flags, naming, *files],
+            [root / cmake.KEEPER, launcher, *self.flags, naming, *files],
             cwd=ninja,
             env={**self.folder.env, **self.tool.env, "TMPDIR": str(self.places.work)},
             log=self.run.log,
