@@ -62,6 +62,34 @@ class Progress:
         return {}
 
 
+class Findings:
+    """What an emulated GPU writes to a file about the kernels that it runs.
+
+    Args:
+        path: of the file; empty without such a GPU.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = pathlib.Path(path)
+        self._read = self._file.stat().st_size if self._file.is_file() else 0
+
+    def new(self) -> str:
+        """The first of those since the last call, in a sentence, and how many there are; "" for none."""
+        if not self._file.is_file():
+            return ""
+        with self._file.open("rb") as file:
+            file.seek(self._read)
+            found = [json.loads(line) for line in file.read().splitlines()]
+            self._read = file.tell()
+        if not found:
+            return ""
+        one, more = found[0], f", and {len(found) - 1} more findings" if found[1:] else ""
+        block = ", ".join(map(str, one["block"]))
+        place = f"block ({block}), warp {one['warp']}, lane {one['lane']}, PTX line {one['ptx_line']}"
+        source = f", {one['source']}" if one["source"] else ""
+        return f"{one['kernel']}: {one['text']} ({one['kind']}; {place}{source}){more}"
+
+
 def tell(**line: object) -> None:
     """Print one line of the result."""
     print("PROOF " + json.dumps(line), flush=True)
@@ -135,7 +163,7 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
     """
     from dca.in_wheel_env.proof.case import Wrong
 
-    seed = REQUEST["seed"]
+    seed, findings = REQUEST["seed"], Findings(os.environ.get("DCA_EMULATION_FINDINGS", ""))
     for number, case in enumerate(cases[skip:], start=skip + 1):
         result: dict[str, object] = {"variant": variant["name"], "case": case.name, "proves": case.proves, "seed": seed}
         progress.set(number=number, result=result)
@@ -147,6 +175,8 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
             result |= {"passed": False, "detail": str(wrong)}
         except Exception as error:
             result |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
+        if found := findings.new():
+            result |= {"passed": False, "detail": found}
         tell(**result, seconds=round(time.monotonic() - started, 3))
         if not result["passed"]:
             if REQUEST.get("first"):
