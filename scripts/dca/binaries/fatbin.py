@@ -313,6 +313,19 @@ def codes(section: bytes) -> Iterator[Code]:
         yield Code(entry.kind, entry.exact, content)
 
 
+def cubin(content: bytes) -> Code:
+    """A cubin that is a file of its own.
+
+    Raises:
+        ElfError: if it is not a complete ELF file.
+        FatbinError: if its header does not name its architecture.
+    """
+    number = _arch_in(Image(io.BytesIO(content)).header)
+    if number is None:
+        raise FatbinError("its header names its GPU architecture in an unknown way")
+    return Code(CUBIN, arch_name(number), content)
+
+
 def container_end(data: bytes, start: int, end: int) -> int:
     """Where a container ends.
 

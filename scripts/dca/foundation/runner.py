@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from dca.foundation import environment, secrets, store, together
 from dca.foundation.errors import DcaError, disk_full
@@ -156,6 +157,25 @@ def run(
     if returncode != 0 and any(sign in line for line in tail for sign in DISK_FULL):
         raise disk_full(f"while {Path(words[0]).name} was running")
     return Completed(words, returncode, tuple(tail), time.monotonic() - started, timed_out)
+
+
+def become(argv: Sequence[str | Path], env: Mapping[str, str]) -> NoReturn:
+    """Go on as another program: with this one's process, terminal and working folder.
+
+    Args:
+        argv: the program and its arguments; never a shell string.
+        env: its whole environment.
+
+    Raises:
+        DcaError: DCA-103 when it cannot be started.
+    """
+    words = [str(word) for word in argv]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvpe(words[0], words, dict(env))  # noqa: S606 - an argument list, no shell
+    except OSError as error:
+        raise _not_started(words[0], error.strerror or str(error)) from None
 
 
 class Beside:

@@ -1,0 +1,94 @@
+"""`dca emulate`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from dca.cli import options
+from dca.cli.packing import packed
+from dca.emulation import device
+from dca.emulation.device import Settings
+from dca.foundation import runner
+from dca.foundation.run import Run
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How to emulate.
+
+    Args:
+        arch: the device's compute capability.
+        checks: what kernels are checked for.
+        seed: the order of the warps.
+        ptx: folder with further PTX.
+        findings: file for what the checks find.
+        cudart: the run time to stand in for; None for the program's own.
+    """
+
+    arch: str
+    checks: tuple[str, ...]
+    seed: int
+    ptx: Path | None
+    findings: Path | None
+    cudart: Path | None
+
+    def settings(self) -> Settings:
+        """The same for the device."""
+        checks = tuple(one for one in device.CHECKS if one in self.checks)
+        findings = self.findings.absolute() if self.findings else None
+        return Settings(self.arch, checks, self.seed, self.ptx.resolve() if self.ptx else None, findings)
+
+
+@click.command("emulate", context_settings={"allow_interspersed_args": False})
+@packed(
+    Wish,
+    "wish",
+    click.option(
+        "--arch",
+        type=click.Choice(device.ARCHS),
+        default=device.ARCHS[0],
+        show_default=True,
+        help="Compute capability of the device.",
+    ),
+    click.option(
+        "--check",
+        "checks",
+        type=click.Choice([*device.CHECKS, "none"]),
+        multiple=True,
+        default=Settings().checks,
+        show_default=" and ".join(Settings().checks),
+        help="What to check kernels for; can be repeated.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, help="Seed for the order of warps.  [default: their numbers]"
+    ),
+    click.option("--ptx", type=options.PATH, metavar="DIR", help="Folder with the PTX of modules that contain none."),
+    click.option("--findings", type=options.PATH, metavar="FILE", help="Append each finding to a file, as JSON."),
+    click.option(
+        "--cudart",
+        type=options.PATH,
+        metavar="FILE",
+        show_default="that of the program's environment, else of a toolkit",
+        help="libcudart.so.N to stand in for.",
+    ),
+)
+@options.cache
+@options.output
+@click.argument("words", nargs=-1, required=True, metavar="-- PROGRAM [ARGS]...", type=click.UNPROCESSED)
+def command(wish: Wish, words: tuple[str, ...], cache_dir: Path | None, output: options.Output) -> None:
+    """Run a program on an emulated CUDA device: its kernels run on this CPU.
+
+    The kernels of its modules are translated from their PTX; torch's own operators run on the CPU. A launch of a kernel
+    without PTX ends the program. No GPU and no driver is needed, and none is used.
+    """
+    options.check_file("--cudart", wish.cudart)
+    program = options.program("PROGRAM", words[0])
+    cache = options.open_cache(cache_dir).open()
+    wanted = device.named_run_time(wish.cudart.resolve()) if wish.cudart else device.run_time(program)
+    with output.terminal() as reporter:
+        built = device.make(wanted, Run(cache, reporter, cache.folder("run", "emulate") / "emulate.log"))
+    runner.become([program, *words[1:]], built.variables(wish.settings(), cache, os.environ))

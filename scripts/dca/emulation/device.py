@@ -1,0 +1,248 @@
+"""Builds the emulated device, and says with which variables a program runs behind it.
+
+The device is a library that stands in for CUDA's run time. Stand-ins of the driver and of NVML are empty libraries that
+require it: a symbol that is looked up in them is found there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dca.binaries import elf
+from dca.binaries.elf import ElfError
+from dca.catalogue import machine, toolkits
+from dca.foundation import data, documents, environment, runner, store
+from dca.foundation.errors import DcaError
+from dca.foundation.run import Run
+
+SOURCES = Path(__file__).with_name("device")
+ABI = Path(__file__).with_name("runtime") / "abi.h"
+# What attaches the device to torch, for every Python that is started behind it.
+START = data.IN_WHEEL_ENV / "emulated" / "start"
+ARCHS = ("8.0", "8.6", "8.9", "9.0")
+CHECKS = {"addresses": 1, "shared": 2, "races": 4}
+"""Names of the bits of DcaServices.checks (abi.h)."""
+DRIVER, NVML = "libcuda.so.1", "libnvidia-ml.so.1"
+COMPILE_SECONDS = 600.0
+_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-Wl,-z,defs")
+_RUN_TIME = re.compile(r"libcudart\.so\.(\d+)")
+_OLDEST = 12
+_HEADERS = ("cuda.h", "cuda_runtime_api.h", "driver_types.h")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+# What is named nowhere here, the functions that start programs, takes the place of the C library's, of whatever version.
+VERSIONS = "{} {{ global: cuda*; __cuda*; cu[A-Z]*; nvml*; local: _Z*; }};\n"
+_OF_DRIVER = re.compile(r"cu[A-Z]\w*")
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """A library of CUDA's run time that the device stands in for.
+
+    Args:
+        library: the file.
+        name: that modules require it by, "libcudart.so.12".
+    """
+
+    library: Path
+    name: str
+
+    @property
+    def headers(self) -> Path:
+        """The folder of its headers."""
+        return self.library.parent.parent / "include"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the device behaves.
+
+    Args:
+        arch: its compute capability.
+        checks: what kernels are checked for, of `CHECKS`.
+        seed: order of the warps; 0 for their numbers'.
+        ptx: folder with the PTX of modules that have machine code alone.
+        findings: file to which each finding is appended as a line of JSON.
+    """
+
+    arch: str = ARCHS[0]
+    checks: tuple[str, ...] = ("addresses", "shared")
+    seed: int = 0
+    ptx: Path | None = None
+    findings: Path | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that was built.
+
+    Args:
+        folder: of its libraries.
+        name: of the one that stands in for CUDA's run time.
+    """
+
+    folder: Path
+    name: str
+
+    def variables(self, settings: Settings, cache: store.Store, caller: Mapping[str, str]) -> dict[str, str]:
+        """The environment of a program behind the device.
+
+        Args:
+            settings: how the device behaves.
+            cache: keeps the translated kernels.
+            caller: the program's environment otherwise.
+        """
+        import sys
+
+        env = {name: value for name, value in caller.items() if name != "CUDA_VISIBLE_DEVICES"}
+        for name, first in (
+            ("LD_PRELOAD", self.folder / self.name),
+            ("LD_LIBRARY_PATH", self.folder),
+            ("PYTHONPATH", START),
+        ):
+            env[name] = ":".join([str(first), *([env[name]] if env.get(name) else [])])
+        if settings.checks:
+            # Each tensor is then an allocation of its own, whose ends are known.
+            env.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+        return env | {
+            "DCA_CACHE_DIR": str(cache.root),
+            "DCA_EMULATION_ARCH": settings.arch,
+            "DCA_EMULATION_CHECKS": str(sum(CHECKS[name] for name in settings.checks)),
+            "DCA_EMULATION_SEED": str(settings.seed),
+            "DCA_EMULATION_TRANSLATOR": sys.executable,
+            **({"DCA_EMULATION_PTX": str(settings.ptx)} if settings.ptx else {}),
+            **({"DCA_EMULATION_FINDINGS": str(settings.findings)} if settings.findings else {}),
+        }
+
+
+def run_time(program: Path) -> RunTime:
+    """CUDA's run time for a program: that of its Python environment, else of a toolkit of this machine.
+
+    Args:
+        program: a Python, a script of an environment, or any other program.
+
+    Raises:
+        DcaError: DCA-836 when there is none.
+    """
+    for folder in _folders(program):
+        for library in sorted(folder.glob("libcudart.so.*")):
+            match = _RUN_TIME.match(library.name)
+            if match and int(match[1]) >= _OLDEST:
+                return RunTime(library, match[0])
+    raise DcaError(
+        "DCA-836",
+        f"no CUDA {_OLDEST} or later was found that {program.name} could use.",
+        why="the emulated device is built with the headers of the run time that it stands in for.",
+        remedy="name its library with --cudart FILE, for example libcudart.so.12 of the package nvidia-cuda-runtime-cu12.",
+    )
+
+
+def named_run_time(library: Path) -> RunTime:
+    """The run time in a named library.
+
+    Raises:
+        DcaError: DCA-836 when it is no library of a run time that is known.
+    """
+    match = _RUN_TIME.match(library.name)
+    if match is None or int(match[1]) < _OLDEST:
+        raise DcaError(
+            "DCA-836",
+            f"--cudart: {library} is not the run time of CUDA {_OLDEST} or later.",
+            remedy="name a file libcudart.so.N.",
+        )
+    return RunTime(library, match[0])
+
+
+def _folders(program: Path) -> Iterator[Path]:
+    """Where a program's libcudart may be."""
+    yield from sorted(program.parent.parent.glob("lib/python3*/site-packages/nvidia/*/lib"))
+    for toolkit in toolkits.discover():
+        yield from (Path(toolkit.path) / name for name in ("lib64", "lib", "targets/x86_64-linux/lib"))
+
+
+def make(wanted: RunTime, run: Run) -> Device:
+    """The device for a run time, compiled once and kept.
+
+    Raises:
+        DcaError: DCA-103 without a g++, DCA-836 when it cannot be compiled.
+    """
+    absent = [name for name in _HEADERS if not (wanted.headers / name).is_file()]
+    if absent:
+        raise DcaError(
+            "DCA-836",
+            f"{wanted.library} has no headers beside it: {', '.join(absent)}.",
+            why=f"they are expected in {wanted.headers}.",
+            remedy="name the library of a CUDA toolkit or package that has them with --cudart FILE.",
+        )
+    compiler = next(iter(machine.host_compilers()), None)
+    path, version = (compiler.path, compiler.version) if compiler else (str(runner.which("g++")), "")
+    names = _names(wanted)
+    inputs = [version, path, *_FLAGS, *names, wanted.name, store.sha256_file(ABI), store.tree_hash(SOURCES)]
+    inputs += [store.sha256_file(wanted.headers / name) for name in _HEADERS]
+    folder = run.cache.folder("emulation", f"device-{documents.digest(inputs)[:16]}")
+    device = Device(folder, wanted.name)
+    if (folder / NVML).is_file():
+        return device
+    run.reporter.stage("emulation", f"compiling the device for {wanted.name}")
+    with run.cache.lock("emulation", folder.name):
+        if (folder / NVML).is_file():
+            return device
+        with store.incoming_folder(folder) as part:
+            _compile(part, wanted, path, names, run)
+    return device
+
+
+def _compile(folder: Path, wanted: RunTime, compiler: str, names: tuple[str, ...], run: Run) -> None:
+    """Compile the libraries into a folder."""
+    missing, versions = folder / "missing.cpp", folder / "versions.map"
+    missing.write_text(_missing(names), encoding="utf-8")
+    versions.write_text(VERSIONS.format(wanted.name), encoding="utf-8")
+    include = ["-I", str(wanted.headers), "-idirafter", str(SOURCES), "-I", str(SOURCES)]
+    link = ["-ldl", f"-Wl,-soname,{wanted.name}", f"-Wl,--version-script,{versions}"]
+    argv = [compiler, *_FLAGS, *include, *map(str, sorted(SOURCES.glob("*.cpp"))), str(missing)]
+    _run([*argv, *link, "-o", str(folder / wanted.name)], run)
+    for name in (DRIVER, NVML):
+        empty = [compiler, "-shared", "-nostdlib", "-Wl,--no-as-needed", str(folder / wanted.name)]
+        _run([*empty, f"-Wl,-soname,{name}", "-Wl,-rpath,$ORIGIN", "-o", str(folder / name)], run)
+
+
+def _run(argv: list[str], run: Run) -> None:
+    done = runner.run(argv, log=run.log, env=environment.of(), timeout=COMPILE_SECONDS)
+    if not done.ok:
+        raise DcaError(
+            "DCA-836",
+            "the emulated device could not be compiled.",
+            why="\n".join(line for line in done.tail if "error" in line)[:600],
+            remedy=f"see {run.log}; g++ 9 or later is supported.",
+            output=done.tail,
+        )
+
+
+def _names(wanted: RunTime) -> tuple[str, ...]:
+    """Every function that a module may expect: what the run time exports, and what torch takes from the driver."""
+    try:
+        found = elf.defined(wanted.library)
+        for module in sorted((wanted.library.parents[3] / "torch" / "lib").glob("*.so")):
+            imports = elf.imports(module)
+            if DRIVER in imports.needed:
+                found |= {symbol.name for symbol in imports.undefined if _OF_DRIVER.fullmatch(symbol.name)}
+    except (ElfError, OSError) as error:
+        raise DcaError(
+            "DCA-836",
+            f"{wanted.library} cannot be read.",
+            why=str(error),
+            remedy="name an intact library with --cudart FILE.",
+        ) from None
+    return tuple(sorted(name for name in found if _NAME.fullmatch(name)))
+
+
+def _missing(names: tuple[str, ...]) -> str:
+    """Definitions that end the program; the device's own take precedence over them."""
+    functions = [
+        f'__attribute__((weak)) void {name}() {{ dca::end_of_unknown("{name}"); }}'
+        for name in names
+        if not name.startswith(("_init", "_fini"))
+    ]
+    return "\n".join(['#include "unknown.h"', 'extern "C" {', *functions, "}", ""])

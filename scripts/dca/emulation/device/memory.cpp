@@ -1,0 +1,76 @@
+#include "memory.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "device.h"
+#include "properties.h"
+
+namespace dca {
+namespace {
+
+// As cudaMalloc does at least.
+constexpr size_t ALIGNMENT = 512;
+// Larger ones are mapped, so that what is never touched takes no memory.
+constexpr size_t MAPPED_FROM = 1 << 20;
+// Larger ones are not filled, because that would touch all of a KV cache.
+constexpr size_t FILLED_UP_TO = 16 << 20;
+
+}  // namespace
+
+void *Memory::allocate(size_t bytes, Kind kind) {
+  bool counted = kind == Kind::device || kind == Kind::managed;
+  if (counted && (bytes > total_memory() || used_ > total_memory() - bytes)) return nullptr;
+  bool mapped = bytes >= MAPPED_FROM;
+  void *start = mapped ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+                       : std::aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+  if (start == MAP_FAILED || !start) return nullptr;
+  if (checks() && bytes <= FILLED_UP_TO && kind != Kind::variable) std::memset(start, 0xff, bytes);
+  living_[reinterpret_cast<uintptr_t>(start)] = {reinterpret_cast<uintptr_t>(start), bytes, kind, mapped};
+  if (counted) used_ += bytes;
+  return start;
+}
+
+bool Memory::release(void *start, Kind kind) {
+  auto found = living_.find(reinterpret_cast<uintptr_t>(start));
+  if (found == living_.end()) return false;
+  Allocation one = found->second;
+  bool of_device = one.kind == Kind::device || one.kind == Kind::managed;
+  if (kind == Kind::device ? !of_device : one.kind != kind) return false;
+  living_.erase(found);
+  recent_ = nullptr;
+  if (of_device) used_ -= one.bytes;
+  if (kind == Kind::registered) return true;
+  if (one.mapped) {
+    munmap(start, one.bytes);
+  } else {
+    std::free(start);
+  }
+  return true;
+}
+
+bool Memory::enlist(void *start, size_t bytes) {
+  auto address = reinterpret_cast<uintptr_t>(start);
+  if (!bytes || find(address) || find(address + bytes - 1)) return false;
+  living_[address] = {address, bytes, Kind::registered, false};
+  return true;
+}
+
+const Allocation *Memory::find(uintptr_t address) const {
+  if (recent_ && address - recent_->start < recent_->bytes) return recent_;
+  auto after = living_.upper_bound(address);
+  if (after == living_.begin()) return nullptr;
+  const Allocation &one = std::prev(after)->second;
+  if (address - one.start >= one.bytes) return nullptr;
+  recent_ = &one;
+  return recent_;
+}
+
+bool Memory::accessible(uintptr_t address, size_t bytes) const {
+  const Allocation *one = find(address);
+  return one && bytes <= one->bytes - (address - one->start);
+}
+
+}  // namespace dca

@@ -1,0 +1,41 @@
+// The device's memory: this machine's, in allocations that are known one by one.
+#ifndef DCA_EMULATION_MEMORY_H
+#define DCA_EMULATION_MEMORY_H
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+
+namespace dca {
+
+enum class Kind { device, pinned, registered, managed, variable };
+
+struct Allocation {
+  uintptr_t start;
+  size_t bytes;
+  Kind kind;
+  bool mapped;  // by mmap, otherwise by aligned_alloc
+};
+
+// Not locked: the device's lock is held by whoever calls.
+class Memory {
+ public:
+  // Null if the device has no space left. New memory has every bit set, which is NaN in every float type, where
+  // addresses are checked.
+  void *allocate(size_t bytes, Kind);
+  // False for what is not the start of a living allocation of this kind.
+  bool release(void *, Kind);
+  bool enlist(void *, size_t bytes);  // host memory that the program has allocated itself
+  const Allocation *find(uintptr_t address) const;
+  bool accessible(uintptr_t address, size_t bytes) const;
+  size_t used() const { return used_; }
+
+ private:
+  std::map<uintptr_t, Allocation> living_;
+  size_t used_ = 0;
+  mutable const Allocation *recent_ = nullptr;
+};
+
+}  // namespace dca
+
+#endif

@@ -1,0 +1,78 @@
+// Modules that are registered or loaded, their kernels and variables, and the translator that makes kernels of them.
+#ifndef DCA_EMULATION_MODULES_H
+#define DCA_EMULATION_MODULES_H
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "../runtime/abi.h"
+
+namespace dca {
+
+struct Stream;
+
+// A kernel that was translated and loaded.
+struct Kernel {
+  const DcaKernel *facts;
+  decltype(&dca_start) start;
+  decltype(&dca_advance) advance;
+  decltype(&dca_executed) executed;
+  decltype(&dca_finish) finish;
+};
+
+// A variable of a module. What the host wrote before the module's first kernel was loaded is kept over the initial value.
+struct Variable {
+  std::string name;
+  size_t bytes = 0;
+  char *storage = nullptr;
+  bool initialised = false;
+  std::vector<bool> written;
+};
+
+struct Module {
+  std::string path;  // of the shared library, or of a file with the image that was loaded
+  bool owned = false;
+  std::map<std::string, Variable> variables;
+
+  Variable &variable(const std::string &name, size_t bytes);
+};
+
+struct Function {
+  Module *module;
+  std::string name;
+  size_t most_dynamic_shared;
+  Kernel kernel = {};
+
+  // The translated kernel; ends the process if there is none.
+  Kernel &loaded();
+};
+
+class Modules {
+ public:
+  Module &add(const std::string &path, bool owned = false);
+  void remove(Module *);
+  Function &function(Module &, const std::string &name);
+  void bind(const void *stub, Function &function) { stubs_[stub] = &function; }
+  void bind_variable(const void *host, Module &module, const std::string &name, size_t bytes);
+  Function *of_stub(const void *) const;
+  // Null if there is no such variable.
+  Variable *of_host(const void *) const;
+
+ private:
+  std::deque<std::unique_ptr<Module>> modules_;
+  std::map<std::pair<Module *, std::string>, std::unique_ptr<Function>> functions_;
+  std::unordered_map<const void *, Function *> stubs_;
+  std::unordered_map<const void *, Variable *> variables_;
+};
+
+// The path of the shared object of a kernel, from the program that DCA_EMULATION_TRANSLATOR names; ends the process with
+// that program's message if it has none.
+std::string translated(const std::string &module, const std::string &entry);
+
+}  // namespace dca
+
+#endif

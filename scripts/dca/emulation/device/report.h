@@ -1,0 +1,39 @@
+// Messages of the emulated device, and the error state of CUDA's run time.
+#ifndef DCA_EMULATION_REPORT_H
+#define DCA_EMULATION_REPORT_H
+
+#include <driver_types.h>
+
+#include <string>
+
+struct DcaFinding;
+
+namespace dca {
+
+// A message in the form of all of dca's: a code, what happened, why, and what to do next.
+struct Message {
+  const char *code;
+  std::string what, why, next;
+};
+
+// Prints the message and ends the process with the exit status of its code: nothing that a kernel should have computed is
+// read afterwards.
+[[noreturn]] void end(const Message &);
+// Prints the message; the caller returns an error to the program.
+void say(const Message &);
+// Prints what a kernel did wrong, and appends it to the file that DCA_EMULATION_FINDINGS names, as a line of JSON.
+void record(const DcaFinding &);
+// A kernel's name for people.
+std::string readable(const std::string &mangled);
+
+// Errors as CUDA keeps them: a failed kernel makes every later call of the process fail, also those that only ask;
+// another error stays until cudaGetLastError.
+cudaError_t result(cudaError_t);
+cudaError_t last_error(bool reset);
+void fail_for_good(cudaError_t);
+cudaError_t failed_for_good();
+void forget_errors();
+
+}  // namespace dca
+
+#endif

@@ -1,0 +1,65 @@
+"""The program that the emulated device asks for kernels.
+
+It reads requests from standard input, the module's path and the kernel's name as two lines, and answers each on standard
+output with "found" or "failed", a number of bytes, and that many bytes: the path of a shared object, or a message.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from dca.emulation import images, kernels
+from dca.foundation.errors import DcaError, from_os_error
+from dca.foundation.store import Store
+
+
+class Translator:
+    """Answers requests; the code of a module is read once.
+
+    Args:
+        cache: keeps the kernels.
+        arch: the device's compute capability.
+        ptx: a folder with the PTX of modules that have machine code alone.
+    """
+
+    def __init__(self, cache: Store, arch: str, ptx: Path | None) -> None:
+        self._cache, self._arch, self._ptx = cache, arch, ptx
+        self._images: dict[Path, images.Image] = {}
+
+    def answer(self, module: Path, entry: str) -> tuple[str, str]:
+        """The state and the text of an answer."""
+        try:
+            if module not in self._images:
+                self._images[module] = images.read(module, self._ptx)
+            text = self._images[module].ptx(entry, self._arch)
+            return "found", str(kernels.compiled(text, entry, self._cache))
+        except DcaError as error:
+            return "failed", str(error)
+        except OSError as error:
+            return "failed", str(from_os_error(error))
+
+
+def serve(requests: BinaryIO, answers: BinaryIO, translator: Translator) -> None:
+    """Answer requests until there are no more."""
+    while (module := requests.readline()) and (entry := requests.readline()):
+        state, text = translator.answer(Path(os.fsdecode(module[:-1])), entry[:-1].decode("utf-8", "replace"))
+        content = os.fsencode(text)
+        answers.write(f"{state}\n{len(content)}\n".encode() + content)
+        answers.flush()
+
+
+def main() -> None:
+    """Serve the device that started this program."""
+    cache, ptx = Store(Path(os.environ["DCA_CACHE_DIR"])).open(), os.environ.get("DCA_EMULATION_PTX")
+    with os.fdopen(os.dup(1), "wb") as answers:
+        # What anything else prints must not mix with the answers.
+        os.dup2(2, 1)
+        translator = Translator(cache, os.environ.get("DCA_EMULATION_ARCH") or "8.0", Path(ptx) if ptx else None)
+        serve(sys.stdin.buffer, answers, translator)
+
+
+if __name__ == "__main__":
+    main()
