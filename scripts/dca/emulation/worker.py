@@ -35,7 +35,7 @@ class Translator:
             if module not in self._images:
                 self._images[module] = images.read(module, self._ptx)
             text = self._images[module].ptx(entry, self._arch)
-            return "found", str(kernels.compiled(text, entry, self._cache))
+            return "found", str(kernels.compiled(self._cache, text, entry))
         except DcaError as error:
             return "failed", str(error)
         except OSError as error:

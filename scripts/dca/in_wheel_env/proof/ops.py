@@ -118,9 +118,18 @@ def _of(function: Callable[[Draw, str], Iterable[Call]], name: str, draw: Draw) 
     return function(draw, name)
 
 
-def registered() -> frozenset[str]:
-    """The names of all ops that are registered in this process, as `namespace::name`."""
-    return frozenset(schema.name for schema in torch._C._jit_get_all_schemas())
+def registered(device: str) -> frozenset[str]:
+    """The ops, as `namespace::name`, that this process has a kernel of for a type of device."""
+    key = device.upper()
+    return frozenset(schema.name for schema in torch._C._jit_get_all_schemas() if _has(schema.name, key))
+
+
+def _has(op: str, key: str) -> bool:
+    try:
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(op, key))
+    except RuntimeError:
+        # TorchScript's own ops are not known to the dispatcher.
+        return False
 
 
 def left_out(ops: Iterable[str]) -> list[str]:

@@ -265,10 +265,10 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     """The cases of a variant for the GPU; reports what they leave out."""
     from dca.in_wheel_env.proof import kernels, ops
 
-    before = ops.registered()
+    before = ops.registered("cuda")
     modules = layer_modules(variant["overlay"])
     loaded = kernels.load_kernels(bare=modules is None)
-    others = ops.registered() - before
+    others = ops.registered("cuda") - before
     extent = kernels.extent_of(REQUEST["dtypes"], emulated=LEVEL == "kernels", quick=bool(REQUEST.get("quick")))
     left_out = [*kernels.left_out(loaded, modules, extent), *ops.left_out(others)]
     tell(variant=variant["name"], kernels=loaded.source, left_out=left_out)
