@@ -16,7 +16,7 @@ _RUNTIME = Path(__file__).with_name("runtime")
 # Results must not depend on what the compiler fuses; each instruction's loop over lanes is vectorised.
 _FLAGS = (
     "-std=c++17",
-    "-O2",
+    "-O1",
     "-ftree-vectorize",
     "-fno-math-errno",
     "-fno-trapping-math",

@@ -130,7 +130,8 @@ DCA_NOT_INLINE void load_matrices(Warp &w, u32 line, Rows<u32, count> to, A base
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, SHARED, address, 16, false, at);
+  locate(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, SHARED, address, 16, READ_MATRIX, at);
+  if (looks_for_races(w)) touch(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, at, 16, READ_MATRIX, nullptr);
   u32 value[count][32];
   for (int i = 0; i < count; i++)
     for (u32 l = 0; l < 32; l++) {
@@ -150,7 +151,8 @@ DCA_NOT_INLINE void store_matrices(Warp &w, u32 line, A base, s64 offset, Rows<u
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, SHARED, address, 16, true, at);
+  locate(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, SHARED, address, 16, WRITE, at);
+  if (looks_for_races(w)) touch(w, count == 4 ? ALL : (1u << (8 * count)) - 1, line, at, 16, WRITE, nullptr);
   for (int i = 0; i < count; i++)
     for (u32 l = 0; l < 32; l++) {
       if (!transposed) {
@@ -220,6 +222,10 @@ template <class I, class N> DCA_NOT_INLINE void arrive(Warp &w, u32 m, u32 line,
     fault(w, first, line, "barrier", text("bar.arrive at barrier %u for %u threads", number, threads));
   if (m != w.live) fault(w, first, line, "barrier", "bar.arrive by a part of a warp");
   w.cta->arrived[number] += 32;
+  if (looks_for_races(w)) {
+    join(w.cta->arrived_clocks[number], w.clocks);
+    w.clocks[w.index]++;
+  }
 }
 
 }  // namespace dca

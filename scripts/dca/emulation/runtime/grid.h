@@ -53,8 +53,19 @@ inline void run_warp(Warp &w, u64 slice) {
   w.cta->ran += executed;
 }
 
-inline void release(Cta &cta, u32 number, bool all) {
-  (void)all;
+inline void share_clocks(Cta &cta, u32 number) {
+  std::vector<u32> &all = cta.arrived_clocks[number];
+  for (const Warp &w : cta.warps)
+    if (w.parked && w.barrier == number) join(all, w.clocks);
+  for (Warp &w : cta.warps)
+    if (w.parked && w.barrier == number) {
+      join(w.clocks, all);
+      w.clocks[w.index]++;
+    }
+  all.clear();
+}
+inline void release(Cta &cta, u32 number) {
+  if (cta.grid->services.checks & DCA_CHECK_RACES) share_clocks(cta, number);
   u32 sum = 0, votes = 0, lanes = 0;
   bool every = true;
   for (Warp &w : cta.warps)
@@ -96,7 +107,7 @@ inline bool open_barriers(Cta &cta) {
       u32 lane = static_cast<u32>(__builtin_ctz(first->parked));
       fault(*first, lane, first->barrier_line, "barrier", text("%u threads come to barrier %u, which waits for %u", arrived, number, count));
     }
-    release(cta, number, true);
+    release(cta, number);
     any = true;
   }
   return any;
@@ -149,6 +160,11 @@ inline void begin_block(Cta &cta, u64 number) {
   cta.id[1] = static_cast<u32>(number / size[0] % size[1]);
   cta.id[2] = static_cast<u32>(number / size[0] / size[1]);
   cta.ran = 0;
+  cta.number = number;
+  const bool races = grid.services.checks & DCA_CHECK_RACES;
+  if (races) cta.cells.assign(grid.shared_bytes, Cell{});
+  cta.atomic_clocks.clear();
+  for (std::vector<u32> &one : cta.arrived_clocks) one.clear();
   std::fill(std::begin(cta.arrived), std::end(cta.arrived), 0);
   const u64 of_rows = 32 * (8ull * c.rows64 + 4ull * c.rows32 + 2ull * c.rows16), of_predicates = 4 * round_up(c.predicates, 16);
   const u64 of_returns = 128ull * c.functions, of_local = 32 * round_up(c.local_bytes, 16);
@@ -167,6 +183,7 @@ inline void begin_block(Cta &cta, u64 number) {
     w = Warp{};
     w.copies = std::move(copies);
     w.cta = &cta, w.index = i;
+    if (races) w.clocks.assign(grid.warps, 0), w.clocks[i] = 1;
     w.d = reinterpret_cast<u64 *>(memory);
     w.local = reinterpret_cast<char *>(w.d + 32 * c.rows64);
     w.r = reinterpret_cast<u32 *>(w.local + of_local);
@@ -274,6 +291,7 @@ void *dca_start(const DcaLaunch *launch, const DcaServices *services) {
   grid->warps = (grid->grid_threads + 31) / 32;
   grid->shared_bytes = dynamic_start() + launch->dynamic_shared;
   grid->random = services->seed;
+  if (services->checks & DCA_CHECK_RACES) grid->last_atomic.assign(grid->blocks, 0);
   place_variables(*grid);
   return grid;
 }

@@ -2,9 +2,7 @@
 #ifndef DCA_EMULATION_MEMORY_H
 #define DCA_EMULATION_MEMORY_H
 
-#include <algorithm>
-
-#include "warp.h"
+#include "races.h"
 
 namespace dca {
 
@@ -27,27 +25,29 @@ inline bool accessible(const Grid &grid, u64 address, u64 bytes, bool write) {
   fault(w, lane, line, "address", text("%s of %u bytes at 0x%llx is outside of %s memory", write ? "a write" : "a read", bytes,
                                        static_cast<unsigned long long>(address), space));
 }
-DCA_NOT_INLINE inline void check_states(Warp &w, u32 lane, u32 line, u64 offset, u32 bytes, bool write) {
+// A matrix may be loaded from memory that was not written, with rows that are masked later.
+DCA_NOT_INLINE inline void check_states(Warp &w, u32 lane, u32 line, u64 offset, u32 bytes, Access access) {
   u8 *states = w.cta->states.data() + offset;
   for (u32 i = 0; i < bytes; i++) {
     if (states[i] == PENDING)
       fault(w, lane, line, "asynchronous",
             text("%s of shared memory at %llu, which an asynchronous copy writes that was not waited for",
-                 write ? "a write" : "a read", static_cast<unsigned long long>(offset + i)));
-    if (!write && states[i] == UNWRITTEN)
+                 access == WRITE ? "a write" : "a read", static_cast<unsigned long long>(offset + i)));
+    if ((access == READ || access == SYNCHRONIZE) && states[i] == UNWRITTEN)
       fault(w, lane, line, "uninitialized", text("a read of shared memory at %llu, which nothing has written",
                                                  static_cast<unsigned long long>(offset + i)));
-    if (write) states[i] = WRITTEN;
+    if (access == WRITE) states[i] = WRITTEN;
   }
 }
-inline char *shared_at(Warp &w, u32 lane, u32 line, u64 offset, u32 bytes, bool write) {
+inline char *shared_at(Warp &w, u32 lane, u32 line, u64 offset, u32 bytes, Access access) {
   Cta &cta = *w.cta;
-  if (offset + bytes > cta.shared.size() || offset + bytes < offset) outside(w, lane, line, offset, bytes, write, "shared");
-  if (!cta.states.empty()) check_states(w, lane, line, offset, bytes, write);
+  if (offset + bytes > cta.shared.size() || offset + bytes < offset) outside(w, lane, line, offset, bytes, access == WRITE, "shared");
+  if (!cta.states.empty()) check_states(w, lane, line, offset, bytes, access);
   return cta.shared.data() + offset;
 }
 // The host's address of what each lane accesses. All bytes of a warp that lie in one allocation are checked at once.
-DCA_NOT_INLINE inline void locate(Warp &w, u32 m, u32 line, Space space, const u64 *address, u32 bytes, bool write, char **at) {
+DCA_NOT_INLINE inline void locate(Warp &w, u32 m, u32 line, Space space, const u64 *address, u32 bytes, Access access, char **at) {
+  const bool write = access == WRITE;
   Cta &cta = *w.cta;
   const Grid &grid = *cta.grid;
   const u64 local = reinterpret_cast<u64>(w.local), local_bytes = grid.code->local_bytes;
@@ -61,7 +61,7 @@ DCA_NOT_INLINE inline void locate(Warp &w, u32 m, u32 line, Space space, const u
                                           static_cast<unsigned long long>(a)));
     }
     if (space == SHARED || (space == GENERIC && a >> 56 == SHARED_WINDOW >> 56)) {
-      at[l] = shared_at(w, l, line, space == SHARED ? a : a - SHARED_WINDOW, bytes, write);
+      at[l] = shared_at(w, l, line, space == SHARED ? a : a - SHARED_WINDOW, bytes, access);
       continue;
     }
     at[l] = reinterpret_cast<char *>(a);
@@ -90,31 +90,31 @@ template <class S, class... More> Sources(S, More...) -> Sources<S, 1 + sizeof..
 template <class A> inline void addresses(u64 *to, A base, s64 offset) {
   for (u32 l = 0; l < 32; l++) to[l] = from<std::conditional_t<std::is_same_v<A, const u32 *> || std::is_same_v<A, u32 *>, u32, u64>>(base, l) + offset;
 }
-template <Space space, class T, class R, int count, class A>
+template <Space space, class T, Access access, class R, int count, class A>
 DCA_NOT_INLINE void load(Warp &w, u32 m, u32 line, Rows<R, count> to, A base, s64 offset) {
   if (!m) return;
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, m, line, space, address, sizeof(T) * count, false, at);
+  locate(w, m, line, space, address, sizeof(T) * count, access, at);
+  if (looks_for_races(w)) touch(w, m, line, at, sizeof(T) * count, access, nullptr);
   LANES(m) {
     T value[count];
     memcpy(value, at[l], sizeof value);
     for (int i = 0; i < count; i++) to.row[i][l] = to_register<R>(value[i]);
   }
 }
-template <Space space, class T, class S, int count, class A>
+template <Space space, class T, Access access, class S, int count, class A>
 DCA_NOT_INLINE void store(Warp &w, u32 m, u32 line, A base, s64 offset, Sources<S, count> sources) {
   if (!m) return;
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, m, line, space, address, sizeof(T) * count, true, at);
-  LANES(m) {
-    T value[count];
-    for (int i = 0; i < count; i++) value[i] = from<T>(sources.from[i], l);
-    memcpy(at[l], value, sizeof value);
-  }
+  locate(w, m, line, space, address, sizeof(T) * count, WRITE, at);
+  T values[32][count];
+  LANES(m) for (int i = 0; i < count; i++) values[l][i] = from<T>(sources.from[i], l);
+  if (looks_for_races(w)) touch(w, m, line, at, sizeof values[0], access, reinterpret_cast<const char *>(values));
+  LANES(m) memcpy(at[l], values[l], sizeof values[l]);
 }
 // A parameter of the kernel at a known offset, the same in all lanes.
 template <class T, class R, int count> DCA_NOT_INLINE void load_parameter(Warp &w, u32 m, Rows<R, count> to, u32 offset) {
@@ -173,8 +173,9 @@ DCA_NOT_INLINE void atomic(Warp &w, u32 m, u32 line, R *to, A base, s64 offset, 
   u64 address[32];
   char *at[32];
   addresses(address, base, offset);
-  locate(w, m, line, space, address, sizeof(T), false, at);
-  locate(w, m, line, space, address, sizeof(T), true, at);
+  locate(w, m, line, space, address, sizeof(T), READ, at);
+  locate(w, m, line, space, address, sizeof(T), WRITE, at);
+  if (looks_for_races(w)) synchronize(w);
   LANES(m) {
     // Another thread of the host may run another grid.
     auto *place = reinterpret_cast<Bits<T> *>(at[l]);
@@ -211,15 +212,21 @@ DCA_NOT_INLINE void copy_async(Warp &w, u32 m, u32 line, D to, s64 to_offset, A 
   }
   u32 whole = 0;
   LANES(reading) if (from<u32>(size, l) == bytes) whole |= 1u << l;
-  if (whole) locate(w, whole, line, GLOBAL, address, bytes, false, at);
+  if (whole) locate(w, whole, line, GLOBAL, address, bytes, READ, at);
   LANES(reading & ~whole) if (!accessible(*w.cta->grid, address[l], from<u32>(size, l), false))
     outside(w, l, line, address[l], from<u32>(size, l), false, "global");
+  if (looks_for_races(w)) {
+    touch(w, whole, line, at, bytes, READ, nullptr);
+    LANES(m) at[l] = w.cta->shared.data() + destination[l];
+    LANES(m) shared_at(w, l, line, destination[l], bytes, WRITE);
+    touch(w, m, line, at, bytes, WRITE, nullptr);
+  }
   bool late = !w.cta->grid->services.seed || (drawn(*w.cta->grid) & 1);
   LANES(m) {
     if (destination[l] & (bytes - 1))
       fault(w, l, line, "alignment", text("cp.async of %u bytes to shared memory at %llu, which is no multiple of them", bytes,
                                           static_cast<unsigned long long>(destination[l])));
-    shared_at(w, l, line, destination[l], bytes, true);
+    shared_at(w, l, line, destination[l], bytes, WRITE);
     Copy copy{l, w.group[l], static_cast<u32>(destination[l]), bytes, reading >> l & 1 ? from<u32>(size, l) : 0, address[l], false};
     if (!late) carry_out(w, copy);
     copy.done = !late;

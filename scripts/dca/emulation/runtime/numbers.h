@@ -472,15 +472,15 @@ template <class H, bool ftz> struct Neg16 {
 template <class X> struct HalfOf;
 template <> struct HalfOf<f16x2> { using type = f16; };
 template <> struct HalfOf<bf16x2> { using type = bf16; };
-template <class X, class Op> struct Packed {
-  using H = typename HalfOf<X>::type;
-  static H half(X x, int at) { return {static_cast<u16>(x.bits >> (16 * at))}; }
-  static X both(H low, H high) { return {static_cast<u32>(high.bits) << 16 | low.bits}; }
-  static X of(X a) { return both(Op::of(half(a, 0)), Op::of(half(a, 1))); }
-  static X of(X a, X b) { return both(Op::of(half(a, 0), half(b, 0)), Op::of(half(a, 1), half(b, 1))); }
-  static X of(X a, X b, X c) {
-    return both(Op::of(half(a, 0), half(b, 0), half(c, 0)), Op::of(half(a, 1), half(b, 1), half(c, 1)));
-  }
+template <class X> inline typename HalfOf<X>::type half_of(X x, int at) { return {static_cast<u16>(x.bits >> (16 * at))}; }
+template <class X, class H = typename HalfOf<X>::type> inline X joined(H low, H high) {
+  return {static_cast<u32>(high.bits) << 16 | low.bits};
+}
+// An operation on both halves. There is one function `of`, so that its operands' types can be deduced from it.
+template <class X, class Op, class Signature = decltype(&Op::of)> struct Packed;
+template <class X, class Op, class H, class... A> struct Packed<X, Op, H (*)(A...)> {
+  template <class> using Pair = X;
+  static X of(Pair<A>... pairs) { return joined<X>(Op::of(half_of(pairs, 0)...), Op::of(half_of(pairs, 1)...)); }
 };
 
 // Comparisons. The first six are false with a NaN, those that end in u are true.
@@ -613,21 +613,14 @@ template <class X, bool relu> struct CvtPair8 {
   static X of(f32 a, f32 b) { return {static_cast<u16>(one(a) << 8 | one(b))}; }
 };
 template <class X, bool relu> struct CvtPair8From16 {
-  static X of(f16x2 a) {
-    using P = Packed<f16x2, void>;
-    return CvtPair8<X, relu>::of(wide(P::half(a, 1)), wide(P::half(a, 0)));
-  }
+  static X of(f16x2 a) { return CvtPair8<X, relu>::of(wide(half_of(a, 1)), wide(half_of(a, 0))); }
 };
 template <class X, bool relu> struct CvtPair16From8 {
   static f16x2 of(X a) {
     u32 high = narrowed(widened(a.bits >> 8, format_of_pair<X>()), F16, rn);
     u32 low = narrowed(widened(a.bits & 0xff, format_of_pair<X>()), F16, rn);
     f16x2 both{high << 16 | low};
-    if constexpr (relu) {
-      using P = Packed<f16x2, void>;
-      return P::both(relu16(P::half(both, 0)), relu16(P::half(both, 1)));
-    }
-    return both;
+    return relu ? joined<f16x2>(relu16(half_of(both, 0)), relu16(half_of(both, 1))) : both;
   }
 };
 

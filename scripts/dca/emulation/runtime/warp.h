@@ -5,9 +5,11 @@
 #ifndef DCA_EMULATION_WARP_H
 #define DCA_EMULATION_WARP_H
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "abi.h"
@@ -94,7 +96,17 @@ struct Warp {
   char *local;
   u32 group[32];
   std::vector<Copy> copies;
+  std::vector<u32> clocks;  // what this warp knows of the releases of each (races.h)
   u32 picks;
+};
+
+// Who accessed a byte last, for races.h: the block's number plus 1, or 0 for nobody.
+struct Mark {
+  u64 block, sequence;
+  u32 warp, clock, line;
+};
+struct Cell {
+  Mark write, read[2];
 };
 
 // What is written of each byte of shared memory.
@@ -108,6 +120,9 @@ struct Cta {
   std::vector<u8> states;
   std::vector<Warp> warps;
   u32 arrived[BARRIERS];
+  u64 number;
+  std::vector<Cell> cells;
+  std::vector<u32> atomic_clocks, arrived_clocks[BARRIERS];
   u64 ran;
 };
 
@@ -118,7 +133,9 @@ struct Grid {
   std::vector<char> parameters;
   std::vector<u64> variables;
   std::vector<Cta *> resident, spare;
-  u64 next_block, blocks, executed, random, turn;
+  std::unordered_map<u64, std::vector<Cell>> pages;
+  std::vector<u64> last_atomic;
+  u64 next_block, blocks, executed, random, turn, sequence;
   u32 grid_threads, warps;
   u64 shared_bytes;
   bool failed;

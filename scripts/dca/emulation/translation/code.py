@@ -497,7 +497,7 @@ def _logic(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
 
 
 def _load(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
-    kind, lanes = form.types
+    kind, lanes, access = form.types
     to, address = one.operands[0], one.operands[1]
     items = self.items(to, int(lanes), one)
     rows = [self.target(item, one, wider=True, kind=kind) for item in items if item != Symbol("_")]
@@ -515,7 +515,7 @@ def _load(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
             yield f"load_parameter<{cpp(kind)}>(w, {mask}, {destination}, {offset});"
             return
         space = "LOCAL"
-    yield f"load<{space}, {cpp(kind)}>(w, {mask}, {one.line}, {destination}, {self.address(address, one)});"
+    yield f"load<{space}, {cpp(kind)}, {access}>(w, {mask}, {one.line}, {destination}, {self.address(address, one)});"
 
 
 def _sources(self: _Writer, items: tuple[Operand, ...], kind: str, one: Instruction) -> str:
@@ -528,12 +528,12 @@ def _sources(self: _Writer, items: tuple[Operand, ...], kind: str, one: Instruct
 
 
 def _store(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
-    kind, lanes = form.types
+    kind, lanes, access = form.types
     address, source = one.operands[0], one.operands[1]
     items = self.items(source, int(lanes), one)
     space = "LOCAL" if form.op == "PARAM" else form.op
     values = _sources(self, items, kind, one)
-    yield f"store<{space}, {cpp(kind)}>(w, {self.guarded(one)}, {one.line}, {self.address(address, one)}, {values});"
+    yield f"store<{space}, {cpp(kind)}, {access}>(w, {self.guarded(one)}, {one.line}, {self.address(address, one)}, {values});"
 
 
 def _atomic(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
