@@ -270,9 +270,9 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     loaded = kernels.load_kernels(bare=modules is None)
     others = ops.registered("cuda") - before
     extent = kernels.extent_of(REQUEST["dtypes"], emulated=LEVEL == "kernels", quick=bool(REQUEST.get("quick")))
-    left_out = [*kernels.left_out(loaded, modules, extent), *ops.left_out(others)]
+    left_out = [*kernels.left_out(loaded, modules, extent), *ops.left_out(others, extent.ops)]
     tell(variant=variant["name"], kernels=loaded.source, left_out=left_out)
-    return [*ops.cases(others, extent.dtypes, "cuda"), *kernels.cases(loaded, modules, extent)]
+    return [*ops.cases(others, extent.dtypes, "cuda", extent.ops), *kernels.cases(loaded, modules, extent)]
 
 
 def child(variant: dict[str, Any], skip: int, progress: Progress) -> None:
