@@ -50,7 +50,7 @@ class Image:
             "DCA-835",
             f"the kernel {fatbin.family_name(entry)} is launched, and cannot be emulated: {why}.",
             why=f"only PTX is emulated; the kernel's symbol is {entry}.",
-            remedy="use a module with PTX for this device, give the folder of the PTX with --ptx DIR, or avoid the kernel.",
+            remedy="use a module with PTX for this device, name the PTX's folder with --ptx DIR, or avoid the kernel.",
         )
 
 
@@ -84,7 +84,10 @@ def _codes(file: Path) -> Iterable[Code]:
             return [code for section in sections for code in fatbin.codes(image.content(section))]
     except (OSError, ElfError, FatbinError, TooLargeError) as error:
         raise DcaError(
-            "DCA-836", f"the device code of {file} cannot be read.", why=str(error), remedy="build or download it again."
+            "DCA-836",
+            f"the device code of {file} cannot be read.",
+            why=str(error),
+            remedy="build or download it again.",
         ) from None
 
 

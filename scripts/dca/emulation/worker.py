@@ -1,7 +1,7 @@
 """The program that the emulated device asks for kernels.
 
-It reads requests from standard input, the module's path and the kernel's name as two lines, and answers each on standard
-output with "found" or "failed", a number of bytes, and that many bytes: the path of a shared object, or a message.
+It reads requests from standard input: the module's path and the kernel's name, as two lines. It answers each on
+standard output with "found" or "failed", a number of bytes, and that many bytes: a shared object's path, or a message.
 """
 
 from __future__ import annotations

@@ -71,8 +71,10 @@ class Grid : public Operation {
 
   static void finding(void *self, const DcaFinding *one) {
     record(*one);
-    bool of_address = std::strstr(one->kind, "address") || std::strstr(one->kind, "alloc");
-    static_cast<Grid *>(self)->failure_ = of_address ? cudaErrorIllegalAddress : cudaErrorLaunchFailure;
+    std::string kind = one->kind;
+    static_cast<Grid *>(self)->failure_ = kind == "address"     ? cudaErrorIllegalAddress
+                                          : kind == "alignment" ? cudaErrorMisalignedAddress
+                                                                : cudaErrorLaunchFailure;
   }
 
   std::string shape() const {

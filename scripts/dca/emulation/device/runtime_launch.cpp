@@ -85,6 +85,17 @@ cudaError_t cudaLaunchKernel(const void *stub, dim3 grid, dim3 block, void **arg
                              cudaStream_t stream) {
   return start(stub, grid, block, arguments, shared, stream);
 }
+// Since CUDA 13 nvcc's host code asks for a kernel once, and launches what it got.
+cudaError_t __cudaGetKernel(cudaKernel_t *to, const void *stub) {
+  return call([&] {
+    *to = reinterpret_cast<cudaKernel_t>(const_cast<void *>(stub));
+    return device().modules.of_stub(stub) ? cudaSuccess : cudaErrorInvalidDeviceFunction;
+  });
+}
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t shared,
+                               cudaStream_t stream) {
+  return start(kernel, grid, block, arguments, shared, stream);
+}
 cudaError_t cudaLaunchCooperativeKernel(const void *stub, dim3 grid, dim3 block, void **arguments, size_t shared,
                                         cudaStream_t stream) {
   return start(stub, grid, block, arguments, shared, stream);

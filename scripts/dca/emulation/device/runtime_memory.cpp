@@ -18,13 +18,13 @@ cudaError_t allocate(void **to, size_t bytes, Kind kind) {
   });
 }
 
+// Also after a failure, unlike on a GPU: programs free memory where they cannot report one.
 cudaError_t release(void *start, Kind kind) {
-  return call([&] {
-    if (!start) return cudaSuccess;
-    // What still runs may use it.
-    device().streams.finish_all();
-    return device().memory.release(start, kind) ? failed_for_good() : cudaErrorInvalidValue;
-  });
+  Locked locked(device().lock);
+  if (!start) return cudaSuccess;
+  // What still runs may use it.
+  device().streams.finish_all();
+  return device().memory.release(start, kind) ? cudaSuccess : result(cudaErrorInvalidValue);
 }
 
 // The place in a variable's storage; null if it is not the module's, or not of this size.

@@ -8,6 +8,10 @@
 #include "device.h"
 #include "report.h"
 
+// Not 0 while something is queued or has failed: whoever works on the device's memory by itself must then wait first.
+extern "C" int dca_emulation_pending;
+int dca_emulation_pending = 0;
+
 namespace dca {
 namespace {
 
@@ -54,6 +58,7 @@ void Scheduler::enqueue(Stream *stream, Work work) {
     if (ordered && other != stream && !other->queue.empty()) work->after.push_back(other->queue.back());
   }
   stream->queue.push_back(std::move(work));
+  dca_emulation_pending++;
 }
 
 void Scheduler::enqueue(Stream *stream, std::function<void()> function) {
@@ -79,7 +84,10 @@ bool Scheduler::turn(uint64_t &executed) {
       forget();
       return false;
     }
-    if (work->done) stream->queue.pop_front();
+    if (work->done) {
+      stream->queue.pop_front();
+      dca_emulation_pending--;
+    }
     if (without_end_ > setting("DCA_EMULATION_BOUND", WITHOUT_END)) end_of_deadlock();
   }
   return advanced;

@@ -1,0 +1,1 @@
+"""Attaches an emulated CUDA device to torch."""

@@ -1,0 +1,74 @@
+"""Attaches the emulated CUDA device to torch when a program imports it; Python imports this file at its start."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+OPERATORS = Path(__file__).resolve().parent.parent / "operators.py"
+
+
+class _Attaching(importlib.abc.Loader):
+    """Loads torch as its own loader does, then attaches the device."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        spec = importlib.util.spec_from_file_location("dca_emulated_operators", OPERATORS)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{OPERATORS} cannot be imported")
+        operators = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = operators
+        spec.loader.exec_module(operators)
+        operators.attach()
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds torch as the other finders do."""
+
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002 - importlib's signature
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        """The other finders' answer for torch, with a loader that attaches the device."""
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Attaching(spec.loader)
+        return spec
+
+
+def _next_of_this_name() -> None:
+    """Import the sitecustomize that this one hides, if there is one."""
+    here = str(Path(__file__).resolve().parent)
+    others = [entry for entry in sys.path if str(Path(entry or ".").resolve()) != here]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+
+sys.meta_path.insert(0, _Finder())
+_next_of_this_name()

@@ -1,0 +1,132 @@
+// A program whose parts the tests choose by its first argument: each prints what it computed.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+__constant__ float factor = 3.0f;
+__device__ int counter = 5;
+
+extern "C" __global__ void scale(const float *from, float *to, int count) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) to[i] = from[i] * factor + counter;
+}
+
+extern "C" __global__ void meet(volatile int *own, volatile int *other, int rounds) {
+  for (int round = 1; round <= rounds; round++) {
+    *own = round;
+    while (*other < round) {
+    }
+  }
+}
+
+extern "C" __global__ void beyond(float *to, int at) { to[at] = 1.0f; }
+
+static void *stream_of(cudaStream_t *stream) {
+  cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking);
+  return *stream;
+}
+
+static int scaled() {
+  const int count = 100;
+  std::vector<float> host(count);
+  for (int i = 0; i < count; i++) host[i] = static_cast<float>(i);
+  float *from, *to;
+  cudaMalloc(&from, count * sizeof(float));
+  cudaMalloc(&to, count * sizeof(float));
+  cudaMemcpy(from, host.data(), count * sizeof(float), cudaMemcpyHostToDevice);
+  float two = 2.0f;
+  cudaMemcpyToSymbol(factor, &two, sizeof two);
+  scale<<<4, 32>>>(from, to, count);
+  cudaMemcpy(host.data(), to, count * sizeof(float), cudaMemcpyDeviceToHost);
+  int kept = 0;
+  cudaMemcpyFromSymbol(&kept, counter, sizeof kept);
+  std::printf("%g %g %d\n", host[0], host[99], kept);
+  return cudaDeviceSynchronize();
+}
+
+static int met(int rounds) {
+  int *flags;
+  cudaMalloc(&flags, 2 * sizeof(int));
+  cudaMemset(flags, 0, 2 * sizeof(int));
+  cudaStream_t first, second;
+  stream_of(&first);
+  stream_of(&second);
+  meet<<<1, 1, 0, first>>>(flags, flags + 1, rounds);
+  if (rounds) meet<<<1, 1, 0, second>>>(flags + 1, flags, rounds == 7 ? 3 : rounds);
+  int error = cudaDeviceSynchronize();
+  int host[2];
+  cudaMemcpy(host, flags, sizeof host, cudaMemcpyDeviceToHost);
+  std::printf("%d %d\n", host[0], host[1]);
+  return error;
+}
+
+static int outside() {
+  float *to;
+  cudaMalloc(&to, 10 * sizeof(float));
+  beyond<<<1, 1>>>(to, 10);
+  int first = cudaDeviceSynchronize();
+  std::printf("%d %d %d %d\n", first, cudaGetLastError(), cudaGetLastError(), cudaMalloc(&to, 4));
+  return 0;
+}
+
+static int rejected() {
+  beyond<<<1, 2000>>>(nullptr, 0);
+  int first = cudaPeekAtLastError(), second = cudaGetLastError(), third = cudaGetLastError();
+  std::printf("%d %d %d %d\n", first, second, third, cudaSetDevice(1));
+  return 0;
+}
+
+static int memory() {
+  void *one, *other;
+  size_t before, after, total;
+  cudaMemGetInfo(&before, &total);
+  cudaMalloc(&one, 1 << 20);
+  cudaMemGetInfo(&after, &total);
+  int freed = cudaFree(one), again = cudaFree(one), foreign = cudaFree(&one);
+  cudaMallocHost(&other, 16);
+  cudaPointerAttributes pinned, plain;
+  cudaPointerGetAttributes(&pinned, other);
+  cudaPointerGetAttributes(&plain, &other);
+  std::printf("%zu %d %d %d %d %d\n", before - after, freed, again, foreign, pinned.type, plain.type);
+  return 0;
+}
+
+static int events() {
+  cudaStream_t stream;
+  cudaStreamCreate(&stream);
+  cudaEvent_t from, to;
+  cudaEventCreate(&from);
+  cudaEventCreate(&to);
+  cudaEventRecord(from, stream);
+  cudaEventRecord(to, stream);
+  int synchronized = cudaEventSynchronize(to);
+  float milliseconds = -1;
+  int elapsed = cudaEventElapsedTime(&milliseconds, from, to);
+  std::printf("%d %d %d\n", synchronized, elapsed, milliseconds >= 0);
+  return 0;
+}
+
+static int facts() {
+  cudaDeviceProp device;
+  cudaGetDeviceProperties(&device, 0);
+  int count, shared;
+  cudaGetDeviceCount(&count);
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  std::printf("%d %d.%d %s %d\n", count, device.major, device.minor, device.name, shared);
+  return 0;
+}
+
+int main(int count, char **words) {
+  const char *what = count > 1 ? words[1] : "";
+  int number = count > 2 ? std::atoi(words[2]) : 0;
+  if (!std::strcmp(what, "scaled")) return scaled();
+  if (!std::strcmp(what, "met")) return met(number);
+  if (!std::strcmp(what, "outside")) return outside();
+  if (!std::strcmp(what, "rejected")) return rejected();
+  if (!std::strcmp(what, "memory")) return memory();
+  if (!std::strcmp(what, "events")) return events();
+  if (!std::strcmp(what, "facts")) return facts();
+  if (!std::strcmp(what, "unknown")) return cudaDeviceGraphMemTrim(0);
+  return 99;
+}
