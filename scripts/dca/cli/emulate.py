@@ -13,6 +13,7 @@ from dca.cli.packing import packed
 from dca.emulation import device
 from dca.emulation.device import Settings
 from dca.foundation import runner
+from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
 
 
@@ -24,7 +25,7 @@ class Wish:
         arch: the device's compute capability.
         checks: what kernels are checked for.
         seed: the order of the warps.
-        ptx: folder with further PTX.
+        ptx: of modules that contain none.
         findings: file for what the checks find.
         cudart: the run time to stand in for; None for the program's own.
     """
@@ -66,7 +67,12 @@ class Wish:
     click.option(
         "--seed", type=click.IntRange(min=0), default=0, help="Seed for the order of warps.  [default: their numbers]"
     ),
-    click.option("--ptx", type=options.PATH, metavar="DIR", help="Folder with the PTX of modules that contain none."),
+    click.option(
+        "--ptx",
+        type=options.PATH,
+        metavar="FILE|DIR",
+        help="The PTX that a build kept beside its wheel, or a folder of such files, for modules that contain none.",
+    ),
     click.option("--findings", type=options.PATH, metavar="FILE", help="Append each finding to a file, as JSON."),
     click.option(
         "--cudart",
@@ -86,6 +92,8 @@ def command(wish: Wish, words: tuple[str, ...], cache_dir: Path | None, output: 
     without PTX ends the program. No GPU and no driver is needed, and none is used.
     """
     options.check_file("--cudart", wish.cudart)
+    if wish.ptx and not wish.ptx.exists():
+        raise DcaError("DCA-204", f"--ptx: {wish.ptx} does not exist.", remedy="check the path.")
     program = options.program("PROGRAM", words[0])
     cache = options.open_cache(cache_dir).open()
     wanted = device.named_run_time(wish.cudart.resolve()) if wish.cudart else device.run_time(program)

@@ -21,13 +21,13 @@ from dca.foundation.run import Run
 SOURCES = Path(__file__).with_name("device")
 ABI = Path(__file__).with_name("runtime") / "abi.h"
 # What attaches the device to torch, for every Python that is started behind it.
-START = data.IN_WHEEL_ENV / "emulated" / "start"
+ATTACH = data.IN_WHEEL_ENV / "emulated" / "attach.py"
 ARCHS = ("8.0", "8.6", "8.9", "9.0")
 CHECKS = {"addresses": 1, "shared": 2, "races": 4}
 """Names of the bits of DcaServices.checks (abi.h)."""
 DRIVER, NVML = "libcuda.so.1", "libnvidia-ml.so.1"
 COMPILE_SECONDS = 600.0
-_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-Wl,-z,defs")
+_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-Wl,-z,defs")
 _EMPTY = ("-shared", "-nostdlib", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN")
 _RUN_TIME = re.compile(r"libcudart\.so\.(\d+)")
 _OLDEST = 12
@@ -64,7 +64,7 @@ class Settings:
         arch: its compute capability.
         checks: what kernels are checked for, of `CHECKS`.
         seed: order of the warps; 0 for their numbers'.
-        ptx: folder with the PTX of modules that have machine code alone.
+        ptx: kept PTX of modules that have machine code alone, a file or a folder of files.
         findings: file to which each finding is appended as a line of JSON.
     """
 
@@ -98,11 +98,7 @@ class Device:
         import sys
 
         env = {name: value for name, value in caller.items() if name != "CUDA_VISIBLE_DEVICES"}
-        for name, first in (
-            ("LD_PRELOAD", self.folder / self.name),
-            ("LD_LIBRARY_PATH", self.folder),
-            ("PYTHONPATH", START),
-        ):
+        for name, first in (("LD_PRELOAD", self.folder / self.name), ("LD_LIBRARY_PATH", self.folder)):
             env[name] = ":".join([str(first), *([env[name]] if env.get(name) else [])])
         if settings.checks:
             # Each tensor is then an allocation of its own, whose ends are known.
@@ -110,6 +106,7 @@ class Device:
         return env | {
             "DCA_CACHE_DIR": str(cache.root),
             "DCA_EMULATION_ARCH": settings.arch,
+            "DCA_EMULATION_ATTACH": str(ATTACH),
             "DCA_EMULATION_CHECKS": str(sum(CHECKS[name] for name in settings.checks)),
             "DCA_EMULATION_SEED": str(settings.seed),
             "DCA_EMULATION_TRANSLATOR": sys.executable,

@@ -50,25 +50,17 @@ class Image:
             "DCA-835",
             f"the kernel {fatbin.family_name(entry)} is launched, and cannot be emulated: {why}.",
             why=f"only PTX is emulated; the kernel's symbol is {entry}.",
-            remedy="use a module with PTX for this device, name the PTX's folder with --ptx DIR, or avoid the kernel.",
+            remedy="use a module with PTX for this device, name the kept PTX with --ptx FILE, or avoid the kernel.",
         )
 
 
-def read(module: Path, kept: Path | None = None) -> Image:
+def read(module: Path) -> Image:
     """The device code of a module.
 
-    Args:
-        module: the file.
-        kept: a folder with further PTX texts.
-
     Raises:
-        DcaError: DCA-836 when the module or a text is damaged.
+        DcaError: DCA-836 when it is damaged.
     """
-    codes = list(_codes(module))
-    if kept is not None:
-        for text in sorted(kept.rglob("*.ptx")):
-            codes += _codes(text)
-    return Image(module.name, tuple(codes))
+    return Image(module.name, tuple(_codes(module)))
 
 
 def _codes(file: Path) -> Iterable[Code]:

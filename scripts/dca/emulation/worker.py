@@ -6,11 +6,13 @@ standard output with "found" or "failed", a number of bytes, and that many bytes
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from dca.catalogue import kept_ptx
 from dca.emulation import images, kernels
 from dca.foundation.errors import DcaError, from_os_error
 from dca.foundation.store import Store
@@ -22,20 +24,41 @@ class Translator:
     Args:
         cache: keeps the kernels.
         arch: the device's compute capability.
-        ptx: a folder with the PTX of modules that have machine code alone.
+        ptx: a file of kept PTX, or a folder of such files, for modules that have machine code alone.
     """
 
     def __init__(self, cache: Store, arch: str, ptx: Path | None) -> None:
         self._cache, self._arch, self._ptx = cache, arch, ptx
         self._images: dict[Path, images.Image] = {}
 
+    @functools.cached_property
+    def _kept(self) -> list[kept_ptx.Kept]:
+        if self._ptx is None:
+            return []
+        files = sorted(self._ptx.glob(f"*{kept_ptx.SUFFIX}")) if self._ptx.is_dir() else [self._ptx]
+        return [kept_ptx.read(file) for file in files]
+
+    def _text(self, module: Path, entry: str) -> str:
+        """The PTX of a kernel: the module's own, else what was kept.
+
+        Raises:
+            DcaError: DCA-835 when there is none, DCA-836 or DCA-839 when something is damaged.
+        """
+        if module not in self._images:
+            self._images[module] = images.read(module)
+        try:
+            return self._images[module].ptx(entry, self._arch)
+        except DcaError as error:
+            found = (kept.find(module, entry, self._arch) for kept in self._kept) if error.code == "DCA-835" else ()
+            text = next((text for text in found if text is not None), None)
+            if text is None:
+                raise
+            return text.decode("utf-8", "replace")
+
     def answer(self, module: Path, entry: str) -> tuple[str, str]:
         """The state and the text of an answer."""
         try:
-            if module not in self._images:
-                self._images[module] = images.read(module, self._ptx)
-            text = self._images[module].ptx(entry, self._arch)
-            return "found", str(kernels.compiled(self._cache, text, entry))
+            return "found", str(kernels.compiled(self._cache, self._text(module, entry), entry))
         except DcaError as error:
             return "failed", str(error)
         except OSError as error:

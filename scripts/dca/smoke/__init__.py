@@ -457,7 +457,8 @@ def _listen(lines: list[dict[str, Any]], findings: _Findings, level: Level) -> N
             known = {key: value for key, value in line.items() if key not in ("variant", "case")}
             findings.cases.append(CaseResult(level=level, name=line["case"], overlay=line["variant"], **known))
         elif "left_out" in line:
-            findings.left_out += line["left_out"]
+            # A child that follows one that crashed says it again.
+            findings.left_out += [text for text in line["left_out"] if text not in findings.left_out]
         elif "device" in line:
             capability = ".".join(map(str, line["capability"]))
             findings.environment["device"] = (

@@ -12,7 +12,7 @@ extern char **environ;
 namespace {
 
 // `dca emulate` sets them; a program that is started with DCA_EMULATION_OFF, as the translator is, does not get them.
-constexpr const char *HANDED_ON[] = {"LD_PRELOAD=", "LD_LIBRARY_PATH=", "PYTHONPATH=", "PYTORCH_NO_CUDA_MEMORY_CACHING="};
+constexpr const char *HANDED_ON[] = {"LD_PRELOAD=", "LD_LIBRARY_PATH=", "DCA_CACHE_DIR=", "PYTORCH_NO_CUDA_MEMORY_CACHING="};
 constexpr char OFF[] = "DCA_EMULATION_OFF=", OURS[] = "DCA_EMULATION_";
 
 bool starts_with(const char *text, const char *start) { return std::strncmp(text, start, std::strlen(start)) == 0; }
@@ -57,7 +57,7 @@ class Environment {
       }
       size_t value = own.find('=') + 1;
       for (std::string &text : texts_) {
-        bool list = starts_with(own.c_str(), "LD_") || starts_with(own.c_str(), "PYTHONPATH=");
+        bool list = starts_with(own.c_str(), "LD_");
         bool same = text.compare(0, value, own, 0, value) == 0;
         if (same && list && text.find(own.substr(value)) == std::string::npos)
           text = own + (text.size() > value ? ":" + text.substr(value) : "");

@@ -63,18 +63,18 @@ class Progress:
 
 
 class Findings:
-    """What an emulated GPU writes to a file about the kernels that it runs.
+    """What an emulated GPU finds in the kernels that it runs from now on, by the file that it writes them to."""
 
-    Args:
-        path: of the file; empty without such a GPU.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._file = pathlib.Path(path)
+    def __init__(self) -> None:
+        self._file = pathlib.Path(os.environ.get("DCA_EMULATION_FINDINGS", ""))
         self._read = self._file.stat().st_size if self._file.is_file() else 0
 
-    def new(self) -> str:
-        """The first of those since the last call, in a sentence, and how many there are; "" for none."""
+    def new(self, *, last: bool = False) -> str:
+        """One of those since the last call in a sentence, and how many there are; "" for none.
+
+        Args:
+            last: the last one instead of the first.
+        """
         if not self._file.is_file():
             return ""
         with self._file.open("rb") as file:
@@ -83,7 +83,7 @@ class Findings:
             self._read = file.tell()
         if not found:
             return ""
-        one, more = found[0], f", and {len(found) - 1} more findings" if found[1:] else ""
+        one, more = found[-1 if last else 0], f", and {len(found) - 1} more findings" if found[1:] else ""
         block = ", ".join(map(str, one["block"]))
         place = f"block ({block}), warp {one['warp']}, lane {one['lane']}, PTX line {one['ptx_line']}"
         source = f", {one['source']}" if one["source"] else ""
@@ -163,7 +163,7 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
     """
     from dca.in_wheel_env.proof.case import Wrong
 
-    seed, findings = REQUEST["seed"], Findings(os.environ.get("DCA_EMULATION_FINDINGS", ""))
+    seed, findings = REQUEST["seed"], Findings()
     for number, case in enumerate(cases[skip:], start=skip + 1):
         result: dict[str, object] = {"variant": variant["name"], "case": case.name, "proves": case.proves, "seed": seed}
         progress.set(number=number, result=result)
@@ -343,7 +343,7 @@ def prove(variant: dict[str, Any]) -> bool:
     """Run every case on a variant; returns whether the other variants can be run."""
     done = 0
     while True:
-        progress = Progress()
+        progress, findings = Progress(), Findings()
         ended = wait(fork(variant, done, progress), progress)
         state = progress.get()
         if state.get("finished"):
@@ -355,7 +355,9 @@ def prove(variant: dict[str, Any]) -> bool:
             tell(variant=variant["name"], broken=ended, crashed=True)
             return True
         seconds = round(time.monotonic() - state["at"], 3)
-        tell(**state["result"], passed=False, detail=ended, crashed=True, seconds=seconds)
+        # A module may end its process because of what the GPU found; its last words then say less.
+        found = findings.new(last=True)
+        tell(**state["result"], passed=False, detail=found or ended, crashed=not found, seconds=seconds)
         if REQUEST.get("first"):
             return True
         done = state["number"]

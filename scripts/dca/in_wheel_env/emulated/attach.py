@@ -1,9 +1,8 @@
-"""Attaches the emulated CUDA device to torch when a program imports it; Python imports this file at its start."""
+"""Attaches the emulated CUDA device to torch; the device runs this file when a program begins to import torch."""
 
 from __future__ import annotations
 
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-OPERATORS = Path(__file__).resolve().parent.parent / "operators.py"
+OPERATORS = Path(__file__).resolve().with_name("operators.py")
 
 
 class _Attaching(importlib.abc.Loader):
@@ -60,15 +59,4 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _next_of_this_name() -> None:
-    """Import the sitecustomize that this one hides, if there is one."""
-    here = str(Path(__file__).resolve().parent)
-    others = [entry for entry in sys.path if str(Path(entry or ".").resolve()) != here]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
-    if spec is not None and spec.loader is not None:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-
-
 sys.meta_path.insert(0, _Finder())
-_next_of_this_name()

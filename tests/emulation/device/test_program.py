@@ -1,0 +1,129 @@
+"""A program of CUDA behind the emulated device, launched through its own host code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dca.foundation import store
+from tests.support import RunDca
+
+SOURCE = Path(__file__).with_name("program.cu")
+Emulate = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")]
+# cudaErrorInvalidValue, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice, cudaErrorIllegalAddress
+VALUE, CONFIGURATION, DEVICE, ADDRESS = 1, 9, 101, 700
+PINNED, UNREGISTERED = 1, 0
+
+
+def compiled(folder: Path, code: str) -> Path:
+    """The program with PTX (compute_80) or with machine code alone (sm_80)."""
+    program = folder / code
+    argv = ["nvcc", "-std=c++17", "--cudart", "shared", f"-gencode=arch=compute_80,code={code}", "-o"]
+    subprocess.run([*argv, program, SOURCE], check=True, capture_output=True)
+    return program
+
+
+@pytest.fixture(scope="module")
+def emulate(dca: RunDca, cache: store.Store, tmp_path_factory: pytest.TempPathFactory) -> Emulate:
+    program = compiled(tmp_path_factory.mktemp("program"), "compute_80")
+
+    def run(*words: str, options: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
+        named = ("--cache-dir", cache.root, *options)
+        return dca("emulate", "--quiet", *named, "--", program, *words, env=variables)
+
+    return run
+
+
+def test_a_kernel_of_machine_code_alone_ends_the_program_with_its_name(
+    dca: RunDca, cache: store.Store, tmp_path: Path
+) -> None:
+    done = dca("emulate", "--quiet", "--cache-dir", cache.root, "--", compiled(tmp_path, "sm_80"), "scaled")
+    assert (done.returncode, done.stdout) == (8, "")
+    assert "DCA-835: the kernel scale is launched" in done.stderr
+    assert "machine code alone" in done.stderr
+
+
+def test_a_function_that_is_not_emulated_ends_the_program_with_its_name(emulate: Emulate) -> None:
+    done = emulate("unknown")
+    assert (done.returncode, done.stdout) == (8, "")
+    assert "DCA-836: the program calls cudaDeviceGraphMemTrim" in done.stderr
+
+
+def test_a_kernel_reads_what_the_host_wrote_and_the_initial_values_of_variables(emulate: Emulate) -> None:
+    done = emulate("scaled")
+    assert (done.returncode, done.stdout) == (0, "5 203 5\n"), done.stderr
+
+
+def test_kernels_of_two_streams_that_wait_for_each_other_end(emulate: Emulate) -> None:
+    assert emulate("met", "50").stdout == "50 50\n"
+
+
+def test_a_deadlock_is_reported_with_its_kernel(emulate: Emulate) -> None:
+    done = emulate("met", "7", DCA_EMULATION_BOUND="1000000")
+    assert (done.returncode, done.stdout) == (8, "")
+    assert "DCA-837" in done.stderr
+    assert "meet (grid 1 x 1 x 1" in done.stderr
+
+
+def test_a_failed_kernel_makes_every_later_call_fail(emulate: Emulate, tmp_path: Path) -> None:
+    findings = tmp_path / "findings"
+    done = emulate("outside", options=("--findings", str(findings)))
+    assert done.stdout == f"{ADDRESS} {ADDRESS} {ADDRESS} {ADDRESS}\n"
+    found = json.loads(findings.read_text())
+    assert (found["kind"], found["kernel"], found["block"]) == ("address", "beyond", [0, 0, 0])
+    assert "DCA-837: beyond: " in done.stderr
+
+
+def test_a_rejected_launch_and_a_second_device_are_errors_that_stay_until_asked_for(emulate: Emulate) -> None:
+    done = emulate("rejected")
+    assert done.stdout == f"{CONFIGURATION} {CONFIGURATION} 0 {DEVICE}\n"
+    assert "the launch of beyond is rejected" in done.stderr
+    assert "the program asks for device 1" in done.stderr
+
+
+def test_memory_is_counted_and_freed_once(emulate: Emulate) -> None:
+    assert emulate("memory").stdout == f"{1 << 20} 0 {VALUE} {VALUE} {PINNED} {UNREGISTERED}\n"
+
+
+def test_events_are_reached_in_order(emulate: Emulate) -> None:
+    assert emulate("events").stdout == "0 0 1\n"
+
+
+@pytest.mark.parametrize(("arch", "shared"), [("8.0", 163), ("8.6", 99), ("8.9", 99), ("9.0", 227)])
+def test_the_device_has_the_limits_of_its_compute_capability(emulate: Emulate, arch: str, shared: int) -> None:
+    name = f"emulated sm_{arch.replace('.', '')}"
+    assert emulate("facts", options=("--arch", arch)).stdout == f"1 {arch} {name} {shared * 1024}\n"
+
+
+CHILDREN = """
+import multiprocessing, os, subprocess, sys
+def count(_=0):
+    import ctypes
+    number = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(number))
+    return number.value
+if __name__ == "__main__":
+    code = "import ctypes; ctypes.CDLL('libcuda.so.1').cuInit(0); print('child', flush=True)"
+    one = [sys.executable, "-I", "-c", code]
+    subprocess.run(one, env={}, check=True)
+    subprocess.run(one, env={"LD_PRELOAD": "", "LD_LIBRARY_PATH": "/nowhere"}, check=True, close_fds=False)
+    os.waitpid(os.posix_spawn(one[0], one, {}), 0)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.map(count, [0]), flush=True)
+    if os.fork() == 0:
+        os.execve(one[0], one, {})
+    os.wait()
+"""
+
+
+def test_what_a_program_starts_is_behind_the_device_too(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
+    (tmp_path / "children.py").write_text(CHILDREN)
+    done = dca("emulate", "--quiet", "--cache-dir", cache.root, "--", sys.executable, tmp_path / "children.py")
+    assert (done.returncode, done.stdout) == (0, "child\nchild\nchild\n[1]\nchild\n"), done.stderr
