@@ -8,7 +8,7 @@ from pathlib import Path
 from dca.catalogue import archs, kept_ptx
 from dca.emulation import device
 from dca.emulation.device import ARCHS, Settings
-from dca.foundation import environment, store
+from dca.foundation import environment
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
 from dca.smoke.subject import Subject
@@ -66,17 +66,11 @@ def variables(gpu: EmulatedGpu, python: Path, folder: Path, run: Run) -> dict[st
     Args:
         gpu: to emulate.
         python: of the environment with torch, whose CUDA it stands in for.
-        folder: a scratch folder, for kept PTX and for what the device finds.
+        folder: a scratch folder, for what the device finds.
         run: whose cache keeps the device and the translated kernels.
 
     Raises:
-        DcaError: DCA-836 when the device cannot be made, DCA-839 when the kept PTX is damaged.
+        DcaError: DCA-836 when the device cannot be made.
     """
-    if gpu.ptx:
-        kept = kept_ptx.read(gpu.ptx)
-        for text in kept.manifest.texts:
-            store.write_bytes(folder / "ptx" / f"{text.sha256}.ptx", kept.read(text))
-    settings = Settings(
-        arch=gpu.arch, checks=CHECKS, ptx=folder / "ptx" if gpu.ptx else None, findings=folder / FINDINGS
-    )
+    settings = Settings(arch=gpu.arch, checks=CHECKS, ptx=gpu.ptx, findings=folder / FINDINGS)
     return device.make(device.run_time(python), run).variables(settings, run.cache, environment.of("compiler"))
