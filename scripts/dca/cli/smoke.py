@@ -67,7 +67,7 @@ def _request(
     click.option(
         "--level",
         type=click.Choice(LEVELS),
-        show_default="gpu if available, else kernels if the wheel's PTX is, else cpu",
+        show_default="gpu if available, else cpu",
         help="Level of proof.",
     ),
     click.option(

@@ -63,7 +63,7 @@ class Request:
 
     Args:
         wheel: the file.
-        level: to run, with those that it includes; None for the highest that this machine and the wheel allow.
+        level: to run, with those that it includes; None for `gpu` if there is one, else `cpu`.
         archs: GPU archs that the wheel must support; those it was built for when empty.
         python: of an environment with the wheel's requirements; one is created when not given.
         source: a clone or sdist with the source of the index conversion.
@@ -111,13 +111,11 @@ class _Task:
         request: as it came.
         level: that is run.
         gpu: the emulated GPU of the level `kernels`.
-        unreached: why no higher level is run, in words, if the request left that open.
     """
 
     request: Request
     level: Level
     gpu: EmulatedGpu | None = None
-    unreached: tuple[str, ...] = ()
 
 
 @dataclass
@@ -192,7 +190,7 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
 
 
 def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:
-    """The level that a request asks for, or the highest that this machine and the wheel allow.
+    """The level that a request asks for, or that this machine allows.
 
     Args:
         request: as it came.
@@ -204,16 +202,9 @@ def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:
     """
     if left_out:
         return _Task(request, "static" if request.level == "static" else "cpu")
-    if request.level not in (None, "kernels"):
-        return _Task(request, request.level)
-    if request.level is None and machine.gpus():
-        return _Task(request, "gpu")
-    try:
+    if request.level == "kernels":
         return _Task(request, "kernels", emulated.choose(about))
-    except DcaError as error:
-        if request.level:
-            raise
-        return _Task(request, "cpu", unreached=(f"{error.what} {error.why} {error.remedy}",))
+    return _Task(request, request.level or ("gpu" if machine.gpus() else "cpu"))
 
 
 def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
@@ -244,7 +235,7 @@ def _bare(inspected: inspection.Inspection) -> bool:
 def _not_proven(task: _Task, findings: _Findings, *, bare: bool) -> tuple[str, ...]:
     by_level = {
         "static": NOT_BY_STATIC,
-        "cpu": (*NOT_BY_CPU, *task.unreached),
+        "cpu": NOT_BY_CPU,
         "kernels": (*NOT_BY_KERNELS, *findings.left_out),
         "gpu": tuple(findings.left_out),
     }[task.level]
