@@ -52,6 +52,41 @@ COMPOSITION = [
 ]
 CONVERSION = ["conversion/random", "conversion/borders", "conversion/rows", "conversion/drawn", "conversion/long"]
 ORACLE = ["oracle/known", "oracle/dense", "oracle/sparse"]
+# The whole layer over three chunks with the wheel's own kernels.
+LAYER = ["layer/dense/3-chunks", "layer/sparse/3-chunks"]
+# Faults that show there.
+IN_LAYER = (
+    "decode-d1",
+    "sparse-not-causal",
+    "dense-not-causal",
+    "prefill-factor",
+    "stage-factor",
+    "decode-factor",
+    "merge-base-2",
+    "decode-merge-base-2",
+    "merge-sum",
+    "nearest",
+    "voters-mask",
+    "vote-successive",
+    "vote-inter",
+    "diagonals",
+    "intra-distance",
+    "successive-distance",
+    "intra-vertical",
+    "third-chunk",
+    "page-rest",
+    "values",
+    "dense-heads",
+    "sparse-heads",
+    "decode-inter-length",
+    "decode-query",
+    "clamp",
+    "no-clamp",
+    "key-chunks",
+    "query-place",
+    "inter-place",
+    "backwards",
+)
 
 
 @dataclass(frozen=True)
@@ -100,11 +135,13 @@ def copies(subject: Subject, folder: Path) -> Path:
     return overlay
 
 
-def smoke(dca: RunDca, wheel: Path, overlays: Sequence[Path], cases: Sequence[str]) -> dict[str, CaseResult]:
+def smoke(
+    dca: RunDca, wheel: Path, overlays: Sequence[Path], cases: Sequence[str], level: str = "cpu"
+) -> dict[str, CaseResult]:
     """By overlay the first case that `dca smoke` finds to fail."""
     words = [word for overlay in overlays for word in ("--overlay", str(overlay))]
     words += [word for case in cases for word in ("--case", case)]
-    done = dca("smoke", wheel, "--level", "cpu", "--quick", "-x", "--seed", "1", "--json", *words, timeout=3000.0)
+    done = dca("smoke", wheel, "--level", level, "--quick", "-x", "--seed", "1", "--json", *words, timeout=3000.0)
     assert done.returncode == 8, done.stderr[-4000:]
     told = Smoke.model_validate_json(done.stdout)
     assert {case.overlay for case in told.cases} == set(map(str, overlays))
@@ -167,6 +204,16 @@ def test_every_fault_is_found(
     for mutant in mutants:
         print(f"{mutant.name} ({mutant.fault}): {found[mutant.name].name if mutant.name in found else 'NOT FOUND'}")
     assert set(found) == {mutant.name for mutant in mutants}
+
+
+@pytest.mark.whole
+def test_faults_of_the_wheels_python_are_found_with_its_own_kernels(
+    dca: RunDca, wheel: Path, subject: Subject, tmp_path: Path
+) -> None:
+    mutants = [mutant for mutant in MUTANTS if mutant.name in IN_LAYER]
+    assert len(mutants) == len(IN_LAYER)
+    overlays = [copies(subject, tmp_path), *(of_wheel(mutant, subject, tmp_path) for mutant in mutants)]
+    assert set(smoke(dca, wheel, overlays, LAYER, "kernels")) == set(IN_LAYER)
 
 
 def test_faults_are_as_many_as_promised_and_each_is_named_once() -> None:

@@ -274,6 +274,10 @@ def test_a_failed_smoke_test_keeps_a_wheel_out(tmp_path: Path) -> None:
         (["gpu", "cpu fails", "static"], False),
         (["cpu fails", "static fails -x", "gpu"], True),
         (["gpu fails", "cpu"], False),
+        (["kernels", "cpu fails"], False),
+        (["cpu fails", "kernels"], True),
+        # What the emulated GPU finds, a real one may not show.
+        (["kernels fails", "gpu"], False),
         (["static", "static fails --arch"], True),
     ],
 )
@@ -283,6 +287,7 @@ def test_a_wheel_that_any_smoke_test_found_wrong_stays_out_until_a_whole_one_pas
     """Runs in this order, with a stand-in for the cases."""
     wheel, cache = make(tmp_path, "0.10.2", cuda=None), store.Store(tmp_path / "cache")
     monkeypatch.setattr(engine, "_run", lambda *_: None)
+    monkeypatch.setattr(engine.emulated, "choose", lambda _: None)
     for number, words in enumerate(runs):
         first, *how = words.split()
         level = next(level for level in LEVELS if level == first)

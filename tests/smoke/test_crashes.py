@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ FAULTS = {
 }
 KERNEL = """
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <unistd.h>
@@ -56,7 +58,9 @@ def proven(python: Path, folder: Path, kernels: dict[str, str], *, first: bool =
         "cases": CASES,
         "first": first,
     }
-    return prove(python, request, folder, Silent(), folder / "log")
+    return prove(
+        python, request, folder, Silent(), folder / "log", env={"DCA_EMULATION_FINDINGS": str(folder / "found")}
+    )
 
 
 @pytest.mark.slow
@@ -77,6 +81,21 @@ def test_a_crash_is_a_failed_case_in_its_own_words(build_python: Path, tmp_path:
     ended = proven(build_python, tmp_path, {name: kernels[name] for name in ("segfault", "nothing")}, first=True)
     told = [(line["variant"], line["case"]) for line in ended if "case" in line]
     assert told == [(name, case) for name in ("segfault", "nothing") for case in ("oracle/known", "conversion/random")]
+
+
+@pytest.mark.slow
+def test_what_an_emulated_gpu_finds_fails_the_case_that_ran(build_python: Path, tmp_path: Path) -> None:
+    finding = {"kind": "race", "kernel": "convert", "text": "two warps write one place", "block": [1, 0, 0], "warp": 2}
+    finding |= {"lane": 3, "ptx_line": 40, "source": "a.cu:7"}
+    line = json.dumps(json.dumps(finding) + "\n")
+    body = f'FILE *to = fopen(getenv("DCA_EMULATION_FINDINGS"), "a"); fputs({line}, to); fclose(to);'
+    results = {
+        line["case"]: line for line in proven(build_python, tmp_path, {"": library(tmp_path, "racing", body)})[1:]
+    }
+    assert results["oracle/known"]["passed"]
+    detail = results["conversion/random"]["detail"]
+    assert detail == ("convert: two warps write one place (race; block (1, 0, 0), warp 2, lane 3, PTX line 40, a.cu:7)")
+    assert not results["conversion/random"]["passed"]
 
 
 @pytest.mark.slow

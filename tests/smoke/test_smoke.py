@@ -383,7 +383,8 @@ def test_the_gpus_that_are_chosen_are_those_of_the_proof_with_a_stand_in_worker(
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "PROOF {\\"seen\\": \\"${CUDA_VISIBLE_DEVICES-all}\\"}"\n')
     python.chmod(0o755)
-    assert prove(python, {}, tmp_path, Silent(), tmp_path / "log", visible=visible) == [{"seen": seen}]
+    env = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert prove(python, {}, tmp_path, Silent(), tmp_path / "log", env=env) == [{"seen": seen}]
 
 
 def test_the_page_tells_what_failed_and_how_to_repeat_it() -> None:

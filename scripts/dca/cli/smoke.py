@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dca.catalogue import machine, recipes
+from dca.catalogue import recipes
 from dca.cli import options
 from dca.cli.packing import packed
 from dca.cli.terminal import wrapped
@@ -48,7 +48,7 @@ def _request(
     words = [str(chosen), *(word for flag, path in paths.items() if path for word in (flag, str(path)))]
     return Request(
         wheel=chosen,
-        level=level or ("gpu" if machine.gpus() else "cpu"),
+        level=level,
         archs=options.arch_list(archs),
         python=options.program("--python", python) if python else None,
         source=options.resolve(source) if source else None,
@@ -65,7 +65,10 @@ def _request(
     "request",
     click.argument("wheel", type=options.PATH, required=False),
     click.option(
-        "--level", type=click.Choice(LEVELS), show_default="gpu if available, else cpu", help="Level of proof."
+        "--level",
+        type=click.Choice(LEVELS),
+        show_default="gpu if available, else cpu",
+        help="Level of proof.",
     ),
     click.option(
         "--python",

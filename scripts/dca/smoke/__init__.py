@@ -1,30 +1,32 @@
-"""Proves that a wheel's dual chunk attention computes the right results: on a GPU, and partly on a CPU.
+"""Proves that a wheel's dual chunk attention computes the right results: on a GPU, and in large part on a CPU.
 
-There are three levels. `static` reads the wheel's files. `cpu` runs the source of the index conversion and the wheel's
-own Python on the CPU, against the oracle. `gpu` runs the kernels. Each level includes those before it.
+There are four levels. `static` reads the wheel's files. `cpu` runs the source of the index conversion and the wheel's
+own Python on the CPU, against the oracle. `kernels` runs the wheel's modules and the PTX of its kernels on an emulated
+GPU, `gpu` the kernels on a real one. Both include `static` and `cpu`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import secrets
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dca import inspection
-from dca.catalogue import recipes
+from dca.catalogue import machine, recipes
 from dca.catalogue.recipes import KERNELS
 from dca.foundation import documents, environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
-from dca.smoke import static, subject
+from dca.smoke import emulated, static, subject
+from dca.smoke.emulated import EmulatedGpu
 from dca.smoke.subject import Subject
-from dca.smoke.values import LEVELS, CaseResult, Level, ProvenSource, Smoke
+from dca.smoke.values import INCLUDED, CaseResult, Level, ProvenSource, Smoke
 from dca.toolchain.environments import WORKERS
 
 __all__ = ["SEEDS", "CaseResult", "Level", "Request", "Smoke", "drawn_seed", "smoke"]
@@ -39,12 +41,14 @@ SEEDS = 2**31
 MARK = "PROOF "
 # Where a traceback begins: of an exception, and of a signal.
 TRACEBACK, FATAL = "Traceback (most recent call last):", "Fatal Python error:"
-NOT_BY_STATIC = ("the results of the kernels: --level cpu proves part of them, --level gpu all.",)
+NOT_BY_STATIC = ("the results of the kernels: --level cpu proves part of them, --level kernels and gpu all.",)
 NOT_BY_CPU = (
-    "the CUDA kernels of sparse and dense attention: only --level gpu runs them.",
+    "the CUDA kernels of sparse and dense attention: --level kernels runs their PTX without a GPU, --level gpu the "
+    "kernels.",
     "the index conversion as compiled for a GPU: only its source is proven.",
     "speed.",
 )
+NOT_BY_KERNELS = ("ptxas and the GPU: kernels ran from their PTX, and only --level gpu runs their machine code.",)
 NOT_OF_KERNELS = "dual chunk attention as a whole: the wheel has bare kernels, without the engine's Python."
 
 
@@ -59,7 +63,7 @@ class Request:
 
     Args:
         wheel: the file.
-        level: the highest to run.
+        level: to run, with those that it includes; None for `gpu` if there is one, else `cpu`.
         archs: GPU archs that the wheel must support; those it was built for when empty.
         python: of an environment with the wheel's requirements; one is created when not given.
         source: a clone or sdist with the source of the index conversion.
@@ -74,7 +78,7 @@ class Request:
     """
 
     wheel: Path
-    level: Level
+    level: Level | None
     archs: tuple[str, ...] = ()
     python: Path | None = None
     source: Path | None = None
@@ -97,6 +101,21 @@ class _Variant:
     @property
     def name(self) -> str:
         return str(self.overlay or "")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A request with the level that is run.
+
+    Args:
+        request: as it came.
+        level: that is run.
+        gpu: the emulated GPU of the level `kernels`.
+    """
+
+    request: Request
+    level: Level
+    gpu: EmulatedGpu | None = None
 
 
 @dataclass
@@ -135,18 +154,16 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     inspected = inspection.inspect(request.wheel, asked=request.archs or None)
     about = subject.identify(request.wheel, inspected, known)
     left_out = static.left_out(inspected, about.recipe)
-    if left_out and request.level == "gpu":
-        # The cases on a GPU call what such a wheel does not have.
-        request = dataclasses.replace(request, level="cpu")
+    task = _task(request, about, left_out=bool(left_out))
     run = cache.open().folder("run", f"smoke-{inspected.sha256[:16]}")
     cases = static.check(inspected, about.recipe)
     findings = _Findings(cases=[case for case in cases if not request.cases or case.name in request.cases])
-    if request.level != "static":
-        _run(request, about, findings, Run(cache, reporter, run / "smoke.log"))
+    if task.level != "static":
+        _run(task, about, findings, Run(cache, reporter, run / "smoke.log"))
     if not findings.cases:
         raise DcaError(
             "DCA-201",
-            f"there is no case {', '.join(request.cases)} at level {request.level}.",
+            f"there is no case {', '.join(request.cases)} at level {task.level}.",
             remedy="run once without --case, which lists every case by name.",
         )
     report = Smoke(
@@ -154,7 +171,7 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         sha256=inspected.sha256,
         version=inspected.version,
         recipe=about.recipe.name,
-        level=request.level,
+        level=task.level,
         python=findings.environment.get("python", ""),
         torch=findings.environment.get("torch", ""),
         device=findings.environment.get("device", ""),
@@ -162,7 +179,7 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         sources=tuple(findings.sources),
         cases=tuple(_repeatable(case, request) for case in findings.cases),
         partial=bool(request.cases) or (request.first and not all(case.passed for case in findings.cases)),
-        not_proven=_not_proven(request.level, findings, bare=_bare(inspected)),
+        not_proven=_not_proven(task, findings, bare=_bare(inspected)),
         left_out=left_out,
         seconds=round(time.monotonic() - started, 2),
     )
@@ -172,10 +189,28 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
     return report
 
 
+def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:
+    """The level that a request asks for, or that this machine allows.
+
+    Args:
+        request: as it came.
+        about: the wheel.
+        left_out: whether the wheel lacks kernels by design, so that the levels which run them have nothing to run.
+
+    Raises:
+        DcaError: DCA-838 and 839 when the level `kernels` is asked for and the wheel's PTX is not there.
+    """
+    if left_out:
+        return _Task(request, "static" if request.level == "static" else "cpu")
+    if request.level == "kernels":
+        return _Task(request, "kernels", emulated.choose(about))
+    return _Task(request, request.level or ("gpu" if machine.gpus() else "cpu"))
+
+
 def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
     """Keep a report that can be published with its wheel, or that reports a failure.
 
-    A complete run that passes replaces earlier failures at its level and below; a partial run does not.
+    A complete run that passes replaces earlier failures at its level and those it includes; a partial run does not.
 
     Args:
         report: about the unchanged wheel.
@@ -187,7 +222,7 @@ def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
         return
     documents.write(report, run / f"smoke-{report.level}.json")
     if report.passed:
-        for level in LEVELS[: LEVELS.index(report.level)]:
+        for level in INCLUDED[report.level]:
             file = run / f"smoke-{level}.json"
             if (before := documents.read_if_whole(Smoke, file)) and not before.passed:
                 file.unlink()
@@ -197,9 +232,14 @@ def _bare(inspected: inspection.Inspection) -> bool:
     return bool(inspected.recorded and inspected.recorded.profile == KERNELS)
 
 
-def _not_proven(level: Level, findings: _Findings, *, bare: bool) -> tuple[str, ...]:
-    by_level = {"static": NOT_BY_STATIC, "cpu": NOT_BY_CPU, "gpu": tuple(findings.left_out)}[level]
-    return (*by_level, *([NOT_OF_KERNELS] if bare and level == "cpu" else []))
+def _not_proven(task: _Task, findings: _Findings, *, bare: bool) -> tuple[str, ...]:
+    by_level = {
+        "static": NOT_BY_STATIC,
+        "cpu": NOT_BY_CPU,
+        "kernels": (*NOT_BY_KERNELS, *findings.left_out),
+        "gpu": tuple(findings.left_out),
+    }[task.level]
+    return (*by_level, *([NOT_OF_KERNELS] if bare and task.level == "cpu" else []))
 
 
 def _repeatable(case: CaseResult, request: Request) -> CaseResult:
@@ -209,12 +249,13 @@ def _repeatable(case: CaseResult, request: Request) -> CaseResult:
     return case.model_copy(update={"repeat": shlex.join(words)})
 
 
-def _run(request: Request, about: Subject, findings: _Findings, run: Run) -> None:
+def _run(task: _Task, about: Subject, findings: _Findings, run: Run) -> None:
     """Run the cases of the levels above `static` in the wheel's environment, and add to the findings.
 
     Raises:
         DcaError: DCA-802 when there is no GPU for the cases that require one, and others, see `smoke`.
     """
+    request = task.request
     if request.cases and all(name.startswith("static/") for name in request.cases):
         return
     run.log.unlink(missing_ok=True)
@@ -243,17 +284,23 @@ def _run(request: Request, about: Subject, findings: _Findings, run: Run) -> Non
         asked = _worker_request(request, about, folder / "wheel", variants)
         run.reporter.stage("prove", "on the CPU")
         _listen(prove(python, {**asked, "level": "cpu"}, folder, run.reporter, run.log), findings, "cpu")
-        if request.level == "gpu":
+        if task.gpu:
+            run.reporter.stage("prove", f"on an emulated GPU of compute capability {task.gpu.arch}")
+            env = emulated.variables(task.gpu, python, folder, run)
+            lines = prove(python, {**asked, "level": "kernels"}, folder, run.reporter, run.log, env=env)
+            _listen(lines, findings, "kernels")
+        if task.level == "gpu":
             run.reporter.stage("prove", "on the GPU")
             on_gpu = {**asked, "level": "gpu"}
-            lines = prove(python, on_gpu, folder, run.reporter, run.log, visible=request.visible)
+            env = {} if request.visible is None else {"CUDA_VISIBLE_DEVICES": request.visible}
+            lines = prove(python, on_gpu, folder, run.reporter, run.log, env=env)
             missing = next((line["broken"] for line in lines if "broken" in line and "variant" not in line), "")
             if missing:
                 raise DcaError(
                     "DCA-802",
                     "there is no GPU to run the kernels on.",
                     why=missing,
-                    remedy="use a machine with a GPU, or `--level cpu`, which proves a part without one.",
+                    remedy="use a machine with a GPU, or `--level kernels`, which runs their PTX without one.",
                 )
             _listen(lines, findings, "gpu")
 
@@ -311,7 +358,7 @@ def _python_files(about: Subject, overlay: Path | None, wheel: Path) -> list[Pro
 
 
 def prove(
-    python: Path, request: dict[str, Any], folder: Path, reporter: Reporter, log: Path, *, visible: str | None = None
+    python: Path, request: dict[str, Any], folder: Path, reporter: Reporter, log: Path, *, env: Mapping[str, str] = {}
 ) -> list[dict[str, Any]]:
     """Run the worker in a wheel's environment, and return the lines that it reports.
 
@@ -321,7 +368,7 @@ def prove(
         folder: a scratch folder, which also has the worker's home.
         reporter: gets every case.
         log: of everything that the worker prints.
-        visible: CUDA_VISIBLE_DEVICES; None for every GPU.
+        env: further variables: the GPUs that it may use, or the emulated one.
 
     Raises:
         DcaError: DCA-804 when the worker fails.
@@ -349,13 +396,13 @@ def prove(
     home = folder / "home"
     home.mkdir(exist_ok=True)
     # Nothing may be sent anywhere, and no log of vLLM may be kept.
-    env = {"HOME": str(home), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CONFIGURE_LOGGING": "1"}
-    if visible is not None:
-        env["CUDA_VISIBLE_DEVICES"] = visible
+    own = {"HOME": str(home), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CONFIGURE_LOGGING": "1"}
+    # The emulated GPU is attached to torch by a module on PYTHONPATH, which an isolated Python does not read.
+    isolated = [] if "PYTHONPATH" in env else ["-I"]
     done = runner.run(
-        [python, "-I", WORKERS / "prove.py", file],
+        [python, *isolated, WORKERS / "prove.py", file],
         cwd=home,
-        env=environment.of("compiler", env),
+        env=environment.of("compiler", {**env, **own}),
         log=log,
         timeout=PROVE_SECONDS,
         supervision=runner.Supervision(on_line=read),
@@ -401,7 +448,8 @@ def _listen(lines: list[dict[str, Any]], findings: _Findings, level: Level) -> N
             known = {key: value for key, value in line.items() if key not in ("variant", "case")}
             findings.cases.append(CaseResult(level=level, name=line["case"], overlay=line["variant"], **known))
         elif "left_out" in line:
-            findings.left_out += line["left_out"]
+            # A child that follows one that crashed says it again.
+            findings.left_out += [text for text in line["left_out"] if text not in findings.left_out]
         elif "device" in line:
             capability = ".".join(map(str, line["capability"]))
             findings.environment["device"] = (

@@ -13,7 +13,7 @@ from dca.catalogue.recipes import KERNELS_PACKAGE, Recipe, SdistSource, SmokeFil
 from dca.foundation import archives, data, documents, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
-from dca.inspection import INDEX_OP, SPARSE_OP, Inspection
+from dca.inspection import INDEX_OP, SPARSE_OP, InspectedModule, Inspection
 from dca.smoke.values import ProvenSource
 from dca.sources import fetch, git, index
 from dca.toolchain import environments
@@ -42,6 +42,14 @@ class Subject:
     def profile(self) -> str:
         """The profile that the wheel was built with; lean when it was not recorded."""
         return self.inspected.recorded.profile if self.inspected.recorded else "lean"
+
+    @property
+    def proven(self) -> tuple[InspectedModule, ...]:
+        """The modules with the kernels of dual chunk attention, which are run."""
+        holds = (INDEX_OP, SPARSE_OP)
+        return tuple(
+            module for module in self.inspected.modules if any(module.registers(operator) for operator in holds)
+        )
 
     @property
     def lock(self) -> Path:
@@ -126,8 +134,7 @@ def unpack(subject: Subject, folder: Path) -> None:
     Raises:
         DcaError: DCA-404 for a wheel that is damaged or has paths outside the folder.
     """
-    holds = (INDEX_OP, SPARSE_OP)
-    modules = {module.path for module in subject.inspected.modules if any(module.registers(op) for op in holds)}
+    modules = {module.path for module in subject.proven}
     archives.unpack_wheel(subject.wheel, folder, lambda name: not name.endswith(".so") or name in modules)
 
 

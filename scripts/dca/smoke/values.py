@@ -6,9 +6,17 @@ from typing import Any, ClassVar, Literal
 
 from dca.foundation.documents import Document, Value
 
-Level = Literal["static", "cpu", "gpu"]
-LEVELS: tuple[Level, ...] = ("static", "cpu", "gpu")
-"""Each level includes those before it."""
+Level = Literal["static", "cpu", "kernels", "gpu"]
+LEVELS: tuple[Level, ...] = ("static", "cpu", "kernels", "gpu")
+"""From the one that proves least to the one that proves most."""
+INCLUDED: dict[Level, tuple[Level, ...]] = {
+    "static": (),
+    "cpu": ("static",),
+    "kernels": ("static", "cpu"),
+    # A GPU runs the cases of `kernels` itself, but does not report races or reads of memory that nothing wrote.
+    "gpu": ("static", "cpu"),
+}
+"""The levels whose cases also run at a level."""
 KNOWN = "known fault"
 """The figure of a passed case that names a fault of a function which dual chunk attention never calls."""
 
@@ -65,7 +73,7 @@ class Smoke(Document):
         level: the highest that was run.
         python: version of Python; empty for `static`.
         torch: version of torch; empty for `static`.
-        device: the GPU; empty without one.
+        device: the GPU, which may be emulated; empty without one.
         sources: the files that were run, with their hashes.
         partial: whether only some of the cases were run.
         not_proven: what was not proven, in words.

@@ -120,7 +120,7 @@ class Registered:
     """A library of ops that can be replaced one by one."""
 
     def __init__(self) -> None:
-        self.library = torch.library.Library("_case_ops", "DEF")
+        self.library = torch.library.Library("_case_C", "DEF")
         self.now: dict[str, Op] = {}
         for function, schema in SCHEMAS.items():
             name = name_of(function)
@@ -134,15 +134,15 @@ class Registered:
         """Run the case of an op, or of another function in its place."""
         right = next(one for one in SCHEMAS if name_of(one) == name)
         self.now[name] = function or right
-        (case,) = ops.cases([f"_case_ops::{name}"], DTYPES, "cpu")
+        (case,) = ops.cases([f"_case_C::{name}"], DTYPES, "cpu")
         return case.run(3)
 
 
 @pytest.fixture(scope="module")
 def registered() -> Registered:
-    before = ops.registered()
+    before = ops.registered("cpu")
     made = Registered()
-    assert {f"_case_ops::{name}" for name in NAMES} == set(ops.registered() - before)
+    assert {f"_case_C::{name}" for name in NAMES} == set(ops.registered("cpu") - before)
     return made
 
 
@@ -225,14 +225,20 @@ def infinite(output: Tensor, lse: Tensor, a: Tensor, a_lse: Tensor, b: Tensor, b
     ],
 )
 def test_a_faulty_op_is_found(registered: Registered, name: str, fault: Op) -> None:
-    with pytest.raises(Wrong, match=f"_case_ops::{name}, call"):
+    with pytest.raises(Wrong, match=f"_case_C::{name}, call"):
         registered.run(name, fault)
 
 
 def test_an_op_without_a_reference_is_named() -> None:
     (line,) = ops.left_out(["_C::strange", "_C::rms_norm", "_C::convert_vertical_slash_indexes", "vllm::python"])
     assert line.endswith(": _C::strange")
-    assert not ops.left_out(["_C::rms_norm"])
+    assert not ops.left_out(["_C::rms_norm", "_moe_C::moe_sum", "_inductor_test::realize"])
+    chosen = ["rms_norm"]
+    (line,) = ops.left_out(["_C::rms_norm", "_C::gelu_new"], chosen)
+    assert line.endswith("--quick compares: _C::gelu_new")
+    assert [case.name for case in ops.cases(["_C::rms_norm", "_C::gelu_new"], DTYPES, "cpu", chosen)] == [
+        "ops/rms_norm"
+    ]
     assert not ops.cases(["_C::strange", "vllm::rms_norm"], DTYPES, "cpu")
 
 

@@ -164,6 +164,7 @@ class Extent:
         runs: how often the same call must give the same bits.
         layers: the inputs of the whole layer.
         timed: what is timed; nothing if not given.
+        ops: of the other ops, the names of those that are compared; all that have a reference if not given.
     """
 
     dim: int
@@ -179,6 +180,7 @@ class Extent:
     runs: int
     layers: tuple[whole.Plan, ...]
     timed: speed.Plan | None
+    ops: tuple[str, ...] | None = None
 
 
 # The 1M models have 28 heads over 4 key heads, and 40 over 8; here split over all possible numbers of GPUs.
@@ -234,6 +236,8 @@ KERNELS_QUICK = replace(
     rows=100,
     sampled=1,
     layers=(whole.EMULATED_QUICK,),
+    # What every layer of a model calls; each further kernel takes g++ some ten seconds once.
+    ops=("rms_norm", "fused_add_rms_norm", "silu_and_mul", "rotary_embedding", "reshape_and_cache_flash"),
 )
 # By whether the GPU is emulated, and whether only a part is proven.
 EXTENTS = {(False, False): FULL, (False, True): QUICK, (True, False): KERNELS, (True, True): KERNELS_QUICK}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -118,35 +118,50 @@ def _of(function: Callable[[Draw, str], Iterable[Call]], name: str, draw: Draw) 
     return function(draw, name)
 
 
-def registered() -> frozenset[str]:
-    """The names of all ops that are registered in this process, as `namespace::name`."""
-    return frozenset(schema.name for schema in torch._C._jit_get_all_schemas())
+def registered(device: str) -> frozenset[str]:
+    """The ops, as `namespace::name`, that this process has a kernel of for a type of device."""
+    key = device.upper()
+    return frozenset(schema.name for schema in torch._C._jit_get_all_schemas() if _has(schema.name, key))
 
 
-def left_out(ops: Iterable[str]) -> list[str]:
-    """The ops without a reference or a case elsewhere, in one sentence; none for no such op."""
-    names = sorted(op for op in ops if _own(op) and _name(op) not in ELSEWHERE and _name(op) not in REFERENCES)
-    return [f"{len(names)} ops that have no reference here: {', '.join(names)}"] if names else []
+def _has(op: str, key: str) -> bool:
+    try:
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(op, key))
+    except RuntimeError:
+        # TorchScript's own ops are not known to the dispatcher.
+        return False
 
 
-def cases(ops: Iterable[str], dtypes: Sequence[torch.dtype], device: str) -> list[Case]:
+def left_out(ops: Iterable[str], chosen: Collection[str] | None = None) -> list[str]:
+    """The ops that no case compares: without a reference, and those not chosen; one sentence each, by name."""
+    others = sorted(op for op in ops if _own(op) and _name(op) not in ELSEWHERE)
+    unknown = [op for op in others if _name(op) not in REFERENCES]
+    skipped = [op for op in others if op not in unknown and chosen is not None and _name(op) not in chosen]
+    kinds = {"ops that have no reference": unknown, "ops that only a run without --quick compares": skipped}
+    return [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+
+
+def cases(
+    ops: Iterable[str], dtypes: Sequence[torch.dtype], device: str, chosen: Collection[str] | None = None
+) -> list[Case]:
     """One case for each op that has a reference.
 
     Args:
         ops: as `namespace::name`.
         dtypes: of the tensors.
         device: to run on.
+        chosen: names of the ops that are compared; all if not given.
     """
     return [
         Case(f"ops/{_name(op)}", f"{op} equals plain torch", partial(_compare, op, dtypes, device))
         for op in sorted(ops)
-        if _own(op) and _name(op) in REFERENCES
+        if _own(op) and _name(op) in REFERENCES and (chosen is None or _name(op) in chosen)
     ]
 
 
 def _own(op: str) -> bool:
-    """Whether an op is of an extension module, whose namespace is the module's name; others are written in Python."""
-    return op.startswith("_")
+    """Whether an op is of an extension module, whose namespaces begin with its name; others are written in Python."""
+    return "_C" in op.partition("::")[0]
 
 
 def _name(op: str) -> str:

@@ -62,6 +62,34 @@ class Progress:
         return {}
 
 
+class Findings:
+    """What an emulated GPU finds in the kernels that it runs from now on, by the file that it writes them to."""
+
+    def __init__(self) -> None:
+        self._file = pathlib.Path(os.environ.get("DCA_EMULATION_FINDINGS", ""))
+        self._read = self._file.stat().st_size if self._file.is_file() else 0
+
+    def new(self, *, last: bool = False) -> str:
+        """One of those since the last call in a sentence, and how many there are; "" for none.
+
+        Args:
+            last: the last one instead of the first.
+        """
+        if not self._file.is_file():
+            return ""
+        with self._file.open("rb") as file:
+            file.seek(self._read)
+            found = [json.loads(line) for line in file.read().splitlines()]
+            self._read = file.tell()
+        if not found:
+            return ""
+        one, more = found[-1 if last else 0], f", and {len(found) - 1} more findings" if found[1:] else ""
+        block = ", ".join(map(str, one["block"]))
+        place = f"block ({block}), warp {one['warp']}, lane {one['lane']}, PTX line {one['ptx_line']}"
+        source = f", {one['source']}" if one["source"] else ""
+        return f"{one['kernel']}: {one['text']} ({one['kind']}; {place}{source}){more}"
+
+
 def tell(**line: object) -> None:
     """Print one line of the result."""
     print("PROOF " + json.dumps(line), flush=True)
@@ -135,7 +163,7 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
     """
     from dca.in_wheel_env.proof.case import Wrong
 
-    seed = REQUEST["seed"]
+    seed, findings = REQUEST["seed"], Findings()
     for number, case in enumerate(cases[skip:], start=skip + 1):
         result: dict[str, object] = {"variant": variant["name"], "case": case.name, "proves": case.proves, "seed": seed}
         progress.set(number=number, result=result)
@@ -147,6 +175,8 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
             result |= {"passed": False, "detail": str(wrong)}
         except Exception as error:
             result |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
+        if found := findings.new():
+            result |= {"passed": False, "detail": found}
         tell(**result, seconds=round(time.monotonic() - started, 3))
         if not result["passed"]:
             if REQUEST.get("first"):
@@ -235,14 +265,14 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     """The cases of a variant for the GPU; reports what they leave out."""
     from dca.in_wheel_env.proof import kernels, ops
 
-    before = ops.registered()
+    before = ops.registered("cuda")
     modules = layer_modules(variant["overlay"])
     loaded = kernels.load_kernels(bare=modules is None)
-    others = ops.registered() - before
+    others = ops.registered("cuda") - before
     extent = kernels.extent_of(REQUEST["dtypes"], emulated=LEVEL == "kernels", quick=bool(REQUEST.get("quick")))
-    left_out = [*kernels.left_out(loaded, modules, extent), *ops.left_out(others)]
+    left_out = [*kernels.left_out(loaded, modules, extent), *ops.left_out(others, extent.ops)]
     tell(variant=variant["name"], kernels=loaded.source, left_out=left_out)
-    return [*ops.cases(others, extent.dtypes, "cuda"), *kernels.cases(loaded, modules, extent)]
+    return [*ops.cases(others, extent.dtypes, "cuda", extent.ops), *kernels.cases(loaded, modules, extent)]
 
 
 def child(variant: dict[str, Any], skip: int, progress: Progress) -> None:
@@ -313,7 +343,7 @@ def prove(variant: dict[str, Any]) -> bool:
     """Run every case on a variant; returns whether the other variants can be run."""
     done = 0
     while True:
-        progress = Progress()
+        progress, findings = Progress(), Findings()
         ended = wait(fork(variant, done, progress), progress)
         state = progress.get()
         if state.get("finished"):
@@ -325,7 +355,9 @@ def prove(variant: dict[str, Any]) -> bool:
             tell(variant=variant["name"], broken=ended, crashed=True)
             return True
         seconds = round(time.monotonic() - state["at"], 3)
-        tell(**state["result"], passed=False, detail=ended, crashed=True, seconds=seconds)
+        # A module may end its process because of what the GPU found; its last words then say less.
+        found = findings.new(last=True)
+        tell(**state["result"], passed=False, detail=found or ended, crashed=not found, seconds=seconds)
         if REQUEST.get("first"):
             return True
         done = state["number"]
