@@ -85,6 +85,9 @@ def code_uses() -> dict[str, set[str]]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
                 for code in failures.CODE.findall(node.value):
                     uses.setdefault(code, set()).add(path.name)
+    for path in data.PACKAGE.rglob("*.cpp"):
+        for code in failures.CODE.findall(path.read_text(encoding="utf-8")):
+            uses.setdefault(code, set()).add(path.name)
     return uses
 
 

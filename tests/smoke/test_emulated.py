@@ -89,7 +89,7 @@ def test_a_wheel_of_machine_code_alone_is_refused_with_the_way_to_its_ptx(
     assert refused.value.code == "DCA-838"
     assert refused.value.why.startswith(lacking)
     assert "is not beside the wheel" in refused.value.why
-    assert "--ptx-of" in refused.value.remedy
+    assert "--rebuild" in refused.value.remedy
 
 
 def test_a_damaged_file_is_not_taken_for_none(tmp_path: Path) -> None:

@@ -41,4 +41,4 @@ def test_a_wheel_of_machine_code_alone_is_refused(dca: RunDca, wheel: Path, tmp_
     done = dca("smoke", alone, *QUICK)
     assert done.returncode == 8
     assert "DCA-838" in done.stderr
-    assert "--ptx-of" in done.stderr
+    assert "--rebuild" in done.stderr

@@ -10,7 +10,7 @@ import click
 
 from dca.cli import options
 from dca.cli.packing import packed
-from dca.emulation import device
+from dca.emulation import device, forms
 from dca.emulation.device import Settings
 from dca.foundation import runner
 from dca.foundation.errors import DcaError
@@ -82,15 +82,31 @@ class Wish:
         help="libcudart.so.N to stand in for.",
     ),
 )
+@click.option(
+    "--list",
+    "listed",
+    type=options.PATH,
+    metavar="FILE",
+    help="Run nothing; list the kernels and the instruction forms of the PTX in a module or a PTX file.",
+)
 @options.cache
 @options.output
-@click.argument("words", nargs=-1, required=True, metavar="-- PROGRAM [ARGS]...", type=click.UNPROCESSED)
-def command(wish: Wish, words: tuple[str, ...], cache_dir: Path | None, output: options.Output) -> None:
+@click.argument("words", nargs=-1, metavar="-- PROGRAM [ARGS]...", type=click.UNPROCESSED)
+def command(
+    wish: Wish, words: tuple[str, ...], listed: Path | None, cache_dir: Path | None, output: options.Output
+) -> None:
     """Run a program on an emulated CUDA device: its kernels run on this CPU.
 
     The kernels of its modules are translated from their PTX; torch's own operators run on the CPU. A launch of a kernel
     without PTX ends the program. No GPU and no driver is needed, and none is used.
     """
+    if listed is not None:
+        options.check_file("--list", listed)
+        contents = forms.contents(listed)
+        output.show(contents, _lines(contents))
+        return
+    if not words:
+        raise click.UsageError("Name a program: dca emulate -- PROGRAM ARGS.")
     options.check_file("--cudart", wish.cudart)
     if wish.ptx and not wish.ptx.exists():
         raise DcaError("DCA-204", f"--ptx: {wish.ptx} does not exist.", remedy="check the path.")
@@ -100,3 +116,12 @@ def command(wish: Wish, words: tuple[str, ...], cache_dir: Path | None, output: 
     with output.terminal() as reporter:
         built = device.make(wanted, Run(cache, reporter, cache.folder("run", "emulate") / "emulate.log"))
     runner.become([program, *words[1:]], built.variables(wish.settings(), cache, os.environ))
+
+
+def _lines(contents: forms.Contents) -> str:
+    """Kernels, then forms with their counts, the most frequent first."""
+    lines = [f"{len(contents.kernels)} kernels", *(f"  {kernel}" for kernel in contents.kernels)]
+    lines.append(f"{len(contents.forms)} instruction forms")
+    for form, count in sorted(contents.forms.items(), key=lambda one: (-one[1], one[0])):
+        lines.append(f"  {count:9}  {form}{'  NOT EMULATED' if form in contents.unknown else ''}")
+    return "\n".join(lines)

@@ -56,7 +56,7 @@ def choose(subject: Subject) -> EmulatedGpu:
         f"the kernels of {subject.wheel.name} cannot be run on an emulated GPU.",
         why=f"{' and '.join(lacking) or 'no module'} has no PTX up to compute capability {ARCHS[-1]}, and {file.name} "
         f"{beside}.",
-        remedy=f"make its PTX with `dca wheel --ptx-of {subject.wheel}`, or use `--level cpu`.",
+        remedy=f"make its PTX with `dca verify {subject.wheel} --rebuild`, or use `--level cpu`.",
     )
 
 

@@ -94,7 +94,11 @@ class _Kernel:
 
     def _gather(self, name: str, callers: tuple[str, ...]) -> None:
         if name in callers:
-            raise DcaError("DCA-830", f"{name}, which {self.entry} runs, calls itself; recursion is not emulated.")
+            raise DcaError(
+                "DCA-830",
+                f"{name}, which {self.entry} runs, calls itself; recursion is not emulated.",
+                remedy="prove this kernel on a GPU.",
+            )
         if name not in self.source.functions:
             line = self.functions[callers[-1]].line if callers else 1
             raise damaged(line, f"the function {name} has no body in this text")
