@@ -46,7 +46,7 @@ def _library(case: sparse.Case, texts: dict[str, str], cache: Store) -> Path:
     return kernels.compiled(cache, texts[name], name)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "case",
     [
@@ -66,7 +66,7 @@ def test_a_sparse_kernel_computes_its_definition(case: sparse.Case, texts: dict[
     assert lse < 2e-6
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_no_order_of_warps_changes_a_sparse_kernel(texts: dict[str, str], cache: Store) -> None:
     one = sparse.attention(_CASES[0], seed=7)
     library = _library(_CASES[0], texts, cache)

@@ -138,7 +138,7 @@ def launched(kernel: Kernel, given: bytes, seed: int = 0) -> Launch:
     return Launch(kernel.grid, kernel.block, kernel.shared, arguments, seed=seed)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{kernel.name}{kernel.number}")
 def test_nvcc_and_the_emulation_agree_with_the_host(
     kernel: Kernel, ptx: str, on_host: ctypes.CDLL, cache: Store, chance: random.Random
