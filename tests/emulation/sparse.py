@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from operator import mul
 
-from dca.emulation import launch
+from tests.support import launch
 
 DIM, ROWS, MOST_BLOCKS, MOST_COLUMNS = 128, 64, 8, 128
 SHARED = 3 * ROWS * DIM * 2

@@ -10,9 +10,10 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 from pytest_subprocess import FakeProcess
 
-from dca.emulation import forms, kernels, launch
+from dca.emulation import forms, kernels
 from dca.foundation.errors import DcaError
 from dca.foundation.store import Store
+from tests.support import launch
 
 HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
 

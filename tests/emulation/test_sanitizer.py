@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dca.emulation.kernels import compiled
-from dca.emulation.launch import ADDRESSES, RACES, SHARED, Finding, Launch, launch
 from dca.foundation.store import Store
+from tests.support.launch import ADDRESSES, RACES, SHARED, Finding, Launch, launch
 
 # Kind of finding, the words of the faulty line, the faulty instructions, the sound ones. Each of 64 threads has a word
 # of `given` (%rd1), of `results` (%rd2) and of shared memory (%r2); %r3 is that of the other warp, %r4 the first one.

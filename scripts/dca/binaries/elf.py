@@ -39,7 +39,7 @@ DEVICE_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 # headers; flags, own size, size and number of program headers, size and number of section headers, and which of the
 # sections has their names.
 _HEADER = struct.Struct("<4sBBBBB7xHHIQQQIHHHHHH")
-_MAGIC, _BITS_64, _LITTLE_ENDIAN = b"\x7fELF", 2, 1
+MAGIC, _BITS_64, _LITTLE_ENDIAN = b"\x7fELF", 2, 1
 # Where a number does not fit into the header it stands in the first section header.
 _ELSEWHERE = 0xFFFF
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -146,7 +146,7 @@ class Image:
         self.text_left = MOST_TEXT
         self.size = stream.seek(0, io.SEEK_END)
         head = self._bytes(0, _HEADER.size)
-        if len(head) < _HEADER.size or not head.startswith(_MAGIC):
+        if len(head) < _HEADER.size or not head.startswith(MAGIC):
             raise _incomplete("it has no ELF header")
         _, bits, data, _, _, abi, kind, machine, version, _, programs, table, flags, *counts = _HEADER.unpack(head)
         if (bits, data) != (_BITS_64, _LITTLE_ENDIAN):

@@ -285,6 +285,11 @@ class Code:
     content: bytes
 
     @property
+    def text(self) -> str:
+        """PTX as text, without the zeros that end it in a fat binary."""
+        return self.content.rstrip(b"\0").decode("utf-8", "replace")
+
+    @property
     def kernels(self) -> frozenset[str]:
         """The symbols of its kernels."""
         if self.kind == PTX:
@@ -315,17 +320,15 @@ def codes(section: bytes) -> Iterator[Code]:
         yield Code(entry.kind, entry.exact, content)
 
 
-def cubin(content: bytes) -> Code:
-    """A cubin that is a file of its own.
+def bare(content: bytes) -> Code:
+    """A cubin or a PTX text that is a file of its own.
 
     Raises:
-        ElfError: if it is not a complete ELF file.
-        FatbinError: if its header does not name its architecture.
+        FatbinError: if it is neither, or does not name its architecture.
     """
-    number = _arch_in(Image(io.BytesIO(content)).header)
-    if number is None:
-        raise FatbinError("its header names its GPU architecture in an unknown way")
-    return Code(CUBIN, arch_name(number), content)
+    read_entry = _of_cubin if content.startswith(elf.MAGIC) else _of_ptx
+    entry = read_entry(io.BytesIO(content), len(content))
+    return Code(entry.kind, entry.exact, content)
 
 
 def divided(container: bytes, dropped: Collection[str]) -> tuple[bytes, bytes]:

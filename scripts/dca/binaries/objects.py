@@ -52,7 +52,7 @@ def set_aside(data: bytes, archs: Collection[str]) -> bytes:
         FatbinError: if its device code is not one fat binary.
         ObjectError: if it has too many sections.
     """
-    if not data.startswith(b"\x7fELF"):
+    if not data.startswith(elf.MAGIC):
         # What nvcc preprocesses, for example.
         return data
     image = Image(io.BytesIO(data))

@@ -68,6 +68,6 @@ def contents(file: Path) -> Contents:
             remedy="name a module with PTX, or a text of the zip file with PTX that lies beside a wheel.",
         )
     for code in texts:
-        counted += forms_of(code.content.rstrip(b"\0").decode("utf-8", "replace"))
+        counted += forms_of(code.text)
         kernels.update(code.kernels)
     return Contents(kernels=tuple(sorted(kernels)), forms=dict(counted), unknown=tuple(sorted(set(counted) - KNOWN)))

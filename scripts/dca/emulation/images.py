@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,9 @@ from pathlib import Path
 from dca.binaries import elf, fatbin
 from dca.binaries.elf import ElfError
 from dca.binaries.fatbin import Code, FatbinError
-from dca.binaries.limits import MOST_CODE, TooLargeError
+from dca.binaries.limits import TooLargeError
+from dca.catalogue import archs
 from dca.foundation.errors import DcaError
-
-_ELF = b"\x7fELF"
-_TARGET = re.compile(rb"^\s*\.target\s+sm_(\d{1,4})([af]?)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,10 @@ class Image:
             DcaError: DCA-835 when there is none.
         """
         texts = [code for code in self.codes if code.kind == fatbin.PTX and entry in code.kernels]
-        fitting = [code for code in texts if _runs_on(code.arch, arch)]
-        if fitting:
-            return max(fitting, key=lambda code: _number(code.arch)).content.rstrip(b"\0").decode("utf-8", "replace")
+        newest = archs.compilable(arch, {code.arch for code in texts})
+        for code in texts:
+            if code.arch == newest:
+                return code.text
         cubins = sorted({code.arch for code in self.codes if code.kind == fatbin.CUBIN and entry in code.kernels})
         if texts:
             why = f"its PTX is for {', '.join(sorted({code.arch for code in texts}))}; the device is {arch}"
@@ -66,14 +65,15 @@ def read(module: Path) -> Image:
 def _codes(file: Path) -> Iterable[Code]:
     try:
         content = file.read_bytes()
-        if not content.startswith(_ELF):
-            return [_text(content)] if _TARGET.search(content) else list(fatbin.codes(content))
-        with file.open("rb") as stream:
-            image = elf.Image(stream)
-            if image.header.machine == elf.CUDA:
-                return [fatbin.cubin(content)]
-            sections = [one for one in image.sections if one.name in elf.DEVICE_SECTIONS]
-            return [code for section in sections for code in fatbin.codes(image.content(section))]
+        if content.startswith(fatbin.MAGIC):
+            return list(fatbin.codes(content))
+        if not content.startswith(elf.MAGIC):
+            return [fatbin.bare(content)]
+        image = elf.Image(io.BytesIO(content))
+        if image.header.machine == elf.CUDA:
+            return [fatbin.bare(content)]
+        sections = [one for one in image.sections if one.name in elf.DEVICE_SECTIONS]
+        return [code for section in sections for code in fatbin.codes(image.content(section))]
     except (OSError, ElfError, FatbinError, TooLargeError) as error:
         raise DcaError(
             "DCA-836",
@@ -81,21 +81,3 @@ def _codes(file: Path) -> Iterable[Code]:
             why=str(error),
             remedy="build or download it again.",
         ) from None
-
-
-def _text(content: bytes) -> Code:
-    target = _TARGET.search(content)
-    if target is None or len(content) > MOST_CODE:
-        raise FatbinError("it is not PTX")
-    return Code(fatbin.PTX, fatbin.arch_name(int(target[1])) + target[2].decode(), content)
-
-
-def _runs_on(text: str, device: str) -> bool:
-    """Whether a driver compiles PTX of an architecture for a device; 9.0a and 10.0f are for their own alone."""
-    exact = text.rstrip("af")
-    return exact == device if exact != text else _number(text) <= _number(device)
-
-
-def _number(arch: str) -> tuple[int, int]:
-    major, _, minor = arch.rstrip("af").partition(".")
-    return int(major), int(minor)

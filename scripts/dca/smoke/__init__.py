@@ -397,10 +397,8 @@ def prove(
     home.mkdir(exist_ok=True)
     # Nothing may be sent anywhere, and no log of vLLM may be kept.
     own = {"HOME": str(home), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CONFIGURE_LOGGING": "1"}
-    # The emulated GPU is attached to torch by a module on PYTHONPATH, which an isolated Python does not read.
-    isolated = [] if "PYTHONPATH" in env else ["-I"]
     done = runner.run(
-        [python, *isolated, WORKERS / "prove.py", file],
+        [python, "-I", WORKERS / "prove.py", file],
         cwd=home,
         env=environment.of("compiler", {**env, **own}),
         log=log,

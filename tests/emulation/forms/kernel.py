@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dca.emulation.kernels import compiled
-from dca.emulation.launch import Launch, launch
 from dca.foundation.store import Store
 from tests.emulation.forms.definition import Definition, accepts
 from tests.emulation.forms.inputs import CASES, draw_cases
 from tests.emulation.forms.integers import width
+from tests.support.launch import Launch, launch
 
 HEADER = ".version 8.4\n.target sm_90\n.address_size 64\n"
 _THREADS = 128

@@ -10,7 +10,6 @@ from typing import TypeVar
 import pytest
 
 from dca.emulation.kernels import compiled, translated
-from dca.emulation.launch import Launch, launch
 from dca.emulation.translation.table import FORMS
 from dca.foundation.errors import DcaError
 from dca.foundation.store import Store
@@ -19,6 +18,7 @@ from tests.emulation.forms.definition import Definition, UndefinedError
 from tests.emulation.forms.definitions import define
 from tests.emulation.forms.kernel import Body
 from tests.emulation.forms.trial import Trial
+from tests.support.launch import Launch, launch
 
 # The forms in the PTX of the flash-attention module of the official wheel of vLLM 0.10.2, of a lean build of its `_C`,
 # and of tests/emulation/kernels.

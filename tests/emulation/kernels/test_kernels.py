@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dca.emulation.kernels import compiled
-from dca.emulation.launch import Launch, launch
 from dca.foundation import runner
 from dca.foundation.store import Store
+from tests.support.launch import Launch, launch
 
 SOURCE = Path(__file__).with_name("small.cu")
 # Seconds that a compiler may take.
