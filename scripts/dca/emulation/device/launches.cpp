@@ -56,8 +56,9 @@ class Grid : public Operation {
   }
 
   std::string description() const override {
+    DcaFinding at = {};
     return readable(name_) + " (" + shape() + ") has run " + std::to_string(grid_ ? kernel_.executed(grid_) : 0) +
-           " warp instructions";
+           " warp instructions" + (grid_ && kernel_.waits(grid_, &at) ? " and is at " + place(at) : "");
   }
 
  private:

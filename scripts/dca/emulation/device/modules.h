@@ -21,6 +21,7 @@ struct Kernel {
   decltype(&dca_start) start;
   decltype(&dca_advance) advance;
   decltype(&dca_executed) executed;
+  decltype(&dca_waits) waits;
   decltype(&dca_finish) finish;
 };
 

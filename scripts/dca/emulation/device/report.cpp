@@ -74,13 +74,17 @@ std::string readable(const std::string &mangled) {
   return name;
 }
 
-void record(const DcaFinding &finding) {
-  char place[160];
-  std::snprintf(place, sizeof place, "block (%u, %u, %u), warp %u, lane %u, PTX line %u", finding.block[0],
+std::string place(const DcaFinding &finding) {
+  char text[160];
+  std::snprintf(text, sizeof text, "block (%u, %u, %u), warp %u, lane %u, PTX line %u", finding.block[0],
                 finding.block[1], finding.block[2], finding.warp, finding.lane, finding.ptx_line);
+  return finding.source ? std::string(text) + ", " + finding.source : text;
+}
+
+void record(const DcaFinding &finding) {
   std::string source = finding.source ? finding.source : "";
   say({"DCA-837", readable(finding.kernel) + ": " + finding.text,
-       std::string(finding.kind) + " at " + place + (source.empty() ? "" : ", " + source),
+       std::string(finding.kind) + " at " + place(finding),
        "the launch fails as on a GPU; every later CUDA call of this process returns its error."});
   const char *path = std::getenv("DCA_EMULATION_FINDINGS");
   if (!path || !*path) return;

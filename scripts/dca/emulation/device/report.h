@@ -23,6 +23,8 @@ struct Message {
 void say(const Message &);
 // Prints what a kernel did wrong, and appends it to the file that DCA_EMULATION_FINDINGS names, as a line of JSON.
 void record(const DcaFinding &);
+// Where in a kernel it is: block, warp, lane, PTX line, and the source line where the PTX has one.
+std::string place(const DcaFinding &);
 // A kernel's name for people.
 std::string readable(const std::string &mangled);
 
