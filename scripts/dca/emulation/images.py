@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,18 +63,58 @@ def read(module: Path) -> Image:
     return Image(module.name, tuple(_codes(module)))
 
 
+@dataclass(frozen=True)
+class Container:
+    """A fat binary: its bytes, and the PTX texts and cubins in it."""
+
+    content: bytes
+    codes: tuple[Code, ...]
+
+
+def containers(module: Path) -> Iterator[Container]:
+    """The fat binaries of a module that a driver loads; none if it is PTX or a cubin.
+
+    Raises:
+        DcaError: DCA-836 when it is damaged.
+    """
+    with _readable(module):
+        for section in _sections(module.read_bytes(), elf.DEVICE_SECTIONS[:1]):
+            start = 0
+            while (start := section.find(fatbin.MAGIC, start)) >= 0:
+                end = fatbin.container_end(section, start, len(section))
+                yield Container(section[start:end], tuple(fatbin.codes(section[start:end])))
+                start = end
+
+
 def _codes(file: Path) -> Iterable[Code]:
-    try:
+    with _readable(file):
         content = file.read_bytes()
-        if content.startswith(fatbin.MAGIC):
-            return list(fatbin.codes(content))
-        if not content.startswith(elf.MAGIC):
+        if _is_bare(content):
             return [fatbin.bare(content)]
-        image = elf.Image(io.BytesIO(content))
-        if image.header.machine == elf.CUDA:
-            return [fatbin.bare(content)]
-        sections = [one for one in image.sections if one.name in elf.DEVICE_SECTIONS]
-        return [code for section in sections for code in fatbin.codes(image.content(section))]
+        return [code for section in _sections(content) for code in fatbin.codes(section)]
+
+
+def _is_bare(content: bytes) -> bool:
+    """Whether a file is PTX or a cubin."""
+    if not content.startswith(elf.MAGIC):
+        return not content.startswith(fatbin.MAGIC)
+    return elf.Image(io.BytesIO(content)).header.machine == elf.CUDA
+
+
+def _sections(content: bytes, names: tuple[str, ...] = elf.DEVICE_SECTIONS) -> list[bytes]:
+    """The parts of a file that consist of fat binaries: sections of these names, or all."""
+    if content.startswith(fatbin.MAGIC):
+        return [content]
+    if _is_bare(content):
+        return []
+    image = elf.Image(io.BytesIO(content))
+    return [image.content(section) for section in image.sections if section.name in names]
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ElfError, FatbinError, TooLargeError) as error:
         raise DcaError(
             "DCA-836",

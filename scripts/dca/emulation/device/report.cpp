@@ -34,6 +34,8 @@ void write_all(int file, const std::string &text) {
   }
 }
 
+}  // namespace
+
 std::string quoted(const std::string &text) {
   std::string out = "\"";
   for (unsigned char letter : text) {
@@ -50,8 +52,6 @@ std::string quoted(const std::string &text) {
   }
   return out + '"';
 }
-
-}  // namespace
 
 void say(const Message &message) {
   std::string text = std::string(message.code) + ": " + message.what + "\n";

@@ -23,6 +23,8 @@ struct Message {
 void say(const Message &);
 // Prints what a kernel did wrong, and appends it to the file that DCA_EMULATION_FINDINGS names, as a line of JSON.
 void record(const DcaFinding &);
+// A text as a string of JSON.
+std::string quoted(const std::string &text);
 // A kernel's name for people.
 std::string readable(const std::string &mangled);
 
