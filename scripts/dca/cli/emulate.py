@@ -47,7 +47,7 @@ class Wish:
         """The same for the device.
 
         Raises:
-            DcaError: DCA-834 when the folder of a recording is in use.
+            DcaError: DCA-840 when the folder of a recording is in use.
         """
         checks = tuple(one for one in device.CHECKS if one in self.checks)
         findings = self.findings.absolute() if self.findings else None

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dca.binaries import elf, fatbin
 from dca.binaries.elf import ElfError
@@ -16,9 +17,22 @@ from dca.catalogue import archs
 from dca.foundation.errors import DcaError
 
 
+class Place(NamedTuple):
+    """Where the code of a kernel is.
+
+    Args:
+        module: the file.
+        address: of the fat binary in a library, as the library's sections have it; 0 for a file that is no library.
+            Several may have kernels of one name, each with its own.
+    """
+
+    module: Path
+    address: int = 0
+
+
 @dataclass(frozen=True)
 class Image:
-    """The device code of a module.
+    """The device code of a fat binary, or of a whole module.
 
     Args:
         name: of the module, for messages.
@@ -27,6 +41,10 @@ class Image:
 
     name: str
     codes: tuple[Code, ...]
+
+    def lists(self, entry: str) -> tuple[frozenset[str], ...]:
+        """The kernels of each of its cubins with a kernel; the PTX text that a cubin was compiled from has the same."""
+        return tuple({code.kernels for code in self.codes if code.kind == fatbin.CUBIN and entry in code.kernels})
 
     def ptx(self, entry: str, arch: str) -> str:
         """The text with a kernel that a device of a compute capability would compile: the newest that it supports.
@@ -54,19 +72,31 @@ class Image:
         )
 
 
-def read(module: Path) -> Image:
+def read(module: Path, address: int = 0) -> Image:
     """The device code of a module.
 
+    Args:
+        module: the file.
+        address: of one fat binary of a library, as the library's sections have it; all of them for 0. Several may have
+            kernels of one name, each with its own.
+
     Raises:
-        DcaError: DCA-836 when it is damaged.
+        DcaError: DCA-836 when it is damaged, or has no fat binary there.
     """
-    return Image(module.name, tuple(_codes(module)))
+    return Image(module.name, tuple(_codes(module, address)))
 
 
 @dataclass(frozen=True)
 class Container:
-    """A fat binary: its bytes, and the PTX texts and cubins in it."""
+    """A fat binary.
 
+    Args:
+        address: of it in its library, as the library's sections have it; 0 in a file that is no library.
+        content: its bytes.
+        codes: the PTX texts and cubins in it.
+    """
+
+    address: int
     content: bytes
     codes: tuple[Code, ...]
 
@@ -78,20 +108,31 @@ def containers(module: Path) -> Iterator[Container]:
         DcaError: DCA-836 when it is damaged.
     """
     with _readable(module):
-        for section in _sections(module.read_bytes(), elf.DEVICE_SECTIONS[:1]):
+        for address, section in _sections(module.read_bytes()):
             start = 0
             while (start := section.find(fatbin.MAGIC, start)) >= 0:
                 end = fatbin.container_end(section, start, len(section))
-                yield Container(section[start:end], tuple(fatbin.codes(section[start:end])))
+                codes = tuple(fatbin.codes(section[start:end]))
+                yield Container(address + start if address else 0, section[start:end], codes)
                 start = end
 
 
-def _codes(file: Path) -> Iterable[Code]:
+def _codes_at(file: Path, address: int) -> Iterable[Code]:
+    with file.open("rb") as stream:
+        for one in elf.Image(stream).sections:
+            if one.name in elf.DEVICE_SECTIONS and 0 <= address - one.address < one.size:
+                return list(fatbin.codes_at(stream, one.offset + address - one.address, one.offset + one.size))
+    raise FatbinError(f"it has no fat binary at the address {address:#x}, which it registers")
+
+
+def _codes(file: Path, address: int) -> Iterable[Code]:
     with _readable(file):
+        if address:
+            return _codes_at(file, address)
         content = file.read_bytes()
         if _is_bare(content):
             return [fatbin.bare(content)]
-        return [code for section in _sections(content) for code in fatbin.codes(section)]
+        return [code for _, section in _sections(content, elf.DEVICE_SECTIONS) for code in fatbin.codes(section)]
 
 
 def _is_bare(content: bytes) -> bool:
@@ -101,14 +142,17 @@ def _is_bare(content: bytes) -> bool:
     return elf.Image(io.BytesIO(content)).header.machine == elf.CUDA
 
 
-def _sections(content: bytes, names: tuple[str, ...] = elf.DEVICE_SECTIONS) -> list[bytes]:
-    """The parts of a file that consist of fat binaries: sections of these names, or all."""
+def _sections(content: bytes, names: tuple[str, ...] = elf.DEVICE_SECTIONS[:1]) -> list[tuple[int, bytes]]:
+    """The parts of a file that consist of fat binaries, with their addresses: sections of these names, or all of it.
+
+    Of the device sections, only the first has what a driver loads.
+    """
     if content.startswith(fatbin.MAGIC):
-        return [content]
+        return [(0, content)]
     if _is_bare(content):
         return []
     image = elf.Image(io.BytesIO(content))
-    return [image.content(section) for section in image.sections if section.name in names]
+    return [(section.address, image.content(section)) for section in image.sections if section.name in names]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal, NamedTuple
 from dca.binaries import fatbin
 from dca.emulation import images
 from dca.emulation.forms import Rounding, rounding
+from dca.emulation.images import Place
 from dca.emulation.ptx import parser
 from dca.foundation import documents, store
 from dca.foundation.documents import Document, Value
@@ -163,9 +164,13 @@ class ToldBuffer(Value):
 
 
 class Told(Value):
-    """What the device tells of a launch; `module` is a path, `left_out` the reason why it is not recorded."""
+    """What the device tells of a launch; `left_out` is the reason why it is not recorded.
+
+    `module` and `address` are those of the kernel's `Place`.
+    """
 
     module: str
+    address: int
     kernel: str
     label: str
     stream: int
@@ -177,6 +182,11 @@ class Told(Value):
     buffers: tuple[ToldBuffer, ...]
     ran: bool
     left_out: str
+
+    @property
+    def key(self) -> tuple[Place, str]:
+        """What tells its kernel from others: several fat binaries may have kernels of one name."""
+        return Place(Path(self.module), self.address), self.kernel
 
 
 @dataclass(frozen=True)
@@ -197,12 +207,12 @@ class Wish:
         """The same, with the folder made.
 
         Raises:
-            DcaError: DCA-834 if there is something in it.
+            DcaError: DCA-840 if there is something in it.
         """
         folder = self.folder.absolute()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DcaError(
-                "DCA-834",
+                "DCA-840",
                 f"--record: {folder} is not empty.",
                 why="launches of two runs must not be mixed.",
                 remedy="name a folder that does not exist, or delete it.",
@@ -260,19 +270,19 @@ class Recorder:
     Args:
         wish: what to record.
         arch: compute capability of the device.
-        ptx: the text of a module's kernel.
+        ptx: the text of a kernel.
         say: prints a message to the user.
     """
 
-    def __init__(self, wish: Wish, arch: str, ptx: Callable[[Path, str], str], say: Callable[[str], None]) -> None:
+    def __init__(self, wish: Wish, arch: str, ptx: Callable[[Place, str], str], say: Callable[[str], None]) -> None:
         self._files = _Files(wish.folder / FILES, wish.limit)
         self._wish, self._arch, self._ptx, self._say = wish, arch, ptx, say
         self._document = wish.folder / f"launches-{os.getpid()}.json"
-        self._kernels: dict[tuple[str, str], int] = {}
+        self._kernels: dict[tuple[Place, str], int] = {}
         self._listed: list[Kernel] = []
         self._launches: list[Launch] = []
         self._known: set[str] = set()
-        self._modules: dict[str, _Module] = {}
+        self._modules: dict[Path, _Module] = {}
         self._fat_binaries: list[FatBinary] = []
         self._left_out: Counter[str] = Counter()
 
@@ -310,7 +320,7 @@ class Recorder:
         )
 
     def _surplus(self, told: Told) -> str:
-        number = self._kernels.get((told.module, told.kernel))
+        number = self._kernels.get(told.key)
         if told.ran and sum(one.kernel == number for one in self._launches) >= MOST_OF_A_KERNEL:
             return f"more than {MOST_OF_A_KERNEL} launches of one kernel"
         return ""
@@ -333,24 +343,23 @@ class Recorder:
             )
         self._launches.append(
             Launch(
-                kernel=self._kernels[told.module, told.kernel],
+                kernel=self._kernels[told.key],
                 buffers=tuple(buffers),
-                **told.model_dump(exclude={"module", "kernel", "buffers", "left_out"}),
+                **told.model_dump(exclude={"module", "address", "kernel", "buffers", "left_out"}),
             )
         )
 
     def _kernel(self, told: Told) -> Kernel:
-        key = told.module, told.kernel
+        place, _ = key = told.key
         if key not in self._kernels:
-            path = Path(told.module)
-            if told.module not in self._modules:
-                self._modules[told.module] = _Module.read(path)
-            module = self._modules[told.module]
-            text = parser.only(self._ptx(path, told.kernel), told.kernel)
+            if place.module not in self._modules:
+                self._modules[place.module] = _Module.read(place.module)
+            module = self._modules[place.module]
+            text = parser.only(self._ptx(place, told.kernel), told.kernel)
             code = [Code(kind="ptx", arch=fatbin.bare(text.encode()).arch, sha256=self._files.add(text.encode()))]
             code += [
                 Code(kind="cubin", arch=one.arch, sha256=self._files.add(one.content))
-                for one in module.cubins(told.kernel)
+                for one in module.cubins(place.address, told.kernel)
             ]
             kernel = Kernel(
                 name=told.kernel,
@@ -459,9 +468,9 @@ class _Module:
         """
         return cls(path.name, store.sha256_file(path), tuple(images.containers(path)))
 
-    def cubins(self, kernel: str) -> Iterator[fatbin.Code]:
-        """Its cubins with a kernel."""
-        for container in self.containers:
+    def cubins(self, address: int, kernel: str) -> Iterator[fatbin.Code]:
+        """The cubins with a kernel of its fat binary at an address."""
+        for container in (one for one in self.containers if one.address == address):
             yield from (code for code in container.codes if code.kind == fatbin.CUBIN and kernel in code.kernels)
 
     def take(self) -> tuple[images.Container, ...]:

@@ -2,8 +2,9 @@
 
 It reads requests from standard input, by their first line:
 
-- "kernel", then the module's path and the kernel's name as lines: the answer is the path of a shared object.
-- "contains", then the same: the answer is "yes" if the module has the kernel.
+- "kernel", then as lines the module's path, the address of the fat binary in it that has the kernel (0 for a file that
+  is no library) and the kernel's name: the answer is the path of a shared object.
+- "contains", then the same: the answer is "yes" if the fat binary has the kernel.
 - "launch", then a number of bytes, a launch of so many bytes as JSON, and the contents of its buffers: it is recorded.
 - "finish": what was recorded is summed up for the user.
 
@@ -22,13 +23,14 @@ from typing import BinaryIO
 
 from dca.catalogue import kept_ptx
 from dca.emulation import images, kernels
+from dca.emulation.images import Place
 from dca.emulation.recording import Recorder, Told, Wish
 from dca.foundation.errors import DcaError, from_os_error
 from dca.foundation.store import Store
 
 
 class Translator:
-    """Answers requests; the code of a module is read once.
+    """Answers requests; the code of a fat binary is read once.
 
     Args:
         cache: keeps the kernels.
@@ -38,7 +40,7 @@ class Translator:
 
     def __init__(self, cache: Store, arch: str, ptx: Path | None) -> None:
         self._cache, self._arch, self._ptx = cache, arch, ptx
-        self._images: dict[Path, images.Image] = {}
+        self._images: dict[Place, images.Image] = {}
 
     @functools.cached_property
     def _kept(self) -> list[kept_ptx.Kept]:
@@ -47,41 +49,43 @@ class Translator:
         files = sorted(self._ptx.glob(f"*{kept_ptx.SUFFIX}")) if self._ptx.is_dir() else [self._ptx]
         return [kept_ptx.read(file) for file in files]
 
-    def _image(self, module: Path) -> images.Image:
-        if module not in self._images:
-            self._images[module] = images.read(module)
-        return self._images[module]
+    def _image(self, place: Place) -> images.Image:
+        if place not in self._images:
+            self._images[place] = images.read(*place)
+        return self._images[place]
 
-    def text(self, module: Path, entry: str) -> str:
-        """The PTX of a kernel: the module's own, else what was kept.
+    def text(self, place: Place, entry: str) -> str:
+        """The PTX of a kernel: that of its fat binary, else what was kept.
 
         Raises:
             DcaError: DCA-835 when there is none, DCA-836 or DCA-839 when something is damaged.
         """
+        image = self._image(place)
         try:
-            return self._image(module).ptx(entry, self._arch)
+            return image.ptx(entry, self._arch)
         except DcaError as error:
-            found = (kept.find(module, entry, self._arch) for kept in self._kept) if error.code == "DCA-835" else ()
+            lists = image.lists(entry) if error.code == "DCA-835" else ()
+            found = (kept.find(place.module, entry, self._arch, lists) for kept in self._kept if lists)
             text = next((text for text in found if text is not None), None)
             if text is None:
                 raise
             return text.decode("utf-8", "replace")
 
-    def kernel(self, module: Path, entry: str) -> Path:
+    def kernel(self, place: Place, entry: str) -> Path:
         """The shared object of a kernel.
 
         Raises:
             DcaError: as `text`, and of translating and compiling it.
         """
-        return kernels.compiled(self._cache, self.text(module, entry), entry)
+        return kernels.compiled(self._cache, self.text(place, entry), entry)
 
-    def contains(self, module: Path, entry: str) -> bool:
-        """Whether a module has a kernel.
+    def contains(self, place: Place, entry: str) -> bool:
+        """Whether a fat binary has a kernel.
 
         Raises:
             DcaError: DCA-836 when it is damaged.
         """
-        return any(entry in code.kernels for code in self._image(module).codes)
+        return any(entry in code.kernels for code in self._image(place).codes)
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,11 @@ class Server:
 
     def _answer(self, asked: str) -> str:
         if asked in ("kernel", "contains"):
-            module, entry = Path(os.fsdecode(self._line())), self._line().decode("utf-8", "replace")
+            place = Place(Path(os.fsdecode(self._line())), int(self._line()))
+            entry = self._line().decode("utf-8", "replace")
             if asked == "kernel":
-                return str(self.translator.kernel(module, entry))
-            return "yes" if self.translator.contains(module, entry) else "no"
+                return str(self.translator.kernel(place, entry))
+            return "yes" if self.translator.contains(place, entry) else "no"
         if self.recorder is None:
             raise ValueError(f"{asked} is not asked for without a recording")
         if asked == "launch":

@@ -121,6 +121,7 @@ def told(module: Path, **changed: Any) -> Told:
     return Told.model_validate(
         {
             "module": str(module),
+            "address": 0,
             "kernel": "exact",
             "label": "",
             "stream": 0,
@@ -145,7 +146,7 @@ class Place:
         self.folder = folder
         wish = Wish(folder, limit).prepared()
         self.recorder = Recorder(
-            wish, "8.0", lambda module, kernel: images.read(module).ptx(kernel, "8.0"), self.said.append
+            wish, "8.0", lambda place, kernel: images.read(*place).ptx(kernel, "8.0"), self.said.append
         )
 
     @property
@@ -222,4 +223,4 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(DcaError) as refused:
             Wish(folder).prepared()
-        assert refused.value.code == "DCA-834"
+        assert refused.value.code == "DCA-840"

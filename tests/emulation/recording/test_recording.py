@@ -193,7 +193,7 @@ def test_a_folder_in_use_is_refused(emulate: Emulate, tmp_path: Path) -> None:
     (tmp_path / "used" / "file").touch()
     done = emulate("-c", "", options=("--record", tmp_path / "used"))
     assert done.returncode == 8
-    assert "DCA-834: --record: " in done.stderr
+    assert "DCA-840: --record: " in done.stderr
     assert emulate("-c", "", options=("--record-shapes",)).returncode == 2
 
 

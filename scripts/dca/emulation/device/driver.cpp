@@ -247,7 +247,7 @@ CUresult cuModuleLoadFatBinary(CUmodule *to, const void *image) { return cuModul
 CUresult cuModuleLoad(CUmodule *to, const char *path) {
   if (!std::ifstream(path)) return CUDA_ERROR_FILE_NOT_FOUND;
   return driver([&] {
-    *to = reinterpret_cast<CUmodule>(&device().modules.add(path));
+    *to = reinterpret_cast<CUmodule>(&device().modules.add_image(path, false));
     return cudaSuccess;
   });
 }
@@ -261,7 +261,7 @@ CUresult cuModuleUnload(CUmodule module) {
 CUresult cuModuleGetFunction(CUfunction *to, CUmodule module, const char *name) {
   return driver([&] {
     auto &its = *reinterpret_cast<Module *>(module);
-    if (!has_kernel(its.path, name)) return cudaErrorSymbolNotFound;
+    if (!has_kernel(its, name)) return cudaErrorSymbolNotFound;
     *to = reinterpret_cast<CUfunction>(&device().modules.function(its, name));
     return cudaSuccess;
   });

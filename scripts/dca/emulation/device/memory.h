@@ -19,6 +19,9 @@ struct Allocation {
   uint64_t number;  // no other allocation of the process has it
 };
 
+// Bytes behind each allocation that no other one has. A GPU's allocations begin at multiples of as many.
+constexpr size_t SLACK = 256;
+
 // Not locked: the device's lock is held by whoever calls.
 class Memory {
  public:
@@ -32,6 +35,8 @@ class Memory {
   bool accessible(uintptr_t address, size_t bytes) const;
   // Where the first allocation begins, and where the last one ends.
   std::pair<uintptr_t, uintptr_t> range() const;
+  // How many of these bytes lie behind the end of the allocation before them; more than SLACK where that is far away.
+  size_t behind(uintptr_t address, size_t bytes) const;
   size_t used() const { return used_; }
 
  private:

@@ -95,7 +95,7 @@ void hand_over(const Recordable &one, bool ran, const std::string &left_out, con
     pointing += (pointing.empty() ? "{" : ", {") + std::string("\"at\": ") + std::to_string(pointer.at) +
                 ", \"buffer\": " + std::to_string(pointer.buffer) + ", \"offset\": " + std::to_string(pointer.offset) + "}";
   const DcaLaunch &launch = one.launch;
-  std::string text = "{\"module\": " + quoted(one.module) + ", \"kernel\": " + quoted(one.kernel) +
+  std::string text = "{\"module\": " + quoted(one.module.path) + ", \"address\": " + std::to_string(one.module.address) + ", \"kernel\": " + quoted(one.kernel) +
                      ", \"label\": " + quoted(label) + ", \"stream\": " + std::to_string(one.stream) +
                      ", \"grid\": " + numbers(launch.grid) + ", \"block\": " + numbers(launch.block) +
                      ", \"shared\": " + std::to_string(launch.dynamic_shared) + ", \"parameters\": \"" +

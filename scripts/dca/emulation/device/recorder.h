@@ -20,7 +20,8 @@ bool only_shapes();
 
 // A launch, as long as it is not done.
 struct Recordable {
-  const std::string &module, &kernel;
+  const Module &module;
+  const std::string &kernel;
   const DcaKernel *facts;
   const DcaLaunch &launch;
   uint64_t stream;

@@ -112,12 +112,18 @@ std::string ask(const std::string &request, const std::vector<Part> &parts) {
   end({kept.c_str(), what, "", ""});
 }
 
-std::string translated(const std::string &module, const std::string &entry) {
-  return ask("kernel\n" + module + "\n" + entry + "\n");
+namespace {
+
+std::string lines(const Module &module, const std::string &entry) {
+  return module.path + "\n" + std::to_string(module.address) + "\n" + entry + "\n";
 }
 
-bool has_kernel(const std::string &module, const std::string &entry) {
-  return ask("contains\n" + module + "\n" + entry + "\n") == "yes";
+}  // namespace
+
+std::string translated(const Module &module, const std::string &entry) { return ask("kernel\n" + lines(module, entry)); }
+
+bool has_kernel(const Module &module, const std::string &entry) {
+  return ask("contains\n" + lines(module, entry)) == "yes";
 }
 
 }  // namespace dca
