@@ -753,6 +753,15 @@ def translated(source: Module, name: str) -> str:
     return _file(kernel, writers, blocks, (rows, predicates))
 
 
+def functions(source: Module, name: str) -> tuple[Function, ...]:
+    """A kernel and the functions that it calls.
+
+    Raises:
+        DcaError: DCA-830 for a function that calls itself, DCA-831 for damaged text.
+    """
+    return tuple(_Kernel(source, name).functions.values())
+
+
 def _place_variables(kernel: _Kernel) -> None:
     layout = kernel.layout
     used = {operand for function in kernel.functions.values() for operand in _names(function)}
