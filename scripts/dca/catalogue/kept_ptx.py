@@ -146,9 +146,7 @@ class Kept:
     file: Path
     manifest: Manifest
 
-    def find(
-        self, module: str | Path, entry: str, arch: str, lists: Collection[frozenset[str]] = ()
-    ) -> bytes | None:
+    def find(self, module: str | Path, entry: str, arch: str, lists: Collection[frozenset[str]] = ()) -> bytes | None:
         """The PTX of a kernel, for a GPU architecture; None if the module is not one of the wheel's, or has none.
 
         Args:
