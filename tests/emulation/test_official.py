@@ -13,7 +13,6 @@ from dca.foundation import data, store
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
 from dca.foundation.store import Store
-from dca.pipeline.wheel import Made
 from dca.smoke import emulated, prove
 from dca.sources import index
 from dca.toolchain import environments
@@ -26,20 +25,11 @@ _NAME = "Lb0ELb{causal}ELb0ELb0ELb0ELb1ELb0ELb0EEEvNS_23Flash_fwd_params_sparseE
 _CASES = [sparse.Case(bfloat16, causal) for bfloat16 in (True, False) for causal in (True, False)]
 
 
-def _module(cache: Store, loaded: tuple[recipes.Loaded, ...]) -> Path:
-    for one in loaded:
-        official = one.recipe.official_wheel
-        member = official.members.get(_MEMBER) if official else None
-        if member and (path := cache.download(member.sha256, Path(_MEMBER).name)).is_file():
-            return path
-    raise AssertionError("the run that built the wheel kept no official module")
-
-
 @pytest.fixture(scope="session")
-def texts(made: Made, cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> dict[str, str]:
+def texts(official_module: Path) -> dict[str, str]:
     """The PTX of each sparse kernel, by its symbol."""
     found: dict[str, str] = {}
-    with _module(cache, all_recipes).open("rb") as stream:
+    with official_module.open("rb") as stream:
         image = elf.Image(stream)
         for code in fatbin.codes(image.content(image.find(elf.DEVICE_SECTIONS[0]))):
             if code.kind == fatbin.PTX and any("flash_fwd_sparse_kernel" in name for name in code.kernels):

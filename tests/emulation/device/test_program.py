@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -130,11 +131,20 @@ def test_kernels_of_two_streams_that_wait_for_each_other_end(emulate: Emulate) -
     assert emulate("met", "50").stdout == "50 50\n"
 
 
-def test_a_deadlock_is_reported_with_its_kernel(emulate: Emulate) -> None:
+def test_a_deadlock_is_reported_with_its_kernel_and_line(emulate: Emulate, tmp_path: Path) -> None:
     done = emulate("met", "7", DCA_EMULATION_BOUND="1000000")
     assert (done.returncode, done.stdout) == (8, "")
     assert "DCA-837" in done.stderr
-    assert "meet (grid 1 x 1 x 1" in done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if "meet (grid 1 x 1 x 1" in line]
+    place = re.search(r"instructions and is at block \(0, 0, 0\), warp 0, lane 0, PTX line (\d+)$", told)
+    assert place, told
+    # The loop that waits for the other launch reads its flag there.
+    argv: list[str | Path] = ["nvcc", "--ptx", "-std=c++17", "-arch=compute_80", "-o", tmp_path / "program.ptx", SOURCE]
+    subprocess.run(argv, check=True, capture_output=True)
+    text = (tmp_path / "program.ptx").read_text().splitlines()
+    before, after = text[: int(place[1])], text[int(place[1]) - 1 :]
+    assert "meet" in next(line for line in reversed(before) if ".entry" in line)
+    assert "ld.volatile.global" in after[0]
 
 
 def test_a_failed_kernel_makes_every_later_call_fail(emulate: Emulate, tmp_path: Path) -> None:

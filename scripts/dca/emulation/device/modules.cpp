@@ -43,6 +43,7 @@ Kernel &Function::loaded() {
   kernel.start = reinterpret_cast<decltype(&dca_start)>(symbol("dca_start"));
   kernel.advance = reinterpret_cast<decltype(&dca_advance)>(symbol("dca_advance"));
   kernel.executed = reinterpret_cast<decltype(&dca_executed)>(symbol("dca_executed"));
+  kernel.waits = reinterpret_cast<decltype(&dca_waits)>(symbol("dca_waits"));
   kernel.finish = reinterpret_cast<decltype(&dca_finish)>(symbol("dca_finish"));
   kernel.facts = facts;
   return kernel;

@@ -35,6 +35,18 @@ void write_all(int file, const std::string &text) {
   }
 }
 
+// Appends an object of JSON to the file of findings, if one is named.
+void append(const std::string &object) {
+  const char *path = std::getenv("DCA_EMULATION_FINDINGS");
+  if (!path || !*path) return;
+  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (file < 0) return;
+  write_all(file, object + "\n");
+  close(file);
+}
+
+}  // namespace
+
 std::string quoted(const std::string &text) {
   std::string out = "\"";
   for (unsigned char letter : text) {
@@ -51,18 +63,6 @@ std::string quoted(const std::string &text) {
   }
   return out + '"';
 }
-
-// Appends an object of JSON to the file of findings, if one is named.
-void append(const std::string &object) {
-  const char *path = std::getenv("DCA_EMULATION_FINDINGS");
-  if (!path || !*path) return;
-  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (file < 0) return;
-  write_all(file, object + "\n");
-  close(file);
-}
-
-}  // namespace
 
 void say(const Message &message) {
   std::string text = std::string(message.code) + ": " + message.what + "\n";
@@ -87,13 +87,17 @@ std::string readable(const std::string &mangled) {
   return name;
 }
 
-void record(const DcaFinding &finding) {
-  char place[160];
-  std::snprintf(place, sizeof place, "block (%u, %u, %u), warp %u, lane %u, PTX line %u", finding.block[0],
+std::string place(const DcaFinding &finding) {
+  char text[160];
+  std::snprintf(text, sizeof text, "block (%u, %u, %u), warp %u, lane %u, PTX line %u", finding.block[0],
                 finding.block[1], finding.block[2], finding.warp, finding.lane, finding.ptx_line);
+  return finding.source ? std::string(text) + ", " + finding.source : text;
+}
+
+void record(const DcaFinding &finding) {
   std::string source = finding.source ? finding.source : "";
   say({"DCA-837", readable(finding.kernel) + ": " + finding.text,
-       std::string(finding.kind) + " at " + place + (source.empty() ? "" : ", " + source),
+       std::string(finding.kind) + " at " + place(finding),
        "the launch fails as on a GPU; every later CUDA call of this process returns its error."});
   char numbers[200];
   std::snprintf(numbers, sizeof numbers, "\"block\": [%u, %u, %u], \"warp\": %u, \"lane\": %u, \"ptx_line\": %u",

@@ -1,0 +1,24 @@
+"""What tests of the emulator share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dca.catalogue import recipes
+from dca.foundation.store import Store
+from dca.pipeline.wheel import Made
+
+_MEMBER = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
+
+
+@pytest.fixture(scope="session")
+def official_module(made: Made, cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> Path:
+    """An official wheel's module of flash-attention, from the downloads of the run that built the wheel."""
+    for one in all_recipes:
+        official = one.recipe.official_wheel
+        member = official.members.get(_MEMBER) if official else None
+        if member and (path := cache.download(member.sha256, Path(_MEMBER).name)).is_file():
+            return path
+    raise AssertionError("the run that built the wheel kept no official module")
