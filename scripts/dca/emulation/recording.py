@@ -109,6 +109,7 @@ class Launch(Value):
         block: threads by axis.
         shared: bytes of dynamic shared memory.
         parameters: bytes of all parameters, hexadecimal; pointers in them have the values that they had.
+        offsets: where each parameter begins in them.
         pointers: where they are: each aligned word of 8 bytes that was an address in an allocation.
         buffers: the allocations that they point into.
         ran: false where only sizes were recorded, for a measurement of time.
@@ -121,6 +122,7 @@ class Launch(Value):
     block: tuple[int, int, int]
     shared: int
     parameters: str
+    offsets: tuple[int, ...]
     pointers: tuple[Pointer, ...]
     buffers: tuple[Buffer, ...]
     ran: bool
@@ -178,6 +180,7 @@ class Told(Value):
     block: tuple[int, int, int]
     shared: int
     parameters: str
+    offsets: tuple[int, ...]
     pointers: tuple[Pointer, ...]
     buffers: tuple[ToldBuffer, ...]
     ran: bool
@@ -210,14 +213,17 @@ class Wish:
             DcaError: DCA-840 if there is something in it.
         """
         folder = self.folder.absolute()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        files = folder / FILES
+        # A run that ended before its first launch leaves an empty folder.
+        found = [one for one in folder.iterdir() if one != files] if folder.is_dir() else []
+        if found or (folder.exists() and not folder.is_dir()) or (files.is_dir() and any(files.iterdir())):
             raise DcaError(
                 "DCA-840",
                 f"--record: {folder} is not empty.",
                 why="launches of two runs must not be mixed.",
                 remedy="name a folder that does not exist, or delete it.",
             )
-        (folder / FILES).mkdir(parents=True, exist_ok=True)
+        files.mkdir(parents=True, exist_ok=True)
         return Wish(folder, self.limit, self.shapes)
 
 

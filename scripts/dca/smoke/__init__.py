@@ -12,13 +12,14 @@ import secrets
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dca import inspection
 from dca.catalogue import machine, recipes
 from dca.catalogue.recipes import KERNELS
+from dca.emulation.recording import Wish
 from dca.foundation import documents, environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
@@ -75,6 +76,7 @@ class Request:
         cases: names; all when empty.
         words: of the command line, without the overlays, to repeat a case.
         visible: CUDA_VISIBLE_DEVICES; None for every GPU.
+        record: what to record of the launches of the level `kernels`, to replay them on a GPU; None for nothing.
     """
 
     wheel: Path
@@ -89,6 +91,7 @@ class Request:
     cases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     visible: str | None = None
+    record: Wish | None = None
 
 
 @dataclass(frozen=True)
@@ -288,9 +291,13 @@ def _run(task: _Task, about: Subject, findings: _Findings, run: Run) -> None:
         _listen(prove(python, {**asked, "level": "cpu"}, folder, run.reporter, run.log), findings, "cpu")
         if task.gpu:
             run.reporter.stage("prove", f"on an emulated GPU of compute capability {task.gpu.arch}")
-            env = emulated.variables(task.gpu, python, folder, run)
+            env = emulated.variables(task.gpu, python, folder, run, request.record)
             lines = prove(python, {**asked, "level": "kernels"}, folder, run.reporter, run.log, env=env)
             _listen(lines, findings, "kernels")
+            if request.record:
+                run.reporter.stage("record", "the launches of long prompts, which a GPU will be timed with")
+                env = emulated.variables(task.gpu, python, folder, run, replace(request.record, shapes=True))
+                _recorded(prove(python, {**asked, "level": "shapes"}, folder, run.reporter, run.log, env=env))
         if task.level == "gpu":
             run.reporter.stage("prove", "on the GPU")
             on_gpu = {**asked, "level": "gpu"}
@@ -305,6 +312,22 @@ def _run(task: _Task, about: Subject, findings: _Findings, run: Run) -> None:
                     remedy="use a machine with a GPU, or `--level kernels`, which runs their PTX without one.",
                 )
             _listen(lines, findings, "gpu")
+
+
+def _recorded(lines: list[dict[str, Any]]) -> None:
+    """Check that every launch that is to be timed was made.
+
+    Raises:
+        DcaError: DCA-840 when one was not.
+    """
+    failed = [line.get("detail") or line["broken"] for line in lines if "broken" in line or line.get("passed") is False]
+    if failed:
+        raise DcaError(
+            "DCA-840",
+            "the launches of long prompts could not be recorded.",
+            why=failed[0],
+            remedy="the other launches are recorded, and can be replayed.",
+        )
 
 
 def _not_compiled(overlay: Path | None, error: DcaError) -> CaseResult:

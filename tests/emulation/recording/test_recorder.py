@@ -129,6 +129,7 @@ def told(module: Path, **changed: Any) -> Told:
             "block": (32, 1, 1),
             "shared": 0,
             "parameters": "00" * 24,
+            "offsets": [0],
             "pointers": [{"at": 0, "buffer": 1, "offset": 0}],
             "buffers": [{"number": 1, "bytes": 4, "before": True, "after": True}],
             "ran": True,
@@ -218,8 +219,10 @@ def test_what_the_device_leaves_out_is_counted(module: Path, tmp_path: Path) -> 
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    Wish(tmp_path / "new").prepared()
-    for folder in (tmp_path, tmp_path / "file"):
+    for _ in range(2):
+        Wish(tmp_path / "new").prepared()
+    (tmp_path / "new" / "files" / "content").touch()
+    for folder in (tmp_path, tmp_path / "file", tmp_path / "new"):
         (tmp_path / "file").touch()
         with pytest.raises(DcaError) as refused:
             Wish(folder).prepared()

@@ -94,12 +94,14 @@ void hand_over(const Recordable &one, bool ran, const std::string &left_out, con
   for (const Pointer &pointer : pointers(one))
     pointing += (pointing.empty() ? "{" : ", {") + std::string("\"at\": ") + std::to_string(pointer.at) +
                 ", \"buffer\": " + std::to_string(pointer.buffer) + ", \"offset\": " + std::to_string(pointer.offset) + "}";
+  std::string offsets;
+  for (uint32_t i = 0; i < one.facts->parameters; i++) offsets += (i ? ", " : "") + std::to_string(one.facts->offsets[i]);
   const DcaLaunch &launch = one.launch;
   std::string text = "{\"module\": " + quoted(one.module.path) + ", \"address\": " + std::to_string(one.module.address) + ", \"kernel\": " + quoted(one.kernel) +
                      ", \"label\": " + quoted(label) + ", \"stream\": " + std::to_string(one.stream) +
                      ", \"grid\": " + numbers(launch.grid) + ", \"block\": " + numbers(launch.block) +
                      ", \"shared\": " + std::to_string(launch.dynamic_shared) + ", \"parameters\": \"" +
-                     hexadecimal(launch.parameters, launch.parameter_bytes) + "\", \"pointers\": [" + pointing +
+                     hexadecimal(launch.parameters, launch.parameter_bytes) + "\", \"offsets\": [" + offsets + "], \"pointers\": [" + pointing +
                      "], \"buffers\": [" + buffers + "], \"ran\": " + (ran ? "true" : "false") +
                      ", \"left_out\": " + quoted(left_out) + "}";
   ask("launch\n" + std::to_string(text.size()) + "\n" + text, parts);
