@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -166,6 +167,17 @@ def test_what_cannot_run_says_why_and_is_no_success(content: str | None, words: 
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_script_is_python_of_3_9_and_needs_the_standard_library_alone() -> None:
+    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 9))
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+    }
+    assert imported <= sys.stdlib_module_names
 
 
 def test_the_script_and_the_recorder_agree_on_the_version() -> None:

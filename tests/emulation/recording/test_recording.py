@@ -16,7 +16,7 @@ import pytest
 
 from dca.binaries import fatbin
 from dca.emulation import images
-from dca.emulation.recording import Recording
+from dca.emulation.recording import MOST_OF_A_KERNEL, Recording
 from dca.foundation import documents, store
 from dca.pipeline.wheel import Made
 from tests.support import ROOT, RunDca, fatbins
@@ -108,6 +108,17 @@ def test_what_cannot_be_replayed_is_left_out_with_its_reason(recorded: Path) -> 
         "it changes a variable of its module": 1,
         "it runs at the same time as work of another stream": 2,
     }
+
+
+def test_of_one_kernel_so_many_launches_are_kept_that_others_fit_in(
+    emulate: Emulate, module: Path, tmp_path: Path
+) -> None:
+    words = [*["exact"] * (MOST_OF_A_KERNEL + 2), "approximate"]
+    folder = tmp_path / "launches"
+    emulate("-m", "tests.emulation.recording.program", module, *words, options=("--record", folder))
+    found = document(folder)
+    assert [one.kernel for one in found.launches] == [0] * MOST_OF_A_KERNEL + [1]
+    assert found.left_out == {"enough launches of its kernel are recorded": 2}
 
 
 def test_code_is_that_of_the_module_and_ptx_of_the_kernel_alone(recorded: Path, module: Path) -> None:
