@@ -16,7 +16,7 @@ from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent, Work
 from dca.foundation.timeline import ObjectTime, Recorder, Timeline
 from dca.toolchain import provide
-from tests.support import quiet_run
+from tests.support import SHARE, quiet_run
 
 
 def stamps(folder: Path) -> dict[str, int]:

@@ -37,9 +37,8 @@ def rows(count: int, seed: int) -> Iterator[tuple[list[int], list[int], int, int
 
 def test_what_every_conversion_must_keep() -> None:
     """Properties that any right conversion has, whatever its algorithm."""
-    for vertical, slash, first, queries, keys, causal in rows(
-        4_000 if os.environ["DCA_PROOF_SCALE"] == "1" else 800, seed=1
-    ):
+    count = 4_000 if os.environ["DCA_PROOF_SCALE"] == "1" else 800
+    for vertical, slash, first, queries, keys, causal in rows(count, seed=1):
         row = oracle.convert_row_block(vertical, slash, first, queries, keys, causal)
         assert row is not None
         shift = keys - queries if causal else keys
