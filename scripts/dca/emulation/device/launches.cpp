@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <memory>
+#include <set>
 
 #include "device.h"
 #include "properties.h"
@@ -20,7 +23,7 @@ int accessible(void *, uint64_t address, uint64_t bytes, int) {
 // A launch in its queue.
 class Grid : public Operation {
  public:
-  Grid(Function &function, const Launch &launch, void **arguments)
+  Grid(Function &function, const Launch &launch, void **arguments, uint64_t seed = setting("DCA_EMULATION_SEED", 0))
       : module_(function.module), kernel_(function.loaded()), name_(function.name) {
     const DcaKernel &facts = *kernel_.facts;
     parameters_.resize(facts.parameter_bytes);
@@ -30,7 +33,7 @@ class Grid : public Operation {
     std::copy(launch.block, launch.block + 3, launch_.block);
     launch_.dynamic_shared = launch.dynamic_shared;
     launch_.parameter_bytes = parameters_.size();
-    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, setting("DCA_EMULATION_SEED", 0), checks()};
+    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, seed, checks()};
   }
 
   ~Grid() override {
@@ -54,6 +57,8 @@ class Grid : public Operation {
       fail_for_good(failure_ != cudaSuccess ? failure_ : cudaErrorLaunchFailure);
     return state != DCA_MORE;
   }
+
+  const std::vector<char> &parameters() const { return parameters_; }
 
   std::string description() const override {
     DcaFinding at = {};
@@ -128,10 +133,68 @@ cudaError_t check(Function &function, const Launch &launch) {
   return cudaSuccess;
 }
 
+// What a launch may have changed: the allocations that its parameters point into, and variables.
+class Contents {
+ public:
+  explicit Contents(const std::vector<char> &parameters) {
+    std::set<const Allocation *> found;
+    for (size_t at = 0; at + sizeof(uintptr_t) <= parameters.size(); at += sizeof(uintptr_t)) {
+      uintptr_t address;
+      std::memcpy(&address, parameters.data() + at, sizeof address);
+      if (const Allocation *one = device().memory.find(address)) found.insert(one);
+    }
+    device().memory.each([&](const Allocation &one) {
+      if (one.kind == Kind::variable) found.insert(&one);
+    });
+    for (const Allocation *one : found) {
+      const char *start = reinterpret_cast<const char *>(one->start);
+      copies_.emplace(one->start, std::string(start, start + one->bytes));
+    }
+  }
+  void restore() const {
+    for (const auto &[start, bytes] : copies_) std::memcpy(reinterpret_cast<char *>(start), bytes.data(), bytes.size());
+  }
+  bool operator==(const Contents &other) const { return copies_ == other.copies_; }
+
+ private:
+  std::map<uintptr_t, std::string> copies_;
+};
+
+// Runs a kernel's first launch in as many random orders of its warps as DCA_EMULATION_ORDERS says, each on the same memory,
+// before it is launched. What was done is a line of JSON in the file that DCA_EMULATION_ORDERED names.
+void run_in_orders(Function &function, const Launch &how, void **arguments) {
+  const uint64_t orders = setting("DCA_EMULATION_ORDERS", 0), most = setting("DCA_EMULATION_ORDERS_BOUND", 1'000'000'000);
+  if (!orders || function.ordered) return;
+  function.ordered = true;
+  device().streams.finish_all();
+  Grid begun(function, how, arguments);
+  uint64_t none = 0;
+  // Variables have their initial values once a kernel has begun.
+  begun.advance(0, none);
+  const Contents before(begun.parameters());
+  std::unique_ptr<Contents> first;
+  bool differs = false, ended = true;
+  uint64_t done = 0, executed = 0;
+  while (done < orders && executed < most && ended && !failed_for_good()) {
+    Grid grid(function, how, arguments, ++done);
+    // One that waits for another launch does not end.
+    while (!grid.advance(AT_LAUNCH, executed) && (ended = executed < most)) {
+    }
+    Contents after(grid.parameters());
+    if (!first) first = std::make_unique<Contents>(after);
+    differs = differs || (ended && !(after == *first));
+    before.restore();
+  }
+  append("DCA_EMULATION_ORDERED", "{\"kernel\": " + quoted(function.name) + ", \"orders\": " + std::to_string(done - !ended) +
+                                      ", \"instructions\": " + std::to_string(executed) + ", \"differs\": " +
+                                      (differs ? "true" : "false") + "}\n");
+}
+
 }  // namespace
 
 cudaError_t launch(Function &function, const Launch &how, void **arguments) {
   if (cudaError_t error = check(function, how)) return error;
+  run_in_orders(function, how, arguments);
   device().streams.enqueue(how.stream, std::make_shared<Grid>(function, how, arguments));
   device().streams.run(AT_LAUNCH);
   return failed_for_good();

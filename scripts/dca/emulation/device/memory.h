@@ -29,6 +29,10 @@ class Memory {
   const Allocation *find(uintptr_t address) const;
   bool accessible(uintptr_t address, size_t bytes) const;
   size_t used() const { return used_; }
+  template <class Use>
+  void each(Use use) const {
+    for (const auto &[start, one] : living_) use(one);
+  }
 
  private:
   std::map<uintptr_t, Allocation> living_;

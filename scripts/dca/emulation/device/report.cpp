@@ -34,6 +34,21 @@ void write_all(int file, const std::string &text) {
   }
 }
 
+}  // namespace
+
+void say(const Message &message) {
+  std::string text = std::string(message.code) + ": " + message.what + "\n";
+  if (!message.why.empty()) text += "  Why:  " + indented(message.why) + "\n";
+  if (!message.next.empty()) text += "  Next: " + indented(message.next) + "\n";
+  std::fflush(nullptr);
+  write_all(STDERR_FILENO, text);
+}
+
+void end(const Message &message) {
+  say(message);
+  _exit(message.code[4] - '0');
+}
+
 std::string quoted(const std::string &text) {
   std::string out = "\"";
   for (unsigned char letter : text) {
@@ -51,19 +66,13 @@ std::string quoted(const std::string &text) {
   return out + '"';
 }
 
-}  // namespace
-
-void say(const Message &message) {
-  std::string text = std::string(message.code) + ": " + message.what + "\n";
-  if (!message.why.empty()) text += "  Why:  " + indented(message.why) + "\n";
-  if (!message.next.empty()) text += "  Next: " + indented(message.next) + "\n";
-  std::fflush(nullptr);
-  write_all(STDERR_FILENO, text);
-}
-
-void end(const Message &message) {
-  say(message);
-  _exit(message.code[4] - '0');
+void append(const char *variable, const std::string &line) {
+  const char *path = std::getenv(variable);
+  if (!path || !*path) return;
+  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (file < 0) return;
+  write_all(file, line);
+  close(file);
 }
 
 std::string readable(const std::string &mangled) {
@@ -86,17 +95,12 @@ void record(const DcaFinding &finding) {
   say({"DCA-837", readable(finding.kernel) + ": " + finding.text,
        std::string(finding.kind) + " at " + place(finding),
        "the launch fails as on a GPU; every later CUDA call of this process returns its error."});
-  const char *path = std::getenv("DCA_EMULATION_FINDINGS");
-  if (!path || !*path) return;
   char numbers[200];
   std::snprintf(numbers, sizeof numbers, "\"block\": [%u, %u, %u], \"warp\": %u, \"lane\": %u, \"ptx_line\": %u",
                 finding.block[0], finding.block[1], finding.block[2], finding.warp, finding.lane, finding.ptx_line);
-  std::string line = "{\"kind\": " + quoted(finding.kind) + ", \"kernel\": " + quoted(finding.kernel) +
-                     ", \"text\": " + quoted(finding.text) + ", " + numbers + ", \"source\": " + quoted(source) + "}\n";
-  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (file < 0) return;
-  write_all(file, line);
-  close(file);
+  append("DCA_EMULATION_FINDINGS", "{\"kind\": " + quoted(finding.kind) + ", \"kernel\": " + quoted(finding.kernel) +
+                                       ", \"text\": " + quoted(finding.text) + ", " + numbers + ", \"source\": " +
+                                       quoted(source) + "}\n");
 }
 
 cudaError_t result(cudaError_t error) {

@@ -25,6 +25,10 @@ void say(const Message &);
 void record(const DcaFinding &);
 // Where in a kernel it is: block, warp, lane, PTX line, and the source line where the PTX has one.
 std::string place(const DcaFinding &);
+// A string of JSON.
+std::string quoted(const std::string &);
+// Appends a line to the file that a variable of the environment names, if it is set.
+void append(const char *variable, const std::string &line);
 // A kernel's name for people.
 std::string readable(const std::string &mangled);
 
