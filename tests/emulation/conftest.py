@@ -1,0 +1,35 @@
+"""The official wheel's sparse attention kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dca.binaries import elf, fatbin
+from dca.catalogue import recipes
+from dca.foundation.store import Store
+from dca.pipeline.wheel import Made
+
+_MEMBER = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
+
+
+def _module(cache: Store, loaded: tuple[recipes.Loaded, ...]) -> Path:
+    for one in loaded:
+        official = one.recipe.official_wheel
+        member = official.members.get(_MEMBER) if official else None
+        if member and (path := cache.download(member.sha256, Path(_MEMBER).name)).is_file():
+            return path
+    raise AssertionError("the run that built the wheel kept no official module")
+
+
+@pytest.fixture(scope="session")
+def texts(made: Made, cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> dict[str, str]:
+    """The PTX of each sparse kernel, by its symbol."""
+    found: dict[str, str] = {}
+    with _module(cache, all_recipes).open("rb") as stream:
+        image = elf.Image(stream)
+        for code in fatbin.codes(image.content(image.find(elf.DEVICE_SECTIONS[0]))):
+            if code.kind == fatbin.PTX and any("flash_fwd_sparse_kernel" in name for name in code.kernels):
+                found.update(dict.fromkeys(code.kernels, code.content.decode()))
+    return found
