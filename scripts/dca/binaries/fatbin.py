@@ -320,6 +320,22 @@ def codes(section: bytes) -> Iterator[Code]:
         yield Code(entry.kind, entry.exact, content)
 
 
+def codes_at(stream: IO[bytes], start: int, end: int) -> Iterator[Code]:
+    """Everything in one container of a file.
+
+    Args:
+        stream: the file.
+        start: of the container in it.
+        end: of the section in it.
+
+    Raises:
+        FatbinError: as `codes`, or if no container begins there.
+    """
+    data = _File(stream)
+    _, after = _container(data, start, start, end)
+    yield from codes(data[start:after])
+
+
 def bare(content: bytes) -> Code:
     """A cubin or a PTX text that is a file of its own.
 

@@ -17,7 +17,7 @@ from dca.foundation.errors import DcaError
 
 @dataclass(frozen=True)
 class Image:
-    """The device code of a module.
+    """The device code of a fat binary, or of a whole module.
 
     Args:
         name: of the module, for messages.
@@ -26,6 +26,10 @@ class Image:
 
     name: str
     codes: tuple[Code, ...]
+
+    def lists(self, entry: str) -> tuple[frozenset[str], ...]:
+        """The kernels of each of its cubins with a kernel; the PTX text that a cubin was compiled from has the same."""
+        return tuple({code.kernels for code in self.codes if code.kind == fatbin.CUBIN and entry in code.kernels})
 
     def ptx(self, entry: str, arch: str) -> str:
         """The text with a kernel that a device of a compute capability would compile: the newest that it supports.
@@ -53,17 +57,32 @@ class Image:
         )
 
 
-def read(module: Path) -> Image:
+def read(module: Path, address: int = 0) -> Image:
     """The device code of a module.
 
+    Args:
+        module: the file.
+        address: of one fat binary of a library, as the library's sections have it; all of them for 0. Several may have
+            kernels of one name, each with its own.
+
     Raises:
-        DcaError: DCA-836 when it is damaged.
+        DcaError: DCA-836 when it is damaged, or has no fat binary there.
     """
-    return Image(module.name, tuple(_codes(module)))
+    return Image(module.name, tuple(_codes(module, address)))
 
 
-def _codes(file: Path) -> Iterable[Code]:
+def _codes_at(file: Path, address: int) -> Iterable[Code]:
+    with file.open("rb") as stream:
+        for one in elf.Image(stream).sections:
+            if one.name in elf.DEVICE_SECTIONS and 0 <= address - one.address < one.size:
+                return list(fatbin.codes_at(stream, one.offset + address - one.address, one.offset + one.size))
+    raise FatbinError(f"it has no fat binary at the address {address:#x}, which it registers")
+
+
+def _codes(file: Path, address: int) -> Iterable[Code]:
     try:
+        if address:
+            return _codes_at(file, address)
         content = file.read_bytes()
         if content.startswith(fatbin.MAGIC):
             return list(fatbin.codes(content))

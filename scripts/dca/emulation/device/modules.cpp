@@ -24,7 +24,7 @@ Variable &Module::variable(const std::string &name, size_t bytes) {
 
 Kernel &Function::loaded() {
   if (kernel.facts) return kernel;
-  std::string path = translated(module->path, name);
+  std::string path = translated(*module, name);
   void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   auto symbol = [&](const char *wanted) {
     void *found = library ? dlsym(library, wanted) : nullptr;
@@ -49,11 +49,15 @@ Kernel &Function::loaded() {
   return kernel;
 }
 
-Module &Modules::add(const std::string &path, bool owned) {
-  modules_.push_back(std::make_unique<Module>());
-  modules_.back()->path = path;
-  modules_.back()->owned = owned;
+Module &Modules::add(const std::string &path, uint64_t address) {
+  modules_.push_back(std::make_unique<Module>(Module{path, address}));
   return *modules_.back();
+}
+
+Module &Modules::add_image(const std::string &path, bool owned) {
+  Module &module = add(path, 0);
+  module.owned = owned;
+  return module;
 }
 
 void Modules::remove(Module *module) {

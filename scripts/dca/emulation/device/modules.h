@@ -34,8 +34,10 @@ struct Variable {
   std::vector<bool> written;
 };
 
+// A fat binary that was registered, or an image that was loaded.
 struct Module {
-  std::string path;  // of the shared library, or of a file with the image that was loaded
+  std::string path;   // of the shared library, or of a file with the image alone
+  uint64_t address;   // of the fat binary in the library, as its sections have it; 0 where the file is the image
   bool owned = false;
   std::map<std::string, Variable> variables;
 
@@ -55,7 +57,10 @@ struct Function {
 
 class Modules {
  public:
-  Module &add(const std::string &path, bool owned = false);
+  // A registered fat binary of a library.
+  Module &add(const std::string &path, uint64_t address);
+  // An image in a file of its own; `owned` files are deleted with it.
+  Module &add_image(const std::string &path, bool owned);
   void remove(Module *);
   Function &function(Module &, const std::string &name);
   void bind(const void *stub, Function &function) { stubs_[stub] = &function; }
@@ -73,7 +78,7 @@ class Modules {
 
 // The path of the shared object of a kernel, from the program that DCA_EMULATION_TRANSLATOR names; ends the process with
 // that program's message if it has none.
-std::string translated(const std::string &module, const std::string &entry);
+std::string translated(const Module &, const std::string &entry);
 
 }  // namespace dca
 

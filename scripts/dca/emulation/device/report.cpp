@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 
 #include "../runtime/abi.h"
 
@@ -46,6 +47,8 @@ void say(const Message &message) {
 
 void end(const Message &message) {
   say(message);
+  append("DCA_EMULATION_FINDINGS", "{\"kind\": \"end\", \"code\": " + quoted(message.code) + ", \"text\": " +
+                                       quoted(message.what) + ", \"why\": " + quoted(message.why) + "}");
   _exit(message.code[4] - '0');
 }
 
@@ -66,12 +69,12 @@ std::string quoted(const std::string &text) {
   return out + '"';
 }
 
-void append(const char *variable, const std::string &line) {
+void append(const char *variable, const std::string &object) {
   const char *path = std::getenv(variable);
   if (!path || !*path) return;
   int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (file < 0) return;
-  write_all(file, line);
+  write_all(file, object + "\n");
   close(file);
 }
 
@@ -100,7 +103,15 @@ void record(const DcaFinding &finding) {
                 finding.block[0], finding.block[1], finding.block[2], finding.warp, finding.lane, finding.ptx_line);
   append("DCA_EMULATION_FINDINGS", "{\"kind\": " + quoted(finding.kind) + ", \"kernel\": " + quoted(finding.kernel) +
                                        ", \"text\": " + quoted(finding.text) + ", " + numbers + ", \"source\": " +
-                                       quoted(source) + "}\n");
+                                       quoted(source) + "}");
+}
+
+void record_known(const std::string &kernel, const std::string &fault) {
+  static std::set<std::string> printed;
+  if (printed.insert(fault).second)
+    say({"DCA-837", readable(kernel) + " has a known fault: " + fault, "", "the launch goes on."});
+  append("DCA_EMULATION_FINDINGS", "{\"kind\": \"known\", \"kernel\": " + quoted(kernel) + ", \"text\": " +
+                                       quoted(fault) + "}");
 }
 
 cudaError_t result(cudaError_t error) {

@@ -16,8 +16,8 @@ struct Message {
   std::string what, why, next;
 };
 
-// Prints the message and ends the process with the exit status of its code: nothing that a kernel should have computed is
-// read afterwards.
+// Prints the message, appends it to the findings, and ends the process with the exit status of its code: nothing that a
+// kernel should have computed is read afterwards.
 [[noreturn]] void end(const Message &);
 // Prints the message; the caller returns an error to the program.
 void say(const Message &);
@@ -27,8 +27,10 @@ void record(const DcaFinding &);
 std::string place(const DcaFinding &);
 // A string of JSON.
 std::string quoted(const std::string &);
-// Appends a line to the file that a variable of the environment names, if it is set.
-void append(const char *variable, const std::string &line);
+// Appends an object of JSON, as a line, to the file that a variable of the environment names, if it is set.
+void append(const char *variable, const std::string &object);
+// Appends a known fault of a kernel to that file; prints it once in a process.
+void record_known(const std::string &kernel, const std::string &fault);
 // A kernel's name for people.
 std::string readable(const std::string &mangled);
 
