@@ -275,7 +275,7 @@ def attention(case: Case, seed: int) -> Attention:
     for batch in range(case.batch):
         for head in range(case.heads):
             for block in range(-(-case.queries // ROWS)):
-                blocks, columns = _drawn(case, batch, block, drawn)
+                blocks, columns = _drawn(case, (batch, head, block), drawn)
                 for into, values, most in ((0, blocks, MOST_BLOCKS), (2, columns, MOST_COLUMNS)):
                     lists[into].append(len(values))
                     lists[into + 1].extend(values + [0] * (most - len(values)))
@@ -298,14 +298,15 @@ def _keys(case: Case, batch: int, blocks: list[int]) -> list[int]:
     ]
 
 
-def _drawn(case: Case, batch: int, block: int, drawn: random.Random) -> tuple[list[int], list[int]]:
+def _drawn(case: Case, place: tuple[int, int, int], drawn: random.Random) -> tuple[list[int], list[int]]:
     """Ascending block starts and columns beside them, none after what the block's last row may see."""
+    batch, head, block = place
     queries, keys = case.length(batch)
     limit = max(0, min(keys, ROWS * (block + 1) + keys - queries)) if case.causal else keys
     starts = list(range(0, limit, ROWS))
     blocks = sorted(drawn.sample(starts, min(len(starts), drawn.randrange(4))))
     rest = [key for key in range(limit) if not any(first <= key < first + ROWS for first in blocks)]
-    columns = sorted(drawn.sample(rest, min(len(rest), drawn.choice((0, 5, case.columns)))))
+    columns = sorted(drawn.sample(rest, min(len(rest), (5, case.columns, 0)[(batch + head + block) % 3])))
     if case.behind:
         blocks = starts[-2:] + list(range(ROWS * len(starts), keys, ROWS))[: case.behind]
         columns = []

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from dca import smoke
 from dca.cli import root
 from dca.foundation.store import Store
 from dca.smoke import Smoke, emulated
 
 ORDERS = 1000
-# Warp instructions of all orders of a kernel: a sparse one has a hundred thousand in each. Larger ones have fewer orders.
+# Warp instructions of all orders of a kernel: a sparse one has a hundred thousand in each. Larger kernels have fewer.
 BOUND = 200_000_000
 FEWEST = 5
 
@@ -31,6 +32,8 @@ def test_no_order_of_warps_shows_a_fault_or_changes_a_result(
         return real(*arguments) | {f"DCA_EMULATION_{name}": str(value) for name, value in wanted.items()}
 
     monkeypatch.setattr(emulated, "variables", variables)
+    # A case takes as long as its orders do.
+    monkeypatch.setattr(smoke, "CASE_SECONDS", (86400.0, 86400.0))
     words = ("smoke", wheel, "--level", "kernels", "--quick", "--seed", "1", "--json", "--cache-dir", cache.root)
     done = CliRunner().invoke(root, list(map(str, words)))
 

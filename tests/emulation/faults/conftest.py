@@ -36,6 +36,14 @@ def builder(
     return modules.Builder(compiler, environments.make(lock, plan.python_path, plan.python, run))
 
 
+@pytest.fixture(scope="session")
+def launched(builder: modules.Builder, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The sparse kernels that the host code launches, without a fault."""
+    folder = tmp_path_factory.mktemp("launched")
+    tree = sources.checkout(sources.clones()[0], sources.REPAIRED, "csrc/flash_attn", folder / "tree")
+    return builder.kernels(tree, folder)
+
+
 @pytest.fixture
 def faulty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> store.Store:
     """A cache for kernels that are run once: they are compiled in half the time, without optimisation."""

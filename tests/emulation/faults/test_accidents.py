@@ -19,8 +19,6 @@ from tests.support import ROOT, RunDca, launch
 pytestmark = pytest.mark.whole
 FORK = "260da6541a1d53a7562963bf7f6f8cfc04661ba3"
 PATCH = ROOT / "patches/qwen-fork/flash-attention/0003-columns-of-every-sequence.patch"
-# The first commit ran sparse attention without causality where it was asked for; the second one is its repair.
-NOT_CAUSAL, REPAIRED = "6e1f8b64", "472f6737"
 CASE = sparse.Case(bfloat16=True, causal=True, old=True)
 
 
@@ -53,18 +51,16 @@ def test_columns_of_later_sequences_are_wrong_in_the_forks_kernel_and_right_with
 
 
 def test_attention_that_is_not_causal_is_found_through_the_modules_own_host_code(
-    builder: modules.Builder, dca: RunDca, tmp_path: Path
+    builder: modules.Builder, launched: list[Path], dca: RunDca, tmp_path: Path
 ) -> None:
     trees = {
         one: sources.checkout(sources.clones()[0], one, "csrc/flash_attn", tmp_path / one)
-        for one in (NOT_CAUSAL, REPAIRED)
+        for one in (sources.NOT_CAUSAL, sources.REPAIRED)
     }
-    # The repair is one of the host code alone.
-    compiled = builder.kernels(trees[NOT_CAUSAL], tmp_path)
-    errors = {one: builder.errors(dca, builder.module(tree, compiled, tmp_path)) for one, tree in trees.items()}
+    errors = {one: builder.errors(dca, builder.module(tree, launched, tmp_path)) for one, tree in trees.items()}
 
-    assert errors[NOT_CAUSAL]["causal"] > 0.1
-    assert errors[NOT_CAUSAL]["not causal"] < 1e-2
-    assert errors[REPAIRED]["causal"] < 1e-2
-    assert errors[REPAIRED]["not causal"] < 1e-2
-    assert errors[REPAIRED]["one query"] < 1e-2
+    assert errors[sources.NOT_CAUSAL]["causal"] > 0.1
+    assert errors[sources.NOT_CAUSAL]["not causal"] < 1e-2
+    assert errors[sources.REPAIRED]["causal"] < 1e-2
+    assert errors[sources.REPAIRED]["not causal"] < 1e-2
+    assert errors[sources.REPAIRED]["one query"] < 1e-2

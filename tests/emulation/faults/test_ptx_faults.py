@@ -126,10 +126,12 @@ def small() -> Subject:
 def examine(subject: Subject, faults: list[ptx_faults.Fault], cache: Store) -> None:
     """Examine faults, and report each and how many there are of each state, for -s."""
     assert examination.examined(subject, subject.text, cache).state == "equivalent"
-    verdicts = {fault: examination.examined(subject, fault.apply(subject.text), cache) for fault in faults}
-    for fault, verdict in verdicts.items():
-        print(f"{verdict.state} | {subject.name} | {fault} | {verdict.why}")
-    missed = [f"{fault}: {verdict.why}" for fault, verdict in verdicts.items() if verdict.state == "missed"]
+    missed = []
+    for fault in faults:
+        verdict = examination.examined(subject, fault.apply(subject.text), cache)
+        line = f"{verdict.state} | {subject.name} | {fault} | {verdict.why}"
+        print(line, flush=True)
+        missed += [line] if verdict.state == "missed" else []
     assert not missed
 
 

@@ -39,7 +39,10 @@ def name_of(mutant: Mutant) -> str:
 
 def report(mutant: Mutant, verdict: Verdict) -> None:
     """Print what became of a fault, for -s."""
-    print(f"{verdict.state} | {mutant.file.rpartition('/')[2]} | {mutant.name}: {mutant.fault} | {verdict.why}")
+    print(
+        f"{verdict.state} | {mutant.file.rpartition('/')[2]} | {mutant.name}: {mutant.fault} | {verdict.why}",
+        flush=True,
+    )
 
 
 def test_there_are_at_least_thirty() -> None:
@@ -98,21 +101,13 @@ def test_a_fault_of_the_index_conversion_is_found(
     assert verdict.state == "found", verdict.why
 
 
-@pytest.fixture(scope="module")
-def kernels(builder: modules.Builder, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The sparse kernels that the host code launches, without a fault."""
-    folder = tmp_path_factory.mktemp("kernels")
-    tree = sources.checkout(sources.clones()[0], test_accidents.REPAIRED, "csrc/flash_attn", folder / "tree")
-    return builder.kernels(tree, folder)
-
-
 @pytest.mark.parametrize("mutant", HOSTS, ids=name_of)
 def test_a_fault_of_the_host_code_is_found(
-    mutant: Mutant, kernels: list[Path], builder: modules.Builder, dca: RunDca, tmp_path: Path
+    mutant: Mutant, launched: list[Path], builder: modules.Builder, dca: RunDca, tmp_path: Path
 ) -> None:
-    tree = sources.checkout(sources.clones()[0], test_accidents.REPAIRED, "csrc/flash_attn", tmp_path / "tree")
+    tree = sources.checkout(sources.clones()[0], sources.REPAIRED, "csrc/flash_attn", tmp_path / "tree")
     changed(tree, mutant)
-    errors = builder.errors(dca, builder.module(tree, kernels, tmp_path))
+    errors = builder.errors(dca, builder.module(tree, launched, tmp_path))
 
     wrong = {name: error for name, error in errors.items() if error > BOUND}
     report(mutant, Verdict("found" if wrong else "missed", str(wrong)))
