@@ -1,4 +1,4 @@
-"""The official wheel's sparse attention kernels."""
+"""What tests of the emulator share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from dca.pipeline.wheel import Made
 _MEMBER = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 
 
-def _module(cache: Store, loaded: tuple[recipes.Loaded, ...]) -> Path:
-    for one in loaded:
+@pytest.fixture(scope="session")
+def official_module(made: Made, cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> Path:
+    """An official wheel's module of flash-attention, from the downloads of the run that built the wheel."""
+    for one in all_recipes:
         official = one.recipe.official_wheel
         member = official.members.get(_MEMBER) if official else None
         if member and (path := cache.download(member.sha256, Path(_MEMBER).name)).is_file():
@@ -24,10 +26,10 @@ def _module(cache: Store, loaded: tuple[recipes.Loaded, ...]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def texts(made: Made, cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> dict[str, str]:
+def texts(official_module: Path) -> dict[str, str]:
     """The PTX of each sparse kernel, by its symbol."""
     found: dict[str, str] = {}
-    with _module(cache, all_recipes).open("rb") as stream:
+    with official_module.open("rb") as stream:
         image = elf.Image(stream)
         for code in fatbin.codes(image.content(image.find(elf.DEVICE_SECTIONS[0]))):
             if code.kind == fatbin.PTX and any("flash_fwd_sparse_kernel" in name for name in code.kernels):

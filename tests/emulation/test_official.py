@@ -1,4 +1,4 @@
-"""The official wheel's sparse attention kernels on the emulator, against their definition."""
+"""The official wheels' attention kernels on the emulator, and their modules as they are, against their definition."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from dca.catalogue import machine, recipes
 from dca.emulation import kernels
+from dca.foundation import data, store
+from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.foundation.store import Store
+from dca.smoke import emulated, prove
+from dca.sources import index
+from dca.toolchain import environments
 from tests.emulation import sparse
-from tests.support import launch
+from tests.support import SHARE, launch
 
+_MEMBER = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 # The instance without dropout, ALiBi and softcap, of any lengths and the full head dimension.
 _NAME = "Lb0ELb{causal}ELb0ELb0ELb0ELb1ELb0ELb0EEEvNS_23Flash_fwd_params_sparseE"
 CASES = [sparse.Case(bfloat16, causal) for bfloat16 in (True, False) for causal in (True, False)]
@@ -79,3 +87,58 @@ def test_only_the_last_two_blocks_of_a_list_may_reach_past_the_diagonal(
     # By the definition of causality the first seven rows do not see all of the block before.
     hidden = {at: [~key if key < 0 else key for key in keys] for at, keys in one.chosen.items()}
     assert replace(one, chosen=hidden).errors().out > 0.1
+
+
+# Loads an official module beside it. The index conversion, of another module, is a stand-in that nothing calls.
+_LOADER = """
+import pathlib, torch
+
+OPS = torch.library.Library("_C", "DEF")
+
+def load():
+    def registered():
+        return {schema.name for schema in torch._C._jit_get_all_schemas()}
+
+    before = registered()
+    for name in ("convert_vertical_slash_indexes", "convert_vertical_slash_indexes_mergehead"):
+        OPS.define(name + "() -> ()")
+    torch.ops.load_library(str(pathlib.Path(__file__).with_name("official.so")))
+    return tuple(sorted(registered() - before))
+"""
+_ATTENTION = ("sparse/", "dense/", "paged/")
+
+
+@pytest.mark.whole
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["vllm-0.9.2", "vllm-0.10.1.1", "vllm-0.10.2"])
+def test_an_official_module_as_it_is_attends_as_defined_with_a_stand_in_conversion(
+    name: str, cache: Store, tmp_path: Path, all_recipes: tuple[recipes.Loaded, ...]
+) -> None:
+    run, own = Run(cache, Silent(), tmp_path / "log"), machine.own_python()
+    official = next(one.recipe.official_wheel for one in all_recipes if one.recipe.name == name)
+    assert official is not None
+    module = index.members(official, {_MEMBER: official.members[_MEMBER].sha256}, cache, Silent())[_MEMBER]
+    site = tmp_path / "site"
+    store.write_bytes(site / "dca_kernels" / "__init__.py", _LOADER.encode())
+    (site / "dca_kernels" / "official.so").symlink_to(module)
+    request = {
+        "wheel": str(site),
+        "driver": None,
+        "threads": 1,
+        "quick": SHARE < 1,
+        "case_seconds": 3600,
+        "dtypes": [],
+        "seed": 1,
+        "cases": [],
+        "modules": None,
+        "variants": [{"name": "", "oracle": None, "overlay": None, "kernel": ""}],
+        "level": "kernels",
+    }
+    python = environments.make(data.run_lock(name, "lean"), own.path, own.version, run)
+    env = emulated.variables(emulated.EmulatedGpu("8.0", None), python, tmp_path, run)
+
+    lines = prove(python, request, tmp_path, Silent(), run.log, env=env)
+
+    results = {line["case"]: line for line in lines if "case" in line and line["case"].startswith(_ATTENTION)}
+    assert {case.split("/")[1] for case in results} >= {"bfloat16", "float16", "future", "empty", "full-cover"}
+    assert [line for line in results.values() if not line["passed"]] == []

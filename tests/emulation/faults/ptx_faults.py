@@ -187,6 +187,17 @@ KINDS: dict[str, Callable[[Line], str]] = {
 }
 
 
+_HARMLESS = {
+    **dict.fromkeys(("a sign", "a conversion"), "the numbers are not negative there, and both readings are the same"),
+    "a comparison": "the two sides are never equal there, or both ways then lead to the same",
+    "a predicate turned": "both ways lead to the same",
+    **dict.fromkeys(
+        ("a barrier dropped", "a wait", "a commit dropped"),
+        "another one orders the same accesses: no race was found",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault in a PTX text.
@@ -209,6 +220,11 @@ class Fault:
         assert lines[self.line - 1] == self.old
         lines[self.line - 1] = self.new
         return "\n".join(lines)
+
+    @property
+    def harmless(self) -> str:
+        """Why it can be that it changes nothing that is written."""
+        return _HARMLESS.get(self.kind, "nothing that is written depends on what it computes")
 
     def __str__(self) -> str:
         """The kind, the line and what is changed."""

@@ -61,7 +61,8 @@ and.b32 %r11, %r2, 3;
 setp.ne.s32 %p3, %r11, 2;
 @%p3 bra $L1;
 sub.f32 %f6, %f6, %f2;
-$L1: cvt.rn.bf16.f32 %h1, %f6;
+$L1:
+cvt.rn.bf16.f32 %h1, %f6;
 add.s32 %r12, %r2, -40;
 shr.s32 %r13, %r12, 2;
 max.s32 %r13, %r13, -7;
@@ -71,7 +72,8 @@ add.s64 %rd6, %rd2, %rd5;
 st.global.u16 [%rd6], %h1;
 cvt.u16.u32 %h2, %r13;
 st.global.u16 [%rd6+2], %h2;
-$L2: ret;
+$L2:
+ret;
 }
 """
 THREADS = 100
@@ -128,7 +130,8 @@ def examine(subject: Subject, faults: list[ptx_faults.Fault], cache: Store) -> N
     sound, missed = examination.written(subject, cache), []
     for fault in faults:
         verdict = examination.examined(subject, fault.apply(subject.text), cache, sound)
-        line = f"{verdict.state} | {subject.name} | {fault} | {verdict.why}"
+        why = f"{verdict.why}: {fault.harmless}" if verdict.state == "equivalent" else verdict.why
+        line = f"{verdict.state} | {subject.name} | {fault} | {why}"
         print(line, flush=True)
         missed += [line] if verdict.state == "missed" else []
     assert not missed

@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "properties.h"
+#include "recorder.h"
 #include "report.h"
 
 namespace dca {
@@ -42,7 +43,7 @@ const std::vector<Fault> &known_faults() {
 class Grid : public Operation {
  public:
   Grid(Function &function, const Launch &launch, void **arguments, uint64_t seed = setting("DCA_EMULATION_SEED", 0))
-      : module_(function.module), kernel_(function.loaded()), name_(function.name) {
+      : module_(function.module), kernel_(function.loaded()), name_(function.name), stream_(launch.stream->number) {
     const DcaKernel &facts = *kernel_.facts;
     parameters_.resize(facts.parameter_bytes);
     for (uint32_t i = 0; i < facts.parameters; i++)
@@ -50,6 +51,7 @@ class Grid : public Operation {
     std::copy(launch.grid, launch.grid + 3, launch_.grid);
     std::copy(launch.block, launch.block + 3, launch_.block);
     launch_.dynamic_shared = launch.dynamic_shared;
+    launch_.parameters = parameters_.data();
     launch_.parameter_bytes = parameters_.size();
     for (const Fault &fault : known_faults())
       if (name_.rfind(fault.kernels, 0) == 0) known_.push_back({&fault, false});
@@ -62,19 +64,20 @@ class Grid : public Operation {
 
   bool advance(uint64_t budget, uint64_t &executed) override {
     if (!grid_) {
-      launch_.parameters = parameters_.data();
       grid_ = kernel_.start(&launch_, &services_);
       if (!grid_) {
         say({"DCA-836", "the launch of " + readable(name_) + " is not valid.", shape(), ""});
         fail_for_good(cudaErrorLaunchFailure);
         return true;
       }
+      if (recording()) recorded_ = std::make_unique<Recorded>(this, recordable(), variables_);
     }
     uint64_t before = kernel_.executed(grid_);
     int state = kernel_.advance(grid_, budget);
     executed += kernel_.executed(grid_) - before;
     if (state == DCA_FAILED || failure_ != cudaSuccess)
       fail_for_good(failure_ != cudaSuccess ? failure_ : cudaErrorLaunchFailure);
+    if (state == DCA_DONE && recorded_) recorded_->end();
     return state != DCA_MORE;
   }
 
@@ -83,6 +86,8 @@ class Grid : public Operation {
   void keep_quiet() {
     for (Known &one : known_) one.recorded = true;
   }
+  // What the recorder keeps of it.
+  Recordable recordable() const { return {*module_, name_, kernel_.facts, launch_, stream_}; }
 
   std::string description() const override {
     DcaFinding at = {};
@@ -111,10 +116,12 @@ class Grid : public Operation {
   }
 
   static uint64_t variable(void *self, const char *name, uint64_t bytes, uint64_t, const void *initial) {
-    Variable &one = static_cast<Grid *>(self)->module_->variable(name, bytes);
+    auto *grid = static_cast<Grid *>(self);
+    Variable &one = grid->module_->variable(name, bytes);
     for (size_t i = 0; !one.initialised && initial && i < bytes; i++)
       if (!one.written[i]) one.storage[i] = static_cast<const char *>(initial)[i];
     one.initialised = true;
+    grid->variables_.push_back({&one, static_cast<const char *>(initial)});
     return reinterpret_cast<uint64_t>(one.storage);
   }
 
@@ -136,8 +143,11 @@ class Grid : public Operation {
   Module *module_;
   Kernel kernel_;
   std::string name_;
+  uint64_t stream_;
   std::vector<Known> known_;
   std::vector<char> parameters_;
+  std::vector<UsedVariable> variables_;
+  std::unique_ptr<Recorded> recorded_;
   DcaLaunch launch_ = {};
   DcaServices services_ = {};
   void *grid_ = nullptr;
@@ -239,8 +249,14 @@ void run_in_orders(Function &function, const Launch &how, void **arguments) {
 
 cudaError_t launch(Function &function, const Launch &how, void **arguments) {
   if (cudaError_t error = check(function, how)) return error;
+  auto grid = std::make_shared<Grid>(function, how, arguments);
+  if (only_shapes()) {
+    device().streams.finish(how.stream);
+    record_shape(grid->recordable());
+    return failed_for_good();
+  }
   run_in_orders(function, how, arguments);
-  device().streams.enqueue(how.stream, std::make_shared<Grid>(function, how, arguments));
+  device().streams.enqueue(how.stream, grid);
   device().streams.run(AT_LAUNCH);
   return failed_for_good();
 }

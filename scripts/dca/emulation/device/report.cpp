@@ -37,21 +37,6 @@ void write_all(int file, const std::string &text) {
 
 }  // namespace
 
-void say(const Message &message) {
-  std::string text = std::string(message.code) + ": " + message.what + "\n";
-  if (!message.why.empty()) text += "  Why:  " + indented(message.why) + "\n";
-  if (!message.next.empty()) text += "  Next: " + indented(message.next) + "\n";
-  std::fflush(nullptr);
-  write_all(STDERR_FILENO, text);
-}
-
-void end(const Message &message) {
-  say(message);
-  append("DCA_EMULATION_FINDINGS", "{\"kind\": \"end\", \"code\": " + quoted(message.code) + ", \"text\": " +
-                                       quoted(message.what) + ", \"why\": " + quoted(message.why) + "}");
-  _exit(message.code[4] - '0');
-}
-
 std::string quoted(const std::string &text) {
   std::string out = "\"";
   for (unsigned char letter : text) {
@@ -76,6 +61,21 @@ void append(const char *variable, const std::string &object) {
   if (file < 0) return;
   write_all(file, object + "\n");
   close(file);
+}
+
+void say(const Message &message) {
+  std::string text = std::string(message.code) + ": " + message.what + "\n";
+  if (!message.why.empty()) text += "  Why:  " + indented(message.why) + "\n";
+  if (!message.next.empty()) text += "  Next: " + indented(message.next) + "\n";
+  std::fflush(nullptr);
+  write_all(STDERR_FILENO, text);
+}
+
+void end(const Message &message) {
+  say(message);
+  append("DCA_EMULATION_FINDINGS", "{\"kind\": \"end\", \"code\": " + quoted(message.code) + ", \"text\": " +
+                                       quoted(message.what) + ", \"why\": " + quoted(message.why) + "}");
+  _exit(message.code[4] - '0');
 }
 
 std::string readable(const std::string &mangled) {

@@ -23,12 +23,12 @@ struct Message {
 void say(const Message &);
 // Prints what a kernel did wrong, and appends it to the file that DCA_EMULATION_FINDINGS names, as a line of JSON.
 void record(const DcaFinding &);
-// Where in a kernel it is: block, warp, lane, PTX line, and the source line where the PTX has one.
-std::string place(const DcaFinding &);
-// A string of JSON.
-std::string quoted(const std::string &);
+// A text as a string of JSON.
+std::string quoted(const std::string &text);
 // Appends an object of JSON, as a line, to the file that a variable of the environment names, if it is set.
 void append(const char *variable, const std::string &object);
+// Where in a kernel it is: block, warp, lane, PTX line, and the source line where the PTX has one.
+std::string place(const DcaFinding &);
 // Appends a known fault of a kernel to that file; prints it once in a process.
 void record_known(const std::string &kernel, const std::string &fault);
 // A kernel's name for people.
