@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dca.binaries import elf, fatbin
 from dca.catalogue import recipes
 from dca.foundation.store import Store
 from dca.pipeline.wheel import Made
@@ -22,3 +23,15 @@ def official_module(made: Made, cache: Store, all_recipes: tuple[recipes.Loaded,
         if member and (path := cache.download(member.sha256, Path(_MEMBER).name)).is_file():
             return path
     raise AssertionError("the run that built the wheel kept no official module")
+
+
+@pytest.fixture(scope="session")
+def texts(official_module: Path) -> dict[str, str]:
+    """The PTX of each sparse kernel, by its symbol."""
+    found: dict[str, str] = {}
+    with official_module.open("rb") as stream:
+        image = elf.Image(stream)
+        for code in fatbin.codes(image.content(image.find(elf.DEVICE_SECTIONS[0]))):
+            if code.kind == fatbin.PTX and any("flash_fwd_sparse_kernel" in name for name in code.kernels):
+                found.update(dict.fromkeys(code.kernels, code.content.decode()))
+    return found

@@ -38,6 +38,10 @@ class Memory {
   // How many of these bytes lie behind the end of the allocation before them; more than SLACK where that is far away.
   size_t behind(uintptr_t address, size_t bytes) const;
   size_t used() const { return used_; }
+  template <class Use>
+  void each(Use use) const {
+    for (const auto &[start, one] : living_) use(one);
+  }
 
  private:
   std::map<uintptr_t, Allocation> living_;
