@@ -16,6 +16,8 @@ from tests.support import launch
 _NAN = 0x7FFF
 # Smaller values have more bits of rounding in half precision.
 _CERTAIN = 2.0**-8
+# Fewer errors have a mean by chance.
+_ENOUGH = 100
 DIM, ROWS, MOST_BLOCKS, MOST_COLUMNS = 128, 64, 8, 256
 SHARED = 3 * ROWS * DIM * 2
 # Warp instructions: hundreds of times what a launch of these takes.
@@ -71,6 +73,7 @@ class Case:
         columns: the most columns of a row block.
         behind: blocks that are listed for a row block though all of their keys are hidden from it.
         one_hot: whether each value is 1 at the place of its key's number, so that out has the weight of each key.
+        loud: what queries are multiplied by; logits of 100 are beyond every range unless the largest is subtracted.
         old: whether the kernel's parameter is an OldParameters.
     """
 
@@ -85,6 +88,7 @@ class Case:
     columns: int = 37
     behind: int = 0
     one_hot: bool = False
+    loud: float = 1.0
     old: bool = False
 
     @property
@@ -113,7 +117,7 @@ class Errors(NamedTuple):
 
     Args:
         out: the largest error of the output.
-        lse: the largest error of the log-sum-exp.
+        lse: the largest error of the log-sum-exp; relative to it where it is beyond 1.
         bias: the mean error in units of the last place, away from zero or towards it, the largest over the 128 places
             of a row. It is small where everything is rounded to nearest and values are one-hot; else it says nothing.
     """
@@ -209,13 +213,14 @@ class Attention:
         for place, place_of_sum, wanted, total in self.expected:
             found = out[place : place + DIM]
             worst = max(worst, *map(_distance, found, wanted))
-            worst_sum = max(worst_sum, _distance(lse[place_of_sum], total))
+            worst_sum = max(worst_sum, _distance(lse[place_of_sum], total) / max(1.0, min(abs(total), 1e3)))
             for at, (one, right) in enumerate(zip(found, wanted, strict=True)):
                 if abs(right) > _CERTAIN and math.isfinite(one):
                     unit = math.ldexp(1.0, math.frexp(right)[1] - (8 if case.bfloat16 else 11))
                     biases[at] += max(-2.0, min(2.0, math.copysign(1.0, right) * (one - right) / unit))
                     counts[at] += 1
-        return Errors(worst, worst_sum, max(abs(b) / max(n, 1) for b, n in zip(biases, counts, strict=True)))
+        means = [abs(bias) / count for bias, count in zip(biases, counts, strict=True) if count >= _ENOUGH]
+        return Errors(worst, worst_sum, max(means, default=0.0))
 
     def _row(self, batch: int, head: int, row: int) -> tuple[list[float], float]:
         case, (q, k, v) = self.case, self.tensors
@@ -265,7 +270,8 @@ def attention(case: Case, seed: int) -> Attention:
                 elif case.one_hot and len(tensors) == 2:
                     bits += [encoded(float(at == row % case.keys % DIM), case) for at in range(DIM)]
                 else:
-                    bits += [encoded(drawn.gauss(0, 1), case) for _ in range(DIM)]
+                    much = 1.0 if tensors else case.loud
+                    bits += [encoded(much * drawn.gauss(0, 1), case) for _ in range(DIM)]
         buffers.append(bytearray(struct.pack(f"<{len(bits)}H", *bits)))
         tensors.append([decoded(one, case) for one in bits])
     rows = total_queries * case.heads

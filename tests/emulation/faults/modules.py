@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,11 @@ class Builder:
         return module
 
     def errors(self, dca: RunDca, module: Path) -> dict[str, float]:
-        """The largest errors of a module's sparse attention, by case; see `sparse_module.py`."""
+        """The largest errors of a module's sparse attention, by case, see `sparse_module.py`; or a finding."""
         done = dca("emulate", "--quiet", "--", self.python, PROGRAM, module, _NAME, timeout=sources.TIMEOUT)
+        # A finding fails the launch, and so the program.
+        if found := [line for line in done.stderr.splitlines() if line.startswith("DCA-837")]:
+            return {found[0]: math.inf}
         assert done.returncode == 0, done.stderr[-3000:]
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
