@@ -40,6 +40,8 @@ OWN = frozenset(
         "_unsafe_view",
     )
 )
+# The argument of softmax that makes float32 of float16 on the way.
+HALF = "half_to_float"
 # The state of a generator of CUDA: its seed and its offset, 8 bytes each.
 STATE_BYTES = 16
 # The offset after each use must be a multiple of this.
@@ -131,6 +133,10 @@ class _Kernel:
         call = _Call(kwargs.get("device"))
         args = tuple(map(call.down, args))
         kwargs = {name: self._argument(call, name, one) for name, one in kwargs.items()}
+        if HALF in self._positions and args[self._positions.index(HALF)]:
+            # Only the device converts its input itself.
+            flag = self._positions.index(HALF)
+            args = (args[0].float(), *args[1:flag], False, *args[flag + 1 :])
         if torch.Tag.nondeterministic_seeded in self._operator.tags:
             return call.up(self._random(args, kwargs))
         return call.up(self._operator(*args, **kwargs))

@@ -39,6 +39,8 @@ from .stand_ins import Conversion, conversions, on_cpu
 SHARP = 3.0
 # The relative error of an angle: a product of two float32 numbers, one of them a power.
 ANGLE = 2.0**-21
+# Tokens of a page of the cache, as in `Shape`.
+PAGE = 16
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,11 @@ class Prompt:
     dense: bool = True
 
     def draw(self, seed: int) -> tuple[int, int]:
-        """The length, and the tokens of a piece."""
+        """The length, and the tokens of a piece; a drawn length leaves a rest of the last page."""
         rng = source(seed, self)
         tokens = rng.randint(self.shortest, self.longest)
+        if self.shortest < self.longest and tokens % PAGE == 0:
+            tokens += 1 if tokens == self.shortest else -1
         return tokens, self.piece or rng.randint(tokens // 8, tokens // 2)
 
     def __str__(self) -> str:
