@@ -297,8 +297,12 @@ class Code:
         return frozenset(_kernels(Image(io.BytesIO(self.content))))
 
 
-def codes(section: bytes) -> Iterator[Code]:
+def codes(section: bytes, kinds: Collection[int] = (PTX, CUBIN)) -> Iterator[Code]:
     """Everything in a section's content, or in one container.
+
+    Args:
+        section: its bytes.
+        kinds: what is wanted; the rest is not decompressed.
 
     Raises:
         FatbinError: if sizes in it do not add up, or it contains something damaged or of an unknown kind.
@@ -307,6 +311,8 @@ def codes(section: bytes) -> Iterator[Code]:
     for entry in _entries(section, 0, len(section), work):
         if entry.kind not in _KINDS:
             raise FatbinError(f"the entry at offset {entry.offset} is of an unknown kind ({entry.kind})")
+        if entry.kind not in kinds:
+            continue
         if entry.unpacked and not entry.flags & (LZ4 | ZSTD):
             raise FatbinError(f"the entry at offset {entry.offset} is compressed in an unknown way")
         try:

@@ -14,14 +14,16 @@ from dca.binaries.limits import TooLargeError
 from dca.catalogue import archs
 from dca.foundation.errors import DcaError
 
+_WANTED = (fatbin.PTX,)
+
 
 @dataclass(frozen=True)
 class Image:
-    """The device code of a module.
+    """The PTX of a module.
 
     Args:
         name: of the module, for messages.
-        codes: its PTX texts and cubins.
+        codes: its PTX texts.
     """
 
     name: str
@@ -33,18 +35,15 @@ class Image:
         Raises:
             DcaError: DCA-835 when there is none.
         """
-        texts = [code for code in self.codes if code.kind == fatbin.PTX and entry in code.kernels]
+        texts = [code for code in self.codes if entry in code.kernels]
         newest = archs.compilable(arch, {code.arch for code in texts})
         for code in texts:
             if code.arch == newest:
                 return code.text
-        cubins = sorted({code.arch for code in self.codes if code.kind == fatbin.CUBIN and entry in code.kernels})
         if texts:
             why = f"its PTX is for {', '.join(sorted({code.arch for code in texts}))}; the device is {arch}"
-        elif cubins:
-            why = f"{self.name} has machine code alone for it ({', '.join(cubins)})"
         else:
-            why = f"{self.name} has no code for it"
+            why = f"{self.name} has machine code alone for it"
         raise DcaError(
             "DCA-835",
             f"the kernel {fatbin.family_name(entry)} is launched, and cannot be emulated: {why}.",
@@ -54,7 +53,7 @@ class Image:
 
 
 def read(module: Path) -> Image:
-    """The device code of a module.
+    """The PTX of a module; its machine code, of which torch has gigabytes, is not looked at.
 
     Raises:
         DcaError: DCA-836 when it is damaged.
@@ -66,14 +65,14 @@ def _codes(file: Path) -> Iterable[Code]:
     try:
         content = file.read_bytes()
         if content.startswith(fatbin.MAGIC):
-            return list(fatbin.codes(content))
+            return list(fatbin.codes(content, _WANTED))
         if not content.startswith(elf.MAGIC):
             return [fatbin.bare(content)]
         image = elf.Image(io.BytesIO(content))
         if image.header.machine == elf.CUDA:
-            return [fatbin.bare(content)]
+            return []
         sections = [one for one in image.sections if one.name in elf.DEVICE_SECTIONS]
-        return [code for section in sections for code in fatbin.codes(image.content(section))]
+        return [code for section in sections for code in fatbin.codes(image.content(section), _WANTED)]
     except (OSError, ElfError, FatbinError, TooLargeError) as error:
         raise DcaError(
             "DCA-836",

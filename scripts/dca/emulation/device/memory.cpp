@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -30,6 +31,7 @@ void *Memory::allocate(size_t bytes, Kind kind) {
   if (checks() && bytes <= FILLED_UP_TO && kind != Kind::variable) std::memset(start, 0xff, bytes);
   living_[reinterpret_cast<uintptr_t>(start)] = {reinterpret_cast<uintptr_t>(start), bytes, kind, mapped};
   if (counted) used_ += bytes;
+  most_used_ = std::max(most_used_, used_);
   return start;
 }
 

@@ -29,10 +29,12 @@ class Memory {
   const Allocation *find(uintptr_t address) const;
   bool accessible(uintptr_t address, size_t bytes) const;
   size_t used() const { return used_; }
+  size_t most_used() const { return most_used_; }  // since the last call of forget_most
+  void forget_most() { most_used_ = used_; }
 
  private:
   std::map<uintptr_t, Allocation> living_;
-  size_t used_ = 0;
+  size_t used_ = 0, most_used_ = 0;
   mutable const Allocation *recent_ = nullptr;
 };
 
