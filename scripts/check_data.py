@@ -15,6 +15,7 @@ from dca.catalogue import (
     torch_releases,
 )
 from dca.config import models, readers
+from dca.emulation import known
 from dca.foundation.errors import DcaError
 from dca.serve import engines, gpus
 
@@ -27,6 +28,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     compiler_caches.load_all,
     host_packages.load,
     failures.load,
+    known.load,
     models.load_all,
     readers.load_all,
     engines.load_all,

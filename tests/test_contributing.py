@@ -98,6 +98,7 @@ MISTAKES = {
     "build/serving/vllm-0.10.2.toml": ("recipe =", "recipe"),
     "build/gpus/gpus.toml": ("context_gib =", "contexts_gib ="),
     "build/torch/releases.toml": ("cuda =", "coda ="),
+    "build/kernels/faults.toml": ("access =", "excess ="),
     "pyproject.toml": ("dependencies = [", "dependencies = [1,"),
     ".github/workflows/check.yml": ("runs-on:", "run-on:"),
     ".github/dependabot.yml": ("weekly", "sometimes"),

@@ -61,13 +61,15 @@ def write(file: Path, sha256: str) -> Path:
         ("hidden", "8.0", ("d", "hidden"), TEXTS["d.cu"][0]),
         ("same", "8.0", ("same", "hidden"), TEXTS["c.cu"][1]),
         ("same", "8.0", ("same", "scale"), TEXTS["a.cu"][0]),
+        ("hidden", "8.0", ("hidden", "other"), None),
     ],
 )
 def test_a_kernel_is_found(written: Path, entry: str, arch: str, kernels: tuple[str, ...], expected: Code) -> None:
     kept = kept_ptx.read(written)
-    found = kept.find(MODULE, entry, arch, kernels)
+    lists = (frozenset(kernels), frozenset({entry, "of another arch"})) if kernels else ()
+    found = kept.find(MODULE, entry, arch, lists)
     assert found == (kept_ptx.content(expected) if expected else None)
-    assert found == kept.find(written.parent / "site-packages" / MODULE, entry, arch, kernels)
+    assert found == kept.find(written.parent / "site-packages" / MODULE, entry, arch, lists)
     assert kept.find("package/_D.abi3.so", entry, arch) is None
 
 

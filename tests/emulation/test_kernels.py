@@ -224,6 +224,18 @@ CONTROL: dict[str, tuple[str, str, Callable[[int], int]]] = {
         { .reg .b32 %r<3>; ld.param.b32 %r1, [in]; mul.lo.s32 %r2, %r1, 10; st.param.b32 [got], %r2; ret; }""",
         lambda t: (10 * t if t % 4 == 2 else 7) + 0x44444444,
     ),
+    # The odd lanes end while the even ones wait for them.
+    "a vote of those that are left": (
+        """
+        mov.u32 %r30, %tid.x; and.b32 %r1, %r30, 1; setp.ne.u32 %p1, %r1, 0; setp.lt.u32 %p2, %r30, 40;
+        @%p1 bra $L1;
+        vote.sync.ballot.b32 %r9, %p2, 0xffffffff; bra $L2;
+        $L1: add.s32 %r9, %r1, 1; ret;
+        $L2:
+        """,
+        "",
+        lambda t: 0 if t % 2 else 0x55555555 if t < 32 else 0x55,
+    ),
     "a branch by a table": (
         """
         mov.u32 %r30, %tid.x; and.b32 %r1, %r30, 1; ts: .branchtargets $A, $B; brx.idx %r1, ts;

@@ -14,6 +14,10 @@ from tests.support.launch import ADDRESSES, RACES, SHARED, Finding, Launch, laun
 # Kind of finding, the words of the faulty line, the faulty instructions, the sound ones. Each of 64 threads has a word
 # of `given` (%rd1), of `results` (%rd2) and of shared memory (%r2); %r3 is that of the other warp, %r4 the first one.
 WRITTEN = "st.shared.u32 [%r2], %r1; bar.sync 0;"
+FLAG = (
+    "st.volatile.shared.u32 [%r4], 0; bar.sync 0; setp.lt.u32 %p3, %r1, 32; @%p3 st.volatile.shared.u32 [%r4], {}; "
+    "@%p3 ret; $L_skip: ld.volatile.shared.u32 %r5, [%r4]; setp.eq.s32 %p3, %r5, 0; @%p3 bra $L_skip;"
+)
 COPY = "cp.async.ca.shared.global [%r2], [%rd1], 4; cp.async.commit_group;"
 CASES = {
     "global-read": ("address", "ld.global", "ld.global.u32 %r5, [%rd1+4];", "ld.global.u32 %r5, [%rd1];"),
@@ -51,8 +55,30 @@ CASES = {
         "@%p1 bra $L_skip; shfl.sync.bfly.b32 %r5, %r1, 2, 31, -1; $L_skip: bar.sync 0;",
         "@%p1 bra $L_skip; shfl.sync.bfly.b32 %r5, %r1, 2, 31, 0x55555555; $L_skip: bar.sync 0;",
     ),
+    # A mask may name lanes that have ended (PTX ISA, shfl.sync: all non-exited threads), but they have no value.
+    "value-of-an-ended-lane": (
+        "collective",
+        "shfl.sync",
+        "@%p1 ret; shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;",
+        "@%p1 ret; shfl.sync.bfly.b32 %r5, %r1, 2, 31, -1;",
+    ),
+    "value-of-a-lane-outside-of-the-mask": (
+        "collective",
+        "shfl.sync",
+        "mov.u32 %r6, 0x55555555; shl.b32 %r6, %r6, %r5; shfl.sync.bfly.b32 %r5, %r1, 1, 31, %r6;",
+        "mov.u32 %r6, 0x55555555; shl.b32 %r6, %r6, %r5; shfl.sync.bfly.b32 %r5, %r1, 2, 31, %r6;",
+    ),
+    # Warp 1 waits for a flag that warp 0 sets to 0 or to 1.
+    "deadlock": (
+        "deadlock",
+        "ld.volatile.shared",
+        FLAG.format(0),
+        FLAG.format(1),
+    ),
 }
 ALL = ADDRESSES | SHARED | RACES
+# Warp instructions after which a kernel of these has not ended: they have some ten.
+BOUND = 1 << 21
 
 
 def text() -> str:
@@ -105,7 +131,8 @@ def library(cache: Store) -> Path:
 
 def findings(library: Path, number: int, seed: int = 0, checks: int = ALL) -> tuple[Finding, ...]:
     arguments = (bytearray(256), bytearray(256), number.to_bytes(4, "little"))
-    return launch(library, Launch((1, 1, 1), (64, 1, 1), arguments=arguments, seed=seed, checks=checks)).findings
+    wanted = Launch((1, 1, 1), (64, 1, 1), arguments=arguments, seed=seed, checks=checks, bound=BOUND)
+    return launch(library, wanted).findings
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_every_kernel_of_the_wheel_has_its_ptx_beside_it(made: Made, wheel: Path
         for slot in read.slots:
             for code in fatbin.codes(read.container(slot)):
                 for kernel in sorted(code.kernels)[:20]:
-                    ptx = kept.find(tmp_path / module.path, kernel, code.arch, code.kernels)
+                    ptx = kept.find(tmp_path / module.path, kernel, code.arch, (code.kernels,))
                     assert ptx is not None
                     assert f".entry {kernel}(".encode() in ptx
                     counted += 1

@@ -98,6 +98,33 @@ def test_what_an_emulated_gpu_finds_fails_the_case_that_ran(build_python: Path, 
     assert not results["conversion/random"]["passed"]
 
 
+END = {"kind": "end", "code": "DCA-835", "text": "the kernel one cannot be emulated.\n  Why:  no PTX\n  Next: give it"}
+KNOWN_FAULT = {"kind": "known", "kernel": "one", "text": "it writes behind its end."}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lines", "then", "tested", "detail"),
+    [
+        ([END | {"why": ""}], "_exit(8);", False, "the kernel one cannot be emulated. no PTX (DCA-835)"),
+        ([KNOWN_FAULT, END | {"why": "x"}], "_exit(8);", False, "one cannot be emulated. no PTX x (DCA-835)"),
+        ([END | {"code": "DCA-837", "why": ""}], "_exit(8);", True, "cannot be emulated. no PTX (DCA-837)"),
+        ([KNOWN_FAULT], "_exit(3);", True, "it ended its process with status 3"),
+    ],
+)
+def test_a_case_that_the_emulated_gpu_cannot_run_is_told_from_one_that_fails(
+    build_python: Path, tmp_path: Path, lines: list[dict[str, str]], then: str, tested: bool, detail: str
+) -> None:
+    text = json.dumps("".join(json.dumps(line) + "\n" for line in lines))
+    body = f'FILE *to = fopen(getenv("DCA_EMULATION_FINDINGS"), "a"); fputs({text}, to); fclose(to); {then}'
+    kernel = library(tmp_path, "ending", body)
+    results = [line for line in proven(build_python, tmp_path, {"": kernel}, first=True) if "case" in line]
+    assert detail in results[1]["detail"]
+    assert (results[1]["passed"], results[1].get("tested", True)) == (False, tested)
+    # The first failed case ends a variant, and one that could not be tested does not.
+    assert [line["case"] for line in results[2:]] == ([] if tested else ["conversion/borders"])
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_from_outside_is_no_finding(build_python: Path, tmp_path: Path) -> None:
     kernel = library(

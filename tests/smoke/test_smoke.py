@@ -411,6 +411,18 @@ def test_a_known_fault_is_shown_and_condemns_nothing() -> None:
     assert "note  a  b; known fault: its last row is lost" in text
 
 
+def test_a_case_that_could_not_be_tested_is_neither_right_nor_wrong() -> None:
+    case = CaseResult(level="kernels", name="a", proves="b", passed=False, tested=False, detail="no PTX (DCA-835)")
+    report = Smoke(wheel="w", sha256="0" * 64, version="1", recipe="none", level="kernels", seed=0, cases=(case,))
+    assert (report.passed, report.failed, report.untested) == (False, (), (case,))
+    page = render(report)
+    assert "1 of 1 cases could not be tested" in page
+    assert ">??<" in page
+    text = render_text(report)
+    assert "??    a  no PTX (DCA-835)" in text
+    assert "not proven  a, which could not be tested: no PTX (DCA-835)" in text
+
+
 def test_the_page_draws_the_speed_curve() -> None:
     curve = [{"tokens": 1 << n, "dense ms": 4.0**n, "sparse ms": 4.0**n / (n - 14)} for n in (15, 17, 20)]
     page = report_of(CaseResult(level="gpu", name="speed", proves="times", passed=True, figures={"curve": curve}))

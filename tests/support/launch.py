@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dca.foundation.errors import DcaError
 
-ABI = 1
+ABI = 2
 ADDRESSES, SHARED, RACES = 1, 2, 4
 DONE, MORE, FAILED = 0, 1, 2
-_BUDGET = 1 << 24
+_BUDGET = 1 << 20
 _Buffer = bytearray | ctypes.Array[ctypes.c_char]
 
 
@@ -28,6 +28,7 @@ class Launch:
         seed: 0 runs warps in order; another number draws their order from it.
         checks: ADDRESSES, SHARED and RACES, added up. With ADDRESSES only the buffers given here are accessible.
         accessible: further buffers that the kernel may use.
+        bound: warp instructions after which a kernel that has not ended is a deadlock.
     """
 
     grid: tuple[int, int, int]
@@ -37,6 +38,7 @@ class Launch:
     seed: int = 0
     checks: int = ADDRESSES | SHARED
     accessible: tuple[_Buffer, ...] = ()
+    bound: int = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Finding:
     """Something wrong that a kernel did.
 
     Args:
-        kind: address, alignment, uninitialized, asynchronous, collective, barrier, race, trap, branch or copy.
+        kind: address, alignment, uninitialized, asynchronous, collective, barrier, race, trap, branch or copy; deadlock
+            for a kernel that has not ended within the bound.
         kernel: its symbol.
         text: what happened.
         block: which thread block.
@@ -166,8 +169,11 @@ def launch(library: Path, wanted: Launch) -> Outcome:
             kernel, f"a grid of {wanted.grid}, blocks of {wanted.block} and {wanted.shared} bytes of shared memory"
         )
     try:
-        while code.dca_advance(grid, _BUDGET) == MORE:
-            pass
+        while code.dca_advance(grid, _BUDGET) == MORE and not findings:
+            if code.dca_executed(grid) > wanted.bound:
+                where = _CFinding()
+                if code.dca_waits(grid, ctypes.byref(where)):
+                    _collector(findings)(None, ctypes.pointer(where))
         return Outcome(code.dca_executed(grid), tuple(findings))
     finally:
         code.dca_finish(grid)
@@ -181,6 +187,8 @@ def _loaded(library: Path) -> ctypes.CDLL:
     code.dca_advance.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
     code.dca_executed.restype = ctypes.c_uint64
     code.dca_executed.argtypes = [ctypes.c_void_p]
+    code.dca_waits.restype = ctypes.c_int
+    code.dca_waits.argtypes = [ctypes.c_void_p, ctypes.POINTER(_CFinding)]
     code.dca_finish.restype = None
     code.dca_finish.argtypes = [ctypes.c_void_p]
     return code

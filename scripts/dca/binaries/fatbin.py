@@ -297,12 +297,8 @@ class Code:
         return frozenset(_kernels(Image(io.BytesIO(self.content))))
 
 
-def codes(section: bytes, kinds: Collection[int] = (PTX, CUBIN)) -> Iterator[Code]:
+def codes(section: bytes) -> Iterator[Code]:
     """Everything in a section's content, or in one container.
-
-    Args:
-        section: its bytes.
-        kinds: what is wanted; the rest is not decompressed.
 
     Raises:
         FatbinError: if sizes in it do not add up, or it contains something damaged or of an unknown kind.
@@ -311,8 +307,6 @@ def codes(section: bytes, kinds: Collection[int] = (PTX, CUBIN)) -> Iterator[Cod
     for entry in _entries(section, 0, len(section), work):
         if entry.kind not in _KINDS:
             raise FatbinError(f"the entry at offset {entry.offset} is of an unknown kind ({entry.kind})")
-        if entry.kind not in kinds:
-            continue
         if entry.unpacked and not entry.flags & (LZ4 | ZSTD):
             raise FatbinError(f"the entry at offset {entry.offset} is compressed in an unknown way")
         try:
@@ -324,6 +318,22 @@ def codes(section: bytes, kinds: Collection[int] = (PTX, CUBIN)) -> Iterator[Cod
         except (_DamageError, ElfError, TooLargeError) as damage:
             raise FatbinError(_damaged(entry, damage)) from None
         yield Code(entry.kind, entry.exact, content)
+
+
+def codes_at(stream: IO[bytes], start: int, end: int) -> Iterator[Code]:
+    """Everything in one container of a file.
+
+    Args:
+        stream: the file.
+        start: of the container in it.
+        end: of the section in it.
+
+    Raises:
+        FatbinError: as `codes`, or if no container begins there.
+    """
+    data = _File(stream)
+    _, after = _container(data, start, start, end)
+    yield from codes(data[start:after])
 
 
 def bare(content: bytes) -> Code:

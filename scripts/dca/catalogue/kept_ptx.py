@@ -146,23 +146,23 @@ class Kept:
     file: Path
     manifest: Manifest
 
-    def find(self, module: str | Path, entry: str, arch: str, kernels: Collection[str] = ()) -> bytes | None:
+    def find(self, module: str | Path, entry: str, arch: str, lists: Collection[frozenset[str]] = ()) -> bytes | None:
         """The PTX of a kernel, for a GPU architecture; None if the module is not one of the wheel's, or has none.
 
         Args:
             module: path of the module in the wheel, or where it is installed; that file must be the wheel's.
             entry: name of the kernel.
             arch: such as "8.0"; the newest PTX that can be compiled for it is taken.
-            kernels: all kernels of the fat binary that has this one, where that is known: sources may each have a
-                kernel of one name that no other source sees.
+            lists: the kernels of each cubin with this one, of its fat binary, where that is known: sources may each
+                have a kernel of one name. A text has the same kernels as a cubin that was compiled from it.
 
         Raises:
             DcaError: DCA-839 if the file is damaged or belongs to another wheel, or has several such kernels.
         """
         path = self._module(module)
         texts = [text for text in self.manifest.texts if text.module == path and entry in text.entries]
-        if kernels and (exact := [text for text in texts if set(text.entries) == set(kernels)]):
-            texts = exact
+        if lists:
+            texts = [text for text in texts if frozenset(text.entries) in lists]
         newest = archs.compilable(arch, {text.arch for text in texts})
         found = {text.sha256: text for text in texts if text.arch == newest}
         if len(found) > 1:

@@ -122,16 +122,28 @@ def command(
     if report is not None:
         store.write_bytes(report, render_page(result).encode())
     output.show(result, render(result, verbose=verbose))
-    if failed := [case for case in result.cases if not case.passed]:
-        rest = len(failed) - MOST_SHOWN
+    if failed := result.failed:
         raise DcaError(
             "DCA-801",
             f"{result.wheel} computes wrong results: {len(failed)} of {len(result.cases)} cases failed.",
-            why="\n".join(f"{_place(case)}: {case.detail}" for case in failed[:MOST_SHOWN])
-            + (f"\nand {rest} more." if rest > 0 else ""),
+            why=_reasons(failed),
             remedy=f"do not serve it. Repeat one case: {failed[0].repeat}",
             answered=output.as_json,
         )
+    if untested := result.untested:
+        raise DcaError(
+            "DCA-834",
+            f"{len(untested)} of {len(result.cases)} cases of {result.wheel} could not be tested; the others passed.",
+            why=_reasons(untested),
+            remedy=f"provide what is missing. Repeat one case: {untested[0].repeat}",
+            answered=output.as_json,
+        )
+
+
+def _reasons(cases: tuple[CaseResult, ...]) -> str:
+    rest = len(cases) - MOST_SHOWN
+    lines = [f"{_place(case)}: {case.detail}" for case in cases[:MOST_SHOWN]]
+    return "\n".join([*lines, *([f"and {rest} more."] if rest > 0 else [])])
 
 
 def _newest() -> Path:
@@ -150,8 +162,7 @@ def render(result: Smoke, *, verbose: bool = False) -> str:
     for level, overlay, cases in result.tables:
         lines += ["", f"  {level}" + (f", with {overlay}" if overlay else "")]
         for case in cases:
-            sign = "FAIL" if not case.passed else "note" if KNOWN in case.figures else "ok"
-            lines.append(f"    {sign:<4}  {case.name:<{width}}  {_detail(case, verbose=verbose)}")
+            lines.append(f"    {_sign(case):<4}  {case.name:<{width}}  {_detail(case, verbose=verbose)}")
     lines.append("")
     for source in result.sources:
         lines.append(f"  ran         {source.path}  sha256 {source.sha256[:16]}…, {source.origin}")
@@ -160,9 +171,16 @@ def render(result: Smoke, *, verbose: bool = False) -> str:
     lines.append(f"  proven      {passed} of {len(result.cases)} cases in {result.seconds:.1f} s{seed}")
     lines += [line for text in result.left_out for line in wrapped("  left out    ", f"by design, {text}")]
     lines += [f"  not proven  {text}" for text in result.not_proven]
+    lines += [f"  not proven  {case.name}, which could not be tested: {case.detail}" for case in result.untested]
     if result.partial:
         lines.append("  not proven  the cases that were not run.")
     return "\n".join(lines)
+
+
+def _sign(case: CaseResult) -> str:
+    if not case.tested:
+        return "??"
+    return "FAIL" if not case.passed else "note" if KNOWN in case.figures else "ok"
 
 
 def _place(case: CaseResult) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from dca.binaries import elf
 from dca.binaries.elf import ElfError
 from dca.catalogue import machine, toolkits
+from dca.emulation import known
 from dca.foundation import data, documents, environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
@@ -111,6 +112,7 @@ class Device:
             "DCA_CACHE_DIR": str(cache.root),
             "DCA_EMULATION_ARCH": settings.arch,
             "DCA_EMULATION_ATTACH": str(ATTACH),
+            "DCA_EMULATION_KNOWN": known.lines(),
             "DCA_EMULATION_CHECKS": str(sum(CHECKS[name] for name in settings.checks)),
             "DCA_EMULATION_SEED": str(settings.seed),
             "DCA_EMULATION_TRANSLATOR": sys.executable,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+from dca.binaries import fatbin
 from dca.emulation import images
 from dca.emulation.ptx import parser
 from dca.emulation.ptx.values import Instruction
@@ -59,7 +60,7 @@ def contents(file: Path) -> Contents:
     """
     counted: Counter[str] = Counter()
     kernels: set[str] = set()
-    texts = images.read(file).codes
+    texts = [code for code in images.read(file).codes if code.kind == fatbin.PTX]
     if not texts:
         raise DcaError(
             "DCA-835",

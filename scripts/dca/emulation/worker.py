@@ -1,7 +1,8 @@
 """The program that the emulated device asks for kernels.
 
-It reads requests from standard input: the module's path and the kernel's name, as two lines. It answers each on
-standard output with "found" or "failed", a number of bytes, and that many bytes: a shared object's path, or a message.
+It reads requests from standard input, each three lines: the module's path, the address of the fat binary in it that has
+the kernel (0 for a file that is no library), and the kernel's name. It answers each on standard output with "found" or
+"failed", a number of bytes, and that many bytes: a shared object's path, or a message.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dca.foundation.store import Store
 
 
 class Translator:
-    """Answers requests; the code of a module is read once.
+    """Answers requests; the code of a fat binary is read once.
 
     Args:
         cache: keeps the kernels.
@@ -29,7 +30,7 @@ class Translator:
 
     def __init__(self, cache: Store, arch: str, ptx: Path | None) -> None:
         self._cache, self._arch, self._ptx = cache, arch, ptx
-        self._images: dict[Path, images.Image] = {}
+        self._images: dict[tuple[Path, int], images.Image] = {}
 
     @functools.cached_property
     def _kept(self) -> list[kept_ptx.Kept]:
@@ -38,27 +39,29 @@ class Translator:
         files = sorted(self._ptx.glob(f"*{kept_ptx.SUFFIX}")) if self._ptx.is_dir() else [self._ptx]
         return [kept_ptx.read(file) for file in files]
 
-    def _text(self, module: Path, entry: str) -> str:
-        """The PTX of a kernel: the module's own, else what was kept.
+    def _text(self, module: Path, address: int, entry: str) -> str:
+        """The PTX of a kernel: that of its fat binary, else what was kept.
 
         Raises:
             DcaError: DCA-835 when there is none, DCA-836 or DCA-839 when something is damaged.
         """
-        if module not in self._images:
-            self._images[module] = images.read(module)
+        if (module, address) not in self._images:
+            self._images[module, address] = images.read(module, address)
+        image = self._images[module, address]
         try:
-            return self._images[module].ptx(entry, self._arch)
+            return image.ptx(entry, self._arch)
         except DcaError as error:
-            found = (kept.find(module, entry, self._arch) for kept in self._kept) if error.code == "DCA-835" else ()
+            lists = image.lists(entry) if error.code == "DCA-835" else ()
+            found = (kept.find(module, entry, self._arch, lists) for kept in self._kept if lists)
             text = next((text for text in found if text is not None), None)
             if text is None:
                 raise
             return text.decode("utf-8", "replace")
 
-    def answer(self, module: Path, entry: str) -> tuple[str, str]:
+    def answer(self, module: Path, address: int, entry: str) -> tuple[str, str]:
         """The state and the text of an answer."""
         try:
-            return "found", str(kernels.compiled(self._cache, self._text(module, entry), entry))
+            return "found", str(kernels.compiled(self._cache, self._text(module, address, entry), entry))
         except DcaError as error:
             return "failed", str(error)
         except OSError as error:
@@ -67,8 +70,9 @@ class Translator:
 
 def serve(requests: BinaryIO, answers: BinaryIO, translator: Translator) -> None:
     """Answer requests until there are no more."""
-    while (module := requests.readline()) and (entry := requests.readline()):
-        state, text = translator.answer(Path(os.fsdecode(module[:-1])), entry[:-1].decode("utf-8", "replace"))
+    while (module := requests.readline()) and (address := requests.readline()) and (entry := requests.readline()):
+        name = entry[:-1].decode("utf-8", "replace")
+        state, text = translator.answer(Path(os.fsdecode(module[:-1])), int(address), name)
         content = os.fsencode(text)
         answers.write(f"{state}\n{len(content)}\n".encode() + content)
         answers.flush()

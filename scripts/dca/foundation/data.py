@@ -44,6 +44,11 @@ def torch_file() -> Path:
     return data_root() / "build" / "torch" / "releases.toml"
 
 
+def kernel_faults_file() -> Path:
+    """The known faults of kernels that no GPU notices."""
+    return data_root() / "build" / "kernels" / "faults.toml"
+
+
 def serving_folder() -> Path:
     """One TOML file per recipe: how its engine is started."""
     return data_root() / "build" / "serving"

@@ -178,7 +178,9 @@ def smoke(request: Request, known: tuple[recipes.Loaded, ...], cache: store.Stor
         seed=request.seed,
         sources=tuple(findings.sources),
         cases=tuple(_repeatable(case, request) for case in findings.cases),
-        partial=bool(request.cases) or (request.first and not all(case.passed for case in findings.cases)),
+        partial=bool(request.cases)
+        or not all(case.tested for case in findings.cases)
+        or (request.first and not all(case.passed for case in findings.cases)),
         not_proven=_not_proven(task, findings, bare=_bare(inspected)),
         left_out=left_out,
         seconds=round(time.monotonic() - started, 2),
@@ -217,7 +219,7 @@ def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
         run: folder of its reports.
         more_archs: whether the user named archs, which need not be those that the wheel was built for.
     """
-    failed = {case.name for case in report.cases if not case.passed}
+    failed = {case.name for case in report.failed}
     if (report.partial and not failed) or (more_archs and failed == {f"static/{static.ARCHS}"}):
         return
     documents.write(report, run / f"smoke-{report.level}.json")
@@ -439,6 +441,7 @@ def _listen(lines: list[dict[str, Any]], findings: _Findings, level: Level) -> N
                     overlay=line["variant"],
                     proves=proves,
                     passed=False,
+                    tested=line.get("tested", True),
                     detail=line["broken"],
                 )
             )

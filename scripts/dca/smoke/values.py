@@ -18,7 +18,7 @@ INCLUDED: dict[Level, tuple[Level, ...]] = {
 }
 """The levels whose cases also run at a level."""
 KNOWN = "known fault"
-"""The figure of a passed case that names a fault of a function which dual chunk attention never calls."""
+"""The figure of a passed case that names a fault which harms no result of dual chunk attention."""
 
 
 class CaseResult(Value):
@@ -30,7 +30,8 @@ class CaseResult(Value):
         overlay: the folder that it was run with, if any.
         proves: what is proven when it passes.
         passed: whether it passed.
-        detail: what is wrong, in a sentence; empty when it passed.
+        tested: whether it could be tested; a case that could not has not passed, and says nothing about the wheel.
+        detail: what is wrong, or why it could not be tested, in a sentence; empty when it passed.
         figures: counts and measurements, by name.
         seed: of its random numbers; None when it has none.
         seconds: how long it ran.
@@ -42,6 +43,7 @@ class CaseResult(Value):
     overlay: str = ""
     proves: str
     passed: bool
+    tested: bool = True
     detail: str = ""
     figures: dict[str, Any] = {}
     seed: int | None = None
@@ -75,7 +77,7 @@ class Smoke(Document):
         torch: version of torch; empty for `static`.
         device: the GPU, which may be emulated; empty without one.
         sources: the files that were run, with their hashes.
-        partial: whether only some of the cases were run.
+        partial: whether only some of the cases were run, or could be tested.
         not_proven: what was not proven, in words.
         left_out: what the wheel lacks by design, in words; such a wheel is not one to serve with.
         sha256: SHA-256 of the wheel.
@@ -115,3 +117,13 @@ class Smoke(Document):
     def passed(self) -> bool:
         """Whether every case passed."""
         return all(case.passed for case in self.cases)
+
+    @property
+    def failed(self) -> tuple[CaseResult, ...]:
+        """The cases that found something wrong with the wheel."""
+        return tuple(case for case in self.cases if case.tested and not case.passed)
+
+    @property
+    def untested(self) -> tuple[CaseResult, ...]:
+        """The cases that could not be tested."""
+        return tuple(case for case in self.cases if not case.tested)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,71 @@ def test_a_kernel_of_machine_code_alone_ends_the_program_with_its_name(
     assert "machine code alone" in done.stderr
 
 
+TWO = """
+#include <cstdio>
+static __global__ void fill(int *to) { *to = NUMBER; }
+int NAME() {
+  int *there, here;
+  cudaMalloc(&there, sizeof here);
+  fill<<<1, 1>>>(there);
+  cudaMemcpy(&here, there, sizeof here, cudaMemcpyDeviceToHost);
+  return here;
+}
+#ifdef MAIN
+int other();
+int main() { std::printf("%d %d\\n", NAME(), other()); }
+#endif
+"""
+
+
+def test_each_source_launches_its_own_kernel_of_a_name(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
+    objects = []
+    for name, defined in (("first", ("-DMAIN", "-DNUMBER=1")), ("other", ("-DNUMBER=2",))):
+        source, file = tmp_path / f"{name}.cu", tmp_path / f"{name}.o"
+        source.write_text(TWO)
+        argv = ["nvcc", "-c", "-gencode=arch=compute_80,code=compute_80", f"-DNAME={name}", *defined]
+        subprocess.run([*argv, source, "-o", file], check=True, capture_output=True)
+        objects.append(file)
+    program = tmp_path / "two"
+    subprocess.run(["nvcc", "--cudart", "shared", *objects, "-o", program], check=True, capture_output=True)
+    done = dca("emulate", "--quiet", "--cache-dir", cache.root, "--", program)
+    assert (done.returncode, done.stdout) == (0, "1 2\n"), done.stderr
+
+
+KNOWN = """
+#include <cstdio>
+#include <cstdlib>
+namespace flash {
+template <int> __global__ void flash_fwd_splitkv_combine_kernel(int *to, int at, bool write) {
+  if (write) to[at] = 1;
+  else to[0] = to[at];
+}
+}
+int main(int, char **words) {
+  int *there;
+  cudaMalloc(&there, 40);
+  flash::flash_fwd_splitkv_combine_kernel<1><<<1, 1>>>(there, std::atoi(words[1]), *words[2] == 'w');
+  std::printf("%d\\n", cudaDeviceSynchronize());
+}
+"""
+
+
+def test_only_what_is_known_of_a_kernels_fault_is_let_pass(dca: RunDca, cache: store.Store, tmp_path: Path) -> None:
+    (tmp_path / "known.cu").write_text(KNOWN)
+    program, findings = tmp_path / "known", tmp_path / "findings"
+    argv = ["nvcc", "--cudart", "shared", "-gencode=arch=compute_80,code=compute_80", "-o", program]
+    subprocess.run([*argv, tmp_path / "known.cu"], check=True, capture_output=True)
+    told = {}
+    for words in (("9", "w"), ("10", "w"), ("24", "w"), ("25", "w"), ("-1", "w"), ("10", "r")):
+        findings.unlink(missing_ok=True)
+        options = ("--quiet", "--cache-dir", cache.root, "--findings", findings)
+        done = dca("emulate", *options, "--", program, *words)
+        kinds = [json.loads(line)["kind"] for line in findings.read_text().splitlines()] if findings.exists() else []
+        told[words] = (done.stdout, kinds)
+    passes, known, fails = ("0\n", []), ("0\n", ["known"]), (f"{ADDRESS}\n", ["address"])
+    assert list(told.values()) == [passes, known, known, fails, fails, fails]
+
+
 def test_a_function_that_is_not_emulated_ends_the_program_with_its_name(emulate: Emulate) -> None:
     done = emulate("unknown")
     assert (done.returncode, done.stdout) == (8, "")
@@ -65,11 +131,20 @@ def test_kernels_of_two_streams_that_wait_for_each_other_end(emulate: Emulate) -
     assert emulate("met", "50").stdout == "50 50\n"
 
 
-def test_a_deadlock_is_reported_with_its_kernel(emulate: Emulate) -> None:
+def test_a_deadlock_is_reported_with_its_kernel_and_line(emulate: Emulate, tmp_path: Path) -> None:
     done = emulate("met", "7", DCA_EMULATION_BOUND="1000000")
     assert (done.returncode, done.stdout) == (8, "")
     assert "DCA-837" in done.stderr
-    assert "meet (grid 1 x 1 x 1" in done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if "meet (grid 1 x 1 x 1" in line]
+    place = re.search(r"instructions and is at block \(0, 0, 0\), warp 0, lane 0, PTX line (\d+)$", told)
+    assert place, told
+    # The loop that waits for the other launch reads its flag there.
+    argv: list[str | Path] = ["nvcc", "--ptx", "-std=c++17", "-arch=compute_80", "-o", tmp_path / "program.ptx", SOURCE]
+    subprocess.run(argv, check=True, capture_output=True)
+    text = (tmp_path / "program.ptx").read_text().splitlines()
+    before, after = text[: int(place[1])], text[int(place[1]) - 1 :]
+    assert "meet" in next(line for line in reversed(before) if ".entry" in line)
+    assert "ld.volatile.global" in after[0]
 
 
 def test_a_failed_kernel_makes_every_later_call_fail(emulate: Emulate, tmp_path: Path) -> None:

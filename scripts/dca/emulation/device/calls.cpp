@@ -101,7 +101,7 @@ Module *load_image(const void *image) {
     unlink(path.c_str());
     return nullptr;
   }
-  return &device().modules.add(path, true);
+  return &device().modules.add_image(path, true);
 }
 
 }  // namespace dca

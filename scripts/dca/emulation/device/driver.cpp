@@ -254,7 +254,7 @@ CUresult cuModuleLoadFatBinary(CUmodule *to, const void *image) { return cuModul
 CUresult cuModuleLoad(CUmodule *to, const char *path) {
   if (!std::ifstream(path)) return CUDA_ERROR_FILE_NOT_FOUND;
   return driver([&] {
-    *to = reinterpret_cast<CUmodule>(&device().modules.add(path));
+    *to = reinterpret_cast<CUmodule>(&device().modules.add_image(path, false));
     return cudaSuccess;
   });
 }

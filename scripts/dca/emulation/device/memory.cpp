@@ -25,10 +25,10 @@ void *Memory::allocate(size_t bytes, Kind kind) {
   bool counted = kind == Kind::device || kind == Kind::managed;
   if (counted && (bytes > total_memory() || used_ > total_memory() - bytes)) return nullptr;
   bool mapped = bytes >= MAPPED_FROM;
-  void *start = mapped ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-                       : std::aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+  void *start = mapped ? mmap(nullptr, bytes + SLACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+                       : std::aligned_alloc(ALIGNMENT, (bytes + SLACK + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
   if (start == MAP_FAILED || !start) return nullptr;
-  if (checks() && bytes <= FILLED_UP_TO && kind != Kind::variable) std::memset(start, 0xff, bytes);
+  if (checks() && bytes <= FILLED_UP_TO && kind != Kind::variable) std::memset(start, 0xff, bytes + SLACK);
   living_[reinterpret_cast<uintptr_t>(start)] = {reinterpret_cast<uintptr_t>(start), bytes, kind, mapped};
   if (counted) used_ += bytes;
   most_used_ = std::max(most_used_, used_);
@@ -46,7 +46,7 @@ bool Memory::release(void *start, Kind kind) {
   if (of_device) used_ -= one.bytes;
   if (kind == Kind::registered) return true;
   if (one.mapped) {
-    munmap(start, one.bytes);
+    munmap(start, one.bytes + SLACK);
   } else {
     std::free(start);
   }
@@ -73,6 +73,14 @@ const Allocation *Memory::find(uintptr_t address) const {
 bool Memory::accessible(uintptr_t address, size_t bytes) const {
   const Allocation *one = find(address);
   return one && bytes <= one->bytes - (address - one->start);
+}
+
+size_t Memory::behind(uintptr_t address, size_t bytes) const {
+  auto after = living_.upper_bound(address);
+  if (after == living_.begin()) return SLACK + 1;
+  const Allocation &one = std::prev(after)->second;
+  size_t end = address - one.start + bytes;
+  return end <= one.bytes + SLACK && one.kind != Kind::registered ? end - std::min(end, one.bytes) : SLACK + 1;
 }
 
 }  // namespace dca

@@ -17,6 +17,9 @@ struct Allocation {
   bool mapped;  // by mmap, otherwise by aligned_alloc
 };
 
+// Bytes behind each allocation that no other one has. A GPU's allocations begin at multiples of as many.
+constexpr size_t SLACK = 256;
+
 // Not locked: the device's lock is held by whoever calls.
 class Memory {
  public:
@@ -28,6 +31,8 @@ class Memory {
   bool enlist(void *, size_t bytes);  // host memory that the program has allocated itself
   const Allocation *find(uintptr_t address) const;
   bool accessible(uintptr_t address, size_t bytes) const;
+  // How many of these bytes lie behind the end of the allocation before them; more than SLACK where that is far away.
+  size_t behind(uintptr_t address, size_t bytes) const;
   size_t used() const { return used_; }
   size_t most_used() const { return most_used_; }  // since the last call of forget_most
   void forget_most() { most_used_ = used_; }

@@ -24,7 +24,7 @@ Variable &Module::variable(const std::string &name, size_t bytes) {
 
 Kernel &Function::loaded() {
   if (kernel.facts) return kernel;
-  std::string path = translated(module->path, name);
+  std::string path = translated(*module, name);
   void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   auto symbol = [&](const char *wanted) {
     void *found = library ? dlsym(library, wanted) : nullptr;
@@ -43,16 +43,21 @@ Kernel &Function::loaded() {
   kernel.start = reinterpret_cast<decltype(&dca_start)>(symbol("dca_start"));
   kernel.advance = reinterpret_cast<decltype(&dca_advance)>(symbol("dca_advance"));
   kernel.executed = reinterpret_cast<decltype(&dca_executed)>(symbol("dca_executed"));
+  kernel.waits = reinterpret_cast<decltype(&dca_waits)>(symbol("dca_waits"));
   kernel.finish = reinterpret_cast<decltype(&dca_finish)>(symbol("dca_finish"));
   kernel.facts = facts;
   return kernel;
 }
 
-Module &Modules::add(const std::string &path, bool owned) {
-  modules_.push_back(std::make_unique<Module>());
-  modules_.back()->path = path;
-  modules_.back()->owned = owned;
+Module &Modules::add(const std::string &path, uint64_t address) {
+  modules_.push_back(std::make_unique<Module>(Module{path, address}));
   return *modules_.back();
+}
+
+Module &Modules::add_image(const std::string &path, bool owned) {
+  Module &module = add(path, 0);
+  module.owned = owned;
+  return module;
 }
 
 void Modules::remove(Module *module) {

@@ -21,6 +21,7 @@ struct Kernel {
   decltype(&dca_start) start;
   decltype(&dca_advance) advance;
   decltype(&dca_executed) executed;
+  decltype(&dca_waits) waits;
   decltype(&dca_finish) finish;
 };
 
@@ -33,8 +34,10 @@ struct Variable {
   std::vector<bool> written;
 };
 
+// A fat binary that was registered, or an image that was loaded.
 struct Module {
-  std::string path;  // of the shared library, or of a file with the image that was loaded
+  std::string path;   // of the shared library, or of a file with the image alone
+  uint64_t address;   // of the fat binary in the library, as its sections have it; 0 where the file is the image
   bool owned = false;
   std::map<std::string, Variable> variables;
 
@@ -53,7 +56,10 @@ struct Function {
 
 class Modules {
  public:
-  Module &add(const std::string &path, bool owned = false);
+  // A registered fat binary of a library.
+  Module &add(const std::string &path, uint64_t address);
+  // An image in a file of its own; `owned` files are deleted with it.
+  Module &add_image(const std::string &path, bool owned);
   void remove(Module *);
   Function &function(Module &, const std::string &name);
   void bind(const void *stub, Function &function) { stubs_[stub] = &function; }
@@ -71,7 +77,7 @@ class Modules {
 
 // The path of the shared object of a kernel, from the program that DCA_EMULATION_TRANSLATOR names; ends the process with
 // that program's message if it has none.
-std::string translated(const std::string &module, const std::string &entry);
+std::string translated(const Module &, const std::string &entry);
 
 }  // namespace dca
 

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 
 #include "../runtime/abi.h"
 
@@ -51,6 +52,16 @@ std::string quoted(const std::string &text) {
   return out + '"';
 }
 
+// Appends an object of JSON to the file of findings, if one is named.
+void append(const std::string &object) {
+  const char *path = std::getenv("DCA_EMULATION_FINDINGS");
+  if (!path || !*path) return;
+  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (file < 0) return;
+  write_all(file, object + "\n");
+  close(file);
+}
+
 }  // namespace
 
 void say(const Message &message) {
@@ -63,6 +74,8 @@ void say(const Message &message) {
 
 void end(const Message &message) {
   say(message);
+  append("{\"kind\": \"end\", \"code\": " + quoted(message.code) + ", \"text\": " + quoted(message.what) + ", \"why\": " +
+         quoted(message.why) + "}");
   _exit(message.code[4] - '0');
 }
 
@@ -74,25 +87,30 @@ std::string readable(const std::string &mangled) {
   return name;
 }
 
-void record(const DcaFinding &finding) {
-  char place[160];
-  std::snprintf(place, sizeof place, "block (%u, %u, %u), warp %u, lane %u, PTX line %u", finding.block[0],
+std::string place(const DcaFinding &finding) {
+  char text[160];
+  std::snprintf(text, sizeof text, "block (%u, %u, %u), warp %u, lane %u, PTX line %u", finding.block[0],
                 finding.block[1], finding.block[2], finding.warp, finding.lane, finding.ptx_line);
+  return finding.source ? std::string(text) + ", " + finding.source : text;
+}
+
+void record(const DcaFinding &finding) {
   std::string source = finding.source ? finding.source : "";
   say({"DCA-837", readable(finding.kernel) + ": " + finding.text,
-       std::string(finding.kind) + " at " + place + (source.empty() ? "" : ", " + source),
+       std::string(finding.kind) + " at " + place(finding),
        "the launch fails as on a GPU; every later CUDA call of this process returns its error."});
-  const char *path = std::getenv("DCA_EMULATION_FINDINGS");
-  if (!path || !*path) return;
   char numbers[200];
   std::snprintf(numbers, sizeof numbers, "\"block\": [%u, %u, %u], \"warp\": %u, \"lane\": %u, \"ptx_line\": %u",
                 finding.block[0], finding.block[1], finding.block[2], finding.warp, finding.lane, finding.ptx_line);
-  std::string line = "{\"kind\": " + quoted(finding.kind) + ", \"kernel\": " + quoted(finding.kernel) +
-                     ", \"text\": " + quoted(finding.text) + ", " + numbers + ", \"source\": " + quoted(source) + "}\n";
-  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (file < 0) return;
-  write_all(file, line);
-  close(file);
+  append("{\"kind\": " + quoted(finding.kind) + ", \"kernel\": " + quoted(finding.kernel) +
+         ", \"text\": " + quoted(finding.text) + ", " + numbers + ", \"source\": " + quoted(source) + "}");
+}
+
+void record_known(const std::string &kernel, const std::string &fault) {
+  static std::set<std::string> printed;
+  if (printed.insert(fault).second)
+    say({"DCA-837", readable(kernel) + " has a known fault: " + fault, "", "the launch goes on."});
+  append("{\"kind\": \"known\", \"kernel\": " + quoted(kernel) + ", \"text\": " + quoted(fault) + "}");
 }
 
 cudaError_t result(cudaError_t error) {

@@ -16,13 +16,17 @@ struct Message {
   std::string what, why, next;
 };
 
-// Prints the message and ends the process with the exit status of its code: nothing that a kernel should have computed is
-// read afterwards.
+// Prints the message, appends it to the findings, and ends the process with the exit status of its code: nothing that a
+// kernel should have computed is read afterwards.
 [[noreturn]] void end(const Message &);
 // Prints the message; the caller returns an error to the program.
 void say(const Message &);
 // Prints what a kernel did wrong, and appends it to the file that DCA_EMULATION_FINDINGS names, as a line of JSON.
 void record(const DcaFinding &);
+// Where in a kernel it is: block, warp, lane, PTX line, and the source line where the PTX has one.
+std::string place(const DcaFinding &);
+// Appends a known fault of a kernel to that file; prints it once in a process.
+void record_known(const std::string &kernel, const std::string &fault);
 // A kernel's name for people.
 std::string readable(const std::string &mangled);
 

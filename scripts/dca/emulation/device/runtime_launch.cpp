@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <dlfcn.h>
+#include <link.h>
 
 #include <algorithm>
 
@@ -32,14 +33,17 @@ cudaError_t start(const void *stub, dim3 grid, dim3 block, void **arguments, siz
   });
 }
 
-std::string path_of(const void *address) {
+// Its library, and its address there: one library has many, and several of them may have kernels of one name.
+Module &registered(const void *fat_binary) {
   Dl_info info;
-  if (!dladdr(address, &info) || !info.dli_fname) return "";
-  // Of the program itself it is the word that it was called by.
+  link_map *library = nullptr;
+  if (!dladdr1(fat_binary, &info, reinterpret_cast<void **>(&library), RTLD_DL_LINKMAP) || !info.dli_fname || !library)
+    return device().modules.add("", 0);
+  // Of the program itself the name is the word that it was called by.
   char *whole = realpath(info.dli_fname, nullptr);
   std::string path = whole ? whole : "/proc/self/exe";
   std::free(whole);
-  return path;
+  return device().modules.add(path, reinterpret_cast<uintptr_t>(fat_binary) - library->l_addr);
 }
 
 }  // namespace
@@ -48,8 +52,7 @@ extern "C" {
 
 void **__cudaRegisterFatBinary(void *wrapper) {
   Locked locked(device().lock);
-  Module &module = device().modules.add(path_of(static_cast<FatBinaryWrapper *>(wrapper)->data));
-  return reinterpret_cast<void **>(&module);
+  return reinterpret_cast<void **>(&registered(static_cast<FatBinaryWrapper *>(wrapper)->data));
 }
 void __cudaRegisterFatBinaryEnd(void **) {}
 void __cudaUnregisterFatBinary(void **module) {

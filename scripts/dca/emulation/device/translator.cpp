@@ -1,5 +1,5 @@
-// Asks the translator for kernels. It is one program per process, which lives as long: it reads a request as two lines, the
-// module's path and the kernel's name, and answers with "found" or "failed", a number of bytes, and that many bytes.
+// Asks the translator for kernels. It is one program per process, which lives as long: it reads a request as three
+// lines, the module's path, the address of its fat binary and the kernel's name, and answers with "found" or "failed", a number of bytes, and that many bytes.
 #include <spawn.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -83,10 +83,10 @@ std::string read_line(const std::string &entry) {
 
 }  // namespace
 
-std::string translated(const std::string &module, const std::string &entry) {
+std::string translated(const Module &module, const std::string &entry) {
   // A forked process has the socket of its parent's.
   if (translator.owner != getpid()) start(entry);
-  std::string request = module + "\n" + entry + "\n";
+  std::string request = module.path + "\n" + std::to_string(module.address) + "\n" + entry + "\n";
   for (size_t done = 0; done < request.size();) {
     ssize_t count = send(translator.line, request.data() + done, request.size() - done, MSG_NOSIGNAL);
     if (count < 0 && errno == EINTR) continue;

@@ -1,6 +1,6 @@
 // The C ABI between a translated kernel and whoever runs it.
 //
-// A kernel is a shared object that exports `dca_kernel` and the four functions at the end. Grids are advanced in turns, so
+// A kernel is a shared object that exports `dca_kernel` and the functions at the end. Grids are advanced in turns, so
 // that kernels that wait for one another make progress.
 #ifndef DCA_EMULATION_ABI_H
 #define DCA_EMULATION_ABI_H
@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define DCA_EMULATION_ABI 1u
+#define DCA_EMULATION_ABI 2u
 
 // Bits of `DcaServices.checks`.
 enum { DCA_CHECK_ADDRESSES = 1, DCA_CHECK_SHARED = 2, DCA_CHECK_RACES = 4 };
@@ -59,6 +59,7 @@ extern const struct DcaKernel dca_kernel;
 void *dca_start(const struct DcaLaunch *, const struct DcaServices *);  // a grid; null if the launch is not valid
 int dca_advance(void *grid, uint64_t budget);                           // runs about `budget` warp instructions at most
 uint64_t dca_executed(const void *grid);                                // warp instructions so far
+int dca_waits(const void *grid, struct DcaFinding *);                   // where a lane is that has not ended; 0 if none has begun
 void dca_finish(void *grid);
 
 #ifdef __cplusplus

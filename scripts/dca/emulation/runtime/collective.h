@@ -6,8 +6,8 @@
 
 namespace dca {
 
-// Which lanes may run a collective now: those of which every lane that they name has come, or had ended before. The
-// others wait. `aligned` instructions need all 32 lanes.
+// Which lanes may run a collective now: those of which every lane that they name has come, or has ended. The others wait.
+// `aligned` instructions need all 32 lanes.
 template <class S>
 DCA_NOT_INLINE u32 together(Warp &w, u32 m, u32 block, u32 line, S named, bool aligned) {
   u32 ready = 0, awaited = 0;
@@ -33,7 +33,7 @@ DCA_NOT_INLINE u32 together(Warp &w, u32 m, u32 block, u32 line, S named, bool a
   if (early) {
     go(w, early, block);
     w.waiting |= early;
-    w.awaited = awaited;
+    w.awaited = awaited, w.whole = aligned;
     w.wait_line = line;
   }
   w.active = ready;
@@ -49,10 +49,9 @@ template <class S> DCA_NOT_INLINE void all_here(Warp &w, u32 m, u32 line, S name
 }
 
 enum Shuffle { UP, DOWN, BFLY, IDX };
-// What a lane that is not there gives: a value that is noticed.
-constexpr u32 NOBODY = 0xffffffffu;
-template <Shuffle how, class A, class B, class C>
-DCA_NOT_INLINE void shuffle(u32 m, u32 *to, u32 *predicate, A source, B distance, C control) {
+// A mask may name lanes that have ended, which nobody waits for; but nobody may take their value.
+template <Shuffle how, class A, class B, class C, class S>
+DCA_NOT_INLINE void shuffle(Warp &w, u32 m, u32 line, u32 *to, u32 *predicate, A source, B distance, C control, S named) {
   u32 value[32], inside = 0;
   LANES(m) {
     u32 by = from<u32>(distance, l) & 31, c = from<u32>(control, l), segment = c >> 8 & 31, clamp = c & 31;
@@ -62,7 +61,10 @@ DCA_NOT_INLINE void shuffle(u32 m, u32 *to, u32 *predicate, A source, B distance
     bool in = how == UP ? j >= most : j <= most;
     if (!in) j = static_cast<int>(l);
     inside |= static_cast<u32>(in) << l;
-    value[l] = m >> j & 1 ? from<u32>(source, static_cast<u32>(j)) : NOBODY;
+    u32 there = m & from<u32>(named, l);
+    if (!(there >> j & 1))
+      fault(w, l, line, "collective", text("the lane takes the value of lane %d, which %s", j, w.live >> j & 1 ? "is not in its mask" : "has ended"));
+    value[l] = from<u32>(source, static_cast<u32>(j));
   }
   LANES(m) to[l] = value[l];
   if (predicate) put(*predicate, m, inside);

@@ -231,6 +231,17 @@ inline int advance(Grid &grid, u64 budget) {
   return grid.resident.empty() && grid.next_block == grid.blocks ? DCA_DONE : DCA_MORE;
 }
 
+// A warp that runs on, else one that waits for others; null if none has begun or all have ended.
+inline const Warp *unfinished(const Grid &grid) {
+  const Warp *waits = nullptr;
+  for (const Cta *cta : grid.resident)
+    for (const Warp &w : cta->warps) {
+      if (w.live & ~w.waiting & ~w.parked) return &w;
+      if (!waits && w.live) waits = &w;
+    }
+  return waits;
+}
+
 inline u64 own_storage(u32 number) {
   static std::map<u32, std::unique_ptr<char[]>> all;
   const Variable &variable = code.variables[number];
@@ -306,6 +317,17 @@ int dca_advance(void *handle, uint64_t budget) {
   }
 }
 uint64_t dca_executed(const void *grid) { return static_cast<const dca::Grid *>(grid)->executed; }
+int dca_waits(const void *handle, DcaFinding *where) {
+  using namespace dca;
+  const Grid &grid = *static_cast<const Grid *>(handle);
+  const Warp *w = unfinished(grid);
+  if (!w) return 0;
+  const u32 running = w->live & ~w->waiting & ~w->parked, *id = w->cta->id;
+  const u32 lane = static_cast<u32>(__builtin_ctz(running ? running : w->live));
+  const u32 line = w->parked >> lane & 1 ? w->barrier_line : grid.code->blocks[w->pc[lane]].line;
+  *where = {"deadlock", grid.code->kernel->name, "", {id[0], id[1], id[2]}, w->index, lane, line, source_of(*grid.code, line)};
+  return 1;
+}
 void dca_finish(void *handle) {
   dca::Grid *grid = static_cast<dca::Grid *>(handle);
   for (dca::Cta *cta : grid->resident) delete cta;

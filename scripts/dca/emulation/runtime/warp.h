@@ -33,7 +33,7 @@ struct Fault {};
 
 struct Block {
   u32 (*run)(Warp &, u32 mask);
-  u32 instructions;
+  u32 instructions, line;  // line: of the first
 };
 struct Variable {
   const char *name;
@@ -88,6 +88,7 @@ struct Warp {
   u32 pc[32], live, waiting;   // waiting: for lanes that a collective names
   u32 awaited;                 // the lanes that they wait for
   u32 wait_line;
+  bool whole;                  // the collective needs the whole warp
   u32 parked;                  // at a barrier
   u32 barrier, barrier_count, barrier_line, barrier_block;
   u32 reduction, reduction_value, *reduction_row, *reduction_predicate;
@@ -251,7 +252,7 @@ inline u32 branch(Warp &w, u32 m, u32 taken, u32 to, u32 next) {
   return DIVERGED;
 }
 inline void leave(Warp &w, u32 m, u32 line) {
-  if (w.waiting && (w.awaited & m))
+  if (w.waiting && w.whole && (w.awaited & m))
     fault(w, static_cast<u32>(__builtin_ctz(w.awaited & m)), w.wait_line, "collective",
           text("lanes 0x%08x end at PTX line %u while other lanes of their warp wait for them in a collective", w.awaited & m, line));
   w.live &= ~m;

@@ -226,13 +226,14 @@ class _Writer:
 
     # Blocks.
 
-    def blocks(self) -> Iterator[tuple[str, int]]:
-        """The C++ of each block, and its number of instructions."""
+    def blocks(self) -> Iterator[tuple[str, int, int]]:
+        """The C++ of each block, its number of instructions and the line of the first."""
         for block in self.flow.blocks:
             lines = [*self._beginning(block), *self._body(block)]
             number = self.first + block.number
             body = "\n  ".join(lines)
-            yield f"static u32 b{number}(Warp &w, u32 m) {{\n  {body}\n}}\n", max(1, len(block.body))
+            first = next(iter((*block.body, *filter(None, (block.around, block.results)))), self.function)
+            yield f"static u32 b{number}(Warp &w, u32 m) {{\n  {body}\n}}\n", max(1, len(block.body)), first.line
 
     def _beginning(self, block: Block) -> Iterator[str]:
         if (gathering := block.gathering) is not None:
@@ -599,11 +600,12 @@ def _isspacep(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
 
 
 def _shuffle(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
-    to, a, b, c, _ = one.operands
+    to, *sources = one.operands
     first, second = (to.first, to.second) if isinstance(to, Pair) else (to, None)
     predicate = f"&{self.predicate(second, one.line)}" if second not in (None, Symbol("_")) else "nullptr"
-    values = ", ".join(self.value(operand, "b32", one) for operand in (a, b, c))
-    yield f"shuffle<{form.op}>(m, {self.target(first, one, kind='b32')}, {predicate}, {values});"
+    values = ", ".join(self.value(operand, "b32", one) for operand in sources)
+    target = self.target(first, one, kind="b32")
+    yield f"shuffle<{form.op}>(w, m, {one.line}, {target}, {predicate}, {values});"
 
 
 def _vote(self: _Writer, one: Instruction, form: Form) -> Iterator[str]:
@@ -792,7 +794,7 @@ def _names(function: Function) -> Iterator[str]:
 
 
 def _file(
-    kernel: _Kernel, writers: list[_Writer], blocks: list[tuple[str, int]], counts: tuple[dict[int, int], int]
+    kernel: _Kernel, writers: list[_Writer], blocks: list[tuple[str, int, int]], counts: tuple[dict[int, int], int]
 ) -> str:
     entry = kernel.functions[kernel.entry]
     layout, (rows, predicates) = kernel.layout, counts
@@ -805,8 +807,8 @@ def _file(
     exact3 = [*exact, 1, 1][:3] if exact else [0, 0, 0]
     local = _round_up(layout.local_bytes, layout.local_align)
     places = sorted(place for function in kernel.functions.values() for place in function.places)
-    pieces = ['#include "grid.h"', "", "namespace dca {", *(code for code, _ in blocks)]
-    pieces.append(_table("Block", "blocks", [f"{{b{i}, {n}}}" for i, (_, n) in enumerate(blocks)]))
+    pieces = ['#include "grid.h"', "", "namespace dca {", *(code for code, _, _ in blocks)]
+    pieces.append(_table("Block", "blocks", [f"{{b{i}, {n}, {line}}}" for i, (_, n, line) in enumerate(blocks)]))
     for i, variable in enumerate(kernel.variables):
         if variable.initial:
             pieces.append(f"static const unsigned char initial_{i}[] = {{{', '.join(map(str, variable.initial))}}};")

@@ -17,8 +17,8 @@ class Wrong(Exception):  # noqa: N818 - it is a finding about the wheel, not an 
     """A case failed; the message is one sentence about what is wrong."""
 
 
-# The figure of a case that passes although it found a fault: of a function that dual chunk attention never calls. Its
-# value is a sentence about the fault.
+# The figure of a case that passes although it found a fault: of a function that dual chunk attention never calls, or
+# one that no GPU notices. Its value is a sentence about the fault.
 KNOWN = "known fault"
 
 

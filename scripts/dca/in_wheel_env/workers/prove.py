@@ -40,6 +40,8 @@ ON_DEVICE = LEVEL in ("kernels", "gpu")
 # memory runs out.
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 TICK_SECONDS = 0.02
+# How an emulated GPU ends a process whose kernels wait for ever. Whatever else it ends one for cannot be emulated.
+DEADLOCK = "DCA-837"
 
 
 class Progress:
@@ -62,6 +64,42 @@ class Progress:
         return {}
 
 
+def sentences(end: dict[str, Any]) -> str:
+    """The last words of an emulated GPU that ended the process, without the remedy that its message may contain."""
+    text = " ".join(part for part in (end["text"].partition("\n  Next:")[0], end["why"]) if part)
+    return " ".join(text.replace("\n  Why:", "").split()) + f" ({end['code']})"
+
+
+class Found:
+    """What an emulated GPU found."""
+
+    def __init__(self, lines: list[dict[str, Any]]) -> None:
+        self._wrong = [line for line in lines if line["kind"] not in ("known", "end")]
+        self._ends = [line for line in lines if line["kind"] == "end"]
+        self.known = list(dict.fromkeys(line["text"] for line in lines if line["kind"] == "known"))
+        """Known faults of the kernels, a sentence each."""
+
+    def wrong(self, *, last: bool = False) -> str:
+        """What a kernel did wrong in a sentence, and how many such findings there are; "" for none.
+
+        Args:
+            last: the last finding instead of the first.
+        """
+        if not self._wrong:
+            return next((sentences(line) for line in self._ends if line["code"] == DEADLOCK), "")
+        one, count = self._wrong[-1 if last else 0], len(self._wrong) - 1
+        more = f", and {count} more findings" if count else ""
+        block = ", ".join(map(str, one["block"]))
+        place = f"block ({block}), warp {one['warp']}, lane {one['lane']}, PTX line {one['ptx_line']}"
+        source = f", {one['source']}" if one["source"] else ""
+        return f"{one['kernel']}: {one['text']} ({one['kind']}; {place}{source}){more}"
+
+    @property
+    def untestable(self) -> str:
+        """Why the emulated GPU ended the process, where the kernels did nothing wrong; "" if it did not."""
+        return "" if self.wrong() else next(map(sentences, self._ends), "")
+
+
 class Findings:
     """What an emulated GPU finds in the kernels that it runs from now on, by the file that it writes them to."""
 
@@ -69,25 +107,15 @@ class Findings:
         self._file = pathlib.Path(os.environ.get("DCA_EMULATION_FINDINGS", ""))
         self._read = self._file.stat().st_size if self._file.is_file() else 0
 
-    def new(self, *, last: bool = False) -> str:
-        """One of those since the last call in a sentence, and how many there are; "" for none.
-
-        Args:
-            last: the last one instead of the first.
-        """
+    def read(self) -> Found:
+        """Those since the last call."""
         if not self._file.is_file():
-            return ""
+            return Found([])
         with self._file.open("rb") as file:
             file.seek(self._read)
-            found = [json.loads(line) for line in file.read().splitlines()]
+            lines = [json.loads(line) for line in file.read().splitlines()]
             self._read = file.tell()
-        if not found:
-            return ""
-        one, more = found[-1 if last else 0], f", and {len(found) - 1} more findings" if found[1:] else ""
-        block = ", ".join(map(str, one["block"]))
-        place = f"block ({block}), warp {one['warp']}, lane {one['lane']}, PTX line {one['ptx_line']}"
-        source = f", {one['source']}" if one["source"] else ""
-        return f"{one['kernel']}: {one['text']} ({one['kind']}; {place}{source}){more}"
+        return Found(lines)
 
 
 def tell(**line: object) -> None:
@@ -161,11 +189,11 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
         skip: how many of them were run before.
         progress: of this process.
     """
-    from dca.in_wheel_env.proof.case import Wrong
+    from dca.in_wheel_env.proof.case import KNOWN, Wrong
 
     seed, findings = REQUEST["seed"], Findings()
     for number, case in enumerate(cases[skip:], start=skip + 1):
-        result: dict[str, object] = {"variant": variant["name"], "case": case.name, "proves": case.proves, "seed": seed}
+        result: dict[str, Any] = {"variant": variant["name"], "case": case.name, "proves": case.proves, "seed": seed}
         progress.set(number=number, result=result)
         tell(begins=case.name)
         started = time.monotonic()
@@ -175,8 +203,12 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
             result |= {"passed": False, "detail": str(wrong)}
         except Exception as error:
             result |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
-        if found := findings.new():
-            result |= {"passed": False, "detail": found}
+        found = findings.read()
+        if wrong := found.wrong():
+            result |= {"passed": False, "detail": wrong}
+        elif found.known and result["passed"]:
+            known = [result["figures"][KNOWN]] if KNOWN in result["figures"] else []
+            result["figures"][KNOWN] = " ".join([*known, *found.known])
         tell(**result, seconds=round(time.monotonic() - started, 3))
         if not result["passed"]:
             if REQUEST.get("first"):
@@ -351,14 +383,19 @@ def prove(variant: dict[str, Any]) -> bool:
         if state.get("again"):
             done = state["number"]
             continue
+        # A module may end its process because of what the GPU found; its last words then say less.
+        found = findings.read()
         if "result" not in state:
-            tell(variant=variant["name"], broken=ended, crashed=True)
+            broken = found.untestable or found.wrong(last=True)
+            tell(variant=variant["name"], broken=broken or ended, crashed=not broken, tested=not found.untestable)
             return True
         seconds = round(time.monotonic() - state["at"], 3)
-        # A module may end its process because of what the GPU found; its last words then say less.
-        found = findings.new(last=True)
-        tell(**state["result"], passed=False, detail=found or ended, crashed=not found, seconds=seconds)
-        if REQUEST.get("first"):
+        if found.untestable:
+            tell(**state["result"], passed=False, tested=False, detail=found.untestable, seconds=seconds)
+        else:
+            wrong = found.wrong(last=True)
+            tell(**state["result"], passed=False, detail=wrong or ended, crashed=not wrong, seconds=seconds)
+        if REQUEST.get("first") and not found.untestable:
             return True
         done = state["number"]
 
