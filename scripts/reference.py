@@ -590,8 +590,8 @@ def forms_page() -> str:
     ]
     return (
         f"# Instructions of PTX\n\nThe {len(KNOWN)} forms of instructions that are "
-        "[emulated](../emulation.md#how-a-kernel-runs); every other one ends with DCA-830. In a form, `{f16,f32}` is one"
-        " of several modifiers, `[…]` may be left out, and `(…|…)` is one of several continuations.\n\n"
+        "[emulated](../emulation.md#how-a-kernel-runs); every other one ends with DCA-830. In a form, `{f16,f32}` is "
+        "one of several modifiers, `[…]` may be left out, and `(…|…)` is one of several continuations.\n\n"
         + table(("opcode", "forms", "with their modifiers"), rows)
     )
 
