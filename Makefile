@@ -2,7 +2,7 @@
 # COMPANION="NAME=PATH NAME=PATH" PREBUILT=NAME|all PREBUILT_WHOLE=1 TOOLKIT=DIR JOBS=N COMPILER_CACHE=NAME CACHE=DIR
 # BUNDLE=FILE OFFLINE=1 become its options.
 VARIABLES := CUDA ARCH DRIVER RECIPE PROFILE WITH MODEL SOURCE COMPANION PREBUILT PREBUILT_WHOLE TOOLKIT JOBS \
-             COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE OFFLINE
+             COMPILER_CACHE CACHE WHEEL LEVEL INDEX FOR ENGINE OUT BUNDLE OFFLINE RECORDING
 # Only what is on the command line counts: ARCH=x86_64 in the environment is about something else.
 INHERITED := $(strip $(foreach name,$(VARIABLES) PYTHON,$(if $(filter environment,$(origin $(name))),$(if $($(name)),$(name)))))
 $(foreach name,$(INHERITED),$(eval export INHERITED_$(name) := $$(value $(name))))
@@ -26,10 +26,10 @@ FLAGS = $(call flag,CUDA,cuda) $(call flag,ARCH,arch) $(call flag,DRIVER,driver)
         $(call flag,JOBS,jobs) $(call flag,COMPILER_CACHE,compiler-cache) $(call flag,CACHE,cache-dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help variables venv dev doctor env plan fetch wheel inspect smoke publish locks unit test prove bench coverage check docs format clean
+.PHONY: help variables venv dev doctor env plan fetch wheel inspect smoke gpu-proof publish locks unit test prove bench coverage check docs format clean
 
 help: venv ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 variables:
 ifneq ($(UNKNOWN) $(INHERITED), )
@@ -65,6 +65,9 @@ inspect: venv ## show what the wheels in dist/ contain
 smoke: venv ## prove that the newest wheel in dist/ computes correct results; LEVEL=static|cpu|kernels|gpu WHEEL=FILE
 	@$(DCA) smoke $(if $(strip $(WHEEL)),"$$WHEEL") --quick $(call flag,LEVEL,level) $(call flag,SOURCE,source) \
 		$(call flag,ARCH,arch) $(call flag,CACHE,cache-dir)
+
+gpu-proof: variables ## on a machine with a GPU: replay RECORDING=DIR of `dca emulate --record`; OUT=DIR for the report
+	@$(PYTHON) -I scripts/gpu_proof.py $(if $(strip $(RECORDING)),"$$RECORDING",recording) $(call flag,OUT,out)
 
 publish: venv ## publish the wheels in dist/ to the index dist/index; WHEEL=FILE INDEX=DIR
 	@$(DCA) publish $(if $(strip $(WHEEL)),"$$WHEEL",dist/*.whl) $(call flag,INDEX,index) $(call flag,CACHE,cache-dir)

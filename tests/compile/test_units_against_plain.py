@@ -92,6 +92,7 @@ def test_units_hold_the_kernels_of_the_plain_way(recipe: str, cache: store.Store
     ours, plain = kernels(objects, cuobjdump), kernels(plain_objects, cuobjdump)
     assert any("REG:" in usage for usage in ours.values())
     assert ours == plain
+    print(f"{len(ours)} by arch and kernel; {len(objects)} objects for {len(plain_objects)}")
     assert ops.schemas(module, job.python) == ops.schemas(plain_module, job.python)
 
     def undefined(path: Path) -> set[str]:

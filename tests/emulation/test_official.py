@@ -1,49 +1,42 @@
-"""The official wheels' attention kernels: all are translated, and the sparse ones compute their definition."""
+"""The official wheels' attention kernels on the emulator, and their modules as they are, against their definition."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dca.binaries import fatbin
-from dca.catalogue import recipes
+from dca.binaries import elf, fatbin
+from dca.catalogue import machine, recipes
 from dca.emulation import forms, images, kernels
 from dca.emulation.ptx import parser
 from dca.emulation.translation import code
+from dca.foundation import data, store
 from dca.foundation.events import Silent
+from dca.foundation.run import Run
 from dca.foundation.store import Store
+from dca.smoke import emulated, prove
 from dca.sources import index
+from dca.toolchain import environments
 from tests.emulation import sparse
 from tests.emulation.forms.test_forms import USED
-from tests.support import launch
+from tests.support import SHARE, launch
 
-pytestmark = [pytest.mark.whole, pytest.mark.network]
 _MEMBER = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 # The instance without dropout, ALiBi and softcap, of any lengths and the full head dimension.
 _NAME = "Lb0ELb{causal}ELb0ELb0ELb0ELb1ELb0ELb0EEEvNS_23Flash_fwd_params_sparseE"
-_RECIPES = [one for one in recipes.load_all() if one.recipe.official_wheel]
 _CASES = [sparse.Case(bfloat16, causal) for bfloat16 in (True, False) for causal in (True, False)]
 
 
-def _module(loaded: recipes.Loaded, cache: Store) -> Path:
-    """The official module, of which the cache keeps what an earlier run has downloaded; no wheel is built for it."""
-    official = loaded.recipe.official_wheel
-    assert official is not None
-    return index.members(official, {_MEMBER: official.members[_MEMBER].sha256}, cache, Silent())[_MEMBER]
-
-
-def _texts(module: Path) -> Iterator[str]:
-    return (code.text for code in images.read(module).codes if code.kind == fatbin.PTX)
-
-
 @pytest.fixture(scope="session")
-def texts(cache: Store) -> dict[str, str]:
+def texts(official_module: Path) -> dict[str, str]:
     """The PTX of each sparse kernel, by its symbol."""
     found: dict[str, str] = {}
-    for text in _texts(_module(_RECIPES[0], cache)):
-        found.update((name, text) for name in parser.module(text).kernels if "flash_fwd_sparse_kernel" in name)
+    with official_module.open("rb") as stream:
+        image = elf.Image(stream)
+        for one in fatbin.codes(image.content(image.find(elf.DEVICE_SECTIONS[0]))):
+            if one.kind == fatbin.PTX and any("flash_fwd_sparse_kernel" in name for name in one.kernels):
+                found.update(dict.fromkeys(one.kernels, one.content.decode()))
     return found
 
 
@@ -53,7 +46,14 @@ def _library(case: sparse.Case, texts: dict[str, str], cache: Store) -> Path:
     return kernels.compiled(cache, texts[name], name)
 
 
-@pytest.mark.parametrize("case", _CASES, ids=str)
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(one, marks=[pytest.mark.whole] if i else [], id=f"{one.bfloat16=}-{one.causal=}")
+        for i, one in enumerate(_CASES)
+    ],
+)
 def test_a_sparse_kernel_computes_its_definition(case: sparse.Case, texts: dict[str, str], cache: Store) -> None:
     one = sparse.attention(case, seed=7)
 
@@ -66,6 +66,7 @@ def test_a_sparse_kernel_computes_its_definition(case: sparse.Case, texts: dict[
     assert lse < 2e-6
 
 
+@pytest.mark.whole
 def test_no_order_of_warps_changes_a_sparse_kernel(texts: dict[str, str], cache: Store) -> None:
     one = sparse.attention(_CASES[0], seed=7)
     library = _library(_CASES[0], texts, cache)
@@ -78,16 +79,81 @@ def test_no_order_of_warps_changes_a_sparse_kernel(texts: dict[str, str], cache:
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("loaded", _RECIPES, ids=lambda one: one.recipe.name)
-def test_every_kernel_is_translated_and_every_form_has_a_test(loaded: recipes.Loaded, cache: Store) -> None:
+@pytest.mark.whole
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["vllm-0.9.2", "vllm-0.10.1.1", "vllm-0.10.2"])
+def test_every_kernel_is_translated_and_every_form_is_in_the_list(
+    name: str, cache: Store, all_recipes: tuple[recipes.Loaded, ...]
+) -> None:
     seen: set[str] = set()
     count = 0
-    for text in _texts(_module(loaded, cache)):
-        seen |= forms.forms_of(text).keys()
-        module = parser.module(text)
-        for kernel in module.kernels:
-            assert code.translated(module, kernel)
-            count += 1
+    for one in images.read(_official(name, cache, all_recipes)).codes:
+        if one.kind == fatbin.PTX:
+            seen |= forms.forms_of(one.text).keys()
+            module = parser.module(one.text)
+            for kernel in module.kernels:
+                assert code.translated(module, kernel)
+                count += 1
 
     assert count > 500
     assert seen <= set(USED)
+
+
+def _official(name: str, cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> Path:
+    """The module of an official wheel."""
+    official = next(one.recipe.official_wheel for one in all_recipes if one.recipe.name == name)
+    assert official is not None
+    return index.members(official, {_MEMBER: official.members[_MEMBER].sha256}, cache, Silent())[_MEMBER]
+
+
+# Loads an official module beside it. The index conversion, of another module, is a stand-in that nothing calls.
+_LOADER = """
+import pathlib, torch
+
+OPS = torch.library.Library("_C", "DEF")
+
+def load():
+    def registered():
+        return {schema.name for schema in torch._C._jit_get_all_schemas()}
+
+    before = registered()
+    for name in ("convert_vertical_slash_indexes", "convert_vertical_slash_indexes_mergehead"):
+        OPS.define(name + "() -> ()")
+    torch.ops.load_library(str(pathlib.Path(__file__).with_name("official.so")))
+    return tuple(sorted(registered() - before))
+"""
+_ATTENTION = ("sparse/", "dense/", "paged/")
+
+
+@pytest.mark.whole
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["vllm-0.9.2", "vllm-0.10.1.1", "vllm-0.10.2"])
+def test_an_official_module_as_it_is_attends_as_defined_with_a_stand_in_conversion(
+    name: str, cache: Store, tmp_path: Path, all_recipes: tuple[recipes.Loaded, ...]
+) -> None:
+    run, own = Run(cache, Silent(), tmp_path / "log"), machine.own_python()
+    module = _official(name, cache, all_recipes)
+    site = tmp_path / "site"
+    store.write_bytes(site / "dca_kernels" / "__init__.py", _LOADER.encode())
+    (site / "dca_kernels" / "official.so").symlink_to(module)
+    request = {
+        "wheel": str(site),
+        "driver": None,
+        "threads": 1,
+        "quick": SHARE < 1,
+        "case_seconds": 3600,
+        "dtypes": [],
+        "seed": 1,
+        "cases": [],
+        "modules": None,
+        "variants": [{"name": "", "oracle": None, "overlay": None, "kernel": ""}],
+        "level": "kernels",
+    }
+    python = environments.make(data.run_lock(name, "lean"), own.path, own.version, run)
+    env = emulated.variables(emulated.EmulatedGpu("8.0", None), python, tmp_path, run)
+
+    lines = prove(python, request, tmp_path, Silent(), run.log, env=env)
+
+    results = {line["case"]: line for line in lines if "case" in line and line["case"].startswith(_ATTENTION)}
+    assert {case.split("/")[1] for case in results} >= {"bfloat16", "float16", "future", "empty", "full-cover"}
+    assert [line for line in results.values() if not line["passed"]] == []

@@ -10,7 +10,7 @@ import click
 
 from dca.cli import options
 from dca.cli.packing import packed
-from dca.emulation import device, forms
+from dca.emulation import device, forms, recording
 from dca.emulation.device import Settings
 from dca.foundation import runner
 from dca.foundation.errors import DcaError
@@ -28,6 +28,9 @@ class Wish:
         ptx: of modules that contain none.
         findings: file for what the checks find.
         cudart: the run time to stand in for; None for the program's own.
+        record: folder for the launches; None for no recording.
+        record_limit: MiB that the recording has at most.
+        record_shapes: whether kernels are not run, and only sizes recorded.
     """
 
     arch: str
@@ -36,12 +39,22 @@ class Wish:
     ptx: Path | None
     findings: Path | None
     cudart: Path | None
+    record: Path | None
+    record_limit: int
+    record_shapes: bool
 
     def settings(self) -> Settings:
-        """The same for the device."""
+        """The same for the device.
+
+        Raises:
+            DcaError: DCA-840 when the folder of a recording is in use.
+        """
         checks = tuple(one for one in device.CHECKS if one in self.checks)
         findings = self.findings.absolute() if self.findings else None
-        return Settings(self.arch, checks, self.seed, self.ptx.resolve() if self.ptx else None, findings)
+        recorded = None
+        if self.record:
+            recorded = recording.Wish(self.record, self.record_limit << 20, self.record_shapes).prepared()
+        return Settings(self.arch, checks, self.seed, self.ptx.resolve() if self.ptx else None, findings, recorded)
 
 
 @click.command("emulate", context_settings={"allow_interspersed_args": False})
@@ -81,6 +94,25 @@ class Wish:
         show_default="that of the program's environment, else of a toolkit",
         help="libcudart.so.N to stand in for.",
     ),
+    click.option(
+        "--record",
+        type=options.PATH,
+        metavar="DIR",
+        help="Record the launches in a new folder, to replay them on a GPU with `make gpu-proof`.",
+    ),
+    click.option(
+        "--record-limit",
+        type=click.IntRange(min=1),
+        default=recording.LIMIT,
+        show_default=True,
+        metavar="MIB",
+        help="Size of the recording at most; launches that do not fit are left out.",
+    ),
+    click.option(
+        "--record-shapes",
+        is_flag=True,
+        help="With --record: run no kernel, and record sizes without contents, to measure times on a GPU.",
+    ),
 )
 @click.option(
     "--list",
@@ -108,6 +140,8 @@ def command(
     if not words:
         raise click.UsageError("Name a program: dca emulate -- PROGRAM ARGS.")
     options.check_file("--cudart", wish.cudart)
+    if wish.record_shapes and not wish.record:
+        raise click.UsageError("--record-shapes requires --record DIR.")
     if wish.ptx and not wish.ptx.exists():
         raise DcaError("DCA-204", f"--ptx: {wish.ptx} does not exist.", remedy="check the path.")
     program = options.program("PROGRAM", words[0])

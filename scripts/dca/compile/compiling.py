@@ -31,7 +31,7 @@ from dca.foundation.events import Reporter
 from dca.foundation.run import Run
 from dca.resolve.jobs import choose_jobs, heaviest
 from dca.toolchain import headers
-from dca.toolchain.environments import TorchFacts
+from dca.toolchain.environments import WORKERS, TorchFacts
 from dca.toolchain.headers import FixedHeader
 
 
@@ -103,6 +103,20 @@ class ListedModule(Value):
     sources: tuple[str, ...]
 
 
+class Registered(Document):
+    """What a module registered when it was loaded.
+
+    Args:
+        module: its sha256.
+        schemas: of its ops, sorted.
+    """
+
+    SCHEMA: ClassVar[str] = "dca.registered/1"
+
+    module: str
+    schemas: tuple[str, ...]
+
+
 class Listing(Document):
     """The commands that compile and link the modules of a plan from scratch.
 
@@ -159,7 +173,7 @@ def compile_modules(job: Job, run: Run) -> Build:
                             kept, how = assembled(job, module, file, run)
                         else:
                             kept, how = _keep(file, run.cache), None
-                        own = _built(job, module, kept, cmake.objects(folder.ninja, module.name), run.log)
+                        own = _built(job, module, kept, cmake.objects(folder.ninja, module.name), run)
                         built.append(own.model_copy(update={"assembled": how}))
                 with run.times.stage("keep PTX"):
                     for module in plan.compiled:
@@ -198,7 +212,7 @@ def _copied(job: Job, module: PlannedModule, run: Run) -> tuple[BuiltModule, kee
     with run.times.stage("rewrite"):
         copy = copied.rewritten(job, module, run)
     with run.times.stage("load"):
-        built = _built(job, module, copy.file, (), run.log)
+        built = _built(job, module, copy.file, (), run)
     texts: keeping.Texts = []
     if wheel := job.recipe.official_wheel:
         texts = keeping.records(copy.ptx, module.path, module.path, wheel.cuda)
@@ -333,8 +347,9 @@ def _keep(file: Path, cache: store.Store) -> Path:
     return kept
 
 
-def _built(job: Job, module: PlannedModule, file: Path, objects: tuple[CompiledObject, ...], log: Path) -> BuiltModule:
-    registered = ops.schemas(file, job.python, log)
+def _built(job: Job, module: PlannedModule, file: Path, objects: tuple[CompiledObject, ...], run: Run) -> BuiltModule:
+    sha256 = store.sha256_file(file)
+    registered = _registered(job, file, sha256, run)
     names = {ops.op_name(schema) for schema in registered}
     if missing := sorted(set(module.ops) - names):
         raise DcaError(
@@ -347,7 +362,18 @@ def _built(job: Job, module: PlannedModule, file: Path, objects: tuple[CompiledO
         path=module.path,
         origin=module.origin,
         file=str(file),
-        sha256=store.sha256_file(file),
+        sha256=sha256,
         schemas=registered,
         objects=objects,
     )
+
+
+def _registered(job: Job, file: Path, sha256: str, run: Run) -> tuple[str, ...]:
+    """Schemas that a module registers; the same file is loaded once in an environment."""
+    inputs = [sha256, job.python.parent.parent.name, store.sha256_file(WORKERS / ops.LIST_OPS)]
+    place = run.cache.folder("schemas", f"{documents.digest(inputs)[:16]}.json")
+    kept = documents.read_if_whole(Registered, place)
+    if kept is None:
+        kept = Registered(module=sha256, schemas=ops.schemas(file, job.python, run.log))
+        documents.write(kept, place)
+    return kept.schemas

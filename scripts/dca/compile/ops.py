@@ -15,6 +15,8 @@ from dca.toolchain.environments import WORKERS
 from dca.toolchain.stand_ins import NO_DEVICE, StandIn
 
 LOAD_SECONDS = 300.0
+# The worker that loads a module.
+LIST_OPS = "list_ops.py"
 
 
 def schemas(module: Path, python: Path, log: Path | None = None) -> tuple[str, ...]:
@@ -33,7 +35,7 @@ def schemas(module: Path, python: Path, log: Path | None = None) -> tuple[str, .
     """
     with store.scratch() as folder:
         stand_in = driver_stand_in(module, folder)
-        answer = runner.run([python, "-I", WORKERS / "list_ops.py", module, stand_in], log=log, timeout=LOAD_SECONDS)
+        answer = runner.run([python, "-I", WORKERS / LIST_OPS, module, stand_in], log=log, timeout=LOAD_SECONDS)
     if not answer.ok:
         raise DcaError(
             "DCA-605",

@@ -14,7 +14,7 @@ from pathlib import Path
 from dca.binaries import elf
 from dca.binaries.elf import ElfError
 from dca.catalogue import machine, toolkits
-from dca.emulation import known
+from dca.emulation import known, recording
 from dca.foundation import data, documents, environment, runner, store
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
@@ -71,6 +71,7 @@ class Settings:
         seed: order of the warps; 0 for their numbers'.
         ptx: kept PTX of modules that have machine code alone, a file or a folder of files.
         findings: file to which each finding is appended as a line of JSON.
+        record: what to record of the launches; None for nothing.
     """
 
     arch: str = ARCHS[0]
@@ -78,6 +79,7 @@ class Settings:
     seed: int = 0
     ptx: Path | None = None
     findings: Path | None = None
+    record: recording.Wish | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,16 @@ class Device:
             "DCA_EMULATION_TRANSLATOR": sys.executable,
             **({"DCA_EMULATION_PTX": str(settings.ptx)} if settings.ptx else {}),
             **({"DCA_EMULATION_FINDINGS": str(settings.findings)} if settings.findings else {}),
+            **(_recorded(settings.record) if settings.record else {}),
         }
+
+
+def _recorded(wish: recording.Wish) -> dict[str, str]:
+    return {
+        "DCA_EMULATION_RECORD": str(wish.folder),
+        "DCA_EMULATION_RECORD_LIMIT": str(wish.limit),
+        "DCA_EMULATION_RECORD_SHAPES": str(int(wish.shapes)),
+    }
 
 
 def run_time(program: Path) -> RunTime:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dca.binaries import elf, fatbin
 from dca.binaries.elf import ElfError
@@ -13,6 +15,19 @@ from dca.binaries.fatbin import Code, FatbinError
 from dca.binaries.limits import TooLargeError
 from dca.catalogue import archs
 from dca.foundation.errors import DcaError
+
+
+class Place(NamedTuple):
+    """Where the code of a kernel is.
+
+    Args:
+        module: the file.
+        address: of the fat binary in a library, as the library's sections have it; 0 for a file that is no library.
+            Several may have kernels of one name, each with its own.
+    """
+
+    module: Path
+    address: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,37 @@ def read(module: Path, address: int = 0) -> Image:
     return Image(module.name, tuple(_codes(module, address)))
 
 
+@dataclass(frozen=True)
+class Container:
+    """A fat binary.
+
+    Args:
+        address: of it in its library, as the library's sections have it; 0 in a file that is no library.
+        content: its bytes.
+        codes: the PTX texts and cubins in it.
+    """
+
+    address: int
+    content: bytes
+    codes: tuple[Code, ...]
+
+
+def containers(module: Path) -> Iterator[Container]:
+    """The fat binaries of a module that a driver loads; none if it is PTX or a cubin.
+
+    Raises:
+        DcaError: DCA-836 when it is damaged.
+    """
+    with _readable(module):
+        for address, section in _sections(module.read_bytes()):
+            start = 0
+            while (start := section.find(fatbin.MAGIC, start)) >= 0:
+                end = fatbin.container_end(section, start, len(section))
+                codes = tuple(fatbin.codes(section[start:end]))
+                yield Container(address + start if address else 0, section[start:end], codes)
+                start = end
+
+
 def _codes_at(file: Path, address: int) -> Iterable[Code]:
     with file.open("rb") as stream:
         for one in elf.Image(stream).sections:
@@ -80,19 +126,39 @@ def _codes_at(file: Path, address: int) -> Iterable[Code]:
 
 
 def _codes(file: Path, address: int) -> Iterable[Code]:
-    try:
+    with _readable(file):
         if address:
             return _codes_at(file, address)
         content = file.read_bytes()
-        if content.startswith(fatbin.MAGIC):
-            return list(fatbin.codes(content))
-        if not content.startswith(elf.MAGIC):
+        if _is_bare(content):
             return [fatbin.bare(content)]
-        image = elf.Image(io.BytesIO(content))
-        if image.header.machine == elf.CUDA:
-            return [fatbin.bare(content)]
-        sections = [one for one in image.sections if one.name in elf.DEVICE_SECTIONS]
-        return [code for section in sections for code in fatbin.codes(image.content(section))]
+        return [code for _, section in _sections(content, elf.DEVICE_SECTIONS) for code in fatbin.codes(section)]
+
+
+def _is_bare(content: bytes) -> bool:
+    """Whether a file is PTX or a cubin."""
+    if not content.startswith(elf.MAGIC):
+        return not content.startswith(fatbin.MAGIC)
+    return elf.Image(io.BytesIO(content)).header.machine == elf.CUDA
+
+
+def _sections(content: bytes, names: tuple[str, ...] = elf.DEVICE_SECTIONS[:1]) -> list[tuple[int, bytes]]:
+    """The parts of a file that consist of fat binaries, with their addresses: sections of these names, or all of it.
+
+    Of the device sections, only the first has what a driver loads.
+    """
+    if content.startswith(fatbin.MAGIC):
+        return [(0, content)]
+    if _is_bare(content):
+        return []
+    image = elf.Image(io.BytesIO(content))
+    return [(section.address, image.content(section)) for section in image.sections if section.name in names]
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ElfError, FatbinError, TooLargeError) as error:
         raise DcaError(
             "DCA-836",

@@ -358,7 +358,7 @@ class Store:
         return self.root / "downloads" / sha256 / name
 
     def folder(self, kind: str, key: str) -> Path:
-        """The folder of something that dca made: kind is tree, toolkit, env, build, compiled, run or lock."""
+        """The folder of something that dca made: kind is tree, toolkit, env, build, pure, schemas, run or lock."""
         return self.root / kind / key
 
     @property

@@ -2,7 +2,8 @@
 
 There are four levels. `static` reads the wheel's files. `cpu` runs the source of the index conversion and the wheel's
 own Python on the CPU, against the oracle. `kernels` runs the wheel's modules and the PTX of its kernels on an emulated
-GPU, `gpu` the kernels on a real one. Both include `static` and `cpu`.
+GPU, `gpu` the kernels on a real one. Both include `static` and `cpu`. Where no level is asked for and there is no GPU,
+`cpu` comes with a sample of the cases of `kernels`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dca import inspection
 from dca.catalogue import machine, recipes
 from dca.catalogue.recipes import KERNELS
-from dca.foundation import documents, environment, runner, store
+from dca.foundation import documents, environment, runner, store, together
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
 from dca.foundation.run import Run
@@ -46,6 +48,12 @@ NOT_BY_CPU = (
     "the CUDA kernels of sparse and dense attention: --level kernels runs their PTX without a GPU, --level gpu the "
     "kernels.",
     "the index conversion as compiled for a GPU: only its source is proven.",
+    "speed.",
+)
+# In the place of those, where a sample of the kernels' cases was run.
+NOT_BY_SAMPLE = (
+    "the CUDA kernels beyond a sample of their cases, which ran from their PTX: --level kernels runs all cases without "
+    "a GPU, --level gpu the kernels.",
     "speed.",
 )
 NOT_BY_KERNELS = ("ptxas and the GPU: kernels ran from their PTX, and only --level gpu runs their machine code.",)
@@ -110,12 +118,14 @@ class _Task:
     Args:
         request: as it came.
         level: that is run.
-        gpu: the emulated GPU of the level `kernels`.
+        gpu: the emulated GPU of the level `kernels`, or of the sample of its cases at the level `cpu`.
+        no_sample: why there is no such sample, in a sentence; empty where none is wanted.
     """
 
     request: Request
     level: Level
     gpu: EmulatedGpu | None = None
+    no_sample: str = ""
 
 
 @dataclass
@@ -200,13 +210,22 @@ def _task(request: Request, about: Subject, *, left_out: bool) -> _Task:
         left_out: whether the wheel lacks kernels by design, so that the levels which run them have nothing to run.
 
     Raises:
-        DcaError: DCA-838 and 839 when the level `kernels` is asked for and the wheel's PTX is not there.
+        DcaError: DCA-838 when the level `kernels` is asked for and the wheel's PTX is not there, DCA-839 when the file
+            with it is damaged.
     """
     if left_out:
         return _Task(request, "static" if request.level == "static" else "cpu")
     if request.level == "kernels":
         return _Task(request, "kernels", emulated.choose(about))
-    return _Task(request, request.level or ("gpu" if machine.gpus() else "cpu"))
+    level = request.level or ("gpu" if machine.gpus() else "cpu")
+    if request.level or level == "gpu" or request.cases or request.overlays:
+        return _Task(request, level)
+    try:
+        return _Task(request, level, emulated.choose(about))
+    except DcaError as error:
+        if error.code != "DCA-838":
+            raise
+        return _Task(request, level, no_sample=f"a sample of the kernels without a GPU: {error.why}")
 
 
 def _keep(report: Smoke, run: Path, *, more_archs: bool) -> None:
@@ -237,7 +256,7 @@ def _bare(inspected: inspection.Inspection) -> bool:
 def _not_proven(task: _Task, findings: _Findings, *, bare: bool) -> tuple[str, ...]:
     by_level = {
         "static": NOT_BY_STATIC,
-        "cpu": NOT_BY_CPU,
+        "cpu": (*(NOT_BY_SAMPLE if task.gpu else NOT_BY_CPU), *filter(None, [task.no_sample])),
         "kernels": (*NOT_BY_KERNELS, *findings.left_out),
         "gpu": tuple(findings.left_out),
     }[task.level]
@@ -284,13 +303,13 @@ def _run(task: _Task, about: Subject, findings: _Findings, run: Run) -> None:
             variants.append(_Variant(overlay, kernel))
         findings.sources = list(dict.fromkeys(findings.sources))
         asked = _worker_request(request, about, folder / "wheel", variants)
-        run.reporter.stage("prove", "on the CPU")
-        _listen(prove(python, {**asked, "level": "cpu"}, folder, run.reporter, run.log), findings, "cpu")
-        if task.gpu:
-            run.reporter.stage("prove", f"on an emulated GPU of compute capability {task.gpu.arch}")
-            env = emulated.variables(task.gpu, python, folder, run)
-            lines = prove(python, {**asked, "level": "kernels"}, folder, run.reporter, run.log, env=env)
-            _listen(lines, findings, "kernels")
+        with together.Tasks() as tasks:
+            on = f" and an emulated GPU of compute capability {task.gpu.arch}" if task.gpu else ""
+            run.reporter.stage("prove", f"on the CPU{on}")
+            kernels = tasks.start(partial(_on_emulated_gpu, task, python, asked, folder, run)) if task.gpu else None
+            _listen(prove(python, {**asked, "level": "cpu"}, folder, run.reporter, run.log), findings, "cpu")
+        if kernels:
+            _listen(kernels.result, findings, "kernels")
         if task.level == "gpu":
             run.reporter.stage("prove", "on the GPU")
             on_gpu = {**asked, "level": "gpu"}
@@ -305,6 +324,19 @@ def _run(task: _Task, about: Subject, findings: _Findings, run: Run) -> None:
                     remedy="use a machine with a GPU, or `--level kernels`, which runs their PTX without one.",
                 )
             _listen(lines, findings, "gpu")
+
+
+def _on_emulated_gpu(task: _Task, python: Path, asked: dict[str, Any], folder: Path, run: Run) -> list[dict[str, Any]]:
+    """The lines of the worker behind the emulated GPU, which runs beside the one for the CPU; see `prove`."""
+    if task.gpu is None:
+        return []
+    own = folder / "kernels"
+    own.mkdir()
+    log = run.log.with_name("smoke-kernels.log")
+    log.unlink(missing_ok=True)
+    env = emulated.variables(task.gpu, python, own, run)
+    request = {**asked, "level": "kernels", "sample": task.level == "cpu"}
+    return prove(python, request, own, run.reporter, log, env=env)
 
 
 def _not_compiled(overlay: Path | None, error: DcaError) -> CaseResult:

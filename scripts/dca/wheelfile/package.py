@@ -59,13 +59,22 @@ def package(job: Job, build: Build, out: Path, run: Run) -> Path:
 
 
 def _pure_wheel(job: Job, scratch: Path, run: Run) -> Path:
-    """The wheel that upstream's setup.py makes of its Python code; setup.py chooses the files and writes METADATA."""
+    """The wheel that upstream's setup.py makes of its Python code; setup.py chooses the files and writes METADATA.
+
+    It is kept: the same sources are packaged once.
+    """
     source = scratch / "source"
     # setup.py writes into its own folder, but the patched tree must not change.
     shutil.copytree(
         job.tree.path("source"), source, symlinks=True, ignore=shutil.ignore_patterns("csrc", "tests", ".git")
     )
     _place_companions(job, source)
+    # Everything that the wheel depends on.
+    inputs = [store.tree_hash(source), job.plan.version, job.recipe.time.isoformat(), job.python.parent.parent.name]
+    folder = run.cache.folder("pure", documents.digest(inputs)[:16])
+    for kept in folder.glob("*.whl"):
+        if store.has_hash(kept, kept.stem):
+            return kept
     env = uv_environment(run.cache) | {
         "VLLM_TARGET_DEVICE": "empty",
         "SETUPTOOLS_SCM_PRETEND_VERSION": job.plan.version,
@@ -102,7 +111,9 @@ def _pure_wheel(job: Job, scratch: Path, run: Run) -> Path:
             output=done.tail,
             remedy=f"see {run.log}.",
         )
-    return wheels[0]
+    target = folder / f"{store.sha256_file(wheels[0])}.whl"
+    folder.mkdir(parents=True, exist_ok=True)
+    return wheels[0].replace(target)
 
 
 def _place_companions(job: Job, source: Path) -> None:

@@ -2,6 +2,7 @@
 #include "driver.h"
 
 #include <cuda.h>
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -267,7 +268,9 @@ CUresult cuModuleUnload(CUmodule module) {
 }
 CUresult cuModuleGetFunction(CUfunction *to, CUmodule module, const char *name) {
   return driver([&] {
-    *to = reinterpret_cast<CUfunction>(&device().modules.function(*reinterpret_cast<Module *>(module), name));
+    auto &its = *reinterpret_cast<Module *>(module);
+    if (!has_kernel(its, name)) return cudaErrorSymbolNotFound;
+    *to = reinterpret_cast<CUfunction>(&device().modules.function(its, name));
     return cudaSuccess;
   });
 }
@@ -335,6 +338,16 @@ CUresult cuStreamSynchronize(CUstream handle) {
     device().streams.finish(stream);
     return failed_for_good();
   });
+}
+
+// Handles and numbers of events are those of the run time.
+CUresult cuEventCreate(CUevent *to, unsigned int flags) { return code(cudaEventCreateWithFlags(to, flags)); }
+CUresult cuEventDestroy(CUevent event) { return code(cudaEventDestroy(event)); }
+CUresult cuEventRecord(CUevent event, CUstream stream) { return code(cudaEventRecord(event, stream)); }
+CUresult cuEventQuery(CUevent event) { return code(cudaEventQuery(event)); }
+CUresult cuEventSynchronize(CUevent event) { return code(cudaEventSynchronize(event)); }
+CUresult cuEventElapsedTime(float *milliseconds, CUevent from, CUevent to) {
+  return code(cudaEventElapsedTime(milliseconds, from, to));
 }
 
 }  // extern "C"

@@ -5,6 +5,7 @@
 
 #include "device.h"
 #include "properties.h"
+#include "recorder.h"
 #include "report.h"
 
 namespace dca {
@@ -39,7 +40,7 @@ const std::vector<Fault> &known_faults() {
 class Grid : public Operation {
  public:
   Grid(Function &function, const Launch &launch, void **arguments)
-      : module_(function.module), kernel_(function.loaded()), name_(function.name) {
+      : module_(function.module), kernel_(function.loaded()), name_(function.name), stream_(launch.stream->number) {
     const DcaKernel &facts = *kernel_.facts;
     parameters_.resize(facts.parameter_bytes);
     for (uint32_t i = 0; i < facts.parameters; i++)
@@ -47,6 +48,7 @@ class Grid : public Operation {
     std::copy(launch.grid, launch.grid + 3, launch_.grid);
     std::copy(launch.block, launch.block + 3, launch_.block);
     launch_.dynamic_shared = launch.dynamic_shared;
+    launch_.parameters = parameters_.data();
     launch_.parameter_bytes = parameters_.size();
     for (const Fault &fault : known_faults())
       if (name_.rfind(fault.kernels, 0) == 0) known_.push_back({&fault, false});
@@ -59,21 +61,25 @@ class Grid : public Operation {
 
   bool advance(uint64_t budget, uint64_t &executed) override {
     if (!grid_) {
-      launch_.parameters = parameters_.data();
       grid_ = kernel_.start(&launch_, &services_);
       if (!grid_) {
         say({"DCA-836", "the launch of " + readable(name_) + " is not valid.", shape(), ""});
         fail_for_good(cudaErrorLaunchFailure);
         return true;
       }
+      if (recording()) recorded_ = std::make_unique<Recorded>(this, recordable(), variables_);
     }
     uint64_t before = kernel_.executed(grid_);
     int state = kernel_.advance(grid_, budget);
     executed += kernel_.executed(grid_) - before;
     if (state == DCA_FAILED || failure_ != cudaSuccess)
       fail_for_good(failure_ != cudaSuccess ? failure_ : cudaErrorLaunchFailure);
+    if (state == DCA_DONE && recorded_) recorded_->end();
     return state != DCA_MORE;
   }
+
+  // What the recorder keeps of it.
+  Recordable recordable() const { return {*module_, name_, kernel_.facts, launch_, stream_}; }
 
   std::string description() const override {
     DcaFinding at = {};
@@ -102,10 +108,12 @@ class Grid : public Operation {
   }
 
   static uint64_t variable(void *self, const char *name, uint64_t bytes, uint64_t, const void *initial) {
-    Variable &one = static_cast<Grid *>(self)->module_->variable(name, bytes);
+    auto *grid = static_cast<Grid *>(self);
+    Variable &one = grid->module_->variable(name, bytes);
     for (size_t i = 0; !one.initialised && initial && i < bytes; i++)
       if (!one.written[i]) one.storage[i] = static_cast<const char *>(initial)[i];
     one.initialised = true;
+    grid->variables_.push_back({&one, static_cast<const char *>(initial)});
     return reinterpret_cast<uint64_t>(one.storage);
   }
 
@@ -127,8 +135,11 @@ class Grid : public Operation {
   Module *module_;
   Kernel kernel_;
   std::string name_;
+  uint64_t stream_;
   std::vector<Known> known_;
   std::vector<char> parameters_;
+  std::vector<UsedVariable> variables_;
+  std::unique_ptr<Recorded> recorded_;
   DcaLaunch launch_ = {};
   DcaServices services_ = {};
   void *grid_ = nullptr;
@@ -172,7 +183,13 @@ cudaError_t check(Function &function, const Launch &launch) {
 
 cudaError_t launch(Function &function, const Launch &how, void **arguments) {
   if (cudaError_t error = check(function, how)) return error;
-  device().streams.enqueue(how.stream, std::make_shared<Grid>(function, how, arguments));
+  auto grid = std::make_shared<Grid>(function, how, arguments);
+  if (only_shapes()) {
+    device().streams.finish(how.stream);
+    record_shape(grid->recordable());
+    return failed_for_good();
+  }
+  device().streams.enqueue(how.stream, grid);
   device().streams.run(AT_LAUNCH);
   return failed_for_good();
 }

@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "properties.h"
+#include "recorder.h"
 
 namespace dca {
 namespace {
@@ -28,8 +29,9 @@ void *Memory::allocate(size_t bytes, Kind kind) {
   void *start = mapped ? mmap(nullptr, bytes + SLACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
                        : std::aligned_alloc(ALIGNMENT, (bytes + SLACK + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
   if (start == MAP_FAILED || !start) return nullptr;
-  if (checks() && bytes <= FILLED_UP_TO && kind != Kind::variable) std::memset(start, 0xff, bytes + SLACK);
-  living_[reinterpret_cast<uintptr_t>(start)] = {reinterpret_cast<uintptr_t>(start), bytes, kind, mapped};
+  if ((checks() || recording()) && bytes <= FILLED_UP_TO && kind != Kind::variable)
+    std::memset(start, 0xff, bytes + SLACK);
+  living_[reinterpret_cast<uintptr_t>(start)] = {reinterpret_cast<uintptr_t>(start), bytes, kind, mapped, ++numbers_};
   if (counted) used_ += bytes;
   most_used_ = std::max(most_used_, used_);
   return start;
@@ -56,7 +58,7 @@ bool Memory::release(void *start, Kind kind) {
 bool Memory::enlist(void *start, size_t bytes) {
   auto address = reinterpret_cast<uintptr_t>(start);
   if (!bytes || find(address) || find(address + bytes - 1)) return false;
-  living_[address] = {address, bytes, Kind::registered, false};
+  living_[address] = {address, bytes, Kind::registered, false, ++numbers_};
   return true;
 }
 
@@ -73,6 +75,12 @@ const Allocation *Memory::find(uintptr_t address) const {
 bool Memory::accessible(uintptr_t address, size_t bytes) const {
   const Allocation *one = find(address);
   return one && bytes <= one->bytes - (address - one->start);
+}
+
+std::pair<uintptr_t, uintptr_t> Memory::range() const {
+  if (living_.empty()) return {0, 0};
+  const Allocation &last = living_.rbegin()->second;
+  return {living_.begin()->first, last.start + last.bytes};
 }
 
 size_t Memory::behind(uintptr_t address, size_t bytes) const {

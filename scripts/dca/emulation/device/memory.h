@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <utility>
 
 namespace dca {
 
@@ -14,7 +15,8 @@ struct Allocation {
   uintptr_t start;
   size_t bytes;
   Kind kind;
-  bool mapped;  // by mmap, otherwise by aligned_alloc
+  bool mapped;      // by mmap, otherwise by aligned_alloc
+  uint64_t number;  // no other allocation of the process has it
 };
 
 // Bytes behind each allocation that no other one has. A GPU's allocations begin at multiples of as many.
@@ -24,13 +26,15 @@ constexpr size_t SLACK = 256;
 class Memory {
  public:
   // Null if the device has no space left. New memory has every bit set, which is NaN in every float type, where
-  // addresses are checked.
+  // addresses are checked or launches recorded.
   void *allocate(size_t bytes, Kind);
   // False for what is not the start of a living allocation of this kind.
   bool release(void *, Kind);
   bool enlist(void *, size_t bytes);  // host memory that the program has allocated itself
   const Allocation *find(uintptr_t address) const;
   bool accessible(uintptr_t address, size_t bytes) const;
+  // Where the first allocation begins, and where the last one ends.
+  std::pair<uintptr_t, uintptr_t> range() const;
   // How many of these bytes lie behind the end of the allocation before them; more than SLACK where that is far away.
   size_t behind(uintptr_t address, size_t bytes) const;
   size_t used() const { return used_; }
@@ -40,6 +44,7 @@ class Memory {
  private:
   std::map<uintptr_t, Allocation> living_;
   size_t used_ = 0, most_used_ = 0;
+  uint64_t numbers_ = 0;
   mutable const Allocation *recent_ = nullptr;
 };
 

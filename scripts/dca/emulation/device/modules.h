@@ -75,9 +75,18 @@ class Modules {
   std::unordered_map<const void *, Variable *> variables_;
 };
 
-// The path of the shared object of a kernel, from the program that DCA_EMULATION_TRANSLATOR names; ends the process with
-// that program's message if it has none.
+struct Part {
+  const void *start;
+  size_t bytes;
+};
+// The answer of the program that DCA_EMULATION_TRANSLATOR names to a request: its first word, lines, and further bytes.
+// Ends the process with that program's message if it fails.
+std::string ask(const std::string &request, const std::vector<Part> &parts = {});
+bool asked();  // whether this process has started that program
+// The path of the shared object of a kernel.
 std::string translated(const Module &, const std::string &entry);
+// Whether a module has a kernel, as PTX or as machine code.
+bool has_kernel(const Module &, const std::string &entry);
 
 }  // namespace dca
 

@@ -35,6 +35,18 @@ void write_all(int file, const std::string &text) {
   }
 }
 
+// Appends an object of JSON to the file of findings, if one is named.
+void append(const std::string &object) {
+  const char *path = std::getenv("DCA_EMULATION_FINDINGS");
+  if (!path || !*path) return;
+  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (file < 0) return;
+  write_all(file, object + "\n");
+  close(file);
+}
+
+}  // namespace
+
 std::string quoted(const std::string &text) {
   std::string out = "\"";
   for (unsigned char letter : text) {
@@ -51,18 +63,6 @@ std::string quoted(const std::string &text) {
   }
   return out + '"';
 }
-
-// Appends an object of JSON to the file of findings, if one is named.
-void append(const std::string &object) {
-  const char *path = std::getenv("DCA_EMULATION_FINDINGS");
-  if (!path || !*path) return;
-  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (file < 0) return;
-  write_all(file, object + "\n");
-  close(file);
-}
-
-}  // namespace
 
 void say(const Message &message) {
   std::string text = std::string(message.code) + ": " + message.what + "\n";

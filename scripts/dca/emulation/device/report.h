@@ -23,6 +23,8 @@ struct Message {
 void say(const Message &);
 // Prints what a kernel did wrong, and appends it to the file that DCA_EMULATION_FINDINGS names, as a line of JSON.
 void record(const DcaFinding &);
+// A text as a string of JSON.
+std::string quoted(const std::string &text);
 // Where in a kernel it is: block, warp, lane, PTX line, and the source line where the PTX has one.
 std::string place(const DcaFinding &);
 // Appends a known fault of a kernel to that file; prints it once in a process.

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "device.h"
+#include "recorder.h"
 #include "report.h"
 
 // Not 0 while something is queued or has failed: whoever works on the device's memory by itself must then wait first.
@@ -76,6 +77,7 @@ bool Scheduler::turn(uint64_t &executed) {
     after.erase(std::remove_if(after.begin(), after.end(), [](const Work &one) { return one->done; }), after.end());
     if (!after.empty()) continue;
     uint64_t ran = 0;
+    advancing(work.get());
     work->done = work->advance(A_TURN, ran);
     advanced = true;
     executed += ran;

@@ -304,6 +304,18 @@ def _initial(reader: _Reader) -> Iterator[int | tuple[str, int]]:
         yield name, reader.integer() if reader.at("+") else 0
 
 
+def only(text: str, kernel: str) -> str:
+    """A text without its other kernels.
+
+    Raises:
+        DcaError: DCA-831 if the text is damaged, cut off or of an unknown version.
+    """
+    source = module(text)
+    others = sorted(source.functions[name] for name in source.kernels - {kernel})
+    starts, ends = [0, *(span.end for span in others)], [*(span.start for span in others), len(source.text)]
+    return "".join(source.text[start:end] for start, end in zip(starts, ends, strict=True)) + "\n"
+
+
 def function(source: Module, name: str) -> Function:
     """A function of a module, with its body.
 

@@ -31,6 +31,10 @@ from dca.foundation.errors import DcaError
 
 _ALIGN_OF_LOCAL = 16
 _MOST_SHARED = 227 << 10
+# Blocks are calls of functions with a loop over lanes: optimizing the calls takes g++ longer than all else, and saves
+# nothing that is felt.
+_CALLS_ONLY = ("#pragma GCC push_options", '#pragma GCC optimize("O0")')
+_CALLS_END = "#pragma GCC pop_options"
 _MOST_THREADS = 1024
 _LOCAL = 8
 # Scalars and rows of a warp that instructions read by name; %clock counts instructions.
@@ -753,6 +757,15 @@ def translated(source: Module, name: str) -> str:
     return _file(kernel, writers, blocks, (rows, predicates))
 
 
+def functions(source: Module, name: str) -> tuple[Function, ...]:
+    """A kernel and the functions that it calls.
+
+    Raises:
+        DcaError: DCA-830 for a function that calls itself, DCA-831 for damaged text.
+    """
+    return tuple(_Kernel(source, name).functions.values())
+
+
 def _place_variables(kernel: _Kernel) -> None:
     layout = kernel.layout
     used = {operand for function in kernel.functions.values() for operand in _names(function)}
@@ -807,7 +820,7 @@ def _file(
     exact3 = [*exact, 1, 1][:3] if exact else [0, 0, 0]
     local = _round_up(layout.local_bytes, layout.local_align)
     places = sorted(place for function in kernel.functions.values() for place in function.places)
-    pieces = ['#include "grid.h"', "", "namespace dca {", *(code for code, _, _ in blocks)]
+    pieces = ['#include "grid.h"', "", "namespace dca {", *_CALLS_ONLY, *(code for code, _, _ in blocks), _CALLS_END]
     pieces.append(_table("Block", "blocks", [f"{{b{i}, {n}, {line}}}" for i, (_, n, line) in enumerate(blocks)]))
     for i, variable in enumerate(kernel.variables):
         if variable.initial:

@@ -125,7 +125,8 @@ EMULATED = Plan(
         f"{chunks}-chunk{'s' * (chunks > 1)}": Prompt((chunks - 1) * 208 + 130, (chunks - 1) * 208 + 191, 0)
         for chunks in range(1, 6)
     },
-    sizes=((30, 70), (20, 50), (60, 90), (40, 64)),
+    # One has more diagonals than the nearest ones that are always attended.
+    sizes=((30, 70), (20, 50), (60, 110), (40, 64)),
     threshold=100,
     blocks=3,
 )

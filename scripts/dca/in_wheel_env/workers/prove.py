@@ -4,7 +4,7 @@ Argument: a file with the request that `dca.smoke` writes. Lines begin with `PRO
 
 At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs with stand-ins for the
 other kernels. At the level "gpu", the wheel's kernels run on the first GPU; without `modules` they are bare kernels. At
-the level "kernels" the same, on an emulated GPU that this process was started behind.
+the level "kernels" the same, on an emulated GPU that this process was started behind, or a `sample` of it.
 
 Each variant runs in a child of this process, because a wrong kernel may end its process, damage its memory or never
 return. Then the case that it ran has failed, and a new child runs the cases behind it. CUDA is used in children only:
@@ -204,8 +204,8 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
         except Exception as error:
             result |= {"passed": False, "detail": f"{type(error).__name__}: {error} ({place(error)})"}
         found = findings.read()
-        if wrong := found.wrong():
-            result |= {"passed": False, "detail": wrong}
+        if fault := found.wrong():
+            result |= {"passed": False, "detail": fault}
         elif found.known and result["passed"]:
             known = [result["figures"][KNOWN]] if KNOWN in result["figures"] else []
             result["figures"][KNOWN] = " ".join([*known, *found.known])
@@ -301,9 +301,14 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     modules = layer_modules(variant["overlay"])
     loaded = kernels.load_kernels(bare=modules is None)
     others = ops.registered("cuda") - before
-    extent = kernels.extent_of(REQUEST["dtypes"], emulated=LEVEL == "kernels", quick=bool(REQUEST.get("quick")))
+    sample = bool(REQUEST.get("sample"))
+    extent = kernels.extent_of(
+        REQUEST["dtypes"], emulated=LEVEL == "kernels", quick=sample or bool(REQUEST.get("quick"))
+    )
     left_out = [*kernels.left_out(loaded, modules, extent), *ops.left_out(others, extent.ops)]
     tell(variant=variant["name"], kernels=loaded.source, left_out=left_out)
+    if sample:
+        return kernels.sample(kernels.cases(loaded, modules, extent))
     return [*ops.cases(others, extent.dtypes, "cuda", extent.ops), *kernels.cases(loaded, modules, extent)]
 
 
