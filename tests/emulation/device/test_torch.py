@@ -136,7 +136,7 @@ def test_the_processes_of_a_program_have_the_device_too(emulate: Emulate, tmp_pa
 
 
 def test_a_tensor_that_is_sent_to_another_process_is_an_error(emulate: Emulate) -> None:
-    code = "import torch, pickle; from torch.multiprocessing.reductions import ForkingPickler as P"
+    code = "import torch.multiprocessing; from multiprocessing.reduction import ForkingPickler as P"
     done = emulate("-c", f"{code}; P.dumps(torch.ones(2, device='cuda'))")
     assert done.returncode == 1
     assert "DCA-836: memory of the emulated device cannot be shared" in done.stderr
