@@ -30,16 +30,16 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 SCHEMA = "dca.launches/1"
-# Attributes of a device and of a function, and of a launch whose parameters are one block of bytes (cuda.h).
+# Attributes of a device and of a function (cuda.h).
 _MAJOR, _MINOR = 75, 76
 _MAX_DYNAMIC_SHARED = 8
-_PARAM_END, _PARAM_POINTER, _PARAM_SIZE = 0, 1, 2
 # Without a driver's version of its own, a GPU, or with one that a kernel has stopped, no later call succeeds.
 _STICKY = {700, 702, 714, 715, 716, 717, 718, 719}
 # Bytes of random content that are made here; the rest of a buffer repeats them.
@@ -48,6 +48,9 @@ _REPEATS = 5
 _MOST_SHOWN = 5
 # Seconds after which nothing new is begun, and those after which a kernel that does not end is given up.
 _SECONDS, _MORE_SECONDS = 400.0, 45.0
+# In their order: the driver takes its time to compile PTX.
+KINDS = ("cubin", "ptx")
+PARTS = ("fat-binaries", "cubin", "times", "ptx")
 PASS, FAIL, SKIPPED, TIME = "pass", "FAIL", "not tested", "time"
 
 
@@ -158,12 +161,11 @@ class Driver:
         if shape["shared"]:
             self.call("cuFuncSetAttribute", function, ctypes.c_int(_MAX_DYNAMIC_SHARED), ctypes.c_int(shape["shared"]))
         held = ctypes.create_string_buffer(parameters, max(len(parameters), 1))
-        size = ctypes.c_size_t(len(parameters))
-        extra = (ctypes.c_void_p * 5)(
-            _PARAM_POINTER, ctypes.addressof(held), _PARAM_SIZE, ctypes.addressof(size), _PARAM_END
+        each = (ctypes.c_void_p * max(len(shape["offsets"]), 1))(
+            *(ctypes.addressof(held) + offset for offset in shape["offsets"])
         )
         numbers = [ctypes.c_uint(number) for number in (*shape["grid"], *shape["block"], shape["shared"])]
-        self.call("cuLaunchKernel", function, *numbers, None, None, extra)
+        self.call("cuLaunchKernel", function, *numbers, None, each, None)
 
     def wait(self) -> None:
         """Wait for everything that was started; a fault of a kernel is raised here."""
@@ -248,6 +250,7 @@ class Row:
         verdict: PASS, FAIL, SKIPPED or TIME.
         detail: figures, or why it failed or was not tested.
         kernel: the symbol.
+        label: what the program that was recorded said of the launch.
         launches: how many were replayed.
         values: how many values were compared.
         unequal: how many of them were not the same bits.
@@ -261,6 +264,7 @@ class Row:
     verdict: str = PASS
     detail: str = ""
     kernel: str = ""
+    label: str = ""
     launches: int = 0
     values: int = 0
     unequal: int = 0
@@ -449,20 +453,27 @@ class Proof:
     Args:
         driver: of the GPU.
         recording: of launches.
-        kinds: of code, "cubin" and "ptx".
+        parts: of `PARTS`.
         end: when nothing new is begun, of `time.monotonic`.
     """
 
-    def __init__(self, driver: Driver, recording: Recording, kinds: tuple[str, ...], end: float) -> None:
-        self._driver, self._recording, self._kinds, self._end = driver, recording, kinds, end
+    def __init__(self, driver: Driver, recording: Recording, parts: Iterable[str], end: float) -> None:
+        self._driver, self._recording, self._end = driver, recording, end
+        self._parts = [part for part in PARTS if part in parts]
+        # What is timed.
+        self._kinds = tuple(kind for kind in KINDS if kind in self._parts) or KINDS
         self._lost = ""
 
     def rows(self) -> Iterator[Row]:
         """The rows of the report, each as soon as it is known."""
-        for document in self._recording.documents:
-            yield from self._guarded(self._loads(document))
-            yield from self._guarded(self._replays(document))
-            yield from self._guarded(self._times(document))
+        steps: dict[str, Callable[[dict[str, Any]], Iterator[tuple[Row, Any]]]] = {
+            "fat-binaries": self._loads,
+            "times": self._times,
+            **{kind: partial(self._replays, kind=kind) for kind in KINDS},
+        }
+        for part in self._parts:
+            for document in self._recording.documents:
+                yield from self._guarded(steps[part](document))
 
     def _guarded(self, claims: Iterator[tuple[Row, Any]]) -> Iterator[Row]:
         """Test claims; what stops one of them fails it alone, unless it has stopped the GPU."""
@@ -482,28 +493,23 @@ class Proof:
 
     def _loads(self, document: dict[str, Any]) -> Iterator[tuple[Row, Any]]:
         for entry in document["fat_binaries"]:
-
-            def test(row: Row, entry: dict[str, Any] = entry) -> None:
-                module = self._driver.load(self._recording.content(entry["sha256"]), "cuModuleLoadFatBinary")
-                for kernel in entry["kernels"]:
-                    row.kernel = kernel
-                    self._driver.function(module, kernel)
-                self._driver.unload(module)
-                row.kernel = ""
-
             place = f"{entry['module']}, fat binary {entry['sha256'][:8]}"
-            yield Row(f"{place} loads, with its {len(entry['kernels'])} kernels"), test
+            yield Row(f"{place} loads, with its {len(entry['kernels'])} kernels"), partial(self._load, entry=entry)
 
-    def _replays(self, document: dict[str, Any]) -> Iterator[tuple[Row, Any]]:
+    def _load(self, row: Row, entry: dict[str, Any]) -> None:
+        module = self._driver.load(self._recording.content(entry["sha256"]), "cuModuleLoadFatBinary")
+        for row.kernel in entry["kernels"]:
+            self._driver.function(module, row.kernel)
+        row.kernel = ""
+        self._driver.unload(module)
+
+    def _replays(self, document: dict[str, Any], kind: str) -> Iterator[tuple[Row, Any]]:
         for number, kernel in enumerate(document["kernels"]):
             launches = [one for one in document["launches"] if one["kernel"] == number and one["ran"]]
-            for kind in self._kinds if launches else ():
-
-                def test(row: Row, kernel: Any = kernel, launches: Any = launches, kind: str = kind) -> None:
-                    self._replay(row, kernel, launches, kind)
-
-                within = kernel["rounding"]["within"]
-                yield Row(f"{kernel['family']} [{number}], {kind}", kernel=kernel["name"], within=within), test
+            if launches:
+                row = Row(f"{kernel['family']} [{number}], {kind}", kernel=kernel["name"])
+                row.within = kernel["rounding"]["within"]
+                yield row, partial(self._replay, kernel=kernel, launches=launches, kind=kind)
 
     def _replay(self, row: Row, kernel: dict[str, Any], launches: list[dict[str, Any]], kind: str) -> None:
         function, module = self._function(kernel, (kind,))
@@ -555,26 +561,27 @@ class Proof:
                     functions[launch["kernel"]], _ = self._function(kernel, self._kinds)
                 function = functions[launch["kernel"]]
                 if function is None:
-                    raise ProofError("its module has no code for this GPU")
+                    row.verdict, row.detail = SKIPPED, "its module has no code for this GPU"
+                    return
                 parameters = buffers.prepare(launch, kernel["rounding"]["to"])
                 row.milliseconds = self._driver.milliseconds(function, launch, parameters)
                 row.launches = 1 + _REPEATS
                 buffers.keep(one["number"] for later in launches[place + 1 :] for one in later["buffers"])
 
-            yield Row(f"{launch['label'] or 'a launch'}, {kernel['family']}", TIME, kernel=kernel["name"]), test
+            label = launch["label"]
+            yield Row(f"{label or 'a launch'}, {kernel['family']}", TIME, kernel=kernel["name"], label=label), test
 
 
 def ratios(rows: list[Row]) -> Iterator[str]:
-    """Sparse against dense attention, by the labels "… sparse" and "… dense" of timed launches."""
+    """Sparse against dense attention, by the labels "… sparse …" and "… dense" of timed launches."""
     total: dict[str, float] = {}
     for row in rows:
         if row.milliseconds is not None:
-            label = row.claim.partition(",")[0]
-            total[label] = total.get(label, 0.0) + row.milliseconds
-    for label, dense in total.items():
-        sparse = total.get(f"{label[:-6]} sparse", 0.0)
-        if label.endswith(" dense") and sparse:
-            yield f"{label[:-6]}: sparse {sparse:.3f} ms, dense {dense:.3f} ms, {dense / sparse:.2f} times as fast"
+            total[row.label] = total.get(row.label, 0.0) + row.milliseconds
+    for label, sparse in total.items():
+        dense = total.get(f"{label.partition(' sparse')[0]} dense", 0.0)
+        if " sparse" in label and sparse and dense:
+            yield f"{label}: {sparse:.3f} ms; dense: {dense:.3f} ms, {dense / sparse:.2f} times as much"
 
 
 def verdict(rows: list[Row]) -> tuple[int, str]:
@@ -640,9 +647,7 @@ def main() -> int:
     parser.add_argument("recording", type=Path, help="folder of `dca emulate --record`")
     parser.add_argument("--out", type=Path, help="folder for gpu-proof.json and gpu-proof.txt")
     parser.add_argument("--driver", default="libcuda.so.1", help="the driver's library (default: %(default)s)")
-    parser.add_argument(
-        "--code", choices=("cubin", "ptx"), action="append", help="replay only this kind of code (default: both)"
-    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="test only this; can be repeated (default: all)")
     parser.add_argument(
         "--seconds", type=float, default=_SECONDS, help="begin nothing new after so long (default: %(default)s)"
     )
@@ -663,7 +668,7 @@ def main() -> int:
     )
     print(", ".join(report.gpu.values()))
     timer = _watch(report, options.seconds + _MORE_SECONDS)
-    for row in Proof(driver, recording, tuple(options.code or ("cubin", "ptx")), end).rows():
+    for row in Proof(driver, recording, options.only or PARTS, end).rows():
         report.add(row)
     timer.cancel()
     for document in recording.documents:

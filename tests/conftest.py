@@ -257,5 +257,5 @@ def chance(commit: str, request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture
 def scale() -> Callable[[int], int]:
-    """How many repetitions of a counted fault test to run: about 1/50 of them, or all with DCA_PROOF_SCALE=1."""
+    """How many repetitions of a counted fault test to run: about 1/100 of them, or all with DCA_PROOF_SCALE=1."""
     return lambda count: max(1, round(count * SHARE))

@@ -115,7 +115,7 @@ def test_every_pip_since_22_installs_the_lock(project: Path, pip: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_uv", [True, False])
+@pytest.mark.parametrize("with_uv", [pytest.param(True, marks=pytest.mark.whole), False])
 def test_two_runs_at_once_both_end_well(project: Path, with_uv: bool) -> None:
     both = [start(project, *more, with_uv=with_uv) for more in ([], ["--dev"])]
     assert [run.wait() for run in both] == [0, 0]
@@ -129,6 +129,7 @@ def test_an_environment_that_uv_made_is_completed_by_pip(project: Path) -> None:
     complete(project, with_uv=False)
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_settings_of_the_caller_lead_no_package_elsewhere(project: Path, tmp_path: Path) -> None:
     (tmp_path / "shadow").mkdir()

@@ -106,7 +106,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_hooks_name_each_file_with_a_planted_mistake(project: Path) -> None:
     shutil.copytree(ROOT / ".github", project / ".github")
     for name in (".pre-commit-config.yaml", "pyproject.toml"):

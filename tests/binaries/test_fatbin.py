@@ -562,7 +562,10 @@ def objects(own: Compiler) -> Path:
     return own("relocatable.o", "-c", "-rdc=true")
 
 
-@pytest.fixture(scope="module", params=["none", "speed", "size"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("none", marks=pytest.mark.whole), "speed", pytest.param("size", marks=pytest.mark.whole)],
+)
 def of_newest(newest: Compiler, request: pytest.FixtureRequest) -> Path:
     return newest(f"{request.param}.so", "-shared", "-Xfatbin", "-compress-all", "--compress-mode", request.param)
 

@@ -96,7 +96,13 @@ FLAGS = ("-ccbin=/usr/bin/g++", "-O2", "-Xcompiler=-fPIC", "-c", "a.cu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ptx", [(), ("--generate-code=arch=compute_90,code=compute_90",)])
+@pytest.mark.parametrize(
+    "ptx",
+    [
+        pytest.param((), marks=pytest.mark.whole),
+        ("--generate-code=arch=compute_90,code=compute_90",),
+    ],
+)
 def test_nvcc_compiles_once_and_what_is_linked_has_the_same_bytes(
     ptx: tuple[str, ...], toolkit: Path, keeper: Path
 ) -> None:

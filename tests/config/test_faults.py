@@ -144,7 +144,7 @@ for _ in range(3):
 """
 
 
-@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("linked", [pytest.param(False, marks=pytest.mark.whole), True])
 def test_a_config_is_old_or_new_whenever_its_writer_is_killed(
     tmp_path: Path, chance: random.Random, scale: Callable[[int], int], linked: bool
 ) -> None:

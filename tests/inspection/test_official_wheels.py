@@ -112,6 +112,7 @@ def check(official: Official, inspected: Inspection) -> None:
             assert module.families
 
 
+@pytest.mark.whole
 def test_the_last_release_with_dual_chunk_attention(last: subprocess.CompletedProcess[str]) -> None:
     inspected = Inspection.model_validate(json.loads(last.stdout))
     check(LAST, inspected)

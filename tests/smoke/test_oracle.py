@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, SHARE
 
 CASES = Path(__file__).parent / "oracle"
 
@@ -24,6 +24,7 @@ def test_the_oracle_is_right(name: str, build_python: Path, tmp_path: Path) -> N
         "HOME": str(tmp_path),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
+        "DCA_PROOF_SCALE": f"{SHARE:g}",
     }
     words: list[str | Path] = [
         "-m",

@@ -106,7 +106,7 @@ def test_cpu_proves_the_wheel(dca: RunDca, wheel: Path, made: Made, words: list[
     assert all(f"--seed {report.seed}" in case.repeat for case in report.cases if case.level == "cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_fault_is_found_and_its_case_can_be_repeated(dca: RunDca, wheel: Path, overlay: Path) -> None:
     cases = ("--case", "decode/dense/two-chunks", "--case", "prefill/dense/two-chunks")
     done = dca("smoke", wheel, "--level", "cpu", "--overlay", overlay, "--seed", "3", "--json", *cases)

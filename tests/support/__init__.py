@@ -34,7 +34,7 @@ extern float                  cospif(float x);
 inline double sinpi(double a);
 """
 # Of the repetitions of a counted fault test; `make prove` sets it to 1, which asks for every case of the others too.
-SHARE = float(os.environ.get("DCA_PROOF_SCALE", "0.02"))
+SHARE = float(os.environ.get("DCA_PROOF_SCALE", "0.01"))
 RunDca = Callable[..., subprocess.CompletedProcess[str]]
 # The quickest real build: two objects, about 90 s.
 INDEX_ONLY = ("--recipe", "vllm-0.10.2", "--with", "index-only", "--arch", "8.0")

@@ -12,6 +12,7 @@ from dca.catalogue import recipes
 from dca.cli import options
 from dca.cli.packing import packed
 from dca.cli.terminal import wrapped
+from dca.emulation.recording import Wish
 from dca.foundation import store
 from dca.foundation.errors import DcaError
 from dca.smoke import SEEDS, CaseResult, Level, Request, Smoke, drawn_seed, smoke
@@ -30,13 +31,16 @@ def _request(
     source: Path | None,
     overlays: tuple[Path, ...],
     archs: tuple[str, ...],
+    record: Path | None,
     **others: Any,
 ) -> Request:
     """What is tested, from the options.
 
     Raises:
-        DcaError: DCA-204.
+        DcaError: DCA-204, and DCA-840 when the folder of a recording is in use.
     """
+    if record and level != "kernels":
+        raise click.UsageError("--record requires --level kernels: only an emulated GPU records launches.")
     paths = {"--python": python, "--source": source}
     for flag, path in paths.items():
         options.local(flag, path)
@@ -50,6 +54,7 @@ def _request(
         wheel=chosen,
         level=level,
         archs=options.arch_list(archs),
+        record=Wish(record).prepared() if record else None,
         python=options.program("--python", python) if python else None,
         source=options.resolve(source) if source else None,
         overlays=tuple(dict.fromkeys(map(options.resolve, overlays))),
@@ -101,6 +106,12 @@ def _request(
         default=drawn_seed,
         show_default="drawn anew, and reported",
         help="Seed for random numbers, lengths of prompts among them.",
+    ),
+    click.option(
+        "--record",
+        type=options.PATH,
+        metavar="DIR",
+        help="With --level kernels: record the launches in a new folder, for `make gpu-proof` on a GPU.",
     ),
     click.option("--quick", is_flag=True, help="Run fewer repetitions, as `dca serve run` does."),
     click.option("-x", "--exitfirst", "first", is_flag=True, help="Stop at the first failed case (of each overlay)."),

@@ -107,7 +107,7 @@ class Device:
         env = {name: value for name, value in caller.items() if name != "CUDA_VISIBLE_DEVICES"}
         for name, first in (("LD_PRELOAD", self.folder / self.name), ("LD_LIBRARY_PATH", self.folder)):
             env[name] = ":".join([str(first), *([env[name]] if env.get(name) else [])])
-        if settings.checks:
+        if settings.checks or settings.record:
             # Each tensor is then an allocation of its own, whose ends are known.
             env.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
         return env | {

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from dca.binaries import fatbin
 from dca.emulation import images
@@ -31,6 +31,7 @@ LIMIT = 48
 """MiB that a recording has at most, unless told otherwise: with the script and a wheel's Python it stays under 64."""
 MOST_OF_A_KERNEL = 8
 """Launches of one kernel that are recorded, so that those of others fit in."""
+AGAIN, ENOUGH = "the same launch again", "enough"
 # Fat binaries take at most this part of the limit, so that launches fit in.
 _FAT_BINARIES = 0.5
 # Words of a buffer that are looked at for its data type, and the part of them that must be plausible.
@@ -109,6 +110,7 @@ class Launch(Value):
         block: threads by axis.
         shared: bytes of dynamic shared memory.
         parameters: bytes of all parameters, hexadecimal; pointers in them have the values that they had.
+        offsets: where each parameter begins in them.
         pointers: where they are: each aligned word of 8 bytes that was an address in an allocation.
         buffers: the allocations that they point into.
         ran: false where only sizes were recorded, for a measurement of time.
@@ -121,6 +123,7 @@ class Launch(Value):
     block: tuple[int, int, int]
     shared: int
     parameters: str
+    offsets: tuple[int, ...]
     pointers: tuple[Pointer, ...]
     buffers: tuple[Buffer, ...]
     ran: bool
@@ -178,6 +181,7 @@ class Told(Value):
     block: tuple[int, int, int]
     shared: int
     parameters: str
+    offsets: tuple[int, ...]
     pointers: tuple[Pointer, ...]
     buffers: tuple[ToldBuffer, ...]
     ran: bool
@@ -210,14 +214,17 @@ class Wish:
             DcaError: DCA-840 if there is something in it.
         """
         folder = self.folder.absolute()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        files = folder / FILES
+        # A run that ended before its first launch leaves an empty folder.
+        found = [one for one in folder.iterdir() if one != files] if folder.is_dir() else []
+        if found or (folder.exists() and not folder.is_dir()) or (files.is_dir() and any(files.iterdir())):
             raise DcaError(
                 "DCA-840",
                 f"--record: {folder} is not empty.",
                 why="launches of two runs must not be mixed.",
                 remedy="name a folder that does not exist, or delete it.",
             )
-        (folder / FILES).mkdir(parents=True, exist_ok=True)
+        files.mkdir(parents=True, exist_ok=True)
         return Wish(folder, self.limit, self.shapes)
 
 
@@ -286,32 +293,40 @@ class Recorder:
         self._fat_binaries: list[FatBinary] = []
         self._left_out: Counter[str] = Counter()
 
-    def add(self, told: Told, contents: list[bytes]) -> None:
-        """Record a launch, or count why it is not recorded; the document on disk is whole afterwards.
+    def add(self, told: Told, contents: list[bytes]) -> str:
+        """Record a launch, or count why it is not recorded; the document on disk is whole.
 
         Args:
             told: the launch.
             contents: those that its buffers say follow.
 
+        Returns:
+            `ENOUGH` when no more launches of its kernel are wanted.
+
         Raises:
             DcaError: the module or its PTX cannot be read.
         """
-        reason = told.left_out or self._surplus(told)
+        reason = told.left_out
         if not reason:
             try:
-                self._launch(told, contents)
+                reason = self._launch(told, contents)
             except _FullError:
                 self._files.forget()
                 reason = f"the recording would be larger than {self._wish.limit / (1 << 20):g} MiB"
         if reason:
-            if reason not in self._left_out:
+            if reason not in self._left_out and reason != AGAIN:
                 self._say(f"not recorded: a launch of {fatbin.family_name(told.kernel)}: {reason}")
             self._left_out[reason] += 1
         self._files.added.clear()
-        self._write()
+        # A program that launches for hours must not write the same again each time.
+        if not told.left_out:
+            self._write()
+        number = self._kernels.get(told.key)
+        return ENOUGH if sum(one.kernel == number for one in self._launches if one.ran) >= MOST_OF_A_KERNEL else ""
 
     def finish(self) -> str:
-        """What was recorded, in a sentence."""
+        """Write the document for the last time; what was recorded, in a sentence."""
+        self._write()
         size = self._files.bytes() / (1 << 20)
         left_out = "".join(f"\n  not recorded: {count} ({reason})" for reason, count in self._left_out.items())
         return (
@@ -319,13 +334,8 @@ class Recorder:
             f"({size:.1f} MiB){left_out}"
         )
 
-    def _surplus(self, told: Told) -> str:
-        number = self._kernels.get(told.key)
-        if told.ran and sum(one.kernel == number for one in self._launches) >= MOST_OF_A_KERNEL:
-            return f"more than {MOST_OF_A_KERNEL} launches of one kernel"
-        return ""
-
-    def _launch(self, told: Told, contents: list[bytes]) -> None:
+    def _launch(self, told: Told, contents: list[bytes]) -> str:
+        """Add a launch; the reason why it was not."""
         kernel = self._kernel(told)
         rounded = kernel.rounding
         following, buffers = iter(contents), []
@@ -341,13 +351,17 @@ class Recorder:
                     dtype=dtype(before, after, rounded.to) if before and after and one.after and rounded.within else "",
                 )
             )
-        self._launches.append(
-            Launch(
-                kernel=self._kernels[told.key],
-                buffers=tuple(buffers),
-                **told.model_dump(exclude={"module", "address", "kernel", "buffers", "left_out"}),
-            )
+        launch = Launch(
+            kernel=self._kernels[told.key],
+            buffers=tuple(buffers),
+            **told.model_dump(exclude={"module", "address", "kernel", "buffers", "left_out"}),
         )
+        known = documents.digest(_told_apart(launch))
+        if launch.ran and known in self._known:
+            return AGAIN
+        self._known.add(known)
+        self._launches.append(launch)
+        return ""
 
     def _kernel(self, told: Told) -> Kernel:
         place, _ = key = told.key
@@ -396,6 +410,20 @@ class Recorder:
             left_out=dict(self._left_out),
         )
         documents.write(document, self._document)
+
+
+def _told_apart(launch: Launch) -> dict[str, Any]:
+    """What another launch must differ in: not in its label, nor in where its buffers are."""
+    places = {one.number: place for place, one in enumerate(launch.buffers)}
+    parameters = bytearray.fromhex(launch.parameters)
+    for pointer in launch.pointers:
+        parameters[pointer.at : pointer.at + 8] = bytes(8)
+    return {
+        **launch.model_dump(mode="json", exclude={"label", "stream", "buffers", "pointers"}),
+        "parameters": parameters.hex(),
+        "pointers": [(one.at, places[one.buffer], one.offset) for one in launch.pointers],
+        "buffers": [(one.bytes, one.before, one.after) for one in launch.buffers],
+    }
 
 
 class _Plain(NamedTuple):

@@ -5,7 +5,8 @@ It reads requests from standard input, by their first line:
 - "kernel", then as lines the module's path, the address of the fat binary in it that has the kernel (0 for a file that
   is no library) and the kernel's name: the answer is the path of a shared object.
 - "contains", then the same: the answer is "yes" if the fat binary has the kernel.
-- "launch", then a number of bytes, a launch of so many bytes as JSON, and the contents of its buffers: it is recorded.
+- "launch", then a number of bytes, a launch of so many bytes as JSON, and the contents of its buffers: it is recorded;
+  the answer is "enough" if no more launches of its kernel are wanted.
 - "finish": what was recorded is summed up for the user.
 
 It answers each on standard output with "found" or "failed", a number of bytes, and that many bytes: the answer, or a
@@ -126,9 +127,8 @@ class Server:
         if asked == "launch":
             told = Told.model_validate_json(self.requests.read(int(self._line())))
             follow = [one.bytes for one in told.buffers for sent in (one.before, one.after) if sent]
-            self.recorder.add(told, [self.requests.read(size) for size in follow])
-        else:
-            say(self.recorder.finish())
+            return self.recorder.add(told, [self.requests.read(size) for size in follow])
+        say(self.recorder.finish())
         return ""
 
 

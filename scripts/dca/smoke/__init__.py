@@ -13,7 +13,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from dca import inspection
 from dca.catalogue import machine, recipes
 from dca.catalogue.recipes import KERNELS
+from dca.emulation.recording import Wish
 from dca.foundation import documents, environment, runner, store, together
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Reporter
@@ -83,6 +84,7 @@ class Request:
         cases: names; all when empty.
         words: of the command line, without the overlays, to repeat a case.
         visible: CUDA_VISIBLE_DEVICES; None for every GPU.
+        record: what to record of the launches of the level `kernels`, to replay them on a GPU; None for nothing.
     """
 
     wheel: Path
@@ -97,6 +99,7 @@ class Request:
     cases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     visible: str | None = None
+    record: Wish | None = None
 
 
 @dataclass(frozen=True)
@@ -310,6 +313,10 @@ def _run(task: _Task, about: Subject, findings: _Findings, run: Run) -> None:
             _listen(prove(python, {**asked, "level": "cpu"}, folder, run.reporter, run.log), findings, "cpu")
         if kernels:
             _listen(kernels.result, findings, "kernels")
+        if task.gpu and request.record:
+            run.reporter.stage("record", "the launches of long prompts, which a GPU will be timed with")
+            env = emulated.variables(task.gpu, python, folder, run, replace(request.record, shapes=True))
+            _recorded(prove(python, {**asked, "level": "shapes"}, folder, run.reporter, run.log, env=env))
         if task.level == "gpu":
             run.reporter.stage("prove", "on the GPU")
             on_gpu = {**asked, "level": "gpu"}
@@ -326,6 +333,22 @@ def _run(task: _Task, about: Subject, findings: _Findings, run: Run) -> None:
             _listen(lines, findings, "gpu")
 
 
+def _recorded(lines: list[dict[str, Any]]) -> None:
+    """Check that every launch that is to be timed was made.
+
+    Raises:
+        DcaError: DCA-840 when one was not.
+    """
+    failed = [line.get("detail") or line["broken"] for line in lines if "broken" in line or line.get("passed") is False]
+    if failed:
+        raise DcaError(
+            "DCA-840",
+            "the launches of long prompts could not be recorded.",
+            why=failed[0],
+            remedy="the other launches are recorded, and can be replayed.",
+        )
+
+
 def _on_emulated_gpu(task: _Task, python: Path, asked: dict[str, Any], folder: Path, run: Run) -> list[dict[str, Any]]:
     """The lines of the worker behind the emulated GPU, which runs beside the one for the CPU; see `prove`."""
     if task.gpu is None:
@@ -334,7 +357,7 @@ def _on_emulated_gpu(task: _Task, python: Path, asked: dict[str, Any], folder: P
     own.mkdir()
     log = run.log.with_name("smoke-kernels.log")
     log.unlink(missing_ok=True)
-    env = emulated.variables(task.gpu, python, own, run)
+    env = emulated.variables(task.gpu, python, own, run, task.request.record)
     request = {**asked, "level": "kernels", "sample": task.level == "cpu"}
     return prove(python, request, own, run.reporter, log, env=env)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from dca.catalogue import archs, kept_ptx
 from dca.emulation import device
 from dca.emulation.device import ARCHS, Settings
+from dca.emulation.recording import Wish
 from dca.foundation import environment
 from dca.foundation.errors import DcaError
 from dca.foundation.run import Run
@@ -60,7 +61,7 @@ def choose(subject: Subject) -> EmulatedGpu:
     )
 
 
-def variables(gpu: EmulatedGpu, python: Path, folder: Path, run: Run) -> dict[str, str]:
+def variables(gpu: EmulatedGpu, python: Path, folder: Path, run: Run, record: Wish | None = None) -> dict[str, str]:
     """The variables of a program behind the emulated GPU, besides those of every program.
 
     Args:
@@ -68,9 +69,10 @@ def variables(gpu: EmulatedGpu, python: Path, folder: Path, run: Run) -> dict[st
         python: of the environment with torch, whose CUDA it stands in for.
         folder: a scratch folder, for what the device finds.
         run: whose cache keeps the device and the translated kernels.
+        record: what to record of the launches; None for nothing.
 
     Raises:
         DcaError: DCA-836 when the device cannot be made.
     """
-    settings = Settings(arch=gpu.arch, checks=CHECKS, ptx=gpu.ptx, findings=folder / FINDINGS)
+    settings = Settings(arch=gpu.arch, checks=CHECKS, ptx=gpu.ptx, findings=folder / FINDINGS, record=record)
     return device.make(device.run_time(python), run).variables(settings, run.cache, environment.of("compiler"))

@@ -129,6 +129,7 @@ def told(module: Path, **changed: Any) -> Told:
             "block": (32, 1, 1),
             "shared": 0,
             "parameters": "00" * 24,
+            "offsets": [0],
             "pointers": [{"at": 0, "buffer": 1, "offset": 0}],
             "buffers": [{"number": 1, "bytes": 4, "before": True, "after": True}],
             "ran": True,
@@ -158,25 +159,37 @@ class Place:
         return (self.folder / "files").iterdir()
 
 
-def test_equal_contents_are_kept_once(module: Path, tmp_path: Path) -> None:
+def test_equal_contents_and_equal_launches_are_kept_once(module: Path, tmp_path: Path) -> None:
     place = Place(tmp_path / "launches", 1 << 20)
-    for _ in range(3):
-        place.recorder.add(told(module), [b"aaaa", b"bbbb"])
+    moved = {"buffers": [{"number": 7, "bytes": 4, "before": True, "after": True}], "label": "again"}
+    place.recorder.add(told(module), [b"aaaa", b"bbbb"])
+    place.recorder.add(
+        told(module, **moved, pointers=[{"at": 0, "buffer": 7, "offset": 0}], parameters="11" * 8 + "00" * 16),
+        [b"aaaa", b"bbbb"],
+    )
+    assert (len(place.document.launches), place.document.left_out) == (1, {recording.AGAIN: 1})
+    changes: tuple[dict[str, Any], ...] = (
+        {"grid": (2, 1, 1)},
+        {"parameters": "00" * 23 + "01"},
+        {"pointers": [{"at": 0, "buffer": 1, "offset": 2}]},
+    )
+    for number, changed in enumerate(changes, start=2):
+        place.recorder.add(told(module, **changed), [b"aaaa", b"bbbb"])
+        assert len(place.document.launches) == number
+    place.recorder.add(told(module), [b"bbbb", b"aaaa"])
     # Two contents, a PTX text and a fat binary.
     assert len(list(place.files())) == 4
-    assert len(place.document.launches) == 3
+    assert len(place.document.launches) == 5
     assert place.said == []
 
 
-def test_launches_of_one_kernel_leave_room_for_others(module: Path, tmp_path: Path) -> None:
+def test_enough_launches_of_one_kernel_leave_room_for_others(module: Path, tmp_path: Path) -> None:
     place = Place(tmp_path / "launches", 1 << 20)
-    for _ in range(MOST_OF_A_KERNEL + 3):
-        place.recorder.add(told(module), [b"aaaa", b"bbbb"])
-    place.recorder.add(told(module, kernel="approximate"), [b"aaaa", b"bbbb"])
+    answers = [place.recorder.add(told(module), [b"aaaa", bytes([1, 2, 3, n])]) for n in range(MOST_OF_A_KERNEL)]
+    assert answers == [""] * (MOST_OF_A_KERNEL - 1) + [recording.ENOUGH]
+    assert place.recorder.add(told(module, kernel="approximate"), [b"aaaa", b"bbbb"]) == ""
+    assert place.recorder.add(told(module, buffers=[], left_out="a reason"), []) == recording.ENOUGH
     assert len(place.document.launches) == MOST_OF_A_KERNEL + 1
-    assert list(place.document.left_out.values()) == [3]
-    assert len(place.said) == 1
-    assert "not recorded: 3 (more than 8 launches of one kernel)" in place.recorder.finish()
 
 
 def test_a_launch_beyond_the_limit_leaves_nothing_behind(module: Path, tmp_path: Path) -> None:
@@ -213,13 +226,18 @@ def test_a_fat_binary_takes_no_more_than_its_share(tmp_path: Path) -> None:
 
 def test_what_the_device_leaves_out_is_counted(module: Path, tmp_path: Path) -> None:
     place = Place(tmp_path / "launches", 1 << 20)
-    place.recorder.add(told(module, buffers=[], left_out="a reason"), [])
-    assert (place.document.launches, place.document.left_out) == ((), {"a reason": 1})
+    for _ in range(2):
+        place.recorder.add(told(module, buffers=[], left_out="a reason"), [])
+    assert place.said == ["not recorded: a launch of exact: a reason"]
+    assert "not recorded: 2 (a reason)" in place.recorder.finish()
+    assert (place.document.launches, place.document.left_out) == ((), {"a reason": 2})
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    Wish(tmp_path / "new").prepared()
-    for folder in (tmp_path, tmp_path / "file"):
+    for _ in range(2):
+        Wish(tmp_path / "new").prepared()
+    (tmp_path / "new" / "files" / "content").touch()
+    for folder in (tmp_path, tmp_path / "file", tmp_path / "new"):
         (tmp_path / "file").touch()
         with pytest.raises(DcaError) as refused:
             Wish(folder).prepared()

@@ -16,13 +16,15 @@ import pytest
 
 from dca.binaries import fatbin
 from dca.emulation import images
-from dca.emulation.recording import Recording
+from dca.emulation.recording import MOST_OF_A_KERNEL, Recording
 from dca.foundation import documents, store
 from dca.pipeline.wheel import Made
 from tests.support import ROOT, RunDca, fatbins
 
 KERNELS = Path(__file__).with_name("kernels.ptx")
 SCRIPT = ROOT / "scripts/gpu_proof.py"
+# All but machine code, which cannot be emulated.
+ON_EMULATED = ("--only", "fat-binaries", "--only", "times", "--only", "ptx")
 Emulate = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.slow
 
@@ -108,6 +110,17 @@ def test_what_cannot_be_replayed_is_left_out_with_its_reason(recorded: Path) -> 
     }
 
 
+def test_of_one_kernel_so_many_launches_are_kept_that_others_fit_in(
+    emulate: Emulate, module: Path, tmp_path: Path
+) -> None:
+    words = [*["exact"] * (MOST_OF_A_KERNEL + 2), "approximate"]
+    folder = tmp_path / "launches"
+    emulate("-m", "tests.emulation.recording.program", module, *words, options=("--record", folder))
+    found = document(folder)
+    assert [one.kernel for one in found.launches] == [0] * MOST_OF_A_KERNEL + [1]
+    assert found.left_out == {"enough launches of its kernel are recorded": 2}
+
+
 def test_code_is_that_of_the_module_and_ptx_of_the_kernel_alone(recorded: Path, module: Path) -> None:
     found = document(recorded)
     (binary,) = found.fat_binaries
@@ -119,7 +132,7 @@ def test_code_is_that_of_the_module_and_ptx_of_the_kernel_alone(recorded: Path, 
 
 
 def test_a_replay_gives_the_same(emulate: Emulate, recorded: Path, tmp_path: Path) -> None:
-    done = emulate(SCRIPT, recorded, "--code", "ptx", "--out", tmp_path)
+    done = emulate(SCRIPT, recorded, *ON_EMULATED, "--out", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("emulated sm_80, compute capability 8.0")
@@ -133,7 +146,7 @@ def test_a_replay_gives_the_same(emulate: Emulate, recorded: Path, tmp_path: Pat
 
 
 def test_machine_code_is_never_taken_for_ptx(emulate: Emulate, recorded: Path) -> None:
-    done = emulate(SCRIPT, recorded, "--code", "cubin")
+    done = emulate(SCRIPT, recorded, "--only", "cubin")
     assert done.returncode == 8
     assert "DCA-835: the kernel exact is launched" in done.stderr
 
@@ -155,7 +168,7 @@ def test_another_result_is_a_difference_beyond_its_bound(
         (bits,) = struct.unpack("<I", result[-4:])
         buffer["after"] = add(result[:-4] + struct.pack("<I", bits + by))
 
-    done = emulate(SCRIPT, edited(copied, edit), "--code", "ptx")
+    done = emulate(SCRIPT, edited(copied, edit), *ON_EMULATED)
     assert done.returncode == words.startswith("FAIL"), done.stdout
     assert words in done.stdout
 
@@ -166,7 +179,7 @@ def test_other_code_and_a_kernel_that_is_not_there_are_differences(emulate: Emul
         ptx["sha256"] = add(content(copied, ptx["sha256"]).replace(b"0f40400000", b"0f40800000"))
         changed["fat_binaries"][0]["kernels"].append("absent")
 
-    done = emulate(SCRIPT, edited(copied, edit), "--code", "ptx")
+    done = emulate(SCRIPT, edited(copied, edit), *ON_EMULATED)
     assert done.returncode == 1
     assert "cuModuleGetFunction failed" in done.stdout
     assert "FAIL       exact [0], ptx: 2 launches, 768 values" in done.stdout
@@ -182,10 +195,10 @@ def test_shapes_alone_are_recorded_without_running_and_timed(emulate: Emulate, m
     assert (done.returncode, done.stdout) == (0, "0.0 0.0 0.0\n"), done.stderr
     one, other = document(folder).launches
     assert [bool(buffer.before) for buffer in (*one.buffers, *other.buffers)] == [True, True, False, True]
-    done = emulate(SCRIPT, folder, "--code", "ptx")
+    done = emulate(SCRIPT, folder, *ON_EMULATED)
     assert done.returncode == 0, done.stdout
     assert "time       1 K dense, exact: " in done.stdout
-    assert "1 K: sparse " in done.stdout
+    assert "1 K sparse: " in done.stdout
 
 
 def test_a_folder_in_use_is_refused(emulate: Emulate, tmp_path: Path) -> None:
@@ -195,6 +208,36 @@ def test_a_folder_in_use_is_refused(emulate: Emulate, tmp_path: Path) -> None:
     assert done.returncode == 8
     assert "DCA-840: --record: " in done.stderr
     assert emulate("-c", "", options=("--record-shapes",)).returncode == 2
+
+
+def test_only_an_emulated_gpu_records(dca: RunDca, tmp_path: Path) -> None:
+    done = dca("smoke", tmp_path / "a.whl", "--level", "cpu", "--record", tmp_path / "launches")
+    assert done.returncode == 2
+    assert "--record requires --level kernels" in done.stderr
+    assert not (tmp_path / "launches").exists()
+
+
+@pytest.mark.whole
+def test_the_launches_of_a_wheels_cases_and_of_long_prompts_are_recorded(
+    emulate: Emulate, dca: RunDca, wheel: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "launches"
+    cases = ("--case", "sparse/future", "--case", "conversion/same")
+    done = dca("smoke", wheel, "--level", "kernels", "--quick", "--record", folder, *cases, timeout=3000.0)
+    assert done.returncode == 0, done.stderr
+    found = [documents.read(Recording, file) for file in folder.glob("launches-*.json")]
+    ran = [launch for one in found for launch in one.launches if launch.ran]
+    assert {launch.label for launch in ran} == {"sparse/future", "conversion/same"}
+    labels = {launch.label for one in found for launch in one.launches if not launch.ran}
+    assert labels == {
+        f"{tokens} tokens {name}"
+        for tokens in (32_768, 131_072, 262_144, 524_288, 1_048_576)
+        for name in ("dense", "sparse, banded", "sparse, scattered")
+    }
+    assert sum(file.stat().st_size for file in (folder / "files").iterdir()) < 48 << 20
+    done = emulate(SCRIPT, folder, "--only", "fat-binaries", "--only", "ptx")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1].endswith("0 fail, 0 were not tested")
 
 
 @pytest.mark.whole
@@ -218,6 +261,6 @@ def test_an_official_sparse_kernel_is_recorded_and_replayed(
     found = document(folder)
     assert found.kernels[0].rounding.to == "bfloat16"
     assert [one.dtype for one in found.launches[0].buffers if one.before != one.after] == ["bfloat16", "float32"]
-    done = emulate(SCRIPT, folder, "--code", "ptx")
+    done = emulate(SCRIPT, folder, *ON_EMULATED)
     assert done.returncode == 0, done.stdout
     assert "2 claims hold, 0 fail, 0 were not tested" in done.stdout

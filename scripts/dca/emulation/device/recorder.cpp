@@ -18,6 +18,8 @@ constexpr size_t COMPRESSED_BY = 4;
 constexpr char OVERLAPPING[] = "it runs at the same time as work of another stream";
 
 std::set<Recorded *> running;
+// Kernels of which the translator wants no more launches.
+std::set<std::string> enough;
 std::string label;
 bool any = false;
 
@@ -87,6 +89,10 @@ std::string hexadecimal(const void *start, size_t bytes) {
   return text;
 }
 
+std::string identity(const Recordable &one) {
+  return one.module.path + "\n" + std::to_string(one.module.address) + "\n" + one.kernel;
+}
+
 // Sends a launch; `parts` are the contents that its buffers say follow.
 void hand_over(const Recordable &one, bool ran, const std::string &left_out, const std::string &buffers,
                const std::vector<Part> &parts) {
@@ -94,15 +100,17 @@ void hand_over(const Recordable &one, bool ran, const std::string &left_out, con
   for (const Pointer &pointer : pointers(one))
     pointing += (pointing.empty() ? "{" : ", {") + std::string("\"at\": ") + std::to_string(pointer.at) +
                 ", \"buffer\": " + std::to_string(pointer.buffer) + ", \"offset\": " + std::to_string(pointer.offset) + "}";
+  std::string offsets;
+  for (uint32_t i = 0; i < one.facts->parameters; i++) offsets += (i ? ", " : "") + std::to_string(one.facts->offsets[i]);
   const DcaLaunch &launch = one.launch;
   std::string text = "{\"module\": " + quoted(one.module.path) + ", \"address\": " + std::to_string(one.module.address) + ", \"kernel\": " + quoted(one.kernel) +
                      ", \"label\": " + quoted(label) + ", \"stream\": " + std::to_string(one.stream) +
                      ", \"grid\": " + numbers(launch.grid) + ", \"block\": " + numbers(launch.block) +
                      ", \"shared\": " + std::to_string(launch.dynamic_shared) + ", \"parameters\": \"" +
-                     hexadecimal(launch.parameters, launch.parameter_bytes) + "\", \"pointers\": [" + pointing +
+                     hexadecimal(launch.parameters, launch.parameter_bytes) + "\", \"offsets\": [" + offsets + "], \"pointers\": [" + pointing +
                      "], \"buffers\": [" + buffers + "], \"ran\": " + (ran ? "true" : "false") +
                      ", \"left_out\": " + quoted(left_out) + "}";
-  ask("launch\n" + std::to_string(text.size()) + "\n" + text, parts);
+  if (ask("launch\n" + std::to_string(text.size()) + "\n" + text, parts) == "enough") enough.insert(identity(one));
   any = true;
 }
 
@@ -132,6 +140,7 @@ Recorded::Recorded(const Operation *operation, const Recordable &launch, const s
     : operation_(operation), launch_(launch), variables_(variables), buffers_(buffers(launch, pointers(launch))) {
   size_t bytes = 0;
   for (const Buffer &one : buffers_) bytes += one.bytes;
+  if (enough.count(identity(launch))) left_out_ = "enough launches of its kernel are recorded";
   if (changed()) left_out_ = "a variable of the module has another value than its initial one";
   if (!running.empty()) left_out_ = OVERLAPPING;
   if (bytes > COMPRESSED_BY * limit()) left_out_ = "its buffers are far larger than the recording may be";

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,13 @@ class Kernels:
     dense: Callable[[Inputs, Ragged], tuple[Tensor, Tensor]]
     paged: Callable[[Inputs, Paged], tuple[Tensor, Tensor]]
     sparse_ragged: Callable[[Inputs, Converted, Ragged], tuple[Tensor, Tensor]] | None = None
+
+
+def label(text: str) -> None:
+    """Name the launches that follow in a recording of an emulated GPU; elsewhere this does nothing."""
+    set_label = getattr(ctypes.CDLL(None), "dca_emulation_label", None)
+    if set_label:
+        set_label(text.encode())
 
 
 def compare(what: str, got: Tensor, want: Tensor, atol: float) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import oracle
 from ..oracle import Converted, Stage
-from .case import Case, Inputs, Kernels, Ragged
+from .case import Case, Inputs, Kernels, Ragged, label
 from .conversion import BLOCK
 from .layer import ONE_OF_FOUR, Model
 
@@ -220,22 +220,7 @@ class Span:
         ]
 
     def _converted(self, lines: list[Stage], keys: int, causal: bool) -> Converted:
-        device = self.k.device
-        rows = -(-self.queries // BLOCK)
-        padded, counts = [], []
-        for name in ("vertical", "slash"):
-            of_heads = [getattr(stage, name).to(torch.int32) for stage in lines]
-            padded.append(torch.nn.utils.rnn.pad_sequence(of_heads, batch_first=True)[None])
-            counts.append(
-                torch.tensor([len(lines_of_head) for lines_of_head in of_heads], dtype=torch.int32, device=device)
-            )
-        shapes = ((), (padded[1].shape[-1],), (), (padded[0].shape[-1],))
-        into = Converted(
-            *(torch.empty((1, len(lines), rows, *more), dtype=torch.int32, device=device) for more in shapes)
-        )
-        lengths = [torch.tensor([count], dtype=torch.int32, device=device) for count in (self.queries, keys)]
-        self.kernels.convert_mergehead(*into, *lengths, *padded, *counts, self.queries, BLOCK, BLOCK, causal)
-        return into
+        return _blocks(self.kernels, lines, (self.queries, keys), causal)
 
     def _attend(self) -> Tensor:
         parts = []
@@ -252,6 +237,31 @@ class Span:
         )
 
 
+def _blocks(kernels: Kernels, lines: list[Stage], lengths: tuple[int, int], causal: bool) -> Converted:
+    """The blocks and columns of the lines of every head.
+
+    Args:
+        kernels: with the index conversion.
+        lines: of each head.
+        lengths: the number of queries and of keys.
+        causal: as the conversion takes it.
+    """
+    device = lines[0].vertical.device
+    rows = -(-lengths[0] // BLOCK)
+    padded, counts = [], []
+    for name in ("vertical", "slash"):
+        of_heads = [getattr(stage, name).to(torch.int32) for stage in lines]
+        padded.append(torch.nn.utils.rnn.pad_sequence(of_heads, batch_first=True)[None])
+        counts.append(
+            torch.tensor([len(lines_of_head) for lines_of_head in of_heads], dtype=torch.int32, device=device)
+        )
+    shapes = ((), (padded[1].shape[-1],), (), (padded[0].shape[-1],))
+    into = Converted(*(torch.empty((1, len(lines), rows, *more), dtype=torch.int32, device=device) for more in shapes))
+    counted = [torch.tensor([count], dtype=torch.int32, device=device) for count in lengths]
+    kernels.convert_mergehead(*into, *counted, *padded, *counts, lengths[0], BLOCK, BLOCK, causal)
+    return into
+
+
 def _merged(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The merged outputs of the stages: out `[queries, heads, dim]`, log-sum-exp `[heads, queries]`."""
     if len(parts) == 1:
@@ -261,3 +271,49 @@ def _merged(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     for (out, _), weight in zip(parts[1:], weights[1:]):
         merged += out * weight
     return merged.to(parts[0][0].dtype)
+
+
+# Queries of the launches that a recording is timed with: the last ones of a prompt, as an engine prefills it in pieces.
+LAST = 8192
+
+
+def shapes(kernels: Kernels, device: str, plan: Plan = FULL) -> list[Case]:
+    """One case for each length, which launches dense and sparse attention once.
+
+    Queries, keys and values are not written, so that an emulated GPU which runs no kernel needs no memory for them.
+
+    Args:
+        kernels: that are launched.
+        device: of the tensors.
+        plan: lengths, model and numbers of lines.
+    """
+    return [
+        Case(f"shapes/{tokens}", f"launches for {tokens} tokens", partial(_launches, kernels, plan, device, tokens))
+        for tokens in plan.lengths
+    ]
+
+
+def _launches(kernels: Kernels, plan: Plan, device: str, tokens: int, seed: int) -> dict[str, Any]:
+    model, queries = plan.model, min(LAST, tokens)
+    shape = {"dtype": model.dtype, "device": device}
+    q = torch.empty(queries, model.heads, model.dim, **shape)
+    k, v = (torch.empty(tokens, model.kv_heads, model.dim, **shape) for _ in range(2))
+    label(f"{tokens} tokens dense")
+    kernels.dense(Inputs(q, k, v, model.scale, True), Ragged.of([queries], [tokens], device))
+    chance = torch.Generator().manual_seed(seed)
+    # Diagonals beside each other, as in trained models, and such as noise scatters.
+    for name, width in (("banded", BLOCK), ("scattered", 1)):
+        label(f"{tokens} tokens sparse, {name}")
+        lines = [_drawn(plan, tokens, width, chance, device) for _ in range(model.heads)]
+        converted = _blocks(kernels, lines, (queries, tokens), True)
+        kernels.sparse(Inputs(q[None], k[None], v[None], model.scale, True), converted)
+    return {}
+
+
+def _drawn(plan: Plan, tokens: int, width: int, chance: torch.Generator, device: str) -> Stage:
+    """Lines of a head: single keys, and diagonals in groups of a width."""
+    verticals, slashes = (min(size, tokens) for size in plan.sizes)
+    vertical = torch.randperm(tokens, generator=chance)[:verticals].sort().values
+    starts = torch.randperm(tokens // width, generator=chance)[: slashes // width] * width
+    distances = (starts[:, None] + torch.arange(width)).flatten().sort(descending=True).values
+    return Stage(vertical.to(device), distances.to(device))

@@ -4,7 +4,8 @@ Argument: a file with the request that `dca.smoke` writes. Lines begin with `PRO
 
 At the level "cpu", the index conversion is a library for the CPU, and the wheel's Python runs with stand-ins for the
 other kernels. At the level "gpu", the wheel's kernels run on the first GPU; without `modules` they are bare kernels. At
-the level "kernels" the same, on an emulated GPU that this process was started behind, or a `sample` of it.
+the level "kernels" the same, on an emulated GPU that this process was started behind, or a `sample` of it. At "shapes",
+such a GPU records the launches of long prompts, and runs none.
 
 Each variant runs in a child of this process, because a wrong kernel may end its process, damage its memory or never
 return. Then the case that it ran has failed, and a new child runs the cases behind it. CUDA is used in children only:
@@ -35,7 +36,7 @@ from unittest import mock
 HERE = pathlib.Path(__file__).resolve().parent.parent
 REQUEST = json.loads(pathlib.Path(sys.argv[1]).read_text())
 LEVEL = REQUEST.get("level", "cpu")
-ON_DEVICE = LEVEL in ("kernels", "gpu")
+ON_DEVICE = LEVEL in ("kernels", "shapes", "gpu")
 # Signals that come from outside and are no finding about the wheel; SIGKILL is also how the system ends a process when
 # memory runs out.
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -189,13 +190,14 @@ def run(cases: list[Any], variant: dict[str, Any], skip: int, progress: Progress
         skip: how many of them were run before.
         progress: of this process.
     """
-    from dca.in_wheel_env.proof.case import KNOWN, Wrong
+    from dca.in_wheel_env.proof.case import KNOWN, Wrong, label
 
     seed, findings = REQUEST["seed"], Findings()
     for number, case in enumerate(cases[skip:], start=skip + 1):
         result: dict[str, Any] = {"variant": variant["name"], "case": case.name, "proves": case.proves, "seed": seed}
         progress.set(number=number, result=result)
         tell(begins=case.name)
+        label(case.name)
         started = time.monotonic()
         try:
             result |= {"passed": True, "figures": case.run(seed)}
@@ -312,6 +314,13 @@ def gpu_cases(variant: dict[str, Any]) -> list[Any]:
     return [*ops.cases(others, extent.dtypes, "cuda", extent.ops), *kernels.cases(loaded, modules, extent)]
 
 
+def shape_cases(variant: dict[str, Any]) -> list[Any]:
+    """A case for each length whose launches are recorded."""
+    from dca.in_wheel_env.proof import kernels, speed
+
+    return speed.shapes(kernels.load_kernels(bare=layer_modules(variant["overlay"]) is None), "cuda")
+
+
 def child(variant: dict[str, Any], skip: int, progress: Progress) -> None:
     """Load a variant and run its cases, in a process of its own."""
     # Where Python was when a signal ended it, for the log.
@@ -321,12 +330,12 @@ def child(variant: dict[str, Any], skip: int, progress: Progress) -> None:
         return
     load_packages(variant["oracle"] or str(HERE / "oracle"))
     try:
-        cases = gpu_cases(variant) if ON_DEVICE else cpu_cases(variant)
+        cases = {"cpu": cpu_cases, "shapes": shape_cases}.get(LEVEL, gpu_cases)(variant)
     except Exception as error:
         tell(variant=variant["name"], broken=f"{type(error).__name__}: {error}")
         progress.set(finished=True)
         return
-    names = variant.get("cases") or REQUEST["cases"]
+    names = None if LEVEL == "shapes" else variant.get("cases") or REQUEST["cases"]
     run([case for case in cases if not names or case.name in names], variant, skip, progress)
 
 
