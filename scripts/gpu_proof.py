@@ -54,6 +54,11 @@ PARTS = ("fat-binaries", "cubin", "times", "ptx")
 PASS, FAIL, SKIPPED, TIME = "pass", "FAIL", "not tested", "time"
 
 
+_NOTHING = "Nothing was compared; run this on a machine with a GPU."
+# What a document that is not as it was written leads to.
+_DAMAGE = (AttributeError, LookupError, TypeError, ValueError, OverflowError, struct.error, ctypes.ArgumentError)
+
+
 class ProofError(Exception):
     """The recording, the driver or the GPU does not let this part of the proof run; its text says why."""
 
@@ -76,13 +81,13 @@ class Driver:
         try:
             self._cuda = ctypes.CDLL(library)
         except OSError as error:
-            raise ProofError(f"there is no driver of NVIDIA ({error}); run this on a machine with a GPU.") from None
+            raise ProofError(f"no NVIDIA driver was found ({error}). {_NOTHING}") from None
         try:
             self.call("cuInit", ctypes.c_uint(0))
             device = ctypes.c_int()
             self.call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
         except ProofError as error:
-            raise ProofError(f"there is no GPU ({error}); run this on a machine with one.") from None
+            raise ProofError(f"no GPU was found ({error}). {_NOTHING}") from None
         name = ctypes.create_string_buffer(256)
         self.call("cuDeviceGetName", name, ctypes.c_int(len(name)), device)
         version = ctypes.c_int()
@@ -473,7 +478,13 @@ class Proof:
         }
         for part in self._parts:
             for document in self._recording.documents:
-                yield from self._guarded(steps[part](document))
+                yield from self._readable(steps[part](document))
+
+    def _readable(self, claims: Iterator[tuple[Row, Any]]) -> Iterator[Row]:
+        try:
+            yield from self._guarded(claims)
+        except _DAMAGE as error:
+            yield Row("the recording can be read", FAIL, f"it is damaged: {error!r}")
 
     def _guarded(self, claims: Iterator[tuple[Row, Any]]) -> Iterator[Row]:
         """Test claims; what stops one of them fails it alone, unless it has stopped the GPU."""
@@ -484,7 +495,7 @@ class Proof:
                 continue
             try:
                 test(row)
-            except (ProofError, KeyError, IndexError, TypeError, ValueError, struct.error) as error:
+            except (ProofError, *_DAMAGE) as error:
                 row.verdict = FAIL
                 row.detail = str(error) if isinstance(error, ProofError) else f"the recording is damaged ({error!r})"
                 if isinstance(error, LostError):
@@ -672,7 +683,7 @@ def main() -> int:
         report.add(row)
     timer.cancel()
     for document in recording.documents:
-        for reason, count in document["left_out"].items():
+        for reason, count in dict(document.get("left_out", {})).items():
             print(f"not recorded: {count} ({reason})")
     for line in ratios(report.rows):
         print(line)

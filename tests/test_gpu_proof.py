@@ -152,7 +152,7 @@ def test_sparse_attention_is_held_against_dense_attention_of_the_same_length() -
         (None, "there is no recording"),
         ("{", "cannot be read"),
         (json.dumps({"schema": "dca.launches/9"}), "is no document dca.launches/1"),
-        (json.dumps({"schema": proof.SCHEMA}), "there is no driver of NVIDIA"),
+        (json.dumps({"schema": proof.SCHEMA}), "no NVIDIA driver was found"),
     ],
 )
 def test_what_cannot_run_says_why_and_is_no_success(content: str | None, words: str, tmp_path: Path) -> None:
@@ -201,6 +201,23 @@ def test_nothing_is_tested_after_a_kernel_that_stopped_a_stand_in_of_the_gpu(tmp
     document = {"fat_binaries": [binary, binary], "kernels": [], "launches": []}
     found = proof.Proof(Stopped(), proof.Recording(tmp_path, [document]), proof.PARTS, math.inf).rows()
     assert [row.verdict for row in found] == [proof.FAIL, proof.SKIPPED]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"fat_binaries": 3},
+        {"fat_binaries": [{}]},
+        {"fat_binaries": [], "kernels": [{}], "launches": [{"kernel": 0, "ran": True}]},
+        {"fat_binaries": [], "kernels": [], "launches": [{"kernel": 7, "ran": False}]},
+        {"fat_binaries": [], "kernels": None, "launches": [None]},
+    ],
+)
+def test_a_damaged_document_is_a_failure_and_no_traceback(document: dict[str, Any], tmp_path: Path) -> None:
+    rows = list(proof.Proof(Stopped(), proof.Recording(tmp_path, [document]), proof.PARTS, math.inf).rows())
+    assert proof.verdict(rows)[0] == 1
+    assert all("damaged" in row.detail for row in rows)
 
 
 def test_nothing_is_begun_when_the_time_is_up(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dca.binaries import elf, fatbin
 from dca.catalogue import recipes
 from dca.foundation.events import Silent
 from dca.foundation.store import Store
@@ -19,3 +20,15 @@ def official_module(cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> Pa
     """An official wheel's module of flash-attention. A wheel need not be built for it, which takes minutes."""
     official = next(one.recipe.official_wheel for one in all_recipes if one.recipe.official_wheel)
     return index.members(official, {MEMBER: official.members[MEMBER].sha256}, cache, Silent())[MEMBER]
+
+
+@pytest.fixture(scope="session")
+def texts(official_module: Path) -> dict[str, str]:
+    """The PTX of each sparse kernel, by its symbol."""
+    found: dict[str, str] = {}
+    with official_module.open("rb") as stream:
+        image = elf.Image(stream)
+        for code in fatbin.codes(image.content(image.find(elf.DEVICE_SECTIONS[0]))):
+            if code.kind == fatbin.PTX and any("flash_fwd_sparse_kernel" in name for name in code.kernels):
+                found.update(dict.fromkeys(code.kernels, code.content.decode()))
+    return found

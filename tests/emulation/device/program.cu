@@ -70,6 +70,22 @@ static int outside() {
   return 0;
 }
 
+// Warps draw numbers: who gets which depends on their order.
+extern "C" __global__ void draw(int *next, int *drawn) {
+  if (threadIdx.x % 32 == 0) drawn[threadIdx.x / 32] = atomicAdd(next, 1);
+}
+
+static int drawn() {
+  int *memory, host[5];
+  cudaMalloc(&memory, sizeof host);
+  cudaMemset(memory, 0, sizeof host);
+  draw<<<1, 128>>>(memory, memory + 1);
+  draw<<<1, 128>>>(memory, memory + 1);
+  int error = cudaMemcpy(host, memory, sizeof host, cudaMemcpyDeviceToHost);
+  std::printf("%d %d\n", host[0], host[1] + host[2] + host[3] + host[4]);
+  return error;
+}
+
 static int rejected() {
   beyond<<<1, 2000>>>(nullptr, 0);
   int first = cudaPeekAtLastError(), second = cudaGetLastError(), third = cudaGetLastError();
@@ -124,6 +140,7 @@ int main(int count, char **words) {
   if (!std::strcmp(what, "met")) return met(number);
   if (!std::strcmp(what, "outside")) return outside();
   if (!std::strcmp(what, "rejected")) return rejected();
+  if (!std::strcmp(what, "drawn")) return drawn();
   if (!std::strcmp(what, "memory")) return memory();
   if (!std::strcmp(what, "events")) return events();
   if (!std::strcmp(what, "facts")) return facts();

@@ -147,6 +147,28 @@ def test_a_deadlock_is_reported_with_its_kernel_and_line(emulate: Emulate, tmp_p
     assert "ld.volatile.global" in after[0]
 
 
+@pytest.mark.parametrize(
+    ("word", "printed", "kernel", "differs"), [("scaled", "5 203 5", "scale", False), ("drawn", "8 22", "draw", True)]
+)
+def test_the_first_launch_of_a_kernel_runs_in_many_orders_and_leaves_no_trace(
+    emulate: Emulate, tmp_path: Path, word: str, printed: str, kernel: str, differs: bool
+) -> None:
+    file = tmp_path / "orders"
+    done = emulate(word, DCA_EMULATION_ORDERS="30", DCA_EMULATION_ORDERED=str(file))
+    assert (done.returncode, done.stdout) == (0, f"{printed}\n"), done.stderr
+    (line,) = map(json.loads, file.read_text().splitlines())
+    assert (line["kernel"], line["orders"], line["differs"]) == (kernel, 30, differs)
+    assert line["instructions"] > 30
+
+
+def test_a_kernel_that_waits_for_another_launch_is_not_run_in_orders(emulate: Emulate, tmp_path: Path) -> None:
+    file = tmp_path / "orders"
+    variables = {"DCA_EMULATION_ORDERS": "30", "DCA_EMULATION_ORDERED": str(file)}
+    assert emulate("met", "50", **variables, DCA_EMULATION_ORDERS_BOUND="100000").stdout == "50 50\n"
+    (line,) = map(json.loads, file.read_text().splitlines())
+    assert (line["kernel"], line["orders"]) == ("meet", 0)
+
+
 def test_a_failed_kernel_makes_every_later_call_fail(emulate: Emulate, tmp_path: Path) -> None:
     findings = tmp_path / "findings"
     done = emulate("outside", options=("--findings", str(findings)))

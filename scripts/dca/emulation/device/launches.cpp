@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <memory>
+#include <set>
 #include <sstream>
 
 #include "device.h"
@@ -39,7 +42,7 @@ const std::vector<Fault> &known_faults() {
 // A launch in its queue.
 class Grid : public Operation {
  public:
-  Grid(Function &function, const Launch &launch, void **arguments)
+  Grid(Function &function, const Launch &launch, void **arguments, uint64_t seed = setting("DCA_EMULATION_SEED", 0))
       : module_(function.module), kernel_(function.loaded()), name_(function.name), stream_(launch.stream->number) {
     const DcaKernel &facts = *kernel_.facts;
     parameters_.resize(facts.parameter_bytes);
@@ -52,7 +55,7 @@ class Grid : public Operation {
     launch_.parameter_bytes = parameters_.size();
     for (const Fault &fault : known_faults())
       if (name_.rfind(fault.kernels, 0) == 0) known_.push_back({&fault, false});
-    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, setting("DCA_EMULATION_SEED", 0), checks()};
+    services_ = {DCA_EMULATION_ABI, this, accessible, variable, finding, seed, checks()};
   }
 
   ~Grid() override {
@@ -78,6 +81,11 @@ class Grid : public Operation {
     return state != DCA_MORE;
   }
 
+  const std::vector<char> &parameters() const { return parameters_; }
+  // Known faults are recorded by the launch itself.
+  void keep_quiet() {
+    for (Known &one : known_) one.recorded = true;
+  }
   // What the recorder keeps of it.
   Recordable recordable() const { return {*module_, name_, kernel_.facts, launch_, stream_}; }
 
@@ -179,6 +187,64 @@ cudaError_t check(Function &function, const Launch &launch) {
   return cudaSuccess;
 }
 
+// What a launch may have changed: the allocations that its parameters point into, and variables.
+class Contents {
+ public:
+  explicit Contents(const std::vector<char> &parameters) {
+    std::set<const Allocation *> found;
+    for (size_t at = 0; at + sizeof(uintptr_t) <= parameters.size(); at += sizeof(uintptr_t)) {
+      uintptr_t address;
+      std::memcpy(&address, parameters.data() + at, sizeof address);
+      if (const Allocation *one = device().memory.find(address)) found.insert(one);
+    }
+    device().memory.each([&](const Allocation &one) {
+      if (one.kind == Kind::variable) found.insert(&one);
+    });
+    for (const Allocation *one : found) {
+      const char *start = reinterpret_cast<const char *>(one->start);
+      copies_.emplace(one->start, std::string(start, start + one->bytes));
+    }
+  }
+  void restore() const {
+    for (const auto &[start, bytes] : copies_) std::memcpy(reinterpret_cast<char *>(start), bytes.data(), bytes.size());
+  }
+  bool operator==(const Contents &other) const { return copies_ == other.copies_; }
+
+ private:
+  std::map<uintptr_t, std::string> copies_;
+};
+
+// Runs a kernel's first launch in as many random orders of its warps as DCA_EMULATION_ORDERS says, each on the same memory,
+// before it is launched. What was done is a line of JSON in the file that DCA_EMULATION_ORDERED names.
+void run_in_orders(Function &function, const Launch &how, void **arguments) {
+  const uint64_t orders = setting("DCA_EMULATION_ORDERS", 0), most = setting("DCA_EMULATION_ORDERS_BOUND", 1'000'000'000);
+  if (!orders || function.ordered) return;
+  function.ordered = true;
+  device().streams.finish_all();
+  Grid begun(function, how, arguments);
+  uint64_t none = 0;
+  // Variables have their initial values once a kernel has begun.
+  begun.advance(0, none);
+  const Contents before(begun.parameters());
+  std::unique_ptr<Contents> first;
+  bool differs = false, ended = true;
+  uint64_t done = 0, executed = 0;
+  while (done < orders && executed < most && ended && !failed_for_good()) {
+    Grid grid(function, how, arguments, ++done);
+    grid.keep_quiet();
+    // One that waits for another launch does not end.
+    while (!grid.advance(AT_LAUNCH, executed) && (ended = executed < most)) {
+    }
+    Contents after(grid.parameters());
+    if (!first) first = std::make_unique<Contents>(after);
+    differs = differs || (ended && !(after == *first));
+    before.restore();
+  }
+  append("DCA_EMULATION_ORDERED", "{\"kernel\": " + quoted(function.name) + ", \"orders\": " + std::to_string(done - !ended) +
+                                      ", \"instructions\": " + std::to_string(executed) + ", \"differs\": " +
+                                      (differs ? "true" : "false") + "}");
+}
+
 }  // namespace
 
 cudaError_t launch(Function &function, const Launch &how, void **arguments) {
@@ -189,6 +255,7 @@ cudaError_t launch(Function &function, const Launch &how, void **arguments) {
     record_shape(grid->recordable());
     return failed_for_good();
   }
+  run_in_orders(function, how, arguments);
   device().streams.enqueue(how.stream, grid);
   device().streams.run(AT_LAUNCH);
   return failed_for_good();

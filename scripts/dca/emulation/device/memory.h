@@ -40,6 +40,10 @@ class Memory {
   size_t used() const { return used_; }
   size_t most_used() const { return most_used_; }  // since the last call of forget_most
   void forget_most() { most_used_ = used_; }
+  template <class Use>
+  void each(Use use) const {
+    for (const auto &[start, one] : living_) use(one);
+  }
 
  private:
   std::map<uintptr_t, Allocation> living_;

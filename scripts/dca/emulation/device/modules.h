@@ -48,6 +48,7 @@ struct Function {
   Module *module;
   std::string name;
   size_t most_dynamic_shared;
+  bool ordered = false;  // its first launch was run in several orders
   Kernel kernel = {};
 
   // The translated kernel; ends the process if there is none.

@@ -35,16 +35,6 @@ void write_all(int file, const std::string &text) {
   }
 }
 
-// Appends an object of JSON to the file of findings, if one is named.
-void append(const std::string &object) {
-  const char *path = std::getenv("DCA_EMULATION_FINDINGS");
-  if (!path || !*path) return;
-  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (file < 0) return;
-  write_all(file, object + "\n");
-  close(file);
-}
-
 }  // namespace
 
 std::string quoted(const std::string &text) {
@@ -64,6 +54,15 @@ std::string quoted(const std::string &text) {
   return out + '"';
 }
 
+void append(const char *variable, const std::string &object) {
+  const char *path = std::getenv(variable);
+  if (!path || !*path) return;
+  int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (file < 0) return;
+  write_all(file, object + "\n");
+  close(file);
+}
+
 void say(const Message &message) {
   std::string text = std::string(message.code) + ": " + message.what + "\n";
   if (!message.why.empty()) text += "  Why:  " + indented(message.why) + "\n";
@@ -74,8 +73,8 @@ void say(const Message &message) {
 
 void end(const Message &message) {
   say(message);
-  append("{\"kind\": \"end\", \"code\": " + quoted(message.code) + ", \"text\": " + quoted(message.what) + ", \"why\": " +
-         quoted(message.why) + "}");
+  append("DCA_EMULATION_FINDINGS", "{\"kind\": \"end\", \"code\": " + quoted(message.code) + ", \"text\": " +
+                                       quoted(message.what) + ", \"why\": " + quoted(message.why) + "}");
   _exit(message.code[4] - '0');
 }
 
@@ -102,15 +101,17 @@ void record(const DcaFinding &finding) {
   char numbers[200];
   std::snprintf(numbers, sizeof numbers, "\"block\": [%u, %u, %u], \"warp\": %u, \"lane\": %u, \"ptx_line\": %u",
                 finding.block[0], finding.block[1], finding.block[2], finding.warp, finding.lane, finding.ptx_line);
-  append("{\"kind\": " + quoted(finding.kind) + ", \"kernel\": " + quoted(finding.kernel) +
-         ", \"text\": " + quoted(finding.text) + ", " + numbers + ", \"source\": " + quoted(source) + "}");
+  append("DCA_EMULATION_FINDINGS", "{\"kind\": " + quoted(finding.kind) + ", \"kernel\": " + quoted(finding.kernel) +
+                                       ", \"text\": " + quoted(finding.text) + ", " + numbers + ", \"source\": " +
+                                       quoted(source) + "}");
 }
 
 void record_known(const std::string &kernel, const std::string &fault) {
   static std::set<std::string> printed;
   if (printed.insert(fault).second)
     say({"DCA-837", readable(kernel) + " has a known fault: " + fault, "", "the launch goes on."});
-  append("{\"kind\": \"known\", \"kernel\": " + quoted(kernel) + ", \"text\": " + quoted(fault) + "}");
+  append("DCA_EMULATION_FINDINGS", "{\"kind\": \"known\", \"kernel\": " + quoted(kernel) + ", \"text\": " +
+                                       quoted(fault) + "}");
 }
 
 cudaError_t result(cudaError_t error) {

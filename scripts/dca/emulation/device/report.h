@@ -25,6 +25,8 @@ void say(const Message &);
 void record(const DcaFinding &);
 // A text as a string of JSON.
 std::string quoted(const std::string &text);
+// Appends an object of JSON, as a line, to the file that a variable of the environment names, if it is set.
+void append(const char *variable, const std::string &object);
 // Where in a kernel it is: block, warp, lane, PTX line, and the source line where the PTX has one.
 std::string place(const DcaFinding &);
 // Appends a known fault of a kernel to that file; prints it once in a process.

@@ -125,8 +125,9 @@ EMULATED = Plan(
         f"{chunks}-chunk{'s' * (chunks > 1)}": Prompt((chunks - 1) * 208 + 130, (chunks - 1) * 208 + 191, 0)
         for chunks in range(1, 6)
     },
-    # One has more diagonals than the nearest ones that are always attended.
-    sizes=((30, 70), (20, 50), (60, 110), (40, 64)),
+    # More diagonals than the hundred nearest, as in every model: these are taken first. With fewer a head may have none
+    # in its own chunk, where the conversion does not end.
+    sizes=((30, 104), (20, 110), (60, 120), (40, 101)),
     threshold=100,
     blocks=3,
 )
@@ -136,7 +137,7 @@ TILED = Plan(
         heads=1, kv_heads=1, dim=128, base=1e6, chunking=oracle.Chunking(4352, 128), original=4352, dtype=torch.bfloat16
     ),
     prompts={"tiled": Prompt(2 * 4224 + 4161, 2 * 4224 + 4223, 3 * 4224, dense=False)},
-    sizes=((30, 60),),
+    sizes=((30, 104),),
     threshold=1000,
     blocks=4,
 )
