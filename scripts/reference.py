@@ -14,7 +14,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from dca import cli
 from dca.catalogue import failures, recipes, toolkits
 from dca.catalogue.recipes import Group, Recipe
 from dca.config import models, readers
+from dca.emulation.forms import KNOWN
 from dca.foundation.documents import Document
 from dca.foundation.errors import ExitCode
 from dca.serve import gpus
@@ -170,6 +171,7 @@ def pages() -> dict[str, str]:
         "reference/recipes.md": recipes_page(),
         "reference/toolkits.md": toolkits_page(),
         "reference/models.md": models_page(),
+        "reference/forms.md": forms_page(),
     }
 
 
@@ -567,3 +569,49 @@ def longest(model: models.KnownModel) -> int:
         (model.dual_chunk.max_position_embeddings or 0) if model.dual_chunk else 0,
         int(model.yarn.factor * model.yarn.original) if model.yarn else 0,
     )
+
+
+# --- forms of PTX ------------------------------------------------------------------------------------------------
+
+
+def forms_page() -> str:
+    """The instructions of PTX that are emulated, with every modifier."""
+    by_opcode: dict[str, set[tuple[str, ...]]] = {}
+    for form in KNOWN:
+        opcode, *modifiers = form.split(".")
+        by_opcode.setdefault(opcode, set()).add(tuple(modifiers))
+    rows = [
+        (
+            code(opcode),
+            str(len(forms)),
+            "<br>".join(code(opcode + text).replace("|", "\\|") for text in patterns(forms)),
+        )
+        for opcode, forms in sorted(by_opcode.items())
+    ]
+    return (
+        f"# Instructions of PTX\n\nThe {len(KNOWN)} forms of instructions that are "
+        "[emulated](../emulation.md#how-a-kernel-runs); every other one ends with DCA-830. In a form, `{f16,f32}` is "
+        "one of several modifiers, `[…]` may be left out, and `(…|…)` is one of several continuations.\n\n"
+        + table(("opcode", "forms", "with their modifiers"), rows)
+    )
+
+
+def patterns(forms: Collection[tuple[str, ...]]) -> list[str]:
+    """Lists of modifiers as few texts; those that go on in the same way share one.
+
+    Args:
+        forms: the modifiers of each form. One without any is the empty text.
+    """
+    by_first: dict[str, set[tuple[str, ...]]] = {}
+    for first, *rest in filter(None, sorted(forms)):
+        by_first.setdefault(first, set()).add(tuple(rest))
+    firsts: dict[frozenset[tuple[str, ...]], list[str]] = {}
+    for first, following in by_first.items():
+        firsts.setdefault(frozenset(following), []).append(first)
+    texts = [""] if () in forms else []
+    for rests, names in firsts.items():
+        head = f".{names[0]}" if len(names) == 1 else f".{{{','.join(names)}}}"
+        more = [text for text in patterns(rests) if text]
+        text = more[0] if len(more) == 1 else f"({'|'.join(more)})" if more else ""
+        texts.append(head + (f"[{text}]" if text and () in rests else text))
+    return texts

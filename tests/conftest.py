@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 # What a fixture costs, and so every test that asks for it, directly or through another one.
 MARKS = {
     **dict.fromkeys(("made", "small_cache", "torch_python", "fork_python"), "wheel"),
-    **dict.fromkeys(("planned", "toolkit", "cmake_python", "server_packages"), "network"),
+    **dict.fromkeys(("planned", "toolkit", "cmake_python", "server_packages", "official_module"), "network"),
     # The built documentation, and a git server.
     **dict.fromkeys(("site", "server"), "slow"),
 }

@@ -21,6 +21,7 @@ import reference
 from dca import cli
 from dca.catalogue import failures, recipes, toolkits
 from dca.config import models
+from dca.emulation.forms import KNOWN
 from tests.support import ROOT
 
 SOURCES = [
@@ -115,6 +116,31 @@ def test_the_reference_has_every_recipe_group_toolkit_and_model(site: Path) -> N
     assert {source.name for source in toolkits.load_sources() if source.name not in page} == set()
     page = shown(site, "models")
     assert {model.name for model in models.load_all() if model.name not in page} == set()
+
+
+def spelled_out(text: str) -> Iterator[str]:
+    """The forms that a pattern of the reference stands for."""
+    opened = re.search(r"[{\[(]", text)
+    if not opened:
+        yield text
+        return
+    depth, parts, start = 0, [], opened.end()
+    for at in range(opened.start(), len(text)):
+        depth += (text[at] in "{[(") - (text[at] in "}])")
+        if (depth == 1 and text[at] in ",|") or depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+        if depth == 0:
+            break
+    for part in [*parts, *([""] if opened[0] == "[" else [])]:
+        yield from spelled_out(text[: opened.start()] + part + text[start:])
+
+
+def test_the_reference_has_every_form_that_is_emulated_and_no_other() -> None:
+    rows = [line for line in reference.pages()["reference/forms.md"].splitlines() if line.startswith("| `")]
+    texts = [text.replace("\\|", "|") for row in rows for text in re.findall(r"`([^`]+)`", row.split(" | ", 2)[2])]
+    forms = [form for text in texts for form in spelled_out(text)]
+    assert sorted(forms) == sorted(KNOWN)
 
 
 @pytest.mark.parametrize("schema", reference.PRINTED)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dca.binaries import fatbin
 from dca.catalogue import machine, recipes
-from dca.emulation import kernels
+from dca.emulation import forms, images, kernels
+from dca.emulation.ptx import parser
+from dca.emulation.translation import code
 from dca.foundation import data, store
 from dca.foundation.events import Silent
 from dca.foundation.run import Run
@@ -17,6 +20,7 @@ from dca.smoke import emulated, prove
 from dca.sources import index
 from dca.toolchain import environments
 from tests.emulation import sparse
+from tests.emulation.forms.test_forms import USED
 from tests.support import SHARE, launch
 
 _MEMBER = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
@@ -70,6 +74,33 @@ def test_no_order_of_warps_changes_a_sparse_kernel(texts: dict[str, str], cache:
 
 
 @pytest.mark.whole
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["vllm-0.9.2", "vllm-0.10.1.1", "vllm-0.10.2"])
+def test_every_kernel_is_translated_and_every_form_is_in_the_list(
+    name: str, cache: Store, all_recipes: tuple[recipes.Loaded, ...]
+) -> None:
+    seen: set[str] = set()
+    count = 0
+    for one in images.read(_official(name, cache, all_recipes)).codes:
+        if one.kind == fatbin.PTX:
+            seen |= forms.forms_of(one.text).keys()
+            module = parser.module(one.text)
+            for kernel in module.kernels:
+                assert code.translated(module, kernel)
+                count += 1
+
+    assert count > 500
+    assert seen <= set(USED)
+
+
+def _official(name: str, cache: Store, all_recipes: tuple[recipes.Loaded, ...]) -> Path:
+    """The module of an official wheel."""
+    official = next(one.recipe.official_wheel for one in all_recipes if one.recipe.name == name)
+    assert official is not None
+    return index.members(official, {_MEMBER: official.members[_MEMBER].sha256}, cache, Silent())[_MEMBER]
+
+
+@pytest.mark.whole
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_only_the_last_two_blocks_of_a_list_may_reach_past_the_diagonal(
     bfloat16: bool, texts: dict[str, str], cache: Store
@@ -115,9 +146,7 @@ def test_an_official_module_as_it_is_attends_as_defined_with_a_stand_in_conversi
     name: str, cache: Store, tmp_path: Path, all_recipes: tuple[recipes.Loaded, ...]
 ) -> None:
     run, own = Run(cache, Silent(), tmp_path / "log"), machine.own_python()
-    official = next(one.recipe.official_wheel for one in all_recipes if one.recipe.name == name)
-    assert official is not None
-    module = index.members(official, {_MEMBER: official.members[_MEMBER].sha256}, cache, Silent())[_MEMBER]
+    module = _official(name, cache, all_recipes)
     site = tmp_path / "site"
     store.write_bytes(site / "dca_kernels" / "__init__.py", _LOADER.encode())
     (site / "dca_kernels" / "official.so").symlink_to(module)

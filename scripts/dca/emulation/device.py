@@ -27,7 +27,10 @@ ARCHS = ("8.0", "8.6", "8.9", "9.0")
 CHECKS = {"addresses": 1, "shared": 2, "races": 4}
 """Names of the bits of DcaServices.checks (abi.h)."""
 DRIVER, NVML = "libcuda.so.1", "libnvidia-ml.so.1"
+# What a program is linked with, as Triton's launcher is.
+_LINKED = "libcuda.so"
 COMPILE_SECONDS = 600.0
+QUESTION_SECONDS = 30.0
 _FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-Wl,-z,defs")
 _EMPTY = ("-shared", "-nostdlib", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN")
 _RUN_TIME = re.compile(r"libcudart\.so\.(\d+)")
@@ -36,7 +39,8 @@ _HEADERS = ("cuda.h", "cuda_runtime_api.h", "driver_types.h")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 # Functions that start programs have no version: they take the place of the C library's, of whatever version.
 VERSIONS = "{} {{ global: cuda*; __cuda*; cu[A-Z]*; nvml*; local: _Z*; }};\n"
-_OF_DRIVER = re.compile(r"cu[A-Z]\w*")
+# A function of the driver that a header declares, and the symbol that it stands for.
+_OF_DRIVER = re.compile(r"CUDAAPI\s+(cu[A-Z]\w*)\s*\(|^#\s*define\s+cu[A-Z]\w*\s+(cu[A-Z]\w*)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -167,8 +171,12 @@ def named_run_time(library: Path) -> RunTime:
 
 
 def _folders(program: Path) -> Iterator[Path]:
-    """Where a program's libcudart may be."""
-    yield from sorted(program.parent.parent.glob("lib/python3*/site-packages/nvidia/*/lib"))
+    """Where a program's libcudart may be: where its Python looks for packages, then toolkits."""
+    python = program if program.name.startswith("python") else program.with_name("python")
+    if python.is_file():
+        asked = runner.run([python, "-c", "import sys; print(*sys.path, sep='\\n')"], timeout=QUESTION_SECONDS)
+        for place in asked.text.splitlines() if asked.ok else ():
+            yield from sorted(Path(place).glob("nvidia/*/lib"))
     for toolkit in toolkits.discover():
         yield from (Path(toolkit.path) / name for name in ("lib64", "lib", "targets/x86_64-linux/lib"))
 
@@ -226,6 +234,7 @@ def _compile(folder: Path, wanted: RunTime, compiler: str, names: tuple[str, ...
     _run([*argv, *link, "-o", str(folder / wanted.name)], run)
     for name in (DRIVER, NVML):
         _run([compiler, *_EMPTY, str(folder / wanted.name), f"-Wl,-soname,{name}", "-o", str(folder / name)], run)
+    (folder / _LINKED).symlink_to(DRIVER)
 
 
 def _run(argv: list[str], run: Run) -> None:
@@ -241,13 +250,10 @@ def _run(argv: list[str], run: Run) -> None:
 
 
 def _names(wanted: RunTime) -> tuple[str, ...]:
-    """Every function that a module may expect: what the run time exports, and what torch takes from the driver."""
+    """Every function that a module may expect: what the run time exports, and what its headers say of the driver."""
     try:
-        found = elf.defined(wanted.library)
-        for module in sorted((wanted.library.parents[3] / "torch" / "lib").glob("*.so")):
-            imports = elf.imports(module)
-            if DRIVER in imports.needed:
-                found |= {symbol.name for symbol in imports.undefined if _OF_DRIVER.fullmatch(symbol.name)}
+        header = (wanted.headers / _HEADERS[0]).read_text(encoding="utf-8", errors="replace")
+        found = elf.defined(wanted.library).union(*_OF_DRIVER.findall(header))
     except (ElfError, OSError) as error:
         raise DcaError(
             "DCA-836",
@@ -261,7 +267,7 @@ def _names(wanted: RunTime) -> tuple[str, ...]:
 def _missing(names: tuple[str, ...]) -> str:
     """Definitions that end the program; the device's own take precedence over them."""
     functions = [
-        f'__attribute__((weak)) void {name}() {{ dca::end_of_unknown("{name}"); }}'
+        f'__attribute__((weak, section(DCA_UNKNOWN))) void {name}() {{ dca::end_of_unknown("{name}"); }}'
         for name in names
         if not name.startswith(("_init", "_fini"))
     ]

@@ -20,8 +20,8 @@ from tests.emulation.forms.kernel import Body
 from tests.emulation.forms.trial import Trial
 from tests.support.launch import Launch, launch
 
-# The forms in the PTX of the flash-attention module of the official wheel of vLLM 0.10.2, of a lean build of its `_C`,
-# and of tests/emulation/kernels.
+# The forms in the PTX of the official wheels' flash-attention modules, of a lean build of each recipe's `_C` for 8.0
+# and 9.0, and of tests/emulation/kernels.
 USED = Path(__file__).with_name("used.txt").read_text(encoding="ascii").split()
 # These end a kernel, and have a test of their own.
 ENDS = {"exit", "trap"}

@@ -25,7 +25,7 @@ void *driver_function(const char *name) {
   void *library = dlopen(own.dli_fname, RTLD_NOW | RTLD_NOLOAD);
   // Without a version it is the latest one.
   for (const std::string &one : {std::string(name) + "_v3", std::string(name) + "_v2", std::string(name)})
-    if (void *found = library ? dlsym(library, one.c_str()) : nullptr) return found;
+    if (void *found = library ? dlsym(library, one.c_str()) : nullptr; found && !is_unknown(found)) return found;
   return unknown_function(name);
 }
 
@@ -107,8 +107,16 @@ CUresult cuGetProcAddress(const char *name, void **to, int, cuuint64_t, CUdriver
 }
 // Only a run time that is linked into the program asks for it.
 CUresult cuGetExportTable(const void **, const CUuuid *) {
-  end({"DCA-836", "the program has CUDA's run time linked into it, which cannot be replaced.", "",
-       "link it with nvcc's --cudart shared."});
+  Dl_info asker;
+  std::string name = dladdr(__builtin_return_address(0), &asker) && asker.dli_fname ? asker.dli_fname : "the program";
+  name = name.substr(name.rfind('/') + 1);
+  // A profiler goes on without what it would measure on a GPU.
+  if (name.rfind("libcupti", 0) == 0) return CUDA_ERROR_NOT_SUPPORTED;
+  if (name.rfind("libcudart.so", 0) == 0)
+    end({"DCA-836", "the program uses " + name + ", and the device stands in for another run time.", asker.dli_fname,
+         std::string("name it: dca emulate --cudart ") + asker.dli_fname + " -- PROGRAM."});
+  end({"DCA-836", name + " has CUDA's run time linked into it, which cannot be replaced.", "",
+       "use a setting of the program that does not need " + name + "; what you compile, link with nvcc's --cudart shared."});
 }
 
 CUresult cuDeviceGetCount(int *count) {

@@ -33,6 +33,7 @@ void *Memory::allocate(size_t bytes, Kind kind) {
     std::memset(start, 0xff, bytes + SLACK);
   living_[reinterpret_cast<uintptr_t>(start)] = {reinterpret_cast<uintptr_t>(start), bytes, kind, mapped, ++numbers_};
   if (counted) used_ += bytes;
+  most_used_ = std::max(most_used_, used_);
   return start;
 }
 

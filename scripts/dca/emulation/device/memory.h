@@ -38,6 +38,8 @@ class Memory {
   // How many of these bytes lie behind the end of the allocation before them; more than SLACK where that is far away.
   size_t behind(uintptr_t address, size_t bytes) const;
   size_t used() const { return used_; }
+  size_t most_used() const { return most_used_; }  // since the last call of forget_most
+  void forget_most() { most_used_ = used_; }
   template <class Use>
   void each(Use use) const {
     for (const auto &[start, one] : living_) use(one);
@@ -45,7 +47,7 @@ class Memory {
 
  private:
   std::map<uintptr_t, Allocation> living_;
-  size_t used_ = 0;
+  size_t used_ = 0, most_used_ = 0;
   uint64_t numbers_ = 0;
   mutable const Allocation *recent_ = nullptr;
 };

@@ -120,6 +120,11 @@ cudaError_t result(cudaError_t error) {
   return error;
 }
 
+cudaError_t result_of_host(cudaError_t error) {
+  if (error != cudaSuccess) last = error;
+  return error;
+}
+
 cudaError_t last_error(bool reset) {
   if (cudaError_t failed = lasting.load()) return failed;
   cudaError_t error = last;

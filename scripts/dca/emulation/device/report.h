@@ -37,6 +37,8 @@ std::string readable(const std::string &mangled);
 // Errors as CUDA keeps them: a failed kernel makes every later call of the process fail, also those that only ask;
 // another error stays until cudaGetLastError.
 cudaError_t result(cudaError_t);
+// The same for calls that ask nothing of the device, which a failed launch does not make fail: destructors use them.
+cudaError_t result_of_host(cudaError_t);
 cudaError_t last_error(bool reset);
 void fail_for_good(cudaError_t);
 cudaError_t failed_for_good();

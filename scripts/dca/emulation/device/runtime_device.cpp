@@ -64,9 +64,9 @@ const ErrorText *text_of(cudaError_t error) {
 
 extern "C" {
 
-cudaError_t cudaGetDeviceCount(int *count) { return result(set(count, 1)); }
-cudaError_t cudaGetDevice(int *number) { return result(set(number, 0)); }
-cudaError_t cudaSetDevice(int number) { return result(chosen(number)); }
+cudaError_t cudaGetDeviceCount(int *count) { return result_of_host(set(count, 1)); }
+cudaError_t cudaGetDevice(int *number) { return result_of_host(set(number, 0)); }
+cudaError_t cudaSetDevice(int number) { return result_of_host(chosen(number)); }
 #if CUDART_VERSION >= 12000
 cudaError_t cudaInitDevice(int number, unsigned int, unsigned int) { return result(chosen(number)); }
 #endif

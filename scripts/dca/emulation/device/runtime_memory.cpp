@@ -67,6 +67,15 @@ cudaError_t from_symbol(void *to, const void *symbol, size_t bytes, size_t offse
 
 extern "C" {
 
+// What torch's own count of memory is made of where its allocator does not count: bytes that are allocated, and the most
+// that were since `forget` was given last.
+void dca_emulation_memory(size_t *used, size_t *most, int forget) {
+  Locked locked(device().lock);
+  if (forget) device().memory.forget_most();
+  *used = device().memory.used();
+  *most = device().memory.most_used();
+}
+
 cudaError_t cudaMalloc(void **to, size_t bytes) { return allocate(to, bytes, Kind::device); }
 cudaError_t cudaMallocAsync(void **to, size_t bytes, cudaStream_t) { return allocate(to, bytes, Kind::device); }
 cudaError_t cudaMallocManaged(void **to, size_t bytes, unsigned int) { return allocate(to, bytes, Kind::managed); }

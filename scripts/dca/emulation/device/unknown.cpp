@@ -6,6 +6,9 @@
 
 #include "report.h"
 
+// The linker names the ends of a section.
+extern "C" const char __start_dca_unknown, __stop_dca_unknown;
+
 namespace dca {
 namespace {
 
@@ -30,6 +33,8 @@ void end_of_unknown(const char *name) {
   end({"DCA-836", std::string("the program calls ") + name + ", which is not emulated.", "",
        "use a setting of the program that does not need it, or a GPU."});
 }
+
+bool is_unknown(const void *function) { return function >= &__start_dca_unknown && function < &__stop_dca_unknown; }
 
 void *unknown_function(const char *name) {
   for (std::size_t i = 0; i < MOST; i++) {

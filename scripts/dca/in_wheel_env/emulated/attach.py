@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-OPERATORS = Path(__file__).resolve().with_name("operators.py")
+FOLDER = Path(__file__).resolve().parent
+# Loaded by themselves: nothing of this folder is on the path of the program.
+PARTS = ("operators", "recurrent", "settings")
 
 
 class _Attaching(importlib.abc.Loader):
@@ -31,13 +33,15 @@ class _Attaching(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        spec = importlib.util.spec_from_file_location("dca_emulated_operators", OPERATORS)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{OPERATORS} cannot be imported")
-        operators = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = operators
-        spec.loader.exec_module(operators)
-        operators.attach()
+        for part in PARTS:
+            file = FOLDER / f"{part}.py"
+            spec = importlib.util.spec_from_file_location(f"dca_emulated_{part}", file)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{file} cannot be imported")
+            loaded = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = loaded
+            spec.loader.exec_module(loaded)
+            loaded.attach()
 
 
 class _Finder(importlib.abc.MetaPathFinder):

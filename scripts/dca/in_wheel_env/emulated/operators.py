@@ -38,6 +38,36 @@ OWN = frozenset(
         "is_set_to",
         "lift",
         "_unsafe_view",
+        # Of the operators that it is made of, one has its result on the CPU.
+        "_pack_padded_sequence",
+        "_pack_padded_sequence_backward",
+    )
+)
+# They take tensors of several devices, as torch's own kernels do; the first one is on the device, or all are copied.
+ANYWHERE = frozenset(
+    (
+        "copy",
+        "copy_",
+        "_to_copy",
+        "_copy_from",
+        "_copy_from_and_resize",
+        "_foreach_copy",
+        "_foreach_copy_",
+        "_ctc_loss",
+        "_ctc_loss_backward",
+        "bernoulli",
+        "bernoulli_",
+    )
+)
+INDEXED = frozenset(
+    (
+        "index",
+        "index_put",
+        "index_put_",
+        "_index_put_impl_",
+        "_unsafe_index",
+        "_unsafe_index_put",
+        "_unsafe_masked_index",
     )
 )
 # The argument of softmax that makes float32 of float16 on the way.
@@ -59,9 +89,6 @@ def attach() -> None:
             name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
             if schema.name.startswith(f"{NAMESPACE}::") and _is_replaced(name, schema):
                 _replace(library, name.partition("::")[2], _Kernel(schema, device))
-    # Attention is then made of other operators; torch chooses between its kernels for it without asking the dispatcher.
-    for kernel in ("flash", "mem_efficient", "cudnn"):
-        getattr(torch.backends.cuda, f"enable_{kernel}_sdp", lambda _: None)(False)
     _kept.append(library)
 
 
@@ -133,6 +160,7 @@ class _Kernel:
         call = _Call(kwargs.get("device"))
         args = tuple(map(call.down, args))
         kwargs = {name: self._argument(call, name, one) for name, one in kwargs.items()}
+        self._refuse_strangers(call)
         if HALF in self._positions and args[self._positions.index(HALF)]:
             # Only the device converts its input itself.
             flag = self._positions.index(HALF)
@@ -140,6 +168,18 @@ class _Kernel:
         if torch.Tag.nondeterministic_seeded in self._operator.tags:
             return call.up(self._random(args, kwargs))
         return call.up(self._operator(*args, **kwargs))
+
+    def _refuse_strangers(self, call: _Call) -> None:
+        """Reject tensors of two devices, as torch's own kernels do: on the CPU they look alike."""
+        if self._name in ANYWHERE or not (call.of_device and call.of_cpu):
+            return
+        if self._name not in INDEXED:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+                f"(when calling {self._name})"
+            )
+        if not call.first_of_device:
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
 
     def _argument(self, call: _Call, name: str, value: Any) -> Any:
         if name in self._outputs and isinstance(value, torch.Tensor) and value.is_cuda:
@@ -200,7 +240,13 @@ class _Call:
     """
 
     def __init__(self, device: Any) -> None:
-        self._to_device = device is None or torch.device(device).type == "cuda"
+        wanted = torch.device("cuda" if device is None else device)
+        self._to_device = wanted.type == "cuda"
+        if self._to_device and wanted.index:
+            # A device that is not there; torch says so.
+            torch.empty(0, device=wanted)
+        # Whether there are tensors of the device, others with more than a single number, and which came first.
+        self.of_device = self.of_cpu = self.first_of_device = False
         # By their identity on the CPU: a tensor is kept with it, so that the identity is not used again.
         self._back: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -209,6 +255,9 @@ class _Call:
         """An argument on the CPU."""
         if isinstance(value, torch.Tensor):
             down = on_cpu(value) if value.is_cuda else value
+            self.first_of_device |= value.is_cuda and not self._back
+            self.of_device |= value.is_cuda
+            self.of_cpu |= value.device.type == "cpu" and value.dim() > 0
             self._back[id(down)] = (down, value)
             return down
         if isinstance(value, torch.device) and value.type == "cuda":
@@ -219,6 +268,7 @@ class _Call:
 
     def output(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor for a result that is written to the given one afterwards, which then gets its size."""
+        self.of_device = True
         down = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
         self._back[id(down)] = (down, tensor)
         self._outputs.append((down, tensor))

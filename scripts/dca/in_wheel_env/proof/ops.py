@@ -30,6 +30,29 @@ ELSEWHERE = {
     "varlen_fwd",
     "varlen_fwd_sparse",
 }
+# Ops that no reference can say more of, and why.
+WITHOUT = {
+    "fwd": "they run the kernels of varlen_fwd on sequences of one length; the engine does not call them",
+    "scaled_fp4_quant": "their kernels are for Blackwell alone, and are not built",
+    "get_cuda_view_from_cpu_tensor": "they compute nothing",
+    "get_device_attribute": "they compute nothing",
+    "get_max_shared_memory_per_block_device_attribute": "they compute nothing",
+    **dict.fromkeys(
+        (
+            "init_custom_ar",
+            "all_reduce",
+            "dispose",
+            "meta_size",
+            "register_buffer",
+            "get_graph_buffer_ipc_meta",
+            "register_graph_buffers",
+            "allocate_shared_buffer_and_handle",
+            "open_mem_handle",
+            "free_shared_buffer",
+        ),
+        "they belong to the all-reduce of several GPUs",
+    ),
+}
 # float32 arithmetic with the approximate functions of a GPU, relative.
 SINGLE = 2.0**-18
 FP8 = torch.float8_e4m3fn
@@ -41,10 +64,17 @@ ONE = torch.ones(1)
 
 
 class Expected(NamedTuple):
-    """What an argument holds after a call; `bound` is how far each number may be from it, None for not at all."""
+    """What an argument holds after a call.
+
+    Attributes:
+        value: that it holds.
+        bound: how far each number may be from it; None for not at all.
+        ordered: brings what may lie in any order into the value's.
+    """
 
     value: Tensor | list[Tensor]
     bound: Tensor | None = None
+    ordered: Callable[[Tensor], Tensor] | None = None
 
 
 class Call(NamedTuple):
@@ -135,9 +165,12 @@ def _has(op: str, key: str) -> bool:
 def left_out(ops: Iterable[str], chosen: Collection[str] | None = None) -> list[str]:
     """The ops that no case compares: without a reference, and those not chosen; one sentence each, by name."""
     others = sorted(op for op in ops if _own(op) and _name(op) not in ELSEWHERE)
-    unknown = [op for op in others if _name(op) not in REFERENCES]
-    skipped = [op for op in others if op not in unknown and chosen is not None and _name(op) not in chosen]
+    unknown = [op for op in others if _name(op) not in REFERENCES and _name(op) not in WITHOUT]
+    skipped = [op for op in others if _name(op) in REFERENCES and chosen is not None and _name(op) not in chosen]
+    reasons = {WITHOUT[_name(op)] for op in others if _name(op) in WITHOUT}
     kinds = {"ops that have no reference": unknown, "ops that only a run without --quick compares": skipped}
+    for reason in sorted(reasons):
+        kinds[f"ops that no case compares ({reason})"] = [op for op in others if WITHOUT.get(_name(op)) == reason]
     return [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
 
 
@@ -208,6 +241,8 @@ def _check(call: Call, got: dict[str, Any], what: str, worst: Worst) -> None:
             continue
         values = expected.value if isinstance(expected.value, list) else [expected.value]
         for tensor, value in zip(got[name] if isinstance(expected.value, list) else [got[name]], values):
+            if expected.ordered is not None:
+                tensor = expected.ordered(tensor)
             if expected.bound is not None:
                 worst.within(name, what, tensor.to(torch.float64), value, expected.bound)
             elif not _equal(tensor, value):
@@ -629,6 +664,36 @@ def _topk_softmax(draw: Draw) -> Iterator[Call]:
         expected = {"topk_weights": Expected(weights, weights * SINGLE)}
         expected |= {"topk_indices": Expected(chosen.int()), "token_expert_indices": Expected(places)}
         yield Call(arguments, expected)
+
+
+@_reference("moe_align_block_size")
+def _moe_align(draw: Draw) -> Iterator[Call]:
+    block = 16
+    # The op has a kernel for few tokens and experts, and others.
+    for tokens, experts, most in ((13, 8, 2), (300, 96, 4)):
+        chosen = torch.stack([draw.order(experts)[:most] for _ in range(tokens)]).int()
+        counts = torch.bincount(chosen.flatten(), minlength=experts)
+        padded = (counts + block - 1) // block * block
+        total, size = int(padded.sum()), chosen.numel() + experts * (block - 1)
+        # The caller fills what no choice takes with their number.
+        places = torch.full((size,), chosen.numel(), dtype=torch.int32)
+        of_experts = torch.zeros((size + block - 1) // block, dtype=torch.int32)
+        parts = [*padded.tolist(), size - total]
+        filled, begins = places.clone(), of_experts.clone()
+        # An expert's choices may lie in any order.
+        for own, part in zip(chosen.flatten().argsort(stable=True).split(counts.tolist()), filled.split(parts)):
+            part[: len(own)] = own
+        begins[: total // block] = torch.repeat_interleave(torch.arange(experts), padded // block)
+        ordered = partial(_sorted_parts, parts)
+        arguments = {"topk_ids": chosen, "num_experts": experts, "block_size": block, "sorted_token_ids": places}
+        arguments |= {"experts_ids": of_experts, "num_tokens_post_pad": torch.zeros(1, dtype=torch.int32)}
+        expected = {"sorted_token_ids": Expected(filled, ordered=ordered), "experts_ids": Expected(begins)}
+        expected["num_tokens_post_pad"] = Expected(torch.tensor([total], dtype=torch.int32))
+        yield Call(arguments, expected)
+
+
+def _sorted_parts(parts: list[int], x: Tensor) -> Tensor:
+    return torch.cat([part.sort().values for part in x.split(parts)])
 
 
 @_reference("moe_sum")
