@@ -95,7 +95,7 @@ class Device:
     name: str
 
     def variables(self, settings: Settings, cache: store.Store, caller: Mapping[str, str]) -> dict[str, str]:
-        """The environment of a program behind the device.
+        """The environment of a program behind the device, which may start others in other folders.
 
         Args:
             settings: how the device behaves.
@@ -118,15 +118,15 @@ class Device:
             "DCA_EMULATION_CHECKS": str(sum(CHECKS[name] for name in settings.checks)),
             "DCA_EMULATION_SEED": str(settings.seed),
             "DCA_EMULATION_TRANSLATOR": sys.executable,
-            **({"DCA_EMULATION_PTX": str(settings.ptx)} if settings.ptx else {}),
-            **({"DCA_EMULATION_FINDINGS": str(settings.findings)} if settings.findings else {}),
+            **({"DCA_EMULATION_PTX": str(settings.ptx.absolute())} if settings.ptx else {}),
+            **({"DCA_EMULATION_FINDINGS": str(settings.findings.absolute())} if settings.findings else {}),
             **(_recorded(settings.record) if settings.record else {}),
         }
 
 
 def _recorded(wish: recording.Wish) -> dict[str, str]:
     return {
-        "DCA_EMULATION_RECORD": str(wish.folder),
+        "DCA_EMULATION_RECORD": str(wish.folder.absolute()),
         "DCA_EMULATION_RECORD_LIMIT": str(wish.limit),
         "DCA_EMULATION_RECORD_SHAPES": str(int(wish.shapes)),
     }

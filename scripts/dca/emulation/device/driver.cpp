@@ -349,5 +349,12 @@ CUresult cuEventSynchronize(CUevent event) { return code(cudaEventSynchronize(ev
 CUresult cuEventElapsedTime(float *milliseconds, CUevent from, CUevent to) {
   return code(cudaEventElapsedTime(milliseconds, from, to));
 }
+#ifdef cuEventElapsedTime
+// Headers from CUDA 13 on give the name above a version; the driver has both.
+#undef cuEventElapsedTime
+CUresult cuEventElapsedTime(float *milliseconds, CUevent from, CUevent to) {
+  return code(cudaEventElapsedTime(milliseconds, from, to));
+}
+#endif
 
 }  // extern "C"
