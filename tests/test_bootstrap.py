@@ -115,7 +115,7 @@ def test_every_pip_since_22_installs_the_lock(project: Path, pip: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_uv", [pytest.param(True, marks=pytest.mark.whole), False])
+@pytest.mark.parametrize("with_uv", [True, pytest.param(False, marks=pytest.mark.whole)])
 def test_two_runs_at_once_both_end_well(project: Path, with_uv: bool) -> None:
     both = [start(project, *more, with_uv=with_uv) for more in ([], ["--dev"])]
     assert [run.wait() for run in both] == [0, 0]

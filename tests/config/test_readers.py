@@ -123,7 +123,7 @@ def located(name: str, cache: store.Store, wheel: Path | None, log: Path) -> Ins
     return readers.install(KNOWN[name], cache, [*wheels, *([wheel] if wheel else [])], Silent(), log)
 
 
-QUICK = {"transformers-5": pytest.mark.network, "vllm-0.10.2": pytest.mark.wheel}
+QUICK = {"vllm-0.10.2": pytest.mark.wheel}
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def test_a_compiler_killed_by_the_kernel_is_named_and_the_rest_is_built_one_at_a
     assert finished(folder) == ["a.cpp.o", "b.cpp.o"], "a finished object was compiled again"
 
 
+@pytest.mark.whole
 def test_where_not_even_one_fits_the_error_says_so(
     folder: Path, cmake_python: Path, limited: Callable[[int], Path]
 ) -> None:

@@ -638,6 +638,7 @@ def run_isolated(*words: str | Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_a_wheel_is_made_offline_from_the_cache_and_is_the_one_made_online(
     dca: RunDca, small_cache: Path, tmp_path: Path
 ) -> None:

@@ -385,6 +385,7 @@ def test_the_environment_of_a_wheel_is_that_of_its_profile(
     assert "export VLLM_PLUGINS=lora,dca_guards" in result.notes[-1]
 
 
+@pytest.mark.whole
 def test_uv_makes_the_same_without_conda(dca: RunDca, toolkit: Path, tmp_path: Path) -> None:
     line = toolkits.cuda_line(toolkits.nvcc_version(toolkit / "bin/nvcc"))
     done = dca(

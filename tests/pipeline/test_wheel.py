@@ -199,6 +199,7 @@ def test_everything_that_serving_imports_does(run_python: Path, wheel: Path, tmp
     assert answer["version"] == wheel.name.split("-")[1]
 
 
+@pytest.mark.whole
 def test_vllm_serve_help_works_on_the_simulated_platform(run_python: Path, wheel: Path, tmp_path: Path) -> None:
     assert "usage: vllm serve" in run_worker(run_python, wheel, tmp_path, "9.0", "serve", "--help")
 
