@@ -33,6 +33,14 @@ def test_the_wheels_own_kernels_compute_what_they_must(dca: RunDca, wheel: Path)
     assert all("--level kernels" in case.repeat for case in cases.values())
 
 
+@pytest.mark.slow
+def test_a_wheel_named_by_a_relative_path_runs_its_kernels(dca: RunDca, wheel: Path) -> None:
+    done = dca("smoke", wheel.name, *QUICK, "--case", "sparse/empty", cwd=wheel.parent)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (case,) = Smoke.model_validate_json(done.stdout).cases
+    assert (case.level, case.passed, case.tested) == ("kernels", True, True)
+
+
 def test_a_wheel_of_machine_code_alone_is_refused(dca: RunDca, wheel: Path, tmp_path: Path) -> None:
     """The same wheel, with a file of kept PTX that has nothing of its modules."""
     alone = tmp_path / wheel.name

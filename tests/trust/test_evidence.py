@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from dca.catalogue import toolkits
 from dca.catalogue.plan import Plan
@@ -82,6 +80,10 @@ def parts(made: Made, plan: Plan, all_recipes: tuple[Loaded, ...]) -> Parts:
 
 
 def test_the_wheel_carries_its_bill_of_materials_which_is_valid(wheel: Path, parts: Parts) -> None:
+    # Its parsers take seconds to import, which every run of the tests would pay.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     carried = evidence.carried_sbom(wheel)
     assert carried == parts.sbom()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(carried.decode()) is None
