@@ -25,7 +25,8 @@ def main() -> None:
     driver.call("cuCtxSynchronize")
     for buffer, place in zip(one.buffers, places, strict=True):
         buffer[:] = driver.read(place, len(buffer))
-    print(*one.errors())
+    errors = one.errors()
+    print(errors.out, errors.lse)
 
 
 if __name__ == "__main__":
