@@ -72,7 +72,7 @@ def _request(
     click.option(
         "--level",
         type=click.Choice(LEVELS),
-        show_default="gpu if available, else cpu",
+        show_default="gpu if available, else cpu with a sample of kernels",
         help="Level of proof.",
     ),
     click.option(

@@ -99,11 +99,10 @@ class Kernel(Value):
     rounding: Rounding
 
 
-class Launch(Value):
-    """A launch.
+class Call(Value):
+    """How a kernel is called.
 
     Args:
-        kernel: its place in the document's list.
         label: what the program said that it is.
         stream: number of the stream; launches are in the order in which they ended.
         grid: thread blocks by axis.
@@ -112,11 +111,9 @@ class Launch(Value):
         parameters: bytes of all parameters, hexadecimal; pointers in them have the values that they had.
         offsets: where each parameter begins in them.
         pointers: where they are: each aligned word of 8 bytes that was an address in an allocation.
-        buffers: the allocations that they point into.
         ran: false where only sizes were recorded, for a measurement of time.
     """
 
-    kernel: int
     label: str
     stream: int
     grid: tuple[int, int, int]
@@ -125,8 +122,19 @@ class Launch(Value):
     parameters: str
     offsets: tuple[int, ...]
     pointers: tuple[Pointer, ...]
-    buffers: tuple[Buffer, ...]
     ran: bool
+
+
+class Launch(Call):
+    """A recorded launch.
+
+    Args:
+        kernel: its place in the document's list.
+        buffers: the allocations that its pointers point into.
+    """
+
+    kernel: int
+    buffers: tuple[Buffer, ...]
 
 
 class FatBinary(Value):
@@ -166,25 +174,21 @@ class ToldBuffer(Value):
     after: bool
 
 
-class Told(Value):
-    """What the device tells of a launch; `left_out` is the reason why it is not recorded.
+class Told(Call):
+    """What the device tells of a launch.
 
-    `module` and `address` are those of the kernel's `Place`.
+    Args:
+        module: file of its kernel, as in `Place`.
+        address: of the kernel's fat binary, as in `Place`.
+        kernel: its symbol.
+        buffers: the allocations that its pointers point into.
+        left_out: why it is not recorded; empty if it can be.
     """
 
     module: str
     address: int
     kernel: str
-    label: str
-    stream: int
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    shared: int
-    parameters: str
-    offsets: tuple[int, ...]
-    pointers: tuple[Pointer, ...]
     buffers: tuple[ToldBuffer, ...]
-    ran: bool
     left_out: str
 
     @property
@@ -354,7 +358,7 @@ class Recorder:
         launch = Launch(
             kernel=self._kernels[told.key],
             buffers=tuple(buffers),
-            **told.model_dump(exclude={"module", "address", "kernel", "buffers", "left_out"}),
+            **told.model_dump(include=set(Call.model_fields)),
         )
         known = documents.digest(_told_apart(launch))
         if launch.ran and known in self._known:
