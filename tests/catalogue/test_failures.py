@@ -150,6 +150,12 @@ def test_a_failure_is_found_among_other_lines_and_is_the_only_one(failure: Failu
     assert (known.cause, known.remedy) == (failure.cause, failure.remedy)
 
 
+@pytest.mark.parametrize("failure", [failure for failure in LOUD if failure.near_miss], ids=lambda failure: failure.id)
+def test_a_near_miss_is_not_the_failure(failure: Failure) -> None:
+    assert failure.id not in ids(explain(failure.near_miss))
+    assert failure.id not in ids(explain(BEFORE + failure.near_miss + AFTER))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_each_text_of_a_failure_is_found_and_names_it_alone(failure: Failure) -> None:
@@ -401,7 +407,7 @@ def test_packages_are_judged_among_those_they_fail_with() -> None:
 # --- what the file of the catalogue may say ------------------------------------------------------------------
 
 ENTRY = """\
-schema = "dca.failures/1"
+schema = "dca.failures/2"
 [[failures]]
 id = "one-thing"
 title = "t"
@@ -423,6 +429,11 @@ example = "something happened"
         ('example = "something happened"', "", ""),
         ('source = "s"', 'source = "s"\npackages = ["not a requirement!"]', "packages"),
         ('cause = "c."', 'cause = ""', "cause"),
+        ('cause = "c."', 'cause = "c."\nnumber = "below 75"', "number"),
+        ('cause = "c."', 'cause = "c."\nnumber = "<75"', ""),
+        ('cause = "c."', 'cause = "c."\nwithin = 0', "within"),
+        ('cause = "c."', 'cause = "c."\nversions = ["vllm 0.11"]', "versions"),
+        ('example = "something happened"', 'example = "something happened"\n[[failures.remedies]]\nremedy = "r"', ""),
     ],
 )
 def test_a_mistake_in_the_catalogue_is_reported_with_its_place(old: str, new: str, named: str, tmp_path: Path) -> None:
@@ -439,6 +450,13 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(ENTRY)
     with pytest.raises(DcaError, match="one-thing"):
         failures.load(tmp_path)
+
+
+def test_the_cause_of_a_consequence_is_in_the_catalogue(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(ENTRY.replace('source = "s"', 'source = "s"\nconsequence_of = ["one-thin"]'))
+    with pytest.raises(DcaError, match="one-thin") as refused:
+        failures.load(tmp_path)
+    assert "one-thing" in refused.value.remedy
 
 
 # --- the command ---------------------------------------------------------------------------------------------
