@@ -541,8 +541,17 @@ def models_page() -> str:
             ),
             "## GPUs\n",
             table(
-                ("GPU", "memory", "compute capability"),
-                [(code(card.name), f"{card.memory_gib:g} GiB", card.arch) for card in gpus.load().cards],
+                ("GPU", "memory", "as torch sees it", "compute capability", "MIG slices"),
+                [
+                    (
+                        code(card.name),
+                        f"{card.memory_gib:g} GiB",
+                        f"{gpus.load().seen_gib(card):g} GiB",
+                        card.arch,
+                        listed(map(code, card.slices)),
+                    )
+                    for card in gpus.load().cards
+                ],
             ),
             "## Readers of config.json\n",
             table(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 
 from dca.foundation.documents import Value
+from dca.serve.layers import Layers
 from dca.serve.shape import Quantized, Shape, scale_bits
 
 HALF = 2
@@ -31,6 +32,8 @@ THRESHOLD = 32_768
 """Longest prompt with dense attention (the default of sparse_attention_threshold, which no published model sets)."""
 EXPERT_TOKENS = 32_768
 """Tokens for which the experts are computed at once (VLLM_FUSED_MOE_CHUNK_SIZE)."""
+PADDED = {"mxfp4": 256}
+"""Methods whose kernels take experts of a width that is a multiple of this."""
 BLOCK = 16
 """Tokens per block of the KV cache, vLLM's default."""
 WATERMARK = 0.01
@@ -43,10 +46,12 @@ class Layout(Value):
     Args:
         tp: ranks that share every layer's heads.
         pp: stages that share the layers.
+        dcp: ranks of those of `tp` that share the tokens of the KV cache (decode context parallel).
     """
 
     tp: int = 1
     pp: int = 1
+    dcp: int = 1
 
 
 def kv_heads(shape: Shape, layout: Layout) -> int:
@@ -59,11 +64,58 @@ def layers(shape: Shape, layout: Layout) -> int:
     return math.ceil(shape.layers / layout.pp)
 
 
+def stored_bytes(stored: Quantized, part: str, weights: float) -> float:
+    """Bytes of the linear weights of a part of the layers, of which some layers' may be left in 16 bits."""
+    kept = stored.kept.get(part, 0.0)
+    return weights * (kept * HALF + (1 - kept) * (stored.bits + scale_bits(stored)) / 8)
+
+
+def attention_weights(shape: Shape, layout: Layout, group: Layers) -> tuple[float, float]:
+    """Weights of one layer's attention on one rank: of linear layers, and those that are never quantized.
+
+    Compressed queries, keys and values are computed whole on every rank. Engines keep the matrix that expands keys and
+    values a second time, in 16 bits, for the kernels that work on the compressed form.
+    """
+    tp, hidden, heads = layout.tp, shape.hidden, group.heads / layout.tp
+    if group.kind == "none":
+        return 0.0, 0.0
+    if group.kind == "state" and group.state is not None:
+        own = group.state
+        keys, values = own.key_heads * own.key_dim / tp, own.value_heads * own.value_dim / tp
+        mixed = (2 * keys + 2 * values + 2 * own.value_heads / tp) * hidden
+        return mixed + values * hidden, (2 * keys + values) * own.kernel + 2 * own.value_heads / tp
+    out = heads * group.value_dim * hidden
+    if group.kind == "latent":
+        expanded = group.latent * heads * (group.key_dim - group.rotary + group.value_dim)
+        query = heads * group.key_dim * (group.query_rank or hidden) + hidden * group.query_rank
+        return query + hidden * (group.latent + group.rotary) + expanded + out, expanded
+    kv = max(1, group.kv_heads / tp)
+    qkv = heads * group.key_dim * (1 + group.gated) + kv * (group.key_dim + group.value_dim)
+    return hidden * qkv + out, qkv * shape.bias
+
+
+def layer_weights(shape: Shape, layout: Layout, group: Layers, stored: Quantized) -> float:
+    """Bytes of one layer's weights on one rank.
+
+    A layer has h*(H + 2*kv)*d and H*d*h linear weights in attention, and 3*h*i in a dense MLP or in each expert of a
+    mixture. A mixture's router, biases and norms are not quantized.
+    """
+    tp, each = layout.tp, group.matrices * shape.hidden
+    attention, plain = attention_weights(shape, layout, group)
+    expert = group.expert_inner / tp
+    if stored.method in PADDED:
+        expert = math.ceil(group.expert_inner / PADDED[stored.method]) * PADDED[stored.method] / tp
+    return (
+        stored_bytes(stored, "state" if group.kind == "state" else "attention", attention)
+        + stored_bytes(stored, "dense", each * group.inner / tp)
+        + stored_bytes(stored, "experts", group.experts * each * expert)
+        + stored_bytes(stored, "shared", each * group.shared_inner / tp)
+        + HALF * (plain + shape.hidden * group.experts + 2 * shape.hidden)
+    )
+
+
 def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) -> float:
     """Weights: linear layers as stored, everything else in 16 bits.
-
-    A layer has h*(H + 2*kv)*d and H*d*h linear weights in attention, and 3*h*i in the MLP of a dense model or in each
-    expert of a mixture. A mixture's router, biases and norms are not quantized.
 
     Args:
         shape: the model.
@@ -71,20 +123,14 @@ def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) 
         stored: replaces the shape's own, such as `Quantized()` before the engine has quantized the weights.
     """
     stored = shape.quantized if stored is None else stored
-    tp, heads, kv = layout.tp, shape.heads / layout.tp, kv_heads(shape, layout)
-    qkv, dim = heads + 2 * kv, shape.head_dim
-    attention = shape.hidden * qkv * dim + heads * dim * shape.hidden
-    if shape.experts:
-        linear = attention + shape.experts * 3 * shape.hidden * shape.expert_inner / tp
-        router = shape.hidden * shape.experts
-    else:
-        linear = attention + 3 * shape.hidden * shape.inner / tp
-        router = 0
-    unquantized = router + (qkv * dim * shape.bias + 2 * shape.hidden)
-    layer = linear * (stored.bits + scale_bits(stored)) / 8 + HALF * unquantized
+    tp, share = layout.tp, layers(shape, layout) / shape.layers
+    inside = sum(group.count * layer_weights(shape, layout, group, stored) for group in shape.parts) * share
     # The first stage has the embedding, the last the output; a single stage has both, which a tied model shares.
-    embeddings = 2 if layout.pp == 1 and not shape.tied else 1
-    return layers(shape, layout) * layer + HALF * (embeddings * shape.vocabulary * shape.hidden / tp + shape.hidden)
+    embeddings = shape.vocabulary * shape.hidden / tp * HALF
+    if layout.pp == 1 and not shape.tied:
+        embeddings += stored_bytes(stored, "", embeddings / HALF) if stored.head else embeddings
+    embeddings += shape.vocabulary * shape.per_layer * layers(shape, layout) / tp * HALF
+    return inside + embeddings + HALF * (shape.hidden + shape.tower / tp)
 
 
 def table_bytes(shape: Shape) -> float:
@@ -92,15 +138,47 @@ def table_bytes(shape: Shape) -> float:
     return (shape.rows + 4 * shape.chunk) * shape.head_dim * HALF
 
 
+def layer_token_bytes(group: Layers, layout: Layout, width: float = HALF) -> float:
+    """What one layer caches of a token: 2*kv*d*width, or (latent + rotary)*width, which ranks do not share.
+
+    Args:
+        group: the layer.
+        layout: how the model is distributed.
+        width: bytes of one number.
+    """
+    if group.kind == "latent":
+        return (group.latent + group.rotary) * width + group.index
+    if group.kind in ("state", "none") or not group.cached:
+        return 0.0
+    return max(1, group.kv_heads // layout.tp) * (group.key_dim + group.value_dim) * width
+
+
+def state_bytes(group: Layers, layout: Layout, ahead: int = 0) -> float:
+    """The recurrent state of one layer for one request: the convolution's last tokens and a matrix for each head.
+
+    Args:
+        group: the layer, of the kind `state`.
+        layout: how the model is distributed.
+        ahead: tokens that a draft proposes at once.
+    """
+    own = group.state
+    if own is None:
+        return 0.0
+    channels = 2 * own.key_heads * own.key_dim + own.value_heads * own.value_dim
+    matrix = own.value_heads * own.value_dim * own.key_dim * own.width
+    return (channels * (own.kernel - 1 + ahead) * HALF + matrix) / layout.tp
+
+
 def token_bytes(shape: Shape, layout: Layout, width: float = HALF) -> float:
-    """Keys and values of one token: 2*layers*kv*d*width.
+    """What all layers of a stage cache of a token that every layer keeps: 2*layers*kv*d*width.
 
     Args:
         shape: the model.
         layout: how it is distributed.
         width: bytes of one number: 2, or 1 in an FP8 KV cache.
     """
-    return 2 * layers(shape, layout) * kv_heads(shape, layout) * shape.head_dim * width
+    whole = sum(group.count * layer_token_bytes(group, layout, width) for group in shape.parts)
+    return whole * layers(shape, layout) / shape.layers / layout.dcp
 
 
 def free_blocks(blocks: int, watermark: float = WATERMARK) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from dca.config.edit import DCA, LENGTH, ORIGINAL, TABLE
 from dca.config.models import KnownModel
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
+from dca.serve import layers as kinds
+from dca.serve.layers import Layers
 
 # The backend's defaults, for configs without these keys.
 CHUNK, LOCAL = 8192, 1024
@@ -22,6 +25,19 @@ MOST = 1 << 32
 # Methods with 4 bits unless config.json says otherwise, and methods that pack weights into 32-bit words.
 FOUR = ("awq", "gptq")
 PACKED = ("awq", "gptq", "auto")
+SCALES = {"mxfp4": (32, 8), "nvfp4": (16, 8), "bitsandbytes": (64, 32)}
+"""Weights that share a scale, and the scale's bits, of methods that do not say it in quantization_config."""
+PARTS = {
+    "attention": ("self_attn.q_proj", "self_attn.o_proj", "self_attn.qkv_proj", "self_attn"),
+    "state": ("linear_attn.in_proj_qkvz", "linear_attn.out_proj", "mixer.in_proj", "linear_attn"),
+    "dense": ("mlp.gate_proj", "mlp.down_proj", "mlp.gate_up_proj", "feed_forward.gate_proj"),
+    "experts": ("mlp.experts.0.gate_proj", "mlp.experts", "block_sparse_moe.experts.0.w1", "feed_forward.experts"),
+    "shared": ("mlp.shared_expert.gate_proj", "mlp.shared_experts.gate_proj", "feed_forward.shared_expert.gate_proj"),
+}
+"""Names of modules in a layer, by the part that they belong to."""
+NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+SHARED = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config", "architectures")
+LAYERS = ("model.layers", "model.language_model.layers", "language_model.model.layers", "backbone.layers")
 
 
 class Quantized(Value):
@@ -34,6 +50,10 @@ class Quantized(Value):
         pack: weights in one 32-bit word; 1 when they are not packed.
         online: whether the engine quantizes them itself after loading.
         assumed: whether `bits` is an assumption, because config.json does not say it.
+        scale: bits of a group's scale.
+        zero: whether a group has a zero point, as wide as its weights.
+        kept: share of the layers in which a part (`PARTS`) is not quantized; 0 for parts that are not named.
+        head: whether the output layer is quantized too.
     """
 
     method: str = ""
@@ -42,6 +62,10 @@ class Quantized(Value):
     pack: int = 1
     online: bool = False
     assumed: bool = False
+    scale: int = 16
+    zero: bool = True
+    kept: dict[str, float] = {}
+    head: bool = False
 
 
 class Shape(Value):
@@ -76,6 +100,10 @@ class Shape(Value):
         known: its name in build/models; empty when it is not there.
         minimum_gb: GPU memory over all GPUs that its card requires at its full length; None without a number.
         hub: its name on a hub; empty when it is not known.
+        groups: its layers, in groups that are alike; empty when all layers are as described above.
+        tower: parameters of parts for images and sound, which are not quantized; about.
+        per_layer: elements of a token's further embedding for each layer; 0 without one.
+        unknown: parts that the formulas do not know, in words.
     """
 
     name: str
@@ -106,6 +134,15 @@ class Shape(Value):
     known: str = ""
     minimum_gb: int | None = None
     hub: str = ""
+    groups: tuple[Layers, ...] = ()
+    tower: int = 0
+    per_layer: int = 0
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Layers, ...]:
+        """Its layers, in groups that are alike."""
+        return self.groups or (_uniform(self),)
 
     @property
     def chunk(self) -> int:
@@ -116,6 +153,21 @@ class Shape(Value):
     def sparse(self) -> bool:
         """Whether long prompts use sparse attention."""
         return self.dual_chunk and self.vertical > 0
+
+
+def _uniform(shape: Shape) -> Layers:
+    """All layers of a model without groups."""
+    return Layers(
+        count=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        key_dim=shape.head_dim,
+        value_dim=shape.head_dim,
+        inner=0 if shape.experts else shape.inner,
+        experts=shape.experts,
+        chosen=shape.chosen,
+        expert_inner=shape.expert_inner,
+    )
 
 
 def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
@@ -202,28 +254,34 @@ def shape_of(
     Raises:
         DcaError: DCA-205 when a number is missing.
     """
+    whole, config = config, text_of(config)
     dual = config.get(DCA)
     dual = dual if isinstance(dual, dict) and dual else {}
     experts = next((_optional(config, key) for key in EXPERTS if config.get(key) is not None), 0)
     heads, hidden = _needed(config, name, "num_attention_heads"), _needed(config, name, "hidden_size")
-    rows = _needed(config, name, LENGTH)
+    count, rows = _needed(config, name, "num_hidden_layers"), _needed(config, name, LENGTH)
+    found = kinds.of(config)
+    # Configs of searched architectures state some sizes only layer by layer.
+    widest = max((group.inner or group.expert_inner for group in found.groups), default=0)
+    keys = max((group.kv_heads for group in found.groups), default=0)
+    expert_inner = max((group.expert_inner for group in found.groups), default=0) if experts else 0
     vertical, slash, assumed = _entries(dual, table, known)
     kind = str(config.get("model_type", ""))
-    return Shape(
+    shape = Shape(
         name=name,
-        architectures=_names(config.get("architectures")),
-        layers=_needed(config, name, "num_hidden_layers"),
+        architectures=_names(whole.get("architectures")),
+        layers=count,
         hidden=hidden,
         heads=heads,
-        inner=_needed(config, name, "moe_intermediate_size" if experts else "intermediate_size"),
-        kv_heads=config_rules.count(config.get("num_key_value_heads")) or heads,
+        inner=expert_inner or widest or _needed(config, name, "intermediate_size"),
+        kv_heads=config_rules.count(config.get("num_key_value_heads")) or keys or heads,
         head_dim=_head_dim(config, name),
         vocabulary=_needed(config, name, "vocab_size"),
         tied=config.get("tie_word_embeddings") is True,
         bias=_bias(config, known, kind),
         experts=experts,
-        chosen=_optional(config, "num_experts_per_tok") if experts else 0,
-        expert_inner=_needed(config, name, "moe_intermediate_size") if experts else 0,
+        chosen=max((group.chosen for group in found.groups), default=0) if experts else 0,
+        expert_inner=expert_inner,
         rows=rows if dual else _derived(config, rows),
         length=_derived(config, rows) if not dual else rows,
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
@@ -234,11 +292,25 @@ def shape_of(
         slash=slash,
         assumed=assumed,
         dtype=str(config.get("torch_dtype") or config.get("dtype") or UNSTATED_DTYPE).removeprefix("torch."),
-        quantized=_stored(config),
+        quantized=_stored(config, count),
         known=known.name.split(" or ")[0] if known else "",
         minimum_gb=known.vram_gb if known else None,
         hub=hub,
+        tower=sum(size for _, size in kinds.towers(whole)),
+        per_layer=_optional(config, "hidden_size_per_layer_input"),
+        unknown=found.unknown,
     )
+    return shape if found.groups == (_uniform(shape),) else shape.model_copy(update={"groups": found.groups})
+
+
+def text_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The text part of a config, with what the file says once for all of its parts."""
+    inner = next((config[key] for key in NESTED if isinstance(config.get(key), dict)), None)
+    if inner is None or config.get("num_hidden_layers") is not None:
+        return config
+    inner = text_of(inner)
+    shared = {key: config[key] for key in SHARED if config.get(key) is not None and inner.get(key) is None}
+    return {**inner, **shared}
 
 
 def quantized(method: str, shape: Shape) -> Shape:
@@ -317,7 +389,7 @@ def _bias(config: dict[str, Any], known: KnownModel | None, kind: str) -> bool:
     return bool(alike) and alike[0]
 
 
-def _stored(config: dict[str, Any]) -> Quantized:
+def _stored(config: dict[str, Any], layers: int) -> Quantized:
     """How the weights are stored, by the config's quantization_config."""
     stored = config.get("quantization_config")
     method = stored.get("quant_method") if isinstance(stored, dict) else None
@@ -327,7 +399,7 @@ def _stored(config: dict[str, Any]) -> Quantized:
     if method == "fp8":
         block = stored.get("weight_block_size")
         group = config_rules.count(block[1]) if isinstance(block, list) and len(block) == 2 else None
-        return Quantized(method=method, bits=8, group=group or 0)
+        return Quantized(method=method, bits=8, group=group or 0, kept=_kept(stored, layers))
     # compressed-tensors and methods of its form have groups of layers with their own settings.
     groups = stored.get("config_groups")
     groups = groups.values() if isinstance(groups, dict) else ()
@@ -339,13 +411,67 @@ def _stored(config: dict[str, Any]) -> Quantized:
     group = max(config_rules.count(size) or 0 for size in sizes)
     # 8-bit weights are packed only if the method or the format says that they are integers in 32-bit words.
     packed = method.startswith(PACKED) or str(stored.get("format", "")).startswith("pack") or (bits or 16) < 8
+    kind = "nvfp4" if "nvfp4" in str(stored.get("quant_algo") or stored.get("format")).lower() else method
+    if kind in SCALES and (bits or 16) < 8:
+        group, packed = group or SCALES[kind][0], False
     return Quantized(
         method=method,
         bits=bits or Quantized().bits,
         group=group,
         pack=max(1, 32 // (bits or 32)) if packed else 1,
         assumed=bits is None,
+        scale=SCALES[kind][1] if kind in SCALES else 16,
+        zero=kind not in SCALES,
+        kept=_kept(stored, layers),
+        head=stored.get("lm_head") is True,
     )
+
+
+def _kept(stored: dict[str, Any], layers: int) -> dict[str, float]:
+    """The share of the layers in which a part is left in 16 bits, by the lists of quantization_config."""
+    lists = [stored.get(key) for key in ("ignore", "modules_to_not_convert", "exclude_modules", "ignored_layers")]
+    lists.append(stored.get("llm_int8_skip_modules"))
+    left = tuple(dict.fromkeys(name for names in lists if isinstance(names, list) for name in map(str, names)))
+    groups = stored.get("config_groups")
+    targets = [
+        name
+        for group in (groups.values() if isinstance(groups, dict) else ())
+        for name in (group.get("targets") if isinstance(group, dict) else None) or ()
+        if isinstance(name, str)
+    ]
+    only = () if not targets or "Linear" in targets else tuple(targets)
+    shares = {}
+    for part, names in PARTS.items():
+        plain = sum(_unquantized(index, names, left, only) for index in range(layers))
+        if plain:
+            shares[part] = plain / layers
+    return shares
+
+
+def _unquantized(index: int, names: tuple[str, ...], left: tuple[str, ...], only: tuple[str, ...]) -> bool:
+    """Whether a part of a layer is left in 16 bits: it is in the list of those, or not in the list of the others."""
+    paths = [f"{start}.{index}.{name}" for start in LAYERS for name in names]
+    if any(_matches(path, pattern) for path in paths for pattern in left if _concerns(pattern, index)):
+        return True
+    return bool(only) and not any(_matches(path, pattern) for path in paths for pattern in only)
+
+
+def _concerns(pattern: str, index: int) -> bool:
+    """Whether a pattern may match a module of a layer; lists of thousands of names have one for each layer."""
+    number = re.search(r"layers\.(\d+)(?:\.|$)", pattern)
+    return number is None or int(number[1]) == index
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a module's name is meant by an entry of such a list: a name, its beginning, a part, or a pattern."""
+    if pattern.startswith("re:"):
+        try:
+            return re.search(pattern[3:], path) is not None
+        except re.error:
+            return False
+    if "*" in pattern:
+        return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}.*")
+    return f".{pattern}." in f".{path}."
 
 
 def _bits(method: str, stored: dict[str, Any], own: list[Any]) -> int | None:
@@ -404,8 +530,8 @@ def _lacks(name: str, key: str) -> DcaError:
     return DcaError(
         "DCA-205",
         f"the config.json of {name} has no usable number for `{key}`.",
-        why="the memory depends on it.",
-        remedy="restore the model's original config.json.",
+        why="the memory depends on it, and the layout of this file is not known to have it elsewhere.",
+        remedy="compare the file with the model's own; if it is the model's own, its memory cannot be planned.",
     )
 
 
@@ -427,5 +553,5 @@ def parameters(shape: Shape) -> int:
 
 
 def scale_bits(stored: Quantized) -> float:
-    """Bits of scales and zeros for each quantized weight: a 16-bit scale, and a zero of the weight's own width."""
-    return (16 + stored.bits) / stored.group if stored.group and stored.bits < 8 else 0.0
+    """Bits of scales and zeros for each quantized weight: a scale, and a zero of the weight's own width."""
+    return (stored.scale + stored.bits * stored.zero) / stored.group if stored.group and stored.bits < 8 else 0.0
