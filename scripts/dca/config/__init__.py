@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dca.config import compare, config_rules, edit, folder, models, readers, text
+from dca.config import compare, config_rules, edit, folder, layout, models, readers, text
 from dca.config.compare import Row
 from dca.config.config_rules import PAGE, Finding
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
 from dca.config.folder import Change, readable
+from dca.config.layout import Layout, Rotary
 from dca.config.models import KnownModel
 from dca.config.readers import Installed, Reader, Reading
 from dca.config.text import Json
@@ -33,12 +34,15 @@ __all__ = [
     "Form",
     "Installed",
     "KnownModel",
+    "Layout",
     "Reader",
     "Reading",
+    "Rotary",
     "Row",
     "YarnSetting",
     "check",
     "drop_dca",
+    "layout_of",
     "readable",
     "reader_list",
     "set_dca",
@@ -126,6 +130,26 @@ def show(
         readings=tuple(readings),
         rows=compare.table(readings, config),
     )
+
+
+def layout_of(path: Path) -> Layout:
+    """A model's folder as the engines read it: its config.json, and the quantization in a file of its own.
+
+    Args:
+        path: the folder, or a config.json.
+
+    Raises:
+        DcaError: DCA-204, 206, 207 for what cannot be read.
+    """
+    file = path / folder.CONFIG if path.is_dir() else path
+    config = text.parse(folder.content(file), readable(file)).plain()
+    found = layout.read(config)
+    own = file.parent / folder.QUANTIZATION
+    if file.name != folder.CONFIG or found.quantization or not own.exists():
+        return found
+    # Engines put the file of NVIDIA's quantizer in place of a quantization_config that config.json lacks.
+    quantization = text.parse(folder.content(own), readable(own)).plain()
+    return layout.read({**config, "quantization_config": quantization})
 
 
 def reader_list(cache: store.Store, wheels: Sequence[Path] = ()) -> list[tuple[Reader, Installed | str]]:

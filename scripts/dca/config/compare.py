@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dca.config import rotary
-from dca.config.config_rules import count, kind, number
-from dca.config.edit import DCA, ORIGINAL, PARAMETERS, SCALING, THETA
+from dca.config.layout import DCA, ORIGINAL, PARAMETERS, SCALING, THETA, count, kind, number
 from dca.config.readers import Reading
 from dca.foundation.documents import Value
 

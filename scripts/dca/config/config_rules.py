@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dca.config.edit import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, table_faults
+from dca.config.edit import table_faults
+from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA
+from dca.config.layout import count as count
+from dca.config.layout import kind as kind
+from dca.config.layout import number as number
 from dca.config.models import KnownModel
 from dca.config.readers import Reader
 from dca.config.text import Json
@@ -117,26 +120,6 @@ class Subject:
 
 
 Rule = Callable[[Subject], Iterator[Finding]]
-
-
-def kind(scaling: dict[str, Any]) -> Any:
-    """The type of a scaling, under either name."""
-    return scaling.get("rope_type", scaling.get("type"))
-
-
-def number(value: Any) -> float | None:
-    """A finite number as a float; None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def count(value: Any) -> int | None:
-    """A positive integer below 2**40; None for everything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40 else None
 
 
 def short(value: Any) -> str:

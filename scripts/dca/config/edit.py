@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from dca.config import rotary, text
+from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA
 from dca.config.models import KnownModel
 from dca.config.readers import Length, Place, Reader
 from dca.config.text import Json, OneLine
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 
-DCA, SCALING, PARAMETERS, THETA = "dual_chunk_attention_config", "rope_scaling", "rope_parameters", "rope_theta"
-LENGTH, ORIGINAL, TABLE = "max_position_embeddings", "original_max_position_embeddings", "sparse_attention_config"
 PATTERN = "vertical_and_slash"
 # The context length at which models with dual chunk attention still work without it.
 WITHOUT_DCA = 262_144

@@ -21,6 +21,7 @@ from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 
 CONFIG, ONE_MILLION, TABLE, UNDO = "config.json", "config_1m.json", "sparse_attention_config.json", ".dca-undo.json"
+QUANTIZATION = "hf_quant_config.json"
 WAIT_SECONDS = 20.0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from dca import config as configs
 from dca.catalogue.model_needs import EXPERTS, UNSTATED_DTYPE
 from dca.config import compare, config_rules, folder, models, text
-from dca.config.edit import DCA, LENGTH, ORIGINAL, TABLE
+from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE
 from dca.config.models import KnownModel
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
