@@ -15,10 +15,11 @@ minima, and the failure of 14B on four GPUs of 80 GB (docs/serve.md).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from dca.foundation.documents import Value
 from dca.serve.layers import Layers
-from dca.serve.shape import Quantized, Shape, scale_bits
+from dca.serve.shape import Quantized, Shape
 
 HALF = 2
 """Bytes of a 16-bit number: activations, keys and values."""
@@ -32,8 +33,12 @@ THRESHOLD = 32_768
 """Longest prompt with dense attention (the default of sparse_attention_threshold, which no published model sets)."""
 EXPERT_TOKENS = 32_768
 """Tokens for which the experts are computed at once (VLLM_FUSED_MOE_CHUNK_SIZE)."""
-PADDED = {"mxfp4": 256}
-"""Methods whose kernels take experts of a width that is a multiple of this."""
+PADDED = {"mxfp4": (256, 128)}
+"""Methods whose kernels take experts whose inner and outer width are multiples of these."""
+IMAGE_TOKENS = 16_384
+"""Tokens of images in the profile run, if a step is not longer: one image of the largest size."""
+LOGIT = HALF + 2 * SINGLE
+"""Bytes of each logit of a profile run that samples greedily: in 16 bits, in 32 bits, and their softmax in 32 bits."""
 BLOCK = 16
 """Tokens per block of the KV cache, vLLM's default."""
 WATERMARK = 0.01
@@ -61,13 +66,12 @@ def kv_heads(shape: Shape, layout: Layout) -> int:
 
 def layers(shape: Shape, layout: Layout) -> int:
     """Layers of the largest stage."""
-    return math.ceil(shape.layers / layout.pp)
+    return -(-shape.layers // layout.pp)
 
 
 def stored_bytes(stored: Quantized, part: str, weights: float) -> float:
-    """Bytes of the linear weights of a part of the layers, of which some layers' may be left in 16 bits."""
-    kept = stored.kept.get(part, 0.0)
-    return weights * (kept * HALF + (1 - kept) * (stored.bits + scale_bits(stored)) / 8)
+    """Bytes of the linear weights of a part of the layers."""
+    return weights * stored.width(part) / 8
 
 
 def attention_weights(shape: Shape, layout: Layout, group: Layers) -> tuple[float, float]:
@@ -102,18 +106,23 @@ def layer_weights(shape: Shape, layout: Layout, group: Layers, stored: Quantized
     """
     tp, each = layout.tp, group.matrices * shape.hidden
     attention, plain = attention_weights(shape, layout, group)
-    expert = group.expert_inner / tp
+    expert, wide = group.expert_inner / tp, group.expert_hidden
+    outer = wide or shape.hidden
     if stored.method in PADDED:
-        expert = math.ceil(group.expert_inner / PADDED[stored.method]) * PADDED[stored.method] / tp
+        inner_unit, outer_unit = PADDED[stored.method]
+        expert = math.ceil(group.expert_inner / inner_unit) * inner_unit / tp
+        outer = math.ceil(outer / outer_unit) * outer_unit
     return (
         stored_bytes(stored, "state" if group.kind == "state" else "attention", attention)
         + stored_bytes(stored, "dense", each * group.inner / tp)
-        + stored_bytes(stored, "experts", group.experts * each * expert)
+        + stored_bytes(stored, "experts", group.experts * group.matrices * outer * expert)
+        + HALF * 2 * shape.hidden * wide
         + stored_bytes(stored, "shared", each * group.shared_inner / tp)
         + HALF * (plain + shape.hidden * group.experts + 2 * shape.hidden)
     )
 
 
+@lru_cache(1024)
 def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) -> float:
     """Weights: linear layers as stored, everything else in 16 bits.
 
@@ -128,7 +137,7 @@ def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) 
     # The first stage has the embedding, the last the output; a single stage has both, which a tied model shares.
     embeddings = shape.vocabulary * shape.hidden / tp * HALF
     if layout.pp == 1 and not shape.tied:
-        embeddings += stored_bytes(stored, "", embeddings / HALF) if stored.head else embeddings
+        embeddings += stored_bytes(stored, "head", embeddings / HALF)
     embeddings += shape.vocabulary * shape.per_layer * layers(shape, layout) / tp * HALF
     return inside + embeddings + HALF * (shape.hidden + shape.tower / tp)
 
@@ -169,6 +178,7 @@ def state_bytes(group: Layers, layout: Layout, ahead: int = 0) -> float:
     return (channels * (own.kernel - 1 + ahead) * HALF + matrix) / layout.tp
 
 
+@lru_cache(1024)
 def token_bytes(shape: Shape, layout: Layout, width: float = HALF) -> float:
     """What all layers of a stage cache of a token that every layer keeps: 2*layers*kv*d*width.
 
@@ -197,31 +207,58 @@ def hidden_bytes(shape: Shape, tokens: int) -> float:
     return 2 * tokens * shape.hidden * HALF
 
 
+@lru_cache(1024)
 def mlp_bytes(shape: Shape, layout: Layout, tokens: int) -> float:
-    """The inner activations of an MLP, 3*N*i/tp*2: the fused gate and up projections, and their product."""
-    if not shape.experts:
-        return tokens * 3 * shape.inner / layout.tp * HALF
+    """The inner activations of the widest MLP, 3*N*i/tp*2: the fused gate and up projections, and their product."""
+    return max(_inner_bytes(shape, layout, group, tokens) for group in shape.parts)
+
+
+def _inner_bytes(shape: Shape, layout: Layout, group: Layers, tokens: int) -> float:
+    dense = tokens * 3 * (group.inner + group.shared_inner) / layout.tp * HALF
+    if not group.experts:
+        return dense
     # Each of the three buffers of a fused mixture has a row for every expert chosen by a token.
-    computed = min(tokens, EXPERT_TOKENS) * shape.chosen
-    return computed * (3 * shape.expert_inner / layout.tp + shape.hidden) * HALF + tokens * shape.hidden * HALF
+    computed = min(tokens, EXPERT_TOKENS) * group.chosen
+    mixture = computed * (3 * group.expert_inner / layout.tp + (group.expert_hidden or shape.hidden)) * HALF
+    return mixture + tokens * shape.hidden * HALF + dense
 
 
+@lru_cache(1024)
 def projection_bytes(shape: Shape, layout: Layout, tokens: int) -> float:
     """Queries, keys and values of a step, the output of the fused projection: N*(H + 2*kv)*d*2."""
-    return tokens * (shape.heads / layout.tp + 2 * kv_heads(shape, layout)) * shape.head_dim * HALF
+    return tokens * max(_projected(group, layout) for group in shape.parts) * HALF
 
 
+def _projected(group: Layers, layout: Layout) -> float:
+    heads = group.heads / layout.tp
+    if group.kind == "state" and group.state is not None:
+        own = group.state
+        return (2 * own.key_heads * own.key_dim + 2 * own.value_heads * own.value_dim) / layout.tp
+    if group.kind == "latent":
+        # Of the prompt's own tokens, keys and values are expanded for every head.
+        return group.query_rank + group.latent + heads * (2 * group.key_dim + group.value_dim)
+    kv = max(1, group.kv_heads // layout.tp) if group.kv_heads else 0
+    return heads * group.key_dim * (1 + group.gated) + kv * (group.key_dim + group.value_dim)
+
+
+@lru_cache(1024)
 def query_bytes(shape: Shape, layout: Layout, tokens: int) -> float:
     """One tensor of queries, or of attention outputs: N*H*d*2."""
-    return tokens * shape.heads / layout.tp * shape.head_dim * HALF
+    return tokens * max(group.heads / layout.tp * group.key_dim for group in shape.parts) * HALF
 
 
-def logits_bytes(shape: Shape, layout: Layout, sequences: int) -> float:
-    """Logits of the profile run, for each sequence: in 16 bits, in 32 bits, and their softmax in 32 bits."""
-    return sequences * shape.vocabulary * (HALF + 2 * SINGLE) / (layout.tp if layout.tp > 1 else 1)
+def logits_bytes(shape: Shape, sequences: int, each: float = LOGIT) -> float:
+    """Logits of the profile run, for each sequence and word of the vocabulary; the first rank has those of all ranks.
+
+    Args:
+        shape: the model.
+        sequences: max_num_seqs.
+        each: bytes of one logit with its copies.
+    """
+    return sequences * shape.vocabulary * each
 
 
-def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1) -> float:
+def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1, each: float = LOGIT) -> float:
     """The peak of one step without keys of earlier steps: what vLLM's profile run measures.
 
     Args:
@@ -229,12 +266,16 @@ def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1) ->
         layout: how it is distributed.
         tokens: tokens of the step, at most max_num_batched_tokens.
         sequences: concurrent sequences, at most max_num_seqs.
+        each: bytes of one logit with its copies.
     """
     # Dual chunk attention has five tensors of queries instead of one, all alive during the computation.
     queries = (5 if shape.dual_chunk else 1) + 2
     attention = projection_bytes(shape, layout, tokens) + queries * query_bytes(shape, layout, tokens)
     inside = max(mlp_bytes(shape, layout, tokens), attention)
-    return hidden_bytes(shape, tokens) + inside + logits_bytes(shape, layout, sequences)
+    # Logits are computed from the last hidden states, when the layers' own are free again.
+    logits = logits_bytes(shape, min(sequences, tokens), each) + hidden_bytes(shape, tokens) / 2
+    images = max(tokens, IMAGE_TOKENS) * (shape.tower_width + shape.hidden) * HALF if shape.tower_width else 0.0
+    return max(hidden_bytes(shape, tokens) + inside, logits, images)
 
 
 class Transients(Value):

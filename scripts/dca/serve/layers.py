@@ -7,12 +7,13 @@ in a way that is not known is named, so that a plan can say which of its bytes a
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from dca.catalogue.model_needs import EXPERTS
-from dca.config import config_rules
+from dca.config import config_rules, layout
+from dca.config.layout import Layout
 from dca.foundation.documents import Value
 
 MOST = 1 << 32
@@ -68,6 +69,7 @@ class Layers(Value):
         experts: experts of a mixture; 0 without one.
         chosen: experts that compute each token.
         expert_inner: elements between the two halves of one expert.
+        expert_hidden: elements that an expert takes and gives; 0 for those of a hidden state.
         shared_inner: elements between the two halves of the experts that compute every token.
     """
 
@@ -91,6 +93,7 @@ class Layers(Value):
     experts: int = 0
     chosen: int = 0
     expert_inner: int = 0
+    expert_hidden: int = 0
     shared_inner: int = 0
 
 
@@ -99,33 +102,51 @@ class Found(Value):
 
     Args:
         groups: layers that are alike.
+        places: numbers of the layers that have a part with linear weights: attention, state, dense, experts, shared.
         unknown: parts of the model that the formulas do not know, in words.
     """
 
     groups: tuple[Layers, ...]
+    places: dict[str, tuple[int, ...]] = {}
     unknown: tuple[str, ...] = ()
 
 
+def plain(found: Layout) -> dict[str, Any]:
+    """The part of a config that describes the language model, with its numbers under their usual names."""
+    usual = {name: found.get(name) for name in layout.OTHER_NAMES}
+    usual["num_hidden_layers"] = found.count("num_hidden_layers")
+    return {**found.text, **{name: value for name, value in usual.items() if value is not None}}
+
+
 def of(config: dict[str, Any]) -> Found:
-    """The layers that the text part of a config.json describes.
+    """The layers that a config describes.
 
     Args:
-        config: the text part, with a usable num_hidden_layers.
+        config: what `plain` returns, with a usable num_hidden_layers.
     """
     count = min(_count(config, "num_hidden_layers"), MOST_LAYERS)
     unknown: dict[str, None] = {}
     kinds = _kinds(config, count, unknown)
     widths = _widths(config, count)
     own = _cached(config, count)
-    found = Counter(
-        _layer(config, index, kinds[index]).model_copy(update={"cached": own(index), **widths(index, kinds[index])})
+    each = [
+        _layer(config, index, kinds[index]).model_copy(update={"cached": own(index), **widths(index)})
         for index in range(count)
-    )
+    ]
+    found = Counter(each)
     for key, what in UNKNOWN.items():
         if config.get(key):
             unknown[what] = None
     groups = tuple(group.model_copy(update={"count": number}) for group, number in found.items())
-    return Found(groups=groups, unknown=tuple(unknown))
+    having: dict[str, Callable[[Layers], bool]] = {
+        "attention": lambda layer: layer.kind not in ("state", "none"),
+        "state": lambda layer: layer.kind == "state",
+        "dense": lambda layer: layer.inner > 0,
+        "experts": lambda layer: layer.experts > 0,
+        "shared": lambda layer: layer.shared_inner > 0,
+    }
+    places = {part: tuple(index for index, layer in enumerate(each) if has(layer)) for part, has in having.items()}
+    return Found(groups=groups, places=places, unknown=tuple(unknown))
 
 
 UNKNOWN = {
@@ -136,10 +157,12 @@ UNKNOWN = {
 """Keys of architectures that the formulas do not know."""
 
 
-# --- which layer caches what -------------------------------------------------------------------------------------------
+# --- which layer caches what -----------------------------------------------------------------------------------------
 
 NAMED: dict[str, Kind] = {
     "full_attention": "full",
+    "deepseek_sparse_attention": "full",
+    "sparse_attention": "full",
     "attention": "full",
     "global_attention": "full",
     "sliding_attention": "window",
@@ -191,7 +214,9 @@ def _kind(config: dict[str, Any], index: int) -> Kind:
         return "full" if index % period == _count(config, "attn_layer_offset") else "state"
     if isinstance(listed := config.get("attn_layer_indices"), list):
         return "full" if index in listed else "state"
-    if _count(config, "attention_chunk_size"):
+    if isinstance(listed := config.get("hybrid_layer_pattern"), list) and index < len(listed):
+        return "window" if listed[index] == 1 else "full"
+    if _count(config, "attention_chunk_size") and str(config.get("model_type", "")).startswith("llama4"):
         plain = config.get("no_rope_layers")
         full = plain[index] == 0 if isinstance(plain, list) and index < len(plain) else (index + 1) % FULL_EVERY == 0
         return "full" if full else "chunk"
@@ -216,10 +241,10 @@ def _cached(config: dict[str, Any], count: int) -> Callable[[int], bool]:
         return lambda index: index < count - shared
     if config.get("use_cla") is True and (factor := _count(config, "cla_share_factor")):
         return lambda index: index % factor == 0
-    return lambda index: True
+    return lambda _: True
 
 
-# --- the weights of a layer --------------------------------------------------------------------------------------------
+# --- the weights of a layer ------------------------------------------------------------------------------------------
 
 
 def _layer(config: dict[str, Any], index: int, kind: Kind) -> Layers:
@@ -246,8 +271,12 @@ def _layer(config: dict[str, Any], index: int, kind: Kind) -> Layers:
             index=_count(config, "index_head_dim") + 4 if config.get("index_topk") else 0,
         )
     span, single = 0, False
+    values = _count(config, "v_head_dim")
     if kind == "window":
         span = _count(config, "sliding_window")
+        heads = _count(config, "swa_num_attention_heads") or heads
+        keys, dim = _count(config, "swa_num_key_value_heads") or keys, _count(config, "swa_head_dim") or dim
+        values = _count(config, "swa_v_head_dim") or values
     elif kind == "chunk":
         span = _count(config, "attention_chunk_size")
     else:
@@ -263,7 +292,7 @@ def _layer(config: dict[str, Any], index: int, kind: Kind) -> Layers:
         heads=heads,
         kv_heads=keys,
         key_dim=dim,
-        value_dim=_count(config, "v_head_dim") or dim,
+        value_dim=values or dim,
         span=span,
         gated=gated,
         keys_are_values=single,
@@ -298,29 +327,36 @@ def _state(config: dict[str, Any], heads: int) -> State:
     return State(key_heads=heads, value_heads=heads, key_dim=dim, value_dim=dim, kernel=1, width=width)
 
 
-def _widths(config: dict[str, Any], count: int) -> Callable[[int, Kind], dict[str, int]]:
+def _widths(config: dict[str, Any], count: int) -> Callable[[int], dict[str, int]]:
     """The MLP of a layer: its width, and its experts."""
-    experts = next((_count(config, key) for key in (*EXPERTS, "moe_num_experts") if config.get(key)), 0)
+    experts = _count(config, "num_experts")
     inner, hidden = _count(config, "intermediate_size"), _count(config, "hidden_size")
     expert = _count(config, "moe_intermediate_size") or inner
     shared = _shared(config, expert)
     matrices = 2 if config.get("mlp_hidden_act", config.get("hidden_act")) in ("relu2", "gelu_new") else 3
     mixed = _mixed(config, count)
     both = config.get("enable_moe_block") is True
-    dense = {"inner": _count(config, "intermediate_size_mlp") or inner, "matrices": matrices}
+    dense = {"inner": _first(config, "intermediate_size_mlp", "dense_intermediate_size") or inner, "matrices": matrices}
     mixture = {
         "experts": experts,
-        "chosen": _first(config, "num_experts_per_tok", "experts_per_token", "top_k_experts", "moe_topk") or 1,
+        "chosen": _count(config, "num_experts_per_tok") or 1,
         "expert_inner": expert,
+        "expert_hidden": _first(config, "moe_latent_size", "routed_expert_hidden_size"),
         "shared_inner": shared,
         "matrices": matrices,
         "inner": inner if both else 0,
     }
-    letters = config.get("hybrid_override_pattern")
+    letters, blocks = config.get("hybrid_override_pattern"), config.get("layers_block_type")
+    # Some models have attention, MLPs and experts in layers of their own.
+    alone = (
+        {"mlp": dense, "moe": mixture} if isinstance(blocks, list) and {"mlp", "moe"} & set(map(str, blocks)) else None
+    )
 
-    def of_layer(index: int, kind: Kind) -> dict[str, int]:
+    def of_layer(index: int) -> dict[str, int]:
         if isinstance(letters, str):
             return {"-": dense, "E": mixture}.get(letters[index], {}) if index < len(letters) else {}
+        if alone is not None and isinstance(blocks, list):
+            return alone.get(str(blocks[index]), {})
         if _listed(config, "block_configs", index + 1):
             return _block_width(config["block_configs"][index], hidden)
         return mixture if experts and (both or mixed(index)) else dense
@@ -349,7 +385,11 @@ def _mixed(config: dict[str, Any], count: int) -> Callable[[int], bool]:
         return lambda index: bool(frequency[index])
     listed = config.get("moe_layers")
     if isinstance(listed, list):
-        return lambda index: index in listed
+        named = tuple(listed)
+        return lambda index: index in named
+    if isinstance(listed := config.get("moe_layers_enum"), str) and re.fullmatch(r"\d+(,\d+)*", listed):
+        own = {int(index) for index in listed.split(",")}
+        return lambda index: index in own
     first = _first(config, "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
     every = _first(config, "interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_freq") or 1
     plain = config.get("mlp_only_layers")
@@ -377,33 +417,48 @@ def _no_op(block: Any, part: str) -> bool:
     return isinstance(own, dict) and bool(own.get("no_op"))
 
 
-# --- towers beside the text --------------------------------------------------------------------------------------------
+# --- towers beside the text ------------------------------------------------------------------------------------------
 
 
-def towers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """Parts for images and sound beside the text part: their names and about how many parameters they have."""
+class Tower(Value):
+    """A part for images or sound beside the text part.
+
+    Args:
+        weights: about how many parameters it has.
+        width: elements of its activations for each token that it gives to the text part: of the widest of its layers,
+            for as many patches as make a token.
+    """
+
+    weights: int
+    width: int
+
+
+def towers(config: dict[str, Any]) -> Iterator[Tower]:
+    """The parts for images and sound of a whole config."""
     for key in ("vision_config", "visual", "audio_config", "vision_tower"):
         part = config.get(key)
-        if isinstance(part, dict) and (size := _tower(part)):
-            yield key, size
+        if isinstance(part, dict) and (found := _tower(part)).weights:
+            yield found
 
 
-def _tower(part: dict[str, Any]) -> int:
-    """The parameters of a transformer over patches, with its projection to the text's hidden size."""
-    wide = _first(part, "hidden_size", "embed_dim", "d_model", "vt_hidden_size")
+def _tower(part: dict[str, Any]) -> Tower:
+    """A transformer over patches, with its projection to the text's hidden size."""
+    # Qwen2-VL states the text's width as hidden_size, and its own as embed_dim.
+    wide = _first(part, "embed_dim", "hidden_size", "d_model", "vt_hidden_size")
     deep = _first(part, "depth", "num_hidden_layers", "encoder_layers", "num_layers", "vt_num_hidden_layers")
     inner = _first(part, "intermediate_size", "encoder_ffn_dim", "vt_intermediate_size")
-    # Qwen2-VL states the text's width as hidden_size, and its own as embed_dim.
-    wide = _count(part, "embed_dim") or wide
     inner = inner or int(wide * (config_rules.number(part.get("mlp_ratio")) or 4))
     gated = 3 if str(part.get("hidden_act", "")) == "silu" else 2
+    patches = _first(part, "spatial_merge_size", "pooling_kernel_size") or 1
     merged = wide * (_first(part, "spatial_merge_size") or 1) ** 2
     out = _first(part, "out_hidden_size") or (_count(part, "hidden_size") if _count(part, "embed_dim") else merged)
-    mergers = 1 + len(part.get("deepstack_visual_indexes") or ())
-    return deep * (4 * wide * wide + gated * wide * inner) + mergers * (merged * merged + merged * out)
+    listed = part.get("deepstack_visual_indexes")
+    mergers = 1 + (len(listed) if isinstance(listed, list) else 0)
+    weights = deep * (4 * wide * wide + gated * wide * inner) + mergers * (merged * merged + merged * out)
+    return Tower(weights=weights, width=patches**2 * 2 * (wide + inner) if weights else 0)
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------
+# --- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def _count(config: Any, key: str) -> int:

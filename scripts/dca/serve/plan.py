@@ -12,11 +12,11 @@ from dca import inspection
 from dca.catalogue import recipes
 from dca.config.config_rules import Finding
 from dca.foundation.documents import Document
-from dca.serve import choose, engines, server_rules, ways
+from dca.serve import choose, engines, gpu_memory, server_rules, versions, ways
 from dca.serve import gpus as cards
 from dca.serve.flags import Flag, Variable, environment, flags
 from dca.serve.gpus import GIB, Gpus
-from dca.serve.outcome import Outcome, Settings, outcome
+from dca.serve.outcome import Outcome, Settings, outcome, pages
 from dca.serve.server_rules import Asked, Subject
 from dca.serve.shape import Shape, quantized, read
 from dca.serve.ways import Way
@@ -30,11 +30,12 @@ class ServePlan(Document):
     Args:
         model: the model's name.
         served: the model argument of `vllm serve`.
-        recipe: the engine's recipe.
+        recipe: the engine's recipe; "vLLM" and a version for vLLM as it is published.
+        version: the version of vLLM whose defaults and rules hold.
         recipe_reason: why this recipe.
         gpus: the GPUs, described for people.
         gpu_count: GPUs over all machines.
-        gpu_gib: memory of each GPU, in units of 2^30 bytes.
+        gpu_gib: memory of each GPU as torch sees it, in units of 2^30 bytes.
         documented: outcome with the settings of the model's documentation, and vLLM's defaults for the rest.
         planned: outcome with the settings of this plan.
         instead: outcome with the longest length that fits, when the one asked for does not.
@@ -42,7 +43,9 @@ class ServePlan(Document):
         longest: the most tokens that fit on these GPUs, with the best settings; 0 when nothing fits.
         longest_batched: max_num_batched_tokens for that length.
         minimum_gb: GPU memory over all GPUs that the model's card requires, in 10^9 bytes; None without one.
-        needed_gb: GPU memory over all GPUs as planned, without CUDA's own, in 10^9 bytes.
+        needed_gb: GPU memory over all GPUs that one request of the planned length needs, in 10^9 bytes: with a KV cache
+            for it alone, and without CUDA's own.
+        unknown: parts of the model that the formulas do not know, in words.
         flags: flags of `vllm serve`, as planned or for the longest length that fits.
         environment: the engine's environment variables.
         ways: other ways to make it fit.
@@ -50,11 +53,12 @@ class ServePlan(Document):
         notes: what else to know.
     """
 
-    SCHEMA: ClassVar[str] = "dca.serve-plan/1"
+    SCHEMA: ClassVar[str] = "dca.serve-plan/2"
 
     model: str
     served: str
     recipe: str
+    version: str
     recipe_reason: str
     gpus: str
     gpu_count: int
@@ -67,6 +71,7 @@ class ServePlan(Document):
     longest_batched: int
     minimum_gb: int | None
     needed_gb: float
+    unknown: tuple[str, ...] = ()
     flags: tuple[Flag, ...]
     environment: tuple[Variable, ...]
     ways: tuple[Way, ...]
@@ -92,11 +97,14 @@ def make(subject: Subject, served: str) -> ServePlan:
         served: the model argument of `vllm serve`.
     """
     shape, gpus, asked = subject.shape, subject.gpus, subject.asked
-    length = asked.length or min(shape.rows, shape.length)
     tp = asked.tp or choose.ranks(shape, gpus, asked.pp)
-    documented = outcome(shape, gpus, choose.documented(shape, asked, length, tp))
+    most = min(shape.rows, shape.length)
+    length = asked.length or most
+    if asked.unlimited:
+        length = choose.longest_of(shape, gpus, asked, most, tp)[0] or most
+    documented = outcome(shape, gpus, choose.documented(shape, gpus, asked, length, tp))
     planned = choose.choose(shape, gpus, asked, length, tp)
-    longest, batched = choose.longest_of(shape, gpus, asked, min(shape.rows, shape.length), tp)
+    longest, batched = choose.longest_of(shape, gpus, asked, most, tp)
     at_limit = choose.choose(shape, gpus, asked, longest, tp) if longest else None
     instead = at_limit if not planned.fits else None
     subject = Subject(**{**vars(subject), "settings": planned.settings})
@@ -107,7 +115,8 @@ def make(subject: Subject, served: str) -> ServePlan:
     return ServePlan(
         model=shape.name,
         served=served,
-        recipe=subject.engine.recipe,
+        recipe=f"vLLM {subject.engine.recipe}" if subject.engine.stock else subject.engine.recipe,
+        version=asked.version,
         recipe_reason=subject.recipe_reason,
         gpus=gpus.words,
         gpu_count=gpus.count,
@@ -119,7 +128,8 @@ def make(subject: Subject, served: str) -> ServePlan:
         longest_batched=batched,
         binding=_binding(shape, at_limit or planned),
         minimum_gb=shape.minimum_gb,
-        needed_gb=needed(planned) / 1e9,
+        needed_gb=needed(shape, planned) / 1e9,
+        unknown=shape.unknown,
         flags=tuple(flags(subject, instead or planned, shortened=instead is not None)),
         environment=tuple(environment(subject)),
         ways=tuple(ways.ways(shape, gpus, asked, length, tp)),
@@ -128,10 +138,13 @@ def make(subject: Subject, served: str) -> ServePlan:
     )
 
 
-def needed(planned: Outcome) -> float:
-    """Peak bytes over all GPUs, without the assumed share of CUDA itself."""
-    own = planned.total - planned.term("context") - planned.term("graphs")
-    return own * planned.settings.tp * planned.settings.pp
+def needed(shape: Shape, planned: Outcome) -> float:
+    """Bytes over all GPUs for one request of the planned length, without the assumed share of CUDA itself."""
+    settings = planned.settings
+    divided = pages(shape, settings)
+    own = planned.total - planned.term("context") - planned.term("graphs") - planned.term("cache")
+    cache = divided.request(settings.length, settings.rules) * divided.bytes
+    return (own + cache) * settings.tp * settings.pp
 
 
 def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
@@ -161,6 +174,12 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
     if shape.minimum_gb is not None and planned.settings.length >= OFFICIAL:
         word = "below" if total < shape.minimum_gb else "not below"
         yield f"{total:.0f} GB of GPU memory are {word} the {shape.minimum_gb} GB that the model's card requires."
+    if shape.unknown:
+        certain = gpu_memory.weight_bytes(shape, planned.settings.layout) * planned.settings.tp * planned.settings.pp
+        yield (
+            f"the formulas do not know {' and '.join(shape.unknown)}: only about {certain / 1e9:.0f} GB of "
+            "weights are certain; measure the rest with --measured."
+        )
     if shape.assumed:
         yield "the model's sparse table is not known; the plan assumes the largest known one."
     if shape.dual_chunk and not shape.sparse:
@@ -249,7 +268,15 @@ def subject_of(
     if recipe is None and wheel is not None and inspected is not None and inspected.recorded is not None:
         recipe, reason = inspected.recorded.recipe, f"the recipe of {wheel.name}."
     engine = engines.choose(shape, known, recipe)
-    asked = replace(asked, v1=engine.is_v1(shape, env or {}))
+    loaded = recipes.find(engine.recipe, known)
+    version = asked.version or ("" if recipe or engines.served(shape, known) else versions.NEWEST)
+    if version:
+        reason = f"as asked for with --engine-version {version}."
+        if not asked.version:
+            reason = f"no recipe has {' or '.join(shape.architectures)}; --engine-version and --recipe choose another."
+        engine = engines.published(version)
+    v1 = engine.is_v1(shape, env or {})
+    asked = replace(asked, v1=v1, stock=engine.stock, version=version or loaded.recipe.base_version)
     settings = Settings(length=1, batched=1)
     subject = Subject(
         shape=shape,
@@ -258,7 +285,7 @@ def subject_of(
         settings=settings,
         asked=asked,
         engine=engine,
-        recipe=recipes.find(engine.recipe, known),
+        recipe=loaded,
         file=file,
         wheel=inspected,
         wheel_file=wheel,
