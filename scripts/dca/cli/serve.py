@@ -299,11 +299,15 @@ def render(plan: ServePlan, *, verbose: bool = False) -> str:
     lines += [*wrapped("  recipe: ", plan.recipe_reason), ""]
     verdict = "fits" if plan.planned.fits else "does not fit"
     ending = ways.ending(plan.planned)
-    lines.append(f"  {plan.planned.settings.length:,} tokens: {verdict}. {ending[:1].upper()}{ending[1:]}")
-    if plan.longest:
+    if plan.unknown:
+        verdict, ending = "nobody can tell", plan.certain
+    lines += wrapped("  ", f"{plan.planned.settings.length:,} tokens: {verdict}. {ending[:1].upper()}{ending[1:]}")
+    if plan.longest and not plan.unknown:
         lines.append(f"  at most {plan.longest:,} tokens fit; the limit is {plan.binding}.")
     minimum = f"; the model's card requires {plan.minimum_gb} GB at its full length" if plan.minimum_gb else ""
-    lines.append(f"  needed on all GPUs together: {plan.needed_gb:.0f} GB{minimum}.")
+    if not plan.unknown:
+        lines.append(f"  needed on all GPUs together: {plan.needed_gb:.0f} GB{minimum}.")
+        lines += wrapped("  ", plan.token_what)
     for finding in plan.findings:
         lines += ["", f"  {finding.severity:<7}  {finding.code}  {finding.what}", f"{'':20}{finding.remedy}"]
     lines += ["", "GiB per GPU"]

@@ -79,6 +79,7 @@ def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> 
         graphs_gib=era.graph_gib(sequences),
         graphs_counted=era.graphs_counted and v1,
         context_gib=cards.load().context_gib,
+        absorbed=era.absorbed,
     )
 
 

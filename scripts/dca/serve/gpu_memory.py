@@ -36,7 +36,7 @@ EXPERT_TOKENS = 32_768
 PADDED = {"mxfp4": (256, 128)}
 """Methods whose kernels take experts whose inner and outer width are multiples of these."""
 IMAGE_TOKENS = 16_384
-"""Tokens of images in the profile run, if a step is not longer: one image of the largest size."""
+"""Tokens of the largest image of models that take images of any size; the profile run has one, however short a step."""
 LOGIT = HALF + 2 * SINGLE
 """Bytes of each logit of a profile run that samples greedily: in 16 bits, in 32 bits, and their softmax in 32 bits."""
 BLOCK = 16
@@ -52,11 +52,13 @@ class Layout(Value):
         tp: ranks that share every layer's heads.
         pp: stages that share the layers.
         dcp: ranks of those of `tp` that share the tokens of the KV cache (decode context parallel).
+        absorbed: whether the engine also keeps the products of the matrices around compressed keys and values.
     """
 
     tp: int = 1
     pp: int = 1
     dcp: int = 1
+    absorbed: bool = False
 
 
 def kv_heads(shape: Shape, layout: Layout) -> int:
@@ -91,8 +93,10 @@ def attention_weights(shape: Shape, layout: Layout, group: Layers) -> tuple[floa
     out = heads * group.value_dim * hidden
     if group.kind == "latent":
         expanded = group.latent * heads * (group.key_dim - group.rotary + group.value_dim)
+        absorbed = group.latent * heads * ((group.query_rank or hidden) + hidden)
+        absorbed *= layout.absorbed and shape.quantized.method != "fp8"
         query = heads * group.key_dim * (group.query_rank or hidden) + hidden * group.query_rank
-        return query + hidden * (group.latent + group.rotary) + expanded + out, expanded
+        return query + hidden * (group.latent + group.rotary) + expanded + out, expanded + absorbed
     kv = max(1, group.kv_heads / tp)
     qkv = heads * group.key_dim * (1 + group.gated) + kv * (group.key_dim + group.value_dim)
     return hidden * qkv + out, qkv * shape.bias
@@ -191,6 +195,19 @@ def token_bytes(shape: Shape, layout: Layout, width: float = HALF) -> float:
     return whole * layers(shape, layout) / shape.layers / layout.dcp
 
 
+def kept_bytes(shape: Shape, layout: Layout, width: float = HALF) -> float:
+    """What the layers of a stage that keep every token cache of one token; windows, chunks and states stop growing.
+
+    Args:
+        shape: the model.
+        layout: how it is distributed.
+        width: bytes of one number.
+    """
+    kept = [group for group in shape.parts if group.kind in ("full", "latent")]
+    whole = sum(group.count * layer_token_bytes(group, layout, width) for group in kept)
+    return whole * layers(shape, layout) / shape.layers / layout.dcp
+
+
 def free_blocks(blocks: int, watermark: float = WATERMARK) -> int:
     """Blocks of the KV cache that a prompt must leave free.
 
@@ -274,7 +291,8 @@ def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1, ea
     inside = max(mlp_bytes(shape, layout, tokens), attention)
     # Logits are computed from the last hidden states, when the layers' own are free again.
     logits = logits_bytes(shape, min(sequences, tokens), each) + hidden_bytes(shape, tokens) / 2
-    images = max(tokens, IMAGE_TOKENS) * (shape.tower_width + shape.hidden) * HALF if shape.tower_width else 0.0
+    seen = max(tokens, IMAGE_TOKENS) if shape.any_image else tokens
+    images = seen * (shape.tower_width + shape.hidden) * HALF if shape.tower_width else 0.0
     return max(hidden_bytes(shape, tokens) + inside, logits, images)
 
 

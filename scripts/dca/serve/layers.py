@@ -427,10 +427,12 @@ class Tower(Value):
         weights: about how many parameters it has.
         width: elements of its activations for each token that it gives to the text part: of the widest of its layers,
             for as many patches as make a token.
+        any_size: whether it takes images of any size, each as many tokens as it needs.
     """
 
     weights: int
     width: int
+    any_size: bool = False
 
 
 def towers(config: dict[str, Any]) -> Iterator[Tower]:
@@ -455,7 +457,11 @@ def _tower(part: dict[str, Any]) -> Tower:
     listed = part.get("deepstack_visual_indexes")
     mergers = 1 + (len(listed) if isinstance(listed, list) else 0)
     weights = deep * (4 * wide * wide + gated * wide * inner) + mergers * (merged * merged + merged * out)
-    return Tower(weights=weights, width=patches**2 * 2 * (wide + inner) if weights else 0)
+    return Tower(
+        weights=weights,
+        width=patches**2 * 2 * (wide + inner) if weights else 0,
+        any_size="spatial_merge_size" in part,
+    )
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

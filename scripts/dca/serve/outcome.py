@@ -46,6 +46,7 @@ class Settings(Value):
         graphs_gib: memory of CUDA graphs, of each rank; 0 when they are off.
         graphs_counted: whether the KV cache leaves room for them.
         context_gib: memory that the engine does not count, of each rank.
+        absorbed: whether the engine also keeps the products of the matrices around compressed keys and values.
     """
 
     tp: int = 1
@@ -68,11 +69,12 @@ class Settings(Value):
     graphs_gib: float = GRAPHS_GIB
     graphs_counted: bool = False
     context_gib: float = CONTEXT_GIB
+    absorbed: bool = False
 
     @property
     def layout(self) -> Layout:
         """How the model is distributed."""
-        return Layout(tp=self.tp, pp=self.pp, dcp=self.dcp)
+        return Layout(tp=self.tp, pp=self.pp, dcp=self.dcp, absorbed=self.absorbed)
 
     @property
     def rules(self) -> Rules:

@@ -22,6 +22,7 @@ from dca.serve.shape import Shape, quantized, read
 from dca.serve.ways import Way
 
 OFFICIAL = 1_000_000
+LIMITED = {"window": "the windows", "chunk": "the chunks", "state": "the states"}
 
 
 class ServePlan(Document):
@@ -45,6 +46,8 @@ class ServePlan(Document):
         minimum_gb: GPU memory over all GPUs that the model's card requires, in 10^9 bytes; None without one.
         needed_gb: GPU memory over all GPUs that one request of the planned length needs, in 10^9 bytes: with a KV cache
             for it alone, and without CUDA's own.
+        token_bytes: KV cache of one token on each rank, in the layers that keep every token.
+        token_what: how much of the model's layers that is, and whether ranks share it, as a sentence.
         unknown: parts of the model that the formulas do not know, in words.
         flags: flags of `vllm serve`, as planned or for the longest length that fits.
         environment: the engine's environment variables.
@@ -71,6 +74,8 @@ class ServePlan(Document):
     longest_batched: int
     minimum_gb: int | None
     needed_gb: float
+    token_bytes: float
+    token_what: str
     unknown: tuple[str, ...] = ()
     flags: tuple[Flag, ...]
     environment: tuple[Variable, ...]
@@ -82,6 +87,15 @@ class ServePlan(Document):
     def best(self) -> Outcome:
         """The outcome that the flags are for."""
         return self.instead or self.planned
+
+    @property
+    def certain(self) -> str:
+        """The bytes that are certain of a model with parts that the formulas do not know, as a sentence."""
+        size, card = self.planned.term("weights") / GIB, self.planned.card / GIB
+        return (
+            f"the formulas do not know {' and '.join(self.unknown)}: only about {size:.1f} of {card:.1f} GiB of each GPU "
+            "for weights are certain. Start the server, and give its log with --measured."
+        )
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -129,6 +143,8 @@ def make(subject: Subject, served: str) -> ServePlan:
         binding=_binding(shape, at_limit or planned),
         minimum_gb=shape.minimum_gb,
         needed_gb=needed(shape, planned) / 1e9,
+        token_bytes=gpu_memory.kept_bytes(shape, planned.settings.layout, planned.settings.cache_width),
+        token_what=_token_words(shape, planned.settings),
         unknown=shape.unknown,
         flags=tuple(flags(subject, instead or planned, shortened=instead is not None)),
         environment=tuple(environment(subject)),
@@ -145,6 +161,24 @@ def needed(shape: Shape, planned: Outcome) -> float:
     own = planned.total - planned.term("context") - planned.term("graphs") - planned.term("cache")
     cache = divided.request(settings.length, settings.rules) * divided.bytes
     return (own + cache) * settings.tp * settings.pp
+
+
+def _token_words(shape: Shape, settings: Settings) -> str:
+    """How much of the model's layers a token's KV cache is of, and whether ranks share it."""
+    layout = settings.layout
+    size = gpu_memory.kept_bytes(shape, layout, settings.cache_width)
+    where = "each GPU" if settings.tp * settings.pp > 1 else "the GPU"
+    text = f"a token takes {size:,.0f} bytes of KV cache on {where}"
+    kept = sum(group.count for group in shape.parts if group.kind in ("full", "latent") and group.cached)
+    kinds = {group.kind for group in shape.parts}
+    if kept < shape.layers:
+        text += f", in {kept} of {shape.layers} layers"
+        limited = [name for kind, name in LIMITED.items() if kind in kinds]
+        text += f"; {' and '.join(limited)} of the others stop growing" if limited else ""
+    whole = gpu_memory.kept_bytes(shape, layout.model_copy(update={"tp": 1, "dcp": 1}), settings.cache_width)
+    if settings.tp > 1 and size * settings.dcp == whole:
+        text += "; tensor parallelism does not divide it"
+    return text + "."
 
 
 def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
@@ -174,12 +208,6 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
     if shape.minimum_gb is not None and planned.settings.length >= OFFICIAL:
         word = "below" if total < shape.minimum_gb else "not below"
         yield f"{total:.0f} GB of GPU memory are {word} the {shape.minimum_gb} GB that the model's card requires."
-    if shape.unknown:
-        certain = gpu_memory.weight_bytes(shape, planned.settings.layout) * planned.settings.tp * planned.settings.pp
-        yield (
-            f"the formulas do not know {' and '.join(shape.unknown)}: only about {certain / 1e9:.0f} GB of "
-            "weights are certain; measure the rest with --measured."
-        )
     if shape.assumed:
         yield "the model's sparse table is not known; the plan assumes the largest known one."
     if shape.dual_chunk and not shape.sparse:

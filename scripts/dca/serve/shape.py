@@ -120,6 +120,7 @@ class Shape(Value):
         groups: its layers, in groups that are alike; empty when all layers are as described above.
         tower: parameters of parts for images and sound, which are not quantized; about.
         tower_width: elements of their activations for each token that they give to the text part.
+        any_image: whether they take images of any size, each as many tokens as it needs.
         per_layer: elements of a token's further embedding for each layer; 0 without one.
         unknown: parts that the formulas do not know, in words.
     """
@@ -155,6 +156,7 @@ class Shape(Value):
     groups: tuple[Layers, ...] = ()
     tower: int = 0
     tower_width: int = 0
+    any_image: bool = False
     per_layer: int = 0
     unknown: tuple[str, ...] = ()
 
@@ -324,6 +326,7 @@ def shape_of(
         hub=hub,
         tower=sum(tower.weights for tower in kinds.towers(whole)),
         tower_width=max((tower.width for tower in kinds.towers(whole)), default=0),
+        any_image=any(tower.any_size for tower in kinds.towers(whole)),
         per_layer=_optional(config, "hidden_size_per_layer_input"),
         unknown=layers.unknown,
     )

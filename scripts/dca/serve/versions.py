@@ -37,6 +37,7 @@ class Era(Value):
         machines_gib: more of it on several machines.
         graphs_gib: CUDA graphs of batches up to 256 sequences.
         graphs_counted: whether the KV cache leaves room for them.
+        absorbed: whether they keep the products of the matrices around compressed keys and values as well.
         utilization: default of gpu_memory_utilization.
         batched: default of max_num_batched_tokens.
         sequences: default of max_num_seqs.
@@ -52,6 +53,7 @@ class Era(Value):
     machines_gib: Size
     graphs_gib: Size
     graphs_counted: bool
+    absorbed: bool = False
     utilization: Annotated[float, Field(gt=0, le=1)]
     batched: Count
     sequences: Count
