@@ -79,7 +79,9 @@ def code_uses() -> dict[str, set[str]]:
     """The codes in the texts of the package and the guards, by the files they are in; docstrings do not count."""
     uses: dict[str, set[str]] = {}
     for path in [*data.PACKAGE.rglob("*.py"), *(data.data_root() / "patches/guards").rglob("*.py")]:
-        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        text = path.read_text(encoding="utf-8")
+        # Walking the trees of all files takes a second.
+        nodes = list(ast.walk(ast.parse(text))) if failures.CODE.search(text) else []
         docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
@@ -148,6 +150,12 @@ def test_a_failure_is_found_among_other_lines_and_is_the_only_one(failure: Failu
     assert known.line > BEFORE.count("\n")
     assert known.text in "\n".join(failures.shown(line) for line in failure.example.splitlines())
     assert (known.cause, known.remedy) == (failure.cause, failure.remedy)
+
+
+@pytest.mark.parametrize("failure", [failure for failure in LOUD if failure.near_miss], ids=lambda failure: failure.id)
+def test_a_near_miss_is_not_the_failure(failure: Failure) -> None:
+    assert failure.id not in ids(explain(failure.near_miss))
+    assert failure.id not in ids(explain(BEFORE + failure.near_miss + AFTER))
 
 
 @pytest.mark.slow
@@ -401,7 +409,7 @@ def test_packages_are_judged_among_those_they_fail_with() -> None:
 # --- what the file of the catalogue may say ------------------------------------------------------------------
 
 ENTRY = """\
-schema = "dca.failures/1"
+schema = "dca.failures/2"
 [[failures]]
 id = "one-thing"
 title = "t"
@@ -423,6 +431,11 @@ example = "something happened"
         ('example = "something happened"', "", ""),
         ('source = "s"', 'source = "s"\npackages = ["not a requirement!"]', "packages"),
         ('cause = "c."', 'cause = ""', "cause"),
+        ('cause = "c."', 'cause = "c."\nnumber = "below 75"', "number"),
+        ('cause = "c."', 'cause = "c."\nnumber = "<75"', ""),
+        ('cause = "c."', 'cause = "c."\nwithin = 0', "within"),
+        ('cause = "c."', 'cause = "c."\nversions = ["vllm 0.11"]', "versions"),
+        ('example = "something happened"', 'example = "something happened"\n[[failures.remedies]]\nremedy = "r"', ""),
     ],
 )
 def test_a_mistake_in_the_catalogue_is_reported_with_its_place(old: str, new: str, named: str, tmp_path: Path) -> None:
@@ -439,6 +452,13 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(ENTRY)
     with pytest.raises(DcaError, match="one-thing"):
         failures.load(tmp_path)
+
+
+def test_the_cause_of_a_consequence_is_in_the_catalogue(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(ENTRY.replace('source = "s"', 'source = "s"\nconsequence_of = ["one-thin"]'))
+    with pytest.raises(DcaError, match="one-thin") as refused:
+        failures.load(tmp_path)
+    assert "one-thing" in refused.value.remedy
 
 
 # --- the command ---------------------------------------------------------------------------------------------

@@ -12,19 +12,25 @@ from pathlib import Path
 from typing import Annotated, BinaryIO, ClassVar, Literal
 
 from packaging.requirements import Requirement
-from pydantic import Field, StringConstraints, model_validator
+from packaging.specifiers import SpecifierSet
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from dca.catalogue.recipes import RequirementText
 from dca.foundation import data, datafile
 from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
+from dca.foundation.suggestion import did_you_mean
 
 Words = Annotated[str, StringConstraints(min_length=1)]
-Kind = Literal["cause", "warning", "consequence", "silent"]
+Kind = Literal["cause", "warning", "consequence", "harmless", "silent"]
+Number = "{number}"
+"""Stands in a text for digits with dots; a condition, a title, a cause or a remedy may use what it matched."""
 
 BLOCK = 1 << 20
 LONGEST_LINE = 1 << 20
 """Bytes without a line end that are searched as one block, so that a line need not fit into memory."""
+LINES_AROUND = 100
+"""Most lines around a message to search for words that must stand near."""
 CONTEXT = 6000
 """Bytes before a message that are searched for `near`: a traceback above it, or the command."""
 AROUND = 2000
@@ -62,20 +68,73 @@ _ALARMS = (
 )
 
 
+def _is_specifier(text: str) -> str:
+    if text:
+        SpecifierSet(text)
+    return text
+
+
+Specifiers = Annotated[str, AfterValidator(_is_specifier)]
+"""Bounds of a number or version, such as `>=10,<75`; empty for any."""
+
+
+class Remedy(Value):
+    """Another remedy of a failure, for logs that show certain tools, versions or numbers.
+
+    Args:
+        tools: one of these wrote the log, by name in `marks.toml`.
+        versions: requirements that the versions in the log satisfy, such as `cuda>=13`.
+        number: what `{number}` matched, such as `<75`.
+        cause: why it happens there; the failure's own cause when empty.
+        remedy: what to do there.
+    """
+
+    tools: tuple[Words, ...] = ()
+    versions: tuple[RequirementText, ...] = ()
+    number: Specifiers = ""
+    cause: str = ""
+    remedy: Words
+
+    @model_validator(mode="after")
+    def _says_where(self) -> Remedy:
+        if not (self.tools or self.versions or self.number):
+            raise ValueError("a remedy in `remedies` names tools, versions or a number that it is for")
+        return self
+
+
 class Failure(Value):
     """One known failure."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)+$")]
     title: Words
     kind: Kind = "cause"
-    """A warning may be harmless, a consequence has its cause further up in the log, and silent prints nothing."""
+    """A warning need not stop anything, a consequence has its cause further up in the log, what is harmless is never
+    reported, and silent prints nothing."""
     texts: tuple[Words, ...] = ()
-    """What programs print, each in one line: {} matches anything, ^ and $ the line's ends."""
+    """What programs print, each in one line: {} matches anything, {number} digits, ^ and $ the line's ends."""
     near: tuple[Words, ...] = ()
-    """Words of which one must be in the line or shortly above it, if other programs print the same text."""
+    """Words of which one must be in the line or in the lines above it, if other failures print the same text."""
+    not_near: tuple[Words, ...] = ()
+    """Words of which none may be there."""
+    within: Annotated[int, Field(ge=1, le=LINES_AROUND)] = 40
+    """Lines above, and for `followed_by` below, to search for these words."""
+    followed_by: tuple[Words, ...] = ()
+    """Words of which one must be in the lines below."""
+    not_followed_by: tuple[Words, ...] = ()
+    """Texts that, anywhere later in the log, show that the program went on."""
+    consequence_of: tuple[Words, ...] = ()
+    """Failures that, if the log has one of them, are the cause of this one."""
+    number: Specifiers = ""
+    """What `{number}` must match, such as `<75`."""
+    versions: tuple[RequirementText, ...] = ()
+    """Requirements such as `vllm<0.11` that no version in the log may contradict."""
+    tools: tuple[Words, ...] = ()
+    """Tools of which one wrote the log, by name in `marks.toml`; any when empty, or when the log shows none."""
     when: Words
     cause: Words
     remedy: Words
+    remedies: tuple[Remedy, ...] = ()
+    """Remedies for certain tools, versions or numbers; the first that fits the log replaces `remedy`."""
     source: Words
     """Where the failure was seen or read about."""
     packages: tuple[RequirementText, ...] = ()
@@ -84,6 +143,8 @@ class Failure(Value):
     """The packages that it happens with; any when empty."""
     example: str = ""
     """Lines of a real log."""
+    near_miss: str = ""
+    """Lines that resemble its texts and are another failure, or none."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Failure:
@@ -91,6 +152,9 @@ class Failure(Value):
             raise ValueError("a failure has texts, or it is silent")
         if self.texts and not self.example:
             raise ValueError("a failure with texts has an example")
+        numbered = self.number or any(remedy.number for remedy in self.remedies)
+        if numbered and not all(Number in text for text in self.texts):
+            raise ValueError("a condition on the number needs {number} in every text")
         return self
 
     def strikes(self, installed: dict[str, str]) -> tuple[str, ...]:
@@ -124,7 +188,7 @@ def _has(installed: dict[str, str], text: str) -> bool | None:
 class Failures(Value):
     """One file of build/failures."""
 
-    schema_: Literal["dca.failures/1"] = Field(alias="schema")
+    schema_: Literal["dca.failures/2"] = Field(alias="schema")
     harmless: tuple[Words, ...] = ()
     """Lines in logs of successful runs that look like errors."""
     failures: tuple[Failure, ...]
@@ -245,6 +309,14 @@ def load(folder: Path | None = None) -> Catalogue:
             harmless += file.harmless
     if twice := [name for name, count in Counter(failure.id for failure in entries).items() if count > 1]:
         raise DcaError("DCA-202", f"two failures have the id `{twice[0]}`.", remedy="give one of them another.")
+    known = {failure.id for failure in entries}
+    for failure in entries:
+        if missing := [name for name in failure.consequence_of if name not in known]:
+            raise DcaError(
+                "DCA-202",
+                f"`consequence_of` of {failure.id} names `{missing[0]}`, which is no failure.",
+                remedy=did_you_mean(missing[0], sorted(known), "name another, or remove it."),
+            )
     return Catalogue(failures=tuple(entries), codes=codes, harmless=tuple(harmless))
 
 
@@ -294,12 +366,14 @@ def _texts(failures: Iterable[Failure]) -> list[_Text]:
     ]
 
 
+@cache
 def _pattern(text: str) -> re.Pattern[str]:
     body = text.removeprefix("^").removesuffix("$")
     inner = ".{0,400}?".join(re.escape(part) for part in body.split("{}"))
     return re.compile((r"^\s*" if text.startswith("^") else "") + inner + (r"\s*$" if text.endswith("$") else ""))
 
 
+@cache
 def _anchor(text: str) -> bytes:
     """A part of a text that every matching line contains: as long as possible, starting with a rare character."""
     pieces = [piece.encode() for piece in text.removeprefix("^").removesuffix("$").split("{}")]
@@ -324,6 +398,11 @@ def _trie(words: Sequence[bytes]) -> bytes:
     return branches[0] if len(branches) == 1 else b"(?:" + b"|".join(branches) + b")"
 
 
+@cache
+def _any_of(words: frozenset[bytes]) -> re.Pattern[bytes]:
+    return re.compile(_trie(sorted(words)))
+
+
 @dataclass
 class _Search:
     """A search through one log."""
@@ -342,7 +421,7 @@ class _Search:
     def _finder(self) -> re.Pattern[bytes]:
         if self._compiled is None:
             words = {text.anchor for text in self.texts} | set(self.alarms) | {CODE_ANCHOR}
-            self._compiled = re.compile(_trie(sorted(words)))
+            self._compiled = _any_of(frozenset(words))
             self._by_word = {}
         return self._compiled
 
