@@ -93,8 +93,8 @@ class ServePlan(Document):
         """The bytes that are certain of a model with parts that the formulas do not know, as a sentence."""
         size, card = self.planned.term("weights") / GIB, self.planned.card / GIB
         return (
-            f"the formulas do not know {' and '.join(self.unknown)}: only about {size:.1f} of {card:.1f} GiB of each GPU "
-            "for weights are certain. Start the server, and give its log with --measured."
+            f"the formulas do not know {' and '.join(self.unknown)}: only about {size:.1f} of {card:.1f} GiB of each "
+            "GPU for weights are certain. Start the server, and give its log with --measured."
         )
 
     @property
