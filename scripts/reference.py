@@ -67,7 +67,7 @@ PRINTED = {
     "dca.publish/1": ("dca publish", "dca index yank", "dca index unyank", "dca index remove", "dca index gc"),
     "dca.serve-check/1": ("dca serve check",),
     "dca.serve-command/1": ("dca serve command",),
-    "dca.serve-plan/1": ("dca serve plan",),
+    "dca.serve-plan/2": ("dca serve plan",),
     "dca.serve-run/1": ("dca serve run",),
     "dca.smoke/1": ("dca smoke",),
     "dca.source/3": ("dca fetch",),
@@ -545,8 +545,17 @@ def models_page() -> str:
             ),
             "## GPUs\n",
             table(
-                ("GPU", "memory", "compute capability"),
-                [(code(card.name), f"{card.memory_gib:g} GiB", card.arch) for card in gpus.load().cards],
+                ("GPU", "memory", "as torch sees it", "compute capability", "MIG slices"),
+                [
+                    (
+                        code(card.name),
+                        f"{card.memory_gib:g} GiB",
+                        f"{gpus.load().seen_gib(card):g} GiB",
+                        card.arch,
+                        listed(map(code, card.slices)),
+                    )
+                    for card in gpus.load().cards
+                ],
             ),
             "## Readers of config.json\n",
             table(
