@@ -21,7 +21,7 @@ CAUGHT = 5
 """Lines after an unknown exception without a traceback from which on its program has gone on."""
 PASSED = 20
 """The same for other lines that only say `error`."""
-KNOWN_CAUGHT = 12
+KNOWN_CAUGHT = 10
 """The same for lines of known failures."""
 SERIOUS = 4
 
@@ -89,7 +89,6 @@ class Judge:
     readable: bool = True
     _errors: list[Event] = field(default_factory=list)
     _consequences: list[Event] = field(default_factory=list)
-    _last_failing: int = 0
 
     def verdict(self) -> Verdict:
         """What is true of the log."""
@@ -98,12 +97,10 @@ class Judge:
                 if self._went_on(event) is None:
                     (self._errors if event.role == "error" else self._consequences).append(event)
         causes, consequences, warnings, overcome = self._known()
-        alive = [*self._errors, *self._consequences, *(one.event for one in causes if one.serious >= PLAIN)]
-        self._last_failing = max((event.line.number for event in alive), default=0)
-        self._errors = [event for event in self._errors if not self._caught(event)]
-        caught = [one for one in causes if self._caught(one.event)]
-        causes = [one for one in causes if one not in caught]
-        overcome += caught
+        caught = self._all_caught(causes)
+        self._errors = [event for event in self._errors if id(event) not in caught]
+        overcome += [one for one in causes if id(one.event) in caught]
+        causes = [one for one in causes if id(one.event) not in caught]
         unknown = self._unknown()
         failing = bool(unknown or self._consequences or any(one.serious >= PLAIN for one in causes))
         causes = [one for one in causes if failing or one.serious >= WARNING]
@@ -138,7 +135,7 @@ class Judge:
                 and mark.line.number > line.number
             ):
                 return f"line {mark.line.number:,} shows that it was repeated: “{shown(mark.line.body.strip())[:60]}”"
-        up = min(self.scan.first.values(), default=0)
+        up = min(self.scan.first.values(), default=0) or self.scan.serving
         if 0 < up < line.number < self.scan.served and not self._died_after(line.number):
             return "the server answered requests afterwards"
         return None
@@ -151,9 +148,24 @@ class Judge:
             for event in kept.events
         )
 
+    def _all_caught(self, causes: list[_Candidate]) -> set[int]:
+        """Identities of the events that a program only printed; the last ones first, as nothing may fail after one."""
+        weak = [one.event for one in causes if one.serious >= PLAIN]
+        last, caught = 0, set()
+        for event in sorted([*self._errors, *self._consequences, *weak], key=lambda event: -event.line.number):
+            if event.line.number >= last and event.role != "consequence" and self._caught(event):
+                caught.add(id(event))
+            else:
+                last = max(last, event.line.number)
+        return caught
+
     def _caught(self, event: Event) -> bool:
-        """Whether a program printed an error and went on: there is no traceback, and nothing else fails after it."""
-        if event.traced or event.line.number < self._last_failing or event.line.level > PLAIN or not self.readable:
+        """Whether a program printed an error and went on, if nothing fails after it."""
+        if event.role == "death":
+            return False
+        if event.onward:
+            return True
+        if event.traced or event.line.level > PLAIN or not self.readable:
             return False
         grade = event.grade if event.role == "error" else grade_of(event.line)
         if grade == "hard" or event.role == "code":

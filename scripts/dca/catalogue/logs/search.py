@@ -46,6 +46,8 @@ LONG = 8000
 """Bytes from which a line is read in parts."""
 _KEYS = 1000
 """Most processes to tell apart."""
+_CLOSELY = 500
+"""Events of a process, or of a failure, after which it is no longer looked up whether it went on."""
 KEPT = 40
 """First and last occurrences of a message that are kept."""
 ENOUGH = 10_000
@@ -177,6 +179,7 @@ class Event:
         grade: what kind of error it is, for an error.
         link: how an exception followed the one before it in its process: `caused`, `handling`, or empty.
         traced: whether the end of a traceback.
+        onward: whether the same process logs what it does further on.
         around: the lines around it.
     """
 
@@ -189,6 +192,7 @@ class Event:
     grade: Grade = "soft"
     link: str = ""
     traced: bool = False
+    onward: bool = False
     around: tuple[tuple[int, str], ...] = ()
 
 
@@ -407,7 +411,8 @@ class Scan:
         errors: lines that look like an error, by process.
         marks: last occurrence of each other text.
         first: first occurrence of each mark that a server is up.
-        served: last line that says that a request was answered.
+        serving: first line that says that a request was answered.
+        served: last one.
         versions: versions by name, as the log shows them.
         tools: tools that wrote the log.
     """
@@ -418,6 +423,7 @@ class Scan:
     errors: dict[str, _Kept] = field(default_factory=dict)
     marks: dict[tuple[str, str], Event] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
+    serving: int = 0
     served: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     tools: set[str] = field(default_factory=set)
@@ -500,6 +506,9 @@ class Scan:
         for answered in self._answered:
             if (place := buffer.rfind(answered, self._start, until)) >= 0:
                 self.served = max(self.served, before + buffer.count(b"\n", self._start, place) + 1)
+                if not self.serving:
+                    place = buffer.find(answered, self._start, until)
+                    self.serving = before + buffer.count(b"\n", self._start, place) + 1
         self.lines += buffer.count(b"\n", counted, until)
 
     def _line(self, finder: Finder, words: set[bytes], start: int, end: int) -> None:
@@ -609,7 +618,10 @@ class Scan:
         conditions = near + bool(failure.number) + bool(failure.followed_by)
         special = conditions, sum(map(len, text.literal))
         traced = grade_of(line) == "exception" and context.traced()
-        event = Event(line, "failure", failure.id, failure, number, special, traced=traced, around=context.around())
+        onward = self._few(self.failures, failure.id) and context.goes_on()
+        event = Event(
+            line, "failure", failure.id, failure, number, special, traced=traced, onward=onward, around=context.around()
+        )
         self._keep(self.failures, failure.id, event)
 
     def _keep(self, where: dict[str, _Kept], key: str, event: Event) -> None:
@@ -637,11 +649,14 @@ class Scan:
         if (grade := grade_of(line)) is not None:
             link = self._links.pop(line.process, "") if grade == "exception" else ""
             traced = grade == "exception" and context.traced()
-            self._keep(
-                self.errors,
-                line.process,
-                Event(line, "error", grade=grade, link=link, traced=traced, around=context.around()),
-            )
+            onward = self._few(self.errors, line.process) and context.goes_on()
+            event = Event(line, "error", grade=grade, link=link, traced=traced, onward=onward, around=context.around())
+            self._keep(self.errors, line.process, event)
+
+    @staticmethod
+    def _few(where: dict[str, _Kept], key: str) -> bool:
+        """Whether an event is still looked at closely."""
+        return key not in where or where[key].count < _CLOSELY
 
 
 def grade_of(line: Line) -> Grade | None:
