@@ -332,6 +332,7 @@ def fields(kind: type[BaseModel]) -> str:
     return f"{inline(about)}\n\n{table(('field', 'type', 'meaning'), rows)}"
 
 
+@cache
 def descriptions(kind: type[BaseModel]) -> tuple[str, dict[str, str]]:
     """A model's docstring, and what it says of fields: below `Args:`, or behind each field."""
     described: dict[str, str] = {}

@@ -79,7 +79,9 @@ def code_uses() -> dict[str, set[str]]:
     """The codes in the texts of the package and the guards, by the files they are in; docstrings do not count."""
     uses: dict[str, set[str]] = {}
     for path in [*data.PACKAGE.rglob("*.py"), *(data.data_root() / "patches/guards").rglob("*.py")]:
-        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        text = path.read_text(encoding="utf-8")
+        # Walking the trees of all files takes a second.
+        nodes = list(ast.walk(ast.parse(text))) if failures.CODE.search(text) else []
         docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:

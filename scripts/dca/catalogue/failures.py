@@ -366,12 +366,14 @@ def _texts(failures: Iterable[Failure]) -> list[_Text]:
     ]
 
 
+@cache
 def _pattern(text: str) -> re.Pattern[str]:
     body = text.removeprefix("^").removesuffix("$")
     inner = ".{0,400}?".join(re.escape(part) for part in body.split("{}"))
     return re.compile((r"^\s*" if text.startswith("^") else "") + inner + (r"\s*$" if text.endswith("$") else ""))
 
 
+@cache
 def _anchor(text: str) -> bytes:
     """A part of a text that every matching line contains: as long as possible, starting with a rare character."""
     pieces = [piece.encode() for piece in text.removeprefix("^").removesuffix("$").split("{}")]
@@ -396,6 +398,11 @@ def _trie(words: Sequence[bytes]) -> bytes:
     return branches[0] if len(branches) == 1 else b"(?:" + b"|".join(branches) + b")"
 
 
+@cache
+def _any_of(words: frozenset[bytes]) -> re.Pattern[bytes]:
+    return re.compile(_trie(sorted(words)))
+
+
 @dataclass
 class _Search:
     """A search through one log."""
@@ -414,7 +421,7 @@ class _Search:
     def _finder(self) -> re.Pattern[bytes]:
         if self._compiled is None:
             words = {text.anchor for text in self.texts} | set(self.alarms) | {CODE_ANCHOR}
-            self._compiled = re.compile(_trie(sorted(words)))
+            self._compiled = _any_of(frozenset(words))
             self._by_word = {}
         return self._compiled
 

@@ -16,6 +16,20 @@ from typing import Any
 DCA, SCALING, PARAMETERS, THETA = "dual_chunk_attention_config", "rope_scaling", "rope_parameters", "rope_theta"
 LENGTH, ORIGINAL, TABLE = "max_position_embeddings", "original_max_position_embeddings", "sparse_attention_config"
 PARTIAL = "partial_rotary_factor"
+# What belongs to the model's shape, whatever the scaling: an edit of the scaling keeps it.
+STRUCTURAL = frozenset(
+    {
+        THETA,
+        PARTIAL,
+        "rope_dim",
+        "mrope_section",
+        "xdrope_section",
+        "mrope_interleaved",
+        "use_fope",
+        "apply_yarn_scaling",
+        "llama_4_scaling_beta",
+    }
+)
 
 # Parts that describe the language model of a composite model, the one that counts first.
 NESTED = ("thinker_config", "text_config", "llm_config", "language_config", "text_encoder", "decoder", "generator")

@@ -62,6 +62,8 @@ class Reader(Value):
     """How to get it, when dca cannot install it."""
     cost: str = ""
     """Disk space and time that its installation took, measured; readers of one recipe share most of it."""
+    knows: tuple[str, ...] = ()
+    """Model types with rotary embeddings that it reads, of a reader from before rope_parameters."""
     wants: Wants
 
 
