@@ -196,8 +196,8 @@ class Judge:
     def _fitting(self) -> dict[str, list[Event]]:
         """Occurrences whose entries hold for the log's tools and versions; of several in a line, the most special."""
         marks = {owner: mark for (role, owner), mark in self.scan.marks.items() if role == "later"}
-        special: dict[int, int] = {}
-        fitting: dict[str, list[tuple[int, Event]]] = {}
+        special: dict[int, tuple[int, int]] = {}
+        fitting: dict[str, list[tuple[tuple[int, int], Event]]] = {}
         for name, kept in self.scan.failures.items():
             for event in kept.events:
                 how = event.special
@@ -210,8 +210,8 @@ class Judge:
                         event.failure.followed_by and not any(mark.line.number > event.line.number for mark in later)
                     ):
                         continue
-                    how += holds
-                    special[event.line.number] = max(special.get(event.line.number, 0), how)
+                    how = how[0] + holds, how[1]
+                    special[event.line.number] = max(special.get(event.line.number, how), how)
                 fitting.setdefault(name, []).append((how, event))
         best = {
             name: [event for how, event in events if event.failure is None or how == special[event.line.number]]

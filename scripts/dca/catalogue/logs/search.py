@@ -173,7 +173,7 @@ class Event:
         owner: as in `Text`.
         failure: the entry, for a failure.
         number: what `{number}` matched.
-        special: how many conditions of the entry on its context hold.
+        special: how many conditions of the entry on its context hold, and how long its text is.
         grade: what kind of error it is, for an error.
         link: how an exception followed the one before it in its process: `caused`, `handling`, or empty.
         traced: whether the end of a traceback.
@@ -185,7 +185,7 @@ class Event:
     owner: str = ""
     failure: Failure | None = None
     number: str = ""
-    special: int = 0
+    special: tuple[int, int] = (0, 0)
     grade: Grade = "soft"
     link: str = ""
     traced: bool = False
@@ -575,12 +575,12 @@ class Scan:
             line: the line.
             context: the lines around it.
         """
-        for text, match in hits:
+        # Of several texts of a failure the longest counts.
+        for text, match in sorted(hits, key=lambda hit: -sum(map(len, hit[0].literal))):
             event = Event(line, text.role, text.owner)
             if text.role == "failure":
-                assert text.failure is not None  # noqa: S101 - made so above
-                if "progress" not in roles or text.failure.kind == "warning":
-                    self._failure(text.failure, match, line, context)
+                if "progress" not in roles or (text.failure and text.failure.kind == "warning"):
+                    self._failure(text, match, line, context)
             elif text.role == "tool":
                 if text.owner not in self.tools:
                     self.tools.add(text.owner)
@@ -596,15 +596,18 @@ class Scan:
                 if text.role == "up":
                     self.first.setdefault(text.owner, line.number)
 
-    def _failure(self, failure: Failure, match: re.Match[str], line: Line, context: Context) -> None:
+    def _failure(self, text: Text, match: re.Match[str], line: Line, context: Context) -> None:
         """Keep a known failure, unless its context contradicts it."""
+        failure = text.failure
+        assert failure is not None  # noqa: S101 - texts of failures have one
         number = match.groupdict().get("number") or ""
         if failure.number and not failures.is_within(failure.number, number):
             return
         near = bool(failure.near) and context.has(failure.near, failure.within)
         if (failure.near and not near) or (failure.not_near and context.has(failure.not_near, failure.within)):
             return
-        special = near + bool(failure.not_near) + bool(failure.number) + bool(failure.followed_by)
+        conditions = near + bool(failure.number) + bool(failure.followed_by)
+        special = conditions, sum(map(len, text.literal))
         traced = grade_of(line) == "exception" and context.traced()
         event = Event(line, "failure", failure.id, failure, number, special, traced=traced, around=context.around())
         self._keep(self.failures, failure.id, event)
