@@ -131,8 +131,13 @@ def test_the_catalogue_holds_what_is_known_of_builds_packages_and_serving() -> N
         "serving.toml",
         "codes.toml",
         "marks.toml",
+        "cluster.toml",
+        "compilers.toml",
+        "installers.toml",
+        "loader.toml",
+        "models.toml",
     }
-    assert len(ALL.failures) >= 70
+    assert len(ALL.failures) >= 200
     assert len(SILENT) < 10
 
 
