@@ -136,11 +136,6 @@ def test_the_catalogue_holds_what_is_known_of_builds_packages_and_serving() -> N
         "installers.toml",
         "loader.toml",
         "models.toml",
-        "cluster.toml",
-        "compilers.toml",
-        "installers.toml",
-        "loader.toml",
-        "models.toml",
     }
     assert len(ALL.failures) >= 200
     assert len(SILENT) < 10
@@ -178,7 +173,9 @@ def test_a_near_miss_is_not_the_failure(failure: Failure) -> None:
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_each_text_of_a_failure_is_found_and_names_it_alone(failure: Failure) -> None:
     for text in failure.texts:
-        number = next((number for number in ("1", "50", "90", "200") if failures.is_within(failure.number, number)), "1")
+        number = next(
+            (number for number in ("1", "50", "90", "200") if failures.is_within(failure.number, number)), "1"
+        )
         line = text.removeprefix("^").removesuffix("$").replace("{}", "x.y").replace(failures.NUMBER, number)
         context = failure.near[0] if failure.near else "..."
         later = failure.followed_by[0].replace("{}", "x") if failure.followed_by else ""

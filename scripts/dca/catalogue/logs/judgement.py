@@ -9,7 +9,7 @@ from typing import Literal
 from dca.catalogue.failures import UNKNOWN, Failure, Known
 from dca.catalogue.failures import Line as Numbered
 from dca.catalogue.logs.lines import PLAIN, WARNING, shown
-from dca.catalogue.logs.search import Event, Scan, grade_of
+from dca.catalogue.logs.search import Event, Kept, Scan, grade_of
 
 Outcome = Literal["failed", "well", "unclear", "unreadable"]
 
@@ -23,6 +23,8 @@ PASSED = 20
 """The same for other lines that only say `error`."""
 KNOWN_CAUGHT = 10
 """The same for lines of known failures."""
+BELOW = 6
+"""Lines below a line of source in which the exception of its traceback stands."""
 SERIOUS = 4
 
 
@@ -150,12 +152,12 @@ class Judge:
 
     def _all_caught(self, causes: list[_Candidate]) -> set[int]:
         """Identities of the events that a program only printed; the last ones first, as nothing may fail after one."""
-        weak = [one.event for one in causes if one.serious >= PLAIN]
+        known = [one.event for one in causes if one.serious >= WARNING]
         last, caught = 0, set()
-        for event in sorted([*self._errors, *self._consequences, *weak], key=lambda event: -event.line.number):
+        for event in sorted([*self._errors, *self._consequences, *known], key=lambda event: -event.line.number):
             if event.line.number >= last and event.role != "consequence" and self._caught(event):
                 caught.add(id(event))
-            else:
+            elif event.line.level >= PLAIN:
                 last = max(last, event.line.number)
         return caught
 
@@ -201,9 +203,19 @@ class Judge:
                 overcome.append(one)
             else:
                 {"cause": causes, "consequence": consequences, "warning": warnings}[kind].append(one)
+        serious = {one.event.line.process for one in causes if one.serious == SERIOUS}
+        for one in causes:
+            if one.serious == PLAIN and one.event.line.process not in serious and self._ended_after(one.event):
+                one.serious = SERIOUS
         for some in (causes, consequences, warnings):
             some.sort(key=lambda one: (one.event.role == "code", one.serious < SERIOUS, one.line))
         return causes, consequences, warnings, overcome
+
+    def _ended_after(self, event: Event) -> bool:
+        """Whether the process of an event, if it is named, reports later that something failed."""
+        process = event.line.process
+        kept = self.scan.errors.get(process, Kept()) if process else Kept()
+        return any(error.role != "error" and error.line.number > event.line.number for error in kept.events)
 
     def _fitting(self) -> dict[str, list[Event]]:
         """Occurrences whose entries hold for the log's tools and versions; of several in a line, the most special."""
@@ -241,7 +253,17 @@ class Judge:
                 for other in reversed(serious)
                 if other.line.process == event.line.process and other.line.body.strip() == event.line.body.strip()
             )
-        return _Candidate(event, self.scan.failures[name].count, _seriousness(event))
+        return _Candidate(event, self.scan.failures[name].count, self._serious(event))
+
+    def _serious(self, event: Event) -> int:
+        """How serious a line is: a line of source in a traceback is as serious as the exception below it."""
+        below = (
+            error.line.number - event.line.number
+            for error in self.scan.errors.get(event.line.process, Kept()).events
+            if error.role == "error" and error.grade != "soft"
+        )
+        serious = _seriousness(event)
+        return SERIOUS if serious == PLAIN and any(0 <= distance <= BELOW for distance in below) else serious
 
     # --- unknown failures ------------------------------------------------------------------------------------
 

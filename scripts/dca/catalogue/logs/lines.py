@@ -96,10 +96,9 @@ class Line:
 def normal(text: str, translations: Mapping[str, str]) -> str:
     """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
     plain = text.translate(QUOTES)
-    if not plain.isascii():
-        for theirs, english in translations.items():
-            if theirs in plain:
-                plain = plain.replace(theirs, english)
+    for theirs, english in translations.items():
+        if theirs in plain:
+            plain = plain.replace(theirs, english)
     return plain
 
 

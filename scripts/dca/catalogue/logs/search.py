@@ -375,7 +375,7 @@ def _compiled(words: frozenset[bytes]) -> re.Pattern[bytes]:
 
 
 @dataclass
-class _Kept:
+class Kept:
     """The first and the last occurrences of something."""
 
     first: list[Event] = field(default_factory=list)
@@ -383,6 +383,7 @@ class _Kept:
     count: int = 0
 
     def add(self, event: Event) -> None:
+        """Keep one more."""
         self.count += 1
         if len(self.first) < KEPT:
             self.first.append(event)
@@ -419,8 +420,8 @@ class Scan:
 
     catalogue: Catalogue
     lines: int = 0
-    failures: dict[str, _Kept] = field(default_factory=dict)
-    errors: dict[str, _Kept] = field(default_factory=dict)
+    failures: dict[str, Kept] = field(default_factory=dict)
+    errors: dict[str, Kept] = field(default_factory=dict)
     marks: dict[tuple[str, str], Event] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
     serving: int = 0
@@ -560,7 +561,7 @@ class Scan:
         if len(joined) == 1:
             return
         whole = " ".join(line.body.strip() for _, line in joined)
-        encoded = whole.encode("utf-8", "replace")
+        encoded = " ".join(whole.split()).encode("utf-8", "replace")
         level = self._block[1]
         by_line: dict[int, list[tuple[Text, re.Match[str]]]] = {}
         for text in finder.texts:
@@ -624,10 +625,10 @@ class Scan:
         )
         self._keep(self.failures, failure.id, event)
 
-    def _keep(self, where: dict[str, _Kept], key: str, event: Event) -> None:
+    def _keep(self, where: dict[str, Kept], key: str, event: Event) -> None:
         """Keep an event, unless its line is kept already."""
         if key in where or len(where) < _KEYS:
-            kept = where.setdefault(key, _Kept())
+            kept = where.setdefault(key, Kept())
             last = kept.events if self._again else kept.latest
             if not any((other.line.number, other.role) == (event.line.number, event.role) for other in last):
                 kept.add(event)
@@ -654,7 +655,7 @@ class Scan:
             self._keep(self.errors, line.process, event)
 
     @staticmethod
-    def _few(where: dict[str, _Kept], key: str) -> bool:
+    def _few(where: dict[str, Kept], key: str) -> bool:
         """Whether an event is still looked at closely."""
         return key not in where or where[key].count < _CLOSELY
 
