@@ -23,6 +23,11 @@ def run(*words: str | Path) -> tuple[int, str, str]:
     return code, out.getvalue(), error.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def _no_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCA_CACHE_DIR", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "model", config())
