@@ -160,7 +160,8 @@ def test_a_failure_is_found_among_other_lines_and_is_the_only_one(failure: Failu
     assert known.id == failure.id
     assert known.line > BEFORE.count("\n")
     assert known.text in "\n".join(lines.shown(line).strip() for line in failure.example.splitlines())
-    assert (known.cause, known.remedy) == (failure.cause, failure.remedy)
+    if failures.NUMBER not in failure.cause + failure.remedy and not failure.remedies:
+        assert (known.cause, known.remedy) == (failure.cause, failure.remedy)
 
 
 @pytest.mark.parametrize("failure", [failure for failure in LOUD if failure.near_miss], ids=lambda failure: failure.id)
@@ -264,8 +265,8 @@ def test_a_text_that_others_print_too_is_told_only_where_it_belongs(failure: Fai
     text = failure.texts[0].replace("{}", "2")
     if not any(near in text for near in failure.near):
         alone = '  File "other.py", line 1\n' + text + "\n"
-        assert ids(explain(alone)) == []
-        assert ids(explain(f"{failure.near[0]}\n" + "x\n" * failures.LINES_AROUND + alone)) == []
+        assert failure.id not in ids(explain(alone))
+        assert failure.id not in ids(explain(f"{failure.near[0]}\n" + "x\n" * failures.LINES_AROUND + alone))
     # Also where the two are in different blocks.
     filler = "y" * ((1 << 20) - 20) + "\n"
     assert ids(explain(f"{filler}  {failure.near[0]}\n{text}\n")) == [failure.id]
@@ -396,9 +397,11 @@ def test_a_message_in_a_very_long_line_is_found_wherever_it_stands(place: int) -
 @pytest.mark.parametrize("place", [*range((1 << 20) - 40, (1 << 20) + 3, 3)])
 def test_a_message_at_the_border_of_two_blocks_is_found(place: int) -> None:
     filler = b"a line of a log\n" * (place // 16) + b"x" * (place % 16)
-    explanation = explain(filler + NEEDLE + b"\n" + filler)
-    assert ids(explanation) == ["cuda-home-unset"]
-    assert explanation.found[0].line == place // 16 + 1
+    (known,) = explain(filler + NEEDLE + b"\n").found
+    assert (known.id, known.line) == ("cuda-home-unset", place // 16 + 1)
+    # A program that prints more has only reported it.
+    (known,) = explain(filler + NEEDLE + b"\n" + filler).overcome
+    assert (known.id, known.line) == ("cuda-home-unset", place // 16 + 1)
 
 
 @pytest.mark.parametrize(("text", "lines"), [("", 0), ("\n", 1), ("a", 1), ("a\n", 1), ("a\nb", 2), ("\n\n\n", 3)])

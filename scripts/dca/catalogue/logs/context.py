@@ -23,7 +23,7 @@ _LOGGED = re.compile(r"\bINFO\b")
 _SHUTDOWN = re.compile(
     r"[Ss]hut(?:ting|s)? ?down|Finished server|Waiting for|waiting for|[Ss]topp(?:ing|ed)|[Tt]erminat|[Ee]xit"
 )
-_ONWARD = 2
+_ONWARD = 3
 """Lines that a process logs after an error when it has not ended."""
 _MARGIN = re.compile(r"^\s*(?:[│|] ?)?")
 
@@ -71,8 +71,7 @@ class Context:
         """
         if any(word in self.line.body or word in self.line.text for word in words):
             return True
-        near = self._above[:within]
-        for text in near:
+        for text in self._above[:within]:
             if any(word in text for word in words):
                 process = lines.parse(0, text, {}).process
                 if process == self.line.process or not process or not self.line.process:

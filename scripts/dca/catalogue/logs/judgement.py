@@ -163,14 +163,12 @@ class Judge:
 
     def _caught(self, event: Event) -> bool:
         """Whether a program printed an error and went on, if nothing fails after it."""
-        if event.role == "death":
+        grade = event.grade if event.role == "error" else grade_of(event.line)
+        if grade == "hard" or event.role in ("death", "code"):
             return False
         if event.onward:
             return True
         if event.traced or event.line.level > PLAIN or not self.readable:
-            return False
-        grade = event.grade if event.role == "error" else grade_of(event.line)
-        if grade == "hard" or event.role == "code":
             return False
         unknown = CAUGHT if grade == "exception" else PASSED
         return self.scan.lines - event.line.number >= (unknown if event.role == "error" else KNOWN_CAUGHT)

@@ -50,8 +50,10 @@ _CLOSELY = 500
 """Events of a process, or of a failure, after which it is no longer looked up whether it went on."""
 KEPT = 40
 """First and last occurrences of a message that are kept."""
-ENOUGH = 10_000
-"""Occurrences of an anchor after which it is searched for in the end of the log only."""
+ENOUGH = 2_000
+"""Lines with an anchor that are read; from then on it is searched for in the end of the log only."""
+_REJECTED = 5
+"""Lines with an anchor and without any of its texts that count as one that is read."""
 _PIECE = 1 << 17
 _LONGEST_ANCHOR = 64
 TAIL = 1 << 18
@@ -93,7 +95,11 @@ _ALARMS = (
     *(b"undefined ref", b"find -l", b" not found", b"No such file", "\u00d7".encode(), b"] [Rank "),
 )
 # Alarms that begin with a common character and are often a part of something else; what must follow there.
-_ENDS = {b"rror": re.compile(rb"[:\r\n]|  | \("), b"atal": re.compile(rb":|  "), b"xception": re.compile(rb"[:\r\n]")}
+_ENDS = {
+    b"rror": re.compile(rb"[:\r\n]|  | \(|\Z"),
+    b"atal": re.compile(rb":|  "),
+    b"xception": re.compile(rb"[:\r\n]|\Z"),
+}
 _LINKS: tuple[tuple[Role, bytes], ...] = (
     ("caused", b"above exception was the direct cause"),
     ("handling", b"another exception occurred"),
@@ -352,7 +358,7 @@ class Finder:
     def count(self, word: bytes, by: int = 1) -> None:
         """Count a word, and search for it no longer when it has occurred often."""
         hits = self._hits[word] = self._hits.get(word, 0) + by
-        if hits >= ENOUGH:
+        if hits >= ENOUGH * _REJECTED:
             anchors = {text.anchor for text in self.of(word)}
             self.often |= anchors
             self._drop(anchors)
@@ -540,7 +546,10 @@ class Scan:
             self._block = (joined[-1][1].number, WARNING if line.level == WARNING else ERROR, line.group)
             special.add("alarm")
             self._joined(finder, joined, context)
-            candidates = [] if len(joined) > 1 else list(finder.texts)
+            if len(joined) > 1:
+                candidates = []
+            elif any(text.role == "translation" for text in of_words):
+                candidates = list(finder.texts)
         body = line.body.encode("utf-8", "replace")
         hits = [(text, match) for text in candidates if (match := text.search(line.body, body))]
         if hits or special:
@@ -549,7 +558,7 @@ class Scan:
             self._found(finder, hits, roles, line, context)
             self._error(special, raw, roles, line, context)
         for word in words:
-            finder.count(word)
+            finder.count(word, _REJECTED)
 
     @staticmethod
     def _can_match(candidates: list[Text], raw: bytes) -> bool:
