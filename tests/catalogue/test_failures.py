@@ -267,7 +267,8 @@ def test_a_code_that_nothing_is_known_of_is_no_finding() -> None:
     assert explain("see DCA-999").found == ()
 
 
-def test_a_message_is_counted_and_the_last_one_of_an_exception_is_shown() -> None:
+def test_a_message_is_counted_and_the_last_one_of_an_exception_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "ENOUGH", 50)
     line = "AssertionError: CUDA_HOME is not set\n"
     assert [(known.line, known.count) for known in explain("fine\n" + 3 * line).found] == [(4, 3)]
     (often,) = explain(3 * search.ENOUGH * line).found
