@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from dca.catalogue import failures
-from dca.catalogue.failures import Explanation, Known
+from dca.catalogue import logs
+from dca.catalogue.failures import UNKNOWN, Known
+from dca.catalogue.logs import Explanation
 from dca.foundation import datafile
 from dca.foundation.documents import Value
 
 CASES = Path(__file__).resolve().parent.parent / "tests/cases/explain"
-UNKNOWN = "unknown"
 Verdict = Literal["right", "partly", "silent", "hidden", "wrong", "clean"]
 VERDICTS: dict[Verdict, str] = {
     "right": "the line, the entry (or the line as unknown), the remedy and the exit are right",
@@ -59,7 +59,7 @@ def expected() -> dict[str, Expected]:
 def explained(log: str) -> Explanation:
     """What is said of one of the logs."""
     with (CASES / f"{log}.log").open("rb") as stream:
-        return failures.explain(stream, log)
+        return logs.explain(stream, log)
 
 
 def verdict(wanted: Expected, said: Explanation) -> Verdict:

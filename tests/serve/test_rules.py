@@ -166,6 +166,15 @@ def test_a_sparse_table_is_for_heads_of_128(
     assert [code for code in codes(made) if code == "DCA-153"] == wanted
 
 
+@pytest.mark.parametrize(("length", "wanted"), [(253_952, []), (253_953, ["DCA-125"])])
+def test_a_table_of_few_diagonals_serves_one_chunk(length: int, wanted: list[str], tmp_path: Path) -> None:
+    model = folder(tmp_path / "m", dual_chunk_attention_config=DCA, max_position_embeddings=MILLION)
+    few = [{str(head): ["vertical_and_slash", 1000, 99, 1.0] for head in range(28)} for _ in range(28)]
+    (Path(model) / "sparse_attention_config.json").write_text(json.dumps(few))
+    made = planned(model, "4xA100-80", length=length)
+    assert [code for code in codes(made) if code == "DCA-125"] == wanted
+
+
 @pytest.mark.parametrize(("size", "blocks"), [(16, "63762"), (32, "31881"), (64, "15941")])
 def test_a_cache_of_blocks_of_another_size_has_as_many_fewer(size: int, blocks: str) -> None:
     made = planned(FOURTEEN, "4xA100-80", block_size=size)

@@ -199,7 +199,7 @@ def make_plan(
         own_toolkits: as in `world`.
 
     Raises:
-        DcaError: DCA-3nn with every recipe's reasons when no plan is possible, DCA-216 for a cache folder in which the
+        DcaError: DCA-3nn with every recipe's reasons when no plan is possible, DCA-218 for a cache folder in which the
             plan cannot be compiled.
     """
     seen = world(request, cache, update=update, packed=packed, own_toolkits=own_toolkits)
@@ -224,11 +224,11 @@ def _check_path(folder: Path) -> None:
     """Reject a folder whose path a compiler's option, a CMake list or a search path cannot hold.
 
     Raises:
-        DcaError: DCA-216.
+        DcaError: DCA-218.
     """
     if wrong := sorted(SPLITTING & set(str(folder))):
         raise DcaError(
-            "DCA-216",
+            "DCA-218",
             f"nothing can be compiled in the cache folder {folder}: its path has {', '.join(map(repr, wrong))}.",
             why="nvcc, CMake and ninja read these characters as their own syntax, and have no way to escape them all.",
             remedy="choose another folder with --cache-dir, CACHE= or DCA_CACHE_DIR.",

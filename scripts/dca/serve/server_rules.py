@@ -627,7 +627,7 @@ def folder(subject: Subject) -> Iterator[Finding]:
     """The findings of `dca config check` for the model's folder, each with its own code."""
     if subject.file is None or subject.file.name != "config.json":
         return
-    for finding in configs.check(subject.file.parent).findings:
+    for finding in configs.check(subject.file.parent, length=subject.settings.length).findings:
         # Warnings concern readers other than the server, except DCA-124: a missing sparse table makes it slow.
         if finding.severity == "error" or finding.code == "DCA-124":
             yield finding
