@@ -2,12 +2,17 @@
 
     python examples/structured_output.py http://127.0.0.1:8000
 
-`response_format` is OpenAI's field, which vLLM supports; --guided uses vLLM's own field `guided_json` instead.
+`response_format` is OpenAI's field, which vLLM supports; --guided uses vLLM's own field instead. With dual chunk
+attention, the V0 engines of 0.10.1.1 and 0.10.2 ignore all of them without an error (0.9.2 and the fork do not), and
+newer engines ignore a field that they have dropped: always validate the answer, as here.
 """
 
 import argparse
+import json
 import os
+import re
 import sys
+import urllib.request
 
 from openai import OpenAI
 from pydantic import BaseModel, ValidationError
@@ -21,6 +26,18 @@ class Book(BaseModel):
     novel: bool
 
 
+def own_field(url: str) -> str:
+    """The name of vLLM's own field: `structured_outputs` from 0.11 on, `guided_json` before."""
+    try:
+        with urllib.request.urlopen(f"{url}/version", timeout=10) as answer:
+            version = json.load(answer)["version"]
+    except (OSError, ValueError, KeyError):
+        version = ""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    newer = numbers is not None and (int(numbers[1]), int(numbers[2])) >= (0, 11)
+    return "structured_outputs" if newer else "guided_json"
+
+
 def main() -> None:
     """Ask for a book, and print its fields."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,18 +48,19 @@ def main() -> None:
 
     client = OpenAI(base_url=f"{args.url}/v1", api_key=os.environ.get("VLLM_API_KEY", "none"))
     schema = Book.model_json_schema()
-    field = (
-        {"extra_body": {"guided_json": schema}}
-        if args.guided
-        else {"response_format": {"type": "json_schema", "json_schema": {"name": "book", "schema": schema}}}
-    )
+    field = {"response_format": {"type": "json_schema", "json_schema": {"name": "book", "schema": schema}}}
+    if args.guided:
+        name = own_field(args.url)
+        field = {"extra_body": {name: schema if name == "guided_json" else {"json": schema}}}
     answer = client.chat.completions.create(
         model=args.model or client.models.list().data[0].id,
         messages=[{"role": "user", "content": "Name a book that you know: title, year, and whether it is a novel."}],
-        max_tokens=128,
+        max_tokens=1024,
         **field,
     )
     text = answer.choices[0].message.content or ""
+    if answer.choices[0].finish_reason == "length":
+        sys.exit(f"The answer was cut at its limit, so it decides nothing:\n{text}")
     try:
         book = Book.model_validate_json(text)
     except ValidationError as error:

@@ -32,6 +32,8 @@ class Engine(Value):
     """Model classes with dual chunk attention."""
     tool_parser: str
     own_sampling: bool
+    structured_output: bool
+    """Whether the engine that serves dual chunk attention enforces JSON schemas and named tools."""
 
     def is_v1(self, shape: Shape, env: Mapping[str, str]) -> bool:
         """Whether the V1 engine serves a model.
