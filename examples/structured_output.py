@@ -8,13 +8,11 @@ newer engines ignore a field that they have dropped: always validate the answer,
 """
 
 import argparse
-import json
 import os
 import re
 import sys
-import urllib.request
 
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 from pydantic import BaseModel, ValidationError
 
 
@@ -26,14 +24,13 @@ class Book(BaseModel):
     novel: bool
 
 
-def own_field(url: str) -> str:
+def own_field(client: OpenAI, url: str) -> str:
     """The name of vLLM's own field: `structured_outputs` from 0.11 on, `guided_json` before."""
     try:
-        with urllib.request.urlopen(f"{url}/version", timeout=10) as answer:
-            version = json.load(answer)["version"]
-    except (OSError, ValueError, KeyError):
+        version = str(client.get(f"{url}/version", cast_to=object))
+    except OpenAIError:
         version = ""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
+    numbers = re.search(r"(\d+)\.(\d+)", version)
     newer = numbers is not None and (int(numbers[1]), int(numbers[2])) >= (0, 11)
     return "structured_outputs" if newer else "guided_json"
 
@@ -50,7 +47,7 @@ def main() -> None:
     schema = Book.model_json_schema()
     field = {"response_format": {"type": "json_schema", "json_schema": {"name": "book", "schema": schema}}}
     if args.guided:
-        name = own_field(args.url)
+        name = own_field(client, args.url)
         field = {"extra_body": {name: schema if name == "guided_json" else {"json": schema}}}
     answer = client.chat.completions.create(
         model=args.model or client.models.list().data[0].id,
@@ -59,11 +56,11 @@ def main() -> None:
         **field,
     )
     text = answer.choices[0].message.content or ""
-    if answer.choices[0].finish_reason == "length":
-        sys.exit(f"The answer was cut at its limit, so it decides nothing:\n{text}")
     try:
         book = Book.model_validate_json(text)
     except ValidationError as error:
+        if answer.choices[0].finish_reason == "length" and text.lstrip().startswith("{"):
+            sys.exit(f"The answer was cut at its limit, within the JSON:\n{text}")
         sys.exit(f"The answer violates the schema: {error.errors()[0]['msg']}\n{text}")
     print(f"{book.title}, {book.year}, {'a novel' if book.novel else 'not a novel'}")
 

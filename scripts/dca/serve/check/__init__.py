@@ -113,8 +113,7 @@ def check(asked: Request, reporter: Reporter, keeper: Keeper | None = None) -> S
     first, card, cards = _models(asking, asked)
     deadline = asking.budget.deadline(min(asked.timeout, IDENTITY_SECONDS))
     asking.engine = identity.of(server, card, deadline)
-    if card.max_model_len:
-        asking.room = max(1, min(probes.REASONING, card.max_model_len // ROOM_SHARE))
+    asking.room = max(1, min(probes.REASONING, (card.max_model_len or needles.LONGEST) // ROOM_SHARE))
     seen = _Seen(asked, card, asking, _range(asked, card), identity.flags(server, asking.engine, cards, deadline))
     seen.take_over(keeper)
     seen.add(first, keeper)

@@ -101,6 +101,7 @@ class Asking:
         room: tokens for an answer with reasoning.
         counted: characters and tokens of the first chat prompt; None when the server does not report the tokens.
         reasons: whether an answer contained reasoning.
+        rambles: whether more tokens made an answer only longer.
         loaded: whether the server has generated anything.
         waited: seconds of waiting for a server that was loading.
         seen: flags of the server that show in its answers, by name.
@@ -115,6 +116,7 @@ class Asking:
     room: int = REASONING
     counted: tuple[int, int] | None = None
     reasons: bool = False
+    rambles: bool = False
     loaded: bool = False
     waited: float = 0.0
     seen: dict[str, Flag] = field(default_factory=dict)
@@ -150,17 +152,19 @@ class Asking:
         if self.reasons:
             tokens = max(tokens, self.room)
         answer = self(ask, text, tokens, **more)
-        if not answer.is_cut or right(answer) or tokens >= self.room:
+        if not answer.is_cut or right(answer) or tokens >= self.room or self.rambles:
             return answer
         try:
-            return self(ask, text, self.room, **more)
+            longer = self(ask, text, self.room, **more)
         except RequestFailed as failed:
             if failed.kind in ("gone", "broken"):
                 raise
+            # Too long for the server: the first answer stands, as it does below for the budget.
+            return answer
         except ProbeEnded:
-            pass
-        # Too long for the server or the budget: the first answer stands.
-        return answer
+            return answer
+        self.rambles = longer.is_cut and not longer.thought
+        return longer
 
     def learn(self, answer: Answer) -> None:
         """Remember what an answer shows of the model and of the server's flags."""
