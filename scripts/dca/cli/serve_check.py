@@ -17,7 +17,7 @@ from dca.config import plot
 from dca.foundation import documents, store
 from dca.foundation.errors import DcaError, Interrupted
 from dca.serve import check as engine
-from dca.serve.check import Keeper, Needle, Probe, Request, ServeCheck, heat
+from dca.serve.check import Keeper, Request, ServeCheck, heat
 from dca.serve.check.budget import limit_of
 from dca.serve.check.probes import PROBES
 from dca.serve.check.report import render as render_page
@@ -193,7 +193,7 @@ def check(
         raise DcaError(
             first.code,
             f"{result.model} at {result.url}: {len(result.troubles)} of {_tried(result)} requests failed.",
-            why="\n".join(f"{_place(trouble)}: {trouble.detail}" for trouble in result.troubles[:MOST_SHOWN])
+            why="\n".join(f"{trouble.place}: {trouble.detail}" for trouble in result.troubles[:MOST_SHOWN])
             + (f"\nand {rest} more." if rest > 0 else ""),
             remedy=first.remedy,
             answered=output.as_json,
@@ -313,10 +313,6 @@ def _tried(result: ServeCheck) -> int:
     return probes + sum(needle.outcome != "skipped" for needle in result.needles)
 
 
-def _place(trouble: Probe | Needle) -> str:
-    return trouble.name if isinstance(trouble, Probe) else f"{trouble.length:,} tokens, depth {trouble.depth:g} %"
-
-
 def render(result: ServeCheck) -> str:
     """A check as text."""
     takes = f", takes {result.max_model_len:,} tokens" if result.max_model_len else ""
@@ -325,12 +321,17 @@ def render(result: ServeCheck) -> str:
         lines.append(f"  seen        {', '.join(map(str, result.flags))}")
     lines.append("")
     width = max(len(probe.name) for probe in result.probes)
-    for probe in result.probes:
+    for probe in result.ordered:
         said = f"not asked, because {probe.detail}" if probe.status == "skipped" else probe.detail
         detail = f": {said}" if said else ""
         lines.append(f"  {MARKS[probe.status]:<4}  {probe.name:<{width}}  {probe.proves}{detail}")
         if probe.status != "passed" and probe.remedy:
             lines.append(f"        {'':<{width}}  {probe.remedy}")
+    wrong = [needle for needle in result.needles if needle.code]
+    for needle in wrong[:MOST_SHOWN]:
+        lines += ["", f"  FAIL  {needle.place}: {needle.detail}", f"        {needle.remedy}"]
+    if len(wrong) > MOST_SHOWN:
+        lines.append(f"        and {len(wrong) - MOST_SHOWN} more")
     if result.needles:
         lines += [
             "",

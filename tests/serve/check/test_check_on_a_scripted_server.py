@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dca import __version__
 from dca.foundation import documents
 from dca.foundation.events import Silent
 from dca.serve import check as engine
@@ -826,7 +827,10 @@ def test_text_page_and_pictures_tell_the_same(serve: Serve, check: Check, tmp_pa
     links.feed(text)
     assert (links.found, "script" in links.tags, "svg" in links.tags) == ([], False, True)
     assert "&lt;script&gt;" in text
-    assert "DCA-163" in text
+    order = [text.index(words) for words in ("DCA-163", "What was checked", "A fact in long prompts")]
+    assert order == sorted(order)
+    for words in (f"dca {__version__}", "Date", place.url, "Engine", "a&lt;b&gt;&amp;c"):
+        assert words in text
 
 
 def test_a_png_is_one_or_is_refused_before_anything_is_sent(serve: Serve, check: Check, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ without a finish_reason; the deadline; an empty answer with finish_reason "lengt
 ignored the prompt; an answer that goes on far past what was asked for."""
 
 Status = Literal["passed", "failed", "refused", "undecided", "skipped"]
+ORDER: tuple[Status, ...] = ("failed", "undecided", "refused", "skipped", "passed")
+"""In which order they are shown."""
 Outcome = Literal["found", "lost", "refused", "hung", "cut", "broken", "gone", "skipped"]
 After = Literal["answers", "hangs", "ended"]
 Counted = Literal["usage", "estimate"]
@@ -56,6 +58,11 @@ class Probe(Value):
     seconds: float = 0.0
     deadline: float = 0.0
     after: After = "answers"
+
+    @property
+    def place(self) -> str:
+        """Its name."""
+        return self.name
 
 
 class Needle(Value):
@@ -93,6 +100,11 @@ class Needle(Value):
     decode_speed: float | None = None
     seconds: float = 0.0
     deadline: float = 0.0
+
+    @property
+    def place(self) -> str:
+        """Its length and depth, for people."""
+        return f"{self.length:,} tokens, depth {self.depth:g} %"
 
 
 class Cost(Value):
@@ -207,6 +219,11 @@ class ServeCheck(Document):
         """The requests that went wrong, in order."""
         parts: tuple[Probe | Needle, ...] = (*self.probes, *self.needles)
         return tuple(part for part in parts if part.code)
+
+    @property
+    def ordered(self) -> tuple[Probe, ...]:
+        """The short requests, failures first."""
+        return tuple(sorted(self.probes, key=lambda probe: ORDER.index(probe.status)))
 
     @property
     def passed(self) -> bool:
