@@ -827,10 +827,10 @@ def test_text_page_and_pictures_tell_the_same(serve: Serve, check: Check, tmp_pa
     links.feed(text)
     assert (links.found, "script" in links.tags, "svg" in links.tags) == ([], False, True)
     assert "&lt;script&gt;" in text
-    order = [text.index(words) for words in ("DCA-163", "What was checked", "A fact in long prompts")]
+    order = [text.index(heading) for heading in ("DCA-163", "What was checked", "A fact in long prompts")]
     assert order == sorted(order)
-    for words in (f"dca {__version__}", "Date", place.url, "Engine", "a&lt;b&gt;&amp;c"):
-        assert words in text
+    for fact in (f"dca {__version__}", "Date", place.url, "Engine", "a&lt;b&gt;&amp;c"):
+        assert fact in text
 
 
 def test_a_png_is_one_or_is_refused_before_anything_is_sent(serve: Serve, check: Check, tmp_path: Path) -> None:
