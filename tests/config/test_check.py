@@ -58,6 +58,16 @@ ERRORS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DCA-125", {"dual_chunk_attention_config": {**DCA, "sparse_attention_config": table(27, 28)}}, {}),
     ("DCA-125", {"dual_chunk_attention_config": DCA}, {"table": table(28, 40)}),
     ("DCA-125", {"dual_chunk_attention_config": DCA}, {"table": "not readable"}),
+    (
+        "DCA-125",
+        {"dual_chunk_attention_config": DCA, "max_position_embeddings": 253953},
+        {"table": table(28, 28, 30, 99)},
+    ),
+    (
+        "DCA-125",
+        {"dual_chunk_attention_config": {**DCA, "sparse_attention_config": table(28, 28, 30, 1)}},
+        {"length": 253953},
+    ),
     ("DCA-126", {"rope_theta": None}, {}),
     ("DCA-126", {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e7, "rope_type": "default"}}, {}),
     ("DCA-126", {"rope_theta": "1e6"}, {}),
@@ -84,6 +94,29 @@ ERRORS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 def test_an_error_is_found(code: str, changed: dict[str, Any], more: dict[str, Any]) -> None:
     clean = found(config(), **{key: value for key, value in more.items() if key in ("page", "readers")})
     assert ("error", code) in found(config(**changed), **more) - clean
+
+
+@pytest.mark.parametrize(
+    ("lines", "changed", "more"),
+    [
+        (100, {}, {}),
+        (1, {"max_position_embeddings": 253952}, {}),
+        (1, {}, {"length": 253952}),
+        (1, {"dual_chunk_attention_config": {**DCA, "sparse_attention_enabled": False}}, {}),
+    ],
+)
+def test_few_diagonals_matter_past_one_chunk_alone(lines: int, changed: dict[str, Any], more: dict[str, Any]) -> None:
+    value = config(**{"dual_chunk_attention_config": DCA, "max_position_embeddings": 1010000, **changed})
+    assert ("error", "DCA-125") not in found(value, table=table(28, 28, 30, lines), **more)
+
+
+def test_the_head_of_few_diagonals_is_named() -> None:
+    rows = table(28, 28)
+    rows[3]["7"][2] = 99
+    value = config(dual_chunk_attention_config=DCA, max_position_embeddings=1010000)
+    (finding,) = [one for one in check(value, table=rows) if one.code == "DCA-125"]
+    assert "layer 3, head 7 has 99 diagonals" in finding.what
+    assert "--max-model-len 253952" in finding.remedy
 
 
 def test_a_byte_order_mark_is_an_error() -> None:

@@ -88,6 +88,7 @@ def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
         (("set-dca", "{}", "--length", "4"), "--length needs"),
         (("set-dca", "{}", "--sparse-sizes", "4"), "not a pair"),
         (("set-dca", "{}", "--sparse-sizes", "0,4", "--model", MILLION), "at least 1"),
+        (("set-dca", "{}", "--sparse-sizes", "1000,99", "--model", MILLION), "at least 100"),
         (("set-dca", "{}", "--sparse-sizes", "9" * 5000 + ",4"), "too large"),
         (("set-dca", "{}", "--sparse", "nowhere"), "does not exist"),
         (("set-dca", "{}", "--model", "none"), "DCA-214"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -179,7 +179,13 @@ def reader_list(cache: store.Store, wheels: Sequence[Path] = ()) -> list[tuple[R
 
 
 def check(
-    path: Path, *, model: str | None = None, names: Sequence[str] = (), page: int = PAGE, ranks: int | None = None
+    path: Path,
+    *,
+    model: str | None = None,
+    names: Sequence[str] = (),
+    page: int = PAGE,
+    ranks: int | None = None,
+    length: int | None = None,
 ) -> Config:
     """The problems of a model's folder, by the rules alone; runs no reader.
 
@@ -189,6 +195,7 @@ def check(
         names: readers it is meant for.
         page: tokens per page of the KV cache.
         ranks: GPUs that share the heads.
+        length: tokens of the longest prompt that is served; by default the model's.
 
     Raises:
         DcaError: DCA-204, 206, 207 for the folder, DCA-211 and 214 for unknown names, DCA-201 for impossible numbers.
@@ -197,7 +204,7 @@ def check(
         raise DcaError("DCA-201", "--page-size and --tensor-parallel must be at least 1.", remedy="give 1 or more.")
     known = _known(model)
     source = folder.read(path)
-    subject = _subject(path, source, names, known, page, ranks)
+    subject = replace(_subject(path, source, names, known, page, ranks), length=length)
     return Config(
         command="check", folder=readable(path), model=_name(subject.model), findings=config_rules.check(subject)
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dca.config import layout, models
-from dca.config.edit import table_faults
+from dca.config.edit import NEAREST, few_diagonals, table_faults
 from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, STRUCTURAL, TABLE, THETA, Layout, Rotary
 from dca.config.layout import count as count
 from dca.config.layout import kind as kind
@@ -76,6 +76,7 @@ class Subject:
         others: all known readers, for warnings when no reader is named.
         page: tokens per page of the KV cache.
         ranks: GPUs that share the heads; None skips that check.
+        length: tokens of the longest prompt that is served; None for the model's own.
         layout: how engines read it.
     """
 
@@ -86,6 +87,7 @@ class Subject:
     others: tuple[Reader, ...] = ()
     page: int = PAGE
     ranks: int | None = None
+    length: int | None = None
     layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -395,6 +397,25 @@ def table_shape(subject: Subject) -> Iterator[Finding]:
         if table is not None and (subject.dca or not path):
             for fault in table_faults(table, layers, heads):
                 yield subject.error("DCA-125", f"{name}: {fault}.", "use the table published with this model.", *path)
+
+
+def table_diagonals(subject: Subject) -> Iterator[Finding]:
+    """DCA-125: a head that may be left without a diagonal in its own chunk, which the engine's kernel does not bear."""
+    layers, heads = subject.text.get("num_hidden_layers"), subject.text.get("num_attention_heads")
+    name, table = (f"{TABLE}.json", subject.table) if subject.table is not None else (TABLE, subject.dca.get(TABLE))
+    chunk, local = count(subject.dca.get("chunk_size")), count(subject.dca.get("local_size"))
+    longest = subject.length or count(subject.text.get(LENGTH))
+    if not table or subject.dca.get("sparse_attention_enabled") is False or table_faults(table, layers, heads):
+        return
+    if chunk and longest and longest > chunk - (local or 0) and (few := few_diagonals(table)):
+        yield subject.error(
+            "DCA-125",
+            f"{name}: {few}: a prompt past one chunk can leave the head none in its own chunk, and the engine then "
+            "hangs or crashes.",
+            f"use the table published with this model, give each head at least {NEAREST}, or serve with "
+            f"--max-model-len {chunk - (local or 0)} or less.",
+            *(subject.at(DCA, TABLE) if subject.table is None else ()),
+        )
 
 
 def base(subject: Subject) -> Iterator[Finding]:
@@ -719,6 +740,7 @@ RULES: tuple[Rule, ...] = (
     lengths,
     tables,
     table_shape,
+    table_diagonals,
     base,
     rows,
     together,

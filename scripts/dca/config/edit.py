@@ -24,6 +24,8 @@ SIMPLE = {*TYPES, "factor", ORIGINAL, "attention_factor", "attn_factor"}
 FULL = "full_attention"
 # A model with it scales the positions of compressed keys alone.
 COMPRESSED = "compress_rope_theta"
+NEAREST = 100
+"""The diagonals that vLLM takes before all others, those of the nearest keys."""
 
 
 class YarnSetting(Value):
@@ -503,6 +505,26 @@ def check_table(table: Any, config: dict[str, Any], name: str) -> None:
             f"{name} does not fit the model: {wrong[0]}.",
             remedy=f"use the {TABLE}.json published with this model.",
         )
+    if few := few_diagonals(table):
+        raise DcaError(
+            "DCA-213",
+            f"{name}: {few}.",
+            why="a prompt past one chunk can leave the head none in its own chunk; the engine then hangs or crashes.",
+            remedy=f"give each head at least {NEAREST}, or use the {TABLE}.json published with this model.",
+        )
+
+
+def few_diagonals(table: list[dict[str, list[Any]]]) -> str:
+    """The first head that may be left without a diagonal in its own chunk, as a clause; empty if there is none.
+
+    Args:
+        table: one without `table_faults`.
+    """
+    for number, row in enumerate(table):
+        for head, entry in row.items():
+            if entry[2] < NEAREST:
+                return f"layer {number}, head {head} has {entry[2]} diagonals (slash lines), fewer than {NEAREST}"
+    return ""
 
 
 def table_faults(table: Any, layers: Any, heads: Any) -> list[str]:
