@@ -67,6 +67,7 @@ PRINTED = {
     "dca.publish/1": ("dca publish", "dca index yank", "dca index unyank", "dca index remove", "dca index gc"),
     "dca.serve-check/2": ("dca serve check",),
     "dca.serve-command/1": ("dca serve command",),
+    "dca.memory-corrections/1": ("dca serve plan",),
     "dca.serve-plan/2": ("dca serve plan",),
     "dca.serve-run/1": ("dca serve run",),
     "dca.smoke/1": ("dca smoke",),
