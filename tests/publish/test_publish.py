@@ -316,7 +316,7 @@ def test_a_wheel_that_any_smoke_test_found_wrong_stays_out_until_a_whole_one_pas
                 publish.publish([wheel], index, cache, Silent(), publish.Additions(evidence=more))
             assert (error.value.code, "dca smoke --level" in error.value.remedy) == ("DCA-901", True)
     found = verify(wheel, evidence.collect(wheel, store.sha256_file(wheel), cache))
-    assert {one.check: one.status for one in found.findings}["smoke"] == ("proven" if fine else "wrong")
+    assert {one.check: one.status for one in found.findings}["smoke"] == ("claimed" if fine else "wrong")
 
 
 def test_evidence_belongs_to_the_wheel_that_it_names(tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ def test_a_smoke_test_that_failed_or_was_of_something_else_proves_nothing(dca: R
         files = {evidence.SMOKE: documents.dumps(smoke.model_copy(update=changes))}
         return {one.check: one.status for one in verify(proven.wheel, files).findings}["smoke"]
 
-    assert status() == "proven"
+    assert status() == "claimed"
     assert status(sha256="0" * 64) == "wrong"
     assert status(partial=True) == "wrong"
     assert status(cases=(case.model_copy(update={"passed": False}),)) == "wrong"

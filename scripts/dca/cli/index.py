@@ -245,7 +245,8 @@ def render(done: Published) -> str:
         lines.append(f"  freed      {size(done.freed)}")
     if not any((done.added, done.changed, done.unchanged, done.deleted, done.statements)):
         lines.append("  nothing to do")
-    if listed := [record for record in (*done.added, *done.changed) if record.state == "listed"]:
+    installed = [record for record in (*done.added, *done.changed) if record.state == "listed"]
+    if listed := [record for record in installed if record.yanked is None]:
         first = listed[0]
         url = f"{done.url or UNKNOWN_URL}{first.view or layout.ALL}/"
         lines += [

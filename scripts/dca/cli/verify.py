@@ -222,7 +222,8 @@ def command(
         verification = verification.model_copy(update={"findings": (*verification.findings, finding)})
     output.show(verification, render(verification))
     if unmet := needs.of_wheel(wanted, verification):
-        raise _unmet(verification.wheel, [*(finding.says for finding in verification.wrong), *unmet], output)
+        says = [*(finding.says for finding in verification.wrong), *unmet]
+        raise _unmet(verification.wheel, says, answered=output.as_json)
     if wrong := verification.wrong:
         checks = f"{len(wrong)} of {len(verification.findings)} checks failed"
         raise DcaError(
@@ -234,14 +235,14 @@ def command(
         )
 
 
-def _unmet(what: str, why: list[str], output: options.Output) -> DcaError:
-    """The error for what does not meet --need."""
+def _unmet(what: str, why: list[str], *, answered: bool) -> DcaError:
+    """The error for what does not meet --need; `answered` says whether the result was printed as JSON."""
     return DcaError(
         "DCA-111",
         f"{what} does not meet what --need demands.",
         why="\n".join(why[:MOST_SHOWN]),
         remedy="ask whoever published it for signed evidence, and name the key or identity: --key, --cert-identity.",
-        answered=output.as_json,
+        answered=answered,
     )
 
 
@@ -266,6 +267,8 @@ def _reject_wrong_index(verified: VerifiedIndex, unmet: list[str], *, answered: 
     """
     says = [finding.says for finding in verified.findings if finding.status == "wrong"] + list(verified.problems)
     says += [f"{wheel.wheel}: {finding.says}" for wheel in verified.wheels for finding in wheel.wrong]
+    if unmet and not says:
+        raise _unmet(verified.index, unmet, answered=answered)
     says += unmet
     if says:
         rest = len(says) - MOST_SHOWN
@@ -273,7 +276,8 @@ def _reject_wrong_index(verified: VerifiedIndex, unmet: list[str], *, answered: 
             "DCA-111",
             f"{verified.index} does not match its evidence: {len(says)} problems.",
             why="\n".join([*says[:MOST_SHOWN], *([f"and {rest} more."] if rest > 0 else [])]),
-            remedy="do not install from it; `dca publish` to it again to make its pages anew.",
+            remedy="do not install from it; its publisher makes its pages anew with `dca publish` or `dca index gc`, "
+            "and signs it with `dca index sign`.",
             answered=answered,
         )
 
@@ -282,7 +286,7 @@ def render_index(verified: VerifiedIndex) -> str:
     """The verification of an index as text."""
     lines = [render(wheel) for wheel in verified.wheels]
     lines += ["", verified.index, *_findings(verified.findings)]
-    state = f"{len(verified.problems)} problems" if verified.problems else "every page and file matches the records"
+    state = f"{len(verified.problems)} problems" if verified.problems else "every page and file is as it should be"
     return "\n".join([*lines, f"  {len(verified.wheels)} wheels, {verified.pages} pages; {state}."])
 
 

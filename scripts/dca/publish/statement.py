@@ -159,7 +159,7 @@ def parse(payload: bytes) -> Signed:
     if signed.payload() != payload:
         raise BadSignatureError("it is not in the form that this tool writes")
     own = {path: sha256 for record in statement.wheels for path, sha256 in files_of(record).items()}
-    names = [record.file for record in (*statement.wheels, *statement.removed)]
+    names = [*(record.file for record in statement.wheels), *(one.file for one in statement.removed)]
     if any(files.get(path) != sha256 for path, sha256 in own.items()) or len(set(names)) != len(names):
         raise BadSignatureError("its list of wheels and its list of files differ")
     if any(not layout.is_page(path) for path in signed.pages) or any(

@@ -258,7 +258,9 @@ def _statement(
             findings.append(Finding(check="index", status="wrong", says=f"{path}: {error}."))
             continue
         about = signed.statement
-        says = f"{len(about.wheels)} wheels of {len(about.projects)} projects are {says}."
+        says = (
+            f"its wheels ({len(about.wheels)}), pages and projects ({', '.join(about.projects) or 'none'}) are {says}."
+        )
         findings.append(Finding(check="index", status="proven", says=says))
         findings.append(memory.check(place, signer, signed))
         found.append(signed)
@@ -418,7 +420,7 @@ def _wheel(
         inspected = inspection.inspect(wheel)
         with zips.opened(wheel) as archive:
             own = metadata.read_own(archive, "METADATA")
-            requires = {
+            requires: set[str] = {
                 canonicalize_name(one.name)
                 for one in metadata.read_metadata(archive, metadata.info_folder(archive.namelist())).requirements
             }
