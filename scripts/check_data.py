@@ -17,7 +17,7 @@ from dca.catalogue import (
 from dca.config import models, readers
 from dca.emulation import known
 from dca.foundation.errors import DcaError
-from dca.serve import engines, gpus
+from dca.serve import engines, gpus, versions
 
 LOADERS: tuple[Callable[[], object], ...] = (
     recipes.load_all,
@@ -33,6 +33,7 @@ LOADERS: tuple[Callable[[], object], ...] = (
     readers.load_all,
     engines.load_all,
     gpus.load,
+    versions.load,
 )
 
 

@@ -56,7 +56,8 @@ PRINTED = {
     "dca.config-plot/1": ("dca config plot",),
     "dca.doctor/1": ("dca doctor",),
     "dca.environment/1": ("dca env",),
-    "dca.explanation/1": ("dca explain LOG",),
+    "dca.explanation/2": ("dca explain LOG",),
+    "dca.explanations/1": ("dca explain FOLDER",),
     "dca.inspection/3": ("dca inspect",),
     "dca.listing/1": ("dca index list",),
     "dca.packed/1": ("dca fetch --bundle FILE",),
@@ -66,7 +67,7 @@ PRINTED = {
     "dca.publish/1": ("dca publish", "dca index yank", "dca index unyank", "dca index remove", "dca index gc"),
     "dca.serve-check/1": ("dca serve check",),
     "dca.serve-command/1": ("dca serve command",),
-    "dca.serve-plan/1": ("dca serve plan",),
+    "dca.serve-plan/2": ("dca serve plan",),
     "dca.serve-run/1": ("dca serve run",),
     "dca.smoke/1": ("dca smoke",),
     "dca.source/3": ("dca fetch",),
@@ -85,22 +86,24 @@ OTHER = {
             "what": "What happened.",
             "why": "The reason, or the words of the program that failed.",
             "next": "What to do.",
-            "known": "Failures of the catalogue that explain the program's output, as in `dca.explanation/1`.",
+            "known": "Failures of the catalogue that explain the program's output, as in `dca.explanation/2`.",
         },
     ),
-    "dca.failure/1": (
+    "dca.failure/2": (
         "Printed by `dca explain CODE --json`.",
         {
             "id": "The code, or the failure's name in the catalogue.",
             "title": "What happened.",
-            "kind": "`cause`, `warning`, `consequence` or `silent`.",
+            "kind": "`cause`, `warning`, `consequence`, `harmless` or `silent`.",
             "cause": "Why it happens.",
             "remedy": "What to do.",
             "when": "When it happens.",
             "source": "Where it was seen.",
             "line": "0, as no log is read.",
             "text": "Empty, as no log is read.",
-            "count": "As in `dca.explanation/1`.",
+            "count": "As in `dca.explanation/2`.",
+            "around": "Empty, as no log is read.",
+            "reason": "Empty, as no log is read.",
         },
     ),
     "dca.config-readers/1": (
@@ -332,6 +335,7 @@ def fields(kind: type[BaseModel]) -> str:
     return f"{inline(about)}\n\n{table(('field', 'type', 'meaning'), rows)}"
 
 
+@cache
 def descriptions(kind: type[BaseModel]) -> tuple[str, dict[str, str]]:
     """A model's docstring, and what it says of fields: below `Args:`, or behind each field."""
     described: dict[str, str] = {}
@@ -541,8 +545,17 @@ def models_page() -> str:
             ),
             "## GPUs\n",
             table(
-                ("GPU", "memory", "compute capability"),
-                [(code(card.name), f"{card.memory_gib:g} GiB", card.arch) for card in gpus.load().cards],
+                ("GPU", "memory", "as torch sees it", "compute capability", "MIG slices"),
+                [
+                    (
+                        code(card.name),
+                        f"{card.memory_gib:g} GiB",
+                        f"{gpus.load().seen_gib(card):g} GiB",
+                        card.arch,
+                        listed(map(code, card.slices)),
+                    )
+                    for card in gpus.load().cards
+                ],
             ),
             "## Readers of config.json\n",
             table(

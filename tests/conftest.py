@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import getpass
 import json
 import os
@@ -37,6 +38,9 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+LONGEST_ID = 200
+
+
 def _commit() -> str:
     """What seeds all random tests: $DCA_TEST_SEED, or the commit under test; "none" outside of git."""
     if seed := os.environ.get("DCA_TEST_SEED"):
@@ -48,9 +52,22 @@ def _commit() -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Let generated examples differ from commit to commit and repeat within one, unless --hypothesis-seed is given."""
+    # Until the tests are collected, nearly everything that is made stays.
+    gc.disable()
     # The cases of the oracle run without that plugin.
     if getattr(config.option, "hypothesis_seed", 0) is None:
         config.option.hypothesis_seed = zlib.crc32(_commit().encode())
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A short id for a long text: workers send the ids of all tests, and of each one that begins and ends."""
+    return f"{argname}-of-{len(val)}" if isinstance(val, (str, bytes)) and len(val) > LONGEST_ID else None
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules and tests that were collected: they stay to the end."""
+    gc.freeze()
+    gc.enable()
 
 
 # Before the hook of xdist's worker, which reads the groups.

@@ -58,6 +58,7 @@ def test_a_planted_import_is_found(copy: Path, module: str, line: str) -> None:
     assert "BROKEN" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_folder_that_no_contract_names_is_found(copy: Path) -> None:
     (copy / "scripts/dca/newcomer").mkdir()
     (copy / "scripts/dca/newcomer/__init__.py").write_text("")

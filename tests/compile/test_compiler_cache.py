@@ -449,7 +449,7 @@ def test_another_cache_folder_finds_in_redis_what_one_has_compiled(
     variable: str, storage: str, dca: RunDca, cache: store.Store, redis: Callable[[], Redis], tmp_path: Path
 ) -> None:
     assert shutil.which("ccache"), "install ccache: apt-get install ccache"
-    one, other = (linked(tmp_path / name, cache) for name in ("one", "another cache, longer"))
+    one, other = (linked(tmp_path / name, cache) for name in ("one", "another cache folder"))
     shared = {variable: redis().url}
     plain = small(dca, one, "--compiler-cache", "off")
     forget(one)

@@ -58,6 +58,16 @@ ERRORS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DCA-125", {"dual_chunk_attention_config": {**DCA, "sparse_attention_config": table(27, 28)}}, {}),
     ("DCA-125", {"dual_chunk_attention_config": DCA}, {"table": table(28, 40)}),
     ("DCA-125", {"dual_chunk_attention_config": DCA}, {"table": "not readable"}),
+    (
+        "DCA-125",
+        {"dual_chunk_attention_config": DCA, "max_position_embeddings": 253953},
+        {"table": table(28, 28, 30, 99)},
+    ),
+    (
+        "DCA-125",
+        {"dual_chunk_attention_config": {**DCA, "sparse_attention_config": table(28, 28, 30, 1)}},
+        {"length": 253953},
+    ),
     ("DCA-126", {"rope_theta": None}, {}),
     ("DCA-126", {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e7, "rope_type": "default"}}, {}),
     ("DCA-126", {"rope_theta": "1e6"}, {}),
@@ -86,6 +96,29 @@ def test_an_error_is_found(code: str, changed: dict[str, Any], more: dict[str, A
     assert ("error", code) in found(config(**changed), **more) - clean
 
 
+@pytest.mark.parametrize(
+    ("lines", "changed", "more"),
+    [
+        (100, {}, {}),
+        (1, {"max_position_embeddings": 253952}, {}),
+        (1, {}, {"length": 253952}),
+        (1, {"dual_chunk_attention_config": {**DCA, "sparse_attention_enabled": False}}, {}),
+    ],
+)
+def test_few_diagonals_matter_past_one_chunk_alone(lines: int, changed: dict[str, Any], more: dict[str, Any]) -> None:
+    value = config(**{"dual_chunk_attention_config": DCA, "max_position_embeddings": 1010000, **changed})
+    assert ("error", "DCA-125") not in found(value, table=table(28, 28, 30, lines), **more)
+
+
+def test_the_head_of_few_diagonals_is_named() -> None:
+    rows = table(28, 28)
+    rows[3]["7"][2] = 99
+    value = config(dual_chunk_attention_config=DCA, max_position_embeddings=1010000)
+    (finding,) = [one for one in check(value, table=rows) if one.code == "DCA-125"]
+    assert "layer 3, head 7 has 99 diagonals" in finding.what
+    assert "--max-model-len 253952" in finding.remedy
+
+
 def test_a_byte_order_mark_is_an_error() -> None:
     source = text.parse(b"\xef\xbb\xbf" + json.dumps(config()).encode(), "config.json")
     assert [one.code for one in config_rules.check(Subject(source))] == ["DCA-135"]
@@ -110,7 +143,11 @@ def test_the_base_of_a_million_model_that_was_lost_is_an_error() -> None:
         ("DCA-123", {**SCALED, "max_position_embeddings": 40960}, {}),
         ("DCA-123", SCALED, {"others": tuple(READERS.values())}),
         ("DCA-124", {"dual_chunk_attention_config": DCA}, {}),
-        ("DCA-126", {"rope_theta": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, {}),
+        (
+            "DCA-126",
+            {"rope_theta": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
+            {"others": tuple(READERS.values())},
+        ),
         ("DCA-133", {"dual_chunk_attention_config": None}, {}),
     ],
 )
@@ -122,6 +159,77 @@ def test_a_doubt_is_no_error(code: str, changed: dict[str, Any], more: dict[str,
     told = found(value, **more)
     assert ("warning", code) in told
     assert not any(severity == "error" for severity, _ in told)
+
+
+@pytest.mark.parametrize("value", [{"architectures": ["UNet"], "down_block_types": []}, {"peft_type": "LORA", "r": 8}])
+def test_another_kind_of_config_is_called_that_and_not_checked(value: dict[str, Any]) -> None:
+    (finding,) = check({**value, "rope_scaling": 1})
+    assert (finding.severity, finding.code) == ("warning", "DCA-137")
+
+
+NESTED: dict[str, Any] = {"architectures": ["VL"], "model_type": "vl", "vision_config": {"hidden_size": 9}}
+PARTS: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "model_type": "vl_text",
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rope_theta": 5e6, "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20]}},
+        {"rope_theta": 5e6, "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [24, 20, 20]}},
+        {"rope_parameters": {"rope_theta": 1e7, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25}},
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "proportional", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3},
+        {"rope_scaling": {"type": "linear", "factor": 8.0}, "hidden_size": 5376, "num_attention_heads": 10},
+        {"rope_theta": [1e6, 1e4, 1e4, 1e6], "num_key_value_heads": [2, 2, 4, 4]},
+        {"rope_scaling": None},
+        {"num_attention_heads": None, "num_key_value_heads": None},
+        {"hidden_size": 500, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_key_value_heads": 3},
+        {"use_sliding_window": True, "sliding_window": 128, "rope_theta": 1e6, "rope_scaling": YARN},
+    ],
+)
+def test_layouts_of_today_have_no_errors(changed: dict[str, Any]) -> None:
+    everyone = tuple(READERS.values())
+    assert not [one for one in check({**PARTS, **changed}, others=everyone) if one.severity == "error"]
+    nested = check({**NESTED, "text_config": {**PARTS, **changed}}, others=everyone)
+    assert not [one for one in nested if one.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "top"),
+    [
+        ("DCA-120", {"rope_scaling": {"factor": 4.0}}, {}),
+        ("DCA-121", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, {}),
+        ("DCA-122", {"max_position_embeddings": "32768"}, {}),
+        ("DCA-126", {"rope_theta": -1}, {}),
+        ("DCA-136", {"rope_theta": 1e6}, {"rope_theta": 1e7}),
+        ("DCA-136", {"rope_parameters": {"rope_theta": 1e6}}, {"rope_theta": 1e6}),
+        ("DCA-136", {}, {"rope_scaling": DOCUMENTED}),
+        ("DCA-136", {"rope_scaling": YARN, "rope_parameters": {"full_attention": {"rope_type": "default"}}}, {}),
+    ],
+)
+def test_an_error_is_found_in_the_language_models_part(code: str, text: dict[str, Any], top: dict[str, Any]) -> None:
+    found = check({**NESTED, "text_config": {**PARTS, **text}, **top})
+    (finding,) = [one for one in found if one.severity == "error" and one.code == code]
+    assert finding.key.startswith("text_config.") == (not top)
 
 
 def test_second_hand_numbers_only_raise_a_doubt() -> None:
@@ -145,4 +253,4 @@ def test_every_rule_has_a_code_of_its_own_that_is_documented() -> None:
     page = Path(ROOT / "docs/config.md").read_text(encoding="utf-8")
     assert [code[0] for code in codes if code and f"| {code[0]} |" not in page] == []
     # Each is found above by at least one case.
-    assert {code for code, _, _ in ERRORS} | {"DCA-135"} == {code[0] for code in codes if code}
+    assert {code for code, _, _ in ERRORS} | {"DCA-135", "DCA-137"} == {code[0] for code in codes if code}

@@ -23,6 +23,11 @@ def run(*words: str | Path) -> tuple[int, str, str]:
     return code, out.getvalue(), error.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def _no_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCA_CACHE_DIR", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "model", config())
@@ -80,6 +85,7 @@ def test_every_subcommand_answers_with_the_same_schema(folder: Path) -> None:
         (("set-dca", "{}", "--length", "4"), "--length needs"),
         (("set-dca", "{}", "--sparse-sizes", "4"), "not a pair"),
         (("set-dca", "{}", "--sparse-sizes", "0,4", "--model", MILLION), "at least 1"),
+        (("set-dca", "{}", "--sparse-sizes", "1000,99", "--model", MILLION), "at least 100"),
         (("set-dca", "{}", "--sparse-sizes", "9" * 5000 + ",4"), "too large"),
         (("set-dca", "{}", "--sparse", "nowhere"), "does not exist"),
         (("set-dca", "{}", "--model", "none"), "DCA-214"),

@@ -42,7 +42,6 @@ def test_the_documented_form_is_right_already() -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ({"type": "linear", "factor": 2.0}, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
         ({**DOCUMENTED, "factor": 4}, DOCUMENTED),
         ({**DOCUMENTED, "rope_type": "linear"}, {**DOCUMENTED, "rope_type": "yarn"}),
         ({**DOCUMENTED, "beta_fast": 16}, {**DOCUMENTED, "beta_fast": 16}),
@@ -112,7 +111,7 @@ def test_a_newer_file_keeps_its_base_for_older_readers() -> None:
     [
         ({"dual_chunk_attention_config": DCA}, "multiplies the length"),
         ({"rope_scaling": [1]}, "is not an object"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "per kind of layer"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}}, "none for full_attention"),
         ({"rope_theta": None}, "no rope_theta"),
         ({"rope_theta": "1e6"}, "no rope_theta"),
     ],
@@ -122,6 +121,146 @@ def test_a_config_that_does_not_allow_yarn_is_refused(changed: dict[str, Any], t
         edit.set_yarn(source(config(**changed)), YARN)
     assert code(refused) == "DCA-208"
     assert told in str(refused.value)
+
+
+PART: dict[str, Any] = {
+    "model_type": "vl_text",
+    "num_hidden_layers": 4,
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 32768,
+}
+WRITTEN = {"factor": 4.0, "original_max_position_embeddings": 32768}
+MROPE = {"mrope_interleaved": True, "mrope_section": [11, 11, 10]}
+LLAMA3 = {
+    "factor": 8.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+SHAPED = {**MROPE, "rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25}
+LAYERS = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # Where the readers of a newer model look, and nowhere else; its shape is kept.
+        ({"rope_parameters": SHAPED}, {"rope_parameters": {**SHAPED, **WRITTEN, "rope_type": "yarn"}}),
+        (
+            {"rope_theta": 5000000, "rope_scaling": {**MROPE, "rope_type": "default"}},
+            {"rope_theta": 5000000, "rope_scaling": {**MROPE, **WRITTEN, "rope_type": "yarn"}},
+        ),
+        (
+            {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+            {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "mrope_section": [16, 24, 24], **WRITTEN}},
+        ),
+        (
+            {"rope_theta": 1e6},
+            {"rope_theta": 1e6, "rope_scaling": {"rope_type": "yarn", **WRITTEN}},
+        ),
+        # Layers with a sliding window stay as they are.
+        (
+            {"rope_parameters": LAYERS},
+            {
+                "rope_parameters": {
+                    **LAYERS,
+                    "full_attention": {**LAYERS["full_attention"], **WRITTEN, "rope_type": "yarn"},
+                }
+            },
+        ),
+    ],
+)
+def test_a_nested_model_gets_yarn_in_its_own_part(before: dict[str, Any], after: dict[str, Any], place: Any) -> None:
+    whole = {"architectures": ["VL"], "model_type": "vl", "vision_config": {"rope_theta": 100.0}}
+    edited = edit.set_yarn(
+        source({**whole, "text_config": {**PART, **before}}), YARN, Form(place=place, length="extended")
+    )
+    assert edited.plain() == {**whole, "text_config": {**PART, **after, "max_position_embeddings": 131072}}
+
+
+def test_a_file_for_older_readers_too_has_the_shape_in_both_places() -> None:
+    newer = config(
+        rope_parameters={"rope_theta": 5e6, "rope_type": "default", "mrope_section": [16, 24, 24]}, rope_theta=None
+    )
+    edited = edit.set_yarn(source(newer), YARN).plain()
+    assert edited["rope_scaling"] == {"rope_type": "yarn", "mrope_section": [16, 24, 24], **WRITTEN}
+    assert edited["rope_parameters"] == {"rope_theta": 5e6, **edited["rope_scaling"]}
+    assert edited["rope_theta"] == 5e6
+
+
+TRAINED: list[tuple[dict[str, Any], str]] = [
+    ({"rope_scaling": LLAMA3}, "llama3 (factor 8.0, high_freq_factor 4.0"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear (factor 2.0)"),
+    ({"rope_scaling": {"type": "su", "long_factor": [1.0] * 48}}, "longrope (long_factor of 48 numbers)"),
+    ({"rope_scaling": {**DOCUMENTED, "original_max_position_embeddings": 4096}}, "yarn (factor 4.0"),
+    ({"rope_scaling": {**DOCUMENTED, "factor": 40.0, "mscale": 1.0, "beta_fast": 32}}, "mscale 1.0, beta_fast 32"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "proportional", "rope_theta": 1e6}}}, "proportional"),
+]
+
+
+@pytest.mark.parametrize(("changed", "told"), TRAINED)
+def test_a_scaling_that_was_trained_is_replaced_only_when_asked(changed: dict[str, Any], told: str) -> None:
+    given = source(config(**changed))
+    with pytest.raises(DcaError) as refused:
+        edit.set_yarn(given, YARN)
+    assert code(refused) == "DCA-216"
+    assert told in refused.value.what
+    place = next(iter(changed))
+    edited = edit.set_yarn(given, YARN, replace=True).plain()[place]
+    edited = edited.get("full_attention", edited)
+    assert {name: edited[name] for name in WRITTEN} == WRITTEN
+    assert not {"low_freq_factor", "long_factor"} & set(edited)
+    assert "yarn" in (edited.get("rope_type"), edited.get("type"))
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, {**DOCUMENTED, "beta_fast": 16.0}])
+def test_dual_chunk_attention_does_not_replace_a_trained_scaling(scaling: dict[str, Any]) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_dca(source(config(rope_scaling=scaling)), CHUNKS)
+    assert code(refused) == "DCA-216"
+    assert "rope_scaling" not in edit.set_dca(source(config(rope_scaling=scaling)), CHUNKS, replace=True).plain()
+
+
+def test_the_original_length_beside_the_scaling_is_written_too() -> None:
+    given = source(config(original_max_position_embeddings=4096, rope_scaling={"type": "su", "long_factor": [1.0]}))
+    assert edit.set_yarn(given, YARN, replace=True).plain()["original_max_position_embeddings"] == 32768
+
+
+@pytest.mark.parametrize("part", [{"rope_theta": 1e6}, {"rope_parameters": SHAPED}])
+def test_dual_chunk_attention_is_not_written_where_nobody_reads_it(part: dict[str, Any]) -> None:
+    with pytest.raises(DcaError) as refused:
+        edit.set_dca(source({"model_type": "vl", "text_config": {**PART, **part}}), CHUNKS)
+    assert code(refused) == "DCA-208"
+    assert "text_config" in refused.value.what
+
+
+@pytest.mark.parametrize("edited", [edit.set_yarn, edit.set_dca])
+def test_a_file_of_another_kind_is_not_edited(edited: Any) -> None:
+    with pytest.raises(DcaError) as refused:
+        edited(source({"down_block_types": [], "rope_theta": 1e4}), YARN if edited is edit.set_yarn else CHUNKS)
+    assert code(refused) == "DCA-208"
+    assert "does not know the layout" in refused.value.what
+
+
+def test_dual_chunk_attention_keeps_what_is_not_scaling() -> None:
+    scaled = {**MROPE, "rope_type": "yarn", "rope_theta": 1e6, **WRITTEN}
+    edited = edit.set_dca(source(config(rope_parameters=scaled)), CHUNKS).plain()
+    assert edited["rope_parameters"] == {**MROPE, "rope_type": "default", "rope_theta": 1e6}
+
+
+def test_a_file_for_a_million_tokens_without_the_quantization_is_not_taken() -> None:
+    stored = config(MOE, quantization_config={"quant_method": "fp8"})
+    own = source(config(MOE, dual_chunk_attention_config=DCA))
+    with pytest.raises(DcaError) as refused:
+        edit.use_1m(source(stored), own)
+    assert code(refused) == "DCA-216"
+    assert edit.use_1m(source(stored), own, replace=True).plain() == own.plain()
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,33 @@ def test_a_sparse_table_from_a_file(tmp_path: Path, kind: str) -> None:
     assert api.check(folder).findings == ()
 
 
+def test_a_file_with_other_names_is_restored_itself(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", config())
+    other = tmp_path / "other.json"
+    other.hardlink_to(folder / "config.json")
+    names, before, inode = listing(folder), content(folder), other.stat().st_ino
+    api.set_yarn(folder, YARN)
+    api.set_yarn(folder, YarnSetting(factor=2, original=32768))
+    assert other.read_bytes() == before
+    api.undo(folder)
+    api.undo(folder)
+    assert (listing(folder), content(folder)) == (names, before)
+    assert (folder / "config.json").stat().st_ino == inode
+    assert other.stat().st_nlink == 2
+
+
+def test_another_name_that_was_written_through_does_not_spoil_the_undo(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", config())
+    other = tmp_path / "other.json"
+    other.hardlink_to(folder / "config.json")
+    names, before = listing(folder), content(folder)
+    api.set_yarn(folder, YARN)
+    other.write_text("{}")
+    api.undo(folder)
+    assert (listing(folder), content(folder)) == (names, before)
+    assert other.read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -140,8 +140,8 @@ def test_rows_of_a_table_stand_on_one_line_each() -> None:
         ('{"a" 1}', "colon"),
         ("{'a': 1}", "single quotes"),
         ('{\n // x\n "a": 1}', "line 2, column 2"),
-        ('{"a": NaN}', "NaN is not a JSON number"),
-        ('{"a": -Infinity}', "-Infinity is not a JSON number"),
+        ('{"a": nan}', "nan is not a JSON number"),
+        ('{"a": +Infinity}', "+Infinity is not a JSON number"),
         ('{"a": 01}', "`01` is not a JSON value"),
         ('{"a": 1e999}', "read as Infinity"),
         ('{"a": ' + "1" * 5000 + "}", "5,000 characters"),
@@ -170,6 +170,13 @@ def test_what_cannot_be_kept_is_refused_with_its_place(content: str | bytes, tol
 def test_escapes_and_lone_surrogates_are_kept_as_they_stand() -> None:
     written = '{"a": "\\ud800 \\u00e9 \u00e9 \\/", "b": 1}'
     assert text.put(parse(written), ("b",), 2).text == written.replace("1}", "2}")
+
+
+def test_numbers_that_only_python_reads_stay_as_they_stand() -> None:
+    written = '{"a": [0.0, Infinity, -Infinity, NaN], "b": 1}'
+    source = parse(written)
+    assert source.plain()["a"][:3] == [0.0, float("inf"), float("-inf")]
+    assert text.put(source, ("b",), 2).text == written.replace("1}", "2}")
 
 
 def test_the_line_of_a_key_is_told() -> None:

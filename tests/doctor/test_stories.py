@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from packaging.requirements import Requirement
 
-from dca.catalogue import failures, recipes
+from dca.catalogue import logs, recipes
 from dca.catalogue.recipes import GitSource
 from dca.foundation import data
 from tests.support.machines import Machine
@@ -43,7 +43,7 @@ def test_story_a3_the_forks_branch_is_taken_without_a_key_and_the_documents_clon
     assert source.branch == "dev/dual-chunk-attn"
     assert source.pin.startswith("commit:")
     assert all(url.startswith("https://github.com/") for url in source.urls)
-    (found,) = failures.explain_lines(CLONE.splitlines())
+    (found,) = logs.explain_lines(CLONE.splitlines())
     assert found.id == "git-unreachable"
     assert "https://github.com/" in found.remedy
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dca.foundation import zips
+from dca.foundation import archives, zips
 
 
 def make(path: Path, entries: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -52,10 +52,13 @@ def test_an_archive_of_too_many_entries_is_refused_before_they_are_read(
         pass
 
 
-def test_an_archive_that_would_unpack_to_too_much_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_would_unpack_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open("a", "w") as stream:
-        for _ in range(300):
+        for _ in range(30):
             stream.write(bytes(1 << 20))
-    with pytest.raises(zips.LimitError, match="would unpack to 300 MiB"), zips.opened(path):
+    with zips.opened(path):
+        pass
+    monkeypatch.setattr(archives, "SMALL_UNPACKED", 1 << 20)
+    with pytest.raises(zips.LimitError, match="would unpack to 30 MiB"), zips.opened(path):
         pass

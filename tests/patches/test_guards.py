@@ -34,6 +34,12 @@ def lists(heads: int, gpus: int, tokens: int, widest: tuple[int, int] = (22032, 
     guards.check_sparse_lists({"sparse_attention_config": table}, 2, heads, gpus, tokens, CHUNKS.chunk_len)
 
 
+def slashes(number: float, longest: int = 253953, **more: bool) -> None:
+    """The check of a table whose last head has so many slash lines."""
+    table = with_entry(["vertical_and_slash", 1000, number, 1.0])
+    guards.check_slash_lines({"sparse_attention_config": table, **more}, 2, 4, longest, CHUNKS.chunk_len)
+
+
 RECORD = {
     "serves": {"head_dims": [128], "dtypes": ["bfloat16"]},
     "left_out": {
@@ -110,6 +116,13 @@ REFUSALS: list[tuple[str, list[str], Callable[[], object]]] = [
         ["layer 1, head 3"],
         lambda: sparse({"sparse_attention_config": with_entry(["vertical_and_slash", 30, 0, 1.0])}),
     ),
+    (
+        "DCA-818",
+        ["layer 1, head 3 has 99 slash lines", "at least 100", "253952 tokens", "--max-model-len 253952"],
+        lambda: slashes(99),
+    ),
+    # torch takes the whole number of a size.
+    ("DCA-818", ["layer 1, head 3 has 99.5 slash lines"], lambda: slashes(99.5)),
     ("DCA-819", ["253952", "block size, 48"], lambda: guards.check_block_size(CHUNKS, 48)),
     ("DCA-819", ["chunk_size=None", "local_size=None"], lambda: guards.read_chunks({})),
     ("DCA-819", ["chunk_size=8", "local_size=8"], lambda: guards.read_chunks({"chunk_size": 8, "local_size": 8})),
@@ -240,6 +253,14 @@ def test_the_notice_names_what_was_chosen() -> None:
     notice = guards.backend_notice(guards.choose_backend({}))
     assert_is_a_whole_message(notice, "DCA-811")
     assert "VLLM_ATTENTION_BACKEND=DUAL_CHUNK_FLASH_ATTN VLLM_USE_V1=0" in notice
+
+
+def test_a_head_always_keeps_a_slash_line_in_its_chunk() -> None:
+    slashes(100)
+    # Prompts of one chunk, and attention without the table.
+    slashes(1, longest=253952)
+    slashes(1, sparse_attention_enabled=False)
+    guards.check_slash_lines({}, 2, 4, 1010000, 253952)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])

@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,8 +92,13 @@ class Length(int):
 def succ_length(lines: str, length: int) -> int:
     """What a side of the patch makes of a length: how many keys of the previous chunk decoding sees."""
     scope: dict[str, Any] = {"chunk_num_curr": Length((length - 1) // CHUNK_LEN), "chunk_len": CHUNK_LEN}
-    exec(textwrap.dedent(lines), scope)
+    exec(compiled(lines), scope)
     return int(scope["seq_lens_succ"])
+
+
+@functools.cache
+def compiled(lines: str) -> CodeType:
+    return compile(textwrap.dedent(lines), "patch", "exec")
 
 
 def border_lengths() -> Iterator[int]:
@@ -109,8 +114,9 @@ def test_decode_splits_every_length_into_whole_chunks() -> None:
         earlier = (length - 1) // CHUNK_LEN
         intra, inter = length - earlier * CHUNK_LEN, max(earlier - 1, 0) * CHUNK_LEN
         assert 1 <= intra <= CHUNK_LEN
-        assert succ_length(patched, length) == (CHUNK_LEN if earlier else 0)
-        assert intra + succ_length(patched, length) + inter == length
+        succ = succ_length(patched, length)
+        assert succ == (CHUNK_LEN if earlier else 0)
+        assert intra + succ + inter == length
 
 
 @pytest.mark.parametrize(("length", "seen"), [(253952, 0), (300000, 1), (600000, -253950), (1000000, -507901)])

@@ -168,3 +168,14 @@ def test_a_temporary_folder_that_does_not_exist_is_one_error_at_once(
     assert plans.place.asked == []
     assert not plans.cache.exists()
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("name", ["cache, old", "it's"])
+def test_a_cache_folder_that_compilers_cannot_name_is_rejected(name: str, plans: Plans, tmp_path: Path) -> None:
+    done = plans._dca("plan", "--cache-dir", tmp_path / name, env=plans.env)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"DCA-218: nothing can be compiled in the cache folder {tmp_path / name}")
+
+
+def test_a_cache_folder_with_a_space_or_an_umlaut_is_accepted(plans: Plans, tmp_path: Path) -> None:
+    assert plans._dca("plan", "--cache-dir", tmp_path / "für Bauten (alt)", env=plans.env).returncode == 0

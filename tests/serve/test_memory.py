@@ -374,8 +374,10 @@ def test_parts_that_the_table_does_not_show() -> None:
     expected = 32_768 * 8 * (3 * 768 / 4 + 2_048) * 2 + BATCH * 2_048 * 2
     assert gpu_memory.mlp_bytes(thirty, four, BATCH) == expected
     assert gpu_memory.mlp_bytes(thirty, four, 1_000) == 1_000 * 8 * (3 * 768 / 4 + 2_048) * 2 + 1_000 * 2_048 * 2
-    # 16-bit logits, the same in 32 bits, and their softmax.
-    assert gpu_memory.logits_bytes(seven, four, 256) == 256 * 152_064 * 10 / 4
+    # 16-bit logits, the same in 32 bits, and their softmax, on the first of the ranks those of the whole vocabulary.
+    assert gpu_memory.logits_bytes(seven, 256) == 256 * 152_064 * 10
+    # With so few tokens they are more than the layers' activations.
+    assert gpu_memory.step_bytes(seven, four, 256, 256) == 256 * 152_064 * 10 + 256 * 3_584 * 2
     # A short prompt, and one without a table, computes one head at a time.
     gathered = 2 * 32_768 * 1 * 128 * 2
     dense = gpu_memory.transients(seven, four, BATCH, 32_768)

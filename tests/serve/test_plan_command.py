@@ -61,7 +61,7 @@ def test_a_plan_is_told_as_text_and_as_a_document() -> None:
     told = run("plan", *FOUR, "--json")
     made = ServePlan.model_validate_json(told.stdout)
     assert made == planned(FOURTEEN, "4x80")
-    assert json.loads(told.stdout)["schema"] == "dca.serve-plan/1"
+    assert json.loads(told.stdout)["schema"] == "dca.serve-plan/2"
 
 
 def test_what_does_not_fit_ends_with_one_and_names_what_does() -> None:
@@ -126,7 +126,7 @@ def test_gpus_of_a_stand_in_driver_are_found_and_counted(tmp_path: Path) -> None
     program.chmod(0o755)
     done = run("plan", SEVEN, PATH=f"{tmp_path}:/usr/bin:/bin")
     assert done.returncode == 0, done.stderr
-    assert "4 x NVIDIA A100-SXM4-80GB (80 GiB)" in done.stdout
+    assert "4 x NVIDIA A100-SXM4-80GB (79.32 GiB)" in done.stdout
     fewer = run("plan", SEVEN, "--max-model-len", "65536", PATH=f"{tmp_path}:/usr/bin:/bin", CUDA_VISIBLE_DEVICES="0,3")
     assert "2 x NVIDIA A100-SXM4-80GB" in fewer.stdout
     # What this shell would hand to the server counts here, and not for a server elsewhere.
@@ -147,7 +147,7 @@ def test_visible_gpus_of_a_stand_in_driver_are_those_that_are_planned_for(tmp_pa
     assert "7.5" in both.stderr
     done = run("command", *words, "--visible", "1", PATH=path)
     assert done.returncode == 0, done.stderr
-    assert "on 1 x NVIDIA A100-SXM4-80GB (80 GiB)" in done.stdout
+    assert "on 1 x NVIDIA A100-SXM4-80GB (79.32 GiB)" in done.stdout
     assert "export CUDA_VISIBLE_DEVICES=1" in done.stdout
     # The option wins over the shell, as it does for the server.
     assert run("command", *words, "--visible", "1", PATH=path, CUDA_VISIBLE_DEVICES="0").stdout == done.stdout

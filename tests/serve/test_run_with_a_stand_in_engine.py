@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dca import smoke
-from dca.catalogue import failures
+from dca.catalogue import logs
 from dca.catalogue.failures import Known
 from dca.foundation.errors import DcaError
 from dca.foundation.events import Silent
@@ -372,7 +372,7 @@ def test_lines_that_differ_in_numbers_alone_are_looked_at_once(monkeypatch: pyte
         looked.append(list(lines)[-1])
         return ()
 
-    monkeypatch.setattr(failures, "explain_lines", explain_lines)
+    monkeypatch.setattr(logs, "explain_lines", explain_lines)
     watcher = serving.Watcher(tell=lambda _: None, known=lambda _: None, ready=lambda: None)
     for number in range(500):
         watcher.line(f"ERROR 01-31 12:34:56 engine.py:1] request cmpl-{number:08x} failed")

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from dca import config
-from dca.catalogue import failures
+from dca.catalogue import logs
 from dca.cli.serve import command
 from dca.config import YarnSetting
 from dca.doctor.nvidia import Card, Seen
@@ -199,7 +199,7 @@ def test_story_A9_a_prompt_that_is_ignored_is_explained_and_the_plan_has_blocks_
     line = (
         "WARNING 01-31 12:34:56 scheduler.py:965] Input prompt (612345 tokens) + lookahead slots (0) is too long and "
     )
-    (found,) = failures.explain_lines([line + "exceeds the capacity of block_manager"])
+    (found,) = logs.explain_lines([line + "exceeds the capacity of block_manager"])
     assert found.id == "prompt-over-cache"
     for name, where in ((SEVEN, "4x80"), (FOURTEEN, "4x80"), (FOURTEEN, "8xA100-40")):
         plan = planned(name, where)
@@ -405,10 +405,10 @@ def test_story_C9_modelscope_and_the_messages_that_name_a_too_small_cache() -> N
     assert argv(text)[2] == f"Qwen/{ORDINARY}"
     assert "--trust-remote-code" not in text
     old = "The model's max seq len (8192) is larger than the maximum number of tokens that can be stored in KV cache"
-    (cache,) = failures.explain_lines([f"ValueError: {old}"])
+    (cache,) = logs.explain_lines([f"ValueError: {old}"])
     assert cache.id == "kv-cache-too-small"
     remote = "Failed to load the model config. If the model is a custom model not yet available in the HuggingFace"
-    (loading,) = failures.explain_lines([remote])
+    (loading,) = logs.explain_lines([remote])
     assert loading.id == "model-config-unreadable"
 
 

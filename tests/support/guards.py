@@ -175,6 +175,11 @@ REFUSED: dict[str, tuple[Case, str, list[str]]] = {
         "DCA-818",
         ["stream_llm", "layer 1, head 3"],
     ),
+    "an entry of fewer slash lines than the nearest": (
+        Case(EAGER, table=with_entry(["vertical_and_slash", 1000, 99, 0.5])),
+        "DCA-818",
+        ["layer 1, head 3 has 99 slash lines", "--max-model-len 253952"],
+    ),
     "a chunk that is not a multiple of the block": (
         Case(EAGER, {**QWEN_1M, "local_size": 8200}),
         "DCA-819",

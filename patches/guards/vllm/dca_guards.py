@@ -36,6 +36,8 @@ PATTERN = "vertical_and_slash"
 KERNEL_BLOCK = 16
 # The rows of queries that share one list of blocks and columns.
 ROWS = 64
+# The slash lines that the backend takes before all others: those of the nearest keys.
+NEAREST = 100
 STEP_OP = "advance_step_flashattn"
 NGRAM = "[ngram]"
 # The sizes that flash-attention's kernels are made for are multiples of this; a head of another size takes the next.
@@ -400,6 +402,37 @@ def _check_entry(entry: object, layer: int, head: int) -> None:
     )
 
 
+def check_slash_lines(config: Mapping[str, Any], layers: int, heads: int, max_model_len: int, chunk_len: int) -> None:
+    """Refuse a head that may be left without a slash line in its own chunk, which the conversion of indices needs.
+
+    A head with n < 100 lines gets any n of the 100 nearest. Where the queries end at most 100 - n tokens behind a
+    chunk's border, they can all lie before it. The kernel then takes the filling of its buffer for a line, and fills
+    its list of columns without an end.
+
+    Args:
+        config: `dual_chunk_attention_config`, its table checked.
+        layers: of the model.
+        heads: query heads of the model.
+        max_model_len: of the engine.
+        chunk_len: prompts up to this length have one chunk, and every line lies in it.
+    """
+    table = config.get("sparse_attention_config")
+    if not table or not config.get("sparse_attention_enabled", True) or max_model_len <= chunk_len:
+        return
+    for layer, row in enumerate(_table_rows(table, layers, heads)):
+        for head, (_, _, slash, _) in row.items():
+            if slash < NEAREST:
+                raise _refusal(
+                    "DCA-818",
+                    f"The sparse attention table's entry for layer {layer}, head {head} has {slash} slash lines, and "
+                    f"at least {NEAREST} are required for prompts past one chunk of {chunk_len} tokens",
+                    "With fewer, vLLM may choose none in the chunk that the prompt ends in; the kernel that converts "
+                    "indices then does not end and writes past its buffers",
+                    f"Use the {TABLE_FILE} that was published with this model, give the head at least {NEAREST} slash "
+                    f"lines, or pass --max-model-len {chunk_len} or less",
+                )
+
+
 def check_chunked_prefill(enabled: bool, max_model_len: int, chunk_len: int) -> None:
     """Refuse prefill in one piece for prompts past one chunk, which then all get wrong answers.
 
@@ -741,6 +774,7 @@ def check_engine(vllm_config: Any, sparse_head_dims: Sequence[int] | None = SPAR
     transfer = vllm_config.kv_transfer_config
     check_transfer(transfer and transfer.kv_connector, model_config.max_model_len, chunks.original_max)
     notice = check_sparse_table(config, text_config.num_hidden_layers, heads, model_config.model)
+    check_slash_lines(config, text_config.num_hidden_layers, heads, model_config.max_model_len, chunks.chunk_len)
     if sparse_head_dims is not None and _on_gpu(vllm_config):
         check_sparse_heads(config, model_config.get_head_size(), sparse_head_dims)
     gpus, tokens = vllm_config.parallel_config.tensor_parallel_size, scheduler_config.max_num_batched_tokens

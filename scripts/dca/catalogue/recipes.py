@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -686,10 +687,15 @@ def series_revision(folder: Path) -> int:
 
 def locked_versions(lock: Path) -> dict[str, tuple[str, ...]]:
     """Versions that a lock pins, per package name."""
+    return dict(_pins(_text(lock))) if lock.is_file() else {}
+
+
+# One command reads the same lock several times.
+@cache
+def _pins(text: str) -> dict[str, tuple[str, ...]]:
     pins: dict[str, list[str]] = {}
-    if lock.is_file():
-        for match in re.finditer(r"^([A-Za-z0-9._-]+)==([0-9][^\s;\\]*)", _text(lock), re.MULTILINE):
-            pins.setdefault(match[1].lower(), []).append(match[2])
+    for match in re.finditer(r"^([A-Za-z0-9._-]+)==([0-9][^\s;\\]*)", text, re.MULTILINE):
+        pins.setdefault(match[1].lower(), []).append(match[2])
     return {name: tuple(sorted(set(versions), key=Version)) for name, versions in sorted(pins.items())}
 
 

@@ -133,11 +133,11 @@ def explanation_of(error: DcaError) -> tuple[Known, ...]:
     """The known failures in the output of the program that an error is about."""
     if not error.output:
         return ()
-    from dca.catalogue import failures
+    from dca.catalogue import failures, logs
     from dca.foundation.errors import DcaError
 
     try:
-        known = failures.explain_lines(error.output)
+        known = logs.explain_lines(error.output)
     except DcaError:
         return ()
     return tuple(

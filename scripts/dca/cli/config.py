@@ -12,9 +12,10 @@ import click
 from dca import config
 from dca.cli import options
 from dca.cli.packing import packed
-from dca.config import PAGE, Config, DualChunkSetting, YarnSetting, plot, readers
+from dca.config import PAGE, Asking, Config, DualChunkSetting, Target, YarnSetting, plot, readers
 from dca.foundation import store
 from dca.foundation.errors import DcaError
+from dca.foundation.events import Reporter
 
 DIST = Path("dist")
 WIDTH = 30
@@ -35,17 +36,45 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show what would change,
 _out = click.option(
     "--out", type=options.PATH, metavar="DIR", help="Write to this new folder, with links to the other files."
 )
-_wheels_option = packed(
-    _wheels,
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which readers must load the edited file."""
+
+    cache_dir: Path | None
+    wheels: tuple[Path, ...]
+    ask: bool
+
+    def target(self, folder: Path, reporter: Reporter, *, replace: bool = False) -> Target:
+        """The folder to change, with the readers to ask."""
+        asking = Asking(options.open_cache(self.cache_dir), _wheels(self.wheels), reporter) if self.ask else None
+        return Target(folder, asking, replace)
+
+
+_wheel = click.option(
+    "--wheel",
     "wheels",
+    multiple=True,
+    type=options.FILE,
+    show_default="the wheels in dist/",
+    help="Wheel with an engine's own Python code.",
+)
+_asked = packed(
+    Asked,
+    "asked",
     click.option(
-        "--wheel",
-        "wheels",
-        multiple=True,
-        type=options.FILE,
-        show_default="the wheels in dist/",
-        help="Wheel with an engine's own Python code.",
+        "--ask/--no-ask",
+        default=True,
+        show_default=True,
+        help="Ask the installed readers whether they load the result.",
     ),
+    _wheel,
+    options.cache,
+)
+_wheels_option = packed(_wheels, "wheels", _wheel)
+_replace = click.option(
+    "--replace", is_flag=True, help="Also replace a scaling or quantization that the model was trained with."
 )
 
 
@@ -173,8 +202,10 @@ def check(
     show_default="all that `dca config show` asks",
     help="Reader that must accept the settings.",
 )
+@_replace
 @_out
 @_dry_run
+@_asked
 @options.output
 def set_yarn(
     folder: Path,
@@ -182,13 +213,18 @@ def set_yarn(
     original: int,
     attention: float | None,
     names: tuple[str, ...],
+    replace: bool,
     out: Path | None,
     dry_run: bool,
+    asked: Asked,
     output: options.Output,
 ) -> None:
     """Scale the rotary embedding with YaRN; the new length is factor x original."""
     setting = YarnSetting(factor=factor, original=original, attention_factor=attention)
-    _show_change(config.set_yarn(folder, setting, names=names, dry_run=dry_run, out=out), output)
+    with output.terminal() as reporter:
+        target = asked.target(folder, reporter, replace=replace)
+        result = config.set_yarn(target, setting, names=names, dry_run=dry_run, out=out)
+    _show_change(result, output)
 
 
 @dataclass(frozen=True)
@@ -245,8 +281,10 @@ class Numbers:
     help="File with the sparse table: sparse_attention_config.json or config_1m.json.",
 )
 @click.option("--sparse-sizes", "sizes", metavar="V,S", help="Make a table with these two sizes for every head.")
+@_replace
 @_out
 @_dry_run
+@_asked
 @options.output
 def set_dca(
     folder: Path,
@@ -254,26 +292,34 @@ def set_dca(
     numbers: Numbers,
     table: Path | None,
     sizes: str | None,
+    replace: bool,
     out: Path | None,
     dry_run: bool,
+    asked: Asked,
     output: options.Output,
 ) -> None:
     """Turn dual chunk attention on, with the known model's numbers or with your own."""
     if table and sizes:
         raise DcaError("DCA-201", "--sparse and --sparse-sizes exclude each other.", remedy="give one of them.")
     sparse = table or _sizes(sizes)
-    result = config.set_dca(folder, numbers.setting(), model=model, sparse=sparse, dry_run=dry_run, out=out)
+    with output.terminal() as reporter:
+        target = asked.target(folder, reporter, replace=replace)
+        result = config.set_dca(target, numbers.setting(), model=model, sparse=sparse, dry_run=dry_run, out=out)
     _show_change(result, output)
 
 
 @command.command("use-1m", short_help="Replace config.json by config_1m.json.")
 @_folder
+@_replace
 @_out
 @_dry_run
+@_asked
 @options.output
-def use_1m(folder: Path, out: Path | None, dry_run: bool, output: options.Output) -> None:
+def use_1m(folder: Path, replace: bool, out: Path | None, dry_run: bool, asked: Asked, output: options.Output) -> None:
     """Replace a folder's config.json by its own config_1m.json."""
-    _show_change(config.use_1m(folder, dry_run=dry_run, out=out), output)
+    with output.terminal() as reporter:
+        result = config.use_1m(asked.target(folder, reporter, replace=replace), dry_run=dry_run, out=out)
+    _show_change(result, output)
 
 
 @command.command("drop-dca", short_help="Remove dual chunk attention, and cap the length.")
@@ -287,10 +333,15 @@ def use_1m(folder: Path, out: Path | None, dry_run: bool, output: options.Output
 )
 @_out
 @_dry_run
+@_asked
 @options.output
-def drop_dca(folder: Path, cap: int | None, out: Path | None, dry_run: bool, output: options.Output) -> None:
+def drop_dca(
+    folder: Path, cap: int | None, out: Path | None, dry_run: bool, asked: Asked, output: options.Output
+) -> None:
     """Remove dual chunk attention, for engines that reject it, and cap the length."""
-    _show_change(config.drop_dca(folder, cap=cap, dry_run=dry_run, out=out), output)
+    with output.terminal() as reporter:
+        result = config.drop_dca(asked.target(folder, reporter), cap=cap, dry_run=dry_run, out=out)
+    _show_change(result, output)
 
 
 @command.command("undo", short_help="Undo the last change, byte for byte.")
@@ -357,8 +408,21 @@ def render_change(result: Config) -> str:
         lines.append(f"{change.file}: {done}{back}{more}.")
     else:
         lines.append("Nothing was written.")
+    lines += _asked_readers(result)
     lines += [_finding(finding) for finding in result.findings]
     return "\n".join(lines)
+
+
+def _asked_readers(result: Config) -> list[str]:
+    """Which readers load the edited file, and which were not asked."""
+    load = [f"{reading.title} {reading.version}".strip() for reading in result.readings if reading.loaded]
+    cannot = [reading.title for reading in result.readings if reading.installed and not reading.loaded]
+    absent = [reading.title for reading in result.readings if not reading.installed]
+    return [
+        *([f"  loaded by: {', '.join(load)}"] if load else []),
+        *([f"  loaded by neither before nor now: {', '.join(cannot)}"] if cannot else []),
+        *([f"  not asked, because not installed: {', '.join(absent)}"] if absent else []),
+    ]
 
 
 def _about(result: Config) -> str:

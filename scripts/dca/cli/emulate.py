@@ -78,7 +78,11 @@ class Wish:
         help="What to check kernels for; can be repeated.",
     ),
     click.option(
-        "--seed", type=click.IntRange(min=0), default=0, help="Seed for the order of warps.  [default: their numbers]"
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed for the order in which warps run; with 0 they run in the order of their numbers.",
     ),
     click.option(
         "--ptx",

@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from dca.catalogue import failures
-from dca.catalogue.failures import Explanation, Known
+from dca.catalogue import failures, logs
+from dca.catalogue.failures import UNKNOWN, Known
+from dca.catalogue.logs import Explanation, Explanations
 from dca.cli import options
 from dca.foundation.errors import DcaError
 from dca.foundation.suggestion import did_you_mean
 
+SHOWN = 3
+"""Most causes to show in full, and most other findings to name."""
+
 
 @click.command("explain")
-@click.argument("what", metavar="LOG|-|CODE", required=False)
+@click.argument("what", metavar="LOG|FOLDER|-|CODE", required=False)
 @click.option("--list", "listing", is_flag=True, help="List every known failure and code, one per line.")
-@click.option("-v", "--verbose", is_flag=True, help="Also show when it happens, and where it was seen.")
+@click.option(
+    "--follow", is_flag=True, help="Pass standard input on, and explain failures as they occur and at its end."
+)
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Also show when it happens, where it was seen, and what was overcome."
+)
 @options.json
 @options.schema(Explanation)
-def command(what: str | None, listing: bool, verbose: bool, as_json: bool) -> None:
+def command(what: str | None, listing: bool, follow: bool, verbose: bool, as_json: bool) -> None:
     """Explain a log's failure: what it is, why it happened, and what to do.
 
-    LOG is a file of any size, - is standard input, and CODE is an error code of dca (DCA-606) or the name of a known
-    failure. Exit 1 means that the log holds an unknown failure.
+    LOG is a file of any size, FOLDER has several, - is standard input, and CODE is an error code of dca (DCA-606) or
+    the name of a known failure. Exit 1 means that a log holds an unknown failure or cannot be read.
     """
     output, catalogue = options.Output(as_json, quiet=False), failures.load()
     if listing:
         click.echo(_list(catalogue))
         return
+    if follow:
+        if what not in (None, "-"):
+            raise DcaError("DCA-201", "--follow reads standard input.", remedy="PROGRAM 2>&1 | dca explain --follow")
+        explanation = _follow(quiet=as_json)
+        output.show(explanation, f"\n{render(explanation, verbose=verbose)}")
+        _end(explanation)
+        return
     if what is None:
         raise DcaError("DCA-201", "no log or code is named.", remedy="name a log, `-` for standard input, or DCA-606.")
     if what != "-" and not Path(what).exists() and (known := _named(what, catalogue)) is not None:
-        output.show(known.model_dump(mode="json") | {"schema": "dca.failure/1"}, render_one(known, verbose=True))
+        output.show(known.model_dump(mode="json") | {"schema": "dca.failure/2"}, render_one(known, verbose=True))
+        return
+    if Path(what).is_dir():
+        several = _folder(Path(what))
+        output.show(several, "\n\n".join(render(one, verbose=verbose) for one in several.logs))
+        for one in several.logs:
+            _end(one)
         return
     explanation = _read(what)
     output.show(explanation, render(explanation, verbose=verbose))
+    _end(explanation)
+
+
+def _end(explanation: Explanation) -> None:
+    """End with an error if nothing is known of a failure, or the log cannot be read."""
+    if explanation.outcome == "unreadable":
+        raise DcaError(
+            "DCA-108",
+            f"{explanation.log} cannot be read: {explanation.reason}.",
+            remedy="name the program's output as text; gzip, bzip2, xz, UTF-16 and docker's json-file are read too.",
+            answered=True,
+        )
     if not explanation.explained:
         raise DcaError(
             "DCA-106",
@@ -62,13 +98,45 @@ def _named(what: str, catalogue: failures.Catalogue) -> Known | None:
 
 def _read(what: str) -> Explanation:
     if what == "-":
-        return failures.explain(sys.stdin.buffer, "standard input")
+        return logs.explain(sys.stdin.buffer, "standard input")
     path = Path(what)
-    if path.is_dir() or not path.exists():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        raise DcaError("DCA-204", f"{path} {kind}.", remedy="name a log file, or `-` for standard input.")
+    if not path.exists():
+        raise DcaError(
+            "DCA-204", f"{path} does not exist.", remedy="name a log, a folder of logs, or `-` for standard input."
+        )
     with path.open("rb") as stream:
-        return failures.explain(stream, str(path))
+        return logs.explain(stream, str(path))
+
+
+def _folder(folder: Path) -> Explanations:
+    """Explain every file below a folder: what failed first, then the rest by name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise DcaError("DCA-204", f"{folder} has no files.", remedy="name a log, or a folder of logs.")
+    rank = {"failed": 0, "unreadable": 1, "unclear": 2, "well": 3}
+    explained = sorted((_read(str(path)) for path in files), key=lambda one: (rank[one.outcome], one.log))
+    return Explanations(folder=str(folder), logs=tuple(explained))
+
+
+def _follow(*, quiet: bool) -> Explanation:
+    """Pass standard input on while it is read, with each known failure as it first occurs."""
+    from dca.cli import show_known
+
+    told: set[str] = set()
+
+    def tell(found: Iterable[Known]) -> None:
+        for known in found:
+            if known.id not in told:
+                told.add(known.id)
+                show_known(known)
+
+    follower = logs.Follower("standard input", tell=tell)
+    while read := os.read(sys.stdin.fileno(), logs.BLOCK):
+        if not quiet:
+            sys.stdout.buffer.write(read)
+            sys.stdout.buffer.flush()
+        follower.add(read)
+    return follower.end()
 
 
 def _list(catalogue: failures.Catalogue) -> str:
@@ -79,32 +147,71 @@ def _list(catalogue: failures.Catalogue) -> str:
 
 
 def render(explanation: Explanation, *, verbose: bool = False) -> str:
-    """An explanation as text."""
-    lines = [f"{explanation.log}: {explanation.lines:,} lines"]
-    if not explanation.found and not explanation.suspicious:
-        return f"{lines[0]}. No known failure, and no line that looks like one."
+    """An explanation as text that fits a screen."""
+    lines = [f"{explanation.log}: {explanation.lines:,} lines. {_outcome(explanation)}"]
     failed = [known for known in explanation.found if known.kind != "warning"]
-    for number, known in enumerate(failed):
-        following = "then" if known.kind == "consequence" else "and"
-        lead = "What happened" if number == 0 else following
-        lines += ["", f"{lead}: {render_one(known, verbose=verbose)}"]
+    causes = [known for known in failed if known.kind != "consequence"] or failed[:1]
+    shown = causes if verbose else causes[:SHOWN]
+    for number, known in enumerate(shown):
+        lead = "What happened" if number == 0 else "and"
+        lines += ["", f"{lead}: {render_one(known, verbose=verbose, brief=number > 0)}"]
+    rest = [known for known in failed if known not in shown]
+    warnings = [known for known in explanation.found if known.kind == "warning"]
     if explanation.suspicious:
-        lines += ["", "The failure is unknown. These lines look like it:"]
+        lines += ["", "Other lines that look like an error:"]
         lines += [f"  {line.line:>7}  {line.text}" for line in explanation.suspicious]
-    for known in explanation.found:
-        if known.kind == "warning":
-            lines += ["", f"warning: {render_one(known, verbose=verbose)}"]
+    if rest:
+        named = [f"{known.title} ({known.id}), line {known.line:,}" for known in rest]
+        lines += ["", *(f"then: {name}" for name in (named if verbose else named[:SHOWN]))]
+    for known in warnings if verbose else warnings[:SHOWN]:
+        lines += ["", f"warning: {render_one(known, verbose=verbose, brief=True)}"]
+    if verbose:
+        for known in explanation.overcome:
+            lines += ["", f"overcome: {known.title} ({known.id}), line {known.line:,}: {known.reason}"]
     return "\n".join(lines)
 
 
-def render_one(known: Known, *, verbose: bool) -> str:
-    """One failure as text."""
-    lines = [f"{known.title} ({known.id})"]
+def _outcome(explanation: Explanation) -> str:
+    """How the run ended, in a sentence."""
+    if explanation.outcome == "unreadable":
+        return f"It cannot be read: {explanation.reason}."
+    if explanation.outcome == "failed":
+        return "It shows a failure."
+    overcome = len(explanation.overcome)
+    on_the_way = (
+        f" {overcome} known failure{'s' * (overcome != 1)} on the way did not stop it (-v shows them)."
+        if overcome
+        else ""
+    )
+    if explanation.ended is not None:
+        return (
+            f"It ends well: line {explanation.ended.line:,} says “{explanation.ended.text.strip()[:80]}”.{on_the_way}"
+        )
+    return f"No known failure, and no line that looks like one; no line says how the run ended.{on_the_way}"
+
+
+def render_one(known: Known, *, verbose: bool, brief: bool = False) -> str:
+    """One failure as text.
+
+    Args:
+        known: the failure.
+        verbose: whether to say when it happens and where it was seen.
+        brief: whether to leave out the lines around its own.
+    """
+    name = "unknown" if known.id == UNKNOWN else known.id
+    lines = [f"{known.title} ({name})"]
     if known.line:
-        times = ""
-        if known.count != 1:
-            times = f", {'at least ' if known.count >= failures.ENOUGH else ''}{known.count} times"
-        lines += [f"  Line: {known.line:,}{times}: {known.text}"]
+        times = f", {known.count:,} times" if known.count != 1 else ""
+        if known.around and not brief:
+            width = len(f"{known.around[-1].line}")
+            lines += [
+                f"  {'>' if line.line == known.line else ' '} {line.line:>{width}}  {line.text}"
+                for line in known.around
+            ]
+        else:
+            lines += [f"  Line: {known.line:,}{times}: {known.text}"]
+    if known.reason:
+        lines += [f"  Rank: {known.reason}"]
     if verbose and known.when:
         lines += [f"  When: {known.when}"]
     if known.cause:

@@ -31,6 +31,7 @@ METHODS = ("fp8", "awq", "gptq")
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
 COUNT = click.IntRange(1, 2**31 - 1)
+LENGTH = click.IntRange(-1, 2**31 - 1)
 
 
 @click.group("serve")
@@ -92,7 +93,23 @@ class Wish:
 
 
 def _wish(model: str, named: str | None, machines: int, recipe: str | None, wheel: Path | None, **asked: Any) -> Wish:
-    return Wish(model, named, machines, recipe, wheel, Asked(**asked | {"quantization": asked["quantization"] or ""}))
+    length, size, version = asked["length"], asked.pop("cache_bytes"), asked["version"]
+    if length == 0:
+        raise DcaError("DCA-201", "--max-model-len 0: no tokens.", remedy="give a number of tokens, or -1.")
+    if version is not None and not re.fullmatch(r"v?\d+\.\d+(\.\d+)*", version):
+        raise DcaError("DCA-201", f"--engine-version {version} is no version.", remedy="write it as 0.33.0.")
+    if version is not None and (recipe is not None or wheel is not None):
+        what = "--engine-version is for vLLM as it is published, and --recipe and --wheel are for another engine."
+        raise DcaError("DCA-201", what, remedy="omit one of them.")
+    given = {
+        **asked,
+        "quantization": asked["quantization"] or "",
+        "length": None if length == -1 else length,
+        "unlimited": length == -1,
+        "version": (version or "").removeprefix("v"),
+        "cache_gib": size / GIB if size is not None else None,
+    }
+    return Wish(model, named, machines, recipe, wheel, Asked(**given))
 
 
 _subject = packed(
@@ -131,7 +148,23 @@ _subject = packed(
         help="Number of stages that share the layers.",
     ),
     click.option(
-        "--max-model-len", "length", type=COUNT, show_default="the model's own", help="Tokens of prompt and answer."
+        "--decode-context-parallel-size",
+        "--dcp",
+        "dcp",
+        type=click.IntRange(1, 1024),
+        default=1,
+        show_default=True,
+        help="Number of ranks that share the tokens of the KV cache.",
+    ),
+    click.option(
+        "--enable-expert-parallel", "expert_parallel", is_flag=True, help="Share a mixture's experts between ranks."
+    ),
+    click.option(
+        "--max-model-len",
+        "length",
+        type=LENGTH,
+        show_default="the model's own",
+        help="Tokens of prompt and answer; -1 for the most that fits.",
     ),
     click.option(
         "--max-num-batched-tokens",
@@ -190,6 +223,28 @@ _subject = packed(
         help="Reuse what was computed for the same beginning of a prompt.",
     ),
     click.option("--cuda-graphs", "graphs", is_flag=True, help="Require CUDA graphs."),
+    click.option("--enforce-eager", "eager", is_flag=True, help="Use no CUDA graphs."),
+    click.option(
+        "--kv-cache-memory-bytes",
+        "cache_bytes",
+        type=click.IntRange(1, 2**50),
+        metavar="BYTES",
+        help="KV cache of each GPU, instead of what is left.",
+    ),
+    click.option(
+        "--kv-offloading-size",
+        "offload_gib",
+        type=click.FloatRange(min=0, min_open=True, max=2**20),
+        metavar="GIB",
+        help="Host memory for cached prompts that the GPUs have no room for.",
+    ),
+    click.option(
+        "--engine-version",
+        "version",
+        metavar="VERSION",
+        show_default="the recipe's",
+        help="Plan for this version of vLLM as it is published, such as 0.33.0.",
+    ),
     click.option(
         "--recipe",
         show_default="the wheel's, else the first that has the model's class",
@@ -244,11 +299,15 @@ def render(plan: ServePlan, *, verbose: bool = False) -> str:
     lines += [*wrapped("  recipe: ", plan.recipe_reason), ""]
     verdict = "fits" if plan.planned.fits else "does not fit"
     ending = ways.ending(plan.planned)
-    lines.append(f"  {plan.planned.settings.length:,} tokens: {verdict}. {ending[:1].upper()}{ending[1:]}")
-    if plan.longest:
+    if plan.unknown:
+        verdict, ending = "nobody can tell", plan.certain
+    lines += wrapped("  ", f"{plan.planned.settings.length:,} tokens: {verdict}. {ending[:1].upper()}{ending[1:]}")
+    if plan.longest and not plan.unknown:
         lines.append(f"  at most {plan.longest:,} tokens fit; the limit is {plan.binding}.")
     minimum = f"; the model's card requires {plan.minimum_gb} GB at its full length" if plan.minimum_gb else ""
-    lines.append(f"  needed on all GPUs together: {plan.needed_gb:.0f} GB{minimum}.")
+    if not plan.unknown:
+        lines.append(f"  needed on all GPUs together: {plan.needed_gb:.0f} GB{minimum}.")
+        lines += wrapped("  ", plan.token_what)
     for finding in plan.findings:
         lines += ["", f"  {finding.severity:<7}  {finding.code}  {finding.what}", f"{'':20}{finding.remedy}"]
     lines += ["", "GiB per GPU"]

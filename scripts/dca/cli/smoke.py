@@ -182,7 +182,8 @@ def render(result: Smoke, *, verbose: bool = False) -> str:
     lines.append(f"  proven      {passed} of {len(result.cases)} cases in {result.seconds:.1f} s{seed}")
     lines += [line for text in result.left_out for line in wrapped("  left out    ", f"by design, {text}")]
     lines += [f"  not proven  {text}" for text in result.not_proven]
-    lines += [f"  not proven  {case.name}, which could not be tested: {case.detail}" for case in result.untested]
+    if untested := len(result.untested):
+        lines.append(f"  not proven  {untested} case{'s' * (untested > 1)} that could not be tested (??).")
     if result.partial:
         lines.append("  not proven  the cases that were not run.")
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def command(
         reporter.stage("plan", f"{plan.recipe}: {plan.version}")
         for choice in plan.choices:
             if choice.subject in ("CUDA", "copied modules", "copied kernels", "compiler cache"):
-                reporter.note(f"{choice.value}: {choice.reason}")
+                reporter.note(f"{choice.subject}: {choice.value}; {choice.reason}")
         for warning in plan.warnings:
             reporter.note(f"Warning: {warning}")
         if plan.ignored:

@@ -179,6 +179,9 @@ def compile_modules(job: Job, run: Run) -> Build:
                     for module in plan.compiled:
                         files = cmake.object_files(folder.ninja, module.name)
                         texts += keeping.of_objects(files, module.path, toolkit)
+            if copies:
+                # The stage goes on without a compiler until they are rewritten.
+                run.reporter.progress(0, 0, "done; waits for the copied modules")
     for copy in copies:
         built.append(copy.result[0])
         texts += copy.result[1]

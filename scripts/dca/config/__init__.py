@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dca.config import compare, config_rules, edit, folder, models, readers, text
+from dca.config import asking as _asking
+from dca.config import compare, config_rules, edit, folder, layout, models, readers, text
+from dca.config.asking import Asking
 from dca.config.compare import Row
 from dca.config.config_rules import PAGE, Finding
 from dca.config.edit import DualChunkSetting, Form, YarnSetting
 from dca.config.folder import Change, readable
+from dca.config.layout import Layout, Rotary
 from dca.config.models import KnownModel
 from dca.config.readers import Installed, Reader, Reading
 from dca.config.text import Json
@@ -26,6 +30,7 @@ from dca.foundation.events import Reporter, Silent
 
 __all__ = [
     "PAGE",
+    "Asking",
     "Change",
     "Config",
     "DualChunkSetting",
@@ -33,12 +38,16 @@ __all__ = [
     "Form",
     "Installed",
     "KnownModel",
+    "Layout",
     "Reader",
     "Reading",
+    "Rotary",
     "Row",
+    "Target",
     "YarnSetting",
     "check",
     "drop_dca",
+    "layout_of",
     "readable",
     "reader_list",
     "set_dca",
@@ -57,7 +66,7 @@ class Config(Document):
         command: the command's name.
         folder: the model's folder.
         model: its name in build/models; empty when it cannot be identified.
-        readings: how each reader reads it (`show`).
+        readings: how each reader reads it (`show`), or the edited file (after a change).
         rows: the readings side by side.
         findings: problems, errors first (from `check`, and after every change).
         change: what was changed.
@@ -79,6 +88,21 @@ class Config(Document):
     def errors(self) -> tuple[Finding, ...]:
         """The findings that are errors."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model's folder to change, with more than its path.
+
+    Args:
+        path: the folder.
+        asking: where the readers are that must load the edited file; None to ask none.
+        replace: also replace what the model was trained with.
+    """
+
+    path: Path
+    asking: Asking | None = None
+    replace: bool = False
 
 
 def show(
@@ -128,13 +152,39 @@ def show(
     )
 
 
+def layout_of(path: Path) -> Layout:
+    """A model's folder as the engines read it: its config.json, and the quantization in a file of its own.
+
+    Args:
+        path: the folder, or a config.json.
+
+    Raises:
+        DcaError: DCA-204, 206, 207 for what cannot be read.
+    """
+    file = path / folder.CONFIG if path.is_dir() else path
+    config = text.parse(folder.content(file), readable(file)).plain()
+    found = layout.read(config)
+    own = file.parent / folder.QUANTIZATION
+    if file.name != folder.CONFIG or found.quantization or not own.exists():
+        return found
+    # Engines put the file of NVIDIA's quantizer in place of a quantization_config that config.json lacks.
+    quantization = text.parse(folder.content(own), readable(own)).plain()
+    return layout.read({**config, "quantization_config": quantization})
+
+
 def reader_list(cache: store.Store, wheels: Sequence[Path] = ()) -> list[tuple[Reader, Installed | str]]:
     """Every reader, and where it is installed or why it is not."""
     return [(reader, readers.locate(reader, cache, wheels)) for reader in readers.load_all()]
 
 
 def check(
-    path: Path, *, model: str | None = None, names: Sequence[str] = (), page: int = PAGE, ranks: int | None = None
+    path: Path,
+    *,
+    model: str | None = None,
+    names: Sequence[str] = (),
+    page: int = PAGE,
+    ranks: int | None = None,
+    length: int | None = None,
 ) -> Config:
     """The problems of a model's folder, by the rules alone; runs no reader.
 
@@ -144,6 +194,7 @@ def check(
         names: readers it is meant for.
         page: tokens per page of the KV cache.
         ranks: GPUs that share the heads.
+        length: tokens of the longest prompt that is served; by default the model's.
 
     Raises:
         DcaError: DCA-204, 206, 207 for the folder, DCA-211 and 214 for unknown names, DCA-201 for impossible numbers.
@@ -152,14 +203,19 @@ def check(
         raise DcaError("DCA-201", "--page-size and --tensor-parallel must be at least 1.", remedy="give 1 or more.")
     known = _known(model)
     source = folder.read(path)
-    subject = _subject(path, source, names, known, page, ranks)
+    subject = replace(_subject(path, source, names, known, page, ranks), length=length)
     return Config(
         command="check", folder=readable(path), model=_name(subject.model), findings=config_rules.check(subject)
     )
 
 
 def set_yarn(
-    path: Path, setting: YarnSetting, *, names: Sequence[str] = (), dry_run: bool = False, out: Path | None = None
+    path: Path | Target,
+    setting: YarnSetting,
+    *,
+    names: Sequence[str] = (),
+    dry_run: bool = False,
+    out: Path | None = None,
 ) -> Config:
     """Scale the rotary embedding with YaRN.
 
@@ -171,16 +227,20 @@ def set_yarn(
         out: a new folder to make, with links to everything else in the old one.
 
     Raises:
-        DcaError: DCA-211 and 212 for the readers; what `dca.config.edit.set_yarn` and `dca.config.folder.change` raise.
+        DcaError: DCA-211 and 212 for the readers, DCA-217 for one that no longer loads the file; what
+            `dca.config.edit.set_yarn` and `dca.config.folder.change` raise.
     """
-    known = readers.load_all()
-    meant = [readers.find(name, known) for name in names] or [reader for reader in known if reader.shown]
-    form = edit.form_for(meant)
-    return _changed(path, "set-yarn", lambda source: edit.set_yarn(source, setting, form), dry_run, out, tuple(names))
+    target = _target(path)
+    form = edit.form_for(_meant(names))
+
+    def edited(source: Json) -> Json:
+        return edit.set_yarn(source, setting, form, replace=target.replace)
+
+    return _changed(target, "set-yarn", edited, dry_run, out, tuple(names))
 
 
 def set_dca(
-    path: Path,
+    path: Path | Target,
     setting: DualChunkSetting | None = None,
     *,
     model: str | None = None,
@@ -203,7 +263,7 @@ def set_dca(
         DcaError: DCA-214 when the model's numbers are not known, DCA-213 for the table; what
             `dca.config.edit.set_dca` and `dca.config.folder.change` raise.
     """
-    known = _known(model)
+    target, known = _target(path), _known(model)
     sizes = sparse if isinstance(sparse, tuple) else None
     table = _table_in(sparse) if isinstance(sparse, Path) else None
     if sizes and min(sizes) < 1:
@@ -215,31 +275,37 @@ def set_dca(
         config = source.plain()
         numbers = setting
         if numbers is None:
-            own = known or _model(path, config)
+            own = known or _model(target.path, config)
             if own is None:
                 raise DcaError(
                     "DCA-214",
-                    f"the shape of {path} does not identify a model of build/models.",
+                    f"the shape of {target.path} does not identify a model of build/models.",
                     remedy="name the model with --model, or give --chunk, --local and --original.",
                 )
             numbers = edit.setting_of(own)
         rows = edit.table_of_sizes(*_shape(source, config), *sizes) if sizes else table
-        return edit.set_dca(source, numbers.model_copy(update={"table": rows}) if rows else numbers)
+        numbers = numbers.model_copy(update={"table": rows}) if rows else numbers
+        return edit.set_dca(source, numbers, replace=target.replace)
 
-    return _changed(path, "set-dca", edited, dry_run, out)
+    return _changed(target, "set-dca", edited, dry_run, out)
 
 
-def use_1m(path: Path, *, dry_run: bool = False, out: Path | None = None) -> Config:
+def use_1m(path: Path | Target, *, dry_run: bool = False, out: Path | None = None) -> Config:
     """Make the folder's own config_1m.json its config.json.
 
     Raises:
         DcaError: DCA-204 when it does not exist; what `dca.config.edit.use_1m` and `dca.config.folder.change` raise.
     """
-    one_million = folder.read(path, folder.ONE_MILLION)
-    return _changed(path, "use-1m", lambda source: edit.use_1m(source, one_million), dry_run, out)
+    target = _target(path)
+    one_million = folder.read(target.path, folder.ONE_MILLION)
+
+    def edited(source: Json) -> Json:
+        return edit.use_1m(source, one_million, replace=target.replace)
+
+    return _changed(target, "use-1m", edited, dry_run, out)
 
 
-def drop_dca(path: Path, *, cap: int | None = None, dry_run: bool = False, out: Path | None = None) -> Config:
+def drop_dca(path: Path | Target, *, cap: int | None = None, dry_run: bool = False, out: Path | None = None) -> Config:
     """Remove dual chunk attention, for engines that fail on it.
 
     Args:
@@ -256,11 +322,13 @@ def drop_dca(path: Path, *, cap: int | None = None, dry_run: bool = False, out: 
             "DCA-201", f"--length {cap}: must be a positive number of tokens.", remedy="give tokens, such as 262144."
         )
 
+    target = _target(path)
+
     def edited(source: Json) -> Json:
-        model = _model(path, source.plain())
+        model = _model(target.path, source.plain())
         return edit.drop_dca(source, cap or min(model.native_length if model else edit.WITHOUT_DCA, edit.WITHOUT_DCA))
 
-    return _changed(path, "drop-dca", edited, dry_run, out)
+    return _changed(target, "drop-dca", edited, dry_run, out)
 
 
 def undo(path: Path, *, dry_run: bool = False, force: bool = False) -> Config:
@@ -276,8 +344,22 @@ def undo(path: Path, *, dry_run: bool = False, force: bool = False) -> Config:
 # --- helpers -------------------------------------------------------------------------------------------------------
 
 
+def _target(path: Path | Target) -> Target:
+    return path if isinstance(path, Target) else Target(path)
+
+
+def _meant(names: Sequence[str]) -> list[Reader]:
+    """The readers that a folder is for."""
+    known = readers.load_all()
+    return [readers.find(name, known) for name in names] or [reader for reader in known if reader.shown]
+
+
+def _has_dca(source: Json) -> bool:
+    return bool(layout.read(source.plain()).text.get(layout.DCA))
+
+
 def _changed(
-    path: Path,
+    target: Target,
     command: str,
     change: Callable[[Json], Json],
     dry_run: bool,
@@ -287,7 +369,7 @@ def _changed(
     """Change a folder, and check the result.
 
     Args:
-        path: the model's folder.
+        target: the model's folder.
         command: the command's name, for the record.
         change: returns the new config.json, given the current one.
         dry_run: only show what would change.
@@ -295,17 +377,25 @@ def _changed(
         names: readers it is meant for.
     """
     after: list[Json] = []
+    readings: tuple[Reading, ...] = ()
 
     def edited(source: Json) -> Json:
+        nonlocal readings
         after.append(change(source))
+        if target.asking and not dry_run and after[-1].data != source.data:
+            meant = [
+                reader for reader in _meant(names) if not _has_dca(after[-1]) or reader.wants.dual_chunk != "stops"
+            ]
+            readings = _asking.ask(target.asking, meant, target.path, source, after[-1])
         return after[-1]
 
-    record = folder.change(path, command, edited, dry_run=dry_run, out=out)
-    subject = _subject(path, after[-1], names)
+    record = folder.change(target.path, command, edited, dry_run=dry_run, out=out)
+    subject = _subject(target.path, after[-1], names)
     return Config(
         command=command,
-        folder=readable(path),
+        folder=readable(target.path),
         model=_name(subject.model),
+        readings=readings,
         findings=config_rules.check(subject),
         change=record,
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dca.config import rotary
-from dca.config.config_rules import count, kind, number
-from dca.config.edit import DCA, ORIGINAL, PARAMETERS, SCALING, THETA
+from dca.config import layout, rotary
+from dca.config.layout import DCA, count, number
 from dca.config.readers import Reading
 from dca.foundation.documents import Value
 
@@ -43,39 +42,32 @@ def table(readings: Sequence[Reading], config: dict[str, Any]) -> tuple[Row, ...
 
 
 def yarn_of(config: dict[str, Any]) -> rotary.Yarn | None:
-    """The YaRN setting of a config, under either key; None without one, or with unusable numbers."""
-    for key in (SCALING, PARAMETERS):
-        scaling = config.get(key)
-        if isinstance(scaling, dict) and kind(scaling) == "yarn":
-            factor, original = number(scaling.get("factor")), count(scaling.get(ORIGINAL))
-            fast, slow = (scaling.get(name) or usual for name, usual in BETAS.items())
-            usable = all(0 < (number(beta) or 0) < MOST for beta in (fast, slow))
-            if factor is not None and 1 <= factor < MOST and original is not None and usable:
-                return rotary.Yarn(
-                    factor=factor,
-                    original=original,
-                    beta_fast=float(fast),
-                    beta_slow=float(slow),
-                    truncate=scaling.get("truncate") is not False,
-                )
-    return None
+    """The YaRN setting of a config, wherever it stands; None without one, or with unusable numbers."""
+    found = layout.read(config).rotary[0]
+    factor, original = found.factor, found.original
+    if found.type != "yarn" or factor is None or not 1 <= factor < MOST or original is None:
+        return None
+    fast, slow = (found.parameters.get(name) or usual for name, usual in BETAS.items())
+    if not all(0 < (number(beta) or 0) < MOST for beta in (fast, slow)):
+        return None
+    return rotary.Yarn(
+        factor=factor,
+        original=original,
+        beta_fast=float(fast),
+        beta_slow=float(slow),
+        truncate=found.parameters.get("truncate") is not False,
+    )
 
 
 def base_of(config: dict[str, Any]) -> float | None:
-    """The rope_theta of a config, from either place."""
-    inside = config.get(PARAMETERS)
-    for value in (config.get(THETA), inside.get(THETA) if isinstance(inside, dict) else None):
-        base = number(value)
-        if base is not None and 1 < base < MOST:
-            return base
-    return None
+    """The rope_theta of a config, from wherever it stands."""
+    base = layout.read(config).rotary[0].base
+    return base if base is not None and 1 < base < MOST else None
 
 
 def head_dim_of(config: dict[str, Any]) -> int | None:
     """Elements of one head; None when the config does not say it."""
-    size, heads = count(config.get("hidden_size")), count(config.get("num_attention_heads"))
-    dim = count(config.get("head_dim")) or (size // heads if size and heads else None)
-    return dim if dim and 2 <= dim <= 4096 else None
+    return layout.read(config).head_dim
 
 
 def frequencies(reading: Reading, config: dict[str, Any]) -> str | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dca.config.edit import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, TABLE, THETA, table_faults
+from dca.config import layout, models
+from dca.config.edit import NEAREST, few_diagonals, table_faults
+from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, STRUCTURAL, TABLE, THETA, Layout, Rotary
+from dca.config.layout import count as count
+from dca.config.layout import kind as kind
+from dca.config.layout import number as number
 from dca.config.models import KnownModel
 from dca.config.readers import Reader
 from dca.config.text import Json
@@ -28,14 +32,15 @@ OF_YARN = {
     "mscale",
     "mscale_all_dim",
     "truncate",
-    THETA,
-    "partial_rotary_factor",
-    "mrope_section",
+    *STRUCTURAL,
 }
 FLOATS = ("factor", "attention_factor", "attn_factor", "extrapolation_factor", "beta_fast", "beta_slow", THETA)
-
+# Two names of one type, which vLLM accepts side by side.
+SAME_TYPES = {("longrope", "su"), ("default", "mrope")}
 # Kinds of scaling with which vLLM multiplies the length.
 MULTIPLIED = ("yarn", "linear", "dynamic", "ntk")
+# Sizes of the heads of latent attention, which head_dim and num_key_value_heads do not describe.
+LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "v_head_dim")
 Severity = Literal["error", "warning"]
 
 
@@ -71,7 +76,8 @@ class Subject:
         others: all known readers, for warnings when no reader is named.
         page: tokens per page of the KV cache.
         ranks: GPUs that share the heads; None skips that check.
-        config: content of config.json.
+        length: tokens of the longest prompt that is served; None for the model's own.
+        layout: how engines read it.
     """
 
     source: Json
@@ -81,27 +87,51 @@ class Subject:
     others: tuple[Reader, ...] = ()
     page: int = PAGE
     ranks: int | None = None
-    config: dict[str, Any] = field(init=False)
+    length: int | None = None
+    layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config", self.source.plain())
+        object.__setattr__(self, "layout", layout.read(self.source.plain()))
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The part of the language model."""
+        return self.layout.text
 
     @property
     def dca(self) -> dict[str, Any]:
         """The settings of dual chunk attention; empty without any."""
-        dca = self.config.get(DCA)
+        dca = self.text.get(DCA)
         return dca if isinstance(dca, dict) else {}
 
-    def scalings(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The scalings in the file, each with its key."""
-        for key in (SCALING, PARAMETERS):
-            value = self.config.get(key)
-            if isinstance(value, dict) and not any(isinstance(part, dict) for part in value.values()):
-                yield key, value
+    @property
+    def family(self) -> bool:
+        """Whether models of this type are in build/models, so that older readers know the type too."""
+        return not self.layout.path and self.layout.text_type in models.types()
 
-    def yarns(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    @property
+    def latent(self) -> bool:
+        """Whether the heads are those of latent attention."""
+        return any(self.layout.count(name) for name in LATENT)
+
+    def at(self, *keys: str) -> tuple[str, ...]:
+        """The path of keys in the language model's part."""
+        return (*self.layout.path, *keys)
+
+    def scalings(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """The scalings in the language model's part, each with its path; those of layer types one by one."""
+        for key in (SCALING, PARAMETERS):
+            value = self.text.get(key)
+            if not isinstance(value, dict):
+                continue
+            if layout.per_layer(value):
+                yield from ((self.at(key, name), part) for name, part in value.items() if isinstance(part, dict))
+            else:
+                yield self.at(key), value
+
+    def yarns(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
         """The scalings that are YaRN."""
-        return ((key, value) for key, value in self.scalings() if kind(value) == "yarn")
+        return ((path, value) for path, value in self.scalings() if kind(value) == "yarn")
 
     def error(self, code: str, what: str, remedy: str, *path: str) -> Finding:
         """An error at a key."""
@@ -119,137 +149,163 @@ class Subject:
 Rule = Callable[[Subject], Iterator[Finding]]
 
 
-def kind(scaling: dict[str, Any]) -> Any:
-    """The type of a scaling, under either name."""
-    return scaling.get("rope_type", scaling.get("type"))
-
-
-def number(value: Any) -> float | None:
-    """A finite number as a float; None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def count(value: Any) -> int | None:
-    """A positive integer below 2**40; None for everything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40 else None
-
-
 def short(value: Any) -> str:
     """A value for a message."""
     text = ascii(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def known(subject: Subject) -> Iterator[Finding]:
+    """DCA-137: a layout that dca does not know; nothing else is checked then."""
+    if subject.layout.unknown:
+        yield subject.warning(
+            "DCA-137",
+            f"dca does not know this layout: {subject.layout.unknown}. Nothing else was checked.",
+            "nothing to do if it is not a language model's config.json.",
+        )
+
+
 def types(subject: Subject) -> Iterator[Finding]:
     """DCA-120: a scaling without a type, with two types, or with a type that is not text."""
     for key in (SCALING, PARAMETERS):
-        if subject.config.get(key) is not None and not isinstance(subject.config[key], dict):
-            yield subject.error("DCA-120", f"`{key}` is not an object.", "correct it, or set it to null.", key)
-    for key, scaling in subject.scalings():
+        if subject.text.get(key) is not None and not isinstance(subject.text[key], dict):
+            yield subject.error(
+                "DCA-120", f"`{key}` is not an object.", "correct it, or set it to null.", *subject.at(key)
+            )
+    for path, scaling in subject.scalings():
         modern, legacy = scaling.get("rope_type"), scaling.get("type")
-        if modern is not None and legacy is not None and modern != legacy:
+        if modern is not None and legacy is not None and modern != legacy and (modern, legacy) not in SAME_TYPES:
             yield subject.error(
                 "DCA-120",
                 f"rope_type is {short(modern)} and type is {short(legacy)}: vLLM rejects that.",
                 "keep one of the two.",
-                key,
+                *path,
                 "type",
             )
-        elif kind(scaling) is None and (key == SCALING or set(scaling) - {THETA, "partial_rotary_factor"}):
+        elif kind(scaling) is None and set(scaling) - STRUCTURAL:
             yield subject.error(
-                "DCA-120", f"`{key}` has no rope_type: vLLM rejects that.", 'add "rope_type": "yarn".', key
+                "DCA-120",
+                f"`{path[-1]}` has no rope_type: vLLM rejects that.",
+                'add the type that is meant, such as "rope_type": "yarn".',
+                *path,
             )
         elif kind(scaling) is not None and not isinstance(kind(scaling), str):
             yield subject.error(
                 "DCA-120",
                 f"rope_type is {short(kind(scaling))}, which is not text.",
-                'write a name, such as "yarn".',
-                key,
+                'write the name of a type, such as "yarn".',
+                *path,
             )
 
 
 def keys(subject: Subject) -> Iterator[Finding]:
     """DCA-121: YaRN keys that are missing, unknown, or not read by every reader."""
-    for key, yarn in subject.yarns():
-        for name in ("factor", ORIGINAL):
-            if name not in yarn:
-                yield subject.error(
-                    "DCA-121",
-                    f"`{key}` lacks `{name}`: vLLM fails with a KeyError.",
-                    "set it with `dca config set-yarn`.",
-                    key,
-                )
+    for path, yarn in subject.yarns():
+        yield from _missing(subject, path, yarn)
         for name in yarn:
             if name not in OF_YARN:
                 yield subject.warning(
                     "DCA-121",
-                    f"no reader knows the YaRN key `{short(name)[1:-1]}`.",
-                    "remove it, or correct its name.",
-                    key,
+                    f"dca does not know the YaRN key `{short(name)[1:-1]}`; a misspelt key has no effect.",
+                    "compare its name with the model's own file.",
+                    *path,
                     name,
                 )
-        one_sided = {"attention_factor": "attn_factor", "attn_factor": "attention_factor"}
-        for name, other in one_sided.items():
-            if name in yarn and other not in yarn:
-                who = "vLLM" if name == "attention_factor" else "transformers"
+        for name, other in (("attention_factor", "attn_factor"), ("attn_factor", "attention_factor")):
+            if yarn.get(name) is not None and other not in yarn:
+                who = "vLLM 0.10.2 ignores" if name == "attention_factor" else "transformers and vLLM 0.32 ignore"
                 yield subject.warning(
                     "DCA-121",
-                    f"{who} ignores `{name}` and uses the formula's value.",
+                    f"{who} `{name}`, and use the formula's value.",
                     "`dca config set-yarn --attention-factor` writes the key of both.",
-                    key,
+                    *path,
                     name,
                 )
-        ignored = [name for name in ("mscale", "mscale_all_dim") if name in yarn]
+        if subject.latent:
+            # Latent attention has a rotary embedding of its own in vLLM, which reads them.
+            continue
+        ignored = [name for name in ("mscale", "mscale_all_dim") if yarn.get(name) is not None]
         if ignored:
             yield subject.warning(
                 "DCA-121",
-                f"vLLM ignores {', '.join(ignored)} for YaRN.",
-                "remove them if the model's own file has none.",
-                key,
+                f"vLLM 0.10.2 ignores {', '.join(ignored)} for YaRN.",
+                "nothing to do if the model's own file has them; else remove them.",
+                *path,
                 ignored[0],
             )
-        if yarn.get("truncate") is False:
+        if yarn.get("truncate") is False and (subject.family or subject.dca):
             yield subject.warning(
                 "DCA-121",
                 "vLLM with dual chunk attention, and transformers up to 4.51, ignore `truncate`.",
                 "remove it if the model's own file has none.",
-                key,
+                *path,
                 "truncate",
             )
 
 
+def _missing(subject: Subject, path: tuple[str, ...], yarn: dict[str, Any]) -> Iterator[Finding]:
+    """Required keys of YaRN that are missing."""
+    if "factor" not in yarn:
+        yield subject.error(
+            "DCA-121", f"`{path[-1]}` lacks `factor`: readers fail with a KeyError.", _set_yarn(subject), *path
+        )
+    if ORIGINAL in yarn or count(subject.text.get(ORIGINAL)) is not None:
+        return
+    if SCALING in path:
+        yield subject.error(
+            "DCA-121", f"`{path[-1]}` lacks `{ORIGINAL}`: vLLM fails with a KeyError.", _set_yarn(subject), *path
+        )
+    else:
+        yield subject.warning(
+            "DCA-121",
+            f"`{path[-1]}` lacks `{ORIGINAL}`: readers take {LENGTH} for it, and older ones fail.",
+            _set_yarn(subject),
+            *path,
+        )
+
+
+def _set_yarn(subject: Subject) -> str:
+    """The remedy for a missing key of YaRN, with the model's own length if it is known."""
+    if subject.model:
+        return f"set it with `dca config set-yarn --original {subject.model.native_length}`."
+    return "set it with `dca config set-yarn --original TOKENS`, the length without YaRN."
+
+
 def spelling(subject: Subject) -> Iterator[Finding]:
     """DCA-122: integers where floats are required, and the other way round."""
-    for key, yarn in subject.yarns():
-        for name in FLOATS:
-            if name in yarn and not isinstance(yarn[name], float):
-                yield _misspelt(subject, yarn[name], "a float", key, name)
-            elif name in yarn and yarn[name] <= 0:
-                yield _misspelt(subject, yarn[name], "a positive float", key, name)
+    for path, yarn in subject.yarns():
+        stated = {name: yarn[name] for name in FLOATS if yarn.get(name) is not None}
+        integers = {name: value for name, value in stated.items() if count(value) is not None}
+        for name, value in stated.items():
+            if name not in integers and (not isinstance(value, float) or value <= 0):
+                yield _misspelt(subject, value, "a positive float", *path, name)
+        if integers:
+            names = ", ".join(f"`{name}`" for name in integers)
+            yield subject.warning(
+                "DCA-122",
+                f"integers in place of floats: {names}. transformers prints a warning, and reads them all the same.",
+                f"write {', '.join(f'{value}.0' for value in integers.values())} to silence it.",
+                *path,
+                next(iter(integers)),
+            )
         if ORIGINAL in yarn and count(yarn[ORIGINAL]) is None:
-            yield _misspelt(subject, yarn[ORIGINAL], "a positive integer", key, ORIGINAL)
+            yield _misspelt(subject, yarn[ORIGINAL], "a positive integer", *path, ORIGINAL)
     for name in (LENGTH, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"):
-        value = subject.config.get(name)
-        if value is not None and count(value) is None:
-            yield _misspelt(subject, value, "a positive integer", name)
+        value = subject.text.get(name)
+        # Some models state a number for each layer.
+        each = value if isinstance(value, list) and value and name != LENGTH else [value]
+        if value is not None and not all(count(one) is not None for one in each):
+            yield _misspelt(subject, value, "a positive integer", *subject.at(name))
 
 
 def _misspelt(subject: Subject, value: Any, spelling: str, *path: str) -> Finding:
     what = f"`{path[-1]}` is {short(value)}; it must be {spelling}."
-    # For an integer in place of a float, readers only print a warning.
-    if spelling == "a float" and isinstance(value, int) and not isinstance(value, bool):
-        return subject.warning("DCA-122", what, f"write {value}.0." if abs(value) < 1 << 60 else "correct it.", *path)
     return subject.error("DCA-122", what, "correct it.", *path)
 
 
 def lengths(subject: Subject) -> Iterator[Finding]:
     """DCA-123: factor and original length do not match max_position_embeddings as the readers require."""
-    for key, yarn in subject.yarns():
+    for path, yarn in subject.yarns():
         factor, original, length = number(yarn.get("factor")), count(yarn.get(ORIGINAL)), _length(subject)
         # DCA-128 reports YaRN together with dual chunk attention, which vLLM does not read.
         if factor is None or original is None or length is None or subject.dca:
@@ -257,30 +313,32 @@ def lengths(subject: Subject) -> Iterator[Finding]:
         product = int(original * factor) if factor < 1 << 40 else 0
         if factor < 1:
             yield subject.error(
-                "DCA-123", f"factor is {factor:g}; it must be at least 1.", "write 1 or more.", key, "factor"
+                "DCA-123", f"factor is {factor:g}; it must be at least 1.", "write 1 or more.", *path, "factor"
             )
         elif length not in (original, product):
             yield subject.warning(
                 "DCA-123",
-                f"{LENGTH} is {length:,}, but {factor:g} x {original:,} = {product:,}: vLLM allows the product, other "
-                f"readers the value of {LENGTH}.",
-                f"write {product} or {original}: `dca config set-yarn --for READER` writes the right one.",
-                LENGTH,
+                f"{LENGTH} is {length:,}, but {factor:g} x {original:,} = {product:,}: vLLM up to 0.26 serves the "
+                f"product, vLLM 0.32 and other readers the value of {LENGTH}.",
+                f"nothing to do if the model's own file has these numbers; else write {product}.",
+                *subject.at(LENGTH),
             )
-        yield from _scaled_wrongly(subject, original, product)
+        # Older versions know only the types of build/models; they read other models with code of the models' own.
+        if subject.family:
+            yield from _scaled_wrongly(subject, original, product)
         own = subject.model.native_length if subject.model else original
         if original != own:
             yield subject.warning(
                 "DCA-123",
                 f"the model's own length is {own:,}, but {ORIGINAL} is {original:,}.",
                 f"set it with `dca config set-yarn --original {own}`.",
-                key,
+                *path,
                 ORIGINAL,
             )
 
 
 def _scaled_wrongly(subject: Subject, original: int, product: int) -> Iterator[Finding]:
-    """Readers that silently scale wrongly with this max_position_embeddings."""
+    """Readers that silently scale wrongly, or serve less, with this max_position_embeddings."""
     length = _length(subject)
     for right, name in ((original, "original"), (product, "extended")):
         if length == right:
@@ -289,7 +347,8 @@ def _scaled_wrongly(subject: Subject, original: int, product: int) -> Iterator[F
             if reader.wants.length == name:
                 yield subject.error(
                     "DCA-123",
-                    f"{reader.title} silently scales wrongly unless {LENGTH} is {right:,}.",
+                    f"{reader.title} silently scales wrongly, or serves {length or 0:,} tokens, unless {LENGTH} is "
+                    f"{right:,}.",
                     f"`dca config set-yarn --for {reader.name}` writes that value.",
                     LENGTH,
                 )
@@ -297,14 +356,15 @@ def _scaled_wrongly(subject: Subject, original: int, product: int) -> Iterator[F
         if others and not subject.readers:
             yield subject.warning(
                 "DCA-123",
-                f"{', '.join(others)} would silently scale wrongly: they require {LENGTH} to be {right:,}.",
+                f"{', '.join(others)} would silently scale wrongly, or serve {length or 0:,} tokens: they require "
+                f"{LENGTH} to be {right:,}.",
                 "to serve with such a version: `dca config set-yarn --for READER --out DIR`.",
                 LENGTH,
             )
 
 
 def _length(subject: Subject) -> int | None:
-    return count(subject.config.get(LENGTH))
+    return subject.layout.length
 
 
 def tables(subject: Subject) -> Iterator[Finding]:
@@ -331,54 +391,102 @@ def tables(subject: Subject) -> Iterator[Finding]:
 
 def table_shape(subject: Subject) -> Iterator[Finding]:
     """DCA-125: a sparse table that is damaged, or another model's."""
-    layers, heads = subject.config.get("num_hidden_layers"), subject.config.get("num_attention_heads")
-    places = ((f"{TABLE}.json", subject.table, ()), (TABLE, subject.dca.get(TABLE), (DCA, TABLE)))
+    layers, heads = subject.text.get("num_hidden_layers"), subject.text.get("num_attention_heads")
+    places = ((f"{TABLE}.json", subject.table, ()), (TABLE, subject.dca.get(TABLE), subject.at(DCA, TABLE)))
     for name, table, path in places:
         if table is not None and (subject.dca or not path):
             for fault in table_faults(table, layers, heads):
                 yield subject.error("DCA-125", f"{name}: {fault}.", "use the table published with this model.", *path)
 
 
+def table_diagonals(subject: Subject) -> Iterator[Finding]:
+    """DCA-125: a head that may be left without a diagonal in its own chunk, which the engine's kernel does not bear."""
+    layers, heads = subject.text.get("num_hidden_layers"), subject.text.get("num_attention_heads")
+    name, table = (f"{TABLE}.json", subject.table) if subject.table is not None else (TABLE, subject.dca.get(TABLE))
+    chunk, local = count(subject.dca.get("chunk_size")), count(subject.dca.get("local_size"))
+    longest = subject.length or count(subject.text.get(LENGTH))
+    if not table or subject.dca.get("sparse_attention_enabled") is False or table_faults(table, layers, heads):
+        return
+    if chunk and longest and longest > chunk - (local or 0) and (few := few_diagonals(table)):
+        yield subject.error(
+            "DCA-125",
+            f"{name}: {few}: a prompt past one chunk can leave the head none in its own chunk, and the engine then "
+            "hangs or crashes.",
+            f"use the table published with this model, give each head at least {NEAREST}, or serve with "
+            f"--max-model-len {chunk - (local or 0)} or less.",
+            *(subject.at(DCA, TABLE) if subject.table is None else ()),
+        )
+
+
 def base(subject: Subject) -> Iterator[Finding]:
     """DCA-126: rope_theta is missing, has two values, or is not the model's."""
-    top = subject.config.get(THETA)
-    inside = (subject.config.get(PARAMETERS) or {}) if isinstance(subject.config.get(PARAMETERS), dict) else {}
-    held = inside.get(THETA)
-    if top is None and held is None:
-        yield subject.error(
-            "DCA-126",
-            "rope_theta is missing; each reader has its own default, 10,000 or 1,000,000.",
-            "write the model's own value, from the model's page.",
-            THETA,
-        )
-    elif top is None:
+    for rotary in subject.layout.rotary:
+        if not rotary.base_path:
+            yield from _no_base(subject, rotary)
+    places = [(subject.at(THETA), subject.text.get(THETA))]
+    places += [((*path, THETA), scaling.get(THETA)) for path, scaling in subject.scalings()]
+    stated = [(path, value) for path, value in places if value is not None]
+    inside = subject.text.get(PARAMETERS)
+    held = inside.get(THETA) if isinstance(inside, dict) else None
+    top = subject.text.get(THETA)
+    if held is not None and top is None and _read_by_older(subject):
         yield subject.warning(
             "DCA-126",
             "rope_theta is only in rope_parameters: vLLM up to 0.11 and transformers 4 do not read it there, and use "
             "their own default.",
             f'add "{THETA}": {short(held)} at the top level for them.',
-            PARAMETERS,
-            THETA,
+            *subject.at(PARAMETERS, THETA),
         )
-    elif held is not None and number(held) != number(top):
+    elif held is not None and top is not None and number(held) != number(top):
         yield subject.error(
             "DCA-126",
-            f"rope_theta is {short(top)} at the top level, but {short(held)} in rope_parameters.",
+            f"rope_theta is {short(top)} beside rope_parameters, but {short(held)} in it.",
             "write the model's own value in both.",
-            THETA,
+            *subject.at(THETA),
         )
-    for value, path in ((top, (THETA,)), (held, (PARAMETERS, THETA))):
-        if value is not None and ((theta := number(value)) is None or theta <= 1):
-            yield subject.error("DCA-126", f"rope_theta is {short(value)}.", "write the model's own value.", *path)
-        elif value is not None and subject.model and theta != subject.model.rope_theta:
-            sure = "rope_theta" not in subject.model.unverified
-            yield (subject.error if sure else subject.warning)(
-                "DCA-126",
-                f"rope_theta is {short(value)}; {subject.model.name} was trained with {subject.model.rope_theta:,.0f}"
-                + ("." if sure else " (second-hand)."),
-                f"write {subject.model.rope_theta!r}." if sure else "compare with the model's own file.",
-                *path,
-            )
+    for path, value in stated:
+        yield from _wrong_base(subject, path, value)
+
+
+def _no_base(subject: Subject, rotary: Rotary) -> Iterator[Finding]:
+    """A base that the file does not state: right for models whose class has it as the default."""
+    if subject.family:
+        yield subject.error(
+            "DCA-126",
+            "rope_theta is missing; each reader has its own default, 10,000 or 1,000,000.",
+            "write the model's own value, from the model's page.",
+            *subject.at(THETA),
+        )
+    elif rotary.scaled:
+        yield subject.warning(
+            "DCA-126",
+            "rope_theta is not in the file: each reader takes the default of the model's class.",
+            "nothing to do if the model's own file has none.",
+            *rotary.path,
+        )
+
+
+def _read_by_older(subject: Subject) -> bool:
+    """Whether readers from before rope_parameters know the model's type."""
+    return not subject.layout.path and any(
+        subject.layout.text_type in reader.knows for reader in subject.others or subject.readers
+    )
+
+
+def _wrong_base(subject: Subject, path: tuple[str, ...], value: Any) -> Iterator[Finding]:
+    """A base that is impossible, or not the model's."""
+    bases = value if isinstance(value, list) and value else [value]
+    if any((theta := number(one)) is None or theta <= 1 for one in bases):
+        yield subject.error("DCA-126", f"rope_theta is {short(value)}.", "write the model's own value.", *path)
+    elif subject.model and value != subject.model.rope_theta:
+        sure = "rope_theta" not in subject.model.unverified
+        yield (subject.error if sure else subject.warning)(
+            "DCA-126",
+            f"rope_theta is {short(value)}; {subject.model.name} was trained with {subject.model.rope_theta:,.0f}"
+            + ("." if sure else " (second-hand)."),
+            f"write {subject.model.rope_theta!r}." if sure else "compare with the model's own file.",
+            *path,
+        )
 
 
 def rows(subject: Subject) -> Iterator[Finding]:
@@ -386,7 +494,7 @@ def rows(subject: Subject) -> Iterator[Finding]:
     length = _length(subject)
     if length is None:
         return
-    for key, scaling in subject.scalings():
+    for path, scaling in subject.scalings():
         factor = number(scaling.get("factor"))
         if subject.dca and factor and factor > 1 and kind(scaling) in MULTIPLIED:
             start = count(scaling.get(ORIGINAL)) if kind(scaling) == "yarn" else length
@@ -396,8 +504,8 @@ def rows(subject: Subject) -> Iterator[Finding]:
                     "DCA-127",
                     f"vLLM allows {allowed:,} tokens, but its rotary table has {length:,} rows: a position "
                     "past the table is a device-side assert on the GPU.",
-                    f"remove `{key}`.",
-                    key,
+                    f"remove `{path[-1]}`.",
+                    *path,
                     "factor",
                 )
     known = subject.model
@@ -413,13 +521,13 @@ def rows(subject: Subject) -> Iterator[Finding]:
 
 def together(subject: Subject) -> Iterator[Finding]:
     """DCA-128: YaRN together with dual chunk attention, or on a model that supports long texts without it."""
-    for key, _ in subject.yarns():
+    for path, _ in subject.yarns():
         if subject.dca:
             yield subject.error(
                 "DCA-128",
-                f"vLLM ignores `{key}` with dual chunk attention, but still multiplies the length by its factor.",
-                f"remove `{key}`.",
-                key,
+                f"vLLM ignores `{path[-1]}` with dual chunk attention, but still multiplies the length by its factor.",
+                f"remove `{path[-1]}`.",
+                *path,
             )
         elif subject.model and subject.model.yarn is None and subject.model.native_length >= 1 << 18:
             yield subject.warning(
@@ -427,7 +535,7 @@ def together(subject: Subject) -> Iterator[Finding]:
                 f"{subject.model.name} reads {subject.model.native_length:,} tokens without YaRN, and was not "
                 "made for it.",
                 "for longer texts use dual chunk attention: `dca config set-dca` or `dca config use-1m`.",
-                key,
+                *path,
             )
 
 
@@ -439,36 +547,38 @@ def pages(subject: Subject) -> Iterator[Finding]:
             "DCA-129",
             f"chunk_size - local_size = {chunk - local:,} is not divisible by the page size, {subject.page}.",
             "correct the two sizes, or serve with a --block-size that divides the difference.",
-            DCA,
-            "chunk_size",
+            *subject.at(DCA, "chunk_size"),
         )
 
 
 def window(subject: Subject) -> Iterator[Finding]:
     """DCA-130: a sliding window that cuts long texts."""
-    if subject.config.get("use_sliding_window") and (subject.dca or any(subject.yarns())):
-        size = short(subject.config.get("sliding_window"))
+    if subject.text.get("use_sliding_window") and (subject.dca or (subject.family and any(subject.yarns()))):
+        size = short(subject.text.get("sliding_window"))
         yield subject.error(
             "DCA-130",
             f"a sliding window of {size} tokens is on; the long-context settings require it off.",
             "set use_sliding_window to false.",
-            "use_sliding_window",
+            *subject.at("use_sliding_window"),
         )
 
 
 def sharing(subject: Subject) -> Iterator[Finding]:
     """DCA-131: heads that the GPUs cannot share."""
-    heads, few = count(subject.config.get("num_attention_heads")), count(subject.config.get("num_key_value_heads"))
+    heads, few = subject.layout.count("num_attention_heads"), subject.layout.count("num_key_value_heads")
     ranks = subject.ranks
     if ranks is None or heads is None:
         return
-    allowed = [size for size in range(1, min(heads, 1024) + 1) if can_share(heads, few or heads, size)]
-    if not can_share(heads, few or heads, ranks):
+    # Latent attention keeps one copy of its cache on each GPU.
+    few = 1 if subject.latent else few or heads
+    allowed = [size for size in range(1, min(heads, 1024) + 1) if can_share(heads, few, size)]
+    if not can_share(heads, few, ranks):
+        whose = f"{heads} heads" if subject.latent else f"{heads} heads and {few} key heads"
         yield subject.error(
             "DCA-131",
-            f"{heads} heads and {few or heads} key heads cannot be shared by {ranks} GPUs.",
+            f"{whose} cannot be shared by {ranks} GPUs.",
             f"use one of these tensor-parallel sizes: {', '.join(map(str, allowed))}.",
-            "num_attention_heads",
+            *subject.layout.where("num_attention_heads"),
         )
 
 
@@ -479,45 +589,48 @@ def can_share(heads: int, kv_heads: int, ranks: int) -> bool:
 
 def shapes(subject: Subject) -> Iterator[Finding]:
     """DCA-132: head counts that contradict each other or the model."""
-    config = subject.config
-    heads, few = count(config.get("num_attention_heads")), count(config.get("num_key_value_heads"))
-    size, dim = count(config.get("hidden_size")), count(config.get("head_dim"))
-    if heads and few and heads % few:
+    read = subject.layout
+    heads, few = read.count("num_attention_heads"), read.count("num_key_value_heads")
+    size, dim = read.count("hidden_size"), read.count("head_dim")
+    if heads and few and heads % few and not subject.latent:
         yield subject.error(
             "DCA-132",
             f"{heads} heads are not divisible by {few} key heads.",
             "compare with the model's own file.",
-            "num_key_value_heads",
+            *read.where("num_key_value_heads"),
         )
-    if heads and size and dim is None and size % heads:
+    # Classes of other families have sizes of heads under names of their own.
+    if subject.family and heads and size and dim is None and size % heads:
         yield subject.error(
             "DCA-132",
             f"hidden_size {size} is not divisible by {heads} heads.",
             "compare with the model's own file.",
-            "hidden_size",
+            *read.where("hidden_size"),
         )
     known = subject.model
-    if known and not known.has_shape_of(config):
+    if known and not known.has_shape_of(read.text):
         yield subject.error(
             "DCA-132",
             f"layers or heads differ from {known.name}'s: {known.layers} layers, {known.heads} heads, "
             f"{known.kv_heads} key heads, hidden size {known.hidden_size}.",
             "compare with the model's own file.",
-            "num_hidden_layers",
+            *read.where("num_hidden_layers"),
         )
 
 
 def chunks(subject: Subject) -> Iterator[Finding]:
     """DCA-133: numbers of dual chunk attention that are impossible, or another model's."""
-    dual = subject.config.get(DCA)
+    dual = subject.text.get(DCA)
     if dual is None:
-        if DCA in subject.config:
+        if DCA in subject.text:
             yield subject.warning(
-                "DCA-133", f"`{DCA}` is null, which crashes some versions of vLLM.", "remove the key.", DCA
+                "DCA-133", f"`{DCA}` is null, which crashes some versions of vLLM.", "remove the key.", *subject.at(DCA)
             )
         return
     if not isinstance(dual, dict) or not dual:
-        yield subject.error("DCA-133", f"`{DCA}` is {short(dual)}.", "remove it, or run `dca config set-dca`.", DCA)
+        yield subject.error(
+            "DCA-133", f"`{DCA}` is {short(dual)}.", "remove it, or run `dca config set-dca`.", *subject.at(DCA)
+        )
         return
     chunk, local = dual.get("chunk_size", 8192), dual.get("local_size", 1024)
     if count(chunk) is None or count(local) is None or chunk <= local:
@@ -526,7 +639,7 @@ def chunks(subject: Subject) -> Iterator[Finding]:
             f"chunk_size is {short(chunk)} and local_size is {short(local)}; chunk_size must be the larger, and both "
             "positive integers.",
             "write the model's own values: `dca config set-dca`.",
-            DCA,
+            *subject.at(DCA),
         )
     original = dual.get(ORIGINAL, 0)
     if count(original) is None:
@@ -535,7 +648,7 @@ def chunks(subject: Subject) -> Iterator[Finding]:
             f"{ORIGINAL} in `{DCA}` is {short(original)}: unpatched vLLM requires it, and crashes at the first prompt "
             "without it.",
             "write the model's own value: `dca config set-dca`.",
-            DCA,
+            *subject.at(DCA),
         )
     own = subject.model.dual_chunk if subject.model else None
     for name in ("chunk_size", "local_size", ORIGINAL):
@@ -546,7 +659,7 @@ def chunks(subject: Subject) -> Iterator[Finding]:
                 f"{name} is {short(dual[name])}; the model's own value is {getattr(own, name)}"
                 + ("." if sure else " (second-hand)."),
                 "compare with the model's own file.",
-                DCA,
+                *subject.at(DCA),
                 name,
             )
 
@@ -554,9 +667,12 @@ def chunks(subject: Subject) -> Iterator[Finding]:
 def stops(subject: Subject) -> Iterator[Finding]:
     """DCA-134: an intended reader that fails on the key of dual chunk attention."""
     for reader in subject.readers:
-        if DCA in subject.config and reader.wants.dual_chunk == "stops":
+        if DCA in subject.text and reader.wants.dual_chunk == "stops":
             yield subject.error(
-                "DCA-134", f"{reader.title} fails on `{DCA}`.", "remove it with `dca config drop-dca`.", DCA
+                "DCA-134",
+                f"{reader.title} fails on `{DCA}`.",
+                "remove it with `dca config drop-dca`.",
+                *subject.at(DCA),
             )
 
 
@@ -571,22 +687,52 @@ def mark(subject: Subject) -> Iterator[Finding]:
 
 
 def both(subject: Subject) -> Iterator[Finding]:
-    """DCA-136: rope_scaling and rope_parameters that differ."""
-    scalings = dict(subject.scalings())
-    if len(scalings) < 2:
+    """DCA-136: rope_scaling and rope_parameters that differ, or stand where readers do not look."""
+    yield from _outside(subject)
+    old, new = subject.text.get(SCALING), subject.text.get(PARAMETERS)
+    if not isinstance(old, dict) or not isinstance(new, dict) or not old or not new:
         return
-    old, new = ({**value, "rope_type": kind(value)} for value in (scalings[SCALING], scalings[PARAMETERS]))
+    if layout.per_layer(old) != layout.per_layer(new):
+        yield subject.error(
+            "DCA-136",
+            f"{PARAMETERS} and {SCALING} cannot both hold: one of them has an object per type of layer. Readers take "
+            f"{SCALING}.",
+            "keep the one that the model's own file has.",
+            *subject.at(SCALING),
+        )
+        return
+    if layout.per_layer(old):
+        return
+    old, new = ({**value, "rope_type": kind(value)} for value in (old, new))
     for name in ("rope_type", "factor", ORIGINAL, "attention_factor", "beta_fast", "beta_slow"):
         if old.get(name) != new.get(name):
             yield subject.error(
                 "DCA-136",
                 f"`{name}` is {short(old.get(name))} in {SCALING} and {short(new.get(name))} in {PARAMETERS}.",
                 "write the same in both, or keep only the one that your reader reads.",
-                SCALING,
+                *subject.at(SCALING),
             )
             return
 
 
+def _outside(subject: Subject) -> Iterator[Finding]:
+    """Rotary settings at the top level of a model whose language model has a part of its own."""
+    # transformers 4 saves the sizes and settings of some models in both places.
+    if not subject.layout.path or subject.layout.config.get("num_hidden_layers") is not None:
+        return
+    part = ".".join(subject.layout.path)
+    for name in (SCALING, PARAMETERS, THETA):
+        if subject.layout.config.get(name) is None:
+            continue
+        yield subject.error(
+            "DCA-136",
+            f"`{name}` is at the top level, but this model's readers take it from `{part}`; newer ones fail on it.",
+            f"remove it; the language model's settings belong in `{part}`.",
+            name,
+        )
+
+
+# The order is that of their codes; the last finds files that the others are not for.
 RULES: tuple[Rule, ...] = (
     types,
     keys,
@@ -594,6 +740,7 @@ RULES: tuple[Rule, ...] = (
     lengths,
     tables,
     table_shape,
+    table_diagonals,
     base,
     rows,
     together,
@@ -605,10 +752,15 @@ RULES: tuple[Rule, ...] = (
     stops,
     mark,
     both,
+    known,
 )
+# What holds for any file.
+ALWAYS: tuple[Rule, ...] = (mark, known)
 
 
 def check(subject: Subject, rules: Sequence[Rule] = RULES) -> tuple[Finding, ...]:
     """Every problem of a folder, errors first, then by line."""
+    if subject.layout.unknown:
+        rules = [rule for rule in rules if rule in ALWAYS]
     findings = [finding for rule in rules for finding in rule(subject)]
     return tuple(sorted(findings, key=lambda finding: (finding.severity != "error", finding.line or 0, finding.code)))

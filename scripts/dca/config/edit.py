@@ -6,19 +6,24 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dca.config import rotary, text
+from dca.config import layout, readers, rotary, text
+from dca.config.layout import DCA, LENGTH, ORIGINAL, PARAMETERS, SCALING, STRUCTURAL, TABLE, THETA, Layout, Rotary
 from dca.config.models import KnownModel
 from dca.config.readers import Length, Place, Reader
 from dca.config.text import Json, OneLine
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 
-DCA, SCALING, PARAMETERS, THETA = "dual_chunk_attention_config", "rope_scaling", "rope_parameters", "rope_theta"
-LENGTH, ORIGINAL, TABLE = "max_position_embeddings", "original_max_position_embeddings", "sparse_attention_config"
 PATTERN = "vertical_and_slash"
 # The context length at which models with dual chunk attention still work without it.
 WITHOUT_DCA = 262_144
 MOST = 1 << 40
+TYPES = ("rope_type", "type")
+# What set-yarn writes itself: YaRN with these keys alone was not trained.
+SIMPLE = {*TYPES, "factor", ORIGINAL, "attention_factor", "attn_factor"}
+FULL = "full_attention"
+NEAREST = 100
+"""The diagonals that vLLM takes before all others, those of the nearest keys."""
 
 
 class YarnSetting(Value):
@@ -65,19 +70,19 @@ class DualChunkSetting(Value):
     table: list[dict[str, Any]] | None = None
 
 
-def form_for(readers: Sequence[Reader]) -> Form:
+def form_for(meant: Sequence[Reader]) -> Form:
     """The way to write YaRN that works for all given readers.
 
     Raises:
         DcaError: DCA-212 when there is none.
     """
-    places = [place for place in readers[0].wants.places if all(place in reader.wants.places for reader in readers)]
-    lengths = {reader.wants.length for reader in readers} - {"either"}
+    places = [place for place in meant[0].wants.places if all(place in reader.wants.places for reader in meant)]
+    lengths = {reader.wants.length for reader in meant} - {"either"}
     if not places or len(lengths) > 1:
-        words = "; ".join(f"{reader.name}: {_wants(reader)}" for reader in readers)
+        words = "; ".join(f"{reader.name}: {_wants(reader)}" for reader in meant)
         raise DcaError(
             "DCA-212",
-            f"no single config.json is right for {', '.join(reader.name for reader in readers)}.",
+            f"no single config.json is right for {', '.join(reader.name for reader in meant)}.",
             why=words + ".",
             remedy="make one folder per reader: --for READER --out DIR.",
         )
@@ -93,23 +98,26 @@ def _wants(reader: Reader) -> str:
     return f"reads {' or '.join(reader.wants.places)}, {length}"
 
 
-def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None) -> Json:
-    """Scale the rotary embedding with YaRN.
+def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None, *, replace: bool = False) -> Json:
+    """Scale the rotary embedding of the layers with full attention with YaRN.
 
-    Other settings of existing YaRN (betas) are kept; those of another kind of scaling are removed.
+    What belongs to the model's shape is kept (sections of mrope, the rotated share of a head, other layers' settings),
+    and so are the betas of existing YaRN.
 
     Args:
         source: config.json.
         setting: the numbers.
         form: how to write it.
+        replace: also replace a scaling that the model was trained with.
 
     Raises:
-        DcaError: DCA-201 for impossible numbers, DCA-208 when the config does not allow YaRN.
+        DcaError: DCA-201 for impossible numbers, DCA-208 when the config does not allow YaRN, DCA-216 for a scaling
+            that the model was trained with.
     """
     form = form or Form()
     _check_yarn(setting)
-    config = source.plain()
-    if config.get(DCA):
+    found = _read(source)
+    if found.text.get(DCA):
         raise DcaError(
             "DCA-208",
             f"{source.name} has {DCA}, which excludes YaRN.",
@@ -117,22 +125,110 @@ def set_yarn(source: Json, setting: YarnSetting, form: Form | None = None) -> Js
             remedy="remove dual chunk attention first: `dca config drop-dca DIR`.",
         )
     for name in (SCALING, PARAMETERS):
-        _check_scaling(source, config.get(name), name)
-    base = _base(source, config)
-    inside = isinstance(config.get(PARAMETERS), dict)
-    if form.place == "rope_parameters":
-        source = _write_yarn(source, PARAMETERS, setting)
-        source = text.put(source, (PARAMETERS, THETA), base)
+        _check_scaling(source, found, name)
+    base = _base(source, found)
+    if not replace:
+        _refuse_trained(source, trained(found.rotary[0], setting))
+    for path in _places(found, form):
+        source = _write_yarn(source, path, setting, _structure(found, path))
+    if form.place == "rope_parameters" and found.text.get(SCALING) is not None and not found.path:
         # If both exist, rope_scaling wins.
-        source = text.remove(source, (SCALING,)) if SCALING in config else source
-    else:
-        source = _write_yarn(source, SCALING, setting)
-        if inside:
-            source = _write_yarn(source, PARAMETERS, setting)
-        if THETA not in config:
-            source = text.put(source, (THETA,), base)
+        source = text.remove(source, (SCALING,))
+    source = _with_base(source, base)
+    if count := layout.count(found.text.get(ORIGINAL)):
+        # Readers prefer it to the one inside.
+        source = text.put(source, (*found.path, ORIGINAL), setting.original) if count != setting.original else source
     if form.length != "either":
-        source = text.put(source, (LENGTH,), setting.original if form.length == "original" else setting.length)
+        tokens = setting.original if form.length == "original" else setting.length
+        source = text.put(source, found.where(LENGTH), tokens)
+    return source
+
+
+def _read(source: Json) -> Layout:
+    """The layout of a file that can be edited.
+
+    Raises:
+        DcaError: DCA-208 for a layout that is not known.
+    """
+    found = layout.read(source.plain())
+    if found.unknown:
+        raise DcaError(
+            "DCA-208",
+            f"dca does not know the layout of {source.name}: {found.unknown}.",
+            why="the settings would be written where no reader looks.",
+            remedy="name the folder of a language model.",
+        )
+    return found
+
+
+def trained(found: Rotary, setting: YarnSetting | None = None) -> str:
+    """The scaling that a model was trained with, in words; empty when there is none.
+
+    Args:
+        found: the rotary embedding.
+        setting: YaRN to write in its place; YaRN with the same numbers stays.
+    """
+    old = found.parameters
+    types = {old[name] for name in TYPES if isinstance(old.get(name), str)}
+    if not types or types <= {"default", "mrope"}:
+        return ""
+    if "yarn" in types:
+        numbers = (found.factor, found.original)
+        if None in numbers or (setting and numbers == (setting.factor, setting.original)):
+            return ""
+        if set(old) <= SIMPLE | STRUCTURAL and (setting is None or found.original == setting.original):
+            return ""
+    lost = [f"{name} {_short(value)}" for name, value in old.items() if name not in {*TYPES, *STRUCTURAL}]
+    return f"{found.type} ({', '.join(lost)})" if lost else found.type
+
+
+def _short(value: Any) -> str:
+    return f"of {len(value)} numbers" if isinstance(value, list) else str(value)[:40]
+
+
+def _refuse_trained(source: Json, words: str) -> None:
+    if words:
+        raise DcaError(
+            "DCA-216",
+            f"{source.name} has a scaling of its own, which would be lost: {words}.",
+            why="the model was trained with it, or is meant to run with it.",
+            remedy="keep the file, or replace the scaling all the same with --replace.",
+        )
+
+
+def _places(found: Layout, form: Form) -> list[tuple[str, ...]]:
+    """Where this model's readers read a scaling."""
+    old, new = (found.text.get(name) for name in (SCALING, PARAMETERS))
+    here = [name for name, value in ((SCALING, old), (PARAMETERS, new)) if isinstance(value, dict) and value]
+    if form.place == "rope_parameters" and not found.path:
+        here = [PARAMETERS]
+    elif here == [PARAMETERS] and not found.path and found.text_type in readers.older_types():
+        # Older readers know the model, and look in rope_scaling alone.
+        here = [PARAMETERS] if layout.per_layer(new) else [SCALING, PARAMETERS]
+    elif not here:
+        here = [SCALING]
+    return [(*found.path, name, *((FULL,) if layout.per_layer(found.text.get(name)) else ())) for name in here]
+
+
+def _structure(found: Layout, path: tuple[str, ...]) -> dict[str, Any]:
+    """What belongs to the model's shape and must stand at a path: readers take the object there as a whole."""
+    if not found.rotary[0].path or found.rotary[0].path == path:
+        return {}
+    kept = {name: value for name, value in found.rotary[0].parameters.items() if name in STRUCTURAL}
+    return {name: value for name, value in kept.items() if name != THETA or PARAMETERS in path}
+
+
+def _with_base(source: Json, base: float | None) -> Json:
+    """rope_theta where readers of both kinds look; unchanged for a model with a base for each layer."""
+    found = layout.read(source.plain())
+    inside = found.text.get(PARAMETERS)
+    if base is None or layout.per_layer(inside):
+        return source
+    old = isinstance(found.text.get(SCALING), dict)
+    if old and found.get(THETA) is None and not found.path:
+        source = text.put(source, (THETA,), base)
+    if isinstance(inside, dict) and inside.get(THETA) is None:
+        source = text.put(source, (*found.path, PARAMETERS, THETA), base)
     return source
 
 
@@ -154,41 +250,66 @@ def _check_yarn(setting: YarnSetting) -> None:
         )
 
 
-def _check_scaling(source: Json, value: Any, name: str) -> None:
-    """Reject a scaling that is not an object, or has one object per kind of layer."""
-    if value is None:
+def _check_scaling(source: Json, found: Layout, name: str) -> None:
+    """Reject a scaling that is not an object, or has objects per type of layer and none for full attention."""
+    value = found.text.get(name)
+    if value is None or (isinstance(value, dict) and not layout.per_layer(value)):
         return
-    if not isinstance(value, dict) or any(isinstance(part, dict) for part in value.values()):
-        what = "has one object per kind of layer" if isinstance(value, dict) else "is not an object"
+    if not isinstance(value, dict) or not isinstance(value.get(FULL), dict):
+        what = (
+            f"has one object per type of layer, and none for {FULL}" if isinstance(value, dict) else "is not an object"
+        )
         raise DcaError(
             "DCA-208",
-            f"{source.name}, line {source.line(name)}: `{name}` {what}.",
-            remedy="correct or remove it by hand.",
+            f"{source.name}, line {source.line(*found.path, name)}: `{name}` {what}.",
+            remedy="compare it with the model's own file.",
         )
 
 
-def _base(source: Json, config: dict[str, Any]) -> float:
-    """The model's rope_theta, from either place."""
-    inside = config.get(PARAMETERS) or {}
-    for value in (config.get(THETA), inside.get(THETA)):
+def _base(source: Json, found: Layout) -> float | None:
+    """The model's rope_theta, from wherever it stands; None for one that has a base for each layer.
+
+    Raises:
+        DcaError: DCA-208 without a usable one.
+    """
+    stated = found.rotary[0].base
+    if isinstance(found.text.get(THETA), list) and stated:
+        return None
+    for value in (found.get(THETA), (found.text.get(PARAMETERS) or {}).get(THETA), stated):
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 1:
             return value
     raise DcaError(
         "DCA-208",
-        f"{source.name} has no rope_theta; readers then use different defaults.",
-        remedy=f"first write the model's own {THETA}, from the model's page.",
+        f"{source.name} has no rope_theta; readers then use the default of the model's class, and differ in it.",
+        remedy=f"first write the model's own {'.'.join(found.where(THETA))}, from the model's page.",
     )
 
 
-def _write_yarn(source: Json, key: str, setting: YarnSetting) -> Json:
-    old = source.plain().get(key) or {}
-    names = [name for name in ("rope_type", "type") if name in old] or ["rope_type"]
+def _at(source: Json, path: tuple[str, ...]) -> dict[str, Any]:
+    """The object at a path; empty when there is none."""
+    value: Any = source.plain()
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _write_yarn(source: Json, path: tuple[str, ...], setting: YarnSetting, carried: dict[str, Any]) -> Json:
+    """Write YaRN into one object.
+
+    Args:
+        source: config.json.
+        path: keys of the object.
+        setting: the numbers.
+        carried: what the object must have besides, when it lacks it.
+    """
+    old = _at(source, path)
+    names = [name for name in TYPES if name in old] or ["rope_type"]
     if not any(old.get(name) == "yarn" for name in names):
-        kept = {THETA: old[THETA]} if key == PARAMETERS and THETA in old else {}
         for name in old:
-            if name not in {*kept, "factor", ORIGINAL, *names}:
-                source = text.remove(source, (key, name))
-    values: dict[str, Any] = dict.fromkeys(names, "yarn")
+            if name not in {"factor", ORIGINAL, *names, *STRUCTURAL}:
+                source = text.remove(source, (*path, name))
+    values: dict[str, Any] = {name: value for name, value in carried.items() if name not in old}
+    values |= dict.fromkeys(names, "yarn")
     values |= {"factor": float(setting.factor), ORIGINAL: setting.original}
     attention = setting.attention_factor
     if attention is not None:
@@ -196,21 +317,23 @@ def _write_yarn(source: Json, key: str, setting: YarnSetting) -> Json:
         values["attention_factor"] = float(attention)
         values["attn_factor"] = float(attention) / rotary.attention_factor(setting.factor)
     if not old:
-        return text.put(source, (key,), {name: values[name] for name in sorted(values)})
+        return text.put(source, path, {name: values[name] for name in sorted(values)})
     for name, value in values.items():
-        source = text.put(source, (key, name), value)
+        source = text.put(source, (*path, name), value)
     return source
 
 
-def set_dca(source: Json, setting: DualChunkSetting) -> Json:
+def set_dca(source: Json, setting: DualChunkSetting, *, replace: bool = False) -> Json:
     """Turn dual chunk attention on; remove YaRN, which vLLM does not read with it.
 
     Args:
         source: config.json.
         setting: the numbers, and the sparse table.
+        replace: also remove a scaling that the model was trained with.
 
     Raises:
-        DcaError: DCA-201 for impossible numbers, DCA-208 and DCA-213 when config or table do not allow it.
+        DcaError: DCA-201 for impossible numbers, DCA-208 and DCA-213 when config or table do not allow it, DCA-216 for
+            a scaling that the model was trained with.
     """
     if not 0 < setting.local_size < setting.chunk_size < MOST:
         raise DcaError(
@@ -223,7 +346,14 @@ def set_dca(source: Json, setting: DualChunkSetting) -> Json:
         raise DcaError(
             "DCA-201", "--original or --length is negative or too large.", remedy="give tokens, such as 262144."
         )
-    config = source.plain()
+    found = _read(source)
+    if found.path:
+        raise DcaError(
+            "DCA-208",
+            f"{source.name} describes its language model in `{'.'.join(found.path)}`, where no reader reads {DCA}.",
+            remedy="use YaRN for longer texts: `dca config set-yarn DIR`.",
+        )
+    config = found.config
     old = config.get(DCA)
     if old is not None and not isinstance(old, dict):
         raise DcaError(
@@ -236,13 +366,11 @@ def set_dca(source: Json, setting: DualChunkSetting) -> Json:
     numbers = {"chunk_size": setting.chunk_size, "local_size": setting.local_size, ORIGINAL: setting.original}
     rows = {TABLE: [OneLine(row) for row in setting.table], "sparse_attention_enabled": True} if setting.table else {}
     values: dict[str, Any] = {**numbers, **rows}
-    if config.get(SCALING) is not None:
-        source = text.remove(source, (SCALING,))
-    inside = config.get(PARAMETERS)
-    if isinstance(inside, dict) and inside.get("rope_type", "default") != "default":
-        source = text.put(source, (PARAMETERS,), {THETA: _base(source, config), "rope_type": "default"})
-    if isinstance(inside, dict) and THETA not in config:
-        source = text.put(source, (THETA,), _base(source, config))
+    if not replace:
+        _refuse_trained(source, trained(found.rotary[0]))
+    source = _unscaled(source, found)
+    if isinstance(config.get(PARAMETERS), dict) and THETA not in config:
+        source = text.put(source, (THETA,), _base(source, found))
     if setting.length:
         source = text.put(source, (LENGTH,), setting.length)
     # The table is written last: each edit parses the text again, and the table is long.
@@ -250,6 +378,22 @@ def set_dca(source: Json, setting: DualChunkSetting) -> Json:
         return text.put(source, (DCA,), values)
     for name, value in values.items():
         source = text.put(source, (DCA, name), value)
+    return source
+
+
+def _unscaled(source: Json, found: Layout) -> Json:
+    """Without the scaling; what belongs to the model's shape stays."""
+    for name in (SCALING, PARAMETERS):
+        old = found.config.get(name)
+        kept = [key for key in old if key in STRUCTURAL] if isinstance(old, dict) else []
+        if name == SCALING and not kept and old is not None:
+            source = text.remove(source, (SCALING,))
+        elif isinstance(old, dict) and not layout.per_layer(old) and (layout.kind(old) or "default") != "default":
+            for key in [key for key in old if key not in {*kept, "rope_type"}]:
+                source = text.remove(source, (name, key))
+            source = text.put(source, (name, "rope_type"), "default")
+            if name == PARAMETERS and THETA not in kept:
+                source = text.put(source, (name, THETA), _base(source, found))
     return source
 
 
@@ -263,31 +407,34 @@ def drop_dca(source: Json, cap: int = WITHOUT_DCA) -> Json:
     Raises:
         DcaError: DCA-208 when the length is not a number.
     """
-    length = source.plain().get(LENGTH)
+    found = layout.read(source.plain())
+    where, length = found.where(LENGTH), found.get(LENGTH)
     if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):
         raise DcaError(
             "DCA-208",
-            f"{source.name}, line {source.line(LENGTH)}: `{LENGTH}` is not a number.",
+            f"{source.name}, line {source.line(*where)}: `{where[-1]}` is not a number.",
             remedy="correct it by hand.",
         )
-    if DCA not in source.root.members:
+    if DCA not in found.text:
         return source
-    source = text.remove(source, (DCA,))
-    return text.put(source, (LENGTH,), cap) if length is not None and length > cap else source
+    source = text.remove(source, (*found.path, DCA))
+    return text.put(source, where, cap) if length is not None and length > cap else source
 
 
-def use_1m(source: Json, one_million: Json) -> Json:
+def use_1m(source: Json, one_million: Json, *, replace: bool = False) -> Json:
     """Use the model's own file for a million tokens as its config.
 
     Args:
         source: config.json.
         one_million: config_1m.json.
+        replace: also when it does not say how the weights are quantized.
 
     Raises:
-        DcaError: DCA-208 when that file has no dual chunk attention, or belongs to another model.
+        DcaError: DCA-208 when that file has no dual chunk attention, or belongs to another model; DCA-216 when the
+            quantization would be lost.
     """
-    new, config = one_million.plain(), source.plain()
-    if not isinstance(new.get(DCA), dict):
+    new, config = layout.read(one_million.plain()), layout.read(source.plain())
+    if not isinstance(new.text.get(DCA), dict):
         raise DcaError("DCA-208", f"{one_million.name} has no {DCA}.", remedy="download the model's own file again.")
     for name in ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
         if new.get(name) != config.get(name):
@@ -297,6 +444,14 @@ def use_1m(source: Json, one_million: Json) -> Json:
                 why=f"in {source.name} it is {config.get(name)!r:.40}.",
                 remedy="download the model's own file.",
             )
+    method = config.quantization.get("quant_method")
+    if method != new.quantization.get("quant_method") and not replace:
+        raise DcaError(
+            "DCA-216",
+            f"{one_million.name} does not have the quantization of {source.name}: {_short(method)}.",
+            why="an engine would load the quantized weights as if they were not.",
+            remedy="download the file of the quantized model, or use this one all the same with --replace.",
+        )
     return Json(one_million.text, one_million.bom, one_million.root, source.name)
 
 
@@ -342,6 +497,26 @@ def check_table(table: Any, config: dict[str, Any], name: str) -> None:
             f"{name} does not fit the model: {wrong[0]}.",
             remedy=f"use the {TABLE}.json published with this model.",
         )
+    if few := few_diagonals(table):
+        raise DcaError(
+            "DCA-213",
+            f"{name}: {few}.",
+            why="a prompt past one chunk can leave the head none in its own chunk; the engine then hangs or crashes.",
+            remedy=f"give each head at least {NEAREST}, or use the {TABLE}.json published with this model.",
+        )
+
+
+def few_diagonals(table: list[dict[str, list[Any]]]) -> str:
+    """The first head that may be left without a diagonal in its own chunk, as a clause; empty if there is none.
+
+    Args:
+        table: one without `table_faults`.
+    """
+    for number, row in enumerate(table):
+        for head, entry in row.items():
+            if entry[2] < NEAREST:
+                return f"layer {number}, head {head} has {entry[2]} diagonals (slash lines), fewer than {NEAREST}"
+    return ""
 
 
 def table_faults(table: Any, layers: Any, heads: Any) -> list[str]:

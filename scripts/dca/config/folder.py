@@ -21,6 +21,9 @@ from dca.foundation.documents import Document, Value
 from dca.foundation.errors import DcaError
 
 CONFIG, ONE_MILLION, TABLE, UNDO = "config.json", "config_1m.json", "sparse_attention_config.json", ".dca-undo.json"
+QUANTIZATION = "hf_quant_config.json"
+# The tool's own files begin with it.
+KEPT = ".dca-undo"
 WAIT_SECONDS = 20.0
 
 
@@ -32,12 +35,14 @@ class Was(Value):
         text: content of a plain file, byte-order mark included; empty for a link.
         mode: permissions.
         link: target of the link; None for a plain file.
+        kept: name in the folder under which a file with other names (hard links) is kept; empty for others.
     """
 
     sha256: str
     text: str = ""
     mode: int = 0o644
     link: str | None = None
+    kept: str = ""
 
 
 class Step(Value):
@@ -159,7 +164,7 @@ def change(
         _must_be_writable(folder)
         before = _now(folder)
         if before.link is None:
-            before = before.model_copy(update={"text": source.data.decode("utf-8")})
+            before = before.model_copy(update={"text": source.data.decode("utf-8"), "kept": _keep(folder, len(steps))})
         steps = (*steps, Step(command=command, before=before, after=store.sha256_bytes(edited.data)))
         documents.write(Steps(steps=steps), folder / UNDO)
         store.write_bytes(folder / CONFIG, edited.data, mode=before.mode)
@@ -198,11 +203,8 @@ def undo(folder: Path, *, dry_run: bool = False, force: bool = False) -> tuple[C
         old, new = (data.decode("utf-8", "replace") for data in (_bytes_if_there(folder), before))
         if not dry_run:
             _must_be_writable(folder)
-            if last.before.link is not None:
-                store.write_link(folder / CONFIG, last.before.link)
-            else:
-                store.write_bytes(folder / CONFIG, before, mode=last.before.mode)
-            _keep(folder, steps[:-1])
+            _restore(folder, last.before, before)
+            _record(folder, steps[:-1])
         return _change_of(folder / CONFIG, old, new, len(steps) - (not dry_run), written=not dry_run), last.command
 
 
@@ -269,11 +271,45 @@ def _steps(folder: Path) -> tuple[Step, ...]:
     return documents.read(Steps, path).steps
 
 
-def _keep(folder: Path, steps: tuple[Step, ...]) -> None:
+def _keep(folder: Path, number: int) -> str:
+    """Give a config.json that has other names one more, so that undo restores the file itself; its name, or none."""
+    if (folder / CONFIG).stat().st_nlink < 2:
+        return ""
+    name = f"{KEPT}-{number}.json"
+    with contextlib.suppress(OSError):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).hardlink_to(folder / CONFIG)
+        return name
+    # A file system without hard links: the bytes are recorded, as for every file.
+    return ""
+
+
+def _restore(folder: Path, was: Was, data: bytes) -> None:
+    kept = folder / was.kept if was.kept else None
+    if was.link is not None:
+        store.write_link(folder / CONFIG, was.link)
+    elif kept is not None and _unchanged(kept, was):
+        kept.replace(folder / CONFIG)
+    else:
+        store.write_bytes(folder / CONFIG, data, mode=was.mode)
+
+
+def _unchanged(kept: Path, was: Was) -> bool:
+    """Whether a kept file is still what it was; its other names may have been written through."""
+    with contextlib.suppress(DcaError):
+        return store.sha256_bytes(content(kept)) == was.sha256 and stat.S_IMODE(kept.stat().st_mode) == was.mode
+    return False
+
+
+def _record(folder: Path, steps: tuple[Step, ...]) -> None:
     if steps:
         documents.write(Steps(steps=steps), folder / UNDO)
     else:
         (folder / UNDO).unlink(missing_ok=True)
+    used = {step.before.kept for step in steps}
+    for kept in folder.glob(f"{KEPT}-*.json"):
+        if kept.name not in used:
+            kept.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -328,23 +364,27 @@ def _new_folder(folder: Path, out: Path, source: Json, edited: Json) -> Change:
     if not out.parent.is_dir():
         raise DcaError("DCA-204", f"--out: {out.parent} is not a folder.", remedy="make it, or name another.")
     with store.incoming_folder(out) as part:
-        for entry in _others(folder):
+        for entry in others(folder):
             (part / entry.name).symlink_to(entry.absolute())
         store.write_bytes(part / CONFIG, edited.data)
     return _change_of(out / CONFIG, source.text, edited.text, 0, written=True).model_copy(update={"changed": True})
 
 
-def _others(folder: Path) -> list[Path]:
+def others(folder: Path) -> list[Path]:
     """Everything in a folder except its config.json and the tool's own files."""
     return [
         entry
         for entry in sorted(folder.iterdir())
-        if entry.name not in (CONFIG, UNDO) and not (entry.name.startswith(".") and entry.name.endswith(".part"))
+        if entry.name != CONFIG and not entry.name.startswith(KEPT) and not _is_part(entry.name)
     ]
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".part")
 
 
 def _leads_to(out: Path, folder: Path) -> bool:
     return all(
         (out / entry.name).is_symlink() and (out / entry.name).readlink() == entry.absolute()
-        for entry in _others(folder)
+        for entry in others(folder)
     )

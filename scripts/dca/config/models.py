@@ -103,6 +103,12 @@ def load_all(folder: Path | None = None) -> tuple[KnownModel, ...]:
     return tuple(_load(path) for path in sorted((folder or data.models_folder()).glob("*.toml")))
 
 
+@cache
+def types() -> frozenset[str]:
+    """The model types of build/models."""
+    return frozenset(model.model_type for model in load_all())
+
+
 def _load(path: Path) -> KnownModel:
     model = datafile.load(KnownModel, path)
     if model.name != path.stem:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dca.catalogue import machine
 from dca.config import compare, folder, rotary, text
 from dca.foundation.documents import Document
 from dca.foundation.errors import DcaError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = Path(__file__).with_name("plot.svg")
 WIDTH, HEIGHT, MARGIN = 720, 420, 64
@@ -132,12 +136,17 @@ def svg(drawn: Drawn) -> str:
 
 def filled(template: Path, **values: object) -> str:
     """An HTML or SVG template, filled with escaped values."""
+    return _template(template).render(**values)
+
+
+@cache
+def _template(path: Path) -> Template:
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def _points(values: tuple[float, ...], bottom: float, top: float) -> str:

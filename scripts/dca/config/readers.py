@@ -62,6 +62,8 @@ class Reader(Value):
     """How to get it, when dca cannot install it."""
     cost: str = ""
     """Disk space and time that its installation took, measured; readers of one recipe share most of it."""
+    knows: tuple[str, ...] = ()
+    """Model types with rotary embeddings that it reads, of a reader from before rope_parameters."""
     wants: Wants
 
 
@@ -135,6 +137,11 @@ class Reading(Value):
     sliding_window: int | None = None
 
     @property
+    def loaded(self) -> bool:
+        """Whether it loads the folder's config."""
+        return self.installed and not self.why
+
+    @property
     def read(self) -> bool:
         """Whether it read the folder to the end."""
         return bool(self.inverse_frequencies)
@@ -165,6 +172,12 @@ def load_all(folder: Path | None = None) -> tuple[Reader, ...]:
     readers = [datafile.load(Reader, path) for path in sorted((folder or data.readers_folder()).glob("*.toml"))]
     # The engines come first, because they serve.
     return tuple(sorted(readers, key=lambda reader: (reader.kind != "vllm", reader.recipe is None, reader.name)))
+
+
+@cache
+def older_types() -> frozenset[str]:
+    """Types of models that readers from before rope_parameters know."""
+    return frozenset(name for reader in load_all() for name in reader.knows)
 
 
 def find(name: str, known: Sequence[Reader]) -> Reader:

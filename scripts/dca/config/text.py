@@ -1,7 +1,8 @@
 """JSON text with edits that keep every other byte: a parser that records positions, and edits of single keys.
 
-The round-trip parsers on the package index read JSON5, so they accept what a model's readers reject (comments, NaN,
-duplicate keys), and they are recursive. This one accepts strict JSON only, in one pass with its own stack.
+The round-trip parsers on the package index read JSON5, so they accept what a model's readers reject (comments,
+duplicate keys), and they are recursive. This one accepts what Python's own reader does, in one pass with its own stack:
+strict JSON, and the three words for numbers that JSON has not, which transformers writes.
 """
 
 from __future__ import annotations
@@ -21,8 +22,15 @@ WHITE = re.compile(r"[ \t\r\n]*")
 STRING = re.compile(r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"')
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 WORD = re.compile(r"[-+A-Za-z0-9_.]+")
-WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
-NOT_NUMBERS = ("NaN", "Infinity", "-Infinity", "nan", "inf", "-inf", "+Infinity")
+WORDS: dict[str, bool | float | None] = {
+    "true": True,
+    "false": False,
+    "null": None,
+    "NaN": math.nan,
+    "Infinity": math.inf,
+    "-Infinity": -math.inf,
+}
+NOT_NUMBERS = ("nan", "inf", "-inf", "+Infinity")
 Kind = Literal["object", "array", "string", "number", "word"]
 
 
@@ -116,7 +124,7 @@ class Json:
 
 
 def parse(data: bytes, name: str) -> Json:
-    """Read strict JSON with an object at the top level.
+    """Read JSON with an object at the top level.
 
     Args:
         data: the file's bytes.

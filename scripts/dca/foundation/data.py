@@ -39,6 +39,11 @@ def gpus_file() -> Path:
     return data_root() / "build" / "gpus" / "gpus.toml"
 
 
+def engine_memory_file() -> Path:
+    """What each version of the engine counts, keeps and chooses by itself."""
+    return data_root() / "build" / "gpus" / "engines.toml"
+
+
 def torch_file() -> Path:
     """The known releases of torch."""
     return data_root() / "build" / "torch" / "releases.toml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,11 +29,19 @@ def load(kind: type[M], path: Path) -> M:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text)
     except FileNotFoundError:
         raise DcaError("DCA-204", f"{path} does not exist.", remedy="check the path.") from None
     except UnicodeDecodeError:
         raise DcaError("DCA-202", f"{path} is not UTF-8 text.", remedy="save it as UTF-8.") from None
+    checked: M = _checked(kind, path, text)
+    return checked
+
+
+# One command reads the same file several times: the same text is the same value, which is frozen.
+@cache
+def _checked(kind: type[M], path: Path, text: str) -> M:
+    try:
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DcaError("DCA-202", f"{path} is not TOML.", why=str(error), remedy="fix that line.") from None
     try:

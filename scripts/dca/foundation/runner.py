@@ -477,12 +477,13 @@ def end_session(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) 
 def _session(session: int) -> list[int]:
     """Ids of the processes in a session, read from /proc."""
     members = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for entry in os.scandir("/proc"):
         with contextlib.suppress(OSError, IndexError, ValueError):
-            # The program's name is in parentheses and may hold spaces; session is the fourth field after it.
-            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
+            if os.getsid(int(entry.name)) == session and _state(entry.name) != "Z":
                 members.append(int(entry.name))
     return members
+
+
+def _state(process: str) -> str:
+    # The program's name is in parentheses and may hold spaces; the state is the first field after it.
+    return Path("/proc", process, "stat").read_text(errors="replace").rpartition(")")[2].split()[0]

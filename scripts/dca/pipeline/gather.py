@@ -23,6 +23,9 @@ from dca.toolchain import provide, redist
 Origin = SdistSource | GitSource | Submodule
 Update = Literal["", "follow", "pinned"]
 """Whether to probe places again; "follow" builds the heads of branches, "pinned" the commits in recipes."""
+SPLITTING = frozenset(",;:'\"$[]\\`|\t\r\n")
+"""Characters of a path that nvcc (lists of values), CMake (lists, variables, quotes), ninja or PATH do not take as they
+are."""
 
 
 def world(
@@ -196,12 +199,15 @@ def make_plan(
         own_toolkits: as in `world`.
 
     Raises:
-        DcaError: DCA-3nn with every recipe's reasons when no plan is possible.
+        DcaError: DCA-3nn with every recipe's reasons when no plan is possible, DCA-218 for a cache folder in which the
+            plan cannot be compiled.
     """
     seen = world(request, cache, update=update, packed=packed, own_toolkits=own_toolkits)
     outcome = resolve(request, seen)
     if not isinstance(outcome, Plan):
         raise settings.explained(refusal(request, outcome))
+    if outcome.compiled:
+        _check_path(cache.root)
     # A place that cannot be reached now may be reachable later, so only a result that led to a plan is recorded.
     lock = _lock_path(request, seen.recipes, seen.toolkits, cache)
     asks_network, reach = packed is None and not cache.offline, seen.reach.model_copy(update={"local": {}})
@@ -212,6 +218,21 @@ def make_plan(
     outcome = outcome.model_copy(update={"out_of_reach": missing, "ignored": settings.ignored_now()})
     recipe = next(loaded.recipe for loaded in seen.recipes if loaded.recipe.name == outcome.recipe)
     return Planned(outcome, recipe.of_profile(outcome.profile), seen.toolkits, seen.reach, request)
+
+
+def _check_path(folder: Path) -> None:
+    """Reject a folder whose path a compiler's option, a CMake list or a search path cannot hold.
+
+    Raises:
+        DcaError: DCA-218.
+    """
+    if wrong := sorted(SPLITTING & set(str(folder))):
+        raise DcaError(
+            "DCA-218",
+            f"nothing can be compiled in the cache folder {folder}: its path has {', '.join(map(repr, wrong))}.",
+            why="nvcc, CMake and ninja read these characters as their own syntax, and have no way to escape them all.",
+            remedy="choose another folder with --cache-dir, CACHE= or DCA_CACHE_DIR.",
+        )
 
 
 def plan_to_pack(request: Request, cache: store.Store, *, update: Update = "") -> Planned:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dca.config.config_rules import can_share
-from dca.serve import gpu_memory, server_rules
+from dca.serve import gpu_memory, server_rules, versions
+from dca.serve import gpus as cards
 from dca.serve.gpu_memory import BLOCK
 from dca.serve.gpus import Gpus
 from dca.serve.outcome import UTILIZATION, Outcome, Settings, ending, exact_blocks, first, outcome
@@ -21,8 +22,8 @@ CHUNKED_FROM = 32_768
 """max_model_len above which vLLM prefills in chunks by default."""
 PLAIN_CHUNK = 2_048
 """vLLM's default max_num_batched_tokens for those chunks."""
-PLAIN_SEQUENCES = 256
-"""vLLM's default max_num_seqs."""
+FEWER_SEQUENCES = 32
+"""max_num_seqs to try when the engine's own choice leaves too little: few servers have more requests at a time."""
 HIGH_UTILIZATION = 0.95
 
 
@@ -39,28 +40,46 @@ def ranks(shape: Shape, gpus: Gpus, pp: int = 1) -> int:
     return max([tp for tp in sharing if server_rules.divides(shape, tp)], default=max(sharing))
 
 
-def documented(shape: Shape, asked: Asked, length: int, tp: int) -> Settings:
-    """The settings of the model's documentation, with vLLM's defaults for the rest.
+def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Settings:
+    """The settings of the model's documentation, with the engine's defaults for the rest.
 
     Args:
         shape: the model.
+        gpus: the server's GPUs.
         asked: the settings that the user fixes.
         length: prompt and answer together, in tokens.
         tp: GPUs that share the heads.
     """
-    batched = DOCUMENTED_BATCH if shape.dual_chunk else length if length <= CHUNKED_FROM else PLAIN_CHUNK
+    era = versions.of(asked.version)
+    dual, v1 = shape.dual_chunk, asked.v1 and not shape.dual_chunk
+    batched, sequences = (
+        era.defaults(gpus) if v1 else (length if length <= CHUNKED_FROM else PLAIN_CHUNK, era.sequences)
+    )
+    sequences = asked.sequences or (1 if dual else sequences)
+    ranks = min(tp * asked.pp, gpus.each)
     return Settings(
         tp=tp,
         pp=asked.pp,
+        dcp=asked.dcp,
         length=length,
-        batched=asked.batched or batched,
-        sequences=asked.sequences or (1 if shape.dual_chunk else PLAIN_SEQUENCES),
-        utilization=asked.utilization or UTILIZATION,
+        batched=asked.batched or (DOCUMENTED_BATCH if dual else batched),
+        sequences=sequences,
+        utilization=asked.utilization or (UTILIZATION if dual else era.utilization),
         blocks=asked.blocks,
-        eager=shape.dual_chunk,
+        cache_gib=asked.cache_gib,
+        eager=dual or asked.eager,
         block_size=asked.block_size,
-        watermark=0.0 if asked.v1 and not shape.dual_chunk else gpu_memory.WATERMARK,
+        watermark=0.0 if v1 else gpu_memory.WATERMARK,
         cache_width=1 if asked.kv_cache_dtype.startswith("fp8") else gpu_memory.HALF,
+        grouped=v1,
+        reused=v1 and asked.reused,
+        # Dual chunk attention is served for one request, with a counted number of blocks.
+        logit_bytes=gpu_memory.LOGIT if dual else era.logit_bytes,
+        outside_gib=0.0 if dual else era.outside(ranks, gpus.machines),
+        graphs_gib=era.graph_gib(sequences),
+        graphs_counted=era.graphs_counted and v1,
+        context_gib=cards.load().context_gib,
+        absorbed=era.absorbed,
     )
 
 
@@ -74,13 +93,13 @@ def choose(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Outc
         length: prompt and answer together, in tokens.
         tp: GPUs that share the heads.
     """
-    tried = list(_candidates(shape, asked, length, tp))
+    tried = list(_candidates(shape, gpus, asked, length, tp))
     return outcome(shape, gpus, next((settings for settings in tried if not ending(shape, gpus, settings)), tried[-1]))
 
 
-def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Settings]:
+def _candidates(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterator[Settings]:
     """Settings to try, the fastest first."""
-    base = documented(shape, asked, length, tp)
+    base = documented(shape, gpus, asked, length, tp)
     if shape.dual_chunk:
         limit = gpu_memory.list_limit(shape, base.layout)
         tried = [asked.batched] if asked.batched else [batch for batch in BATCHES if limit is None or batch <= limit]
@@ -89,14 +108,25 @@ def _candidates(shape: Shape, asked: Asked, length: int, tp: int) -> Iterator[Se
         for batched in tried:
             yield base.model_copy(update={"batched": min(batched, max(length, BLOCK)), "blocks": blocks})
         return
-    shares = [asked.utilization] if asked.utilization else [UTILIZATION, HIGH_UTILIZATION]
+    era = versions.of(asked.version)
+    fixed = asked.utilization or asked.cache_gib or asked.blocks
+    shares = [base.utilization] if fixed else [base.utilization, HIGH_UTILIZATION]
     batches = (
         [base.batched] if asked.batched else [base.batched, *(batch for batch in PLAIN_BATCHES if batch < base.batched)]
     )
-    for batched in batches:
+    fewer = [base.sequences, FEWER_SEQUENCES] if asked.sequences is None and base.sequences > FEWER_SEQUENCES else []
+    for batched, sequences in [(size, count) for count in fewer or [base.sequences] for size in batches]:
         for share in shares:
             for eager in (False,) if asked.graphs else (False, True):
-                yield base.model_copy(update={"batched": batched, "utilization": share, "eager": eager})
+                yield base.model_copy(
+                    update={
+                        "batched": batched,
+                        "sequences": sequences,
+                        "utilization": share,
+                        "eager": eager,
+                        "graphs_gib": era.graph_gib(sequences),
+                    }
+                )
 
 
 def longest_of(shape: Shape, gpus: Gpus, asked: Asked, most: int, tp: int) -> tuple[int, int]:
@@ -115,7 +145,7 @@ def longest_of(shape: Shape, gpus: Gpus, asked: Asked, most: int, tp: int) -> tu
     block = asked.block_size
 
     def fits(length: int) -> bool:
-        return any(not ending(shape, gpus, settings) for settings in _candidates(shape, asked, length, tp))
+        return any(not ending(shape, gpus, settings) for settings in _candidates(shape, gpus, asked, length, tp))
 
     if not fits(block):
         return 0, 0

@@ -14,9 +14,13 @@ from dca.catalogue.recipes import Loaded, Name
 from dca.foundation import data, datafile
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
+from dca.serve import versions
 from dca.serve.shape import Shape
 
+Version = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)+$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
+OWN_SAMPLING = (0, 8)
+"""The first version that reads generation_config.json by itself."""
 V1 = "VLLM_USE_V1"
 """Selects the V0 or V1 engine of a vLLM that has both."""
 
@@ -25,13 +29,16 @@ class Engine(Value):
     """How a recipe's engine is started."""
 
     schema_: Literal["dca.serving/1"] = Field(alias="schema")
-    recipe: Name
+    recipe: Name | Version
     environment: dict[Variable, str]
     """Environment variables that turn dual chunk attention on."""
     architectures: tuple[str, ...]
     """Model classes with dual chunk attention."""
     tool_parser: str
     own_sampling: bool
+
+    stock: bool = False
+    """Whether it is vLLM as it is published, of no recipe of this project."""
 
     def is_v1(self, shape: Shape, env: Mapping[str, str]) -> bool:
         """Whether the V1 engine serves a model.
@@ -40,6 +47,8 @@ class Engine(Value):
             shape: the model.
             env: environment variables that the server would see.
         """
+        if self.stock:
+            return versions.of(self.recipe).v1
         # A recipe that turns V1 off for dual chunk attention has V1, and serves every other model with it.
         return not shape.dual_chunk and V1 in self.environment and env.get(V1) != "0"
 
@@ -101,6 +110,24 @@ def _serves(shape: Shape, loaded: Loaded) -> bool:
     """Whether a recipe's engine has a model's class, with dual chunk attention if the model has it."""
     served = of(loaded.recipe.name).architectures if shape.dual_chunk else loaded.recipe.lean.architectures
     return bool(set(shape.architectures) & set(served))
+
+
+def published(version: str) -> Engine:
+    """VLLM as it is published, of a version."""
+    return Engine(
+        schema="dca.serving/1",
+        recipe=version,
+        environment={},
+        architectures=(),
+        tool_parser="hermes",
+        own_sampling=versions.order(version) >= OWN_SAMPLING,
+        stock=True,
+    )
+
+
+def served(shape: Shape, known: tuple[Loaded, ...]) -> bool:
+    """Whether a recipe's engine has a model's class, or no engine could be said to."""
+    return not shape.architectures or any(_serves(shape, loaded) for loaded in known)
 
 
 def why(shape: Shape, known: tuple[Loaded, ...]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dca.foundation.documents import Value
-from dca.serve import engines, gpu_memory, server_rules
-from dca.serve.choose import CHUNKED_FROM, DOCUMENTED_BATCH, PLAIN_CHUNK, PLAIN_SEQUENCES
+from dca.serve import engines, gpu_memory, server_rules, versions
+from dca.serve.choose import CHUNKED_FROM, DOCUMENTED_BATCH, FEWER_SEQUENCES, PLAIN_CHUNK
 from dca.serve.gpu_memory import BLOCK
 from dca.serve.gpus import GIB
-from dca.serve.outcome import UTILIZATION, Outcome, Settings
+from dca.serve.outcome import Outcome, Settings
 from dca.serve.server_rules import Subject
 from dca.serve.shape import Shape
 
@@ -67,8 +67,11 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
             value="ray",
             reason=f"the GPUs are on {subject.gpus.machines} machines.",
         )
+    yield from _parallel_flags(subject, settings)
     reason = _reason_length(shape, settings.length, shortened=shortened)
-    yield Flag(name="--max-model-len", value=str(settings.length), reason=reason)
+    if asked.unlimited:
+        reason = f"the engine takes the largest length that fits, by this plan about {settings.length:,} tokens."
+    yield Flag(name="--max-model-len", value="-1" if asked.unlimited else str(settings.length), reason=reason)
     if asked.quantization and asked.quantization != subject.published.quantized.method:
         yield Flag(
             name="--quantization", value=asked.quantization, reason="as asked for; linear layers take less memory."
@@ -82,6 +85,27 @@ def flags(subject: Subject, planned: Outcome, *, shortened: bool = False) -> Ite
     if asked.prefix_caching:
         yield Flag(name="--enable-prefix-caching", reason=AS_ASKED)
     yield from _memory_flags(subject, planned)
+
+
+def _parallel_flags(subject: Subject, settings: Settings) -> Iterator[Flag]:
+    shape, asked = subject.shape, subject.asked
+    if asked.dcp > 1:
+        yield Flag(
+            name="--decode-context-parallel-size",
+            value=str(asked.dcp),
+            reason=f"each of {asked.dcp} ranks keeps {1 / asked.dcp:.0%} of the tokens, not all of them.",
+        )
+    if asked.expert_parallel and shape.experts:
+        yield Flag(
+            name="--enable-expert-parallel",
+            reason=f"{-(-shape.experts // settings.tp)} of {shape.experts} experts on each GPU; they take as much.",
+        )
+    if asked.offload_gib:
+        yield Flag(
+            name="--kv-offloading-size",
+            value=f"{asked.offload_gib:g}",
+            reason="GiB of host memory for cached prompts; GPUs still hold the whole cache of a running request.",
+        )
 
 
 def _reason_tp(subject: Subject, settings: Settings) -> str:
@@ -105,44 +129,57 @@ def _reason_length(shape: Shape, length: int, *, shortened: bool) -> str:
 
 def _memory_flags(subject: Subject, planned: Outcome) -> Iterator[Flag]:
     shape, settings = subject.shape, planned.settings
-    dual = shape.dual_chunk
+    dual, era = shape.dual_chunk, versions.of(subject.asked.version)
+    default, sequences = (settings.length if settings.length <= CHUNKED_FROM else PLAIN_CHUNK), era.sequences
+    if settings.grouped:
+        # V1 always computes long prompts in pieces.
+        default, sequences = era.defaults(subject.gpus)
     chunked = (dual and settings.length > settings.batched) or settings.batched < settings.length <= CHUNKED_FROM
-    if dual or chunked:
+    if dual or (chunked and not settings.grouped):
         yield Flag(
             name="--enable-chunked-prefill",
             reason="a prompt longer than one chunk is computed wrongly in a single piece."
             if dual
             else "prompts are computed in pieces, which take less memory.",
         )
-    default = settings.length if settings.length <= CHUNKED_FROM else PLAIN_CHUNK
     if dual or settings.batched != default:
-        yield Flag(name="--max-num-batched-tokens", value=str(settings.batched), reason=_reason_batch(planned, shape))
+        asked = subject.asked.batched is not None and not dual
+        reason = AS_ASKED if asked else _reason_batch(planned, shape)
+        yield Flag(name="--max-num-batched-tokens", value=str(settings.batched), reason=reason)
     if settings.eager:
         yield Flag(
             name="--enforce-eager",
             reason="dual chunk attention does not run in CUDA graphs."
             if dual
-            else "CUDA graphs take another 1 to 3 GiB, which are not free; decoding is slower without them.",
+            else AS_ASKED
+            if subject.asked.eager
+            else f"CUDA graphs take about {settings.graphs_gib:.1f} GiB more, which are not free; decoding is slower "
+            "without them.",
         )
-    if settings.sequences != PLAIN_SEQUENCES:
-        yield Flag(
-            name="--max-num-seqs",
-            value=str(settings.sequences),
-            reason="the KV cache has room for one request of this length at a time."
-            if dual and subject.asked.sequences is None
-            else AS_ASKED,
-        )
+    if settings.sequences != sequences:
+        reason = AS_ASKED
+        if dual and subject.asked.sequences is None:
+            reason = "the KV cache has room for one request of this length at a time."
+        elif subject.asked.sequences is None:
+            reason = f"{sequences}, the engine's default, make the step that it measures larger; {FEWER_SEQUENCES} fit."
+        yield Flag(name="--max-num-seqs", value=str(settings.sequences), reason=reason)
     if settings.blocks is not None:
         yield Flag(
             name="--num-gpu-blocks-override", value=str(settings.blocks), reason=_reason_blocks(planned, subject)
         )
-    elif settings.utilization != UTILIZATION:
+    elif settings.cache_gib is not None:
+        yield Flag(
+            name="--kv-cache-memory-bytes",
+            value=str(round(settings.cache_gib * GIB)),
+            reason="as asked for: bytes of each GPU, whatever --gpu-memory-utilization says.",
+        )
+    elif settings.utilization != (usual := versions.of(subject.asked.version).utilization):
         yield Flag(
             name="--gpu-memory-utilization",
             value=f"{settings.utilization:g}",
             reason=AS_ASKED
             if subject.asked.utilization
-            else f"{UTILIZATION:g} leaves too little memory for a KV cache of {settings.length:,} tokens.",
+            else f"{usual:g} leaves too little memory for a KV cache of {settings.length:,} tokens.",
         )
 
 

@@ -15,9 +15,11 @@ minima, and the failure of 14B on four GPUs of 80 GB (docs/serve.md).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from dca.foundation.documents import Value
-from dca.serve.shape import Quantized, Shape, scale_bits
+from dca.serve.layers import Layers
+from dca.serve.shape import Quantized, Shape
 
 HALF = 2
 """Bytes of a 16-bit number: activations, keys and values."""
@@ -31,6 +33,12 @@ THRESHOLD = 32_768
 """Longest prompt with dense attention (the default of sparse_attention_threshold, which no published model sets)."""
 EXPERT_TOKENS = 32_768
 """Tokens for which the experts are computed at once (VLLM_FUSED_MOE_CHUNK_SIZE)."""
+PADDED = {"mxfp4": (256, 128)}
+"""Methods whose kernels take experts whose inner and outer width are multiples of these."""
+IMAGE_TOKENS = 16_384
+"""Tokens of the largest image of models that take images of any size; the profile run has one, however short a step."""
+LOGIT = HALF + 2 * SINGLE
+"""Bytes of each logit of a profile run that samples greedily: in 16 bits, in 32 bits, and their softmax in 32 bits."""
 BLOCK = 16
 """Tokens per block of the KV cache, vLLM's default."""
 WATERMARK = 0.01
@@ -43,10 +51,14 @@ class Layout(Value):
     Args:
         tp: ranks that share every layer's heads.
         pp: stages that share the layers.
+        dcp: ranks of those of `tp` that share the tokens of the KV cache (decode context parallel).
+        absorbed: whether the engine also keeps the products of the matrices around compressed keys and values.
     """
 
     tp: int = 1
     pp: int = 1
+    dcp: int = 1
+    absorbed: bool = False
 
 
 def kv_heads(shape: Shape, layout: Layout) -> int:
@@ -56,14 +68,67 @@ def kv_heads(shape: Shape, layout: Layout) -> int:
 
 def layers(shape: Shape, layout: Layout) -> int:
     """Layers of the largest stage."""
-    return math.ceil(shape.layers / layout.pp)
+    return -(-shape.layers // layout.pp)
 
 
+def stored_bytes(stored: Quantized, part: str, weights: float) -> float:
+    """Bytes of the linear weights of a part of the layers."""
+    return weights * stored.width(part) / 8
+
+
+def attention_weights(shape: Shape, layout: Layout, group: Layers) -> tuple[float, float]:
+    """Weights of one layer's attention on one rank: of linear layers, and those that are never quantized.
+
+    Compressed queries, keys and values are computed whole on every rank. Engines keep the matrix that expands keys and
+    values a second time, in 16 bits, for the kernels that work on the compressed form.
+    """
+    tp, hidden, heads = layout.tp, shape.hidden, group.heads / layout.tp
+    if group.kind == "none":
+        return 0.0, 0.0
+    if group.kind == "state" and group.state is not None:
+        own = group.state
+        keys, values = own.key_heads * own.key_dim / tp, own.value_heads * own.value_dim / tp
+        mixed = (2 * keys + 2 * values + 2 * own.value_heads / tp) * hidden
+        return mixed + values * hidden, (2 * keys + values) * own.kernel + 2 * own.value_heads / tp
+    out = heads * group.value_dim * hidden
+    if group.kind == "latent":
+        expanded = group.latent * heads * (group.key_dim - group.rotary + group.value_dim)
+        absorbed = group.latent * heads * ((group.query_rank or hidden) + hidden)
+        absorbed *= layout.absorbed and shape.quantized.method != "fp8"
+        query = heads * group.key_dim * (group.query_rank or hidden) + hidden * group.query_rank
+        return query + hidden * (group.latent + group.rotary) + expanded + out, expanded + absorbed
+    kv = max(1, group.kv_heads / tp)
+    qkv = heads * group.key_dim * (1 + group.gated) + kv * (group.key_dim + group.value_dim)
+    return hidden * qkv + out, qkv * shape.bias
+
+
+def layer_weights(shape: Shape, layout: Layout, group: Layers, stored: Quantized) -> float:
+    """Bytes of one layer's weights on one rank.
+
+    A layer has h*(H + 2*kv)*d and H*d*h linear weights in attention, and 3*h*i in a dense MLP or in each expert of a
+    mixture. A mixture's router, biases and norms are not quantized.
+    """
+    tp, each = layout.tp, group.matrices * shape.hidden
+    attention, plain = attention_weights(shape, layout, group)
+    expert, wide = group.expert_inner / tp, group.expert_hidden
+    outer = wide or shape.hidden
+    if stored.method in PADDED:
+        inner_unit, outer_unit = PADDED[stored.method]
+        expert = math.ceil(group.expert_inner / inner_unit) * inner_unit / tp
+        outer = math.ceil(outer / outer_unit) * outer_unit
+    return (
+        stored_bytes(stored, "state" if group.kind == "state" else "attention", attention)
+        + stored_bytes(stored, "dense", each * group.inner / tp)
+        + stored_bytes(stored, "experts", group.experts * group.matrices * outer * expert)
+        + HALF * 2 * shape.hidden * wide
+        + stored_bytes(stored, "shared", each * group.shared_inner / tp)
+        + HALF * (plain + shape.hidden * group.experts + 2 * shape.hidden)
+    )
+
+
+@lru_cache(1024)
 def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) -> float:
     """Weights: linear layers as stored, everything else in 16 bits.
-
-    A layer has h*(H + 2*kv)*d and H*d*h linear weights in attention, and 3*h*i in the MLP of a dense model or in each
-    expert of a mixture. A mixture's router, biases and norms are not quantized.
 
     Args:
         shape: the model.
@@ -71,20 +136,14 @@ def weight_bytes(shape: Shape, layout: Layout, stored: Quantized | None = None) 
         stored: replaces the shape's own, such as `Quantized()` before the engine has quantized the weights.
     """
     stored = shape.quantized if stored is None else stored
-    tp, heads, kv = layout.tp, shape.heads / layout.tp, kv_heads(shape, layout)
-    qkv, dim = heads + 2 * kv, shape.head_dim
-    attention = shape.hidden * qkv * dim + heads * dim * shape.hidden
-    if shape.experts:
-        linear = attention + shape.experts * 3 * shape.hidden * shape.expert_inner / tp
-        router = shape.hidden * shape.experts
-    else:
-        linear = attention + 3 * shape.hidden * shape.inner / tp
-        router = 0
-    unquantized = router + (qkv * dim * shape.bias + 2 * shape.hidden)
-    layer = linear * (stored.bits + scale_bits(stored)) / 8 + HALF * unquantized
+    tp, share = layout.tp, layers(shape, layout) / shape.layers
+    inside = sum(group.count * layer_weights(shape, layout, group, stored) for group in shape.parts) * share
     # The first stage has the embedding, the last the output; a single stage has both, which a tied model shares.
-    embeddings = 2 if layout.pp == 1 and not shape.tied else 1
-    return layers(shape, layout) * layer + HALF * (embeddings * shape.vocabulary * shape.hidden / tp + shape.hidden)
+    embeddings = shape.vocabulary * shape.hidden / tp * HALF
+    if layout.pp == 1 and not shape.tied:
+        embeddings += stored_bytes(stored, "head", embeddings / HALF)
+    embeddings += shape.vocabulary * shape.per_layer * layers(shape, layout) / tp * HALF
+    return inside + embeddings + HALF * (shape.hidden + shape.tower / tp)
 
 
 def table_bytes(shape: Shape) -> float:
@@ -92,15 +151,61 @@ def table_bytes(shape: Shape) -> float:
     return (shape.rows + 4 * shape.chunk) * shape.head_dim * HALF
 
 
+def layer_token_bytes(group: Layers, layout: Layout, width: float = HALF) -> float:
+    """What one layer caches of a token: 2*kv*d*width, or (latent + rotary)*width, which ranks do not share.
+
+    Args:
+        group: the layer.
+        layout: how the model is distributed.
+        width: bytes of one number.
+    """
+    if group.kind == "latent":
+        return (group.latent + group.rotary) * width + group.index
+    if group.kind in ("state", "none") or not group.cached:
+        return 0.0
+    return max(1, group.kv_heads // layout.tp) * (group.key_dim + group.value_dim) * width
+
+
+def state_bytes(group: Layers, layout: Layout, ahead: int = 0) -> float:
+    """The recurrent state of one layer for one request: the convolution's last tokens and a matrix for each head.
+
+    Args:
+        group: the layer, of the kind `state`.
+        layout: how the model is distributed.
+        ahead: tokens that a draft proposes at once.
+    """
+    own = group.state
+    if own is None:
+        return 0.0
+    channels = 2 * own.key_heads * own.key_dim + own.value_heads * own.value_dim
+    matrix = own.value_heads * own.value_dim * own.key_dim * own.width
+    return (channels * (own.kernel - 1 + ahead) * HALF + matrix) / layout.tp
+
+
+@lru_cache(1024)
 def token_bytes(shape: Shape, layout: Layout, width: float = HALF) -> float:
-    """Keys and values of one token: 2*layers*kv*d*width.
+    """What all layers of a stage cache of a token that every layer keeps: 2*layers*kv*d*width.
 
     Args:
         shape: the model.
         layout: how it is distributed.
         width: bytes of one number: 2, or 1 in an FP8 KV cache.
     """
-    return 2 * layers(shape, layout) * kv_heads(shape, layout) * shape.head_dim * width
+    whole = sum(group.count * layer_token_bytes(group, layout, width) for group in shape.parts)
+    return whole * layers(shape, layout) / shape.layers / layout.dcp
+
+
+def kept_bytes(shape: Shape, layout: Layout, width: float = HALF) -> float:
+    """What the layers of a stage that keep every token cache of one token; windows, chunks and states stop growing.
+
+    Args:
+        shape: the model.
+        layout: how it is distributed.
+        width: bytes of one number.
+    """
+    kept = [group for group in shape.parts if group.kind in ("full", "latent")]
+    whole = sum(group.count * layer_token_bytes(group, layout, width) for group in kept)
+    return whole * layers(shape, layout) / shape.layers / layout.dcp
 
 
 def free_blocks(blocks: int, watermark: float = WATERMARK) -> int:
@@ -119,31 +224,58 @@ def hidden_bytes(shape: Shape, tokens: int) -> float:
     return 2 * tokens * shape.hidden * HALF
 
 
+@lru_cache(1024)
 def mlp_bytes(shape: Shape, layout: Layout, tokens: int) -> float:
-    """The inner activations of an MLP, 3*N*i/tp*2: the fused gate and up projections, and their product."""
-    if not shape.experts:
-        return tokens * 3 * shape.inner / layout.tp * HALF
+    """The inner activations of the widest MLP, 3*N*i/tp*2: the fused gate and up projections, and their product."""
+    return max(_inner_bytes(shape, layout, group, tokens) for group in shape.parts)
+
+
+def _inner_bytes(shape: Shape, layout: Layout, group: Layers, tokens: int) -> float:
+    dense = tokens * 3 * (group.inner + group.shared_inner) / layout.tp * HALF
+    if not group.experts:
+        return dense
     # Each of the three buffers of a fused mixture has a row for every expert chosen by a token.
-    computed = min(tokens, EXPERT_TOKENS) * shape.chosen
-    return computed * (3 * shape.expert_inner / layout.tp + shape.hidden) * HALF + tokens * shape.hidden * HALF
+    computed = min(tokens, EXPERT_TOKENS) * group.chosen
+    mixture = computed * (3 * group.expert_inner / layout.tp + (group.expert_hidden or shape.hidden)) * HALF
+    return mixture + tokens * shape.hidden * HALF + dense
 
 
+@lru_cache(1024)
 def projection_bytes(shape: Shape, layout: Layout, tokens: int) -> float:
     """Queries, keys and values of a step, the output of the fused projection: N*(H + 2*kv)*d*2."""
-    return tokens * (shape.heads / layout.tp + 2 * kv_heads(shape, layout)) * shape.head_dim * HALF
+    return tokens * max(_projected(group, layout) for group in shape.parts) * HALF
 
 
+def _projected(group: Layers, layout: Layout) -> float:
+    heads = group.heads / layout.tp
+    if group.kind == "state" and group.state is not None:
+        own = group.state
+        return (2 * own.key_heads * own.key_dim + 2 * own.value_heads * own.value_dim) / layout.tp
+    if group.kind == "latent":
+        # Of the prompt's own tokens, keys and values are expanded for every head.
+        return group.query_rank + group.latent + heads * (2 * group.key_dim + group.value_dim)
+    kv = max(1, group.kv_heads // layout.tp) if group.kv_heads else 0
+    return heads * group.key_dim * (1 + group.gated) + kv * (group.key_dim + group.value_dim)
+
+
+@lru_cache(1024)
 def query_bytes(shape: Shape, layout: Layout, tokens: int) -> float:
     """One tensor of queries, or of attention outputs: N*H*d*2."""
-    return tokens * shape.heads / layout.tp * shape.head_dim * HALF
+    return tokens * max(group.heads / layout.tp * group.key_dim for group in shape.parts) * HALF
 
 
-def logits_bytes(shape: Shape, layout: Layout, sequences: int) -> float:
-    """Logits of the profile run, for each sequence: in 16 bits, in 32 bits, and their softmax in 32 bits."""
-    return sequences * shape.vocabulary * (HALF + 2 * SINGLE) / (layout.tp if layout.tp > 1 else 1)
+def logits_bytes(shape: Shape, sequences: int, each: float = LOGIT) -> float:
+    """Logits of the profile run, for each sequence and word of the vocabulary; the first rank has those of all ranks.
+
+    Args:
+        shape: the model.
+        sequences: max_num_seqs.
+        each: bytes of one logit with its copies.
+    """
+    return sequences * shape.vocabulary * each
 
 
-def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1) -> float:
+def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1, each: float = LOGIT) -> float:
     """The peak of one step without keys of earlier steps: what vLLM's profile run measures.
 
     Args:
@@ -151,12 +283,17 @@ def step_bytes(shape: Shape, layout: Layout, tokens: int, sequences: int = 1) ->
         layout: how it is distributed.
         tokens: tokens of the step, at most max_num_batched_tokens.
         sequences: concurrent sequences, at most max_num_seqs.
+        each: bytes of one logit with its copies.
     """
     # Dual chunk attention has five tensors of queries instead of one, all alive during the computation.
     queries = (5 if shape.dual_chunk else 1) + 2
     attention = projection_bytes(shape, layout, tokens) + queries * query_bytes(shape, layout, tokens)
     inside = max(mlp_bytes(shape, layout, tokens), attention)
-    return hidden_bytes(shape, tokens) + inside + logits_bytes(shape, layout, sequences)
+    # Logits are computed from the last hidden states, when the layers' own are free again.
+    logits = logits_bytes(shape, min(sequences, tokens), each) + hidden_bytes(shape, tokens) / 2
+    seen = max(tokens, IMAGE_TOKENS) if shape.any_image else tokens
+    images = seen * (shape.tower_width + shape.hidden) * HALF if shape.tower_width else 0.0
+    return max(hidden_bytes(shape, tokens) + inside, logits, images)
 
 
 class Transients(Value):

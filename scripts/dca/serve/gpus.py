@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from dca.catalogue.recipes import Arch, Name
 from dca.config.models import Count
@@ -18,30 +18,56 @@ from dca.foundation import data, datafile
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
 
+Gib = Annotated[float, Field(gt=0)]
+Profile = Annotated[str, StringConstraints(pattern=r"^\d+g\.\d+gb$")]
 GIB = 2**30
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MOST_GPUS = 4096
+SAME_GIB = 1.0
+"""Less than two cards of the same name and different memory differ by."""
 MOST_GIB = 512.0
 """More than any GPU has; numbers from here on are names, such as 4090."""
 
 
 class KnownCard(Value):
-    """A GPU of build/gpus."""
+    """A GPU of build/gpus; `memory_gib` is what the driver reports, `torch_gib` what torch sees of it."""
 
     name: Name
     names: tuple[str, ...] = ()
-    memory_gib: Annotated[float, Field(gt=0)]
+    memory_gib: Gib
+    torch_gib: Gib | None = None
     arch: Arch
+    slices: dict[Profile, Gib] = {}
 
 
 class Known(Value):
     """build/gpus/gpus.toml."""
 
-    schema_: Literal["dca.gpus/1"] = Field(alias="schema")
+    schema_: Literal["dca.gpus/2"] = Field(alias="schema")
+    hidden_gib: Annotated[float, Field(ge=0)]
     context_gib: Annotated[float, Field(ge=0)]
-    graphs_gib: Annotated[float, Field(ge=0)]
     spare_share: Annotated[float, Field(ge=0, lt=1)]
     cards: tuple[KnownCard, ...]
+
+    def seen_gib(self, card: KnownCard) -> float:
+        """Memory of a GPU as torch, and so an engine, sees it, in 2^30 bytes."""
+        return card.torch_gib or round(card.memory_gib - self.hidden_gib, 2)
+
+
+class Part(Value):
+    """A GPU, or a slice of one.
+
+    Args:
+        name: the card's name, with the MIG profile of a slice.
+        arch: compute capability.
+        gib: memory as torch sees it, in 2^30 bytes.
+        mig: whether it is a slice.
+    """
+
+    name: str
+    arch: str
+    gib: float
+    mig: bool = False
 
 
 class Gpus(Value):
@@ -50,10 +76,11 @@ class Gpus(Value):
     Args:
         count: GPUs over all machines.
         machines: number of machines, each with the same number of GPUs.
-        memory_gib: memory of each GPU in 2^30 bytes; of the smallest if they differ.
+        memory_gib: memory of each GPU as torch sees it, in 2^30 bytes; of the smallest if they differ.
         archs: compute capabilities; empty when only the memory is known.
         names: names of the GPUs; empty when only the memory is known.
         local: whether they are this machine's.
+        mig: whether any of them is a MIG slice, which exchanges no data with another one.
     """
 
     count: Count
@@ -62,6 +89,7 @@ class Gpus(Value):
     archs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     local: bool = False
+    mig: bool = False
 
     @property
     def each(self) -> int:
@@ -99,14 +127,14 @@ def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
         DcaError: DCA-201.
     """
     listed = known or load()
-    count, memory, archs, names = 0, MOST_GIB, [], []
+    count, memory, parts = 0, MOST_GIB, []
     for word in re.split(r"[,\s]+", text.strip()):
         match = re.fullmatch(r"(?:(\d{1,5})[xX*])?([A-Za-z0-9][A-Za-z0-9.+-]*)", word)
         if match is None:
             raise _wrong(text)
         count += int(match[1] or 1)
         number = re.fullmatch(r"(\d{1,4}(?:\.\d+)?)(?:gi?b?)?", match[2], re.IGNORECASE)
-        if number:
+        if number and not (float(number[1]) >= MOST_GIB and _within(match[2], listed)):
             size = float(number[1])
             if size >= MOST_GIB:
                 raise _no_size(number[1], listed)
@@ -114,18 +142,17 @@ def parse(text: str, machines: int = 1, known: Known | None = None) -> Gpus:
                 raise _wrong(text)
             memory = min(memory, size)
             continue
-        card = _card(match[2], listed)
-        memory = min(memory, card.memory_gib)
-        archs.append(card.arch)
-        names.append(card.name)
+        parts.append(_part(match[2], listed))
+        memory = min(memory, parts[-1].gib)
     if not 0 < count * machines <= MOST_GPUS or any(int(match) == 0 for match in re.findall(r"(?<![\w.])(\d+)x", text)):
         raise _wrong(text)
     return Gpus(
         count=count * machines,
         machines=machines,
         memory_gib=memory,
-        archs=tuple(dict.fromkeys(archs)),
-        names=tuple(dict.fromkeys(names)),
+        archs=tuple(dict.fromkeys(part.arch for part in parts)),
+        names=tuple(dict.fromkeys(part.name for part in parts)),
+        mig=any(part.mig for part in parts),
     )
 
 
@@ -160,11 +187,42 @@ def arch_of(flag: str, name: str) -> str:
     )
 
 
-def _card(name: str, known: Known) -> KnownCard:
-    """The GPU of a name, in any case; an unambiguous beginning is enough."""
+def _part(name: str, known: Known) -> Part:
+    """The GPU of a name, or the MIG slice of a GPU's name and a profile: A100-80-3g.40gb."""
+    match = re.fullmatch(r"(.+?)-(?:mig-)?(\d+g\.\d+gb)", name, re.IGNORECASE)
+    if match is None:
+        card = _card(name, known)
+        return Part(name=card.name, arch=card.arch, gib=known.seen_gib(card))
+    profile = match[2].lower()
+    # A profile may tell cards of one name apart: only the larger A100 has 3g.40gb.
+    having = known.model_copy(update={"cards": tuple(card for card in known.cards if profile in card.slices)})
+    card = _card(match[1], having if _alike(match[1], having) else known)
+    if profile not in card.slices:
+        raise DcaError(
+            "DCA-201",
+            f"--gpus: build/gpus knows no MIG profile {profile} of {card.name}.",
+            why=f"it knows {', '.join(card.slices) or 'none of this GPU'}.",
+            remedy="give the slice's memory in GiB, which `nvidia-smi mig -lgip` shows: 1x19.5.",
+        )
+    return Part(name=f"{card.name}-{profile}", arch=card.arch, gib=card.slices[profile], mig=True)
+
+
+def _within(name: str, known: Known) -> list[KnownCard]:
+    """The GPUs with a word in their name: 4090, A6000."""
+    return [card for card in known.cards if f"-{name.lower()}-" in f"{card.name.lower()}-"]
+
+
+def _alike(name: str, known: Known) -> list[KnownCard]:
+    """The GPUs that a name may mean, in any case: its own, else those that begin so, else those with this word."""
     lower = name.lower()
     exact = [card for card in known.cards if card.name.lower() == lower]
-    alike = exact or [card for card in known.cards if card.name.lower().startswith(lower + "-")]
+    begun = [card for card in known.cards if card.name.lower().startswith(lower + "-")]
+    return exact or begun or _within(name, known)
+
+
+def _card(name: str, known: Known) -> KnownCard:
+    """The GPU of a name; an unambiguous beginning or end is enough."""
+    alike = _alike(name, known)
     if len(alike) == 1:
         return alike[0]
     names = [card.name for card in known.cards]
@@ -218,8 +276,23 @@ def of_this_machine(seen: nvidia.Seen | None = None, chosen: str | None = None) 
         )
     return Gpus(
         count=len(cards),
-        memory_gib=round(min(card.memory_gb for card in cards) * 1e9 / GIB, 2),
+        memory_gib=min(_seen_gib(card, load()) for card in cards),
         archs=tuple(dict.fromkeys(card.arch for card in cards)),
         local=True,
         names=tuple(dict.fromkeys(card.name for card in cards)),
     )
+
+
+def _seen_gib(card: nvidia.Card, known: Known) -> float:
+    """Memory of a GPU of this machine as torch sees it, in 2^30 bytes, from what the driver reports."""
+    reported = card.memory_gb * 1e9 / GIB
+    # Cards of one name are sold with different memory, and the longer of two matching names is the card's.
+    alike = [
+        (len(name), listed)
+        for listed in known.cards
+        for name in listed.names
+        if card.name.startswith(name) and abs(listed.memory_gib - reported) < SAME_GIB
+    ]
+    if alike:
+        return known.seen_gib(max(alike, key=lambda pair: pair[0])[1])
+    return round(max(reported - known.hidden_gib, reported / 2), 2)

@@ -7,15 +7,19 @@ from collections.abc import Callable
 from typing import Literal
 
 from dca.foundation.documents import Value
-from dca.serve import gpu_memory
+from dca.serve import gpu_memory, kv_cache
 from dca.serve import gpus as cards
 from dca.serve.gpu_memory import BLOCK, Layout
 from dca.serve.gpus import GIB, Gpus
+from dca.serve.kv_cache import Pages, Rules
 from dca.serve.shape import Quantized, Shape
 
 Ends = Literal["", "loading", "weights", "cache", "ignored", "room", "prompt", "graphs"]
 UTILIZATION = 0.90
-"""vLLM's default gpu_memory_utilization."""
+"""vLLM's default gpu_memory_utilization, up to 0.19."""
+GRAPHS_GIB = 1.0
+CONTEXT_GIB = 0.5
+"""Assumed for settings without an engine's version, in 2^30 bytes."""
 
 
 class Settings(Value):
@@ -33,10 +37,21 @@ class Settings(Value):
         watermark: share of all blocks that a prompt must leave free; 0 in the V1 engine.
         eager: whether CUDA graphs are off.
         cache_width: bytes of one number in the KV cache.
+        dcp: ranks of those of `tp` that share the tokens of the KV cache.
+        cache_gib: memory of the KV cache of each rank in 2^30 bytes, as asked for; None for what is left.
+        grouped: whether layers are cached in groups, as in the V1 engine.
+        reused: whether prompts reuse the cache of earlier ones.
+        logit_bytes: bytes of each logit of the profile run.
+        outside_gib: memory outside of torch that the engine counts, of each rank.
+        graphs_gib: memory of CUDA graphs, of each rank; 0 when they are off.
+        graphs_counted: whether the KV cache leaves room for them.
+        context_gib: memory that the engine does not count, of each rank.
+        absorbed: whether the engine also keeps the products of the matrices around compressed keys and values.
     """
 
     tp: int = 1
     pp: int = 1
+    dcp: int = 1
     length: int
     batched: int
     sequences: int = 1
@@ -46,15 +61,40 @@ class Settings(Value):
     watermark: float = gpu_memory.WATERMARK
     eager: bool = True
     cache_width: int = gpu_memory.HALF
+    cache_gib: float | None = None
+    grouped: bool = False
+    reused: bool = False
+    logit_bytes: float = gpu_memory.LOGIT
+    outside_gib: float = 0.0
+    graphs_gib: float = GRAPHS_GIB
+    graphs_counted: bool = False
+    context_gib: float = CONTEXT_GIB
+    absorbed: bool = False
 
     @property
     def layout(self) -> Layout:
         """How the model is distributed."""
-        return Layout(tp=self.tp, pp=self.pp)
+        return Layout(tp=self.tp, pp=self.pp, dcp=self.dcp, absorbed=self.absorbed)
+
+    @property
+    def rules(self) -> Rules:
+        """How the KV cache is divided."""
+        return Rules(
+            block_size=self.block_size,
+            width=self.cache_width,
+            grouped=self.grouped,
+            batched=self.batched,
+            reused=self.reused,
+        )
+
+    @property
+    def graphs(self) -> float:
+        """Bytes of CUDA graphs."""
+        return 0.0 if self.eager else self.graphs_gib * GIB
 
     @property
     def wanted_blocks(self) -> int:
-        """Blocks of one request of the whole length."""
+        """Blocks of one request of the whole length, of a model whose layers are alike."""
         return math.ceil(self.length / self.block_size)
 
 
@@ -130,19 +170,27 @@ def exact_blocks(length: int, block_size: int = BLOCK, watermark: float = gpu_me
 
 def cache_bytes(shape: Shape, gpus: Gpus, settings: Settings) -> float:
     """The KV cache of vLLM: the blocks that are set, or all that the utilization leaves beside what it measures."""
-    token = gpu_memory.token_bytes(shape, settings.layout, settings.cache_width)
-    block = settings.block_size * token
+    block = pages(shape, settings).bytes
     if settings.blocks is not None:
         return settings.blocks * block
     left = settings.utilization * gpus.memory_gib * GIB - started_bytes(shape, settings)
+    left -= settings.graphs * settings.graphs_counted
+    if settings.cache_gib is not None:
+        left = settings.cache_gib * GIB
     return max(0, math.floor(left / block)) * block
 
 
+def pages(shape: Shape, settings: Settings) -> Pages:
+    """How the KV cache is divided."""
+    return kv_cache.pages(shape, settings.layout, settings.rules)
+
+
 def started_bytes(shape: Shape, settings: Settings) -> float:
-    """Weights, rotary tables and the peak of the profile run."""
+    """Weights, rotary tables, memory outside of torch and the peak of the profile run."""
     layout = settings.layout
-    step = gpu_memory.step_bytes(shape, layout, settings.batched, settings.sequences)
-    return gpu_memory.weight_bytes(shape, layout) + gpu_memory.table_bytes(shape) + step
+    step = gpu_memory.step_bytes(shape, layout, settings.batched, settings.sequences, settings.logit_bytes)
+    outside = settings.outside_gib * GIB
+    return gpu_memory.weight_bytes(shape, layout) + gpu_memory.table_bytes(shape) + outside + step
 
 
 WORDS = {
@@ -152,7 +200,7 @@ WORDS = {
     "step": "activations of a step, which vLLM measures",
     "sparse": "buffers of attention, which vLLM does not measure",
     "graphs": "CUDA graphs (assumed)",
-    "context": "CUDA context (assumed)",
+    "context": "CUDA context, communication (assumed)",
 }
 
 
@@ -165,17 +213,18 @@ def amounts(shape: Shape, gpus: Gpus, settings: Settings, prompt: int) -> dict[s
         settings: the engine's settings.
         prompt: tokens of the prompt.
     """
-    layout, known = settings.layout, cards.load()
-    step = gpu_memory.step_bytes(shape, layout, min(settings.batched, max(prompt, 1)), settings.sequences)
-    peak = gpu_memory.peak_bytes(shape, layout, settings.batched, prompt, settings.sequences)
+    layout = settings.layout
+    tokens, each = min(settings.batched, max(prompt, 1)), settings.logit_bytes
+    step = gpu_memory.step_bytes(shape, layout, tokens, settings.sequences, each)
+    peak = max(step, gpu_memory.layer_bytes(shape, layout, settings.batched, prompt))
     return {
         "weights": gpu_memory.weight_bytes(shape, layout),
         "tables": gpu_memory.table_bytes(shape),
         "cache": cache_bytes(shape, gpus, settings),
         "step": step,
         "sparse": peak - step,
-        "graphs": 0.0 if settings.eager else known.graphs_gib * GIB,
-        "context": known.context_gib * GIB,
+        "graphs": settings.graphs,
+        "context": (settings.context_gib + settings.outside_gib) * GIB,
     }
 
 
@@ -192,31 +241,42 @@ def usable_bytes(gpus: Gpus) -> float:
 
 def cache_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     """Tokens that the KV cache holds."""
-    token = gpu_memory.token_bytes(shape, settings.layout, settings.cache_width)
+    blocks, divided = cache_blocks(shape, gpus, settings), pages(shape, settings)
+    if divided.alike:
+        return blocks * settings.block_size
+    # What engines print for layers in groups: requests of the whole length that fit, in tokens.
+    return int(blocks / divided.request(settings.length, settings.rules) * settings.length)
+
+
+def cache_blocks(shape: Shape, gpus: Gpus, settings: Settings) -> int:
+    """Blocks of the KV cache."""
     # The cache is a whole number of blocks; the quotient of two floats may miss it by a rounding error.
-    return round(cache_bytes(shape, gpus, settings) / token)
+    return round(cache_bytes(shape, gpus, settings) / pages(shape, settings).bytes)
 
 
 def prompt_tokens(shape: Shape, gpus: Gpus, settings: Settings) -> int:
     """Tokens of the longest prompt that the engine accepts; a longer one gets an empty answer with status 200."""
-    blocks = cache_tokens(shape, gpus, settings) // settings.block_size
+    blocks = cache_blocks(shape, gpus, settings)
+    if not pages(shape, settings).alike:
+        return min(settings.length, cache_tokens(shape, gpus, settings))
     return (blocks - gpu_memory.free_blocks(blocks, settings.watermark)) * settings.block_size
 
 
 def ending(shape: Shape, gpus: Gpus, settings: Settings) -> Ends:
     """Where a server fails; empty when it does not."""
-    usable, context = usable_bytes(gpus), cards.load().context_gib * GIB
-    tokens = cache_tokens(shape, gpus, settings)
+    usable, context = usable_bytes(gpus), settings.context_gib * GIB
+    blocks = cache_blocks(shape, gpus, settings)
     kept = gpu_memory.weight_bytes(shape, settings.layout)
     if shape.quantized.online:
         kept = max(kept, gpu_memory.weight_bytes(shape, settings.layout, Quantized()))
     if kept + context > usable:
         return "loading"
-    if tokens <= 0 or started_bytes(shape, settings) + context > usable:
+    if blocks <= 0 or started_bytes(shape, settings) + context > usable:
         return "weights"
-    if tokens < settings.length:
+    wanted = pages(shape, settings).request(settings.length, settings.rules)
+    if blocks < wanted:
         return "cache"
-    if prompt_tokens(shape, gpus, settings) < settings.length:
+    if blocks - gpu_memory.free_blocks(blocks, settings.watermark) < wanted:
         return "ignored"
     if sum(amounts(shape, gpus, settings, settings.length).values()) <= usable:
         return ""

@@ -12,16 +12,17 @@ from dca import inspection
 from dca.catalogue import recipes
 from dca.config.config_rules import Finding
 from dca.foundation.documents import Document
-from dca.serve import choose, engines, server_rules, ways
+from dca.serve import choose, engines, gpu_memory, server_rules, versions, ways
 from dca.serve import gpus as cards
 from dca.serve.flags import Flag, Variable, environment, flags
 from dca.serve.gpus import GIB, Gpus
-from dca.serve.outcome import Outcome, Settings, outcome
+from dca.serve.outcome import Outcome, Settings, outcome, pages
 from dca.serve.server_rules import Asked, Subject
 from dca.serve.shape import Shape, quantized, read
 from dca.serve.ways import Way
 
 OFFICIAL = 1_000_000
+LIMITED = {"window": "the windows", "chunk": "the chunks", "state": "the states"}
 
 
 class ServePlan(Document):
@@ -30,11 +31,12 @@ class ServePlan(Document):
     Args:
         model: the model's name.
         served: the model argument of `vllm serve`.
-        recipe: the engine's recipe.
+        recipe: the engine's recipe; "vLLM" and a version for vLLM as it is published.
+        version: the version of vLLM whose defaults and rules hold.
         recipe_reason: why this recipe.
         gpus: the GPUs, described for people.
         gpu_count: GPUs over all machines.
-        gpu_gib: memory of each GPU, in units of 2^30 bytes.
+        gpu_gib: memory of each GPU as torch sees it, in units of 2^30 bytes.
         documented: outcome with the settings of the model's documentation, and vLLM's defaults for the rest.
         planned: outcome with the settings of this plan.
         instead: outcome with the longest length that fits, when the one asked for does not.
@@ -42,7 +44,11 @@ class ServePlan(Document):
         longest: the most tokens that fit on these GPUs, with the best settings; 0 when nothing fits.
         longest_batched: max_num_batched_tokens for that length.
         minimum_gb: GPU memory over all GPUs that the model's card requires, in 10^9 bytes; None without one.
-        needed_gb: GPU memory over all GPUs as planned, without CUDA's own, in 10^9 bytes.
+        needed_gb: GPU memory over all GPUs that one request of the planned length needs, in 10^9 bytes: with a KV cache
+            for it alone, and without CUDA's own.
+        token_bytes: KV cache of one token on each rank, in the layers that keep every token.
+        token_what: how much of the model's layers that is, and whether ranks share it, as a sentence.
+        unknown: parts of the model that the formulas do not know, in words.
         flags: flags of `vllm serve`, as planned or for the longest length that fits.
         environment: the engine's environment variables.
         ways: other ways to make it fit.
@@ -50,11 +56,12 @@ class ServePlan(Document):
         notes: what else to know.
     """
 
-    SCHEMA: ClassVar[str] = "dca.serve-plan/1"
+    SCHEMA: ClassVar[str] = "dca.serve-plan/2"
 
     model: str
     served: str
     recipe: str
+    version: str
     recipe_reason: str
     gpus: str
     gpu_count: int
@@ -67,6 +74,9 @@ class ServePlan(Document):
     longest_batched: int
     minimum_gb: int | None
     needed_gb: float
+    token_bytes: float
+    token_what: str
+    unknown: tuple[str, ...] = ()
     flags: tuple[Flag, ...]
     environment: tuple[Variable, ...]
     ways: tuple[Way, ...]
@@ -77,6 +87,15 @@ class ServePlan(Document):
     def best(self) -> Outcome:
         """The outcome that the flags are for."""
         return self.instead or self.planned
+
+    @property
+    def certain(self) -> str:
+        """The bytes that are certain of a model with parts that the formulas do not know, as a sentence."""
+        size, card = self.planned.term("weights") / GIB, self.planned.card / GIB
+        return (
+            f"the formulas do not know {' and '.join(self.unknown)}: only about {size:.1f} of {card:.1f} GiB of each "
+            "GPU for weights are certain. Start the server, and give its log with --measured."
+        )
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -92,11 +111,14 @@ def make(subject: Subject, served: str) -> ServePlan:
         served: the model argument of `vllm serve`.
     """
     shape, gpus, asked = subject.shape, subject.gpus, subject.asked
-    length = asked.length or min(shape.rows, shape.length)
     tp = asked.tp or choose.ranks(shape, gpus, asked.pp)
-    documented = outcome(shape, gpus, choose.documented(shape, asked, length, tp))
+    most = min(shape.rows, shape.length)
+    length = asked.length or most
+    if asked.unlimited:
+        length = choose.longest_of(shape, gpus, asked, most, tp)[0] or most
+    documented = outcome(shape, gpus, choose.documented(shape, gpus, asked, length, tp))
     planned = choose.choose(shape, gpus, asked, length, tp)
-    longest, batched = choose.longest_of(shape, gpus, asked, min(shape.rows, shape.length), tp)
+    longest, batched = choose.longest_of(shape, gpus, asked, most, tp)
     at_limit = choose.choose(shape, gpus, asked, longest, tp) if longest else None
     instead = at_limit if not planned.fits else None
     subject = Subject(**{**vars(subject), "settings": planned.settings})
@@ -107,7 +129,8 @@ def make(subject: Subject, served: str) -> ServePlan:
     return ServePlan(
         model=shape.name,
         served=served,
-        recipe=subject.engine.recipe,
+        recipe=f"vLLM {subject.engine.recipe}" if subject.engine.stock else subject.engine.recipe,
+        version=asked.version,
         recipe_reason=subject.recipe_reason,
         gpus=gpus.words,
         gpu_count=gpus.count,
@@ -119,7 +142,10 @@ def make(subject: Subject, served: str) -> ServePlan:
         longest_batched=batched,
         binding=_binding(shape, at_limit or planned),
         minimum_gb=shape.minimum_gb,
-        needed_gb=needed(planned) / 1e9,
+        needed_gb=needed(shape, planned) / 1e9,
+        token_bytes=gpu_memory.kept_bytes(shape, planned.settings.layout, planned.settings.cache_width),
+        token_what=_token_words(shape, planned.settings),
+        unknown=shape.unknown,
         flags=tuple(flags(subject, instead or planned, shortened=instead is not None)),
         environment=tuple(environment(subject)),
         ways=tuple(ways.ways(shape, gpus, asked, length, tp)),
@@ -128,10 +154,31 @@ def make(subject: Subject, served: str) -> ServePlan:
     )
 
 
-def needed(planned: Outcome) -> float:
-    """Peak bytes over all GPUs, without the assumed share of CUDA itself."""
-    own = planned.total - planned.term("context") - planned.term("graphs")
-    return own * planned.settings.tp * planned.settings.pp
+def needed(shape: Shape, planned: Outcome) -> float:
+    """Bytes over all GPUs for one request of the planned length, without the assumed share of CUDA itself."""
+    settings = planned.settings
+    divided = pages(shape, settings)
+    own = planned.total - planned.term("context") - planned.term("graphs") - planned.term("cache")
+    cache = divided.request(settings.length, settings.rules) * divided.bytes
+    return (own + cache) * settings.tp * settings.pp
+
+
+def _token_words(shape: Shape, settings: Settings) -> str:
+    """How much of the model's layers a token's KV cache is of, and whether ranks share it."""
+    layout = settings.layout
+    size = gpu_memory.kept_bytes(shape, layout, settings.cache_width)
+    where = "each GPU" if settings.tp * settings.pp > 1 else "the GPU"
+    text = f"a token takes {size:,.0f} bytes of KV cache on {where}"
+    kept = sum(group.count for group in shape.parts if group.kind in ("full", "latent") and group.cached)
+    kinds = {group.kind for group in shape.parts}
+    if kept < shape.layers:
+        text += f", in {kept} of {shape.layers} layers"
+        limited = [name for kind, name in LIMITED.items() if kind in kinds]
+        text += f"; {' and '.join(limited)} of the others stop growing" if limited else ""
+    whole = gpu_memory.kept_bytes(shape, layout.model_copy(update={"tp": 1, "dcp": 1}), settings.cache_width)
+    if settings.tp > 1 and size * settings.dcp == whole:
+        text += "; tensor parallelism does not divide it"
+    return text + "."
 
 
 def _unfit(subject: Subject, planned: Outcome, longest: int) -> Finding:
@@ -249,7 +296,15 @@ def subject_of(
     if recipe is None and wheel is not None and inspected is not None and inspected.recorded is not None:
         recipe, reason = inspected.recorded.recipe, f"the recipe of {wheel.name}."
     engine = engines.choose(shape, known, recipe)
-    asked = replace(asked, v1=engine.is_v1(shape, env or {}))
+    loaded = recipes.find(engine.recipe, known)
+    version = asked.version or ("" if recipe or engines.served(shape, known) else versions.NEWEST)
+    if version:
+        reason = f"as asked for with --engine-version {version}."
+        if not asked.version:
+            reason = f"no recipe has {' or '.join(shape.architectures)}; --engine-version and --recipe choose another."
+        engine = engines.published(version)
+    v1 = engine.is_v1(shape, env or {})
+    asked = replace(asked, v1=v1, stock=engine.stock, version=version or loaded.recipe.base_version)
     settings = Settings(length=1, batched=1)
     subject = Subject(
         shape=shape,
@@ -258,7 +313,7 @@ def subject_of(
         settings=settings,
         asked=asked,
         engine=engine,
-        recipe=recipes.find(engine.recipe, known),
+        recipe=loaded,
         file=file,
         wheel=inspected,
         wheel_file=wheel,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from dca.catalogue import failures
-from dca.catalogue.failures import Known
+from dca.catalogue import logs
+from dca.catalogue.failures import UNKNOWN, Known
 from dca.foundation import environment as variables
 from dca.foundation import runner
 from dca.foundation.documents import Document
@@ -20,12 +19,7 @@ from dca.foundation.errors import DcaError
 
 STOP_SECONDS = 30.0
 """Time for the server to end its workers and free its GPUs when it is stopped."""
-AROUND = 60
-"""Lines before an alarming one that are searched for its cause."""
-MOST_KINDS = 2000
-"""Most kinds of alarming lines examined while the server runs; the whole log is searched when it has ended."""
 READY = re.compile(r"Application startup complete|Uvicorn running on")
-ALARMING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL|Traceback)\b|Error|Exception|assert|killed|Killed")
 
 
 class Served(Document):
@@ -66,31 +60,26 @@ class Watcher:
     ready: Callable[[], None]
     is_ready: bool = False
     _seen: set[str] = field(default_factory=set)
-    _last: deque[str] = field(default_factory=lambda: deque(maxlen=AROUND))
-    _kinds: set[str] = field(default_factory=set)
+    _watch: logs.Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._watch = logs.Watch(self._found)
 
     def line(self, text: str) -> None:
         """Process one line of the log."""
         self.tell(text)
-        self._last.append(text)
         if not self.is_ready and READY.search(text):
             self.is_ready = True
             self.ready()
-        if ALARMING.search(text) and self._is_new(text):
-            # An unreadable catalogue must not stop the server.
-            with contextlib.suppress(DcaError):
-                for failure in failures.explain_lines(self._last):
-                    if failure.id not in self._seen:
-                        self._seen.add(failure.id)
-                        self.known(failure)
+        # An unreadable catalogue must not stop the server.
+        with contextlib.suppress(DcaError):
+            self._watch.line(text)
 
-    def _is_new(self, text: str) -> bool:
-        """Whether no earlier line equals this one except for numbers; some lines repeat every second."""
-        kind = re.sub(r"[0-9a-f]*\d[0-9a-f]*", "0", text[:400])
-        if kind in self._kinds or len(self._kinds) >= MOST_KINDS:
-            return False
-        self._kinds.add(kind)
-        return True
+    def _found(self, found: tuple[Known, ...]) -> None:
+        for failure in found:
+            if failure.id not in self._seen:
+                self._seen.add(failure.id)
+                self.known(failure)
 
 
 def environment(extra: Mapping[str, str], python: Path, caller: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -140,7 +129,7 @@ def serve(argv: list[str], env: Mapping[str, str], log: Path, watcher: Watcher) 
     watched = runner.Supervision(on_line=watcher.line, grace=STOP_SECONDS, scratch=False)
     done = runner.run(argv, env=env, log=log, supervision=watched)
     with log.open("rb") as stream:
-        explained = failures.explain(stream, str(log))
+        explained = logs.explain(stream, str(log))
     served = Served(
         argv=tuple(argv),
         log=str(log),
@@ -163,10 +152,15 @@ def ended(served: Served) -> str:
 
 
 def _why(served: Served, tail: tuple[str, ...]) -> str:
-    if served.known:
-        return f"{served.known[0].title} ({served.known[0].id}). {served.known[0].cause}"
-    return "\n".join(line for line in tail[-4:] if line.strip())
+    first = served.known[0] if served.known else None
+    if first is None:
+        return "\n".join(line for line in tail[-4:] if line.strip())
+    if first.id == UNKNOWN:
+        return f"line {first.line:,} of its log: {first.text}"
+    return f"{first.title} ({first.id}). {first.cause}"
 
 
 def _next(served: Served) -> str:
-    return served.known[0].remedy if served.known else f"read {served.log} from its first error on."
+    if served.known and served.known[0].id != UNKNOWN:
+        return served.known[0].remedy
+    return f"read {served.log} from {'that line' if served.known else 'its first error'} on."

@@ -15,7 +15,7 @@ from dca.doctor.values import order
 from dca.foundation.errors import DcaError
 from dca.inspection import Inspection, missing
 from dca.serve import engines as serving
-from dca.serve import gpu_memory
+from dca.serve import gpu_memory, versions
 from dca.serve.engines import V1, Engine
 from dca.serve.gpus import Gpus
 from dca.serve.outcome import Settings
@@ -26,6 +26,8 @@ OLDEST = {"awq": "7.5", "gptq": "6.0", "gptq_marlin": "8.0", "awq_marlin": "8.0"
 OLDEST_DTYPE = {"bfloat16": "8.0"}
 FP8_ARITHMETIC = (8, 9)
 KERNEL_DTYPES = ("bfloat16", "float16", "half", "auto")
+DROPPED = (0, 11)
+"""The first version of vLLM without dual chunk attention."""
 BACKEND, LONGER = "VLLM_ATTENTION_BACKEND", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 
 
@@ -48,6 +50,14 @@ class Asked:
         prefix_caching: whether the engine reuses the keys and values of earlier prompts.
         graphs: whether CUDA graphs are required.
         v1: whether the V1 engine serves it, which keeps no blocks of the KV cache free.
+        version: the version of vLLM, whose defaults and rules hold; the oldest known when empty.
+        stock: whether vLLM as it is published serves it, not a wheel of one of the recipes.
+        dcp: ranks of those of `tp` that share the tokens of the KV cache.
+        expert_parallel: whether ranks share a mixture's experts instead of the experts' widths.
+        cache_gib: memory of the KV cache of each rank in 2^30 bytes; None for what is left.
+        offload_gib: host memory for KV cache that the GPUs have no room for, in 2^30 bytes; None for none.
+        eager: whether CUDA graphs must be off.
+        unlimited: whether the engine itself chooses the largest length that fits.
     """
 
     tp: int | None = None
@@ -64,6 +74,19 @@ class Asked:
     prefix_caching: bool = False
     graphs: bool = False
     v1: bool = False
+    version: str = ""
+    stock: bool = False
+    dcp: int = 1
+    expert_parallel: bool = False
+    cache_gib: float | None = None
+    offload_gib: float | None = None
+    eager: bool = False
+    unlimited: bool = False
+
+    @property
+    def reused(self) -> bool:
+        """Whether prompts reuse the cache of earlier ones, which V1 does unless it is told otherwise."""
+        return self.v1 or self.prefix_caching
 
 
 @dataclass(frozen=True)
@@ -137,7 +160,8 @@ Rule = Callable[[Subject], Iterator[Finding]]
 
 
 def heads(subject: Subject) -> Iterator[Finding]:
-    """DCA-131: heads that the GPUs cannot share, or fewer GPUs than ranks."""
+    """DCA-131: heads that the GPUs cannot share, fewer GPUs than ranks, or GPUs that cannot share at all."""
+    yield from _sharing(subject)
     shape, tp, pp = subject.shape, subject.settings.tp, subject.settings.pp
     # With more stages than GPUs, no tensor-parallel size helps.
     smaller = f"use a smaller --{'pipeline' if pp > subject.gpus.count else 'tensor'}-parallel-size, or more GPUs."
@@ -176,9 +200,48 @@ def groups(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _sharing(subject: Subject) -> Iterator[Finding]:
+    """MIG slices that would have to share a model, or ranks that cannot share the KV cache's tokens."""
+    shape, settings, asked = subject.shape, subject.settings, subject.asked
+    if subject.gpus.mig and settings.tp * settings.pp > 1:
+        yield _error(
+            "DCA-131",
+            f"{settings.tp * settings.pp} MIG slices cannot share a model: slices exchange no data with each other.",
+            "use --tensor-parallel-size 1 on a larger slice, or whole GPUs.",
+        )
+    if asked.dcp <= 1:
+        return
+    latent = any(group.kind == "latent" for group in shape.parts)
+    # Ranks that hold the same key heads can share the tokens instead.
+    same = settings.tp if latent else settings.tp // max(1, min(settings.tp, shape.kv_heads))
+    if not subject.asked.v1 or settings.tp % asked.dcp or asked.dcp > same:
+        fitting = [str(size) for size in range(2, same + 1) if settings.tp % size == 0 and same % size == 0]
+        yield _error(
+            "DCA-131",
+            f"--decode-context-parallel-size {asked.dcp}: {settings.tp} ranks hold each of {shape.kv_heads} key heads "
+            f"{same} times, and only ranks with the same heads can share the tokens of the KV cache.",
+            f"use {' or '.join(fitting)}." if fitting and subject.asked.v1 else "omit it.",
+        )
+
+
+def steps(subject: Subject) -> Iterator[Finding]:
+    """DCA-164: a step smaller than what the engine's scheduler accepts."""
+    settings = subject.settings
+    if subject.asked.v1 and settings.batched < settings.sequences:
+        yield _error(
+            "DCA-164",
+            f"--max-num-batched-tokens {settings.batched} is less than --max-num-seqs {settings.sequences}: every "
+            "request that is answered takes a token of each step, and vLLM does not start.",
+            f"use --max-num-seqs {settings.batched} or less, or a larger --max-num-batched-tokens.",
+        )
+
+
 def _broken(shape: Shape, tp: int) -> Iterator[tuple[str, int]]:
     stored = shape.quantized
     inner = shape.expert_inner if shape.experts else shape.inner
+    if shape.groups or stored.widths:
+        # Which of the layers are quantized, and in which groups, differs by layer.
+        return
     # The weights of a group share a scale, and a 32-bit word holds several weights.
     unit = stored.group or (stored.pack if stored.pack > 1 else 0)
     for what, size in (("an MLP width", inner), ("an attention width", shape.heads * shape.head_dim)):
@@ -420,7 +483,13 @@ def stored(subject: Subject) -> Iterator[Finding]:
 def classes(subject: Subject) -> Iterator[Finding]:
     """DCA-158: an engine that does not support dual chunk attention for the model's class."""
     supported = subject.engine.architectures
-    if subject.shape.dual_chunk and not set(subject.shape.architectures) & set(supported):
+    if subject.asked.stock and subject.shape.dual_chunk and versions.order(subject.asked.version) >= DROPPED:
+        yield _error(
+            "DCA-158",
+            f"vLLM {subject.asked.version} has no dual chunk attention; 0.10.2 is the last version with it.",
+            "omit --engine-version, or use dca config drop-dca DIR --out DIR2.",
+        )
+    elif subject.shape.dual_chunk and not set(subject.shape.architectures) & set(supported):
         named = ", ".join(subject.shape.architectures) or "a model without `architectures`"
         yield _error(
             "DCA-158",
@@ -463,7 +532,11 @@ def _build(subject: Subject, inspected: Inspection) -> str:
 def _unbuilt(subject: Subject) -> Iterator[Finding]:
     """Quantized weights without kernels in any group of the recipe, and so in any of its lean wheels."""
     method, recipe = subject.shape.quantized.method, subject.recipe.recipe
-    if method and not any(method in group.serves.quantizations for group in recipe.groups.values()):
+    if (
+        not subject.asked.stock
+        and method
+        and not any(method in group.serves.quantizations for group in recipe.groups.values())
+    ):
         commands = builds(subject, method)
         yield _warning(
             "DCA-110",
@@ -509,7 +582,7 @@ def optional(subject: Subject) -> str:
     """The build command for the quantized weights; empty unless an optional group of the recipe has their kernels."""
     method, recipe = subject.shape.quantized.method, subject.recipe.recipe
     groups = [name for name, group in recipe.groups.items() if method in group.serves.quantizations]
-    if not groups or set(groups) & set(recipe.lean.groups):
+    if subject.asked.stock or not groups or set(groups) & set(recipe.lean.groups):
         return ""
     return next(iter(builds(subject, method)), "")
 
@@ -517,6 +590,8 @@ def optional(subject: Subject) -> str:
 def attention_groups(subject: Subject) -> str:
     """The build command for the model's attention kernels; empty unless an optional group of the recipe has them."""
     recipe, model = subject.recipe.recipe, subject.model
+    if subject.asked.stock:
+        return ""
     groups = [
         name
         for name, group in recipe.groups.items()
@@ -546,7 +621,7 @@ def folder(subject: Subject) -> Iterator[Finding]:
     """The findings of `dca config check` for the model's folder, each with its own code."""
     if subject.file is None or subject.file.name != "config.json":
         return
-    for finding in configs.check(subject.file.parent).findings:
+    for finding in configs.check(subject.file.parent, length=subject.settings.length).findings:
         # Warnings concern readers other than the server, except DCA-124: a missing sparse table makes it slow.
         if finding.severity == "error" or finding.code == "DCA-124":
             yield finding
@@ -555,6 +630,7 @@ def folder(subject: Subject) -> Iterator[Finding]:
 RULES: tuple[Rule, ...] = (
     heads,
     groups,
+    steps,
     abilities,
     kernels,
     refused,

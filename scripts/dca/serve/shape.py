@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dca import config as configs
-from dca.catalogue.model_needs import EXPERTS, UNSTATED_DTYPE
-from dca.config import compare, config_rules, folder, models, text
-from dca.config.edit import DCA, LENGTH, ORIGINAL, TABLE
+from dca.catalogue.model_needs import UNSTATED_DTYPE
+from dca.config import config_rules, folder, layout, models
+from dca.config.layout import DCA, LENGTH, ORIGINAL, TABLE, Layout
 from dca.config.models import KnownModel
 from dca.foundation.documents import Value
 from dca.foundation.errors import DcaError
+from dca.serve import layers as kinds
+from dca.serve.layers import Layers
 
 # The backend's defaults, for configs without these keys.
 CHUNK, LOCAL = 8192, 1024
@@ -22,6 +27,30 @@ MOST = 1 << 32
 # Methods with 4 bits unless config.json says otherwise, and methods that pack weights into 32-bit words.
 FOUR = ("awq", "gptq")
 PACKED = ("awq", "gptq", "auto")
+SCALES = {"mxfp4": (32, 8), "nvfp4": (16, 8), "bitsandbytes": (64, 32)}
+"""Weights that share a scale, and the scale's bits, of methods that do not say it in quantization_config."""
+PARTS = {
+    "attention": ("self_attn.q_proj", "self_attn.o_proj", "self_attn.qkv_proj", "mixer.q_proj", "self_attn"),
+    "state": (
+        "linear_attn.in_proj_qkv",
+        "linear_attn.in_proj_qkvz",
+        "linear_attn.out_proj",
+        "mixer.in_proj",
+        "self_attn",
+    ),
+    "dense": ("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj", "feed_forward.gate_proj", "mixer.up_proj"),
+    "experts": (
+        "mlp.experts.0.gate_proj",
+        "block_sparse_moe.experts.0.w1",
+        "feed_forward.experts",
+        "mixer.experts.0.up_proj",
+    ),
+    "shared": ("mlp.shared_expert.gate_proj", "mlp.shared_experts.gate_proj", "feed_forward.shared_expert.gate_proj"),
+}
+"""Names of modules in a layer, by the part that they belong to."""
+BESIDE = ("experts.0.gate_proj", "moe.experts.0.gate_proj")
+"""The experts' names in layers that also have a dense MLP."""
+LAYERS = ("model.layers", "model.language_model.layers", "language_model.model.layers", "backbone.layers")
 
 
 class Quantized(Value):
@@ -34,6 +63,10 @@ class Quantized(Value):
         pack: weights in one 32-bit word; 1 when they are not packed.
         online: whether the engine quantizes them itself after loading.
         assumed: whether `bits` is an assumption, because config.json does not say it.
+        scale: bits of a group's scale.
+        zero: whether a group has a zero point, as wide as its weights.
+        widths: bits of a weight with its share of a scale, on average over the layers, of the parts (`PARTS`) that are
+            stored in another way, and of the output layer (`head`) if it is quantized.
     """
 
     method: str = ""
@@ -42,6 +75,14 @@ class Quantized(Value):
     pack: int = 1
     online: bool = False
     assumed: bool = False
+    scale: int = 16
+    zero: bool = True
+    widths: tuple[tuple[str, float], ...] = ()
+
+    def width(self, part: str) -> float:
+        """Bits of a linear weight of a part, with its share of a scale."""
+        usual = Quantized.model_fields["bits"].default if part == "head" else self.bits + scale_bits(self)
+        return next((bits for name, bits in self.widths if name == part), usual)
 
 
 class Shape(Value):
@@ -76,6 +117,12 @@ class Shape(Value):
         known: its name in build/models; empty when it is not there.
         minimum_gb: GPU memory over all GPUs that its card requires at its full length; None without a number.
         hub: its name on a hub; empty when it is not known.
+        groups: its layers, in groups that are alike; empty when all layers are as described above.
+        tower: parameters of parts for images and sound, which are not quantized; about.
+        tower_width: elements of their activations for each token that they give to the text part.
+        any_image: whether they take images of any size, each as many tokens as it needs.
+        per_layer: elements of a token's further embedding for each layer; 0 without one.
+        unknown: parts that the formulas do not know, in words.
     """
 
     name: str
@@ -106,6 +153,21 @@ class Shape(Value):
     known: str = ""
     minimum_gb: int | None = None
     hub: str = ""
+    groups: tuple[Layers, ...] = ()
+    tower: int = 0
+    tower_width: int = 0
+    any_image: bool = False
+    per_layer: int = 0
+    unknown: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        # Plans ask for the same sums thousands of times; equal models have these in common.
+        return hash((self.name, self.layers, self.hidden, self.inner, self.quantized.method, self.tied))
+
+    @property
+    def parts(self) -> tuple[Layers, ...]:
+        """Its layers, in groups that are alike."""
+        return self.groups or (_uniform(self),)
 
     @property
     def chunk(self) -> int:
@@ -116,6 +178,22 @@ class Shape(Value):
     def sparse(self) -> bool:
         """Whether long prompts use sparse attention."""
         return self.dual_chunk and self.vertical > 0
+
+
+@lru_cache(256)
+def _uniform(shape: Shape) -> Layers:
+    """All layers of a model without groups."""
+    return Layers(
+        count=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        key_dim=shape.head_dim,
+        value_dim=shape.head_dim,
+        inner=0 if shape.experts else shape.inner,
+        experts=shape.experts,
+        chosen=shape.chosen,
+        expert_inner=shape.expert_inner,
+    )
 
 
 def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
@@ -140,7 +218,8 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
         config = config_of(known)
         return shape_of(config, known.name, known, hub=_hub(known)), config, None
     file = path / folder.CONFIG if path.is_dir() else path
-    config = text.parse(folder.content(file), configs.readable(file)).plain()
+    found = configs.layout_of(file)
+    config = found.config
     # A single config.json may be in any folder, so the folder's name does not identify the model.
     near = str(path.absolute()) if path.is_dir() else ""
     matched = models.match(config, near, models.load_all())
@@ -148,7 +227,7 @@ def read(model: str) -> tuple[Shape, dict[str, Any], Path | None]:
     if file.name == folder.CONFIG and (own := configs.table_of(file.parent)) is not None:
         table = own
     name = matched.name if matched else configs.readable(file.absolute().parent if file.name == folder.CONFIG else file)
-    return shape_of(config, Path(name).name, matched, table), config, file
+    return shape_of(found, Path(name).name, matched, table), config, file
 
 
 def _hub(known: KnownModel) -> str:
@@ -188,12 +267,12 @@ def config_of(known: KnownModel) -> dict[str, Any]:
 
 
 def shape_of(
-    config: dict[str, Any], name: str, known: KnownModel | None = None, table: Any = None, *, hub: str = ""
+    config: dict[str, Any] | Layout, name: str, known: KnownModel | None = None, table: Any = None, *, hub: str = ""
 ) -> Shape:
     """The model that a config.json describes.
 
     Args:
-        config: the file's content.
+        config: the file's content, or its layout.
         name: the model's name.
         known: the known model that it is; None if none.
         table: its sparse table; None without one.
@@ -202,30 +281,37 @@ def shape_of(
     Raises:
         DcaError: DCA-205 when a number is missing.
     """
+    found = config if isinstance(config, Layout) else layout.read(config)
+    whole, config = found.config, kinds.plain(found)
     dual = config.get(DCA)
     dual = dual if isinstance(dual, dict) and dual else {}
-    experts = next((_optional(config, key) for key in EXPERTS if config.get(key) is not None), 0)
+    experts = _optional(config, "num_experts")
     heads, hidden = _needed(config, name, "num_attention_heads"), _needed(config, name, "hidden_size")
-    rows = _needed(config, name, LENGTH)
+    count, rows = _needed(config, name, "num_hidden_layers"), _needed(config, name, LENGTH)
+    layers = kinds.of(config)
+    # Configs of searched architectures state some sizes only layer by layer.
+    widest = max((group.inner or group.expert_inner for group in layers.groups), default=0)
+    keys = max((group.kv_heads for group in layers.groups), default=0)
+    expert_inner = max((group.expert_inner for group in layers.groups), default=0) if experts else 0
     vertical, slash, assumed = _entries(dual, table, known)
     kind = str(config.get("model_type", ""))
-    return Shape(
+    shape = Shape(
         name=name,
-        architectures=_names(config.get("architectures")),
-        layers=_needed(config, name, "num_hidden_layers"),
+        architectures=found.architectures,
+        layers=count,
         hidden=hidden,
         heads=heads,
-        inner=_needed(config, name, "moe_intermediate_size" if experts else "intermediate_size"),
-        kv_heads=config_rules.count(config.get("num_key_value_heads")) or heads,
-        head_dim=_head_dim(config, name),
+        inner=expert_inner or widest or _needed(config, name, "intermediate_size"),
+        kv_heads=config_rules.count(config.get("num_key_value_heads")) or keys or heads,
+        head_dim=found.head_dim or _lacks_number(name, "head_dim"),
         vocabulary=_needed(config, name, "vocab_size"),
-        tied=config.get("tie_word_embeddings") is True,
+        tied=found.tied is True,
         bias=_bias(config, known, kind),
         experts=experts,
-        chosen=_optional(config, "num_experts_per_tok") if experts else 0,
-        expert_inner=_needed(config, name, "moe_intermediate_size") if experts else 0,
-        rows=rows if dual else _derived(config, rows),
-        length=_derived(config, rows) if not dual else rows,
+        chosen=max((group.chosen for group in layers.groups), default=0) if experts else 0,
+        expert_inner=expert_inner,
+        rows=rows if dual else found.context or rows,
+        length=rows if dual else found.context or rows,
         original=config_rules.count(dual.get(ORIGINAL)) or 0,
         dual_chunk=bool(dual),
         chunk_size=(config_rules.count(dual.get("chunk_size")) or CHUNK) if dual else 0,
@@ -233,12 +319,18 @@ def shape_of(
         vertical=vertical,
         slash=slash,
         assumed=assumed,
-        dtype=str(config.get("torch_dtype") or config.get("dtype") or UNSTATED_DTYPE).removeprefix("torch."),
-        quantized=_stored(config),
+        dtype=found.dtype or UNSTATED_DTYPE,
+        quantized=_stored(found.quantization, layers.places),
         known=known.name.split(" or ")[0] if known else "",
         minimum_gb=known.vram_gb if known else None,
         hub=hub,
+        tower=sum(tower.weights for tower in kinds.towers(whole)),
+        tower_width=max((tower.width for tower in kinds.towers(whole)), default=0),
+        any_image=any(tower.any_size for tower in kinds.towers(whole)),
+        per_layer=_optional(config, "hidden_size_per_layer_input"),
+        unknown=layers.unknown,
     )
+    return shape if layers.groups == (_uniform(shape),) else shape.model_copy(update={"groups": layers.groups})
 
 
 def quantized(method: str, shape: Shape) -> Shape:
@@ -254,24 +346,6 @@ def quantized(method: str, shape: Shape) -> Shape:
     if method == "fp8":
         return shape.model_copy(update={"quantized": Quantized(method="fp8", bits=8, online=True)})
     return shape.model_copy(update={"quantized": Quantized(method=method, bits=4, group=128, pack=8)})
-
-
-def _derived(config: dict[str, Any], rows: int) -> int:
-    """Tokens that the engine allows; with YaRN factor x original, whatever max_position_embeddings is."""
-    yarn = compare.yarn_of(config)
-    if yarn is not None:
-        return int(yarn.original * yarn.factor)
-    for key in ("rope_scaling", "rope_parameters"):
-        scaling = config.get(key)
-        factor = config_rules.number(scaling.get("factor")) if isinstance(scaling, dict) else None
-        if (
-            isinstance(scaling, dict)
-            and factor
-            and config_rules.kind(scaling) in config_rules.MULTIPLIED
-            and 1 <= factor < 1 << 20
-        ):
-            return int(rows * factor)
-    return rows
 
 
 def _entries(dual: dict[str, Any], table: Any, known: KnownModel | None) -> tuple[int, int, bool]:
@@ -317,17 +391,16 @@ def _bias(config: dict[str, Any], known: KnownModel | None, kind: str) -> bool:
     return bool(alike) and alike[0]
 
 
-def _stored(config: dict[str, Any]) -> Quantized:
+def _stored(stored: dict[str, Any], places: dict[str, tuple[int, ...]]) -> Quantized:
     """How the weights are stored, by the config's quantization_config."""
-    stored = config.get("quantization_config")
-    method = stored.get("quant_method") if isinstance(stored, dict) else None
-    if not isinstance(stored, dict) or not isinstance(method, str) or not method:
+    method = stored.get("quant_method")
+    if not isinstance(method, str) or not method:
         return Quantized()
     method = method.lower()
     if method == "fp8":
         block = stored.get("weight_block_size")
         group = config_rules.count(block[1]) if isinstance(block, list) and len(block) == 2 else None
-        return Quantized(method=method, bits=8, group=group or 0)
+        return _apart(Quantized(method=method, bits=8, group=group or 0), stored, places)
     # compressed-tensors and methods of its form have groups of layers with their own settings.
     groups = stored.get("config_groups")
     groups = groups.values() if isinstance(groups, dict) else ()
@@ -339,13 +412,92 @@ def _stored(config: dict[str, Any]) -> Quantized:
     group = max(config_rules.count(size) or 0 for size in sizes)
     # 8-bit weights are packed only if the method or the format says that they are integers in 32-bit words.
     packed = method.startswith(PACKED) or str(stored.get("format", "")).startswith("pack") or (bits or 16) < 8
-    return Quantized(
+    floats = any(isinstance(weights, dict) and weights.get("type") == "float" for weights in own)
+    symmetric = any(isinstance(weights, dict) and weights.get("symmetric") is True for weights in own)
+    kind = "nvfp4" if "nvfp4" in str(stored.get("quant_algo") or stored.get("format")).lower() else method
+    if kind in SCALES and (bits or 16) < 8:
+        group, packed = group or SCALES[kind][0], False
+    found = Quantized(
         method=method,
         bits=bits or Quantized().bits,
         group=group,
         pack=max(1, 32 // (bits or 32)) if packed else 1,
         assumed=bits is None,
+        scale=SCALES[kind][1] if kind in SCALES else 8 if floats else 16,
+        zero=kind not in SCALES and not floats and not symmetric,
     )
+    return _apart(found, stored, places)
+
+
+def _apart(found: Quantized, stored: dict[str, Any], places: dict[str, tuple[int, ...]]) -> Quantized:
+    """Weights with the parts that are stored in another way, by the lists of quantization_config."""
+    lists = [stored.get(key) for key in ("ignore", "modules_to_not_convert", "exclude_modules", "ignored_layers")]
+    lists.append(stored.get("llm_int8_skip_modules"))
+    left = Names([str(name) for names in lists if isinstance(names, list) for name in names])
+    given = stored.get("config_groups")
+    groups = []
+    for group in given.values() if isinstance(given, dict) else ():
+        weights, targets = (group.get("weights"), group.get("targets")) if isinstance(group, dict) else (None, None)
+        if isinstance(targets, list):
+            groups.append((_width(weights, found), Names(list(map(str, targets))), "Linear" in targets))
+    widths: dict[str, float] = {}
+    usual = found.bits + scale_bits(found)
+    both = bool(set(places.get("dense", ())) & set(places.get("experts", ())))
+    for part, names in PARTS.items():
+        numbers = places.get(part, ())
+        own = BESIDE if both and part == "experts" else names
+        paths = [[f"{start}.{index}.{name}" for start in LAYERS for name in own] for index in numbers]
+        each = [_width_of(tried, left, groups, usual) for tried in paths]
+        if each and any(width != usual for width in each):
+            widths[part] = sum(each) / len(each)
+    head = next((width for width, targets, _ in groups if targets.match("lm_head")), None)
+    if head is not None or stored.get("lm_head") is True:
+        widths["head"] = head or usual
+    return found.model_copy(update={"widths": tuple(widths.items())})
+
+
+def _width(weights: Any, found: Quantized) -> float:
+    """Bits of a weight of a group of layers, with its share of a scale."""
+    if not isinstance(weights, dict):
+        return Quantized().bits
+    bits, group = config_rules.count(weights.get("num_bits")), config_rules.count(weights.get("group_size"))
+    return (bits or found.bits) + (found.scale / group if group and (bits or found.bits) < 8 else 0.0)
+
+
+def _width_of(paths: list[str], left: Names, groups: list[tuple[float, Names, bool]], usual: float) -> float:
+    """Bits of a weight of one part of one layer: 16 if it is in the list of those left, else its group's."""
+    if any(left.match(path) for path in paths):
+        return Quantized().bits
+    if not groups or (len(groups) == 1 and groups[0][2]):
+        return usual
+    named = next((width for width, targets, _ in groups if any(targets.match(path) for path in paths)), None)
+    rest = max((width for width, _, every in groups if every), default=None)
+    return Quantized().bits if named is None and rest is None else named or rest or usual
+
+
+class Names:
+    """The names of modules in a list of quantization_config: whole names, beginnings, parts, wildcards or `re:`."""
+
+    def __init__(self, names: list[str]) -> None:
+        """Sort them.
+
+        Args:
+            names: the list; some have an entry for every layer.
+        """
+        self.plain = {name for name in names if not name.startswith("re:") and "*" not in name}
+        self.patterns = []
+        for name in dict.fromkeys(names):
+            if name not in self.plain:
+                with contextlib.suppress(re.error):
+                    self.patterns.append(re.compile(name[3:] if name.startswith("re:") else fnmatch.translate(name)))
+
+    def match(self, path: str) -> bool:
+        """Whether the list means a module."""
+        words = path.split(".")
+        ends = range(len(words) + 1)
+        if self.plain and any(".".join(words[a:b]) in self.plain for a in ends for b in ends[a + 1 :]):
+            return True
+        return any(pattern.search(path) for pattern in self.patterns)
 
 
 def _bits(method: str, stored: dict[str, Any], own: list[Any]) -> int | None:
@@ -377,17 +529,6 @@ def _bits(method: str, stored: dict[str, Any], own: list[Any]) -> int | None:
     return next((min(plain, bits) for bits in named if bits is not None), None)
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
-
-
-def _head_dim(config: dict[str, Any], name: str) -> int:
-    size = compare.head_dim_of(config)
-    if size is None:
-        raise _lacks(name, "head_dim")
-    return size
-
-
 def _needed(config: dict[str, Any], name: str, key: str) -> int:
     number = config_rules.count(config.get(key))
     if number is None or number > MOST:
@@ -400,12 +541,16 @@ def _optional(config: dict[str, Any], key: str) -> int:
     return number if number is not None and number <= MOST else 0
 
 
+def _lacks_number(name: str, key: str) -> int:
+    raise _lacks(name, key)
+
+
 def _lacks(name: str, key: str) -> DcaError:
     return DcaError(
         "DCA-205",
         f"the config.json of {name} has no usable number for `{key}`.",
-        why="the memory depends on it.",
-        remedy="restore the model's original config.json.",
+        why="the memory depends on it, and the layout of this file is not known to have it elsewhere.",
+        remedy="compare the file with the model's own; if it is the model's own, its memory cannot be planned.",
     )
 
 
@@ -427,5 +572,5 @@ def parameters(shape: Shape) -> int:
 
 
 def scale_bits(stored: Quantized) -> float:
-    """Bits of scales and zeros for each quantized weight: a 16-bit scale, and a zero of the weight's own width."""
-    return (16 + stored.bits) / stored.group if stored.group and stored.bits < 8 else 0.0
+    """Bits of scales and zeros for each quantized weight: a scale, and a zero of the weight's own width."""
+    return (stored.scale + stored.bits * stored.zero) / stored.group if stored.group and stored.bits < 8 else 0.0

@@ -80,7 +80,7 @@ def ways(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> Iterat
         length: prompt and answer together, in tokens.
         tp: GPUs that share the heads.
     """
-    base = documented(shape, asked, length, tp)
+    base = documented(shape, gpus, asked, length, tp)
     yield _way(shape, gpus, base, "documented settings")
     if shape.dual_chunk:
         exact = base.model_copy(update={"blocks": exact_blocks(length, asked.block_size)})

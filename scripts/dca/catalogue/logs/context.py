@@ -1,0 +1,135 @@
+"""The lines around one line of a log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from dca.catalogue.logs import lines
+from dca.catalogue.logs.lines import Line
+
+NEIGHBOURS = 2
+"""Lines to keep above and below a message."""
+_REACH = 1 << 15
+"""Bytes around a line that are read."""
+_LONGEST = 80
+"""Most lines of one message, or of one traceback, that are read as one."""
+_FRAME = re.compile(r"\s*(?:File \"|[\^~]+\s*$|\[Previous line)")
+_MESSAGE = re.compile(r"CMake (?:Error|Warning|Deprecation Warning)\b|\u00d7 No solution")
+_BRANCH = re.compile(r"^\s*[├╰]─▶")
+_MARGIN = re.compile(r"^\s*(?:[│|] ?)?")
+
+
+@dataclass
+class Context:
+    """The lines around one line.
+
+    Args:
+        buffer: a part of the log.
+        start: of the line in the buffer.
+        end: of the line.
+        line: the line.
+        translations: what compilers and shells print in other languages, in English.
+    """
+
+    buffer: bytes
+    start: int
+    end: int
+    line: Line
+    translations: Mapping[str, str]
+
+    @cached_property
+    def _above(self) -> list[str]:
+        """The lines above, the nearest first."""
+        text = self.buffer[max(0, self.start - _REACH) : max(0, self.start - 1)]
+        return text.decode("utf-8", "replace").split("\n")[::-1] if self.start else []
+
+    @cached_property
+    def _below(self) -> list[str]:
+        """The lines below, the nearest first."""
+        begin = self.buffer.find(b"\n", self.end, self.end + _REACH) + 1
+        return self.buffer[begin : begin + _REACH].decode("utf-8", "replace").split("\n") if begin else []
+
+    def _parsed_below(self) -> Iterator[Line]:
+        for number, text in enumerate(self._below[:_LONGEST], self.line.number + 1):
+            yield lines.parse(number, text, self.translations)
+
+    def has(self, words: Sequence[str], within: int) -> bool:
+        """Whether one of some words is in the line or in the lines above it of the same process.
+
+        Args:
+            words: the words.
+            within: how many lines above.
+        """
+        if any(word in self.line.body or word in self.line.text for word in words):
+            return True
+        near = self._above[:within]
+        for text in near:
+            if any(word in text for word in words):
+                process = lines.parse(0, text, {}).process
+                if process == self.line.process or not process or not self.line.process:
+                    return True
+        return False
+
+    def around(self) -> tuple[tuple[int, str], ...]:
+        """The line and its neighbours, by number."""
+        above = self._above[:NEIGHBOURS][::-1]
+        below = self._below[:NEIGHBOURS]
+        number = self.line.number
+        # What follows the last line end is no line.
+        numbered = [
+            *enumerate(above, number - len(above)),
+            (number, self.line.text),
+            *enumerate(below, number + 1),
+        ]
+        return tuple((at, lines.shown(text)) for at, text in numbered if text.strip() or at == number)
+
+    def joined(self) -> list[tuple[int, Line]]:
+        """The lines of a message that its program has wrapped, each with its place in the joined text."""
+        return list(self._placed(list(self._message())))
+
+    def _message(self) -> Iterator[Line]:
+        yield self.line
+        indented = len(_MARGIN.sub("", self.line.text)) if _BRANCH.match(self.line.text) else 0
+        if not indented and not _MESSAGE.search(self.line.body):
+            return
+        for line in self._parsed_below():
+            body = line.body.rstrip()
+            if line.group != self.line.group or _BRANCH.match(line.text) or "Call Stack" in body:
+                return
+            if body and not body.startswith("  "):
+                return
+            if indented and not body:
+                return
+            yield line
+
+    @staticmethod
+    def _placed(message: list[Line]) -> Iterator[tuple[int, Line]]:
+        place = 0
+        for line in message:
+            if line.body.strip():
+                yield place, line
+                place += len(line.body.strip()) + 1
+
+    def traced(self) -> bool:
+        """Whether the line above belongs to a traceback of the same process."""
+        above = next((text for text in self._above[:6] if self._same(text)), "")
+        body = lines.parse(0, above, {}).body
+        return bool(_FRAME.match(body)) or (body.startswith("    ") and self._has_frame())
+
+    def _same(self, text: str) -> bool:
+        return lines.parse(0, text, {}).process == self.line.process
+
+    def _has_frame(self) -> bool:
+        return any('File "' in text for text in self._above[:6])
+
+    def traceback(self) -> Line | None:
+        """The line that ends the traceback which this line begins: the exception."""
+        for line in self._parsed_below():
+            if line.process != self.line.process or not line.body.strip():
+                continue
+            if line.indent <= self.line.indent:
+                return line
+        return None

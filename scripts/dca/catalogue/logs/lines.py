@@ -1,0 +1,142 @@
+"""One line of a log: what containers, processes and loggers put before it, and how serious it says it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+DEBUG, INFO, WARNING, PLAIN, ERROR = range(5)
+"""How serious a line is by its own words; plain says nothing of it."""
+SHOWN = 300
+"""Characters of a line to show."""
+_LEVELS = {
+    "DEBUG": DEBUG,
+    "TRACE": DEBUG,
+    "INFO": INFO,
+    "NOTICE": INFO,
+    "I": INFO,
+    "WARNING": WARNING,
+    "WARN": WARNING,
+    "W": WARNING,
+    "ERROR": ERROR,
+    "E": ERROR,
+    "CRITICAL": ERROR,
+    "FATAL": ERROR,
+    "F": ERROR,
+}
+_STAMP = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?"
+_OUTER = (
+    # gh run view --log: job, step, time
+    re.compile(rf"(?P<group>[^\t\n]{{1,120}}\t[^\t\n]{{1,120}})\t\ufeff?{_STAMP} "),
+    # Kubernetes' container runtime, then other clocks
+    re.compile(rf"{_STAMP} (?:stdout|stderr) [FP] "),
+    re.compile(rf"\ufeff?{_STAMP} (?=\S)(?!- )"),
+    # BuildKit
+    re.compile(r"(?P<group>#\d+) (?:\d+\.\d+ )?(?!\d)"),
+    # docker compose, kubectl logs --prefix, journald
+    re.compile(r"(?P<group>[A-Za-z][\w.-]{0,80}) +\| ?"),
+    re.compile(r"\[(?P<group>(?:pod/)?[\w.-]+/[\w.-]+)\] "),
+    re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]+ (?P<group>[\w.@/-]+)(?:\[\d+\])?: "),
+)
+_INNER = (
+    # vLLM, Ray
+    re.compile(r"\((?P<name>[A-Za-z][\w .:=-]*?pid=\d+)(?:, ip=[\w.:]+)?\) ?"),
+    # torchrun, torch's tracebacks
+    re.compile(r"\[(?P<name>(?:rank|default|Rank )\d+)\]:? ?"),
+)
+_LOGGERS = (
+    re.compile(r"(?P<level>[A-Z]{4,8}) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]\n]{1,80}\]|\S{1,80}:\d+\]) ?"),
+    re.compile(
+        rf"\[?{_STAMP}\]? ?(?:- [\w.]+ - |\[|- )?(?P<level>DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\b\]?[ :-]*"
+    ),
+    re.compile(r"\[?(?P<level>[IWEF])\d{3,4} \d\d:\d\d:\d\d\.\d+ [^\]\n]{1,120}\] ?"),
+    re.compile(r"##\[(?P<level>error|warning|notice|debug|group|command)\]"),
+    re.compile(r"(?P<level>INFO|WARNING|ERROR|CRITICAL): {2,8}"),
+)
+_BOX = re.compile(r"^\s*(?:[\u2500-\u257f][\u2500-\u257f\u25b6>]*|[|+])(?: |$)")
+"""The frames of pip's and uv's messages, and of Python's exception groups."""
+QUOTES = str.maketrans(dict.fromkeys("\u2018\u2019`", "'") | dict.fromkeys("\u201c\u201d\u00ab\u00bb", '"'))
+_WARNS = re.compile(
+    r"^\S*\bwarning\b ?(?:#[\w-]+)?:|^.{0,200}?: (?:\w*Warning|warning(?: #[\w-]+)?):"
+    r"|^(?:WARNING|WARN|Warning|CMake (?:Deprecation )?Warning)\b",
+    re.DOTALL,
+)
+_NOTES = re.compile(r"^(?:[^\s:]+:)*\d*:? ?(?:note|remark|info):", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line.
+
+    Args:
+        number: from 1.
+        group: container, build step or service that wrote it, if the line says so.
+        process: the process, if the line says so; else the group.
+        level: how serious it says it is.
+        body: the text without all of that, with plain quotes.
+        text: the text as it stands.
+    """
+
+    number: int
+    group: str
+    process: str
+    level: int
+    body: str
+    text: str
+
+    @property
+    def indent(self) -> int:
+        """Spaces before the body."""
+        return len(self.body) - len(self.body.lstrip(" "))
+
+
+def normal(text: str, translations: Mapping[str, str]) -> str:
+    """A text with plain quotes, and in English where a compiler or shell is known to have translated it."""
+    plain = text.translate(QUOTES)
+    if not plain.isascii():
+        for theirs, english in translations.items():
+            if theirs in plain:
+                plain = plain.replace(theirs, english)
+    return plain
+
+
+def parse(number: int, text: str, translations: Mapping[str, str]) -> Line:
+    """Take the prefixes off a line."""
+    rest, group, process, level = text.rstrip("\r\n"), "", "", PLAIN
+    for _ in range(5):
+        if match := _first(_LOGGERS, rest):
+            level = _LEVELS.get(match["level"].upper(), INFO)
+        elif match := _first(_INNER, rest):
+            process = match["name"]
+        elif level == PLAIN and not process and (match := _first(_OUTER, rest)):
+            group = match.groupdict().get("group") or group
+        else:
+            break
+        rest = rest[match.end() :]
+    rest = _BOX.sub("", rest, count=1)
+    body = normal(rest, translations)
+    if level == PLAIN:
+        level = _own_level(body)
+    pid = re.search(r"pid=(\d+)", process)
+    key = f"{group}/{pid[1] if pid else process}" if process else group
+    return Line(number, group, key, level, body, text)
+
+
+def _first(patterns: Sequence[re.Pattern[str]], text: str) -> re.Match[str] | None:
+    return next((match for pattern in patterns if (match := pattern.match(text))), None)
+
+
+def _own_level(body: str) -> int:
+    """How serious a line is that has no logger's prefix."""
+    start = body.strip()[:300]
+    if _WARNS.match(start):
+        return WARNING
+    return INFO if _NOTES.match(start) else PLAIN
+
+
+def shown(text: str) -> str:
+    """A line of a log without control characters, cut to `SHOWN`."""
+    plain = "".join(character if character.isprintable() else " " for character in text.rstrip())
+    plain = plain if plain.startswith("  ") else plain.strip()
+    return plain if len(plain) <= SHOWN else plain[: SHOWN - 1] + "…"

@@ -1,0 +1,669 @@
+"""Finds texts of the catalogue, and lines that look like errors, in a log of any size: one pass, bounded memory.
+
+A regular expression of all anchors (parts of the texts) stops at the few lines that matter; only these are parsed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Literal
+
+from dca.catalogue import failures
+from dca.catalogue.failures import NUMBER, Catalogue, Failure
+from dca.catalogue.logs import lines
+from dca.catalogue.logs.context import Context
+from dca.catalogue.logs.lines import ERROR, INFO, WARNING, Line
+
+Role = Literal[
+    "failure",
+    "alarm",
+    "code",
+    "caused",
+    "handling",
+    "later",
+    "consequence",
+    "death",
+    "harmless",
+    "progress",
+    "done",
+    "up",
+    "tool",
+    "version",
+    "join",
+    "translation",
+]
+Grade = Literal["exception", "hard", "soft"]
+
+CONTEXT = 1 << 15
+"""Bytes kept before and after a line, for what must stand near it."""
+AROUND = 2000
+"""Bytes of a very long line to keep on either side of a match."""
+LONG = 8000
+"""Bytes from which a line is read in parts."""
+_KEYS = 1000
+"""Most processes to tell apart."""
+KEPT = 40
+"""First and last occurrences of a message that are kept."""
+ENOUGH = 10_000
+"""Occurrences of an anchor after which it is searched for in the end of the log only."""
+_PIECE = 1 << 17
+_LONGEST_ANCHOR = 64
+TAIL = 1 << 18
+"""Bytes of that end."""
+CODE = re.compile(r"DCA-[0-9]{3}")
+_EXCEPTION = re.compile(
+    r"^\s*(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|NotFound|Timeout|Iteration|Fault|Unsatisfiable)\b"
+    r"(?:\(.{0,80}\))?(?:: |:?\s*$)|^\s*(?:[a-z_]\w*\.)+[A-Z]\w+: "
+)
+_RAISED = re.compile(r"^\s*[\w.]+(?:: .*)?$")
+"""An exception of any name, where a traceback ends."""
+_HARD = re.compile(
+    r"\bfatal error\s*:|^(?:nvcc|ptxas|cicc|nvlink|cudafe\+\+|clang|clang\+\+|ld\.lld)\b.{0,200}\b(?:fatal|error)\s*:"
+    r"|[:(]\d+\)?(?::\d+)?\s?: (?:catastrophic )?error\b.{0,40}:|\bundefined reference to\b|\bcannot find -l"
+    r"|^CMake Error\b|^Killed$|\bKilled\b\s+\S|^(?:Segmentation fault|Aborted|Bus error|Illegal instruction)\b"
+    r"|\b(?:Segmentation fault|Bus error|Illegal instruction) \(core dumped\)|^terminate called|^Fatal Python error:"
+    r"|\bpanicked at\b|^\s*cc1plus: error"
+)
+_SOFT = re.compile(
+    r"(?:^|[\s:(])(?:fatal|[Ee]rror|panic)(?: [A-Z]*\d+)?\s*:(?!:)|(?:^|\s)ERROR\b|^FAILED[: ]"
+    r"|(?:^|[\s:(])(?:\w+\.)*\w+(?:Error|Exception)\s*:(?!:)|^\s*(?:Failed|failed|FATAL):"
+    r"|: (?:command )?not found$|: No such file or directory$|^\s*E: |^\s*\u00d7"
+)
+# Every line that one of the three patterns matches contains one of these.
+_ALARMS = (
+    *(
+        b"rror",
+        b"atal",
+        b"xception",
+        b"ERROR",
+        b"FAILED",
+        b"FATAL",
+        b"Failed:",
+        b"Traceback (",
+        b"KeyboardInterrupt",
+        b"E: ",
+    ),
+    *(b"Killed", b"Aborted", b"Segmentation f", b"Bus error", b"Illegal ins", b"panicked at", b"terminate called"),
+    *(b"undefined ref", b"find -l", b" not found", b"No such file", "\u00d7".encode(), b"] [Rank "),
+)
+# Alarms that begin with a common character and are often a part of something else; what must follow there.
+_ENDS = {b"rror": re.compile(rb"[:\r\n]|  | \("), b"atal": re.compile(rb":|  "), b"xception": re.compile(rb"[:\r\n]")}
+_LINKS: tuple[tuple[Role, bytes], ...] = (
+    ("caused", b"above exception was the direct cause"),
+    ("handling", b"another exception occurred"),
+)
+_JOINED = (
+    *(b"CMake Error", b"CMake Warning", b"CMake Deprecation"),
+    *(words.encode() for words in ("\u2570\u2500\u25b6", "\u251c\u2500\u25b6", "\u00d7 No sol")),
+)
+
+_SHORTEST = 6
+"""Characters that an anchor has at least, if its text has as many."""
+# Characters in logs of builds and servers, the most common first; every other one is rare. The search stops at every
+# character that an anchor begins with, so anchors begin with few characters, and with rare ones.
+_FREQUENT = b" 1e/ntli.s0coa2r_p:O-mdvThP\nuf76"
+_COMMON = {character: len(_FREQUENT) - rank for rank, character in enumerate(_FREQUENT)}
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A text to search for.
+
+    Args:
+        role: what it means.
+        owner: id of the failure, or name of the tool or version; the text itself for marks.
+        words: the text as the catalogue has it.
+        literal: its parts between placeholders and quotes.
+        failure: the entry, for a failure.
+        anchor: a part that every line with the text contains, to search for.
+        common: whether the anchor begins with a common character, and is searched for by itself.
+    """
+
+    role: Role
+    owner: str
+    words: str
+    literal: tuple[bytes, ...]
+    failure: Failure | None = None
+    anchor: bytes = b""
+    common: bool = False
+
+    def search(self, line: str, raw: bytes) -> re.Match[str] | None:
+        """Find it in a line.
+
+        Args:
+            line: the line without its prefixes.
+            raw: the same in UTF-8, perhaps with its prefixes.
+        """
+        if any(piece not in raw and b"  " not in piece for piece in self.literal):
+            return None
+        return _pattern(self.words).search(line)
+
+
+@cache
+def _pattern(words: str) -> re.Pattern[str]:
+    """What lines with a text match."""
+    inner, numbered = "", False
+    for part in re.split(r"(\{\}|\{number\})", _body(words)):
+        if part == "{}":
+            inner += ".{0,400}?"
+        elif part == NUMBER:
+            inner += r"\d+(?:\.\d+)*" if numbered else r"(?P<number>\d+(?:\.\d+)*)"
+            numbered = True
+        else:
+            inner += r"\s+".join(re.escape(piece) for piece in re.split(r"\s+", part))
+    return re.compile((r"^\s*" if words.startswith("^") else "") + inner + (r"\s*$" if words.endswith("$") else ""))
+
+
+def _body(words: str) -> str:
+    """A text without the signs for the ends of the line."""
+    return words.removeprefix("^").removesuffix("$").translate(lines.QUOTES)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line that says something about success or failure.
+
+    Args:
+        line: the line.
+        role: what it means; `error` for a line that looks like an error.
+        owner: as in `Text`.
+        failure: the entry, for a failure.
+        number: what `{number}` matched.
+        special: how many conditions of the entry on its context hold, and how long its text is.
+        grade: what kind of error it is, for an error.
+        link: how an exception followed the one before it in its process: `caused`, `handling`, or empty.
+        traced: whether the end of a traceback.
+        around: the lines around it.
+    """
+
+    line: Line
+    role: Role | Literal["error"]
+    owner: str = ""
+    failure: Failure | None = None
+    number: str = ""
+    special: tuple[int, int] = (0, 0)
+    grade: Grade = "soft"
+    link: str = ""
+    traced: bool = False
+    around: tuple[tuple[int, str], ...] = ()
+
+
+def text(role: Role, owner: str, words: str, failure: Failure | None = None) -> Text:
+    """Make a text of the catalogue ready to be searched for."""
+    # Quotes differ between locales, so anchors do not contain them.
+    pieces = re.split(r"\{\}|\{number\}|['\"]", _body(words))
+    return Text(role, owner, words, tuple(piece.encode() for piece in pieces if piece), failure)
+
+
+def _anchored(found: Sequence[Text]) -> tuple[Text, ...]:
+    """Choose the anchor of each text: one that begins with a rare character, or else one that takes its own pass."""
+    places = [dict(_places(text.literal)) for text in found]
+    rare = [{first for first in firsts if first not in _COMMON} for firsts in places]
+    chosen: set[int] = set()
+    left = [firsts for firsts in rare if firsts]
+    while left:
+        counts = Counter(character for firsts in left for character in firsts)
+        best = max(counts, key=lambda one: (counts[one], one))
+        chosen.add(best)
+        left = [firsts for firsts in left if best not in firsts]
+    return tuple(
+        replace(text, anchor=places[at][max(chosen & rare[at], key=lambda first: len(places[at][first]))])
+        if rare[at]
+        else replace(text, anchor=_shared(text), common=True)
+        for at, text in enumerate(found)
+    )
+
+
+def _shared(text: Text) -> bytes:
+    """The anchor of a text without rare characters: an alarm that it contains, or itself."""
+    alarms = (alarm for alarm in _ALARMS for piece in text.literal if alarm in piece)
+    return next(alarms, max(text.literal, key=len))
+
+
+def _places(literal: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The longest possible anchor for each character that an anchor of a text may begin with."""
+    enough = min(_SHORTEST, max(map(len, literal)))
+    longest: dict[int, bytes] = {}
+    for piece in literal:
+        for at in range(len(piece) - enough + 1):
+            if len(piece) - at > len(longest.get(piece[at], b"")):
+                longest[piece[at]] = piece[at:]
+    yield from ((first, anchor[:40]) for first, anchor in longest.items())
+
+
+@cache
+def named(catalogue: Catalogue) -> tuple[tuple[Role, re.Pattern[str]], ...]:
+    """Patterns of lines that are no failure, or only name something: they are matched with lines that were found."""
+    marks = catalogue.marks
+    roles: tuple[tuple[Role, tuple[str, ...]], ...] = (("harmless", marks.harmless), ("progress", marks.progress))
+    return tuple(
+        (role, re.compile("|".join(_pattern(words).pattern for words in some))) for role, some in roles if some
+    )
+
+
+@cache
+def texts(catalogue: Catalogue) -> tuple[Text, ...]:
+    """Everything to search for."""
+    found = [text("failure", failure.id, words, failure) for failure in catalogue.failures for words in failure.texts]
+    for failure in catalogue.failures:
+        later = [*failure.followed_by, *failure.not_followed_by]
+        found += [text("later", words, words) for words in later]
+    marks = catalogue.marks
+    roles: tuple[tuple[Role, Iterable[str]], ...] = (
+        ("consequence", marks.consequences),
+        ("death", marks.deaths),
+        ("done", marks.done),
+        ("up", marks.up),
+    )
+    found += [text(role, words, words) for role, some in roles for words in some]
+    found += [text("tool", tool, words) for tool, some in marks.tools.items() for words in some]
+    found += [text("version", name, words) for name, some in marks.versions.items() for words in some]
+    literal: tuple[tuple[Role, Iterable[bytes]], ...] = (
+        ("alarm", _ALARMS),
+        ("code", (b"DCA-",)),
+        ("join", _JOINED),
+        ("translation", (words.encode() for words in marks.translations)),
+    )
+    found += [Text(role, "", "(?!)", (words,)) for role, some in literal for words in some]
+    found += [Text(role, "", "(?!)", (words,)) for role, words in _LINKS]
+    return _anchored(found)
+
+
+def trie(words: Sequence[bytes]) -> bytes:
+    """A pattern for any of the words that reads each character of a log once."""
+    if b"" in words:
+        # The shorter word is enough: a line that contains it is checked for all of them.
+        return b""
+    by_first: dict[bytes, list[bytes]] = {}
+    for word in words:
+        by_first.setdefault(word[:1], []).append(word[1:])
+    branches = [
+        re.escape(first) + (re.escape(rests[0]) if len(rests) == 1 else trie(rests))
+        for first, rests in sorted(by_first.items())
+    ]
+    return branches[0] if len(branches) == 1 else b"(?:" + b"|".join(branches) + b")"
+
+
+@dataclass
+class Finder:
+    """Finds lines with an anchor.
+
+    Args:
+        texts: everything to search for.
+        often: anchors that occurred so often that they are no longer searched for.
+    """
+
+    texts: tuple[Text, ...]
+    often: set[bytes] = field(default_factory=set)
+    _dropped: set[bytes] = field(default_factory=set)
+    _hits: dict[bytes, int] = field(default_factory=dict)
+    _pattern: re.Pattern[bytes] | None = None
+    _shared: tuple[bytes, ...] = ()
+    _by_word: dict[bytes, list[Text]] = field(default_factory=dict)
+
+    def find(self, buffer: bytes, start: int, end: int) -> list[tuple[int, bytes]]:
+        """Places of anchors, or of words that some anchors begin with, in their order.
+
+        Args:
+            buffer: a part of a log.
+            start: from here on.
+            end: up to here.
+        """
+        if self._pattern is None:
+            words = {text.anchor for text in self.texts if not text.common} - self._dropped
+            self._pattern = _compiled(frozenset(words))
+            self._shared = tuple({text.anchor for text in self.texts if text.common} - self._dropped)
+            self._by_word = {}
+        places = self._overlapping(buffer, start, end)
+        for word in self._shared:
+            ends = _ENDS.get(word)
+            place = buffer.find(word, start, end)
+            while place >= 0:
+                if ends is None or ends.match(buffer, place + len(word)):
+                    places.append((place, word))
+                place = buffer.find(word, place + 1, end)
+        places.sort()
+        return places
+
+    def _overlapping(self, buffer: bytes, start: int, end: int) -> list[tuple[int, bytes]]:
+        """Places of words of the pattern; another word may begin inside of one."""
+        found = []
+        assert self._pattern is not None  # noqa: S101 - made by find
+        match = self._pattern.search(buffer, start, end)
+        while match is not None:
+            found.append((match.start(), match[0]))
+            match = self._pattern.search(buffer, match.start() + 1, end)
+        return found
+
+    def of(self, word: bytes) -> list[Text]:
+        """The texts whose anchors begin with a word that was found."""
+        if word not in self._by_word:
+            self._by_word[word] = [text for text in self.texts if text.anchor.startswith(word)]
+        return self._by_word[word]
+
+    def count(self, word: bytes, by: int = 1) -> None:
+        """Count a word, and search for it no longer when it has occurred often."""
+        hits = self._hits[word] = self._hits.get(word, 0) + by
+        if hits >= ENOUGH:
+            anchors = {text.anchor for text in self.of(word)}
+            self.often |= anchors
+            self._drop(anchors)
+
+    def forget(self, role: Role, owner: str) -> None:
+        """Search no longer for what only shows a tool or a version that is known by now."""
+        theirs = {text.anchor for text in self.texts if text.role == role and text.owner == owner}
+        others = {text.anchor for text in self.texts if text.role != role or text.owner != owner}
+        self._drop(theirs - others)
+
+    def _drop(self, anchors: set[bytes]) -> None:
+        """Search for some anchors no longer."""
+        self._dropped |= anchors
+        self._pattern = None
+
+
+@cache
+def _compiled(words: frozenset[bytes]) -> re.Pattern[bytes]:
+    return re.compile(trie(sorted(words)))
+
+
+@dataclass
+class _Kept:
+    """The first and the last occurrences of something."""
+
+    first: list[Event] = field(default_factory=list)
+    last: deque[Event] = field(default_factory=lambda: deque(maxlen=KEPT))
+    count: int = 0
+
+    def add(self, event: Event) -> None:
+        self.count += 1
+        if len(self.first) < KEPT:
+            self.first.append(event)
+        else:
+            self.last.append(event)
+
+    @property
+    def latest(self) -> list[Event]:
+        """The last one that was added, if there is one."""
+        return [self.last[-1]] if self.last else self.first[-1:]
+
+    @property
+    def events(self) -> list[Event]:
+        """Those kept, in the order of their lines."""
+        return sorted([*self.first, *self.last], key=lambda event: event.line.number)
+
+
+@dataclass
+class Scan:
+    """What one pass through a log has found.
+
+    Args:
+        catalogue: what to search for.
+        lines: how many lines were read.
+        failures: occurrences of known failures, by id.
+        errors: lines that look like an error, by process.
+        marks: last occurrence of each other text.
+        first: first occurrence of each mark that a server is up.
+        served: last line that says that a request was answered.
+        versions: versions by name, as the log shows them.
+        tools: tools that wrote the log.
+    """
+
+    catalogue: Catalogue
+    lines: int = 0
+    failures: dict[str, _Kept] = field(default_factory=dict)
+    errors: dict[str, _Kept] = field(default_factory=dict)
+    marks: dict[tuple[str, str], Event] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
+    served: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    tools: set[str] = field(default_factory=set)
+    _finder: Finder | None = None
+    _buffer: bytes = b""
+    _start: int = 0
+    """Where in the buffer the lines begin that were not searched yet."""
+    _tail: bytes = b""
+    _block: tuple[int, int, str] = (0, 0, "")
+    """Last line, level and group of the message of several lines that is being read."""
+    _links: dict[str, str] = field(default_factory=dict)
+    _answered: tuple[bytes, ...] = ()
+    _again: bool = False
+    """Whether the end of the log is searched again."""
+
+    def add(self, block: bytes, *, ended: bool = False) -> None:
+        """Search the next block of a log.
+
+        Args:
+            block: the text.
+            ended: whether it is the last one.
+        """
+        if self._finder is None:
+            self._finder = Finder(texts(self.catalogue))
+            self._answered = tuple(words.encode() for words in self.catalogue.marks.served)
+        self._buffer += block
+        until = len(self._buffer)
+        if not ended:
+            # What must follow a message is looked up in the bytes that are left.
+            until = self._buffer.rfind(b"\n", self._start, max(self._start, until - CONTEXT)) + 1
+            if until <= self._start:
+                if len(self._buffer) - self._start < 4 * CONTEXT:
+                    return
+                until = len(self._buffer) - CONTEXT
+        self._search(self._finder, until)
+        searched = self._buffer[self._start : until]
+        self._tail = searched[-TAIL:] if len(searched) >= TAIL else (self._tail + searched)[-TAIL:]
+        keep = max(0, until - CONTEXT)
+        self._buffer, self._start = self._buffer[keep:], until - keep
+        if ended:
+            self._end(self._finder)
+
+    def _end(self, finder: Finder) -> None:
+        """Search the end of the log for what was no longer searched for."""
+        unended = bool(self._tail) and not self._tail.endswith(b"\n")
+        if finder.often:
+            again = Finder(tuple(text for text in finder.texts if text.anchor in finder.often))
+            self._block, self._again = (0, 0, ""), True
+            at = self._tail.find(b"\n") + 1
+            tail, total = self._tail[at:], self.lines
+            self._buffer, self._start = tail, 0
+            self.lines -= tail.count(b"\n")
+            self._search(again, len(tail))
+            self.lines = total
+        self.lines += unended
+
+    def _search(self, finder: Finder, until: int) -> None:
+        """Search the lines of the buffer that begin before a place."""
+        buffer, counted = self._buffer, self._start
+        before = self.lines
+        start = end = -1
+        words: set[bytes] = set()
+        # A piece at a time, so that what occurs often is soon no longer searched for.
+        for piece in range(self._start, until, _PIECE):
+            for place, word in finder.find(
+                buffer, piece, min(piece + _PIECE + _LONGEST_ANCHOR, until + _LONGEST_ANCHOR)
+            ):
+                if place >= min(piece + _PIECE, until):
+                    continue
+                if not start <= place < end:
+                    if words:
+                        self._line(finder, words, start, end)
+                    start, end = _bounds(buffer, place)
+                    self.lines += buffer.count(b"\n", counted, start) if start > counted else 0
+                    counted = max(counted, start)
+                    words = set()
+                words.add(word)
+        if words:
+            self._line(finder, words, start, end)
+        for answered in self._answered:
+            if (place := buffer.rfind(answered, self._start, until)) >= 0:
+                self.served = max(self.served, before + buffer.count(b"\n", self._start, place) + 1)
+        self.lines += buffer.count(b"\n", counted, until)
+
+    def _line(self, finder: Finder, words: set[bytes], start: int, end: int) -> None:
+        """Read one line that has anchors.
+
+        Args:
+            finder: that found them.
+            words: the words that it found.
+            start: of the line in the buffer.
+            end: of the line.
+        """
+        raw = self._buffer[start:end]
+        of_words = dict.fromkeys(text for word in words for text in finder.of(word))
+        candidates = [text for text in of_words if text.role != "join"]
+        every = any(text.role in ("join", "translation") for text in of_words)
+        special: set[Role] = {text.role for text in of_words if text.role in ("alarm", "code", "caused", "handling")}
+        if not every and not special and not self._can_match(candidates, raw):
+            for word in words:
+                finder.count(word)
+            return
+        line = lines.parse(self.lines + 1, raw.decode("utf-8", "replace"), self.catalogue.marks.translations)
+        last, level, group = self._block
+        if line.number <= last and line.group == group:
+            line = Line(line.number, line.group, line.process, level, line.body, line.text)
+        context = Context(self._buffer, start, end, line, self.catalogue.marks.translations)
+        if every:
+            joined = context.joined()
+            self._block = (joined[-1][1].number, WARNING if line.level == WARNING else ERROR, line.group)
+            special.add("alarm")
+            self._joined(finder, joined, context)
+            candidates = [] if len(joined) > 1 else list(finder.texts)
+        body = line.body.encode("utf-8", "replace")
+        hits = [(text, match) for text in candidates if (match := text.search(line.body, body))]
+        if hits or special:
+            roles = {text.role for text, _ in hits}
+            roles |= {role for role, pattern in named(self.catalogue) if pattern.search(line.body)}
+            self._found(finder, hits, roles, line, context)
+            self._error(special, raw, roles, line, context)
+        for word in words:
+            finder.count(word)
+
+    @staticmethod
+    def _can_match(candidates: list[Text], raw: bytes) -> bool:
+        """Whether a line may have one of some texts, by the parts that it contains."""
+        return any(all(piece in raw or b"  " in piece for piece in text.literal) for text in candidates)
+
+    def _joined(self, finder: Finder, joined: list[tuple[int, Line]], context: Context) -> None:
+        """Match a message that is wrapped over several lines with all texts."""
+        if len(joined) == 1:
+            return
+        whole = " ".join(line.body.strip() for _, line in joined)
+        encoded = whole.encode("utf-8", "replace")
+        level = self._block[1]
+        by_line: dict[int, list[tuple[Text, re.Match[str]]]] = {}
+        for text in finder.texts:
+            if match := text.search(whole, encoded):
+                index = next(at for at in reversed(range(len(joined))) if joined[at][0] <= match.start())
+                by_line.setdefault(index, []).append((text, match))
+        for index, hits in by_line.items():
+            line = joined[index][1]
+            line = Line(line.number, line.group, line.process, level, line.body, line.text)
+            self._found(finder, hits, set(), line, context)
+
+    def _found(
+        self, finder: Finder, hits: list[tuple[Text, re.Match[str]]], roles: set[Role], line: Line, context: Context
+    ) -> None:
+        """Keep what a line's texts mean.
+
+        Args:
+            finder: that found the line.
+            hits: the texts that it has.
+            roles: theirs, and those of texts that say that it is no failure.
+            line: the line.
+            context: the lines around it.
+        """
+        # Of several texts of a failure the longest counts.
+        for text, match in sorted(hits, key=lambda hit: -sum(map(len, hit[0].literal))):
+            event = Event(line, text.role, text.owner)
+            if text.role == "failure":
+                if "progress" not in roles or (text.failure and text.failure.kind == "warning"):
+                    self._failure(text, match, line, context)
+            elif text.role == "tool":
+                if text.owner not in self.tools:
+                    self.tools.add(text.owner)
+                    finder.forget(text.role, text.owner)
+            elif text.role == "version":
+                if text.owner not in self.versions:
+                    self.versions[text.owner] = match["number"]
+                    finder.forget(text.role, text.owner)
+            elif text.role in ("consequence", "death"):
+                self._keep(self.errors, line.process, Event(line, text.role, text.owner, around=context.around()))
+            else:
+                self.marks[text.role, text.owner] = event
+                if text.role == "up":
+                    self.first.setdefault(text.owner, line.number)
+
+    def _failure(self, text: Text, match: re.Match[str], line: Line, context: Context) -> None:
+        """Keep a known failure, unless its context contradicts it."""
+        failure = text.failure
+        assert failure is not None  # noqa: S101 - texts of failures have one
+        number = match.groupdict().get("number") or ""
+        if failure.number and not failures.is_within(failure.number, number):
+            return
+        near = bool(failure.near) and context.has(failure.near, failure.within)
+        if (failure.near and not near) or (failure.not_near and context.has(failure.not_near, failure.within)):
+            return
+        conditions = near + bool(failure.number) + bool(failure.followed_by)
+        special = conditions, sum(map(len, text.literal))
+        traced = grade_of(line) == "exception" and context.traced()
+        event = Event(line, "failure", failure.id, failure, number, special, traced=traced, around=context.around())
+        self._keep(self.failures, failure.id, event)
+
+    def _keep(self, where: dict[str, _Kept], key: str, event: Event) -> None:
+        """Keep an event, unless its line is kept already."""
+        if key in where or len(where) < _KEYS:
+            kept = where.setdefault(key, _Kept())
+            last = kept.events if self._again else kept.latest
+            if not any((other.line.number, other.role) == (event.line.number, event.role) for other in last):
+                kept.add(event)
+
+    def _error(self, special: set[Role], raw: bytes, roles: set[Role], line: Line, context: Context) -> None:
+        """Keep a line that looks like an error, a code of this tool, or how exceptions follow each other."""
+        if "code" in special:
+            for code in CODE.findall(line.body):
+                self._keep(self.failures, code, Event(line, "code", code, around=context.around()))
+        for role, words in _LINKS:
+            if words in raw:
+                self._links[line.process] = role
+        if roles & {"harmless", "progress", "consequence", "death"} or line.level in (INFO, WARNING, lines.DEBUG):
+            return
+        if b"Traceback (" in raw:
+            if (ended := context.traceback()) and grade_of(ended) is None and _RAISED.match(ended.body):
+                self._keep(self.errors, line.process, Event(ended, "error", grade="exception", traced=True))
+            return
+        if (grade := grade_of(line)) is not None:
+            link = self._links.pop(line.process, "") if grade == "exception" else ""
+            traced = grade == "exception" and context.traced()
+            self._keep(
+                self.errors,
+                line.process,
+                Event(line, "error", grade=grade, link=link, traced=traced, around=context.around()),
+            )
+
+
+def grade_of(line: Line) -> Grade | None:
+    """What kind of error a line looks like; None if it looks like none."""
+    if _EXCEPTION.match(line.body):
+        return "exception"
+    if _HARD.search(line.body):
+        return "hard"
+    return "soft" if line.level == ERROR or _SOFT.search(line.body) else None
+
+
+def _bounds(buffer: bytes, place: int) -> tuple[int, int]:
+    """The line of a buffer at a place; of a very long line, only the part near the place."""
+    near, far = max(0, place - LONG), min(len(buffer), place + LONG)
+    newline = buffer.rfind(b"\n", near, place)
+    end = buffer.find(b"\n", place, far)
+    if newline < 0 and near > 0:
+        near = max(near, place - AROUND)
+        newline = near - 1
+    if end < 0:
+        end = far if far == len(buffer) else min(far, place + AROUND)
+    # A progress bar rewrites its line; what comes behind it is a line of its own, and so is what it leaves before.
+    start = max(newline, buffer.rfind(b"\r", newline + 1, place)) + 1
+    carriage = buffer.find(b"\r", place, end)
+    return start, carriage if carriage >= 0 else end

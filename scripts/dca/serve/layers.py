@@ -1,0 +1,481 @@
+"""A model's layers, in groups that are alike, from its config.json: what each caches, and which weights it has.
+
+The keys are those of transformers' configuration classes and of vLLM's model files up to 0.33. What a config describes
+in a way that is not known is named, so that a plan can say which of its bytes are certain.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from dca.config import config_rules, layout
+from dca.config.layout import Layout
+from dca.foundation.documents import Value
+
+MOST = 1 << 32
+Kind = Literal["full", "latent", "window", "chunk", "state", "none"]
+MOST_LAYERS = 4096
+"""Layers of a model are looked at one by one up to this many."""
+FULL_EVERY = 4
+"""Llama 4 has full attention in every fourth layer, when its config does not list them."""
+
+
+class State(Value):
+    """The recurrent state of linear attention; heads and elements as in the config.
+
+    Args:
+        key_heads: heads of queries and keys.
+        value_heads: heads of values, each with a state of its own.
+        key_dim: elements of a key head.
+        value_dim: elements of a value head.
+        kernel: width of the convolution before it.
+        width: bytes of one number of the state.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int = 4
+    width: int = 4
+
+
+class Layers(Value):
+    """Layers that are alike.
+
+    Args:
+        count: how many.
+        kind: what they cache: every token (`full`), one compressed vector for every token (`latent`), the tokens of a
+            `window` or of a `chunk`, a `state` that does not grow, or nothing.
+        heads: query heads.
+        kv_heads: key heads, and as many value heads.
+        key_dim: elements of a query or key head.
+        value_dim: elements of a value head.
+        span: tokens of the window or chunk; 0 without one.
+        cached: whether they have a cache of their own; others read an earlier layer's.
+        gated: whether attention's output has a gate as wide as the queries.
+        keys_are_values: whether one projection gives keys and values.
+        query_rank: elements of the compressed query; 0 when queries are not compressed.
+        latent: elements of the compressed keys and values.
+        rotary: elements of the rotary part beside it.
+        index: bytes of a token's key for a sparse index; 0 without one.
+        state: the recurrent state; None without one.
+        inner: elements between the two halves of a dense MLP; 0 without one.
+        matrices: matrices of each MLP or expert: 3 when it has a gate, else 2.
+        experts: experts of a mixture; 0 without one.
+        chosen: experts that compute each token.
+        expert_inner: elements between the two halves of one expert.
+        expert_hidden: elements that an expert takes and gives; 0 for those of a hidden state.
+        shared_inner: elements between the two halves of the experts that compute every token.
+    """
+
+    count: int = 1
+    kind: Kind = "full"
+    heads: int = 0
+    kv_heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    span: int = 0
+    cached: bool = True
+    gated: bool = False
+    keys_are_values: bool = False
+    query_rank: int = 0
+    latent: int = 0
+    rotary: int = 0
+    index: int = 0
+    state: State | None = None
+    inner: int = 0
+    matrices: int = 3
+    experts: int = 0
+    chosen: int = 0
+    expert_inner: int = 0
+    expert_hidden: int = 0
+    shared_inner: int = 0
+
+
+class Found(Value):
+    """The layers of a model.
+
+    Args:
+        groups: layers that are alike.
+        places: numbers of the layers that have a part with linear weights: attention, state, dense, experts, shared.
+        unknown: parts of the model that the formulas do not know, in words.
+    """
+
+    groups: tuple[Layers, ...]
+    places: dict[str, tuple[int, ...]] = {}
+    unknown: tuple[str, ...] = ()
+
+
+def plain(found: Layout) -> dict[str, Any]:
+    """The part of a config that describes the language model, with its numbers under their usual names."""
+    usual = {name: found.get(name) for name in layout.OTHER_NAMES}
+    usual["num_hidden_layers"] = found.count("num_hidden_layers")
+    return {**found.text, **{name: value for name, value in usual.items() if value is not None}}
+
+
+def of(config: dict[str, Any]) -> Found:
+    """The layers that a config describes.
+
+    Args:
+        config: what `plain` returns, with a usable num_hidden_layers.
+    """
+    count = min(_count(config, "num_hidden_layers"), MOST_LAYERS)
+    unknown: dict[str, None] = {}
+    kinds = _kinds(config, count, unknown)
+    widths = _widths(config, count)
+    own = _cached(config, count)
+    each = [
+        _layer(config, index, kinds[index]).model_copy(update={"cached": own(index), **widths(index)})
+        for index in range(count)
+    ]
+    found = Counter(each)
+    for key, what in UNKNOWN.items():
+        if config.get(key):
+            unknown[what] = None
+    groups = tuple(group.model_copy(update={"count": number}) for group, number in found.items())
+    having: dict[str, Callable[[Layers], bool]] = {
+        "attention": lambda layer: layer.kind not in ("state", "none"),
+        "state": lambda layer: layer.kind == "state",
+        "dense": lambda layer: layer.inner > 0,
+        "experts": lambda layer: layer.experts > 0,
+        "shared": lambda layer: layer.shared_inner > 0,
+    }
+    places = {part: tuple(index for index, layer in enumerate(each) if has(layer)) for part, has in having.items()}
+    return Found(groups=groups, places=places, unknown=tuple(unknown))
+
+
+UNKNOWN = {
+    "compress_ratios": "compressed attention (compress_ratios)",
+    "sliding_window_list": "windows of different sizes (sliding_window_list)",
+    "engram_config": "n-gram memory (engram_config)",
+}
+"""Keys of architectures that the formulas do not know."""
+
+
+# --- which layer caches what -----------------------------------------------------------------------------------------
+
+NAMED: dict[str, Kind] = {
+    "full_attention": "full",
+    "deepseek_sparse_attention": "full",
+    "sparse_attention": "full",
+    "attention": "full",
+    "global_attention": "full",
+    "sliding_attention": "window",
+    "local_attention": "window",
+    "chunked_attention": "chunk",
+    "linear_attention": "state",
+    "lightning_attention": "state",
+    "mamba": "state",
+    "mamba2": "state",
+    "recurrent": "state",
+    "kda": "state",
+    "mlp": "none",
+    "moe": "none",
+}
+"""What vLLM caches for the names in `layer_types` and `layers_block_type`."""
+LETTERS: dict[str, Kind] = {"M": "state", "*": "full", "-": "none", "E": "none"}
+"""Letters of `hybrid_override_pattern`: Mamba, attention, MLP, experts."""
+
+
+def _kinds(config: dict[str, Any], count: int, unknown: dict[str, None]) -> list[Kind]:
+    """What each layer caches."""
+    full: Kind = "latent" if _count(config, "kv_lora_rank") else "full"
+    types = next((config[key] for key in ("layer_types", "layers_block_type") if _listed(config, key, count)), None)
+    kinds: list[Kind]
+    if types is not None:
+        for name in dict.fromkeys(map(str, types[:count])):
+            if name not in NAMED:
+                unknown[f"layers of the type {config_rules.short(name)}"] = None
+        kinds = [NAMED.get(str(name), "full") for name in types[:count]]
+    elif isinstance(letters := config.get("hybrid_override_pattern"), str) and len(letters) >= count:
+        kinds = [LETTERS.get(letter, "full") for letter in letters[:count]]
+    else:
+        kinds = [_kind(config, index) for index in range(count)]
+    if _listed(config, "block_configs", count):
+        kinds = ["none" if _no_op(block, "attention") else "full" for block in config["block_configs"][:count]]
+    return [full if kind == "full" else kind for kind in kinds]
+
+
+def _kind(config: dict[str, Any], index: int) -> Kind:
+    """What a layer caches, in configs that do not list their layers' types."""
+    linear = config.get("linear_attn_config")
+    if isinstance(linear, dict) and isinstance(listed := linear.get("kda_layers"), list):
+        return "state" if index + 1 in listed else "full"
+    if isinstance(listed := config.get("attn_type_list"), list) and index < len(listed):
+        return "full" if listed[index] == 1 else "state"
+    if every := _count(config, "full_attention_interval"):
+        return "full" if (index + 1) % every == 0 else "state"
+    if period := _count(config, "attn_layer_period"):
+        return "full" if index % period == _count(config, "attn_layer_offset") else "state"
+    if isinstance(listed := config.get("attn_layer_indices"), list):
+        return "full" if index in listed else "state"
+    if isinstance(listed := config.get("hybrid_layer_pattern"), list) and index < len(listed):
+        return "window" if listed[index] == 1 else "full"
+    if _count(config, "attention_chunk_size") and str(config.get("model_type", "")).startswith("llama4"):
+        plain = config.get("no_rope_layers")
+        full = plain[index] == 0 if isinstance(plain, list) and index < len(plain) else (index + 1) % FULL_EVERY == 0
+        return "full" if full else "chunk"
+    return _windowed(config, index)
+
+
+def _windowed(config: dict[str, Any], index: int) -> Kind:
+    if not _count(config, "sliding_window") or config.get("use_sliding_window") is False:
+        return "full"
+    if config.get("use_sliding_window") is True and (first := config_rules.number(config.get("max_window_layers"))):
+        return "window" if index >= first else "full"
+    if every := _count(config, "sliding_window_pattern"):
+        return "full" if (index + 1) % every == 0 else "window"
+    if config.get("model_type") == "gemma2":
+        return "window" if index % 2 == 0 else "full"
+    return "window"
+
+
+def _cached(config: dict[str, Any], count: int) -> Callable[[int], bool]:
+    """Whether a layer has a cache of its own: the last ones may read that of an earlier layer, or every second one."""
+    if shared := _count(config, "num_kv_shared_layers"):
+        return lambda index: index < count - shared
+    if config.get("use_cla") is True and (factor := _count(config, "cla_share_factor")):
+        return lambda index: index % factor == 0
+    return lambda _: True
+
+
+# --- the weights of a layer ------------------------------------------------------------------------------------------
+
+
+def _layer(config: dict[str, Any], index: int, kind: Kind) -> Layers:
+    """Attention of a layer."""
+    heads = _count(config, "num_attention_heads") or 1
+    dim = _count(config, "head_dim") or _count(config, "hidden_size") // heads
+    gated, keys = config.get("attn_output_gate") is True, _count(config, "num_key_value_heads") or heads
+    if kind == "none":
+        return Layers(kind=kind)
+    if kind == "state":
+        return Layers(kind=kind, heads=heads, gated=gated, state=_state(config, heads))
+    if kind == "latent":
+        plain, rotary = _count(config, "qk_nope_head_dim"), _count(config, "qk_rope_head_dim")
+        return Layers(
+            kind=kind,
+            heads=heads,
+            kv_heads=1,
+            key_dim=plain + rotary,
+            value_dim=_count(config, "v_head_dim") or plain,
+            query_rank=_count(config, "q_lora_rank"),
+            latent=_count(config, "kv_lora_rank"),
+            rotary=rotary,
+            # A key of 8-bit numbers with a 32-bit scale.
+            index=_count(config, "index_head_dim") + 4 if config.get("index_topk") else 0,
+        )
+    span, single = 0, False
+    values = _count(config, "v_head_dim")
+    if kind == "window":
+        span = _count(config, "sliding_window")
+        heads = _count(config, "swa_num_attention_heads") or heads
+        keys, dim = _count(config, "swa_num_key_value_heads") or keys, _count(config, "swa_head_dim") or dim
+        values = _count(config, "swa_v_head_dim") or values
+    elif kind == "chunk":
+        span = _count(config, "attention_chunk_size")
+    else:
+        dim = _count(config, "global_head_dim") or dim
+        keys = _count(config, "num_global_key_value_heads") or keys
+        single = config.get("attention_k_eq_v") is True
+    if _listed(config, "block_configs", index + 1):
+        own = config["block_configs"][index].get("attention")
+        group = _count(own, "n_heads_in_group") if isinstance(own, dict) else 0
+        keys = heads // group if group else (_count(own, "num_key_value_heads") if isinstance(own, dict) else 0) or keys
+    return Layers(
+        kind=kind,
+        heads=heads,
+        kv_heads=keys,
+        key_dim=dim,
+        value_dim=values or dim,
+        span=span,
+        gated=gated,
+        keys_are_values=single,
+    )
+
+
+def _state(config: dict[str, Any], heads: int) -> State:
+    """The recurrent state of linear attention, by the keys of each family."""
+    linear = config.get("linear_attn_config")
+    width = 2 if str(config.get("mamba_ssm_dtype", "float32")) in ("bfloat16", "float16") else 4
+    if isinstance(linear, dict):
+        own, dim = _count(linear, "num_heads") or heads, _count(linear, "head_dim") or 128
+        kernel = _count(linear, "short_conv_kernel_size") or 4
+        return State(key_heads=own, value_heads=own, key_dim=dim, value_dim=dim, kernel=kernel, width=width)
+    if _count(config, "linear_num_value_heads"):
+        return State(
+            key_heads=_count(config, "linear_num_key_heads"),
+            value_heads=_count(config, "linear_num_value_heads"),
+            key_dim=_count(config, "linear_key_head_dim"),
+            value_dim=_count(config, "linear_value_head_dim"),
+            kernel=_count(config, "linear_conv_kernel_dim") or 4,
+            width=width,
+        )
+    size = _first(config, "mamba_d_state", "ssm_state_size", "state_size") or 128
+    own = _first(config, "mamba_n_heads", "mamba_num_heads")
+    dim = _first(config, "mamba_d_head", "mamba_head_dim")
+    if own and dim:
+        groups = _first(config, "mamba_n_groups", "n_groups") or 1
+        kernel = _first(config, "mamba_d_conv", "conv_kernel") or 4
+        return State(key_heads=groups, value_heads=own, key_dim=size, value_dim=dim, kernel=kernel, width=width)
+    dim = _count(config, "head_dim") or _count(config, "hidden_size") // heads
+    return State(key_heads=heads, value_heads=heads, key_dim=dim, value_dim=dim, kernel=1, width=width)
+
+
+def _widths(config: dict[str, Any], count: int) -> Callable[[int], dict[str, int]]:
+    """The MLP of a layer: its width, and its experts."""
+    experts = _count(config, "num_experts")
+    inner, hidden = _count(config, "intermediate_size"), _count(config, "hidden_size")
+    expert = _count(config, "moe_intermediate_size") or inner
+    shared = _shared(config, expert)
+    matrices = 2 if config.get("mlp_hidden_act", config.get("hidden_act")) in ("relu2", "gelu_new") else 3
+    mixed = _mixed(config, count)
+    both = config.get("enable_moe_block") is True
+    dense = {"inner": _first(config, "intermediate_size_mlp", "dense_intermediate_size") or inner, "matrices": matrices}
+    mixture = {
+        "experts": experts,
+        "chosen": _count(config, "num_experts_per_tok") or 1,
+        "expert_inner": expert,
+        "expert_hidden": _first(config, "moe_latent_size", "routed_expert_hidden_size"),
+        "shared_inner": shared,
+        "matrices": matrices,
+        "inner": inner if both else 0,
+    }
+    letters, blocks = config.get("hybrid_override_pattern"), config.get("layers_block_type")
+    # Some models have attention, MLPs and experts in layers of their own.
+    alone = (
+        {"mlp": dense, "moe": mixture} if isinstance(blocks, list) and {"mlp", "moe"} & set(map(str, blocks)) else None
+    )
+
+    def of_layer(index: int) -> dict[str, int]:
+        if isinstance(letters, str):
+            return {"-": dense, "E": mixture}.get(letters[index], {}) if index < len(letters) else {}
+        if alone is not None and isinstance(blocks, list):
+            return alone.get(str(blocks[index]), {})
+        if _listed(config, "block_configs", index + 1):
+            return _block_width(config["block_configs"][index], hidden)
+        return mixture if experts and (both or mixed(index)) else dense
+
+    return of_layer
+
+
+def _shared(config: dict[str, Any], expert: int) -> int:
+    """Elements between the two halves of the experts that compute every token."""
+    for key in ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"):
+        if _count(config, key):
+            return _count(config, key)
+    if number := _first(
+        config, "n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"
+    ):
+        return number * expert
+    if str(config.get("model_type", "")).startswith("llama4"):
+        return _count(config, "intermediate_size")
+    return _count(config, "shared_intermediate_size")
+
+
+def _mixed(config: dict[str, Any], count: int) -> Callable[[int], bool]:
+    """Whether a layer of a mixture has experts, and not a dense MLP."""
+    frequency = config.get("moe_layer_freq")
+    if isinstance(frequency, list) and len(frequency) >= count:
+        return lambda index: bool(frequency[index])
+    listed = config.get("moe_layers")
+    if isinstance(listed, list):
+        named = tuple(listed)
+        return lambda index: index in named
+    if isinstance(listed := config.get("moe_layers_enum"), str) and re.fullmatch(r"\d+(,\d+)*", listed):
+        own = {int(index) for index in listed.split(",")}
+        return lambda index: index in own
+    first = _first(config, "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+    every = _first(config, "interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_freq") or 1
+    plain = config.get("mlp_only_layers")
+    plain = plain if isinstance(plain, list) else []
+    from_end = "interleave_moe_layer_step" in config or "decoder_sparse_step" in config
+    return lambda index: index >= first and index not in plain and (index + from_end) % every == 0
+
+
+def _block_width(block: dict[str, Any], hidden: int) -> dict[str, int]:
+    """The MLP of one of `block_configs`, whose width is a multiple of the hidden size."""
+    own = block.get("ffn")
+    if not isinstance(own, dict) or _no_op(block, "ffn"):
+        return {}
+    if own.get("replace_with_linear"):
+        return {"inner": hidden, "matrices": 1}
+    multiple = config_rules.number(own.get("ffn_mult"))
+    # As in DeciLM: two thirds of the multiple, and a multiple of 256.
+    return {
+        "inner": math.ceil(int(2 * multiple * hidden / 3) / 256) * 256 if multiple else _count(own, "intermediate_size")
+    }
+
+
+def _no_op(block: Any, part: str) -> bool:
+    own = block.get(part) if isinstance(block, dict) else None
+    return isinstance(own, dict) and bool(own.get("no_op"))
+
+
+# --- towers beside the text ------------------------------------------------------------------------------------------
+
+
+class Tower(Value):
+    """A part for images or sound beside the text part.
+
+    Args:
+        weights: about how many parameters it has.
+        width: elements of its activations for each token that it gives to the text part: of the widest of its layers,
+            for as many patches as make a token.
+        any_size: whether it takes images of any size, each as many tokens as it needs.
+    """
+
+    weights: int
+    width: int
+    any_size: bool = False
+
+
+def towers(config: dict[str, Any]) -> Iterator[Tower]:
+    """The parts for images and sound of a whole config."""
+    for key in ("vision_config", "visual", "audio_config", "vision_tower"):
+        part = config.get(key)
+        if isinstance(part, dict) and (found := _tower(part)).weights:
+            yield found
+
+
+def _tower(part: dict[str, Any]) -> Tower:
+    """A transformer over patches, with its projection to the text's hidden size."""
+    # Qwen2-VL states the text's width as hidden_size, and its own as embed_dim.
+    wide = _first(part, "embed_dim", "hidden_size", "d_model", "vt_hidden_size")
+    deep = _first(part, "depth", "num_hidden_layers", "encoder_layers", "num_layers", "vt_num_hidden_layers")
+    inner = _first(part, "intermediate_size", "encoder_ffn_dim", "vt_intermediate_size")
+    inner = inner or int(wide * (config_rules.number(part.get("mlp_ratio")) or 4))
+    gated = 3 if str(part.get("hidden_act", "")) == "silu" else 2
+    patches = _first(part, "spatial_merge_size", "pooling_kernel_size") or 1
+    merged = wide * (_first(part, "spatial_merge_size") or 1) ** 2
+    out = _first(part, "out_hidden_size") or (_count(part, "hidden_size") if _count(part, "embed_dim") else merged)
+    listed = part.get("deepstack_visual_indexes")
+    mergers = 1 + (len(listed) if isinstance(listed, list) else 0)
+    weights = deep * (4 * wide * wide + gated * wide * inner) + mergers * (merged * merged + merged * out)
+    return Tower(
+        weights=weights,
+        width=patches**2 * 2 * (wide + inner) if weights else 0,
+        any_size="spatial_merge_size" in part,
+    )
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _count(config: Any, key: str) -> int:
+    number = config_rules.count(config.get(key)) if isinstance(config, dict) else None
+    return number if number is not None and number <= MOST else 0
+
+
+def _first(config: dict[str, Any], *keys: str) -> int:
+    return next((number for key in keys if (number := _count(config, key))), 0)
+
+
+def _listed(config: dict[str, Any], key: str, count: int) -> bool:
+    value = config.get(key)
+    return isinstance(value, list) and len(value) >= count

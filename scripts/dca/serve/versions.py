@@ -1,0 +1,107 @@
+"""What each version of vLLM counts and chooses by itself: build/gpus/engines.toml."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dca.config.models import Count
+from dca.foundation import data, datafile
+from dca.foundation.documents import Value
+from dca.serve.gpus import Gpus
+
+Size = Annotated[float, Field(ge=0)]
+NEWEST = "0.33.0"
+"""The newest version whose rules are known."""
+SMALL = "A100"
+"""GPUs of this name get the smaller defaults, however much memory they have."""
+GRAPH_SEQUENCES = 256
+"""Sequences for which `graphs_gib` holds."""
+FEWEST_GRAPHS = 32
+"""Fewer sequences take no less memory for graphs."""
+
+
+class Era(Value):
+    """Versions of vLLM that count in the same way.
+
+    Args:
+        since: the first version.
+        v1: whether they have only the V1 engine, or use it by default.
+        logit_bytes: bytes for each logit of the profile run.
+        outside_gib: memory outside of torch of one rank, in 2^30 bytes, by the number of ranks on a machine; between
+            two numbers, in proportion.
+        machines_gib: more of it on several machines.
+        graphs_gib: CUDA graphs of batches up to 256 sequences.
+        graphs_counted: whether the KV cache leaves room for them.
+        absorbed: whether they keep the products of the matrices around compressed keys and values as well.
+        utilization: default of gpu_memory_utilization.
+        batched: default of max_num_batched_tokens.
+        sequences: default of max_num_seqs.
+        large_gib: GPUs from this memory on, except A100, have the following defaults.
+        large_batched: their max_num_batched_tokens.
+        large_sequences: their max_num_seqs.
+    """
+
+    since: Annotated[str, Field(alias="from", pattern=r"^\d+(\.\d+)+$")]
+    v1: bool
+    logit_bytes: Size
+    outside_gib: Annotated[dict[Annotated[str, Field(pattern=r"^\d+$")], Size], Field(min_length=1)]
+    machines_gib: Size
+    graphs_gib: Size
+    graphs_counted: bool
+    absorbed: bool = False
+    utilization: Annotated[float, Field(gt=0, le=1)]
+    batched: Count
+    sequences: Count
+    large_gib: Size
+    large_batched: Count
+    large_sequences: Count
+
+    def defaults(self, gpus: Gpus) -> tuple[int, int]:
+        """max_num_batched_tokens and max_num_seqs that a server chooses on some GPUs."""
+        large = gpus.memory_gib >= self.large_gib and not any(name.startswith(SMALL) for name in gpus.names)
+        return (self.large_batched, self.large_sequences) if large else (self.batched, self.sequences)
+
+    def outside(self, ranks: int, machines: int = 1) -> float:
+        """Memory outside of torch on one rank of several, in 2^30 bytes."""
+        known = sorted((int(number), size) for number, size in self.outside_gib.items())
+        below = max((pair for pair in known if pair[0] <= ranks), default=known[0])
+        above = min((pair for pair in known if pair[0] >= ranks), default=known[-1])
+        share = (ranks - below[0]) / (above[0] - below[0]) if above[0] > below[0] else 0.0
+        return below[1] + share * (above[1] - below[1]) + self.machines_gib * (machines > 1)
+
+    def graph_gib(self, sequences: int) -> float:
+        """CUDA graphs for batches up to some sequences, in 2^30 bytes."""
+        return self.graphs_gib * min(1.0, max(sequences, FEWEST_GRAPHS) / GRAPH_SEQUENCES)
+
+
+class Known(Value):
+    """build/gpus/engines.toml, the oldest first."""
+
+    schema_: Literal["dca.engine-memory/1"] = Field(alias="schema")
+    engines: Annotated[tuple[Era, ...], Field(min_length=1)]
+
+
+@cache
+def load(path: Path | None = None) -> Known:
+    """The eras.
+
+    Raises:
+        DcaError: DCA-202 for a wrong key or value.
+    """
+    return datafile.load(Known, path or data.engine_memory_file())
+
+
+def order(version: str) -> tuple[int, ...]:
+    """A version's release numbers, to compare: (0, 10, 1, 1) for 0.10.1.1; () without any."""
+    return tuple(int(number) for number in re.findall(r"\d+", (re.match(r"v?\d+(?:\.\d+)*", version) or [""])[0]))
+
+
+def of(version: str) -> Era:
+    """The era of a version; the first for one that is older."""
+    eras = load().engines
+    return next((era for era in reversed(eras) if order(version) >= order(era.since)), eras[0])
