@@ -326,6 +326,52 @@ def test_honest_indexes_are_copied_in_many_ways(site: Site) -> None:
     assert wrong(verified(elsewhere, trusted=Trusted())) == []
 
 
+# Whoever has a key may still be an enemy of whoever trusts it: what is signed is no less checked.
+STATEMENT: dict[str, tuple[Any, ...]] = {
+    "schema": ("", "dca.index-statement/2", None),
+    "index": ("", "../../x", "0" * 31, "A" * 32, "0" * 32 + "\n", None),
+    "number": (0, -1, 1 << 60, "1", 0.5, None),
+    "signed": ("soon", "2026-01-02", "../x", "\0", None),
+    "url": ("javascript:alert(1)", "file:///etc/", "https://me:secret@host/", "//host/", "https://h/\n/", None),
+    "projects": (["../.."], ["VLLM"], [], ["vllm", "torch"], "vllm", None),
+    "wheels": ([], [{}], ["x"], None),
+    "removed": ([{"file": "../../x.whl", "sha256": "0" * 64}], [{"file": GOOD, "sha256": "0" * 64}], [{}], None),
+}
+SUBJECTS = (
+    "../../keep.txt",
+    "/etc/passwd",
+    ".dca/index.json",
+    "files/other.whl",
+    "simple/../x",
+    "simple/torch/x.html",
+    "",
+)
+
+
+def test_what_cannot_be_is_not_read_even_if_it_is_signed(made: dict[bool, dict[str, bytes]]) -> None:
+    payload = OURS.own(made[False][SIGNED])
+    assert payload
+    assert set(STATEMENT) == {"schema", *statement.Statement.model_fields}
+    assert statement.parse(payload)
+    for field, values in STATEMENT.items():
+        for value in values:
+            told = json.loads(payload)
+            told["predicate"][field] = value
+            with pytest.raises(signing.BadSignatureError) as error:
+                statement.parse(documents.canonical(told))
+            assert str(error.value).isprintable(), (field, value)
+    for name in SUBJECTS:
+        told = json.loads(payload)
+        told["subject"] = sorted(
+            [*told["subject"], {"name": name, "digest": {"sha256": "0" * 64}}], key=lambda one: one["name"]
+        )
+        with pytest.raises(signing.BadSignatureError):
+            statement.parse(documents.canonical(told))
+    for odd in (b"", b"{}", b"[]", b"\xff", b"[" * 100_000, b'"x"', payload + b" "):
+        with pytest.raises(signing.BadSignatureError):
+            statement.parse(odd)
+
+
 def fields(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The place of every field and element of a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -72,7 +72,7 @@ def test_whoever_changes_wheel_record_and_pages_still_lacks_the_key(index: Path,
     (index / "records" / f"{name}.json").write_text(text)
     (index / "evidence" / was).rename(index / "evidence" / store.sha256_file(forged))
     (index / "files" / name).write_bytes(forged.read_bytes())
-    assert any("is not what was signed" in problem for problem in looked_at(index).problems)
+    assert f"records/{name}.json is not the record that was signed." in looked_at(index).problems
     (index / layout.STATEMENTS["dsse"]).unlink()
     found = looked_at(index)
     assert any("no signed statement" in finding.says for finding in found.findings if finding.status == "wrong")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from dca.foundation.errors import DcaError
@@ -177,8 +177,13 @@ class Served:
 
         # The bytes must be those of the file, to hash them.
         sent = {"Accept-Encoding": "identity", **headers}
+        options: dict[str, Any] = {"stream": True, "timeout": index.TIMEOUT, "headers": sent, "allow_redirects": False}
         try:
-            return self.http.get(url, stream=True, timeout=index.TIMEOUT, headers=sent, allow_redirects=False)
+            try:
+                return self.http.get(url, **options)
+            except requests.ConnectionError:
+                # Some servers close a connection that they said they would keep.
+                return self.http.get(url, **options)
         except (requests.RequestException, ValueError) as error:
             raise index.unreachable(redact(self.url), error) from None
 
