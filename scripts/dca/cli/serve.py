@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,19 @@ from dca.foundation import documents, store
 from dca.foundation.errors import DcaError
 from dca.serve import chart, gpus, server_rules, ways
 from dca.serve import command as commands
+from dca.serve import measured as logs
 from dca.serve import plan as plans
 from dca.serve.command import Server
 from dca.serve.gpus import GIB
+from dca.serve.measured import Corrections, Measured
 from dca.serve.plan import ServePlan
 from dca.serve.server_rules import Asked, Subject
+from dca.serve.vllm_recipe import recipe
 
 DIST = Path("dist")
+RECIPE = "recipe"
+CORRECTIONS = "serving/corrections.json"
+"""In the cache."""
 METHODS = ("fp8", "awq", "gptq")
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
@@ -50,6 +56,9 @@ class Wish:
         named: the GPUs of each machine; None for those of this machine.
         recipe: the engine's; None for the wheel's, else the first that has the model's class.
         wheel: a wheel to check against the model.
+        asked: settings that the user fixes.
+        log: what a server's log says of its memory.
+        known: what earlier logs taught.
     """
 
     model: str
@@ -58,6 +67,38 @@ class Wish:
     recipe: str | None
     wheel: Path | None
     asked: Asked
+    log: Measured | None = None
+    known: Corrections = field(default_factory=Corrections)
+
+    def beside(self, log: Measured) -> Wish:
+        """The same for the settings of a server's log, where the user fixes none."""
+        told: dict[str, Any] = {
+            "tp": log.tp,
+            "length": log.length,
+            "batched": log.batched,
+            "sequences": log.sequences,
+            "utilization": log.utilization,
+        }
+        asked = {name: value for name, value in told.items() if getattr(self.asked, name) is None and value}
+        if log.version and not self.asked.version and self.recipe is None and self.wheel is None:
+            asked |= {"version": log.version, "v1_told": log.v1, "logged": True}
+        asked |= {"pp": log.pp} if log.pp and self.asked.pp == 1 else {}
+        asked |= {"dcp": log.dcp} if log.dcp and self.asked.dcp == 1 else {}
+        asked |= {"eager": True} if log.eager else {}
+        asked |= {"kv_cache_dtype": log.cache_dtype} if log.cache_dtype.startswith("fp8") else {}
+        return replace(self, asked=replace(self.asked, **asked), log=log)
+
+    def cards(self, chosen: str | None) -> gpus.Gpus:
+        """The GPUs: those named, else those of a log, else this machine's.
+
+        Args:
+            chosen: CUDA_VISIBLE_DEVICES; the environment's when None.
+        """
+        log = self.log
+        if log is not None and log.card_gib and self.named is None:
+            return gpus.Gpus(count=(self.asked.tp or 1) * self.asked.pp, memory_gib=log.card_gib)
+        found = gpus.of_this_machine(chosen=chosen) if self.named is None else gpus.parse(self.named, self.machines)
+        return found.model_copy(update={"memory_gib": log.card_gib}) if log is not None and log.card_gib else found
 
     def plan(self, *, visible: str = "", local: bool = False) -> tuple[Subject, ServePlan]:
         """What is served, and how.
@@ -79,17 +120,17 @@ class Wish:
             what = f"--visible {visible} is not a list of GPU numbers."
             raise DcaError("DCA-201", what, remedy="write it as 0,1,2,3.")
         chosen = {gpus.VISIBLE: visible} if visible else {}
-        cards = (
-            gpus.of_this_machine(chosen=chosen.get(gpus.VISIBLE))
-            if self.named is None
-            else gpus.parse(self.named, self.machines)
-        )
+        cards = self.cards(chosen.get(gpus.VISIBLE))
         # A server on another machine does not see this shell's variables.
         env = {**os.environ, **chosen} if local or self.named is None else {}
         subject, served = plans.subject_of(
             self.model, self.asked, gpus=cards, recipe=self.recipe, wheel=self.wheel, env=env
         )
-        return subject, plans.make(subject, served)
+        correction = self.known.of(cards, subject.asked.version)
+        if correction is not None:
+            subject = replace(subject, asked=replace(subject.asked, correction_gib=correction.most))
+        made = plans.make(subject, served)
+        return subject, plans.beside(subject, made, self.log) if self.log is not None else made
 
 
 def _wish(model: str, named: str | None, machines: int, recipe: str | None, wheel: Path | None, **asked: Any) -> Wish:
@@ -267,15 +308,37 @@ _subject = packed(
     help="Draw memory over the length of the prompt: .svg or .png.",
 )
 @click.option("--report", type=options.FILE, metavar="FILE", help="Write everything to this file, as an HTML page.")
+@click.option(
+    "--measured",
+    type=options.FILE,
+    metavar="LOG",
+    help="Compare with what a server's log says of its memory, and correct later plans for such GPUs.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Also show other ways to make it fit.")
+@options.cache
 @options.output
-def plan(wish: Wish, picture: Path | None, report: Path | None, verbose: bool, output: options.Output) -> None:
+def plan(
+    wish: Wish,
+    picture: Path | None,
+    report: Path | None,
+    measured: Path | None,
+    verbose: bool,
+    cache_dir: Path | None,
+    output: options.Output,
+) -> None:
     """Compare weights, KV cache, activations and sparse attention's buffers of each GPU with its memory.
 
     MODEL is a folder, a config.json, or a name in build/models. Exit 1 when it does not fit, or when a setting would
     fail later.
     """
+    kept = options.open_cache(cache_dir).root / CORRECTIONS
+    wish = replace(wish, known=_corrections(cache_dir))
+    if measured is not None:
+        wish = wish.beside(logs.read(_log(measured)))
     subject, made = wish.plan()
+    if made.measured is not None and made.measured.beside_gib is not None and made.version:
+        learned = wish.known.learned(subject.gpus, made.version, made.measured.beside_gib)
+        documents.write(learned, kept)
     check_picture(picture)
     options.check_writable("--report", report)
     shown = chart.panels(made, subject.shape, subject.gpus)
@@ -286,6 +349,26 @@ def plan(wish: Wish, picture: Path | None, report: Path | None, verbose: bool, o
     text = render(made, verbose=verbose) + ("" if output.quiet else f"\n\n{chart.text(shown)}")
     output.show(made, text, always=bool(made.errors))
     server_rules.refuse(made.findings, _unfit(made), answered=output.as_json)
+
+
+def _corrections(cache_dir: Path | None) -> Corrections:
+    """What earlier logs taught; nothing when no log was ever given."""
+    kept = options.open_cache(cache_dir).root / CORRECTIONS
+    return documents.read_if_whole(Corrections, kept) or Corrections()
+
+
+def _log(path: Path) -> str:
+    """A log; of a long one, its beginning and its end.
+
+    Raises:
+        DcaError: DCA-204 when it is not a file.
+    """
+    if not path.is_file():
+        raise DcaError("DCA-204", f"{path} does not exist, or is not a file.", remedy="name the log of a server.")
+    with path.open("rb") as file:
+        start = file.read(logs.MOST_BYTES // 2)
+        file.seek(max(len(start), path.stat().st_size - logs.MOST_BYTES // 2))
+        return (start + file.read()).decode(errors="replace")
 
 
 def _unfit(plan: ServePlan) -> str:
@@ -314,6 +397,10 @@ def render(plan: ServePlan, *, verbose: bool = False) -> str:
     for term in best.terms:
         lines.append(f"  {term.bytes / GIB:6.1f}  {term.what}")
     lines.append(f"  {best.total / GIB:6.1f}  of {best.card / GIB:g}, with a prompt of {best.settings.length:,} tokens")
+    if plan.measured is not None:
+        version = f"vLLM {plan.measured.version} " if plan.measured.version else ""
+        lines += ["", f"what {version}printed, beside the plan for its settings"]
+        lines += [f"  {line}" for line in logs.words(plan.measured)]
     lines += ["", f"flags for {best.settings.length:,} tokens" if plan.instead else "flags"]
     settings = [(f"{variable.name}={variable.value}", variable.reason) for variable in plan.environment]
     settings += [(" ".join(filter(None, (flag.name, flag.value))), flag.reason) for flag in plan.flags]
@@ -419,13 +506,13 @@ def _launch(
     return commands.launch(plan, subject.gpus, server, folder=folder, image=image or commands.IMAGE, program=program)
 
 
-@command.command("command", short_help="Print the exact command: shell, docker, systemd, k8s or Python.")
+@command.command("command", short_help="Print the exact command: shell, docker, systemd, k8s, Python or recipe.")
 @_subject
 @_server
 @click.option(
     "--format",
     "form",
-    type=click.Choice(list(commands.FORMATS)),
+    type=click.Choice([*commands.FORMATS, RECIPE]),
     default="shell",
     show_default=True,
     help="Form of the command.",
@@ -434,12 +521,16 @@ def _launch(
 @click.option(
     "--vllm", "program", default="vllm", show_default=True, metavar="FILE", help="Program; a unit needs its path."
 )
+@options.cache
 @options.output
-def show(wish: Wish, start: Start, form: str, image: str, program: str, output: options.Output) -> None:
+def show(
+    wish: Wish, start: Start, form: str, image: str, program: str, cache_dir: Path | None, output: options.Output
+) -> None:
     """Print the command that starts the server, with its environment and the flags of `dca serve plan`."""
+    wish = replace(wish, known=_corrections(cache_dir))
     subject, made = wish.plan(visible=start.server.visible)
     launch = _launch(subject, made, start, image=image, program=program)
-    text = commands.FORMATS[form](launch)
+    text = recipe(subject, made, launch) if form == RECIPE else commands.FORMATS[form](launch)
     if form == "shell" and not output.quiet:
         text = "\n".join([text, "", "# why", *commands.reasons(made.flags)])
     output.show(launch, text.rstrip("\n"), always=True)
@@ -490,6 +581,7 @@ def run(
     from dca.serve import ready
     from dca.serve import run as serving
 
+    wish = replace(wish, known=_corrections(cache_dir))
     subject, made = wish.plan(visible=start.server.visible, local=True)
     launch = _launch(subject, made, start)
     if subject.gpus.machines > 1:

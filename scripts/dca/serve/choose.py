@@ -75,7 +75,7 @@ def documented(shape: Shape, gpus: Gpus, asked: Asked, length: int, tp: int) -> 
         reused=v1 and asked.reused,
         # Dual chunk attention is served for one request, with a counted number of blocks.
         logit_bytes=gpu_memory.LOGIT if dual else era.logit_bytes,
-        outside_gib=0.0 if dual else era.outside(ranks, gpus.machines),
+        outside_gib=0.0 if dual else max(0.0, era.outside(ranks, gpus.machines) + asked.correction_gib),
         graphs_gib=era.graph_gib(sequences),
         graphs_counted=era.graphs_counted and v1,
         context_gib=cards.load().context_gib,

@@ -16,6 +16,7 @@ from dca.serve import choose, engines, gpu_memory, server_rules, versions, ways
 from dca.serve import gpus as cards
 from dca.serve.flags import Flag, Variable, environment, flags
 from dca.serve.gpus import GIB, Gpus
+from dca.serve.measured import Comparison, Measured, compare
 from dca.serve.outcome import Outcome, Settings, outcome, pages
 from dca.serve.server_rules import Asked, Subject
 from dca.serve.shape import Shape, quantized, read
@@ -52,6 +53,7 @@ class ServePlan(Document):
         flags: flags of `vllm serve`, as planned or for the longest length that fits.
         environment: the engine's environment variables.
         ways: other ways to make it fit.
+        measured: what a log of such a server says, beside the plan for its settings; None without a log.
         findings: what is wrong, errors first.
         notes: what else to know.
     """
@@ -80,6 +82,7 @@ class ServePlan(Document):
     flags: tuple[Flag, ...]
     environment: tuple[Variable, ...]
     ways: tuple[Way, ...]
+    measured: Comparison | None = None
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
@@ -232,11 +235,33 @@ def _notes(subject: Subject, documented: Outcome, planned: Outcome) -> Iterator[
             "this engine does not read generation_config.json: send the model's own sampling with every request, or "
             "answers repeat themselves."
         )
+    if shape.dual_chunk and not subject.engine.structured_output:
+        others = [loaded.recipe.name for loaded in subject.known if _enforces(shape, loaded.recipe.name)]
+        remedy = (
+            f"validate answers in the client, or use --recipe {' or '.join(others)}" if others else "validate answers"
+        )
+        yield (
+            f"with dual chunk attention {subject.recipe.recipe.name} ignores response_format, guided_json and named "
+            f"tools without an error: {remedy}."
+        )
     known = cards.load()
+    correction = subject.asked.correction_gib
+    if correction and not shape.dual_chunk:
+        yield (
+            f"logs of vLLM {subject.asked.version} on such GPUs show {abs(correction):.2f} GiB "
+            f"{'more' if correction > 0 else 'less'} beside weights and KV cache than is known of the version; "
+            "the plan counts that."
+        )
     yield (
         f"this is a model of memory, not a measurement; it assumes {known.context_gib:g} GiB for CUDA itself, and "
         f"keeps {known.spare_share:.0%} of each GPU in reserve."
     )
+
+
+def _enforces(shape: Shape, recipe: str) -> bool:
+    """Whether a recipe serves a model's dual chunk attention and enforces schemas with it."""
+    engine = engines.of(recipe)
+    return engine.structured_output and bool(set(shape.architectures) & set(engine.architectures))
 
 
 def _weight_notes(subject: Subject) -> Iterator[str]:
@@ -261,6 +286,21 @@ def lengths(most: int, count: int = 8) -> tuple[int, ...]:
     """Prompt lengths of a chart, from 0 to the longest, at round numbers."""
     step = math.ceil(most / count / 1024) * 1024 if most >= count * 1024 else max(1, math.ceil(most / count))
     return tuple(dict.fromkeys([0, *range(step, most, step), most]))
+
+
+def beside(subject: Subject, plan: ServePlan, log: Measured) -> ServePlan:
+    """A plan with what a log says, beside the plan for the settings of that log.
+
+    Args:
+        subject: what was planned.
+        plan: its plan.
+        log: what an engine printed.
+    """
+    asked = replace(subject.asked, correction_gib=0.0)
+    best = plan.best.settings
+    length = log.length or best.length
+    settings = choose.documented(subject.shape, subject.gpus, asked, length, best.tp)
+    return plan.model_copy(update={"measured": compare(subject.shape, subject.gpus, settings, log)})
 
 
 # --- what is asked -------------------------------------------------------------------------------------------------
@@ -299,11 +339,11 @@ def subject_of(
     loaded = recipes.find(engine.recipe, known)
     version = asked.version or ("" if recipe or engines.served(shape, known) else versions.NEWEST)
     if version:
-        reason = f"as asked for with --engine-version {version}."
+        reason = f"the log's version, {version}." if asked.logged else f"as asked for with --engine-version {version}."
         if not asked.version:
             reason = f"no recipe has {' or '.join(shape.architectures)}; --engine-version and --recipe choose another."
         engine = engines.published(version)
-    v1 = engine.is_v1(shape, env or {})
+    v1 = engine.is_v1(shape, env or {}) if asked.v1_told is None else asked.v1_told
     asked = replace(asked, v1=v1, stock=engine.stock, version=version or loaded.recipe.base_version)
     settings = Settings(length=1, batched=1)
     subject = Subject(

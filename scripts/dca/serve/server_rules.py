@@ -50,6 +50,9 @@ class Asked:
         prefix_caching: whether the engine reuses the keys and values of earlier prompts.
         graphs: whether CUDA graphs are required.
         v1: whether the V1 engine serves it, which keeps no blocks of the KV cache free.
+        v1_told: whether it is the V1 engine, when a log says so; None for what the version and the variables say.
+        logged: whether a log said the version.
+        correction_gib: memory beside weights and KV cache that logs of such GPUs and versions had more than planned.
         version: the version of vLLM, whose defaults and rules hold; the oldest known when empty.
         stock: whether vLLM as it is published serves it, not a wheel of one of the recipes.
         dcp: ranks of those of `tp` that share the tokens of the KV cache.
@@ -74,6 +77,9 @@ class Asked:
     prefix_caching: bool = False
     graphs: bool = False
     v1: bool = False
+    v1_told: bool | None = None
+    logged: bool = False
+    correction_gib: float = 0.0
     version: str = ""
     stock: bool = False
     dcp: int = 1
