@@ -73,8 +73,8 @@ PRINTED = {
     "dca.smoke/1": ("dca smoke",),
     "dca.source/3": ("dca fetch",),
     "dca.upload/1": ("dca publish --repository URL",),
-    "dca.verification/1": ("dca verify FILE",),
-    "dca.verified-index/1": ("dca verify URL",),
+    "dca.verification/2": ("dca verify FILE",),
+    "dca.verified-index/2": ("dca verify URL",),
     "dca.wheel/1": ("dca wheel",),
 }
 # Documents that no model describes.

@@ -395,7 +395,7 @@ def test_verify_says_it_in_words_and_ends_with_its_code(dca: RunDca, proven: Pro
     done = dca(*words, "--json")
     assert done.returncode == 1
     found = json.loads(done.stdout)
-    assert found["schema"] == "dca.verification/1"
+    assert found["schema"] == "dca.verification/2"
     assert {one["check"] for one in found["findings"] if one["status"] == "wrong"} == {"sbom", "evidence"}
 
 

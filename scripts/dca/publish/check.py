@@ -125,6 +125,9 @@ def _metadata(wheel: Path, record: Record) -> Iterator[str]:
 def _settings(root: Path) -> Iterator[str]:
     """Problems of the settings, which need not be served."""
     file = root / layout.SETTINGS
+    if not file.is_file() or file.is_symlink():
+        yield f"{layout.SETTINGS} is missing."
+        return
     try:
         documents.read(Settings, file)
         if documents.canonical(json.loads(file.read_bytes())) != file.read_bytes():
