@@ -204,9 +204,9 @@ def test_each_text_of_a_failure_is_found_and_names_it_alone(failure: Failure) ->
 @pytest.mark.parametrize("failure", LOUD, ids=lambda failure: failure.id)
 def test_a_failure_is_found_in_colour_in_progress_lines_and_in_the_logs_of_servers(failure: Failure) -> None:
     for line in failure.example.strip().splitlines():
-        plain = ids(explain(line))
+        plain = ids(explain(f"{line}\n"))
         coloured = " ".join(f"\x1b[1;31m{word}\x1b[0m" for word in line.split(" "))
-        assert ids(explain(coloured)) == plain
+        assert ids(explain(f"{coloured}\n")) == plain
         assert ids(explain(f"  7%|███ | 1/14\r{line}\r\n")) == plain
 
 
