@@ -144,7 +144,7 @@ def test_a_server_that_dies_is_named_with_its_cause(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "DCA-159: the server ended with status 3, after it had served." in done.stderr
     assert "gpu-out-of-memory" in done.stderr
-    assert "--num-gpu-blocks-override" in done.stderr
+    assert "--gpu-memory-utilization" in done.stderr
     other = StandIn(tmp_path / "b", "print('nobody knows this'); os.kill(os.getpid(), signal.SIGKILL)\n").run()
     assert "ended by signal 9, before it served" in other.stderr
     assert "nobody knows this" in other.stderr
